@@ -1,0 +1,63 @@
+"""Which array library holds this array? NumPy on the host, CuPy on a GPU; operations never need to know.
+
+An operation asks `array_module(x)` where it needs a *function* (`xp.exp`); operators and methods (`@`, `.sum()`)
+belong to the array already. Nothing here imports CuPy unless a GPU is asked for by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = Any  # a numpy.ndarray or a cupy.ndarray: both offer the same methods, neither has a common base class
+
+
+@cache
+def _module_of(array_type: type) -> ModuleType:
+    return sys.modules[array_type.__module__.partition(".")[0]]
+
+
+def array_module(x: Array) -> ModuleType:
+    """Return the library `x` belongs to: `numpy` for a NumPy array, `cupy` for a CuPy one.
+
+    >>> array_module(np.zeros(3)).__name__
+    'numpy'
+    """
+    return _module_of(type(x))
+
+
+def to_device(x: Array, device: str = "cpu") -> Array:
+    """Move an array to `"cpu"` or `"cuda"`. An array that is there already is returned as it is.
+
+    Raises ValueError for another device name, RuntimeError with the remedy when CuPy or a GPU is missing.
+    """
+    if device == "cpu":
+        return to_numpy(x)
+    if device != "cuda":
+        raise ValueError(f"device {device!r} is unknown: use 'cpu' or 'cuda'")
+    return _cupy().asarray(x)
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """Return `x` as a NumPy array: itself when it is one, a copy on the host when it lives on a GPU."""
+    return x.get() if hasattr(x, "get") else np.asarray(x)
+
+
+def _cupy() -> ModuleType:
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        raise RuntimeError("device 'cuda' needs CuPy, which is not installed: pip install 'minilora[gpu]'") from error
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CuPy's own error type cannot be named before CuPy is imported
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(
+            f"device 'cuda' finds no usable GPU ({reason}): check nvidia-smi, or use device 'cpu'"
+        ) from error
+    return cupy

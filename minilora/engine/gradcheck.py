@@ -1,0 +1,89 @@
+"""Is this gradient right? Compare it with a derivative that was measured, not derived.
+
+Each input element is moved by ±eps and the change of L = Σ w · f(inputs) is measured, w being fixed random weights.
+The quotient (L₊ - L₋) / 2 eps is the derivative up to an error of order eps². All in float64: in float32 the quotient
+itself is wrong in the third digit, and a check that tolerant lets real mistakes pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .tensor import Tensor, no_grad
+
+
+class GradientError(AssertionError):
+    """A gradient differs from the measured derivative; the message names the input and the element."""
+
+
+@dataclass(frozen=True)
+class GradcheckReport:
+    """What `gradcheck` compared: a name, how many elements, and the largest relative error among them."""
+
+    name: str
+    elements: int
+    max_relative_error: float
+
+    def __str__(self) -> str:
+        return f"{self.name:<24} {self.elements:>6} derivatives, largest relative error {self.max_relative_error:.1e}"
+
+
+def gradcheck(
+    f: Callable[..., Tensor], *arrays: np.ndarray, eps: float = 1e-5, tolerance: float = 1e-6, seed: int = 0
+) -> GradcheckReport:
+    """Check f's gradient with respect to every element of every array.
+
+    f: takes as many tensors as there are arrays and returns a tensor of any shape.
+    arrays: inputs of any float dtype; they are copied to float64.
+    tolerance: largest accepted relative error. Elements smaller than a thousandth of the largest gradient are
+        compared on that scale, since the measured derivative is itself only good to about 1e-10.
+
+    Raises GradientError naming input, index, got and expected. Returns a GradcheckReport.
+
+    >>> gradcheck(lambda x: x * x, np.array([1.0, 2.0])).elements
+    2
+    """
+    name = getattr(f, "__name__", "function")
+    inputs = [Tensor(np.array(a, dtype=np.float64), requires_grad=True) for a in arrays]
+    if not inputs:
+        raise ValueError("gradcheck needs at least one array to differentiate with respect to")
+    y = f(*inputs)
+    if not y.requires_grad:
+        raise GradientError(f"{name}: the result does not depend on any input through the graph")
+    weights = np.random.default_rng(seed).standard_normal(y.shape)
+    y.backward(weights)
+
+    worst, count = 0.0, 0
+    for number, x in enumerate(inputs):
+        got = np.zeros(x.shape) if x.grad is None else x.grad
+        if got.shape != x.shape:
+            raise GradientError(f"{name}: the gradient of input {number} has shape {got.shape}, the input {x.shape}")
+        expected = _measure(f, inputs, x, weights, eps)
+        scale = max(float(np.abs(expected).max(initial=0.0)), float(np.abs(got).max(initial=0.0)), 1e-8)
+        error = np.abs(got - expected) / np.maximum(np.maximum(np.abs(got), np.abs(expected)), 1e-3 * scale)
+        count += x.size
+        if x.size and not error.max() <= tolerance:  # written so that NaN fails
+            index = tuple(int(i) for i in np.unravel_index(np.argmax(np.nan_to_num(error, nan=np.inf)), x.shape))
+            raise GradientError(
+                f"{name}: gradient of input {number} at index {index}: got {got[index]:.10g}, "
+                f"expected {expected[index]:.10g} (relative error {error[index]:.1e}, tolerance {tolerance:.0e})"
+            )
+        worst = max(worst, float(error.max(initial=0.0)))
+    return GradcheckReport(name, count, worst)
+
+
+def _measure(f: Callable[..., Tensor], inputs: list[Tensor], x: Tensor, weights: np.ndarray, eps: float) -> np.ndarray:
+    slope = np.zeros(x.shape)
+    with no_grad():
+        for index in np.ndindex(x.shape):
+            middle = x.data[index]
+            x.data[index] = middle + eps
+            above = f(*inputs).data
+            x.data[index] = middle - eps
+            below = f(*inputs).data
+            x.data[index] = middle
+            slope[index] = np.sum(weights * (above - below)) / (2 * eps)
+    return slope

@@ -1,0 +1,256 @@
+"""The elementary operations: each a function of arrays with its value and its gradients side by side.
+
+These are what lessons derive and what the fused operations are checked against. How to read one: the value comes last,
+followed by one VJP per array input, in the order of the inputs. `g` is dL/d(value); a VJP returns dL/d(input).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, array_module
+from .tensor import Tensor, Vjp, op
+
+
+def sum_to(x: Any) -> Vjp:
+    """Undo broadcasting: the function that sums a gradient over the axes along which input `x` was stretched.
+
+    The gradient of something used several times is the sum over its uses, and broadcasting is using it several times.
+    The function remembers x's shape and not x, so it keeps no array alive.
+    """
+    shape = getattr(x, "shape", ())
+
+    def summed(g: Array) -> Array:
+        if g.shape == shape:
+            return g
+        g = g.sum(axis=tuple(range(g.ndim - len(shape))))
+        stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
+        return g.sum(axis=stretched, keepdims=True) if stretched else g
+
+    return summed
+
+
+# -- arithmetic ----------------------------------------------------------------------------------------------------
+
+
+@op
+def add(a, b):
+    """a + b, with broadcasting."""
+    return a + b, sum_to(a), sum_to(b)
+
+
+@op
+def sub(a, b):
+    """a - b, with broadcasting."""
+    to_a, to_b = sum_to(a), sum_to(b)
+    return a - b, to_a, lambda g: to_b(-g)
+
+
+@op
+def mul(a, b):
+    """a * b elementwise, with broadcasting."""
+    to_a, to_b = sum_to(a), sum_to(b)
+    return a * b, lambda g: to_a(g * b), lambda g: to_b(g * a)
+
+
+@op
+def div(a, b):
+    """a / b elementwise, with broadcasting."""
+    to_a, to_b = sum_to(a), sum_to(b)
+    return a / b, lambda g: to_a(g / b), lambda g: to_b(-g * a / (b * b))
+
+
+@op
+def neg(a):
+    """-a."""
+    return -a, lambda g: -g
+
+
+@op
+def pow(a, exponent: float):  # noqa: A001 - the name of the operation, as in NumPy
+    """a ** exponent, for a constant exponent."""
+    return a**exponent, lambda g: g * exponent * a ** (exponent - 1)
+
+
+@op
+def matmul(a, b):
+    """a @ b      a (..., n, k)  b (..., k, m)  ->  (..., n, m); leading axes broadcast; 1-D operands as in NumPy."""
+    if a.ndim == 1 and b.ndim == 1:  # (k) · (k) -> ()
+        return a @ b, lambda g: g * b, lambda g: g * a
+    to_a, to_b = sum_to(a), sum_to(b)
+    if b.ndim == 1:  # (..., n, k) · (k) -> (..., n)
+        return a @ b, lambda g: g[..., None] * b, lambda g: to_b(g[..., None] * a)
+    if a.ndim == 1:  # (k) · (..., k, m) -> (..., m)
+        return a @ b, lambda g: to_a((b @ g[..., None])[..., 0]), lambda g: a[:, None] * g[..., None, :]
+
+    def da(g):
+        return to_a(g @ b.swapaxes(-1, -2))
+
+    def db(g):
+        return to_b(a.swapaxes(-1, -2) @ g)
+
+    return a @ b, da, db
+
+
+# -- functions of one number ---------------------------------------------------------------------------------------
+
+
+@op
+def exp(a):
+    """e ** a. Keeps its value, which is its own derivative."""
+    y = array_module(a).exp(a)
+    return y, lambda g: g * y
+
+
+@op
+def log(a):
+    """The natural logarithm."""
+    return array_module(a).log(a), lambda g: g / a
+
+
+@op
+def sqrt(a):
+    """The square root."""
+    y = array_module(a).sqrt(a)
+    return y, lambda g: g / (2 * y)
+
+
+@op
+def tanh(a):
+    """The hyperbolic tangent."""
+    y = array_module(a).tanh(a)
+    return y, lambda g: g * (1 - y * y)
+
+
+@op
+def relu(a):
+    """max(a, 0)."""
+    return array_module(a).maximum(a, 0), lambda g: g * (a > 0)
+
+
+@op
+def sigmoid(a):
+    """1 / (1 + e ** -a), written with tanh so that no input overflows."""
+    y = array_module(a).tanh(a * 0.5) * 0.5 + 0.5
+    return y, lambda g: g * y * (1 - y)
+
+
+# -- sums ----------------------------------------------------------------------------------------------------------
+
+
+@op
+def sum(a, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):  # noqa: A001
+    """The sum over `axis`, or of everything."""
+    return _reduced(a, a.sum(axis=axis, keepdims=keepdims), axis, keepdims, 1.0)
+
+
+@op
+def mean(a, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
+    """The mean over `axis`, or of everything."""
+    y = a.mean(axis=axis, keepdims=keepdims)
+    return _reduced(a, y, axis, keepdims, y.size / a.size)
+
+
+def _reduced(a: Array, y: Array, axis: Any, keepdims: bool, weight: float) -> tuple[Array, Vjp]:
+    xp, shape = array_module(a), a.shape
+
+    def da(g):  # every element took part once, with the same weight
+        if axis is not None and not keepdims:
+            g = xp.expand_dims(g, axis)
+        return xp.broadcast_to(g if weight == 1.0 else g * weight, shape)
+
+    return xp.asarray(y), da
+
+
+@op
+def max(a, axis: int | None = None, keepdims: bool = False):  # noqa: A001
+    """The largest element along `axis`. Where several are equal, they share the gradient evenly."""
+    xp = array_module(a)
+    top = a.max(axis=axis, keepdims=True)
+    y = top if keepdims else xp.asarray(a.max(axis=axis))
+
+    def da(g):
+        if axis is not None and not keepdims:
+            g = xp.expand_dims(g, axis)
+        hit = (a == top).astype(a.dtype)
+        return hit * (g / hit.sum(axis=axis, keepdims=True))
+
+    return y, da
+
+
+@op
+def softmax(a, axis: int = -1):
+    """e ** a / Σ e ** a along `axis`. The largest element is subtracted first, so that nothing overflows."""
+    y = array_module(a).exp(a - a.max(axis=axis, keepdims=True))
+    y /= y.sum(axis=axis, keepdims=True)
+    return y, lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True))
+
+
+# -- shapes --------------------------------------------------------------------------------------------------------
+
+
+@op
+def reshape(a, shape: tuple[int, ...]):
+    """The same elements in another shape; one length may be -1."""
+    old = a.shape
+    return a.reshape(shape), lambda g: g.reshape(old)
+
+
+@op
+def transpose(a, axes: Sequence[int] | None = None):
+    """Permute the axes; without `axes`, reverse them."""
+    xp = array_module(a)
+    back = None if axes is None else tuple(int(i) for i in np.argsort(axes))
+    return xp.transpose(a, axes), lambda g: xp.transpose(g, back)
+
+
+@op
+def getitem(a, index: Any):
+    """a[index], for anything NumPy accepts. An element picked twice receives both gradients."""
+    xp, shape, dtype = array_module(a), a.shape, a.dtype
+
+    def da(g):
+        out = xp.zeros(shape, dtype)
+        xp.add.at(out, index, g)
+        return out
+
+    return xp.asarray(a[index]), da
+
+
+@op
+def concatenate(*arrays, axis: int = 0):
+    """Join arrays along an existing axis."""
+    xp = array_module(arrays[0])
+    ends = np.cumsum([a.shape[axis] for a in arrays]).tolist()
+
+    def part(start: int, end: int) -> Vjp:
+        return lambda g: xp.moveaxis(xp.moveaxis(g, axis, 0)[start:end], 0, axis)
+
+    return xp.concatenate(arrays, axis=axis), *(part(s, e) for s, e in zip([0, *ends], ends, strict=False))
+
+
+# -- the operators of Tensor -----------------------------------------------------------------------------------------
+
+
+def _install() -> None:
+    def swapped(operation):
+        return lambda self, other: operation(other, self)
+
+    def transposed(self: Tensor) -> Tensor:
+        return transpose(self)
+
+    for name, operation in {"add": add, "sub": sub, "mul": mul, "truediv": div, "matmul": matmul}.items():
+        setattr(Tensor, f"__{name}__", lambda self, other, operation=operation: operation(self, other))
+        setattr(Tensor, f"__r{name}__", swapped(operation))
+    for name, method in {"__neg__": neg, "__pow__": pow, "__getitem__": getitem}.items():
+        setattr(Tensor, name, method)
+    for method in (exp, log, sqrt, tanh, relu, sigmoid, sum, mean, max, softmax, transpose):
+        setattr(Tensor, method.__name__, method)
+    Tensor.reshape = lambda self, *shape: reshape(self, shape if isinstance(shape[0], int) else shape[0])
+    Tensor.T = property(transposed)
+
+
+_install()

@@ -1,0 +1,260 @@
+"""Reverse-mode automatic differentiation: values, the graph behind them, and the walk back through it.
+
+An operation is a plain function of arrays. It returns its value and one VJP (vector-Jacobian product) for each array
+input: a function that takes g = dL/d(value) and returns dL/d(input). `@op` turns it into a function of tensors that
+records, for every input that needs a gradient, an edge (parent node, VJP). The VJP of an input that needs none is
+dropped on the spot, and with it Python frees every array that only this VJP had captured. Freezing a weight therefore
+saves memory without a line of code in any operation; it is LoRA's saving, and it happens here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, array_module
+
+Vjp = Callable[[Array], Array]
+
+_clock = itertools.count()
+_recording: ContextVar[bool] = ContextVar("recording", default=True)
+OPS: dict[str, Callable] = {}  # every @op by name; the tests demand a gradient check for each
+
+
+class Node:
+    """One place in the graph: edges to the nodes it was computed from, and the gradient that has arrived so far.
+
+    It never holds the tensor's value: if it did, dropping a VJP would free nothing. `edges` is empty for a leaf and
+    None once backward has run through the node. `number` grows with time, so a parent is always older than its child.
+    """
+
+    __slots__ = ("edges", "grad", "number", "owned", "__weakref__")
+
+    def __init__(self, edges: list[tuple[Node, Vjp]]):
+        self.edges: list[tuple[Node, Vjp]] | None = edges
+        self.grad: Array | None = None
+        self.number = next(_clock)
+        self.owned = False  # may `grad` be added to in place, or might somebody else be reading it?
+
+    def receive(self, grad: Array, shared: Array) -> None:
+        """Add one more contribution. A VJP may return `shared` (the g it was given), a view, or a fresh array."""
+        if self.grad is None:
+            self.grad = grad
+            self.owned = grad is not shared and grad.base is None
+        elif self.owned:
+            self.grad += grad
+        else:
+            self.grad = self.grad + grad
+            self.owned = True
+
+
+class Tensor:
+    """An array and, if a gradient is wanted, its node in the graph.
+
+    data: anything NumPy turns into an array. Lists and integers given with `requires_grad=True` become float32;
+    float32 and float64 arrays are kept as they are, without a copy.
+
+    >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    array([2., 4., 6.], dtype=float32)
+    """
+
+    __slots__ = ("data", "node", "__weakref__")
+    __array_priority__ = 100.0  # array + tensor must reach Tensor.__radd__
+
+    def __init__(self, data: Any, requires_grad: bool = False, node: Node | None = None):
+        if isinstance(data, Tensor):
+            data = data.data
+        if not hasattr(data, "dtype"):
+            data = np.asarray(data)
+            if data.dtype == np.float64:
+                data = data.astype(np.float32)
+        if isinstance(data, np.generic):
+            data = np.asarray(data)
+        self.data: Array = data
+        self.node = node
+        if requires_grad:
+            self.requires_grad = True
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
+
+    def item(self) -> float:
+        """The one number this tensor holds, as a Python scalar."""
+        return self.data.item()
+
+    def detach(self) -> Tensor:
+        """The same array, cut off from the graph."""
+        return Tensor(self.data)
+
+    # -- gradients -------------------------------------------------------------------------------------------------
+    @property
+    def requires_grad(self) -> bool:
+        return self.node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if not wanted:
+            self.node = None
+        elif self.node is None:
+            if self.data.dtype.kind != "f":
+                raise TypeError(f"only floating-point tensors can require a gradient, got {self.data.dtype}")
+            self.node = Node([])
+
+    @property
+    def grad(self) -> Array | None:
+        """dL/d(this), after `backward`. Kept for leaves only; what lies between is freed as backward passes it."""
+        return None if self.node is None else self.node.grad
+
+    @grad.setter
+    def grad(self, value: Array | None) -> None:
+        if self.node is None:
+            raise RuntimeError("a tensor that requires no gradient has none to set")
+        self.node.grad = value
+        self.node.owned = False
+
+    def backward(self, grad: Array | None = None) -> None:
+        """Compute dL/dx for every leaf x that this tensor depends on, and add it to `x.grad`.
+
+        grad: dL/d(this), of this tensor's shape; may be left out for a tensor with a single element (then it is 1).
+        The graph is consumed: arrays saved for backward are freed as the walk passes them, and a second call raises
+        RuntimeError.
+        """
+        if self.node is None:
+            raise RuntimeError(
+                "backward() on a tensor that depends on nothing trainable: set requires_grad=True on an input, "
+                "add an adapter, or leave no_grad()"
+            )
+        if grad is None:
+            if self.data.size != 1:
+                raise ValueError(f"backward() needs a gradient for a tensor of shape {self.shape}; reduce it to a scalar")
+            grad = array_module(self.data).ones_like(self.data)
+        elif grad.shape != self.shape:
+            raise ValueError(f"the gradient has shape {grad.shape}, the tensor {self.shape}")
+        nodes = _reachable(self.node)
+        self.node.receive(grad, shared=grad)
+        for node in sorted(nodes, key=lambda n: n.number, reverse=True):  # youngest first: children before parents
+            if node.edges:
+                _step_back(node)
+            elif not node.owned and node.grad is not None:  # a leaf: its gradient must be nobody else's array
+                node.grad = node.grad.copy()
+                node.owned = True
+
+    # -- operators: filled in by ops.py, which defines what they mean ------------------------------------------------
+    __hash__ = object.__hash__
+
+
+def _reachable(start: Node) -> set[Node]:
+    found, stack = {start}, [start]
+    while stack:
+        edges = stack.pop().edges
+        if edges is None:
+            raise RuntimeError("backward() ran through this graph already: compute the loss again before a second call")
+        for parent, _ in edges:
+            if parent not in found:
+                found.add(parent)
+                stack.append(parent)
+    return found
+
+
+def _step_back(node: Node) -> None:
+    edges, node.edges = node.edges, None
+    grad, node.grad = node.grad, None
+    assert edges is not None
+    edges.reverse()
+    while edges:
+        parent, vjp = edges.pop()
+        parent.receive(vjp(grad), shared=grad)
+        del vjp  # frees what only this VJP had captured, before the next one runs
+
+
+def op(function: Callable) -> Callable[..., Tensor]:
+    """Make an operation on tensors out of a function of arrays that returns `(value, vjp_0, vjp_1, ...)`.
+
+    The first k arguments, k being the number of VJPs, are the array inputs; all others are settings. Inputs may be
+    tensors, arrays or Python numbers. The function itself stays reachable as `.forward`, for use without a graph.
+    """
+
+    @wraps(function)
+    def call(*inputs: Any, **settings: Any) -> Tensor:
+        value, *vjps = function(*[_array(x) for x in inputs], **settings)
+        if not _recording.get():
+            return Tensor(value)
+        edges = [
+            (x.node, vjp) for x, vjp in zip(inputs, vjps, strict=False) if isinstance(x, Tensor) and x.node is not None
+        ]
+        return Tensor(value, node=Node(edges) if edges else None)
+
+    call.forward = function  # type: ignore[attr-defined]
+    OPS[function.__name__] = call
+    return call
+
+
+def _array(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.data
+    return x.item() if isinstance(x, np.generic) else x  # a NumPy scalar must not promote float32 to float64
+
+
+def shared_backward(backward: Callable[[Array], tuple[Array, ...]], n: int) -> list[Vjp]:
+    """Split one backward that returns n gradients into n VJPs, and run it once, when the first of them is called."""
+    parts: dict[int, Array] = {}
+
+    def vjp_of(i: int) -> Vjp:
+        def vjp(g: Array) -> Array:
+            if not parts:
+                parts.update(enumerate(backward(g)))
+            return parts.pop(i)
+
+        return vjp
+
+    return [vjp_of(i) for i in range(n)]
+
+
+def is_recording() -> bool:
+    """True where operations build a graph, False inside `no_grad()`."""
+    return _recording.get()
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Build no graph inside this block: for evaluation and generation.
+
+    >>> x = Tensor([1.0], requires_grad=True)
+    >>> with no_grad():
+    ...     y = x * 2
+    >>> y.requires_grad
+    False
+    """
+    token = _recording.set(False)
+    try:
+        yield
+    finally:
+        _recording.reset(token)

@@ -1,0 +1,115 @@
+"""Hugging Face model folders: `config.json` and one or several safetensors files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..nn.llama import Config, Llama
+from .gguf import ModelFileError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises ModelFileError naming the file when it is missing, no JSON, or no object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of one safetensors file; bfloat16, which NumPy lacks, arrives as float32.
+
+    Raises ModelFileError for a missing or damaged file or a dtype that is not floating point.
+    """
+    from safetensors import SafetensorError, deserialize, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
+            if wrong := sorted({kind for kind in kinds.values() if kind not in ("F64", "F32", "F16", "BF16")}):
+                raise ModelFileError(f"{path}: cannot read tensors of type {', '.join(wrong)}; expected F32, F16 or BF16")
+            if "BF16" not in kinds.values():
+                return {name: file.get_tensor(name) for name in kinds}
+        return {name: _from_bytes(view) for name, view in deserialize(path.read_bytes())}
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: no such file") from error
+    except SafetensorError as error:
+        raise ModelFileError(f"{path}: damaged safetensors file ({error})") from error
+
+
+def _from_bytes(view: dict[str, Any]) -> np.ndarray:
+    if view["dtype"] == "BF16":  # the upper half of a float32
+        halves = np.frombuffer(view["data"], np.uint16)
+        return (halves.astype(np.uint32) << 16).view(np.float32).reshape(view["shape"])
+    dtype = {"F64": np.float64, "F32": np.float32, "F16": np.float16}[view["dtype"]]
+    return np.frombuffer(view["data"], dtype).reshape(view["shape"]).copy()
+
+
+def read_config(folder: Path) -> Config:
+    """`config.json` as a Config. Raises ModelFileError for another architecture or a feature minilora does not compute."""
+    path = folder / "config.json"
+    raw = read_json(path)
+    if raw.get("model_type") != "llama":
+        raise ModelFileError(f"{path}: model_type is {raw.get('model_type')!r}, minilora reads 'llama'")
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    refused = {
+        "attention_bias": bool(raw.get("attention_bias")),
+        "mlp_bias": bool(raw.get("mlp_bias")),
+        "hidden_act": raw.get("hidden_act", "silu") != "silu",
+        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
+    }
+    if any(refused.values()):
+        names = ", ".join(name for name, used in refused.items() if used)
+        raise ModelFileError(f"{path}: minilora does not compute this setting of {names}")
+    try:
+        return Config(
+            vocab_size=raw["vocab_size"],
+            hidden_size=raw["hidden_size"],
+            intermediate_size=raw["intermediate_size"],
+            num_hidden_layers=raw["num_hidden_layers"],
+            num_attention_heads=raw["num_attention_heads"],
+            num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
+            head_dim=raw.get("head_dim") or 0,
+            max_position_embeddings=raw.get("max_position_embeddings", 2048),
+            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+            tie_word_embeddings=raw.get("tie_word_embeddings", False),
+        )
+    except KeyError as error:
+        raise ModelFileError(f"{path}: {error} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: {error}") from error
+
+
+def load_folder(folder: Path) -> Llama:
+    """Load a Hugging Face model folder in float32. Raises ModelFileError that names the file at fault."""
+    config = read_config(folder)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
+        if escaping := [name for name in files if Path(name).name != name]:
+            raise ModelFileError(f"{index}: {escaping[0]!r} leads out of the folder")
+    else:
+        files = ["model.safetensors"]
+    state: dict[str, np.ndarray] = {}
+    for name in files:
+        state.update(read_tensors(folder / name))
+    state = {name: w.astype(np.float32, copy=False) for name, w in state.items()}
+    if config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)  # some files store the tied embedding twice
+    state = {name: w for name, w in state.items() if not name.endswith("rotary_emb.inv_freq")}  # computed, not learned
+    model = Llama(config)
+    try:
+        model.load_state_dict(state)
+    except ValueError as error:
+        raise ModelFileError(f"{folder}: {error}") from error
+    return model

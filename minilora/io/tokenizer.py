@@ -1,0 +1,157 @@
+"""Text to token ids and back, and conversations to text. The `tokenizers` and `jinja2` libraries do both; this file
+builds them from what a GGUF file or a Hugging Face folder says, and refuses what would be dropped in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .gguf import GGUF, ModelFileError
+from .safetensors import read_json
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+
+_PLAIN_TEMPLATE = (  # for models that bring no chat template
+    "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}{{ eos_token if m['role'] == 'assistant' "
+    "else '' }}\n{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+
+
+class Tokenizer:
+    """Encodes text and conversations for one model.
+
+    eos: the text of the token that ends an answer. eos_id, pad_id: ids. template: a Jinja chat template.
+    """
+
+    def __init__(self, core: Any, eos: str, template: str | None = None, bos: str = "", pad_id: int | None = None):
+        self.core = core
+        self.eos, self.bos = eos, bos
+        eos_id = core.token_to_id(eos)
+        if eos_id is None:
+            raise ModelFileError(f"the end token {eos!r} is not in the vocabulary")
+        self.eos_id: int = eos_id
+        self.pad_id: int = eos_id if pad_id is None else pad_id
+        self.template = template or _PLAIN_TEMPLATE
+        self.unknown_bytes = _bytes_without_token(core)
+
+    def __len__(self) -> int:
+        return self.core.get_vocab_size()
+
+    # -- text --------------------------------------------------------------------------------------------------------
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, special tokens recognised, none added.
+
+        Raises ValueError for a character that no token can express: the library would drop it in silence.
+        """
+        self.check(text)
+        return self.core.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return self.core.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def check(self, text: str) -> None:
+        """Raise ValueError, naming the first one, if the text has characters that no token can express."""
+        if self.unknown_bytes.isdisjoint(text.encode()):
+            return
+        for position, character in enumerate(text):
+            if not self.unknown_bytes.isdisjoint(character.encode()):
+                raise ValueError(f"character {character!r} at position {position} is in no token of this model: remove it")
+
+    # -- conversations -----------------------------------------------------------------------------------------------
+    def render(self, messages: Sequence[Message], answer_next: bool = False) -> str:
+        """A conversation as the text the model was trained on; `answer_next` opens the assistant's turn."""
+        return self._compiled_template.render(
+            messages=list(messages), add_generation_prompt=answer_next, eos_token=self.eos, bos_token=self.bos
+        )
+
+    @cached_property
+    def _compiled_template(self) -> Any:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment  # a template comes with a model: it gets no powers
+
+        try:
+            return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self.template)
+        except TemplateError as error:
+            raise ModelFileError(f"the model's chat template does not parse: {error}") from error
+
+    def encode_chat(self, messages: Sequence[Message], answer_next: bool = False) -> list[int]:
+        """Token ids of a conversation; with `answer_next`, up to where the assistant begins to speak."""
+        return self.encode(self.render(messages, answer_next))
+
+
+def from_gguf(file: GGUF) -> Tokenizer:
+    """The tokenizer a GGUF file describes: byte-level BPE, in the variants `smollm` and `gpt-2`.
+
+    Raises ModelFileError for other kinds.
+    """
+    from tokenizers import AddedToken, decoders, pre_tokenizers
+    from tokenizers import Tokenizer as Core
+    from tokenizers.models import BPE
+
+    meta = file.metadata
+    kind, splitting = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or splitting not in ("smollm", "gpt-2"):
+        raise ModelFileError(f"{file.path}: tokenizer {kind!r}/{splitting!r} is unknown; known: 'gpt2' with 'smollm', 'gpt-2'")
+    try:
+        tokens = meta["tokenizer.ggml.tokens"]
+        merges = [tuple(merge.split(" ", 1)) for merge in meta["tokenizer.ggml.merges"]]
+        special = [t for t, kind in zip(tokens, meta["tokenizer.ggml.token_type"], strict=True) if kind == 3]
+        eos, bos = tokens[meta["tokenizer.ggml.eos_token_id"]], tokens[meta["tokenizer.ggml.bos_token_id"]]
+        core = Core(BPE({t: i for i, t in enumerate(tokens)}, merges))
+    except Exception as error:
+        raise ModelFileError(f"{file.path}: unusable tokenizer data: {error}") from error
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if splitting == "smollm" else []
+    core.pre_tokenizer = pre_tokenizers.Sequence([*digits, by_bytes])
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    pad_id = meta.get("tokenizer.ggml.padding_token_id")
+    return Tokenizer(core, eos, meta.get("tokenizer.chat_template"), bos, pad_id)
+
+
+def from_folder(folder: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: `tokenizer.json`, and from `tokenizer_config.json` the special tokens and
+    the chat template. Raises ModelFileError when it is missing or unusable.
+    """
+    from tokenizers import Tokenizer as Core
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such file")
+    try:
+        core = Core.from_file(str(path))
+    except Exception as error:  # the library has no error type of its own
+        raise ModelFileError(f"{path}: unusable tokenizer ({error})") from error
+    settings_path = folder / "tokenizer_config.json"
+    settings = read_json(settings_path) if settings_path.is_file() else {}
+    template_path = folder / "chat_template.jinja"
+    template = template_path.read_text(encoding="utf-8") if template_path.is_file() else settings.get("chat_template")
+    eos = _token_text(settings.get("eos_token"))
+    if eos is None:
+        known = [t for t in ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>") if core.token_to_id(t) is not None]
+        if not known:
+            raise ModelFileError(f"{settings_path}: names no eos_token")
+        eos = known[0]
+    pad = _token_text(settings.get("pad_token"))
+    return Tokenizer(
+        core, eos, template, _token_text(settings.get("bos_token")) or "", None if pad is None else core.token_to_id(pad)
+    )
+
+
+def _token_text(entry: Any) -> str | None:
+    return entry.get("content") if isinstance(entry, dict) else entry
+
+
+def _bytes_without_token(core: Any) -> set[int]:
+    """The bytes that a byte-level vocabulary cannot express. Empty for other kinds of tokenizer."""
+    if (json.loads(core.to_str()).get("decoder") or {}).get("type") != "ByteLevel":
+        return set()
+    printable = set(range(33, 127)) | set(range(161, 173)) | set(range(174, 256))  # bytes that stand for themselves
+    others = [b for b in range(256) if b not in printable]  # the rest are shifted, in order, to characters from 256 on
+    symbol = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    return {b for b in range(256) if core.token_to_id(symbol[b]) is None}

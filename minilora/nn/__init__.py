@@ -1,0 +1,1 @@
+"""What models are made of: modules, layers, the Llama decoder, optimizers. Knows nothing of LoRA."""

@@ -1,0 +1,66 @@
+"""The layers of a transformer, each a thin holder of parameters around one fused operation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..engine import fused
+from ..engine.backend import Array
+from ..engine.tensor import Tensor
+from .module import Module, Parameter
+
+
+class Linear(Module):
+    """y = x Wᵀ (+ bias)      weight (out_features, in_features), bias (out_features) or absent.
+
+    A new layer draws its weight from N(0, std²) with the generator it is given; without one it stays zero.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        rng: np.random.Generator | None = None,
+        std: float = 0.02,
+    ):
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = Parameter(normal(rng, (out_features, in_features), std))
+        self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (..., out_features)"""
+        return fused.linear(x, self.weight) if self.bias is None else fused.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """Row `id` of a table      weight (num_embeddings, embedding_dim)."""
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, rng: np.random.Generator | None = None, std: float = 0.02
+    ):
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.weight = Parameter(normal(rng, (num_embeddings, embedding_dim), std))
+
+    def forward(self, ids: Array) -> Tensor:
+        """ids (B, T) -> (B, T, embedding_dim)"""
+        return fused.embedding(self.weight, ids)
+
+
+class RMSNorm(Module):
+    """x / rms(x) * weight      weight (width), one at the start."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        self.weight = Parameter(np.ones(width, np.float32))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., width) -> (..., width)"""
+        return fused.rms_norm(x, self.weight, eps=self.eps)
+
+
+def normal(rng: np.random.Generator | None, shape: tuple[int, ...], std: float) -> np.ndarray:
+    """float32 draws from N(0, std²); zeros, which cost no memory until written, when `rng` is None."""
+    if rng is None:
+        return np.zeros(shape, np.float32)
+    return rng.standard_normal(shape, dtype=np.float32) * np.float32(std)

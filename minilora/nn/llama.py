@@ -1,0 +1,218 @@
+"""The whole Llama decoder: what SmolLM2, TinyLlama and the Llama family compute, in one file.
+
+Read it from the bottom: `Llama` predicts the next token, from `Block`s that add what `Attention` and `MLP` found to a
+running sum. Attribute names are Hugging Face's, so the state dict is a Hugging Face checkpoint.
+
+Shapes: B batch, T tokens, C width, H query heads, K key/value heads, D head width, F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..engine import fused
+from ..engine.backend import Array, array_module
+from ..engine.tensor import Tensor
+from .layers import Embedding, Linear, RMSNorm
+from .module import Module
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a Llama model, under Hugging Face's names (`config.json`).
+
+    Raises ValueError for shapes that no Llama model can have.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self):
+        if self.head_dim == 0 and self.num_attention_heads:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                     "num_key_value_heads", "head_dim", "max_position_embeddings"):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, so that generation computes each token once.
+
+    Holds two arrays (B, capacity, K, D) per block. `first` (B) is each row's first token that is not padding, for
+    prompts of different lengths padded on the left.
+    """
+
+    def __init__(self, config: Config, batch: int, capacity: int, first: Array | None = None, like: Array | None = None):
+        xp = np if like is None else array_module(like)
+        shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
+        dtype = np.float32 if like is None else like.dtype
+        self.keys = [xp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
+        self.values = [xp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
+        self.first, self.length, self.capacity = first, 0, capacity
+
+    def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """Store k, v (B, T, K, D) of new tokens behind those of `layer`; return all of them, (B, S, K, D)."""
+        start, end = self.length, self.length + k.shape[1]
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {end} were asked for")
+        self.keys[layer][:, start:end] = k
+        self.values[layer][:, start:end] = v
+        return self.keys[layer][:, :end], self.values[layer][:, :end]
+
+    def keep(self, alive: Array) -> None:
+        """Drop the rows of the batch that are not listed in `alive` (integers): their answers are finished."""
+        self.keys = [keys[alive] for keys in self.keys]
+        self.values = [values[alive] for values in self.values]
+        self.first = None if self.first is None else self.first[alive]
+
+
+class Attention(Module):
+    """Each token gathers from the tokens before it: grouped-query attention with rotary positions."""
+
+    def __init__(self, config: Config, rng: np.random.Generator | None = None):
+        C, D = config.hidden_size, config.head_dim
+        self.config = config
+        self.q_proj = Linear(C, config.num_attention_heads * D, rng=rng)
+        self.k_proj = Linear(C, config.num_key_value_heads * D, rng=rng)
+        self.v_proj = Linear(C, config.num_key_value_heads * D, rng=rng)
+        self.o_proj = Linear(config.num_attention_heads * D, C, rng=rng)
+
+    def forward(self, x: Tensor, cos: Array, sin: Array, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        """x (B, T, C) -> (B, T, C); cos and sin as `Decoder.angles` makes them."""
+        B, T, _ = x.shape
+        D = self.config.head_dim
+        q = fused.rope(self.q_proj(x).reshape(B, T, -1, D), cos, sin)  # (B, T, H, D)
+        k = fused.rope(self.k_proj(x).reshape(B, T, -1, D), cos, sin)  # (B, T, K, D)
+        v = self.v_proj(x).reshape(B, T, -1, D)  # (B, T, K, D)
+        if cache is None:
+            y = fused.attention(q, k, v)  # (B, T, H, D)
+        else:
+            y = fused.attention(q, *cache.extend(layer, k.data, v.data), first=cache.first)  # (B, T, H, D)
+        return self.o_proj(y.reshape(B, T, -1))
+
+
+class MLP(Module):
+    """Each token on its own: up to width F, a gate, and down again."""
+
+    def __init__(self, config: Config, rng: np.random.Generator | None = None):
+        C, F = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(C, F, rng=rng)
+        self.up_proj = Linear(C, F, rng=rng)
+        self.down_proj = Linear(F, C, rng=rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)"""
+        return self.down_proj(fused.swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class Block(Module):
+    """One layer: normalise, attend, add; normalise, think, add."""
+
+    def __init__(self, config: Config, rng: np.random.Generator | None = None):
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, rng)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config, rng)
+
+    def forward(self, x: Tensor, cos: Array, sin: Array, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        """x (B, T, C) -> (B, T, C)"""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(Module):
+    """Token ids in, one vector per token out: embedding, blocks, a last norm."""
+
+    def __init__(self, config: Config, rng: np.random.Generator | None = None):
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, rng=rng)
+        self.layers = [Block(config, rng) for _ in range(config.num_hidden_layers)]
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Array, cache: KVCache | None = None) -> Tensor:
+        """input_ids (B, T) -> (B, T, C)"""
+        x = self.embed_tokens(input_ids)  # (B, T, C)
+        cos, sin = self.angles(input_ids, cache)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, cache, i)
+        if cache is not None:
+            cache.length += input_ids.shape[1]
+        return self.norm(x)
+
+    def angles(self, input_ids: Array, cache: KVCache | None) -> tuple[Array, Array]:
+        """cos and sin of position x frequency, (1 or B, T, 1, D/2), computed in float64 and rounded once."""
+        xp, config = array_module(input_ids), self.config
+        start = 0 if cache is None else cache.length
+        positions = xp.arange(start, start + input_ids.shape[1])[None]  # (1, T)
+        if cache is not None and cache.first is not None:
+            positions = xp.maximum(positions - cache.first[:, None], 0)  # (B, T)
+        frequencies = config.rope_theta ** (-xp.arange(0, config.head_dim, 2) / config.head_dim)  # (D/2)
+        angles = (positions[..., None] * frequencies)[:, :, None]  # (1 or B, T, 1, D/2)
+        dtype = self.embed_tokens.weight.dtype
+        return xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype)
+
+
+class Llama(Module):
+    """A language model: scores for the next token, and the loss of a labelled text.
+
+    `Llama(config, rng)` has random weights; without `rng` they are zero, to be loaded.
+    """
+
+    def __init__(self, config: Config, rng: np.random.Generator | None = None):
+        self.config = config
+        self.model = Decoder(config, rng)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, rng=rng)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output embedding (V, C): the input embedding itself where the two are tied."""
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def forward(self, input_ids: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
+        """Logits: input_ids (B, T) -> (B, T, V), or (B, 1, V) for the last token only."""
+        x = self.model(self.check_ids(input_ids), cache)  # (B, T, C)
+        return fused.linear(x[:, -1:] if last else x, self.head_weight)
+
+    def loss(self, input_ids: Array, labels: Array) -> Tensor:
+        """The mean cross-entropy of predicting each label from the tokens before it.
+
+        input_ids, labels (B, T); labels are the same ids, -100 where a token is not scored. They are shifted here, as
+        Hugging Face does: position t predicts label t + 1. Logits exist for scored tokens only, a block at a time.
+        """
+        input_ids = self.check_ids(input_ids)
+        if labels.shape != input_ids.shape:
+            raise ValueError(f"labels have shape {labels.shape}, input_ids {input_ids.shape}: they must be equal")
+        x = self.model(input_ids)  # (B, T, C)
+        xp = array_module(input_ids)
+        shifted = xp.full_like(labels, fused.NOT_SCORED)
+        shifted[:, :-1] = labels[:, 1:]
+        return fused.linear_cross_entropy(x, self.head_weight, shifted)
+
+    def check_ids(self, input_ids: Array) -> Array:
+        """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype or length."""
+        ids = np.asarray(input_ids) if isinstance(input_ids, (list, tuple)) else input_ids
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise ValueError(f"input_ids must be integers of shape (B, T), got {ids.dtype} of shape {ids.shape}")
+        if ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(f"{ids.shape[1]} tokens are more than the {self.config.max_position_embeddings} it can see")
+        return ids

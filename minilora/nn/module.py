@@ -1,0 +1,130 @@
+"""Modules: named parameters in a tree, and the switch that freezes them.
+
+Attribute names are the names in the checkpoint. A Llama built from these modules has exactly the tensor names of a
+Hugging Face checkpoint, so its state dict needs no translation table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from ..engine.backend import Array, to_numpy
+from ..engine.tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A tensor that belongs to a module. It starts trainable; `requires_grad = False` freezes it."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Array, requires_grad: bool = True):
+        super().__init__(data, requires_grad=requires_grad)
+
+
+class Module:
+    """A node of the tree: parameters and other modules are its attributes; lists of modules are numbered."""
+
+    training: bool = True
+
+    def __call__(self, *inputs, **settings):
+        """Compute the module's output: `forward`, which every subclass defines."""
+        return self.forward(*inputs, **settings)
+
+    def forward(self, *inputs, **settings):
+        """What the module computes; defined by each subclass."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    # -- the tree --------------------------------------------------------------------------------------------------
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly below this one, as (name, module); item i of a list `layers` is named `layers.i`."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, list) and value and isinstance(value[0], Module):
+                yield from ((f"{name}.{i}", module) for i, module in enumerate(value))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module (named `prefix`) and every module below it, with dotted names."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Every parameter once, as (dotted name, parameter)."""
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield (f"{path}.{name}" if path else name), value
+
+    def trainable_parameters(self) -> dict[str, Parameter]:
+        """The parameters that require a gradient, by name: what an optimizer is given."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def get_submodule(self, path: str) -> Module:
+        """The module with this dotted name. Raises KeyError when there is none."""
+        return dict(self.named_modules())[path]
+
+    def set_submodule(self, path: str, module: Module) -> None:
+        """Put `module` in the place that `path` names: an attribute, or an item of a list."""
+        parent_path, _, name = path.rpartition(".")
+        if name.isdigit():
+            owner_path, _, list_name = parent_path.rpartition(".")
+            getattr(self.get_submodule(owner_path), list_name)[int(name)] = module
+        else:
+            setattr(self.get_submodule(parent_path), name, module)
+
+    # -- switches ----------------------------------------------------------------------------------------------------
+    def requires_grad_(self, wanted: bool = True) -> Module:
+        """Freeze (`False`) or unfreeze (`True`) every parameter below this module; returns the module."""
+        for _, parameter in self.named_parameters():
+            parameter.requires_grad = wanted
+        return self
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch training behaviour (dropout) on or off for the whole tree; returns the module."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switch training behaviour off; returns the module."""
+        return self.train(False)
+
+    # -- state -------------------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Array]:
+        """Every parameter's array by its dotted name. The arrays are the model's own, not copies."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Set every parameter from `state`, strictly. Dtypes follow `state`; shapes must agree.
+
+        Raises ValueError that lists missing, unexpected and wrongly shaped tensors; nothing is changed then.
+        """
+        own = dict(self.named_parameters())
+        problems = [f"missing {name}" for name in own if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in own]
+        problems += [
+            f"{name} has shape {tuple(state[name].shape)}, expected {p.shape}"
+            for name, p in own.items()
+            if name in state and tuple(state[name].shape) != p.shape
+        ]
+        if problems:
+            more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
+            raise ValueError(f"the tensors do not fit this model: {'; '.join(problems[:8])}{more}")
+        for name, parameter in own.items():
+            parameter.data = state[name]
+
+
+def sha256_of(arrays: Mapping[str, Array]) -> str:
+    """The SHA-256 over names, dtypes, shapes and bytes, in the order of the names: a fingerprint of weights."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(to_numpy(arrays[name]))
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(memoryview(array).cast("B") if array.size else b"")
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""Optimizers, gradient clipping and learning-rate schedules. Everything happens in place, in blocks that stay in cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from ..engine.backend import Array, array_module
+from ..engine.fused import blocks
+from ..engine.tensor import Tensor
+
+_BLOCK = 1 << 16  # elements worked on at a time: 256 KiB in float32, a few of which fit the second-level cache
+
+
+class Optimizer:
+    """Holds the parameters to train. `parameters` is a dict by name (as `model.trainable_parameters()`) or a list."""
+
+    def __init__(self, parameters: Mapping[str, Tensor] | Iterable[Tensor], lr: float):
+        self.parameters = list(parameters.values() if isinstance(parameters, Mapping) else parameters)
+        if not self.parameters:
+            raise ValueError("nothing to train: no parameter requires a gradient; add an adapter or unfreeze the model")
+        if lr < 0:
+            raise ValueError(f"the learning rate must not be negative, got {lr}")
+        self.lr = lr
+
+    def zero_grad(self) -> None:
+        """Forget all gradients. Without this, the next backward adds to them."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Move every parameter that has a gradient; defined by each optimizer."""
+        raise NotImplementedError
+
+
+class SGD(Optimizer):
+    """p -= lr · grad, with optional momentum: velocity = momentum · velocity + grad, p -= lr · velocity."""
+
+    def __init__(self, parameters: Mapping[str, Tensor] | Iterable[Tensor], lr: float, momentum: float = 0.0):
+        super().__init__(parameters, lr)
+        self.momentum = momentum
+        self.velocity: list[Array | None] = [None] * len(self.parameters)
+
+    def step(self) -> None:
+        """One step of gradient descent."""
+        for i, p in enumerate(self.parameters):
+            step = p.grad
+            if step is None:
+                continue
+            if self.momentum:
+                before = self.velocity[i]
+                step = self.velocity[i] = step.copy() if before is None else before * self.momentum + step
+            p.data -= self.lr * step
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101), as PyTorch computes it.
+
+    m and v, the running means of gradient and squared gradient, are two more arrays of each parameter's size: for full
+    fine-tuning twice the model, for LoRA twice the adapter.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor] | Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ):
+        super().__init__(parameters, lr)
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.steps = 0
+        self.m = [array_module(p.data).zeros_like(p.data) for p in self.parameters]
+        self.v = [array_module(p.data).zeros_like(p.data) for p in self.parameters]
+
+    def step(self) -> None:
+        """One AdamW step for every parameter that has a gradient."""
+        self.steps += 1
+        beta1, beta2 = self.betas
+        unbias1, unbias2 = 1 - beta1**self.steps, 1 - beta2**self.steps
+        for p, m_all, v_all in zip(self.parameters, self.m, self.v, strict=True):
+            if p.grad is None:
+                continue
+            xp = array_module(p.data)
+            flat = [x.reshape(-1) for x in (p.data, p.grad, m_all, v_all)]
+            for i, j in blocks(p.size, _BLOCK):
+                w, g, m, v = (x[i:j] for x in flat)
+                m += (g - m) * (1 - beta1)
+                v *= beta2
+                v += g * g * (1 - beta2)
+                if self.weight_decay:
+                    w *= 1 - self.lr * self.weight_decay
+                w -= self.lr / unbias1 * m / (xp.sqrt(v) / math.sqrt(unbias2) + self.eps)
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients so that their common norm is at most `max_norm`; return the norm before."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = math.sqrt(sum(float((g.reshape(-1) @ g.reshape(-1)).item()) for g in grads))
+    if norm > max_norm:
+        for g in grads:
+            g *= max_norm / (norm + 1e-6)
+    return norm
+
+
+def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
+    """The factor on the learning rate at `step` (from 0): linear up to 1 over `warmup` steps, then half a cosine down.
+
+    >>> [round(warmup_cosine(s, total=10, warmup=2), 2) for s in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(total - warmup, 1)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
