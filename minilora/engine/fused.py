@@ -51,17 +51,18 @@ def linear(x, w, bias=None):
 
     Keeps w for dx and x for dw: with w frozen, x is not kept.
     """
-    y = x @ w.T
+    shape, x = x.shape, rows(x)  # one product of N rows is faster than B products of T
+    y = x @ w.T  # (N, m)
     if bias is not None:
         y += bias
 
     def dx(g):
-        return g @ w
+        return (rows(g) @ w).reshape(shape)
 
     def dw(g):
-        return rows(g).T @ rows(x)
+        return rows(g).T @ x
 
-    return y, dx, dw, lambda g: rows(g).sum(axis=0)
+    return y.reshape(*shape[:-1], len(w)), dx, dw, lambda g: rows(g).sum(axis=0)
 
 
 @op
@@ -72,27 +73,34 @@ def lora_linear(x, w, a, b, scale: float):
     a projects down to r numbers per token, b projects up again. The matrix b a (m, n) is never formed.
     Keeps x for da and, per token, the r numbers x aᵀ for db.
     """
-    xa = x @ a.T  # (..., r)
+    shape, x = x.shape, rows(x)
+    xa = x @ a.T  # (N, r)
     xa *= scale
-    y = x @ w.T
-    y += xa @ b.T
-    gb_of = computed_once(lambda g: (g @ b) * scale)  # (..., r): shared by dx and da
+    y = x @ w.T  # (N, m)
+    add_product(y, xa, b.T)
+    gb_of = computed_once(lambda g: (rows(g) @ b) * scale)  # (N, r): shared by dx and da
 
     def dx(g):
-        out = g @ w
-        out += gb_of(g) @ a
-        return out
+        out = rows(g) @ w
+        add_product(out, gb_of(g), a)
+        return out.reshape(shape)
 
     def dw(g):  # w is frozen in LoRA: the engine drops this VJP, and it never runs
-        return rows(g).T @ rows(x)
+        return rows(g).T @ x
 
     def da(g):
-        return rows(gb_of(g)).T @ rows(x)  # (r, n)
+        return gb_of(g).T @ x  # (r, n)
 
     def db(g):
-        return rows(g).T @ rows(xa)  # (m, r)
+        return rows(g).T @ xa  # (m, r)
 
-    return y, dx, dw, da, db
+    return y.reshape(*shape[:-1], len(w)), dx, dw, da, db
+
+
+def add_product(out: Array, thin: Array, wide: Array, block: int = 64) -> None:
+    """out += thin @ wide, a block of rows at a time: the product of a block is added while it is still in the cache."""
+    for i, j in blocks(len(out), block):
+        out[i:j] += thin[i:j] @ wide
 
 
 @op

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array
-from ..nn.llama import Config, Llama
+from ..nn.llama import Config, Llama, to_halves
 from ..nn.quant import BYTES_PER_BLOCK, dequantize
+from ..nn.tensorfile import ModelFileError
 
 _BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
@@ -28,22 +28,6 @@ _BLOCK_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-
-
-class ModelFileError(ValueError):
-    """A model file is missing, damaged, or of a kind that minilora does not read. The message says which, and why."""
-
-
-def to_halves(w: Array, heads: int) -> Array:
-    """Reorder the rows of q or k, (m, ...), from adjacent rotary pairs (llama.cpp) to halves (Hugging Face)."""
-    m = w.shape[0]
-    return w.reshape(heads, m // heads // 2, 2, -1).swapaxes(1, 2).reshape(w.shape)
-
-
-def to_pairs(w: Array, heads: int) -> Array:
-    """The inverse of `to_halves`: from halves (Hugging Face) to adjacent rotary pairs (llama.cpp)."""
-    m = w.shape[0]
-    return w.reshape(heads, 2, m // heads // 2, -1).swapaxes(1, 2).reshape(w.shape)
 
 
 class GGUF:
@@ -112,7 +96,7 @@ class GGUF:
         model = Llama(config)
         try:
             model.load_state_dict({name: self.weight(name, config) for name in self.tensors})
-        except ValueError as error:
+        except ModelFileError as error:
             raise ModelFileError(f"{self.path}: {error}") from error
         return model
 

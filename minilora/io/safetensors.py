@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..nn.llama import Config, Llama
-from .gguf import ModelFileError
+from ..nn.tensorfile import ModelFileError, read_tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -23,35 +23,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelFileError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of one safetensors file; bfloat16, which NumPy lacks, arrives as float32.
-
-    Raises ModelFileError for a missing or damaged file or a dtype that is not floating point.
-    """
-    from safetensors import SafetensorError, deserialize, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
-            if wrong := sorted({kind for kind in kinds.values() if kind not in ("F64", "F32", "F16", "BF16")}):
-                raise ModelFileError(f"{path}: cannot read tensors of type {', '.join(wrong)}; expected F32, F16 or BF16")
-            if "BF16" not in kinds.values():
-                return {name: file.get_tensor(name) for name in kinds}
-        return {name: _from_bytes(view) for name, view in deserialize(path.read_bytes())}
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{path}: no such file") from error
-    except SafetensorError as error:
-        raise ModelFileError(f"{path}: damaged safetensors file ({error})") from error
-
-
-def _from_bytes(view: dict[str, Any]) -> np.ndarray:
-    if view["dtype"] == "BF16":  # the upper half of a float32
-        halves = np.frombuffer(view["data"], np.uint16)
-        return (halves.astype(np.uint32) << 16).view(np.float32).reshape(view["shape"])
-    dtype = {"F64": np.float64, "F32": np.float32, "F16": np.float16}[view["dtype"]]
-    return np.frombuffer(view["data"], dtype).reshape(view["shape"]).copy()
 
 
 def read_config(folder: Path) -> Config:
@@ -110,6 +81,6 @@ def load_folder(folder: Path) -> Llama:
     model = Llama(config)
     try:
         model.load_state_dict(state)
-    except ValueError as error:
+    except ModelFileError as error:
         raise ModelFileError(f"{folder}: {error}") from error
     return model

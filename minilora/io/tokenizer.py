@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .gguf import GGUF, ModelFileError
+from ..nn.tensorfile import ModelFileError
+from .gguf import GGUF
 from .safetensors import read_json
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}

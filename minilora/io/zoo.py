@@ -23,8 +23,8 @@ from pathlib import Path
 
 from ..engine.backend import to_device
 from ..nn.llama import Llama
+from ..nn.tensorfile import ModelFileError
 from . import gguf, safetensors, tokenizer
-from .gguf import ModelFileError
 
 
 @dataclass(frozen=True)

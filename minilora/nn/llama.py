@@ -216,3 +216,18 @@ class Llama(Module):
         if ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(f"{ids.shape[1]} tokens are more than the {self.config.max_position_embeddings} it can see")
         return ids
+
+
+# -- the two layouts of rotary pairs: minilora and Hugging Face keep halves, llama.cpp files adjacent pairs ------------
+
+
+def to_halves(w: Array, heads: int) -> Array:
+    """Reorder the rows of q or k, (m, ...), from adjacent rotary pairs (llama.cpp) to halves (Hugging Face)."""
+    m = w.shape[0]
+    return w.reshape(heads, m // heads // 2, 2, -1).swapaxes(1, 2).reshape(w.shape)
+
+
+def to_pairs(w: Array, heads: int) -> Array:
+    """The inverse of `to_halves`: from halves (Hugging Face) to adjacent rotary pairs (llama.cpp)."""
+    m = w.shape[0]
+    return w.reshape(heads, 2, m // heads // 2, -1).swapaxes(1, 2).reshape(w.shape)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..engine.backend import Array, to_numpy
 from ..engine.tensor import Tensor
+from .tensorfile import check_fit
 
 
 class Parameter(Tensor):
@@ -39,12 +40,16 @@ class Module:
 
     # -- the tree --------------------------------------------------------------------------------------------------
     def named_children(self) -> Iterator[tuple[str, Module]]:
-        """The modules directly below this one, as (name, module); item i of a list `layers` is named `layers.i`."""
+        """The modules directly below this one, as (name, module).
+
+        Items of a list or dict of modules are named `layers.0`, `adapters.legal`.
+        """
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield name, value
-            elif isinstance(value, list) and value and isinstance(value[0], Module):
-                yield from ((f"{name}.{i}", module) for i, module in enumerate(value))
+            elif isinstance(value, (list, dict)):
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                yield from ((f"{name}.{key}", module) for key, module in items if isinstance(module, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module (named `prefix`) and every module below it, with dotted names."""
@@ -103,19 +108,10 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Set every parameter from `state`, strictly. Dtypes follow `state`; shapes must agree.
 
-        Raises ValueError that lists missing, unexpected and wrongly shaped tensors; nothing is changed then.
+        Raises ModelFileError that lists missing, unexpected, misshapen and non-finite tensors; nothing changes then.
         """
         own = dict(self.named_parameters())
-        problems = [f"missing {name}" for name in own if name not in state]
-        problems += [f"unexpected {name}" for name in state if name not in own]
-        problems += [
-            f"{name} has shape {tuple(state[name].shape)}, expected {p.shape}"
-            for name, p in own.items()
-            if name in state and tuple(state[name].shape) != p.shape
-        ]
-        if problems:
-            more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
-            raise ValueError(f"the tensors do not fit this model: {'; '.join(problems[:8])}{more}")
+        check_fit(state, {name: p.shape for name, p in own.items()}, "the tensors do not fit this model")
         for name, parameter in own.items():
             parameter.data = state[name]
 

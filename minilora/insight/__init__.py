@@ -1,0 +1,1 @@
+"""What lessons show: parameter counts, memory, spectra, pictures."""

@@ -1,0 +1,118 @@
+"""What an adapter looks like: rank, scale, and which modules get one. Field names are PEFT's."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The settings of a LoRA adapter (Hu et al. 2021, arXiv 2106.09685), under PEFT's names.
+
+    r: the rank, the width between A and B.
+    lora_alpha: the update is scaled by lora_alpha / r. No default: a silent one stays behind when r changes.
+    target_modules: names ("q_proj": every module whose name ends so), a regular expression for whole names, or
+        "all-linear": every linear layer but the head.
+    exclude_modules: names or a regular expression of modules to leave out again.
+    layers_to_transform: only blocks with these numbers.
+    rank_pattern, alpha_pattern: another r or lora_alpha for modules whose name ends with the key (a regular expression).
+    use_rslora: scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
+    init_lora_weights: True: A uniform in ±1/sqrt(n) and B zero, so that the adapter starts as no change; "gaussian":
+        A from N(0, 1/r²), B zero; False: both random, for tests.
+
+    Raises ValueError or TypeError for settings that mean nothing.
+    """
+
+    r: int
+    lora_alpha: float
+    target_modules: str | Sequence[str] = ALL_LINEAR
+    exclude_modules: str | Sequence[str] | None = None
+    layers_to_transform: int | Sequence[int] | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    use_rslora: bool = False
+    init_lora_weights: bool | str = True
+
+    def __post_init__(self):
+        for where, rank in [("r", self.r), *((f"rank_pattern[{key!r}]", rank) for key, rank in self.rank_pattern.items())]:
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+                raise ValueError(f"{where} must be a positive integer, got {rank!r}")
+        for where, alpha in [("lora_alpha", self.lora_alpha), *self.alpha_pattern.items()]:
+            if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha <= 0:
+                raise ValueError(f"{where}: alpha must be a positive number, got {alpha!r}")
+        if not self.target_modules:
+            raise ValueError("target_modules is empty: name modules, or use 'all-linear'")
+        if self.init_lora_weights not in (True, False, "gaussian"):
+            raise ValueError(f"init_lora_weights must be True, False or 'gaussian', got {self.init_lora_weights!r}")
+        patterns = [*self.rank_pattern, *self.alpha_pattern]
+        patterns += [p for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)]
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+
+    def rank_of(self, module: str) -> int:
+        """The rank for the module of this name."""
+        return _by_pattern(self.rank_pattern, module, self.r)
+
+    def alpha_of(self, module: str) -> float:
+        """lora_alpha for the module of this name."""
+        return _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+
+    def scale_of(self, module: str) -> float:
+        """The factor on B A for the module of this name: alpha / r, or alpha / sqrt(r) with rsLoRA. Never alpha."""
+        rank = self.rank_of(module)
+        return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _by_pattern(patterns, module, default):
+    for pattern, value in patterns.items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            return value
+    return default
+
+
+def find_targets(names: Sequence[str], config: LoraConfig, head: str = "lm_head") -> list[str]:
+    """Those of the candidate module `names` that `config` selects, in order.
+
+    Raises ValueError, listing what there is, when a pattern matches nothing: a misspelled target must not pass because
+    another one of the list matches.
+    """
+    wanted = config.target_modules
+    if wanted == ALL_LINEAR:
+        found = [name for name in names if name.rpartition(".")[2] != head]
+    elif isinstance(wanted, str):
+        found = [name for name in names if re.fullmatch(wanted, name)]
+        if not found:
+            raise ValueError(f"target_modules {wanted!r} matches no module; there are: {_kinds(names)}")
+    else:
+        for target in wanted:
+            if not any(_ends_with(name, target) for name in names):
+                raise ValueError(f"target {target!r} matches no module; there are: {_kinds(names)}")
+        found = [name for name in names if any(_ends_with(name, target) for target in wanted)]
+    excluded = config.exclude_modules
+    if isinstance(excluded, str):
+        found = [name for name in found if not re.fullmatch(excluded, name)]
+    elif excluded:
+        found = [name for name in found if not any(_ends_with(name, target) for target in excluded)]
+    if config.layers_to_transform is not None:
+        layers = config.layers_to_transform
+        numbers = {layers} if isinstance(layers, int) else set(layers)
+        found = [name for name in found if numbers & {int(part) for part in name.split(".") if part.isdigit()}]
+    if not found:
+        raise ValueError("exclude_modules and layers_to_transform leave no module to adapt")
+    return found
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _kinds(names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names)) or "none"

@@ -1,0 +1,1 @@
+"""Jobs: data, the training loop, generation, evaluation."""
