@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from .backend import Array, array_module
 from .tensor import is_recording, op, shared_backward
@@ -206,14 +207,38 @@ def swiglu(gate, up):
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Packing:
+    """Several sequences in one row, without padding: a common beginning once, then each sequence's own rest.
+
+    prefix: how many tokens all sequences begin with. ends: where each one's rest ends in the row; the first rest begins
+    at `prefix`. Every token sees the prefix and what came before it in its own sequence, and so has exactly the value
+    it would have in a row of its own, while the prefix is computed once instead of once per sequence.
+    """
+
+    prefix: int
+    ends: tuple[int, ...]
+
+    def spans(self) -> list[tuple[int, int]]:
+        """(start, end) in the row of the prefix, if there is one, and of each sequence's rest."""
+        starts = (self.prefix, *self.ends[:-1])
+        own = list(zip(starts, self.ends, strict=True))
+        return [(0, self.prefix), *own] if self.prefix else own
+
+    def positions(self) -> list[int]:
+        """Each token's position in its own sequence."""
+        return [n if start < self.prefix else n - start + self.prefix for start, end in self.spans() for n in range(start, end)]
+
+
 @op
-def attention(q, k, v, first: Array | None = None, block: int = 256):
+def attention(q, k, v, first: Array | None = None, block: int = 256, packing: Packing | None = None):
     """softmax(q kᵀ / √D) v for every head, each token seeing itself and what came before.
 
     q (B, T, H, D)  k, v (B, S, K, D)  ->  (B, T, H, D). Query t stands at position S - T + t: with a cache there are
     more keys than queries. Head h reads key/value head h // G (grouped queries, Ainslie et al. 2023, arXiv 2305.13245).
     first: (B) integers, the first key that is not padding, for prompts padded on the left.
     block: queries worked on at a time, so that the (T, S) scores never exist whole.
+    packing: sequences that share the row without seeing each other.
 
     Keeps q, k and v; the weights are computed again in backward, a block at a time.
     """
@@ -222,6 +247,10 @@ def attention(q, k, v, first: Array | None = None, block: int = 256):
     G, scale = H // K, 1 / math.sqrt(D)
     keys = k.transpose(0, 2, 1, 3)  # (B, K, S, D)
     values = v.transpose(0, 2, 1, 3)  # (B, K, S, D)
+    prefix = packing.prefix if packing else 0
+    # Queries i..j see keys 0..prefix and low..high.
+    spans = packing.spans() if packing else [(0, T)]
+    windows = [(i + s, j + s, s, S - T + j + s) for s, e in spans for i, j in blocks(e - s, block)]
 
     def grouped(x: Array, i: int, j: int) -> Array:  # rows i..j of (B, T, H, D) -> (B, K, G t, D)
         x = x[:, i:j].reshape(B, j - i, K, G, D).transpose(0, 2, 3, 1, 4)  # (B, K, G, t, D)
@@ -230,45 +259,60 @@ def attention(q, k, v, first: Array | None = None, block: int = 256):
     def ungrouped(x: Array, t: int) -> Array:  # the way back: (B, K, G t, D) -> (B, t, H, D)
         return x.reshape(B, K, G, t, D).transpose(0, 3, 1, 2, 4).reshape(B, t, H, D)
 
-    def hidden(i: int, j: int, seen: int) -> Array:  # -inf where a query must not look, else 0: (B or 1, 1, 1, t, seen)
-        key, query = xp.arange(seen), xp.arange(S - T + i, S - T + j)[:, None]
-        future = key > query  # (t, seen)
-        if first is None:
-            return xp.where(future, -xp.inf, 0)[None, None, None]
-        padding = (key < first[:, None, None]) & (key != query)  # padding sees itself, so that no row is empty
-        return xp.where(future | padding, -xp.inf, 0)[:, None, None]
+    def seen(x: Array, low: int, high: int) -> Array:  # (B, K, S, D) -> (B, K, s, D)
+        if low <= prefix:
+            return x[:, :, :high]
+        return xp.concatenate((x[:, :, :prefix], x[:, :, low:high]), axis=2) if prefix else x[:, :, low:high]
 
-    def weights(queries: Array, i: int, j: int, seen: int) -> Array:
-        p = queries @ keys[:, :, :seen].swapaxes(-1, -2)  # (B, K, G t, seen)
+    def add_seen(total: Array, part: Array, low: int, high: int) -> None:  # the way back: total += part where it belongs
+        if low <= prefix:
+            total[:, :, :high] += part
+        else:
+            total[:, :, :prefix] += part[:, :, :prefix]
+            total[:, :, low:high] += part[:, :, prefix:]
+
+    def hidden(i: int, j: int, low: int, high: int) -> Array:  # -inf where a query must not look, (B or 1, 1, 1, t, s)
+        key = xp.arange(high)
+        if low > prefix:
+            key = xp.concatenate((key[:prefix], key[low:]))
+        query = xp.arange(S - T + i, S - T + j)[:, None]
+        masked = key > query  # the future, (t, s)
+        if first is None:
+            return xp.where(masked, -xp.inf, 0)[None, None, None]
+        padding = (key < first[:, None, None]) & (key != query)  # padding sees itself, so that no row is empty
+        return xp.where(masked | padding, -xp.inf, 0)[:, None, None]
+
+    def weights(queries: Array, own_keys: Array, i: int, j: int, low: int, high: int) -> Array:
+        p = queries @ own_keys.swapaxes(-1, -2)  # (B, K, G t, s)
         p *= scale
-        p = p.reshape(B, K, G, j - i, seen)
         if first is not None or j - i > 1:
-            p += hidden(i, j, seen).astype(p.dtype)
+            p = p.reshape(B, K, G, j - i, -1)
+            p += hidden(i, j, low, high).astype(p.dtype)
+            p = p.reshape(B, K, G * (j - i), -1)
         p -= p.max(axis=-1, keepdims=True)
         xp.exp(p, out=p)
         p /= p.sum(axis=-1, keepdims=True)
-        return p.reshape(B, K, G * (j - i), seen)
+        return p
 
     def backward(g):
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
         dkeys, dvalues = dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)  # (B, K, S, D)
-        for i, j in blocks(T, block):
-            seen = S - T + j
-            queries, gi = grouped(q, i, j), grouped(g, i, j)  # (B, K, G t, D)
-            p = weights(queries, i, j, seen)
-            dvalues[:, :, :seen] += p.swapaxes(-1, -2) @ gi
-            ds = gi @ values[:, :, :seen].swapaxes(-1, -2)  # dL/dp, turned into dL/d(scores) in place
+        for i, j, low, high in windows:
+            queries, gi, own_keys = grouped(q, i, j), grouped(g, i, j), seen(keys, low, high)
+            p = weights(queries, own_keys, i, j, low, high)  # (B, K, G t, s)
+            add_seen(dvalues, p.swapaxes(-1, -2) @ gi, low, high)
+            ds = gi @ seen(values, low, high).swapaxes(-1, -2)  # dL/dp, turned into dL/d(scores) in place
             ds -= xp.einsum("bkts,bkts->bkt", ds, p)[..., None]
             ds *= p
             ds *= scale
-            dq[:, i:j] = ungrouped(ds @ keys[:, :, :seen], j - i)
-            dkeys[:, :, :seen] += ds.swapaxes(-1, -2) @ queries
+            dq[:, i:j] = ungrouped(ds @ own_keys, j - i)
+            add_seen(dkeys, ds.swapaxes(-1, -2) @ queries, low, high)
         return dq, dk, dv
 
     y = xp.empty_like(q)
-    for i, j in blocks(T, block):
-        seen = S - T + j
-        y[:, i:j] = ungrouped(weights(grouped(q, i, j), i, j, seen) @ values[:, :, :seen], j - i)
+    for i, j, low, high in windows:
+        p = weights(grouped(q, i, j), seen(keys, low, high), i, j, low, high)
+        y[:, i:j] = ungrouped(p @ seen(values, low, high), j - i)
     return y, *shared_backward(backward, 3)
 
 
@@ -339,6 +383,7 @@ def linear_cross_entropy(x, w, labels: Array, block: int = 512):
         for i, j in blocks(count, block):
             delta, _ = _softmax_loss(hidden[i:j] @ w.T, targets[i:j])
             out += delta.T @ (hidden[i:j] * (g / count))
+            del delta  # before the next block's logits exist
         return out
 
     return total / count, dx, dw

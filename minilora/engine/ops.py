@@ -203,7 +203,7 @@ def reshape(a, shape: tuple[int, ...]):
 def transpose(a, axes: Sequence[int] | None = None):
     """Permute the axes; without `axes`, reverse them."""
     xp = array_module(a)
-    back = None if axes is None else tuple(int(i) for i in np.argsort(axes))
+    back = None if axes is None else tuple(int(i) for i in np.argsort([i % a.ndim for i in axes]))
     return xp.transpose(a, axes), lambda g: xp.transpose(g, back)
 
 

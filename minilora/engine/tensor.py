@@ -57,8 +57,8 @@ class Node:
 class Tensor:
     """An array and, if a gradient is wanted, its node in the graph.
 
-    data: anything NumPy turns into an array. Lists and integers given with `requires_grad=True` become float32;
-    float32 and float64 arrays are kept as they are, without a copy.
+    data: anything NumPy turns into an array. Python floats, and Python integers given with `requires_grad=True`, become
+    float32; arrays are kept as they are, without a copy.
 
     >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
     >>> (x * x).sum().backward()
@@ -74,7 +74,7 @@ class Tensor:
             data = data.data
         if not hasattr(data, "dtype"):
             data = np.asarray(data)
-            if data.dtype == np.float64:
+            if data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu"):
                 data = data.astype(np.float32)
         if isinstance(data, np.generic):
             data = np.asarray(data)
@@ -163,8 +163,8 @@ class Tensor:
         for node in sorted(nodes, key=lambda n: n.number, reverse=True):  # youngest first: children before parents
             if node.edges:
                 _step_back(node)
-            elif not node.owned and node.grad is not None:  # a leaf: its gradient must be nobody else's array
-                node.grad = node.grad.copy()
+            elif node.grad is not None and (not node.owned or isinstance(node.grad, np.generic)):
+                node.grad = array_module(node.grad).array(node.grad)  # a leaf: an array, and nobody else's
                 node.owned = True
 
     # -- operators: filled in by ops.py, which defines what they mean ------------------------------------------------
@@ -199,12 +199,15 @@ def op(function: Callable) -> Callable[..., Tensor]:
     """Make an operation on tensors out of a function of arrays that returns `(value, vjp_0, vjp_1, ...)`.
 
     The first k arguments, k being the number of VJPs, are the array inputs; all others are settings. Inputs may be
-    tensors, arrays or Python numbers. The function itself stays reachable as `.forward`, for use without a graph.
+    tensors, arrays or Python numbers, and are given by position: a tensor given by name would be taken for a setting,
+    so it is a TypeError. The function itself stays reachable as `.forward`, for use without a graph.
     """
 
     @wraps(function)
     def call(*inputs: Any, **settings: Any) -> Tensor:
-        value, *vjps = function(*[_array(x) for x in inputs], **settings)
+        if named := [name for name, value in settings.items() if isinstance(value, Tensor)]:
+            raise TypeError(f"{function.__name__}: give the tensor {named[0]!r} by position, not by name")
+        value, *vjps = function(*[_array(x) for x in inputs], **{name: _array(x) for name, x in settings.items()})
         if not _recording.get():
             return Tensor(value)
         edges = [

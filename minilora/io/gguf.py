@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..nn.llama import Config, Llama, to_halves
+from ..nn.llama import Config, Llama, check_claims, to_halves
 from ..nn.quant import BYTES_PER_BLOCK, dequantize
 from ..nn.tensorfile import ModelFileError
 
@@ -69,8 +69,6 @@ class GGUF:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{self.path}: unusable model description: {error}") from error
-        if 9 * config.num_hidden_layers + 2 > len(self.tensors):  # before a block is built for each claimed layer
-            raise ModelFileError(f"{self.path}: {config.num_hidden_layers} layers claimed, {len(self.tensors)} tensors held")
         return config
 
     def _value(self, key: str) -> Any:
@@ -93,16 +91,25 @@ class GGUF:
     def load(self) -> Llama:
         """The whole model in float32, frozen nowhere. Raises ModelFileError when tensors and shape disagree."""
         config = self.config()
-        model = Llama(config)
         try:
+            check_claims(config, {name: tuple(t.shape[::-1].tolist()) for name, t in self.tensors.items()})
+            model = Llama(config)
             model.load_state_dict({name: self.weight(name, config) for name in self.tensors})
-        except ModelFileError as error:
+        except ValueError as error:  # not ModelFileError alone: rows that no number of heads divides
             raise ModelFileError(f"{self.path}: {error}") from error
         return model
 
 
 def _open(path: Path) -> Any:
     from gguf import GGUFReader  # here, so that `import minilora` loads NumPy alone
+
+    class StrictReader(GGUFReader):
+        """Stops at the end of the file, where the library would read on, and count through any absurd length."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError(f"it ends at byte {len(self.data):,}, in the middle of something")
+            return super()._get(offset, dtype, count, override_order)
 
     if not path.is_file():
         raise ModelFileError(f"{path}: no such model file")
@@ -111,9 +118,12 @@ def _open(path: Path) -> Any:
     if magic != b"GGUF":
         raise ModelFileError(f"{path}: not a GGUF file (it starts with {magic!r})")
     try:
-        return GGUFReader(path)
+        reader = StrictReader(path)
     except Exception as error:  # the library raises whatever a cut-off or absurd header leads it to
         raise ModelFileError(f"{path}: cut off or damaged GGUF file ({error}); get it again") from error
+    if reader.byte_order != "I":
+        raise ModelFileError(f"{path}: big-endian GGUF file; minilora reads files of this machine's byte order")
+    return reader
 
 
 def _hugging_face_name(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..nn.llama import Config, Llama
+from ..nn.llama import Config, Llama, check_claims
 from ..nn.tensorfile import ModelFileError, read_tensors
 
 
@@ -18,7 +18,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):
         raise ModelFileError(f"{path}: expected a JSON object, got {type(value).__name__}")
@@ -32,6 +32,8 @@ def read_config(folder: Path) -> Config:
     if raw.get("model_type") != "llama":
         raise ModelFileError(f"{path}: model_type is {raw.get('model_type')!r}, minilora reads 'llama'")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ModelFileError(f"{path}: rope_parameters and rope_scaling must be objects, got {rope!r}")
     refused = {
         "attention_bias": bool(raw.get("attention_bias")),
         "mlp_bias": bool(raw.get("mlp_bias")),
@@ -52,7 +54,7 @@ def read_config(folder: Path) -> Config:
             head_dim=raw.get("head_dim") or 0,
             max_position_embeddings=raw.get("max_position_embeddings", 2048),
             rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+            rope_theta=rope.get("rope_theta") or raw.get("rope_theta") or 10000.0,
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
         )
     except KeyError as error:
@@ -66,8 +68,11 @@ def load_folder(folder: Path) -> Llama:
     config = read_config(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
-        if escaping := [name for name in files if Path(name).name != name]:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ModelFileError(f"{index}: weight_map is no object: tensor names with the files that hold them")
+        files = sorted({str(name) for name in weight_map.values()})
+        if escaping := [name for name in files if Path(name).name != name or name in ("", "..")]:
             raise ModelFileError(f"{index}: {escaping[0]!r} leads out of the folder")
     else:
         files = ["model.safetensors"]
@@ -78,8 +83,9 @@ def load_folder(folder: Path) -> Llama:
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)  # some files store the tied embedding twice
     state = {name: w for name, w in state.items() if not name.endswith("rotary_emb.inv_freq")}  # computed, not learned
-    model = Llama(config)
     try:
+        check_claims(config, {name: w.shape for name, w in state.items()})
+        model = Llama(config)
         model.load_state_dict(state)
     except ModelFileError as error:
         raise ModelFileError(f"{folder}: {error}") from error

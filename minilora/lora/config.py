@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 ALL_LINEAR = "all-linear"
@@ -39,12 +39,22 @@ class LoraConfig:
     init_lora_weights: bool | str = True
 
     def __post_init__(self):
+        for name in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} must be a dict of patterns, got {getattr(self, name)!r}")
         for where, rank in [("r", self.r), *((f"rank_pattern[{key!r}]", rank) for key, rank in self.rank_pattern.items())]:
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"{where} must be a positive integer, got {rank!r}")
         for where, alpha in [("lora_alpha", self.lora_alpha), *self.alpha_pattern.items()]:
             if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha <= 0:
                 raise ValueError(f"{where}: alpha must be a positive number, got {alpha!r}")
+        for name, kind in (("target_modules", str), ("exclude_modules", str), ("layers_to_transform", int)):
+            value = getattr(self, name)
+            items = value if isinstance(value, Collection) else [value]
+            if value is not None and not all(isinstance(item, kind) for item in items):
+                raise ValueError(f"{name} must be one {kind.__name__} or several, got {value!r}")
+        if not isinstance(self.use_rslora, bool):
+            raise ValueError(f"use_rslora must be True or False, got {self.use_rslora!r}")
         if not self.target_modules:
             raise ValueError("target_modules is empty: name modules, or use 'all-linear'")
         if self.init_lora_weights not in (True, False, "gaussian"):

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..engine.backend import array_module
 from ..nn.module import Module
-from ..nn.tensorfile import ModelFileError, check_fit, read_tensors, write_tensors
+from ..nn.tensorfile import ModelFileError, check_fit, read_tensors, replacing, write_tensors
 from .adapters import adapter_names, adapter_state, configs_of, install_adapter, lora_modules, plan_adapter
 from .config import LoraConfig
 
@@ -42,6 +42,8 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "use_dora": (False,),
     "use_qalora": (False,),
 }
+_OFF = (None, False, [], {})  # how PEFT writes an option that is not used, also one that is newer than this list
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")  # the others of PEFT change the base weights
 _IGNORED = {  # say nothing about what is computed
     "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core", "peft_type",
     "peft_version", "revision", "runtime_config", "task_type",
@@ -66,7 +68,11 @@ def save_adapter(model: Module, folder: str | Path, name: str = "default", base_
     record |= {f.name: getattr(config, f.name) for f in fields(config)}
     if config.target_modules == "all-linear":  # written out, since PEFT's own meaning depends on its version
         record["target_modules"] = sorted({path.rpartition(".")[2] for path in lora_modules(model)})
-    (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    elif isinstance(config.target_modules, str) and config.layers_to_transform is not None:  # PEFT refuses the two together
+        record["target_modules"] = sorted(path for path, m in lora_modules(model).items() if name in m.adapters)
+        record["layers_to_transform"] = None
+    with replacing(folder / CONFIG_FILE) as partial:
+        partial.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
 
 
@@ -99,7 +105,7 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         raise ModelFileError(f"{path}: no such file; expected a PEFT adapter folder")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(record, dict):
         raise ModelFileError(f"{path}: expected a JSON object, got {type(record).__name__}")
@@ -109,13 +115,15 @@ def read_adapter_config(folder: Path) -> LoraConfig:
     for key, value in record.items():
         if key in own or key in _IGNORED:
             continue
-        if key not in _INERT or value not in _INERT[key]:
+        if value not in _INERT.get(key, _OFF):
             raise ModelFileError(f"{path}: {key} = {value!r} is not something minilora computes")
+    if (start := record.get("init_lora_weights")) not in _PLAIN_STARTS:
+        raise ModelFileError(f"{path}: init_lora_weights = {start!r} belongs to changed base weights, which are not there")
     missing = [key for key in ("r", "lora_alpha", "target_modules") if record.get(key) is None]
     if missing:
         raise ModelFileError(f"{path}: {missing[0]} is missing")
     values = {key: value for key, value in record.items() if key in own and value is not None}
-    values["init_lora_weights"] = True  # how they once started does not matter: they are about to be read
+    values["init_lora_weights"] = True  # how they started does not matter: they are about to be read
     try:
         return LoraConfig(**values)
     except (TypeError, ValueError) as error:

@@ -8,6 +8,8 @@ Shapes: B batch, T tokens, C width, H query heads, K key/value heads, D head wid
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ from ..engine.backend import Array, array_module
 from ..engine.tensor import Tensor
 from .layers import Embedding, Linear, RMSNorm
 from .module import Module
+from .tensorfile import ModelFileError
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,17 @@ class Config:
     tie_word_embeddings: bool = True
 
     def __post_init__(self):
-        if self.head_dim == 0 and self.num_attention_heads:
+        if self.head_dim == 0 and all(isinstance(n, int) and n for n in (self.hidden_size, self.num_attention_heads)):
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                      "num_key_value_heads", "head_dim", "max_position_embeddings"):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly"
@@ -85,6 +92,16 @@ class KVCache:
         self.first = None if self.first is None else self.first[alive]
 
 
+@dataclass
+class Context:
+    """What every block needs besides its input: rotary angles (1 or B, T, 1, D/2), and how the row is to be read."""
+
+    cos: Array
+    sin: Array
+    cache: KVCache | None = None
+    packing: fused.Packing | None = None
+
+
 class Attention(Module):
     """Each token gathers from the tokens before it: grouped-query attention with rotary positions."""
 
@@ -96,15 +113,15 @@ class Attention(Module):
         self.v_proj = Linear(C, config.num_key_value_heads * D, rng=rng)
         self.o_proj = Linear(config.num_attention_heads * D, C, rng=rng)
 
-    def forward(self, x: Tensor, cos: Array, sin: Array, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """x (B, T, C) -> (B, T, C); cos and sin as `Decoder.angles` makes them."""
+    def forward(self, x: Tensor, context: Context, layer: int = 0) -> Tensor:
+        """x (B, T, C) -> (B, T, C)"""
         B, T, _ = x.shape
         D = self.config.head_dim
-        q = fused.rope(self.q_proj(x).reshape(B, T, -1, D), cos, sin)  # (B, T, H, D)
-        k = fused.rope(self.k_proj(x).reshape(B, T, -1, D), cos, sin)  # (B, T, K, D)
+        q = fused.rope(self.q_proj(x).reshape(B, T, -1, D), context.cos, context.sin)  # (B, T, H, D)
+        k = fused.rope(self.k_proj(x).reshape(B, T, -1, D), context.cos, context.sin)  # (B, T, K, D)
         v = self.v_proj(x).reshape(B, T, -1, D)  # (B, T, K, D)
-        if cache is None:
-            y = fused.attention(q, k, v)  # (B, T, H, D)
+        if (cache := context.cache) is None:
+            y = fused.attention(q, k, v, packing=context.packing)  # (B, T, H, D)
         else:
             y = fused.attention(q, *cache.extend(layer, k.data, v.data), first=cache.first)  # (B, T, H, D)
         return self.o_proj(y.reshape(B, T, -1))
@@ -133,9 +150,9 @@ class Block(Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, rng)
 
-    def forward(self, x: Tensor, cos: Array, sin: Array, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, context: Context, layer: int = 0) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, layer)
+        x = x + self.self_attn(self.input_layernorm(x), context, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -148,21 +165,27 @@ class Decoder(Module):
         self.layers = [Block(config, rng) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Array, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Array, cache: KVCache | None = None, packing: fused.Packing | None = None
+    ) -> Tensor:
         """input_ids (B, T) -> (B, T, C)"""
         x = self.embed_tokens(input_ids)  # (B, T, C)
-        cos, sin = self.angles(input_ids, cache)
+        cos, sin = self.angles(input_ids, cache, packing)
+        context = Context(cos, sin, cache, packing)
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, cache, i)
+            x = layer(x, context, i)
         if cache is not None:
             cache.length += input_ids.shape[1]
         return self.norm(x)
 
-    def angles(self, input_ids: Array, cache: KVCache | None) -> tuple[Array, Array]:
+    def angles(self, input_ids: Array, cache: KVCache | None, packing: fused.Packing | None) -> tuple[Array, Array]:
         """cos and sin of position x frequency, (1 or B, T, 1, D/2), computed in float64 and rounded once."""
         xp, config = array_module(input_ids), self.config
-        start = 0 if cache is None else cache.length
-        positions = xp.arange(start, start + input_ids.shape[1])[None]  # (1, T)
+        if packing is not None:
+            positions = xp.asarray(packing.positions())[None]  # (1, T)
+        else:
+            start = 0 if cache is None else cache.length
+            positions = xp.arange(start, start + input_ids.shape[1])[None]  # (1, T)
         if cache is not None and cache.first is not None:
             positions = xp.maximum(positions - cache.first[:, None], 0)  # (B, T)
         frequencies = config.rope_theta ** (-xp.arange(0, config.head_dim, 2) / config.head_dim)  # (D/2)
@@ -191,31 +214,57 @@ class Llama(Module):
     def forward(self, input_ids: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
         """Logits: input_ids (B, T) -> (B, T, V), or (B, 1, V) for the last token only."""
         x = self.model(self.check_ids(input_ids), cache)  # (B, T, C)
-        return fused.linear(x[:, -1:] if last else x, self.head_weight)
+        x = x[:, -1:] if last else x
+        return fused.linear(x, self.head_weight) if self.config.tie_word_embeddings else self.lm_head(x)
 
-    def loss(self, input_ids: Array, labels: Array) -> Tensor:
+    def loss(self, input_ids: Array, labels: Array, packing: fused.Packing | None = None) -> Tensor:
         """The mean cross-entropy of predicting each label from the tokens before it.
 
         input_ids, labels (B, T); labels are the same ids, -100 where a token is not scored. They are shifted here, as
         Hugging Face does: position t predicts label t + 1. Logits exist for scored tokens only, a block at a time.
+        packing: the row holds several sequences (B is 1 then); the first own token of each must not be labelled.
         """
-        input_ids = self.check_ids(input_ids)
+        input_ids = self.check_ids(input_ids, packing)
         if labels.shape != input_ids.shape:
             raise ValueError(f"labels have shape {labels.shape}, input_ids {input_ids.shape}: they must be equal")
-        x = self.model(input_ids)  # (B, T, C)
+        x = self.model(input_ids, packing=packing)  # (B, T, C)
         xp = array_module(input_ids)
         shifted = xp.full_like(labels, fused.NOT_SCORED)
         shifted[:, :-1] = labels[:, 1:]
+        if not self.config.tie_word_embeddings and type(self.lm_head) is not Linear:
+            return fused.cross_entropy(self.lm_head(x), shifted)  # the head is more than a matrix: it has an adapter
         return fused.linear_cross_entropy(x, self.head_weight, shifted)
 
-    def check_ids(self, input_ids: Array) -> Array:
+    def check_ids(self, input_ids: Array, packing: fused.Packing | None = None) -> Array:
         """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype or length."""
         ids = np.asarray(input_ids) if isinstance(input_ids, (list, tuple)) else input_ids
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"input_ids must be integers of shape (B, T), got {ids.dtype} of shape {ids.shape}")
-        if ids.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(f"{ids.shape[1]} tokens are more than the {self.config.max_position_embeddings} it can see")
+        longest = max(packing.positions()) + 1 if packing else ids.shape[1]
+        if longest > self.config.max_position_embeddings:
+            raise ValueError(f"{longest} tokens are more than the {self.config.max_position_embeddings} the model can see")
         return ids
+
+
+def check_claims(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ModelFileError if tensors of these shapes contradict `config`.
+
+    For model files: called before `Llama(config)`, so that an absurd claim in a header costs neither memory nor time.
+    """
+    if config.num_hidden_layers > len(shapes):
+        raise ModelFileError(f"{config.num_hidden_layers} layers claimed, {len(shapes)} tensors held")
+    C, D, first = config.hidden_size, config.head_dim, "model.layers.0."
+    claimed = {
+        "model.embed_tokens.weight": (config.vocab_size, C),
+        f"{first}self_attn.q_proj.weight": (config.num_attention_heads * D, C),
+        f"{first}self_attn.k_proj.weight": (config.num_key_value_heads * D, C),
+        f"{first}mlp.gate_proj.weight": (config.intermediate_size, C),
+    }
+    for name, shape in claimed.items():
+        if name not in shapes:
+            raise ModelFileError(f"missing {name}")
+        if tuple(shapes[name]) != shape:
+            raise ModelFileError(f"{name} has shape {tuple(shapes[name])}, but {shape} is claimed")
 
 
 # -- the two layouts of rotary pairs: minilora and Hugging Face keep halves, llama.cpp files adjacent pairs ------------

@@ -71,8 +71,8 @@ class AdamW(Optimizer):
         super().__init__(parameters, lr)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.steps = 0
-        self.m = [array_module(p.data).zeros_like(p.data) for p in self.parameters]
-        self.v = [array_module(p.data).zeros_like(p.data) for p in self.parameters]
+        self.m = [array_module(p.data).zeros(p.shape, p.dtype) for p in self.parameters]
+        self.v = [array_module(p.data).zeros(p.shape, p.dtype) for p in self.parameters]
 
     def step(self) -> None:
         """One AdamW step for every parameter that has a gradient."""
@@ -83,6 +83,7 @@ class AdamW(Optimizer):
             if p.grad is None:
                 continue
             xp = array_module(p.data)
+            p.data = xp.asarray(p.data, order="C")  # itself, unless it is a transposed view: that has no flat view
             flat = [x.reshape(-1) for x in (p.data, p.grad, m_all, v_all)]
             for i, j in blocks(p.size, _BLOCK):
                 w, g, m, v = (x[i:j] for x in flat)
@@ -94,8 +95,9 @@ class AdamW(Optimizer):
                 w -= self.lr / unbias1 * m / (xp.sqrt(v) / math.sqrt(unbias2) + self.eps)
 
 
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm(parameters: Mapping[str, Tensor] | Iterable[Tensor], max_norm: float) -> float:
     """Scale all gradients so that their common norm is at most `max_norm`; return the norm before."""
+    parameters = parameters.values() if isinstance(parameters, Mapping) else parameters
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float((g.reshape(-1) @ g.reshape(-1)).item()) for g in grads))
     if norm > max_norm:

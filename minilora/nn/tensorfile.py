@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 
 class ModelFileError(ValueError):
-    """A model or adapter file is missing, damaged, or does not fit. The message names the file and what was expected."""
+    """A model or adapter file is missing, damaged, or does not fit. The message names the file and what was expected.
+
+    It is one line, whatever names from a damaged file or a library's own message bring with them.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -50,9 +57,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
     """Write arrays to one safetensors file. It appears whole or not at all."""
     from safetensors.numpy import save_file
 
+    arrays = {name: np.ascontiguousarray(to_numpy(array)) for name, array in tensors.items()}
+    with replacing(path) as partial:
+        save_file(arrays, partial, metadata={"format": "pt"})
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to: what is there at the end of the block takes the place of `path` in one step.
+
+    When the block fails, `path` stays as it was and nothing is left beside it.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file({k: np.ascontiguousarray(to_numpy(v)) for k, v in tensors.items()}, partial, metadata={"format": "pt"})
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -70,7 +88,8 @@ def check_fit(given: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]
             continue
         if tuple(given[name].shape) != shape:
             problems.append(f"{name} has shape {tuple(given[name].shape)}, expected {shape}")
-        elif not np.isfinite(given[name].sum()):  # a sum is NaN or infinite when any element is
+        elif not np.isfinite(given[name].sum(dtype=np.promote_types(given[name].dtype, np.float32))):
+            # A sum is NaN or infinite when any element is; one in float16 could overflow all by itself.
             problems.append(f"{name} holds NaN or infinity")
     if problems:
         more = f" (and {len(problems) - 6} more)" if len(problems) > 6 else ""

@@ -1,0 +1,47 @@
+"""minilora: LoRA written out in NumPy, for people who want to understand it and for people who want to use it.
+
+    import minilora as ml
+    model, tokenizer = ml.load("smollm2")
+    ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name="legal", seed=0)
+    loss = model.loss(input_ids, labels)
+    loss.backward()
+
+Importing this package loads NumPy and no other third-party package; the rest is loaded by what needs it.
+"""
+
+from .engine.gradcheck import GradientError, gradcheck
+from .engine.tensor import Tensor, no_grad, op
+from .insight.counts import count_parameters
+from .io.zoo import load, pull
+from .lora.adapters import add_adapter, set_adapter
+from .lora.config import LoraConfig
+from .lora.formats import load_adapter, save_adapter
+from .nn.llama import Config, Llama
+from .nn.module import Module, Parameter
+from .nn.optim import SGD, AdamW
+from .train.generate import generate
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Config",
+    "GradientError",
+    "Llama",
+    "LoraConfig",
+    "Module",
+    "Parameter",
+    "Tensor",
+    "add_adapter",
+    "count_parameters",
+    "generate",
+    "gradcheck",
+    "load",
+    "load_adapter",
+    "no_grad",
+    "op",
+    "pull",
+    "save_adapter",
+    "set_adapter",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,182 @@
+"""The command line: minilora finetune | chat | report | pull | gradcheck.
+
+Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never shows
+a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from . import __version__
+
+
+class UsageError(Exception):
+    """Arguments that parse but mean nothing: exit status 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("\nminilora: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `minilora report | head`
+        sys.stdout = None  # type: ignore[assignment] - nothing more can be said, not even at exit
+        return 0
+    except (UsageError, ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
+        if os.environ.get("MINILORA_TRACEBACK"):
+            raise
+        print(f"minilora: {error or type(error).__name__}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    parser = argparse.ArgumentParser(
+        prog="minilora",
+        description="LoRA written out in NumPy: fine-tune a real language model on a laptop.",
+        epilog="Start with: minilora finetune",
+    )
+    parser.add_argument("--version", action="version", version=f"minilora {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    base = {"default": "smollm2", "help": "smollm2, a .gguf file, or a Hugging Face folder (default: %(default)s)"}
+
+    job = _command(commands, "finetune", run_finetune, "teach a model from a data file and report what it cost")
+    job.add_argument("--base", **base)
+    job.add_argument("--data", default="legal", help="legal, or a .jsonl or .txt file (default: %(default)s)")
+    job.add_argument("--method", choices=("lora", "full"), default="lora", help="default: %(default)s")
+    job.add_argument("--r", type=int, default=8, help="rank of the update (default: %(default)s)")
+    job.add_argument("--lora-alpha", type=float, default=16.0, help="scale is alpha / r (default: %(default)s)")
+    job.add_argument(
+        "--target-modules",
+        nargs="+",
+        default=["all-linear"],
+        metavar="NAME",
+        help="modules to adapt: names such as q_proj v_proj, or all-linear (default)",
+    )
+    job.add_argument("--epochs", type=float, default=5.0, help="passes over the data (default: %(default)s)")
+    job.add_argument("--steps", type=int, help="number of steps, instead of --epochs")
+    job.add_argument("--lr", type=float, help="peak learning rate (default: 2e-3 for lora, 2e-4 for full)")
+    job.add_argument("--batch-size", type=int, default=8, help="records per step (default: %(default)s)")
+    job.add_argument("--max-length", type=int, default=512, help="tokens per record, cut beyond (default: %(default)s)")
+    job.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    job.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    job.add_argument("--out", help="folder for adapter, metrics.json and picture (default: runs/<data>)")
+
+    talk = _command(commands, "chat", run_chat, "talk to a model, with or without an adapter")
+    talk.add_argument("--base", **base)
+    talk.add_argument("--adapter", help="folder of an adapter, such as runs/legal")
+    talk.add_argument("--prompt", help="ask one question and end")
+    talk.add_argument("--max-new-tokens", type=int, default=128, help="default: %(default)s")
+    talk.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: %(default)s)")
+    talk.add_argument("--seed", type=int, default=0, help="for a temperature above 0 (default: %(default)s)")
+    talk.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+
+    show = _command(commands, "report", run_report, "show the page of a finished run again")
+    show.add_argument("run_folder", nargs="?", default="runs/legal", metavar="RUN", help="default: %(default)s")
+    show.add_argument("--json", action="store_true", help="the metrics as JSON")
+
+    fetch = _command(commands, "pull", run_pull, "download a model, or check the one that is there")
+    fetch.add_argument("name", nargs="?", default="smollm2", help="default: %(default)s")
+
+    check = _command(commands, "gradcheck", run_gradcheck, "compare every operation's gradient with a measured derivative")
+    check.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run_finetune(arguments: argparse.Namespace) -> None:
+    """minilora finetune: run the job, draw its picture, print its page."""
+    from .insight.plots import run_picture
+    from .train.finetune import Options, finetune
+    from .train.report import page
+
+    values = {name: value for name, value in vars(arguments).items() if name != "run"}
+    targets = values.pop("target_modules")
+    try:
+        options = Options(target_modules="all-linear" if targets == ["all-linear"] else targets, **values)
+        options.lora_config()
+    except ValueError as error:
+        raise UsageError(error) from error
+    metrics = finetune(options, say=lambda line: print(line, file=sys.stderr))
+    run_picture(metrics, options.folder / "picture.png")
+    print(page(metrics))
+
+
+def run_chat(arguments: argparse.Namespace) -> None:
+    """minilora chat: one answer for --prompt, else a conversation until an empty line or Ctrl-D."""
+    from .io.zoo import load
+    from .lora.formats import load_adapter
+    from .train.generate import generate
+
+    model, tokenizer = load(arguments.base, device=arguments.device)
+    if arguments.adapter:
+        load_adapter(model, arguments.adapter)
+    settings = {
+        "max_new_tokens": arguments.max_new_tokens,
+        "temperature": arguments.temperature,
+        "seed": arguments.seed,
+    }
+    if arguments.prompt is not None:
+        print(generate(model, tokenizer, arguments.prompt, **settings))
+        return
+    print("Ask something; an empty line or Ctrl-D ends.", file=sys.stderr)
+    messages: list[dict[str, str]] = []
+    while True:
+        try:
+            question = input("you> ").strip()
+        except EOFError:
+            print()
+            return
+        if not question:
+            return
+        messages.append({"role": "user", "content": question})
+        try:
+            answer = generate(model, tokenizer, messages, **settings)
+        except ValueError as error:  # too long, or a character the model has no token for: the talk goes on
+            print(f"minilora: {error}", file=sys.stderr)
+            messages.pop()
+            continue
+        print(answer)
+        messages.append({"role": "assistant", "content": answer})
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    """minilora report: the page, or the metrics, of a finished run."""
+    from .train.report import page, read_metrics
+
+    metrics = read_metrics(arguments.run_folder)
+    print(json.dumps(metrics, indent=2) if arguments.json else page(metrics))
+
+
+def run_pull(arguments: argparse.Namespace) -> None:
+    """minilora pull: make sure a model is here, and say where."""
+    from .io.zoo import pull
+
+    print(pull(arguments.name, say=lambda line: print(line, file=sys.stderr)))
+
+
+def run_gradcheck(arguments: argparse.Namespace) -> None:
+    """minilora gradcheck: one line per operation."""
+    from .insight.opcheck import check_all
+
+    worst = 0.0
+    for report in check_all(arguments.seed):
+        print(report)
+        worst = max(worst, report.max_relative_error)
+    print(f"all gradients agree with central differences in float64; largest relative error {worst:.1e}")

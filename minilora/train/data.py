@@ -1,0 +1,273 @@
+"""From files to token ids: records, conversations or plain text, checked before any training, packed without padding.
+
+A file is JSONL with `{"question", "answer"}` (optional: "id", "topic", "split", "paraphrase", "keywords"), JSONL with
+`{"messages": [{"role", "content"}, ...]}`, or a plain `.txt` file. Only the assistant's words are scored; in plain text,
+everything is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.backend import Array, to_device
+from ..engine.fused import NOT_SCORED, Packing
+from ..io.tokenizer import Message, Tokenizer
+
+SPLITS = ("train", "validation", "test")
+BUILT_IN = ("legal", "general")
+_SHOWN = 20  # problems listed before the rest is only counted
+
+
+class DataError(ValueError):
+    """A data file cannot be used. The message lists every bad line as `file:line: reason`."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One conversation (or, with no messages, one text), and what is known about it."""
+
+    id: str
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+    split: str | None = None
+    paraphrase: str | None = None
+    keywords: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The conversation up to where the assistant gives its last answer."""
+        return list(self.messages[:-1])
+
+    def asked_otherwise(self) -> Record:
+        """The same record with the paraphrase as its question."""
+        if self.paraphrase is None:
+            raise ValueError(f"record {self.id} has no paraphrase")
+        return replace(self, messages=({"role": "user", "content": self.paraphrase}, self.messages[-1]))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sequence of token ids with its labels: the same ids, -100 where a token is not scored."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def scored(self) -> int:
+        return sum(label != NOT_SCORED for label in self.labels)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_records(source: str | Path, tokenizer: Tokenizer | None = None) -> list[Record]:
+    """Read "legal", "general" or a file. Raises DataError that lists every bad line at once.
+
+    tokenizer: if given, text that it cannot express is reported as well.
+    """
+    if str(source) in BUILT_IN:
+        path = Path(str(files("minilora") / "data" / f"{source}.jsonl"))
+    else:
+        path = Path(source)
+    if not path.is_file():
+        raise DataError(f"{source}: no such data file; use a .jsonl or .txt file, or {' or '.join(map(repr, BUILT_IN))}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    if path.suffix == ".txt":
+        _raise_if([f"{path}: {problem}" for problem in _unwritable(text, tokenizer)])
+        return [Record(id=path.stem, text=text)]
+    records, problems, seen = [], [], {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = _parse(line, number)
+            for part in (*(m["content"] for m in record.messages), record.paraphrase or ""):
+                for problem in _unwritable(part, tokenizer):
+                    raise ValueError(problem)
+            if record.id in seen:
+                raise ValueError(f"id {record.id!r} stands in line {seen[record.id]} already")
+        except ValueError as error:
+            problems.append(f"{path}:{number}: {error}")
+        else:
+            seen[record.id] = number
+            records.append(record)
+    _raise_if(problems)
+    return records
+
+
+def _raise_if(problems: list[str]) -> None:
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more bad lines"] if len(problems) > _SHOWN else []
+        raise DataError("\n".join(problems[:_SHOWN] + more))
+
+
+def _unwritable(text: str, tokenizer: Tokenizer | None) -> Iterator[str]:
+    if tokenizer is not None:
+        try:
+            tokenizer.check(text)
+        except ValueError as error:
+            yield str(error)
+
+
+def _parse(line: str, number: int) -> Record:
+    try:
+        raw = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"expected a JSON object, got {type(raw).__name__}")
+    if "messages" in raw:
+        messages = _messages(raw["messages"])
+    elif "question" in raw or "answer" in raw:
+        messages = (
+            {"role": "user", "content": _text(raw, "question")},
+            {"role": "assistant", "content": _text(raw, "answer")},
+        )
+    else:
+        raise ValueError(f'expected "question" and "answer", or "messages"; got {", ".join(raw) or "an empty object"}')
+    split, keywords = raw.get("split"), raw.get("keywords", [])
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+    if not isinstance(keywords, list) or not all(isinstance(word, str) and word for word in keywords):
+        raise ValueError("keywords must be a list of words")
+    paraphrase = _text(raw, "paraphrase") if raw.get("paraphrase") is not None else None
+    return Record(str(raw.get("id", f"line-{number}")), messages, "", split, paraphrase, tuple(keywords))
+
+
+def _messages(raw: Any) -> tuple[Message, ...]:
+    if not isinstance(raw, list) or not raw:
+        raise ValueError("messages must be a non-empty list")
+    for i, message in enumerate(raw, 1):
+        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
+            raise ValueError(f"message {i} needs a role of system, user or assistant")
+        _text(message, "content")
+    if raw[-1]["role"] != "assistant":
+        raise ValueError("the last message must be the assistant's: it is what is learned")
+    return tuple({"role": m["role"], "content": m["content"]} for m in raw)
+
+
+def _text(raw: dict[str, Any], key: str) -> str:
+    value = raw.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key} must be a non-empty text, got {value!r}")
+    return value
+
+
+def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by split. Where none names a split, every tenth goes to "test" and the rest to "train".
+
+    Raises DataError when nothing is left to train on.
+    """
+    if all(record.split is None for record in records):
+        records = [
+            replace(record, split="test" if len(records) >= 10 and i % 10 == 9 else "train")
+            for i, record in enumerate(records)
+        ]
+    parts: dict[str, list[Record]] = {name: [] for name in SPLITS}
+    for record in records:
+        parts[record.split or "train"].append(record)
+    if not parts["train"]:
+        raise DataError('no record is left to train on: none has "split": "train"')
+    return parts
+
+
+# -- encoding ----------------------------------------------------------------------------------------------------------
+
+
+def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
+    """A conversation as token ids, with labels for the assistant's words and the token that ends them."""
+    ids = tokenizer.encode_chat(record.messages)
+    labels = [NOT_SCORED] * len(ids)
+    for i, message in enumerate(record.messages):
+        if message["role"] != "assistant":
+            continue
+        start = len(tokenizer.encode_chat(record.messages[:i], answer_next=True))
+        answer = tokenizer.encode(message["content"])
+        end = start + len(answer)
+        if ids[start:end] != answer:  # a template that trims or merges: score up to its end mark
+            end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:] else len(ids)
+        end += end < len(ids) and ids[end] == tokenizer.eos_id
+        labels[start:end] = ids[start:end]
+    return Sample(tuple(ids), tuple(labels))
+
+
+def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
+    """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored."""
+    ids = tokenizer.encode(text)
+    cuts = range(0, len(ids), max_length)
+    parts = [ids[i : i + max_length] for i in cuts]
+    return [Sample(tuple(part), (NOT_SCORED, *part[1:])) for part in parts if len(part) > 1]
+
+
+def cut(samples: Sequence[Sample], max_length: int) -> tuple[list[Sample], int, int]:
+    """Cut samples to `max_length` tokens. Returns those with something left to score, how many were cut, and how many
+    of these had to be left out.
+    """
+    longer = sum(len(sample.ids) > max_length for sample in samples)
+    short = [Sample(sample.ids[:max_length], sample.labels[:max_length]) for sample in samples]
+    kept = [sample for sample in short if sample.scored]
+    return kept, longer, len(short) - len(kept)
+
+
+# -- batching ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several samples in one row: input_ids and labels (1, N), how they are packed, and how many tokens count."""
+
+    input_ids: Array
+    labels: Array
+    packing: Packing
+    scored: int
+
+
+def pack(samples: Sequence[Sample], device: str = "cpu") -> Batch:
+    """Put samples into one row without padding; what all of them begin with is there once.
+
+    In a chat the common beginning is the system message: a fifth of a short record's tokens, computed once per step.
+    """
+    prefix = common_prefix(samples)
+    ids, labels, ends = list(samples[0].ids[:prefix]), [NOT_SCORED] * prefix, []
+    for sample in samples:
+        ids += sample.ids[prefix:]
+        labels += sample.labels[prefix:]
+        ends.append(len(ids))
+    row, row_labels = np.array([ids], np.int64), np.array([labels], np.int64)
+    scored = int((row_labels != NOT_SCORED).sum())
+    return Batch(to_device(row, device), to_device(row_labels, device), Packing(prefix, tuple(ends)), scored)
+
+
+def common_prefix(samples: Sequence[Sample]) -> int:
+    """How many unscored tokens all samples begin with; at least one unscored token is left to each, since the first
+    scored one must be predicted from its own sequence.
+    """
+    if len(samples) < 2:
+        return 0
+    limit = min(next(i for i, label in enumerate(s.labels) if label != NOT_SCORED) for s in samples) - 1
+    first = samples[0].ids
+    for i in range(max(limit, 0)):
+        if any(sample.ids[i] != first[i] for sample in samples):
+            return i
+    return max(limit, 0)
+
+
+def epochs(samples: Sequence[Sample], batch_size: int, seed: int, device: str = "cpu") -> Iterator[Batch]:
+    """Batches without end: every epoch all samples once, in a new order that `seed` determines."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(len(samples))
+        for i in range(0, len(order), batch_size):
+            yield pack([samples[j] for j in order[i : i + batch_size]], device)

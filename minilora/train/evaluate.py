@@ -1,0 +1,73 @@
+"""What a model knows: the loss on a set of samples, and how many of the expected words its answers contain."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..engine.tensor import no_grad
+from ..io.tokenizer import Tokenizer
+from ..nn.llama import Llama
+from .data import Record, Sample, pack
+from .generate import generate_batch
+
+
+def mean_loss(
+    model: Llama,
+    samples: Sequence[Sample],
+    batch_size: int = 16,
+    device: str = "cpu",
+    done: Callable[[int], object] = lambda count: None,
+) -> float:
+    """The mean cross-entropy per scored token over all samples, in nats. Raises ValueError for no samples.
+
+    done: called with the number of samples that have just been scored.
+    """
+    if not samples:
+        raise ValueError("no samples to evaluate")
+    ordered = sorted(samples, key=lambda sample: len(sample.ids))
+    total, count = 0.0, 0
+    with no_grad():
+        for i in range(0, len(ordered), batch_size):
+            batch = pack(ordered[i : i + batch_size], device)
+            total += model.loss(batch.input_ids, batch.labels, batch.packing).item() * batch.scored
+            count += batch.scored
+            done(min(batch_size, len(ordered) - i))
+    return total / count
+
+
+def answer_all(
+    model: Llama,
+    tokenizer: Tokenizer,
+    records: Sequence[Record],
+    max_new_tokens: int = 64,
+    done: Callable[[int], object] = lambda count: None,
+) -> list[str]:
+    """The model's own answer to each record's question, greedily."""
+    return generate_batch(model, tokenizer, [record.prompt for record in records], max_new_tokens, done=done)
+
+
+def keyword_recall(answers: Sequence[str], records: Sequence[Record]) -> float:
+    """The mean share of a record's keywords that stand in its answer as whole words, upper or lower case.
+
+    Raises ValueError when no record has keywords.
+    """
+    shares = [
+        np.mean([contains(answer, word) for word in record.keywords])
+        for answer, record in zip(answers, records, strict=True)
+        if record.keywords
+    ]
+    if not shares:
+        raise ValueError("no record has keywords")
+    return float(np.mean(shares))
+
+
+def contains(text: str, word: str) -> bool:
+    """Does `word` stand in `text` as a whole word?
+
+    >>> contains("An enforceable promise.", "promise"), contains("Promised", "promise")
+    (True, False)
+    """
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None

@@ -1,0 +1,302 @@
+"""The main job: teach a pretrained model from a file, and measure what it learned, what it forgot and what it cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..insight.counts import count_parameters
+from ..insight.memory import SHAPES, peak_memory, predict_memory
+from ..io.export import save_folder
+from ..io.tokenizer import Tokenizer
+from ..io.zoo import load
+from ..lora.adapters import add_adapter, base_state
+from ..lora.config import LoraConfig
+from ..lora.formats import WEIGHTS_FILE, save_adapter
+from ..nn.llama import Llama
+from ..nn.module import sha256_of
+from .data import Record, Sample, cut, encode_record, encode_text, epochs, read_records, split_records
+from .evaluate import answer_all, keyword_recall, mean_loss
+from .loop import History, TrainingError, train
+
+METRICS_FILE = "metrics.json"
+ADAPTER = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to fine-tune on what, and how. The command line's flags carry the same names."""
+
+    base: str = "smollm2"
+    data: str = "legal"
+    method: str = "lora"
+    r: int = 8
+    lora_alpha: float = 16.0
+    target_modules: str | Sequence[str] = "all-linear"
+    steps: int | None = None
+    epochs: float = 5.0
+    lr: float | None = None
+    batch_size: int = 8
+    max_length: int = 512
+    seed: int = 0
+    device: str = "cpu"
+    out: str | None = None
+
+    def __post_init__(self):
+        if self.method not in ("lora", "full"):
+            raise ValueError(f"method must be 'lora' or 'full', got {self.method!r}")
+        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.learning_rate}
+        for name, value in positive.items():
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.max_length < 8:
+            raise ValueError(f"max_length must be at least 8 tokens, got {self.max_length}")
+
+    @property
+    def learning_rate(self) -> float:
+        """lr, or the method's own: LoRA takes about ten times what full fine-tuning does."""
+        return self.lr if self.lr is not None else (2e-3 if self.method == "lora" else 2e-4)
+
+    @property
+    def folder(self) -> Path:
+        """Where results go: `out`, or runs/<name of the data>[-full]."""
+        suffix = "" if self.method == "lora" else f"-{self.method}"
+        return Path(self.out or f"runs/{Path(self.data).stem}{suffix}")
+
+    def lora_config(self) -> LoraConfig:
+        """The adapter these options ask for."""
+        return LoraConfig(r=self.r, lora_alpha=self.lora_alpha, target_modules=self.target_modules)
+
+
+@dataclass
+class Material:
+    """The data, read and encoded: what is trained on, the sets that are measured, the questions that are asked."""
+
+    train: list[Sample]
+    validation: list[Sample]
+    scored: dict[str, list[Sample]]  # "paraphrase", "unseen", "general"
+    asked: dict[str, list[Record]]  # the same for keyword recall
+
+
+class Bars:
+    """Progress bars on stderr: one per stage of the job."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+
+    def __call__(self, title: str, total: int, unit: str) -> tqdm:
+        """A new bar. On something that is no terminal it prints a line now and then."""
+        pace = 0.2 if sys.stderr.isatty() else 20.0
+        return tqdm(total=total, desc=f"{title:<28}", unit=unit, mininterval=pace, disable=self.quiet, dynamic_ncols=True)
+
+
+def finetune(
+    options: Options, say: Callable[[str], None] = lambda line: None, bars: Bars | None = None
+) -> dict[str, Any]:
+    """Run the whole job and return its metrics, which also stand in `<out>/metrics.json`.
+
+    Writes the adapter (or with method "full" the model) as soon as it is trained. Raises ValueError for bad input
+    before anything is written, TrainingError when the loss is no number, KeyboardInterrupt after keeping what there is.
+    """
+    bars = bars or Bars()
+    config = options.lora_config() if options.method == "lora" else None
+    model, tokenizer = load(options.base, device=options.device, say=say)
+    material = prepare(options, tokenizer, say)
+    steps = options.steps or math.ceil(options.epochs * len(material.train) / options.batch_size)
+    _make_folder(options.folder)
+
+    before_hash = sha256_of(base_state(model))
+    before = evaluate(model, tokenizer, material, options, bars, "before")
+    if config is None:
+        model.requires_grad_(True)
+    else:
+        add_adapter(model, config, ADAPTER, seed=options.seed)
+    counts = count_parameters(model)
+    history = History()
+    try:
+        _train(model, material, steps, options, history, bars)
+    except (KeyboardInterrupt, TrainingError):
+        if history.losses and (config is not None or _finite(model)):
+            _save(model, tokenizer, options)
+            say(f"kept what {len(history.losses)} of {steps} steps had learned in {options.folder}")
+        raise
+    _save(model, tokenizer, options)
+    trained_peak = peak_memory()
+    after = evaluate(model, tokenizer, material, options, bars, "after")
+    after_hash = sha256_of(base_state(model))
+
+    base_bytes = sum(array.nbytes for array in base_state(model).values())
+    file = options.folder / (WEIGHTS_FILE if config else "model.safetensors")
+    metrics = {
+        "options": asdict(options) | {"lr": options.learning_rate, "out": str(options.folder)},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "steps": steps,
+        "records": {"train": len(material.train), **{name: len(part) for name, part in material.scored.items()}},
+        "trainable_parameters": counts.trainable,
+        "total_parameters": counts.total,
+        "base_sha256": [before_hash, after_hash],
+        "loss": _pairs(before["loss"], after["loss"]),
+        "keyword_recall": _pairs(before["recall"], after["recall"]),
+        "answers": _examples(material, before["answers"], after["answers"]),
+        "train_loss": history.losses,
+        "validation_loss": history.validation,
+        "seconds_per_step": history.seconds_per_step,
+        "tokens_per_second": history.tokens_per_second,
+        "training_seconds": sum(history.seconds),
+        "peak_memory_bytes": _memory(model, material, options, trained_peak),
+        "adapter_bytes": file.stat().st_size,
+        "base_bytes": base_bytes,
+        "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
+    }
+    (options.folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return metrics
+
+
+# -- the stages ----------------------------------------------------------------------------------------------------------
+
+
+def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) -> Material:
+    """Read and encode the data. Raises DataError listing every bad line; says how many records had to be cut."""
+    records = read_records(options.data, tokenizer)
+    general = read_records("general", tokenizer)
+    parts: dict[str, list[Record]] = {"validation": [], "test": []}
+    if records[0].text:
+        chunks = encode_text(records[0].text, tokenizer, options.max_length)
+        held = len(chunks) // 10
+        samples = {"train": chunks[: len(chunks) - held], "unseen": chunks[len(chunks) - held :], "validation": []}
+        paraphrased: list[Record] = []
+    else:
+        parts = split_records(records)
+        paraphrased = [r.asked_otherwise() for r in parts["train"] if r.paraphrase is not None]
+        samples = {
+            "train": _encode(parts["train"], tokenizer),
+            "validation": _encode(parts["validation"], tokenizer),
+            "unseen": _encode(parts["test"], tokenizer),
+            "paraphrase": _encode(paraphrased, tokenizer),
+        }
+    samples["general"] = _encode(general, tokenizer)
+    for name, part in samples.items():
+        samples[name], longer, dropped = cut(part, options.max_length)
+        if longer:
+            lost = f", {dropped} of them lost their whole answer and were left out" if dropped else ""
+            say(f"{name}: {longer} of {len(part)} records are longer than --max-length {options.max_length} and were cut{lost}")
+    if not samples["train"]:
+        raise ValueError(f"{options.data}: nothing is left to train on within --max-length {options.max_length}")
+    scored = {name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)}
+    asked = {"paraphrase": paraphrased, "unseen": parts["test"]}
+    asked = {name: [r for r in part if r.keywords] for name, part in asked.items()}
+    return Material(samples["train"], samples["validation"], scored, {k: v for k, v in asked.items() if v})
+
+
+def evaluate(
+    model: Llama, tokenizer: Tokenizer, material: Material, options: Options, bars: Bars, when: str
+) -> dict[str, dict[str, Any]]:
+    """Losses, keyword recall and the answers themselves, by set."""
+    result: dict[str, dict[str, Any]] = {"loss": {}, "recall": {}, "answers": {}}
+    with bars(f"loss {when}", sum(map(len, material.scored.values())), "record") as bar:
+        for name, samples in material.scored.items():
+            result["loss"][name] = mean_loss(model, samples, device=options.device, done=bar.update)
+    with bars(f"answers {when}", sum(map(len, material.asked.values())), "answer") as bar:
+        for name, records in material.asked.items():
+            answers = answer_all(model, tokenizer, records, done=bar.update)
+            result["answers"][name] = answers
+            result["recall"][name] = keyword_recall(answers, records)
+    return result
+
+
+def _train(model: Llama, material: Material, steps: int, options: Options, history: History, bars: Bars) -> None:
+    per_epoch = math.ceil(len(material.train) / options.batch_size)
+    with bars("training", steps, "step") as bar:
+
+        def each_step(step: int) -> None:
+            speed = f"{history.tokens_per_second:.0f}"
+            bar.set_postfix({"loss": f"{history.losses[-1]:.3f}", "tokens/s": speed}, refresh=False)
+            bar.update()
+            if material.validation and (step % per_epoch == 0 or step == steps):
+                history.validation.append((step, mean_loss(model, material.validation, device=options.device)))
+
+        train(
+            model,
+            material.train,
+            steps,
+            history,
+            lr=options.learning_rate,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            device=options.device,
+            each_step=each_step,
+        )
+
+
+def _encode(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
+    return [encode_record(record, tokenizer) for record in records]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot write results there ({error}); choose another --out") from error
+
+
+def _save(model: Llama, tokenizer: Tokenizer, options: Options) -> None:
+    if options.method == "lora":
+        save_adapter(model, options.folder, ADAPTER, base_model=options.base)
+    else:
+        save_folder(options.folder, model.config, model.state_dict(), tokenizer)
+
+
+def _finite(model: Llama) -> bool:
+    return all(bool(np.isfinite(float(p.data.sum()))) for _, p in model.named_parameters())
+
+
+# -- the numbers -----------------------------------------------------------------------------------------------------------
+
+
+def _pairs(before: dict[str, float], after: dict[str, float]) -> dict[str, list[float]]:
+    return {name: [before[name], after[name]] for name in before}
+
+
+def _examples(material: Material, before: dict[str, list[str]], after: dict[str, list[str]]) -> list[dict[str, str]]:
+    """Three questions with both answers: two on trained terms asked in other words, one on an unseen term."""
+    wanted = [("paraphrase", 0), ("paraphrase", 1), ("unseen", 0)]
+    chosen = []
+    for name, position in wanted:
+        records = material.asked.get(name, [])
+        if position < len(records):
+            i = position * (len(records) // 2)
+            question = records[i].prompt[-1]["content"]
+            chosen.append({"set": name, "question": question, "before": before[name][i], "after": after[name][i]})
+    return chosen
+
+
+def _memory(model: Llama, material: Material, options: Options, measured: int | None) -> dict[str, Any]:
+    rows = [batch for batch, _ in zip(epochs(material.train, options.batch_size, options.seed), range(20), strict=False)]
+    largest = max(rows, key=lambda batch: batch.input_ids.size)
+    shape = (model.config, largest.input_ids.size, largest.scored)
+    full = predict_memory(*shape)
+    if options.method == "full":
+        mine = full
+    else:
+        adapted = {name.rpartition(".")[2] for name, m in model.named_modules() if getattr(m, "adapters", None)}
+        mine = predict_memory(*shape, rank=options.r, targets=adapted & set(SHAPES))
+    return {
+        "predicted": mine.total,
+        "measured": measured,
+        "full_predicted": full.total,
+        "by_owner": asdict(mine),
+        "full_by_owner": asdict(full),
+    }

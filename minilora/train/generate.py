@@ -1,0 +1,100 @@
+"""Answers, token by token: with a key/value cache, for one conversation or for many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..engine.backend import array_module, to_numpy
+from ..engine.tensor import no_grad
+from ..io.tokenizer import Message, Tokenizer
+from ..nn.llama import KVCache, Llama
+
+
+def generate(
+    model: Llama,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message] | str,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> str:
+    """The assistant's answer to a conversation, or to one question given as a string.
+
+    temperature: 0 takes the likeliest token; above 0, tokens are drawn from softmax(logits / temperature) with `seed`.
+    Raises ValueError when the conversation is too long for the model.
+    """
+    conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    return generate_batch(model, tokenizer, [conversation], max_new_tokens, temperature, seed)[0]
+
+
+def generate_batch(
+    model: Llama,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    done: Callable[[int], object] = lambda count: None,
+) -> list[str]:
+    """One answer per conversation, in their order; `batch_size` of similar length are worked on at a time.
+
+    done: called with the number of answers that have just been finished.
+    """
+    prompts = [tokenizer.encode_chat(conversation, answer_next=True) for conversation in conversations]
+    limit = model.config.max_position_embeddings
+    if prompts and max(map(len, prompts)) + max_new_tokens > limit:
+        longest = max(map(len, prompts))
+        raise ValueError(f"{longest} tokens and an answer of {max_new_tokens} are more than the {limit} the model can see")
+    rng = np.random.default_rng(seed)
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        outputs = _generate_ids(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens, temperature, rng)
+        for i, output in zip(chosen, outputs, strict=True):
+            answers[i] = tokenizer.decode(output).strip()
+        done(len(chosen))
+    return answers
+
+
+def _generate_ids(
+    model: Llama,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+    rng: np.random.Generator,
+) -> list[list[int]]:
+    longest = max(map(len, prompts))
+    weight = model.head_weight.data
+    xp = array_module(weight)
+    padding = np.array([longest - len(prompt) for prompt in prompts])
+    tokens = np.array([[tokenizer.pad_id] * int(n) + prompt for n, prompt in zip(padding, prompts, strict=True)])
+    first = xp.asarray(padding) if padding.any() else None
+    cache = KVCache(model.config, len(prompts), longest + max_new_tokens, first, like=weight)
+    outputs: list[list[int]] = [[] for _ in prompts]
+    rows = np.arange(len(prompts))  # which prompt each row of the batch belongs to; finished ones leave the batch
+    with no_grad():
+        for _ in range(max_new_tokens):
+            logits = to_numpy(model(xp.asarray(tokens), cache, last=True).data[:, -1])  # (rows, V)
+            chosen = _choose(logits, temperature, rng)  # (rows)
+            alive = np.flatnonzero(chosen != tokenizer.eos_id)
+            for i in alive:
+                outputs[rows[i]].append(int(chosen[i]))
+            if len(alive) == 0:
+                break
+            if len(alive) < len(rows):
+                cache.keep(xp.asarray(alive))
+                rows = rows[alive]
+            tokens = chosen[alive][:, None]  # (rows, 1)
+    return outputs
+
+
+def _choose(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
+    if temperature <= 0:
+        return logits.argmax(axis=-1)
+    noise = rng.gumbel(size=logits.shape)  # argmax(logits / t + Gumbel noise) is a draw from softmax(logits / t)
+    return (logits.astype(np.float64) / temperature + noise).argmax(axis=-1)

@@ -1,0 +1,111 @@
+"""Parity with torch: optimizers and gradient clipping move parameters to the same place."""
+
+import numpy as np
+import pytest
+
+from minilora.engine.tensor import Tensor
+from minilora.nn.optim import SGD, AdamW, clip_grad_norm
+
+torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
+
+pytestmark = pytest.mark.parity
+
+SIZES = [(3, 5), (7,), (70_000,), (2, 3, 4)]  # one is longer than the block that AdamW works on
+TOLERANCE = {np.float32: {"rtol": 2e-5, "atol": 2e-6}, np.float64: {"rtol": 1e-12, "atol": 1e-13}}
+every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+def twins(rng, dtype):
+    """The same parameters twice: minilora's and torch's."""
+    arrays = [rng.standard_normal(size).astype(dtype) for size in SIZES]
+    ours = [Tensor(a.copy(), requires_grad=True) for a in arrays]
+    return ours, [torch.nn.Parameter(torch.from_numpy(a.copy())) for a in arrays]
+
+
+def give_gradients(rng, ours, theirs):
+    """The same gradients to both, of sizes from 1e-4 to 1e2."""
+    for p, q in zip(ours, theirs, strict=True):
+        grad = (rng.standard_normal(p.shape) * 10.0 ** rng.uniform(-4, 2, p.shape)).astype(p.dtype)
+        p.grad, q.grad = grad, torch.from_numpy(grad.copy())
+
+
+def assert_same(ours, theirs, dtype):
+    for p, q in zip(ours, theirs, strict=True):
+        assert p.dtype == dtype
+        np.testing.assert_allclose(p.data, q.detach().numpy(), **TOLERANCE[dtype])
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"weight_decay": 0.0},
+        {"lr": 3e-2, "weight_decay": 0.3},
+        {"betas": (0.8, 0.95), "eps": 1e-4},
+        {"betas": (0.0, 0.5)},
+    ],
+    ids=str,
+)
+def test_adamw_moves_as_torch_does(settings, dtype, rng):
+    ours, theirs = twins(rng, dtype)
+    settings = {"lr": 1e-2, **settings}
+    optimizer, reference = AdamW(ours, **settings), torch.optim.AdamW(theirs, **settings)
+    for _ in range(12):
+        give_gradients(rng, ours, theirs)
+        optimizer.step()
+        reference.step()
+    assert_same(ours, theirs, dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_sgd_moves_as_torch_does(momentum, dtype, rng):
+    ours, theirs = twins(rng, dtype)
+    optimizer, reference = SGD(ours, lr=1e-3, momentum=momentum), torch.optim.SGD(theirs, lr=1e-3, momentum=momentum)
+    for _ in range(12):
+        give_gradients(rng, ours, theirs)
+        optimizer.step()
+        reference.step()
+    assert_same(ours, theirs, dtype)
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_the_learning_rate_may_change_between_steps_as_in_torch(kind, rng):
+    ours, theirs = twins(rng, np.float64)
+    optimizer = {"AdamW": AdamW, "SGD": SGD}[kind](ours, lr=0.0)
+    reference = getattr(torch.optim, kind)(theirs, lr=0.0)
+    for lr in (1e-3, 5e-2, 0.0, 1e-4):
+        optimizer.lr = reference.param_groups[0]["lr"] = lr
+        give_gradients(rng, ours, theirs)
+        optimizer.step()
+        reference.step()
+    assert_same(ours, theirs, np.float64)
+
+
+def test_a_parameter_that_never_gets_a_gradient_stays_where_it_is_as_in_torch(rng):
+    ours, theirs = twins(rng, np.float64)
+    before = ours[1].data.copy()
+    optimizer, reference = AdamW(ours, lr=1e-2), torch.optim.AdamW(theirs, lr=1e-2)
+    for _ in range(3):
+        give_gradients(rng, ours, theirs)
+        ours[1].grad = theirs[1].grad = None
+        optimizer.step()
+        reference.step()
+    assert_same(ours, theirs, np.float64)
+    np.testing.assert_array_equal(ours[1].data, before)
+
+
+@every_dtype
+@pytest.mark.parametrize("factor", [0.01, 0.999, 1.001, 100.0])  # of the norm the gradients have
+def test_clipping_scales_gradients_and_reports_the_norm_as_torch_does(factor, dtype, rng):
+    ours, theirs = twins(rng, dtype)
+    give_gradients(rng, ours, theirs)
+    ours[1].grad = theirs[1].grad = None
+    norm = float(np.sqrt(sum((p.grad.astype(np.float64) ** 2).sum() for p in ours if p.grad is not None)))
+    got, expected = clip_grad_norm(ours, factor * norm), torch.nn.utils.clip_grad_norm_(theirs, factor * norm)
+    assert got == pytest.approx(expected.item(), rel=1e-5) == pytest.approx(norm, rel=1e-5)
+    for p, q in zip(ours, theirs, strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            np.testing.assert_allclose(p.grad, q.grad.numpy(), rtol=1e-5)

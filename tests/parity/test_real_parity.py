@@ -1,0 +1,275 @@
+"""Parity on the real model: SmolLM2-135M-Instruct here and in transformers, from the same GGUF file.
+
+transformers reads the file with code of its own, so that a mistake in dequantising, in the rotary layout or in the
+tokenizer shows. A second copy gets its weights from minilora's state dict.
+"""
+
+import os
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+from minilora.engine.tensor import no_grad
+from minilora.io import zoo
+from minilora.lora.adapters import adapter_state, add_adapter
+from minilora.lora.config import LoraConfig
+from minilora.lora.formats import save_adapter
+from minilora.nn.llama import KVCache, Llama, to_pairs
+from minilora.nn.optim import AdamW
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
+torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
+transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
+peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[parity]'")
+
+pytestmark = [pytest.mark.real, pytest.mark.parity]
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+CHATS = {
+    "one question": QUESTION,
+    "a system line of its own": [{"role": "system", "content": "Answer in one word."}, *QUESTION],
+    "several turns": [
+        *QUESTION,
+        {"role": "assistant", "content": "Paris."},
+        {"role": "user", "content": "And of Peru?"},
+    ],
+    "line breaks, code and digits": [{"role": "user", "content": "Add 12 and 345:\n\n```python\nx = 12 + 345\n```\n"}],
+    "no content": [{"role": "user", "content": ""}],
+}
+TEXTS = [
+    "",
+    "The court held that the clause was void.",
+    "  two spaces, a tab\tand\r\n\n\nthree line breaks  ",
+    "In 1984, 3.14159 x 20 = 62.8318; call +44 20 7946 0958, or 007",
+    "don't we'll they've I'M YOU'RE it''s",
+    "naïve café, Ünïcödé, 東京都, Привет, مرحبا",
+    "🙂👩‍👩‍👧 \N{NO-BREAK SPACE}\u200bend",
+    "def f(x):\n    return x**2  # squares\n",
+    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|><file_sep>",
+    "< |im_start| > <|im_start <repo_name>",
+    "aaaaaaaaaaaaaaaaaaaaaaaa" * 4,
+]
+NUMERALS = [
+    "a  7",
+    "x =   12\n\n  3",
+    "½ cup, 10² m, ²3",
+    "chapter Ⅳ, ٣ and ४२",
+    "a²b½c",
+]  # split off before anything else
+
+
+@pytest.fixture(scope="module")
+def file():
+    path = zoo.find("smollm2")
+    if path is None:
+        pytest.skip("needs the real model: minilora pull smollm2")
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(file):
+    """transformers' own reading of the GGUF file, in float32."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def words(file):
+    return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+
+
+def in_transformers(ours):
+    """minilora's model in transformers: a LlamaConfig of the same numbers, and the same arrays, not copied."""
+    shape = asdict(ours.config)
+    rope = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
+    config = transformers.LlamaConfig(**shape, rope_parameters=rope, eos_token_id=2, bos_token_id=1, pad_token_id=2)
+    state = {name: torch.from_numpy(array) for name, array in ours.state_dict().items()}
+    return transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state).eval()
+
+
+def ids_of(tokenizer, chat):
+    return np.array([tokenizer.encode_chat(CHATS[chat], answer_next=True)])
+
+
+def logits_of(theirs, ids):
+    with torch.no_grad():
+        return theirs(torch.from_numpy(ids)).logits.numpy()
+
+
+def loss_of(theirs, ids, labels):
+    return theirs(torch.from_numpy(ids), labels=torch.from_numpy(labels)).loss
+
+
+def plain(name):
+    """A parameter's name as minilora's `adapter_state` has it, from either side."""
+    name = name.removeprefix("base_model.model.").removesuffix(".default.weight")
+    return name.replace(".adapters.default", "")
+
+
+def own_logits(ours, ids):
+    with no_grad():
+        return ours(ids).data
+
+
+def distance(a, b):
+    return float(np.abs(a - b).max())
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_shape_read_from_the_file_is_the_one_transformers_reads(smollm2, reference):
+    ours, _ = smollm2
+    theirs = reference.config
+    for name, value in asdict(ours.config).items():
+        expected = theirs.rope_parameters["rope_theta"] if name == "rope_theta" else getattr(theirs, name)
+        assert value == pytest.approx(expected, rel=1e-6), name
+
+
+def test_every_weight_equals_transformers_reading_of_the_file(smollm2, reference):
+    ours, _ = smollm2
+    got, expected = ours.state_dict(), dict(reference.named_parameters())
+    assert got.keys() == expected.keys()
+    for name, array in got.items():
+        np.testing.assert_array_equal(array, expected[name].detach().numpy(), err_msg=name)
+
+
+def test_logits_equal_transformers_reading_of_the_file(smollm2, reference):
+    ours, tokenizer = smollm2
+    ids = ids_of(tokenizer, "line breaks, code and digits")
+    assert distance(own_logits(ours, ids), logits_of(reference, ids)) < 1e-3
+
+
+def test_logits_and_loss_equal_transformers_with_these_very_weights(smollm2):
+    ours, tokenizer = smollm2
+    theirs = in_transformers(ours)
+    ids = ids_of(tokenizer, "one question")
+    ids = np.concatenate([ids, ids[:, ::-1]])
+    labels = ids.copy()
+    labels[0, :20] = labels[1, 10:15] = -100
+    with torch.no_grad(), no_grad():
+        expected = theirs(torch.from_numpy(ids), labels=torch.from_numpy(labels))
+        loss = ours.loss(ids, labels)
+    assert distance(own_logits(ours, ids), expected.logits.numpy()) < 1e-3
+    assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+
+
+def test_the_comparison_notices_queries_and_keys_left_in_the_file_s_rotary_layout(smollm2, reference):
+    ours, tokenizer = smollm2
+    heads = {"q_proj": ours.config.num_attention_heads, "k_proj": ours.config.num_key_value_heads}
+    wrong = Llama(ours.config)
+    wrong.load_state_dict(
+        {
+            name: to_pairs(array, heads[kind]) if (kind := name.split(".")[-2]) in heads else array
+            for name, array in ours.state_dict().items()
+        }
+    )
+    ids = ids_of(tokenizer, "one question")
+    got = own_logits(wrong, ids)
+    assert np.isfinite(got).all()  # nothing but a comparison tells
+    assert distance(got, logits_of(reference, ids)) > 1
+
+
+def test_the_greedy_answer_is_transformers_answer(smollm2, reference):
+    ours, tokenizer = smollm2
+    ids = ids_of(tokenizer, "one question")
+    settings = transformers.GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=2)
+    prompt = torch.from_numpy(ids)
+    expected = reference.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+    cache, new, answer = KVCache(ours.config, batch=1, capacity=ids.shape[1] + 8), ids, []
+    with no_grad():
+        while len(answer) < 8 and tokenizer.eos_id not in answer:
+            new = ours(new, cache, last=True).data.argmax(axis=-1)  # (1, 1)
+            answer.append(new.item())
+    assert answer == expected[0, ids.shape[1] :].tolist()
+    assert "Paris" in tokenizer.decode(answer)
+
+
+# -- the tokenizer -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_token_ids_and_text_equal_transformers(text, smollm2, words):
+    _, tokenizer = smollm2
+    ids = tokenizer.encode(text)
+    assert ids == words(text)["input_ids"]
+    assert tokenizer.decode(ids) == words.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *NUMERALS])
+def test_numerals_are_split_off_by_llama_cpp_s_rule(text, smollm2, words):
+    """llama.cpp splits at every \\p{N}, then as GPT-2 does. transformers forgets the former when it reads a GGUF."""
+    _, tokenizer = smollm2
+    core = Tokenizer.from_str(words.backend_tokenizer.to_str())
+    apart = pre_tokenizers.Split(Regex(r"\p{N}"), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([apart, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    assert tokenizer.encode(text) == core.encode(text, add_special_tokens=False).ids
+
+
+def test_special_tokens_equal_transformers(smollm2, words):
+    _, tokenizer = smollm2
+    assert len(tokenizer) == len(words)
+    assert (tokenizer.eos, tokenizer.eos_id, tokenizer.bos) == (words.eos_token, words.eos_token_id, words.bos_token)
+    assert tokenizer.pad_id == words.pad_token_id
+
+
+@pytest.mark.parametrize("answer_next", [False, True])
+@pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS.keys())
+def test_conversations_equal_transformers_chat_template(chat, answer_next, smollm2, words):
+    _, tokenizer = smollm2
+    expected = words.apply_chat_template(chat, add_generation_prompt=answer_next, tokenize=False)
+    assert tokenizer.render(chat, answer_next) == expected
+    ids = words.apply_chat_template(chat, add_generation_prompt=answer_next, return_dict=False)
+    assert tokenizer.encode_chat(chat, answer_next) == ids
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_lora_training_step_equals_peft_and_torch(smollm2, tmp_path, rng):
+    """r = 8 on every linear layer. B starts near zero instead of at zero, so that A has a gradient as well.
+
+    Adam divides each gradient by its own size; with eps = 1e-6 it does so with more than the rounding of those near zero.
+    """
+    shared, tokenizer = smollm2
+    theirs = in_transformers(shared)
+    ours = Llama(shared.config)
+    ours.load_state_dict(shared.state_dict())  # the same arrays: an adapter never writes to them
+    add_adapter(ours, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), seed=0)
+    for name, array in adapter_state(ours, "default").items():
+        if name.endswith("lora_B"):
+            array += 0.005 * rng.standard_normal(array.shape, np.float32)
+    before = {name: array.copy() for name, array in adapter_state(ours, "default").items()}
+    theirs = peft.PeftModel.from_pretrained(theirs, save_adapter(ours, tmp_path), is_trainable=True)
+    trained = {plain(name): p for name, p in theirs.named_parameters() if p.requires_grad}
+
+    prompt = tokenizer.encode_chat(QUESTION, answer_next=True)
+    ids = np.array([prompt + tokenizer.encode("The city of light.<|im_end|>")])
+    labels = ids.copy()
+    labels[:, : len(prompt)] = -100
+    settings = {"lr": 2e-4, "eps": 1e-6}
+    optimizer, reference = (
+        AdamW(ours.trainable_parameters(), **settings),
+        torch.optim.AdamW(trained.values(), **settings),
+    )
+    loss, expected = ours.loss(ids, labels), loss_of(theirs, ids, labels)
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    gradients = {plain(name): p.grad for name, p in ours.trainable_parameters().items()}
+    assert gradients.keys() == trained.keys()
+    for name, grad in gradients.items():
+        wanted = trained[name].grad.numpy()
+        assert np.linalg.norm(grad - wanted) < 1e-3 * np.linalg.norm(wanted), name
+
+    optimizer.step()
+    reference.step()
+    for name, array in adapter_state(ours, "default").items():
+        wanted = trained[name].detach().numpy()
+        assert np.linalg.norm(array - wanted) < 1e-2 * np.linalg.norm(wanted - before[name]), name
+    with no_grad(), torch.no_grad():
+        after, wanted = ours.loss(ids, labels).item(), loss_of(theirs, ids, labels).item()
+    assert after == pytest.approx(wanted, rel=1e-4)
+    assert after < loss.item() - 0.1

@@ -1,0 +1,182 @@
+"""A gradient check is worth what it catches: mistakes are planted here, and each must be found and named."""
+
+import re
+
+import numpy as np
+import pytest
+
+from minilora.engine import tensor
+from minilora.engine.gradcheck import GradientError, gradcheck
+from minilora.engine.tensor import Tensor
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """Operations defined in a test do not count as minilora's."""
+    monkeypatch.setattr(tensor, "OPS", {})
+
+
+# -- planted mistakes: each is right except for the line that says what is wrong ---------------------------------------
+
+
+def missing_sum(x, row):
+    """The shape is right, but only the first of the rows that `row` was stretched to is counted."""
+    return x * row, lambda g: g * row, lambda g: (g * x)[:1]
+
+
+def missing_mean_factor(x):
+    return np.asarray(x.mean()), lambda g: np.broadcast_to(g, x.shape)  # / x.size forgotten
+
+
+def wrong_factor(x, w, a, b, scale=4.0, r=2):
+    """alpha where alpha / r belongs, in one of the four gradients."""
+    s = scale / r
+    y = x @ w.T + s * x @ a.T @ b.T
+
+    def da(g):
+        return scale * (g @ b).T @ x  # the mistake
+
+    return y, lambda g: g @ w + s * g @ b @ a, lambda g: g.T @ x, da, lambda g: s * g.T @ (x @ a.T)
+
+
+def transposed(x, w):
+    return x @ w.T, lambda g: g @ w.T, lambda g: g.T @ x  # w is square: the shapes agree
+
+
+def nan_gradient(x):
+    return np.maximum(x, 0), lambda g: np.where(x > 0, g, np.nan)
+
+
+def infinite_gradient(x):
+    return np.maximum(x, 0), lambda g: np.where(x > 0, g, np.inf)
+
+
+def wrong_sign(x, y):
+    return x - y, lambda g: g, lambda g: g
+
+
+def forgotten_term(x):
+    y = np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
+    return y, lambda g: y * g  # the normalisation moves too
+
+
+def one_element_slightly_off(x):
+    def dx(g):
+        out = 2 * x * g
+        out[1, 2] *= 1 + 1e-5
+        return out
+
+    return x * x, dx
+
+
+def frozen_by_mistake(x, y):
+    return x * y, lambda g: g * y, lambda g: np.zeros_like(y)
+
+
+MISTAKES = [  # operation, shapes, the input whose gradient is wrong
+    (missing_sum, [(3, 2), (1, 2)], 1),
+    (missing_mean_factor, [(2, 3)], 0),
+    (wrong_factor, [(3, 4), (5, 4), (2, 4), (5, 2)], 2),
+    (transposed, [(2, 3), (3, 3)], 0),
+    (nan_gradient, [(3, 3)], 0),
+    (infinite_gradient, [(3, 3)], 0),
+    (wrong_sign, [(2,), (2,)], 1),
+    (forgotten_term, [(2, 3)], 0),
+    (one_element_slightly_off, [(2, 3)], 0),
+    (frozen_by_mistake, [(2,), (2,)], 1),
+]
+
+
+@pytest.mark.parametrize(("mistake", "shapes", "wrong"), MISTAKES, ids=[row[0].__name__ for row in MISTAKES])
+def test_a_planted_mistake_is_caught_and_its_input_named(mistake, shapes, wrong, rng):
+    arrays = [rng.standard_normal(shape) for shape in shapes]
+    with pytest.raises(GradientError, match=rf"{mistake.__name__}: gradient of input {wrong} at index \("):
+        gradcheck(tensor.op(mistake), *arrays)
+
+
+def right(x, row):
+    return x * row, lambda g: g * row, lambda g: (g * x).sum(axis=0, keepdims=True)
+
+
+def test_the_same_operations_pass_without_the_mistake(rng):
+    report = gradcheck(tensor.op(right), rng.standard_normal((3, 2)), rng.standard_normal((1, 2)))
+    assert (report.name, report.elements) == ("right", 8)
+    assert report.max_relative_error < 1e-8
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (1, 2), ()])
+def test_a_gradient_of_the_wrong_shape_is_caught(shape, rng):
+    def unsummed(x, row):
+        return x + row, lambda g: g, lambda g: np.ones(shape)
+
+    with pytest.raises(GradientError, match=re.escape(f"gradient of input 1 has shape {shape}, the input (2,)")):
+        gradcheck(tensor.op(unsummed), rng.standard_normal((3, 2)), rng.standard_normal(2))
+
+
+# -- what it says ------------------------------------------------------------------------------------------------------
+
+
+def test_the_message_names_the_element_what_came_and_what_was_expected(rng):
+    def tripled(x, y):
+        def dy(g):
+            out = g * x
+            out[1, 0] *= 3
+            return out
+
+        return x * y, lambda g: g * y, dy
+
+    x, y = rng.standard_normal((2, 2, 2))
+    with pytest.raises(GradientError) as caught:
+        gradcheck(tensor.op(tripled), x, y, seed=5)
+    found = re.search(r"input 1 at index \(1, 0\): got (\S+), expected (\S+) ", str(caught.value))
+    right_value = x[1, 0] * np.random.default_rng(5).standard_normal((2, 2))[1, 0]
+    assert [float(number) for number in found.groups()] == pytest.approx([3 * right_value, right_value], rel=1e-6)
+
+
+def test_nan_is_named_where_it_is():
+    with pytest.raises(GradientError, match=r"input 0 at index \(2,\): got nan, expected 0 "):
+        gradcheck(tensor.op(nan_gradient), np.array([1.0, 2.0, -1.0]))
+
+
+def test_a_function_cut_off_from_its_inputs_is_caught():
+    with pytest.raises(GradientError, match="does not depend on any input"):
+        gradcheck(lambda x: Tensor(x.data * 2), np.ones(2))
+
+
+def test_an_input_that_is_used_outside_the_graph_is_caught():
+    with pytest.raises(GradientError, match=r"input 1 at index \(0,\): got 0, expected "):
+        gradcheck(lambda x, y: x * y.data, np.ones(2), np.ones(2))
+
+
+# -- how it works ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("f", [lambda x: x.T, lambda x: x.reshape(6), lambda x: x[0], lambda x: x])
+def test_a_result_that_is_a_view_of_the_input_is_measured_rightly(f, rng):
+    assert gradcheck(f, rng.standard_normal((2, 3))).elements == 6
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0, 3)])
+def test_single_numbers_and_empty_arrays_are_fine(shape):
+    assert gradcheck(lambda x: x * 3, np.ones(shape)).elements == np.prod(shape)
+
+
+def test_inputs_become_float64_copies(rng):
+    x = rng.standard_normal(3).astype(np.float32)
+    before, dtypes = x.copy(), set()
+    gradcheck(lambda t: dtypes.add(t.dtype) or t.exp(), x)
+    np.testing.assert_array_equal(x, before)
+    assert dtypes == {np.dtype(np.float64)}
+
+
+def test_without_an_array_there_is_nothing_to_check():
+    with pytest.raises(ValueError, match="at least one array"):
+        gradcheck(lambda: Tensor([1.0]))
+
+
+def test_the_report_reads_as_one_line(rng):
+    assert str(gradcheck(tensor.op(right), np.ones((3, 2)), np.ones((1, 2)))).split()[:3] == [
+        "right",
+        "8",
+        "derivatives,",
+    ]

@@ -1,0 +1,168 @@
+"""The house rules that can be read from the source: who imports whom, what is never called, what is documented."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minilora
+
+ROOT = Path(minilora.__file__).parent
+FILES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
+each_file = pytest.mark.parametrize("file", sorted(FILES))
+
+# engine <- nn <- lora <- io, train, insight <- course, cli; a part imports from its own storey and those below.
+STOREY = {"engine": 0, "nn": 1, "lora": 2, "io": 3, "train": 3, "insight": 3, "course": 4, "cli": 4, "__main__": 4}
+
+
+def imported_modules(file, tree):
+    """The absolute names of all modules that a file imports, anywhere in it."""
+    package = ["minilora", *file.split("/")[:-1]]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def part_of(file):
+    return file.split("/")[0].removesuffix(".py")
+
+
+def parts_used(file):
+    names = (module.split(".") for module in imported_modules(file, FILES[file]))
+    return {name[1] for name in names if name[0] == "minilora" and len(name) > 1 and name[1] in STOREY}
+
+
+def test_every_part_has_a_storey():
+    assert {part_of(file) for file in FILES} - set(STOREY) == {"__init__"}
+
+
+@each_file
+def test_imports_go_one_way(file):
+    own = STOREY.get(part_of(file), max(STOREY.values()))
+    assert {part for part in parts_used(file) if STOREY[part] > own} == set()
+
+
+def test_parts_of_one_storey_import_each_other_in_one_direction_only():
+    uses = {(part_of(file), part) for file in FILES for part in parts_used(file)}
+    assert {(a, b) for a, b in uses if a != b and (b, a) in uses} == set()
+
+
+def test_the_reader_of_imports_sees_every_form():
+    source = "import minilora.cli\nfrom .. import nn\ndef f():\n    from ..io.zoo import load\n    from . import ops\n"
+    found = set(imported_modules("engine/x.py", ast.parse(source)))
+    assert {"minilora.cli", "minilora.nn", "minilora.io.zoo", "minilora.engine.ops"} <= found
+
+
+# -- import minilora ---------------------------------------------------------------------------------------------------
+
+LOADED = """
+import sys
+before = set(sys.modules)
+import minilora
+third_party = {name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+print(*sorted(third_party))
+"""
+
+
+def test_importing_minilora_loads_numpy_and_no_other_third_party_package():
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True, cwd=ROOT.parent, timeout=60
+    )
+    assert done.stdout.split() == ["minilora", "numpy"]
+
+
+PUBLIC = [
+    *("load", "pull", "Config", "Llama", "Module", "Parameter", "Tensor", "no_grad", "op", "SGD", "AdamW"),
+    *("LoraConfig", "add_adapter", "set_adapter", "merge_adapter", "unmerge_adapter", "remove_adapter"),
+    *("save_adapter", "load_adapter", "audit", "AuditError", "gradcheck", "GradientError"),
+    *("count_parameters", "generate"),
+]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_promised_name_is_public(name):
+    assert name in minilora.__all__ and getattr(minilora, name).__doc__
+
+
+def test_every_public_name_exists():
+    assert all(hasattr(minilora, name) for name in minilora.__all__)
+
+
+def test_engine_and_model_are_usable_on_their_own():
+    code = "import minilora.engine.ops, minilora.nn.llama"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent, timeout=60)
+
+
+# -- what is never called ----------------------------------------------------------------------------------------------
+
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def dangers(file, tree):
+    """What could run code from a file: unpicklers imported, eval and the like called, NumPy told to unpickle."""
+    yield from (module for module in imported_modules(file, tree) if module.split(".")[0] in UNPICKLERS)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="eval" | "exec" | "__import__" as name)):
+                yield f"{name}, line {node.lineno}"
+            case ast.keyword(arg="allow_pickle", value=ast.Constant(value=False)):
+                pass
+            case ast.keyword(arg="allow_pickle"):
+                yield f"allow_pickle, line {node.value.lineno}"
+
+
+@each_file
+def test_no_file_unpickles_or_evaluates(file):
+    assert list(dangers(file, FILES[file])) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "eval('1')",
+        "exec('')",
+        "np.load(f, allow_pickle=True)",
+        "import dill as d",
+    ],
+)
+def test_what_could_run_code_from_a_file_is_noticed(source):
+    assert list(dangers("io/x.py", ast.parse(source)))
+
+
+def test_switching_a_model_to_eval_is_not_mistaken_for_it():
+    assert not list(dangers("io/x.py", ast.parse("model.eval(); np.load(f, allow_pickle=False)")))
+
+
+# -- what is documented ------------------------------------------------------------------------------------------------
+
+
+def undocumented(tree, owner=""):
+    """Public functions, classes and methods without docstring; properties may let their name speak."""
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+            continue
+        decorators = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
+        if not decorators & {"property", "setter"} and not ast.get_docstring(node):
+            yield f"{owner}{node.name}"
+        if isinstance(node, ast.ClassDef):
+            yield from undocumented(node, f"{node.name}.")
+
+
+@each_file
+def test_every_file_function_class_and_method_says_what_it_is(file):
+    assert ast.get_docstring(FILES[file]), "the file has no docstring"
+    assert list(undocumented(FILES[file])) == []
+
+
+def test_a_missing_docstring_is_noticed():
+    source = "class A:\n    'a'\n    def f(self): pass\n    def _g(self): pass\ndef h(): pass\n"
+    assert list(undocumented(ast.parse(source))) == ["A.f", "h"]

@@ -1,0 +1,443 @@
+"""The graph: gradients add up, arrays nobody needs are freed at once, and every leaf owns its gradient."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+from minilora.engine import fused, ops, tensor
+from minilora.engine.tensor import Tensor, no_grad
+
+
+def leaf(*shape, dtype=np.float64):
+    return Tensor(np.arange(1, 1 + np.prod(shape, dtype=int), dtype=dtype).reshape(shape), requires_grad=True)
+
+
+@pytest.fixture
+def no_gc():
+    """What dies inside this fixture dies by reference count alone, at once."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """Operations defined in a test do not count as minilora's."""
+    monkeypatch.setattr(tensor, "OPS", {})
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_of_all_uses_add_up():
+    x = leaf(3)
+    y = x * 2
+    (x * y + y + x).sum().backward()
+    np.testing.assert_allclose(x.grad, 4 * x.data + 3)
+
+
+def test_one_tensor_given_twice_gets_both_gradients():
+    x = leaf(3)
+    ops.mul(x, x).backward(np.ones(3))
+    np.testing.assert_allclose(x.grad, 2 * x.data)
+
+
+def test_branches_of_different_length_join_before_they_go_on():
+    x = leaf(2)
+    short = x * 3
+    long = ((short + 1) * short).exp().log()  # = short (short + 1)
+    (long * short).sum().backward()  # s³ + s²
+    s = 3 * x.data
+    np.testing.assert_allclose(x.grad, 3 * (3 * s**2 + 2 * s))
+
+
+def test_a_second_graph_adds_to_the_gradient_of_the_first():
+    x = leaf(2)
+    (x * 2).sum().backward()
+    (x * 3).sum().backward()
+    np.testing.assert_array_equal(x.grad, [5, 5])
+    x.grad = None
+    (x * 3).sum().backward()
+    np.testing.assert_array_equal(x.grad, [3, 3])
+
+
+def test_a_broadcast_input_gets_the_sum_in_its_own_shape():
+    x, row, column, number = leaf(2, 3), leaf(3), leaf(2, 1), leaf()
+    (x * row + column * number).sum().backward()
+    np.testing.assert_array_equal(row.grad, x.data.sum(axis=0))
+    np.testing.assert_array_equal(column.grad, [[3.0], [3.0]])
+    assert number.grad.shape == () and number.grad == 3 * column.data.sum()
+
+
+def test_only_leaves_keep_a_gradient():
+    x = leaf(2)
+    y = x * 2
+    z = y.sum()
+    z.backward()
+    assert x.grad is not None and y.grad is None and z.grad is None
+
+
+def test_backward_starts_from_the_gradient_it_is_given_and_leaves_it_alone():
+    x, g = leaf(2, 2), np.array([[1.0, 2.0], [3.0, 4.0]])
+    g.setflags(write=False)
+    y = x * 3
+    (y + y + x).backward(g)
+    np.testing.assert_array_equal(x.grad, 7 * g)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 3), (0,)])
+def test_backward_without_gradient_raises_on_what_is_not_one_number(shape):
+    with pytest.raises(ValueError, match="reduce it to a scalar"):
+        (leaf(*shape) * 2).backward()
+
+
+def test_backward_without_gradient_works_on_one_number_of_any_shape():
+    x = leaf(1, 1)
+    (x * 2).backward()
+    np.testing.assert_array_equal(x.grad, [[2]])
+
+
+def test_backward_raises_on_a_gradient_of_another_shape():
+    x = leaf(2, 3)
+    with pytest.raises(ValueError, match=r"\(3,\).*\(2, 3\)"):
+        (x * 2).backward(np.ones(3))
+    assert x.grad is None
+
+
+def test_backward_raises_where_nothing_is_trainable_and_says_what_to_do():
+    with pytest.raises(RuntimeError, match="requires_grad=True"):
+        (Tensor([1.0]) * 2).backward()
+
+
+def test_a_second_backward_raises_and_changes_nothing():
+    x = leaf(2)
+    loss = (x * 2).sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="ran through this graph already"):
+        loss.backward()
+    np.testing.assert_array_equal(x.grad, [2, 2])
+
+
+def test_backward_into_a_part_that_is_used_up_raises():
+    x = leaf(2)
+    shared = x * 2
+    first, second = shared.sum(), (shared * 3).sum()
+    first.backward()
+    with pytest.raises(RuntimeError, match="ran through this graph already"):
+        second.backward()
+    np.testing.assert_array_equal(x.grad, [2, 2])
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+IDS = np.array([[0, 1, 1]])
+HALF_TURN = {"cos": np.zeros((1, 2, 1, 2)), "sin": np.ones((1, 2, 1, 2))}
+LABELS = np.array([1, 0])
+
+KEPT = [  # operation, shapes of its inputs, the trainable ones, those whose arrays must survive the forward pass
+    ("add", ops.add, [(3,), (3,)], [0, 1], []),
+    ("mul, b frozen", ops.mul, [(3,), (3,)], [0], [1]),
+    ("mul, a frozen", ops.mul, [(3,), (3,)], [1], [0]),
+    ("mul, both trained", ops.mul, [(2, 3), (3,)], [0, 1], [0, 1]),
+    ("div, b frozen", ops.div, [(3,), (3,)], [0], [1]),
+    ("matmul, b frozen", ops.matmul, [(2, 3), (3, 2)], [0], [1]),
+    ("matmul, a frozen", ops.matmul, [(2, 3), (3, 2)], [1], [0]),
+    ("log", ops.log, [(3,)], [0], [0]),
+    ("exp", ops.exp, [(3,)], [0], []),
+    ("sqrt", ops.sqrt, [(3,)], [0], []),
+    ("tanh", ops.tanh, [(3,)], [0], []),
+    ("sigmoid", ops.sigmoid, [(3,)], [0], []),
+    ("softmax", ops.softmax, [(2, 3)], [0], []),
+    ("sum", ops.sum, [(2, 3)], [0], []),
+    ("mean", ops.mean, [(2, 3)], [0], []),
+    ("getitem of a copy", lambda x: x[[0]], [(2, 3)], [0], []),
+    ("concatenate", ops.concatenate, [(2,), (3,)], [0, 1], []),
+    ("linear, w frozen", fused.linear, [(2, 3), (4, 3)], [0], [1]),
+    ("linear, w frozen, bias trained", fused.linear, [(2, 3), (4, 3), (4,)], [0, 2], [1]),
+    ("linear, x frozen", fused.linear, [(2, 3), (4, 3)], [1], [0]),
+    ("linear, all trained", fused.linear, [(2, 3), (4, 3)], [0, 1], [0, 1]),
+    ("lora_linear, w frozen", fused.lora_linear, [(2, 3), (4, 3), (1, 3), (4, 1)], [0, 2, 3], [0, 1, 2, 3]),
+    ("lora_linear, x and w frozen", fused.lora_linear, [(2, 3), (4, 3), (1, 3), (4, 1)], [2, 3], [0, 3]),
+    ("lora_linear, only B trained", fused.lora_linear, [(2, 3), (4, 3), (1, 3), (4, 1)], [3], []),
+    ("lora_linear, adapter frozen", fused.lora_linear, [(2, 3), (4, 3), (1, 3), (4, 1)], [0], [1, 2, 3]),
+    ("embedding", lambda w: fused.embedding(w, ids=IDS), [(5, 2)], [0], []),
+    ("rms_norm", lambda x, w: fused.rms_norm(x, w, eps=1e-5), [(2, 3), (3,)], [0], [0, 1]),
+    ("rope", lambda x: fused.rope(x, **HALF_TURN), [(1, 2, 1, 4)], [0], []),
+    ("swiglu", fused.swiglu, [(2, 3), (2, 3)], [0, 1], [0, 1]),
+    ("attention", fused.attention, [(1, 2, 2, 4), (1, 2, 1, 4), (1, 2, 1, 4)], [0, 1, 2], [0, 1, 2]),
+    ("cross_entropy", lambda z: fused.cross_entropy(z, labels=LABELS), [(2, 3)], [0], []),
+    ("linear_cross_entropy, w frozen", lambda *xw: fused.linear_cross_entropy(*xw, LABELS), [(2, 3), (4, 3)], [0], []),
+    ("linear_cross_entropy", lambda *xw: fused.linear_cross_entropy(*xw, LABELS), [(2, 3), (4, 3)], [0, 1], [1]),
+]
+
+
+@pytest.mark.parametrize(("f", "shapes", "trained", "kept"), [row[1:] for row in KEPT], ids=[row[0] for row in KEPT])
+def test_an_operation_keeps_exactly_the_arrays_its_gradients_need(no_gc, rng, f, shapes, trained, kept):
+    arrays = [rng.random(shape) for shape in shapes]
+    alive = [weakref.ref(array) for array in arrays]
+    settings = {"scale": 2.0} if f is fused.lora_linear else {}
+    y = f(*[Tensor(array, requires_grad=i in trained) for i, array in enumerate(arrays)], **settings)
+    del arrays
+    assert [i for i, array in enumerate(alive) if array() is not None] == kept
+    y.backward(np.ones(y.shape))
+    assert all(array() is None for array in alive)
+
+
+def test_a_stack_of_frozen_layers_keeps_none_of_its_activations(no_gc, rng):
+    frozen = Tensor(rng.standard_normal((4, 4)))
+    x, activations = leaf(2, 4), []
+    y = x
+    for _ in range(5):
+        y = fused.linear(y, frozen)
+        activations.append(weakref.ref(y.data))
+    loss = y.sum()
+    del y
+    assert [array() for array in activations] == [None] * 5
+    loss.backward()
+    np.testing.assert_allclose(x.grad, np.ones((2, 4)) @ np.linalg.matrix_power(frozen.data, 5))
+
+
+def test_no_grad_keeps_nothing(no_gc):
+    x, w = leaf(2, 3), leaf(4, 3)
+    alive = weakref.ref(x.data)
+    with no_grad():
+        y = fused.linear(x, w).exp()
+    del x, w
+    assert alive() is None and y.shape == (2, 4)
+
+
+def test_backward_frees_saved_arrays_as_it_passes_them(no_gc, own_registry):
+    seen = []
+
+    @tensor.op
+    def probe(a):
+        def da(g):
+            seen.append([array() is None for array in saved])
+            return g
+
+        return a + 0, da
+
+    x = leaf(3)
+    early = x.exp()  # saves its value; backward reaches it after the probe
+    late = probe(early).exp()  # saves its value; backward has passed it when the probe runs
+    later = late.tanh()
+    saved = [weakref.ref(t.data) for t in (early, late, later)]
+    loss = later.sum()
+    del early, late, later
+    assert all(array() is not None for array in saved)
+    loss.backward()
+    assert seen == [[False, True, True]]
+    assert all(array() is None for array in saved)
+
+
+def test_what_one_vjp_captured_is_freed_before_the_next_one_of_the_same_operation_runs(no_gc, own_registry):
+    seen = []
+
+    @tensor.op
+    def probe(a, b):
+        saved = a * 2
+        alive = weakref.ref(saved)
+
+        def db(g):
+            seen.append(alive())
+            return g
+
+        return a + b, lambda g: g * saved, db
+
+    probe(leaf(3), leaf(3)).backward(np.ones(3))
+    assert seen == [None]
+
+
+def test_an_intermediate_gradient_is_freed_before_its_parents_are_reached(no_gc, own_registry):
+    passed, alive = [], []
+
+    @tensor.op
+    def probe(a):
+        def da(g):
+            alive.append([array() is not None for array in passed])
+            passed.append(weakref.ref(g))
+            return g * 1
+
+        return a + 0, da
+
+    probe(probe(probe(leaf(3)))).backward(np.ones(3))
+    assert alive == [[], [True], [True, False]]  # the first is the caller's own
+
+
+@pytest.mark.parametrize("length", [10_000, 100_000])
+def test_a_long_chain_is_walked_and_destroyed_without_recursion(length):
+    x = leaf()
+    walked, dropped = x, x
+    for _ in range(length):
+        walked, dropped = walked * 1.0, -dropped
+    first = weakref.ref(dropped.node.edges[0][0])
+    walked.backward()
+    assert x.grad == 1
+    del walked, dropped
+    assert first() is None
+
+
+# -- no_grad -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_grad_builds_no_graph_and_ends_with_its_block():
+    x = leaf(2)
+    with no_grad():
+        assert not tensor.is_recording()
+        with no_grad():
+            pass
+        assert not (x * 2).requires_grad
+    assert tensor.is_recording() and (x * 2).requires_grad
+
+
+def test_no_grad_ends_when_its_block_raises():
+    with pytest.raises(KeyError), no_grad():
+        raise KeyError
+    assert (leaf(2) * 2).requires_grad
+
+
+# -- whose array is it? ------------------------------------------------------------------------------------------------
+
+ALIASES = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "add, then again": lambda a, b: (a + b) + (b + a),
+    "reshape": lambda a, b: a.reshape(4, 1).reshape(2, 2) + b,
+    "transpose": lambda a, b: a.T + b.T,
+    "concatenate": lambda a, b: ops.concatenate(a[:1], b[1:]),
+    "mean of halves": lambda a, b: ops.concatenate(a, b)[1:3],
+    "sum": lambda a, b: a.sum() + b.sum(),
+    "sum over rows": lambda a, b: a.sum(axis=0) + b.sum(axis=0),
+}
+
+
+@pytest.mark.parametrize("f", ALIASES.values(), ids=ALIASES)
+def test_leaf_gradients_are_arrays_of_their_own(f):
+    a, b = leaf(2, 2), leaf(2, 2)
+    y = f(a, b)
+    g = np.ones(y.shape)
+    y.backward(g)
+    for x, other in ((a, b), (b, a)):
+        assert x.grad.flags.owndata and x.grad.flags.writeable and x.grad.shape == (2, 2)
+        before = other.grad.copy()
+        x.grad += 100
+        np.testing.assert_array_equal(other.grad, before)
+    np.testing.assert_array_equal(g, np.ones(y.shape))
+
+
+def test_add_of_a_tensor_to_itself_does_not_write_into_the_gradient_it_was_given():
+    x, g = leaf(3), np.ones(3)
+    (x + x).backward(g)
+    x.grad *= 10
+    np.testing.assert_array_equal(x.grad, [20, 20, 20])
+    np.testing.assert_array_equal(g, [1, 1, 1])
+
+
+def test_backward_at_a_leaf_copies_the_gradient():
+    x, g = leaf(3), np.ones(3)
+    x.backward(g)
+    x.grad += 1
+    np.testing.assert_array_equal(g, [1, 1, 1])
+
+
+def test_a_gradient_set_by_hand_is_added_to_but_not_written_into():
+    x, mine = leaf(2), np.ones(2)
+    x.grad = mine
+    (x * 2).sum().backward()
+    np.testing.assert_array_equal(x.grad, [3, 3])
+    np.testing.assert_array_equal(mine, [1, 1])
+
+
+def test_the_gradient_of_a_single_number_is_an_array_that_can_be_changed_in_place():
+    x = leaf()
+    (x * x * 3).backward()
+    gradient = x.grad
+    assert isinstance(gradient, np.ndarray)
+    gradient *= 0.5
+    assert x.grad == 3
+
+
+# -- dtypes ------------------------------------------------------------------------------------------------------------
+
+SCALARS = [2, 2.0, np.float64(2), np.float32(2), np.int64(2)]
+EXPRESSIONS = {
+    "x + s": lambda x, s: x + s,
+    "s + x": lambda x, s: s + x,
+    "x - s": lambda x, s: x - s,
+    "s - x": lambda x, s: s - x,
+    "x * s": lambda x, s: x * s,
+    "s * x": lambda x, s: s * x,
+    "x / s": lambda x, s: x / s,
+    "s / x": lambda x, s: s / x,
+    "x ** s": lambda x, s: x**s,
+    "pow by name": lambda x, s: ops.pow(x, exponent=s),
+    "rms_norm eps": lambda x, s: fused.rms_norm(x, x[0], eps=s),
+    "lora_linear scale": lambda x, s: fused.lora_linear(x, x, x, x, s),
+    "lora_linear scale by name": lambda x, s: fused.lora_linear(x, x, x, x, scale=s),
+}
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
+@pytest.mark.parametrize("scalar", SCALARS, ids=lambda s: f"{type(s).__name__}")
+def test_a_scalar_never_promotes_float32(expression, scalar):
+    x = leaf(2, 2, dtype=np.float32)
+    y = expression(x, scalar)
+    y.sum().backward()
+    assert y.dtype == np.float32 and x.grad.dtype == np.float32
+
+
+def test_python_numbers_become_float32_and_arrays_stay_what_they_are():
+    assert Tensor(1.5).dtype == Tensor([1.5, 2]).dtype == Tensor([1, 2], requires_grad=True).dtype == np.float32
+    assert Tensor([1, 2]).dtype == np.int64
+    for dtype in (np.float32, np.float64, np.int32):
+        array = np.ones(2, dtype)
+        assert Tensor(array).data is array
+
+
+def test_integers_require_no_gradient():
+    with pytest.raises(TypeError, match="floating-point"):
+        Tensor(np.arange(3), requires_grad=True)
+
+
+# -- the rest of Tensor ------------------------------------------------------------------------------------------------
+
+
+def test_an_array_beside_a_tensor_leaves_the_work_to_the_tensor():
+    x = leaf(2, 2)
+    array = np.array([[1.0, 2.0], [3.0, 4.0]])
+    for y in (array + x, array * x, array - x, array / x, array @ x):
+        assert isinstance(y, Tensor) and y.requires_grad and y.shape == (2, 2)
+
+
+def test_a_tensor_given_by_name_is_refused_since_its_gradient_would_be_lost():
+    x, w, bias = leaf(2, 3), leaf(4, 3), leaf(4)
+    with pytest.raises(TypeError, match="'bias' by position"):
+        fused.linear(x, w, bias=bias)
+
+
+def test_detach_shares_the_array_and_cuts_the_graph():
+    x = leaf(2)
+    y = (x * 2).detach()
+    assert not y.requires_grad and x.detach().data is x.data
+
+
+def test_freezing_drops_the_gradient_and_a_frozen_tensor_accepts_none():
+    x = leaf(2)
+    (x * 2).sum().backward()
+    x.requires_grad = False
+    assert x.grad is None and not (x * 2).requires_grad
+    with pytest.raises(RuntimeError, match="requires no gradient"):
+        x.grad = np.ones(2)
+
+
+def test_forward_of_an_operation_works_on_plain_arrays():
+    value, da, db = ops.mul.forward(np.array([2.0]), np.array([3.0]))
+    assert (value, da(np.ones(1)), db(np.ones(1))) == (6, 3, 2)
+
+
+def test_shared_backward_runs_once_and_gives_each_its_part():
+    calls = []
+    first, second = tensor.shared_backward(lambda g: calls.append(g) or (g + 1, g + 2), 2)
+    assert (second(10), first(10)) == (12, 11) and calls == [10]
