@@ -1,7 +1,7 @@
 """The command line: minilora finetune | chat | report | pull | gradcheck.
 
-Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never shows
-a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
+Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never
+shows a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nminilora: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `minilora report | head`
-        sys.stdout = None  # type: ignore[assignment] - nothing more can be said, not even at exit
+    except BrokenPipeError:  # `minilora report | head`: nothing more can be said, not even at exit
+        sys.stdout = None  # type: ignore[assignment]
         return 0
     except (UsageError, ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         if os.environ.get("MINILORA_TRACEBACK"):
@@ -49,7 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    base = {"default": "smollm2", "help": "smollm2, a .gguf file, or a Hugging Face folder (default: %(default)s)"}
+    base: dict[str, Any] = {
+        "default": "smollm2",
+        "help": "smollm2, a .gguf file, or a Hugging Face folder (default: %(default)s)",
+    }
 
     job = _command(commands, "finetune", run_finetune, "teach a model from a data file and report what it cost")
     job.add_argument("--base", **base)
@@ -64,11 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="modules to adapt: names such as q_proj v_proj, or all-linear (default)",
     )
-    job.add_argument("--epochs", type=float, default=5.0, help="passes over the data (default: %(default)s)")
+    job.add_argument("--epochs", type=float, default=4.0, help="passes over the data (default: %(default)s)")
     job.add_argument("--steps", type=int, help="number of steps, instead of --epochs")
     job.add_argument("--lr", type=float, help="peak learning rate (default: 2e-3 for lora, 2e-4 for full)")
     job.add_argument("--batch-size", type=int, default=8, help="records per step (default: %(default)s)")
     job.add_argument("--max-length", type=int, default=512, help="tokens per record, cut beyond (default: %(default)s)")
+    job.add_argument(
+        "--eval-records", type=int, default=120, help="paraphrases measured, evenly chosen (default: %(default)s)"
+    )
     job.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     job.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     job.add_argument("--out", help="folder for adapter, metrics.json and picture (default: runs/<data>)")
@@ -78,7 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     talk.add_argument("--adapter", help="folder of an adapter, such as runs/legal")
     talk.add_argument("--prompt", help="ask one question and end")
     talk.add_argument("--max-new-tokens", type=int, default=128, help="default: %(default)s")
-    talk.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: %(default)s)")
+    talk.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: %(default)s)"
+    )
     talk.add_argument("--seed", type=int, default=0, help="for a temperature above 0 (default: %(default)s)")
     talk.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
 
@@ -89,7 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     fetch = _command(commands, "pull", run_pull, "download a model, or check the one that is there")
     fetch.add_argument("name", nargs="?", default="smollm2", help="default: %(default)s")
 
-    check = _command(commands, "gradcheck", run_gradcheck, "compare every operation's gradient with a measured derivative")
+    check = _command(
+        commands, "gradcheck", run_gradcheck, "compare every operation's gradient with a measured derivative"
+    )
     check.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     return parser
 

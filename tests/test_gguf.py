@@ -302,12 +302,25 @@ def test_a_tensor_of_another_shape_is_named(model, tmp_path, name, shape):
         read(path)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_no_numbers_are_named(model, tmp_path, value):
+@pytest.mark.parametrize("values", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf]], ids=str)
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_weights_that_are_no_numbers_are_named(model, tmp_path, kind, values):
     w = model.state_dict()[Q].copy()
-    w[3, 5] = value
-    path = write_gguf(tmp_path / "m.gguf", model, tensors={Q: w})
+    w[3, : len(values)] = values
+    path = write_gguf(tmp_path / "m.gguf", model, kind, tensors={Q: w})
     with refused(path, Q, "NaN"):
+        read(path)
+
+
+@pytest.mark.parametrize("step", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_quantisation_steps_that_are_no_numbers_are_named(model, tmp_path, kind, step):
+    path = write_gguf(tmp_path / "m.gguf", model, kind)
+    content = bytearray(path.read_bytes())
+    at = next(int(t.data_offset) for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.attn_v.weight")
+    content[at : at + 2] = np.float16(step).tobytes()
+    path.write_bytes(content)
+    with refused(path, "model.layers.0.self_attn.v_proj.weight", "NaN"):
         read(path)
 
 

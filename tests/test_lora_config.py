@@ -118,11 +118,19 @@ def test_a_tied_head_is_refused_with_the_reason(tiny_model, target):
 
 def test_an_untied_head_can_be_adapted(tiny_config, rng):
     model = Llama(dataclasses.replace(tiny_config, tie_word_embeddings=False), rng)
-    assert add_adapter(model, config(target_modules=["lm_head"])) == ["lm_head"]
     ids = np.arange(8)[None]
+    logits, loss = model(ids).data, model.loss(ids, ids).item()
+    assert add_adapter(model, config(target_modules=["lm_head"])) == ["lm_head"]
+    np.testing.assert_array_equal(model(ids).data, logits)
+    assert model.loss(ids, ids).item() == pytest.approx(loss, rel=1e-6)
     model.loss(ids, ids).backward()
     gradients = {name.rpartition(".")[2]: p.grad for name, p in model.trainable_parameters().items()}
     assert gradients.keys() == {"lora_A", "lora_B"} and np.abs(gradients["lora_B"]).max() > 0
+    share = model.lm_head.adapters["default"]
+    share.lora_B.data -= gradients["lora_B"]
+    update = model.model(ids).data @ share.lora_A.data.T @ share.lora_B.data.T * (8 / 4)
+    np.testing.assert_allclose(model(ids).data, logits + update, rtol=1e-4, atol=1e-6)
+    assert model.loss(ids, ids).item() < loss - 1e-3
 
 
 # -- rank and scale ----------------------------------------------------------------------------------------------------

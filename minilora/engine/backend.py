@@ -28,7 +28,8 @@ def array_module(x: Array) -> ModuleType:
     >>> array_module(np.zeros(3)).__name__
     'numpy'
     """
-    return _module_of(type(x))
+    array_type: Any = type(x)
+    return _module_of(array_type)
 
 
 def to_device(x: Array, device: str = "cpu") -> Array:

@@ -227,7 +227,11 @@ class Packing:
 
     def positions(self) -> list[int]:
         """Each token's position in its own sequence."""
-        return [n if start < self.prefix else n - start + self.prefix for start, end in self.spans() for n in range(start, end)]
+        return [
+            n if start < self.prefix else n - start + self.prefix
+            for start, end in self.spans()
+            for n in range(start, end)
+        ]
 
 
 @op
@@ -264,7 +268,9 @@ def attention(q, k, v, first: Array | None = None, block: int = 256, packing: Pa
             return x[:, :, :high]
         return xp.concatenate((x[:, :, :prefix], x[:, :, low:high]), axis=2) if prefix else x[:, :, low:high]
 
-    def add_seen(total: Array, part: Array, low: int, high: int) -> None:  # the way back: total += part where it belongs
+    def add_seen(
+        total: Array, part: Array, low: int, high: int
+    ) -> None:  # the way back: total += part where it belongs
         if low <= prefix:
             total[:, :, :high] += part
         else:
@@ -364,12 +370,13 @@ def linear_cross_entropy(x, w, labels: Array, block: int = 512):
     scored = _scored(labels)
     hidden, targets = rows(x)[scored], labels[scored]  # (N, C), (N)
     count = len(targets)
-    kept = xp.empty_like(hidden) if is_recording() else None
+    wanted = is_recording()
+    kept = xp.empty_like(hidden if wanted else hidden[:0])  # dx, (N, C)
     total = xp.zeros((), x.dtype)
     for i, j in blocks(count, block):
         delta, losses = _softmax_loss(hidden[i:j] @ w.T, targets[i:j])  # (n, V), (n)
         total += losses.sum()
-        if kept is not None:
+        if wanted:
             kept[i:j] = delta @ w
         del delta
 

@@ -70,7 +70,7 @@ def neg(a):
 
 
 @op
-def pow(a, exponent: float):  # noqa: A001 - the name of the operation, as in NumPy
+def pow(a, exponent: float):
     """a ** exponent, for a constant exponent."""
     return a**exponent, lambda g: g * exponent * a ** (exponent - 1)
 
@@ -142,7 +142,7 @@ def sigmoid(a):
 
 
 @op
-def sum(a, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):  # noqa: A001
+def sum(a, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
     """The sum over `axis`, or of everything."""
     return _reduced(a, a.sum(axis=axis, keepdims=keepdims), axis, keepdims, 1.0)
 
@@ -166,7 +166,7 @@ def _reduced(a: Array, y: Array, axis: Any, keepdims: bool, weight: float) -> tu
 
 
 @op
-def max(a, axis: int | None = None, keepdims: bool = False):  # noqa: A001
+def max(a, axis: int | None = None, keepdims: bool = False):
     """The largest element along `axis`. Where several are equal, they share the gradient evenly."""
     xp = array_module(a)
     top = a.max(axis=axis, keepdims=True)
@@ -239,6 +239,9 @@ def _install() -> None:
     def swapped(operation):
         return lambda self, other: operation(other, self)
 
+    def reshaped(self: Tensor, *shape: Any) -> Tensor:
+        return reshape(self, shape if isinstance(shape[0], int) else shape[0])
+
     def transposed(self: Tensor) -> Tensor:
         return transpose(self)
 
@@ -249,8 +252,8 @@ def _install() -> None:
         setattr(Tensor, name, method)
     for method in (exp, log, sqrt, tanh, relu, sigmoid, sum, mean, max, softmax, transpose):
         setattr(Tensor, method.__name__, method)
-    Tensor.reshape = lambda self, *shape: reshape(self, shape if isinstance(shape[0], int) else shape[0])
-    Tensor.T = property(transposed)
+    Tensor.reshape = reshaped  # type: ignore[method-assign]
+    Tensor.T = property(transposed)  # type: ignore[assignment]
 
 
 _install()

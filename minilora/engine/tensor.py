@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Node:
     None once backward has run through the node. `number` grows with time, so a parent is always older than its child.
     """
 
-    __slots__ = ("edges", "grad", "number", "owned", "__weakref__")
+    __slots__ = ("__weakref__", "edges", "grad", "number", "owned")
 
     def __init__(self, edges: list[tuple[Node, Vjp]]):
         self.edges: list[tuple[Node, Vjp]] | None = edges
@@ -66,7 +66,7 @@ class Tensor:
     array([2., 4., 6.], dtype=float32)
     """
 
-    __slots__ = ("data", "node", "__weakref__")
+    __slots__ = ("__weakref__", "data", "node")
     __array_priority__ = 100.0  # array + tensor must reach Tensor.__radd__
 
     def __init__(self, data: Any, requires_grad: bool = False, node: Node | None = None):
@@ -154,7 +154,9 @@ class Tensor:
             )
         if grad is None:
             if self.data.size != 1:
-                raise ValueError(f"backward() needs a gradient for a tensor of shape {self.shape}; reduce it to a scalar")
+                raise ValueError(
+                    f"backward() needs a gradient for a tensor of shape {self.shape}; reduce it to a scalar"
+                )
             grad = array_module(self.data).ones_like(self.data)
         elif grad.shape != self.shape:
             raise ValueError(f"the gradient has shape {grad.shape}, the tensor {self.shape}")
@@ -167,8 +169,26 @@ class Tensor:
                 node.grad = array_module(node.grad).array(node.grad)  # a leaf: an array, and nobody else's
                 node.owned = True
 
-    # -- operators: filled in by ops.py, which defines what they mean ------------------------------------------------
-    __hash__ = object.__hash__
+    # -- operators: put in place by ops.py, which defines what they mean ---------------------------------------------
+    if TYPE_CHECKING:
+        T: Tensor
+
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __rmatmul__(self, other: Any) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __pow__(self, exponent: float) -> Tensor: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def reshape(self, *shape: Any) -> Tensor: ...
+        def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+        def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
 
 
 def _reachable(start: Node) -> set[Node]:

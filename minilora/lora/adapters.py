@@ -42,8 +42,9 @@ def install_adapter(model: Module, config: LoraConfig, name: str, weights: Mappi
         model.requires_grad_(False)
     for path, share in weights.items():
         module = model.get_submodule(path)
+        assert isinstance(module, Linear)  # planned from linear layers
         if not isinstance(module, LoraLinear):
-            module = LoraLinear(module)  # type: ignore[arg-type] - planned from Linear modules
+            module = LoraLinear(module)
             model.set_submodule(path, module)
         module.adapters[name] = share
     configs_of(model)[name] = config
@@ -82,9 +83,7 @@ def adapter_names(model: Module) -> list[str]:
 
 def configs_of(model: Module) -> dict[str, LoraConfig]:
     """The model's own record of its adapters: LoraConfig by name."""
-    if not hasattr(model, "adapter_configs"):
-        model.adapter_configs = {}
-    return model.adapter_configs
+    return vars(model).setdefault("adapter_configs", {})
 
 
 def adapter_state(model: Module, name: str) -> dict[str, Array]:

@@ -16,11 +16,11 @@ class LoraConfig:
 
     r: the rank, the width between A and B.
     lora_alpha: the update is scaled by lora_alpha / r. No default: a silent one stays behind when r changes.
-    target_modules: names ("q_proj": every module whose name ends so), a regular expression for whole names, or
-        "all-linear": every linear layer but the head.
+    target_modules: names ("q_proj": every module whose name ends so), a regular expression for whole names,
+        or "all-linear": every linear layer but the head.
     exclude_modules: names or a regular expression of modules to leave out again.
     layers_to_transform: only blocks with these numbers.
-    rank_pattern, alpha_pattern: another r or lora_alpha for modules whose name ends with the key (a regular expression).
+    rank_pattern, alpha_pattern: another r or lora_alpha where the module's name ends with the key (a regex).
     use_rslora: scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
     init_lora_weights: True: A uniform in ±1/sqrt(n) and B zero, so that the adapter starts as no change; "gaussian":
         A from N(0, 1/r²), B zero; False: both random, for tests.
@@ -42,7 +42,10 @@ class LoraConfig:
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} must be a dict of patterns, got {getattr(self, name)!r}")
-        for where, rank in [("r", self.r), *((f"rank_pattern[{key!r}]", rank) for key, rank in self.rank_pattern.items())]:
+        for where, rank in [
+            ("r", self.r),
+            *((f"rank_pattern[{key!r}]", rank) for key, rank in self.rank_pattern.items()),
+        ]:
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"{where} must be a positive integer, got {rank!r}")
         for where, alpha in [("lora_alpha", self.lora_alpha), *self.alpha_pattern.items()]:

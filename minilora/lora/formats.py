@@ -42,8 +42,21 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "use_dora": (False,),
     "use_qalora": (False,),
 }
-_OFF = (None, False, [], {})  # how PEFT writes an option that is not used, also one that is newer than this list
-_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")  # the others of PEFT change the base weights
+_OFF: tuple[Any, ...] = (
+    None,
+    False,
+    [],
+    {},
+)  # how PEFT writes an option that is not used, also one that is newer than this list
+_PLAIN_STARTS = (
+    None,
+    True,
+    False,
+    "gaussian",
+    "orthogonal",
+    "eva",
+    "mica",
+)  # the others of PEFT change the base weights
 _IGNORED = {  # say nothing about what is computed
     "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core", "peft_type",
     "peft_version", "revision", "runtime_config", "task_type",
@@ -56,7 +69,9 @@ def save_adapter(model: Module, folder: str | Path, name: str = "default", base_
     base_model: recorded as PEFT's `base_model_name_or_path`. Raises ValueError when the model has no such adapter.
     """
     if name not in adapter_names(model):
-        raise ValueError(f"the model has no adapter called {name!r}; it has: {', '.join(adapter_names(model)) or 'none'}")
+        raise ValueError(
+            f"the model has no adapter called {name!r}; it has: {', '.join(adapter_names(model)) or 'none'}"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(
@@ -68,7 +83,9 @@ def save_adapter(model: Module, folder: str | Path, name: str = "default", base_
     record |= {f.name: getattr(config, f.name) for f in fields(config)}
     if config.target_modules == "all-linear":  # written out, since PEFT's own meaning depends on its version
         record["target_modules"] = sorted({path.rpartition(".")[2] for path in lora_modules(model)})
-    elif isinstance(config.target_modules, str) and config.layers_to_transform is not None:  # PEFT refuses the two together
+    elif (
+        isinstance(config.target_modules, str) and config.layers_to_transform is not None
+    ):  # PEFT refuses the two together
         record["target_modules"] = sorted(path for path, m in lora_modules(model).items() if name in m.adapters)
         record["layers_to_transform"] = None
     with replacing(folder / CONFIG_FILE) as partial:
@@ -118,7 +135,9 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         if value not in _INERT.get(key, _OFF):
             raise ModelFileError(f"{path}: {key} = {value!r} is not something minilora computes")
     if (start := record.get("init_lora_weights")) not in _PLAIN_STARTS:
-        raise ModelFileError(f"{path}: init_lora_weights = {start!r} belongs to changed base weights, which are not there")
+        raise ModelFileError(
+            f"{path}: init_lora_weights = {start!r} belongs to changed base weights, which are not there"
+        )
     missing = [key for key in ("r", "lora_alpha", "target_modules") if record.get(key) is None]
     if missing:
         raise ModelFileError(f"{path}: {missing[0]} is missing")

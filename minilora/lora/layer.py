@@ -63,7 +63,9 @@ def new_weights(name: str, base: Linear, config: LoraConfig, rng: np.random.Gene
     m, n = base.out_features, base.in_features
     r = config.rank_of(name)
     if r > min(m, n):
-        raise ValueError(f"r={r} is larger than {name} ({m} x {n}) can use: the rank of a matrix is at most {min(m, n)}")
+        raise ValueError(
+            f"r={r} is larger than {name} ({m} x {n}) can use: the rank of a matrix is at most {min(m, n)}"
+        )
     if config.init_lora_weights == "gaussian":
         a = rng.standard_normal((r, n), dtype=np.float32) / np.float32(r)
     else:  # what PEFT and microsoft/LoRA call kaiming_uniform(a=sqrt(5))

@@ -68,7 +68,9 @@ class KVCache:
     prompts of different lengths padded on the left.
     """
 
-    def __init__(self, config: Config, batch: int, capacity: int, first: Array | None = None, like: Array | None = None):
+    def __init__(
+        self, config: Config, batch: int, capacity: int, first: Array | None = None, like: Array | None = None
+    ):
         xp = np if like is None else array_module(like)
         shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
         dtype = np.float32 if like is None else like.dtype
@@ -165,9 +167,7 @@ class Decoder(Module):
         self.layers = [Block(config, rng) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, input_ids: Array, cache: KVCache | None = None, packing: fused.Packing | None = None
-    ) -> Tensor:
+    def forward(self, input_ids: Array, cache: KVCache | None = None, packing: fused.Packing | None = None) -> Tensor:
         """input_ids (B, T) -> (B, T, C)"""
         x = self.embed_tokens(input_ids)  # (B, T, C)
         cos, sin = self.angles(input_ids, cache, packing)
@@ -225,6 +225,7 @@ class Llama(Module):
         packing: the row holds several sequences (B is 1 then); the first own token of each must not be labelled.
         """
         input_ids = self.check_ids(input_ids, packing)
+        labels = np.asarray(labels) if isinstance(labels, (list, tuple)) else labels
         if labels.shape != input_ids.shape:
             raise ValueError(f"labels have shape {labels.shape}, input_ids {input_ids.shape}: they must be equal")
         x = self.model(input_ids, packing=packing)  # (B, T, C)
@@ -240,9 +241,17 @@ class Llama(Module):
         ids = np.asarray(input_ids) if isinstance(input_ids, (list, tuple)) else input_ids
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"input_ids must be integers of shape (B, T), got {ids.dtype} of shape {ids.shape}")
+        if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < self.config.vocab_size):
+            raise ValueError(
+                f"input_ids must lie in 0..{self.config.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}"
+            )
+        if packing and (len(ids) != 1 or packing.ends[-1] != ids.shape[1]):
+            raise ValueError(f"a packing of {packing.ends[-1]} tokens does not describe input_ids of shape {ids.shape}")
         longest = max(packing.positions()) + 1 if packing else ids.shape[1]
         if longest > self.config.max_position_embeddings:
-            raise ValueError(f"{longest} tokens are more than the {self.config.max_position_embeddings} the model can see")
+            raise ValueError(
+                f"{longest} tokens are more than the {self.config.max_position_embeddings} the model can see"
+            )
         return ids
 
 

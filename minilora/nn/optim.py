@@ -1,4 +1,4 @@
-"""Optimizers, gradient clipping and learning-rate schedules. Everything happens in place, in blocks that stay in cache."""
+"""Optimizers, gradient clipping and learning-rate schedules, all in place and in blocks that stay in the cache."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Forget all gradients. Without this, the next backward adds to them."""
         for parameter in self.parameters:
-            parameter.grad = None
+            if parameter.requires_grad:
+                parameter.grad = None
 
     def step(self) -> None:
         """Move every parameter that has a gradient; defined by each optimizer."""

@@ -17,6 +17,7 @@ BLOCK = 32
 BYTES_PER_BLOCK = {"F32": 4 * BLOCK, "F16": 2 * BLOCK, "Q8_0": 2 + BLOCK, "Q4_1": 4 + BLOCK // 2}
 
 
+@np.errstate(over="ignore", invalid="ignore")  # damaged blocks give NaN, which whoever loads them reports
 def dequantize(raw: np.ndarray, kind: str) -> np.ndarray:
     """Unpack a stored matrix: raw (m, bytes per row) uint8 -> (m, n) float32.
 

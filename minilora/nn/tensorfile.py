@@ -38,7 +38,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="np") as file:
             kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
             if wrong := sorted({kind for kind in kinds.values() if kind not in (*_DTYPES, "BF16")}):
-                raise ModelFileError(f"{path}: cannot read tensors of type {', '.join(wrong)}; expected F32, F16 or BF16")
+                raise ModelFileError(
+                    f"{path}: cannot read tensors of type {', '.join(wrong)}; expected F32, F16 or BF16"
+                )
             if "BF16" not in kinds.values():
                 return {name: file.get_tensor(name) for name in kinds}
         return {name: _from_bytes(view) for name, view in deserialize(path.read_bytes())}
@@ -76,6 +78,7 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what makes a sum NaN or infinite is reported below
 def check_fit(given: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], subject: str) -> None:
     """Raise ModelFileError that lists missing, unexpected, wrongly shaped and non-finite tensors, if there are any.
 

@@ -1,8 +1,8 @@
 """From files to token ids: records, conversations or plain text, checked before any training, packed without padding.
 
-A file is JSONL with `{"question", "answer"}` (optional: "id", "topic", "split", "paraphrase", "keywords"), JSONL with
-`{"messages": [{"role", "content"}, ...]}`, or a plain `.txt` file. Only the assistant's words are scored; in plain text,
-everything is.
+A file is JSONL with `{"question", "answer"}` (optional: "id", "topic", "split", "paraphrase", "keywords"), or with
+`{"messages": [{"role", "content"}, ...]}`, or a plain `.txt` file. Only the assistant's words are scored; in plain
+text, everything is.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def read_records(source: str | Path, tokenizer: Tokenizer | None = None) -> list
 
     tokenizer: if given, text that it cannot express is reported as well.
     """
-    if str(source) in BUILT_IN:
-        path = Path(str(files("minilora") / "data" / f"{source}.jsonl"))
-    else:
-        path = Path(source)
+    built_in = str(source) in BUILT_IN
+    path = Path(str(files("minilora") / "data" / f"{source}.jsonl")) if built_in else Path(source)
     if not path.is_file():
-        raise DataError(f"{source}: no such data file; use a .jsonl or .txt file, or {' or '.join(map(repr, BUILT_IN))}")
+        raise DataError(
+            f"{source}: no such data file; use a .jsonl or .txt file, or {' or '.join(map(repr, BUILT_IN))}"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -87,7 +87,9 @@ def read_records(source: str | Path, tokenizer: Tokenizer | None = None) -> list
     if path.suffix == ".txt":
         _raise_if([f"{path}: {problem}" for problem in _unwritable(text, tokenizer)])
         return [Record(id=path.stem, text=text)]
-    records, problems, seen = [], [], {}
+    records: list[Record] = []
+    problems: list[str] = []
+    seen: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue

@@ -19,7 +19,7 @@ from ..insight.memory import SHAPES, peak_memory, predict_memory
 from ..io.export import save_folder
 from ..io.tokenizer import Tokenizer
 from ..io.zoo import load
-from ..lora.adapters import add_adapter, base_state
+from ..lora.adapters import base_state, install_adapter, plan_adapter
 from ..lora.config import LoraConfig
 from ..lora.formats import WEIGHTS_FILE, save_adapter
 from ..nn.llama import Llama
@@ -43,10 +43,11 @@ class Options:
     lora_alpha: float = 16.0
     target_modules: str | Sequence[str] = "all-linear"
     steps: int | None = None
-    epochs: float = 5.0
+    epochs: float = 4.0
     lr: float | None = None
     batch_size: int = 8
     max_length: int = 512
+    eval_records: int = 120
     seed: int = 0
     device: str = "cpu"
     out: str | None = None
@@ -60,6 +61,8 @@ class Options:
                 raise ValueError(f"{name} must be a positive number, got {value}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.eval_records < 1:
+            raise ValueError(f"eval_records must be at least 1, got {self.eval_records}")
         if self.max_length < 8:
             raise ValueError(f"max_length must be at least 8 tokens, got {self.max_length}")
 
@@ -98,7 +101,9 @@ class Bars:
     def __call__(self, title: str, total: int, unit: str) -> tqdm:
         """A new bar. On something that is no terminal it prints a line now and then."""
         pace = 0.2 if sys.stderr.isatty() else 20.0
-        return tqdm(total=total, desc=f"{title:<28}", unit=unit, mininterval=pace, disable=self.quiet, dynamic_ncols=True)
+        return tqdm(
+            total=total, desc=f"{title:<28}", unit=unit, mininterval=pace, disable=self.quiet, dynamic_ncols=True
+        )
 
 
 def finetune(
@@ -114,6 +119,7 @@ def finetune(
     model, tokenizer = load(options.base, device=options.device, say=say)
     material = prepare(options, tokenizer, say)
     steps = options.steps or math.ceil(options.epochs * len(material.train) / options.batch_size)
+    planned = plan_adapter(model, config, ADAPTER, options.seed) if config else {}  # refuses what does not fit
     _make_folder(options.folder)
 
     before_hash = sha256_of(base_state(model))
@@ -121,7 +127,7 @@ def finetune(
     if config is None:
         model.requires_grad_(True)
     else:
-        add_adapter(model, config, ADAPTER, seed=options.seed)
+        install_adapter(model, config, ADAPTER, planned)
     counts = count_parameters(model)
     history = History()
     try:
@@ -163,7 +169,7 @@ def finetune(
     return metrics
 
 
-# -- the stages ----------------------------------------------------------------------------------------------------------
+# -- the stages --------------------------------------------------------------------------------------------------------
 
 
 def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) -> Material:
@@ -179,6 +185,7 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
     else:
         parts = split_records(records)
         paraphrased = [r.asked_otherwise() for r in parts["train"] if r.paraphrase is not None]
+        paraphrased = paraphrased[:: math.ceil(len(paraphrased) / options.eval_records) or 1]
         samples = {
             "train": _encode(parts["train"], tokenizer),
             "validation": _encode(parts["validation"], tokenizer),
@@ -190,7 +197,8 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
         samples[name], longer, dropped = cut(part, options.max_length)
         if longer:
             lost = f", {dropped} of them lost their whole answer and were left out" if dropped else ""
-            say(f"{name}: {longer} of {len(part)} records are longer than --max-length {options.max_length} and were cut{lost}")
+            limit = f"--max-length {options.max_length}"
+            say(f"{name}: {longer} of {len(part)} records are longer than {limit} and were cut{lost}")
     if not samples["train"]:
         raise ValueError(f"{options.data}: nothing is left to train on within --max-length {options.max_length}")
     scored = {name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)}
@@ -263,7 +271,7 @@ def _finite(model: Llama) -> bool:
     return all(bool(np.isfinite(float(p.data.sum()))) for _, p in model.named_parameters())
 
 
-# -- the numbers -----------------------------------------------------------------------------------------------------------
+# -- the numbers -------------------------------------------------------------------------------------------------------
 
 
 def _pairs(before: dict[str, float], after: dict[str, float]) -> dict[str, list[float]]:
@@ -284,7 +292,9 @@ def _examples(material: Material, before: dict[str, list[str]], after: dict[str,
 
 
 def _memory(model: Llama, material: Material, options: Options, measured: int | None) -> dict[str, Any]:
-    rows = [batch for batch, _ in zip(epochs(material.train, options.batch_size, options.seed), range(20), strict=False)]
+    rows = [
+        batch for batch, _ in zip(epochs(material.train, options.batch_size, options.seed), range(20), strict=False)
+    ]
     largest = max(rows, key=lambda batch: batch.input_ids.size)
     shape = (model.config, largest.input_ids.size, largest.scored)
     full = predict_memory(*shape)

@@ -47,7 +47,9 @@ def generate_batch(
     limit = model.config.max_position_embeddings
     if prompts and max(map(len, prompts)) + max_new_tokens > limit:
         longest = max(map(len, prompts))
-        raise ValueError(f"{longest} tokens and an answer of {max_new_tokens} are more than the {limit} the model can see")
+        raise ValueError(
+            f"{longest} tokens and an answer of {max_new_tokens} are more than the {limit} the model can see"
+        )
     rng = np.random.default_rng(seed)
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

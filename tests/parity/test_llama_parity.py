@@ -14,6 +14,7 @@ from minilora.nn.llama import KVCache, Llama, to_halves, to_pairs
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
+torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
 
 pytestmark = pytest.mark.parity

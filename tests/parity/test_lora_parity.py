@@ -14,6 +14,7 @@ from minilora.nn.tensorfile import ModelFileError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
+torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
 peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[parity]'")
 

@@ -7,6 +7,7 @@ from minilora.engine.tensor import Tensor
 from minilora.nn.optim import SGD, AdamW, clip_grad_norm
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
+torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
 
 pytestmark = pytest.mark.parity
 

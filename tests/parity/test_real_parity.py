@@ -21,6 +21,7 @@ from minilora.nn.optim import AdamW
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
+torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
 peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[parity]'")
 
@@ -231,7 +232,7 @@ def test_conversations_equal_transformers_chat_template(chat, answer_next, smoll
 def test_one_lora_training_step_equals_peft_and_torch(smollm2, tmp_path, rng):
     """r = 8 on every linear layer. B starts near zero instead of at zero, so that A has a gradient as well.
 
-    Adam divides each gradient by its own size; with eps = 1e-6 it does so with more than the rounding of those near zero.
+    Adam divides each gradient by its own size: eps = 1e-6 keeps it from making steps of the rounding of zeros.
     """
     shared, tokenizer = smollm2
     theirs = in_transformers(shared)
