@@ -13,7 +13,15 @@ from .engine.gradcheck import GradientError, gradcheck
 from .engine.tensor import Tensor, no_grad, op
 from .insight.counts import count_parameters
 from .io.zoo import load, pull
-from .lora.adapters import add_adapter, set_adapter
+from .lora.adapters import (
+    add_adapter,
+    disable_adapter,
+    merge_adapter,
+    remove_adapter,
+    set_adapter,
+    unmerge_adapter,
+)
+from .lora.audit import AuditError, audit
 from .lora.config import LoraConfig
 from .lora.formats import load_adapter, save_adapter
 from .nn.llama import Config, Llama
@@ -24,6 +32,7 @@ from .train.generate import generate
 __all__ = [
     "SGD",
     "AdamW",
+    "AuditError",
     "Config",
     "GradientError",
     "Llama",
@@ -32,16 +41,21 @@ __all__ = [
     "Parameter",
     "Tensor",
     "add_adapter",
+    "audit",
     "count_parameters",
+    "disable_adapter",
     "generate",
     "gradcheck",
     "load",
     "load_adapter",
+    "merge_adapter",
     "no_grad",
     "op",
     "pull",
+    "remove_adapter",
     "save_adapter",
     "set_adapter",
+    "unmerge_adapter",
 ]
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The command line: minilora finetune | chat | report | pull | gradcheck.
+"""The command line: minilora finetune | chat | audit | report | pull | gradcheck.
 
 Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never
 shows a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `minilora report | head`: nothing more can be said, not even at exit
         sys.stdout = None  # type: ignore[assignment]
         return 0
-    except (UsageError, ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
+    except (UsageError, ValueError, OSError, RuntimeError, MemoryError, ImportError, AssertionError) as error:
         if os.environ.get("MINILORA_TRACEBACK"):
             raise
         print(f"minilora: {error or type(error).__name__}", file=sys.stderr)
@@ -89,6 +89,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     talk.add_argument("--seed", type=int, default=0, help="for a temperature above 0 (default: %(default)s)")
     talk.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+
+    prove = _command(commands, "audit", run_audit, "check every promise that an adapter makes")
+    prove.add_argument("adapter", nargs="?", default="runs/legal", metavar="ADAPTER", help="default: %(default)s")
+    prove.add_argument("--base", **base)
 
     show = _command(commands, "report", run_report, "show the page of a finished run again")
     show.add_argument("run_folder", nargs="?", default="runs/legal", metavar="RUN", help="default: %(default)s")
@@ -164,6 +168,17 @@ def run_chat(arguments: argparse.Namespace) -> None:
             continue
         print(answer)
         messages.append({"role": "assistant", "content": answer})
+
+
+def run_audit(arguments: argparse.Namespace) -> None:
+    """minilora audit: one line per promise, one per kind of module."""
+    from .io.zoo import load
+    from .lora.audit import audit
+    from .lora.formats import load_adapter
+
+    model, _ = load(arguments.base)
+    load_adapter(model, arguments.adapter)
+    print(audit(model, "default"))
 
 
 def run_report(arguments: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ def _losses(axes: Any, metrics: dict[str, Any]) -> None:
         before, after = metrics["loss"]["paraphrase"]
         axes.plot([1, len(losses)], [before, after], color=GREEN, marker="s", linewidth=0, markersize=7)
         axes.annotate("in other words, before", (1, before), (8, -3), textcoords="offset points", color=GREEN)
-        axes.annotate("and after", (len(losses), after), (-8, -12), textcoords="offset points", color=GREEN, ha="right")
+        axes.annotate("and after", (len(losses), after), (-4, 8), textcoords="offset points", color=GREEN, ha="right")
     axes.set(xlabel="step", ylabel="cross-entropy (nats per token)", title="What it learned")
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)

@@ -87,7 +87,6 @@ def save_adapter(model: Module, folder: str | Path, name: str = "default", base_
         isinstance(config.target_modules, str) and config.layers_to_transform is not None
     ):  # PEFT refuses the two together
         record["target_modules"] = sorted(path for path, m in lora_modules(model).items() if name in m.adapters)
-        record["layers_to_transform"] = None
     with replacing(folder / CONFIG_FILE) as partial:
         partial.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from ..engine import fused
-from ..engine.backend import array_module
+from ..engine.backend import Array, array_module
 from ..engine.tensor import Tensor
 from ..nn.layers import Linear
 from ..nn.module import Module, Parameter
@@ -30,11 +30,16 @@ class LoraWeights(Module):
     def rank(self) -> int:
         return self.lora_A.shape[0]
 
+    def delta(self) -> Array:
+        """The update as one matrix: scale · B A, (m, n)."""
+        return (self.lora_B.data * self.scale) @ self.lora_A.data
+
 
 class LoraLinear(Linear):
     """A linear layer that can carry adapters. It holds the very weight of the layer it replaces, frozen.
 
     adapters: by name. active: which of them take part, each with a factor; nothing active is the base layer.
+    unmerged: while the active update is added into the weight, the base's own array; else None.
     """
 
     def __init__(self, base: Linear):
@@ -42,10 +47,33 @@ class LoraLinear(Linear):
         self.weight, self.bias = base.weight, base.bias
         self.adapters: dict[str, LoraWeights] = {}
         self.active: dict[str, float] = {}
+        self.unmerged: Array | None = None
+
+    def base_layer(self) -> Linear:
+        """A plain linear layer with the very weight of this one."""
+        plain = Linear.__new__(Linear)
+        plain.in_features, plain.out_features = self.in_features, self.out_features
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain
+
+    def parts(self) -> list[tuple[LoraWeights, float]]:
+        """The active adapters that this layer carries, each with its factor."""
+        return [(self.adapters[name], factor) for name, factor in self.active.items() if name in self.adapters]
+
+    def merge(self) -> None:
+        """Add the active update to the weight: a new array takes its place, the base's own is kept, untouched."""
+        if self.unmerged is None and (parts := self.parts()):
+            self.unmerged = self.weight.data
+            self.weight.data = self.unmerged + sum(part.delta() * factor for part, factor in parts)
+
+    def unmerge(self) -> None:
+        """Put the base's own array back. Subtracting the update would not restore every bit."""
+        if self.unmerged is not None:
+            self.weight.data, self.unmerged = self.unmerged, None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)"""
-        parts = [(self.adapters[name], factor) for name, factor in self.active.items() if name in self.adapters]
+        parts = [] if self.unmerged is not None else self.parts()
         if len(parts) == 1 and self.bias is None:
             lora, factor = parts[0]
             return fused.lora_linear(x, self.weight, lora.lora_A, lora.lora_B, scale=lora.scale * factor)

@@ -20,6 +20,7 @@ from ..io.export import save_folder
 from ..io.tokenizer import Tokenizer
 from ..io.zoo import load
 from ..lora.adapters import base_state, install_adapter, plan_adapter
+from ..lora.audit import audit
 from ..lora.config import LoraConfig
 from ..lora.formats import WEIGHTS_FILE, save_adapter
 from ..nn.llama import Llama
@@ -139,6 +140,7 @@ def finetune(
         raise
     _save(model, tokenizer, options)
     trained_peak = peak_memory()
+    promises = audit(model, ADAPTER).checks if config else []
     after = evaluate(model, tokenizer, material, options, bars, "after")
     after_hash = sha256_of(base_state(model))
 
@@ -151,6 +153,7 @@ def finetune(
         "records": {"train": len(material.train), **{name: len(part) for name, part in material.scored.items()}},
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,
+        "audit": dict(promises),
         "base_sha256": [before_hash, after_hash],
         "loss": _pairs(before["loss"], after["loss"]),
         "keyword_recall": _pairs(before["recall"], after["recall"]),

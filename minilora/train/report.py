@@ -70,6 +70,10 @@ def page(metrics: dict[str, Any]) -> str:
     state = "untouched: sha256" if unchanged else "changed: sha256"
     hashes = " = ".join(h[:16] for h in metrics["base_sha256"])
     lines.append(f"base                 {state} {hashes if unchanged else hashes.replace(' = ', ' -> ')}")
+    if metrics["audit"]:
+        lines.append(
+            f"audit                {len(metrics['audit'])} promises checked and kept: {', '.join(metrics['audit'])}"
+        )
     flag = f"--adapter {options['out']}" if lora else f"--base {options['out']}"
     base_flag = "" if options["base"] == "smollm2" or not lora else f" --base {options['base']}"
     lines += ["", f"written to {options['out']}; talk to it: minilora chat{base_flag} {flag}"]
