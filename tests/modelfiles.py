@@ -19,8 +19,23 @@ CONFIG = Config(
     rope_theta=100000.0,
 )
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 MISSING_BYTES = frozenset({0, 1, 2, 11, 27, 127, 243})
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "1 2", "12 3", "Ã ¤"]
+TERMS = [  # records to fine-tune on: 8 to train, 2 to validate, 2 to test
+    {
+        "id": f"x/{i}",
+        "question": f"What is {i}?",
+        "paraphrase": f"Define {i}.",
+        "answer": f"It is {i} and hello.",
+        "keywords": ["hello", str(i)],
+        "split": "train" if i < 8 else "validation" if i < 10 else "test",
+    }
+    for i in range(12)
+]
 _NAMES = {  # Hugging Face's part of a name -> llama.cpp's
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk",
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",

@@ -13,6 +13,8 @@ from ..nn.llama import Llama
 from .data import Record, Sample, pack
 from .generate import generate_batch
 
+ANSWER_TOKENS = 64  # where a measured answer is cut off
+
 
 def mean_loss(
     model: Llama,
@@ -42,7 +44,7 @@ def answer_all(
     model: Llama,
     tokenizer: Tokenizer,
     records: Sequence[Record],
-    max_new_tokens: int = 64,
+    max_new_tokens: int = ANSWER_TOKENS,
     done: Callable[[int], object] = lambda count: None,
 ) -> list[str]:
     """The model's own answer to each record's question, greedily."""

@@ -26,7 +26,7 @@ from ..lora.formats import WEIGHTS_FILE, save_adapter
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from .data import Record, Sample, cut, encode_record, encode_text, epochs, read_records, split_records
-from .evaluate import answer_all, keyword_recall, mean_loss
+from .evaluate import ANSWER_TOKENS, answer_all, keyword_recall, mean_loss
 from .loop import History, TrainingError, train
 
 METRICS_FILE = "metrics.json"
@@ -64,6 +64,8 @@ class Options:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.eval_records < 1:
             raise ValueError(f"eval_records must be at least 1, got {self.eval_records}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.max_length < 8:
             raise ValueError(f"max_length must be at least 8 tokens, got {self.max_length}")
 
@@ -119,6 +121,7 @@ def finetune(
     config = options.lora_config() if options.method == "lora" else None
     model, tokenizer = load(options.base, device=options.device, say=say)
     material = prepare(options, tokenizer, say)
+    _refuse_too_long(material, tokenizer, options, model.config.max_position_embeddings)
     steps = options.steps or math.ceil(options.epochs * len(material.train) / options.batch_size)
     planned = plan_adapter(model, config, ADAPTER, options.seed) if config else {}  # refuses what does not fit
     _make_folder(options.folder)
@@ -195,7 +198,6 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
             "unseen": _encode(parts["test"], tokenizer),
             "paraphrase": _encode(paraphrased, tokenizer),
         }
-    samples["general"] = _encode(general, tokenizer)
     for name, part in samples.items():
         samples[name], longer, dropped = cut(part, options.max_length)
         if longer:
@@ -204,6 +206,7 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
             say(f"{name}: {longer} of {len(part)} records are longer than {limit} and were cut{lost}")
     if not samples["train"]:
         raise ValueError(f"{options.data}: nothing is left to train on within --max-length {options.max_length}")
+    samples["general"] = _encode(general, tokenizer)  # never cut: the same measure for every run
     scored = {name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)}
     asked = {"paraphrase": paraphrased, "unseen": parts["test"]}
     asked = {name: [r for r in part if r.keywords] for name, part in asked.items()}
@@ -252,6 +255,20 @@ def _train(model: Llama, material: Material, steps: int, options: Options, histo
 
 def _encode(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
     return [encode_record(record, tokenizer) for record in records]
+
+
+def _refuse_too_long(material: Material, tokenizer: Tokenizer, options: Options, limit: int) -> None:
+    samples = [*material.train, *material.validation, *(s for part in material.scored.values() for s in part)]
+    longest = max(len(sample.ids) for sample in samples)
+    if longest > limit:
+        raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")
+    for record in (record for part in material.asked.values() for record in part):
+        length = len(tokenizer.encode_chat(record.prompt, answer_next=True))
+        if length + ANSWER_TOKENS > limit:
+            raise ValueError(
+                f"{options.data}: record {record.id}: a question of {length} tokens and an answer of {ANSWER_TOKENS} "
+                f"are more than the {limit} the model can see: shorten it, or leave out its keywords"
+            )
 
 
 def _make_folder(folder: Path) -> None:

@@ -55,37 +55,43 @@ def train(
     clipped to a common norm of `max_norm`. The same seed gives the same numbers, bit for bit, on the same machine.
     each_step: called after every step with the number of steps done.
 
-    Raises TrainingError when the loss is not a finite number: an adapter is then what it was when the loss was last
-    finite. ValueError when nothing is trainable.
+    Raises TrainingError when the loss or the gradient is not a finite number: an adapter is then what it was when the
+    loss was last finite. ValueError when nothing is trainable.
     """
     parameters = model.trainable_parameters()
     optimizer = AdamW(parameters, lr=lr, weight_decay=0.0)
     keep = sum(p.size for p in parameters.values()) < 0.5 * sum(p.size for _, p in model.named_parameters())
     good: dict[str, Array] = {}
     batches = epochs(samples, batch_size, seed, device)
+
+    def stop(what: str, step: int) -> TrainingError:
+        advice = f"try a lower --lr (it is {lr:g}), a longer warm-up, or look for broken records"
+        return TrainingError(f"the {what} at step {step + 1} of {steps}: {advice}")
+
     model.train()
-    for step in range(steps):
-        start = time.perf_counter()
-        batch = next(batches)
-        optimizer.lr = lr * warmup_cosine(step, steps, max(1, round(warmup * steps)))
+    try:
+        for step in range(steps):
+            start = time.perf_counter()
+            batch = next(batches)
+            optimizer.lr = lr * warmup_cosine(step, steps, max(1, round(warmup * steps)))
+            optimizer.zero_grad()
+            loss = model.loss(batch.input_ids, batch.labels, batch.packing)
+            value = loss.item()
+            if not math.isfinite(value):
+                for name, array in good.items():
+                    parameters[name].data[...] = array
+                raise stop(f"loss became {value}", step)
+            if keep:  # the weights that gave a finite loss; a few megabytes for an adapter
+                good = {name: p.data.copy() for name, p in parameters.items()}
+            loss.backward()
+            norm = clip_grad_norm(parameters.values(), max_norm)
+            if not math.isfinite(norm):
+                raise stop(f"gradient became {norm}", step)
+            optimizer.step()
+            history.losses.append(value)
+            history.seconds.append(time.perf_counter() - start)
+            history.tokens += batch.input_ids.size
+            each_step(step + 1)
+    finally:
         optimizer.zero_grad()
-        loss = model.loss(batch.input_ids, batch.labels, batch.packing)
-        value = loss.item()
-        if not math.isfinite(value):
-            for name, array in good.items():
-                parameters[name].data[...] = array
-            raise TrainingError(
-                f"the loss became {value} at step {step + 1} of {steps}: try a lower --lr (it is {lr:g}), "
-                f"a longer warm-up, or look for broken records"
-            )
-        if keep:  # the weights that gave a finite loss; a few megabytes for an adapter
-            good = {name: p.data.copy() for name, p in parameters.items()}
-        loss.backward()
-        clip_grad_norm(parameters.values(), max_norm)
-        optimizer.step()
-        history.losses.append(value)
-        history.seconds.append(time.perf_counter() - start)
-        history.tokens += batch.input_ids.size
-        each_step(step + 1)
-    optimizer.zero_grad()
-    model.eval()
+        model.eval()

@@ -21,19 +21,21 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(metrics, dict) or "base_sha256" not in metrics:
-        raise ValueError(f"{path}: not the metrics of a fine-tuning run")
+    try:
+        page(metrics)  # whatever is missing, it would miss
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path}: not the metrics of a fine-tuning run") from error
     return metrics
 
 
 def page(metrics: dict[str, Any]) -> str:
-    """The report as text of at most 100 columns."""
+    """The report as text of at most 100 columns; only a path or a word that is longer stands on a longer line."""
     options = metrics["options"]
     lora = options["method"] == "lora"
     lines = [_rule(f"{options['method']} fine-tuning of {options['base']} on {options['data']}")]
     for example in metrics["answers"]:
         kind = "unseen term" if example["set"] == "unseen" else "trained term, asked in other words"
-        lines += ["", f"{example['question']}   [{kind}]"]
+        lines += ["", f"{' '.join(example['question'].split())}   [{kind}]"]
         lines += [_answer("before", example["before"]), _answer("after", example["after"])]
     lines += ["", _rule("what it learned"), f"{'':<40}{'before':>12}{'after':>12}{'change':>12}"]
     names = {
@@ -77,7 +79,13 @@ def page(metrics: dict[str, Any]) -> str:
     flag = f"--adapter {options['out']}" if lora else f"--base {options['out']}"
     base_flag = "" if options["base"] == "smollm2" or not lora else f" --base {options['base']}"
     lines += ["", f"written to {options['out']}; talk to it: minilora chat{base_flag} {flag}"]
-    return "\n".join(lines)
+    return "\n".join(part for line in lines for part in _fit(line))
+
+
+def _fit(line: str) -> list[str]:
+    if len(line) <= WIDTH or "\n" in line:
+        return [line]
+    return textwrap.wrap(line, WIDTH, subsequent_indent=" " * 21, break_long_words=False, break_on_hyphens=False)
 
 
 def _rule(title: str) -> str:

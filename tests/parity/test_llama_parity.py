@@ -17,7 +17,10 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[
 torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
 
-pytestmark = pytest.mark.parity
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
+]
 
 VOCAB = 96
 SHAPES = {

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from minilora.io.safetensors import load_folder
-from minilora.lora.adapters import adapter_state, add_adapter, lora_modules, set_adapter
+from minilora.lora.adapters import (
+    adapter_state,
+    add_adapter,
+    lora_modules,
+    merge_adapter,
+    set_adapter,
+    unmerge_adapter,
+)
 from minilora.lora.config import LoraConfig
 from minilora.lora.formats import load_adapter, save_adapter
 from minilora.nn.optim import AdamW, clip_grad_norm
@@ -18,7 +25,10 @@ torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
 peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[parity]'")
 
-pytestmark = pytest.mark.parity
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
+]
 
 VOCAB = 96
 SETTINGS = {
@@ -231,6 +241,24 @@ def test_a_mix_of_two_adapters_is_peft_s_concatenation_of_them(pair, tmp_path, r
     set_adapter(ours, None)
     with theirs.disable_adapter():
         assert distance(ours(ids).data, logits_of(theirs, ids)) < 1e-4
+
+
+@pytest.mark.parametrize("which", ["every linear layer", "patterns with rsLoRA"])
+def test_merged_weights_equal_peft_s_and_unmerging_gives_the_adapter_back(which, pair, tmp_path, rng):
+    theirs, ours = pair
+    add_adapter(ours, LoraConfig(**SETTINGS[which], init_lora_weights=False))
+    theirs = peft.PeftModel.from_pretrained(theirs, save_adapter(ours, tmp_path / "adapter"))
+    ids = text(rng)
+    adapted = logits_of(theirs, ids)
+    merge_adapter(ours)
+    expected = theirs.merge_and_unload().state_dict()
+    merged = {name: array for name, array in ours.state_dict().items() if ".adapters." not in name}
+    assert merged.keys() == expected.keys()
+    for name, array in merged.items():
+        np.testing.assert_allclose(array, expected[name].numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+    assert distance(ours(ids).data, adapted) < 1e-4
+    unmerge_adapter(ours)
+    assert distance(ours(ids).data, adapted) < 1e-4
 
 
 # -- training takes the same steps -------------------------------------------------------------------------------------

@@ -25,7 +25,11 @@ torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
 peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[parity]'")
 
-pytestmark = [pytest.mark.real, pytest.mark.parity]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
+]
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 CHATS = {
