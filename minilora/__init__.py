@@ -22,6 +22,7 @@ from .lora.adapters import (
     unmerge_adapter,
 )
 from .lora.audit import AuditError, audit
+from .lora.combine import combine_adapters
 from .lora.config import LoraConfig
 from .lora.formats import load_adapter, save_adapter
 from .nn.llama import Config, Llama
@@ -42,6 +43,7 @@ __all__ = [
     "Tensor",
     "add_adapter",
     "audit",
+    "combine_adapters",
     "count_parameters",
     "disable_adapter",
     "generate",

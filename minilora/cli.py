@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()  # what cannot be written must show here, not when Python ends
     except KeyboardInterrupt:
         print("\nminilora: interrupted", file=sys.stderr)
         return 130
@@ -138,6 +140,12 @@ def run_chat(arguments: argparse.Namespace) -> None:
     from .lora.formats import load_adapter
     from .train.generate import generate
 
+    if arguments.max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
+    if not 0 <= arguments.temperature < math.inf:
+        raise UsageError(f"--temperature must be 0 or a positive number, got {arguments.temperature}")
+    if arguments.seed < 0:
+        raise UsageError(f"--seed must not be negative, got {arguments.seed}")
     model, tokenizer = load(arguments.base, device=arguments.device)
     if arguments.adapter:
         load_adapter(model, arguments.adapter)

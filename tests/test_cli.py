@@ -17,6 +17,7 @@ from minilora.io import zoo
 from minilora.lora.formats import load_adapter
 from minilora.nn.llama import Llama
 from minilora.nn.tensorfile import read_tensors
+from minilora.train import finetune
 from minilora.train import generate as talk
 from minilora.train.data import DataError
 
@@ -59,13 +60,6 @@ def complaint(capsys):
     return err.removeprefix("minilora: ").strip()
 
 
-def last_line(capsys):
-    """The last line on stderr, after progress bars."""
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    return err.splitlines()[-1]
-
-
 def written(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -76,7 +70,7 @@ def written(folder):
 def test_help_names_every_command(capsys):
     assert status("--help") == 0
     out = capsys.readouterr().out
-    assert [name for name in COMMANDS if f"    {name} " not in out] == []
+    assert [name for name in COMMANDS if f"\n    {name}" not in out] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -91,7 +85,7 @@ def test_the_version_is_the_packages(capsys):
 
 
 REFUSED_BY_PARSER = [[], ["nonsense"], ["finetune", "--nonsense"], ["finetune", "--r", "many"], ["report", "a", "b"],
-                     ["finetune", "--method", "magic"], ["chat", "--device", "tpu"], ["finetune", "--target-modules"]]  # fmt: skip
+                     ["finetune", "--method", "magic"], ["chat", "--device", "tpu"], ["finetune", "--lr"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", REFUSED_BY_PARSER, ids=" ".join)
@@ -127,7 +121,8 @@ REFUSED = [  # command, flag, value, the name that the message begins with
 def test_values_that_mean_nothing_are_status_2_before_a_model_is_loaded(
     command, flag, value, start, capsys, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(zoo, "load", None)
+    for module in (zoo, finetune):
+        monkeypatch.setattr(module, "load", None)
     assert status(command, f"{flag}={value}") == 2
     line = complaint(capsys)
     assert line.startswith(start) and value.removeprefix("-").split("e")[0] in line
@@ -141,9 +136,9 @@ FAILS = [  # flags, what the line says
     (["--data", "."], ".: no such data file"),
     (["--data", "empty.jsonl"], "empty.jsonl: the file is empty"),
     (["--data", "binary.jsonl"], "binary.jsonl: cannot be read as UTF-8 text"),
-    (["--data", "untrained.jsonl"], "no record is left to train on"),
-    (["--data", "long.jsonl"], "long.jsonl: record x/0: a question of 1228 tokens and an answer of 64 are more than"),
-    (["--data", "wordy.jsonl", "--max-length", "4096"], "a record has 1246 tokens, the model can see 1024"),
+    (["--data", "untrained.jsonl"], "untrained.jsonl: no record is left to train on"),
+    (["--data", "long.jsonl"], "long.jsonl: record x/0: a question of 1219 tokens and an answer of 64"),
+    (["--data", "wordy.jsonl", "--max-length", "4096"], "the model can see 1024: use --max-length 1024"),
     (["--max-length", "8"], "nothing is left to train on within --max-length 8"),
     (["--base", "absent"], "absent: no such model"),
     (["--base", "absent.gguf"], "absent.gguf"),
@@ -167,11 +162,314 @@ def test_a_job_that_cannot_work_is_status_1_in_one_line_and_writes_nothing(
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
     before = written(tmp_path)
-    told = ["--max-length", "2048"] if "long.jsonl" in flags else []  # else the answer is cut, which is told as well
-    if told:
-        reason = "a record has "
     assert status(*job(tiny_folder, "--out", "run", *flags)) == 1
     out, err = capsys.readouterr()
-    line = err.splitlines()[-1]
-    assert line.startswith("minilora: ") and reason in line
+    told = err.splitlines()
+    assert told[-1].startswith("minilora: ") and reason in told[-1]
+    assert all("were cut" in line for line in told[:-1])
     assert out == "" and written(tmp_path) == before
+
+
+def test_every_bad_line_of_the_data_is_listed_with_its_number_and_nothing_is_written(tiny_folder, tmp_path, capsys):
+    bad = {2: "{", 4: '{"question": "What?"}', 5: "[]", 9: json.dumps(TERMS[8] | {"split": "exam"}), 12: "[" * 100_000}
+    lines = [bad.get(number, json.dumps(TERMS[number - 1])) for number in range(1, 13)]
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert status(*job(tiny_folder, "--data", "bad.jsonl", "--out", "run")) == 1
+    out, err = capsys.readouterr()
+    told = err.removeprefix("minilora: ").splitlines()
+    assert [line.split(": ")[0] for line in told] == [f"bad.jsonl:{number}" for number in bad]
+    assert all(len(line.split(": ", 1)[1]) > 5 for line in told)
+    assert out == "" and written(tmp_path) == ["bad.jsonl"]
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGED = [  # file of the base folder, what is done to it
+    ("model.safetensors", cut_short),
+    ("model.safetensors", os.remove),
+    ("config.json", cut_short),
+    ("config.json", os.remove),
+    ("tokenizer.json", cut_short),
+    ("tokenizer.json", os.remove),
+    ("tokenizer_config.json", cut_short),
+]
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGED, ids=[f"{file}-{do.__name__}" for file, do in DAMAGED])
+@pytest.mark.parametrize("command", ["finetune", "chat"])
+def test_a_damaged_base_is_status_1_and_the_file_is_named(command, file, damage, tiny_folder, tmp_path, capsys):
+    shutil.copytree(tiny_folder / "base", tmp_path / "base")
+    damage(tmp_path / "base" / file)
+    words = {"finetune": job(tiny_folder, "--out", "run"), "chat": ["chat", "--prompt", "hello"]}[command]
+    assert status(*words, "--base", "base") == 1
+    assert complaint(capsys).startswith(f"{os.path.join('base', file)}: ")
+    assert written(tmp_path) == ["base"]
+
+
+# -- finetune: what works, and what breaks on the way ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "folder", "weights"),
+    [("lora", "runs/data", "adapter_model.safetensors"), ("full", "runs/data-full", "model.safetensors")],
+)
+def test_a_finished_job_writes_its_results_and_the_command_on_its_page_works(
+    method, folder, weights, tiny_folder, tmp_path, capsys
+):
+    shutil.copytree(tiny_folder, tmp_path, dirs_exist_ok=True)
+    assert status(*job(tiny_folder, "--base", "base", "--data", "data.jsonl", "--method", method)) == 0
+    out, err = capsys.readouterr()
+    results = tmp_path / folder
+    assert {weights, "metrics.json", "picture.png"} <= set(written(results))
+    assert not [name for name in written(results) if "partial" in name or "writable" in name]
+    assert (results / "picture.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["steps"] == len(metrics["train_loss"]) == 3
+    assert f"{method} fine-tuning of base on data.jsonl" in out and "what it learned" in out
+    assert "training" in err and "Traceback" not in err
+    assert status("report", folder) == 0 and capsys.readouterr().out == out
+    assert status("chat", *out.split("minilora chat")[1].split(), "--prompt", "What is 1?") == 0
+
+
+def test_flags_reach_the_job_under_their_own_names(tiny_folder, capsys):
+    flags = {"r": 2, "lora_alpha": 6.0, "target_modules": ["q_proj", "v_proj"], "steps": 2, "lr": 0.25,
+             "batch_size": 3, "max_length": 100, "eval_records": 5, "seed": 7, "out": "elsewhere"}  # fmt: skip
+    words = []
+    for name, value in flags.items():
+        words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
+    assert status(*job(tiny_folder, *words)) == 0
+    capsys.readouterr()
+    assert status("report", "elsewhere", "--json") == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert {name: metrics["options"][name] for name in flags} == flags
+    assert metrics["steps"] == 2 and metrics["records"]["paraphrase"] <= 5
+
+
+def test_records_that_were_cut_are_told_with_their_number(tiny_folder, capsys):
+    assert status(*job(tiny_folder, "--max-length", "40", "--steps", "1", "--out", "run")) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert "train: 8 of 8 records are longer than --max-length 40 and were cut" in told
+
+
+class Breaker:
+    """Lets the loss of the third training step fail: `how` is given the loss and returns another, or raises."""
+
+    def __init__(self, monkeypatch, how):
+        self.steps, real = 0, Llama.loss
+
+        def loss(model, *inputs):
+            value = real(model, *inputs)
+            self.steps += value.requires_grad  # not while evaluating
+            return how(value) if value.requires_grad and self.steps == 3 else value
+
+        monkeypatch.setattr(Llama, "loss", loss)
+
+
+def interrupt(loss):
+    raise KeyboardInterrupt
+
+
+BROKEN = [
+    (
+        lambda loss: loss * float("nan"),
+        1,
+        "minilora: the loss became nan at step 3 of 5: try a lower --lr",
+    ),
+    (interrupt, 130, "minilora: interrupted"),
+]
+
+
+@pytest.mark.parametrize(("how", "code", "line"), BROKEN, ids=["nan", "interrupted"])
+def test_a_job_that_breaks_in_training_says_why_and_keeps_its_adapter(
+    how, code, line, tiny_folder, tmp_path, capsys, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        Breaker(patch, how)
+        assert status(*job(tiny_folder, "--steps", 5, "--lr", "0.01", "--out", "run")) == code
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err
+    assert err.splitlines()[-1].startswith(line)
+    assert "kept what 2 of 5 steps had learned in run" in err.splitlines()
+    assert written(tmp_path / "run") == ["adapter_config.json", "adapter_model.safetensors"]
+    tensors = read_tensors(tmp_path / "run" / "adapter_model.safetensors")
+    assert all(w.any() for w in tensors.values())
+    assert status("chat", "--base", tiny_folder / "base", "--adapter", "run", "--prompt", "What is 1?") == 0
+
+
+@pytest.mark.parametrize("command", ["finetune", "chat", "report"])
+def test_the_traceback_is_shown_to_those_who_ask_for_it(command, tiny_folder, monkeypatch):
+    monkeypatch.setenv("MINILORA_TRACEBACK", "1")
+    words = {"finetune": job(tiny_folder, "--data", "absent"), "chat": ["chat", "--base", "absent"],
+             "report": ["report", "absent"]}[command]  # fmt: skip
+    with pytest.raises(ValueError, match="absent") as caught:
+        main(words)
+    assert command != "finetune" or caught.type is DataError
+
+
+# -- report, audit, pull -----------------------------------------------------------------------------------------------
+
+
+def test_report_shows_the_page_or_the_metrics_as_they_are_on_disk(finished, capsys):
+    assert status("report", finished) == 0
+    assert "what it cost" in capsys.readouterr().out
+    assert status("report", finished, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_report_of_a_missing_run_says_what_writes_one(capsys):
+    assert status("report", "absent") == 1
+    assert complaint(capsys).endswith("no such file; `minilora finetune --out absent` writes it")
+
+
+UNUSABLE = ["", "{", "[]", "3", "null", "{}", '{"base_sha256": ["a", "a"]}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", UNUSABLE, ids=lambda text: text[:20] or "empty")
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["page", "json"])
+def test_report_of_a_damaged_run_names_its_file(text, flags, tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text(text, encoding="utf-8")
+    assert status("report", ".", *flags) == 1
+    assert complaint(capsys).startswith("metrics.json: not ")
+
+
+@pytest.mark.parametrize("key", ["loss", "options", "base_sha256", "answers", "peak_memory_bytes", "adapter_bytes"])
+def test_report_of_a_run_that_lacks_a_key_names_its_file(key, finished, tmp_path, capsys):
+    metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+    for value in (None, 3, ["a"]):
+        (tmp_path / "metrics.json").write_text(json.dumps(metrics | {key: value}), encoding="utf-8")
+        if key == "adapter_bytes" and value == 3:
+            continue  # a number is what belongs there
+        assert status("report", ".") == 1
+        assert complaint(capsys).startswith("metrics.json: not the metrics")
+    del metrics[key]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert status("report", ".") == 1
+    assert complaint(capsys).startswith("metrics.json: not the metrics")
+
+
+def test_output_that_nobody_reads_is_no_error(finished):
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-m", "minilora", "report", str(finished)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_audit_prints_a_line_per_promise(tiny_folder, finished, capsys):
+    assert status("audit", finished, "--base", tiny_folder / "base") == 0
+    lines = capsys.readouterr().out.splitlines()
+    promises = ["trainable", "scale", "count", "off", "start", "gradient", "merge", "file", "base"]
+    assert [line.split()[0] for line in lines if " ok " in line] == promises
+
+
+def test_audit_of_a_missing_adapter_is_status_1(tiny_folder, capsys):
+    assert status("audit", "absent", "--base", tiny_folder / "base") == 1
+    assert "no such file; expected a PEFT adapter folder" in complaint(capsys)
+
+
+def test_pull_of_an_unknown_model_names_the_known_ones(capsys):
+    assert status("pull", "nonsense") == 1
+    assert complaint(capsys) == "no model is called 'nonsense'; known: smollm2"
+
+
+# -- chat --------------------------------------------------------------------------------------------------------------
+
+
+def test_chat_answers_one_question_with_the_adapter_and_otherwise_without(tiny_folder, finished, capsys):
+    model, words = zoo.load(tiny_folder / "base")
+    drawn = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
+    flags = ["--base", tiny_folder / "base", "--prompt", "What is 1?"]
+    flags += [word for name, value in drawn.items() for word in (f"--{name.replace('_', '-')}", value)]
+    answers = []
+    for adapter in (None, finished):
+        if adapter:
+            load_adapter(model, adapter)
+        assert status("chat", *flags, *(["--adapter", adapter] if adapter else [])) == 0
+        answers.append(capsys.readouterr().out)
+        assert answers[-1].split() == talk.generate(model, words, "What is 1?", **drawn).split() != []
+    assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("damage", [None, cut_short, os.remove], ids=["no folder", "cut short", "no weights"])
+def test_chat_with_an_adapter_that_cannot_be_read_is_status_1(damage, tiny_folder, finished, tmp_path, capsys):
+    if damage:
+        shutil.copytree(finished, tmp_path / "adapter")
+        damage(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert status("chat", "--base", tiny_folder / "base", "--adapter", "adapter", "--prompt", "hello") == 1
+    assert complaint(capsys).startswith(f"adapter{os.sep}adapter_")
+
+
+def test_chat_with_a_prompt_too_long_for_the_model_is_status_1(tiny_folder, capsys):
+    assert status("chat", "--base", tiny_folder / "base", "--prompt", LONG) == 1
+    assert "are more than the 1024 the model can see" in complaint(capsys)
+
+
+def type_in(monkeypatch, *lines):
+    """Answer each input() with the next line; an exception is raised, and so is EOFError at the end."""
+    coming = iter([*lines, EOFError()])
+
+    def read(prompt=""):
+        line = next(coming)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    return coming
+
+
+def test_a_conversation_remembers_what_was_said_and_survives_what_cannot_be_answered(tiny_folder, capsys, monkeypatch):
+    heard = []
+
+    def answer(model, tokenizer, messages, **settings):
+        heard.append([message["content"] for message in messages])
+        if "bad" in heard[-1]:
+            raise ValueError("too long")
+        return f"answer {len(heard)}"
+
+    monkeypatch.setattr(talk, "generate", answer)
+    type_in(monkeypatch, "one", "bad", " two ")
+    assert status("chat", "--base", tiny_folder / "base") == 0
+    out, err = capsys.readouterr()
+    assert heard == [["one"], ["one", "answer 1", "bad"], ["one", "answer 1", "two"]]
+    assert out.split("\n") == ["answer 1", "answer 3", "", ""]
+    assert "minilora: too long" in err.splitlines()
+
+
+@pytest.mark.parametrize(("last", "code"), [("", 0), ("  ", 0), (EOFError(), 0), (KeyboardInterrupt(), 130)])
+def test_a_conversation_ends_at_an_empty_line_the_end_of_input_or_an_interruption(
+    last, code, tiny_folder, capsys, monkeypatch
+):
+    left = type_in(monkeypatch, "hello", last, "never asked")
+    assert status("chat", "--base", tiny_folder / "base", "--max-new-tokens", 2) == code
+    assert next(left) == "never asked"
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["Ask something; an empty line or Ctrl-D ends.", *(["", "minilora: interrupted"] if code else [])]
+
+
+# -- devices and gradients ---------------------------------------------------------------------------------------------
+
+
+def test_chat_on_a_gpu_without_cupy_tells_the_remedy(tiny_folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
+    assert status("chat", "--base", tiny_folder / "base", "--device", "cuda", "--prompt", "hello") == 1
+    assert complaint(capsys) == "device 'cuda' needs CuPy, which is not installed: pip install 'minilora[gpu]'"
+
+
+def test_gradcheck_prints_one_line_for_every_registered_operation(capsys):
+    assert status("gradcheck", "--seed", "1") == 0
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(OPS)
+    assert all(float(line.split()[-1]) < 1e-6 for line in lines)
+    assert summary.startswith("all gradients agree") and float(summary.split()[-1]) < 1e-6
+
+
+def test_gradcheck_finds_a_wrong_gradient_and_names_the_operation(capsys, monkeypatch):
+    monkeypatch.setattr(opcheck, "OPS", {"neg": lambda x: x * Tensor(x.data)})  # x², with half its gradient
+    assert status("gradcheck") == 1
+    assert complaint(capsys).startswith("neg: ")

@@ -15,7 +15,7 @@ from minilora.insight.memory import base_parameters, peak_memory, predict_memory
 from minilora.insight.plots import run_picture
 from minilora.io.export import save_folder
 from minilora.io.zoo import load
-from minilora.lora.adapters import add_adapter, adapter_state, base_state
+from minilora.lora.adapters import adapter_state, add_adapter, base_state
 from minilora.lora.config import LoraConfig
 from minilora.lora.formats import load_adapter
 from minilora.nn.llama import Config, Llama
@@ -167,6 +167,26 @@ def test_a_loss_that_is_no_number_at_the_first_step_leaves_the_fresh_adapter(tin
     assert same(adapter_state(poison.model, "default"), adapter_state(fresh, "default"))
 
 
+def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(tiny_config, monkeypatch):
+    from minilora.train import loop
+
+    real, calls, watched = loop.clip_grad_norm, [], Poison(at=99)  # never NaN: only keeps what it saw
+
+    def clip(parameters, max_norm):
+        parameters = list(parameters)
+        calls.append(len(parameters))
+        if len(calls) == 4:
+            parameters[0].grad[...] = np.nan
+        return real(parameters, max_norm)
+
+    monkeypatch.setattr(loop, "clip_grad_norm", clip)
+    with pytest.raises(TrainingError, match=r"the gradient became nan at step 4 of 30: try a lower --lr"):
+        run(tiny_config, poison=watched)
+    assert same(adapter_state(watched.model, "default"), watched.seen[-1]) and len(watched.seen) == 4
+    assert all(p.grad is None for _, p in watched.model.named_parameters())
+    assert not watched.model.training
+
+
 # -- evaluation --------------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +301,9 @@ def test_answers_in_a_batch_are_those_given_one_by_one_and_in_order(talker, word
 
 def test_answer_all_asks_the_records_questions_and_tells_progress(talker, words):
     records, heard = [Record(q, (*asked(q), {"role": "assistant", "content": "-"})) for q in QUESTIONS], []
-    assert answer_all(talker, words, records, 6, done=heard.append) == [generate(talker, words, q, 6) for q in QUESTIONS]
+    assert answer_all(talker, words, records, 6, done=heard.append) == [
+        generate(talker, words, q, 6) for q in QUESTIONS
+    ]
     assert sum(heard) == len(QUESTIONS)
 
 
@@ -557,7 +579,8 @@ def test_bad_data_lines_stop_the_job_before_training(home, tmp_path):
 def test_records_that_are_cut_are_told(home, words):
     said = []
     material = job.prepare(options(home, "unused", max_length=36), words, said.append)
-    assert all(len(s.ids) <= 36 for part in (material.train, *material.scored.values()) for s in part)
+    cut = (material.train, material.scored["unseen"], material.scored["paraphrase"])
+    assert all(len(s.ids) <= 36 for part in cut for s in part)
     assert any(line.startswith("train: 8 of 8 records are longer than --max-length 36 and were cut") for line in said)
 
 

@@ -63,7 +63,7 @@ def set_adapter(model: Module, which: str | Mapping[str, float] | None) -> None:
         active: dict[str, float] = {}
     else:
         active = {which: 1.0} if isinstance(which, str) else dict(which)
-    _check_known(model, active)
+    check_known(model, active)
     _refuse_merged(model, "choosing another adapter")
     trained = which if isinstance(which, str) else None
     for module in lora_modules(model).values():
@@ -94,7 +94,7 @@ def remove_adapter(model: Module, name: str) -> None:
 
     The base stays frozen. Raises ValueError for a name that the model does not have, or while an update is merged.
     """
-    _check_known(model, [name])
+    check_known(model, [name])
     _refuse_merged(model, "removing an adapter")
     for path, module in lora_modules(model).items():
         module.adapters.pop(name, None)
@@ -162,7 +162,8 @@ def base_state(model: Module) -> dict[str, Array]:
     return state
 
 
-def _check_known(model: Module, names: Iterable[str]) -> None:
+def check_known(model: Module, names: Iterable[str]) -> None:
+    """Raise ValueError, listing what there is, for a name that no adapter of the model has."""
     known = adapter_names(model)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"the model has no adapter called {unknown[0]!r}; it has: {', '.join(known) or 'none'}")

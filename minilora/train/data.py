@@ -126,7 +126,7 @@ def _unwritable(text: str, tokenizer: Tokenizer | None) -> Iterator[str]:
 def _parse(line: str, number: int) -> Record:
     try:
         raw = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(raw, dict):
         raise ValueError(f"expected a JSON object, got {type(raw).__name__}")

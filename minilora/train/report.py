@@ -19,7 +19,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file; `minilora finetune --out {folder}` writes it")
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
     try:
         page(metrics)  # whatever is missing, it would miss
