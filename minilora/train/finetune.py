@@ -48,7 +48,7 @@ class Options:
     lr: float | None = None
     batch_size: int = 8
     max_length: int = 512
-    eval_records: int = 120
+    eval_records: int = 80
     seed: int = 0
     device: str = "cpu"
     out: str | None = None

@@ -36,7 +36,7 @@ def generate_batch(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = 48,
     done: Callable[[int], object] = lambda count: None,
 ) -> list[str]:
     """One answer per conversation, in their order; `batch_size` of similar length are worked on at a time.
