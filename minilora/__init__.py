@@ -17,6 +17,7 @@ from .lora.adapters import (
     add_adapter,
     disable_adapter,
     merge_adapter,
+    mixed_batch,
     remove_adapter,
     set_adapter,
     unmerge_adapter,
@@ -25,6 +26,7 @@ from .lora.audit import AuditError, audit
 from .lora.combine import combine_adapters
 from .lora.config import LoraConfig
 from .lora.formats import load_adapter, save_adapter
+from .lora.variants import lora_plus
 from .nn.llama import Config, Llama
 from .nn.module import Module, Parameter
 from .nn.optim import SGD, AdamW
@@ -50,7 +52,9 @@ __all__ = [
     "gradcheck",
     "load",
     "load_adapter",
+    "lora_plus",
     "merge_adapter",
+    "mixed_batch",
     "no_grad",
     "op",
     "pull",

@@ -1,4 +1,4 @@
-"""The command line: minilora finetune | chat | audit | report | pull | gradcheck.
+"""The command line: minilora finetune | chat | audit | merge | export | report | pull | gradcheck.
 
 Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never
 shows a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     job.add_argument("--batch-size", type=int, default=8, help="records per step (default: %(default)s)")
     job.add_argument("--max-length", type=int, default=512, help="tokens per record, cut beyond (default: %(default)s)")
     job.add_argument(
-        "--eval-records", type=int, default=120, help="paraphrases measured, evenly chosen (default: %(default)s)"
+        "--eval-records", type=int, default=80, help="paraphrases measured, evenly chosen (default: %(default)s)"
     )
     job.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     job.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
@@ -95,6 +96,24 @@ def build_parser() -> argparse.ArgumentParser:
     prove = _command(commands, "audit", run_audit, "check every promise that an adapter makes")
     prove.add_argument("adapter", nargs="?", default="runs/legal", metavar="ADAPTER", help="default: %(default)s")
     prove.add_argument("--base", **base)
+
+    whole = _command(commands, "merge", run_merge, "write base and adapter as one model")
+    whole.add_argument("--base", **base)
+    whole.add_argument("--adapter", required=True, help="folder of an adapter, such as runs/legal, or a .gguf file")
+    whole.add_argument("--out", required=True, help="a new folder, or a file that ends in .gguf")
+    whole.add_argument(
+        "--format", choices=("hf", "gguf"), help="a Hugging Face folder, or GGUF (default: as --out ends)"
+    )
+    whole.add_argument(
+        "--type",
+        choices=("f32", "f16", "q8_0", "q4_1"),
+        help="how matrices are stored (default: f32 in a folder, f16 in GGUF; q8_0 and q4_1 in GGUF only)",
+    )
+
+    hand_on = _command(commands, "export", run_export, "write an adapter as a file for llama.cpp")
+    hand_on.add_argument("--base", **base)
+    hand_on.add_argument("--adapter", required=True, help="folder of an adapter, such as runs/legal")
+    hand_on.add_argument("--out", required=True, help="a file that ends in .gguf")
 
     show = _command(commands, "report", run_report, "show the page of a finished run again")
     show.add_argument("run_folder", nargs="?", default="runs/legal", metavar="RUN", help="default: %(default)s")
@@ -187,6 +206,24 @@ def run_audit(arguments: argparse.Namespace) -> None:
     model, _ = load(arguments.base)
     load_adapter(model, arguments.adapter)
     print(audit(model, "default"))
+
+
+def run_merge(arguments: argparse.Namespace) -> None:
+    """minilora merge: one whole model, what reading it back gave, and what 4 bits would have lost."""
+    from .io.merge import merge, resolve
+
+    try:
+        resolve(Path(arguments.out), arguments.format, arguments.type)
+    except ValueError as error:
+        raise UsageError(error) from error
+    print(merge(arguments.base, arguments.adapter, arguments.out, arguments.format, arguments.type))
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """minilora export: an adapter for llama.cpp, and what reading it back gave."""
+    from .io.merge import export
+
+    print(export(arguments.base, arguments.adapter, arguments.out))
 
 
 def run_report(arguments: argparse.Namespace) -> None:

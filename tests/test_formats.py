@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 from modelfiles import as_dtype, write_safetensors
 
 from minilora.engine.tensor import no_grad
-from minilora.lora.adapters import adapter_names, adapter_state, add_adapter, configs_of, lora_modules, set_adapter
+from minilora.lora.adapters import (
+    adapter_names,
+    adapter_state,
+    add_adapter,
+    configs_of,
+    lora_modules,
+    remove_adapter,
+    set_adapter,
+)
 from minilora.lora.config import LoraConfig
-from minilora.lora.formats import load_adapter, read_adapter_config, save_adapter
+from minilora.lora.formats import load_adapter, peft_name, read_adapter_config, save_adapter
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import sha256_of
 from minilora.nn.tensorfile import ModelFileError, read_tensors, write_tensors
@@ -203,8 +211,6 @@ def test_float16_weights_may_sum_to_more_than_float16_holds(base, folder):
 @pytest.mark.parametrize(
     "change",
     [
-        {"bias": "all"},
-        {"bias": "lora_only"},
         {"fan_in_fan_out": True},
         {"lora_bias": True},
         {"modules_to_save": ["embed_tokens"]},
@@ -213,7 +219,7 @@ def test_float16_weights_may_sum_to_more_than_float16_holds(base, folder):
         {"trainable_token_indices": [1, 2]},
         {"megatron_config": {"a": 1}},
         {"target_parameters": ["x"]},
-        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa_niter_16"},
         {"init_lora_weights": "olora"},
         {"an_option_of_tomorrow": True},
         {"another_option": {"x": 1}},
@@ -291,6 +297,92 @@ def test_alpha_of_the_file_is_divided_by_the_rank_of_the_file(folder):
     assert config.scale_of("q_proj") == 8 / 4
     rewrite(folder, {"use_rslora": True})
     assert read_adapter_config(folder).scale_of("q_proj") == 8 / math.sqrt(4)
+
+
+# Every key that PEFT 0.21 writes, with a value under which it does something, and what minilora does with that.
+PEFT_KEYS = {
+    "alora_invocation_tokens": [1, 2], "arrow_config": {"top_k": 3}, "corda_config": {"x": 1},
+    "ensure_weight_tying": True, "eva_config": {"rho": 2}, "fan_in_fan_out": True, "kasa_config": {"x": 1},
+    "layer_replication": [[0, 2]], "layers_pattern": "h", "loftq_config": {"loftq_bits": 4}, "lora_bias": True,
+    "lora_ga_config": {"x": 1}, "megatron_config": {"x": 1}, "modules_to_save": ["lm_head"],
+    "monteclora_config": {"x": 1}, "qalora_group_size": 32, "target_parameters": ["experts"],
+    "trainable_token_indices": [5], "use_bdlora": True, "use_qalora": True, "velora_config": {"x": 1},
+}  # fmt: skip
+KEPT = {
+    "auto_mapping": {"base_model_class": "LlamaForCausalLM"}, "base_model_name_or_path": "someone/model",
+    "megatron_core": "megatron.core", "peft_version": "0.21.2", "revision": "main", "runtime_config": {"x": 1},
+    "task_type": "SEQ_2_SEQ_LM", "init_lora_weights": "orthogonal", "layers_pattern": None, "loftq_config": {},
+    "qalora_group_size": 16, "an_option_of_tomorrow": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", PEFT_KEYS)
+def test_every_key_of_peft_that_minilora_does_not_compute_is_refused_with_the_reason(base, folder, key):
+    refused_with(base(), folder, {key: PEFT_KEYS[key]}, key, "not something minilora computes: ")
+
+
+@pytest.mark.parametrize("key", KEPT)
+def test_every_other_key_is_kept_and_written_again(base, folder, key, tmp_path):
+    rewrite(folder, {key: KEPT[key]})
+    model = base()
+    load_adapter(model, folder)
+    assert record_of(save_adapter(model, tmp_path / "again"))[key] == KEPT[key]
+
+
+def test_what_a_file_said_is_not_told_of_another_adapter(base, folder, tmp_path):
+    rewrite(folder, {"base_model_name_or_path": "someone/model", "revision": "main"})
+    model = base()
+    load_adapter(model, folder)
+    remove_adapter(model, "default")
+    record = record_of(save_adapter(adapted(model), tmp_path / "again"))
+    assert record["base_model_name_or_path"] is None and "revision" not in record
+
+
+def test_the_base_that_is_named_when_saving_takes_the_place_of_the_one_in_the_file(base, folder, tmp_path):
+    rewrite(folder, {"base_model_name_or_path": "someone/model"})
+    model = base()
+    load_adapter(model, folder)
+    assert record_of(save_adapter(model, tmp_path / "a", base_model="x/y"))["base_model_name_or_path"] == "x/y"
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("lora_A", "lora_A.weight"),
+        ("lora_B", "lora_B.weight"),
+        ("lora_embedding_A", "lora_embedding_A"),
+        ("lora_magnitude_vector", "lora_magnitude_vector"),
+    ],
+)
+def test_pefts_name_for_each_part(part, name):
+    assert peft_name(f"model.layers.0.x.{part}") == f"base_model.model.model.layers.0.x.{name}"
+
+
+def test_all_linear_is_written_as_the_adapters_own_modules(base, tmp_path):
+    model = adapted(base(), name="other", target_modules=["embed_tokens"])
+    adapted(model, target_modules="all-linear", exclude_modules=["down_proj"])
+    other = base()
+    load_adapter(other, save_adapter(model, tmp_path / "a"))
+    assert sorted(lora_modules(other)) == [path for path in sorted(lora_modules(model)) if "embed" not in path]
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"target_modules": ["embed_tokens", "q_proj"]},
+                                      {"use_dora": True, "target_modules": ["embed_tokens"]}], ids=str)  # fmt: skip
+def test_variants_come_back_bit_identical(base, tmp_path, settings):
+    model, other = adapted(base(), **settings), base()
+    load_adapter(other, save_adapter(model, tmp_path / "a"))
+    assert logits(other).tobytes() == logits(model).tobytes()
+
+
+def test_pissa_is_saved_as_a_plain_adapter_of_twice_the_rank_on_the_unchanged_base(base, tmp_path):
+    model, other = adapted(base(), init_lora_weights="pissa", r=3), base()
+    for array in adapter_state(model, "default").values():
+        array *= np.float32(1.1)
+    folder = save_adapter(model, tmp_path / "a")
+    assert (record_of(folder)["r"], record_of(folder)["init_lora_weights"]) == (6, True)
+    load_adapter(other, folder)
+    np.testing.assert_allclose(logits(other), logits(model), atol=1e-5)
+    assert np.abs(logits(model) - logits(base())).max() > 1e-3
 
 
 # -- adapters that do not fit: refused, and the model stays as it was --------------------------------------------------

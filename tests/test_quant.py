@@ -1,4 +1,4 @@
-"""Unpacking quantised blocks: the same numbers as the gguf library, and as worked out by hand."""
+"""Packing and unpacking quantised blocks: the same as the gguf library, and as worked out by hand."""
 
 import gguf
 import numpy as np
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from minilora.nn.quant import BYTES_PER_BLOCK, dequantize
+from minilora.nn.quant import BYTES_PER_BLOCK, codes_q4_1, dequantize, quantize
 
 KINDS = ["F32", "F16", "Q8_0", "Q4_1"]
 
@@ -88,3 +88,72 @@ def test_a_row_that_is_no_whole_number_of_blocks_is_refused(kind, width):
 @pytest.mark.parametrize(("kind", "bits"), [("F32", 32), ("F16", 16), ("Q8_0", 8.5), ("Q4_1", 5)])
 def test_bits_per_number(kind, bits):
     assert BYTES_PER_BLOCK[kind] * 8 / 32 == bits
+
+
+# -- packing -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data(), rows=st.integers(1, 4), blocks=st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_packing_gives_the_bytes_of_the_gguf_library(kind, data, rows, blocks):
+    numbers = st.floats(-60000, 60000, width=32, allow_subnormal=False) | st.floats(-2, 2, width=32)
+    w = data.draw(arrays(np.float32, (rows, 32 * blocks), elements=numbers))
+    w[np.abs(w) < 1e-30] = 0  # there the library divides by a step that is no number
+    if kind == "Q4_1":
+        w /= 2  # the range of a block, too, must fit float16
+    expected = gguf.quants.quantize(w, gguf.GGMLQuantizationType[kind])
+    np.testing.assert_array_equal(quantize(w, kind), np.ascontiguousarray(expected).view(np.uint8))
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("F32", 0), ("F16", 2**-11), ("Q8_0", 1 / 254), ("Q4_1", 1 / 15)])
+def test_what_is_packed_comes_back_within_half_a_step(kind, steps, rng):
+    w = rng.uniform(-1, 1, (5, 96)).astype(np.float32)
+    rounded = 2 * 2**-11 if kind.startswith("Q") else 0  # step and minimum, in float16
+    assert np.abs(dequantize(quantize(w, kind), kind) - w).max() <= steps + rounded
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packing_takes_any_layout_and_float_type_and_changes_nothing(kind, rng):
+    w = rng.standard_normal((64, 7), np.float32)
+    before = w.copy()
+    np.testing.assert_array_equal(quantize(w.T, kind), quantize(np.ascontiguousarray(w.T), kind))
+    np.testing.assert_array_equal(quantize(w.T.astype(np.float64), kind), quantize(w.T, kind))
+    np.testing.assert_array_equal(w, before)
+
+
+def test_many_rows_are_packed_as_each_alone(rng):
+    w = rng.standard_normal((700, 1024), np.float32)  # more than one piece
+    for kind in ("Q8_0", "Q4_1"):
+        np.testing.assert_array_equal(quantize(w, kind)[-3:], quantize(w[-3:], kind))
+
+
+def test_codes_of_q4_1_are_the_nibbles_in_order():
+    w = np.concatenate([np.arange(16), np.arange(16)[::-1]]).astype(np.float32)[None]
+    np.testing.assert_array_equal(codes_q4_1(quantize(w, "Q4_1")), w)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_a_block_of_equal_numbers_is_packed_without_a_division_by_zero(kind):
+    for value in (0.0, 1e-42, 0.5):
+        w = np.full((1, 32), value, np.float32)
+        np.testing.assert_allclose(dequantize(quantize(w, kind), kind), w, atol=3e-3)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("F16", 1e6), ("Q8_0", 1e8), ("Q4_1", 1e6), ("F16", np.nan)])
+def test_numbers_that_float16_cannot_hold_are_refused(kind, value):
+    w = np.zeros((1, 32), np.float32)
+    w[0, 3] = value
+    with pytest.raises(ValueError, match="too large"):
+        quantize(w, kind)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_rows_that_are_no_whole_blocks_cannot_be_packed(kind):
+    with pytest.raises(ValueError, match="no multiple of 32"):
+        quantize(np.zeros((2, 33), np.float32), kind)
+
+
+def test_packing_into_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="Q4_K"):
+        quantize(np.zeros((1, 32), np.float32), "Q4_K")

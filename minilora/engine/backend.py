@@ -49,6 +49,27 @@ def to_numpy(x: Array) -> np.ndarray:
     return x.get() if hasattr(x, "get") else np.asarray(x)
 
 
+def to_floats(*numbers: Array) -> list[float]:
+    """Single numbers as Python floats: the zero-dimensional arrays of a GPU come home in one crossing, not in one each.
+
+    Every crossing makes the host wait until the GPU has done all that it was told so far.
+
+    >>> to_floats(np.float32(0.5), np.array(2.0))
+    [0.5, 2.0]
+    """
+    return to_numpy(array_module(numbers[0]).stack(numbers)).tolist()
+
+
+def beside(like: Array, *arrays: np.ndarray) -> list[Array]:
+    """Integer arrays of the host, moved to where `like` is: all of them in one crossing."""
+    xp = array_module(like)
+    if xp is np:
+        return list(arrays)
+    sent = xp.asarray(np.concatenate([x.reshape(-1) for x in arrays]))
+    ends = np.cumsum([x.size for x in arrays]).tolist()
+    return [sent[end - x.size : end].reshape(x.shape) for x, end in zip(arrays, ends, strict=True)]
+
+
 def _cupy() -> ModuleType:
     try:
         cupy = importlib.import_module("cupy")

@@ -225,13 +225,14 @@ class Packing:
         own = list(zip(starts, self.ends, strict=True))
         return [(0, self.prefix), *own] if self.prefix else own
 
+    def ranges(self) -> list[range]:
+        """For each of the spans, its tokens' positions in their own sequence."""
+        starts = [(min(start, self.prefix), end - start) for start, end in self.spans()]
+        return [range(first, first + length) for first, length in starts]
+
     def positions(self) -> list[int]:
         """Each token's position in its own sequence."""
-        return [
-            n if start < self.prefix else n - start + self.prefix
-            for start, end in self.spans()
-            for n in range(start, end)
-        ]
+        return [n for positions in self.ranges() for n in positions]
 
 
 @op
@@ -339,15 +340,16 @@ def _softmax_loss(logits: Array, labels: Array) -> tuple[Array, Array]:
 
 
 @op
-def cross_entropy(logits, labels: Array):
+def cross_entropy(logits, labels: Array, scored: Array | None = None):
     """The mean of -log softmax(logits)[label] over the tokens that are scored.
 
     logits (..., V), labels (...) integers, -100 where a token is not scored  ->  a scalar. Raises ValueError when
     nothing is scored. Keeps (N, V) probabilities: for a large V use `linear_cross_entropy`.
+    scored: where the scored labels stand, if that is known already; a GPU's answer must be waited for.
     """
     xp, shape = array_module(logits), logits.shape
     labels = labels.reshape(-1)
-    scored = _scored(labels)
+    scored = _scored(labels, scored)
     delta, losses = _softmax_loss(rows(logits)[scored], labels[scored])
 
     def dlogits(g):
@@ -359,15 +361,16 @@ def cross_entropy(logits, labels: Array):
 
 
 @op
-def linear_cross_entropy(x, w, labels: Array, block: int = 512):
+def linear_cross_entropy(x, w, labels: Array, block: int = 512, scored: Array | None = None):
     """cross_entropy(x wᵀ, labels) without ever holding the logits      x (..., C)  w (V, C)  labels (...)  ->  scalar
 
     Works on `block` scored tokens at a time: logits, loss and dx of a block are computed together, then the block's
     logits are gone. Keeps dx (N, C), and for a trainable w also x, from which dw computes the logits a second time.
+    scored: as in `cross_entropy`.
     """
     xp, shape = array_module(x), x.shape
     labels = labels.reshape(-1)
-    scored = _scored(labels)
+    scored = _scored(labels, scored)
     hidden, targets = rows(x)[scored], labels[scored]  # (N, C), (N)
     count = len(targets)
     wanted = is_recording()
@@ -396,8 +399,8 @@ def linear_cross_entropy(x, w, labels: Array, block: int = 512):
     return total / count, dx, dw
 
 
-def _scored(labels: Array) -> Array:
-    scored = (labels != NOT_SCORED).nonzero()[0]
+def _scored(labels: Array, known: Array | None) -> Array:
+    scored = (labels != NOT_SCORED).nonzero()[0] if known is None else known
     if len(scored) == 0:
         raise ValueError("no token is scored: every label is -100")
     return scored

@@ -67,7 +67,7 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "data", "node")
-    __array_priority__ = 100.0  # array + tensor must reach Tensor.__radd__
+    __array_priority__ = 1000.0  # array + tensor must reach Tensor.__radd__; CuPy's own arrays have 100
 
     def __init__(self, data: Any, requires_grad: bool = False, node: Node | None = None):
         if isinstance(data, Tensor):

@@ -115,7 +115,8 @@ def from_gguf(file: GGUF) -> Tokenizer:
         tokens = meta["tokenizer.ggml.tokens"]
         merges = [tuple(merge.split(" ", 1)) for merge in meta["tokenizer.ggml.merges"]]
         special = [t for t, kind in zip(tokens, meta["tokenizer.ggml.token_type"], strict=True) if kind == 3]
-        eos, bos = tokens[meta["tokenizer.ggml.eos_token_id"]], tokens[meta["tokenizer.ggml.bos_token_id"]]
+        eos = tokens[meta["tokenizer.ggml.eos_token_id"]]
+        bos = tokens[meta["tokenizer.ggml.bos_token_id"]] if "tokenizer.ggml.bos_token_id" in meta else ""
         core = Core(BPE({t: i for i, t in enumerate(tokens)}, merges))
     except Exception as error:
         raise ModelFileError(f"{file.path}: unusable tokenizer data: {error}") from error

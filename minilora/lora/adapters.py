@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
-from ..engine.backend import Array
-from ..nn.layers import Linear
+from ..engine.backend import Array, array_module
+from ..nn.layers import Embedding, Linear
 from ..nn.module import Module
-from .config import LoraConfig, find_targets
-from .layer import LoraLinear, LoraWeights, new_weights
+from .config import ALL_LINEAR, LoraConfig, find_targets
+from .layer import EmbeddingWeights, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
 
 
 def add_adapter(model: Module, config: LoraConfig, name: str = "default", seed: int = 0) -> list[str]:
@@ -34,21 +34,38 @@ def plan_adapter(model: Module, config: LoraConfig, name: str, seed: int = 0) ->
         raise ValueError(f"an adapter's name must be non-empty and without dots, got {name!r}")
     linear = {path: module for path, module in model.named_modules() if isinstance(module, Linear)}
     _refuse_tied_head(config, linear)
+    candidates: dict[str, Linear | Embedding] = dict(linear)
+    if config.target_modules != ALL_LINEAR:
+        candidates |= {path: module for path, module in model.named_modules() if isinstance(module, Embedding)}
+    targets = find_targets(list(candidates), config)
+    _refuse_other_biases(config, linear, targets)
     rng = np.random.default_rng(seed)
-    return {path: new_weights(path, linear[path], config, rng) for path in find_targets(list(linear), config)}
+    return {path: new_weights(path, candidates[path], config, rng) for path in targets}
 
 
 def install_adapter(model: Module, config: LoraConfig, name: str, weights: Mapping[str, LoraWeights]) -> None:
-    """Put planned weights in place, freeze the base, and make the adapter the active one."""
+    """Put planned weights in place, freeze the base, and make the adapter the active one.
+
+    Raises ValueError, before anything is changed, for weights of another kind than the module or `config` asks for.
+    """
+    modules = dict(model.named_modules())
+    for path, share in weights.items():
+        _refuse_misfit(path, modules[path], config, share)
     if not adapter_names(model):
         model.requires_grad_(False)
     for path, share in weights.items():
-        module = model.get_submodule(path)
-        assert isinstance(module, Linear)  # planned from linear layers
-        if not isinstance(module, LoraLinear):
-            module = LoraLinear(module)
-            model.set_submodule(path, module)
-        module.adapters[name] = share
+        module = modules[path]
+        if isinstance(module, LoraLayer):
+            place = module
+        elif isinstance(module, Embedding):
+            place = LoraEmbedding(module, tied=_is_tied(model))
+            model.set_submodule(path, place)
+        else:
+            assert isinstance(module, Linear)  # _refuse_misfit let nothing else through
+            place = LoraLinear(module)
+            model.set_submodule(path, place)
+        place.adapters[name] = share
+        share.train(place.training)
     configs_of(model)[name] = config
     set_adapter(model, name)
 
@@ -62,7 +79,7 @@ def set_adapter(model: Module, which: str | Mapping[str, float] | None) -> None:
     if which is None:
         active: dict[str, float] = {}
     else:
-        active = {which: 1.0} if isinstance(which, str) else dict(which)
+        active = {which: 1.0} if isinstance(which, str) else {name: float(factor) for name, factor in which.items()}
     check_known(model, active)
     _refuse_merged(model, "choosing another adapter")
     trained = which if isinstance(which, str) else None
@@ -87,6 +104,33 @@ def disable_adapter(model: Module) -> Iterator[None]:
             module.active = active
             if merged:
                 module.merge()
+
+
+@contextmanager
+def mixed_batch(model: Module, names: Sequence[str | None]) -> Iterator[None]:
+    """Inside this block, row i of every batch (B, T) is computed with adapter `names[i]`, or None for the base alone.
+
+    Each adapter's thin products run over the whole batch, with a factor of 0 or 1 for each row: little beside the
+    frozen products, which all rows share. For calling the model and its loss; generation drops finished rows and needs
+    one adapter. Raises ValueError for an unknown name or while an update is merged.
+    """
+    check_known(model, {name for name in names if name is not None})
+    _refuse_merged(model, "mixing adapters in a batch")
+    modules = lora_modules(model).values()
+    before = [module.active for module in modules]
+    for module in modules:
+        weight = module.weight.data
+        xp = array_module(weight)
+        module.active = {
+            name: xp.asarray([[[other == name]] for other in names], dtype=weight.dtype)  # (B, 1, 1)
+            for name in module.adapters
+            if name in names
+        }
+    try:
+        yield
+    finally:
+        for module, active in zip(modules, before, strict=True):
+            module.active = active
 
 
 def remove_adapter(model: Module, name: str) -> None:
@@ -128,9 +172,9 @@ def is_merged(model: Module) -> bool:
     return any(module.unmerged is not None for module in lora_modules(model).values())
 
 
-def lora_modules(model: Module) -> dict[str, LoraLinear]:
-    """The modules that carry adapters, by name."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLinear)}
+def lora_modules(model: Module) -> dict[str, LoraLayer]:
+    """The modules that carry adapters, LoraLinear or LoraEmbedding, by name."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def adapter_names(model: Module) -> list[str]:
@@ -144,7 +188,7 @@ def configs_of(model: Module) -> dict[str, LoraConfig]:
 
 
 def adapter_state(model: Module, name: str) -> dict[str, Array]:
-    """One adapter's arrays by `<module>.lora_A` and `<module>.lora_B`: the model's own, not copies."""
+    """One adapter's arrays by `<module>.lora_A`, `<module>.lora_B` and so on: the model's own, not copies."""
     return {
         f"{path}.{key}": parameter.data
         for path, module in lora_modules(model).items()
@@ -155,11 +199,34 @@ def adapter_state(model: Module, name: str) -> dict[str, Array]:
 
 def base_state(model: Module) -> dict[str, Array]:
     """The base model's arrays by name, without any adapter's: what must not change."""
-    state = {name: array for name, array in model.state_dict().items() if ".adapters." not in name}
+    state = _without_adapters(model)
     for path, module in lora_modules(model).items():
         if module.unmerged is not None:
             state[f"{path}.weight"] = module.unmerged
+        if module.unmerged_bias is not None:
+            state[f"{path}.bias"] = module.unmerged_bias
     return state
+
+
+def merged_state(model: Module) -> dict[str, Array]:
+    """The arrays of a merged model under a checkpoint's names: what an export writes. Raises ValueError if not merged.
+
+    An adapter on a tied embedding changes the lookup and not the head. The two are no longer one matrix then, and the
+    state has an `lm_head.weight`: a checkpoint of it must say `tie_word_embeddings: false`.
+    """
+    if not is_merged(model):
+        raise ValueError("nothing is merged into the weights: call merge_adapter first")
+    state = _without_adapters(model)
+    for path, module in lora_modules(model).items():
+        if isinstance(module, LoraEmbedding) and module.merged_weight is not None:
+            state["lm_head.weight"] = state[f"{path}.weight"]
+            state[f"{path}.weight"] = module.merged_weight.data
+    return state
+
+
+def _without_adapters(model: Module) -> dict[str, Array]:
+    foreign = (".adapters.", ".merged_weight")
+    return {name: array for name, array in model.state_dict().items() if not any(part in name for part in foreign)}
 
 
 def check_known(model: Module, names: Iterable[str]) -> None:
@@ -181,3 +248,31 @@ def _refuse_tied_head(config: LoraConfig, linear: Mapping[str, Linear]) -> None:
             "lm_head shares its matrix with the input embedding in this model, so it cannot be adapted alone: "
             "leave 'lm_head' out of target_modules"
         )
+
+
+def _refuse_other_biases(config: LoraConfig, linear: Mapping[str, Linear], targets: Iterable[str]) -> None:
+    """An adapter owns what it trains, so that the base never moves; it can own a bias only where it has weights."""
+    others = [path for path, module in linear.items() if module.bias is not None and path not in targets]
+    if config.bias == "all" and others:
+        raise ValueError(
+            f"bias='all' would train the bias of {others[0]}, which gets no adapter: name it in target_modules, "
+            "or use bias='lora_only'"
+        )
+
+
+def _refuse_misfit(path: str, module: Module, config: LoraConfig, share: LoraWeights) -> None:
+    kind = Embedding if isinstance(share, EmbeddingWeights) else Linear
+    if not isinstance(module, kind):
+        raise ValueError(f"{path} is no {kind.__name__}: these adapter weights are for another kind of module")
+    for setting, asked, has in (
+        ("use_dora", config.use_dora, share.lora_magnitude_vector is not None),
+        ("init_lora_weights='pissa'", config.init_lora_weights == "pissa", share.start is not None),
+    ):
+        if asked != has:
+            raise ValueError(
+                f"{path}: the settings {'ask' if asked else 'do not ask'} for {setting}, the weights differ"
+            )
+
+
+def _is_tied(model: Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))

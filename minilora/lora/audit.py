@@ -35,8 +35,10 @@ from .adapters import (
     set_adapter,
     unmerge_adapter,
 )
-from .formats import PREFIX, WEIGHTS_FILE, read_adapter_config, read_tensors, save_adapter
-from .layer import LoraLinear
+from .formats import WEIGHTS_FILE, read_adapter_config, read_tensors, save_adapter, saved_state
+from .layer import EmbeddingWeights, LoraLayer, LoraWeights
+
+Modules = dict[str, LoraLayer]
 
 
 class AuditError(AssertionError):
@@ -112,7 +114,7 @@ def moved(before: dict[str, Array], after: dict[str, Array]) -> tuple[int, int]:
 # -- the checks: each returns what it found, or raises AuditError ------------------------------------------------------
 
 
-def _trainable(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) -> str:
+def _trainable(model: Llama, name: str, modules: Modules, ids: Array) -> str:
     learning = model.trainable_parameters()
     if foreign := [path for path in learning if f".adapters.{name}." not in path]:
         raise AuditError(f"trainable: {foreign[0]} requires a gradient and is no part of adapter {name!r}")
@@ -126,7 +128,7 @@ def _alpha(model: Llama, name: str, path: str) -> float:
     return configs_of(model)[name].alpha_of(path)
 
 
-def _scale(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) -> str:
+def _scale(model: Llama, name: str, modules: Modules, ids: Array) -> str:
     config = configs_of(model)[name]
     for path, module in modules.items():
         adapter = module.adapters[name]
@@ -137,17 +139,22 @@ def _scale(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) 
     return f"{'alpha / sqrt(r)' if config.use_rslora else 'alpha / r'} in all {len(modules)} modules"
 
 
-def _count(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) -> str:
-    got = sum(array.size for array in adapter_state(model, name).values())
-    expected = sum(m.adapters[name].rank * (m.in_features + m.out_features) for m in modules.values())
-    if got != expected:
+def _count(model: Llama, name: str, modules: Modules, ids: Array) -> str:
+    got, expected, more = sum(array.size for array in adapter_state(model, name).values()), 0, 0
+    for module in modules.values():
+        share = module.adapters[name]
+        expected += share.rank * (module.in_features + module.out_features)
+        more += sum(part.size for part in (share.lora_magnitude_vector, share.bias) if part is not None)
+    if got != expected + more:
         raise AuditError(
             f"count: the adapter has {got:,} parameters, r (m + n) summed over its modules is {expected:,}"
+            + (f", and its vectors have {more:,}" if more else "")
         )
-    return f"{got:,} parameters = r (m + n) summed over {len(modules)} matrices"
+    vectors = f" + {more:,} in vectors" if more else ""
+    return f"{got:,} parameters = r (m + n) summed over {len(modules)} matrices{vectors}"
 
 
-def _off(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) -> str:
+def _off(model: Llama, name: str, modules: Modules, ids: Array) -> str:
     with disable_adapter(model):
         off = _logits(model, ids)
     plain = {path: module.base_layer() for path, module in lora_modules(model).items()}
@@ -164,29 +171,53 @@ def _off(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) ->
     return "adapter off is the base, bit for bit"
 
 
-def _start(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) -> str:
-    kept = {path: module.adapters[name].lora_B.data for path, module in modules.items()}
+def _start(model: Llama, name: str, modules: Modules, ids: Array) -> str:
+    """Put every weight back to what it starts as, look, and restore. What is zero at the start is B, on an embedding A;
+    DoRA's magnitudes start as the row norms; PiSSA's A and B as what they are measured against.
+    """
+    shares = {path: module.adapters[name] for path, module in modules.items()}
+    kept = {(path, key): p.data for path, share in shares.items() for key, p in share.named_parameters()}
+    pissa = any(share.start is not None for share in shares.values())
     try:
-        for path, array in kept.items():
-            modules[path].adapters[name].lora_B.data = array_module(array).zeros_like(array)
+        for path, share in shares.items():
+            _restart(share, modules[path])
         with disable_adapter(model):
             base = _logits(model, ids)
-        if not np.array_equal(_logits(model, ids), base):
-            raise AuditError("start: with B at zero the output is not the base's")
+        gap = float(np.abs(_logits(model, ids) - base).max())
+        if gap > (1e-4 * float(np.abs(base).max()) if pissa else 0):
+            raise AuditError(f"start: at its start the adapter changes the output by {gap:g}")
         for path, (da, db) in _gradients(model, name, modules, ids).items():
-            if bool(da.any()):
-                raise AuditError(
-                    f"start: with B at zero dL/dA of {path} must be zero, its largest is {abs(da).max():g}"
-                )
-            if not bool(db.any()):
-                raise AuditError(f"start: dL/dB of {path} is zero: this module will never learn")
+            (zero, dzero), (other, dother) = (("A", da), ("B", db))[:: -1 if _starts_at_b(shares[path]) else 1]
+            if not pissa and bool(dother.any()):
+                largest = float(abs(dother).max())
+                raise AuditError(f"start: with {zero} = 0 dL/d{other} of {path} must be 0, its largest is {largest:g}")
+            if not bool(dzero.any()):
+                raise AuditError(f"start: dL/d{zero} of {path} is zero: this module will never learn")
     finally:
-        for path, array in kept.items():
-            modules[path].adapters[name].lora_B.data = array
+        for (path, key), array in kept.items():
+            dict(shares[path].named_parameters())[key].data = array
+    if pissa:
+        return f"PiSSA's first A and B: output as the base's within {gap:.1e}, every gradient not 0"
     return "B = 0: output bit-identical, dL/dA = 0, dL/dB not 0"
 
 
-def _gradient(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) -> str:
+def _starts_at_b(share: LoraWeights) -> bool:
+    return not isinstance(share, EmbeddingWeights)
+
+
+def _restart(share: LoraWeights, module: LoraLayer) -> None:
+    if share.start is not None:
+        share.lora_A.data, share.lora_B.data = (array.copy() for array in share.start)
+    else:
+        zero = share.lora_B if _starts_at_b(share) else share.lora_A
+        zero.data = array_module(zero.data).zeros_like(zero.data)
+    if share.lora_magnitude_vector is not None:
+        share.lora_magnitude_vector.data = share.norms(module.matrix(module.weight.data))
+    if share.bias is not None and module.bias is not None:
+        share.bias.data = module.bias.data
+
+
+def _gradient(model: Llama, name: str, modules: Modules, ids: Array) -> str:
     if not all(bool(m.adapters[name].lora_B.data.any()) for m in modules.values()):
         return "B has not moved yet: nothing to see"
     for path, (da, db) in _gradients(model, name, modules, ids).items():
@@ -195,7 +226,7 @@ def _gradient(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Arra
     return f"all {2 * len(modules)} matrices receive one"
 
 
-def _merge(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) -> str:
+def _merge(model: Llama, name: str, modules: Modules, ids: Array) -> str:
     digest, beside = sha256_of(base_state(model)), _logits(model, ids)
     merge_adapter(model)
     try:
@@ -214,24 +245,24 @@ def _merge(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) 
     return f"merged = unmerged within {gap:.1e}; base restored bit for bit"
 
 
-def _file(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) -> str:
-    state = adapter_state(model, name)
+def _file(model: Llama, name: str, modules: Modules, ids: Array) -> str:
+    state = saved_state(model, name)
     with tempfile.TemporaryDirectory(prefix="minilora-audit-") as folder:
         save_adapter(model, folder, name)
         tensors = read_tensors(Path(folder) / WEIGHTS_FILE)
         config = read_adapter_config(Path(folder))
     for key, array in state.items():
-        if not np.array_equal(tensors.pop(f"{PREFIX}{key}.weight", np.empty(0)), to_numpy(array)):
+        if not np.array_equal(tensors.pop(key, np.empty(0)), to_numpy(array)):
             raise AuditError(f"file: {key} did not come back from the file as it was")
     if tensors:
         raise AuditError(f"file: {next(iter(tensors))} was saved and is no part of the adapter")
-    for path in modules:
-        if config.scale_of(path) != configs_of(model)[name].scale_of(path):
+    for path, module in modules.items():
+        if not math.isclose(config.scale_of(path), module.adapters[name].scale, rel_tol=1e-6):
             raise AuditError(f"file: the saved settings scale {path} by {config.scale_of(path):g}")
     return f"{len(state)} tensors saved and read back, bit for bit"
 
 
-_CHECKS: dict[str, Callable[[Llama, str, dict[str, LoraLinear], Array], str]] = {
+_CHECKS: dict[str, Callable[[Llama, str, Modules, Array], str]] = {
     "trainable": _trainable,
     "scale": _scale,
     "count": _count,
@@ -248,7 +279,7 @@ def _logits(model: Llama, ids: Array) -> np.ndarray:
         return to_numpy(model(ids).data)
 
 
-def _gradients(model: Llama, name: str, modules: dict[str, LoraLinear], ids: Array) -> dict[str, tuple[Array, Array]]:
+def _gradients(model: Llama, name: str, modules: Modules, ids: Array) -> dict[str, tuple[Array, Array]]:
     adapters = {path: module.adapters[name] for path, module in modules.items()}
     for adapter in adapters.values():
         adapter.lora_A.grad = adapter.lora_B.grad = None

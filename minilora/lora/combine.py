@@ -66,6 +66,8 @@ def combine_adapters(
         parts = [(module.adapters[n], w) for n, w in zip(names, weights, strict=True) if n in module.adapters]
         if not parts:
             continue
+        if odd := [n for n in names if n in module.adapters and not module.adapters[n].is_plain]:
+            raise ValueError(f"adapter {odd[0]!r} is no plain LoRA (DoRA, PiSSA or a bias): its factors do not add up")
         if method == "linear" and (len(parts) < len(names) or len({part.rank for part, _ in parts}) > 1):
             raise ValueError(f"method 'linear' needs every adapter with one rank on {path}: use 'cat' or 'svd'")
         factors = [(to_numpy(p.lora_B.data) * (p.scale * w), to_numpy(p.lora_A.data), w) for p, w in parts]

@@ -21,9 +21,13 @@ class LoraConfig:
     exclude_modules: names or a regular expression of modules to leave out again.
     layers_to_transform: only blocks with these numbers.
     rank_pattern, alpha_pattern: another r or lora_alpha where the module's name ends with the key (a regex).
+    lora_dropout: in training, the share of x's elements that the low-rank branch does not see.
+    bias: "none"; "lora_only": the biases of the adapted layers learn too; "all": every bias does. A Llama has none.
     use_rslora: scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
+    use_dora: learn each row's length on its own, beside its direction (arXiv 2402.09353; see variants.py).
     init_lora_weights: True: A uniform in ±1/sqrt(n) and B zero, so that the adapter starts as no change; "gaussian":
-        A from N(0, 1/r²), B zero; False: both random, for tests.
+        A from N(0, 1/r²), B zero; "pissa": both from the base's largest singular vectors (arXiv 2404.02948; see
+        variants.py); False: both random, for tests. On the embedding, A starts at zero and B at N(0, 1), as in PEFT.
 
     Raises ValueError or TypeError for settings that mean nothing.
     """
@@ -35,7 +39,10 @@ class LoraConfig:
     layers_to_transform: int | Sequence[int] | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
+    lora_dropout: float = 0.0
+    bias: str = "none"
     use_rslora: bool = False
+    use_dora: bool = False
     init_lora_weights: bool | str = True
 
     def __post_init__(self):
@@ -56,12 +63,19 @@ class LoraConfig:
             items = value if isinstance(value, Collection) else [value]
             if value is not None and not all(isinstance(item, kind) for item in items):
                 raise ValueError(f"{name} must be one {kind.__name__} or several, got {value!r}")
-        if not isinstance(self.use_rslora, bool):
-            raise ValueError(f"use_rslora must be True or False, got {self.use_rslora!r}")
+        for name in ("use_rslora", "use_dora"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        p = self.lora_dropout
+        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p < 1:
+            raise ValueError(f"lora_dropout must be a number from 0 to below 1, got {p!r}")
+        if self.bias not in ("none", "all", "lora_only"):
+            raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {self.bias!r}")
         if not self.target_modules:
             raise ValueError("target_modules is empty: name modules, or use 'all-linear'")
-        if self.init_lora_weights not in (True, False, "gaussian"):
-            raise ValueError(f"init_lora_weights must be True, False or 'gaussian', got {self.init_lora_weights!r}")
+        start = self.init_lora_weights
+        if not isinstance(start, bool) and start not in ("gaussian", "pissa"):
+            raise ValueError(f"init_lora_weights must be True, False, 'gaussian' or 'pissa', got {start!r}")
         patterns = [*self.rank_pattern, *self.alpha_pattern]
         patterns += [p for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)]
         for pattern in patterns:

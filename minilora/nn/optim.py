@@ -59,6 +59,9 @@ class AdamW(Optimizer):
 
     m and v, the running means of gradient and squared gradient, are two more arrays of each parameter's size: for full
     fine-tuning twice the model, for LoRA twice the adapter.
+
+    lr_scale: a factor on the learning rate for the parameters of these names, 1 for all others (see
+    `lora.variants.lora_plus`). Raises ValueError for a name that is not among the parameters.
     """
 
     def __init__(
@@ -68,8 +71,14 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        lr_scale: Mapping[str, float] | None = None,
     ):
         super().__init__(parameters, lr)
+        scales = dict(lr_scale or {})
+        names = list(parameters) if isinstance(parameters, Mapping) else [""] * len(self.parameters)
+        if unknown := [name for name in scales if name not in names]:
+            raise ValueError(f"lr_scale names {unknown[0]!r}, which is not among the parameters to train")
+        self.lr_scale = [scales.get(name, 1.0) for name in names]
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.steps = 0
         self.m = [array_module(p.data).zeros(p.shape, p.dtype) for p in self.parameters]
@@ -80,9 +89,10 @@ class AdamW(Optimizer):
         self.steps += 1
         beta1, beta2 = self.betas
         unbias1, unbias2 = 1 - beta1**self.steps, 1 - beta2**self.steps
-        for p, m_all, v_all in zip(self.parameters, self.m, self.v, strict=True):
+        for p, m_all, v_all, scale in zip(self.parameters, self.m, self.v, self.lr_scale, strict=True):
             if p.grad is None:
                 continue
+            lr = self.lr * scale
             xp = array_module(p.data)
             p.data = xp.asarray(p.data, order="C")  # itself, unless it is a transposed view: that has no flat view
             flat = [x.reshape(-1) for x in (p.data, p.grad, m_all, v_all)]
@@ -92,18 +102,26 @@ class AdamW(Optimizer):
                 v *= beta2
                 v += g * g * (1 - beta2)
                 if self.weight_decay:
-                    w *= 1 - self.lr * self.weight_decay
-                w -= self.lr / unbias1 * m / (xp.sqrt(v) / math.sqrt(unbias2) + self.eps)
+                    w *= 1 - lr * self.weight_decay
+                w -= lr / unbias1 * m / (xp.sqrt(v) / math.sqrt(unbias2) + self.eps)
 
 
-def clip_grad_norm(parameters: Mapping[str, Tensor] | Iterable[Tensor], max_norm: float) -> float:
-    """Scale all gradients so that their common norm is at most `max_norm`; return the norm before."""
+def clip_grad_norm(parameters: Mapping[str, Tensor] | Iterable[Tensor], max_norm: float) -> Array:
+    """Scale all gradients so that their common norm is at most `max_norm`; return the norm before.
+
+    It is a number beside the gradients, on a GPU a zero-dimensional array: nothing is decided here for which the host
+    would have to wait.
+    """
     parameters = parameters.values() if isinstance(parameters, Mapping) else parameters
     grads = [p.grad for p in parameters if p.grad is not None]
-    norm = math.sqrt(sum(float((g.reshape(-1) @ g.reshape(-1)).item()) for g in grads))
-    if norm > max_norm:
-        for g in grads:
-            g *= max_norm / (norm + 1e-6)
+    if not grads:
+        return 0.0
+    xp = array_module(grads[0])
+    squares = xp.stack([g.reshape(-1) @ g.reshape(-1) for g in grads]).astype(xp.float64)
+    norm = xp.sqrt(squares.cumsum()[-1])  # added up in order, in float64
+    factor = xp.where(norm > max_norm, max_norm / (norm + 1e-6), 1.0)
+    for g in grads:
+        g *= factor.astype(g.dtype)
     return norm
 
 

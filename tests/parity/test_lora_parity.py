@@ -179,7 +179,7 @@ def test_a_start_that_leaves_the_base_alone_crosses_over(start, pair, tmp_path, 
     assert distance(ours(ids).data, logits_of(theirs, ids)) < 1e-4
 
 
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
+@pytest.mark.parametrize("start", ["pissa_niter_2", "olora"])
 def test_an_adapter_whose_start_changed_the_base_weights_is_refused(start, pair, tmp_path):
     """PiSSA and OLoRA take part of the base away. On the plain base their A and B would mean something else."""
     theirs, ours = pair
@@ -313,7 +313,7 @@ def test_one_training_step_equals_peft_and_torch(which, random_b, pair, tmp_path
         np.testing.assert_allclose(array, expected[name].numpy(), atol=1e-4, err_msg=name)  # a step is 1e-2 long
 
 
-def curves(theirs, ours, rng, steps=12):
+def curves(theirs, ours, rng, steps=20):
     """The losses of the same steps on both sides, gradients clipped, another batch each time out of three."""
     batches = [labelled(rng) for _ in range(3)]
     settings = {"lr": 5e-3, "weight_decay": 0.01}
@@ -342,7 +342,7 @@ def curves(theirs, ours, rng, steps=12):
 def test_lora_training_follows_peft_s_loss_curve(which, pair, tmp_path, rng):
     theirs, ours = same_adapter(pair, tmp_path, SETTINGS[which])
     got, expected = curves(theirs, ours, rng)
-    np.testing.assert_allclose(got, expected, rtol=1e-3)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
     assert expected[-3:].mean() < expected[:3].mean() - 0.05  # it did learn
 
 
@@ -350,7 +350,7 @@ def test_lora_training_follows_peft_s_loss_curve(which, pair, tmp_path, rng):
 def test_full_fine_tuning_follows_torch_s_loss_curve(pair, rng):
     theirs, ours = pair
     got, expected = curves(theirs, ours, rng)
-    np.testing.assert_allclose(got, expected, rtol=1e-3)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
     assert expected[-3:].mean() < expected[:3].mean() - 0.5
 
 

@@ -278,3 +278,37 @@ def test_one_lora_training_step_equals_peft_and_torch(smollm2, tmp_path, rng):
         after, wanted = ours.loss(ids, labels).item(), loss_of(theirs, ids, labels).item()
     assert after == pytest.approx(wanted, rel=1e-4)
     assert after < loss.item() - 0.1
+
+
+@pytest.mark.parametrize("which", ["LoRA", "DoRA", "full"])
+def test_twenty_training_steps_give_the_losses_of_peft_and_torch(which, smollm2, tmp_path):
+    """The same data, the same start, AdamW on both sides: twenty losses, each within a relative 1e-4."""
+    shared, tokenizer = smollm2
+    theirs = in_transformers(shared)
+    ours = Llama(shared.config)
+    ours.load_state_dict({name: array.copy() for name, array in shared.state_dict().items()})
+    lr = 1e-5
+    if which != "full":
+        lr = 5e-4
+        add_adapter(ours, LoraConfig(r=8, lora_alpha=16, use_dora=which == "DoRA"), seed=0)
+        theirs = peft.PeftModel.from_pretrained(theirs, save_adapter(ours, tmp_path), is_trainable=True)
+    prompt = tokenizer.encode_chat(QUESTION, answer_next=True)
+    ids = np.array([prompt + tokenizer.encode("The city of light.<|im_end|>")])
+    labels = ids.copy()
+    labels[:, : len(prompt)] = -100
+    settings = {"lr": lr, "eps": 1e-6, "weight_decay": 0.01}
+    optimizer = AdamW(ours.trainable_parameters(), **settings)
+    reference = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], **settings)
+    got, wanted = [], []
+    for _ in range(20):
+        loss, expected = ours.loss(ids, labels), loss_of(theirs, ids, labels)
+        got.append(loss.item())
+        wanted.append(expected.item())
+        optimizer.zero_grad()
+        reference.zero_grad()
+        loss.backward()
+        expected.backward()
+        optimizer.step()
+        reference.step()
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    assert got[-1] < 0.7 * got[0]

@@ -1,0 +1,183 @@
+"""Adapters as llama.cpp's GGUF files, written and read with its own rules in mind.
+
+Beside each adapted matrix `blk.3.attn_q.weight` (m, n) such a file has `blk.3.attn_q.weight.lora_a` (r, n) and
+`.lora_b` (m, r). Three things differ from PEFT, and each one forgotten gives a plausible model that is wrong:
+
+order   llama.cpp keeps the rows of q and k as adjacent rotary pairs, so the rows of their B are reordered likewise.
+scale   there is one `adapter.lora.alpha`, divided by the rank found in each lora_b: alpha / r, or 1 where alpha is 0.
+        rsLoRA needs alpha sqrt(r) there; a module that wants another alpha gets the quotient multiplied into its B.
+tokens  for the embedding, lora_a is looked up by token id and therefore stored as (V, r).
+
+Source: llama.cpp's src/llama-adapter.cpp and llama-graph.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.backend import array_module, to_numpy
+from ..nn.ggufile import hugging_face_name, llama_cpp_name, open_gguf, unpack, write_gguf
+from ..nn.llama import Config, Llama, to_halves, to_pairs
+from ..nn.quant import BYTES_PER_BLOCK
+from ..nn.tensorfile import ModelFileError, check_fit
+from .adapters import adapter_names, install_adapter, lora_modules, plan_adapter
+from .config import LoraConfig
+
+_EMBEDDING = "model.embed_tokens"
+_TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+
+def save_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> Path:
+    """Write one adapter as a GGUF file for llama.cpp, in float32, and return its path. It appears whole or not at all.
+
+    Raises ValueError when the model has no such adapter, or for what llama.cpp's files cannot express: merge then.
+    """
+    path = Path(path)
+    if name not in adapter_names(model):
+        raise ValueError(
+            f"the model has no adapter called {name!r}; it has: {', '.join(adapter_names(model)) or 'none'}"
+        )
+    pairs = _pairs(model, name)
+    scales = {module: float(lora_modules(model)[module].adapters[name].scale) for module in pairs}
+    wanted = {module: scales[module] * b.shape[1] for module, (_, b) in pairs.items()}  # the alpha each one needs
+    alpha = Counter(wanted.values()).most_common(1)[0][0]
+    if not _TINY <= alpha <= _LARGEST:
+        raise ValueError(f"alpha {alpha:g} is beyond what float32 can hold")
+    tensors: dict[str, tuple[np.ndarray, str]] = {}
+    for module, (a, b) in pairs.items():
+        b = _reorder(to_pairs, b, module, model.config) * b.dtype.type(wanted[module] / alpha)
+        tensor = llama_cpp_name(f"{module}.weight")
+        tensors[f"{tensor}.lora_a"] = (np.asarray(a.T if module == _EMBEDDING else a, np.float32), "F32")
+        tensors[f"{tensor}.lora_b"] = (np.asarray(b, np.float32), "F32")
+    metadata = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
+    write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, tensors)
+    return path
+
+
+def load_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> None:
+    """Read a llama.cpp adapter into the model as a new, active adapter.
+
+    Strict: anything that is no pair of a known matrix, that does not fit, or is NaN is a ModelFileError, and the model
+    stays as it was.
+    """
+    path = Path(path)
+    alpha, tensors = _read(path)
+    pairs: dict[str, dict[str, np.ndarray]] = {}
+    for tensor, array in tensors.items():
+        stem, _, part = tensor.rpartition(".")
+        module = _module_of(stem)
+        if part not in ("lora_a", "lora_b") or module is None:
+            raise ModelFileError(
+                f"{path}: unexpected tensor {tensor}; expected lora_a and lora_b of a Llama's matrices"
+            )
+        pairs.setdefault(module, {})[part] = array
+    for module, pair in pairs.items():
+        for part in {"lora_a", "lora_b"} - set(pair):
+            raise ModelFileError(f"{path}: missing {llama_cpp_name(f'{module}.weight')}.{part}")
+        if pair["lora_b"].ndim != 2 or not pair["lora_b"].shape[1]:
+            raise ModelFileError(f"{path}: lora_b of {module} has shape {pair['lora_b'].shape}, expected (m, r)")
+    if not pairs:
+        raise ModelFileError(f"{path}: an adapter without any tensor")
+    try:
+        config = _config({module: pair["lora_b"].shape[1] for module, pair in pairs.items()}, alpha)
+        weights = plan_adapter(model, config, name)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    places = {}
+    for module, share in weights.items():
+        tensor = llama_cpp_name(f"{module}.weight")
+        places[f"{tensor}.lora_a"] = (module, share.lora_A)
+        places[f"{tensor}.lora_b"] = (module, share.lora_B)
+    flipped = f"{llama_cpp_name(_EMBEDDING + '.weight')}.lora_a"
+    shapes = {key: p.shape[::-1] if key == flipped else p.shape for key, (_, p) in places.items()}
+    check_fit(tensors, shapes, f"{path} does not fit this model")
+    for key, (module, parameter) in places.items():
+        array = tensors[key].T if key == flipped else tensors[key]
+        if key.endswith("lora_b"):
+            array = _reorder(to_halves, array, module, model.config)
+        parameter.data = array_module(parameter.data).asarray(array, dtype=parameter.dtype, order="C")
+    install_adapter(model, config, name, weights)
+
+
+def _pairs(model: Llama, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A (r, n) and B (m, r) of every adapted module, or the reason why llama.cpp could not compute the adapter.
+
+    PiSSA's update is one of twice the rank here, which llama.cpp adds to the unchanged base.
+    """
+    pairs = {}
+    for module, layer in lora_modules(model).items():
+        if (share := layer.adapters.get(name)) is None:
+            continue
+        if share.lora_magnitude_vector is not None:
+            raise ValueError(
+                f"{module}: llama.cpp's adapter files have no place for DoRA's magnitudes; merge it instead"
+            )
+        if share.bias is not None:
+            raise ValueError(f"{module}: llama.cpp's adapter files have no place for a trained bias; merge it instead")
+        a, b = share.factors()
+        pairs[module] = to_numpy(a), to_numpy(b)
+    if _EMBEDDING in pairs and model.config.tie_word_embeddings:
+        raise ValueError(
+            "model.embed_tokens: llama.cpp would apply this update to the tied head as well and fail; merge it instead"
+        )
+    return pairs
+
+
+def _reorder(layout: Any, b: np.ndarray, module: str, config: Config) -> np.ndarray:
+    """The rows of B of a q or k projection in another layout (`to_pairs`, `to_halves`); any other B as it is."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    kind = module.rpartition(".")[2]
+    return layout(b, heads[kind]) if kind in heads else b
+
+
+def _module_of(tensor: str) -> str | None:
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj`; None for what is no matrix of a Llama."""
+    if not re.fullmatch(r"(blk\.\d+\.[a-z_]+|token_embd|output)\.weight", tensor) or "norm" in tensor:
+        return None
+    name = hugging_face_name(tensor)
+    known = name.startswith(("model.embed_tokens.", "lm_head.")) or ".self_attn." in name or ".mlp." in name
+    return name.removesuffix(".weight") if known else None
+
+
+def _config(ranks: dict[str, int], alpha: float) -> LoraConfig:
+    """The LoraConfig that scales every module by alpha / its rank, or by 1 where alpha is 0."""
+    r = Counter(ranks.values()).most_common(1)[0][0]
+    others = {re.escape(module): rank for module, rank in ranks.items() if rank != r}
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha or r,
+        target_modules=list(ranks),
+        rank_pattern=others,
+        alpha_pattern={} if alpha else dict(others),
+    )
+
+
+def _read(path: Path) -> tuple[float, dict[str, np.ndarray]]:
+    """alpha and every tensor of the file, as float32, once its metadata has said that it is a LoRA for a Llama."""
+    reader = open_gguf(path)
+    try:
+        metadata = {key: field.contents() for key, field in reader.fields.items()}
+        kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    except Exception as error:
+        raise ModelFileError(f"{path}: damaged GGUF file ({error}); get it again") from error
+    for key, wanted in (("general.type", "adapter"), ("general.architecture", "llama"), ("adapter.type", "lora")):
+        if metadata.get(key) != wanted:
+            raise ModelFileError(f"{path}: {key} is {metadata.get(key)!r}, expected {wanted!r}")
+    if "adapter.alora.invocation_tokens" in metadata:
+        raise ModelFileError(f"{path}: an activated LoRA (adapter.alora.invocation_tokens), not one that always adds")
+    alpha = metadata.get("adapter.lora.alpha", 0.0)  # llama.cpp, too, takes a missing alpha for 0
+    if not isinstance(alpha, float) or not 0 <= alpha < np.inf:
+        raise ModelFileError(f"{path}: adapter.lora.alpha is {alpha!r}, expected a number from 0 on")
+    if unknown := sorted(set(kinds.values()) - set(BYTES_PER_BLOCK)):
+        raise ModelFileError(
+            f"{path}: unknown quantisation type {', '.join(unknown)}; minilora reads {', '.join(BYTES_PER_BLOCK)}"
+        )
+    try:
+        return alpha, {tensor.name: unpack(tensor) for tensor in reader.tensors}
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from error

@@ -1,0 +1,196 @@
+"""Parity of exports: transformers and PEFT compute with what minilora merged and saved, and know the same keys."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Core
+
+from minilora.io import zoo
+from minilora.io.export import save_folder
+from minilora.io.merge import export, merge
+from minilora.io.tokenizer import Tokenizer
+from minilora.lora import formats
+from minilora.lora.adapters import adapter_state, add_adapter
+from minilora.lora.config import LoraConfig
+from minilora.lora.formats import load_adapter, save_adapter
+from minilora.nn.llama import Config, Llama
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
+torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
+torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
+transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
+peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[parity]'")
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
+]
+
+CONFIG = Config(
+    vocab_size=320,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    rope_theta=100000.0,
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+)
+IDS = np.arange(24).reshape(2, 12) * 13 % CONFIG.vocab_size
+SETTINGS = {
+    "every linear layer": {},
+    "rsLoRA": {"use_rslora": True, "target_modules": ["q_proj", "k_proj"]},
+    "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+    "DoRA": {"use_dora": True, "target_modules": ["q_proj", "down_proj"]},
+    "PiSSA": {"init_lora_weights": "pissa", "target_modules": ["q_proj", "up_proj"]},
+    "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
+}
+every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+
+
+@pytest.fixture(params=[True, False], ids=["tied head", "untied head"])
+def base(request, tmp_path):
+    """The folder of a small random model with a byte-level tokenizer that splits digits."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Core(models.BPE({t: i for i, t in enumerate([*SPECIAL, *symbols, "he"])}, [("h", "e")]))
+    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    words = Tokenizer(core, eos="<|im_end|>", template=TEMPLATE, bos="<|im_start|>", pad_id=0)
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=request.param)
+    model = Llama(config, np.random.default_rng(0))
+    state = {name: w * np.float32(8 if w.ndim == 2 else 1) for name, w in model.state_dict().items()}
+    return save_folder(tmp_path / "base", config, state, words)
+
+
+@pytest.fixture
+def adapter(base, tmp_path, settings):
+    model, _ = zoo.load(base)
+    add_adapter(model, LoraConfig(**({"r": 4, "lora_alpha": 8, "init_lora_weights": False} | settings)))
+    rng = np.random.default_rng(1)
+    for array in adapter_state(model, "default").values():
+        array += rng.normal(0, 0.1, array.shape).astype(array.dtype)
+    return save_adapter(model, tmp_path / "adapter")
+
+
+def transformers_model(folder, **settings):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
+
+
+def logits_of(theirs):
+    with torch.no_grad():
+        return theirs(torch.from_numpy(IDS)).logits.float().numpy()
+
+
+def distance(a, b):
+    return float(np.abs(a - b).max())
+
+
+@every_setting
+def test_a_merged_folder_gives_pefts_logits_in_transformers(base, adapter, tmp_path):
+    plain = logits_of(transformers_model(base, dtype=torch.float32))
+    beside = peft.PeftModel.from_pretrained(transformers_model(base, dtype=torch.float32), adapter).eval()
+    expected = logits_of(beside)
+    assert distance(expected, plain) > 0.1
+    ours, _ = zoo.load(base)
+    load_adapter(ours, adapter)
+    assert distance(ours(IDS).data, expected) < 1e-4 * max(1, np.abs(expected).max())
+    out = merge(base, adapter, tmp_path / "merged").path
+    merged = transformers_model(out)
+    assert merged.dtype == torch.float32
+    assert distance(logits_of(merged), expected) < 1e-4 * max(1, np.abs(expected).max())
+    if "lm_head.weight" in zoo.load(out)[0].state_dict() and zoo.load(base)[0].config.tie_word_embeddings:
+        return  # PEFT's own merge would now change the tied head as well, and with it every logit
+    assert distance(logits_of(beside.merge_and_unload()), logits_of(merged)) < 1e-4 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("settings", [{}])
+def test_a_merged_folder_in_float16_loads_in_transformers(base, adapter, tmp_path):
+    merged = transformers_model(merge(base, adapter, tmp_path / "merged", kind="F16").path)
+    assert merged.dtype == torch.float16
+    ours, _ = zoo.load(tmp_path / "merged")
+    assert distance(logits_of(merged.float()), ours(IDS).data) < 1e-3
+
+
+@pytest.mark.parametrize("settings", [{}])
+def test_the_tokenizer_of_a_merged_folder_is_the_bases(base, adapter, tmp_path):
+    out = merge(base, adapter, tmp_path / "merged").path
+    theirs, (_, ours) = transformers.AutoTokenizer.from_pretrained(out), zoo.load(base)
+    for text in ("hello 12, he said", "naïve <|im_end|>\n"):
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (ours.eos_id, ours.pad_id)
+    messages = [{"role": "user", "content": "hello"}]
+    assert theirs.apply_chat_template(messages, tokenize=False) == ours.render(messages)
+
+
+@pytest.mark.parametrize("settings", [{}, SETTINGS["patterns"]], ids=["plain", "patterns"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
+def test_a_merged_gguf_file_is_read_by_transformers_as_here(kind, base, adapter, tmp_path):
+    """transformers reads GGUF with code of its own, so that a mistake in layout or packing shows."""
+    out = merge(base, adapter, tmp_path / "merged.gguf", kind=kind).path
+    theirs = transformers_model(tmp_path, gguf_file=out.name, dtype=torch.float32)
+    ours, _ = zoo.load(out)
+    got = dict(theirs.named_parameters())
+    for name, array in ours.state_dict().items():
+        np.testing.assert_array_equal(array, got[name].detach().numpy(), err_msg=name)
+    assert distance(logits_of(theirs), ours(IDS).data) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, SETTINGS["rsLoRA"], SETTINGS["patterns"]], ids=["plain", "rsLoRA", "patterns"]
+)
+def test_an_adapter_that_went_through_llama_cpps_format_means_the_same_in_peft(base, adapter, tmp_path):
+    expected = logits_of(peft.PeftModel.from_pretrained(transformers_model(base), adapter).eval())
+    model, _ = zoo.load(base)
+    load_adapter(model, export(base, adapter, tmp_path / "adapter.gguf").path)
+    again = save_adapter(model, tmp_path / "again")
+    got = logits_of(peft.PeftModel.from_pretrained(transformers_model(base), again).eval())
+    assert distance(got, expected) < 1e-4 * max(1, np.abs(expected).max())
+
+
+def test_every_key_that_peft_writes_has_a_fate_here(tmp_path):
+    """A key of a newer PEFT shows up here before it can be dropped or misread."""
+    keys = set(peft.LoraConfig(task_type="CAUSAL_LM").to_dict())
+    own = {field.name for field in dataclasses.fields(LoraConfig)}
+    assert keys <= own | formats._RECORDED | set(formats._INERT)
+    assert not own & (formats._RECORDED | set(formats._INERT)) and not formats._RECORDED & set(formats._INERT)
+
+
+@pytest.mark.parametrize("settings", [{}])
+def test_pefts_defaults_are_accepted_and_survive_loading_and_saving(base, adapter, tmp_path):
+    theirs = peft.get_peft_model(
+        transformers_model(base), peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    record = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
+    model, _ = zoo.load(base)
+    load_adapter(model, tmp_path / "theirs")
+    again = save_adapter(model, tmp_path / "again")
+    assert json.loads((again / "adapter_config.json").read_text()) == record
+    peft.PeftModel.from_pretrained(transformers_model(base), again)
+
+
+@pytest.mark.parametrize("settings", [{}])
+def test_a_pissa_adapter_that_peft_saved_unconverted_finds_its_start_again_here(base, adapter, tmp_path):
+    theirs = peft.get_peft_model(
+        transformers_model(base),
+        peft.LoraConfig(
+            task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa"
+        ),
+    ).eval()
+    torch.manual_seed(0)
+    for name, p in theirs.named_parameters():
+        if "lora_" in name:
+            p.data += 0.1 * torch.randn_like(p)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, _ = zoo.load(base)
+    load_adapter(model, tmp_path / "theirs")
+    assert distance(model(IDS).data, logits_of(theirs)) < 1e-3

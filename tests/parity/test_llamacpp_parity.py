@@ -1,0 +1,148 @@
+"""Parity with llama.cpp itself, from a prebuilt wheel: model files, adapter files and merged files mean the same there.
+
+`pip install xllamacpp` brings llama.cpp as a library. It answers with the log-probability of every next token.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Core
+
+from minilora.engine.tensor import no_grad
+from minilora.io import zoo
+from minilora.io.export import save_gguf
+from minilora.io.merge import export, merge
+from minilora.io.tokenizer import Tokenizer
+from minilora.lora import llamacpp
+from minilora.lora.adapters import adapter_state, add_adapter
+from minilora.lora.config import LoraConfig
+from minilora.lora.formats import load_adapter, save_adapter
+from minilora.nn.llama import Config, Llama
+
+cpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
+
+pytestmark = pytest.mark.parity
+
+CONFIG = Config(
+    vocab_size=320,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    rope_theta=100000.0,
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+IDS = [5, 77, 130, 9, 260, 31, 200, 64]
+SETTINGS = {
+    "every linear layer": {},
+    "rsLoRA": {"use_rslora": True, "target_modules": ["q_proj", "k_proj"]},
+    "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+    "PiSSA": {"init_lora_weights": "pissa", "target_modules": ["q_proj", "up_proj"]},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "head": {"target_modules": ["lm_head"]},
+}
+
+
+def words():
+    """A byte-level tokenizer that splits digits, as SmolLM2's does."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Core(models.BPE({t: i for i, t in enumerate([*SPECIAL, *symbols, "he"])}, [("h", "e")]))
+    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    return Tokenizer(core, eos="<|im_end|>", template="{{ messages }}", bos="<|im_start|>", pad_id=0)
+
+
+@pytest.fixture(params=[True, False], ids=["tied head", "untied head"])
+def base(request, tmp_path):
+    """A small random model as a GGUF file."""
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=request.param)
+    model = Llama(config, np.random.default_rng(0))
+    state = {name: w * np.float32(8 if w.ndim == 2 else 1) for name, w in model.state_dict().items()}
+    return save_gguf(tmp_path / "base.gguf", config, state, words(), "F32")
+
+
+@pytest.fixture
+def adapter(base, settings, tmp_path):
+    model, _ = zoo.load(base)
+    if model.config.tie_word_embeddings and settings.get("target_modules", [""])[0] in ("embed_tokens", "lm_head"):
+        pytest.skip("llama.cpp cannot adapt one use of a tied embedding")
+    add_adapter(model, LoraConfig(**({"r": 4, "lora_alpha": 8, "init_lora_weights": False} | settings)))
+    rng = np.random.default_rng(1)
+    for array in adapter_state(model, "default").values():
+        array *= np.float32(0.5)
+        array += rng.normal(0, 0.1, array.shape).astype(array.dtype)
+    return save_adapter(model, tmp_path / "adapter")
+
+
+def in_llama_cpp(model, adapter=None):
+    """log p of every token that could follow IDS, (V), as llama.cpp computes it on the CPU in float32."""
+    settings = cpp.CommonParams()
+    settings.model.path, settings.n_gpu_layers, settings.warmup = str(model), 0, False
+    settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 64, 1, 1
+    settings.cache_type_k = settings.cache_type_v = cpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = cpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if adapter is not None:
+        settings.lora_adapters = [cpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
+    server = cpp.Server(settings)
+    letter = words().core.token_to_id("h")  # made to say a whole letter: for half of one it reports no scores
+    question = {"prompt": IDS, "n_predict": 1, "logprobs": CONFIG.vocab_size, "logit_bias": [[letter, 1000]]}
+    answer = server.handle_completions(question)
+    scores = np.full(CONFIG.vocab_size, np.nan)
+    for token in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+        scores[token["id"]] = token["logprob"]
+    return scores
+
+
+def here(model):
+    with no_grad():
+        logits = model(np.array([IDS])).data[0, -1].astype(np.float64)
+    logits -= logits.max()
+    return logits - np.log(np.exp(logits).sum())
+
+
+def distance(a, b):
+    return float(np.abs(a - b).max())  # NaN, and therefore over every limit, where a token has no score
+
+
+def test_the_base_gives_the_same_probabilities(base):
+    assert distance(in_llama_cpp(base), here(zoo.load(base)[0])) < 1e-4
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_an_exported_adapter_gives_the_same_probabilities(base, adapter, tmp_path):
+    model, _ = zoo.load(base)
+    plain = here(model)
+    load_adapter(model, adapter)
+    expected = here(model)
+    assert distance(expected, plain) > 0.1
+    out = export(base, adapter, tmp_path / "adapter.gguf").path
+    assert distance(in_llama_cpp(base, out), expected) < 1e-4
+
+
+@pytest.mark.parametrize("settings", [{"target_modules": ["q_proj", "k_proj"]}])
+def test_the_comparison_notices_rows_of_b_left_in_pefts_order(base, adapter, tmp_path, monkeypatch):
+    model, _ = zoo.load(base)
+    load_adapter(model, adapter)
+    monkeypatch.setattr(llamacpp, "to_pairs", lambda w, heads: w)
+    out = llamacpp.save_gguf_adapter(model, tmp_path / "wrong.gguf")
+    assert distance(in_llama_cpp(base, out), here(model)) > 1e-2
+
+
+@pytest.mark.parametrize("settings", [{}])
+@pytest.mark.parametrize(("kind", "limit"), [("F32", 1e-4), ("F16", 1e-2), ("Q8_0", 0.1), ("Q4_1", 0.5)])
+def test_a_merged_file_gives_the_same_probabilities(kind, limit, base, adapter, tmp_path):
+    """llama.cpp rounds x, too, where weights are not float32: the limits are for that."""
+    out = merge(base, adapter, tmp_path / "merged.gguf", kind=kind).path
+    assert distance(in_llama_cpp(out), here(zoo.load(out)[0])) < limit
+
+
+@pytest.mark.parametrize("settings", [{}])
+def test_merged_file_and_adapter_file_agree(base, adapter, tmp_path):
+    merged = merge(base, adapter, tmp_path / "merged.gguf", kind="F32").path
+    out = export(base, adapter, tmp_path / "adapter.gguf").path
+    assert distance(in_llama_cpp(merged), in_llama_cpp(base, out)) < 1e-4

@@ -1,0 +1,687 @@
+"""The variants of LoRA: each starts where it should, has the right gradient, merges, and leaves the base alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from minilora.engine import ops
+from minilora.engine.gradcheck import gradcheck
+from minilora.engine.tensor import Tensor, no_grad
+from minilora.lora.adapters import (
+    adapter_state,
+    add_adapter,
+    base_state,
+    configs_of,
+    disable_adapter,
+    install_adapter,
+    lora_modules,
+    merge_adapter,
+    merged_state,
+    plan_adapter,
+    remove_adapter,
+    set_adapter,
+    unmerge_adapter,
+)
+from minilora.lora.config import LoraConfig
+from minilora.lora.layer import LoraEmbedding, LoraLinear, LoraWeights, new_weights
+from minilora.lora.variants import Dropout, config_with_start, dora_update, lora_plus, row_norms
+from minilora.nn.layers import Embedding, Linear
+from minilora.nn.llama import Config, Llama
+from minilora.nn.module import Parameter, sha256_of
+from minilora.nn.optim import AdamW
+
+IDS = np.arange(24).reshape(2, 12) * 7 % 64
+EMBED = ["embed_tokens"]
+
+
+def config(r=3, lora_alpha=6, **settings):
+    return LoraConfig(r=r, lora_alpha=lora_alpha, **settings)
+
+
+def logits(model):
+    with no_grad():
+        return model(IDS).data
+
+
+def as_float64(model):
+    for _, parameter in model.named_parameters():
+        parameter.data = parameter.data.astype(np.float64)
+    return model
+
+
+def shaken(model, name="default", seed=9):
+    """Move everything that the adapter trains, as training would, and return the model."""
+    rng = np.random.default_rng(seed)
+    for array in adapter_state(model, name).values():
+        array += 0.1 * rng.standard_normal(array.shape).astype(array.dtype)
+    return model
+
+
+def one_layer(rng, m=5, n=6, bias=False, **settings):
+    """A float64 linear layer with one active adapter, and the adapter's weights."""
+    base = Linear(n, m, bias=bias)
+    base.weight.data = rng.standard_normal((m, n))
+    if bias:
+        base.bias.data = rng.standard_normal(m)
+    layer = LoraLinear(base)
+    share = layer.adapters["a"] = new_weights("x", base, config(r=2, **settings), rng)
+    layer.active = {"a": 1.0}
+    return layer, share
+
+
+VARIANTS = {
+    "DoRA": {"use_dora": True},
+    "DoRA with rsLoRA": {"use_dora": True, "use_rslora": True},
+    "DoRA on the embedding": {"use_dora": True, "target_modules": [*EMBED, "q_proj"]},
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "PiSSA with rsLoRA": {"init_lora_weights": "pissa", "use_rslora": True},
+    "DoRA from PiSSA": {"init_lora_weights": "pissa", "use_dora": True},
+    "embedding": {"target_modules": EMBED},
+    "embedding and matrices": {"target_modules": [*EMBED, "q_proj", "down_proj"], "use_rslora": True},
+    "dropout": {"lora_dropout": 0.4},
+    "DoRA with dropout": {"use_dora": True, "lora_dropout": 0.4},
+}
+every_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+# -- what holds for all of them ----------------------------------------------------------------------------------------
+
+
+@every_variant
+@pytest.mark.parametrize("tied", [True, False], ids=["tied head", "untied head"])
+def test_a_variant_starts_as_no_change_and_learns(tiny_config, rng, settings, tied):
+    model = Llama(dataclasses.replace(tiny_config, tie_word_embeddings=tied), rng)
+    before, digest = logits(model), sha256_of(base_state(model))
+    add_adapter(model, config(**settings))
+    if "pissa" in settings.values():  # two equal products cancel: to the last bit only if the library repeats itself
+        np.testing.assert_allclose(logits(model), before, atol=1e-6)
+    else:
+        assert logits(model).tobytes() == before.tobytes()
+    optimizer = AdamW(model.trainable_parameters(), lr=0.02)
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = model.loss(IDS, IDS)
+        loss.backward()
+        assert all(p.grad is not None for p in optimizer.parameters)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
+    assert np.abs(logits(model) - before).max() > 1e-3
+    assert sha256_of(base_state(model)) == digest
+    assert all(p.dtype == np.float32 and p.grad.dtype == np.float32 for p in optimizer.parameters)
+
+
+@every_variant
+@pytest.mark.parametrize("tied", [True, False], ids=["tied head", "untied head"])
+def test_a_variant_merges_unmerges_and_goes_away_without_a_trace(tiny_config, rng, settings, tied):
+    model = as_float64(Llama(dataclasses.replace(tiny_config, tie_word_embeddings=tied), rng))
+    before, names, digest = logits(model), list(model.state_dict()), sha256_of(base_state(model))
+    add_adapter(model, config(**settings))
+    adapted = logits(shaken(model))
+    assert np.abs(adapted - before).max() > 1e-3
+    merge_adapter(model)
+    np.testing.assert_allclose(logits(model), adapted, rtol=1e-9, atol=1e-11)
+    merge_adapter(model)
+    np.testing.assert_allclose(logits(model), adapted, rtol=1e-9, atol=1e-11)
+    assert sha256_of(base_state(model)) == digest
+    with disable_adapter(model):
+        assert logits(model).tobytes() == before.tobytes()
+    unmerge_adapter(model)
+    assert logits(model).tobytes() == adapted.tobytes()
+    with disable_adapter(model):
+        assert logits(model).tobytes() == before.tobytes()
+    remove_adapter(model, "default")
+    assert list(model.state_dict()) == names and sha256_of(model.state_dict()) == digest
+    assert not lora_modules(model) and logits(model).tobytes() == before.tobytes()
+
+
+@every_variant
+@pytest.mark.parametrize("tied", [True, False], ids=["tied head", "untied head"])
+def test_a_merged_variant_is_a_plain_model(tiny_config, rng, settings, tied):
+    model = as_float64(Llama(dataclasses.replace(tiny_config, tie_word_embeddings=tied), rng))
+    add_adapter(model, config(**settings))
+    with pytest.raises(ValueError, match="nothing is merged"):
+        merged_state(model)
+    expected = logits(shaken(model))
+    merge_adapter(model)
+    state = merged_state(model)
+    assert all(array.flags.c_contiguous for array in state.values())
+    assert ("lm_head.weight" in state) == (not tied or "embed_tokens" in settings.get("target_modules", ()))
+    plain = Llama(dataclasses.replace(tiny_config, tie_word_embeddings="lm_head.weight" not in state))
+    plain.load_state_dict(state)
+    np.testing.assert_allclose(logits(plain), expected, rtol=1e-9, atol=1e-11)
+
+
+MIX = {"plain": 0.5, "dora": 0.7, "pissa": -0.3}
+
+
+def test_variants_stand_side_by_side_and_their_updates_add_up(tiny_model):
+    model = as_float64(tiny_model)
+    kinds = {"plain": {}, "dora": VARIANTS["DoRA on the embedding"], "pissa": VARIANTS["PiSSA"]}
+    deltas = {}
+    for seed, (name, settings) in enumerate(kinds.items()):
+        add_adapter(model, config(**settings), name=name, seed=seed)
+        shaken(model, name, seed)
+    for path, module in lora_modules(model).items():
+        w = module.matrix(module.weight.data)
+        deltas[path] = module.matrix(
+            sum(f * module.adapters[n].delta(w) for n, f in MIX.items() if n in module.adapters)
+        )
+    set_adapter(model, MIX)
+    mixed = logits(model)
+    merge_adapter(model)
+    np.testing.assert_allclose(logits(model), mixed, rtol=1e-9, atol=1e-11)
+    for path, delta in deltas.items():
+        got = merged_state(model)[f"{path}.weight"] - base_state(model)[f"{path}.weight"]
+        np.testing.assert_allclose(got, delta, atol=1e-12)
+
+
+# -- dropout -----------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_keeps_its_share_and_the_mean():
+    drop = Dropout(0.25, seed=1)
+    y = drop(Tensor(np.ones((200, 100), np.float32))).data
+    assert y.dtype == np.float32
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (y == 0).mean() == pytest.approx(0.25, abs=0.01)
+    assert y.mean() == pytest.approx(1, abs=0.01)
+
+
+def test_dropout_makes_other_holes_each_time_and_the_same_ones_from_the_same_seed():
+    x = Tensor(np.ones((8, 8)))
+    one, two, other = Dropout(0.5, 1), Dropout(0.5, 1), Dropout(0.5, 2)
+    first, second = one(x).data, one(x).data
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(two(x).data, first)
+    np.testing.assert_array_equal(two(x).data, second)
+    assert not np.array_equal(other(x).data, first)
+
+
+def test_dropout_acts_in_training_only(tiny_model):
+    plain = Llama(tiny_model.config)
+    plain.load_state_dict(tiny_model.state_dict())
+    add_adapter(plain, config(init_lora_weights=False), seed=4)
+    add_adapter(tiny_model, config(init_lora_weights=False, lora_dropout=0.5), seed=4)
+    expected = plain.loss(IDS, IDS).item()
+    assert tiny_model.loss(IDS, IDS).item() != expected
+    with no_grad():
+        assert tiny_model.loss(IDS, IDS).item() == expected
+    tiny_model.eval()
+    assert tiny_model.loss(IDS, IDS).item() == expected
+    tiny_model.train()
+    assert tiny_model.loss(IDS, IDS).item() != expected
+
+
+def test_an_adapter_added_in_evaluation_mode_does_not_drop(tiny_model):
+    tiny_model.eval()
+    add_adapter(tiny_model, config(lora_dropout=0.5, init_lora_weights=False))
+    assert tiny_model.loss(IDS, IDS).item() == tiny_model.loss(IDS, IDS).item()
+
+
+def test_training_with_dropout_can_be_repeated(tiny_config):
+    def losses(seed):
+        model = Llama(tiny_config, np.random.default_rng(0))
+        add_adapter(model, config(lora_dropout=0.5, init_lora_weights=False), seed=seed)
+        return [model.loss(IDS, IDS).item() for _ in range(3)]
+
+    assert losses(1) == losses(1)
+    assert len({*losses(1), *losses(2)}) == 6
+
+
+def test_each_layer_has_its_own_holes(tiny_model):
+    add_adapter(tiny_model, config(lora_dropout=0.5))
+    seeds = [module.adapters["default"].dropout.seed for module in lora_modules(tiny_model).values()]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_dropout_does_not_change_how_an_adapter_starts(tiny_config):
+    def fingerprint(p):
+        model = Llama(tiny_config)
+        add_adapter(model, config(lora_dropout=p), seed=3)
+        return sha256_of(adapter_state(model, "default"))
+
+    assert fingerprint(0.0) == fingerprint(0.5)
+
+
+def test_only_the_low_rank_branch_sees_the_holes(rng):
+    layer, share = one_layer(rng, init_lora_weights=False, lora_dropout=0.5)
+    x = rng.standard_normal((4, 6))
+    holes = Dropout(0.5, share.dropout.seed)(Tensor(np.ones_like(x))).data
+    expected = x @ layer.weight.data.T + (x * holes) @ share.delta().T
+    np.testing.assert_allclose(layer(Tensor(x)).data, expected, rtol=1e-12)
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+class Holes(Dropout):
+    """Dropout whose holes are always the same, also where nothing is recorded, so that a derivative can be measured."""
+
+    active = True
+
+    def forward(self, x):
+        return x * (np.random.default_rng(self.seed).random(x.shape) >= self.p) * (1 / (1 - self.p))
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["", "with bias"])
+@pytest.mark.parametrize("drop", [False, True], ids=["", "with dropout"])
+@pytest.mark.parametrize("pissa", [False, True], ids=["", "from PiSSA"])
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+@pytest.mark.parametrize("factor", [1.0, 0.7])
+def test_the_gradients_of_an_adapted_layer(rng, dora, pissa, drop, bias, factor):
+    """By x, A, B and what the variant adds. DoRA's norms are held, since they take no part in its gradient."""
+    start = "pissa" if pissa else False
+    layer, share = one_layer(rng, bias=bias, use_dora=dora, init_lora_weights=start)
+    layer.active = {"a": factor}
+    if drop:
+        share.dropout = Holes(0.3, seed=5)
+    parts = {"lora_A": share.lora_A.data, "lora_B": share.lora_B.data + 0.3}
+    if dora:
+        norms = share.norms(layer.weight.data)
+        share.norms = lambda w: norms
+        parts["lora_magnitude_vector"] = share.lora_magnitude_vector.data * 1.3
+    if bias:
+        parts["bias"] = layer.bias.data + 0.2
+
+    def adapted_layer(x, *values):
+        for name, value in zip(parts, values, strict=True):
+            setattr(share, name, value)
+        return layer(x)
+
+    layer.requires_grad_(False)
+    gradcheck(adapted_layer, rng.standard_normal((2, 3, 6)), *parts.values())
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+@pytest.mark.parametrize("factor", [1.0, 0.7])
+def test_the_gradients_of_an_adapted_embedding(rng, dora, factor):
+    base = Embedding(7, 5)
+    base.weight.data = rng.standard_normal((7, 5))
+    layer = LoraEmbedding(base)
+    share = layer.adapters["a"] = new_weights("x", base, config(use_dora=dora, init_lora_weights=False), rng)
+    layer.active = {"a": factor}
+    parts = {"lora_embedding_A": share.lora_A.data, "lora_embedding_B": share.lora_B.data}
+    if dora:
+        norms = share.norms(base.weight.data.T)
+        share.norms = lambda w: norms
+        parts["lora_magnitude_vector"] = share.lora_magnitude_vector.data * 1.3
+
+    def adapted_embedding(*values):
+        for name, value in zip(parts, values, strict=True):
+            setattr(share, name, value)
+        return layer(np.array([[0, 3, 3], [6, 0, 1]]))
+
+    layer.requires_grad_(False)
+    gradcheck(adapted_embedding, *parts.values())
+
+
+# -- DoRA --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_norms_are_those_of_the_matrix_that_is_never_formed(rng):
+    w, a, b = rng.standard_normal((7, 9)), rng.standard_normal((2, 9)), rng.standard_normal((7, 2))
+    np.testing.assert_allclose(row_norms(w, a, b, 0.7), np.linalg.norm(w + 0.7 * b @ a, axis=1), rtol=1e-13)
+    single = [x.astype(np.float32) for x in (w, a, b)]
+    got = row_norms(*single, 0.7)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, np.linalg.norm(w + 0.7 * b @ a, axis=1), rtol=1e-6)
+
+
+def test_dora_computes_the_papers_formula(rng):
+    layer, share = one_layer(rng, use_dora=True, init_lora_weights=False)
+    share.lora_magnitude_vector.data = rng.uniform(0.5, 2, 5)
+    x = rng.standard_normal((4, 6))
+    v = layer.weight.data + 3 * share.lora_B.data @ share.lora_A.data  # alpha / r = 6 / 2
+    w = share.lora_magnitude_vector.data[:, None] * v / np.linalg.norm(v, axis=1, keepdims=True)
+    np.testing.assert_allclose(layer(Tensor(x)).data, x @ w.T, rtol=1e-12)
+    np.testing.assert_allclose(share.delta(layer.weight.data), w - layer.weight.data, atol=1e-13)
+
+
+def test_the_magnitudes_start_as_the_lengths_of_the_rows(tiny_model):
+    add_adapter(tiny_model, config(use_dora=True))
+    for path, module in lora_modules(tiny_model).items():
+        magnitude = adapter_state(tiny_model, "default")[f"{path}.lora_magnitude_vector"]
+        assert magnitude.shape == (module.out_features,)
+        np.testing.assert_allclose(magnitude, np.linalg.norm(module.weight.data, axis=1), rtol=1e-6)
+
+
+def test_the_norm_takes_no_part_in_the_gradient(rng):
+    """The gradient of A is that of the formula with ‖V‖ as a constant; letting the norm take part gives another."""
+    layer, share = one_layer(rng, use_dora=True, init_lora_weights=False)
+    share.lora_magnitude_vector.data *= 1.5
+    x, g = rng.standard_normal((4, 6)), rng.standard_normal((4, 5))
+    layer(Tensor(x)).backward(g)
+
+    def by_hand(detached):
+        w, a = Tensor(layer.weight.data), Tensor(share.lora_A.data, requires_grad=True)
+        v = w + Tensor(share.lora_B.data) @ a * share.scale
+        norms = ops.sqrt((v * v).sum(axis=1, keepdims=True))
+        y = x @ (v * share.lora_magnitude_vector.data[:, None] / (norms.detach() if detached else norms)).T
+        y.backward(g)
+        return a.grad
+
+    np.testing.assert_allclose(share.lora_A.grad, by_hand(detached=True), rtol=1e-10)
+    assert np.abs(share.lora_A.grad - by_hand(detached=False)).max() > 1e-2
+
+
+def test_a_magnitude_forgotten_or_a_norm_of_the_base_alone_would_be_noticed(rng):
+    layer, share = one_layer(rng, use_dora=True, init_lora_weights=False)
+    x = Tensor(rng.standard_normal((4, 6)))
+    right = layer(x).data
+    share.norms = lambda w: np.linalg.norm(w, axis=1)
+    assert np.abs(layer(x).data - right).max() > 1e-2
+
+
+def test_a_row_of_zeros_stays_finite(rng):
+    base = Linear(6, 5, rng=rng)
+    base.weight.data[2] = 0
+    layer = LoraLinear(base)
+    share = layer.adapters["a"] = new_weights("x", base, config(r=2, use_dora=True), rng)
+    layer.active = {"a": 1.0}
+    x = Tensor(rng.standard_normal((4, 6)).astype(np.float32))
+    y = layer(x)
+    np.testing.assert_array_equal(y.data, base(x).data)
+    y.backward(np.ones_like(y.data))
+    assert all(np.isfinite(p.grad).all() for p in (share.lora_A, share.lora_B, share.lora_magnitude_vector))
+
+
+def test_the_update_of_dora_needs_the_matrix_and_says_so(rng):
+    _, share = one_layer(rng, use_dora=True)
+    with pytest.raises(ValueError, match="base's matrix"):
+        share.delta()
+
+
+def test_dora_update_adds_nothing_where_the_lengths_are_the_norms(rng):
+    product, norms = Tensor(rng.standard_normal((3, 5))), rng.uniform(1, 2, 5)
+    assert not dora_update(product, Tensor(np.zeros((3, 5))), Tensor(norms), norms).data.any()
+
+
+# -- PiSSA -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9)])
+def test_pissa_starts_with_the_best_approximation_of_the_matrix(rng, shape, rslora):
+    layer, share = one_layer(rng, *shape, init_lora_weights="pissa", use_rslora=rslora)
+    s = np.linalg.svd(layer.weight.data, compute_uv=False)
+    rest = layer.weight.data - share.scale * share.lora_B.data @ share.lora_A.data
+    np.testing.assert_allclose(np.linalg.norm(rest), np.linalg.norm(s[2:]), rtol=1e-10)  # Eckart & Young
+    balance = np.linalg.norm(share.lora_A.data, axis=1), np.linalg.norm(share.lora_B.data, axis=0)
+    np.testing.assert_allclose(*balance, rtol=1e-10)  # the singular values are shared evenly
+    np.testing.assert_allclose(balance[0] ** 2 * share.scale, s[:2], rtol=1e-10)
+
+
+def test_pissa_trains_as_if_the_residual_were_the_frozen_base(rng):
+    layer, share = one_layer(rng, init_lora_weights="pissa")
+    residual = layer.weight.data - share.scale * share.lora_B.data @ share.lora_A.data
+    share.lora_A.data += 0.1
+    other = LoraLinear(Linear(6, 5))
+    other.weight.data = residual
+    other.adapters["a"] = LoraWeights(share.lora_A.data.copy(), share.lora_B.data.copy(), share.scale)
+    other.active = {"a": 1.0}
+    x, g = rng.standard_normal((4, 6)), rng.standard_normal((4, 5))
+    inputs = [Tensor(x, requires_grad=True) for _ in range(2)]
+    ys = [one(i) for one, i in zip((layer, other), inputs, strict=True)]
+    for y in ys:
+        y.backward(g)
+    np.testing.assert_allclose(ys[0].data, ys[1].data, rtol=1e-11)
+    np.testing.assert_allclose(inputs[0].grad, inputs[1].grad, rtol=1e-11)
+    for name in ("lora_A", "lora_B"):
+        np.testing.assert_allclose(getattr(share, name).grad, getattr(other.adapters["a"], name).grad, rtol=1e-11)
+
+
+def test_at_the_start_of_pissa_both_gradients_are_there(tiny_model):
+    add_adapter(tiny_model, config(init_lora_weights="pissa"))
+    tiny_model.loss(IDS, IDS).backward()
+    assert all(p.grad.any() for p in tiny_model.trainable_parameters().values())
+
+
+def test_training_pissa_does_not_move_what_it_started_from(tiny_model):
+    add_adapter(tiny_model, config(init_lora_weights="pissa"))
+    share = next(iter(lora_modules(tiny_model).values())).adapters["default"]
+    start = [array.copy() for array in share.start]
+    shaken(tiny_model)
+    assert not np.array_equal(share.lora_A.data, start[0])
+    np.testing.assert_array_equal(share.start[0], start[0])
+    np.testing.assert_array_equal(share.start[1], start[1])
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+@pytest.mark.parametrize("rslora", [False, True], ids=["", "rsLoRA"])
+def test_pissa_becomes_a_plain_adapter_of_twice_the_rank(tiny_model, rslora, dora):
+    model = as_float64(tiny_model)
+    patterns = {"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"q_proj": 5.0}}
+    add_adapter(model, config(init_lora_weights="pissa", use_rslora=rslora, use_dora=dora, **patterns))
+    expected = logits(shaken(model))
+    old = configs_of(model)["default"]
+    new = config_with_start(old)
+    assert (new.r, new.rank_pattern, new.init_lora_weights) == (6, {"up_proj": 4}, True)
+    weights = plan_adapter(model, new, "plain")
+    for path, share in weights.items():
+        own = lora_modules(model)[path].adapters["default"]
+        assert share.scale == pytest.approx(own.scale, rel=1e-15)
+        a, b = own.factors()
+        assert (a.shape, b.shape) == (share.lora_A.shape, share.lora_B.shape)
+        share.lora_A.data, share.lora_B.data = a, b
+        if dora:
+            share.lora_magnitude_vector.data = own.lora_magnitude_vector.data
+    install_adapter(model, new, "plain", weights)
+    np.testing.assert_allclose(logits(model), expected, rtol=1e-9, atol=1e-11)
+    assert config_with_start(new) is new
+
+
+# -- LoRA+ -------------------------------------------------------------------------------------------------------------
+
+
+def test_with_lora_plus_b_moves_faster_than_a(tiny_model):
+    model = as_float64(tiny_model)
+    add_adapter(model, config(init_lora_weights=False, use_dora=True))
+    parameters = model.trainable_parameters()
+    before = {name: p.data.copy() for name, p in parameters.items()}
+    optimizer = AdamW(parameters, lr=1e-3, weight_decay=0.0, eps=1e-30, lr_scale=lora_plus(parameters, ratio=8))
+    model.loss(IDS, IDS).backward()
+    optimizer.step()
+    for name, p in parameters.items():  # the first step of Adam is as long as the learning rate
+        length = 1e-3 if name.endswith("lora_A") else 8e-3
+        np.testing.assert_allclose(np.abs(p.data - before[name]), length, rtol=1e-6, err_msg=name)
+
+
+def test_lora_plus_leaves_the_factors_of_an_embedding_at_the_plain_rate(tiny_model):
+    add_adapter(tiny_model, config(target_modules=[*EMBED, "q_proj"]))
+    scales = lora_plus(tiny_model.trainable_parameters(), 4.0)
+    assert {name.rpartition(".")[2]: scale for name, scale in scales.items()} == {
+        "lora_A": 1.0, "lora_B": 4.0, "lora_embedding_A": 1.0, "lora_embedding_B": 1.0,
+    }  # fmt: skip
+
+
+def test_a_ratio_of_one_is_plain_adamw(tiny_config):
+    def trained(**settings):
+        model = Llama(tiny_config, np.random.default_rng(0))
+        add_adapter(model, config())
+        parameters = model.trainable_parameters()
+        if settings:
+            settings = {"lr_scale": lora_plus(parameters, settings["ratio"])}
+        optimizer = AdamW(parameters, lr=0.01, **settings)
+        model.loss(IDS, IDS).backward()
+        optimizer.step()
+        return sha256_of(adapter_state(model, "default"))
+
+    assert trained(ratio=1.0) == trained() != trained(ratio=2.0)
+
+
+@pytest.mark.parametrize("ratio", [0, -1.0, float("inf"), float("nan")])
+def test_a_ratio_that_means_nothing_is_refused(tiny_model, ratio):
+    add_adapter(tiny_model, config())
+    with pytest.raises(ValueError, match="ratio"):
+        lora_plus(tiny_model.trainable_parameters(), ratio)
+
+
+def test_lora_plus_without_an_adapter_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="lora_B"):
+        lora_plus(tiny_model.trainable_parameters())
+
+
+def test_a_learning_rate_for_a_name_that_is_not_there_is_refused(tiny_model):
+    add_adapter(tiny_model, config())
+    for parameters in (tiny_model.trainable_parameters(), list(tiny_model.trainable_parameters().values())):
+        with pytest.raises(ValueError, match="'absent'"):
+            AdamW(parameters, lr_scale={"absent": 2.0})
+
+
+# -- the embedding -----------------------------------------------------------------------------------------------------
+
+
+def test_the_embedding_gets_pefts_names_and_shapes(tiny_model):
+    assert add_adapter(tiny_model, config(target_modules=EMBED)) == ["model.embed_tokens"]
+    shapes = {name: array.shape for name, array in adapter_state(tiny_model, "default").items()}
+    assert shapes == {
+        "model.embed_tokens.lora_embedding_A": (3, 64),
+        "model.embed_tokens.lora_embedding_B": (32, 3),
+    }
+    assert not adapter_state(tiny_model, "default")["model.embed_tokens.lora_embedding_A"].any()
+
+
+def test_with_a_tied_head_only_the_lookup_changes(tiny_model):
+    model = as_float64(tiny_model)
+    base = model.head_weight.data.copy()
+    add_adapter(model, config(target_modules=EMBED))
+    shaken(model)
+    share = lora_modules(model)["model.embed_tokens"].adapters["default"]
+    untied = Llama(dataclasses.replace(model.config, tie_word_embeddings=False))
+    table = base + 2 * share.lora_A.data.T @ share.lora_B.data.T  # alpha / r = 6 / 3
+    untied.load_state_dict(base_state(model) | {"lm_head.weight": base, "model.embed_tokens.weight": table})
+    np.testing.assert_allclose(logits(model), logits(untied), rtol=1e-9, atol=1e-11)
+    merge_adapter(model)
+    assert model.head_weight.data.tobytes() == base.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"),
+    [("all-linear", False), (r".*", True), (r".*embed_tokens", True), ([*EMBED, "q_proj"], True), (["q_proj"], False)],
+)
+def test_which_targets_reach_the_embedding(tiny_model, targets, adapted):
+    assert ("model.embed_tokens" in add_adapter(tiny_model, config(target_modules=targets))) == adapted
+
+
+# -- biases ------------------------------------------------------------------------------------------------------------
+
+
+class Net(Llama):
+    """A Llama whose q and down projections have biases, which no Llama file has."""
+
+    def __init__(self, config, rng):
+        super().__init__(config, rng)
+        for block in self.model.layers:
+            for layer in (block.self_attn.q_proj, block.mlp.down_proj):
+                layer.bias = Parameter(rng.standard_normal(layer.out_features).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("bias", "targets", "count"),
+    [("none", ["q_proj", "v_proj"], 0), ("lora_only", ["q_proj", "v_proj"], 2), ("all", "all-linear", 4)],
+)
+@pytest.mark.parametrize("extra", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}], ids=str)
+def test_biases_learn_as_asked_and_the_bases_stay(tiny_config, rng, bias, targets, count, extra):
+    model = as_float64(Net(tiny_config, rng))
+    before, digest = logits(model), sha256_of(base_state(model))
+    add_adapter(model, config(bias=bias, target_modules=targets, **extra))
+    np.testing.assert_allclose(logits(model), before, rtol=1e-12, atol=1e-12)
+    assert len([name for name in model.trainable_parameters() if name.endswith(".bias")]) == count
+    adapted = logits(shaken(model))
+    merge_adapter(model)
+    np.testing.assert_allclose(logits(model), adapted, rtol=1e-9, atol=1e-11)
+    assert sha256_of(base_state(model)) == digest
+    plain = Net(tiny_config, rng)
+    plain.load_state_dict(merged_state(model))
+    np.testing.assert_allclose(logits(plain), adapted, rtol=1e-9, atol=1e-11)
+    unmerge_adapter(model)
+    remove_adapter(model, "default")
+    assert sha256_of(model.state_dict()) == digest and logits(model).tobytes() == before.tobytes()
+
+
+def test_a_trained_bias_takes_the_place_of_the_layers_own(rng):
+    layer, share = one_layer(rng, bias=True)
+    share.bias = Parameter(rng.standard_normal(5))
+    share.lora_B.data[...] = 0
+    x = rng.standard_normal((4, 6))
+    np.testing.assert_allclose(layer(Tensor(x)).data, x @ layer.weight.data.T + share.bias.data, rtol=1e-12)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_a_model_without_biases_trains_nothing_extra(tiny_model, bias):
+    add_adapter(tiny_model, config(bias=bias))
+    assert {name.rpartition(".")[2] for name in tiny_model.trainable_parameters()} == {"lora_A", "lora_B"}
+
+
+def test_a_bias_that_no_adapter_could_own_is_refused(tiny_config, rng):
+    model = Net(tiny_config, rng)
+    with pytest.raises(ValueError, match=r"bias of model\.layers\.0\.mlp\.down_proj"):
+        add_adapter(model, config(bias="all", target_modules=["q_proj"]))
+    assert not lora_modules(model)
+
+
+# -- settings and weights that do not fit ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_dropout": 1.0},
+        {"lora_dropout": -0.1},
+        {"lora_dropout": "0.1"},
+        {"lora_dropout": True},
+        {"lora_dropout": float("nan")},
+        {"bias": True},
+        {"bias": "some"},
+        {"use_dora": 1},
+        {"use_dora": None},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": 1},
+        {"init_lora_weights": None},
+    ],
+    ids=str,
+)
+def test_a_setting_that_means_nothing_is_refused_by_name(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        config(**settings)
+
+
+def test_pissa_on_the_embedding_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="leave model.embed_tokens out"):
+        add_adapter(tiny_model, config(init_lora_weights="pissa", target_modules=EMBED))
+    assert not lora_modules(tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("planned", "installed", "message"),
+    [
+        ({}, {"use_dora": True}, "ask for use_dora"),
+        ({"use_dora": True}, {}, "do not ask for use_dora"),
+        ({}, {"init_lora_weights": "pissa"}, "ask for init_lora_weights"),
+        ({"init_lora_weights": "pissa"}, {}, "do not ask for init_lora_weights"),
+    ],
+)
+def test_weights_of_another_variant_than_the_settings_are_refused(tiny_model, planned, installed, message):
+    weights = plan_adapter(tiny_model, config(**planned), "x")
+    with pytest.raises(ValueError, match=message):
+        install_adapter(tiny_model, config(**installed), "x", weights)
+    assert not lora_modules(tiny_model) and not configs_of(tiny_model)
+
+
+def test_weights_for_another_kind_of_module_are_refused(tiny_model):
+    of_matrix = plan_adapter(tiny_model, config(target_modules=["q_proj"]), "x")
+    of_table = plan_adapter(tiny_model, config(target_modules=EMBED), "x")
+    path = "model.layers.0.self_attn.q_proj"
+    for weights in ({"model.embed_tokens": of_matrix[path]}, {path: of_table["model.embed_tokens"]}):
+        with pytest.raises(ValueError, match="another kind"):
+            install_adapter(tiny_model, config(), "x", weights)
+        assert not lora_modules(tiny_model)
+
+
+def test_a_rank_larger_than_the_table_is_refused():
+    model = Llama(Config(16, 32, 32, 1, 2, 1))
+    with pytest.raises(ValueError, match=r"r=17 is larger than model.embed_tokens \(32 x 16\)"):
+        add_adapter(model, config(r=17, target_modules=EMBED))
