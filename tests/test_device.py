@@ -45,7 +45,6 @@ ARRAY_ATTRIBUTES = [
 ]  # fmt: skip
 
 # Not yet: `Llama` checks ids where they are. It must do so on the host, and send ids, labels and scored at once.
-ids_checked_on_the_host = pytest.mark.xfail(strict=True, reason="Llama.loss waits for the device to check its ids")
 
 
 @pytest.fixture
@@ -372,7 +371,6 @@ def test_full_fine_tuning_on_the_device_gives_the_very_numbers_of_the_host(tiny_
     assert losses == again and all(np.array_equal(array.get(), here[name]) for name, array in there.items())
 
 
-@ids_checked_on_the_host
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_training_step_crosses_twice_the_batch_goes_there_and_loss_and_norm_come_home(tiny_config, device, method):
     model = moved(new_model(tiny_config))
@@ -457,7 +455,6 @@ def test_an_adapter_on_the_device_is_audited(tiny_config, device):
     assert len(audit(model, "default").checks) >= 8
 
 
-@ids_checked_on_the_host
 def test_ids_may_be_lists_host_arrays_or_device_arrays(tiny_config):
     here, there = new_model(tiny_config), moved(new_model(tiny_config))
     for ids in (IDS, IDS.tolist(), strictarray.asarray(IDS)):

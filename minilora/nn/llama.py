@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine import fused
-from ..engine.backend import Array, array_module
+from ..engine.backend import Array, array_module, beside
 from ..engine.tensor import Tensor
 from .layers import Embedding, Linear, RMSNorm
 from .module import Module
@@ -213,7 +213,10 @@ class Llama(Module):
 
     def forward(self, input_ids: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
         """Logits: input_ids (B, T) -> (B, T, V), or (B, 1, V) for the last token only."""
-        x = self.model(self.check_ids(input_ids), cache)  # (B, T, C)
+        input_ids = self.check_ids(input_ids)
+        if isinstance(input_ids, np.ndarray):
+            (input_ids,) = beside(self.head_weight.data, input_ids)
+        x = self.model(input_ids, cache)  # (B, T, C)
         x = x[:, -1:] if last else x
         return fused.linear(x, self.head_weight) if self.config.tie_word_embeddings else self.lm_head(x)
 
@@ -228,6 +231,8 @@ class Llama(Module):
         labels = np.asarray(labels) if isinstance(labels, (list, tuple)) else labels
         if labels.shape != input_ids.shape:
             raise ValueError(f"labels have shape {labels.shape}, input_ids {input_ids.shape}: they must be equal")
+        if isinstance(input_ids, np.ndarray):
+            input_ids, labels = beside(self.head_weight.data, input_ids, labels)
         x = self.model(input_ids, packing=packing)  # (B, T, C)
         xp = array_module(input_ids)
         shifted = xp.full_like(labels, fused.NOT_SCORED)
@@ -237,11 +242,18 @@ class Llama(Module):
         return fused.linear_cross_entropy(x, self.head_weight, shifted)
 
     def check_ids(self, input_ids: Array, packing: fused.Packing | None = None) -> Array:
-        """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype or length."""
+        """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype, length or range.
+
+        The range is looked at on the host only: a GPU would have to be waited for.
+        """
         ids = np.asarray(input_ids) if isinstance(input_ids, (list, tuple)) else input_ids
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"input_ids must be integers of shape (B, T), got {ids.dtype} of shape {ids.shape}")
-        if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < self.config.vocab_size):
+        if (
+            isinstance(ids, np.ndarray)
+            and ids.size
+            and not (int(ids.min()) >= 0 and int(ids.max()) < self.config.vocab_size)
+        ):
             raise ValueError(
                 f"input_ids must lie in 0..{self.config.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}"
             )

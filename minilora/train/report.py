@@ -78,8 +78,9 @@ def page(metrics: dict[str, Any]) -> str:
         )
     flag = f"--adapter {options['out']}" if lora else f"--base {options['out']}"
     base_flag = "" if options["base"] == "smollm2" or not lora else f" --base {options['base']}"
-    lines += ["", f"written to {options['out']}; talk to it: minilora chat{base_flag} {flag}"]
-    return "\n".join(part for line in lines for part in _fit(line))
+    command = f"  minilora chat{base_flag} {flag}"  # on a line of its own, never broken, so that it can be copied
+    lines += ["", f"written to {options['out']}; talk to it with"]
+    return "\n".join([part for line in lines for part in _fit(line)] + [command])
 
 
 def _fit(line: str) -> list[str]:
