@@ -44,8 +44,6 @@ ARRAY_ATTRIBUTES = [
     "nbytes", "ndim", "nonzero", "reshape", "shape", "size", "sum", "swapaxes", "tolist", "transpose",
 ]  # fmt: skip
 
-# Not yet: `Llama` checks ids where they are. It must do so on the host, and send ids, labels and scored at once.
-
 
 @pytest.fixture
 def device(monkeypatch):

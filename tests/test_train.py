@@ -143,7 +143,7 @@ class Poison:
 
         def loss(*inputs):
             if len(self.seen) == self.at - 1:
-                return Tensor(np.float32(np.nan))
+                return real(*inputs) * np.float32(np.nan)
             self.seen.append(copies(adapter_state(model, "default")))
             return real(*inputs)
 
@@ -481,7 +481,7 @@ def test_only_a_path_that_is_longer_stands_on_a_longer_line(named):
     far = "/very" * 40
     shown = page(named | {"options": named["options"] | {"base": far, "data": far, "out": far}})
     command = f"minilora chat --base {far} --adapter {far}"  # never broken, so that it can be copied
-    assert {line.strip() for line in shown.split("\n") if len(line) > 100} <= {far, command}
+    assert {line.strip() for line in shown.split("\n") if len(line) > 100} <= {far, f"{far};", command}
     assert columns(shown.replace(far, "")) <= 100
 
 

@@ -182,7 +182,7 @@ class Decoder(Module):
         """cos and sin of position x frequency, (1 or B, T, 1, D/2), computed in float64 and rounded once."""
         xp, config = array_module(input_ids), self.config
         if packing is not None:
-            positions = xp.asarray(packing.positions())[None]  # (1, T)
+            positions = xp.concatenate([xp.arange(p.start, p.stop) for p in packing.ranges()])[None]  # (1, T)
         else:
             start = 0 if cache is None else cache.length
             positions = xp.arange(start, start + input_ids.shape[1])[None]  # (1, T)
@@ -231,15 +231,16 @@ class Llama(Module):
         labels = np.asarray(labels) if isinstance(labels, (list, tuple)) else labels
         if labels.shape != input_ids.shape:
             raise ValueError(f"labels have shape {labels.shape}, input_ids {input_ids.shape}: they must be equal")
-        if isinstance(input_ids, np.ndarray):
-            input_ids, labels = beside(self.head_weight.data, input_ids, labels)
-        x = self.model(input_ids, packing=packing)  # (B, T, C)
-        xp = array_module(input_ids)
-        shifted = xp.full_like(labels, fused.NOT_SCORED)
+        shifted = array_module(labels).full_like(labels, fused.NOT_SCORED)
         shifted[:, :-1] = labels[:, 1:]
+        scored = None
+        if isinstance(input_ids, np.ndarray) and isinstance(labels, np.ndarray):
+            scored = np.flatnonzero(shifted != fused.NOT_SCORED)  # found here: a GPU's answer must be waited for
+            input_ids, shifted, scored = beside(self.head_weight.data, input_ids, shifted, scored)
+        x = self.model(input_ids, packing=packing)  # (B, T, C)
         if not self.config.tie_word_embeddings and type(self.lm_head) is not Linear:
-            return fused.cross_entropy(self.lm_head(x), shifted)  # the head is more than a matrix: it has an adapter
-        return fused.linear_cross_entropy(x, self.head_weight, shifted)
+            return fused.cross_entropy(self.lm_head(x), shifted, scored)  # more than a matrix: it has an adapter
+        return fused.linear_cross_entropy(x, self.head_weight, shifted, scored=scored)
 
     def check_ids(self, input_ids: Array, packing: fused.Packing | None = None) -> Array:
         """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype, length or range.

@@ -81,7 +81,7 @@ def _generate_ids(
     rows = np.arange(len(prompts))  # which prompt each row of the batch belongs to; finished ones leave the batch
     with no_grad():
         for _ in range(max_new_tokens):
-            logits = to_numpy(model(xp.asarray(tokens), cache, last=True).data[:, -1])  # (rows, V)
+            logits = to_numpy(model(tokens, cache, last=True).data[:, -1])  # (rows, V)
             chosen = _choose(logits, temperature, rng)  # (rows)
             alive = np.flatnonzero(chosen != tokenizer.eos_id)
             for i in alive:

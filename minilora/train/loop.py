@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..engine.backend import Array
+import numpy as np
+
+from ..engine.backend import Array, to_floats
 from ..nn.llama import Llama
 from ..nn.optim import AdamW, clip_grad_norm, warmup_cosine
 from .data import Sample, epochs
@@ -53,6 +55,7 @@ def train(
 
     lr rises over the first `warmup` share of the steps and then falls along half a cosine to zero; gradients are
     clipped to a common norm of `max_norm`. The same seed gives the same numbers, bit for bit, on the same machine.
+    device: where the model's weights are; batches follow them from the host.
     each_step: called after every step with the number of steps done.
 
     Raises TrainingError when the loss or the gradient is not a finite number: an adapter is then what it was when the
@@ -62,7 +65,7 @@ def train(
     optimizer = AdamW(parameters, lr=lr, weight_decay=0.0)
     keep = sum(p.size for p in parameters.values()) < 0.5 * sum(p.size for _, p in model.named_parameters())
     good: dict[str, Array] = {}
-    batches = epochs(samples, batch_size, seed, device)
+    batches = epochs(samples, batch_size, seed)  # on the host: the model sends each to its weights, in one crossing
 
     def stop(what: str, step: int) -> TrainingError:
         advice = f"try a lower --lr (it is {lr:g}), a longer warm-up, or look for broken records"
@@ -76,15 +79,16 @@ def train(
             optimizer.lr = lr * warmup_cosine(step, steps, max(1, round(warmup * steps)))
             optimizer.zero_grad()
             loss = model.loss(batch.input_ids, batch.labels, batch.packing)
-            value = loss.item()
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported below
+                loss.backward()
+                norm = clip_grad_norm(parameters.values(), max_norm)
+            value, norm = to_floats(loss.data, norm)  # the one time in a step that the host waits for a GPU
             if not math.isfinite(value):
                 for name, array in good.items():
                     parameters[name].data[...] = array
                 raise stop(f"loss became {value}", step)
             if keep:  # the weights that gave a finite loss; a few megabytes for an adapter
                 good = {name: p.data.copy() for name, p in parameters.items()}
-            loss.backward()
-            norm = clip_grad_norm(parameters.values(), max_norm)
             if not math.isfinite(norm):
                 raise stop(f"gradient became {norm}", step)
             optimizer.step()
