@@ -5,12 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from modelfiles import CHATML, CONFIG, SPECIAL, TERMS, byte_symbols
 
 from minilora.io import zoo
 from minilora.io.export import save_folder
 from minilora.io.tokenizer import Tokenizer
 from minilora.nn.llama import Config, Llama
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)  # the same examples in every run
+settings.load_profile("repeatable")
 
 
 @pytest.fixture

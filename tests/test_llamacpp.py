@@ -209,7 +209,8 @@ def test_any_rank_and_scale_means_the_same_there(tmp_path_factory, r, alpha, rsl
     adapted(model, **settings)
     path = save_gguf_adapter(model, folder / "adapter.gguf")
     expected = logits(model)
-    assert distance(LlamaCpp(file, path).logits(IDS), expected) < 1e-4 * max(1, np.abs(expected).max())
+    # a large scale is a large update, in float32 there and float64 here: a wrong scale would be off by a whole factor
+    assert distance(LlamaCpp(file, path).logits(IDS), expected) < 1e-3 * max(1, np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
