@@ -35,7 +35,7 @@ def page(metrics: dict[str, Any]) -> str:
     lines = [_rule(f"{options['method']} fine-tuning of {options['base']} on {options['data']}")]
     for example in metrics["answers"]:
         kind = "unseen term" if example["set"] == "unseen" else "trained term, asked in other words"
-        lines += ["", f"{' '.join(example['question'].split())}   [{kind}]"]
+        lines += ["", *textwrap.wrap(f"{example['question']} [{kind}]", WIDTH)]
         lines += [_answer("before", example["before"]), _answer("after", example["after"])]
     lines += ["", _rule("what it learned"), f"{'':<40}{'before':>12}{'after':>12}{'change':>12}"]
     names = {
