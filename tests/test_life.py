@@ -150,3 +150,21 @@ def test_the_audit_passes_for_every_variant_before_and_after_a_step(tiny_model, 
     tiny_model.loss(IDS, IDS).backward()
     optimizer.step()
     ml.audit(tiny_model, "legal")
+
+
+@pytest.mark.parametrize("change", [0.0, 0.5])
+def test_the_table_peft_saves_beside_an_adapted_embedding_must_be_the_bases(tiny_model, tmp_path, change):
+    from minilora.nn.tensorfile import ModelFileError, read_tensors, write_tensors
+
+    ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, target_modules=["embed_tokens"]), "words")
+    ml.save_adapter(tiny_model, tmp_path, "words")
+    file = tmp_path / "adapter_model.safetensors"
+    copy = base_state(tiny_model)["model.embed_tokens.weight"] + np.float32(change)
+    write_tensors(file, read_tensors(file) | {"base_model.model.model.embed_tokens.base_layer.weight": copy})
+    if change:
+        with pytest.raises(ModelFileError, match="another base"):
+            ml.load_adapter(tiny_model, tmp_path, "again")
+        assert adapter_names(tiny_model) == ["words"]
+    else:
+        ml.load_adapter(tiny_model, tmp_path, "again")
+        assert np.array_equal(logits(tiny_model, "again"), logits(tiny_model, "words"))

@@ -11,11 +11,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..engine.backend import Array, array_module
+import numpy as np
+
+from ..engine.backend import Array, array_module, to_numpy
 from ..nn.llama import Llama
 from ..nn.module import Module
 from ..nn.tensorfile import ModelFileError, check_fit, read_tensors, replacing, write_tensors
-from .adapters import adapter_names, configs_of, install_adapter, lora_modules, plan_adapter
+from .adapters import adapter_names, base_state, configs_of, install_adapter, lora_modules, plan_adapter
 from .config import LoraConfig
 from .llamacpp import load_gguf_adapter
 from .variants import config_with_start
@@ -147,11 +149,26 @@ def load_adapter(model: Llama, folder: str | Path, name: str = "default") -> Non
         for module, share in weights.items()
         for key, parameter in share.named_parameters()
     }
+    _drop_base_copies(model, list(weights), tensors, path)
     check_fit(tensors, {key: p.shape for key, p in parameters.items()}, f"{path} does not fit this model")
     for key, parameter in parameters.items():
         parameter.data = array_module(parameter.data).asarray(tensors[key], dtype=parameter.dtype)
     install_adapter(model, config, name, weights)
     vars(model).setdefault("adapter_records", {})[name] = (configs_of(model)[name], record)
+
+
+def _drop_base_copies(model: Module, modules: list[str], tensors: dict[str, np.ndarray], path: Path) -> None:
+    """Take out the copy of the base's table that PEFT saves beside an adapted embedding, if it is the base's.
+
+    Raises ModelFileError for another table: the adapter was made for another base.
+    """
+    for module in modules:
+        copy = tensors.pop(f"{PREFIX}{module}.base_layer.weight", None)
+        if copy is None:
+            continue
+        own = to_numpy(base_state(model)[f"{module}.weight"])
+        if copy.shape != own.shape or not np.allclose(copy, own, rtol=1e-2, atol=1e-5):  # it may be in half precision
+            raise ModelFileError(f"{path}: it holds a {module} that differs from this model's: made for another base")
 
 
 def read_adapter_config(folder: Path) -> LoraConfig:
