@@ -28,6 +28,7 @@ peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[par
 pytestmark = [
     pytest.mark.parity,
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
+    pytest.mark.filterwarnings("ignore:Model.*tie_word_embeddings.*:UserWarning"),  # what a tied head means for PEFT
 ]
 
 CONFIG = Config(
