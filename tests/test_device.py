@@ -14,6 +14,7 @@ from test_train import new_model, random_samples
 
 import minilora
 from minilora.engine import fused
+from minilora.engine.attention import Packing, attention
 from minilora.engine.backend import array_module, beside, to_device, to_floats, to_numpy
 from minilora.engine.tensor import OPS, Tensor, no_grad
 from minilora.insight.opcheck import EXAMPLES
@@ -314,10 +315,10 @@ def test_arrays_of_the_device_leave_operators_with_tensors_to_tensors():
 
 def test_attention_of_left_padded_prompts_and_packed_rows_runs_on_the_device(rng):
     q, k, v = (rng.standard_normal((1, 8, heads, 4)) for heads in (4, 2, 2))
-    for settings in ({"first": np.array([3])}, {"packing": fused.Packing(2, (4, 7, 8)), "block": 2}):
+    for settings in ({"first": np.array([3])}, {"packing": Packing(2, (4, 7, 8)), "block": 2}):
         there = {key: strictarray.asarray(x) if isinstance(x, np.ndarray) else x for key, x in settings.items()}
-        y = fused.attention(*map(strictarray.asarray, (q, k, v)), **there)
-        assert np.array_equal(y.data.get(), fused.attention(q, k, v, **settings).data)
+        y = attention(*map(strictarray.asarray, (q, k, v)), **there)
+        assert np.array_equal(y.data.get(), attention(q, k, v, **settings).data)
 
 
 # -- the life of a model -----------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Fused operations equal their composition from elementary ones, and keep the promises that are theirs alone."""
 
-import weakref
+
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from minilora.engine import fused, ops
-from minilora.engine.fused import Packing
+from minilora.engine.attention import Packing, attention
 from minilora.engine.tensor import OPS, Tensor, no_grad
 
 
@@ -67,7 +68,7 @@ def composed_cross_entropy(logits, labels):
 def attention_row(t=T, s=T, b=B, first=None, packing=None, **settings):
     return (
         "attention",
-        lambda q, k, v: fused.attention(q, k, v, first=first, packing=packing, **settings),
+        lambda q, k, v: attention(q, k, v, first=first, packing=packing, **settings),
         lambda q, k, v: composed_attention(q, k, v, mask_of(t, s, first, packing)),
         [(b, t, H, D), (b, s, K, D), (b, s, K, D)],
     )
@@ -118,7 +119,7 @@ COMPOSITIONS = [  # operation, fused, composed, shapes
     ),
     (
         "linear_cross_entropy",
-        lambda x, w: fused.linear_cross_entropy(x, w, LABELS, block=2),
+        lambda x, w: fused.linear_cross_entropy(x, w, LABELS, block=2, words=3),
         lambda x, w: composed_cross_entropy(x @ w.T, LABELS),
         [(B, T, C), (V, C)],
     ),
@@ -136,7 +137,8 @@ def test_a_fused_operation_equals_its_composition(whole, composed, shapes, rng):
 
 
 def test_every_fused_operation_has_a_composition():
-    assert {row[0] for row in COMPOSITIONS} == {name for name, f in OPS.items() if f.__module__ == fused.__name__}
+    modules = {fused.__name__, attention.__module__}
+    assert {row[0] for row in COMPOSITIONS} == {name for name, f in OPS.items() if f.__module__ in modules}
 
 
 # -- lora_linear -------------------------------------------------------------------------------------------------------
@@ -166,10 +168,10 @@ def qkv(rng):
 @pytest.mark.parametrize("block", [2, 256])
 @pytest.mark.parametrize("changed", range(3), ids="qkv")
 def test_a_later_token_changes_no_earlier_output(qkv, changed, block):
-    before = fused.attention(*qkv, block=block).data
+    before = attention(*qkv, block=block).data
     qkv[changed] = qkv[changed].copy()
     qkv[changed][:, 3:] += 5
-    after = fused.attention(*qkv, block=block).data
+    after = attention(*qkv, block=block).data
     np.testing.assert_allclose(after[:, :3], before[:, :3], rtol=1e-12)
     assert not np.allclose(after[:, 3:], before[:, 3:])
 
@@ -177,7 +179,7 @@ def test_a_later_token_changes_no_earlier_output(qkv, changed, block):
 def test_an_earlier_output_gives_later_tokens_no_gradient(qkv):
     g = np.zeros((B, T, H, D))
     g[:, :3] = 1
-    _, gradients = run(fused.attention, *qkv, g=g)
+    _, gradients = run(attention, *qkv, g=g)
     assert all(not gradient[:, 3:].any() and gradient[:, :3].any() for gradient in gradients)
 
 
@@ -186,26 +188,26 @@ def test_an_earlier_output_gives_later_tokens_no_gradient(qkv):
 @pytest.mark.parametrize("queries", [5, 3])
 def test_attention_in_blocks_equals_attention_whole(qkv, block, first, queries):
     qkv[0] = qkv[0][:, -queries:]
-    whole = run(lambda *t: fused.attention(*t, first=first), *qkv)
-    assert_same(run(lambda *t: fused.attention(*t, first=first, block=block), *qkv), whole)
+    whole = run(lambda *t: attention(*t, first=first), *qkv)
+    assert_same(run(lambda *t: attention(*t, first=first, block=block), *qkv), whole)
 
 
 @pytest.mark.parametrize("queries", [1, 2, 4])
 @pytest.mark.parametrize("first", [None, np.array([0, 3])], ids=["unpadded", "padded"])
 def test_with_more_keys_than_queries_the_queries_are_the_last(qkv, queries, first):
     q, k, v = qkv
-    full = fused.attention(q, k, v, first=first).data
-    last = fused.attention(q[:, -queries:], k, v, first=first).data
+    full = attention(q, k, v, first=first).data
+    last = attention(q[:, -queries:], k, v, first=first).data
     np.testing.assert_allclose(last, full[:, -queries:], rtol=1e-12, atol=1e-12)
 
 
 def test_a_row_padded_on_the_left_equals_the_row_alone(qkv, rng):
     pad = 2
     short = [x[1:, pad:] for x in qkv]
-    alone, gradients = run(fused.attention, *short)
+    alone, gradients = run(attention, *short)
     g = np.zeros((B, T, H, D))
     g[1:, pad:] = np.random.default_rng(1).standard_normal(alone.shape)
-    padded, padded_gradients = run(lambda *t: fused.attention(*t, first=np.array([0, pad])), *qkv, g=g)
+    padded, padded_gradients = run(lambda *t: attention(*t, first=np.array([0, pad])), *qkv, g=g)
     assert_same((padded[1:, pad:], [x[1:, pad:] for x in padded_gradients]), (alone, gradients))
     assert not any(x[1, :pad].any() for x in padded_gradients)
     assert np.isfinite(padded).all()  # padding itself computes something harmless
@@ -214,10 +216,10 @@ def test_a_row_padded_on_the_left_equals_the_row_alone(qkv, rng):
 @pytest.mark.parametrize("block", [2, 256])
 def test_packed_sequences_equal_each_sequence_in_a_row_of_its_own(rng, block):
     row = [rng.standard_normal((1, 8, heads, D)) for heads in (H, K, K)]
-    packed = fused.attention(*row, packing=PACKED, block=block).data
+    packed = attention(*row, packing=PACKED, block=block).data
     for start, end in PACKED.spans()[1:]:
         own = [0, 1, *range(start, end)]
-        alone = fused.attention(*[x[:, own] for x in row]).data
+        alone = attention(*[x[:, own] for x in row]).data
         np.testing.assert_allclose(packed[:, own], alone, rtol=1e-12, atol=1e-12)
 
 
@@ -230,11 +232,11 @@ def test_packing_counts_positions_from_the_prefix():
 def test_grouped_queries_equal_repeated_keys_and_values(qkv):
     q, k, v = qkv
     repeated = [np.repeat(x, H // K, axis=2) for x in (k, v)]
-    np.testing.assert_allclose(fused.attention(q, k, v).data, fused.attention(q, *repeated).data, rtol=1e-12)
+    np.testing.assert_allclose(attention(q, k, v).data, attention(q, *repeated).data, rtol=1e-12)
 
 
 def test_attention_does_not_overflow(qkv):
-    y, gradients = run(fused.attention, *[100 * x for x in qkv])
+    y, gradients = run(attention, *[100 * x for x in qkv])
     assert np.isfinite(y).all() and all(np.isfinite(gradient).all() for gradient in gradients)
 
 
@@ -293,31 +295,31 @@ def test_a_loss_over_no_token_raises(loss):
         loss(Tensor(np.zeros((2, 3)), requires_grad=True), np.array([-100, -100]))
 
 
-@pytest.mark.parametrize("block", [1, 2, 3, 6, 512])
+@pytest.mark.parametrize(("block", "words"), [(1, 1), (2, 4), (3, V), (6, 2), (512, 4096)])
 @pytest.mark.parametrize("trained", [[0], [1], [0, 1]], ids=["w frozen", "x frozen", "both trained"])
-def test_linear_cross_entropy_equals_cross_entropy_of_linear(rng, block, trained):
+def test_linear_cross_entropy_equals_cross_entropy_of_linear(rng, block, words, trained):
     arrays = rng.standard_normal((B, T, C)), rng.standard_normal((V, C))
     g = np.array(0.7)
-    loss, blocked = run(lambda x, w: fused.linear_cross_entropy(x, w, LABELS, block), *arrays, g=g, trained=trained)
+    pieces = {"block": block, "words": words}
+    loss, blocked = run(lambda x, w: fused.linear_cross_entropy(x, w, LABELS, **pieces), *arrays, g=g, trained=trained)
     expected, whole = run(lambda x, w: fused.cross_entropy(fused.linear(x, w), LABELS), *arrays, g=g, trained=trained)
     assert [x is None for x in blocked] == [x is None for x in whole] == [i not in trained for i in range(2)]
     assert_same((loss, [blocked[i] for i in trained]), (expected, [whole[i] for i in trained]))
     with no_grad():
-        alone = fused.linear_cross_entropy(*[Tensor(a, requires_grad=True) for a in arrays], LABELS, block)
+        alone = fused.linear_cross_entropy(*[Tensor(a, requires_grad=True) for a in arrays], LABELS, **pieces)
     assert alone.item() == loss and not alone.requires_grad
 
 
-def test_linear_cross_entropy_frees_the_logits_of_one_block_before_the_next(rng, monkeypatch):
-    alive, at_once = [], []
-    compute = fused._softmax_loss
-
-    def watched(logits, labels):
-        alive.append(weakref.ref(logits))
-        at_once.append((sum(array() is not None for array in alive), len(logits)))
-        return compute(logits, labels)
-
-    monkeypatch.setattr(fused, "_softmax_loss", watched)
-    x, w = (Tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((B, T, C), (V, C)))
-    fused.linear_cross_entropy(x, w, LABELS, block=2).backward()
-    assert len(at_once) == 6  # three blocks of the six scored tokens, forward and again for dw
-    assert at_once == [(1, 2)] * 6
+@pytest.mark.parametrize("trained", [[0], [0, 1]], ids=["w frozen", "w trained"])
+def test_linear_cross_entropy_never_holds_the_logits(rng, trained):
+    tokens, words = 200, 6000
+    labels = rng.integers(0, words, (1, tokens))
+    x, w = (
+        Tensor(rng.standard_normal(shape), requires_grad=i in trained)
+        for i, shape in enumerate([(1, tokens, C), (words, C)])
+    )
+    tracemalloc.start()
+    fused.linear_cross_entropy(x, w, labels, block=20, words=300).backward()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < tokens * words * 8 / 5

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minilora.engine.fused import Packing
+from minilora.engine.attention import Packing
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import no_grad
 from minilora.nn.layers import Embedding, Linear, RMSNorm

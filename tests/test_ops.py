@@ -9,7 +9,7 @@ import pytest
 
 import minilora
 from minilora.engine import ops
-from minilora.engine.fused import Packing
+from minilora.engine.attention import Packing
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import OPS, Tensor
 

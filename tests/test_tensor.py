@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from minilora.engine import fused, ops, tensor
+from minilora.engine import attention, fused, ops, tensor
 from minilora.engine.tensor import Tensor, no_grad
 
 
@@ -166,7 +166,7 @@ KEPT = [  # operation, shapes of its inputs, the trainable ones, those whose arr
     ("rms_norm", lambda x, w: fused.rms_norm(x, w, eps=1e-5), [(2, 3), (3,)], [0], [0, 1]),
     ("rope", lambda x: fused.rope(x, **HALF_TURN), [(1, 2, 1, 4)], [0], []),
     ("swiglu", fused.swiglu, [(2, 3), (2, 3)], [0, 1], [0, 1]),
-    ("attention", fused.attention, [(1, 2, 2, 4), (1, 2, 1, 4), (1, 2, 1, 4)], [0, 1, 2], [0, 1, 2]),
+    ("attention", attention.attention, [(1, 2, 2, 4), (1, 2, 1, 4), (1, 2, 1, 4)], [0, 1, 2], [0, 1, 2]),
     ("cross_entropy", lambda z: fused.cross_entropy(z, labels=LABELS), [(2, 3)], [0], []),
     ("linear_cross_entropy, w frozen", lambda *xw: fused.linear_cross_entropy(*xw, LABELS), [(2, 3), (4, 3)], [0], []),
     ("linear_cross_entropy", lambda *xw: fused.linear_cross_entropy(*xw, LABELS), [(2, 3), (4, 3)], [0, 1], [1]),

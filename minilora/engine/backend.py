@@ -28,8 +28,13 @@ def array_module(x: Array) -> ModuleType:
     >>> array_module(np.zeros(3)).__name__
     'numpy'
     """
-    array_type: Any = type(x)
+    array_type: Any = type(getattr(x, "raw", x))  # a packed matrix is where its bytes are
     return _module_of(array_type)
+
+
+def dense(w: Array) -> Array:
+    """The numbers of a matrix: itself, or for a packed one (nn/quant.py) a new array, meant to live for one product."""
+    return w.unpack() if hasattr(w, "unpack") else w
 
 
 def to_device(x: Array, device: str = "cpu") -> Array:

@@ -9,6 +9,7 @@ saves memory without a line of code in any operation; it is LoRA's saving, and i
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ Vjp = Callable[[Array], Array]
 
 _clock = itertools.count()
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
+Deliver = Callable[["Node", Array, Array], None]
 OPS: dict[str, Callable] = {}  # every @op by name; the tests demand a gradient check for each
 
 
@@ -34,11 +36,12 @@ class Node:
     None once backward has run through the node. `number` grows with time, so a parent is always older than its child.
     """
 
-    __slots__ = ("__weakref__", "edges", "grad", "number", "owned")
+    __slots__ = ("__weakref__", "again", "edges", "grad", "number", "owned")
 
     def __init__(self, edges: list[tuple[Node, Vjp]]):
         self.edges: list[tuple[Node, Vjp]] | None = edges
         self.grad: Array | None = None
+        self.again: Callable[[], Array] | None = None  # computes the value once more, where that is cheap: `cheap_op`
         self.number = next(_clock)
         self.owned = False  # may `grad` be added to in place, or might somebody else be reading it?
 
@@ -52,6 +55,9 @@ class Node:
         else:
             self.grad = self.grad + grad
             self.owned = True
+
+
+leaf_delivery: ContextVar[Deliver] = ContextVar("leaf_delivery", default=Node.receive)  # see parallel.py
 
 
 class Tensor:
@@ -161,10 +167,11 @@ class Tensor:
         elif grad.shape != self.shape:
             raise ValueError(f"the gradient has shape {grad.shape}, the tensor {self.shape}")
         nodes = _reachable(self.node)
+        deliver = leaf_delivery.get()
         self.node.receive(grad, shared=grad)
         for node in sorted(nodes, key=lambda n: n.number, reverse=True):  # youngest first: children before parents
             if node.edges:
-                _step_back(node)
+                _step_back(node, deliver)
             elif node.grad is not None and (not node.owned or isinstance(node.grad, np.generic)):
                 node.grad = array_module(node.grad).array(node.grad)  # a leaf: an array, and nobody else's
                 node.owned = True
@@ -204,15 +211,21 @@ def _reachable(start: Node) -> set[Node]:
     return found
 
 
-def _step_back(node: Node) -> None:
+def _step_back(node: Node, deliver: Deliver) -> None:
     edges, node.edges = node.edges, None
-    grad, node.grad = node.grad, None
+    grad, node.grad, node.again = node.grad, None, None
     assert edges is not None
     edges.reverse()
     while edges:
         parent, vjp = edges.pop()
-        parent.receive(vjp(grad), shared=grad)
+        part = vjp(grad)
         del vjp  # frees what only this VJP had captured, before the next one runs
+        if part is None:  # a whole graph inside one node has handed its gradients on itself
+            continue
+        if parent.edges:
+            parent.receive(part, grad)
+        else:
+            deliver(parent, part, grad)
 
 
 def op(function: Callable) -> Callable[..., Tensor]:
@@ -222,18 +235,41 @@ def op(function: Callable) -> Callable[..., Tensor]:
     tensors, arrays or Python numbers, and are given by position: a tensor given by name would be taken for a setting,
     so it is a TypeError. The function itself stays reachable as `.forward`, for use without a graph.
     """
+    return _operation(function, cheap=False)
+
+
+def cheap_op(function: Callable) -> Callable[..., Tensor]:
+    """An `op` that keeps its inputs for backward anyway, and computes its value from them in a pass or two.
+
+    Who needs the value in backward (a linear map, for the gradient of its weight) can compute it again from there
+    instead of keeping it: an operation with a setting called `again` is given a function that does so for its first
+    input, or None.
+    """
+    return _operation(function, cheap=True)
+
+
+def _operation(function: Callable, cheap: bool) -> Callable[..., Tensor]:
+    asks_again = "again" in inspect.signature(function).parameters
 
     @wraps(function)
     def call(*inputs: Any, **settings: Any) -> Tensor:
         if named := [name for name, value in settings.items() if isinstance(value, Tensor)]:
             raise TypeError(f"{function.__name__}: give the tensor {named[0]!r} by position, not by name")
-        value, *vjps = function(*[_array(x) for x in inputs], **{name: _array(x) for name, x in settings.items()})
+        arrays, plain = [_array(x) for x in inputs], {name: _array(x) for name, x in settings.items()}
+        if asks_again and isinstance(inputs[0], Tensor) and inputs[0].node is not None:
+            plain["again"] = inputs[0].node.again
+        value, *vjps = function(*arrays, **plain)
         if not _recording.get():
             return Tensor(value)
         edges = [
             (x.node, vjp) for x, vjp in zip(inputs, vjps, strict=False) if isinstance(x, Tensor) and x.node is not None
         ]
-        return Tensor(value, node=Node(edges) if edges else None)
+        if not edges:
+            return Tensor(value)
+        node = Node(edges)
+        if cheap:
+            node.again = lambda: function(*arrays, **plain)[0]
+        return Tensor(value, node=node)
 
     call.forward = function  # type: ignore[attr-defined]
     OPS[function.__name__] = call

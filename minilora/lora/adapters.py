@@ -118,6 +118,8 @@ def mixed_batch(model: Module, names: Sequence[str | None]) -> Iterator[None]:
     _refuse_merged(model, "mixing adapters in a batch")
     modules = lora_modules(model).values()
     before = [module.active for module in modules]
+    divides = vars(model).get("divides", False)
+    vars(model)["divides"] = False  # row i means names[i] only while all rows are together
     for module in modules:
         weight = module.weight.data
         xp = array_module(weight)
@@ -129,6 +131,7 @@ def mixed_batch(model: Module, names: Sequence[str | None]) -> Iterator[None]:
     try:
         yield
     finally:
+        vars(model)["divides"] = divides
         for module, active in zip(modules, before, strict=True):
             module.active = active
 
@@ -198,7 +201,7 @@ def adapter_state(model: Module, name: str) -> dict[str, Array]:
 
 
 def base_state(model: Module) -> dict[str, Array]:
-    """The base model's arrays by name, without any adapter's: what must not change."""
+    """The base model's arrays by name, packed ones as they are, without any adapter's: what must not change."""
     state = _without_adapters(model)
     for path, module in lora_modules(model).items():
         if module.unmerged is not None:

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+
+import numpy as np
 
 from ..engine.backend import Array, array_module
+from ..engine.parallel import current_part
+from ..engine.recompute import remembered
 from ..engine.tensor import Tensor, is_recording
 from ..nn.module import Module
 from .config import LoraConfig
@@ -32,12 +35,12 @@ class Dropout(Module):
     whole correction, as in PEFT. Srivastava et al. 2014 (jmlr.org/papers/v15/srivastava14a.html).
 
     Active in training only: in train mode, and not inside `no_grad`. The holes come from a generator of this layer and
-    this adapter alone, which starts at `seed`.
+    this adapter alone, which starts at `seed`, and are the same where a block is computed again for backward.
     """
 
     def __init__(self, p: float, seed: int):
         self.p, self.seed = p, seed
-        self.rng: Any = None  # made at first use, by the library that holds x
+        self.rngs: dict[int, np.random.Generator] = {}  # for each part of a batch that is spread over cores
 
     @property
     def active(self) -> bool:
@@ -48,9 +51,10 @@ class Dropout(Module):
         if not self.active:
             return x
         xp = array_module(x.data)
-        if self.rng is None:
-            self.rng = xp.random.default_rng(self.seed)
-        kept = self.rng.random(x.shape, dtype=xp.float32) >= self.p
+        part = current_part.get()
+        rng = self.rngs.setdefault(part, np.random.default_rng([self.seed, part]))
+        seed = remembered(lambda: int(rng.integers(2**63)))
+        kept = xp.random.default_rng(seed).random(x.shape, dtype=xp.float32) >= self.p
         return x * (kept.astype(x.dtype) * (1 / (1 - self.p)))
 
 

@@ -11,14 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ..engine import fused
+from ..engine.attention import Packing, attention
 from ..engine.backend import Array, array_module, beside
+from ..engine.parallel import cores, weighted_sum
+from ..engine.recompute import recomputed
 from ..engine.tensor import Tensor
 from .layers import Embedding, Linear, RMSNorm
 from .module import Module
+from .parts import divide
 from .tensorfile import ModelFileError
 
 
@@ -101,7 +106,7 @@ class Context:
     cos: Array
     sin: Array
     cache: KVCache | None = None
-    packing: fused.Packing | None = None
+    packing: Packing | None = None
 
 
 class Attention(Module):
@@ -123,9 +128,9 @@ class Attention(Module):
         k = fused.rope(self.k_proj(x).reshape(B, T, -1, D), context.cos, context.sin)  # (B, T, K, D)
         v = self.v_proj(x).reshape(B, T, -1, D)  # (B, T, K, D)
         if (cache := context.cache) is None:
-            y = fused.attention(q, k, v, packing=context.packing)  # (B, T, H, D)
+            y = attention(q, k, v, packing=context.packing)  # (B, T, H, D)
         else:
-            y = fused.attention(q, *cache.extend(layer, k.data, v.data), first=cache.first)  # (B, T, H, D)
+            y = attention(q, *cache.extend(layer, k.data, v.data), first=cache.first)  # (B, T, H, D)
         return self.o_proj(y.reshape(B, T, -1))
 
 
@@ -163,22 +168,24 @@ class Decoder(Module):
 
     def __init__(self, config: Config, rng: np.random.Generator | None = None):
         self.config = config
+        self.recompute = False  # keep each block's input alone for backward, and compute the block a second time
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, rng=rng)
         self.layers = [Block(config, rng) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Array, cache: KVCache | None = None, packing: fused.Packing | None = None) -> Tensor:
+    def forward(self, input_ids: Array, cache: KVCache | None = None, packing: Packing | None = None) -> Tensor:
         """input_ids (B, T) -> (B, T, C)"""
         x = self.embed_tokens(input_ids)  # (B, T, C)
         cos, sin = self.angles(input_ids, cache, packing)
         context = Context(cos, sin, cache, packing)
         for i, layer in enumerate(self.layers):
-            x = layer(x, context, i)
+            block = partial(layer, context=context, layer=i)
+            x = recomputed(block, x) if self.recompute else block(x)
         if cache is not None:
             cache.length += input_ids.shape[1]
         return self.norm(x)
 
-    def angles(self, input_ids: Array, cache: KVCache | None, packing: fused.Packing | None) -> tuple[Array, Array]:
+    def angles(self, input_ids: Array, cache: KVCache | None, packing: Packing | None) -> tuple[Array, Array]:
         """cos and sin of position x frequency, (1 or B, T, 1, D/2), computed in float64 and rounded once."""
         xp, config = array_module(input_ids), self.config
         if packing is not None:
@@ -202,6 +209,7 @@ class Llama(Module):
 
     def __init__(self, config: Config, rng: np.random.Generator | None = None):
         self.config = config
+        self.divides = True  # may the rows of a batch be computed apart from each other, on several cores?
         self.model = Decoder(config, rng)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, rng=rng)
@@ -220,17 +228,28 @@ class Llama(Module):
         x = x[:, -1:] if last else x
         return fused.linear(x, self.head_weight) if self.config.tie_word_embeddings else self.lm_head(x)
 
-    def loss(self, input_ids: Array, labels: Array, packing: fused.Packing | None = None) -> Tensor:
+    def loss(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> Tensor:
         """The mean cross-entropy of predicting each label from the tokens before it.
 
         input_ids, labels (B, T); labels are the same ids, -100 where a token is not scored. They are shifted here, as
         Hugging Face does: position t predicts label t + 1. Logits exist for scored tokens only, a block at a time.
         packing: the row holds several sequences (B is 1 then); the first own token of each must not be labelled.
+        A large batch is computed in parts, on all cores, each forward and backward at once (see `engine/parallel.py`).
         """
         input_ids = self.check_ids(input_ids, packing)
         labels = np.asarray(labels) if isinstance(labels, (list, tuple)) else labels
         if labels.shape != input_ids.shape:
             raise ValueError(f"labels have shape {labels.shape}, input_ids {input_ids.shape}: they must be equal")
+        on_host = all(isinstance(x, np.ndarray) for x in (input_ids, labels))
+        if on_host and self.divides and array_module(self.head_weight.data) is np:
+            parts = divide(input_ids, labels, packing, threads=cores())
+            if len(parts) > 1:
+                scored = sum(part.scored for part in parts)
+                losses = [partial(self._loss, part.input_ids, part.labels, part.packing) for part in parts]
+                return weighted_sum(losses, [part.scored / scored for part in parts], min(cores(), len(parts)))
+        return self._loss(input_ids, labels, packing)
+
+    def _loss(self, input_ids: Array, labels: Array, packing: Packing | None) -> Tensor:
         shifted = array_module(labels).full_like(labels, fused.NOT_SCORED)
         shifted[:, :-1] = labels[:, 1:]
         scored = None
@@ -242,7 +261,7 @@ class Llama(Module):
             return fused.cross_entropy(self.lm_head(x), shifted, scored)  # more than a matrix: it has an adapter
         return fused.linear_cross_entropy(x, self.head_weight, shifted, scored=scored)
 
-    def check_ids(self, input_ids: Array, packing: fused.Packing | None = None) -> Array:
+    def check_ids(self, input_ids: Array, packing: Packing | None = None) -> Array:
         """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype, length or range.
 
         The range is looked at on the host only: a GPU would have to be waited for.

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..engine.backend import Array, to_device
-from ..engine.fused import NOT_SCORED, Packing
+from ..engine.attention import Packing
+from ..engine.fused import NOT_SCORED
 from ..io.tokenizer import Message, Tokenizer
 
 SPLITS = ("train", "validation", "test")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minilora.engine.fused import Packing
+from minilora.engine.attention import Packing
 from minilora.engine.tensor import no_grad
 from minilora.io import zoo
 from minilora.io.safetensors import load_folder

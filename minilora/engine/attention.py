@@ -1,0 +1,139 @@
+"""Attention, in windows of queries, over plain batches, padded ones, cached ones, and sequences packed into one row.
+
+Shapes: B batch, T tokens (queries), S keys (cached ones included), H query heads, K key/value heads, G = H / K queries
+per key head, D head width; t and s are the queries and keys of one window.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .backend import Array, array_module
+from .fused import blocks
+from .tensor import op, shared_backward
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Several sequences in one row, without padding: a common beginning once, then each sequence's own rest.
+
+    prefix: how many tokens all sequences begin with. ends: where each one's rest ends in the row; the first rest begins
+    at `prefix`. Every token sees the prefix and what came before it in its own sequence, and so has exactly the value
+    it would have in a row of its own, while the prefix is computed once instead of once per sequence.
+    """
+
+    prefix: int
+    ends: tuple[int, ...]
+
+    def spans(self) -> list[tuple[int, int]]:
+        """(start, end) in the row of the prefix, if there is one, and of each sequence's rest."""
+        own = self.own_spans()
+        return [(0, self.prefix), *own] if self.prefix else own
+
+    def own_spans(self) -> list[tuple[int, int]]:
+        """(start, end) in the row of each sequence's rest."""
+        return list(zip((self.prefix, *self.ends[:-1]), self.ends, strict=True))
+
+    def ranges(self) -> list[range]:
+        """For each of the spans, its tokens' positions in their own sequence."""
+        starts = [(min(start, self.prefix), end - start) for start, end in self.spans()]
+        return [range(first, first + length) for first, length in starts]
+
+    def positions(self) -> list[int]:
+        """Each token's position in its own sequence."""
+        return [n for positions in self.ranges() for n in positions]
+
+
+@op
+def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Packing | None = None):
+    """softmax(q kᵀ / √D) v for every head, each token seeing itself and what came before.
+
+    q (B, T, H, D)  k, v (B, S, K, D)  ->  (B, T, H, D). Query t stands at position S - T + t: with a cache there are
+    more keys than queries. Head h reads key/value head h // G (grouped queries, Ainslie et al. 2023, arXiv 2305.13245).
+    first: (B) integers, the first key that is not padding, for prompts padded on the left.
+    block: queries worked on at a time, so that the (T, S) scores never exist whole.
+    packing: sequences that share the row without seeing each other.
+
+    Keeps q, k, v and log Σ exp(scores) of every query; the weights are computed again in backward, a block at a time.
+    """
+    xp = array_module(q)
+    (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
+    G, scale = H // K, 1 / math.sqrt(D)
+    keys = k.transpose(0, 2, 1, 3)  # (B, K, S, D)
+    values = v.transpose(0, 2, 1, 3)  # (B, K, S, D)
+    prefix = packing.prefix if packing else 0
+    # Queries i..j see keys 0..prefix and low..high.
+    spans = packing.spans() if packing else [(0, T)]
+    windows = [(i + s, j + s, s, S - T + j + s) for s, e in spans for i, j in blocks(e - s, block)]
+
+    def grouped(x: Array, i: int, j: int) -> Array:  # rows i..j of (B, T, H, D) -> (B, K, G t, D)
+        x = x[:, i:j].reshape(B, j - i, K, G, D).transpose(0, 2, 3, 1, 4)  # (B, K, G, t, D)
+        return x.reshape(B, K, G * (j - i), D)
+
+    def ungrouped(x: Array, t: int) -> Array:  # the way back: (B, K, G t, D) -> (B, t, H, D)
+        return x.reshape(B, K, G, t, D).transpose(0, 3, 1, 2, 4).reshape(B, t, H, D)
+
+    def seen(x: Array, low: int, high: int) -> Array:  # (B, K, S, D) -> (B, K, s, D)
+        if low <= prefix:
+            return x[:, :, :high]
+        return xp.concatenate((x[:, :, :prefix], x[:, :, low:high]), axis=2) if prefix else x[:, :, low:high]
+
+    def add_seen(
+        total: Array, part: Array, low: int, high: int
+    ) -> None:  # the way back: total += part where it belongs
+        if low <= prefix:
+            total[:, :, :high] += part
+        else:
+            total[:, :, :prefix] += part[:, :, :prefix]
+            total[:, :, low:high] += part[:, :, prefix:]
+
+    def hidden(i: int, j: int, low: int, high: int) -> Array:  # -inf where a query must not look, (B or 1, 1, 1, t, s)
+        key = xp.arange(high)
+        if low > prefix:
+            key = xp.concatenate((key[:prefix], key[low:]))
+        query = xp.arange(S - T + i, S - T + j)[:, None]
+        masked = key > query  # the future, (t, s)
+        if first is None:
+            return xp.where(masked, -xp.inf, 0)[None, None, None]
+        padding = (key < first[:, None, None]) & (key != query)  # padding sees itself, so that no row is empty
+        return xp.where(masked | padding, -xp.inf, 0)[:, None, None]
+
+    def scores(queries: Array, own_keys: Array, i: int, j: int, low: int, high: int) -> Array:  # (B, K, G t, s)
+        x = queries @ own_keys.swapaxes(-1, -2)
+        if first is not None or j - i > 1:
+            x = x.reshape(B, K, G, j - i, -1)
+            x += hidden(i, j, low, high).astype(x.dtype)
+            x = x.reshape(B, K, G * (j - i), -1)
+        return x
+
+    def backward(g):
+        dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
+        dkeys, dvalues = dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)  # (B, K, S, D)
+        for (i, j, low, high), less in zip(windows, lse, strict=True):
+            queries, gi, own_keys = grouped(q, i, j) * scale, grouped(g, i, j), seen(keys, low, high)
+            p = scores(queries, own_keys, i, j, low, high)
+            p -= less
+            xp.exp(p, out=p)  # the weights (B, K, G t, s)
+            add_seen(dvalues, p.swapaxes(-1, -2) @ gi, low, high)
+            ds = gi @ seen(values, low, high).swapaxes(-1, -2)  # dL/dp, turned into dL/d(scores) in place
+            ds -= xp.einsum("bkts,bkts->bkt", ds, p)[..., None]
+            ds *= p
+            dqueries = ds @ own_keys
+            dqueries *= scale
+            dq[:, i:j] = ungrouped(dqueries, j - i)
+            add_seen(dkeys, ds.swapaxes(-1, -2) @ queries, low, high)
+        return dq, dk, dv
+
+    y, lse = xp.empty_like(q), []
+    for i, j, low, high in windows:
+        e = scores(grouped(q, i, j) * scale, seen(keys, low, high), i, j, low, high)
+        top = e.max(axis=-1, keepdims=True)
+        e -= top
+        xp.exp(e, out=e)
+        total = e.sum(axis=-1, keepdims=True)  # (B, K, G t, 1)
+        mean = e @ seen(values, low, high)
+        mean /= total  # where it is narrow: D numbers instead of s
+        y[:, i:j] = ungrouped(mean, j - i)
+        lse.append(top + xp.log(total))
+    return y, *shared_backward(backward, 3)
