@@ -97,7 +97,7 @@ class _Meeting:
                 self.totals[leaf].receive(*queue.popleft())
 
     def sums(self) -> dict[Node, Array]:
-        """Every leaf's gradient, when all threads are done: what no other thread had a counterpart for is added last."""
+        """Every leaf's gradient, when all threads are done; what found no counterpart in the others comes last."""
         for leaf, queues in self.waiting.items():
             while any(queues):
                 self.add(leaf, queues)

@@ -40,7 +40,10 @@ def divide(input_ids: np.ndarray, labels: np.ndarray, packing: Packing | None, t
         pairs = zip(np.array_split(input_ids, count), np.array_split(labels, count), strict=True)
         parts = [_part(ids, own_labels, None) for ids, own_labels in pairs]
     else:
-        parts = [_chosen(input_ids, labels, packing, which) for which in _shares(packing, count)]
+        once = labels.copy()  # labels of the common beginning count in the first part only
+        once[:, : packing.prefix] = NOT_SCORED
+        shares = _shares(packing, count)
+        parts = [_chosen(input_ids, once if i else labels, packing, which) for i, which in enumerate(shares)]
     return [part for part in parts if part.scored]
 
 
