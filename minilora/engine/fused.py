@@ -45,6 +45,17 @@ def computed_once(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
 # -- linear maps -----------------------------------------------------------------------------------------------------
 
 
+def product(x: Array, w: Array) -> Array:
+    """x wᵀ      x (N, n)  w (m, n)  ->  (N, m)
+
+    A few rows, as in generation, are multiplied as (w xᵀ)ᵀ: the matrix library then rearranges x for itself, and not
+    the far larger w.
+    """
+    if 1 < len(x) <= 32:
+        return array_module(w).ascontiguousarray((w @ x.T).T)
+    return x @ w.T
+
+
 @op
 def linear(x, w, bias=None, again: Again = None):
     """y = x wᵀ + bias      x (..., n)  w (m, n), maybe packed  bias (m)  ->  y (..., m)
@@ -53,7 +64,7 @@ def linear(x, w, bias=None, again: Again = None):
     again: computes x once more; dw keeps that in place of x (see `cheap_op`).
     """
     shape, x = x.shape, rows(x)  # one product of N rows is faster than B products of T
-    y = x @ dense(w).T  # (N, m)
+    y = product(x, dense(w))  # (N, m)
     if bias is not None:
         y += bias
     x_of = again or (lambda: x)
@@ -78,7 +89,7 @@ def lora_linear(x, w, a, b, scale: float, again: Again = None):
     shape, x = x.shape, rows(x)
     xa = x @ a.T  # (N, r)
     xa *= scale
-    y = x @ dense(w).T  # (N, m)
+    y = product(x, dense(w))  # (N, m)
     add_product(y, xa, b.T)
     x_of = again or (lambda: x)
     gb_of = computed_once(lambda g: (rows(g) @ b) * scale)  # (N, r): shared by dx and da
