@@ -1,4 +1,4 @@
-"""The command line: minilora finetune | chat | audit | merge | export | report | pull | gradcheck.
+"""The command line: minilora finetune | chat | audit | merge | export | report | pull | bench | gradcheck.
 
 Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never
 shows a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
@@ -54,7 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     base: dict[str, Any] = {
         "default": "smollm2",
-        "help": "smollm2, a .gguf file, or a Hugging Face folder (default: %(default)s)",
+        "help": "tiny, smollm2, a .gguf file, or a Hugging Face folder (default: %(default)s)",
+    }
+
+    packed: dict[str, Any] = {
+        "action": "store_true",
+        "help": "keep the base's matrices packed, as its .gguf file holds them: less memory, more time",
     }
 
     job = _command(commands, "finetune", run_finetune, "teach a model from a data file and report what it cost")
@@ -78,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     job.add_argument(
         "--eval-records", type=int, default=80, help="paraphrases measured, evenly chosen (default: %(default)s)"
     )
+    job.add_argument("--quantized", **packed)
+    job.add_argument("--recompute", action="store_true", help="keep less for the way back, for a third more time")
     job.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     job.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     job.add_argument("--out", help="folder for adapter, metrics.json and picture (default: runs/<data>)")
@@ -85,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     talk = _command(commands, "chat", run_chat, "talk to a model, with or without an adapter")
     talk.add_argument("--base", **base)
     talk.add_argument("--adapter", help="folder of an adapter, such as runs/legal")
+    talk.add_argument("--quantized", **packed)
     talk.add_argument("--prompt", help="ask one question and end")
     talk.add_argument("--max-new-tokens", type=int, default=128, help="default: %(default)s")
     talk.add_argument(
@@ -96,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     prove = _command(commands, "audit", run_audit, "check every promise that an adapter makes")
     prove.add_argument("adapter", nargs="?", default="runs/legal", metavar="ADAPTER", help="default: %(default)s")
     prove.add_argument("--base", **base)
+    prove.add_argument("--quantized", **packed)
 
     whole = _command(commands, "merge", run_merge, "write base and adapter as one model")
     whole.add_argument("--base", **base)
@@ -121,6 +130,18 @@ def build_parser() -> argparse.ArgumentParser:
 
     fetch = _command(commands, "pull", run_pull, "download a model, or check the one that is there")
     fetch.add_argument("name", nargs="?", default="smollm2", help="default: %(default)s")
+
+    speed = _command(commands, "bench", run_bench, "measure time and memory of every way to run a model")
+    speed.add_argument("--base", **base)
+    speed.add_argument("--random-weights", action="store_true", help="a random model of SmolLM2's shape: no download")
+    speed.add_argument("--modes", nargs="+", metavar="MODE", help="such as floor lora full (default: all)")
+    speed.add_argument("--batch-size", type=int, default=4, help="sequences per step (default: %(default)s)")
+    speed.add_argument("--length", type=int, default=128, help="tokens per sequence (default: %(default)s)")
+    speed.add_argument("--rounds", type=int, default=7, help="turns of each mode (default: %(default)s)")
+    speed.add_argument("--json", action="store_true", help="the numbers as JSON")
+    speed.add_argument(
+        "--growth", metavar="FOLDER", help="draw how cost grows with length, batch, rank, width and adapters instead"
+    )
 
     check = _command(
         commands, "gradcheck", run_gradcheck, "compare every operation's gradient with a measured derivative"
@@ -165,7 +186,7 @@ def run_chat(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--temperature must be 0 or a positive number, got {arguments.temperature}")
     if arguments.seed < 0:
         raise UsageError(f"--seed must not be negative, got {arguments.seed}")
-    model, tokenizer = load(arguments.base, device=arguments.device)
+    model, tokenizer = load(arguments.base, arguments.quantized, device=arguments.device)
     if arguments.adapter:
         load_adapter(model, arguments.adapter)
     settings = {
@@ -203,7 +224,7 @@ def run_audit(arguments: argparse.Namespace) -> None:
     from .lora.audit import audit
     from .lora.formats import load_adapter
 
-    model, _ = load(arguments.base)
+    model, _ = load(arguments.base, arguments.quantized)
     load_adapter(model, arguments.adapter)
     print(audit(model, "default"))
 
@@ -239,6 +260,33 @@ def run_pull(arguments: argparse.Namespace) -> None:
     from .io.zoo import pull
 
     print(pull(arguments.name, say=lambda line: print(line, file=sys.stderr)))
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    """minilora bench: a table of modes, measured in turns, or the pictures of how cost grows."""
+    from .insight import bench, growth
+    from .train.finetune import Bars
+
+    if arguments.growth:
+        with Bars()("growth", growth.turns(), "turn") as bar:
+            for path in growth.draw_all(Path(arguments.growth), done=bar.update):
+                print(path)
+        return
+    modes = arguments.modes or list(bench.MODES)
+    try:
+        settings = bench.Settings(arguments.base, arguments.batch_size, arguments.length)
+        bench.check(modes, arguments.rounds)
+    except ValueError as error:
+        raise UsageError(error) from error
+    measure = bench.measure_random if arguments.random_weights else bench.measure
+    with Bars()("bench", len(modes) * (1 + arguments.rounds), "turn") as bar:
+
+        def done(mode: str) -> None:
+            bar.set_postfix_str(mode, refresh=False)
+            bar.update()
+
+        result = measure(settings, modes=modes, rounds=arguments.rounds, done=done)
+    print(json.dumps(result, indent=2) if arguments.json else bench.table(result))
 
 
 def run_gradcheck(arguments: argparse.Namespace) -> None:

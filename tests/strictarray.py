@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-float16, float32, float64, complex128, int8, int32, int64, uint8, uint16, uint32, bool_ = (
-    np.float16, np.float32, np.float64, np.complex128, np.int8, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.bool_)  # fmt: skip
+float16, float32, float64, complex128, bool_ = np.float16, np.float32, np.float64, np.complex128, np.bool_
+int8, int32, int64, uint8, uint16, uint32 = np.int8, np.int32, np.int64, np.uint8, np.uint16, np.uint32
 inf, nan, pi, newaxis, finfo = np.inf, np.nan, np.pi, None, np.finfo
 
 crossings: list[str] = []

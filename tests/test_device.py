@@ -13,7 +13,6 @@ import strictarray
 from test_train import new_model, random_samples
 
 import minilora
-from minilora.engine import fused
 from minilora.engine.attention import Packing, attention
 from minilora.engine.backend import array_module, beside, to_device, to_floats, to_numpy
 from minilora.engine.tensor import OPS, Tensor, no_grad
@@ -330,7 +329,7 @@ def trained(config, device, steps=3, lora=LORA, **settings):
         moved(model)
     add_adapter(model, lora, seed=0)
     samples = random_samples(np.random.default_rng(1))
-    train(model, samples, steps, history, lr=1e-2, batch_size=3, device=device, **settings)
+    train(model, samples, steps, history, lr=1e-2, batch_size=3, **settings)
     return model, history
 
 
@@ -363,7 +362,7 @@ def test_full_fine_tuning_on_the_device_gives_the_very_numbers_of_the_host(tiny_
     def run(where):
         model, history = new_model(tiny_config), History()
         model = model if where == "cpu" else moved(model)
-        train(model, random_samples(np.random.default_rng(1)), 2, history, lr=1e-3, batch_size=3, device=where)
+        train(model, random_samples(np.random.default_rng(1)), 2, history, lr=1e-3, batch_size=3)
         return model.state_dict(), history.losses
 
     (here, losses), (there, again) = run("cpu"), run(device)
@@ -376,7 +375,7 @@ def test_a_training_step_crosses_twice_the_batch_goes_there_and_loss_and_norm_co
     if method == "lora":
         add_adapter(model, LORA, seed=0)
     marks = []
-    train(model, random_samples(np.random.default_rng(1)), 4, History(), lr=1e-2, batch_size=3, device=device,
+    train(model, random_samples(np.random.default_rng(1)), 4, History(), lr=1e-2, batch_size=3,
           each_step=lambda step: marks.append(len(strictarray.crossings)))  # fmt: skip
     per_step = [strictarray.crossings[i:j] for i, j in itertools.pairwise(marks)]
     assert per_step == [["asarray", "get"]] * 3
@@ -397,7 +396,7 @@ def test_sgd_runs_on_the_device(tiny_config):
 def test_evaluation_on_the_device_gives_the_very_number_of_the_host(tiny_config, device):
     samples = random_samples(np.random.default_rng(1))
     expected = mean_loss(new_model(tiny_config), samples, batch_size=4)
-    assert mean_loss(moved(new_model(tiny_config)), samples, batch_size=4, device=device) == expected
+    assert mean_loss(moved(new_model(tiny_config)), samples, batch_size=4) == expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -98,6 +98,23 @@ def test_the_shape_is_read_from_the_metadata(model, tmp_path):
     assert GGUF(write_gguf(tmp_path / "m.gguf", model)).config() == CONFIG
 
 
+def test_arrays_in_the_metadata_are_read_as_the_library_reads_them(model, tmp_path):
+    more = {
+        "x.floats": [0.5, -1.5],
+        "x.switches": [True, False],
+        "x.numbers": [-3, 2**30],
+        "x.texts": ["", "ä", "x" * 300],
+        "x.nested": [[1, 2], [3, 4]],
+    }
+    path = write_gguf(tmp_path / "m.gguf", model, change=more)
+    fields, expected = GGUF(path).fields, gguf.GGUFReader(path).fields
+    assert list(fields) == list(expected) and len(fields) > 20
+    for key, field in expected.items():
+        ours = fields[key]
+        assert (ours.value, ours.type) == (field.contents(), field.types[0]), key
+        assert ours.item_type == (field.types[-1] if len(field.types) > 1 else None), key
+
+
 def test_missing_optional_metadata_has_the_formats_defaults(model, tmp_path):
     optional = ["llama.attention.head_count_kv", "llama.rope.dimension_count", "llama.rope.freq_base"]
     config = GGUF(write_gguf(tmp_path / "m.gguf", model, change=dict.fromkeys(optional))).config()

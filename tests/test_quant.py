@@ -1,13 +1,17 @@
 """Packing and unpacking quantised blocks: the same as the gguf library, and as worked out by hand."""
 
+import sys
+
 import gguf
 import numpy as np
 import pytest
+import strictarray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from minilora.nn.quant import BYTES_PER_BLOCK, codes_q4_1, dequantize, quantize
+from minilora.engine.backend import array_module
+from minilora.nn.quant import BYTES_PER_BLOCK, PIECE, Packed, codes_q4_1, dequantize, quantize
 
 KINDS = ["F32", "F16", "Q8_0", "Q4_1"]
 
@@ -157,3 +161,61 @@ def test_rows_that_are_no_whole_blocks_cannot_be_packed(kind):
 def test_packing_into_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="Q4_K"):
         quantize(np.zeros((1, 32), np.float32), "Q4_K")
+
+
+# -- packed matrices ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["Q8_0", "Q4_1"])
+def packed(request, rng):
+    """A matrix (150, 1056) of more blocks than are unpacked at a time."""
+    return Packed(quantize(rng.standard_normal((150, 1056), dtype=np.float32), request.param), request.param)
+
+
+def numbers(packed):
+    return gguf.quants.dequantize(packed.raw, gguf.GGMLQuantizationType[packed.kind])
+
+
+def test_a_packed_matrix_has_the_shape_and_size_of_its_numbers_and_the_bytes_of_its_blocks(packed):
+    w = numbers(packed)
+    assert len(packed.raw) * packed.raw.shape[1] // BYTES_PER_BLOCK[packed.kind] > PIECE
+    assert (packed.shape, packed.ndim, packed.size, packed.dtype, len(packed)) == (w.shape, 2, w.size, w.dtype, len(w))
+    assert packed.nbytes == w.size // 32 * BYTES_PER_BLOCK[packed.kind]
+
+
+def test_a_packed_matrix_unpacks_whole_in_slices_and_by_rows(packed, rng):
+    w, ids = numbers(packed), rng.integers(0, 150, (3, 5))
+    np.testing.assert_array_equal(packed.unpack(), w)
+    np.testing.assert_array_equal(packed.unpack(7, 99), w[7:99])
+    np.testing.assert_array_equal(packed.unpack(140), w[140:])
+    np.testing.assert_array_equal(packed[ids], w[ids])
+    np.testing.assert_array_equal(packed[3], w[3])
+
+
+def test_a_packed_matrix_unpacks_on_the_device_that_holds_its_bytes(packed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", strictarray)
+    there = packed.to("cuda")
+    assert type(there.raw) is strictarray.ndarray and array_module(there) is strictarray and there.is_finite()
+    np.testing.assert_array_equal(there.unpack().get(), numbers(packed))
+    np.testing.assert_array_equal(there[strictarray.asarray([5, 2])].get(), numbers(packed)[[5, 2]])
+
+
+def test_a_packed_matrix_is_finite_unless_a_step_or_a_minimum_is_not(packed):
+    assert packed.is_finite()
+    for place in range(0, 4 if packed.kind == "Q4_1" else 2, 2):
+        for value in (np.nan, np.inf, -np.inf):
+            damaged = Packed(packed.raw.copy(), packed.kind)
+            damaged.raw[3, place : place + 2] = half(value)
+            assert not damaged.is_finite() and not np.isfinite(damaged.unpack()).all()
+
+
+def test_numpy_does_not_unpack_a_packed_matrix_on_its_own(packed):
+    for use in (np.asarray, lambda w: np.ones(150, np.float32) @ w, lambda w: w.raw[0, 0] * w):
+        with pytest.raises(TypeError):
+            use(packed)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("F16", "not packed"), ("Q4_K", "Q4_K"), ("Q4_1", "no multiple of 20")])
+def test_what_is_not_packed_is_no_packed_matrix(kind, words):
+    with pytest.raises(ValueError, match=words):
+        Packed(np.zeros((2, 34), np.uint8), kind)

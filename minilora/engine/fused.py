@@ -15,6 +15,7 @@ from .backend import Array, array_module, dense
 from .tensor import cheap_op, is_recording, op, shared_backward
 
 Again = Callable[[], Array] | None
+WORDS = 4096  # rows of a head (V, C) worked on at a time: their logits of some tokens stay in the cache
 NOT_SCORED = -100  # the label of a token that is not part of the loss, as in Hugging Face and PyTorch
 
 
@@ -46,14 +47,16 @@ def computed_once(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 
 def product(x: Array, w: Array) -> Array:
-    """x wᵀ      x (N, n)  w (m, n)  ->  (N, m)
+    """x wᵀ      x (N, n)  w (m, n), maybe packed  ->  (N, m)
 
-    A few rows, as in generation, are multiplied as (w xᵀ)ᵀ: the matrix library then rearranges x for itself, and not
-    the far larger w.
+    A packed w is unpacked `WORDS` rows at a time, so that a head never exists whole. A few rows of x, as in generation,
+    are multiplied as (w xᵀ)ᵀ: the matrix library then rearranges x for itself, and not the far larger w.
     """
-    if 1 < len(x) <= 32:
-        return array_module(w).ascontiguousarray((w @ x.T).T)
-    return x @ w.T
+    xp = array_module(x)
+    if hasattr(w, "unpack") and len(w) > WORDS:
+        return xp.concatenate([product(x, w.unpack(a, b)) for a, b in blocks(len(w), WORDS)], axis=1)
+    w = dense(w)
+    return xp.ascontiguousarray((w @ x.T).T) if 1 < len(x) <= 32 else x @ w.T
 
 
 @op
@@ -64,7 +67,7 @@ def linear(x, w, bias=None, again: Again = None):
     again: computes x once more; dw keeps that in place of x (see `cheap_op`).
     """
     shape, x = x.shape, rows(x)  # one product of N rows is faster than B products of T
-    y = product(x, dense(w))  # (N, m)
+    y = product(x, w)  # (N, m)
     if bias is not None:
         y += bias
     x_of = again or (lambda: x)
@@ -89,7 +92,7 @@ def lora_linear(x, w, a, b, scale: float, again: Again = None):
     shape, x = x.shape, rows(x)
     xa = x @ a.T  # (N, r)
     xa *= scale
-    y = product(x, dense(w))  # (N, m)
+    y = product(x, w)  # (N, m)
     add_product(y, xa, b.T)
     x_of = again or (lambda: x)
     gb_of = computed_once(lambda g: (rows(g) @ b) * scale)  # (N, r): shared by dx and da
@@ -262,7 +265,7 @@ def cross_entropy(logits, labels: Array, scored: Array | None = None):
 
 
 @op
-def linear_cross_entropy(x, w, labels: Array, scored: Array | None = None, block: int = 256, words: int = 4096):
+def linear_cross_entropy(x, w, labels: Array, scored: Array | None = None, block: int = 256, words: int = WORDS):
     """cross_entropy(x wᵀ, labels) without ever holding the logits      x (..., C)  w (V, C)  labels (...)  ->  scalar
 
     Works on `block` scored tokens and `words` rows of w at a time, with a running maximum and sum, as attention can be

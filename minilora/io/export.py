@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, to_numpy
+from ..engine.backend import Array, dense, to_numpy
 from ..nn.ggufile import llama_cpp_name, write_gguf
 from ..nn.llama import Config, to_pairs
 from ..nn.quant import BLOCK, quantize
@@ -79,7 +79,7 @@ def save_gguf(
         if stored is not None and kind.startswith("Q") and stored.tensor_type.name.startswith("Q"):
             tensors[llama_cpp_name(name)] = (np.asarray(stored.data), stored.tensor_type.name)
             continue
-        w = in_pairs(name, to_numpy(array), config)
+        w = in_pairs(name, to_numpy(dense(array)), config)
         try:
             tensors[llama_cpp_name(name)] = _packed(w, kind, name)
         except ValueError as error:

@@ -7,14 +7,16 @@ finite, plausible loss and a model that is wrong.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..nn.ggufile import Field, hugging_face_name, open_gguf, unpack
+from ..engine.parallel import cores
+from ..nn.ggufile import Field, hugging_face_name, open_gguf, read_raw
 from ..nn.llama import Config, Llama, check_claims, to_halves
-from ..nn.quant import BYTES_PER_BLOCK
+from ..nn.quant import BYTES_PER_BLOCK, Packed, dequantize
 from ..nn.tensorfile import ModelFileError
 
 
@@ -67,22 +69,41 @@ class GGUF:
             raise KeyError(f"{full} is missing")
         return self.metadata[full]
 
-    def weight(self, name: str, config: Config) -> np.ndarray:
-        """One tensor as float32 in Hugging Face's layout, a new array."""
-        w = unpack(self.tensors[name])
-        if name.endswith("q_proj.weight"):
-            return to_halves(w, config.num_attention_heads)
-        if name.endswith("k_proj.weight"):
-            return to_halves(w, config.num_key_value_heads)
-        return w
+    def weight(self, name: str, config: Config, quantized: bool = False) -> np.ndarray | Packed:
+        """One tensor in Hugging Face's layout: a new float32 array, or with `quantized` a packed matrix as it is."""
+        tensor = self.tensors[name]
+        raw, kind, heads = read_raw(self.path, tensor), tensor.tensor_type.name, _heads(name, config)
+        if heads:
+            raw = to_halves(raw, heads)  # no block reaches into another row
+        if quantized and kind.startswith("Q"):
+            return Packed(raw, kind)
+        return dequantize(raw, kind).reshape(tensor.shape[::-1])
 
-    def load(self) -> Llama:
-        """The whole model in float32, frozen nowhere. Raises ModelFileError when tensors and shape disagree."""
+    def load(self, quantized: bool = False) -> Llama:
+        """The whole model in float32, frozen nowhere; with `quantized`, packed matrices stay packed, and frozen.
+
+        Raises ModelFileError when tensors and shape disagree, or when there is nothing packed to keep.
+        """
         config = self.config()
+        if quantized and not any(t.tensor_type.name.startswith("Q") for t in self.tensors.values()):
+            kinds = ", ".join(sorted({t.tensor_type.name for t in self.tensors.values()}))
+            raise ModelFileError(
+                f"{self.path}: the file holds no packed matrices ({kinds} alone): load it without quantized"
+            )
         try:
             check_claims(config, {name: tuple(t.shape[::-1].tolist()) for name, t in self.tensors.items()})
+            with ThreadPoolExecutor(cores()) as pool:  # unpacking frees the interpreter lock
+                weights = pool.map(lambda name: self.weight(name, config, quantized), self.tensors)
+                state = dict(zip(self.tensors, weights, strict=True))
             model = Llama(config)
-            model.load_state_dict({name: self.weight(name, config) for name in self.tensors})
+            model.load_state_dict(state)
         except ValueError as error:  # not ModelFileError alone: rows that no number of heads divides
             raise ModelFileError(f"{self.path}: {error}") from error
         return model
+
+
+def _heads(name: str, config: Config) -> int:
+    """How many heads the rows of this tensor are to be reordered in; 0 for all but q and k."""
+    if name.endswith("q_proj.weight"):
+        return config.num_attention_heads
+    return config.num_key_value_heads if name.endswith("k_proj.weight") else 0

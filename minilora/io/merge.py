@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.backend import Array
+from ..engine.backend import Array, dense
 from ..engine.tensor import no_grad
 from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_state
 from ..lora.formats import load_adapter
@@ -23,7 +23,7 @@ from ..nn.quant import BLOCK, codes_q4_1, dequantize, quantize
 from .export import GGUF_KINDS, in_pairs, save_folder, save_gguf
 from .gguf import GGUF
 from .safetensors import load_folder
-from .zoo import SOURCES, load, pull
+from .zoo import load, locate
 
 FOLDER_KINDS = ("F32", "F16")
 
@@ -104,7 +104,7 @@ def merge(
     """
     out = Path(out)
     format, kind = resolve(out, format, kind)
-    place = _place_of(base)
+    place = locate(base)
     _refuse_bad_place(out, place, format)
     model, tokenizer = load(place)
     source = GGUF(place) if place.suffix == ".gguf" else None
@@ -139,7 +139,7 @@ def export(base: str | Path, adapter: str | Path, out: str | Path) -> ExportRepo
     Raises ValueError for what such a file cannot express, or when `out` does not end in .gguf.
     """
     out = Path(out)
-    place = _place_of(base)
+    place = locate(base)
     _refuse_bad_place(out, place, "gguf")
     model, _ = load(place)
     load_adapter(model, adapter)
@@ -167,7 +167,7 @@ def requantised(
     for name in sorted(changed):
         if after[name].ndim != 2 or after[name].shape[1] % BLOCK:
             continue
-        w, merged = (in_pairs(name, state[name], config) for state in (before, after))
+        w, merged = (in_pairs(name, dense(state[name]), config) for state in (before, after))
         packed = quantize(merged, "Q4_1")
         own = source.tensors[name].data if source and _packed_in(source, name) else quantize(w, "Q4_1")
         rounding += float(np.square(dequantize(packed, "Q4_1") - merged).sum(dtype=np.float64))
@@ -175,10 +175,6 @@ def requantised(
         kept += int((codes_q4_1(packed) == codes_q4_1(np.asarray(own))).sum())
         codes, matrices = codes + merged.size, matrices + 1
     return Requantised(matrices, (rounding / update) ** 0.5 if update else 0.0, kept / codes if codes else 1.0)
-
-
-def _place_of(base: str | Path) -> Path:
-    return pull(str(base)) if str(base) in SOURCES else Path(base)
 
 
 def _packed_in(source: GGUF, name: str) -> bool:
@@ -198,7 +194,7 @@ def _refuse_bad_place(out: Path, base: Path, format: str) -> None:
 def _save_whole_folder(out: Path, config: Config, state: dict[str, Array], tokenizer, kind: str) -> None:
     """`save_folder` beside `out`, then moved to its place in one step."""
     if kind == "F16":
-        half = {name: w.astype(np.float16) for name, w in state.items()}
+        half = {name: dense(w).astype(np.float16) for name, w in state.items()}
         if large := [name for name, w in half.items() if not np.isfinite(w).all()]:
             raise ValueError(f"{large[0]} holds numbers that are too large for F16")
         state = half

@@ -4,7 +4,6 @@ builds them from what a GGUF file or a Hugging Face folder says, and refuses wha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -171,7 +170,9 @@ def _token_text(entry: Any) -> str | None:
 
 def _bytes_without_token(core: Any) -> set[int]:
     """The bytes that a byte-level vocabulary cannot express. Empty for other kinds of tokenizer."""
-    if (json.loads(core.to_str()).get("decoder") or {}).get("type") != "ByteLevel":
+    from tokenizers.decoders import ByteLevel
+
+    if not isinstance(core.decoder, ByteLevel):
         return set()
     printable = set(range(33, 127)) | set(range(161, 173)) | set(range(174, 256))  # bytes that stand for themselves
     others = [b for b in range(256) if b not in printable]  # the rest are shifted, in order, to characters from 256 on

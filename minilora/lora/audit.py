@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.backend import Array, array_module, to_numpy
+from ..engine.backend import Array, array_module, dense, to_numpy
 from ..engine.tensor import no_grad
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
@@ -212,7 +212,7 @@ def _restart(share: LoraWeights, module: LoraLayer) -> None:
         zero = share.lora_B if _starts_at_b(share) else share.lora_A
         zero.data = array_module(zero.data).zeros_like(zero.data)
     if share.lora_magnitude_vector is not None:
-        share.lora_magnitude_vector.data = share.norms(module.matrix(module.weight.data))
+        share.lora_magnitude_vector.data = share.norms(module.matrix(dense(module.weight.data)))
     if share.bias is not None and module.bias is not None:
         share.bias.data = module.bias.data
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, array_module, to_numpy
+from ..engine.backend import Array, array_module, dense, to_numpy
 from ..nn.llama import Llama
 from ..nn.module import Module
 from ..nn.tensorfile import ModelFileError, check_fit, read_tensors, replacing, write_tensors
@@ -166,7 +166,7 @@ def _drop_base_copies(model: Module, modules: list[str], tensors: dict[str, np.n
         copy = tensors.pop(f"{PREFIX}{module}.base_layer.weight", None)
         if copy is None:
             continue
-        own = to_numpy(base_state(model)[f"{module}.weight"])
+        own = to_numpy(dense(base_state(model)[f"{module}.weight"]))
         if copy.shape != own.shape or not np.allclose(copy, own, rtol=1e-2, atol=1e-5):  # it may be in half precision
             raise ModelFileError(f"{path}: it holds a {module} that differs from this model's: made for another base")
 

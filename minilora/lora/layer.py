@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from ..engine import fused
-from ..engine.backend import Array, array_module
+from ..engine.backend import Array, array_module, dense
 from ..engine.tensor import Tensor
 from ..nn.layers import Embedding, Linear
 from ..nn.module import Module, Parameter
@@ -123,10 +123,13 @@ class LoraLayer(Module):
         return weight
 
     def merge(self) -> None:
-        """Add the active update to the weight: a new array takes its place, the base's own is kept, untouched."""
+        """Add the active update to the weight: a new array takes its place, the base's own is kept, untouched.
+
+        Over a packed base, the merged matrix is a dense one.
+        """
         if self.unmerged is not None or not (parts := self.parts()):
             return
-        self.unmerged, w = self.weight.data, self.matrix(self.weight.data)
+        self.unmerged, w = self.weight.data, self.matrix(dense(self.weight.data))
         merged = self.matrix(w + sum(share.delta(w) * factor for share, factor in parts))
         self.weight.data = array_module(merged).ascontiguousarray(merged)
         if self.bias is not None:
@@ -173,7 +176,7 @@ class LoraLinear(LoraLayer, Linear):
             return low * (lora.scale * factor)
         if seen is not x:
             product = fused.linear(seen, self.weight)
-        norms = lora.norms(self.weight.data)
+        norms = lora.norms(dense(self.weight.data))
         return dora_update(product, low * lora.scale, lora.lora_magnitude_vector, norms, factor)
 
 
@@ -216,7 +219,7 @@ class LoraEmbedding(LoraLayer, Embedding):
             if lora.lora_magnitude_vector is None:
                 y = y + low * (lora.scale * factor)
             else:
-                norms = lora.norms(self.matrix(self.weight.data))
+                norms = lora.norms(self.matrix(dense(self.weight.data)))
                 y = y + dora_update(product, low * lora.scale, lora.lora_magnitude_vector, norms, factor)
         return y
 
@@ -228,8 +231,7 @@ def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np
     """
     like, start = base.weight.data, config.init_lora_weights
     embeds = isinstance(base, Embedding)
-    w = like.T if embeds else like
-    (m, n), r, scale = w.shape, config.rank_of(name), config.scale_of(name)
+    (m, n), r, scale = like.shape[:: -1 if embeds else 1], config.rank_of(name), config.scale_of(name)
     if r > min(m, n):
         raise ValueError(
             f"r={r} is larger than {name} ({m} x {n}) can use: the rank of a matrix is at most {min(m, n)}"
@@ -237,7 +239,7 @@ def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np
     if embeds and start == "pissa":
         raise ValueError(f"init_lora_weights='pissa' is for linear layers: leave {name} out of target_modules")
     if start == "pissa":
-        a, b = pissa_start(w, r, scale)
+        a, b = pissa_start(dense(like), r, scale)
     else:
         a, b = (_embedding_start if embeds else _linear_start)(m, n, r, start, rng)
     xp = array_module(like)
@@ -246,7 +248,8 @@ def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np
     if start == "pissa":
         share.start = (a.copy(), b.copy())  # training moves A and B in place
     if config.use_dora:
-        share.lora_magnitude_vector = Parameter(share.norms(w))
+        w = dense(like)
+        share.lora_magnitude_vector = Parameter(share.norms(w.T if embeds else w))
     if isinstance(base, Linear):
         if config.bias != "none" and base.bias is not None:
             share.bias = Parameter(base.bias.data.copy())

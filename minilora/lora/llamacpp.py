@@ -178,6 +178,6 @@ def _read(path: Path) -> tuple[float, dict[str, np.ndarray]]:
             f"{path}: unknown quantisation type {', '.join(unknown)}; minilora reads {', '.join(BYTES_PER_BLOCK)}"
         )
     try:
-        return alpha, {tensor.name: unpack(tensor) for tensor in reader.tensors}
+        return alpha, {tensor.name: unpack(path, tensor) for tensor in reader.tensors}
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error

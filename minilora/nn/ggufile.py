@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -50,15 +51,48 @@ def llama_cpp_name(name: str) -> str:
 
 def open_gguf(path: Path) -> Any:
     """A GGUFReader over the file. Raises ModelFileError for a file that is missing, cut off, or something else."""
-    from gguf import GGUFReader
+    from gguf import GGUFReader, GGUFValueType
 
     class StrictReader(GGUFReader):
-        """Stops at the end of the file, where the library would read on, and count through any absurd length."""
+        """Stops at the end of the file, where the library would read on, and count through any absurd length.
+
+        Reads an array of strings or numbers in one go: the library makes two NumPy arrays of every string, which for a
+        tokenizer's 100,000 takes longer than reading the model.
+        """
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+            stored = np.dtype(dtype).newbyteorder(override_order or self.byte_order)
+            self._refuse_beyond(int(offset) + int(count) * stored.itemsize)
+            return np.frombuffer(self.data, stored, int(count), int(offset))  # cutting up the memory map is slow
+
+        def _refuse_beyond(self, end: int) -> None:
+            if end > len(self.data):
                 raise ValueError(f"it ends at byte {len(self.data):,}, in the middle of something")
-            return super()._get(offset, dtype, count, override_order)
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type != GGUFValueType.ARRAY or self.byte_order != "I":
+                return super()._get_field_parts(orig_offs, raw_type)
+            raw_kind, (count,) = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+            kind, start = GGUFValueType(raw_kind[0]), orig_offs + 12
+            if kind == GGUFValueType.ARRAY or count == 0:
+                return super()._get_field_parts(orig_offs, raw_type)
+            if kind == GGUFValueType.STRING:
+                items, end = self._strings(start, int(count))
+            else:
+                items = [self._get(start, self.gguf_scalar_to_np[kind], count)]
+                end = start + items[0].nbytes
+            return end - orig_offs, items, list(range(len(items))), [GGUFValueType.ARRAY, kind]
+
+        def _strings(self, start: int, count: int) -> tuple[list[memoryview], int]:
+            """The bytes of `count` strings, each behind its length, and where they end."""
+            content, length_at, items = self.data.data, Struct("=Q").unpack_from, []
+            for _ in range(count):
+                (length,) = length_at(content, start)  # fails at the end of the file
+                end = start + 8 + length
+                items.append(content[start + 8 : end])
+                start = end
+            self._refuse_beyond(start)
+            return items, start
 
     if not path.is_file():
         raise ModelFileError(f"{path}: no such model file")
@@ -75,11 +109,18 @@ def open_gguf(path: Path) -> Any:
     return reader
 
 
-def unpack(tensor: Any) -> np.ndarray:
-    """One tensor of a reader as a new float32 array, in the layout of the file."""
-    raw = np.asarray(tensor.data)
-    w = dequantize(np.atleast_2d(raw).view(np.uint8), tensor.tensor_type.name)
-    return w[0] if raw.ndim == 1 else w
+def read_raw(path: Path, tensor: Any) -> np.ndarray:
+    """The bytes of one tensor of a reader, rows as in the file: a new array (m, bytes per row) uint8.
+
+    Read from the file and not through the reader's memory map, whose pages would stay with the process.
+    """
+    raw = np.fromfile(path, np.uint8, int(tensor.n_bytes), offset=int(tensor.data_offset))
+    return raw.reshape(tensor.data.shape[0] if tensor.data.ndim > 1 else 1, -1)
+
+
+def unpack(path: Path, tensor: Any) -> np.ndarray:
+    """One tensor of a reader of this file as a new float32 array, in the layout of the file."""
+    return dequantize(read_raw(path, tensor), tensor.tensor_type.name).reshape(tensor.shape[::-1])
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[np.ndarray, str]]) -> None:

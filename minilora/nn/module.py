@@ -13,16 +13,30 @@ import numpy as np
 
 from ..engine.backend import Array, to_numpy
 from ..engine.tensor import Tensor
+from .quant import Packed
 from .tensorfile import check_fit
 
 
 class Parameter(Tensor):
-    """A tensor that belongs to a module. It starts trainable; `requires_grad = False` freezes it."""
+    """A tensor that belongs to a module. It starts trainable; `requires_grad = False` freezes it.
+
+    Where `data` is a packed matrix (quant.py), it is frozen for good: asking for a gradient is a ValueError.
+    """
 
     __slots__ = ()
 
     def __init__(self, data: Array, requires_grad: bool = True):
         super().__init__(data, requires_grad=requires_grad)
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if wanted and isinstance(self.data, Packed):
+            raise ValueError("a packed matrix is frozen: load the model without quantized=True to train its weights")
+        Tensor.requires_grad.fset(self, wanted)  # type: ignore[attr-defined]
 
 
 class Module:
@@ -106,7 +120,7 @@ class Module:
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Set every parameter from `state`, strictly. Dtypes follow `state`; shapes must agree.
+        """Set every parameter from `state`, strictly. Dtypes follow `state`, packed stays packed; shapes must agree.
 
         Raises ModelFileError that lists missing, unexpected, misshapen and non-finite tensors; nothing changes then.
         """
@@ -114,13 +128,20 @@ class Module:
         check_fit(state, {name: p.shape for name, p in own.items()}, "the tensors do not fit this model")
         for name, parameter in own.items():
             parameter.data = state[name]
+            if isinstance(parameter.data, Packed):
+                parameter.requires_grad = False
 
 
 def sha256_of(arrays: Mapping[str, Array]) -> str:
-    """The SHA-256 over names, dtypes, shapes and bytes, in the order of the names: a fingerprint of weights."""
+    """The SHA-256 over names, dtypes, shapes and bytes, in the order of the names: a fingerprint of weights.
+
+    Of a packed matrix, the kind stands in place of the dtype, and the bytes are the packed ones.
+    """
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(to_numpy(arrays[name]))
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        w = arrays[name]
+        array = np.ascontiguousarray(to_numpy(w.raw if isinstance(w, Packed) else w))
+        kind = w.kind if isinstance(w, Packed) else array.dtype.str
+        digest.update(f"{name} {kind} {w.shape}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

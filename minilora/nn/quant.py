@@ -1,4 +1,5 @@
-"""Quantised weights: the block formats in which llama.cpp stores matrices, and how to get the numbers back.
+"""Quantised weights: the block formats in which llama.cpp stores matrices, how to get the numbers back, and matrices
+that stay packed while a model is used and adapters are trained over them.
 
 A row is cut into blocks of 32 numbers that share one float16 step d (and, in Q4_1, one float16 minimum m):
 
@@ -11,38 +12,125 @@ Source: the block structures in llama.cpp's ggml-common.h.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from ..engine.backend import Array, array_module, to_device
+
 BLOCK = 32
+PIECE = 4096  # blocks unpacked at a time on the host: half a megabyte of numbers, which stays in the cache
 BYTES_PER_BLOCK = {"F32": 4 * BLOCK, "F16": 2 * BLOCK, "Q8_0": 2 + BLOCK, "Q4_1": 4 + BLOCK // 2}
 
 
 @np.errstate(over="ignore", invalid="ignore")  # damaged blocks give NaN, which whoever loads them reports
-def dequantize(raw: np.ndarray, kind: str) -> np.ndarray:
-    """Unpack a stored matrix: raw (m, bytes per row) uint8 -> (m, n) float32.
+def dequantize(raw: Array, kind: str) -> Array:
+    """Unpack a stored matrix: raw (m, bytes per row) uint8 -> (m, n) float32, a new array.
 
     kind: "F32", "F16", "Q8_0" or "Q4_1". Raises ValueError for another kind, or rows that are no whole blocks.
     """
+    xp, (m, width) = array_module(raw), raw.shape
+    n = _numbers_in(width, kind)
+    if kind in ("F32", "F16"):
+        return raw.view(xp.float32 if kind == "F32" else xp.float16).astype(xp.float32)
+    out = xp.empty((m, n), xp.float32)
+    packed, numbers = raw.reshape(-1, BYTES_PER_BLOCK[kind]), out.reshape(-1, BLOCK)
+    unpack = _unpack_q8_0 if kind == "Q8_0" else _unpack_q4_1
+    step = PIECE if xp is np else max(1, len(packed))
+    for i in range(0, len(packed), step):
+        unpack(packed[i : i + step], numbers[i : i + step])
+    return out
+
+
+def _numbers_in(width: int, kind: str) -> int:
+    """How many numbers a row of `width` bytes holds. Raises ValueError for an unknown kind or no whole blocks."""
     if kind not in BYTES_PER_BLOCK:
         raise ValueError(f"cannot read quantisation type {kind}; known: {', '.join(BYTES_PER_BLOCK)}")
-    rows = raw.shape[0]
-    if kind in ("F32", "F16"):
-        return raw.view(np.float32 if kind == "F32" else np.float16).astype(np.float32)
-    if raw.shape[1] % BYTES_PER_BLOCK[kind]:
-        raise ValueError(f"a {kind} row of {raw.shape[1]} bytes is no multiple of {BYTES_PER_BLOCK[kind]}")
-    packed = raw.reshape(rows, -1, BYTES_PER_BLOCK[kind])  # (m, blocks, bytes)
-    d = packed[..., 0:2].copy().view(np.float16).astype(np.float32)  # (m, blocks, 1)
-    out = np.empty((rows, packed.shape[1], BLOCK), np.float32)
-    if kind == "Q8_0":
-        np.multiply(packed[..., 2:].view(np.int8), d, out=out)
-    else:
-        minimum = packed[..., 2:4].copy().view(np.float16).astype(np.float32)
-        codes = packed[..., 4:]
-        out[..., :16] = codes & 15
-        out[..., 16:] = codes >> 4
-        out *= d
-        out += minimum
-    return out.reshape(rows, -1)
+    whole = BYTES_PER_BLOCK[kind] if kind.startswith("Q") else BYTES_PER_BLOCK[kind] // BLOCK
+    if width % whole:
+        raise ValueError(f"a {kind} row of {width} bytes is no multiple of {whole}")
+    return width * BLOCK // BYTES_PER_BLOCK[kind]
+
+
+def _unpack_q8_0(packed: Array, out: Array) -> None:
+    xp = array_module(packed)
+    out[...] = packed[:, 2:].view(xp.int8)
+    out *= _steps(packed, "Q8_0").astype(xp.float32)
+
+
+def _unpack_q4_1(packed: Array, out: Array) -> None:
+    xp = array_module(packed)
+    steps = _steps(packed, "Q4_1").astype(xp.float32)  # (blocks, 2)
+    codes = packed.view(xp.uint32)[:, 1:].copy()  # (blocks, 4): eight codes in a word
+    low, high = codes & 0x0F0F0F0F, codes >> 4 & 0x0F0F0F0F
+    # Putting the halves side by side is quick when each goes as one item of 16 bytes, whatever that item means.
+    item = xp.complex128
+    out[...] = xp.concatenate((low.view(item), high.view(item)), axis=1).view(xp.uint8)
+    out *= steps[:, :1]
+    out += steps[:, 1:]
+
+
+def _steps(packed: Array, kind: str) -> Array:
+    """The float16 d, in Q4_1 also m, of each block, (blocks, 1 or 2): quickly copied as one item of 2 or 4 bytes."""
+    xp = array_module(packed)
+    return packed.view(xp.uint16 if kind == "Q8_0" else xp.uint32)[:, :1].copy().view(xp.float16)
+
+
+class Packed:
+    """A frozen matrix as its file holds it: raw bytes in place of numbers, unpacked whenever a product needs them.
+
+    raw (m, bytes per row) uint8 on the host or a GPU, kind "Q8_0" or "Q4_1". To whoever asks for its shape, dtype
+    or number of elements it is the float32 matrix (m, n) that it stands for; `nbytes` are the bytes that it holds. It
+    takes no part in arithmetic by itself: NumPy would unpack it unasked, and number by number.
+
+    QLoRA (Dettmers et al. 2023, arXiv 2305.14314) trains adapters over such a base: the gradient with respect to the
+    input needs the numbers of W once more, and nothing ever writes to them.
+    """
+
+    ndim = 2
+    dtype = np.dtype(np.float32)
+    __array_ufunc__ = None  # array @ packed is a TypeError
+
+    def __init__(self, raw: Array, kind: str):
+        if not kind.startswith("Q"):
+            raise ValueError(f"a matrix of kind {kind} is not packed: its numbers are there already")
+        self.raw, self.kind = raw, kind
+        self.shape = (len(raw), _numbers_in(raw.shape[1], kind))
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.raw.nbytes
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Array:
+        """The numbers of some rows: an index, a slice, or integers (...) -> (..., n) float32."""
+        raw = self.raw[rows]
+        return dequantize(raw.reshape(-1, raw.shape[-1]), self.kind).reshape(*raw.shape[:-1], self.shape[1])
+
+    def unpack(self, start: int = 0, stop: int | None = None) -> Array:
+        """The numbers of rows start..stop, (rows, n) float32, a new array."""
+        return self[start:stop]
+
+    def is_finite(self) -> bool:
+        """Is every number finite? Codes always are, so the float16 steps and minima tell."""
+        steps = _steps(self.raw.reshape(-1, BYTES_PER_BLOCK[self.kind]), self.kind)
+        return bool(array_module(steps).isfinite(steps).all())
+
+    def to(self, device: str) -> Packed:
+        """The same matrix on `"cpu"` or `"cuda"`; the bytes move, not the numbers."""
+        return Packed(to_device(self.raw, device), self.kind)
+
+    def __array__(self, *args: Any, **settings: Any) -> np.ndarray:
+        raise TypeError("a packed matrix is no array: use its unpack()")
+
+    def __repr__(self) -> str:
+        return f"Packed({self.shape[0]} x {self.shape[1]}, {self.kind}, {self.nbytes:,} bytes)"
 
 
 @np.errstate(over="ignore")  # a step too large for float16 is reported below

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, to_numpy
+from ..engine.backend import Array, dense, to_numpy
+from .quant import Packed
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
@@ -56,10 +57,10 @@ def _from_bytes(view: dict[str, Any]) -> np.ndarray:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
-    """Write arrays to one safetensors file. It appears whole or not at all."""
+    """Write arrays to one safetensors file, packed ones as their numbers. It appears whole or not at all."""
     from safetensors.numpy import save_file
 
-    arrays = {name: np.ascontiguousarray(to_numpy(array)) for name, array in tensors.items()}
+    arrays = {name: np.ascontiguousarray(to_numpy(dense(array))) for name, array in tensors.items()}
     with replacing(path) as partial:
         save_file(arrays, partial, metadata={"format": "pt"})
 
@@ -91,9 +92,15 @@ def check_fit(given: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]
             continue
         if tuple(given[name].shape) != shape:
             problems.append(f"{name} has shape {tuple(given[name].shape)}, expected {shape}")
-        elif not np.isfinite(given[name].sum(dtype=np.promote_types(given[name].dtype, np.float32))):
-            # A sum is NaN or infinite when any element is; one in float16 could overflow all by itself.
+        elif not _is_finite(given[name]):
             problems.append(f"{name} holds NaN or infinity")
     if problems:
         more = f" (and {len(problems) - 6} more)" if len(problems) > 6 else ""
         raise ModelFileError(f"{subject}: {'; '.join(problems[:6])}{more}")
+
+
+def _is_finite(w: Array) -> bool:
+    if isinstance(w, Packed):
+        return w.is_finite()
+    # A sum is NaN or infinite when any element is; one in float16 could overflow all by itself.
+    return bool(np.isfinite(w.sum(dtype=np.promote_types(w.dtype, np.float32))))

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, to_device
 from ..engine.attention import Packing
+from ..engine.backend import Array
 from ..engine.fused import NOT_SCORED
 from ..io.tokenizer import Message, Tokenizer
 
@@ -237,7 +237,7 @@ class Batch:
     scored: int
 
 
-def pack(samples: Sequence[Sample], device: str = "cpu") -> Batch:
+def pack(samples: Sequence[Sample]) -> Batch:
     """Put samples into one row without padding; what all of them begin with is there once.
 
     In a chat the common beginning is the system message: a fifth of a short record's tokens, computed once per step.
@@ -250,7 +250,7 @@ def pack(samples: Sequence[Sample], device: str = "cpu") -> Batch:
         ends.append(len(ids))
     row, row_labels = np.array([ids], np.int64), np.array([labels], np.int64)
     scored = int((row_labels != NOT_SCORED).sum())
-    return Batch(to_device(row, device), to_device(row_labels, device), Packing(prefix, tuple(ends)), scored)
+    return Batch(row, row_labels, Packing(prefix, tuple(ends)), scored)
 
 
 def common_prefix(samples: Sequence[Sample]) -> int:
@@ -267,10 +267,10 @@ def common_prefix(samples: Sequence[Sample]) -> int:
     return max(limit, 0)
 
 
-def epochs(samples: Sequence[Sample], batch_size: int, seed: int, device: str = "cpu") -> Iterator[Batch]:
+def epochs(samples: Sequence[Sample], batch_size: int, seed: int) -> Iterator[Batch]:
     """Batches without end: every epoch all samples once, in a new order that `seed` determines."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(samples))
         for i in range(0, len(order), batch_size):
-            yield pack([samples[j] for j in order[i : i + batch_size]], device)
+            yield pack([samples[j] for j in order[i : i + batch_size]])

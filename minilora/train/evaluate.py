@@ -20,7 +20,6 @@ def mean_loss(
     model: Llama,
     samples: Sequence[Sample],
     batch_size: int = 16,
-    device: str = "cpu",
     done: Callable[[int], object] = lambda count: None,
 ) -> float:
     """The mean cross-entropy per scored token over all samples, in nats. Raises ValueError for no samples.
@@ -33,7 +32,7 @@ def mean_loss(
     total, count = 0.0, 0
     with no_grad():
         for i in range(0, len(ordered), batch_size):
-            batch = pack(ordered[i : i + batch_size], device)
+            batch = pack(ordered[i : i + batch_size])
             total += model.loss(batch.input_ids, batch.labels, batch.packing).item() * batch.scored
             count += batch.scored
             done(min(batch_size, len(ordered) - i))

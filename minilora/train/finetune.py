@@ -49,6 +49,8 @@ class Options:
     batch_size: int = 8
     max_length: int = 512
     eval_records: int = 80
+    quantized: bool = False
+    recompute: bool = False
     seed: int = 0
     device: str = "cpu"
     out: str | None = None
@@ -56,6 +58,8 @@ class Options:
     def __post_init__(self):
         if self.method not in ("lora", "full"):
             raise ValueError(f"method must be 'lora' or 'full', got {self.method!r}")
+        if self.method == "full" and self.quantized:
+            raise ValueError("packed weights cannot be trained: leave out --quantized, or use --method lora")
         positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.learning_rate}
         for name, value in positive.items():
             if not (math.isfinite(value) and value > 0):
@@ -119,7 +123,7 @@ def finetune(
     """
     bars = bars or Bars()
     config = options.lora_config() if options.method == "lora" else None
-    model, tokenizer = load(options.base, device=options.device, say=say)
+    model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, say)
     material = prepare(options, tokenizer, say)
     _refuse_too_long(material, tokenizer, options, model.config.max_position_embeddings)
     steps = options.steps or math.ceil(options.epochs * len(material.train) / options.batch_size)
@@ -220,7 +224,7 @@ def evaluate(
     result: dict[str, dict[str, Any]] = {"loss": {}, "recall": {}, "answers": {}}
     with bars(f"loss {when}", sum(map(len, material.scored.values())), "record") as bar:
         for name, samples in material.scored.items():
-            result["loss"][name] = mean_loss(model, samples, device=options.device, done=bar.update)
+            result["loss"][name] = mean_loss(model, samples, done=bar.update)
     with bars(f"answers {when}", sum(map(len, material.asked.values())), "answer") as bar:
         for name, records in material.asked.items():
             answers = answer_all(model, tokenizer, records, done=bar.update)
@@ -238,7 +242,7 @@ def _train(model: Llama, material: Material, steps: int, options: Options, histo
             bar.set_postfix({"loss": f"{history.losses[-1]:.3f}", "tokens/s": speed}, refresh=False)
             bar.update()
             if material.validation and (step % per_epoch == 0 or step == steps):
-                history.validation.append((step, mean_loss(model, material.validation, device=options.device)))
+                history.validation.append((step, mean_loss(model, material.validation)))
 
         train(
             model,
@@ -248,7 +252,6 @@ def _train(model: Llama, material: Material, steps: int, options: Options, histo
             lr=options.learning_rate,
             batch_size=options.batch_size,
             seed=options.seed,
-            device=options.device,
             each_step=each_step,
         )
 

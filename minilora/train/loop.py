@@ -46,7 +46,6 @@ def train(
     lr: float = 1e-3,
     batch_size: int = 8,
     seed: int = 0,
-    device: str = "cpu",
     warmup: float = 0.1,
     max_norm: float = 1.0,
     each_step: Callable[[int], object] = lambda step: None,
@@ -55,7 +54,6 @@ def train(
 
     lr rises over the first `warmup` share of the steps and then falls along half a cosine to zero; gradients are
     clipped to a common norm of `max_norm`. The same seed gives the same numbers, bit for bit, on the same machine.
-    device: where the model's weights are; batches follow them from the host.
     each_step: called after every step with the number of steps done.
 
     Raises TrainingError when the loss or the gradient is not a finite number: an adapter is then what it was when the

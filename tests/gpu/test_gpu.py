@@ -58,7 +58,7 @@ def samples():
 def trained(config, device, steps=5, **lora):
     model, history = new_model(config, device), History()
     add_adapter(model, LoraConfig(r=4, lora_alpha=8, **lora), seed=0)
-    train(model, samples(), steps, history, lr=1e-2, batch_size=3, device=device)
+    train(model, samples(), steps, history, lr=1e-2, batch_size=3)
     return model, history
 
 
@@ -100,12 +100,12 @@ def test_the_base_does_not_move_and_a_fresh_adapter_changes_no_bit(tiny_config):
     before, digest = logits(model, "cuda"), sha256_of(base_state(model))
     add_adapter(model, LoraConfig(r=4, lora_alpha=8))
     assert np.array_equal(logits(model, "cuda"), before)
-    train(model, samples(), 3, History(), lr=1e-2, batch_size=3, device="cuda")
+    train(model, samples(), 3, History(), lr=1e-2, batch_size=3)
     assert sha256_of(base_state(model)) == digest and not np.array_equal(logits(model, "cuda"), before)
 
 
 def test_evaluation_agrees(tiny_config):
-    losses = [mean_loss(new_model(tiny_config, device), samples(), 4, device=device) for device in ("cpu", "cuda")]
+    losses = [mean_loss(new_model(tiny_config, device), samples(), 4) for device in ("cpu", "cuda")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 

@@ -1,0 +1,119 @@
+# %% [markdown]
+# # Exercises 8: LoRA by hand
+#
+# Three short functions, each a few lines of NumPy. Together they are LoRA: how it computes, how it learns and how it
+# starts. They belong to [lesson 8](../08_lora.ipynb). You need Python and the product of two matrices.
+#
+# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
+# tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong. Try as often as
+# you like; the matrices are new every time.
+#
+# **The letters** are the same everywhere: one row of `x` is one token.
+#
+# | name | shape | what it is |
+# |---|---|---|
+# | `x` | (T, n) | T tokens, n numbers each |
+# | `W` | (m, n) | the pretrained matrix, frozen |
+# | `A` | (r, n) | the down-projection: n numbers become r |
+# | `B` | (m, r) | the up-projection: r numbers become m |
+# | `alpha` | a number | how much the update counts; the scale is alpha / r |
+# | `y` | (T, m) | the output |
+# | `g` | (T, m) | ∂L/∂y: how the loss changes with each number of y |
+
+# %%
+import numpy as np
+
+import minilora as ml
+
+# %% [markdown]
+# ## 1. The forward pass (2 points)
+#
+# A linear layer computes $y = x W^\top$. LoRA leaves $W$ as it is and adds an update of low rank:
+#
+# $$y = x W^\top + \frac{\alpha}{r}\,(x A^\top)\,B^\top$$
+#
+# The rank $r$ is not among the arguments, but a shape tells it. Use only `@`, `.T`, `+`, `*` and `/`: then the function
+# works on NumPy arrays and on minilora's tensors alike, and the engine can differentiate it.
+
+
+# %% nbgrader={"grade": false, "grade_id": "lora_forward", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def lora_forward(x, W, A, B, alpha):
+    """x (T, n), W (m, n), A (r, n), B (m, r) -> y (T, m)"""
+    ### BEGIN SOLUTION
+    r = A.shape[0]
+    return x @ W.T + (x @ A.T) @ B.T * (alpha / r)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "check_lora_forward", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+from minilora.course import check
+
+check(lora_forward)
+
+# %% [markdown]
+# ## 2. Both gradients, by hand (4 points)
+#
+# Training moves A and B against their gradients, $\partial L/\partial A$ and $\partial L/\partial B$, `dA` and `dB` for
+# short. Derive them from $g = \partial L/\partial y$ with pencil and paper, then write them down. You need one rule:
+#
+# > If $y = x W^\top$, then $\partial L/\partial W = g^\top x$ and $\partial L/\partial x = g\,W$.
+#
+# Apply it twice. Call the narrow middle $u = x A^\top$, of shape (T, r). The update is a linear layer with input $u$
+# and matrix $B$, and $u$ is a linear layer with input $x$ and matrix $A$. What is the gradient of $u$?
+#
+# Two ways to notice a mistake before the check does: a gradient has the shape of what it is the gradient of, and where
+# B is zero, `dA` must come out as zero.
+
+
+# %% nbgrader={"grade": false, "grade_id": "lora_gradients", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def lora_gradients(x, W, A, B, g, alpha):
+    """x (T, n), W (m, n), A (r, n), B (m, r), g (T, m) -> dA (r, n), dB (m, r), both NumPy arrays"""
+    ### BEGIN SOLUTION
+    scale = alpha / A.shape[0]
+    u = x @ A.T
+    du = scale * (g @ B)
+    dA = du.T @ x
+    dB = scale * (g.T @ u)
+    return dA, dB
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "check_lora_gradients", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+from minilora.course import check
+
+check(lora_gradients)
+
+# %% [markdown]
+# ## 3. A start that changes nothing, and still learns (2 points)
+#
+# Before the first step the adapted model must compute exactly what the base computes, or training would begin by
+# repairing damage. Yet something must be able to move. Return three tensors, ready to train:
+#
+# - `W`: the base's numbers, frozen: it asks for no gradient.
+# - `A`: random, from `rng.standard_normal`, divided by $\sqrt{n}$.
+# - `B`: zero.
+#
+# `ml.Tensor(array)` is a frozen tensor, `ml.Tensor(array, requires_grad=True)` one that learns. A question to ask
+# yourself when it works: exercise 2 gives you `dA` and `dB` at this start. Which of them is zero? What would happen if
+# A were zero, too?
+
+
+# %% nbgrader={"grade": false, "grade_id": "inject", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def inject(W, r, rng):
+    """W (m, n) a NumPy array, r the rank, rng a NumPy generator -> W (m, n), A (r, n), B (m, r), all ml.Tensor"""
+    ### BEGIN SOLUTION
+    m, n = W.shape
+    A = rng.standard_normal((r, n)) / np.sqrt(n)
+    B = np.zeros((m, r))
+    return ml.Tensor(W), ml.Tensor(A, requires_grad=True), ml.Tensor(B, requires_grad=True)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "check_inject", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+from minilora.course import check
+
+check(inject)
+
+# %% [markdown]
+# Three times `ok`? Then you have written LoRA. minilora's own version is
+# [`lora_linear`](../../minilora/engine/fused.py): the same three products, written to keep little in memory.

