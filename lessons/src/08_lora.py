@@ -217,8 +217,12 @@ def forgetful_lora(x, A, B, scale):
     return scale * u @ B.T, lambda g: scale * g @ B @ A, lambda g: (g @ B).T @ x, lambda g: scale * g.T @ u
 
 
+def update(A):
+    return forgetful_lora(x, A, B, scale=scale)
+
+
 try:
-    ml.gradcheck(lambda A: forgetful_lora(x, A, B, scale=scale), A)
+    ml.gradcheck(update, A)
 except ml.GradientError as error:
     print(textwrap.fill(f"caught: {error}", 100))
 
@@ -442,7 +446,7 @@ print({split: len(part) for split, part in records.items()})
 
 # %% [markdown]
 # What does the base answer? `ml.generate` takes, again and again, the token that the model finds likeliest, and is cut
-# off after 60. The model is very small: expect the sound of the presidents rather than sense, and expect it to go round
+# off after 64. The model is very small: expect the sound of the presidents rather than sense, and expect it to go round
 # in circles.
 
 # %% tags=["measured"]
@@ -451,7 +455,7 @@ questions = ["What is a contract?", records["test"][0].messages[0]["content"], "
 
 def show_answers():
     for question in questions:
-        answer = ml.generate(model, tokenizer, question, max_new_tokens=60)
+        answer = ml.generate(model, tokenizer, question, max_new_tokens=64)
         print(question)
         print(textwrap.fill(answer, 100, initial_indent="    ", subsequent_indent="    "), "\n")
 
@@ -479,7 +483,7 @@ history, curve = History(), []
 
 
 def measure(step):
-    if step % 20 == 0:
+    if step % 30 == 0:
         curve.append((step, mean_loss(model, samples["validation"]), mean_loss(model, old_domain)))
 
 
@@ -493,7 +497,7 @@ figure, axes = plt.subplots(figsize=(8, 3.6))
 drawings.line(axes, np.arange(10, 121), smooth, "training (mean of 10 steps)", BLUE)
 drawings.line(axes, at, unseen, "law, terms never seen", GREEN, marker="o", markersize=4)
 drawings.line(axes, at, old, "old domain: presidents", ORANGE, marker="o", markersize=4)
-axes.set(xlabel="step", ylabel="loss (nats per token)", xlim=(0, 170), xticks=range(0, 121, 20))
+axes.set(xlabel="step", ylabel="loss (nats per token)", xlim=(0, 170), xticks=range(0, 121, 30))
 plt.show()
 print("             law, unseen    presidents")
 print(f"step 0       {unseen[0]:>11.3f} {old[0]:>13.3f}")

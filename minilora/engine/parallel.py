@@ -14,7 +14,6 @@ import operator
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from functools import cache, partial
 from threading import Lock
@@ -49,6 +48,8 @@ def weighted_sum(functions: Sequence[Callable[[], Tensor]], weights: Sequence[fl
     long as it runs, and never for all of them. The gradients found wait for this tensor's own backward. The result is
     the same in every run, to the last bit.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     meeting = _Meeting(threads)
     values: list[Array] = [None] * len(functions)
 

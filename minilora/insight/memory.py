@@ -8,16 +8,18 @@ in ledger.py, and is written down in the same form.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..engine.attention import Packing
 from ..engine.backend import Array
 from ..engine.parallel import cores
 from ..nn.llama import Config
-from ..nn.parts import divide
+from ..nn.parts import Part, divide
 
 FLOAT, INTEGER = 4, 8  # bytes of a float32, and of the int64 of ids and labels
 LOSS_BLOCK, LOSS_WORDS = 256, 4096  # linear_cross_entropy works on so many tokens and words at a time
@@ -38,7 +40,8 @@ class Memory:
     """Bytes by owner: predicted for the moment when a step holds most, or measured.
 
     activations: what operations keep for backward; `by_operation` says which. scratch: what exists only while an
-    operation runs, the logits of a block of tokens among it. program: Python, the libraries and the tokenizer.
+    operation runs, such as the logits of a block of tokens; with recomputation, also what one block keeps while it goes
+    back. program: Python, the libraries and the tokenizer.
     """
 
     weights: int
@@ -97,9 +100,15 @@ def predict_memory(
     thin = config.num_hidden_layers * sum(sum(SHAPES[name](config)) for name in adapted)  # an adapter of rank 1
     adapter = 0 if rank is None else thin * rank
     trained = base if rank is None else adapter
-    packed = base_bytes is not None and base_bytes < FLOAT * base
+    table = config.vocab_size * config.hidden_size
     shape = (config, tokens, scored, rank, adapted, rows)
-    own = (config, tokens // threads, scored // threads, rank is None, packed)  # of one thread
+    activations = recomputed_activations(*shape) if recompute else kept_activations(*shape)
+    of_loss, of_block = _scratch(config, tokens // threads, scored // threads, rank is None)
+    if recompute:
+        of_block += sum(_kept_by_block(config, tokens // threads, rank, adapted, True)[0].values()) // FLOAT
+    if base_bytes is not None and base_bytes < FLOAT * base:  # packed: a matrix is unpacked for its product
+        of_loss += min(LOSS_WORDS, config.vocab_size) * config.hidden_size
+        of_block += config.intermediate_size * config.hidden_size
 
     def held(gradients: int, activations: Mapping[str, int], scratch: int) -> Memory:
         return Memory(
@@ -113,37 +122,40 @@ def predict_memory(
             by_operation=dict(sorted(activations.items(), key=lambda item: -item[1])),
         )
 
-    gradients, table = adapter, threads * config.vocab_size * config.hidden_size
-    if rank is None:  # what a first round has left, and each thread's gradient of the head
-        gradients = table + (base if rounds > 1 else 0)
-    at_the_loss = recomputed_activations(*shape) if recompute else kept_activations(*shape)
-    in_a_block = _computed_again(*shape) if recompute else at_the_loss
-    moments = [
-        held(gradients, at_the_loss, threads * _scratch_of_loss(*own)),
-        held(gradients, in_a_block, threads * _scratch_of_block(*own)),
-    ]
-    if rank is None:  # the embedding's gradient comes last, to be added to the head's where the two are tied
-        moments.append(held(base, {}, table if config.tie_word_embeddings else 0))
-    return max(moments, key=lambda memory: memory.total)
+    if rank is not None:
+        return held(adapter, activations, threads * max(of_loss, of_block))
+    # Every thread makes the head's gradient, first of all, and the embedding's, last of all, to be added where they are
+    # tied. After a first round all gradients are there.
+    gradients, beside = (base, threads * table) if rounds > 1 else (table, (threads - 1) * table)
+    first = held(gradients, activations, beside + threads * max(of_loss, of_block))
+    last = held(base, {}, threads * table if config.tie_word_embeddings else (threads - 1) * table)
+    return max(first, last, key=lambda memory: memory.total)
 
 
-def alive_at_once(
+def parts_at_once(
     input_ids: Array, labels: Array, packing: Packing | None = None, threads: int | None = None
-) -> dict[str, int]:
-    """How much of a batch is in memory at a time when `Llama.loss` divides it: arguments for `predict_memory`.
+) -> tuple[list[Part], int]:
+    """Of the parts into which `Llama.loss` divides a batch, the largest that may be alive together; how many rounds.
 
     input_ids, labels (B, T), packing: as for `Llama.loss`. threads: None for as many as it would use now.
     """
     threads = threads or cores()
     parts = divide(input_ids, labels, packing, threads)
-    threads = min(threads, len(parts))
     largest = sorted(parts, key=lambda part: part.input_ids.size, reverse=True)[:threads]
+    return largest, math.ceil(len(parts) / len(largest))
+
+
+def alive_at_once(
+    input_ids: Array, labels: Array, packing: Packing | None = None, threads: int | None = None
+) -> dict[str, int]:
+    """The same as arguments for `predict_memory`: tokens, scored, rows, threads and rounds."""
+    parts, rounds = parts_at_once(input_ids, labels, packing, threads)
     return {
-        "tokens": sum(part.input_ids.size for part in largest),
-        "scored": sum(part.scored for part in largest),
-        "rows": len(largest[0].input_ids),
-        "threads": threads,
-        "rounds": math.ceil(len(parts) / threads),
+        "tokens": sum(part.input_ids.size for part in parts),
+        "scored": sum(part.scored for part in parts),
+        "rows": len(parts[0].input_ids),
+        "threads": len(parts),
+        "rounds": rounds,
     }
 
 
@@ -168,14 +180,6 @@ def recomputed_activations(
     around = _kept_around(config, tokens, scored, rank, rows)
     around["recomputed"] = around.pop("rope") + FLOAT * config.num_hidden_layers * tokens * config.hidden_size
     return dict(around)
-
-
-def _computed_again(
-    config: Config, tokens: int, scored: int, rank: int | None, adapted: Collection[str], rows: int
-) -> dict[str, int]:
-    """On the way back with recomputation: the inputs of all blocks, and all that one block keeps."""
-    inputs = recomputed_activations(config, tokens, scored, rank, adapted, rows)["recomputed"]
-    return {"recomputed": inputs} | _kept_by_block(config, tokens, rank, adapted, flows=True)[0]
 
 
 def _kept_by_block(
@@ -225,24 +229,29 @@ def _kept_around(config: Config, tokens: int, scored: int, rank: int | None, row
     return kept
 
 
-# -- scratch: numbers that exist only while an operation runs, at its largest, in one thread; an estimate ---------------
-
-
-def _scratch_of_loss(config: Config, tokens: int, scored: int, full: bool, packed: bool) -> int:
-    """x, the rows of the right answers, and logits: the block at work, and the one before until it is done."""
-    C, words = config.hidden_size, min(LOSS_WORDS, config.vocab_size)
+def _scratch(config: Config, tokens: int, scored: int, full: bool) -> tuple[int, int]:
+    """Numbers that exist only while an operation runs, of one thread: in the loss, and in a block. An estimate."""
+    C, F, words = config.hidden_size, config.intermediate_size, min(LOSS_WORDS, config.vocab_size)
     together = scored if full else min(LOSS_BLOCK, scored)  # dw takes all tokens at a time
-    two = 2 if together < scored or words < config.vocab_size else 1
-    return two * together * words + 2 * scored * C + (words * C if packed else 0)  # a packed matrix is unpacked
-
-
-def _scratch_of_block(config: Config, tokens: int, scored: int, full: bool, packed: bool) -> int:
-    """The gradients of the block's output, of SwiGLU's output and of its two inputs."""
-    C, F = config.hidden_size, config.intermediate_size
-    return tokens * (3 * F + C) + (F * C if packed else 0)
+    logits = together * words * (2 if together < scored or words < config.vocab_size else 1)  # one is made, one goes
+    of_loss = logits + 2 * scored * C  # x, and the rows of the right answers
+    of_block = tokens * (3 * F + C)  # the gradients of SwiGLU's output and inputs, and of the block's output
+    return of_loss, of_block
 
 
 # -- the process -------------------------------------------------------------------------------------------------------
+
+
+def program_memory(arrays: int) -> int | None:
+    """What Python, libraries and tokenizer take: what the process holds just now beyond its own arrays' bytes.
+
+    Where the system tells only the peak so far (macOS), that is taken. None where it tells nothing.
+    """
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") - arrays
+    peak = peak_memory()
+    return None if peak is None else peak - arrays
 
 
 def peak_memory() -> int | None:

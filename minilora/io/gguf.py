@@ -7,7 +7,6 @@ finite, plausible loss and a model that is wrong.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +83,8 @@ class GGUF:
 
         Raises ModelFileError when tensors and shape disagree, or when there is nothing packed to keep.
         """
+        from concurrent.futures import ThreadPoolExecutor
+
         config = self.config()
         if quantized and not any(t.tensor_type.name.startswith("Q") for t in self.tensors.values()):
             kinds = ", ".join(sorted({t.tensor_type.name for t in self.tensors.values()}))

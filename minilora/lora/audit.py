@@ -14,7 +14,6 @@ file        saved and loaded again, the adapter is the same, bit for bit
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,6 +245,8 @@ def _merge(model: Llama, name: str, modules: Modules, ids: Array) -> str:
 
 
 def _file(model: Llama, name: str, modules: Modules, ids: Array) -> str:
+    import tempfile  # here, where it is used: `import minilora` shall be quick
+
     state = saved_state(model, name)
     with tempfile.TemporaryDirectory(prefix="minilora-audit-") as folder:
         save_adapter(model, folder, name)

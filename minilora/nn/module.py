@@ -6,7 +6,6 @@ Hugging Face checkpoint, so its state dict needs no translation table.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -137,6 +136,8 @@ def sha256_of(arrays: Mapping[str, Array]) -> str:
 
     Of a packed matrix, the kind stands in place of the dtype, and the bytes are the packed ones.
     """
+    import hashlib
+
     digest = hashlib.sha256()
     for name in sorted(arrays):
         w = arrays[name]
