@@ -21,7 +21,7 @@ from minilora.train import finetune
 from minilora.train import generate as talk
 from minilora.train.data import DataError
 
-COMMANDS = ["finetune", "chat", "audit", "report", "pull", "gradcheck"]
+COMMANDS = ["finetune", "chat", "audit", "merge", "export", "report", "bench", "pull", "gradcheck"]
 LONG = "x" * 1200  # more tokens than the small model can see
 
 

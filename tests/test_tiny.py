@@ -101,5 +101,5 @@ def test_twenty_steps_of_lora_teach_it_the_form_of_the_legal_answers():
     ml.add_adapter(model, ml.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), "legal", seed=0)
     before = mean_loss(model, unseen)
     train(model, learned, 20, History(), lr=5e-3, batch_size=8)
-    assert mean_loss(model, unseen) < before - 0.5
+    assert mean_loss(model, unseen) < before - 0.25
     ml.audit(model, "legal")

@@ -49,8 +49,9 @@ plt.rcParams |= {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.
 # %% [markdown]
 # ## 1. An update made of two thin matrices
 #
-# A linear layer computes $y = x W^\top$. To fine-tune it means to replace $W$ by $W + \Delta W$, where the update
-# $\Delta W$ has the shape of $W$: as many numbers to learn as the layer has.
+# A linear layer computes $y = x W^\top$. The transpose is there because W is stored as (outputs, inputs), in PyTorch as
+# here. To fine-tune the layer means to replace $W$ by $W + \Delta W$, where the update $\Delta W$ has the shape of $W$:
+# as many numbers to learn as the layer has.
 #
 # **LoRA's idea is to write the update as a product, $\Delta W = BA$.** Start with the smallest case. One column times
 # one row is a whole matrix:
@@ -115,9 +116,9 @@ print("rank of B A:", np.linalg.matrix_rank(B @ A))
 # %% [markdown]
 # ## 2. Both gradients, by hand
 #
-# Training moves A and B a little against their gradients, ∂L/∂A and ∂L/∂B: `dA` and `dB` for short. What follows layer
-# after layer until the loss is not our concern. All of it is contained in $g = \partial L / \partial y$, which has the
-# shape of y and is given to us.
+# Training moves A and B a little against their gradients, ∂L/∂A and ∂L/∂B: `dA` and `dB` for short. What
+# happens between y and the loss, layer after layer, is not our concern. All of it is contained in
+# $g = \partial L / \partial y$, which has the shape of y and is given to us.
 #
 # **First, index by index.** One output number, for token t and output i, is
 #
@@ -206,7 +207,8 @@ print(report.elements, "derivatives measured, all within a millionth:", report.m
 
 # %% [markdown]
 # A check is worth something only if it can fail. So let it meet a mistake that is easy to make: the scale is in the
-# output and in dB, and forgotten in dA. Nothing crashes with such a mistake. Training runs, and learns a little worse.
+# output and in dB, and forgotten in dA. Nothing crashes with such a mistake. Adam would even hide it, since it divides
+# each gradient by its own size.
 
 
 # %%
@@ -281,9 +283,10 @@ before = logits()
 ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name="legal", seed=0)
 print(ml.count_parameters(model))
 print(f"outputs: {before.size:,}, different from the base's: {np.count_nonzero(logits() != before)}")
+print("the same bytes:", logits().tobytes() == before.tobytes())
 
 # %% [markdown]
-# Not "nearly the same": not one of them differs in a single bit, since adding zero is exact. And the gradients?
+# Not "nearly the same": adding zero is exact, so that every bit is as it was. And the gradients?
 
 # %%
 model.loss(input_ids, labels).backward()
@@ -385,13 +388,14 @@ for (name, label), move in moves.items():
 # α alone it grows almost as fast as r. On the left, with **SGD**, it is α / √r that stays flat, and α / r falls as
 # fast as r grows.
 #
-# So "α / r keeps the update's size" is true for Adam, which nearly everyone uses, and wrong for SGD. The reason fits in
-# three lines. After one step with learning rate η, A is still its random start, and the update is
+# So "α / r keeps the update's size" is true for Adam, which nearly everyone uses, and wrong for SGD. The reason is
+# short. After one step with learning rate η, A is still its random start, and the update is
 #
 # - SGD: $B = -\eta\,dB$, and $dB$ contains $s$. So $s B A = -\eta\,s^2\,g^\top x\,(A^\top A)$: two factors s, and a
 #   sum of r terms in $A^\top A$. It stays the same if $s^2 r$ does: $s = \alpha / \sqrt r$.
-# - Adam: it divides each gradient by its own size, so that every number of B moves by η, with or without s. Then
-#   $s B A$ has one factor s, and a sum of r terms that all pull the same way. It stays the same if $s\,r$ does:
+# - Adam: it divides each gradient by its own size, so that every number of B moves by η, whatever s is. Then $s B A$
+#   has one factor s, and again a sum of r terms. They do not cancel: for a single token, term k changes output i by
+#   $-\eta\,s\,\mathrm{sign}(g_i)\,|u_k|$, which has the same sign for every k. The sum stays the same if $s\,r$ does:
 #   $s = \alpha / r$.
 #
 # The first step is not the whole training. With α / r, a larger rank means smaller shares for each of its r terms, and
@@ -475,7 +479,8 @@ print("learns:", sorted({name.rpartition(".")[2] for name in model.trainable_par
 
 # %% [markdown]
 # Three things are measured on the way: the loss on what is trained, on terms never seen, and on the *old* domain,
-# parts of presidential addresses that the base never saw either.
+# parts of presidential addresses that the base never saw either. minilora's [`train`](../minilora/train/loop.py) is the
+# loop of section 3, with a learning rate that rises and falls again, and a limit on the length of the gradient.
 
 # %%
 old_domain = encode_text((TINY / "validation.txt").read_text(encoding="utf-8"), tokenizer, max_length=256)
@@ -513,9 +518,9 @@ print(f"step {at[-1]}     {unseen[-1]:>11.3f} {old[-1]:>13.3f}")
 show_answers()
 
 # %% [markdown]
-# Read the answers for their form, not for advice. The presidents are gone. An answer now starts with the term being
-# something, and then says that it matters. The content is mostly nonsense: a million numbers hold little knowledge of
-# the world, and 240 records add little to it. Lesson 14 does the same with a model a hundred times larger.
+# Read the answers for their form, not for advice. The presidents are gone. Most answers now begin like a definition
+# and go on to say why it matters. The content is nonsense: a million numbers hold little knowledge of the world, and
+# 240 records add little to it. Lesson 14 does the same with a model a hundred times larger.
 #
 # The form can be counted. All 30 test questions are about terms that were not trained:
 
@@ -556,8 +561,8 @@ base = sum(array.nbytes for array in base_state(model).values())
 print(f"to keep or send: {stored / 1e6:.2f} MB of adapter beside {base / 1e6:.2f} MB of base")
 
 # %% [markdown]
-# A singular value tells how strong one of the directions is that a matrix acts in. There are exactly eight that are not
-# zero, one for each column of B: the neck of section 1, found again in the result. Low rank does not mean small,
+# A singular value tells how strong one of the directions is that a matrix acts in. Rounding aside, exactly eight are
+# not zero, one for each column of B: the neck of section 1, found again in the result. Low rank does not mean small,
 # though: "size beside W" compares the two matrices by the root of the sum of their squares.
 #
 # In a model this small, the adapter is no small part of the whole. Its size grows with m + n, the model's with m n,
@@ -577,7 +582,7 @@ print(len(report.checks), "promises kept:", ", ".join(check for check, found in 
 # - It trains r (m + n) numbers in place of m n, and never forms B A.
 # - $dB = s\,g^\top (x A^\top)$ and $dA = s\,(g B)^\top x$: each contains the other matrix.
 # - B starts at zero and A at random. The first output is the base's, bit for bit; dA is zero for one step, dB is not.
-# - Under Adam, α / r keeps the first step equal for all ranks. Under SGD it does not: there α / √r would.
+# - Under Adam, α / r keeps the first step about equal for all ranks. Under SGD it does not: there α / √r does.
 # - The base's bytes never change. The model's behaviour does, on old tasks as well, while the adapter is on.
 #
 # ## Where it stands

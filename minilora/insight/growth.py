@@ -139,7 +139,8 @@ def multiplications(point: Point) -> int:
 def predicted_bytes(point: Point) -> int:
     """What a step holds, from shapes alone."""
     ids = point.batch_of_ids()
-    memory = predict_memory(point.config(), rank=point.rank, **alive_at_once(ids, ids))
+    alive: dict[str, Any] = dict(alive_at_once(ids, ids))
+    memory = predict_memory(point.config(), rank=point.rank, **alive)
     return memory.total + (point.adapters - 1) * memory.adapter
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .plots import BLUE, GREY, ORANGE
 
-FULL, LORA, QV = ORANGE, BLUE, "#56B4E9"  # full fine-tuning, LoRA on all linear layers, on q_proj and v_proj alone
+FULL, LORA, SKY = ORANGE, BLUE, "#56B4E9"  # full fine-tuning, LoRA, another LoRA; from the same palette
 
 
 def pairs_of_bars(

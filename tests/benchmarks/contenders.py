@@ -65,7 +65,11 @@ def transformers_generation(folder, streams):
     model = causal_lm(folder).eval()
     ids = torch.tensor(np.random.default_rng(0).integers(0, model.config.vocab_size, (streams, PROMPT)))
     fixed = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
-    return lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **fixed) and None
+
+    def step():
+        model.generate(ids, attention_mask=torch.ones_like(ids), **fixed)
+
+    return step
 
 
 # -- a share of an epoch of the legal data -----------------------------------------------------------------------------
