@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -268,7 +268,7 @@ def _operation(function: Callable, cheap: bool) -> Callable[..., Tensor]:
             return Tensor(value)
         node = Node(edges)
         if cheap:
-            node.again = lambda: function(*arrays, **plain)[0]
+            node.again = cache(lambda: function(*arrays, **plain)[0])  # once for all who ask, until backward has passed
         return Tensor(value, node=node)
 
     call.forward = function  # type: ignore[attr-defined]
