@@ -124,9 +124,23 @@ def build_parser() -> argparse.ArgumentParser:
     hand_on.add_argument("--adapter", required=True, help="folder of an adapter, such as runs/legal")
     hand_on.add_argument("--out", required=True, help="a file that ends in .gguf")
 
-    show = _command(commands, "report", run_report, "show the page of a finished run again")
-    show.add_argument("run_folder", nargs="?", default="runs/legal", metavar="RUN", help="default: %(default)s")
-    show.add_argument("--json", action="store_true", help="the metrics as JSON")
+    show = _command(commands, "report", run_report, "show the page of a finished run again, or where memory goes")
+    show.add_argument("run_folder", nargs="?", metavar="RUN", help="default: runs/legal")
+    show.add_argument("--json", action="store_true", help="the numbers as JSON")
+    show.add_argument(
+        "--memory",
+        action="store_true",
+        help="instead: take a training step and compare the memory it holds, owner by owner, with the prediction",
+    )
+    step = show.add_argument_group("the step of --memory", "its tokens are random")
+    step.add_argument("--base", help=base["help"].replace("%(default)s", "smollm2"))
+    step.add_argument("--method", choices=("lora", "full"), help="default: lora")
+    step.add_argument("--r", type=int, help="rank of the update (default: 8)")
+    step.add_argument("--target-modules", nargs="+", metavar="NAME", help="q_proj v_proj ..., or all-linear (default)")
+    step.add_argument("--batch-size", type=int, help="sequences (default: 4)")
+    step.add_argument("--length", type=int, help="tokens per sequence (default: 128)")
+    step.add_argument("--quantized", action="store_true", default=None, help=packed["help"])
+    step.add_argument("--recompute", action="store_true", default=None, help="keep each block's input alone")
 
     fetch = _command(commands, "pull", run_pull, "download a model, or check the one that is there")
     fetch.add_argument("name", nargs="?", default="smollm2", help="default: %(default)s")
@@ -248,11 +262,35 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 
 def run_report(arguments: argparse.Namespace) -> None:
-    """minilora report: the page, or the metrics, of a finished run."""
+    """minilora report: the page, or the metrics, of a finished run; with --memory, where a step's bytes go."""
     from .train.report import page, read_metrics
 
-    metrics = read_metrics(arguments.run_folder)
+    flags = {name: value for name, value in vars(arguments).items() if value is not None}
+    folder = flags.pop("run_folder", None)
+    job = {name: value for name, value in flags.items() if name not in ("run", "json", "memory")}
+    if arguments.memory:
+        if folder is not None:
+            raise UsageError("--memory takes a step of its own and reads no run: leave out the folder")
+        show_memory(job, arguments.json)
+        return
+    if job:
+        raise UsageError(f"--{min(job).replace('_', '-')} is for --memory")
+    metrics = read_metrics(folder or "runs/legal")
     print(json.dumps(metrics, indent=2) if arguments.json else page(metrics))
+
+
+def show_memory(flags: dict[str, Any], as_json: bool) -> None:
+    """minilora report --memory: prediction beside measurement."""
+    from .insight.memory_report import Job, report, table
+
+    if flags.get("target_modules") == ["all-linear"]:
+        del flags["target_modules"]  # the default
+    try:
+        job = Job(**flags)
+    except ValueError as error:
+        raise UsageError(error) from error
+    result = report(job)
+    print(json.dumps(result, indent=2) if as_json else table(result))
 
 
 def run_pull(arguments: argparse.Namespace) -> None:

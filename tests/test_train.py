@@ -11,7 +11,7 @@ from modelfiles import CONFIG, TERMS
 from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import Tensor
 from minilora.insight.counts import count_parameters
-from minilora.insight.memory import base_parameters, peak_memory, predict_memory
+from minilora.insight.memory import base_parameters
 from minilora.insight.plots import run_picture
 from minilora.io.export import save_folder
 from minilora.io.zoo import load
@@ -21,7 +21,7 @@ from minilora.lora.formats import load_adapter
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import sha256_of
 from minilora.train import finetune as job
-from minilora.train.data import DataError, Record, Sample, pack
+from minilora.train.data import DataError, Record, Sample
 from minilora.train.evaluate import answer_all, contains, keyword_recall, mean_loss
 from minilora.train.finetune import Bars, Options, finetune
 from minilora.train.generate import generate, generate_batch
@@ -611,75 +611,3 @@ def test_options_that_mean_nothing_are_refused_by_name(change):
 )  # fmt: skip
 def test_results_go_where_the_data_say_unless_told(change, folder):
     assert Options(**change).folder.as_posix() == folder
-
-
-# -- memory ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_formula_for_the_base_gives_smollm2s_number():
-    assert base_parameters(SMOLLM2) == 134_515_008
-    assert predict_memory(SMOLLM2, 1, 1, rank=8).weights == 4 * 134_515_008
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_formula_for_the_base_counts_what_a_model_has(tiny_config, tied):
-    config = replace(tiny_config, tie_word_embeddings=tied, head_dim=6)
-    assert base_parameters(config) == count_parameters(Llama(config)).total
-
-
-@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["o_proj", "down_proj"], "all-linear"], ids=str)
-def test_adapter_gradients_and_moments_are_four_bytes_a_number_once_once_and_twice(tiny_config, targets):
-    model = Llama(tiny_config)
-    add_adapter(model, LoraConfig(r=3, lora_alpha=3, target_modules=targets))
-    counts = count_parameters(model)
-    settings = {} if isinstance(targets, str) else {"targets": targets}
-    memory = predict_memory(tiny_config, 100, 50, rank=3, **settings)
-    assert memory.adapter == memory.gradients == 4 * counts.trainable and memory.moments == 8 * counts.trainable
-    assert memory.total == 4 * (counts.total + 3 * counts.trainable) + memory.activations + memory.logits
-
-
-@pytest.mark.parametrize("r, count", [(8, 2_442_240), (16, 4_884_480)])
-def test_smollm2s_adapter_has_the_predicted_size(r, count):
-    assert predict_memory(SMOLLM2, 1, 1, rank=r).adapter == 4 * count
-
-
-def test_activations_grow_linearly_with_tokens_and_logits_stop_at_a_block():
-    memory = [predict_memory(SMOLLM2, n, n, rank=8) for n in (1000, 2000, 3000)]
-    steps = np.diff([m.activations for m in memory])
-    assert steps[0] == steps[1] == memory[0].activations > 0
-    assert len({m.logits for m in memory}) == 1
-    fixed = {m.total - m.activations for m in memory}
-    assert len(fixed) == 1
-
-
-def test_full_fine_tuning_holds_more_than_an_adapter():
-    full, lora = predict_memory(SMOLLM2, 100, 50), predict_memory(SMOLLM2, 100, 50, rank=8)
-    assert full.moments == 2 * full.weights and full.adapter == 0
-    assert full.gradients > full.weights  # the tied embedding's arrives twice
-    assert full.total > 2.5 * lora.total
-
-
-def test_predicted_activations_are_what_a_forward_pass_holds(tiny_config, rng):
-    import gc
-    import tracemalloc
-
-    config = replace(tiny_config, hidden_size=64, intermediate_size=128, num_hidden_layers=3)
-    model = Llama(config, rng)
-    add_adapter(model, LORA)
-    batch = pack(random_samples(rng, (120, 120, 120, 120)))
-    model.loss(batch.input_ids, batch.labels, batch.packing)  # whatever is allocated once
-    gc.collect()
-    tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    loss = model.loss(batch.input_ids, batch.labels, batch.packing)
-    held = tracemalloc.get_traced_memory()[0] - before
-    tracemalloc.stop()
-    predicted = predict_memory(config, batch.input_ids.size, batch.scored, rank=LORA.r).activations
-    assert loss.requires_grad and held == pytest.approx(predicted, rel=0.15)
-
-
-def test_the_peak_of_the_process_is_at_least_what_it_just_held():
-    if peak_memory() is None:
-        pytest.skip("this system does not tell")
-    held = np.ones(20_000_000)
-    assert peak_memory() >= held.nbytes

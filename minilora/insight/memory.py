@@ -107,7 +107,7 @@ def predict_memory(
     if recompute:
         of_block += sum(_kept_by_block(config, tokens // threads, rank, adapted, True)[0].values()) // FLOAT
     if base_bytes is not None and base_bytes < FLOAT * base:  # packed: a matrix is unpacked for its product
-        of_loss += min(LOSS_WORDS, config.vocab_size) * config.hidden_size
+        of_loss += 2 * min(LOSS_WORDS, config.vocab_size) * config.hidden_size  # the next one, before the last one goes
         of_block += config.intermediate_size * config.hidden_size
 
     def held(gradients: int, activations: Mapping[str, int], scratch: int) -> Memory:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..insight.counts import count_parameters
-from ..insight.memory import SHAPES, peak_memory, predict_memory
+from ..insight.memory import SHAPES, alive_at_once, peak_memory, predict_memory, program_memory
 from ..io.export import save_folder
 from ..io.tokenizer import Tokenizer
 from ..io.zoo import load
@@ -25,7 +25,7 @@ from ..lora.config import LoraConfig
 from ..lora.formats import WEIGHTS_FILE, save_adapter
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
-from .data import Record, Sample, cut, encode_record, encode_text, epochs, read_records, split_records
+from .data import Batch, Record, Sample, cut, encode_record, encode_text, epochs, read_records, split_records
 from .evaluate import ANSWER_TOKENS, answer_all, keyword_recall, mean_loss
 from .loop import History, TrainingError, train
 
@@ -124,6 +124,8 @@ def finetune(
     bars = bars or Bars()
     config = options.lora_config() if options.method == "lora" else None
     model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, say)
+    base_bytes = sum(array.nbytes for array in base_state(model).values())
+    program = program_memory(base_bytes)
     material = prepare(options, tokenizer, say)
     _refuse_too_long(material, tokenizer, options, model.config.max_position_embeddings)
     steps = options.steps or math.ceil(options.epochs * len(material.train) / options.batch_size)
@@ -151,7 +153,6 @@ def finetune(
     after = evaluate(model, tokenizer, material, options, bars, "after")
     after_hash = sha256_of(base_state(model))
 
-    base_bytes = sum(array.nbytes for array in base_state(model).values())
     file = options.folder / (WEIGHTS_FILE if config else "model.safetensors")
     metrics = {
         "options": asdict(options) | {"lr": options.learning_rate, "out": str(options.folder)},
@@ -170,7 +171,7 @@ def finetune(
         "seconds_per_step": history.seconds_per_step,
         "tokens_per_second": history.tokens_per_second,
         "training_seconds": sum(history.seconds),
-        "peak_memory_bytes": _memory(model, material, options, trained_peak),
+        "peak_memory_bytes": _memory(model, material, options, program, trained_peak),
         "adapter_bytes": file.stat().st_size,
         "base_bytes": base_bytes,
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
@@ -314,22 +315,30 @@ def _examples(material: Material, before: dict[str, list[str]], after: dict[str,
     return chosen
 
 
-def _memory(model: Llama, material: Material, options: Options, measured: int | None) -> dict[str, Any]:
-    rows = [
-        batch for batch, _ in zip(epochs(material.train, options.batch_size, options.seed), range(20), strict=False)
-    ]
-    largest = max(rows, key=lambda batch: batch.input_ids.size)
-    shape = (model.config, largest.input_ids.size, largest.scored)
-    full = predict_memory(*shape)
-    if options.method == "full":
-        mine = full
-    else:
+def _memory(
+    model: Llama, material: Material, options: Options, program: int | None, measured: int | None
+) -> dict[str, Any]:
+    """Predicted for the largest of the first batches, and measured for the process, which tells nothing of a GPU."""
+    on_host = options.device == "cpu"
+
+    def alive(batch: Batch) -> dict[str, int]:  # a GPU takes a batch undivided
+        if on_host:
+            return alive_at_once(batch.input_ids, batch.labels, batch.packing)
+        return {"tokens": batch.input_ids.size, "scored": batch.scored}
+
+    batches = zip(epochs(material.train, options.batch_size, options.seed), range(20), strict=False)
+    settings: dict[str, Any] = max((alive(batch) for batch, _ in batches), key=lambda shape: shape["tokens"])
+    settings |= {"recompute": options.recompute, "program": program or 0 if on_host else 0}
+    full = mine = predict_memory(model.config, **settings)
+    if options.method == "lora":
         adapted = {name.rpartition(".")[2] for name, m in model.named_modules() if getattr(m, "adapters", None)}
-        mine = predict_memory(*shape, rank=options.r, targets=adapted & set(SHAPES))
+        base_bytes = sum(array.nbytes for array in base_state(model).values())
+        targets = adapted & set(SHAPES)
+        mine = predict_memory(model.config, rank=options.r, targets=targets, base_bytes=base_bytes, **settings)
     return {
         "predicted": mine.total,
-        "measured": measured,
+        "measured": measured if on_host else None,
         "full_predicted": full.total,
-        "by_owner": asdict(mine),
-        "full_by_owner": asdict(full),
+        "by_owner": mine.by_owner(),
+        "full_by_owner": full.by_owner(),
     }
