@@ -139,6 +139,9 @@ class ndarray:
     def view(self, dtype):
         return ndarray(self._host.view(dtype))
 
+    def take(self, indices, axis=None, out=None):
+        return _device(self._host.take(_host(indices, "take"), axis, _host(out)))
+
     def fill(self, value):
         self._host.fill(_host(value, "fill"))
 

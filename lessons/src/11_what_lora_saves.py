@@ -35,7 +35,7 @@ from minilora.insight.counts import lora_parameters
 from minilora.insight.ledger import ledger, peak
 from minilora.insight.memory import SHAPES, base_parameters, predict_memory
 from minilora.insight.plots import BLUE, GREEN, GREY
-from minilora.insight.savings import FULL, LORA, SKY, curve, pairs_of_bars
+from minilora.insight.savings import FULL, LORA, curve, pairs_of_bars
 from minilora.io.export import save_folder
 from minilora.nn.quant import BLOCK, BYTES_PER_BLOCK
 
@@ -213,7 +213,7 @@ plt.show()
 #
 # Look at the second formula for a while. The adapter may be as small as you like, 4 P stays: **the frozen weights still
 # have to be there**, since every token passes through them. With an adapter of nothing at all the factor is 16 P / 4 P
-# = 4, and freezing cannot do better.
+# = 4, and freezing cannot do better. (With plain SGD, which keeps no moments, it would be 8 P / 4 P = 2.)
 
 # %%
 print(f"{'q + v, r = 8':<14}{'full':>13}{'LoRA':>13}{'times fewer numbers learn':>28}{'times less memory':>20}")
@@ -299,8 +299,10 @@ print(f"{'together':<24}" + "".join(f"{memory.activations / 1e6:>12.2f}" for mem
 #
 # Now the rows. The largest, `swiglu` and `attention`, are the same in all three columns: they have no weights to
 # freeze. `linear` is the x that full fine-tuning keeps for dW. In the middle column it has become `lora_linear`: the
-# same x, kept for dA, and in addition r numbers per token and matrix, x Aᵀ, kept for dB. (It is not more than 2 MB
-# because the inputs of most matrices come from a norm or from `swiglu`, and are computed again from what those keep.)
+# same x, kept for dA, and in addition r numbers per token and matrix, x Aᵀ, kept for dB. (It is only 2 MB because the
+# inputs of most matrices come from a norm or from `swiglu`, and are computed again from what those keep.) A little is
+# gained at both ends of the model: nothing learns before the first adapter, so the first norm keeps nothing, and the
+# loss need not keep what the head would learn from.
 #
 # All of it grows with the number of tokens: here 512 tokens, 48 KB for each.
 #
@@ -558,9 +560,9 @@ for width in widths:
     print(f"{width:>5}{1e3 * seconds[None]:>9.1f} ms{1e3 * seconds[8]:>11.1f} ms{1e3 * seconds[32]:>11.1f} ms")
 
 figure, axes = plt.subplots(figsize=(7.5, 3.7), layout="constrained")
-for r, color, place in ((32, SKY, (8, 9)), (8, LORA, (8, -22))):
+for r, color, place in ((32, GREEN, (8, 9)), (8, LORA, (8, -22))):
     curve(axes, widths, by_count[r], f"r = {r}, counted", color, at=0, offset=place, linestyle="--", linewidth=1.3)
-    curve(axes, widths, measured[r], f"r = {r}, measured", color, offset=(8, 5 if r == 32 else -5), marker="o")
+    curve(axes, widths, measured[r], f"r = {r}, measured", color, offset=(8, 9 if r == 32 else -4), marker="o")
 axes.axhline(1, color=FULL, linewidth=1.5)
 axes.text(1030, 1.03, "full fine-tuning", color=FULL, ha="right")
 axes.axhline(2 / 3, color=GREY, linewidth=1)

@@ -52,11 +52,13 @@ def product(x: Array, w: Array) -> Array:
     A packed w is unpacked `WORDS` rows at a time, so that a head never exists whole. A few rows of x, as in generation,
     are multiplied as (w xᵀ)ᵀ: the matrix library then rearranges x for itself, and not the far larger w.
     """
-    xp = array_module(x)
-    if hasattr(w, "unpack") and len(w) > WORDS:
-        return xp.concatenate([product(x, w.unpack(a, b)) for a, b in blocks(len(w), WORDS)], axis=1)
-    w = dense(w)
-    return xp.ascontiguousarray((w @ x.T).T) if 1 < len(x) <= 32 else x @ w.T
+    if hasattr(w, "unpack"):
+        if len(w) > WORDS:
+            return array_module(x).concatenate([x @ w.unpack(a, b).T for a, b in blocks(len(w), WORDS)], axis=1)
+        w = w.unpack()
+    if 1 < len(x) <= 32 and w.size > 1 << 16:
+        return array_module(x).ascontiguousarray((w @ x.T).T)
+    return x @ w.T
 
 
 @op
@@ -254,14 +256,14 @@ def cross_entropy(logits, labels: Array, scored: Array | None = None):
     xp, shape = array_module(logits), logits.shape
     labels = labels.reshape(-1)
     scored = _scored(labels, scored)
-    delta, losses = _softmax_loss(rows(logits)[scored], labels[scored])
+    delta, losses = _softmax_loss(rows(logits).take(scored, axis=0), labels.take(scored))
 
     def dlogits(g):
         out = xp.zeros((len(labels), shape[-1]), delta.dtype)
         out[scored] = delta * (g / len(losses))
         return out.reshape(shape)
 
-    return losses.mean(), dlogits
+    return losses.sum() / len(losses), dlogits
 
 
 @op

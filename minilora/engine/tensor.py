@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, wraps
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,14 +77,8 @@ class Tensor:
     __array_priority__ = 1000.0  # array + tensor must reach Tensor.__radd__; CuPy's own arrays have 100
 
     def __init__(self, data: Any, requires_grad: bool = False, node: Node | None = None):
-        if isinstance(data, Tensor):
-            data = data.data
-        if not hasattr(data, "dtype"):
-            data = np.asarray(data)
-            if data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu"):
-                data = data.astype(np.float32)
-        if isinstance(data, np.generic):
-            data = np.asarray(data)
+        if not isinstance(data, np.ndarray):  # the usual case, in a hurry
+            data = _as_array(data, requires_grad)
         self.data: Array = data
         self.node = node
         if requires_grad:
@@ -169,7 +164,7 @@ class Tensor:
         nodes = _reachable(self.node)
         deliver = leaf_delivery.get()
         self.node.receive(grad, shared=grad)
-        for node in sorted(nodes, key=lambda n: n.number, reverse=True):  # youngest first: children before parents
+        for node in sorted(nodes, key=attrgetter("number"), reverse=True):  # youngest first: children before parents
             if node.edges:
                 _step_back(node, deliver)
             elif node.grad is not None and (not node.owned or isinstance(node.grad, np.generic)):
@@ -253,12 +248,14 @@ def _operation(function: Callable, cheap: bool) -> Callable[..., Tensor]:
 
     @wraps(function)
     def call(*inputs: Any, **settings: Any) -> Tensor:
-        if named := [name for name, value in settings.items() if isinstance(value, Tensor)]:
-            raise TypeError(f"{function.__name__}: give the tensor {named[0]!r} by position, not by name")
-        arrays, plain = [_array(x) for x in inputs], {name: _array(x) for name, x in settings.items()}
+        for name, x in settings.items():
+            if isinstance(x, Tensor):
+                raise TypeError(f"{function.__name__}: give the tensor {name!r} by position, not by name")
+            settings[name] = _array(x)
+        arrays = [_array(x) for x in inputs]
         if asks_again and isinstance(inputs[0], Tensor) and inputs[0].node is not None:
-            plain["again"] = inputs[0].node.again
-        value, *vjps = function(*arrays, **plain)
+            settings["again"] = inputs[0].node.again
+        value, *vjps = function(*arrays, **settings)
         if not _recording.get():
             return Tensor(value)
         edges = [
@@ -268,12 +265,22 @@ def _operation(function: Callable, cheap: bool) -> Callable[..., Tensor]:
             return Tensor(value)
         node = Node(edges)
         if cheap:
-            node.again = cache(lambda: function(*arrays, **plain)[0])  # once for all who ask, until backward has passed
+            node.again = cache(lambda: function(*arrays, **settings)[0])  # once for all who ask, until backward has passed
         return Tensor(value, node=node)
 
     call.forward = function  # type: ignore[attr-defined]
     OPS[function.__name__] = call
     return call
+
+
+def _as_array(data: Any, requires_grad: bool) -> Array:
+    if isinstance(data, Tensor):
+        return data.data
+    if not hasattr(data, "dtype"):
+        data = np.asarray(data)
+        if data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu"):
+            data = data.astype(np.float32)
+    return np.asarray(data) if isinstance(data, np.generic) else data
 
 
 def _array(x: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .plots import BLUE, GREY, ORANGE
 
-FULL, LORA, SKY = ORANGE, BLUE, "#56B4E9"  # full fine-tuning, LoRA, another LoRA; from the same palette
+FULL, LORA = ORANGE, BLUE
 
 
 def pairs_of_bars(

@@ -26,8 +26,8 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Forget all gradients. Without this, the next backward adds to them."""
         for parameter in self.parameters:
-            if parameter.requires_grad:
-                parameter.grad = None
+            if parameter.node is not None:
+                parameter.node.grad = None
 
     def step(self) -> None:
         """Move every parameter that has a gradient; defined by each optimizer."""
