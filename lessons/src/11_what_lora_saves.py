@@ -573,10 +573,10 @@ axes.minorticks_off()
 plt.show()
 
 # %% [markdown]
-# **How to read it.** Below the red line LoRA is faster. Both measured lines fall with the width, as the count says, and
-# r = 32 is slower than r = 8. At the left, LoRA gains nothing or loses. But it does not lose as much as the count says
-# for r = 32: in so narrow a model, matrix products are only a part of a step. At the right LoRA needs about two thirds
-# of the time; where it needs even less, that is Adam, which need not visit what is frozen.
+# **How to read it.** Below the orange line LoRA is faster. Both measured lines fall with the width, as the count says,
+# and r = 32 is slower than r = 8. At the left, LoRA gains nothing or loses. But it does not lose as much as the count
+# says for r = 32: in so narrow a model, matrix products are only a part of a step. At the right LoRA needs about two
+# thirds of the time; where it needs even less, that is Adam, which need not visit what is frozen.
 #
 # These are times, so yours will differ, most of all at the left, where a step is over in milliseconds. For comparison:
 # for GPT-3 the paper reports 43.1 tokens per second with LoRA against 32.5, which is 1.33 times faster.

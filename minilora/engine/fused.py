@@ -116,7 +116,7 @@ def lora_linear(x, w, a, b, scale: float, again: Again = None):
     return y.reshape(*shape[:-1], len(w)), dx, dw, da, db
 
 
-def add_product(out: Array, thin: Array, wide: Array, block: int = 64) -> None:
+def add_product(out: Array, thin: Array, wide: Array, block: int = 128) -> None:
     """out += thin @ wide, a block of rows at a time: the product of a block is added while it is still in the cache."""
     wide = array_module(wide).ascontiguousarray(wide)  # a transposed view costs each of the small products more
     for i, j in blocks(len(out), block):

@@ -17,12 +17,13 @@ from pathlib import Path
 
 from ..engine.attention import Packing
 from ..engine.backend import Array
+from ..engine.fused import WORDS
 from ..engine.parallel import cores
 from ..nn.llama import Config
 from ..nn.parts import Part, divide
 
 FLOAT, INTEGER = 4, 8  # bytes of a float32, and of the int64 of ids and labels
-LOSS_BLOCK, LOSS_WORDS = 256, 4096  # linear_cross_entropy works on so many tokens and words at a time
+LOSS_BLOCK = 256  # scored tokens that linear_cross_entropy works on at a time
 
 SHAPES = {  # (outputs, inputs) of a block's matrices
     "q_proj": lambda c: (c.num_attention_heads * c.head_dim, c.hidden_size),
@@ -41,7 +42,7 @@ class Memory:
 
     activations: what operations keep for backward; `by_operation` says which. scratch: what exists only while an
     operation runs, such as the logits of a block of tokens; with recomputation, also what one block keeps while it goes
-    back. program: Python, the libraries and the tokenizer.
+    back. program: Python, the libraries with their work space, and the tokenizer.
     """
 
     weights: int
@@ -107,7 +108,7 @@ def predict_memory(
     if recompute:
         of_block += sum(_kept_by_block(config, tokens // threads, rank, adapted, True)[0].values()) // FLOAT
     if base_bytes is not None and base_bytes < FLOAT * base:  # packed: a matrix is unpacked for its product
-        of_loss += 2 * min(LOSS_WORDS, config.vocab_size) * config.hidden_size  # the next one, before the last one goes
+        of_loss += 2 * min(WORDS, config.vocab_size) * config.hidden_size  # the next one, before the last one goes
         of_block += config.intermediate_size * config.hidden_size
 
     def held(gradients: int, activations: Mapping[str, int], scratch: int) -> Memory:
@@ -231,7 +232,7 @@ def _kept_around(config: Config, tokens: int, scored: int, rank: int | None, row
 
 def _scratch(config: Config, tokens: int, scored: int, full: bool) -> tuple[int, int]:
     """Numbers that exist only while an operation runs, of one thread: in the loss, and in a block. An estimate."""
-    C, F, words = config.hidden_size, config.intermediate_size, min(LOSS_WORDS, config.vocab_size)
+    C, F, words = config.hidden_size, config.intermediate_size, min(WORDS, config.vocab_size)
     together = scored if full else min(LOSS_BLOCK, scored)  # dw takes all tokens at a time
     logits = together * words * (2 if together < scored or words < config.vocab_size else 1)  # one is made, one goes
     of_loss = logits + 2 * scored * C  # x, and the rows of the right answers
