@@ -109,7 +109,7 @@ def _held_by(x: Any, operation: str, visited: set[int]) -> Iterator[tuple[str, A
 
 
 def _is_array(x: Any) -> bool:
-    return hasattr(x, "nbytes") and x.ndim > 0  # single numbers do not matter
+    return hasattr(x, "nbytes") and hasattr(x, "base") and x.ndim > 0  # of NumPy or CuPy, and no single number
 
 
 def _is_filled(cell: Any) -> bool:

@@ -1,6 +1,6 @@
 """`minilora report --memory`: a training step predicted from shapes, then taken and measured, side by side.
 
-The measuring process, `python -m minilora.insight.memory_report JOB`, does nothing else, so that its peak is the step's.
+The measuring process, `python -m minilora.insight.memory_report JOB`, does nothing else, so its peak is the step's.
 """
 
 from __future__ import annotations
