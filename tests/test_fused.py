@@ -1,6 +1,5 @@
 """Fused operations equal their composition from elementary ones, and keep the promises that are theirs alone."""
 
-
 import tracemalloc
 
 import numpy as np

@@ -231,9 +231,7 @@ def test_an_interrupted_download_leaves_nothing_behind(cache, pip, error):
 
 def test_too_little_disk_space_is_said_before_anything_is_fetched(cache, pip, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda folder: usage(10**9, 10**9 - 2 * len(CONTENT), 2 * len(CONTENT))
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9 - 2 * len(CONTENT), 2 * len(CONTENT)))
     refused_pull(cache, str(cache), "MB free", "MB needed", "MINILORA_CACHE")
     assert not pip.commands
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array
-from .tensor import Node, Tensor, leaf_delivery
+from .tensor import Node, Tensor, Vjp, leaf_delivery
 
 Queue = deque[tuple[Array, Array]]
 current_part: ContextVar[int] = ContextVar("current_part", default=0)  # for what differs by part: random numbers
@@ -67,7 +67,7 @@ def weighted_sum(functions: Sequence[Callable[[], Tensor]], weights: Sequence[fl
         for done in [pool.submit(contexts[t].run, work, t) for t in range(threads)]:
             done.result()
     gradients = meeting.sums()
-    edges = [(leaf, partial(operator.mul, gradients.pop(leaf))) for leaf in list(gradients)]
+    edges: list[tuple[Node, Vjp]] = [(leaf, partial(operator.mul, gradients.pop(leaf))) for leaf in list(gradients)]
     return Tensor(sum(values), node=Node(edges) if edges else None)
 
 

@@ -265,7 +265,9 @@ def _operation(function: Callable, cheap: bool) -> Callable[..., Tensor]:
             return Tensor(value)
         node = Node(edges)
         if cheap:
-            node.again = cache(lambda: function(*arrays, **settings)[0])  # once for all who ask, until backward has passed
+            node.again = cache(
+                lambda: function(*arrays, **settings)[0]
+            )  # once for all who ask, until backward has passed
         return Tensor(value, node=node)
 
     call.forward = function  # type: ignore[attr-defined]

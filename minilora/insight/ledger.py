@@ -129,9 +129,9 @@ class _Counted:
         """The bytes of those buffers that were not counted before."""
         total = 0
         for x in arrays:
-            buffer = getattr(x, "raw", x)  # of a packed matrix, its bytes
-            while _is_array(buffer.base):
-                buffer = buffer.base
+            buffer: Array = getattr(x, "raw", x)  # of a packed matrix, its bytes
+            while _is_array(below := buffer.base):
+                buffer = below
             if id(buffer) not in self.buffers:
                 self.buffers[id(buffer)] = buffer
                 total += buffer.nbytes

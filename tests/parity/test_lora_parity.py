@@ -304,7 +304,7 @@ def test_one_training_step_equals_peft_and_torch(which, random_b, pair, tmp_path
     for name, grad in got.items():
         assert grad.any() == (random_b or name.endswith("lora_B")), name
 
-    settings = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-5}  # not smaller: g / (|g| + eps) blows up rounding of tiny g
+    settings = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-5}  # smaller, g / (|g| + eps) blows up a tiny g's rounding
     AdamW(ours.trainable_parameters(), **settings).step()
     torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], **settings).step()
     expected = tensors_of(theirs)
