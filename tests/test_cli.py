@@ -374,7 +374,7 @@ def test_audit_of_a_missing_adapter_is_status_1(tiny_folder, capsys):
 
 def test_pull_of_an_unknown_model_names_the_known_ones(capsys):
     assert status("pull", "nonsense") == 1
-    assert complaint(capsys) == "no model is called 'nonsense'; known: smollm2"
+    assert complaint(capsys) == "no model is called 'nonsense'; known: tiny, smollm2"
 
 
 # -- chat --------------------------------------------------------------------------------------------------------------

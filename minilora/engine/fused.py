@@ -285,13 +285,16 @@ def linear_cross_entropy(x, w, labels: Array, scored: Array | None = None, block
     def matrix(a: int, b: int) -> Array:  # rows a..b of w
         return w.unpack(a, b) if hasattr(w, "unpack") else w[a:b]
 
-    lse, kept = xp.empty(count, x.dtype), xp.zeros_like(hidden)  # log Σ exp(logits) (N), dx (N, C)
+    kept = xp.zeros_like(hidden)  # dx, (N, C)
+    lse, picked = xp.empty(count, x.dtype), xp.zeros(count, x.dtype)  # log Σ exp(logits), logit of the right answer (N)
     for i, j in blocks(count, block):
-        h, dh = hidden[i:j], kept[i:j]  # (n, C)
+        h, dh, target = hidden[i:j], kept[i:j], targets[i:j]  # (n, C), (n, C), (n)
         top, total = xp.full((j - i, 1), -xp.inf, x.dtype), xp.zeros((j - i, 1), x.dtype)
         for a, b in slices:
             m = matrix(a, b)
             e = h @ m.T  # logits, and then exp(logits - top)
+            here = (target >= a) & (target < b)
+            picked[i:j] += xp.where(here, e[xp.arange(j - i), xp.where(here, target - a, 0)], 0)
             higher = xp.maximum(top, e.max(axis=-1, keepdims=True))
             e -= higher
             xp.exp(e, out=e)
@@ -304,9 +307,8 @@ def linear_cross_entropy(x, w, labels: Array, scored: Array | None = None, block
             top = higher
         dh /= total  # softmax(logits) w, divided where it is narrow
         lse[i:j] = (top + xp.log(total))[:, 0]
-    own = w[targets]  # (N, C): the rows of the right answers
-    loss = (lse - xp.einsum("nc,nc->n", hidden, own)).sum()
-    kept -= own
+    kept -= w[targets]  # the rows of the right answers
+    loss = (lse - picked).sum()
 
     def dx(g):
         out = xp.zeros((len(labels), C), kept.dtype)
