@@ -103,8 +103,8 @@ def test_activations_grow_linearly_with_tokens_and_nothing_but_scratch_grows_bes
 
 
 def test_logits_are_scratch_of_one_block_of_tokens():
-    block, many = (predict_memory(SMOLLM2, 400, n, rank=8).scratch for n in (256, 400))
-    words, width = 4096, SMOLLM2.hidden_size
+    block, many = (predict_memory(SMOLLM2, 256, n, rank=8).scratch for n in (256, 400))
+    words, width = 2048, SMOLLM2.hidden_size
     assert many - block == 4 * 2 * (400 - 256) * width  # x and the rows of the answers, no more logits
     assert block == 4 * 2 * 256 * (words + width)
 
@@ -131,9 +131,9 @@ def test_recomputation_trades_activations_for_one_block_of_scratch():
 
 
 def test_a_packed_base_takes_what_it_is_told_and_scratch_for_unpacking():
-    dense, packed = (predict_memory(SMOLLM2, 256, 250, rank=8, base_bytes=n) for n in (None, 96_576_768))
+    dense, packed = (predict_memory(SMOLLM2, 256, 256, rank=8, base_bytes=n) for n in (None, 96_576_768))
     assert packed.weights == 96_576_768
-    assert packed.scratch - dense.scratch == 4 * 2 * 4096 * SMOLLM2.hidden_size
+    assert packed.scratch - dense.scratch == 4 * 2 * 2048 * SMOLLM2.hidden_size
     assert packed.activations == dense.activations
 
 
@@ -143,8 +143,8 @@ def test_a_packed_base_takes_what_it_is_told_and_scratch_for_unpacking():
 @pytest.mark.parametrize(
     ("shape", "threads", "alive"),
     [
-        ((4, 128), 1, dict(tokens=128, scored=127, rows=1, threads=1, rounds=4)),
-        ((4, 128), 2, dict(tokens=256, scored=254, rows=1, threads=2, rounds=2)),
+        ((4, 128), 1, dict(tokens=256, scored=254, rows=2, threads=1, rounds=2)),
+        ((4, 128), 2, dict(tokens=512, scored=508, rows=2, threads=2, rounds=1)),
         ((4, 128), 8, dict(tokens=512, scored=508, rows=1, threads=4, rounds=1)),
         ((1, 512), 2, dict(tokens=512, scored=511, rows=1, threads=1, rounds=1)),  # a row stays whole
         ((2, 20), 2, dict(tokens=40, scored=38, rows=2, threads=1, rounds=1)),
@@ -212,7 +212,7 @@ def test_after_backward_gradients_are_held_and_activations_no_more(tiny_config, 
 
 
 def test_on_a_divided_batch_nothing_but_gradients_waits_for_backward(tiny_config, rng):
-    model, ids = undivided(tiny_config, TARGETS["all-linear"]), ids_of(rng, 4, 64)
+    model, ids = undivided(tiny_config, TARGETS["all-linear"]), ids_of(rng, 8, 64)
     model.divides = True
     assert len(parts_at_once(ids, ids, threads=1)[0]) == 1 and alive_at_once(ids, ids, threads=1)["rounds"] == 2
     loss = model.loss(ids, ids)

@@ -15,7 +15,7 @@ from .backend import Array, array_module, dense
 from .tensor import cheap_op, is_recording, op, shared_backward
 
 Again = Callable[[], Array] | None
-WORDS = 4096  # rows of a head (V, C) worked on at a time: their logits of some tokens stay in the cache
+TOKENS, WORDS = 256, 2048  # of a head's logits, so many are worked on at a time: they stay in the cache
 NOT_SCORED = -100  # the label of a token that is not part of the loss, as in Hugging Face and PyTorch
 
 
@@ -267,7 +267,7 @@ def cross_entropy(logits, labels: Array, scored: Array | None = None):
 
 
 @op
-def linear_cross_entropy(x, w, labels: Array, scored: Array | None = None, block: int = 256, words: int = WORDS):
+def linear_cross_entropy(x, w, labels: Array, scored: Array | None = None, block: int = TOKENS, words: int = WORDS):
     """cross_entropy(x wᵀ, labels) without ever holding the logits      x (..., C)  w (V, C)  labels (...)  ->  scalar
 
     Works on `block` scored tokens and `words` rows of w at a time, with a running maximum and sum, as attention can be

@@ -17,13 +17,12 @@ from pathlib import Path
 
 from ..engine.attention import Packing
 from ..engine.backend import Array
-from ..engine.fused import WORDS
+from ..engine.fused import TOKENS, WORDS
 from ..engine.parallel import cores
 from ..nn.llama import Config
 from ..nn.parts import Part, divide
 
 FLOAT, INTEGER = 4, 8  # bytes of a float32, and of the int64 of ids and labels
-LOSS_BLOCK = 256  # scored tokens that linear_cross_entropy works on at a time
 
 SHAPES = {  # (outputs, inputs) of a block's matrices
     "q_proj": lambda c: (c.num_attention_heads * c.head_dim, c.hidden_size),
@@ -233,7 +232,7 @@ def _kept_around(config: Config, tokens: int, scored: int, rank: int | None, row
 def _scratch(config: Config, tokens: int, scored: int, full: bool) -> tuple[int, int]:
     """Numbers that exist only while an operation runs, of one thread: in the loss, and in a block. An estimate."""
     C, F, words = config.hidden_size, config.intermediate_size, min(WORDS, config.vocab_size)
-    together = scored if full else min(LOSS_BLOCK, scored)  # dw takes all tokens at a time
+    together = scored if full else min(TOKENS, scored)  # dw takes all tokens at a time
     logits = together * words * (2 if together < scored or words < config.vocab_size else 1)  # one is made, one goes
     of_loss = logits + 2 * scored * C  # x, and the rows of the right answers
     of_block = tokens * (3 * F + C)  # the gradients of SwiGLU's output and inputs, and of the block's output

@@ -94,8 +94,9 @@ class KVCache:
 
     def keep(self, alive: Array) -> None:
         """Drop the rows of the batch that are not listed in `alive` (integers): their answers are finished."""
-        self.keys = [keys[alive] for keys in self.keys]
-        self.values = [values[alive] for values in self.values]
+        for arrays in (self.keys, self.values):  # one by one, so that never all exist twice
+            for layer, array in enumerate(arrays):
+                arrays[layer] = array[alive]
         self.first = None if self.first is None else self.first[alive]
 
 

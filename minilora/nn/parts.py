@@ -13,8 +13,7 @@ from ..engine.attention import Packing
 from ..engine.fused import NOT_SCORED
 
 LEAST = 64  # tokens of a part: with fewer, matrix products lose more than a second core gains
-GOOD = 128  # with more, they gain little, and all that a part keeps for its way back grows
-GOOD_PACKED = 256  # each part of a packed row computes the common beginning for itself
+GOOD = 256  # with more, they gain little, and all that a part keeps for its way back grows
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def divide(input_ids: np.ndarray, labels: np.ndarray, packing: Packing | None, t
 
     A part in which nothing is scored is left out.
     """
-    rounds = max(1, round(input_ids.size / (threads * (GOOD_PACKED if packing else GOOD))))
+    rounds = max(1, round(input_ids.size / (threads * GOOD)))
     count = min(threads * rounds, len(packing.ends) if packing else len(input_ids), input_ids.size // LEAST)
     if count < 2:
         return [_part(input_ids, labels, packing)]
