@@ -13,10 +13,11 @@ from modelfiles import CONFIG
 
 from minilora.cli import main
 from minilora.insight import bench, growth
-from minilora.insight.memory import base_parameters
+from minilora.insight.memory import base_parameters, peak_memory
 from minilora.insight.turns import BenchError, Contender, serve, take_turns
 
 TINY = replace(CONFIG, max_position_embeddings=bench.PROMPT + bench.NEW)
+measures_memory = pytest.mark.skipif(peak_memory() is None, reason="this system does not tell a process's peak memory")
 
 # -- turns -------------------------------------------------------------------------------------------------------------
 
@@ -47,6 +48,7 @@ def test_all_take_turns_after_all_are_ready():
     ]
 
 
+@measures_memory
 def test_a_contender_warms_up_once_and_answers_each_turn(monkeypatch):
     calls = []
     status, answers = served(monkeypatch, lambda: lambda: calls.append(1), turns=2)

@@ -1,6 +1,8 @@
 """Memory: predicted from shapes, read off the graph, and the two side by side."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -261,6 +263,15 @@ def test_the_peak_of_the_process_is_at_least_what_it_just_held_and_the_programs_
     held = np.ones(20_000_000)
     assert peak_memory() >= held.nbytes
     assert 0 < program_memory(held.nbytes) < peak_memory() - held.nbytes / 2
+
+
+def test_the_peak_is_this_process_own_and_not_that_of_the_program_that_started_it():
+    if peak_memory() is None:
+        pytest.skip("this system does not tell")
+    held = np.ones(50_000_000)
+    code = "from minilora.insight.memory import peak_memory; print(peak_memory())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(child.stdout) < held.nbytes
 
 
 # -- minilora report --memory ------------------------------------------------------------------------------------------
