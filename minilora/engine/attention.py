@@ -79,9 +79,7 @@ def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Pac
             return x[:, :, :high]
         return xp.concatenate((x[:, :, :prefix], x[:, :, low:high]), axis=2) if prefix else x[:, :, low:high]
 
-    def add_seen(
-        total: Array, part: Array, low: int, high: int
-    ) -> None:  # the way back: total += part where it belongs
+    def add_seen(total: Array, part: Array, low: int, high: int) -> None:  # the way back: total += part, in its place
         if low <= prefix:
             total[:, :, :high] += part
         else:

@@ -21,7 +21,7 @@ NOT_SCORED = -100  # the label of a token that is not part of the loss, as in Hu
 
 def rows(x: Array) -> Array:
     """(..., n) -> (N, n): all leading axes as one."""
-    return x.reshape(-1, x.shape[-1])
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
 
 
 def blocks(length: int, size: int) -> Iterator[tuple[int, int]]:
@@ -56,7 +56,7 @@ def product(x: Array, w: Array) -> Array:
         if len(w) > WORDS:
             return array_module(x).concatenate([x @ w.unpack(a, b).T for a, b in blocks(len(w), WORDS)], axis=1)
         w = w.unpack()
-    if 1 < len(x) <= 32 and w.size > 1 << 16:
+    if 1 < len(x) <= 32 and len(x) * w.size > 1 << 17:
         return array_module(x).ascontiguousarray((w @ x.T).T)
     return x @ w.T
 
@@ -259,8 +259,11 @@ def cross_entropy(logits, labels: Array, scored: Array | None = None):
     delta, losses = _softmax_loss(rows(logits).take(scored, axis=0), labels.take(scored))
 
     def dlogits(g):
+        own = delta * (g / len(losses))
+        if len(own) == len(labels):
+            return own.reshape(shape)
         out = xp.zeros((len(labels), shape[-1]), delta.dtype)
-        out[scored] = delta * (g / len(losses))
+        out[scored] = own
         return out.reshape(shape)
 
     return losses.sum() / len(losses), dlogits

@@ -158,7 +158,7 @@ class Tensor:
                 raise ValueError(
                     f"backward() needs a gradient for a tensor of shape {self.shape}; reduce it to a scalar"
                 )
-            grad = array_module(self.data).ones_like(self.data)
+            grad = array_module(self.data).ones(self.shape, self.dtype)
         elif grad.shape != self.shape:
             raise ValueError(f"the gradient has shape {grad.shape}, the tensor {self.shape}")
         nodes = _reachable(self.node)
@@ -252,22 +252,19 @@ def _operation(function: Callable, cheap: bool) -> Callable[..., Tensor]:
             if isinstance(x, Tensor):
                 raise TypeError(f"{function.__name__}: give the tensor {name!r} by position, not by name")
             settings[name] = _array(x)
-        arrays = [_array(x) for x in inputs]
+        arrays = [x.data if isinstance(x, Tensor) else _array(x) for x in inputs]
         if asks_again and isinstance(inputs[0], Tensor) and inputs[0].node is not None:
             settings["again"] = inputs[0].node.again
         value, *vjps = function(*arrays, **settings)
-        if not _recording.get():
-            return Tensor(value)
-        edges = [
-            (x.node, vjp) for x, vjp in zip(inputs, vjps, strict=False) if isinstance(x, Tensor) and x.node is not None
-        ]
-        if not edges:
+        edges = []
+        for x, vjp in zip(inputs, vjps, strict=False):
+            if isinstance(x, Tensor) and x.node is not None:
+                edges.append((x.node, vjp))
+        if not edges or not _recording.get():
             return Tensor(value)
         node = Node(edges)
-        if cheap:
-            node.again = cache(
-                lambda: function(*arrays, **settings)[0]
-            )  # once for all who ask, until backward has passed
+        if cheap:  # once for all who ask, until backward has passed
+            node.again = cache(lambda: function(*arrays, **settings)[0])
         return Tensor(value, node=node)
 
     call.forward = function  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from minilora.insight.turns import serve
 
 BASE = "smollm2"
 RECORDS = 40  # of the legal data's training set, evenly chosen: what is measured of an epoch
-ITERATIONS = 200  # of the small network, per turn
+ITERATIONS = 1000  # of the small network, per turn
 
 
 # -- torch, PEFT and transformers --------------------------------------------------------------------------------------
