@@ -158,9 +158,10 @@ def test_only_the_parts_at_work_hold_activations(tiny_config, threads):
         tracemalloc.stop()
         return highest
 
-    apart = peak()
+    peak()  # what is imported at the first step counts for neither
+    apart = peak()  # two parts of ten at a time, and the gradients of a thread that is ahead of the other
     model.divides = False
-    assert apart < peak() / 4
+    assert apart < peak() / 2
 
 
 def test_an_error_in_one_part_is_the_error_of_the_whole():

@@ -54,7 +54,7 @@ def product(x: Array, w: Array) -> Array:
     """
     if hasattr(w, "unpack"):
         if len(w) > WORDS:
-            return array_module(x).concatenate([x @ w.unpack(a, b).T for a, b in blocks(len(w), WORDS)], axis=1)
+            return array_module(x).concatenate([product(x, w.unpack(a, b)) for a, b in blocks(len(w), WORDS)], axis=1)
         w = w.unpack()
     if 1 < len(x) <= 32 and len(x) * w.size > 1 << 17:
         return array_module(x).ascontiguousarray((w @ x.T).T)

@@ -310,7 +310,7 @@ def test_one_training_step_equals_peft_and_torch(which, random_b, pair, tmp_path
     expected = tensors_of(theirs)
     for name, array in adapter_state(ours, "default").items():
         assert not np.array_equal(array, before[name])
-        np.testing.assert_allclose(array, expected[name].numpy(), atol=1e-4, err_msg=name)  # a step is 1e-2 long
+        np.testing.assert_allclose(array, expected[name].numpy(), atol=2e-4, err_msg=name)  # a step is 1e-2 long
 
 
 def curves(theirs, ours, rng, steps=20):
