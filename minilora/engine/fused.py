@@ -260,7 +260,7 @@ def cross_entropy(logits, labels: Array, scored: Array | None = None):
 
     def dlogits(g):
         own = delta * (g / len(losses))
-        if len(own) == len(labels):
+        if len(own) == len(labels):  # every token is scored
             return own.reshape(shape)
         out = xp.zeros((len(labels), shape[-1]), delta.dtype)
         out[scored] = own

@@ -252,15 +252,16 @@ def _operation(function: Callable, cheap: bool) -> Callable[..., Tensor]:
             if isinstance(x, Tensor):
                 raise TypeError(f"{function.__name__}: give the tensor {name!r} by position, not by name")
             settings[name] = _array(x)
-        arrays = [x.data if isinstance(x, Tensor) else _array(x) for x in inputs]
+        arrays = [_array(x) for x in inputs]
         if asks_again and isinstance(inputs[0], Tensor) and inputs[0].node is not None:
             settings["again"] = inputs[0].node.again
         value, *vjps = function(*arrays, **settings)
         edges = []
-        for x, vjp in zip(inputs, vjps, strict=False):
-            if isinstance(x, Tensor) and x.node is not None:
-                edges.append((x.node, vjp))
-        if not edges or not _recording.get():
+        if _recording.get():
+            for x, vjp in zip(inputs, vjps, strict=False):
+                if isinstance(x, Tensor) and x.node is not None:
+                    edges.append((x.node, vjp))
+        if not edges:
             return Tensor(value)
         node = Node(edges)
         if cheap:  # once for all who ask, until backward has passed

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import os
 
 import numpy as np
 import pytest
+from otherside import distance, parity, peft, torch, transformers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
@@ -19,17 +19,7 @@ from minilora.lora.config import LoraConfig
 from minilora.lora.formats import load_adapter, save_adapter
 from minilora.nn.llama import Config, Llama
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
-torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
-transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
-peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[parity]'")
-
-pytestmark = [
-    pytest.mark.parity,
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
-    pytest.mark.filterwarnings("ignore:Model.*tie_word_embeddings.*:UserWarning"),  # what a tied head means for PEFT
-]
+pytestmark = parity
 
 CONFIG = Config(
     vocab_size=320,
@@ -89,10 +79,6 @@ def transformers_model(folder, **settings):
 def logits_of(theirs):
     with torch.no_grad():
         return theirs(torch.from_numpy(IDS)).logits.float().numpy()
-
-
-def distance(a, b):
-    return float(np.abs(a - b).max())
 
 
 @every_setting

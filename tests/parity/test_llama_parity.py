@@ -1,10 +1,10 @@
 """Parity with transformers: a Llama saved there gives the same numbers here, forward and backward."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from otherside import distance, logits_of, parity, torch, transformers
 
 from minilora.engine.attention import Packing
 from minilora.engine.tensor import no_grad
@@ -12,15 +12,7 @@ from minilora.io import zoo
 from minilora.io.safetensors import load_folder
 from minilora.nn.llama import KVCache, Llama, to_halves, to_pairs
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
-torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
-transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
-
-pytestmark = [
-    pytest.mark.parity,
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
-]
+pytestmark = parity
 
 VOCAB = 96
 SHAPES = {
@@ -69,15 +61,6 @@ def labelled(rng):
     labels = ids.copy()
     labels[0, :9] = labels[1, 4:6] = labels[2, :1] = -100
     return ids, labels
-
-
-def logits_of(theirs, ids, **inputs):
-    with torch.no_grad():
-        return theirs(torch.from_numpy(ids), **inputs).logits.numpy()
-
-
-def distance(a, b):
-    return float(np.abs(a - b).max())
 
 
 def assert_same_gradients(ours, theirs):

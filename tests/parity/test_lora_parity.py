@@ -1,9 +1,8 @@
 """Parity with PEFT: adapters cross over in both directions, and training takes the same steps."""
 
-import os
-
 import numpy as np
 import pytest
+from otherside import distance, logits_of, loss_of, parity, peft, torch, transformers
 
 from minilora.io.safetensors import load_folder
 from minilora.lora.adapters import (
@@ -19,16 +18,7 @@ from minilora.lora.formats import load_adapter, save_adapter
 from minilora.nn.optim import AdamW, clip_grad_norm
 from minilora.nn.tensorfile import ModelFileError
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
-torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
-transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
-peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[parity]'")
-
-pytestmark = [
-    pytest.mark.parity,
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
-]
+pytestmark = parity
 
 VOCAB = 96
 SETTINGS = {
@@ -82,19 +72,6 @@ def labelled(rng):
     labels = ids.copy()
     labels[0, :8] = labels[1, :3] = -100
     return ids, labels
-
-
-def logits_of(theirs, ids):
-    with torch.no_grad():
-        return theirs(torch.from_numpy(ids)).logits.numpy()
-
-
-def loss_of(theirs, ids, labels):
-    return theirs(torch.from_numpy(ids), labels=torch.from_numpy(labels)).loss
-
-
-def distance(a, b):
-    return float(np.abs(a - b).max())
 
 
 def tensors_of(theirs, name="default"):

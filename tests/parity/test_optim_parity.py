@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
+from otherside import parity, torch
 
 from minilora.engine.tensor import Tensor
 from minilora.nn.optim import SGD, AdamW, clip_grad_norm
 
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
-torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
-
-pytestmark = pytest.mark.parity
+pytestmark = parity
 
 SIZES = [(3, 5), (7,), (70_000,), (2, 3, 4)]  # one is longer than the block that AdamW works on
 TOLERANCE = {np.float32: {"rtol": 2e-5, "atol": 2e-6}, np.float64: {"rtol": 1e-12, "atol": 1e-13}}

@@ -5,31 +5,21 @@ without an adapter. Whether they compute the same function is therefore asked in
 single layer could not hide; there they agree to about twelve digits.
 """
 
-import os
-from dataclasses import asdict
-
 import numpy as np
 import pytest
+from otherside import distance, in_transformers, logits_of, own_logits, parity, peft, torch, transformers
 
-from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.formats import load_adapter, save_adapter
 from minilora.nn.llama import Llama
 from minilora.nn.optim import AdamW
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
-torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
-transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
-peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[parity]'")
 llama = transformers.models.llama.modeling_llama
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.parity,
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
-    pytest.mark.filterwarnings("ignore:Model.*tie_word_embeddings.*:UserWarning"),  # what a tied head means for PEFT
+    *parity,
     pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),  # the base came from no folder
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),  # PEFT adds the base's table
     pytest.mark.filterwarnings("ignore:PiSSA changes the base weights:UserWarning"),  # it loads the start beside it
@@ -88,37 +78,15 @@ def copy_of(smollm2, dtype=np.float32):
     return ours
 
 
-def in_transformers(smollm2):
-    shape = asdict(smollm2[0].config)
-    rope = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
-    config = transformers.LlamaConfig(**shape, rope_parameters=rope)
-    state = {name: torch.from_numpy(array.copy()) for name, array in smollm2[0].state_dict().items()}
-    return transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state).eval()
-
-
-def ours_on(ours, ids):
-    with no_grad():
-        return ours(ids).data
-
-
-def theirs_on(theirs, ids):
-    with torch.no_grad():
-        return theirs.eval()(torch.from_numpy(ids)).logits.numpy()
-
-
-def distance(a, b):
-    return float(np.abs(a - b).max())
-
-
 def assert_same_function(ours, theirs, folder, smollm2, ids, exact):
     """The adapter does much, and the same on both sides: in float32 up to rounding, in float64 to eleven digits."""
-    got, base = ours_on(ours, ids), ours_on(smollm2[0], ids)
+    got, base = own_logits(ours, ids), own_logits(smollm2[0], ids)
     assert distance(got, base) > 1
-    assert distance(got, theirs_on(theirs, ids)) < 1e-5 * np.abs(got).max()
+    assert distance(got, logits_of(theirs.eval(), ids)) < 1e-5 * np.abs(got).max()
     ours = copy_of(smollm2, np.float64)
     load_adapter(ours, folder)
     exact()
-    got, wanted = ours_on(ours, ids), theirs_on(theirs.double(), ids)
+    got, wanted = own_logits(ours, ids), logits_of(theirs.double(), ids)
     assert got.dtype == wanted.dtype == np.float64
     assert distance(got, wanted) < 1e-10 * np.abs(got).max()
 
@@ -134,7 +102,7 @@ def test_an_adapter_trained_here_computes_the_same_in_peft(settings, smollm2, te
         ours.loss(ids, labels).backward()
         optimizer.step()
     save_adapter(ours, tmp_path)
-    theirs = peft.PeftModel.from_pretrained(in_transformers(smollm2), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(in_transformers(copy_of(smollm2)), tmp_path)
     assert_same_function(ours, theirs, tmp_path, smollm2, ids, exact)
 
 
@@ -143,10 +111,8 @@ def test_an_adapter_trained_in_peft_computes_the_same_here(settings, smollm2, te
     ids, labels = text
     torch.manual_seed(0)
     config = peft.LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM", **settings)
-    theirs = peft.get_peft_model(in_transformers(smollm2), config)
-    converts = (
-        "init_lora_weights" in settings
-    )  # PiSSA changed the base: PEFT saves what it is worth on the untouched one
+    theirs = peft.get_peft_model(in_transformers(copy_of(smollm2)), config)
+    converts = "init_lora_weights" in settings  # PiSSA changed the base: PEFT can save it for the untouched one
     if converts:
         theirs.save_pretrained(tmp_path / "start")
     optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=5e-3)
@@ -159,5 +125,5 @@ def test_an_adapter_trained_in_peft_computes_the_same_here(settings, smollm2, te
     ours = copy_of(smollm2)
     load_adapter(ours, tmp_path)
     if converts:
-        theirs = peft.PeftModel.from_pretrained(in_transformers(smollm2), tmp_path)
+        theirs = peft.PeftModel.from_pretrained(in_transformers(copy_of(smollm2)), tmp_path)
     assert_same_function(ours, theirs, tmp_path, smollm2, ids, exact)

@@ -4,11 +4,11 @@ transformers reads the file with code of its own, so that a mistake in dequantis
 tokenizer shows. A second copy gets its weights from minilora's state dict.
 """
 
-import os
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+from otherside import distance, in_transformers, logits_of, loss_of, own_logits, parity, peft, torch, transformers
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from minilora.engine.tensor import no_grad
@@ -19,17 +19,7 @@ from minilora.lora.formats import save_adapter
 from minilora.nn.llama import KVCache, Llama, to_pairs
 from minilora.nn.optim import AdamW
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
-torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
-transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
-peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[parity]'")
-
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.parity,
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
-]
+pytestmark = [pytest.mark.real, *parity]
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 CHATS = {
@@ -85,41 +75,14 @@ def words(file):
     return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
-def in_transformers(ours):
-    """minilora's model in transformers: a LlamaConfig of the same numbers, and the same arrays, not copied."""
-    shape = asdict(ours.config)
-    rope = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
-    config = transformers.LlamaConfig(**shape, rope_parameters=rope, eos_token_id=2, bos_token_id=1, pad_token_id=2)
-    state = {name: torch.from_numpy(array) for name, array in ours.state_dict().items()}
-    return transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state).eval()
-
-
 def ids_of(tokenizer, chat):
     return np.array([tokenizer.encode_chat(CHATS[chat], answer_next=True)])
-
-
-def logits_of(theirs, ids):
-    with torch.no_grad():
-        return theirs(torch.from_numpy(ids)).logits.numpy()
-
-
-def loss_of(theirs, ids, labels):
-    return theirs(torch.from_numpy(ids), labels=torch.from_numpy(labels)).loss
 
 
 def plain(name):
     """A parameter's name as minilora's `adapter_state` has it, from either side."""
     name = name.removeprefix("base_model.model.").removesuffix(".default.weight")
     return name.replace(".adapters.default", "")
-
-
-def own_logits(ours, ids):
-    with no_grad():
-        return ours(ids).data
-
-
-def distance(a, b):
-    return float(np.abs(a - b).max())
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------

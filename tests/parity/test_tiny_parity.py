@@ -1,21 +1,12 @@
 """The packaged tiny base is an ordinary Hugging Face folder: transformers reads all of it."""
 
-import os
-
 import numpy as np
-import pytest
+from otherside import logits_of, parity, torch, transformers
 
 import minilora as ml
 from minilora.io.zoo import TINY
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
-transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
-
-pytestmark = [
-    pytest.mark.parity,
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
-]
+pytestmark = parity
 
 TEXT = "My fellow citizens — in 1862 the “Union” was, é and \x01 included, at war."
 CHAT = [{"role": "user", "content": "What did President Lincoln say in 1862?"}]
@@ -29,6 +20,5 @@ def test_transformers_reads_the_tiny_base_as_minilora_does():
     assert words(TEXT)["input_ids"] == ids
     assert words.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True) == tokenizer.render(CHAT, True)
     assert (words.eos_token_id, words.pad_token_id) == (tokenizer.eos_id, tokenizer.pad_id)
-    with torch.no_grad():
-        expected = theirs(torch.tensor([ids])).logits.numpy()
-    np.testing.assert_allclose(model(np.array([ids])).data, expected, rtol=1e-4, atol=1e-4)
+    ids = np.array([ids])
+    np.testing.assert_allclose(model(ids).data, logits_of(theirs, ids), rtol=1e-4, atol=1e-4)

@@ -1,9 +1,8 @@
 """Parity with PEFT for the variants: logits, gradients, merged weights and whole training runs agree."""
 
-import os
-
 import numpy as np
 import pytest
+from otherside import distance, logits_of, loss_of, parity, peft, torch, transformers
 
 from minilora.engine.tensor import Tensor
 from minilora.io.safetensors import load_folder
@@ -22,17 +21,7 @@ from minilora.nn.llama import Config, Llama
 from minilora.nn.module import Parameter
 from minilora.nn.optim import AdamW
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
-torch.set_num_threads(1)  # on few cores, its threads and those of NumPy's BLAS would keep each other waiting
-transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[parity]'")
-peft = pytest.importorskip("peft", reason="needs peft: pip install 'minilora[parity]'")
-
-pytestmark = [
-    pytest.mark.parity,
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # between those libraries
-    pytest.mark.filterwarnings("ignore:Model.*tie_word_embeddings.*:UserWarning"),  # what a tied head means for PEFT
-]
+pytestmark = parity
 
 VOCAB = 96
 QV, EMBED = ["q_proj", "v_proj"], ["embed_tokens"]
@@ -132,19 +121,6 @@ def labelled(rng):
     labels = ids.copy()
     labels[0, :8] = labels[1, :3] = -100
     return ids, labels
-
-
-def logits_of(theirs, ids):
-    with torch.no_grad():
-        return theirs(torch.from_numpy(ids)).logits.numpy()
-
-
-def loss_of(theirs, ids, labels):
-    return theirs(torch.from_numpy(ids), labels=torch.from_numpy(labels)).loss
-
-
-def distance(a, b):
-    return float(np.abs(a - b).max())
 
 
 def assert_same_step(theirs, ours, rng):
