@@ -9,9 +9,9 @@
 Importing this package loads NumPy and no other third-party package; the rest is loaded by what needs it.
 """
 
+from .cost.counts import count_parameters
 from .engine.gradcheck import GradientError, gradcheck
 from .engine.tensor import Tensor, no_grad, op
-from .insight.counts import count_parameters
 from .io.zoo import load, pull
 from .lora.adapters import (
     add_adapter,
@@ -25,12 +25,13 @@ from .lora.adapters import (
 from .lora.audit import AuditError, audit
 from .lora.combine import combine_adapters
 from .lora.config import LoraConfig
-from .lora.formats import load_adapter, save_adapter
+from .lora.peft import load_adapter, save_adapter
 from .lora.variants import lora_plus
 from .nn.llama import Config, Llama
 from .nn.module import Module, Parameter
 from .nn.optim import SGD, AdamW
 from .train.generate import generate
+from .version import __version__
 
 __all__ = [
     "SGD",
@@ -43,6 +44,7 @@ __all__ = [
     "Module",
     "Parameter",
     "Tensor",
+    "__version__",
     "add_adapter",
     "audit",
     "combine_adapters",
@@ -63,5 +65,3 @@ __all__ = [
     "set_adapter",
     "unmerge_adapter",
 ]
-
-__version__ = "0.1.0"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from .version import __version__
 
 
 class UsageError(Exception):
@@ -172,7 +172,7 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
 
 def run_finetune(arguments: argparse.Namespace) -> None:
     """minilora finetune: run the job, draw its picture, print its page."""
-    from .insight.plots import run_picture
+    from .pictures.run import run_picture
     from .train.finetune import Options, finetune
     from .train.report import page
 
@@ -191,7 +191,7 @@ def run_finetune(arguments: argparse.Namespace) -> None:
 def run_chat(arguments: argparse.Namespace) -> None:
     """minilora chat: one answer for --prompt, else a conversation until an empty line or Ctrl-D."""
     from .io.zoo import load
-    from .lora.formats import load_adapter
+    from .lora.peft import load_adapter
     from .train.generate import generate
 
     if arguments.max_new_tokens < 1:
@@ -236,7 +236,7 @@ def run_audit(arguments: argparse.Namespace) -> None:
     """minilora audit: one line per promise, one per kind of module."""
     from .io.zoo import load
     from .lora.audit import audit
-    from .lora.formats import load_adapter
+    from .lora.peft import load_adapter
 
     model, _ = load(arguments.base, arguments.quantized)
     load_adapter(model, arguments.adapter)
@@ -281,7 +281,7 @@ def run_report(arguments: argparse.Namespace) -> None:
 
 def show_memory(flags: dict[str, Any], as_json: bool) -> None:
     """minilora report --memory: prediction beside measurement."""
-    from .insight.memory_report import Job, report, table
+    from .cost.process import Job, report, table
 
     if flags.get("target_modules") == ["all-linear"]:
         del flags["target_modules"]  # the default
@@ -302,7 +302,7 @@ def run_pull(arguments: argparse.Namespace) -> None:
 
 def run_bench(arguments: argparse.Namespace) -> None:
     """minilora bench: a table of modes, measured in turns, or the pictures of how cost grows."""
-    from .insight import bench, growth
+    from .cost import bench, growth
     from .train.finetune import Bars
 
     if arguments.growth:
@@ -329,7 +329,7 @@ def run_bench(arguments: argparse.Namespace) -> None:
 
 def run_gradcheck(arguments: argparse.Namespace) -> None:
     """minilora gradcheck: one line per operation."""
-    from .insight.opcheck import check_all
+    from .engine.examples import check_all
 
     worst = 0.0
     for report in check_all(arguments.seed):

@@ -9,7 +9,7 @@ from hypothesis import settings
 from modelfiles import CHATML, CONFIG, SPECIAL, TERMS, byte_symbols
 
 from minilora.io import zoo
-from minilora.io.export import save_folder
+from minilora.io.folder import save_folder
 from minilora.io.tokenizer import Tokenizer
 from minilora.nn.llama import Config, Llama
 

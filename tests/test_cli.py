@@ -11,12 +11,12 @@ from modelfiles import TERMS
 
 from minilora import __version__
 from minilora.cli import main
+from minilora.engine import examples
 from minilora.engine.tensor import OPS, Tensor
-from minilora.insight import opcheck
+from minilora.files.tensors import read_tensors
 from minilora.io import zoo
-from minilora.lora.formats import load_adapter
+from minilora.lora.peft import load_adapter
 from minilora.nn.llama import Llama
-from minilora.nn.tensorfile import read_tensors
 from minilora.train import finetune
 from minilora.train import generate as talk
 from minilora.train.data import DataError
@@ -470,6 +470,6 @@ def test_gradcheck_prints_one_line_for_every_registered_operation(capsys):
 
 
 def test_gradcheck_finds_a_wrong_gradient_and_names_the_operation(capsys, monkeypatch):
-    monkeypatch.setattr(opcheck, "OPS", {"neg": lambda x: x * Tensor(x.data)})  # x², with half its gradient
+    monkeypatch.setattr(examples, "OPS", {"neg": lambda x: x * Tensor(x.data)})  # x², with half its gradient
     assert status("gradcheck") == 1
     assert complaint(capsys).startswith("neg: ")

@@ -13,8 +13,9 @@ ROOT = Path(minilora.__file__).parent
 FILES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
 each_file = pytest.mark.parametrize("file", sorted(FILES))
 
-# engine <- nn <- lora <- io, train, insight <- course, cli; a part imports from its own storey and those below.
-STOREY = {"engine": 0, "nn": 1, "lora": 2, "io": 3, "train": 3, "insight": 3, "course": 4, "cli": 4, "__main__": 4}
+# A folder imports from itself and from the floors below it.
+FLOORS = ("version", "engine", "files", "nn", "lora", "io", "pictures", "cost", "train", "course", "cli", "__main__")
+STOREY = {name: floor for floor, name in enumerate(FLOORS)}
 
 
 def imported_modules(file, tree):
@@ -47,11 +48,6 @@ def test_every_part_has_a_storey():
 def test_imports_go_one_way(file):
     own = STOREY.get(part_of(file), max(STOREY.values()))
     assert {part for part in parts_used(file) if STOREY[part] > own} == set()
-
-
-def test_parts_of_one_storey_import_each_other_in_one_direction_only():
-    uses = {(part_of(file), part) for file in FILES for part in parts_used(file)}
-    assert {(a, b) for a, b in uses if a != b and (b, a) in uses} == set()
 
 
 def test_the_reader_of_imports_sees_every_form():

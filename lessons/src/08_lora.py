@@ -35,11 +35,11 @@ import numpy as np
 
 import minilora as ml
 from minilora.engine.fused import lora_linear
-from minilora.insight import drawings
-from minilora.insight.plots import BLUE, GREEN, ORANGE
 from minilora.io.zoo import TINY
 from minilora.lora.adapters import adapter_state, base_state, lora_modules
 from minilora.nn.module import sha256_of
+from minilora.pictures import lessons
+from minilora.pictures.style import BLUE, GREEN, ORANGE
 from minilora.train.data import encode_record, encode_text, read_records, split_records
 from minilora.train.evaluate import mean_loss
 from minilora.train.loop import History, train
@@ -72,7 +72,7 @@ print(column @ row)
 # %%
 m, n, r = 576, 1536, 8  # down_proj in each of SmolLM2's 30 blocks
 figure, axes = plt.subplots(figsize=(9, 3.8))
-drawings.matrices_to_scale(axes, m, n, r)
+lessons.matrices_to_scale(axes, m, n, r)
 plt.show()
 print(f"W has {m * n:,} numbers, A and B together {r * (m + n):,}: {100 * r * (m + n) / (m * n):.1f} %")
 
@@ -89,7 +89,7 @@ print(f"W has {m * n:,} numbers, A and B together {r * (m + n):,}: {100 * r * (m
 
 # %%
 figure, axes = plt.subplots(figsize=(9, 2.9))
-drawings.bottleneck_to_scale(axes, m, n, r)
+lessons.bottleneck_to_scale(axes, m, n, r)
 plt.show()
 print(f"multiplications for one token: W {m * n:,}   A, then B {r * (m + n):,}")
 print(f"multiplications to form B A:   {m * r * n:,}")
@@ -317,8 +317,8 @@ for step in range(15):
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.2))
 steps = range(1, 16)
-drawings.line(axes, steps, sizes["B"], "dB", BLUE, marker="o", markersize=4)
-drawings.line(axes, steps, sizes["A"], "dA", ORANGE, marker="o", markersize=4)
+lessons.line(axes, steps, sizes["B"], "dB", BLUE, marker="o", markersize=4)
+lessons.line(axes, steps, sizes["A"], "dA", ORANGE, marker="o", markersize=4)
 axes.set(xlabel="step", ylabel="length of the gradient\n(all 28 matrices together)", xlim=(0, 16.5))
 axes.set_ylim(bottom=0)
 plt.show()
@@ -372,7 +372,7 @@ figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
 for axes, name in zip(panels, optimizers, strict=True):
     for label, color in zip(scalings, (GREEN, ORANGE, BLUE), strict=True):
         relative = [move / moves[name, label][0] for move in moves[name, label]]
-        drawings.line(axes, ranks, relative, label, color, marker="o", markersize=4)
+        lessons.line(axes, ranks, relative, label, color, marker="o", markersize=4)
     axes.set(xscale="log", yscale="log", xlabel="rank r", title=f"one step of {name}", xlim=(0.9, 140))
     axes.set_xticks(ranks, [str(r) for r in ranks])
     axes.set_yticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
@@ -499,9 +499,9 @@ train(model, samples["train"], steps=120, history=history, lr=5e-3, batch_size=8
 at, unseen, old = zip(*curve, strict=True)
 smooth = np.convolve(history.losses, np.ones(10) / 10, mode="valid")  # each point is the mean of ten steps
 figure, axes = plt.subplots(figsize=(8, 3.6))
-drawings.line(axes, np.arange(10, 121), smooth, "training (mean of 10 steps)", BLUE)
-drawings.line(axes, at, unseen, "law, terms never seen", GREEN, marker="o", markersize=4)
-drawings.line(axes, at, old, "old domain: presidents", ORANGE, marker="o", markersize=4)
+lessons.line(axes, np.arange(10, 121), smooth, "training (mean of 10 steps)", BLUE)
+lessons.line(axes, at, unseen, "law, terms never seen", GREEN, marker="o", markersize=4)
+lessons.line(axes, at, old, "old domain: presidents", ORANGE, marker="o", markersize=4)
 axes.set(xlabel="step", ylabel="loss (nats per token)", xlim=(0, 170), xticks=range(0, 121, 30))
 plt.show()
 print("             law, unseen    presidents")

@@ -30,14 +30,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import minilora as ml
-from minilora.insight.bench import SMOLLM2
-from minilora.insight.counts import lora_parameters
-from minilora.insight.ledger import ledger, peak
-from minilora.insight.memory import SHAPES, base_parameters, predict_memory
-from minilora.insight.plots import BLUE, GREEN, GREY
-from minilora.insight.savings import FULL, LORA, curve, pairs_of_bars
-from minilora.io.export import save_folder
-from minilora.nn.quant import BLOCK, BYTES_PER_BLOCK
+from minilora.cost.bench import SMOLLM2
+from minilora.cost.counts import lora_parameters
+from minilora.cost.ledger import ledger, peak
+from minilora.cost.predict import SHAPES, base_parameters, predict_memory
+from minilora.files.quant import BLOCK, BYTES_PER_BLOCK
+from minilora.io.folder import save_folder
+from minilora.pictures.lessons import FULL, LORA, curve, pairs_of_bars
+from minilora.pictures.style import BLUE, GREEN, GREY
 
 plt.rcParams["figure.dpi"] = 80
 
@@ -642,12 +642,12 @@ print(f"\n100 versions of SmolLM2: {100 * copy / 1e9:.1f} GB as copies, {adapter
 # **Now you:** [exercises 11](exercises/11_what_lora_saves.ipynb) ask you to count an adapter, to predict the memory of
 # a training step within 1 %, and to find the largest rank that fits a budget.
 #
-# **In the source:** [`insight/counts.py`](../minilora/insight/counts.py) counts,
-# [`insight/memory.py`](../minilora/insight/memory.py) predicts and [`insight/ledger.py`](../minilora/insight/ledger.py)
+# **In the source:** [`cost/counts.py`](../minilora/cost/counts.py) counts,
+# [`cost/predict.py`](../minilora/cost/predict.py) predicts and [`cost/ledger.py`](../minilora/cost/ledger.py)
 # measures; [`engine/fused.py`](../minilora/engine/fused.py) says of each operation what it keeps;
 # [`engine/tensor.py`](../minilora/engine/tensor.py) drops what frozen inputs do not need;
-# [`engine/recompute.py`](../minilora/engine/recompute.py) and [`nn/quant.py`](../minilora/nn/quant.py) are the two
-# levers.
+# [`engine/recompute.py`](../minilora/engine/recompute.py) and [`files/quant.py`](../minilora/files/quant.py) are the
+# two levers.
 #
 # **Papers:** LoRA ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)), Adam with weight decay
 # ([Loshchilov & Hutter 2019](https://arxiv.org/abs/1711.05101)), recomputation

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..insight.counts import lora_parameters
+from ..cost.counts import lora_parameters
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
 from ..nn.llama import Config, Llama

@@ -33,7 +33,7 @@ def array_module(x: Array) -> ModuleType:
 
 
 def dense(w: Array) -> Array:
-    """The numbers of a matrix: itself, or for a packed one (nn/quant.py) a new array, meant to live for one product."""
+    """The numbers of a matrix: itself, or for a packed one (files/quant.py) a new array, for one product."""
     return w.unpack() if hasattr(w, "unpack") else w
 
 

@@ -7,16 +7,32 @@ finite, plausible loss and a model that is wrong.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..engine.backend import Array, dense, to_numpy
 from ..engine.parallel import cores
-from ..nn.ggufile import Field, hugging_face_name, open_gguf, read_raw
-from ..nn.llama import Config, Llama, check_claims, to_halves
-from ..nn.quant import BYTES_PER_BLOCK, Packed, dequantize
-from ..nn.tensorfile import ModelFileError
+from ..files.disk import ModelFileError
+from ..files.gguf import (
+    Field,
+    hugging_face_name,
+    llama_cpp_name,
+    open_gguf,
+    read_raw,
+    reordered,
+    to_halves,
+    to_pairs,
+    write_gguf,
+)
+from ..files.quant import BLOCK, BYTES_PER_BLOCK, Packed, dequantize, quantize
+from ..nn.llama import Config, Llama, check_claims
+from .tokenizer import Tokenizer, from_gguf, tokenizer_metadata
+
+GGUF_KINDS = ("F32", "F16", "Q8_0", "Q4_1")
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_1": 3, "Q8_0": 7}  # llama.cpp's number for what most of a file is stored as
 
 
 class GGUF:
@@ -71,12 +87,15 @@ class GGUF:
     def weight(self, name: str, config: Config, quantized: bool = False) -> np.ndarray | Packed:
         """One tensor in Hugging Face's layout: a new float32 array, or with `quantized` a packed matrix as it is."""
         tensor = self.tensors[name]
-        raw, kind, heads = read_raw(self.path, tensor), tensor.tensor_type.name, _heads(name, config)
-        if heads:
-            raw = to_halves(raw, heads)  # no block reaches into another row
+        raw, kind = read_raw(self.path, tensor), tensor.tensor_type.name
+        raw = reordered(to_halves, name, raw, config.num_attention_heads, config.num_key_value_heads)  # whole rows
         if quantized and kind.startswith("Q"):
             return Packed(raw, kind)
         return dequantize(raw, kind).reshape(tensor.shape[::-1])
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the file describes. Raises ModelFileError for a kind that is not byte-level BPE."""
+        return from_gguf(self.path, self.metadata)
 
     def load(self, quantized: bool = False) -> Llama:
         """The whole model in float32, frozen nowhere; with `quantized`, packed matrices stay packed, and frozen.
@@ -103,8 +122,83 @@ class GGUF:
         return model
 
 
-def _heads(name: str, config: Config) -> int:
-    """How many heads the rows of this tensor are to be reordered in; 0 for all but q and k."""
-    if name.endswith("q_proj.weight"):
-        return config.num_attention_heads
-    return config.num_key_value_heads if name.endswith("k_proj.weight") else 0
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def save_gguf(
+    path: str | Path,
+    config: Config,
+    state: Mapping[str, Array],
+    tokenizer: Tokenizer,
+    kind: str = "F16",
+    source: GGUF | None = None,
+    unchanged: Collection[str] = (),
+) -> Path:
+    """Write a model as a GGUF file and return its path. It appears whole or not at all.
+
+    kind: how matrices are stored, one of GGUF_KINDS; norms stay F32, and a matrix whose rows are no whole blocks
+    becomes F16, as in llama.cpp. source: the file from which the model came; all that it says about the model and its
+    tokenizer is copied. unchanged: tensors that are still what they were there; quantised ones are then copied as they
+    are when `kind` is quantised, since packing them anew could only lose.
+    Raises ModelFileError when a GGUF file cannot express the tokenizer, ValueError for numbers too large for `kind`.
+    """
+    path = Path(path)
+    tensors: dict[str, tuple[np.ndarray, str]] = {}
+    for name, array in state.items():
+        stored = source.tensors[name] if source is not None and name in unchanged else None
+        if stored is not None and kind.startswith("Q") and stored.tensor_type.name.startswith("Q"):
+            tensors[llama_cpp_name(name)] = (np.asarray(stored.data), stored.tensor_type.name)
+            continue
+        w = in_pairs(name, to_numpy(dense(array)), config)
+        try:
+            tensors[llama_cpp_name(name)] = _packed(w, kind, name)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    description: dict[str, Any] = {"general.architecture": "llama", "general.type": "model"}
+    if source is None:
+        description |= _shape_metadata(config) | tokenizer_metadata(tokenizer, config.vocab_size)
+    else:
+        internal = ("GGUF.", "general.architecture", "general.alignment")
+        description |= {key: field for key, field in source.fields.items() if not key.startswith(internal)}
+    description |= {"general.file_type": _FILE_TYPES[kind], "general.quantization_version": 2}
+    write_gguf(path, description, tensors)
+    return path
+
+
+def in_pairs(name: str, w: np.ndarray, config: Config) -> np.ndarray:
+    """A tensor as llama.cpp lays it out: rows of q and k as adjacent rotary pairs, anything else as it is."""
+    return reordered(to_pairs, name, w, config.num_attention_heads, config.num_key_value_heads)
+
+
+def kind_of(w: np.ndarray, kind: str, name: str = "") -> str:
+    """How `save_gguf` stores this array when matrices are to be stored as `kind`.
+
+    With Q4_1 the embedding and the head become Q8_0: every token's score hangs on them.
+    """
+    if w.ndim == 1:
+        return "F32"
+    if kind.startswith("Q") and w.shape[1] % BLOCK:
+        return "F16"
+    return "Q8_0" if kind == "Q4_1" and name in ("model.embed_tokens.weight", "lm_head.weight") else kind
+
+
+def _packed(w: np.ndarray, kind: str, name: str) -> tuple[np.ndarray, str]:
+    kind = kind_of(w, kind, name)
+    return (w.astype(np.float32, copy=False), kind) if w.ndim == 1 else (quantize(w, kind), kind)
+
+
+def _shape_metadata(config: Config) -> dict[str, Any]:
+    return {
+        "llama.vocab_size": config.vocab_size,
+        "llama.context_length": config.max_position_embeddings,
+        "llama.embedding_length": config.hidden_size,
+        "llama.block_count": config.num_hidden_layers,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.num_key_value_heads,
+        "llama.attention.key_length": config.head_dim,
+        "llama.attention.value_length": config.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": float(config.rope_theta),
+    }

@@ -15,14 +15,13 @@ import numpy as np
 
 from ..engine.backend import Array, dense
 from ..engine.tensor import no_grad
+from ..files.quant import BLOCK, codes_q4_1, dequantize, quantize
 from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_state
-from ..lora.formats import load_adapter
 from ..lora.llamacpp import save_gguf_adapter
+from ..lora.peft import load_adapter
 from ..nn.llama import Config, Llama
-from ..nn.quant import BLOCK, codes_q4_1, dequantize, quantize
-from .export import GGUF_KINDS, in_pairs, save_folder, save_gguf
-from .gguf import GGUF
-from .safetensors import load_folder
+from .folder import load_folder, save_folder
+from .gguf import GGUF, GGUF_KINDS, in_pairs, save_gguf
 from .zoo import load, locate
 
 FOLDER_KINDS = ("F32", "F16")

@@ -4,14 +4,13 @@ builds them from what a GGUF file or a Hugging Face folder says, and refuses wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..nn.tensorfile import ModelFileError
-from .gguf import GGUF
-from .safetensors import read_json
+from ..files.disk import ModelFileError, read_json
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
@@ -95,8 +94,8 @@ class Tokenizer:
         return self.encode(self.render(messages, answer_next))
 
 
-def from_gguf(file: GGUF) -> Tokenizer:
-    """The tokenizer a GGUF file describes: byte-level BPE, in the variants `smollm` and `gpt-2`.
+def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a GGUF file's metadata describe: byte-level BPE, in the variants `smollm` and `gpt-2`.
 
     Raises ModelFileError for other kinds.
     """
@@ -104,11 +103,10 @@ def from_gguf(file: GGUF) -> Tokenizer:
     from tokenizers import Tokenizer as Core
     from tokenizers.models import BPE
 
-    meta = file.metadata
     kind, splitting = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
     if kind != "gpt2" or splitting not in ("smollm", "gpt-2"):
         raise ModelFileError(
-            f"{file.path}: tokenizer {kind!r}/{splitting!r} is unknown; known: 'gpt2' with 'smollm', 'gpt-2'"
+            f"{path}: tokenizer {kind!r}/{splitting!r} is unknown; known: 'gpt2' with 'smollm', 'gpt-2'"
         )
     try:
         tokens = meta["tokenizer.ggml.tokens"]
@@ -118,7 +116,7 @@ def from_gguf(file: GGUF) -> Tokenizer:
         bos = tokens[meta["tokenizer.ggml.bos_token_id"]] if "tokenizer.ggml.bos_token_id" in meta else ""
         core = Core(BPE({t: i for i, t in enumerate(tokens)}, merges))
     except Exception as error:
-        raise ModelFileError(f"{file.path}: unusable tokenizer data: {error}") from error
+        raise ModelFileError(f"{path}: unusable tokenizer data: {error}") from error
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = [pre_tokenizers.Digits(individual_digits=True)] if splitting == "smollm" else []
     core.pre_tokenizer = pre_tokenizers.Sequence([*digits, by_bytes])
@@ -178,3 +176,54 @@ def _bytes_without_token(core: Any) -> set[int]:
     others = [b for b in range(256) if b not in printable]  # the rest are shifted, in order, to characters from 256 on
     symbol = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
     return {b for b in range(256) if core.token_to_id(symbol[b]) is None}
+
+
+def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+    """A byte-level BPE tokenizer as a GGUF file describes it; ids up to `vocab_size` without a token are padded.
+
+    Raises ModelFileError, saying why, for a tokenizer that llama.cpp would run differently.
+    """
+    record = json.loads(tokenizer.core.to_str())
+    model = record["model"]
+    off = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    used = [key for key in off if model.get(key)] + ["normalizer"] * (record.get("normalizer") is not None)
+    added = {entry["content"]: entry["special"] for entry in record["added_tokens"]}
+    if model["type"] != "BPE" or (record.get("decoder") or {}).get("type") != "ByteLevel":
+        used.append("anything but byte-level BPE")
+    if used or (splitting := _splitting(record.get("pre_tokenizer") or {})) is None:
+        what = ", ".join(used) or "this way of splitting text into words"
+        raise ModelFileError(f"the tokenizer uses {what}: minilora cannot write it to a GGUF file")
+    if plain := [token for token, special in added.items() if not special]:
+        raise ModelFileError(
+            f"the tokenizer's added token {plain[0]!r} is not special: minilora cannot write it to GGUF"
+        )
+    if not model["merges"]:
+        raise ModelFileError("the tokenizer has no merges, and a GGUF file cannot say so")
+    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
+    kinds = [5] * vocab_size  # 5: unused, 3: control, 1: normal
+    for token, i in tokenizer.core.get_vocab(with_added_tokens=True).items():
+        tokens[i], kinds[i] = token, 3 if token in added else 1
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    bos_id = tokenizer.core.token_to_id(tokenizer.bos) if tokenizer.bos else None
+    begins = tokenizer.core.encode("a").ids[:1] == [bos_id]
+    ids = {"bos": bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id}
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": splitting,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": merges,
+        **{f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items() if i is not None},
+        "tokenizer.ggml.add_bos_token": begins,
+        "tokenizer.chat_template": tokenizer.template,
+    }
+
+
+def _splitting(record: dict[str, Any]) -> str | None:
+    """llama.cpp's name for a pre-tokenizer: `smollm` splits single digits off first, `gpt-2` does not; None else."""
+    steps = record.get("pretokenizers", [record])
+    digits = [step for step in steps if step.get("type") == "Digits" and step.get("individual_digits")]
+    by_bytes = [step for step in steps if step.get("type") == "ByteLevel"]
+    if len(by_bytes) != 1 or by_bytes[0].get("add_prefix_space") or not by_bytes[0].get("use_regex", True):
+        return None
+    return {1: "gpt-2", 2: "smollm"}.get(len(steps)) if steps == [*digits, *by_bytes] else None

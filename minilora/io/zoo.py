@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.backend import to_device
+from ..files.disk import ModelFileError
+from ..files.quant import Packed
 from ..nn.llama import Llama
-from ..nn.quant import Packed
-from ..nn.tensorfile import ModelFileError
-from . import gguf, safetensors, tokenizer
+from . import folder, gguf, tokenizer
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,10 @@ def load(
     if path.is_dir():
         if quantized:
             raise ModelFileError(f"{path}: a Hugging Face folder holds no packed matrices: load it without quantized")
-        model, words = safetensors.load_folder(path), tokenizer.from_folder(path)
+        model, words = folder.load_folder(path), tokenizer.from_folder(path)
     elif path.suffix == ".gguf":
         file = gguf.GGUF(path)
-        model, words = file.load(quantized), tokenizer.from_gguf(file)
+        model, words = file.load(quantized), file.tokenizer()
     else:
         known = ", ".join(("tiny", *SOURCES))
         raise ModelFileError(f"{name}: no such model; use {known}, a .gguf file, or a Hugging Face folder")

@@ -34,8 +34,8 @@ from .adapters import (
     set_adapter,
     unmerge_adapter,
 )
-from .formats import WEIGHTS_FILE, read_adapter_config, read_tensors, save_adapter, saved_state
 from .layer import EmbeddingWeights, LoraLayer, LoraWeights
+from .peft import WEIGHTS_FILE, read_adapter_config, read_tensors, save_adapter, saved_state
 
 Modules = dict[str, LoraLayer]
 

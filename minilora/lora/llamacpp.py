@@ -16,15 +16,24 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..engine.backend import array_module, to_numpy
-from ..nn.ggufile import hugging_face_name, llama_cpp_name, open_gguf, unpack, write_gguf
-from ..nn.llama import Config, Llama, to_halves, to_pairs
-from ..nn.quant import BYTES_PER_BLOCK
-from ..nn.tensorfile import ModelFileError, check_fit
+from ..files.disk import ModelFileError
+from ..files.gguf import (
+    hugging_face_name,
+    llama_cpp_name,
+    open_gguf,
+    reordered,
+    to_halves,
+    to_pairs,
+    unpack,
+    write_gguf,
+)
+from ..files.quant import BYTES_PER_BLOCK
+from ..files.tensors import check_fit
+from ..nn.llama import Llama
 from .adapters import adapter_names, install_adapter, lora_modules, plan_adapter
 from .config import LoraConfig
 
@@ -49,8 +58,9 @@ def save_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> 
     if not _TINY <= alpha <= _LARGEST:
         raise ValueError(f"alpha {alpha:g} is beyond what float32 can hold")
     tensors: dict[str, tuple[np.ndarray, str]] = {}
+    heads = model.config.num_attention_heads, model.config.num_key_value_heads
     for module, (a, b) in pairs.items():
-        b = _reorder(to_pairs, b, module, model.config) * b.dtype.type(wanted[module] / alpha)
+        b = reordered(to_pairs, module, b, *heads) * b.dtype.type(wanted[module] / alpha)
         tensor = llama_cpp_name(f"{module}.weight")
         tensors[f"{tensor}.lora_a"] = (np.asarray(a.T if module == _EMBEDDING else a, np.float32), "F32")
         tensors[f"{tensor}.lora_b"] = (np.asarray(b, np.float32), "F32")
@@ -96,10 +106,11 @@ def load_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> 
     flipped = f"{llama_cpp_name(_EMBEDDING + '.weight')}.lora_a"
     shapes = {key: p.shape[::-1] if key == flipped else p.shape for key, (_, p) in places.items()}
     check_fit(tensors, shapes, f"{path} does not fit this model")
+    heads = model.config.num_attention_heads, model.config.num_key_value_heads
     for key, (module, parameter) in places.items():
         array = tensors[key].T if key == flipped else tensors[key]
         if key.endswith("lora_b"):
-            array = _reorder(to_halves, array, module, model.config)
+            array = reordered(to_halves, module, array, *heads)
         parameter.data = array_module(parameter.data).asarray(array, dtype=parameter.dtype, order="C")
     install_adapter(model, config, name, weights)
 
@@ -126,13 +137,6 @@ def _pairs(model: Llama, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             "model.embed_tokens: llama.cpp would apply this update to the tied head as well and fail; merge it instead"
         )
     return pairs
-
-
-def _reorder(layout: Any, b: np.ndarray, module: str, config: Config) -> np.ndarray:
-    """The rows of B of a q or k projection in another layout (`to_pairs`, `to_halves`); any other B as it is."""
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    kind = module.rpartition(".")[2]
-    return layout(b, heads[kind]) if kind in heads else b
 
 
 def _module_of(tensor: str) -> str | None:

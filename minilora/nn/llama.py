@@ -21,10 +21,10 @@ from ..engine.backend import Array, array_module, beside
 from ..engine.parallel import cores, weighted_sum
 from ..engine.recompute import recomputed
 from ..engine.tensor import Tensor
+from ..files.disk import ModelFileError
 from .layers import Embedding, Linear, RMSNorm
 from .module import Module
 from .parts import divide
-from .tensorfile import ModelFileError
 
 
 @dataclass(frozen=True)
@@ -307,18 +307,3 @@ def check_claims(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise ModelFileError(f"missing {name}")
         if tuple(shapes[name]) != shape:
             raise ModelFileError(f"{name} has shape {tuple(shapes[name])}, but {shape} is claimed")
-
-
-# -- the two layouts of rotary pairs: minilora and Hugging Face keep halves, llama.cpp files adjacent pairs ------------
-
-
-def to_halves(w: Array, heads: int) -> Array:
-    """Reorder the rows of q or k, (m, ...), from adjacent rotary pairs (llama.cpp) to halves (Hugging Face)."""
-    m = w.shape[0]
-    return w.reshape(heads, m // heads // 2, 2, -1).swapaxes(1, 2).reshape(w.shape)
-
-
-def to_pairs(w: Array, heads: int) -> Array:
-    """The inverse of `to_halves`: from halves (Hugging Face) to adjacent rotary pairs (llama.cpp)."""
-    m = w.shape[0]
-    return w.reshape(heads, 2, m // heads // 2, -1).swapaxes(1, 2).reshape(w.shape)

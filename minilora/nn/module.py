@@ -12,8 +12,8 @@ import numpy as np
 
 from ..engine.backend import Array, to_numpy
 from ..engine.tensor import Tensor
-from .quant import Packed
-from .tensorfile import check_fit
+from ..files.quant import Packed
+from ..files.tensors import check_fit
 
 
 class Parameter(Tensor):

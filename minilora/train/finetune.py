@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -14,15 +13,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..insight.counts import count_parameters
-from ..insight.memory import SHAPES, alive_at_once, peak_memory, predict_memory, program_memory
-from ..io.export import save_folder
+from ..cost.counts import count_parameters
+from ..cost.predict import SHAPES, alive_at_once, predict_memory
+from ..cost.process import peak_memory, program_memory
+from ..files.disk import write_json
+from ..io.folder import save_folder
 from ..io.tokenizer import Tokenizer
 from ..io.zoo import load
 from ..lora.adapters import base_state, install_adapter, plan_adapter
 from ..lora.audit import audit
 from ..lora.config import LoraConfig
-from ..lora.formats import WEIGHTS_FILE, save_adapter
+from ..lora.peft import WEIGHTS_FILE, save_adapter
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from .data import Batch, Record, Sample, cut, encode_record, encode_text, epochs, read_records, split_records
@@ -176,7 +177,7 @@ def finetune(
         "base_bytes": base_bytes,
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
     }
-    (options.folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_json(options.folder / METRICS_FILE, metrics)
     return metrics
 
 

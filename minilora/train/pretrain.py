@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import os
 import sys
@@ -26,13 +25,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..io.export import save_folder
-from ..io.safetensors import read_json
+from ..files.disk import ModelFileError, read_json, write_json
+from ..files.tensors import check_fit, read_tensors, write_tensors
+from ..io.folder import save_folder
 from ..io.tokenizer import Tokenizer
 from ..io.zoo import load
 from ..nn.llama import Config, Llama
 from ..nn.optim import AdamW, clip_grad_norm, warmup_cosine
-from ..nn.tensorfile import ModelFileError, check_fit, read_tensors, replacing, write_tensors
 from .corpus import CORPUS, encode_corpus, excerpt, read_corpus, split, train_tokenizer
 from .data import encode_text
 from .evaluate import mean_loss
@@ -138,7 +137,7 @@ def save_checkpoint(folder: Path, state: State) -> None:
     arrays = folder / f"checkpoint-{state.step:06d}.safetensors"
     write_tensors(arrays, state.arrays())
     record = {"arrays": arrays.name, "recipe": state.recipe, "step": state.step, "seconds": state.seconds}
-    _write_json(folder / CHECKPOINT, record | {"curve": state.curve})
+    write_json(folder / CHECKPOINT, record | {"curve": state.curve}, indent=1)
     for old in folder.glob("checkpoint-*.safetensors"):
         if old != arrays:
             old.unlink()
@@ -207,7 +206,7 @@ def pretrain(
         "seconds": state.seconds,
         "curve": state.curve,
     }
-    _write_json(folder / "training.json", record)
+    write_json(folder / "training.json", record, indent=1)
     return record
 
 
@@ -273,13 +272,8 @@ def _ship(folder: Path, model: Llama, tokenizer: Tokenizer) -> Llama:
     os.replace(folder / "model.safetensors", folder / WEIGHTS)
     size = sum(array.nbytes for array in state.values())
     index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(state, WEIGHTS)}
-    _write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "model.safetensors.index.json", index, indent=1)
     return load(folder)[0]
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    with replacing(path) as new:
-        new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

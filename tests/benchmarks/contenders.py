@@ -1,7 +1,7 @@
 """What minilora is measured against, and what both sides do in ways of their own: one process each.
 
-`python tests/benchmarks/contenders.py NAME FOLDER` answers as `minilora.insight.turns.serve` says. FOLDER is a Hugging
-Face copy of the model, which NAME "copy" writes. Random inputs are those of `minilora.insight.bench`.
+`python tests/benchmarks/contenders.py NAME FOLDER` answers as `minilora.cost.turns.serve` says. FOLDER is a Hugging
+Face copy of the model, which NAME "copy" writes. Random inputs are those of `minilora.cost.bench`.
 """
 
 import math
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minilora.insight.bench import NEW, PROMPT, Settings
-from minilora.insight.turns import serve
+from minilora.cost.bench import NEW, PROMPT, Settings
+from minilora.cost.turns import serve
 
 BASE = "smollm2"
 RECORDS = 40  # of the legal data's training set, evenly chosen: what is measured of an epoch
@@ -259,7 +259,7 @@ CONTENDERS = {  # name: (packages it needs, how it is set up in FOLDER)
 
 def write_copy(folder):
     """Write the model as a Hugging Face folder."""
-    from minilora.io.export import save_folder
+    from minilora.io.folder import save_folder
     from minilora.io.zoo import load
 
     model, tokenizer = load(BASE)

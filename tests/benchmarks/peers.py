@@ -22,8 +22,8 @@ from contenders import BASE, CONTENDERS, RECORDS
 from targets import page
 from tqdm import tqdm
 
-from minilora.insight import bench
-from minilora.insight.turns import BenchError, Contender, take_turns
+from minilora.cost import bench
+from minilora.cost.turns import BenchError, Contender, take_turns
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results.json", HERE / "README.md"

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from minilora.engine.backend import array_module, to_device, to_numpy
+from minilora.engine.examples import EXAMPLES
 from minilora.engine.tensor import OPS, Tensor, no_grad
-from minilora.insight.opcheck import EXAMPLES
 from minilora.io import zoo
 from minilora.lora.adapters import adapter_state, add_adapter, base_state, merge_adapter, unmerge_adapter
 from minilora.lora.audit import audit
 from minilora.lora.config import LoraConfig
-from minilora.lora.formats import load_adapter, save_adapter
+from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
 from minilora.train.data import NOT_SCORED, Sample

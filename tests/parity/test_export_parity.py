@@ -10,13 +10,13 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
 from minilora.io import zoo
-from minilora.io.export import save_folder
+from minilora.io.folder import save_folder
 from minilora.io.merge import export, merge
 from minilora.io.tokenizer import Tokenizer
-from minilora.lora import formats
+from minilora.lora import peft as folders
 from minilora.lora.adapters import adapter_state, add_adapter
 from minilora.lora.config import LoraConfig
-from minilora.lora.formats import load_adapter, save_adapter
+from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn.llama import Config, Llama
 
 pytestmark = parity
@@ -147,8 +147,8 @@ def test_every_key_that_peft_writes_has_a_fate_here(tmp_path):
     """A key of a newer PEFT shows up here before it can be dropped or misread."""
     keys = set(peft.LoraConfig(task_type="CAUSAL_LM").to_dict())
     own = {field.name for field in dataclasses.fields(LoraConfig)}
-    assert keys <= own | formats._RECORDED | set(formats._INERT)
-    assert not own & (formats._RECORDED | set(formats._INERT)) and not formats._RECORDED & set(formats._INERT)
+    assert keys <= own | folders._RECORDED | set(folders._INERT)
+    assert not own & (folders._RECORDED | set(folders._INERT)) and not folders._RECORDED & set(folders._INERT)
 
 
 @pytest.mark.parametrize("settings", [{}])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from otherside import distance, logits_of, loss_of, parity, peft, torch, transformers
 
-from minilora.io.safetensors import load_folder
+from minilora.files.disk import ModelFileError
+from minilora.io.folder import load_folder
 from minilora.lora.adapters import (
     adapter_state,
     add_adapter,
@@ -14,9 +15,8 @@ from minilora.lora.adapters import (
     unmerge_adapter,
 )
 from minilora.lora.config import LoraConfig
-from minilora.lora.formats import load_adapter, save_adapter
+from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn.optim import AdamW, clip_grad_norm
-from minilora.nn.tensorfile import ModelFileError
 
 pytestmark = parity
 

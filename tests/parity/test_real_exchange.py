@@ -11,7 +11,7 @@ from otherside import distance, in_transformers, logits_of, own_logits, parity, 
 
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
-from minilora.lora.formats import load_adapter, save_adapter
+from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn.llama import Llama
 from minilora.nn.optim import AdamW
 

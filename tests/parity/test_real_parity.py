@@ -12,11 +12,12 @@ from otherside import distance, in_transformers, logits_of, loss_of, own_logits,
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from minilora.engine.tensor import no_grad
+from minilora.files.gguf import to_pairs
 from minilora.io import zoo
 from minilora.lora.adapters import adapter_state, add_adapter
 from minilora.lora.config import LoraConfig
-from minilora.lora.formats import save_adapter
-from minilora.nn.llama import KVCache, Llama, to_pairs
+from minilora.lora.peft import save_adapter
+from minilora.nn.llama import KVCache, Llama
 from minilora.nn.optim import AdamW
 
 pytestmark = [pytest.mark.real, *parity]

@@ -5,7 +5,7 @@ import pytest
 from otherside import distance, logits_of, loss_of, parity, peft, torch, transformers
 
 from minilora.engine.tensor import Tensor
-from minilora.io.safetensors import load_folder
+from minilora.io.folder import load_folder
 from minilora.lora.adapters import (
     adapter_state,
     add_adapter,

@@ -1,0 +1,198 @@
+"""How the cost of a training step grows: measured on a small model, with the prediction drawn beside.
+
+Time is predicted by counting multiplications, at the speed of one point that all sweeps pass through: where the lines
+part, something else than multiplications costs time, or saves it. Memory is predicted from shapes, without any
+measurement; what is measured is what NumPy holds (through tracemalloc), so Python itself is left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..lora.adapters import add_adapter
+from ..lora.config import LoraConfig
+from ..nn.llama import Config, Llama
+from ..nn.optim import AdamW
+from ..pictures.style import BLUE, ORANGE
+from .predict import SHAPES, alive_at_once, predict_memory
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training step: tokens per row, rows, rank of the adapter, width of the model, adapters it carries."""
+
+    length: int = 128
+    batch: int = 4
+    rank: int = 8
+    width: int = 256
+    adapters: int = 1
+
+    def config(self) -> Config:
+        """A model of four blocks with heads of 32, two query heads for each key head."""
+        heads = self.width // 32
+        return Config(
+            vocab_size=1024,
+            hidden_size=self.width,
+            intermediate_size=3 * self.width,
+            num_hidden_layers=4,
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 2,
+            max_position_embeddings=self.length,
+        )
+
+    def batch_of_ids(self) -> np.ndarray:
+        """Random token ids (batch, length)."""
+        return np.random.default_rng(0).integers(0, self.config().vocab_size, (self.batch, self.length))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is varied, its name on the axis, and its values."""
+
+    label: str
+    values: tuple[int, ...]
+
+
+SWEEPS = {
+    "length": Sweep("sequence length (tokens)", (32, 128, 256, 512, 768, 1024)),
+    "batch": Sweep("batch size (sequences)", (1, 2, 4, 8, 16)),
+    "rank": Sweep("rank r", (1, 8, 32, 64, 96, 128)),
+    "width": Sweep("model width C", (64, 128, 256, 384, 512)),
+    "adapters": Sweep("adapters in memory, one of them active", (1, 4, 8, 16)),
+}
+
+
+START = Point()
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a step, and the most bytes held during it."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def measure(points: Sequence[Point], rounds: int = ROUNDS, done: Callable[[], object] = lambda: None) -> list[Cost]:
+    """Train a little at each point: two steps for memory, then `rounds` for time (the median), all points in turns.
+
+    done: called after each point's two steps and after each of its turns, 1 + rounds times per point.
+    """
+    steps, peaks = [], []
+    for point in points:
+        tracemalloc.start()
+        try:
+            steps.append(_training(point))
+            steps[-1]()  # from here on Adam's moments exist
+            tracemalloc.reset_peak()
+            steps[-1]()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        done()
+    seconds: list[list[float]] = [[] for _ in points]
+    for _ in range(rounds):
+        for step, own in zip(steps, seconds, strict=True):
+            start = time.perf_counter()
+            step()
+            own.append(time.perf_counter() - start)
+            done()
+    return [Cost(statistics.median(own), peak) for own, peak in zip(seconds, peaks, strict=True)]
+
+
+def _training(point: Point) -> Callable[[], None]:
+    config = point.config()
+    model = Llama(config, np.random.default_rng(0))
+    for i in range(point.adapters):
+        add_adapter(model, LoraConfig(r=point.rank, lora_alpha=16, target_modules="all-linear"), f"adapter-{i}", seed=i)
+    ids = point.batch_of_ids()
+    optimizer = AdamW(model.trainable_parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model.loss(ids, ids).backward()
+        optimizer.step()
+
+    return step
+
+
+def multiplications(point: Point) -> int:
+    """Multiplications of a training step, in its matrix products alone."""
+    config, tokens = point.config(), point.batch * point.length
+    shapes = [shape(config) for shape in SHAPES.values()]
+    frozen = sum(m * n for m, n in shapes) * config.num_hidden_layers + config.vocab_size * config.hidden_size
+    low_rank = point.rank * sum(m + n for m, n in shapes) * config.num_hidden_layers
+    # Attention: two products forward; backward five, since it computes the scores again. Half of each is masked.
+    attention = 7 * config.num_hidden_layers * config.hidden_size * point.length / 2
+    return round(tokens * (2 * frozen + 3 * low_rank + attention))  # y and dx; for thin matrices also dA, dB
+
+
+def predicted_bytes(point: Point) -> int:
+    """What a step holds, from shapes alone."""
+    ids = point.batch_of_ids()
+    alive: dict[str, Any] = dict(alive_at_once(ids, ids))
+    memory = predict_memory(point.config(), rank=point.rank, **alive)
+    return memory.total + (point.adapters - 1) * memory.adapter
+
+
+def draw_all(
+    folder: Path,
+    start: Point = START,
+    sweeps: Mapping[str, Sweep] = SWEEPS,
+    done: Callable[[], object] = lambda: None,
+) -> Iterator[Path]:
+    """Measure and draw every sweep; yield each picture, `growth-<name>.png` in `folder`, when it is there.
+
+    Every sweep passes through `start`, where its prediction of time gets its speed. done: called `turns(sweeps)` times.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, sweep in sweeps.items():
+        points = [replace(start, **{name: value}) for value in sweep.values]
+        costs = measure(points, done=done)
+        speed = multiplications(start) / costs[points.index(start)].seconds
+        path = folder / f"growth-{name}.png"
+        _draw(path, sweep, points, costs, speed)
+        yield path
+
+
+def turns(sweeps: Mapping[str, Sweep] = SWEEPS) -> int:
+    """How many turns `draw_all` takes, for a progress bar."""
+    return (1 + ROUNDS) * sum(len(sweep.values) for sweep in sweeps.values())
+
+
+def _draw(path: Path, sweep: Sweep, points: list[Point], costs: list[Cost], speed: float) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.set_title("Time, predicted by counting multiplications", fontsize="medium")
+    counted = [1e3 * multiplications(point) / speed for point in points]
+    _lines(left, sweep, [1e3 * cost.seconds for cost in costs], counted, "time per step (ms)")
+    right.set_title("Memory, predicted from shapes", fontsize="medium")
+    shapes = [predicted_bytes(point) / 1e6 for point in points]
+    _lines(right, sweep, [cost.peak_bytes / 1e6 for cost in costs], shapes, "peak of a step (MB)")
+    figure.savefig(path, dpi=110)
+
+
+def _lines(axes: Any, sweep: Sweep, measured: list[float], predicted: list[float], label: str) -> None:
+    axes.plot(sweep.values, predicted, color=ORANGE, linewidth=2, linestyle="--")
+    axes.plot(sweep.values, measured, color=BLUE, linewidth=1.5, marker="o")
+    higher, lower = (measured, "measured", BLUE), (predicted, "predicted", ORANGE)
+    if measured[-2] < predicted[-2]:
+        higher, lower = lower, higher
+    for (y, text, color), place, side in ((higher, (-6, 8), "right"), (lower, (8, -16), "left")):
+        at = (sweep.values[-2], y[-2])
+        axes.annotate(text, at, place, textcoords="offset points", color=color, ha=side)
+    axes.set(xlabel=sweep.label, ylabel=label)
+    axes.set_xlim(0, 1.1 * sweep.values[-1])
+    axes.set_ylim(0, 1.15 * max(*measured, *predicted))
+    axes.spines[["top", "right"]].set_visible(False)

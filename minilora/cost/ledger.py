@@ -1,0 +1,138 @@
+"""The ledger: what a training job really holds, by owner, found by following the graph back from the loss.
+
+An operation keeps its arrays where Python keeps whatever a nested function uses from outside: in the closures of its
+VJPs. So the bill for the way back can be read off the graph, array by array, each under the name of the operation that
+runs it up. `predict_memory` says the same from shapes, before anything runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import is_dataclass
+from functools import partial
+from typing import Any
+
+from ..engine.backend import Array
+from ..engine.tensor import Node, Tensor
+from ..lora.adapters import base_state
+from ..nn.llama import Llama
+from ..nn.optim import AdamW
+from .predict import Memory
+
+WAITING = "gradients that wait for backward"
+
+
+def ledger(model: Llama, optimizer: AdamW | None = None, loss: Tensor | None = None) -> Memory:
+    """What is held just now, by owner, in bytes. Scratch and program stay 0: a finished operation's scratch is gone.
+
+    loss: what `model.loss` gave, before its backward; what its graph keeps is counted as activations. A batch that was
+    divided over cores has gone back already and keeps nothing but gradients: `model.divides = False` prevents that.
+    """
+    count = _Counted()
+    parameters = dict(model.named_parameters())
+    weights = count.all(base_state(model).values())
+    adapter = count.all(p.data for p in parameters.values())  # the base is counted already
+    gradients = count.all(p.grad for p in parameters.values() if p.grad is not None)
+    moments = count.all([*optimizer.m, *optimizer.v]) if optimizer else 0
+    kept = Counter[str]()
+    if loss is not None and loss.node is not None:
+        for operation, array in kept_arrays(loss.node):
+            kept[operation] += count.all([array])
+    gradients += kept.pop(WAITING, 0)
+    by_operation = {name: n for name, n in kept.most_common() if n}
+    return Memory(weights, adapter, gradients, moments, sum(by_operation.values()), by_operation=by_operation)
+
+
+def peak(function: Callable[[], object]) -> int:
+    """Run `function()` and return the most bytes it held at any moment, beyond what was there before.
+
+    Counted by Python's tracemalloc, to which NumPy reports its arrays; running takes longer for it.
+    """
+    gc.collect()
+    was_tracing = tracemalloc.is_tracing()
+    if not was_tracing:
+        tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        function()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if not was_tracing:
+            tracemalloc.stop()
+
+
+def kept_arrays(start: Node) -> Iterator[tuple[str, Array]]:
+    """Every array that the graph behind `start` keeps for backward, with the name of the operation that keeps it.
+
+    An array can come several times, and parameters come, too. What an operation computes again (`cheap_op`) is computed
+    from arrays that it keeps itself, so it is not looked for where somebody else asks for it.
+    """
+    nodes = _graph(start)
+    visited = {id(node.again) for node in nodes}
+    for node in nodes:
+        for _, vjp in node.edges or ():
+            yield from _held_by(vjp, WAITING, visited)  # only what parallel.py hands on is in no function's closure
+
+
+def _graph(start: Node) -> list[Node]:
+    nodes = {start: None}
+    for node in (stack := [start]):  # grows while it is walked through
+        new = [parent for parent, _ in node.edges or () if parent not in nodes]
+        nodes |= dict.fromkeys(new)
+        stack += dict.fromkeys(new)
+    return stack
+
+
+def _held_by(x: Any, operation: str, visited: set[int]) -> Iterator[tuple[str, Array]]:
+    """The arrays that x, something a VJP has captured, keeps alive. Modules are passed over: they are the model's."""
+    inside: Iterable[Any] = ()
+    if _is_array(x):
+        yield operation, x
+    elif isinstance(x, (list, tuple)):
+        inside = x
+    elif isinstance(x, dict):
+        inside = x.values()
+    elif isinstance(x, partial):
+        inside = (x.func, *x.args, *x.keywords.values())
+    elif is_dataclass(x):
+        inside = vars(x).values()
+    elif getattr(x, "__closure__", None) and id(x) not in visited:
+        visited.add(id(x))
+        operation = x.__qualname__.partition(".")[0]  # "attention.<locals>.backward" belongs to attention
+        inside = [cell.cell_contents for cell in x.__closure__ if _is_filled(cell)]
+    for part in inside:
+        yield from _held_by(part, operation, visited)
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "nbytes") and hasattr(x, "base") and x.ndim > 0  # of NumPy or CuPy, and no single number
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a variable that has no value yet, or no more
+        return False
+
+
+class _Counted:
+    """Adds up the bytes of arrays, each buffer once: a view belongs to the array whose numbers it shows."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[int, Array] = {}
+
+    def all(self, arrays: Iterable[Array]) -> int:
+        """The bytes of those buffers that were not counted before."""
+        total = 0
+        for x in arrays:
+            buffer: Array = getattr(x, "raw", x)  # of a packed matrix, its bytes
+            while _is_array(below := buffer.base):
+                buffer = below
+            if id(buffer) not in self.buffers:
+                self.buffers[id(buffer)] = buffer
+                total += buffer.nbytes
+        return total

@@ -1,0 +1,249 @@
+"""`minilora report --memory`: a training step predicted from shapes, then taken and measured, side by side.
+
+The measuring process, `python -m minilora.cost.process JOB`, does nothing else, so its peak is the step's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.parallel import cores
+from ..engine.tensor import no_grad
+from ..io.folder import read_config
+from ..io.gguf import GGUF
+from ..io.zoo import load, locate
+from ..lora.adapters import add_adapter
+from ..lora.config import LoraConfig
+from ..nn.llama import Config
+from ..nn.optim import AdamW
+from .ledger import ledger, peak
+from .predict import FLOAT, SHAPES, Memory, alive_at_once, parts_at_once, predict_memory
+
+STEPS = 2  # in the first, Adam's moments are written for the first time
+
+
+@dataclass(frozen=True)
+class Job:
+    """The training step in question. Its tokens are random, and all are scored."""
+
+    base: str = "smollm2"
+    method: str = "lora"
+    r: int = 8
+    target_modules: str | Sequence[str] = "all-linear"
+    batch_size: int = 4
+    length: int = 128
+    quantized: bool = False
+    recompute: bool = False
+
+    def __post_init__(self):
+        if self.method not in ("lora", "full"):
+            raise ValueError(f"method must be 'lora' or 'full', got {self.method!r}")
+        if self.method == "full" and self.quantized:
+            raise ValueError("packed weights cannot be trained: leave out --quantized, or use --method lora")
+        for name, least in (("r", 1), ("batch_size", 1), ("length", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if unknown := set(self.targets) - set(SHAPES):
+            raise ValueError(f"nothing is predicted for {min(unknown)!r}; known: all-linear, {', '.join(SHAPES)}")
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """The names of the adapted modules."""
+        if self.target_modules == "all-linear":
+            return tuple(SHAPES)
+        return (self.target_modules,) if isinstance(self.target_modules, str) else tuple(self.target_modules)
+
+    @property
+    def rank(self) -> int | None:
+        """The adapter's rank; None for full fine-tuning."""
+        return self.r if self.method == "lora" else None
+
+    def batch(self, config: Config) -> np.ndarray:
+        """Random token ids (batch_size, length). Raises ValueError when the model cannot see as many."""
+        if self.length > config.max_position_embeddings:
+            raise ValueError(f"{self.length} tokens are more than the {config.max_position_embeddings} it can see")
+        return np.random.default_rng(0).integers(0, config.vocab_size, (self.batch_size, self.length))
+
+
+def report(job: Job) -> dict[str, Any]:
+    """Predict, measure in a process of its own, and return both: what `minilora report --memory --json` prints.
+
+    Raises ValueError for what cannot be predicted, RuntimeError with the reason when the measured step fails.
+    """
+    predicted, rounds = predict(job)
+    command = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"its process ended with status {done.returncode}"]
+        raise RuntimeError(f"the step could not be measured: {lines[-1]}")
+    answer = json.loads(done.stdout)
+    measured = Memory(**answer["memory"])
+    return {
+        "job": asdict(job),
+        "threads": cores(),
+        "rounds": rounds,
+        "predicted": asdict(replace(predicted, program=measured.program)),
+        "measured": asdict(measured),
+        "process_peak": answer["process_peak"],
+    }
+
+
+def predict(job: Job) -> tuple[Memory, int]:
+    """The prediction, from the header of the model's file, and the rounds in which the batch is computed.
+
+    The program's share, which no shape tells, is left at 0.
+    """
+    path = locate(job.base)
+    base_bytes = None
+    if path.is_dir():
+        if job.quantized:
+            raise ValueError(f"{path}: a Hugging Face folder holds no packed matrices: leave out --quantized")
+        config = read_config(path)
+    else:
+        file = GGUF(path)
+        config = file.config()
+        if job.quantized:
+            tensors = file.tensors.values()
+            base_bytes = sum(
+                int(t.n_bytes) if t.tensor_type.name.startswith("Q") else FLOAT * int(t.n_elements) for t in tensors
+            )
+    ids = job.batch(config)
+    alive = alive_at_once(ids, ids)
+    options: dict[str, Any] = {"base_bytes": base_bytes, "recompute": job.recompute} | alive
+    return predict_memory(config, rank=job.rank, targets=job.targets, **options), alive["rounds"]
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Take the step, and return the process's peak and the ledger: for a process that does nothing else.
+
+    gradients as they are after the way back, activations as they are before it, of the parts that are alive together;
+    scratch is what the step's own peak has beyond both.
+    """
+    model, _ = load(job.base, job.quantized, job.recompute)
+    ids = job.batch(model.config)
+    with no_grad():
+        model.loss(ids[:1, :16], ids[:1, :16])  # gives the matrix library its work space, which it keeps
+    program = program_memory(sum(parameter.data.nbytes for _, parameter in model.named_parameters()))
+    if job.rank:
+        add_adapter(model, LoraConfig(r=job.rank, lora_alpha=2 * job.rank, target_modules=list(job.targets)))
+    optimizer = AdamW(model.trainable_parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model.loss(ids, ids).backward()
+        optimizer.step()
+
+    for _ in range(STEPS):
+        step()
+    process_peak = peak_memory()  # before anything else is looked at
+    held = ledger(model, optimizer)
+    optimizer.zero_grad()
+    at_most = peak(step)
+    model.divides, kept = False, Counter[str]()
+    for part in parts_at_once(ids, ids)[0]:
+        kept.update(ledger(model, None, model.loss(part.input_ids, part.labels)).by_operation)
+    memory = replace(
+        held,
+        program=program or 0,
+        activations=kept.total(),
+        scratch=max(0, at_most - held.gradients - kept.total()),
+        by_operation=dict(kept.most_common()),
+    )
+    return {"memory": asdict(memory), "process_peak": process_peak}
+
+
+# -- the process -------------------------------------------------------------------------------------------------------
+
+
+def program_memory(arrays: int) -> int | None:
+    """What Python, libraries and tokenizer take: what the process holds just now beyond its own arrays' bytes.
+
+    Where the system tells only the peak so far (macOS), that is taken. None where it tells nothing.
+    """
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") - arrays
+    peak = peak_memory()
+    return None if peak is None else peak - arrays
+
+
+def peak_memory() -> int | None:
+    """The most memory this process has held so far, in bytes; None where the system does not tell."""
+    status = Path("/proc/self/status")  # Linux, where getrusage may tell the peak of the program that started this one
+    if status.is_file() and (line := re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(line[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# -- for people --------------------------------------------------------------------------------------------------------
+
+NOTES = {
+    "program": "Python, libraries, tokenizer: measured, no shape tells it",
+    "weights": "of the base",
+    "adapter": "A and B",
+    "gradients": "one number for each that is trained",
+    "moments": "two more, for Adam",
+    "activations": "what operations keep for the way back:",
+    "scratch": "while an operation runs: logits and the like",
+}
+
+
+def table(result: dict[str, Any]) -> str:
+    """What `report` returned, in megabytes, owner by owner."""
+    job, peak_bytes = Job(**result["job"]), result["process_peak"]
+    predicted, measured = Memory(**result["predicted"]), Memory(**result["measured"])
+    what = "all parameters" if job.rank is None else f"LoRA of rank {job.r} on {', '.join(job.targets)}"
+    extras = [name for name in ("quantized", "recompute") if getattr(job, name)]
+    threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
+    lines = [
+        f"What a training step of {job.base} holds at its peak, in MB (millions of bytes):",
+        "; ".join([what, f"{job.batch_size} x {job.length} tokens", threads, *extras]),
+        "",
+        f"{'':<26}{'predicted':>11}{'measured':>11}",
+    ]
+    for owner, note in NOTES.items():
+        mine, real = getattr(predicted, owner), getattr(measured, owner)
+        if mine or real:
+            lines.append(f"{owner:<26}{_mb(mine)}{_mb(real)}   {note}")
+        if owner == "activations":
+            names = sorted(measured.by_operation, key=lambda name: -measured.by_operation[name])
+            lines += [
+                f"    {name:<22}{_mb(predicted.by_operation.get(name, 0))}{_mb(measured.by_operation[name])}"
+                for name in names
+            ]
+    # In full fine-tuning in one round, gradients grow while activations go; each was measured where it is whole.
+    apart = job.rank is None and result["rounds"] == 1
+    together = f"{'':>11}   measured gradients and activations are not held together" if apart else _mb(measured.total)
+    lines += [f"{'':<26}{'-' * 22:>22}", f"{'together':<26}{_mb(predicted.total)}{together}"]
+    if peak_bytes is None:
+        return "\n".join([*lines, "The peak of the process is not told by this system."])
+    error = 100 * (predicted.total / peak_bytes - 1)
+    lines.append(f"{'peak of the process':<26}{'':>11}{_mb(peak_bytes)}   prediction {error:+.1f} %")
+    return "\n".join(lines)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:>11,.{1 if size < 99.95e6 else 0}f}"
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(measure(Job(**json.loads(sys.argv[1])))))
+    except (ValueError, OSError, RuntimeError, MemoryError) as reason:
+        sys.exit(str(reason) or type(reason).__name__)

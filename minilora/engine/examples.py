@@ -1,0 +1,74 @@
+"""The gradient check of every operation in the engine, on small random inputs: what `minilora gradcheck` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from . import fused
+from .gradcheck import GradcheckReport, gradcheck
+from .tensor import OPS
+
+Inputs = tuple[list[np.ndarray], dict[str, Any]]  # the arrays to differentiate by, and the settings
+
+
+def check_all(seed: int = 0) -> Iterator[GradcheckReport]:
+    """Check every registered operation, one report each. Raises GradientError at the first wrong gradient, and KeyError
+    for an operation that has no example here.
+    """
+    rng = np.random.default_rng(seed)
+    for name, operation in OPS.items():
+        arrays, settings = EXAMPLES[name](rng)
+
+        def f(*tensors, operation=operation, settings=settings):
+            return operation(*tensors, **settings)
+
+        f.__name__ = name
+        yield gradcheck(f, *arrays, seed=seed)
+
+
+def _normal(*shapes: tuple[int, ...], **settings: Any) -> Callable[[np.random.Generator], Inputs]:
+    return lambda rng: ([rng.standard_normal(shape) for shape in shapes], settings)
+
+
+def _positive(*shapes: tuple[int, ...], **settings: Any) -> Callable[[np.random.Generator], Inputs]:
+    return lambda rng: ([rng.uniform(0.5, 2.0, shape) for shape in shapes], settings)
+
+
+_LABELS = np.array([[1, fused.NOT_SCORED, 3], [0, 5, 2]])
+_ANGLES = np.linspace(-3, 3, 12).reshape(1, 4, 1, 3)
+
+EXAMPLES: dict[str, Callable[[np.random.Generator], Inputs]] = {
+    "add": _normal((3, 4), (4,)),
+    "sub": _normal((3, 4), (3, 1)),
+    "mul": _normal((3, 4), (1, 4)),
+    "div": _positive((3, 4), (4,)),
+    "neg": _normal((3, 4)),
+    "pow": _positive((3, 4), exponent=3),
+    "matmul": _normal((2, 3, 4), (4, 5)),
+    "exp": _normal((3, 4)),
+    "log": _positive((3, 4)),
+    "sqrt": _positive((3, 4)),
+    "tanh": _normal((3, 4)),
+    "relu": _positive((3, 4)),
+    "sigmoid": _normal((3, 4)),
+    "sum": _normal((3, 4), axis=0),
+    "mean": _normal((3, 4), axis=1, keepdims=True),
+    "max": _normal((3, 4), axis=1),
+    "softmax": _normal((3, 4)),
+    "reshape": _normal((3, 4), shape=(2, 6)),
+    "transpose": _normal((2, 3, 4), axes=(2, 0, 1)),
+    "getitem": _normal((5, 4), index=np.array([0, 2, 2])),
+    "concatenate": _normal((2, 3), (4, 3)),
+    "linear": _normal((2, 3, 4), (5, 4), (5,)),
+    "lora_linear": _normal((2, 3, 4), (5, 4), (2, 4), (5, 2), scale=0.5),
+    "embedding": _normal((6, 4), ids=np.array([[0, 2, 2], [5, 1, 0]])),
+    "rms_norm": _normal((2, 3, 4), (4,), eps=1e-5),
+    "rope": _normal((2, 4, 2, 6), cos=np.cos(_ANGLES), sin=np.sin(_ANGLES)),
+    "swiglu": _normal((2, 3, 4), (2, 3, 4)),
+    "attention": _normal((2, 4, 4, 6), (2, 5, 2, 6), (2, 5, 2, 6), block=3),
+    "cross_entropy": _normal((2, 3, 6), labels=_LABELS),
+    "linear_cross_entropy": _normal((2, 3, 4), (6, 4), labels=_LABELS, block=2),
+}

@@ -1,0 +1,1 @@
+"""Bytes and names: safetensors, GGUF and quantised blocks, in and out. Knows no models."""

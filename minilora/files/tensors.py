@@ -1,0 +1,81 @@
+"""Safetensors files: named arrays in, named arrays out. bfloat16, which NumPy lacks, arrives as float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.backend import Array, dense, to_numpy
+from .disk import ModelFileError, replacing
+from .quant import Packed
+
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of one safetensors file, as new arrays.
+
+    Raises ModelFileError for a missing or damaged file, or for tensors that are not floating point.
+    """
+    from safetensors import SafetensorError, deserialize, safe_open
+
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="np") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
+            if wrong := sorted({kind for kind in kinds.values() if kind not in (*_DTYPES, "BF16")}):
+                raise ModelFileError(
+                    f"{path}: cannot read tensors of type {', '.join(wrong)}; expected F32, F16 or BF16"
+                )
+            if "BF16" not in kinds.values():
+                return {name: file.get_tensor(name) for name in kinds}
+        return {name: _from_bytes(view) for name, view in deserialize(path.read_bytes())}
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path}: damaged safetensors file ({error})") from error
+
+
+def _from_bytes(view: dict[str, Any]) -> np.ndarray:
+    if view["dtype"] == "BF16":  # the upper half of a float32
+        halves = np.frombuffer(view["data"], np.uint16)
+        return (halves.astype(np.uint32) << 16).view(np.float32).reshape(view["shape"])
+    return np.frombuffer(view["data"], _DTYPES[view["dtype"]]).reshape(view["shape"]).copy()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Write arrays to one safetensors file, packed ones as their numbers. It appears whole or not at all."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(to_numpy(dense(array))) for name, array in tensors.items()}
+    with replacing(path) as partial:
+        save_file(arrays, partial, metadata={"format": "pt"})
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what makes a sum NaN or infinite is reported below
+def check_fit(given: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], subject: str) -> None:
+    """Raise ModelFileError that lists missing, unexpected, wrongly shaped and non-finite tensors, if there are any.
+
+    expected: shapes by name. subject: what does not fit, for the message.
+    """
+    problems = [f"missing {name}" for name in expected if name not in given]
+    problems += [f"unexpected {name}" for name in given if name not in expected]
+    for name, shape in expected.items():
+        if name not in given:
+            continue
+        if tuple(given[name].shape) != shape:
+            problems.append(f"{name} has shape {tuple(given[name].shape)}, expected {shape}")
+        elif not _is_finite(given[name]):
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        more = f" (and {len(problems) - 6} more)" if len(problems) > 6 else ""
+        raise ModelFileError(f"{subject}: {'; '.join(problems[:6])}{more}")
+
+
+def _is_finite(w: Array) -> bool:
+    if isinstance(w, Packed):
+        return w.is_finite()
+    # A sum is NaN or infinite when any element is; one in float16 could overflow all by itself.
+    return bool(np.isfinite(w.sum(dtype=np.promote_types(w.dtype, np.float32))))

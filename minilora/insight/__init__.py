@@ -1,1 +1,0 @@
-"""What lessons show: parameter counts, memory, spectra, pictures."""

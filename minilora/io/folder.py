@@ -1,0 +1,102 @@
+"""Hugging Face model folders: `config.json` and one or several safetensors files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..engine.backend import Array
+from ..files.disk import ModelFileError, read_json, replacing, write_json
+from ..files.tensors import read_tensors, write_tensors
+from ..nn.llama import Config, Llama, check_claims
+from .tokenizer import Tokenizer
+
+
+def read_config(folder: Path) -> Config:
+    """`config.json` as a Config. Raises ModelFileError for an architecture or feature it does not compute."""
+    path = folder / "config.json"
+    raw = read_json(path)
+    if raw.get("model_type") != "llama":
+        raise ModelFileError(f"{path}: model_type is {raw.get('model_type')!r}, minilora reads 'llama'")
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ModelFileError(f"{path}: rope_parameters and rope_scaling must be objects, got {rope!r}")
+    refused = {
+        "attention_bias": bool(raw.get("attention_bias")),
+        "mlp_bias": bool(raw.get("mlp_bias")),
+        "hidden_act": raw.get("hidden_act", "silu") != "silu",
+        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
+    }
+    if any(refused.values()):
+        names = ", ".join(name for name, used in refused.items() if used)
+        raise ModelFileError(f"{path}: minilora does not compute this setting of {names}")
+    try:
+        return Config(
+            vocab_size=raw["vocab_size"],
+            hidden_size=raw["hidden_size"],
+            intermediate_size=raw["intermediate_size"],
+            num_hidden_layers=raw["num_hidden_layers"],
+            num_attention_heads=raw["num_attention_heads"],
+            num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
+            head_dim=raw.get("head_dim") or 0,
+            max_position_embeddings=raw.get("max_position_embeddings", 2048),
+            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+            rope_theta=rope.get("rope_theta") or raw.get("rope_theta") or 10000.0,
+            tie_word_embeddings=raw.get("tie_word_embeddings", False),
+        )
+    except KeyError as error:
+        raise ModelFileError(f"{path}: {error} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: {error}") from error
+
+
+def load_folder(folder: Path) -> Llama:
+    """Load a Hugging Face model folder in float32. Raises ModelFileError that names the file at fault."""
+    config = read_config(folder)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ModelFileError(f"{index}: weight_map is no object: tensor names with the files that hold them")
+        files = sorted({str(name) for name in weight_map.values()})
+        if escaping := [name for name in files if Path(name).name != name or name in ("", "..")]:
+            raise ModelFileError(f"{index}: {escaping[0]!r} leads out of the folder")
+    else:
+        files = ["model.safetensors"]
+    state: dict[str, np.ndarray] = {}
+    for name in files:
+        state.update(read_tensors(folder / name))
+    state = {name: w.astype(np.float32, copy=False) for name, w in state.items()}
+    if config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)  # some files store the tied embedding twice
+    state = {name: w for name, w in state.items() if not name.endswith("rotary_emb.inv_freq")}  # computed, not learned
+    try:
+        check_claims(config, {name: w.shape for name, w in state.items()})
+        model = Llama(config)
+        model.load_state_dict(state)
+    except ModelFileError as error:
+        raise ModelFileError(f"{folder}: {error}") from error
+    return model
+
+
+def save_folder(folder: str | Path, config: Config, state: Mapping[str, Array], tokenizer: Tokenizer) -> Path:
+    """Write `config.json`, `model.safetensors` and the tokenizer's files; return the folder.
+
+    Each file appears whole or not at all, the weights last.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    eos = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    dtype = str(next(iter(state.values())).dtype)
+    record = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "dtype": dtype}
+    record |= {name: getattr(config, name) for name in config.__dataclass_fields__} | eos
+    write_json(folder / "config.json", record)
+    with replacing(folder / "tokenizer.json") as partial:
+        tokenizer.core.save(str(partial))
+    words = {"eos_token": tokenizer.eos, "pad_token": tokenizer.core.id_to_token(tokenizer.pad_id)}
+    words |= {"bos_token": tokenizer.bos or None, "chat_template": tokenizer.template}
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | words)
+    write_tensors(folder / "model.safetensors", state)
+    return folder

@@ -1,0 +1,144 @@
+"""What lessons draw again and again: lines that carry their own labels, and LoRA's matrices in their true proportions.
+
+Every function draws into matplotlib axes that it is given and returns nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .style import BLUE, GREY, ORANGE
+
+PALE = 0.35  # opacity of what is frozen or merely passed through
+
+
+def line(
+    axes: Any,
+    x: Sequence[float],
+    y: Sequence[float],
+    label: str,
+    color: str,
+    at: int = -1,
+    place: tuple[float, float] = (6, 0),
+    **style: Any,
+) -> None:
+    """A line with its label written beside the point number `at`, `place` points (1/72 inch) away from it.
+
+    style: passed on to matplotlib's `plot`. The label stands left of the point where `place` goes left.
+    """
+    axes.plot(x, y, color=color, **{"linewidth": 2} | style)
+    side = "right" if place[0] < 0 else "left"
+    axes.annotate(label, (x[at], y[at]), place, textcoords="offset points", color=color, ha=side, va="center")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def matrices_to_scale(axes: Any, m: int, n: int, r: int) -> None:
+    """W (m, n) with A (r, n) along its upper edge and B (m, r) along its left one, one unit per number."""
+    from matplotlib.patches import Rectangle
+
+    gap = 0.04 * max(m, n)
+    for corner, width, height, color, opacity in (
+        ((0, 0), n, m, GREY, PALE),
+        ((0, m + gap), n, r, BLUE, 1),
+        ((-gap - r, 0), r, m, ORANGE, 1),
+    ):
+        axes.add_patch(Rectangle(corner, width, height, facecolor=color, alpha=opacity, linewidth=0))
+    axes.text(n / 2, m / 2, f"W, frozen\n{m} × {n} = {m * n:,} numbers", ha="center", va="center", fontsize="large")
+    axes.text(n / 2, m + r + 1.4 * gap, f"A: {r} × {n} = {r * n:,} numbers", ha="center", va="bottom", color=BLUE)
+    text = f"B: {m} × {r} = {m * r:,} numbers"
+    axes.text(-1.5 * gap - r, m / 2, text, ha="right", va="center", rotation=90, color=ORANGE)
+    _bare(axes, (-3 * gap - r, n + gap), (-gap, m + r + 3 * gap))
+
+
+def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
+    """One token's way from n numbers to m: straight through W, and beside it through A and B, r numbers wide.
+
+    Read from below; one unit of width per number.
+    """
+    from matplotlib.patches import Polygon, Rectangle
+
+    step, thin, apart = 0.28 * n, 0.03 * n, 1.15 * n
+
+    def bar(middle: float, floor: float, width: int, text: str) -> None:
+        axes.add_patch(Rectangle((middle - width / 2, floor), width, thin, facecolor="black", linewidth=0))
+        axes.text(middle + width / 2 + 0.02 * n, floor + thin / 2, text, va="center")
+
+    def funnel(middle: float, floor: float, ceiling: float, below: int, above: int, color: str) -> None:
+        low, high = floor + thin, ceiling
+        corners = [(middle - below / 2, low), (middle + below / 2, low), (middle + above / 2, high)]
+        axes.add_patch(Polygon([*corners, (middle - above / 2, high)], facecolor=color, alpha=PALE, linewidth=0))
+
+    for middle in (0, apart):
+        bar(middle, 0, n, "")
+        axes.text(middle, -0.04 * n, f"x: {n} numbers", ha="center", va="top")
+    funnel(0, 0, 2 * step, n, m, GREY)
+    axes.text(0, step, "W, frozen", ha="center", va="center", fontsize="large")
+    bar(0, 2 * step, m, f"x Wᵀ: {m}")
+    funnel(apart, 0, step, n, r, BLUE)
+    axes.text(apart, 0.35 * step, "A, down", ha="center", va="center", fontsize="large", color=BLUE)
+    bar(apart, step, r, f"u = x Aᵀ: {r}")
+    funnel(apart, step, 2 * step, r, m, ORANGE)
+    axes.text(apart - m / 2, 1.5 * step, "B, up", ha="center", va="center", fontsize="large", color=ORANGE)
+    bar(apart, 2 * step, m, f"u Bᵀ: {m}")
+    axes.text(0.57 * apart, 2 * step + thin / 2, "+", ha="center", va="center", fontsize="xx-large")
+    _bare(axes, (-0.55 * n, apart + 0.55 * n), (-0.13 * n, 2 * step + 2 * thin))
+
+
+def _bare(axes: Any, x: tuple[float, float], y: tuple[float, float]) -> None:
+    axes.set(xlim=x, ylim=y, aspect="equal")
+    axes.set_axis_off()
+
+
+# -- what LoRA saves: two jobs side by side, owner by owner, and a cost along an axis ----------------------------------
+
+FULL, LORA = ORANGE, BLUE
+
+
+def pairs_of_bars(
+    axes: Any,
+    rows: Mapping[str, tuple[float, float]],
+    measured: Mapping[str, tuple[float, float]] | None = None,
+    form: str = "{:,.1f} MB",
+) -> None:
+    """For each row, from top to bottom, a bar of full fine-tuning and below it one of LoRA, each with its number.
+
+    rows: name -> (full, LoRA). measured: the same, drawn as black strokes across the bars that they belong to.
+    """
+    longest = max(max(pair) for pair in rows.values())
+    for i, (name, pair) in enumerate(rows.items()):
+        for j, (value, color) in enumerate(zip(pair, (FULL, LORA), strict=True)):
+            y, right = -i - 0.36 * j, value
+            axes.barh(y, value, height=0.34, color=color)
+            if measured is not None:
+                seen = measured[name][j]
+                axes.plot([seen, seen], [y - 0.17, y + 0.17], color="black", linewidth=2, solid_capstyle="butt")
+                right = max(value, seen)
+            axes.text(right + 0.012 * longest, y, form.format(value), va="center", color=color, fontsize=9)
+    axes.set(xlim=(0, 1.22 * longest), yticks=[-i - 0.18 for i in range(len(rows))], yticklabels=list(rows))
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def curve(
+    axes: Any,
+    x: Sequence[float],
+    y: Sequence[float],
+    text: str,
+    color: str = GREY,
+    measured: Sequence[float] | None = None,
+    at: int = -1,
+    offset: tuple[float, float] = (0, 6),
+    **line: Any,
+) -> None:
+    """A line that bears its name beside point `at`; what was measured at the same x, as dots.
+
+    offset: of the name, in typographic points; it ends at its point where the offset leads to the left.
+    line: further settings of the line, as `linestyle`.
+    """
+    axes.plot(x, y, color=color, **{"linewidth": 2} | line)
+    if measured is not None:
+        axes.plot(x, measured, color=color, marker="o", linewidth=0, markersize=6)
+    side = "right" if offset[0] < 0 else "center" if offset[0] == 0 else "left"
+    axes.annotate(text, (x[at], y[at]), offset, textcoords="offset points", color=color, ha=side, va="center")
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,261 @@
+"""The benchmarks: fair turns, complete results, failures in one line. No timing ever decides a test."""
+
+import io
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from benchmarks import targets
+from modelfiles import CONFIG
+
+from minilora.cli import main
+from minilora.cost import bench, growth
+from minilora.cost.predict import base_parameters
+from minilora.cost.process import peak_memory
+from minilora.cost.turns import BenchError, Contender, serve, take_turns
+
+TINY = replace(CONFIG, max_position_embeddings=bench.PROMPT + bench.NEW)
+measures_memory = pytest.mark.skipif(peak_memory() is None, reason="this system does not tell a process's peak memory")
+
+# -- turns -------------------------------------------------------------------------------------------------------------
+
+ANSWER = """print('{"ready": true}', flush=True)
+for _ in sys.stdin: print('{"seconds": 2, "peak_bytes": 3}', flush=True)"""
+
+
+def saying(name, code):
+    """A contender that is a line of Python."""
+    return Contender(name, [sys.executable, "-c", f"import os, sys\n{code}"])
+
+
+def served(monkeypatch, setup, turns=0):
+    """The exit status of `serve`, and what it answers to so many turns."""
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("go\n" * turns))
+    monkeypatch.setattr(sys, "stdout", out)
+    return serve(setup), [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_all_take_turns_after_all_are_ready():
+    order = []
+    results = take_turns([saying("a", ANSWER), saying("b", ANSWER)], rounds=2, done=order.append, pause=0)
+    assert order == ["a", "b"] * 3
+    assert [(name, m.seconds, m.median, m.peak_bytes) for name, m in results.items()] == [
+        ("a", [2, 2], 2, 3),
+        ("b", [2, 2], 2, 3),
+    ]
+
+
+@measures_memory
+def test_a_contender_warms_up_once_and_answers_each_turn(monkeypatch):
+    calls = []
+    status, answers = served(monkeypatch, lambda: lambda: calls.append(1), turns=2)
+    assert (status, len(calls), answers[0]) == (0, 3, {"ready": True})
+    assert len(answers) == 3 and all(turn["seconds"] > 0 and turn["peak_bytes"] > 0 for turn in answers[1:])
+
+
+def test_a_step_may_time_itself(monkeypatch):
+    assert served(monkeypatch, lambda: lambda: 0.25, turns=1)[1][1]["seconds"] == 0.25
+
+
+def test_what_a_contender_prints_disturbs_no_answer(monkeypatch, capfd):
+    assert served(monkeypatch, lambda: lambda: print("hello"), turns=1)[1][0] == {"ready": True}
+    assert capfd.readouterr().err == "hello\n" * 2
+
+
+def test_a_contender_that_cannot_go_on_says_why(monkeypatch):
+    def setup():
+        raise ValueError("no such model")
+
+    assert served(monkeypatch, setup) == (1, [{"error": "no such model"}])
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ('print(\'{"error": "no such model"}\')', "no such model"),
+        ("sys.exit('out of ideas')", "ended with status 1: out of ideas"),
+        ("print('{\"ready\": true}', flush=True); os._exit(3)", "ended with status 3"),
+        pytest.param(
+            "os.kill(os.getpid(), 9)",
+            "ended by SIGKILL (was there enough memory?)",
+            marks=pytest.mark.skipif(sys.platform == "win32", reason="signals"),
+        ),
+    ],
+)
+def test_a_failing_contender_is_named_with_its_reason(code, reason):
+    with pytest.raises(BenchError) as failure:
+        take_turns([saying("a", code)], rounds=1, pause=0)
+    assert str(failure.value) == f"a: {reason}"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process id is looked up as Unix does")
+def test_no_contender_outlives_the_failure_of_another(tmp_path):
+    place = tmp_path / "pid"
+    first = saying("first", f"open({str(place)!r}, 'w').write(str(os.getpid()))\n{ANSWER}")
+    with pytest.raises(BenchError):
+        take_turns([first, saying("second", "sys.exit(1)")], rounds=1, pause=0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(place.read_text()), 0)
+
+
+# -- modes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A tiny model with random weights, in 4 and 8 bits."""
+    return bench.write_random(tmp_path_factory.mktemp("bench") / "tiny.gguf", TINY)
+
+
+@pytest.fixture(scope="module")
+def result(file):
+    """Every mode, measured once."""
+    return bench.measure(bench.Settings(str(file), batch_size=2, length=8, r=2), rounds=1)
+
+
+def test_every_mode_has_its_numbers(result):
+    assert list(result["modes"]) == list(bench.MODES)
+    for name, row in result["modes"].items():
+        group = bench.MODES[name].group
+        given = {key for key, value in row.items() if value is not None}
+        expected = {"seconds", "fastest"}
+        expected |= {"peak_memory_bytes"} if group != "import" else set()
+        expected |= {"ratio_to_floor"} if group == "training" else set()
+        expected |= {"tokens_per_second"} if group in ("training", "generation") else set()
+        assert given == expected and all(row[key] > 0 for key in given), name
+
+
+def test_rates_follow_from_the_seconds(result):
+    modes = result["modes"]
+    assert modes["lora"]["tokens_per_second"] == pytest.approx(16 / modes["lora"]["seconds"])
+    assert modes["generate-8"]["tokens_per_second"] == pytest.approx(8 * bench.NEW / modes["generate-8"]["seconds"])
+    assert modes["full"]["ratio_to_floor"] == pytest.approx(modes["full"]["seconds"] / modes["floor"]["seconds"])
+
+
+def test_a_result_says_where_when_and_with_what(result):
+    assert result["machine"]["cores"] >= 1 and result["machine"]["processor"]
+    assert {"minilora", "python", "numpy", "blas"} <= set(result["versions"])
+    assert result["settings"]["batch_size"] == 2 and result["created"].startswith("20")
+
+
+def test_the_table_has_a_line_for_each_mode(result):
+    lines = bench.table(result).splitlines()
+    assert [name for name in bench.MODES if not any(line.startswith(f"{name} ") for line in lines)] == []
+
+
+def test_the_floor_counts_every_matrix_there_and_back(file):
+    matrices = base_parameters(TINY) - TINY.hidden_size * (2 * TINY.num_hidden_layers + 1)  # all but the norms
+    assert bench.floor_arithmetic(bench.Settings(str(file), batch_size=2, length=8)) == 2 * 2 * 16 * matrices
+
+
+def test_random_weights_have_the_shape_of_the_real_model():
+    assert base_parameters(bench.SMOLLM2) == 134_515_008
+
+
+def test_random_weights_need_no_model(monkeypatch, capsys):
+    def write_a_tiny_one(command, check):
+        bench.write_random(Path(command[-1]), TINY)
+
+    monkeypatch.setattr(bench.subprocess, "run", write_a_tiny_one)
+    words = ["bench", "--random-weights", "--json", "--modes", "lora", "--length", "8", "--rounds", "1"]
+    assert main(words) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["settings"]["base"] == "random weights" and list(printed["modes"]) == ["lora"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "reason"),
+    [
+        (["--modes", "floor", "flor"], 2, "no mode is called 'flor'"),
+        (["--rounds", "0"], 2, "rounds must be at least 1, got 0"),
+        (["--length", "1"], 2, "length must be at least 2, got 1"),
+        (["--batch-size", "0"], 2, "batch_size must be at least 1, got 0"),
+        (["--base", "missing.gguf", "--modes", "lora"], 1, "missing.gguf"),
+        (["--length", "100", "--modes", "lora"], 1, "lora: 100 tokens are more than the 80 the model can see"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(file, words, status, reason, capsys):
+    assert main(["bench", "--base", str(file), *words]) == status
+    out, err = capsys.readouterr()
+    last = err.replace("\r", "\n").splitlines()[-1]  # before it there may be a progress bar
+    assert out == "" and last.startswith("minilora: ") and reason in last and "Traceback" not in err
+
+
+# -- growth ------------------------------------------------------------------------------------------------------------
+
+SMALL = growth.Point(length=8, batch=2, rank=2, width=64)
+
+
+def test_each_sweep_gives_a_picture(tmp_path):
+    sweeps = {"rank": growth.Sweep("rank r", (1, 2)), "adapters": growth.Sweep("adapters", (1, 3))}
+    turns = []
+    paths = list(growth.draw_all(tmp_path, SMALL, sweeps, done=lambda: turns.append(1)))
+    assert [path.name for path in paths] == ["growth-rank.png", "growth-adapters.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    assert len(turns) == growth.turns(sweeps)
+
+
+def test_every_sweep_passes_through_the_start():
+    assert all(getattr(growth.START, name) in sweep.values for name, sweep in growth.SWEEPS.items())
+
+
+def test_measured_memory_holds_weights_and_adapters():
+    one, three = growth.measure([SMALL, replace(SMALL, adapters=3)], rounds=1)
+    assert one.peak_bytes > 4 * base_parameters(SMALL.config())
+    one_adapter = growth.predicted_bytes(replace(SMALL, adapters=2)) - growth.predicted_bytes(SMALL)
+    assert three.peak_bytes - one.peak_bytes >= 2 * one_adapter > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "factor"),
+    [
+        ({"batch": 4}, 2),  # twice the rows, twice the products
+        ({"adapters": 4}, 1),  # what is not active costs no time
+    ],
+)
+def test_multiplications_grow_with_what_is_computed(change, factor):
+    assert growth.multiplications(replace(SMALL, **change)) == factor * growth.multiplications(SMALL)
+
+
+def test_attention_is_what_grows_with_the_square_of_the_length():
+    counts = [growth.multiplications(replace(SMALL, length=length)) for length in (8, 16, 24)]
+    config = SMALL.config()
+    assert counts[2] - 2 * counts[1] + counts[0] == 7 * config.num_hidden_layers * config.hidden_size * 2 * 8**2
+
+
+# -- the page beside the peers -----------------------------------------------------------------------------------------
+
+WHERE = {"machine": bench.machine(), "versions": {"minilora": "1"}, "created": "2026-01-31T00:00:00+00:00", "rounds": 3}
+
+
+def measured(**seconds):
+    """A group's result: seconds of each contender, and as many bytes."""
+    rows = {name.replace("_", "-"): {"seconds": times, "peak_bytes": times[0]} for name, times in seconds.items()}
+    return WHERE | {"title": "a step", "unit": "s", "contenders": rows, "skipped": {"torch-full": "needs torch"}}
+
+
+def test_a_target_stands_beside_the_ratio_of_medians():
+    page = targets.page({"step": measured(lora=[9, 3, 3], peft_lora=[4, 4, 9])})
+    assert "against torch + PEFT | 0.85 | 0.75 | 0.75 |" in page  # medians 3 and 4
+    assert "dense base | 0.50 | 0.45 | 2.25 |" in page  # bytes 9 and 4
+    assert "| lora | 3.000 | 3.000 | 0 |" in page and "| torch-full | skipped: needs torch |" in page
+
+
+def test_what_was_not_measured_is_said_to_be_so():
+    page = targets.page({"step": measured(lora=[3])})
+    assert page.count("not measured") == len(targets.TARGETS)
+
+
+def test_generation_is_compared_by_tokens_of_all_streams():
+    page = targets.page({"generation": measured(generate_8=[4], transformers=[2])})
+    assert "transformers with one | 3 | 4 | 4.00 |" in page
+
+
+def test_the_readme_shows_what_results_json_holds():
+    folder = Path(targets.__file__).parent
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert targets.page(results) in (folder / "README.md").read_text(encoding="utf-8")

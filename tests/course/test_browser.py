@@ -1,0 +1,110 @@
+"""A lesson and an exercise in JupyterLab, in a headless Chromium: opened, run from the menu, without an error.
+
+Needs pip install '.[lessons,test-lessons]' and a Chromium: that of the system (`apt-get install chromium`), the one
+that the variable CHROMIUM names, or playwright's own (`playwright install chromium`).
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jupyterlab", reason="needs pip install '.[lessons,test-lessons]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install '.[lessons,test-lessons]'")
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+LESSONS = Path(__file__).parents[2] / "lessons"
+FIRST_LESSON = [path.relative_to(LESSONS).as_posix() for path in sorted(LESSONS.glob("[0-9]*.ipynb"))[:1]]
+STARTED = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+FINISHED = """() => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    const cells = panel.content.model.toJSON().cells.filter(cell => cell.cell_type === 'code');
+    const failed = cells.some(cell => cell.outputs.some(output => output.output_type === 'error'));
+    const idle = panel.sessionContext.session.kernel.status === 'idle';
+    return idle && (failed || cells.every(cell => cell.execution_count)) ? cells : false;
+}"""
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A page of a Chromium without a window. What the page itself reports as an error is in `page.errors`."""
+    with playwright.sync_playwright() as driver:
+        own = driver.chromium.executable_path
+        path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or own
+        if not Path(path).exists():
+            pytest.skip("needs Chromium: apt-get install chromium, or playwright install chromium")
+        flags = ["--no-sandbox", "--disable-dev-shm-usage",  # a container has no user namespaces, and a small /dev/shm
+                 "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+        browser = driver.chromium.launch(executable_path=path, args=flags)
+        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        yield page
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab that serves a copy of lessons/, as `address.format(path)`."""
+    home = tmp_path_factory.mktemp("lab")
+    shutil.copytree(LESSONS, home / "lessons")
+    for file in (home / "lessons").rglob("*.ipynb"):  # no output is there before the browser has run the cell
+        notebook = json.loads(file.read_text("utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell |= {"outputs": [], "execution_count": None}
+        file.write_text(json.dumps(notebook), "utf-8")
+    quiet = home / "settings" / "@jupyterlab" / "apputils-extension"  # no pop-up about news in front of the page
+    quiet.mkdir(parents=True)
+    (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    own = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+           "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "IPYTHONDIR": "ipython"}  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port, token = free.getsockname()[1], secrets.token_hex(16)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
+               "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True",
+               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home / 'lessons'}"]  # fmt: skip
+    with (home / "log").open("w") as log:
+        environment = os.environ | {name: str(home / folder) for name, folder in own.items()}
+        server = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log)
+    try:
+        for _ in range(300):
+            assert server.poll() is None, (home / "log").read_text()[-3000:]
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?reset&token={token}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.mark.parametrize("name", [*FIRST_LESSON, "exercises/08_lora.ipynb"])
+def test_a_notebook_runs_from_the_menu_without_an_error(page, lab, name):
+    page.errors.clear()
+    page.goto(lab.format(name), wait_until="domcontentloaded")
+    page.wait_for_function(STARTED, timeout=120_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    cells = page.wait_for_function(FINISHED, timeout=300_000, polling=500).json_value()
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert [output["ename"] for output in outputs if output["output_type"] == "error"] == []
+    assert outputs and page.errors == []
+    if name.startswith("exercises/"):
+        assert [output["text"] for output in outputs] == ["not written yet\n"] * 3
+    else:
+        assert any("image/png" in output.get("data", {}) for output in outputs)
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")

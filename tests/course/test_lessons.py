@@ -1,0 +1,246 @@
+"""Lessons and exercises as they are shipped, and the program that builds them from their sources."""
+
+import copy
+import importlib.util
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from minilora.course.judge import JUDGES
+
+LESSONS = Path(__file__).parents[2] / "lessons"
+BUILT = {path.relative_to(LESSONS).as_posix(): json.loads(path.read_text("utf-8")) for path in LESSONS.rglob("*.ipynb")}
+SOURCES = sorted(path.relative_to(LESSONS / "src") for path in (LESSONS / "src").rglob("[0-9]*.py"))
+SOLUTION = re.compile(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", re.DOTALL)
+
+each_notebook = pytest.mark.parametrize("name", sorted(BUILT))
+each_exercise = pytest.mark.parametrize("name", sorted(name for name in BUILT if name.startswith("exercises/")))
+
+
+def code_cells(name):
+    return [cell for cell in BUILT[name]["cells"] if cell["cell_type"] == "code"]
+
+
+def source_of(name):
+    return (LESSONS / "src" / name).with_suffix(".py").read_text("utf-8")
+
+
+# -- what is shipped ---------------------------------------------------------------------------------------------------
+
+
+def test_every_source_has_its_notebook_and_every_notebook_its_source():
+    assert sorted(source.with_suffix(".ipynb").as_posix() for source in SOURCES) == sorted(BUILT)
+
+
+def test_the_map_of_the_course_links_every_notebook():
+    text = (LESSONS / "README.md").read_text("utf-8")
+    assert [name for name in BUILT if f"({name})" not in text] == []
+    linked = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert linked and all((LESSONS / target).exists() for target in linked)
+
+
+@each_notebook
+def test_a_notebook_opens_on_every_machine(name):
+    notebook = BUILT[name]
+    text = re.sub(r'"image/png": "[^"]*"', "", json.dumps(notebook))
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3" and "widgets" not in notebook["metadata"]
+    assert (LESSONS / name).stat().st_size < 500_000
+    assert code_cells(name)[0]["outputs"] == []
+    assert not re.search(r"(?<![\w:/.<)])/[a-z]+/|[A-Z]:\\\\| at 0x[0-9a-f]{6}", text)  # of the one it was built on
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+
+
+@each_notebook
+def test_a_notebook_shows_no_error_and_nothing_from_stderr(name):
+    outputs = [output for cell in code_cells(name) for output in cell["outputs"]]
+    assert all(output["output_type"] != "error" and output.get("name") != "stderr" for output in outputs)
+
+
+@each_notebook
+def test_a_lesson_was_run_from_top_to_bottom_and_an_exercise_was_not(name):
+    counts = [cell["execution_count"] for cell in code_cells(name)]
+    assert counts == ([None] * len(counts) if name.startswith("exercises/") else list(range(1, len(counts) + 1)))
+
+
+@each_exercise
+def test_a_released_exercise_holds_no_line_of_a_solution(name):
+    released = [line for cell in BUILT[name]["cells"] for line in "".join(cell["source"]).splitlines()]
+    solutions = SOLUTION.findall(source_of(name))
+    assert len(solutions) == 3 and not any("SOLUTION" in line for line in released)
+    answers = {line.strip() for solution in solutions for line in solution.splitlines() if line.strip()}
+    assert answers & {line.strip() for line in released} == set()
+
+
+@each_exercise
+def test_a_released_exercise_has_three_stubs_that_each_have_a_graded_check(name):
+    cells = [cell for cell in code_cells(name) if "nbgrader" in cell["metadata"]]
+    stubs = [cell for cell in cells if cell["metadata"]["nbgrader"]["solution"]]
+    checks = [cell for cell in cells if cell["metadata"]["nbgrader"]["grade"]]
+    asked = [cell["metadata"]["nbgrader"]["grade_id"] for cell in stubs]
+    assert len(asked) == 3 and set(asked) <= set(JUDGES)
+    assert all("".join(cell["source"]).endswith("raise NotImplementedError") for cell in stubs)
+    assert ["".join(cell["source"]).splitlines()[-1] for cell in checks] == [f"check({name})" for name in asked]
+    assert all(not cell["metadata"]["editable"] and cell["metadata"]["nbgrader"]["points"] > 0 for cell in checks)
+
+
+@each_exercise
+def test_a_source_solves_its_exercise(name, monkeypatch, capfd):
+    monkeypatch.setenv("MINILORA_STRICT", "1")
+    runpy.run_path(str((LESSONS / "src" / name).with_suffix(".py")))
+    assert capfd.readouterr() == ("ok\n" * 3, "")
+
+
+# -- the program that builds them --------------------------------------------------------------------------------------
+
+LESSON = """# %% [markdown]
+# # A lesson
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+
+# %%
+print("the loss is", 3.14159)
+plt.plot([1, 2, 4])
+plt.show()
+
+# %% tags=["measured"]
+print(time.perf_counter_ns())
+"""
+
+
+@pytest.fixture(scope="module")
+def program():
+    """lessons/build.py as a module."""
+    for needed in ("jupytext", "nbclient", "ipykernel"):
+        pytest.importorskip(needed, reason="building lessons needs pip install '.[lessons]'")
+    spec = importlib.util.spec_from_file_location("build", LESSONS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_source(folder, text, name="01_demo"):
+    (folder / "src").mkdir(exist_ok=True)
+    (folder / "src" / f"{name}.py").write_text(text, "utf-8")
+    return folder / f"{name}.ipynb"
+
+
+@pytest.fixture(scope="module")
+def lesson(program, tmp_path_factory):
+    """A folder with a small lesson and its notebook, built once. Not to be changed."""
+    folder = tmp_path_factory.mktemp("lessons")
+    target = write_source(folder, LESSON)
+    assert program.main([], folder) == 0
+    return target
+
+
+def outputs(target):
+    cells = json.loads(target.read_text("utf-8"))["cells"]
+    return [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_a_lesson_keeps_its_text_pictures_and_measurements(lesson):
+    nothing, (text, picture), (measured,) = outputs(lesson)
+    assert nothing == [] and text["text"] == ["the loss is 3.14159\n"] and measured["text"][0].strip().isdigit()
+    assert set(picture["data"]) == {"image/png", "text/plain"}
+
+
+def test_a_second_build_gives_the_same_bytes(lesson, program):
+    before = lesson.read_bytes()
+    assert program.main(["01_demo"], lesson.parent) == 0
+    assert lesson.read_bytes() == before
+    assert sorted(path.name for path in lesson.parent.iterdir()) == ["01_demo.ipynb", "src"]
+
+
+def test_a_fresh_build_measures_again_and_changes_nothing_else(lesson, program, tmp_path):
+    target = write_source(tmp_path, LESSON)
+    target.write_bytes(lesson.read_bytes())
+    assert program.main(["--fresh"], tmp_path) == 0
+    *same, measured = outputs(target)
+    assert same == outputs(lesson)[:-1] and measured != outputs(lesson)[-1]
+
+
+def test_check_finds_a_change_of_the_source_and_writes_nothing(lesson, program, tmp_path, capsys):
+    target = write_source(tmp_path, LESSON)
+    target.write_bytes(lesson.read_bytes())
+    assert program.main(["--check"], tmp_path) == 0
+    write_source(tmp_path, LESSON.replace("3.14159", "2.71828"))
+    assert program.main(["--check"], tmp_path) == 1
+    assert capsys.readouterr().out.splitlines()[1].startswith("01_demo.ipynb: FAILED: cell 3 has 'print(")
+    assert target.read_bytes() == lesson.read_bytes()
+
+
+def test_check_compares_text_and_small_numbers_but_no_pictures_and_no_measurements(lesson, program):
+    built = program.nbformat.read(lesson, as_version=4)
+    wanted = copy.deepcopy(built)
+    _, _, cell, measured = wanted.cells
+    cell.outputs[1].data["image/png"] = "another picture"
+    measured.outputs[0].text = "17\n"
+    cell.outputs[0].text = "the loss is 3.14160\n"
+    assert program.differences(built, wanted) is None
+    cell.outputs[0].text = "the loss is 3.24\n"
+    assert "cell 3 has 'the loss is 3.14159'" in program.differences(built, wanted)
+    cell.outputs[0].text = "a loss is 3.14159\n"
+    assert "its source gives 'a loss" in program.differences(built, wanted)
+    del wanted.cells[0]
+    assert program.differences(built, wanted)
+
+
+@pytest.mark.parametrize(
+    "a, b, same",
+    [
+        ("1,216 parameters", "1,217 parameters", True),
+        ("1,216 parameters", "1,316 parameters", False),
+        ("r=8: 0.5e-3", "r=8: 0.5e-4", False),
+        ("[1 2]", "[1 2 3]", False),
+        ("ok", "OK", False),
+    ],
+)
+def test_numbers_may_move_by_one_percent(program, a, b, same):
+    assert program.same_line(a, b) is same
+
+
+@pytest.mark.parametrize(
+    "code, line",
+    [
+        ("1 / 0", "a cell stops with ZeroDivisionError: division by zero"),
+        ("import sys; print('careful', file=sys.stderr)", "writes to stderr: careful"),
+    ],
+)
+def test_a_lesson_that_fails_is_one_line_and_the_old_notebook_stays(code, line, program, tmp_path, capsys):
+    target = write_source(tmp_path, f"# %%\n{code}\n")
+    target.write_text("old")
+    assert program.main([], tmp_path) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("01_demo.ipynb: FAILED: ") and line in said and said.count("\n") == 1
+    assert target.read_text() == "old"
+
+
+def test_a_lesson_that_was_never_built_is_noticed(program, tmp_path, capsys):
+    write_source(tmp_path, "# %% [markdown]\n# Text\n")
+    assert program.main(["--check"], tmp_path) == 1
+    assert "has not been built" in capsys.readouterr().out
+
+
+def test_a_name_that_no_source_has_lists_those_there_are(program, capsys):
+    with pytest.raises(SystemExit):
+        program.main(["08_laura"])
+    assert "no source is called 08_laura: there are 08_lora" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_a_built_notebook_has_the_cells_of_its_source(source, program):
+    if source.parent.name == "exercises":
+        pytest.importorskip("nbgrader", reason="exercises are built by pip install '.[instructor]'")
+    notebook = program.read_source(LESSONS / "src" / source)
+    if source.parent.name == "exercises":
+        notebook = program.without_solutions(notebook)
+    built = BUILT[source.with_suffix(".ipynb").as_posix()]["cells"]
+    assert [cell.source for cell in notebook.cells] == ["".join(cell["source"]) for cell in built]
+    assert [cell.id for cell in notebook.cells] == [cell["id"] for cell in built]

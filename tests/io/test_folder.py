@@ -1,0 +1,277 @@
+"""Hugging Face folders: config.json with one or several safetensors files, and every way in which they can be wrong."""
+
+import dataclasses
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from modelfiles import CONFIG, as_dtype, write_folder, write_safetensors
+
+from minilora.files.disk import ModelFileError
+from minilora.files.tensors import read_tensors, write_tensors
+from minilora.io.folder import load_folder, read_config
+from minilora.nn.llama import Llama
+
+IDS = np.arange(24).reshape(2, 12) * 13 % CONFIG.vocab_size
+Q, UP = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def model(rng):
+    return Llama(CONFIG, rng)
+
+
+def refused(folder, *words):
+    """Load the folder and expect ModelFileError, in one line that names the folder and has the words."""
+    with pytest.raises(ModelFileError) as caught:
+        load_folder(folder)
+    message = str(caught.value)
+    assert str(folder) in message and "\n" not in message
+    assert not [word for word in words if word not in message], message
+
+
+# -- what goes in comes out --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
+def test_a_model_read_back_has_the_very_weights_that_were_stored(model, tmp_path, dtype, shards):
+    loaded = load_folder(write_folder(tmp_path / "m", model, dtype, shards=shards))
+    assert loaded.config == CONFIG
+    for name, w in model.state_dict().items():
+        if dtype == "F16":
+            w = w.astype(np.float16).astype(np.float32)
+        elif dtype == "BF16":
+            w = (w.view(np.uint32) & 0xFFFF0000).view(np.float32)
+        got = loaded.state_dict()[name]
+        assert got.dtype == np.float32 and got.flags.writeable
+        np.testing.assert_array_equal(got, w, err_msg=name)
+
+
+def test_dtypes_may_be_mixed_in_one_file(model, tmp_path):
+    folder = write_folder(tmp_path / "m", model)
+    kinds = ["F32", "F16", "BF16"]
+    state = {name: np.full_like(w, 0.5 + i / 8) for i, (name, w) in enumerate(model.state_dict().items())}
+    mixed = {name: as_dtype(w, kinds[i % 3]) for i, (name, w) in enumerate(state.items())}  # exact in all three
+    write_safetensors(folder / "model.safetensors", mixed)
+    for name, w in load_folder(folder).state_dict().items():
+        np.testing.assert_array_equal(w, state[name], err_msg=name)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_bfloat16_is_the_upper_half_of_a_float32(tmp_path_factory, values):
+    path = tmp_path_factory.getbasetemp() / "bf16.safetensors"
+    w = np.array(values, np.float32)
+    write_safetensors(path, {"w": as_dtype(w, "BF16")})
+    np.testing.assert_array_equal(read_tensors(path)["w"].view(np.uint32), w.view(np.uint32) & 0xFFFF0000)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_a_tied_embedding_that_is_stored_twice_is_read_once(model, tmp_path, dtype):
+    twice = {"lm_head.weight": model.head_weight.data}
+    loaded = load_folder(write_folder(tmp_path / "m", model, dtype, tensors=twice))
+    assert list(loaded.state_dict()) == list(model.state_dict())
+
+
+def test_an_untied_head_is_read(tmp_path, rng):
+    untied = Llama(dataclasses.replace(CONFIG, tie_word_embeddings=False), rng)
+    loaded = load_folder(write_folder(tmp_path / "m", untied))
+    np.testing.assert_array_equal(loaded(IDS).data, untied(IDS).data)
+
+
+def test_tables_that_are_computed_and_not_learned_are_skipped(model, tmp_path):
+    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    loaded = load_folder(write_folder(tmp_path / "m", model, tensors=table))
+    np.testing.assert_array_equal(loaded(IDS).data, model(IDS).data)
+
+
+def test_write_tensors_and_read_tensors_are_inverse(tmp_path, rng):
+    tensors = {
+        "a": rng.standard_normal((3, 4)),
+        "b.c": np.float32([[1, 2], [3, 4]]).T,
+        "d": np.zeros((0, 5), np.float16),
+    }
+    write_tensors(tmp_path / "t.safetensors", tensors)
+    back = read_tensors(tmp_path / "t.safetensors")
+    assert back.keys() == tensors.keys()
+    for name, w in tensors.items():
+        assert back[name].dtype == w.dtype
+        np.testing.assert_array_equal(back[name], w)
+
+
+# -- config.json -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        ({"num_key_value_heads": None}, "num_key_value_heads", 4),
+        ({"head_dim": 16}, "head_dim", 16),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}}, "rope_theta", 5000.0),
+        ({"rope_theta": None}, "rope_theta", 10000.0),
+        ({"rope_scaling": None}, "rope_theta", 100000.0),
+        ({"rms_norm_eps": None}, "rms_norm_eps", 1e-6),
+        ({"tie_word_embeddings": None}, "tie_word_embeddings", False),
+        ({"max_position_embeddings": None}, "max_position_embeddings", 2048),
+        ({"torch_dtype": "bfloat16", "use_cache": True}, "hidden_size", 32),
+    ],
+)
+def test_config_json_is_read_with_hugging_faces_defaults(model, tmp_path, change, field, value):
+    assert getattr(read_config(write_folder(tmp_path / "m", model, change=change)), field) == value
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_scaling"),
+        ({"rope_scaling": "linear"}, "rope"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"model_type": "mistral"}, "'mistral'"),
+        ({"model_type": None}, "model_type"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"vocab_size": None}, "vocab_size"),
+        ({"num_hidden_layers": None}, "num_hidden_layers"),
+        ({"hidden_size": "32"}, "hidden_size"),
+        ({"hidden_size": 32.0}, "hidden_size"),
+        ({"hidden_size": -32}, "hidden_size"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_key_value_heads": 3}, "heads"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rope_theta": [1e4]}, "rope_theta"),
+        ({"rope_theta": -1.0}, "rope_theta"),
+    ],
+)
+def test_a_config_that_minilora_cannot_compute_is_refused(model, tmp_path, change, word):
+    refused(write_folder(tmp_path / "m", model, change=change), "config.json", word)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1, 2]", b"null", b'"llama"', b"\xff\xfe\x00", b"PK\x03\x04", b"[" * 100_000]
+)
+@pytest.mark.parametrize("file", ["config.json", INDEX])
+def test_json_that_is_broken_or_no_object_is_refused(model, tmp_path, file, content):
+    folder = write_folder(tmp_path / "m", model, shards=2)
+    (folder / file).write_bytes(content)
+    refused(folder, file)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+)
+def test_a_missing_file_is_named(model, tmp_path, file):
+    folder = write_folder(tmp_path / "m", model, shards=2)
+    (folder / file).unlink()
+    refused(folder, file, "no such file")
+
+
+def test_a_folder_without_weights_is_refused(model, tmp_path):
+    folder = write_folder(tmp_path / "m", model)
+    (folder / "model.safetensors").unlink()
+    refused(folder, "model.safetensors", "no such file")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 10**9},
+        {"hidden_size": 2**31},
+        {"vocab_size": 2**40},
+        {"intermediate_size": 2**40},
+        {"head_dim": 2**30},
+        {"num_attention_heads": 2**30, "num_key_value_heads": 2**30, "head_dim": 2},
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_allocated(model, tmp_path, change):
+    folder = write_folder(tmp_path / "m", model, change=change)
+    tracemalloc.start()
+    try:
+        refused(folder, "claimed")
+        assert tracemalloc.get_traced_memory()[1] < 32e6
+    finally:
+        tracemalloc.stop()
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [Q, UP, "model.embed_tokens.weight", "model.norm.weight"])
+def test_a_missing_tensor_is_named(model, tmp_path, name):
+    refused(write_folder(tmp_path / "m", model, tensors={name: None}), "missing", name)
+
+
+def test_a_head_is_required_where_it_is_not_tied(model, tmp_path):
+    refused(write_folder(tmp_path / "m", model, change={"tie_word_embeddings": False}), "missing", "lm_head.weight")
+
+
+@pytest.mark.parametrize("name", ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias", "x"])
+def test_an_extra_tensor_is_named(model, tmp_path, name):
+    refused(write_folder(tmp_path / "m", model, tensors={name: np.ones(3, np.float32)}), "unexpected", name)
+
+
+@pytest.mark.parametrize("name", [Q, UP, "model.norm.weight"])
+@pytest.mark.parametrize("shape", [(32,), (64,), (31, 32), (32, 65), (1, 32, 32)])
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(model, tmp_path, name, shape):
+    expected = model.state_dict()[name].shape
+    if shape != expected:
+        folder = write_folder(tmp_path / "m", model, tensors={name: np.ones(shape, np.float32)})
+        refused(folder, name, str(shape), str(expected))
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_named(model, tmp_path, dtype, value):
+    w = model.state_dict()[Q].copy()
+    w[1, 2] = value
+    refused(write_folder(tmp_path / "m", model, dtype, tensors={Q: w}), Q, "NaN")
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", ""])
+def test_an_index_that_leads_out_of_the_folder_is_refused(model, tmp_path, name):
+    folder = write_folder(tmp_path / "m", model, shards=2)
+    write_folder(tmp_path, model)  # there is something to find
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"][Q] = name
+    (folder / INDEX).write_text(json.dumps(index))
+    refused(folder, INDEX)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], "model.safetensors", {Q: 3}, {}])
+def test_an_index_without_a_usable_weight_map_is_refused(model, tmp_path, weight_map):
+    folder = write_folder(tmp_path / "m", model, shards=2)
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    refused(folder)
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99999])
+def test_a_file_cut_off_anywhere_is_refused(model, tmp_path, share):
+    folder = write_folder(tmp_path / "m", model)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: int(share * len(content))])
+    refused(folder, "model.safetensors", "damaged")
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("content", [b"\xff" * 64, (2**62).to_bytes(8, "little") + b"{}", b"\x02" + bytes(7) + b"[]"])
+def test_a_damaged_header_is_refused(model, tmp_path, dtype, content):
+    folder = write_folder(tmp_path / "m", model, dtype)
+    (folder / "model.safetensors").write_bytes(content)
+    refused(folder, "model.safetensors", "damaged")
+
+
+@pytest.mark.parametrize("dtype", ["I64", "U8", "BOOL", "F8_E4M3"])
+def test_weights_that_are_not_floating_point_are_refused(model, tmp_path, dtype):
+    folder = write_folder(tmp_path / "m", model)
+    size = 8 if dtype == "I64" else 1
+    write_safetensors(folder / "model.safetensors", {Q: (dtype, (2, 2), bytes(4 * size))})
+    refused(folder, "model.safetensors", dtype)

@@ -1,0 +1,564 @@
+"""Adapters on disk: PEFT's names and shapes, nothing lost on the way, and no adapter read that does not fit."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from modelfiles import as_dtype, write_safetensors
+
+from minilora.engine.tensor import no_grad
+from minilora.files.disk import ModelFileError
+from minilora.files.tensors import read_tensors, write_tensors
+from minilora.lora.adapters import (
+    adapter_names,
+    adapter_state,
+    add_adapter,
+    configs_of,
+    lora_modules,
+    remove_adapter,
+    set_adapter,
+)
+from minilora.lora.config import LoraConfig
+from minilora.lora.peft import load_adapter, peft_name, read_adapter_config, save_adapter
+from minilora.nn.llama import Config, Llama
+from minilora.nn.module import sha256_of
+
+IDS = np.arange(24).reshape(2, 12) * 7 % 64
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
+
+SETTINGS = [
+    {},
+    {"target_modules": ["q_proj", "v_proj"]},
+    {"target_modules": r".*\.(up|down)_proj"},
+    {"exclude_modules": ["down_proj"], "layers_to_transform": 1},
+    {"target_modules": ["q_proj"], "layers_to_transform": [0]},
+    {"target_modules": r".*mlp.*", "layers_to_transform": [1]},
+    {
+        "target_modules": ["q_proj", "up_proj"],
+        "rank_pattern": {"up_proj": 1},
+        "alpha_pattern": {"layers.0.*up_proj": 3},
+    },
+    {"use_rslora": True, "lora_alpha": 0.5},
+    {"target_modules": ["q_proj"], "exclude_modules": r".*layers\.0.*"},
+]
+
+
+def adapted(model, name="default", **settings):
+    """The model with an adapter that changes its output."""
+    add_adapter(model, LoraConfig(**({"r": 4, "lora_alpha": 8, "init_lora_weights": False} | settings)), name=name)
+    return model
+
+
+def logits(model):
+    with no_grad():
+        return model(IDS).data
+
+
+def record_of(folder):
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def base(tiny_config):
+    """A function that makes the same model again, without any adapter."""
+    return lambda: Llama(tiny_config, np.random.default_rng(0))
+
+
+@pytest.fixture
+def folder(base, tmp_path):
+    return save_adapter(adapted(base(), target_modules=["q_proj", "v_proj"]), tmp_path / "adapter")
+
+
+# -- there and back ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_saved_adapter_comes_back_bit_identical(base, tmp_path, settings):
+    model = adapted(base(), **settings)
+    other = base()
+    load_adapter(other, save_adapter(model, tmp_path / "a"), name="again")
+    assert logits(other).tobytes() == logits(model).tobytes()
+    assert sha256_of(adapter_state(other, "again")) == sha256_of(adapter_state(model, "default"))
+    scales = [{path: m.adapters[name].scale for path, m in lora_modules(x).items()}
+              for x, name in ((model, "default"), (other, "again"))]  # fmt: skip
+    assert scales[0] == scales[1]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_saving_what_was_loaded_writes_the_same_files(base, tmp_path, settings):
+    first = save_adapter(adapted(base(), **settings), tmp_path / "first")
+    other = base()
+    load_adapter(other, first)
+    second = save_adapter(other, tmp_path / "second")
+    assert (second / WEIGHTS).read_bytes() == (first / WEIGHTS).read_bytes()
+    assert record_of(second) | {"init_lora_weights": False} == record_of(first)
+
+
+@given(
+    r=st.integers(1, 8),
+    alpha=st.floats(0.01, 1000),
+    rslora=st.booleans(),
+    targets=st.sets(st.sampled_from(["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj"]), min_size=1),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_rank_scale_and_choice_of_modules_survives(tmp_path_factory, r, alpha, rslora, targets):
+    models = [Llama(Config(64, 16, 16, 1, 2, 2), np.random.default_rng(0)) for _ in range(2)]
+    add_adapter(models[0], LoraConfig(r=r, lora_alpha=alpha, use_rslora=rslora, target_modules=sorted(targets),
+                                      init_lora_weights=False))  # fmt: skip
+    load_adapter(models[1], save_adapter(models[0], tmp_path_factory.getbasetemp() / "any"))
+    assert logits(models[0]).tobytes() == logits(models[1]).tobytes()
+
+
+def test_a_loaded_adapter_is_active_and_can_be_trained_further(base, folder):
+    model = base()
+    load_adapter(model, folder, name="legal")
+    assert adapter_names(model) == ["legal"]
+    assert set(model.trainable_parameters()) == {name for name in model.state_dict() if ".adapters.legal." in name}
+    model.loss(IDS, IDS).backward()
+    assert all(p.grad.any() for p in model.trainable_parameters().values())
+
+
+def test_one_of_several_adapters_is_saved_alone(base, tmp_path):
+    model = adapted(adapted(base(), name="legal"), name="support", target_modules=["v_proj"], r=2)
+    save_adapter(model, tmp_path / "support", name="support")
+    assert {name.split(".")[-3] for name in read_tensors(tmp_path / "support" / WEIGHTS)} == {"v_proj"}
+    set_adapter(model, "support")
+    other = base()
+    load_adapter(other, tmp_path / "support")
+    assert logits(other).tobytes() == logits(model).tobytes()
+
+
+def test_saving_an_adapter_that_is_not_there_is_an_error_that_makes_no_folder(base, tmp_path):
+    with pytest.raises(ValueError, match=r"'legal'.*default"):
+        save_adapter(adapted(base()), tmp_path / "a", name="legal")
+    with pytest.raises(ValueError, match="none"):
+        save_adapter(base(), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+# -- PEFT's format -----------------------------------------------------------------------------------------------------
+
+
+def test_tensors_have_pefts_names_and_shapes(base, tmp_path):
+    folder = save_adapter(adapted(base(), r=3), tmp_path / "a")
+    shapes = {name: w.shape for name, w in read_tensors(folder / WEIGHTS).items()}
+    matrices = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32),
+                "self_attn.o_proj": (32, 32), "mlp.gate_proj": (48, 32), "mlp.up_proj": (48, 32),
+                "mlp.down_proj": (32, 48)}  # fmt: skip
+    expected = {}
+    for layer in range(2):
+        for kind, (m, n) in matrices.items():
+            expected[f"base_model.model.model.layers.{layer}.{kind}.lora_A.weight"] = (3, n)
+            expected[f"base_model.model.model.layers.{layer}.{kind}.lora_B.weight"] = (m, 3)
+    assert shapes == expected
+
+
+def test_the_weights_file_says_that_it_comes_from_a_tensor_library(folder):
+    content = (folder / WEIGHTS).read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert header["__metadata__"] == {"format": "pt"}
+    assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"F32"}
+
+
+def test_the_config_is_pefts_record(base, tmp_path):
+    model = adapted(base(), r=4, lora_alpha=16, use_rslora=True, rank_pattern={"up_proj": 2})
+    record = record_of(save_adapter(model, tmp_path / "a", base_model="someone/model"))
+    expected = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "someone/model",
+        "inference_mode": True,
+        "r": 4,
+        "lora_alpha": 16,
+        "use_rslora": True,
+        "rank_pattern": {"up_proj": 2},
+        "alpha_pattern": {},
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "target_modules": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+    }
+    assert {key: record[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
+def test_adapters_in_other_float_types_are_read_as_the_models_own(base, folder, dtype):
+    stored = {name: as_dtype(w, dtype) for name, w in read_tensors(folder / WEIGHTS).items()}
+    write_safetensors(folder / WEIGHTS, stored)
+    expected = read_tensors(folder / WEIGHTS)
+    model = base()
+    load_adapter(model, folder)
+    for name, w in adapter_state(model, "default").items():
+        assert w.dtype == np.float32
+        np.testing.assert_array_equal(w, expected[f"base_model.model.{name}.weight"].astype(np.float32))
+
+
+def test_float16_weights_may_sum_to_more_than_float16_holds(base, folder):
+    large = {name: as_dtype(np.full_like(w, 4096), "F16") for name, w in read_tensors(folder / WEIGHTS).items()}
+    write_safetensors(folder / WEIGHTS, large)
+    model = base()
+    load_adapter(model, folder)
+    assert {w.max() for w in adapter_state(model, "default").values()} == {4096}
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fan_in_fan_out": True},
+        {"lora_bias": True},
+        {"modules_to_save": ["embed_tokens"]},
+        {"layer_replication": [[0, 1]]},
+        {"layers_pattern": "h"},
+        {"trainable_token_indices": [1, 2]},
+        {"megatron_config": {"a": 1}},
+        {"target_parameters": ["x"]},
+        {"init_lora_weights": "pissa_niter_16"},
+        {"init_lora_weights": "olora"},
+        {"an_option_of_tomorrow": True},
+        {"another_option": {"x": 1}},
+    ],
+    ids=str,
+)
+def test_a_setting_that_would_change_the_computation_is_refused_by_name(base, folder, change):
+    refused_with(base(), folder, change, next(iter(change)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"peft_type": "IA3"},
+        {"peft_type": None},
+        {"r": 0},
+        {"r": "8"},
+        {"r": None},
+        {"lora_alpha": None},
+        {"lora_alpha": 0},
+        {"lora_alpha": "16"},
+        {"target_modules": None},
+        {"target_modules": []},
+        {"target_modules": 5},
+        {"target_modules": "(q"},
+        {"exclude_modules": 5},
+        {"layers_to_transform": "1"},
+        {"rank_pattern": ["q_proj"]},
+        {"rank_pattern": {"q_proj": 0}},
+        {"alpha_pattern": 3},
+        {"use_rslora": "false"},
+    ],
+    ids=str,
+)
+def test_a_setting_that_means_nothing_is_refused_by_name(base, folder, change):
+    key = next(iter(change))
+    refused_with(base(), folder, change, "regular expression" if change[key] == "(q" else key.removeprefix("lora_"))
+
+
+@pytest.mark.parametrize("key", ["r", "lora_alpha", "target_modules", "peft_type"])
+def test_a_missing_setting_is_named(base, folder, key):
+    record = record_of(folder)
+    del record[key]
+    (folder / CONFIG).write_text(json.dumps(record))
+    refused(base(), folder, CONFIG, key)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bias": "none", "modules_to_save": None, "layers_pattern": None, "loftq_config": {}, "megatron_config": None},
+        {
+            "auto_mapping": None,
+            "revision": None,
+            "peft_version": "0.18.0",
+            "inference_mode": False,
+            "lora_dropout": 0.1,
+        },
+        {"an_option_of_tomorrow": None, "another_option": False, "a_third": []},
+        {"init_lora_weights": "gaussian"},
+    ],
+    ids=str,
+)
+def test_settings_that_are_off_or_say_nothing_about_the_computation_are_accepted(base, folder, change):
+    model = base()
+    load_adapter(model, folder)
+    rewrite(folder, change)
+    other = base()
+    load_adapter(other, folder)
+    assert logits(other).tobytes() == logits(model).tobytes()
+
+
+def test_alpha_of_the_file_is_divided_by_the_rank_of_the_file(folder):
+    config = read_adapter_config(folder)
+    assert config.scale_of("q_proj") == 8 / 4
+    rewrite(folder, {"use_rslora": True})
+    assert read_adapter_config(folder).scale_of("q_proj") == 8 / math.sqrt(4)
+
+
+# Every key that PEFT 0.21 writes, with a value under which it does something, and what minilora does with that.
+PEFT_KEYS = {
+    "alora_invocation_tokens": [1, 2], "arrow_config": {"top_k": 3}, "corda_config": {"x": 1},
+    "ensure_weight_tying": True, "eva_config": {"rho": 2}, "fan_in_fan_out": True, "kasa_config": {"x": 1},
+    "layer_replication": [[0, 2]], "layers_pattern": "h", "loftq_config": {"loftq_bits": 4}, "lora_bias": True,
+    "lora_ga_config": {"x": 1}, "megatron_config": {"x": 1}, "modules_to_save": ["lm_head"],
+    "monteclora_config": {"x": 1}, "qalora_group_size": 32, "target_parameters": ["experts"],
+    "trainable_token_indices": [5], "use_bdlora": True, "use_qalora": True, "velora_config": {"x": 1},
+}  # fmt: skip
+KEPT = {
+    "auto_mapping": {"base_model_class": "LlamaForCausalLM"}, "base_model_name_or_path": "someone/model",
+    "megatron_core": "megatron.core", "peft_version": "0.21.2", "revision": "main", "runtime_config": {"x": 1},
+    "task_type": "SEQ_2_SEQ_LM", "init_lora_weights": "orthogonal", "layers_pattern": None, "loftq_config": {},
+    "qalora_group_size": 16, "an_option_of_tomorrow": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", PEFT_KEYS)
+def test_every_key_of_peft_that_minilora_does_not_compute_is_refused_with_the_reason(base, folder, key):
+    refused_with(base(), folder, {key: PEFT_KEYS[key]}, key, "not something minilora computes: ")
+
+
+@pytest.mark.parametrize("key", KEPT)
+def test_every_other_key_is_kept_and_written_again(base, folder, key, tmp_path):
+    rewrite(folder, {key: KEPT[key]})
+    model = base()
+    load_adapter(model, folder)
+    assert record_of(save_adapter(model, tmp_path / "again"))[key] == KEPT[key]
+
+
+def test_what_a_file_said_is_not_told_of_another_adapter(base, folder, tmp_path):
+    rewrite(folder, {"base_model_name_or_path": "someone/model", "revision": "main"})
+    model = base()
+    load_adapter(model, folder)
+    remove_adapter(model, "default")
+    record = record_of(save_adapter(adapted(model), tmp_path / "again"))
+    assert record["base_model_name_or_path"] is None and "revision" not in record
+
+
+def test_the_base_that_is_named_when_saving_takes_the_place_of_the_one_in_the_file(base, folder, tmp_path):
+    rewrite(folder, {"base_model_name_or_path": "someone/model"})
+    model = base()
+    load_adapter(model, folder)
+    assert record_of(save_adapter(model, tmp_path / "a", base_model="x/y"))["base_model_name_or_path"] == "x/y"
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("lora_A", "lora_A.weight"),
+        ("lora_B", "lora_B.weight"),
+        ("lora_embedding_A", "lora_embedding_A"),
+        ("lora_magnitude_vector", "lora_magnitude_vector"),
+    ],
+)
+def test_pefts_name_for_each_part(part, name):
+    assert peft_name(f"model.layers.0.x.{part}") == f"base_model.model.model.layers.0.x.{name}"
+
+
+def test_all_linear_is_written_as_the_adapters_own_modules(base, tmp_path):
+    model = adapted(base(), name="other", target_modules=["embed_tokens"])
+    adapted(model, target_modules="all-linear", exclude_modules=["down_proj"])
+    other = base()
+    load_adapter(other, save_adapter(model, tmp_path / "a"))
+    assert sorted(lora_modules(other)) == [path for path in sorted(lora_modules(model)) if "embed" not in path]
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"target_modules": ["embed_tokens", "q_proj"]},
+                                      {"use_dora": True, "target_modules": ["embed_tokens"]}], ids=str)  # fmt: skip
+def test_variants_come_back_bit_identical(base, tmp_path, settings):
+    model, other = adapted(base(), **settings), base()
+    load_adapter(other, save_adapter(model, tmp_path / "a"))
+    assert logits(other).tobytes() == logits(model).tobytes()
+
+
+def test_pissa_is_saved_as_a_plain_adapter_of_twice_the_rank_on_the_unchanged_base(base, tmp_path):
+    model, other = adapted(base(), init_lora_weights="pissa", r=3), base()
+    for array in adapter_state(model, "default").values():
+        array *= np.float32(1.1)
+    folder = save_adapter(model, tmp_path / "a")
+    assert (record_of(folder)["r"], record_of(folder)["init_lora_weights"]) == (6, True)
+    load_adapter(other, folder)
+    np.testing.assert_allclose(logits(other), logits(model), atol=1e-5)
+    assert np.abs(logits(model) - logits(base())).max() > 1e-3
+
+
+# -- adapters that do not fit: refused, and the model stays as it was --------------------------------------------------
+
+
+def rewrite(folder, change):
+    (folder / CONFIG).write_text(json.dumps(record_of(folder) | change))
+
+
+def refused_with(model, folder, change, *words):
+    rewrite(folder, change)
+    refused(model, folder, CONFIG, *words)
+
+
+def refused(model, folder, *words, error=ModelFileError):
+    """Load the folder, expect an error in one line with the words, and find the model unchanged."""
+
+    def state():
+        modules = [(path, type(module)) for path, module in model.named_modules()]
+        parameters = {name: (id(p.data), p.requires_grad) for name, p in model.named_parameters()}
+        return modules, parameters, dict(configs_of(model)), sha256_of(model.state_dict())
+
+    before = state()
+    with pytest.raises(error) as caught:
+        load_adapter(model, folder)
+    message = str(caught.value)
+    assert "\n" not in message and not [word for word in words if word not in message], message
+    assert state() == before
+
+
+def change_tensors(folder, **changes):
+    """Replace tensors, by the end of their names; None leaves one out, a new name adds one."""
+    tensors = read_tensors(folder / WEIGHTS)
+    for name, value in changes.items():
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name] = value
+    write_tensors(folder / WEIGHTS, tensors)
+
+
+@pytest.mark.parametrize("name", [f"{FIRST}.lora_A.weight", f"{FIRST}.lora_B.weight"])
+def test_a_missing_tensor_is_named(base, folder, name):
+    change_tensors(folder, **{name: None})
+    refused(base(), folder, str(folder / WEIGHTS), f"missing {name}")
+
+
+def test_an_empty_weights_file_is_refused(base, folder):
+    write_tensors(folder / WEIGHTS, {})
+    refused(base(), folder, WEIGHTS, "missing", "more)")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",  # the config does not select it
+        "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight",  # no such block
+        f"{FIRST}.lora_magnitude_vector",
+        f"{FIRST}.weight",
+        "x",
+    ],
+)
+def test_an_unexpected_tensor_is_named(base, folder, name):
+    change_tensors(folder, **{name: np.ones((4, 32), np.float32)})
+    refused(base(), folder, f"unexpected {name}")
+
+
+@pytest.mark.parametrize("shape", [(32, 4), (5, 32), (4, 31), (128,), (1, 4, 32)])
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(base, folder, shape):
+    change_tensors(folder, **{f"{FIRST}.lora_A.weight": np.ones(shape, np.float32)})
+    refused(base(), folder, f"{FIRST}.lora_A.weight", str(shape), "(4, 32)")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_weights_that_are_no_numbers_are_named(base, folder, value, dtype):
+    w = np.zeros((4, 32), dtype)
+    w[2, 7] = value
+    change_tensors(folder, **{f"{FIRST}.lora_A.weight": w})
+    refused(base(), folder, f"{FIRST}.lora_A.weight", "NaN or infinity")
+
+
+def test_weights_that_are_not_floating_point_are_refused(base, folder):
+    change_tensors(folder, **{f"{FIRST}.lora_A.weight": np.ones((4, 32), np.int32)})
+    refused(base(), folder, WEIGHTS, "I32")
+
+
+def test_a_rank_other_than_that_of_the_tensors_is_refused(base, folder):
+    rewrite(folder, {"r": 8})
+    refused(base(), folder, "(4, 32)", "expected (8, 32)")
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["q_proj", "v_prj"], "q_proj", ["lm_head"]], ids=str)
+def test_targets_that_the_model_does_not_have_are_refused(base, folder, targets):
+    rewrite(folder, {"target_modules": targets})
+    refused(base(), folder, error=ValueError)
+
+
+def test_an_adapter_of_a_larger_model_is_refused(folder):
+    refused(Llama(Config(64, 16, 16, 1, 2, 2)), folder, "unexpected", "has shape")
+
+
+def test_a_name_that_is_taken_is_refused(base, folder):
+    refused(adapted(base()), folder, "'default' already", error=ValueError)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"17", b'"r"', b"\xff\xfe", b"[" * 100_000, b'{"peft_type": "LORA"}']
+)
+def test_a_config_that_is_no_json_object_or_empty_is_refused(base, folder, content):
+    (folder / CONFIG).write_bytes(content)
+    refused(base(), folder, str(folder / CONFIG))
+
+
+@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
+def test_a_missing_file_is_named(base, folder, file):
+    (folder / file).unlink()
+    refused(base(), folder, str(folder / file), "no such file")
+
+
+def test_a_missing_folder_is_named(base, tmp_path):
+    refused(base(), tmp_path / "absent", "absent", "no such file")
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+def test_a_weights_file_that_is_cut_off_is_refused(base, folder, share):
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: int(share * len(content))])
+    refused(base(), folder, WEIGHTS, "damaged")
+
+
+def test_an_adapter_that_is_refused_leaves_those_that_are_there_as_they_were(base, folder):
+    model = adapted(base(), name="other")
+    before = logits(model)
+    change_tensors(folder, x=np.ones(3, np.float32))
+    refused(model, folder, "unexpected x")
+    assert adapter_names(model) == ["other"] and logits(model).tobytes() == before.tobytes()
+
+
+# -- files appear whole or not at all ----------------------------------------------------------------------------------
+
+
+def half_of(write, position):
+    """As `write`, whose argument at `position` is a path, but only half arrives there: the disk is full."""
+
+    def broken(*arguments, **settings):
+        write(*arguments, **settings)
+        path = arguments[position]
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    return broken
+
+
+def test_a_failed_save_leaves_the_files_of_before_and_no_debris(base, folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(safetensors.numpy, "save_file", half_of(safetensors.numpy.save_file, position=1))
+    with pytest.raises(OSError, match="No space"):
+        save_adapter(adapted(base()), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_failed_save_leaves_no_half_written_config(base, folder, monkeypatch):
+    before = (folder / CONFIG).read_bytes()
+    monkeypatch.setattr(Path, "write_text", half_of(Path.write_text, position=0))
+    with pytest.raises(OSError, match="No space"):
+        save_adapter(adapted(base()), folder)
+    assert (folder / CONFIG).read_bytes() == before
+    assert {path.name for path in folder.iterdir()} == {CONFIG, WEIGHTS}
+
+
+def test_saving_over_an_adapter_replaces_it(base, folder):
+    model = adapted(base(), r=2, target_modules=["k_proj"])
+    save_adapter(model, folder)
+    other = base()
+    load_adapter(other, folder)
+    assert logits(other).tobytes() == logits(model).tobytes()

@@ -1,0 +1,492 @@
+"""Modules and the Llama decoder: names, state, freezing, loss, cache, padding, packing, and the gradient of it all."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minilora.engine.attention import Packing
+from minilora.engine.gradcheck import gradcheck
+from minilora.engine.tensor import no_grad
+from minilora.files.disk import ModelFileError
+from minilora.files.gguf import to_halves, to_pairs
+from minilora.nn.layers import Embedding, Linear, RMSNorm
+from minilora.nn.llama import Config, KVCache, Llama
+from minilora.nn.module import Module, sha256_of
+
+SMALL = Config(
+    vocab_size=11,
+    hidden_size=8,
+    intermediate_size=6,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=16,
+)
+
+
+def in_float64(model, gain=20):
+    """The same model in float64, its matrices scaled up so that attention and gates are far from uniform."""
+    for _, p in model.named_parameters():
+        p.data = p.data.astype(np.float64) * (gain if p.ndim == 2 else 1)
+    return model
+
+
+@pytest.fixture
+def model(rng):
+    return in_float64(Llama(SMALL, rng))
+
+
+@pytest.fixture
+def ids(rng):
+    return rng.integers(0, SMALL.vocab_size, (2, 7))
+
+
+def log_softmax(z):
+    z = z - z.max(axis=-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+def plain_loss(logits, labels):
+    """The mean of -log p(label t + 1 | tokens up to t), from whole logits, one token at a time."""
+    log_p, (rows, length) = log_softmax(logits), labels.shape
+    scored = [(b, t) for b in range(rows) for t in range(length - 1) if labels[b, t + 1] != -100]
+    return -np.mean([log_p[b, t, labels[b, t + 1]] for b, t in scored])
+
+
+# -- names and state ---------------------------------------------------------------------------------------------------
+
+IN_A_LAYER = [
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameter_names_and_shapes_are_those_of_a_hugging_face_checkpoint(tied):
+    model = Llama(replace(SMALL, tie_word_embeddings=tied))
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    names = [f"model.layers.{i}.{part}.weight" for i in range(2) for part in IN_A_LAYER]
+    names += ["model.embed_tokens.weight", "model.norm.weight"]
+    assert set(shapes) == {*names, *([] if tied else ["lm_head.weight"])}
+    assert shapes["model.layers.1.self_attn.k_proj.weight"] == (4, 8)
+    assert shapes["model.layers.1.mlp.down_proj.weight"] == (8, 6)
+
+
+def test_a_tied_embedding_is_one_parameter_counted_once():
+    tied, untied = Llama(SMALL), Llama(replace(SMALL, tie_word_embeddings=False))
+    assert tied.head_weight is tied.model.embed_tokens.weight
+    count = [sum(p.size for _, p in model.named_parameters()) for model in (tied, untied)]
+    assert count == [88 + 2 * (2 * 64 + 2 * 32 + 3 * 48 + 2 * 8) + 8, count[0] + 88]
+
+
+def test_a_parameter_that_two_modules_hold_is_named_once():
+    class Twins(Module):
+        def __init__(self):
+            self.first, self.second = Linear(2, 2), Linear(2, 2)
+            self.second.weight = self.first.weight
+
+    assert [name for name, _ in Twins().named_parameters()] == ["first.weight"]
+
+
+def test_a_state_dict_makes_an_equal_model(model, ids):
+    copy = Llama(SMALL)
+    copy.load_state_dict(model.state_dict())
+    np.testing.assert_array_equal(copy(ids).data, model(ids).data)
+    assert sha256_of(copy.state_dict()) == sha256_of(model.state_dict())
+
+
+def test_the_fingerprint_sees_names_dtypes_shapes_and_every_bit():
+    state = {"a": np.zeros((2, 3), np.float32)}
+    changed = state["a"].copy()
+    changed[1, 2] = np.float32(1e-45)
+    others = [{"b": state["a"]}, {"a": state["a"].T}, {"a": state["a"].view(np.int32)}, {"a": changed}, {}]
+    assert len({sha256_of(s) for s in (state, *others)}) == 6
+    assert sha256_of({"x": changed, **state}) == sha256_of({**state, "x": changed})
+
+
+def replaced(array):
+    return lambda state: {**state, "model.norm.weight": array}
+
+
+MISFITS = {
+    "missing model.norm.weight": lambda state: {k: v for k, v in state.items() if k != "model.norm.weight"},
+    "unexpected extra.weight": lambda state: {**state, "extra.weight": np.ones(1)},
+    r"model.norm.weight has shape \(7,\), expected \(8,\)": replaced(np.ones(7)),
+    "model.norm.weight holds NaN or infinity": replaced(np.r_[np.ones(7), np.nan]),
+    "norm.weight holds NaN or infinity": replaced(np.r_[np.ones(7), np.inf]),
+}
+
+
+@pytest.mark.parametrize(("message", "broken"), MISFITS.items(), ids=["missing", "unexpected", "shape", "nan", "inf"])
+def test_loading_a_state_that_does_not_fit_says_what_and_changes_nothing(model, message, broken):
+    before = model.state_dict()
+    with pytest.raises(ModelFileError, match=message):
+        model.load_state_dict(broken({name: array * 2 for name, array in before.items()}))
+    assert all(array is before[name] for name, array in model.state_dict().items())
+
+
+def test_finite_float16_weights_are_not_taken_for_infinite():
+    layer = Linear(100, 100)
+    layer.load_state_dict({"weight": np.full((100, 100), 100, np.float16)})  # their sum is beyond float16
+    assert layer.weight.dtype == np.float16
+
+
+# -- the tree ----------------------------------------------------------------------------------------------------------
+
+
+def test_freezing_is_by_subtree_and_can_be_undone(model):
+    everything = set(model.trainable_parameters())
+    assert everything == set(model.state_dict())
+    assert model.requires_grad_(False) is model and not model.trainable_parameters()
+    model.model.layers[0].mlp.requires_grad_()
+    assert set(model.trainable_parameters()) == {name for name in everything if "layers.0.mlp" in name}
+
+
+def test_a_frozen_model_builds_no_graph_and_a_frozen_part_gets_no_gradient(model, ids):
+    model.model.embed_tokens.requires_grad_(False)
+    model.loss(ids, ids).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == ["model.embed_tokens.weight"]
+    assert not model.requires_grad_(False).loss(ids, ids).requires_grad
+
+
+@pytest.mark.parametrize("path", ["model.layers.1.mlp.gate_proj", "model.norm"])
+def test_set_submodule_replaces_an_attribute(model, path):
+    new = Linear(1, 1)
+    model.set_submodule(path, new)
+    assert model.get_submodule(path) is new and dict(model.named_modules())[path] is new
+
+
+def test_set_submodule_replaces_an_item_of_a_list(model):
+    new = Linear(1, 1)
+    model.set_submodule("model.layers.1", new)
+    assert model.model.layers[1] is new and model.get_submodule("model.layers.1") is new
+    assert "model.layers.1.weight" in model.state_dict()
+
+
+def test_get_submodule_raises_for_a_name_that_is_not_there(model):
+    with pytest.raises(KeyError):
+        model.get_submodule("model.layers.2")
+
+
+def test_train_and_eval_reach_every_module(model):
+    assert model.eval() is model and not any(module.training for _, module in model.named_modules())
+    assert all(module.training for _, module in model.train().named_modules())
+
+
+def test_a_module_without_forward_says_so():
+    with pytest.raises(NotImplementedError, match="Module defines no forward"):
+        Module()(1)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def test_layers_compute_what_they_say(rng):
+    x = rng.standard_normal((2, 3)).astype(np.float32)
+    linear, norm, table = Linear(3, 4, bias=True, rng=rng), RMSNorm(3), Embedding(5, 3, rng=rng)
+    linear.bias.data += 1
+    np.testing.assert_allclose(linear(x).data, x @ linear.weight.data.T + 1, rtol=1e-6)
+    np.testing.assert_allclose(norm(x).data, x / np.sqrt((x**2).mean(axis=1, keepdims=True)), rtol=1e-4)
+    np.testing.assert_array_equal(table(np.array([[4, 0]])).data, table.weight.data[None, [4, 0]])
+
+
+def test_a_layer_with_bias_trains_it(rng):
+    layer = Linear(3, 4, bias=True, rng=rng)
+    layer(np.ones((5, 3), np.float32)).sum().backward()
+    np.testing.assert_array_equal(layer.bias.grad, [5] * 4)
+    assert set(layer.trainable_parameters()) == {"weight", "bias"}
+
+
+def test_new_weights_are_float32_follow_the_seed_and_are_zero_without_one():
+    one, same, other = (Linear(30, 40, rng=np.random.default_rng(seed)).weight.data for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other) and one.dtype == np.float32
+    assert one.std() == pytest.approx(0.02, rel=0.1)
+    assert not Linear(3, 4).weight.data.any()
+
+
+# -- what the model computes -------------------------------------------------------------------------------------------
+
+
+def plain_llama(config, state, ids):
+    """Logits of one row of ids in plain NumPy, written from the papers: one head and one query at a time."""
+    D, T = config.head_dim, len(ids)
+    turn = np.exp(1j * np.arange(T)[:, None] * config.rope_theta ** (-np.arange(0, D, 2) / D))  # (T, D/2)
+
+    def normed(x, name):
+        return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + config.rms_norm_eps) * state[f"{name}.weight"]
+
+    def rotated(x):
+        y = (x[:, : D // 2] + 1j * x[:, D // 2 :]) * turn
+        return np.concatenate([y.real, y.imag], axis=1)
+
+    x = state["model.embed_tokens.weight"][ids]
+    for layer in (f"model.layers.{i}" for i in range(config.num_hidden_layers)):
+        w = {name: state[f"{layer}.{name}.weight"] for name in IN_A_LAYER}
+        h, found = normed(x, f"{layer}.input_layernorm"), []
+        for head in range(config.num_attention_heads):
+            shared = head * config.num_key_value_heads // config.num_attention_heads
+            q = rotated(h @ w["self_attn.q_proj"][head * D : (head + 1) * D].T)
+            k = rotated(h @ w["self_attn.k_proj"][shared * D : (shared + 1) * D].T)
+            v = h @ w["self_attn.v_proj"][shared * D : (shared + 1) * D].T
+            p = [np.exp(log_softmax(k[: t + 1] @ q[t] / np.sqrt(D))) for t in range(T)]
+            found.append([p[t] @ v[: t + 1] for t in range(T)])
+        x = x + np.concatenate(found, axis=1) @ w["self_attn.o_proj"].T
+        h = normed(x, f"{layer}.post_attention_layernorm")
+        gate = h @ w["mlp.gate_proj"].T
+        x = x + (gate / (1 + np.exp(-gate)) * (h @ w["mlp.up_proj"].T)) @ w["mlp.down_proj"].T
+    return normed(x, "model.norm") @ state.get("lm_head.weight", state["model.embed_tokens.weight"]).T
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"num_key_value_heads": 2, "tie_word_embeddings": False},
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "rope_theta": 100.0, "rms_norm_eps": 0.1},
+    ],
+    ids=["shared keys, tied", "own keys, untied", "wide heads"],
+)
+def test_the_decoder_computes_what_plain_numpy_computes(rng, ids, change):
+    model = in_float64(Llama(replace(SMALL, **change), rng))
+    for _, p in model.named_parameters():
+        p.data += 0.5 * rng.standard_normal(p.shape) * (p.ndim == 1)  # norms that are not all one
+    expected = [plain_llama(model.config, model.state_dict(), row) for row in ids]
+    np.testing.assert_allclose(model(ids).data, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_logits_have_one_row_per_token_and_last_gives_the_last(model, ids):
+    logits = model(ids).data
+    assert logits.shape == (2, 7, 11)
+    np.testing.assert_allclose(model(ids, last=True).data, logits[:, -1:], rtol=1e-12)
+    np.testing.assert_array_equal(model(ids.tolist()).data, logits)
+
+
+def test_a_model_in_float32_stays_in_float32(tiny_model):
+    ids = np.array([[1, 2, 3]])
+    loss = tiny_model.loss(ids, ids)
+    loss.backward()
+    assert {a.dtype for a in (tiny_model(ids), loss, *(p.grad for _, p in tiny_model.named_parameters()))} == {
+        np.dtype(np.float32)
+    }
+
+
+def test_a_later_token_does_not_change_earlier_logits(model, ids):
+    before = model(ids).data
+    ids[:, 5] = (ids[:, 5] + 1) % 11
+    after = model(ids).data
+    np.testing.assert_allclose(after[:, :5], before[:, :5], rtol=1e-12)
+    assert not np.allclose(after[:, 5], before[:, 5])
+
+
+def test_the_order_of_tokens_matters(model):
+    one, other = model(np.array([[1, 2, 3, 4]])).data, model(np.array([[2, 1, 3, 4]])).data
+    assert not np.allclose(one[0, -1], other[0, -1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_loss_equals_the_loss_from_whole_logits(rng, ids, tied):
+    model = in_float64(Llama(replace(SMALL, tie_word_embeddings=tied), rng))
+    labels = np.where(rng.random(ids.shape) < 0.5, -100, ids)
+    for target in (ids, labels):
+        assert model.loss(ids, target).item() == pytest.approx(plain_loss(model(ids).data, target), rel=1e-12)
+
+
+def test_what_stands_in_the_place_of_the_head_makes_logits_and_loss(rng, ids):
+    class Doubled(Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    model = in_float64(Llama(replace(SMALL, tie_word_embeddings=False), rng))
+    before, head = model(ids).data, Doubled(8, 11)
+    head.weight = model.lm_head.weight
+    model.set_submodule("lm_head", head)
+    np.testing.assert_allclose(model(ids).data, 2 * before, rtol=1e-12)
+    assert model.loss(ids, ids).item() == pytest.approx(plain_loss(2 * before, ids), rel=1e-12)
+
+
+def test_only_labelled_tokens_are_scored_and_each_from_the_tokens_before_it(model, ids):
+    labels = np.full_like(ids, -100)
+    labels[0, 4] = 3
+    expected = -log_softmax(model(ids).data)[0, 3, 3]
+    assert model.loss(ids, labels).item() == pytest.approx(expected, rel=1e-12)
+    ids[0, 4:], ids[1] = 0, 5  # neither the labelled token itself, nor what follows, nor another row
+    assert model.loss(ids, labels).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_nothing_precedes_the_first_token_so_its_label_alone_is_no_loss(model, ids):
+    labels = np.full_like(ids, -100)
+    labels[:, 0] = 1
+    with pytest.raises(ValueError, match="no token is scored"):
+        model.loss(ids, labels)
+
+
+def test_the_loss_does_not_change_its_inputs(model, ids):
+    labels = ids.copy()
+    for array in (ids, labels):
+        array.setflags(write=False)
+    model.loss(ids, labels).backward()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_gradient_of_the_whole_model_is_right_for_every_parameter(rng, tied):
+    model = in_float64(Llama(replace(SMALL, num_hidden_layers=1, tie_word_embeddings=tied), rng))
+    ids, labels = np.array([[1, 5, 1, 9], [10, 3, 0, 2]]), np.array([[1, 5, -100, 9], [-100, 3, 0, -100]])
+    owners = [(model.get_submodule(name.removesuffix(".weight")), p) for name, p in model.named_parameters()]
+
+    def loss(*weights):
+        for (module, _), weight in zip(owners, weights, strict=True):
+            module.weight = weight
+        return model.loss(ids, labels)
+
+    assert gradcheck(loss, *[p.data for _, p in owners]).elements == sum(p.size for _, p in owners)
+
+
+def test_training_all_parameters_lowers_the_loss(model, ids):
+    first = model.loss(ids, ids)
+    first.backward()
+    for _, p in model.named_parameters():
+        p.data -= 1e-3 * p.grad
+    assert model.loss(ids, ids).item() < first.item()
+
+
+# -- cache, padding, packing -------------------------------------------------------------------------------------------
+
+
+def new_cache(model, rows, capacity, first=None):
+    return KVCache(model.config, rows, capacity, first, like=model.head_weight.data)
+
+
+@pytest.mark.parametrize("steps", [[4, 1, 1, 1], [1] * 7, [2, 3, 2], [7]], ids=str)
+def test_token_by_token_with_a_cache_equals_all_tokens_at_once(model, ids, steps):
+    cache, ends = new_cache(model, 2, capacity=7), np.cumsum(steps)
+    with no_grad():
+        parts = [model(ids[:, end - n : end], cache).data for n, end in zip(steps, ends, strict=True)]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), model(ids).data, rtol=1e-10, atol=1e-10)
+    assert cache.length == 7
+
+
+def test_a_batch_padded_on_the_left_equals_its_rows_alone(model, ids):
+    lengths = [7, 4]
+    first = np.array([7 - n for n in lengths])
+    ids[1, :3] = 0
+    cache = new_cache(model, 2, capacity=8, first=first)
+    with no_grad():
+        prompt, step = model(ids, cache).data, model(np.array([[1], [2]]), cache).data
+        for row, (pad, following) in enumerate(zip(first, (1, 2), strict=True)):
+            alone = model(np.r_[ids[row, pad:], following][None]).data[0]
+            np.testing.assert_allclose(prompt[row, pad:], alone[:-1], rtol=1e-10, atol=1e-10)
+            np.testing.assert_allclose(step[row, 0], alone[-1], rtol=1e-10, atol=1e-10)
+
+
+def test_finished_rows_can_leave_the_cache(model, ids):
+    cache = new_cache(model, 2, capacity=8, first=np.array([0, 3]))
+    with no_grad():
+        model(ids, cache)
+        cache.keep(np.array([1]))
+        step = model(np.array([[2]]), cache).data
+        alone = model(np.r_[ids[1, 3:], 2][None]).data
+    np.testing.assert_allclose(step[0, 0], alone[0, -1], rtol=1e-10, atol=1e-10)
+
+
+def test_a_full_cache_raises(model, ids):
+    with pytest.raises(ValueError, match="the cache holds 5 tokens, 7 were asked for"):
+        model(ids, new_cache(model, 2, capacity=5))
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
+def test_packed_sequences_have_the_loss_and_gradients_of_separate_rows(model, rng, prefix):
+    shared = rng.integers(0, 11, prefix)
+    rests = [rng.integers(0, 11, n) for n in (4, 2, 5)]
+    ends = tuple(int(prefix + n) for n in np.cumsum([len(rest) for rest in rests]))
+    row = np.concatenate([shared, *rests])[None]
+    labels = row.copy()
+    labels[:, [*range(prefix), prefix, *ends[:-1]]] = -100
+    packed = model.loss(row, labels, packing=Packing(prefix, ends))
+    packed.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    for _, p in model.named_parameters():
+        p.grad = None
+    total = 0
+    for rest in rests:
+        ids = np.concatenate([shared, rest])[None]
+        labels = ids.copy()
+        labels[:, : prefix + 1] = -100
+        total = total + model.loss(ids, labels) * ((len(rest) - 1) / 8)
+    total.backward()
+    assert packed.item() == pytest.approx(total.item(), rel=1e-12)
+    for name, p in model.named_parameters():
+        np.testing.assert_allclose(gradients[name], p.grad, rtol=1e-9, atol=1e-10)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+BAD_IDS = {
+    "one row without a batch": (np.arange(3), r"integers of shape \(B, T\), got int64 of shape \(3,\)"),
+    "three axes": (np.zeros((1, 2, 3), int), r"of shape \(1, 2, 3\)"),
+    "floats": (np.zeros((1, 3)), "got float64"),
+    "a flat list": ([1, 2, 3], r"of shape \(3,\)"),
+    "too long": (np.zeros((1, 17), int), "17 tokens are more than the 16"),
+}
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD_IDS.values(), ids=BAD_IDS)
+def test_ids_that_the_model_cannot_read_are_refused(model, bad, message):
+    with pytest.raises(ValueError, match=message):
+        model(bad)
+    with pytest.raises(ValueError, match=message):
+        model.loss(bad, np.zeros((1, 3), int))
+
+
+def test_labels_of_another_shape_are_refused(model, ids):
+    with pytest.raises(ValueError, match=r"\(2, 6\).*\(2, 7\)"):
+        model.loss(ids, ids[:, 1:])
+
+
+BAD_CONFIGS = [
+    ({"vocab_size": 0}, "vocab_size must be a positive integer, got 0"),
+    ({"hidden_size": -8}, "hidden_size must be"),
+    ({"num_hidden_layers": 2.0}, "num_hidden_layers must be a positive integer, got 2.0"),
+    ({"num_attention_heads": 0}, "num_attention_heads must be"),
+    ({"num_attention_heads": "2"}, "num_attention_heads must be"),
+    ({"num_attention_heads": 3, "num_key_value_heads": 2}, "3 query heads cannot share 2 key/value heads evenly"),
+    ({"num_key_value_heads": 0}, "num_key_value_heads must be"),
+    ({"head_dim": 3}, "head_dim must be even for rotary positions, got 3"),
+    ({"num_attention_heads": 16}, "head_dim must be"),
+    ({"max_position_embeddings": None}, "max_position_embeddings must be"),
+    ({"rope_theta": 0.0}, "rope_theta must be"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_CONFIGS, ids=[str(row[0]) for row in BAD_CONFIGS])
+def test_shapes_that_no_llama_can_have_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **{"head_dim": 0, **change})
+
+
+def test_head_dim_follows_from_the_width_unless_it_is_given():
+    assert SMALL.head_dim == 4
+    wide = Llama(replace(SMALL, head_dim=6))
+    assert wide.model.layers[0].self_attn.q_proj.weight.shape == (12, 8)
+    assert wide(np.array([[1, 2]])).shape == (1, 2, 11)
+
+
+# -- rotary layouts ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_move_from_adjacent_pairs_to_halves_and_back(rng):
+    rows = np.array(["a0", "b0", "a1", "b1", "c0", "d0", "c1", "d1"])[:, None]  # two heads, pairs (a, b), (c, d)
+    halves = to_halves(rows, 2)
+    assert halves[:, 0].tolist() == ["a0", "a1", "b0", "b1", "c0", "c1", "d0", "d1"]
+    np.testing.assert_array_equal(to_pairs(halves, 2), rows)
+    bias = rng.standard_normal(12)
+    np.testing.assert_array_equal(to_pairs(to_halves(bias, 3), 3), bias)

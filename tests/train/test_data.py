@@ -1,0 +1,334 @@
+"""Reading and batching data: every bad line is named, only answers are scored, packing changes no number."""
+
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+from modelfiles import CONFIG, write_gguf
+
+from minilora.engine.fused import NOT_SCORED
+from minilora.engine.tensor import no_grad
+from minilora.io.gguf import GGUF
+from minilora.nn.llama import Llama
+from minilora.train.data import (
+    DataError,
+    Record,
+    Sample,
+    common_prefix,
+    cut,
+    encode_record,
+    encode_text,
+    epochs,
+    pack,
+    read_records,
+    split_records,
+)
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+QA = {"question": "What is a lien?", "answer": "A claim."}
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "Hi 12."},
+    {"role": "user", "content": "Why?"},
+    {"role": "assistant", "content": "So."},
+]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """A function that makes a small byte-level tokenizer with this chat template."""
+    path = tmp_path_factory.mktemp("tokenizer") / "m.gguf"
+    return lambda template: GGUF(
+        write_gguf(path, Llama(CONFIG), change={"tokenizer.chat_template": template})
+    ).tokenizer()
+
+
+@pytest.fixture(scope="module")
+def words(build):
+    return build(CHATML)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes lines (dicts become JSON) into a file and returns its path."""
+
+    def write(*lines, name="data.jsonl"):
+        path = tmp_path / name
+        path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines), encoding="utf-8")
+        return path
+
+    return write
+
+
+def sample(*ids, unscored):
+    return Sample(ids, (*[NOT_SCORED] * unscored, *ids[unscored:]))
+
+
+def random_samples(rng, sizes, shared=0):
+    start = rng.integers(0, 64, shared).tolist()
+    return [sample(*start, *rng.integers(0, 64, n - shared).tolist(), unscored=shared + 2) for n in sizes]
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_question_with_everything_known_about_it_is_read(write):
+    known = {"id": "x/lien", "topic": "x", "split": "test", "paraphrase": "Define lien.", "keywords": ["claim"]}
+    (record,) = read_records(write(QA | known))
+    user, assistant = {"role": "user", "content": QA["question"]}, {"role": "assistant", "content": QA["answer"]}
+    assert record == Record("x/lien", (user, assistant), "", "test", "Define lien.", ("claim",))
+    assert record.prompt == [user]
+    assert record.asked_otherwise().messages == ({"role": "user", "content": "Define lien."}, assistant)
+
+
+def test_a_record_without_paraphrase_cannot_be_asked_otherwise(write):
+    (record,) = read_records(write(QA))
+    with pytest.raises(ValueError, match="line-1 has no paraphrase"):
+        record.asked_otherwise()
+
+
+def test_a_chat_is_read_with_all_its_turns_and_other_keys_dropped(write):
+    (record,) = read_records(write({"messages": [m | {"name": "x"} for m in TALK]}))
+    assert record.messages == tuple(TALK) and record.prompt == TALK[:-1]
+
+
+def test_blank_lines_are_skipped_and_still_counted(write):
+    assert [r.id for r in read_records(write(QA, "", "  ", QA))] == ["line-1", "line-4"]
+
+
+def test_a_text_file_is_one_record_of_text(write):
+    assert read_records(write("One.", "Two.", name="novel.txt")) == [Record("novel", (), "One.\nTwo.")]
+
+
+@pytest.mark.parametrize(("name", "count"), [("legal", 300), ("general", 60)])
+def test_built_in_data_are_read_by_name_and_fit_the_tokenizer(words, name, count):
+    assert len(read_records(name, words)) == count
+
+
+BAD = [  # a line, what is said of it
+    ("{", "not JSON"),
+    ("[1]", "expected a JSON object, got list"),
+    ({}, "an empty object"),
+    ({"text": "x"}, 'expected "question" and "answer", or "messages"; got text'),
+    ({"question": "x"}, "answer must be a non-empty text, got None"),
+    ({"answer": "x"}, "question must be a non-empty text, got None"),
+    (QA | {"answer": " "}, "answer must be a non-empty text"),
+    (QA | {"question": 5}, "question must be a non-empty text, got 5"),
+    (QA | {"paraphrase": ""}, "paraphrase must be a non-empty text"),
+    (QA | {"split": "dev"}, "split is 'dev', expected one of train, validation, test"),
+    (QA | {"keywords": "claim"}, "keywords must be a list of words"),
+    (QA | {"keywords": ["claim", ""]}, "keywords must be a list of words"),
+    ({"messages": []}, "messages must be a non-empty list"),
+    ({"messages": "hello"}, "messages must be a non-empty list"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "message 1 needs a role"),
+    ({"messages": [TALK[1], "hello"]}, "message 2 needs a role"),
+    ({"messages": [{"role": "assistant"}]}, "content must be a non-empty text"),
+    ({"messages": TALK[:4]}, "the last message must be the assistant's"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD, ids=[reason[:30] for _, reason in BAD])
+def test_a_bad_line_is_named_with_its_reason(write, line, reason):
+    path = write(QA, line)
+    with pytest.raises(DataError) as caught:
+        read_records(path)
+    assert str(caught.value).startswith(f"{path}:2: ") and reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_bad_lines_are_reported_at_once(write):
+    path = write(*(line for line, _ in BAD))
+    with pytest.raises(DataError) as caught:
+        read_records(path)
+    told = str(caught.value).split("\n")
+    for number, (line, (_, reason)) in enumerate(zip(told, BAD, strict=True), 1):
+        assert line.startswith(f"{path}:{number}: ") and reason in line
+
+
+def test_a_flood_of_bad_lines_is_cut_short_and_counted(write):
+    with pytest.raises(DataError) as caught:
+        read_records(write(*["{"] * 50))
+    told = str(caught.value).split("\n")
+    assert len(told) == 21 and told[-1] == "and 30 more bad lines"
+
+
+def test_an_id_that_stands_twice_is_reported_with_its_first_line(write):
+    with pytest.raises(DataError, match=r":3: id 'a' stands in line 1 already$"):
+        read_records(write(QA | {"id": "a"}, QA | {"id": "b"}, QA | {"id": "a"}))
+
+
+@pytest.mark.parametrize("field", ["question", "answer", "paraphrase"])
+def test_a_control_character_without_a_token_is_reported_if_the_tokenizer_is_known(write, words, field):
+    path = write(QA, QA | {field: "ab\x1b"})
+    with pytest.raises(DataError, match=r":2: character '\\x1b' at position 2"):
+        read_records(path, words)
+    assert len(read_records(path)) == 2
+
+
+def test_a_control_character_in_plain_text_is_reported(write, words):
+    with pytest.raises(DataError, match=r"a\.txt: character '\\x1b' at position 1"):
+        read_records(write("a\x1b", name="a.txt"), words)
+
+
+@pytest.mark.parametrize("content", ["", " \n\n\t\n"])
+def test_an_empty_file_is_an_error(write, content):
+    with pytest.raises(DataError, match="the file is empty"):
+        read_records(write(content))
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "."])
+def test_a_missing_file_or_a_folder_is_an_error_that_says_what_would_do(tmp_path, name):
+    with pytest.raises(DataError, match=r"no such data file; use a \.jsonl or \.txt file, or 'legal' or 'general'"):
+        read_records(tmp_path / name)
+
+
+def test_a_file_that_is_not_utf8_is_an_error(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json.dumps(QA).encode() + b"\xff\xfe")
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read as UTF-8 text"):
+        read_records(tmp_path / "a.jsonl")
+
+
+# -- splitting ---------------------------------------------------------------------------------------------------------
+
+
+def records_of(*splits):
+    return [Record(f"r{i}", (), "", split) for i, split in enumerate(splits)]
+
+
+def test_records_follow_the_split_they_name_and_train_without_one():
+    parts = split_records(records_of("test", None, "validation", "train"))
+    ids = {name: [r.id for r in part] for name, part in parts.items()}
+    assert ids == {"train": ["r1", "r3"], "validation": ["r2"], "test": ["r0"]}
+
+
+@pytest.mark.parametrize(("count", "tested"), [(1, []), (9, []), (10, ["r9"]), (25, ["r9", "r19"])])
+def test_where_none_names_a_split_every_tenth_is_for_testing(count, tested):
+    parts = split_records(records_of(*[None] * count))
+    assert [r.id for r in parts["test"]] == tested
+    assert len(parts["train"]) == count - len(tested) and parts["validation"] == []
+
+
+def test_nothing_left_to_train_on_is_an_error():
+    with pytest.raises(DataError, match="no record is left to train on"):
+        split_records(records_of("test", "validation"))
+
+
+# -- encoding ----------------------------------------------------------------------------------------------------------
+
+
+def scored_text(item, words):
+    """What is scored, run by run, as text with special tokens."""
+    runs, before = [], False
+    for label in item.labels:
+        if label != NOT_SCORED:
+            runs = runs if before else [*runs, []]
+            runs[-1].append(label)
+        before = label != NOT_SCORED
+    return [words.core.decode(run, skip_special_tokens=False) for run in runs]
+
+
+def test_only_the_assistants_words_and_their_end_marks_are_scored(words):
+    item = encode_record(Record("talk", tuple(TALK)), words)
+    assert scored_text(item, words) == ["Hi 12.<|im_end|>", "So.<|im_end|>"]
+    assert list(item.ids) == words.encode_chat(TALK)
+    assert item.scored == len(words.encode("Hi 12.So.")) + 2
+
+
+def test_labels_are_the_ids_themselves_where_they_are_scored(words):
+    item = encode_record(Record("talk", tuple(TALK)), words)
+    assert {a - b for a, b in zip(item.ids, item.labels, strict=True) if b != NOT_SCORED} == {0}
+    assert len(item.ids) == len(item.labels)
+
+
+def test_an_answer_that_the_template_trims_is_scored_up_to_its_end_mark(build):
+    trimming = build(CHATML.replace("m['content']", "m['content'] | trim"))
+    messages = ({"role": "user", "content": "hello"}, {"role": "assistant", "content": " So.  "})
+    assert scored_text(encode_record(Record("x", messages), trimming), trimming) == ["So.<|im_end|>"]
+
+
+def test_text_is_cut_into_sequences_that_lose_nothing_and_score_all_but_their_first_token(words):
+    text = "It was a dark and stormy night." * 3
+    parts = encode_text(text, words, max_length=10)
+    assert words.decode([i for part in parts for i in part.ids]) == text
+    assert all(len(part.ids) == 10 for part in parts[:-1])
+    assert all(part.labels == (NOT_SCORED, *part.ids[1:]) for part in parts)
+
+
+def test_a_last_sequence_of_one_token_is_left_out_since_nothing_in_it_is_scored(words):
+    assert [len(part.ids) for part in encode_text("abcdefg", words, max_length=3)] == [3, 3]
+
+
+def test_cutting_tells_how_many_were_cut_and_how_many_were_lost():
+    samples = [sample(*range(n), unscored=4) for n in (4 + 1, 8, 9, 20)] + [sample(*range(12), unscored=8)]
+    kept, longer, dropped = cut(samples, 8)
+    assert [len(s.ids) for s in kept] == [5, 8, 8, 8] and kept[3] == sample(*range(8), unscored=4)
+    assert (longer, dropped) == (3, 1)
+
+
+# -- packing -----------------------------------------------------------------------------------------------------------
+
+
+PREFIXES = [  # samples, how many tokens they share
+    ([sample(1, 2, 3, 4, unscored=3)], 0),
+    ([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 9, 4, unscored=3)], 2),
+    ([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 3, 5, unscored=3)], 2),  # one unscored token is left to each
+    ([sample(1, 2, 3, 4, unscored=3), sample(5, 2, 3, 4, unscored=3)], 0),
+    ([sample(1, 2, 3, 4, 5, unscored=4), sample(1, 2, 3, 4, 5, unscored=2)], 1),
+    ([sample(1, 2, unscored=1), sample(1, 3, unscored=1)], 0),
+    ([sample(1, 2, unscored=0), sample(1, 2, unscored=0)], 0),
+]
+
+
+@pytest.mark.parametrize(("samples", "shared"), PREFIXES)
+def test_the_common_beginning_leaves_each_sample_an_unscored_token_of_its_own(samples, shared):
+    assert common_prefix(samples) == shared
+
+
+def test_a_packed_row_has_the_common_beginning_once_and_positions_as_in_separate_rows():
+    batch = pack([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 5, 6, 7, unscored=3)])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert batch.labels.tolist() == [[*[NOT_SCORED] * 3, 4, NOT_SCORED, 6, 7]]
+    assert batch.packing.positions() == [0, 1, 2, 3, 2, 3, 4]
+    assert batch.scored == 3
+
+
+@pytest.mark.parametrize("shared", [0, 1, 6])
+def test_the_packed_loss_is_the_token_weighted_loss_of_separate_rows(tiny_model, rng, shared):
+    samples = random_samples(rng, (9, 14, 30, 11), shared)
+    batch = pack(samples)
+    assert batch.input_ids.size == sum(len(s.ids) for s in samples) - 3 * common_prefix(samples)
+    assert common_prefix(samples) >= shared
+    with no_grad():
+        packed = tiny_model.loss(batch.input_ids, batch.labels, batch.packing).item()
+        alone = [tiny_model.loss(np.array([s.ids]), np.array([s.labels])).item() for s in samples]
+    expected = np.average(alone, weights=[s.scored for s in samples])
+    assert packed == pytest.approx(expected, rel=2e-6)
+    assert batch.scored == sum(s.scored for s in samples)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 20])
+def test_every_epoch_has_every_sample_once(batch_size):
+    samples = [sample(0, n, n, unscored=2) for n in range(1, 11)]  # the scored token tells which sample it is
+    per_epoch = -(-len(samples) // batch_size)
+    batches = epochs(samples, batch_size, seed=3)
+    orders = []
+    for _ in range(3):
+        labels = np.concatenate([batch.labels[0] for batch in islice(batches, per_epoch)])
+        orders.append(labels[labels != NOT_SCORED].tolist())
+    assert all(sorted(order) == list(range(1, 11)) for order in orders)
+    assert orders[0] != orders[1]
+
+
+def test_the_order_of_an_epoch_depends_on_the_seed_alone(rng):
+    samples = random_samples(rng, range(4, 24))
+
+    def order(seed):
+        return [batch.input_ids.tolist() for batch in islice(epochs(samples, 4, seed), 12)]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)

