@@ -32,16 +32,23 @@ def array_module(x: Array) -> ModuleType:
     return _module_of(array_type)
 
 
+def is_packed(w: Array) -> bool:
+    """Is this a matrix that is kept as its file's bytes (files/quant.py), to be unpacked for each product?"""
+    return hasattr(w, "unpack")
+
+
 def dense(w: Array) -> Array:
-    """The numbers of a matrix: itself, or for a packed one (files/quant.py) a new array, for one product."""
-    return w.unpack() if hasattr(w, "unpack") else w
+    """The numbers of a matrix: itself, or for a packed one a new array, for one product."""
+    return w.unpack() if is_packed(w) else w
 
 
 def to_device(x: Array, device: str = "cpu") -> Array:
-    """Move an array to `"cpu"` or `"cuda"`. An array that is there already is returned as it is.
+    """Move an array, or the bytes of a packed one, to `"cpu"` or `"cuda"`. What is there already is returned as it is.
 
     Raises ValueError for another device name, RuntimeError with the remedy when CuPy or a GPU is missing.
     """
+    if is_packed(x):
+        return x.to(device)
     if device == "cpu":
         return to_numpy(x)
     if device != "cuda":

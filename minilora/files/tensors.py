@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, dense, to_numpy
+from ..engine.backend import Array, dense, is_packed, to_numpy
 from .disk import ModelFileError, replacing
-from .quant import Packed
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
@@ -75,7 +74,7 @@ def check_fit(given: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]
 
 
 def _is_finite(w: Array) -> bool:
-    if isinstance(w, Packed):
+    if is_packed(w):
         return w.is_finite()
     # A sum is NaN or infinite when any element is; one in float16 could overflow all by itself.
     return bool(np.isfinite(w.sum(dtype=np.promote_types(w.dtype, np.float32))))

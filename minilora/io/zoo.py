@@ -18,7 +18,6 @@ from pathlib import Path
 
 from ..engine.backend import to_device
 from ..files.disk import ModelFileError
-from ..files.quant import Packed
 from ..nn.llama import Llama
 from . import folder, gguf, tokenizer
 
@@ -165,8 +164,7 @@ def load(
         raise ModelFileError(f"{path}: the tokenizer has {len(words)} tokens, the model {model.config.vocab_size}")
     if device != "cpu":
         for _, parameter in model.named_parameters():
-            w = parameter.data
-            parameter.data = w.to(device) if isinstance(w, Packed) else to_device(w, device)
+            parameter.data = to_device(parameter.data, device)
     model.model.recompute = recompute
     return model, words
 
