@@ -10,18 +10,21 @@ import pytest
 from modelfiles import TERMS
 
 from minilora import __version__
-from minilora.cli import main
+from minilora.cli import build_parser, main
+from minilora.cost.process import Job
 from minilora.engine import examples
 from minilora.engine.tensor import OPS, Tensor
 from minilora.files.tensors import read_tensors
+from minilora.flags import from_flags
 from minilora.io import zoo
 from minilora.lora.peft import load_adapter
 from minilora.nn.llama import Llama
 from minilora.train import finetune
 from minilora.train import generate as talk
 from minilora.train.data import DataError
+from minilora.train.options import ChatOptions, Options
 
-COMMANDS = ["finetune", "chat", "audit", "merge", "export", "report", "bench", "pull", "gradcheck"]
+COMMANDS = ["finetune", "chat", "audit", "merge", "export", "report", "memory", "bench", "pull", "gradcheck"]
 LONG = "x" * 1200  # more tokens than the small model can see
 
 
@@ -41,7 +44,7 @@ def finished(tiny_folder, tmp_path_factory):
 
 def job(home, *flags):
     """The arguments of a quick finetune; a flag given again takes the place of the one here."""
-    usual = ["--base", home / "base", "--data", home / "data.jsonl", "--r", 4, "--steps", 3, "--batch-size", 4]
+    usual = ["--base", home / "base", "--data", home / "data.jsonl", "--steps", 3, "--batch-size", 4]
     return [str(word) for word in ["finetune", *usual, *flags]]
 
 
@@ -110,9 +113,9 @@ REFUSED = [  # command, flag, value, the name that the message begins with
     ("finetune", "--eval-records", "0", "eval_records must"),
     ("finetune", "--max-length", "7", "max_length must"),
     ("finetune", "--seed", "-1", "seed must"),
-    ("chat", "--max-new-tokens", "0", "--max-new-tokens must"),
-    ("chat", "--temperature", "-1", "--temperature must"),
-    ("chat", "--temperature", "nan", "--temperature must"),
+    ("chat", "--max-new-tokens", "0", "max_new_tokens must"),
+    ("chat", "--temperature", "-1", "temperature must"),
+    ("chat", "--temperature", "nan", "temperature must"),
     ("chat", "--seed", "-1", "--seed must"),
 ]
 
@@ -127,6 +130,39 @@ def test_values_that_mean_nothing_are_status_2_before_a_model_is_loaded(
     line = complaint(capsys)
     assert line.startswith(start) and value.removeprefix("-").split("e")[0] in line
     assert written(tmp_path) == []
+
+
+CONFLICTS = [  # words, what is said
+    (["finetune", "--method", "full", "--r", "8"], "--r means nothing with --method full"),
+    (["finetune", "--method", "full", "--target-modules", "q_proj"], "--target-modules means nothing"),
+    (["finetune", "--method", "full", "--quantized"], "--quantized means nothing with --method full"),
+    (["finetune", "--steps", "3", "--epochs", "1"], "--epochs means nothing with --steps 3"),
+    (["bench", "--random-weights", "--base", "tiny"], "--random-weights takes the shape of SmolLM2"),
+    (["memory", "--method", "full", "--r", "4"], "--r means nothing with --method full"),
+    (["report", "--memory", "--batch-size", "4"], "minilora report --memory is a command of its own now"),
+]
+
+
+@pytest.mark.parametrize(("words", "reason"), CONFLICTS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_flags_that_exclude_each_other_are_refused_before_a_model_is_loaded(words, reason, capsys, monkeypatch):
+    for module in (zoo, finetune):
+        monkeypatch.setattr(module, "load", None)
+    assert status(*words) == 2
+    assert complaint(capsys).startswith(reason)
+
+
+@pytest.mark.parametrize(("command", "options"), [("finetune", Options), ("chat", ChatOptions), ("memory", Job)])
+def test_a_command_without_flags_has_the_options_of_its_dataclass(command, options):
+    assert from_flags(options, build_parser().parse_args([command])) == options()
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("--rank", "--r"), ("--alpha", "--lora-alpha"), ("--learning-rate", "--lr")]
+)
+def test_an_unknown_flag_is_answered_with_the_right_one_and_the_usage_of_its_command(word, meant, capsys):
+    assert status("finetune", word, "8") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("usage: minilora finetune ") and err.endswith(f"{word} 8 (did you mean {meant}?)\n")
 
 
 # -- finetune: what cannot work ----------------------------------------------------------------------------------------
@@ -349,12 +385,14 @@ def test_report_of_a_run_that_lacks_a_key_names_its_file(key, finished, tmp_path
     assert complaint(capsys).startswith("metrics.json: not the metrics")
 
 
-def test_output_that_nobody_reads_is_no_error(finished):
+@pytest.mark.parametrize("words", [["report"], ["--version"], ["--help"], ["finetune", "--help"]], ids=" ".join)
+def test_output_that_nobody_reads_is_no_error(words, finished):
     reading, writing = os.pipe()
     os.close(reading)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, "-m", "minilora", "report", str(finished)]
+    words = [*words, str(finished)] if words == ["report"] else words
+    command = [sys.executable, "-m", "minilora", *words]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=60)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")

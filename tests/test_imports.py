@@ -14,7 +14,21 @@ FILES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="u
 each_file = pytest.mark.parametrize("file", sorted(FILES))
 
 # A folder imports from itself and from the floors below it.
-FLOORS = ("version", "engine", "files", "nn", "lora", "io", "pictures", "cost", "train", "course", "cli", "__main__")
+FLOORS = (
+    "version",
+    "flags",
+    "engine",
+    "files",
+    "nn",
+    "lora",
+    "io",
+    "pictures",
+    "cost",
+    "train",
+    "course",
+    "cli",
+    "__main__",
+)
 STOREY = {name: floor for floor, name in enumerate(FLOORS)}
 
 

@@ -423,7 +423,7 @@ plt.show()
 # ## 7. Where the saving shrinks, and two more levers
 #
 # Now the real model. We do not run it here; its shapes are enough for the prediction, and you have seen how good that
-# is. If you have the model, `minilora report --memory` prints prediction and measurement side by side.
+# is. If you have the model, `minilora memory` prints prediction and measurement side by side.
 #
 # How does the factor depend on the number of tokens whose activations are held at the same time?
 

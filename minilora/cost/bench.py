@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.tensor import no_grad
+from ..flags import BASE, option
 from ..io.folder import read_config
 from ..io.gguf import GGUF, save_gguf
 from ..io.tokenizer import Tokenizer
@@ -48,9 +49,9 @@ PROMPT, NEW = 16, 64  # tokens that a generation reads and writes, per stream
 class Settings:
     """What is measured. base: a model's name, file or folder."""
 
-    base: str = "smollm2"
-    batch_size: int = 4
-    length: int = 128
+    base: str = option("smollm2", BASE)
+    batch_size: int = option(4, "sequences per step")
+    length: int = option(128, "tokens per sequence")
     r: int = 8
 
     def __post_init__(self):

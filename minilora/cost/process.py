@@ -1,4 +1,4 @@
-"""`minilora report --memory`: a training step predicted from shapes, then taken and measured, side by side.
+"""`minilora memory`: a training step predicted from shapes, then taken and measured, side by side.
 
 The measuring process, `python -m minilora.cost.process JOB`, does nothing else, so its peak is the step's.
 """
@@ -20,6 +20,7 @@ import numpy as np
 
 from ..engine.parallel import cores
 from ..engine.tensor import no_grad
+from ..flags import BASE, PACKED, RECOMPUTE, option
 from ..io.folder import read_config
 from ..io.gguf import GGUF
 from ..io.zoo import load, locate
@@ -37,14 +38,16 @@ STEPS = 2  # in the first, Adam's moments are written for the first time
 class Job:
     """The training step in question. Its tokens are random, and all are scored."""
 
-    base: str = "smollm2"
-    method: str = "lora"
-    r: int = 8
-    target_modules: str | Sequence[str] = "all-linear"
-    batch_size: int = 4
-    length: int = 128
-    quantized: bool = False
-    recompute: bool = False
+    base: str = option("smollm2", BASE)
+    method: str = option("lora", "what is trained", choices=("lora", "full"))
+    r: int = option(8, "rank of the update", only={"method": "lora"})
+    target_modules: str | Sequence[str] = option(
+        "all-linear", "q_proj v_proj ..., or all-linear", metavar="NAME", only={"method": "lora"}
+    )
+    batch_size: int = option(4, "sequences of random tokens")
+    length: int = option(128, "tokens per sequence")
+    quantized: bool = option(False, PACKED, only={"method": "lora"})
+    recompute: bool = option(False, RECOMPUTE)
 
     def __post_init__(self):
         if self.method not in ("lora", "full"):
@@ -77,7 +80,7 @@ class Job:
 
 
 def report(job: Job) -> dict[str, Any]:
-    """Predict, measure in a process of its own, and return both: what `minilora report --memory --json` prints.
+    """Predict, measure in a process of its own, and return both: what `minilora memory --json` prints.
 
     Raises ValueError for what cannot be predicted, RuntimeError with the reason when the measured step fails.
     """

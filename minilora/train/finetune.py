@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..cost.counts import count_parameters
 from ..cost.predict import SHAPES, alive_at_once, predict_memory
@@ -22,72 +21,17 @@ from ..io.tokenizer import Tokenizer
 from ..io.zoo import load
 from ..lora.adapters import base_state, install_adapter, plan_adapter
 from ..lora.audit import audit
-from ..lora.config import LoraConfig
 from ..lora.peft import WEIGHTS_FILE, save_adapter
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
+from .bars import Bars
 from .data import Batch, Record, Sample, cut, encode_record, encode_text, epochs, read_records, split_records
 from .evaluate import ANSWER_TOKENS, answer_all, keyword_recall, mean_loss
 from .loop import History, TrainingError, train
+from .options import Options
 
 METRICS_FILE = "metrics.json"
 ADAPTER = "default"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What to fine-tune on what, and how. The command line's flags carry the same names."""
-
-    base: str = "smollm2"
-    data: str = "legal"
-    method: str = "lora"
-    r: int = 8
-    lora_alpha: float = 16.0
-    target_modules: str | Sequence[str] = "all-linear"
-    steps: int | None = None
-    epochs: float = 4.0
-    lr: float | None = None
-    batch_size: int = 8
-    max_length: int = 512
-    eval_records: int = 80
-    quantized: bool = False
-    recompute: bool = False
-    seed: int = 0
-    device: str = "cpu"
-    out: str | None = None
-
-    def __post_init__(self):
-        if self.method not in ("lora", "full"):
-            raise ValueError(f"method must be 'lora' or 'full', got {self.method!r}")
-        if self.method == "full" and self.quantized:
-            raise ValueError("packed weights cannot be trained: leave out --quantized, or use --method lora")
-        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.learning_rate}
-        for name, value in positive.items():
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, got {value}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if self.eval_records < 1:
-            raise ValueError(f"eval_records must be at least 1, got {self.eval_records}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        if self.max_length < 8:
-            raise ValueError(f"max_length must be at least 8 tokens, got {self.max_length}")
-
-    @property
-    def learning_rate(self) -> float:
-        """lr, or the method's own: LoRA takes about ten times what full fine-tuning does."""
-        return self.lr if self.lr is not None else (2e-3 if self.method == "lora" else 2e-4)
-
-    @property
-    def folder(self) -> Path:
-        """Where results go: `out`, or runs/<name of the data>[-full]."""
-        suffix = "" if self.method == "lora" else f"-{self.method}"
-        return Path(self.out or f"runs/{Path(self.data).stem}{suffix}")
-
-    def lora_config(self) -> LoraConfig:
-        """The adapter these options ask for."""
-        return LoraConfig(r=self.r, lora_alpha=self.lora_alpha, target_modules=self.target_modules)
 
 
 @dataclass
@@ -98,20 +42,6 @@ class Material:
     validation: list[Sample]
     scored: dict[str, list[Sample]]  # "paraphrase", "unseen", "general"
     asked: dict[str, list[Record]]  # the same for keyword recall
-
-
-class Bars:
-    """Progress bars on stderr: one per stage of the job."""
-
-    def __init__(self, quiet: bool = False):
-        self.quiet = quiet
-
-    def __call__(self, title: str, total: int, unit: str) -> tqdm:
-        """A new bar. On something that is no terminal it prints a line now and then."""
-        pace = 0.2 if sys.stderr.isatty() else 20.0
-        return tqdm(
-            total=total, desc=f"{title:<28}", unit=unit, mininterval=pace, disable=self.quiet, dynamic_ncols=True
-        )
 
 
 def finetune(

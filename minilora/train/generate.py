@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,16 @@ from ..engine.backend import array_module, to_numpy
 from ..engine.tensor import no_grad
 from ..io.tokenizer import Message, Tokenizer
 from ..nn.llama import KVCache, Llama
+
+
+def check_settings(max_new_tokens: int, temperature: float, seed: int) -> None:
+    """Raise ValueError for settings that no answer can be made with."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 or a positive number, got {temperature}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
 
 
 def generate(
@@ -43,6 +54,7 @@ def generate_batch(
 
     done: called with the number of answers that have just been finished.
     """
+    check_settings(max_new_tokens, temperature, seed)
     prompts = [tokenizer.encode_chat(conversation, answer_next=True) for conversation in conversations]
     limit = model.config.max_position_embeddings
     if prompts and max(map(len, prompts)) + max_new_tokens > limit:

@@ -265,7 +265,7 @@ def test_the_peak_is_this_process_own_and_not_that_of_the_program_that_started_i
     assert int(child.stdout) < held.nbytes
 
 
-# -- minilora report --memory ------------------------------------------------------------------------------------------
+# -- minilora memory ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -303,9 +303,9 @@ def test_the_table_adds_up_no_measurements_that_were_never_held_together(result)
 def test_the_command_prints_what_the_report_returned(result, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(process, "report", lambda job: asked.append(job) or result)
-    assert main(["report", "--memory", "--json", "--target-modules", "q_proj", "v_proj", "--r", "2"]) == 0
+    assert main(["memory", "--json", "--target-modules", "q_proj", "v_proj", "--r", "2"]) == 0
     assert json.loads(capsys.readouterr().out) == result
-    assert main(["report", "--memory", "--target-modules", "all-linear"]) == 0
+    assert main(["memory", "--target-modules", "all-linear"]) == 0
     assert capsys.readouterr().out.strip() == process.table(result)
     assert asked == [Job(target_modules=["q_proj", "v_proj"], r=2), Job()]
 
@@ -313,19 +313,17 @@ def test_the_command_prints_what_the_report_returned(result, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("flags", "status", "reason"),
     [
-        (["--memory", "--method", "full", "--quantized"], 2, "--quantized"),
-        (["--memory", "--target-modules", "q_proj", "foo"], 2, "'foo'"),
-        (["--memory", "--batch-size", "0"], 2, "batch_size"),
-        (["--memory", "--base", "tiny", "--length", "9999"], 1, "9999 tokens"),
-        (["--memory", "--base", "tiny", "--quantized"], 1, "no packed matrices"),
-        (["--memory", "--base", "tiny", "--r", "999"], 1, "could not be measured: r=999"),
-        (["--memory", "--base", "absent.gguf"], 1, "absent.gguf"),
-        (["--memory", "runs/legal"], 2, "leave out the folder"),
-        (["--recompute"], 2, "--recompute is for --memory"),
+        (["--method", "full", "--quantized"], 2, "--quantized"),
+        (["--target-modules", "q_proj", "foo"], 2, "'foo'"),
+        (["--batch-size", "0"], 2, "batch_size"),
+        (["--base", "tiny", "--length", "9999"], 1, "9999 tokens"),
+        (["--base", "tiny", "--quantized"], 1, "no packed matrices"),
+        (["--base", "tiny", "--r", "999"], 1, "could not be measured: r=999"),
+        (["--base", "absent.gguf"], 1, "absent.gguf"),
     ],
     ids=str,
 )
 def test_what_cannot_be_reported_is_refused_in_one_line(flags, status, reason, capsys):
-    assert main(["report", *flags]) == status
+    assert main(["memory", *flags]) == status
     out, err = capsys.readouterr()
     assert out == "" and reason in err and err.count("\n") == 1

@@ -28,7 +28,7 @@ from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn.llama import Llama
 from minilora.nn.module import Parameter, sha256_of
 from minilora.nn.optim import AdamW
-from minilora.train.finetune import Options
+from minilora.train.options import Options
 
 IDS = np.arange(24).reshape(2, 12) * 13 % CONFIG.vocab_size
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -21,11 +21,13 @@ from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
 from minilora.pictures.run import run_picture
 from minilora.train import finetune as job
+from minilora.train.bars import Bars
 from minilora.train.data import DataError, Record
 from minilora.train.evaluate import answer_all, contains, keyword_recall, mean_loss
-from minilora.train.finetune import Bars, Options, finetune
+from minilora.train.finetune import finetune
 from minilora.train.generate import generate, generate_batch
 from minilora.train.loop import History, TrainingError, train
+from minilora.train.options import Options
 from minilora.train.report import page, read_metrics
 
 SHAPE = replace(CONFIG, max_position_embeddings=1024)

@@ -1,0 +1,22 @@
+"""Progress bars on stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+class Bars:
+    """Makes one bar per stage of a job."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+
+    def __call__(self, title: str, total: int, unit: str) -> Any:
+        """A new bar. On something that is no terminal it prints a line now and then."""
+        from tqdm import tqdm
+
+        pace = 0.2 if sys.stderr.isatty() else 20.0
+        return tqdm(
+            total=total, desc=f"{title:<28}", unit=unit, mininterval=pace, disable=self.quiet, dynamic_ncols=True
+        )
