@@ -116,7 +116,7 @@ REFUSED = [  # command, flag, value, the name that the message begins with
     ("chat", "--max-new-tokens", "0", "max_new_tokens must"),
     ("chat", "--temperature", "-1", "temperature must"),
     ("chat", "--temperature", "nan", "temperature must"),
-    ("chat", "--seed", "-1", "--seed must"),
+    ("chat", "--seed", "-1", "seed must"),
 ]
 
 

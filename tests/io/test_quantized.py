@@ -270,7 +270,7 @@ def test_packed_weights_and_full_fine_tuning_exclude_each_other(capsys):
         Options(method="full", quantized=True)
     assert main(["finetune", "--method", "full", "--quantized"]) == 2
     complaint = capsys.readouterr().err.strip()
-    assert complaint == "minilora: packed weights cannot be trained: leave out --quantized, or use --method lora"
+    assert complaint == "minilora: --quantized means nothing with --method full: leave out one of the two"
 
 
 def test_the_whole_job_runs_over_a_packed_base(tiny_folder, tmp_path, capsys, monkeypatch):
