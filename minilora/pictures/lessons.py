@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .style import BLUE, GREY, ORANGE
-
-PALE = 0.35  # opacity of what is frozen or merely passed through
+from .style import BASE, BLACK, FULL, GREY, LORA, PALE, A, B, ink
 
 
 def line(
@@ -29,7 +27,7 @@ def line(
     """
     axes.plot(x, y, color=color, **{"linewidth": 2} | style)
     side = "right" if place[0] < 0 else "left"
-    axes.annotate(label, (x[at], y[at]), place, textcoords="offset points", color=color, ha=side, va="center")
+    axes.annotate(label, (x[at], y[at]), place, textcoords="offset points", color=ink(color), ha=side, va="center")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -39,50 +37,59 @@ def matrices_to_scale(axes: Any, m: int, n: int, r: int) -> None:
 
     gap = 0.04 * max(m, n)
     for corner, width, height, color, opacity in (
-        ((0, 0), n, m, GREY, PALE),
-        ((0, m + gap), n, r, BLUE, 1),
-        ((-gap - r, 0), r, m, ORANGE, 1),
+        ((0, 0), n, m, BASE, PALE),
+        ((0, m + gap), n, r, A, 1),
+        ((-gap - r, 0), r, m, B, 1),
     ):
         axes.add_patch(Rectangle(corner, width, height, facecolor=color, alpha=opacity, linewidth=0))
-    axes.text(n / 2, m / 2, f"W, frozen\n{m} × {n} = {m * n:,} numbers", ha="center", va="center", fontsize="large")
-    axes.text(n / 2, m + r + 1.4 * gap, f"A: {r} × {n} = {r * n:,} numbers", ha="center", va="bottom", color=BLUE)
-    text = f"B: {m} × {r} = {m * r:,} numbers"
-    axes.text(-1.5 * gap - r, m / 2, text, ha="right", va="center", rotation=90, color=ORANGE)
+    axes.text(n / 2, m / 2, f"W, frozen\n{m:,} × {n:,} = {m * n:,} numbers", ha="center", va="center", fontsize="large")
+    axes.text(n / 2, m + r + 1.4 * gap, f"A: {r} × {n:,} = {r * n:,} numbers", ha="center", va="bottom", color=ink(A))
+    text = f"B: {m:,} × {r} = {m * r:,} numbers"
+    axes.text(-1.5 * gap - r, m / 2, text, ha="right", va="center", rotation=90, color=ink(B))
     _bare(axes, (-3 * gap - r, n + gap), (-gap, m + r + 3 * gap))
 
 
 def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
-    """One token's way from n numbers to m: straight through W, and beside it through A and B, r numbers wide.
+    """One token's way from x, n numbers, to y, m numbers: through W, and beside it through A and B, r numbers wide.
 
-    Read from below; one unit of width per number.
+    Read from below; one unit of width per number. What comes through A and B is multiplied by the scale α/r and added.
     """
     from matplotlib.patches import Polygon, Rectangle
 
-    step, thin, apart = 0.28 * n, 0.03 * n, 1.15 * n
+    step, thin, apart = 0.28 * n, 0.03 * n, 1.15 * max(m, n)
+    top, side = 2 * step, 0.02 * n
 
     def bar(middle: float, floor: float, width: int, text: str) -> None:
-        axes.add_patch(Rectangle((middle - width / 2, floor), width, thin, facecolor="black", linewidth=0))
-        axes.text(middle + width / 2 + 0.02 * n, floor + thin / 2, text, va="center")
+        axes.add_patch(Rectangle((middle - width / 2, floor), width, thin, facecolor=BLACK, linewidth=0))
+        axes.text(middle + width / 2 + side, floor + thin / 2, text, va="center")
 
     def funnel(middle: float, floor: float, ceiling: float, below: int, above: int, color: str) -> None:
         low, high = floor + thin, ceiling
         corners = [(middle - below / 2, low), (middle + below / 2, low), (middle + above / 2, high)]
         axes.add_patch(Polygon([*corners, (middle - above / 2, high)], facecolor=color, alpha=PALE, linewidth=0))
 
-    for middle in (0, apart):
-        bar(middle, 0, n, "")
-        axes.text(middle, -0.04 * n, f"x: {n} numbers", ha="center", va="top")
-    funnel(0, 0, 2 * step, n, m, GREY)
+    def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": BLACK, "shrinkA": 0, "shrinkB": 0})
+
+    middle = apart / 2
+    bar(middle, -0.75 * step, n, f"x: {n:,} numbers")
+    for lane in (0, apart):
+        arrow((middle + 0.3 * (lane - middle), -0.75 * step + thin), (lane, 0))
+    funnel(0, -thin, top, n, m, BASE)
     axes.text(0, step, "W, frozen", ha="center", va="center", fontsize="large")
-    bar(0, 2 * step, m, f"x Wᵀ: {m}")
-    funnel(apart, 0, step, n, r, BLUE)
-    axes.text(apart, 0.35 * step, "A, down", ha="center", va="center", fontsize="large", color=BLUE)
+    bar(0, top, m, f"x Wᵀ: {m:,}")
+    funnel(apart, -thin, step, n, r, A)
+    axes.text(apart, 0.35 * step, "A, down", ha="center", va="center", fontsize="large", color=ink(A))
     bar(apart, step, r, f"u = x Aᵀ: {r}")
-    funnel(apart, step, 2 * step, r, m, ORANGE)
-    axes.text(apart - m / 2, 1.5 * step, "B, up", ha="center", va="center", fontsize="large", color=ORANGE)
-    bar(apart, 2 * step, m, f"u Bᵀ: {m}")
-    axes.text(0.57 * apart, 2 * step + thin / 2, "+", ha="center", va="center", fontsize="xx-large")
-    _bare(axes, (-0.55 * n, apart + 0.55 * n), (-0.13 * n, 2 * step + 2 * thin))
+    funnel(apart, step, top, r, m, B)
+    axes.text(apart, 1.72 * step, "B, up", ha="center", va="center", fontsize="large", color=ink(B))
+    bar(apart, top, m, f"u Bᵀ: {m:,}")
+    for lane in (0, apart):
+        arrow((lane, top + thin), (middle + 0.3 * (lane - middle), 2.75 * step))
+    axes.text(middle + 0.85 * (apart - middle), 2.5 * step, "times α/r", va="center")
+    bar(middle, 2.75 * step, m, f"y: {m:,} numbers")
+    axes.text(middle, 2.55 * step, "+", ha="center", va="center", fontsize="xx-large")
+    _bare(axes, (-0.55 * n, apart + 0.95 * n), (-0.8 * step, 2.8 * step + 2 * thin))
 
 
 def _bare(axes: Any, x: tuple[float, float], y: tuple[float, float]) -> None:
@@ -91,8 +98,6 @@ def _bare(axes: Any, x: tuple[float, float], y: tuple[float, float]) -> None:
 
 
 # -- what LoRA saves: two jobs side by side, owner by owner, and a cost along an axis ----------------------------------
-
-FULL, LORA = ORANGE, BLUE
 
 
 def pairs_of_bars(
@@ -112,9 +117,9 @@ def pairs_of_bars(
             axes.barh(y, value, height=0.34, color=color)
             if measured is not None:
                 seen = measured[name][j]
-                axes.plot([seen, seen], [y - 0.17, y + 0.17], color="black", linewidth=2, solid_capstyle="butt")
+                axes.plot([seen, seen], [y - 0.17, y + 0.17], color=BLACK, linewidth=2, solid_capstyle="butt")
                 right = max(value, seen)
-            axes.text(right + 0.012 * longest, y, form.format(value), va="center", color=color, fontsize=9)
+            axes.text(right + 0.012 * longest, y, form.format(value), va="center", color=ink(color))
     axes.set(xlim=(0, 1.22 * longest), yticks=[-i - 0.18 for i in range(len(rows))], yticklabels=list(rows))
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -140,5 +145,5 @@ def curve(
     if measured is not None:
         axes.plot(x, measured, color=color, marker="o", linewidth=0, markersize=6)
     side = "right" if offset[0] < 0 else "center" if offset[0] == 0 else "left"
-    axes.annotate(text, (x[at], y[at]), offset, textcoords="offset points", color=color, ha=side, va="center")
+    axes.annotate(text, (x[at], y[at]), offset, textcoords="offset points", color=ink(color), ha=side, va="center")
     axes.spines[["top", "right"]].set_visible(False)

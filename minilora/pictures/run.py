@@ -1,4 +1,4 @@
-"""Pictures: drawn with matplotlib, in colours that the colour-blind can tell apart, labels on the lines themselves."""
+"""The picture of a fine-tuning run: what it learned, step by step, and what it cost beside full fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,74 +7,93 @@ from typing import Any
 
 import numpy as np
 
-from .style import BLUE, GREEN, GREY, ORANGE
+from .style import FULL, LORA, PARAPHRASE, VALIDATION, ink, panels, save
+
+SMOOTHED = 9  # steps: what one step's records happen to be moves the loss more than learning does
 
 
 def run_picture(metrics: dict[str, Any], path: Path) -> None:
-    """Draw a fine-tuning run: loss curves, and bars for parameters, memory and disk beside full fine-tuning."""
-    from matplotlib.figure import Figure
+    """Draw a run's metrics: loss curves, and bars for parameters, memory and disk beside full fine-tuning."""
+    save(run_figure(metrics), path)
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    curves, bars = figure.subplots(1, 2, width_ratios=(1.25, 1))
+
+def run_figure(metrics: dict[str, Any]) -> Any:
+    """The same as a matplotlib figure."""
+    figure, (curves, bars) = panels(2, width=11, height=4.2, ratios=(1.25, 1))
     _losses(curves, metrics)
     _costs(bars, metrics)
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def _losses(axes: Any, metrics: dict[str, Any]) -> None:
-    losses = np.array(metrics["train_loss"])
+    from matplotlib.ticker import MaxNLocator
+
+    losses, color = np.array(metrics["train_loss"]), LORA if metrics["options"]["method"] == "lora" else FULL
     steps = np.arange(1, len(losses) + 1)
-    axes.plot(steps, losses, color=BLUE, alpha=0.35, linewidth=1)
-    width = max(1, min(9, len(losses) // 4))
+    axes.plot(steps, losses, color=color, alpha=0.35, linewidth=1)
+    width = max(1, min(SMOOTHED, len(losses) // 4))
     smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-    middle = steps[(width - 1) // 2 :][: len(smooth)]
-    axes.plot(middle, smooth, color=BLUE, linewidth=2)
-    axes.annotate(
-        "training", (middle[len(middle) // 3], smooth[len(middle) // 3]), (6, 8), textcoords="offset points", color=BLUE
-    )
+    # Where it ends, a line has its name; of the marks before and after training, the latter.
+    names = [(smooth[-1], "training" if width == 1 else f"training,\nmean of {width} steps", color)]
+    axes.plot(steps[(width - 1) // 2 :][: len(smooth)], smooth, color=color, linewidth=2, marker="." * (width == 1))
     if metrics["validation_loss"]:
         at, held_out = zip(*metrics["validation_loss"], strict=True)
-        axes.plot(at, held_out, color=ORANGE, marker="o", linewidth=1.5)
-        axes.annotate(
-            "validation (unseen)", (at[-1], held_out[-1]), (-4, 8), textcoords="offset points", color=ORANGE, ha="right"
-        )
+        axes.plot(at, held_out, color=VALIDATION, marker="o", markersize=5, linewidth=1.5)
+        names.append((held_out[-1], "validation", VALIDATION))
     if "paraphrase" in metrics["loss"]:
-        before, after = metrics["loss"]["paraphrase"]
-        axes.plot([1, len(losses)], [before, after], color=GREEN, marker="s", linewidth=0, markersize=7)
-        axes.annotate("in other words, before", (1, before), (8, -3), textcoords="offset points", color=GREEN)
-        axes.annotate("and after", (len(losses), after), (-4, 8), textcoords="offset points", color=GREEN, ha="right")
+        before_and_after = metrics["loss"]["paraphrase"]
+        axes.plot([0, len(losses)], before_and_after, color=PARAPHRASE, marker="s", markersize=7, linewidth=0)
+        names.append((before_and_after[1], "in other words,\nbefore and after", PARAPHRASE))
     axes.set(xlabel="step", ylabel="cross-entropy (nats per token)", title="What it learned")
-    axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(-0.02 * len(losses), 1.02 * len(losses))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _name(axes, names)
+
+
+def _name(axes: Any, names: list[tuple[float, str, str]]) -> None:
+    """Names of lines, right of the panel and each as high as its line ends, or as near as their own height allows."""
+    low, high = axes.get_ylim()
+    line = 0.06 * (high - low)  # of a line of letters
+    floor = low
+    for y, text, color in sorted(names):
+        half = line * (1 + text.count("\n")) / 2
+        middle = max(y, floor + half)
+        floor = middle + half
+        axes.annotate(
+            text,
+            (1.02, middle),
+            xycoords=("axes fraction", "data"),
+            color=ink(color),
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def _costs(axes: Any, metrics: dict[str, Any]) -> None:
-    memory = metrics["peak_memory_bytes"]
+    memory, total, trained = metrics["peak_memory_bytes"], metrics["total_parameters"], metrics["trainable_parameters"]
     lora = metrics["options"]["method"] == "lora"
-    base_parameters = metrics["base_bytes"] // 4
+    base = total - trained if lora else total
     rows = [
-        ("parameters trained", metrics["trainable_parameters"], base_parameters, lambda n: f"{n / 1e6:,.1f} M"),
-        (
-            "memory in training (predicted)",
-            memory["predicted"],
-            memory["full_predicted"],
-            lambda n: f"{n / 1e6:,.0f} MB",
-        ),
-        ("disk per version", metrics["adapter_bytes"], metrics["base_bytes"], lambda n: f"{n / 1e6:,.1f} MB"),
+        ("parameters trained", trained, base, total, _millions),
+        ("memory in training, predicted", memory["predicted"], memory["full_predicted"], None, _megabytes),
+        ("disk per version", metrics["adapter_bytes"], 4 * base, None, _megabytes),
     ]
-    for i, (name, mine, full, show) in enumerate(rows):
-        y = -i * 3
+    for i, (name, mine, full, whole, show) in enumerate(rows):
+        y = -3 * i
         axes.text(0, y + 0.75, name, fontweight="bold", va="center")
-        axes.barh(y, 100, color=GREY, height=0.8)
-        axes.text(101, y, f"{show(full)}  full", va="center", color="#555555")
+        axes.barh(y, 100, color=FULL, height=0.8)
+        axes.text(102, y, f"{show(full)}, full", va="center", color=ink(FULL))
         if lora:
-            axes.barh(y - 0.9, 100 * mine / full, color=BLUE, height=0.8)
-            axes.text(
-                100 * mine / full + 1,
-                y - 0.9,
-                f"{show(mine)}  LoRA ({100 * mine / full:.1f} %)",
-                va="center",
-                color=BLUE,
-            )
-    axes.set(xlim=(0, 135), xticks=[], yticks=[], title="What it cost")
+            axes.barh(y - 0.9, 100 * mine / full, color=LORA, height=0.8)
+            share = f"{100 * mine / (whole or full):.1f} %{' of all' if whole else ''}"
+            axes.text(100 * mine / full + 2, y - 0.9, f"{show(mine)}, LoRA ({share})", va="center", color=ink(LORA))
+    axes.set(xlim=(0, 150), ylim=(-7.6, 1.6), xticks=[], yticks=[], title="What it cost")
     axes.spines[:].set_visible(False)
+
+
+def _millions(number: float) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.{0 if size >= 100e6 else 1}f} MB"

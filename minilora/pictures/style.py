@@ -18,8 +18,7 @@ PALETTE = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, GREY, BLACK)
 
 LORA, FULL, BASE = BLUE, ORANGE, GREY  # ways to train; what is frozen
 A, B = GREEN, PURPLE  # the two matrices of an update, and their gradients
-TRAINING = LORA  # a loss: on what is trained on,
-PARAPHRASE = SKY  # on the same in other words,
+PARAPHRASE = SKY  # losses (that of training has the colour of the way to train): on the same in other words,
 VALIDATION = AMBER  # on what was held out,
 GENERAL = BLACK  # on what the model could do before
 MEASURED, PREDICTED = BLUE, ORANGE
@@ -77,13 +76,13 @@ def ink(color: str) -> str:
     """
     from matplotlib.colors import to_hex, to_rgb
 
-    rgb: Sequence[float] = to_rgb(color)
-    while 1.05 / (_luminance(rgb) + 0.05) < 4.5:
-        rgb = [0.98 * x for x in rgb]
-    return to_hex(tuple(rgb))
+    red, green, blue = to_rgb(color)
+    while 1.05 / (_luminance(red, green, blue) + 0.05) < 4.5:
+        red, green, blue = 0.98 * red, 0.98 * green, 0.98 * blue
+    return to_hex((red, green, blue))
 
 
-def _luminance(rgb: Sequence[float]) -> float:
+def _luminance(*rgb: float) -> float:
     """Relative luminance of an sRGB colour, 0 (black) to 1 (white)."""
     linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in rgb]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

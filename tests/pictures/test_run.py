@@ -1,0 +1,108 @@
+"""The picture of a run: it can be read, however short the run, and says what the page says."""
+
+import numpy as np
+import pytest
+
+from minilora.pictures.check import problems
+from minilora.pictures.run import run_figure, run_picture
+from minilora.pictures.style import FULL, LORA, VALIDATION
+
+
+def metrics(steps=120, method="lora", validation=((30, 3.07), (60, 2.95), (90, 3.02), (120, 3.02)), paraphrase=True):
+    """Those of the README's run, or of one like it."""
+    falling = 1.3 + 2.2 * np.exp(-np.arange(steps) / 30) + 0.2 * np.sin(np.arange(steps))
+    adapter = 2_442_240 if method == "lora" else 134_515_008
+    return {
+        "options": {"method": method},
+        "train_loss": falling.tolist(),
+        "validation_loss": [list(pair) for pair in validation],
+        "loss": {"paraphrase": [3.616, 1.327]} if paraphrase else {"general": [3.285, 3.539]},
+        "trainable_parameters": adapter,
+        "total_parameters": 134_515_008 + (adapter if method == "lora" else 0),
+        "peak_memory_bytes": {"predicted": 1_079e6 if method == "lora" else 2_462e6, "full_predicted": 2_462e6},
+        "adapter_bytes": 4 * adapter,
+        "base_bytes": 4 * 134_515_008,
+    }
+
+
+def words(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        metrics(),
+        metrics(method="full"),
+        metrics(steps=1, validation=[(1, 3.6)]),
+        metrics(steps=3, validation=[(2, 2.9), (3, 2.9)]),
+        metrics(steps=7, validation=[], paraphrase=False),
+        metrics(validation=[(60, 1.4), (120, 1.33)]),  # all lines end at the same height
+        metrics(steps=4000, validation=[(step, 2.9) for step in range(40, 4001, 40)]),
+    ],
+    ids=["README", "full", "one step", "three steps", "bare", "one end", "long"],
+)
+def test_a_run_of_any_kind_can_be_read(run):
+    assert problems(run_figure(run)) == []
+
+
+def test_losses_stand_at_their_steps_and_fill_the_panel():
+    curves, _ = run_figure(metrics()).axes
+    every, smooth, validation, paraphrase = curves.lines
+    assert list(every.get_xdata()) == list(range(1, 121)) and every.get_ydata()[0] == pytest.approx(3.5)
+    assert smooth.get_xdata()[0] == 5 and smooth.get_ydata()[0] == pytest.approx(np.mean(metrics()["train_loss"][:9]))
+    assert list(validation.get_xdata()) == [30, 60, 90, 120] and validation.get_color() == VALIDATION
+    assert list(paraphrase.get_xdata()) == [0, 120] and list(paraphrase.get_ydata()) == [3.616, 1.327]
+    low, high = curves.get_ylim()
+    assert 0.9 < low < 1.3 and 3.6 < high < 3.9
+
+
+def test_steps_are_whole_numbers():
+    curves, _ = run_figure(metrics(steps=2, validation=[])).axes
+    assert all(float(tick).is_integer() for tick in curves.get_xticks())
+
+
+def test_held_out_records_are_called_validation():
+    curves, _ = run_figure(metrics()).axes
+    assert words(curves) == ["training,\nmean of 9 steps", "in other words,\nbefore and after", "validation"]
+    assert words(run_figure(metrics(validation=[], paraphrase=False)).axes[0]) == ["training,\nmean of 9 steps"]
+
+
+def test_costs_are_those_of_the_page_and_bars_are_as_long_as_their_share():
+    _, bars = run_figure(metrics()).axes
+    assert words(bars) == [
+        "parameters trained",
+        "134.5 M, full",
+        "2.4 M, LoRA (1.8 % of all)",
+        "memory in training, predicted",
+        "2,462 MB, full",
+        "1,079 MB, LoRA (43.8 %)",
+        "disk per version",
+        "538 MB, full",
+        "9.8 MB, LoRA (1.8 %)",
+    ]
+    from matplotlib.colors import to_hex
+
+    drawn = [(to_hex(bar.get_facecolor()), bar.get_width()) for bar in bars.patches]
+    assert [color for color, _ in drawn] == [FULL.lower(), LORA.lower()] * 3
+    widths = [100, 100 * 2_442_240 / 134_515_008, 100, 100 * 1079 / 2462, 100, 100 * 2_442_240 / 134_515_008]
+    assert [width for _, width in drawn] == pytest.approx(widths)
+
+
+def test_the_share_of_a_tiny_run_is_the_page_s():
+    run = metrics() | {"trainable_parameters": 73_728, "total_parameters": 1_066_368}
+    assert "73,728, LoRA (6.9 % of all)" in words(run_figure(run).axes[1])
+
+
+def test_full_fine_tuning_has_its_own_colour_and_is_compared_with_nothing():
+    assert {line.get_color() for line in run_figure(metrics(method="full")).axes[0].lines[:2]} == {FULL}
+    assert words(run_figure(metrics(method="full")).axes[1])[1::2] == [
+        "134.5 M, full",
+        "2,462 MB, full",
+        "538 MB, full",
+    ]
+
+
+def test_the_picture_is_written_as_a_file(tmp_path):
+    run_picture(metrics(), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
