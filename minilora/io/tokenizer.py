@@ -69,8 +69,18 @@ class Tokenizer:
     def render(self, messages: Sequence[Message], answer_next: bool = False) -> str:
         """A conversation as the text the model was trained on; `answer_next` opens the assistant's turn.
 
-        Raises ModelFileError when the model's template does not parse, fails, or wants more than a template may do.
+        Raises ValueError for what is no conversation, ModelFileError when the model's template does not parse, fails,
+        or wants more than a template may do.
         """
+        if isinstance(messages, str):
+            raise ValueError(
+                f'expected messages, [{{"role": "user", "content": {messages!r}}}], got {messages!r} alone'
+            )
+        for i, message in enumerate(messages, 1):
+            if not isinstance(message, Mapping) or not all(
+                isinstance(message.get(k), str) for k in ("role", "content")
+            ):
+                raise ValueError(f'message {i} must be a dict with texts "role" and "content", got {message!r}')
         template = self._compiled_template
         try:
             return template.render(

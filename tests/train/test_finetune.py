@@ -11,13 +11,11 @@ from models import new_model, random_samples
 
 from minilora.cost.counts import count_parameters
 from minilora.cost.predict import base_parameters
-from minilora.engine.tensor import Tensor
 from minilora.io.folder import save_folder
 from minilora.io.zoo import load
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter
-from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
 from minilora.pictures.run import run_picture
 from minilora.train import finetune as job
@@ -25,7 +23,7 @@ from minilora.train.bars import Bars
 from minilora.train.data import DataError, Record
 from minilora.train.evaluate import answer_all, contains, keyword_recall, mean_loss
 from minilora.train.finetune import finetune
-from minilora.train.generate import generate, generate_batch
+from minilora.train.generate import generate
 from minilora.train.loop import History, TrainingError, train
 from minilora.train.options import Options
 from minilora.train.report import page, read_metrics
@@ -51,6 +49,10 @@ def copies(arrays):
 
 def same(left, right):
     return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def asked(question):
+    return [{"role": "user", "content": question}]
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -230,53 +232,7 @@ def test_keyword_recall_without_keywords_or_with_a_missing_answer_is_an_error():
         keyword_recall(["x"], [Record("a", keywords=("x",))] * 2)
 
 
-# -- answers -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def words(tiny_folder):
-    return load(tiny_folder / "base")[1]
-
-
-@pytest.fixture(scope="module")
-def talker():
-    """A random model whose answers differ from question to question. Read-only."""
-    model = Llama(SHAPE, np.random.default_rng(4))
-    for name, p in model.named_parameters():
-        if "norm" not in name:
-            p.data *= 30 if "self_attn" in name else 5  # its attention decides
-    return model
-
-
-QUESTIONS = ["hello", "What is a lien?", "x", "Explain, in one short sentence, what a trust is.", "12 times 123?"]
-
-
-def asked(question):
-    return [{"role": "user", "content": question}]
-
-
-def greedy(model, words, prompt, count):
-    """The plain loop: the whole sequence again for every token."""
-    ids = words.encode_chat(prompt, answer_next=True)
-    start = len(ids)
-    for _ in range(count):
-        token = int(model(np.array([ids])).data[0, -1].argmax())
-        if token == words.eos_id:
-            break
-        ids.append(token)
-    return words.decode(ids[start:]).strip()
-
-
-def test_answers_are_those_of_computing_the_whole_sequence_for_every_token(talker, words):
-    for question in QUESTIONS:
-        assert generate(talker, words, question, max_new_tokens=12) == greedy(talker, words, asked(question), 12)
-
-
-@pytest.mark.parametrize("batch_size", [2, 32])
-def test_answers_in_a_batch_are_those_given_one_by_one_and_in_order(talker, words, batch_size):
-    together = generate_batch(talker, words, [asked(q) for q in QUESTIONS], 12, batch_size=batch_size)
-    assert together == [generate(talker, words, q, 12) for q in QUESTIONS]
-    assert len(set(together)) > 1
+QUESTIONS = ["hello", "What is a lien?", "x"]
 
 
 def test_answer_all_asks_the_records_questions_and_tells_progress(talker, words):
@@ -285,63 +241,6 @@ def test_answer_all_asks_the_records_questions_and_tells_progress(talker, words)
         generate(talker, words, q, 6) for q in QUESTIONS
     ]
     assert sum(heard) == len(QUESTIONS)
-
-
-class Script:
-    """Instead of a model: each conversation gets its own sequence of tokens, by the number of rows still alive."""
-
-    def __init__(self, *answers, vocabulary):
-        self.config, self.vocabulary = SHAPE, vocabulary
-        self.head_weight = Tensor(np.zeros((vocabulary, 4), np.float32))
-        self.rows, self.step = list(answers), 0
-
-    def __call__(self, tokens, cache, last):
-        self.rows = [row for row in self.rows if self.step == 0 or row[self.step - 1 : self.step] != [2]]
-        assert len(tokens) == len(self.rows)  # finished rows are not computed any more
-        chosen = [row[self.step] for row in self.rows]
-        self.step += 1
-        return Tensor(np.eye(self.vocabulary, dtype=np.float32)[chosen][:, None])
-
-
-def test_an_answer_ends_at_its_end_mark_and_the_others_go_on(words):
-    assert words.eos_id == 2
-    first, second = words.encode("ab"), words.encode("xyz12")
-    model = Script([*first, 2], [*second, 2], vocabulary=len(words))
-    assert generate_batch(model, words, [asked("hello"), asked("hello")], 10) == ["ab", "xyz12"]
-    assert model.step == len(second) + 1
-
-
-def test_an_answer_has_no_more_tokens_than_asked_for(words):
-    model = Script(words.encode("abcdefgh"), vocabulary=len(words))
-    assert generate(model, words, "hello", max_new_tokens=3) == "abc"
-
-
-def test_a_temperature_draws_by_its_seed(talker, words):
-    def answer(seed, temperature=2.0):
-        return generate(talker, words, "hello", 12, temperature, seed)
-
-    assert answer(1) == answer(1)
-    assert len({answer(seed) for seed in range(5)}) > 1
-    assert answer(1, temperature=1e-6) == answer(1, temperature=0.0) == generate(talker, words, "hello", 12)
-
-
-def test_tokens_are_drawn_as_often_as_the_softmax_says():
-    from minilora.train.generate import _choose
-
-    logits, rng = np.log(np.array([0.6, 0.3, 0.1])), np.random.default_rng(0)
-    drawn = np.bincount(_choose(np.tile(logits, (20000, 1)), 1.0, rng), minlength=3) / 20000
-    assert np.abs(drawn - [0.6, 0.3, 0.1]).max() < 0.015
-    flat = np.bincount(_choose(np.tile(logits, (20000, 1)), 2.0, rng), minlength=3) / 20000
-    wanted = np.sqrt([0.6, 0.3, 0.1]) / np.sqrt([0.6, 0.3, 0.1]).sum()
-    assert np.abs(flat - wanted).max() < 0.015
-
-
-def test_a_conversation_too_long_for_the_model_is_an_error_before_anything_is_computed(talker, words):
-    question = "x" * 1000
-    longest = len(words.encode_chat(asked(question), answer_next=True))
-    with pytest.raises(ValueError, match=f"{longest} tokens and an answer of 20 are more than the 1024"):
-        generate(talker, words, question, max_new_tokens=20)
-    assert generate_batch(talker, words, [], 20) == []
 
 
 # -- the whole job -----------------------------------------------------------------------------------------------------
