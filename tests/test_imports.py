@@ -156,12 +156,12 @@ def test_switching_a_model_to_eval_is_not_mistaken_for_it():
 
 
 def undocumented(tree, owner=""):
-    """Public functions, classes and methods without docstring; properties may let their name speak."""
+    """Public functions, classes and methods without docstring; properties and overloads may let their name speak."""
     for node in tree.body:
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith("_"):
             continue
         decorators = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
-        if not decorators & {"property", "setter"} and not ast.get_docstring(node):
+        if not decorators & {"property", "setter", "overload"} and not ast.get_docstring(node):
             yield f"{owner}{node.name}"
         if isinstance(node, ast.ClassDef):
             yield from undocumented(node, f"{node.name}.")
