@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 ALL_LINEAR = "all-linear"
+_HEAD = "lm_head"
+_PLAIN_NAME = re.compile(r"\w+(\.\w+)*")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LoraConfig:
     """The settings of a LoRA adapter (Hu et al. 2021, arXiv 2106.09685), under PEFT's names.
 
     r: the rank, the width between A and B.
     lora_alpha: the update is scaled by lora_alpha / r. No default: a silent one stays behind when r changes.
-    target_modules: names ("q_proj": every module whose name ends so), a regular expression for whole names,
-        or "all-linear": every linear layer but the head.
+    target_modules: one name or several ("q_proj": every module whose name ends so), a regular expression for whole
+        names (".*_proj"), or "all-linear": every linear layer but the head. A single name is kept and saved as a list
+        of one, since PEFT would take it for a pattern.
     exclude_modules: names or a regular expression of modules to leave out again.
     layers_to_transform: only blocks with these numbers.
     rank_pattern, alpha_pattern: another r or lora_alpha where the module's name ends with the key (a regex).
@@ -63,6 +67,7 @@ class LoraConfig:
             items = value if isinstance(value, Collection) else [value]
             if value is not None and not all(isinstance(item, kind) for item in items):
                 raise ValueError(f"{name} must be one {kind.__name__} or several, got {value!r}")
+            object.__setattr__(self, name, _as_list(value))
         for name in ("use_rslora", "use_dora"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -84,6 +89,13 @@ class LoraConfig:
             except re.error as error:
                 raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
 
+    def __repr__(self) -> str:
+        """r, lora_alpha and target_modules, and of the rest what is not the default."""
+        shown = {f.name: getattr(self, f.name) for f in fields(self)}
+        always = ("r", "lora_alpha", "target_modules")
+        usual = vars(LoraConfig(r=self.r, lora_alpha=self.lora_alpha))
+        return f"LoraConfig({', '.join(f'{k}={v!r}' for k, v in shown.items() if k in always or v != usual[k])})"
+
     def rank_of(self, module: str) -> int:
         """The rank for the module of this name."""
         return _by_pattern(self.rank_pattern, module, self.r)
@@ -98,36 +110,41 @@ class LoraConfig:
         return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def _by_pattern(patterns, module, default):
+def _as_list(value: Any) -> Any:
+    """Several as a list, which JSON can say, and a plain name as a list of one; patterns and numbers as they are."""
+    if isinstance(value, str):
+        return [value] if _PLAIN_NAME.fullmatch(value) else value
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return list(value) if isinstance(value, Collection) else value
+
+
+def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     for pattern, value in patterns.items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             return value
     return default
 
 
-def find_targets(names: Sequence[str], config: LoraConfig, head: str = "lm_head") -> list[str]:
+def find_targets(names: Sequence[str], config: LoraConfig) -> list[str]:
     """Those of the candidate module `names` that `config` selects, in order.
 
-    Raises ValueError, listing what there is, when a pattern matches nothing: a misspelled target must not pass because
-    another one of the list matches.
+    Raises ValueError, listing what there is, when a name or pattern matches nothing: a misspelled target must not pass
+    because another one of the list matches.
     """
     wanted = config.target_modules
     if wanted == ALL_LINEAR:
-        found = [name for name in names if name.rpartition(".")[2] != head]
-    elif isinstance(wanted, str):
-        found = [name for name in names if re.fullmatch(wanted, name)]
-        if not found:
-            raise ValueError(f"target_modules {wanted!r} matches no module; there are: {_kinds(names)}")
+        found = [name for name in names if name.rpartition(".")[2] != _HEAD]
     else:
-        for target in wanted:
-            if not any(_ends_with(name, target) for name in names):
-                raise ValueError(f"target {target!r} matches no module; there are: {_kinds(names)}")
-        found = [name for name in names if any(_ends_with(name, target) for target in wanted)]
-    excluded = config.exclude_modules
-    if isinstance(excluded, str):
-        found = [name for name in found if not re.fullmatch(excluded, name)]
-    elif excluded:
-        found = [name for name in found if not any(_ends_with(name, target) for target in excluded)]
+        for target in [wanted] if isinstance(wanted, str) else wanted:
+            if not _matching(names, wanted if target is wanted else [target]):
+                raise ValueError(
+                    f"target_modules: {target!r} matches no module; a name such as 'q_proj' means every module that "
+                    f"ends so, a pattern such as '.*_proj' must match whole names; there are: {_kinds(names)}"
+                )
+        found = _matching(names, wanted)
+    excluded = set(_matching(names, config.exclude_modules or []))
+    found = [name for name in found if name not in excluded]
     if config.layers_to_transform is not None:
         layers = config.layers_to_transform
         numbers = {layers} if isinstance(layers, int) else set(layers)
@@ -137,8 +154,11 @@ def find_targets(names: Sequence[str], config: LoraConfig, head: str = "lm_head"
     return found
 
 
-def _ends_with(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
+def _matching(names: Sequence[str], wanted: str | Sequence[str]) -> list[str]:
+    """The names that match a pattern as a whole, or end in one of several names."""
+    if isinstance(wanted, str):
+        return [name for name in names if re.fullmatch(wanted, name)]
+    return [name for name in names if any(name == target or name.endswith(f".{target}") for target in wanted)]
 
 
 def _kinds(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.lora.adapters import adapter_names, add_adapter, lora_modules
+from minilora.lora.adapters import add_adapter, lora_modules
 from minilora.lora.config import LoraConfig, find_targets
 from minilora.lora.layer import new_weights
 from minilora.nn.layers import Linear
@@ -44,6 +44,11 @@ def of(*kinds, layers=range(12)):
         ({"target_modules": ("q_proj", "v_proj")}, of("q_proj", "v_proj")),
         ({"target_modules": ["self_attn.q_proj"]}, of("q_proj")),
         ({"target_modules": ["model.layers.3.mlp.up_proj"]}, of("up_proj", layers=[3])),
+        ({"target_modules": "q_proj"}, of("q_proj")),
+        ({"target_modules": "self_attn.q_proj"}, of("q_proj")),
+        ({"target_modules": "model.layers.3.mlp.up_proj"}, of("up_proj", layers=[3])),
+        ({"exclude_modules": "mlp.down_proj"}, of(*[kind for kind in KINDS if kind != "down_proj"])),
+        ({"exclude_modules": r".*down"}, NAMES),  # a pattern must match whole names
         ({"target_modules": r".*\.(q|v)_proj"}, of("q_proj", "v_proj")),
         ({"target_modules": r"model\.layers\.1\..*"}, of(*KINDS, layers=[1])),  # not 10 or 11
         ({"target_modules": r".*mlp.*", "exclude_modules": ["down_proj"]}, of("gate_proj", "up_proj")),
@@ -75,10 +80,37 @@ def test_a_misspelled_target_is_an_error_that_lists_what_there_is_even_if_others
     assert repr(target) in str(caught.value) and ", ".join(KINDS) in str(caught.value)
 
 
-@pytest.mark.parametrize("pattern", ["q_proj", r".*\.q", "all_linear", r"layers\.0.*"])
-def test_a_regular_expression_must_match_whole_names(pattern):
-    with pytest.raises(ValueError, match="q_proj, k_proj"):
+@pytest.mark.parametrize("pattern", [r".*\.q", "all_linear", r"layers\.0.*", r"q_proj$", "proj"])
+def test_a_string_that_matches_nothing_is_an_error_that_says_both_forms_and_lists_what_there_is(pattern):
+    with pytest.raises(ValueError) as caught:
         found(target_modules=pattern)
+    message = str(caught.value)
+    assert repr(pattern) in message and "'q_proj'" in message and "'.*_proj'" in message and "q_proj, k_proj" in message
+
+
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("q_proj", ["q_proj"]), (("v_proj", "q_proj"), ["v_proj", "q_proj"]), ({"v_proj", "q_proj"}, ["q_proj", "v_proj"]),
+     (r".*\.q_proj", r".*\.q_proj")],
+    ids=str,
+)  # fmt: skip
+def test_names_are_kept_as_a_list_and_patterns_as_they_are(field, given, kept):
+    assert getattr(config(**{field: given}), field) == kept
+
+
+def test_all_linear_stays_itself_and_numbers_of_layers_become_a_list():
+    chosen = config(target_modules="all-linear", layers_to_transform=range(2))
+    assert (chosen.target_modules, chosen.layers_to_transform) == ("all-linear", [0, 1])
+    assert config(layers_to_transform=3).layers_to_transform == 3
+
+
+def test_a_config_shows_what_is_not_the_default_and_can_be_read_back():
+    short = config(r=8, lora_alpha=16)
+    assert repr(short) == "LoraConfig(r=8, lora_alpha=16, target_modules='all-linear')"
+    full = config(target_modules=["q_proj"], use_dora=True, rank_pattern={"q_proj": 2}, lora_dropout=0.1)
+    assert eval(repr(full), {"LoraConfig": LoraConfig}) == full
+    assert "use_dora=True" in repr(full) and "bias" not in repr(full)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +145,7 @@ def test_all_linear_finds_the_seven_matrices_of_every_block(tiny_model):
 def test_a_tied_head_is_refused_with_the_reason(tiny_model, target):
     with pytest.raises(ValueError, match=r"shares its matrix with the input embedding.*leave 'lm_head' out"):
         add_adapter(tiny_model, config(target_modules=target))
-    assert not adapter_names(tiny_model) and not lora_modules(tiny_model)
+    assert not tiny_model.adapters and not lora_modules(tiny_model)
 
 
 def test_an_untied_head_can_be_adapted(tiny_config, rng):
