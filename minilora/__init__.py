@@ -15,6 +15,7 @@ from .engine.tensor import Tensor, no_grad, op
 from .io.zoo import load, pull
 from .lora.adapters import (
     add_adapter,
+    delta_weight,
     disable_adapter,
     merge_adapter,
     mixed_batch,
@@ -49,6 +50,7 @@ __all__ = [
     "audit",
     "combine_adapters",
     "count_parameters",
+    "delta_weight",
     "disable_adapter",
     "generate",
     "gradcheck",

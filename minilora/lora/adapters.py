@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,25 @@ from ..engine.backend import Array, array_module
 from ..nn.layers import Embedding, Linear
 from ..nn.module import Module
 from .config import ALL_LINEAR, LoraConfig, find_targets
-from .layer import EmbeddingWeights, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
+from .layer import EmbeddingWeights, Factor, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
+
+
+@dataclass
+class Adapter:
+    """What a model knows of one of its adapters: `model.adapters["legal"]`.
+
+    config: its settings. record: what the PEFT file said that it was loaded from. factor: how much of its update takes
+    part at the moment; None when it does not. Its weights are in the modules that carry it (`adapter_weights`).
+    """
+
+    config: LoraConfig
+    record: Mapping[str, Any] = field(default_factory=dict)
+    factor: Factor | None = None
+
+    def __repr__(self) -> str:
+        factor = self.factor
+        state = "off" if factor is None else f"active x {factor:g}" if isinstance(factor, float) else "in a mixed batch"
+        return f"<{state}: {self.config}>"
 
 
 def add_adapter(model: Module, config: LoraConfig, name: str = "default", seed: int = 0) -> list[str]:
@@ -27,11 +47,7 @@ def add_adapter(model: Module, config: LoraConfig, name: str = "default", seed: 
 
 def plan_adapter(model: Module, config: LoraConfig, name: str, seed: int = 0) -> dict[str, LoraWeights]:
     """The fresh weights that `add_adapter` would put in place, by module name. The model is not touched."""
-    if name in adapter_names(model):
-        raise ValueError(f"the model has an adapter called {name!r} already; remove it or choose another name")
-    _refuse_merged(model, "adding an adapter")
-    if not name or "." in name:
-        raise ValueError(f"an adapter's name must be non-empty and without dots, got {name!r}")
+    refuse_new(model, name)
     linear = {path: module for path, module in model.named_modules() if isinstance(module, Linear)}
     _refuse_tied_head(config, linear)
     candidates: dict[str, Linear | Embedding] = dict(linear)
@@ -43,17 +59,25 @@ def plan_adapter(model: Module, config: LoraConfig, name: str, seed: int = 0) ->
     return {path: new_weights(path, candidates[path], config, rng) for path in targets}
 
 
-def install_adapter(model: Module, config: LoraConfig, name: str, weights: Mapping[str, LoraWeights]) -> None:
+def install_adapter(
+    model: Module,
+    config: LoraConfig,
+    name: str,
+    weights: Mapping[str, LoraWeights],
+    record: Mapping[str, Any] | None = None,
+) -> None:
     """Put planned weights in place, freeze the base, and make the adapter the active one.
 
-    Raises ValueError, before anything is changed, for weights of another kind than the module or `config` asks for.
+    record: what a PEFT file said of it. Raises ValueError, before anything is changed, for a name that is taken, while
+    an update is merged, or for weights of another kind than the module or `config` asks for.
     """
+    refuse_new(model, name)
     modules = dict(model.named_modules())
-    for path, share in weights.items():
-        _refuse_misfit(path, modules[path], config, share)
-    if not adapter_names(model):
+    for path, own in weights.items():
+        _refuse_misfit(path, modules[path], config, own)
+    if not model.adapters:
         model.requires_grad_(False)
-    for path, share in weights.items():
+    for path, own in weights.items():
         module = modules[path]
         if isinstance(module, LoraLayer):
             place = module
@@ -64,9 +88,9 @@ def install_adapter(model: Module, config: LoraConfig, name: str, weights: Mappi
             assert isinstance(module, Linear)  # _refuse_misfit let nothing else through
             place = LoraLinear(module)
             model.set_submodule(path, place)
-        place.adapters[name] = share
-        share.train(place.training)
-    configs_of(model)[name] = config
+        place.adapters[name] = own
+        own.train(place.training)
+    model.adapters = {**model.adapters, name: Adapter(config, record or {})}
     set_adapter(model, name)
 
 
@@ -74,66 +98,102 @@ def set_adapter(model: Module, which: str | Mapping[str, float] | None) -> None:
     """Choose what is active: one adapter by name (it becomes trainable), a weighted mix, or None for the base alone.
 
     A mix such as {"legal": 0.7, "support": 0.3} adds the weighted updates and is for inference: nothing is trainable.
-    Raises ValueError for a name that the model does not have.
+    Raises ValueError for a name that the model does not have, or while an update is merged.
     """
-    if which is None:
-        active: dict[str, float] = {}
-    else:
-        active = {which: 1.0} if isinstance(which, str) else {name: float(factor) for name, factor in which.items()}
-    check_known(model, active)
+    factors = {} if which is None else {which: 1.0} if isinstance(which, str) else which
+    check_known(model, factors)
     _refuse_merged(model, "choosing another adapter")
-    trained = which if isinstance(which, str) else None
+    activate(model, {name: float(factor) for name, factor in factors.items()})
+    for module in lora_modules(model).values():
+        for name, weights in module.adapters.items():
+            weights.requires_grad_(name == which)
+
+
+def activate(model: Module, factors: Mapping[str, Factor]) -> None:
+    """Let exactly these adapters take part, each with its factor, in the order in which the model got them.
+
+    What is trainable stays as it is: `set_adapter` is what a user wants.
+    """
+    for name, adapter in model.adapters.items():
+        adapter.factor = factors.get(name)
+    active = active_factors(model)
     for module in lora_modules(model).values():
         module.active = active
-        for name, weights in module.adapters.items():
-            weights.requires_grad_(name == trained)
+
+
+def active_factors(model: Module) -> dict[str, Factor]:
+    """The adapters that take part at the moment, each with its factor."""
+    return {name: adapter.factor for name, adapter in model.adapters.items() if adapter.factor is not None}
+
+
+class disable_adapter:
+    """Switch every adapter off: the model is its base alone, to the last bit.
+
+        with ml.disable_adapter(model): ...     # off inside the block; then all is as it was before, merged or not
+        ml.disable_adapter(model)               # off from here on, until `set_adapter` chooses one
+
+    What is trainable stays so, and gets no gradient while it is off.
+    """
+
+    def __init__(self, model: Module):
+        self.model, self.before, self.merged = model, active_factors(model), is_merged(model)
+        unmerge_adapter(model)
+        activate(model, {})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        activate(self.model, self.before)
+        if self.merged:
+            merge_adapter(self.model)
+
+
+class MixedBatch:
+    """Which adapter each row of the batch is computed with, while `mixed_batch` lasts."""
+
+    def __init__(self, model: Module, names: Sequence[str | None]):
+        self.model, self.names = model, list(names)
+        self._activate()
+
+    def keep(self, alive: Iterable[int]) -> None:
+        """Drop the rows that are not listed in `alive`, as `KVCache.keep` does: their answers are finished."""
+        self.names = [self.names[int(row)] for row in alive]
+        self._activate()
+
+    def _activate(self) -> None:
+        weights = [module.weight.data for module in lora_modules(self.model).values()]
+        factors: dict[str, Factor] = {}
+        for name in {name for name in self.names if name is not None}:
+            rows = [[[float(other == name)]] for other in self.names]
+            factors[name] = array_module(weights[0]).asarray(rows, dtype=weights[0].dtype)  # (B, 1, 1)
+        activate(self.model, factors)
 
 
 @contextmanager
-def disable_adapter(model: Module) -> Iterator[None]:
-    """The base model alone inside this block; afterwards what was active (and merged) is so again."""
-    modules = lora_modules(model).values()
-    before = [(module, module.active, module.unmerged is not None) for module in modules]
-    for module in modules:
-        module.unmerge()
-        module.active = {}
-    try:
-        yield
-    finally:
-        for module, active, merged in before:
-            module.active = active
-            if merged:
-                module.merge()
-
-
-@contextmanager
-def mixed_batch(model: Module, names: Sequence[str | None]) -> Iterator[None]:
+def mixed_batch(model: Module, names: Sequence[str | None]) -> Iterator[MixedBatch]:
     """Inside this block, row i of every batch (B, T) is computed with adapter `names[i]`, or None for the base alone.
 
     Each adapter's thin products run over the whole batch, with a factor of 0 or 1 for each row: little beside the
-    frozen products, which all rows share. For calling the model and its loss; generation drops finished rows and needs
-    one adapter. Raises ValueError for an unknown name or while an update is merged.
+    frozen products, which all rows share. Where rows leave the batch, as finished answers do in generation, say so:
+
+        with ml.mixed_batch(model, ["legal", None, "support"]) as rows:
+            logits = model(tokens, cache)
+            ...
+            cache.keep(alive), rows.keep(alive)
+
+    Raises ValueError for an unknown name or while an update is merged.
     """
     check_known(model, {name for name in names if name is not None})
     _refuse_merged(model, "mixing adapters in a batch")
-    modules = lora_modules(model).values()
-    before = [module.active for module in modules]
+    before = active_factors(model)
     divides = vars(model).get("divides", False)
     vars(model)["divides"] = False  # row i means names[i] only while all rows are together
-    for module in modules:
-        weight = module.weight.data
-        xp = array_module(weight)
-        module.active = {
-            name: xp.asarray([[[other == name]] for other in names], dtype=weight.dtype)  # (B, 1, 1)
-            for name in module.adapters
-            if name in names
-        }
     try:
-        yield
+        yield MixedBatch(model, names)
     finally:
         vars(model)["divides"] = divides
-        for module, active in zip(modules, before, strict=True):
-            module.active = active
+        activate(model, before)
 
 
 def remove_adapter(model: Module, name: str) -> None:
@@ -145,22 +205,21 @@ def remove_adapter(model: Module, name: str) -> None:
     _refuse_merged(model, "removing an adapter")
     for path, module in lora_modules(model).items():
         module.adapters.pop(name, None)
-        module.active = {other: factor for other, factor in module.active.items() if other != name}
         if not module.adapters:
             model.set_submodule(path, module.base_layer())
-    del configs_of(model)[name]
+    model.adapters = {other: adapter for other, adapter in model.adapters.items() if other != name}
+    activate(model, active_factors(model))
 
 
 def merge_adapter(model: Module) -> None:
     """Add the active update into the weights, so that the model computes as fast as the base and can be exported.
 
     Merging twice changes nothing. Each adapted matrix exists twice while merged, since the base's own array is kept
-    for `unmerge_adapter`. Raises ValueError when no adapter is active.
+    for `unmerge_adapter`. Raises ValueError when no adapter is active, or in a mixed batch.
     """
-    modules = lora_modules(model).values()
-    if not any(module.parts() for module in modules):
+    if not _one_update(model):
         raise ValueError("no adapter is active, so there is nothing to merge: choose one with set_adapter")
-    for module in modules:
+    for module in lora_modules(model).values():
         module.merge()
 
 
@@ -175,28 +234,48 @@ def is_merged(model: Module) -> bool:
     return any(module.unmerged is not None for module in lora_modules(model).values())
 
 
+def delta_weight(model: Module, module: str, name: str | None = None) -> Array:
+    """What one adapter adds to the weight of one module, as a matrix of the weight's shape: scale · B A, (m, n).
+
+    module: its name, such as "model.layers.0.self_attn.q_proj"; zero where it does not carry the adapter. name: which
+    adapter, whether active or not; without a name, what `merge_adapter` would add. For an embedding the shape is
+    (V, C). DoRA's and PiSSA's are what they add to the base's weight. PEFT calls it `get_delta_weight`.
+
+    Raises ValueError for a module that carries no adapter, a name that the model does not have, or without a name in a
+    mixed batch.
+    """
+    check_known(model, [] if name is None else [name])
+    modules = lora_modules(model)
+    if module not in modules:
+        raise ValueError(
+            f"no module called {module!r} carries an adapter; those that do: {', '.join(modules) or 'none'}"
+        )
+    return modules[module].delta_weight(_one_update(model) if name is None else {name: 1.0})
+
+
 def lora_modules(model: Module) -> dict[str, LoraLayer]:
     """The modules that carry adapters, LoraLinear or LoraEmbedding, by name."""
     return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def adapter_names(model: Module) -> list[str]:
-    """The names of the model's adapters, in the order in which they came."""
-    return list(configs_of(model))
+def adapter_weights(model: Module, name: str) -> dict[str, LoraWeights]:
+    """One adapter's weights by the name of the module that carries them.
 
-
-def configs_of(model: Module) -> dict[str, LoraConfig]:
-    """The model's own record of its adapters: LoraConfig by name."""
-    return vars(model).setdefault("adapter_configs", {})
+    Raises ValueError for a name that the model does not have.
+    """
+    check_known(model, [name])
+    return {path: module.adapters[name] for path, module in lora_modules(model).items() if name in module.adapters}
 
 
 def adapter_state(model: Module, name: str) -> dict[str, Array]:
-    """One adapter's arrays by `<module>.lora_A`, `<module>.lora_B` and so on: the model's own, not copies."""
+    """One adapter's arrays by `<module>.lora_A`, `<module>.lora_B` and so on: the model's own, not copies.
+
+    Raises ValueError for a name that the model does not have.
+    """
     return {
         f"{path}.{key}": parameter.data
-        for path, module in lora_modules(model).items()
-        if name in module.adapters
-        for key, parameter in module.adapters[name].named_parameters()
+        for path, weights in adapter_weights(model, name).items()
+        for key, parameter in weights.named_parameters()
     }
 
 
@@ -234,9 +313,29 @@ def _without_adapters(model: Module) -> dict[str, Array]:
 
 def check_known(model: Module, names: Iterable[str]) -> None:
     """Raise ValueError, listing what there is, for a name that no adapter of the model has."""
-    known = adapter_names(model)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"the model has no adapter called {unknown[0]!r}; it has: {', '.join(known) or 'none'}")
+    if unknown := [name for name in names if name not in model.adapters]:
+        known = ", ".join(model.adapters) or "none"
+        raise ValueError(f"the model has no adapter called {unknown[0]!r}; it has: {known}")
+
+
+def _one_update(model: Module) -> dict[str, float]:
+    """The active adapters, each with the one factor that it has for all rows."""
+    active = active_factors(model)
+    one = {name: factor for name, factor in active.items() if isinstance(factor, float)}
+    if len(one) < len(active):
+        raise ValueError(
+            "each row of a mixed batch has its own adapter: leave mixed_batch before asking for one update"
+        )
+    return one
+
+
+def refuse_new(model: Module, name: str) -> None:
+    """Raise ValueError unless a new adapter of this name could be added now."""
+    if name in model.adapters:
+        raise ValueError(f"the model has an adapter called {name!r} already; remove it or choose another name")
+    if not name or "." in name:
+        raise ValueError(f"an adapter's name must be non-empty and without dots, got {name!r}")
+    _refuse_merged(model, "adding an adapter")
 
 
 def _refuse_merged(model: Module, what: str) -> None:
@@ -263,13 +362,13 @@ def _refuse_other_biases(config: LoraConfig, linear: Mapping[str, Linear], targe
         )
 
 
-def _refuse_misfit(path: str, module: Module, config: LoraConfig, share: LoraWeights) -> None:
-    kind = Embedding if isinstance(share, EmbeddingWeights) else Linear
+def _refuse_misfit(path: str, module: Module, config: LoraConfig, weights: LoraWeights) -> None:
+    kind = Embedding if isinstance(weights, EmbeddingWeights) else Linear
     if not isinstance(module, kind):
         raise ValueError(f"{path} is no {kind.__name__}: these adapter weights are for another kind of module")
     for setting, asked, has in (
-        ("use_dora", config.use_dora, share.lora_magnitude_vector is not None),
-        ("init_lora_weights='pissa'", config.init_lora_weights == "pissa", share.start is not None),
+        ("use_dora", config.use_dora, weights.lora_magnitude_vector is not None),
+        ("init_lora_weights='pissa'", config.init_lora_weights == "pissa", weights.start is not None),
     ):
         if asked != has:
             raise ValueError(

@@ -5,18 +5,22 @@ The update of an adapter is s B A. The sum of two updates, w1 s1 B1 A1 + w2 s2 B
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..engine.backend import Array, array_module, to_numpy
 from ..nn.module import Module
-from .adapters import check_known, configs_of, install_adapter, lora_modules
-from .layer import LoraWeights
+from .adapters import check_known, install_adapter, lora_modules, refuse_new
+from .config import LoraConfig
+from .layer import EmbeddingWeights, LoraEmbedding, LoraWeights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Combination:
     """What `combine_adapters` made: ranks by module, and by module the relative error against the exact sum
     ‖made - sum‖ / ‖sum‖ (Frobenius norms).
@@ -30,6 +34,11 @@ class Combination:
         """The largest relative error of any module."""
         return max(self.errors.values())
 
+    def __repr__(self) -> str:
+        counts = sorted(Counter(self.ranks.values()).items())
+        ranks = ", ".join(f"rank {rank} in {n} module{'s' * (n > 1)}" for rank, n in counts)
+        return f"<Combination: {ranks}; off the exact sum by {self.error:.2g} at most>"
+
 
 def combine_adapters(
     model: Module,
@@ -41,70 +50,80 @@ def combine_adapters(
 ) -> Combination:
     """Add a new, active adapter that stands for the weighted sum of others.
 
-    method: "cat" puts the factors side by side: exact, and ranks add up. "svd" takes the best approximation of the sum
-    by `rank` directions (the largest rank among the adapters if left out), in the Frobenius norm (Eckart & Young 1936).
+    method: "cat" puts the factors side by side: exact, and ranks add up, to as many as the matrix can have at most.
+    "svd" takes the best approximation of the sum by `rank` directions (the largest rank among the adapters if left
+    out), in the Frobenius norm (Eckart & Young 1936).
     "linear" adds the A's and the B's: (√w1 B1 + √w2 B2)(√w1 A1 + √w2 A2) with each scale folded in. This is NOT the sum
     of the updates: it has the cross terms √(w1 w2)(B1 A2 + B2 A1), and is right only for adapters that share A or B. It
     needs equal ranks and positive weights, as in PEFT.
 
-    Returns the ranks and the errors against the exact sum. Raises ValueError for unknown names, a taken name, adapters
-    on different modules with "linear", or another method.
+    Returns the ranks and the errors against the exact sum. The new adapter has neither dropout nor variant. Raises
+    ValueError, before anything is changed, for unknown names, a taken name, weights that are no numbers, adapters on
+    different modules with "linear", `rank` with another method than "svd", or another method.
     """
     check_known(model, names)
-    if name in configs_of(model):
-        raise ValueError(f"the model has an adapter called {name!r} already; remove it or choose another name")
+    refuse_new(model, name)
     if not names or len(names) != len(weights):
         raise ValueError(f"expected one weight for each name, got {len(names)} names and {len(weights)} weights")
-    if method not in _METHODS:
-        raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(f"the weights must be finite numbers, got {list(weights)}")
     if method == "linear" and min(weights) <= 0:
         raise ValueError(
             f"method 'linear' takes square roots of the weights: they must be positive, got {list(weights)}"
         )
-    made, errors = {}, {}
+    if rank is not None and (method != "svd" or rank < 1):
+        raise ValueError(f"rank is how many directions method 'svd' keeps, at least 1; got {rank} with {method!r}")
+    made: dict[str, LoraWeights] = {}
+    errors = {}
     for path, module in lora_modules(model).items():
-        parts = [(module.adapters[n], w) for n, w in zip(names, weights, strict=True) if n in module.adapters]
-        if not parts:
+        own = [(module.adapters[n], w) for n, w in zip(names, weights, strict=True) if n in module.adapters]
+        if not own:
             continue
         if odd := [n for n in names if n in module.adapters and not module.adapters[n].is_plain]:
             raise ValueError(f"adapter {odd[0]!r} is no plain LoRA (DoRA, PiSSA or a bias): its factors do not add up")
-        if method == "linear" and (len(parts) < len(names) or len({part.rank for part, _ in parts}) > 1):
+        if method == "linear" and (len(own) < len(names) or len({one.rank for one, _ in own}) > 1):
             raise ValueError(f"method 'linear' needs every adapter with one rank on {path}: use 'cat' or 'svd'")
-        factors = [(to_numpy(p.lora_B.data) * (p.scale * w), to_numpy(p.lora_A.data), w) for p, w in parts]
-        b, a = _METHODS[method](factors, rank or max(part.rank for part, _ in parts))
+        factors = [(to_numpy(one.lora_B.data) * (one.scale * w), to_numpy(one.lora_A.data), w) for one, w in own]
+        if method == "linear":
+            b, a = _linear(factors)
+        else:
+            limit = min(module.in_features, module.out_features)
+            total = sum(one.rank for one, _ in own)
+            kept = total if method == "cat" else rank or max(one.rank for one, _ in own)
+            b, a = _cat(factors) if kept == total <= limit else _svd(*_cat(factors), min(kept, limit))
         exact = sum(fb @ fa for fb, fa, _ in factors)
         norm = float(np.linalg.norm(exact))
         errors[path] = float(np.linalg.norm(b @ a - exact)) / norm if norm else 0.0
         xp = array_module(module.weight.data)
-        made[path] = LoraWeights(xp.asarray(a), xp.asarray(b), 1.0)
-    ranks = {path: part.rank for path, part in made.items()}
-    first = configs_of(model)[names[0]]
+        kind = EmbeddingWeights if isinstance(module, LoraEmbedding) else LoraWeights
+        made[path] = kind(xp.asarray(a), xp.asarray(b), 1.0)
+    ranks = {path: one.rank for path, one in made.items()}
     largest = max(ranks.values())
-    config = replace(
-        first,
+    others = {re.escape(path): r for path, r in ranks.items() if r != largest}
+    config = LoraConfig(
         r=largest,
         lora_alpha=float(largest),
-        use_rslora=False,
         target_modules=list(made),
-        exclude_modules=None,
-        layers_to_transform=None,
-        rank_pattern={path: r for path, r in ranks.items() if r != largest},
-        alpha_pattern={path: float(r) for path, r in ranks.items() if r != largest},
+        rank_pattern=others,
+        alpha_pattern={pattern: float(r) for pattern, r in others.items()},
     )
     install_adapter(model, config, name, made)
     return Combination(ranks, errors)
 
 
+METHODS = ("cat", "svd", "linear")
 Factors = list[tuple[np.ndarray, np.ndarray, float]]  # (B with scale and weight in it, A, weight) of each adapter
 
 
-def _cat(factors: Factors, rank: int) -> tuple[Array, Array]:
+def _cat(factors: Factors) -> tuple[Array, Array]:
     return np.concatenate([b for b, _, _ in factors], axis=1), np.concatenate([a for _, a, _ in factors])
 
 
-def _svd(factors: Factors, rank: int) -> tuple[Array, Array]:
-    b, a = _cat(factors, rank)  # (m, R), (R, n)
-    qb, rb = np.linalg.qr(b)  # b a = qb (rb raᵀ) qaᵀ: the only SVD is of an (R, R) matrix
+def _svd(b: Array, a: Array, rank: int) -> tuple[Array, Array]:
+    """The best approximation of b a, (m, R) by (R, n), of this rank. Its only SVD is of an (R, R) matrix."""
+    qb, rb = np.linalg.qr(b)  # b a = qb (rb raᵀ) qaᵀ
     qa, ra = np.linalg.qr(a.T)
     u, s, vt = np.linalg.svd(rb @ ra.T)
     kept = min(rank, len(s))
@@ -112,11 +131,8 @@ def _svd(factors: Factors, rank: int) -> tuple[Array, Array]:
     return (qb @ u[:, :kept]) * root, root[:, None] * (vt[:kept] @ qa.T)
 
 
-def _linear(factors: Factors, rank: int) -> tuple[Array, Array]:
+def _linear(factors: Factors) -> tuple[Array, Array]:
     return (
         sum(b / np.sqrt(np.asarray(w, b.dtype)) for b, _, w in factors),
         sum(a * np.sqrt(np.asarray(w, a.dtype)) for _, a, w in factors),
     )
-
-
-_METHODS = {"cat": _cat, "svd": _svd, "linear": _linear}

@@ -8,6 +8,7 @@ change about it stands in variants.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -19,9 +20,11 @@ from ..nn.module import Module, Parameter
 from .config import LoraConfig
 from .variants import Dropout, dora_delta, dora_update, pissa_start, row_norms, with_start
 
+Factor = float | Array  # how much of an adapter's update: one number, or one for each row of a batch, (B, 1, 1)
+
 
 class LoraWeights(Module):
-    """One adapter's share of one module: lora_A (r, n), lora_B (m, r), and the scale of their product.
+    """One adapter's weights of one module: lora_A (r, n), lora_B (m, r), and the scale of their product.
 
     What a variant or a setting adds, each None where it is not used:
     lora_magnitude_vector (m): DoRA's length of each row. start: PiSSA's first A and B. bias (m): this adapter's own
@@ -71,7 +74,7 @@ class LoraWeights(Module):
 
 
 class EmbeddingWeights(LoraWeights):
-    """An adapter's share of an embedding, under PEFT's names: lora_embedding_A (r, V) and lora_embedding_B (C, r)."""
+    """An adapter's weights of an embedding, under PEFT's names: lora_embedding_A (r, V) and lora_embedding_B (C, r)."""
 
     @property
     def lora_A(self) -> Parameter:
@@ -93,7 +96,8 @@ class EmbeddingWeights(LoraWeights):
 class LoraLayer(Module):
     """A layer that can carry adapters. It holds the very weight of the layer it replaces, frozen.
 
-    adapters: by name. active: which of them take part, each with a factor; nothing active is the base layer.
+    adapters: their weights by name. active: which of the model's adapters take part, each with a factor; nothing active
+    is the base layer.
     unmerged: while the active update is added into the weight, the base's own array; else None.
     """
 
@@ -106,7 +110,7 @@ class LoraLayer(Module):
         vars(self).update(vars(base))
         self.replaced = (base,)  # in a tuple, where no walk through the modules finds its parameters a second time
         self.adapters: dict[str, LoraWeights] = {}
-        self.active: dict[str, float] = {}
+        self.active: Mapping[str, Factor] = {}
         self.unmerged: Array | None = None
         self.unmerged_bias: Array | None = None
 
@@ -114,9 +118,19 @@ class LoraLayer(Module):
         """The plain layer that this one replaced. Its weight is the very same."""
         return self.replaced[0]
 
-    def parts(self) -> list[tuple[LoraWeights, float]]:
-        """The active adapters that this layer carries, each with its factor."""
+    def active_adapters(self) -> list[tuple[LoraWeights, Factor]]:
+        """The weights of the active adapters that this layer carries, each with its factor."""
         return [(self.adapters[name], factor) for name, factor in self.active.items() if name in self.adapters]
+
+    def delta_weight(self, factors: Mapping[str, float]) -> Array:
+        """Σ factor · update of the adapters named, in the shape of this layer's weight; zero for none of its own.
+
+        The update is that of `LoraWeights.delta`: scale · B A, and what DoRA and PiSSA make of it.
+        """
+        base = dense(self.weight.data if self.unmerged is None else self.unmerged)
+        w = self.matrix(base)
+        updates = [self.adapters[name].delta(w) * factor for name, factor in factors.items() if name in self.adapters]
+        return self.matrix(sum(updates)) if updates else array_module(base).zeros_like(base)
 
     def matrix(self, weight: Array) -> Array:
         """The weight as W (m, n), or back again: as it is for a linear layer."""
@@ -127,14 +141,13 @@ class LoraLayer(Module):
 
         Over a packed base, the merged matrix is a dense one.
         """
-        if self.unmerged is not None or not (parts := self.parts()):
+        if self.unmerged is not None or not (active := self.active_adapters()):
             return
-        self.unmerged, w = self.weight.data, self.matrix(dense(self.weight.data))
-        merged = self.matrix(w + sum(share.delta(w) * factor for share, factor in parts))
-        self.weight.data = array_module(merged).ascontiguousarray(merged)
+        merged = dense(self.weight.data) + self.delta_weight(self.active)
+        self.unmerged, self.weight.data = self.weight.data, array_module(merged).ascontiguousarray(merged)
         if self.bias is not None:
             self.unmerged_bias = bias = self.bias.data
-            own = [(share.bias.data - bias) * factor for share, factor in parts if share.bias is not None]
+            own = [(weights.bias.data - bias) * factor for weights, factor in active if weights.bias is not None]
             self.bias.data = bias + sum(own) if own else bias
 
     def unmerge(self) -> None:
@@ -150,22 +163,22 @@ class LoraLinear(LoraLayer, Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)"""
-        parts = [] if self.unmerged is not None else self.parts()
-        if not parts:
+        active = [] if self.unmerged is not None else self.active_adapters()
+        if not active:
             return super().forward(x)
-        lora, factor = parts[0]
-        one_for_all = len(parts) == 1 and isinstance(factor, float)  # in a mixed batch, a factor is an array
+        lora, factor = active[0]
+        one_for_all = len(active) == 1 and isinstance(factor, float)  # in a mixed batch, a factor is an array
         if one_for_all and self.bias is None and lora.is_plain and not lora.drops:
             return fused.lora_linear(x, self.weight, lora.lora_A, lora.lora_B, scale=lora.scale * factor)
         product = fused.linear(x, self.weight)
         y = product if self.bias is None else product + self.bias
-        for lora, factor in parts:
+        for lora, factor in active:
             y = y + self.update(x, product, lora, factor)
             if lora.bias is not None:
                 y = y + (lora.bias - self.bias) * factor
         return y
 
-    def update(self, x: Tensor, product: Tensor, lora: LoraWeights, factor: float) -> Tensor:
+    def update(self, x: Tensor, product: Tensor, lora: LoraWeights, factor: Factor) -> Tensor:
         """What one adapter adds to product = x Wᵀ, times its factor      x (..., n), product (..., m) -> (..., m)"""
         seen = x if lora.dropout is None else lora.dropout(x)
         low = fused.linear(fused.linear(seen, lora.lora_A), lora.lora_B)
@@ -214,7 +227,7 @@ class LoraEmbedding(LoraLayer, Embedding):
         if self.merged_weight is not None:
             return fused.embedding(self.merged_weight, ids)
         y = product = super().forward(ids)
-        for lora, factor in [] if self.unmerged is not None else self.parts():
+        for lora, factor in [] if self.unmerged is not None else self.active_adapters():
             low = fused.linear(fused.embedding(lora.lora_A.T, ids), lora.lora_B)
             if lora.lora_magnitude_vector is None:
                 y = y + low * (lora.scale * factor)
@@ -244,18 +257,18 @@ def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np
         a, b = (_embedding_start if embeds else _linear_start)(m, n, r, start, rng)
     xp = array_module(like)
     a, b = xp.asarray(a, dtype=like.dtype, order="C"), xp.asarray(b, dtype=like.dtype, order="C")
-    share = (EmbeddingWeights if embeds else LoraWeights)(a, b, scale)
+    weights = (EmbeddingWeights if embeds else LoraWeights)(a, b, scale)
     if start == "pissa":
-        share.start = (a.copy(), b.copy())  # training moves A and B in place
+        weights.start = (a.copy(), b.copy())  # training moves A and B in place
     if config.use_dora:
         w = dense(like)
-        share.lora_magnitude_vector = Parameter(share.norms(w.T if embeds else w))
+        weights.lora_magnitude_vector = Parameter(weights.norms(w.T if embeds else w))
     if isinstance(base, Linear):
         if config.bias != "none" and base.bias is not None:
-            share.bias = Parameter(base.bias.data.copy())
+            weights.bias = Parameter(base.bias.data.copy())
         if config.lora_dropout:  # a generator of its own, so that A is the same with dropout and without
-            share.dropout = Dropout(config.lora_dropout, seed=int(rng.spawn(1)[0].integers(2**63)))
-    return share
+            weights.dropout = Dropout(config.lora_dropout, seed=int(rng.spawn(1)[0].integers(2**63)))
+    return weights
 
 
 def _linear_start(m: int, n: int, r: int, start: bool | str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

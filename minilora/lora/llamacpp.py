@@ -34,7 +34,7 @@ from ..files.gguf import (
 from ..files.quant import BYTES_PER_BLOCK
 from ..files.tensors import check_fit
 from ..nn.llama import Llama
-from .adapters import adapter_names, install_adapter, lora_modules, plan_adapter
+from .adapters import adapter_weights, install_adapter, plan_adapter
 from .config import LoraConfig
 
 _EMBEDDING = "model.embed_tokens"
@@ -47,13 +47,9 @@ def save_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> 
     Raises ValueError when the model has no such adapter, or for what llama.cpp's files cannot express: merge then.
     """
     path = Path(path)
-    if name not in adapter_names(model):
-        raise ValueError(
-            f"the model has no adapter called {name!r}; it has: {', '.join(adapter_names(model)) or 'none'}"
-        )
     pairs = _pairs(model, name)
-    scales = {module: float(lora_modules(model)[module].adapters[name].scale) for module in pairs}
-    wanted = {module: scales[module] * b.shape[1] for module, (_, b) in pairs.items()}  # the alpha each one needs
+    weights = adapter_weights(model, name)
+    wanted = {module: float(weights[module].scale) * b.shape[1] for module, (_, b) in pairs.items()}  # each one's alpha
     alpha = Counter(wanted.values()).most_common(1)[0][0]
     if not _TINY <= alpha <= _LARGEST:
         raise ValueError(f"alpha {alpha:g} is beyond what float32 can hold")
@@ -99,10 +95,10 @@ def load_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> 
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
     places = {}
-    for module, share in weights.items():
+    for module, own in weights.items():
         tensor = llama_cpp_name(f"{module}.weight")
-        places[f"{tensor}.lora_a"] = (module, share.lora_A)
-        places[f"{tensor}.lora_b"] = (module, share.lora_B)
+        places[f"{tensor}.lora_a"] = (module, own.lora_A)
+        places[f"{tensor}.lora_b"] = (module, own.lora_B)
     flipped = f"{llama_cpp_name(_EMBEDDING + '.weight')}.lora_a"
     shapes = {key: p.shape[::-1] if key == flipped else p.shape for key, (_, p) in places.items()}
     check_fit(tensors, shapes, f"{path} does not fit this model")
@@ -121,16 +117,14 @@ def _pairs(model: Llama, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     PiSSA's update is one of twice the rank here, which llama.cpp adds to the unchanged base.
     """
     pairs = {}
-    for module, layer in lora_modules(model).items():
-        if (share := layer.adapters.get(name)) is None:
-            continue
-        if share.lora_magnitude_vector is not None:
+    for module, weights in adapter_weights(model, name).items():
+        if weights.lora_magnitude_vector is not None:
             raise ValueError(
                 f"{module}: llama.cpp's adapter files have no place for DoRA's magnitudes; merge it instead"
             )
-        if share.bias is not None:
+        if weights.bias is not None:
             raise ValueError(f"{module}: llama.cpp's adapter files have no place for a trained bias; merge it instead")
-        a, b = share.factors()
+        a, b = weights.factors()
         pairs[module] = to_numpy(a), to_numpy(b)
     if _EMBEDDING in pairs and model.config.tie_word_embeddings:
         raise ValueError(

@@ -1,11 +1,13 @@
 """Adapters on disk, in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-A tensor is called `base_model.model.<module>.lora_A.weight` (r, n) or `.lora_B.weight` (m, r).
-llama.cpp's format is in llamacpp.py.
+A tensor is called `base_model.model.<module>.lora_A.weight` (r, n) or `.lora_B.weight` (m, r). What minilora has to say
+beside, and PEFT has no place for, stands in `minilora.json`: a JSON object, of which a reader takes the entries that it
+knows. llama.cpp's format is in llamacpp.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
 from ..nn.llama import Llama
 from ..nn.module import Module
-from .adapters import adapter_names, base_state, configs_of, install_adapter, lora_modules, plan_adapter
+from .adapters import adapter_weights, base_state, install_adapter, plan_adapter
 from .config import LoraConfig
+from .layer import LoraWeights
 from .llamacpp import load_gguf_adapter
 from .variants import config_with_start
 
 PREFIX = "base_model.model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+NOTES_FILE = "minilora.json"
 
 # How PEFT calls the parts of an adapted module. It drops ".weight" where the part is a bare parameter.
 _PARTS = {
@@ -84,31 +88,30 @@ def save_adapter(model: Module, folder: str | Path, name: str = "default", base_
     """Write one adapter as a PEFT folder and return it. Files appear whole or not at all.
 
     base_model: recorded as PEFT's `base_model_name_or_path`. What a loaded adapter's file said beside the settings that
-    minilora uses is written again. Raises ValueError when the model has no such adapter.
+    minilora uses is written again. The state of dropout goes into `minilora.json`, so that training can go on with the
+    very holes that would have come next. Raises ValueError when the model has no such adapter.
     """
-    if name not in adapter_names(model):
-        raise ValueError(
-            f"the model has no adapter called {name!r}; it has: {', '.join(adapter_names(model)) or 'none'}"
-        )
+    weights = adapter_weights(model, name)
+    own, kept = model.adapters[name].config, model.adapters[name].record
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, saved_state(model, name))
-    config = config_with_start(configs_of(model)[name])
-    kept = _kept_record(model, name)
+    config = config_with_start(own)
     record: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True}
-    record |= {"base_model_name_or_path": None} | kept | {f.name: getattr(config, f.name) for f in fields(config)}
-    if configs_of(model)[name].init_lora_weights is True:  # for a loaded one, whatever its file said
+    record |= {"base_model_name_or_path": None, **kept} | {f.name: getattr(config, f.name) for f in fields(config)}
+    if own.init_lora_weights is True:  # for a loaded one, whatever its file said
         record["init_lora_weights"] = kept.get("init_lora_weights", True)
     if base_model is not None:
         record["base_model_name_or_path"] = base_model
-    own_modules = [path for path, module in lora_modules(model).items() if name in module.adapters]
     if config.target_modules == "all-linear":  # written out, since PEFT's own meaning depends on its version
-        record["target_modules"] = sorted({path.rpartition(".")[2] for path in own_modules})
-    elif (
-        isinstance(config.target_modules, str) and config.layers_to_transform is not None
-    ):  # PEFT refuses the two together
-        record["target_modules"] = sorted(own_modules)
+        record["target_modules"] = sorted({path.rpartition(".")[2] for path in weights})
+    elif isinstance(config.target_modules, str) and config.layers_to_transform is not None:
+        record["target_modules"] = sorted(weights)  # PEFT refuses the two together
     write_json(folder / CONFIG_FILE, record, sort_keys=True)
+    if dropout := {path: one.dropout.state() for path, one in weights.items() if one.dropout is not None}:
+        write_json(folder / NOTES_FILE, {"dropout": dropout})
+    else:
+        (folder / NOTES_FILE).unlink(missing_ok=True)  # of an adapter that was here before
     return folder
 
 
@@ -118,12 +121,10 @@ def saved_state(model: Module, name: str) -> dict[str, Array]:
     They are the model's own, but for PiSSA's, whose update is saved as a plain LoRA of twice the rank.
     """
     state: dict[str, Array] = {}
-    for module, layer in lora_modules(model).items():
-        if (share := layer.adapters.get(name)) is None:
-            continue
-        arrays = {key: parameter.data for key, parameter in share.named_parameters()}
-        if share.start is not None:
-            arrays["lora_A"], arrays["lora_B"] = share.factors()
+    for module, weights in adapter_weights(model, name).items():
+        arrays = {key: parameter.data for key, parameter in weights.named_parameters()}
+        if weights.start is not None:
+            arrays["lora_A"], arrays["lora_B"] = weights.factors()
         state |= {peft_name(f"{module}.{key}"): array for key, array in arrays.items()}
     return state
 
@@ -145,15 +146,26 @@ def load_adapter(model: Llama, folder: str | Path, name: str = "default") -> Non
     weights = plan_adapter(model, config, name)
     parameters = {
         peft_name(f"{module}.{key}"): parameter
-        for module, share in weights.items()
-        for key, parameter in share.named_parameters()
+        for module, own in weights.items()
+        for key, parameter in own.named_parameters()
     }
     _drop_base_copies(model, list(weights), tensors, path)
     check_fit(tensors, {key: p.shape for key, p in parameters.items()}, f"{path} does not fit this model")
     for key, parameter in parameters.items():
         parameter.data = array_module(parameter.data).asarray(tensors[key], dtype=parameter.dtype)
-    install_adapter(model, config, name, weights)
-    vars(model).setdefault("adapter_records", {})[name] = (configs_of(model)[name], record)
+    _restore_dropout(weights, folder / NOTES_FILE)
+    install_adapter(model, config, name, weights, record)
+
+
+def _restore_dropout(weights: Mapping[str, LoraWeights], path: Path) -> None:
+    """Let dropout go on as `minilora.json` says; without one, or for a module that it does not name, it starts anew."""
+    states = read_json(path).get("dropout", {}) if path.is_file() else {}
+    for module, own in weights.items():
+        if own.dropout is not None and isinstance(states, dict) and module in states:
+            try:
+                own.dropout.restore(states[module])
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise ModelFileError(f"{path}: dropout of {module} is no seed and counts of draws ({error})") from error
 
 
 def _drop_base_copies(model: Module, modules: list[str], tensors: dict[str, np.ndarray], path: Path) -> None:
@@ -173,12 +185,6 @@ def _drop_base_copies(model: Module, modules: list[str], tensors: dict[str, np.n
 def read_adapter_config(folder: Path) -> LoraConfig:
     """The LoraConfig of a PEFT folder. Raises ModelFileError for a key that would change what is computed."""
     return _config_of(_read_record(folder / CONFIG_FILE), folder / CONFIG_FILE)
-
-
-def _kept_record(model: Module, name: str) -> dict[str, Any]:
-    """What the file said from which this very adapter was loaded; nothing for one that was made here."""
-    config, record = vars(model).get("adapter_records", {}).get(name, (None, {}))
-    return record if config is configs_of(model)[name] else {}
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -34,13 +35,14 @@ class Dropout(Module):
     LoRA applies it to the input of A and B only; the frozen product sees x whole. With DoRA it is the input of the
     whole correction, as in PEFT. Srivastava et al. 2014 (jmlr.org/papers/v15/srivastava14a.html).
 
-    Active in training only: in train mode, and not inside `no_grad`. The holes come from a generator of this layer and
-    this adapter alone, which starts at `seed`, and are the same where a block is computed again for backward.
+    Active in training only: in train mode, and not inside `no_grad`. The holes depend on `seed`, this layer's and this
+    adapter's alone, on the micro-batch and on how often that has drawn: so they are the same in every run, the same
+    where a block is computed again for backward, and can go on where a saved adapter stopped (`state`, `restore`).
     """
 
     def __init__(self, p: float, seed: int):
         self.p, self.seed = p, seed
-        self.rngs: dict[int, np.random.Generator] = {}  # for each part of a batch that is spread over cores
+        self.draws: dict[int, int] = {}  # by micro-batch
 
     @property
     def active(self) -> bool:
@@ -51,11 +53,25 @@ class Dropout(Module):
         if not self.active:
             return x
         xp = array_module(x.data)
-        part = current_part.get()
-        rng = self.rngs.setdefault(part, np.random.default_rng([self.seed, part]))
-        seed = remembered(lambda: int(rng.integers(2**63)))
-        kept = xp.random.default_rng(seed).random(x.shape, dtype=xp.float32) >= self.p
+        kept = xp.random.default_rng(remembered(self._draw)).random(x.shape, dtype=xp.float32) >= self.p
         return x * (kept.astype(x.dtype) * (1 / (1 - self.p)))
+
+    def _draw(self) -> int:
+        """The seed of the next holes."""
+        part = current_part.get()
+        count = self.draws[part] = self.draws.get(part, 0) + 1
+        return int(np.random.default_rng([self.seed, part, count]).integers(2**63))
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, for a JSON file: the seed, and how often each micro-batch has drawn."""
+        return {"seed": self.seed, "draws": {str(part): count for part, count in sorted(self.draws.items())}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`. Raises ValueError or KeyError for what is none, and is as before then."""
+        seed, draws = state["seed"], {int(part): count for part, count in state["draws"].items()}
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (seed, *draws, *draws.values())):
+            raise ValueError("expected whole numbers from 0 on")
+        self.seed, self.draws = seed, draws
 
 
 # -- DoRA --------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ Hugging Face checkpoint, so its state dict needs no translation table.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +44,7 @@ class Module:
     """A node of the tree: parameters and other modules are its attributes; lists of modules are numbered."""
 
     training: bool = True
+    adapters: Mapping[str, Any] = MappingProxyType({})  # the adapters that a model has, by name: see lora/adapters.py
 
     def __call__(self, *inputs, **settings):
         """Compute the module's output: `forward`, which every subclass defines."""

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.lora.adapters import adapter_names, base_state, lora_modules
-from minilora.lora.audit import moved
+from minilora.lora.adapters import base_state, lora_modules
 from minilora.nn.layers import Linear
 from minilora.nn.module import sha256_of
 
@@ -98,7 +97,7 @@ def test_a_mixed_batch_of_an_unknown_adapter_is_refused(model):
 def test_removed_adapters_leave_the_plain_layers(model, rng):
     base = logits(model, None)
     ml.remove_adapter(model, "legal")
-    assert adapter_names(model) == ["support"]
+    assert list(model.adapters) == ["support"]
     ml.remove_adapter(model, "support")
     assert lora_modules(model) == {}
     assert type(model.model.layers[0].mlp.up_proj) is Linear
@@ -123,10 +122,12 @@ def test_every_b_moves_in_the_first_step(tiny_model):
 
     ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4), "legal")
     before = {key: array.copy() for key, array in adapter_state(tiny_model, "legal").items()}
-    optimizer = ml.AdamW(tiny_model.trainable_parameters(), lr=1e-3)
+    optimizer = ml.AdamW(tiny_model.trainable_parameters(), lr=1e-3, weight_decay=0.0)
     tiny_model.loss(IDS, IDS).backward()
     optimizer.step()
-    assert moved(before, adapter_state(tiny_model, "legal")) == (14, 14)
+    after = adapter_state(tiny_model, "legal")
+    changed = {key for key in after if not np.array_equal(after[key], before[key])}
+    assert changed == {key for key in after if key.endswith("lora_B")} and len(changed) == 14
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_the_table_peft_saves_beside_an_adapted_embedding_must_be_the_bases(tiny
     if change:
         with pytest.raises(ModelFileError, match="another base"):
             ml.load_adapter(tiny_model, tmp_path, "again")
-        assert adapter_names(tiny_model) == ["words"]
+        assert list(tiny_model.adapters) == ["words"]
     else:
         ml.load_adapter(tiny_model, tmp_path, "again")
         assert np.array_equal(logits(tiny_model, "again"), logits(tiny_model, "words"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.lora.adapters import configs_of, lora_modules
+from minilora.lora.adapters import lora_modules
 
 IDS = np.array([[1, 2, 3, 4, 5, 6]])
 
@@ -78,7 +78,7 @@ def test_a_combination_is_saved_and_loaded_like_any_adapter(two, tmp_path):
     ],
 )
 def test_misuse_is_one_clear_error_and_changes_nothing(two, arguments, message):
-    before = list(configs_of(two))
+    before = list(two.adapters)
     with pytest.raises(ValueError, match=message):
         ml.combine_adapters(two, *arguments)
-    assert list(configs_of(two)) == before
+    assert list(two.adapters) == before

@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from minilora.cost.counts import count_parameters, lora_parameters
 from minilora.engine.tensor import Tensor, no_grad
 from minilora.lora.adapters import (
-    adapter_names,
     adapter_state,
     add_adapter,
     base_state,
-    configs_of,
     lora_modules,
     set_adapter,
 )
@@ -62,7 +60,7 @@ def snapshot(model):
     return (
         [(path, type(module)) for path, module in model.named_modules()],
         {name: (id(p), p.requires_grad, p.data.tobytes()) for name, p in model.named_parameters()},
-        adapter_names(model),
+        list(model.adapters),
         {path: (list(m.adapters), dict(m.active)) for path, m in lora_modules(model).items()},
     )
 
@@ -71,7 +69,7 @@ def updated_by_hand(model, factors):
     """A plain Llama with W + sum of factor · alpha / r · B A in place of each adapted W."""
     state = base_state(model)
     for name, factor in factors.items():
-        arrays, settings = adapter_state(model, name), configs_of(model)[name]
+        arrays, settings = adapter_state(model, name), model.adapters[name].config
         for path in {key.rpartition(".")[0] for key in arrays}:
             update = arrays[f"{path}.lora_B"] @ arrays[f"{path}.lora_A"]
             state[f"{path}.weight"] = state[f"{path}.weight"] + factor * settings.lora_alpha / settings.r * update
@@ -246,7 +244,7 @@ def test_no_adapter_is_the_base_to_the_last_bit(three):
 
 def test_the_latest_adapter_is_the_active_one(three):
     model, _ = three
-    assert adapter_names(model) == ["legal", "support", "medical"]
+    assert list(model.adapters) == ["legal", "support", "medical"]
     latest = logits(model)
     set_adapter(model, "medical")
     np.testing.assert_array_equal(logits(model), latest)
@@ -270,9 +268,9 @@ def test_a_mix_is_for_inference(three):
 def test_training_one_adapter_leaves_the_others_alone(three):
     model, _ = three
     set_adapter(model, "support")
-    before = {name: sha256_of(adapter_state(model, name)) for name in adapter_names(model)}
+    before = {name: sha256_of(adapter_state(model, name)) for name in model.adapters}
     step(model, AdamW(model.trainable_parameters(), lr=0.01))
-    after = {name: sha256_of(adapter_state(model, name)) for name in adapter_names(model)}
+    after = {name: sha256_of(adapter_state(model, name)) for name in model.adapters}
     assert [name for name in before if before[name] != after[name]] == ["support"]
 
 

@@ -12,7 +12,6 @@ from minilora.lora.adapters import (
     adapter_state,
     add_adapter,
     base_state,
-    configs_of,
     disable_adapter,
     install_adapter,
     lora_modules,
@@ -456,7 +455,7 @@ def test_pissa_becomes_a_plain_adapter_of_twice_the_rank(tiny_model, rslora, dor
     patterns = {"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"q_proj": 5.0}}
     add_adapter(model, config(init_lora_weights="pissa", use_rslora=rslora, use_dora=dora, **patterns))
     expected = logits(shaken(model))
-    old = configs_of(model)["default"]
+    old = model.adapters["default"].config
     new = config_with_start(old)
     assert (new.r, new.rank_pattern, new.init_lora_weights) == (6, {"up_proj": 4}, True)
     weights = plan_adapter(model, new, "plain")
@@ -668,7 +667,7 @@ def test_weights_of_another_variant_than_the_settings_are_refused(tiny_model, pl
     weights = plan_adapter(tiny_model, config(**planned), "x")
     with pytest.raises(ValueError, match=message):
         install_adapter(tiny_model, config(**installed), "x", weights)
-    assert not lora_modules(tiny_model) and not configs_of(tiny_model)
+    assert not lora_modules(tiny_model) and not tiny_model.adapters
 
 
 def test_weights_for_another_kind_of_module_are_refused(tiny_model):
