@@ -139,7 +139,7 @@ def find_targets(names: Sequence[str], config: LoraConfig) -> list[str]:
         for target in [wanted] if isinstance(wanted, str) else wanted:
             if not _matching(names, wanted if target is wanted else [target]):
                 raise ValueError(
-                    f"target_modules: {target!r} matches no module; a name such as 'q_proj' means every module that "
+                    f"target {target!r} matches no module; a name such as 'q_proj' means every module that "
                     f"ends so, a pattern such as '.*_proj' must match whole names; there are: {_kinds(names)}"
                 )
         found = _matching(names, wanted)
