@@ -206,6 +206,11 @@ def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
     return Sample(tuple(ids), tuple(labels))
 
 
+def encode_records(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
+    """`encode_record` of each."""
+    return [encode_record(record, tokenizer) for record in records]
+
+
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
     """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored."""
     ids = tokenizer.encode(text)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,23 +26,14 @@ from ..lora.peft import WEIGHTS_FILE, save_adapter
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from .bars import Bars
-from .data import Batch, Record, Sample, cut, encode_record, encode_text, epochs, read_records, split_records
-from .evaluate import ANSWER_TOKENS, answer_all, keyword_recall, mean_loss
+from .data import Batch, epochs
+from .evaluate import mean_loss
 from .loop import History, TrainingError, train
+from .material import Material, evaluate, prepare
 from .options import Options
 
 METRICS_FILE = "metrics.json"
 ADAPTER = "default"
-
-
-@dataclass
-class Material:
-    """The data, read and encoded: what is trained on, the sets that are measured, the questions that are asked."""
-
-    train: list[Sample]
-    validation: list[Sample]
-    scored: dict[str, list[Sample]]  # "paraphrase", "unseen", "general"
-    asked: dict[str, list[Record]]  # the same for keyword recall
 
 
 def finetune(
@@ -49,8 +41,9 @@ def finetune(
 ) -> dict[str, Any]:
     """Run the whole job and return its metrics, which also stand in `<out>/metrics.json`.
 
-    Writes the adapter (or with method "full" the model) as soon as it is trained. Raises ValueError for bad input
-    before anything is written, TrainingError when the loss is no number, KeyboardInterrupt after keeping what there is.
+    Writes the adapter (or with method "full" the model) as soon as it is trained. say: hears what a user should know.
+    bars: where progress is shown, on stderr if left out. Raises ValueError for bad input before anything is written,
+    TrainingError when the loss is no number, KeyboardInterrupt after keeping what there is.
     """
     bars = bars or Bars()
     config = options.lora_config() if options.method == "lora" else None
@@ -58,31 +51,23 @@ def finetune(
     base_bytes = sum(array.nbytes for array in base_state(model).values())
     program = program_memory(base_bytes)
     material = prepare(options, tokenizer, say)
-    _refuse_too_long(material, tokenizer, options, model.config.max_position_embeddings)
+    material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
     steps = options.steps or math.ceil(options.epochs * len(material.train) / options.batch_size)
     planned = plan_adapter(model, config, ADAPTER, options.seed) if config else {}  # refuses what does not fit
-    _make_folder(options.folder)
 
-    before_hash = sha256_of(base_state(model))
-    before = evaluate(model, tokenizer, material, options, bars, "before")
-    if config is None:
-        model.requires_grad_(True)
-    else:
-        install_adapter(model, config, ADAPTER, planned)
-    counts = count_parameters(model)
-    history = History()
-    try:
-        _train(model, material, steps, options, history, bars)
-    except (KeyboardInterrupt, TrainingError):
-        if history.losses and (config is not None or _finite(model)):
-            _save(model, tokenizer, options)
-            say(f"kept what {len(history.losses)} of {steps} steps had learned in {options.folder}")
-        raise
-    _save(model, tokenizer, options)
-    trained_peak = peak_memory()
-    promises = audit(model, ADAPTER).checks if config else []
-    after = evaluate(model, tokenizer, material, options, bars, "after")
-    after_hash = sha256_of(base_state(model))
+    with _results_in(options.folder):
+        before_hash = sha256_of(base_state(model))
+        before = evaluate(model, tokenizer, material, bars, "before")
+        if config is None:
+            model.requires_grad_(True)
+        else:
+            install_adapter(model, config, ADAPTER, planned)
+        counts = count_parameters(model)
+        history = _learn(model, tokenizer, material, steps, options, bars, say)
+        trained_peak = peak_memory()
+        promises = audit(model, ADAPTER).checks if config else []
+        after = evaluate(model, tokenizer, material, bars, "after")
+        after_hash = sha256_of(base_state(model))
 
     file = options.folder / (WEIGHTS_FILE if config else "model.safetensors")
     metrics = {
@@ -94,9 +79,9 @@ def finetune(
         "total_parameters": counts.total,
         "audit": dict(promises),
         "base_sha256": [before_hash, after_hash],
-        "loss": _pairs(before["loss"], after["loss"]),
-        "keyword_recall": _pairs(before["recall"], after["recall"]),
-        "answers": _examples(material, before["answers"], after["answers"]),
+        "loss": _pairs(before.loss, after.loss),
+        "keyword_recall": _pairs(before.recall, after.recall),
+        "answers": _examples(material, before.answers, after.answers),
         "train_loss": history.losses,
         "validation_loss": history.validation,
         "seconds_per_step": history.seconds_per_step,
@@ -114,55 +99,45 @@ def finetune(
 # -- the stages --------------------------------------------------------------------------------------------------------
 
 
-def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) -> Material:
-    """Read and encode the data. Raises DataError listing every bad line; says how many records had to be cut."""
-    records = read_records(options.data, tokenizer)
-    general = read_records("general", tokenizer)
-    parts: dict[str, list[Record]] = {"validation": [], "test": []}
-    if records[0].text:
-        chunks = encode_text(records[0].text, tokenizer, options.max_length)
-        held = len(chunks) // 10
-        samples = {"train": chunks[: len(chunks) - held], "unseen": chunks[len(chunks) - held :], "validation": []}
-        paraphrased: list[Record] = []
-    else:
-        parts = split_records(records)
-        paraphrased = [r.asked_otherwise() for r in parts["train"] if r.paraphrase is not None]
-        paraphrased = paraphrased[:: math.ceil(len(paraphrased) / options.eval_records) or 1]
-        samples = {
-            "train": _encode(parts["train"], tokenizer),
-            "validation": _encode(parts["validation"], tokenizer),
-            "unseen": _encode(parts["test"], tokenizer),
-            "paraphrase": _encode(paraphrased, tokenizer),
-        }
-    for name, part in samples.items():
-        samples[name], longer, dropped = cut(part, options.max_length)
-        if longer:
-            lost = f", {dropped} of them lost their whole answer and were left out" if dropped else ""
-            limit = f"--max-length {options.max_length}"
-            say(f"{name}: {longer} of {len(part)} records are longer than {limit} and were cut{lost}")
-    if not samples["train"]:
-        raise ValueError(f"{options.data}: nothing is left to train on within --max-length {options.max_length}")
-    samples["general"] = _encode(general, tokenizer)  # never cut: the same measure for every run
-    scored = {name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)}
-    asked = {"paraphrase": paraphrased, "unseen": parts["test"]}
-    asked = {name: [r for r in part if r.keywords] for name, part in asked.items()}
-    return Material(samples["train"], samples["validation"], scored, {k: v for k, v in asked.items() if v})
+@contextmanager
+def _results_in(folder: Path) -> Iterator[None]:
+    """Make the folder for results, before hours are spent. What nothing came to stand in is taken away again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot write results there ({error}); choose another --out") from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # one of them holds something
+            for path in made:
+                path.rmdir()
+        raise
 
 
-def evaluate(
-    model: Llama, tokenizer: Tokenizer, material: Material, options: Options, bars: Bars, when: str
-) -> dict[str, dict[str, Any]]:
-    """Losses, keyword recall and the answers themselves, by set."""
-    result: dict[str, dict[str, Any]] = {"loss": {}, "recall": {}, "answers": {}}
-    with bars(f"loss {when}", sum(map(len, material.scored.values())), "record") as bar:
-        for name, samples in material.scored.items():
-            result["loss"][name] = mean_loss(model, samples, done=bar.update)
-    with bars(f"answers {when}", sum(map(len, material.asked.values())), "answer") as bar:
-        for name, records in material.asked.items():
-            answers = answer_all(model, tokenizer, records, done=bar.update)
-            result["answers"][name] = answers
-            result["recall"][name] = keyword_recall(answers, records)
-    return result
+def _learn(
+    model: Llama,
+    tokenizer: Tokenizer,
+    material: Material,
+    steps: int,
+    options: Options,
+    bars: Bars,
+    say: Callable[[str], None],
+) -> History:
+    """Train and save; what was learned until training broke off is saved, too, if it is usable."""
+    history = History()
+    try:
+        _train(model, material, steps, options, history, bars)
+    except (KeyboardInterrupt, TrainingError):
+        if history.losses and (options.method == "lora" or _finite(model)):
+            _save(model, tokenizer, options)
+            say(f"kept what {len(history.losses)} of {steps} steps had learned in {options.folder}")
+        raise
+    _save(model, tokenizer, options)
+    return history
 
 
 def _train(model: Llama, material: Material, steps: int, options: Options, history: History, bars: Bars) -> None:
@@ -186,33 +161,6 @@ def _train(model: Llama, material: Material, steps: int, options: Options, histo
             seed=options.seed,
             each_step=each_step,
         )
-
-
-def _encode(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
-    return [encode_record(record, tokenizer) for record in records]
-
-
-def _refuse_too_long(material: Material, tokenizer: Tokenizer, options: Options, limit: int) -> None:
-    samples = [*material.train, *material.validation, *(s for part in material.scored.values() for s in part)]
-    longest = max(len(sample.ids) for sample in samples)
-    if longest > limit:
-        raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")
-    for record in (record for part in material.asked.values() for record in part):
-        length = len(tokenizer.encode_chat(record.prompt, answer_next=True))
-        if length + ANSWER_TOKENS > limit:
-            raise ValueError(
-                f"{options.data}: record {record.id}: a question of {length} tokens and an answer of {ANSWER_TOKENS} "
-                f"are more than the {limit} the model can see: shorten it, or leave out its keywords"
-            )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot write results there ({error}); choose another --out") from error
 
 
 def _save(model: Llama, tokenizer: Tokenizer, options: Options) -> None:

@@ -25,6 +25,7 @@ from minilora.train.evaluate import answer_all, contains, keyword_recall, mean_l
 from minilora.train.finetune import finetune
 from minilora.train.generate import generate
 from minilora.train.loop import History, TrainingError, train
+from minilora.train.material import prepare
 from minilora.train.options import Options
 from minilora.train.report import page, read_metrics
 
@@ -310,7 +311,7 @@ def test_what_the_metrics_say_of_the_trained_model_is_true_of_the_saved_adapter(
     chosen, metrics, _ = finished
     model, tokenizer = load(chosen.base)
     load_adapter(model, chosen.folder)
-    material = job.prepare(chosen, tokenizer, print)
+    material = prepare(chosen, tokenizer, print)
     for name, (before, after) in metrics["loss"].items():
         assert mean_loss(model, material.scored[name]) == pytest.approx(after, rel=1e-6)
         assert name == "general" or after < before
@@ -425,14 +426,18 @@ def test_an_adapter_is_kept_when_training_is_broken_off(home, tmp_path, monkeypa
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_an_interruption_before_the_first_step_keeps_nothing(home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", ["evaluate", "train"])
+@pytest.mark.parametrize("out", ["run", "a/b/run", "there"])
+def test_an_interruption_before_the_first_step_leaves_no_folder_that_it_made(stage, out, home, tmp_path, monkeypatch):
     def stop(*inputs, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "train", stop)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "note.txt").write_text("mine")
+    monkeypatch.setattr(job, stage, stop)
     with pytest.raises(KeyboardInterrupt):
-        finetune(options(home, tmp_path), bars=Bars(quiet=True))
-    assert list(tmp_path.iterdir()) == []
+        finetune(options(home, tmp_path / out), bars=Bars(quiet=True))
+    assert [path.name for path in tmp_path.rglob("*")] == ["there", "note.txt"]
 
 
 REFUSED = [  # options, what the error says
@@ -460,14 +465,14 @@ def test_bad_data_lines_stop_the_job_before_training(home, tmp_path):
 
 def test_records_that_are_cut_are_told(home, words):
     said = []
-    material = job.prepare(options(home, "unused", max_length=36), words, said.append)
+    material = prepare(options(home, "unused", max_length=36), words, said.append)
     cut = (material.train, material.scored["unseen"], material.scored["paraphrase"])
     assert all(len(s.ids) <= 36 for part in cut for s in part)
     assert any(line.startswith("train: 8 of 8 records are longer than --max-length 36 and were cut") for line in said)
 
 
 def test_at_most_eval_records_paraphrases_are_measured_evenly_chosen(home, words):
-    material = job.prepare(options(home, "unused", eval_records=3), words, print)
+    material = prepare(options(home, "unused", eval_records=3), words, print)
     assert [r.id for r in material.asked["paraphrase"]] == ["x/0", "x/3", "x/6"]
     assert len(material.scored["paraphrase"]) == 3
 

@@ -1,0 +1,109 @@
+"""What a fine-tuning job learns from and is measured by: its data, read, split and encoded, and one measurement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..io.tokenizer import Tokenizer
+from ..nn.llama import Llama
+from .bars import Bars
+from .data import Record, Sample, cut, encode_records, encode_text, read_records, split_records
+from .evaluate import ANSWER_TOKENS, answer_all, keyword_recall, mean_loss
+from .options import Options
+
+
+@dataclass
+class Material:
+    """The data, read and encoded: what is trained on, the sets that are measured, the questions that are asked."""
+
+    train: list[Sample]
+    validation: list[Sample]
+    scored: dict[str, list[Sample]]  # "paraphrase", "unseen", "general"
+    asked: dict[str, list[Record]]  # the same for keyword recall
+
+    def refuse_what_is_longer(self, limit: int, source: str, tokenizer: Tokenizer) -> None:
+        """Raise ValueError when a record, or a question and its answer, is longer than a model that sees `limit`."""
+        samples = [*self.train, *self.validation, *(s for part in self.scored.values() for s in part)]
+        longest = max(len(sample.ids) for sample in samples)
+        if longest > limit:
+            raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")
+        for record in (record for part in self.asked.values() for record in part):
+            length = len(tokenizer.encode_chat(record.prompt, answer_next=True))
+            if length + ANSWER_TOKENS > limit:
+                raise ValueError(
+                    f"{source}: record {record.id}: a question of {length} tokens and an answer of {ANSWER_TOKENS} "
+                    f"are more than the {limit} the model can see: shorten it, or leave out its keywords"
+                )
+
+
+@dataclass
+class Measured:
+    """What a model knew at one time: mean loss, keyword recall and the answers themselves, by set."""
+
+    loss: dict[str, float] = field(default_factory=dict)
+    recall: dict[str, float] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+
+
+def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) -> Material:
+    """Read and encode the data. Raises DataError listing every bad line; says how many records had to be cut."""
+    records = read_records(options.data, tokenizer)
+    general = read_records("general", tokenizer)
+    asked: dict[str, list[Record]] = {}
+    if records[0].text:
+        samples = _of_text(records[0].text, tokenizer, options.max_length)
+    else:
+        samples, asked = _of_records(records, tokenizer, options.eval_records)
+    for name, part in samples.items():
+        samples[name], longer, dropped = cut(part, options.max_length)
+        if longer:
+            lost = f", {dropped} of them lost their whole answer and were left out" if dropped else ""
+            limit = f"--max-length {options.max_length}"
+            say(f"{name}: {longer} of {len(part)} records are longer than {limit} and were cut{lost}")
+    if not samples["train"]:
+        raise ValueError(f"{options.data}: nothing is left to train on within --max-length {options.max_length}")
+    samples["general"] = encode_records(general, tokenizer)  # never cut: the same measure for every run
+    scored = {name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)}
+    return Material(samples["train"], samples["validation"], scored, asked)
+
+
+def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, bars: Bars, when: str) -> Measured:
+    """Measure a model on all sets. when: "before" or "after", for the bars."""
+    result = Measured()
+    with bars(f"loss {when}", sum(map(len, material.scored.values())), "record") as bar:
+        for name, samples in material.scored.items():
+            result.loss[name] = mean_loss(model, samples, done=bar.update)
+    with bars(f"answers {when}", sum(map(len, material.asked.values())), "answer") as bar:
+        for name, records in material.asked.items():
+            result.answers[name] = answer_all(model, tokenizer, records, done=bar.update)
+            result.recall[name] = keyword_recall(result.answers[name], records)
+    return result
+
+
+def _of_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, list[Sample]]:
+    """A text in sequences of `max_length` tokens, the last tenth of them unseen."""
+    sequences = encode_text(text, tokenizer, max_length)
+    trained = len(sequences) - len(sequences) // 10
+    return {"train": sequences[:trained], "validation": [], "unseen": sequences[trained:]}
+
+
+def _of_records(
+    records: Sequence[Record], tokenizer: Tokenizer, most: int
+) -> tuple[dict[str, list[Sample]], dict[str, list[Record]]]:
+    """Records by set, encoded, and those of them that have keywords to look for. most: of the paraphrases."""
+    splits = split_records(records)
+    paraphrased = [record.asked_otherwise() for record in splits["train"] if record.paraphrase is not None]
+    paraphrased = paraphrased[:: math.ceil(len(paraphrased) / most) or 1]
+    sets = {
+        "train": splits["train"],
+        "validation": splits["validation"],
+        "unseen": splits["test"],
+        "paraphrase": paraphrased,
+    }
+    asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
+    return (
+        {name: encode_records(part, tokenizer) for name, part in sets.items()},
+        {name: part for name, part in asked.items() if part},
+    )
