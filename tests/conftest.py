@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import settings
-from modelfiles import CHATML, CONFIG, SPECIAL, TERMS, byte_symbols
+from modelfiles import CONFIG, TERMS, new_tokenizer
 
 from minilora.io import zoo
 from minilora.io.folder import save_folder
-from minilora.io.tokenizer import Tokenizer
 from minilora.nn.llama import Config, Llama
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)  # the same examples in every run
@@ -45,17 +44,14 @@ def tiny_folder(tmp_path_factory):
     """A folder, shared by the session and never written to, with all that a whole job needs: `base/`, a random model
     with a tokenizer of all bytes and a chat template; `data.jsonl`, twelve records; `novel.txt`.
     """
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Core
-
     folder = tmp_path_factory.mktemp("tiny")
-    symbols = [symbol for _, symbol in sorted(byte_symbols().items())]
-    core = Core(models.BPE({token: i for i, token in enumerate([*SPECIAL, *symbols])}, []))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    words = Tokenizer(core, eos="<|im_end|>", template=CHATML, bos="<|im_start|>", pad_id=0)
     config = replace(CONFIG, max_position_embeddings=1024)
-    save_folder(folder / "base", config, Llama(config, np.random.default_rng(1)).state_dict(), words)
+    save_folder(
+        folder / "base",
+        config,
+        Llama(config, np.random.default_rng(1)).state_dict(),
+        new_tokenizer(digits=False, merges=[]),
+    )
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, TERMS)), encoding="utf-8")
     (folder / "novel.txt").write_text("hello 123. " * 60, encoding="utf-8")
     return folder

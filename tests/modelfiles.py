@@ -1,11 +1,15 @@
 """Model files for tests, written without minilora: GGUF the way llama.cpp converts, safetensors byte by byte."""
 
+import dataclasses
 import json
 
 import gguf
 import numpy as np
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Core
 
-from minilora.nn.llama import Config
+from minilora.io.tokenizer import Tokenizer
+from minilora.nn.llama import Config, Llama
 
 # Widths are multiples of 32, so that every matrix fits whole quantisation blocks.
 CONFIG = Config(
@@ -18,6 +22,7 @@ CONFIG = Config(
     max_position_embeddings=64,
     rope_theta=100000.0,
 )
+IDS = np.arange(24).reshape(2, 12) * 13 % CONFIG.vocab_size
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -55,6 +60,28 @@ def vocabulary(merges=MERGES):
     """Special tokens, then all bytes but the missing ones, then the results of the merges."""
     symbols = [symbol for byte, symbol in sorted(byte_symbols().items()) if byte not in MISSING_BYTES]
     return [*SPECIAL, *symbols, *(merge.replace(" ", "") for merge in merges)]
+
+
+def new_llama(**changes):
+    """A random Llama whose attention is far from uniform, so that the order of rotary pairs shows."""
+    model = Llama(dataclasses.replace(CONFIG, **changes), np.random.default_rng(0))
+    for _, parameter in model.named_parameters():
+        parameter.data = parameter.data * np.float32(10 if parameter.ndim == 2 else 1)
+    return model
+
+
+def new_tokenizer(digits=True, pad=0, bos="<|im_start|>", merges=MERGES, template=CHATML):
+    """A byte-level BPE tokenizer of all bytes, as a Hugging Face folder has it; digits: split off one by one."""
+    symbols = [symbol for _, symbol in sorted(byte_symbols().items())]
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    tokens = [*SPECIAL, *symbols, *("".join(pair) for pair in pairs)]
+    core = Core(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    steps = [pre_tokenizers.Digits(individual_digits=True), by_bytes]
+    core.pre_tokenizer = pre_tokenizers.Sequence(steps) if digits else by_bytes
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    return Tokenizer(core, eos="<|im_end|>", template=template, bos=bos, pad_id=pad)
 
 
 def permute(w, heads):

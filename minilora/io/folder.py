@@ -13,6 +13,8 @@ from ..files.tensors import read_tensors, write_tensors
 from ..nn.llama import Config, Llama, check_claims
 from .tokenizer import Tokenizer
 
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")  # what `save_folder` writes
+
 
 def read_config(folder: Path) -> Config:
     """`config.json` as a Config. Raises ModelFileError for an architecture or feature it does not compute."""
@@ -95,8 +97,8 @@ def save_folder(folder: str | Path, config: Config, state: Mapping[str, Array], 
     write_json(folder / "config.json", record)
     with replacing(folder / "tokenizer.json") as partial:
         tokenizer.core.save(str(partial))
-    words = {"eos_token": tokenizer.eos, "pad_token": tokenizer.core.id_to_token(tokenizer.pad_id)}
-    words |= {"bos_token": tokenizer.bos or None, "chat_template": tokenizer.template}
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | words)
+    settings = {"eos_token": tokenizer.eos, "pad_token": tokenizer.core.id_to_token(tokenizer.pad_id)}
+    settings |= {"bos_token": tokenizer.bos or None, "chat_template": tokenizer.template}
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | settings)
     write_tensors(folder / "model.safetensors", state)
     return folder

@@ -6,8 +6,6 @@ update is said in numbers.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,13 +13,15 @@ import numpy as np
 
 from ..engine.backend import Array, dense
 from ..engine.tensor import no_grad
+from ..files.disk import ModelFileError, replacing_folder
 from ..files.quant import BLOCK, codes_q4_1, dequantize, quantize
 from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_state
 from ..lora.llamacpp import save_gguf_adapter
 from ..lora.peft import load_adapter
 from ..nn.llama import Config, Llama
-from .folder import load_folder, save_folder
+from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, in_pairs, save_gguf
+from .tokenizer import Tokenizer
 from .zoo import load, locate
 
 FOLDER_KINDS = ("F32", "F16")
@@ -34,6 +34,13 @@ class Requantised:
     matrices: int
     error: float  # ‖Q(W + ΔW) - (W + ΔW)‖ / ‖ΔW‖: how large the rounding is, measured by the update
     codes_kept: float  # share of 4-bit codes that are the base's, as if nothing had been learned
+    update_kept: float  # ⟨Q(W + ΔW) - Q(W), ΔW⟩ / ‖ΔW‖²: how far the stored numbers moved where the update points
+
+    def verdict(self) -> str:
+        """In words: rounding may be far larger than an update and keep it, as noise does, or swallow it whole."""
+        if self.update_kept < 0.5:
+            return "most of what was learned is lost"
+        return "part of what was learned is lost" if self.update_kept < 0.9 else "what was learned is kept"
 
 
 @dataclass(frozen=True)
@@ -55,12 +62,10 @@ class MergeReport:
             found = f"logits differ by at most {self.logit_error:.2g} (largest logit {self.logit_size:.3g})"
         lines.append(f"check   read back: {found}")
         if (lost := self.requantised) is not None:
-            stored = self.kind == "Q4_1"
+            case = "stored" if self.kind == "Q4_1" else "if stored"
             lines += [
-                f"4 bits  {'storing' if stored else 'had they gone back into'} the merged matrices as Q4_1"
-                f"{' rounded' if stored else ', rounding would have changed'} them by {lost.error:.0%} of the size of "
-                "the update itself;",
-                f"        {lost.codes_kept:.1%} of their codes {'are' if stored else 'would be'} the base's, unchanged",
+                f"4 bits  {case} as Q4_1, {lost.update_kept:.0%} of the update is kept: {lost.verdict()}",
+                f"        (rounding {lost.error:.0%} of the update's size; {lost.codes_kept:.1%} of codes as before)",
             ]
         return "\n".join(lines)
 
@@ -82,29 +87,42 @@ class ExportReport:
 
 
 def resolve(out: Path, format: str | None, kind: str | None) -> tuple[str, str]:
-    """(format, kind) as `merge` takes them, defaults filled in. Raises ValueError for a pair that does not exist."""
+    """(format, kind) as `merge` takes them, defaults filled in.
+
+    Raises ValueError for a pair that does not exist, and for a name that says another format.
+    """
     format = format or ("gguf" if out.suffix == ".gguf" else "hf")
     kinds = {"hf": FOLDER_KINDS, "gguf": GGUF_KINDS}[format]
     kind = (kind or {"hf": "F32", "gguf": "F16"}[format]).upper()
     if kind not in kinds:
         raise ValueError(f"a model of format {format} cannot be stored as {kind}; possible: {', '.join(kinds)}")
+    if format == "gguf" and out.suffix != ".gguf":
+        raise ValueError(f"{out}: the name of a GGUF file must end in .gguf")
+    if format == "hf" and out.suffix == ".gguf":
+        raise ValueError(f"{out}: format hf writes a folder, and .gguf is the ending of a file: choose another name")
     return format, kind
 
 
 def merge(
-    base: str | Path, adapter: str | Path, out: str | Path, format: str | None = None, kind: str | None = None
+    base: str | Path,
+    adapter: str | Path,
+    out: str | Path,
+    format: str | None = None,
+    kind: str | None = None,
+    overwrite: bool = False,
 ) -> MergeReport:
     """Merge an adapter into its base and write the model that results.
 
     format: "hf", a folder that transformers reads; "gguf", a file for llama.cpp; by default as `out` ends.
     kind: how matrices are stored: F32 (default) or F16 in a folder, F16 (default), F32, Q8_0 or Q4_1 in a GGUF file.
+    overwrite: replace a model that is there already. The base, the adapter and other files are never replaced.
     What is written appears whole or not at all. Raises ValueError for a combination that does not exist, or when `out`
-    is the base or would mix with files that are there already; ModelFileError for files that cannot be read.
+    is taken; ModelFileError for files that cannot be read, or when what is read back is not what was written.
     """
     out = Path(out)
     format, kind = resolve(out, format, kind)
     place = locate(base)
-    _refuse_bad_place(out, place, format)
+    _refuse_bad_place(out, {"base": place, "adapter": Path(adapter)}, format, overwrite)
     model, tokenizer = load(place)
     source = GGUF(place) if place.suffix == ".gguf" else None
     load_adapter(model, adapter)
@@ -119,32 +137,35 @@ def merge(
         lost = requantised(before, state, changed, config, source)
     if format == "hf":
         _save_whole_folder(out, config, state, tokenizer, kind)
-        again = load_folder(out)
+        written = load_folder(out)
         size = sum(file.stat().st_size for file in out.iterdir())
     else:
-        unchanged = set(before) - changed
-        save_gguf(out, config, state, tokenizer, kind, source, unchanged)
-        again = GGUF(out).load()
+        save_gguf(out, config, state, tokenizer, kind, source, unchanged=set(before) - changed)
+        written = GGUF(out).load()
         size = out.stat().st_size
-    expected, got = _logits(model), _logits(again)
+    if kind == "F32":
+        _check_same(out, state, written.state_dict())
+    expected, got = _logits(model), _logits(written)
     return MergeReport(
         out, kind, size, len(changed), float(np.abs(got - expected).max()), float(np.abs(expected).max()), lost
     )
 
 
-def export(base: str | Path, adapter: str | Path, out: str | Path) -> ExportReport:
+def export(base: str | Path, adapter: str | Path, out: str | Path, overwrite: bool = False) -> ExportReport:
     """Write an adapter folder as a llama.cpp adapter file, and read that back.
 
-    Raises ValueError for what such a file cannot express, or when `out` does not end in .gguf.
+    overwrite: replace a file that is there already, unless it is the base or the adapter.
+    Raises ValueError for what such a file cannot express, or when `out` does not end in .gguf or is taken.
     """
     out = Path(out)
+    resolve(out, "gguf", "F32")
     place = locate(base)
-    _refuse_bad_place(out, place, "gguf")
+    _refuse_bad_place(out, {"base": place, "adapter": Path(adapter)}, "gguf", overwrite)
     model, _ = load(place)
     load_adapter(model, adapter)
     save_gguf_adapter(model, out)
     expected = _logits(model)
-    load_adapter(model, out, name="again")  # as strict as llama.cpp; active now
+    load_adapter(model, out, name="written")  # as strict as llama.cpp; active now
     return ExportReport(
         out, out.stat().st_size, len(lora_modules(model)), float(np.abs(_logits(model) - expected).max())
     )
@@ -161,50 +182,60 @@ def requantised(
     Four bits distinguish 16 values in a block of 32 weights. An update smaller than half such a step moves no code,
     unless the weight was near the border, and what remains of it is the block's step and minimum shifting a little.
     """
-    rounding = update = 0.0
+    rounding = update = along = 0.0
     kept = codes = matrices = 0
     for name in sorted(changed):
         if after[name].ndim != 2 or after[name].shape[1] % BLOCK:
             continue
         w, merged = (in_pairs(name, dense(state[name]), config) for state in (before, after))
         packed = quantize(merged, "Q4_1")
-        own = source.tensors[name].data if source and _packed_in(source, name) else quantize(w, "Q4_1")
-        rounding += float(np.square(dequantize(packed, "Q4_1") - merged).sum(dtype=np.float64))
-        update += float(np.square(merged - w).sum(dtype=np.float64))
-        kept += int((codes_q4_1(packed) == codes_q4_1(np.asarray(own))).sum())
+        own = np.asarray(source.tensors[name].data) if source and _packed_in(source, name) else quantize(w, "Q4_1")
+        stored, delta = dequantize(packed, "Q4_1"), merged - w
+        rounding += float(np.square(stored - merged).sum(dtype=np.float64))
+        update += float(np.square(delta).sum(dtype=np.float64))
+        along += float(((stored - dequantize(own, "Q4_1")) * delta).sum(dtype=np.float64))
+        kept += int((codes_q4_1(packed) == codes_q4_1(own)).sum())
         codes, matrices = codes + merged.size, matrices + 1
-    return Requantised(matrices, (rounding / update) ** 0.5 if update else 0.0, kept / codes if codes else 1.0)
+    return Requantised(
+        matrices,
+        error=(rounding / update) ** 0.5 if update else 0.0,
+        codes_kept=kept / codes if codes else 1.0,
+        update_kept=along / update if update else 1.0,
+    )
 
 
 def _packed_in(source: GGUF, name: str) -> bool:
     return name in source.tensors and source.tensors[name].tensor_type.name == "Q4_1"
 
 
-def _refuse_bad_place(out: Path, base: Path, format: str) -> None:
-    if out.exists() and base.exists() and out.samefile(base):
-        raise ValueError(f"{out} is the base itself: choose another place")
-    if format == "gguf" and (out.is_dir() or out.suffix != ".gguf"):
-        raise ValueError(f"{out}: the name of a GGUF file must end in .gguf")
-    if format == "hf" and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        # Beside an adapter, transformers would add that to the merged model once more.
+def _refuse_bad_place(out: Path, sources: dict[str, Path], format: str, overwrite: bool) -> None:
+    for what, path in sources.items():
+        if out.exists() and path.exists() and out.samefile(path):
+            raise ValueError(f"{out} is the {what} itself: choose another place")
+    if format == "gguf" and out.is_dir():
+        raise ValueError(f"{out} is a folder: choose another name")
+    if format == "gguf" and out.exists() and not overwrite:
+        raise ValueError(f"{out} is there already: choose another name, or remove it")
+    replaceable = set(FILES if overwrite else ())  # beside an adapter, transformers would add that once more
+    if format == "hf" and out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= replaceable):
         raise ValueError(f"{out} is there already: choose a folder that is new or empty")
 
 
-def _save_whole_folder(out: Path, config: Config, state: dict[str, Array], tokenizer, kind: str) -> None:
-    """`save_folder` beside `out`, then moved to its place in one step."""
+def _save_whole_folder(out: Path, config: Config, state: dict[str, Array], tokenizer: Tokenizer, kind: str) -> None:
     if kind == "F16":
-        half = {name: dense(w).astype(np.float16) for name, w in state.items()}
+        with np.errstate(over="ignore"):  # reported below
+            half = {name: dense(w).astype(np.float16) for name, w in state.items()}
         if large := [name for name, w in half.items() if not np.isfinite(w).all()]:
             raise ValueError(f"{large[0]} holds numbers that are too large for F16")
         state = half
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with replacing_folder(out) as partial:
         save_folder(partial, config, state, tokenizer)
-        if out.is_dir():  # empty, or this fails
-            out.rmdir()
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_same(path: Path, state: dict[str, Array], written: dict[str, Array]) -> None:
+    for name, w in state.items():
+        if not np.array_equal(dense(w), written[name]):
+            raise ModelFileError(f"{path}: {name} read back is not what was written: check the disk, and merge again")
 
 
 def _logits(model: Llama) -> np.ndarray:

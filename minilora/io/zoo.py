@@ -19,7 +19,9 @@ from pathlib import Path
 from ..engine.backend import to_device
 from ..files.disk import ModelFileError
 from ..nn.llama import Llama
-from . import folder, gguf, tokenizer
+from .folder import load_folder
+from .gguf import GGUF
+from .tokenizer import Tokenizer, from_folder
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def load(
     recompute: bool = False,
     device: str = "cpu",
     say: Callable[[str], None] | None = None,
-) -> tuple[Llama, tokenizer.Tokenizer]:
+) -> tuple[Llama, Tokenizer]:
     """Load a model and its tokenizer.
 
     name: "tiny" | "smollm2" (pulled when missing) | a GGUF file | a Hugging Face model folder.
@@ -153,20 +155,20 @@ def load(
     if path.is_dir():
         if quantized:
             raise ModelFileError(f"{path}: a Hugging Face folder holds no packed matrices: load it without quantized")
-        model, words = folder.load_folder(path), tokenizer.from_folder(path)
+        model, tokenizer = load_folder(path), from_folder(path)
     elif path.suffix == ".gguf":
-        file = gguf.GGUF(path)
-        model, words = file.load(quantized), file.tokenizer()
+        file = GGUF(path)
+        model, tokenizer = file.load(quantized), file.tokenizer()
     else:
         known = ", ".join(("tiny", *SOURCES))
         raise ModelFileError(f"{name}: no such model; use {known}, a .gguf file, or a Hugging Face folder")
-    if len(words) > model.config.vocab_size:
-        raise ModelFileError(f"{path}: the tokenizer has {len(words)} tokens, the model {model.config.vocab_size}")
+    if len(tokenizer) > model.config.vocab_size:
+        raise ModelFileError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
     if device != "cpu":
         for _, parameter in model.named_parameters():
             parameter.data = to_device(parameter.data, device)
     model.model.recompute = recompute
-    return model, words
+    return model, tokenizer
 
 
 def _source(name: str) -> Source:

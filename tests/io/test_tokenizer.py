@@ -5,11 +5,23 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelfiles import CONFIG, MERGES, MISSING_BYTES, SPECIAL, byte_symbols, vocabulary, write_gguf
+from modelfiles import (
+    CONFIG,
+    MERGES,
+    MISSING_BYTES,
+    SPECIAL,
+    byte_symbols,
+    new_llama,
+    new_tokenizer,
+    vocabulary,
+    write_gguf,
+)
+from tokenizers import decoders, normalizers, pre_tokenizers
 
 from minilora.files.disk import ModelFileError
-from minilora.io import tokenizer
-from minilora.io.gguf import GGUF
+from minilora.io import zoo
+from minilora.io.gguf import GGUF, save_gguf
+from minilora.io.tokenizer import from_folder, tokenizer_metadata
 from minilora.nn.llama import Llama
 
 CHATML = (  # SmolLM2's
@@ -20,6 +32,7 @@ CHATML = (  # SmolLM2's
 )
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 HELLO = [{"role": "user", "content": "Who are you?"}]
+TEXTS = ["hello 12 hello", "  naïve\n\n<|im_start|>user 345<|im_end|>", "東京 ½²", ""]
 IDS = {token: i for i, token in enumerate(vocabulary())}
 MISSING = [chr(b) for b in sorted(MISSING_BYTES) if b < 128] + ["\U000e0067"]  # the last one begins with byte 243
 
@@ -37,14 +50,14 @@ def build(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def words(build):
+def tokenizer(build):
     return build(chat_template=CHATML)
 
 
 @pytest.fixture
-def folder(words, tmp_path):
+def folder(tokenizer, tmp_path):
     """A Hugging Face folder with the same tokenizer."""
-    words.core.save(str(tmp_path / "tokenizer.json"))
+    tokenizer.core.save(str(tmp_path / "tokenizer.json"))
     write_settings(tmp_path, eos_token="<|im_end|>", bos_token={"content": "<|im_start|>"}, chat_template=CHATML)
     return tmp_path
 
@@ -67,28 +80,28 @@ def expressible(character):
 
 @given(st.text(st.characters(exclude_categories=["Cs"]).filter(expressible)))
 @settings(max_examples=300, deadline=None)
-def test_text_that_tokens_can_express_comes_back_whole(words, text):
-    assert words.decode(words.encode(text)) == text
+def test_text_that_tokens_can_express_comes_back_whole(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @given(st.text(max_size=5), st.sampled_from(MISSING), st.text(max_size=5))
 @settings(max_examples=100, deadline=None)
-def test_text_that_tokens_cannot_express_is_an_error(words, before, missing, after):
+def test_text_that_tokens_cannot_express_is_an_error(tokenizer, before, missing, after):
     with pytest.raises(ValueError):
-        words.encode(before + missing + after)
+        tokenizer.encode(before + missing + after)
 
 
 @pytest.mark.parametrize("character", MISSING)
-def test_the_error_names_the_first_such_character_and_its_position(words, character):
+def test_the_error_names_the_first_such_character_and_its_position(tokenizer, character):
     with pytest.raises(ValueError) as caught:
-        words.encode(f"ä b{character}c{MISSING[0]}")
+        tokenizer.encode(f"ä b{character}c{MISSING[0]}")
     assert repr(character) in str(caught.value) and "position 3" in str(caught.value)
 
 
 @pytest.mark.parametrize("function", ["check", "encode"])
-def test_a_lone_surrogate_is_an_error(words, function):
+def test_a_lone_surrogate_is_an_error(tokenizer, function):
     with pytest.raises(ValueError, match="position 1"):
-        getattr(words, function)("a\ud800")
+        getattr(tokenizer, function)("a\ud800")
 
 
 @pytest.mark.parametrize(
@@ -102,8 +115,8 @@ def test_a_lone_surrogate_is_an_error(words, function):
         ("", []),
     ],
 )
-def test_merges_are_applied_within_words(words, text, tokens):
-    assert words.encode(text) == [IDS[token] for token in tokens]
+def test_merges_are_applied_within_words(tokenizer, text, tokens):
+    assert tokenizer.encode(text) == [IDS[token] for token in tokens]
 
 
 @pytest.mark.parametrize(
@@ -123,10 +136,10 @@ def test_every_unicode_number_counts_as_a_digit(build, number):
     assert len(gpt2.encode(f" {number}")) == len(number.encode())  # the space is merged in
 
 
-def test_special_tokens_are_recognised_in_text_and_left_out_when_decoding(words):
-    ids = words.encode("<|im_start|>hello<|im_end|>")
+def test_special_tokens_are_recognised_in_text_and_left_out_when_decoding(tokenizer):
+    ids = tokenizer.encode("<|im_start|>hello<|im_end|>")
     assert ids == [1, IDS["hello"], 2]
-    assert words.decode(ids) == "hello"
+    assert tokenizer.decode(ids) == "hello"
 
 
 def test_a_token_is_special_only_if_the_file_says_so(build):
@@ -135,8 +148,8 @@ def test_a_token_is_special_only_if_the_file_says_so(build):
     assert ids == [*spelled("<|endoftext|>"), 2]
 
 
-def test_ids_of_special_tokens_come_from_the_file(words, build):
-    assert (words.eos, words.eos_id, words.bos, words.pad_id, len(words)) == (
+def test_ids_of_special_tokens_come_from_the_file(tokenizer, build):
+    assert (tokenizer.eos, tokenizer.eos_id, tokenizer.bos, tokenizer.pad_id, len(tokenizer)) == (
         "<|im_end|>",
         2,
         "<|im_start|>",
@@ -174,29 +187,29 @@ def test_a_gguf_without_a_usable_tokenizer_is_refused(build, change):
 
 
 @pytest.mark.parametrize("answer_next", [False, True])
-def test_a_chat_begins_with_the_default_system_line(words, answer_next):
+def test_a_chat_begins_with_the_default_system_line(tokenizer, answer_next):
     opened = "<|im_start|>assistant\n" if answer_next else ""
-    assert words.render(HELLO, answer_next) == f"{SYSTEM}<|im_start|>user\nWho are you?<|im_end|>\n{opened}"
+    assert tokenizer.render(HELLO, answer_next) == f"{SYSTEM}<|im_start|>user\nWho are you?<|im_end|>\n{opened}"
 
 
-def test_an_own_system_line_replaces_the_default(words):
+def test_an_own_system_line_replaces_the_default(tokenizer):
     chat = [{"role": "system", "content": "Be brief."}, *HELLO, {"role": "assistant", "content": "SmolLM."}]
-    assert words.render(chat) == (
+    assert tokenizer.render(chat) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho are you?<|im_end|>\n"
         "<|im_start|>assistant\nSmolLM.<|im_end|>\n"
     )
 
 
-def test_the_prompt_of_a_chat_is_the_beginning_of_the_answered_chat(words):
+def test_the_prompt_of_a_chat_is_the_beginning_of_the_answered_chat(tokenizer):
     answered = [*HELLO, {"role": "assistant", "content": "hello"}]
-    prompt = words.encode_chat(HELLO, answer_next=True)
-    assert words.encode_chat(answered)[: len(prompt)] == prompt
-    assert words.encode_chat(answered)[len(prompt) :] == [IDS["hello"], 2, IDS["Ċ"]]
+    prompt = tokenizer.encode_chat(HELLO, answer_next=True)
+    assert tokenizer.encode_chat(answered)[: len(prompt)] == prompt
+    assert tokenizer.encode_chat(answered)[len(prompt) :] == [IDS["hello"], 2, IDS["Ċ"]]
 
 
-def test_a_chat_with_characters_that_no_token_expresses_is_an_error(words):
+def test_a_chat_with_characters_that_no_token_expresses_is_an_error(tokenizer):
     with pytest.raises(ValueError, match="x1b"):
-        words.encode_chat([{"role": "user", "content": "\x1b[31mred"}])
+        tokenizer.encode_chat([{"role": "user", "content": "\x1b[31mred"}])
 
 
 def test_a_model_without_a_template_gets_a_plain_one(build):
@@ -221,39 +234,39 @@ def test_a_model_without_a_template_gets_a_plain_one(build):
     ],
 )
 def test_a_template_has_no_powers_and_its_failure_is_a_model_file_error(build, template):
-    words = build(chat_template=template)
+    tokenizer = build(chat_template=template)
     with pytest.raises(ModelFileError, match="template"):
-        words.render(HELLO)
+        tokenizer.render(HELLO)
     assert HELLO == [{"role": "user", "content": "Who are you?"}]
 
 
 # -- Hugging Face folders ----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_gives_the_same_tokenizer(words, folder):
-    other = tokenizer.from_folder(folder)
-    assert (other.eos, other.eos_id, other.bos) == (words.eos, words.eos_id, words.bos)
-    assert other.render(HELLO, True) == words.render(HELLO, True)
+def test_a_folder_gives_the_same_tokenizer(tokenizer, folder):
+    other = from_folder(folder)
+    assert (other.eos, other.eos_id, other.bos) == (tokenizer.eos, tokenizer.eos_id, tokenizer.bos)
+    assert other.render(HELLO, True) == tokenizer.render(HELLO, True)
     text = "<|im_start|>hello 123, ä!<|im_end|>"
-    assert other.encode(text) == words.encode(text) and other.decode(other.encode(text)) == "hello 123, ä!"
+    assert other.encode(text) == tokenizer.encode(text) and other.decode(other.encode(text)) == "hello 123, ä!"
     with pytest.raises(ValueError, match="position 0"):
         other.encode("\x00")
 
 
 def test_a_template_file_goes_before_the_settings(folder):
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!", encoding="utf-8")
-    assert tokenizer.from_folder(folder).render(HELLO) == "Who are you?!"
+    assert from_folder(folder).render(HELLO) == "Who are you?!"
 
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", {"content": "<|endoftext|>"}])
 def test_the_padding_token_is_read_in_both_spellings(folder, pad):
     write_settings(folder, eos_token="<|im_end|>", pad_token=pad)
-    assert tokenizer.from_folder(folder).pad_id == 0
+    assert from_folder(folder).pad_id == 0
 
 
 def test_the_end_token_is_guessed_where_no_settings_name_it(folder):
     (folder / "tokenizer_config.json").unlink()
-    assert tokenizer.from_folder(folder).eos == "<|im_end|>"
+    assert from_folder(folder).eos == "<|im_end|>"
 
 
 def test_nothing_is_refused_where_the_vocabulary_is_not_byte_level(tmp_path):
@@ -262,7 +275,7 @@ def test_nothing_is_refused_where_the_vocabulary_is_not_byte_level(tmp_path):
     core = Tokenizer(models.WordLevel({"</s>": 0, "hello": 1, "?": 2}, unk_token="?"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.save(str(tmp_path / "tokenizer.json"))
-    assert tokenizer.from_folder(tmp_path).encode("hello \x00") == [1, 2]
+    assert from_folder(tmp_path).encode("hello \x00") == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -283,8 +296,58 @@ def test_a_folder_without_a_usable_tokenizer_is_refused(folder, file, content):
     else:
         (folder / file).write_bytes(content)
     with pytest.raises(ModelFileError) as caught:
-        tokenizer.from_folder(folder)
+        from_folder(folder)
     assert str(folder / file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# -- as a GGUF file describes it ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"digits": False}, {"bos": ""}, {"pad": 2}], ids=str)
+def test_a_tokenizer_comes_back_from_a_gguf_file(settings, tmp_path):
+    tokenizer = new_tokenizer(**settings)
+    path = save_gguf(tmp_path / "x.gguf", CONFIG, new_llama().state_dict(), tokenizer)
+    loaded = zoo.load(path)[1]
+    for text in TEXTS:
+        assert loaded.encode(text) == tokenizer.encode(text)
+        assert loaded.decode(loaded.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+    assert (loaded.eos, loaded.bos, loaded.pad_id) == (tokenizer.eos, tokenizer.bos, tokenizer.pad_id)
+    messages = [{"role": "user", "content": "hello 12"}]
+    assert loaded.encode_chat(messages, answer_next=True) == tokenizer.encode_chat(messages, answer_next=True)
+
+
+def test_ids_without_a_token_are_padded_as_unused():
+    tokenizer = new_tokenizer()
+    meta = tokenizer_metadata(tokenizer, CONFIG.vocab_size)
+    assert len(meta["tokenizer.ggml.tokens"]) == len(set(meta["tokenizer.ggml.tokens"])) == CONFIG.vocab_size
+    assert set(meta["tokenizer.ggml.token_type"][len(tokenizer) :]) == {5}
+    assert meta["tokenizer.ggml.token_type"][:4] == [3, 3, 3, 1]
+
+
+def changed(change):
+    tokenizer = new_tokenizer()
+    change(tokenizer.core)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "reason"),
+    [
+        (changed(lambda core: setattr(core, "normalizer", normalizers.NFC())), "normalizer"),
+        (changed(lambda core: setattr(core, "decoder", decoders.Fuse())), "byte-level"),
+        (
+            changed(lambda core: setattr(core, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True))),
+            "words",
+        ),
+        (changed(lambda core: setattr(core, "pre_tokenizer", pre_tokenizers.Whitespace())), "words"),
+        (changed(lambda core: setattr(core.model, "ignore_merges", True)), "ignore_merges"),
+        (changed(lambda core: core.add_tokens(["plain"])), "'plain'"),
+        (new_tokenizer(merges=[]), "no merges"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_would_run_differently_is_refused(tokenizer, reason):
+    with pytest.raises(ModelFileError, match=reason):
+        tokenizer_metadata(tokenizer, CONFIG.vocab_size)
 
 
 # -- the real one ------------------------------------------------------------------------------------------------------
@@ -314,23 +377,23 @@ def test_a_folder_without_a_usable_tokenizer_is_refused(folder, file, content):
     ],
 )
 def test_smollm2_has_the_ids_of_its_own_tokenizer(smollm2, text, ids):
-    words = smollm2[1]
-    assert words.encode(text) == ids
-    assert words.decode(ids) == text.replace(SPECIAL[1], "").replace(SPECIAL[2], "")
+    tokenizer = smollm2[1]
+    assert tokenizer.encode(text) == ids
+    assert tokenizer.decode(ids) == text.replace(SPECIAL[1], "").replace(SPECIAL[2], "")
 
 
 @pytest.mark.real
 def test_smollm2_renders_and_encodes_a_chat_as_transformers_does(smollm2):
-    words = smollm2[1]
-    assert words.render(HELLO, True) == f"{SYSTEM}<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"
+    tokenizer = smollm2[1]
+    assert tokenizer.render(HELLO, True) == f"{SYSTEM}<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"
     system = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
     user = [2, 198, 1, 4093, 198, 10576, 359, 346, 47, 2, 198, 1, 520, 9531, 198]
-    assert words.encode_chat(HELLO, True) == system + user
+    assert tokenizer.encode_chat(HELLO, True) == system + user
 
 
 @pytest.mark.real
 def test_smollm2_has_no_token_for_21_bytes(smollm2):
-    words = smollm2[1]
-    assert len(words.unknown_bytes) == 21
+    tokenizer = smollm2[1]
+    assert len(tokenizer.unknown_bytes) == 21
     with pytest.raises(ValueError, match="position 2"):
-        words.encode("ab\x06")
+        tokenizer.encode("ab\x06")

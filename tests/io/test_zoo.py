@@ -307,17 +307,17 @@ def same_model(loaded, model):
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_gguf_file_is_loaded(model, tmp_path, kind):
-    loaded, words = zoo.load(kind(write_gguf(tmp_path / "m.gguf", model)))
+    loaded, tokenizer = zoo.load(kind(write_gguf(tmp_path / "m.gguf", model)))
     assert same_model(loaded, model)
-    assert words.decode(words.encode("hello 12")) == "hello 12"
+    assert tokenizer.decode(tokenizer.encode("hello 12")) == "hello 12"
 
 
 def test_a_hugging_face_folder_is_loaded(model, tmp_path):
-    _, words = zoo.load(write_gguf(tmp_path / "m.gguf", model))
+    _, tokenizer = zoo.load(write_gguf(tmp_path / "m.gguf", model))
     folder = write_folder(tmp_path / "folder", model)
-    words.core.save(str(folder / "tokenizer.json"))
+    tokenizer.core.save(str(folder / "tokenizer.json"))
     loaded, others = zoo.load(folder)
-    assert same_model(loaded, model) and others.encode("hello 12") == words.encode("hello 12")
+    assert same_model(loaded, model) and others.encode("hello 12") == tokenizer.encode("hello 12")
 
 
 def test_a_name_is_pulled_when_it_is_not_there(model, tmp_path, cache, pip, monkeypatch):

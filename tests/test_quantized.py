@@ -235,19 +235,19 @@ def test_an_adapter_saved_over_one_base_loads_over_the_other(file, tmp_path):
     save_adapter(packed, tmp_path / "adapter")
     load_adapter(dense, tmp_path / "adapter")
     np.testing.assert_array_equal(logits(dense), logits(packed))
-    again = zoo.load(file, quantized=True)[0]
-    load_adapter(again, tmp_path / "adapter")
-    np.testing.assert_array_equal(logits(again), logits(packed))
+    loaded = zoo.load(file, quantized=True)[0]
+    load_adapter(loaded, tmp_path / "adapter")
+    np.testing.assert_array_equal(logits(loaded), logits(packed))
 
 
 def test_a_packed_model_is_written_as_the_numbers_it_stands_for(file, tmp_path):
-    dense, (packed, words) = zoo.load(file)[0], zoo.load(file, quantized=True)
-    save_folder(tmp_path / "hf", packed.config, packed.state_dict(), words)
-    save_gguf(tmp_path / "m.gguf", packed.config, packed.state_dict(), words, "F32")
+    dense, (packed, tokenizer) = zoo.load(file)[0], zoo.load(file, quantized=True)
+    save_folder(tmp_path / "hf", packed.config, packed.state_dict(), tokenizer)
+    save_gguf(tmp_path / "m.gguf", packed.config, packed.state_dict(), tokenizer, "F32")
     for place in (tmp_path / "hf", tmp_path / "m.gguf"):
-        again = zoo.load(place)[0].state_dict()
+        loaded = zoo.load(place)[0].state_dict()
         for name, w in dense.state_dict().items():
-            np.testing.assert_array_equal(again[name], w, err_msg=name)
+            np.testing.assert_array_equal(loaded[name], w, err_msg=name)
 
 
 def test_an_update_merged_into_packed_weights_is_the_one_merged_into_dense_ones(file):
@@ -299,12 +299,12 @@ def test_the_whole_job_runs_over_a_packed_base(tiny_folder, tmp_path, capsys, mo
 
 @pytest.mark.real
 def test_smollm2_takes_the_bytes_of_its_file_and_computes_what_the_dense_model_computes(smollm2):
-    dense, words = smollm2
+    dense, tokenizer = smollm2
     packed, _ = zoo.load("smollm2", quantized=True)
     source, state = GGUF(zoo.find("smollm2")), packed.state_dict()
     assert sum(w.nbytes for w in state.values()) == sum(t.n_bytes for t in source.tensors.values()) == 96_576_768
     assert sum(isinstance(w, Packed) for w in state.values()) == 211
-    ids = np.array([words.encode("The capital of France is Paris.")])
+    ids = np.array([tokenizer.encode("The capital of France is Paris.")])
     with no_grad():
         np.testing.assert_array_equal(packed.model(ids).data, dense.model(ids).data)
     # The packed head is multiplied some rows at a time: not every processor then adds in the order of one product.

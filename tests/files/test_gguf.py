@@ -1,0 +1,184 @@
+"""GGUF containers: what is written is what the gguf library reads, names and layouts are llama.cpp's."""
+
+import re
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from modelfiles import gguf_name, new_llama, permute, write_gguf
+
+from minilora.files import gguf as files
+from minilora.files.disk import ModelFileError
+from minilora.files.gguf import (
+    Field,
+    hugging_face_name,
+    llama_cpp_name,
+    open_gguf,
+    read_raw,
+    to_halves,
+    to_pairs,
+    unpack,
+)
+from minilora.files.quant import quantize
+
+Q, K, V = (f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv")
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_name_of_a_llama_becomes_llama_cpps_and_comes_back():
+    names = list(new_llama(tie_word_embeddings=False).state_dict())
+    assert len(names) == 21
+    for name in names:
+        assert llama_cpp_name(name) == gguf_name(name)
+        assert hugging_face_name(gguf_name(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("blk.12.attn_q.bias", "model.layers.12.self_attn.q_proj.bias"),
+        ("blk.0.attn_q_norm.weight", "model.layers.0.attn_q_norm.weight"),
+        ("rope_freqs.weight", "rope_freqs.weight"),
+    ],
+)
+def test_an_unknown_part_of_a_name_stays_as_it_is(theirs, ours):
+    assert hugging_face_name(theirs) == ours
+
+
+# -- the two layouts of q and k ----------------------------------------------------------------------------------------
+
+
+@given(heads=st.integers(1, 5), half=st.integers(1, 6), width=st.integers(1, 4))
+@settings(max_examples=50, deadline=None)
+def test_to_halves_and_to_pairs_are_inverse(heads, half, width):
+    w = np.arange(heads * 2 * half * width).reshape(heads * 2 * half, width)
+    np.testing.assert_array_equal(to_halves(to_pairs(w, heads), heads), w)
+    np.testing.assert_array_equal(to_pairs(to_halves(w, heads), heads), w)
+
+
+def test_to_pairs_is_what_llama_cpp_does(rng):
+    w = rng.standard_normal((48, 7))
+    np.testing.assert_array_equal(to_pairs(w, 6), permute(w, 6))
+
+
+def test_to_halves_by_hand():
+    assert to_halves(np.arange(12), 2).tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+
+
+def test_only_q_and_k_are_reordered_each_by_its_own_heads(rng):
+    w = rng.standard_normal((32, 3))
+    for suffix in ("", ".weight"):
+        np.testing.assert_array_equal(files.reordered(to_pairs, Q + suffix, w, 8, 4), permute(w, 8))
+        np.testing.assert_array_equal(files.reordered(to_pairs, K + suffix, w, 8, 4), permute(w, 4))
+        assert files.reordered(to_pairs, V + suffix, w, 8, 4) is w
+    assert files.reordered(to_pairs, "q_proj.bias", w, 8, 4) is w
+
+
+# -- writing and reading -----------------------------------------------------------------------------------------------
+
+
+def test_metadata_have_the_types_that_were_promised_and_come_back(tmp_path):
+    record = {
+        "general.architecture": "llama",
+        "x.text": "ä\n",
+        "x.switch": True,
+        "x.count": 3,
+        "x.number": 0.5,
+        "x.texts": ["a", ""],
+        "x.counts": [1, -2],
+    }
+    files.write_gguf(tmp_path / "a.gguf", record, {})
+    fields = open_gguf(tmp_path / "a.gguf").fields
+    assert {key: field.contents() for key, field in fields.items() if not key.startswith("GGUF.")} == record
+    kinds = gguf.GGUFValueType
+    expected = {"x.text": kinds.STRING, "x.switch": kinds.BOOL, "x.count": kinds.UINT32, "x.number": kinds.FLOAT32}
+    assert {key: fields[key].types[0] for key in expected} == expected
+
+
+def test_fields_of_another_file_keep_their_types(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_uint8("x.small", 7)
+    writer.add_float64("x.fine", 0.1)
+    writer.add_int64("x.large", -(2**40))
+    writer.add_array("x.texts", ["a", "b"])
+    writer.add_array("x.numbers", [0.5, 1.5])
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    source = {key: Field(f) for key, f in open_gguf(tmp_path / "a.gguf").fields.items() if key.startswith("x.")}
+    assert source["x.texts"].item_type == gguf.GGUFValueType.STRING and source["x.small"].item_type is None
+    files.write_gguf(tmp_path / "b.gguf", {"general.architecture": "llama"} | source, {})
+    old, new = (gguf.GGUFReader(tmp_path / f"{name}.gguf").fields for name in "ab")
+    for key in source:
+        assert (new[key].contents(), new[key].types) == (old[key].contents(), old[key].types)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_1"])
+def test_tensors_come_back_packed_and_unpacked_from_any_layout_of_the_array(kind, tmp_path, rng):
+    w = rng.standard_normal((64, 6), np.float32).T  # (6, 64), not contiguous
+    packed = quantize(w, kind)
+    tensors = {"norm": (np.float32([1, 2, 3]), "F32"), "w": (packed, kind)}
+    files.write_gguf(tmp_path / "a.gguf", {"general.architecture": "llama"}, tensors)
+    norm, tensor = open_gguf(tmp_path / "a.gguf").tensors
+    assert tensor.tensor_type.name == kind
+    np.testing.assert_array_equal(read_raw(tmp_path / "a.gguf", tensor), packed)
+    expected = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[kind])
+    np.testing.assert_array_equal(unpack(tmp_path / "a.gguf", tensor), expected)
+    assert read_raw(tmp_path / "a.gguf", norm).shape == (1, 12)
+    np.testing.assert_array_equal(unpack(tmp_path / "a.gguf", norm), [1, 2, 3])
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    files.write_gguf(tmp_path / "a.gguf", {"general.architecture": "llama"}, {})
+    before = (tmp_path / "a.gguf").read_bytes()
+    with pytest.raises(KeyError):
+        files.write_gguf(tmp_path / "a.gguf", {"general.architecture": "llama", "x.y": object()}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+    assert (tmp_path / "a.gguf").read_bytes() == before
+
+
+def test_arrays_in_the_metadata_are_read_as_the_library_reads_them(tmp_path):
+    more = {
+        "x.floats": [0.5, -1.5],
+        "x.switches": [True, False],
+        "x.numbers": [-3, 2**30],
+        "x.texts": ["", "ä", "x" * 300],
+        "x.nested": [[1, 2], [3, 4]],
+    }
+    path = write_gguf(tmp_path / "m.gguf", new_llama(), change=more)
+    fields = {key: Field(field) for key, field in open_gguf(path).fields.items()}
+    expected = gguf.GGUFReader(path).fields
+    assert list(fields) == list(expected) and len(fields) > 20
+    for key, field in expected.items():
+        ours = fields[key]
+        assert (ours.value, ours.type) == (field.contents(), field.types[0]), key
+        assert ours.item_type == (field.types[-1] if len(field.types) > 1 else None), key
+
+
+# -- what is no such file ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_missing_or_another_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "a.gguf"
+    others = [b"", b"G", b"GGU", b"GGML" + bytes(100), b"PK\x03\x04", bytes(64)]
+    for content, words in [(None, "no such model file"), *((other, "not a GGUF file") for other in others)]:
+        if content is not None:
+            path.write_bytes(content)
+            words = f"{words} \\(it starts with {re.escape(repr(content[:4]))}\\)"
+        with pytest.raises(ModelFileError, match=words) as caught:
+            open_gguf(path)
+        assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_a_file_cut_off_at_any_byte_of_its_header_is_refused(tmp_path):
+    path = tmp_path / "a.gguf"
+    record = {"general.architecture": "llama", "x.texts": ["ab", "c"], "x.counts": [1, 2], "x.count": 3, "x.text": "d"}
+    files.write_gguf(path, record, {"w": (np.zeros((2, 3), np.float32), "F32")})
+    content, start = path.read_bytes(), int(open_gguf(path).tensors[0].data_offset)
+    for end in [*range(4, start), len(content) - 32]:  # the data are padded to 32 bytes
+        path.write_bytes(content[:end])
+        with pytest.raises(ModelFileError, match=r"a\.gguf: cut off or damaged GGUF file"):
+            open_gguf(path)

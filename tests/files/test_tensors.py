@@ -1,0 +1,124 @@
+"""Safetensors files: what is written comes back, and what does not fit is listed."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from modelfiles import as_dtype, write_safetensors
+
+from minilora.files.disk import ModelFileError
+from minilora.files.quant import Packed, quantize
+from minilora.files.tensors import check_fit, read_tensors, write_tensors
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_bfloat16_is_the_upper_half_of_a_float32(tmp_path_factory, values):
+    path = tmp_path_factory.getbasetemp() / "bf16.safetensors"
+    w = np.array(values, np.float32)
+    write_safetensors(path, {"w": as_dtype(w, "BF16")})
+    np.testing.assert_array_equal(read_tensors(path)["w"].view(np.uint32), w.view(np.uint32) & 0xFFFF0000)
+
+
+def test_write_tensors_and_read_tensors_are_inverse(tmp_path, rng):
+    tensors = {
+        "a": rng.standard_normal((3, 4)),
+        "b.c": np.float32([[1, 2], [3, 4]]).T,
+        "d": np.zeros((0, 5), np.float16),
+    }
+    write_tensors(tmp_path / "t.safetensors", tensors)
+    back = read_tensors(tmp_path / "t.safetensors")
+    assert back.keys() == tensors.keys()
+    for name, w in tensors.items():
+        assert back[name].dtype == w.dtype
+        np.testing.assert_array_equal(back[name], w)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+@pytest.mark.parametrize("with_bf16", [False, True])
+def test_each_type_is_read_as_itself_and_bfloat16_as_float32_writable(dtype, with_bf16, tmp_path):
+    w = np.float32([[0.5, -2], [1.5, 4]])
+    tensors = {"w": as_dtype(w, dtype)} | ({"other": as_dtype(w, "BF16")} if with_bf16 else {})
+    got = read_tensors(write_safetensors(tmp_path / "t.safetensors", tensors))["w"]
+    assert got.dtype == {"F64": np.float64, "F16": np.float16}.get(dtype, np.float32) and got.flags.writeable
+    np.testing.assert_array_equal(got, w)
+
+
+def test_the_metadata_say_what_peft_and_transformers_look_for(tmp_path):
+    write_tensors(tmp_path / "t.safetensors", {"w": np.zeros(2, np.float32)})
+    content = (tmp_path / "t.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert header["__metadata__"] == {"format": "pt"}
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_a_packed_matrix_is_written_as_its_numbers(kind, tmp_path, rng):
+    w = Packed(quantize(rng.standard_normal((3, 64), np.float32), kind), kind)
+    write_tensors(tmp_path / "t.safetensors", {"w": w})
+    np.testing.assert_array_equal(read_tensors(tmp_path / "t.safetensors")["w"], w.unpack())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "no such file"), (b"", "damaged safetensors file"), (b"\xff" * 64, "damaged safetensors file")],
+)
+def test_a_file_that_is_missing_or_damaged_is_named_in_one_line(tmp_path, content, words):
+    path = tmp_path / "t.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=words) as caught:
+        read_tensors(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_types_that_are_not_floating_point_are_listed(tmp_path):
+    tensors = {"a": ("I64", (1,), bytes(8)), "b": ("U8", (1,), bytes(1)), "c": as_dtype(np.float32([1]), "F32")}
+    with pytest.raises(ModelFileError, match="cannot read tensors of type I64, U8; expected F32, F16 or BF16"):
+        read_tensors(write_safetensors(tmp_path / "t.safetensors", tensors))
+
+
+# -- does it fit? ------------------------------------------------------------------------------------------------------
+
+SHAPES = {"a": (2, 3), "b": (4,)}
+
+
+def complaint(given, expected=SHAPES):
+    with pytest.raises(ModelFileError) as caught:
+        check_fit(given, expected, "the file")
+    return str(caught.value)
+
+
+def test_tensors_that_fit_are_not_complained_about(rng):
+    check_fit({"a": np.ones((2, 3)), "b": np.zeros(4, np.float16)}, SHAPES, "the file")
+    check_fit({"w": Packed(quantize(rng.standard_normal((3, 64), np.float32), "Q4_1"), "Q4_1")}, {"w": (3, 64)}, "it")
+
+
+def test_everything_that_does_not_fit_is_listed():
+    given = {"a": np.ones((3, 2)), "c": np.ones(1)}
+    assert complaint(given) == "the file: missing b; unexpected c; a has shape (3, 2), expected (2, 3)"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("values", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf]], ids=str)
+def test_numbers_that_are_none_are_named_once(dtype, values):
+    b = np.ones(4, dtype)
+    b[: len(values)] = values
+    assert complaint({"a": np.ones((2, 3), dtype), "b": b}) == "the file: b holds NaN or infinity"
+
+
+def test_a_packed_matrix_is_looked_through_too(rng):
+    w = Packed(quantize(rng.standard_normal((3, 64), np.float32), "Q8_0"), "Q8_0")
+    w.raw[1, :2] = np.array([np.nan], np.float16).view(np.uint8)
+    assert complaint({"w": w}, {"w": (3, 64)}) == "the file: w holds NaN or infinity"
+
+
+def test_a_sum_of_large_float16_numbers_is_no_infinity():
+    check_fit({"b": np.full(4, 60000, np.float16)}, {"b": (4,)}, "the file")
+
+
+@pytest.mark.parametrize(("count", "more"), [(6, ""), (7, " (and 1 more)"), (9, " (and 3 more)")])
+def test_a_long_list_is_cut_off_and_says_how_much_is_left_out(count, more):
+    message = complaint({}, {f"w{i}": (1,) for i in range(count)})
+    assert message == "the file: " + "; ".join(f"missing w{i}" for i in range(6)) + more
