@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.backend import Array
-from ..files.disk import ModelFileError, read_json, replacing, write_json
+from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import read_tensors, write_tensors
 from ..nn.llama import Config, Llama, check_claims
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, to_folder
 
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")  # what `save_folder` writes
 
@@ -95,10 +95,6 @@ def save_folder(folder: str | Path, config: Config, state: Mapping[str, Array], 
     record = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "dtype": dtype}
     record |= {name: getattr(config, name) for name in config.__dataclass_fields__} | eos
     write_json(folder / "config.json", record)
-    with replacing(folder / "tokenizer.json") as partial:
-        tokenizer.core.save(str(partial))
-    settings = {"eos_token": tokenizer.eos, "pad_token": tokenizer.core.id_to_token(tokenizer.pad_id)}
-    settings |= {"bos_token": tokenizer.bos or None, "chat_template": tokenizer.template}
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | settings)
+    to_folder(tokenizer, folder)
     write_tensors(folder / "model.safetensors", state)
     return folder

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..files.disk import ModelFileError, read_json
+from ..files.disk import ModelFileError, read_json, replacing, write_json
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
@@ -104,6 +104,21 @@ class Tokenizer:
         return self.encode(self.render(messages, answer_next))
 
 
+def _bytes_without_token(core: Any) -> set[int]:
+    """The bytes that a byte-level vocabulary cannot express. Empty for other kinds of tokenizer."""
+    from tokenizers.decoders import ByteLevel
+
+    if not isinstance(core.decoder, ByteLevel):
+        return set()
+    printable = set(range(33, 127)) | set(range(161, 173)) | set(range(174, 256))  # bytes that stand for themselves
+    others = [b for b in range(256) if b not in printable]  # the rest are shifted, in order, to characters from 256 on
+    symbol = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    return {b for b in range(256) if core.token_to_id(symbol[b]) is None}
+
+
+# -- GGUF files --------------------------------------------------------------------------------------------------------
+
+
 def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata describe: byte-level BPE, in the variants `smollm` and `gpt-2`.
 
@@ -134,58 +149,6 @@ def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     pad_id = meta.get("tokenizer.ggml.padding_token_id")
     return Tokenizer(core, eos, meta.get("tokenizer.chat_template"), bos, pad_id)
-
-
-def from_folder(folder: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: `tokenizer.json`, and from `tokenizer_config.json` the special tokens and
-    the chat template. Raises ModelFileError when it is missing or unusable.
-    """
-    from tokenizers import Tokenizer as Core
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such file")
-    try:
-        core = Core.from_file(str(path))
-    except Exception as error:  # the library has no error type of its own
-        raise ModelFileError(f"{path}: unusable tokenizer ({error})") from error
-    settings_path = folder / "tokenizer_config.json"
-    settings = read_json(settings_path) if settings_path.is_file() else {}
-    template_path = folder / "chat_template.jinja"
-    template = template_path.read_text(encoding="utf-8") if template_path.is_file() else settings.get("chat_template")
-    eos = _token_text(settings.get("eos_token"))
-    if eos is None:
-        known = [t for t in ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>") if core.token_to_id(t) is not None]
-        if not known:
-            raise ModelFileError(f"{settings_path}: names no eos_token")
-        eos = known[0]
-    if core.token_to_id(eos) is None:
-        raise ModelFileError(f"{settings_path}: its eos_token {eos!r} is not in the vocabulary of {path.name}")
-    pad = _token_text(settings.get("pad_token"))
-    return Tokenizer(
-        core,
-        eos,
-        template,
-        _token_text(settings.get("bos_token")) or "",
-        None if pad is None else core.token_to_id(pad),
-    )
-
-
-def _token_text(entry: Any) -> str | None:
-    text = entry.get("content") if isinstance(entry, dict) else entry
-    return text if isinstance(text, str) else None
-
-
-def _bytes_without_token(core: Any) -> set[int]:
-    """The bytes that a byte-level vocabulary cannot express. Empty for other kinds of tokenizer."""
-    from tokenizers.decoders import ByteLevel
-
-    if not isinstance(core.decoder, ByteLevel):
-        return set()
-    printable = set(range(33, 127)) | set(range(161, 173)) | set(range(174, 256))  # bytes that stand for themselves
-    others = [b for b in range(256) if b not in printable]  # the rest are shifted, in order, to characters from 256 on
-    symbol = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-    return {b for b in range(256) if core.token_to_id(symbol[b]) is None}
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
@@ -237,3 +200,60 @@ def _splitting(record: dict[str, Any]) -> str | None:
     if len(by_bytes) != 1 or by_bytes[0].get("add_prefix_space") or not by_bytes[0].get("use_regex", True):
         return None
     return {1: "gpt-2", 2: "smollm"}.get(len(steps)) if steps == [*digits, *by_bytes] else None
+
+
+# -- Hugging Face folders ----------------------------------------------------------------------------------------------
+
+
+def from_folder(folder: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: `tokenizer.json`, and from `tokenizer_config.json` the special tokens and
+    the chat template. Raises ModelFileError when it is missing or unusable.
+    """
+    from tokenizers import Tokenizer as Core
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such file")
+    try:
+        core = Core.from_file(str(path))
+    except Exception as error:  # the library has no error type of its own
+        raise ModelFileError(f"{path}: unusable tokenizer ({error})") from error
+    settings_path = folder / "tokenizer_config.json"
+    settings = read_json(settings_path) if settings_path.is_file() else {}
+    template_path = folder / "chat_template.jinja"
+    template = template_path.read_text(encoding="utf-8") if template_path.is_file() else settings.get("chat_template")
+    eos = _token_text(settings.get("eos_token"))
+    if eos is None:
+        known = [t for t in ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>") if core.token_to_id(t) is not None]
+        if not known:
+            raise ModelFileError(f"{settings_path}: names no eos_token")
+        eos = known[0]
+    if core.token_to_id(eos) is None:
+        raise ModelFileError(f"{settings_path}: its eos_token {eos!r} is not in the vocabulary of {path.name}")
+    pad = _token_text(settings.get("pad_token"))
+    return Tokenizer(
+        core,
+        eos,
+        template,
+        _token_text(settings.get("bos_token")) or "",
+        None if pad is None else core.token_to_id(pad),
+    )
+
+
+def to_folder(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`, which `from_folder` and transformers read."""
+    with replacing(folder / "tokenizer.json") as partial:
+        tokenizer.core.save(str(partial))
+    record = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": tokenizer.eos,
+        "pad_token": tokenizer.core.id_to_token(tokenizer.pad_id),
+        "bos_token": tokenizer.bos or None,
+        "chat_template": tokenizer.template,
+    }
+    write_json(folder / "tokenizer_config.json", record)
+
+
+def _token_text(entry: Any) -> str | None:
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else None

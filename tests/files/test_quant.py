@@ -152,6 +152,34 @@ def test_numbers_that_float16_cannot_hold_are_refused(kind, value):
         quantize(w, kind)
 
 
+def test_a_minimum_that_float16_cannot_hold_is_refused_though_the_step_fits():
+    w = np.linspace(-1e6, -1e6 + 150, 32, dtype=np.float32)[None]  # a range of 150, a step of 10
+    with pytest.raises(ValueError, match="too large for Q4_1"):
+        quantize(w, "Q4_1")
+    assert np.isfinite(dequantize(quantize(w / 100, "Q4_1"), "Q4_1")).all()
+
+
+def test_exact_ties_of_q8_0_round_away_from_zero():
+    codes = np.float32([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 126.5])
+    w = np.concatenate([codes, np.zeros(23, np.float32), np.float32([127])])[None]  # the step is 1
+    expected = [-3, -2, -1, 1, 2, 3, 4, 127]
+    assert dequantize(quantize(w, "Q8_0"), "Q8_0")[0, :8].tolist() == expected
+    np.testing.assert_array_equal(quantize(w, "Q8_0"), gguf.quants.quantize(w, gguf.GGMLQuantizationType.Q8_0))
+
+
+def test_exact_ties_of_q4_1_round_up():
+    w = np.concatenate([np.float32([0.5, 1.5, 2.5, 14.5]), np.zeros(27, np.float32), np.float32([15])])[None]
+    assert codes_q4_1(quantize(w, "Q4_1"))[0, :4].tolist() == [1, 2, 3, 15]
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+@pytest.mark.parametrize("value", [0.0, 0.5, -3.0, 127.0, -65504.0, 2.0**-5])
+def test_a_constant_that_float16_holds_comes_back_exactly(kind, value):
+    w = np.full((2, 64), value, np.float32)
+    tolerance = 0 if kind == "Q4_1" else 2**-11 * abs(value)  # the step of Q8_0 is a 127th, rounded to float16
+    np.testing.assert_allclose(dequantize(quantize(w, kind), kind), w, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
 def test_rows_that_are_no_whole_blocks_cannot_be_packed(kind):
     with pytest.raises(ValueError, match="no multiple of 32"):

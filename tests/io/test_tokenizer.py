@@ -16,7 +16,7 @@ from modelfiles import (
     vocabulary,
     write_gguf,
 )
-from tokenizers import decoders, normalizers, pre_tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
 from minilora.files.disk import ModelFileError
 from minilora.io import zoo
@@ -207,6 +207,46 @@ def test_the_prompt_of_a_chat_is_the_beginning_of_the_answered_chat(tokenizer):
     assert tokenizer.encode_chat(answered)[len(prompt) :] == [IDS["hello"], 2, IDS["Ċ"]]
 
 
+LLAMA = """{{ bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}
+        {{- '[INST] ' + message['content'] + ' [/INST]' }}
+    {%- else %}
+        {{- ' ' + message['content'] + eos_token }}
+    {%- endif %}
+{%- endfor %}"""
+INDENTED = """{% for message in messages %}
+    {% if message['role'] == 'user' %}
+Q: {{ message['content'] }}
+    {% endif %}
+    {% if message['role'] == 'assistant' %}
+A: {{ message['content'] }}{{ eos_token }}
+    {% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+A: {% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (LLAMA, "<|im_start|>[INST] Who are you? [/INST] hello<|im_end|>"),
+        (INDENTED, "Q: Who are you?\nA: hello<|im_end|>\n"),  # no blank line, no indentation: as in transformers
+        ("{{ bos_token }}{{ messages | length }}{{ eos_token }}", "<|im_start|>2<|im_end|>"),
+    ],
+)
+def test_templates_of_other_families_are_rendered_as_transformers_renders_them(build, template, expected):
+    assert build(chat_template=template).render([*HELLO, {"role": "assistant", "content": "hello"}]) == expected
+
+
+def test_the_lines_of_a_template_that_opens_an_answer(build):
+    assert build(chat_template=INDENTED).render(HELLO, answer_next=True) == "Q: Who are you?\nA: "
+
+
+def test_a_model_without_a_first_token_renders_none(build):
+    assert build(**{"ggml.bos_token_id": None}, chat_template=LLAMA).render(HELLO) == "[INST] Who are you? [/INST]"
+
+
 def test_a_chat_with_characters_that_no_token_expresses_is_an_error(tokenizer):
     with pytest.raises(ValueError, match="x1b"):
         tokenizer.encode_chat([{"role": "user", "content": "\x1b[31mred"}])
@@ -314,6 +354,16 @@ def test_a_tokenizer_comes_back_from_a_gguf_file(settings, tmp_path):
     assert (loaded.eos, loaded.bos, loaded.pad_id) == (tokenizer.eos, tokenizer.bos, tokenizer.pad_id)
     messages = [{"role": "user", "content": "hello 12"}]
     assert loaded.encode_chat(messages, answer_next=True) == tokenizer.encode_chat(messages, answer_next=True)
+
+
+@pytest.mark.parametrize("bos", ["", "<|im_start|>"])
+def test_the_flag_for_a_first_token_says_what_the_tokenizer_does_and_not_that_there_is_one(bos):
+    tokenizer = new_tokenizer(bos=bos)
+    meta = tokenizer_metadata(tokenizer, CONFIG.vocab_size)
+    assert meta["tokenizer.ggml.add_bos_token"] is False
+    assert meta.get("tokenizer.ggml.bos_token_id") == (1 if bos else None)
+    tokenizer.core.post_processor = processors.TemplateProcessing("<|im_start|> $A", None, [("<|im_start|>", 1)])
+    assert tokenizer_metadata(tokenizer, CONFIG.vocab_size)["tokenizer.ggml.add_bos_token"] is bool(bos)
 
 
 def test_ids_without_a_token_are_padded_as_unused():

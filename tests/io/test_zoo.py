@@ -17,6 +17,7 @@ from modelfiles import CONFIG, write_folder, write_gguf
 
 from minilora.files.disk import ModelFileError
 from minilora.io import zoo
+from minilora.io.folder import save_folder
 from minilora.nn.llama import Llama
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40
@@ -152,6 +153,18 @@ def test_a_good_file_is_verified(source, tmp_path):
 )
 def test_a_file_of_another_size_or_content_is_refused(source, tmp_path, content, words):
     (tmp_path / FILE).write_bytes(content)
+    refused_file(tmp_path, source, words)
+
+
+@pytest.mark.parametrize("place", [0, 8, 31, 63])
+def test_a_checksum_is_compared_whole(source, tmp_path, place):
+    (tmp_path / FILE).write_bytes(CONTENT)
+    digits = list(source.sha256)
+    digits[place] = "0" if digits[place] != "0" else "1"
+    refused_file(tmp_path, dataclasses.replace(source, sha256="".join(digits)), ["sha256", source.sha256])
+
+
+def refused_file(tmp_path, source, words):
     with pytest.raises(ModelFileError) as caught:
         zoo.verify(tmp_path / FILE, source)
     assert all(word in str(caught.value) for word in [str(tmp_path / FILE), *words])
@@ -349,6 +362,18 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, rng):
     model = Llama(dataclasses.replace(CONFIG, vocab_size=256), rng)
     with pytest.raises(ModelFileError, match=r"m\.gguf.*tokens, the model 256"):
         zoo.load(write_gguf(tmp_path / "m.gguf", model))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_recompute_arrives_in_the_model_and_changes_no_number(recompute, place, model, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", model)
+    if place == "folder":
+        _, tokenizer = zoo.load(path)
+        path = save_folder(tmp_path / "folder", CONFIG, model.state_dict(), tokenizer)
+    loaded, _ = zoo.load(path, recompute=recompute)
+    assert loaded.model.recompute is recompute and zoo.load(path)[0].model.recompute is False
+    assert same_model(loaded, model)
 
 
 def test_an_unknown_device_is_refused(model, tmp_path):
