@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .finetune import METRICS_FILE
+from .options import Options
 
 WIDTH = 100
+INDENT = " " * 21  # where the values of the last section begin
+LOSSES = {
+    "paraphrase": "loss, trained terms in other words",
+    "unseen": "loss, unseen",
+    "general": "loss, general text (forgetting)",
+}
+RECALLS = {"paraphrase": "keyword recall, in other words", "unseen": "keyword recall, unseen"}
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:
@@ -31,62 +40,66 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
 def page(metrics: dict[str, Any]) -> str:
     """The report as text of at most 100 columns; only a path or a word that is longer stands on a longer line."""
     options = metrics["options"]
-    lora = options["method"] == "lora"
-    lines = [_rule(f"{options['method']} fine-tuning of {options['base']} on {options['data']}")]
+    title = _rule(f"{options['method']} fine-tuning of {options['base']} on {options['data']}")
+    lines = [title, *_answers(metrics), "", *_learned(metrics), "", *_cost(metrics)]
+    lines += ["", f"written to {options['out']}; talk to it with"]
+    return "\n".join([part for line in lines for part in _fit(line)] + [_command(options)])
+
+
+def _answers(metrics: dict[str, Any]) -> Iterator[str]:
     for example in metrics["answers"]:
         kind = "unseen term" if example["set"] == "unseen" else "trained term, asked in other words"
-        lines += ["", *textwrap.wrap(f"{example['question']} [{kind}]", WIDTH)]
-        lines += [_answer("before", example["before"]), _answer("after", example["after"])]
-    lines += ["", _rule("what it learned"), f"{'':<40}{'before':>12}{'after':>12}{'change':>12}"]
-    names = {
-        "paraphrase": "loss, trained terms in other words",
-        "unseen": "loss, unseen",
-        "general": "loss, general text (forgetting)",
-    }
+        yield ""
+        yield from textwrap.wrap(f"{example['question']} [{kind}]", WIDTH)
+        yield from (_answer("before", example["before"]), _answer("after", example["after"]))
+
+
+def _learned(metrics: dict[str, Any]) -> Iterator[str]:
+    yield from (_rule("what it learned"), f"{'':<40}{'before':>12}{'after':>12}{'change':>12}")
     for name, (before, after) in metrics["loss"].items():
-        lines.append(f"{names[name]:<40}{before:>12.3f}{after:>12.3f}{100 * (after / before - 1):>+11.0f}%")
-    names = {"paraphrase": "keyword recall, in other words", "unseen": "keyword recall, unseen"}
+        yield f"{LOSSES[name]:<40}{before:>12.3f}{after:>12.3f}{100 * (after / before - 1):>+11.0f}%"
     for name, (before, after) in metrics["keyword_recall"].items():
         change = f"{after / before:.1f} x" if before else ""
-        lines.append(f"{names[name]:<40}{100 * before:>11.1f}%{100 * after:>11.1f}%{change:>12}")
+        yield f"{RECALLS[name]:<40}{100 * before:>11.1f}%{100 * after:>11.1f}%{change:>12}".rstrip()
 
+
+def _cost(metrics: dict[str, Any]) -> Iterator[str]:
+    lora = metrics["options"]["method"] == "lora"
     trainable, total = metrics["trainable_parameters"], metrics["total_parameters"]
     memory = metrics["peak_memory_bytes"]
     measured = "not told by this system" if memory["measured"] is None else _mb(memory["measured"])
-    saved, base = metrics["adapter_bytes"], metrics["base_bytes"]
-    unchanged = metrics["base_sha256"][0] == metrics["base_sha256"][1]
-    lines += ["", _rule("what it cost")]
-    lines.append(f"parameters trained   {trainable:,} of {total:,} ({100 * trainable / total:.3f} %)")
-    lines.append(f"memory               {_mb(memory['predicted'])} predicted for a step; process peak {measured}")
+    yield _rule("what it cost")
+    yield f"parameters trained   {trainable:,} of {total:,} ({100 * trainable / total:.3f} %)"
+    yield f"memory               {_mb(memory['predicted'])} predicted for a step; process peak {measured}"
     owners = ", ".join(f"{name} {_mb(n)}" for name, n in memory["by_owner"].items() if n)
-    lines += textwrap.wrap(owners, WIDTH, initial_indent=" " * 21, subsequent_indent=" " * 21)
+    yield from textwrap.wrap(owners, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
     if lora:
-        lines.append(f"                     full fine-tuning would hold {_mb(memory['full_predicted'])}")
+        yield f"{INDENT}full fine-tuning would hold {_mb(memory['full_predicted'])}"
     speed, seconds = metrics["tokens_per_second"], metrics["seconds_per_step"]
-    lines.append(
-        f"time                 {seconds:.2f} s per step, {speed:,.0f} tokens/s, "
-        f"{metrics['training_seconds'] / 60:.1f} minutes for {metrics['steps']} steps"
-    )
+    minutes = f"{metrics['training_seconds'] / 60:.1f} minutes for {metrics['steps']} steps"
+    yield f"time                 {seconds:.2f} s per step, {speed:,.0f} tokens/s, {minutes}"
+    saved, base = metrics["adapter_bytes"], metrics["base_bytes"]
     what = "adapter" if lora else "new model"
-    lines.append(f"disk                 {what} {_mb(saved)} beside {_mb(base)} of base ({base / saved:,.0f} to 1)")
-    state = "untouched: sha256" if unchanged else "changed: sha256"
-    hashes = " = ".join(h[:16] for h in metrics["base_sha256"])
-    lines.append(f"base                 {state} {hashes if unchanged else hashes.replace(' = ', ' -> ')}")
-    if metrics["audit"]:
-        lines.append(
-            f"audit                {len(metrics['audit'])} promises checked and kept: {', '.join(metrics['audit'])}"
-        )
-    flag = f"--adapter {options['out']}" if lora else f"--base {options['out']}"
-    base_flag = "" if options["base"] == "smollm2" or not lora else f" --base {options['base']}"
-    command = f"  minilora chat{base_flag} {flag}"  # on a line of its own, never broken, so that it can be copied
-    lines += ["", f"written to {options['out']}; talk to it with"]
-    return "\n".join([part for line in lines for part in _fit(line)] + [command])
+    yield f"disk                 {what} {_mb(saved)} beside {_mb(base)} of base ({base / saved:,.0f} to 1)"
+    before, after = metrics["base_sha256"]
+    state, sign = ("untouched", "=") if before == after else ("changed", "->")
+    yield f"base                 {state}: sha256 {before[:16]} {sign} {after[:16]}"
+    if promises := metrics["audit"]:
+        yield f"audit                {len(promises)} promises checked and kept: {', '.join(promises)}"
+
+
+def _command(options: dict[str, Any]) -> str:
+    """What to type next, on a line of its own, never broken, so that it can be copied."""
+    if options["method"] != "lora":
+        return f"  minilora chat --base {options['out']}"
+    base = "" if options["base"] == Options.base else f" --base {options['base']}"
+    return f"  minilora chat{base} --adapter {options['out']}"
 
 
 def _fit(line: str) -> list[str]:
     if len(line) <= WIDTH or "\n" in line:
         return [line]
-    return textwrap.wrap(line, WIDTH, subsequent_indent=" " * 21, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(line, WIDTH, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
 
 
 def _rule(title: str) -> str:

@@ -350,23 +350,6 @@ def test_the_page_can_be_made_again_from_the_files(finished):
     assert page(read_metrics(finished[0].folder)) == page(finished[1])
 
 
-@pytest.mark.parametrize("text", ["word " * 80, ""], ids=["long", "nothing"])
-def test_long_questions_and_answers_and_unmeasured_memory_still_fit_the_page(named, text):
-    answers = [dict(e, question=f"{text}?", before=text, after=text) for e in named["answers"]]
-    memory = named["peak_memory_bytes"] | {"measured": None}
-    shown = page(named | {"answers": answers, "peak_memory_bytes": memory})
-    assert columns(shown) <= 100
-    assert "not told by this system" in shown and ("(nothing)" in shown) == (text == "")
-
-
-def test_only_a_path_that_is_longer_stands_on_a_longer_line(named):
-    far = "/very" * 40
-    shown = page(named | {"options": named["options"] | {"base": far, "data": far, "out": far}})
-    command = f"minilora chat --base {far} --adapter {far}"  # never broken, so that it can be copied
-    assert {line.strip() for line in shown.split("\n") if len(line) > 100} <= {far, f"{far};", command}
-    assert columns(shown.replace(far, "")) <= 100
-
-
 def test_the_picture_of_a_run_is_drawn(finished, tmp_path):
     run_picture(finished[1], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
