@@ -22,7 +22,7 @@ from ..engine.fused import NOT_SCORED
 from ..io.tokenizer import Message, Tokenizer
 
 SPLITS = ("train", "validation", "test")
-BUILT_IN = ("legal", "general")
+BUILT_IN = ("legal", "support", "general")
 _SHOWN = 20  # problems listed before the rest is only counted
 
 
@@ -69,16 +69,14 @@ class Sample:
 
 
 def read_records(source: str | Path, tokenizer: Tokenizer | None = None) -> list[Record]:
-    """Read "legal", "general" or a file. Raises DataError that lists every bad line at once.
+    """Read a file, or one of BUILT_IN by its name. Raises DataError that lists every bad line at once.
 
     tokenizer: if given, text that it cannot express is reported as well.
     """
     built_in = str(source) in BUILT_IN
     path = Path(str(files("minilora") / "data" / f"{source}.jsonl")) if built_in else Path(source)
     if not path.is_file():
-        raise DataError(
-            f"{source}: no such data file; use a .jsonl or .txt file, or {' or '.join(map(repr, BUILT_IN))}"
-        )
+        raise DataError(f"{source}: no such data file; use a .jsonl or .txt file, or {', '.join(BUILT_IN)}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
