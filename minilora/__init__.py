@@ -3,8 +3,7 @@
     import minilora as ml
     model, tokenizer = ml.load("smollm2")
     ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name="legal", seed=0)
-    loss = model.loss(input_ids, labels)
-    loss.backward()
+    loss = ml.loss_and_grad(model, input_ids, labels)
 
 Importing this package loads NumPy and no other third-party package; the rest is loaded by what needs it.
 """
@@ -31,6 +30,7 @@ from .lora.variants import lora_plus
 from .nn.llama import Config, Llama
 from .nn.module import Module, Parameter
 from .nn.optim import SGD, AdamW
+from .nn.step import loss_and_grad
 from .train.generate import generate
 from .version import __version__
 
@@ -57,6 +57,7 @@ __all__ = [
     "load",
     "load_adapter",
     "lora_plus",
+    "loss_and_grad",
     "merge_adapter",
     "mixed_batch",
     "no_grad",

@@ -6,7 +6,7 @@ from minilora.engine.backend import beside, to_numpy
 from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import no_grad
 from minilora.nn.llama import Llama
-from minilora.train.data import Sample
+from minilora.nn.parts import Sample
 
 
 def new_model(config, seed=0):

@@ -297,7 +297,8 @@ print("every one has some dB:       ", all(share.lora_B.grad.any() for share in 
 
 # %% [markdown]
 # So the first step moves B and leaves A exactly where it is. From the second step on, both move. Here are the first
-# fifteen steps, written out: this is all there is to a training loop.
+# fifteen steps, written out: this is all there is to a training loop. (`ml.loss_and_grad` is `model.loss` and
+# `backward()` in one: it cuts the batch into small ones and computes them on all cores.)
 
 # %%
 optimizer = ml.AdamW(model.trainable_parameters(), lr=2e-3, weight_decay=0.0)
@@ -305,7 +306,7 @@ first_A = shares[0].lora_A.data.copy()
 sizes = {"A": [], "B": []}
 for step in range(15):
     optimizer.zero_grad()
-    model.loss(input_ids, labels).backward()
+    ml.loss_and_grad(model, input_ids, labels)
     for name in sizes:
         gradients = [getattr(share, f"lora_{name}").grad for share in shares]
         sizes[name].append(np.sqrt(sum((gradient**2).sum() for gradient in gradients)))
@@ -354,7 +355,7 @@ def move_of_one_step(config, make_optimizer):
     for seed in range(3):
         ml.add_adapter(model, config, name="trial", seed=seed)
         optimizer = make_optimizer(model.trainable_parameters())
-        model.loss(input_ids, labels).backward()
+        ml.loss_and_grad(model, input_ids, labels)
         optimizer.step()
         lengths.append(np.sqrt(np.mean((logits() - before) ** 2)))
         ml.remove_adapter(model, "trial")

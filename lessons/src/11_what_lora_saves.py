@@ -93,7 +93,7 @@ def llama_shapes(config):
     return [q, v] * config.num_hidden_layers
 
 
-smollm2 = ml.Llama(SMOLLM2)  # the real model's shape; its weights stay zero, since we only count them
+smollm2 = ml.Llama.empty(SMOLLM2)  # the real model's shape, with zeros in place of weights, since we only count them
 
 llama_2 = ml.Config(
     vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
@@ -284,7 +284,6 @@ jobs = {"full": Job(small), "all-linear": Job(small, r=8), "q + v": Job(small, r
 
 kept = {}
 for name, job in jobs.items():
-    job.model.divides = False  # keep the activations of the whole batch, see below
     kept[name] = ledger(job.model, job.optimizer, loss=job.model.loss(job.ids, job.ids))
 
 print(f"{'activations (MB)':<24}" + "".join(f"{name:>12}" for name in kept))
@@ -306,9 +305,9 @@ print(f"{'together':<24}" + "".join(f"{memory.activations / 1e6:>12.2f}" for mem
 #
 # All of it grows with the number of tokens: here 512 tokens, 48 KB for each.
 #
-# *About `divides = False`:* minilora usually cuts a batch into parts and takes each part forward *and* backward at
-# once, so that the activations of all never exist together. We switch that off to see them. It helps with many short
-# texts; one long text cannot be cut.
+# *What minilora's own training does:* `ml.loss_and_grad` cuts a batch into micro-batches and takes each one forward
+# *and* backward before the next, so that the activations of all never exist together. Here we use `model.loss` and
+# `.backward()`, to see them. Micro-batches help with many short texts; one long text cannot be cut.
 
 # %% [markdown]
 # ## 5. The whole bill, predicted and measured
@@ -327,7 +326,6 @@ def predicted(config, r=None, targets=tuple(SHAPES), batch=4, length=128, **opti
 
 def measured_peak(job):
     """What the job holds between two steps, and the most that a step adds to it."""
-    job.model.divides = False
     job.optimizer.zero_grad()
     with threadpool_limits(1):  # one thread computes: bytes do not depend on it, and nothing has to wait for a second
         return ledger(job.model, job.optimizer).total + peak(job.step)

@@ -29,6 +29,8 @@ from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
 from ..nn.llama import Config, KVCache, Llama
 from ..nn.optim import AdamW
+from ..nn.parts import Batch
+from ..nn.step import training_step
 from .predict import SHAPES
 from .turns import Contender, Measured, Step, serve, take_turns
 
@@ -121,9 +123,7 @@ def _training(model: Llama, settings: Settings) -> Step:
     optimizer = AdamW(model.trainable_parameters(), lr=1e-4)
 
     def step() -> None:
-        optimizer.zero_grad()
-        model.loss(ids, ids).backward()
-        optimizer.step()
+        training_step(model, optimizer, Batch(ids, ids))
 
     return step
 

@@ -21,6 +21,8 @@ from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
 from ..nn.llama import Config, Llama
 from ..nn.optim import AdamW
+from ..nn.parts import Batch
+from ..nn.step import training_step
 from ..pictures.style import BLUE, ORANGE
 from .predict import SHAPES, alive_at_once, predict_memory
 
@@ -118,9 +120,7 @@ def _training(point: Point) -> Callable[[], None]:
     optimizer = AdamW(model.trainable_parameters(), lr=1e-4)
 
     def step() -> None:
-        optimizer.zero_grad()
-        model.loss(ids, ids).backward()
-        optimizer.step()
+        training_step(model, optimizer, Batch(ids, ids))
 
     return step
 
@@ -139,7 +139,7 @@ def multiplications(point: Point) -> int:
 def predicted_bytes(point: Point) -> int:
     """What a step holds, from shapes alone."""
     ids = point.batch_of_ids()
-    alive: dict[str, Any] = dict(alive_at_once(ids, ids))
+    alive: dict[str, Any] = dict(alive_at_once(Batch(ids, ids)))
     memory = predict_memory(point.config(), rank=point.rank, **alive)
     return memory.total + (point.adapters - 1) * memory.adapter
 

@@ -22,14 +22,11 @@ from ..nn.llama import Llama
 from ..nn.optim import AdamW
 from .predict import Memory
 
-WAITING = "gradients that wait for backward"
-
 
 def ledger(model: Llama, optimizer: AdamW | None = None, loss: Tensor | None = None) -> Memory:
     """What is held just now, by owner, in bytes. Scratch and program stay 0: a finished operation's scratch is gone.
 
-    loss: what `model.loss` gave, before its backward; what its graph keeps is counted as activations. A batch that was
-    divided over cores has gone back already and keeps nothing but gradients: `model.divides = False` prevents that.
+    loss: what `model.loss` gave, before its backward; what its graph keeps is counted as activations.
     """
     count = _Counted()
     parameters = dict(model.named_parameters())
@@ -41,7 +38,6 @@ def ledger(model: Llama, optimizer: AdamW | None = None, loss: Tensor | None = N
     if loss is not None and loss.node is not None:
         for operation, array in kept_arrays(loss.node):
             kept[operation] += count.all([array])
-    gradients += kept.pop(WAITING, 0)
     by_operation = {name: n for name, n in kept.most_common() if n}
     return Memory(weights, adapter, gradients, moments, sum(by_operation.values()), by_operation=by_operation)
 
@@ -75,7 +71,7 @@ def kept_arrays(start: Node) -> Iterator[tuple[str, Array]]:
     visited = {id(node.again) for node in nodes}
     for node in nodes:
         for _, vjp in node.edges or ():
-            yield from _held_by(vjp, WAITING, visited)  # only what parallel.py hands on is in no function's closure
+            yield from _held_by(vjp, "", visited)
 
 
 def _graph(start: Node) -> list[Node]:

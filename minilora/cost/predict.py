@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..engine.attention import Packing
-from ..engine.backend import Array
 from ..engine.fused import TOKENS, WORDS
 from ..engine.parallel import cores
 from ..nn.llama import Config
-from ..nn.parts import Part, divide
+from ..nn.parts import Batch, Sample, micro_batches
 
 FLOAT, INTEGER = 4, 8  # bytes of a float32, and of the int64 of ids and labels
 
@@ -129,24 +127,20 @@ def predict_memory(
     return max(first, last, key=lambda memory: memory.total)
 
 
-def parts_at_once(
-    input_ids: Array, labels: Array, packing: Packing | None = None, threads: int | None = None
-) -> tuple[list[Part], int]:
-    """Of the parts into which `Llama.loss` divides a batch, the largest that may be alive together; how many rounds.
+def parts_at_once(batch: Batch | Sequence[Sample], threads: int | None = None) -> tuple[list[Batch], int]:
+    """Of the micro-batches of a batch, or of samples, the largest that may be alive together; how many rounds.
 
-    input_ids, labels (B, T), packing: as for `Llama.loss`. threads: None for as many as it would use now.
+    threads: None for as many as `loss_and_grad` would use now.
     """
     threads = threads or cores()
-    parts = divide(input_ids, labels, packing, threads)
+    parts = micro_batches(batch, threads)
     largest = sorted(parts, key=lambda part: part.input_ids.size, reverse=True)[:threads]
     return largest, math.ceil(len(parts) / len(largest))
 
 
-def alive_at_once(
-    input_ids: Array, labels: Array, packing: Packing | None = None, threads: int | None = None
-) -> dict[str, int]:
+def alive_at_once(batch: Batch | Sequence[Sample], threads: int | None = None) -> dict[str, int]:
     """The same as arguments for `predict_memory`: tokens, scored, rows, threads and rounds."""
-    parts, rounds = parts_at_once(input_ids, labels, packing, threads)
+    parts, rounds = parts_at_once(batch, threads)
     return {
         "tokens": sum(part.input_ids.size for part in parts),
         "scored": sum(part.scored for part in parts),

@@ -28,6 +28,8 @@ from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
 from ..nn.llama import Config
 from ..nn.optim import AdamW
+from ..nn.parts import Batch
+from ..nn.step import training_step
 from .ledger import ledger, peak
 from .predict import FLOAT, SHAPES, Memory, alive_at_once, parts_at_once, predict_memory
 
@@ -122,7 +124,7 @@ def predict(job: Job) -> tuple[Memory, int]:
                 int(t.n_bytes) if t.tensor_type.name.startswith("Q") else FLOAT * int(t.n_elements) for t in tensors
             )
     ids = job.batch(config)
-    alive = alive_at_once(ids, ids)
+    alive = alive_at_once(Batch(ids, ids))
     options: dict[str, Any] = {"base_bytes": base_bytes, "recompute": job.recompute} | alive
     return predict_memory(config, rank=job.rank, targets=job.targets, **options), alive["rounds"]
 
@@ -143,9 +145,7 @@ def measure(job: Job) -> dict[str, Any]:
     optimizer = AdamW(model.trainable_parameters(), lr=1e-4)
 
     def step() -> None:
-        optimizer.zero_grad()
-        model.loss(ids, ids).backward()
-        optimizer.step()
+        training_step(model, optimizer, Batch(ids, ids))
 
     for _ in range(STEPS):
         step()
@@ -153,9 +153,9 @@ def measure(job: Job) -> dict[str, Any]:
     held = ledger(model, optimizer)
     optimizer.zero_grad()
     at_most = peak(step)
-    model.divides, kept = False, Counter[str]()
-    for part in parts_at_once(ids, ids)[0]:
-        kept.update(ledger(model, None, model.loss(part.input_ids, part.labels)).by_operation)
+    kept = Counter[str]()
+    for batch in parts_at_once(Batch(ids, ids))[0]:
+        kept.update(ledger(model, None, model.loss(batch.input_ids, batch.labels)).by_operation)
     memory = replace(
         held,
         program=program or 0,

@@ -1,31 +1,29 @@
-"""One loss over several cores: the parts of a batch go forward and backward in threads, some at a time.
+"""One loss over several cores: the micro-batches of a batch go forward and back in threads, some at a time.
 
 NumPy frees Python's lock while it computes, so threads do run at the same time. Spreading a batch instead of each
 operation keeps every operation as plain as it is written, and the elementwise work runs on all cores, too; the matrix
 library, which would use all cores for every product, is told to use one in each thread.
 
-The parts' graphs meet only in the parameters. There, gradients are added in an order that is fixed beforehand and never
-in the order of arrival, so that the same batch gives the same bits.
+The micro-batches' graphs meet only in the parameters. There, gradients are added in an order that is fixed beforehand
+and never in the order of arrival, so that the same batch gives the same bits.
 """
 
 from __future__ import annotations
 
-import operator
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, copy_context
-from functools import cache, partial
+from functools import cache
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from .backend import Array
-from .tensor import Node, Tensor, Vjp, leaf_delivery
+from .tensor import Node, Tensor, walk_back
 
-Queue = deque[tuple[Array, Array]]
-current_part: ContextVar[int] = ContextVar("current_part", default=0)  # for what differs by part: random numbers
+current_micro_batch: ContextVar[int] = ContextVar("current_micro_batch", default=0)  # for random numbers of its own
 
 
 def cores() -> int:
@@ -41,65 +39,77 @@ def _controller() -> Any:
     return ThreadpoolController()
 
 
-def weighted_sum(functions: Sequence[Callable[[], Tensor]], weights: Sequence[float], threads: int) -> Tensor:
-    """Σ weight · function(), the functions spread over `threads` threads. Each returns a scalar tensor.
+def values(functions: Sequence[Callable[[], Tensor]], threads: int) -> list[Array]:
+    """What each function() gives, computed in `threads` threads. For a loss without gradients."""
+    return _in_threads(lambda i, thread: functions[i]().data, len(functions), threads)
 
-    Every function goes forward and, where a graph is recorded, back at once: what it keeps for backward exists only as
-    long as it runs, and never for all of them. The gradients found wait for this tensor's own backward. The result is
-    the same in every run, to the last bit.
+
+def values_and_gradients(
+    functions: Sequence[Callable[[], Tensor]], weights: Sequence[float], threads: int
+) -> list[Array]:
+    """What each function() gives, a scalar, while the gradients of Σ weight · function() are added to every `.grad`.
+
+    Every function goes forward and back at once, in one of `threads` threads: what it keeps for backward exists only as
+    long as it runs, and never for all of them. The result is the same in every run, to the last bit. Raises
+    RuntimeError when a function depends on nothing trainable.
     """
+    meeting = Meeting(threads)
+
+    def forward_and_back(i: int, thread: int) -> Array:
+        y = functions[i]()
+        for leaf, grad in walk_back(y, np.full_like(y.data, weights[i])):
+            meeting.receive(thread, leaf, grad)
+        return y.data
+
+    found = _in_threads(forward_and_back, len(functions), threads)
+    meeting.close()
+    return found
+
+
+def _in_threads(task: Callable[[int, int], Array], count: int, threads: int) -> list[Array]:
+    """What task(i, thread) gives for every i < count. Task i runs in thread i % threads, each thread's in order."""
     from concurrent.futures import ThreadPoolExecutor
 
-    meeting = _Meeting(threads)
-    values: list[Array] = [None] * len(functions)
+    found: list[Array] = [None] * count
 
     def work(thread: int) -> None:
-        leaf_delivery.set(meeting.delivery(thread))
-        for i in range(thread, len(functions), threads):
-            current_part.set(i)
-            part = functions[i]()
-            values[i] = part.data * weights[i]
-            if part.node is not None:
-                part.backward(np.full_like(part.data, weights[i]))
+        for i in range(thread, count, threads):
+            current_micro_batch.set(i)
+            found[i] = task(i, thread)
 
     contexts = [copy_context() for _ in range(threads)]  # no_grad() and the like hold in every thread
     with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(contexts[t].run, work, t) for t in range(threads)]:
             done.result()
-    gradients = meeting.sums()
-    edges: list[tuple[Node, Vjp]] = [(leaf, partial(operator.mul, gradients.pop(leaf))) for leaf in list(gradients)]
-    return Tensor(sum(values), node=Node(edges) if edges else None)
+    return found
 
 
-class _Meeting:
-    """Where the threads' gradients of the same parameter wait for each other, to be added in order."""
+class Meeting:
+    """Where the threads' gradients of the same parameter wait for each other, to be added to it in order.
+
+    The first gradients that each thread has for a parameter are added up in the order of the threads, then the second
+    ones, and so on.
+    """
 
     def __init__(self, threads: int):
         self.lock = Lock()
-        self.totals: dict[Node, Node] = defaultdict(lambda: Node([]))  # a stand-in for each leaf, which adds up
-        self.waiting: dict[Node, list[Queue]] = defaultdict(lambda: [deque() for _ in range(threads)])
+        self.waiting: dict[Node, list[deque[Array]]] = defaultdict(lambda: [deque() for _ in range(threads)])
 
-    def delivery(self, thread: int) -> Callable[[Node, Array, Array], None]:
-        """The function through which one thread hands over a leaf's gradient."""
+    def receive(self, thread: int, leaf: Node, grad: Array) -> None:
+        """Take a gradient that one thread has found."""
+        with self.lock:
+            queues = self.waiting[leaf]
+            queues[thread].append(grad)
+            while all(queues):
+                self._add(leaf, queues)
 
-        def deliver(leaf: Node, grad: Array, shared: Array) -> None:
-            with self.lock:
-                queues = self.waiting[leaf]
-                queues[thread].append((grad, shared))
-                while all(queues):
-                    self.add(leaf, queues)
-
-        return deliver
-
-    def add(self, leaf: Node, queues: list[Queue]) -> None:
-        """Add the oldest gradient of each thread that has one."""
-        for queue in queues:
-            if queue:
-                self.totals[leaf].receive(*queue.popleft())
-
-    def sums(self) -> dict[Node, Array]:
-        """Every leaf's gradient, when all threads are done; what found no counterpart in the others comes last."""
+    def close(self) -> None:
+        """When all threads are done: add what found no counterpart in the others."""
         for leaf, queues in self.waiting.items():
             while any(queues):
-                self.add(leaf, queues)
-        return {leaf: total.grad for leaf, total in self.totals.items()}
+                self._add(leaf, queues)
+
+    def _add(self, leaf: Node, queues: list[deque[Array]]) -> None:  # the oldest gradient of each thread that has one
+        for queue in queues:
+            if queue:
+                leaf.receive(queue.popleft(), fresh=True)

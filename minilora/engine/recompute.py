@@ -6,11 +6,12 @@ of those of all. The second pass does what the first did, bit for bit: also its 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 from .backend import Array
-from .tensor import Node, Tensor, is_recording
+from .tensor import Node, Tensor, is_recording, leaves, shared_backward, walk_back
 
 _drawn: ContextVar[list[int] | None] = ContextVar("drawn", default=None)
 _again: ContextVar[Iterator[int] | None] = ContextVar("again", default=None)
@@ -19,7 +20,7 @@ _again: ContextVar[Iterator[int] | None] = ContextVar("again", default=None)
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x), of which nothing but x is kept for backward. The parameters inside get their gradients as ever.
 
-    They do even when nothing before x is trained, as under a frozen embedding: the way back enters here all the same.
+    They do even when nothing before x is trained, as under a frozen embedding.
     """
     if not is_recording():
         return function(x)
@@ -29,21 +30,26 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         y = function(x.detach())
     finally:
         _drawn.reset(token)
-    start, entered, value = x.data, x.node, y.data
-    if entered is None and y.node is None:
+    start, before, value = x.data, x.node, y.data
+    inside = leaves(y.node) if y.node is not None else []
+    if before is None and not inside:
         return y  # nothing to train, neither here nor before
+    sources = inside if before is None else [*inside, before]
 
-    def vjp(g: Array) -> Array | None:
-        dx: list[Array] = []
-        entrance = Tensor(start, node=Node([(Node([]), dx.append)]) if entered else None)
+    def backward(g: Array) -> tuple[Array, ...]:
+        entrance = Tensor(start, requires_grad=before is not None)
         token = _again.set(iter(drawn))
         try:
-            function(entrance).backward(g)
+            y = function(entrance)
         finally:
             _again.reset(token)
-        return dx[0] if entered else None
+        totals: dict[Node, Node] = defaultdict(lambda: Node([]))  # a stand-in for each leaf, which adds up
+        for leaf, grad in walk_back(y, g):
+            totals[leaf].receive(grad, fresh=True)
+        own = inside if entrance.node is None else [*inside, entrance.node]
+        return tuple(totals[leaf].grad for leaf in own)
 
-    return Tensor(value, node=Node([(entered or Node([]), vjp)]))
+    return Tensor(value, node=Node(list(zip(sources, shared_backward(backward, len(sources)), strict=True))))
 
 
 def remembered(draw: Callable[[], int]) -> int:

@@ -26,7 +26,6 @@ Vjp = Callable[[Array], Array]
 
 _clock = itertools.count()
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
-Deliver = Callable[["Node", Array, Array], None]
 OPS: dict[str, Callable] = {}  # every @op by name; the tests demand a gradient check for each
 
 
@@ -46,19 +45,15 @@ class Node:
         self.number = next(_clock)
         self.owned = False  # may `grad` be added to in place, or might somebody else be reading it?
 
-    def receive(self, grad: Array, shared: Array) -> None:
-        """Add one more contribution. A VJP may return `shared` (the g it was given), a view, or a fresh array."""
+    def receive(self, grad: Array, fresh: bool) -> None:
+        """Add one more contribution. fresh: nobody else holds this array, so that it may be written to."""
         if self.grad is None:
-            self.grad = grad
-            self.owned = grad is not shared and grad.base is None
+            self.grad, self.owned = grad, fresh
         elif self.owned:
             self.grad += grad
         else:
             self.grad = self.grad + grad
             self.owned = True
-
-
-leaf_delivery: ContextVar[Deliver] = ContextVar("leaf_delivery", default=Node.receive)  # see parallel.py
 
 
 class Tensor:
@@ -148,28 +143,8 @@ class Tensor:
         The graph is consumed: arrays saved for backward are freed as the walk passes them, and a second call raises
         RuntimeError.
         """
-        if self.node is None:
-            raise RuntimeError(
-                "backward() on a tensor that depends on nothing trainable: set requires_grad=True on an input, "
-                "add an adapter, or leave no_grad()"
-            )
-        if grad is None:
-            if self.data.size != 1:
-                raise ValueError(
-                    f"backward() needs a gradient for a tensor of shape {self.shape}; reduce it to a scalar"
-                )
-            grad = array_module(self.data).ones(self.shape, self.dtype)
-        elif grad.shape != self.shape:
-            raise ValueError(f"the gradient has shape {grad.shape}, the tensor {self.shape}")
-        nodes = _reachable(self.node)
-        deliver = leaf_delivery.get()
-        self.node.receive(grad, shared=grad)
-        for node in sorted(nodes, key=attrgetter("number"), reverse=True):  # youngest first: children before parents
-            if node.edges:
-                _step_back(node, deliver)
-            elif node.grad is not None and (not node.owned or isinstance(node.grad, np.generic)):
-                node.grad = array_module(node.grad).array(node.grad)  # a leaf: an array, and nobody else's
-                node.owned = True
+        for leaf, leaf_grad in walk_back(self, grad):
+            leaf.receive(leaf_grad, fresh=True)
 
     # -- operators: put in place by ops.py, which defines what they mean ---------------------------------------------
     if TYPE_CHECKING:
@@ -193,6 +168,49 @@ class Tensor:
         def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
 
 
+def walk_back(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, Array]]:
+    """Walk back through the graph behind `y`; yield (leaf, gradient) for every gradient that arrives at a leaf.
+
+    What `Tensor.backward` adds to each leaf's `.grad`, and others may add up elsewhere. A leaf comes once for each of
+    its uses, and each gradient is an array of its own. Arguments, errors and what is freed: as for `Tensor.backward`.
+    """
+    if y.node is None:
+        raise RuntimeError(
+            "backward() on a tensor that depends on nothing trainable: set requires_grad=True on an input, "
+            "add an adapter, or leave no_grad()"
+        )
+    if grad is None:
+        if y.data.size != 1:
+            raise ValueError(f"backward() needs a gradient for a tensor of shape {y.shape}; reduce it to a scalar")
+        grad = array_module(y.data).ones(y.shape, y.dtype)
+    elif grad.shape != y.shape:
+        raise ValueError(f"the gradient has shape {grad.shape}, the tensor {y.shape}")
+    nodes = _reachable(y.node)
+    if not y.node.edges:
+        yield y.node, array_module(grad).array(grad)
+        return
+    y.node.receive(grad, fresh=False)
+    for node in sorted(nodes, key=attrgetter("number"), reverse=True):  # youngest first: children before parents
+        if not (edges := node.edges):
+            continue  # a leaf
+        g, node.edges, node.grad, node.again = node.grad, None, None, None
+        edges.reverse()
+        while edges:  # popped one by one: what only this VJP had captured is freed before the next one runs
+            parent, vjp = edges.pop()
+            part = vjp(g)
+            fresh = part is not g and part.base is None  # a VJP may return g, a view, or a fresh array
+            if parent.edges:
+                parent.receive(part, fresh)
+            else:
+                yield parent, part if fresh and part.ndim else array_module(part).array(part)
+            del part
+
+
+def leaves(start: Node) -> list[Node]:
+    """The leaves that `start` was computed from, oldest first."""
+    return sorted((node for node in _reachable(start) if not node.edges), key=attrgetter("number"))
+
+
 def _reachable(start: Node) -> set[Node]:
     found, stack = {start}, [start]
     while stack:
@@ -204,23 +222,6 @@ def _reachable(start: Node) -> set[Node]:
                 found.add(parent)
                 stack.append(parent)
     return found
-
-
-def _step_back(node: Node, deliver: Deliver) -> None:
-    edges, node.edges = node.edges, None
-    grad, node.grad, node.again = node.grad, None, None
-    assert edges is not None
-    edges.reverse()
-    while edges:
-        parent, vjp = edges.pop()
-        part = vjp(grad)
-        del vjp  # frees what only this VJP had captured, before the next one runs
-        if part is None:  # a whole graph inside one node has handed its gradients on itself
-            continue
-        if parent.edges:
-            parent.receive(part, grad)
-        else:
-            deliver(parent, part, grad)
 
 
 def op(function: Callable) -> Callable[..., Tensor]:

@@ -76,7 +76,7 @@ def load_folder(folder: Path) -> Llama:
     state = {name: w for name, w in state.items() if not name.endswith("rotary_emb.inv_freq")}  # computed, not learned
     try:
         check_claims(config, {name: w.shape for name, w in state.items()})
-        model = Llama(config)
+        model = Llama.empty(config)
         model.load_state_dict(state)
     except ModelFileError as error:
         raise ModelFileError(f"{folder}: {error}") from error

@@ -115,7 +115,7 @@ class GGUF:
             with ThreadPoolExecutor(cores()) as pool:  # unpacking frees the interpreter lock
                 weights = pool.map(lambda name: self.weight(name, config, quantized), self.tensors)
                 state = dict(zip(self.tensors, weights, strict=True))
-            model = Llama(config)
+            model = Llama.empty(config)
             model.load_state_dict(state)
         except ValueError as error:  # not ModelFileError alone: rows that no number of heads divides
             raise ModelFileError(f"{self.path}: {error}") from error

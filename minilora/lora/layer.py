@@ -118,6 +118,11 @@ class LoraLayer(Module):
         """The plain layer that this one replaced. Its weight is the very same."""
         return self.replaced[0]
 
+    @property
+    def rows_differ(self) -> bool:  # type: ignore[override]
+        """In a mixed batch each row has factors of its own."""
+        return not all(isinstance(factor, float) for factor in self.active.values())
+
     def active_adapters(self) -> list[tuple[LoraWeights, Factor]]:
         """The weights of the active adapters that this layer carries, each with its factor."""
         return [(self.adapters[name], factor) for name, factor in self.active.items() if name in self.adapters]

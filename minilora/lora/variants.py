@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.backend import Array, array_module
-from ..engine.parallel import current_part
+from ..engine.parallel import current_micro_batch
 from ..engine.recompute import remembered
 from ..engine.tensor import Tensor, is_recording
 from ..nn.module import Module
@@ -58,17 +58,17 @@ class Dropout(Module):
 
     def _draw(self) -> int:
         """The seed of the next holes."""
-        part = current_part.get()
-        count = self.draws[part] = self.draws.get(part, 0) + 1
-        return int(np.random.default_rng([self.seed, part, count]).integers(2**63))
+        i = current_micro_batch.get()
+        count = self.draws[i] = self.draws.get(i, 0) + 1
+        return int(np.random.default_rng([self.seed, i, count]).integers(2**63))
 
     def state(self) -> dict[str, Any]:
         """Where it stands, for a JSON file: the seed, and how often each micro-batch has drawn."""
-        return {"seed": self.seed, "draws": {str(part): count for part, count in sorted(self.draws.items())}}
+        return {"seed": self.seed, "draws": {str(i): count for i, count in sorted(self.draws.items())}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`. Raises ValueError or KeyError for what is none, and is as before then."""
-        seed, draws = state["seed"], {int(part): count for part, count in state["draws"].items()}
+        seed, draws = state["seed"], {int(i): count for i, count in state["draws"].items()}
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (seed, *draws, *draws.values())):
             raise ValueError("expected whole numbers from 0 on")
         self.seed, self.draws = seed, draws

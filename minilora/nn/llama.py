@@ -18,13 +18,11 @@ import numpy as np
 from ..engine import fused
 from ..engine.attention import Packing, attention
 from ..engine.backend import Array, array_module, beside
-from ..engine.parallel import cores, weighted_sum
 from ..engine.recompute import recomputed
 from ..engine.tensor import Tensor
 from ..files.disk import ModelFileError
 from .layers import Embedding, Linear, RMSNorm
 from .module import Module
-from .parts import divide
 
 
 @dataclass(frozen=True)
@@ -205,12 +203,22 @@ class Decoder(Module):
 class Llama(Module):
     """A language model: scores for the next token, and the loss of a labelled text.
 
-    `Llama(config, rng)` has random weights; without `rng` they are zero, to be loaded.
+    Its weights are random; seed is a number or a generator, and the same seed gives the same weights.
+    `Llama.empty(config)` has zeros in their place, to be loaded: they cost neither time nor memory.
     """
 
-    def __init__(self, config: Config, rng: np.random.Generator | None = None):
+    def __init__(self, config: Config, seed: int | np.random.Generator = 0):
+        self._build(config, np.random.default_rng(seed))
+
+    @classmethod
+    def empty(cls, config: Config) -> Llama:
+        """A model whose matrices are zero, for `load_state_dict` or for counting."""
+        model = cls.__new__(cls)
+        model._build(config, None)
+        return model
+
+    def _build(self, config: Config, rng: np.random.Generator | None) -> None:
         self.config = config
-        self.divides = True  # may the rows of a batch be computed apart from each other, on several cores?
         self.model = Decoder(config, rng)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, rng=rng)
@@ -235,22 +243,10 @@ class Llama(Module):
         input_ids, labels (B, T); labels are the same ids, -100 where a token is not scored. They are shifted here, as
         Hugging Face does: position t predicts label t + 1. Logits exist for scored tokens only, a block at a time.
         packing: the row holds several sequences (B is 1 then); the first own token of each must not be labelled.
-        A large batch is computed in parts, on all cores, each forward and backward at once (see `engine/parallel.py`).
+        `loss_and_grad` gives the same loss and its gradients, faster and in less memory. Raises ValueError for a batch
+        that the model cannot read, or in which nothing is scored.
         """
-        input_ids = self.check_ids(input_ids, packing)
-        labels = np.asarray(labels) if isinstance(labels, (list, tuple)) else labels
-        if labels.shape != input_ids.shape:
-            raise ValueError(f"labels have shape {labels.shape}, input_ids {input_ids.shape}: they must be equal")
-        on_host = all(isinstance(x, np.ndarray) for x in (input_ids, labels))
-        if on_host and self.divides and array_module(self.head_weight.data) is np:
-            parts = divide(input_ids, labels, packing, threads=cores())
-            if len(parts) > 1:
-                scored = sum(part.scored for part in parts)
-                losses = [partial(self._loss, part.input_ids, part.labels, part.packing) for part in parts]
-                return weighted_sum(losses, [part.scored / scored for part in parts], min(cores(), len(parts)))
-        return self._loss(input_ids, labels, packing)
-
-    def _loss(self, input_ids: Array, labels: Array, packing: Packing | None) -> Tensor:
+        input_ids, labels = self.check_batch(input_ids, labels, packing)
         shifted = array_module(labels).full_like(labels, fused.NOT_SCORED)
         shifted[:, :-1] = labels[:, 1:]
         scored = None
@@ -261,6 +257,14 @@ class Llama(Module):
         if not self.config.tie_word_embeddings and type(self.lm_head) is not Linear:
             return fused.cross_entropy(self.lm_head(x), shifted, scored)  # more than a matrix: it has an adapter
         return fused.linear_cross_entropy(x, self.head_weight, shifted, scored=scored)
+
+    def check_batch(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> tuple[Array, Array]:
+        """Return both as integer arrays (B, T); raise ValueError when they are of another shape, length or range."""
+        input_ids = self.check_ids(input_ids, packing)
+        labels = np.asarray(labels) if isinstance(labels, (list, tuple)) else labels
+        if labels.shape != input_ids.shape:
+            raise ValueError(f"labels have shape {labels.shape}, input_ids {input_ids.shape}: they must be equal")
+        return input_ids, labels
 
     def check_ids(self, input_ids: Array, packing: Packing | None = None) -> Array:
         """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype, length or range.
@@ -291,7 +295,7 @@ class Llama(Module):
 def check_claims(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ModelFileError if tensors of these shapes contradict `config`.
 
-    For model files: called before `Llama(config)`, so that an absurd claim in a header costs neither memory nor time.
+    For model files: called before a model is made, so that an absurd claim in a header costs neither memory nor time.
     """
     if config.num_hidden_layers > len(shapes):
         raise ModelFileError(f"{config.num_hidden_layers} layers claimed, {len(shapes)} tensors held")

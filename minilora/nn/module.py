@@ -45,6 +45,7 @@ class Module:
 
     training: bool = True
     adapters: Mapping[str, Any] = MappingProxyType({})  # the adapters that a model has, by name: see lora/adapters.py
+    rows_differ: bool = False  # does a row's place in the batch decide how it is computed? Then batches stay whole
 
     def __call__(self, *inputs, **settings):
         """Compute the module's output: `forward`, which every subclass defines."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from ..engine.backend import Array, array_module
 from ..engine.fused import blocks
 from ..engine.tensor import Tensor
@@ -119,6 +121,8 @@ def clip_grad_norm(parameters: Mapping[str, Tensor] | Iterable[Tensor], max_norm
     xp = array_module(grads[0])
     squares = xp.stack([g.reshape(-1) @ g.reshape(-1) for g in grads]).astype(xp.float64)
     norm = xp.sqrt(squares.cumsum()[-1])  # added up in order, in float64
+    if xp is np and not norm > max_norm:
+        return norm
     factor = xp.where(norm > max_norm, max_norm / (norm + 1e-6), 1.0)
     for g in grads:
         g *= factor.astype(g.dtype)

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.attention import Packing
-from ..engine.backend import Array
 from ..engine.fused import NOT_SCORED
 from ..io.tokenizer import Message, Tokenizer
+from ..nn.parts import Sample
 
 SPLITS = ("train", "validation", "test")
 BUILT_IN = ("legal", "support", "general")
@@ -51,18 +50,6 @@ class Record:
         if self.paraphrase is None:
             raise ValueError(f"record {self.id} has no paraphrase")
         return replace(self, messages=({"role": "user", "content": self.paraphrase}, self.messages[-1]))
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sequence of token ids with its labels: the same ids, -100 where a token is not scored."""
-
-    ids: tuple[int, ...]
-    labels: tuple[int, ...]
-
-    @property
-    def scored(self) -> int:
-        return sum(label != NOT_SCORED for label in self.labels)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -230,50 +217,10 @@ def cut(samples: Sequence[Sample], max_length: int) -> tuple[list[Sample], int, 
 # -- batching ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Several samples in one row: input_ids and labels (1, N), how they are packed, and how many tokens count."""
-
-    input_ids: Array
-    labels: Array
-    packing: Packing
-    scored: int
-
-
-def pack(samples: Sequence[Sample]) -> Batch:
-    """Put samples into one row without padding; what all of them begin with is there once.
-
-    In a chat the common beginning is the system message: a fifth of a short record's tokens, computed once per step.
-    """
-    prefix = common_prefix(samples)
-    ids, labels, ends = list(samples[0].ids[:prefix]), [NOT_SCORED] * prefix, []
-    for sample in samples:
-        ids += sample.ids[prefix:]
-        labels += sample.labels[prefix:]
-        ends.append(len(ids))
-    row, row_labels = np.array([ids], np.int64), np.array([labels], np.int64)
-    scored = int((row_labels != NOT_SCORED).sum())
-    return Batch(row, row_labels, Packing(prefix, tuple(ends)), scored)
-
-
-def common_prefix(samples: Sequence[Sample]) -> int:
-    """How many unscored tokens all samples begin with; at least one unscored token is left to each, since the first
-    scored one must be predicted from its own sequence.
-    """
-    if len(samples) < 2:
-        return 0
-    limit = min(next(i for i, label in enumerate(s.labels) if label != NOT_SCORED) for s in samples) - 1
-    first = samples[0].ids
-    for i in range(max(limit, 0)):
-        if any(sample.ids[i] != first[i] for sample in samples):
-            return i
-    return max(limit, 0)
-
-
-def epochs(samples: Sequence[Sample], batch_size: int, seed: int) -> Iterator[Batch]:
-    """Batches without end: every epoch all samples once, in a new order that `seed` determines."""
+def epochs(samples: Sequence[Sample], batch_size: int, seed: int) -> Iterator[list[Sample]]:
+    """Batches of samples without end: every epoch all samples once, in a new order that `seed` determines."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(samples))
         for i in range(0, len(order), batch_size):
-            yield pack([samples[j] for j in order[i : i + batch_size]])
+            yield [samples[j] for j in order[i : i + batch_size]]

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..engine.tensor import no_grad
 from ..io.tokenizer import Tokenizer
 from ..nn.llama import Llama
-from .data import Record, Sample, pack
+from ..nn.parts import Sample
+from ..nn.step import loss_without_grad
+from .data import Record
 from .generate import generate_batch
 
 ANSWER_TOKENS = 64  # where a measured answer is cut off
@@ -30,12 +31,12 @@ def mean_loss(
         raise ValueError("no samples to evaluate")
     ordered = sorted(samples, key=lambda sample: len(sample.ids))
     total, count = 0.0, 0
-    with no_grad():
-        for i in range(0, len(ordered), batch_size):
-            batch = pack(ordered[i : i + batch_size])
-            total += model.loss(batch.input_ids, batch.labels, batch.packing).item() * batch.scored
-            count += batch.scored
-            done(min(batch_size, len(ordered) - i))
+    for i in range(0, len(ordered), batch_size):
+        batch = ordered[i : i + batch_size]
+        scored = sum(sample.scored for sample in batch)
+        total += loss_without_grad(model, batch) * scored
+        count += scored
+        done(len(batch))
     return total / count
 
 

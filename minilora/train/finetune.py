@@ -25,8 +25,9 @@ from ..lora.audit import audit
 from ..lora.peft import WEIGHTS_FILE, save_adapter
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
+from ..nn.parts import Sample, packed_length
 from .bars import Bars
-from .data import Batch, epochs
+from .data import epochs
 from .evaluate import mean_loss
 from .loop import History, TrainingError, train
 from .material import Material, evaluate, prepare
@@ -200,10 +201,10 @@ def _memory(
     """Predicted for the largest of the first batches, and measured for the process, which tells nothing of a GPU."""
     on_host = options.device == "cpu"
 
-    def alive(batch: Batch) -> dict[str, int]:  # a GPU takes a batch undivided
+    def alive(samples: list[Sample]) -> dict[str, int]:  # a GPU takes a batch undivided
         if on_host:
-            return alive_at_once(batch.input_ids, batch.labels, batch.packing)
-        return {"tokens": batch.input_ids.size, "scored": batch.scored}
+            return alive_at_once(samples)
+        return {"tokens": packed_length(samples), "scored": sum(sample.scored for sample in samples)}
 
     batches = zip(epochs(material.train, options.batch_size, options.seed), range(20), strict=False)
     settings: dict[str, Any] = max((alive(batch) for batch, _ in batches), key=lambda shape: shape["tokens"])

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from ..engine.backend import Array, to_floats
+from ..engine.backend import Array
 from ..nn.llama import Llama
-from ..nn.optim import AdamW, clip_grad_norm, warmup_cosine
-from .data import Sample, epochs
+from ..nn.optim import AdamW, warmup_cosine
+from ..nn.parts import Sample, packed_length
+from ..nn.step import NotFiniteError, training_step
+from .data import epochs
 
 
 class TrainingError(RuntimeError):
@@ -65,34 +65,25 @@ def train(
     good: dict[str, Array] = {}
     batches = epochs(samples, batch_size, seed)  # on the host: the model sends each to its weights, in one crossing
 
-    def stop(what: str, step: int) -> TrainingError:
-        advice = f"try a lower --lr (it is {lr:g}), a longer warm-up, or look for broken records"
-        return TrainingError(f"the {what} at step {step + 1} of {steps}: {advice}")
-
     model.train()
     try:
         for step in range(steps):
             start = time.perf_counter()
             batch = next(batches)
             optimizer.lr = lr * warmup_cosine(step, steps, max(1, round(warmup * steps)))
-            optimizer.zero_grad()
-            loss = model.loss(batch.input_ids, batch.labels, batch.packing)
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported below
-                loss.backward()
-                norm = clip_grad_norm(parameters.values(), max_norm)
-            value, norm = to_floats(loss.data, norm)  # the one time in a step that the host waits for a GPU
-            if not math.isfinite(value):
-                for name, array in good.items():
-                    parameters[name].data[...] = array
-                raise stop(f"loss became {value}", step)
-            if keep:  # the weights that gave a finite loss; a few megabytes for an adapter
-                good = {name: p.data.copy() for name, p in parameters.items()}
-            if not math.isfinite(norm):
-                raise stop(f"gradient became {norm}", step)
-            optimizer.step()
-            history.losses.append(value)
+            current = {name: p.data.copy() for name, p in parameters.items()} if keep else {}  # some megabytes
+            try:
+                loss, _ = training_step(model, optimizer, batch, max_norm)
+            except NotFiniteError as error:
+                if error.what == "loss":  # of weights that the last step made
+                    for name, array in good.items():
+                        parameters[name].data[...] = array
+                advice = f"try a lower --lr (it is {lr:g}), a longer warm-up, or look for broken records"
+                raise TrainingError(f"the {error} at step {step + 1} of {steps}: {advice}") from error
+            good = current  # the weights that gave a finite loss
+            history.losses.append(loss)
             history.seconds.append(time.perf_counter() - start)
-            history.tokens += batch.input_ids.size
+            history.tokens += packed_length(batch)
             each_step(step + 1)
     finally:
         optimizer.zero_grad()

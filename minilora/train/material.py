@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from ..io.tokenizer import Tokenizer
 from ..nn.llama import Llama
+from ..nn.parts import Sample
 from .bars import Bars
-from .data import Record, Sample, cut, encode_records, encode_text, read_records, split_records
+from .data import Record, cut, encode_records, encode_text, read_records, split_records
 from .evaluate import ANSWER_TOKENS, answer_all, keyword_recall, mean_loss
 from .options import Options
 

@@ -31,7 +31,9 @@ from ..io.folder import save_folder
 from ..io.tokenizer import Tokenizer
 from ..io.zoo import load
 from ..nn.llama import Config, Llama
-from ..nn.optim import AdamW, clip_grad_norm, warmup_cosine
+from ..nn.optim import AdamW, warmup_cosine
+from ..nn.parts import Batch
+from ..nn.step import NotFiniteError, training_step
 from .corpus import CORPUS, encode_corpus, excerpt, read_corpus, split, train_tokenizer
 from .data import encode_text
 from .evaluate import mean_loss
@@ -229,17 +231,12 @@ def _train(
         while state.step < options.steps:
             ids = batch(state.step)
             optimizer.lr = options.lr * warmup_cosine(state.step, options.steps, warmup)
-            optimizer.zero_grad()
-            loss = model.loss(ids, ids)
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported below
-                loss.backward()
-                norm = float(clip_grad_norm(model.trainable_parameters(), 1.0))
-            if not math.isfinite(loss.item() + norm):
-                found = f"loss {loss.item()}, gradient {norm}"
-                raise TrainingError(f"no finite numbers at step {state.step + 1} ({found}): try a lower --lr")
-            optimizer.step()
+            try:
+                loss, _ = training_step(model, optimizer, Batch(ids, ids), max_norm=1.0)
+            except NotFiniteError as error:
+                raise TrainingError(f"the {error} at step {state.step + 1}: try a lower --lr") from error
             state.step += 1
-            losses.append(loss.item())
+            losses.append(loss)
             bar.update()
             if state.step % options.every == 0 or state.step == options.steps:
                 measured = mean_loss(model, samples)

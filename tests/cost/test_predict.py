@@ -24,6 +24,8 @@ from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.nn.llama import Config, Llama
 from minilora.nn.optim import AdamW
+from minilora.nn.parts import Batch
+from minilora.nn.step import loss_and_grad
 
 MEDIUM = Config(
     vocab_size=1024,
@@ -44,10 +46,10 @@ TARGETS = {
 }
 
 
-def undivided(config, targets, recompute=False, rng=None):
-    """A model that takes a batch whole, ready to be trained; `targets` is None for all of its weights."""
+def trainable(config, targets, recompute=False, rng=None):
+    """A model ready to be trained; `targets` is None for all of its weights."""
     model = Llama(config, rng or np.random.default_rng(0))
-    model.divides, model.model.recompute = False, recompute
+    model.model.recompute = recompute
     if targets is not None:
         add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
     return model
@@ -146,7 +148,7 @@ def test_a_packed_base_takes_what_it_is_told_and_scratch_for_unpacking():
 )
 def test_what_is_alive_at_once_are_as_many_parts_as_threads(rng, shape, threads, alive):
     ids = ids_of(rng, *shape)
-    assert alive_at_once(ids, ids, threads=threads) == alive
+    assert alive_at_once(Batch(ids, ids), threads) == alive
 
 
 def test_of_a_packed_row_the_largest_parts_are_alive_each_with_the_common_beginning(rng):
@@ -154,9 +156,9 @@ def test_of_a_packed_row_the_largest_parts_are_alive_each_with_the_common_beginn
     ids = ids_of(rng, 1, 510)
     labels = ids.copy()
     labels[:, [10, 210, 290, 350]] = NOT_SCORED
-    parts, rounds = parts_at_once(ids, labels, packing, threads=1)
+    parts, rounds = parts_at_once(Batch(ids, labels, packing), threads=1)
     assert rounds == 2 and [part.input_ids.size for part in parts] == [270]  # 200 + 60, the others 160 + 80
-    assert alive_at_once(ids, labels, packing, threads=1)["tokens"] == 270
+    assert alive_at_once(Batch(ids, labels, packing), threads=1)["tokens"] == 270
 
 
 # -- what the graph holds ----------------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ def test_of_a_packed_row_the_largest_parts_are_alive_each_with_the_common_beginn
 @pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS.keys())
 def test_the_graph_holds_what_was_predicted_operation_by_operation_to_the_byte(tiny_config, rng, targets, recompute):
     config = replace(tiny_config, head_dim=6, tie_word_embeddings=targets is None)
-    model, ids = undivided(config, targets, recompute), ids_of(rng, 2, 70)  # more than one window of attention
+    model, ids = trainable(config, targets, recompute), ids_of(rng, 2, 70)  # more than one window of attention
     held = ledger(model, AdamW(model.trainable_parameters()), model.loss(ids, ids))
     told = predicted(config, targets, 140, 138, rows=2, recompute=recompute, rounds=2)
     assert held.by_operation == told.by_operation
@@ -176,7 +178,7 @@ def test_the_graph_holds_what_was_predicted_operation_by_operation_to_the_byte(t
 
 
 def test_a_packed_row_with_unscored_tokens_holds_what_was_predicted(tiny_config, rng):
-    model, ids = undivided(tiny_config, TARGETS["all-linear"]), ids_of(rng, 1, 90)
+    model, ids = trainable(tiny_config, TARGETS["all-linear"]), ids_of(rng, 1, 90)
     labels = ids.copy()
     labels[:, :30] = NOT_SCORED
     labels[:, [40, 65]] = NOT_SCORED
@@ -196,7 +198,7 @@ def test_a_packed_base_is_counted_with_its_bytes_and_keeps_no_more_for_backward(
 
 
 def test_after_backward_gradients_are_held_and_activations_no_more(tiny_config, rng):
-    model, ids = undivided(tiny_config, TARGETS["all-linear"]), ids_of(rng, 2, 10)
+    model, ids = trainable(tiny_config, TARGETS["all-linear"]), ids_of(rng, 2, 10)
     loss = model.loss(ids, ids)
     loss.backward()
     held = ledger(model, None, loss)
@@ -204,15 +206,11 @@ def test_after_backward_gradients_are_held_and_activations_no_more(tiny_config, 
     assert held.activations == held.moments == 0
 
 
-def test_on_a_divided_batch_nothing_but_gradients_waits_for_backward(tiny_config, rng):
-    model, ids = undivided(tiny_config, TARGETS["all-linear"]), ids_of(rng, 8, 64)
-    model.divides = True
-    assert len(parts_at_once(ids, ids, threads=1)[0]) == 1 and alive_at_once(ids, ids, threads=1)["rounds"] == 2
-    loss = model.loss(ids, ids)
-    held = ledger(model, None, loss)
+def test_after_loss_and_grad_nothing_but_gradients_is_held(tiny_config, rng):
+    model, ids = trainable(tiny_config, TARGETS["all-linear"]), ids_of(rng, 8, 64)
+    assert alive_at_once(Batch(ids, ids), threads=1)["rounds"] == 2
+    held = ledger(model, None, loss_and_grad(model, ids, ids))
     assert held.gradients == held.adapter and held.activations == 0
-    loss.backward()
-    assert ledger(model, None, loss).gradients == held.gradients
 
 
 def test_an_array_seen_through_several_views_is_counted_once(tiny_model):
@@ -237,7 +235,7 @@ def test_the_peak_of_a_function_is_the_most_it_held_beyond_what_was_there(rng):
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("name", ["full", "all-linear", "q+v"])
 def test_the_peak_of_a_step_is_within_a_tenth_of_the_prediction(rng, name, recompute):
-    model, ids = undivided(MEDIUM, TARGETS[name], recompute), ids_of(rng, 1, 512)
+    model, ids = trainable(MEDIUM, TARGETS[name], recompute), ids_of(rng, 1, 512)
     optimizer = AdamW(model.trainable_parameters())
 
     def step():

@@ -7,6 +7,7 @@ import pytest
 
 from minilora.engine.backend import array_module, to_device, to_numpy
 from minilora.engine.examples import EXAMPLES
+from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import OPS, Tensor, no_grad
 from minilora.io import zoo
 from minilora.lora.adapters import adapter_state, add_adapter, base_state, merge_adapter, unmerge_adapter
@@ -15,7 +16,7 @@ from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
-from minilora.train.data import NOT_SCORED, Sample
+from minilora.nn.parts import Sample
 from minilora.train.evaluate import mean_loss
 from minilora.train.generate import generate_batch
 from minilora.train.loop import History, train

@@ -1,5 +1,6 @@
-"""A batch computed in parts on several cores, and blocks computed again for backward, change no result."""
+"""Micro-batches on several cores, and blocks computed a second time for backward, change no result."""
 
+import dataclasses
 import threading
 import time
 import tracemalloc
@@ -13,8 +14,10 @@ from minilora.engine.recompute import recomputed, remembered
 from minilora.engine.tensor import Tensor, no_grad
 from minilora.lora.adapters import add_adapter, mixed_batch
 from minilora.lora.config import LoraConfig
-from minilora.nn import llama
-from minilora.nn.parts import divide
+from minilora.nn import llama, step
+from minilora.nn.optim import SGD, AdamW
+from minilora.nn.parts import Batch, Sample, micro_batches, pack
+from minilora.nn.step import NotFiniteError, divided, loss_and_grad, loss_without_grad, training_step
 
 IDS = np.arange(8 * 40).reshape(8, 40) * 7 % 61
 PACKED = Packing(6, (50, 130, 141, 230, 320))
@@ -45,28 +48,33 @@ def to_float64(model):
     return model
 
 
-def gradients(model, batch):
-    for p in model.trainable_parameters().values():
-        p.grad = None
+def whole(model, *batch):
     loss = model.loss(*batch)
     loss.backward()
+    return loss
+
+
+def gradients(model, batch, compute=loss_and_grad):
+    for p in model.trainable_parameters().values():
+        p.grad = None
+    loss = compute(model, *batch)
     return loss.item(), {name: p.grad.copy() for name, p in model.trainable_parameters().items()}
 
 
 @pytest.fixture
 def threads(monkeypatch, request):
-    monkeypatch.setattr(llama, "cores", lambda: request.param)
+    monkeypatch.setattr(step, "cores", lambda: request.param)
     return request.param
 
 
-# -- parts -------------------------------------------------------------------------------------------------------------
+# -- micro-batches -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 16])
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
 def test_parts_hold_every_scored_label_once_and_every_row_whole(batch, threads):
     ids, labels, packing = batch
-    parts = divide(ids, labels, packing, threads)
+    parts = micro_batches(Batch(*batch), threads)
     assert sum(part.scored for part in parts) == (labels[:, 1:] != -100).sum()
     if packing is None:
         assert np.array_equal(np.concatenate([part.input_ids for part in parts]), ids)
@@ -78,7 +86,7 @@ def test_parts_hold_every_scored_label_once_and_every_row_whole(batch, threads):
 
 
 def test_packed_sequences_are_shared_out_evenly():
-    parts = divide(*BATCHES["packed"], threads=2)
+    parts = micro_batches(Batch(*BATCHES["packed"]), threads=2)
     lengths = [part.input_ids.size for part in parts]
     assert len(lengths) == 2 and max(lengths) - min(lengths) < 30
 
@@ -86,8 +94,8 @@ def test_packed_sequences_are_shared_out_evenly():
 def test_a_part_without_a_label_is_left_out_and_a_small_batch_is_one_part():
     labels = labelled(IDS)
     labels[:4] = -100
-    assert len(divide(IDS, labels, None, threads=2)) == 1
-    assert len(divide(IDS[:2], labelled(IDS[:2]), None, threads=2)) == 1
+    assert len(micro_batches(Batch(IDS, labels), threads=2)) == 1
+    assert len(micro_batches(Batch(IDS[:2], labelled(IDS[:2])), threads=2)) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
@@ -96,8 +104,7 @@ def test_a_part_without_a_label_is_left_out_and_a_small_batch_is_one_part():
 def test_parts_give_the_loss_and_the_gradients_of_the_whole(tiny_model, batch, full, threads):
     model = to_float64(tiny_model if full else adapted(tiny_model))
     loss, found = gradients(model, batch)
-    model.divides = False
-    expected_loss, expected = gradients(model, batch)
+    expected_loss, expected = gradients(model, batch, whole)
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     for name, grad in expected.items():
         np.testing.assert_allclose(found[name], grad, rtol=1e-9, atol=1e-12, err_msg=name)
@@ -115,61 +122,147 @@ def test_the_same_batch_gives_the_same_bits(tiny_config, threads, settings):
         assert all(np.array_equal(grad, results[0][1][name]) for name, grad in grads.items())
 
 
-@pytest.mark.parametrize("threads", [2], indirect=True)
-def test_gradients_of_two_batches_add_up_and_follow_a_factor(tiny_model, threads):
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+def test_gradients_of_two_batches_add_up(tiny_model, threads):
     model = to_float64(adapted(tiny_model))
     _, once = gradients(model, BATCHES["rows"])
-    (model.loss(*BATCHES["rows"]) * 3).backward()
+    loss_and_grad(model, *BATCHES["rows"])
     for name, p in model.trainable_parameters().items():
-        np.testing.assert_allclose(p.grad, 4 * once[name], rtol=1e-9, atol=1e-14)
+        np.testing.assert_allclose(p.grad, 2 * once[name], rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize("threads", [2], indirect=True)
-def test_without_recording_parts_build_no_graph(tiny_model, threads):
-    with no_grad():
-        assert not adapted(tiny_model).loss(*BATCHES["rows"]).requires_grad
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+def test_without_anything_to_train_there_is_no_gradient_to_find(tiny_model, threads):
+    with no_grad(), pytest.raises(RuntimeError, match="depends on nothing trainable"):
+        loss_and_grad(adapted(tiny_model), *BATCHES["rows"])
+
+
+def test_loss_goes_forward_only_and_its_graph_waits_for_backward(tiny_model):
+    model = adapted(tiny_model)
+    loss = model.loss(*BATCHES["rows"])
+    assert loss.node.edges and all(p.grad is None for p in model.trainable_parameters().values())
+    assert loss_and_grad(model, *BATCHES["rows"]).node is None
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+def test_the_loss_without_gradients_is_the_loss_of_the_whole(tiny_model, threads):
+    model = to_float64(adapted(tiny_model))
+    for batch in BATCHES.values():
+        assert loss_without_grad(model, Batch(*batch)) == pytest.approx(model.loss(*batch).item(), rel=1e-12)
+    assert all(p.grad is None for p in model.trainable_parameters().values())
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
 def test_a_mixed_batch_keeps_its_rows_together(tiny_model, threads):
     model = to_float64(adapted(tiny_model))
     ids, labels, _ = BATCHES["rows"]
-    with no_grad(), mixed_batch(model, ["own", None] * 4):
-        together = model.loss(ids, labels).item()
-    assert model.divides
+    names = ["own", None] * 4
+    with mixed_batch(model, names):
+        assert len(divided(model, Batch(ids, labels))) == 1
+        together, found = gradients(model, (ids, labels))
+        _, expected = gradients(model, (ids, labels), whole)
+    assert len(divided(model, Batch(ids, labels))) == 2
     with no_grad():
         apart = []
-        for row in range(8):
-            with mixed_batch(model, [["own", None][row % 2]]):
+        for row, name in enumerate(names):
+            with mixed_batch(model, [name]):
                 apart.append(model.loss(ids[row : row + 1], labels[row : row + 1]).item())
     assert together == pytest.approx(np.mean(apart), rel=1e-12)
+    assert all(np.array_equal(grad, found[name]) and grad.any() for name, grad in expected.items())
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
-def test_only_the_parts_at_work_hold_activations(tiny_config, threads):
+def test_only_the_micro_batches_at_work_hold_activations(tiny_config, threads):
     model = adapted(llama.Llama(tiny_config, np.random.default_rng(0)))
     ids = np.tile(IDS, (8, 1))
 
-    def peak():
+    def peak(compute):
         tracemalloc.start()
-        loss = model.loss(ids, ids)
-        loss.backward()
+        compute(model, ids, ids)
         highest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return highest
 
-    peak()  # what is imported at the first step counts for neither
-    apart = peak()  # two parts of ten at a time, and the gradients of a thread that is ahead of the other
-    model.divides = False
-    assert apart < peak() / 2
+    peak(loss_and_grad)  # what is imported at the first step counts for neither
+    # Two of ten at a time, and the gradients of a thread that is ahead of the other:
+    assert peak(loss_and_grad) < peak(whole) / 2
 
 
-def test_an_error_in_one_part_is_the_error_of_the_whole():
+# -- samples: divided first, packed then -------------------------------------------------------------------------------
+
+SAMPLES = [Sample(ids := (1, 2, 3, 4, *range(5, 5 + n)), (*[-100] * 6, *ids[6:])) for n in (30, 90, 12, 80, 50, 7, 41)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_samples_are_packed_once_each_in_as_many_micro_batches_as_their_packed_row(threads, monkeypatch):
+    row = pack(SAMPLES)
+    parts = micro_batches(SAMPLES, threads)
+    assert len(parts) == len(micro_batches(row, threads))
+    assert sum(part.scored for part in parts) == row.scored == sum(sample.scored for sample in SAMPLES)
+    assert sum(part.input_ids.size for part in parts) <= row.input_ids.size + (len(parts) - 1) * row.packing.prefix
+    found = [
+        (*part.input_ids[0, : part.packing.prefix].tolist(), *part.input_ids[0, slice(*span)].tolist())
+        for part in parts
+        for span in part.packing.own_spans()
+    ]
+    assert sorted(found) == sorted(sample.ids for sample in SAMPLES)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+def test_samples_and_their_packed_row_have_one_loss_and_one_gradient(tiny_config, threads):
+    model = to_float64(adapted(llama.Llama(dataclasses.replace(tiny_config, vocab_size=128), 0)))
+    row = pack(SAMPLES)
+    optimizer = SGD(model.trainable_parameters(), lr=0.0)
+    expected_loss, expected = gradients(model, (row.input_ids, row.labels, row.packing), whole)
+    loss, norm = training_step(model, optimizer, SAMPLES)
+    assert loss == pytest.approx(expected_loss, rel=1e-12) == loss_without_grad(model, SAMPLES)
+    assert norm == pytest.approx(np.sqrt(sum((grad**2).sum() for grad in expected.values())), rel=1e-9)
+    for name, p in model.trainable_parameters().items():
+        np.testing.assert_allclose(p.grad, expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+# -- the step ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_step_is_what_one_writes_by_hand(tiny_config):
+    models = [to_float64(adapted(llama.Llama(tiny_config, 0))) for _ in range(2)]
+    mine, other = (AdamW(model.trainable_parameters(), lr=0.01) for model in models)
+    for _ in range(3):
+        loss, norm = training_step(models[0], mine, Batch(*BATCHES["rows"]), max_norm=0.01)
+        _, grads = gradients(models[1], BATCHES["rows"])
+        by_hand = np.sqrt(sum((grad**2).sum() for grad in grads.values()))
+        for p in models[1].trainable_parameters().values():
+            p.grad *= min(1.0, 0.01 / (by_hand + 1e-6))
+        other.step()
+        assert norm == pytest.approx(by_hand, rel=1e-9) and norm > 0.01
+    assert loss == pytest.approx(models[1].loss(*BATCHES["rows"]).item(), rel=0.1)
+    for (name, p), (_, q) in zip(*(model.named_parameters() for model in models), strict=True):
+        np.testing.assert_allclose(p.data, q.data, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize(("what", "spoiled"), [("loss", "model.norm.weight"), ("gradient", None)])
+def test_a_step_that_is_not_finite_moves_no_weight_and_says_what_is_not(tiny_config, monkeypatch, what, spoiled):
+    model = adapted(llama.Llama(tiny_config, 0))
+    if spoiled:
+        dict(model.named_parameters())[spoiled].data[0] = np.nan
+    else:
+        monkeypatch.setattr(step, "clip_grad_norm", lambda parameters, max_norm: np.float64("inf"))
+    before = {name: p.data.copy() for name, p in model.trainable_parameters().items()}
+    with pytest.raises(NotFiniteError, match=f"{what} became (nan|inf)") as caught:
+        training_step(model, AdamW(model.trainable_parameters()), Batch(*BATCHES["rows"]))
+    assert caught.value.what == what and not np.isfinite(caught.value.value)
+    assert all(np.array_equal(p.data, before[name]) for name, p in model.trainable_parameters().items())
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_in_one_micro_batch_is_the_error_of_the_whole():
     def fails():
-        raise ValueError("broken part")
+        raise ValueError("broken micro-batch")
 
-    with pytest.raises(ValueError, match="broken part"):
-        parallel.weighted_sum([lambda: Tensor(1.0), fails], [0.5, 0.5], threads=2)
+    with pytest.raises(ValueError, match="broken micro-batch"):
+        parallel.values([lambda: Tensor(1.0), fails], threads=2)
 
 
 @pytest.mark.parametrize("late", [0, 1, 2])
@@ -185,7 +278,7 @@ def test_gradients_are_added_in_the_order_of_the_threads_not_of_arrival(late):
             time.sleep(0.05)
         return y
 
-    parallel.weighted_sum([lambda i=i: part(i) for i in range(3)], [1.0] * 3, threads=3).backward()
+    parallel.values_and_gradients([lambda i=i: part(i) for i in range(3)], [1.0] * 3, threads=3)
     assert x.grad[0] == (1e16 + 1.0) - 1e16
 
 
@@ -197,16 +290,16 @@ def test_cores_follow_the_matrix_librarys_own_setting():
 # -- recomputation -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("divides", [False, True])
+@pytest.mark.parametrize("compute", [whole, loss_and_grad])
 @pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.5}, {"use_dora": True}, {"target_modules": ["v_proj"]},
                                       {"target_modules": ["embed_tokens", "q_proj"]}])  # fmt: skip
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
-def test_recomputed_training_equals_stored_training_bit_for_bit(tiny_config, batch, settings, divides):
+def test_recomputed_training_equals_stored_training_bit_for_bit(tiny_config, batch, settings, compute):
     results = []
     for recompute in (False, True):
         model = adapted(llama.Llama(tiny_config, np.random.default_rng(0)), **settings)
-        model.model.recompute, model.divides = recompute, divides
-        results.append([gradients(model, batch) for _ in range(2)])
+        model.model.recompute = recompute
+        results.append([gradients(model, batch, compute) for _ in range(2)])
     for (loss, grads), (other_loss, other) in zip(*results, strict=True):
         assert loss == other_loss
         assert all(np.array_equal(grad, other[name]) for name, grad in grads.items())
@@ -226,7 +319,7 @@ def test_recomputation_keeps_one_input_per_block(tiny_config):
     sizes = []
     for recompute in (False, True):
         model = adapted(llama.Llama(tiny_config, np.random.default_rng(0)))
-        model.model.recompute, model.divides = recompute, False
+        model.model.recompute = recompute
         tracemalloc.start()
         loss = model.loss(IDS, IDS)
         sizes.append(tracemalloc.get_traced_memory()[0])

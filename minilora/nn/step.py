@@ -1,0 +1,103 @@
+"""One step of training, the same for jobs, benchmarks and memory reports; and a loss on all cores, with or without
+gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from ..engine.attention import Packing
+from ..engine.backend import Array, array_module, to_floats
+from ..engine.parallel import cores, values, values_and_gradients
+from ..engine.tensor import Tensor, no_grad
+from .llama import Llama
+from .optim import Optimizer, clip_grad_norm
+from .parts import Batch, Sample, micro_batches, pack
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss or the gradient of a step is not a finite number. what: "loss" or "gradient". value: the number."""
+
+    def __init__(self, what: str, value: float):
+        super().__init__(f"{what} became {value}")
+        self.what, self.value = what, value
+
+
+def loss_and_grad(model: Llama, input_ids: Array, labels: Array, packing: Packing | None = None) -> Tensor:
+    """Forward and back at once: return the loss, and add the gradients of whatever is trainable to its `.grad`.
+
+    The numbers are those of `loss = model.loss(input_ids, labels, packing); loss.backward()`. But the batch is computed
+    in micro-batches, on all cores, and what one keeps for backward is gone before the next begins. Sums are taken in a
+    fixed order: the same batch gives the same bits. On a GPU, and where rows differ by their place in the batch (inside
+    `mixed_batch`), the batch stays whole.
+
+    input_ids, labels, packing: as for `Llama.loss`. The returned tensor is a scalar without graph.
+
+    Raises ValueError for a batch that the model cannot read, RuntimeError when nothing is trainable or inside
+    `no_grad()`.
+    """
+    return Tensor(_loss_and_grad(model, Batch(*model.check_batch(input_ids, labels, packing), packing)))
+
+
+def training_step(
+    model: Llama, optimizer: Optimizer, batch: Batch | Sequence[Sample], max_norm: float = math.inf
+) -> tuple[float, float]:
+    """One step: forgotten gradients, forward and back, gradients clipped to a common norm of `max_norm`, the optimizer.
+
+    batch: a batch, or samples, which are divided into micro-batches first and packed then. Returns the loss and the
+    gradients' norm before clipping. Raises NotFiniteError when one of them is not finite, before any weight moves.
+    """
+    optimizer.zero_grad()
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported below
+        loss = _loss_and_grad(model, batch)
+        norm = clip_grad_norm(optimizer.parameters, max_norm)
+    value, norm = to_floats(loss, norm)  # the one time in a step that the host waits for a GPU
+    for what, number in (("loss", value), ("gradient", norm)):
+        if not math.isfinite(number):
+            raise NotFiniteError(what, number)
+    optimizer.step()
+    return value, norm
+
+
+def loss_without_grad(model: Llama, batch: Batch | Sequence[Sample]) -> float:
+    """The loss of a batch, or of samples, computed on all cores: for evaluation."""
+    batches = divided(model, batch)
+    with no_grad():
+        found = values([_loss_of(model, each) for each in batches], min(cores(), len(batches)))
+    return to_floats(sum(x * w for x, w in zip(found, _weights(batches), strict=True)))[0]
+
+
+def divided(model: Llama, batch: Batch | Sequence[Sample], threads: int | None = None) -> list[Batch]:
+    """The micro-batches in which a model computes a batch, or samples, in so many threads: None for all cores."""
+    arrays = [model.head_weight.data, *((batch.input_ids, batch.labels) if isinstance(batch, Batch) else ())]
+    on_host = all(array_module(x) is np for x in arrays)
+    if not on_host or any(module.rows_differ for _, module in model.named_modules()):
+        return [batch if isinstance(batch, Batch) else pack(batch)]
+    return micro_batches(batch, threads or cores())
+
+
+def _loss_and_grad(model: Llama, batch: Batch | Sequence[Sample]) -> Array:
+    batches = divided(model, batch)
+    if len(batches) == 1:  # here the matrix library may use all cores
+        loss = _loss_of(model, batches[0])()
+        loss.backward()
+        return loss.data
+    weights = _weights(batches)
+    found = values_and_gradients([_loss_of(model, each) for each in batches], weights, min(cores(), len(batches)))
+    return sum(x * w for x, w in zip(found, weights, strict=True))
+
+
+def _loss_of(model: Llama, batch: Batch) -> Callable[[], Tensor]:
+    return partial(model.loss, batch.input_ids, batch.labels, batch.packing)
+
+
+def _weights(batches: Sequence[Batch]) -> list[float]:
+    """Each micro-batch's share of the scored tokens."""
+    if len(batches) == 1:
+        return [1.0]  # nothing to count, for which a GPU would have to be waited for
+    scored = sum(batch.scored for batch in batches)
+    return [batch.scored / scored for batch in batches]
