@@ -18,7 +18,7 @@ from minilora.files.tensors import read_tensors
 from minilora.flags import from_flags
 from minilora.io import zoo
 from minilora.lora.peft import load_adapter
-from minilora.nn.llama import Llama
+from minilora.nn import step
 from minilora.train import finetune
 from minilora.train import generate as talk
 from minilora.train.data import DataError
@@ -293,14 +293,14 @@ class Breaker:
     """Lets the loss of the third training step fail: `how` is given the loss and returns another, or raises."""
 
     def __init__(self, monkeypatch, how):
-        self.steps, real = 0, Llama.loss
+        self.steps, real = 0, step._loss_and_grad
 
-        def loss(model, *inputs):
-            value = real(model, *inputs)
-            self.steps += value.requires_grad  # not while evaluating
-            return how(value) if value.requires_grad and self.steps == 3 else value
+        def loss_and_grad(model, batch):
+            loss = real(model, batch)
+            self.steps += 1
+            return how(loss) if self.steps == 3 else loss
 
-        monkeypatch.setattr(Llama, "loss", loss)
+        monkeypatch.setattr(step, "_loss_and_grad", loss_and_grad)
 
 
 def interrupt(loss):

@@ -16,6 +16,7 @@ from minilora.io.zoo import load
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter
+from minilora.nn import step
 from minilora.nn.module import sha256_of
 from minilora.pictures.run import run_picture
 from minilora.train import finetune as job
@@ -151,9 +152,7 @@ def test_a_loss_that_is_no_number_at_the_first_step_leaves_the_fresh_adapter(tin
 
 
 def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(tiny_config, monkeypatch):
-    from minilora.train import loop
-
-    real, calls, watched = loop.clip_grad_norm, [], Poison(at=99)  # never NaN: only keeps what it saw
+    real, calls, watched = step.clip_grad_norm, [], Poison(at=99)  # never NaN: only keeps what it saw
 
     def clip(parameters, max_norm):
         parameters = list(parameters)
@@ -162,7 +161,7 @@ def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(tiny_c
             parameters[0].grad[...] = np.nan
         return real(parameters, max_norm)
 
-    monkeypatch.setattr(loop, "clip_grad_norm", clip)
+    monkeypatch.setattr(step, "clip_grad_norm", clip)
     with pytest.raises(TrainingError, match=r"the gradient became nan at step 4 of 30: try a lower --lr"):
         run(tiny_config, poison=watched)
     assert same(adapter_state(watched.model, "default"), watched.seen[-1]) and len(watched.seen) == 4
