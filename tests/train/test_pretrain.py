@@ -108,16 +108,16 @@ def words(addresses):
 
 
 def test_the_same_text_gives_the_same_tokenizer_with_smollm2s_marks(addresses, words):
-    again = train_tokenizer([d.text for d in read_corpus(addresses, print)], 290)
-    assert again.core.to_str() == words.core.to_str()
+    second = train_tokenizer([d.text for d in read_corpus(addresses, print)], 290)
+    assert second.core.to_str() == words.core.to_str()
     assert [words.core.token_to_id(mark) for mark in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [0, 1, 2]
     assert (words.eos_id, words.pad_id, words.bos) == (2, 2, "<|im_start|>")
     assert len(words) == 290 and len(words.encode(" congress")) < 4  # merges were learned
 
 
 @settings(max_examples=100)
-@given(st.text())
-def test_any_text_comes_back_as_it_was(words, text):
+@given(st.text().filter(lambda text: "<|" not in text))
+def test_any_text_without_marks_comes_back_as_it_was(words, text):
     assert words.decode(words.encode(text)) == text
 
 
