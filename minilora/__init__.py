@@ -5,6 +5,45 @@
     ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name="legal", seed=0)
     loss = ml.loss_and_grad(model, input_ids, labels)
 
+Models
+  load               a model and its tokenizer: "tiny", "smollm2", a GGUF file or a Hugging Face folder
+  pull               fetch a named model, checked against its SHA-256
+  Config             the shape of a Llama model
+  Llama              the model: ids in, logits or a loss out
+  generate           an answer to a conversation
+
+Adapters
+  LoraConfig         rank, scale, target modules and variant of an adapter
+  add_adapter        put a new adapter on a model and freeze the base
+  set_adapter        choose which adapter is active, or mix several
+  disable_adapter    run the base alone
+  mixed_batch        another adapter for each row of a batch
+  merge_adapter      add the active adapter into the base's weights
+  unmerge_adapter    take it out again, to the bit
+  remove_adapter     forget an adapter
+  combine_adapters   make one adapter of several
+  delta_weight       what an adapter adds to one matrix
+  save_adapter       write an adapter as a folder that PEFT reads
+  load_adapter       read a PEFT folder or a llama.cpp adapter file
+  lora_plus          LoRA+: another learning rate for B than for A
+  count_parameters   trainable and frozen parameters
+  audit              prove what an adapter claims
+  AuditError         the first claim that does not hold
+
+Gradients
+  Tensor             an array that remembers how it was computed
+  op                 make a function of arrays, with its VJPs, an operation
+  no_grad            compute without remembering
+  gradcheck          compare gradients with measured derivatives
+  GradientError      the first gradient that is wrong: where, got, expected
+
+Training
+  loss_and_grad      the loss of a batch and its gradients, in micro-batches on all cores
+  Module             named parameters and submodules
+  Parameter          a tensor that a module owns
+  SGD                stochastic gradient descent
+  AdamW              Adam with decoupled weight decay
+
 Importing this package loads NumPy and no other third-party package; the rest is loaded by what needs it.
 """
 

@@ -1,0 +1,31 @@
+"""The examples in docstrings run and give what they show."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import minilora
+
+
+def modules_with_examples():
+    for found in pkgutil.walk_packages(minilora.__path__, "minilora."):
+        if not found.name.endswith("__main__"):
+            module = importlib.import_module(found.name)
+            if (shown := inspect.getsource(module).count(">>> ")) > 0:
+                yield pytest.param(module, shown, id=found.name)
+
+
+MODULES = list(modules_with_examples())
+
+
+def test_there_are_examples():
+    assert len(MODULES) > 5
+
+
+@pytest.mark.parametrize(("module", "shown"), MODULES)
+def test_every_example_of_a_module_gives_what_it_shows(module, shown):
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted == shown

@@ -1,0 +1,30 @@
+"""The public names: one list, a line on each in the package's docstring, and each with a docstring of its own."""
+
+import inspect
+import re
+
+import pytest
+
+import minilora
+
+DESCRIBED = dict(re.findall(r"^  (\w+)  +(\S.*)$", minilora.__doc__, re.MULTILINE))
+PUBLIC = sorted(set(minilora.__all__) - {"__version__"})
+
+
+def test_the_docstring_has_a_line_on_each_public_name_and_on_no_other():
+    assert len(PUBLIC) > 25 and sorted(DESCRIBED) == PUBLIC
+
+
+def test_what_is_imported_into_the_package_is_public():
+    def is_ours(value):
+        return not inspect.ismodule(value) and getattr(value, "__module__", "").startswith("minilora.")
+
+    assert sorted(name for name, value in vars(minilora).items() if is_ours(value)) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_public_name_says_what_it_does(name):
+    value = getattr(minilora, name)
+    text = inspect.getdoc(value) or ""
+    assert len(text.split()) >= 5, f"{name} has no docstring to speak of"
+    assert not text.startswith(f"{name}("), f"{name} has the docstring that dataclasses make up"
