@@ -1,12 +1,21 @@
 """Small models and samples that several test files use."""
 
 import numpy as np
+import pytest
+from hypothesis import strategies as st
 
 from minilora.engine.backend import beside, to_numpy
 from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import no_grad
+from minilora.lora.adapters import adapter_state
+from minilora.lora.config import LoraConfig
+from minilora.lora.layer import LoraLinear, new_weights
+from minilora.nn.layers import Linear
 from minilora.nn.llama import Llama
+from minilora.nn.module import Parameter
 from minilora.nn.parts import Sample
+
+IDS = np.arange(24).reshape(2, 12) * 7 % 64  # tokens for a vocabulary of 64
 
 
 def new_model(config, seed=0):
@@ -16,7 +25,7 @@ def new_model(config, seed=0):
     return model
 
 
-def logits(model, ids):
+def logits(model, ids=IDS):
     """What the model says of ids (B, T): (B, T, V) on the host, wherever its weights are."""
     with no_grad():
         return to_numpy(model(beside(model.head_weight.data, ids)[0]).data)
@@ -25,3 +34,68 @@ def logits(model, ids):
 def random_samples(rng, sizes=(12, 9, 15, 10, 8, 14), vocabulary=64):
     rows = [rng.integers(0, vocabulary, n).tolist() for n in sizes]
     return [Sample(tuple(row), (NOT_SCORED, NOT_SCORED, *row[2:])) for row in rows]
+
+
+# -- adapters ----------------------------------------------------------------------------------------------------------
+
+EMBED = ["embed_tokens"]
+
+
+def lora_config(r=3, lora_alpha=6, **settings):
+    return LoraConfig(r=r, lora_alpha=lora_alpha, **settings)
+
+
+def as_float64(model):
+    for _, parameter in model.named_parameters():
+        parameter.data = parameter.data.astype(np.float64)
+    return model
+
+
+def shaken(model, name="default", seed=9):
+    """Move everything that the adapter trains, as training would, and return the model."""
+    rng = np.random.default_rng(seed)
+    for array in adapter_state(model, name).values():
+        array += 0.1 * rng.standard_normal(array.shape).astype(array.dtype)
+    return model
+
+
+def one_layer(rng, m=5, n=6, bias=False, **settings):
+    """A float64 linear layer with one active adapter, and the adapter's weights."""
+    base = Linear(n, m, bias=bias)
+    base.weight.data = rng.standard_normal((m, n))
+    if bias:
+        base.bias.data = rng.standard_normal(m)
+    layer = LoraLinear(base)
+    weights = layer.adapters["a"] = new_weights("x", base, lora_config(r=2, **settings), rng)
+    layer.active = {"a": 1.0}
+    return layer, weights
+
+
+class Net(Llama):
+    """A Llama whose q and down projections have biases, which no Llama file has."""
+
+    def __init__(self, config, rng):
+        super().__init__(config, rng)
+        for block in self.model.layers:
+            for layer in (block.self_attn.q_proj, block.mlp.down_proj):
+                layer.bias = Parameter(rng.standard_normal(layer.out_features).astype(np.float32))
+
+
+VARIANTS = {
+    "DoRA": {"use_dora": True},
+    "DoRA with rsLoRA": {"use_dora": True, "use_rslora": True},
+    "DoRA on the embedding": {"use_dora": True, "target_modules": [*EMBED, "q_proj"]},
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "PiSSA with rsLoRA": {"init_lora_weights": "pissa", "use_rslora": True},
+    "DoRA from PiSSA": {"init_lora_weights": "pissa", "use_dora": True},
+    "embedding": {"target_modules": EMBED},
+    "embedding and matrices": {"target_modules": [*EMBED, "q_proj", "down_proj"], "use_rslora": True},
+    "dropout": {"lora_dropout": 0.4},
+    "DoRA with dropout": {"use_dora": True, "lora_dropout": 0.4},
+}
+every_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
+DTYPES = st.sampled_from([np.float32, np.float64])
+
+
+def tolerance(dtype):
+    return dict(rtol=1e-4, atol=1e-4) if dtype == np.float32 else dict(rtol=1e-10, atol=1e-10)

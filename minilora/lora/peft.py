@@ -160,8 +160,12 @@ def load_adapter(model: Llama, folder: str | Path, name: str = "default") -> Non
 def _restore_dropout(weights: Mapping[str, LoraWeights], path: Path) -> None:
     """Let dropout go on as `minilora.json` says; without one, or for a module that it does not name, it starts anew."""
     states = read_json(path).get("dropout", {}) if path.is_file() else {}
+    if not isinstance(states, dict):
+        raise ModelFileError(
+            f"{path}: dropout is a {type(states).__name__}, expected an object with an entry per module"
+        )
     for module, own in weights.items():
-        if own.dropout is not None and isinstance(states, dict) and module in states:
+        if own.dropout is not None and module in states:
             try:
                 own.dropout.restore(states[module])
             except (TypeError, ValueError, KeyError, AttributeError) as error:

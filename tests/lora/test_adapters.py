@@ -1,120 +1,125 @@
-"""The life of an adapter: disabled, merged, mixed in a batch, removed; and the audit that holds it to its promises."""
+"""Adapters on a model: no change at the start, a base that never moves, mixes that add up, additions that fail."""
+
+import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import EMBED, IDS, Net, as_float64, logits, shaken
+from models import lora_config as config
 
 import minilora as ml
-from minilora.lora.adapters import base_state, lora_modules
-from minilora.nn.layers import Linear
-from minilora.nn.module import sha256_of
-
-IDS = np.array([[1, 2, 3, 4], [9, 8, 7, 6], [5, 5, 6, 1]])
-
-
-@pytest.fixture
-def model(tiny_model):
-    for seed, name in enumerate(["legal", "support"]):
-        ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False), name, seed=seed)
-    return tiny_model
-
-
-def logits(model, which, ids=IDS):
-    ml.set_adapter(model, which)
-    return model(ids).data
-
-
-def test_merged_is_unmerged_and_the_base_comes_back_bit_for_bit(model):
-    before = sha256_of(base_state(model))
-    beside = logits(model, "legal")
-    ml.merge_adapter(model)
-    inside = model(IDS).data
-    ml.merge_adapter(model)
-    assert np.array_equal(model(IDS).data, inside)
-    assert not np.array_equal(model.state_dict()["model.layers.0.mlp.up_proj.weight"],
-                              base_state(model)["model.layers.0.mlp.up_proj.weight"])  # fmt: skip
-    np.testing.assert_allclose(inside, beside, atol=1e-5)
-    ml.unmerge_adapter(model)
-    ml.unmerge_adapter(model)
-    assert sha256_of(base_state(model)) == before
-    assert np.array_equal(model(IDS).data, beside)
-
-
-def test_a_merged_mix_is_the_weighted_sum(model):
-    mix = logits(model, {"legal": 0.7, "support": 0.3})
-    ml.merge_adapter(model)
-    np.testing.assert_allclose(model(IDS).data, mix, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "misuse",
-    [
-        lambda m: ml.set_adapter(m, "support"),
-        lambda m: ml.remove_adapter(m, "legal"),
-        lambda m: ml.add_adapter(m, ml.LoraConfig(r=1, lora_alpha=1), "third"),
-        lambda m: ml.mixed_batch(m, ["legal"]).__enter__(),
-    ],
+from minilora.engine.tensor import no_grad
+from minilora.lora.adapters import (
+    adapter_state,
+    add_adapter,
+    base_state,
+    install_adapter,
+    lora_modules,
+    merge_adapter,
+    merged_state,
+    plan_adapter,
+    remove_adapter,
+    set_adapter,
+    unmerge_adapter,
 )
-def test_while_merged_everything_else_is_refused(model, misuse):
-    ml.set_adapter(model, "legal")
-    ml.merge_adapter(model)
-    with pytest.raises(ValueError, match="unmerge_adapter"):
-        misuse(model)
+from minilora.nn.llama import Config, Llama
+from minilora.nn.module import sha256_of
+from minilora.nn.optim import SGD, AdamW
+
+QV = ["q_proj", "v_proj"]
 
 
-def test_merging_nothing_is_an_error(model):
-    ml.set_adapter(model, None)
-    with pytest.raises(ValueError, match="nothing to merge"):
-        ml.merge_adapter(model)
+def random(**settings):
+    """An adapter that changes the output from the start."""
+    return config(init_lora_weights=False, **settings)
 
 
-@pytest.mark.parametrize("merged", [False, True])
-def test_disabled_is_the_base_and_afterwards_all_is_as_before(model, merged):
-    base = logits(model, None)
-    expected = logits(model, "legal")
-    if merged:
-        ml.merge_adapter(model)
-        expected = model(IDS).data
-    with ml.disable_adapter(model):
-        assert np.array_equal(model(IDS).data, base)
-    assert np.array_equal(model(IDS).data, expected)
+def step(model, optimizer):
+    optimizer.zero_grad()
+    loss = model.loss(IDS, IDS)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
-def test_each_row_of_a_mixed_batch_is_what_it_is_alone(model):
-    names = ["support", None, "legal"]
-    alone = [logits(model, name, IDS[i : i + 1])[0] for i, name in enumerate(names)]
-    ml.set_adapter(model, "legal")
-    with ml.mixed_batch(model, names):
-        together = model(IDS).data
-    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
-    np.testing.assert_array_equal(model(IDS).data, logits(model, "legal"))
+def snapshot(model):
+    """Everything that adding an adapter may change: structure, arrays, what is trainable, what is active."""
+    return (
+        [(path, type(module)) for path, module in model.named_modules()],
+        {name: (id(p), p.requires_grad, p.data.tobytes()) for name, p in model.named_parameters()},
+        list(model.adapters),
+        {path: (list(m.adapters), dict(m.active)) for path, m in lora_modules(model).items()},
+    )
 
 
-def test_a_mixed_batch_of_an_unknown_adapter_is_refused(model):
-    with pytest.raises(ValueError, match="nobody"), ml.mixed_batch(model, ["nobody"]):
-        pass
+def updated_by_hand(model, factors):
+    """A plain Llama with W + sum of factor · alpha / r · B A in place of each adapted W."""
+    state = base_state(model)
+    for name, factor in factors.items():
+        arrays, settings = adapter_state(model, name), model.adapters[name].config
+        for path in {key.rpartition(".")[0] for key in arrays}:
+            update = arrays[f"{path}.lora_B"] @ arrays[f"{path}.lora_A"]
+            state[f"{path}.weight"] = state[f"{path}.weight"] + factor * settings.lora_alpha / settings.r * update
+    plain = Llama(model.config)
+    plain.load_state_dict(state)
+    return plain
 
 
-def test_removed_adapters_leave_the_plain_layers(model, rng):
-    base = logits(model, None)
-    ml.remove_adapter(model, "legal")
-    assert list(model.adapters) == ["support"]
-    ml.remove_adapter(model, "support")
-    assert lora_modules(model) == {}
-    assert type(model.model.layers[0].mlp.up_proj) is Linear
-    assert np.array_equal(model(IDS).data, base)
-    with pytest.raises(ValueError, match="no adapter called 'legal'"):
-        ml.remove_adapter(model, "legal")
+# -- the start ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_audit_passes_and_leaves_the_model_as_it_was(model):
-    ml.set_adapter(model, {"legal": 0.5})
-    before, trained = model(IDS).data, set(model.trainable_parameters())
-    report = ml.audit(model, "legal")
-    names = [name for name, _ in report.checks]
-    assert names == ["trainable", "scale", "count", "off", "start", "gradient", "merge", "file", "base"]
-    assert "scale=2 " in str(report)
-    assert np.array_equal(model(IDS).data, before)
-    assert set(model.trainable_parameters()) == trained
+STARTS = [
+    {},
+    {"r": 1, "lora_alpha": 64},
+    {"target_modules": QV},
+    {"use_rslora": True},
+    {"init_lora_weights": "gaussian"},
+    {"rank_pattern": {"down_proj": 1}, "alpha_pattern": {"up_proj": 3}},
+    {"target_modules": ["v_proj"], "layers_to_transform": 1},
+]
+
+
+@pytest.mark.parametrize("start", STARTS, ids=str)
+def test_a_fresh_adapter_leaves_the_output_bit_identical(tiny_model, start):
+    before = logits(tiny_model)
+    add_adapter(tiny_model, config(**start))
+    assert logits(tiny_model).tobytes() == before.tobytes()
+
+
+def test_a_fresh_adapter_with_b_not_zero_does_change_the_output(tiny_model):
+    before = logits(tiny_model)
+    add_adapter(tiny_model, random())
+    assert np.abs(logits(tiny_model) - before).max() > 1e-3
+
+
+@pytest.mark.parametrize("start", STARTS, ids=str)
+def test_at_the_start_the_gradient_of_a_is_exactly_zero_and_that_of_b_is_not(tiny_model, start):
+    add_adapter(tiny_model, config(**start))
+    tiny_model.loss(IDS, IDS).backward()
+    for name, parameter in tiny_model.trainable_parameters().items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any() == name.endswith("lora_B"), name
+
+
+@pytest.mark.parametrize("optimizer", [lambda p: SGD(p, 0.1), lambda p: AdamW(p, 0.01, weight_decay=0.0)])
+def test_the_first_step_moves_b_only_and_the_second_moves_a_too(tiny_model, optimizer):
+    add_adapter(tiny_model, config())
+    optimizer = optimizer(tiny_model.trainable_parameters())
+
+    def moved():
+        before = {name: array.copy() for name, array in tiny_model.state_dict().items()}
+        step(tiny_model, optimizer)
+        return {name for name, array in tiny_model.state_dict().items() if not np.array_equal(array, before[name])}
+
+    a, b = ({name for name in adapter_arrays(tiny_model) if name.endswith(end)} for end in ("lora_A", "lora_B"))
+    assert moved() == b
+    assert moved() == a | b
+
+
+def adapter_arrays(model):
+    return {name for name in model.state_dict() if ".adapters." in name}
 
 
 def test_every_b_moves_in_the_first_step(tiny_model):
@@ -130,43 +135,303 @@ def test_every_b_moves_in_the_first_step(tiny_model):
     assert changed == {key for key in after if key.endswith("lora_B")} and len(changed) == 14
 
 
+def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tiny_config):
+    def weights(seed):
+        model = Llama(tiny_config)
+        add_adapter(model, config(), seed=seed)
+        return sha256_of(adapter_state(model, "default"))
+
+    assert weights(1) == weights(1) != weights(2)
+
+
+def test_an_adapter_follows_the_dtype_of_its_model(tiny_model):
+    add_adapter(as_float64(tiny_model), config())
+    assert {array.dtype for array in tiny_model.state_dict().values()} == {np.dtype(np.float64)}
+    assert logits(tiny_model).dtype == np.float64
+
+
+# -- the base ----------------------------------------------------------------------------------------------------------
+
+
+def test_training_an_adapter_never_moves_the_base(tiny_model):
+    base = tiny_model.state_dict()
+    before, off = sha256_of(base), logits(tiny_model)
+    add_adapter(tiny_model, config(r=4, lora_alpha=8))
+    optimizer = AdamW(tiny_model.trainable_parameters(), lr=0.05)
+    losses = [step(tiny_model, optimizer) for _ in range(5)]
+    assert losses[-1] < losses[0] - 0.1  # it did learn
+    assert sha256_of(base_state(tiny_model)) == before
+    assert all(base_state(tiny_model)[name] is array for name, array in base.items())  # not even copied
+    set_adapter(tiny_model, None)
+    assert logits(tiny_model).tobytes() == off.tobytes()
+
+
+def test_the_fingerprint_sees_a_base_that_moved(tiny_model):
+    before = sha256_of(base_state(tiny_model))
+    tiny_model.model.layers[1].mlp.up_proj.weight.data[3, 4] += 1e-6
+    assert sha256_of(base_state(tiny_model)) != before
+
+
+def test_base_and_adapter_share_no_names_and_miss_none(tiny_model):
+    names = set(tiny_model.state_dict())
+    add_adapter(tiny_model, config())
+    assert set(base_state(tiny_model)) == names
+    assert set(tiny_model.state_dict()) - names == adapter_arrays(tiny_model) and adapter_arrays(tiny_model)
+
+
+def test_the_base_gets_no_gradient(tiny_model):
+    add_adapter(tiny_model, config())
+    tiny_model.loss(IDS, IDS).backward()
+    with_gradient = {name for name, p in tiny_model.named_parameters() if p.grad is not None}
+    assert with_gradient == adapter_arrays(tiny_model)
+
+
+# -- which modules -----------------------------------------------------------------------------------------------------
+
+
+def test_all_linear_finds_the_seven_matrices_of_every_block(tiny_model):
+    found = add_adapter(tiny_model, config())
+    assert len(found) == len(set(found)) == 14
+    assert {path.rpartition(".")[2] for path in found} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("targets", "adapted"),
+    [("all-linear", False), (r".*", True), (r".*embed_tokens", True), ([*EMBED, "q_proj"], True), (["q_proj"], False)],
+)
+def test_which_targets_reach_the_embedding(tiny_model, targets, adapted):
+    assert ("model.embed_tokens" in add_adapter(tiny_model, config(target_modules=targets))) == adapted
+
+
+@pytest.mark.parametrize("target", [["lm_head"], ["q_proj", "lm_head"], ("lm_head",)])
+def test_a_tied_head_is_refused_with_the_reason(tiny_model, target):
+    with pytest.raises(ValueError, match=r"shares its matrix with the input embedding.*leave 'lm_head' out"):
+        add_adapter(tiny_model, config(target_modules=target))
+    assert not tiny_model.adapters and not lora_modules(tiny_model)
+
+
+def test_an_untied_head_can_be_adapted(tiny_config, rng):
+    model = Llama(dataclasses.replace(tiny_config, tie_word_embeddings=False), rng)
+    ids = np.arange(8)[None]
+    logits, loss = model(ids).data, model.loss(ids, ids).item()
+    assert add_adapter(model, config(target_modules=["lm_head"])) == ["lm_head"]
+    np.testing.assert_array_equal(model(ids).data, logits)
+    assert model.loss(ids, ids).item() == pytest.approx(loss, rel=1e-6)
+    model.loss(ids, ids).backward()
+    gradients = {name.rpartition(".")[2]: p.grad for name, p in model.trainable_parameters().items()}
+    assert gradients.keys() == {"lora_A", "lora_B"} and np.abs(gradients["lora_B"]).max() > 0
+    share = model.lm_head.adapters["default"]
+    share.lora_B.data -= gradients["lora_B"]
+    update = model.model(ids).data @ share.lora_A.data.T @ share.lora_B.data.T * (8 / 4)
+    np.testing.assert_allclose(model(ids).data, logits + update, rtol=1e-4, atol=1e-6)
+    assert model.loss(ids, ids).item() < loss - 1e-3
+
+
+def test_patterns_reach_the_weights(tiny_model):
+    add_adapter(tiny_model, config(r=4, lora_alpha=8, rank_pattern={"q_proj": 2}, alpha_pattern={"k_proj": 32}))
+    weights = {path.rpartition(".")[2]: m.adapters["default"] for path, m in lora_modules(tiny_model).items()}
+    assert [(weights[k].rank, weights[k].scale) for k in ("q_proj", "k_proj", "v_proj")] == [
+        (2, 4.0),
+        (4, 8.0),
+        (4, 2.0),
+    ]
+
+
+# -- several adapters --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(tiny_model):
+    """A float64 model with three adapters that overlap in part, and its output before."""
+    before = logits(as_float64(tiny_model))
+    add_adapter(tiny_model, random(r=4, lora_alpha=2), name="legal", seed=1)
+    add_adapter(tiny_model, random(r=2, lora_alpha=3, target_modules=QV), name="support", seed=2)
+    add_adapter(tiny_model, random(r=3, lora_alpha=1, target_modules=["down_proj"]), name="medical", seed=3)
+    return tiny_model, before
+
+
+@pytest.mark.parametrize(
+    "which",
+    ["legal", "support", "medical", {"legal": 1.0}, {"legal": 0.7, "support": 0.3}, {"support": -1.0, "medical": 2.0},
+     {"legal": 0.2, "support": 0.3, "medical": 0.5}, {"legal": 0.0}],
+    ids=str,
+)  # fmt: skip
+def test_the_output_is_that_of_the_base_plus_the_weighted_updates(three, which):
+    model, before = three
+    set_adapter(model, which)
+    expected = logits(updated_by_hand(model, {which: 1.0} if isinstance(which, str) else which))
+    np.testing.assert_allclose(logits(model), expected, rtol=1e-10, atol=1e-12)
+    assert which == {"legal": 0.0} or np.abs(expected - before).max() > 1e-3
+
+
+@given(weights=st.lists(st.floats(-2, 2), min_size=3, max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_a_mix_of_any_weights_adds_up(weights):
+    shape = Config(32, 16, 16, 1, 2, 1)
+    model = as_float64(Llama(shape, np.random.default_rng(0)))
+    names = ["legal", "support", "medical"]
+    for i, name in enumerate(names):
+        add_adapter(model, random(r=i + 1, lora_alpha=2), name=name, seed=i)
+    mix = dict(zip(names, weights, strict=True))
+    set_adapter(model, mix)
+    ids = IDS % 32
+    with no_grad():
+        np.testing.assert_allclose(model(ids).data, updated_by_hand(model, mix)(ids).data, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("wrong", [8.0, 8 / 4 / 4, 1.0], ids=["alpha", "alpha/r/r", "1"])
+def test_a_scale_other_than_alpha_over_r_is_caught(tiny_model, wrong):
+    add_adapter(as_float64(tiny_model), random(r=4, lora_alpha=8))
+    expected = logits(updated_by_hand(tiny_model, {"default": 1.0}))
+    for module in lora_modules(tiny_model).values():
+        module.adapters["default"].scale = wrong
+    assert np.abs(logits(tiny_model) - expected).max() > 1e-3
+
+
+def test_no_adapter_is_the_base_to_the_last_bit(three):
+    model, before = three
+    for which in (None, {}):
+        set_adapter(model, which)
+        assert logits(model).tobytes() == before.tobytes()
+        assert not model.trainable_parameters()
+
+
+def test_the_latest_adapter_is_the_active_one(three):
+    model, _ = three
+    assert list(model.adapters) == ["legal", "support", "medical"]
+    latest = logits(model)
+    set_adapter(model, "medical")
+    np.testing.assert_array_equal(logits(model), latest)
+
+
+@pytest.mark.parametrize("which", ["legal", "support", "medical"])
+def test_only_the_active_adapter_is_trainable(three, which):
+    model, _ = three
+    set_adapter(model, which)
+    names = model.trainable_parameters()
+    assert names and all(f".adapters.{which}.lora_" in name for name in names)
+    assert len(names) == len(adapter_state(model, which))
+
+
+def test_a_mix_is_for_inference(three):
+    model, _ = three
+    set_adapter(model, {"legal": 0.5, "support": 0.5})
+    assert not model.trainable_parameters()
+
+
+def test_training_one_adapter_leaves_the_others_alone(three):
+    model, _ = three
+    set_adapter(model, "support")
+    before = {name: sha256_of(adapter_state(model, name)) for name in model.adapters}
+    step(model, AdamW(model.trainable_parameters(), lr=0.01))
+    after = {name: sha256_of(adapter_state(model, name)) for name in model.adapters}
+    assert [name for name in before if before[name] != after[name]] == ["support"]
+
+
+@pytest.mark.parametrize("which", ["absent", {"legal": 1.0, "absent": 0.1}, ""])
+def test_choosing_an_adapter_that_is_not_there_is_an_error_and_changes_nothing(three, which):
+    model, _ = three
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="legal, support, medical"):
+        set_adapter(model, which)
+    assert snapshot(model) == before
+
+
+# -- additions that fail -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "message"),
     [
-        {},
-        {"use_rslora": True},
-        {"use_dora": True},
-        {"init_lora_weights": "pissa"},
-        {"init_lora_weights": "gaussian", "lora_dropout": 0.5},
-        {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"up_proj": 7}},
-        {"target_modules": ["embed_tokens", "q_proj"]},
-        {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True},
+        ({"target_modules": ["q_proj", "v_prj"]}, "new", "v_prj"),
+        ({"target_modules": ["lm_head"]}, "new", "input embedding"),
+        ({"rank_pattern": {"down_proj": 33}}, "new", "r=33"),
+        ({"layers_to_transform": 2}, "new", "no module"),
+        ({}, "", "name"),
+        ({}, "a.b", "name"),
     ],
     ids=str,
 )
-def test_the_audit_passes_for_every_variant_before_and_after_a_step(tiny_model, settings):
-    ml.add_adapter(tiny_model, ml.LoraConfig(**({"r": 2, "lora_alpha": 4} | settings)), "legal")
-    ml.audit(tiny_model, "legal")
-    optimizer = ml.AdamW(tiny_model.trainable_parameters(), lr=1e-2)
-    tiny_model.loss(IDS, IDS).backward()
-    optimizer.step()
-    ml.audit(tiny_model, "legal")
+@pytest.mark.parametrize("others", [[], ["legal"]])
+def test_an_addition_that_fails_changes_nothing(tiny_model, settings, name, message, others):
+    for other in others:
+        add_adapter(tiny_model, random(target_modules=QV), name=other)
+    before = snapshot(tiny_model)
+    with pytest.raises(ValueError, match=message):
+        add_adapter(tiny_model, config(**settings), name=name)
+    assert snapshot(tiny_model) == before
 
 
-@pytest.mark.parametrize("change", [0.0, 0.5])
-def test_the_table_peft_saves_beside_an_adapted_embedding_must_be_the_bases(tiny_model, tmp_path, change):
-    from minilora.files.disk import ModelFileError
-    from minilora.files.tensors import read_tensors, write_tensors
+def test_a_name_is_given_once(tiny_model):
+    add_adapter(tiny_model, random(), name="legal")
+    before = snapshot(tiny_model)
+    with pytest.raises(ValueError, match="'legal' already"):
+        add_adapter(tiny_model, config(target_modules=["q_proj"]), name="legal")
+    assert snapshot(tiny_model) == before
 
-    ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, target_modules=["embed_tokens"]), "words")
-    ml.save_adapter(tiny_model, tmp_path, "words")
-    file = tmp_path / "adapter_model.safetensors"
-    copy = base_state(tiny_model)["model.embed_tokens.weight"] + np.float32(change)
-    write_tensors(file, read_tensors(file) | {"base_model.model.model.embed_tokens.base_layer.weight": copy})
-    if change:
-        with pytest.raises(ModelFileError, match="another base"):
-            ml.load_adapter(tiny_model, tmp_path, "again")
-        assert list(tiny_model.adapters) == ["words"]
-    else:
-        ml.load_adapter(tiny_model, tmp_path, "again")
-        assert np.array_equal(logits(tiny_model, "again"), logits(tiny_model, "words"))
+
+@pytest.mark.parametrize(
+    ("planned", "installed", "message"),
+    [
+        ({}, {"use_dora": True}, "ask for use_dora"),
+        ({"use_dora": True}, {}, "do not ask for use_dora"),
+        ({}, {"init_lora_weights": "pissa"}, "ask for init_lora_weights"),
+        ({"init_lora_weights": "pissa"}, {}, "do not ask for init_lora_weights"),
+    ],
+)
+def test_weights_of_another_variant_than_the_settings_are_refused(tiny_model, planned, installed, message):
+    weights = plan_adapter(tiny_model, config(**planned), "x")
+    with pytest.raises(ValueError, match=message):
+        install_adapter(tiny_model, config(**installed), "x", weights)
+    assert not lora_modules(tiny_model) and not tiny_model.adapters
+
+
+def test_weights_for_another_kind_of_module_are_refused(tiny_model):
+    of_matrix = plan_adapter(tiny_model, config(target_modules=["q_proj"]), "x")
+    of_table = plan_adapter(tiny_model, config(target_modules=EMBED), "x")
+    path = "model.layers.0.self_attn.q_proj"
+    for weights in ({"model.embed_tokens": of_matrix[path]}, {path: of_table["model.embed_tokens"]}):
+        with pytest.raises(ValueError, match="another kind"):
+            install_adapter(tiny_model, config(), "x", weights)
+        assert not lora_modules(tiny_model)
+
+
+# -- biases ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bias", "targets", "count"),
+    [("none", ["q_proj", "v_proj"], 0), ("lora_only", ["q_proj", "v_proj"], 2), ("all", "all-linear", 4)],
+)
+@pytest.mark.parametrize("extra", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}], ids=str)
+def test_biases_learn_as_asked_and_the_bases_stay(tiny_config, rng, bias, targets, count, extra):
+    model = as_float64(Net(tiny_config, rng))
+    before, digest = logits(model), sha256_of(base_state(model))
+    add_adapter(model, config(bias=bias, target_modules=targets, **extra))
+    np.testing.assert_allclose(logits(model), before, rtol=1e-12, atol=1e-12)
+    assert len([name for name in model.trainable_parameters() if name.endswith(".bias")]) == count
+    adapted = logits(shaken(model))
+    merge_adapter(model)
+    np.testing.assert_allclose(logits(model), adapted, rtol=1e-9, atol=1e-11)
+    assert sha256_of(base_state(model)) == digest
+    plain = Net(tiny_config, rng)
+    plain.load_state_dict(merged_state(model))
+    np.testing.assert_allclose(logits(plain), adapted, rtol=1e-9, atol=1e-11)
+    unmerge_adapter(model)
+    remove_adapter(model, "default")
+    assert sha256_of(model.state_dict()) == digest and logits(model).tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_a_model_without_biases_trains_nothing_extra(tiny_model, bias):
+    add_adapter(tiny_model, config(bias=bias))
+    assert {name.rpartition(".")[2] for name in tiny_model.trainable_parameters()} == {"lora_A", "lora_B"}
+
+
+def test_a_bias_that_no_adapter_could_own_is_refused(tiny_config, rng):
+    model = Net(tiny_config, rng)
+    with pytest.raises(ValueError, match=r"bias of model\.layers\.0\.mlp\.down_proj"):
+        add_adapter(model, config(bias="all", target_modules=["q_proj"]))
+    assert not lora_modules(model)

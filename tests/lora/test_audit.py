@@ -11,30 +11,28 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import strictarray
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from models import IDS, Net, logits
 
+import minilora as ml
 from minilora.cost.counts import count_parameters
 from minilora.engine import fused, ops, tensor
 from minilora.engine.examples import EXAMPLES
 from minilora.engine.gradcheck import gradcheck
-from minilora.engine.tensor import OPS, Tensor, no_grad, op
+from minilora.engine.tensor import OPS, Tensor, op
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf import to_pairs
 from minilora.files.tensors import read_tensors, write_tensors
 from minilora.lora import adapters, layer, llamacpp, peft, variants
-from minilora.lora.adapters import adapter_state, add_adapter, base_state, merge_adapter, merged_state, unmerge_adapter
+from minilora.lora.adapters import adapter_state, add_adapter, base_state, is_merged, merge_adapter, merged_state
 from minilora.lora.audit import AuditError, _Audit, audit
 from minilora.lora.config import LoraConfig
-from minilora.lora.layer import LoraLayer, LoraLinear, LoraWeights, new_weights
+from minilora.lora.layer import LoraLayer, LoraWeights
 from minilora.lora.peft import load_adapter, save_adapter
-from minilora.nn.layers import Linear
 from minilora.nn.llama import Block, Config, Llama
 from minilora.nn.module import Module, sha256_of
 from minilora.nn.optim import AdamW
 
 SHAPE = Config(64, 32, 48, 2, 4, 2, max_position_embeddings=128)
-IDS = np.arange(24).reshape(2, 12) * 7 % 64
 ALL_CHECKS = _Audit.CHECKS
 NUMBERS = 64 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32) + 32  # of SHAPE, the tied embedding once
 
@@ -51,11 +49,6 @@ def adapted(**settings):
     model = new_model()
     add_adapter(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "init_lora_weights": False} | settings))
     return model
-
-
-def logits(model):
-    with no_grad():
-        return model(IDS).data
 
 
 def refused(error, f, *inputs, **settings):
@@ -463,77 +456,109 @@ def test_without_the_mistake_the_same_check_passes(check, tmp_path):
     check(tmp_path)
 
 
-# -- what holds for every shape, rank, scale, dtype and choice of targets ----------------------------------------------
-
-DTYPES = st.sampled_from([np.float32, np.float64])
-SIZES = st.integers(1, 12)
+# -- the audit itself --------------------------------------------------------------------------------------------------
 
 
-def tolerance(dtype):
-    return dict(rtol=1e-4, atol=1e-4) if dtype == np.float32 else dict(rtol=1e-10, atol=1e-10)
+@pytest.fixture
+def model(tiny_model):
+    for seed, name in enumerate(["legal", "support"]):
+        ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False), name, seed=seed)
+    return tiny_model
 
 
-@given(m=SIZES, n=SIZES, rows=SIZES, data=st.data(), alpha=st.floats(0.1, 64), dtype=DTYPES,
-       rslora=st.booleans(), dora=st.booleans())  # fmt: skip
-@settings(max_examples=60, deadline=None)
-def test_a_layer_computes_its_formula_and_merging_it_changes_nothing(m, n, rows, data, alpha, dtype, rslora, dora):
-    rng = np.random.default_rng(0)
-    r = data.draw(st.integers(1, min(m, n)))
-    base = Linear(n, m, rng=rng, std=1.0)
-    base.weight.data = base.weight.data.astype(dtype)
-    config = LoraConfig(r=r, lora_alpha=alpha, use_rslora=rslora, use_dora=dora, init_lora_weights=False)
-    lora = LoraLinear(base)
-    share = lora.adapters["a"] = new_weights("x", base, config, rng)
-    x, w = rng.standard_normal((rows, n)).astype(dtype), base.weight.data.copy()
-    assert np.array_equal(lora(x).data, base(x).data)  # nothing is active
-    lora.active = {"a": 1.0}
-    y = lora(x).data
-    assert y.dtype == dtype and y.shape == (rows, m)
-    full = w + alpha / (r**0.5 if rslora else r) * share.lora_B.data @ share.lora_A.data
-    if dora:
-        full *= (share.lora_magnitude_vector.data / np.linalg.norm(full, axis=1))[:, None]
-    scale = max(1.0, float(np.abs(full).max())) * n
-    np.testing.assert_allclose(y / scale, x @ full.T / scale, **tolerance(dtype))
-    for _ in range(2):  # twice is once
-        lora.merge()
-        np.testing.assert_allclose(lora(x).data / scale, y / scale, **tolerance(dtype))
-    lora.unmerge()
-    assert lora.weight.data.tobytes() == w.tobytes() and lora(x).data.tobytes() == y.tobytes()
+def test_the_audit_passes_and_leaves_the_model_as_it_was(model):
+    ml.set_adapter(model, {"legal": 0.5})
+    before, trained = model(IDS).data, set(model.trainable_parameters())
+    report = ml.audit(model, "legal")
+    names = [name for name, _ in report.checks]
+    assert names == ["trainable", "scale", "count", "off", "start", "gradient", "merge", "file", "base"]
+    assert "scale=2 " in str(report)
+    assert np.array_equal(model(IDS).data, before)
+    assert set(model.trainable_parameters()) == trained
+    assert report.base_sha256 == sha256_of(base_state(model)) and repr(report) == str(report)
 
 
-KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens"]
-SMALL = Config(32, 16, 24, 2, 4, 2, max_position_embeddings=32)
+def test_the_audit_leaves_a_merged_model_merged_and_a_mode_and_a_mix_as_they_were(model):
+    mix = {"legal": 0.5, "support": 0.25}
+    ml.set_adapter(model, mix)
+    model.model.layers[0].eval()
+    ml.merge_adapter(model)
+    before, modes = logits(model), [module.training for _, module in model.named_modules()]
+    ml.audit(model, "support")
+    assert is_merged(model) and np.array_equal(logits(model), before)
+    assert {name: adapter.factor for name, adapter in model.adapters.items()} == mix
+    assert [module.training for _, module in model.named_modules()] == modes and len(set(modes)) == 2
 
 
-@given(r=st.integers(1, 8), alpha=st.floats(0.5, 64), targets=st.sets(st.sampled_from(KINDS), min_size=1),
-       dtype=DTYPES, rslora=st.booleans(), dora=st.booleans(), seed=st.integers(0, 9))  # fmt: skip
-@settings(max_examples=25, deadline=None)
-def test_save_and_load_merge_and_unmerge_bring_back_every_bit(
-    tmp_path_factory, r, alpha, targets, dtype, rslora, dora, seed
-):
-    def model():
-        plain = Llama(SMALL, np.random.default_rng(1))
-        for _, parameter in plain.named_parameters():
-            parameter.data = parameter.data.astype(dtype)
-        return plain
+def test_an_audit_in_mid_training_changes_no_holes_of_dropout_and_leaves_no_gradient():
+    losses = []
+    for audits in (False, True):
+        model = adapted(lora_dropout=0.5)
+        model.loss(IDS, IDS).backward()
+        if audits:
+            audit(model, "default")
+            assert all(p.grad is None for _, p in model.named_parameters())
+        losses.append(model.loss(IDS, IDS).item())
+    assert losses[0] == losses[1]
 
-    def output(model):
-        with no_grad():
-            return model(IDS % 32).data
 
-    here, there, folder = model(), model(), tmp_path_factory.mktemp("adapter")
-    digest = sha256_of(base_state(here))
-    chosen = LoraConfig(r=r, lora_alpha=alpha, target_modules=sorted(targets), use_rslora=rslora, use_dora=dora,
-                        init_lora_weights=False)  # fmt: skip
-    add_adapter(here, chosen, seed=seed)
-    save_adapter(here, folder)
-    load_adapter(there, folder)
-    wanted, got = adapter_state(here, "default"), adapter_state(there, "default")
-    assert wanted.keys() == got.keys() and all(got[k].tobytes() == wanted[k].tobytes() for k in wanted)
-    before = output(here)
-    assert before.dtype == dtype and output(there).tobytes() == before.tobytes()
-    merge_adapter(there)
-    scale = max(1.0, float(np.abs(before).max()))
-    np.testing.assert_allclose(output(there) / scale, before / scale, **tolerance(dtype))
-    unmerge_adapter(there)
-    assert output(there).tobytes() == before.tobytes() and sha256_of(base_state(there)) == digest
+def test_the_base_is_fingerprinted_twice_and_no_more(model, monkeypatch):
+    from minilora.lora import audit as module
+
+    digests = []
+    monkeypatch.setattr(module, "sha256_of", lambda state: digests.append(sha256_of(state)) or digests[-1])
+    report = ml.audit(model, "legal")
+    assert digests == [report.base_sha256] * 2
+
+
+def test_a_base_that_a_check_changed_in_place_is_noticed_at_the_end(model, monkeypatch):
+    real = LoraLayer.unmerge
+
+    def unmerge(self):
+        real(self)
+        self.weight.data.reshape(-1)[0] += 1
+
+    monkeypatch.setattr(LoraLayer, "unmerge", unmerge)
+    with pytest.raises(AuditError, match="^base: the weights changed"):
+        monkeypatch.setattr(_Audit, "CHECKS", ("merge",))
+        ml.audit(model, "legal")
+
+
+def test_the_audit_of_an_adapter_that_is_not_there_names_those_that_are(model):
+    with pytest.raises(ValueError, match="no adapter called 'nobody'; it has: legal, support"):
+        ml.audit(model, "nobody")
+
+
+@pytest.mark.parametrize("bias", ["none", "lora_only"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_report_counts_factors_and_vectors(tiny_config, rng, bias, dora):
+    model = Net(tiny_config, rng)
+    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], bias=bias, use_dora=dora))
+    found = dict(ml.audit(model, "default").checks)["count"]
+    vectors = 2 * 32 * ((bias != "none") + dora)
+    assert found == f"{256 + vectors} parameters = r (m + n) summed over 2 matrices" + (
+        f" + {vectors} in vectors" if vectors else ""
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "gaussian", "lora_dropout": 0.5},
+        {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"up_proj": 7}},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True},
+    ],
+    ids=str,
+)
+def test_the_audit_passes_for_every_variant_before_and_after_a_step(tiny_model, settings):
+    ml.add_adapter(tiny_model, ml.LoraConfig(**({"r": 2, "lora_alpha": 4} | settings)), "legal")
+    ml.audit(tiny_model, "legal")
+    optimizer = ml.AdamW(tiny_model.trainable_parameters(), lr=1e-2)
+    tiny_model.loss(IDS, IDS).backward()
+    optimizer.step()
+    ml.audit(tiny_model, "legal")

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from models import Net
 
 import minilora as ml
-from minilora.lora.adapters import lora_modules
+from minilora.lora.adapters import adapter_weights, base_state, lora_modules
+from minilora.nn.llama import Llama
 
 IDS = np.array([[1, 2, 3, 4, 5, 6]])
 
@@ -74,7 +76,17 @@ def test_a_combination_is_saved_and_loaded_like_any_adapter(two, tmp_path):
         ((["legal", "support"], [1, 1], "ties"), "method must be one of"),
         ((["legal", "support"], [1, 1], "linear"), "one rank"),
         ((["legal", "support"], [1, -1], "linear"), "positive"),
+        ((["legal", "support"], [1, 0], "linear"), "positive"),
+        ((["legal", "support"], [1, float("nan")], "cat"), "finite"),
+        ((["legal", "support"], [1, float("inf")], "linear"), "finite"),
+        (([], [], "cat"), "one weight for each name"),
         ((["legal", "support"], [1, 1], "cat", "legal"), "already"),
+        ((["legal", "support"], [1, 1], "cat", "a.b"), "without dots"),
+        ((["legal", "support"], [1, 1], "cat", ""), "non-empty"),
+        ((["legal", "support"], [1, 1], "cat", "new", 4), "rank is how many"),
+        ((["legal", "support"], [1, 1], "linear", "new", 2), "rank is how many"),
+        ((["legal", "support"], [1, 1], "svd", "new", 0), "at least 1"),
+        ((["legal", "support"], [1, 1], "svd", "new", -1), "at least 1"),
     ],
 )
 def test_misuse_is_one_clear_error_and_changes_nothing(two, arguments, message):
@@ -82,3 +94,95 @@ def test_misuse_is_one_clear_error_and_changes_nothing(two, arguments, message):
     with pytest.raises(ValueError, match=message):
         ml.combine_adapters(two, *arguments)
     assert list(two.adapters) == before
+
+
+def test_the_error_of_a_combination_is_its_largest(two):
+    made = ml.combine_adapters(two, ["legal", "support"], [0.7, 0.3], "svd", name="small", rank=1)
+    assert made.error == max(made.errors.values()) > min(made.errors.values()) > 0
+    assert f"off the exact sum by {made.error:.2g} at most" in repr(made) and "rank 1 in 4 modules" in repr(made)
+
+
+def test_svd_keeps_the_largest_rank_if_none_is_given(two):
+    assert set(ml.combine_adapters(two, ["legal", "support"], [0.7, 0.3], "svd").ranks.values()) == {3}
+
+
+def test_svd_never_keeps_more_than_there_is(two):
+    assert set(ml.combine_adapters(two, ["legal", "support"], [0.7, 0.3], "svd", rank=9).ranks.values()) == {5}
+
+
+KINDS = {
+    "rsLoRA": {"use_rslora": True},
+    "ranks and alphas by pattern": {"rank_pattern": {"q_proj": 1, "down_proj": 4}, "alpha_pattern": {"q_proj": 3}},
+    "a selection": {"target_modules": "all-linear", "exclude_modules": ["up_proj"], "layers_to_transform": 1},
+    "a pattern": {"target_modules": r".*\.(q|v)_proj"},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "dropout": {"lora_dropout": 0.5},
+    "a bias that no layer has": {"bias": "all"},
+}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["named first", "named last"])
+@pytest.mark.parametrize("method", ["cat", "svd"])
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS.keys())
+def test_a_combination_of_any_kinds_is_the_sum_and_comes_back_from_its_file(
+    tiny_model, tiny_config, rng, settings, method, first, tmp_path
+):
+    settings = {"r": 2, "lora_alpha": 5, "init_lora_weights": False} | settings
+    ml.add_adapter(tiny_model, ml.LoraConfig(**settings), "kind", seed=1)
+    plain = ml.LoraConfig(r=3, lora_alpha=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    ml.add_adapter(tiny_model, plain, "plain", seed=2)
+    tiny_model.eval()
+    names, weights = ["kind", "plain"][:: 1 if first else -1], [0.75, -0.5][:: 1 if first else -1]
+    expected = logits(tiny_model, dict(zip(names, weights, strict=True)))
+    made = ml.combine_adapters(tiny_model, names, weights, method, "both", rank=7 if method == "svd" else None)
+    assert made.error < 1e-5
+    combined = logits(tiny_model, "both")
+    np.testing.assert_allclose(combined, expected, atol=1e-5)
+    for path, weights_of in adapter_weights(tiny_model, "both").items():
+        assert weights_of.scale == tiny_model.adapters["both"].config.scale_of(path) == 1
+        assert weights_of.dropout is None
+    assert ml.audit(tiny_model, "both")
+    other = Llama(tiny_config)
+    other.load_state_dict(base_state(tiny_model))
+    ml.load_adapter(other, ml.save_adapter(tiny_model, tmp_path, "both"), "there")
+    assert np.array_equal(logits(other, "there"), combined)
+    other.train()
+    with_graph = other(IDS).data  # no dropout has come with it
+    assert np.array_equal(with_graph, combined)
+
+
+def test_ranks_that_add_up_to_more_than_a_matrix_can_have_are_kept_to_that_and_exact(tiny_model, tmp_path):
+    for seed, name in enumerate(["a", "b"]):
+        config = ml.LoraConfig(r=12, lora_alpha=12, target_modules=["k_proj", "q_proj"], init_lora_weights=False)
+        ml.add_adapter(tiny_model, config, name, seed=seed)  # k is 16 x 32, q 32 x 32
+    expected = logits(tiny_model, {"a": 1.0, "b": 1.0})
+    made = ml.combine_adapters(tiny_model, ["a", "b"], [1, 1], "cat", name="both")
+    assert sorted(set(made.ranks.values())) == [16, 24] and made.error < 1e-5
+    np.testing.assert_allclose(logits(tiny_model, "both"), expected, atol=1e-4)
+    ml.load_adapter(tiny_model, ml.save_adapter(tiny_model, tmp_path, "both"), "there")
+    assert np.array_equal(logits(tiny_model, "there"), logits(tiny_model, "both"))
+
+
+@pytest.mark.parametrize(
+    "variant", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"bias": "lora_only"}], ids=str
+)
+def test_what_is_no_plain_lora_is_refused_by_name(tiny_config, rng, variant):
+    model = Net(tiny_config, rng)
+    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"]), "plain")
+    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], **variant), "other")
+    for names in (["plain", "other"], ["other", "plain"]):
+        with pytest.raises(ValueError, match="adapter 'other' is no plain LoRA"):
+            ml.combine_adapters(model, names, [1, 1])
+    assert list(model.adapters) == ["plain", "other"]
+
+
+def test_linear_of_adapters_on_different_modules_is_refused(two):
+    config = ml.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False)
+    ml.add_adapter(two, config, "less")
+    with pytest.raises(ValueError, match=r"one rank on model.layers.0.mlp.down_proj"):
+        ml.combine_adapters(two, ["legal", "less"], [1, 1], "linear")
+
+
+def test_updates_that_cancel_have_no_error(two):
+    made = ml.combine_adapters(two, ["legal", "legal"], [1.0, -1.0], "cat", name="none")
+    assert made.error == 0 and set(made.ranks.values()) == {4}

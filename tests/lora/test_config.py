@@ -3,16 +3,11 @@
 import dataclasses
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.lora.adapters import add_adapter, lora_modules
 from minilora.lora.config import LoraConfig, find_targets
-from minilora.lora.layer import new_weights
-from minilora.nn.layers import Linear
-from minilora.nn.llama import Llama
 
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PARTS = {kind: "self_attn" if i < 4 else "mlp" for i, kind in enumerate(KINDS)}
@@ -134,37 +129,6 @@ def test_names_and_layers_select_their_intersection(kinds, layers):
     assert found(target_modules=sorted(kinds), layers_to_transform=sorted(layers)) == of(*kinds, layers=layers)
 
 
-def test_all_linear_finds_the_seven_matrices_of_every_block(tiny_model):
-    assert add_adapter(tiny_model, config()) == of(*KINDS, layers=[0, 1])
-
-
-# -- the head ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("target", [["lm_head"], ["q_proj", "lm_head"], ("lm_head",)])
-def test_a_tied_head_is_refused_with_the_reason(tiny_model, target):
-    with pytest.raises(ValueError, match=r"shares its matrix with the input embedding.*leave 'lm_head' out"):
-        add_adapter(tiny_model, config(target_modules=target))
-    assert not tiny_model.adapters and not lora_modules(tiny_model)
-
-
-def test_an_untied_head_can_be_adapted(tiny_config, rng):
-    model = Llama(dataclasses.replace(tiny_config, tie_word_embeddings=False), rng)
-    ids = np.arange(8)[None]
-    logits, loss = model(ids).data, model.loss(ids, ids).item()
-    assert add_adapter(model, config(target_modules=["lm_head"])) == ["lm_head"]
-    np.testing.assert_array_equal(model(ids).data, logits)
-    assert model.loss(ids, ids).item() == pytest.approx(loss, rel=1e-6)
-    model.loss(ids, ids).backward()
-    gradients = {name.rpartition(".")[2]: p.grad for name, p in model.trainable_parameters().items()}
-    assert gradients.keys() == {"lora_A", "lora_B"} and np.abs(gradients["lora_B"]).max() > 0
-    share = model.lm_head.adapters["default"]
-    share.lora_B.data -= gradients["lora_B"]
-    update = model.model(ids).data @ share.lora_A.data.T @ share.lora_B.data.T * (8 / 4)
-    np.testing.assert_allclose(model(ids).data, logits + update, rtol=1e-4, atol=1e-6)
-    assert model.loss(ids, ids).item() < loss - 1e-3
-
-
 # -- rank and scale ----------------------------------------------------------------------------------------------------
 
 
@@ -211,28 +175,6 @@ def test_rslora_takes_the_root_of_the_rank_that_a_pattern_gives():
 
 def test_the_first_matching_pattern_counts():
     assert config(rank_pattern={"q_proj": 1, ".*_proj": 2}).rank_of("layers.0.q_proj") == 1
-
-
-def test_patterns_reach_the_weights(tiny_model):
-    add_adapter(tiny_model, config(r=4, lora_alpha=8, rank_pattern={"q_proj": 2}, alpha_pattern={"k_proj": 32}))
-    weights = {path.rpartition(".")[2]: m.adapters["default"] for path, m in lora_modules(tiny_model).items()}
-    assert [(weights[k].rank, weights[k].scale) for k in ("q_proj", "k_proj", "v_proj")] == [
-        (2, 4.0),
-        (4, 8.0),
-        (4, 2.0),
-    ]
-
-
-@pytest.mark.parametrize(("settings", "rank"), [({"r": 33}, 33), ({"r": 1, "rank_pattern": {"v_proj": 17}}, 17)])
-def test_a_rank_above_what_a_matrix_can_have_is_refused_by_name(tiny_model, settings, rank):
-    with pytest.raises(ValueError, match=rf"r={rank} is larger than model\.layers\.0\.self_attn\.[qv]_proj .* at most"):
-        add_adapter(tiny_model, config(**settings))
-    assert not lora_modules(tiny_model) and len(tiny_model.trainable_parameters()) == 20
-
-
-def test_the_full_rank_of_a_matrix_is_allowed(tiny_model):
-    add_adapter(tiny_model, config(r=32, target_modules=["q_proj"]))
-    assert lora_modules(tiny_model)["model.layers.0.self_attn.q_proj"].adapters["default"].rank == 32
 
 
 # -- settings that mean nothing ----------------------------------------------------------------------------------------
@@ -303,31 +245,3 @@ def test_a_pattern_that_is_no_dict_is_refused_by_name(field, value):
 def test_a_config_cannot_be_changed_afterwards():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().r = 16
-
-
-# -- how an adapter starts ---------------------------------------------------------------------------------------------
-
-
-def started(init, r=16, n=400, m=300):
-    share = new_weights("x", Linear(n, m), config(r=r, init_lora_weights=init), np.random.default_rng(0))
-    assert share.lora_A.shape == (r, n) and share.lora_B.shape == (m, r)
-    assert share.lora_A.dtype == share.lora_B.dtype == np.float32
-    return share.lora_A.data, share.lora_B.data
-
-
-def test_a_is_uniform_within_one_over_the_root_of_the_width_and_b_is_zero():
-    a, b = started(True)
-    assert not b.any()
-    assert np.abs(a).max() <= 0.05 and np.abs(a).max() > 0.0499  # 1 / sqrt(400)
-    assert a.std() == pytest.approx(0.05 / math.sqrt(3), rel=0.03)
-
-
-def test_gaussian_a_has_deviation_one_over_r_and_b_is_zero():
-    a, b = started("gaussian")
-    assert not b.any()
-    assert a.std() == pytest.approx(1 / 16, rel=0.03) and np.abs(a).max() > 3 / 16
-
-
-def test_without_initialisation_both_are_random():
-    a, b = started(False)
-    assert a.std() > 0 and b.std() > 0

@@ -10,24 +10,29 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelfiles import as_dtype, write_safetensors
+from models import DTYPES, IDS, logits, tolerance
 
+import minilora as ml
 from minilora.engine.tensor import no_grad
 from minilora.files.disk import ModelFileError
 from minilora.files.tensors import read_tensors, write_tensors
 from minilora.lora.adapters import (
     adapter_state,
     add_adapter,
+    base_state,
     lora_modules,
+    merge_adapter,
     remove_adapter,
     set_adapter,
+    unmerge_adapter,
 )
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, peft_name, read_adapter_config, save_adapter
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import sha256_of
+from minilora.nn.optim import AdamW
 
-IDS = np.arange(24).reshape(2, 12) * 7 % 64
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "minilora.json"
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
 
 SETTINGS = [
@@ -51,11 +56,6 @@ def adapted(model, name="default", **settings):
     """The model with an adapter that changes its output."""
     add_adapter(model, LoraConfig(**({"r": 4, "lora_alpha": 8, "init_lora_weights": False} | settings)), name=name)
     return model
-
-
-def logits(model):
-    with no_grad():
-        return model(IDS).data
 
 
 def record_of(folder):
@@ -138,6 +138,46 @@ def test_saving_an_adapter_that_is_not_there_is_an_error_that_makes_no_folder(ba
     with pytest.raises(ValueError, match="none"):
         save_adapter(base(), tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens"]
+
+
+SMALL = Config(32, 16, 24, 2, 4, 2, max_position_embeddings=32)
+
+
+@given(r=st.integers(1, 8), alpha=st.floats(0.5, 64), targets=st.sets(st.sampled_from(KINDS), min_size=1),
+       dtype=DTYPES, rslora=st.booleans(), dora=st.booleans(), seed=st.integers(0, 9))  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_save_and_load_merge_and_unmerge_bring_back_every_bit(
+    tmp_path_factory, r, alpha, targets, dtype, rslora, dora, seed
+):
+    def model():
+        plain = Llama(SMALL, np.random.default_rng(1))
+        for _, parameter in plain.named_parameters():
+            parameter.data = parameter.data.astype(dtype)
+        return plain
+
+    def output(model):
+        with no_grad():
+            return model(IDS % 32).data
+
+    here, there, folder = model(), model(), tmp_path_factory.mktemp("adapter")
+    digest = sha256_of(base_state(here))
+    chosen = LoraConfig(r=r, lora_alpha=alpha, target_modules=sorted(targets), use_rslora=rslora, use_dora=dora,
+                        init_lora_weights=False)  # fmt: skip
+    add_adapter(here, chosen, seed=seed)
+    save_adapter(here, folder)
+    load_adapter(there, folder)
+    wanted, got = adapter_state(here, "default"), adapter_state(there, "default")
+    assert wanted.keys() == got.keys() and all(got[k].tobytes() == wanted[k].tobytes() for k in wanted)
+    before = output(here)
+    assert before.dtype == dtype and output(there).tobytes() == before.tobytes()
+    merge_adapter(there)
+    scale = max(1.0, float(np.abs(before).max()))
+    np.testing.assert_allclose(output(there) / scale, before / scale, **tolerance(dtype))
+    unmerge_adapter(there)
+    assert output(there).tobytes() == before.tobytes() and sha256_of(base_state(there)) == digest
 
 
 # -- PEFT's format -----------------------------------------------------------------------------------------------------
@@ -474,7 +514,7 @@ def test_a_rank_other_than_that_of_the_tensors_is_refused(base, folder):
     refused(base(), folder, "(4, 32)", "expected (8, 32)")
 
 
-@pytest.mark.parametrize("targets", [["c_attn"], ["q_proj", "v_prj"], "q_proj", ["lm_head"]], ids=str)
+@pytest.mark.parametrize("targets", [["c_attn"], ["q_proj", "v_prj"], "q_prj", ["lm_head"]], ids=str)
 def test_targets_that_the_model_does_not_have_are_refused(base, folder, targets):
     rewrite(folder, {"target_modules": targets})
     refused(base(), folder, error=ValueError)
@@ -560,3 +600,120 @@ def test_saving_over_an_adapter_replaces_it(base, folder):
     other = base()
     load_adapter(other, folder)
     assert logits(other).tobytes() == logits(model).tobytes()
+
+
+@pytest.mark.parametrize("change", [0.0, 0.5])
+def test_the_table_peft_saves_beside_an_adapted_embedding_must_be_the_bases(tiny_model, tmp_path, change):
+    from minilora.files.disk import ModelFileError
+    from minilora.files.tensors import read_tensors, write_tensors
+
+    ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, target_modules=["embed_tokens"]), "words")
+    ml.save_adapter(tiny_model, tmp_path, "words")
+    file = tmp_path / "adapter_model.safetensors"
+    copy = base_state(tiny_model)["model.embed_tokens.weight"] + np.float32(change)
+    write_tensors(file, read_tensors(file) | {"base_model.model.model.embed_tokens.base_layer.weight": copy})
+    if change:
+        with pytest.raises(ModelFileError, match="another base"):
+            ml.load_adapter(tiny_model, tmp_path, "again")
+        assert list(tiny_model.adapters) == ["words"]
+    else:
+        ml.load_adapter(tiny_model, tmp_path, "again")
+        outputs = []
+        for name in ("words", "again"):
+            set_adapter(tiny_model, name)
+            outputs.append(logits(tiny_model))
+        assert np.array_equal(*outputs)
+
+
+# -- minilora.json, beside PEFT's files --------------------------------------------------------------------------------
+
+
+def trained(model, steps):
+    optimizer = AdamW(model.trainable_parameters(), lr=0.01)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model.loss(IDS, IDS)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_dropout_goes_on_with_the_holes_that_would_have_come_next(base, tmp_path):
+    model = adapted(base(), lora_dropout=0.5)
+    trained(model, 2)
+    folder = save_adapter(model, tmp_path / "a")
+    other, anew = base(), base()
+    load_adapter(other, folder, name="other")
+    (folder / NOTES).unlink()
+    load_adapter(anew, folder)
+    expected = trained(model, 2)
+    assert trained(other, 2) == expected
+    assert trained(anew, 2) != expected
+
+
+def test_the_notes_say_seed_and_draws_of_each_module(base, tmp_path):
+    model = adapted(base(), lora_dropout=0.5, target_modules=["q_proj"])
+    model.loss(IDS, IDS).backward()
+    notes = json.loads((save_adapter(model, tmp_path / "a") / NOTES).read_text())
+    assert notes.keys() == {"dropout"}
+    assert notes["dropout"] == {
+        path: {"seed": module.adapters["default"].dropout.seed, "draws": {"0": 1}}
+        for path, module in lora_modules(model).items()
+    }
+
+
+def test_there_are_no_notes_where_there_is_nothing_to_say_and_none_of_an_adapter_before(base, tmp_path):
+    save_adapter(adapted(base(), lora_dropout=0.5), tmp_path)
+    assert (tmp_path / NOTES).is_file()
+    save_adapter(adapted(base()), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS}
+
+
+@pytest.mark.parametrize("notes", [{}, {"base_sha256": "0"}, {"dropout": {}}, {"dropout": {"absent": 1}}], ids=str)
+def test_entries_that_say_nothing_of_dropout_are_left_alone(base, tmp_path, notes):
+    folder = save_adapter(adapted(base(), lora_dropout=0.5), tmp_path)
+    (folder / NOTES).write_text(json.dumps(notes))
+    load_adapter(base(), folder)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [None, 3, [], {"seed": 1}, {"draws": {}}, {"seed": -1, "draws": {}}, {"seed": 1.5, "draws": {}},
+     {"seed": True, "draws": {}}, {"seed": 1, "draws": [1]}, {"seed": 1, "draws": {"x": 1}},
+     {"seed": 1, "draws": {"0": -1}}, {"seed": 1, "draws": {"-1": 1}}, {"seed": 1, "draws": {"0": "1"}}],
+    ids=str,
+)  # fmt: skip
+def test_a_state_of_dropout_that_is_none_is_refused_by_module(base, tmp_path, state):
+    folder = save_adapter(adapted(base(), lora_dropout=0.5), tmp_path)
+    path = "model.layers.0.self_attn.q_proj"
+    (folder / NOTES).write_text(json.dumps({"dropout": {path: state}}))
+    refused(base(), folder, NOTES, path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"dropout": [1]}'])
+def test_notes_that_are_no_object_are_refused(base, tmp_path, content):
+    folder = save_adapter(adapted(base(), lora_dropout=0.5), tmp_path)
+    (folder / NOTES).write_text(content)
+    refused(base(), folder, NOTES)
+
+
+def test_a_name_alone_is_written_as_a_list_since_peft_takes_a_string_for_a_pattern(base, tmp_path):
+    record = record_of(save_adapter(adapted(base(), target_modules="q_proj", exclude_modules="v_proj"), tmp_path))
+    assert (record["target_modules"], record["exclude_modules"]) == (["q_proj"], ["v_proj"])
+
+
+def test_a_pattern_with_chosen_layers_is_written_as_the_modules_it_found(base, tmp_path):
+    model = adapted(base(), target_modules=r".*\.q_proj", layers_to_transform=1)
+    assert record_of(save_adapter(model, tmp_path))["target_modules"] == ["model.layers.1.self_attn.q_proj"]
+    model = adapted(base(), target_modules=r".*\.q_proj")
+    assert record_of(save_adapter(model, tmp_path))["target_modules"] == r".*\.q_proj"
+
+
+def test_what_the_file_said_is_kept_with_the_adapter(base, folder):
+    rewrite(folder, {"revision": "main"})
+    model = base()
+    load_adapter(model, folder, name="loaded")
+    adapted(model, name="made")
+    assert model.adapters["loaded"].record["revision"] == "main" and model.adapters["made"].record == {}

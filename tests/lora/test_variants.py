@@ -1,12 +1,15 @@
 """The variants of LoRA: each starts where it should, has the right gradient, merges, and leaves the base alone."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+from models import EMBED, IDS, VARIANTS, as_float64, every_variant, logits, one_layer, shaken
+from models import lora_config as config
 
 from minilora.engine import ops
-from minilora.engine.gradcheck import gradcheck
+from minilora.engine.parallel import current_micro_batch
 from minilora.engine.tensor import Tensor, no_grad
 from minilora.lora.adapters import (
     adapter_state,
@@ -22,67 +25,12 @@ from minilora.lora.adapters import (
     set_adapter,
     unmerge_adapter,
 )
-from minilora.lora.config import LoraConfig
-from minilora.lora.layer import LoraEmbedding, LoraLinear, LoraWeights, new_weights
+from minilora.lora.layer import LoraLinear, LoraWeights, new_weights
 from minilora.lora.variants import Dropout, config_with_start, dora_update, lora_plus, row_norms
-from minilora.nn.layers import Embedding, Linear
-from minilora.nn.llama import Config, Llama
-from minilora.nn.module import Parameter, sha256_of
+from minilora.nn.layers import Linear
+from minilora.nn.llama import Llama
+from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
-
-IDS = np.arange(24).reshape(2, 12) * 7 % 64
-EMBED = ["embed_tokens"]
-
-
-def config(r=3, lora_alpha=6, **settings):
-    return LoraConfig(r=r, lora_alpha=lora_alpha, **settings)
-
-
-def logits(model):
-    with no_grad():
-        return model(IDS).data
-
-
-def as_float64(model):
-    for _, parameter in model.named_parameters():
-        parameter.data = parameter.data.astype(np.float64)
-    return model
-
-
-def shaken(model, name="default", seed=9):
-    """Move everything that the adapter trains, as training would, and return the model."""
-    rng = np.random.default_rng(seed)
-    for array in adapter_state(model, name).values():
-        array += 0.1 * rng.standard_normal(array.shape).astype(array.dtype)
-    return model
-
-
-def one_layer(rng, m=5, n=6, bias=False, **settings):
-    """A float64 linear layer with one active adapter, and the adapter's weights."""
-    base = Linear(n, m, bias=bias)
-    base.weight.data = rng.standard_normal((m, n))
-    if bias:
-        base.bias.data = rng.standard_normal(m)
-    layer = LoraLinear(base)
-    share = layer.adapters["a"] = new_weights("x", base, config(r=2, **settings), rng)
-    layer.active = {"a": 1.0}
-    return layer, share
-
-
-VARIANTS = {
-    "DoRA": {"use_dora": True},
-    "DoRA with rsLoRA": {"use_dora": True, "use_rslora": True},
-    "DoRA on the embedding": {"use_dora": True, "target_modules": [*EMBED, "q_proj"]},
-    "PiSSA": {"init_lora_weights": "pissa"},
-    "PiSSA with rsLoRA": {"init_lora_weights": "pissa", "use_rslora": True},
-    "DoRA from PiSSA": {"init_lora_weights": "pissa", "use_dora": True},
-    "embedding": {"target_modules": EMBED},
-    "embedding and matrices": {"target_modules": [*EMBED, "q_proj", "down_proj"], "use_rslora": True},
-    "dropout": {"lora_dropout": 0.4},
-    "DoRA with dropout": {"use_dora": True, "lora_dropout": 0.4},
-}
-every_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
-
 
 # -- what holds for all of them ----------------------------------------------------------------------------------------
 
@@ -199,6 +147,34 @@ def test_dropout_makes_other_holes_each_time_and_the_same_ones_from_the_same_see
     assert not np.array_equal(other(x).data, first)
 
 
+def test_each_micro_batch_has_its_own_holes():
+    x, drop = Tensor(np.ones((8, 8))), Dropout(0.5, 1)
+    holes = []
+    for part in (0, 1, 2, 0):
+        token = current_micro_batch.set(part)
+        holes.append(drop(x).data.tobytes())
+        current_micro_batch.reset(token)
+    assert len(set(holes)) == 4
+    assert drop.state() == {"seed": 1, "draws": {"0": 2, "1": 1, "2": 1}}
+
+
+def test_a_restored_dropout_goes_on_where_the_other_stood():
+    x, one, two = Tensor(np.ones((8, 8))), Dropout(0.5, 7), Dropout(0.5, 8)
+    one(x)
+    two.restore(json.loads(json.dumps(one.state())))
+    np.testing.assert_array_equal(two(x).data, one(x).data)
+
+
+def test_with_dropout_dora_corrects_the_product_of_what_it_sees(rng):
+    """The input of the whole correction has holes, as in PEFT, and the frozen product has none."""
+    layer, weights = one_layer(rng, use_dora=True, init_lora_weights=False, lora_dropout=0.5)
+    weights.lora_magnitude_vector.data = rng.uniform(0.5, 2, 5)
+    x = rng.standard_normal((4, 6))
+    holes = Dropout(0.5, weights.dropout.seed)(Tensor(np.ones_like(x))).data
+    expected = x @ layer.weight.data.T + (x * holes) @ weights.delta(layer.weight.data).T
+    np.testing.assert_allclose(layer(Tensor(x)).data, expected, rtol=1e-11)
+
+
 def test_dropout_acts_in_training_only(tiny_model):
     plain = Llama(tiny_model.config)
     plain.load_state_dict(tiny_model.state_dict())
@@ -251,70 +227,6 @@ def test_only_the_low_rank_branch_sees_the_holes(rng):
     holes = Dropout(0.5, share.dropout.seed)(Tensor(np.ones_like(x))).data
     expected = x @ layer.weight.data.T + (x * holes) @ share.delta().T
     np.testing.assert_allclose(layer(Tensor(x)).data, expected, rtol=1e-12)
-
-
-# -- gradients ---------------------------------------------------------------------------------------------------------
-
-
-class Holes(Dropout):
-    """Dropout whose holes are always the same, also where nothing is recorded, so that a derivative can be measured."""
-
-    active = True
-
-    def forward(self, x):
-        return x * (np.random.default_rng(self.seed).random(x.shape) >= self.p) * (1 / (1 - self.p))
-
-
-@pytest.mark.parametrize("bias", [False, True], ids=["", "with bias"])
-@pytest.mark.parametrize("drop", [False, True], ids=["", "with dropout"])
-@pytest.mark.parametrize("pissa", [False, True], ids=["", "from PiSSA"])
-@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
-@pytest.mark.parametrize("factor", [1.0, 0.7])
-def test_the_gradients_of_an_adapted_layer(rng, dora, pissa, drop, bias, factor):
-    """By x, A, B and what the variant adds. DoRA's norms are held, since they take no part in its gradient."""
-    start = "pissa" if pissa else False
-    layer, share = one_layer(rng, bias=bias, use_dora=dora, init_lora_weights=start)
-    layer.active = {"a": factor}
-    if drop:
-        share.dropout = Holes(0.3, seed=5)
-    parts = {"lora_A": share.lora_A.data, "lora_B": share.lora_B.data + 0.3}
-    if dora:
-        norms = share.norms(layer.weight.data)
-        share.norms = lambda w: norms
-        parts["lora_magnitude_vector"] = share.lora_magnitude_vector.data * 1.3
-    if bias:
-        parts["bias"] = layer.bias.data + 0.2
-
-    def adapted_layer(x, *values):
-        for name, value in zip(parts, values, strict=True):
-            setattr(share, name, value)
-        return layer(x)
-
-    layer.requires_grad_(False)
-    gradcheck(adapted_layer, rng.standard_normal((2, 3, 6)), *parts.values())
-
-
-@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
-@pytest.mark.parametrize("factor", [1.0, 0.7])
-def test_the_gradients_of_an_adapted_embedding(rng, dora, factor):
-    base = Embedding(7, 5)
-    base.weight.data = rng.standard_normal((7, 5))
-    layer = LoraEmbedding(base)
-    share = layer.adapters["a"] = new_weights("x", base, config(use_dora=dora, init_lora_weights=False), rng)
-    layer.active = {"a": factor}
-    parts = {"lora_embedding_A": share.lora_A.data, "lora_embedding_B": share.lora_B.data}
-    if dora:
-        norms = share.norms(base.weight.data.T)
-        share.norms = lambda w: norms
-        parts["lora_magnitude_vector"] = share.lora_magnitude_vector.data * 1.3
-
-    def adapted_embedding(*values):
-        for name, value in zip(parts, values, strict=True):
-            setattr(share, name, value)
-        return layer(np.array([[0, 3, 3], [6, 0, 1]]))
-
-    layer.requires_grad_(False)
-    gradcheck(adapted_embedding, *parts.values())
 
 
 # -- DoRA --------------------------------------------------------------------------------------------------------------
@@ -530,98 +442,6 @@ def test_a_learning_rate_for_a_name_that_is_not_there_is_refused(tiny_model):
             AdamW(parameters, lr_scale={"absent": 2.0})
 
 
-# -- the embedding -----------------------------------------------------------------------------------------------------
-
-
-def test_the_embedding_gets_pefts_names_and_shapes(tiny_model):
-    assert add_adapter(tiny_model, config(target_modules=EMBED)) == ["model.embed_tokens"]
-    shapes = {name: array.shape for name, array in adapter_state(tiny_model, "default").items()}
-    assert shapes == {
-        "model.embed_tokens.lora_embedding_A": (3, 64),
-        "model.embed_tokens.lora_embedding_B": (32, 3),
-    }
-    assert not adapter_state(tiny_model, "default")["model.embed_tokens.lora_embedding_A"].any()
-
-
-def test_with_a_tied_head_only_the_lookup_changes(tiny_model):
-    model = as_float64(tiny_model)
-    base = model.head_weight.data.copy()
-    add_adapter(model, config(target_modules=EMBED))
-    shaken(model)
-    share = lora_modules(model)["model.embed_tokens"].adapters["default"]
-    untied = Llama(dataclasses.replace(model.config, tie_word_embeddings=False))
-    table = base + 2 * share.lora_A.data.T @ share.lora_B.data.T  # alpha / r = 6 / 3
-    untied.load_state_dict(base_state(model) | {"lm_head.weight": base, "model.embed_tokens.weight": table})
-    np.testing.assert_allclose(logits(model), logits(untied), rtol=1e-9, atol=1e-11)
-    merge_adapter(model)
-    assert model.head_weight.data.tobytes() == base.tobytes()
-
-
-@pytest.mark.parametrize(
-    ("targets", "adapted"),
-    [("all-linear", False), (r".*", True), (r".*embed_tokens", True), ([*EMBED, "q_proj"], True), (["q_proj"], False)],
-)
-def test_which_targets_reach_the_embedding(tiny_model, targets, adapted):
-    assert ("model.embed_tokens" in add_adapter(tiny_model, config(target_modules=targets))) == adapted
-
-
-# -- biases ------------------------------------------------------------------------------------------------------------
-
-
-class Net(Llama):
-    """A Llama whose q and down projections have biases, which no Llama file has."""
-
-    def __init__(self, config, rng):
-        super().__init__(config, rng)
-        for block in self.model.layers:
-            for layer in (block.self_attn.q_proj, block.mlp.down_proj):
-                layer.bias = Parameter(rng.standard_normal(layer.out_features).astype(np.float32))
-
-
-@pytest.mark.parametrize(
-    ("bias", "targets", "count"),
-    [("none", ["q_proj", "v_proj"], 0), ("lora_only", ["q_proj", "v_proj"], 2), ("all", "all-linear", 4)],
-)
-@pytest.mark.parametrize("extra", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}], ids=str)
-def test_biases_learn_as_asked_and_the_bases_stay(tiny_config, rng, bias, targets, count, extra):
-    model = as_float64(Net(tiny_config, rng))
-    before, digest = logits(model), sha256_of(base_state(model))
-    add_adapter(model, config(bias=bias, target_modules=targets, **extra))
-    np.testing.assert_allclose(logits(model), before, rtol=1e-12, atol=1e-12)
-    assert len([name for name in model.trainable_parameters() if name.endswith(".bias")]) == count
-    adapted = logits(shaken(model))
-    merge_adapter(model)
-    np.testing.assert_allclose(logits(model), adapted, rtol=1e-9, atol=1e-11)
-    assert sha256_of(base_state(model)) == digest
-    plain = Net(tiny_config, rng)
-    plain.load_state_dict(merged_state(model))
-    np.testing.assert_allclose(logits(plain), adapted, rtol=1e-9, atol=1e-11)
-    unmerge_adapter(model)
-    remove_adapter(model, "default")
-    assert sha256_of(model.state_dict()) == digest and logits(model).tobytes() == before.tobytes()
-
-
-def test_a_trained_bias_takes_the_place_of_the_layers_own(rng):
-    layer, share = one_layer(rng, bias=True)
-    share.bias = Parameter(rng.standard_normal(5))
-    share.lora_B.data[...] = 0
-    x = rng.standard_normal((4, 6))
-    np.testing.assert_allclose(layer(Tensor(x)).data, x @ layer.weight.data.T + share.bias.data, rtol=1e-12)
-
-
-@pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_a_model_without_biases_trains_nothing_extra(tiny_model, bias):
-    add_adapter(tiny_model, config(bias=bias))
-    assert {name.rpartition(".")[2] for name in tiny_model.trainable_parameters()} == {"lora_A", "lora_B"}
-
-
-def test_a_bias_that_no_adapter_could_own_is_refused(tiny_config, rng):
-    model = Net(tiny_config, rng)
-    with pytest.raises(ValueError, match=r"bias of model\.layers\.0\.mlp\.down_proj"):
-        add_adapter(model, config(bias="all", target_modules=["q_proj"]))
-    assert not lora_modules(model)
-
-
 # -- settings and weights that do not fit ------------------------------------------------------------------------------
 
 
@@ -646,41 +466,3 @@ def test_a_bias_that_no_adapter_could_own_is_refused(tiny_config, rng):
 def test_a_setting_that_means_nothing_is_refused_by_name(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         config(**settings)
-
-
-def test_pissa_on_the_embedding_is_refused(tiny_model):
-    with pytest.raises(ValueError, match="leave model.embed_tokens out"):
-        add_adapter(tiny_model, config(init_lora_weights="pissa", target_modules=EMBED))
-    assert not lora_modules(tiny_model)
-
-
-@pytest.mark.parametrize(
-    ("planned", "installed", "message"),
-    [
-        ({}, {"use_dora": True}, "ask for use_dora"),
-        ({"use_dora": True}, {}, "do not ask for use_dora"),
-        ({}, {"init_lora_weights": "pissa"}, "ask for init_lora_weights"),
-        ({"init_lora_weights": "pissa"}, {}, "do not ask for init_lora_weights"),
-    ],
-)
-def test_weights_of_another_variant_than_the_settings_are_refused(tiny_model, planned, installed, message):
-    weights = plan_adapter(tiny_model, config(**planned), "x")
-    with pytest.raises(ValueError, match=message):
-        install_adapter(tiny_model, config(**installed), "x", weights)
-    assert not lora_modules(tiny_model) and not tiny_model.adapters
-
-
-def test_weights_for_another_kind_of_module_are_refused(tiny_model):
-    of_matrix = plan_adapter(tiny_model, config(target_modules=["q_proj"]), "x")
-    of_table = plan_adapter(tiny_model, config(target_modules=EMBED), "x")
-    path = "model.layers.0.self_attn.q_proj"
-    for weights in ({"model.embed_tokens": of_matrix[path]}, {path: of_table["model.embed_tokens"]}):
-        with pytest.raises(ValueError, match="another kind"):
-            install_adapter(tiny_model, config(), "x", weights)
-        assert not lora_modules(tiny_model)
-
-
-def test_a_rank_larger_than_the_table_is_refused():
-    model = Llama(Config(16, 32, 32, 1, 2, 1))
-    with pytest.raises(ValueError, match=r"r=17 is larger than model.embed_tokens \(32 x 16\)"):
-        add_adapter(model, config(r=17, target_modules=EMBED))

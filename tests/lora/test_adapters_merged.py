@@ -1,0 +1,306 @@
+"""The life of an adapter: disabled, merged, mixed in a batch, removed."""
+
+import numpy as np
+import pytest
+from models import IDS, Net, as_float64, logits, shaken
+from models import lora_config as config
+
+import minilora as ml
+from minilora.engine.tensor import no_grad
+from minilora.lora.adapters import base_state, install_adapter, is_merged, lora_modules, merged_state
+from minilora.nn.layers import Linear
+from minilora.nn.llama import KVCache, Llama
+from minilora.nn.module import sha256_of
+
+ROWS = np.array([[1, 2, 3, 4], [9, 8, 7, 6], [5, 5, 6, 1]])
+MIX = {"plain": 0.5, "bias": 0.5, "words": 0.5, "dora": 0.7, "pissa": -0.3}
+
+
+def chosen(model, which, ids=IDS):
+    """The logits with this adapter, or mix."""
+    ml.set_adapter(model, which)
+    return logits(model, ids)
+
+
+@pytest.fixture
+def model(tiny_model):
+    for seed, name in enumerate(["legal", "support"]):
+        ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False), name, seed=seed)
+    return tiny_model
+
+
+def test_merged_is_unmerged_and_the_base_comes_back_bit_for_bit(model):
+    before = sha256_of(base_state(model))
+    beside = chosen(model, "legal")
+    ml.merge_adapter(model)
+    inside = model(IDS).data
+    ml.merge_adapter(model)
+    assert np.array_equal(model(IDS).data, inside)
+    assert not np.array_equal(model.state_dict()["model.layers.0.mlp.up_proj.weight"],
+                              base_state(model)["model.layers.0.mlp.up_proj.weight"])  # fmt: skip
+    np.testing.assert_allclose(inside, beside, atol=1e-5)
+    ml.unmerge_adapter(model)
+    ml.unmerge_adapter(model)
+    assert sha256_of(base_state(model)) == before
+    assert np.array_equal(model(IDS).data, beside)
+
+
+def test_a_merged_mix_is_the_weighted_sum(model):
+    mix = chosen(model, {"legal": 0.7, "support": 0.3})
+    ml.merge_adapter(model)
+    np.testing.assert_allclose(model(IDS).data, mix, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda m: ml.set_adapter(m, "support"),
+        lambda m: ml.remove_adapter(m, "legal"),
+        lambda m: ml.add_adapter(m, ml.LoraConfig(r=1, lora_alpha=1), "third"),
+        lambda m: install_adapter(m, ml.LoraConfig(r=1, lora_alpha=1), "third", {}),
+        lambda m: ml.combine_adapters(m, ["legal", "support"], [1, 1], name="third"),
+        lambda m: ml.mixed_batch(m, ["legal"]).__enter__(),
+    ],
+)
+def test_while_merged_everything_else_is_refused_and_changes_nothing(model, misuse):
+    ml.set_adapter(model, "legal")
+    ml.merge_adapter(model)
+    before, inside = list(model.state_dict()), logits(model)
+    with pytest.raises(ValueError, match="unmerge_adapter"):
+        misuse(model)
+    assert list(model.state_dict()) == before and list(model.adapters) == ["legal", "support"]
+    assert np.array_equal(logits(model), inside) and is_merged(model)
+
+
+def test_merging_nothing_is_an_error(model):
+    ml.set_adapter(model, None)
+    with pytest.raises(ValueError, match="nothing to merge"):
+        ml.merge_adapter(model)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_disabled_is_the_base_and_afterwards_all_is_as_before(model, merged):
+    base = chosen(model, None)
+    expected = chosen(model, "legal")
+    if merged:
+        ml.merge_adapter(model)
+        expected = model(IDS).data
+    with ml.disable_adapter(model):
+        assert np.array_equal(model(IDS).data, base)
+    assert np.array_equal(model(IDS).data, expected)
+
+
+def test_each_row_of_a_mixed_batch_is_what_it_is_alone(model):
+    names = ["support", None, "legal"]
+    alone = [chosen(model, name, ROWS[i : i + 1])[0] for i, name in enumerate(names)]
+    ml.set_adapter(model, "legal")
+    with ml.mixed_batch(model, names):
+        together = model(ROWS).data
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
+    np.testing.assert_array_equal(model(ROWS).data, chosen(model, "legal", ROWS))
+
+
+def test_a_mixed_batch_of_an_unknown_adapter_is_refused(model):
+    with pytest.raises(ValueError, match="nobody"), ml.mixed_batch(model, ["nobody"]):
+        pass
+
+
+def test_removed_adapters_leave_the_plain_layers(model, rng):
+    base = chosen(model, None)
+    ml.remove_adapter(model, "legal")
+    assert list(model.adapters) == ["support"]
+    ml.remove_adapter(model, "support")
+    assert lora_modules(model) == {}
+    assert type(model.model.layers[0].mlp.up_proj) is Linear
+    assert np.array_equal(model(IDS).data, base)
+    with pytest.raises(ValueError, match="no adapter called 'legal'"):
+        ml.remove_adapter(model, "legal")
+
+
+# -- what a model says of its adapters ---------------------------------------------------------------------------------
+
+
+def test_a_model_says_what_adapters_it_has_and_how_much_of_each_takes_part(model):
+    assert list(model.adapters) == ["legal", "support"]
+    assert model.adapters["legal"].config == ml.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False)
+    assert [adapter.factor for adapter in model.adapters.values()] == [None, 1.0]
+    ml.set_adapter(model, {"support": 0.25, "legal": 0.5})
+    assert [adapter.factor for adapter in model.adapters.values()] == [0.5, 0.25]
+    assert "'legal': <active x 0.5: LoraConfig(r=2, lora_alpha=4" in str(model.adapters)
+    ml.set_adapter(model, "legal")
+    assert "'support': <off: LoraConfig(" in str(model.adapters)
+    with ml.mixed_batch(model, ["legal", None, None]):
+        assert "'legal': <in a mixed batch: " in str(model.adapters)
+
+
+def test_a_model_without_adapters_has_none(tiny_config):
+    assert dict(Llama(tiny_config).adapters) == {}
+
+
+def test_the_order_in_which_a_mix_is_written_does_not_change_a_bit(model):
+    one = chosen(model, {"legal": 0.3, "support": 0.6})
+    assert np.array_equal(chosen(model, {"support": 0.6, "legal": 0.3}), one)
+
+
+# -- switched off ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_disabled_as_a_statement_is_off_until_an_adapter_is_chosen(model, merged):
+    base, adapted = chosen(model, None), chosen(model, "legal")
+    if merged:
+        ml.merge_adapter(model)
+    ml.disable_adapter(model)
+    assert np.array_equal(logits(model), base) and not is_merged(model)
+    assert all(adapter.factor is None for adapter in model.adapters.values())
+    assert np.array_equal(chosen(model, "legal"), adapted)
+
+
+def test_an_error_inside_the_block_switches_on_again_as_well(model):
+    expected = chosen(model, {"legal": 0.5, "support": 0.25})
+    with pytest.raises(KeyError), ml.disable_adapter(model):
+        raise KeyError
+    assert np.array_equal(logits(model), expected)
+
+
+# -- mixes of every kind -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kinds(tiny_config, rng):
+    """A float64 model with biases, and an adapter of each kind that has something of its own."""
+    model = as_float64(Net(tiny_config, rng))
+    settings = {
+        "plain": {},
+        "bias": {"bias": "lora_only", "target_modules": ["q_proj", "down_proj"]},
+        "words": {"target_modules": ["embed_tokens"]},
+        "dora": {"use_dora": True, "target_modules": ["embed_tokens", "q_proj", "up_proj"]},
+        "pissa": {"init_lora_weights": "pissa"},
+    }
+    for seed, name in enumerate(settings):
+        ml.add_adapter(model, config(**settings[name]), name, seed=seed)
+        shaken(model, name, seed)
+    return model
+
+
+@pytest.mark.parametrize("which", [MIX, *({name: 0.5} for name in MIX)], ids=str)
+def test_half_an_update_is_half_beside_the_weights_and_merged_into_them(kinds, which):
+    mixed = chosen(kinds, which)
+    ml.merge_adapter(kinds)
+    np.testing.assert_allclose(logits(kinds), mixed, rtol=1e-9, atol=1e-11)
+    state, base = merged_state(kinds), base_state(kinds)
+    for path, module in lora_modules(kinds).items():
+        own = {name: module.adapters[name] for name in which if name in module.adapters}
+        w = base[f"{path}.weight"]
+        w = w.T if path.endswith("embed_tokens") else w
+        update = sum((which[name] * weights.delta(w) for name, weights in own.items()), start=np.zeros_like(w))
+        got = state[f"{path}.weight"] - base[f"{path}.weight"]
+        np.testing.assert_allclose(got, update.T if path.endswith("embed_tokens") else update, atol=1e-12)
+        if module.bias is not None:
+            trained = [
+                which[name] * (v.bias.data - base[f"{path}.bias"]) for name, v in own.items() if v.bias is not None
+            ]
+            np.testing.assert_allclose(state[f"{path}.bias"] - base[f"{path}.bias"], sum(trained), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["plain", "bias", "words", "dora"])
+def test_a_mix_of_what_was_saved_and_loaded_is_the_mix_of_what_was_there(kinds, tiny_config, tmp_path, name):
+    expected = chosen(kinds, {name: 0.5})
+    other = as_float64(Net(tiny_config, np.random.default_rng(0)))
+    other.load_state_dict(base_state(kinds))
+    ml.load_adapter(other, ml.save_adapter(kinds, tmp_path, name), "there")
+    assert np.array_equal(chosen(other, {"there": 0.5}), expected)
+
+
+def test_merging_and_unmerging_bring_back_weights_and_biases(kinds):
+    before = sha256_of(kinds.state_dict())
+    ml.set_adapter(kinds, MIX)
+    ml.merge_adapter(kinds)
+    assert sha256_of(kinds.state_dict()) != before
+    ml.unmerge_adapter(kinds)
+    assert sha256_of(kinds.state_dict()) == before
+
+
+# -- the update as one matrix ------------------------------------------------------------------------------------------
+
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("path", [QUERY, "model.embed_tokens", "model.layers.1.mlp.down_proj"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_update_of_a_module_is_what_merging_adds_to_its_weight(kinds, path, merged):
+    ml.set_adapter(kinds, MIX)
+    alone = {name: ml.delta_weight(kinds, path, name) for name in MIX}
+    ml.merge_adapter(kinds)
+    added = merged_state(kinds)[f"{path}.weight"] - base_state(kinds)[f"{path}.weight"]
+    if not merged:
+        ml.unmerge_adapter(kinds)
+    np.testing.assert_allclose(ml.delta_weight(kinds, path), added, atol=1e-12)
+    np.testing.assert_allclose(sum(MIX[name] * alone[name] for name in MIX), added, atol=1e-12)
+    for name in MIX:
+        assert np.array_equal(ml.delta_weight(kinds, path, name), alone[name])  # active or not, merged or not
+
+
+def test_the_update_of_a_plain_adapter_is_scale_b_a_and_zero_where_it_is_not(kinds):
+    weights = lora_modules(kinds)[QUERY].adapters["plain"]
+    np.testing.assert_allclose(ml.delta_weight(kinds, QUERY, "plain"), 2 * weights.lora_B.data @ weights.lora_A.data)
+    assert ml.delta_weight(kinds, QUERY, "words").shape == (32, 32)
+    assert not ml.delta_weight(kinds, QUERY, "words").any()
+    ml.set_adapter(kinds, None)
+    assert not ml.delta_weight(kinds, QUERY).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("model.norm",), "no module called 'model.norm' carries"), ((QUERY, "nobody"), "no adapter called 'nobody'")],
+)
+def test_an_update_that_is_not_there_is_one_clear_error(model, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        ml.delta_weight(model, *arguments)
+
+
+# -- a mixed batch -----------------------------------------------------------------------------------------------------
+
+
+def test_each_row_of_a_mixed_batch_of_every_kind_is_what_it_is_alone(kinds):
+    names = [*MIX, None]
+    ids = np.arange(6 * 5).reshape(6, 5) * 11 % 64
+    alone = np.concatenate([chosen(kinds, name, ids[i : i + 1]) for i, name in enumerate(names)])
+    with ml.mixed_batch(kinds, names):
+        np.testing.assert_allclose(logits(kinds, ids), alone, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "one_update", [lambda m: ml.merge_adapter(m), lambda m: ml.delta_weight(m, QUERY)], ids=["merge", "delta_weight"]
+)
+def test_a_mixed_batch_has_no_one_update(model, one_update):
+    with ml.mixed_batch(model, ["legal", "support"]), pytest.raises(ValueError, match="mixed batch"):
+        one_update(model)
+    assert not is_merged(model)
+
+
+def test_rows_can_leave_a_mixed_batch_as_in_generation(model):
+    names, ids = ["support", None, "legal"], ROWS
+    steps = [[0, 1, 2], [0, 2], [2]]  # which rows are there in each step
+
+    def next_tokens(names, ids):
+        """Greedy answers, one row at a time, without a cache."""
+        answers = []
+        for name, row in zip(names, ids, strict=True):
+            for _ in steps:
+                row = np.append(row, chosen(model, name, row[None])[0, -1].argmax())
+            answers.append(row[len(ids[0]) :])
+        return answers
+
+    expected = next_tokens(names, ids)
+    cache, tokens, present = KVCache(model.config, 3, 10), ids, [0, 1, 2]
+    with no_grad(), ml.mixed_batch(model, names) as rows:
+        for i, stay in enumerate(steps):
+            if stay != present:
+                kept = np.array([present.index(row) for row in stay])
+                cache.keep(kept)
+                rows.keep(kept)
+                tokens, present = tokens[kept], stay
+            tokens = model(tokens, cache, last=True).data[:, -1].argmax(axis=-1)[:, None]
+            assert [int(token) for token in tokens[:, 0]] == [int(expected[row][i]) for row in stay]
+    assert [adapter.factor for adapter in model.adapters.values()] == [1.0, None]
