@@ -4,11 +4,15 @@
     python lessons/build.py 08_lora               only the sources of this name
     python lessons/build.py --check               write nothing; say what does not match its source, and exit with 1
     python lessons/build.py --fresh               run the cells tagged `measured` for new outputs, too
+    python lessons/build.py --pages               write the tables of README.md and INSTRUCTORS.md anew
     python lessons/build.py --instructor FOLDER   a course folder for nbgrader, its exercises with their solutions
+        --variant 1                               in another form of the exercises than the public one
+        --overlay FOLDER                          with tests of your own, from FOLDER/NN_name.py
 
-A source is a Python file in jupytext's percent format. A second build gives the same bytes: cells are named after what
-they hold, times and versions are left out. What no two runs share, such as measured seconds, stands in cells tagged
-`measured` (`# %% tags=["measured"]`), which keep their outputs from the build before as long as their code is the same.
+A source is a Python file in jupytext's percent format; src/TEMPLATE.md says what it holds. A second build gives the
+same bytes: cells are named after what they hold, times and versions are left out. What no two runs share, such as
+measured seconds, stands in cells tagged `measured` (`# %% tags=["measured"]`), which keep their outputs from the build
+before as long as their code is the same.
 
 Needs `pip install '.[lessons]'`, and '.[instructor]' for the exercises.
 """
@@ -16,6 +20,7 @@ Needs `pip install '.[lessons]'`, and '.[instructor]' for the exercises.
 from __future__ import annotations
 
 import argparse
+import ast
 import base64
 import hashlib
 import io
@@ -23,6 +28,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
@@ -31,22 +37,49 @@ from typing import Any
 import jupytext
 import nbformat
 
+from minilora.course.exercises import EXERCISES
+from minilora.course.plan import LESSONS
+
 HERE = Path(__file__).resolve().parent
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 SAME = 0.01  # --check: how much a number may move, relatively; another processor rounds in another way
 CELL_TIMEOUT = 300  # seconds
+PACKAGE = "minilora"  # what pip installs where there is no clone: Colab
+LIMITS = {"words of prose": 2000, "cells": 30, "lines of imports": 8, "seconds": 60, "kilobytes": 300}
+SETUP = f"""# In Colab or Binder, this cell installs minilora. Where it is installed, nothing happens.
+import importlib.util
+import pathlib
+
+if importlib.util.find_spec("minilora") is None:
+    clone = next((str(p) for p in pathlib.Path.cwd().parents if (p / "pyproject.toml").exists()), "{PACKAGE}")
+    %pip install --quiet $clone"""
+GRADED = {"grade": False, "locked": False, "schema_version": 3, "solution": True, "task": False}
+CHECK = GRADED | {"grade": True, "locked": True, "solution": False}
 
 
 class LessonError(Exception):
     """A source that cannot be built, in one line."""
 
 
-def read_source(path: Path) -> nbformat.NotebookNode:
-    """The notebook that a percent file describes, not yet run; cells are named after their content."""
+def read_source(path: Path, variant: int | None = None) -> nbformat.NotebookNode:
+    """The notebook that a percent file describes, not yet run; cells are named after their content.
+
+    Put in: the cell that installs minilora, a line on time and prerequisites below a lesson's title, and a check below
+    each exercise. variant: which form of the exercises.
+    """
     notebook = jupytext.read(path)
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
+    if path.parent.name == "exercises":
+        notebook.cells = [new for cell in notebook.cells for new in with_check(cell, variant)]
+        if variant is not None:
+            say_variant(notebook, variant)
+    elif lesson := next((row for row in LESSONS.values() if row.name == path.stem), None):
+        title, _, rest = notebook.cells[0].source.partition("\n")
+        notebook.cells[0].source = f"{title}\n\n{lesson.head}\n{rest}"
+    first = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), len(notebook.cells))
+    notebook.cells.insert(first, nbformat.v4.new_code_cell(SETUP, metadata={"tags": ["setup"]}))
     seen: Counter[str] = Counter()
     for cell in notebook.cells:
         cell.metadata.pop("lines_to_next_cell", None)  # jupytext's, about blank lines in the source
@@ -54,6 +87,33 @@ def read_source(path: Path) -> nbformat.NotebookNode:
         seen[digest] += 1
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
     return notebook
+
+
+def with_check(cell: nbformat.NotebookNode, variant: int | None) -> list[nbformat.NotebookNode]:
+    """A cell tagged with points (`# %% points=2`) becomes nbgrader's, and a graded check follows it. Others stay."""
+    points = cell.metadata.pop("points", None)
+    if points is None:
+        return [cell]
+    names = [name for name in re.findall(r"^def (\w+)", cell.source, re.MULTILINE) if name in EXERCISES]
+    if len(names) != 1:
+        raise LessonError(f"a cell with points must define one exercise of minilora.course, got {names or 'none'}")
+    cell.metadata["nbgrader"] = GRADED | {"grade_id": names[0]}
+    argument = "" if variant is None else f", variant={variant}"
+    source = f"from minilora.course import check\n\ncheck({names[0]}{argument})"
+    settings = CHECK | {"grade_id": f"check_{names[0]}", "points": points}
+    return [cell, nbformat.v4.new_code_cell(source, metadata={"nbgrader": settings})]
+
+
+def say_variant(notebook: nbformat.NotebookNode, variant: int) -> None:
+    """Put a variant's words in place of those of the public form, in all cells."""
+    names = [cell.metadata.nbgrader.grade_id for cell in notebook.cells if "nbgrader" in cell.metadata]
+    for name in names:
+        for old, new in EXERCISES[name].form(variant).replaces.items() if name in EXERCISES else ():
+            before = [cell.source for cell in notebook.cells]
+            for cell in notebook.cells:
+                cell.source = cell.source.replace(old, new) if new not in cell.source else cell.source
+            if before == [cell.source for cell in notebook.cells] and not any(new in text for text in before):
+                raise LessonError(f"variant {variant} of {name} replaces {old!r}, which the page does not hold")
 
 
 def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
@@ -71,8 +131,9 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
         resources={"metadata": {"path": str(folder)}},
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("MINILORA_STRICT", "MPLBACKEND")}
+    start = time.perf_counter()
     try:
-        client.execute(env=environment | {"PYTHONHASHSEED": "0"})
+        client.execute(env=environment | {"PYTHONHASHSEED": "0", "MINILORA_BUILD": "1"})
     except CellExecutionError as error:
         raise LessonError(f"a cell stops with {error.ename}: {error.evalue.partition(chr(10))[0]}") from None
     for cell in notebook.cells:
@@ -81,6 +142,7 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
                 raise LessonError(f"cell {cell.id} writes to stderr: {output.text.strip().splitlines()[0]}")
     shrink_pictures(notebook)
     notebook.metadata.language_info = {"name": "python"}  # without the version
+    notebook.metadata.minilora = {"seconds": round(time.perf_counter() - start)}
 
 
 def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
@@ -96,8 +158,11 @@ def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
 
 
 def keep_measured(notebook: nbformat.NotebookNode, before: nbformat.NotebookNode) -> None:
-    """Give the cells tagged `measured` the outputs they had, if their code has not changed."""
+    """Give the cells tagged `measured` the outputs they had, if their code has not changed; the seconds of all, too."""
     outputs = {cell.id: cell.outputs for cell in before.cells if cell.cell_type == "code" and cell.execution_count}
+    code = [[cell.source for cell in book.cells if cell.cell_type == "code"] for book in (notebook, before)]
+    if code[0] == code[1]:
+        notebook.metadata.minilora = before.metadata.get("minilora", notebook.metadata.minilora)
     for cell in notebook.cells:
         if is_measured(cell) and cell.id in outputs:
             cell.outputs = outputs[cell.id]
@@ -175,13 +240,58 @@ def differences(built: nbformat.NotebookNode, wanted: nbformat.NotebookNode) -> 
     return None
 
 
-def make_course(folder: Path, sources: list[Path]) -> None:
-    """Lay out nbgrader's folders: source/NAME/NAME.ipynb with the solutions, and its configuration."""
+def sizes(notebook: nbformat.NotebookNode) -> dict[str, int]:
+    """What LIMITS is about."""
+    cells = [cell for cell in notebook.cells if "setup" not in cell.metadata.get("tags", [])]
+    prose = " ".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    prose = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)|[|#*>-]", " ", prose, flags=re.DOTALL)
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    return {
+        "words of prose": len(prose.split()),
+        "cells": len(cells),
+        "lines of imports": len(re.findall(r"^\s*(?:import|from) ", code, re.MULTILINE)),
+        "seconds": notebook.metadata.get("minilora", {}).get("seconds", 0),
+        "kilobytes": len(nbformat.writes(notebook)) // 1000,
+    }
+
+
+def over_limits(notebook: nbformat.NotebookNode) -> list[str]:
+    """Which limits a lesson breaks, as "2,100 words of prose, at most 2,000"."""
+    found = sizes(notebook)
+    return [f"{found[what]:,} {what}, at most {most:,}" for what, most in LIMITS.items() if found[what] > most]
+
+
+def make_course(folder: Path, sources: list[Path], variant: int | None, overlay: Path | None) -> None:
+    """Lay out nbgrader's folders: source/NAME/NAME.ipynb with the solutions, and its configuration.
+
+    overlay: a folder of NAME.py; each function `test_NAME_OF_EXERCISE(function)` in them becomes hidden lines of that
+    exercise's check, which nbgrader takes out of what students get.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / "nbgrader_config.py", folder)
     for source in sources:
-        write(read_source(source), folder / "source" / source.stem / f"{source.stem}.ipynb")
+        notebook = read_source(source, variant)
+        if overlay and (own := overlay / source.name).exists():
+            hide_tests(notebook, own)
+        write(notebook, folder / "source" / source.stem / f"{source.stem}.ipynb")
         print(f"{folder / 'source' / source.stem / source.stem}.ipynb", flush=True)
+
+
+def hide_tests(notebook: nbformat.NotebookNode, overlay: Path) -> None:
+    """Append an overlay's tests to the checks they belong to, between nbgrader's marks for hidden tests."""
+    text = overlay.read_text("utf-8")
+    tree = ast.parse(text)
+    tests = {node.name: ast.get_source_segment(text, node) for node in tree.body if isinstance(node, ast.FunctionDef)}
+    imports = [ast.get_source_segment(text, n) for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    checks = {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if "nbgrader" in cell.metadata}
+    for name, code in tests.items():
+        asked = name.removeprefix("test_")
+        if f"check_{asked}" not in checks:
+            known = ", ".join(f"test_{key.removeprefix('check_')}" for key in checks if key.startswith("check_"))
+            raise LessonError(f"{overlay.name} holds {name}, which belongs to no exercise there: {known}")
+        lines = [*imports, code, f"{name}({asked})"]
+        hidden = "\n".join(["### BEGIN HIDDEN TESTS", *map(str, lines), "### END HIDDEN TESTS"])
+        checks[f"check_{asked}"].source += "\n" + hidden
 
 
 def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
@@ -191,13 +301,22 @@ def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
     parser.add_argument("--check", action="store_true", help="compare and write nothing")
     parser.add_argument("--fresh", action="store_true", help="do not keep what was measured before")
     parser.add_argument("--instructor", type=Path, metavar="FOLDER", help="make a course folder for nbgrader")
+    parser.add_argument("--variant", type=int, metavar="NUMBER", help="with --instructor: which form of the exercises")
+    parser.add_argument("--overlay", type=Path, metavar="FOLDER", help="with --instructor: hidden tests of your own")
     options = parser.parse_args(arguments)
+    if not options.instructor and (options.variant is not None or options.overlay):
+        parser.error("--variant and --overlay belong to --instructor FOLDER")
     found = sorted((here / "src").glob("[0-9]*.py")) + sorted((here / "src" / "exercises").glob("[0-9]*.py"))
     if unknown := set(options.names) - {source.stem for source in found}:
         parser.error(f"no source is called {min(unknown)}: there are {', '.join(sorted({s.stem for s in found}))}")
     sources = [source for source in found if not options.names or source.stem in options.names]
     if options.instructor:
-        make_course(options.instructor, [source for source in sources if source.parent.name == "exercises"])
+        exercises = [source for source in sources if source.parent.name == "exercises"]
+        try:
+            make_course(options.instructor, exercises, options.variant, options.overlay)
+        except LessonError as error:
+            print(f"FAILED: {error}")
+            return 1
         return 0
     failed = False
     for source in sources:
@@ -211,6 +330,11 @@ def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
                 raise LessonError("has not been built")
             elif difference := differences(nbformat.read(target, as_version=4), notebook):
                 raise LessonError(difference)
+            if source.parent.name != "exercises" and not options.check:
+                seconds = notebook.metadata.minilora.seconds
+                line = f"built in {seconds} s"
+                if over := over_limits(notebook):
+                    raise LessonError(f"written, but it has {'; '.join(over)}")
         except LessonError as error:
             line, failed = f"FAILED: {error}", True
         print(f"{target.relative_to(here)}: {line}", flush=True)

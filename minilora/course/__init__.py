@@ -1,6 +1,19 @@
-"""The exercise checker: `from minilora.course import check`, then `check(your_function)`."""
+"""What lessons and exercises use.
 
-from . import lesson08, lesson11  # registers their exercises
+check       try your answer to an exercise: `check(your_function)`
+claim       state a number with the band that it must lie in
+show        draw a figure, with a text for those who cannot see it
+"""
+
+import importlib
+import pkgutil
+
+from .claims import claim
 from .judge import check
+from .show import show
 
-__all__ = ["check", "lesson08", "lesson11"]
+for _module in pkgutil.iter_modules(__path__):
+    if _module.name.startswith("lesson"):  # lesson08 and so on: importing one registers its exercises
+        importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["check", "claim", "show"]

@@ -1,104 +1,270 @@
 """Check an answer and say in one line what is wrong with it.
 
-An exercise is a judge: a function that draws fresh arguments, calls the student's function with them and raises
-`Wrong` with a line that helps. To find that line, what came back is compared with what known mistakes would have
-given (alpha in place of alpha / r, a missing sum, ...): a `Suspect` is such a mistake and the line that names it.
+The student's function and the reference get the same fresh arguments. Where the results differ, the functions that make
+known mistakes get them, too: the one that comes to the student's result has the line to print.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import linecache
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
+from ..engine.tensor import Tensor
+from .compare import Wrong, as_parts, compare, named, same
+from .exercises import EXERCISES, Draw, Exercise, Form
+from .mine import keep
+from .watch import plain, readable_output, time_limit, watched, without_the_engine
+
 DRAWS = 3  # fresh shapes and numbers that every answer is tried on
-TOLERANCE = 1e-9  # in float64, relative to the largest number of the array
+REDRAWS = 8  # more of them, where two known mistakes come to the same by chance
+ALIKE = 1e-6  # how near a wrong result must come to that of a known mistake, relatively
 OK = "ok"
-
-Suspect = tuple[str, np.ndarray]
-Judge = Callable[["Answer", np.random.Generator], None]
-JUDGES: dict[str, Judge] = {}  # by the name of the function that the student writes
+NOT_YET = "not written yet"
 
 
-class Wrong(Exception):
-    """What is wrong with an answer, in one line and in the student's terms."""
-
-
-def exercise(judge: Judge) -> Judge:
-    """Register a judge under its own name, which is the name of the function that the student writes."""
-    JUDGES[judge.__name__] = judge
-    return judge
-
-
-def check(function: Callable) -> None:
+def check(function: Callable, variant: int | None = None) -> None:
     """Try a function on fresh random inputs and print one line: "ok", "not written yet", or what is wrong with it.
 
-    function: your answer to an exercise. The exercise is found by the function's name.
+    function: your answer to an exercise. The exercise is found by the function's name. What is right is kept in mine.py
+    beside the notebook, from where later exercises take it.
 
     Returns None. Under nbgrader, which sets NBGRADER_EXECUTION, or with MINILORA_STRICT=1 in the environment, an answer
     that is not right raises AssertionError with the line in place of printing it.
     """
-    line = verdict(function, np.random.default_rng())
-    if line != OK and (os.environ.get("NBGRADER_EXECUTION") or os.environ.get("MINILORA_STRICT") == "1"):
+    line = verdict(function, np.random.default_rng(), variant)
+    exercise = EXERCISES.get(getattr(function, "__name__", ""))
+    if exercise:
+        if line == OK and keep(function, exercise.number, variant):
+            line += f" ({exercise.name} is kept in mine.py)"
+        line = f"{exercise.number}  {line}"
+    right = exercise and line.startswith(f"{exercise.number}  {OK}")
+    if not right and (os.environ.get("NBGRADER_EXECUTION") or os.environ.get("MINILORA_STRICT") == "1"):
         raise AssertionError(line)
     print(line)
 
 
-def verdict(function: Callable, rng: np.random.Generator) -> str:
-    """The line that `check` prints."""
+def verdict(function: Callable, rng: np.random.Generator, variant: int | None = None) -> str:
+    """The line that `check` prints, without the exercise's number."""
     name = getattr(function, "__name__", None)
-    if not callable(function) or name not in JUDGES:
+    if not callable(function) or name not in EXERCISES:
         what = f"{name!r}" if callable(function) and name else f"a value of type {type(function).__name__}"
-        return f"{what} is no exercise: check one of {', '.join(JUDGES)}, without parentheses behind the name"
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a warning would go to stderr, for which nbgrader gives no points
-        try:
-            for _ in range(DRAWS):
-                JUDGES[name](Answer(function), rng)
-        except NotImplementedError:
-            return "not written yet"
-        except Wrong as wrong:
-            return str(wrong)
+        return f"{what} is no exercise: check one of {', '.join(EXERCISES)}, without parentheses behind the name"
+    return judged(EXERCISES[name], function, rng, variant)
+
+
+def judged(exercise: Exercise, function: Callable, rng: np.random.Generator, variant: int | None = None) -> str:
+    """The line for any function that is meant as an answer to this exercise."""
+    form = exercise.form(variant)
+    try:
+        with readable_output(), time_limit():
+            line = _line(exercise, form, function, rng)
+            if line not in (OK, NOT_YET) and variant is not None:
+                others = [other for other in exercise.forms if other is not form]
+                if any(_line(exercise, other, function, rng) == OK for other in others):
+                    return (
+                        f"this is the answer to another variant of the exercise: read again what {exercise.number} asks"
+                    )
+    except Wrong as wrong:  # the time is over
+        return str(wrong)
+    return line
+
+
+def _line(exercise: Exercise, form: Form, function: Callable, rng: np.random.Generator) -> str:
+    answer = Answer(exercise, function)
+    lines: list[str] = []
+    try:
+        for draw in form.draws(DRAWS):
+            for _ in range(REDRAWS):
+                drawn = draw(rng)
+                answer.sizes = drawn.sizes
+                found = [] if form.judge else _try(exercise, form, answer, drawn)
+                lines = [line for line in lines if line in found] or lines or found
+                if len(lines) < 2 or not found:
+                    break
+            if lines:
+                return lines[0]
+            for judge in (form.judge, form.also):
+                if judge:
+                    judge(answer, drawn, rng)
+    except NotImplementedError:
+        return NOT_YET
+    except Wrong as wrong:
+        return str(wrong)
     return OK
+
+
+class Outcome:
+    """What came of one call: the result, the arguments afterwards, and which of them were changed; or the error."""
+
+    def __init__(self, exercise: Exercise, function: Callable, drawn: Draw, copied: bool = True):
+        self.error: Exception | None = None
+        self.changed: list[str] = []
+        before = dict(drawn) if copied else copy.deepcopy(dict(drawn))
+        arguments = copy.deepcopy(before) if copied else dict(drawn)
+        try:
+            result = function(*arguments.values())
+        except (NotImplementedError, Wrong):
+            raise
+        except Exception as error:
+            self.error = error
+            return
+        self.result = plain(result)
+        for name, old in before.items():
+            if comparable(old) and not same(plain(arguments[name]), old, tolerance=0):
+                self.changed.append(name)
+        if exercise.observe and not (self.result is None and not exercise.changes):
+            self.result = exercise.observe(self.result, arguments)
+
+    def like(self, other: Outcome, tolerance: float) -> bool:
+        """Did two calls come to the same?"""
+        if self.error or other.error:  # many mistakes end in the same error
+            return False
+        return self.changed == other.changed and same(self.result, other.result, tolerance)
+
+    def part(self, i: int, count: int) -> Any:
+        """The i-th of the values returned, or None where there are not so many."""
+        if self.error or self.changed:
+            return None
+        if count == 1:
+            return self.result
+        return self.result[i] if isinstance(self.result, (list, tuple)) and len(self.result) == count else None
+
+
+def _try(exercise: Exercise, form: Form, answer: Answer, drawn: Draw) -> list[str]:
+    """One trial: the lines of the known mistakes that come to what the answer comes to; none if the answer is right.
+
+    Raises Wrong for an answer that is wrong in a way that no known mistake is.
+    """
+    tolerance, alike = exercise.tolerance, min(exercise.tolerance, ALIKE)
+    with quiet():
+        want = Outcome(exercise, form.reference, drawn)
+    if want.error:
+        raise want.error
+    got = answer.outcome(drawn)
+    if got.like(want, tolerance) and not (set(got.changed) - set(exercise.changes)):
+        answer.refuse_what_is_forbidden()
+        return []
+    with quiet():
+        made = [(Outcome(exercise, function, drawn), line) for function, line in form.mistakes.values()]
+    mistakes = [(mistake, line) for mistake, line in made if not mistake.like(want, tolerance)]
+    if whole := [line for mistake, line in mistakes if mistake.like(got, alike)]:
+        return whole
+    answer.accept(got)
+    names = [name for name, _ in exercise.returns]
+    wanted = as_parts(want.result, names, [])
+    parts = as_parts(got.result, names, wanted)
+    for i, (name, axes) in enumerate(exercise.returns):
+        if same(parts[i], wanted[i], tolerance):
+            continue
+        found = []
+        for mistake, line in mistakes:
+            one = mistake.part(i, len(names))
+            if one is not None and same(parts[i], one, alike) and not same(one, wanted[i], tolerance):
+                found.append(line if len(names) == 1 or line.startswith(name) else f"{name}: {line}")
+        if found:
+            return found
+        compare(parts[i], wanted[i], name, axes, answer.sizes, tolerance)
+    answer.refuse_what_is_forbidden()
+    return []
+
+
+class quiet(warnings.catch_warnings):
+    """Within it, mistakes and references divide by zero without a word."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()
+        warnings.simplefilter("ignore")
+
+
+def comparable(value: Any) -> bool:
+    """Can a change of this argument be noticed? Not of a generator or a model, which are meant to change."""
+    if isinstance(value, (list, tuple)):
+        return all(map(comparable, value))
+    if isinstance(value, dict):
+        return all(map(comparable, value.values()))
+    return isinstance(value, (np.ndarray, Tensor, int, float, str, type(None)))
 
 
 class Answer:
     """A student's function. Its errors become `Wrong`, and so does a change to one of its arguments.
 
-    sizes: what the axes of the drawn arrays are called, as {"n": 7, "r": 3}. No two are equal, so that a number in an
-    error tells which axis it belongs to.
+    sizes: what the axes of the drawn arrays are called. No two are equal, so that a number in an error tells which axis
+    it belongs to.
     """
 
-    def __init__(self, function: Callable):
+    def __init__(self, exercise: Exercise, function: Callable):
+        self.exercise = exercise
         self.function = function
         self.sizes: dict[str, int] = {}
+        self.seen: set[tuple[int, ...]] = set()
 
     def __call__(self, **arguments: Any) -> Any:
-        """Call the function with the arguments in their order, under whatever names it gives them."""
+        """Call the function with these very arguments, in their order, under whatever names it gives them."""
+        got = self.outcome(Draw(self.sizes, **arguments), copied=False)
+        self.accept(got)
+        return got.result
+
+    def outcome(self, drawn: Draw, copied: bool = True) -> Outcome:
+        """What the function makes of its arguments."""
         try:
-            inspect.signature(self.function).bind(*arguments.values())
+            inspect.signature(self.function).bind(*drawn.values())
         except TypeError:
-            raise Wrong(f"the function must take ({', '.join(arguments)}), in this order") from None
-        before = {name: x.copy() for name, x in arguments.items() if isinstance(x, (np.ndarray, dict))}
-        try:
-            result = self.function(*arguments.values())
-        except (NotImplementedError, Wrong):
-            raise
-        except Exception as error:
-            raise Wrong(self.explain(error)) from None
-        for name, old in before.items():
-            new = arguments[name]
-            if not (np.array_equal(new, old) if isinstance(old, np.ndarray) else new == old):
+            raise Wrong(f"the function must take ({', '.join(drawn)}), in this order") from None
+        except ValueError:
+            pass  # a function of C has no signature
+        self.seen = set()
+
+        def run(*values: Any) -> Any:
+            if self.exercise.forbids:
+                values = tuple(watched(v, self.seen) if isinstance(v, np.ndarray) else v for v in values)
+            return self.function(*values)
+
+        with ExitStack() as stack:
+            if self.exercise.by_hand:
+                stack.enter_context(without_the_engine())
+            try:
+                return Outcome(self.exercise, run, drawn, copied)
+            except NotImplementedError as error:
+                raise self.unwritten(error) from None
+
+    def accept(self, got: Outcome) -> None:
+        """Raise Wrong for an error, a change of an argument, or nothing returned."""
+        if got.error:
+            raise Wrong(self.explain(got.error))
+        for name in got.changed:
+            if name not in self.exercise.changes:
                 raise Wrong(f"the function changes its input {name}: make a new value in place of changing it (+=, *=)")
-        if result is None:
+        if got.result is None:
             raise Wrong("the function returns nothing: is a `return` missing?")
-        return result
+
+    def refuse_what_is_forbidden(self) -> None:
+        """Raise Wrong if an array of a forbidden shape was computed on the way to a right answer."""
+        for axes, line in self.exercise.forbids.items():
+            shape = tuple(self.sizes[axis] for axis in axes.split())
+            if {shape, shape[::-1]} & self.seen:
+                raise Wrong(line)
+
+    def unwritten(self, error: NotImplementedError) -> Exception:
+        """This answer is not written yet; or it stands on another that is not."""
+        names, trace = [], error.__traceback__
+        while trace is not None:
+            names.append(trace.tb_frame.f_code.co_name)
+            trace = trace.tb_next
+        last = next((name for name in reversed(names) if name in EXERCISES), self.exercise.name)
+        if str(error) in EXERCISES:
+            last = str(error)
+        if last == self.exercise.name:
+            return NotImplementedError()
+        return Wrong(f"it calls {last}, which is not written yet: do exercise {EXERCISES[last].number} first")
 
     def explain(self, error: Exception) -> str:
         """Which line of the function stopped, why, and which axes met if it was a product of matrices."""
@@ -110,52 +276,12 @@ class Answer:
             trace = trace.tb_next
         where = f"at `{place}`: " if place else ""
         text = str(error).partition("\n")[0]
+        names = {size: name for name, size in self.sizes.items()}
         if met := re.search(r"size (\d+) is different from (\d+)", text):
-            names = {size: name for name, size in self.sizes.items()}
             right, left = (f"{names.get(int(size), 'size')} = {size}" for size in met.groups())
-            return f"{where}the shapes do not fit, {left} meets {right} in a product: is a transpose (.T) missing?"
+            return f"{where}the shapes do not fit, {left} meets {right} in a product: a transpose (.T), or the order?"
+        if met := re.search(r"broadcast together with shapes (.*)", text):
+            shapes = [tuple(map(int, re.findall(r"\d+", part))) for part in re.findall(r"\([^)]*\)", met[1])]
+            these = " and ".join(named(shape, self.sizes) for shape in shapes)
+            return f"{where}the shapes {these} do not fit number by number: is * meant to be @?"
         return f"{where}{type(error).__name__}: {text}"
-
-
-def compare(
-    got: Any, want: np.ndarray, what: str, axes: str, sizes: dict[str, int], suspects: Sequence[Suspect] = ()
-) -> None:
-    """Raise Wrong unless `got` is the float64 array `want`.
-
-    what, axes: what the array is called, as "dA", and its axes, as "r, n". suspects: what known mistakes give.
-    """
-    if not isinstance(got, np.ndarray):
-        raise Wrong(f"{what} must be a NumPy array of shape ({axes}), got {type(got).__name__}")
-    for line, mistake in suspects:
-        if got.shape == mistake.shape and close(got, mistake) and not (got.shape == want.shape and close(got, want)):
-            raise Wrong(line)
-    if got.shape == want.shape[::-1] != want.shape:
-        turned = ", ".join(reversed(axes.split(", ")))
-        raise Wrong(f"{what} is transposed: got ({turned}), expected ({axes})")
-    if got.shape != want.shape:
-        raise Wrong(f"{what} must have the shape ({axes}) = {want.shape}, got {named(got.shape, sizes)}")
-    if got.dtype != np.float64:
-        raise Wrong(f"{what} is {got.dtype}, the inputs are float64: keep their precision")
-    if not close(got, want):
-        at = np.unravel_index(np.argmax(np.nan_to_num(np.abs(got - want), nan=np.inf)), want.shape)
-        index = ", ".join(str(int(i)) for i in at)
-        raise Wrong(f"{what}[{index}] is {got[at]:.6g}, expected {want[at]:.6g}")
-
-
-def close(got: np.ndarray, want: np.ndarray) -> bool:
-    """Equal in float64, but for rounding, on the scale of the largest number."""
-    return bool(np.abs(got - want).max(initial=0) <= TOLERANCE * max(np.abs(want).max(initial=0), 1e-300))
-
-
-def named(shape: tuple[int, ...], sizes: dict[str, int]) -> str:
-    """A shape with the names of its axes where they are known: "(n, r) = (7, 3)"."""
-    names = {size: name for name, size in sizes.items()}
-    if shape and all(size in names for size in shape):
-        return f"({', '.join(names[size] for size in shape)}) = {shape}"
-    return str(shape)
-
-
-def distinct_sizes(names: str, rng: np.random.Generator) -> dict[str, int]:
-    """A different size for each name, as {"T": 11, "n": 5}: a transposed array never has the right shape by luck."""
-    sizes = rng.choice(np.arange(6, 16), size=len(names), replace=False)
-    return dict(zip(names, map(int, sizes), strict=True))

@@ -1,37 +1,25 @@
-"""The judges of lesson 11's exercises: count an adapter, predict the memory of training, choose a rank."""
+"""Lesson 11's exercises: count an adapter, predict the memory of training, choose a rank."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..cost.counts import lora_parameters
-from ..lora.adapters import add_adapter
-from ..lora.config import LoraConfig
 from ..nn.llama import Config, Llama
-from ..nn.optim import AdamW
-from .judge import Answer, Wrong, exercise
+from .exercises import Draw, exercise
 
 Shapes = dict[str, tuple[int, ...]]
-BYTES = 4  # of a float32
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def number(value: Any, what: str) -> float:
-    """The answer as a Python number. Raises Wrong if it is not one."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise Wrong(f"{what} must be one number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise Wrong(f"{what} is {value}: is something divided by zero?")
-    return float(value)
-
-
-def draw_config(rng: np.random.Generator, tied: bool) -> Config:
-    """A small Llama whose adapter is large beside it, so that no mistake hides within one percent."""
-    return Config(
+def draw_shapes(rng: np.random.Generator, tied: bool) -> Shapes:
+    """The parameters of a small Llama whose adapter is large beside it, so that no mistake hides within one percent."""
+    config = Config(
         vocab_size=int(rng.integers(100, 140)),
         hidden_size=int(rng.choice([24, 32, 40])),
         intermediate_size=int(rng.choice(np.arange(51, 91, 2))),  # 3/2 of no width: there two mistakes come to the same
@@ -40,184 +28,198 @@ def draw_config(rng: np.random.Generator, tied: bool) -> Config:
         num_key_value_heads=2,
         tie_word_embeddings=tied,
     )
+    return {name: tuple(parameter.shape) for name, parameter in Llama(config, rng).named_parameters()}
 
 
-def shapes_of(model: Llama) -> Shapes:
-    """Every parameter's name and shape."""
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+def numbers(shapes: Shapes) -> int:
+    """How many parameters the base has."""
+    return sum(map(math.prod, shapes.values()))
 
 
-def matrices(shapes: Shapes, *names: str) -> list[tuple[int, int]]:
-    """The shapes of the linear layers whose names end so; with no name given, of all but the head."""
-    return [
-        (shape[0], shape[1])
-        for name, shape in shapes.items()
-        if "_proj." in name and (not names or name.split(".")[-2] in names)
-    ]
+def ends(shapes: Shapes, names: tuple[str, ...] = (*ATTENTION, *MLP), layer: str = "") -> int:
+    """Σ (m + n) over the matrices of these names."""
+    return sum(sum(shape) for name, shape in shapes.items() if name.split(".")[-2] in names and layer in name)
 
 
-@exercise
-def adapter_parameters(answer: Answer, rng: np.random.Generator) -> None:
+# -- 11.1 --------------------------------------------------------------------------------------------------------------
+
+
+def counting(count: Callable[[Shapes], int]) -> Callable:
+    """r times another sum over the shapes."""
+    return lambda shapes, r: r * count(shapes)
+
+
+@exercise(
+    "11.1",
+    draw=lambda rng: Draw(shapes=draw_shapes(rng, tied=False), r=int(rng.integers(3, 9))),
+    smallest=lambda rng: Draw(shapes=draw_shapes(rng, tied=True), r=0),
+    returns="the count",
+    tolerance=0,
+    decisive=["r * sum(shape) for"],
+    mistakes={
+        "no r": (lambda shapes, r: ends(shapes), "r is missing: an (m, n) matrix gets r (m + n) parameters"),
+        "product": (
+            counting(lambda s: sum(math.prod(shape) for name, shape in s.items() if "_proj" in name)),
+            "an (m, n) matrix gets r (m + n) parameters, not r m n",
+        ),
+        "the matrices": (
+            lambda shapes, r: sum(math.prod(shape) for name, shape in shapes.items() if "_proj" in name),
+            "that counts the matrices themselves: an (m, n) matrix gets r (m + n) parameters",
+        ),
+        "A alone": (
+            counting(lambda s: sum(shape[1] for name, shape in s.items() if "_proj" in name)),
+            "you counted A alone, r n: B has m r more",
+        ),
+        "B alone": (
+            counting(lambda s: sum(shape[0] for name, shape in s.items() if "_proj" in name)),
+            "you counted B alone, m r: A has r n more",
+        ),
+        "square": (
+            counting(lambda s: 2 * sum(shape[1] for name, shape in s.items() if "_proj" in name)),
+            "2 r n holds for square matrices alone: in general it is r (m + n)",
+        ),
+        "embedding and head": (
+            counting(lambda s: ends(s, (*ATTENTION, *MLP, "embed_tokens", "lm_head"))),
+            '"all-linear" leaves out the embedding and the head, and you counted both',
+        ),
+        "embedding": (
+            counting(lambda s: ends(s, (*ATTENTION, *MLP, "embed_tokens"))),
+            '"all-linear" leaves out the embedding and the head, and you counted one of them',
+        ),
+        "everything": (
+            counting(lambda s: sum(map(sum, s.values()))),
+            "you counted every parameter: norms, embedding and head get no adapter",
+        ),
+        "q and v": (
+            counting(lambda s: ends(s, ("q_proj", "v_proj"))),
+            "you counted q_proj and v_proj alone: all-linear is all seven of a block",
+        ),
+        "attention": (
+            counting(lambda s: ends(s, ATTENTION)),
+            "you counted attention alone: gate_proj, up_proj and down_proj get an adapter too",
+        ),
+        "the MLP": (
+            counting(lambda s: ends(s, MLP)),
+            "you counted the MLP alone: the four matrices of attention get an adapter too",
+        ),
+        "one block": (
+            counting(lambda s: ends(s, layer="layers.0.")),
+            "you counted one block: the model has several",
+        ),
+    },
+)
+def adapter_parameters(shapes: Shapes, r: int) -> int:
     """r Σ (m + n) over the linear layers, without embedding, head and norms."""
-    config = draw_config(rng, tied=False)
-    shapes, r = shapes_of(Llama(config, rng)), int(rng.integers(3, 9))
-    adapted = matrices(shapes)
-    want = lora_parameters(adapted, r)
-    table = r * (config.vocab_size + config.hidden_size)
-    norms = r * sum(shape[0] for shape in shapes.values() if len(shape) == 1)
-    mistakes = {
-        "r is missing: an (m, n) matrix gets r (m + n) parameters": want / r,
-        "an (m, n) matrix gets r (m + n) parameters, not r m n": r * sum(m * n for m, n in adapted),
-        "that counts the matrices themselves: an (m, n) matrix gets r (m + n) parameters": sum(
-            m * n for m, n in adapted
+    return r * ends(shapes)
+
+
+# -- 11.2 --------------------------------------------------------------------------------------------------------------
+
+
+def memory(full: float = 4, base: float = 1, adapter: float = 4, unit: float = 4) -> Callable:
+    """Bytes: so many arrays of the base in full fine-tuning; so many of the base and of the adapter with LoRA."""
+
+    def answer(shapes: Shapes, r: int | None) -> float:
+        P = numbers(shapes)
+        return unit * (full * P if r is None else base * P + adapter * adapter_parameters(shapes, r))
+
+    return answer
+
+
+@exercise(
+    "11.2",
+    draw=[
+        lambda rng: Draw(shapes=draw_shapes(rng, bool(rng.integers(2))), r=int(rng.integers(4, 12))),
+        lambda rng: Draw(shapes=draw_shapes(rng, bool(rng.integers(2))), r=None),
+    ],
+    smallest=lambda rng: Draw(shapes=draw_shapes(rng, tied=True), r=0),
+    returns="the memory in bytes",
+    tolerance=0.01,
+    decisive=["4 * (base + adapter + learns + 2 * learns)"],
+    mistakes={
+        "weights alone": (
+            memory(full=1, adapter=1),
+            "these are the weights alone: what learns has a gradient and Adam's two moments, too",
         ),
-        "you counted A alone, r n: B has m r more": r * sum(n for _, n in adapted),
-        "you counted B alone, m r: A has r n more": r * sum(m for m, _ in adapted),
-        '"all-linear" leaves out the embedding and the head, and you counted both': want + 2 * table,
-        '"all-linear" leaves out the embedding and the head, and you counted one of them': want + table,
-        "norms are vectors and get no adapter": want + norms,
-        "you counted every parameter: norms, embedding and head get no adapter": want + 2 * table + norms,
-        "you counted q_proj and v_proj alone: all-linear is all seven of a block": lora_parameters(
-            matrices(shapes, "q_proj", "v_proj"), r
+        "one moment": (
+            memory(full=3, adapter=3),
+            "one array is missing: weights, gradients, and Adam's two moments make four",
         ),
-        "you counted attention alone: gate_proj, up_proj and down_proj get an adapter too": lora_parameters(
-            matrices(shapes, *ATTENTION), r
+        "no moments": (memory(full=2, adapter=2), "Adam's two moments are missing: it keeps m and v for each number"),
+        "too many": (memory(full=5, adapter=5), "one array is too many: weights, gradients, two moments make four"),
+        "no base": (memory(base=0), "LoRA: the base's weights are missing; frozen, they are still held"),
+        "base has moments": (
+            memory(base=4),
+            "LoRA: a frozen weight has no gradient and no moments, and you count them",
         ),
-        "you counted the MLP alone: the four matrices of attention get an adapter too": want
-        - lora_parameters(matrices(shapes, *ATTENTION), r),
-        "you counted one block: the model has several": want / config.num_hidden_layers,
+        "base has a gradient": (memory(base=2), "LoRA: a frozen weight has no gradient, either"),
+        "no adapter": (
+            memory(adapter=0),
+            "LoRA: that is the base alone; the adapter has weights, gradients and two moments",
+        ),
+        "full for both": (
+            lambda shapes, r: memory()(shapes, None),
+            "LoRA: that is full fine-tuning; a frozen weight has no gradient and no moments",
+        ),
+        "numbers": (memory(unit=1), "that is how many numbers there are: a float32 takes 4 bytes"),
+        "half": (memory(unit=2), "a float32 takes 4 bytes, not 2"),
+        "double": (memory(unit=8), "a float32 takes 4 bytes, not 8"),
+        "bits": (memory(unit=32), "a float32 takes 4 bytes; that counts its 32 bits"),
+        "megabytes": (memory(unit=4e-6), "give bytes, not megabytes"),
+        "mebibytes": (memory(unit=4 * 2**-20), "give bytes, not mebibytes"),
+    },
+)
+def training_memory(shapes: Shapes, r: int | None = None) -> float:
+    """Bytes of weights, gradients and moments, within 1 %; r None is full fine-tuning."""
+    return memory()(shapes, r)
+
+
+# -- 11.3 --------------------------------------------------------------------------------------------------------------
+
+
+def draw_budget(rng: np.random.Generator, kind: str) -> Draw:
+    """A budget that r fits to the last byte, one with something to spare, or one that holds no adapter at all."""
+    shapes, r = draw_shapes(rng, bool(rng.integers(2))), int(rng.integers(2, 20))
+    base, step = 4 * numbers(shapes), 16 * ends(shapes)
+    budget = {
+        "exact": base + r * step,
+        "spare": base + r * step + step // 2,
+        "none": base + step - 1,
+        "tiny": base // 2,
     }
-    got = number(answer(shapes=shapes, r=r), "the count")
-    if got != want:
-        named = (line for line, value in mistakes.items() if value == got)
-        raise Wrong(next(named, f"r = {r}: you counted {got:,.6g} parameters, the adapter has {want:,}"))
+    return Draw(shapes=shapes, budget=budget[kind])
 
 
-@dataclass(frozen=True)
-class Held:
-    """Bytes that a training step really holds, by owner, and the numbers behind them: base P, adapter a."""
+def affords(arrays: int = 4, base: int = 1, rounded: Callable[[float], Any] = math.floor, least: float = 0) -> Callable:
+    """The rank that a budget gives where something is left out or rounded in another way."""
 
-    weights: int
-    gradients: int
-    moments: int
-    base_parameters: int
-    adapter_parameters: int
+    def answer(shapes: Shapes, budget: int) -> Any:
+        return max(least, rounded((budget - base * 4 * numbers(shapes)) / (4 * arrays * ends(shapes))))
 
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.moments
+    return answer
 
 
-def measure(model: Llama, r: int | None) -> Held:
-    """Take one step, with an all-linear adapter of rank r or (None) of the whole model, and add up the arrays.
-
-    Changes the model.
-    """
-    base = sum(parameter.size for _, parameter in model.named_parameters())
-    if r is not None:
-        add_adapter(model, LoraConfig(r=r, lora_alpha=r), name="measured", seed=0)
-    optimizer = AdamW(model.trainable_parameters())
-    ids = np.arange(8).reshape(1, 8)
-    model.loss(ids, ids).backward()
-    optimizer.step()
-    parameters = [parameter for _, parameter in model.named_parameters()]
-    return Held(
-        weights=sum(p.data.nbytes for p in parameters),
-        gradients=sum(p.grad.nbytes for p in parameters if p.grad is not None),
-        moments=sum(array.nbytes for array in (*optimizer.m, *optimizer.v)),
-        base_parameters=base,
-        adapter_parameters=sum(p.size for p in parameters) - base,
-    )
-
-
-UNIT_MISTAKES = [  # what the right number of bytes is multiplied by
-    (1 / BYTES, "that is how many numbers there are: a float32 takes 4 bytes"),
-    (1 / 2, "a float32 takes 4 bytes, not 2"),
-    (2, "a float32 takes 4 bytes, not 8"),
-    (1 / 8, "a float32 takes 4 bytes; a bit is an eighth of a byte"),
-    (1e-6, "give bytes, not megabytes"),
-    (2**-20, "give bytes, not megabytes"),
-]
-
-
-def memory_mistakes(P: int, a: int, r: int | None) -> list[tuple[float, str]]:
-    """What wrong predictions come to, in bytes, for a base of P parameters and an adapter of a, and what to say."""
-    if r is None:
-        counts = [  # the first two may also be the right arrays with 1 or 2 bytes for each number
-            (P, "full fine-tuning: a quarter of it; gradients and two moments count, too, and a float32 takes 4 bytes"),
-            (2 * P, "full fine-tuning: half of it; Adam's two moments count, too, and a float32 takes 4 bytes, not 2"),
-            (
-                3 * P,
-                "full fine-tuning: one array of P is missing: weights, gradients, and Adam's two moments make four",
-            ),
-            (5 * P, "full fine-tuning: one array of P is too many: weights, gradients, two moments make four"),
-        ]
-    else:
-        counts = [
-            (4 * a, f"LoRA, r = {r}: the base's weights are missing; frozen, they are still held"),
-            (4 * P, f"LoRA, r = {r}: that is full fine-tuning; a frozen weight has no gradient and no moments"),
-            (4 * (P + a), f"LoRA, r = {r}: a frozen weight has no gradient and no moments"),
-            (2 * P + 4 * a, f"LoRA, r = {r}: a frozen weight has no gradient, either"),
-            (P, f"LoRA, r = {r}: that is the base alone; the adapter has weights, gradients and two moments"),
-            (P + a, f"LoRA, r = {r}: the adapter's gradients and its two moments are missing"),
-            (P + 2 * a, f"LoRA, r = {r}: Adam's two moments of the adapter are missing"),
-            (P + 3 * a, f"LoRA, r = {r}: one of the adapter's four arrays is missing: weights, gradients, two moments"),
-        ]
-    right = 4 * P if r is None else P + 4 * a
-    return [(BYTES * count, line) for count, line in counts] + [
-        (BYTES * right * factor, line) for factor, line in UNIT_MISTAKES
-    ]
-
-
-@exercise
-def training_memory(answer: Answer, rng: np.random.Generator) -> None:
-    """Bytes of weights, gradients and moments, within 1 % of what a real step of a real small model holds."""
-    config = draw_config(rng, tied=bool(rng.integers(2)))
-    for r in (None, int(rng.integers(4, 12))):
-        model = Llama(config, rng)
-        shapes = shapes_of(model)
-        got = number(answer(shapes=shapes, r=r), "the memory in bytes")
-        held = measure(model, r)
-        error = abs(got - held.total) / held.total
-        if error <= 0.01:
-            continue
-        suspects = memory_mistakes(held.base_parameters, held.adapter_parameters, r)
-        value, line = min(suspects, key=lambda suspect: abs(got - suspect[0]))
-        if abs(got - value) <= 0.005 * value:
-            raise Wrong(line)
-        job = "full fine-tuning" if r is None else f"LoRA, r = {r}"
-        raise Wrong(
-            f"{job}: you predict {got:,.6g} bytes, a real step holds {held.total:,} (weights {held.weights:,}, "
-            f"gradients {held.gradients:,}, moments {held.moments:,})"
-        )
-
-
-@exercise
-def largest_rank(answer: Answer, rng: np.random.Generator) -> None:
+@exercise(
+    "11.3",
+    draw=[partial(draw_budget, kind=kind) for kind in ("exact", "spare", "none", "tiny")],
+    returns="the rank",
+    tolerance=0,
+    decisive=["(budget - base) // one_more"],
+    mistakes={
+        "no base": (affords(base=0), "the base is missing: its frozen weights take their share of the budget"),
+        "one array": (affords(arrays=1), "gradients and moments are missing: an adapter takes four arrays, not one"),
+        "two arrays": (affords(arrays=2), "Adam's two moments are missing: an adapter takes four arrays, not two"),
+        "three arrays": (affords(arrays=3), "one array is missing: an adapter takes four, two of them moments"),
+        "rounded up": (affords(rounded=math.ceil), "rounded up, it does not fit: round down"),
+        "not whole": (affords(rounded=float), "a rank is a whole number: round down"),
+        "full base": (affords(base=4), "the base is frozen: it has neither gradients nor moments"),
+        "below zero": (affords(least=-math.inf), "where the budget holds not even the frozen base, the answer is 0"),
+        "one too few": (
+            lambda shapes, budget: affords()(shapes, budget - 1),
+            "one more fits, to the last byte: a budget may be used up",
+        ),
+    },
+)
+def largest_rank(shapes: Shapes, budget: int) -> int:
     """The largest r whose training fits the budget; 0 if none does."""
-    shapes = shapes_of(Llama(draw_config(rng, tied=bool(rng.integers(2))), rng))
-    base = BYTES * sum(math.prod(shape) for shape in shapes.values())
-    step = 4 * BYTES * lora_parameters(matrices(shapes), 1)  # one more rank: weights, gradients and two moments
-    r = int(rng.integers(2, 20))
-    if base // step == 3 * r:  # there, too
-        r += 1
-    for want, budget in [(r, base + r * step), (r, base + r * step + step // 2), (0, base + step - 1), (0, base // 2)]:
-        got = number(answer(shapes=shapes, budget=budget), "the rank")
-        if got == want:
-            continue
-        if got != int(got):
-            raise Wrong(f"a rank is a whole number, got {got:.6g}: round down")
-        if got < 0:
-            raise Wrong(f"the budget holds not even the frozen base: the answer is 0, not {got:.0f}")
-        mistakes = {
-            "the base is missing: its frozen weights take their share of the budget": budget // step,
-            "gradients and moments are missing: an adapter takes four arrays, not one": (budget - base) // (step // 4),
-        }
-        for line, value in mistakes.items():
-            if got == value:
-                raise Wrong(line)
-        need = f"needs {base + int(got) * step:,} bytes, the budget is {budget:,}"
-        if got > want:
-            raise Wrong(f"r = {got:.0f} {need}: it does not fit")
-        full = budget == base + want * step
-        raise Wrong(f"r = {want} fits as well{', to the last byte' if full else ''}: you answer {got:.0f}")
+    return max(0, (budget - 4 * numbers(shapes)) // (16 * ends(shapes)))

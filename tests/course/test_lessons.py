@@ -4,17 +4,17 @@ import copy
 import importlib.util
 import json
 import re
-import runpy
 from pathlib import Path
 
 import pytest
 
-from minilora.course.judge import JUDGES
+from minilora.course.exercises import EXERCISES
 
 LESSONS = Path(__file__).parents[2] / "lessons"
 BUILT = {path.relative_to(LESSONS).as_posix(): json.loads(path.read_text("utf-8")) for path in LESSONS.rglob("*.ipynb")}
 SOURCES = sorted(path.relative_to(LESSONS / "src") for path in (LESSONS / "src").rglob("[0-9]*.py"))
 SOLUTION = re.compile(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", re.DOTALL)
+OLD = {"08_lora", "11_what_lora_saves"}  # lessons that are longer than the limits allow, until they are rewritten
 
 each_notebook = pytest.mark.parametrize("name", sorted(BUILT))
 each_exercise = pytest.mark.parametrize("name", sorted(name for name in BUILT if name.startswith("exercises/")))
@@ -70,28 +70,36 @@ def test_a_lesson_was_run_from_top_to_bottom_and_an_exercise_was_not(name):
 def test_a_released_exercise_holds_no_line_of_a_solution(name):
     released = [line for cell in BUILT[name]["cells"] for line in "".join(cell["source"]).splitlines()]
     solutions = SOLUTION.findall(source_of(name))
-    assert len(solutions) == 3 and not any("SOLUTION" in line for line in released)
+    assert solutions and not any("SOLUTION" in line for line in released)
     answers = {line.strip() for solution in solutions for line in solution.splitlines() if line.strip()}
     assert answers & {line.strip() for line in released} == set()
 
 
+@each_notebook
+def test_no_released_notebook_holds_the_decisive_line_of_a_solution(name):
+    text = re.sub(r"\s+", "", "\n".join("".join(cell["source"]) for cell in BUILT[name]["cells"]))
+    decisive = [(e.number, line) for e in EXERCISES.values() for line in e.decisive]
+    assert [(number, line) for number, line in decisive if re.sub(r"\s+", "", line) in text] == []
+
+
 @each_exercise
-def test_a_released_exercise_has_three_stubs_that_each_have_a_graded_check(name):
+def test_a_released_exercise_has_stubs_that_each_have_a_graded_check(name):
     cells = [cell for cell in code_cells(name) if "nbgrader" in cell["metadata"]]
     stubs = [cell for cell in cells if cell["metadata"]["nbgrader"]["solution"]]
     checks = [cell for cell in cells if cell["metadata"]["nbgrader"]["grade"]]
     asked = [cell["metadata"]["nbgrader"]["grade_id"] for cell in stubs]
-    assert len(asked) == 3 and set(asked) <= set(JUDGES)
+    lesson = int(name.split("/")[1][:2])
+    assert asked == [e.name for e in sorted(EXERCISES.values(), key=lambda e: e.number) if e.lesson == lesson]
     assert all("".join(cell["source"]).endswith("raise NotImplementedError") for cell in stubs)
     assert ["".join(cell["source"]).splitlines()[-1] for cell in checks] == [f"check({name})" for name in asked]
-    assert all(not cell["metadata"]["editable"] and cell["metadata"]["nbgrader"]["points"] > 0 for cell in checks)
+    assert all(not cell["metadata"]["editable"] for cell in checks)
+    assert sum(cell["metadata"]["nbgrader"]["points"] for cell in checks) == 8
 
 
-@each_exercise
-def test_a_source_solves_its_exercise(name, monkeypatch, capfd):
-    monkeypatch.setenv("MINILORA_STRICT", "1")
-    runpy.run_path(str((LESSONS / "src" / name).with_suffix(".py")))
-    assert capfd.readouterr() == ("ok\n" * 3, "")
+@pytest.mark.parametrize("name", sorted(name for name in BUILT if "/" not in name and Path(name).stem not in OLD))
+def test_a_lesson_keeps_to_the_limits(name, program):
+    notebook = program.nbformat.reads(json.dumps(BUILT[name]), as_version=4)
+    assert program.over_limits(notebook) == [] and notebook.metadata.minilora.seconds > 0
 
 
 # -- the program that builds them --------------------------------------------------------------------------------------
@@ -146,8 +154,10 @@ def outputs(target):
 
 
 def test_a_lesson_keeps_its_text_pictures_and_measurements(lesson):
-    nothing, (text, picture), (measured,) = outputs(lesson)
-    assert nothing == [] and text["text"] == ["the loss is 3.14159\n"] and measured["text"][0].strip().isdigit()
+    setup, nothing, (text, picture), (measured,) = outputs(lesson)
+    assert (
+        setup == nothing == [] and text["text"] == ["the loss is 3.14159\n"] and measured["text"][0].strip().isdigit()
+    )
     assert set(picture["data"]) == {"image/png", "text/plain"}
 
 
@@ -172,20 +182,20 @@ def test_check_finds_a_change_of_the_source_and_writes_nothing(lesson, program, 
     assert program.main(["--check"], tmp_path) == 0
     write_source(tmp_path, LESSON.replace("3.14159", "2.71828"))
     assert program.main(["--check"], tmp_path) == 1
-    assert capsys.readouterr().out.splitlines()[1].startswith("01_demo.ipynb: FAILED: cell 3 has 'print(")
+    assert capsys.readouterr().out.splitlines()[1].startswith("01_demo.ipynb: FAILED: cell 4 has 'print(")
     assert target.read_bytes() == lesson.read_bytes()
 
 
 def test_check_compares_text_and_small_numbers_but_no_pictures_and_no_measurements(lesson, program):
     built = program.nbformat.read(lesson, as_version=4)
     wanted = copy.deepcopy(built)
-    _, _, cell, measured = wanted.cells
+    _, _, _, cell, measured = wanted.cells
     cell.outputs[1].data["image/png"] = "another picture"
     measured.outputs[0].text = "17\n"
     cell.outputs[0].text = "the loss is 3.14160\n"
     assert program.differences(built, wanted) is None
     cell.outputs[0].text = "the loss is 3.24\n"
-    assert "cell 3 has 'the loss is 3.14159'" in program.differences(built, wanted)
+    assert "cell 4 has 'the loss is 3.14159'" in program.differences(built, wanted)
     cell.outputs[0].text = "a loss is 3.14159\n"
     assert "its source gives 'a loss" in program.differences(built, wanted)
     del wanted.cells[0]

@@ -26,7 +26,7 @@ import numpy as np
 import minilora as ml
 
 # %% [markdown]
-# ## 1. The forward pass (2 points)
+# ## 8.1 The forward pass
 #
 # A linear layer computes $y = x W^\top$. LoRA leaves $W$ as it is and adds an update of low rank:
 #
@@ -36,7 +36,7 @@ import minilora as ml
 # works on NumPy arrays and on minilora's tensors alike, and the engine can differentiate it.
 
 
-# %% nbgrader={"grade": false, "grade_id": "lora_forward", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %% points=2
 def lora_forward(x, W, A, B, alpha):
     """x (T, n), W (m, n), A (r, n), B (m, r) -> y (T, m)"""
     ### BEGIN SOLUTION
@@ -45,46 +45,38 @@ def lora_forward(x, W, A, B, alpha):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "check_lora_forward", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-from minilora.course import check
-
-check(lora_forward)
-
 # %% [markdown]
-# ## 2. Both gradients, by hand (4 points)
+# ## 8.2 The backward pass, by hand
 #
-# Training moves A and B against their gradients, $\partial L/\partial A$ and $\partial L/\partial B$, `dA` and `dB` for
-# short. Derive them from $g = \partial L/\partial y$ with pencil and paper, then write them down. You need one rule:
+# Training moves A and B against their gradients, and the layer below wants the gradient of its output, which is x. Derive
+# all three from $g = \partial L/\partial y$ with pencil and paper, then write them down, with `@` and `.T` alone. You need
+# one rule:
 #
 # > If $y = x W^\top$, then $\partial L/\partial W = g^\top x$ and $\partial L/\partial x = g\,W$.
 #
 # Apply it twice. Call the narrow middle $u = x A^\top$, of shape (T, r). The update is a linear layer with input $u$
-# and matrix $B$, and $u$ is a linear layer with input $x$ and matrix $A$. What is the gradient of $u$?
+# and matrix $B$, and $u$ is a linear layer with input $x$ and matrix $A$. What is the gradient of $u$? And x is used in
+# two places: what happens to the gradients that come back from both?
 #
 # Two ways to notice a mistake before the check does: a gradient has the shape of what it is the gradient of, and where
-# B is zero, `dA` must come out as zero.
+# B is zero, `dA` must come out as zero. The scale is alpha / r, as above.
 
 
-# %% nbgrader={"grade": false, "grade_id": "lora_gradients", "locked": false, "schema_version": 3, "solution": true, "task": false}
-def lora_gradients(x, W, A, B, g, alpha):
-    """x (T, n), W (m, n), A (r, n), B (m, r), g (T, m) -> dA (r, n), dB (m, r), both NumPy arrays"""
+# %% points=4
+def lora_backward(x, W, A, B, g, alpha):
+    """x (T, n), W (m, n), A (r, n), B (m, r), g (T, m) -> dx (T, n), dA (r, n), dB (m, r), all NumPy arrays"""
     ### BEGIN SOLUTION
-    scale = alpha / A.shape[0]
-    u = x @ A.T
-    du = scale * (g @ B)
+    r = A.shape[0]
+    du = (alpha / r) * (g @ B)
+    dx = g @ W + du @ A
     dA = du.T @ x
-    dB = scale * (g.T @ u)
-    return dA, dB
+    dB = (alpha / r) * (g.T @ (x @ A.T))
+    return dx, dA, dB
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "check_lora_gradients", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
-from minilora.course import check
-
-check(lora_gradients)
-
 # %% [markdown]
-# ## 3. A start that changes nothing, and still learns (2 points)
+# ## 8.3 A start that changes nothing, and still learns
 #
 # Before the first step the adapted model must compute exactly what the base computes, or training would begin by
 # repairing damage. Yet something must be able to move. Return three tensors, ready to train:
@@ -94,11 +86,11 @@ check(lora_gradients)
 # - `B`: zero.
 #
 # `ml.Tensor(array)` is a frozen tensor, `ml.Tensor(array, requires_grad=True)` one that learns. A question to ask
-# yourself when it works: exercise 2 gives you `dA` and `dB` at this start. Which of them is zero? What would happen if
+# yourself when it works: exercise 8.2 gives you `dA` and `dB` at this start. Which of them is zero? What would happen if
 # A were zero, too?
 
 
-# %% nbgrader={"grade": false, "grade_id": "inject", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %% points=2
 def inject(W, r, rng):
     """W (m, n) a NumPy array, r the rank, rng a NumPy generator -> W (m, n), A (r, n), B (m, r), all ml.Tensor"""
     ### BEGIN SOLUTION
@@ -108,11 +100,6 @@ def inject(W, r, rng):
     return ml.Tensor(W), ml.Tensor(A, requires_grad=True), ml.Tensor(B, requires_grad=True)
     ### END SOLUTION
 
-
-# %% nbgrader={"grade": true, "grade_id": "check_inject", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-from minilora.course import check
-
-check(inject)
 
 # %% [markdown]
 # Three times `ok`? Then you have written LoRA. minilora's own version is

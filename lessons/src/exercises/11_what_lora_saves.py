@@ -29,7 +29,7 @@ shapes = {
 }
 
 # %% [markdown]
-# ## 1. How many numbers learn? (2 points)
+# ## 11.1 How many numbers learn?
 #
 # LoRA puts two thin matrices beside each matrix it adapts: A of shape (r, n) and B of shape (m, r) beside W of shape
 # (m, n). Count them for an adapter on *all linear layers*: the seven matrices of each block, whose names contain
@@ -38,7 +38,7 @@ shapes = {
 # For the shapes above and r = 2, the count is 1,024. For SmolLM2-135M and r = 8 it is 2,442,240.
 
 
-# %% nbgrader={"grade": false, "grade_id": "adapter_parameters", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %% points=2
 def adapter_parameters(shapes, r):
     """shapes: a dictionary of name -> shape, r: the rank -> how many numbers all A and B have together"""
     ### BEGIN SOLUTION
@@ -46,13 +46,8 @@ def adapter_parameters(shapes, r):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "check_adapter_parameters", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-from minilora.course import check
-
-check(adapter_parameters)
-
 # %% [markdown]
-# ## 2. How much memory does training take? (4 points)
+# ## 11.2 How much memory does training take?
 #
 # Predict the bytes that a training step holds in three places:
 #
@@ -69,7 +64,7 @@ check(adapter_parameters)
 # little.
 
 
-# %% nbgrader={"grade": false, "grade_id": "training_memory", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %% points=4
 def training_memory(shapes, r=None):
     """shapes: a dictionary of name -> shape, r: the rank, None for full fine-tuning -> bytes"""
     ### BEGIN SOLUTION
@@ -80,20 +75,15 @@ def training_memory(shapes, r=None):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "check_training_memory", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
-from minilora.course import check
-
-check(training_memory)
-
 # %% [markdown]
-# ## 3. What can I afford? (2 points)
+# ## 11.3 What can I afford?
 #
 # Now the other way round. Your machine has `budget` bytes for weights, gradients and moments. Return the largest rank
 # that fits, filling the budget to the last byte if it must, and 0 if not even r = 1 fits. You may call what you wrote
 # above; note how much memory one more rank costs, and that it is always the same.
 
 
-# %% nbgrader={"grade": false, "grade_id": "largest_rank", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %% points=2
 def largest_rank(shapes, budget):
     """shapes: a dictionary of name -> shape, budget: bytes -> the largest r that fits, 0 if none does"""
     ### BEGIN SOLUTION
@@ -102,11 +92,6 @@ def largest_rank(shapes, budget):
     return max(0, (budget - base) // one_more)
     ### END SOLUTION
 
-
-# %% nbgrader={"grade": true, "grade_id": "check_largest_rank", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-from minilora.course import check
-
-check(largest_rank)
 
 # %% [markdown]
 # Three times `ok`? Try them on a real model: `model, tokenizer = ml.load("smollm2")` (after `import minilora as ml`)

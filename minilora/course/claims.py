@@ -1,0 +1,39 @@
+"""A claim: a number that a lesson states, with the band that was fixed for it before it was computed."""
+
+from __future__ import annotations
+
+import math
+
+
+def claim(name: str, value: float, low: float, high: float) -> None:
+    """Print one line: name, value, band and verdict. Raises AssertionError with that line outside the band.
+
+    low, high: the band, both ends included; equal for what must come out exactly. math.inf leaves one side open.
+
+    >>> claim("parameters of SmolLM2", 134_515_008, 134_515_008, 134_515_008)
+    parameters of SmolLM2: 134,515,008 (claimed: exactly that): holds
+    >>> claim("loss on law", 3.2581, 3.1, 3.4)
+    loss on law: 3.258 (claimed: 3.1 to 3.4): holds
+    """
+    if low > high:
+        raise ValueError(f"claim {name!r}: the band goes from {low} to {high}; give the smaller end first")
+    holds = bool(low <= value <= high)  # False for NaN
+    if low == high:
+        band = "exactly that" if holds else f"exactly {digits(low)}"
+    elif math.isinf(high):
+        band = f"at least {digits(low)}"
+    elif math.isinf(low):
+        band = f"at most {digits(high)}"
+    else:
+        band = f"{digits(low)} to {digits(high)}"
+    line = f"{name}: {digits(value)} (claimed: {band}): {'holds' if holds else 'DOES NOT HOLD'}"
+    if not holds:
+        raise AssertionError(line)
+    print(line)
+
+
+def digits(value: float) -> str:
+    """A number as a reader wants it: whole numbers whole, others with four digits."""
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"

@@ -1,0 +1,145 @@
+"""Is what came back what was wanted? And if not, which line says best how it differs?"""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from ..engine.tensor import Tensor
+
+TOLERANCE = 1e-9  # in float64, relative to the largest number of the array
+COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
+
+
+class Wrong(Exception):
+    """What is wrong with an answer, in one line and in the student's terms."""
+
+
+def close(got: np.ndarray, want: np.ndarray, tolerance: float = TOLERANCE) -> bool:
+    """Equal but for rounding, on the scale of the largest number; never where a number is NaN."""
+    return bool(np.abs(got - want).max(initial=0) <= tolerance * max(np.abs(want).max(initial=0), 1e-300))
+
+
+def same(a: Any, b: Any, tolerance: float = TOLERANCE) -> bool:
+    """Are two values of any kind alike? NaN in the same places is alike here: two mistakes can be the same mistake."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        alike = isinstance(a, Tensor) and isinstance(b, Tensor) and a.requires_grad == b.requires_grad
+        return alike and same(a.data, b.data, tolerance)
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)) or a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if not np.issubdtype(a.dtype, np.number):
+            return bool(np.array_equal(a, b))
+        holes = np.isnan(a), np.isnan(b)
+        return bool(np.array_equal(*holes)) and close(np.where(holes[0], 0, a), np.where(holes[1], 0, b), tolerance)
+    if is_number(a) and is_number(b):
+        return bool(a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= tolerance * abs(b))
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(same(a[key], b[key], tolerance) for key in a)
+    return type(a) is type(b) and bool(a == b)
+
+
+def is_number(value: Any) -> bool:
+    """One number, of Python or of NumPy, and not a truth value."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def number(value: Any, what: str) -> float:
+    """The answer as a Python number. Raises Wrong if it is not one, or not a finite one."""
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value[()]
+    if not is_number(value):
+        raise Wrong(f"{what} must be one number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise Wrong(f"{what} is {value}: is something divided by zero?")
+    return value
+
+
+def compare(
+    got: Any, want: Any, what: str, axes: str | None, sizes: dict[str, int], tolerance: float = TOLERANCE
+) -> None:
+    """Raise Wrong unless `got` is `want`.
+
+    what, axes: what the value is called, as "dA", and its axes, as "r, n", if it is an array. sizes: of the axes.
+    """
+    if isinstance(want, Tensor):
+        if not isinstance(got, Tensor):
+            raise Wrong(f"{what} must be a tensor, as ml.Tensor({what}), got {type(got).__name__}")
+        if got.requires_grad != want.requires_grad:
+            raise Wrong(f"{what} must {'ask' if want.requires_grad else 'not ask'} for a gradient (requires_grad)")
+        got, want = got.data, want.data
+    if isinstance(want, np.ndarray) and want.ndim:
+        _compare_arrays(got, want, what, axes or "", sizes, tolerance)
+    elif is_number(want) or isinstance(want, np.ndarray):
+        value = number(got, what)
+        if not abs(value - want) <= tolerance * abs(want):
+            raise Wrong(f"{what} is {value:,.7g}, expected {want:,.7g}")
+    elif isinstance(want, (list, tuple, dict)) and isinstance(got, (list, tuple, dict)) and len(got) != len(want):
+        raise Wrong(f"{what} holds {len(got)} values, expected {len(want)}")
+    elif not same(got, want, tolerance):
+        short = [text if len(text) < 60 else text[:57] + "..." for text in map(repr, (got, want))]
+        raise Wrong(f"{what} is {short[0]}, expected {short[1]}")
+
+
+def _compare_arrays(got: Any, want: np.ndarray, what: str, axes: str, sizes: dict[str, int], tolerance: float) -> None:
+    shape = f"({axes}) = {want.shape}" if axes else f"{want.shape}"
+    if not isinstance(got, np.ndarray):
+        raise Wrong(f"{what} must be a NumPy array of shape {shape}, got {type(got).__name__}")
+    if got.shape == want.shape[::-1] != want.shape:
+        raise Wrong(f"{what} is transposed: got ({', '.join(reversed(axes.split(', ')))}), expected ({axes})")
+    if got.shape != want.shape:
+        raise Wrong(f"{what} must have the shape {shape}, got {named(got.shape, sizes)}")
+    if got.dtype != want.dtype:
+        raise Wrong(f"{what} is {got.dtype}, expected {want.dtype}: keep the precision of the inputs")
+    if not np.issubdtype(want.dtype, np.number):
+        if not np.array_equal(got, want):
+            raise Wrong(f"{what} differs from what is expected in {int((got != want).sum())} places")
+        return
+    if np.isnan(got).any():
+        raise Wrong(f"{what} holds NaN, which is no number: is something divided by zero, or infinite?")
+    if not close(got, want, tolerance):
+        at = np.unravel_index(np.argmax(np.abs(got - want)), want.shape)
+        index = ", ".join(str(int(i)) for i in at)
+        raise Wrong(f"{what}[{index}] is {got[at]:.6g}, expected {want[at]:.6g}")
+
+
+def named(shape: tuple[int, ...], sizes: dict[str, int]) -> str:
+    """A shape with the names of its axes where they are known: "(n, r) = (7, 3)"."""
+    names = {size: name for name, size in sizes.items()}
+    if shape and all(size in names for size in shape):
+        return f"({', '.join(names[size] for size in shape)}) = {shape}"
+    return str(shape)
+
+
+def as_parts(result: Any, names: list[str], wanted: list[Any]) -> list[Any]:
+    """The values that an answer returns, one for each name. Raises Wrong for another number or order of them."""
+    if len(names) == 1:
+        return [result]
+    order = f"`return {', '.join(names)}`"
+    if not isinstance(result, (tuple, list)) or len(result) != len(names):
+        kind = "arrays" if all(isinstance(want, np.ndarray) for want in wanted) else "values"
+        raise Wrong(f"return {COUNTS.get(len(names), len(names))} {kind}: {order}")
+    got, want = [np.shape(part) for part in result], [np.shape(part) for part in wanted]
+    if got != want and any(got == list(other) for other in permutations(want)):
+        moved = [name for name, a, b in zip(names, got, want, strict=True) if a != b]
+        raise Wrong(f"{' and '.join(moved)} are swapped: {order}, in this order")
+    return list(result)
+
+
+def spread(values: np.ndarray, what: str, expected: str, want: float) -> None:
+    """Raise Wrong unless random numbers have mean 0 and the standard deviation `want`, which `expected` spells.
+
+    Accepts any distribution. The bounds are 6 standard errors of normal draws for the mean, and a fifth for the spread
+    of a few thousand numbers: no right answer fails by chance.
+    """
+    mean, deviation = float(np.mean(values)), float(np.std(values))
+    if not 0.8 * want < deviation < 1.25 * want:
+        size = "large" if deviation > want else "small"
+        raise Wrong(f"{what}'s numbers are too {size}: standard deviation {deviation:.3g}, expected {expected}")
+    if not abs(mean) < 6 * want / math.sqrt(values.size):
+        raise Wrong(f"{what}'s numbers have the mean {mean:.3g}: half of them must lie below zero, half above")

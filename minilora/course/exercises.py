@@ -1,0 +1,168 @@
+"""What an exercise is: a right answer, draws to try it on, and the mistakes that have a line of their own.
+
+A lesson's file (`lesson08.py`) declares its exercises with `@exercise` above the reference, the right answer:
+
+    @exercise("8.2", draw=draw, returns="dA (r, n), dB (m, r)", mistakes={"alpha": (alpha_for_scale, "scale is ...")})
+    def lora_gradients(x, W, A, B, g, alpha): ...
+
+The student's function is found by the reference's name. How an answer is judged stands in `judge.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+EXERCISES: dict[str, Exercise] = {}  # by the name of the function that the student writes
+Mistakes = Mapping[str, tuple[Callable, str]]  # what it is: (a function that makes it, the line that names it)
+
+
+class Draw(dict):
+    """Arguments by name, in the order of the function. sizes: what the axes of arrays are called, as {"n": 7}."""
+
+    def __init__(self, sizes: Mapping[str, int] | None = None, **arguments: Any):
+        super().__init__(arguments)
+        self.sizes = dict(sizes or {})
+
+
+Drawing = Callable[[np.random.Generator], Draw]
+
+
+def distinct_sizes(
+    names: str | Sequence[str], rng: np.random.Generator, low: int = 9, high: int = 40
+) -> dict[str, int]:
+    """A size for each name, as {"T": 11, "n": 25}, no two nearer than a fifth: what needs one never fits another."""
+    while True:
+        sizes = [int(size) for size in rng.integers(low, high, len(names))]
+        ordered = sorted(sizes)
+        if all(b >= 1.2 * a and b > a for a, b in pairwise(ordered)):
+            return dict(zip(names, sizes, strict=True))
+
+
+def arrays(rng: np.random.Generator, sizes: Mapping[str, int], **axes: str) -> Draw:
+    """Standard normal float64 arrays for a draw: `arrays(rng, sizes, x="T n", W="m n")`."""
+    shapes = {name: [sizes[axis] for axis in text.split()] for name, text in axes.items()}
+    return Draw(sizes, **{name: rng.standard_normal(shape) for name, shape in shapes.items()})
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of an exercise: the form that all readers see, or a variant for one group of a class.
+
+    replaces: what a variant's page says in place of the first form's words. See `exercise` for the rest.
+    """
+
+    reference: Callable
+    draw: Drawing | Sequence[Drawing]
+    mistakes: Mistakes
+    replaces: Mapping[str, str] = field(default_factory=dict)
+    smallest: Drawing | None = None
+    judge: Callable[..., None] | None = None
+    also: Callable[..., None] | None = None
+
+    def draws(self, count: int) -> list[Drawing]:
+        """What is drawn in one check: `count` times, each kind at least once, and the smallest case last."""
+        kinds = [self.draw] if callable(self.draw) else list(self.draw)
+        turns = [kinds[i % len(kinds)] for i in range(max(count, len(kinds)))]
+        return turns + ([self.smallest] if self.smallest else [])
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise in all its forms. See `exercise`."""
+
+    number: str
+    name: str
+    returns: Sequence[tuple[str, str | None]]
+    forms: Sequence[Form]
+    tolerance: float
+    by_hand: bool
+    forbids: Mapping[str, str]
+    changes: Sequence[str]
+    observe: Callable[..., Any] | None
+    decisive: Sequence[str]
+
+    @property
+    def lesson(self) -> int:
+        return int(self.number.partition(".")[0])
+
+    def form(self, variant: int | None) -> Form:
+        """The form with this number; numbers beyond the last begin again, None is the form that all readers see."""
+        return self.forms[(variant or 0) % len(self.forms)]
+
+
+def exercise(
+    number: str,
+    *,
+    draw: Drawing | Sequence[Drawing],
+    returns: str,
+    mistakes: Mistakes,
+    decisive: Sequence[str] = (),
+    smallest: Drawing | None = None,
+    judge: Callable[..., None] | None = None,
+    also: Callable[..., None] | None = None,
+    tolerance: float = 1e-9,
+    by_hand: bool = False,
+    forbids: Mapping[str, str] | None = None,
+    changes: Sequence[str] = (),
+    observe: Callable[..., Any] | None = None,
+) -> Callable[[Callable], Callable]:
+    """Declare an exercise; stands above the reference, whose name is that of the student's function.
+
+    number: "8.2", the same in page, stub and test.
+    draw: rng -> Draw, the arguments of one trial; or several such functions, which take turns. Sizes
+        that an answer could take for one another must differ: `distinct_sizes`.
+    returns: names and axes of what comes back, as "dA (r, n), dB (m, r)", or a name alone for a number: "the count".
+    mistakes: {"one-sided": (function, "the line that the checker prints")}. The function answers as a student who makes
+        this mistake; an answer that gives the same gets this line. At least five for each exercise.
+    decisive: lines of the solution that no released notebook may hold, this lesson's own included.
+    smallest: rng -> Draw, the smallest case that makes sense (r = 0, one token), tried last.
+    judge: judge(call, draw, rng), for what cannot be compared with the reference, as a random start. Raises Wrong.
+        `call(**arguments)` calls the student's function. Where it is given, nothing is compared with the reference.
+    also: also(call, draw, rng), for what must hold beside equal results, as on tensors.
+    tolerance: relative to the largest number of an array, or to the number.
+    by_hand: `.backward()` is refused within the answer.
+    forbids: {"m n": "line"}: an answer that is right but computes an array of this shape, or the transpose, gets it.
+    changes: names of arguments that the function is meant to change; to change any other is a mistake.
+    observe: observe(result, arguments) -> what is compared in place of the result, as where an argument is changed.
+    """
+
+    def register(reference: Callable) -> Callable:
+        name = reference.__name__
+        if name in EXERCISES:
+            raise ValueError(f"two exercises are called {name}: {EXERCISES[name].number} and {number}")
+        form = Form(reference, draw, mistakes, {}, smallest, judge, also)
+        EXERCISES[name] = Exercise(
+            number, name, parse_returns(returns), [form], tolerance, by_hand, forbids or {}, changes, observe, decisive
+        )
+        return reference
+
+    return register
+
+
+def variant(name: str, replaces: Mapping[str, str], **differs: Any) -> Callable[[Callable], Callable]:
+    """Add another form to an exercise; stands above its reference. `--variant 1` of lessons/build.py asks for it.
+
+    name: the exercise's. replaces: {words in the exercise's source: words in this form}, in text, stub and solution.
+    differs: draw, mistakes, smallest, judge or also, where they differ from the first form's. Its mistakes stay in
+        force; one that gives the right answer of this form is none here.
+    """
+
+    def register(reference: Callable) -> Callable:
+        whole = EXERCISES[name]
+        form = replace(whole.forms[0], reference=reference, replaces=replaces, **differs)
+        EXERCISES[name] = replace(whole, forms=[*whole.forms, form])
+        return reference
+
+    return register
+
+
+def parse_returns(text: str) -> list[tuple[str, str | None]]:
+    """ "dA (r, n), dB (m, r)" -> [("dA", "r, n"), ("dB", "m, r")]."""
+    found = re.findall(r"\s*([^,()]+?)\s*(?:\(([^)]*)\))?\s*(?:,|$)", text)
+    return [(name, axes or None) for name, axes in found]

@@ -1,0 +1,139 @@
+"""The student's own functions, from one notebook to the next.
+
+What passes its check is written to a file mine.py beside the notebook, one function after the other. A later exercise
+begins with
+
+    from minilora.course.mine import numerical_gradient
+
+which reads that file. Where the function is not there yet, a line says which exercise to do first, and what comes
+instead says the same when it is called. Under nbgrader, which has no such file, it is the reference.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import runpy
+import textwrap
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .exercises import EXERCISES
+
+FILE = "mine.py"
+HEAD = '''"""Functions of mine that passed their check. Written by `check`; later exercises read it.
+
+See what is done with `minilora progress`.
+"""
+'''
+MARK = re.compile(r"^# (\d+\.\d+) (\w+)(?:, variant (\d+))?$", re.MULTILINE)
+
+
+def __getattr__(name: str) -> Any:
+    """`from minilora.course.mine import NAME`."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    if name not in EXERCISES:
+        raise ImportError(f"no exercise is called {name}: there are {', '.join(EXERCISES)}")
+    path = Path(FILE)
+    if path.exists():
+        found = load(path).get(name)
+        if found is not None:
+            return found
+    if os.environ.get("NBGRADER_EXECUTION"):
+        return EXERCISES[name].forms[0].reference
+    line = f"{name} is not in {FILE} yet: do exercise {EXERCISES[name].number} first"
+    print(line)
+
+    def missing(*arguments: Any, **settings: Any) -> Any:
+        raise NotImplementedError(name)
+
+    missing.__name__, missing.__doc__ = name, line
+    return missing
+
+
+def load(path: Path) -> dict[str, Any]:
+    """All that a mine.py defines. Runs it: it is the student's own code. Raises ImportError if it cannot be run."""
+    try:
+        return runpy.run_path(str(path), run_name="mine")
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}"
+        raise ImportError(f"{path} cannot be run ({line}): mend it, or delete it and check again") from None
+
+
+def variants(path: Path) -> dict[str, int | None]:
+    """Which exercises a mine.py holds, and the variant of each."""
+    return {name: int(v) if v else None for _, name, v in MARK.findall(path.read_text("utf-8"))}
+
+
+def keep(function: Callable, number: str, variant: int | None, folder: Path | None = None) -> bool:
+    """Write a function from a notebook or a script into mine.py, in place of what stood there. Was it written?
+
+    Nothing is written for functions from elsewhere, and nothing under nbgrader.
+    """
+    scope = getattr(function, "__globals__", {})
+    if scope.get("__name__") != "__main__" or os.environ.get("NBGRADER_EXECUTION"):
+        return False
+    path = (folder or Path()) / FILE
+    try:
+        imports, sources = needs(function)
+        old = path.read_text("utf-8") if path.exists() else HEAD
+        path.write_text(_joined(old, imports, sources, number, function.__name__, variant), "utf-8")
+    except (OSError, TypeError):
+        return False
+    return True
+
+
+def needs(function: Callable) -> tuple[list[str], list[str]]:
+    """The imports that a function uses, and the sources of what it calls of its own notebook, itself last."""
+    imports: list[str] = []
+    sources: list[str] = []
+    seen: set[str] = set()
+
+    def visit(thing: Any, name: str) -> None:
+        source = textwrap.dedent(inspect.getsource(thing)).rstrip() + "\n"
+        seen.add(name)
+        for used in dict.fromkeys(n.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name)):
+            if used in seen or used not in scope:
+                continue
+            value = scope[used]
+            if isinstance(value, types.ModuleType):
+                whole = value.__name__
+                imports.append(f"import {whole}" if whole == used else f"import {whole} as {used}")
+            elif getattr(value, "__module__", "__main__") not in ("__main__", "mine", "minilora.course.mine"):
+                own = value.__name__
+                imports.append(f"from {value.__module__} import {own}" + ("" if own == used else f" as {used}"))
+            elif inspect.isfunction(value) or inspect.isclass(value):
+                if used not in EXERCISES and value.__module__ == "__main__":
+                    visit(value, used)
+            elif isinstance(value, (int, float, str, bool, tuple)):
+                seen.add(used)
+                sources.append(f"{used} = {value!r}\n")
+        sources.append(source)
+
+    scope = function.__globals__  # type: ignore[attr-defined]
+    visit(function, function.__name__)
+    return list(dict.fromkeys(imports)), sources
+
+
+def _joined(old: str, imports: list[str], sources: list[str], number: str, name: str, variant: int | None) -> str:
+    """The text of a mine.py with one function put in, or put in place of an older one."""
+    head, *blocks = re.split(r"(?=^# \d+\.\d+ )", old, flags=re.MULTILINE)
+    kept = {m[2]: block.rstrip() + "\n" for block in blocks if (m := MARK.match(block))}
+    mark = f"# {number} {name}" + ("" if variant is None else f", variant {variant}")
+    kept[name] = mark + "\n" + "\n\n".join(sources)
+    lines = head.rstrip().splitlines()
+    doc: list[str] = lines
+    have: list[str] = []
+    for i, line in enumerate(lines):
+        if line.startswith(("import ", "from ")):
+            doc, have = lines[:i], lines[i:]
+            break
+    have = [line for line in have if line.strip()]
+    both = [*have, *(line for line in imports if line not in have)]
+    order = sorted(kept.values(), key=lambda block: [int(n) for n in block.split()[1].split(".")])
+    return "\n".join([*doc, "", *both]).rstrip() + "\n\n\n" + "\n\n".join(order)

@@ -1,0 +1,50 @@
+"""The course: which lessons there are, in which order, and what each needs and builds. The page of the map and the head
+of each lesson are made from this table, and `minilora progress` goes through it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One row of the map. minutes: to read it and to do its exercises. needs: numbers of lessons to do before."""
+
+    number: int
+    name: str  # of its notebook and of its exercises' notebook
+    question: str
+    minutes: int
+    needs: tuple[int, ...]
+    builds: str
+    essential: bool
+
+    @property
+    def head(self) -> str:
+        """What stands below a lesson's title."""
+        before = f"lesson{'s'[: len(self.needs) > 1]} {' and '.join(map(str, self.needs))}" if self.needs else ""
+        needs = before or "Python, and the product of two matrices"
+        return f"*{self.minutes} minutes with the exercises. Before it: {needs}. You build: {self.builds}.*"
+
+
+LESSONS = {
+    row[0]: Lesson(*row)
+    for row in [
+        (1, "01_gradient", "Can a gradient be measured?", 30, (), "a check for any derivative", True),
+        (2, "02_tape", "How does code differentiate itself?", 45, (1,), "an engine of 40 lines", True),
+        (3, "03_adam", "What does Adam keep?", 40, (2,), "AdamW, and the loss of a classifier", False),
+        (4, "04_attention", "What is looked up?", 45, (2,), "attention, with its gradients", False),
+        (5, "05_transformer", "What is in a transformer?", 45, (2,), "a Llama, counted to the last number", True),
+        (6, "06_full_fine_tuning", "What does full fine-tuning cost?", 40, (5,), "a training loop", True),
+        (7, "07_low_rank", "Is the update low rank?", 30, (6,), "the spectrum of an update", False),
+        (8, "08_lora", "What is LoRA?", 50, (6,), "LoRA's layer, forward and backward", True),
+        (9, "09_inject", "How is it put into a model?", 40, (8,), "injecting, merging, taking out again", True),
+        (10, "10_choices", "What to choose: rank, alpha, targets?", 40, (9,), "small sweeps", True),
+        (11, "11_what_lora_saves", "How much smaller is it?", 40, (8,), "a budget of parameters and bytes", True),
+        (12, "12_what_is_not_saved", "What is not saved?", 35, (8,), "a ledger of activations and products", True),
+        (14, "14_limits", "Where does it fail?", 35, (8,), "tasks that need rank", True),
+        (16, "16_relatives", "Who are its relatives?", 35, (8,), "rsLoRA, DoRA and PiSSA, from their papers", False),
+    ]
+}
+
+AFTERNOON = (1, 2, 6, 8, 9, 11)  # what one afternoon holds
+TERM = ((1, 2), (3, 4), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (14, 16))  # lessons, week by week

@@ -1,0 +1,42 @@
+"""Pictures in lessons: drawn twice as fine as the page needs, and with a text for those who cannot see them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from typing import Any
+
+DOTS = 96  # per inch on the page; the picture has twice as many
+
+
+def show(figure: Any, alt: str) -> None:
+    """Show a matplotlib figure under the cell, and close it.
+
+    alt: what can be seen, in one or two sentences; kept in the notebook as the picture's alternative text. Notebook
+    pages do not show it, so say below the cell how to read the picture.
+
+    Raises ValueError without alt. While lessons are built, AssertionError for a picture that breaks the rules
+    of `minilora.pictures.check`.
+    """
+    import matplotlib.pyplot as plt
+
+    if len(alt.split()) < 4:
+        raise ValueError(f"alt must say in a sentence what the picture shows, got {alt!r}")
+    if os.environ.get("MINILORA_BUILD"):
+        from ..pictures.check import problems
+
+        if wrong := problems(figure):
+            raise AssertionError(f"the picture: {'; '.join(wrong)}")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=2 * DOTS)
+    width = round(figure.get_size_inches()[0] * DOTS)
+    plt.close(figure)
+    try:
+        from IPython.core.getipython import get_ipython
+        from IPython.display import display
+    except ImportError:  # in a plain script there is no page to show it on
+        return
+    if get_ipython():  # type: ignore[no-untyped-call]
+        data = {"image/png": base64.b64encode(png.getvalue()).decode() + "\n", "text/plain": alt}
+        display(data, raw=True, metadata={"image/png": {"alt": alt, "width": width}})  # type: ignore[no-untyped-call]

@@ -1,0 +1,128 @@
+"""What a student's function does while it runs: the shapes it makes, whether it asks the engine, how long it takes."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from ..engine.tensor import Tensor
+from .compare import Wrong
+
+SECONDS = 10.0  # a check that takes longer is stopped
+
+
+class Watched(np.ndarray):
+    """An array that notes in `seen` the shape of all that is computed from it. Views (.T, slices) are not computed."""
+
+    seen: set[tuple[int, ...]]
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.seen = getattr(source, "seen", set())
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **settings: Any) -> Any:
+        if out is not None:
+            settings["out"] = tuple(_plain(x) for x in out)
+        result = getattr(ufunc, method)(*map(_plain, inputs), **_plain(settings))
+        if out is not None:
+            return out[0] if len(out) == 1 else out
+        return self._note(result)
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, settings: Any) -> Any:
+        return self._note(function(*_plain(arguments), **_plain(settings)))
+
+    def _note(self, result: Any) -> Any:
+        if isinstance(result, tuple):
+            return tuple(self._note(part) for part in result)
+        if not isinstance(result, np.ndarray):
+            return result
+        self.seen.add(result.shape)
+        return watched(result, self.seen)
+
+
+Watched.__module__ = "numpy"  # the engine asks an array's type which library it is of
+
+
+def watched(array: np.ndarray, seen: set[tuple[int, ...]]) -> Watched:
+    """The same numbers, watched."""
+    view = array.view(Watched)
+    view.seen = seen
+    return view
+
+
+def _plain(value: Any) -> Any:
+    """The value with plain arrays in place of watched ones, in tuples, lists and dictionaries, too."""
+    if isinstance(value, Watched):
+        return value.view(np.ndarray)
+    if type(value) in (tuple, list):
+        return type(value)(_plain(part) for part in value)
+    if type(value) is dict:
+        return {name: _plain(part) for name, part in value.items()}
+    return value
+
+
+plain = _plain
+
+
+@contextlib.contextmanager
+def without_the_engine() -> Iterator[None]:
+    """Within it, `.backward()` says that the gradient is asked for by hand."""
+
+    def backward(self: Tensor, grad: Any = None) -> None:
+        raise Wrong("by hand: write the gradient down yourself, without .backward()")
+
+    with mock.patch.object(Tensor, "backward", backward):
+        yield
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float = SECONDS) -> Iterator[None]:
+    """Raise Wrong in what runs within it after that many seconds. In threads other than the main one: no limit.
+
+    It works as Ctrl-C does, on every system; a Ctrl-C of the user stays one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    lock, state = threading.Lock(), {"running": True, "late": False}
+
+    def stop() -> None:
+        with lock:
+            if state["running"]:
+                state["late"] = True
+                _thread.interrupt_main()
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+        with lock:
+            state["running"] = False
+    except KeyboardInterrupt:
+        if not state["late"]:
+            raise
+        raise Wrong(f"stopped after {seconds:.0f} seconds: does a loop never end?") from None
+    finally:
+        timer.cancel()
+        with lock:
+            state["running"] = False
+
+
+@contextlib.contextmanager
+def readable_output() -> Iterator[None]:
+    """What is printed stays; warnings come as one line each, on stdout: a word on stderr costs points in nbgrader."""
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(sys.stdout):
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for line in dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught):
+                print(f"(your code warns: {line})")
