@@ -23,7 +23,7 @@ from ..nn.llama import Config, Llama
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import training_step
-from ..pictures.style import BLUE, ORANGE
+from ..pictures.style import LORA, name_lines, panels, save
 from .predict import SHAPES, alive_at_once, predict_memory
 
 
@@ -170,29 +170,22 @@ def turns(sweeps: Mapping[str, Sweep] = SWEEPS) -> int:
 
 
 def _draw(path: Path, sweep: Sweep, points: list[Point], costs: list[Cost], speed: float) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.set_title("Time, predicted by counting multiplications", fontsize="medium")
+    figure, (left, right) = panels(2, width=10)
+    left.set_title("Time, predicted by counting multiplications")
     counted = [1e3 * multiplications(point) / speed for point in points]
     _lines(left, sweep, [1e3 * cost.seconds for cost in costs], counted, "time per step (ms)")
-    right.set_title("Memory, predicted from shapes", fontsize="medium")
+    right.set_title("Memory, predicted from shapes")
     shapes = [predicted_bytes(point) / 1e6 for point in points]
     _lines(right, sweep, [cost.peak_bytes / 1e6 for cost in costs], shapes, "peak of a step (MB)")
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def _lines(axes: Any, sweep: Sweep, measured: list[float], predicted: list[float], label: str) -> None:
-    axes.plot(sweep.values, predicted, color=ORANGE, linewidth=2, linestyle="--")
-    axes.plot(sweep.values, measured, color=BLUE, linewidth=1.5, marker="o")
-    higher, lower = (measured, "measured", BLUE), (predicted, "predicted", ORANGE)
-    if measured[-2] < predicted[-2]:
-        higher, lower = lower, higher
-    for (y, text, color), place, side in ((higher, (-6, 8), "right"), (lower, (8, -16), "left")):
-        at = (sweep.values[-2], y[-2])
-        axes.annotate(text, at, place, textcoords="offset points", color=color, ha=side)
-    axes.set(xlabel=sweep.label, ylabel=label)
-    axes.set_xlim(0, 1.1 * sweep.values[-1])
-    axes.set_ylim(0, 1.15 * max(*measured, *predicted))
-    axes.spines[["top", "right"]].set_visible(False)
+    from matplotlib.ticker import MaxNLocator
+
+    axes.plot(sweep.values, predicted, color=LORA, linewidth=1.5, linestyle="--")
+    axes.plot(sweep.values, measured, color=LORA, linewidth=0, marker="o")
+    axes.set(xlabel=sweep.label, ylabel=label, xlim=(0, 1.03 * sweep.values[-1]))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(0, 1.08 * max(*measured, *predicted))
+    name_lines(axes, [(measured[-1], "measured", LORA), (predicted[-1], "predicted", LORA)])

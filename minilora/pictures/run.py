@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import FULL, LORA, PARAPHRASE, VALIDATION, ink, panels, save
+from .style import FULL, LORA, PARAPHRASE, VALIDATION, ink, name_lines, panels, save
 
 SMOOTHED = 9  # steps: what one step's records happen to be moves the loss more than learning does
 
@@ -47,26 +47,7 @@ def _losses(axes: Any, metrics: dict[str, Any]) -> None:
     axes.set(xlabel="step", ylabel="cross-entropy (nats per token)", title="What it learned")
     axes.set_xlim(-0.02 * len(losses), 1.02 * len(losses))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _name(axes, names)
-
-
-def _name(axes: Any, names: list[tuple[float, str, str]]) -> None:
-    """Names of lines, right of the panel and each as high as its line ends, or as near as their own height allows."""
-    low, high = axes.get_ylim()
-    line = 0.06 * (high - low)  # of a line of letters
-    floor = low
-    for y, text, color in sorted(names):
-        half = line * (1 + text.count("\n")) / 2
-        middle = max(y, floor + half)
-        floor = middle + half
-        axes.annotate(
-            text,
-            (1.02, middle),
-            xycoords=("axes fraction", "data"),
-            color=ink(color),
-            va="center",
-            annotation_clip=False,
-        )
+    name_lines(axes, names)
 
 
 def _costs(axes: Any, metrics: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ A, B = GREEN, PURPLE  # the two matrices of an update, and their gradients
 PARAPHRASE = SKY  # losses (that of training has the colour of the way to train): on the same in other words,
 VALIDATION = AMBER  # on what was held out,
 GENERAL = BLACK  # on what the model could do before
-MEASURED, PREDICTED = BLUE, ORANGE
+# What is predicted is a dashed line, and what is measured are dots, in the colour of the thing.
 
 SMALLEST = 9  # points: no letter is smaller
 PALE = 0.35  # opacity of what is frozen or merely passed through
@@ -66,6 +66,27 @@ def png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI, format="png")
     return buffer.getvalue()
+
+
+def name_lines(axes: Any, names: Sequence[tuple[float, str, str]]) -> None:
+    """Names of lines, right of a panel, each as high as its line ends, or as near to that as the other names allow.
+
+    names: (height of the end, text, colour of the line). Called when the limits of the panel are final.
+    """
+    low, high = axes.get_ylim()
+    letters = 1.35 * axes.xaxis.label.get_fontsize() / 72  # inches from one line of letters to the next
+    line = (
+        letters * (high - low) / (axes.get_figure(root=True).get_figheight() - 4 * letters)
+    )  # without title and ticks
+    floor = low - line
+    for y, text, color in sorted(names):
+        half = line * (1 + text.count("\n")) / 2
+        middle = max(y, floor + half)
+        floor = middle + half
+        at = (1.02, middle)
+        axes.annotate(
+            text, at, xycoords=("axes fraction", "data"), color=ink(color), va="center", annotation_clip=False
+        )
 
 
 def ink(color: str) -> str:
