@@ -10,7 +10,7 @@ Models
   pull               fetch a named model, checked against its SHA-256
   Config             the shape of a Llama model
   Llama              the model: ids in, logits or a loss out
-  generate           an answer to a conversation
+  generate           an answer to a conversation, whole or as a stream
 
 Adapters
   LoraConfig         rank, scale, target modules and variant of an adapter
@@ -27,6 +27,9 @@ Adapters
   load_adapter       read a PEFT folder or a llama.cpp adapter file
   lora_plus          LoRA+: another learning rate for B than for A
   count_parameters   trainable and frozen parameters
+  adapter_state      an adapter's arrays by name
+  base_state         the base's arrays by name
+  sha256_of          the fingerprint of such arrays
   audit              prove what an adapter claims
   AuditError         the first claim that does not hold
 
@@ -37,7 +40,25 @@ Gradients
   gradcheck          compare gradients with measured derivatives
   GradientError      the first gradient that is wrong: where, got, expected
 
+Data
+  read_records       the conversations of a JSONL file, the text of a .txt file, or "legal" or "general"
+  split_records      records by split: train, validation, test
+  encode_record      one conversation as a sample: token ids, and labels for the answers alone
+  encode_records     the same for many
+  encode_text        a text as samples of some length
+  Record             one conversation and what is known about it
+  Sample             token ids and their labels
+  DataError          every bad line of a data file
+
 Training
+  fit                train whatever is trainable for some steps
+  History            what happened: losses, seconds, tokens
+  TrainingError      at which step numbers ceased to be finite, and what to try
+  mean_loss          the loss per scored token over samples
+  answer_all         a model's answers to the questions of records
+  keyword_recall     the share of expected words that answers contain
+  finetune           the whole job of `minilora finetune`: train, measure before and after, save
+  Options            what `finetune` does: the flags of the command
   loss_and_grad      the loss of a batch and its gradients, in micro-batches on all cores
   Module             named parameters and submodules
   Parameter          a tensor that a module owns
@@ -52,7 +73,9 @@ from .engine.gradcheck import GradientError, gradcheck
 from .engine.tensor import Tensor, no_grad, op
 from .io.zoo import load, pull
 from .lora.adapters import (
+    adapter_state,
     add_adapter,
+    base_state,
     delta_weight,
     disable_adapter,
     merge_adapter,
@@ -67,10 +90,16 @@ from .lora.config import LoraConfig
 from .lora.peft import load_adapter, save_adapter
 from .lora.variants import lora_plus
 from .nn.llama import Config, Llama
-from .nn.module import Module, Parameter
+from .nn.module import Module, Parameter, sha256_of
 from .nn.optim import SGD, AdamW
+from .nn.parts import Sample
 from .nn.step import loss_and_grad
+from .train.data import DataError, Record, encode_record, encode_records, encode_text, read_records, split_records
+from .train.evaluate import answer_all, keyword_recall, mean_loss
+from .train.finetune import finetune
 from .train.generate import generate
+from .train.loop import History, TrainingError, fit
+from .train.options import Options
 from .version import __version__
 
 __all__ = [
@@ -78,32 +107,51 @@ __all__ = [
     "AdamW",
     "AuditError",
     "Config",
+    "DataError",
     "GradientError",
+    "History",
     "Llama",
     "LoraConfig",
     "Module",
+    "Options",
     "Parameter",
+    "Record",
+    "Sample",
     "Tensor",
+    "TrainingError",
     "__version__",
+    "adapter_state",
     "add_adapter",
+    "answer_all",
     "audit",
+    "base_state",
     "combine_adapters",
     "count_parameters",
     "delta_weight",
     "disable_adapter",
+    "encode_record",
+    "encode_records",
+    "encode_text",
+    "finetune",
+    "fit",
     "generate",
     "gradcheck",
+    "keyword_recall",
     "load",
     "load_adapter",
     "lora_plus",
     "loss_and_grad",
+    "mean_loss",
     "merge_adapter",
     "mixed_batch",
     "no_grad",
     "op",
     "pull",
+    "read_records",
     "remove_adapter",
     "save_adapter",
     "set_adapter",
+    "sha256_of",
+    "split_records",
     "unmerge_adapter",
 ]

@@ -311,7 +311,7 @@ BROKEN = [
     (
         lambda loss: loss * float("nan"),
         1,
-        "minilora: the loss became nan at step 3 of 5: try a lower --lr",
+        "minilora: the loss became nan at step 3 of 5: try a lower learning rate",
     ),
     (interrupt, 130, "minilora: interrupted"),
 ]

@@ -36,13 +36,9 @@ import numpy as np
 import minilora as ml
 from minilora.engine.fused import lora_linear
 from minilora.io.zoo import TINY
-from minilora.lora.adapters import adapter_state, base_state, lora_modules
-from minilora.nn.module import sha256_of
+from minilora.lora.adapters import lora_modules
 from minilora.pictures import lessons
 from minilora.pictures.style import BLUE, GREEN, ORANGE
-from minilora.train.data import encode_record, encode_text, read_records, split_records
-from minilora.train.evaluate import mean_loss
-from minilora.train.loop import History, train
 
 plt.rcParams |= {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 10}
 
@@ -266,8 +262,8 @@ for name, (first_A, first_B) in starts.items():
 
 # %%
 model, tokenizer = ml.load("tiny")
-records = split_records(read_records("legal"))  # questions and answers about terms of law: section 5
-samples = {split: [encode_record(record, tokenizer) for record in part] for split, part in records.items()}
+records = ml.split_records(ml.read_records("legal"))  # questions and answers about terms of law: section 5
+samples = {split: ml.encode_records(part, tokenizer) for split, part in records.items()}
 long_enough = [sample for sample in samples["train"] if len(sample.ids) >= 64][:8]
 input_ids = np.array([sample.ids[:64] for sample in long_enough])  # (8, 64): eight texts of 64 tokens
 labels = np.array([sample.labels[:64] for sample in long_enough])  # -100 where a token is not scored: the question
@@ -413,11 +409,11 @@ print("scale " + "".join(f"{f'r={r}':>9}" for r in (1, 8, 64)))
 for label, config in scalings.items():
     for r in (1, 8, 64):
         ml.add_adapter(model, config(r), name="trial", seed=0)
-        train(model, samples["train"], steps=20, history=History(), lr=5e-3, batch_size=4)
-        losses[label, r] = mean_loss(model, samples["validation"])
+        ml.fit(model, samples["train"], steps=20, lr=5e-3, batch_size=4)
+        losses[label, r] = ml.mean_loss(model, samples["validation"])
         ml.remove_adapter(model, "trial")
     print(f"{label:<6}" + "".join(f"{losses[label, r]:>9.3f}" for r in (1, 8, 64)))
-untrained = mean_loss(model, samples["validation"])
+untrained = ml.mean_loss(model, samples["validation"])
 share = (untrained - losses["α / r", 1]) / (untrained - losses["α / r", 64])
 print(f"the base, without training: {untrained:.3f}")
 print(f"with α / r, r = 1 has come {100 * share:.0f} % of the way that r = 64 has come")
@@ -473,28 +469,28 @@ show_answers()
 
 # %%
 ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name="legal", seed=0)
-fingerprint = sha256_of(base_state(model))
+fingerprint = ml.sha256_of(ml.base_state(model))
 print("base before:", fingerprint[:32])
 print(ml.count_parameters(model))
 print("learns:", sorted({name.rpartition(".")[2] for name in model.trainable_parameters()}))
 
 # %% [markdown]
 # Three things are measured on the way: the loss on what is trained, on terms never seen, and on the *old* domain,
-# parts of presidential addresses that the base never saw either. minilora's [`train`](../minilora/train/loop.py) is the
+# parts of presidential addresses that the base never saw either. minilora's [`fit`](../minilora/train/loop.py) is the
 # loop of section 3, with a learning rate that rises and falls again, and a limit on the length of the gradient.
 
 # %%
-old_domain = encode_text((TINY / "validation.txt").read_text(encoding="utf-8"), tokenizer, max_length=256)
-history, curve = History(), []
+old_domain = ml.encode_text((TINY / "validation.txt").read_text(encoding="utf-8"), tokenizer, max_length=256)
+curve = []
 
 
 def measure(step):
     if step % 30 == 0:
-        curve.append((step, mean_loss(model, samples["validation"]), mean_loss(model, old_domain)))
+        curve.append((step, ml.mean_loss(model, samples["validation"]), ml.mean_loss(model, old_domain)))
 
 
 measure(0)
-train(model, samples["train"], steps=120, history=history, lr=5e-3, batch_size=8, seed=0, each_step=measure)
+history = ml.fit(model, samples["train"], steps=120, lr=5e-3, batch_size=8, seed=0, each_step=measure)
 
 # %%
 at, unseen, old = zip(*curve, strict=True)
@@ -538,7 +534,12 @@ for name, answers in {"adapter on ": after, "adapter off": without}.items():
 # **And the base?** Its fingerprint after 120 steps, and its outputs with the adapter switched off:
 
 # %%
-print("base after: ", sha256_of(base_state(model))[:32], " unchanged:", sha256_of(base_state(model)) == fingerprint)
+print(
+    "base after: ",
+    ml.sha256_of(ml.base_state(model))[:32],
+    " unchanged:",
+    ml.sha256_of(ml.base_state(model)) == fingerprint,
+)
 with ml.disable_adapter(model):
     print(f"adapter off: {np.count_nonzero(logits() != before)} of {before.size:,} outputs differ from the base's")
 
@@ -557,8 +558,8 @@ print(f"{name}: {np.count_nonzero(delta):,} of {delta.size:,} numbers move")
 print("rank of the update:", np.linalg.matrix_rank(delta))
 print("its singular values:", singular[:9].round(3), "...")
 print(f"size beside W: {np.linalg.norm(delta) / np.linalg.norm(module.weight.data):.3f}")
-stored = sum(array.nbytes for array in adapter_state(model, "legal").values())
-base = sum(array.nbytes for array in base_state(model).values())
+stored = sum(array.nbytes for array in ml.adapter_state(model, "legal").values())
+base = sum(array.nbytes for array in ml.base_state(model).values())
 print(f"to keep or send: {stored / 1e6:.2f} MB of adapter beside {base / 1e6:.2f} MB of base")
 
 # %% [markdown]

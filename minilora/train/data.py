@@ -192,7 +192,7 @@ def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
 
 
 def encode_records(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
-    """`encode_record` of each."""
+    """Conversations as samples, in their order: `encode_record` of each."""
     return [encode_record(record, tokenizer) for record in records]
 
 

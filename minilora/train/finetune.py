@@ -29,7 +29,7 @@ from ..nn.parts import Sample, packed_length
 from .bars import Bars
 from .data import epochs
 from .evaluate import mean_loss
-from .loop import History, TrainingError, train
+from .loop import History, TrainingError, fit
 from .material import Material, evaluate, prepare
 from .options import Options
 
@@ -152,15 +152,15 @@ def _train(model: Llama, material: Material, steps: int, options: Options, histo
             if material.validation and (step % per_epoch == 0 or step == steps):
                 history.validation.append((step, mean_loss(model, material.validation)))
 
-        train(
+        fit(
             model,
             material.train,
             steps,
-            history,
             lr=options.learning_rate,
             batch_size=options.batch_size,
             seed=options.seed,
             each_step=each_step,
+            history=history,
         )
 
 

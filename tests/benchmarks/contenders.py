@@ -86,13 +86,13 @@ def samples(tokenizer):
 def minilora_epoch(batch_size):
     """As `minilora finetune` runs it: packed without padding, a common beginning computed once."""
     import minilora as ml
-    from minilora.train.loop import History, train
+    from minilora.train.loop import fit
 
     model, tokenizer = ml.load(BASE)
     ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     chosen = samples(tokenizer)
     steps = math.ceil(RECORDS / batch_size)
-    return lambda: train(model, chosen, steps, History(), lr=1e-4, batch_size=batch_size)
+    return lambda: fit(model, chosen, steps, lr=1e-4, batch_size=batch_size)
 
 
 def peft_epoch(folder):

@@ -33,7 +33,7 @@ from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn.optim import SGD, clip_grad_norm
 from minilora.train.evaluate import mean_loss
 from minilora.train.generate import generate_batch
-from minilora.train.loop import History, train
+from minilora.train.loop import fit
 
 IDS = np.arange(24).reshape(2, 12) * 7 % 64
 LORA = LoraConfig(r=4, lora_alpha=8)
@@ -324,13 +324,12 @@ def test_attention_of_left_padded_prompts_and_packed_rows_runs_on_the_device(rng
 
 
 def trained(config, device, steps=3, lora=LORA, **settings):
-    model, history = new_model(config), History()
+    model = new_model(config)
     if device != "cpu":
         moved(model)
     add_adapter(model, lora, seed=0)
     samples = random_samples(np.random.default_rng(1))
-    train(model, samples, steps, history, lr=1e-2, batch_size=3, **settings)
-    return model, history
+    return model, fit(model, samples, steps, lr=1e-2, batch_size=3, **settings)
 
 
 def on_the_device(arrays):
@@ -360,9 +359,9 @@ def test_training_on_the_device_gives_the_very_numbers_of_the_host(tiny_config, 
 
 def test_full_fine_tuning_on_the_device_gives_the_very_numbers_of_the_host(tiny_config, device):
     def run(where):
-        model, history = new_model(tiny_config), History()
+        model = new_model(tiny_config)
         model = model if where == "cpu" else moved(model)
-        train(model, random_samples(np.random.default_rng(1)), 2, history, lr=1e-3, batch_size=3)
+        history = fit(model, random_samples(np.random.default_rng(1)), 2, lr=1e-3, batch_size=3)
         return model.state_dict(), history.losses
 
     (here, losses), (there, again) = run("cpu"), run(device)
@@ -375,8 +374,8 @@ def test_a_training_step_crosses_twice_the_batch_goes_there_and_loss_and_norm_co
     if method == "lora":
         add_adapter(model, LORA, seed=0)
     marks = []
-    train(model, random_samples(np.random.default_rng(1)), 4, History(), lr=1e-2, batch_size=3,
-          each_step=lambda step: marks.append(len(strictarray.crossings)))  # fmt: skip
+    fit(model, random_samples(np.random.default_rng(1)), 4, lr=1e-2, batch_size=3,
+        each_step=lambda step: marks.append(len(strictarray.crossings)))  # fmt: skip
     per_step = [strictarray.crossings[i:j] for i, j in itertools.pairwise(marks)]
     assert per_step == [["asarray", "get"]] * 3
 

@@ -19,7 +19,7 @@ from minilora.nn.module import sha256_of
 from minilora.nn.parts import Sample
 from minilora.train.evaluate import mean_loss
 from minilora.train.generate import generate_batch
-from minilora.train.loop import History, train
+from minilora.train.loop import fit
 
 pytestmark = pytest.mark.gpu
 
@@ -57,10 +57,9 @@ def samples():
 
 
 def trained(config, device, steps=5, **lora):
-    model, history = new_model(config, device), History()
+    model = new_model(config, device)
     add_adapter(model, LoraConfig(r=4, lora_alpha=8, **lora), seed=0)
-    train(model, samples(), steps, history, lr=1e-2, batch_size=3)
-    return model, history
+    return model, fit(model, samples(), steps, lr=1e-2, batch_size=3)
 
 
 def logits(model, device):
@@ -101,7 +100,7 @@ def test_the_base_does_not_move_and_a_fresh_adapter_changes_no_bit(tiny_config):
     before, digest = logits(model, "cuda"), sha256_of(base_state(model))
     add_adapter(model, LoraConfig(r=4, lora_alpha=8))
     assert np.array_equal(logits(model, "cuda"), before)
-    train(model, samples(), 3, History(), lr=1e-2, batch_size=3)
+    fit(model, samples(), 3, lr=1e-2, batch_size=3)
     assert sha256_of(base_state(model)) == digest and not np.array_equal(logits(model, "cuda"), before)
 
 

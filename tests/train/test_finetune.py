@@ -25,7 +25,7 @@ from minilora.train.data import DataError, Record
 from minilora.train.evaluate import answer_all, contains, keyword_recall, mean_loss
 from minilora.train.finetune import finetune
 from minilora.train.generate import generate
-from minilora.train.loop import History, TrainingError, train
+from minilora.train.loop import TrainingError, fit
 from minilora.train.material import prepare
 from minilora.train.options import Options
 from minilora.train.report import page, read_metrics
@@ -36,13 +36,12 @@ LORA = LoraConfig(r=4, lora_alpha=8)
 
 def run(config, steps=30, poison=None, lr=1e-2, seed=0, data_seed=1, **settings):
     """Train a new tiny model with a new adapter; returns (model, history)."""
-    model, history = new_model(config), History()
+    model = new_model(config)
     add_adapter(model, LORA, seed=0)
     if poison:
         poison(model)
     samples = random_samples(np.random.default_rng(data_seed))
-    train(model, samples, steps, history, lr=lr, batch_size=3, seed=seed, **settings)
-    return model, history
+    return model, fit(model, samples, steps, lr=lr, batch_size=3, seed=seed, **settings)
 
 
 def copies(arrays):
@@ -113,7 +112,7 @@ def test_the_learning_rate_warms_up_from_below_and_ends_near_zero(tiny_config, m
 def test_nothing_trainable_is_an_error(tiny_model, rng):
     tiny_model.requires_grad_(False)
     with pytest.raises(ValueError):
-        train(tiny_model, random_samples(rng), 1, History())
+        fit(tiny_model, random_samples(rng), 1)
 
 
 class Poison:
@@ -136,7 +135,9 @@ class Poison:
 
 def test_a_loss_that_is_no_number_stops_at_that_step_with_the_last_good_adapter(tiny_config):
     poison, heard = Poison(at=5), []
-    with pytest.raises(TrainingError, match=r"the loss became nan at step 5 of 30: try a lower --lr \(it is 0\.01\)"):
+    with pytest.raises(
+        TrainingError, match=r"the loss became nan at step 5 of 30: try a lower learning rate \(it is 0\.01\)"
+    ):
         run(tiny_config, poison=poison, each_step=heard.append)
     assert heard == [1, 2, 3, 4]
     assert same(adapter_state(poison.model, "default"), poison.seen[-1])  # those that gave the fourth loss
@@ -162,7 +163,7 @@ def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(tiny_c
         return real(parameters, max_norm)
 
     monkeypatch.setattr(step, "clip_grad_norm", clip)
-    with pytest.raises(TrainingError, match=r"the gradient became nan at step 4 of 30: try a lower --lr"):
+    with pytest.raises(TrainingError, match=r"the gradient became nan at step 4 of 30: try a lower learning rate"):
         run(tiny_config, poison=watched)
     assert same(adapter_state(watched.model, "default"), watched.seen[-1]) and len(watched.seen) == 4
     assert all(p.grad is None for _, p in watched.model.named_parameters())
@@ -387,7 +388,7 @@ def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, TrainingError])
 def test_an_adapter_is_kept_when_training_is_broken_off(home, tmp_path, monkeypatch, error):
-    steps, real, said = [], job.train, []
+    steps, real, said = [], job.fit, []
 
     def train_then_stop(*inputs, each_step, **settings):
         def count(step):
@@ -398,7 +399,7 @@ def test_an_adapter_is_kept_when_training_is_broken_off(home, tmp_path, monkeypa
 
         real(*inputs, each_step=count, **settings)
 
-    monkeypatch.setattr(job, "train", train_then_stop)
+    monkeypatch.setattr(job, "fit", train_then_stop)
     with pytest.raises(error):
         finetune(options(home, tmp_path), said.append, Bars(quiet=True))
     assert steps == [1, 2, 3] and said == [f"kept what 3 of 6 steps had learned in {tmp_path}"]
@@ -408,7 +409,7 @@ def test_an_adapter_is_kept_when_training_is_broken_off(home, tmp_path, monkeypa
     assert not (tmp_path / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "train"])
+@pytest.mark.parametrize("stage", ["evaluate", "fit"])
 @pytest.mark.parametrize("out", ["run", "a/b/run", "there"])
 def test_an_interruption_before_the_first_step_leaves_no_folder_that_it_made(stage, out, home, tmp_path, monkeypatch):
     def stop(*inputs, **settings):

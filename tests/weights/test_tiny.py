@@ -16,7 +16,7 @@ from minilora.files.tensors import read_tensors
 from minilora.io.zoo import TINY
 from minilora.train.data import encode_record, read_records
 from minilora.train.evaluate import mean_loss
-from minilora.train.loop import History, train
+from minilora.train.loop import fit
 from minilora.train.pretrain import score
 
 CARD = (TINY / "README.md").read_text(encoding="utf-8")
@@ -100,6 +100,6 @@ def test_twenty_steps_of_lora_teach_it_the_form_of_the_legal_answers():
     learned, unseen = samples[:64], samples[-16:]
     ml.add_adapter(model, ml.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), "legal", seed=0)
     before = mean_loss(model, unseen)
-    train(model, learned, 20, History(), lr=5e-3, batch_size=8)
+    fit(model, learned, 20, lr=5e-3, batch_size=8)
     assert mean_loss(model, unseen) < before - 0.25
     ml.audit(model, "legal")

@@ -1,0 +1,167 @@
+"""`fit` beside a loop written out by hand, what it is given, and what it refuses."""
+
+import math
+
+import numpy as np
+import pytest
+from models import new_model, random_samples
+
+import minilora as ml
+from minilora.nn.optim import SGD, AdamW, clip_grad_norm, warmup_cosine
+from minilora.nn.parts import pack
+from minilora.train.data import epochs
+from minilora.train.loop import History, fit
+
+LORA = ml.LoraConfig(r=4, lora_alpha=8)
+
+
+def adapted(config):
+    model = new_model(config)
+    ml.add_adapter(model, LORA, seed=0)
+    return model
+
+
+def samples():
+    return random_samples(np.random.default_rng(1))
+
+
+def by_hand(model, steps, lr, batch_size, seed, warm_steps, max_norm, optimizer=None):
+    """The loop in its plainest words: whole batches, nothing divided, Adam without weight decay."""
+    parameters = model.trainable_parameters()
+    optimizer = optimizer or AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    losses, norms, batches = [], [], epochs(samples(), batch_size, seed)
+    for step in range(steps):
+        batch = pack(next(batches))
+        for parameter in parameters.values():
+            if parameter.node is not None:
+                parameter.node.grad = None
+        loss = model.loss(batch.input_ids, batch.labels, batch.packing)
+        loss.backward()
+        norms.append(float(clip_grad_norm(parameters, max_norm)))
+        optimizer.lr = lr * warmup_cosine(step, steps, warm_steps)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, norms
+
+
+LOOPS = [  # steps, batch size, warm-up and the steps that it makes, largest norm
+    (10, 3, 0.1, 1, 1.0),
+    (7, 2, 0.5, 4, 1.0),  # 3.5 steps are rounded, not cut
+    (6, 4, 0.0, 1, 1.0),  # never less than one
+    (8, 3, 0.25, 2, 0.05),  # clipped at every step
+    (8, 3, 0.25, 2, math.inf),
+]
+
+
+@pytest.mark.parametrize(("steps", "batch_size", "warmup", "warm_steps", "max_norm"), LOOPS)
+def test_fit_is_the_loop_written_by_hand_step_by_step(steps, batch_size, warmup, warm_steps, max_norm, tiny_config):
+    model, other = adapted(tiny_config), adapted(tiny_config)
+    start = ml.adapter_state(adapted(tiny_config), "default")
+    settings = dict(lr=2e-2, batch_size=batch_size, seed=5, max_norm=max_norm)
+    got = fit(model, samples(), steps, warmup=warmup, **settings).losses
+    wanted, norms = by_hand(other, steps, warm_steps=warm_steps, **settings)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    for name, array in ml.adapter_state(other, "default").items():
+        np.testing.assert_allclose(ml.adapter_state(model, "default")[name], array, rtol=1e-3, atol=2e-6)
+        assert not np.allclose(array, start[name], atol=1e-3)
+    assert max_norm != 0.05 or min(norms) > max_norm  # the row that says so is clipped
+
+
+def test_what_is_left_out_is_adam_at_a_thousandth_in_eights_with_a_tenth_of_warmup_and_clipping_at_one(tiny_config):
+    many = random_samples(np.random.default_rng(1), range(6, 26))
+    usual = fit(adapted(tiny_config), many, 20)
+    said = fit(adapted(tiny_config), many, 20, lr=1e-3, batch_size=8, seed=0, warmup=0.1, max_norm=1.0)
+    assert usual.losses == said.losses and len(usual.losses) == 20
+
+
+@pytest.mark.parametrize("change", [{"lr": 2e-2}, {"batch_size": 2}, {"seed": 1}, {"warmup": 0.5}, {"max_norm": 1e-4}])
+def test_every_setting_changes_the_losses(change, tiny_config):
+    usual = dict(lr=1e-2, batch_size=3, seed=0, warmup=0.1, max_norm=1.0)
+    assert (
+        fit(adapted(tiny_config), samples(), 6, **usual).losses
+        != fit(adapted(tiny_config), samples(), 6, **(usual | change)).losses
+    )
+
+
+# -- an optimizer of one's own -----------------------------------------------------------------------------------------
+
+
+def test_an_optimizer_that_is_given_is_used_with_its_own_lr_as_the_peak(tiny_config):
+    model, other = adapted(tiny_config), adapted(tiny_config)
+    optimizer = SGD(model.trainable_parameters(), lr=0.5, momentum=0.9)
+    got = fit(model, samples(), 8, batch_size=3, optimizer=optimizer).losses
+    theirs = SGD(other.trainable_parameters(), lr=0.5, momentum=0.9)
+    wanted, _ = by_hand(other, 8, 0.5, 3, seed=0, warm_steps=1, max_norm=1.0, optimizer=theirs)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    assert optimizer.lr == 0.5  # as it was given
+
+
+def test_lora_plus_moves_b_faster_and_a_as_before(tiny_config):
+    def after_one_step(ratio):
+        model = adapted(tiny_config)
+        parameters = model.trainable_parameters()
+        scale = ml.lora_plus(parameters, ratio)
+        fit(model, samples(), 1, optimizer=AdamW(parameters, lr=1e-3, weight_decay=0.0, lr_scale=scale))
+        return ml.adapter_state(model, "default")
+
+    start = ml.adapter_state(adapted(tiny_config), "default")
+    usual, plus = after_one_step(1.0), after_one_step(16.0)
+    for name, array in usual.items():
+        ratio = 16 if "lora_B" in name else 1
+        np.testing.assert_allclose(plus[name] - start[name], ratio * (array - start[name]), rtol=1e-4, atol=1e-7)
+
+
+def test_an_optimizer_that_holds_some_parameters_trains_those_alone(tiny_config):
+    model, start = adapted(tiny_config), ml.adapter_state(adapted(tiny_config), "default")
+    only_b = {name: p for name, p in model.trainable_parameters().items() if "lora_B" in name}
+    fit(model, samples(), 3, optimizer=AdamW(only_b, lr=1e-2))
+    moved = {
+        name for name, array in ml.adapter_state(model, "default").items() if not np.array_equal(array, start[name])
+    }
+    assert moved == {name for name in start if "lora_B" in name}
+
+
+# -- what it returns and leaves behind ---------------------------------------------------------------------------------
+
+
+def test_the_model_is_left_in_eval_mode_without_gradients(tiny_config):
+    model = adapted(tiny_config)
+    modes = []
+    fit(model, samples(), 2, each_step=lambda step: modes.append(model.training))
+    assert modes == [True, True] and not model.training
+    assert all(p.grad is None for _, p in model.named_parameters())
+
+
+def test_a_history_that_is_given_is_filled_as_training_goes_on_and_returned(tiny_config):
+    history, lengths = History(), []
+    got = fit(
+        adapted(tiny_config), samples(), 3, history=history, each_step=lambda s: lengths.append(len(history.losses))
+    )
+    assert got is history and lengths == [1, 2, 3]
+
+
+def test_a_history_tells_the_median_second_and_all_tokens_over_all_seconds():
+    history = History(losses=[3.0, 2.5, 2.0], seconds=[1.0, 9.0, 2.0], tokens=600)
+    assert history.seconds_per_step == 2.0 and history.tokens_per_second == 50.0
+    assert repr(history) == "History(3 steps, loss 3.000 at first, 2.000 at last, 2.00 s per step)"
+    assert repr(History()) == "History(0 steps)"
+    assert math.isnan(History().seconds_per_step) and math.isnan(History().tokens_per_second)
+
+
+REFUSED = [
+    (dict(samples=[]), "no samples to train on"),
+    (dict(steps=0), "steps must be at least 1, got 0"),
+    (dict(batch_size=0), "batch_size must be at least 1, got 0"),
+    (dict(lr=0.0), "lr must be a positive number, got 0.0"),
+    (dict(lr=float("inf")), "lr must be a positive number, got inf"),
+    (dict(lr=1e-3, optimizer=True), "lr is 0.001 and the optimizer's own is 0.5: give one of them"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])
+def test_what_cannot_be_trained_is_refused_at_once(change, reason, tiny_config):
+    model = adapted(tiny_config)
+    if "optimizer" in change:
+        change = change | {"optimizer": SGD(model.trainable_parameters(), lr=0.5)}
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        fit(model, **(dict(samples=samples(), steps=1) | change))
