@@ -175,8 +175,8 @@ def mixed_batch(model: Module, names: Sequence[str | None]) -> Iterator[MixedBat
     """Inside this block, row i of every batch (B, T) is computed with adapter `names[i]`, or None for the base alone.
 
     Each adapter's thin products run over the whole batch, with a factor of 0 or 1 for each row: little beside the
-    frozen products, which all rows share. `loss_and_grad` keeps the batch whole in here.
-    Where rows leave the batch, as finished answers do in generation, say so:
+    frozen products, which all rows share. `loss_and_grad` keeps the batch whole in here. Where rows leave the batch,
+    as finished answers do in generation, say so:
 
         with ml.mixed_batch(model, ["legal", None, "support"]) as rows:
             logits = model(tokens, cache)

@@ -75,16 +75,16 @@ def load_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> 
     alpha, tensors = _read(path)
     pairs: dict[str, dict[str, np.ndarray]] = {}
     for tensor, array in tensors.items():
-        stem, _, part = tensor.rpartition(".")
+        stem, _, end = tensor.rpartition(".")
         module = _module_of(stem)
-        if part not in ("lora_a", "lora_b") or module is None:
+        if end not in ("lora_a", "lora_b") or module is None:
             raise ModelFileError(
                 f"{path}: unexpected tensor {tensor}; expected lora_a and lora_b of a Llama's matrices"
             )
-        pairs.setdefault(module, {})[part] = array
+        pairs.setdefault(module, {})[end] = array
     for module, pair in pairs.items():
-        for part in {"lora_a", "lora_b"} - set(pair):
-            raise ModelFileError(f"{path}: missing {llama_cpp_name(f'{module}.weight')}.{part}")
+        for end in {"lora_a", "lora_b"} - set(pair):
+            raise ModelFileError(f"{path}: missing {llama_cpp_name(f'{module}.weight')}.{end}")
         if pair["lora_b"].ndim != 2 or not pair["lora_b"].shape[1]:
             raise ModelFileError(f"{path}: lora_b of {module} has shape {pair['lora_b'].shape}, expected (m, r)")
     if not pairs:

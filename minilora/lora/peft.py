@@ -29,8 +29,8 @@ PREFIX = "base_model.model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 NOTES_FILE = "minilora.json"
 
-# How PEFT calls the parts of an adapted module. It drops ".weight" where the part is a bare parameter.
-_PARTS = {
+# How PEFT calls the weights of an adapted module. It drops ".weight" where one is a bare parameter.
+_SUFFIXES = {
     "lora_A": "lora_A.weight",
     "lora_B": "lora_B.weight",
     "lora_embedding_A": "lora_embedding_A",
@@ -76,12 +76,12 @@ _KNOWN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "pi
 
 
 def peft_name(key: str) -> str:
-    """PEFT's tensor name for `<module>.<part>`: `model.x.lora_A` -> `base_model.model.model.x.lora_A.weight`.
+    """PEFT's tensor name for `<module>.<key>`: `model.x.lora_A` -> `base_model.model.model.x.lora_A.weight`.
 
-    Raises KeyError for a part that PEFT's format does not have.
+    Raises KeyError for a key that PEFT's format does not have.
     """
-    module, _, part = key.rpartition(".")
-    return f"{PREFIX}{module}.{_PARTS[part]}"
+    module, _, name = key.rpartition(".")
+    return f"{PREFIX}{module}.{_SUFFIXES[name]}"
 
 
 def save_adapter(model: Module, folder: str | Path, name: str = "default", base_model: str | None = None) -> Path:

@@ -1,21 +1,18 @@
-"""Adapters on disk: PEFT's names and shapes, nothing lost on the way, and no adapter read that does not fit."""
+"""Adapters on disk: PEFT's names and shapes, nothing lost on the way, and no setting taken for another."""
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelfiles import as_dtype, write_safetensors
 from models import DTYPES, IDS, logits, tolerance
+from peftfiles import CONFIG, NOTES, WEIGHTS, adapted, record_of, refused, refused_with, rewrite
 
-import minilora as ml
 from minilora.engine.tensor import no_grad
-from minilora.files.disk import ModelFileError
-from minilora.files.tensors import read_tensors, write_tensors
+from minilora.files.tensors import read_tensors
 from minilora.lora.adapters import (
     adapter_state,
     add_adapter,
@@ -32,9 +29,6 @@ from minilora.nn.llama import Config, Llama
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
 
-CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "minilora.json"
-FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
-
 SETTINGS = [
     {},
     {"target_modules": ["q_proj", "v_proj"]},
@@ -50,27 +44,6 @@ SETTINGS = [
     {"use_rslora": True, "lora_alpha": 0.5},
     {"target_modules": ["q_proj"], "exclude_modules": r".*layers\.0.*"},
 ]
-
-
-def adapted(model, name="default", **settings):
-    """The model with an adapter that changes its output."""
-    add_adapter(model, LoraConfig(**({"r": 4, "lora_alpha": 8, "init_lora_weights": False} | settings)), name=name)
-    return model
-
-
-def record_of(folder):
-    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def base(tiny_config):
-    """A function that makes the same model again, without any adapter."""
-    return lambda: Llama(tiny_config, np.random.default_rng(0))
-
-
-@pytest.fixture
-def folder(base, tmp_path):
-    return save_adapter(adapted(base(), target_modules=["q_proj", "v_proj"]), tmp_path / "adapter")
 
 
 # -- there and back ----------------------------------------------------------------------------------------------------
@@ -347,6 +320,8 @@ PEFT_KEYS = {
     "monteclora_config": {"x": 1}, "qalora_group_size": 32, "target_parameters": ["experts"],
     "trainable_token_indices": [5], "use_bdlora": True, "use_qalora": True, "velora_config": {"x": 1},
 }  # fmt: skip
+
+
 KEPT = {
     "auto_mapping": {"base_model_class": "LlamaForCausalLM"}, "base_model_name_or_path": "someone/model",
     "megatron_core": "megatron.core", "peft_version": "0.21.2", "revision": "main", "runtime_config": {"x": 1},
@@ -422,207 +397,6 @@ def test_pissa_is_saved_as_a_plain_adapter_of_twice_the_rank_on_the_unchanged_ba
     load_adapter(other, folder)
     np.testing.assert_allclose(logits(other), logits(model), atol=1e-5)
     assert np.abs(logits(model) - logits(base())).max() > 1e-3
-
-
-# -- adapters that do not fit: refused, and the model stays as it was --------------------------------------------------
-
-
-def rewrite(folder, change):
-    (folder / CONFIG).write_text(json.dumps(record_of(folder) | change))
-
-
-def refused_with(model, folder, change, *words):
-    rewrite(folder, change)
-    refused(model, folder, CONFIG, *words)
-
-
-def refused(model, folder, *words, error=ModelFileError):
-    """Load the folder, expect an error in one line with the words, and find the model unchanged."""
-
-    def state():
-        modules = [(path, type(module)) for path, module in model.named_modules()]
-        parameters = {name: (id(p.data), p.requires_grad) for name, p in model.named_parameters()}
-        return modules, parameters, repr(model.adapters), sha256_of(model.state_dict())
-
-    before = state()
-    with pytest.raises(error) as caught:
-        load_adapter(model, folder)
-    message = str(caught.value)
-    assert "\n" not in message and not [word for word in words if word not in message], message
-    assert state() == before
-
-
-def change_tensors(folder, **changes):
-    """Replace tensors, by the end of their names; None leaves one out, a new name adds one."""
-    tensors = read_tensors(folder / WEIGHTS)
-    for name, value in changes.items():
-        if value is None:
-            del tensors[name]
-        else:
-            tensors[name] = value
-    write_tensors(folder / WEIGHTS, tensors)
-
-
-@pytest.mark.parametrize("name", [f"{FIRST}.lora_A.weight", f"{FIRST}.lora_B.weight"])
-def test_a_missing_tensor_is_named(base, folder, name):
-    change_tensors(folder, **{name: None})
-    refused(base(), folder, str(folder / WEIGHTS), f"missing {name}")
-
-
-def test_an_empty_weights_file_is_refused(base, folder):
-    write_tensors(folder / WEIGHTS, {})
-    refused(base(), folder, WEIGHTS, "missing", "more)")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",  # the config does not select it
-        "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight",  # no such block
-        f"{FIRST}.lora_magnitude_vector",
-        f"{FIRST}.weight",
-        "x",
-    ],
-)
-def test_an_unexpected_tensor_is_named(base, folder, name):
-    change_tensors(folder, **{name: np.ones((4, 32), np.float32)})
-    refused(base(), folder, f"unexpected {name}")
-
-
-@pytest.mark.parametrize("shape", [(32, 4), (5, 32), (4, 31), (128,), (1, 4, 32)])
-def test_a_tensor_of_another_shape_is_named_with_both_shapes(base, folder, shape):
-    change_tensors(folder, **{f"{FIRST}.lora_A.weight": np.ones(shape, np.float32)})
-    refused(base(), folder, f"{FIRST}.lora_A.weight", str(shape), "(4, 32)")
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_weights_that_are_no_numbers_are_named(base, folder, value, dtype):
-    w = np.zeros((4, 32), dtype)
-    w[2, 7] = value
-    change_tensors(folder, **{f"{FIRST}.lora_A.weight": w})
-    refused(base(), folder, f"{FIRST}.lora_A.weight", "NaN or infinity")
-
-
-def test_weights_that_are_not_floating_point_are_refused(base, folder):
-    change_tensors(folder, **{f"{FIRST}.lora_A.weight": np.ones((4, 32), np.int32)})
-    refused(base(), folder, WEIGHTS, "I32")
-
-
-def test_a_rank_other_than_that_of_the_tensors_is_refused(base, folder):
-    rewrite(folder, {"r": 8})
-    refused(base(), folder, "(4, 32)", "expected (8, 32)")
-
-
-@pytest.mark.parametrize("targets", [["c_attn"], ["q_proj", "v_prj"], "q_prj", ["lm_head"]], ids=str)
-def test_targets_that_the_model_does_not_have_are_refused(base, folder, targets):
-    rewrite(folder, {"target_modules": targets})
-    refused(base(), folder, error=ValueError)
-
-
-def test_an_adapter_of_a_larger_model_is_refused(folder):
-    refused(Llama(Config(64, 16, 16, 1, 2, 2)), folder, "unexpected", "has shape")
-
-
-def test_a_name_that_is_taken_is_refused(base, folder):
-    refused(adapted(base()), folder, "'default' already", error=ValueError)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b"17", b'"r"', b"\xff\xfe", b"[" * 100_000, b'{"peft_type": "LORA"}']
-)
-def test_a_config_that_is_no_json_object_or_empty_is_refused(base, folder, content):
-    (folder / CONFIG).write_bytes(content)
-    refused(base(), folder, str(folder / CONFIG))
-
-
-@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
-def test_a_missing_file_is_named(base, folder, file):
-    (folder / file).unlink()
-    refused(base(), folder, str(folder / file), "no such file")
-
-
-def test_a_missing_folder_is_named(base, tmp_path):
-    refused(base(), tmp_path / "absent", "absent", "no such file")
-
-
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
-def test_a_weights_file_that_is_cut_off_is_refused(base, folder, share):
-    content = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(content[: int(share * len(content))])
-    refused(base(), folder, WEIGHTS, "damaged")
-
-
-def test_an_adapter_that_is_refused_leaves_those_that_are_there_as_they_were(base, folder):
-    model = adapted(base(), name="other")
-    before = logits(model)
-    change_tensors(folder, x=np.ones(3, np.float32))
-    refused(model, folder, "unexpected x")
-    assert list(model.adapters) == ["other"] and logits(model).tobytes() == before.tobytes()
-
-
-# -- files appear whole or not at all ----------------------------------------------------------------------------------
-
-
-def half_of(write, position):
-    """As `write`, whose argument at `position` is a path, but only half arrives there: the disk is full."""
-
-    def broken(*arguments, **settings):
-        write(*arguments, **settings)
-        path = arguments[position]
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
-
-    return broken
-
-
-def test_a_failed_save_leaves_the_files_of_before_and_no_debris(base, folder, monkeypatch):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(safetensors.numpy, "save_file", half_of(safetensors.numpy.save_file, position=1))
-    with pytest.raises(OSError, match="No space"):
-        save_adapter(adapted(base()), folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_a_failed_save_leaves_no_half_written_config(base, folder, monkeypatch):
-    before = (folder / CONFIG).read_bytes()
-    monkeypatch.setattr(Path, "write_text", half_of(Path.write_text, position=0))
-    with pytest.raises(OSError, match="No space"):
-        save_adapter(adapted(base()), folder)
-    assert (folder / CONFIG).read_bytes() == before
-    assert {path.name for path in folder.iterdir()} == {CONFIG, WEIGHTS}
-
-
-def test_saving_over_an_adapter_replaces_it(base, folder):
-    model = adapted(base(), r=2, target_modules=["k_proj"])
-    save_adapter(model, folder)
-    other = base()
-    load_adapter(other, folder)
-    assert logits(other).tobytes() == logits(model).tobytes()
-
-
-@pytest.mark.parametrize("change", [0.0, 0.5])
-def test_the_table_peft_saves_beside_an_adapted_embedding_must_be_the_bases(tiny_model, tmp_path, change):
-    from minilora.files.disk import ModelFileError
-    from minilora.files.tensors import read_tensors, write_tensors
-
-    ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, target_modules=["embed_tokens"]), "words")
-    ml.save_adapter(tiny_model, tmp_path, "words")
-    file = tmp_path / "adapter_model.safetensors"
-    copy = base_state(tiny_model)["model.embed_tokens.weight"] + np.float32(change)
-    write_tensors(file, read_tensors(file) | {"base_model.model.model.embed_tokens.base_layer.weight": copy})
-    if change:
-        with pytest.raises(ModelFileError, match="another base"):
-            ml.load_adapter(tiny_model, tmp_path, "again")
-        assert list(tiny_model.adapters) == ["words"]
-    else:
-        ml.load_adapter(tiny_model, tmp_path, "again")
-        outputs = []
-        for name in ("words", "again"):
-            set_adapter(tiny_model, name)
-            outputs.append(logits(tiny_model))
-        assert np.array_equal(*outputs)
 
 
 # -- minilora.json, beside PEFT's files --------------------------------------------------------------------------------
