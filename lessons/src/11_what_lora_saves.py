@@ -33,7 +33,7 @@ import minilora as ml
 from minilora.cost.bench import SMOLLM2
 from minilora.cost.counts import lora_parameters
 from minilora.cost.ledger import ledger, peak
-from minilora.cost.predict import SHAPES, base_parameters, predict_memory
+from minilora.cost.predict import SHAPES, Step, base_parameters, predict_memory
 from minilora.files.quant import BLOCK, BYTES_PER_BLOCK
 from minilora.io.folder import save_folder
 from minilora.pictures.lessons import FULL, LORA, curve, pairs_of_bars
@@ -321,7 +321,7 @@ print(f"{'together':<24}" + "".join(f"{memory.activations / 1e6:>12.2f}" for mem
 def predicted(config, r=None, targets=tuple(SHAPES), batch=4, length=128, **options):
     """The memory of a step on `batch` rows of tokens, in which all but the first of each row are scored."""
     tokens, scored = batch * length, batch * (length - 1)
-    return predict_memory(config, tokens, scored, rank=r, targets=targets, rows=batch, **options)
+    return predict_memory(Step(config, tokens, scored, rank=r, targets=targets, rows=batch, **options))
 
 
 def measured_peak(job):

@@ -24,7 +24,7 @@ from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import training_step
 from ..pictures.style import LORA, name_lines, panels, save
-from .predict import SHAPES, alive_at_once, predict_memory
+from .predict import SHAPES, Step, predict_memory
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,10 @@ class Point:
             max_position_embeddings=self.length,
         )
 
-    def batch_of_ids(self) -> np.ndarray:
-        """Random token ids (batch, length)."""
-        return np.random.default_rng(0).integers(0, self.config().vocab_size, (self.batch, self.length))
+    def batch_of_ids(self) -> Batch:
+        """Random token ids (batch, length), all scored."""
+        ids = np.random.default_rng(0).integers(0, self.config().vocab_size, (self.batch, self.length))
+        return Batch(ids, ids)
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,11 @@ def _training(point: Point) -> Callable[[], None]:
     model = Llama(config, np.random.default_rng(0))
     for i in range(point.adapters):
         add_adapter(model, LoraConfig(r=point.rank, lora_alpha=16, target_modules="all-linear"), f"adapter-{i}", seed=i)
-    ids = point.batch_of_ids()
+    batch = point.batch_of_ids()
     optimizer = AdamW(model.trainable_parameters(), lr=1e-4)
 
     def step() -> None:
-        training_step(model, optimizer, Batch(ids, ids))
+        training_step(model, optimizer, batch)
 
     return step
 
@@ -138,9 +139,7 @@ def multiplications(point: Point) -> int:
 
 def predicted_bytes(point: Point) -> int:
     """What a step holds, from shapes alone."""
-    ids = point.batch_of_ids()
-    alive: dict[str, Any] = dict(alive_at_once(Batch(ids, ids)))
-    memory = predict_memory(point.config(), rank=point.rank, **alive)
+    memory = predict_memory(Step.of(point.config(), point.batch_of_ids(), rank=point.rank))
     return memory.total + (point.adapters - 1) * memory.adapter
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..engine.fused import TOKENS, WORDS
 from ..engine.parallel import cores
-from ..nn.llama import Config
+from ..lora.adapters import base_state
+from ..lora.layer import LoraLayer
+from ..nn.llama import Config, Llama
 from ..nn.parts import Batch, Sample, micro_batches
+from ..nn.step import divided
 
 FLOAT, INTEGER = 4, 8  # bytes of a float32, and of the int64 of ids and labels
 
@@ -66,128 +70,160 @@ def base_parameters(config: Config) -> int:
     return embeddings + config.num_hidden_layers * block + C
 
 
-def predict_memory(
-    config: Config,
-    tokens: int,
-    scored: int,
-    rank: int | None = None,
-    targets: Collection[str] = tuple(SHAPES),
-    *,
-    rows: int = 1,
-    threads: int = 1,
-    rounds: int = 1,
-    base_bytes: int | None = None,
-    recompute: bool = False,
-    program: int = 0,
-) -> Memory:
-    """What a training step with AdamW holds at its peak, by owner.
+def check_targets(names: Iterable[str]) -> None:
+    """Raise ValueError for a module that is none of a block's matrices."""
+    if unknown := set(names) - set(SHAPES):
+        raise ValueError(f"nothing is predicted for {min(unknown)!r}; known: all-linear, {', '.join(SHAPES)}")
 
-    tokens, scored: those whose activations exist at the same time, in rows of equal length: the whole batch where the
-    model does not divide it; where it does, `alive_at_once` says how many, in how many threads and rounds.
+
+@dataclass(frozen=True)
+class Step:
+    """A training step with AdamW, as far as its bytes depend on it. `Step.of` describes that of a batch.
+
+    tokens, scored: those whose activations exist at the same time, in `rows` of equal length: the whole batch where it
+    is computed at once; where it is divided, the micro-batches of all `threads`, which take `rounds` for it.
     rank: of the adapter on the modules named in `targets` of every block; None for full fine-tuning.
-    base_bytes: what the base's weights take, if they are not float32. program: what Python and libraries take.
+    base_bytes: what the base's weights take, if they are not float32. recompute: blocks keep their input alone.
+    program: what Python and libraries take, which no shape tells.
+    """
+
+    config: Config
+    tokens: int
+    scored: int
+    rank: int | None = None
+    targets: Collection[str] = tuple(SHAPES)
+    rows: int = 1
+    threads: int = 1
+    rounds: int = 1
+    base_bytes: int | None = None
+    recompute: bool = False
+    program: int = 0
+
+    def __post_init__(self):
+        check_targets(self.targets)
+
+    @classmethod
+    def of(
+        cls, model: Llama | Config, batch: Batch | Sequence[Sample], threads: int | None = None, **known: Any
+    ) -> Step:
+        """The step of `loss_and_grad` on a batch, or on samples, and of AdamW.
+
+        model: its shape; or the model itself, which also tells adapter, base and recomputation, and which is not
+        divided on a GPU. threads: None for all cores. known: further fields; they go before what the model tells.
+        """
+        if isinstance(model, Config):
+            config, batches = model, micro_batches(batch, threads or cores())
+        else:
+            config, batches, known = model.config, divided(model, batch, threads), _told_by(model) | known
+        alive, rounds = alive_at_once(batches, threads)
+        tokens, scored = sum(each.input_ids.size for each in alive), sum(each.scored for each in alive)
+        return cls(config, tokens, scored, rows=len(alive[0].input_ids), threads=len(alive), rounds=rounds, **known)
+
+    @property
+    def adapted(self) -> set[str]:
+        """The names of the modules that learn, with an adapter or whole."""
+        return set(SHAPES if self.rank is None else self.targets)
+
+    @property
+    def adapter_parameters(self) -> int:
+        """The number of parameters in all A and B."""
+        across = sum(sum(SHAPES[name](self.config)) for name in self.adapted)  # m + n of each
+        return (self.rank or 0) * self.config.num_hidden_layers * across
+
+
+def alive_at_once(batches: Sequence[Batch], threads: int | None = None) -> tuple[list[Batch], int]:
+    """Of micro-batches, the largest that may be alive together; and in how many rounds all are computed.
+
+    threads: None for as many as `loss_and_grad` would use now.
+    """
+    largest = sorted(batches, key=lambda batch: batch.input_ids.size, reverse=True)[: threads or cores()]
+    return largest, math.ceil(len(batches) / len(largest))
+
+
+def _told_by(model: Llama) -> dict[str, Any]:
+    ranks = {
+        name.rpartition(".")[2]: weights.rank
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+        for weights in module.adapters.values()
+    }
+    targets = tuple(name for name in SHAPES if name in ranks)
+    return {
+        "rank": max(ranks[name] for name in targets) if targets else None,
+        "targets": targets or tuple(SHAPES),
+        "base_bytes": sum(array.nbytes for array in base_state(model).values()),
+        "recompute": model.model.recompute,
+    }
+
+
+def predict_memory(step: Step) -> Memory:
+    """What a training step holds at its peak, by owner.
 
     On the way back gradients grow while activations go. An adapter's gradients, which are small, are counted whole all
     the same; for full fine-tuning the larger of both ends is given.
     """
-    base = base_parameters(config)
-    adapted = set(SHAPES if rank is None else targets)
-    thin = config.num_hidden_layers * sum(sum(SHAPES[name](config)) for name in adapted)  # an adapter of rank 1
-    adapter = 0 if rank is None else thin * rank
-    trained = base if rank is None else adapter
+    config, threads = step.config, step.threads
+    base, adapter = base_parameters(config), step.adapter_parameters
+    trained = base if step.rank is None else adapter
     table = config.vocab_size * config.hidden_size
-    shape = (config, tokens, scored, rank, adapted, rows)
-    activations = recomputed_activations(*shape) if recompute else kept_activations(*shape)
-    of_loss, of_block = _scratch(config, tokens // threads, scored // threads, rank is None)
-    if recompute:
-        of_block += sum(_kept_by_block(config, tokens // threads, rank, adapted, True)[0].values()) // FLOAT
-    if base_bytes is not None and base_bytes < FLOAT * base:  # packed: a matrix is unpacked for its product
-        of_loss += 2 * min(WORDS, config.vocab_size) * config.hidden_size  # the next one, before the last one goes
-        of_block += config.intermediate_size * config.hidden_size
+    activations = recomputed_activations(step) if step.recompute else kept_activations(step)
+    of_loss, of_block = _scratch(step)
 
     def held(gradients: int, activations: Mapping[str, int], scratch: int) -> Memory:
         return Memory(
-            weights=FLOAT * base if base_bytes is None else base_bytes,
+            weights=FLOAT * base if step.base_bytes is None else step.base_bytes,
             adapter=FLOAT * adapter,
             gradients=FLOAT * gradients,
             moments=FLOAT * 2 * trained,
             activations=sum(activations.values()),
             scratch=FLOAT * scratch,
-            program=program,
+            program=step.program,
             by_operation=dict(sorted(activations.items(), key=lambda item: -item[1])),
         )
 
-    if rank is not None:
+    if step.rank is not None:
         return held(adapter, activations, threads * max(of_loss, of_block))
     # Every thread makes the head's gradient, first of all, and the embedding's, last of all, to be added where they are
     # tied. After a first round all gradients are there.
-    gradients, beside = (base, threads * table) if rounds > 1 else (table, (threads - 1) * table)
+    gradients, beside = (base, threads * table) if step.rounds > 1 else (table, (threads - 1) * table)
     first = held(gradients, activations, beside + threads * max(of_loss, of_block))
     last = held(base, {}, threads * table if config.tie_word_embeddings else (threads - 1) * table)
     return max(first, last, key=lambda memory: memory.total)
 
 
-def parts_at_once(batch: Batch | Sequence[Sample], threads: int | None = None) -> tuple[list[Batch], int]:
-    """Of the micro-batches of a batch, or of samples, the largest that may be alive together; how many rounds.
-
-    threads: None for as many as `loss_and_grad` would use now.
-    """
-    threads = threads or cores()
-    parts = micro_batches(batch, threads)
-    largest = sorted(parts, key=lambda part: part.input_ids.size, reverse=True)[:threads]
-    return largest, math.ceil(len(parts) / len(largest))
-
-
-def alive_at_once(batch: Batch | Sequence[Sample], threads: int | None = None) -> dict[str, int]:
-    """The same as arguments for `predict_memory`: tokens, scored, rows, threads and rounds."""
-    parts, rounds = parts_at_once(batch, threads)
-    return {
-        "tokens": sum(part.input_ids.size for part in parts),
-        "scored": sum(part.scored for part in parts),
-        "rows": len(parts[0].input_ids),
-        "threads": len(parts),
-        "rounds": rounds,
-    }
-
-
 # -- activations, operation by operation: what each keeps is said in its docstring -------------------------------------
 
 
-def kept_activations(
-    config: Config, tokens: int, scored: int, rank: int | None, adapted: Collection[str], rows: int = 1
-) -> dict[str, int]:
-    """Bytes that the graph holds when the loss is computed, by operation. Arguments as for `predict_memory`."""
-    kept, flows = Counter[str](), rank is None  # is there something trained so far, to which a gradient must flow?
-    for _ in range(config.num_hidden_layers):
-        block, flows = _kept_by_block(config, tokens, rank, adapted, flows)
+def kept_activations(step: Step) -> dict[str, int]:
+    """Bytes that the graph holds when the loss is computed, by operation."""
+    kept, flows = Counter[str](), step.rank is None  # is something trained so far, to which a gradient must flow?
+    for _ in range(step.config.num_hidden_layers):
+        block, flows = _kept_by_block(step, step.tokens, flows)
         kept += block
-    return dict(kept + _kept_around(config, tokens, scored, rank, rows))
+    return dict(kept + _kept_around(step))
 
 
-def recomputed_activations(
-    config: Config, tokens: int, scored: int, rank: int | None, adapted: Collection[str], rows: int = 1
-) -> dict[str, int]:
+def recomputed_activations(step: Step) -> dict[str, int]:
     """The same where every block keeps its input alone (engine/recompute.py)."""
-    around = _kept_around(config, tokens, scored, rank, rows)
-    around["recomputed"] = around.pop("rope") + FLOAT * config.num_hidden_layers * tokens * config.hidden_size
+    around, config = _kept_around(step), step.config
+    around["recomputed"] = around.pop("rope") + FLOAT * config.num_hidden_layers * step.tokens * config.hidden_size
     return dict(around)
 
 
-def _kept_by_block(
-    config: Config, tokens: int, rank: int | None, adapted: Collection[str], flows: bool
-) -> tuple[Counter[str], bool]:
+def _kept_by_block(step: Step, tokens: int, flows: bool) -> tuple[Counter[str], bool]:
     """What one block keeps. flows: does a gradient flow on to what is before it? Also returned: does one flow into it?
 
     A norm or SwiGLU to which a gradient flows keeps its inputs, and linear maps compute its output again from there; in
     a first block, where nothing before is trained, they must keep it themselves.
     """
+    config, rank, adapted = step.config, step.rank, step.adapted
     C, F = config.hidden_size, config.intermediate_size
     heads, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     numbers = Counter[str]()  # per token
 
-    def linear(width: int, again: bool, *names: str) -> bool:  # maps that share one input of this width
+    def linear(width: int, computed_again: bool, *names: str) -> bool:  # maps that share one input of this width
         mine = [name for name in names if name in adapted]
-        kept = (rank or 0) * len(mine) + (width if mine and not again else 0)  # x Aᵀ of each, and x
+        kept = (rank or 0) * len(mine) + (width if mine and not computed_again else 0)  # x Aᵀ of each, and x
         numbers["linear" if rank is None else "lora_linear"] += kept
         return bool(mine)
 
@@ -206,25 +242,32 @@ def _kept_by_block(
     return Counter({name: FLOAT * tokens * n for name, n in numbers.items() if n}), flows
 
 
-def _kept_around(config: Config, tokens: int, scored: int, rank: int | None, rows: int) -> Counter[str]:
+def _kept_around(step: Step) -> Counter[str]:
     """What is kept outside of the blocks: the rotary angles that all share, and what comes before and after."""
-    C = config.hidden_size
+    C, tokens, scored = step.config.hidden_size, step.tokens, step.scored
     kept = Counter(
-        rope=FLOAT * tokens // rows * config.head_dim,  # cos and sin
+        rope=FLOAT * tokens // step.rows * step.config.head_dim,  # cos and sin
         rms_norm=FLOAT * tokens * (C + 1),
         linear_cross_entropy=FLOAT * scored * C + INTEGER * (tokens + scored),  # dx, labels, where they stand
     )
-    if rank is None:
+    if step.rank is None:
         kept["embedding"] = INTEGER * tokens  # the ids
         kept["linear_cross_entropy"] += FLOAT * scored * (C + 1) + INTEGER * scored  # for dw: x, log Σ exp, the targets
     return kept
 
 
-def _scratch(config: Config, tokens: int, scored: int, full: bool) -> tuple[int, int]:
+def _scratch(step: Step) -> tuple[int, int]:
     """Numbers that exist only while an operation runs, of one thread: in the loss, and in a block. An estimate."""
-    C, F, words = config.hidden_size, config.intermediate_size, min(WORDS, config.vocab_size)
-    together = scored if full else min(TOKENS, scored)  # dw takes all tokens at a time
-    logits = together * words * (2 if together < scored or words < config.vocab_size else 1)  # one is made, one goes
-    of_loss = logits + 2 * scored * C  # x, and the rows of the right answers
+    config, tokens, scored = step.config, step.tokens // step.threads, step.scored // step.threads
+    C, F, vocabulary = config.hidden_size, config.intermediate_size, min(WORDS, config.vocab_size)
+    together = scored if step.rank is None else min(TOKENS, scored)  # dw takes all tokens at a time
+    whole = together == scored and vocabulary == config.vocab_size
+    of_loss = together * vocabulary * (1 if whole else 2)  # logits: of a block of tokens and vocabulary, and the last
+    of_loss += 2 * scored * C  # x, and the rows of the right answers
     of_block = tokens * (3 * F + C)  # the gradients of SwiGLU's output and inputs, and of the block's output
+    if step.recompute:
+        of_block += sum(_kept_by_block(step, tokens, True)[0].values()) // FLOAT
+    if step.base_bytes is not None and step.base_bytes < FLOAT * base_parameters(config):  # packed: unpacked for use
+        of_loss += 2 * vocabulary * C  # a block of the head, before the last one goes
+        of_block += F * C
     return of_loss, of_block

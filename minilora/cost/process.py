@@ -29,9 +29,9 @@ from ..lora.config import LoraConfig
 from ..nn.llama import Config
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
-from ..nn.step import training_step
+from ..nn.step import divided, training_step
 from .ledger import ledger, peak
-from .predict import FLOAT, SHAPES, Memory, alive_at_once, parts_at_once, predict_memory
+from .predict import FLOAT, SHAPES, Memory, Step, alive_at_once, check_targets, predict_memory
 
 STEPS = 2  # in the first, Adam's moments are written for the first time
 
@@ -59,8 +59,7 @@ class Job:
         for name, least in (("r", 1), ("batch_size", 1), ("length", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if unknown := set(self.targets) - set(SHAPES):
-            raise ValueError(f"nothing is predicted for {min(unknown)!r}; known: all-linear, {', '.join(SHAPES)}")
+        check_targets(self.targets)
 
     @property
     def targets(self) -> Sequence[str]:
@@ -74,11 +73,12 @@ class Job:
         """The adapter's rank; None for full fine-tuning."""
         return self.r if self.method == "lora" else None
 
-    def batch(self, config: Config) -> np.ndarray:
-        """Random token ids (batch_size, length). Raises ValueError when the model cannot see as many."""
+    def batch(self, config: Config) -> Batch:
+        """Random token ids (batch_size, length), all scored. Raises ValueError when the model cannot see as many."""
         if self.length > config.max_position_embeddings:
             raise ValueError(f"{self.length} tokens are more than the {config.max_position_embeddings} it can see")
-        return np.random.default_rng(0).integers(0, config.vocab_size, (self.batch_size, self.length))
+        ids = np.random.default_rng(0).integers(0, config.vocab_size, (self.batch_size, self.length))
+        return Batch(ids, ids)
 
 
 def report(job: Job) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def report(job: Job) -> dict[str, Any]:
 
     Raises ValueError for what cannot be predicted, RuntimeError with the reason when the measured step fails.
     """
-    predicted, rounds = predict(job)
+    step = step_of(job)
     command = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -97,55 +97,59 @@ def report(job: Job) -> dict[str, Any]:
     return {
         "job": asdict(job),
         "threads": cores(),
-        "rounds": rounds,
-        "predicted": asdict(replace(predicted, program=measured.program)),
+        "rounds": step.rounds,
+        "predicted": asdict(predict_memory(replace(step, program=measured.program))),
         "measured": asdict(measured),
         "process_peak": answer["process_peak"],
     }
 
 
-def predict(job: Job) -> tuple[Memory, int]:
-    """The prediction, from the header of the model's file, and the rounds in which the batch is computed.
+def step_of(job: Job) -> Step:
+    """The step, as the header of the model's file describes it. Raises ValueError for one that no model can take."""
+    config, base_bytes = shape_of(job.base, job.quantized)
+    return Step.of(
+        config,
+        job.batch(config),
+        rank=job.rank,
+        targets=job.targets,
+        base_bytes=base_bytes,
+        recompute=job.recompute,
+    )
 
-    The program's share, which no shape tells, is left at 0.
-    """
-    path = locate(job.base)
-    base_bytes = None
+
+def shape_of(base: str, quantized: bool = False) -> tuple[Config, int | None]:
+    """A base's shape, from its file's header, and the bytes of its weights where matrices stay packed (else None)."""
+    path = locate(base)
     if path.is_dir():
-        if job.quantized:
+        if quantized:
             raise ValueError(f"{path}: a Hugging Face folder holds no packed matrices: leave out --quantized")
-        config = read_config(path)
-    else:
-        file = GGUF(path)
-        config = file.config()
-        if job.quantized:
-            tensors = file.tensors.values()
-            base_bytes = sum(
-                int(t.n_bytes) if t.tensor_type.name.startswith("Q") else FLOAT * int(t.n_elements) for t in tensors
-            )
-    ids = job.batch(config)
-    alive = alive_at_once(Batch(ids, ids))
-    options: dict[str, Any] = {"base_bytes": base_bytes, "recompute": job.recompute} | alive
-    return predict_memory(config, rank=job.rank, targets=job.targets, **options), alive["rounds"]
+        return read_config(path), None
+    file = GGUF(path)
+    if not quantized:
+        return file.config(), None
+    packed = {name: tensor.tensor_type.name.startswith("Q") for name, tensor in file.tensors.items()}
+    sizes = (int(t.n_bytes) if packed[name] else FLOAT * int(t.n_elements) for name, t in file.tensors.items())
+    return file.config(), sum(sizes)
 
 
 def measure(job: Job) -> dict[str, Any]:
     """Take the step, and return the process's peak and the ledger: for a process that does nothing else.
 
-    gradients as they are after the way back, activations as they are before it, of the parts that are alive together;
-    scratch is what the step's own peak has beyond both.
+    gradients as they are after the way back, activations as they are before it, of the micro-batches that are alive
+    together; scratch is what the step's own peak has beyond both.
     """
     model, _ = load(job.base, job.quantized, job.recompute)
-    ids = job.batch(model.config)
+    batch = job.batch(model.config)
+    few = batch.input_ids[:1, :16]
     with no_grad():
-        model.loss(ids[:1, :16], ids[:1, :16])  # gives the matrix library its work space, which it keeps
+        model.loss(few, few)  # gives the matrix library its work space, which it keeps
     program = program_memory(sum(parameter.data.nbytes for _, parameter in model.named_parameters()))
     if job.rank:
         add_adapter(model, LoraConfig(r=job.rank, lora_alpha=2 * job.rank, target_modules=list(job.targets)))
     optimizer = AdamW(model.trainable_parameters(), lr=1e-4)
 
     def step() -> None:
-        training_step(model, optimizer, Batch(ids, ids))
+        training_step(model, optimizer, batch)
 
     for _ in range(STEPS):
         step()
@@ -154,8 +158,8 @@ def measure(job: Job) -> dict[str, Any]:
     optimizer.zero_grad()
     at_most = peak(step)
     kept = Counter[str]()
-    for batch in parts_at_once(Batch(ids, ids))[0]:
-        kept.update(ledger(model, None, model.loss(batch.input_ids, batch.labels)).by_operation)
+    for each in alive_at_once(divided(model, batch))[0]:
+        kept.update(ledger(model, None, model.loss(each.input_ids, each.labels)).by_operation)
     memory = replace(
         held,
         program=program or 0,

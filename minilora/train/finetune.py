@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..cost.counts import count_parameters
-from ..cost.predict import SHAPES, alive_at_once, predict_memory
+from ..cost.predict import Step, predict_memory
 from ..cost.process import peak_memory, program_memory
 from ..files.disk import write_json
 from ..io.folder import save_folder
@@ -25,7 +25,6 @@ from ..lora.audit import audit
 from ..lora.peft import WEIGHTS_FILE, save_adapter
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
-from ..nn.parts import Sample, packed_length
 from .bars import Bars
 from .data import epochs
 from .evaluate import mean_loss
@@ -200,21 +199,10 @@ def _memory(
 ) -> dict[str, Any]:
     """Predicted for the largest of the first batches, and measured for the process, which tells nothing of a GPU."""
     on_host = options.device == "cpu"
-
-    def alive(samples: list[Sample]) -> dict[str, int]:  # a GPU takes a batch undivided
-        if on_host:
-            return alive_at_once(samples)
-        return {"tokens": packed_length(samples), "scored": sum(sample.scored for sample in samples)}
-
     batches = zip(epochs(material.train, options.batch_size, options.seed), range(20), strict=False)
-    settings: dict[str, Any] = max((alive(batch) for batch, _ in batches), key=lambda shape: shape["tokens"])
-    settings |= {"recompute": options.recompute, "program": program or 0 if on_host else 0}
-    full = mine = predict_memory(model.config, **settings)
-    if options.method == "lora":
-        adapted = {name.rpartition(".")[2] for name, m in model.named_modules() if getattr(m, "adapters", None)}
-        base_bytes = sum(array.nbytes for array in base_state(model).values())
-        targets = adapted & set(SHAPES)
-        mine = predict_memory(model.config, rank=options.r, targets=targets, base_bytes=base_bytes, **settings)
+    known = {"program": program or 0 if on_host else 0}
+    step = max((Step.of(model, samples, **known) for samples, _ in batches), key=lambda step: step.tokens)
+    mine, full = predict_memory(step), predict_memory(replace(step, rank=None, base_bytes=None))
     return {
         "predicted": mine.total,
         "measured": measured if on_host else None,

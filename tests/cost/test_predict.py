@@ -3,17 +3,19 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minilora.cli import main
-from minilora.cost import process
+from minilora.cost import predict, process
 from minilora.cost.bench import SMOLLM2
 from minilora.cost.counts import count_parameters
 from minilora.cost.ledger import kept_arrays, ledger, peak
-from minilora.cost.predict import SHAPES, Memory, alive_at_once, base_parameters, parts_at_once, predict_memory
+from minilora.cost.predict import SHAPES, Memory, Step, alive_at_once, base_parameters, predict_memory
 from minilora.cost.process import Job, peak_memory, program_memory
 from minilora.engine import ops
 from minilora.engine.attention import Packing
@@ -24,7 +26,7 @@ from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.nn.llama import Config, Llama
 from minilora.nn.optim import AdamW
-from minilora.nn.parts import Batch
+from minilora.nn.parts import Batch, micro_batches
 from minilora.nn.step import loss_and_grad
 
 MEDIUM = Config(
@@ -57,7 +59,7 @@ def trainable(config, targets, recompute=False, rng=None):
 
 def predicted(config, targets, *tokens_and_scored, **settings):
     adapter = {} if targets is None else {"rank": RANK, "targets": targets}
-    return predict_memory(config, *tokens_and_scored, **adapter, **settings)
+    return predict_memory(Step(config, *tokens_and_scored, **adapter, **settings))
 
 
 def ids_of(rng, *shape):
@@ -69,7 +71,7 @@ def ids_of(rng, *shape):
 
 def test_the_formula_for_the_base_gives_smollm2s_number():
     assert base_parameters(SMOLLM2) == 134_515_008
-    assert predict_memory(SMOLLM2, 1, 1, rank=8).weights == 4 * 134_515_008
+    assert predict_memory(Step(SMOLLM2, 1, 1, rank=8)).weights == 4 * 134_515_008
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -80,56 +82,62 @@ def test_the_formula_for_the_base_counts_what_a_model_has(tiny_config, tied):
 
 @pytest.mark.parametrize("r, count", [(8, 2_442_240), (16, 4_884_480)])
 def test_smollm2s_adapter_has_the_predicted_size_and_gradients_and_moments_one_and_two_of_it(r, count):
-    memory = predict_memory(SMOLLM2, 1, 1, rank=r)
+    memory = predict_memory(Step(SMOLLM2, 1, 1, rank=r))
     assert (memory.adapter, memory.gradients, memory.moments) == (4 * count, 4 * count, 8 * count)
 
 
 def test_the_total_is_the_sum_of_the_owners_and_activations_that_of_the_operations():
-    memory = predict_memory(SMOLLM2, 256, 250, rank=8, program=1000)
+    memory = predict_memory(Step(SMOLLM2, 256, 250, rank=8, program=1000))
     assert memory.total == sum(memory.by_owner().values()) and memory.by_owner()["program"] == 1000
     assert memory.activations == sum(memory.by_operation.values()) > 0
 
 
 def test_activations_grow_linearly_with_tokens_and_nothing_but_scratch_grows_beside_them():
-    memory = [predict_memory(SMOLLM2, n, n, rank=8) for n in (1000, 2000, 3000)]
+    memory = [predict_memory(Step(SMOLLM2, n, n, rank=8)) for n in (1000, 2000, 3000)]
     steps = np.diff([m.activations for m in memory])
     assert steps[0] == steps[1] == memory[0].activations > 0
     assert len({m.total - m.activations - m.scratch for m in memory}) == 1
 
 
 def test_logits_are_scratch_of_one_block_of_tokens():
-    block, many = (predict_memory(SMOLLM2, 256, n, rank=8).scratch for n in (256, 400))
+    block, many = (predict_memory(Step(SMOLLM2, 256, n, rank=8)).scratch for n in (256, 400))
     words, width = 2048, SMOLLM2.hidden_size
     assert many - block == 4 * 2 * (400 - 256) * width  # x and the rows of the answers, no more logits
     assert block == 4 * 2 * 256 * (words + width)
 
 
 def test_full_fine_tuning_holds_more_than_an_adapter():
-    full, lora = predict_memory(SMOLLM2, 100, 50), predict_memory(SMOLLM2, 100, 50, rank=8)
+    full, lora = predict_memory(Step(SMOLLM2, 100, 50)), predict_memory(Step(SMOLLM2, 100, 50, rank=8))
     assert full.moments == 2 * full.gradients == 2 * full.weights and full.adapter == 0
     assert full.total > 2.5 * lora.total
 
 
 def test_the_peak_of_full_fine_tuning_is_one_end_of_the_way_back_or_after_a_first_round_both():
-    short, long = predict_memory(SMOLLM2, 8, 7), predict_memory(SMOLLM2, 4096, 4095)
-    again = predict_memory(SMOLLM2, 8, 7, rounds=2)
+    short, long = predict_memory(Step(SMOLLM2, 8, 7)), predict_memory(Step(SMOLLM2, 4096, 4095))
+    again = predict_memory(Step(SMOLLM2, 8, 7, rounds=2))
     assert short.activations == 0 and short.gradients == short.weights
     assert long.activations > 0 and long.gradients == 4 * SMOLLM2.vocab_size * SMOLLM2.hidden_size  # of the head
     assert again.activations > 0 and again.gradients == again.weights
 
 
 def test_recomputation_trades_activations_for_one_block_of_scratch():
-    kept, again = (predict_memory(SMOLLM2, 512, 508, rank=8, recompute=on) for on in (False, True))
+    kept, again = (predict_memory(Step(SMOLLM2, 512, 508, rank=8, recompute=on)) for on in (False, True))
     assert again.activations < kept.activations / 9
     assert kept.scratch < again.scratch < kept.scratch + kept.activations / 20
     assert again.total - again.activations - again.scratch == kept.total - kept.activations - kept.scratch
 
 
 def test_a_packed_base_takes_what_it_is_told_and_scratch_for_unpacking():
-    dense, packed = (predict_memory(SMOLLM2, 256, 256, rank=8, base_bytes=n) for n in (None, 96_576_768))
+    dense, packed = (predict_memory(Step(SMOLLM2, 256, 256, rank=8, base_bytes=n)) for n in (None, 96_576_768))
     assert packed.weights == 96_576_768
     assert packed.scratch - dense.scratch == 4 * 2 * 2048 * SMOLLM2.hidden_size
     assert packed.activations == dense.activations
+
+
+def test_over_a_packed_base_a_block_unpacks_its_largest_matrix():
+    long = Step(SMOLLM2, 4096, 8, rank=8)  # few tokens are scored: a block has more scratch than the loss
+    dense, packed = (predict_memory(replace(long, base_bytes=n)) for n in (None, 96_576_768))
+    assert packed.scratch - dense.scratch == 4 * SMOLLM2.intermediate_size * SMOLLM2.hidden_size
 
 
 # -- how much of a batch is alive --------------------------------------------------------------------------------------
@@ -146,19 +154,64 @@ def test_a_packed_base_takes_what_it_is_told_and_scratch_for_unpacking():
     ],
     ids=str,
 )
-def test_what_is_alive_at_once_are_as_many_parts_as_threads(rng, shape, threads, alive):
+def test_what_is_alive_at_once_are_as_many_micro_batches_as_threads(rng, shape, threads, alive):
     ids = ids_of(rng, *shape)
-    assert alive_at_once(Batch(ids, ids), threads) == alive
+    step = Step.of(MEDIUM, Batch(ids, ids), threads)
+    assert {name: getattr(step, name) for name in alive} == alive
 
 
-def test_of_a_packed_row_the_largest_parts_are_alive_each_with_the_common_beginning(rng):
+def test_of_a_packed_row_the_largest_are_alive_each_with_the_common_beginning(rng):
     packing = Packing(10, (210, 290, 350, 510))  # own tokens: 200, 80, 60, 160
     ids = ids_of(rng, 1, 510)
     labels = ids.copy()
     labels[:, [10, 210, 290, 350]] = NOT_SCORED
-    parts, rounds = parts_at_once(Batch(ids, labels, packing), threads=1)
-    assert rounds == 2 and [part.input_ids.size for part in parts] == [270]  # 200 + 60, the others 160 + 80
-    assert alive_at_once(Batch(ids, labels, packing), threads=1)["tokens"] == 270
+    batch = Batch(ids, labels, packing)
+    largest, rounds = alive_at_once(micro_batches(batch, 1), threads=1)
+    assert rounds == 2 and [each.input_ids.size for each in largest] == [270]  # 200 + 60, the others 160 + 80
+    assert Step.of(MEDIUM, batch, threads=1).tokens == 270
+
+
+def test_a_last_round_that_is_not_full_is_a_round_all_the_same(rng):
+    three = [Batch(ids, ids) for ids in (ids_of(rng, 1, 9), ids_of(rng, 1, 7), ids_of(rng, 1, 8))]
+    largest, rounds = alive_at_once(three, threads=2)
+    assert [each.input_ids.size for each in largest] == [9, 8] and rounds == 2
+
+
+def test_without_a_number_there_are_as_many_threads_as_cores(rng, monkeypatch):
+    ids = ids_of(rng, 8, 128)
+    monkeypatch.setattr(predict, "cores", lambda: 4)
+    assert len(alive_at_once([Batch(ids, ids)] * 9)[0]) == 4
+    assert Step.of(MEDIUM, Batch(ids, ids)) == Step.of(MEDIUM, Batch(ids, ids), threads=4)
+    assert Step.of(MEDIUM, Batch(ids, ids)).threads == 4
+
+
+# -- the description of a step -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS.keys())
+def test_a_model_tells_its_adapter_its_base_and_whether_it_recomputes(tiny_config, rng, targets):
+    model, ids = trainable(tiny_config, targets, recompute=True), ids_of(rng, 2, 70)
+    base_bytes = 4 * base_parameters(tiny_config)
+    adapter = {} if targets is None else {"rank": RANK, "targets": tuple(name for name in SHAPES if name in targets)}
+    told = Step(tiny_config, 140, 138, rows=1, threads=2, base_bytes=base_bytes, recompute=True, **adapter)
+    assert Step.of(model, Batch(ids, ids), threads=2) == told
+    known = Step.of(model, Batch(ids, ids), threads=2, program=7, recompute=False)
+    assert known == replace(told, program=7, recompute=False)
+
+
+def test_a_packed_base_tells_its_bytes(tiny_config, rng):
+    model = Llama(tiny_config, rng)
+    packed = {n: Packed(quantize(w, "Q8_0"), "Q8_0") if w.shape[-1] == 32 and w.ndim == 2 else w
+              for n, w in model.state_dict().items()}  # fmt: skip
+    model.load_state_dict(packed)
+    add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear"))
+    ids = ids_of(rng, 1, 10)
+    assert Step.of(model, Batch(ids, ids)).base_bytes == sum(w.nbytes for w in packed.values())
+
+
+def test_a_step_with_an_adapter_nowhere_is_refused():
+    with pytest.raises(ValueError, match=r"nothing is predicted for 'lm_head'; known: all-linear, q_proj, "):
+        Step(MEDIUM, 1, 1, rank=RANK, targets=["q_proj", "lm_head"])
 
 
 # -- what the graph holds ----------------------------------------------------------------------------------------------
@@ -208,7 +261,7 @@ def test_after_backward_gradients_are_held_and_activations_no_more(tiny_config, 
 
 def test_after_loss_and_grad_nothing_but_gradients_is_held(tiny_config, rng):
     model, ids = trainable(tiny_config, TARGETS["all-linear"]), ids_of(rng, 8, 64)
-    assert alive_at_once(Batch(ids, ids), threads=1)["rounds"] == 2
+    assert Step.of(tiny_config, Batch(ids, ids), threads=1).rounds == 2
     held = ledger(model, None, loss_and_grad(model, ids, ids))
     assert held.gradients == held.adapter and held.activations == 0
 
@@ -232,6 +285,18 @@ def test_the_peak_of_a_function_is_the_most_it_held_beyond_what_was_there(rng):
     assert 0 <= peak(double_twice) - there.nbytes < 100_000
 
 
+def test_the_peak_of_a_function_is_its_own_where_more_was_held_before():
+    tracemalloc.start()
+    try:
+        np.ones(3_000_000).sum()  # and gone again
+        assert 8_000_000 <= peak(lambda: np.ones(1_000_000).sum()) < 8_100_000
+        assert tracemalloc.is_tracing()
+    finally:
+        tracemalloc.stop()
+    peak(lambda: None)
+    assert not tracemalloc.is_tracing()
+
+
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("name", ["full", "all-linear", "q+v"])
 def test_the_peak_of_a_step_is_within_a_tenth_of_the_prediction(rng, name, recompute):
@@ -252,6 +317,15 @@ def test_the_peak_of_the_process_is_at_least_what_it_just_held_and_the_programs_
     held = np.ones(20_000_000)
     assert peak_memory() >= held.nbytes
     assert 0 < program_memory(held.nbytes) < peak_memory() - held.nbytes / 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells it there")
+def test_the_system_tells_the_peak_in_kilobytes_of_1024_bytes():
+    resource = pytest.importorskip("resource")
+    told = peak_memory()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    assert told == pytest.approx(1024 * int(next(line for line in lines if "VmHWM" in line).split()[1]), rel=1e-3)
+    assert told <= 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.001
 
 
 def test_the_peak_is_this_process_own_and_not_that_of_the_program_that_started_it():
