@@ -4,16 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from jobs import asked
 from modelfiles import CONFIG
 
 from minilora.engine.tensor import Tensor
 from minilora.train.generate import generate, generate_batch
 
 QUESTIONS = ["hello", "What is a lien?", "x", "Explain, in one short sentence, what a trust is.", "12 times 123?"]
-
-
-def asked(question):
-    return [{"role": "user", "content": question}]
 
 
 def greedy(model, words, prompt, count):

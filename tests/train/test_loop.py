@@ -7,6 +7,7 @@ import pytest
 from models import new_model, random_samples
 
 import minilora as ml
+from minilora.nn import step as shared
 from minilora.nn.optim import SGD, AdamW, clip_grad_norm, warmup_cosine
 from minilora.nn.parts import pack
 from minilora.train.data import epochs
@@ -165,3 +166,135 @@ def test_what_cannot_be_trained_is_refused_at_once(change, reason, tiny_config):
         change = change | {"optimizer": SGD(model.trainable_parameters(), lr=0.5)}
     with pytest.raises(ValueError, match=f"^{reason}$"):
         fit(model, **(dict(samples=samples(), steps=1) | change))
+
+
+# -- learning, and what breaks on the way ------------------------------------------------------------------------------
+
+
+def run(config, steps=30, poison=None, lr=1e-2, seed=0, data_seed=1, **settings):
+    """Train a new tiny model with a new adapter; returns (model, history)."""
+    model = new_model(config)
+    ml.add_adapter(model, LORA, seed=0)
+    if poison:
+        poison(model)
+    samples = random_samples(np.random.default_rng(data_seed))
+    return model, fit(model, samples, steps, lr=lr, batch_size=3, seed=seed, **settings)
+
+
+def copies(arrays):
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_training_an_adapter_lowers_the_loss(tiny_config):
+    _, history = run(tiny_config, steps=60)
+    assert np.mean(history.losses[-6:]) < 0.7 * np.mean(history.losses[:6])
+
+
+def test_training_twice_gives_the_same_numbers_to_the_last_bit(tiny_config):
+    (one, history), (two, other) = run(tiny_config), run(tiny_config)
+    assert history.losses == other.losses
+    assert same(ml.adapter_state(one, "default"), ml.adapter_state(two, "default"))
+
+
+def test_another_seed_gives_another_order(tiny_config):
+    assert run(tiny_config, steps=4)[1].losses != run(tiny_config, steps=4, seed=5)[1].losses
+
+
+def test_training_an_adapter_leaves_the_base_untouched_and_moves_both_matrices(tiny_config):
+    fresh = new_model(tiny_config)
+    before = ml.sha256_of(ml.base_state(fresh))
+    ml.add_adapter(fresh, LORA, seed=0)
+    model, _ = run(tiny_config, steps=5)
+    assert ml.sha256_of(ml.base_state(model)) == before
+    start = ml.adapter_state(fresh, "default")
+    assert all(not np.array_equal(start[name], array) for name, array in ml.adapter_state(model, "default").items())
+
+
+def test_the_history_has_one_entry_per_step_and_the_caller_hears_of_each(tiny_config):
+    heard = []
+    _, history = run(tiny_config, steps=4, each_step=heard.append)
+    assert heard == [1, 2, 3, 4] and len(history.losses) == len(history.seconds) == 4
+    computed = sum(len(s.ids) for s in random_samples(np.random.default_rng(1)))
+    assert history.tokens == 2 * computed  # four batches of three are twice all six, which share no beginning
+    assert history.tokens_per_second == pytest.approx(history.tokens / sum(history.seconds))
+
+
+def test_the_learning_rate_warms_up_from_below_and_ends_near_zero(tiny_config, monkeypatch):
+    from minilora.train import loop
+
+    rates = []
+
+    class Watched(loop.AdamW):
+        def step(self):
+            rates.append(self.lr)
+            super().step()
+
+    monkeypatch.setattr(loop, "AdamW", Watched)
+    run(tiny_config, steps=20, lr=1e-2)
+    assert rates[0] < rates[1] == pytest.approx(max(rates)) == pytest.approx(1e-2)
+    assert rates[-1] < 0.1 * max(rates) and rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_nothing_trainable_is_an_error(tiny_model, rng):
+    tiny_model.requires_grad_(False)
+    with pytest.raises(ValueError):
+        fit(tiny_model, random_samples(rng), 1)
+
+
+class Poison:
+    """Makes a model's loss NaN at its n-th call, and keeps the adapter as it was at each call before."""
+
+    def __init__(self, at):
+        self.at, self.seen = at, []
+
+    def __call__(self, model):
+        real = model.loss
+
+        def loss(*inputs):
+            if len(self.seen) == self.at - 1:
+                return real(*inputs) * np.float32(np.nan)
+            self.seen.append(copies(ml.adapter_state(model, "default")))
+            return real(*inputs)
+
+        model.loss, self.model = loss, model
+
+
+def test_a_loss_that_is_no_number_stops_at_that_step_with_the_last_good_adapter(tiny_config):
+    poison, heard = Poison(at=5), []
+    with pytest.raises(
+        ml.TrainingError, match=r"the loss became nan at step 5 of 30: try a lower learning rate \(it is 0\.01\)"
+    ):
+        run(tiny_config, poison=poison, each_step=heard.append)
+    assert heard == [1, 2, 3, 4]
+    assert same(ml.adapter_state(poison.model, "default"), poison.seen[-1])  # those that gave the fourth loss
+
+
+def test_a_loss_that_is_no_number_at_the_first_step_leaves_the_fresh_adapter(tiny_config):
+    poison = Poison(at=1)
+    with pytest.raises(ml.TrainingError, match="step 1 of 30"):
+        run(tiny_config, poison=poison)
+    fresh = new_model(tiny_config)
+    ml.add_adapter(fresh, LORA, seed=0)
+    assert same(ml.adapter_state(poison.model, "default"), ml.adapter_state(fresh, "default"))
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(tiny_config, monkeypatch):
+    real, calls, watched = shared.clip_grad_norm, [], Poison(at=99)  # never NaN: only keeps what it saw
+
+    def clip(parameters, max_norm):
+        parameters = list(parameters)
+        calls.append(len(parameters))
+        if len(calls) == 4:
+            parameters[0].grad[...] = np.nan
+        return real(parameters, max_norm)
+
+    monkeypatch.setattr(shared, "clip_grad_norm", clip)
+    with pytest.raises(ml.TrainingError, match=r"the gradient became nan at step 4 of 30: try a lower learning rate"):
+        run(tiny_config, poison=watched)
+    assert same(ml.adapter_state(watched.model, "default"), watched.seen[-1]) and len(watched.seen) == 4
+    assert all(p.grad is None for _, p in watched.model.named_parameters())
+    assert not watched.model.training

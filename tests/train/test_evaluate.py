@@ -1,0 +1,81 @@
+"""Loss and keyword recall: what is counted, what is weighed, what is asked."""
+
+import numpy as np
+import pytest
+from jobs import asked
+from models import random_samples
+
+from minilora.train.data import Record
+from minilora.train.evaluate import answer_all, contains, keyword_recall, mean_loss
+from minilora.train.generate import generate
+
+
+def test_the_mean_loss_does_not_depend_on_how_samples_are_batched(tiny_model, rng):
+    samples = random_samples(rng, (5, 20, 9, 9, 31, 12, 7))
+    expected = mean_loss(tiny_model, samples, batch_size=1)
+    for batch_size in (2, 3, 7, 16):
+        assert mean_loss(tiny_model, samples, batch_size) == pytest.approx(expected, rel=2e-6)
+    assert mean_loss(tiny_model, samples[::-1]) == pytest.approx(expected, rel=2e-6)
+
+
+def test_the_mean_loss_weighs_tokens_not_samples(tiny_model, rng):
+    short, long = random_samples(rng, (4, 60))
+    alone = [mean_loss(tiny_model, [s]) for s in (short, long)]
+    expected = np.average(alone, weights=[short.scored, long.scored])
+    assert mean_loss(tiny_model, [short, long]) == pytest.approx(expected, rel=2e-6)
+
+
+def test_evaluating_tells_progress_and_leaves_no_gradient(tiny_model, rng):
+    heard = []
+    mean_loss(tiny_model, random_samples(rng), batch_size=4, done=heard.append)
+    assert heard == [4, 2]
+    assert all(p.grad is None for _, p in tiny_model.named_parameters())
+
+
+def test_evaluating_nothing_is_an_error(tiny_model):
+    with pytest.raises(ValueError, match="no samples"):
+        mean_loss(tiny_model, [])
+
+
+WORDS = [  # text, word, is it there
+    ("An enforceable promise.", "promise", True),
+    ("PROMISE", "promise", True),
+    ("a promise", "Promise", True),
+    ("promised", "promise", False),
+    ("compromise", "promise", False),
+    ("promise_keeper", "promise", False),
+    ("(promise)", "promise", True),
+    ("good-faith", "faith", True),
+    ("in good faith", "good faith", True),
+    ("a.c", "a.c", True),
+    ("abc", "a.c", False),
+    ("", "promise", False),
+]
+
+
+@pytest.mark.parametrize(("text", "word", "there"), WORDS)
+def test_a_keyword_counts_as_a_whole_word_in_any_case(text, word, there):
+    assert contains(text, word) is there
+
+
+def test_keyword_recall_is_the_mean_share_over_records_that_have_keywords():
+    records = [Record("a", keywords=("one", "two")), Record("b"), Record("c", keywords=("three", "four", "five"))]
+    assert keyword_recall(["One, and ones.", "two", "three four five"], records) == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_keyword_recall_without_keywords_or_with_a_missing_answer_is_an_error():
+    with pytest.raises(ValueError, match="no record has keywords"):
+        keyword_recall(["x"], [Record("a")])
+    with pytest.raises(ValueError):
+        keyword_recall(["x"], [Record("a", keywords=("x",))] * 2)
+
+
+QUESTIONS = ["hello", "What is a lien?", "x"]
+
+
+def test_answer_all_asks_the_records_questions_and_tells_progress(talker, words):
+    records, heard = [Record(q, (*asked(q), {"role": "assistant", "content": "-"})) for q in QUESTIONS], []
+    assert answer_all(talker, words, records, 6, done=heard.append) == [
+        generate(talker, words, q, 6) for q in QUESTIONS
+    ]
+    assert sum(heard) == len(QUESTIONS)
