@@ -1,4 +1,5 @@
-"""The command line: minilora finetune | chat | audit | merge | export | report | memory | pull | bench | gradcheck.
+"""The command line: minilora finetune | chat | audit | merge | export | report | memory | pull | bench | gradcheck |
+course | progress.
 
 Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never
 shows a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
@@ -104,6 +105,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     check = _command(commands, run_gradcheck, "compare every operation's gradient with a measured derivative")
     check.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+    course = _command(commands, run_course, "copy the lessons and exercises into a folder of your own")
+    course.add_argument("folder", metavar="DIR", help="a folder, made if it is not there; nothing in it is overwritten")
+
+    done = _command(commands, run_progress, "check the exercises you have solved, and say where to go on")
+    done.add_argument("folder", nargs="?", default=".", metavar="DIR", help="where mine.py lies (default: here)")
     return parser
 
 
@@ -274,3 +281,17 @@ def run_gradcheck(arguments: argparse.Namespace) -> None:
         print(report)
         worst = max(worst, report.max_relative_error)
     print(f"all gradients agree with central differences in float64; largest relative error {worst:.1e}")
+
+
+def run_course(arguments: argparse.Namespace) -> None:
+    """minilora course: lessons and exercises, out of the installed package."""
+    from .course.commands import copy_course
+
+    print(copy_course(Path(arguments.folder)))
+
+
+def run_progress(arguments: argparse.Namespace) -> None:
+    """minilora progress: a table of the exercises, checked on the functions in mine.py."""
+    from .course.commands import progress
+
+    print(progress(Path(arguments.folder)))

@@ -97,7 +97,8 @@ def needs(function: Callable) -> tuple[list[str], list[str]]:
     def visit(thing: Any, name: str) -> None:
         source = textwrap.dedent(inspect.getsource(thing)).rstrip() + "\n"
         seen.add(name)
-        for used in dict.fromkeys(n.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name)):
+        names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+        for used in dict.fromkeys(n.id for n in sorted(names, key=lambda n: (n.lineno, n.col_offset))):
             if used in seen or used not in scope:
                 continue
             value = scope[used]
@@ -134,6 +135,6 @@ def _joined(old: str, imports: list[str], sources: list[str], number: str, name:
             doc, have = lines[:i], lines[i:]
             break
     have = [line for line in have if line.strip()]
-    both = [*have, *(line for line in imports if line not in have)]
+    both = sorted({*have, *imports}, key=lambda line: (line.startswith("from"), line))
     order = sorted(kept.values(), key=lambda block: [int(n) for n in block.split()[1].split(".")])
-    return "\n".join([*doc, "", *both]).rstrip() + "\n\n\n" + "\n\n".join(order)
+    return "\n".join(["\n".join(doc).rstrip(), "", *both]).rstrip() + "\n\n\n" + "\n\n".join(order)

@@ -1,0 +1,163 @@
+"""The student's functions on their way from notebook to notebook; the commands `course` and `progress`."""
+
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from minilora.course import commands, mine
+from minilora.course.exercises import EXERCISES
+
+SCRIPT = """
+import math
+
+import numpy as np
+import minilora as ml
+from minilora.course import check
+from math import sqrt as root
+
+FACTOR = 1
+
+
+def down(x, A):
+    return x @ A.T
+
+
+def lora_forward(x, W, A, B, alpha):
+    return x @ W.T + FACTOR * alpha / A.shape[0] * down(x, A) @ B.T
+
+
+check(lora_forward)
+
+
+def inject(W, r, rng):
+    m, n = W.shape
+    A = rng.standard_normal((r, n)) / root(n)
+    return ml.Tensor(W), ml.Tensor(A, requires_grad=True), ml.Tensor(np.zeros((m, r)), requires_grad=True)
+
+
+check(inject)
+"""
+
+
+def run(folder, text, name="work.py"):
+    (folder / name).write_text(text, "utf-8")
+    done = subprocess.run([sys.executable, name], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in which two exercises were solved. Not to be changed."""
+    folder = tmp_path_factory.mktemp("student")
+    assert run(folder, SCRIPT) == "8.1  ok (lora_forward is kept in mine.py)\n8.3  ok (inject is kept in mine.py)\n"
+    return folder
+
+
+def test_what_passes_is_kept_with_what_it_needs(folder):
+    text = (folder / "mine.py").read_text("utf-8")
+    for line in ("import minilora as ml", "import numpy as np", "from math import sqrt as root", "FACTOR = 1"):
+        assert text.count(line + "\n") == 1
+    assert "def down(" in text and "import math" not in text.split("# 8.1")[0].replace("from math", "")
+    kept = mine.load(folder / "mine.py")
+    assert set(EXERCISES) & set(kept) == {"lora_forward", "inject"}
+    x, W, A, B = (np.ones(shape) for shape in [(2, 3), (4, 3), (1, 3), (4, 1)])
+    assert np.array_equal(kept["lora_forward"](x, W, A, B, 2), np.full((2, 4), 9.0))
+
+
+def test_a_later_exercise_takes_it_and_says_what_is_missing(folder):
+    text = "from minilora.course.mine import lora_forward, lora_backward\nprint(lora_forward.__doc__)\n"
+    text += "from minilora.course import check\ndef largest_rank(shapes, budget): return lora_backward()\n"
+    text += "check(largest_rank)"
+    assert run(folder, text, "later.py").splitlines() == [
+        "lora_backward is not in mine.py yet: do exercise 8.2 first",
+        "None",
+        "11.3  it calls lora_backward, which is not written yet: do exercise 8.2 first",
+    ]
+
+
+def test_under_nbgrader_the_reference_stands_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
+    assert mine.lora_backward is EXERCISES["lora_backward"].forms[0].reference
+    with pytest.raises(ImportError, match="no exercise is called laura: there are"):
+        from minilora.course.mine import laura  # noqa: F401
+
+
+def test_a_function_is_replaced_when_it_is_checked_anew(tmp_path):
+    run(tmp_path, SCRIPT)
+    before = (tmp_path / "mine.py").read_text("utf-8")
+    run(tmp_path, SCRIPT)
+    assert (tmp_path / "mine.py").read_text("utf-8") == before
+    run(tmp_path, SCRIPT.replace("down(x, A) @ B.T", "(down(x, A) @ B.T)").replace("check(inject)", ""))
+    after = (tmp_path / "mine.py").read_text("utf-8")
+    assert after == before.replace("down(x, A) @ B.T", "(down(x, A) @ B.T)")
+
+
+def test_what_is_wrong_and_what_comes_from_a_module_is_not_kept(tmp_path, monkeypatch):
+    run(tmp_path, SCRIPT.replace("FACTOR = 1", "FACTOR = 2").replace("check(inject)", ""))
+    assert not (tmp_path / "mine.py").exists()
+    monkeypatch.chdir(tmp_path)
+    assert not mine.keep(types.FunctionType((lambda: 0).__code__, {"__name__": "other"}), "8.1", None)
+    own = types.FunctionType((lambda: 0).__code__, {"__name__": "__main__"})
+    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
+    assert not mine.keep(own, "8.1", None) and not list(tmp_path.glob("mine.py"))
+
+
+def test_a_broken_file_is_one_line(tmp_path):
+    (tmp_path / "mine.py").write_text("def f(:\n")
+    with pytest.raises(ImportError, match=r"mine.py cannot be run \(SyntaxError.*delete it and check again"):
+        mine.load(tmp_path / "mine.py")
+
+
+# -- minilora progress -------------------------------------------------------------------------------------------------
+
+
+def test_progress_shows_what_passes_what_fails_and_where_to_go_on(folder, tmp_path):
+    text = (folder / "mine.py").read_text("utf-8").replace("root(n)", "n")
+    (tmp_path / "exercises").mkdir()
+    (tmp_path / "exercises" / "mine.py").write_text(text, "utf-8")
+    lines = commands.progress(tmp_path).splitlines()
+    rows = {line.split()[0]: line.split(maxsplit=2)[-1] for line in lines if line.strip()[:2] in ("8.", "11")}
+    assert rows["8.1"] == "ok" and rows["8.2"] == "not written yet" and "too small" in rows["8.3"]
+    assert any("What is LoRA?" in line and line.endswith("1 of 3") for line in lines)
+    assert f"1 of {len(EXERCISES)} exercises pass (read from {tmp_path / 'exercises' / 'mine.py'})" in lines
+    first = min(EXERCISES.values(), key=lambda e: [int(n) for n in e.number.split(".")])
+    go_on = "8.2" if first.number == "8.1" else first.number
+    assert lines[-1].startswith(f"go on with {go_on} in exercises/")
+
+
+def test_progress_knows_the_variant(tmp_path):
+    text = SCRIPT.replace("alpha / A.shape[0]", "alpha / A.shape[0] ** 0.5").replace("check(inject)", "")
+    run(tmp_path, text.replace("check(lora_forward)", "check(lora_forward, variant=1)"))
+    assert "# 8.1 lora_forward, variant 1\n" in (tmp_path / "mine.py").read_text("utf-8")
+    assert any(line.split() == ["8.1", "lora_forward", "ok"] for line in commands.progress(tmp_path).splitlines())
+
+
+def test_progress_before_the_first_exercise_and_without_a_folder(tmp_path):
+    assert f"0 of {len(EXERCISES)} exercises pass (no mine.py in {tmp_path} yet" in commands.progress(tmp_path)
+    with pytest.raises(NotADirectoryError, match="there is no folder"):
+        commands.progress(tmp_path / "nowhere")
+
+
+# -- minilora course ---------------------------------------------------------------------------------------------------
+
+
+def test_course_copies_lessons_exercises_and_a_map_and_leaves_what_was_changed(tmp_path):
+    target = tmp_path / "course"
+    said = commands.copy_course(target)
+    names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    source = commands.notebooks()
+    shipped = [p.relative_to(source).as_posix() for p in source.rglob("*.ipynb") if "checkpoint" not in p.as_posix()]
+    assert names == sorted([*shipped, "README.md", "exercises/mine.py"]) and f"{len(names)} files written" in said
+    assert "nothing to write" in commands.copy_course(target)
+    (target / "08_lora.ipynb").write_text("mine")
+    (target / "README.md").unlink()
+    said = commands.copy_course(target)
+    assert "1 files written" in said and "left as they are, since they differ: 08_lora.ipynb" in said
+    assert (target / "08_lora.ipynb").read_text() == "mine"
+    with pytest.raises(NotADirectoryError):
+        commands.copy_course(target / "08_lora.ipynb")
