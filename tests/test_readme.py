@@ -10,7 +10,8 @@ import pytest
 
 from minilora.io import zoo
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^(<!-- needs the real model -->\n)?```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -30,3 +31,11 @@ def test_a_block_runs_in_an_empty_folder_and_prints_what_it_says(needs_real, cod
     printed = capsys.readouterr().out
     for promised in re.findall(r"^ *print\(.*\)  # (.+)$", code, re.MULTILINE):
         assert promised in printed
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:minilora|tests|lessons|\.ci)/[\w./-]+)`", text)
+    assert len(named) >= 3
+    assert [name for name in named if "NN" not in name and not (ROOT / name).exists()] == []
