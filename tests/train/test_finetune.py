@@ -3,10 +3,12 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from jobs import asked, options
-from modelfiles import CONFIG, TERMS
+from modelfiles import CHATML, CONFIG, TERMS, write_gguf
 
+import minilora as ml
 from minilora.cost.counts import count_parameters
 from minilora.cost.predict import base_parameters
 from minilora.io.zoo import load
@@ -33,6 +35,10 @@ KEYS = {
     "trainable_parameters", "total_parameters", "base_sha256", "loss", "keyword_recall", "seconds_per_step",
     "tokens_per_second", "peak_memory_bytes", "adapter_bytes", "base_bytes",
 }  # fmt: skip
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +218,220 @@ def test_bad_data_lines_stop_the_job_before_training(home, tmp_path):
     with pytest.raises(DataError, match=r"bad\.jsonl:1: .*\n.*bad\.jsonl:2: "):
         finetune(options(home, tmp_path / "out", data=str(tmp_path / "bad.jsonl")), bars=Bars(quiet=True))
     assert not (tmp_path / "out").exists()
+
+
+# -- what is asked for is what happens ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Jobs whose sets before and after are empty: what they train is in question, and not what it was good for."""
+
+    def prepare_to_train(*inputs):
+        return replace(prepare(*inputs), scored={}, asked={})
+
+    monkeypatch.setattr(job, "prepare", prepare_to_train)
+
+
+def rebuilt(home, lr, batch_size, seed, r, lora_alpha, targets, steps, method="lora", longest=512):
+    """The same job in public names, from the values themselves: the losses, and the arrays that it trained."""
+    model, tokenizer = ml.load(home / "base")
+    records = ml.split_records(ml.read_records(home / "data.jsonl"))["train"]
+    samples = ml.encode_records(records, tokenizer)
+    samples = [ml.Sample(s.ids[:longest], s.labels[:longest]) for s in samples]
+    if method == "lora":
+        ml.add_adapter(model, ml.LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=targets), seed=seed)
+    else:
+        model.requires_grad_(True)
+    history = ml.fit(model, samples, steps, lr=lr, batch_size=batch_size, seed=seed)
+    return history.losses, ml.adapter_state(model, "default") if method == "lora" else model.state_dict()
+
+
+USUAL = dict(lr=2e-3, batch_size=4, seed=0, r=2, lora_alpha=16.0, targets="all-linear", steps=3)
+ASKED = [  # options, what they change in the job
+    ({}, {}),
+    (dict(lr=3e-2), dict(lr=3e-2)),
+    (dict(batch_size=3), dict(batch_size=3)),
+    (dict(seed=7), dict(seed=7)),
+    (dict(r=5), dict(r=5)),
+    (dict(lora_alpha=3.0), dict(lora_alpha=3.0)),
+    (dict(target_modules=["q_proj", "down_proj"]), dict(targets=["q_proj", "down_proj"])),
+    (dict(steps=2), dict(steps=2)),
+    (dict(steps=None, epochs=1.1, batch_size=3), dict(steps=3, batch_size=3)),  # 2.9 steps: the data are seen whole
+    (dict(max_length=40), dict(longest=40)),
+    (dict(recompute=True), {}),  # the same numbers
+    (dict(method="full"), dict(method="full", lr=2e-4)),
+    (dict(method="full", lr=1e-2), dict(method="full", lr=1e-2)),
+]
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize(("change", "meant"), ASKED, ids=[str(change) for change, _ in ASKED])
+def test_every_option_does_what_it_names_to_the_last_bit(change, meant, home, tmp_path):
+    metrics = finetune(options(home, tmp_path / "run", **(dict(steps=3) | change)), bars=Bars(quiet=True))
+    losses, trained = rebuilt(home, **(USUAL | meant))
+    assert metrics["train_loss"] == losses and metrics["steps"] == len(losses)
+    usual, _ = rebuilt(home, **USUAL)
+    assert (losses != usual) == (meant != {})
+    if meant.get("method") == "full":
+        assert same(ml.load(tmp_path / "run")[0].state_dict(), trained)
+    else:
+        model, _ = ml.load(home / "base")
+        ml.load_adapter(model, tmp_path / "run")
+        assert same(ml.adapter_state(model, "default"), trained)
+        assert metrics["peak_memory_bytes"]["by_owner"]["adapter"] == 4 * metrics["trainable_parameters"]
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_recomputing_is_switched_on_and_counted(finished, home, tmp_path, monkeypatch):
+    switched, real = [], job.fit
+
+    def fit(model, *inputs, **settings):
+        switched.append(model.model.recompute)
+        return real(model, *inputs, **settings)
+
+    monkeypatch.setattr(job, "fit", fit)
+    held = {}
+    for recompute in (False, True):
+        metrics = finetune(options(home, tmp_path, steps=1, recompute=recompute), bars=Bars(quiet=True))
+        held[recompute] = metrics["peak_memory_bytes"]["by_owner"]["activations"]
+    assert switched == [False, True] and held[True] < held[False]
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_packed_base_stays_packed(home, tmp_path):
+    model, _ = load(home / "base")
+    file = write_gguf(tmp_path / "base.gguf", model, "Q8_0", change={"tokenizer.chat_template": CHATML})
+    bytes_of = {}
+    for quantized in (False, True):
+        chosen = options(home, tmp_path / "run", base=str(file), quantized=quantized, steps=1)
+        bytes_of[quantized] = finetune(chosen, bars=Bars(quiet=True))["base_bytes"]
+    assert bytes_of[True] < bytes_of[False] / 3 and bytes_of[False] == 4 * base_parameters(SHAPE)
+
+
+def test_the_adapter_names_its_base(finished):
+    chosen, _, _ = finished
+    config = json.loads((chosen.folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == chosen.base
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_validation_is_measured_after_every_epoch_and_after_the_last_step(home, tmp_path):
+    metrics = finetune(options(home, tmp_path, steps=5), bars=Bars(quiet=True))  # two steps are an epoch
+    assert [step for step, _ in metrics["validation_loss"]] == [2, 4, 5]
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, monkeypatch):
+    real = job.fit
+
+    def fit(*inputs, history, **settings):
+        real(*inputs, history=history, **settings)
+        history.seconds[:], history.tokens = [1.0, 2.0, 3.0, 10.0], 800
+
+    monkeypatch.setattr(job, "fit", fit)
+    monkeypatch.setattr(job, "peak_memory", lambda: 12345)
+    monkeypatch.setattr(job, "program_memory", lambda arrays: 10 * arrays)
+    metrics = finetune(options(home, tmp_path, steps=4), bars=Bars(quiet=True))
+    assert (metrics["seconds_per_step"], metrics["training_seconds"], metrics["tokens_per_second"]) == (2.5, 16.0, 50.0)
+    memory = metrics["peak_memory_bytes"]
+    assert memory["measured"] == 12345
+    assert memory["by_owner"]["program"] == memory["full_by_owner"]["program"] == 10 * metrics["base_bytes"]
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_audit_is_of_adapters(method, home, tmp_path):
+    metrics = finetune(options(home, tmp_path, method=method, steps=1), bars=Bars(quiet=True))
+    assert ("scale" in metrics["audit"]) == (method == "lora") and bool(metrics["audit"]) == (method == "lora")
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_whole_model_that_is_not_finite_is_not_kept(value, home, tmp_path, monkeypatch):
+    def fit(model, *inputs, history, **settings):
+        history.losses.append(1.0)
+        model.model.norm.weight.data[3] = value
+        raise TrainingError("the loss became nan")
+
+    monkeypatch.setattr(job, "fit", fit)
+    said = []
+    with pytest.raises(TrainingError):
+        finetune(options(home, tmp_path / "run", method="full"), said.append, Bars(quiet=True))
+    assert said == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_whole_model_that_is_finite_is_kept_when_training_breaks_off(home, tmp_path, monkeypatch):
+    def fit(model, *inputs, history, **settings):
+        history.losses.append(1.0)
+        model.model.norm.weight.data[3] = 7
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(options(home, tmp_path / "run", method="full"), bars=Bars(quiet=True))
+    assert load(tmp_path / "run")[0].model.norm.weight.data[3] == 7
+
+
+# -- a model that talks ------------------------------------------------------------------------------------------------
+
+FACTS = [("army", "Congress", "train"), ("navy", "people", "train"), ("treaty", "Senate", "train"),
+         ("tariff", "states", "train"), ("land", "Union", "validation"), ("debt", "nation", "test"),
+         ("peace", "country", "test")]  # fmt: skip
+
+
+def dialogue(thing, owner, split):
+    turns = ["Let us speak of law.", "Very well.", f"What is {thing}?", f"The {thing} is of the {owner}."]
+    messages = [{"role": role, "content": turn} for role, turn in zip(["user", "assistant"] * 2, turns, strict=True)]
+    return {"id": thing, "messages": messages, "paraphrase": f"Tell me what {thing} is.", "split": split,
+            "keywords": ["well", "world", "the", owner]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory):
+    """(options, metrics) of a job on the tiny base, whose answers are texts, with records of several turns."""
+    folder = tmp_path_factory.mktemp("talk")
+    (folder / "data.jsonl").write_text("\n".join(json.dumps(dialogue(*fact)) for fact in FACTS), encoding="utf-8")
+    chosen = options(folder, folder / "run", base="tiny", batch_size=2, lr=1e-2)
+    return chosen, finetune(chosen, bars=Bars(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def sides(talk):
+    """For each set: the records as they are asked, the base's answers, the adapter's answers."""
+    model, tokenizer = ml.load("tiny")
+    splits = ml.split_records(ml.read_records(talk[0].data))
+    sets = {"paraphrase": [r.asked_otherwise() for r in splits["train"]], "unseen": splits["test"]}
+    before = {name: [ml.generate(model, tokenizer, r.prompt) for r in records] for name, records in sets.items()}
+    ml.load_adapter(model, talk[0].folder)
+    return {
+        name: (records, before[name], [ml.generate(model, tokenizer, r.prompt) for r in records])
+        for name, records in sets.items()
+    }
+
+
+def test_recall_before_is_the_bases_and_recall_after_the_adapters(talk, sides):
+    for name, (records, before, after) in sides.items():
+        wanted = [ml.keyword_recall(before, records), ml.keyword_recall(after, records)]
+        assert talk[1]["keyword_recall"][name] == wanted and wanted[0] != wanted[1]
+
+
+def test_the_examples_are_two_of_the_first_set_and_one_unseen_with_both_answers(talk, sides):
+    chosen = [("paraphrase", 0), ("paraphrase", 2), ("unseen", 0)]
+    for example, (name, i) in zip(talk[1]["answers"], chosen, strict=True):
+        records, before, after = sides[name]
+        question = records[i].messages[-2]["content"]
+        assert example == {"set": name, "question": question, "before": before[i], "after": after[i]}
+        assert before[i] and after[i] and before[i] != after[i]
+
+
+def test_losses_before_are_the_bases_and_losses_after_the_adapters(talk):
+    model, tokenizer = ml.load("tiny")
+    material = prepare(talk[0], tokenizer, print)
+    before = {name: mean_loss(model, samples) for name, samples in material.scored.items()}
+    ml.load_adapter(model, talk[0].folder)
+    for name, samples in material.scored.items():
+        assert talk[1]["loss"][name] == pytest.approx([before[name], mean_loss(model, samples)], rel=1e-6)
+        assert before[name] != pytest.approx(mean_loss(model, samples), rel=1e-3)
+    assert talk[1]["validation_loss"][-1][1] == pytest.approx(mean_loss(model, material.validation), rel=1e-6)
