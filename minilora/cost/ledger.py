@@ -64,20 +64,20 @@ def peak(function: Callable[[], object]) -> int:
 def kept_arrays(start: Node) -> Iterator[tuple[str, Array]]:
     """Every array that the graph behind `start` keeps for backward, with the name of the operation that keeps it.
 
-    An array can come several times, and parameters come, too. What an operation computes again (`cheap_op`) is computed
+    An array can come several times, and parameters come, too. What a recomputable operation computes again comes
     from arrays that it keeps itself, so it is not looked for where somebody else asks for it.
     """
     nodes = _graph(start)
-    visited = {id(node.again) for node in nodes}
+    visited = {id(node.recompute) for node in nodes}
     for node in nodes:
-        for _, vjp in node.edges or ():
+        for _, vjp, _ in node.edges or ():
             yield from _held_by(vjp, "", visited)
 
 
 def _graph(start: Node) -> list[Node]:
     nodes = {start: None}
     for node in (stack := [start]):  # grows while it is walked through
-        new = [parent for parent, _ in node.edges or () if parent not in nodes]
+        new = [parent for parent, _, _ in node.edges or () if parent not in nodes]
         nodes |= dict.fromkeys(new)
         stack += dict.fromkeys(new)
     return stack

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..engine.fused import TOKENS, WORDS
+from ..engine.fused import TOKEN_BLOCK, VOCAB_BLOCK
 from ..engine.parallel import cores
 from ..lora.adapters import base_state
 from ..lora.layer import LoraLayer
@@ -259,8 +259,8 @@ def _kept_around(step: Step) -> Counter[str]:
 def _scratch(step: Step) -> tuple[int, int]:
     """Numbers that exist only while an operation runs, of one thread: in the loss, and in a block. An estimate."""
     config, tokens, scored = step.config, step.tokens // step.threads, step.scored // step.threads
-    C, F, vocabulary = config.hidden_size, config.intermediate_size, min(WORDS, config.vocab_size)
-    together = scored if step.rank is None else min(TOKENS, scored)  # dw takes all tokens at a time
+    C, F, vocabulary = config.hidden_size, config.intermediate_size, min(VOCAB_BLOCK, config.vocab_size)
+    together = scored if step.rank is None else min(TOKEN_BLOCK, scored)  # dw takes all tokens at a time
     whole = together == scored and vocabulary == config.vocab_size
     of_loss = together * vocabulary * (1 if whole else 2)  # logits: of a block of tokens and vocabulary, and the last
     of_loss += 2 * scored * C  # x, and the rows of the right answers

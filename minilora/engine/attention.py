@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from .backend import Array, array_module
 from .fused import blocks
-from .tensor import op, shared_backward
+from .tensor import Tensor, op, shared_backward
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,31 @@ class Packing:
         return [n for positions in self.ranges() for n in positions]
 
 
+def textbook_attention(q: Tensor, k: Tensor, v: Tensor, mask: Array | None = None) -> Tensor:
+    """softmax(q kᵀ / √D + mask) v for every head, as a textbook has it: for readers, and for the tests to compare with.
+
+    q (B, T, H, D)  k, v (B, S, K, D)  ->  (B, T, H, D), as of `attention`, which never holds the (T, S) weights. mask:
+    -inf where a query must not look, 0 elsewhere, (T, S) or (B, 1, T, S); None hides the future from each token.
+    Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.1.
+    """
+    T, S, D = q.shape[1], k.shape[1], q.shape[3]
+    group = np.arange(q.shape[2]) // (q.shape[2] // k.shape[2])  # query head h reads key/value head group[h]
+    q, k, v = (x.transpose((0, 2, 1, 3)) for x in (q, k[:, :, group], v[:, :, group]))  # (B, H, T or S, D)
+    scores = q @ k.transpose((0, 1, 3, 2)) * (1 / math.sqrt(D))  # (B, H, T, S)
+    mask = np.triu(np.full((T, S), -np.inf), k=S - T + 1) if mask is None else mask
+    weights = (scores + mask.astype(q.dtype)).softmax()  # (B, H, T, S): each row adds up to 1
+    return (weights @ v).transpose((0, 2, 1, 3))  # (B, T, H, D)
+
+
+class Window(NamedTuple):
+    """Queries start..stop of a row, and the keys that any of them sees: the common beginning, and first..last."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
 @op
 def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Packing | None = None):
     """softmax(q kᵀ / √D) v for every head, each token seeing itself and what came before.
@@ -63,75 +91,78 @@ def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Pac
     keys = k.transpose(0, 2, 1, 3)  # (B, K, S, D)
     values = v.transpose(0, 2, 1, 3)  # (B, K, S, D)
     prefix = packing.prefix if packing else 0
-    # Queries i..j see keys 0..prefix and low..high.
     spans = packing.spans() if packing else [(0, T)]
-    windows = [(i + s, j + s, s, S - T + j + s) for s, e in spans for i, j in blocks(e - s, block)]
+    windows = [Window(s + i, s + j, s, S - T + s + j) for s, e in spans for i, j in blocks(e - s, block)]
 
-    def grouped(x: Array, i: int, j: int) -> Array:  # rows i..j of (B, T, H, D) -> (B, K, G t, D)
-        x = x[:, i:j].reshape(B, j - i, K, G, D).transpose(0, 2, 3, 1, 4)  # (B, K, G, t, D)
-        return x.reshape(B, K, G * (j - i), D)
+    def grouped(x: Array, at: Window) -> Array:  # the window's queries of (B, T, H, D) -> (B, K, G t, D)
+        t = at.stop - at.start
+        x = x[:, at.start : at.stop].reshape(B, t, K, G, D).transpose(0, 2, 3, 1, 4)  # (B, K, G, t, D)
+        return x.reshape(B, K, G * t, D)
 
-    def ungrouped(x: Array, t: int) -> Array:  # the way back: (B, K, G t, D) -> (B, t, H, D)
+    def ungrouped(x: Array, at: Window) -> Array:  # the way back: (B, K, G t, D) -> (B, t, H, D)
+        t = at.stop - at.start
         return x.reshape(B, K, G, t, D).transpose(0, 3, 1, 2, 4).reshape(B, t, H, D)
 
-    def seen(x: Array, low: int, high: int) -> Array:  # (B, K, S, D) -> (B, K, s, D)
-        if low <= prefix:
-            return x[:, :, :high]
-        return xp.concatenate((x[:, :, :prefix], x[:, :, low:high]), axis=2) if prefix else x[:, :, low:high]
+    def seen(x: Array, at: Window) -> Array:  # (B, K, S, D) -> (B, K, s, D)
+        if at.first <= prefix:
+            return x[:, :, : at.last]
+        own = x[:, :, at.first : at.last]
+        return xp.concatenate((x[:, :, :prefix], own), axis=2) if prefix else own
 
-    def add_seen(total: Array, part: Array, low: int, high: int) -> None:  # the way back: total += part, in its place
-        if low <= prefix:
-            total[:, :, :high] += part
+    def add_seen(total: Array, part: Array, at: Window) -> None:  # the way back: total += part, in its place
+        if at.first <= prefix:
+            total[:, :, : at.last] += part
         else:
             total[:, :, :prefix] += part[:, :, :prefix]
-            total[:, :, low:high] += part[:, :, prefix:]
+            total[:, :, at.first : at.last] += part[:, :, prefix:]
 
-    def hidden(i: int, j: int, low: int, high: int) -> Array:  # -inf where a query must not look, (B or 1, 1, 1, t, s)
-        key = xp.arange(high)
-        if low > prefix:
-            key = xp.concatenate((key[:prefix], key[low:]))
-        query = xp.arange(S - T + i, S - T + j)[:, None]
+    def hidden(at: Window) -> Array:  # -inf where a query must not look, (B or 1, 1, 1, t, s)
+        key = xp.arange(at.last)
+        if at.first > prefix:
+            key = xp.concatenate((key[:prefix], key[at.first :]))
+        query = xp.arange(S - T + at.start, S - T + at.stop)[:, None]
         masked = key > query  # the future, (t, s)
         if first is None:
             return xp.where(masked, -xp.inf, 0)[None, None, None]
         padding = (key < first[:, None, None]) & (key != query)  # padding sees itself, so that no row is empty
         return xp.where(masked | padding, -xp.inf, 0)[:, None, None]
 
-    def scores(queries: Array, own_keys: Array, i: int, j: int, low: int, high: int) -> Array:  # (B, K, G t, s)
+    def scores(queries: Array, own_keys: Array, at: Window) -> Array:  # (B, K, G t, s)
+        t = at.stop - at.start
         x = queries @ own_keys.swapaxes(-1, -2)
-        if first is not None or j - i > 1:
-            x = x.reshape(B, K, G, j - i, -1)
-            x += hidden(i, j, low, high).astype(x.dtype)
-            x = x.reshape(B, K, G * (j - i), -1)
+        if first is not None or t > 1:
+            x = x.reshape(B, K, G, t, -1)
+            x += hidden(at).astype(x.dtype)
+            x = x.reshape(B, K, G * t, -1)
         return x
 
     def backward(g):
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
         dkeys, dvalues = dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)  # (B, K, S, D)
-        for (i, j, low, high), less in zip(windows, lse, strict=True):
-            queries, gi, own_keys = grouped(q, i, j) * scale, grouped(g, i, j), seen(keys, low, high)
-            p = scores(queries, own_keys, i, j, low, high)
+        for at, less in zip(windows, lse, strict=True):
+            queries, own_g, own_keys = grouped(q, at) * scale, grouped(g, at), seen(keys, at)
+            p = scores(queries, own_keys, at)
             p -= less
             xp.exp(p, out=p)  # the weights (B, K, G t, s)
-            add_seen(dvalues, p.swapaxes(-1, -2) @ gi, low, high)
-            ds = gi @ seen(values, low, high).swapaxes(-1, -2)  # dL/dp, turned into dL/d(scores) in place
+            add_seen(dvalues, p.swapaxes(-1, -2) @ own_g, at)
+            ds = own_g @ seen(values, at).swapaxes(-1, -2)  # dL/dp, turned into dL/d(scores) in place
             ds -= xp.einsum("bkts,bkts->bkt", ds, p)[..., None]
             ds *= p
             dqueries = ds @ own_keys
             dqueries *= scale
-            dq[:, i:j] = ungrouped(dqueries, j - i)
-            add_seen(dkeys, ds.swapaxes(-1, -2) @ queries, low, high)
+            dq[:, at.start : at.stop] = ungrouped(dqueries, at)
+            add_seen(dkeys, ds.swapaxes(-1, -2) @ queries, at)
         return dq, dk, dv
 
     y, lse = xp.empty_like(q), []
-    for i, j, low, high in windows:
-        e = scores(grouped(q, i, j) * scale, seen(keys, low, high), i, j, low, high)
+    for at in windows:
+        e = scores(grouped(q, at) * scale, seen(keys, at), at)
         top = e.max(axis=-1, keepdims=True)
         e -= top
         xp.exp(e, out=e)
         total = e.sum(axis=-1, keepdims=True)  # (B, K, G t, 1)
-        mean = e @ seen(values, low, high)
+        mean = e @ seen(values, at)
         mean /= total  # where it is narrow: D numbers instead of s
-        y[:, i:j] = ungrouped(mean, j - i)
+        y[:, at.start : at.stop] = ungrouped(mean, at)
         lse.append(top + xp.log(total))
     return y, *shared_backward(backward, 3)

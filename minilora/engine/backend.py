@@ -42,6 +42,11 @@ def dense(w: Array) -> Array:
     return w.unpack() if is_packed(w) else w
 
 
+def dense_rows(w: Array, start: int, stop: int) -> Array:
+    """The numbers of some rows of a matrix, of a packed one in a new array."""
+    return w.unpack(start, stop) if is_packed(w) else w[start:stop]
+
+
 def to_device(x: Array, device: str = "cpu") -> Array:
     """Move an array, or the bytes of a packed one, to `"cpu"` or `"cuda"`. What is there already is returned as it is.
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .backend import Array, array_module, dense
-from .tensor import cheap_op, is_recording, op, shared_backward
+from .backend import Array, array_module, dense, dense_rows, is_packed
+from .tensor import is_recording, op, shared_backward
 
-Again = Callable[[], Array] | None
-TOKENS, WORDS = 256, 2048  # of a head's logits, so many are worked on at a time: they stay in the cache
+Recompute = Callable[[], Array] | None
+TOKEN_BLOCK, VOCAB_BLOCK = 256, 2048  # of a head's logits, so many are worked on at a time: they stay in the cache
 NOT_SCORED = -100  # the label of a token that is not part of the loss, as in Hugging Face and PyTorch
 
 
@@ -49,30 +49,29 @@ def computed_once(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
 def product(x: Array, w: Array) -> Array:
     """x wᵀ      x (N, n)  w (m, n), maybe packed  ->  (N, m)
 
-    A packed w is unpacked `WORDS` rows at a time, so that a head never exists whole. A few rows of x, as in generation,
-    are multiplied as (w xᵀ)ᵀ: the matrix library then rearranges x for itself, and not the far larger w.
+    A packed w is unpacked `VOCAB_BLOCK` rows at a time, so that a head never exists whole. A few rows of x, as in
+    generation, are multiplied as (w xᵀ)ᵀ: the matrix library then rearranges x for itself, and not the far larger w.
     """
-    if hasattr(w, "unpack"):
-        if len(w) > WORDS:
-            return array_module(x).concatenate([product(x, w.unpack(a, b)) for a, b in blocks(len(w), WORDS)], axis=1)
-        w = w.unpack()
+    if is_packed(w):
+        parts = [product(x, dense_rows(w, a, b)) for a, b in blocks(len(w), VOCAB_BLOCK)]
+        return parts[0] if len(parts) == 1 else array_module(x).concatenate(parts, axis=1)
     if 1 < len(x) <= 32 and len(x) * w.size > 1 << 17:
         return array_module(x).ascontiguousarray((w @ x.T).T)
     return x @ w.T
 
 
-@op
-def linear(x, w, bias=None, again: Again = None):
+@op(wants_recompute=True)
+def linear(x, w, bias=None, recompute: Recompute = None):
     """y = x wᵀ + bias      x (..., n)  w (m, n), maybe packed  bias (m)  ->  y (..., m)
 
     Keeps w for dx and x for dw: with w frozen, x is not kept.
-    again: computes x once more; dw keeps that in place of x (see `cheap_op`).
+    recompute: computes x once more; dw keeps that in place of x (see `op`).
     """
     shape, x = x.shape, rows(x)  # one product of N rows is faster than B products of T
     y = product(x, w)  # (N, m)
     if bias is not None:
         y += bias
-    x_of = again or (lambda: x)
+    x_of = recompute or (lambda: x)
 
     def dx(g):
         return (rows(g) @ dense(w)).reshape(shape)
@@ -83,20 +82,20 @@ def linear(x, w, bias=None, again: Again = None):
     return y.reshape(*shape[:-1], len(w)), dx, dw, lambda g: rows(g).sum(axis=0)
 
 
-@op
-def lora_linear(x, w, a, b, scale: float, again: Again = None):
+@op(wants_recompute=True)
+def lora_linear(x, w, a, b, scale: float, recompute: Recompute = None):
     """y = x wᵀ + scale (x aᵀ) bᵀ      x (..., n)  w (m, n), maybe packed  a (r, n)  b (m, r)  ->  y (..., m)
 
     The frozen product and, beside it, the low-rank update of Hu et al. 2021 (arXiv 2106.09685), section 4.1:
     a projects down to r numbers per token, b projects up again. The matrix b a (m, n) is never formed.
-    Keeps x for da (or `again`, as in `linear`) and, per token, the r numbers x aᵀ for db.
+    Keeps x for da (or `recompute`, as in `linear`) and, per token, the r numbers x aᵀ for db.
     """
     shape, x = x.shape, rows(x)
     xa = x @ a.T  # (N, r)
     xa *= scale
     y = product(x, w)  # (N, m)
     add_product(y, xa, b.T)
-    x_of = again or (lambda: x)
+    x_of = recompute or (lambda: x)
     gb_of = computed_once(lambda g: (rows(g) @ b) * scale)  # (N, r): shared by dx and da
 
     def dx(g):
@@ -142,7 +141,7 @@ def embedding(w, ids):
 # -- normalisation, positions, activation ------------------------------------------------------------------------------
 
 
-@cheap_op
+@op(recomputable=True)
 def rms_norm(x, w, eps: float):
     """y = x / rms(x) * w,  rms(x) = sqrt(mean(x²) + eps) over the last axis      x (..., C)  w (C)  ->  (..., C)
 
@@ -193,7 +192,7 @@ def rope(x, cos: Array, sin: Array):
     return rotate(x, sin), lambda g: rotate(g, -sin)
 
 
-@cheap_op
+@op(recomputable=True)
 def swiglu(gate, up, block: int = 64):
     """silu(gate) * up,  silu(z) = z / (1 + e⁻ᶻ)      gate, up (..., F)  ->  (..., F)
 
@@ -270,65 +269,72 @@ def cross_entropy(logits, labels: Array, scored: Array | None = None):
 
 
 @op
-def linear_cross_entropy(x, w, labels: Array, scored: Array | None = None, block: int = TOKENS, words: int = WORDS):
+def linear_cross_entropy(
+    x, w, labels: Array, scored: Array | None = None, block: int = TOKEN_BLOCK, vocab_block: int = VOCAB_BLOCK
+):
     """cross_entropy(x wᵀ, labels) without ever holding the logits      x (..., C)  w (V, C)  labels (...)  ->  scalar
 
-    Works on `block` scored tokens and `words` rows of w at a time, with a running maximum and sum, as attention can be
-    (Milakov & Gimelshein 2018, arXiv 1805.02867). dx is found on the same way, so that every logit is computed once.
-    Keeps dx (N, C), and for a trainable w also x and log Σ exp(logits) of every token, for dw. w may be packed.
-    scored: as in `cross_entropy`.
+    Works on `block` scored tokens and `vocab_block` rows of w at a time. dx is found on the same way, so that every
+    logit is computed once. Keeps dx (N, C), and for a trainable w also x and log Σ exp(logits) of every token, for dw.
+    w may be packed. scored: as in `cross_entropy`.
     """
     xp, shape, (V, C) = array_module(x), x.shape, w.shape
     labels = labels.reshape(-1)
     scored = _scored(labels, scored)
-    hidden, targets = rows(x)[scored], labels[scored]  # (N, C), (N)
-    count, wanted = len(targets), is_recording()
-    slices = list(blocks(V, words))
-
-    def matrix(a: int, b: int) -> Array:  # rows a..b of w
-        return w.unpack(a, b) if hasattr(w, "unpack") else w[a:b]
-
-    kept = xp.zeros_like(hidden)  # dx, (N, C)
-    lse, picked = xp.empty(count, x.dtype), xp.zeros(count, x.dtype)  # log Σ exp(logits), logit of the right answer (N)
-    for i, j in blocks(count, block):
-        h, dh, target = hidden[i:j], kept[i:j], targets[i:j]  # (n, C), (n, C), (n)
-        top, total = xp.full((j - i, 1), -xp.inf, x.dtype), xp.zeros((j - i, 1), x.dtype)
-        for a, b in slices:
-            m = matrix(a, b)
-            e = h @ m.T  # logits, and then exp(logits - top)
-            here = (target >= a) & (target < b)
-            picked[i:j] += xp.where(here, e[xp.arange(j - i), xp.where(here, target - a, 0)], 0)
-            higher = xp.maximum(top, e.max(axis=-1, keepdims=True))
-            e -= higher
-            xp.exp(e, out=e)
-            shrink = xp.exp(top - higher)  # what was added up so far was measured against a lower top
-            total *= shrink
-            total += e.sum(axis=-1, keepdims=True)
-            if wanted:
-                dh *= shrink
-                dh += e @ m
-            top = higher
-        dh /= total  # softmax(logits) w, divided where it is narrow
-        lse[i:j] = (top + xp.log(total))[:, 0]
-    kept -= w[targets]  # the rows of the right answers
-    loss = (lse - picked).sum()
+    h, targets = rows(x)[scored], labels[scored]  # (N, C), (N)
+    N = len(targets)
+    lse, logit = xp.empty(N, x.dtype), xp.empty(N, x.dtype)  # log Σ exp(logits), logit of the right answer
+    dh = xp.zeros_like(h)  # (N, C)
+    for i, j in blocks(N, block):
+        mean = dh[i:j] if is_recording() else None
+        lse[i:j], logit[i:j] = running_softmax(h[i:j], w, targets[i:j], mean, vocab_block)
+    dh -= w[targets]  # the rows of the right answers
+    loss = (lse - logit).sum()
 
     def dx(g):
-        out = xp.zeros((len(labels), C), kept.dtype)
-        out[scored] = kept * (g / count)
+        out = xp.zeros((len(labels), C), dh.dtype)
+        out[scored] = dh * (g / N)
         return out.reshape(shape)
 
     def dw(g):
-        out, h = xp.empty_like(w), hidden * (g / count)
-        for a, b in slices:
-            p = hidden @ matrix(a, b).T  # (N, words), turned into probabilities
+        out, scaled = xp.empty_like(w), h * (g / N)
+        for a, b in blocks(V, vocab_block):
+            p = h @ dense_rows(w, a, b).T  # (N, v), turned into probabilities
             p -= lse[:, None]
             xp.exp(p, out=p)
-            out[a:b] = p.T @ h
-        xp.subtract.at(out, targets, h)
+            out[a:b] = p.T @ scaled
+        xp.subtract.at(out, targets, scaled)
         return out
 
-    return loss / count, dx, dw
+    return loss / N, dx, dw
+
+
+def running_softmax(h: Array, w: Array, targets: Array, mean: Array | None, vocab_block: int) -> tuple[Array, Array]:
+    """log Σ exp(logits) (n) and the targets' logits (n) of logits = h wᵀ, never held whole      h (n, C)  w (V, C)
+
+    With a running maximum and sum, as attention can be (Milakov & Gimelshein 2018, arXiv 1805.02867).
+    mean (n, C): None, or zeros, to which softmax(logits) w is added.
+    """
+    xp, n, dtype = array_module(h), len(h), h.dtype
+    top, total, logit = xp.full((n, 1), -xp.inf, dtype), xp.zeros((n, 1), dtype), xp.zeros(n, dtype)
+    for a, b in blocks(len(w), vocab_block):
+        m = dense_rows(w, a, b)  # (v, C)
+        e = h @ m.T  # (n, v): logits, and then exp(logits - top)
+        here = (targets >= a) & (targets < b)
+        logit += xp.where(here, e[xp.arange(n), xp.where(here, targets - a, 0)], 0)
+        higher = xp.maximum(top, e.max(axis=-1, keepdims=True))
+        e -= higher
+        xp.exp(e, out=e)
+        shrink = xp.exp(top - higher)  # what was added up so far was measured against a lower top
+        total *= shrink
+        total += e.sum(axis=-1, keepdims=True)
+        if mean is not None:
+            mean *= shrink
+            mean += e @ m
+        top = higher
+    if mean is not None:
+        mean /= total  # where it is narrow: C numbers instead of V
+    return (top + xp.log(total))[:, 0], logit
 
 
 def _scored(labels: Array, known: Array | None) -> Array:

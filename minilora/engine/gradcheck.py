@@ -2,7 +2,8 @@
 
 Each input element is moved by ±eps and the change of L = Σ w · f(inputs) is measured, w being fixed random weights.
 The quotient (L₊ - L₋) / 2 eps is the derivative up to an error of order eps². All in float64: in float32 the quotient
-itself is wrong in the third digit, and a check that tolerant lets real mistakes pass.
+itself is wrong in the third digit, and a check that tolerant lets real mistakes pass. Where something is wrong, the
+message has no random weights in it: it names one element of the result and one of an input, for a check by hand.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def gradcheck(
     tolerance: largest accepted relative error. Elements smaller than a thousandth of the largest gradient are
         compared on that scale, since the measured derivative is itself only good to about 1e-10.
 
-    Raises GradientError naming input, index, got and expected. Returns a GradcheckReport.
+    Raises GradientError naming input, index, got and expected; got and expected are the derivative of one element of
+    the result, which the message names, too. Returns a GradcheckReport.
 
     >>> gradcheck(lambda x: x * x, np.array([1.0, 2.0])).elements
     2
@@ -62,29 +64,67 @@ def gradcheck(
         if got.shape != x.shape:
             raise GradientError(f"{name}: the gradient of input {number} has shape {got.shape}, the input {x.shape}")
         expected = _measure(f, inputs, x, weights, eps)
-        scale = max(float(np.abs(expected).max(initial=0.0)), float(np.abs(got).max(initial=0.0)), 1e-8)
-        with np.errstate(invalid="ignore"):  # an infinite gradient makes inf / inf: NaN, and NaN fails below
-            error = np.abs(got - expected) / np.maximum(np.maximum(np.abs(got), np.abs(expected)), 1e-3 * scale)
+        error = _relative_error(got, expected)
         count += x.size
         if x.size and not error.max() <= tolerance:  # written so that NaN fails
             index = tuple(int(i) for i in np.unravel_index(np.argmax(np.nan_to_num(error, nan=np.inf)), x.shape))
-            raise GradientError(
-                f"{name}: gradient of input {number} at index {index}: got {got[index]:.10g}, "
-                f"expected {expected[index]:.10g} (relative error {error[index]:.1e}, tolerance {tolerance:.0e})"
-            )
+            slopes = _slopes(f, inputs, x, index, eps)
+            told = _told(f, inputs, x, index, slopes, weights, tolerance)
+            raise GradientError(f"{name}: gradient of input {number} at index {index}{told}")
         worst = max(worst, float(error.max(initial=0.0)))
     return GradcheckReport(name, count, worst)
 
 
+def _relative_error(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    scale = max(float(np.abs(expected).max(initial=0.0)), float(np.abs(got).max(initial=0.0)), 1e-8)
+    with np.errstate(invalid="ignore"):  # an infinite gradient makes inf / inf: NaN, which no tolerance covers
+        return np.abs(got - expected) / np.maximum(np.maximum(np.abs(got), np.abs(expected)), 1e-3 * scale)
+
+
 def _measure(f: Callable[..., Tensor], inputs: list[Tensor], x: Tensor, weights: np.ndarray, eps: float) -> np.ndarray:
     slope = np.zeros(x.shape)
-    with no_grad():
-        for index in np.ndindex(x.shape):
-            middle = x.data[index]
-            x.data[index] = middle + eps
-            above = f(*inputs).data.copy()  # a copy, since it may be a view of x, which is about to move
-            x.data[index] = middle - eps
-            below = f(*inputs).data.copy()
-            x.data[index] = middle
-            slope[index] = np.sum(weights * (above - below)) / (2 * eps)
+    for index in np.ndindex(x.shape):
+        slope[index] = np.sum(weights * _slopes(f, inputs, x, index, eps))
     return slope
+
+
+def _slopes(f: Callable[..., Tensor], inputs: list[Tensor], x: Tensor, index: tuple, eps: float) -> np.ndarray:
+    """How every element of the result moves with one element of x."""
+    with no_grad():
+        middle = x.data[index]
+        x.data[index] = middle + eps
+        above = f(*inputs).data.copy()  # a copy, since it may be a view of x, which is about to move
+        x.data[index] = middle - eps
+        below = f(*inputs).data.copy()
+        x.data[index] = middle
+    return (above - below) / (2 * eps)
+
+
+def _told(
+    f: Callable[..., Tensor],
+    inputs: list[Tensor],
+    x: Tensor,
+    index: tuple,
+    expected: np.ndarray,
+    weights: np.ndarray,
+    tolerance: float,
+) -> str:
+    """What is wrong with the gradient at x[index], in numbers to check by hand. expected: `_slopes` there."""
+
+    def got(g: np.ndarray) -> float:
+        x.grad = None
+        f(*inputs).backward(g)
+        return 0.0 if x.grad is None else x.grad[index]
+
+    units = np.eye(expected.size).reshape(-1, *expected.shape)  # for each element of the result: dL/d(result), 1 there
+    found = np.array([got(unit) for unit in units]).reshape(expected.shape)
+    wrong = ~(_relative_error(found, expected) <= tolerance)
+    if wrong.any():  # of those elements, the one that moves most
+        out = np.unravel_index(np.argmax(np.where(wrong, np.abs(expected), -1)), expected.shape)
+        where = f", of the result's element {tuple(int(i) for i in out)}" if out else ""
+        mine, right = found[out], expected[out]
+    else:  # right for each element alone, so it does not follow g
+        where = ", where g is not 1"
+        mine, right = np.array(got(weights)), np.sum(weights * expected)
+    error = float(_relative_error(mine, right))
+    return f"{where}: got {mine:.10g}, expected {right:.10g} (relative error {error:.1e}, tolerance {tolerance:.0e})"

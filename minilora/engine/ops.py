@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module
-from .tensor import Tensor, Vjp, op
+from .tensor import Operation, Tensor, Vjp, op
 
 
 def sum_to(x: Any) -> Vjp:
@@ -235,25 +235,21 @@ def concatenate(*arrays, axis: int = 0):
 # -- the operators of Tensor -----------------------------------------------------------------------------------------
 
 
-def _install() -> None:
-    def swapped(operation):
-        return lambda self, other: operation(other, self)
-
-    def reshaped(self: Tensor, *shape: Any) -> Tensor:
-        return reshape(self, shape if isinstance(shape[0], int) else shape[0])
-
-    def transposed(self: Tensor) -> Tensor:
-        return transpose(self)
-
-    for name, operation in {"add": add, "sub": sub, "mul": mul, "truediv": div, "matmul": matmul}.items():
-        setattr(Tensor, f"__{name}__", lambda self, other, operation=operation: operation(self, other))
-        setattr(Tensor, f"__r{name}__", swapped(operation))
-    for name, method in {"__neg__": neg, "__pow__": pow, "__getitem__": getitem}.items():
-        setattr(Tensor, name, method)
-    for method in (exp, log, sqrt, tanh, relu, sigmoid, sum, mean, max, softmax, transpose):
-        setattr(Tensor, method.__name__, method)
-    Tensor.reshape = reshaped  # type: ignore[method-assign]
-    Tensor.T = property(transposed)  # type: ignore[assignment]
+def _swapped(operation: Operation) -> Operation:
+    return lambda self, other: operation(other, self)
 
 
-_install()
+def _reshape(self: Tensor, *shape: Any) -> Tensor:  # x.reshape(2, 3) and x.reshape((2, 3))
+    return reshape(self, shape if isinstance(shape[0], int) else shape[0])
+
+
+Tensor.__add__, Tensor.__radd__ = add, _swapped(add)
+Tensor.__sub__, Tensor.__rsub__ = sub, _swapped(sub)
+Tensor.__mul__, Tensor.__rmul__ = mul, _swapped(mul)
+Tensor.__truediv__, Tensor.__rtruediv__ = div, _swapped(div)
+Tensor.__matmul__, Tensor.__rmatmul__ = matmul, _swapped(matmul)
+Tensor.__neg__, Tensor.__pow__, Tensor.__getitem__ = neg, pow, getitem
+Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh = exp, log, sqrt, tanh
+Tensor.relu, Tensor.sigmoid, Tensor.softmax = relu, sigmoid, softmax
+Tensor.sum, Tensor.mean, Tensor.max = sum, mean, max
+Tensor.reshape, Tensor.transpose, Tensor.T = _reshape, transpose, property(lambda self: transpose(self))

@@ -14,7 +14,7 @@ from .backend import Array
 from .tensor import Node, Tensor, is_recording, leaves, shared_backward, walk_back
 
 _drawn: ContextVar[list[int] | None] = ContextVar("drawn", default=None)
-_again: ContextVar[Iterator[int] | None] = ContextVar("again", default=None)
+_replayed: ContextVar[Iterator[int] | None] = ContextVar("replayed", default=None)
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -30,32 +30,32 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         y = function(x.detach())
     finally:
         _drawn.reset(token)
-    start, before, value = x.data, x.node, y.data
-    inside = leaves(y.node) if y.node is not None else []
+    start, before, value, inside = x.data, x.node, y.data, leaves(y)
     if before is None and not inside:
         return y  # nothing to train, neither here nor before
-    sources = inside if before is None else [*inside, before]
+    sources = inside if before is None else inside | {before: x.shape}
 
     def backward(g: Array) -> tuple[Array, ...]:
         entrance = Tensor(start, requires_grad=before is not None)
-        token = _again.set(iter(drawn))
+        token = _replayed.set(iter(drawn))
         try:
             y = function(entrance)
         finally:
-            _again.reset(token)
+            _replayed.reset(token)
         totals: dict[Node, Node] = defaultdict(lambda: Node([]))  # a stand-in for each leaf, which adds up
         for leaf, grad in walk_back(y, g):
             totals[leaf].receive(grad, fresh=True)
-        own = inside if entrance.node is None else [*inside, entrance.node]
+        own = [*inside] if entrance.node is None else [*inside, entrance.node]
         return tuple(totals[leaf].grad for leaf in own)
 
-    return Tensor(value, node=Node(list(zip(sources, shared_backward(backward, len(sources)), strict=True))))
+    edges = zip(sources, shared_backward(backward, len(sources)), sources.values(), strict=True)
+    return Tensor(value, node=Node(list(edges), "recomputed"))
 
 
 def remembered(draw: Callable[[], int]) -> int:
     """draw(), a random number, or what it gave the first time where a block is computed for the second time."""
-    if (again := _again.get()) is not None:
-        return next(again)
+    if (numbers := _replayed.get()) is not None:
+        return next(numbers)
     number = draw()
     if (drawn := _drawn.get()) is not None:
         drawn.append(number)

@@ -9,41 +9,42 @@ saves memory without a line of code in any operation; it is LoRA's saving, and i
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, overload
 
 import numpy as np
 
-from .backend import Array, array_module
+from .backend import Array, array_module, to_numpy
 
 Vjp = Callable[[Array], Array]
+Edge = tuple["Node", Vjp, tuple[int, ...]]
 
 _clock = itertools.count()
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
-OPS: dict[str, Callable] = {}  # every @op by name; the tests demand a gradient check for each
+OPS: dict[str, Operation] = {}  # every @op by name; the tests demand a gradient check for each
 
 
 class Node:
     """One place in the graph: edges to the nodes it was computed from, and the gradient that has arrived so far.
 
-    It never holds the tensor's value: if it did, dropping a VJP would free nothing. `edges` is empty for a leaf and
-    None once backward has run through the node. `number` grows with time, so a parent is always older than its child.
+    edges: for each input that needs a gradient its node, its VJP and its shape. Empty for a leaf, None once backward
+    has run through. It never holds the tensor's value: if it did, dropping a VJP would free nothing.
     """
 
-    __slots__ = ("__weakref__", "again", "edges", "grad", "number", "owned")
+    __slots__ = ("__weakref__", "edges", "grad", "name", "number", "owned", "recompute")
 
-    def __init__(self, edges: list[tuple[Node, Vjp]]):
-        self.edges: list[tuple[Node, Vjp]] | None = edges
+    def __init__(self, edges: list[Edge], name: str = ""):
+        self.edges: list[Edge] | None = edges
+        self.name = name  # of the operation
         self.grad: Array | None = None
-        self.again: Callable[[], Array] | None = None  # computes the value once more, where that is cheap: `cheap_op`
-        self.number = next(_clock)
         self.owned = False  # may `grad` be added to in place, or might somebody else be reading it?
+        self.recompute: Callable[[], Array] | None = None  # gives the value once more, where that is cheap: see `op`
+        self.number = next(_clock)  # a parent is always older than its child
 
     def receive(self, grad: Array, fresh: bool) -> None:
         """Add one more contribution. fresh: nobody else holds this array, so that it may be written to."""
@@ -54,6 +55,9 @@ class Node:
         else:
             self.grad = self.grad + grad
             self.owned = True
+
+
+Operation = Callable[..., "Tensor"]
 
 
 class Tensor:
@@ -69,7 +73,8 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "data", "node")
-    __array_priority__ = 1000.0  # array + tensor must reach Tensor.__radd__; CuPy's own arrays have 100
+    __array_ufunc__ = None  # array + tensor reaches Tensor.__radd__, and np.exp(tensor) is a TypeError
+    __array_priority__ = 1000.0  # the same for CuPy, whose own arrays have 100
 
     def __init__(self, data: Any, requires_grad: bool = False, node: Node | None = None):
         if not isinstance(data, np.ndarray):  # the usual case, in a hurry
@@ -100,11 +105,28 @@ class Tensor:
         return len(self.data)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
+        """Its numbers where they are few, else its shape."""
+        few = isinstance(self.data, np.ndarray) and self.size <= 64
+        what = np.array2string(self.data, separator=", ", prefix="Tensor(") if few else f"shape {self.shape}"
+        wanted = ", requires_grad=True" if self.requires_grad else ""
+        return f"{type(self).__name__}({what}, {self.dtype}{wanted})"
 
     def item(self) -> float:
         """The one number this tensor holds, as a Python scalar."""
         return self.data.item()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def numpy(self) -> np.ndarray:
+        """Its numbers as a NumPy array, cut off from the graph: not a copy, unless they come from a GPU."""
+        return to_numpy(self.data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """For `np.asarray(tensor)`. Raises TypeError where a gradient would be lost in silence."""
+        if self.requires_grad:
+            raise TypeError("NumPy cannot follow a tensor that requires a gradient: use its methods, or take .numpy()")
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def detach(self) -> Tensor:
         """The same array, cut off from the graph."""
@@ -146,26 +168,36 @@ class Tensor:
         for leaf, leaf_grad in walk_back(self, grad):
             leaf.receive(leaf_grad, fresh=True)
 
-    # -- operators: put in place by ops.py, which defines what they mean ---------------------------------------------
-    if TYPE_CHECKING:
-        T: Tensor
+    # -- operators and methods: ops.py puts them in place, beside the operations they stand for ----------------------
+    __add__: ClassVar[Operation]
+    __radd__: ClassVar[Operation]
+    __sub__: ClassVar[Operation]
+    __rsub__: ClassVar[Operation]
+    __mul__: ClassVar[Operation]
+    __rmul__: ClassVar[Operation]
+    __truediv__: ClassVar[Operation]
+    __rtruediv__: ClassVar[Operation]
+    __matmul__: ClassVar[Operation]
+    __rmatmul__: ClassVar[Operation]
+    __neg__: ClassVar[Operation]
+    __pow__: ClassVar[Operation]
+    __getitem__: ClassVar[Operation]
+    reshape: ClassVar[Operation]
+    transpose: ClassVar[Operation]
+    sum: ClassVar[Operation]
+    mean: ClassVar[Operation]
+    max: ClassVar[Operation]
+    exp: ClassVar[Operation]
+    log: ClassVar[Operation]
+    sqrt: ClassVar[Operation]
+    tanh: ClassVar[Operation]
+    relu: ClassVar[Operation]
+    sigmoid: ClassVar[Operation]
+    softmax: ClassVar[Operation]
+    T: ClassVar[property]
 
-        def __add__(self, other: Any) -> Tensor: ...
-        def __radd__(self, other: Any) -> Tensor: ...
-        def __sub__(self, other: Any) -> Tensor: ...
-        def __rsub__(self, other: Any) -> Tensor: ...
-        def __mul__(self, other: Any) -> Tensor: ...
-        def __rmul__(self, other: Any) -> Tensor: ...
-        def __truediv__(self, other: Any) -> Tensor: ...
-        def __rtruediv__(self, other: Any) -> Tensor: ...
-        def __matmul__(self, other: Any) -> Tensor: ...
-        def __rmatmul__(self, other: Any) -> Tensor: ...
-        def __neg__(self) -> Tensor: ...
-        def __pow__(self, exponent: float) -> Tensor: ...
-        def __getitem__(self, index: Any) -> Tensor: ...
-        def reshape(self, *shape: Any) -> Tensor: ...
-        def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
-        def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+
+# -- the walk back -----------------------------------------------------------------------------------------------------
 
 
 def walk_back(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, Array]]:
@@ -193,11 +225,13 @@ def walk_back(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, Arra
     for node in sorted(nodes, key=attrgetter("number"), reverse=True):  # youngest first: children before parents
         if not (edges := node.edges):
             continue  # a leaf
-        g, node.edges, node.grad, node.again = node.grad, None, None, None
+        g, node.edges, node.grad, node.recompute = node.grad, None, None, None
         edges.reverse()
         while edges:  # popped one by one: what only this VJP had captured is freed before the next one runs
-            parent, vjp = edges.pop()
+            parent, vjp, shape = edges.pop()
             part = vjp(g)
+            if getattr(part, "shape", None) != shape:
+                raise TypeError(_misfit(node.name, vjp, part, shape))
             fresh = part is not g and part.base is None  # a VJP may return g, a view, or a fresh array
             if parent.edges:
                 parent.receive(part, fresh)
@@ -206,9 +240,14 @@ def walk_back(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, Arra
             del part
 
 
-def leaves(start: Node) -> list[Node]:
-    """The leaves that `start` was computed from, oldest first."""
-    return sorted((node for node in _reachable(start) if not node.edges), key=attrgetter("number"))
+def leaves(y: Tensor) -> dict[Node, tuple[int, ...]]:
+    """The leaves behind `y`, each with its shape, oldest first."""
+    if y.node is None:
+        return {}
+    nodes = _reachable(y.node)
+    found = {parent: shape for node in nodes for parent, _, shape in node.edges or () if not parent.edges}
+    found |= {y.node: y.shape} if not y.node.edges else {}
+    return dict(sorted(found.items(), key=lambda pair: pair[0].number))
 
 
 def _reachable(start: Node) -> set[Node]:
@@ -217,60 +256,68 @@ def _reachable(start: Node) -> set[Node]:
         edges = stack.pop().edges
         if edges is None:
             raise RuntimeError("backward() ran through this graph already: compute the loss again before a second call")
-        for parent, _ in edges:
+        for parent, _, _ in edges:
             if parent not in found:
                 found.add(parent)
                 stack.append(parent)
     return found
 
 
-def op(function: Callable) -> Callable[..., Tensor]:
+def _misfit(name: str, vjp: Vjp, part: Any, shape: tuple[int, ...]) -> str:
+    found = f"shape {part.shape}" if hasattr(part, "shape") else f"a {type(part).__name__}"
+    own = getattr(vjp, "__name__", "").strip("<>")
+    return f"{name}: a VJP ({own}) returned {found} for an input of shape {shape}; the two shapes must be equal"
+
+
+# -- operations --------------------------------------------------------------------------------------------------------
+
+
+@overload
+def op(function: Callable) -> Operation: ...
+@overload
+def op(*, recomputable: bool = False, wants_recompute: bool = False) -> Callable[[Callable], Operation]: ...
+def op(function: Callable | None = None, *, recomputable: bool = False, wants_recompute: bool = False) -> Any:
     """Make an operation on tensors out of a function of arrays that returns `(value, vjp_0, vjp_1, ...)`.
 
     The first k arguments, k being the number of VJPs, are the array inputs; all others are settings. Inputs may be
     tensors, arrays or Python numbers, and are given by position: a tensor given by name would be taken for a setting,
     so it is a TypeError. The function itself stays reachable as `.forward`, for use without a graph.
+
+    recomputable: the operation keeps its inputs for backward anyway, and gets its value from them in a pass or two; who
+        needs that value in backward may compute it once more instead of keeping it.
+    wants_recompute: the function has a setting `recompute`, and is given there what computes its first input once more,
+        if that is the value of a recomputable operation.
     """
-    return _operation(function, cheap=False)
-
-
-def cheap_op(function: Callable) -> Callable[..., Tensor]:
-    """An `op` that keeps its inputs for backward anyway, and computes its value from them in a pass or two.
-
-    Who needs the value in backward (a linear map, for the gradient of its weight) can compute it again from there
-    instead of keeping it: an operation with a setting called `again` is given a function that does so for its first
-    input, or None.
-    """
-    return _operation(function, cheap=True)
-
-
-def _operation(function: Callable, cheap: bool) -> Callable[..., Tensor]:
-    asks_again = "again" in inspect.signature(function).parameters
+    if function is None:
+        return partial(op, recomputable=recomputable, wants_recompute=wants_recompute)
+    name = function.__name__
 
     @wraps(function)
     def call(*inputs: Any, **settings: Any) -> Tensor:
-        for name, x in settings.items():
+        for key, x in settings.items():
             if isinstance(x, Tensor):
-                raise TypeError(f"{function.__name__}: give the tensor {name!r} by position, not by name")
-            settings[name] = _array(x)
+                raise TypeError(f"{name}: give the tensor {key!r} by position, not by name")
+            settings[key] = _array(x)
         arrays = [_array(x) for x in inputs]
-        if asks_again and isinstance(inputs[0], Tensor) and inputs[0].node is not None:
-            settings["again"] = inputs[0].node.again
-        value, *vjps = function(*arrays, **settings)
-        edges = []
+        if wants_recompute and isinstance(inputs[0], Tensor) and inputs[0].node is not None:
+            settings["recompute"] = inputs[0].node.recompute
+        result = function(*arrays, **settings)
+        if type(result) is not tuple or len(result) < 2 or not callable(result[1]):
+            raise TypeError(f"{name}: an @op must return its value and one VJP for each array input, as a tuple")
+        edges: list[Edge] = []
         if _recording.get():
-            for x, vjp in zip(inputs, vjps, strict=False):
+            for x, vjp in zip(inputs, result[1:], strict=False):
                 if isinstance(x, Tensor) and x.node is not None:
-                    edges.append((x.node, vjp))
+                    edges.append((x.node, vjp, x.data.shape))
         if not edges:
-            return Tensor(value)
-        node = Node(edges)
-        if cheap:  # once for all who ask, until backward has passed
-            node.again = cache(lambda: function(*arrays, **settings)[0])
-        return Tensor(value, node=node)
+            return Tensor(result[0])
+        node = Node(edges, name)
+        if recomputable:  # once for all who ask, until backward has passed
+            node.recompute = cache(lambda: function(*arrays, **settings)[0])
+        return Tensor(result[0], node=node)
 
     call.forward = function  # type: ignore[attr-defined]
-    OPS[function.__name__] = call
+    OPS[name] = call
     return call
 
 
@@ -292,13 +339,13 @@ def _array(x: Any) -> Any:
 
 def shared_backward(backward: Callable[[Array], tuple[Array, ...]], n: int) -> list[Vjp]:
     """Split one backward that returns n gradients into n VJPs, and run it once, when the first of them is called."""
-    parts: dict[int, Array] = {}
+    found: dict[int, Array] = {}
 
     def vjp_of(i: int) -> Vjp:
         def vjp(g: Array) -> Array:
-            if not parts:
-                parts.update(enumerate(backward(g)))
-            return parts.pop(i)
+            if not found:
+                found.update(enumerate(backward(g)))
+            return found.pop(i)
 
         return vjp
 

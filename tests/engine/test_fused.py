@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora.engine import fused, ops
-from minilora.engine.attention import Packing, attention
+from minilora.engine.attention import Packing, attention, textbook_attention
 from minilora.engine.tensor import OPS, Tensor, no_grad
 
 
@@ -34,24 +34,15 @@ ANGLES = np.arange(T)[:, None, None] * np.array([1.0, 0.1])  # (T, 1, D/2)
 
 
 def mask_of(t, s, first=None, packing=None):
-    """-inf where query t may not see key s, (B or 1, 1, 1, t, s): written out pair by pair."""
-    mask = np.zeros((1 if first is None else len(first), 1, 1, t, s))
+    """-inf where query t may not see key s, (B or 1, 1, t, s): written out pair by pair."""
+    mask = np.zeros((1 if first is None else len(first), 1, t, s))
     for b, i, j in np.ndindex(len(mask), t, s):
         own = s - t + i
         future, padding = j > own, first is not None and j < first[b] and j != own
         foreign = packing is not None and any(packing.prefix <= j < end <= own for end in packing.ends)
         if future or padding or foreign:
-            mask[b, 0, 0, i, j] = -np.inf
+            mask[b, 0, i, j] = -np.inf
     return mask
-
-
-def composed_attention(q, k, v, mask):
-    (b, t, h, d), (s, heads) = q.shape, k.shape[1:3]
-    q = q.reshape(b, t, heads, h // heads, d).transpose((0, 2, 3, 1, 4))  # (B, K, G, T, D)
-    k = k.reshape(b, s, heads, 1, d).transpose((0, 2, 3, 4, 1))  # (B, K, 1, D, S)
-    v = v.reshape(b, s, heads, 1, d).transpose((0, 2, 3, 1, 4))  # (B, K, 1, S, D)
-    y = (q @ k / d**0.5 + mask).softmax() @ v  # (B, K, G, T, D)
-    return y.transpose((0, 3, 1, 2, 4)).reshape(b, t, h, d)
 
 
 def composed_rope(x, cos, sin):
@@ -68,7 +59,7 @@ def attention_row(t=T, s=T, b=B, first=None, packing=None, **settings):
     return (
         "attention",
         lambda q, k, v: attention(q, k, v, first=first, packing=packing, **settings),
-        lambda q, k, v: composed_attention(q, k, v, mask_of(t, s, first, packing)),
+        lambda q, k, v: textbook_attention(q, k, v, mask_of(t, s, first, packing)),
         [(b, t, H, D), (b, s, K, D), (b, s, K, D)],
     )
 
@@ -118,7 +109,7 @@ COMPOSITIONS = [  # operation, fused, composed, shapes
     ),
     (
         "linear_cross_entropy",
-        lambda x, w: fused.linear_cross_entropy(x, w, LABELS, block=2, words=3),
+        lambda x, w: fused.linear_cross_entropy(x, w, LABELS, block=2, vocab_block=3),
         lambda x, w: composed_cross_entropy(x @ w.T, LABELS),
         [(B, T, C), (V, C)],
     ),
@@ -294,12 +285,12 @@ def test_a_loss_over_no_token_raises(loss):
         loss(Tensor(np.zeros((2, 3)), requires_grad=True), np.array([-100, -100]))
 
 
-@pytest.mark.parametrize(("block", "words"), [(1, 1), (2, 4), (3, V), (6, 2), (512, 4096)])
+@pytest.mark.parametrize(("block", "vocab_block"), [(1, 1), (2, 4), (3, V), (6, 2), (512, 4096)])
 @pytest.mark.parametrize("trained", [[0], [1], [0, 1]], ids=["w frozen", "x frozen", "both trained"])
-def test_linear_cross_entropy_equals_cross_entropy_of_linear(rng, block, words, trained):
+def test_linear_cross_entropy_equals_cross_entropy_of_linear(rng, block, vocab_block, trained):
     arrays = rng.standard_normal((B, T, C)), rng.standard_normal((V, C))
     g = np.array(0.7)
-    pieces = {"block": block, "words": words}
+    pieces = {"block": block, "vocab_block": vocab_block}
     loss, blocked = run(lambda x, w: fused.linear_cross_entropy(x, w, LABELS, **pieces), *arrays, g=g, trained=trained)
     expected, whole = run(lambda x, w: fused.cross_entropy(fused.linear(x, w), LABELS), *arrays, g=g, trained=trained)
     assert [x is None for x in blocked] == [x is None for x in whole] == [i not in trained for i in range(2)]
@@ -318,7 +309,7 @@ def test_linear_cross_entropy_never_holds_the_logits(rng, trained):
         for i, shape in enumerate([(1, tokens, C), (words, C)])
     )
     tracemalloc.start()
-    fused.linear_cross_entropy(x, w, labels, block=20, words=300).backward()
+    fused.linear_cross_entropy(x, w, labels, block=20, vocab_block=300).backward()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < tokens * words * 8 / 5
