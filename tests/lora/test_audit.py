@@ -393,7 +393,7 @@ CAUGHT = [  # the mistake, the check, the words with which it is caught
     (b_that_does_not_start_at_zero, no_change_at_step_0, "^step 0 is not the base"),
     (dropout_that_never_ends, audited_with_dropout, "^merge: "),
     (a_tied_embedding_counted_twice, counted, "parameters counted"),
-    (no_sum_over_broadcast_axes, gradients, "has shape"),
+    (no_sum_over_broadcast_axes, gradients, "returned shape"),
     (b_whose_gradient_lacks_the_scale, gradients, "gradient of input 3"),
     (a_rotation_that_is_not_turned_back, gradients, "gradient of input 0"),
     (repeated_tokens_that_overwrite, gradients, "gradient of input 0"),
