@@ -261,8 +261,9 @@ def run_bench(arguments: argparse.Namespace) -> None:
         bench.check(modes, arguments.rounds)
     except ValueError as error:
         raise UsageError(error) from error
+    run = modes if arguments.random_weights else bench.possible(settings, modes)
     measure = bench.measure_random if arguments.random_weights else bench.measure
-    with Bars()("bench", len(modes) * (1 + arguments.rounds), "turn") as bar:
+    with Bars()("bench", len(run) * (1 + arguments.rounds), "turn") as bar:
 
         def done(mode: str) -> None:
             bar.set_postfix_str(mode, refresh=False)

@@ -21,8 +21,7 @@ import numpy as np
 
 from ..engine.tensor import no_grad
 from ..flags import BASE, option
-from ..io.folder import read_config
-from ..io.gguf import GGUF, save_gguf
+from ..io.gguf import save_gguf
 from ..io.tokenizer import Tokenizer
 from ..io.zoo import load, locate
 from ..lora.adapters import add_adapter
@@ -32,7 +31,8 @@ from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import training_step
 from .predict import SHAPES
-from .turns import Contender, Measured, Step, serve, take_turns
+from .process import shape_of
+from .turns import Contender, Measured, Work, serve, take_turns
 
 SMOLLM2 = Config(
     vocab_size=49152,
@@ -67,18 +67,18 @@ class Settings:
 
     def config(self) -> Config:
         """The base's shape."""
-        path = self.path()
-        return read_config(path) if path.is_dir() else GGUF(path).config()
+        return shape_of(str(self.path()))[0]
 
-    def batch(self, vocab_size: int) -> np.ndarray:
-        """Random token ids (batch_size, length), the same in every process."""
-        return np.random.default_rng(0).integers(0, vocab_size, (self.batch_size, self.length))
+    def batch(self, vocab_size: int) -> Batch:
+        """Random token ids (batch_size, length), all scored, the same in every process."""
+        ids = np.random.default_rng(0).integers(0, vocab_size, (self.batch_size, self.length))
+        return Batch(ids, ids)
 
 
 # -- the modes: each sets up and returns its step ----------------------------------------------------------------------
 
 
-def floor(settings: Settings) -> Step:
+def floor(settings: Settings) -> Work:
     """The matrix products that no LoRA step can do without: y = x Wᵀ and dx = g W of every frozen matrix."""
     config, rng = settings.config(), np.random.default_rng(0)
     tokens = settings.batch_size * settings.length
@@ -103,32 +103,41 @@ def floor_arithmetic(settings: Settings) -> int:
     return 4 * settings.batch_size * settings.length * (matrices + config.vocab_size * config.hidden_size)
 
 
-def lora(settings: Settings, **options: Any) -> Step:
-    """A training step of LoRA on every linear map: forward, backward, AdamW. options: of `load`."""
+def lora(settings: Settings, whole: bool = False, **options: Any) -> Work:
+    """A training step of LoRA on every linear map: forward, backward, AdamW.
+
+    whole: as a lesson writes it, `loss` and then `backward()`, for the batch as it is; else `loss_and_grad`, in
+    micro-batches on all cores. options: of `load`.
+    """
     model, _ = load(settings.base, **options)
     add_adapter(model, LoraConfig(r=settings.r, lora_alpha=2 * settings.r, target_modules="all-linear"))
-    return _training(model, settings)
+    return _training(model, settings, whole)
 
 
-def full(settings: Settings) -> Step:
+def full(settings: Settings) -> Work:
     """A training step of all weights."""
     model, _ = load(settings.base)
     model.requires_grad_(True)
     return _training(model, settings)
 
 
-def _training(model: Llama, settings: Settings) -> Step:
+def _training(model: Llama, settings: Settings, whole: bool = False) -> Work:
     model.train()
-    ids = settings.batch(model.config.vocab_size)
+    batch = settings.batch(model.config.vocab_size)
     optimizer = AdamW(model.trainable_parameters(), lr=1e-4)
 
     def step() -> None:
-        training_step(model, optimizer, Batch(ids, ids))
+        training_step(model, optimizer, batch)
 
-    return step
+    def step_by_step() -> None:
+        optimizer.zero_grad()
+        model.loss(batch.input_ids, batch.labels).backward()
+        optimizer.step()
+
+    return step_by_step if whole else step
 
 
-def generation(settings: Settings, streams: int) -> Step:
+def generation(settings: Settings, streams: int) -> Work:
     """The likeliest `NEW` tokens after a prompt of `PROMPT`, for several streams at a time."""
     model, _ = load(settings.base)
     vocab = model.config.vocab_size
@@ -144,7 +153,7 @@ def generation(settings: Settings, streams: int) -> Step:
     return step
 
 
-def loading(settings: Settings, **options: Any) -> Step:
+def loading(settings: Settings, **options: Any) -> Work:
     """Model and tokenizer, from the file (which the system holds in memory after the first time)."""
 
     def step() -> None:
@@ -161,7 +170,7 @@ print(time.perf_counter() - start)
 """
 
 
-def importing(settings: Settings) -> Step:
+def importing(settings: Settings) -> Work:
     """`import minilora` in a new Python that has imported NumPy already."""
     command = [sys.executable, "-c", _IMPORT]
     return lambda: float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -172,26 +181,28 @@ class Mode:
     """One way to run: what it is, how it is set up, which modes it takes turns with, and how many tokens a step is."""
 
     what: str
-    setup: Callable[[Settings], Step]
+    setup: Callable[[Settings], Work]
     group: str
     tokens: Callable[[Settings], int] = lambda settings: 0
+    packed: bool = False  # does it need a base whose matrices are packed?
 
 
-def _training_mode(what: str, setup: Callable[[Settings], Step]) -> Mode:
-    return Mode(what, setup, "training", lambda settings: settings.batch_size * settings.length)
+def _training_mode(what: str, setup: Callable[[Settings], Work], packed: bool = False) -> Mode:
+    return Mode(what, setup, "training", lambda settings: settings.batch_size * settings.length, packed)
 
 
 MODES = {
     "floor": _training_mode("matrix products alone", floor),
-    "lora": _training_mode("LoRA", lora),
+    "lora": _training_mode("LoRA, loss_and_grad", lora),
+    "lora-backward": _training_mode("LoRA, loss, backward", lambda s: lora(s, whole=True)),
     "full": _training_mode("full fine-tuning", full),
-    "quantized": _training_mode("LoRA, packed base", lambda s: lora(s, quantized=True)),
+    "quantized": _training_mode("LoRA, packed base", lambda s: lora(s, quantized=True), True),
     "recompute": _training_mode("LoRA, recomputed", lambda s: lora(s, recompute=True)),
-    "quantized-recompute": _training_mode("LoRA, both", lambda s: lora(s, quantized=True, recompute=True)),
+    "quantized-recompute": _training_mode("LoRA, both", lambda s: lora(s, quantized=True, recompute=True), True),
     "generate": Mode("generation", lambda s: generation(s, 1), "generation", lambda s: NEW),
     "generate-8": Mode("8 streams", lambda s: generation(s, 8), "generation", lambda s: 8 * NEW),
     "load": Mode("loading", loading, "loading"),
-    "load-quantized": Mode("loading, packed", lambda s: loading(s, quantized=True), "loading"),
+    "load-quantized": Mode("loading, packed", lambda s: loading(s, quantized=True), "loading", packed=True),
     "import": Mode("import minilora", importing, "import"),
 }
 
@@ -212,6 +223,17 @@ def check(modes: Sequence[str], rounds: int) -> None:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
 
 
+def possible(settings: Settings, modes: Sequence[str]) -> list[str]:
+    """Those of `modes` that this base can run: a Hugging Face folder holds no packed matrices.
+
+    Raises ValueError where that is none of them.
+    """
+    found = [mode for mode in modes if not (MODES[mode].packed and settings.path().is_dir())]
+    if not found:
+        raise ValueError(f"{settings.base} holds no packed matrices, which {', '.join(modes)} needs")
+    return found
+
+
 def measure(
     settings: Settings,
     modes: Sequence[str] = tuple(MODES),
@@ -221,10 +243,11 @@ def measure(
     """Measure `modes`, those of a group in turns, and return all that `minilora bench --json` prints.
 
     done: called when a mode is ready and after each of its turns, 1 + rounds times per mode.
-    Raises ValueError for an unknown mode, BenchError when a mode fails.
+    Modes that the base cannot run are left out. Raises ValueError for an unknown mode, BenchError when a mode fails.
     """
     check(modes, rounds)
     settings.path()  # pulled once, not by every process
+    asked, modes = modes, possible(settings, modes)
     results: dict[str, Measured] = {}
     for group in dict.fromkeys(mode.group for mode in MODES.values()):
         chosen = [contender(name, settings) for name in MODES if name in modes and MODES[name].group == group]
@@ -235,6 +258,7 @@ def measure(
         "machine": machine(),
         "versions": versions(),
         "settings": asdict(settings) | {"rounds": rounds},
+        "left_out": [mode for mode in asked if mode not in modes],
         "floor_gflops": floor_arithmetic(settings) / first / 1e9 if first else None,
         "modes": {name: _row(name, results[name], settings, first) for name in results},
     }
@@ -304,6 +328,8 @@ def table(result: dict[str, Any]) -> str:
     for name, row in result["modes"].items():
         cells = [f"{format(row[key] * unit, how) if row[key] else '':>{width}}" for key, width, how, unit in columns]
         lines.append((f"{name:<22}{MODES[name].what:<22}" + "".join(cells)).rstrip())
+    if result["left_out"]:
+        lines.append(f"left out: {', '.join(result['left_out'])}: {settings['base']} holds no packed matrices")
     if result["floor_gflops"]:
         lines.append(f"\nThe matrix products alone run at {result['floor_gflops']:.0f} GFLOP/s.")
     return "\n".join(lines)

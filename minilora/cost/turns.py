@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from .process import peak_memory
 
-Step = Callable[[], float | None]  # does the work once; may return seconds of its own instead of those it took
+Work = Callable[[], float | None]  # does the work once; may return seconds of its own instead of those it took
 
 
 class BenchError(RuntimeError):
@@ -54,7 +54,7 @@ class Measured:
 # -- the contender's side ----------------------------------------------------------------------------------------------
 
 
-def serve(setup: Callable[[], Step]) -> int:
+def serve(setup: Callable[[], Work]) -> int:
     """Answer as described above until stdin ends, with the step that `setup` returns; return the exit status.
 
     Whatever setup or step prints goes to stderr.

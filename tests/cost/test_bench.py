@@ -7,16 +7,23 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from benchmarks import targets
 from modelfiles import CONFIG
 
 from minilora.cli import main
 from minilora.cost import bench, growth
-from minilora.cost.predict import base_parameters
+from minilora.cost.counts import count_parameters
+from minilora.cost.predict import SHAPES, base_parameters
 from minilora.cost.process import peak_memory
 from minilora.cost.turns import BenchError, Contender, serve, take_turns
+from minilora.engine.backend import is_packed
+from minilora.lora.adapters import add_adapter
+from minilora.lora.config import LoraConfig
+from minilora.nn.llama import Llama
 
+PACKED = ["quantized", "quantized-recompute", "load-quantized"]
 TINY = replace(CONFIG, max_position_embeddings=bench.PROMPT + bench.NEW)
 measures_memory = pytest.mark.skipif(peak_memory() is None, reason="this system does not tell a process's peak memory")
 
@@ -147,6 +154,56 @@ def test_the_table_has_a_line_for_each_mode(result):
     assert [name for name in bench.MODES if not any(line.startswith(f"{name} ") for line in lines)] == []
 
 
+def test_a_folder_runs_what_needs_no_packed_matrices_and_the_rest_is_named(tiny_folder):
+    settings = bench.Settings(str(tiny_folder / "base"), batch_size=1, length=8)
+    assert [mode for mode in bench.MODES if mode not in bench.possible(settings, list(bench.MODES))] == PACKED
+    result = bench.measure(settings, ["quantized", "import", "load-quantized"], rounds=1)
+    assert list(result["modes"]) == ["import"] and result["left_out"] == ["quantized", "load-quantized"]
+    line = f"left out: quantized, load-quantized: {tiny_folder / 'base'} holds no packed matrices"
+    assert line in bench.table(result).splitlines()
+
+
+def test_a_packed_file_runs_every_mode(file, result):
+    assert bench.possible(bench.Settings(str(file)), list(bench.MODES)) == list(bench.MODES)
+    assert result["left_out"] == [] and "left out" not in bench.table(result)
+
+
+def test_both_ways_of_a_step_train_alike(file):
+    """`loss_and_grad` in micro-batches, and `loss` and `backward()` of the whole batch."""
+    trained = {}
+    for whole in (False, True):
+        model = Llama(TINY, 0)
+        add_adapter(model, LoraConfig(r=2, lora_alpha=4, target_modules="all-linear"))
+        step = bench._training(model, bench.Settings(str(file), batch_size=8, length=40), whole)
+        step(), step()
+        trained[whole] = {name: p.data for name, p in model.trainable_parameters().items()}
+    for name, one in trained[False].items():
+        np.testing.assert_allclose(one, trained[True][name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("mode", "packed", "recomputes"),
+    [
+        ("lora", False, False),
+        ("lora-backward", False, False),
+        ("quantized", True, False),
+        ("recompute", False, True),
+        ("quantized-recompute", True, True),
+        ("full", False, False),
+    ],
+)
+def test_a_mode_trains_the_model_it_names(file, monkeypatch, mode, packed, recomputes):
+    seen = []
+    monkeypatch.setattr(bench, "_training", lambda model, settings, whole=False: seen.append((model, whole)))
+    bench.MODES[mode].setup(bench.Settings(str(file), r=2))
+    ((model, whole),) = seen
+    counts = count_parameters(model)
+    assert model.model.recompute is recomputes and whole is (mode == "lora-backward")
+    assert is_packed(model.model.layers[0].self_attn.q_proj.weight.data) is packed
+    adapter = 2 * sum(sum(shape(TINY)) for shape in SHAPES.values()) * TINY.num_hidden_layers
+    assert counts.trainable == (base_parameters(TINY) if mode == "full" else adapter)
+
+
 def test_the_floor_counts_every_matrix_there_and_back(file):
     matrices = base_parameters(TINY) - TINY.hidden_size * (2 * TINY.num_hidden_layers + 1)  # all but the norms
     assert bench.floor_arithmetic(bench.Settings(str(file), batch_size=2, length=8)) == 2 * 2 * 16 * matrices
@@ -174,6 +231,8 @@ def test_random_weights_need_no_model(monkeypatch, capsys):
         (["--rounds", "0"], 2, "rounds must be at least 1, got 0"),
         (["--length", "1"], 2, "length must be at least 2, got 1"),
         (["--batch-size", "0"], 2, "batch_size must be at least 1, got 0"),
+        (["--base", "tiny", "--modes", "quantized"], 1, "tiny holds no packed matrices, which quantized needs"),
+        (["--base", "tiny", "--random-weights"], 2, "--random-weights takes the shape of SmolLM2: leave out --base"),
         (["--base", "missing.gguf", "--modes", "lora"], 1, "missing.gguf"),
         (["--length", "100", "--modes", "lora"], 1, "lora: 100 tokens are more than the 80 the model can see"),
     ],
