@@ -6,9 +6,11 @@ Face copy of the model, which NAME "copy" writes. Random inputs are those of `mi
 
 import math
 import os
+import shutil
 import sys
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,30 +26,31 @@ ITERATIONS = 1000  # of the small network, per turn
 # -- torch, PEFT and transformers --------------------------------------------------------------------------------------
 
 
-def causal_lm(folder):
-    """The model in float32, as transformers loads it."""
+def causal_lm(folder, dtype="float32"):
+    """The model as transformers loads it, in float32 or bfloat16."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
 
 
-def peft_model(folder, r=8):
-    """The same with LoRA on every linear map."""
+def peft_model(folder, dtype="float32", r=8):
+    """The same with LoRA on every linear map; over a base in bfloat16 PEFT keeps the adapter in float32."""
     import peft
 
     config = peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
-    return peft.get_peft_model(causal_lm(folder), config)
+    return peft.get_peft_model(causal_lm(folder, dtype), config)
 
 
-def torch_training(model, settings):
-    """Forward, backward, AdamW on random tokens."""
+def torch_training(model, settings, compiled=False):
+    """Forward, backward, AdamW on random tokens; compiled: under `torch.compile`, in the warm-up."""
     import torch
 
     model.train()
-    ids = torch.tensor(settings.batch(model.config.vocab_size))
+    model = torch.compile(model) if compiled else model
+    ids = torch.tensor(settings.batch(model.config.vocab_size).input_ids)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step():
@@ -58,11 +61,11 @@ def torch_training(model, settings):
     return step
 
 
-def transformers_generation(folder, streams):
+def transformers_generation(folder, streams, dtype="float32"):
     """`generate` with its cache: the likeliest NEW tokens after PROMPT."""
     import torch
 
-    model = causal_lm(folder).eval()
+    model = causal_lm(folder, dtype).eval()
     ids = torch.tensor(np.random.default_rng(0).integers(0, model.config.vocab_size, (streams, PROMPT)))
     fixed = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
 
@@ -171,8 +174,8 @@ def minilora_mlp():
     return repeated(iteration)
 
 
-def torch_mlp():
-    """The same in torch, eager."""
+def torch_mlp(compiled=False):
+    """The same in torch, eager or under `torch.compile`."""
     import torch
 
     x, classes, weights, biases = small_problem()
@@ -183,6 +186,7 @@ def torch_mlp():
             layer.weight.copy_(torch.tensor(w.T))
             layer.bias.copy_(torch.tensor(b))
     model = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
+    model = torch.compile(model) if compiled else model
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
 
     def iteration():
@@ -239,22 +243,47 @@ def autograd_mlp():
 # -- by name -----------------------------------------------------------------------------------------------------------
 
 TORCH = ("torch", "transformers", "peft")
-LONG = Settings(BASE, batch_size=1, length=2048)
+COMPILER = "a C++ compiler"  # what `torch.compile` needs beside torch
+STEP, LONG = Settings(BASE), Settings(BASE, batch_size=1, length=2048)
 
-CONTENDERS = {  # name: (packages it needs, how it is set up in FOLDER)
-    "peft-lora": (TORCH, lambda folder: torch_training(peft_model(folder), Settings(BASE))),
-    "torch-full": (TORCH, lambda folder: torch_training(causal_lm(folder), Settings(BASE))),
+
+def _peft(settings, dtype="float32", compiled=False):
+    return lambda folder: torch_training(peft_model(folder, dtype), settings, compiled)
+
+
+CONTENDERS = {  # name: (what it needs, how it is set up in FOLDER)
+    "peft-lora": (TORCH, _peft(STEP)),
+    "peft-lora-bfloat16": (TORCH, _peft(STEP, "bfloat16")),
+    "peft-lora-compiled": ((*TORCH, COMPILER), _peft(STEP, compiled=True)),
+    "peft-lora-bfloat16-compiled": ((*TORCH, COMPILER), _peft(STEP, "bfloat16", compiled=True)),
+    "torch-full": (TORCH, lambda folder: torch_training(causal_lm(folder), STEP)),
     "minilora-epoch": ((), lambda folder: minilora_epoch(8)),
     "minilora-epoch-4": ((), lambda folder: minilora_epoch(4)),
     "peft-epoch": (TORCH, peft_epoch),
     "transformers": (TORCH, lambda folder: transformers_generation(folder, 1)),
     "transformers-8": (TORCH, lambda folder: transformers_generation(folder, 8)),
-    "peft-2048": (TORCH, lambda folder: torch_training(peft_model(folder), LONG)),
+    "transformers-bfloat16": (TORCH, lambda folder: transformers_generation(folder, 1, "bfloat16")),
+    "transformers-8-bfloat16": (TORCH, lambda folder: transformers_generation(folder, 8, "bfloat16")),
+    "peft-2048": (TORCH, _peft(LONG)),
+    "peft-2048-bfloat16": (TORCH, _peft(LONG, "bfloat16")),
+    "peft-2048-compiled": ((*TORCH, COMPILER), _peft(LONG, compiled=True)),
     "minilora-mlp": ((), lambda folder: minilora_mlp()),
     "torch-mlp": (("torch",), lambda folder: torch_mlp()),
+    "torch-mlp-compiled": (("torch", COMPILER), lambda folder: torch_mlp(compiled=True)),
     "mygrad-mlp": (("mygrad",), lambda folder: mygrad_mlp()),
     "autograd-mlp": (("autograd",), lambda folder: autograd_mlp()),
 }
+
+
+def missing(name):
+    """What a contender needs and does not find."""
+
+    def found(what):
+        if what == COMPILER:
+            return any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl"))))
+        return find_spec(what) is not None
+
+    return [what for what in CONTENDERS.get(name, ((), None))[0] if not found(what)]
 
 
 def write_copy(folder):
