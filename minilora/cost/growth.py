@@ -91,6 +91,7 @@ def measure(points: Sequence[Point], rounds: int = ROUNDS, done: Callable[[], ob
     done: called after each point's two steps and after each of its turns, 1 + rounds times per point.
     """
     steps, peaks = [], []
+    _training(points[0])()  # what is imported or made at first use belongs to no point
     for point in points:
         tracemalloc.start()
         try:

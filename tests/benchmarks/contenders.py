@@ -255,7 +255,6 @@ CONTENDERS = {  # name: (what it needs, how it is set up in FOLDER)
     "peft-lora": (TORCH, _peft(STEP)),
     "peft-lora-bfloat16": (TORCH, _peft(STEP, "bfloat16")),
     "peft-lora-compiled": ((*TORCH, COMPILER), _peft(STEP, compiled=True)),
-    "peft-lora-bfloat16-compiled": ((*TORCH, COMPILER), _peft(STEP, "bfloat16", compiled=True)),
     "torch-full": (TORCH, lambda folder: torch_training(causal_lm(folder), STEP)),
     "minilora-epoch": ((), lambda folder: minilora_epoch(8)),
     "minilora-epoch-4": ((), lambda folder: minilora_epoch(4)),

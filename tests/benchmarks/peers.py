@@ -4,7 +4,8 @@
     python tests/benchmarks/peers.py                     # everything; or some groups: step epoch generation ...
     python tests/benchmarks/peers.py step --write        # and put the result into results.json and README.md
 
-All contenders of a group are in memory at the same time: about 10 GB for `step`.
+All contenders of a group are in memory at the same time: about 15 GB for `step`. Those under `torch.compile` are
+compiled in their warm-up, for some minutes.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from contenders import BASE, CONTENDERS, RECORDS
+from contenders import BASE, COMPILER, CONTENDERS, RECORDS, missing
 from targets import page
 from tqdm import tqdm
 
@@ -61,8 +62,8 @@ GROUPS = {
     "step": Group(
         "a training step, 4 x 128 tokens, LoRA on every linear map with r=8",
         (
-            *map(ours, ("floor", "lora", "full", "quantized", "quantized-recompute")),
-            *map(other, ("peft-lora", "torch-full")),
+            *map(ours, ("floor", "lora", "lora-backward", "full", "quantized", "quantized-recompute")),
+            *map(other, ("peft-lora", "peft-lora-bfloat16", "peft-lora-compiled", "torch-full")),
         ),
     ),
     "epoch": Group(
@@ -71,19 +72,22 @@ GROUPS = {
     ),
     "generation": Group(
         f"{bench.NEW} tokens after {bench.PROMPT}, one stream and eight",
-        (*map(ours, ("generate", "generate-8")), *map(other, ("transformers", "transformers-8"))),
+        (
+            *map(ours, ("generate", "generate-8")),
+            *map(other, ("transformers", "transformers-8", "transformers-bfloat16", "transformers-8-bfloat16")),
+        ),
     ),
     "long": Group(
         "a LoRA step on one sequence",
         (
             *(long("lora", length) for length in (512, 1024, 2048)),
             long("quantized-recompute", 2048),
-            other("peft-2048"),
+            *map(other, ("peft-2048", "peft-2048-bfloat16", "peft-2048-compiled")),
         ),
     ),
     "mlp": Group(
         "a training step of a small network, 64-128-128-10, batch 32",
-        tuple(map(other, ("minilora-mlp", "torch-mlp", "mygrad-mlp", "autograd-mlp"))),
+        tuple(map(other, ("minilora-mlp", "torch-mlp", "torch-mlp-compiled", "mygrad-mlp", "autograd-mlp"))),
         unit="µs",
         rounds=101,  # each is a tenth of a second: a neighbour on the machine shows
     ),
@@ -98,9 +102,9 @@ def measure(name: str, rounds: int, folder: str, bar) -> dict:
     """Let the contenders of a group take turns; those whose packages are missing are skipped, with the reason."""
     group, skipped, present = GROUPS[name], {}, []
     for contender in group.contenders:
-        needs, _ = CONTENDERS.get(contender.name, ((), None))
-        if missing := [package for package in needs if find_spec(package) is None]:
-            skipped[contender.name] = f"needs {', '.join(missing)}: pip install '.[benchmarks]'"
+        if needs := missing(contender.name):
+            how = "" if COMPILER in needs else ": pip install '.[benchmarks]'"
+            skipped[contender.name] = f"needs {', '.join(needs)}{how}"
         else:
             own = contender.name in CONTENDERS
             present.append(replace(contender, command=[*contender.command, folder]) if own else contender)

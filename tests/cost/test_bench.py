@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import targets
+from benchmarks import contenders, peers, targets
 from modelfiles import CONFIG
 
 from minilora.cli import main
@@ -312,6 +312,25 @@ def test_what_was_not_measured_is_said_to_be_so():
 def test_generation_is_compared_by_tokens_of_all_streams():
     page = targets.page({"generation": measured(generate_8=[4], transformers=[2])})
     assert "transformers with one | 3 | 4 | 4.00 |" in page
+
+
+def test_every_target_is_about_contenders_of_its_group():
+    class Asked(dict):  # rows of every name, which notes the names
+        def __missing__(self, name):
+            self[name] = {"seconds": [1.0], "peak_bytes": 1 + len(self)}
+            return self[name]
+
+    for target in targets.TARGETS:
+        target.value(rows := Asked())
+        assert rows.keys() <= {contender.name for contender in peers.GROUPS[target.group].contenders}, target.what
+
+
+def test_a_contender_that_lacks_something_is_skipped_with_the_reason(monkeypatch):
+    monkeypatch.setattr(contenders.shutil, "which", lambda name: None)
+    monkeypatch.setattr(contenders, "find_spec", lambda name: None if name == "peft" else name)
+    assert contenders.missing("peft-lora-compiled") == ["peft", "a C++ compiler"]
+    assert contenders.missing("torch-mlp-compiled") == ["a C++ compiler"]
+    assert contenders.missing("torch-mlp") == contenders.missing("lora") == []
 
 
 def test_the_readme_shows_what_results_json_holds():
