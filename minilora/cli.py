@@ -230,9 +230,17 @@ def run_report(arguments: argparse.Namespace) -> None:
 
 def run_memory(arguments: argparse.Namespace) -> None:
     """minilora memory: where a step's bytes go, prediction beside measurement."""
-    from .cost.process import Job, report, table
+    from .cost.process import STAGES, Job, report, table
+    from .train.bars import Bars
 
-    result = report(from_flags(Job, arguments))
+    job = from_flags(Job, arguments)
+    with Bars()("memory", len(STAGES), "stage") as bar:
+
+        def done(stage: str) -> None:
+            bar.set_postfix_str(stage, refresh=False)
+            bar.update()
+
+        result = report(job, done)
     print(json.dumps(result, indent=2) if arguments.json else table(result))
 
 

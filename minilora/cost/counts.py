@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..nn.module import Module
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ParameterCounts:
     """total, trainable and frozen numbers of a model; `by_module` has (trainable, total) for each top-level kind."""
 
@@ -23,10 +23,16 @@ class ParameterCounts:
     @property
     def percent(self) -> float:
         """Trainable parameters in percent of all."""
-        return 100 * self.trainable / self.total
+        return 100 * self.trainable / self.total if self.total else 0.0
 
     def __str__(self) -> str:
         return f"trainable {self.trainable:,} of {self.total:,} parameters ({self.percent:.3f} %)"
+
+    def __repr__(self) -> str:
+        """The same, and below it a line for each kind of module."""
+        wide = max((len(kind) for kind in self.by_module), default=0)
+        rows = [f"{kind:<{wide}}{learns:>15,}{total:>15,}" for kind, (learns, total) in self.by_module.items()]
+        return "\n".join([str(self), f"{'':<{wide}}{'trainable':>15}{'of':>15}", *rows])
 
 
 def count_parameters(model: Module) -> ParameterCounts:

@@ -10,8 +10,9 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from .ledger import ledger, peak
 from .predict import FLOAT, SHAPES, Memory, Step, alive_at_once, check_targets, predict_memory
 
 STEPS = 2  # in the first, Adam's moments are written for the first time
+STAGES = ("loaded", *(f"step {i + 1}" for i in range(STEPS)), "watched step", "graph")  # of the measurement
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,14 @@ class Job:
         return Batch(ids, ids)
 
 
-def report(job: Job) -> dict[str, Any]:
+def report(job: Job, done: Callable[[str], object] = lambda stage: None) -> dict[str, Any]:
     """Predict, measure in a process of its own, and return both: what `minilora memory --json` prints.
 
-    Raises ValueError for what cannot be predicted, RuntimeError with the reason when the measured step fails.
+    done: called with the name of each of STAGES when it is over. Raises ValueError for what cannot be predicted,
+    RuntimeError with the reason when the measured step fails.
     """
     step = step_of(job)
-    command = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"its process ended with status {done.returncode}"]
-        raise RuntimeError(f"the step could not be measured: {lines[-1]}")
-    answer = json.loads(done.stdout)
+    answer = _measured_apart(job, done)
     measured = Memory(**answer["memory"])
     return {
         "job": asdict(job),
@@ -102,6 +100,24 @@ def report(job: Job) -> dict[str, Any]:
         "measured": asdict(measured),
         "process_peak": answer["process_peak"],
     }
+
+
+def _measured_apart(job: Job, done: Callable[[str], object]) -> dict[str, Any]:
+    """What `measure` returns in a process that does nothing else. It says each stage on a line, and the result last."""
+    command = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+            assert process.stdout
+            answer: Any = None
+            for line in process.stdout:
+                answer = json.loads(line)
+                if isinstance(answer, str):
+                    done(answer)
+        if process.returncode:
+            stderr.seek(0)
+            lines = stderr.read().strip().splitlines() or [f"its process ended with status {process.returncode}"]
+            raise RuntimeError(f"the step could not be measured: {lines[-1]}")
+    return answer
 
 
 def step_of(job: Job) -> Step:
@@ -132,13 +148,14 @@ def shape_of(base: str, quantized: bool = False) -> tuple[Config, int | None]:
     return file.config(), sum(sizes)
 
 
-def measure(job: Job) -> dict[str, Any]:
+def measure(job: Job, done: Callable[[str], object] = lambda stage: None) -> dict[str, Any]:
     """Take the step, and return the process's peak and the ledger: for a process that does nothing else.
 
     gradients as they are after the way back, activations as they are before it, of the micro-batches that are alive
     together; scratch is what the step's own peak has beyond both.
     """
     model, _ = load(job.base, job.quantized, job.recompute)
+    done("loaded")
     batch = job.batch(model.config)
     few = batch.input_ids[:1, :16]
     with no_grad():
@@ -151,15 +168,18 @@ def measure(job: Job) -> dict[str, Any]:
     def step() -> None:
         training_step(model, optimizer, batch)
 
-    for _ in range(STEPS):
+    for i in range(STEPS):
         step()
+        done(f"step {i + 1}")
     process_peak = peak_memory()  # before anything else is looked at
     held = ledger(model, optimizer)
     optimizer.zero_grad()
     at_most = peak(step)
+    done("watched step")
     kept = Counter[str]()
     for each in alive_at_once(divided(model, batch))[0]:
         kept.update(ledger(model, None, model.loss(each.input_ids, each.labels)).by_operation)
+    done("graph")
     memory = replace(
         held,
         program=program or 0,
@@ -206,7 +226,7 @@ NOTES = {
     "adapter": "A and B",
     "gradients": "one number for each that is trained",
     "moments": "two more, for Adam",
-    "activations": "what operations keep for the way back:",
+    "activations": "what operations keep for backward:",
     "scratch": "while an operation runs: logits and the like",
 }
 
@@ -251,6 +271,7 @@ def _mb(size: int) -> str:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(measure(Job(**json.loads(sys.argv[1])))))
+        job = Job(**json.loads(sys.argv[1]))
+        print(json.dumps(measure(job, lambda stage: print(json.dumps(stage), flush=True))))
     except (ValueError, OSError, RuntimeError, MemoryError) as reason:
         sys.exit(str(reason) or type(reason).__name__)

@@ -7,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import lora_config as config
 
-from minilora.cost.counts import count_parameters, lora_parameters
+from minilora.cost.counts import ParameterCounts, count_parameters, lora_parameters
 from minilora.lora.adapters import (
     add_adapter,
 )
+from minilora.nn.layers import Linear
 from minilora.nn.llama import Config, Llama
+from minilora.nn.module import Module
 
 QV = ["q_proj", "v_proj"]
 
@@ -35,6 +37,32 @@ def test_counts_of_a_model_and_of_an_adapter_on_it(tiny_model):
     assert sum(total for _, total in counts.by_module.values()) == counts.total
     assert sum(trainable for trainable, _ in counts.by_module.values()) == counts.trainable
     assert f"{adapter:,}" in str(counts)
+
+
+def test_a_bias_counts_with_its_module():
+    class Network(Module):
+        def __init__(self):
+            self.first, self.second = Linear(3, 5, bias=True), Linear(5, 2, bias=True)
+            self.second.requires_grad_(False)
+
+    counts = count_parameters(Network())
+    assert counts.by_module == {"first": (20, 20), "second": (0, 12)} and counts.total == 32
+
+
+def test_counts_are_shown_as_a_short_table():
+    counts = ParameterCounts(1_066_368, 73_728, {"embed_tokens": (0, 262_144), "q_proj": (73_728, 804_224)})
+    assert str(counts) == "trainable 73,728 of 1,066,368 parameters (6.914 %)"
+    assert repr(counts) == (
+        "trainable 73,728 of 1,066,368 parameters (6.914 %)\n"
+        "                  trainable             of\n"
+        "embed_tokens              0        262,144\n"
+        "q_proj               73,728        804,224"
+    )
+
+
+def test_a_model_without_parameters_counts_nothing():
+    counts = count_parameters(Module())
+    assert (counts.total, counts.trainable, counts.percent) == (0, 0, 0.0)
 
 
 def test_an_untied_head_counts_and_a_tied_one_counts_once(tiny_config):
