@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import strictarray
-from modelfiles import CHATML, CONFIG, write_folder, write_gguf
+from modelfiles import CHATML, CONFIG, IDS, write_folder, write_gguf
+from models import logits
 
 from minilora.cli import main
 from minilora.cost.counts import count_parameters
 from minilora.engine import fused
-from minilora.engine.backend import beside, to_numpy
+from minilora.engine.backend import is_packed
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import Tensor, no_grad
 from minilora.files.disk import ModelFileError
@@ -30,7 +31,6 @@ from minilora.nn.module import Parameter, sha256_of
 from minilora.nn.optim import AdamW
 from minilora.train.options import Options
 
-IDS = np.arange(24).reshape(2, 12) * 13 % CONFIG.vocab_size
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Q, V = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.v_proj.weight"
 CONFIGS = {
@@ -60,11 +60,6 @@ def file(files, request):
 def both(file):
     """The same file, loaded dense and packed."""
     return zoo.load(file)[0], zoo.load(file, quantized=True)[0]
-
-
-def logits(model, ids=IDS):
-    with no_grad():
-        return to_numpy(model(beside(model.head_weight.data, ids)[0]).data)
 
 
 def trained(model, config, steps=2):
@@ -101,7 +96,7 @@ def test_packed_weights_are_the_dense_ones_and_count_as_many(file):
     dense, packed = both(file)
     for name, w in dense.state_dict().items():
         other = packed.state_dict()[name]
-        np.testing.assert_array_equal(other.unpack() if isinstance(other, Packed) else other, w, err_msg=name)
+        np.testing.assert_array_equal(other.unpack() if is_packed(other) else other, w, err_msg=name)
     assert count_parameters(packed).total == count_parameters(dense).total
     assert {name for name in packed.trainable_parameters() if "norm" not in name} == set()
 
@@ -110,9 +105,9 @@ def test_the_model_does_not_depend_on_its_file(files, tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(files["Q4_1"].read_bytes())
     model = zoo.load(path, quantized=True)[0]
-    before = logits(model)
+    before = logits(model, IDS)
     path.write_bytes(bytes(len(path.read_bytes())))
-    np.testing.assert_array_equal(logits(model), before)
+    np.testing.assert_array_equal(logits(model, IDS), before)
 
 
 def test_damaged_steps_are_named_when_the_matrix_stays_packed(files, tmp_path):
@@ -140,7 +135,7 @@ def test_a_hugging_face_folder_is_refused(tmp_path, rng):
 
 def test_logits_and_loss_are_the_dense_models_bit_for_bit(file):
     dense, packed = both(file)
-    np.testing.assert_array_equal(logits(packed), logits(dense))
+    np.testing.assert_array_equal(logits(packed, IDS), logits(dense, IDS))
     assert packed.loss(IDS, IDS).item() == dense.loss(IDS, IDS).item()
 
 
@@ -158,12 +153,12 @@ def test_the_bytes_of_the_base_are_the_same_after_training_merging_and_auditing(
     _, model = both(file)
     arrays, digest = dict(model.state_dict()), sha256_of(base_state(model))
     trained(model, config)
-    beside_it = logits(model)
+    beside_it = logits(model, IDS)
     merge_adapter(model)
-    np.testing.assert_allclose(logits(model), beside_it, atol=1e-3)
+    np.testing.assert_allclose(logits(model, IDS), beside_it, atol=1e-3)
     assert sha256_of(base_state(model)) == digest
     unmerge_adapter(model)
-    np.testing.assert_array_equal(logits(model), beside_it)
+    np.testing.assert_array_equal(logits(model, IDS), beside_it)
     assert f"sha256 {digest[:16]}" in dict(audit(model, "default").checks)["base"]
     after = base_state(model)
     assert sha256_of(after) == digest and all(after[name] is w for name, w in arrays.items())
@@ -220,8 +215,8 @@ def test_a_packed_matrix_cannot_be_made_trainable(file):
 def test_on_a_device_the_bytes_are_moved_and_the_logits_are_the_hosts(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", strictarray)
     dense, there = zoo.load(file)[0], zoo.load(file, quantized=True, device="cuda")[0]
-    assert {type(w.raw) for w in there.state_dict().values() if isinstance(w, Packed)} == {strictarray.ndarray}
-    np.testing.assert_allclose(logits(there), logits(dense), rtol=1e-5, atol=1e-5)
+    assert {type(w.raw) for w in there.state_dict().values() if is_packed(w)} == {strictarray.ndarray}
+    np.testing.assert_allclose(logits(there, IDS), logits(dense, IDS), rtol=1e-5, atol=1e-5)
     losses, _ = trained(there, CONFIGS["plain"])
     assert losses == pytest.approx(trained(dense, CONFIGS["plain"])[0], rel=1e-5)
 
@@ -234,10 +229,10 @@ def test_an_adapter_saved_over_one_base_loads_over_the_other(file, tmp_path):
     trained(packed, CONFIGS["embedding"])
     save_adapter(packed, tmp_path / "adapter")
     load_adapter(dense, tmp_path / "adapter")
-    np.testing.assert_array_equal(logits(dense), logits(packed))
+    np.testing.assert_array_equal(logits(dense, IDS), logits(packed, IDS))
     loaded = zoo.load(file, quantized=True)[0]
     load_adapter(loaded, tmp_path / "adapter")
-    np.testing.assert_array_equal(logits(loaded), logits(packed))
+    np.testing.assert_array_equal(logits(loaded, IDS), logits(packed, IDS))
 
 
 def test_a_packed_model_is_written_as_the_numbers_it_stands_for(file, tmp_path):
@@ -259,7 +254,7 @@ def test_an_update_merged_into_packed_weights_is_the_one_merged_into_dense_ones(
     dense, packed = states
     for name, w in dense.items():
         other = packed[name]
-        np.testing.assert_array_equal(other.unpack() if isinstance(other, Packed) else other, w, err_msg=name)
+        np.testing.assert_array_equal(other.unpack() if is_packed(other) else other, w, err_msg=name)
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
@@ -303,7 +298,7 @@ def test_smollm2_takes_the_bytes_of_its_file_and_computes_what_the_dense_model_c
     packed, _ = zoo.load("smollm2", quantized=True)
     source, state = GGUF(zoo.find("smollm2")), packed.state_dict()
     assert sum(w.nbytes for w in state.values()) == sum(t.n_bytes for t in source.tensors.values()) == 96_576_768
-    assert sum(isinstance(w, Packed) for w in state.values()) == 211
+    assert sum(is_packed(w) for w in state.values()) == 211
     ids = np.array([tokenizer.encode("The capital of France is Paris.")])
     with no_grad():
         np.testing.assert_array_equal(packed.model(ids).data, dense.model(ids).data)
