@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, ValueError, OSError, RuntimeError, MemoryError, ImportError, AssertionError) as error:
         if os.environ.get("MINILORA_TRACEBACK"):
             raise
-        print(f"minilora: {error or type(error).__name__}", file=sys.stderr)
+        print(f"minilora: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 

@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from modelfiles import TERMS
+from modelfiles import TERMS, write_gguf
 
 from minilora import __version__
 from minilora.cli import build_parser, main
 from minilora.cost.process import Job
 from minilora.engine import examples
+from minilora.engine.backend import is_packed
 from minilora.engine.tensor import OPS, Tensor
 from minilora.files.tensors import read_tensors
 from minilora.flags import from_flags
@@ -334,6 +335,16 @@ def test_a_job_that_breaks_in_training_says_why_and_keeps_its_adapter(
     assert status("chat", "--base", tiny_folder / "base", "--adapter", "run", "--prompt", "What is 1?") == 0
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("broken"), AssertionError("no"), OSError("full")])
+def test_whatever_ends_a_job_is_told_in_one_line(error, tiny_folder, capsys, monkeypatch):
+    def stop(*inputs):
+        raise error
+
+    monkeypatch.setattr(finetune, "load", stop)
+    assert status(*job(tiny_folder)) == 1
+    assert complaint(capsys) == (str(error) or "MemoryError")
+
+
 @pytest.mark.parametrize("command", ["finetune", "chat", "report"])
 def test_the_traceback_is_shown_to_those_who_ask_for_it(command, tiny_folder, monkeypatch):
     monkeypatch.setenv("MINILORA_TRACEBACK", "1")
@@ -431,6 +442,17 @@ def test_chat_answers_one_question_with_the_adapter_and_otherwise_without(tiny_f
         answers.append(capsys.readouterr().out)
         assert answers[-1].split() == talk.generate(model, words, "What is 1?", **drawn).split() != []
     assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("command", ["chat", "audit"])
+def test_a_base_is_packed_where_that_is_asked_for(command, quantized, tiny_folder, finished, tmp_path, monkeypatch):
+    file = write_gguf(tmp_path / "base.gguf", zoo.load(tiny_folder / "base")[0], "Q8_0")
+    loaded, real = [], zoo.load
+    monkeypatch.setattr(zoo, "load", lambda *inputs, **named: loaded.append(real(*inputs, **named)) or loaded[-1])
+    words = {"chat": ["chat", "--prompt", "x", "--max-new-tokens", 1], "audit": ["audit", finished]}[command]
+    assert status(*words, "--base", file, *(["--quantized"] if quantized else [])) == 0
+    assert is_packed(loaded[0][0].model.layers[0].mlp.up_proj.weight.data) == quantized
 
 
 @pytest.mark.parametrize("damage", [None, cut_short, os.remove], ids=["no folder", "cut short", "no weights"])

@@ -90,6 +90,13 @@ def test_a_record_without_paraphrase_cannot_be_asked_otherwise(write):
         record.asked_otherwise()
 
 
+def test_a_chat_asked_otherwise_is_the_paraphrase_and_the_last_answer(write):
+    (record,) = read_records(write({"messages": TALK, "paraphrase": "How come?", "id": "t", "keywords": ["so"]}))
+    other = record.asked_otherwise()
+    assert other.messages == ({"role": "user", "content": "How come?"}, TALK[-1])
+    assert (other.id, other.keywords, record.messages) == ("t", ("so",), tuple(TALK))
+
+
 def test_a_chat_is_read_with_all_its_turns_and_other_keys_dropped(write):
     (record,) = read_records(write({"messages": [m | {"name": "x"} for m in TALK]}))
     assert record.messages == tuple(TALK) and record.prompt == TALK[:-1]

@@ -79,3 +79,22 @@ def test_answer_all_asks_the_records_questions_and_tells_progress(talker, words)
         generate(talker, words, q, 6) for q in QUESTIONS
     ]
     assert sum(heard) == len(QUESTIONS)
+
+
+def test_a_record_of_several_turns_is_asked_with_all_of_them_before_the_last_answer(talker, words):
+    turns = [*asked("hello"), {"role": "assistant", "content": "Hi."}, *asked("x")]
+    record = Record("talk", (*turns, {"role": "assistant", "content": "-"}))
+    (answer,) = answer_all(talker, words, [record], 8)
+    assert answer == generate(talker, words, turns, 8) != generate(talker, words, turns[:1], 8)
+
+
+def test_a_measured_answer_has_at_most_64_tokens(talker, words):
+    question = next(q for q in QUESTIONS if len(words.encode(generate(talker, words, q, 80))) > 64)
+    record = Record("x", (*asked(question), {"role": "assistant", "content": "-"}))
+    assert answer_all(talker, words, [record]) == [generate(talker, words, question, 64)]
+
+
+def test_samples_are_scored_sixteen_at_a_time(tiny_model, rng):
+    heard = []
+    mean_loss(tiny_model, random_samples(rng, [5] * 35), done=heard.append)
+    assert heard == [16, 16, 3]
