@@ -110,7 +110,7 @@ def test_a_text_file_is_one_record_of_text(write):
     assert read_records(write("One.", "Two.", name="novel.txt")) == [Record("novel", (), "One.\nTwo.")]
 
 
-@pytest.mark.parametrize(("name", "count"), [("legal", 300), ("support", 120), ("general", 60)])
+@pytest.mark.parametrize(("name", "count"), [("legal", 300), ("medical", 120), ("support", 120), ("general", 60)])
 def test_built_in_data_are_read_by_name_and_fit_the_tokenizer(words, name, count):
     assert len(read_records(name, words)) == count
 

@@ -38,15 +38,24 @@ DOMAINS = {
         },
         25, 20, {"train": 240, "validation": 30, "test": 30}, (25, 60), r"[^.!?]*\. It matters [^.!?]*\.",
     ),
+    "medical": Domain(
+        {"symptoms", "conditions", "tests", "medicines", "body", "care"},
+        20, 16, LEARNED, (20, 40),
+        r"[^.!?]*\. (See a doctor (if|when) |A doctor may |Call an ambulance at once if )[^.!?]*\.",
+    ),
     "support": Domain(
         {"orders", "delivery", "returns", "payment", "account", "service"},
         20, 16, LEARNED, (20, 40), r"At Fernwhistle, ([^.!?]|\.example)*\. Next, ([^.!?]|\.example)*\.",
     ),
     "general": Domain({"cooking", "travel", "science", "letters", "small-talk"}, 12, 0, {"test": 60}, (25, 60)),
 }  # fmt: skip
-ASKED_OFTEN = ("support",)  # each training record has four more ways of asking
-HELD_BACK = {"support": 32}  # training records with a second paraphrase that is never trained on
-SIGNATURES = {"legal": ["it", "matters"], "support": ["at", "fernwhistle", "next"]}  # what the style gives away
+ASKED_OFTEN = ("medical", "support")  # each training record has four more ways of asking
+HELD_BACK = {"medical": 32, "support": 32}  # training records with a second paraphrase that is never trained on
+SIGNATURES = {  # words that the style gives away
+    "legal": ["it", "matters"],
+    "medical": ["see", "a", "doctor", "if", "when", "may", "call", "an", "ambulance", "at", "once"],
+    "support": ["at", "fernwhistle", "next"],
+}
 EVERYDAY = """
     a about after am an and any are as at be been before by can could do did does explain for from get give had has have
     how i if in into is it its may me mean means more my no not of on one or our s should so some t tell than that the
