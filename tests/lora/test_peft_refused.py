@@ -10,7 +10,7 @@ from peftfiles import CONFIG, FIRST, WEIGHTS, adapted, change_tensors, refused, 
 
 import minilora as ml
 from minilora.files.disk import ModelFileError
-from minilora.files.tensors import read_tensors, write_tensors
+from minilora.files.tensors import write_tensors
 from minilora.lora.adapters import (
     base_state,
     set_adapter,
@@ -158,23 +158,29 @@ def test_saving_over_an_adapter_replaces_it(base, folder):
     assert logits(other).tobytes() == logits(model).tobytes()
 
 
-@pytest.mark.parametrize("change", [0.0, 0.5])
-def test_the_table_peft_saves_beside_an_adapted_embedding_must_be_the_bases(tiny_model, tmp_path, change):
-    from minilora.files.tensors import write_tensors
+COPIES = {  # of the base's table: is it still the base's?
+    "the same": (lambda table: table, True),
+    "rounded to half precision": (lambda table: table.astype(np.float16).astype(np.float32), True),
+    "off by a twentieth": (lambda table: table * np.float32(1.05), False),
+    "another": (lambda table: table[::-1].copy(), False),
+    "of another vocabulary": (lambda table: table[1:], False),
+}
 
+
+@pytest.mark.parametrize(("copied", "same"), COPIES.values(), ids=COPIES.keys())
+def test_the_table_peft_saves_beside_an_adapted_embedding_must_be_the_bases(tiny_model, tmp_path, copied, same):
     ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, target_modules=["embed_tokens"]), "words")
     ml.save_adapter(tiny_model, tmp_path, "words")
-    file = tmp_path / "adapter_model.safetensors"
-    copy = base_state(tiny_model)["model.embed_tokens.weight"] + np.float32(change)
-    write_tensors(file, read_tensors(file) | {"base_model.model.model.embed_tokens.base_layer.weight": copy})
-    if change:
-        with pytest.raises(ModelFileError, match="another base"):
-            ml.load_adapter(tiny_model, tmp_path, "again")
-        assert list(tiny_model.adapters) == ["words"]
-    else:
-        ml.load_adapter(tiny_model, tmp_path, "again")
+    copy = copied(base_state(tiny_model)["model.embed_tokens.weight"])
+    change_tensors(tmp_path, **{"base_model.model.model.embed_tokens.base_layer.weight": copy})
+    if same:
+        ml.load_adapter(tiny_model, tmp_path, "loaded")
         outputs = []
-        for name in ("words", "again"):
+        for name in ("words", "loaded"):
             set_adapter(tiny_model, name)
             outputs.append(logits(tiny_model))
         assert np.array_equal(*outputs)
+    else:
+        with pytest.raises(ModelFileError, match="another base"):
+            ml.load_adapter(tiny_model, tmp_path, "loaded")
+        assert list(tiny_model.adapters) == ["words"]
