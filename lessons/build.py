@@ -28,6 +28,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from itertools import zip_longest
@@ -116,26 +117,30 @@ def say_variant(notebook: nbformat.NotebookNode, variant: int) -> None:
                 raise LessonError(f"variant {variant} of {name} replaces {old!r}, which the page does not hold")
 
 
-def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Run all cells in `folder`. Raises LessonError for a cell that fails or writes to stderr."""
+def run(notebook: nbformat.NotebookNode) -> None:
+    """Run all cells in an empty folder. Raises LessonError for a cell that fails or writes to stderr."""
     import matplotlib.font_manager  # noqa: F401  builds its cache here, where the message is in no cell
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        timeout=CELL_TIMEOUT,
-        record_timing=False,
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(folder)}},
-    )
     environment = {name: value for name, value in os.environ.items() if name not in ("MINILORA_STRICT", "MPLBACKEND")}
+    environment |= {"PYTHONHASHSEED": "0", "MINILORA_BUILD": "1"}
+    if "PYTHONPATH" in environment:  # of a clone: it holds in another folder, too
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, environment["PYTHONPATH"].split(os.pathsep)))
     start = time.perf_counter()
-    try:
-        client.execute(env=environment | {"PYTHONHASHSEED": "0", "MINILORA_BUILD": "1"})
-    except CellExecutionError as error:
-        raise LessonError(f"a cell stops with {error.ename}: {error.evalue.partition(chr(10))[0]}") from None
+    with tempfile.TemporaryDirectory(prefix="lesson") as alone:
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            timeout=CELL_TIMEOUT,
+            record_timing=False,
+            coalesce_streams=True,
+            resources={"metadata": {"path": alone}},
+        )
+        try:
+            client.execute(env=environment)
+        except CellExecutionError as error:
+            raise LessonError(f"a cell stops with {error.ename}: {error.evalue.partition(chr(10))[0]}") from None
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
@@ -190,7 +195,7 @@ def build(source: Path, target: Path, fresh: bool) -> nbformat.NotebookNode:
     notebook = read_source(source)
     if source.parent.name == "exercises":
         return without_solutions(notebook)
-    run(notebook, target.parent)
+    run(notebook)
     if target.exists() and not fresh:
         keep_measured(notebook, nbformat.read(target, as_version=4))
     return notebook

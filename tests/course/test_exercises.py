@@ -1,17 +1,15 @@
 """What holds for every exercise: the right answer passes, each known mistake gets its own line, the stub fails."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from lessonfiles import LESSONS, build_program
 
 from minilora.course import mine
 from minilora.course.exercises import EXERCISES
 from minilora.course.judge import NOT_YET, OK, judged
 
-LESSONS = Path(__file__).parents[2] / "lessons"
 SOURCES = {path.stem: path.read_text("utf-8") for path in (LESSONS / "src" / "exercises").glob("[0-9]*.py")}
 SOLUTION = re.compile(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", re.DOTALL)
 BARE_NUMBER = re.compile(r"is [-\d.,e+nan]+, expected [-\d.,e+]+")  # says that it is wrong, not why
@@ -97,12 +95,8 @@ def test_the_decisive_lines_stand_in_the_solution(exercise):
 
 @pytest.fixture(scope="module")
 def program():
-    for needed in ("jupytext", "nbformat"):
-        pytest.importorskip(needed, reason="building lessons needs pip install '.[lessons]'")
-    spec = importlib.util.spec_from_file_location("build", LESSONS / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """lessons/build.py as a module."""
+    return build_program()
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))

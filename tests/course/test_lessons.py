@@ -1,20 +1,16 @@
 """Lessons and exercises as they are shipped, and the program that builds them from their sources."""
 
 import copy
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
+from lessonfiles import BUILT, KEPT, LESSONS, build_program
 
 from minilora.course.exercises import EXERCISES
 
-LESSONS = Path(__file__).parents[2] / "lessons"
-BUILT = {path.relative_to(LESSONS).as_posix(): json.loads(path.read_text("utf-8")) for path in LESSONS.rglob("*.ipynb")}
 SOURCES = sorted(path.relative_to(LESSONS / "src") for path in (LESSONS / "src").rglob("[0-9]*.py"))
 SOLUTION = re.compile(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", re.DOTALL)
-OLD = {"08_lora", "11_what_lora_saves"}  # lessons that are longer than the limits allow, until they are rewritten
 
 each_notebook = pytest.mark.parametrize("name", sorted(BUILT))
 each_exercise = pytest.mark.parametrize("name", sorted(name for name in BUILT if name.startswith("exercises/")))
@@ -96,7 +92,7 @@ def test_a_released_exercise_has_stubs_that_each_have_a_graded_check(name):
     assert sum(cell["metadata"]["nbgrader"]["points"] for cell in checks) == 8
 
 
-@pytest.mark.parametrize("name", sorted(name for name in BUILT if "/" not in name and Path(name).stem not in OLD))
+@pytest.mark.parametrize("name", KEPT)
 def test_a_lesson_keeps_to_the_limits(name, program):
     notebook = program.nbformat.reads(json.dumps(BUILT[name]), as_version=4)
     assert program.over_limits(notebook) == [] and notebook.metadata.minilora.seconds > 0
@@ -125,12 +121,7 @@ print(time.perf_counter_ns())
 @pytest.fixture(scope="module")
 def program():
     """lessons/build.py as a module."""
-    for needed in ("jupytext", "nbclient", "ipykernel"):
-        pytest.importorskip(needed, reason="building lessons needs pip install '.[lessons]'")
-    spec = importlib.util.spec_from_file_location("build", LESSONS / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return build_program()
 
 
 def write_source(folder, text, name="01_demo"):
