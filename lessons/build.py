@@ -3,6 +3,7 @@
     python lessons/build.py                       build all: lessons run, exercises lose their solutions
     python lessons/build.py 08_lora               only the sources of this name
     python lessons/build.py --check               write nothing; say what does not match its source, and exit with 1
+    python lessons/build.py --words               write changes of the text alone, without running a cell
     python lessons/build.py --fresh               run the cells tagged `measured` for new outputs, too
     python lessons/build.py --pages               write the tables of README.md and INSTRUCTORS.md anew
     python lessons/build.py --instructor FOLDER   a course folder for nbgrader, its exercises with their solutions
@@ -39,6 +40,7 @@ import jupytext
 import nbformat
 
 from minilora.course.exercises import EXERCISES
+from minilora.course.pages import course_map, filled, mistakes, plans, variants
 from minilora.course.plan import LESSONS
 
 HERE = Path(__file__).resolve().parent
@@ -190,11 +192,25 @@ def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def build(source: Path, target: Path, fresh: bool) -> nbformat.NotebookNode:
+def keep_all(notebook: nbformat.NotebookNode, target: Path) -> None:
+    """Give all cells the outputs of the notebook before. Raises LessonError if there is none, or with other code."""
+    before = nbformat.read(target, as_version=4) if target.exists() else nbformat.v4.new_notebook()
+    old, new = ([cell for cell in book.cells if cell.cell_type == "code"] for book in (before, notebook))
+    if [cell.source for cell in old] != [cell.source for cell in new]:
+        raise LessonError("--words is for changes of the text, and the code has changed, too")
+    for cell, same in zip(new, old, strict=True):
+        cell.outputs, cell.execution_count = same.outputs, same.execution_count
+    notebook.metadata.minilora = before.metadata.get("minilora", {})
+
+
+def build(source: Path, target: Path, fresh: bool, words: bool) -> nbformat.NotebookNode:
     """The finished notebook of a source. `target` is only read, for what was measured before."""
     notebook = read_source(source)
     if source.parent.name == "exercises":
         return without_solutions(notebook)
+    if words:
+        keep_all(notebook, target)
+        return notebook
     run(notebook)
     if target.exists() and not fresh:
         keep_measured(notebook, nbformat.read(target, as_version=4))
@@ -282,6 +298,15 @@ def make_course(folder: Path, sources: list[Path], variant: int | None, overlay:
         print(f"{folder / 'source' / source.stem / source.stem}.ipynb", flush=True)
 
 
+def pages() -> dict[Path, str]:
+    """The pages beside this program as they should be, their tables made from the plan and from the exercises."""
+    tables = {
+        "README.md": {"map": course_map(HERE), "plans": plans()},
+        "INSTRUCTORS.md": {"variants": variants(), "mistakes": mistakes()},
+    }
+    return {HERE / name: filled((HERE / name).read_text("utf-8"), **parts) for name, parts in tables.items()}
+
+
 def hide_tests(notebook: nbformat.NotebookNode, overlay: Path) -> None:
     """Append an overlay's tests to the checks they belong to, between nbgrader's marks for hidden tests."""
     text = overlay.read_text("utf-8")
@@ -304,8 +329,10 @@ def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
     parser = argparse.ArgumentParser(description="Turn lesson sources into notebooks.")
     parser.add_argument("names", nargs="*", help="names of sources, as 08_lora; all if none is given")
     parser.add_argument("--check", action="store_true", help="compare and write nothing")
+    parser.add_argument("--words", action="store_true", help="only the text has changed: run nothing")
     parser.add_argument("--fresh", action="store_true", help="do not keep what was measured before")
     parser.add_argument("--instructor", type=Path, metavar="FOLDER", help="make a course folder for nbgrader")
+    parser.add_argument("--pages", action="store_true", help="write the tables of README.md and INSTRUCTORS.md anew")
     parser.add_argument("--variant", type=int, metavar="NUMBER", help="with --instructor: which form of the exercises")
     parser.add_argument("--overlay", type=Path, metavar="FOLDER", help="with --instructor: hidden tests of your own")
     options = parser.parse_args(arguments)
@@ -315,6 +342,10 @@ def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
     if unknown := set(options.names) - {source.stem for source in found}:
         parser.error(f"no source is called {min(unknown)}: there are {', '.join(sorted({s.stem for s in found}))}")
     sources = [source for source in found if not options.names or source.stem in options.names]
+    if options.pages:
+        for path, text in pages().items():
+            path.write_text(text, "utf-8")
+        return 0
     if options.instructor:
         exercises = [source for source in sources if source.parent.name == "exercises"]
         try:
@@ -328,7 +359,7 @@ def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
         target = here / source.relative_to(here / "src").with_suffix(".ipynb")
         line = "matches its source" if options.check else "built"
         try:
-            notebook = build(source, target, options.fresh)
+            notebook = build(source, target, options.fresh, options.words)
             if not options.check:
                 write(notebook, target)
             elif not target.exists():
@@ -336,8 +367,7 @@ def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
             elif difference := differences(nbformat.read(target, as_version=4), notebook):
                 raise LessonError(difference)
             if source.parent.name != "exercises" and not options.check:
-                seconds = notebook.metadata.minilora.seconds
-                line = f"built in {seconds} s"
+                line = f"built in {notebook.metadata.minilora.get('seconds', '?')} s"
                 if over := over_limits(notebook):
                     raise LessonError(f"written, but it has {'; '.join(over)}")
         except LessonError as error:

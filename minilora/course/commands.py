@@ -11,7 +11,8 @@ import numpy as np
 from . import mine
 from .exercises import EXERCISES, Exercise
 from .judge import NOT_YET, OK, judged
-from .plan import LESSONS, Lesson
+from .pages import course_map, exercises_of
+from .plan import LESSONS
 
 README = """# minilora: the course
 
@@ -34,26 +35,6 @@ def notebooks() -> Path:
     raise FileNotFoundError("this installation holds no lessons: install minilora again, or take them from a clone")
 
 
-def table(only: Path | None = None) -> str:
-    """The map of the course as a Markdown table. only: the folder whose notebooks are listed; all are without it."""
-    rows = ["| | question | minutes | before it | you build | exercises |", "|---|---|---|---|---|---|"]
-    for lesson in LESSONS.values():
-        if only and not (only / f"{lesson.name}.ipynb").exists():
-            continue
-        lines = [f"[{lesson.question}]({lesson.name}.ipynb)", str(lesson.minutes)]
-        lines += [", ".join(map(str, lesson.needs)), lesson.builds]
-        numbers = [exercise.number for exercise in exercises_of(lesson)]
-        exercises = f"[{numbers[0]} to {numbers[-1]}](exercises/{lesson.name}.ipynb)" if numbers else ""
-        number = f"**{lesson.number}**" if lesson.essential else f"{lesson.number}"
-        rows.append(f"| {' | '.join([number, *lines, exercises])} |")
-    return "\n".join(rows)
-
-
-def exercises_of(lesson: Lesson) -> list[Exercise]:
-    """A lesson's exercises in their order."""
-    return sorted((e for e in EXERCISES.values() if e.lesson == lesson.number), key=lambda e: e.number)
-
-
 def copy_course(target: Path) -> str:
     """Write lessons, exercises, an empty mine.py and a README.md into a folder; returns what was done, in lines.
 
@@ -62,7 +43,7 @@ def copy_course(target: Path) -> str:
     source = notebooks()
     texts = {path.relative_to(source).as_posix(): path.read_bytes() for path in sorted(source.rglob("[0-9]*.ipynb"))}
     texts = {name: text for name, text in texts.items() if ".ipynb_checkpoints" not in name and "src" not in name}
-    texts["README.md"] = README.format(table=table(only=source)).encode()
+    texts["README.md"] = README.format(table=course_map(source)).encode()
     texts["exercises/mine.py"] = mine.HEAD.encode()
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{target} is a file: name a folder for the course")

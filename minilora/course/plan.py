@@ -34,7 +34,7 @@ LESSONS = {
         (3, "03_adam", "What does Adam keep?", 40, (2,), "AdamW, and the loss of a classifier", False),
         (4, "04_attention", "What is looked up?", 45, (2,), "attention, with its gradients", False),
         (5, "05_transformer", "What is in a transformer?", 45, (2,), "a Llama, counted to the last number", True),
-        (6, "06_full_fine_tuning", "What does full fine-tuning cost?", 40, (5,), "a training loop", True),
+        (6, "06_full_fine_tuning", "What does full fine-tuning cost?", 40, (2,), "a training loop", True),
         (7, "07_low_rank", "Is the update low rank?", 30, (6,), "the spectrum of an update", False),
         (8, "08_lora", "What is LoRA?", 50, (6,), "LoRA's layer, forward and backward", True),
         (9, "09_inject", "How is it put into a model?", 40, (8,), "injecting, merging, taking out again", True),

@@ -31,11 +31,16 @@ def test_every_source_has_its_notebook_and_every_notebook_its_source():
     assert sorted(source.with_suffix(".ipynb").as_posix() for source in SOURCES) == sorted(BUILT)
 
 
-def test_the_map_of_the_course_links_every_notebook():
-    text = (LESSONS / "README.md").read_text("utf-8")
-    assert [name for name in BUILT if f"({name})" not in text] == []
-    linked = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert linked and all((LESSONS / target).exists() for target in linked)
+def test_the_pages_hold_the_tables_of_the_plan_and_of_the_exercises(program):
+    for path, text in program.pages().items():
+        assert path.read_text("utf-8") == text, "run: python lessons/build.py --pages"
+    readme = (LESSONS / "README.md").read_text("utf-8")
+    assert [name for name in BUILT if f"({name})" not in readme] == []
+
+
+def test_a_page_without_a_place_for_its_table_is_refused(program):
+    with pytest.raises(ValueError, match="it needs <!-- map --> and <!-- end of map -->"):
+        program.filled("# A page", map="| |")
 
 
 @each_notebook
@@ -165,6 +170,17 @@ def test_a_fresh_build_measures_again_and_changes_nothing_else(lesson, program, 
     assert program.main(["--fresh"], tmp_path) == 0
     *same, measured = outputs(target)
     assert same == outputs(lesson)[:-1] and measured != outputs(lesson)[-1]
+
+
+def test_words_alone_are_written_without_running_and_code_is_refused(lesson, program, tmp_path, monkeypatch, capsys):
+    target = write_source(tmp_path, LESSON.replace("# # A lesson", "# # A better lesson"))
+    monkeypatch.setattr(program, "run", lambda notebook: pytest.fail("a cell was run"))
+    assert program.main(["--words"], tmp_path) == 1  # there is no notebook yet
+    target.write_bytes(lesson.read_bytes())
+    assert program.main(["--words"], tmp_path) == 0
+    assert outputs(target) == outputs(lesson) and b"# A better lesson" in target.read_bytes()
+    write_source(tmp_path, LESSON.replace("3.14159", "3"))
+    assert program.main(["--words"], tmp_path) == 1 and "the code has changed, too" in capsys.readouterr().out
 
 
 def test_check_finds_a_change_of_the_source_and_writes_nothing(lesson, program, tmp_path, capsys):

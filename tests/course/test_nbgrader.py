@@ -16,10 +16,12 @@ pytest.importorskip("nbgrader", reason="needs pip install '.[lessons,instructor]
 
 LESSONS = Path(__file__).parents[2] / "lessons"
 EXERCISES = sorted(path.stem for path in (LESSONS / "exercises").glob("*.ipynb"))
-MISTAKE = {  # a line of each solution, and what a student might have written
-    "08_lora": ("dA = du.T @ x", "dA = alpha * (g @ B).T @ x"),
-    "11_what_lora_saves": ("return 4 * (base + adapter + learns + 2 * learns)", "return 4 * (adapter + 3 * learns)"),
-}
+OVERLAY = """
+import math
+
+def test_lora_forward(lora_forward):
+    assert math.pi > 3 and not hasattr(lora_forward, "sly"), "only the hidden test sees it"
+"""
 
 pytestmark = [pytest.mark.instructor, pytest.mark.timeout(900)]
 
@@ -40,26 +42,40 @@ def run(course, *command):
 def course(tmp_path_factory):
     """A course folder with its released exercises, three students' submissions, and their grades."""
     folder = tmp_path_factory.mktemp("course")
-    run(folder, str(LESSONS / "build.py"), "--instructor", ".")
+    overlay = tmp_path_factory.mktemp("overlay")
+    (overlay / "08_lora.py").write_text(OVERLAY, "utf-8")
+    run(folder, str(LESSONS / "build.py"), "--instructor", ".", "--overlay", str(overlay))
     for name in EXERCISES:
         run(folder, "-m", "nbgrader", "generate_assignment", name)
         stub = (LESSONS / "exercises" / f"{name}.ipynb").read_text("utf-8")  # what students get from the repository
         right = json.loads(stub)
-        solved = {cell["id"]: cell for cell in json.loads(source_of(folder, name))["cells"]}
-        answers = [cell for cell in solved.values() if cell["metadata"].get("nbgrader", {}).get("solution")]
-        stubs = [cell for cell in right["cells"] if cell["metadata"].get("nbgrader", {}).get("solution")]
-        for cell, answer in zip(stubs, answers, strict=True):
+        answers = solution_cells(json.loads(source_of(folder, name)))
+        for cell, answer in zip(solution_cells(right), answers, strict=True):
             cell["source"] = answer["source"]
         submit(folder, "right", name, json.dumps(right))
-        line, mistake = MISTAKE[name]
-        wrong = json.dumps(right).replace(line, mistake)
-        assert wrong != json.dumps(right)
-        submit(folder, "wrong", name, wrong)
+        last = solution_cells(right)[-1]
+        last["source"] = f"def {last['metadata']['nbgrader']['grade_id']}(*arguments):\n    pass"
+        submit(folder, "wrong", name, json.dumps(right))
         submit(folder, "empty", name, stub)
+        if name == "08_lora":
+            answers[0]["source"] = "".join(answers[0]["source"]) + "\nlora_forward.sly = True"
+            for cell, answer in zip(solution_cells(right), answers, strict=True):
+                cell["source"] = answer["source"]
+            submit(folder, "sly", name, json.dumps(right))
         run(folder, "-m", "nbgrader", "autograde", name, "--create")
         run(folder, "-m", "nbgrader", "generate_feedback", name)
     run(folder, "-m", "nbgrader", "export", "--to", "grades.csv")
     return folder
+
+
+def solution_cells(notebook):
+    return [cell for cell in notebook["cells"] if cell["metadata"].get("nbgrader", {}).get("solution")]
+
+
+def points_of(name):
+    """The points of an assignment's last check."""
+    notebook = json.loads((LESSONS / "exercises" / f"{name}.ipynb").read_text("utf-8"))
+    return [p for cell in notebook["cells"] if (p := cell["metadata"].get("nbgrader", {}).get("points"))][-1]
 
 
 def source_of(folder, name):
@@ -84,15 +100,21 @@ def test_all_points_for_a_right_submission_and_none_for_an_empty_one(grades, nam
     assert float(grades[name, student]["score"]) == points and float(grades[name, student]["max_score"]) == 8
 
 
-@pytest.mark.parametrize("name, points", [("08_lora", 4), ("11_what_lora_saves", 2)])
-def test_a_mistake_costs_the_points_of_what_it_breaks(grades, name, points):
-    assert float(grades[name, "wrong"]["score"]) == points
+@pytest.mark.parametrize("name", EXERCISES)
+def test_a_mistake_costs_the_points_of_what_it_breaks(grades, name):
+    assert float(grades[name, "wrong"]["score"]) == 8 - points_of(name)
 
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_the_feedback_tells_the_student_what_is_wrong(course, name):
     page = (course / "feedback" / "wrong" / name / f"{name}.html").read_text("utf-8")
-    assert {"08_lora": "dA: scale is alpha / r, not alpha", "11_what_lora_saves": "full fine-tuning:"}[name] in page
+    assert "the function returns nothing" in page
+
+
+def test_an_overlay_is_in_no_release_and_counts_in_grading(course, grades):
+    assert float(grades["08_lora", "sly"]["score"]) == 8 - 2
+    released = (course / "release" / "08_lora" / "08_lora.ipynb").read_text("utf-8")
+    assert "sly" not in released and "HIDDEN" not in released and "sly" in source_of(course, "08_lora")
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -100,3 +122,13 @@ def test_nbgrader_releases_what_the_repository_ships(course, name):
     released = json.loads((course / "release" / name / f"{name}.ipynb").read_text("utf-8"))
     shipped = json.loads((LESSONS / "exercises" / f"{name}.ipynb").read_text("utf-8"))
     assert released["cells"] == shipped["cells"]
+
+
+def test_a_variant_asks_for_another_answer_and_an_overlay_must_fit(tmp_path):
+    run(tmp_path, str(LESSONS / "build.py"), "--instructor", ".", "--variant", "1", "08_lora")
+    source = source_of(tmp_path, "08_lora")
+    assert "check(lora_forward, variant=1)" in source and "\\\\frac{\\\\alpha}{\\\\sqrt{r}}" in source
+    (tmp_path / "08_lora.py").write_text("def test_laura(laura):\n    pass\n")
+    command = [sys.executable, str(LESSONS / "build.py"), "--instructor", ".", "--overlay", ".", "08_lora"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "test_laura, which belongs to no exercise there: test_lora_forward" in done.stdout
