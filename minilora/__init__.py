@@ -60,6 +60,8 @@ Training
   finetune           the whole job of `minilora finetune`: train, measure before and after, save
   Options            what `finetune` does: the flags of the command
   loss_and_grad      the loss of a batch and its gradients, in micro-batches on all cores
+  Step               a training step, as far as its bytes depend on it
+  predict_memory     what a step will hold, owner by owner, from shapes alone
   Module             named parameters and submodules
   Parameter          a tensor that a module owns
   SGD                stochastic gradient descent
@@ -69,6 +71,7 @@ Importing this package loads NumPy and no other third-party package; the rest is
 """
 
 from .cost.counts import count_parameters
+from .cost.predict import Step, predict_memory
 from .engine.gradcheck import GradientError, gradcheck
 from .engine.tensor import Tensor, no_grad, op
 from .io.zoo import load, pull
@@ -117,6 +120,7 @@ __all__ = [
     "Parameter",
     "Record",
     "Sample",
+    "Step",
     "Tensor",
     "TrainingError",
     "__version__",
@@ -146,6 +150,7 @@ __all__ = [
     "mixed_batch",
     "no_grad",
     "op",
+    "predict_memory",
     "pull",
     "read_records",
     "remove_adapter",

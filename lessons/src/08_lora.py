@@ -522,11 +522,10 @@ show_answers()
 # The form can be counted. All 30 test questions are about terms that were not trained:
 
 # %% tags=["measured"]
-from minilora.train.evaluate import answer_all
 
-after = answer_all(model, tokenizer, records["test"])
+after = ml.answer_all(model, tokenizer, records["test"])
 with ml.disable_adapter(model):
-    without = answer_all(model, tokenizer, records["test"])
+    without = ml.answer_all(model, tokenizer, records["test"])
 for name, answers in {"adapter on ": after, "adapter off": without}.items():
     print(f"{name}  answers with 'It matters': {sum('It matters' in answer for answer in answers)} of {len(answers)}")
 
