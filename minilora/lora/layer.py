@@ -54,6 +54,9 @@ class LoraWeights(Module):
         """Does dropout take part just now?"""
         return self.dropout is not None and self.dropout.active
 
+    def summary(self) -> str:
+        return f"{super().summary()}, scale {self.scale:g}"
+
     def factors(self) -> tuple[Array, Array]:
         """A and B whose product is the low-rank part; with PiSSA's first ones joined to them."""
         return with_start(self.lora_A.data, self.lora_B.data, self.start)

@@ -44,6 +44,9 @@ class Dropout(Module):
         self.p, self.seed = p, seed
         self.draws: dict[int, int] = {}  # by micro-batch
 
+    def summary(self) -> str:
+        return f"p={self.p:g}"
+
     @property
     def active(self) -> bool:
         return self.training and is_recording()

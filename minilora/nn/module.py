@@ -6,6 +6,8 @@ Hugging Face checkpoint, so its state dict needs no translation table.
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -99,6 +101,25 @@ class Module:
             getattr(self.get_submodule(owner_path), list_name)[int(name)] = module
         else:
             setattr(self.get_submodule(parent_path), name, module)
+
+    # -- for people --------------------------------------------------------------------------------------------------
+    def summary(self) -> str:
+        """What stands in a module's brackets where a model is printed: its own parameters and their shapes."""
+        own = [(name, value) for name, value in vars(self).items() if isinstance(value, Parameter)]
+        return ", ".join(f"{name} {p.shape}{'' if p.requires_grad else ' frozen'}" for name, p in own)
+
+    def __repr__(self) -> str:
+        """The tree below this module. Neighbours in a list that print the same stand there once, with their number."""
+        inside, children = [self.summary()] if self.summary() else [], list(self.named_children())
+        for text, alike in itertools.groupby(children, key=lambda child: repr(child[1])):
+            names = [name for name, _ in alike]
+            if len(names) > 1 and names[0].rpartition(".")[2].isdigit():
+                inside.append(f"({names[0]} to {names[-1].rpartition('.')[2]}): {len(names)} x {text}")
+            else:
+                inside += [f"({name}): {text}" for name in names]
+        if not children:
+            return f"{type(self).__name__}({', '.join(inside)})"
+        return f"{type(self).__name__}(\n{textwrap.indent(chr(10).join(inside), '  ')}\n)"
 
     # -- switches ----------------------------------------------------------------------------------------------------
     def requires_grad_(self, wanted: bool = True) -> Module:

@@ -25,6 +25,10 @@ class Optimizer:
             raise ValueError(f"the learning rate must not be negative, got {lr}")
         self.lr = lr
 
+    def __repr__(self) -> str:
+        numbers = sum(p.size for p in self.parameters)
+        return f"{type(self).__name__}({len(self.parameters)} parameters, {numbers:,} numbers, lr {self.lr:g})"
+
     def zero_grad(self) -> None:
         """Forget all gradients. Without this, the next backward adds to them."""
         for parameter in self.parameters:

@@ -441,3 +441,84 @@ def test_shared_backward_runs_once_and_gives_each_its_part():
     calls = []
     first, second = tensor.shared_backward(lambda g: calls.append(g) or (g + 1, g + 2), 2)
     assert (second(10), first(10)) == (12, 11) and calls == [10]
+
+
+# -- what an operation must return -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("returned", [np.ones(3), (np.ones(3),), (np.ones(3), np.ones(3)), [np.ones(3), None]])
+def test_an_operation_without_its_vjps_is_told_what_it_must_return(own_registry, returned):
+    def halved(x):
+        return returned
+
+    with pytest.raises(TypeError, match="halved: an @op must return its value and one VJP for each array input"):
+        tensor.op(halved)(leaf(3))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "found"), [(np.ones(()), r"shape \(\)"), (np.ones((1, 3)), r"shape \(1, 3\)"), (2.0, "a float")]
+)
+@pytest.mark.parametrize("before", [lambda x: x, lambda x: x * 2], ids=["leaf", "inside"])
+def test_a_gradient_of_another_shape_names_its_operation_and_reaches_no_leaf(own_registry, gradient, found, before):
+    def halved(x):
+        def dx(g):
+            return gradient
+
+        return x / 2, dx
+
+    x = leaf(3)
+    message = rf"halved: a VJP \(dx\) returned {found} for an input of shape \(3,\); the two shapes must be equal"
+    with pytest.raises(TypeError, match=message):
+        tensor.op(halved)(before(x)).backward(np.ones(3))
+    assert x.grad is None
+
+
+def test_a_recomputable_value_is_computed_once_more_for_who_wants_it_and_then_forgotten(own_registry):
+    calls = []
+
+    def doubled(x):
+        calls.append(1)
+        return 2 * x, lambda g: 2 * g
+
+    def product(x, w, recompute=None):
+        assert recompute is not None
+        return x * w, lambda g: g * w, lambda g: g * recompute()
+
+    x, w = leaf(3), leaf(3)
+    y = tensor.op(recomputable=True)(doubled)(x)
+    times = tensor.op(wants_recompute=True)(product)
+    (times(y, w) + times(y, w)).sum().backward()
+    np.testing.assert_array_equal(w.grad, 4 * x.data)
+    assert len(calls) == 2 and y.node.recompute is None
+
+
+# -- towards NumPy -----------------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_without_graph_becomes_an_array_and_a_number():
+    x = Tensor([[1.0, 2.0]])
+    assert x.numpy() is x.data and np.array_equal(np.asarray(x), [[1, 2]])
+    assert np.asarray(x, np.float64).dtype == np.float64 and np.array(x) is not x.data
+    assert float(Tensor([2.5])) == 2.5 and isinstance(float(leaf(1)), float)
+
+
+def test_numpy_cannot_take_a_tensor_out_of_its_graph_unseen():
+    x = leaf(3)
+    for call in (np.exp, np.asarray, np.mean):
+        with pytest.raises(TypeError):
+            call(x)
+    assert np.array_equal(x.numpy(), x.data)
+
+
+@pytest.mark.parametrize(
+    ("x", "printed"),
+    [
+        (Tensor([1.0, -2.5]), "Tensor([ 1. , -2.5], float32)"),
+        (Tensor([[1, 2], [3, 4]]), "Tensor([[1, 2],\n        [3, 4]], int64)"),
+        (leaf(2), "Tensor([1., 2.], float64, requires_grad=True)"),
+        (Tensor(np.zeros((30, 40))), "Tensor(shape (30, 40), float64)"),
+        (Tensor(3.0), "Tensor(3., float32)"),
+    ],
+)
+def test_a_tensor_prints_its_numbers_where_they_are_few(x, printed):
+    assert repr(x) == printed

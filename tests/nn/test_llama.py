@@ -10,6 +10,8 @@ from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import no_grad
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf import to_halves, to_pairs
+from minilora.lora.adapters import add_adapter
+from minilora.lora.config import LoraConfig
 from minilora.nn.layers import Embedding, Linear, RMSNorm
 from minilora.nn.llama import Config, KVCache, Llama
 from minilora.nn.module import Module, sha256_of
@@ -444,6 +446,60 @@ def test_ids_that_the_model_cannot_read_are_refused(model, bad, message):
         model(bad)
     with pytest.raises(ValueError, match=message):
         model.loss(bad, np.zeros((1, 3), int))
+
+
+@pytest.mark.parametrize(("ids", "range_"), [([[0, -1, 3]], "-1..3"), ([[0, 11, 3]], "0..11")])
+def test_ids_outside_the_vocabulary_are_refused(model, ids, range_):
+    with pytest.raises(ValueError, match=rf"must lie in 0\.\.10, got {range_}"):
+        model(np.array(ids))
+
+
+@pytest.mark.parametrize("ids", [np.zeros((1, 7), int), np.zeros((2, 8), int)])
+def test_a_packing_of_another_length_is_refused(model, ids):
+    with pytest.raises(ValueError, match=r"a packing of 8 tokens does not describe input_ids of shape"):
+        model.loss(ids, ids, Packing(2, (5, 8)))
+
+
+@pytest.mark.parametrize("longest", [16, 17])
+def test_of_a_packed_row_the_longest_sequence_must_fit_and_no_more(model, longest):
+    packing = Packing(4, (longest, longest + 12))  # sequences of `longest` tokens and of 16, in a longer row
+    ids = np.zeros((1, longest + 12), int)
+    labels = np.full_like(ids, -100)
+    labels[:, 5] = 0
+    if longest == 16:
+        assert np.isfinite(model.loss(ids, labels, packing).item())
+    else:
+        with pytest.raises(ValueError, match="17 tokens are more than the 16 the model can see"):
+            model.loss(ids, labels, packing)
+
+
+# -- made and printed --------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_random_unless_it_is_asked_for_an_empty_one():
+    def first(model):
+        return model.model.layers[0].self_attn.q_proj.weight.data
+
+    assert first(Llama(SMALL)).std() == pytest.approx(0.02, rel=0.5)
+    np.testing.assert_array_equal(first(Llama(SMALL)), first(Llama(SMALL, seed=0)))
+    np.testing.assert_array_equal(first(Llama(SMALL, 3)), first(Llama(SMALL, np.random.default_rng(3))))
+    assert (first(Llama(SMALL, 3)) != first(Llama(SMALL, 4))).any()
+    empty = Llama.empty(SMALL)
+    assert {name: w.shape for name, w in empty.state_dict().items()} == {
+        name: w.shape for name, w in Llama(SMALL).state_dict().items()
+    }
+    assert not first(empty).any()
+
+
+def test_a_model_prints_as_a_tree_that_shows_shapes_and_adapters():
+    model = Llama(replace(SMALL, num_hidden_layers=3))
+    assert "(layers.0 to 2): 3 x Block(" in repr(model)
+    assert repr(model.model.norm) == "RMSNorm(weight (8,))"
+    add_adapter(model, LoraConfig(r=2, lora_alpha=8, target_modules=["v_proj"], layers_to_transform=[1]), "legal")
+    tree = repr(model)
+    assert "(embed_tokens): Embedding(weight (11, 8) frozen)" in tree
+    assert "(adapters.legal): LoraWeights(lora_A (2, 8), lora_B (4, 2), scale 4)" in tree
+    assert all(f"(layers.{i}): Block(" in tree for i in range(3))  # the second differs from its neighbours
 
 
 def test_labels_of_another_shape_are_refused(model, ids):

@@ -72,6 +72,16 @@ def test_adamw_follows_its_formula(rng, shape, settings):
     np.testing.assert_allclose(p.data, expected, rtol=1e-11, atol=1e-13)
 
 
+def test_decay_follows_the_learning_rate_of_its_own_parameter(rng):
+    p, q = parameter(rng, 3), parameter(rng, 3)
+    before = p.data.copy(), q.data.copy()
+    optimizer = AdamW({"p": p, "q": q}, lr=0.1, weight_decay=0.5, lr_scale={"q": 4.0})
+    p.grad, q.grad = np.zeros(3), np.zeros(3)  # nothing but decay moves them
+    optimizer.step()
+    np.testing.assert_allclose(p.data, before[0] * (1 - 0.1 * 0.5), rtol=1e-12)
+    np.testing.assert_allclose(q.data, before[1] * (1 - 0.4 * 0.5), rtol=1e-12)
+
+
 def test_the_first_adamw_step_has_the_length_of_the_learning_rate(rng):
     p = parameter(rng, 10)
     before = p.data.copy()
@@ -105,13 +115,18 @@ class TestAnyOptimizer:
         train(make([q]), [q], gradients)
         np.testing.assert_allclose(p.data, q.data, rtol=1e-14)
 
-    def test_skips_a_parameter_without_gradient(self, rng, make):
-        p, q = parameter(rng, 3), parameter(rng, 3)
-        before = q.data.copy()
-        optimizer = make([p, q])
-        p.grad = np.ones(3)
+    def test_skips_a_parameter_without_gradient_and_goes_on_to_the_next(self, rng, make):
+        first, q, last = (parameter(rng, 3) for _ in range(3))
+        before = [p.data.copy() for p in (first, q, last)]
+        optimizer = make([first, q, last])
+        first.grad = last.grad = np.ones(3)
         optimizer.step()
-        np.testing.assert_array_equal(q.data, before)
+        np.testing.assert_array_equal(q.data, before[1])
+        assert (first.data < before[0]).all() and (last.data < before[2]).all()
+
+    def test_prints_in_one_line(self, rng, make):
+        kind = type(make([parameter(rng, 1)])).__name__
+        assert repr(make([parameter(rng, 3), parameter(rng, 40, 50)])) == f"{kind}(2 parameters, 2,003 numbers, lr 0.1)"
 
     def test_zero_grad_forgets_all_gradients(self, rng, make):
         p, q = parameter(rng, 3), parameter(rng, 3)

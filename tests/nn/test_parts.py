@@ -11,10 +11,10 @@ import pytest
 from minilora.engine import parallel
 from minilora.engine.attention import Packing
 from minilora.engine.recompute import recomputed, remembered
-from minilora.engine.tensor import Tensor, no_grad
+from minilora.engine.tensor import Node, Tensor, no_grad
 from minilora.lora.adapters import add_adapter, mixed_batch
 from minilora.lora.config import LoraConfig
-from minilora.nn import llama, step
+from minilora.nn import llama, parts, step
 from minilora.nn.optim import SGD, AdamW
 from minilora.nn.parts import Batch, Sample, micro_batches, pack
 from minilora.nn.step import NotFiniteError, divided, loss_and_grad, loss_without_grad, training_step
@@ -74,20 +74,20 @@ def threads(monkeypatch, request):
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
 def test_parts_hold_every_scored_label_once_and_every_row_whole(batch, threads):
     ids, labels, packing = batch
-    parts = micro_batches(Batch(*batch), threads)
-    assert sum(part.scored for part in parts) == (labels[:, 1:] != -100).sum()
+    batches = micro_batches(Batch(*batch), threads)
+    assert sum(part.scored for part in batches) == (labels[:, 1:] != -100).sum()
     if packing is None:
-        assert np.array_equal(np.concatenate([part.input_ids for part in parts]), ids)
+        assert np.array_equal(np.concatenate([part.input_ids for part in batches]), ids)
         return
     own = [ids[0, slice(*span)].tolist() for span in packing.own_spans()]
-    found = [part.input_ids[0, slice(*span)].tolist() for part in parts for span in part.packing.own_spans()]
+    found = [part.input_ids[0, slice(*span)].tolist() for part in batches for span in part.packing.own_spans()]
     assert sorted(found) == sorted(own)
-    assert all(np.array_equal(part.input_ids[0, : packing.prefix], ids[0, : packing.prefix]) for part in parts)
+    assert all(np.array_equal(part.input_ids[0, : packing.prefix], ids[0, : packing.prefix]) for part in batches)
 
 
 def test_packed_sequences_are_shared_out_evenly():
-    parts = micro_batches(Batch(*BATCHES["packed"]), threads=2)
-    lengths = [part.input_ids.size for part in parts]
+    batches = micro_batches(Batch(*BATCHES["packed"]), threads=2)
+    lengths = [part.input_ids.size for part in batches]
     assert len(lengths) == 2 and max(lengths) - min(lengths) < 30
 
 
@@ -103,6 +103,22 @@ def test_a_part_without_a_label_is_left_out_and_a_small_batch_is_one_part():
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
 def test_parts_give_the_loss_and_the_gradients_of_the_whole(tiny_model, batch, full, threads):
     model = to_float64(tiny_model if full else adapted(tiny_model))
+    loss, found = gradients(model, batch)
+    expected_loss, expected = gradients(model, batch, whole)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    for name, grad in expected.items():
+        np.testing.assert_allclose(found[name], grad, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_three_micro_batches_on_two_threads_give_the_gradients_of_the_whole(tiny_config, monkeypatch, tied):
+    """One thread then has two gradients of every parameter more than the other; a tied head, twice as many."""
+    monkeypatch.setattr(step, "cores", lambda: 2)
+    monkeypatch.setattr(parts, "GOOD", 40)
+    monkeypatch.setattr(parts, "LEAST", 1)
+    model = to_float64(llama.Llama(dataclasses.replace(tiny_config, tie_word_embeddings=tied), 0))
+    batch = IDS[:3], labelled(IDS[:3])
+    assert len(divided(model, Batch(*batch))) == 3
     loss, found = gradients(model, batch)
     expected_loss, expected = gradients(model, batch, whole)
     assert loss == pytest.approx(expected_loss, rel=1e-12)
@@ -196,13 +212,13 @@ SAMPLES = [Sample(ids := (1, 2, 3, 4, *range(5, 5 + n)), (*[-100] * 6, *ids[6:])
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_samples_are_packed_once_each_in_as_many_micro_batches_as_their_packed_row(threads, monkeypatch):
     row = pack(SAMPLES)
-    parts = micro_batches(SAMPLES, threads)
-    assert len(parts) == len(micro_batches(row, threads))
-    assert sum(part.scored for part in parts) == row.scored == sum(sample.scored for sample in SAMPLES)
-    assert sum(part.input_ids.size for part in parts) <= row.input_ids.size + (len(parts) - 1) * row.packing.prefix
+    batches = micro_batches(SAMPLES, threads)
+    assert len(batches) == len(micro_batches(row, threads))
+    assert sum(part.scored for part in batches) == row.scored == sum(sample.scored for sample in SAMPLES)
+    assert sum(part.input_ids.size for part in batches) <= row.input_ids.size + (len(batches) - 1) * row.packing.prefix
     found = [
         (*part.input_ids[0, : part.packing.prefix].tolist(), *part.input_ids[0, slice(*span)].tolist())
-        for part in parts
+        for part in batches
         for span in part.packing.own_spans()
     ]
     assert sorted(found) == sorted(sample.ids for sample in SAMPLES)
@@ -280,6 +296,46 @@ def test_gradients_are_added_in_the_order_of_the_threads_not_of_arrival(late):
 
     parallel.values_and_gradients([lambda i=i: part(i) for i in range(3)], [1.0] * 3, threads=3)
     assert x.grad[0] == (1e16 + 1.0) - 1e16
+
+
+def test_one_thread_at_a_time_adds_up(monkeypatch):
+    """Two threads deliver to the same leaf at once: the meeting must let one in at a time."""
+    inside, most = [], []
+
+    def slow_receive(self, grad, fresh):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+
+    monkeypatch.setattr(Node, "receive", slow_receive)
+    meeting, leaf = parallel.Meeting(2), Node([])
+    both = threading.Barrier(2)
+
+    def deliver(thread):
+        both.wait(10)
+        for _ in range(5):
+            meeting.receive(thread, leaf, np.ones(1))
+
+    threads = [threading.Thread(target=deliver, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    meeting.close()
+    assert len(most) == 10 and max(most) == 1
+
+
+def test_each_thread_uses_one_core_of_the_matrix_library():
+    inside = []
+
+    def count():
+        inside.append(parallel.cores())
+        return Tensor(1.0)
+
+    with parallel._controller().limit(limits=2, user_api="blas"):
+        parallel.values([count, count], threads=2)
+        assert inside == [1, 1] and parallel.cores() == 2
 
 
 def test_cores_follow_the_matrix_librarys_own_setting():
