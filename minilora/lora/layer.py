@@ -55,6 +55,7 @@ class LoraWeights(Module):
         return self.dropout is not None and self.dropout.active
 
     def summary(self) -> str:
+        """Shapes and scale, where a model is printed."""
         return f"{super().summary()}, scale {self.scale:g}"
 
     def factors(self) -> tuple[Array, Array]:

@@ -45,6 +45,7 @@ class Dropout(Module):
         self.draws: dict[int, int] = {}  # by micro-batch
 
     def summary(self) -> str:
+        """Its probability, where a model is printed."""
         return f"p={self.p:g}"
 
     @property
