@@ -29,7 +29,12 @@ FOLDER_KINDS = ("F32", "F16")
 
 @dataclass(frozen=True)
 class Requantised:
-    """What storing merged matrices as Q4_1 does to the update: see `requantised`."""
+    """What storing merged matrices as Q4_1 does to the update: see `requantised`.
+
+    Of these, `update_kept` foretells best what is left of the learning. SmolLM2 on its own Q4_1 base, 48 steps on the
+    legal data: 7 % of the update is kept and 16.5 % of the fall in loss, with a rounding of 123 %. The tiny base in
+    float32, 3 steps: 98 % and 69 %, with a rounding of 1,988 %.
+    """
 
     matrices: int
     error: float  # ‖Q(W + ΔW) - (W + ΔW)‖ / ‖ΔW‖: how large the rounding is, measured by the update

@@ -16,7 +16,8 @@ from modelfiles import (
     vocabulary,
     write_gguf,
 )
-from tokenizers import decoders, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Core
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minilora.files.disk import ModelFileError
 from minilora.io import zoo
@@ -309,10 +310,22 @@ def test_the_end_token_is_guessed_where_no_settings_name_it(folder):
     assert from_folder(folder).eos == "<|im_end|>"
 
 
-def test_nothing_is_refused_where_the_vocabulary_is_not_byte_level(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers
+@pytest.mark.parametrize("eos", ["<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>"])
+def test_the_usual_end_tokens_are_known(eos, tmp_path):
+    core = Core(models.WordLevel({eos: 0, "hello": 1, "?": 2}, unk_token="?"))
+    core.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = from_folder(tmp_path)
+    assert (tokenizer.eos, tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos) == (eos, 0, 0, "")
 
-    core = Tokenizer(models.WordLevel({"</s>": 0, "hello": 1, "?": 2}, unk_token="?"))
+
+def test_a_folder_that_names_no_end_token_and_has_no_usual_one_is_refused(tmp_path):
+    Core(models.WordLevel({"hello": 0, "?": 1}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ModelFileError, match=r"tokenizer_config\.json: names no eos_token"):
+        from_folder(tmp_path)
+
+
+def test_nothing_is_refused_where_the_vocabulary_is_not_byte_level(tmp_path):
+    core = Core(models.WordLevel({"</s>": 0, "hello": 1, "?": 2}, unk_token="?"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.save(str(tmp_path / "tokenizer.json"))
     assert from_folder(tmp_path).encode("hello \x00") == [1, 2]
@@ -374,6 +387,9 @@ def test_ids_without_a_token_are_padded_as_unused():
     assert meta["tokenizer.ggml.token_type"][:4] == [3, 3, 3, 1]
 
 
+BY_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
 def changed(change):
     tokenizer = new_tokenizer()
     change(tokenizer.core)
@@ -390,7 +406,27 @@ def changed(change):
             "words",
         ),
         (changed(lambda core: setattr(core, "pre_tokenizer", pre_tokenizers.Whitespace())), "words"),
-        (changed(lambda core: setattr(core.model, "ignore_merges", True)), "ignore_merges"),
+        *(
+            (changed(lambda core, key=key, value=value: setattr(core.model, key, value)), key)
+            for key, value in [
+                ("ignore_merges", True),
+                ("byte_fallback", True),
+                ("dropout", 0.1),
+                ("continuing_subword_prefix", "##"),
+                ("end_of_word_suffix", "</w>"),
+            ]
+        ),
+        *(
+            (changed(lambda core, steps=steps: setattr(core, "pre_tokenizer", pre_tokenizers.Sequence(steps))), "words")
+            for steps in [
+                [pre_tokenizers.Digits(individual_digits=False), BY_BYTES],
+                [BY_BYTES, pre_tokenizers.Digits(individual_digits=True)],
+                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False, use_regex=False)],
+                [pre_tokenizers.Digits(individual_digits=True)] * 2 + [BY_BYTES],
+                [pre_tokenizers.Digits(individual_digits=True)],
+                [BY_BYTES, BY_BYTES],
+            ]
+        ),
         (changed(lambda core: core.add_tokens(["plain"])), "'plain'"),
         (new_tokenizer(merges=[]), "no merges"),
     ],
