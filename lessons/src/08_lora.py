@@ -522,7 +522,6 @@ show_answers()
 # The form can be counted. All 30 test questions are about terms that were not trained:
 
 # %% tags=["measured"]
-
 after = ml.answer_all(model, tokenizer, records["test"])
 with ml.disable_adapter(model):
     without = ml.answer_all(model, tokenizer, records["test"])

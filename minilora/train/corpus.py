@@ -72,8 +72,8 @@ def read_corpus(place: str | Path | None, say: Callable[[str], None]) -> list[Do
 
 
 def _paragraphs(text: str) -> tuple[str, ...]:
-    parts = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
-    return tuple(part for part in parts if part)
+    paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
+    return tuple(paragraph for paragraph in paragraphs if paragraph)
 
 
 def split(documents: Sequence[Document], seed: int) -> tuple[list[Document], list[Document]]:
@@ -88,23 +88,23 @@ def split(documents: Sequence[Document], seed: int) -> tuple[list[Document], lis
     chosen = np.random.default_rng(seed).permutation(len(years))[: max(1, round(HELD_OUT * len(years)))]
     held = {years[i] for i in chosen}
     seen: set[str] = set()
-    parts: tuple[list[Document], list[Document]] = ([], [])
+    splits: tuple[list[Document], list[Document]] = ([], [])
     for document in sorted(documents, key=lambda d: (d.year in held, d.name)):
         new = tuple(p for p in dict.fromkeys(document.paragraphs) if p not in seen)
         seen.update(new)
         if new:
-            parts[document.year in held].append(Document(document.name, new))
-    return parts
+            splits[document.year in held].append(Document(document.name, new))
+    return splits
 
 
 def excerpt(documents: Sequence[Document], size: int = EXCERPT_BYTES) -> str:
     """About `size` bytes that stand for all documents: whole paragraphs from the middle of each, in their order."""
-    share = size / len(documents)
+    most = size / len(documents)
     chosen: list[str] = []
     for document in documents:
         used = 0
         for paragraph in document.paragraphs[len(document.paragraphs) // 2 :]:
-            if used and used + len(paragraph.encode()) > share:
+            if used and used + len(paragraph.encode()) > most:
                 break
             chosen.append(paragraph)
             used += len(paragraph.encode())

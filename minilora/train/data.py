@@ -81,8 +81,8 @@ def read_records(source: str | Path, tokenizer: Tokenizer | None = None) -> list
             continue
         try:
             record = _parse(line, number)
-            for part in (*(m["content"] for m in record.messages), record.paraphrase or ""):
-                for problem in _unwritable(part, tokenizer):
+            for said in (*(m["content"] for m in record.messages), record.paraphrase or ""):
+                for problem in _unwritable(said, tokenizer):
                     raise ValueError(problem)
             if record.id in seen:
                 raise ValueError(f"id {record.id!r} stands in line {seen[record.id]} already")
@@ -163,12 +163,12 @@ def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
             replace(record, split="test" if len(records) >= 10 and i % 10 == 9 else "train")
             for i, record in enumerate(records)
         ]
-    parts: dict[str, list[Record]] = {name: [] for name in SPLITS}
+    splits: dict[str, list[Record]] = {name: [] for name in SPLITS}
     for record in records:
-        parts[record.split or "train"].append(record)
-    if not parts["train"]:
+        splits[record.split or "train"].append(record)
+    if not splits["train"]:
         raise DataError('no record is left to train on: none has "split": "train"')
-    return parts
+    return splits
 
 
 # -- encoding ----------------------------------------------------------------------------------------------------------
@@ -199,9 +199,8 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer) -> list[Samp
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
     """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored."""
     ids = tokenizer.encode(text)
-    cuts = range(0, len(ids), max_length)
-    parts = [ids[i : i + max_length] for i in cuts]
-    return [Sample(tuple(part), (NOT_SCORED, *part[1:])) for part in parts if len(part) > 1]
+    sequences = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
+    return [Sample(tuple(row), (NOT_SCORED, *row[1:])) for row in sequences if len(row) > 1]
 
 
 def cut(samples: Sequence[Sample], max_length: int) -> tuple[list[Sample], int, int]:

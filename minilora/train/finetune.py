@@ -74,7 +74,7 @@ def finetune(
         "options": asdict(options) | {"lr": options.learning_rate, "out": str(options.folder)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "steps": steps,
-        "records": {"train": len(material.train), **{name: len(part) for name, part in material.scored.items()}},
+        "records": {"train": len(material.train), **{name: len(scored) for name, scored in material.scored.items()}},
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,
         "audit": dict(promises),

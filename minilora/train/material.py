@@ -26,11 +26,11 @@ class Material:
 
     def refuse_what_is_longer(self, limit: int, source: str, tokenizer: Tokenizer) -> None:
         """Raise ValueError when a record, or a question and its answer, is longer than a model that sees `limit`."""
-        samples = [*self.train, *self.validation, *(s for part in self.scored.values() for s in part)]
+        samples = [*self.train, *self.validation, *(sample for scored in self.scored.values() for sample in scored)]
         longest = max(len(sample.ids) for sample in samples)
         if longest > limit:
             raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")
-        for record in (record for part in self.asked.values() for record in part):
+        for record in (record for asked in self.asked.values() for record in asked):
             length = len(tokenizer.encode_chat(record.prompt, answer_next=True))
             if length + ANSWER_TOKENS > limit:
                 raise ValueError(
@@ -57,12 +57,12 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
         samples = _of_text(records[0].text, tokenizer, options.max_length)
     else:
         samples, asked = _of_records(records, tokenizer, options.eval_records)
-    for name, part in samples.items():
-        samples[name], longer, dropped = cut(part, options.max_length)
+    for name, whole in samples.items():
+        samples[name], longer, dropped = cut(whole, options.max_length)
         if longer:
             lost = f", {dropped} of them lost their whole answer and were left out" if dropped else ""
             limit = f"--max-length {options.max_length}"
-            say(f"{name}: {longer} of {len(part)} records are longer than {limit} and were cut{lost}")
+            say(f"{name}: {longer} of {len(whole)} records are longer than {limit} and were cut{lost}")
     if not samples["train"]:
         raise ValueError(f"{options.data}: nothing is left to train on within --max-length {options.max_length}")
     samples["general"] = encode_records(general, tokenizer)  # never cut: the same measure for every run
@@ -105,6 +105,6 @@ def _of_records(
     }
     asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
     return (
-        {name: encode_records(part, tokenizer) for name, part in sets.items()},
-        {name: part for name, part in asked.items() if part},
+        {name: encode_records(chosen, tokenizer) for name, chosen in sets.items()},
+        {name: chosen for name, chosen in asked.items() if chosen},
     )

@@ -43,7 +43,7 @@ def page(metrics: dict[str, Any]) -> str:
     title = _rule(f"{options['method']} fine-tuning of {options['base']} on {options['data']}")
     lines = [title, *_answers(metrics), "", *_learned(metrics), "", *_cost(metrics)]
     lines += ["", f"written to {options['out']}; talk to it with"]
-    return "\n".join([part for line in lines for part in _fit(line)] + [_command(options)])
+    return "\n".join([fitted for line in lines for fitted in _fit(line)] + [_command(options)])
 
 
 def _answers(metrics: dict[str, Any]) -> Iterator[str]:

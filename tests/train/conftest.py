@@ -16,7 +16,7 @@ SHAPE = replace(CONFIG, max_position_embeddings=1024)
 
 
 @pytest.fixture(scope="session")
-def words(tiny_folder):
+def tokenizer(tiny_folder):
     """The tokenizer of `tiny_folder`: a token per byte."""
     return load(tiny_folder / "base")[1]
 
@@ -32,10 +32,10 @@ def talker():
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory, tiny_folder, words):
+def home(tmp_path_factory, tiny_folder, tokenizer):
     """A folder with a small base model that can learn, and data for it."""
     folder = tmp_path_factory.mktemp("job")
-    save_folder(folder / "base", SHAPE, new_model(SHAPE).state_dict(), words)
+    save_folder(folder / "base", SHAPE, new_model(SHAPE).state_dict(), tokenizer)
     for name in ("data.jsonl", "novel.txt"):
         shutil.copy(tiny_folder / name, folder)
     return folder

@@ -47,7 +47,7 @@ def build(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def words(build):
+def tokenizer(build):
     return build(CHATML)
 
 
@@ -111,8 +111,8 @@ def test_a_text_file_is_one_record_of_text(write):
 
 
 @pytest.mark.parametrize(("name", "count"), [("legal", 300), ("medical", 120), ("support", 120), ("general", 60)])
-def test_built_in_data_are_read_by_name_and_fit_the_tokenizer(words, name, count):
-    assert len(read_records(name, words)) == count
+def test_built_in_data_are_read_by_name_and_fit_the_tokenizer(tokenizer, name, count):
+    assert len(read_records(name, tokenizer)) == count
 
 
 BAD = [  # a line, what is said of it
@@ -168,16 +168,16 @@ def test_an_id_that_stands_twice_is_reported_with_its_first_line(write):
 
 
 @pytest.mark.parametrize("field", ["question", "answer", "paraphrase"])
-def test_a_control_character_without_a_token_is_reported_if_the_tokenizer_is_known(write, words, field):
+def test_a_control_character_without_a_token_is_reported_if_the_tokenizer_is_known(write, tokenizer, field):
     path = write(QA, QA | {field: "ab\x1b"})
     with pytest.raises(DataError, match=r":2: character '\\x1b' at position 2"):
-        read_records(path, words)
+        read_records(path, tokenizer)
     assert len(read_records(path)) == 2
 
 
-def test_a_control_character_in_plain_text_is_reported(write, words):
+def test_a_control_character_in_plain_text_is_reported(write, tokenizer):
     with pytest.raises(DataError, match=r"a\.txt: character '\\x1b' at position 1"):
-        read_records(write("a\x1b", name="a.txt"), words)
+        read_records(write("a\x1b", name="a.txt"), tokenizer)
 
 
 @pytest.mark.parametrize("content", ["", " \n\n\t\n"])
@@ -226,7 +226,7 @@ def test_nothing_left_to_train_on_is_an_error():
 # -- encoding ----------------------------------------------------------------------------------------------------------
 
 
-def scored_text(item, words):
+def scored_text(item, tokenizer):
     """What is scored, run by run, as text with special tokens."""
     runs, before = [], False
     for label in item.labels:
@@ -234,18 +234,18 @@ def scored_text(item, words):
             runs = runs if before else [*runs, []]
             runs[-1].append(label)
         before = label != NOT_SCORED
-    return [words.core.decode(run, skip_special_tokens=False) for run in runs]
+    return [tokenizer.core.decode(run, skip_special_tokens=False) for run in runs]
 
 
-def test_only_the_assistants_words_and_their_end_marks_are_scored(words):
-    item = encode_record(Record("talk", tuple(TALK)), words)
-    assert scored_text(item, words) == ["Hi 12.<|im_end|>", "So.<|im_end|>"]
-    assert list(item.ids) == words.encode_chat(TALK)
-    assert item.scored == len(words.encode("Hi 12.So.")) + 2
+def test_only_the_assistants_words_and_their_end_marks_are_scored(tokenizer):
+    item = encode_record(Record("talk", tuple(TALK)), tokenizer)
+    assert scored_text(item, tokenizer) == ["Hi 12.<|im_end|>", "So.<|im_end|>"]
+    assert list(item.ids) == tokenizer.encode_chat(TALK)
+    assert item.scored == len(tokenizer.encode("Hi 12.So.")) + 2
 
 
-def test_labels_are_the_ids_themselves_where_they_are_scored(words):
-    item = encode_record(Record("talk", tuple(TALK)), words)
+def test_labels_are_the_ids_themselves_where_they_are_scored(tokenizer):
+    item = encode_record(Record("talk", tuple(TALK)), tokenizer)
     assert {a - b for a, b in zip(item.ids, item.labels, strict=True) if b != NOT_SCORED} == {0}
     assert len(item.ids) == len(item.labels)
 
@@ -256,16 +256,16 @@ def test_an_answer_that_the_template_trims_is_scored_up_to_its_end_mark(build):
     assert scored_text(encode_record(Record("x", messages), trimming), trimming) == ["So.<|im_end|>"]
 
 
-def test_text_is_cut_into_sequences_that_lose_nothing_and_score_all_but_their_first_token(words):
+def test_text_is_cut_into_sequences_that_lose_nothing_and_score_all_but_their_first_token(tokenizer):
     text = "It was a dark and stormy night." * 3
-    parts = encode_text(text, words, max_length=10)
-    assert words.decode([i for part in parts for i in part.ids]) == text
+    parts = encode_text(text, tokenizer, max_length=10)
+    assert tokenizer.decode([i for part in parts for i in part.ids]) == text
     assert all(len(part.ids) == 10 for part in parts[:-1])
     assert all(part.labels == (NOT_SCORED, *part.ids[1:]) for part in parts)
 
 
-def test_a_last_sequence_of_one_token_is_left_out_since_nothing_in_it_is_scored(words):
-    assert [len(part.ids) for part in encode_text("abcdefg", words, max_length=3)] == [3, 3]
+def test_a_last_sequence_of_one_token_is_left_out_since_nothing_in_it_is_scored(tokenizer):
+    assert [len(part.ids) for part in encode_text("abcdefg", tokenizer, max_length=3)] == [3, 3]
 
 
 def test_cutting_tells_how_many_were_cut_and_how_many_were_lost():

@@ -73,25 +73,25 @@ def test_keyword_recall_without_keywords_or_with_a_missing_answer_is_an_error():
 QUESTIONS = ["hello", "What is a lien?", "x"]
 
 
-def test_answer_all_asks_the_records_questions_and_tells_progress(talker, words):
+def test_answer_all_asks_the_records_questions_and_tells_progress(talker, tokenizer):
     records, heard = [Record(q, (*asked(q), {"role": "assistant", "content": "-"})) for q in QUESTIONS], []
-    assert answer_all(talker, words, records, 6, done=heard.append) == [
-        generate(talker, words, q, 6) for q in QUESTIONS
+    assert answer_all(talker, tokenizer, records, 6, done=heard.append) == [
+        generate(talker, tokenizer, q, 6) for q in QUESTIONS
     ]
     assert sum(heard) == len(QUESTIONS)
 
 
-def test_a_record_of_several_turns_is_asked_with_all_of_them_before_the_last_answer(talker, words):
+def test_a_record_of_several_turns_is_asked_with_all_of_them_before_the_last_answer(talker, tokenizer):
     turns = [*asked("hello"), {"role": "assistant", "content": "Hi."}, *asked("x")]
     record = Record("talk", (*turns, {"role": "assistant", "content": "-"}))
-    (answer,) = answer_all(talker, words, [record], 8)
-    assert answer == generate(talker, words, turns, 8) != generate(talker, words, turns[:1], 8)
+    (answer,) = answer_all(talker, tokenizer, [record], 8)
+    assert answer == generate(talker, tokenizer, turns, 8) != generate(talker, tokenizer, turns[:1], 8)
 
 
-def test_a_measured_answer_has_at_most_64_tokens(talker, words):
-    question = next(q for q in QUESTIONS if len(words.encode(generate(talker, words, q, 80))) > 64)
+def test_a_measured_answer_has_at_most_64_tokens(talker, tokenizer):
+    question = next(q for q in QUESTIONS if len(tokenizer.encode(generate(talker, tokenizer, q, 80))) > 64)
     record = Record("x", (*asked(question), {"role": "assistant", "content": "-"}))
-    assert answer_all(talker, words, [record]) == [generate(talker, words, question, 64)]
+    assert answer_all(talker, tokenizer, [record]) == [generate(talker, tokenizer, question, 64)]
 
 
 def test_samples_are_scored_sixteen_at_a_time(tiny_model, rng):

@@ -13,27 +13,29 @@ from minilora.train.generate import generate, generate_batch
 QUESTIONS = ["hello", "What is a lien?", "x", "Explain, in one short sentence, what a trust is.", "12 times 123?"]
 
 
-def greedy(model, words, prompt, count):
+def greedy(model, tokenizer, prompt, count):
     """The plain loop: the whole sequence again for every token."""
-    ids = words.encode_chat(prompt, answer_next=True)
+    ids = tokenizer.encode_chat(prompt, answer_next=True)
     start = len(ids)
     for _ in range(count):
         token = int(model(np.array([ids])).data[0, -1].argmax())
-        if token == words.eos_id:
+        if token == tokenizer.eos_id:
             break
         ids.append(token)
-    return words.decode(ids[start:]).strip()
+    return tokenizer.decode(ids[start:]).strip()
 
 
-def test_answers_are_those_of_computing_the_whole_sequence_for_every_token(talker, words):
+def test_answers_are_those_of_computing_the_whole_sequence_for_every_token(talker, tokenizer):
     for question in QUESTIONS:
-        assert generate(talker, words, question, max_new_tokens=12) == greedy(talker, words, asked(question), 12)
+        assert generate(talker, tokenizer, question, max_new_tokens=12) == greedy(
+            talker, tokenizer, asked(question), 12
+        )
 
 
 @pytest.mark.parametrize("batch_size", [2, 32])
-def test_answers_in_a_batch_are_those_given_one_by_one_and_in_order(talker, words, batch_size):
-    together = generate_batch(talker, words, [asked(q) for q in QUESTIONS], 12, batch_size=batch_size)
-    assert together == [generate(talker, words, q, 12) for q in QUESTIONS]
+def test_answers_in_a_batch_are_those_given_one_by_one_and_in_order(talker, tokenizer, batch_size):
+    together = generate_batch(talker, tokenizer, [asked(q) for q in QUESTIONS], 12, batch_size=batch_size)
+    assert together == [generate(talker, tokenizer, q, 12) for q in QUESTIONS]
     assert len(set(together)) > 1
 
 
@@ -53,26 +55,26 @@ class Script:
         return Tensor(np.eye(self.vocabulary, dtype=np.float32)[chosen][:, None])
 
 
-def test_an_answer_ends_at_its_end_mark_and_the_others_go_on(words):
-    assert words.eos_id == 2
-    first, second = words.encode("ab"), words.encode("xyz12")
-    model = Script([*first, 2], [*second, 2], vocabulary=len(words))
-    assert generate_batch(model, words, [asked("hello"), asked("hello")], 10) == ["ab", "xyz12"]
+def test_an_answer_ends_at_its_end_mark_and_the_others_go_on(tokenizer):
+    assert tokenizer.eos_id == 2
+    first, second = tokenizer.encode("ab"), tokenizer.encode("xyz12")
+    model = Script([*first, 2], [*second, 2], vocabulary=len(tokenizer))
+    assert generate_batch(model, tokenizer, [asked("hello"), asked("hello")], 10) == ["ab", "xyz12"]
     assert model.step == len(second) + 1
 
 
-def test_an_answer_has_no_more_tokens_than_asked_for(words):
-    model = Script(words.encode("abcdefgh"), vocabulary=len(words))
-    assert generate(model, words, "hello", max_new_tokens=3) == "abc"
+def test_an_answer_has_no_more_tokens_than_asked_for(tokenizer):
+    model = Script(tokenizer.encode("abcdefgh"), vocabulary=len(tokenizer))
+    assert generate(model, tokenizer, "hello", max_new_tokens=3) == "abc"
 
 
-def test_a_temperature_draws_by_its_seed(talker, words):
+def test_a_temperature_draws_by_its_seed(talker, tokenizer):
     def answer(seed, temperature=2.0):
-        return generate(talker, words, "hello", 12, temperature, seed)
+        return generate(talker, tokenizer, "hello", 12, temperature, seed)
 
     assert answer(1) == answer(1)
     assert len({answer(seed) for seed in range(5)}) > 1
-    assert answer(1, temperature=1e-6) == answer(1, temperature=0.0) == generate(talker, words, "hello", 12)
+    assert answer(1, temperature=1e-6) == answer(1, temperature=0.0) == generate(talker, tokenizer, "hello", 12)
 
 
 def test_tokens_are_drawn_as_often_as_the_softmax_says():
@@ -86,59 +88,61 @@ def test_tokens_are_drawn_as_often_as_the_softmax_says():
     assert np.abs(flat - wanted).max() < 0.015
 
 
-def test_a_conversation_too_long_for_the_model_is_an_error_before_anything_is_computed(talker, words):
+def test_a_conversation_too_long_for_the_model_is_an_error_before_anything_is_computed(talker, tokenizer):
     question = "x" * 1000
-    longest = len(words.encode_chat(asked(question), answer_next=True))
+    longest = len(tokenizer.encode_chat(asked(question), answer_next=True))
     with pytest.raises(ValueError, match=f"{longest} tokens and an answer of 20 are more than the 1024"):
-        generate(talker, words, question, max_new_tokens=20)
-    assert generate_batch(talker, words, [], 20) == []
+        generate(talker, tokenizer, question, max_new_tokens=20)
+    assert generate_batch(talker, tokenizer, [], 20) == []
 
 
 # -- an answer as a stream ---------------------------------------------------------------------------------------------
 
 
-def streamed(ids, words):
+def streamed(ids, tokenizer):
     """The pieces of an answer that has these tokens."""
-    return list(generate(Script([*ids, words.eos_id], vocabulary=len(words)), words, "hello", 64, stream=True))
+    return list(
+        generate(Script([*ids, tokenizer.eos_id], vocabulary=len(tokenizer)), tokenizer, "hello", 64, stream=True)
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_the_pieces_of_a_stream_are_the_answer(temperature, talker, words):
+def test_the_pieces_of_a_stream_are_the_answer(temperature, talker, tokenizer):
     for seed, question in enumerate(QUESTIONS):
-        pieces = list(generate(talker, words, question, 20, temperature, seed, stream=True))
-        assert "".join(pieces) == generate(talker, words, question, 20, temperature, seed)
+        pieces = list(generate(talker, tokenizer, question, 20, temperature, seed, stream=True))
+        assert "".join(pieces) == generate(talker, tokenizer, question, 20, temperature, seed)
         assert all(pieces)
 
 
-def test_a_piece_comes_with_each_token(words):
-    assert streamed(words.encode("abc"), words) == ["a", "b", "c"]
+def test_a_piece_comes_with_each_token(tokenizer):
+    assert streamed(tokenizer.encode("abc"), tokenizer) == ["a", "b", "c"]
 
 
-def test_a_character_of_several_tokens_comes_when_its_last_one_has(words):
-    ids = words.encode("aé漢🙂b")
+def test_a_character_of_several_tokens_comes_when_its_last_one_has(tokenizer):
+    ids = tokenizer.encode("aé漢🙂b")
     assert len(ids) == 1 + 2 + 3 + 4 + 1  # a token per byte
-    assert streamed(ids, words) == ["a", "é", "漢", "🙂", "b"]
+    assert streamed(ids, tokenizer) == ["a", "é", "漢", "🙂", "b"]
 
 
-def test_white_space_comes_with_what_follows_and_not_at_the_ends(words):
-    assert streamed(words.encode(" \n a \n b \n "), words) == ["a", " \n b"]
-    assert streamed(words.encode("  "), words) == []
+def test_white_space_comes_with_what_follows_and_not_at_the_ends(tokenizer):
+    assert streamed(tokenizer.encode(" \n a \n b \n "), tokenizer) == ["a", " \n b"]
+    assert streamed(tokenizer.encode("  "), tokenizer) == []
 
 
-def test_bytes_that_are_no_character_are_shown_as_the_whole_answer_shows_them(words):
-    ids = [*words.encode("a"), words.encode("é")[0], *words.encode("b"), words.encode("é")[0]]
-    whole = generate(Script([*ids, 2], vocabulary=len(words)), words, "hello")
-    assert streamed(ids, words) == ["a", "\ufffdb", "\ufffd"] and whole == "a\ufffdb\ufffd"
+def test_bytes_that_are_no_character_are_shown_as_the_whole_answer_shows_them(tokenizer):
+    ids = [*tokenizer.encode("a"), tokenizer.encode("é")[0], *tokenizer.encode("b"), tokenizer.encode("é")[0]]
+    whole = generate(Script([*ids, 2], vocabulary=len(tokenizer)), tokenizer, "hello")
+    assert streamed(ids, tokenizer) == ["a", "\ufffdb", "\ufffd"] and whole == "a\ufffdb\ufffd"
 
 
-def test_a_stream_computes_no_further_than_it_is_read(words):
-    model = Script(words.encode("abcdef"), vocabulary=len(words))
-    pieces = generate(model, words, "hello", stream=True)
+def test_a_stream_computes_no_further_than_it_is_read(tokenizer):
+    model = Script(tokenizer.encode("abcdef"), vocabulary=len(tokenizer))
+    pieces = generate(model, tokenizer, "hello", stream=True)
     assert model.step == 0 and next(pieces) == "a" and model.step == 1
 
 
-def test_a_model_can_be_trained_while_its_stream_is_read(talker, words):
-    pieces = generate(talker, words, "hello", stream=True)
+def test_a_model_can_be_trained_while_its_stream_is_read(talker, tokenizer):
+    pieces = generate(talker, tokenizer, "hello", stream=True)
     next(pieces)
     assert (Tensor(np.ones(2), requires_grad=True) * 2).requires_grad
 
@@ -156,15 +160,15 @@ NO_CONVERSATIONS = [
 
 @pytest.mark.parametrize(("messages", "reason"), NO_CONVERSATIONS)
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_is_no_conversation_is_refused_in_one_line(messages, reason, stream, talker, words):
+def test_what_is_no_conversation_is_refused_in_one_line(messages, reason, stream, talker, tokenizer):
     with pytest.raises(ValueError, match=reason) as caught:
-        generate(talker, words, messages, stream=stream)
+        generate(talker, tokenizer, messages, stream=stream)
     assert "\n" not in str(caught.value)
 
 
-def test_a_text_alone_is_no_conversation_for_the_tokenizer(words):
+def test_a_text_alone_is_no_conversation_for_the_tokenizer(tokenizer):
     with pytest.raises(ValueError, match=r"expected messages, \[\{.role.: .user., .content.: 'hi'\}\], got 'hi' alone"):
-        words.encode_chat("hi")
+        tokenizer.encode_chat("hi")
 
 
 SETTINGS = [
@@ -178,15 +182,15 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("settings", "reason"), SETTINGS)
 @pytest.mark.parametrize("stream", [False, True])
-def test_settings_that_mean_nothing_are_refused_at_once(settings, reason, stream, talker, words):
+def test_settings_that_mean_nothing_are_refused_at_once(settings, reason, stream, talker, tokenizer):
     with pytest.raises(ValueError, match=reason):
-        generate(talker, words, "hello", stream=stream, **settings)
+        generate(talker, tokenizer, "hello", stream=stream, **settings)
 
 
-def test_the_longest_conversation_that_fits_is_answered(words):
-    model = Script(words.encode("a"), vocabulary=len(words))
-    length = len(words.encode_chat(asked("hello"), answer_next=True))
-    model.rows = [[*words.encode("a"), words.eos_id]]
-    assert generate(model, words, "hello", max_new_tokens=1024 - length) == "a"
+def test_the_longest_conversation_that_fits_is_answered(tokenizer):
+    model = Script(tokenizer.encode("a"), vocabulary=len(tokenizer))
+    length = len(tokenizer.encode_chat(asked("hello"), answer_next=True))
+    model.rows = [[*tokenizer.encode("a"), tokenizer.eos_id]]
+    assert generate(model, tokenizer, "hello", max_new_tokens=1024 - length) == "a"
     with pytest.raises(ValueError, match=f"{length} tokens and an answer of {1025 - length} are more than the 1024"):
-        generate(model, words, "hello", max_new_tokens=1025 - length)
+        generate(model, tokenizer, "hello", max_new_tokens=1025 - length)

@@ -11,16 +11,16 @@ from minilora.train.data import Record, Sample
 from minilora.train.material import Material, evaluate, prepare
 
 
-def test_records_that_are_cut_are_told(home, words):
+def test_records_that_are_cut_are_told(home, tokenizer):
     said = []
-    material = prepare(options(home, "unused", max_length=36), words, said.append)
+    material = prepare(options(home, "unused", max_length=36), tokenizer, said.append)
     cut = (material.train, material.scored["unseen"], material.scored["paraphrase"])
     assert all(len(s.ids) <= 36 for part in cut for s in part)
     assert any(line.startswith("train: 8 of 8 records are longer than --max-length 36 and were cut") for line in said)
 
 
-def test_at_most_eval_records_paraphrases_are_measured_evenly_chosen(home, words):
-    material = prepare(options(home, "unused", eval_records=3), words, print)
+def test_at_most_eval_records_paraphrases_are_measured_evenly_chosen(home, tokenizer):
+    material = prepare(options(home, "unused", eval_records=3), tokenizer, print)
     assert [r.id for r in material.asked["paraphrase"]] == ["x/0", "x/3", "x/6"]
     assert len(material.scored["paraphrase"]) == 3
 
@@ -33,57 +33,57 @@ LONG, SHORT = Sample((1,) * 11, (1,) * 11), Sample((1,) * 10, (1,) * 10)
 
 
 @pytest.mark.parametrize("name", ["train", "validation", "scored"])
-def test_a_record_of_any_set_that_the_model_cannot_see_whole_is_refused(name, words):
+def test_a_record_of_any_set_that_the_model_cannot_see_whole_is_refused(name, tokenizer):
     def sets(sample):
         return material_of(**({"train": [SHORT]} | {name: {"general": [sample]} if name == "scored" else [sample]}))
 
-    sets(SHORT).refuse_what_is_longer(10, "own.jsonl", words)
+    sets(SHORT).refuse_what_is_longer(10, "own.jsonl", tokenizer)
     with pytest.raises(ValueError, match="a record has 11 tokens, the model can see 10: use --max-length 10"):
-        sets(LONG).refuse_what_is_longer(10, "own.jsonl", words)
+        sets(LONG).refuse_what_is_longer(10, "own.jsonl", tokenizer)
 
 
 @pytest.mark.parametrize("name", ["paraphrase", "unseen"])
-def test_a_question_must_leave_room_for_a_measured_answer(name, words):
+def test_a_question_must_leave_room_for_a_measured_answer(name, tokenizer):
     record = Record("a/1", ({"role": "user", "content": "What?"}, {"role": "assistant", "content": "x" * 500}))
     material = material_of(train=[SHORT], asked={name: [record]})
-    length = len(words.encode_chat(record.prompt, answer_next=True))
-    material.refuse_what_is_longer(length + 64, "own.jsonl", words)
+    length = len(tokenizer.encode_chat(record.prompt, answer_next=True))
+    material.refuse_what_is_longer(length + 64, "own.jsonl", tokenizer)
     with pytest.raises(ValueError, match=rf"own\.jsonl: record a/1: a question of {length} tokens and an answer of 64"):
-        material.refuse_what_is_longer(length + 63, "own.jsonl", words)
+        material.refuse_what_is_longer(length + 63, "own.jsonl", tokenizer)
 
 
-def test_the_sets_are_those_of_the_splits_and_only_records_with_keywords_are_asked(home, tmp_path, words):
+def test_the_sets_are_those_of_the_splits_and_only_records_with_keywords_are_asked(home, tmp_path, tokenizer):
     terms = [term | {"keywords": []} if i in (0, 10) else term for i, term in enumerate(TERMS)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
-    material = prepare(options(home, "unused", data=str(tmp_path / "data.jsonl")), words, print)
+    material = prepare(options(home, "unused", data=str(tmp_path / "data.jsonl")), tokenizer, print)
     assert [len(material.train), len(material.validation)] == [8, 2]
     assert {name: len(part) for name, part in material.scored.items()} == {"paraphrase": 8, "unseen": 2, "general": 60}
     assert [r.id for r in material.asked["paraphrase"]] == [f"x/{i}" for i in range(1, 8)]
     assert [r.id for r in material.asked["unseen"]] == ["x/11"]
     assert material.asked["paraphrase"][0].prompt == [{"role": "user", "content": "Define 1."}]
     assert material.asked["unseen"][0].prompt == [{"role": "user", "content": "What is 11?"}]
-    samples = ml.encode_records([ml.read_records(tmp_path / "data.jsonl")[0].asked_otherwise()], words)
+    samples = ml.encode_records([ml.read_records(tmp_path / "data.jsonl")[0].asked_otherwise()], tokenizer)
     assert material.scored["paraphrase"][0] == samples[0] != material.train[0]
 
 
-def test_what_is_general_is_never_cut(home, words):
-    short = prepare(options(home, "unused", max_length=30), words, lambda line: None)
+def test_what_is_general_is_never_cut(home, tokenizer):
+    short = prepare(options(home, "unused", max_length=30), tokenizer, lambda line: None)
     assert max(len(s.ids) for s in short.scored["general"]) > 30 >= max(len(s.ids) for s in short.train)
 
 
-def test_a_text_is_learned_but_for_its_last_tenth(home, words):
-    material = prepare(options(home, "unused", data=str(home / "novel.txt"), max_length=10), words, print)
-    ids = words.encode((home / "novel.txt").read_text(encoding="utf-8"))
+def test_a_text_is_learned_but_for_its_last_tenth(home, tokenizer):
+    material = prepare(options(home, "unused", data=str(home / "novel.txt"), max_length=10), tokenizer, print)
+    ids = tokenizer.encode((home / "novel.txt").read_text(encoding="utf-8"))
     seen = [i for s in [*material.train, *material.scored["unseen"]] for i in s.ids]
     assert seen == ids and len(material.scored["unseen"]) == len(ids) // 10 // 10
     assert set(material.scored) == {"unseen", "general"} and material.asked == {} and material.validation == []
 
 
-def test_records_that_lose_their_whole_answer_are_told_and_left_out(home, tmp_path, words):
+def test_records_that_lose_their_whole_answer_are_told_and_left_out(home, tmp_path, tokenizer):
     terms = [term | {"question": "x" * 200} if i == 3 else term for i, term in enumerate(TERMS)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
     said = []
-    material = prepare(options(home, "x", data=str(tmp_path / "data.jsonl"), max_length=100), words, said.append)
+    material = prepare(options(home, "x", data=str(tmp_path / "data.jsonl"), max_length=100), tokenizer, said.append)
     assert len(material.train) == 7 and said == [
         "train: 1 of 8 records are longer than --max-length 100 and were cut, "
         "1 of them lost their whole answer and were left out"
@@ -102,7 +102,7 @@ class Bar(list):
     update = list.append
 
 
-def test_measuring_tells_progress_by_stage(talker, words):
+def test_measuring_tells_progress_by_stage(talker, tokenizer):
     bars = {}
 
     def make(title, total, unit):
@@ -110,12 +110,12 @@ def test_measuring_tells_progress_by_stage(talker, words):
         return bars.setdefault((title, total, unit), bars[title])
 
     record = Record("a", ({"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}), keywords=("y",))
-    samples = ml.encode_records([record] * 3, words)
+    samples = ml.encode_records([record] * 3, tokenizer)
     material = material_of(
         train=samples, scored={"unseen": samples, "general": samples[:1]}, asked={"unseen": [record]}
     )
-    measured = evaluate(talker, words, material, make, "now")
+    measured = evaluate(talker, tokenizer, material, make, "now")
     assert sum(bars["loss now", 4, "record"]) == 4 and sum(bars["answers now", 1, "answer"]) == 1
     assert measured.loss == {name: ml.mean_loss(talker, part) for name, part in material.scored.items()}
-    assert measured.answers == {"unseen": ml.answer_all(talker, words, [record])}
+    assert measured.answers == {"unseen": ml.answer_all(talker, tokenizer, [record])}
     assert measured.recall == {"unseen": ml.keyword_recall(measured.answers["unseen"], [record])}

@@ -24,8 +24,8 @@ RUN = {"steps": 6, "batch_size": 2, "max_length": 16, "every": 2, "lr": 0.01}
 
 
 def paragraphs(rng, count):
-    words = ["peace", "union", "congress", "treaty", "1862", "commerce", "the", "of", "and", "our", "people", "is"]
-    return [" ".join(rng.choice(words, 30)) + "." for _ in range(count)]
+    vocabulary = ["peace", "union", "congress", "treaty", "1862", "commerce", "the", "of", "and", "our", "people", "is"]
+    return [" ".join(rng.choice(vocabulary, 30)) + "." for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -103,32 +103,32 @@ def test_the_excerpt_has_whole_paragraphs_of_every_document():
 
 
 @pytest.fixture(scope="module")
-def words(addresses):
+def tokenizer(addresses):
     return train_tokenizer([d.text for d in read_corpus(addresses, print)], 290)
 
 
-def test_the_same_text_gives_the_same_tokenizer_with_smollm2s_marks(addresses, words):
+def test_the_same_text_gives_the_same_tokenizer_with_smollm2s_marks(addresses, tokenizer):
     second = train_tokenizer([d.text for d in read_corpus(addresses, print)], 290)
-    assert second.core.to_str() == words.core.to_str()
-    assert [words.core.token_to_id(mark) for mark in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [0, 1, 2]
-    assert (words.eos_id, words.pad_id, words.bos) == (2, 2, "<|im_start|>")
-    assert len(words) == 290 and len(words.encode(" congress")) < 4  # merges were learned
+    assert second.core.to_str() == tokenizer.core.to_str()
+    assert [tokenizer.core.token_to_id(mark) for mark in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [0, 1, 2]
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos) == (2, 2, "<|im_start|>")
+    assert len(tokenizer) == 290 and len(tokenizer.encode(" congress")) < 4  # merges were learned
 
 
 @settings(max_examples=100)
 @given(st.text().filter(lambda text: "<|" not in text))
-def test_any_text_without_marks_comes_back_as_it_was(words, text):
-    assert words.decode(words.encode(text)) == text
+def test_any_text_without_marks_comes_back_as_it_was(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_digits_are_tokens_of_their_own(words):
-    assert len(words.encode("1862")) == 4
+def test_digits_are_tokens_of_their_own(tokenizer):
+    assert len(tokenizer.encode("1862")) == 4
 
 
-def test_every_document_and_conversation_ends_with_its_mark(words):
+def test_every_document_and_conversation_ends_with_its_mark(tokenizer):
     document = Document("1800-Adams-1", tuple("peace and union " * 6 + str(i) for i in range(10)))
-    ids = encode_corpus([document], words, seed=0)
-    parts = "".join(words.core.id_to_token(i) for i in ids).split("<|endoftext|>")
+    ids = encode_corpus([document], tokenizer, seed=0)
+    parts = "".join(tokenizer.core.id_to_token(i) for i in ids).split("<|endoftext|>")
     assert len(parts) == 3 and parts[-1] == "" and parts[1].startswith("<|im_start|>user")
     assert parts[0].count("<|im_start|>") == 0 and parts[1].count("<|im_end|>") == 2
 
