@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from .compare import TOLERANCE
+
 EXERCISES: dict[str, Exercise] = {}  # by the name of the function that the student writes
 Mistakes = Mapping[str, tuple[Callable, str]]  # what it is: (a function that makes it, the line that names it)
 
@@ -106,7 +108,7 @@ def exercise(
     smallest: Drawing | None = None,
     judge: Callable[..., None] | None = None,
     also: Callable[..., None] | None = None,
-    tolerance: float = 1e-9,
+    tolerance: float = TOLERANCE,
     by_hand: bool = False,
     forbids: Mapping[str, str] | None = None,
     changes: Sequence[str] = (),

@@ -59,6 +59,7 @@ def test_nan_is_never_right(double):
 def test_only_rounding_may_differ(double):
     assert judged(double, lambda x, names: 2 * x * (1 + 1e-11), rng()) == "ok"
     assert "expected" in judged(double, lambda x, names: 2 * x * (1 + 1e-7), rng())
+    assert close(np.ones(2), np.ones(2) + 1e-11) and not close(np.ones(2), np.ones(2) + 1e-7)
 
 
 def test_a_changed_argument_is_noticed_in_arrays_and_in_dictionaries(double):

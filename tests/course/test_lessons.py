@@ -103,6 +103,14 @@ def test_a_lesson_keeps_to_the_limits(name, program):
     assert program.over_limits(notebook) == [] and notebook.metadata.minilora.seconds > 0
 
 
+@pytest.mark.parametrize("name", KEPT)
+def test_a_lesson_asks_before_it_shows_and_ends_with_what_to_remember(name):
+    words = "\n".join("".join(cell["source"]) for cell in BUILT[name]["cells"] if cell["cell_type"] == "markdown")
+    assert "**Predict.**" in words and "\n## What to remember" in words and "](../minilora/" in words
+    assert f"](exercises/{name})" in words or not (LESSONS / "exercises" / name).exists()
+    assert any("claim(" in "".join(cell["source"]) for cell in code_cells(name))
+
+
 # -- the program that builds them --------------------------------------------------------------------------------------
 
 LESSON = """# %% [markdown]
@@ -261,3 +269,15 @@ def test_a_built_notebook_has_the_cells_of_its_source(source, program):
     built = BUILT[source.with_suffix(".ipynb").as_posix()]["cells"]
     assert [cell.source for cell in notebook.cells] == ["".join(cell["source"]) for cell in built]
     assert [cell.id for cell in notebook.cells] == [cell["id"] for cell in built]
+
+
+@pytest.mark.parametrize("source", [source for source in SOURCES if source.parent.name == "exercises"], ids=str)
+def test_an_exercise_runs_alone_before_it_is_solved(source, program):
+    pytest.importorskip("nbgrader", reason="exercises are built by pip install '.[instructor]'")
+    notebook = program.build(LESSONS / "src" / source, LESSONS / source, fresh=False, words=False)
+    program.run(notebook)
+    printed = [output.text for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output]
+    asked = [e.number for e in EXERCISES.values() if e.lesson == int(source.stem[:2])]
+    assert [line for text in printed for line in text.splitlines() if "written" in line] == [
+        f"{number}  not written yet" for number in sorted(asked)
+    ]
