@@ -364,6 +364,13 @@ def test_an_addition_that_fails_changes_nothing(tiny_model, settings, name, mess
     assert snapshot(tiny_model) == before
 
 
+def test_an_adapter_that_could_not_be_added_is_not_even_planned(tiny_model):
+    add_adapter(tiny_model, random(), name="legal")
+    for name in ("legal", "", "a.b"):
+        with pytest.raises(ValueError, match="name|already"):
+            plan_adapter(tiny_model, config(), name)
+
+
 def test_a_name_is_given_once(tiny_model):
     add_adapter(tiny_model, random(), name="legal")
     before = snapshot(tiny_model)
