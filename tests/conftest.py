@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: seeded randomness, a small random model, and the real one where it is at hand."""
 
+import gc
 import json
 from dataclasses import replace
 
@@ -63,3 +64,11 @@ def smollm2():
     if zoo.find("smollm2") is None:
         pytest.skip("needs the real model: minilora pull smollm2")
     return zoo.load("smollm2")
+
+
+@pytest.fixture
+def no_gc():
+    """What dies inside this fixture dies by reference count alone, at once."""
+    gc.disable()
+    yield
+    gc.enable()

@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from minilora.engine import fused, ops
-from minilora.engine.attention import Packing, attention, textbook_attention
-from minilora.engine.tensor import OPS, Tensor, no_grad
+from minilora.engine import fused
+from minilora.engine.attention import Packing, attention
+from minilora.engine.tensor import Tensor, no_grad
 
 
 def run(f, *arrays, g=None, trained=None):
@@ -24,111 +24,11 @@ def assert_same(one, other, tolerance=1e-12):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-# -- fused = composed --------------------------------------------------------------------------------------------------
-
 B, T, C, F, V, R = 2, 5, 6, 7, 8, 3
 H, K, D = 4, 2, 4
-IDS = np.array([[0, 3, 3], [7, 0, 3]])
 LABELS = np.array([[1, -100, 3, 7, 0], [-100, -100, 2, 2, -100]])
 ANGLES = np.arange(T)[:, None, None] * np.array([1.0, 0.1])  # (T, 1, D/2)
-
-
-def mask_of(t, s, first=None, packing=None):
-    """-inf where query t may not see key s, (B or 1, 1, t, s): written out pair by pair."""
-    mask = np.zeros((1 if first is None else len(first), 1, t, s))
-    for b, i, j in np.ndindex(len(mask), t, s):
-        own = s - t + i
-        future, padding = j > own, first is not None and j < first[b] and j != own
-        foreign = packing is not None and any(packing.prefix <= j < end <= own for end in packing.ends)
-        if future or padding or foreign:
-            mask[b, 0, i, j] = -np.inf
-    return mask
-
-
-def composed_rope(x, cos, sin):
-    x1, x2 = x[..., : D // 2], x[..., D // 2 :]
-    return ops.concatenate(x1 * cos - x2 * sin, x2 * cos + x1 * sin, axis=-1)
-
-
-def composed_cross_entropy(logits, labels):
-    scored = np.flatnonzero(labels != -100)
-    return -logits.reshape(-1, logits.shape[-1]).softmax().log()[scored, labels.reshape(-1)[scored]].mean()
-
-
-def attention_row(t=T, s=T, b=B, first=None, packing=None, **settings):
-    return (
-        "attention",
-        lambda q, k, v: attention(q, k, v, first=first, packing=packing, **settings),
-        lambda q, k, v: textbook_attention(q, k, v, mask_of(t, s, first, packing)),
-        [(b, t, H, D), (b, s, K, D), (b, s, K, D)],
-    )
-
-
 PACKED = Packing(prefix=2, ends=(4, 7, 8))
-COMPOSITIONS = [  # operation, fused, composed, shapes
-    ("linear", fused.linear, lambda x, w: x @ w.T, [(B, T, C), (F, C)]),
-    ("linear", fused.linear, lambda x, w, bias: x @ w.T + bias, [(B, T, C), (F, C), (F,)]),
-    (
-        "lora_linear",
-        lambda *inputs: fused.lora_linear(*inputs, scale=2.0),
-        lambda x, w, a, b: x @ w.T + 2.0 * ((x @ a.T) @ b.T),
-        [(B, T, C), (F, C), (R, C), (F, R)],
-    ),
-    (
-        "lora_linear",
-        lambda *inputs: fused.lora_linear(*inputs, scale=0.5),
-        lambda x, w, a, b: x @ w.T + 0.5 * ((x @ a.T) @ b.T),
-        [(100, C), (F, C), (R, C), (F, R)],  # more rows than one block of add_product
-    ),
-    ("embedding", lambda w: fused.embedding(w, IDS), lambda w: w[IDS], [(V, C)]),
-    (
-        "rms_norm",
-        lambda x, w: fused.rms_norm(x, w, eps=1e-5),
-        lambda x, w: x / ((x * x).mean(axis=-1, keepdims=True) + 1e-5).sqrt() * w,
-        [(B, T, C), (C,)],
-    ),
-    (
-        "rope",
-        lambda x: fused.rope(x, np.cos(ANGLES), np.sin(ANGLES)),
-        lambda x: composed_rope(x, np.cos(ANGLES), np.sin(ANGLES)),
-        [(B, T, H, D)],
-    ),
-    ("swiglu", fused.swiglu, lambda gate, up: gate * gate.sigmoid() * up, [(B, T, F), (B, T, F)]),
-    attention_row(),
-    attention_row(t=2),
-    attention_row(first=np.array([0, 3])),
-    attention_row(t=3, first=np.array([1, 4]), block=2),
-    attention_row(t=8, s=8, b=1, packing=PACKED),
-    attention_row(t=8, s=8, b=1, packing=PACKED, block=2),
-    attention_row(t=8, s=8, b=1, packing=Packing(prefix=0, ends=(3, 8)), block=3),
-    (
-        "cross_entropy",
-        lambda z: fused.cross_entropy(z, LABELS),
-        lambda z: composed_cross_entropy(z, LABELS),
-        [(B, T, V)],
-    ),
-    (
-        "linear_cross_entropy",
-        lambda x, w: fused.linear_cross_entropy(x, w, LABELS, block=2, vocab_block=3),
-        lambda x, w: composed_cross_entropy(x @ w.T, LABELS),
-        [(B, T, C), (V, C)],
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("whole", "composed", "shapes"),
-    [row[1:] for row in COMPOSITIONS],
-    ids=[f"{row[0]}-{i}" for i, row in enumerate(COMPOSITIONS)],
-)
-def test_a_fused_operation_equals_its_composition(whole, composed, shapes, rng):
-    arrays = [rng.standard_normal(shape) for shape in shapes]
-    assert_same(run(whole, *arrays), run(composed, *arrays))
-
-
-def test_every_fused_operation_has_a_composition():
-    modules = {fused.__name__, attention.__module__}
-    assert {row[0] for row in COMPOSITIONS} == {name for name, f in OPS.items() if f.__module__ in modules}
 
 
 # -- lora_linear -------------------------------------------------------------------------------------------------------

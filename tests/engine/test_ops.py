@@ -2,14 +2,17 @@
 
 import importlib
 import pkgutil
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 import minilora
-from minilora.engine import ops
-from minilora.engine.attention import Packing
+from minilora.engine import attention, fused, ops
+from minilora.engine.attention import Packing, textbook_attention
+from minilora.engine.examples import EXAMPLES
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import OPS, Tensor
 
@@ -37,6 +40,10 @@ def draw(spec, values=normal, **settings):
         return [np.asarray(values(rng, shape)) for shape in shapes], settings
 
     return make
+
+
+def many_rows(rng):  # more than one block of add_product
+    return [rng.standard_normal(shape) for shape in ((200, 3), (4, 3), (2, 3), (4, 2))], {"scale": 0.5}
 
 
 def embedding_inputs(rng):
@@ -110,13 +117,56 @@ def labelled_rows(logits, labels):
     return zip(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), strict=True)
 
 
+# -- the same, composed of elementary operations -----------------------------------------------------------------------
+
+
+def mask_of(t, s, first=None, packing=None):
+    """-inf where query t may not see key s, (B or 1, 1, t, s): written out pair by pair."""
+    mask = np.zeros((1 if first is None else len(first), 1, t, s))
+    for b, i, j in np.ndindex(len(mask), t, s):
+        own = s - t + i
+        future, padding = j > own, first is not None and j < first[b] and j != own
+        foreign = packing is not None and any(packing.prefix <= j < end <= own for end in packing.ends)
+        if future or padding or foreign:
+            mask[b, 0, i, j] = -np.inf
+    return mask
+
+
+def composed_attention(q, k, v, first=None, packing=None, block=None):
+    return textbook_attention(q, k, v, mask_of(q.shape[1], k.shape[1], first, packing))
+
+
+def composed_rope(x, cos, sin):
+    half = x.shape[-1] // 2
+    x1, x2 = x[..., :half], x[..., half:]
+    return ops.concatenate(x1 * cos - x2 * sin, x2 * cos + x1 * sin, axis=-1)
+
+
+def composed_linear(x, w, bias=0.0):
+    return x @ w.T + bias
+
+
+def composed_cross_entropy(logits, labels):
+    scored = np.flatnonzero(labels != -100)
+    return -logits.reshape(-1, logits.shape[-1]).softmax().log()[scored, labels.reshape(-1)[scored]].mean()
+
+
+def composed_mean(a, axis=None, keepdims=False):
+    total = a.sum(axis=axis, keepdims=keepdims)
+    return total * (total.size / a.size)
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Row:
-    expected: object  # the same function of NumPy arrays
-    inputs: list  # makers of random inputs
+    """One operation; its example is in minilora/engine/examples.py, and is the first of its cases here."""
+
+    expected: Callable  # the same function of NumPy arrays
+    cases: list  # makers of random inputs
+    keeps: dict  # for the example, by the inputs that are trained: the inputs whose arrays outlive the forward pass
+    composed: Callable | None = None  # the same from other operations; None for what is elementary
 
 
 BROADCAST = ["ab,ab", "ab,b", "a1,1b", "ab,", ",ab", "b,dab", "d1b,a1"]
@@ -132,11 +182,16 @@ MATRICES = ["ab,bc", "a,a", "ab,b", "b,bc", "dab,dbc", "dab,bc", "ab,dbc", "1ab,
 PACKED = Packing(prefix=2, ends=(4, 7, 8))
 
 ROWS = {
-    "add": Row(np.add, [draw(s) for s in BROADCAST]),
-    "sub": Row(np.subtract, [draw(s) for s in BROADCAST]),
-    "mul": Row(np.multiply, [draw(s) for s in BROADCAST]),
-    "div": Row(np.divide, [draw(s, not_zero) for s in BROADCAST]),
-    "neg": Row(np.negative, [draw("ab"), draw("")]),
+    "add": Row(np.add, [draw(s) for s in BROADCAST], keeps={(0, 1): ()}),
+    "sub": Row(np.subtract, [draw(s) for s in BROADCAST], keeps={(0, 1): ()}, composed=lambda a, b: a + b * -1.0),
+    "mul": Row(np.multiply, [draw(s) for s in BROADCAST], keeps={(0,): (1,), (1,): (0,), (0, 1): (0, 1)}),
+    "div": Row(
+        np.divide,
+        [draw(s, not_zero) for s in BROADCAST],
+        keeps={(0,): (1,), (1,): (0, 1)},
+        composed=lambda a, b: a * b**-1,
+    ),
+    "neg": Row(np.negative, [draw("ab"), draw("")], keeps={(0,): ()}, composed=lambda a: a * -1.0),
     "pow": Row(
         lambda a, exponent: a**exponent,
         [
@@ -145,22 +200,41 @@ ROWS = {
             draw("ab", not_zero, exponent=-1),
             draw("a", positive, exponent=0.5),
         ],
+        keeps={(0,): (0,)},
     ),
-    "matmul": Row(np.matmul, [draw(s) for s in MATRICES]),
-    "exp": Row(np.exp, [draw("ab"), draw("")]),
-    "log": Row(np.log, [draw("ab", positive), draw("", positive)]),
-    "sqrt": Row(np.sqrt, [draw("ab", positive), draw("", positive)]),
-    "tanh": Row(np.tanh, [draw("ab"), draw("")]),
-    "relu": Row(lambda a: np.where(a > 0, a, 0), [draw("ab", not_zero), draw("", not_zero)]),
-    "sigmoid": Row(lambda a: 1 / (1 + np.exp(-a)), [draw("ab"), draw("")]),
-    "sum": Row(np.sum, REDUCED),
-    "mean": Row(np.mean, REDUCED),
-    "max": Row(np.max, REDUCED),
-    "softmax": Row(plain_softmax, [draw("ab"), draw("abc", axis=0), draw("abc", axis=1)]),
-    "reshape": Row(np.reshape, [draw("234", shape=(4, 6)), draw("234", shape=(-1, 2)), draw("1", shape=())]),
+    "matmul": Row(np.matmul, [draw(s) for s in MATRICES], keeps={(0,): (1,), (1,): (0,)}),
+    "exp": Row(np.exp, [draw("ab"), draw("")], keeps={(0,): ()}),
+    "log": Row(np.log, [draw("ab", positive), draw("", positive)], keeps={(0,): (0,)}),
+    "sqrt": Row(np.sqrt, [draw("ab", positive), draw("", positive)], keeps={(0,): ()}, composed=lambda a: a**0.5),
+    "tanh": Row(np.tanh, [draw("ab"), draw("")], keeps={(0,): ()}, composed=lambda a: 2 / (1 + (-2 * a).exp()) - 1),
+    "relu": Row(
+        lambda a: np.where(a > 0, a, 0),
+        [draw("ab", not_zero), draw("", not_zero)],
+        keeps={(0,): (0,)},
+        composed=lambda a: a * (a.data > 0),
+    ),
+    "sigmoid": Row(
+        lambda a: 1 / (1 + np.exp(-a)),
+        [draw("ab"), draw("")],
+        keeps={(0,): ()},
+        composed=lambda a: 1 / (1 + (-a).exp()),
+    ),
+    "sum": Row(np.sum, REDUCED, keeps={(0,): ()}),
+    "mean": Row(np.mean, REDUCED, keeps={(0,): ()}, composed=composed_mean),
+    "max": Row(np.max, REDUCED, keeps={(0,): (0,)}),
+    "softmax": Row(
+        plain_softmax,
+        [draw("ab"), draw("abc", axis=0), draw("abc", axis=1)],
+        keeps={(0,): ()},
+        composed=lambda a, axis=-1: a.exp() / a.exp().sum(axis=axis, keepdims=True),
+    ),
+    "reshape": Row(
+        np.reshape, [draw("234", shape=(4, 6)), draw("234", shape=(-1, 2)), draw("1", shape=())], keeps={(0,): (0,)}
+    ),
     "transpose": Row(
         np.transpose,
         [draw("abc"), draw("abc", axes=(1, 2, 0)), draw("abc", axes=(-1, 0, 1)), draw("abcd", axes=(0, 2, 1, 3))],
+        keeps={(0,): (0,)},
     ),
     "getitem": Row(
         lambda a, index: a[index],
@@ -173,23 +247,41 @@ ROWS = {
             draw("3", index=np.array([True, False, True])),
             draw("34", index=(Ellipsis, None, 0)),
         ],
+        keeps={(0,): ()},
     ),
     "concatenate": Row(
-        lambda *arrays, axis: np.concatenate(arrays, axis),
+        lambda *arrays, axis=0: np.concatenate(arrays, axis),
         [draw("ab,cb,ab", axis=0), draw("abc,abd", axis=-1), draw("ab", axis=1)],
+        keeps={(0, 1): ()},
     ),
-    "linear": Row(plain_linear, [draw(s) for s in ("an,mn", "abn,mn", "n,mn", "abn,mn,m", "n,mn,m")]),
+    "linear": Row(
+        plain_linear,
+        [draw(s) for s in ("an,mn", "abn,mn", "n,mn", "abn,mn,m", "n,mn,m")],
+        keeps={(0,): (1,), (1,): (0,), (0, 2): (1,), (0, 1, 2): (0, 1)},
+        composed=composed_linear,
+    ),
     "lora_linear": Row(
         lambda x, w, a, b, scale: plain_linear(x, w + scale * b @ a),
-        [draw("abn,mn,rn,mr", scale=2.0), draw("an,mn,rn,mr", scale=0.5), draw("n,mn,1n,m1", scale=1)],
+        [draw("abn,mn,rn,mr", scale=2.0), draw("an,mn,rn,mr", scale=0.5), draw("n,mn,1n,m1", scale=1), many_rows],
+        keeps={(0, 2, 3): (0, 1, 2, 3), (2, 3): (0, 3), (3,): (), (0,): (1, 2, 3)},
+        composed=lambda x, w, a, b, scale: x @ w.T + scale * ((x @ a.T) @ b.T),
     ),
-    "embedding": Row(lambda w, ids: w[ids], [embedding_inputs]),
+    "embedding": Row(lambda w, ids: w[ids], [embedding_inputs], keeps={(0,): ()}, composed=lambda w, ids: w[ids]),
     "rms_norm": Row(
         lambda x, w, eps: x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * w,
         [draw("ab5,5", eps=1e-5), draw("a3,3", eps=0.1), draw("4,4", eps=1e-5), draw("an,n", eps=0.5)],
+        keeps={(0,): (0, 1)},
+        composed=lambda x, w, eps: x / ((x * x).mean(axis=-1, keepdims=True) + eps).sqrt() * w,
     ),
-    "rope": Row(plain_rope, [rope_inputs(batch=False), rope_inputs(batch=True)]),
-    "swiglu": Row(lambda gate, up: gate / (1 + np.exp(-gate)) * up, [draw("abf,abf"), draw("f,f")]),
+    "rope": Row(
+        plain_rope, [rope_inputs(batch=False), rope_inputs(batch=True)], keeps={(0,): ()}, composed=composed_rope
+    ),
+    "swiglu": Row(
+        lambda gate, up: gate / (1 + np.exp(-gate)) * up,
+        [draw("abf,abf"), draw("f,f")],
+        keeps={(0, 1): (0, 1)},
+        composed=lambda gate, up: gate * gate.sigmoid() * up,
+    ),
     "attention": Row(
         plain_attention,
         [
@@ -204,29 +296,40 @@ ROWS = {
             attention_inputs(B=1, T=8, packing=PACKED, block=2),
             attention_inputs(B=1, T=6, packing=Packing(prefix=0, ends=(3, 6))),
         ],
+        keeps={(0, 1, 2): (0, 1, 2)},
+        composed=composed_attention,
     ),
-    "cross_entropy": Row(plain_cross_entropy, [labelled("abv"), labelled("av")]),
+    "cross_entropy": Row(
+        plain_cross_entropy, [labelled("abv"), labelled("av")], keeps={(0,): ()}, composed=composed_cross_entropy
+    ),
     "linear_cross_entropy": Row(
-        lambda x, w, labels, block=None: plain_cross_entropy(plain_linear(x, w), labels),
-        [labelled("abc,vc"), labelled("ac,vc", block=1), labelled("abc,vc", block=3)],
+        lambda x, w, labels, **blocks: plain_cross_entropy(plain_linear(x, w), labels),
+        [
+            labelled("abc,vc"),
+            labelled("ac,vc", block=1),
+            labelled("abc,vc", block=3),
+            labelled("abc,vc", block=2, vocab_block=3),
+        ],
+        keeps={(0,): (), (0, 1): (1,)},
+        composed=lambda x, w, labels, **blocks: composed_cross_entropy(x @ w.T, labels),
     ),
 }
 
 CASES = [
     pytest.param(OPS[name], row.expected, make, id=f"{name}-{i}")
     for name, row in ROWS.items()
-    for i, make in enumerate(row.inputs)
+    for i, make in enumerate([EXAMPLES[name], *row.cases])
 ]
 each_operation = pytest.mark.parametrize(("operation", "expected", "make"), CASES)
 
 
-def test_every_operation_has_a_row():
+def test_every_operation_has_a_row_and_an_example():
     for part in ("engine", "nn", "lora"):
         folder = importlib.import_module(f"{minilora.__name__}.{part}")
         for module in pkgutil.iter_modules(folder.__path__):
             importlib.import_module(f"{folder.__name__}.{module.name}")
     registered = {name for name, operation in OPS.items() if operation.__module__.startswith("minilora.")}
-    assert registered == set(ROWS)
+    assert registered == set(ROWS) == set(EXAMPLES)
 
 
 # -- what is checked of each -------------------------------------------------------------------------------------------
@@ -245,6 +348,51 @@ def test_value_equals_plain_numpy(operation, expected, make, rng):
         value = operation(*arrays, **settings).data
         np.testing.assert_allclose(value, expected(*arrays, **settings), rtol=1e-12, atol=1e-12)
         assert isinstance(value, np.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("operation", "composed", "make"),
+    [
+        pytest.param(OPS[name], row.composed, make, id=f"{name}-{i}")
+        for name, row in ROWS.items()
+        if row.composed
+        for i, make in enumerate([EXAMPLES[name], *row.cases])
+    ],
+)
+def test_value_and_gradients_equal_those_of_the_composition(operation, composed, make, rng):
+    arrays, settings = make(rng)
+    one, other = ([Tensor(a, requires_grad=True) for a in arrays] for _ in range(2))
+    y, z = operation(*one, **settings), composed(*other, **settings)
+    np.testing.assert_allclose(y.data, z.data, rtol=1e-10, atol=1e-12)
+    g = rng.standard_normal(y.shape)
+    y.backward(g)
+    z.backward(g)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_every_fused_operation_has_a_composition():
+    modules = {fused.__name__, attention.__name__}
+    assert all(ROWS[name].composed for name, f in OPS.items() if f.__module__ in modules)
+
+
+KEPT = [
+    pytest.param(name, trained, kept, id=f"{name}-{''.join(map(str, trained))}")
+    for name, row in ROWS.items()
+    for trained, kept in row.keeps.items()
+]
+
+
+@pytest.mark.parametrize(("name", "trained", "kept"), KEPT)
+def test_an_operation_keeps_exactly_the_arrays_its_gradients_need(no_gc, rng, name, trained, kept):
+    arrays, settings = EXAMPLES[name](rng)
+    alive = [weakref.ref(array) for array in arrays]
+    y = OPS[name](*[Tensor(array, requires_grad=i in trained) for i, array in enumerate(arrays)], **settings)
+    del arrays
+    assert tuple(i for i, array in enumerate(alive) if array() is not None) == kept
+    y.backward(np.ones(y.shape))
+    del y
+    assert all(array() is None for array in alive)
 
 
 @each_operation
