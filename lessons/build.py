@@ -97,7 +97,7 @@ def with_check(cell: nbformat.NotebookNode, variant: int | None) -> list[nbforma
     points = cell.metadata.pop("points", None)
     if points is None:
         return [cell]
-    names = [name for name in re.findall(r"^def (\w+)", cell.source, re.MULTILINE) if name in EXERCISES]
+    names = [name for name in re.findall(r"^(?:def|class) (\w+)", cell.source, re.MULTILINE) if name in EXERCISES]
     if len(names) != 1:
         raise LessonError(f"a cell with points must define one exercise of minilora.course, got {names or 'none'}")
     cell.metadata["nbgrader"] = GRADED | {"grade_id": names[0]}

@@ -21,7 +21,7 @@ import numpy as np
 from ..engine.tensor import Tensor
 from .compare import Wrong, as_parts, compare, named, same
 from .exercises import EXERCISES, Draw, Exercise, Form
-from .mine import keep
+from .mine import keep, methods_of
 from .watch import plain, readable_output, time_limit, watched, without_the_engine
 
 DRAWS = 3  # fresh shapes and numbers that every answer is tried on
@@ -269,9 +269,10 @@ class Answer:
     def explain(self, error: Exception) -> str:
         """Which line of the function stopped, why, and which axes met if it was a product of matrices."""
         place, trace = "", error.__traceback__
+        own = [method.__code__ for method in methods_of(self.function)] if hasattr(self.function, "__dict__") else []
         while trace is not None:
             code = trace.tb_frame.f_code
-            if code is getattr(self.function, "__code__", None):
+            if code in own:
                 place = linecache.getline(code.co_filename, trace.tb_lineno).strip()
             trace = trace.tb_next
         where = f"at `{place}`: " if place else ""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import linecache
 import os
 import re
 import runpy
@@ -75,15 +76,14 @@ def keep(function: Callable, number: str, variant: int | None, folder: Path | No
 
     Nothing is written for functions from elsewhere, and nothing under nbgrader.
     """
-    scope = getattr(function, "__globals__", {})
-    if scope.get("__name__") != "__main__" or os.environ.get("NBGRADER_EXECUTION"):
+    if scope_of(function).get("__name__") != "__main__" or os.environ.get("NBGRADER_EXECUTION"):
         return False
     path = (folder or Path()) / FILE
     try:
         imports, sources = needs(function)
         old = path.read_text("utf-8") if path.exists() else HEAD
         path.write_text(_joined(old, imports, sources, number, function.__name__, variant), "utf-8")
-    except (OSError, TypeError):
+    except (OSError, TypeError, IndexError, SyntaxError):
         return False
     return True
 
@@ -95,7 +95,7 @@ def needs(function: Callable) -> tuple[list[str], list[str]]:
     seen: set[str] = set()
 
     def visit(thing: Any, name: str) -> None:
-        source = textwrap.dedent(inspect.getsource(thing)).rstrip() + "\n"
+        source = source_of(thing)
         seen.add(name)
         names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
         for used in dict.fromkeys(n.id for n in sorted(names, key=lambda n: (n.lineno, n.col_offset))):
@@ -116,9 +116,32 @@ def needs(function: Callable) -> tuple[list[str], list[str]]:
                 sources.append(f"{used} = {value!r}\n")
         sources.append(source)
 
-    scope = function.__globals__  # type: ignore[attr-defined]
+    scope = scope_of(function)
     visit(function, function.__name__)
     return list(dict.fromkeys(imports)), sources
+
+
+def methods_of(thing: Any) -> list[Any]:
+    """The functions that an exercise's answer consists of: itself, or what a class defines."""
+    return [thing] if inspect.isfunction(thing) else [m for m in vars(thing).values() if inspect.isfunction(m)]
+
+
+def scope_of(thing: Any) -> dict[str, Any]:
+    """The names that a function or a class sees where it was written."""
+    return next((method.__globals__ for method in methods_of(thing)), {}) if hasattr(thing, "__dict__") else {}
+
+
+def source_of(thing: Any) -> str:
+    """The source of a function or of a class; of a class in a notebook, too, of which Python knows no file."""
+    if inspect.isfunction(thing):
+        return textwrap.dedent(inspect.getsource(thing)).rstrip() + "\n"
+    text = "".join(linecache.getlines(methods_of(thing)[0].__code__.co_filename))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef) and node.name == thing.__name__:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            lines = text.splitlines()[first - 1 : node.end_lineno]
+            return textwrap.dedent("\n".join(lines)).rstrip() + "\n"
+    raise OSError(f"the source of {thing.__name__} is not to be found")
 
 
 def _joined(old: str, imports: list[str], sources: list[str], number: str, name: str, variant: int | None) -> str:

@@ -27,6 +27,9 @@ class Watched(np.ndarray):
     def __array_finalize__(self, source: Any) -> None:
         self.seen = getattr(source, "seen", set())
 
+    def __repr__(self) -> str:  # who prints an argument sees an array
+        return repr(self.view(np.ndarray))
+
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **settings: Any) -> Any:
         if out is not None:
             settings["out"] = tuple(_plain(x) for x in out)
