@@ -160,7 +160,7 @@ def draw_all(
         costs = measure(points, done=done)
         speed = multiplications(start) / costs[points.index(start)].seconds
         path = folder / f"growth-{name}.png"
-        _draw(path, sweep, points, costs, speed)
+        save(_drawn(sweep, points, costs, speed), path)
         yield path
 
 
@@ -169,7 +169,7 @@ def turns(sweeps: Mapping[str, Sweep] = SWEEPS) -> int:
     return (1 + ROUNDS) * sum(len(sweep.values) for sweep in sweeps.values())
 
 
-def _draw(path: Path, sweep: Sweep, points: list[Point], costs: list[Cost], speed: float) -> None:
+def _drawn(sweep: Sweep, points: list[Point], costs: list[Cost], speed: float) -> Any:
     figure, (left, right) = panels(2, width=10)
     left.set_title("Time, predicted by counting multiplications")
     counted = [1e3 * multiplications(point) / speed for point in points]
@@ -177,7 +177,7 @@ def _draw(path: Path, sweep: Sweep, points: list[Point], costs: list[Cost], spee
     right.set_title("Memory, predicted from shapes")
     shapes = [predicted_bytes(point) / 1e6 for point in points]
     _lines(right, sweep, [cost.peak_bytes / 1e6 for cost in costs], shapes, "peak of a step (MB)")
-    save(figure, path)
+    return figure
 
 
 def _lines(axes: Any, sweep: Sweep, measured: list[float], predicted: list[float], label: str) -> None:
@@ -186,6 +186,6 @@ def _lines(axes: Any, sweep: Sweep, measured: list[float], predicted: list[float
     axes.plot(sweep.values, predicted, color=LORA, linewidth=1.5, linestyle="--")
     axes.plot(sweep.values, measured, color=LORA, linewidth=0, marker="o")
     axes.set(xlabel=sweep.label, ylabel=label, xlim=(0, 1.03 * sweep.values[-1]))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_ylim(0, 1.08 * max(*measured, *predicted))
     name_lines(axes, [(measured[-1], "measured", LORA), (predicted[-1], "predicted", LORA)])

@@ -16,12 +16,13 @@ from minilora.cli import main
 from minilora.cost import bench, growth
 from minilora.cost.counts import count_parameters
 from minilora.cost.predict import SHAPES, base_parameters
-from minilora.cost.process import peak_memory
+from minilora.cost.process import Job, peak_memory
 from minilora.cost.turns import BenchError, Contender, serve, take_turns
 from minilora.engine.backend import is_packed
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.nn.llama import Llama
+from minilora.pictures.check import problems
 
 PACKED = ["quantized", "quantized-recompute", "load-quantized"]
 TINY = replace(CONFIG, max_position_embeddings=bench.PROMPT + bench.NEW)
@@ -204,6 +205,43 @@ def test_a_mode_trains_the_model_it_names(file, monkeypatch, mode, packed, recom
     assert counts.trainable == (base_parameters(TINY) if mode == "full" else adapter)
 
 
+TABLE = """\
+EPYC, 2 cores, 25 GB, Linux; minilora 1, numpy 2; 2026-01-31
+smollm2: 4 x 128 tokens per step, all-linear r=8; generation of 64 tokens after 16; median of 7, in turns
+
+mode                                          seconds  to floor  tokens/s   peak MB
+floor                 matrix products alone     1.203      1.00       426       797
+lora                  LoRA, loss_and_grad       1.508      1.25       340     1,015
+generate              generation                1.030                  62       628
+import                import minilora           0.035
+
+The matrix products alone run at 229 GFLOP/s."""
+
+
+def test_the_exact_table_of_fixed_numbers():
+    def row(seconds, ratio=None, rate=None, peak=None):
+        return {"seconds": seconds, "ratio_to_floor": ratio, "tokens_per_second": rate, "peak_memory_bytes": peak}
+
+    machine = {"processor": "EPYC", "cores": 2, "memory_bytes": 25e9, "system": "Linux"}
+    modes = {
+        "floor": row(1.203, 1.0, 425.6, 797.4e6),
+        "lora": row(1.508, 1.2535, 339.5, 1015.2e6),
+        "generate": row(1.03, None, 62.1, 628e6),
+        "import": row(0.035),
+    }
+    result = {"created": "2026-01-31T00:00:00+00:00", "machine": machine, "versions": {"minilora": "1", "numpy": "2"},
+              "settings": {"base": "smollm2", "batch_size": 4, "length": 128, "r": 8, "rounds": 7},
+              "left_out": [], "floor_gflops": 229.4, "modes": modes}  # fmt: skip
+    assert bench.table(result) == TABLE
+
+
+def test_bench_and_memory_speak_of_the_same_step_unless_told_otherwise():
+    settings, job = bench.Settings(), Job()
+    assert (settings.base, settings.batch_size, settings.length, settings.r) == ("smollm2", 4, 128, 8)
+    assert (job.base, job.batch_size, job.length, job.r) == ("smollm2", 4, 128, 8)
+    assert (job.method, job.targets, job.quantized, job.recompute) == ("lora", tuple(SHAPES), False, False)
+
+
 def test_the_floor_counts_every_matrix_there_and_back(file):
     matrices = base_parameters(TINY) - TINY.hidden_size * (2 * TINY.num_hidden_layers + 1)  # all but the norms
     assert bench.floor_arithmetic(bench.Settings(str(file), batch_size=2, length=8)) == 2 * 2 * 16 * matrices
@@ -278,6 +316,31 @@ def test_measured_memory_holds_weights_and_adapters():
 )
 def test_multiplications_grow_with_what_is_computed(change, factor):
     assert growth.multiplications(replace(SMALL, **change)) == factor * growth.multiplications(SMALL)
+
+
+def test_multiplications_are_those_of_every_product_there_and_back():
+    blocks, tokens = 4, 16
+    matrices = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 192 * 64  # q, o; k, v; gate, up, down
+    thin = 2 * (2 * 128 + 2 * 96 + 3 * 256)  # A and B of rank 2
+    frozen = 2 * (blocks * matrices + 1024 * 64)  # y and dx, of the head as well
+    attention = 7 * blocks * 64 * 8 / 2
+    assert growth.multiplications(SMALL) == tokens * (frozen + 3 * blocks * thin + attention)
+
+
+@pytest.mark.parametrize("name", growth.SWEEPS)
+def test_pictures_of_growth_can_be_read(name):
+    sweep = growth.SWEEPS[name]
+    points = [replace(growth.START, **{name: value}) for value in sweep.values]
+    costs = [growth.Cost(0.1 + growth.multiplications(p) / 1e10, growth.predicted_bytes(p)) for p in points]
+    figure = growth._drawn(sweep, points, costs, speed=1e10)
+    assert problems(figure) == []
+    time, memory = figure.axes
+    for axes, first in ((time, 1e3 * growth.multiplications(points[0]) / 1e10), (memory, costs[0].peak_bytes / 1e6)):
+        predicted, measured = axes.lines
+        assert predicted.get_ydata()[0] == pytest.approx(first) and predicted.get_linestyle() == "--"
+        assert list(measured.get_xdata()) == list(sweep.values) and measured.get_linewidth() == 0
+    assert time.lines[1].get_ydata()[0] == pytest.approx(1e3 * costs[0].seconds)
+    assert list(memory.lines[1].get_ydata()) == [cost.peak_bytes / 1e6 for cost in costs]
 
 
 def test_attention_is_what_grows_with_the_square_of_the_length():
