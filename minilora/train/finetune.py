@@ -29,7 +29,7 @@ from .bars import Bars
 from .data import epochs
 from .evaluate import mean_loss
 from .loop import History, TrainingError, fit
-from .material import Material, evaluate, prepare
+from .material import Material, Measured, evaluate, prepare
 from .options import Options
 
 METRICS_FILE = "metrics.json"
@@ -79,14 +79,8 @@ def finetune(
         "total_parameters": counts.total,
         "audit": dict(promises),
         "base_sha256": [before_hash, after_hash],
-        "loss": _pairs(before.loss, after.loss),
-        "keyword_recall": _pairs(before.recall, after.recall),
-        "answers": _examples(material, before.answers, after.answers),
-        "train_loss": history.losses,
-        "validation_loss": history.validation,
-        "seconds_per_step": history.seconds_per_step,
-        "tokens_per_second": history.tokens_per_second,
-        "training_seconds": sum(history.seconds),
+        **_learned(material, before, after),
+        **_trained(history),
         "peak_memory_bytes": _memory(model, material, options, program, trained_peak),
         "adapter_bytes": file.stat().st_size,
         "base_bytes": base_bytes,
@@ -177,8 +171,22 @@ def _finite(model: Llama) -> bool:
 # -- the numbers -------------------------------------------------------------------------------------------------------
 
 
-def _pairs(before: dict[str, float], after: dict[str, float]) -> dict[str, list[float]]:
-    return {name: [before[name], after[name]] for name in before}
+def _learned(material: Material, before: Measured, after: Measured) -> dict[str, Any]:
+    return {
+        "loss": {name: [loss, after.loss[name]] for name, loss in before.loss.items()},
+        "keyword_recall": {name: [recall, after.recall[name]] for name, recall in before.recall.items()},
+        "answers": _examples(material, before.answers, after.answers),
+    }
+
+
+def _trained(history: History) -> dict[str, Any]:
+    return {
+        "train_loss": history.losses,
+        "validation_loss": history.validation,
+        "seconds_per_step": history.seconds_per_step,
+        "tokens_per_second": history.tokens_per_second,
+        "training_seconds": sum(history.seconds),
+    }
 
 
 def _examples(material: Material, before: dict[str, list[str]], after: dict[str, list[str]]) -> list[dict[str, str]]:
