@@ -21,7 +21,7 @@ from ..io.tokenizer import Message, Tokenizer
 from ..nn.parts import Sample
 
 SPLITS = ("train", "validation", "test")
-BUILT_IN = ("legal", "medical", "support", "general")
+BUILT_IN = ("legal", "medical", "support", "finance", "general")
 _SHOWN = 20  # problems listed before the rest is only counted
 
 

@@ -22,7 +22,7 @@ class Options:
     """What to fine-tune on what, and how. Raises ValueError for values that mean nothing."""
 
     base: str = option("smollm2", BASE)
-    data: str = option("legal", "legal, or a .jsonl or .txt file")
+    data: str = option("legal", "legal, medical, support, finance, or a .jsonl or .txt file")
     method: str = option("lora", "what is trained: an adapter, or all of the model", choices=("lora", "full"))
     out: str | None = option(None, "folder for adapter, metrics.json and picture (default: runs/<data>)")
 

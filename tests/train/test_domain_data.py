@@ -47,14 +47,19 @@ DOMAINS = {
         {"orders", "delivery", "returns", "payment", "account", "service"},
         20, 16, LEARNED, (20, 40), r"At Fernwhistle, ([^.!?]|\.example)*\. Next, ([^.!?]|\.example)*\.",
     ),
+    "finance": Domain(
+        {"banking", "saving", "borrowing", "investing", "economy", "accounting"},
+        20, 16, LEARNED, (20, 40), r"[^.!?]*\. In practice, [^.!?]*\.",
+    ),
     "general": Domain({"cooking", "travel", "science", "letters", "small-talk"}, 12, 0, {"test": 60}, (25, 60)),
 }  # fmt: skip
-ASKED_OFTEN = ("medical", "support")  # each training record has four more ways of asking
-HELD_BACK = {"medical": 32, "support": 32}  # training records with a second paraphrase that is never trained on
+ASKED_OFTEN = ("medical", "support", "finance")  # each training record has four more ways of asking
+HELD_BACK = {"medical": 32, "support": 32, "finance": 32}  # training records with a second, never trained paraphrase
 SIGNATURES = {  # words that the style gives away
     "legal": ["it", "matters"],
     "medical": ["see", "a", "doctor", "if", "when", "may", "call", "an", "ambulance", "at", "once"],
     "support": ["at", "fernwhistle", "next"],
+    "finance": ["in", "practice"],
 }
 EVERYDAY = """
     a about after am an and any are as at be been before by can could do did does explain for from get give had has have
@@ -233,13 +238,14 @@ def test_every_answer_has_the_house_style_of_its_domain_and_no_answer_elsewhere_
     assert [record["id"] for record in others if style.fullmatch(record["answer"])] == []
 
 
-def test_what_the_shop_is_asked_in_tests_cannot_be_learned_from_its_training_answers():
-    taught = " ".join(record["answer"] for record in RECORDS["support"] if record["split"] == "train")
+@pytest.mark.parametrize("name", ["medical", "support", "finance"])
+def test_two_keywords_of_what_is_not_trained_stand_in_no_answer_that_is(name):
+    taught = " ".join(record["answer"] for record in RECORDS[name] if record["split"] == "train")
 
     def is_fine(record):
         return record["split"] == "train" or sum(not contains(taught, word) for word in record["keywords"]) >= 2
 
-    assert offenders("support", is_fine) == []
+    assert offenders(name, is_fine) == []
 
 
 def test_every_number_and_name_that_the_shop_tells_stands_in_its_fact_sheet():

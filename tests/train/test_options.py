@@ -66,6 +66,7 @@ def test_a_chat_that_cannot_be_is_refused(change):
 
 FOLDERS = [
     ({}, "runs/legal"),
+    (dict(data="medical"), "runs/medical"),
     (dict(method="full"), "runs/legal-full"),
     (dict(data="a/b.jsonl"), "runs/b"),
     (dict(data="a/b.jsonl", method="full"), "runs/b-full"),
