@@ -111,7 +111,7 @@ def test_a_text_file_is_one_record_of_text(write):
     assert read_records(write("One.", "Two.", name="novel.txt")) == [Record("novel", (), "One.\nTwo.")]
 
 
-@pytest.mark.parametrize(("name", "count"), zip(BUILT_IN, (300, 120, 120, 120, 60), strict=True))
+@pytest.mark.parametrize(("name", "count"), list(zip(BUILT_IN, (300, 120, 120, 120, 60), strict=True)))
 def test_built_in_data_are_read_by_name_and_fit_the_tokenizer(tokenizer, name, count):
     assert len(read_records(name, tokenizer)) == count
 
