@@ -12,11 +12,17 @@ class Bars:
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
 
-    def __call__(self, title: str, total: int, unit: str) -> Any:
-        """A new bar. On something that is no terminal it prints a line now and then."""
+    def __call__(self, title: str, total: int, unit: str, initial: int = 0) -> Any:
+        """A new bar, at `initial` of `total`. On something that is no terminal it prints a line now and then."""
         from tqdm import tqdm
 
         pace = 0.2 if sys.stderr.isatty() else 20.0
         return tqdm(
-            total=total, desc=f"{title:<28}", unit=unit, mininterval=pace, disable=self.quiet, dynamic_ncols=True
+            desc=f"{title:<28}",
+            total=total,
+            initial=initial,
+            unit=unit,
+            mininterval=pace,
+            disable=self.quiet,
+            dynamic_ncols=True,
         )

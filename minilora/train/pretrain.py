@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
@@ -35,6 +34,7 @@ from ..nn.llama import Config, Llama
 from ..nn.optim import AdamW, warmup_cosine
 from ..nn.parts import Batch
 from ..nn.step import NotFiniteError, training_step
+from .bars import Bars
 from .corpus import CORPUS, encode_corpus, excerpt, read_corpus, split, train_tokenizer
 from .data import encode_text
 from .evaluate import mean_loss
@@ -229,8 +229,7 @@ def _train(
     warmup = max(1, options.steps // 50)
     losses: list[float] = []
     begin = time.perf_counter() - state.seconds
-    pace = 0.2 if sys.stderr.isatty() else 20.0
-    with tqdm(total=options.steps, initial=state.step, unit="step", mininterval=pace, disable=quiet) as bar:
+    with Bars(quiet)("pretraining", options.steps, "step", initial=state.step) as bar:
         while state.step < options.steps:
             ids = batch(state.step)
             optimizer.lr = options.lr * warmup_cosine(state.step, options.steps, warmup)

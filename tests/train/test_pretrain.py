@@ -14,6 +14,7 @@ import minilora as ml
 from minilora.files.disk import ModelFileError
 from minilora.files.tensors import read_tensors, write_tensors
 from minilora.nn.llama import Config
+from minilora.nn.optim import clip_grad_norm, warmup_cosine
 from minilora.train import corpus, pretrain
 from minilora.train.corpus import Document, conversations, encode_corpus, read_corpus, split, train_tokenizer
 from minilora.train.loop import TrainingError
@@ -153,6 +154,43 @@ def test_an_epoch_reads_the_text_once_and_the_next_one_cuts_it_elsewhere():
 def finished(addresses, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "whole"
     return out, run(addresses, out)
+
+
+def test_the_record_tells_what_was_done(finished, addresses):
+    out, record = finished
+    documents = read_corpus(addresses, print)
+    model, _ = ml.load(out)
+    assert list(record) == [
+        *("recipe", "corpus", "addresses", "tokens", "parameters", "excerpt", "held_out", "seconds", "curve")
+    ]
+    held = record["addresses"]["held_out"]
+    assert record["addresses"]["trained"] == len(documents) - len(held) and 0 < len(held) < len(documents)
+    years = {True: set(), False: set()}
+    for document in documents:
+        years[document.name in held].add(document.name.split("-")[0])
+    assert not years[True] & years[False]
+    assert record["tokens"]["seen"] == 6 * 2 * 16
+    assert record["parameters"] == sum(p.size for _, p in model.named_parameters())
+    assert [row[0] for row in record["curve"]] == [2, 4, 6] and record["seconds"] == record["curve"][-1][3] < 60
+    assert 0 < record["curve"][0][3] < record["curve"][1][3] < record["curve"][2][3]
+
+
+def test_pretraining_is_the_loop_written_by_hand(addresses, finished):
+    options = Options(corpus=str(addresses), **RUN)
+    trained, _ = split(read_corpus(addresses, print), options.seed)
+    ids = encode_corpus(trained, train_tokenizer([d.text for d in trained], SMALL.vocab_size), options.seed)
+    state, losses = pretrain.start(SMALL, options, ids), []
+    for step in range(6):
+        batch = batch_at(step, ids, batch_size=2, length=16, seed=0)
+        loss = state.model.loss(batch, batch)
+        loss.backward()
+        clip_grad_norm(state.model.trainable_parameters(), 1.0)
+        state.optimizer.lr = 0.01 * warmup_cosine(step, 6, 1)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        losses.append(loss.item())
+    told = [row[1] for row in finished[1]["curve"]]
+    np.testing.assert_allclose(told, np.reshape(losses, (3, 2)).mean(axis=1), rtol=1e-5)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(addresses, finished, tmp_path, monkeypatch):
