@@ -1,0 +1,296 @@
+"""A device does what the host does: every operation, training, generation, adapters and their files, in one suite.
+
+It runs twice: on a strict stand-in for CuPy, which computes as NumPy does, so that the very bits must come out; and on
+a GPU, where there is one, within rounding.
+"""
+
+import copy
+import itertools
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import strictarray
+from models import IDS, logits, new_model, random_samples
+
+from minilora.engine.attention import Packing, attention
+from minilora.engine.backend import array_module, to_device, to_numpy
+from minilora.engine.examples import EXAMPLES
+from minilora.engine.tensor import OPS, Tensor, no_grad
+from minilora.io import zoo
+from minilora.lora.adapters import (
+    adapter_state,
+    add_adapter,
+    base_state,
+    disable_adapter,
+    merge_adapter,
+    set_adapter,
+    unmerge_adapter,
+)
+from minilora.lora.audit import audit
+from minilora.lora.combine import combine_adapters
+from minilora.lora.config import LoraConfig
+from minilora.lora.peft import load_adapter, save_adapter
+from minilora.nn.module import sha256_of
+from minilora.nn.optim import SGD
+from minilora.train.evaluate import mean_loss
+from minilora.train.generate import generate_batch
+from minilora.train.loop import fit
+
+LORA = {"r": 4, "lora_alpha": 8}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the other side computes. exact: does it give the very bits of the host?"""
+
+    library: str
+    exact: bool
+
+    def send(self, x):
+        """An array of the host, on the device; anything else as it is."""
+        return to_device(x, "cuda") if isinstance(x, np.ndarray) else x
+
+    def holds(self, arrays):
+        return all(array_module(x).__name__ == self.library for x in arrays)
+
+    def move(self, model):
+        """The model with every array on the device, those of its adapters included."""
+        for _, parameter in model.named_parameters():
+            parameter.data = to_device(parameter.data, "cuda")
+        for _, module in model.named_modules():
+            if getattr(module, "start", None) is not None:
+                module.start = tuple(to_device(array, "cuda") for array in module.start)
+        return model
+
+    def assert_same(self, there, here, rtol=1e-4, atol=1e-4):
+        there = np.asarray(to_numpy(there))
+        assert there.dtype == np.asarray(here).dtype and there.shape == np.shape(here)
+        tolerance = {"rtol": 0, "atol": 0} if self.exact else {"rtol": rtol, "atol": atol}
+        np.testing.assert_allclose(there, here, **tolerance)
+
+
+@pytest.fixture(params=["stand-in", pytest.param("GPU", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """Make "cuda" mean the stand-in, or find a GPU; prints the card that gave the numbers."""
+    if request.param == "stand-in":
+        monkeypatch.setitem(sys.modules, "cupy", strictarray)
+        return Device("strictarray", exact=True)
+    cupy = pytest.importorskip("cupy", reason="needs CuPy: pip install 'minilora[gpu]'")
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"needs a GPU: {error}")
+    if not count:
+        pytest.skip("needs a GPU: CuPy finds none")
+    print(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
+    return Device("cupy", exact=False)
+
+
+def trained(config, device=None, steps=3, **settings):
+    model = new_model(config)
+    if device:
+        device.move(model)
+    add_adapter(model, LoraConfig(**LORA, **settings), seed=0)
+    return model, fit(model, random_samples(np.random.default_rng(1)), steps, lr=1e-2, batch_size=3)
+
+
+VARIANTS = [
+    {},
+    {"use_rslora": True},
+    {"use_dora": True},
+    {"init_lora_weights": "pissa"},
+    {"target_modules": ["embed_tokens", "q_proj"]},
+    {"target_modules": ["embed_tokens", "v_proj"], "use_dora": True},
+]
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+
+
+# -- operations --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-5), (np.float64, 1e-12)])
+@pytest.mark.parametrize("name", list(OPS))
+def test_every_operation_and_its_gradient_agree(device, name, dtype, tolerance):
+    arrays, settings = EXAMPLES[name](np.random.default_rng(0))
+
+    def computed(send):
+        inputs = [Tensor(send(x.astype(dtype)), requires_grad=True) for x in arrays]
+        y = OPS[name](*inputs, **{key: send(value) for key, value in settings.items()})
+        g = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
+        y.backward(send(np.asarray(g)))
+        return [y.data, *(x.grad for x in inputs)]
+
+    here, there = computed(lambda x: x), computed(device.send)
+    assert device.holds(there)
+    for mine, other in zip(here, there, strict=True):
+        assert mine.dtype == dtype
+        device.assert_same(other, mine, tolerance, tolerance * max(1.0, float(np.abs(mine).max())))
+
+
+@pytest.mark.parametrize("settings", [{"first": np.array([3])}, {"packing": Packing(2, (4, 7, 8)), "block": 2}])
+def test_attention_of_left_padded_prompts_and_packed_rows_agrees(device, rng, settings):
+    qkv = [rng.standard_normal((1, 8, heads, 4)) for heads in (4, 2, 2)]
+    there = attention(*map(device.send, qkv), **{key: device.send(x) for key, x in settings.items()})
+    device.assert_same(there.data, attention(*qkv, **settings).data, 1e-12, 1e-12)
+
+
+def test_arrays_of_the_device_leave_operators_with_tensors_to_tensors(device):
+    x = device.send(np.float32([1, 2]))
+    t = Tensor(device.send(np.float32([3, 4])), requires_grad=True)
+    for y in (x + t, x * t, x - t, x / t):
+        assert type(y) is Tensor and y.requires_grad
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@each_variant
+def test_training_steps_agree(device, tiny_config, variant):
+    (here, expected), (there, history) = trained(tiny_config, **variant), trained(tiny_config, device, **variant)
+    device.assert_same(np.array(history.losses), np.array(expected.losses))
+    arrays, wanted = adapter_state(there, "default"), adapter_state(here, "default")
+    assert device.holds(arrays.values())
+    for name, array in arrays.items():
+        device.assert_same(array, wanted[name], rtol=1e-4, atol=2e-3)
+
+
+def test_training_with_dropout_runs(device, tiny_config):
+    _, history = trained(tiny_config, device, lora_dropout=0.3)
+    assert np.isfinite(history.losses).all()
+    if device.exact:  # a GPU draws other holes: another generator
+        assert history.losses == trained(tiny_config, lora_dropout=0.3)[1].losses
+
+
+def test_full_fine_tuning_agrees(device, tiny_config):
+    models = new_model(tiny_config), device.move(new_model(tiny_config))
+    here, there = (fit(m, random_samples(np.random.default_rng(1)), 2, lr=1e-3, batch_size=3) for m in models)
+    device.assert_same(np.array(there.losses), np.array(here.losses))
+    for name, array in models[1].state_dict().items():
+        device.assert_same(array, models[0].state_dict()[name], rtol=1e-4, atol=2e-3)
+
+
+def test_the_base_does_not_move_and_a_fresh_adapter_changes_no_bit(device, tiny_config):
+    model = device.move(new_model(tiny_config))
+    before, digest = logits(model), sha256_of(base_state(model))
+    add_adapter(model, LoraConfig(**LORA))
+    assert np.array_equal(logits(model), before)
+    fit(model, random_samples(np.random.default_rng(1)), 3, lr=1e-2, batch_size=3)
+    assert sha256_of(base_state(model)) == digest and not np.array_equal(logits(model), before)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_training_step_crosses_twice_the_batch_goes_there_and_loss_and_norm_come_home(device, tiny_config, method):
+    if not device.exact:
+        pytest.skip("only the stand-in counts its crossings")
+    model = device.move(new_model(tiny_config))
+    if method == "lora":
+        add_adapter(model, LoraConfig(**LORA), seed=0)
+    marks = []
+    fit(model, random_samples(np.random.default_rng(1)), 4, lr=1e-2, batch_size=3,
+        each_step=lambda step: marks.append(len(strictarray.crossings)))  # fmt: skip
+    per_step = [strictarray.crossings[i:j] for i, j in itertools.pairwise(marks)]
+    assert per_step == [["asarray", "get"]] * 3
+
+
+def test_sgd_moves_every_part_of_an_adapter(device, tiny_config):
+    model = device.move(new_model(tiny_config))
+    add_adapter(model, LoraConfig(**LORA), seed=0)
+    before = {name: to_numpy(array).copy() for name, array in adapter_state(model, "default").items()}
+    optimizer = SGD(model.trainable_parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.loss(device.send(IDS), device.send(IDS)).backward()
+        optimizer.step()
+    for name, array in adapter_state(model, "default").items():
+        assert not np.array_equal(to_numpy(array), before[name])
+
+
+# -- using what was trained --------------------------------------------------------------------------------------------
+
+
+def test_evaluation_agrees(device, tiny_config):
+    samples = random_samples(np.random.default_rng(1))
+    here, there = new_model(tiny_config), device.move(new_model(tiny_config))
+    losses = [np.array(mean_loss(model, samples, batch_size=4)) for model in (there, here)]
+    device.assert_same(*losses, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_generation_writes_the_same_answers(device, tiny_folder, temperature):
+    talks = [[{"role": "user", "content": text}] for text in ("hello", "a longer question than that", "x")]
+    answers = []
+    for where in ("cpu", "cuda"):
+        model, words = zoo.load(tiny_folder / "base", device=where)
+        model.requires_grad_(False)
+        answers.append(generate_batch(model, words, talks, 6, temperature, seed=3))
+    assert device.holds(model.state_dict().values())
+    assert answers[0] == answers[1]
+
+
+@each_variant
+def test_an_adapter_saved_from_the_device_loads_on_either_and_gives_the_same_logits(
+    device, tiny_config, variant, tmp_path
+):
+    (here, _), (there, _) = trained(tiny_config, **variant), trained(tiny_config, device, **variant)
+    for model, name in ((here, "here"), (there, "there")):
+        save_adapter(model, tmp_path / name)
+    if device.exact:
+        for file in (tmp_path / "here").iterdir():
+            assert file.read_bytes() == (tmp_path / "there" / file.name).read_bytes()
+    for other in (new_model(tiny_config), device.move(new_model(tiny_config))):
+        load_adapter(other, tmp_path / "there")
+        np.testing.assert_allclose(logits(other), logits(there), rtol=1e-4, atol=1e-4)  # PiSSA's file holds A, B anew
+    assert device.holds(other.state_dict().values())
+
+
+@each_variant
+def test_merge_unmerge_mix_and_disable(device, tiny_config, variant):
+    model = device.move(new_model(tiny_config))
+    before = logits(model)
+    add_adapter(model, LoraConfig(**LORA, **variant), name="one", seed=1)
+    add_adapter(model, LoraConfig(r=2, lora_alpha=2, init_lora_weights=False), name="two", seed=2)
+    digest = sha256_of(base_state(model))
+    set_adapter(model, {"one": 0.5, "two": 0.5})
+    beside_the_base = logits(model)
+    merge_adapter(model)
+    np.testing.assert_allclose(logits(model), beside_the_base, rtol=1e-4, atol=1e-4)
+    unmerge_adapter(model)
+    assert np.array_equal(logits(model), beside_the_base)
+    with disable_adapter(model):
+        assert np.array_equal(logits(model), before)
+    assert device.holds(model.state_dict().values()) and sha256_of(base_state(model)) == digest
+
+
+def test_adapters_are_combined(device, tiny_config):
+    model = device.move(new_model(tiny_config))
+    for seed, name in enumerate(("one", "two")):
+        add_adapter(model, LoraConfig(r=2, lora_alpha=2, init_lora_weights=False), name=name, seed=seed)
+    assert combine_adapters(model, ["one", "two"], [0.7, 0.3]).error < 1e-5
+    assert device.holds(model.state_dict().values()) and np.isfinite(logits(model)).all()
+
+
+def test_an_adapter_is_audited(device, tiny_config):
+    model, _ = trained(tiny_config, device)
+    assert len(audit(model, "default").checks) >= 8
+
+
+def test_ids_may_be_lists_host_arrays_or_device_arrays(device, tiny_config):
+    here, there = new_model(tiny_config), device.move(new_model(tiny_config))
+    for ids in (IDS, IDS.tolist(), device.send(IDS)):
+        device.assert_same(there.loss(ids, ids).data, here.loss(IDS, IDS).data)
+
+
+@pytest.mark.real
+@pytest.mark.gpu
+def test_the_real_model_agrees(device, smollm2):
+    if device.exact:
+        pytest.skip("the stand-in shows nothing here that the small model does not")
+    model, words = smollm2
+    ids = np.array([words.encode("A contract is a promise that the law will enforce.")])
+    other = device.move(copy.deepcopy(model))
+    with no_grad():
+        here, there = model(ids).data, to_numpy(other(device.send(ids)).data)
+    print(f"largest difference of logits: {np.abs(here - there).max():.1e}, of {np.abs(here).max():.1f}")
+    np.testing.assert_allclose(there, here, atol=1e-3 * np.abs(here).max())
