@@ -524,6 +524,18 @@ def test_a_base_that_a_check_changed_in_place_is_noticed_at_the_end(model, monke
         ml.audit(model, "legal")
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "B = 0: output bit-identical, dL/dA = 0"),
+        ({"init_lora_weights": "pissa"}, "PiSSA's first A and B: output as"),
+    ],
+    ids=str,
+)
+def test_the_report_says_how_the_adapter_starts(settings, words):
+    assert dict(audit(adapted(**settings), "default").checks)["start"].startswith(words)
+
+
 def test_the_audit_of_an_adapter_that_is_not_there_names_those_that_are(model):
     with pytest.raises(ValueError, match="no adapter called 'nobody'; it has: legal, support"):
         ml.audit(model, "nobody")
