@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelfiles import CONFIG, write_gguf
+from models import Net
 
 from minilora.engine.tensor import no_grad
 from minilora.files.disk import ModelFileError
@@ -395,6 +396,13 @@ def test_what_llama_cpp_cannot_compute_is_refused_with_the_way_out(settings, wor
     with pytest.raises(ValueError) as caught:
         save_gguf_adapter(model, tmp_path / "adapter.gguf")
     assert all(word in str(caught.value) for word in words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trained_bias_is_refused_with_the_way_out(tmp_path):
+    model = adapted(Net(CONFIG, np.random.default_rng(0)), target_modules=["q_proj"], bias="lora_only")
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj: .* trained bias; merge it"):
+        save_gguf_adapter(model, tmp_path / "adapter.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
