@@ -23,6 +23,6 @@ class Bars:
             initial=initial,
             unit=unit,
             mininterval=pace,
-            disable=self.quiet,
+            disable=self.quiet or total == 0,  # of nothing there is nothing to show
             dynamic_ncols=True,
         )
