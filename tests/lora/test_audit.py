@@ -536,6 +536,15 @@ def test_the_report_says_how_the_adapter_starts(settings, words):
     assert dict(audit(adapted(**settings), "default").checks)["start"].startswith(words)
 
 
+def test_an_adapter_whose_start_is_a_small_change_breaks_its_promise(monkeypatch):
+    model = adapted()
+    for array in adapter_state(model, "default").values():
+        array *= np.float32(0.1)
+    monkeypatch.setattr(_Audit, "restart", lambda self, path, weights: None)
+    with pytest.raises(AuditError, match=r"^start: at its start the adapter changes the output by 0\.\d|e-"):
+        audit(model, "default")
+
+
 def test_the_audit_of_an_adapter_that_is_not_there_names_those_that_are(model):
     with pytest.raises(ValueError, match="no adapter called 'nobody'; it has: legal, support"):
         ml.audit(model, "nobody")
