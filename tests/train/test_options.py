@@ -1,6 +1,6 @@
 """The options of the jobs: defaults, and what they refuse."""
 
-from dataclasses import asdict
+from dataclasses import FrozenInstanceError, asdict
 
 import pytest
 
@@ -83,3 +83,9 @@ def test_results_go_where_the_data_say_unless_told(change, folder):
 def test_the_adapter_is_the_one_asked_for():
     asked = Options(r=3, lora_alpha=5.0, target_modules=["q_proj"]).lora_config()
     assert asked == LoraConfig(r=3, lora_alpha=5.0, target_modules=["q_proj"])
+
+
+@pytest.mark.parametrize(("options", "name"), [(Options(), "r"), (ChatOptions(), "seed")])
+def test_options_that_were_checked_stay_as_they_are(options, name):
+    with pytest.raises(FrozenInstanceError):
+        setattr(options, name, 0)
