@@ -541,7 +541,7 @@ def test_an_adapter_whose_start_is_a_small_change_breaks_its_promise(monkeypatch
     for array in adapter_state(model, "default").values():
         array *= np.float32(0.1)
     monkeypatch.setattr(_Audit, "restart", lambda self, path, weights: None)
-    with pytest.raises(AuditError, match=r"^start: at its start the adapter changes the output by 0\.\d|e-"):
+    with pytest.raises(AuditError, match="^start: at its start the adapter changes the output"):
         audit(model, "default")
 
 
