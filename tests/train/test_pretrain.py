@@ -317,3 +317,20 @@ def test_senseless_options_are_status_2(flag):
     with pytest.raises(SystemExit) as ended:
         pretrain.main([flag])
     assert ended.value.code == 2
+
+
+def test_an_interruption_is_status_130_and_says_how_to_go_on(addresses, tmp_path, monkeypatch, capsys):
+    def stop(*inputs, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "pretrain", stop)
+    assert pretrain.main(["--corpus", str(addresses), "--out", str(tmp_path)]) == 130
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == f"interrupted; go on with --resume from the last checkpoint in {tmp_path}"
+
+
+def test_the_index_of_the_weights_names_every_one_and_their_bytes(finished):
+    index = json.loads((finished[0] / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    weights = read_tensors(finished[0] / "tiny.safetensors")
+    assert index["weight_map"] == dict.fromkeys(weights, "tiny.safetensors")
+    assert index["metadata"] == {"total_size": sum(w.nbytes for w in weights.values())}
