@@ -1,6 +1,7 @@
 """The whole fine-tuning job, on models that train in a second."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -52,6 +53,7 @@ def finished(home):
 def test_the_metrics_have_every_promised_key_and_are_those_on_disk(finished):
     chosen, metrics, said = finished
     assert metrics.keys() >= KEYS
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", metrics["created"])
     assert json.loads((chosen.folder / "metrics.json").read_text(encoding="utf-8")) == json.loads(json.dumps(metrics))
     assert set(metrics["loss"]) == {"paraphrase", "unseen", "general"}
     assert set(metrics["keyword_recall"]) == {"paraphrase", "unseen"}
