@@ -334,3 +334,7 @@ def test_the_index_of_the_weights_names_every_one_and_their_bytes(finished):
     weights = read_tensors(finished[0] / "tiny.safetensors")
     assert index["weight_map"] == dict.fromkeys(weights, "tiny.safetensors")
     assert index["metadata"] == {"total_size": sum(w.nbytes for w in weights.values())}
+
+
+def test_what_is_shipped_has_the_shape_that_is_pretrained():
+    assert ml.load("tiny")[0].config == pretrain.TINY
