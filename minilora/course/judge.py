@@ -107,7 +107,7 @@ class Outcome:
 
     def __init__(self, exercise: Exercise, function: Callable, drawn: Draw, copied: bool = True):
         self.error: Exception | None = None
-        self.changed: list[str] = []
+        self.changed: dict[str, Any] = {}  # and what they have become
         before = dict(drawn) if copied else copy.deepcopy(dict(drawn))
         arguments = copy.deepcopy(before) if copied else dict(drawn)
         try:
@@ -120,7 +120,7 @@ class Outcome:
         self.result = plain(result)
         for name, old in before.items():
             if comparable(old) and not same(plain(arguments[name]), old, tolerance=0):
-                self.changed.append(name)
+                self.changed[name] = plain(arguments[name])
         if exercise.observe and not (self.result is None and not exercise.changes):
             self.result = exercise.observe(self.result, arguments)
 
@@ -128,7 +128,7 @@ class Outcome:
         """Did two calls come to the same?"""
         if self.error or other.error:  # many mistakes end in the same error
             return False
-        return self.changed == other.changed and same(self.result, other.result, tolerance)
+        return same((self.changed, self.result), (other.changed, other.result), tolerance)
 
     def part(self, i: int, count: int) -> Any:
         """The i-th of the values returned, or None where there are not so many."""

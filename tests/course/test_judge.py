@@ -29,7 +29,11 @@ def double():
         draw=lambda rng: Draw({"n": 5}, x=rng.standard_normal(5), names={"a": [1.0, 2.0]}),
         smallest=lambda rng: Draw({"n": 0}, x=np.zeros(0), names={"a": [0.0]}),
         returns="y (n)",
-        mistakes={"triple": (lambda x, names: 3 * x, "twice, not three times")},
+        mistakes={
+            "triple": (lambda x, names: 3 * x, "twice, not three times"),
+            "a pair": (lambda x, names: (x, x), "add the two up"),
+            "in place": (lambda x, names: np.multiply(x, 2, out=x), "double a copy, x itself is still needed"),
+        },
     )
     def double(x, names):
         return 2 * x
@@ -51,7 +55,8 @@ def test_nan_is_never_right(double):
     hole = lambda x, names: np.where(np.arange(len(x)) == 1, np.nan, 2 * x)
     assert "y holds NaN" in judged(double, hole, rng())
     assert not close(np.array([np.nan]), np.array([np.nan])) and not close(np.array([1.0]), np.array([np.nan]))
-    assert same(np.array([np.nan, 1]), np.array([np.nan, 1])) and not same(np.array([np.nan, 1]), np.array([1, np.nan]))
+    assert same(np.array([np.nan, 1]), np.array([np.nan, 1]))
+    assert not same(np.array([np.nan, 0]), np.array([0, 0.0])) and not same(np.array([np.nan]), np.array([1.0]))
     with pytest.raises(Wrong, match="the count is nan"):
         number(float("nan"), "the count")
 
@@ -64,8 +69,9 @@ def test_only_rounding_may_differ(double):
 
 def test_a_changed_argument_is_noticed_in_arrays_and_in_dictionaries(double):
     def array(x, names):
-        x *= 2
-        return x
+        y = 2 * x
+        x += 1
+        return y
 
     def inside(x, names):
         names["a"].append(3)
@@ -73,6 +79,28 @@ def test_a_changed_argument_is_noticed_in_arrays_and_in_dictionaries(double):
 
     assert "the function changes its input x" in judged(double, array, rng())
     assert "the function changes its input names" in judged(double, inside, rng())
+
+
+def test_a_mistake_is_known_by_what_it_returns_and_changes(double):
+    assert judged(double, lambda x, names: 3 * x, rng()) == "twice, not three times"
+    assert judged(double, lambda x, names: (x, x), rng()) == "add the two up"
+    assert judged(double, lambda x, names: np.add(x, x, out=x), rng()) == "double a copy, x itself is still needed"
+    assert judged(double, lambda x, names: 3.0001 * x, rng()) != "twice, not three times"
+
+
+def test_a_prediction_that_is_near_a_mistake_is_not_taken_for_it():
+    exercise = EXERCISES["training_memory"]
+    weights, _ = exercise.forms[0].mistakes["weights alone"]
+    assert "expected" in judged(exercise, lambda shapes, r: 1.004 * weights(shapes, r), rng())
+
+
+def test_a_judge_of_its_own_notices_a_changed_argument_too():
+    def inject(W, r, rng):
+        result = EXERCISES["inject"].forms[0].reference(W.copy(), r, rng)
+        W += 1
+        return result
+
+    assert "the function changes its input W" in judged(EXERCISES["inject"], inject, rng())
 
 
 def test_a_mistake_in_one_of_several_results_is_named_with_that_result():
@@ -233,6 +261,7 @@ def test_random_numbers_are_judged_by_mean_and_spread():
 
 def test_tensors_are_compared_with_what_they_ask_for():
     want = ml.Tensor(np.ones(3), requires_grad=True)
+    assert same(want, want) and not same(want, ml.Tensor(np.ones(3))) and not same(want, np.ones(3))
     with pytest.raises(Wrong, match="A must be a tensor, as ml.Tensor"):
         compare(np.ones(3), want, "A", "n", {})
     with pytest.raises(Wrong, match="A must ask for a gradient"):

@@ -111,6 +111,12 @@ def test_a_function_is_replaced_when_it_is_checked_anew(tmp_path):
     assert after == before.replace("down(x, A) @ B.T", "(down(x, A) @ B.T)")
 
 
+def test_an_exercise_that_calls_another_finds_it_in_the_file(tmp_path):
+    text = SCRIPT.replace("return ml.Tensor(W),", "lora_forward\n    return ml.Tensor(W),")
+    run(tmp_path, text)
+    assert (tmp_path / "mine.py").read_text("utf-8").count("def lora_forward(") == 1
+
+
 def test_what_is_wrong_and_what_comes_from_a_module_is_not_kept(tmp_path, monkeypatch):
     run(tmp_path, SCRIPT.replace("FACTOR = 1", "FACTOR = 2").replace("check(inject)", ""))
     assert not (tmp_path / "mine.py").exists()
