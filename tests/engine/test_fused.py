@@ -31,6 +31,31 @@ ANGLES = np.arange(T)[:, None, None] * np.array([1.0, 0.1])  # (T, 1, D/2)
 PACKED = Packing(prefix=2, ends=(4, 7, 8))
 
 
+# -- packed matrices ---------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A packed matrix that remembers how many of its rows were asked for at a time."""
+
+    def __init__(self, w):
+        self.w, self.shape, self.asked = w, w.shape, []
+
+    def __len__(self):
+        return len(self.w)
+
+    def unpack(self, start=0, stop=None):
+        self.asked.append(len(self.w[start:stop]))
+        return self.w[start:stop]
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_packed_head_is_never_unpacked_whole(rng, tokens):
+    w, x = rng.standard_normal((2 * fused.VOCAB_BLOCK + 7, 3)), rng.standard_normal((tokens, 3))
+    packed = Recorder(w)
+    np.testing.assert_allclose(fused.product(x, packed), x @ w.T, rtol=1e-12)
+    assert packed.asked == [fused.VOCAB_BLOCK, fused.VOCAB_BLOCK, 7]
+
+
 # -- lora_linear -------------------------------------------------------------------------------------------------------
 
 
