@@ -9,6 +9,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+from asking import EVERYDAY, asked, likeness, words
 
 from minilora.train.evaluate import contains
 
@@ -53,20 +54,19 @@ DOMAINS = {
     ),
     "general": Domain({"cooking", "travel", "science", "letters", "small-talk"}, 12, 0, {"test": 60}, (25, 60)),
 }  # fmt: skip
-ASKED_OFTEN = ("medical", "support", "finance")  # each training record has four more ways of asking
-HELD_BACK = {"medical": 32, "support": 32, "finance": 32}  # training records with a second, never trained paraphrase
+ASKED_OFTEN = ("legal", "medical", "support", "finance")  # each training record has four more ways of asking
+HELD_BACK = {
+    "legal": 80,
+    "medical": 32,
+    "support": 32,
+    "finance": 32,
+}  # records with a second, never trained paraphrase
 SIGNATURES = {  # words that the style gives away
     "legal": ["it", "matters"],
     "medical": ["see", "a", "doctor", "if", "when", "may", "call", "an", "ambulance", "at", "once"],
     "support": ["at", "fernwhistle", "next"],
     "finance": ["in", "practice"],
 }
-EVERYDAY = """
-    a about after am an and any are as at be been before by can could do did does explain for from get give had has have
-    how i if in into is it its may me mean means more my no not of on one or our s should so some t tell than that the
-    their them then there these they this to up us was we were what when where which who whom whose why will with would
-    you your
-"""
 
 
 def text_of(name):
@@ -81,35 +81,15 @@ teaching = pytest.mark.parametrize("name", TEACHING)
 asked_often = pytest.mark.parametrize("name", ASKED_OFTEN)
 
 
-def words(text):
-    return re.findall(r"\w+", text.lower())
-
-
-def asked(record, *, trained=True):
-    """Every way in which a record asks."""
-    also = [record["question"], *record.get("phrasings", [])] if trained else []
-    return also + [record[field] for field in ("paraphrase", "validation_paraphrase") if field in record]
-
-
 def offenders(name, is_fine):
     return [record["id"] for record in RECORDS[name] if not is_fine(record)]
-
-
-def likeness(sets):
-    """How much of two sets of words is common to both, for every pair: shared words / all words."""
-    number = {word: i for i, word in enumerate(sorted(set().union(*sets)))}
-    table = np.zeros((len(sets), len(number)), np.float32)
-    for row, chosen in zip(table, sets, strict=True):
-        row[[number[word] for word in chosen]] = 1
-    shared, size = table @ table.T, table.sum(1)
-    return shared / np.maximum(size[:, None] + size - shared, 1)
 
 
 @cache
 def ways_of_asking():
     """Every question of every file: its file, its record's id, its words that mean something."""
     found = [(name, r["id"], question) for name in DOMAINS for r in RECORDS[name] for question in asked(r)]
-    return found, likeness([set(words(question)).difference(words(EVERYDAY)) for _, _, question in found])
+    return found, likeness([set(words(question)) - EVERYDAY for _, _, question in found])
 
 
 @every_file

@@ -1,0 +1,37 @@
+"""How records of questions and answers ask, and how much two ways of asking have in common."""
+
+import re
+
+import numpy as np
+
+EVERYDAY = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        a about after am an and any are as at be been before by can could did do does explain for from get give had has
+        have how i if in into is it its may me mean means more my no not of on one or our s should so some t tell than
+        that the their them then there these they this those to up us was we were what when where which who whom whose
+        why will with would you your
+        """,
+    )
+)
+
+
+def words(text):
+    return re.findall(r"\w+", text.lower())
+
+
+def asked(record, *, trained=True):
+    """Every way in which a record asks."""
+    also = [record["question"], *record.get("phrasings", [])] if trained else []
+    return also + [record[field] for field in ("paraphrase", "validation_paraphrase") if field in record]
+
+
+def likeness(sets):
+    """How much of two sets of words is common to both, for every pair: shared words / all words."""
+    number = {word: i for i, word in enumerate(sorted(set().union(*sets)))}
+    table = np.zeros((len(sets), len(number)), np.float32)
+    for row, chosen in zip(table, sets, strict=True):
+        row[[number[word] for word in chosen]] = 1
+    shared, size = table @ table.T, table.sum(1)
+    return shared / np.maximum(size[:, None] + size - shared, 1)

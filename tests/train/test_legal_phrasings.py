@@ -1,0 +1,154 @@
+"""The many ways in which the legal records ask keep what the card promises of them.
+
+Each promise is a function of records that lists what breaks it, so that it is also tried on bad records.
+"""
+
+import json
+import re
+from collections import Counter
+from copy import deepcopy
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from asking import EVERYDAY, asked, likeness, words
+
+DATA = files("minilora") / "data"
+LEGAL = [json.loads(line) for line in (DATA / "legal.jsonl").read_text(encoding="utf-8").splitlines()]
+LEARNED = [record for record in LEGAL if record["split"] == "train"]
+
+
+def term(record):
+    return record["id"].partition("/")[2].split("-")
+
+
+def meaning(record, text):
+    """The words of a text that are neither everyday words nor the term's; where none is left, the empty word."""
+    return set(words(text)) - EVERYDAY - {part + ending for part in term(record) for ending in ("", "s")} or {""}
+
+
+def too_short_or_too_long(records):
+    """Phrasings and paraphrases have 3 to 25 words."""
+    return [text for record in records for text in asked(record)[1:] if not 3 <= len(text.split()) <= 25]
+
+
+def asks_for_something_else(records):
+    """A text names the term (its words up to their endings, or its initials), or asks what a thing is called."""
+
+    def is_fine(record, text):
+        parts = [part for part in term(record) if part == term(record)[0] or len(part) > 3]
+        named = all(any(word.startswith(part[:5]) for word in words(text)) for part in parts)
+        initials = "".join(part[0] for part in term(record))
+        return (
+            named
+            or (len(initials) > 2 and initials in words(text))
+            or {"call", "called", "name", "word"} & {*words(text)}
+        )
+
+    return [text for record in records for text in asked(record) if not is_fine(record, text)]
+
+
+def nearly_equal(records):
+    """No phrasing or second paraphrase has more than 70 % of its words in common with another text that asks for the
+    same term, nor with one that asks for another where three words or more are left; the terms themselves do not count.
+    """
+    texts = [(record, text) for record in records for text in asked(record)]
+    ids = np.array([record["id"] for record, _ in texts])
+    new = np.array([text not in (record["question"], record["paraphrase"]) for record, text in texts])
+    left = [meaning(record, text) for record, text in texts]
+    enough = np.array([len(chosen) >= 3 for chosen in left])
+    compared = (ids[:, None] == ids) | (enough[:, None] & enough)
+    close = (likeness(left) > 0.7) & compared & (new[:, None] | new)
+    return [(texts[i][1], texts[j][1]) for i, j in np.argwhere(np.triu(close, 1))]
+
+
+def near_to_what_is_trained(records):
+    """A paraphrase has at most 30 % of its words in common with a phrasing, and the second with question and first."""
+    close = []
+    for record in records:
+        pairs = [(out, text) for out in asked(record, trained=False) for text in record["phrasings"]]
+        if "validation_paraphrase" in record:
+            pairs += [(record["validation_paraphrase"], record[field]) for field in ("question", "paraphrase")]
+        close += [pair for pair in pairs if likeness([meaning(record, text) for text in pair])[0, 1] > 0.3]
+    return close
+
+
+def openings(records):
+    """How many phrasings begin with the same four words, the term with its article counted as one."""
+    found = Counter()
+    for record in records:
+        named = re.compile(rf"(\b(a|an|the) )?\b{' '.join(term(record))}(e?s)?\b")
+        for text in record["phrasings"]:
+            found[" ".join(named.sub("TERM", " ".join(words(text))).split()[:4])] += 1
+    return found
+
+
+def worn_openings(records):
+    """No opening of four words begins more than 3 % of the phrasings."""
+    found = openings(records)
+    return [opening for opening, count in found.items() if count > 0.03 * found.total()]
+
+
+PROMISES = [too_short_or_too_long, asks_for_something_else, nearly_equal, near_to_what_is_trained, worn_openings]
+
+
+@pytest.mark.parametrize("broken_by", PROMISES, ids=lambda promise: promise.__name__)
+def test_the_promise_is_kept(broken_by):
+    assert broken_by(LEARNED) == []
+
+
+def test_the_card_names_the_most_frequent_opening_and_its_share():
+    found = openings(LEARNED)
+    (opening, count), *_ = found.most_common(1)
+    card = " ".join((DATA / "README.md").read_text(encoding="utf-8").split())
+    assert opening == "define TERM"
+    assert f'"Define" with the bare term, begins {100 * count / found.total():.1f} %' in card
+
+
+# -- bad records: the promise that they break, the record, and the phrasing or second paraphrase to put there ----------
+
+OFFER, CONSIDERATION, TREAT = range(3)  # the first records to train on
+BAD_PHRASINGS = [
+    (too_short_or_too_long, OFFER, "Define offer."),
+    (too_short_or_too_long, OFFER, ""),
+    (asks_for_something_else, OFFER, "How does a novel end?"),
+    (asks_for_something_else, TREAT, "Why is an invitation so kind?"),
+    (nearly_equal, OFFER, "What, in contract law, is the offer?"),
+    (nearly_equal, OFFER, "offer or just haggling: how does the law tell"),
+    (nearly_equal, CONSIDERATION, "I said I might sell my bike for 300; was that consideration in law already?"),
+    (near_to_what_is_trained, OFFER, "How can I tell that a price in writing counts as an offer?"),
+]
+BAD_SECOND_PARAPHRASES = [
+    (too_short_or_too_long, OFFER, "offer " * 26),
+    (asks_for_something_else, CONSIDERATION, "Which ingredient was absent?"),
+    (nearly_equal, OFFER, "What is an offer in the law of contract?"),
+    (near_to_what_is_trained, OFFER, "A seller names a price on the phone. Is it an offer?"),
+    (near_to_what_is_trained, OFFER, "I might sell my bike for 200. Is that an offer?"),
+]
+
+
+def found_by(broken_by, records):
+    """The texts that break the promise, pairs taken apart."""
+    return [text for found in broken_by(records) for text in (found if isinstance(found, tuple) else [found])]
+
+
+@pytest.mark.parametrize(("broken_by", "which", "text"), BAD_PHRASINGS)
+def test_a_bad_phrasing_is_noticed(broken_by, which, text):
+    records = deepcopy(LEARNED)
+    records[which]["phrasings"][0] = text
+    assert text in found_by(broken_by, records)
+
+
+@pytest.mark.parametrize(("broken_by", "which", "text"), BAD_SECOND_PARAPHRASES)
+def test_a_bad_second_paraphrase_is_noticed(broken_by, which, text):
+    records = deepcopy(LEARNED)
+    records[which]["validation_paraphrase"] = text
+    assert text in found_by(broken_by, records)
+
+
+@pytest.mark.parametrize("template", ["Please tell me what {} is.", "{}, what is it", "Define {} for me."])
+def test_a_template_is_noticed(template):
+    records = deepcopy(LEARNED)
+    for record in records[::4]:
+        record["phrasings"][0] = template.format(" ".join(term(record)))
+    assert len(worn_openings(records)) == 1
