@@ -339,6 +339,9 @@ def test_pictures_of_growth_can_be_read(name):
         predicted, measured = axes.lines
         assert predicted.get_ydata()[0] == pytest.approx(first) and predicted.get_linestyle() == "--"
         assert list(measured.get_xdata()) == list(sweep.values) and measured.get_linewidth() == 0
+        ends = {"predicted": predicted.get_ydata()[-1], "measured": measured.get_ydata()[-1]}
+        room = 0.15 * axes.get_ylim()[1]  # names that would overlap move apart
+        assert {name.get_text(): name.xy[1] for name in axes.texts} == pytest.approx(ends, abs=room)
     assert time.lines[1].get_ydata()[0] == pytest.approx(1e3 * costs[0].seconds)
     assert list(memory.lines[1].get_ydata()) == [cost.peak_bytes / 1e6 for cost in costs]
 
