@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, to_numpy
+from ..engine.backend import Array, is_packed, to_numpy
 from ..engine.tensor import Tensor
-from ..files.quant import Packed
 from ..files.tensors import check_fit
 
 
@@ -37,7 +36,7 @@ class Parameter(Tensor):
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
-        if wanted and isinstance(self.data, Packed):
+        if wanted and is_packed(self.data):
             raise ValueError("a packed matrix is frozen: load the model without quantized=True to train its weights")
         Tensor.requires_grad.fset(self, wanted)  # type: ignore[attr-defined]
 
@@ -152,7 +151,7 @@ class Module:
         check_fit(state, {name: p.shape for name, p in own.items()}, "the tensors do not fit this model")
         for name, parameter in own.items():
             parameter.data = state[name]
-            if isinstance(parameter.data, Packed):
+            if is_packed(parameter.data):
                 parameter.requires_grad = False
 
 
@@ -166,8 +165,8 @@ def sha256_of(arrays: Mapping[str, Array]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         w = arrays[name]
-        array = np.ascontiguousarray(to_numpy(w.raw if isinstance(w, Packed) else w))
-        kind = w.kind if isinstance(w, Packed) else array.dtype.str
+        array = np.ascontiguousarray(to_numpy(w.raw if is_packed(w) else w))
+        kind = w.kind if is_packed(w) else array.dtype.str
         digest.update(f"{name} {kind} {w.shape}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
