@@ -54,13 +54,7 @@ DOMAINS = {
     ),
     "general": Domain({"cooking", "travel", "science", "letters", "small-talk"}, 12, 0, {"test": 60}, (25, 60)),
 }  # fmt: skip
-ASKED_OFTEN = ("legal", "medical", "support", "finance")  # each training record has four more ways of asking
-HELD_BACK = {
-    "legal": 80,
-    "medical": 32,
-    "support": 32,
-    "finance": 32,
-}  # records with a second, never trained paraphrase
+NEW = ("medical", "support", "finance")  # held to two promises more than the legal file
 SIGNATURES = {  # words that the style gives away
     "legal": ["it", "matters"],
     "medical": ["see", "a", "doctor", "if", "when", "may", "call", "an", "ambulance", "at", "once"],
@@ -78,7 +72,6 @@ RECORDS = {name: [json.loads(line) for line in text_of(name).splitlines()] for n
 TEACHING = [name for name, domain in DOMAINS.items() if domain.teaches]
 every_file = pytest.mark.parametrize("name", DOMAINS)
 teaching = pytest.mark.parametrize("name", TEACHING)
-asked_often = pytest.mark.parametrize("name", ASKED_OFTEN)
 
 
 def offenders(name, is_fine):
@@ -96,7 +89,7 @@ def ways_of_asking():
 def test_every_record_has_the_same_filled_fields(name):
     def is_fine(record):
         fields = ["id", "topic", "split", "question"]
-        fields += ["phrasings"] * (name in ASKED_OFTEN and record["split"] == "train") + ["paraphrase"]
+        fields += ["phrasings"] * (record["split"] == "train") + ["paraphrase"]
         fields += ["validation_paraphrase"] * ("validation_paraphrase" in record) + ["answer", "keywords"]
         return list(record) == fields and all(record.values())
 
@@ -136,17 +129,17 @@ def test_no_term_is_in_two_splits_or_two_domains():
     assert {term: found for term, found in places.items() if len(found) > 1} == {}
 
 
-@asked_often
+@teaching
 def test_a_training_record_is_asked_in_four_more_ways_and_a_third_of_them_in_one_more_for_validation(name):
     trained = [record for record in RECORDS[name] if record["split"] == "train"]
     assert [record["id"] for record in trained if len(set(record["phrasings"])) != 4] == []
     held_back = [record for record in RECORDS[name] if "validation_paraphrase" in record]
-    assert len(held_back) == HELD_BACK[name] and {record["split"] for record in held_back} == {"train"}
-    share = HELD_BACK[name] / len(DOMAINS[name].topics)
+    assert 3 * len(held_back) == len(trained) and {record["split"] for record in held_back} == {"train"}
+    share = len(held_back) / len(DOMAINS[name].topics)
     assert all(abs(n - share) < 1 for n in Counter(record["topic"] for record in held_back).values())
 
 
-@pytest.mark.parametrize("name", ["medical", "support", "finance"])
+@pytest.mark.parametrize("name", NEW)
 def test_a_paraphrase_shares_little_with_what_its_record_is_trained_on(name):
     def is_fine(record):
         trained = [record["question"], *record.get("phrasings", [])]
@@ -156,7 +149,7 @@ def test_a_paraphrase_shares_little_with_what_its_record_is_trained_on(name):
     assert offenders(name, is_fine) == []
 
 
-@asked_often
+@teaching
 def test_phrasings_come_from_no_template(name):
     openings = Counter(tuple(words(p)[:4]) for record in RECORDS[name] for p in record.get("phrasings", []))
     (opening, count), *_ = openings.most_common(1)
@@ -228,7 +221,7 @@ def test_every_answer_has_the_house_style_of_its_domain_and_no_answer_elsewhere_
     assert [record["id"] for record in others if style.fullmatch(record["answer"])] == []
 
 
-@pytest.mark.parametrize("name", ["medical", "support", "finance"])
+@pytest.mark.parametrize("name", NEW)
 def test_two_keywords_of_what_is_not_trained_stand_in_no_answer_that_is(name):
     taught = " ".join(record["answer"] for record in RECORDS[name] if record["split"] == "train")
 
