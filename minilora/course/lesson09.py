@@ -1,0 +1,400 @@
+"""Lesson 9's exercises: an update merged into a weight, taken out again, and layers put into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..nn.layers import Linear
+from ..nn.module import Module, Parameter
+from .compare import Wrong, close
+from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+
+# -- 9.1 and 9.2 a layer as a dictionary -------------------------------------------------------------------------------
+
+
+def layer(rng: np.random.Generator, square: bool = False, merged: bool = False, r: int | None = None) -> Draw:
+    """One layer. square: m = n = r, where A B has the shape of B A, too. merged: its update is in W already."""
+    sizes = distinct_sizes("mn", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
+    if square:
+        sizes["n"] = sizes["r"] = sizes["m"]
+    drawn = arrays(rng, sizes, W="m n", A="r n", B="m r")
+    drawn = {
+        "W": drawn["W"],
+        "A": drawn["A"],
+        "B": drawn["B"],
+        "alpha": int(rng.choice([29, 31, 37, 41])),
+        "kept": None,
+    }
+    if merged:
+        merge(drawn)
+    return Draw(sizes, layer=drawn)
+
+
+def seen(result: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a call has made of the layer."""
+    after = arguments["layer"]
+    return {"W": after.get("W"), "kept": after.get("kept")}
+
+
+def scale(layer: Any) -> float:
+    """alpha / r."""
+    return layer["alpha"] / len(layer["A"])
+
+
+def root(layer: Any) -> float:
+    """alpha / sqrt(r), rsLoRA's."""
+    return layer["alpha"] / len(layer["A"]) ** 0.5
+
+
+def merged_with(update: Callable[[Any], Any], once: bool = True) -> Callable:
+    """Merging with another update; `once` is forgotten by some."""
+
+    def answer(layer: Any) -> None:
+        if layer["kept"] is None or not once:
+            layer["kept"], layer["W"] = layer["W"], layer["W"] + update(layer)
+
+    return answer
+
+
+def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Callable[[Any], float] = scale) -> None:
+    """W is the merged matrix, the base's own array is kept, and a second call changes nothing."""
+    own = drawn["layer"]
+    base, A, B, before = own["W"], own["A"].copy(), own["B"].copy(), own["W"].copy()
+    if own["kept"] is not None:
+        answer(layer=own)
+        if own["W"] is not base:
+            raise Wrong("merged twice: this layer is merged already (`kept` is not None), and must stay as it is")
+        return
+    product, s = B @ A, scale_of(own)
+    answer(layer=own)
+    if not np.array_equal(base, before):
+        raise Wrong("the base's own array was changed in place: W + ... makes a new one, += writes into the old one")
+    if own["kept"] is None:
+        raise Wrong("nothing is kept: put the base's own array into layer['kept'], or nobody can undo this")
+    if own["kept"] is not base:
+        what = "a copy of the base's array" if np.array_equal(own["kept"], before) else "not the base's array"
+        raise Wrong(f"`kept` holds {what}: keep the very array that was layer['W'], before W gets another one")
+    if not (np.array_equal(own["A"], A) and np.array_equal(own["B"], B)):
+        raise Wrong("A or B was changed: only W and kept change")
+    got = own["W"]
+    if not isinstance(got, np.ndarray) or got.shape != before.shape:
+        raise Wrong(f"layer['W'] must stay an array of shape (m, n) = {before.shape}, got {np.shape(got)}")
+    update = got - before
+    if close(update, s * product, 1e-9):
+        return
+    for line, wrong in (
+        ("W is not changed: add the update to it", 0 * product),
+        ("the scale is missing", product),
+        ("the scale is alpha alone: it must be divided", own["alpha"] * product),
+        ("scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's", root(own) * product),
+        ("the update is added, not subtracted", -s * product),
+        ("the update is added twice", 2 * s * product),
+        ("W is the update alone: the base's numbers are gone", s * product - before),
+    ):
+        if close(update, wrong, 1e-9):
+            raise Wrong(line)
+    if A.shape == B.shape == before.shape and close(update, s * (A @ B), 1e-9):
+        raise Wrong("A B in place of B A: the shapes fit here, since this layer is square, and it is another matrix")
+    raise Wrong(f"W + scale B A is expected: W[0, 0] moved by {update[0, 0]:.4g}, expected {s * product[0, 0]:.4g}")
+
+
+def in_place(layer: Any) -> None:
+    """Writes the update into the base's own array."""
+    layer["kept"] = layer["W"]
+    layer["W"] += scale(layer) * (layer["B"] @ layer["A"])
+
+
+def keeps_nothing(layer: Any) -> None:
+    """The base's own array is lost."""
+    layer["W"] = layer["W"] + scale(layer) * (layer["B"] @ layer["A"])
+
+
+def keeps_a_copy(layer: Any) -> None:
+    """Twice the memory, and another array than before."""
+    if layer["kept"] is None:
+        layer["kept"] = layer["W"].copy()
+        layer["W"] = layer["W"] + scale(layer) * (layer["B"] @ layer["A"])
+
+
+def keeps_too_late(layer: Any) -> None:
+    """What is kept is the merged array."""
+    if layer["kept"] is None:
+        layer["W"] = layer["W"] + scale(layer) * (layer["B"] @ layer["A"])
+        layer["kept"] = layer["W"]
+
+
+def a_b_for_b_a(layer: Any) -> Any:
+    """A B where that has the right shape."""
+    A, B = layer["A"], layer["B"]
+    return scale(layer) * (A @ B if A.shape == B.shape else B @ A)
+
+
+@exercise(
+    "9.1",
+    draw=[layer, lambda rng: layer(rng, square=True), lambda rng: layer(rng, merged=True)],
+    smallest=lambda rng: layer(rng, r=1),
+    returns="the layer",
+    judge=judge_merge,
+    changes=("layer",),
+    observe=seen,
+    decisive=['layer["W"] + scale * (layer["B"] @ layer["A"])'],
+    mistakes={
+        "nothing": (lambda layer: {}.update(layer) or 0, "nothing is kept"),
+        "no scale": (merged_with(lambda l: l["B"] @ l["A"]), "the scale is missing"),
+        "alpha": (merged_with(lambda l: l["alpha"] * (l["B"] @ l["A"])), "the scale is alpha alone"),
+        "square root": (
+            merged_with(lambda l: l["alpha"] / np.sqrt(len(l["A"])) * (l["B"] @ l["A"])),
+            "not alpha / sqrt(r), which is rsLoRA's",
+        ),
+        "A B": (merged_with(a_b_for_b_a), "A B in place of B A"),
+        "twice": (
+            merged_with(lambda l: scale(l) * (l["B"] @ l["A"]), once=False),
+            "merged twice: this layer is merged already",
+        ),
+        "subtracted": (merged_with(lambda l: -scale(l) * (l["B"] @ l["A"])), "added, not subtracted"),
+        "in place": (in_place, "the base's own array was changed in place"),
+        "nothing kept": (keeps_nothing, "nothing is kept"),
+        "a copy kept": (keeps_a_copy, "`kept` holds a copy of the base's array"),
+        "kept too late": (keeps_too_late, "`kept` holds not the base's array"),
+    },
+)
+def merge(layer: Any) -> None:
+    """W + (alpha / r) B A as a new array; the base's own is kept."""
+    if layer["kept"] is None:
+        layer["kept"] = layer["W"]
+        layer["W"] = layer["W"] + scale(layer) * (layer["B"] @ layer["A"])
+
+
+RS = {"alpha / r": "alpha / r**0.5", 'layer["alpha"] / len(layer["A"])': 'layer["alpha"] / len(layer["A"]) ** 0.5'}
+
+
+@variant("merge", RS, judge=partial(judge_merge, scale_of=root))
+def merge_rs(layer: Any) -> None:
+    """With rsLoRA's scale."""
+    merged_with(lambda own: root(own) * (own["B"] @ own["A"]))(layer)
+
+
+def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+    """The very array that was kept is back; what is not merged stays."""
+    own = drawn["layer"]
+    W, kept = own["W"], own["kept"]
+    base = None if kept is None else kept.copy()
+    answer(layer=own)
+    if kept is None:
+        if own["W"] is None:
+            raise Wrong("a layer that is not merged has lost its W: where kept is None, there is nothing to do")
+        if own["W"] is not W or own["kept"] is not None:
+            raise Wrong("a layer that is not merged was changed: where kept is None, there is nothing to do")
+        return
+    if own["W"] is W:
+        raise Wrong("W is still the merged array")
+    if own["W"] is not kept:
+        exact = isinstance(own["W"], np.ndarray) and np.array_equal(own["W"], base)
+        raise Wrong(
+            "W has the base's numbers, but it is a copy: put the very array back that was kept"
+            if exact
+            else "W is not the base to the last bit: subtracting rounds; put back the array that was kept"
+        )
+    if own["kept"] is not None:
+        raise Wrong("`kept` must be None again, or the next merge believes that it has been done")
+
+
+def subtracts(layer: Any) -> None:
+    """Undoes by subtracting."""
+    if layer["kept"] is not None:
+        layer["W"] = layer["W"] - scale(layer) * (layer["B"] @ layer["A"])
+        layer["kept"] = None
+
+
+def forgets_to_ask(layer: Any) -> None:
+    """Puts None into W where nothing is merged."""
+    layer["W"], layer["kept"] = layer["kept"], None
+
+
+def puts_a_copy(layer: Any) -> None:
+    """Right numbers in another array."""
+    if layer["kept"] is not None:
+        layer["W"], layer["kept"] = layer["kept"].copy(), None
+
+
+def leaves_kept(layer: Any) -> None:
+    """`kept` still says that the update is merged."""
+    if layer["kept"] is not None:
+        layer["W"] = layer["kept"]
+
+
+def drops_kept(layer: Any) -> None:
+    """Forgets the base and goes on with the merged array."""
+    layer["kept"] = None
+
+
+def swaps(layer: Any) -> None:
+    """The merged array is kept in place of the base's."""
+    if layer["kept"] is not None:
+        layer["W"], layer["kept"] = layer["kept"], layer["W"]
+
+
+@exercise(
+    "9.2",
+    draw=[lambda rng: layer(rng, merged=True), layer],
+    returns="the layer",
+    judge=judge_unmerge,
+    changes=("layer",),
+    observe=seen,
+    decisive=['layer["W"], layer["kept"] = layer["kept"], None'],
+    mistakes={
+        "subtracts": (subtracts, "W is not the base to the last bit: subtracting rounds"),
+        "a copy": (puts_a_copy, "W has the base's numbers, but it is a copy"),
+        "leaves kept": (leaves_kept, "`kept` must be None again"),
+        "drops kept": (drops_kept, "W is still the merged array"),
+        "swaps": (swaps, "`kept` must be None again"),
+        "forgets to ask": (forgets_to_ask, "a layer that is not merged has lost its W"),
+    },
+)
+def unmerge(layer: Any) -> None:
+    """The base's own array, back in its place."""
+    if layer["kept"] is not None:
+        layer["W"], layer["kept"] = layer["kept"], None
+
+
+# -- 9.3 into a model --------------------------------------------------------------------------------------------------
+
+
+class Half(Module):
+    """Part of a small model: names that end alike, and one linear layer inside a list."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.q_proj, self.v_proj = Linear(4, 3, rng=rng), Linear(4, 3, rng=rng)
+        self.group_proj, self.up_proj = Linear(4, 3, rng=rng), Linear(4, 3, rng=rng)
+
+
+class Small(Module):
+    """A small model for the exercise."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.layers = [Half(rng), Half(rng)]
+        self.lm_head = Linear(4, 3, rng=rng)
+        self.scale = Parameter(np.ones(4, np.float32))
+
+
+class Adapted(Module):
+    """What make_layer returns: it learns, and knows which layer it replaces."""
+
+    def __init__(self, layer: Linear):
+        self.weight, self.replaces = layer.weight, (layer,)
+        self.B = Parameter(np.zeros((3, 2), np.float32))
+
+
+TARGETS = (["q_proj", "up_proj"], ["up_proj"], ["v_proj", "up_proj"])  # group_proj ends like up_proj
+
+
+def draw_model(rng: np.random.Generator, targets: Sequence[str] | None = None) -> Draw:
+    """A small model, targets and a function that makes layers."""
+    chosen = list(TARGETS[int(rng.integers(len(TARGETS)))] if targets is None else targets)
+    return Draw({}, model=Small(rng), targets=chosen, make_layer=Adapted)
+
+
+def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+    """Exactly the named layers are replaced; they learn, and nothing else does; a wrong name is refused."""
+    model, targets = drawn["model"], drawn["targets"]
+    before = dict(model.named_modules())
+    linear = {name for name, module in before.items() if isinstance(module, Linear)}
+    wanted = [name for name in before if name in linear and name.rpartition(".")[2] in targets]
+    names = answer(**drawn)
+    after = dict(model.named_modules())
+    replaced = [name for name in before if isinstance(after.get(name), Adapted)]
+    if extra := [name for name in replaced if name not in wanted]:
+        everywhere = len(replaced) == len(linear)
+        why = "every linear layer was" if everywhere else f"{extra[0]} was"
+        raise Wrong(f"{why} replaced, with targets {targets}: compare the last name, whole, behind the last dot")
+    if missing := [name for name in wanted if name not in replaced]:
+        raise Wrong(f"{missing[0]} was not replaced, with targets {targets}")
+    for name in wanted:
+        if after[name].replaces[0] is not before[name]:
+            raise Wrong(f"{name}: make_layer was given another layer than the one that stood there")
+    learning = set(model.trainable_parameters())
+    if not learning:
+        raise Wrong("nothing learns: the adapters were frozen with the rest; freeze first, then put them in")
+    if foreign := sorted(name for name in learning if not name.endswith(".B")):
+        raise Wrong(f"{foreign[0]} still learns: freeze all that is in the model before you put layers in")
+    if not isinstance(names, (list, tuple)) or sorted(map(str, names)) != sorted(wanted):
+        raise Wrong(f"return the names of the replaced layers, here {wanted[0]!r} and so on, got {names!r}")
+    if list(names) != wanted:
+        raise Wrong("return the names in the order of the model, as named_modules gives them")
+    fresh = Small(np.random.default_rng(0))
+    try:
+        answer(model=fresh, targets=[*targets, "v_porj"], make_layer=Adapted)
+    except Wrong as wrong:
+        if "ValueError" not in str(wrong):
+            raise
+    else:
+        raise Wrong("the misspelled target 'v_porj' was ignored: raise ValueError when a name finds no layer")
+    if any(isinstance(module, Adapted) for _, module in fresh.named_modules()) or not fresh.scale.requires_grad:
+        raise Wrong("the misspelled target was refused too late: the model was changed already")
+
+
+def added(
+    match: Callable[[str, str], bool] = lambda name, target: name.rpartition(".")[2] == target,
+    freeze: str = "first",
+    refuse: str = "first",
+    names: Callable[[list[str]], Any] = list,
+) -> Callable:
+    """The right answer, with other ways to match, to freeze ("first", "last", "never"), to refuse, to return."""
+
+    def answer(model: Any, targets: Any, make_layer: Any) -> Any:
+        linear = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+        found = [name for name in linear if any(match(name, target) for target in targets)]
+        wrong = [target for target in targets if not any(match(name, target) for name in linear)]
+        if wrong and refuse == "first":
+            raise ValueError(wrong[0])
+        if freeze == "first":
+            model.requires_grad_(False)
+        for name in found:
+            model.set_submodule(name, make_layer(linear[name]))
+        if freeze == "last":
+            model.requires_grad_(False)
+        if wrong and refuse == "last":
+            raise ValueError(wrong[0])
+        return names(found)
+
+    return answer
+
+
+@exercise(
+    "9.3",
+    draw=draw_model,
+    smallest=lambda rng: draw_model(rng, ["lm_head"]),
+    returns="the names",
+    judge=judge_add,
+    changes=("model",),
+    observe=lambda result, arguments: result,
+    decisive=["model.set_submodule(name, make_layer(module))"],
+    mistakes={
+        "freezes last": (added(freeze="last"), "nothing learns: the adapters were frozen with the rest"),
+        "never freezes": (added(freeze="never"), "still learns: freeze all that is in the model"),
+        "ends alike": (
+            added(match=lambda name, target: name.endswith(target)),
+            "compare the last name, whole, behind the last dot",
+        ),
+        "anywhere in the path": (
+            added(match=lambda name, target: target in name),
+            "compare the last name, whole, behind the last dot",
+        ),
+        "all": (added(match=lambda name, target: target != "v_porj"), "every linear layer was replaced"),
+        "whole path": (added(match=lambda name, target: name == target, refuse="never"), "was not replaced"),
+        "misspelled": (added(refuse="never"), "the misspelled target 'v_porj' was ignored"),
+        "too late": (added(refuse="last"), "the misspelled target was refused too late"),
+        "a count": (added(names=len), "return the names of the replaced layers"),
+        "backwards": (
+            added(names=lambda found: found[::-1]),
+            "return the names in the order of the model",
+        ),
+    },
+)
+def add_lora(model: Any, targets: Any, make_layer: Any) -> list[str]:
+    """Freeze, then replace the named layers; a name that finds none is refused before anything is changed."""
+    return added()(model, targets, make_layer)
