@@ -36,7 +36,8 @@ def same(a: Any, b: Any, tolerance: float = TOLERANCE) -> bool:
         holes = np.isnan(a), np.isnan(b)
         return bool(np.array_equal(*holes)) and close(np.where(holes[0], 0, a), np.where(holes[1], 0, b), tolerance)
     if is_number(a) and is_number(b):
-        return bool(a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= tolerance * abs(b))
+        near = math.isfinite(b) and abs(a - b) <= tolerance * abs(b)
+        return bool(a == b or (math.isnan(a) and math.isnan(b)) or near)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):

@@ -56,6 +56,7 @@ def test_nan_is_never_right(double):
     assert "y holds NaN" in judged(double, hole, rng())
     assert not close(np.array([np.nan]), np.array([np.nan])) and not close(np.array([1.0]), np.array([np.nan]))
     assert same(np.array([np.nan, 1]), np.array([np.nan, 1]))
+    assert same(np.inf, np.inf) and not same(3.0, np.inf) and not same(np.inf, 3.0)
     assert not same(np.array([np.nan, 0]), np.array([0, 0.0])) and not same(np.array([np.nan]), np.array([1.0]))
     with pytest.raises(Wrong, match="the count is nan"):
         number(float("nan"), "the count")

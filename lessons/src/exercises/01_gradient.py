@@ -1,0 +1,112 @@
+# %% [markdown]
+# # Exercises 1: your own check for gradients
+#
+# Three short functions. The first two are a check for any gradient, the third is a gradient to check with them. They
+# belong to [lesson 1](../01_gradient.ipynb). You need Python and the product of two matrices.
+#
+# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
+# tries your function on random numbers and prints one line: `ok`, `not written yet`, or what is wrong. Try as often as
+# you like; the numbers are new every time. What is right is kept in a file `mine.py`, and the exercises of later
+# lessons use it.
+
+# %%
+import numpy as np
+
+# %% [markdown]
+# ## 1.1 Measure a whole gradient
+#
+# The lesson measured a few slopes, one by one. Write the function that measures all of them: for each number of `x`,
+# the central difference with the step `eps`. The result is an array of the shape of x. This shape may be anything, as
+# (7,), (3, 4) or (2, 3, 5): `np.ndindex(x.shape)` gives all places of an array as tuples, and `x[place]` is then one
+# number.
+#
+# `f` takes an array of x's shape and returns a number. Two things to take care of: when one number is moved, all
+# others must stand where they stood; and the caller's x must be the same afterwards, to the last digit.
+
+
+# %% points=3
+def numerical_gradient(f, x, eps=1e-5):
+    """f: array -> number, x any shape (float64), eps the step -> the gradient, of x's shape"""
+    ### BEGIN SOLUTION
+    x = x.copy()
+    gradient = np.zeros_like(x)
+    for place in np.ndindex(x.shape):
+        old = x[place]
+        x[place] = old + eps
+        above = f(x)
+        x[place] = old - eps
+        below = f(x)
+        x[place] = old
+        gradient[place] = (above - below) / (2 * eps)
+    return gradient
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 1.2 How far apart are two gradients?
+#
+# A gradient by formula and a measured one never agree to the last digit. Write the function that says how far they are
+# apart, as one number:
+#
+# $$\frac{\max |\text{got} - \text{expected}|}{\max\big(\max |\text{got}|,\; \max |\text{expected}|\big)}$$
+#
+# Both maxima below the line go over all numbers of an array, so that a slope of nearly zero does not count for more
+# than the others. Two cases need a line of their own:
+#
+# - Both arrays are zero everywhere: they agree, so the result is 0.
+# - Their shapes differ: then the result is `np.inf`. NumPy subtracts a (5,) from a (5, 1) without a word and makes a
+#   (5, 5) of them. A check that lets this pass has let many a wrong gradient pass.
+
+
+# %% points=2
+def relative_error(got, expected):
+    """got, expected: arrays -> a number: 0 where they agree, np.inf where their shapes differ"""
+    ### BEGIN SOLUTION
+    if got.shape != expected.shape:
+        return np.inf
+    difference = np.abs(got - expected).max()
+    size = max(np.abs(got).max(), np.abs(expected).max())
+    return difference / size if size > 0 else 0.0
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 1.3 A gradient by formula
+#
+# The layer of the lesson, without tanh, and a loss that compares its output with a target `t`: the mean of the squared
+# differences over all T · m numbers,
+#
+# $$L = \frac{1}{Tm} \sum_{ti} \big(y_{ti} - t_{ti}\big)^2 \qquad\qquad y = x W^\top$$
+#
+# Derive $dW$, the slope of L with respect to each number of W, with pencil and paper: how does L change with
+# $y_{ti}$? And $y_{ti} = \sum_j x_{tj} W_{ij}$, so how does $y_{ti}$ change with $W_{ij}$? Multiply, and add up over
+# all tokens t. Then write it as one product of matrices.
+
+
+# %% points=3
+def mse_gradient(W, x, t):
+    """W (m, n), x (T, n), t (T, m) -> dW (m, n)"""
+    ### BEGIN SOLUTION
+    error = x @ W.T - t
+    return (2 / error.size) * error.T @ x
+    ### END SOLUTION
+
+
+# %% [markdown]
+# All three `ok`? Then let your check look at your gradient.
+
+# %%
+rng = np.random.default_rng()
+W, x, t = rng.standard_normal((3, 4)), rng.standard_normal((5, 4)), rng.standard_normal((5, 3))
+
+
+def loss_of(W):
+    difference = (x @ W.T - t).ravel()
+    return difference @ difference / difference.size
+
+
+try:
+    apart = relative_error(mse_gradient(W, x, t), numerical_gradient(loss_of, W))
+    print(f"by formula and measured: {apart:.1e} apart")
+except NotImplementedError:
+    print("write the three functions first")
