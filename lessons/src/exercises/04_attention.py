@@ -1,0 +1,93 @@
+# %% [markdown]
+# # Exercises 4: attention, and its way back
+#
+# Three functions: the gradient of softmax, attention as today's models have it, and its gradients, which use the first.
+# They belong to [lesson 4](../04_attention.ipynb). Replace `raise NotImplementedError`, run the cell, then run the check
+# below it.
+#
+# | name | shape | what it is |
+# |---|---|---|
+# | `q` | (T, D), or (T, H, D) | queries: what each of T tokens asks for, in H heads of width D |
+# | `k`, `v` | (S, D), or (S, K, D) | keys and values of S tokens, in K heads |
+# | `p` | (T, S) | weights: row t says how much token t takes from each token s |
+# | `g` | as the result | ∂L/∂ of it: how the loss changes with each of its numbers |
+
+# %%
+import numpy as np
+
+# %% [markdown]
+# ## 4.1 What softmax does with a gradient
+#
+# A row of scores $s$ becomes a row of probabilities, $p_i = e^{s_i} / \sum_j e^{s_j}$. Given `p` and `g` = ∂L/∂p, return
+# ∂L/∂s. You need two derivatives, found with the rule for a quotient: how does $p_i$ change with its own score $s_i$,
+# and how with another one, $s_j$? Then add up over all the places where a score occurs.
+#
+# A way to notice a mistake: add 1 to all scores of a row, and p stays what it was. So each row of your result adds up
+# to zero.
+
+
+# %% points=2
+def softmax_vjp(p, g):
+    """p (T, S) probabilities, each row a softmax, g (T, S) -> the gradient of the scores (T, S)"""
+    ### BEGIN SOLUTION
+    return p * (g - (p * g).sum(axis=-1, keepdims=True))
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 4.2 Attention with shared heads, and with tokens seen before
+#
+# The lesson's function has one head, and as many queries as keys. A real model differs in two ways.
+#
+# - **Shared heads.** There are H query heads and only K heads of keys and values; H is a multiple of K. Neighbours share:
+#   with H = 6 and K = 2, heads 0, 1, 2 read key head 0, and heads 3, 4, 5 read key head 1.
+# - **A cache.** While a model writes, keys and values of earlier tokens are kept. So there are S keys and only T ≤ S
+#   queries: those of the *last* T tokens. Query 0 is not token 0.
+#
+# The rest is as you know it: scores divided by $\sqrt D$, the future hidden, softmax, and a weighted sum of values.
+
+
+# %% points=3
+def grouped_attention(q, k, v):
+    """q (T, H, D), k (S, K, D), v (S, K, D) -> y (T, H, D)"""
+    ### BEGIN SOLUTION
+    (T, H, D), (S, K, _) = q.shape, k.shape
+    own = np.arange(H) // (H // K)  # the key head of each query head
+    scores = np.einsum("thd,shd->hts", q, k[:, own]) / np.sqrt(D)
+    future = np.arange(S) > np.arange(S - T, S)[:, None]  # (T, S)
+    scores = np.where(future, -np.inf, scores)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.einsum("hts,shd->thd", weights, v[:, own])
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 4.3 The way back
+#
+# One causal head with as many queries as keys: $p = \mathrm{softmax}(q k^\top / \sqrt D)$ with the future hidden, and
+# $y = p\,v$. From `g` = ∂L/∂y find the gradients of q, k and v. First compute p. Then go back, one product at a time:
+# from y to p and v, from p to the scores with **your** `softmax_vjp`, from the scores to q and k. The rule for a product
+# is all you need beside it:
+#
+# > If $y = a\,b$, then $\partial L/\partial a = g\,b^\top$ and $\partial L/\partial b = a^\top g$.
+#
+# Nothing has to be done for the mask: where a weight is zero, your `softmax_vjp` returns zero.
+
+
+# %% points=3
+def attention_vjp(q, k, v, g):
+    """q, k, v, g (T, D) -> dq, dk, dv (T, D) each"""
+    ### BEGIN SOLUTION
+    T, D = q.shape
+    scores = np.where(np.tri(T, dtype=bool), q @ k.T / np.sqrt(D), -np.inf)
+    p = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    ds = softmax_vjp(p, g @ v.T) / np.sqrt(D)
+    return ds @ k, ds.T @ q, p.T @ g
+    ### END SOLUTION
+
+
+# %% [markdown]
+# Three times `ok`? Then you have written [`attention`](../../minilora/engine/attention.py) as minilora has it, but for
+# one thing: there the weights (T, S) never exist whole, and are computed a second time on the way back.
