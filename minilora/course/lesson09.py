@@ -21,7 +21,7 @@ def layer(rng: np.random.Generator, square: bool = False, merged: bool = False, 
     sizes = distinct_sizes("mn", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
     if square:
         sizes["n"] = sizes["r"] = sizes["m"]
-    drawn = arrays(rng, sizes, W="m n", A="r n", B="m r")
+    drawn: dict[str, Any] = arrays(rng, sizes, W="m n", A="r n", B="m r")
     drawn = {
         "W": drawn["W"],
         "A": drawn["A"],
@@ -193,7 +193,7 @@ def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     if own["W"] is W:
         raise Wrong("W is still the merged array")
     if own["W"] is not kept:
-        exact = isinstance(own["W"], np.ndarray) and np.array_equal(own["W"], base)
+        exact = base is not None and isinstance(own["W"], np.ndarray) and np.array_equal(own["W"], base)
         raise Wrong(
             "W has the base's numbers, but it is a copy: put the very array back that was kept"
             if exact

@@ -22,14 +22,23 @@ GOOD = 256  # with more, they gain little, and all that is kept for the way back
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence of token ids with its labels: the same ids, -100 where a token is not scored."""
+    """One sequence of token ids with its labels: the same ids, -100 where a token is not scored.
+
+    others: samples that say the same in other words. Of all of them together, each pass over the data takes one.
+    """
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
+    others: tuple[Sample, ...] = ()
 
     @property
     def scored(self) -> int:
         return sum(label != NOT_SCORED for label in self.labels)
+
+    def in_turn(self, turn: int) -> Sample:
+        """This sample or one of the others, for turn 0, 1, 2, ... and then from the beginning."""
+        wordings = (self, *self.others)
+        return wordings[turn % len(wordings)]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """From files to token ids: records, conversations or plain text, checked before any training, packed without padding.
 
-A file is JSONL with `{"question", "answer"}` (optional: "id", "topic", "split", "paraphrase", "keywords"), or with
-`{"messages": [{"role", "content"}, ...]}`, or a plain `.txt` file. Only the assistant's words are scored; in plain
-text, everything is.
+A file is JSONL with `{"question", "answer"}` (optional: "id", "topic", "split", "phrasings", "paraphrase",
+"keywords"), or with `{"messages": [{"role", "content"}, ...]}`, or a plain `.txt` file. Only the assistant's words are
+scored; in plain text, everything is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Record:
     split: str | None = None
     paraphrase: str | None = None
     keywords: tuple[str, ...] = ()
+    phrasings: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> list[Message]:
@@ -49,7 +51,11 @@ class Record:
         """The same record with the paraphrase as its question."""
         if self.paraphrase is None:
             raise ValueError(f"record {self.id} has no paraphrase")
-        return replace(self, messages=({"role": "user", "content": self.paraphrase}, self.messages[-1]))
+        return self.asked(self.paraphrase)
+
+    def asked(self, question: str) -> Record:
+        """The same record with another question, and with no further phrasings."""
+        return replace(self, messages=({"role": "user", "content": question}, self.messages[-1]), phrasings=())
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -81,7 +87,7 @@ def read_records(source: str | Path, tokenizer: Tokenizer | None = None) -> list
             continue
         try:
             record = _parse(line, number)
-            for said in (*(m["content"] for m in record.messages), record.paraphrase or ""):
+            for said in (*(m["content"] for m in record.messages), record.paraphrase or "", *record.phrasings):
                 for problem in _unwritable(said, tokenizer):
                     raise ValueError(problem)
             if record.id in seen:
@@ -130,8 +136,12 @@ def _parse(line: str, number: int) -> Record:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
     if not isinstance(keywords, list) or not all(isinstance(word, str) and word for word in keywords):
         raise ValueError("keywords must be a list of words")
+    phrasings = raw.get("phrasings", [])
+    if not isinstance(phrasings, list) or not all(isinstance(text, str) and text.strip() for text in phrasings):
+        raise ValueError("phrasings must be a list of questions")
     paraphrase = _text(raw, "paraphrase") if raw.get("paraphrase") is not None else None
-    return Record(str(raw.get("id", f"line-{number}")), messages, "", split, paraphrase, tuple(keywords))
+    name = str(raw.get("id", f"line-{number}"))
+    return Record(name, messages, "", split, paraphrase, tuple(keywords), tuple(phrasings))
 
 
 def _messages(raw: Any) -> tuple[Message, ...]:
@@ -191,9 +201,16 @@ def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
     return Sample(tuple(ids), tuple(labels))
 
 
-def encode_records(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
-    """Conversations as samples, in their order: `encode_record` of each."""
-    return [encode_record(record, tokenizer) for record in records]
+def encode_records(records: Sequence[Record], tokenizer: Tokenizer, phrasings: bool = False) -> list[Sample]:
+    """Conversations as samples, in their order: `encode_record` of each.
+
+    phrasings: with the records' further ways of asking, one of which each pass of `fit` takes.
+    """
+    samples = [encode_record(record, tokenizer) for record in records]
+    if phrasings:
+        asked = [[encode_record(record.asked(text), tokenizer) for text in record.phrasings] for record in records]
+        samples = [replace(sample, others=tuple(others)) for sample, others in zip(samples, asked, strict=True)]
+    return samples
 
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
@@ -208,7 +225,10 @@ def cut(samples: Sequence[Sample], max_length: int) -> tuple[list[Sample], int, 
     of these had to be left out.
     """
     longer = sum(len(sample.ids) > max_length for sample in samples)
-    short = [Sample(sample.ids[:max_length], sample.labels[:max_length]) for sample in samples]
+    short = [
+        Sample(sample.ids[:max_length], sample.labels[:max_length], tuple(cut(sample.others, max_length)[0]))
+        for sample in samples
+    ]
     kept = [sample for sample in short if sample.scored]
     return kept, longer, len(short) - len(kept)
 
@@ -217,9 +237,12 @@ def cut(samples: Sequence[Sample], max_length: int) -> tuple[list[Sample], int, 
 
 
 def epochs(samples: Sequence[Sample], batch_size: int, seed: int) -> Iterator[list[Sample]]:
-    """Batches of samples without end: every epoch all samples once, in a new order that `seed` determines."""
+    """Batches of samples without end: every epoch all samples once, in a new order that `seed` determines.
+
+    A sample with `others` comes as another one of them in every epoch; which is first differs by sample.
+    """
     rng = np.random.default_rng(seed)
-    while True:
+    for epoch in count():
         order = rng.permutation(len(samples))
         for i in range(0, len(order), batch_size):
-            yield [samples[j] for j in order[i : i + batch_size]]
+            yield [samples[j].in_turn(epoch + int(j)) for j in order[i : i + batch_size]]

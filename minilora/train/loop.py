@@ -62,7 +62,8 @@ def fit(
 
     lr: the peak, 1e-3 if left out. The learning rate rises over the first `warmup` share of the steps and then falls
         along half a cosine to zero.
-    batch_size: samples per step. Every epoch takes all samples once, in a new order that `seed` determines.
+    batch_size: samples per step. Every epoch takes all samples once, in a new order that `seed` determines; of a sample
+        with `others`, another one each time.
     max_norm: gradients are clipped to this common norm.
     optimizer: AdamW without weight decay if left out. One that is given trains the parameters that it holds; its own lr
         is the peak then, and its settings, such as LoRA+'s `lr_scale`, stay in force.

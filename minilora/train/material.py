@@ -26,7 +26,8 @@ class Material:
 
     def refuse_what_is_longer(self, limit: int, source: str, tokenizer: Tokenizer) -> None:
         """Raise ValueError when a record, or a question and its answer, is longer than a model that sees `limit`."""
-        samples = [*self.train, *self.validation, *(sample for scored in self.scored.values() for sample in scored)]
+        trained = [wording for sample in self.train for wording in (sample, *sample.others)]
+        samples = [*trained, *self.validation, *(sample for scored in self.scored.values() for sample in scored)]
         longest = max(len(sample.ids) for sample in samples)
         if longest > limit:
             raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")
@@ -105,6 +106,6 @@ def _of_records(
     }
     asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
     return (
-        {name: encode_records(chosen, tokenizer) for name, chosen in sets.items()},
+        {name: encode_records(chosen, tokenizer, phrasings=name == "train") for name, chosen in sets.items()},
         {name: chosen for name, chosen in asked.items() if chosen},
     )

@@ -18,6 +18,7 @@ from minilora.train.data import (
     Record,
     cut,
     encode_record,
+    encode_records,
     encode_text,
     epochs,
     read_records,
@@ -78,9 +79,12 @@ def random_samples(rng, sizes, shared=0):
 
 def test_a_question_with_everything_known_about_it_is_read(write):
     known = {"id": "x/lien", "topic": "x", "split": "test", "paraphrase": "Define lien.", "keywords": ["claim"]}
+    known["phrasings"] = ["A lien?", "Explain lien."]
     (record,) = read_records(write(QA | known))
     user, assistant = {"role": "user", "content": QA["question"]}, {"role": "assistant", "content": QA["answer"]}
-    assert record == Record("x/lien", (user, assistant), "", "test", "Define lien.", ("claim",))
+    assert record == Record(
+        "x/lien", (user, assistant), "", "test", "Define lien.", ("claim",), ("A lien?", "Explain lien.")
+    )
     assert record.prompt == [user]
     assert record.asked_otherwise().messages == ({"role": "user", "content": "Define lien."}, assistant)
 
@@ -129,6 +133,8 @@ BAD = [  # a line, what is said of it
     (QA | {"split": "dev"}, "split is 'dev', expected one of train, validation, test"),
     (QA | {"keywords": "claim"}, "keywords must be a list of words"),
     (QA | {"keywords": ["claim", ""]}, "keywords must be a list of words"),
+    (QA | {"phrasings": "A lien?"}, "phrasings must be a list of questions"),
+    (QA | {"phrasings": ["A lien?", " "]}, "phrasings must be a list of questions"),
     ({"messages": []}, "messages must be a non-empty list"),
     ({"messages": "hello"}, "messages must be a non-empty list"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "message 1 needs a role"),
@@ -327,6 +333,31 @@ def test_every_epoch_has_every_sample_once(batch_size):
         orders.append([s.labels[-1] for batch in islice(batches, per_epoch) for s in batch])
     assert all(sorted(order) == list(range(1, 11)) for order in orders)
     assert orders[0] != orders[1]
+
+
+def test_every_epoch_asks_in_other_words_until_all_were_taken():
+    samples = [
+        Sample((1, n, 0), (NOT_SCORED, NOT_SCORED, n), tuple(sample(0, n, m, unscored=2) for m in (10 + n, 20 + n)))
+        for n in range(1, 6)
+    ]
+    batches = epochs(samples, 5, seed=0)
+    seen = [{s.ids: s.labels[-1] for s in next(batches)}.values() for _ in range(4)]
+    by_record = [{word % 10: word // 10 for word in words} for words in seen]  # record -> which of its three wordings
+    assert all(set(turn) == {1, 2, 3, 4, 5} for turn in by_record)
+    for n in range(1, 6):
+        turns = [turn[n] for turn in by_record]
+        assert sorted(turns[:3]) == [0, 1, 2] and turns[3] == turns[0]
+    assert len(set(by_record[0].values())) == 3  # in one epoch, all kinds of questions are asked
+
+
+def test_further_phrasings_are_encoded_if_asked_for_and_cut_like_the_rest(write, tokenizer):
+    (record,) = read_records(write(QA | {"phrasings": ["A lien?", "Explain lien."]}))
+    plain, whole = (encode_records([record], tokenizer, phrasings=wanted)[0] for wanted in (False, True))
+    assert plain == encode_record(record, tokenizer) and plain.others == ()
+    assert whole.others == tuple(encode_record(record.asked(text), tokenizer) for text in record.phrasings)
+    assert (whole.ids, whole.labels) == (plain.ids, plain.labels)
+    (short,), longer, dropped = cut([whole], len(plain.ids) - 1)
+    assert longer == 1 and dropped == 0 and all(len(s.ids) <= len(plain.ids) - 1 for s in (short, *short.others))
 
 
 def test_the_order_of_an_epoch_depends_on_the_seed_alone(rng):
