@@ -14,8 +14,8 @@ from modelfiles import CONFIG
 
 from minilora.cli import main
 from minilora.cost import bench, growth
-from minilora.cost.counts import count_parameters
-from minilora.cost.predict import SHAPES, base_parameters
+from minilora.cost.counts import ParameterCounts, count_parameters
+from minilora.cost.predict import SHAPES, Memory, Step, base_parameters
 from minilora.cost.process import Job, peak_memory
 from minilora.cost.turns import BenchError, Contender, serve, take_turns
 from minilora.engine.backend import is_packed
@@ -290,10 +290,15 @@ SMALL = growth.Point(length=8, batch=2, rank=2, width=64)
 def test_each_sweep_gives_a_picture(tmp_path):
     sweeps = {"rank": growth.Sweep("rank r", (1, 2)), "adapters": growth.Sweep("adapters", (1, 3))}
     turns = []
-    paths = list(growth.draw_all(tmp_path, SMALL, sweeps, done=lambda: turns.append(1)))
+    paths = list(growth.draw_all(tmp_path / "new" / "folder", SMALL, sweeps, done=lambda: turns.append(1)))
     assert [path.name for path in paths] == ["growth-rank.png", "growth-adapters.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert len(turns) == growth.turns(sweeps)
+
+
+def test_descriptions_and_results_are_never_changed():
+    kinds = (Step, Memory, ParameterCounts, Job, bench.Settings, bench.Mode, growth.Point, growth.Sweep, growth.Cost)
+    assert [kind for kind in (*kinds, Contender) if not kind.__dataclass_params__.frozen] == []
 
 
 def test_every_sweep_passes_through_the_start():
@@ -302,7 +307,7 @@ def test_every_sweep_passes_through_the_start():
 
 def test_measured_memory_holds_weights_and_adapters():
     one, three = growth.measure([SMALL, replace(SMALL, adapters=3)], rounds=1)
-    assert one.peak_bytes > 4 * base_parameters(SMALL.config())
+    assert one.peak_bytes > 4 * base_parameters(SMALL.config()) and 0 < one.seconds < 60
     one_adapter = growth.predicted_bytes(replace(SMALL, adapters=2)) - growth.predicted_bytes(SMALL)
     assert three.peak_bytes - one.peak_bytes >= 2 * one_adapter > 0
 
@@ -337,6 +342,7 @@ def test_pictures_of_growth_can_be_read(name):
     time, memory = figure.axes
     for axes, first in ((time, 1e3 * growth.multiplications(points[0]) / 1e10), (memory, costs[0].peak_bytes / 1e6)):
         predicted, measured = axes.lines
+        assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
         assert predicted.get_ydata()[0] == pytest.approx(first) and predicted.get_linestyle() == "--"
         assert list(measured.get_xdata()) == list(sweep.values) and measured.get_linewidth() == 0
         ends = {"predicted": predicted.get_ydata()[-1], "measured": measured.get_ydata()[-1]}

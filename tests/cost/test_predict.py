@@ -106,6 +106,17 @@ def test_logits_are_scratch_of_one_block_of_tokens():
     assert block == 4 * 2 * 256 * (words + width)
 
 
+@pytest.mark.parametrize("known", [{"rank": 8}, {"rank": 8, "recompute": True}, {"rank": 8, "base_bytes": 96_576_768}])
+def test_threads_have_scratch_of_their_own_each_for_its_own_tokens(known):
+    one = predict_memory(Step(SMOLLM2, 300, 290, **known))
+    two = predict_memory(Step(SMOLLM2, 600, 580, threads=2, **known))
+    assert two.scratch == 2 * one.scratch and two.activations == pytest.approx(2 * one.activations, rel=1e-3)
+
+
+def test_what_nothing_is_said_of_holds_nothing():
+    assert Memory(7).by_owner() == {"weights": 7} and Memory(7).total == 7
+
+
 def test_full_fine_tuning_holds_more_than_an_adapter():
     full, lora = predict_memory(Step(SMOLLM2, 100, 50)), predict_memory(Step(SMOLLM2, 100, 50, rank=8))
     assert full.moments == 2 * full.gradients == 2 * full.weights and full.adapter == 0
