@@ -2,8 +2,8 @@
 # # Exercises 4: attention, and its way back
 #
 # Three functions: the gradient of softmax, attention as today's models have it, and its gradients, which use the first.
-# They belong to [lesson 4](../04_attention.ipynb). Replace `raise NotImplementedError`, run the cell, then run the check
-# below it.
+# They belong to [lesson 4](../04_attention.ipynb). Replace `raise NotImplementedError`, run the cell, then run the
+# check below it.
 #
 # | name | shape | what it is |
 # |---|---|---|
@@ -15,12 +15,14 @@
 # %%
 import numpy as np
 
+from minilora.course.mine import numerical_gradient  # your own, from exercise 1.1
+
 # %% [markdown]
 # ## 4.1 What softmax does with a gradient
 #
-# A row of scores $s$ becomes a row of probabilities, $p_i = e^{s_i} / \sum_j e^{s_j}$. Given `p` and `g` = ∂L/∂p, return
-# ∂L/∂s. You need two derivatives, found with the rule for a quotient: how does $p_i$ change with its own score $s_i$,
-# and how with another one, $s_j$? Then add up over all the places where a score occurs.
+# A row of scores $s$ becomes a row of probabilities, $p_i = e^{s_i} / \sum_j e^{s_j}$. Given `p` and `g` = ∂L/∂p,
+# return ∂L/∂s. You need two derivatives, found with the rule for a quotient: how does $p_i$ change with its own score
+# $s_i$, and how with another one, $s_j$? Then add up over all the places where a score occurs.
 #
 # A way to notice a mistake: add 1 to all scores of a row, and p stays what it was. So each row of your result adds up
 # to zero.
@@ -39,8 +41,8 @@ def softmax_vjp(p, g):
 #
 # The lesson's function has one head, and as many queries as keys. A real model differs in two ways.
 #
-# - **Shared heads.** There are H query heads and only K heads of keys and values; H is a multiple of K. Neighbours share:
-#   with H = 6 and K = 2, heads 0, 1, 2 read key head 0, and heads 3, 4, 5 read key head 1.
+# - **Shared heads.** There are H query heads and only K heads of keys and values; H is a multiple of K. Neighbours
+#   share: with H = 6 and K = 2, heads 0, 1, 2 read key head 0, and heads 3, 4, 5 read key head 1.
 # - **A cache.** While a model writes, keys and values of earlier tokens are kept. So there are S keys and only T ≤ S
 #   queries: those of the *last* T tokens. Query 0 is not token 0.
 #
@@ -67,8 +69,8 @@ def grouped_attention(q, k, v):
 #
 # One causal head with as many queries as keys: $p = \mathrm{softmax}(q k^\top / \sqrt D)$ with the future hidden, and
 # $y = p\,v$. From `g` = ∂L/∂y find the gradients of q, k and v. First compute p. Then go back, one product at a time:
-# from y to p and v, from p to the scores with **your** `softmax_vjp`, from the scores to q and k. The rule for a product
-# is all you need beside it:
+# from y to p and v, from p to the scores with **your** `softmax_vjp`, from the scores to q and k. The rule for a
+# product is all you need beside it:
 #
 # > If $y = a\,b$, then $\partial L/\partial a = g\,b^\top$ and $\partial L/\partial b = a^\top g$.
 #
@@ -89,5 +91,24 @@ def attention_vjp(q, k, v, g):
 
 
 # %% [markdown]
-# Three times `ok`? Then you have written [`attention`](../../minilora/engine/attention.py) as minilora has it, but for
-# one thing: there the weights (T, S) never exist whole, and are computed a second time on the way back.
+# ## All of it at once
+#
+# Three times `ok`? Then run the cell, and call `distance()`: the dq of your `attention_vjp`, which stands on your
+# `softmax_vjp`, beside what your `numerical_gradient` of lesson 1 measures on your `grouped_attention`. Below 1e-8,
+# four functions of yours agree.
+
+
+# %%
+def distance():
+    """How far attention_vjp's dq is from the gradient that numerical_gradient measures on grouped_attention."""
+    q, k, v, g = np.random.default_rng().standard_normal((4, 7, 5))
+
+    def loss(q):
+        return (g * grouped_attention(q[:, None], k[:, None], v[:, None])[:, 0]).sum()  # one head
+
+    return np.abs(attention_vjp(q, k, v, g)[0] - numerical_gradient(loss, q)).max()
+
+
+# %% [markdown]
+# minilora's own [`attention`](../../minilora/engine/attention.py) does the same, but for one thing: there the weights
+# (T, S) never exist whole, and are computed a second time on the way back.

@@ -1,0 +1,107 @@
+# %% [markdown]
+# # Exercises 5: a Llama, counted and taken apart
+#
+# Three functions that belong to [lesson 5](../05_transformer.ipynb): how many numbers a model has, and the gradients of
+# the two parts of a block that are neither a matrix nor attention. Replace `raise NotImplementedError`, run the cell,
+# then run the check below it.
+#
+# | name | shape | what it is |
+# |---|---|---|
+# | `x` | (N, C) | N tokens, C numbers each |
+# | `w` | (C) | the weight of a norm |
+# | `gate`, `up` | (N, F) | the two inputs of an MLP's gate |
+# | `g` | as the output | ∂L/∂ of the output: how the loss changes with each of its numbers |
+
+# %%
+import numpy as np
+
+from minilora.course.mine import numerical_gradient  # your own, from exercise 1.1
+
+# %% [markdown]
+# ## 5.1 Count it before it exists
+#
+# `config` is an `ml.Config`. Its fields, in the letters of the lesson: `vocab_size` V, `hidden_size` C,
+# `intermediate_size` F, `num_hidden_layers`, `num_attention_heads` H, `num_key_value_heads` K, `head_dim` D,
+# `tie_word_embeddings`. Return the number of parameters, as a formula: no model may be made. Try it with numbers that
+# you know from the lesson, for one: `count_llama(ml.load("tiny")[0].config)`.
+
+
+# %% points=2
+def count_llama(config):
+    """config: an ml.Config -> the number of parameters of the Llama that it describes"""
+    ### BEGIN SOLUTION
+    V, C, F = config.vocab_size, config.hidden_size, config.intermediate_size
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    block = 2 * H * D * C + 2 * K * D * C + 3 * F * C + 2 * C
+    tables = 1 if config.tie_word_embeddings else 2
+    return tables * V * C + config.num_hidden_layers * block + C
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 5.2 The way back through RMSNorm
+#
+# $$y = \frac{x}{\mathrm{rms}(x)}\,w \qquad\qquad \mathrm{rms}(x) = \sqrt{\mathrm{mean}(x^2) + \varepsilon}$$
+#
+# for each token on its own; `w` is shared by all tokens. Given `g` = ∂L/∂y, find the gradients of x and w. Take care:
+# every number of x moves y in two ways, on its own place and through the rms of the whole row. Write
+# $i = 1 / \mathrm{rms}(x)$ and find first how $i$ changes with one number of x.
+#
+# A way to notice a mistake: with ε = 0, y does not change when x gets longer. So along x there is no gradient: each row
+# of `dx * x` adds up to 0.
+
+
+# %% points=3
+def rms_norm_vjp(x, w, g, eps):
+    """x (N, C), w (C), g (N, C) -> dx (N, C), dw (C)"""
+    ### BEGIN SOLUTION
+    inv = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    gw = g * w
+    dx = inv * (gw - x * inv**2 * (gw * x).mean(axis=-1, keepdims=True))
+    dw = (g * x * inv).sum(axis=0)
+    return dx, dw
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 5.3 The way back through the gate
+#
+# $$y = \mathrm{silu}(\mathit{gate})\,\mathit{up} \qquad\qquad \mathrm{silu}(z) = z\,\sigma(z) \qquad\qquad \sigma(z) =
+# \frac{1}{1 + e^{-z}}$$
+#
+# number by number. You need $\sigma'(z) = \sigma(z)(1 - \sigma(z))$ and the rule for a product, twice.
+
+
+# %% points=3
+def swiglu_vjp(gate, up, g):
+    """gate, up, g (N, F) -> dgate (N, F), dup (N, F)"""
+    ### BEGIN SOLUTION
+    s = 1 / (1 + np.exp(-gate))
+    dgate = g * up * (s + gate * s * (1 - s))
+    dup = g * gate * s
+    return dgate, dup
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## All of them at once
+#
+# Three times `ok`? Then run the cell, and call `distance()`: your formula for dx beside what your own check of lesson 1
+# measures. Below 1e-8 they agree.
+
+
+# %%
+def distance():
+    """How far rms_norm_vjp's dx is from the gradient that numerical_gradient measures."""
+    x, g = np.random.default_rng().standard_normal((2, 4, 6))
+    w = np.arange(1.0, 7.0)
+
+    def loss(x):
+        return (g * x * w / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-5)).sum()
+
+    return np.abs(rms_norm_vjp(x, w, g, 1e-5)[0] - numerical_gradient(loss, x)).max()
+
+
+# %% [markdown]
+# Compare with minilora's own [`rms_norm` and `swiglu`](../../minilora/engine/fused.py). Both keep their inputs and
+# compute the rest again on the way back: memory is dearer than these few multiplications.
