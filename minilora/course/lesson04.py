@@ -187,6 +187,7 @@ def grouped_attention(q: Any, k: Any, v: Any) -> Any:
 
 
 def draw_one_head(rng: np.random.Generator, T: int | None = None) -> Draw:
+    """One head, for which grouping does not matter."""
     sizes = distinct_sizes("TD", rng) | ({} if T is None else {"T": T})
     return arrays(rng, sizes, q="T D", k="T D", v="T D", g="T D")
 

@@ -228,11 +228,13 @@ def rms_norm_vjp(x: Any, w: Any, g: Any, eps: float) -> Any:
 
 
 def draw_gate(rng: np.random.Generator, N: int | None = None) -> Draw:
+    """Gate and up projections of a few tokens."""
     sizes = distinct_sizes("NF", rng) | ({} if N is None else {"N": N})
     return arrays(rng, sizes, gate="N F", up="N F", g="N F")
 
 
 def sigmoid(z: Any) -> Any:
+    """1 / (1 + e ** -z)."""
     return 1 / (1 + np.exp(-z))
 
 
