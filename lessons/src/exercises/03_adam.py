@@ -1,0 +1,97 @@
+# %% [markdown]
+# # Exercises 3: AdamW, and the loss of a classifier
+#
+# Two functions. With your `linear_backward` of exercise 2.3 they train a model, at the end of this page. They belong
+# to [lesson 3](../03_adam.ipynb).
+
+# %%
+import numpy as np
+
+import minilora as ml
+from minilora.course.mine import linear_backward, numerical_gradient, relative_error
+
+# %% [markdown]
+# ## 3.1 One step of AdamW
+#
+# Write a whole step for one array `w` with gradient `g`. All that you need is in the lesson: Adam's five formulas, and
+# in section 4 what the W stands for. Three things to decide with care:
+#
+# - `t` counts the steps and is 1 in the first one.
+# - `decay` is the λ of section 4. It has no part in m and v, and it is applied to the w that came in.
+# - Return new arrays: the caller's w, g, m and v stay as they are.
+#
+# What you return as `m` and `v` is what goes into the next step, so it is not divided by anything.
+
+
+# %% points=4
+def adamw_step(w, g, m, v, t, lr, beta1, beta2, eps, decay):
+    """w, g, m, v: arrays of one shape; t = 1, 2, ...; the rest are numbers -> the new w, m, v"""
+    ### BEGIN SOLUTION
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    m_hat = m / (1 - beta1**t)
+    v_hat = v / (1 - beta2**t)
+    w = w * (1 - lr * decay) - lr * m_hat / (np.sqrt(v_hat) + eps)
+    return w, m, v
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 3.2 Cross-entropy, with its gradient
+#
+# `z` has one row per token and one column per possible answer: the logits. `labels` holds for each token the number of
+# the answer that really came. With $p_t$ the softmax of row t,
+#
+# $$L = -\frac{1}{T} \sum_t \ln p_{t,\,\text{label}_t}$$
+#
+# Return the loss L and its gradient with respect to z. For the gradient, write $\ln p_{t,i} = z_{ti} - \ln \sum_j
+# e^{z_{tj}}$ and derive it with pencil and paper: what is the slope of the second term with respect to $z_{ti}$? And
+# where does the first one count? The result is short.
+#
+# Logits may be as large as 1000, and $e^{1000}$ is no number that a computer can keep. Softmax stays the same if a
+# number is subtracted from all logits of a row: which one would you take?
+
+
+# %% points=4
+def softmax_cross_entropy(z, labels):
+    """z (T, V) logits, labels (T,) whole numbers from 0 to V - 1 -> L, a number, and dz (T, V)"""
+    ### BEGIN SOLUTION
+    tokens = np.arange(len(z))
+    z = z - z.max(axis=1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    loss = -log_p[tokens, labels].mean()
+    dz = np.exp(log_p)
+    dz[tokens, labels] -= 1
+    return loss, dz / len(z)
+    ### END SOLUTION
+
+
+# %% [markdown]
+# Both `ok`? Then they train a model, with nothing of minilora's engine in it: which letter follows which, as in
+# section 5 of the lesson. Your check looks at the gradient first.
+
+# %%
+text = " ".join(message["content"] for record in ml.read_records("legal") for message in record.messages).lower()
+ids = np.array([max(" abcdefghijklmnopqrstuvwxyz".find(letter), 0) for letter in text])
+rng = np.random.default_rng(0)
+parameters = {"W": np.zeros((27, 27)), "b": np.zeros(27)}
+state = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in parameters.items()}
+
+try:
+    z, labels = rng.standard_normal((4, 5)), np.array([0, 3, 3, 1])
+    measured = numerical_gradient(lambda z: softmax_cross_entropy(z, labels)[0], z)
+    print(
+        f"gradient of z: {relative_error(softmax_cross_entropy(z, labels)[1], measured):.1e} apart from what is measured"
+    )
+    for t in range(1, 51):
+        at = rng.integers(len(ids) - 1, size=2000)
+        x = np.eye(27)[ids[at]]
+        loss, dz = softmax_cross_entropy(x @ parameters["W"].T + parameters["b"], ids[at + 1])
+        _, dW, db = linear_backward(x, parameters["W"], parameters["b"], dz)
+        for name, g in {"W": dW, "b": db}.items():
+            step = adamw_step(parameters[name], g, *state[name], t, 0.1, 0.9, 0.999, 1e-8, 0.01)
+            parameters[name], state[name] = step[0], step[1:]
+        if t in (1, 10, 50):
+            print(f"step {t:>2}: loss {loss:.3f}")
+except NotImplementedError as missing:
+    print("first write", missing if str(missing) else "the two functions")
