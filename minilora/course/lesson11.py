@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..nn.llama import Config, Llama
-from .exercises import Draw, exercise
+from .exercises import Draw, exercise, variant
 
 Shapes = dict[str, tuple[int, ...]]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -78,6 +78,10 @@ def counting(count: Callable[[Shapes], int]) -> Callable:
             counting(lambda s: 2 * sum(shape[1] for name, shape in s.items() if "_proj" in name)),
             "2 r n holds for square matrices alone: in general it is r (m + n)",
         ),
+        "square, by rows": (
+            counting(lambda s: 2 * sum(shape[0] for name, shape in s.items() if "_proj" in name)),
+            "2 r m holds for square matrices alone: in general it is r (m + n)",
+        ),
         "embedding and head": (
             counting(lambda s: ends(s, (*ATTENTION, *MLP, "embed_tokens", "lm_head"))),
             '"all-linear" leaves out the embedding and the head, and you counted both',
@@ -113,74 +117,153 @@ def adapter_parameters(shapes: Shapes, r: int) -> int:
     return r * ends(shapes)
 
 
+IN_ATTENTION = {  # words of the page in the form that adapts attention alone
+    "*all linear layers* of the blocks, whose names contain `_proj`. Embedding,": (
+        "*attention alone*, in the blocks, whose names contain `self_attn`. MLP, embedding,"
+    ),
+    "*all linear layers*": "*attention alone*",
+    '"_proj" in name': '"self_attn" in name',
+    "the count is 1,024. For SmolLM2-135M and r = 8 it is 2,442,240.": (
+        "the count is 448. For SmolLM2-135M and r = 8 it is 921,600."
+    ),
+}
+
+
+@variant("adapter_parameters", IN_ATTENTION)
+def adapter_parameters_in_attention(shapes: Shapes, r: int) -> int:
+    """r Σ (m + n) over attention's matrices."""
+    return r * ends(shapes, ATTENTION)
+
+
 # -- 11.2 --------------------------------------------------------------------------------------------------------------
 
 
-def memory(full: float = 4, base: float = 1, adapter: float = 4, unit: float = 4) -> Callable:
-    """Bytes: so many arrays of the base in full fine-tuning; so many of the base and of the adapter with LoRA."""
+def memory(
+    state: Callable[[int], float] = lambda moments: 2 + moments,
+    unit: float = 4,
+    base: Callable[[float], float] = lambda frozen_bytes: frozen_bytes,
+    adapter: Callable[[float], float] = lambda frozen_bytes: 4,
+    names: tuple[str, ...] = (*ATTENTION, *MLP),
+) -> Callable:
+    """Bytes: state(moments) arrays of what learns, the first of which takes adapter(frozen_bytes) for a number and the
+    others `unit`; and base(frozen_bytes) for a number of a frozen base.
+    """
 
-    def answer(shapes: Shapes, r: int | None) -> float:
+    def answer(shapes: Shapes, r: int | None, frozen_bytes: float, moments: int) -> float:
         P = numbers(shapes)
-        return unit * (full * P if r is None else base * P + adapter * adapter_parameters(shapes, r))
+        learns, frozen = (P, 0) if r is None else (r * ends(shapes, names), P)
+        first = 0 if r is None else adapter(frozen_bytes) - 4
+        return base(frozen_bytes) * frozen + (unit * state(moments) + first) * learns
 
     return answer
+
+
+def scaled(factor: float) -> Callable:
+    """The right number of bytes in another unit."""
+    return lambda *given: factor * memory()(*given)
+
+
+def memory_mistakes(names: tuple[str, ...]) -> dict[str, tuple[Callable, str]]:
+    """What goes wrong in 11.2, where these modules are adapted."""
+    of = partial(memory, names=names)
+    return {
+        "weights alone": (
+            of(lambda moments: 1),
+            "these are the weights alone: what learns has a gradient, too, and the optimizer's arrays",
+        ),
+        "no gradient": (
+            of(lambda moments: 1 + moments),
+            "one array is missing: what learns has a weight, a gradient, and `moments` arrays of the optimizer",
+        ),
+        "no moments": (of(lambda moments: 2), "the optimizer's arrays are missing: `moments` for what learns"),
+        "always Adam": (
+            of(lambda moments: 4),
+            "that is Adam, which keeps two: here the optimizer keeps `moments` arrays",
+        ),
+        "too many": (
+            of(lambda moments: 3 + moments),
+            "one array is too many: a weight, a gradient, and `moments` arrays of the optimizer",
+        ),
+        "no base": (of(base=lambda b: 0), "LoRA: the base's weights are missing; frozen, they are still held"),
+        "base in float32": (
+            of(base=lambda b: 4),
+            "LoRA: a frozen weight takes `frozen_bytes`, and you count 4 bytes for it",
+        ),
+        "adapter in frozen bytes": (
+            of(adapter=lambda b: b),
+            "LoRA: the adapter learns, so its weights take 4 bytes; only what is frozen takes `frozen_bytes`",
+        ),
+        "base has a gradient": (of(base=lambda b: b + 4), "LoRA: a frozen weight has no gradient, and you count one"),
+        "base has all": (
+            lambda shapes, r, b, moments: (
+                of()(shapes, r, b, moments) + (0 if r is None else 4 * (1 + moments) * numbers(shapes))
+            ),
+            "LoRA: a frozen weight has neither gradient nor moments, and you count them",
+        ),
+        "no adapter": (
+            lambda shapes, r, b, moments: of()(shapes, r, b, moments) if r is None else b * numbers(shapes),
+            "LoRA: that is the base alone; the adapter has weights, gradients and moments",
+        ),
+        "full for both": (
+            lambda shapes, r, b, moments: of()(shapes, None, b, moments),
+            "LoRA: that is full fine-tuning; a frozen weight has no gradient and no moments",
+        ),
+        "full has a frozen base": (
+            lambda shapes, r, b, moments: of()(shapes, r, b, moments) + (b * numbers(shapes) if r is None else 0),
+            "full fine-tuning: nothing is frozen, so no weight takes `frozen_bytes`",
+        ),
+        "full in frozen bytes": (
+            lambda shapes, r, b, moments: (
+                (b + 4 + 4 * moments) * numbers(shapes) if r is None else of()(shapes, r, b, moments)
+            ),
+            "full fine-tuning: every weight learns, so it takes 4 bytes and not `frozen_bytes`",
+        ),
+        "megabytes": (scaled(1e-6), "give bytes, not megabytes"),
+        "mebibytes": (scaled(2**-20), "give bytes, not mebibytes"),
+        "bits": (scaled(8), "give bytes, not bits"),
+    }
+
+
+def draw_step(rng: np.random.Generator, adapted: bool, frozen_bytes: float, moments: int) -> Draw:
+    """A model, a rank or None, and what optimizer and base take."""
+    r = int(rng.integers(4, 12)) if adapted else None
+    shapes = draw_shapes(rng, bool(rng.integers(2)))
+    return Draw(shapes=shapes, r=r, frozen_bytes=frozen_bytes, moments=moments)
 
 
 @exercise(
     "11.2",
     draw=[
-        lambda rng: Draw(shapes=draw_shapes(rng, bool(rng.integers(2))), r=int(rng.integers(4, 12))),
-        lambda rng: Draw(shapes=draw_shapes(rng, bool(rng.integers(2))), r=None),
+        partial(draw_step, adapted=True, frozen_bytes=2, moments=4),
+        partial(draw_step, adapted=False, frozen_bytes=1, moments=4),
+        partial(draw_step, adapted=True, frozen_bytes=0.625, moments=2),
     ],
-    smallest=lambda rng: Draw(shapes=draw_shapes(rng, tied=True), r=0),
+    smallest=lambda rng: Draw(shapes=draw_shapes(rng, tied=True), r=0, frozen_bytes=2, moments=0),
     returns="the memory in bytes",
     tolerance=0.01,
-    decisive=["4 * (base + adapter + learns + 2 * learns)"],
-    mistakes={
-        "weights alone": (
-            memory(full=1, adapter=1),
-            "these are the weights alone: what learns has a gradient and Adam's two moments, too",
-        ),
-        "one moment": (
-            memory(full=3, adapter=3),
-            "one array is missing: weights, gradients, and Adam's two moments make four",
-        ),
-        "no moments": (memory(full=2, adapter=2), "Adam's two moments are missing: it keeps m and v for each number"),
-        "too many": (memory(full=5, adapter=5), "one array is too many: weights, gradients, two moments make four"),
-        "no base": (memory(base=0), "LoRA: the base's weights are missing; frozen, they are still held"),
-        "base has moments": (
-            memory(base=4),
-            "LoRA: a frozen weight has no gradient and no moments, and you count them",
-        ),
-        "base has a gradient": (memory(base=2), "LoRA: a frozen weight has no gradient, either"),
-        "no adapter": (
-            memory(adapter=0),
-            "LoRA: that is the base alone; the adapter has weights, gradients and two moments",
-        ),
-        "full for both": (
-            lambda shapes, r: memory()(shapes, None),
-            "LoRA: that is full fine-tuning; a frozen weight has no gradient and no moments",
-        ),
-        "numbers": (memory(unit=1), "that is how many numbers there are: a float32 takes 4 bytes"),
-        "half": (memory(unit=2), "a float32 takes 4 bytes, not 2"),
-        "double": (memory(unit=8), "a float32 takes 4 bytes, not 8"),
-        "bits": (memory(unit=32), "a float32 takes 4 bytes; that counts its 32 bits"),
-        "megabytes": (memory(unit=4e-6), "give bytes, not megabytes"),
-        "mebibytes": (memory(unit=4 * 2**-20), "give bytes, not mebibytes"),
-    },
+    decisive=["frozen_bytes * frozen + 4 * (2 + moments) * learns"],
+    mistakes=memory_mistakes((*ATTENTION, *MLP)),
 )
-def training_memory(shapes: Shapes, r: int | None = None) -> float:
+def training_memory(shapes: Shapes, r: int | None = None, frozen_bytes: float = 4, moments: int = 2) -> float:
     """Bytes of weights, gradients and moments, within 1 %; r None is full fine-tuning."""
-    return memory()(shapes, r)
+    return memory()(shapes, r, frozen_bytes, moments)
+
+
+@variant("training_memory", IN_ATTENTION, mistakes=memory_mistakes(ATTENTION))
+def training_memory_in_attention(
+    shapes: Shapes, r: int | None = None, frozen_bytes: float = 4, moments: int = 2
+) -> float:
+    """With an adapter on attention alone."""
+    return memory(names=ATTENTION)(shapes, r, frozen_bytes, moments)
 
 
 # -- 11.3 --------------------------------------------------------------------------------------------------------------
 
 
-def draw_budget(rng: np.random.Generator, kind: str) -> Draw:
+def draw_budget(rng: np.random.Generator, kind: str, names: tuple[str, ...] = (*ATTENTION, *MLP)) -> Draw:
     """A budget that r fits to the last byte, one with something to spare, or one that holds no adapter at all."""
     shapes, r = draw_shapes(rng, bool(rng.integers(2))), int(rng.integers(2, 20))
-    base, step = 4 * numbers(shapes), 16 * ends(shapes)
+    base, step = 4 * numbers(shapes), 16 * ends(shapes, names)
     budget = {
         "exact": base + r * step,
         "spare": base + r * step + step // 2,
@@ -190,13 +273,38 @@ def draw_budget(rng: np.random.Generator, kind: str) -> Draw:
     return Draw(shapes=shapes, budget=budget[kind])
 
 
-def affords(arrays: int = 4, base: int = 1, rounded: Callable[[float], Any] = math.floor, least: float = 0) -> Callable:
+def affords(
+    arrays: int = 4,
+    base: int = 1,
+    rounded: Callable[[float], Any] = math.floor,
+    least: float = 0,
+    names: tuple[str, ...] = (*ATTENTION, *MLP),
+) -> Callable:
     """The rank that a budget gives where something is left out or rounded in another way."""
 
     def answer(shapes: Shapes, budget: int) -> Any:
-        return max(least, rounded((budget - base * 4 * numbers(shapes)) / (4 * arrays * ends(shapes))))
+        return max(least, rounded((budget - base * 4 * numbers(shapes)) / (4 * arrays * ends(shapes, names))))
 
     return answer
+
+
+def rank_mistakes(names: tuple[str, ...]) -> dict[str, tuple[Callable, str]]:
+    """What goes wrong in 11.3, where these modules are adapted."""
+    of = partial(affords, names=names)
+    return {
+        "no base": (of(base=0), "the base is missing: its frozen weights take their share of the budget"),
+        "one array": (of(arrays=1), "gradients and moments are missing: an adapter takes four arrays, not one"),
+        "two arrays": (of(arrays=2), "Adam's two moments are missing: an adapter takes four arrays, not two"),
+        "three arrays": (of(arrays=3), "one array is missing: an adapter takes four, two of them moments"),
+        "rounded up": (of(rounded=math.ceil), "rounded up, it does not fit: round down"),
+        "not whole": (of(rounded=float), "a rank is a whole number: round down"),
+        "full base": (of(base=4), "the base is frozen: it has neither gradients nor moments"),
+        "below zero": (of(least=-math.inf), "where the budget holds not even the frozen base, the answer is 0"),
+        "one too few": (
+            lambda shapes, budget: of()(shapes, budget - 1),
+            "one more fits, to the last byte: a budget may be used up",
+        ),
+    }
 
 
 @exercise(
@@ -205,21 +313,19 @@ def affords(arrays: int = 4, base: int = 1, rounded: Callable[[float], Any] = ma
     returns="the rank",
     tolerance=0,
     decisive=["(budget - base) // one_more"],
-    mistakes={
-        "no base": (affords(base=0), "the base is missing: its frozen weights take their share of the budget"),
-        "one array": (affords(arrays=1), "gradients and moments are missing: an adapter takes four arrays, not one"),
-        "two arrays": (affords(arrays=2), "Adam's two moments are missing: an adapter takes four arrays, not two"),
-        "three arrays": (affords(arrays=3), "one array is missing: an adapter takes four, two of them moments"),
-        "rounded up": (affords(rounded=math.ceil), "rounded up, it does not fit: round down"),
-        "not whole": (affords(rounded=float), "a rank is a whole number: round down"),
-        "full base": (affords(base=4), "the base is frozen: it has neither gradients nor moments"),
-        "below zero": (affords(least=-math.inf), "where the budget holds not even the frozen base, the answer is 0"),
-        "one too few": (
-            lambda shapes, budget: affords()(shapes, budget - 1),
-            "one more fits, to the last byte: a budget may be used up",
-        ),
-    },
+    mistakes=rank_mistakes((*ATTENTION, *MLP)),
 )
 def largest_rank(shapes: Shapes, budget: int) -> int:
     """The largest r whose training fits the budget; 0 if none does."""
     return max(0, (budget - 4 * numbers(shapes)) // (16 * ends(shapes)))
+
+
+@variant(
+    "largest_rank",
+    IN_ATTENTION,
+    draw=[partial(draw_budget, kind=kind, names=ATTENTION) for kind in ("exact", "spare", "none", "tiny")],
+    mistakes=rank_mistakes(ATTENTION),
+)
+def largest_rank_in_attention(shapes: Shapes, budget: int) -> int:
+    """With an adapter on attention alone."""
+    return max(0, (budget - 4 * numbers(shapes)) // (16 * ends(shapes, ATTENTION)))

@@ -39,8 +39,8 @@ LESSONS = {
         (8, "08_lora", "What is LoRA?", 50, (6,), "LoRA's layer, forward and backward", True),
         (9, "09_inject", "How is it put into a model?", 40, (8,), "injecting, merging, taking out again", True),
         (10, "10_choices", "What to choose: rank, alpha, targets?", 40, (9,), "small sweeps", True),
-        (11, "11_what_lora_saves", "How much smaller is it?", 40, (8,), "a budget of parameters and bytes", True),
-        (12, "12_what_is_not_saved", "What is not saved?", 35, (8,), "a ledger of activations and products", True),
+        (11, "11_how_much_smaller", "How much smaller is it?", 40, (8,), "a budget of parameters and bytes", True),
+        (12, "12_what_is_not_saved", "What is not saved?", 40, (11,), "a ledger of activations and products", True),
         (14, "14_limits", "Where does it fail?", 35, (8,), "tasks that need rank", True),
         (16, "16_relatives", "Who are its relatives?", 35, (8,), "rsLoRA, DoRA and PiSSA, from their papers", False),
     ]

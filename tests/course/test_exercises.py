@@ -100,7 +100,8 @@ def program():
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
-def test_the_solution_of_every_variant_passes(name, program, capsys):
+def test_the_solution_of_every_variant_passes(name, program, capsys, monkeypatch):
+    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")  # what an earlier page asks for is the reference
     asked = [e for e in EXERCISES.values() if name.startswith(f"{e.lesson:02}_")]
     for number in range(max(len(e.forms) for e in asked)):
         scope = {}

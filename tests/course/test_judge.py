@@ -92,7 +92,7 @@ def test_a_mistake_is_known_by_what_it_returns_and_changes(double):
 def test_a_prediction_that_is_near_a_mistake_is_not_taken_for_it():
     exercise = EXERCISES["training_memory"]
     weights, _ = exercise.forms[0].mistakes["weights alone"]
-    assert "expected" in judged(exercise, lambda shapes, r: 1.004 * weights(shapes, r), rng())
+    assert "expected" in judged(exercise, lambda *given: 1.004 * weights(*given), rng())
 
 
 def test_a_judge_of_its_own_notices_a_changed_argument_too():
@@ -161,7 +161,7 @@ def test_numbers_must_be_numbers():
 def test_a_prediction_may_be_off_by_one_percent_and_no_more():
     exercise = EXERCISES["training_memory"]
     for factor, line in [(1.009, "ok"), (0.991, "ok"), (1.011, "expected"), (0.989, "expected")]:
-        off = lambda shapes, r, factor=factor: factor * exercise.forms[0].reference(shapes, r)
+        off = lambda *given, factor=factor: factor * exercise.forms[0].reference(*given)
         assert line in judged(exercise, off, rng())
 
 

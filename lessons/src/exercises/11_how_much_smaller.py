@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Exercises 11: what LoRA saves, in numbers
+# # Exercises 11: a budget of parameters and bytes
 #
 # Three functions that answer what everyone asks before a training job: how many numbers will learn, how much memory
-# will it take, and what is the most I can afford? They belong to [lesson 11](../11_what_lora_saves.ipynb).
+# will they take, and what is the most I can afford? They belong to [lesson 11](../11_how_much_smaller.ipynb).
 #
 # **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
 # tries your function on small models of random shape and prints one line: `ok`, `not written yet`, or what is wrong.
@@ -32,8 +32,8 @@ shapes = {
 # ## 11.1 How many numbers learn?
 #
 # LoRA puts two thin matrices beside each matrix it adapts: A of shape (r, n) and B of shape (m, r) beside W of shape
-# (m, n). Count them for an adapter on *all linear layers*: the seven matrices of each block, whose names contain
-# `_proj`. The embedding, the head and the norms get none.
+# (m, n). Count them for an adapter on *all linear layers* of the blocks, whose names contain `_proj`. Embedding, head
+# and norms get none.
 #
 # For the shapes above and r = 2, the count is 1,024. For SmolLM2-135M and r = 8 it is 2,442,240.
 
@@ -47,40 +47,41 @@ def adapter_parameters(shapes, r):
 
 
 # %% [markdown]
-# ## 11.2 How much memory does training take?
+# ## 11.2 How much memory does training take, with any optimizer and any frozen base?
 #
-# Predict the bytes that a training step holds in three places:
+# Predict the bytes that a training step holds in three places. The lesson did it for Adam in float32. Now the optimizer
+# may keep any number of arrays, and the frozen base any number of bytes for a weight:
 #
-# - **weights**: every number of the model, and of the adapter if there is one, frozen or not;
-# - **gradients**: one number for each number that *learns*;
-# - **moments**: Adam keeps two running means, so two numbers for each number that learns.
+# - **weights**: a number that learns takes 4 bytes, a frozen one takes `frozen_bytes`: 4 in float32, 2 in 16 bits, less
+#   where it is packed;
+# - **gradients**: 4 bytes for each number that *learns*;
+# - **moments**: the optimizer keeps `moments` arrays: so many numbers of 4 bytes for each number that learns. Adam
+#   keeps 2, SGD with momentum 1, AMSGrad 3.
 #
-# All of them are float32, 4 bytes each. `r` is the rank of an adapter on all linear layers; with `r=None` there is no
-# adapter and the whole model learns. The check builds a small model, takes a real step with it, adds up the arrays and
-# compares: your prediction must be within 1 %. You may call your `adapter_parameters`, and `math.prod(shape)` is how
-# many numbers a shape holds.
+# `r` is the rank of an adapter on *all linear layers*; with `r=None` there is no adapter, nothing is frozen and the
+# whole model learns. Your prediction must be within 1 %. Call your `adapter_parameters`; `math.prod(shape)` is how many
+# numbers a shape holds.
 #
-# Activations come on top. They depend on the number of tokens, and LoRA saves little of them: lesson 11 shows how
-# little.
+# Activations come on top. They depend on the number of tokens: that is lesson 12.
 
 
 # %% points=4
-def training_memory(shapes, r=None):
+def training_memory(shapes, r=None, frozen_bytes=4, moments=2):
     """shapes: a dictionary of name -> shape, r: the rank, None for full fine-tuning -> bytes"""
     ### BEGIN SOLUTION
     base = sum(math.prod(shape) for shape in shapes.values())
-    adapter = 0 if r is None else adapter_parameters(shapes, r)
-    learns = base if r is None else adapter
-    return 4 * (base + adapter + learns + 2 * learns)
+    learns = base if r is None else adapter_parameters(shapes, r)
+    frozen = 0 if r is None else base
+    return frozen_bytes * frozen + 4 * (2 + moments) * learns
     ### END SOLUTION
 
 
 # %% [markdown]
 # ## 11.3 What can I afford?
 #
-# Now the other way round. Your machine has `budget` bytes for weights, gradients and moments. Return the largest rank
-# that fits, filling the budget to the last byte if it must, and 0 if not even r = 1 fits. You may call what you wrote
-# above; note how much memory one more rank costs, and that it is always the same.
+# Now the other way round. Your machine has `budget` bytes for weights, gradients and moments, with Adam and everything
+# in float32. Return the largest rank that fits, filling the budget to the last byte if it must, and 0 if not even r = 1
+# fits. Call what you wrote above; note how much memory one more rank costs, and that it is always the same.
 
 
 # %% points=2
@@ -95,5 +96,6 @@ def largest_rank(shapes, budget):
 
 # %% [markdown]
 # Three times `ok`? Try them on a real model: `model, tokenizer = ml.load("smollm2")` (after `import minilora as ml`)
-# and `{name: p.shape for name, p in model.named_parameters()}` gives its shapes. Full fine-tuning should come to
-# 2,152 MB, LoRA with r = 8 to 577 MB. What rank fits in a gigabyte?
+# and `{name: p.shape for name, p in model.named_parameters()}` gives its shapes. Full fine-tuning should come to 2,152
+# MB. What do you get for LoRA with r = 8, and which rank fits into a gigabyte? How many bytes does a frozen weight have
+# to take for r = 8 to fit into 200 MB?

@@ -1,0 +1,314 @@
+# %% [markdown]
+# # Lesson 12: What is not saved?
+#
+# "I train 2 % of the parameters, and the memory hardly shrinks." Who says this of LoRA has measured well. Lesson 11
+# counted what learns: weights, gradients, moments. Something else is held during a step, and freezing does not touch
+# it. And what about time? "Slow training: faster", says the guide. Faster than what, and by how much?
+
+# %%
+import time
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+import minilora as ml
+from minilora.cost.ledger import kept_arrays, ledger, peak
+from minilora.course import claim, show
+from minilora.engine.fused import linear, lora_linear
+from minilora.pictures.style import FULL, LORA, ink, panels
+
+# %% [markdown]
+# ## 1. What one layer keeps
+#
+# Going backward needs numbers that going forward has computed. They are called **activations**, and an operation keeps
+# them until its turn comes. Take a linear layer, with g for the gradient that arrives at its output y:
+#
+# $$y = x W^\top \qquad dx = g\,W \qquad dW = g^\top x$$
+#
+# dW needs x. Freeze W, and nobody asks for dW any more: the engine drops it, and x with it. So far, so good.
+#
+# > **Predict.** x has 32 numbers for each token. How many numbers per token does a layer with a learning W keep? One
+# > with a frozen W? And one with a frozen W and LoRA of rank 4 beside it?
+
+# %%
+T, n, m, r = 50, 32, 24, 4
+rng = np.random.default_rng(0)
+x, W, A, B = (rng.standard_normal(shape) for shape in [(T, n), (m, n), (r, n), (m, r)])
+
+
+def learns(array):
+    """A tensor that asks for a gradient."""
+    return ml.Tensor(array, requires_grad=True)
+
+
+layers = {  # x asks for a gradient in all three: layers below want to learn
+    "W learns": linear(learns(x), learns(W)),
+    "W frozen, nothing beside it": linear(learns(x), ml.Tensor(W)),
+    "W frozen, A and B beside it": lora_linear(learns(x), ml.Tensor(W), learns(A), learns(B), scale=2.0),
+}
+for name, y in layers.items():
+    kept = {
+        id(array): array for _, array in kept_arrays(y.node) if len(array) == T
+    }  # not the matrices: they stay anyhow
+    shapes = ", ".join(str(array.shape) for array in kept.values()) or "nothing"
+    expected = {"W learns": n, "W frozen, nothing beside it": 0}.get(name, n + r)
+    print(f"{name}: keeps {shapes}")
+    claim("   numbers for each token", sum(array.size for array in kept.values()) // T, expected, expected)
+
+# %% [markdown]
+# **Freezing W lets go of x; training A takes it back**, because $dA = s\,(g B)^\top x$. In addition $u = x A^\top$ is
+# kept, r numbers per token, for dB. LoRA keeps *more* than full fine-tuning here.
+#
+# ## 2. What a model keeps
+#
+# A block does more than linear layers: norms, attention, an activation function. None of them has a large matrix to
+# freeze, and the gradient has to pass through all on its way to the first adapter.
+#
+# > **Predict.** A model with LoRA on all linear layers trains a few percent of its numbers. Beside full fine-tuning,
+# > what share of the activations does it keep: a tenth, a half, all?
+#
+# A random model is enough: bytes do not depend on what the numbers are. `ledger` follows the graph back from a loss and
+# adds up every array that it holds.
+
+
+# %%
+class Job:
+    """A random model, an optimizer and a batch. r: the rank of its adapter; None is full fine-tuning."""
+
+    def __init__(self, config, r=None, targets="all-linear", rows=1, length=512):
+        self.model = ml.Llama(config, np.random.default_rng(0))
+        if r is not None:
+            lora = ml.LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets)
+            ml.add_adapter(self.model, lora, name="trial", seed=0)
+        self.optimizer = ml.AdamW(self.model.trainable_parameters(), lr=1e-4)
+        self.ids = np.random.default_rng(0).integers(0, config.vocab_size, (rows, length))
+
+    def passes(self):
+        """Forward and backward."""
+        self.optimizer.zero_grad()
+        self.model.loss(self.ids, self.ids).backward()
+
+    def step(self):
+        """Forward, backward, Adam."""
+        self.passes()
+        self.optimizer.step()
+
+    def held(self):
+        """The most bytes that are held at any moment of a step."""
+        self.step()  # now Adam's moments exist
+        self.optimizer.zero_grad()
+        return ledger(self.model, self.optimizer).total + peak(self.step)
+
+
+def shape(width, blocks=4, vocabulary=2048):
+    """A small Llama of this width, in SmolLM2's proportions."""
+    return ml.Config(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=blocks,
+        num_attention_heads=width // 32, num_key_value_heads=max(1, width // 64),
+    )  # fmt: skip
+
+
+ways = {"full": (None, "all-linear"), "all-linear": (8, "all-linear"), "q and v": (8, ["q_proj", "v_proj"])}
+kept = {}
+for name, (r, targets) in ways.items():
+    job = Job(shape(256), r, targets)
+    kept[name] = ledger(job.model, loss=job.model.loss(job.ids, job.ids))
+
+print(f"{'activations (MB)':<24}" + "".join(f"{name:>12}" for name in kept))
+operations = sorted({operation for memory in kept.values() for operation in memory.by_operation})
+for operation in sorted(operations, key=lambda name: -kept["full"].by_operation.get(name, 0)):
+    print(f"{operation:<24}" + "".join(f"{m.by_operation.get(operation, 0) / 1e6:>12.2f}" for m in kept.values()))
+print(f"{'together':<24}" + "".join(f"{memory.activations / 1e6:>12.2f}" for memory in kept.values()))
+share = {name: memory.activations / kept["full"].activations for name, memory in kept.items()}
+claim("all-linear: activations as a share of full fine-tuning's", share["all-linear"], 0.95, 1.05)
+claim("q and v: the same", share["q and v"], 0.85, 0.95)
+
+# %% [markdown]
+# All of them. With q and v alone it is a tenth less. The largest rows, `swiglu` and `attention`, are the same in all
+# columns. `linear` is the x that full fine-tuning keeps for dW; in the middle column it has become `lora_linear`: the
+# same x for dA, and u for dB. (It is small because most inputs come from a norm or from `swiglu`, and minilora computes
+# them again from what those keep.) A little is gained at the two ends of the model, where nothing learns.
+#
+# ## 3. The whole bill
+#
+# Weights, gradients and moments are counted as in lesson 11; activations follow from shapes and from the number of
+# tokens. `ml.predict_memory` adds it up before anything runs. Is it right? `peak` watches every array that NumPy asks
+# for and remembers the most. It runs a real step of full fine-tuning and of LoRA.
+#
+# > **Predict.** Lesson 11 had 3.7 times less memory for SmolLM2 with r = 8, whatever the text. What remains of that
+# > with 512 tokens in a step? With 8,192, all that the model can read?
+
+
+# %%
+def predicted(config, r=None, tokens=512, **options):
+    """Bytes at the worst moment of a step on one text, in which all tokens but the first are scored."""
+    return ml.predict_memory(ml.Step(config, tokens, tokens - 1, rank=r, **options)).total
+
+
+small, lengths, measured, off = shape(256), (16, 64, 256, 1024), [], []
+print(f"{'tokens':>6}{'full: measured, predicted':>28}{'LoRA: measured, predicted':>30}")
+for tokens in lengths:
+    found = [Job(small, r, length=tokens).held() for r in (None, 8)]
+    said = [predicted(small, r, tokens) for r in (None, 8)]
+    measured.append(found[0] / found[1])
+    off += [s / f for s, f in zip(said, found, strict=True)]
+    print(f"{tokens:>6}" + "".join(f"{f / 1e6:>14.1f} MB{s / 1e6:>10.1f} MB" for f, s in zip(found, said, strict=True)))
+claim("predicted / measured, lowest", min(off), 0.93, 1.05)
+claim("predicted / measured, highest", max(off), 0.95, 1.08)
+claim("measured: times less with LoRA, 16 tokens", measured[0], 3.0, 3.7)
+claim("measured: times less with LoRA, 1,024 tokens", measured[-1], 1.2, 1.6)
+wide = predicted(small, 128, 512) / Job(small, 128).held()
+claim("where it is cautious, r = 128: predicted / measured", wide, 1.03, 1.25)
+
+# %% [markdown]
+# The prediction holds within a few percent where the rank is small. With a large one it is too high: it adds the
+# gradients of the whole adapter to all activations, and the two never meet in full.
+#
+# Now the real model. Two levers are drawn with it, which reach what freezing leaves. **Recomputation** keeps only the
+# input of each block and computes the block a second time on the way back; full fine-tuning can do that as well, so it
+# does so here. **Packed weights** stay in the 4 and 8 bits of their file; full fine-tuning cannot do that, since its
+# weights must change.
+
+# %%
+SMOLLM2 = ml.Config(
+    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+    num_attention_heads=9, num_key_value_heads=3,
+)  # fmt: skip
+numbers, table, norms = 134_515_008, 49152 * 576, 61 * 576
+packed = int((numbers - table - norms) * 20 / 32 + table * 34 / 32 + norms * 4)  # Q4_1, Q8_0, float32
+
+tokens = np.array([64, 128, 256, 512, 1024, 2048, 4096, 8192])
+curves = {  # options of full fine-tuning, of LoRA
+    "SmolLM2": ({}, {}),
+    "SmolLM2, both recomputed": ({"recompute": True}, {"recompute": True}),
+    "the same, LoRA packed": ({"recompute": True}, {"recompute": True, "base_bytes": packed}),
+}
+factor = {}
+print(f"weights of SmolLM2: {4 * numbers / 1e6:.0f} MB in float32, {packed / 1e6:.1f} MB packed\n")
+print(f"{'MB, full / LoRA':<26}" + "".join(f"{t:>9,} tokens" for t in (64, 512, 8192)))
+for name, (of_full, of_lora) in curves.items():
+    full = [predicted(SMOLLM2, None, int(t), **of_full) for t in tokens]
+    lora = [predicted(SMOLLM2, 8, int(t), **of_lora) for t in tokens]
+    factor[name] = np.array(full) / lora
+    print(f"{name:<26}" + "".join(f"{full[i] / 1e6:>9,.0f}/{lora[i] / 1e6:<6,.0f}" for i in (0, 3, 7)))
+plain = factor["SmolLM2"]
+claim("SmolLM2, all-linear, r = 8: times less at 64 tokens", plain[0], 3.5, 3.8)
+claim("times less at 512 tokens", plain[3], 2.2, 2.6)
+claim("times less at 8,192 tokens", plain[7], 1.1, 1.3)
+claim("times less at 8,192 tokens, both recomputed", factor["SmolLM2, both recomputed"][7], 1.6, 1.9)
+
+# %%
+figure, axes = panels(height=4.2)
+for name, values in factor.items():
+    axes.plot(tokens, values, "--", color=LORA, linewidth=2 if name == "SmolLM2" else 1.2)
+    axes.annotate(name, (tokens[-1], values[-1]), (6, 0), textcoords="offset points", va="center", color=ink(LORA))
+axes.plot(
+    lengths, [predicted(small, None, t) / predicted(small, 8, t) for t in lengths], "--", color=LORA, linewidth=1.2
+)
+axes.plot(lengths, measured, "o", color=LORA)
+axes.annotate("small model, measured", (lengths[0], measured[0]), (-4, 12), textcoords="offset points", color=ink(LORA))
+axes.axhline(1, color=FULL, linewidth=1.5)
+axes.text(14, 0.9, "full fine-tuning", color=ink(FULL), va="top")
+axes.set(xscale="log", yscale="log", xlabel="tokens whose activations are held at the same time")
+axes.set(ylabel="times less memory with LoRA", xlim=(12, 90_000), ylim=(0.7, 20))
+axes.set_xticks([16, 64, 256, 1024, 8192], ["16", "64", "256", "1,024", "8,192"])
+axes.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+axes.minorticks_off()
+axes.spines[["top", "right"]].set_visible(False)
+show(
+    figure,
+    alt="Times less memory with LoRA falls from almost 4 to near 1 as tokens grow; recomputing and packing lift it.",
+)
+
+# %% [markdown]
+# *How to read it.* Dashed lines are predicted, dots measured; on the orange line LoRA saves nothing. With short texts
+# the frozen weights decide, and the factor is near lesson 11's. With long texts activations decide, and it melts.
+#
+# Who fine-tunes a *small* model on *long* texts will say that LoRA saves nothing, and be nearly right. What fits a
+# large model into a small machine is not freezing alone: it is freezing, packing and recomputing together.
+#
+# *What minilora's own training does:* `ml.fit` cuts a batch of several texts into micro-batches, and takes each one
+# forward and backward before the next, so that the activations of all never exist together. One long text cannot be
+# cut.
+#
+# ## 4. Is it faster?
+#
+# Count first. Full fine-tuning has three products of the same size for each W: $x W^\top$, $g W$ for dx, and $g^\top x$
+# for dW. LoRA does without dW. In return it has six thin ones, two forward and four backward, each r/C of a large one
+# if W is square and C wide:
+#
+# $$\frac{\text{LoRA}}{\text{full fine-tuning}} \approx \frac{2 + 6\,r/C}{3}$$
+#
+# > **Predict.** From this: how many times faster can leaving out products make a step, at most? From which width on
+# > does r = 8 gain anything? And will a clock say the same?
+
+
+# %%
+def by_count(config, r):
+    """Multiplications with weights in a step, LoRA / full. The head has no adapter, and is frozen, too."""
+    C, F = config.hidden_size, config.intermediate_size
+    keys = config.num_key_value_heads * config.head_dim
+    matrices = [(C, C), (keys, C), (keys, C), (C, C), (F, C), (F, C), (C, F)] * config.num_hidden_layers
+    large = sum(m * n for m, n in matrices) + config.vocab_size * C
+    return (2 * large + 3 * r * sum(m + n for m, n in matrices)) / (3 * large)
+
+
+claim("r = 8, C = 48: counted LoRA / full", (2 + 6 * 8 / 48) / 3, 1, 1)
+claim("r = 4, C = 12,288: counted times faster", 3 / (2 + 6 * 4 / 12288), 1.49, 1.5)
+claim("measured in the paper for GPT-3, 43.1 against 32.5 tokens per second", 43.1 / 32.5, 1.32, 1.33)
+
+# %% tags=["measured"]
+threadpool_limits(1)  # one thread computes, so that nobody waits for a second one
+print(f"{'width':>5}{'full':>12}{'LoRA':>12}{'times faster':>15}{'without Adam':>15}{'by counting':>14}")
+for width in (64, 128, 256, 512):
+    config = shape(width, 2, 256)
+    jobs = {"full": Job(config, length=128), "LoRA": Job(config, 8, length=128)}
+    seconds = {(name, part): [] for name in jobs for part in ("passes", "adam")}
+    for turn in range(4 + 4000 // width):
+        for name, job in jobs.items():  # in turns, so that a busy moment of the machine hits both
+            start = time.perf_counter()
+            job.passes()
+            middle = time.perf_counter()
+            job.optimizer.step()
+            if turn >= 2:  # the first two warm up
+                seconds[name, "passes"].append(middle - start)
+                seconds[name, "adam"].append(time.perf_counter() - middle)
+    passes = {name: np.median(seconds[name, "passes"]) for name in jobs}
+    whole = {name: passes[name] + np.median(seconds[name, "adam"]) for name in jobs}
+    print(
+        f"{width:>5}{1e3 * whole['full']:>9.1f} ms{1e3 * whole['LoRA']:>9.1f} ms{whole['full'] / whole['LoRA']:>15.2f}"
+        f"{passes['full'] / passes['LoRA']:>15.2f}{1 / by_count(config, 8):>14.2f}"
+    )
+
+# %% [markdown]
+# These are times, so yours will differ. In the narrowest model they jump from run to run: on our machine from slower
+# than full fine-tuning to faster than counting allows. Such a step consists of many small operations, and the thin
+# products are six more to start for each W. So "r = 8 pays from C = 6 r = 48" is right by counting, and no clock can be
+# relied on to show it. In the widest model LoRA gained *more* than the 1.5 times of the products. That is Adam, which
+# visits every number that learns and spares what is frozen: without Adam, it stayed below 1.5 in all our runs.
+#
+# **The verdicts.** *Huge GPU memory: only small matrices are trained*: half true. Of weights, gradients and moments it
+# saves up to four times (lesson 11), of activations nothing; together 3.6 times at 64 tokens and 1.2 at 8,192 for
+# SmolLM2. *Slow training: faster*: it depends on width and rank. Products alone allow 1.5 times; the paper measured
+# 1.33, and in a narrow model there may be nothing.
+#
+# ## What to remember
+#
+# - A frozen matrix keeps no x. LoRA beside it takes x back, and adds r numbers per token.
+# - With LoRA on all linear layers activations are those of full fine-tuning. They grow with tokens; weights do not.
+# - So the factor depends on the text: near 4 for short ones, near 1 for long ones. Recomputing and packing are what
+#   helps.
+# - Two large products in place of three, and six thin ones: at most 1.5 times faster, apart from Adam.
+#
+# Read on in [`ledger.py`](../minilora/cost/ledger.py) (what is held), [`predict.py`](../minilora/cost/predict.py) (what
+# will be), [`fused.py`](../minilora/engine/fused.py) (what each operation keeps),
+# [`recompute.py`](../minilora/engine/recompute.py) and [`quant.py`](../minilora/files/quant.py) (the two levers).
+# `minilora memory` prints prediction and measurement for a model of yours, `minilora bench` the seconds. **Now you:**
+# [exercises 12](exercises/12_what_is_not_saved.ipynb).
+#
+# ## Sources
+#
+# - LoRA, and 43.1 against 32.5 tokens per second: [Hu et al. 2021](https://arxiv.org/abs/2106.09685). Recomputation:
+#   [Chen et al. 2016](https://arxiv.org/abs/1604.06174). A frozen base in 4 bits: [Dettmers et al.
+#   2023](https://arxiv.org/abs/2305.14314). SmolLM2 reads 8,192 tokens ([model
+#   card](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct)).

@@ -1,0 +1,99 @@
+# %% [markdown]
+# # Exercises 12: a ledger of activations and products
+#
+# Three functions: what linear layers keep for the way back, how much they compute, and from which length of text on
+# LoRA's saving is gone. They belong to [lesson 12](../12_what_is_not_saved.ipynb); the last one uses what you wrote for
+# lesson 11.
+#
+# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
+# tries your function on random sizes and prints one line: `ok`, `not written yet`, or what is wrong.
+#
+# **The letters**: T tokens, a layer with W of shape (m, n), the rank r, x of shape (T, n), A (r, n), B (m, r).
+
+# %%
+import math
+
+from minilora.course.mine import training_memory  # your own, from exercise 11.2
+
+layers = [  # of one block: (what the layer reads, m, n)
+    ("x", 32, 32),  # q_proj
+    ("x", 16, 32),  # k_proj reads the same array
+    ("x", 16, 32),  # v_proj, too
+    ("heads", 32, 32),  # o_proj
+]
+
+# %% [markdown]
+# ## 12.1 What do linear layers keep?
+#
+# The lesson looked at one layer. In a block several layers read the *same* array, and an array is held once, however
+# many operations keep it. `layers` is a list of (name of the array that the layer reads, m, n); layers with the same
+# name read the same array. Return how many bytes they keep together for the way back, in float32, for T tokens:
+#
+# - `r=None`: every W learns;
+# - `r=0`: every W is frozen, with nothing beside it;
+# - `r >= 1`: every W is frozen, with A and B of rank r beside it.
+#
+# Matrices are no activations: count only what has a row for each token. For the four layers above and 10 tokens, the
+# answer is 2,560 bytes with `r=None`.
+
+
+# %% points=2
+def kept_bytes(layers, T, r=None):
+    """layers: a list of (name of the input, m, n), T: tokens, r: the rank or None -> bytes of activations"""
+    ### BEGIN SOLUTION
+    if r == 0:
+        return 0
+    inputs = {name: n for name, m, n in layers}
+    return 4 * T * (sum(inputs.values()) + (r or 0) * len(layers))
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 12.2 How much does a step compute?
+#
+# Count the multiplications in the matrix products of one linear layer, for *one token*, forward and backward together.
+# A product of (a, b) and (b, c) takes a b c of them. `r=None` means that W learns; otherwise W is frozen, with A and B
+# beside it. Now W need not be square.
+#
+# There is one more case, which the lesson left out. Somewhere at the bottom of the model is a layer below which nothing
+# learns. Nobody asks for its dx, and no product is made for it: `lowest=True`. Go through all the products one by one,
+# and ask of each whether anybody still wants its result. A product that B A would form is none of them.
+
+
+# %% points=3
+def step_products(m, n, r=None, lowest=False):
+    """W (m, n), the rank r or None, lowest: dx is not needed -> multiplications per token, forward and backward"""
+    ### BEGIN SOLUTION
+    if r is None:
+        return (2 if lowest else 3) * m * n
+    large = (1 if lowest else 2) * m * n  # x Wᵀ, g W
+    down = (2 if lowest else 3) * r * n  # x Aᵀ, duᵀ x, du A
+    up = 3 * r * m  # u Bᵀ, g B, gᵀ u
+    return large + down + up
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 12.3 How long may a text be?
+#
+# Full fine-tuning holds `training_memory(shapes)` and the activations; LoRA holds `training_memory(shapes, r)` and its
+# own activations. `kept_full` and `kept_lora` are the bytes of activations of the whole model *for one token*. Add them
+# up for T tokens, and LoRA takes some factor less memory than full fine-tuning, which melts as T grows. Return the
+# smallest whole T for which LoRA takes *at most* `factor` times less. It is 1 if the factor is as small as that for one
+# token already.
+#
+# In this sum everything is held at once. That is a little more than a real step holds, and good enough to plan with.
+
+
+# %% points=3
+def tokens_until(shapes, r, kept_full, kept_lora, factor):
+    """shapes: a dictionary of name -> shape, r: the rank, kept: bytes per token -> the smallest T"""
+    ### BEGIN SOLUTION
+    full, lora = training_memory(shapes), training_memory(shapes, r)
+    return max(1, math.ceil((full - factor * lora) / (factor * kept_lora - kept_full)))
+    ### END SOLUTION
+
+
+# %% [markdown]
+# Three times `ok`? For SmolLM2 take 0.72 MB per token for both (minilora's own activations, as `ml.predict_memory`
+# counts them). With how many tokens has LoRA of rank 8 become no better than twice?
