@@ -5,12 +5,12 @@
 # `backward()` takes milliseconds, and gives the same numbers. So how does `backward()` know them? Nobody wrote down a
 # formula for the whole model.
 #
-# The answer is forty lines long, and you see all of them. In this lesson you will
+# The answer is less than forty lines long, and you see all of them. In this lesson you will
 #
 # 1. follow slopes along the paths of a small computation,
 # 2. build a **tape** that records what was computed, and walks back,
 # 3. see why the order of that walk matters, and why it must not be a recursion,
-# 4. count what it costs, and what freezing a matrix saves. That is half of what LoRA is about.
+# 4. count what it costs, and what freezing a matrix saves, as LoRA does.
 #
 # In [the exercises](exercises/02_tape.ipynb) you write the parts that are left out here.
 
@@ -67,7 +67,8 @@ claim("sum of the paths minus what is measured", sum(paths.values()) - measured,
 # respect to that input. Such a function is called a **VJP** (vector-Jacobian product). The list is called a **tape**.
 #
 # With arrays nothing changes but the formulas of the VJPs. The one for a product of matrices $y = a b$ is worth
-# knowing by heart: $g\,b^\top$ for a, and $a^\top g$ for b. The shapes leave no other choice.
+# knowing by heart: $g\,b^\top$ for a, and $a^\top g$ for b. Where the three sizes differ, the shapes leave no other
+# choice.
 
 
 # %%
@@ -183,7 +184,7 @@ claim("slope with respect to b in the wrong order", b.grad, -10, -10)
 # nothing at all, and b only two of its three paths: a gradient of the right shape and the wrong size. **An operation
 # may hand on its slopes only when all those that use its result have had their turn.** A tape gives such an order for
 # free. minilora, like PyTorch, keeps no tape: each result knows what it was computed from, and `backward` has to find
-# an order itself. That is exercise 2.2.
+# an order itself. minilora sorts what it reaches by age, youngest first. Exercise 2.2 does without ages.
 #
 # Does the engine hold for more than one example? We let it meet twenty random computations of a dozen operations, in
 # which results are used again and again, and compare with a measurement in one random direction, as in lesson 1.
@@ -215,8 +216,9 @@ for seed in range(20):
 claim("largest relative error in twenty random computations", worst, 0, 1e-6)
 
 # %% [markdown]
-# **Deep computations.** Many engines find their order by recursion: the function that visits a node calls itself for
-# each of its inputs. It is three lines shorter. Here is a long chain: start with x and add x again, many times.
+# **Deep computations.** Some engines, as [micrograd](https://github.com/karpathy/micrograd), find their order by
+# recursion: the function that visits a node calls itself for each of its inputs. It reads well. Here is a long chain:
+# start with x and add x again, many times.
 #
 # > **Predict.** What is the slope of the result with respect to x after 5,000 additions? And will the recursive visit
 # > get there?
@@ -245,12 +247,13 @@ walk(y, reversed(tape))
 claim("slope after 5,000 additions, by the tape", x.grad, 5001, 5001)
 
 # %% [markdown]
-# A language model with many layers over a long text makes such chains. So the walk is a loop, in minilora as well:
+# Whoever adds up a loss token by token makes such a chain. So the walk is a loop, in minilora as well:
 # [`walk_back`](../minilora/engine/tensor.py).
 #
 # ## 4. What it costs, and what freezing saves
 #
-# Nearly all the time of a language model is spent in products of matrices. Three layers make three of them:
+# Most of the work of a large model is products of matrices: for one token, a layer of width n multiplies $n^2$ times
+# in its product, and n times or so in all else. Three layers make three products:
 
 # %%
 rng = np.random.default_rng(0)
@@ -278,7 +281,9 @@ def products(learning):
 # %%
 all_learn, grads = products({0, 1, 2})
 claim("products on the way back, all three layers learn", all_learn, 5, 5)
+print("entries on the tape:", len(tape))
 claim("only the last one learns", products({2})[0], 1, 1)
+print("entries on the tape:", len(tape))
 claim("only the first one learns", products({0})[0], 3, 3)
 
 # %% [markdown]

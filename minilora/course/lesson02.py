@@ -121,9 +121,11 @@ def one_node(rng: np.random.Generator) -> Draw:
     return Draw(edges=[[]], last=0)
 
 
-def order_of(edges: Any, last: int) -> list[int]:
-    """Nodes that `last` depends on, each before its parents."""
+def order_of(edges: Any, last: int, everywhere: bool = False) -> list[int]:
+    """Nodes that `last` depends on, each before its parents. everywhere: uses by other nodes are waited for, too."""
     waiting, seen, todo = [0] * len(edges), {last}, [last]
+    if everywhere:
+        seen, todo = set(range(len(edges))), list(range(len(edges)))
     while todo:
         for parent, _ in edges[todo.pop()]:
             waiting[parent] += 1
@@ -211,22 +213,6 @@ def recursive(edges: Any, last: int) -> Any:
     return walked(lambda edges, last: order[::-1])(edges, last)
 
 
-def waits_for_all(edges: Any, last: int) -> list[int]:
-    """An order that counts uses by nodes which `last` does not depend on, too: some nodes never come."""
-    waiting = [0] * len(edges)
-    for pairs in edges:
-        for parent, _ in pairs:
-            waiting[parent] += 1
-    order, ready = [], [last]
-    while ready:
-        order.append(ready.pop())
-        for parent, _ in edges[order[-1]]:
-            waiting[parent] -= 1
-            if not waiting[parent]:
-                ready.append(parent)
-    return order
-
-
 def no_start(edges: Any, last: int) -> Any:
     """Nothing to hand on."""
     return np.zeros(len(edges))
@@ -306,10 +292,6 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             walked(lambda edges, last: list(range(len(edges)))[::-1]),
             "the nodes are taken by their numbers, which say nothing about the order: find it from the edges",
         ),
-        "by number, up": (
-            walked(lambda edges, last: list(range(len(edges)))),
-            "the nodes are taken by their numbers, which say nothing about the order: find it from the edges",
-        ),
         "inputs first": (
             walked(lambda edges, last: order_of(edges, last)[::-1]),
             "the walk begins at the inputs: begin at last, whose slope is known",
@@ -327,7 +309,7 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             "the slope on the edge is left out: multiply what has arrived at the node by it",
         ),
         "waits for all": (
-            walked(waits_for_all),
+            walked(lambda edges, last: order_of(edges, last, everywhere=True)),
             "some nodes wait forever, for uses that last does not depend on: count only the uses on the way from last",
         ),
         "no start": (no_start, "all are zero: the slope of last with respect to itself is 1"),
@@ -445,17 +427,6 @@ OTHER_LAYOUT = {
     OTHER_LAYOUT,
     draw=draw_other_layout,
     smallest=lambda rng: arrays(rng, {"T": 1, "n": 4, "m": 3}, x="T n", W="n m", b="m", g="T m"),
-    mistakes={
-        "g for db": (
-            lambda x, W, b, g: (g @ W.T, x.T @ g, g),
-            "db: it is g itself, one row per token: b is used by every token, so add up over them",
-        ),
-        "dW transposed": (lambda x, W, b, g: (g @ W.T, g.T @ x, g.sum(axis=0)), "dW is transposed"),
-        "dW mean": (
-            lambda x, W, b, g: (g @ W.T, x.T @ g / len(x), g.sum(axis=0)),
-            "dW: it is divided by the number of tokens: where the loss is a mean, g has that",
-        ),
-    },
 )
 def linear_backward_columns(x: Any, W: Any, b: Any, g: Any) -> Any:
     """With W stored as (inputs, outputs)."""
