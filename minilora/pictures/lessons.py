@@ -5,10 +5,10 @@ Every function draws into matplotlib axes that it is given and returns nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from .style import BASE, BLACK, FULL, GREY, LORA, PALE, A, B, ink
+from .style import BASE, BLACK, GREY, PALE, A, B, ink
 
 
 def line(
@@ -97,32 +97,7 @@ def _bare(axes: Any, x: tuple[float, float], y: tuple[float, float]) -> None:
     axes.set_axis_off()
 
 
-# -- what LoRA saves: two jobs side by side, owner by owner, and a cost along an axis ----------------------------------
-
-
-def pairs_of_bars(
-    axes: Any,
-    rows: Mapping[str, tuple[float, float]],
-    measured: Mapping[str, tuple[float, float]] | None = None,
-    form: str = "{:,.1f} MB",
-) -> None:
-    """For each row, from top to bottom, a bar of full fine-tuning and below it one of LoRA, each with its number.
-
-    rows: name -> (full, LoRA). measured: the same, drawn as black strokes across the bars that they belong to.
-    """
-    longest = max(max(pair) for pair in rows.values())
-    for i, (name, pair) in enumerate(rows.items()):
-        for j, (value, color) in enumerate(zip(pair, (FULL, LORA), strict=True)):
-            y, right = -i - 0.36 * j, value
-            axes.barh(y, value, height=0.34, color=color)
-            if measured is not None:
-                seen = measured[name][j]
-                axes.plot([seen, seen], [y - 0.17, y + 0.17], color=BLACK, linewidth=2, solid_capstyle="butt")
-                right = max(value, seen)
-            axes.text(right + 0.012 * longest, y, form.format(value), va="center", color=ink(color))
-    axes.set(xlim=(0, 1.22 * longest), yticks=[-i - 0.18 for i in range(len(rows))], yticklabels=list(rows))
-    axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+# -- a cost along an axis ----------------------------------------------------------------------------------------------
 
 
 def curve(
