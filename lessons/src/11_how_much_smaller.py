@@ -127,7 +127,7 @@ for r, at in ((1, "r = 1"), (4, "r = 4"), (64, "r = 64")):
     axes.annotate(at, (widths[1], 3 * widths[1] / r), (6, 0), textcoords="offset points", va="center", color=ink(LORA))
 for name, (width, _, _) in models.items():
     axes.plot(width, fewer[name, 4], "o", color=LORA, markersize=8)
-    place, side = ((10, -15), "left") if width > 128 else ((-9, -4), "right")
+    place, side = ((10, -24 if width == 576 else -15), "left") if width > 128 else ((-9, -4), "right")
     axes.annotate(f"{name}: {fewer[name, 4]:,.0f}", (width, fewer[name, 4]), place, textcoords="offset points", ha=side)
 axes.plot(4096, fewer["Llama-2-7B", 1], "o", color=LORA, markerfacecolor="white", markersize=8)
 axes.annotate(

@@ -206,7 +206,7 @@ axes.plot(
     lengths, [predicted(small, None, t) / predicted(small, 8, t) for t in lengths], "--", color=LORA, linewidth=1.2
 )
 axes.plot(lengths, measured, "o", color=LORA)
-axes.annotate("small model, measured", (lengths[0], measured[0]), (-4, 12), textcoords="offset points", color=ink(LORA))
+axes.annotate("small model", (lengths[0], measured[0]), (-4, 12), textcoords="offset points", color=ink(LORA))
 axes.axhline(1, color=FULL, linewidth=1.5)
 axes.text(14, 0.9, "full fine-tuning", color=ink(FULL), va="top")
 axes.set(xscale="log", yscale="log", xlabel="tokens whose activations are held at the same time")
