@@ -281,11 +281,12 @@ for width in (64, 128, 256, 512):
     )
 
 # %% [markdown]
-# These are times, so yours will differ. In the narrowest model they jump from run to run: on our machine from slower
-# than full fine-tuning to faster than counting allows. Such a step consists of many small operations, and the thin
-# products are six more to start for each W. So "r = 8 pays from C = 6 r = 48" is right by counting, and no clock can be
-# relied on to show it. In the widest model LoRA gained *more* than the 1.5 times of the products. That is Adam, which
-# visits every number that learns and spares what is frozen: without Adam, it stayed below 1.5 in all our runs.
+# These are times, so yours will differ. In the narrowest model they jump from run to run: on our machine, with one
+# thread, from slower than full fine-tuning to faster than counting allows. Such a step consists of many small
+# operations, and the thin products are six more to start for each W. So "r = 8 pays from C = 6 r = 48" is right by
+# counting, and no clock can be relied on to show it. In the widest model LoRA gained *more* than the 1.5 times of the
+# products. That is Adam, which visits every number that learns and spares what is frozen: without Adam, it stayed below
+# 1.5 in all six runs that we made.
 #
 # **The verdicts.** *Huge GPU memory: only small matrices are trained*: half true. Of weights, gradients and moments it
 # saves up to four times (lesson 11), of activations nothing; together 3.6 times at 64 tokens and 1.2 at 8,192 for
