@@ -42,7 +42,7 @@ LESSONS = {
         (11, "11_how_much_smaller", "How much smaller is it?", 40, (8,), "a budget of parameters and bytes", True),
         (12, "12_what_is_not_saved", "What is not saved?", 40, (11,), "a ledger of activations and products", True),
         (14, "14_limits", "Where does it fail?", 35, (8,), "tasks that need rank", True),
-        (16, "16_relatives", "Who are its relatives?", 35, (8,), "rsLoRA, DoRA and PiSSA, from their papers", False),
+        (16, "16_relatives", "Who are its relatives?", 40, (7, 8), "DoRA and PiSSA, from their papers", False),
     ]
 }
 
