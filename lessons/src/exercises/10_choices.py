@@ -1,0 +1,89 @@
+# %% [markdown]
+# # Exercises 10: settings that do what you think
+#
+# Three short functions: which scale a module really gets, which rank a budget allows, and which learning rate a sweep
+# has found, if it has found one. They belong to [lesson 10](../10_choices.ipynb).
+#
+# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then the cell below it. It tries
+# your function on new settings each time and prints one line: `ok`, `not written yet`, or what is wrong.
+
+# %%
+import numpy as np
+
+# %% [markdown]
+# ## 10.1 The scale that a module gets
+#
+# The update of a module is scaled by α/r, or by α/√r where `use_rslora` is set. Patterns give some modules another rank
+# or another α: `rank_pattern={"v_proj": 4}` holds for each module whose name is `v_proj` or ends with `.v_proj`. Keys
+# here are plain names, such as `"v_proj"` or `"layers.1.self_attn.v_proj"`; the first key that fits counts. `"proj"`
+# fits no `q_proj`, since names are compared piece by piece, from dot to dot.
+#
+# Return the factor before $BA$ for the module called `name`.
+
+
+# %% points=3
+def scale_of(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern):
+    """name such as "model.layers.0.mlp.up_proj"; two dicts from endings of names to a rank or an alpha -> the scale"""
+    ### BEGIN SOLUTION
+    for ending, value in rank_pattern.items():
+        if f".{name}".endswith(f".{ending}"):
+            r = value
+            break
+    for ending, value in alpha_pattern.items():
+        if f".{name}".endswith(f".{ending}"):
+            lora_alpha = value
+            break
+    return lora_alpha / np.sqrt(r) if use_rslora else lora_alpha / r
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 10.2 The rank that a budget allows
+#
+# `choices` names some sets of matrices, as `{"q and v": [(128, 128), (64, 128)], ...}`: the shapes (m, n) of all that
+# get an adapter, blocks and all. Every choice may train at most `budget` numbers. Return a dict with the same keys: the
+# largest rank r, the same for all matrices of the choice, whose adapters together stay within the budget.
+#
+# A rank is a whole number. It is 0 where not even rank 1 fits, and never more than the smallest side of a matrix, since
+# no update of that matrix can have a higher one.
+
+
+# %% points=2
+def ranks_for_budget(choices, budget):
+    """choices {name: [(m, n), ...]}, budget a whole number -> {name: r}"""
+    ### BEGIN SOLUTION
+    ranks = {}
+    for name, shapes in choices.items():
+        per_rank = sum(m + n for m, n in shapes)
+        smallest = min(min(shape) for shape in shapes)
+        ranks[name] = min(budget // per_rank, smallest)
+    return ranks
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 10.3 What a sweep has found
+#
+# `losses` has a row for each seed and a column for each rate. Return the rate with the lowest mean loss over the seeds,
+# as a Python number, but
+#
+# - a rate at which any seed diverged (its loss is `nan`, not a number) is out, whatever the other seeds reached;
+# - if the best one is the first or the last of all `rates`, the sweep was too narrow: return `None`.
+#
+# The rates are sorted, lowest first. At least one of them never diverges.
+
+
+# %% points=3
+def best_rate(rates, losses):
+    """rates: a list of k numbers, losses (seeds, k) -> the best rate, or None where it is at an edge"""
+    ### BEGIN SOLUTION
+    means = losses.mean(axis=0)
+    means = np.where(np.isfinite(means), means, np.inf)
+    i = int(np.argmin(means))
+    return None if i in (0, len(rates) - 1) else rates[i]
+    ### END SOLUTION
+
+
+# %% [markdown]
+# Three times `ok`? `scale_of` is what [`LoraConfig.scale_of`](../../minilora/lora/config.py) computes. Programs that
+# thousands use have had each of these mistakes: α in place of α/r, rsLoRA's flag not read, patterns left out.
