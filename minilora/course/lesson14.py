@@ -170,10 +170,12 @@ def smallest_r(x: Any, delta: Any, share: float) -> int:
 
 
 def draw_descent(rng: np.random.Generator, steps: int | None = None) -> Draw:
-    """A layer, what it should give out, and an adapter at its start or later."""
-    sizes = distinct_sizes("Tnm", rng) | {"r": int(rng.integers(2, 5))}
+    """A layer, what it should give out, and an adapter of rank 1: there alpha / r is alpha / sqrt(r), so that a student
+    who wrote rsLoRA's variant of exercises 8 comes to the same.
+    """
+    sizes = distinct_sizes("Tnm", rng) | {"r": 1}
     drawn = arrays(rng, sizes, x="T n", W="m n", y="T m", A="r n", B="m r")
-    drawn["alpha"] = 1.5 * sizes["r"]
+    drawn["alpha"] = 1.5
     drawn["lr"] = 0.002
     drawn["steps"] = int(rng.integers(3, 7)) if steps is None else steps
     return drawn

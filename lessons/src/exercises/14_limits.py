@@ -68,7 +68,7 @@ def smallest_r(x, delta, share):
 #
 # where $\hat y$ is what `lora_forward` gives. You need $g = \partial L/\partial \hat y$ for `lora_backward`; then each of A
 # and B takes a step of `lr` against its gradient, both from the same g. Repeat `steps` times. Do not change the arrays
-# that you are given; W is frozen.
+# that you are given; W is frozen. (The check uses adapters of rank 1.)
 
 
 # %% points=3
