@@ -17,8 +17,8 @@ from minilora.pictures.style import FULL, LORA
 # %% [markdown]
 # ## 1. A fair trial
 #
-# One trial is 40 steps on the questions of law, 4 in each step; what counts is the loss on law that is not trained. A
-# step is the same for all: the same texts in the same order. `None` stands for full fine-tuning.
+# One trial is 40 steps on the questions of law, 4 in each step; what counts is the loss on law that is not trained.
+# `None` stands for full fine-tuning.
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -53,7 +53,8 @@ claim("between the best and the worst seed", max(usual) - min(usual), 0, 0.12)
 
 # %% [markdown]
 # Another seed, that is, another random A and another order of the texts, moves the loss by several hundredths. **A
-# difference smaller than that says nothing.** Most advice on settings does not tell how large this noise was.
+# difference smaller than that says nothing.** Most advice on settings does not tell how large this noise was. From here
+# on every trial has seed 0, so that all see the same texts in the same order.
 #
 # ## 2. The learning rate, and the rank
 #
@@ -141,15 +142,15 @@ claim("alpha times 4, a quarter of the rate: change of the loss", loud[2.5e-3] -
 #
 # And why is there an r in α/r? Because of what we saw in the picture: with α held at 16, the scale fell from 16 at
 # r = 1 to a quarter at r = 64, and the best rate stayed nearly where it was. Who sets α = 2r instead, as many recipes
-# do, holds the scale, and must look for another rate when r changes. Either is fine; to write `lora_alpha=16` without
-# knowing which of the two you do is not.
+# do, has the scale 2 at every rank. At r = 64 that is eight times ours, and by what we just saw it wants a smaller
+# rate. Either is fine; to write `lora_alpha=16` without knowing which of the two you do is not.
 #
 # ## 4. Which matrices
 #
 # Each block has seven: `q_proj`, `k_proj`, `v_proj` and `o_proj` of attention, `gate_proj`, `up_proj` and `down_proj`
 # of the feed-forward part. The LoRA paper adapts q and v. Whether that is wise can only be asked at equal cost: the
 # same count of numbers that learn. The rate is 0.02, twice what was best for all seven matrices: where fewer are
-# adapted, each has to move further. (With 0.01 the first three come out worse, in the same order.)
+# adapted, each has to move further. (Try 0.01: the first three come out worse, in the same order.)
 #
 # > **Predict.** q and k decide where a token looks, v what it takes from there, the feed-forward part what it makes of
 # > it. Order them: q and k; q and v; `up_proj` alone; all seven, with rank 1.

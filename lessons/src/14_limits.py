@@ -195,8 +195,8 @@ claim("price, in percent of what full fine-tuning gains", 100 * (pay[0] - whole[
 # Others measured this on larger models. Biderman et al. (2024) found that LoRA falls short of full fine-tuning where
 # there is much to learn, billions of tokens of code and mathematics, and that it forgets less. Schulman et al.
 # (2025) found no difference on small sets of instructions, and one where a set has more to store than the adapter has
-# room. We did *not* see less forgetting on the tiny base: trained to the same loss on law, 3.42 for full fine-tuning
-# and 3.45 for LoRA, the loss on the old text was 3.40 and 3.49, so slightly worse for LoRA, with three seeds.
+# room. We did *not* see less forgetting on the tiny base: lesson 6 compares both at
+# the same loss on law, and LoRA has forgotten about as much, or slightly more.
 #
 # How can you tell which kind your task is? Train twice, with r and with 4 r. Is the loss *on the training texts* lower
 # with 4 r? Then rank was missing. Is it the same, and still high? Then it is something else: the rate, the matrices, or
@@ -220,5 +220,3 @@ claim("price, in percent of what full fine-tuning gains", 100 * (pay[0] - whole[
 #   2024](https://arxiv.org/abs/2405.09673), Llama-2-7B.
 # - No difference on small sets, and a limit of capacity: [Schulman et al.
 #   2025](https://thinkingmachines.ai/blog/lora/).
-# - Forgetting on the tiny base, mean of three seeds, measured for this course with the tools of
-#   [lesson 6](06_full_fine_tuning.ipynb): 3.42 and 3.40 for full fine-tuning, 3.45 and 3.49 for LoRA.
