@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import minilora
-
-ROOT = Path(minilora.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
 
 

@@ -197,7 +197,7 @@ claim("Adam's bytes over the model's", (sizes["Adam's m"] + sizes["Adam's v"]) /
 
 # %% [markdown]
 # Adam keeps twice the model, and the gradient is as large as the model: four times the model in all, 16 bytes for each
-# number. LoRA trains few numbers, so three of these four parts nearly vanish. [Lesson 11](11_what_lora_saves.ipynb)
+# number. LoRA trains few numbers, so three of these four parts nearly vanish. [Lesson 11](11_how_much_smaller.ipynb)
 # makes the bill.
 #
 # ## 4. The W in AdamW
