@@ -31,6 +31,7 @@ def draw_answers(rng: np.random.Generator, T: int | None = None) -> Draw:
 
 
 def log_softmax(logits: Any) -> Any:
+    """Log of softmax(logits) over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
@@ -71,10 +72,12 @@ def pairs(before: int, mask_before: int = 0) -> Callable[[int, Any], tuple[Any, 
 
 
 def everything(T: int, mask: Any) -> tuple[Any, Any]:
+    """Where predictions and labels stand if the question is scored, too."""
     return np.arange(T - 1), np.arange(1, T)
 
 
 def prompt(T: int, mask: Any) -> tuple[Any, Any]:
+    """Where they stand if the question is scored in place of the answer."""
     return shifted_pairs(T, ~mask)
 
 
@@ -272,6 +275,7 @@ def draw_step(rng: np.random.Generator, count: int | None = None) -> Draw:
 
 
 def count_scored(labels: Any) -> int:
+    """How many labels count after the shift."""
     return int((labels[:, 1:] != -100).sum())
 
 

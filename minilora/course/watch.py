@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import signal
 import sys
 import threading
 import warnings
@@ -104,6 +105,9 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
 
     timer = threading.Timer(seconds, stop)
     timer.daemon = True
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_IGN, signal.SIG_DFL):  # as in a program that a shell started in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     try:
         yield
@@ -117,6 +121,8 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
         timer.cancel()
         with lock:
             state["running"] = False
+        if before in (signal.SIG_IGN, signal.SIG_DFL):
+            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
