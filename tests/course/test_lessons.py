@@ -256,7 +256,7 @@ def test_a_lesson_that_was_never_built_is_noticed(program, tmp_path, capsys):
 def test_a_name_that_no_source_has_lists_those_there_are(program, capsys):
     with pytest.raises(SystemExit):
         program.main(["08_laura"])
-    assert "no source is called 08_laura: there are 08_lora" in capsys.readouterr().err
+    assert "no source is called 08_laura: there are 01_gradient, 02_tape" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=str)
