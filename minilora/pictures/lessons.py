@@ -1,4 +1,4 @@
-"""What lessons draw again and again: lines that carry their own labels, and LoRA's matrices in their true proportions.
+"""What lessons draw again and again: lines that carry their own labels, and LoRA's bottleneck in its true proportions.
 
 Every function draws into matplotlib axes that it is given and returns nothing.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .style import BASE, BLACK, GREY, PALE, A, B, ink
+from .style import BASE, BLACK, PALE, A, B, ink
 
 
 def line(
@@ -29,24 +29,6 @@ def line(
     side = "right" if place[0] < 0 else "left"
     axes.annotate(label, (x[at], y[at]), place, textcoords="offset points", color=ink(color), ha=side, va="center")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def matrices_to_scale(axes: Any, m: int, n: int, r: int) -> None:
-    """W (m, n) with A (r, n) along its upper edge and B (m, r) along its left one, one unit per number."""
-    from matplotlib.patches import Rectangle
-
-    gap = 0.04 * max(m, n)
-    for corner, width, height, color, opacity in (
-        ((0, 0), n, m, BASE, PALE),
-        ((0, m + gap), n, r, A, 1),
-        ((-gap - r, 0), r, m, B, 1),
-    ):
-        axes.add_patch(Rectangle(corner, width, height, facecolor=color, alpha=opacity, linewidth=0))
-    axes.text(n / 2, m / 2, f"W, frozen\n{m:,} × {n:,} = {m * n:,} numbers", ha="center", va="center", fontsize="large")
-    axes.text(n / 2, m + r + 1.4 * gap, f"A: {r} × {n:,} = {r * n:,} numbers", ha="center", va="bottom", color=ink(A))
-    text = f"B: {m:,} × {r} = {m * r:,} numbers"
-    axes.text(-1.5 * gap - r, m / 2, text, ha="right", va="center", rotation=90, color=ink(B))
-    _bare(axes, (-3 * gap - r, n + gap), (-gap, m + r + 3 * gap))
 
 
 def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
@@ -95,30 +77,3 @@ def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
 def _bare(axes: Any, x: tuple[float, float], y: tuple[float, float]) -> None:
     axes.set(xlim=x, ylim=y, aspect="equal")
     axes.set_axis_off()
-
-
-# -- a cost along an axis ----------------------------------------------------------------------------------------------
-
-
-def curve(
-    axes: Any,
-    x: Sequence[float],
-    y: Sequence[float],
-    text: str,
-    color: str = GREY,
-    measured: Sequence[float] | None = None,
-    at: int = -1,
-    offset: tuple[float, float] = (0, 6),
-    **line: Any,
-) -> None:
-    """A line that bears its name beside point `at`; what was measured at the same x, as dots.
-
-    offset: of the name, in typographic points; it ends at its point where the offset leads to the left.
-    line: further settings of the line, as `linestyle`.
-    """
-    axes.plot(x, y, color=color, **{"linewidth": 2} | line)
-    if measured is not None:
-        axes.plot(x, measured, color=color, marker="o", linewidth=0, markersize=6)
-    side = "right" if offset[0] < 0 else "center" if offset[0] == 0 else "left"
-    axes.annotate(text, (x[at], y[at]), offset, textcoords="offset points", color=ink(color), ha=side, va="center")
-    axes.spines[["top", "right"]].set_visible(False)
