@@ -95,7 +95,11 @@ def minilora_epoch(batch_size):
     ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     chosen = samples(tokenizer)
     steps = math.ceil(RECORDS / batch_size)
-    return lambda: fit(model, chosen, steps, lr=1e-4, batch_size=batch_size)
+
+    def step():
+        fit(model, chosen, steps, lr=1e-4, batch_size=batch_size)
+
+    return step
 
 
 def peft_epoch(folder):
