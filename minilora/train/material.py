@@ -23,21 +23,31 @@ class Material:
     validation: list[Sample]
     scored: dict[str, list[Sample]]  # "paraphrase", "unseen", "general"
     asked: dict[str, list[Record]]  # the same for keyword recall
+    shown: dict[str, list[Record]] = field(default_factory=dict)  # asked for the page alone: no keywords to look for
 
     def refuse_what_is_longer(self, limit: int, source: str, tokenizer: Tokenizer) -> None:
-        """Raise ValueError when a record, or a question and its answer, is longer than a model that sees `limit`."""
+        """Raise ValueError when a record, or a question and its answer, is longer than a model that sees `limit`.
+
+        A question that would only be shown, and is too long, is left out.
+        """
         trained = [wording for sample in self.train for wording in (sample, *sample.others)]
         samples = [*trained, *self.validation, *(sample for scored in self.scored.values() for sample in scored)]
         longest = max(len(sample.ids) for sample in samples)
         if longest > limit:
             raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")
+
+        def length(record: Record) -> int:
+            return len(tokenizer.encode_chat(record.prompt, answer_next=True))
+
         for record in (record for asked in self.asked.values() for record in asked):
-            length = len(tokenizer.encode_chat(record.prompt, answer_next=True))
-            if length + ANSWER_TOKENS > limit:
+            if length(record) + ANSWER_TOKENS > limit:
                 raise ValueError(
-                    f"{source}: record {record.id}: a question of {length} tokens and an answer of {ANSWER_TOKENS} "
-                    f"are more than the {limit} the model can see: shorten it, or leave out its keywords"
+                    f"{source}: record {record.id}: a question of {length(record)} tokens and an answer of "
+                    f"{ANSWER_TOKENS} are more than the {limit} the model can see: shorten it, or leave out its "
+                    "keywords"
                 )
+        for name, records in self.shown.items():
+            self.shown[name] = [record for record in records if length(record) + ANSWER_TOKENS <= limit]
 
 
 @dataclass
@@ -54,10 +64,11 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
     records = read_records(options.data, tokenizer)
     general = read_records("general", tokenizer)
     asked: dict[str, list[Record]] = {}
+    shown: dict[str, list[Record]] = {}
     if records[0].text:
         samples = _of_text(records[0].text, tokenizer, options.max_length)
     else:
-        samples, asked = _of_records(records, tokenizer, options.eval_records)
+        samples, asked, shown = _of_records(records, tokenizer, options.eval_records)
     for name, whole in samples.items():
         samples[name], longer, dropped = cut(whole, options.max_length)
         if longer:
@@ -68,7 +79,7 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
         raise ValueError(f"{options.data}: nothing is left to train on within --max-length {options.max_length}")
     samples["general"] = encode_records(general, tokenizer)  # never cut: the same measure for every run
     scored = {name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)}
-    return Material(samples["train"], samples["validation"], scored, asked)
+    return Material(samples["train"], samples["validation"], scored, asked, shown)
 
 
 def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, bars: Bars, when: str) -> Measured:
@@ -77,10 +88,12 @@ def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, bars: Bars,
     with bars(f"loss {when}", sum(map(len, material.scored.values())), "record") as bar:
         for name, samples in material.scored.items():
             result.loss[name] = mean_loss(model, samples, done=bar.update)
-    with bars(f"answers {when}", sum(map(len, material.asked.values())), "answer") as bar:
-        for name, records in material.asked.items():
+    questions = material.asked | material.shown
+    with bars(f"answers {when}", sum(map(len, questions.values())), "answer") as bar:
+        for name, records in questions.items():
             result.answers[name] = answer_all(model, tokenizer, records, done=bar.update)
-            result.recall[name] = keyword_recall(result.answers[name], records)
+            if name in material.asked:
+                result.recall[name] = keyword_recall(result.answers[name], records)
     return result
 
 
@@ -93,8 +106,11 @@ def _of_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, list
 
 def _of_records(
     records: Sequence[Record], tokenizer: Tokenizer, most: int
-) -> tuple[dict[str, list[Sample]], dict[str, list[Record]]]:
-    """Records by set, encoded, and those of them that have keywords to look for. most: of the paraphrases."""
+) -> tuple[dict[str, list[Sample]], dict[str, list[Record]], dict[str, list[Record]]]:
+    """Records by set, encoded; those of them that have keywords to look for; of sets in which none has, a few to show.
+
+    most: of the paraphrases.
+    """
     splits = split_records(records)
     paraphrased = [record.asked_otherwise() for record in splits["train"] if record.paraphrase is not None]
     paraphrased = paraphrased[:: math.ceil(len(paraphrased) / most) or 1]
@@ -105,7 +121,13 @@ def _of_records(
         "paraphrase": paraphrased,
     }
     asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
-    return (
-        {name: encode_records(chosen, tokenizer, phrasings=name == "train") for name, chosen in sets.items()},
-        {name: chosen for name, chosen in asked.items() if chosen},
-    )
+    asked = {name: chosen for name, chosen in asked.items() if chosen}
+    trained = "paraphrase" if paraphrased else "train"
+    shown = {name: _few(sets[name]) for name in (trained, "unseen") if name not in asked and sets[name]}
+    encoded = {name: encode_records(chosen, tokenizer, phrasings=name == "train") for name, chosen in sets.items()}
+    return encoded, asked, shown
+
+
+def _few(records: Sequence[Record]) -> list[Record]:
+    """The first and the middle one."""
+    return [records[i] for i in sorted({0, len(records) // 2})]

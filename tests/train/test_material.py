@@ -7,6 +7,7 @@ from jobs import options
 from modelfiles import TERMS
 
 import minilora as ml
+from minilora.train.bars import Bars
 from minilora.train.data import Record, Sample
 from minilora.train.material import Material, evaluate, prepare
 
@@ -64,6 +65,40 @@ def test_the_sets_are_those_of_the_splits_and_only_records_with_keywords_are_ask
     assert material.asked["unseen"][0].prompt == [{"role": "user", "content": "What is 11?"}]
     samples = ml.encode_records([ml.read_records(tmp_path / "data.jsonl")[0].asked_otherwise()], tokenizer)
     assert material.scored["paraphrase"][0] == samples[0] != material.train[0]
+
+
+SHOWN = [  # records, what each of them is without, the questions asked for the page alone
+    (TERMS, [], {}),
+    (TERMS, ["keywords"], {"paraphrase": ["Define 0.", "Define 4."], "unseen": ["What is 10?", "What is 11?"]}),
+    (
+        TERMS,
+        ["keywords", "paraphrase"],
+        {"train": ["What is 0?", "What is 4?"], "unseen": ["What is 10?", "What is 11?"]},
+    ),
+    (TERMS, ["paraphrase"], {"train": ["What is 0?", "What is 4?"]}),
+    (TERMS[:1], ["keywords", "paraphrase"], {"train": ["What is 0?"]}),
+]
+
+
+@pytest.mark.parametrize(("terms", "without", "expected"), SHOWN, ids=["all", "plain words", "bare", "asked", "one"])
+def test_where_no_record_has_keywords_a_few_are_asked_all_the_same(
+    terms, without, expected, home, tmp_path, tokenizer, talker
+):
+    lines = [json.dumps({key: value for key, value in term.items() if key not in without}) for term in terms]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    material = prepare(options(home, "x", data=str(tmp_path / "data.jsonl")), tokenizer, print)
+    assert {name: [r.prompt[-1]["content"] for r in records] for name, records in material.shown.items()} == expected
+    material.scored = {}
+    measured = evaluate(talker, tokenizer, material, Bars(quiet=True), "now")
+    assert set(measured.answers) == {*expected, *material.asked} and set(measured.recall) == set(material.asked)
+
+
+def test_a_question_that_is_only_shown_and_does_not_fit_is_left_out(tokenizer):
+    long, short = (Record("a", ({"role": "user", "content": word}, {"role": "assistant", "content": "y"})) for word in
+                   ("x" * 500, "x"))  # fmt: skip
+    material = material_of(train=[SHORT], shown={"train": [long, short]})
+    material.refuse_what_is_longer(200, "own.jsonl", tokenizer)
+    assert material.shown == {"train": [short]}
 
 
 def test_what_is_general_is_never_cut(home, tokenizer):
