@@ -23,7 +23,7 @@ from ..nn.llama import Config, Llama
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import training_step
-from ..pictures.style import LORA, name_lines, panels, save
+from ..pictures.style import LORA, name_lines, panels, save_themes
 from .predict import SHAPES, Step, predict_memory
 
 
@@ -150,7 +150,8 @@ def draw_all(
     sweeps: Mapping[str, Sweep] = SWEEPS,
     done: Callable[[], object] = lambda: None,
 ) -> Iterator[Path]:
-    """Measure and draw every sweep; yield each picture, `growth-<name>.png` in `folder`, when it is there.
+    """Measure and draw every sweep; yield each picture, `growth-<name>.png` in `folder` and one for dark pages, when it
+    is there.
 
     Every sweep passes through `start`, where its prediction of time gets its speed. done: called `turns(sweeps)` times.
     """
@@ -159,9 +160,7 @@ def draw_all(
         points = [replace(start, **{name: value}) for value in sweep.values]
         costs = measure(points, done=done)
         speed = multiplications(start) / costs[points.index(start)].seconds
-        path = folder / f"growth-{name}.png"
-        save(_drawn(sweep, points, costs, speed), path)
-        yield path
+        yield from save_themes(lambda: _drawn(sweep, points, costs, speed), folder / f"growth-{name}.png")  # noqa: B023
 
 
 def turns(sweeps: Mapping[str, Sweep] = SWEEPS) -> int:

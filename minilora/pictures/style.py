@@ -1,13 +1,17 @@
-"""What all pictures share: one colour for one thing, letters that can be read, twice the pixels of the page.
+"""What all pictures share: one colour for one thing, letters that can be read, on light pages and on dark ones.
 
 Draw with the names of things (`LORA`, `FULL`, `A`, ...), so that a colour means the same on every page. Letters in the
-colour of a line take `ink(color)`, which is dark enough to read on white. `pictures/check.py` holds a figure to it.
+colour of a line, and lines in black, take `ink(color)`, which can be read on the ground that is drawn on.
+`pictures/check.py` holds a figure to it.
+
+save_themes(lambda: run_figure(metrics), Path("picture.svg"))    # picture.svg, and picture-dark.svg for dark pages
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,21 @@ RC: dict[Any, Any] = {
     "figure.dpi": DPI / 2,
     "savefig.dpi": DPI,
 }
+GROUNDS = {"light": ("#ffffff", BLACK), "dark": ("#0d1117", "#e6edf3")}  # ground and letters; GitHub's dark page
+
+
+@contextmanager
+def theme(name: str) -> Iterator[None]:
+    """Pictures drawn and saved in this block are for light pages, or for dark ones. name: "light" | "dark"."""
+    import matplotlib as mpl
+
+    if name not in GROUNDS:
+        raise ValueError(f"a theme is light or dark, got {name!r}")
+    ground, letters = GROUNDS[name]
+    grounds = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), ground)
+    of_letters = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    with mpl.rc_context(RC | grounds | dict.fromkeys(of_letters, letters)):
+        yield
 
 
 def use() -> None:
@@ -57,8 +76,29 @@ def panels(columns: int = 1, width: float = 9, height: float = 3.6, ratios: Sequ
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, in the resolution of all pictures."""
-    figure.savefig(path, dpi=DPI, format="png")
+    """Write a figure as its file's name ends: .png in the resolution of all pictures, or .svg.
+
+    The same figure gives the same bytes. Raises ValueError for another ending.
+    """
+    import matplotlib as mpl
+
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise ValueError(f"{path}: a picture is a .png or an .svg file")
+    with mpl.rc_context({"svg.hashsalt": "minilora"}):
+        figure.savefig(path, dpi=DPI, format=kind, metadata={"Date": None} if kind == "svg" else {})
+
+
+def save_themes(draw: Callable[[], Any], path: Path) -> list[Path]:
+    """Write the figure that `draw` makes, once for light pages and once for dark ones. Returns both files.
+
+    path: of the light one, which ends as `save` wants it; the dark one stands beside it, NAME-dark.
+    """
+    paths = {"light": path, "dark": path.with_stem(f"{path.stem}-dark")}
+    for name, each in paths.items():
+        with theme(name):
+            save(draw(), each)
+    return list(paths.values())
 
 
 def png(figure: Any) -> bytes:
@@ -75,32 +115,51 @@ def name_lines(axes: Any, names: Sequence[tuple[float, str, str]]) -> None:
     """
     low, high = axes.get_ylim()
     letters = 1.35 * axes.xaxis.label.get_fontsize() / 72  # inches from one line of letters to the next
-    line = (
-        letters * (high - low) / (axes.get_figure(root=True).get_figheight() - 4 * letters)
-    )  # without title and ticks
+    inside = axes.get_figure(root=True).get_figheight() - 4 * letters  # without title and ticks
+    line = letters * (high - low) / inside
+    ordered = sorted(names)
+    halves = [line * (1 + text.count("\n")) / 2 for _, text, _ in ordered]
+    heights: list[float] = []
     floor = low - line
-    for y, text, color in sorted(names):
-        half = line * (1 + text.count("\n")) / 2
-        middle = max(y, floor + half)
-        floor = middle + half
-        at = (1.02, middle)
+    for (y, _, _), half in zip(ordered, halves, strict=True):  # upwards: none on another
+        heights.append(max(y, floor + half))
+        floor = heights[-1] + half
+    ceiling = high + line
+    for i in reversed(range(len(ordered))):  # downwards: none above the panel
+        heights[i] = min(heights[i], ceiling - halves[i])
+        ceiling = heights[i] - halves[i]
+    for (_, text, color), height in zip(ordered, heights, strict=True):
         axes.annotate(
-            text, at, xycoords=("axes fraction", "data"), color=ink(color), va="center", annotation_clip=False
-        )
+            text, (1.02, height), xycoords=("axes fraction", "data"), color=ink(color), va="center",
+            annotation_clip=False,
+        )  # fmt: skip
 
 
-def ink(color: str) -> str:
-    """The same colour, as dark as letters on white need: a contrast of 4.5 to 1 (WCAG 2, criterion 1.4.3).
+def ink(color: str, ground: str | None = None) -> str:
+    """The same colour with the contrast that letters need, 4.5 to 1 (WCAG 2, criterion 1.4.3): darker on a light
+    ground, lighter on a dark one, where black is the colour of the letters.
 
-    >>> ink(BLUE), ink(AMBER)
-    ('#0072b2', '#9d6c00')
+    ground: that of figures made now (see `theme`) if left out.
+
+    >>> ink(BLUE), ink(AMBER), ink(BLUE, "#0d1117")
+    ('#0072b2', '#9d6c00', '#2285bc')
     """
+    import matplotlib as mpl
     from matplotlib.colors import to_hex, to_rgb
 
-    red, green, blue = to_rgb(color)
-    while 1.05 / (_luminance(red, green, blue) + 0.05) < 4.5:
-        red, green, blue = 0.98 * red, 0.98 * green, 0.98 * blue
-    return to_hex((red, green, blue))
+    below = _luminance(*to_rgb(mpl.rcParams["figure.facecolor"] if ground is None else ground))
+    dark = below < 0.18  # where black and white stand out alike
+    if dark and to_hex(color) == BLACK:
+        return GROUNDS["dark"][1]
+    rgb = to_rgb(color)
+    while _contrast(_luminance(*rgb), below) < 4.5:
+        red, green, blue = (1 - 0.98 * (1 - x) if dark else 0.98 * x for x in rgb)
+        rgb = (red, green, blue)
+    return to_hex(rgb)
+
+
+def _contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
 
 
 def _luminance(*rgb: float) -> float:

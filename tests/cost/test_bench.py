@@ -291,7 +291,12 @@ def test_each_sweep_gives_a_picture(tmp_path):
     sweeps = {"rank": growth.Sweep("rank r", (1, 2)), "adapters": growth.Sweep("adapters", (1, 3))}
     turns = []
     paths = list(growth.draw_all(tmp_path / "new" / "folder", SMALL, sweeps, done=lambda: turns.append(1)))
-    assert [path.name for path in paths] == ["growth-rank.png", "growth-adapters.png"]
+    assert [path.name for path in paths] == [
+        "growth-rank.png",
+        "growth-rank-dark.png",
+        "growth-adapters.png",
+        "growth-adapters-dark.png",
+    ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert len(turns) == growth.turns(sweeps)
 

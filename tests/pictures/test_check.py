@@ -1,10 +1,29 @@
 """The check of pictures: each fault is planted in a figure that can be read, and is named."""
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from minilora.pictures.check import problems
-from minilora.pictures.style import AMBER, BASE, FULL, LORA, PALETTE, RC, ink, panels, png, save, use
+from minilora.pictures.style import (
+    AMBER,
+    BASE,
+    BLACK,
+    BLUE,
+    FULL,
+    LORA,
+    PALETTE,
+    RC,
+    SKY,
+    ink,
+    panels,
+    png,
+    save,
+    save_themes,
+    theme,
+    use,
+)
 
 
 @pytest.fixture
@@ -162,6 +181,76 @@ def test_pictures_have_twice_the_pixels_of_the_page(figure, tmp_path):
     written = (tmp_path / "picture.png").read_bytes()
     width, height = (int.from_bytes(written[i : i + 4], "big") for i in (16, 20))
     assert (width, height) == (9 * 220, round(3.6 * 220)) and png(figure)[:24] == written[:24]
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_a_picture_is_written_as_its_name_ends_and_the_same_twice(kind, figure, tmp_path):
+    paths = [tmp_path / f"{name}.{kind}" for name in "ab"]
+    for path in paths:
+        save(figure, path)
+    one, other = (path.read_bytes() for path in paths)
+    assert one == other and one.lstrip()[:5] == {"png": b"\x89PNG\r", "svg": b"<?xml"}[kind]
+
+
+def test_a_picture_of_another_kind_is_refused(figure, tmp_path):
+    with pytest.raises(ValueError, match=r"picture\.pdf: a picture is a \.png or an \.svg file"):
+        save(figure, tmp_path / "picture.pdf")
+    with pytest.raises(ValueError, match="a theme is light or dark, got 'night'"), theme("night"):
+        pass
+
+
+def lines_and_letters():
+    figure, axes = panels()
+    axes.plot([0, 1], [1, 2], color=BLUE)
+    axes.plot([0, 1], [2, 1], color=ink(BLACK))
+    axes.set(xlabel="step", ylabel="loss")
+    axes.set_title("what it learned", color=ink(BLUE))
+    return figure
+
+
+def luminance(pixel):
+    return float(np.dot([0.2126, 0.7152, 0.0722], pixel[:3]))
+
+
+def test_each_page_has_its_own_ground_and_letters_that_can_be_read_on_it(tmp_path):
+    from matplotlib.image import imread
+
+    light, dark = save_themes(lines_and_letters, tmp_path / "a.png")
+    assert [light.name, dark.name] == ["a.png", "a-dark.png"]
+    on_white, on_black = imread(light), imread(dark)
+    assert luminance(on_white[0, 0]) == pytest.approx(1) and luminance(on_black[0, 0]) < 0.1
+    assert on_black[..., :3].max() > 0.9 and on_white[..., :3].min() < 0.1  # letters
+
+
+def test_a_figure_for_a_dark_page_passes_and_black_lines_on_it_do_not():
+    with theme("dark"):
+        figure = lines_and_letters()
+        assert problems(figure) == []
+        figure.axes[0].plot([0, 1], [1.5, 1.5], color=BLACK)
+        assert problems(figure) == ["a line is drawn in #000000, which is not of the palette in style.py"]
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", "#0d1117"])
+def test_ink_can_be_read_on_its_ground(ground):
+    def contrast(color):
+        linear = [
+            [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(name)]
+            for name in (color, ground)
+        ]
+        low, high = sorted(map(luminance, linear))
+        return (high + 0.05) / (low + 0.05)
+
+    assert all(contrast(ink(color, ground)) >= 4.5 for color in PALETTE)
+    assert contrast(ink(BLACK, ground)) > 12 and (ink(SKY, ground) == SKY.lower()) == (ground != "#ffffff")
+
+
+def test_letters_on_an_image_have_its_cells_for_a_ground():
+    with theme("dark"):
+        figure, axes = panels()
+        axes.imshow([[0.0, 1.0]], cmap="cividis")
+        axes.text(1, 0, "0.50", color="black", ha="center")
+        axes.set(xticks=[], yticks=[])
+        assert problems(figure) == []
 
 
 def test_notebooks_draw_in_the_same_style():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from minilora.pictures.check import problems
-from minilora.pictures.run import run_figure, run_picture
-from minilora.pictures.style import FULL, LORA, VALIDATION
+from minilora.pictures.run import run_figure, run_picture, run_pictures
+from minilora.pictures.style import FULL, LORA, PARAPHRASE, VALIDATION, theme
 
 
 def metrics(steps=120, method="lora", validation=((30, 3.07), (60, 2.95), (90, 3.02), (120, 3.02)), paraphrase=True):
@@ -25,6 +25,15 @@ def metrics(steps=120, method="lora", validation=((30, 3.07), (60, 2.95), (90, 3
     }
 
 
+VALIDATED = {  # what a run notes that validates both, and kept an earlier step
+    "validation": {
+        "unseen": [[30, 2.61], [60, 2.56], [120, 2.85]],
+        "paraphrase": [[30, 2.3], [60, 1.9], [120, 1.45]],
+    },
+    "kept": {"step": 60, "which": "best", "loss": 2.23},
+}
+
+
 def words(axes):
     return [text.get_text() for text in axes.texts]
 
@@ -39,11 +48,26 @@ def words(axes):
         metrics(steps=7, validation=[], paraphrase=False),
         metrics(validation=[(60, 1.4), (120, 1.33)]),  # all lines end at the same height
         metrics(steps=4000, validation=[(step, 2.9) for step in range(40, 4001, 40)]),
+        metrics() | VALIDATED,
+        metrics(steps=3, validation=[(3, float("nan"))]) | {"train_loss": [3.0, float("nan"), float("inf")]},
     ],
-    ids=["README", "full", "one step", "three steps", "bare", "one end", "long"],
+    ids=["README", "full", "one step", "three steps", "bare", "one end", "long", "validated", "no numbers"],
 )
-def test_a_run_of_any_kind_can_be_read(run):
-    assert problems(run_figure(run)) == []
+@pytest.mark.parametrize("ground", ["light", "dark"])
+def test_a_run_of_any_kind_can_be_read(run, ground):
+    with theme(ground):
+        assert problems(run_figure(run)) == []
+
+
+def test_both_validations_are_drawn_in_their_own_line_and_what_was_kept_is_ringed():
+    curves, _ = run_figure(metrics() | VALIDATED).axes
+    _, _, unseen, ring, paraphrase, other = curves.lines
+    assert list(unseen.get_ydata()) == [2.61, 2.56, 2.85] and list(paraphrase.get_ydata()) == [2.3, 1.9, 1.45]
+    assert (unseen.get_linestyle(), paraphrase.get_linestyle()) == ("-", "-.")
+    assert (unseen.get_color(), paraphrase.get_color()) == (VALIDATION, PARAPHRASE)
+    assert [list(zip(*line.get_data(), strict=True)) for line in (ring, other)] == [[(60, 2.56)], [(60, 1.9)]]
+    assert ring.get_markerfacecolor() == "none" and "ringed: 60, which was kept" in curves.get_xlabel()
+    assert words(curves)[1:] == ["validation,\nin other words", "validation,\nunseen"]
 
 
 def test_losses_stand_at_their_steps_and_fill_the_panel():
@@ -64,7 +88,8 @@ def test_steps_are_whole_numbers():
 
 def test_held_out_records_are_called_validation():
     curves, _ = run_figure(metrics()).axes
-    assert words(curves) == ["training,\nmean of 9 steps", "in other words,\nbefore and after", "validation"]
+    names = ["training,\nmean of 9 steps", "in other words,\nbefore and after", "validation,\nunseen"]
+    assert words(curves) == names and curves.get_xlabel() == "step"
     assert words(run_figure(metrics(validation=[], paraphrase=False)).axes[0]) == ["training,\nmean of 9 steps"]
 
 
@@ -76,10 +101,10 @@ def test_costs_are_those_of_the_page_and_bars_are_as_long_as_their_share():
         "2.4 M, LoRA (1.8 % of all)",
         "memory in training, predicted",
         "2,462 MB, full",
-        "1,079 MB, LoRA (43.8 %)",
+        "1,079 MB, LoRA (43.8 % of full)",
         "disk per version",
         "538 MB, full",
-        "9.8 MB, LoRA (1.8 %)",
+        "9.8 MB, LoRA (1.8 % of full)",
     ]
     from matplotlib.colors import to_hex
 
@@ -106,3 +131,10 @@ def test_full_fine_tuning_has_its_own_colour_and_is_compared_with_nothing():
 def test_the_picture_is_written_as_a_file(tmp_path):
     run_picture(metrics(), tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_pictures_for_light_and_dark_pages_stand_side_by_side(tmp_path):
+    paths = run_pictures(metrics(), tmp_path / "run.svg")
+    assert [path.name for path in paths] == ["run.svg", "run-dark.svg"]
+    light, dark = (path.read_text(encoding="utf-8") for path in paths)
+    assert "fill: #0d1117" in dark and "fill: #0d1117" not in light and "<svg" in light
