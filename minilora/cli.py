@@ -86,6 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     show = _command(commands, run_report, "show the page of a finished run again")
     show.add_argument("run_folder", nargs="?", default="runs/legal", metavar="RUN", help="default: %(default)s")
     show.add_argument("--json", action="store_true", help="the numbers as JSON")
+    show.add_argument(
+        "--picture", metavar="FILE", help="draw it: a .png or .svg file, and NAME-dark beside it for dark pages"
+    )
     show.add_argument("--memory", nargs=0, action=_Moved, const="minilora memory", help=argparse.SUPPRESS)
 
     owners = "take a training step and compare the memory it holds, owner by owner, with the prediction"
@@ -143,12 +146,12 @@ def run_finetune(arguments: argparse.Namespace) -> None:
     from .pictures.run import run_picture
     from .train.finetune import finetune
     from .train.options import Options
-    from .train.report import page
+    from .train.report import page, terminal_width
 
     options = from_flags(Options, arguments)
     metrics = finetune(options, say=_tell)
     run_picture(metrics, options.folder / "picture.png")
-    print(page(metrics))
+    print(page(metrics, terminal_width()))
 
 
 def run_chat(arguments: argparse.Namespace) -> None:
@@ -221,19 +224,25 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 
 def run_report(arguments: argparse.Namespace) -> None:
-    """minilora report: the page, or the metrics, of a finished run."""
-    from .train.report import page, read_metrics
+    """minilora report: the page, the metrics, or the pictures of a finished run."""
+    from .train.report import page, read_metrics, terminal_width
 
     metrics = read_metrics(arguments.run_folder)
-    print(json.dumps(metrics, indent=2) if arguments.json else page(metrics))
+    if arguments.picture:
+        from .pictures.run import run_pictures
+
+        print(*run_pictures(metrics, Path(arguments.picture)), sep="\n")
+        return
+    print(json.dumps(metrics, indent=2) if arguments.json else page(metrics, terminal_width()))
 
 
 def run_memory(arguments: argparse.Namespace) -> None:
     """minilora memory: where a step's bytes go, prediction beside measurement."""
-    from .cost.process import STAGES, Job, report, table
+    from .cost.process import STAGES, Job, report, step_of, table
     from .train.bars import Bars
 
     job = from_flags(Job, arguments)
+    step_of(job)  # pulls the base and refuses what no model can take, before there is a bar
     with Bars()("memory", len(STAGES), "stage") as bar:
 
         def done(stage: str) -> None:

@@ -264,7 +264,10 @@ def test_a_finished_job_writes_its_results_and_the_command_on_its_page_works(
     assert (results / "picture.png").read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["steps"] == len(metrics["train_loss"]) == 3
-    assert f"{method} fine-tuning of base on data.jsonl" in out and "what it learned" in out
+    assert (
+        f"{'LoRA' if method == 'lora' else method} fine-tuning of base on data.jsonl" in out
+        and "what it learned" in out
+    )
     assert "training" in err and "Traceback" not in err
     assert status("report", folder) == 0 and capsys.readouterr().out == out
     assert status("chat", *out.split("minilora chat")[1].split(), "--prompt", "What is 1?") == 0
@@ -365,6 +368,26 @@ def test_report_shows_the_page_or_the_metrics_as_they_are_on_disk(finished, caps
     assert json.loads(capsys.readouterr().out) == json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize(("terminal", "columns"), [("80", 80), ("250", 100)])
+def test_report_fits_the_terminal(terminal, columns, finished, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", terminal)
+    assert status("report", finished) == 0
+    shown = capsys.readouterr().out.split("written to")[0].splitlines()  # paths are as long as they are
+    assert max(len(line) for line in shown if str(finished.parent.parent) not in line) == columns
+
+
+def test_report_draws_the_run_for_light_pages_and_dark_ones(finished, tmp_path, capsys):
+    assert status("report", finished, "--picture", "run.svg") == 0
+    assert capsys.readouterr().out.split() == written(tmp_path)[::-1] == ["run.svg", "run-dark.svg"]
+    assert status("report", finished, "--picture", "run.jpg") == 1
+    assert complaint(capsys) == "run.jpg: a picture is a .png or an .svg file"
+
+
+def test_memory_of_a_base_that_is_not_there_shows_no_bar(capsys):
+    assert status("memory", "--base", "absent") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_report_of_a_missing_run_says_what_writes_one(capsys):
     assert status("report", "absent") == 1
     assert complaint(capsys).endswith("no such file; `minilora finetune --out absent` writes it")
@@ -378,7 +401,7 @@ UNUSABLE = ["", "{", "[]", "3", "null", "{}", '{"base_sha256": ["a", "a"]}', "["
 def test_report_of_a_damaged_run_names_its_file(text, flags, tmp_path, capsys):
     (tmp_path / "metrics.json").write_text(text, encoding="utf-8")
     assert status("report", ".", *flags) == 1
-    assert complaint(capsys).startswith("metrics.json: not ")
+    assert complaint(capsys).startswith(("metrics.json: not ", "metrics.json: expected a JSON object"))
 
 
 @pytest.mark.parametrize("key", ["loss", "options", "base_sha256", "answers", "peak_memory_bytes", "adapter_bytes"])

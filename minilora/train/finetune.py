@@ -74,7 +74,11 @@ def finetune(
         "options": asdict(options) | {"lr": options.learning_rate, "out": str(options.folder)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "steps": steps,
-        "records": {"train": len(material.train), **{name: len(scored) for name, scored in material.scored.items()}},
+        "records": {
+            "train": len(material.train),
+            "validation": len(material.validation),
+            **{name: len(scored) for name, scored in material.scored.items()},
+        },
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,
         "audit": dict(promises),
@@ -190,11 +194,13 @@ def _trained(history: History) -> dict[str, Any]:
 
 
 def _examples(material: Material, before: dict[str, list[str]], after: dict[str, list[str]]) -> list[dict[str, str]]:
-    """Three questions with both answers: two on trained terms asked in other words, one on an unseen term."""
-    wanted = [("paraphrase", 0), ("paraphrase", 1), ("unseen", 0)]
+    """Three questions with both answers: two on what was trained, asked in other words if there are, one unseen."""
+    questions = material.asked | material.shown
+    trained = "paraphrase" if "paraphrase" in questions else "train"
+    wanted = [(trained, 0), (trained, 1), ("unseen", 0)]
     chosen = []
     for name, position in wanted:
-        records = material.asked.get(name, [])
+        records = questions.get(name, [])
         if position < len(records):
             i = position * (len(records) // 2)
             question = records[i].prompt[-1]["content"]

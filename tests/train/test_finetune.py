@@ -72,7 +72,7 @@ def test_the_metrics_count_what_was_there(finished, home):
     assert metrics["trainable_parameters"] == counts.trainable and metrics["total_parameters"] == counts.total
     assert metrics["base_bytes"] == 4 * base
     assert metrics["adapter_bytes"] == (chosen.folder / "adapter_model.safetensors").stat().st_size
-    assert metrics["records"] == {"train": 8, "paraphrase": 8, "unseen": 2, "general": 60}
+    assert metrics["records"] == {"train": 8, "validation": 2, "paraphrase": 8, "unseen": 2, "general": 60}
     assert metrics["steps"] == len(metrics["train_loss"]) == 6  # three epochs of two batches
     assert [step for step, _ in metrics["validation_loss"]] == [2, 4, 6]
 
@@ -116,7 +116,7 @@ def test_the_page_fits_100_columns_and_shows_the_key_figures(named):
         *(f"{100 * value:.1f}%" for pair in named["keyword_recall"].values() for value in pair),
         f"untouched: sha256 {named['base_sha256'][0][:16]}",
         "Define 0.",
-        "lora fine-tuning of models/tiny on data.jsonl",
+        "LoRA fine-tuning of models/tiny on data.jsonl",
         "minilora chat --base models/tiny --adapter runs/x",
     ):
         assert figure in text
@@ -213,6 +213,20 @@ def test_what_cannot_work_is_refused_before_anything_is_written(home, tmp_path, 
     with pytest.raises(ValueError, match=reason):
         finetune(options(home, tmp_path / "out", **change), bars=Bars(quiet=True))
     assert not (tmp_path / "out").exists()
+
+
+def test_records_without_keywords_are_asked_for_the_page(home, tmp_path):
+    lines = [json.dumps({"question": f"What is {i}?", "answer": f"It is {i}."}) for i in range(30)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl")), bars=Bars(quiet=True))
+    assert [(row["set"], row["question"]) for row in metrics["answers"]] == [
+        ("train", "What is 0?"),
+        ("train", "What is 14?"),
+        ("unseen", "What is 9?"),
+    ]
+    assert metrics["keyword_recall"] == {} and metrics["records"] == {
+        "train": 27, "validation": 0, "unseen": 3, "general": 60
+    }  # fmt: skip
 
 
 def test_bad_data_lines_stop_the_job_before_training(home, tmp_path):

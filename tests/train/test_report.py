@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from minilora.train.report import page, read_metrics
+from minilora.train.report import page, read_metrics, terminal_width
 
 METRICS = {
     "options": {"method": "lora", "base": "models/x", "data": "own.jsonl", "out": "runs/own"},
@@ -33,23 +33,23 @@ METRICS = {
     "base_bytes": 540_000_000,
 }
 PAGE = """\
--- lora fine-tuning of models/x on own.jsonl -------------------------------------------------------
+-- LoRA fine-tuning of models/x on own.jsonl -------------------------------------------------------
 
-Define lien. [trained term, asked in other words]
+Define lien. [trained, asked in other words]
   before A plant.
   after  A claim on property.
 
-Define tort. [unseen term]
+Define tort. [unseen]
   before (nothing)
   after  A wrong.
 
 -- what it learned ---------------------------------------------------------------------------------
-                                              before       after      change
-loss, trained terms in other words             3.000       1.500        -50%
-loss, unseen                                   2.500       2.600         +4%
-loss, general text (forgetting)                2.000       2.000         +0%
-keyword recall, in other words                 12.5%       50.0%       4.0 x
-keyword recall, unseen                          0.0%        6.2%
+                                         before      after     change
+loss, trained, in other words             3.000      1.500       -50%
+loss, unseen                              2.500      2.600        +4%
+loss, general text (forgetting)           2.000      2.000        +0%
+keyword recall, in other words            12.5%      50.0%      4.0 x
+keyword recall, unseen                     0.0%       6.2%
 
 -- what it cost ------------------------------------------------------------------------------------
 parameters trained   2,442,240 of 136,957,248 (1.783 %)
@@ -63,6 +63,16 @@ audit                2 promises checked and kept: scale, base
 
 written to runs/own; talk to it with
   minilora chat --base models/x --adapter runs/own"""
+TRAINED = {  # what a run of today notes besides
+    "records": {"train": 240, "validation": 30, "paraphrase": 80, "unseen": 29, "general": 60},
+    "train_loss": [4.0, 3.0, 3.0, 2.0, 2.0, 2.0, 1.0, 0.5],
+    "validation_loss": [[2, 2.5], [4, 2.0], [8, 2.25]],
+}
+VALIDATED = TRAINED | {  # where trained records are validated in other words, too, and the best adapter is kept
+    "validation": {"unseen": [[2, 2.5], [4, 2.25], [8, 3.0]], "paraphrase": [[2, 2.5], [4, 1.75], [8, 1.5]]},
+    "kept": {"step": 4, "which": "best", "loss": 2.0},
+    "last": {"loss": {"paraphrase": 1.25, "unseen": 2.75, "general": 2.5}},
+}
 
 
 def changed(**change):
@@ -78,16 +88,115 @@ def test_the_page_of_an_adapter():
 
 
 def test_the_page_of_full_fine_tuning_says_what_is_different():
-    metrics = changed(options={"method": "full"}, base_sha256=["a" * 64, "b" * 64], audit={}) | {"audit": {}}
+    metrics = changed(options={"method": "full"}, base_sha256=["a" * 64, "b" * 64]) | {"audit": {}}
     got, usual = page(metrics).split("\n"), PAGE.split("\n")
     assert [line for line in got if line not in usual] == [
         "-- full fine-tuning of models/x on own.jsonl -------------------------------------------------------",
-        "disk                 new model 10.0 MB beside 540 MB of base (54 to 1)",
-        "base                 changed: sha256 aaaaaaaaaaaaaaaa -> bbbbbbbbbbbbbbbb",
+        "parameters trained   all 136,957,248",
+        "disk                 10.0 MB: a whole model for each version",
+        "weights              changed: sha256 aaaaaaaaaaaaaaaa -> bbbbbbbbbbbbbbbb",
         "  minilora chat --base runs/own",
     ]
     missing = [line.split()[0] for line in usual if line not in got]
-    assert missing == ["--", "full", "disk", "base", "audit", "minilora"]
+    assert missing == ["--", "parameters", "full", "disk", "base", "audit", "minilora"]
+
+
+def learned(metrics):
+    """The lines below the heading "what it learned"."""
+    return page(metrics).split("-- what it learned ")[1].split("-- what it cost")[0].rstrip().split("\n")[1:]
+
+
+def test_a_run_says_what_it_trained_on_and_what_became_of_its_losses():
+    lines = learned(METRICS | TRAINED)
+    assert (
+        lines[1] == lines[8] == ""
+        and lines[0] == "240 records trained, 59 held out (30 for validation, 29 unseen); 80 asked in other words"
+    )
+    assert lines[9:] == [
+        "while it trained                          first       last     lowest    at step",
+        "training, mean of 2 steps                 3.500      0.750",
+        "validation, unseen                        2.500      2.250      2.000          4",
+    ]
+
+
+COUNTS = [  # data, records, the line
+    (
+        "own.jsonl",
+        {"train": 27, "validation": 0, "unseen": 3, "general": 60},
+        "27 records trained, 3 held out (3 unseen)",
+    ),
+    ("own.jsonl", {"train": 5, "general": 60}, "5 records trained, 0 held out"),
+    ("a/novel.txt", {"train": 18, "unseen": 2, "general": 60}, "18 sequences trained, 2 held out (2 unseen)"),
+]
+
+
+@pytest.mark.parametrize(("data", "records", "line"), COUNTS, ids=["own", "few", "text"])
+def test_the_page_counts_what_was_held_out(data, records, line):
+    assert learned(changed(options={"data": data}) | {"records": records})[0] == line
+
+
+def test_what_was_kept_stands_beside_the_last_step():
+    lines = learned(METRICS | VALIDATED)
+    assert lines[2:5] == [
+        "                                         before      after     change  last step",
+        "loss, trained, in other words             3.000      1.500       -50%      1.250",
+        "loss, unseen                              2.500      2.600        +4%      2.750",
+    ]
+    assert lines[-3:] == [
+        "validation, unseen                        2.500      3.000      2.250          4",
+        "validation, in other words                2.500      1.500      1.500          8",
+        "kept: the adapter of step 4, where validation was lowest; the last one is in runs/own/last",
+    ]
+
+
+def test_where_the_best_is_the_last_there_is_nothing_beside_it():
+    kept = {"kept": {"step": 8, "which": "best", "loss": 2.0}}
+    lines = learned(METRICS | VALIDATED | kept)
+    assert "last step" not in lines[2] and lines[-1] == "kept: the adapter of step 8, where validation was lowest"
+    told = learned(METRICS | VALIDATED | {"kept": {"step": 8, "which": "last", "loss": 2.0}})
+    assert told[-1] == "kept: the adapter of step 8, the last one"
+    full = learned(changed(options={"method": "full"}) | VALIDATED)
+    assert full[-1] == "kept: the model of step 4, where validation was lowest; the last one is in runs/own/last"
+
+
+FORGOT, HELPLESS = "It forgot some of what it could do: try ", "It learned nothing that helps: try "
+ADVICE = [  # what is different, the last line
+    ({}, None),
+    ({"loss": {"general": [2.0, 2.2]}}, None),
+    ({"loss": {"general": [2.0, 2.21]}}, FORGOT + "a lower --lr (it was 0.05) or fewer --epochs."),
+    ({"loss": {"general": [2.0, 2.21]}, "options": {"replay": 0}},
+     FORGOT + "a lower --lr (it was 0.05), fewer --epochs or --replay."),
+    ({"loss": {"general": [2.0, 2.21]}, "options": {"method": "full"}},
+     FORGOT + "a lower --lr (it was 0.05), fewer --epochs or --method lora."),
+    ({"loss": {"paraphrase": [3.0, 3.0]}}, HELPLESS + "a lower --lr (it was 0.05)."),
+    ({"loss": {"paraphrase": [3.0, float("nan")]}}, HELPLESS + "a lower --lr (it was 0.05)."),
+    ({"audit_failed": "A or B receives none"}, "The audit failed (see below): try a lower --lr (it was 0.05)."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "line"), ADVICE, ids=[str(row[0]) for row in ADVICE])
+def test_a_run_that_went_wrong_or_forgot_says_what_to_try(change, line):
+    metrics = changed(options={"lr": 0.05} | change.get("options", {}))
+    for key, value in change.items():
+        metrics[key] = metrics[key] | value if isinstance(value, dict) else value
+    last = learned(metrics)[-1]
+    assert last == line if line else last.startswith("keyword recall")
+
+
+def test_a_failed_audit_is_a_line_of_the_page():
+    lines = page(METRICS | {"audit_failed": "layer 0: A or B\nreceives none"}).split("\n")
+    assert "audit                FAILED: layer 0: A or B receives none" in lines
+    assert not any("promises" in line for line in lines)
+
+
+def test_losses_that_are_no_numbers_are_shown():
+    inf, nan = float("inf"), float("nan")
+    broken = {"train_loss": [3.0, nan], "validation": {"unseen": [[1, nan], [2, inf]]}}
+    lines = learned(changed(loss={"paraphrase": [3.0, nan], "unseen": [2.5, inf]}) | broken)
+    assert "loss, trained, in other words             3.000        nan" in lines
+    assert "loss, unseen                              2.500        inf" in lines
+    assert "training                                  3.000        nan" in lines
+    assert "validation, unseen                          nan        inf" in lines
 
 
 def test_the_usual_base_is_not_named_in_the_command():
@@ -97,15 +206,22 @@ def test_the_usual_base_is_not_named_in_the_command():
 def test_what_was_not_measured_has_no_line():
     text = page(METRICS | {"loss": {"general": [2.0, 3.0]}, "keyword_recall": {}, "answers": []})
     assert "unseen" not in text and "in other words" not in text
-    assert "loss, general text (forgetting)                2.000       3.000        +50%" in text
+    assert "loss, general text (forgetting)           2.000      3.000       +50%" in text
 
 
 def columns(text):
     return max(map(len, text.split("\n")))
 
 
-def test_the_page_fits_100_columns():
-    assert columns(page(METRICS)) <= 100
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_page_fits_its_columns(width):
+    assert columns(page(METRICS | VALIDATED, width)) == width
+
+
+@pytest.mark.parametrize(("terminal", "width"), [(60, 80), (80, 80), (93, 93), (200, 100)])
+def test_the_page_fits_the_terminal(terminal, width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(terminal))
+    assert terminal_width() == width
 
 
 @pytest.mark.parametrize("text", ["term " * 80, ""], ids=["long", "nothing"])
@@ -115,7 +231,7 @@ def test_long_questions_and_answers_and_unmeasured_memory_still_fit_the_page(tex
     assert columns(shown) <= 100
     assert "process peak not told by this system" in shown and ("(nothing)" in shown) == (text == "")
     told = shown.split("-- what it learned")[0]
-    assert told.replace("trained term", "").replace("unseen term", "").count("term") == 6 * text.count("term")
+    assert told.count("term") == 6 * text.count("term")
 
 
 def test_only_a_path_that_is_longer_stands_on_a_longer_line():
