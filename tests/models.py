@@ -11,11 +11,39 @@ from minilora.lora.adapters import adapter_state
 from minilora.lora.config import LoraConfig
 from minilora.lora.layer import LoraLinear, new_weights
 from minilora.nn.layers import Linear
-from minilora.nn.llama import Llama
+from minilora.nn.llama import Config, Llama
 from minilora.nn.module import Parameter
 from minilora.nn.parts import Sample
 
 IDS = np.arange(24).reshape(2, 12) * 7 % 64  # tokens for a vocabulary of 64
+
+SMALL = Config(
+    vocab_size=11,
+    hidden_size=8,
+    intermediate_size=6,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=16,
+)
+IN_A_LAYER = [
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+]
+
+
+def in_float64(model, gain=20):
+    """The same model in float64, its matrices scaled up so that attention and gates are far from uniform."""
+    for _, p in model.named_parameters():
+        p.data = p.data.astype(np.float64) * (gain if p.ndim == 2 else 1)
+    return model
 
 
 def new_model(config, seed=0):

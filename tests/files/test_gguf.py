@@ -182,3 +182,15 @@ def test_a_file_cut_off_at_any_byte_of_its_header_is_refused(tmp_path):
         path.write_bytes(content[:end])
         with pytest.raises(ModelFileError, match=r"a\.gguf: cut off or damaged GGUF file"):
             open_gguf(path)
+
+
+# -- rotary layouts ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_move_from_adjacent_pairs_to_halves_and_back(rng):
+    rows = np.array(["a0", "b0", "a1", "b1", "c0", "d0", "c1", "d1"])[:, None]  # two heads, pairs (a, b), (c, d)
+    halves = to_halves(rows, 2)
+    assert halves[:, 0].tolist() == ["a0", "a1", "b0", "b1", "c0", "c1", "d0", "d1"]
+    np.testing.assert_array_equal(to_pairs(halves, 2), rows)
+    bias = rng.standard_normal(12)
+    np.testing.assert_array_equal(to_pairs(to_halves(bias, 3), 3), bias)

@@ -1,0 +1,179 @@
+"""llama.cpp adapter files that do not fit, and adapters that such a file cannot hold: refused, with nothing changed."""
+
+import gguf
+import numpy as np
+import pytest
+from modelfiles import CONFIG, write_gguf
+from models import Net
+from secondllama import QUERY, adapted, new_model, pair, write
+
+from minilora.files.disk import ModelFileError
+from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter
+from minilora.nn.module import sha256_of
+
+
+@pytest.fixture
+def base():
+    """A function that makes the same model again, without any adapter."""
+    return new_model
+
+
+@pytest.fixture
+def file(base, tmp_path):
+    return write_gguf(tmp_path / "base.gguf", base())
+
+
+# -- what such a file cannot say ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"use_dora": True}, ("DoRA", "merge")),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, ("embed_tokens", "tied head", "merge")),
+    ],
+    ids=["DoRA", "tied embedding"],
+)
+def test_what_llama_cpp_cannot_compute_is_refused_with_the_way_out(settings, words, base, tmp_path):
+    model = adapted(base(), **settings)
+    with pytest.raises(ValueError) as caught:
+        save_gguf_adapter(model, tmp_path / "adapter.gguf")
+    assert all(word in str(caught.value) for word in words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trained_bias_is_refused_with_the_way_out(tmp_path):
+    model = adapted(Net(CONFIG, np.random.default_rng(0)), target_modules=["q_proj"], bias="lora_only")
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj: .* trained bias; merge it"):
+        save_gguf_adapter(model, tmp_path / "adapter.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_that_is_not_there_is_named_with_those_that_are(base, tmp_path):
+    with pytest.raises(ValueError, match=r"'legal'.*default"):
+        save_gguf_adapter(adapted(base()), tmp_path / "a.gguf", name="legal")
+    with pytest.raises(ValueError, match="none"):
+        save_gguf_adapter(base(), tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize("alpha", [1e-60, 1e60])
+def test_an_alpha_that_float32_cannot_hold_is_refused(alpha, base, tmp_path):
+    with pytest.raises(ValueError, match="float32"):
+        save_gguf_adapter(adapted(base(), lora_alpha=alpha), tmp_path / "a.gguf")
+
+
+def test_a_failed_write_leaves_the_file_of_before_and_no_debris(base, tmp_path, monkeypatch):
+    path = save_gguf_adapter(adapted(base()), tmp_path / "adapter.gguf")
+    before = path.read_bytes()
+
+    def full(self, *arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_gguf_adapter(adapted(base(), r=2), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# -- files that do not fit: refused, and the model stays as it was -----------------------------------------------------
+
+
+def refused(path, *words, model=None):
+    """Load the file, expect one line with the words, and find the model unchanged."""
+    model = model or new_model()
+
+    def state():
+        modules = [(name, type(module)) for name, module in model.named_modules()]
+        parameters = {name: (id(p.data), p.requires_grad) for name, p in model.named_parameters()}
+        return modules, parameters, repr(model.adapters), sha256_of(model.state_dict())
+
+    before = state()
+    with pytest.raises(ModelFileError) as caught:
+        load_gguf_adapter(model, path)
+    message = str(caught.value)
+    assert "\n" not in message and not [word for word in (path.name, *words) if word not in message], message
+    assert state() == before and list(model.adapters) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"general_type": "model"}, ("general.type", "'model'", "'adapter'")),
+        ({"general_type": None}, ("general.type", "None")),
+        ({"general_architecture": "qwen2"}, ("general.architecture", "'qwen2'")),
+        ({"adapter_type": "control_vector"}, ("adapter.type", "'control_vector'")),
+        ({"adapter_lora_alpha": float("nan")}, ("adapter.lora.alpha", "nan")),
+        ({"adapter_lora_alpha": -1.0}, ("adapter.lora.alpha", "-1")),
+        ({"adapter_lora_alpha": float("inf")}, ("adapter.lora.alpha", "inf")),
+        ({"adapter_lora_alpha": "8"}, ("adapter.lora.alpha", "'8'")),
+        ({"adapter_alora.invocation_tokens": [1, 2]}, ("alora",)),
+    ],
+    ids=str,
+)
+def test_a_file_that_says_it_is_something_else_is_refused(change, words, rng, tmp_path):
+    refused(write(tmp_path / "adapter.gguf", pair(rng), **change), *words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({f"{QUERY}.lora_a": None}, ("missing", f"{QUERY}.lora_a")),
+        ({f"{QUERY}.lora_b": None}, ("missing", f"{QUERY}.lora_b")),
+        ({f"{QUERY}.lora_b": np.ones((32, 5), np.float32)}, (f"{QUERY}.lora_a", "(4, 32)", "(5, 32)")),
+        ({f"{QUERY}.lora_b": np.ones((30, 4), np.float32)}, (f"{QUERY}.lora_b", "(30, 4)", "(32, 4)")),
+        ({f"{QUERY}.lora_a": np.ones((32, 4), np.float32)}, (f"{QUERY}.lora_a", "(32, 4)", "(4, 32)")),
+        ({f"{QUERY}.lora_b": np.ones((128,), np.float32)}, ("lora_b", "(128,)")),
+        ({f"{QUERY}.lora_b": np.ones((32, 40), np.float32)}, ("r=40", "q_proj")),
+        ({f"{QUERY}.lora_a": np.full((4, 32), np.nan, np.float32)}, (f"{QUERY}.lora_a", "NaN")),
+        ({f"{QUERY}.lora_b": np.full((32, 4), np.inf, np.float32)}, (f"{QUERY}.lora_b", "infinity")),
+        ({f"{QUERY}.lora_m": np.ones((32, 1), np.float32)}, (f"{QUERY}.lora_m", "unexpected")),
+        ({"blk.0.attn_norm.weight": np.ones(32, np.float32)}, ("blk.0.attn_norm.weight", "unexpected")),
+        ({"x": np.ones(32, np.float32)}, ("unexpected tensor x",)),
+        ({"blk.x.attn_q.weight.lora_a": np.ones((4, 32), np.float32)}, ("unexpected", "blk.x")),
+        (pair(np.random.default_rng(0), "blk.7.attn_q.weight"), ("layers.7", "matches no module")),
+        (pair(np.random.default_rng(0), "blk.0.attn_qkv.weight"), ("blk.0.attn_qkv", "unexpected")),
+        (pair(np.random.default_rng(0), "output.weight", m=320), ("lm_head", "shares its matrix")),
+    ],
+    ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
+)
+def test_tensors_that_do_not_fit_are_named(change, words, rng, tmp_path):
+    tensors = {name: array for name, array in (pair(rng) | change).items() if array is not None}
+    refused(write(tmp_path / "adapter.gguf", tensors), *words)
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    refused(write(tmp_path / "adapter.gguf", {}), "without any tensor")
+
+
+def test_a_kind_that_minilora_does_not_read_is_named(rng, tmp_path):
+    tensors = {name: array.astype(np.float64) for name, array in pair(rng).items()}
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    refused(tmp_path / "a.gguf", "F64", "F32, F16")
+
+
+def test_a_missing_file_a_damaged_one_and_a_model_are_refused(base, file, tmp_path):
+    refused(tmp_path / "absent.gguf", "no such")
+    (tmp_path / "text.gguf").write_text("hello")
+    refused(tmp_path / "text.gguf", "not a GGUF file")
+    refused(file, "general.type", "'adapter'")
+    whole = save_gguf_adapter(adapted(base()), tmp_path / "whole.gguf").read_bytes()
+    for share in (0.001, 0.01, 0.5, 0.99):
+        path = tmp_path / "cut.gguf"
+        path.write_bytes(whole[: int(share * len(whole))])
+        refused(path, "")
+
+
+def test_a_name_that_is_taken_is_refused(base, tmp_path):
+    path = save_gguf_adapter(adapted(base()), tmp_path / "a.gguf")
+    model = base()
+    load_gguf_adapter(model, path)
+    with pytest.raises(ValueError, match="'default' already"):
+        load_gguf_adapter(model, path)

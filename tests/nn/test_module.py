@@ -1,0 +1,158 @@
+"""Modules: names, state, freezing, and the layers that models are made of."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from models import IN_A_LAYER, SMALL
+
+from minilora.files.disk import ModelFileError
+from minilora.nn.layers import Embedding, Linear, RMSNorm
+from minilora.nn.llama import Llama
+from minilora.nn.module import Module, sha256_of
+
+# -- names and state ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameter_names_and_shapes_are_those_of_a_hugging_face_checkpoint(tied):
+    model = Llama(replace(SMALL, tie_word_embeddings=tied))
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    names = [f"model.layers.{i}.{part}.weight" for i in range(2) for part in IN_A_LAYER]
+    names += ["model.embed_tokens.weight", "model.norm.weight"]
+    assert set(shapes) == {*names, *([] if tied else ["lm_head.weight"])}
+    assert shapes["model.layers.1.self_attn.k_proj.weight"] == (4, 8)
+    assert shapes["model.layers.1.mlp.down_proj.weight"] == (8, 6)
+
+
+def test_a_tied_embedding_is_one_parameter_counted_once():
+    tied, untied = Llama(SMALL), Llama(replace(SMALL, tie_word_embeddings=False))
+    assert tied.head_weight is tied.model.embed_tokens.weight
+    count = [sum(p.size for _, p in model.named_parameters()) for model in (tied, untied)]
+    assert count == [88 + 2 * (2 * 64 + 2 * 32 + 3 * 48 + 2 * 8) + 8, count[0] + 88]
+
+
+def test_a_parameter_that_two_modules_hold_is_named_once():
+    class Twins(Module):
+        def __init__(self):
+            self.first, self.second = Linear(2, 2), Linear(2, 2)
+            self.second.weight = self.first.weight
+
+    assert [name for name, _ in Twins().named_parameters()] == ["first.weight"]
+
+
+def test_a_state_dict_makes_an_equal_model(model, ids):
+    copy = Llama(SMALL)
+    copy.load_state_dict(model.state_dict())
+    np.testing.assert_array_equal(copy(ids).data, model(ids).data)
+    assert sha256_of(copy.state_dict()) == sha256_of(model.state_dict())
+
+
+def test_the_fingerprint_sees_names_dtypes_shapes_and_every_bit():
+    state = {"a": np.zeros((2, 3), np.float32)}
+    changed = state["a"].copy()
+    changed[1, 2] = np.float32(1e-45)
+    others = [{"b": state["a"]}, {"a": state["a"].T}, {"a": state["a"].view(np.int32)}, {"a": changed}, {}]
+    assert len({sha256_of(s) for s in (state, *others)}) == 6
+    assert sha256_of({"x": changed, **state}) == sha256_of({**state, "x": changed})
+
+
+def replaced(array):
+    return lambda state: {**state, "model.norm.weight": array}
+
+
+MISFITS = {
+    "missing model.norm.weight": lambda state: {k: v for k, v in state.items() if k != "model.norm.weight"},
+    "unexpected extra.weight": lambda state: {**state, "extra.weight": np.ones(1)},
+    r"model.norm.weight has shape \(7,\), expected \(8,\)": replaced(np.ones(7)),
+    "model.norm.weight holds NaN or infinity": replaced(np.r_[np.ones(7), np.nan]),
+    "norm.weight holds NaN or infinity": replaced(np.r_[np.ones(7), np.inf]),
+}
+
+
+@pytest.mark.parametrize(("message", "broken"), MISFITS.items(), ids=["missing", "unexpected", "shape", "nan", "inf"])
+def test_loading_a_state_that_does_not_fit_says_what_and_changes_nothing(model, message, broken):
+    before = model.state_dict()
+    with pytest.raises(ModelFileError, match=message):
+        model.load_state_dict(broken({name: array * 2 for name, array in before.items()}))
+    assert all(array is before[name] for name, array in model.state_dict().items())
+
+
+def test_finite_float16_weights_are_not_taken_for_infinite():
+    layer = Linear(100, 100)
+    layer.load_state_dict({"weight": np.full((100, 100), 100, np.float16)})  # their sum is beyond float16
+    assert layer.weight.dtype == np.float16
+
+
+# -- the tree ----------------------------------------------------------------------------------------------------------
+
+
+def test_freezing_is_by_subtree_and_can_be_undone(model):
+    everything = set(model.trainable_parameters())
+    assert everything == set(model.state_dict())
+    assert model.requires_grad_(False) is model and not model.trainable_parameters()
+    model.model.layers[0].mlp.requires_grad_()
+    assert set(model.trainable_parameters()) == {name for name in everything if "layers.0.mlp" in name}
+
+
+def test_a_frozen_model_builds_no_graph_and_a_frozen_part_gets_no_gradient(model, ids):
+    model.model.embed_tokens.requires_grad_(False)
+    model.loss(ids, ids).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == ["model.embed_tokens.weight"]
+    assert not model.requires_grad_(False).loss(ids, ids).requires_grad
+
+
+@pytest.mark.parametrize("path", ["model.layers.1.mlp.gate_proj", "model.norm"])
+def test_set_submodule_replaces_an_attribute(model, path):
+    new = Linear(1, 1)
+    model.set_submodule(path, new)
+    assert model.get_submodule(path) is new and dict(model.named_modules())[path] is new
+
+
+def test_set_submodule_replaces_an_item_of_a_list(model):
+    new = Linear(1, 1)
+    model.set_submodule("model.layers.1", new)
+    assert model.model.layers[1] is new and model.get_submodule("model.layers.1") is new
+    assert "model.layers.1.weight" in model.state_dict()
+
+
+def test_get_submodule_raises_for_a_name_that_is_not_there(model):
+    with pytest.raises(KeyError):
+        model.get_submodule("model.layers.2")
+
+
+def test_train_and_eval_reach_every_module(model):
+    assert model.eval() is model and not any(module.training for _, module in model.named_modules())
+    assert all(module.training for _, module in model.train().named_modules())
+
+
+def test_a_module_without_forward_says_so():
+    with pytest.raises(NotImplementedError, match="Module defines no forward"):
+        Module()(1)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def test_layers_compute_what_they_say(rng):
+    x = rng.standard_normal((2, 3)).astype(np.float32)
+    linear, norm, table = Linear(3, 4, bias=True, rng=rng), RMSNorm(3), Embedding(5, 3, rng=rng)
+    linear.bias.data += 1
+    np.testing.assert_allclose(linear(x).data, x @ linear.weight.data.T + 1, rtol=1e-6)
+    np.testing.assert_allclose(norm(x).data, x / np.sqrt((x**2).mean(axis=1, keepdims=True)), rtol=1e-4)
+    np.testing.assert_array_equal(table(np.array([[4, 0]])).data, table.weight.data[None, [4, 0]])
+
+
+def test_a_layer_with_bias_trains_it(rng):
+    layer = Linear(3, 4, bias=True, rng=rng)
+    layer(np.ones((5, 3), np.float32)).sum().backward()
+    np.testing.assert_array_equal(layer.bias.grad, [5] * 4)
+    assert set(layer.trainable_parameters()) == {"weight", "bias"}
+
+
+def test_new_weights_are_float32_follow_the_seed_and_are_zero_without_one():
+    one, same, other = (Linear(30, 40, rng=np.random.default_rng(seed)).weight.data for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other) and one.dtype == np.float32
+    assert one.std() == pytest.approx(0.02, rel=0.1)
+    assert not Linear(3, 4).weight.data.any()
