@@ -37,11 +37,6 @@ def sums(leading: Callable[..., Any] = np.sum, ones: Callable[..., Any] = np.sum
     return answer
 
 
-def not_at_all(g: Any, axis: Any, keepdims: bool = False) -> Any:
-    """No sum."""
-    return g
-
-
 def first(g: Any, axis: Any, keepdims: bool = False) -> Any:
     """The first of the slices."""
     for i in reversed(axis):
@@ -67,11 +62,11 @@ def first(g: Any, axis: Any, keepdims: bool = False) -> Any:
             "an axis of length 1 is gone: a (3, 1) gets a (3, 1), not a (3,): keepdims=True",
         ),
         "front alone": (
-            sums(ones=not_at_all),
+            sums(ones=lambda g, **axes: g),
             "an axis of length 1 was stretched, too: add up over it, and keep it with length 1",
         ),
         "ones alone": (
-            sums(leading=not_at_all),
+            sums(leading=lambda g, **axes: g),
             "there are axes too many in front: shapes line up at their last axis, so add up over those in front",
         ),
         "mean": (sums(np.mean, np.mean), "this is the mean: each use is a path of its own, and paths add up"),
@@ -116,16 +111,10 @@ def draw_graph(rng: np.random.Generator) -> Draw:
     return Draw(edges=edges, last=int(number[17]))
 
 
-def one_node(rng: np.random.Generator) -> Draw:
-    """An input alone."""
-    return Draw(edges=[[]], last=0)
-
-
 def order_of(edges: Any, last: int, everywhere: bool = False) -> list[int]:
     """Nodes that `last` depends on, each before its parents. everywhere: uses by other nodes are waited for, too."""
-    waiting, seen, todo = [0] * len(edges), {last}, [last]
-    if everywhere:
-        seen, todo = set(range(len(edges))), list(range(len(edges)))
+    waiting, todo = [0] * len(edges), list(range(len(edges))) if everywhere else [last]
+    seen = set(todo)
     while todo:
         for parent, _ in edges[todo.pop()]:
             waiting[parent] += 1
@@ -197,37 +186,18 @@ def hands_on_again(edges: Any, last: int) -> Any:
     return slopes
 
 
-def recursive(edges: Any, last: int) -> Any:
-    """Right, with an order found by recursion."""
-    order: list[int] = []
-    seen: set[int] = set()
+def depth_first(edges: Any, last: int) -> list[int]:
+    """The right order, found by recursion."""
+    order: dict[int, None] = {}
 
     def visit(node: int) -> None:
-        if node not in seen:
-            seen.add(node)
-            for parent, _ in edges[node]:
+        for parent, _ in edges[node]:
+            if parent not in order:
                 visit(parent)
-            order.append(node)
+        order[node] = None
 
     visit(last)
-    return walked(lambda edges, last: order[::-1])(edges, last)
-
-
-def no_start(edges: Any, last: int) -> Any:
-    """Nothing to hand on."""
-    return np.zeros(len(edges))
-
-
-def last_left_out(edges: Any, last: int) -> Any:
-    """All but the slope of last itself."""
-    slopes = walked()(edges, last)
-    slopes[last] = 0
-    return slopes
-
-
-def once_per_parent(edges: Any, last: int) -> Any:
-    """A parent that stands twice counts once."""
-    return walked()([list(dict(pairs).items()) for pairs in edges], last)
+    return list(order)[::-1]
 
 
 class Counted(list):
@@ -267,7 +237,7 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
 @exercise(
     "2.2",
     draw=draw_graph,
-    smallest=one_node,
+    smallest=lambda rng: Draw(edges=[[]], last=0),  # an input alone
     returns="slopes (nodes)",
     also=judge_large,
     decisive=["waiting[parent] -= 1"],
@@ -312,14 +282,20 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             walked(lambda edges, last: order_of(edges, last, everywhere=True)),
             "some nodes wait forever, for uses that last does not depend on: count only the uses on the way from last",
         ),
-        "no start": (no_start, "all are zero: the slope of last with respect to itself is 1"),
-        "last left out": (last_left_out, "the slope of last with respect to itself is 1"),
+        "no start": (
+            lambda edges, last: np.zeros(len(edges)),
+            "all are zero: the slope of last with respect to itself is 1",
+        ),
+        "last left out": (
+            lambda edges, last: walked()(edges, last) * (np.arange(len(edges)) != last),
+            "the slope of last with respect to itself is 1",
+        ),
         "once per parent": (
-            once_per_parent,
+            lambda edges, last: walked()([list(dict(pairs).items()) for pairs in edges], last),
             "a parent that stands twice in a list counts once: v · v uses v twice, so go through all pairs",
         ),
         "every path": (every_path, "right, but it goes along every path"),
-        "recursion": (recursive, "too deep for recursion: keep a list"),
+        "recursion": (walked(depth_first), "too deep for recursion: keep a list"),
     },
 )
 def graph_gradients(edges: Any, last: int) -> Any:
@@ -330,9 +306,9 @@ def graph_gradients(edges: Any, last: int) -> Any:
 # -- 2.3 a layer -------------------------------------------------------------------------------------------------------
 
 
-def draw_layer_and_g(rng: np.random.Generator) -> Draw:
-    """x (T, n), W (m, n), b (m), g (T, m)."""
-    return arrays(rng, distinct_sizes("Tnm", rng), x="T n", W="m n", b="m", g="T m")
+def layer(W: str, **sizes: int) -> Callable[[np.random.Generator], Draw]:
+    """A draw of x (T, n), W with these axes, b (m), g (T, m)."""
+    return lambda rng: arrays(rng, sizes or distinct_sizes("Tnm", rng), x="T n", W=W, b="m", g="T m")
 
 
 def with_part(**parts: Callable) -> Callable:
@@ -347,8 +323,8 @@ def with_part(**parts: Callable) -> Callable:
 
 @exercise(
     "2.3",
-    draw=draw_layer_and_g,
-    smallest=lambda rng: arrays(rng, {"T": 1, "n": 4, "m": 3}, x="T n", W="m n", b="m", g="T m"),
+    draw=layer("m n"),
+    smallest=layer("m n", T=1, n=4, m=3),
     returns="dx (T, n), dW (m, n), db (m)",
     by_hand=True,
     decisive=["g @ W, g.T @ x, unbroadcast(g, b.shape)"],
@@ -408,11 +384,6 @@ def linear_backward(x: Any, W: Any, b: Any, g: Any) -> Any:
     return with_part()(x, W, b, g)
 
 
-def draw_other_layout(rng: np.random.Generator) -> Draw:
-    """W (n, m)."""
-    return arrays(rng, distinct_sizes("Tnm", rng), x="T n", W="n m", b="m", g="T m")
-
-
 OTHER_LAYOUT = {
     r"x\,W^\top + b": r"x\,W + b",
     "W (m, n)": "W (n, m)",
@@ -422,12 +393,7 @@ OTHER_LAYOUT = {
 }
 
 
-@variant(
-    "linear_backward",
-    OTHER_LAYOUT,
-    draw=draw_other_layout,
-    smallest=lambda rng: arrays(rng, {"T": 1, "n": 4, "m": 3}, x="T n", W="n m", b="m", g="T m"),
-)
+@variant("linear_backward", OTHER_LAYOUT, draw=layer("n m"), smallest=layer("n m", T=1, n=4, m=3))
 def linear_backward_columns(x: Any, W: Any, b: Any, g: Any) -> Any:
     """With W stored as (inputs, outputs)."""
     return g @ W.T, x.T @ g, g.sum(axis=0)
