@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -63,7 +64,7 @@ class Settings:
 
     def path(self) -> Path:
         """Where the base is, pulled if need be."""
-        return locate(self.base, say=lambda line: None)
+        return locate(self.base)
 
     def config(self) -> Config:
         """The base's shape."""
@@ -314,25 +315,32 @@ def circumstances(result: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """What `measure` returned, for people."""
+    """What `measure` returned, for people, in 80 columns; only a longer path stands on a longer line."""
     settings = result["settings"]
-    lines = [
-        circumstances(result),
+    what = (
         f"{settings['base']}: {settings['batch_size']} x {settings['length']} tokens per step, all-linear "
-        f"r={settings['r']}; generation of {NEW} tokens after {PROMPT}; median of {settings['rounds']}, in turns",
+        f"r={settings['r']}; generation of {NEW} tokens after {PROMPT}; median of {settings['rounds']}, in turns"
+    )
+    lines = [
+        *_wrapped(circumstances(result)),
+        *_wrapped(what),
         "",
-        f"{'mode':<22}{'':<22}{'seconds':>9}{'to floor':>10}{'tokens/s':>10}{'peak MB':>10}",
+        f"{'mode':<22}{'':<22}{'seconds':>9}{'to floor':>9}{'tokens/s':>9}{'peak MB':>9}",
     ]
-    columns = (("seconds", 9, ".3f", 1), ("ratio_to_floor", 10, ".2f", 1),
-               ("tokens_per_second", 10, ",.0f", 1), ("peak_memory_bytes", 10, ",.0f", 1e-6))  # fmt: skip
+    columns = (("seconds", 9, ".3f", 1), ("ratio_to_floor", 9, ".2f", 1),
+               ("tokens_per_second", 9, ",.0f", 1), ("peak_memory_bytes", 9, ",.0f", 1e-6))  # fmt: skip
     for name, row in result["modes"].items():
         cells = [f"{format(row[key] * unit, how) if row[key] else '':>{width}}" for key, width, how, unit in columns]
         lines.append((f"{name:<22}{MODES[name].what:<22}" + "".join(cells)).rstrip())
     if result["left_out"]:
-        lines.append(f"left out: {', '.join(result['left_out'])}: {settings['base']} holds no packed matrices")
+        lines += _wrapped(f"left out: {', '.join(result['left_out'])}: {settings['base']} holds no packed matrices")
     if result["floor_gflops"]:
         lines.append(f"\nThe matrix products alone run at {result['floor_gflops']:.0f} GFLOP/s.")
     return "\n".join(lines)
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, 80, break_long_words=False, break_on_hyphens=False)
 
 
 # -- random weights ----------------------------------------------------------------------------------------------------

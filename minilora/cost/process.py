@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -221,18 +222,18 @@ def peak_memory() -> int | None:
 # -- for people --------------------------------------------------------------------------------------------------------
 
 NOTES = {
-    "program": "Python, libraries, tokenizer: measured, no shape tells it",
+    "program": "Python, libraries; measured",
     "weights": "of the base",
     "adapter": "A and B",
-    "gradients": "one number for each that is trained",
+    "gradients": "one for each number trained",
     "moments": "two more, for Adam",
-    "activations": "what operations keep for backward:",
-    "scratch": "while an operation runs: logits and the like",
+    "activations": "kept for the way back, by",
+    "scratch": "for a moment: logits and such",
 }
 
 
 def table(result: dict[str, Any]) -> str:
-    """What `report` returned, in megabytes, owner by owner."""
+    """What `report` returned, in megabytes, owner by owner, in 80 columns."""
     job, peak_bytes = Job(**result["job"]), result["process_peak"]
     predicted, measured = Memory(**result["predicted"]), Memory(**result["measured"])
     what = "all parameters" if job.rank is None else f"LoRA of rank {job.r} on {', '.join(job.targets)}"
@@ -240,7 +241,7 @@ def table(result: dict[str, Any]) -> str:
     threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
     lines = [
         f"What a training step of {job.base} holds at its peak, in MB (millions of bytes):",
-        "; ".join([what, f"{job.batch_size} x {job.length} tokens", threads, *extras]),
+        *textwrap.wrap("; ".join([what, f"{job.batch_size} x {job.length} tokens", threads, *extras]), 80),
         "",
         f"{'':<26}{'predicted':>11}{'measured':>11}",
     ]
@@ -256,7 +257,7 @@ def table(result: dict[str, Any]) -> str:
             ]
     # In full fine-tuning in one round, gradients grow while activations go; each was measured where it is whole.
     apart = job.rank is None and result["rounds"] == 1
-    together = f"{'':>11}   measured gradients and activations are not held together" if apart else _mb(measured.total)
+    together = f"{'':>11}   not all is held together" if apart else _mb(measured.total)
     lines += [f"{'':<26}{'-' * 22:>22}", f"{'together':<26}{_mb(predicted.total)}{together}"]
     if peak_bytes is None:
         return "\n".join([*lines, "The peak of the process is not told by this system."])
