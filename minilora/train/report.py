@@ -87,13 +87,13 @@ def _learned(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
 
 
 def _counted(records: Mapping[str, int], data: str) -> str:
-    """`27 records trained, 3 held out: 3 unseen; 10 asked in other words`."""
+    """`27 records trained, 3 held out (unseen); 10 asked in other words`."""
     what = "sequences" if data.endswith(".txt") else "records"
-    apart = [f"{records[name]} {why}" for name, why in (("validation", "for validation"), ("unseen", "unseen"))
-             if records.get(name)]  # fmt: skip
-    held_out = sum(records.get(name, 0) for name in ("validation", "unseen"))
-    line = f"{records['train']} {what} trained, {held_out} held out"
-    line += f" ({', '.join(apart)})" if apart else ""
+    apart = {why: records[name] for name, why in {"validation": "for validation", "unseen": "unseen"}.items()
+             if records.get(name)}  # fmt: skip
+    line = f"{records['train']} {what} trained, {sum(apart.values())} held out"
+    if apart:
+        line += f" ({', '.join(f'{n} {why}' if len(apart) > 1 else why for why, n in apart.items())})"
     return line + (f"; {records['paraphrase']} asked in other words" if records.get("paraphrase") else "")
 
 
@@ -157,8 +157,9 @@ def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     if lora:
         yield f"{INDENT}full fine-tuning would hold {_mb(memory['full_predicted'])}"
     speed, seconds = metrics["tokens_per_second"], metrics["seconds_per_step"]
-    minutes = f"{metrics['training_seconds'] / 60:.1f} minutes for {metrics['steps']} steps"
-    yield f"time                 {seconds:.2f} s per step, {speed:,.0f} tokens/s, {minutes}"
+    whole = metrics["training_seconds"]
+    took = f"{whole / 60:.1f} minutes" if whole >= 60 else f"{whole:.1f} seconds"
+    yield f"time                 {seconds:.2f} s per step, {speed:,.0f} tokens/s, {took} for {metrics['steps']} steps"
     saved, base = metrics["adapter_bytes"], metrics["base_bytes"]
     before, after = metrics["base_sha256"]
     if lora:

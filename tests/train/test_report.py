@@ -123,10 +123,10 @@ COUNTS = [  # data, records, the line
     (
         "own.jsonl",
         {"train": 27, "validation": 0, "unseen": 3, "general": 60},
-        "27 records trained, 3 held out (3 unseen)",
+        "27 records trained, 3 held out (unseen)",
     ),
     ("own.jsonl", {"train": 5, "general": 60}, "5 records trained, 0 held out"),
-    ("a/novel.txt", {"train": 18, "unseen": 2, "general": 60}, "18 sequences trained, 2 held out (2 unseen)"),
+    ("a/novel.txt", {"train": 18, "unseen": 2, "general": 60}, "18 sequences trained, 2 held out (unseen)"),
 ]
 
 
@@ -187,6 +187,11 @@ def test_a_failed_audit_is_a_line_of_the_page():
     lines = page(METRICS | {"audit_failed": "layer 0: A or B\nreceives none"}).split("\n")
     assert "audit                FAILED: layer 0: A or B receives none" in lines
     assert not any("promises" in line for line in lines)
+
+
+def test_a_short_run_took_seconds():
+    text = page(METRICS | {"training_seconds": 59.94, "steps": 3})
+    assert "time                 1.23 s per step, 1,235 tokens/s, 59.9 seconds for 3 steps" in text
 
 
 def test_losses_that_are_no_numbers_are_shown():
