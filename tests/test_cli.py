@@ -332,7 +332,7 @@ def test_a_job_that_breaks_in_training_says_why_and_keeps_its_adapter(
     assert out == "" and "Traceback" not in err
     assert err.splitlines()[-1].startswith(line)
     assert "kept what 2 of 5 steps had learned in run" in err.splitlines()
-    assert written(tmp_path / "run") == ["adapter_config.json", "adapter_model.safetensors"]
+    assert written(tmp_path / "run") == ["adapter_config.json", "adapter_model.safetensors", "minilora.json"]
     tensors = read_tensors(tmp_path / "run" / "adapter_model.safetensors")
     assert all(w.any() for w in tensors.values())
     assert status("chat", "--base", tiny_folder / "base", "--adapter", "run", "--prompt", "What is 1?") == 0
@@ -473,7 +473,9 @@ def test_a_base_is_packed_where_that_is_asked_for(command, quantized, tiny_folde
     file = write_gguf(tmp_path / "base.gguf", zoo.load(tiny_folder / "base")[0], "Q8_0")
     loaded, real = [], zoo.load
     monkeypatch.setattr(zoo, "load", lambda *inputs, **named: loaded.append(real(*inputs, **named)) or loaded[-1])
-    words = {"chat": ["chat", "--prompt", "x", "--max-new-tokens", 1], "audit": ["audit", finished]}[command]
+    adapter = shutil.copytree(finished, tmp_path / "adapter")
+    (adapter / "minilora.json").unlink()  # its numbers are those of another base
+    words = {"chat": ["chat", "--prompt", "x", "--max-new-tokens", 1], "audit": ["audit", adapter]}[command]
     assert status(*words, "--base", file, *(["--quantized"] if quantized else [])) == 0
     assert is_packed(loaded[0][0].model.layers[0].mlp.up_proj.weight.data) == quantized
 

@@ -34,6 +34,7 @@ class Source:
     size: int
     sha256: str
     licence: str
+    hub: str  # the same model's name on huggingface.co, where PEFT looks for the base of an adapter
 
 
 SOURCES = {
@@ -44,6 +45,7 @@ SOURCES = {
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     )
 }
 
@@ -128,9 +130,25 @@ def verify(path: Path, source: Source) -> None:
 
 def locate(name: str | Path, say: Callable[[str], None] | None = None) -> Path:
     """Where a base is: the folder of "tiny", a named model's file, pulled when missing, or the given path itself."""
-    if str(name) in ("tiny", *SOURCES):  # what `find` finds was verified when it came; `pull` verifies it again
-        return find(str(name)) or pull(str(name), say or (lambda line: print(line, file=sys.stderr)))
-    return Path(name)
+    short = known_as(name)
+    if short is None:
+        return Path(name)
+    # What `find` finds was verified when it came; `pull` verifies it again.
+    return find(short) or pull(short, say or (lambda line: print(line, file=sys.stderr)))
+
+
+def known_as(name: str | Path) -> str | None:
+    """The short name of a model that minilora can get, "tiny" or "smollm2", by that or by Hugging Face's; else None.
+
+    >>> known_as("HuggingFaceTB/SmolLM2-135M-Instruct")
+    'smollm2'
+
+    As in transformers, a folder of that name comes first.
+    """
+    if str(name) in ("tiny", *SOURCES):
+        return str(name)
+    by_hub = {source.hub: short for short, source in SOURCES.items()}
+    return None if Path(name).exists() else by_hub.get(str(name))
 
 
 def load(
@@ -142,7 +160,8 @@ def load(
 ) -> tuple[Llama, Tokenizer]:
     """Load a model and its tokenizer.
 
-    name: "tiny" | "smollm2" (pulled when missing) | a GGUF file | a Hugging Face model folder.
+    name: "tiny" | "smollm2" (pulled when missing; Hugging Face's name for it, too) | a GGUF file | a Hugging Face model
+    folder.
     quantized: matrices that a GGUF file holds as Q4_1 or Q8_0 stay packed, and frozen, and are unpacked whenever a
     product needs them: the same numbers in a fifth of the memory, for some time. All other weights are float32,
     trainable until an adapter freezes them.
@@ -167,13 +186,17 @@ def load(
         for _, parameter in model.named_parameters():
             parameter.data = to_device(parameter.data, device)
     model.model.recompute = recompute
+    short = known_as(name)
+    model.source = short or str(name)
+    model.hub_name = SOURCES[short].hub if short in SOURCES else None
     return model, tokenizer
 
 
 def _source(name: str) -> Source:
-    if name not in SOURCES:
+    short = known_as(name)
+    if short not in SOURCES:
         raise ModelFileError(f"no model is called {name!r}; known: {', '.join(('tiny', *SOURCES))}")
-    return SOURCES[name]
+    return SOURCES[short]
 
 
 def download_wheel(wanted: str, folder: Path) -> Path:

@@ -20,12 +20,14 @@ from .layer import EmbeddingWeights, Factor, LoraEmbedding, LoraLayer, LoraLinea
 class Adapter:
     """What a model knows of one of its adapters: `model.adapters["legal"]`.
 
-    config: its settings. record: what the PEFT file said that it was loaded from. factor: how much of its update takes
-    part at the moment; None when it does not. Its weights are in the modules that carry it (`adapter_weights`).
+    config: its settings. record: what the PEFT file said that it was loaded from. data: what it was trained on, as far
+    as its folder says. factor: how much of its update takes part at the moment; None when it does not. Its weights are
+    in the modules that carry it (`adapter_weights`).
     """
 
     config: LoraConfig
     record: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     factor: Factor | None = None
 
     def __repr__(self) -> str:
@@ -65,11 +67,12 @@ def install_adapter(
     name: str,
     weights: Mapping[str, LoraWeights],
     record: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> None:
     """Put planned weights in place, freeze the base, and make the adapter the active one.
 
-    record: what a PEFT file said of it. Raises ValueError, before anything is changed, for a name that is taken, while
-    an update is merged, or for weights of another kind than the module or `config` asks for.
+    record, data: what its folder said of it (`Adapter`). Raises ValueError, before anything is changed, for a name that
+    is taken, while an update is merged, or for weights of another kind than the module or `config` asks for.
     """
     refuse_new(model, name)
     modules = dict(model.named_modules())
@@ -90,7 +93,7 @@ def install_adapter(
             model.set_submodule(path, place)
         place.adapters[name] = own
         own.train(place.training)
-    model.adapters = {**model.adapters, name: Adapter(config, record or {})}
+    model.adapters = {**model.adapters, name: Adapter(config, record or {}, data or {})}
     set_adapter(model, name)
 
 

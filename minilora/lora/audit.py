@@ -70,11 +70,12 @@ class AuditReport:
         return "\n".join(lines)
 
 
-def audit(model: Llama, name: str, input_ids: Array | None = None) -> AuditReport:
+def audit(model: Llama, name: str, input_ids: Array | None = None, base_sha256: str | None = None) -> AuditReport:
     """Check every promise of the adapter called `name` on `model`; the model is left as it was, but for gradients.
 
-    input_ids: (B, T) tokens to compute with; a fixed few if left out. Dropout is switched off meanwhile. Raises
-    AuditError on the first broken promise, ValueError when the model has no such adapter.
+    input_ids: (B, T) tokens to compute with; a fixed few if left out. base_sha256: what `sha256_of(base_state(model))`
+    was at an earlier time, such as before training, and must still be; taken now if left out. Dropout is switched off
+    meanwhile. Raises AuditError on the first broken promise, ValueError when the model has no such adapter.
     """
     weights = adapter_weights(model, name)
     active, merged = active_factors(model), is_merged(model)
@@ -87,7 +88,7 @@ def audit(model: Llama, name: str, input_ids: Array | None = None) -> AuditRepor
     set_adapter(model, name)
     model.eval()
     try:
-        return _Audit(model, name, weights, input_ids).run()
+        return _Audit(model, name, weights, input_ids, base_sha256 or sha256_of(base_state(model))).run()
     finally:
         activate(model, active)
         for module, mode in training:
@@ -103,20 +104,19 @@ class _Audit:
 
     CHECKS = ("trainable", "scale", "count", "off", "start", "gradient", "merge", "file")
 
-    def __init__(self, model: Llama, name: str, weights: dict[str, LoraWeights], ids: Array):
-        self.model, self.name, self.weights, self.ids = model, name, weights, ids
+    def __init__(self, model: Llama, name: str, weights: dict[str, LoraWeights], ids: Array, digest: str):
+        self.model, self.name, self.weights, self.ids, self.digest = model, name, weights, ids, digest
         self.config = model.adapters[name].config
         self.modules = {path: module for path, module in lora_modules(model).items() if path in weights}
         self.rule = "alpha / sqrt(r)" if self.config.use_rslora else "alpha / r"
 
     def run(self) -> AuditReport:
-        digest = sha256_of(base_state(self.model))
         checks = [(check, getattr(self, check)()) for check in self.CHECKS]
-        if sha256_of(base_state(self.model)) != digest:
-            raise AuditError(f"base: the weights changed during the audit, sha256 {digest[:16]}")
-        checks.append(("base", f"sha256 {digest[:16]} before and after"))
+        if (now := sha256_of(base_state(self.model))) != self.digest:
+            raise AuditError(f"base: the weights changed: sha256 was {self.digest[:16]}, is {now[:16]}")
+        checks.append(("base", f"sha256 {self.digest[:16]} before and after"))
         scales = {path: (own.rank, self.config.alpha_of(path), own.scale) for path, own in self.weights.items()}
-        return AuditReport(self.name, checks, scales, digest)
+        return AuditReport(self.name, checks, scales, self.digest)
 
     # -- the checks ----------------------------------------------------------------------------------------------------
     def trainable(self) -> str:
@@ -230,7 +230,7 @@ class _Audit:
 
         state = saved_state(self.model, self.name)
         with tempfile.TemporaryDirectory(prefix="minilora-audit-") as folder:
-            save_adapter(self.model, folder, self.name)
+            save_adapter(self.model, folder, self.name, base_sha256=self.digest)
             tensors = read_tensors(Path(folder) / WEIGHTS_FILE)
             config = read_adapter_config(Path(folder))
         for key, array in state.items():

@@ -1,8 +1,7 @@
 """Adapters on disk, in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
 A tensor is called `base_model.model.<module>.lora_A.weight` (r, n) or `.lora_B.weight` (m, r). What minilora has to say
-beside, and PEFT has no place for, stands in `minilora.json`: a JSON object, of which a reader takes the entries that it
-knows. llama.cpp's format is in llamacpp.py.
+beside, and PEFT has no place for, stands in `minilora.json` (notes.py). llama.cpp's format is in llamacpp.py.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from .adapters import adapter_weights, base_state, install_adapter, plan_adapter
 from .config import LoraConfig
 from .layer import LoraWeights
 from .llamacpp import load_gguf_adapter
+from .notes import FORMAT, NOTES_FILE, base_note, read_notes, refuse_other_base
 from .variants import config_with_start
 
 PREFIX = "base_model.model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-NOTES_FILE = "minilora.json"
 
 # How PEFT calls the weights of an adapted module. It drops ".weight" where one is a bare parameter.
 _SUFFIXES = {
@@ -84,12 +83,23 @@ def peft_name(key: str) -> str:
     return f"{PREFIX}{module}.{_SUFFIXES[name]}"
 
 
-def save_adapter(model: Module, folder: str | Path, name: str = "default", base_model: str | None = None) -> Path:
+def save_adapter(
+    model: Module,
+    folder: str | Path,
+    name: str = "default",
+    base_model: str | None = None,
+    base_sha256: str | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> Path:
     """Write one adapter as a PEFT folder and return it. Files appear whole or not at all.
 
-    base_model: recorded as PEFT's `base_model_name_or_path`. What a loaded adapter's file said beside the settings that
-    minilora uses is written again. The state of dropout goes into `minilora.json`, so that training can go on with the
-    very holes that would have come next. Raises ValueError when the model has no such adapter.
+    base_model: recorded as PEFT's `base_model_name_or_path`; what the model was loaded from if left out. What a loaded
+    adapter's file said beside the settings that minilora uses is written again.
+
+    `minilora.json` says for which base it was made, so that no other is taken for it, and where dropout stands, so that
+    training can go on with the very holes that would have come next. base_sha256: `sha256_of(base_state(model))`, where
+    it is known already; computed if left out. data: what it learned from, recorded there; as loaded, if left out.
+    Raises ValueError when the model has no such adapter.
     """
     weights = adapter_weights(model, name)
     own, kept = model.adapters[name].config, model.adapters[name].record
@@ -101,17 +111,21 @@ def save_adapter(model: Module, folder: str | Path, name: str = "default", base_
     record |= {"base_model_name_or_path": None, **kept} | {f.name: getattr(config, f.name) for f in fields(config)}
     if own.init_lora_weights is True:  # for a loaded one, whatever its file said
         record["init_lora_weights"] = kept.get("init_lora_weights", True)
-    if base_model is not None:
-        record["base_model_name_or_path"] = base_model
+    source = getattr(model, "source", None)
+    if base_model is not None or not record["base_model_name_or_path"]:
+        record["base_model_name_or_path"] = base_model or getattr(model, "hub_name", None) or source
     if config.target_modules == "all-linear":  # written out, since PEFT's own meaning depends on its version
         record["target_modules"] = sorted({path.rpartition(".")[2] for path in weights})
     elif isinstance(config.target_modules, str) and config.layers_to_transform is not None:
         record["target_modules"] = sorted(weights)  # PEFT refuses the two together
     write_json(folder / CONFIG_FILE, record, sort_keys=True)
+    base = base_note(model, folder, base_model or source or record["base_model_name_or_path"], base_sha256)
+    notes: dict[str, Any] = {"format": FORMAT, "base": base}
+    if data := data or model.adapters[name].data:
+        notes["data"] = dict(data)
     if dropout := {path: one.dropout.state() for path, one in weights.items() if one.dropout is not None}:
-        write_json(folder / NOTES_FILE, {"dropout": dropout})
-    else:
-        (folder / NOTES_FILE).unlink(missing_ok=True)  # of an adapter that was here before
+        notes["dropout"] = dropout
+    write_json(folder / NOTES_FILE, notes)
     return folder
 
 
@@ -129,17 +143,22 @@ def saved_state(model: Module, name: str) -> dict[str, Array]:
     return state
 
 
-def load_adapter(model: Llama, folder: str | Path, name: str = "default") -> None:
+def load_adapter(
+    model: Llama, folder: str | Path, name: str = "default", force: bool = False, base_sha256: str | None = None
+) -> None:
     """Read a PEFT folder, or a llama.cpp adapter `.gguf` file, into the model as a new, active adapter.
 
     Strict: missing, unexpected or wrongly shaped tensors, NaN, and settings that minilora does not compute are each a
-    ModelFileError, and the model stays as it was.
+    ModelFileError, and the model stays as it was. So is an adapter made for another base, as far as its folder says:
+    one of the same shape is accepted with `force`. base_sha256: `sha256_of(base_state(model))`, where it is known
+    already.
     """
     folder = Path(folder)
     if folder.suffix == ".gguf" and not folder.is_dir():
         load_gguf_adapter(model, folder, name)
         return
-    record = _read_record(folder / CONFIG_FILE)
+    record, notes = _read_record(folder / CONFIG_FILE), read_notes(folder)
+    refuse_other_base(model, folder, force, base_sha256)
     config = _config_of(record, folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     tensors = read_tensors(path)
@@ -153,17 +172,12 @@ def load_adapter(model: Llama, folder: str | Path, name: str = "default") -> Non
     check_fit(tensors, {key: p.shape for key, p in parameters.items()}, f"{path} does not fit this model")
     for key, parameter in parameters.items():
         parameter.data = array_module(parameter.data).asarray(tensors[key], dtype=parameter.dtype)
-    _restore_dropout(weights, folder / NOTES_FILE)
-    install_adapter(model, config, name, weights, record)
+    _restore_dropout(weights, notes.get("dropout", {}), folder / NOTES_FILE)
+    install_adapter(model, config, name, weights, record, notes.get("data"))
 
 
-def _restore_dropout(weights: Mapping[str, LoraWeights], path: Path) -> None:
+def _restore_dropout(weights: Mapping[str, LoraWeights], states: Mapping[str, Any], path: Path) -> None:
     """Let dropout go on as `minilora.json` says; without one, or for a module that it does not name, it starts anew."""
-    states = read_json(path).get("dropout", {}) if path.is_file() else {}
-    if not isinstance(states, dict):
-        raise ModelFileError(
-            f"{path}: dropout is a {type(states).__name__}, expected an object with an entry per module"
-        )
     for module, own in weights.items():
         if own.dropout is not None and module in states:
             try:
@@ -193,6 +207,8 @@ def read_adapter_config(folder: Path) -> LoraConfig:
 
 def _read_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
+        if (path.parent / "config.json").is_file():
+            raise ModelFileError(f"{path.parent}: a whole model and no adapter: give it with --base")
         raise ModelFileError(f"{path}: no such file; expected a PEFT adapter folder")
     return read_json(path)
 

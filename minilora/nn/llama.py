@@ -207,6 +207,9 @@ class Llama(Module):
     `Llama.empty(config)` has zeros in their place, to be loaded: they cost neither time nor memory.
     """
 
+    source: str | None = None  # where it was loaded from, as `minilora.load` was told: "smollm2", a path
+    hub_name: str | None = None  # what Hugging Face calls it, if that is known: for PEFT
+
     def __init__(self, config: Config, seed: int | np.random.Generator = 0):
         self._build(config, np.random.default_rng(seed))
 

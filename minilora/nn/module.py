@@ -7,6 +7,7 @@ Hugging Face checkpoint, so its state dict needs no translation table.
 from __future__ import annotations
 
 import itertools
+import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -14,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, is_packed, to_numpy
+from ..engine.backend import Array, dense_rows, is_packed, to_numpy
 from ..engine.tensor import Tensor
 from ..files.tensors import check_fit
+
+_HASHED = 1 << 20  # numbers hashed at a time: what is packed is never unpacked whole
 
 
 class Parameter(Tensor):
@@ -158,15 +161,17 @@ class Module:
 def sha256_of(arrays: Mapping[str, Array]) -> str:
     """The SHA-256 over names, dtypes, shapes and bytes, in the order of the names: a fingerprint of weights.
 
-    Of a packed matrix, the kind stands in place of the dtype, and the bytes are the packed ones.
+    A packed matrix counts as the float32 numbers that it stands for. So one model has one fingerprint, whether it is
+    packed in memory or not, is in one file or in several, carries adapters or none; a file's own SHA-256 would change
+    with each of these, and could not tell whether a model in memory has moved.
     """
     import hashlib
 
     digest = hashlib.sha256()
     for name in sorted(arrays):
         w = arrays[name]
-        array = np.ascontiguousarray(to_numpy(w.raw if is_packed(w) else w))
-        kind = w.kind if is_packed(w) else array.dtype.str
-        digest.update(f"{name} {kind} {w.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        digest.update(f"{name} {np.dtype(w.dtype).str} {w.shape}\n".encode())
+        rows = max(1, _HASHED // max(1, math.prod(w.shape[1:]))) if w.shape else 1
+        for piece in (dense_rows(w, i, i + rows) for i in range(0, len(w), rows)) if w.shape else (w,):
+            digest.update(np.ascontiguousarray(to_numpy(piece)).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

