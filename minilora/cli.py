@@ -54,19 +54,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    base: dict[str, Any] = {"default": "smollm2", "help": f"{BASE} (default: %(default)s)"}
-    adapter: dict[str, Any] = {"required": True, "help": "folder of an adapter, such as runs/legal"}
+    theirs: dict[str, Any] = {"help": f"{BASE} (default: the one that the adapter's folder names)"}
+    adapter: dict[str, Any] = {"action": "append", "metavar": "DIR", "required": True}
+    adapter["help"] = "folder of an adapter, such as runs/legal"
+    other: dict[str, Any] = {"action": "store_true", "help": "accept an adapter of another base of the same shape"}
+    replace: dict[str, Any] = {"action": "store_true", "help": "replace a model or file that is there already"}
 
     _command(commands, run_finetune, "teach a model from a data file and report what it cost", Options)
     _command(commands, run_chat, "talk to a model, with or without an adapter", ChatOptions)
 
     prove = _command(commands, run_audit, "check every promise that an adapter makes")
-    prove.add_argument("adapter", nargs="?", default="runs/legal", metavar="ADAPTER", help="default: %(default)s")
-    prove.add_argument("--base", **base)
+    prove.add_argument("adapter", nargs="?", default="runs/legal", metavar="DIR", help="default: %(default)s")
+    alone = "the folder stands by itself, minilora audit DIR"
+    prove.add_argument("--adapter", dest="instead", action=_Instead, const=alone, help=argparse.SUPPRESS)
+    prove.add_argument("--base", **theirs)
     prove.add_argument("--quantized", action="store_true", help=PACKED)
+    prove.add_argument("--force", **other)
 
     whole = _command(commands, run_merge, "write base and adapter as one model")
-    whole.add_argument("--base", **base)
+    whole.add_argument("--base", **theirs)
     whole.add_argument("--adapter", **adapter | {"help": adapter["help"] + ", or a .gguf file"})
     whole.add_argument("--out", required=True, help="a new folder, or a file that ends in .gguf")
     whole.add_argument(
@@ -77,11 +83,15 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("f32", "f16", "q8_0", "q4_1"),
         help="how matrices are stored (default: f32 in a folder, f16 in GGUF; q8_0 and q4_1 in GGUF only)",
     )
+    whole.add_argument("--overwrite", **replace)
+    whole.add_argument("--force", **other)
 
     hand_on = _command(commands, run_export, "write an adapter as a file for llama.cpp")
-    hand_on.add_argument("--base", **base)
+    hand_on.add_argument("--base", **theirs)
     hand_on.add_argument("--adapter", **adapter)
     hand_on.add_argument("--out", required=True, help="a file that ends in .gguf")
+    hand_on.add_argument("--overwrite", **replace)
+    hand_on.add_argument("--force", **other)
 
     show = _command(commands, run_report, "show the page of a finished run again")
     show.add_argument("run_folder", nargs="?", default="runs/legal", metavar="RUN", help="default: %(default)s")
@@ -89,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--picture", metavar="FILE", help="draw it: a .png or .svg file, and NAME-dark beside it for dark pages"
     )
-    show.add_argument("--memory", nargs=0, action=_Moved, const="minilora memory", help=argparse.SUPPRESS)
+    show.add_argument("--memory", nargs=0, action=_Instead, const="use minilora memory", help=argparse.SUPPRESS)
 
     owners = "take a training step and compare the memory it holds, owner by owner, with the prediction"
     _command(commands, run_memory, owners, Job).add_argument("--json", action="store_true", help="the numbers as JSON")
@@ -117,11 +127,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Moved(argparse.Action):
-    """A flag that has become a command of its own, `const`."""
+class _Instead(argparse.Action):
+    """A flag that somebody may try, and what to type in its place, `const`."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        raise UsageError(f"{parser.prog} {option_string} is a command of its own now: {self.const}")
+        raise UsageError(f"{parser.prog} has no {option_string}: {self.const}")
 
 
 def _command(
@@ -196,13 +206,25 @@ def run_chat(arguments: argparse.Namespace) -> None:
 
 def run_audit(arguments: argparse.Namespace) -> None:
     """minilora audit: one line per promise, one per kind of module."""
-    from .io.zoo import load
+    from .io.versions import load_versions
     from .lora.audit import audit
-    from .lora.peft import load_adapter
 
-    model, _ = load(arguments.base, arguments.quantized)
-    load_adapter(model, arguments.adapter)
-    print(audit(model, "default"))
+    name, folder = _one_adapter([arguments.adapter])
+    model, _ = load_versions({name: folder}, arguments.base, arguments.quantized, force=arguments.force, say=_tell)
+    print(audit(model, name))
+
+
+def _one_adapter(words: list[str]) -> tuple[str, Path]:
+    """Name and folder of the one adapter that a command takes, DIR or NAME=DIR."""
+    from .io.versions import named_folders
+
+    try:
+        named = named_folders(words)
+    except ValueError as error:
+        raise UsageError(error) from error
+    if len(named) > 1:
+        raise UsageError(f"one adapter at a time: {', '.join(named)} are {len(named)}")
+    return named.popitem()
 
 
 def run_merge(arguments: argparse.Namespace) -> None:
@@ -213,14 +235,17 @@ def run_merge(arguments: argparse.Namespace) -> None:
         resolve(Path(arguments.out), arguments.format, arguments.type)
     except ValueError as error:
         raise UsageError(error) from error
-    print(merge(arguments.base, arguments.adapter, arguments.out, arguments.format, arguments.type))
+    _, folder = _one_adapter(arguments.adapter)
+    given = (arguments.out, arguments.format, arguments.type, arguments.overwrite, arguments.force)
+    print(merge(arguments.base, folder, *given))
 
 
 def run_export(arguments: argparse.Namespace) -> None:
     """minilora export: an adapter for llama.cpp, and what reading it back gave."""
     from .io.merge import export
 
-    print(export(arguments.base, arguments.adapter, arguments.out))
+    _, folder = _one_adapter(arguments.adapter)
+    print(export(arguments.base, folder, arguments.out, arguments.overwrite, arguments.force))
 
 
 def run_report(arguments: argparse.Namespace) -> None:

@@ -15,11 +15,12 @@ from minilora.cost.process import Job
 from minilora.engine import examples
 from minilora.engine.backend import is_packed
 from minilora.engine.tensor import OPS, Tensor
-from minilora.files.tensors import read_tensors
+from minilora.files.tensors import read_tensors, write_tensors
 from minilora.flags import from_flags
-from minilora.io import zoo
+from minilora.io import versions, zoo
 from minilora.lora.peft import load_adapter
 from minilora.nn import step
+from minilora.nn.module import sha256_of
 from minilora.train import finetune
 from minilora.train import generate as talk
 from minilora.train.data import DataError
@@ -140,7 +141,11 @@ CONFLICTS = [  # words, what is said
     (["finetune", "--steps", "3", "--epochs", "1"], "--epochs means nothing with --steps 3"),
     (["bench", "--random-weights", "--base", "tiny"], "--random-weights takes the shape of SmolLM2"),
     (["memory", "--method", "full", "--r", "4"], "--r means nothing with --method full"),
-    (["report", "--memory", "--batch-size", "4"], "minilora report --memory is a command of its own now"),
+    (["report", "--memory", "--batch-size", "4"], "minilora report has no --memory: use minilora memory"),
+    (["audit", "--adapter", "runs/legal"], "minilora audit has no --adapter: the folder stands by itself"),
+    (["audit", "base=runs/legal"], "base=runs/legal: 'base' is the model without an adapter"),
+    (["merge", "--adapter", "a", "--adapter", "b", "--out", "c"], "one adapter at a time: a, b are 2"),
+    (["export", "--adapter", "=a", "--out", "c.gguf"], "=a: expected an adapter as DIR or NAME=DIR"),
 ]
 
 
@@ -432,16 +437,58 @@ def test_output_that_nobody_reads_is_no_error(words, finished):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_audit_prints_a_line_per_promise(tiny_folder, finished, capsys):
-    assert status("audit", finished, "--base", tiny_folder / "base") == 0
+@pytest.mark.parametrize("given", ["", "law="])
+def test_audit_prints_a_line_per_promise_for_the_base_that_the_folder_names(given, finished, capsys):
+    assert status("audit", f"{given}{finished}") == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"audit of adapter {'law' if given else 'run'!r}"
     promises = ["trainable", "scale", "count", "off", "start", "gradient", "merge", "file", "base"]
     assert [line.split()[0] for line in lines if " ok " in line] == promises
 
 
-def test_audit_of_a_missing_adapter_is_status_1(tiny_folder, capsys):
-    assert status("audit", "absent", "--base", tiny_folder / "base") == 1
-    assert "no such file; expected a PEFT adapter folder" in complaint(capsys)
+@pytest.mark.parametrize("flags", [[], ["--base", "tiny"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["audit", "absent"], ["merge", "--adapter", "absent"], ["export", "--adapter", "absent"]], ids=" ".join
+)
+def test_a_missing_adapter_is_status_1_before_a_model_is_looked_for(words, flags, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(versions, "load", None)
+    monkeypatch.setattr(zoo, "pull", None)
+    out = [] if words[0] == "audit" else ["--out", "a.gguf"]
+    assert status(*words, *out, *flags) == 1
+    assert "absent" in (line := complaint(capsys)) and "no such file; expected a PEFT adapter folder" in line
+    assert written(tmp_path) == []
+
+
+OTHER_BASE = {"audit": [], "merge": ["--out", "m"], "export": ["--out", "a.gguf"]}
+
+
+@pytest.mark.parametrize("command", OTHER_BASE)
+def test_another_base_is_refused_with_both_hashes_and_taken_by_force(command, tiny_folder, finished, tmp_path, capsys):
+    model, _ = zoo.load(tiny_folder / "base")
+    model.model.norm.weight.data[0] += 1
+    other = shutil.copytree(tiny_folder / "base", tmp_path / "other")
+    write_tensors(other / "model.safetensors", model.state_dict())
+    words = [command, *(["--adapter"] if command != "audit" else []), finished, *OTHER_BASE[command], "--base", other]
+    assert status(*words) == 1
+    line = complaint(capsys)
+    for state in (model, zoo.load(tiny_folder / "base")[0]):
+        assert sha256_of(state.state_dict()) in line
+    assert "--force" in line and written(tmp_path) == ["other"]
+    assert status(*words, "--force") == 0
+    assert status(*words[:-2], "--overwrite" if OTHER_BASE[command] else "--force") == 0  # the base that it names
+
+
+def test_merge_and_export_write_over_a_file_when_asked(finished, tmp_path, capsys):
+    for command, out, file in (("merge", "m", "m/model.safetensors"), ("export", "a.gguf", "a.gguf")):
+        words = [command, "--adapter", finished, "--out", out]
+        assert status(*words) == 0
+        before = (tmp_path / file).read_bytes()
+        capsys.readouterr()
+        assert status(*words) == 1
+        assert "is there already" in (line := complaint(capsys)) and "--overwrite" in line
+        (tmp_path / file).write_bytes(b"old")
+        assert status(*words, "--overwrite") == 0
+        assert (tmp_path / file).read_bytes() == before
 
 
 def test_pull_of_an_unknown_model_names_the_known_ones(capsys):
@@ -472,7 +519,8 @@ def test_chat_answers_one_question_with_the_adapter_and_otherwise_without(tiny_f
 def test_a_base_is_packed_where_that_is_asked_for(command, quantized, tiny_folder, finished, tmp_path, monkeypatch):
     file = write_gguf(tmp_path / "base.gguf", zoo.load(tiny_folder / "base")[0], "Q8_0")
     loaded, real = [], zoo.load
-    monkeypatch.setattr(zoo, "load", lambda *inputs, **named: loaded.append(real(*inputs, **named)) or loaded[-1])
+    for module in (zoo, versions):
+        monkeypatch.setattr(module, "load", lambda *words, **named: loaded.append(real(*words, **named)) or loaded[-1])
     adapter = shutil.copytree(finished, tmp_path / "adapter")
     (adapter / "minilora.json").unlink()  # its numbers are those of another base
     words = {"chat": ["chat", "--prompt", "x", "--max-new-tokens", 1], "audit": ["audit", adapter]}[command]

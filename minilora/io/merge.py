@@ -15,15 +15,17 @@ from ..engine.backend import Array, dense
 from ..engine.tensor import no_grad
 from ..files.disk import ModelFileError, replacing_folder
 from ..files.quant import BLOCK, codes_q4_1, dequantize, quantize
-from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_state
+from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_state, set_adapter
 from ..lora.llamacpp import save_gguf_adapter
 from ..lora.peft import load_adapter
 from ..nn.llama import Config, Llama
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, in_pairs, save_gguf
 from .tokenizer import Tokenizer
-from .zoo import load, locate
+from .versions import base_of, load_versions
+from .zoo import locate
 
+ADAPTER = "default"
 FOLDER_KINDS = ("F32", "F16")
 
 
@@ -109,15 +111,17 @@ def resolve(out: Path, format: str | None, kind: str | None) -> tuple[str, str]:
 
 
 def merge(
-    base: str | Path,
+    base: str | Path | None,
     adapter: str | Path,
     out: str | Path,
     format: str | None = None,
     kind: str | None = None,
     overwrite: bool = False,
+    force: bool = False,
 ) -> MergeReport:
     """Merge an adapter into its base and write the model that results.
 
+    base: None for the one that the adapter's folder names. force: another base of the same shape will do.
     format: "hf", a folder that transformers reads; "gguf", a file for llama.cpp; by default as `out` ends.
     kind: how matrices are stored: F32 (default) or F16 in a folder, F16 (default), F32, Q8_0 or Q4_1 in a GGUF file.
     overwrite: replace a model that is there already. The base, the adapter and other files are never replaced.
@@ -126,11 +130,10 @@ def merge(
     """
     out = Path(out)
     format, kind = resolve(out, format, kind)
-    place = locate(base)
-    _refuse_bad_place(out, {"base": place, "adapter": Path(adapter)}, format, overwrite)
-    model, tokenizer = load(place)
+    place = _place_of_base(base, adapter, out, format, overwrite)
+    model, tokenizer = load_versions({ADAPTER: Path(adapter)}, place, force=force)
     source = GGUF(place) if place.suffix == ".gguf" else None
-    load_adapter(model, adapter)
+    set_adapter(model, ADAPTER)
     merge_adapter(model)
     before, state = base_state(model), merged_state(model)
     config = replace(model.config, tie_word_embeddings="lm_head.weight" not in state)
@@ -156,18 +159,20 @@ def merge(
     )
 
 
-def export(base: str | Path, adapter: str | Path, out: str | Path, overwrite: bool = False) -> ExportReport:
+def export(
+    base: str | Path | None, adapter: str | Path, out: str | Path, overwrite: bool = False, force: bool = False
+) -> ExportReport:
     """Write an adapter folder as a llama.cpp adapter file, and read that back.
 
+    base, force: as for `merge`.
     overwrite: replace a file that is there already, unless it is the base or the adapter.
     Raises ValueError for what such a file cannot express, or when `out` does not end in .gguf or is taken.
     """
     out = Path(out)
     resolve(out, "gguf", "F32")
-    place = locate(base)
-    _refuse_bad_place(out, {"base": place, "adapter": Path(adapter)}, "gguf", overwrite)
-    model, _ = load(place)
-    load_adapter(model, adapter)
+    place = _place_of_base(base, adapter, out, "gguf", overwrite)
+    model, _ = load_versions({ADAPTER: Path(adapter)}, place, force=force)
+    set_adapter(model, ADAPTER)
     save_gguf_adapter(model, out)
     expected = _logits(model)
     load_adapter(model, out, name="written")  # as strict as llama.cpp; active now
@@ -213,6 +218,13 @@ def _packed_in(source: GGUF, name: str) -> bool:
     return name in source.tensors and source.tensors[name].tensor_type.name == "Q4_1"
 
 
+def _place_of_base(base: str | Path | None, adapter: str | Path, out: Path, format: str, overwrite: bool) -> Path:
+    """Where the base is; raises before anything is loaded when `out` cannot be written."""
+    place = locate(base if base is not None else base_of({ADAPTER: Path(adapter)}))
+    _refuse_bad_place(out, {"base": place, "adapter": Path(adapter)}, format, overwrite)
+    return place
+
+
 def _refuse_bad_place(out: Path, sources: dict[str, Path], format: str, overwrite: bool) -> None:
     for what, path in sources.items():
         if out.exists() and path.exists() and out.samefile(path):
@@ -220,10 +232,11 @@ def _refuse_bad_place(out: Path, sources: dict[str, Path], format: str, overwrit
     if format == "gguf" and out.is_dir():
         raise ValueError(f"{out} is a folder: choose another name")
     if format == "gguf" and out.exists() and not overwrite:
-        raise ValueError(f"{out} is there already: choose another name, or remove it")
+        raise ValueError(f"{out} is there already: choose another name, or --overwrite (overwrite=True)")
     replaceable = set(FILES if overwrite else ())  # beside an adapter, transformers would add that once more
     if format == "hf" and out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= replaceable):
-        raise ValueError(f"{out} is there already: choose a folder that is new or empty")
+        only = "; --overwrite (overwrite=True) replaces nothing but a whole model" if out.is_dir() else ""
+        raise ValueError(f"{out} is there already: choose a folder that is new or empty{only}")
 
 
 def _save_whole_folder(out: Path, config: Config, state: dict[str, Array], tokenizer: Tokenizer, kind: str) -> None:

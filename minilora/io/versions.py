@@ -65,11 +65,10 @@ def load_versions(
     quantized, device, say: as for `load`.
     Raises ModelFileError for adapters of different bases, a base that is not there, and whatever cannot be read.
     """
-    for folder in named.values():
-        if not folder.is_file():
-            read_adapter_config(folder)  # what is no adapter is refused before a model is loaded
     if base is None:
         base = base_of(named)
+    else:
+        _refuse_what_is_no_adapter(named)
     model, tokenizer = load(base, quantized, device=device, say=say)
     told = any(read_notes(folder).get("base", {}).get("sha256") for folder in named.values())
     digest = sha256_of(base_state(model)) if told and not force else None  # once for all of them
@@ -84,6 +83,7 @@ def base_of(named: Mapping[str, Path]) -> str | Path:
 
     Raises ModelFileError when they name different ones, or one that is not there.
     """
+    _refuse_what_is_no_adapter(named)
     found: dict[Any, tuple[str, str | Path]] = {}
     for name, folder in named.items():
         if (base := _base_named_in(folder)) is not None:
@@ -99,13 +99,20 @@ def base_of(named: Mapping[str, Path]) -> str | Path:
     return next(iter(found.values()))[1] if found else DEFAULT_BASE
 
 
+def _refuse_what_is_no_adapter(named: Mapping[str, Path]) -> None:
+    """Before a base is looked for, fetched or loaded: that takes its time."""
+    for folder in named.values():
+        if not folder.is_file():
+            read_adapter_config(folder)
+
+
 def _base_named_in(folder: Path) -> str | Path | None:
     """What `load` should be told for the base that a folder names; None when it names none.
 
     A path is tried as it was seen from the adapter's folder, then from here.
     """
     if not (folder / CONFIG_FILE).is_file():
-        return None  # a file of llama.cpp, or nothing: `load_adapter` will say
+        return None  # a file of llama.cpp
     note = read_notes(folder).get("base", {})
     name = note.get("name") or read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
     places = [folder / str(note["path"])] if note.get("path") else []
