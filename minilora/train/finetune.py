@@ -26,6 +26,7 @@ from ..lora.peft import WEIGHTS_FILE, save_adapter
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from .bars import Bars
+from .card import write_card
 from .data import epochs
 from .evaluate import mean_loss
 from .loop import History, TrainingError, fit
@@ -91,6 +92,7 @@ def finetune(
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
     }
     write_json(options.folder / METRICS_FILE, metrics)
+    write_card(options.folder, metrics)
     return metrics
 
 

@@ -1,0 +1,161 @@
+"""The model card of a run: the hub can read its head, its figures are the run's, its commands do what they say."""
+
+import copy
+import json
+import re
+import shlex
+
+import pytest
+from modelfiles import TERMS
+
+import minilora as ml
+from minilora.cli import main
+from minilora.train.card import write_card
+from minilora.train.options import Options
+
+HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+METRICS = {
+    "options": {"method": "lora", "base": "smollm2", "data": "legal", "out": "runs/legal", "r": 8, "lora_alpha": 16.0,
+                "target_modules": "all-linear", "lr": 2e-3, "batch_size": 8, "max_length": 512, "seed": 0,
+                "quantized": True, "recompute": False, "device": "cpu", "steps": None},
+    "created": "2026-11-25T10:00:00+00:00",
+    "steps": 120,
+    "records": {"train": 240, "paraphrase": 80, "unseen": 30, "general": 60},
+    "trainable_parameters": 2_442_240,
+    "total_parameters": 136_957_248,
+    "audit": {},
+    "base_sha256": ["0123456789abcdef" * 4] * 2,
+    "loss": {"paraphrase": [3.0, 1.5], "unseen": [2.5, 2.6], "general": [2.0, 2.1]},
+    "keyword_recall": {"paraphrase": [0.125, 0.5], "unseen": [0.0, 0.0625]},
+    "answers": [{"set": "unseen", "question": "Define\ntort.", "before": "", "after": "A wrong " * 20}],
+    "seconds_per_step": 1.234,
+    "training_seconds": 90.0,
+    "peak_memory_bytes": {"predicted": 1_000_000_000, "measured": 99_500_000},
+    "adapter_bytes": 10_000_000,
+    "base_bytes": 540_000_000,
+}  # fmt: skip
+
+
+def card_of(folder, options=(), **changes):
+    metrics = copy.deepcopy(METRICS) | changes
+    metrics["options"] |= dict(options)
+    return write_card(folder, metrics).read_text(encoding="utf-8")
+
+
+def blocks(text, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+
+
+def head_of(path):
+    """The front matter as the hub's own library reads it."""
+    hub = pytest.importorskip("huggingface_hub", exc_type=ImportError)
+    return hub.ModelCard.load(path).data.to_dict()
+
+
+def test_the_hub_reads_the_head_and_finds_the_base(tmp_path):
+    card_of(tmp_path)
+    assert head_of(tmp_path / "README.md") == {
+        "base_model": HUB,
+        "license": "apache-2.0",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["minilora", "lora", f"base_model:adapter:{HUB}"],
+    }
+
+
+def test_of_data_and_bases_of_ones_own_the_head_claims_nothing(tmp_path):
+    card_of(tmp_path, {"data": "own/my data.jsonl"})
+    assert "license" not in head_of(tmp_path / "README.md")
+    card_of(tmp_path, {"base": "models/llama-3.2-1b", "method": "full"})
+    head = head_of(tmp_path / "README.md")
+    assert head == {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["minilora"]}
+
+
+def test_the_figures_are_the_runs(tmp_path):
+    text = card_of(tmp_path)
+    for line in (
+        "# legal: a LoRA adapter for SmolLM2-135M-Instruct",
+        "| loss, trained records asked in other words | 3.000 | 1.500 | -50 % |",
+        "| loss, records never seen | 2.500 | 2.600 | +4 % |",
+        "| loss, general text | 2.000 | 2.100 | +5 % |",
+        "| keyword recall, in other words | 12.5 % | 50.0 % | +37.5 points |",
+        "| 240 | trained on |",
+        "| `r` | `8` |",
+        "| `quantized` | `true` |",
+        "| training | 1.5 minutes, 1.23 s per step |",
+        "| memory of a step, predicted | 1,000 MB |",
+        "| memory of the whole process at its peak | 99.5 MB |",
+        "| adapter on disk | 10.0 MB, beside 540 MB of base |",
+        "- Asked about what it was not trained on, it misses 94 % of the expected words.",
+        "    Define tort.",
+        "      before (nothing)",
+    ):
+        assert line in text.splitlines(), line
+    assert "2,442,240 of 136,957,248 parameters (1.78 %)" in " ".join(text.split())
+    assert METRICS["base_sha256"][0] in text and "recompute" not in text and "run.toml" not in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+def test_what_newer_metrics_and_a_run_file_say_is_told(tmp_path):
+    (tmp_path / "run.toml").touch()
+    kept = {"step": 90, "which": "best", "loss": 2.25}
+    text = card_of(tmp_path, {"use_dora": True, "lora_plus": 16.0}, kept=kept, audit_failed="scale: it is off")
+    assert "Kept are the weights of step 90, the best in validation (loss 2.250)." in text
+    assert "a DoRA adapter" in text and "| `use_dora` | `true` |" in text and "| `lora_plus` | `16.0` |" in text
+    assert "scale: it is off" in text and "--config run.toml" in text
+
+
+def test_names_that_markdown_and_a_shell_would_misread_are_quoted(tmp_path):
+    out = "my runs/it's"
+    text = card_of(tmp_path, {"data": "a|b`c.jsonl", "out": out})
+    assert "`` a\\|b`c.jsonl ``" in text
+    words = [shlex.split(line) for block in blocks(text, "bash") for line in block.splitlines()]
+    assert all(out in line for line in words if line[0] == "minilora")
+    assert f'"{out}"' in blocks(text, "python")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ({}, ["minilora export --adapter runs/legal --out legal.gguf",
+              'llama-cli -m "$(minilora pull smollm2)" --lora legal.gguf']),
+        ({"base": HUB}, ["minilora export --adapter runs/legal --out legal.gguf",
+                         'llama-cli -m "$(minilora pull smollm2)" --lora legal.gguf']),
+        ({"base": "m/x.gguf"}, ["minilora export --adapter runs/legal --out legal.gguf",
+                                "llama-cli -m m/x.gguf --lora legal.gguf"]),
+        ({"use_dora": True}, ["minilora merge --adapter runs/legal --out legal.gguf", "llama-cli -m legal.gguf"]),
+        ({"target_modules": ["embed_tokens"]}, ["minilora merge --adapter runs/legal --out legal.gguf",
+                                                "llama-cli -m legal.gguf"]),
+        ({"base": "tiny"}, ["minilora merge --adapter runs/legal --out legal.gguf", "llama-cli -m legal.gguf"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_llama_cpp_gets_the_adapter_where_it_can_hold_it_and_else_a_whole_model(options, lines, tmp_path):
+    assert blocks(card_of(tmp_path, options), "bash")[-1].splitlines() == lines
+
+
+def test_a_whole_model_is_loaded_as_one(tmp_path):
+    text = card_of(tmp_path, {"method": "full", "out": "runs/legal-full"})
+    assert blocks(text, "bash") == ["minilora chat --base runs/legal-full\n"]
+    assert "# legal-full: fine-tuned from SmolLM2-135M-Instruct" in text
+    (code,) = blocks(text, "python")
+    assert 'base = "runs/legal-full"' in code and "peft" not in code and "`r`" not in text
+
+
+def test_a_gguf_base_reaches_transformers_merged(tmp_path):
+    text = card_of(tmp_path, {"base": "m/x.gguf"})
+    assert "minilora merge --adapter runs/legal --out legal-merged\n" in blocks(text, "bash")
+    assert 'base = "legal-merged"' in blocks(text, "python")[0]
+
+
+def test_a_run_writes_its_card_and_the_commands_in_it_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, TERMS)), encoding="utf-8")
+    metrics = ml.finetune(Options(base="tiny", data="mine.jsonl", steps=2, out="runs/mine"))
+    text = (tmp_path / "runs" / "mine" / "README.md").read_text(encoding="utf-8")
+    assert metrics["base_sha256"][0] in text and "a LoRA adapter for tiny" in text
+    lines = [shlex.split(line) for block in blocks(text, "bash") for line in block.splitlines()]
+    assert [line[1] for line in lines if line[0] == "minilora"] == ["chat", "merge"]
+    (merge,) = [line[1:] for line in lines if line[:2] == ["minilora", "merge"]]
+    assert main(merge) == 0 and (tmp_path / lines[-1][-1]).is_file()
+    assert ml.load(tmp_path / lines[-1][-1])[0].config.hidden_size == 128
