@@ -42,9 +42,7 @@ def own_answers(
         for i, question in enumerate(questions[:count])
     ]
     answers = answer_all(model, tokenizer, asked, done=done)
-    return [
-        _sample(record, answer, tokenizer) for record, answer in zip(asked, answers, strict=True) if answer.strip()
-    ]
+    return [_sample(record, answer, tokenizer) for record, answer in zip(asked, answers, strict=True) if answer.strip()]
 
 
 def _sample(record: Record, answer: str, tokenizer: Tokenizer) -> Sample:

@@ -23,6 +23,7 @@ from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.nn.llama import Llama
 from minilora.pictures.check import problems
+from minilora.pictures.style import theme
 
 PACKED = ["quantized", "quantized-recompute", "load-quantized"]
 TINY = replace(CONFIG, max_position_embeddings=bench.PROMPT + bench.NEW)
@@ -345,6 +346,8 @@ def test_pictures_of_growth_can_be_read(name):
     costs = [growth.Cost(0.1 + growth.multiplications(p) / 1e10, growth.predicted_bytes(p)) for p in points]
     figure = growth._drawn(sweep, points, costs, speed=1e10)
     assert problems(figure) == []
+    with theme("dark"):
+        assert problems(growth._drawn(sweep, points, costs, speed=1e10)) == []
     time, memory = figure.axes
     for axes, first in ((time, 1e3 * growth.multiplications(points[0]) / 1e10), (memory, costs[0].peak_bytes / 1e6)):
         predicted, measured = axes.lines

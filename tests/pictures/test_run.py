@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
 from minilora.pictures.check import problems
 from minilora.pictures.run import run_figure, run_picture, run_pictures
-from minilora.pictures.style import FULL, LORA, PARAPHRASE, VALIDATION, theme
+from minilora.pictures.style import FULL, LORA, PARAPHRASE, VALIDATION, ink, theme
 
 
 def metrics(steps=120, method="lora", validation=((30, 3.07), (60, 2.95), (90, 3.02), (120, 3.02)), paraphrase=True):
@@ -56,7 +58,10 @@ def words(axes):
 @pytest.mark.parametrize("ground", ["light", "dark"])
 def test_a_run_of_any_kind_can_be_read(run, ground):
     with theme(ground):
-        assert problems(run_figure(run)) == []
+        figure = run_figure(run)
+        assert problems(figure) == []
+        letters = {to_hex(text.get_color()) for text in figure.findobj(Text) if text.get_text()}
+        assert letters == {ink(color) for color in letters}  # none is too pale, or too dark, for its ground
 
 
 def test_both_validations_are_drawn_in_their_own_line_and_what_was_kept_is_ringed():
@@ -106,8 +111,6 @@ def test_costs_are_those_of_the_page_and_bars_are_as_long_as_their_share():
         "538 MB, full",
         "9.8 MB, LoRA (1.8 % of full)",
     ]
-    from matplotlib.colors import to_hex
-
     drawn = [(to_hex(bar.get_facecolor()), bar.get_width()) for bar in bars.patches]
     assert [color for color, _ in drawn] == [FULL.lower(), LORA.lower()] * 3
     widths = [100, 100 * 2_442_240 / 134_515_008, 100, 100 * 1079 / 2462, 100, 100 * 2_442_240 / 134_515_008]
