@@ -11,6 +11,7 @@ Models
   Config             the shape of a Llama model
   Llama              the model: ids in, logits or a loss out
   generate           an answer to a conversation, whole or as a stream
+  Streams            many answers at a time, each with an adapter of its own
 
 Adapters
   LoraConfig         rank, scale, target modules and variant of an adapter
@@ -82,7 +83,6 @@ from .lora.adapters import (
     delta_weight,
     disable_adapter,
     merge_adapter,
-    mixed_batch,
     remove_adapter,
     set_adapter,
     unmerge_adapter,
@@ -90,6 +90,7 @@ from .lora.adapters import (
 from .lora.audit import AuditError, audit
 from .lora.combine import combine_adapters
 from .lora.config import LoraConfig
+from .lora.mixed import mixed_batch
 from .lora.peft import load_adapter, save_adapter
 from .lora.variants import lora_plus
 from .nn.llama import Config, Llama
@@ -103,6 +104,7 @@ from .train.finetune import finetune
 from .train.generate import generate
 from .train.loop import History, TrainingError, fit
 from .train.options import Options
+from .train.streams import Streams
 from .version import __version__
 
 __all__ = [
@@ -121,6 +123,7 @@ __all__ = [
     "Record",
     "Sample",
     "Step",
+    "Streams",
     "Tensor",
     "TrainingError",
     "__version__",

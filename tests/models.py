@@ -53,6 +53,13 @@ def new_model(config, seed=0):
     return model
 
 
+def sent(send, setting):
+    """A setting of an operation with every array in it sent to a device, those in lists and tuples, too."""
+    if type(setting) in (list, tuple):
+        return type(setting)(sent(send, item) for item in setting)
+    return send(setting) if isinstance(setting, np.ndarray) else setting
+
+
 def logits(model, ids=IDS):
     """What the model says of ids (B, T): (B, T, V) on the host, wherever its weights are."""
     with no_grad():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import strictarray
-from models import IDS, logits, new_model, random_samples
+from models import IDS, logits, new_model, random_samples, sent
 
 from minilora.engine.attention import Packing, attention
 from minilora.engine.backend import array_module, to_device, to_numpy
@@ -117,7 +117,7 @@ def test_every_operation_and_its_gradient_agree(device, name, dtype, tolerance):
 
     def computed(send):
         inputs = [Tensor(send(x.astype(dtype)), requires_grad=True) for x in arrays]
-        y = OPS[name](*inputs, **{key: send(value) for key, value in settings.items()})
+        y = OPS[name](*inputs, **{key: sent(send, value) for key, value in settings.items()})
         g = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
         y.backward(send(np.asarray(g)))
         return [y.data, *(x.grad for x in inputs)]

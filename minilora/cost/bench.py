@@ -27,7 +27,8 @@ from ..io.tokenizer import Tokenizer
 from ..io.zoo import load, locate
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
-from ..nn.llama import Config, KVCache, Llama
+from ..nn.cache import KVCache
+from ..nn.llama import Config, Llama
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import training_step

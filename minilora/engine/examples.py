@@ -64,6 +64,9 @@ EXAMPLES: dict[str, Callable[[np.random.Generator], Inputs]] = {
     "concatenate": _normal((2, 3), (4, 3)),
     "linear": _normal((2, 3, 4), (5, 4), (5,)),
     "lora_linear": _normal((2, 3, 4), (5, 4), (2, 4), (5, 2), scale=0.5),
+    "mixed_lora_linear": _normal(
+        (3, 2, 4), (5, 4), (2, 4), (5, 2), (1, 4), (5, 1), parts=[(np.array([0, 2]), 0.5), (None, 2.0)]
+    ),
     "embedding": _normal((6, 4), ids=np.array([[0, 2, 2], [5, 1, 0]])),
     "rms_norm": _normal((2, 3, 4), (4,), eps=1e-5),
     "rope": _normal((2, 4, 2, 6), cos=np.cos(_ANGLES), sin=np.sin(_ANGLES)),

@@ -9,7 +9,7 @@ m outputs and n inputs of a linear map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from .backend import Array, array_module, dense, dense_rows, is_packed
 from .tensor import is_recording, op, shared_backward
@@ -113,6 +113,50 @@ def lora_linear(x, w, a, b, scale: float, recompute: Recompute = None):
         return rows(g).T @ xa  # (m, r)
 
     return y.reshape(*shape[:-1], len(w)), dx, dw, da, db
+
+
+@op
+def mixed_lora_linear(x, w, *thin, parts: Sequence[tuple[Array | None, float | Array]]):
+    """y = x wᵀ, and for every part y[rows] += scale (x[rows] aᵀ) bᵀ      x (B, ..., n)  w (m, n), maybe packed
+
+    thin: a (r, n) and b (m, r) of the first part, of the second, and so on, each of a rank of its own.
+    parts: for each its rows of the batch, (k) integers or None for all, and its scale: a number, or one for each of
+    these rows, (k, 1, 1). The frozen product is computed once for all, a thin one for its own rows alone.
+    Keeps x for all a and, per part and token, the r numbers x aᵀ for b.
+    """
+    shape, dtype = x.shape, x.dtype
+    y = product(rows(x), w).reshape(*shape[:-1], len(w))  # (B, T, m)
+
+    def through(z: Array, matrix: Array, scale: float | Array = 1.0) -> Array:  # scale z matrix, for (k, T, ...)
+        out = (rows(z) @ matrix).reshape(*z.shape[:-1], -1)
+        out *= scale if isinstance(scale, float) else scale.astype(dtype)
+        return out
+
+    every = [
+        (a, b, slice(None) if at is None else at, scale)
+        for a, b, (at, scale) in zip(thin[::2], thin[1::2], parts, strict=True)
+    ]
+    lows = [through(x[at], a.T, scale) for a, _, at, scale in every]  # x aᵀ, each (k, T, r)
+    for (_, b, at, _), low in zip(every, lows, strict=True):
+        y[at] += through(low, b.T)
+
+    def dx(g):
+        out = (rows(g) @ dense(w)).reshape(shape)
+        for a, b, at, scale in every:
+            out[at] += through(through(g[at], b, scale), a)
+        return out
+
+    def dw(g):
+        return rows(g).T @ rows(x)
+
+    def da_of(b, at, scale):
+        return lambda g: rows(through(g[at], b, scale)).T @ rows(x[at])  # (r, n)
+
+    def db_of(at, low):
+        return lambda g: rows(g[at]).T @ rows(low)  # (m, r)
+
+    pairs = zip(every, lows, strict=True)
+    return y, dx, dw, *(vjp for (_, b, at, scale), low in pairs for vjp in (da_of(b, at, scale), db_of(at, low)))
 
 
 def add_product(out: Array, thin: Array, wide: Array, block: int = 128) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, array_module
+from ..engine.backend import Array
 from ..nn.layers import Embedding, Linear
 from ..nn.module import Module
 from .config import ALL_LINEAR, LoraConfig, find_targets
 from .layer import EmbeddingWeights, Factor, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
+
+Choice = str | Mapping[str, float] | None  # an adapter, a weighted mix of several, or None for the base alone
 
 
 @dataclass
@@ -97,15 +98,15 @@ def install_adapter(
     set_adapter(model, name)
 
 
-def set_adapter(model: Module, which: str | Mapping[str, float] | None) -> None:
+def set_adapter(model: Module, which: Choice) -> None:
     """Choose what is active: one adapter by name (it becomes trainable), a weighted mix, or None for the base alone.
 
     A mix such as {"legal": 0.7, "support": 0.3} adds the weighted updates and is for inference: nothing is trainable.
     Raises ValueError for a name that the model does not have, or while an update is merged.
     """
-    factors = {} if which is None else {which: 1.0} if isinstance(which, str) else which
+    factors = factors_of(which)
     check_known(model, factors)
-    _refuse_merged(model, "choosing another adapter")
+    refuse_merged(model, "choosing another adapter")
     activate(model, {name: float(factor) for name, factor in factors.items()})
     for module in lora_modules(model).values():
         for name, weights in module.adapters.items():
@@ -117,10 +118,15 @@ def activate(model: Module, factors: Mapping[str, Factor]) -> None:
 
     What is trainable stays as it is: `set_adapter` is what a user wants.
     """
+    let_take_part(model, lora_modules(model).values(), factors)
+
+
+def let_take_part(model: Module, modules: Iterable[LoraLayer], factors: Mapping[str, Factor]) -> None:
+    """`activate` for who knows the modules that carry adapters already: they need not be looked for."""
     for name, adapter in model.adapters.items():
         adapter.factor = factors.get(name)
     active = active_factors(model)
-    for module in lora_modules(model).values():
+    for module in modules:
         module.active = active
 
 
@@ -152,58 +158,13 @@ class disable_adapter:
             merge_adapter(self.model)
 
 
-class MixedBatch:
-    """Which adapter each row of the batch is computed with, while `mixed_batch` lasts."""
-
-    def __init__(self, model: Module, names: Sequence[str | None]):
-        self.model, self.names = model, list(names)
-        self._activate()
-
-    def keep(self, alive: Iterable[int]) -> None:
-        """Drop the rows that are not listed in `alive`, as `KVCache.keep` does: their answers are finished."""
-        self.names = [self.names[int(row)] for row in alive]
-        self._activate()
-
-    def _activate(self) -> None:
-        weights = [module.weight.data for module in lora_modules(self.model).values()]
-        factors: dict[str, Factor] = {}
-        for name in {name for name in self.names if name is not None}:
-            rows = [[[float(other == name)]] for other in self.names]
-            factors[name] = array_module(weights[0]).asarray(rows, dtype=weights[0].dtype)  # (B, 1, 1)
-        activate(self.model, factors)
-
-
-@contextmanager
-def mixed_batch(model: Module, names: Sequence[str | None]) -> Iterator[MixedBatch]:
-    """Inside this block, row i of every batch (B, T) is computed with adapter `names[i]`, or None for the base alone.
-
-    Each adapter's thin products run over the whole batch, with a factor of 0 or 1 for each row: little beside the
-    frozen products, which all rows share. `loss_and_grad` keeps the batch whole in here. Where rows leave the batch,
-    as finished answers do in generation, say so:
-
-        with ml.mixed_batch(model, ["legal", None, "support"]) as rows:
-            logits = model(tokens, cache)
-            ...
-            cache.keep(alive), rows.keep(alive)
-
-    Raises ValueError for an unknown name or while an update is merged.
-    """
-    check_known(model, {name for name in names if name is not None})
-    _refuse_merged(model, "mixing adapters in a batch")
-    before = active_factors(model)
-    try:
-        yield MixedBatch(model, names)
-    finally:
-        activate(model, before)
-
-
 def remove_adapter(model: Module, name: str) -> None:
     """Take an adapter off the model. With the last one gone, the plain layers are back in their places.
 
     The base stays frozen. Raises ValueError for a name that the model does not have, or while an update is merged.
     """
     check_known(model, [name])
-    _refuse_merged(model, "removing an adapter")
+    refuse_merged(model, "removing an adapter")
     for path, module in lora_modules(model).items():
         module.adapters.pop(name, None)
         if not module.adapters:
@@ -256,7 +217,16 @@ def delta_weight(model: Module, module: str, name: str | None = None) -> Array:
 
 def lora_modules(model: Module) -> dict[str, LoraLayer]:
     """The modules that carry adapters, LoraLinear or LoraEmbedding, by name."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return dict(_lora_modules(model, ""))
+
+
+def _lora_modules(module: Module, path: str) -> Iterator[tuple[str, LoraLayer]]:
+    """Does not look into what it finds: the time to switch does not grow with the number of adapters."""
+    if isinstance(module, LoraLayer):
+        yield path, module
+        return
+    for name, child in module.named_children():
+        yield from _lora_modules(child, f"{path}.{name}" if path else name)
 
 
 def adapter_weights(model: Module, name: str) -> dict[str, LoraWeights]:
@@ -312,6 +282,11 @@ def _without_adapters(model: Module) -> dict[str, Array]:
     return {name: array for name, array in model.state_dict().items() if not any(part in name for part in foreign)}
 
 
+def factors_of(choice: Choice) -> Mapping[str, float]:
+    """A choice as the adapters that take part, each with its factor."""
+    return {} if choice is None else {choice: 1.0} if isinstance(choice, str) else choice
+
+
 def check_known(model: Module, names: Iterable[str]) -> None:
     """Raise ValueError, listing what there is, for a name that no adapter of the model has."""
     if unknown := [name for name in names if name not in model.adapters]:
@@ -336,10 +311,11 @@ def refuse_new(model: Module, name: str) -> None:
         raise ValueError(f"the model has an adapter called {name!r} already; remove it or choose another name")
     if not name or "." in name:
         raise ValueError(f"an adapter's name must be non-empty and without dots, got {name!r}")
-    _refuse_merged(model, "adding an adapter")
+    refuse_merged(model, "adding an adapter")
 
 
-def _refuse_merged(model: Module, what: str) -> None:
+def refuse_merged(model: Module, what: str) -> None:
+    """Raise ValueError, saying what cannot be done, while an update is merged into the weights."""
     if is_merged(model):
         raise ValueError(f"an adapter is merged into the weights: call unmerge_adapter before {what}")
 

@@ -8,7 +8,8 @@ change about it stands in variants.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,19 @@ from ..nn.module import Module, Parameter
 from .config import LoraConfig
 from .variants import Dropout, dora_delta, dora_update, pissa_start, row_norms, with_start
 
-Factor = float | Array  # how much of an adapter's update: one number, or one for each row of a batch, (B, 1, 1)
+
+class RowFactors(NamedTuple):
+    """How much of an adapter's update each row of a mixed batch gets.
+
+    each: a factor for every row, (B, 1, 1). rows: those (k) where it is not zero. own: their factors, (k, 1, 1).
+    """
+
+    each: Array
+    rows: Array
+    own: Array
+
+
+Factor = float | RowFactors  # how much of an adapter's update: one number for all rows, or one for each
 
 
 class LoraWeights(Module):
@@ -152,7 +165,8 @@ class LoraLayer(Module):
         """
         if self.unmerged is not None or not (active := self.active_adapters()):
             return
-        merged = dense(self.weight.data) + self.delta_weight(self.active)
+        one = {name: factor for name, factor in self.active.items() if isinstance(factor, float)}
+        merged = dense(self.weight.data) + self.delta_weight(one)
         self.unmerged, self.weight.data = self.weight.data, array_module(merged).ascontiguousarray(merged)
         if self.bias is not None:
             self.unmerged_bias = bias = self.bias.data
@@ -175,19 +189,29 @@ class LoraLinear(LoraLayer, Linear):
         active = [] if self.unmerged is not None else self.active_adapters()
         if not active:
             return super().forward(x)
-        lora, factor = active[0]
-        one_for_all = len(active) == 1 and isinstance(factor, float)  # in a mixed batch, a factor is an array
-        if one_for_all and self.bias is None and lora.is_plain and not lora.drops:
-            return fused.lora_linear(x, self.weight, lora.lora_A, lora.lora_B, scale=lora.scale * factor)
+        if self.bias is None and all(lora.is_plain and not lora.drops for lora, _ in active):
+            return self.all_plain(x, active)
         product = fused.linear(x, self.weight)
         y = product if self.bias is None else product + self.bias
-        for lora, factor in active:
+        for lora, factor in ((lora, _of_each_row(factor)) for lora, factor in active):
             y = y + self.update(x, product, lora, factor)
             if lora.bias is not None:
                 y = y + (lora.bias - self.bias) * factor
         return y
 
-    def update(self, x: Tensor, product: Tensor, lora: LoraWeights, factor: Factor) -> Tensor:
+    def all_plain(self, x: Tensor, active: Sequence[tuple[LoraWeights, Factor]]) -> Tensor:
+        """The output where every update is scale · B A and nothing else      x (..., n) -> (..., m)"""
+        lora, factor = active[0]
+        if len(active) == 1 and isinstance(factor, float):
+            return fused.lora_linear(x, self.weight, lora.lora_A, lora.lora_B, scale=lora.scale * factor)
+        thin = [matrix for lora, _ in active for matrix in (lora.lora_A, lora.lora_B)]
+        parts = [
+            (None, lora.scale * factor) if isinstance(factor, float) else (factor.rows, factor.own * lora.scale)
+            for lora, factor in active
+        ]
+        return fused.mixed_lora_linear(x, self.weight, *thin, parts=parts)
+
+    def update(self, x: Tensor, product: Tensor, lora: LoraWeights, factor: float | Array) -> Tensor:
         """What one adapter adds to product = x Wᵀ, times its factor      x (..., n), product (..., m) -> (..., m)"""
         seen = x if lora.dropout is None else lora.dropout(x)
         low = fused.linear(fused.linear(seen, lora.lora_A), lora.lora_B)
@@ -237,6 +261,7 @@ class LoraEmbedding(LoraLayer, Embedding):
             return fused.embedding(self.merged_weight, ids)
         y = product = super().forward(ids)
         for lora, factor in [] if self.unmerged is not None else self.active_adapters():
+            factor = _of_each_row(factor)
             low = fused.linear(fused.embedding(lora.lora_A.T, ids), lora.lora_B)
             if lora.lora_magnitude_vector is None:
                 y = y + low * (lora.scale * factor)
@@ -244,6 +269,10 @@ class LoraEmbedding(LoraLayer, Embedding):
                 norms = lora.norms(self.matrix(dense(self.weight.data)))
                 y = y + dora_update(product, low * lora.scale, lora.lora_magnitude_vector, norms, factor)
         return y
+
+
+def _of_each_row(factor: Factor) -> float | Array:
+    return factor.each if isinstance(factor, RowFactors) else factor
 
 
 def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np.random.Generator) -> LoraWeights:

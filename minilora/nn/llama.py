@@ -21,6 +21,7 @@ from ..engine.backend import Array, array_module, beside
 from ..engine.recompute import recomputed
 from ..engine.tensor import Tensor
 from ..files.disk import ModelFileError
+from .cache import KVCache
 from .layers import Embedding, Linear, RMSNorm
 from .module import Module
 
@@ -62,40 +63,6 @@ class Config:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
-
-
-class KVCache:
-    """Keys and values of the tokens seen so far, so that generation computes each token once.
-
-    Holds two arrays (B, capacity, K, D) per block. `first` (B) is each row's first token that is not padding, for
-    prompts of different lengths padded on the left.
-    """
-
-    def __init__(
-        self, config: Config, batch: int, capacity: int, first: Array | None = None, like: Array | None = None
-    ):
-        xp = np if like is None else array_module(like)
-        shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
-        dtype = np.float32 if like is None else like.dtype
-        self.keys = [xp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [xp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
-        self.first, self.length, self.capacity = first, 0, capacity
-
-    def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Store k, v (B, T, K, D) of new tokens behind those of `layer`; return all of them, (B, S, K, D)."""
-        start, end = self.length, self.length + k.shape[1]
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, {end} were asked for")
-        self.keys[layer][:, start:end] = k
-        self.values[layer][:, start:end] = v
-        return self.keys[layer][:, :end], self.values[layer][:, :end]
-
-    def keep(self, alive: Array) -> None:
-        """Drop the rows of the batch that are not listed in `alive` (integers): their answers are finished."""
-        for arrays in (self.keys, self.values):  # one by one, so that never all exist twice
-            for layer, array in enumerate(arrays):
-                arrays[layer] = array[alive]
-        self.first = None if self.first is None else self.first[alive]
 
 
 @dataclass

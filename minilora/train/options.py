@@ -10,7 +10,7 @@ from typing import Any
 
 from ..flags import BASE, PACKED, RECOMPUTE, option
 from ..lora.config import LoraConfig
-from .generate import check_settings
+from .streams import check_settings
 
 _LORA: dict[str, Any] = {"group": "adapter", "only": {"method": "lora"}}
 _TRAINING: dict[str, Any] = {"group": "training"}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import strictarray
+from models import sent
 
 import minilora
 from minilora.engine.backend import array_module, beside, to_device, to_floats, to_numpy
@@ -247,7 +248,7 @@ def test_no_operation_comes_home_on_its_way(name):
 
     def computed(send):
         inputs = [Tensor(send(x.astype(np.float32)), requires_grad=True) for x in arrays]
-        options = {key: send(value) if isinstance(value, np.ndarray) else value for key, value in settings.items()}
+        options = {key: sent(send, value) for key, value in settings.items()}
         with strictarray.counting() as crossings:
             y = OPS[name](*inputs, **options)
             y.backward(send(np.ones(y.shape, np.float32)))

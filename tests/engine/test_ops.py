@@ -89,6 +89,15 @@ def plain_linear(x, w, bias=0.0):
     return np.einsum("...n,mn->...m", x, w) + bias
 
 
+def plain_mixed_lora_linear(x, w, *thin, parts):
+    each = [w.copy() for _ in x]  # every row's own matrix
+    for a, b, (at, scale) in zip(thin[::2], thin[1::2], parts, strict=True):
+        own = range(len(x)) if at is None else at
+        for row, factor in zip(own, np.broadcast_to(np.reshape(scale, -1), len(own)), strict=True):
+            each[row] += factor * b @ a
+    return np.stack([plain_linear(row, matrix) for row, matrix in zip(x, each, strict=True)])
+
+
 def plain_rope(x, cos, sin):
     x1, x2 = np.split(x, 2, axis=-1)
     turned = (x1 + 1j * x2) * (cos + 1j * sin)
@@ -130,6 +139,15 @@ def mask_of(t, s, first=None, packing=None):
         if future or padding or foreign:
             mask[b, 0, i, j] = -np.inf
     return mask
+
+
+def composed_mixed_lora_linear(x, w, *thin, parts):
+    y = x @ w.T
+    for a, b, (at, scale) in zip(thin[::2], thin[1::2], parts, strict=True):
+        each = np.zeros((len(x.data), 1, 1))  # a scale for every row
+        each[slice(None) if at is None else at] = scale
+        y = y + ((x @ a.T) @ b.T) * each
+    return y
 
 
 def composed_attention(q, k, v, first=None, packing=None, block=None):
@@ -265,6 +283,16 @@ ROWS = {
         [draw("abn,mn,rn,mr", scale=2.0), draw("an,mn,rn,mr", scale=0.5), draw("n,mn,1n,m1", scale=1), many_rows],
         keeps={(0, 2, 3): (0, 1, 2, 3), (2, 3): (0, 3), (3,): (), (0,): (1, 2, 3)},
         composed=lambda x, w, a, b, scale: x @ w.T + scale * ((x @ a.T) @ b.T),
+    ),
+    "mixed_lora_linear": Row(
+        plain_mixed_lora_linear,
+        [
+            draw("3bn,mn,rn,mr,2n,m2", parts=[(np.array([2]), 2.0), (np.array([0, 1]), 0.5)]),
+            draw("3bn,mn,rn,mr,2n,m2", parts=[(np.array([0, 2]), np.array([[[0.25]], [[3.0]]])), (np.array([2]), 1.5)]),
+            draw("3bn,mn,rn,mr,2n,m2", parts=[(None, 0.5), (None, 0.25)]),
+        ],
+        keeps={(0,): (1, 2, 3, 4, 5), (2, 3): (0, 3), (3,): (), (4,): (0, 5)},
+        composed=composed_mixed_lora_linear,
     ),
     "embedding": Row(lambda w, ids: w[ids], [embedding_inputs], keeps={(0,): ()}, composed=lambda w, ids: w[ids]),
     "rms_norm": Row(

@@ -8,8 +8,9 @@ from models import lora_config as config
 import minilora as ml
 from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import base_state, install_adapter, is_merged, lora_modules, merged_state
+from minilora.nn.cache import KVCache
 from minilora.nn.layers import Linear
-from minilora.nn.llama import KVCache, Llama
+from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
 
 ROWS = np.array([[1, 2, 3, 4], [9, 8, 7, 6], [5, 5, 6, 1]])
@@ -98,6 +99,18 @@ def test_each_row_of_a_mixed_batch_is_what_it_is_alone(model):
         together = model(ROWS).data
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
     np.testing.assert_array_equal(model(ROWS).data, chosen(model, "legal", ROWS))
+
+
+def test_rows_of_a_mixed_batch_can_be_mixes_and_another_choice(model):
+    names = ["legal", {"legal": 0.5, "support": 0.25}, {}]
+    with ml.mixed_batch(model, [None]) as rows:
+        rows.choose(names)
+        together = model(ROWS).data
+        with pytest.raises(ValueError, match="no adapter called 'nobody'"):
+            rows.choose([{"legal": 0.5, "nobody": 0.5}])
+        assert np.array_equal(model(ROWS).data, together)
+    alone = [chosen(model, name, ROWS[i : i + 1])[0] for i, name in enumerate(names)]
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
 
 
 def test_a_mixed_batch_of_an_unknown_adapter_is_refused(model):
@@ -263,8 +276,8 @@ def test_an_update_that_is_not_there_is_one_clear_error(model, arguments, words)
 
 
 def test_each_row_of_a_mixed_batch_of_every_kind_is_what_it_is_alone(kinds):
-    names = [*MIX, None]
-    ids = np.arange(6 * 5).reshape(6, 5) * 11 % 64
+    names = [*MIX, None, MIX]
+    ids = np.arange(7 * 5).reshape(7, 5) * 11 % 64
     alone = np.concatenate([chosen(kinds, name, ids[i : i + 1]) for i, name in enumerate(names)])
     with ml.mixed_batch(kinds, names):
         np.testing.assert_allclose(logits(kinds, ids), alone, rtol=1e-9, atol=1e-11)

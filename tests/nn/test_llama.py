@@ -11,8 +11,9 @@ from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
+from minilora.nn.cache import KVCache
 from minilora.nn.layers import Linear
-from minilora.nn.llama import KVCache, Llama
+from minilora.nn.llama import Llama
 
 
 def log_softmax(z):

@@ -12,8 +12,9 @@ from minilora.engine import parallel
 from minilora.engine.attention import Packing
 from minilora.engine.recompute import recomputed, remembered
 from minilora.engine.tensor import Node, Tensor, no_grad
-from minilora.lora.adapters import add_adapter, mixed_batch
+from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
+from minilora.lora.mixed import mixed_batch
 from minilora.nn import llama, parts, step
 from minilora.nn.optim import SGD, AdamW
 from minilora.nn.parts import Batch, Sample, micro_batches, pack

@@ -11,7 +11,8 @@ from minilora.engine.tensor import no_grad
 from minilora.files.gguf import to_halves, to_pairs
 from minilora.io import zoo
 from minilora.io.folder import load_folder
-from minilora.nn.llama import KVCache, Llama
+from minilora.nn.cache import KVCache
+from minilora.nn.llama import Llama
 
 pytestmark = parity
 

@@ -17,7 +17,8 @@ from minilora.io import zoo
 from minilora.lora.adapters import adapter_state, add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import save_adapter
-from minilora.nn.llama import KVCache, Llama
+from minilora.nn.cache import KVCache
+from minilora.nn.llama import Llama
 from minilora.nn.optim import AdamW
 
 pytestmark = [pytest.mark.real, *parity]

@@ -9,6 +9,7 @@ from modelfiles import CONFIG
 
 from minilora.engine.tensor import Tensor
 from minilora.train.generate import generate, generate_batch
+from minilora.train.streams import draw
 
 QUESTIONS = ["hello", "What is a lien?", "x", "Explain, in one short sentence, what a trust is.", "12 times 123?"]
 
@@ -78,12 +79,10 @@ def test_a_temperature_draws_by_its_seed(talker, tokenizer):
 
 
 def test_tokens_are_drawn_as_often_as_the_softmax_says():
-    from minilora.train.generate import _choose
-
     logits, rng = np.log(np.array([0.6, 0.3, 0.1])), np.random.default_rng(0)
-    drawn = np.bincount(_choose(np.tile(logits, (20000, 1)), 1.0, rng), minlength=3) / 20000
+    drawn = np.bincount([draw(logits, 1.0, 1.0, rng) for _ in range(20000)], minlength=3) / 20000
     assert np.abs(drawn - [0.6, 0.3, 0.1]).max() < 0.015
-    flat = np.bincount(_choose(np.tile(logits, (20000, 1)), 2.0, rng), minlength=3) / 20000
+    flat = np.bincount([draw(logits, 2.0, 1.0, rng) for _ in range(20000)], minlength=3) / 20000
     wanted = np.sqrt([0.6, 0.3, 0.1]) / np.sqrt([0.6, 0.3, 0.1]).sum()
     assert np.abs(flat - wanted).max() < 0.015
 

@@ -1,0 +1,116 @@
+"""The key/value cache of generation: one row for each answer under way, that rows join and leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..engine.backend import Array, array_module
+
+if TYPE_CHECKING:
+    from .llama import Config
+
+STEP = 64  # tokens: room is made for so many at a time
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, so that generation computes each token once.
+
+    Holds two arrays (rows, capacity, K, D) per block. All rows end at `length`, where the next tokens go. `first` (B)
+    is each row's first token that is not padding, for rows of different lengths, padded on the left; None where there
+    is no padding.
+    """
+
+    def __init__(
+        self, config: Config, batch: int, capacity: int, first: Array | None = None, like: Array | None = None
+    ):
+        xp = np if like is None else array_module(like)
+        shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
+        dtype = np.float32 if like is None else like.dtype
+        self.keys = [xp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
+        self.values = [xp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
+        self.first, self.batch, self.length = first, batch, 0
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens a row has room for."""
+        return self.keys[0].shape[1]
+
+    def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """Store k, v (B, T, K, D) of new tokens behind those of `layer`; return all of them, (B, S, K, D)."""
+        start, end = self.length, self.length + k.shape[1]
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {end} were asked for")
+        B = self.batch
+        self.keys[layer][:B, start:end] = k
+        self.values[layer][:B, start:end] = v
+        return self.keys[layer][:B, :end], self.values[layer][:B, :end]
+
+    def keep(self, alive: Sequence[int] | np.ndarray) -> None:
+        """Keep the rows that `alive` lists, in that order: the answers of all others are finished.
+
+        Where no row moves down, only rows that move are copied: filling a gap with the last row costs one row. The
+        memory stays, for rows that join.
+        """
+        xp, alive = array_module(self.keys[0]), [int(row) for row in alive]
+        moves = [(to, row) for to, row in enumerate(alive) if to != row]
+        in_place = all(row > to for to, row in moves)
+        for array in self._arrays():
+            if in_place:
+                for to, row in moves:
+                    array[to, : self.length] = array[row, : self.length]
+            else:
+                array[: len(alive), : self.length] = array[alive, : self.length]
+        self.first = None if self.first is None else self.first[xp.asarray(alive, dtype=int)]
+        self.batch = len(alive)
+
+    def join(self, other: KVCache, room: int) -> None:
+        """Put the rows of another cache behind those here, with room for `room` tokens in every row.
+
+        All rows then end where the longest one does. Raises ValueError where that one has more tokens than that.
+        """
+        self.trim()
+        rows, length = self.batch + other.batch, max(self.length, other.length)
+        if room < length:
+            raise ValueError(f"a cache with room for {room} tokens cannot hold a row of {length}")
+        self._allot(rows, room)
+        mine, theirs = length - self.length, length - other.length  # how far each one's rows move up
+        for array, new in zip(self._arrays(), other._arrays(), strict=True):
+            if mine:
+                array[: self.batch, mine:length] = array[: self.batch, : self.length].copy()
+            array[self.batch : rows, theirs:length] = new[: other.batch, : other.length]
+        if mine or theirs or self.first is not None or other.first is not None:
+            xp = array_module(self.keys[0])
+            self.first = xp.concatenate((self._starts() + mine, other._starts() + theirs))
+        self.batch, self.length = rows, length
+
+    def trim(self) -> None:
+        """Give back the places at the beginning that are padding in every row."""
+        if self.first is None or not self.batch or not (spare := int(self.first.min())):
+            return
+        for array in self._arrays():
+            array[: self.batch, : self.length - spare] = array[: self.batch, spare : self.length].copy()
+        self.length -= spare
+        self.first = self.first - spare if int(self.first.max()) > spare else None
+
+    def _allot(self, rows: int, room: int) -> None:
+        """Make the arrays large enough; rows double, so that one row joining after another seldom copies the rest."""
+        have, capacity = self.keys[0].shape[:2]
+        rows = have if rows <= have else max(rows, 2 * have)
+        capacity = capacity if room <= capacity else -(-room // STEP) * STEP
+        if (rows, capacity) == (have, self.capacity):
+            return
+        xp = array_module(self.keys[0])
+        for arrays in (self.keys, self.values):  # one by one, so that never all exist twice
+            for layer, old in enumerate(arrays):
+                arrays[layer] = xp.zeros((rows, capacity, *old.shape[2:]), old.dtype)
+                arrays[layer][: self.batch, : self.length] = old[: self.batch, : self.length]
+
+    def _starts(self) -> Array:
+        return array_module(self.keys[0]).zeros(self.batch, int) if self.first is None else self.first
+
+    def _arrays(self) -> Iterator[Array]:
+        yield from self.keys
+        yield from self.values

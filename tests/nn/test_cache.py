@@ -1,0 +1,103 @@
+"""The cache of keys and values: rows leave it, join it, and are moved; each goes on as if it were alone."""
+
+import numpy as np
+import pytest
+from models import new_model
+
+from minilora.engine.tensor import no_grad
+from minilora.nn.cache import STEP, KVCache
+
+TEXT = np.arange(40) * 11 % 61
+
+
+@pytest.fixture
+def model(tiny_config):
+    return new_model(tiny_config)
+
+
+def read(model, *rows, capacity=24):
+    """A cache that holds these rows of tokens, padded on the left to one length."""
+    longest = max(map(len, rows))
+    padding = np.array([longest - len(row) for row in rows])
+    cache = KVCache(model.config, len(rows), capacity, padding if padding.any() else None)
+    with no_grad():
+        model(np.array([[0] * (longest - len(row)) + list(row) for row in rows]), cache)
+    return cache
+
+
+def goes_on(model, cache, *rows):
+    """Is the cache's next logit of every row the one of the whole row alone?"""
+    with no_grad():
+        step = model(np.array([[row[-1]] for row in rows]), cache).data[:, 0]
+        alone = [model(np.array([row])).data[0, -1] for row in rows]
+    np.testing.assert_allclose(step, alone, rtol=1e-4, atol=1e-4)
+    assert len(step) == len(rows) == cache.batch
+
+
+def test_rows_that_join_are_what_they_are_alone_and_so_are_those_that_were_there(model):
+    cases = [((3,), (5,)), ((5,), (3,)), ((4,), (4,)), ((6, 2), (4,)), ((2,), (3, 7)), ((3, 1), (5, 4, 2))]
+    for here, there in cases:
+        rows = [TEXT[i : i + n + 1] for i, n in enumerate((*here, *there))]
+        cache = read(model, *(row[:-1] for row in rows[: len(here)]))
+        cache.join(read(model, *(row[:-1] for row in rows[len(here) :])), room=20)
+        assert cache.length == max(*here, *there)
+        goes_on(model, cache, *rows)
+
+
+def test_a_cache_without_padding_has_none_noted(model):
+    cache = read(model, TEXT[:4])
+    cache.join(read(model, TEXT[4:8]), room=20)
+    assert cache.first is None
+
+
+@pytest.mark.parametrize("alive", [[0, 1, 2, 3], [0, 3, 2], [3], [3, 1], [1, 0], [3, 2, 1, 0], [2, 0]], ids=str)
+def test_rows_are_kept_in_the_order_asked_for(model, alive):
+    rows = [TEXT[i : i + n] for i, n in enumerate((4, 8, 3, 6))]
+    cache = read(model, *(row[:-1] for row in rows))
+    cache.keep(alive)
+    goes_on(model, cache, *(rows[row] for row in alive))
+
+
+def test_filling_a_gap_moves_one_row_and_takes_no_memory(model):
+    cache = read(model, TEXT[:4], TEXT[1:5], TEXT[2:6])
+    keys, second = cache.keys[0], cache.keys[0][1].copy()
+    cache.keep([2, 1])
+    assert cache.keys[0] is keys and np.array_equal(keys[1], second)
+
+
+def test_a_row_joins_where_another_has_left(model):
+    rows = [TEXT[i : i + n] for i, n in enumerate((4, 8, 3, 6))]
+    cache = read(model, *(row[:-1] for row in rows[:3]), capacity=STEP)
+    keys = cache.keys[0]
+    cache.keep([0, 2])
+    cache.join(read(model, rows[3][:-1]), room=STEP)
+    assert cache.keys[0] is keys
+    goes_on(model, cache, rows[0], rows[2], rows[3])
+
+
+def test_padding_that_all_rows_have_is_given_back(model):
+    rows = [TEXT[:9], TEXT[1:5], TEXT[2:8]]
+    cache = read(model, *(row[:-1] for row in rows))
+    cache.keep([1, 2])
+    cache.trim()
+    assert cache.length == 5 and cache.first.tolist() == [2, 0]
+    goes_on(model, cache, *rows[1:])
+    cache.keep([1])
+    cache.trim()
+    assert cache.first is None or not cache.first.any()
+    alone = read(model, TEXT[:9][:-1], TEXT[1:5][:-1])
+    alone.keep([1])
+    alone.trim()
+    assert alone.length == 3 and alone.first is None
+    goes_on(model, alone, TEXT[1:5])
+
+
+def test_room_is_made_for_the_longest_and_never_taken_from_others(model):
+    cache = read(model, TEXT[:4], capacity=5)
+    cache.join(read(model, TEXT[3:5]), room=100)
+    assert cache.capacity >= 100
+    before = cache.capacity
+    cache.join(read(model, TEXT[3:5]), room=10)
+    assert cache.capacity == before
+    with pytest.raises(ValueError, match="room for 2 tokens cannot hold a row of 4"):
+        cache.join(read(model, TEXT[3:5]), room=2)
