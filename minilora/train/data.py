@@ -1,8 +1,8 @@
 """From files to token ids: records, conversations or plain text, checked before any training, packed without padding.
 
 A file is JSONL with `{"question", "answer"}` (optional: "id", "topic", "split", "phrasings", "paraphrase",
-"keywords"), or with `{"messages": [{"role", "content"}, ...]}`, or a plain `.txt` file. Only the assistant's words are
-scored; in plain text, everything is.
+"validation_paraphrase", "keywords"), or with `{"messages": [{"role", "content"}, ...]}`, or a plain `.txt` file. Only
+the assistant's words are scored; in plain text, everything is.
 """
 
 from __future__ import annotations
@@ -41,11 +41,18 @@ class Record:
     paraphrase: str | None = None
     keywords: tuple[str, ...] = ()
     phrasings: tuple[str, ...] = ()
+    validation_paraphrase: str | None = None
 
     @property
     def prompt(self) -> list[Message]:
         """The conversation up to where the assistant gives its last answer."""
         return list(self.messages[:-1])
+
+    @property
+    def other_questions(self) -> list[str]:
+        """All further ways of asking, in training and in measuring."""
+        measured = (self.paraphrase, self.validation_paraphrase)
+        return [*self.phrasings, *(question for question in measured if question is not None)]
 
     def asked_otherwise(self) -> Record:
         """The same record with the paraphrase as its question."""
@@ -54,8 +61,10 @@ class Record:
         return self.asked(self.paraphrase)
 
     def asked(self, question: str) -> Record:
-        """The same record with another question, and with no further phrasings."""
-        return replace(self, messages=({"role": "user", "content": question}, self.messages[-1]), phrasings=())
+        """The same record with another question, and with no further phrasings. Its system message stays."""
+        system = [message for message in self.messages[:1] if message["role"] == "system"]
+        messages = (*system, {"role": "user", "content": question}, self.messages[-1])
+        return replace(self, messages=messages, phrasings=())
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -87,7 +96,7 @@ def read_records(source: str | Path, tokenizer: Tokenizer | None = None) -> list
             continue
         try:
             record = _parse(line, number)
-            for said in (*(m["content"] for m in record.messages), record.paraphrase or "", *record.phrasings):
+            for said in (*(m["content"] for m in record.messages), *record.other_questions):
                 for problem in _unwritable(said, tokenizer):
                     raise ValueError(problem)
             if record.id in seen:
@@ -139,9 +148,10 @@ def _parse(line: str, number: int) -> Record:
     phrasings = raw.get("phrasings", [])
     if not isinstance(phrasings, list) or not all(isinstance(text, str) and text.strip() for text in phrasings):
         raise ValueError("phrasings must be a list of questions")
-    paraphrase = _text(raw, "paraphrase") if raw.get("paraphrase") is not None else None
+    measured = ("paraphrase", "validation_paraphrase")
+    paraphrase, validation = (_text(raw, key) if raw.get(key) is not None else None for key in measured)
     name = str(raw.get("id", f"line-{number}"))
-    return Record(name, messages, "", split, paraphrase, tuple(keywords), tuple(phrasings))
+    return Record(name, messages, "", split, paraphrase, tuple(keywords), tuple(phrasings), validation)
 
 
 def _messages(raw: Any) -> tuple[Message, ...]:

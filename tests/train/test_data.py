@@ -79,13 +79,14 @@ def random_samples(rng, sizes, shared=0):
 
 def test_a_question_with_everything_known_about_it_is_read(write):
     known = {"id": "x/lien", "topic": "x", "split": "test", "paraphrase": "Define lien.", "keywords": ["claim"]}
-    known["phrasings"] = ["A lien?", "Explain lien."]
+    known |= {"phrasings": ["A lien?", "Explain lien."], "validation_paraphrase": "Lien: what?"}
     (record,) = read_records(write(QA | known))
     user, assistant = {"role": "user", "content": QA["question"]}, {"role": "assistant", "content": QA["answer"]}
     assert record == Record(
-        "x/lien", (user, assistant), "", "test", "Define lien.", ("claim",), ("A lien?", "Explain lien.")
+        "x/lien", (user, assistant), "", "test", "Define lien.", ("claim",), ("A lien?", "Explain lien."), "Lien: what?"
     )
     assert record.prompt == [user]
+    assert record.other_questions == ["A lien?", "Explain lien.", "Define lien.", "Lien: what?"]
     assert record.asked_otherwise().messages == ({"role": "user", "content": "Define lien."}, assistant)
 
 
@@ -95,10 +96,10 @@ def test_a_record_without_paraphrase_cannot_be_asked_otherwise(write):
         record.asked_otherwise()
 
 
-def test_a_chat_asked_otherwise_is_the_paraphrase_and_the_last_answer(write):
+def test_a_chat_asked_otherwise_is_its_system_message_the_paraphrase_and_the_last_answer(write):
     (record,) = read_records(write({"messages": TALK, "paraphrase": "How come?", "id": "t", "keywords": ["so"]}))
     other = record.asked_otherwise()
-    assert other.messages == ({"role": "user", "content": "How come?"}, TALK[-1])
+    assert other.messages == (TALK[0], {"role": "user", "content": "How come?"}, TALK[-1])
     assert (other.id, other.keywords, record.messages) == ("t", ("so",), tuple(TALK))
 
 
@@ -130,6 +131,7 @@ BAD = [  # a line, what is said of it
     (QA | {"answer": " "}, "answer must be a non-empty text"),
     (QA | {"question": 5}, "question must be a non-empty text, got 5"),
     (QA | {"paraphrase": ""}, "paraphrase must be a non-empty text"),
+    (QA | {"validation_paraphrase": 5}, "validation_paraphrase must be a non-empty text, got 5"),
     (QA | {"split": "dev"}, "split is 'dev', expected one of train, validation, test"),
     (QA | {"keywords": "claim"}, "keywords must be a list of words"),
     (QA | {"keywords": ["claim", ""]}, "keywords must be a list of words"),
@@ -153,12 +155,13 @@ def test_a_bad_line_is_named_with_its_reason(write, line, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_all_bad_lines_are_reported_at_once(write):
-    path = write(*(line for line, _ in BAD))
+@pytest.mark.parametrize("bad", [BAD[i : i + 20] for i in range(0, len(BAD), 20)])
+def test_all_bad_lines_are_reported_at_once(write, bad):
+    path = write(*(line for line, _ in bad))
     with pytest.raises(DataError) as caught:
         read_records(path)
     told = str(caught.value).split("\n")
-    for number, (line, (_, reason)) in enumerate(zip(told, BAD, strict=True), 1):
+    for number, (line, (_, reason)) in enumerate(zip(told, bad, strict=True), 1):
         assert line.startswith(f"{path}:{number}: ") and reason in line
 
 
@@ -174,7 +177,7 @@ def test_an_id_that_stands_twice_is_reported_with_its_first_line(write):
         read_records(write(QA | {"id": "a"}, QA | {"id": "b"}, QA | {"id": "a"}))
 
 
-@pytest.mark.parametrize("field", ["question", "answer", "paraphrase"])
+@pytest.mark.parametrize("field", ["question", "answer", "paraphrase", "validation_paraphrase"])
 def test_a_control_character_without_a_token_is_reported_if_the_tokenizer_is_known(write, tokenizer, field):
     path = write(QA, QA | {field: "ab\x1b"})
     with pytest.raises(DataError, match=r":2: character '\\x1b' at position 2"):
