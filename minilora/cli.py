@@ -152,16 +152,13 @@ def _tell(line: str) -> None:
 
 
 def run_finetune(arguments: argparse.Namespace) -> None:
-    """minilora finetune: run the job, draw its picture, print its page."""
-    from .pictures.run import run_picture
+    """minilora finetune: run the job, print its page."""
     from .train.finetune import finetune
     from .train.options import Options
     from .train.report import page, terminal_width
 
     options = from_flags(Options, arguments)
-    metrics = finetune(options, say=_tell)
-    run_picture(metrics, options.folder / "picture.png")
-    print(page(metrics, terminal_width()))
+    print(page(finetune(options, say=_tell), terminal_width()))
 
 
 def run_chat(arguments: argparse.Namespace) -> None:

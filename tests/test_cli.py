@@ -255,7 +255,7 @@ def test_a_damaged_base_is_status_1_and_the_file_is_named(command, file, damage,
 
 @pytest.mark.parametrize(
     ("method", "folder", "weights"),
-    [("lora", "runs/data", "adapter_model.safetensors"), ("full", "runs/data-full", "model.safetensors")],
+    [("lora", "runs/data-base", "adapter_model.safetensors"), ("full", "runs/data-base-full", "model.safetensors")],
 )
 def test_a_finished_job_writes_its_results_and_the_command_on_its_page_works(
     method, folder, weights, tiny_folder, tmp_path, capsys
@@ -336,11 +336,17 @@ def test_a_job_that_breaks_in_training_says_why_and_keeps_its_adapter(
     out, err = capsys.readouterr()
     assert out == "" and "Traceback" not in err
     assert err.splitlines()[-1].startswith(line)
-    assert "kept what 2 of 5 steps had learned in run" in err.splitlines()
-    assert written(tmp_path / "run") == ["adapter_config.json", "adapter_model.safetensors", "minilora.json"]
-    tensors = read_tensors(tmp_path / "run" / "adapter_model.safetensors")
+    assert [line for line in err.splitlines() if line][-3:-1] == [
+        "stopped after 2 of 5 steps",
+        "what was learned is kept in run.partial; talk to it with: minilora chat --adapter run.partial",
+    ]
+    assert written(tmp_path) == ["run.partial"]
+    assert written(tmp_path / "run.partial") == [
+        "adapter_config.json", "adapter_model.safetensors", "minilora.json"
+    ]  # fmt: skip
+    tensors = read_tensors(tmp_path / "run.partial" / "adapter_model.safetensors")
     assert all(w.any() for w in tensors.values())
-    assert status("chat", "--base", tiny_folder / "base", "--adapter", "run", "--prompt", "What is 1?") == 0
+    assert status("chat", "--base", tiny_folder / "base", "--adapter", "run.partial", "--prompt", "What is 1?") == 0
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("broken"), AssertionError("no"), OSError("full")])

@@ -72,22 +72,29 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))  # of a link to a folder, the folder is replaced
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file: choose a folder")
-    _put_back(path)
-    partial, old = _aside(path, "partial"), _aside(path, "old")
+    put_back(path)
+    partial = _aside(path, "partial")
     partial.mkdir(parents=True)
     try:
         yield partial
-        for folder, _, names in os.walk(partial):
-            for name in names:
-                _flush(Path(folder, name))
-            _flush_entries(Path(folder))
+        swap_in(partial, path)
+    finally:
+        remove_folder(partial)
+
+
+def swap_in(folder: Path, path: Path) -> None:
+    """Let a folder that is full take the place of `path`, as at the end of `replacing_folder`."""
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            _flush(Path(inner, name))
+        _flush_entries(Path(inner))
+    try:
         if path.exists():
-            os.replace(path, old)
-        os.replace(partial, path)
+            os.replace(path, _aside(path, "old"))
+        os.replace(folder, path)
         _flush_entries(path.parent)
     finally:
-        _put_back(path)
-        _remove(partial)
+        put_back(path)
 
 
 def _aside(path: Path, ending: str) -> Path:
@@ -95,19 +102,22 @@ def _aside(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name}.{os.urandom(4).hex()}.{ending}")
 
 
-def _put_back(path: Path) -> None:
-    """The folder that was moved aside from `path` goes back there, or, where its successor has arrived, away."""
+def put_back(path: Path) -> None:
+    """After a process that was killed in `replacing_folder` or `swap_in`: what was moved aside from `path` goes back
+    there, or, where its successor has arrived, away.
+    """
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.old")
     for old in path.parent.iterdir() if path.parent.is_dir() else ():
         if not pattern.fullmatch(old.name):
             continue
         if path.exists():
-            _remove(old)
+            remove_folder(old)
         else:
             os.replace(old, path)
 
 
-def _remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, as far as that is possible."""
     import shutil  # imported where it is used, since every program imports this file
 
     shutil.rmtree(folder, ignore_errors=True)

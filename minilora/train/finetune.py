@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..lora.audit import audit
 from ..lora.peft import WEIGHTS_FILE, save_adapter
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
+from ..pictures.run import run_picture
 from .bars import Bars
 from .card import write_card
 from .data import epochs
@@ -32,8 +32,8 @@ from .evaluate import mean_loss
 from .loop import History, TrainingError, fit
 from .material import Material, Measured, evaluate, prepare
 from .options import Options
+from .place import METRICS_FILE, MODEL_FILE, PICTURE_FILE, RunFolder
 
-METRICS_FILE = "metrics.json"
 ADAPTER = "default"
 
 
@@ -42,11 +42,15 @@ def finetune(
 ) -> dict[str, Any]:
     """Run the whole job and return its metrics, which also stand in `<out>/metrics.json`.
 
-    Writes the adapter (or with method "full" the model) as soon as it is trained. say: hears what a user should know.
-    bars: where progress is shown, on stderr if left out. Raises ValueError for bad input before anything is written,
-    TrainingError when the loss is no number, KeyboardInterrupt after keeping what there is.
+    Results are written aside, in `<out>.partial`: the adapter (or with method "full" the model) as soon as it is
+    trained, then metrics and picture. In the end all of it takes the place of `<out>`, whole. say: hears what a user
+    should know. bars: where progress is shown, on stderr if left out. Raises ValueError for bad input, or for results
+    that are there already, before anything is written; TrainingError when the loss is no number; KeyboardInterrupt
+    after keeping what there is.
     """
     bars = bars or Bars()
+    place = RunFolder(options.folder, options.overwrite, say)
+    place.refuse()
     config = options.lora_config() if options.method == "lora" else None
     model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, say)
     base_bytes = sum(array.nbytes for array in base_state(model).values())
@@ -56,7 +60,7 @@ def finetune(
     steps = options.steps or math.ceil(options.epochs * len(material.train) / options.batch_size)
     planned = plan_adapter(model, config, ADAPTER, options.seed) if config else {}  # refuses what does not fit
 
-    with _results_in(options.folder):
+    with place:
         before_hash = sha256_of(base_state(model))
         before = evaluate(model, tokenizer, material, bars, "before")
         if config is None:
@@ -64,58 +68,40 @@ def finetune(
         else:
             install_adapter(model, config, ADAPTER, planned)
         counts = count_parameters(model)
-        history = _learn(model, tokenizer, material, steps, options, bars, say)
+        history = _learn(model, tokenizer, material, steps, options, place.partial, bars, say)
         trained_peak = peak_memory()
         promises = audit(model, ADAPTER).checks if config else []
         after = evaluate(model, tokenizer, material, bars, "after")
         after_hash = sha256_of(base_state(model))
-
-    file = options.folder / (WEIGHTS_FILE if config else "model.safetensors")
-    metrics = {
-        "options": asdict(options) | {"lr": options.learning_rate, "out": str(options.folder)},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "steps": steps,
-        "records": {
-            "train": len(material.train),
-            "validation": len(material.validation),
-            **{name: len(scored) for name, scored in material.scored.items()},
-        },
-        "trainable_parameters": counts.trainable,
-        "total_parameters": counts.total,
-        "audit": dict(promises),
-        "base_sha256": [before_hash, after_hash],
-        **_learned(material, before, after),
-        **_trained(history),
-        "peak_memory_bytes": _memory(model, material, options, program, trained_peak),
-        "adapter_bytes": file.stat().st_size,
-        "base_bytes": base_bytes,
-        "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
-    }
-    write_json(options.folder / METRICS_FILE, metrics)
-    write_card(options.folder, metrics)
+        file = place.partial / (WEIGHTS_FILE if config else MODEL_FILE)
+        metrics = {
+            "options": asdict(options) | {"lr": options.learning_rate, "out": str(options.folder)},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "steps": steps,
+            "records": {
+                "train": len(material.train),
+                "validation": len(material.validation),
+                **{name: len(scored) for name, scored in material.scored.items()},
+            },
+            "trainable_parameters": counts.trainable,
+            "total_parameters": counts.total,
+            "audit": dict(promises),
+            "base_sha256": [before_hash, after_hash],
+            **_learned(material, before, after),
+            **_trained(history),
+            "peak_memory_bytes": _memory(model, material, options, program, trained_peak),
+            "adapter_bytes": file.stat().st_size,
+            "base_bytes": base_bytes,
+            "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
+        }
+        write_json(place.partial / METRICS_FILE, metrics)
+        write_card(place.partial, metrics)
+        run_picture(metrics, place.partial / PICTURE_FILE)
+        place.finish()
     return metrics
 
 
 # -- the stages --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _results_in(folder: Path) -> Iterator[None]:
-    """Make the folder for results, before hours are spent. What nothing came to stand in is taken away again."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot write results there ({error}); choose another --out") from error
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # one of them holds something
-            for path in made:
-                path.rmdir()
-        raise
 
 
 def _learn(
@@ -124,6 +110,7 @@ def _learn(
     material: Material,
     steps: int,
     options: Options,
+    folder: Path,
     bars: Bars,
     say: Callable[[str], None],
 ) -> History:
@@ -133,10 +120,10 @@ def _learn(
         _train(model, material, steps, options, history, bars)
     except (KeyboardInterrupt, TrainingError):
         if history.losses and (options.method == "lora" or _finite(model)):
-            _save(model, tokenizer, options)
-            say(f"kept what {len(history.losses)} of {steps} steps had learned in {options.folder}")
+            _save(model, tokenizer, options, folder)
+            say(f"stopped after {len(history.losses)} of {steps} steps")
         raise
-    _save(model, tokenizer, options)
+    _save(model, tokenizer, options, folder)
     return history
 
 
@@ -163,11 +150,11 @@ def _train(model: Llama, material: Material, steps: int, options: Options, histo
         )
 
 
-def _save(model: Llama, tokenizer: Tokenizer, options: Options) -> None:
+def _save(model: Llama, tokenizer: Tokenizer, options: Options, folder: Path) -> None:
     if options.method == "lora":
-        save_adapter(model, options.folder, ADAPTER)
+        save_adapter(model, folder, ADAPTER)
     else:
-        save_folder(options.folder, model.config, model.state_dict(), tokenizer)
+        save_folder(folder, model.config, model.state_dict(), tokenizer)
 
 
 def _finite(model: Llama) -> bool:

@@ -12,6 +12,7 @@ from ..flags import BASE, PACKED, RECOMPUTE, option
 from ..lora.config import LoraConfig
 from .streams import check_settings
 
+_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
 _LORA: dict[str, Any] = {"group": "adapter", "only": {"method": "lora"}}
 _TRAINING: dict[str, Any] = {"group": "training"}
 _MACHINE: dict[str, Any] = {"group": "memory and device"}
@@ -24,7 +25,8 @@ class Options:
     base: str = option("smollm2", BASE)
     data: str = option("legal", "legal, medical, support, finance, or a .jsonl or .txt file")
     method: str = option("lora", "what is trained: an adapter, or all of the model", choices=("lora", "full"))
-    out: str | None = option(None, "folder for adapter, metrics.json and picture (default: runs/<data>)")
+    out: str | None = option(None, "folder for the results (default: runs/<data>, <data>-<base>, <data>-full)")
+    overwrite: bool = option(False, "replace a finished run in that folder, or forget one that was interrupted")
 
     r: int = option(8, "rank of the update", **_LORA)
     lora_alpha: float = option(16.0, "scale is alpha / r", **_LORA)
@@ -72,13 +74,22 @@ class Options:
 
     @property
     def folder(self) -> Path:
-        """Where results go: `out`, or runs/<name of the data>[-full]."""
-        suffix = "" if self.method == "lora" else f"-{self.method}"
-        return Path(self.out or f"runs/{Path(self.data).stem}{suffix}")
+        """Where results go: `out`, or runs/<data>, with the base's name unless it is the default, and with -full."""
+        if self.out:
+            return Path(self.out)
+        base = [] if self.base == Options.base else [_name_of(self.base)]
+        return Path("runs", "-".join([_name_of(self.data), *base, *([] if self.method == "lora" else [self.method])]))
 
     def lora_config(self) -> LoraConfig:
         """The adapter these options ask for."""
         return LoraConfig(r=self.r, lora_alpha=self.lora_alpha, target_modules=self.target_modules)
+
+
+def _name_of(source: str) -> str:
+    """A word for a data set or a base: the last part of its path, without what tells the format of a file."""
+    path = Path(source)
+    name = path.name or path.resolve().name  # of "."
+    return Path(name).stem if path.suffix.lower() in _FORMATS else name
 
 
 @dataclass(frozen=True, kw_only=True)

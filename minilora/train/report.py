@@ -11,8 +11,8 @@ from typing import Any
 
 from ..files.disk import read_json
 from ..pictures.run import smoothed, validation_losses
-from .finetune import METRICS_FILE
 from .options import Options
+from .place import METRICS_FILE
 
 WIDTH = 100  # columns, at most
 NARROWEST = 80  # where the tables still fit

@@ -142,7 +142,7 @@ def test_a_run_without_validation_and_paraphrases_has_page_and_picture(home, tmp
 
 
 def test_plain_text_is_learned_with_its_last_tenth_held_back(home, tmp_path):
-    chosen = options(home, tmp_path, data=str(home / "novel.txt"), max_length=16, lr=2e-2, steps=20)
+    chosen = options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=16, lr=2e-2, steps=20)
     said = []
     metrics = finetune(chosen, said.append, Bars(quiet=True))
     assert metrics["records"]["unseen"] == (metrics["records"]["train"] + metrics["records"]["unseen"]) // 10 > 0
@@ -177,16 +177,17 @@ def test_an_adapter_is_kept_when_training_is_broken_off(home, tmp_path, monkeypa
 
     monkeypatch.setattr(job, "fit", train_then_stop)
     with pytest.raises(error):
-        finetune(options(home, tmp_path), said.append, Bars(quiet=True))
-    assert steps == [1, 2, 3] and said == [f"kept what 3 of 6 steps had learned in {tmp_path}"]
+        finetune(options(home, tmp_path / "run"), said.append, Bars(quiet=True))
+    assert steps == [1, 2, 3] and said[0] == "stopped after 3 of 6 steps"
+    assert said[1].startswith(f"what was learned is kept in {tmp_path / 'run.partial'}; ") and len(said) == 2
     model, _ = load(home / "base")
-    load_adapter(model, tmp_path)
+    load_adapter(model, tmp_path / "run.partial")
     assert any(array.any() for name, array in adapter_state(model, "default").items() if name.endswith("lora_B"))
-    assert not (tmp_path / "metrics.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.partial"]
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "fit"])
-@pytest.mark.parametrize("out", ["run", "a/b/run", "there"])
+@pytest.mark.parametrize("out", ["run", "a/b/run", "there/run"])
 def test_an_interruption_before_the_first_step_leaves_no_folder_that_it_made(stage, out, home, tmp_path, monkeypatch):
     def stop(*inputs, **settings):
         raise KeyboardInterrupt
@@ -309,7 +310,9 @@ def test_recomputing_is_switched_on_and_counted(finished, home, tmp_path, monkey
     monkeypatch.setattr(job, "fit", fit)
     held = {}
     for recompute in (False, True):
-        metrics = finetune(options(home, tmp_path, steps=1, recompute=recompute), bars=Bars(quiet=True))
+        metrics = finetune(
+            options(home, tmp_path / str(recompute), steps=1, recompute=recompute), bars=Bars(quiet=True)
+        )
         held[recompute] = metrics["peak_memory_bytes"]["by_owner"]["activations"]
     assert switched == [False, True] and held[True] < held[False]
 
@@ -320,7 +323,7 @@ def test_a_packed_base_stays_packed(home, tmp_path):
     file = write_gguf(tmp_path / "base.gguf", model, "Q8_0", change={"tokenizer.chat_template": CHATML})
     bytes_of = {}
     for quantized in (False, True):
-        chosen = options(home, tmp_path / "run", base=str(file), quantized=quantized, steps=1)
+        chosen = options(home, tmp_path / str(quantized), base=str(file), quantized=quantized, steps=1)
         bytes_of[quantized] = finetune(chosen, bars=Bars(quiet=True))["base_bytes"]
     assert bytes_of[True] < bytes_of[False] / 3 and bytes_of[False] == 4 * base_parameters(SHAPE)
 
@@ -333,7 +336,7 @@ def test_the_adapter_names_its_base(finished):
 
 @pytest.mark.usefixtures("unmeasured")
 def test_validation_is_measured_after_every_epoch_and_after_the_last_step(home, tmp_path):
-    metrics = finetune(options(home, tmp_path, steps=5), bars=Bars(quiet=True))  # two steps are an epoch
+    metrics = finetune(options(home, tmp_path / "run", steps=5), bars=Bars(quiet=True))  # two steps are an epoch
     assert [step for step, _ in metrics["validation_loss"]] == [2, 4, 5]
 
 
@@ -348,7 +351,7 @@ def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, mo
     monkeypatch.setattr(job, "fit", fit)
     monkeypatch.setattr(job, "peak_memory", lambda: 12345)
     monkeypatch.setattr(job, "program_memory", lambda arrays: 10 * arrays)
-    metrics = finetune(options(home, tmp_path, steps=4), bars=Bars(quiet=True))
+    metrics = finetune(options(home, tmp_path / "run", steps=4), bars=Bars(quiet=True))
     assert (metrics["seconds_per_step"], metrics["training_seconds"], metrics["tokens_per_second"]) == (2.5, 16.0, 50.0)
     memory = metrics["peak_memory_bytes"]
     assert memory["measured"] == 12345
@@ -358,7 +361,7 @@ def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, mo
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_audit_is_of_adapters(method, home, tmp_path):
-    metrics = finetune(options(home, tmp_path, method=method, steps=1), bars=Bars(quiet=True))
+    metrics = finetune(options(home, tmp_path / "run", method=method, steps=1), bars=Bars(quiet=True))
     assert ("scale" in metrics["audit"]) == (method == "lora") and bool(metrics["audit"]) == (method == "lora")
 
 
@@ -387,7 +390,7 @@ def test_a_whole_model_that_is_finite_is_kept_when_training_breaks_off(home, tmp
     monkeypatch.setattr(job, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
         finetune(options(home, tmp_path / "run", method="full"), bars=Bars(quiet=True))
-    assert load(tmp_path / "run")[0].model.norm.weight.data[3] == 7
+    assert load(tmp_path / "run.partial")[0].model.norm.weight.data[3] == 7
 
 
 # -- a model that talks ------------------------------------------------------------------------------------------------

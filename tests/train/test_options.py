@@ -1,6 +1,7 @@
 """The options of the jobs: defaults, and what they refuse."""
 
 from dataclasses import FrozenInstanceError, asdict
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,9 @@ from minilora.train.options import ChatOptions, Options
 
 def test_the_defaults_are_these():
     assert asdict(Options()) == dict(
-        base="smollm2", data="legal", method="lora", out=None, r=8, lora_alpha=16.0, target_modules="all-linear",
-        epochs=4.0, steps=None, lr=None, batch_size=8, max_length=512, eval_records=80, seed=0, quantized=False,
-        recompute=False, device="cpu",
+        base="smollm2", data="legal", method="lora", out=None, overwrite=False, r=8, lora_alpha=16.0,
+        target_modules="all-linear", epochs=4.0, steps=None, lr=None, batch_size=8, max_length=512, eval_records=80,
+        seed=0, quantized=False, recompute=False, device="cpu",
     )  # fmt: skip
     assert asdict(ChatOptions()) == dict(
         base="smollm2", adapter=None, quantized=False, prompt=None, max_new_tokens=128, temperature=0.0, seed=0,
@@ -26,6 +27,28 @@ RATES = [({}, 2e-3), (dict(method="full"), 2e-4), (dict(lr=0.5), 0.5), (dict(met
 @pytest.mark.parametrize(("change", "rate"), RATES)
 def test_each_method_has_a_learning_rate_of_its_own(change, rate):
     assert Options(**change).learning_rate == rate
+
+
+PLACES = [  # options, where results go
+    ({}, "runs/legal"),
+    (dict(method="full"), "runs/legal-full"),
+    (dict(data="my/notes.v2.jsonl"), "runs/notes.v2"),
+    (dict(data="my/notes.v2"), "runs/notes.v2"),  # a folder
+    (dict(base="tiny"), "runs/legal-tiny"),
+    (dict(base="models/Llama-3.2-1B", method="full"), "runs/legal-Llama-3.2-1B-full"),
+    (dict(base="models/x.gguf", data="support"), "runs/support-x"),
+    (dict(base="tiny", out="there"), "there"),
+]
+
+
+@pytest.mark.parametrize(("change", "folder"), PLACES)
+def test_the_folder_for_results_tells_data_base_and_method(change, folder):
+    assert Options(**change).folder == Path(folder)
+
+
+def test_data_in_the_folder_one_is_in_give_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Options(data=".").folder == Path("runs", tmp_path.name)
 
 
 REFUSED = [  # options, what the one line says

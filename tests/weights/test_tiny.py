@@ -86,11 +86,11 @@ def test_fine_tuning_it_needs_no_network(no_network, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     flags = ["--base", "tiny", "--steps", "3", "--batch-size", "2", "--eval-records", "2"]
     assert main(["finetune", *flags]) == 0
-    metrics = json.loads((tmp_path / "runs/legal/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "runs/legal-tiny/metrics.json").read_text())
     assert metrics["total_parameters"] == 1_049_728 + metrics["trainable_parameters"]
     assert metrics["base_sha256"][0] == metrics["base_sha256"][1]
-    assert main(["chat", "--base", "tiny", "--adapter", "runs/legal", "--prompt", "What is a tort?"]) == 0
-    assert main(["merge", "--base", "tiny", "--adapter", "runs/legal", "--out", "whole.gguf"]) == 0
+    assert main(["chat", "--base", "tiny", "--adapter", "runs/legal-tiny", "--prompt", "What is a tort?"]) == 0
+    assert main(["merge", "--base", "tiny", "--adapter", "runs/legal-tiny", "--out", "whole.gguf"]) == 0
     assert ml.load("whole.gguf")[0].config.vocab_size == 2048
 
 

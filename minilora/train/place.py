@@ -1,0 +1,124 @@
+"""Where a run's results go: aside while it works, and into their place, whole, when it is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from types import TracebackType
+
+from ..files.disk import put_back, remove_folder, swap_in
+from ..lora.peft import CONFIG_FILE, NOTES_FILE, WEIGHTS_FILE
+
+METRICS_FILE, PICTURE_FILE = "metrics.json", "picture.png"
+MODEL_FILE = "model.safetensors"
+CHECKPOINT = "checkpoint"
+
+# What a finished run's folder may hold. A folder with anything else in it is not the run's to replace.
+FILES = (
+    CONFIG_FILE, WEIGHTS_FILE, NOTES_FILE, "config.json", "tokenizer.json", "tokenizer_config.json", MODEL_FILE,
+    METRICS_FILE, "picture*.png", "picture*.svg", "run.toml", "log.csv", "README.md", "last",
+)  # fmt: skip
+
+
+class RunFolder:
+    """The folder of a run, such as runs/legal, and the one beside it that a job fills: runs/legal.partial.
+
+        place = RunFolder(Path("runs/legal"))
+        place.refuse()                          # what is there that must not be lost?
+        with place:
+            ...                                 # fill place.partial
+            place.finish()                      # it is runs/legal now, and what stood there before is gone
+
+    Two jobs cannot have one folder at a time. When the block ends without `finish`, `partial` stays if it holds what
+    was learned, and is gone otherwise, with whatever folders were made for it.
+
+    overwrite: a finished run may be replaced, and one that was interrupted forgotten. say: hears what stays, and how to
+    use it, when the block ends without `finish`.
+    """
+
+    def __init__(self, path: Path, overwrite: bool = False, say: Callable[[str], None] = lambda line: None):
+        self.path, self.overwrite, self.say = path, overwrite, say
+        self.target = Path(os.path.realpath(path))  # of a link to a folder, the folder is replaced
+        beside = path.parent if path.name and not path.is_symlink() else self.target.parent
+        self.partial = beside / f"{self.target.name}.partial"
+
+    def refuse(self) -> None:
+        """Raise ValueError when something is there that the job must not replace."""
+        if Path.cwd().is_relative_to(self.target):
+            raise ValueError(f"{self.path} is the folder you are in, or one around it: choose another --out")
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path}: cannot write results there (it is a file); choose another --out")
+        if foreign := [name for name in _names(self.path) if not any(fnmatch(name, known) for known in FILES)]:
+            raise ValueError(f"{self.path} holds {foreign[0]}, which is no file of a run: choose another --out")
+        if self.overwrite:
+            return
+        if _names(self.path):
+            raise ValueError(f"{self.path} holds a finished run: --overwrite replaces it; or choose another --out")
+        if self.learned():
+            raise ValueError(
+                f"{self.partial} holds what an interrupted run has learned: --overwrite starts anew without it; "
+                "or choose another --out"
+            )
+
+    def learned(self) -> Path | None:
+        """The folder in `partial` with what was learned last, if there is one."""
+        for folder in (self.partial, self.partial / CHECKPOINT):
+            if any((folder / name).is_file() for name in (WEIGHTS_FILE, MODEL_FILE)):
+                return folder
+        return None
+
+    def __enter__(self) -> RunFolder:
+        from filelock import FileLock, Timeout
+
+        self.made = [path for path in self.partial.parents if not path.exists()]
+        self.lock = FileLock(self.partial.with_name(f".{self.target.name}.lock"))
+        try:
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(f"{self.path}: another job is at work there; choose another --out") from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            put_back(self.target)  # after a job that was killed at its very end
+            self.refuse()  # once more: only now is nobody else at work
+            remove_folder(self.partial)
+            self.partial.mkdir()
+        except OSError as error:
+            self._leave()
+            raise self._unwritable(error) from error
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def finish(self) -> None:
+        """Let what is there take the place of the run's folder."""
+        swap_in(self.partial, self.target)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        learned = self.learned()
+        if learned is None:
+            remove_folder(self.partial)
+        else:
+            way = "--adapter" if (learned / WEIGHTS_FILE).is_file() else "--base"
+            self.say(f"what was learned is kept in {learned}; talk to it with: minilora chat {way} {learned}")
+        self._leave()
+
+    def _unwritable(self, error: OSError) -> ValueError:
+        return ValueError(f"{self.path}: cannot write results there ({error}); choose another --out")
+
+    def _leave(self) -> None:
+        with suppress(OSError):  # Windows does that in the next line
+            Path(self.lock.lock_file).unlink()
+        self.lock.release()
+        with suppress(OSError):  # one of them holds something
+            for path in self.made:
+                path.rmdir()
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
