@@ -98,13 +98,15 @@ def _costs(axes: Any, metrics: Mapping[str, Any]) -> None:
     for i, (name, mine, full, whole, show) in enumerate(rows):
         y = -3 * i
         axes.text(0, y + 0.75, name, fontweight="bold", va="center")
-        axes.barh(y, 100, color=FULL, height=0.8)
-        axes.text(102, y, f"{show(full)}, full", va="center", color=ink(FULL))
+        longest = max(mine, full)  # an adapter of a high rank on a small model is more than the model
+        axes.barh(y, 100 * full / longest, color=FULL, height=0.8)
+        axes.text(100 * full / longest + 2, y, f"{show(full)}, full", va="center", color=ink(FULL))
         if lora:
-            axes.barh(y - 0.9, 100 * mine / full, color=LORA, height=0.8)
+            end = 100 * mine / longest
+            axes.barh(y - 0.9, end, color=LORA, height=0.8)
             share = f"{100 * mine / (whole or full):.1f} % of {'all' if whole else 'full'}"
-            axes.text(100 * mine / full + 2, y - 0.9, f"{show(mine)}, LoRA ({share})", va="center", color=ink(LORA))
-    axes.set(xlim=(0, 150), ylim=(-7.6, 1.6), xticks=[], yticks=[], title="What it cost")
+            axes.text(end + 2, y - 0.9, f"{show(mine)}, LoRA ({share})", va="center", color=ink(LORA))
+    axes.set(xlim=(0, 160), ylim=(-7.6, 1.6), xticks=[], yticks=[], title="What it cost")
     axes.spines[:].set_visible(False)
 
 

@@ -51,9 +51,21 @@ def words(axes):
         metrics(validation=[(60, 1.4), (120, 1.33)]),  # all lines end at the same height
         metrics(steps=4000, validation=[(step, 2.9) for step in range(40, 4001, 40)]),
         metrics() | VALIDATED,
+        metrics() | {"trainable_parameters": 3e8, "total_parameters": 4.345e8, "adapter_bytes": 1.2e9},
         metrics(steps=3, validation=[(3, float("nan"))]) | {"train_loss": [3.0, float("nan"), float("inf")]},
     ],
-    ids=["README", "full", "one step", "three steps", "bare", "one end", "long", "validated", "no numbers"],
+    ids=[
+        "README",
+        "full",
+        "one step",
+        "three steps",
+        "bare",
+        "one end",
+        "long",
+        "validated",
+        "large adapter",
+        "no numbers",
+    ],
 )
 @pytest.mark.parametrize("ground", ["light", "dark"])
 def test_a_run_of_any_kind_can_be_read(run, ground):
