@@ -71,6 +71,14 @@ def loss_without_grad(model: Llama, batch: Batch | Sequence[Sample]) -> float:
     return to_floats(sum(x * w for x, w in zip(found, _weights(batches), strict=True)))[0]
 
 
+def losses_without_grad(model: Llama, samples: Sequence[Sample]) -> list[float]:
+    """The loss of each sample alone, computed on all cores: for what is known of every record."""
+    alone = [pack([sample]) for sample in samples]
+    threads = min(cores(), len(alone)) if array_module(model.head_weight.data) is np else 1
+    with no_grad():
+        return to_floats(*values([_loss_of(model, batch) for batch in alone], threads))
+
+
 def divided(model: Llama, batch: Batch | Sequence[Sample], threads: int | None = None) -> list[Batch]:
     """The micro-batches in which a model computes a batch, or samples, in so many threads: None for all cores."""
     arrays = [model.head_weight.data, *((batch.input_ids, batch.labels) if isinstance(batch, Batch) else ())]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +16,21 @@ from .data import Record
 from .generate import generate_batch
 
 ANSWER_TOKENS = 64  # where a measured answer is cut off
+
+
+def held_out(splits: Mapping[str, Sequence[Record]], most: int) -> dict[str, list[Record]]:
+    """What tells whether a job has taught something: records by set, of records by split.
+
+    "paraphrase": those that are trained on, asked in words that are not; at most `most` of them, evenly chosen.
+    "unseen": the test split.
+    """
+    paraphrased = [record.asked_otherwise() for record in splits["train"] if record.paraphrase is not None]
+    return {"paraphrase": evenly(paraphrased, most), "unseen": list(splits["test"])}
+
+
+def evenly(records: Sequence[Record], most: int | None) -> list[Record]:
+    """Every record, every second one, or every third, ...: at most `most`, or all for None."""
+    return list(records[:: math.ceil(len(records) / (most or len(records) or 1)) or 1])
 
 
 def mean_loss(
@@ -52,18 +68,25 @@ def answer_all(
 
 
 def keyword_recall(answers: Sequence[str], records: Sequence[Record]) -> float:
-    """The mean share of a record's keywords that stand in its answer as whole words, upper or lower case.
+    """The mean over records of the share of their keywords that stand in the answer: see `recalls`.
 
     Raises ValueError when no record has keywords.
     """
-    shares = [
-        np.mean([contains(answer, word) for word in record.keywords])
-        for answer, record in zip(answers, records, strict=True)
-        if record.keywords
-    ]
+    shares = [share for share, record in zip(recalls(answers, records), records, strict=True) if record.keywords]
     if not shares:
         raise ValueError("no record has keywords")
     return float(np.mean(shares))
+
+
+def recalls(answers: Sequence[str], records: Sequence[Record]) -> list[float]:
+    """Of each record, the share of its keywords that stand in its answer as whole words, upper or lower case.
+
+    NaN for a record without keywords.
+    """
+    return [
+        float(np.mean([contains(answer, word) for word in record.keywords])) if record.keywords else math.nan
+        for answer, record in zip(answers, records, strict=True)
+    ]
 
 
 def contains(text: str, word: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from ..nn.llama import Llama
 from ..nn.parts import Sample
 from .bars import Bars
 from .data import Record, cut, encode_records, encode_text, read_records, split_records
-from .evaluate import ANSWER_TOKENS, answer_all, keyword_recall, mean_loss
+from .evaluate import ANSWER_TOKENS, answer_all, held_out, keyword_recall, mean_loss
 from .options import Options
 
 
@@ -112,14 +111,7 @@ def _of_records(
     most: of the paraphrases.
     """
     splits = split_records(records)
-    paraphrased = [record.asked_otherwise() for record in splits["train"] if record.paraphrase is not None]
-    paraphrased = paraphrased[:: math.ceil(len(paraphrased) / most) or 1]
-    sets = {
-        "train": splits["train"],
-        "validation": splits["validation"],
-        "unseen": splits["test"],
-        "paraphrase": paraphrased,
-    }
+    sets = {"train": splits["train"], "validation": splits["validation"], **held_out(splits, most)}
     asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
     asked = {name: chosen for name, chosen in asked.items() if chosen}
     trained = "paraphrase" if paraphrased else "train"

@@ -5,8 +5,9 @@ import pytest
 from jobs import asked
 from models import random_samples
 
+from minilora.nn.step import losses_without_grad
 from minilora.train.data import Record
-from minilora.train.evaluate import answer_all, contains, keyword_recall, mean_loss
+from minilora.train.evaluate import answer_all, contains, evenly, held_out, keyword_recall, mean_loss, recalls
 from minilora.train.generate import generate
 
 
@@ -23,6 +24,15 @@ def test_the_mean_loss_weighs_tokens_not_samples(tiny_model, rng):
     alone = [mean_loss(tiny_model, [s]) for s in (short, long)]
     expected = np.average(alone, weights=[short.scored, long.scored])
     assert mean_loss(tiny_model, [short, long]) == pytest.approx(expected, rel=2e-6)
+
+
+def test_the_loss_of_each_sample_is_its_own_in_the_order_of_the_samples(tiny_model, rng):
+    samples = random_samples(rng, (5, 20, 9, 31, 12))
+    found = losses_without_grad(tiny_model, samples)
+    assert found == pytest.approx([mean_loss(tiny_model, [sample]) for sample in samples], rel=2e-6)
+    weights = [sample.scored for sample in samples]
+    assert np.average(found, weights=weights) == pytest.approx(mean_loss(tiny_model, samples), rel=2e-6)
+    assert all(p.grad is None for _, p in tiny_model.named_parameters())
 
 
 def test_evaluating_tells_progress_and_leaves_no_gradient(tiny_model, rng):
@@ -98,3 +108,24 @@ def test_samples_are_scored_sixteen_at_a_time(tiny_model, rng):
     heard = []
     mean_loss(tiny_model, random_samples(rng, [5] * 35), done=heard.append)
     assert heard == [16, 16, 3]
+
+
+def test_recall_of_each_record_is_its_own():
+    records = [Record("a", keywords=("one", "two")), Record("b"), Record("c", keywords=("three",))]
+    assert recalls(["One, and ones.", "two", "three"], records) == pytest.approx([1 / 2, np.nan, 1], nan_ok=True)
+    with pytest.raises(ValueError):
+        recalls(["x"], records)
+
+
+def test_held_out_is_what_was_asked_in_other_words_and_what_was_never_trained():
+    said = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+    train = [Record(str(i), said, paraphrase=f"p{i}" if i % 2 else None) for i in range(12)]
+    sets = held_out({"train": train, "test": [Record("t", said)]}, 3)
+    assert [record.prompt[-1]["content"] for record in sets["paraphrase"]] == ["p1", "p5", "p9"]
+    assert [record.id for record in sets["unseen"]] == ["t"]
+
+
+@pytest.mark.parametrize(("most", "expected"), [(None, 7), (7, 7), (100, 7), (6, 4), (3, 3), (1, 1)])
+def test_evenly_chosen_are_at_most_so_many(most, expected):
+    chosen = evenly(range(7), most)
+    assert len(chosen) == expected and len(set(np.diff(chosen))) <= 1 and evenly([], most) == []
