@@ -65,14 +65,16 @@ def use() -> None:
     mpl.rcParams.update(RC | {"figure.constrained_layout.use": True, "axes.prop_cycle": cycler(color=PALETTE)})
 
 
-def panels(columns: int = 1, width: float = 9, height: float = 3.6, ratios: Sequence[float] | None = None) -> Any:
-    """A figure of so many inches, and its panels side by side: (figure, axes) or (figure, array of axes)."""
+def panels(
+    columns: int = 1, width: float = 9, height: float = 3.6, ratios: Sequence[float] | None = None, rows: int = 1
+) -> Any:
+    """A figure of so many inches, and its panels side by side or in rows: (figure, axes) or (figure, array of axes)."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(RC):
         figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(1, columns, width_ratios=ratios)
+        return figure, figure.subplots(rows, columns, width_ratios=ratios)
 
 
 def save(figure: Any, path: Path) -> None:
