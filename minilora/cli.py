@@ -1,5 +1,5 @@
-"""The command line: minilora finetune | chat | audit | merge | export | report | memory | pull | bench | gradcheck |
-course | progress.
+"""The command line: minilora finetune | chat | eval | audit | merge | export | report | memory | pull | bench |
+gradcheck | course | progress.
 
 Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never
 shows a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags; those of a command with options are the fields of their dataclass."""
     from .cost.bench import Settings
     from .cost.process import Job
+    from .train.matrix import EvalOptions
     from .train.options import ChatOptions, Options
 
     parser = argparse.ArgumentParser(
@@ -62,6 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     _command(commands, run_finetune, "teach a model from a data file and report what it cost", Options)
     _command(commands, run_chat, "talk to a model, with or without an adapter", ChatOptions)
+
+    measures = "measure the loss and keyword recall of adapters and their base on data sets, with intervals"
+    _command(commands, run_eval, measures, EvalOptions).add_argument(
+        "--json", action="store_true", help="the numbers as JSON"
+    )
 
     prove = _command(commands, run_audit, "check every promise that an adapter makes")
     prove.add_argument("adapter", nargs="?", default="runs/legal", metavar="DIR", help="default: %(default)s")
@@ -199,6 +205,20 @@ def run_chat(arguments: argparse.Namespace) -> None:
             continue
         print(answer)
         messages.append({"role": "assistant", "content": answer})
+
+
+def run_eval(arguments: argparse.Namespace) -> None:
+    """minilora eval: a table of versions on data sets, or its numbers; with --matrix a heat map, too."""
+    from .pictures.matrix import matrix_picture
+    from .train.matrix import EvalOptions, evaluate_versions, table
+
+    options = from_flags(EvalOptions, arguments)
+    if options.matrix:  # before minutes are spent
+        Path(options.matrix).parent.mkdir(parents=True, exist_ok=True)
+    result = evaluate_versions(options, say=_tell)
+    if options.matrix:
+        matrix_picture(result, Path(options.matrix))
+    print(json.dumps(result, indent=2) if arguments.json else table(result))
 
 
 def run_audit(arguments: argparse.Namespace) -> None:

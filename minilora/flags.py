@@ -71,8 +71,8 @@ def option(
 def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
     """Give a parser one flag for each field of a dataclass that has a help text.
 
-    A field of type bool is a switch, one that takes a sequence of words takes one or more. The parser sets no default:
-    what stands in its namespace was given.
+    A field of type bool is a switch; one that takes a sequence of words takes one or more, and may be given again. The
+    parser sets no default: what stands in its namespace was given.
     """
     kinds = get_type_hints(options)
     groups: dict[str, Any] = {}
@@ -140,7 +140,7 @@ def _kind(hint: Any) -> dict[str, Any]:
         return {"action": "store_true"}
     sequences = [kind for kind in kinds if get_origin(kind) is not None]
     if sequences:
-        return {"type": get_args(sequences[0])[0], "nargs": "+"}
+        return {"type": get_args(sequences[0])[0], "nargs": "+", "action": "extend"}
     return {"type": kinds[0]}
 
 

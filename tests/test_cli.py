@@ -24,9 +24,10 @@ from minilora.nn.module import sha256_of
 from minilora.train import finetune
 from minilora.train import generate as talk
 from minilora.train.data import DataError
+from minilora.train.matrix import EvalOptions
 from minilora.train.options import ChatOptions, Options
 
-COMMANDS = ["finetune", "chat", "audit", "merge", "export", "report", "memory", "bench", "pull", "gradcheck"]
+COMMANDS = ["finetune", "chat", "eval", "audit", "merge", "export", "report", "memory", "bench", "pull", "gradcheck"]
 LONG = "x" * 1200  # more tokens than the small model can see
 
 
@@ -119,6 +120,10 @@ REFUSED = [  # command, flag, value, the name that the message begins with
     ("chat", "--temperature", "-1", "temperature must"),
     ("chat", "--temperature", "nan", "temperature must"),
     ("chat", "--seed", "-1", "seed must"),
+    ("eval", "--limit", "0", "limit must"),
+    ("eval", "--max-length", "7", "max_length must"),
+    ("eval", "--seed", "-1", "seed must"),
+    ("eval", "--matrix", "matrix.pdf", "matrix must"),
 ]
 
 
@@ -157,7 +162,9 @@ def test_flags_that_exclude_each_other_are_refused_before_a_model_is_loaded(word
     assert complaint(capsys).startswith(reason)
 
 
-@pytest.mark.parametrize(("command", "options"), [("finetune", Options), ("chat", ChatOptions), ("memory", Job)])
+@pytest.mark.parametrize(
+    ("command", "options"), [("finetune", Options), ("chat", ChatOptions), ("eval", EvalOptions), ("memory", Job)]
+)
 def test_a_command_without_flags_has_the_options_of_its_dataclass(command, options):
     assert from_flags(options, build_parser().parse_args([command])) == options()
 
@@ -598,6 +605,42 @@ def test_chat_on_a_gpu_without_cupy_tells_the_remedy(tiny_folder, capsys, monkey
     monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
     assert status("chat", "--base", tiny_folder / "base", "--device", "cuda", "--prompt", "hello") == 1
     assert complaint(capsys) == "device 'cuda' needs CuPy, which is not installed: pip install 'minilora[gpu]'"
+
+
+def evaluation(home, *flags):
+    usual = ["--base", home / "base", "--data", home / "data.jsonl", "general", "--limit", 3]
+    return ["eval", *usual, *flags]
+
+
+def test_eval_prints_a_section_for_each_set_and_a_line_for_each_version(tiny_folder, finished, capsys):
+    assert status(*evaluation(tiny_folder, "--adapter", f"mine={finished}", "--adapter", finished)) == 0
+    out, err = capsys.readouterr()
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("-- ")] == [
+        "-- data.jsonl",
+        "-- data.jsonl",
+        "-- general",
+    ]
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["base", "mine", "run"]
+    assert "losses" in err and "answers" in err
+
+
+def test_eval_gives_its_numbers_as_json_and_draws_them(tiny_folder, finished, tmp_path, capsys):
+    picture = tmp_path / "new" / "matrix.png"
+    words = evaluation(tiny_folder, "--adapter", finished, "--json", "--no-recall", "--matrix", picture)
+    assert status(*words) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["scores"]) == ["data/paraphrase", "data/unseen", "general"]
+    assert list(result["scores"]["general"]) == ["base", "run"] and "keyword_recall" not in str(result["scores"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_of_an_adapter_or_a_data_set_that_is_not_there_is_status_1(tiny_folder, finished, tmp_path, capsys):
+    assert status(*evaluation(tiny_folder, "--adapter", tmp_path / "gone")) == 1
+    assert str(tmp_path / "gone") in complaint(capsys)
+    assert status("eval", "--base", tiny_folder / "base", "--data", tmp_path / "gone.jsonl") == 1
+    assert "gone.jsonl: no such data file" in complaint(capsys)
+    assert status(*evaluation(tiny_folder, "--adapter", f"base={finished}")) == 2
+    assert "'base' is the model without an adapter" in complaint(capsys)
 
 
 def test_gradcheck_prints_one_line_for_every_registered_operation(capsys):

@@ -54,7 +54,7 @@ def _panel(figure: Any, axes: Any, result: Mapping[str, Any], versions: list[str
             values[i, j] = np.nan if value is None else factor * value
     change = values - values[0]
     most = max(least, np.nanmax(np.abs(change), initial=0))
-    colors = [_pale(ORANGE), "white", _pale(BLUE)][:: 1 if more_is_better else -1]
+    colors: list[Any] = [_pale(ORANGE), "white", _pale(BLUE)][:: 1 if more_is_better else -1]
     even = FuncNorm((lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x * x), -most, most)
     image = axes.imshow(change, LinearSegmentedColormap.from_list("change", colors), even, aspect="auto")
     for j, (name, found) in enumerate(scores.items()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ..nn.step import loss_without_grad
 from .data import Record
 from .generate import generate_batch
 
+Item = TypeVar("Item")
 ANSWER_TOKENS = 64  # where a measured answer is cut off
 
 
@@ -28,9 +30,9 @@ def held_out(splits: Mapping[str, Sequence[Record]], most: int) -> dict[str, lis
     return {"paraphrase": evenly(paraphrased, most), "unseen": list(splits["test"])}
 
 
-def evenly(records: Sequence[Record], most: int | None) -> list[Record]:
-    """Every record, every second one, or every third, ...: at most `most`, or all for None."""
-    return list(records[:: math.ceil(len(records) / (most or len(records) or 1)) or 1])
+def evenly(items: Sequence[Item], most: int | None) -> list[Item]:
+    """Every one, every second one, or every third, ...: at most `most`, or all for None."""
+    return list(items[:: math.ceil(len(items) / (most or len(items) or 1)) or 1])
 
 
 def mean_loss(

@@ -57,7 +57,8 @@ class Resampled:
     amounts (K, N), weights (N,): the mean of version k is Σ amounts[k] / Σ weights, so that with nats and tokens it is
     the loss per token, and with weights of 1 a plain mean. The same seed makes the same draws.
 
-    The bounds are percentiles: honest for some dozens of records, somewhat too narrow for a handful.
+    The bounds are percentiles: honest for some dozens of records, somewhat too narrow for a handful. Where all records
+    say the same they are that number, which does not mean that other records would say it, too.
     """
 
     def __init__(self, amounts: np.ndarray, weights: np.ndarray, seed: int = 0):
