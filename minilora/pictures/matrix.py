@@ -6,19 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .style import BLACK, BLUE, ORANGE, panels, save
+from .style import BLACK, BLUE, ORANGE, ink, panels, save, save_themes
 
 MEASURES = {  # name -> title, words at the colour bar, is more of it better, factor, format, least span of the colours
     "loss": ("Loss, nats per token: lower is better", "change from the base, nats", False, 1, "{:.2f}", 0.5),
     "keyword_recall": ("Keyword recall, %: higher is better", "change from the base, points", True, 100, "{:.0f}", 10),
 }
 LINES = {"paraphrase": "in other words", "unseen": "unseen"}  # a set's second line
-STRONGEST = 0.75  # how much of the strongest colour is not white: black letters stay readable on it
+STRONGEST = 0.75  # how much of the strongest colour is not the page's: letters stay readable on it
 
 
 def matrix_picture(result: Mapping[str, Any], path: Path) -> None:
-    """Draw what `minilora eval` measured: a row for each version, a column for each data set."""
+    """Draw what `minilora eval` measured: a row for each version, a column for each data set.
+
+    path: a .png or .svg file.
+    """
     save(matrix_figure(result), path)
+
+
+def matrix_pictures(result: Mapping[str, Any], path: Path) -> list[Path]:
+    """The same for light pages, at `path`, and for dark ones, NAME-dark beside it. Returns both files."""
+    return save_themes(lambda: matrix_figure(result), path)
 
 
 def matrix_figure(result: Mapping[str, Any]) -> Any:
@@ -40,6 +48,7 @@ def matrix_figure(result: Mapping[str, Any]) -> Any:
 
 
 def _panel(figure: Any, axes: Any, result: Mapping[str, Any], versions: list[str], measure: str) -> None:
+    import matplotlib as mpl
     import numpy as np
     from matplotlib.colors import FuncNorm, LinearSegmentedColormap
     from matplotlib.patches import Rectangle
@@ -54,7 +63,8 @@ def _panel(figure: Any, axes: Any, result: Mapping[str, Any], versions: list[str
             values[i, j] = np.nan if value is None else factor * value
     change = values - values[0]
     most = max(least, np.nanmax(np.abs(change), initial=0))
-    colors: list[Any] = [_pale(ORANGE), "white", _pale(BLUE)][:: 1 if more_is_better else -1]
+    ground = mpl.rcParams["figure.facecolor"]
+    colors: list[Any] = [_on(ground, ORANGE), ground, _on(ground, BLUE)][:: 1 if more_is_better else -1]
     even = FuncNorm((lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x * x), -most, most)
     image = axes.imshow(change, LinearSegmentedColormap.from_list("change", colors), even, aspect="auto")
     for j, (name, found) in enumerate(scores.items()):
@@ -63,7 +73,9 @@ def _panel(figure: Any, axes: Any, result: Mapping[str, Any], versions: list[str
             axes.text(j, i - 0.17 * bool(bounds), value, ha="center", va="center", fontweight="bold")
             axes.text(j, i + 0.22, bounds, ha="center", va="center", fontsize=9)
             if version != base and own.get(version) == sets[name]["data"]:
-                axes.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor=BLACK, linewidth=1.8))
+                axes.add_patch(
+                    Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor=ink(BLACK), linewidth=1.8)
+                )
     axes.set_xticks(range(len(sets)), [_called(name, one) for name, one in sets.items()])
     axes.set_yticks(range(len(versions)), versions)
     axes.tick_params(length=0, labelsize=9)
@@ -90,7 +102,7 @@ def _called(name: str, about: Mapping[str, Any]) -> str:
     return f"{stem}\n{LINES[kind]}" if kind else stem
 
 
-def _pale(color: str) -> tuple[float, ...]:
+def _on(ground: str, color: str) -> tuple[float, ...]:
     from matplotlib.colors import to_rgb
 
-    return tuple(1 - STRONGEST * (1 - x) for x in to_rgb(color))
+    return tuple(STRONGEST * x + (1 - STRONGEST) * y for x, y in zip(to_rgb(color), to_rgb(ground), strict=True))

@@ -114,7 +114,7 @@ def _of_records(
     sets = {"train": splits["train"], "validation": splits["validation"], **held_out(splits, most)}
     asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
     asked = {name: chosen for name, chosen in asked.items() if chosen}
-    trained = "paraphrase" if paraphrased else "train"
+    trained = "paraphrase" if sets["paraphrase"] else "train"
     shown = {name: _few(sets[name]) for name in (trained, "unseen") if name not in asked and sets[name]}
     encoded = {name: encode_records(chosen, tokenizer, phrasings=name == "train") for name, chosen in sets.items()}
     return encoded, asked, shown

@@ -48,7 +48,7 @@ class EvalOptions:
     )
     max_length: int = option(Options.max_length, "tokens per record, cut beyond")
     no_recall: bool = option(False, "measure the loss alone: no answers, a fraction of the time")
-    matrix: str | None = option(None, "draw a heat map into this .png file", metavar="PICTURE")
+    matrix: str | None = option(None, "draw a heat map, a .png or an .svg file", metavar="PICTURE")
     seed: int = option(0, "decides the draws of the intervals")
     quantized: bool = option(False, PACKED)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
@@ -63,8 +63,8 @@ class EvalOptions:
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        if self.matrix is not None and Path(self.matrix).suffix.lower() != ".png":
-            raise ValueError(f"matrix must be a file that ends in .png, got {self.matrix}")
+        if self.matrix is not None and Path(self.matrix).suffix.lower() not in (".png", ".svg"):
+            raise ValueError(f"matrix must be a .png or an .svg file, got {self.matrix}")
 
 
 @dataclass(frozen=True)

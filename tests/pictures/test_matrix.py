@@ -6,8 +6,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from minilora.pictures.check import problems
-from minilora.pictures.matrix import matrix_figure, matrix_picture
-from minilora.pictures.style import BLUE, ORANGE
+from minilora.pictures.matrix import matrix_figure, matrix_picture, matrix_pictures
+from minilora.pictures.style import BLUE, ORANGE, theme
 
 
 def interval(value, half):
@@ -49,6 +49,14 @@ FOUR = ("legal", "medical", "support", "finance")
 )
 def test_a_matrix_of_any_size_can_be_read(measured):
     assert problems(matrix_figure(measured)) == []
+
+
+def test_a_matrix_can_be_read_on_a_dark_page():
+    with theme("dark"):
+        figure = matrix_figure(result())
+        assert problems(figure) == []
+    base = panel(figure, "Loss").images[0].to_rgba(0)
+    assert max(base[:3]) < 0.1  # no change is the page's own ground
 
 
 def panel(figure, title):
@@ -109,3 +117,5 @@ def test_what_is_not_finite_or_was_not_measured_is_a_dash():
 def test_the_picture_is_written_as_a_file(tmp_path):
     matrix_picture(result(), tmp_path / "matrix.png")
     assert (tmp_path / "matrix.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    both = matrix_pictures(result(), tmp_path / "both.svg")
+    assert [path.name for path in both] == ["both.svg", "both-dark.svg"] and all(path.is_file() for path in both)

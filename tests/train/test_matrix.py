@@ -119,7 +119,7 @@ def test_the_same_data_twice_or_data_that_are_not_there_are_refused(tokenizer):
         ({"limit": 0}, "limit must be at least 1"),
         ({"max_length": 7}, "max_length must be at least 8"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"matrix": "x.svg"}, r"ends in \.png"),
+        ({"matrix": "x.pdf"}, r"a \.png or an \.svg file"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(change, words):
