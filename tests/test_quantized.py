@@ -305,6 +305,7 @@ def test_smollm2_takes_the_bytes_of_its_file_and_computes_what_the_dense_model_c
     # The packed head is multiplied some rows at a time: not every processor then adds in the order of one product.
     np.testing.assert_allclose(logits(packed, ids), logits(dense, ids), atol=2e-4)
     digest = sha256_of(base_state(packed))
+    assert digest == sha256_of(base_state(dense))
     add_adapter(packed, LoraConfig(r=8, lora_alpha=16))
     loss = packed.loss(ids, ids)
     loss.backward()

@@ -74,6 +74,8 @@ class MergeReport:
                 f"4 bits  {case} as Q4_1, {lost.update_kept:.0%} of the update is kept: {lost.verdict()}",
                 f"        (rounding {lost.error:.0%} of the update's size; {lost.codes_kept:.1%} of codes as before)",
             ]
+            if self.kind == "Q4_1" and lost.update_kept < 0.9:
+                lines.append("        --type q8_0 or f16 rounds less; minilora export leaves base and adapter apart")
         return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ beside, and PEFT has no place for, stands in `minilora.json` (notes.py). llama.c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -162,6 +163,7 @@ def load_adapter(
     config = _config_of(record, folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     tensors = read_tensors(path)
+    _refuse_another_width(model, tensors, path)
     weights = plan_adapter(model, config, name)
     parameters = {
         peft_name(f"{module}.{key}"): parameter
@@ -174,6 +176,20 @@ def load_adapter(
         parameter.data = array_module(parameter.data).asarray(tensors[key], dtype=parameter.dtype)
     _restore_dropout(weights, notes.get("dropout", {}), folder / NOTES_FILE)
     install_adapter(model, config, name, weights, record, notes.get("data"))
+
+
+def _refuse_another_width(model: Llama, tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Say in a few words what would otherwise be a list of all tensors: the adapter is one of a model of another size.
+
+    An adapter that PEFT wrote has no other trace of its base's shape than its tensors.
+    """
+    read = re.compile(r"\.layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.(?:gate|up)_proj)\.lora_A\.")
+    widths = {w.shape[-1] for name, w in tensors.items() if w.ndim and read.search(name)}
+    if len(widths) == 1 and widths != {model.config.hidden_size}:
+        raise ModelFileError(
+            f"{path}: made for a model of width {widths.pop()}, this one has width {model.config.hidden_size}: give "
+            "the adapter's own base"
+        )
 
 
 def _restore_dropout(weights: Mapping[str, LoraWeights], states: Mapping[str, Any], path: Path) -> None:

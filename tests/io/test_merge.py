@@ -233,7 +233,10 @@ def test_the_page_of_a_merge_in_four_bits(kept, verdict, kind, case, tmp_path):
     assert lines[2].startswith(f"4 bits  {case} as Q4_1, {kept:.0%} of the update is kept: ") and lines[2].endswith(
         verdict
     )
-    assert lines[3:] == ["        (rounding 705% of the update's size; 98.3% of codes as before)"]
+    assert lines[3] == "        (rounding 705% of the update's size; 98.3% of codes as before)"
+    advised = [line.strip() for line in lines[4:]]
+    advice = ["--type q8_0 or f16 rounds less; minilora export leaves base and adapter apart"]
+    assert advised == (advice if kind == "Q4_1" and kept < 0.9 else [])
 
 
 def test_four_bits_that_are_asked_for_are_reported_whatever_the_base(folder, adapter, tmp_path):

@@ -80,7 +80,9 @@ def test_an_adapter_of_a_larger_model_is_refused_with_both_shapes(folder):
     small = Llama(Config(64, 16, 16, 1, 2, 2))
     refused(small, folder, "with 2 blocks, width 32", "this model has 1 blocks, width 16", "2 query heads")
     (folder / NOTES).unlink()  # as PEFT would write it
-    refused(small, folder, "unexpected", "has shape")
+    refused(small, folder, WEIGHTS, "made for a model of width 32, this one has width 16")
+    shallow = Llama(Config(64, 32, 48, 1, 4, 2))
+    refused(shallow, folder, "unexpected")
 
 
 def test_a_name_that_is_taken_is_refused(base, folder):

@@ -1,10 +1,16 @@
-"""The packaged tiny base is an ordinary Hugging Face folder: transformers reads all of it."""
+"""The packaged tiny base is an ordinary Hugging Face folder: transformers reads all of it, PEFT an adapter for it."""
+
+import json
+import re
+import subprocess
+import sys
 
 import numpy as np
-from otherside import logits_of, parity, torch, transformers
+from modelfiles import TERMS
+from otherside import logits_of, parity, peft, torch, transformers
 
 import minilora as ml
-from minilora.io.zoo import TINY
+from minilora.io.zoo import SOURCES, TINY
 
 pytestmark = parity
 
@@ -22,3 +28,28 @@ def test_transformers_reads_the_tiny_base_as_minilora_does():
     assert (words.eos_token_id, words.pad_token_id) == (tokenizer.eos_id, tokenizer.pad_id)
     ids = np.array([ids])
     np.testing.assert_allclose(model(ids).data, logits_of(theirs, ids), rtol=1e-4, atol=1e-4)
+
+
+def test_peft_reads_what_an_adapter_says_of_its_base_and_the_card_says_how_to_load_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, TERMS)), encoding="utf-8")
+    ml.finetune(ml.Options(base="tiny", data="mine.jsonl", steps=4, lr=0.02, out="runs/mine"))
+    assert peft.PeftConfig.from_pretrained("runs/mine").base_model_name_or_path == "tiny"
+    card = (tmp_path / "runs" / "mine" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    question = "What is 1?"
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace('"..."', repr(question))], capture_output=True, text=True, timeout=120
+    )
+    model, tokenizer = ml.load("tiny")
+    ml.load_adapter(model, "runs/mine")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ml.generate(model, tokenizer, question, max_new_tokens=128).strip() != ""
+
+
+def test_peft_is_told_the_real_models_name_on_the_hub(tmp_path):
+    model, _ = ml.load("tiny")
+    model.source, model.hub_name = "smollm2", SOURCES["smollm2"].hub
+    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, target_modules="all-linear"))
+    config = peft.PeftConfig.from_pretrained(ml.save_adapter(model, tmp_path / "adapter"))
+    assert config.base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
