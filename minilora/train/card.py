@@ -195,7 +195,8 @@ def _data(metrics: dict[str, Any]) -> Iterator[str]:
         )
     yield ""
     told = {"train": "trained on", "paraphrase": "of these asked in other words, to measure",
-            "unseen": "held out, never trained on", "general": "of general text, to measure forgetting"}  # fmt: skip
+            "validation": "held out, to choose by",
+            "unseen": "held out, to measure", "general": "of general text, to measure forgetting"}  # fmt: skip
     yield from ("| records | |", "|--:|---|")
     yield from (f"| {count:,} | {told.get(name, name)} |" for name, count in records.items())
 
