@@ -1,15 +1,16 @@
 """From files to token ids: records, conversations or plain text, checked before any training, packed without padding.
 
-A file is JSONL with `{"question", "answer"}` (optional: "id", "topic", "split", "phrasings", "paraphrase",
-"validation_paraphrase", "keywords"), or with `{"messages": [{"role", "content"}, ...]}`, or a plain `.txt` file. Only
-the assistant's words are scored; in plain text, everything is.
+A file is JSONL, a JSON list, CSV or TSV with a row per record, in one of the ways of `formats.py`, such as
+`{"question", "answer"}` or `{"messages": [{"role", "content"}, ...]}`; or it is a `.txt` file. A row may also say "id",
+"split", "phrasings", "paraphrase", "validation_paraphrase", "keywords". Only the assistant's words are scored; in plain
+text, everything is.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -20,17 +21,15 @@ import numpy as np
 from ..engine.fused import NOT_SCORED
 from ..io.tokenizer import Message, Tokenizer
 from ..nn.parts import Sample
+from .formats import FACTS, TEXT, ColumnError, Format, check_field, conversation, format_of, listed, rename, text_of
+from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
-SPLITS = ("train", "validation", "test")
 BUILT_IN = ("legal", "medical", "support", "finance", "general")
+_NAMED = 5  # records named that stand in two splits
 _SHOWN = 20  # problems listed before the rest is only counted
 
 
-class DataError(ValueError):
-    """A data file cannot be used. The message lists every bad line as `file:line: reason`."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One conversation (or, with no messages, one text), and what is known about it."""
 
@@ -70,107 +69,135 @@ class Record:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_records(source: str | Path, tokenizer: Tokenizer | None = None) -> list[Record]:
-    """Read a file, or one of BUILT_IN by its name. Raises DataError that lists every bad line at once.
-
-    tokenizer: if given, text that it cannot express is reported as well.
+@dataclass
+class Reading:
+    """What was read of a source: its records; the kind of each file; how many rows were written in which way; columns
+    that nothing reads, with the number of rows that have them.
     """
+
+    records: list[Record] = field(default_factory=list)
+    files: dict[Path, str] = field(default_factory=dict)
+    formats: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+
+
+def read_records(
+    source: str | Path, tokenizer: Tokenizer | None = None, field: Mapping[str, str] | None = None
+) -> list[Record]:
+    """Read a file, a folder of train, valid and test files, or one of BUILT_IN by its name.
+
+    tokenizer: if given, text that it cannot express is reported as well. field: where columns have other names than
+    minilora's, `{"question": "q"}` reads the column q as the question.
+    Raises DataError that lists every bad line at once.
+    """
+    return read_source(source, tokenizer, field).records
+
+
+def read_source(
+    source: str | Path, tokenizer: Tokenizer | None = None, field: Mapping[str, str] | None = None
+) -> Reading:
+    """`read_records`, with what was understood of the files on the way."""
     built_in = str(source) in BUILT_IN
     path = Path(str(files("minilora") / "data" / f"{source}.jsonl")) if built_in else Path(source)
-    if not path.is_file():
-        raise DataError(f"{source}: no such data file; use a .jsonl or .txt file, or {', '.join(BUILT_IN)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty")
-    if path.suffix == ".txt":
-        _raise_if([f"{path}: {problem}" for problem in _unwritable(text, tokenizer)])
-        return [Record(id=path.stem, text=text)]
-    records: list[Record] = []
-    problems: list[str] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = _parse(line, number)
-            for said in (*(m["content"] for m in record.messages), *record.other_questions):
-                for problem in _unwritable(said, tokenizer):
-                    raise ValueError(problem)
-            if record.id in seen:
-                raise ValueError(f"id {record.id!r} stands in line {seen[record.id]} already")
-        except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
-        else:
-            seen[record.id] = number
-            records.append(record)
-    _raise_if(problems)
-    return records
-
-
-def _raise_if(problems: list[str]) -> None:
-    if problems:
-        more = [f"and {len(problems) - _SHOWN} more bad lines"] if len(problems) > _SHOWN else []
-        raise DataError("\n".join(problems[:_SHOWN] + more))
-
-
-def _unwritable(text: str, tokenizer: Tokenizer | None) -> Iterator[str]:
-    if tokenizer is not None:
-        try:
-            tokenizer.check(text)
-        except ValueError as error:
-            yield str(error)
-
-
-def _parse(line: str, number: int) -> Record:
-    try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"expected a JSON object, got {type(raw).__name__}")
-    if "messages" in raw:
-        messages = _messages(raw["messages"])
-    elif "question" in raw or "answer" in raw:
-        messages = (
-            {"role": "user", "content": _text(raw, "question")},
-            {"role": "assistant", "content": _text(raw, "answer")},
+    if not path.exists():
+        raise DataError(
+            f"{source}: no such data; use a .jsonl, .json, .csv, .tsv or .txt file, a folder with a train file, "
+            f"or {', '.join(BUILT_IN)}"
         )
-    else:
-        raise ValueError(f'expected "question" and "answer", or "messages"; got {", ".join(raw) or "an empty object"}')
-    split, keywords = raw.get("split"), raw.get("keywords", [])
-    if split is not None and split not in SPLITS:
-        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+    reader = _Reader(tokenizer, dict(field or {}))
+    for file, split in files_of(path).items():
+        reader.read(file, split)
+    return reader.finish(path)
+
+
+class _Reader:
+    """Reads files into one Reading, and remembers every bad row until the end."""
+
+    def __init__(self, tokenizer: Tokenizer | None, field: dict[str, str]):
+        check_field(field)
+        self.tokenizer, self.field = tokenizer, field
+        self.reading = Reading()
+        self.mapped: set[str] = set()  # names of `field` that a row had
+        self.problems: list[str] = []  # the first of them
+        self.bad = self.without_columns = 0
+
+    def read(self, path: Path, split: str | None) -> None:
+        """One file. split: what its rows are for, if the file says so."""
+        reading = self.reading
+        kind_of_file, rows = read_rows(path)
+        reading.files[path] = kind_of_file
+        field = {} if kind_of_file == TEXT_FILE else self.field
+        seen: dict[str, int] = {}
+        for position, (number, raw) in enumerate(rows, 1):
+            place, name = _place_and_name(path, kind_of_file, number, position)
+            if split is not None and kind_of_file != TEXT_FILE:
+                name = f"{split}/{name}"  # unlike those of the folder's other files
+            try:
+                if isinstance(raw, ValueError):
+                    raise raw
+                row = rename(raw, field)
+                kind = format_of(row, field)
+                record = _record(kind, row, name, split)
+                self._check(record)
+                if record.id in seen:
+                    raise ValueError(f"id {record.id!r} stands in line {seen[record.id]} already")
+            except ValueError as error:
+                self.bad += 1
+                self.without_columns += isinstance(error, ColumnError)
+                if self.bad <= _SHOWN:
+                    self.problems.append(f"{place}: {error}")
+                continue
+            seen[record.id] = number
+            self.mapped.update(field.keys() & row.keys())
+            reading.formats[kind.name] += 1
+            reading.unread.update(row.keys() - {*kind.needs, *kind.also, *FACTS})
+            reading.records.append(record)
+
+    def finish(self, source: Path) -> Reading:
+        """What was read. Raises DataError for bad rows; where none has the columns it needs, in one line for all."""
+        if self.bad > 1 and self.bad == self.without_columns and not self.reading.records:
+            raise DataError(f"{self.problems[0]} (and so in all {self.bad} rows)")
+        if self.bad:
+            more = [f"and {self.bad - _SHOWN} more bad lines"] if self.bad > _SHOWN else []
+            raise DataError("\n".join(self.problems + more))
+        if not self.reading.records:
+            raise DataError(f"{source}: there is no record in it")
+        for name in self.field.keys() - self.mapped:
+            raise DataError(f"{source}: field {name}={self.field[name]}: no row has a column {self.field[name]!r}")
+        return self.reading
+
+    def _check(self, record: Record) -> None:
+        if self.tokenizer is not None:
+            for said in (record.text, *(m["content"] for m in record.messages), *record.other_questions):
+                self.tokenizer.check(said)
+
+
+def _place_and_name(path: Path, kind_of_file: str, number: int, position: int) -> tuple[str, str]:
+    """Where a row stands, for messages, and the id of its record if it has none of its own."""
+    if kind_of_file == TEXT_FILE:
+        return f"{path}", path.stem
+    if kind_of_file == JSON_LIST:  # all of it may stand in one line
+        return f"{path}:{number}: record {position}", f"record-{position}"
+    return f"{path}:{number}", f"line-{number}"
+
+
+def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) -> Record:
+    """A row as a record: its messages or its text, and what else it says. split: that of its file, if it has one."""
+    messages, text = ((), text_of(row, "text")) if kind is TEXT else (conversation(kind, row), "")
+    own, keywords = row.get("split"), row.get("keywords") or []
+    if own is not None and own not in SPLITS:
+        raise ValueError(f"split is {own!r}, expected one of {', '.join(SPLITS)}")
+    if None not in (own, split) and own != split:
+        raise ValueError(f"split is {own!r} in a file of the split {split!r}")
     if not isinstance(keywords, list) or not all(isinstance(word, str) and word for word in keywords):
         raise ValueError("keywords must be a list of words")
-    phrasings = raw.get("phrasings", [])
-    if not isinstance(phrasings, list) or not all(isinstance(text, str) and text.strip() for text in phrasings):
+    phrasings = row.get("phrasings") or []
+    if not isinstance(phrasings, list) or not all(isinstance(one, str) and one.strip() for one in phrasings):
         raise ValueError("phrasings must be a list of questions")
     measured = ("paraphrase", "validation_paraphrase")
-    paraphrase, validation = (_text(raw, key) if raw.get(key) is not None else None for key in measured)
-    name = str(raw.get("id", f"line-{number}"))
-    return Record(name, messages, "", split, paraphrase, tuple(keywords), tuple(phrasings), validation)
-
-
-def _messages(raw: Any) -> tuple[Message, ...]:
-    if not isinstance(raw, list) or not raw:
-        raise ValueError("messages must be a non-empty list")
-    for i, message in enumerate(raw, 1):
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            raise ValueError(f"message {i} needs a role of system, user or assistant")
-        _text(message, "content")
-    if raw[-1]["role"] != "assistant":
-        raise ValueError("the last message must be the assistant's: it is what is learned")
-    return tuple({"role": m["role"], "content": m["content"]} for m in raw)
-
-
-def _text(raw: dict[str, Any], key: str) -> str:
-    value = raw.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{key} must be a non-empty text, got {value!r}")
-    return value
+    paraphrase, validation = (text_of(row, key) if row.get(key) is not None else None for key in measured)
+    name = name if row.get("id") is None else str(row["id"])
+    return Record(name, messages, text, own or split, paraphrase, tuple(keywords), tuple(phrasings), validation)
 
 
 def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -191,11 +218,76 @@ def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
     return splits
 
 
+def told_of_splits(splits: Mapping[str, Sequence[Record]]) -> str:
+    """How many records are trained on and how many held out, where `split_records` decided it."""
+    trained, held = len(splits["train"]), sum(len(splits[name]) for name in SPLITS[1:])
+    if held:
+        return f"{trained} trained, {held} held out: no record names a split, so every tenth is kept to measure by"
+    return f"{trained} trained, none held out: from ten records on, every tenth is kept to measure by"
+
+
+@dataclass(frozen=True)
+class Twice:
+    """A record that is held out though one that is trained on says the same: `same` is what both have in common."""
+
+    record: Record
+    trained: Record
+    same: str  # "question", "answer" or "question and answer"
+
+
+def twice(splits: Mapping[str, Sequence[Record]]) -> list[Twice]:
+    """Held-out records whose question or answer is trained on, too; white space and upper or lower case apart.
+
+    A text is compared as a whole. An answer of less than five words is a label rather than a text: many records share
+    it, and it does not count alone.
+    """
+    held = [record for name in SPLITS[1:] for record in splits[name]]
+    found: dict[int, Twice] = {}
+    questions: dict[str, list[int]] = {}
+    answers: dict[str, list[int]] = {}
+    for i, record in enumerate(held):
+        question, answer = _said(record)
+        questions.setdefault(question, []).append(i)
+        answers.setdefault(answer, []).append(i)
+    for record in splits["train"] if held else ():
+        question, answer = _said(record)
+        asked, told = questions.get(question, ()), answers.get(answer, ())
+        for i in asked:
+            same = "question and answer" if i in told and answer else "question"
+            if i not in found or len(same) > len(found[i].same):
+                found[i] = Twice(held[i], record, same)
+        for i in told if answer.count(" ") >= 4 else ():
+            found.setdefault(i, Twice(held[i], record, "answer"))
+    return [found[i] for i in sorted(found)]
+
+
+def told_of_twice(found: Sequence[Twice]) -> list[str]:
+    """One line that names such records, or none."""
+    if not found:
+        return []
+    named = listed([f"{item.record.id} has the {item.same} of {item.trained.id}" for item in found], _NAMED)
+    are = "held-out record says" if len(found) == 1 else "held-out records say"
+    return [f"{len(found)} {are} what is trained on, too: {named}; measured on them, memory counts as learning"]
+
+
+def _said(record: Record) -> tuple[str, str]:
+    """Question (a chat's are joined; a text counts as one) and last answer, for comparison."""
+    asked = " ".join(message["content"] for message in record.prompt if message["role"] != "system")
+    answer = record.messages[-1]["content"] if record.messages else ""
+    return " ".join((asked or record.text).casefold().split()), " ".join(answer.casefold().split())
+
+
 # -- encoding ----------------------------------------------------------------------------------------------------------
 
 
 def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
-    """A conversation as token ids, with labels for the assistant's words and the token that ends them."""
+    """A conversation as token ids, with labels for the assistant's words and the token that ends them.
+
+    A text is scored but for its first token; the token that ends an answer ends it, too.
+    """
+    if record.text:
+        ids = _ended(tokenizer.encode(record.text), tokenizer)
+        return Sample(tuple(ids), (NOT_SCORED, *ids[1:]))
     ids = tokenizer.encode_chat(record.messages)
     labels = [NOT_SCORED] * len(ids)
     for i, message in enumerate(record.messages):
@@ -211,23 +303,37 @@ def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
     return Sample(tuple(ids), tuple(labels))
 
 
-def encode_records(records: Sequence[Record], tokenizer: Tokenizer, phrasings: bool = False) -> list[Sample]:
-    """Conversations as samples, in their order: `encode_record` of each.
+def encode_records(
+    records: Sequence[Record], tokenizer: Tokenizer, phrasings: bool = False, max_length: int | None = None
+) -> list[Sample]:
+    """Records as samples, in their order: `encode_record` of each.
 
-    phrasings: with the records' further ways of asking, one of which each pass of `fit` takes.
+    phrasings: with the records' further ways of asking, one of which each pass of `fit` takes. max_length: texts are
+    divided into samples of at most this many tokens; conversations stay whole, see `cut`.
     """
-    samples = [encode_record(record, tokenizer) for record in records]
-    if phrasings:
-        asked = [[encode_record(record.asked(text), tokenizer) for text in record.phrasings] for record in records]
-        samples = [replace(sample, others=tuple(others)) for sample, others in zip(samples, asked, strict=True)]
+    samples: list[Sample] = []
+    for record in records:
+        sample = encode_record(record, tokenizer)
+        if record.text:
+            samples += _divided(sample.ids, max_length or len(sample.ids))
+            continue
+        others = [encode_record(record.asked(text), tokenizer) for text in record.phrasings] if phrasings else ()
+        samples.append(replace(sample, others=tuple(others)))
     return samples
 
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
     """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored."""
-    ids = tokenizer.encode(text)
+    return _divided(tokenizer.encode(text), max_length)
+
+
+def _divided(ids: Sequence[int], max_length: int) -> list[Sample]:
     sequences = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
     return [Sample(tuple(row), (NOT_SCORED, *row[1:])) for row in sequences if len(row) > 1]
+
+
+def _ended(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    return ids if ids[-1:] == [tokenizer.eos_id] else [*ids, tokenizer.eos_id]
 
 
 def cut(samples: Sequence[Sample], max_length: int) -> tuple[list[Sample], int, int]:

@@ -9,7 +9,17 @@ from ..io.tokenizer import Tokenizer
 from ..nn.llama import Llama
 from ..nn.parts import Sample
 from .bars import Bars
-from .data import Record, cut, encode_records, encode_text, read_records, split_records
+from .data import (
+    Record,
+    cut,
+    encode_records,
+    encode_text,
+    read_records,
+    split_records,
+    told_of_splits,
+    told_of_twice,
+    twice,
+)
 from .evaluate import ANSWER_TOKENS, answer_all, held_out, keyword_recall, mean_loss
 from .options import Options
 
@@ -60,14 +70,14 @@ class Measured:
 
 def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) -> Material:
     """Read and encode the data. Raises DataError listing every bad line; says how many records had to be cut."""
-    records = read_records(options.data, tokenizer)
+    records = read_records(options.data, tokenizer, options.field)
     general = read_records("general", tokenizer)
     asked: dict[str, list[Record]] = {}
     shown: dict[str, list[Record]] = {}
-    if records[0].text:
+    if len(records) == 1 and records[0].text and records[0].split is None:
         samples = _of_text(records[0].text, tokenizer, options.max_length)
     else:
-        samples, asked, shown = _of_records(records, tokenizer, options.eval_records)
+        samples, asked, shown = _of_records(records, tokenizer, options, say)
     for name, whole in samples.items():
         samples[name], longer, dropped = cut(whole, options.max_length)
         if longer:
@@ -104,22 +114,26 @@ def _of_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, list
 
 
 def _of_records(
-    records: Sequence[Record], tokenizer: Tokenizer, most: int
+    records: Sequence[Record], tokenizer: Tokenizer, options: Options, say: Callable[[str], None]
 ) -> tuple[dict[str, list[Sample]], dict[str, list[Record]], dict[str, list[Record]]]:
-    """Records by set, encoded; those of them that have keywords to look for; of sets in which none has, a few to show.
-
-    most: of the paraphrases.
-    """
+    """Records by set, encoded; those of them that have keywords to look for; where none has, a few to show."""
     splits = split_records(records)
-    sets = {"train": splits["train"], "validation": splits["validation"], **held_out(splits, most)}
+    if all(record.split is None for record in records):
+        say(told_of_splits(splits))
+    for line in told_of_twice(twice(splits)):
+        say(line)
+    sets = {"train": splits["train"], "validation": splits["validation"], **held_out(splits, options.eval_records)}
     asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
     asked = {name: chosen for name, chosen in asked.items() if chosen}
     trained = "paraphrase" if sets["paraphrase"] else "train"
-    shown = {name: _few(sets[name]) for name in (trained, "unseen") if name not in asked and sets[name]}
-    encoded = {name: encode_records(chosen, tokenizer, phrasings=name == "train") for name, chosen in sets.items()}
-    return encoded, asked, shown
+    shown = {name: _few(sets[name]) for name in (trained, "unseen") if name not in asked}
+    encoded = {
+        name: encode_records(chosen, tokenizer, name == "train", options.max_length) for name, chosen in sets.items()
+    }
+    return encoded, asked, {name: chosen for name, chosen in shown.items() if chosen}
 
 
 def _few(records: Sequence[Record]) -> list[Record]:
-    """The first and the middle one."""
-    return [records[i] for i in sorted({0, len(records) // 2})]
+    """The first and the middle one of those that ask something."""
+    questions = [record for record in records if record.messages]
+    return [questions[i] for i in sorted({0, len(questions) // 2})] if questions else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,13 @@ class Options:
     """What to fine-tune on what, and how. Raises ValueError for values that mean nothing."""
 
     base: str = option("smollm2", BASE)
-    data: str = option("legal", "legal, medical, support, finance, or a .jsonl or .txt file")
+    data: str = option(
+        "legal",
+        "legal, medical, support, finance; a .jsonl, .json, .csv, .txt file; a folder of train, valid, test",
+    )
+    field: Mapping[str, str] | None = option(
+        None, "columns of the data under other names, such as question=q answer=a", metavar="NAME=COLUMN"
+    )
     method: str = option("lora", "what is trained: an adapter, or all of the model", choices=("lora", "full"))
     out: str | None = option(None, "folder for the results (default: runs/<data>, <data>-<base>, <data>-full)")
     overwrite: bool = option(False, "replace a finished run in that folder, or forget one that was interrupted")

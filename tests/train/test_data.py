@@ -22,7 +22,6 @@ from minilora.train.data import (
     encode_text,
     epochs,
     read_records,
-    split_records,
 )
 
 CHATML = (
@@ -125,23 +124,33 @@ BAD = [  # a line, what is said of it
     ("{", "not JSON"),
     ("[1]", "expected a JSON object, got list"),
     ({}, "an empty object"),
-    ({"text": "x"}, 'expected "question" and "answer", or "messages"; got text'),
-    ({"question": "x"}, "answer must be a non-empty text, got None"),
-    ({"answer": "x"}, "question must be a non-empty text, got None"),
+    ({"words": "x", "n": 1}, "text; got words, n: name yours with --field question=... answer=..."),
+    ({"question": "x", "n": 1}, "question/answer without answer; there are question, n: say which it is with --field"),
+    ({"answer": "x"}, "question/answer without question; there are answer"),
+    ({"question": "x", "answer": None}, "answer must be a non-empty text, got None"),
+    ({"instruction": "x", "input": "y"}, "instruction/output without output; there are instruction, input"),
+    ({"instruction": "x", "output": ""}, "output must be a non-empty text, got ''"),
+    ({"text": " "}, "text must be a non-empty text"),
+    ({"conversations": [{"from": "narrator", "value": "x"}]}, "message 1 needs a role"),
+    ({"conversations": [{"from": "human", "value": "x"}]}, "the last message must be the assistant's"),
+    ({"conversations": [{"from": "human"}]}, "value must be a non-empty text, got None"),
     (QA | {"answer": " "}, "answer must be a non-empty text"),
     (QA | {"question": 5}, "question must be a non-empty text, got 5"),
     (QA | {"paraphrase": ""}, "paraphrase must be a non-empty text"),
     (QA | {"validation_paraphrase": 5}, "validation_paraphrase must be a non-empty text, got 5"),
     (QA | {"split": "dev"}, "split is 'dev', expected one of train, validation, test"),
-    (QA | {"keywords": "claim"}, "keywords must be a list of words"),
+    (QA | {"keywords": "claim"}, "keywords must be a list, such as ["),
     (QA | {"keywords": ["claim", ""]}, "keywords must be a list of words"),
-    (QA | {"phrasings": "A lien?"}, "phrasings must be a list of questions"),
+    (QA | {"phrasings": "A lien?"}, "phrasings must be a list, such as ["),
     (QA | {"phrasings": ["A lien?", " "]}, "phrasings must be a list of questions"),
     ({"messages": []}, "messages must be a non-empty list"),
-    ({"messages": "hello"}, "messages must be a non-empty list"),
+    ({"messages": "hello"}, "messages must be a list, such as ["),
+    ({"messages": 5}, "messages must be a non-empty list, got 5"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "message 1 needs a role"),
     ({"messages": [TALK[1], "hello"]}, "message 2 needs a role"),
-    ({"messages": [{"role": "assistant"}]}, "content must be a non-empty text"),
+    ({"messages": [{"role": "assistant", "content": ""}]}, "content must be a non-empty text"),
+    ({"messages": [TALK[0], *TALK[2:]]}, "the first message must be the user's"),
+    ({"conversations": [{"from": "gpt", "value": "Hello!"}]}, "the first message must be the user's"),
     ({"messages": TALK[:4]}, "the last message must be the assistant's"),
 ]
 
@@ -196,41 +205,15 @@ def test_an_empty_file_is_an_error(write, content):
         read_records(write(content))
 
 
-@pytest.mark.parametrize("name", ["absent.jsonl", "."])
-def test_a_missing_file_or_a_folder_is_an_error_that_says_what_would_do(tmp_path, name):
-    with pytest.raises(DataError, match=r"no such data file; use a \.jsonl or \.txt file, or legal, .*general$"):
-        read_records(tmp_path / name)
+def test_a_missing_file_is_an_error_that_says_what_would_do(tmp_path):
+    with pytest.raises(DataError, match=r"absent.jsonl: no such data; use a \.jsonl, .* or legal, .*general$"):
+        read_records(tmp_path / "absent.jsonl")
 
 
 def test_a_file_that_is_not_utf8_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json.dumps(QA).encode() + b"\xff\xfe")
     with pytest.raises(DataError, match=r"a\.jsonl: cannot be read as UTF-8 text"):
         read_records(tmp_path / "a.jsonl")
-
-
-# -- splitting ---------------------------------------------------------------------------------------------------------
-
-
-def records_of(*splits):
-    return [Record(f"r{i}", (), "", split) for i, split in enumerate(splits)]
-
-
-def test_records_follow_the_split_they_name_and_train_without_one():
-    parts = split_records(records_of("test", None, "validation", "train"))
-    ids = {name: [r.id for r in part] for name, part in parts.items()}
-    assert ids == {"train": ["r1", "r3"], "validation": ["r2"], "test": ["r0"]}
-
-
-@pytest.mark.parametrize(("count", "tested"), [(1, []), (9, []), (10, ["r9"]), (25, ["r9", "r19"])])
-def test_where_none_names_a_split_every_tenth_is_for_testing(count, tested):
-    parts = split_records(records_of(*[None] * count))
-    assert [r.id for r in parts["test"]] == tested
-    assert len(parts["train"]) == count - len(tested) and parts["validation"] == []
-
-
-def test_nothing_left_to_train_on_is_an_error():
-    with pytest.raises(DataError, match="no record is left to train on"):
-        split_records(records_of("test", "validation"))
 
 
 # -- encoding ----------------------------------------------------------------------------------------------------------
@@ -272,6 +255,35 @@ def test_text_is_cut_into_sequences_that_lose_nothing_and_score_all_but_their_fi
     assert tokenizer.decode([i for part in parts for i in part.ids]) == text
     assert all(len(part.ids) == 10 for part in parts[:-1])
     assert all(part.labels == (NOT_SCORED, *part.ids[1:]) for part in parts)
+
+
+def test_a_text_of_a_row_is_scored_but_for_its_first_token_and_ends_as_an_answer_does(tokenizer):
+    item = encode_record(Record("x", text="A dark night."), tokenizer)
+    assert list(item.ids) == [*tokenizer.encode("A dark night."), tokenizer.eos_id]
+    assert item.labels == (NOT_SCORED, *item.ids[1:])
+    assert encode_record(Record("x", text="A dark night.<|im_end|>"), tokenizer) == item
+
+
+def test_texts_are_divided_where_conversations_stay_whole(tokenizer):
+    records = [Record("x", text="A dark and stormy night."), Record("talk", tuple(TALK))]
+    text, talk = (encode_record(record, tokenizer) for record in records)
+    assert encode_records(records, tokenizer) == [text, talk]
+    *parts, last = encode_records(records, tokenizer, max_length=10)
+    assert [i for part in parts for i in part.ids] == list(text.ids) and last == talk
+    assert all(len(part.ids) <= 10 and part.labels == (NOT_SCORED, *part.ids[1:]) for part in parts)
+
+
+def test_a_systems_own_message_takes_the_place_of_the_templates_default(build):
+    default = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nDefault<|im_end|>\n' }}{% endif %}"
+    tokenizer = build(default + CHATML)
+    whole = encode_record(Record("talk", tuple(TALK)), tokenizer)
+    assert tokenizer.core.decode(whole.ids, skip_special_tokens=False).startswith(
+        "<|im_start|>system\nBe brief.<|im_end"
+    )
+    assert scored_text(whole, tokenizer) == ["Hi 12.<|im_end|>", "So.<|im_end|>"]
+    bare = encode_record(Record("talk", tuple(TALK[1:3])), tokenizer)
+    assert "Default" in tokenizer.core.decode(bare.ids, skip_special_tokens=False)
+    assert scored_text(bare, tokenizer) == ["Hi 12.<|im_end|>"]
 
 
 def test_a_last_sequence_of_one_token_is_left_out_since_nothing_in_it_is_scored(tokenizer):

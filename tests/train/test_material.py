@@ -154,3 +154,32 @@ def test_measuring_tells_progress_by_stage(talker, tokenizer):
     assert measured.loss == {name: ml.mean_loss(talker, part) for name, part in material.scored.items()}
     assert measured.answers == {"unseen": ml.answer_all(talker, tokenizer, [record])}
     assert measured.recall == {"unseen": ml.keyword_recall(measured.answers["unseen"], [record])}
+
+
+def test_a_file_without_splits_is_told_how_it_was_divided_and_what_stands_in_both(home, tmp_path, tokenizer):
+    terms = [{"question": term["question"], "answer": term["answer"]} for term in TERMS[:9]]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, [*terms, terms[3]])), encoding="utf-8")
+    said = []
+    prepare(options(home, "x", data=str(tmp_path / "data.jsonl")), tokenizer, said.append)
+    assert [line[:70] for line in said] == [
+        "9 trained, 1 held out: no record names a split, so every tenth is kept",
+        "1 held-out record says what is trained on, too: line-10 has the questi",
+    ]
+
+
+def test_columns_under_other_names_reach_the_job(home, tmp_path, tokenizer):
+    terms = [{"ask": term["question"], "tell": term["answer"]} for term in TERMS]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
+    chosen = options(home, "x", data=str(tmp_path / "data.jsonl"), field={"question": "ask", "answer": "tell"})
+    assert len(prepare(chosen, tokenizer, lambda line: None).train) == 11
+
+
+def test_texts_of_rows_are_divided_and_held_out_as_their_splits_say(home, tmp_path, tokenizer):
+    rows = [{"text": "hello 123. " * 9, "split": split} for split in ("train", "validation", "test")]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    said = []
+    material = prepare(options(home, "x", data=str(tmp_path / "data.jsonl"), max_length=16), tokenizer, said.append)
+    sets = (material.train, material.validation, material.scored["unseen"])
+    assert [len(samples) for samples in sets] == [len(material.train)] * 3 and len(material.train) > 3
+    assert all(len(sample.ids) <= 16 for samples in sets for sample in samples)
+    assert [line[:33] for line in said] == ["2 held-out records say what is tr"] and material.asked == {}

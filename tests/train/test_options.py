@@ -11,7 +11,7 @@ from minilora.train.options import ChatOptions, Options
 
 def test_the_defaults_are_these():
     assert asdict(Options()) == dict(
-        base="smollm2", data="legal", method="lora", out=None, overwrite=False, r=8, lora_alpha=16.0,
+        base="smollm2", data="legal", field=None, method="lora", out=None, overwrite=False, r=8, lora_alpha=16.0,
         target_modules="all-linear", epochs=4.0, steps=None, lr=None, batch_size=8, max_length=512, eval_records=80,
         seed=0, quantized=False, recompute=False, device="cpu",
     )  # fmt: skip
