@@ -101,7 +101,7 @@ def read_source(
     path = Path(str(files("minilora") / "data" / f"{source}.jsonl")) if built_in else Path(source)
     if not path.exists():
         raise DataError(
-            f"{source}: no such data; use a .jsonl, .json, .csv, .tsv or .txt file, a folder with a train file, "
+            f"{source}: no such data file or folder; use a .jsonl, .json, .csv, .tsv or .txt file, a folder with a train file, "
             f"or {', '.join(BUILT_IN)}"
         )
     reader = _Reader(tokenizer, dict(field or {}))
