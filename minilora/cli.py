@@ -1,4 +1,4 @@
-"""The command line: minilora finetune | chat | eval | audit | merge | export | report | memory | pull | bench |
+"""The command line: minilora finetune | chat | data | eval | audit | merge | export | report | memory | pull | bench |
 gradcheck | course | progress.
 
 Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags; those of a command with options are the fields of their dataclass."""
     from .cost.bench import Settings
     from .cost.process import Job
+    from .train.look import LookOptions
     from .train.matrix import EvalOptions
     from .train.options import ChatOptions, Options
 
@@ -63,6 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     _command(commands, run_finetune, "teach a model from a data file and report what it cost", Options)
     _command(commands, run_chat, "talk to a model, with or without an adapter", ChatOptions)
+
+    told = "show what is understood of a data file: format, lengths, what is cut, what is scored"
+    understood = _command(commands, run_data, told, LookOptions)
+    understood.add_argument("source", metavar="FILE", help="a data file, a folder of train, valid and test, or legal")
+    understood.add_argument("--json", action="store_true", help="the facts as JSON")
 
     measures = "measure the loss and keyword recall of adapters and their base on data sets, with intervals"
     _command(commands, run_eval, measures, EvalOptions).add_argument(
@@ -205,6 +212,18 @@ def run_chat(arguments: argparse.Namespace) -> None:
             continue
         print(answer)
         messages.append({"role": "assistant", "content": answer})
+
+
+def run_data(arguments: argparse.Namespace) -> None:
+    """minilora data: what is understood of a file; in a terminal what is scored is underlined."""
+    from .train.look import BRACKETS, UNDERLINED, WIDTH, LookOptions, look, page
+
+    seen = look(arguments.source, from_flags(LookOptions, arguments), say=_tell)
+    if arguments.json:
+        print(json.dumps(seen, indent=2, ensure_ascii=False))
+        return
+    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    print(page(seen, shutil.get_terminal_size((WIDTH, 24)).columns, BRACKETS if plain else UNDERLINED))
 
 
 def run_eval(arguments: argparse.Namespace) -> None:

@@ -182,7 +182,7 @@ def test_an_unknown_flag_is_answered_with_the_right_one_and_the_usage_of_its_com
 
 FAILS = [  # flags, what the line says
     (["--data", "absent.jsonl"], "absent.jsonl: no such data file"),
-    (["--data", "."], ".: no such data file"),
+    (["--data", "."], ".: a folder of data needs train.jsonl"),
     (["--data", "empty.jsonl"], "empty.jsonl: the file is empty"),
     (["--data", "binary.jsonl"], "binary.jsonl: cannot be read as UTF-8 text"),
     (["--data", "untrained.jsonl"], "no record is left to train on"),
@@ -209,7 +209,7 @@ def test_a_job_that_cannot_work_is_status_1_in_one_line_and_writes_nothing(
              "wordy": [TERMS[0] | {"answer": LONG}, *TERMS[1:]]}  # fmt: skip
     for name, records in texts.items():
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfa")
     before = written(tmp_path)
     assert status(*job(tiny_folder, "--out", "run", *flags)) == 1
     out, err = capsys.readouterr()

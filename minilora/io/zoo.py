@@ -178,8 +178,7 @@ def load(
         file = GGUF(path)
         model, tokenizer = file.load(quantized), file.tokenizer()
     else:
-        known = ", ".join(("tiny", *SOURCES))
-        raise ModelFileError(f"{name}: no such model; use {known}, a .gguf file, or a Hugging Face folder")
+        raise _unknown(name)
     if len(tokenizer) > model.config.vocab_size:
         raise ModelFileError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
     if device != "cpu":
@@ -190,6 +189,21 @@ def load(
     model.source = short or str(name)
     model.hub_name = SOURCES[short].hub if short in SOURCES else None
     return model, tokenizer
+
+
+def load_tokenizer(name: str | Path, say: Callable[[str], None] | None = None) -> Tokenizer:
+    """The tokenizer of a model, as `load` finds it, without the model's weights. Raises ModelFileError, too."""
+    path = locate(name, say)
+    if path.is_dir():
+        return from_folder(path)
+    if path.suffix == ".gguf":
+        return GGUF(path).tokenizer()
+    raise _unknown(name)
+
+
+def _unknown(name: str | Path) -> ModelFileError:
+    known = ", ".join(("tiny", *SOURCES))
+    return ModelFileError(f"{name}: no such model; use {known}, a .gguf file, or a Hugging Face folder")
 
 
 def _source(name: str) -> Source:

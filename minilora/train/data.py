@@ -101,8 +101,8 @@ def read_source(
     path = Path(str(files("minilora") / "data" / f"{source}.jsonl")) if built_in else Path(source)
     if not path.exists():
         raise DataError(
-            f"{source}: no such data file or folder; use a .jsonl, .json, .csv, .tsv or .txt file, a folder with a train file, "
-            f"or {', '.join(BUILT_IN)}"
+            f"{source}: no such data file or folder; use a .jsonl, .json, .csv, .tsv or .txt file, "
+            f"a folder with a train file, or {', '.join(BUILT_IN)}"
         )
     reader = _Reader(tokenizer, dict(field or {}))
     for file, split in files_of(path).items():
@@ -205,6 +205,14 @@ def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
 
     Raises DataError when nothing is left to train on.
     """
+    splits = by_split(records)
+    if not splits["train"]:
+        raise DataError('no record is left to train on: none has "split": "train"')
+    return splits
+
+
+def by_split(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """`split_records` of records that need not be there to train on."""
     if all(record.split is None for record in records):
         records = [
             replace(record, split="test" if len(records) >= 10 and i % 10 == 9 else "train")
@@ -213,8 +221,6 @@ def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
     splits: dict[str, list[Record]] = {name: [] for name in SPLITS}
     for record in records:
         splits[record.split or "train"].append(record)
-    if not splits["train"]:
-        raise DataError('no record is left to train on: none has "split": "train"')
     return splits
 
 
@@ -325,6 +331,18 @@ def encode_records(
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
     """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored."""
     return _divided(tokenizer.encode(text), max_length)
+
+
+def is_one_text(records: Sequence[Record]) -> bool:
+    """Is all of it one text that names no split?"""
+    return len(records) == 1 and bool(records[0].text) and records[0].split is None
+
+
+def split_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, list[Sample]]:
+    """`encode_text` by split: the last tenth of the sequences goes to "test", the rest to "train"."""
+    sequences = encode_text(text, tokenizer, max_length)
+    trained = len(sequences) - len(sequences) // 10
+    return {"train": sequences[:trained], "validation": [], "test": sequences[trained:]}
 
 
 def _divided(ids: Sequence[int], max_length: int) -> list[Sample]:

@@ -13,9 +13,10 @@ from .data import (
     Record,
     cut,
     encode_records,
-    encode_text,
+    is_one_text,
     read_records,
     split_records,
+    split_text,
     told_of_splits,
     told_of_twice,
     twice,
@@ -74,8 +75,9 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
     general = read_records("general", tokenizer)
     asked: dict[str, list[Record]] = {}
     shown: dict[str, list[Record]] = {}
-    if len(records) == 1 and records[0].text and records[0].split is None:
-        samples = _of_text(records[0].text, tokenizer, options.max_length)
+    if is_one_text(records):
+        parts = split_text(records[0].text, tokenizer, options.max_length)
+        samples = {"train": parts["train"], "validation": parts["validation"], "unseen": parts["test"]}
     else:
         samples, asked, shown = _of_records(records, tokenizer, options, say)
     for name, whole in samples.items():
@@ -104,13 +106,6 @@ def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, bars: Bars,
             if name in material.asked:
                 result.recall[name] = keyword_recall(result.answers[name], records)
     return result
-
-
-def _of_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, list[Sample]]:
-    """A text in sequences of `max_length` tokens, the last tenth of them unseen."""
-    sequences = encode_text(text, tokenizer, max_length)
-    trained = len(sequences) - len(sequences) // 10
-    return {"train": sequences[:trained], "validation": [], "unseen": sequences[trained:]}
 
 
 def _of_records(

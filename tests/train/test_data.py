@@ -206,7 +206,7 @@ def test_an_empty_file_is_an_error(write, content):
 
 
 def test_a_missing_file_is_an_error_that_says_what_would_do(tmp_path):
-    with pytest.raises(DataError, match=r"absent.jsonl: no such data file or folder; use a \.jsonl, .* or legal, .*general$"):
+    with pytest.raises(DataError, match=r"absent.jsonl: no such data file or folder; use a \.jsonl, .*, general$"):
         read_records(tmp_path / "absent.jsonl")
 
 
