@@ -51,9 +51,7 @@ class LookOptions:
     """By whose tokens a data file is measured, and how it is read. Raises ValueError for values that mean nothing."""
 
     base: str = option(Options.base, f"whose tokens are counted: {BASE}")
-    field: Mapping[str, str] | None = option(
-        None, "columns of the data under other names, such as question=q answer=a", metavar="NAME=COLUMN"
-    )
+    field: Mapping[str, str] | None = None  # columns of the data under other names
     max_length: int = option(Options.max_length, "tokens per record, cut beyond")
 
     def __post_init__(self):

@@ -27,9 +27,7 @@ class Options:
         "legal",
         "legal, medical, support, finance; a .jsonl, .json, .csv, .txt file; a folder of train, valid, test",
     )
-    field: Mapping[str, str] | None = option(
-        None, "columns of the data under other names, such as question=q answer=a", metavar="NAME=COLUMN"
-    )
+    field: Mapping[str, str] | None = None  # columns of the data under other names
     method: str = option("lora", "what is trained: an adapter, or all of the model", choices=("lora", "full"))
     out: str | None = option(None, "folder for the results (default: runs/<data>, <data>-<base>, <data>-full)")
     overwrite: bool = option(False, "replace a finished run in that folder, or forget one that was interrupted")
