@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -141,5 +141,34 @@ def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> flo
     """
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(total - warmup, 1)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * _progress(step, total, warmup)))
+
+
+def warmup_linear(step: int, total: int, warmup: int) -> float:
+    """The same up to 1, then a straight line down to 0 at `total`.
+
+    >>> [warmup_linear(s, total=10, warmup=2) for s in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    return (step + 1) / warmup if step < warmup else 1 - _progress(step, total, warmup)
+
+
+def warmup_constant(step: int, total: int, warmup: int) -> float:
+    """The same up to 1, where it stays.
+
+    >>> [warmup_constant(s, total=10, warmup=2) for s in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 1.0, 1.0]
+    """
+    return (step + 1) / warmup if step < warmup else 1.0
+
+
+def _progress(step: int, total: int, warmup: int) -> float:
+    """How much of the way down is done: 0 at the end of warm-up, 1 at `total` and after."""
+    return min((step - warmup) / max(total - warmup, 1), 1.0)
+
+
+SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
+    "cosine": warmup_cosine,
+    "linear": warmup_linear,
+    "constant": warmup_constant,
+}

@@ -44,16 +44,22 @@ def loss_and_grad(model: Llama, input_ids: Array, labels: Array, packing: Packin
 
 
 def training_step(
-    model: Llama, optimizer: Optimizer, batch: Batch | Sequence[Sample], max_norm: float = math.inf
+    model: Llama,
+    optimizer: Optimizer,
+    batch: Batch | Sequence[Sample],
+    max_norm: float = math.inf,
+    at_once: int | None = None,
 ) -> tuple[float, float]:
     """One step: forgotten gradients, forward and back, gradients clipped to a common norm of `max_norm`, the optimizer.
 
-    batch: a batch, or samples, which are divided into micro-batches first and packed then. Returns the loss and the
-    gradients' norm before clipping. Raises NotFiniteError when one of them is not finite, before any weight moves.
+    batch: a batch, or samples, which are divided into micro-batches first and packed then. at_once: of more samples
+    than these, so many go forward and back at a time, one lot after another, also on a GPU. The numbers are those of
+    all at once, and the memory is that of one lot. Returns the loss and the gradients' norm before clipping. Raises
+    NotFiniteError when one of them is not finite, before any weight moves.
     """
     optimizer.zero_grad()
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported below
-        loss = _loss_and_grad(model, batch)
+        loss = _loss_and_grad(model, batch, at_once)
         norm = clip_grad_norm(optimizer.parameters, max_norm)
     value, norm = to_floats(loss, norm)  # the one time in a step that the host waits for a GPU
     for what, number in (("loss", value), ("gradient", norm)):
@@ -88,15 +94,25 @@ def divided(model: Llama, batch: Batch | Sequence[Sample], threads: int | None =
     return micro_batches(batch, threads or cores())
 
 
-def _loss_and_grad(model: Llama, batch: Batch | Sequence[Sample]) -> Array:
-    batches = divided(model, batch)
-    if len(batches) == 1:  # here the matrix library may use all cores
-        loss = _loss_of(model, batches[0])()
-        loss.backward()
-        return loss.data
-    weights = _weights(batches)
-    found = values_and_gradients([_loss_of(model, each) for each in batches], weights, min(cores(), len(batches)))
-    return sum(x * w for x, w in zip(found, weights, strict=True))
+def _loss_and_grad(model: Llama, batch: Batch | Sequence[Sample], at_once: int | None = None) -> Array:
+    lots = [batch]
+    if at_once is not None and not isinstance(batch, Batch):
+        lots = [batch[i : i + at_once] for i in range(0, len(batch), at_once)]
+    divisions = [divided(model, lot) for lot in lots]
+    weights = _weights([each for batches in divisions for each in batches])
+    losses: list[Array] = []
+    for batches in divisions:
+        losses += _forward_and_back(model, batches, weights[len(losses) : len(losses) + len(batches)])
+    return losses[0] if len(losses) == 1 else sum(x * w for x, w in zip(losses, weights, strict=True))
+
+
+def _forward_and_back(model: Llama, batches: Sequence[Batch], weights: Sequence[float]) -> list[Array]:
+    """The loss of each, while the gradients of their weighted sum are added up."""
+    if len(batches) > 1:
+        return values_and_gradients([_loss_of(model, each) for each in batches], weights, min(cores(), len(batches)))
+    loss = _loss_of(model, batches[0])()  # here the matrix library may use all cores
+    loss.backward(array_module(loss.data).full_like(loss.data, weights[0]))
+    return [loss.data]
 
 
 def _loss_of(model: Llama, batch: Batch) -> Callable[[], Tensor]:

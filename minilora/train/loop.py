@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ..engine.backend import Array
 from ..nn.llama import Llama
-from ..nn.optim import AdamW, Optimizer, warmup_cosine
+from ..nn.optim import SCHEDULES, AdamW, Optimizer
 from ..nn.parts import Sample, packed_length
 from ..nn.step import NotFiniteError, training_step
 from .data import epochs
@@ -22,10 +22,14 @@ class TrainingError(RuntimeError):
 
 @dataclass(repr=False)
 class History:
-    """What happened in training: loss and seconds of each step, tokens computed, (step, loss) on held-out samples."""
+    """What happened in training. Of each step: its loss, its seconds, its learning rate, and the norm of its gradient
+    before clipping. Of all: the tokens computed, and (step, loss) on held-out samples.
+    """
 
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
     tokens: int = 0
     validation: list[tuple[int, float]] = field(default_factory=list)
 
@@ -57,15 +61,20 @@ def fit(
     optimizer: Optimizer | None = None,
     each_step: Callable[[int], object] = lambda step: None,
     history: History | None = None,
+    schedule: str = "cosine",
+    weight_decay: float = 0.0,
+    grad_accumulation: int = 1,
 ) -> History:
     """Train whatever requires a gradient for `steps` steps, and return what happened.
 
     lr: the peak, 1e-3 if left out. The learning rate rises over the first `warmup` share of the steps and then falls
-        along half a cosine to zero.
+        to zero along half a "cosine" or a "linear" line, or stays "constant": `schedule`.
     batch_size: samples per step. Every epoch takes all samples once, in a new order that `seed` determines; of a sample
         with `others`, another one each time.
+    grad_accumulation: so many batches make one step: the numbers of a batch that large, with the memory of a small one.
+    weight_decay: AdamW's, on everything that is trained.
     max_norm: gradients are clipped to this common norm.
-    optimizer: AdamW without weight decay if left out. One that is given trains the parameters that it holds; its own lr
+    optimizer: AdamW with `weight_decay` if left out. One that is given trains the parameters that it holds; its own lr
         is the peak then, and its settings, such as LoRA+'s `lr_scale`, stay in force.
     each_step: called after every step with the number of steps done.
     history: filled as training goes on, for a caller who wants it even where training breaks off.
@@ -74,25 +83,25 @@ def fit(
     gradient is not a finite number: an adapter is then what it was when the loss was last finite. ValueError when
     nothing is trainable, or nothing is there to train on.
     """
-    _check(samples, steps, batch_size, lr, optimizer)
+    _check(samples, steps, batch_size, lr, optimizer, schedule, weight_decay, grad_accumulation)
     parameters = model.trainable_parameters()
     if optimizer is None:
-        optimizer = AdamW(parameters, lr=1e-3 if lr is None else lr, weight_decay=0.0)
+        optimizer = AdamW(parameters, lr=1e-3 if lr is None else lr, weight_decay=weight_decay)
     history = History() if history is None else history
     peak = optimizer.lr
     keep = sum(p.size for p in parameters.values()) < 0.5 * sum(p.size for _, p in model.named_parameters())
     good: dict[str, Array] = {}
-    batches = epochs(samples, batch_size, seed)  # on the host: the model sends each to its weights, in one crossing
+    batches = epochs(samples, grad_accumulation * batch_size, seed)  # on the host: each crosses to a GPU at once
 
     model.train()
     try:
         for step in range(steps):
             start = time.perf_counter()
             batch = next(batches)
-            optimizer.lr = peak * warmup_cosine(step, steps, max(1, round(warmup * steps)))
+            optimizer.lr = peak * SCHEDULES[schedule](step, steps, max(1, round(warmup * steps)))
             current = {name: p.data.copy() for name, p in parameters.items()} if keep else {}  # some megabytes
             try:
-                loss, _ = training_step(model, optimizer, batch, max_norm)
+                loss, norm = training_step(model, optimizer, batch, max_norm, at_once=batch_size)
             except NotFiniteError as error:
                 if error.what == "loss":  # of weights that the last step made
                     for name, array in good.items():
@@ -102,7 +111,10 @@ def fit(
             good = current  # the weights that gave a finite loss
             history.losses.append(loss)
             history.seconds.append(time.perf_counter() - start)
-            history.tokens += packed_length(batch)
+            history.rates.append(optimizer.lr)
+            history.norms.append(norm)
+            lots = [batch[i : i + batch_size] for i in range(0, len(batch), batch_size)]
+            history.tokens += sum(map(packed_length, lots))
             each_step(step + 1)
     finally:
         optimizer.zero_grad()
@@ -112,14 +124,27 @@ def fit(
 
 
 def _check(
-    samples: Sequence[Sample], steps: int, batch_size: int, lr: float | None, optimizer: Optimizer | None
+    samples: Sequence[Sample],
+    steps: int,
+    batch_size: int,
+    lr: float | None,
+    optimizer: Optimizer | None,
+    schedule: str,
+    weight_decay: float,
+    grad_accumulation: int,
 ) -> None:
     if not samples:
         raise ValueError("no samples to train on")
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("grad_accumulation", grad_accumulation)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     if lr is not None and optimizer is not None:
         raise ValueError(f"lr is {lr:g} and the optimizer's own is {optimizer.lr:g}: give one of them")
     if lr is not None and not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr must be a positive number, got {lr}")
+    if weight_decay and optimizer is not None:
+        raise ValueError(f"weight_decay is {weight_decay:g}, and an optimizer has its own: give one of them")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"weight_decay must be a number from 0 on, got {weight_decay}")

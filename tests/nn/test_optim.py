@@ -7,7 +7,7 @@ import pytest
 
 from minilora.engine.tensor import Tensor
 from minilora.nn.module import Parameter
-from minilora.nn.optim import SGD, AdamW, clip_grad_norm, warmup_cosine
+from minilora.nn.optim import SCHEDULES, SGD, AdamW, clip_grad_norm, warmup_cosine
 
 
 def parameter(rng, *shape, dtype=np.float64):
@@ -223,7 +223,17 @@ def test_the_schedule_stays_at_its_floor_and_never_leaves_its_bounds():
     assert all(0.1 - 1e-12 <= factor <= 1 for factor in factors)
 
 
+DOWN = [("cosine", [1, 0.75, 0.25, 0]), ("linear", [1, 2 / 3, 1 / 3, 0]), ("constant", [1, 1, 1, 1])]
+
+
+@pytest.mark.parametrize(("name", "falls"), DOWN)
+def test_every_schedule_rises_in_a_line_and_falls_in_its_own_way(name, falls):
+    factors = [SCHEDULES[name](step, 7, 4) for step in range(8)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, *falls]) and len(DOWN) == len(SCHEDULES)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (5, 0), (3, 3), (2, 5)])
-def test_the_schedule_works_without_warmup_and_without_anything_else(total, warmup):
-    factors = [warmup_cosine(step, total, warmup) for step in range(total)]
+def test_the_schedule_works_without_warmup_and_without_anything_else(total, warmup, name):
+    factors = [SCHEDULES[name](step, total, warmup) for step in range(total)]
     assert all(0 <= factor <= 1 for factor in factors) and factors[0] > 0

@@ -238,6 +238,22 @@ def test_samples_and_their_packed_row_have_one_loss_and_one_gradient(tiny_config
         np.testing.assert_allclose(p.grad, expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+@pytest.mark.parametrize("at_once", [1, 2, 3, 6, 7, 99])
+def test_samples_some_at_a_time_have_the_loss_and_gradient_of_all_at_once(tiny_config, threads, at_once, monkeypatch):
+    model = to_float64(adapted(llama.Llama(dataclasses.replace(tiny_config, vocab_size=128), 0)))
+    seen, real = [], step.divided
+    monkeypatch.setattr(step, "divided", lambda model, samples: seen.append(len(samples)) or real(model, samples))
+    row = pack(SAMPLES)
+    expected_loss, expected = gradients(model, (row.input_ids, row.labels, row.packing), whole)
+    loss, norm = training_step(model, SGD(model.trainable_parameters(), lr=0.0), SAMPLES, at_once=at_once)
+    assert sum(seen) == len(SAMPLES) and max(seen) == min(at_once, 7)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    assert norm == pytest.approx(np.sqrt(sum((grad**2).sum() for grad in expected.values())), rel=1e-9)
+    for name, p in model.trainable_parameters().items():
+        np.testing.assert_allclose(p.grad, expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
 # -- the step ----------------------------------------------------------------------------------------------------------
 
 

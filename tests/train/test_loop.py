@@ -8,7 +8,7 @@ from models import new_model, random_samples
 
 import minilora as ml
 from minilora.nn import step as shared
-from minilora.nn.optim import SGD, AdamW, clip_grad_norm, warmup_cosine
+from minilora.nn.optim import SCHEDULES, SGD, AdamW, clip_grad_norm, warmup_cosine
 from minilora.nn.parts import pack
 from minilora.train.data import epochs
 from minilora.train.loop import History, fit
@@ -26,10 +26,10 @@ def samples():
     return random_samples(np.random.default_rng(1))
 
 
-def by_hand(model, steps, lr, batch_size, seed, warm_steps, max_norm, optimizer=None):
-    """The loop in its plainest words: whole batches, nothing divided, Adam without weight decay."""
+def by_hand(model, steps, lr, batch_size, seed, warm_steps, max_norm, optimizer=None, factor=warmup_cosine, decay=0.0):
+    """The loop in its plainest words: whole batches, nothing divided, Adam without weight decay unless told."""
     parameters = model.trainable_parameters()
-    optimizer = optimizer or AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    optimizer = optimizer or AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay)
     losses, norms, batches = [], [], epochs(samples(), batch_size, seed)
     for step in range(steps):
         batch = pack(next(batches))
@@ -39,7 +39,7 @@ def by_hand(model, steps, lr, batch_size, seed, warm_steps, max_norm, optimizer=
         loss = model.loss(batch.input_ids, batch.labels, batch.packing)
         loss.backward()
         norms.append(float(clip_grad_norm(parameters, max_norm)))
-        optimizer.lr = lr * warmup_cosine(step, steps, warm_steps)
+        optimizer.lr = lr * factor(step, steps, warm_steps)
         optimizer.step()
         losses.append(loss.item())
     return losses, norms
@@ -68,14 +68,49 @@ def test_fit_is_the_loop_written_by_hand_step_by_step(steps, batch_size, warmup,
     assert max_norm != 0.05 or min(norms) > max_norm  # the row that says so is clipped
 
 
+KNOBS = [  # what fit is told, what the loop by hand does then
+    (dict(schedule="linear"), dict(factor=SCHEDULES["linear"])),
+    (dict(schedule="constant"), dict(factor=SCHEDULES["constant"])),
+    (dict(weight_decay=5.0), dict(decay=5.0)),
+    (dict(grad_accumulation=2), dict(batch_size=4)),
+    (dict(grad_accumulation=4, batch_size=1), dict(batch_size=4)),  # the last lot of an epoch is a smaller one
+]
+
+
+@pytest.mark.parametrize(("told", "meant"), KNOBS, ids=[str(told) for told, _ in KNOBS])
+def test_each_knob_of_fit_does_in_the_loop_by_hand_what_it_names(told, meant, tiny_config):
+    model, other, usual = adapted(tiny_config), adapted(tiny_config), adapted(tiny_config)
+    settings = dict(lr=2e-2, batch_size=2, seed=5, max_norm=1.0)
+    got = fit(model, samples(), 8, warmup=0.25, **(settings | told))
+    wanted, norms = by_hand(other, 8, warm_steps=2, **(settings | meant))
+    np.testing.assert_allclose(got.losses, wanted, rtol=1e-5)
+    np.testing.assert_allclose(got.norms, norms, rtol=1e-3)
+    for name, array in ml.adapter_state(other, "default").items():
+        np.testing.assert_allclose(ml.adapter_state(model, "default")[name], array, rtol=1e-3, atol=2e-6)
+    assert fit(usual, samples(), 8, warmup=0.25, **settings).losses != got.losses
+
+
+def test_the_history_tells_of_each_step_its_learning_rate_and_the_norm_before_clipping(tiny_config):
+    history = fit(
+        adapted(tiny_config), samples(), 5, lr=1e-2, batch_size=3, warmup=0.4, max_norm=1e-3, schedule="linear"
+    )
+    assert history.rates == pytest.approx([0.5e-2, 1e-2, 1e-2, 2e-2 / 3, 1e-2 / 3])
+    assert len(history.norms) == 5 and min(history.norms) > 1e-2  # clipped to a thousandth
+
+
 def test_what_is_left_out_is_adam_at_a_thousandth_in_eights_with_a_tenth_of_warmup_and_clipping_at_one(tiny_config):
     many = random_samples(np.random.default_rng(1), range(6, 26))
     usual = fit(adapted(tiny_config), many, 20)
-    said = fit(adapted(tiny_config), many, 20, lr=1e-3, batch_size=8, seed=0, warmup=0.1, max_norm=1.0)
+    said = fit(adapted(tiny_config), many, 20, lr=1e-3, batch_size=8, seed=0, warmup=0.1, max_norm=1.0,
+               schedule="cosine", weight_decay=0.0, grad_accumulation=1)  # fmt: skip
     assert usual.losses == said.losses and len(usual.losses) == 20
 
 
-@pytest.mark.parametrize("change", [{"lr": 2e-2}, {"batch_size": 2}, {"seed": 1}, {"warmup": 0.5}, {"max_norm": 1e-4}])
+CHANGES = [{"lr": 2e-2}, {"batch_size": 2}, {"seed": 1}, {"warmup": 0.5}, {"max_norm": 1e-4}, {"schedule": "linear"},
+           {"weight_decay": 0.5}, {"grad_accumulation": 2}]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_every_setting_changes_the_losses(change, tiny_config):
     usual = dict(lr=1e-2, batch_size=3, seed=0, warmup=0.1, max_norm=1.0)
     assert (
@@ -155,6 +190,10 @@ REFUSED = [
     (dict(batch_size=0), "batch_size must be at least 1, got 0"),
     (dict(lr=0.0), "lr must be a positive number, got 0.0"),
     (dict(lr=float("inf")), "lr must be a positive number, got inf"),
+    (dict(grad_accumulation=0), "grad_accumulation must be at least 1, got 0"),
+    (dict(schedule="step"), "schedule must be one of cosine, linear, constant, got 'step'"),
+    (dict(weight_decay=-0.1), "weight_decay must be a number from 0 on, got -0.1"),
+    (dict(weight_decay=0.1, optimizer=True), "weight_decay is 0.1, and an optimizer has its own: give one of them"),
     (dict(lr=1e-3, optimizer=True), "lr is 0.001 and the optimizer's own is 0.5: give one of them"),
 ]
 
