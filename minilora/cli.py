@@ -14,10 +14,12 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .flags import BASE, PACKED, UsageError, add_flags, from_flags, parse
 from .version import __version__
+
+Given = TypeVar("Given")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     other: dict[str, Any] = {"action": "store_true", "help": "accept an adapter of another base of the same shape"}
     replace: dict[str, Any] = {"action": "store_true", "help": "replace a model or file that is there already"}
 
-    _command(commands, run_finetune, "teach a model from a data file and report what it cost", Options)
+    teach = _command(commands, run_finetune, "teach a model from a data file and report what it cost", Options)
+    teach.add_argument("--config", metavar="FILE", help="a TOML file of options, such as runs/legal/run.toml")
     _command(commands, run_chat, "talk to a model, with or without an adapter", ChatOptions)
 
     told = "show what is understood of a data file: format, lengths, what is cut, what is scored"
@@ -152,12 +155,28 @@ def _command(
 ) -> argparse.ArgumentParser:
     """A command called as its function: run_finetune is `minilora finetune`."""
     parser = commands.add_parser(
-        run.__name__.removeprefix("run_"), help=text, description=text[0].upper() + text[1:] + "."
+        run.__name__.removeprefix("run_"),
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        allow_abbrev=False,  # --rank would be --rank-pattern, and not the --r that was meant
     )
     parser.set_defaults(run=run, parser=parser)
     if options is not None:
         add_flags(parser, options)
     return parser
+
+
+def _options(options: type[Given], arguments: argparse.Namespace) -> Given:
+    """The options that flags and the file of --config ask for, the flags first."""
+    if arguments.config is None:
+        return from_flags(options, arguments)
+    from . import toml
+
+    try:
+        below = toml.read(options, Path(arguments.config))
+    except ValueError as error:
+        raise UsageError(error) from error
+    return from_flags(options, arguments, below)
 
 
 def _tell(line: str) -> None:
@@ -170,7 +189,7 @@ def run_finetune(arguments: argparse.Namespace) -> None:
     from .train.options import Options
     from .train.report import page, terminal_width
 
-    options = from_flags(Options, arguments)
+    options = _options(Options, arguments)
     print(page(finetune(options, say=_tell), terminal_width()))
 
 

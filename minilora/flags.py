@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -43,6 +43,17 @@ ELSEWHERE = {  # what other programs call it -> what it is called here
     "--max-tokens": "--max-new-tokens",
     "--load-in-4bit": "--quantized",
     "--gradient-checkpointing": "--recompute",
+    "--gradient-accumulation-steps": "--grad-accumulation",
+    "--dora": "--use-dora",
+    "--rslora": "--use-rslora",
+    "--dropout": "--lora-dropout",
+    "--init": "--init-lora-weights",
+    "--loraplus-lr-ratio": "--lora-plus",
+    "--lr-scheduler-type": "--schedule",
+    "--lr-schedule": "--schedule",
+    "--warmup-ratio": "--warmup",
+    "--max-norm": "--max-grad-norm",
+    "--grad-clip": "--max-grad-norm",
 }
 
 
@@ -58,21 +69,26 @@ def option(
     choices: Sequence[Any] | None = None,
     metavar: str | None = None,
     only: Mapping[str, Any] | None = None,
+    follows: str | None = None,
+    recorded: bool = True,
 ) -> Any:
     """A field of an options dataclass that is a flag as well. A plain `field(metadata={"help": ...})` is one, too.
 
     group: the heading it stands under in --help. only: values of other options without which it means nothing; as a
-    flag it is then refused where they are different, {"steps": None} where --steps is given.
+    flag it is then refused where they are different, {"steps": None} where --steps is given. follows: another option
+    that it depends on; a file's value of it is let go where a flag gives another value to that one. recorded: False
+    for what one call is told and another one that repeats it is not; no file of options has it.
     """
-    told = {"help": help, "group": group, "choices": choices, "metavar": metavar, "only": only}
-    return field(default=default, metadata={key: value for key, value in told.items() if value is not None})
+    told = {"help": help, "group": group, "choices": choices, "metavar": metavar, "only": only, "follows": follows}
+    known = {key: value for key, value in told.items() if value is not None}
+    return field(default=default, metadata=known | {"recorded": recorded})
 
 
 def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
     """Give a parser one flag for each field of a dataclass that has a help text.
 
-    A field of type bool is a switch; one that takes a sequence of words takes one or more, and may be given again. The
-    parser sets no default: what stands in its namespace was given.
+    A field of type bool is a switch; one that takes a sequence takes one value or more, one that takes a mapping
+    KEY=VALUE pairs, and both may be given again. The parser sets no default: what stands in its namespace was given.
     """
     kinds = get_type_hints(options)
     groups: dict[str, Any] = {}
@@ -80,29 +96,74 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
         title = item.metadata.get("group")
         if title is not None and title not in groups:
             groups[title] = parser.add_argument_group(title)
-        settings = {key: item.metadata[key] for key in ("choices", "metavar") if key in item.metadata}
+        settings = _kind(kinds[item.name]) | {
+            key: item.metadata[key] for key in ("choices", "metavar") if key in item.metadata
+        }
         groups.get(title or "", parser).add_argument(
-            flag(item.name), default=argparse.SUPPRESS, help=_help(item), **settings, **_kind(kinds[item.name])
+            flag(item.name), default=argparse.SUPPRESS, help=_help(item), **settings
         )
 
 
-def from_flags(options: type[Options], arguments: argparse.Namespace) -> Options:
-    """The options that the flags given ask for. Raises UsageError for values that mean nothing, alone or together."""
+def from_flags(
+    options: type[Options], arguments: argparse.Namespace, below: Mapping[str, Any] | None = None
+) -> Options:
+    """The options that the flags given ask for. Raises UsageError for values that mean nothing, alone or together.
+
+    below: values that hold where no flag says otherwise, such as those of a file (toml.py). Of these, what means
+    nothing beside a flag is let go: the file's `steps` where --epochs is given, its `r` with --method full.
+    """
     items = {item.name: item for item in flag_fields(options)}
     given = {name: value for name, value in vars(arguments).items() if name in items}
+    kinds = get_type_hints(options)
     for name, value in given.items():
-        if value == [items[name].default]:  # one word that is the default itself: all-linear
-            given[name] = items[name].default
-    values = {name: given.get(name, item.default) for name, item in items.items()}
+        if not isinstance(value, list):
+            continue
+        if isinstance(value[0], tuple):
+            given[name] = _without_doubles(flag(name), value)
+        elif len(value) == 1 and str in kinds_of(kinds[name]):  # all-linear, or a pattern
+            given[name] = value[0]
+    try:
+        lower = _beside(given, below or {}, items)
+        meaningful(options, given | lower, given, flag)
+        return options(**lower | given)
+    except ValueError as error:
+        raise UsageError(error) from error
+
+
+def meaningful(
+    options: type, values: Mapping[str, Any], given: Iterable[str], told: Callable[[str], str] = lambda name: name
+) -> None:
+    """Raise ValueError for the first of the options `given` that means nothing beside the others' values.
+
+    told: how an option is called where it was given.
+    """
+    items = {item.name: item for item in flag_fields(options)}
+    values = {name: item.default for name, item in items.items()} | dict(values)
     for name in given:
         for other, needed in items[name].metadata.get("only", {}).items():
             if values[other] != needed:
-                what = f"{flag(name)} means nothing with {flag(other)} {values[other]}"
-                raise UsageError(f"{what}: leave out one of the two")
-    try:
-        return options(**given)
-    except ValueError as error:
-        raise UsageError(error) from error
+                what = f"{told(name)} means nothing with {told(other)} {values[other]}"
+                raise ValueError(f"{what}: leave out one of the two")
+
+
+def _beside(given: Mapping[str, Any], below: Mapping[str, Any], items: Mapping[str, Field[Any]]) -> dict[str, Any]:
+    """What of `below` still holds beside the flags given."""
+    needs = {name: item.metadata.get("only", {}) for name, item in items.items()}
+    gone = {other for name in given for other, needed in needs[name].items() if needed is None}  # steps by --epochs
+    for name in below:
+        leader = items[name].metadata.get("follows", name)
+        if leader in given and given[leader] != below.get(leader, items[leader].default):
+            gone.add(name)
+        if any(other in given and given[other] != needed for other, needed in needs[name].items()):
+            gone.add(name)
+    return {name: value for name, value in below.items() if name not in {*given, *gone}}
+
+
+def _without_doubles(name: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if doubles := [key for i, key in enumerate(keys) if key in keys[:i]]:
+        raise UsageError(f"{name}: {doubles[0]} is given twice")
+    return dict(pairs)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -133,15 +194,43 @@ def flag_fields(options: type) -> list[Field[Any]]:
 
 def _kind(hint: Any) -> dict[str, Any]:
     """How argparse reads a field of this type; a union with None is read as the rest of it."""
-    kinds = [hint]
-    if get_origin(hint) in (types.UnionType, Union):
-        kinds = [kind for kind in get_args(hint) if kind is not types.NoneType]
+    kinds = kinds_of(hint)
     if kinds == [bool]:
         return {"action": "store_true"}
+    for kind in kinds:
+        if get_origin(kind) is not None and issubclass(get_origin(kind), Mapping):
+            return {"type": _pair(get_args(kind)[1]), "nargs": "+", "action": "extend", "metavar": "KEY=VALUE"}
     sequences = [kind for kind in kinds if get_origin(kind) is not None]
     if sequences:
         return {"type": get_args(sequences[0])[0], "nargs": "+", "action": "extend"}
-    return {"type": kinds[0]}
+    return {"type": _word_or_truth if bool in kinds else kinds[0]}
+
+
+def kinds_of(hint: Any) -> list[Any]:
+    """The types that a field of this type may have, None left out."""
+    if get_origin(hint) in (types.UnionType, Union):
+        return [kind for kind in get_args(hint) if kind is not types.NoneType]
+    return [hint]
+
+
+def _word_or_truth(word: str) -> bool | str:
+    return {"true": True, "false": False}.get(word.lower(), word)
+
+
+def _pair(kind: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
+    """How KEY=VALUE is read. A key may be a pattern with a = of its own, unless the value may be any text."""
+
+    def read(word: str) -> tuple[str, Any]:
+        key, sign, value = word.partition("=") if kind is str else word.rpartition("=")
+        if not (key and sign and value):
+            raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {word!r}")
+        try:
+            return key, kind(value)
+        except ValueError as error:
+            name = {int: "a whole number", float: "a number"}[kind]  # type: ignore[index]
+            raise argparse.ArgumentTypeError(f"expected {name} after {key}=, got {value!r}") from error
+
+    return read
 
 
 def _help(item: Field[Any]) -> str:
@@ -156,9 +245,13 @@ def _suggestion(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
     known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
     for word in unknown:
         name = word.partition("=")[0]
-        if not name.startswith("--"):
-            continue
-        near = [ELSEWHERE[name]] if ELSEWHERE.get(name) in known else get_close_matches(name, known, 1, cutoff=0.7)
-        if near:
-            return f" (did you mean {near[0]}?)"
+        if name.startswith("--") and (meant := nearest(name, known)):
+            return f" (did you mean {meant}?)"
     return ""
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known flag that an unknown one resembles, or that does what it does in other programs."""
+    if ELSEWHERE.get(name) in known:
+        return ELSEWHERE[name]
+    return next(iter(get_close_matches(name, known, 1, cutoff=0.7)), None)

@@ -1,7 +1,7 @@
 """Flags from a dataclass: what they take, what they default to, what they suggest and refuse."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import pytest
@@ -20,6 +20,11 @@ class Options:
     steps: int | None = option(None, "instead of --epochs")
     quantized: bool = option(False, "packed")
     seed: int = option(0, "order")
+    start: bool | str = option(True, "how it begins", choices=(True, False, "big"), metavar="{true,big,false}")
+    blocks: Sequence[int] | None = option(None, "numbers")
+    ranks: Mapping[str, int] | None = option(None, "by name", metavar="NAME=R")
+    names: Mapping[str, str] | None = option(None, "by name")
+    lr: float | None = option(None, "each method has its own", follows="method")
     plain: int = field(default=3, metadata={"help": "made with field()"})
     hidden: int = 5
 
@@ -31,7 +36,7 @@ class Options:
 @pytest.fixture
 def parser():
     parser = argparse.ArgumentParser(prog="program")
-    command = parser.add_subparsers(required=True).add_parser("learn")
+    command = parser.add_subparsers(required=True).add_parser("learn", allow_abbrev=False)
     command.set_defaults(parser=command)
     add_flags(command, Options)
     return parser
@@ -50,12 +55,20 @@ GIVEN = [  # words, what they change
     (["--r", "4"], {"r": 4}),
     (["--lora-alpha", "3"], {"lora_alpha": 3.0}),
     (["--target-modules", "a", "b"], {"target_modules": ["a", "b"]}),
-    (["--target-modules", "a"], {"target_modules": ["a"]}),
+    (["--target-modules", "a"], {"target_modules": "a"}),  # also a pattern, which is no list
     (["--target-modules", "all-linear"], {"target_modules": "all-linear"}),
     (["--steps", "7"], {"steps": 7}),
     (["--quantized"], {"quantized": True}),
     (["--plain", "1"], {"plain": 1}),
     (["--method", "full"], {"method": "full"}),
+    (["--start", "big"], {"start": "big"}),
+    (["--start", "False"], {"start": False}),
+    (["--start", "true"], {"start": True}),
+    (["--blocks", "1", "0"], {"blocks": [1, 0]}),
+    (["--blocks", "1"], {"blocks": [1]}),
+    (["--ranks", "q=2", ".*(?=x)=3"], {"ranks": {"q": 2, ".*(?=x)": 3}}),  # a pattern may have signs of its own
+    (["--ranks", "q=2", "--ranks", "v=3"], {"ranks": {"q": 2, "v": 3}}),
+    (["--names", "a=b=c"], {"names": {"a": "b=c"}}),
     (["--r=4", "--method=lora", "--epochs=0.5"], {"r": 4, "epochs": 0.5}),
 ]
 
@@ -110,7 +123,25 @@ def test_what_resembles_nothing_is_named_without_a_guess(word, parser, capsys):
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"unrecognized arguments: {word}")
 
 
+BAD_VALUES = [
+    (["--ranks", "q"], "argument --ranks: expected KEY=VALUE, got 'q'"),
+    (["--ranks", "=2"], "argument --ranks: expected KEY=VALUE, got '=2'"),
+    (["--ranks", "q="], "argument --ranks: expected KEY=VALUE, got 'q='"),
+    (["--ranks", "q=two"], "argument --ranks: expected a whole number after q=, got 'two'"),
+    (["--start", "small"], "argument --start: invalid choice: 'small'"),
+    (["--blocks", "one"], "argument --blocks: invalid int value: 'one'"),
+]
+
+
+@pytest.mark.parametrize(("words", "reason"), BAD_VALUES, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_a_value_that_cannot_be_read_is_answered_with_what_was_expected(words, reason, parser, capsys):
+    with pytest.raises(SystemExit) as ended:
+        read(parser, *words)
+    assert ended.value.code == 2 and reason in capsys.readouterr().err.splitlines()[-1]
+
+
 CONFLICTS = [
+    (["--ranks", "q=2", "--ranks", "v=3", "q=4"], "--ranks: q is given twice"),
     (["--method", "full", "--r", "8"], "--r means nothing with --method full"),
     (["--lora-alpha", "2", "--method", "full"], "--lora-alpha means nothing with --method full"),
     (["--epochs", "4", "--steps", "5"], "--epochs means nothing with --steps 5"),
@@ -122,3 +153,32 @@ CONFLICTS = [
 def test_flags_that_mean_nothing_are_refused_even_where_they_say_the_default(words, reason, parser):
     with pytest.raises(UsageError, match=f"^{reason}"):
         read(parser, *words)
+
+
+# -- values below the flags --------------------------------------------------------------------------------------------
+
+BELOW = [  # what a file says, flags, what holds
+    (dict(r=4, seed=1), "", dict(r=4, seed=1)),
+    (dict(r=4, seed=1), "--r 2", dict(r=2, seed=1)),
+    (dict(r=4, seed=1), "--method full", dict(method="full", seed=1)),  # a rank means nothing there
+    (dict(steps=5), "--epochs 2", dict(epochs=2.0)),
+    (dict(epochs=2.0), "--steps 5", dict(steps=5)),
+    (dict(steps=5), "--steps 6", dict(steps=6)),
+    (dict(lr=0.1), "--method full", dict(method="full")),  # a rate for another method
+    (dict(lr=0.1, method="full"), "--method full", dict(method="full", lr=0.1)),
+    (dict(lr=0.1, method="full"), "--method lora", {}),
+    (dict(lr=0.1), "--method full --lr 0.2", dict(method="full", lr=0.2)),
+    (dict(ranks={"q": 2}), "--ranks v=3", dict(ranks={"v": 3})),
+]
+
+
+@pytest.mark.parametrize(("below", "words", "holds"), BELOW, ids=[f"{below} {words}" for below, words, _ in BELOW])
+def test_flags_go_before_other_values_and_what_means_nothing_beside_them_is_let_go(below, words, holds, parser):
+    arguments = parse(parser, ["learn", *words.split()])
+    assert from_flags(Options, arguments, below) == Options(**holds)
+
+
+def test_a_flag_that_means_nothing_beside_other_values_is_refused(parser):
+    arguments = parse(parser, ["learn", "--r", "4"])
+    with pytest.raises(UsageError, match="^--r means nothing with --method full"):
+        from_flags(Options, arguments, dict(method="full"))

@@ -17,6 +17,7 @@ each_file = pytest.mark.parametrize("file", sorted(FILES))
 FLOORS = (
     "version",
     "flags",
+    "toml",
     "engine",
     "files",
     "nn",

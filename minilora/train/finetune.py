@@ -15,25 +15,29 @@ import numpy as np
 from ..cost.counts import count_parameters
 from ..cost.predict import Step, predict_memory
 from ..cost.process import peak_memory, program_memory
-from ..files.disk import write_json
+from ..files.disk import replacing, write_json
 from ..io.folder import save_folder
 from ..io.tokenizer import Tokenizer
 from ..io.zoo import load
 from ..lora.adapters import base_state, install_adapter, plan_adapter
 from ..lora.audit import audit
 from ..lora.peft import WEIGHTS_FILE, save_adapter
+from ..lora.variants import lora_plus
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
+from ..nn.optim import AdamW
 from ..pictures.run import run_picture
 from .bars import Bars
 from .card import write_card
 from .data import epochs
 from .evaluate import mean_loss
+from .log import LOG_FILE, Log
 from .loop import History, TrainingError, fit
 from .material import Material, Measured, evaluate, prepare
 from .options import Options
 from .place import METRICS_FILE, MODEL_FILE, PICTURE_FILE, RunFolder
 
+OPTIONS_FILE = "run.toml"
 ADAPTER = "default"
 
 
@@ -57,10 +61,12 @@ def finetune(
     program = program_memory(base_bytes)
     material = prepare(options, tokenizer, say)
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
-    steps = options.steps or math.ceil(options.epochs * len(material.train) / options.batch_size)
+    steps = options.steps or math.ceil(options.epochs * len(material.train) / options.records_per_step)
     planned = plan_adapter(model, config, ADAPTER, options.seed) if config else {}  # refuses what does not fit
 
     with place:
+        with replacing(place.partial / OPTIONS_FILE) as partial:
+            partial.write_text(options.text(), encoding="utf-8")
         before_hash = sha256_of(base_state(model))
         before = evaluate(model, tokenizer, material, bars, "before")
         if config is None:
@@ -117,7 +123,7 @@ def _learn(
     """Train and save; what was learned until training broke off is saved, too, if it is usable."""
     history = History()
     try:
-        _train(model, material, steps, options, history, bars)
+        _train(model, material, steps, options, history, folder, bars)
     except (KeyboardInterrupt, TrainingError):
         if history.losses and (options.method == "lora" or _finite(model)):
             _save(model, tokenizer, options, folder)
@@ -127,14 +133,18 @@ def _learn(
     return history
 
 
-def _train(model: Llama, material: Material, steps: int, options: Options, history: History, bars: Bars) -> None:
-    per_epoch = math.ceil(len(material.train) / options.batch_size)
+def _train(
+    model: Llama, material: Material, steps: int, options: Options, history: History, folder: Path, bars: Bars
+) -> None:
+    per_epoch = math.ceil(len(material.train) / options.records_per_step)
+    log = Log(folder / LOG_FILE, history)
     with bars("training", steps, "step") as bar:
 
         def each_step(step: int) -> None:
             speed = f"{history.tokens_per_second:.0f}"
             bar.set_postfix({"loss": f"{history.losses[-1]:.3f}", "tokens/s": speed}, refresh=False)
             bar.update()
+            log.row(peak_memory() if options.device == "cpu" else None)
             if material.validation and (step % per_epoch == 0 or step == steps):
                 history.validation.append((step, mean_loss(model, material.validation)))
 
@@ -142,12 +152,22 @@ def _train(model: Llama, material: Material, steps: int, options: Options, histo
             model,
             material.train,
             steps,
-            lr=options.learning_rate,
             batch_size=options.batch_size,
             seed=options.seed,
+            warmup=options.warmup,
+            max_norm=options.max_grad_norm,
+            optimizer=_optimizer(model, options),
             each_step=each_step,
             history=history,
+            schedule=options.schedule,
+            grad_accumulation=options.grad_accumulation,
         )
+
+
+def _optimizer(model: Llama, options: Options) -> AdamW:
+    parameters = model.trainable_parameters()
+    scale = None if options.lora_plus is None else lora_plus(parameters, options.lora_plus)
+    return AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale)
 
 
 def _save(model: Llama, tokenizer: Tokenizer, options: Options, folder: Path) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .. import toml
 from ..flags import BASE, PACKED, RECOMPUTE, option
 from ..lora.config import LoraConfig
+from ..nn.optim import SCHEDULES
 from .streams import check_settings
 
 _FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
 _LORA: dict[str, Any] = {"group": "adapter", "only": {"method": "lora"}}
 _TRAINING: dict[str, Any] = {"group": "training"}
+_MEASURING: dict[str, Any] = {"group": "measuring"}
 _MACHINE: dict[str, Any] = {"group": "memory and device"}
+_STARTS = (True, False, "gaussian", "pissa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,9 @@ class Options:
     field: Mapping[str, str] | None = None  # columns of the data under other names
     method: str = option("lora", "what is trained: an adapter, or all of the model", choices=("lora", "full"))
     out: str | None = option(None, "folder for the results (default: runs/<data>, <data>-<base>, <data>-full)")
-    overwrite: bool = option(False, "replace a finished run in that folder, or forget one that was interrupted")
+    overwrite: bool = option(
+        False, "replace a finished run in that folder, or forget one that was interrupted", recorded=False
+    )
 
     r: int = option(8, "rank of the update", **_LORA)
     lora_alpha: float = option(16.0, "scale is alpha / r", **_LORA)
@@ -38,13 +45,51 @@ class Options:
         "all-linear", "modules to adapt: names such as q_proj v_proj, or all-linear", metavar="NAME", **_LORA
     )
 
+    exclude_modules: str | Sequence[str] | None = option(
+        None, "modules of these names to leave out again", metavar="NAME", **_LORA
+    )
+    layers_to_transform: Sequence[int] | None = option(None, "adapt these blocks only", metavar="N", **_LORA)
+    rank_pattern: Mapping[str, int] | None = option(
+        None, "another rank for modules whose name ends so", metavar="NAME=R", **_LORA
+    )
+    alpha_pattern: Mapping[str, float] | None = option(
+        None, "another alpha for modules whose name ends so", metavar="NAME=ALPHA", **_LORA
+    )
+    lora_dropout: float = option(0.0, "share of its input that the update does not see in training", **_LORA)
+    bias: str = option(
+        "none", "biases that learn, too: of the adapted modules, or all", choices=("none", "lora_only", "all"), **_LORA
+    )
+    use_rslora: bool = option(False, "rsLoRA: scale is alpha / sqrt(r)", **_LORA)
+    use_dora: bool = option(False, "DoRA: the length of each row of a weight learns apart from its direction", **_LORA)
+    init_lora_weights: bool | str = option(
+        True,
+        "how the update starts: as nothing (true, gaussian), as the largest part of the weight (pissa), or at random "
+        "(false; for tests) (default: true)",
+        choices=_STARTS,
+        metavar="{true,gaussian,pissa,false}",
+        **_LORA,
+    )
+    lora_plus: float | None = option(
+        None, "LoRA+: B learns so many times faster than A, such as 16", metavar="RATIO", **_LORA
+    )
+
     epochs: float = option(4.0, "passes over the data", only={"steps": None}, **_TRAINING)
     steps: int | None = option(None, "number of steps, instead of --epochs", **_TRAINING)
-    lr: float | None = option(None, "peak learning rate (default: 2e-3 for lora, 2e-4 for full)", **_TRAINING)
+    lr: float | None = option(
+        None, "peak learning rate (default: 2e-3 for lora, 2e-4 for full)", follows="method", **_TRAINING
+    )
+    warmup: float = option(0.1, "share of the steps in which the learning rate rises to its peak", **_TRAINING)
+    schedule: str = option("cosine", "how it falls from there", choices=tuple(SCHEDULES), **_TRAINING)
+    weight_decay: float = option(0.0, "AdamW's, on all that is trained", **_TRAINING)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this common norm; inf: never", **_TRAINING)
     batch_size: int = option(8, "records per step", **_TRAINING)
+    grad_accumulation: int = option(
+        1, "batches per step, one after another: the numbers of a larger batch, the memory of one", **_TRAINING
+    )
     max_length: int = option(512, "tokens per record, cut beyond", **_TRAINING)
-    eval_records: int = option(80, "paraphrases measured, evenly chosen", **_TRAINING)
     seed: int = option(0, "decides the adapter's start and the order of the records", **_TRAINING)
+
+    eval_records: int = option(80, "paraphrases measured, evenly chosen", **_MEASURING)
 
     quantized: bool = option(False, PACKED, only={"method": "lora"}, **_MACHINE)
     recompute: bool = option(False, RECOMPUTE, **_MACHINE)
@@ -57,12 +102,25 @@ class Options:
             raise ValueError("packed weights cannot be trained: leave out quantized, or use method lora")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}")
-        for name, value in (("epochs", self.epochs), ("lr", self.learning_rate)):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        for name, value in (
+            ("epochs", self.epochs),
+            ("lr", self.learning_rate),
+            ("lora_plus", 1.0 if self.lora_plus is None else self.lora_plus),
+        ):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be a positive number, or inf for none, got {self.max_grad_norm}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be a number from 0 on, got {self.weight_decay}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup must be a share of the steps, from 0 to 1, got {self.warmup}")
         for name, value, least in (
             ("steps", 1 if self.steps is None else self.steps, 1),
             ("batch_size", self.batch_size, 1),
+            ("grad_accumulation", self.grad_accumulation, 1),
             ("eval_records", self.eval_records, 1),
             ("max_length", self.max_length, 8),
             ("seed", self.seed, 0),
@@ -71,10 +129,30 @@ class Options:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.lora_config()  # refuses what no adapter can be
 
+    @classmethod
+    def read(cls, path: str | Path, **change: Any) -> Options:
+        """The options in a TOML file, such as a run's run.toml, but for those that are given here.
+
+        Raises ValueError naming the file for what it cannot say.
+        """
+        return cls(**toml.read(cls, Path(path)) | change)
+
+    def text(self) -> str:
+        """The same as TOML, with all defaults written out: a later version repeats the run even if it has others."""
+        file = shlex.quote((self.folder / "run.toml").as_posix())
+        again = f"minilora finetune --config {file} --out ANOTHER_FOLDER"
+        comments = (f"What this run was told. The same again: {again}", "A flag given beside --config goes first.")
+        return toml.write(replace(self, lr=self.learning_rate), *comments)
+
     @property
     def learning_rate(self) -> float:
         """lr, or the method's own: LoRA takes about ten times what full fine-tuning does."""
         return self.lr if self.lr is not None else (2e-3 if self.method == "lora" else 2e-4)
+
+    @property
+    def records_per_step(self) -> int:
+        """The samples of one step: `grad_accumulation` batches of `batch_size`."""
+        return self.batch_size * self.grad_accumulation
 
     @property
     def folder(self) -> Path:
@@ -86,7 +164,20 @@ class Options:
 
     def lora_config(self) -> LoraConfig:
         """The adapter these options ask for."""
-        return LoraConfig(r=self.r, lora_alpha=self.lora_alpha, target_modules=self.target_modules)
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.lora_alpha,
+            target_modules=self.target_modules,
+            exclude_modules=self.exclude_modules,
+            layers_to_transform=self.layers_to_transform,
+            rank_pattern=dict(self.rank_pattern or {}),
+            alpha_pattern=dict(self.alpha_pattern or {}),
+            lora_dropout=self.lora_dropout,
+            bias=self.bias,
+            use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
+            init_lora_weights=self.init_lora_weights,
+        )
 
 
 def _name_of(source: str) -> str:

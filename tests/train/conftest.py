@@ -11,6 +11,8 @@ from models import new_model
 from minilora.io.folder import save_folder
 from minilora.io.zoo import load
 from minilora.nn.llama import Llama
+from minilora.train import finetune as job
+from minilora.train.material import prepare
 
 SHAPE = replace(CONFIG, max_position_embeddings=1024)
 
@@ -39,3 +41,13 @@ def home(tmp_path_factory, tiny_folder, tokenizer):
     for name in ("data.jsonl", "novel.txt"):
         shutil.copy(tiny_folder / name, folder)
     return folder
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Jobs whose sets before and after are empty: what they train is in question, and not what it was good for."""
+
+    def prepare_to_train(*inputs):
+        return replace(prepare(*inputs), scored={}, asked={})
+
+    monkeypatch.setattr(job, "prepare", prepare_to_train)

@@ -240,16 +240,6 @@ def test_bad_data_lines_stop_the_job_before_training(home, tmp_path):
 # -- what is asked for is what happens ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def unmeasured(monkeypatch):
-    """Jobs whose sets before and after are empty: what they train is in question, and not what it was good for."""
-
-    def prepare_to_train(*inputs):
-        return replace(prepare(*inputs), scored={}, asked={})
-
-    monkeypatch.setattr(job, "prepare", prepare_to_train)
-
-
 def rebuilt(home, lr, batch_size, seed, r, lora_alpha, targets, steps, method="lora", longest=512):
     """The same job in public names, from the values themselves: the losses, and the arrays that it trained."""
     model, tokenizer = ml.load(home / "base")

@@ -1,19 +1,26 @@
 """The options of the jobs: defaults, and what they refuse."""
 
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError, asdict, fields
 from pathlib import Path
 
 import pytest
 
+from minilora import toml
+from minilora.cli import build_parser
+from minilora.flags import UsageError, flag, flag_fields, from_flags
 from minilora.lora.config import LoraConfig
 from minilora.train.options import ChatOptions, Options
 
 
 def test_the_defaults_are_these():
     assert asdict(Options()) == dict(
-        base="smollm2", data="legal", field=None, method="lora", out=None, overwrite=False, r=8, lora_alpha=16.0,
-        target_modules="all-linear", epochs=4.0, steps=None, lr=None, batch_size=8, max_length=512, eval_records=80,
-        seed=0, quantized=False, recompute=False, device="cpu",
+        base="smollm2", data="legal", field=None, method="lora", out=None, overwrite=False,
+        r=8, lora_alpha=16.0, target_modules="all-linear", exclude_modules=None,
+        layers_to_transform=None, rank_pattern=None, alpha_pattern=None, lora_dropout=0.0,
+        bias="none", use_rslora=False, use_dora=False, init_lora_weights=True, lora_plus=None,
+        epochs=4.0, steps=None, lr=None, warmup=0.1, schedule="cosine", weight_decay=0.0, max_grad_norm=1.0,
+        batch_size=8, grad_accumulation=1, max_length=512, seed=0, eval_records=80,
+        quantized=False, recompute=False, device="cpu",
     )  # fmt: skip
     assert asdict(ChatOptions()) == dict(
         base="smollm2", adapter=None, quantized=False, prompt=None, max_new_tokens=128, temperature=0.0, seed=0,
@@ -60,6 +67,20 @@ REFUSED = [  # options, what the one line says
     (dict(lr=0.0), r"lr must be a positive number, got 0\.0"),
     (dict(lr=float("inf")), "lr must be a positive number, got inf"),
     (dict(lr=-1.0), r"lr must be a positive number, got -1\.0"),
+    (dict(schedule="step"), "schedule must be one of cosine, linear, constant, got 'step'"),
+    (dict(warmup=100.0), r"warmup must be a share of the steps, from 0 to 1, got 100\.0"),
+    (dict(warmup=-0.1), r"warmup must be a share of the steps, from 0 to 1, got -0\.1"),
+    (dict(weight_decay=-1.0), r"weight_decay must be a number from 0 on, got -1\.0"),
+    (dict(weight_decay=float("inf")), "weight_decay must be a number from 0 on, got inf"),
+    (dict(max_grad_norm=0.0), r"max_grad_norm must be a positive number, or inf for none, got 0\.0"),
+    (dict(max_grad_norm=float("nan")), "max_grad_norm must be a positive number, or inf for none, got nan"),
+    (dict(grad_accumulation=0), "grad_accumulation must be at least 1, got 0"),
+    (dict(lora_plus=0.0), r"lora_plus must be a positive number, got 0\.0"),
+    (dict(lora_dropout=1.0), r"lora_dropout must be a number from 0 to below 1, got 1\.0"),
+    (dict(bias="some"), "bias must be 'none', 'all' or 'lora_only', got 'some'"),
+    (dict(rank_pattern={"q_proj": 0}), r"rank_pattern\['q_proj'\] must be a positive integer, got 0"),
+    (dict(alpha_pattern={"q_proj": -1.0}), r"q_proj: alpha must be a positive number, got -1\.0"),
+    (dict(init_lora_weights="olora"), "init_lora_weights must be True, False, 'gaussian' or 'pissa', got 'olora'"),
     (dict(batch_size=0), "batch_size must be at least 1, got 0"),
     (dict(steps=0), "steps must be at least 1, got 0"),
     (dict(max_length=7), "max_length must be at least 8, got 7"),
@@ -77,6 +98,8 @@ def test_options_that_mean_nothing_are_refused_in_one_line(change, reason):
 
 
 def test_the_least_that_is_allowed_is_allowed():
+    Options(warmup=0.0, weight_decay=0.0, max_grad_norm=float("inf"), grad_accumulation=1, lora_dropout=0.0)
+    Options(warmup=1.0, max_grad_norm=1e-9, lora_plus=1e-9)
     Options(steps=1, batch_size=1, eval_records=1, max_length=8, seed=0, r=1, epochs=1e-9, lr=1e-9)
     ChatOptions(max_new_tokens=1, temperature=0.0, seed=0)
 
@@ -104,8 +127,49 @@ def test_results_go_where_the_data_say_unless_told(change, folder):
 
 
 def test_the_adapter_is_the_one_asked_for():
-    asked = Options(r=3, lora_alpha=5.0, target_modules=["q_proj"]).lora_config()
-    assert asked == LoraConfig(r=3, lora_alpha=5.0, target_modules=["q_proj"])
+    settings = dict(
+        r=3, lora_alpha=5.0, target_modules=["q_proj", "v_proj"], exclude_modules=["v_proj"], layers_to_transform=[1],
+        rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 3.0}, lora_dropout=0.1, bias="lora_only", use_rslora=True,
+        use_dora=True, init_lora_weights="gaussian",
+    )  # fmt: skip
+    assert settings.keys() == {field.name for field in fields(LoraConfig)}
+    assert Options(**settings).lora_config() == LoraConfig(**settings)
+    assert Options().lora_config() == LoraConfig(r=8, lora_alpha=16.0)
+
+
+def test_a_step_takes_all_batches_that_are_accumulated():
+    assert Options(batch_size=3, grad_accumulation=5).records_per_step == 15
+
+
+ADAPTER = dict(r="8", lora_alpha="16", target_modules="q_proj", exclude_modules="q_proj", layers_to_transform="0",
+               rank_pattern="q_proj=8", alpha_pattern="q_proj=16", lora_dropout="0", bias="none", use_rslora=None,
+               use_dora=None, init_lora_weights="true", lora_plus="1")  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), ADAPTER.items())
+def test_no_flag_of_an_adapter_means_anything_in_full_fine_tuning(name, value):
+    arguments = build_parser().parse_args(["finetune", "--method", "full", flag(name), *([value] if value else [])])
+    with pytest.raises(UsageError, match=f"^{flag(name)} means nothing with --method full: leave out one of the two$"):
+        from_flags(Options, arguments)
+    assert ADAPTER.keys() == {item.name for item in flag_fields(Options) if item.metadata.get("group") == "adapter"}
+
+
+# -- as a file ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_options_has_every_default_written_out_but_what_was_not_given(tmp_path):
+    (tmp_path / "run.toml").write_text(Options().text(), encoding="utf-8")
+    said = toml.read(Options, tmp_path / "run.toml")
+    usual = asdict(Options(lr=2e-3))  # the method's own, which may be another one in a later version
+    of_this_call = {item.name for item in flag_fields(Options) if not item.metadata["recorded"]}
+    assert said == {name: value for name, value in usual.items() if value is not None and name not in of_this_call}
+    assert "overwrite" in of_this_call
+    assert Options.read(tmp_path / "run.toml", seed=3) == Options(lr=2e-3, seed=3)
+
+
+def test_a_file_of_options_says_how_the_run_is_repeated():
+    first = Options(out="my runs/x").text().splitlines()[0]
+    assert first.endswith("minilora finetune --config 'my runs/x/run.toml' --out ANOTHER_FOLDER")
 
 
 @pytest.mark.parametrize(("options", "name"), [(Options(), "r"), (ChatOptions(), "seed")])

@@ -1,0 +1,139 @@
+"""Options as a TOML file: what a run was told, and how it is told the same again.
+
+A file has one line per option. Tables are headings, those of --help: an option may stand under any of them, or above.
+
+    text = write(Options(), "a comment line")
+    options = Options(**read(Options, Path("run.toml")))
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import Field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from .flags import flag, flag_fields, kinds_of, meaningful, nearest
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def write(options: Any, *comments: str) -> str:
+    """The options as TOML, each with its help text. What is None is a comment, what means nothing beside the others is
+    left out. `read` gives the same options, to the last digit.
+    """
+    import tomlkit  # beside the standard library's reader: it writes comments
+
+    document = tomlkit.document()
+    for line in comments:
+        document.add(tomlkit.comment(line))
+    document.add(tomlkit.nl())
+    tables: dict[str, Any] = {}
+    kinds = get_type_hints(type(options))
+    for item in _recorded(type(options)):
+        if any(getattr(options, other) != needed for other, needed in item.metadata.get("only", {}).items()):
+            continue
+        title, value, text = _heading(item), getattr(options, item.name), item.metadata["help"]
+        table = tables.setdefault(title, tomlkit.table()) if title else document
+        if value is None:
+            table.add(tomlkit.comment(f"{item.name} =  # {text}"))
+        else:
+            table.add(item.name, _line(_fit(value, kinds[item.name])).comment(text))
+    for title, table in tables.items():
+        document.add(title, table)
+    return tomlkit.dumps(document)
+
+
+def read(options: type, path: Path) -> dict[str, Any]:
+    """The options that a file gives.
+
+    Raises ValueError naming the file: for what is no TOML, for an unknown option, with the nearest one, for a value of
+    another type, and for options that mean nothing together.
+    """
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as TOML ({error})") from error
+    items = {item.name: item for item in _recorded(options)}
+    headings, kinds = {_heading(item) for item in items.values()}, get_type_hints(options)
+    given: dict[str, Any] = {}
+    try:
+        for name, value in _lines(record, items.keys(), headings):
+            if name not in items:
+                raise ValueError(f"unknown option {name!r}{_suggestion(name, [*items])}")
+            if name in given:
+                raise ValueError(f"{name} is given twice")
+            try:
+                given[name] = _fit(value, kinds[name])
+            except TypeError as error:
+                raise ValueError(f"{name} must be {error}, got {value!r}") from error
+            choices = items[name].metadata.get("choices")
+            if choices and given[name] not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+        meaningful(options, given, given)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return given
+
+
+def _recorded(options: type) -> list[Field[Any]]:
+    return [item for item in flag_fields(options) if item.metadata.get("recorded", True)]
+
+
+def _heading(item: Field[Any]) -> str:
+    return item.metadata.get("group", "").replace(" ", "-")
+
+
+def _line(value: Any) -> Any:
+    """A value that stays on its line, a table, too."""
+    import tomlkit
+
+    if not isinstance(value, dict):
+        return tomlkit.item(value)
+    table = tomlkit.inline_table()
+    table.update(value)
+    return table
+
+
+def _lines(record: Mapping[str, Any], names: Any, headings: set[str]) -> list[tuple[str, Any]]:
+    """(name, value) of every line, those under headings last."""
+    lines, inner = [], []
+    for name, value in record.items():
+        if name in headings and name not in names and isinstance(value, dict):
+            inner += list(value.items())
+        else:
+            lines.append((name, value))
+    return lines + inner
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """A value as a field of this type has it. Raises TypeError, which says what it must be, for another one."""
+    kinds = kinds_of(hint)
+    for kind in kinds:
+        origin = get_origin(kind)
+        if origin is None:
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                return float(value)
+            if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+                return value
+        elif issubclass(origin, Mapping):
+            if isinstance(value, Mapping):
+                return {key: _fit(inner, get_args(kind)[1]) for key, inner in value.items()}
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            return [_fit(inner, get_args(kind)[0]) for inner in value]
+    raise TypeError(" or ".join(_name(kind) for kind in kinds))
+
+
+def _name(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin is None:
+        return _NAMES[kind]
+    return "a table" if issubclass(origin, Mapping) else "a list"
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    meant = nearest(flag(name), [flag(one) for one in known])
+    return f" (did you mean {meant[2:].replace('-', '_')}?)" if meant else ""
