@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .flags import BASE, PACKED, UsageError, add_flags, from_flags, parse
+from .flags import BASE, PACKED, Parser, UsageError, add_flags, from_flags, parse
 from .version import __version__
 
 Given = TypeVar("Given")
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     from .train.matrix import EvalOptions
     from .train.options import ChatOptions, Options
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="minilora",
         description="LoRA written out in NumPy: fine-tune a real language model on a laptop.",
         epilog="Start with: minilora finetune",
@@ -158,7 +158,6 @@ def _command(
         run.__name__.removeprefix("run_"),
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        allow_abbrev=False,  # --rank would be --rank-pattern, and not the --r that was meant
     )
     parser.set_defaults(run=run, parser=parser)
     if options is not None:

@@ -12,11 +12,12 @@ options = from_flags(Options, parse(parser, argv))   # what was not given keeps 
 from __future__ import annotations
 
 import argparse
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Options = TypeVar("Options")
 
@@ -166,15 +167,40 @@ def _without_doubles(name: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, A
     return dict(pairs)
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, which answers whatever is wrong with the flag that an unknown one resembles.
+
+    Flags are not shortened: `--rank` would be --rank-pattern, and not the --r that was meant.
+    """
+
+    def __init__(self, *inputs: Any, **settings: Any):
+        super().__init__(*inputs, **(settings | {"allow_abbrev": False}))
+        self.words: list[str] = []
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        """As argparse's; what was given is kept for `error`."""
+        self.words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(self.words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage, message and suggestion, and end with status 2."""
+        known = [name for action in self._actions for name in action.option_strings]
+        for word in self.words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in known and (meant := nearest(name, known)):
+                message += f" (did you mean {meant}{'' if name in message else f' by {name}'}?)"
+                break
+        super().error(message)
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse arguments. An unknown flag is answered with the usage of its own command and the flag that it resembles.
+    """Parse arguments. An unknown flag is answered with the usage of its own command.
 
     A subcommand's parser is found as the default `parser` that it sets.
     """
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        command = getattr(arguments, "parser", parser)
-        command.error(f"unrecognized arguments: {' '.join(unknown)}{_suggestion(command, unknown)}")
+        getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     return arguments
 
 
@@ -239,15 +265,6 @@ def _help(item: Field[Any]) -> str:
     if not nothing and "(default" not in text:
         text += f" (default: {item.default:g})" if isinstance(item.default, float) else f" (default: {item.default})"
     return text.replace("%", "%%")
-
-
-def _suggestion(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
-    known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
-    for word in unknown:
-        name = word.partition("=")[0]
-        if name.startswith("--") and (meant := nearest(name, known)):
-            return f" (did you mean {meant}?)"
-    return ""
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

@@ -16,7 +16,7 @@ from minilora.engine import examples
 from minilora.engine.backend import is_packed
 from minilora.engine.tensor import OPS, Tensor
 from minilora.files.tensors import read_tensors, write_tensors
-from minilora.flags import from_flags
+from minilora.flags import ELSEWHERE, from_flags
 from minilora.io import versions, zoo
 from minilora.lora.peft import load_adapter
 from minilora.nn import step
@@ -169,13 +169,16 @@ def test_a_command_without_flags_has_the_options_of_its_dataclass(command, optio
     assert from_flags(options, build_parser().parse_args([command])) == options()
 
 
-@pytest.mark.parametrize(
-    ("word", "meant"), [("--rank", "--r"), ("--alpha", "--lora-alpha"), ("--learning-rate", "--lr")]
-)
-def test_an_unknown_flag_is_answered_with_the_right_one_and_the_usage_of_its_command(word, meant, capsys):
-    assert status("finetune", word, "8") == 2
-    err = capsys.readouterr().err
-    assert err.startswith("usage: minilora finetune ") and err.endswith(f"{word} 8 (did you mean {meant}?)\n")
+def test_what_other_programs_call_a_flag_is_answered_by_every_command_that_has_it(capsys):
+    (commands,) = (action.choices for action in build_parser()._actions if action.choices)
+    known = {name: {flag for each in one._actions for flag in each.option_strings} for name, one in commands.items()}
+    asked = [(name, word, meant) for name in known for word, meant in ELSEWHERE.items() if meant in known[name]]
+    assert {meant for _, _, meant in asked} == set(ELSEWHERE.values())
+    assert not any(flags & ELSEWHERE.keys() for flags in known.values())
+    for name, word, meant in asked:
+        assert status(name, word, "8") == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"usage: minilora {name} ") and f"(did you mean {meant}" in err.splitlines()[-1]
 
 
 # -- finetune: what cannot work ----------------------------------------------------------------------------------------

@@ -156,6 +156,17 @@ def test_training_steps_agree(device, tiny_config, variant):
         device.assert_same(array, wanted[name], rtol=1e-4, atol=2e-3)
 
 
+def test_batches_that_are_accumulated_agree_with_one_large_batch(device, tiny_config):
+    def run(**settings):
+        model = device.move(new_model(tiny_config))
+        add_adapter(model, LoraConfig(**LORA), seed=0)
+        return fit(model, random_samples(np.random.default_rng(1)), 3, lr=1e-2, **settings)
+
+    whole, parts = run(batch_size=4), run(batch_size=1, grad_accumulation=4)
+    np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-4)
+    np.testing.assert_allclose(parts.norms, whole.norms, rtol=1e-2)
+
+
 def test_training_with_dropout_runs(device, tiny_config):
     _, history = trained(tiny_config, device, lora_dropout=0.3)
     assert np.isfinite(history.losses).all()

@@ -1,12 +1,11 @@
 """Flags from a dataclass: what they take, what they default to, what they suggest and refuse."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import pytest
 
-from minilora.flags import UsageError, add_flags, flag, from_flags, option, parse
+from minilora.flags import Parser, UsageError, add_flags, flag, from_flags, option, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +34,8 @@ class Options:
 
 @pytest.fixture
 def parser():
-    parser = argparse.ArgumentParser(prog="program")
-    command = parser.add_subparsers(required=True).add_parser("learn", allow_abbrev=False)
+    parser = Parser(prog="program")
+    command = parser.add_subparsers(required=True).add_parser("learn")
     command.set_defaults(parser=command)
     add_flags(command, Options)
     return parser
@@ -121,6 +120,15 @@ def test_what_resembles_nothing_is_named_without_a_guess(word, parser, capsys):
     with pytest.raises(SystemExit):
         read(parser, word)
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"unrecognized arguments: {word}")
+
+
+def test_a_flag_that_is_missing_because_another_name_was_given_is_answered_with_that(parser, capsys):
+    (command,) = (action.choices["learn"] for action in parser._actions if action.choices)
+    command.add_argument("--out", required=True)
+    with pytest.raises(SystemExit):
+        read(parser, "--output", "x")
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err == "program learn: error: the following arguments are required: --out (did you mean --out by --output?)"
 
 
 BAD_VALUES = [
