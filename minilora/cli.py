@@ -1,5 +1,5 @@
-"""The command line: minilora finetune | chat | data | eval | audit | merge | export | report | memory | pull | bench |
-gradcheck | course | progress.
+"""The command line: minilora finetune | compare | chat | data | eval | audit | merge | export | report | memory |
+pull | bench | gradcheck | course | progress.
 
 Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never
 shows a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags; those of a command with options are the fields of their dataclass."""
     from .cost.bench import Settings
     from .cost.process import Job
+    from .train.compare import CompareOptions
     from .train.look import LookOptions
     from .train.matrix import EvalOptions
     from .train.options import ChatOptions, Options
@@ -67,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     teach = _command(commands, run_finetune, "teach a model from a data file and report what it cost", Options)
     teach.add_argument("--config", metavar="FILE", help="a TOML file of options, such as runs/legal/run.toml")
+    beside = _command(commands, run_compare, "measure LoRA beside full fine-tuning, claim by claim", CompareOptions)
+    beside.add_argument("--json", action="store_true", help="the numbers as JSON")
     _command(commands, run_chat, "talk to a model, with or without an adapter", ChatOptions)
 
     told = "show what is understood of a data file: format, lengths, what is cut, what is scored"
@@ -190,6 +193,19 @@ def run_finetune(arguments: argparse.Namespace) -> None:
 
     options = _options(Options, arguments)
     print(page(finetune(options, say=_tell), terminal_width()))
+
+
+def run_compare(arguments: argparse.Namespace) -> None:
+    """minilora compare: make the runs that are not there yet, draw the picture, print the table."""
+    from .pictures.compare import compare_pictures
+    from .train.compare import CompareOptions, compare
+    from .train.report import terminal_width
+    from .train.table import page
+
+    options = from_flags(CompareOptions, arguments)
+    result = compare(options, say=_tell)
+    compare_pictures(result, options.folder / "picture.png")
+    print(json.dumps(result, indent=2) if arguments.json else page(result, terminal_width()))
 
 
 def run_chat(arguments: argparse.Namespace) -> None:

@@ -27,7 +27,8 @@ from minilora.train.data import DataError
 from minilora.train.matrix import EvalOptions
 from minilora.train.options import ChatOptions, Options
 
-COMMANDS = ["finetune", "chat", "eval", "audit", "merge", "export", "report", "memory", "bench", "pull", "gradcheck"]
+COMMANDS = ["finetune", "compare", "chat", "eval", "audit", "merge", "export", "report", "memory", "bench", "pull"]
+COMMANDS += ["gradcheck"]
 LONG = "x" * 1200  # more tokens than the small model can see
 
 

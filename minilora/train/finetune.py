@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..cost.counts import count_parameters
-from ..cost.predict import Step, predict_memory
+from ..cost.predict import Step, kept_activations, predict_memory, recomputed_activations
 from ..cost.process import peak_memory, program_memory
 from ..files.disk import replacing, write_json
 from ..io.folder import save_folder
@@ -42,15 +42,19 @@ ADAPTER = "default"
 
 
 def finetune(
-    options: Options, say: Callable[[str], None] = lambda line: None, bars: Bars | None = None
+    options: Options,
+    say: Callable[[str], None] = lambda line: None,
+    bars: Bars | None = None,
+    measure: bool = True,
 ) -> dict[str, Any]:
     """Run the whole job and return its metrics, which also stand in `<out>/metrics.json`.
 
     Results are written aside, in `<out>.partial`: the adapter (or with method "full" the model) as soon as it is
     trained, then metrics and picture. In the end all of it takes the place of `<out>`, whole. say: hears what a user
-    should know. bars: where progress is shown, on stderr if left out. Raises ValueError for bad input, or for results
-    that are there already, before anything is written; TrainingError when the loss is no number; KeyboardInterrupt
-    after keeping what there is.
+    should know. bars: where progress is shown, on stderr if left out. measure: without it there is training and
+    validation alone, for a search over settings, and the metrics hold no losses, recalls and answers from before and
+    after. Raises ValueError for bad input, or for results that are there already, before anything is written;
+    TrainingError when the loss is no number; KeyboardInterrupt after keeping what there is.
     """
     bars = bars or Bars()
     place = RunFolder(options.folder, options.overwrite, say)
@@ -61,6 +65,8 @@ def finetune(
     program = program_memory(base_bytes)
     material = prepare(options, tokenizer, say)
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
+    if not measure:
+        material = replace(material, scored={}, asked={}, shown={})
     steps = options.steps or math.ceil(options.epochs * len(material.train) / options.records_per_step)
     planned = plan_adapter(model, config, ADAPTER, options.seed) if config else {}  # refuses what does not fit
 
@@ -226,10 +232,12 @@ def _memory(
     known = {"program": program or 0 if on_host else 0}
     step = max((Step.of(model, samples, **known) for samples, _ in batches), key=lambda step: step.tokens)
     mine, full = predict_memory(step), predict_memory(replace(step, rank=None, base_bytes=None))
+    kept = recomputed_activations(step) if step.recompute else kept_activations(step)
     return {
         "predicted": mine.total,
         "measured": measured if on_host else None,
         "full_predicted": full.total,
         "by_owner": mine.by_owner(),
         "full_by_owner": full.by_owner(),
+        "activations": sum(kept.values()),  # as the way back begins: of full fine-tuning the peak may come later
     }

@@ -77,6 +77,14 @@ def test_the_metrics_count_what_was_there(finished, home):
     assert [step for step, _ in metrics["validation_loss"]] == [2, 4, 6]
 
 
+def test_a_run_of_a_search_trains_and_validates_alone(finished, home, tmp_path):
+    metrics = finetune(replace(finished[0], out=str(tmp_path / "trial")), bars=Bars(quiet=True), measure=False)
+    assert (metrics["loss"], metrics["keyword_recall"], metrics["answers"]) == ({}, {}, [])
+    assert metrics["train_loss"] == finished[1]["train_loss"]
+    assert metrics["validation_loss"] == finished[1]["validation_loss"]
+    assert page(metrics)
+
+
 def test_the_base_hash_is_the_same_before_and_after_and_that_of_the_files(finished):
     chosen, metrics, _ = finished
     before, after = metrics["base_sha256"]
