@@ -209,43 +209,18 @@ def run_compare(arguments: argparse.Namespace) -> None:
 
 
 def run_chat(arguments: argparse.Namespace) -> None:
-    """minilora chat: one answer for --prompt, else a conversation until an empty line or Ctrl-D."""
-    from .io.zoo import load
-    from .lora.peft import load_adapter
-    from .train.generate import generate
+    """minilora chat: one answer of each adapter for --prompt, else a talk in the terminal, or an answer per line."""
+    from .chat.run import run
+    from .io.versions import load_versions, named_folders
     from .train.options import ChatOptions
 
     options = from_flags(ChatOptions, arguments)
-    model, tokenizer = load(options.base, options.quantized, device=options.device)
-    if options.adapter:
-        load_adapter(model, options.adapter)
-    settings: dict[str, Any] = {
-        "max_new_tokens": options.max_new_tokens,
-        "temperature": options.temperature,
-        "seed": options.seed,
-    }
-    if options.prompt is not None:
-        print(generate(model, tokenizer, options.prompt, **settings))
-        return
-    _tell("Ask something; an empty line or Ctrl-D ends.")
-    messages: list[dict[str, str]] = []
-    while True:
-        try:
-            question = input("you> ").strip()
-        except EOFError:
-            print()
-            return
-        if not question:
-            return
-        messages.append({"role": "user", "content": question})
-        try:
-            answer = generate(model, tokenizer, messages, **settings)
-        except ValueError as error:  # too long, or a character the model has no token for: the talk goes on
-            _tell(f"minilora: {error}")
-            messages.pop()
-            continue
-        print(answer)
-        messages.append({"role": "assistant", "content": answer})
+    try:
+        named = named_folders(options.adapter)
+    except ValueError as error:
+        raise UsageError(error) from error
+    model, tokenizer = load_versions(named, options.base, options.quantized, options.device, options.force, say=_tell)
+    run(model, tokenizer, list(named), options)
 
 
 def run_data(arguments: argparse.Namespace) -> None:

@@ -261,7 +261,7 @@ def _pair(kind: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
 
 def _help(item: Field[Any]) -> str:
     text = item.metadata["help"]
-    nothing = item.default is None or item.default is False or item.default is MISSING
+    nothing = item.default is None or item.default is False or item.default is MISSING or item.default == ()
     if not nothing and "(default" not in text:
         text += f" (default: {item.default:g})" if isinstance(item.default, float) else f" (default: {item.default})"
     return text.replace("%", "%%")

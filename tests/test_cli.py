@@ -559,49 +559,6 @@ def test_chat_with_a_prompt_too_long_for_the_model_is_status_1(tiny_folder, caps
     assert "are more than the 1024 the model can see" in complaint(capsys)
 
 
-def type_in(monkeypatch, *lines):
-    """Answer each input() with the next line; an exception is raised, and so is EOFError at the end."""
-    coming = iter([*lines, EOFError()])
-
-    def read(prompt=""):
-        line = next(coming)
-        if isinstance(line, BaseException):
-            raise line
-        return line
-
-    monkeypatch.setattr("builtins.input", read)
-    return coming
-
-
-def test_a_conversation_remembers_what_was_said_and_survives_what_cannot_be_answered(tiny_folder, capsys, monkeypatch):
-    heard = []
-
-    def answer(model, tokenizer, messages, **settings):
-        heard.append([message["content"] for message in messages])
-        if "bad" in heard[-1]:
-            raise ValueError("too long")
-        return f"answer {len(heard)}"
-
-    monkeypatch.setattr(talk, "generate", answer)
-    type_in(monkeypatch, "one", "bad", " two ")
-    assert status("chat", "--base", tiny_folder / "base") == 0
-    out, err = capsys.readouterr()
-    assert heard == [["one"], ["one", "answer 1", "bad"], ["one", "answer 1", "two"]]
-    assert out.split("\n") == ["answer 1", "answer 3", "", ""]
-    assert "minilora: too long" in err.splitlines()
-
-
-@pytest.mark.parametrize(("last", "code"), [("", 0), ("  ", 0), (EOFError(), 0), (KeyboardInterrupt(), 130)])
-def test_a_conversation_ends_at_an_empty_line_the_end_of_input_or_an_interruption(
-    last, code, tiny_folder, capsys, monkeypatch
-):
-    left = type_in(monkeypatch, "hello", last, "never asked")
-    assert status("chat", "--base", tiny_folder / "base", "--max-new-tokens", 2) == code
-    assert next(left) == "never asked"
-    told = capsys.readouterr().err.splitlines()
-    assert told == ["Ask something; an empty line or Ctrl-D ends.", *(["", "minilora: interrupted"] if code else [])]
-
-
 # -- devices and gradients ---------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ FLOORS = (
     "pictures",
     "cost",
     "train",
+    "chat",
     "course",
     "cli",
     "__main__",

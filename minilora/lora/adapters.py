@@ -110,7 +110,8 @@ def set_adapter(model: Module, which: Choice) -> None:
     activate(model, {name: float(factor) for name, factor in factors.items()})
     for module in lora_modules(model).values():
         for name, weights in module.adapters.items():
-            weights.requires_grad_(name == which)
+            if {weights.lora_A.requires_grad, weights.lora_B.requires_grad} != {name == which}:  # few change: quick
+                weights.requires_grad_(name == which)
 
 
 def activate(model: Module, factors: Mapping[str, Factor]) -> None:

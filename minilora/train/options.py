@@ -191,14 +191,18 @@ def _name_of(source: str) -> str:
 class ChatOptions:
     """Whom to talk to, and how it answers. Raises ValueError for values that mean nothing."""
 
-    base: str = option("smollm2", BASE)
-    adapter: str | None = option(None, "folder of an adapter, such as runs/legal")
-    quantized: bool = option(False, PACKED)
-    prompt: str | None = option(None, "ask one question and end")
+    adapter: Sequence[str] = option(
+        (), "folders of adapters, such as runs/legal or legal=runs/legal; the first answers first", metavar="[NAME=]DIR"
+    )
+    base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)")
+    prompt: str | None = option(None, "ask one question, of every adapter, and end")
     max_new_tokens: int = option(128, "tokens of an answer, at most")
     temperature: float = option(0.0, "0 takes the likeliest token")
+    top_p: float = option(1.0, "draw from the likeliest tokens that have this probability together")
     seed: int = option(0, "for a temperature above 0")
+    quantized: bool = option(False, PACKED)
+    force: bool = option(False, "accept adapters of another base of the same shape")
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
 
     def __post_init__(self):
-        check_settings(self.max_new_tokens, self.temperature, self.seed)
+        check_settings(self.max_new_tokens, self.temperature, self.seed, self.top_p)

@@ -23,8 +23,8 @@ def test_the_defaults_are_these():
         quantized=False, recompute=False, device="cpu",
     )  # fmt: skip
     assert asdict(ChatOptions()) == dict(
-        base="smollm2", adapter=None, quantized=False, prompt=None, max_new_tokens=128, temperature=0.0, seed=0,
-        device="cpu",
+        adapter=(), base=None, prompt=None, max_new_tokens=128, temperature=0.0, top_p=1.0, seed=0, quantized=False,
+        force=False, device="cpu",
     )  # fmt: skip
 
 

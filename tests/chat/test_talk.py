@@ -1,0 +1,215 @@
+"""A talk: its history, who answers, what is left out when it grows long, comparing and saving."""
+
+import json
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.chat.talk import Talk
+from minilora.lora.adapters import adapter_state
+from minilora.train.data import read_records
+from minilora.train.generate import generate
+from minilora.train.options import ChatOptions
+from minilora.train.streams import Streams
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def talk(model, tokenizer, told):
+    return Talk(model, tokenizer, ChatOptions(max_new_tokens=12), told.append)
+
+
+def answer(talk, question):
+    pieces = []
+    talk.ask(question, pieces.append)
+    return "".join(pieces)
+
+
+def said(*turns):
+    roles = ["user", "assistant"] * len(turns)
+    return [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
+
+
+def test_a_question_is_answered_with_all_that_was_said_before(talk, model, tokenizer):
+    first = answer(talk, "hello")
+    second = answer(talk, "x")
+    assert first == generate(model, tokenizer, "hello", 12)
+    assert second == generate(model, tokenizer, said("hello", first, "x"), 12) != generate(model, tokenizer, "x", 12)
+    talk.clear()
+    assert answer(talk, "x") == generate(model, tokenizer, "x", 12)
+
+
+@pytest.mark.parametrize("choice", [None, "legal", "support", {"legal": 0.5, "support": 0.5}], ids=str)
+def test_the_one_chosen_answers(talk, model, tokenizer, choice):
+    talk.choose("legal")
+    talk.choose(choice)
+    got = answer(talk, "What is a lien?")
+    ml.set_adapter(model, choice)
+    assert got == generate(model, tokenizer, "What is a lien?", 12)
+
+
+def test_the_versions_answer_differently(talk):
+    answers = set()
+    for choice in (None, "legal", "support", {"legal": 0.5, "support": 0.5}):
+        talk.choose(choice)
+        talk.clear()
+        answers.add(answer(talk, "What is a lien?"))
+    assert len(answers) == 4
+
+
+def test_switching_copies_no_weight(talk, model):
+    def arrays():
+        return [array for name in model.adapters for array in adapter_state(model, name).values()] + list(
+            model.state_dict().values()
+        )
+
+    before = arrays()
+    copies = [array.copy() for array in before]
+    for choice in ("legal", "support", {"legal": 0.5, "support": 0.5}, None):
+        talk.choose(choice)
+        assert all(a is b for a, b in zip(arrays(), before, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, copies, strict=True))
+
+
+# -- what the model can see --------------------------------------------------------------------------------------------
+
+
+def test_a_talk_may_be_longer_than_the_context_the_oldest_turns_go_and_that_is_said_once(talk, told, model, tokenizer):
+    questions = [f"{i}" + "x" * 150 for i in range(12)]
+    answers = [answer(talk, question) for question in questions]
+    assert len(talk.turns) == 12 and 0 < talk.seen_from < 11
+    assert told == ["the oldest turns are left out from here on: 1024 tokens are all the model can see"]
+    seen = [text for turn in zip(questions, answers, strict=True) for text in turn][2 * talk.seen_from : -1]
+    assert answers[-1] == generate(model, tokenizer, said(*seen), 12)
+    before = [text for turn in zip(questions, answers, strict=True) for text in turn][2 * talk.seen_from - 2 : -1]
+    assert len(tokenizer.encode_chat(said(*before), answer_next=True)) + 12 > 1024  # no turn more would have fitted
+
+
+def test_the_tokens_in_use_are_counted(talk, tokenizer):
+    question = "hello"
+    answer(talk, question)
+    length = len(tokenizer.encode_chat(said(question), answer_next=True))
+    assert length < talk.used <= length + 12
+
+
+@pytest.mark.parametrize(("question", "reason"), [("x" * 1020, "tokens and an answer of 12 are more than the 1024")])
+def test_a_question_that_cannot_be_read_leaves_the_talk_as_it_was(talk, told, question, reason):
+    for i in range(3):
+        answer(talk, f"{i}" + "x" * 200)
+    before = (list(talk.turns), talk.seen_from, talk.asked)
+    for ask in (lambda: answer(talk, question), lambda: list(talk.compare(question, {"base": None}))):
+        with pytest.raises(ValueError, match=reason) as caught:
+            ask()
+        assert "--max-new-tokens" in str(caught.value)
+        assert (talk.turns, talk.seen_from, talk.asked) == before and told == []
+
+
+# -- an answer that is stopped -----------------------------------------------------------------------------------------
+
+
+def test_a_stopped_answer_is_kept_as_far_as_it_came(talk, model, tokenizer):
+    whole = generate(model, tokenizer, "hello", 12)
+    seen = []
+
+    def show(piece):
+        seen.append(piece)
+        if len("".join(seen)) > 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        talk.ask("hello", show)
+    assert [turn.answer for turn in talk.turns] == ["".join(seen)]
+    assert whole.startswith("".join(seen)) and len("".join(seen)) < len(whole)
+    assert answer(talk, "x") == generate(model, tokenizer, said("hello", "".join(seen), "x"), 12)
+
+
+def test_one_that_is_stopped_before_its_first_word_was_never_asked(talk, model, tokenizer, monkeypatch):
+    def stopped(streams):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Streams, "step", stopped)
+        talk.ask("x", print)
+    assert talk.turns == []
+    assert answer(talk, "hello") == generate(model, tokenizer, "hello", 12)
+
+
+# -- draws -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_talk_with_a_seed_can_be_had_again_and_asking_again_gives_another_answer(model, tokenizer):
+    options = ChatOptions(max_new_tokens=12, temperature=2.0, top_p=0.9, seed=5)
+    talks = [Talk(model, tokenizer, options, print) for _ in range(2)]
+    answers = []
+    for talk in talks:
+        answers.append([answer(talk, "hello"), answer(talk, "hello")])
+        talk.clear()
+        answers[-1].append(answer(talk, "hello"))
+    assert answers[0] == answers[1] and answers[0][0] != answers[0][2]
+    assert answers[0][0] == generate(model, tokenizer, "hello", 12, 2.0, seed=5, top_p=0.9)
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+def test_comparing_gives_each_versions_answer_in_order_and_leaves_the_talk_as_it_was(talk, model, tokenizer):
+    talk.choose("support")
+    answer(talk, "hello")
+    before = (list(talk.turns), talk.choice, [adapter.factor for adapter in model.adapters.values()])
+    versions = {"base": None, "legal": "legal", "both": {"legal": 0.5, "support": 0.5}}
+    got = list(talk.compare("What is a lien?", versions))
+    names = [name for name, _ in got]
+    assert names == sorted(names, key=list(versions).index) and set(names) == set(versions)
+    assert (talk.turns, talk.choice, [adapter.factor for adapter in model.adapters.values()]) == before
+    for name, choice in versions.items():
+        ml.set_adapter(model, choice)
+        together = "".join(piece for other, piece in got if other == name)
+        assert together == generate(model, tokenizer, "What is a lien?", 12)
+
+
+def test_comparing_computes_all_versions_in_one_batch(talk, model, monkeypatch):
+    batches, forward = [], type(model).forward
+
+    def counted(self, ids, *others, **settings):
+        batches.append(len(ids))
+        return forward(self, ids, *others, **settings)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    list(talk.compare("hello", {"base": None, "legal": "legal", "support": "support"}))
+    assert batches[0] == 3 and len(batches) <= 12
+
+
+# -- saving ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_talk_is_saved_as_text_that_says_who_answered(talk, tmp_path):
+    first = answer(talk, "hello")
+    talk.choose({"legal": 0.5, "support": 0.5})
+    second = answer(talk, "x")
+    talk.save(tmp_path / "talk.txt")
+    text = (tmp_path / "talk.txt").read_text(encoding="utf-8")
+    assert text == f"you: hello\n\nbase: {first}\n\nyou: x\n\n0.5 legal + 0.5 support: {second}\n"
+
+
+def test_a_talk_saved_as_jsonl_can_be_trained_on(talk, tmp_path):
+    answers = [answer(talk, "hello"), answer(talk, "x")]
+    talk.save(tmp_path / "talk.jsonl")
+    (line,) = (tmp_path / "talk.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["messages"] == said("hello", answers[0], "x", answers[1])
+    (record,) = read_records(tmp_path / "talk.jsonl")
+    assert list(record.messages) == said("hello", answers[0], "x", answers[1])
+
+
+def test_nothing_is_overwritten_and_nothing_said_is_no_file(talk, tmp_path):
+    with pytest.raises(ValueError, match="nothing was said yet"):
+        talk.save(tmp_path / "talk.txt")
+    answer(talk, "hello")
+    (tmp_path / "talk.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already"):
+        talk.save(tmp_path / "talk.txt")
+    assert (tmp_path / "talk.txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
