@@ -37,6 +37,7 @@ from minilora.nn.optim import SGD
 from minilora.train.evaluate import mean_loss
 from minilora.train.generate import generate_batch
 from minilora.train.loop import fit
+from minilora.train.streams import Streams
 
 LORA = {"r": 4, "lora_alpha": 8}
 
@@ -238,6 +239,25 @@ def test_generation_writes_the_same_answers(device, tiny_folder, temperature):
         answers.append(generate_batch(model, words, talks, 6, temperature, seed=3))
     assert device.holds(model.state_dict().values())
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_streams_with_mixed_adapters_write_the_same_answers(device, tiny_folder, use_dora):
+    asks = [("hello", "one", 9), ("a longer question than that", None, 3), ("x", {"one": 0.5, "two": 0.25}, 6),
+            ("again", "two", 8), ("what?", "one", 2)]  # fmt: skip
+    answers = []
+    for where in ("cpu", "cuda"):
+        model, words = zoo.load(tiny_folder / "base", device=where)
+        for seed, name in enumerate(("one", "two")):
+            config = LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, use_dora=use_dora)
+            add_adapter(model, config, name=name, seed=seed)
+        streams = Streams(model, words, slots=2)  # some join while others run, and rows move
+        running = [streams.add(text, choice, count) for text, choice, count in asks]
+        while streams.busy:
+            streams.step()
+        answers.append([answer.text for answer in running])
+    assert device.holds(model.state_dict().values())
+    assert answers[0] == answers[1] and len(set(answers[0])) > 1
 
 
 @each_variant
