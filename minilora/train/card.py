@@ -73,7 +73,8 @@ def _body(metrics: dict[str, Any], repeats: bool) -> Iterator[str]:
         f"{_code(_file_name(options['data']))} for {metrics['steps']:,} steps."
     )
     yield from ("", "## How to use it", "", *_use(options))
-    yield from ("", "## What it learned", "", *_learned(metrics))
+    if metrics["loss"]:
+        yield from ("", "## What it learned", "", *_learned(metrics))
     yield from ("", "## Data", "", *_data(metrics))
     yield from ("", "## Settings", "", *_settings(metrics, repeats))
     yield from ("", "## Cost", "", *_cost(metrics))

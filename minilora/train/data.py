@@ -97,6 +97,25 @@ def read_source(
     source: str | Path, tokenizer: Tokenizer | None = None, field: Mapping[str, str] | None = None
 ) -> Reading:
     """`read_records`, with what was understood of the files on the way."""
+    path = _place_of(source)
+    reader = _Reader(tokenizer, dict(field or {}))
+    for file, split in files_of(path).items():
+        reader.read(file, split)
+    return reader.finish(path)
+
+
+def sha256_of_data(source: str | Path) -> str:
+    """The SHA-256 of a source as `sha256sum` prints it; of a folder, that of the lines it prints for the files read."""
+    import hashlib
+
+    path, lines = _place_of(source), []
+    for file in files_of(path):
+        with file.open("rb") as opened:
+            lines.append(f"{hashlib.file_digest(opened, 'sha256').hexdigest()}  {file.name}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if path.is_dir() else lines[0].split()[0]
+
+
+def _place_of(source: str | Path) -> Path:
     built_in = str(source) in BUILT_IN
     path = Path(str(files("minilora") / "data" / f"{source}.jsonl")) if built_in else Path(source)
     if not path.exists():
@@ -104,10 +123,7 @@ def read_source(
             f"{source}: no such data file or folder; use a .jsonl, .json, .csv, .tsv or .txt file, "
             f"a folder with a train file, or {', '.join(BUILT_IN)}"
         )
-    reader = _Reader(tokenizer, dict(field or {}))
-    for file, split in files_of(path).items():
-        reader.read(file, split)
-    return reader.finish(path)
+    return path
 
 
 class _Reader:

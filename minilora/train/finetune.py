@@ -29,7 +29,7 @@ from ..nn.optim import AdamW
 from ..pictures.run import run_picture
 from .bars import Bars
 from .card import write_card
-from .data import epochs
+from .data import epochs, sha256_of_data
 from .evaluate import mean_loss
 from .log import LOG_FILE, Log
 from .loop import History, TrainingError, fit
@@ -79,6 +79,8 @@ def finetune(
             model.requires_grad_(True)
         else:
             install_adapter(model, config, ADAPTER, planned)
+            learned = {"name": options.data, "sha256": sha256_of_data(options.data), "records": len(material.train)}
+            model.adapters[ADAPTER].data = learned  # for its folder's minilora.json
         counts = count_parameters(model)
         history = _learn(model, tokenizer, material, steps, options, place.partial, bars, say)
         trained_peak = peak_memory()

@@ -1,6 +1,7 @@
 """The model card of a run: the hub can read its head, its figures are the run's, its commands do what they say."""
 
 import copy
+import hashlib
 import json
 import re
 import shlex
@@ -103,6 +104,7 @@ def test_what_newer_metrics_and_a_run_file_say_is_told(tmp_path):
     assert "Kept are the weights of step 90, the best in validation (loss 2.250)." in text
     assert "a DoRA adapter" in text and "| `use_dora` | `true` |" in text and "| `lora_plus` | `16.0` |" in text
     assert "scale: it is off" in text and "--config run.toml" in text
+    assert "What it learned" not in card_of(tmp_path, loss={}, keyword_recall={}, answers=[])  # nothing was measured
 
 
 def test_names_that_markdown_and_a_shell_would_misread_are_quoted(tmp_path):
@@ -154,6 +156,10 @@ def test_a_run_writes_its_card_and_the_commands_in_it_run(tmp_path, monkeypatch,
     metrics = ml.finetune(Options(base="tiny", data="mine.jsonl", steps=2, out="runs/mine"))
     text = (tmp_path / "runs" / "mine" / "README.md").read_text(encoding="utf-8")
     assert metrics["base_sha256"][0] in text and "a LoRA adapter for tiny" in text
+    notes = json.loads((tmp_path / "runs" / "mine" / "minilora.json").read_text())
+    digest = hashlib.sha256((tmp_path / "mine.jsonl").read_bytes()).hexdigest()
+    assert notes["data"] == {"name": "mine.jsonl", "sha256": digest, "records": 8}
+    assert (notes["base"]["name"], notes["base"]["sha256"]) == ("tiny", metrics["base_sha256"][0])
     lines = [shlex.split(line) for block in blocks(text, "bash") for line in block.splitlines()]
     assert [line[1] for line in lines if line[0] == "minilora"] == ["chat", "merge"]
     (merge,) = [line[1:] for line in lines if line[:2] == ["minilora", "merge"]]

@@ -1,5 +1,6 @@
 """Reading and batching data: every bad line is named, only answers are scored, packing changes no number."""
 
+import hashlib
 import json
 from itertools import islice
 
@@ -22,6 +23,7 @@ from minilora.train.data import (
     encode_text,
     epochs,
     read_records,
+    sha256_of_data,
 )
 
 CHATML = (
@@ -383,3 +385,17 @@ def test_the_order_of_an_epoch_depends_on_the_seed_alone(rng):
 
     assert order(1) == order(1)
     assert order(1) != order(2)
+
+
+def test_the_hash_of_data_is_what_sha256sum_prints(tmp_path):
+    for name, text in (("train.jsonl", '{"q": "a", "a": "b"}\n'), ("test.jsonl", '{"q": "c", "a": "d"}\n')):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    one, other = (hashlib.sha256((tmp_path / f"{name}.jsonl").read_bytes()).hexdigest() for name in ("train", "test"))
+    assert sha256_of_data(tmp_path / "train.jsonl") == one
+    whole = hashlib.sha256(f"{one}  train.jsonl\n{other}  test.jsonl\n".encode()).hexdigest()
+    assert sha256_of_data(tmp_path) == whole
+    (tmp_path / "README.md").write_text("not read")
+    assert sha256_of_data(tmp_path) == whole
+    with pytest.raises(DataError, match="no such data file"):
+        sha256_of_data(tmp_path / "absent.jsonl")
+    assert len(sha256_of_data("legal")) == 64
