@@ -353,7 +353,7 @@ def test_a_job_that_breaks_in_training_says_why_and_keeps_its_adapter(
     ]
     assert written(tmp_path) == ["run.partial"]
     assert written(tmp_path / "run.partial") == [
-        "adapter_config.json", "adapter_model.safetensors", "minilora.json"
+        "adapter_config.json", "adapter_model.safetensors", "log.csv", "minilora.json", "run.toml"
     ]  # fmt: skip
     tensors = read_tensors(tmp_path / "run.partial" / "adapter_model.safetensors")
     assert all(w.any() for w in tensors.values())

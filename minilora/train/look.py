@@ -35,7 +35,7 @@ from .data import (
     twice,
 )
 from .formats import TEXT
-from .options import Options
+from .options import FIELD, Options
 
 WIDTH = 100
 BRACKETS = ("[[", "]]")  # around what is scored
@@ -51,7 +51,7 @@ class LookOptions:
     """By whose tokens a data file is measured, and how it is read. Raises ValueError for values that mean nothing."""
 
     base: str = option(Options.base, f"whose tokens are counted: {BASE}")
-    field: Mapping[str, str] | None = None  # columns of the data under other names
+    field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
     max_length: int = option(Options.max_length, "tokens per record, cut beyond")
 
     def __post_init__(self):

@@ -16,6 +16,7 @@ from ..nn.optim import SCHEDULES
 from .streams import check_settings
 
 _FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
+FIELD = "columns of the data that have other names, such as question=q"
 _LORA: dict[str, Any] = {"group": "adapter", "only": {"method": "lora"}}
 _TRAINING: dict[str, Any] = {"group": "training"}
 _MEASURING: dict[str, Any] = {"group": "measuring"}
@@ -32,7 +33,7 @@ class Options:
         "legal",
         "legal, medical, support, finance; a .jsonl, .json, .csv, .txt file; a folder of train, valid, test",
     )
-    field: Mapping[str, str] | None = None  # columns of the data under other names
+    field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
     method: str = option("lora", "what is trained: an adapter, or all of the model", choices=("lora", "full"))
     out: str | None = option(None, "folder for the results (default: runs/<data>, <data>-<base>, <data>-full)")
     overwrite: bool = option(

@@ -97,6 +97,20 @@ def test_every_option_does_what_it_names_to_the_last_bit(change, config, setting
     assert before.keys() != after.keys() or any(not np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_columns_with_other_names_are_the_same_data(home, tmp_path, plain, capsys):
+    other = {"question": "the ask", "answer": "a"}
+    rows = map(json.loads, (home / "data.jsonl").read_text(encoding="utf-8").splitlines())
+    texts = [json.dumps({other.get(name, name): value for name, value in row.items()}) for row in rows]
+    (tmp_path / "other.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    data, field = str(tmp_path / "other.jsonl"), ["--field", "question=the ask", "answer=a"]
+    job = ["finetune", "--base", str(home / "base"), "--data", data, "--r", "2", "--steps", "3", "--batch-size", "4"]
+    assert main([*job, *field, "--out", str(tmp_path / "run")]) == 0
+    assert column(tmp_path / "run", "loss") == column(plain, "loss")
+    capsys.readouterr()
+    assert main(["data", data, *field, "--base", str(home / "base"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["field"] == other
+
+
 # -- what is in the adapter --------------------------------------------------------------------------------------------
 
 
