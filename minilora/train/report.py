@@ -11,7 +11,6 @@ from typing import Any
 
 from ..files.disk import read_json
 from ..pictures.run import smoothed, validation_losses
-from .options import Options
 from .place import METRICS_FILE
 
 WIDTH = 100  # columns, at most
@@ -177,11 +176,8 @@ def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
 
 
 def _command(options: Mapping[str, Any]) -> str:
-    """What to type next, on a line of its own, never broken, so that it can be copied."""
-    if options["method"] != "lora":
-        return f"  minilora chat --base {options['out']}"
-    base = "" if options["base"] == Options.base else f" --base {options['base']}"
-    return f"  minilora chat{base} --adapter {options['out']}"
+    """What to type next, on a line of its own, never broken, so that it can be copied. An adapter knows its base."""
+    return f"  minilora chat --{'adapter' if options['method'] == 'lora' else 'base'} {options['out']}"
 
 
 # -- lines -------------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_the_page_fits_100_columns_and_shows_the_key_figures(named):
         f"untouched: sha256 {named['base_sha256'][0][:16]}",
         "Define 0.",
         "LoRA fine-tuning of models/tiny on data.jsonl",
-        "minilora chat --base models/tiny --adapter runs/x",
+        "minilora chat --adapter runs/x",
     ):
         assert figure in text
 

@@ -62,7 +62,7 @@ base                 untouched: sha256 0123456789abcdef = 0123456789abcdef
 audit                2 promises checked and kept: scale, base
 
 written to runs/own; talk to it with
-  minilora chat --base models/x --adapter runs/own"""
+  minilora chat --adapter runs/own"""
 TRAINED = {  # what a run of today notes besides
     "records": {"train": 240, "validation": 30, "paraphrase": 80, "unseen": 29, "general": 60},
     "train_loss": [4.0, 3.0, 3.0, 2.0, 2.0, 2.0, 1.0, 0.5],
@@ -204,10 +204,6 @@ def test_losses_that_are_no_numbers_are_shown():
     assert "validation, unseen                          nan        inf" in lines
 
 
-def test_the_usual_base_is_not_named_in_the_command():
-    assert page(changed(options={"base": "smollm2"})).endswith("\n  minilora chat --adapter runs/own")
-
-
 def test_what_was_not_measured_has_no_line():
     text = page(METRICS | {"loss": {"general": [2.0, 3.0]}, "keyword_recall": {}, "answers": []})
     assert "unseen" not in text and "in other words" not in text
@@ -242,7 +238,7 @@ def test_long_questions_and_answers_and_unmeasured_memory_still_fit_the_page(tex
 def test_only_a_path_that_is_longer_stands_on_a_longer_line():
     far = "/very" * 40
     shown = page(changed(options={"base": far, "data": far, "out": far}))
-    command = f"minilora chat --base {far} --adapter {far}"  # never broken, so that it can be copied
+    command = f"minilora chat --adapter {far}"  # never broken, so that it can be copied
     assert {line.strip() for line in shown.split("\n") if len(line) > 100} <= {far, f"{far};", command}
     assert columns(shown.replace(far, "")) <= 100
 
