@@ -58,7 +58,10 @@ class Options:
     )
     lora_dropout: float = option(0.0, "share of its input that the update does not see in training", **_LORA)
     bias: str = option(
-        "none", "biases that learn, too: of the adapted modules, or all", choices=("none", "lora_only", "all"), **_LORA
+        "none",
+        "biases that learn, too: of the adapted modules, or all (a Llama has none)",
+        choices=("none", "lora_only", "all"),
+        **_LORA,
     )
     use_rslora: bool = option(False, "rsLoRA: scale is alpha / sqrt(r)", **_LORA)
     use_dora: bool = option(False, "DoRA: the length of each row of a weight learns apart from its direction", **_LORA)
