@@ -211,14 +211,11 @@ def run_compare(arguments: argparse.Namespace) -> None:
 def run_chat(arguments: argparse.Namespace) -> None:
     """minilora chat: one answer of each adapter for --prompt, else a talk in the terminal, or an answer per line."""
     from .chat.run import run
-    from .io.versions import load_versions, named_folders
+    from .io.versions import load_versions
     from .train.options import ChatOptions
 
     options = from_flags(ChatOptions, arguments)
-    try:
-        named = named_folders(options.adapter)
-    except ValueError as error:
-        raise UsageError(error) from error
+    named = _adapters(options.adapter)
     model, tokenizer = load_versions(named, options.base, options.quantized, options.device, options.force, say=_tell)
     run(model, tokenizer, list(named), options)
 
@@ -259,14 +256,19 @@ def run_audit(arguments: argparse.Namespace) -> None:
     print(audit(model, name))
 
 
-def _one_adapter(words: list[str]) -> tuple[str, Path]:
-    """Name and folder of the one adapter that a command takes, DIR or NAME=DIR."""
+def _adapters(words: Sequence[str]) -> dict[str, Path]:
+    """Adapters as a command is given them, DIR or NAME=DIR, by name."""
     from .io.versions import named_folders
 
     try:
-        named = named_folders(words)
+        return named_folders(words)
     except ValueError as error:
         raise UsageError(error) from error
+
+
+def _one_adapter(words: list[str]) -> tuple[str, Path]:
+    """Name and folder of the one adapter that a command takes."""
+    named = _adapters(words)
     if len(named) > 1:
         raise UsageError(f"one adapter at a time: {', '.join(named)} are {len(named)}")
     return named.popitem()

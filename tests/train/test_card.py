@@ -162,6 +162,8 @@ def test_a_run_writes_its_card_and_the_commands_in_it_run(tmp_path, monkeypatch,
     assert (notes["base"]["name"], notes["base"]["sha256"]) == ("tiny", metrics["base_sha256"][0])
     lines = [shlex.split(line) for block in blocks(text, "bash") for line in block.splitlines()]
     assert [line[1] for line in lines if line[0] == "minilora"] == ["chat", "merge"]
+    (chat,) = [line[1:] for line in lines if line[:2] == ["minilora", "chat"]]
+    assert main([*chat, "--prompt", "What is 1?", "--max-new-tokens", "2"]) == 0 and capsys.readouterr().out.strip()
     (merge,) = [line[1:] for line in lines if line[:2] == ["minilora", "merge"]]
     assert main(merge) == 0 and (tmp_path / lines[-1][-1]).is_file()
     assert ml.load(tmp_path / lines[-1][-1])[0].config.hidden_size == 128
