@@ -13,7 +13,7 @@ from ..lora.peft import CONFIG_FILE, load_adapter, read_adapter_config
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from .tokenizer import Tokenizer
-from .zoo import known_as, load, locate
+from .zoo import known_as, load
 
 BASE_NAME = "base"  # what commands call the model without an adapter
 DEFAULT_BASE = "smollm2"
@@ -85,12 +85,12 @@ def base_of(named: Mapping[str, Path]) -> str | Path:
     """
     _refuse_what_is_no_adapter(named)
     found: dict[Any, tuple[str, str | Path]] = {}
+    hashes: set[str | None] = set()
     for name, folder in named.items():
         if (base := _base_named_in(folder)) is not None:
-            sha256 = read_notes(folder).get("base", {}).get("sha256")
-            same = sha256 or (known_as(base) or locate(base).resolve())
-            found.setdefault(same, (name, base))
-    if len(found) > 1:
+            found.setdefault(known_as(base) or Path(base).resolve(), (name, base))
+            hashes.add(read_notes(folder).get("base", {}).get("sha256"))
+    if len(found) > 1 and (len(hashes) > 1 or None in hashes):  # not copies of one
         (one, its), (other, others), *_ = found.values()
         raise ModelFileError(
             f"{one} was made for {its}, {other} for {others}: adapters together need one base; leave some out, or give "
