@@ -24,7 +24,7 @@ from ..flags import BASE, option
 from ..io.zoo import locate
 from ..version import __version__
 from .apart import Run, apart
-from .data import read_records, split_records
+from .data import read_records, sha256_of_data, split_records
 from .options import Options
 from .place import METRICS_FILE
 from .table import METHODS, NAMES, rows
@@ -267,7 +267,7 @@ class _Runs:
             try:
                 metrics = self.runner(run)
             except KeyboardInterrupt:
-                self.say(f"finished runs are kept in {self.options.folder}: the same command goes on from there")
+                self.say(f"\nfinished runs are kept in {self.options.folder}: the same command goes on from there")
                 raise
             if not run.measure:  # the numbers are wanted, the weights are not
                 remove_folder(run.options.folder)
@@ -330,5 +330,4 @@ def _inputs(options: CompareOptions, say: Callable[[str], None]) -> dict[str, st
     for each in [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file()):
         with each.open("rb") as file:
             base.update(hashlib.file_digest(file, "sha256").digest())
-    data = json.dumps([asdict(record) for record in records])
-    return {"base_sha256": base.hexdigest(), "data_sha256": hashlib.sha256(data.encode()).hexdigest()}
+    return {"base_sha256": base.hexdigest(), "data_sha256": sha256_of_data(options.data)}

@@ -138,7 +138,7 @@ def test_after_an_interruption_the_same_command_goes_on_from_there(chosen, done)
     said, maker = [], Maker(LOSSES, interrupted_at=done)
     with pytest.raises(KeyboardInterrupt):
         compare(chosen, said.append, maker)
-    assert said[-1] == f"finished runs are kept in {chosen.folder}: the same command goes on from there"
+    assert said[-1] == f"\nfinished runs are kept in {chosen.folder}: the same command goes on from there"
     rest = Maker(LOSSES)
     compare(chosen, runner=rest)
     whole = Maker(LOSSES)
