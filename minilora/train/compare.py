@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -25,7 +25,7 @@ from ..io.zoo import locate
 from ..version import __version__
 from .apart import Run, apart
 from .data import read_records, sha256_of_data, split_records
-from .options import Options
+from .options import FIELD, Options
 from .place import METRICS_FILE
 from .table import METHODS, NAMES, rows
 
@@ -40,6 +40,7 @@ class CompareOptions:
 
     base: str = option("smollm2", BASE)
     data: str = option("legal", Options.__dataclass_fields__["data"].metadata["help"])
+    field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
     out: str | None = option(None, "folder for runs, compare.json and picture (default: runs/compare-<data>[-<base>])")
     overwrite: bool = option(False, "replace finished runs that had other settings")
 
@@ -94,7 +95,7 @@ class CompareOptions:
 
     def run(self, method: str, lr: float, steps: int, folder: Path) -> Options:
         """One run as `finetune` takes it."""
-        names = ["base", "data", "batch_size", "max_length", "eval_records", "seed"]
+        names = ["base", "data", "field", "batch_size", "max_length", "eval_records", "seed"]
         names += ["r", "lora_alpha"] if method == "lora" else []
         same: dict[str, Any] = {name: getattr(self, name) for name in names}
         return Options(method=method, lr=lr, steps=steps, out=str(folder), overwrite=True, **same)
@@ -319,7 +320,7 @@ def _short(value: Any) -> str:
 
 def _inputs(options: CompareOptions, say: Callable[[str], None]) -> dict[str, str]:
     """The fingerprints of base and data. Raises ValueError for data that leave nothing to choose learning rates by."""
-    records = read_records(options.data)
+    records = read_records(options.data, field=options.field)
     if records[0].text or not split_records(records)["validation"]:
         advice = 'learning rates are chosen on them: use records, and give a tenth of them "split": "validation"'
         raise ValueError(f"{options.data} has no records for validation; {advice}")

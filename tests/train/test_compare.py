@@ -108,6 +108,15 @@ def test_runs_have_the_options_asked_for(chosen):
         assert (each.seed, each.max_length, each.eval_records) == (3, 99, 7)
 
 
+def test_columns_may_have_other_names(chosen, tmp_path):
+    data = tmp_path / "mine.jsonl"
+    data.write_text("\n".join(json.dumps({"q" if k == "question" else k: v for k, v in t.items()}) for t in TERMS))
+    renamed = replace(chosen, data=str(data), field={"question": "q"}, lora_lr=(0.01,), full_lr=(1e-4,))
+    seen = []
+    compare(renamed, runner=lambda run: (seen.append(run.options.field), Maker(LOSSES)(run))[1])
+    assert seen == [{"question": "q"}] * 2
+
+
 def test_it_says_which_run_comes_next_and_how_long_all_will_take(chosen, monkeypatch):
     clock = iter(range(0, 100_000, 60))  # every run takes a minute
     monkeypatch.setattr(job.time, "perf_counter", lambda: next(clock))
