@@ -1,0 +1,273 @@
+"""The command line on what a job left: page, audit, merged models, chat, evaluation; and the other commands."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from commands import LONG, complaint, cut_short, job, status, written
+from modelfiles import write_gguf
+
+from minilora.cli import main
+from minilora.engine import examples
+from minilora.engine.backend import is_packed
+from minilora.engine.tensor import OPS, Tensor
+from minilora.files.tensors import write_tensors
+from minilora.io import versions, zoo
+from minilora.lora.peft import load_adapter
+from minilora.nn.module import sha256_of
+from minilora.train import generate as talk
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINILORA_TRACEBACK", raising=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    """The folder of a finished run. Never written to."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main(job(tiny_folder, "--steps", "40", "--lr", "0.05", "--r", "8", "--out", folder)) == 0
+    return folder
+
+
+# -- report, audit, pull -----------------------------------------------------------------------------------------------
+
+
+def test_report_shows_the_page_or_the_metrics_as_they_are_on_disk(finished, capsys):
+    assert status("report", finished) == 0
+    assert "what it cost" in capsys.readouterr().out
+    assert status("report", finished, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("terminal", "columns"), [("80", 80), ("250", 100)])
+def test_report_fits_the_terminal(terminal, columns, finished, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", terminal)
+    assert status("report", finished) == 0
+    shown = capsys.readouterr().out.split("written to")[0].splitlines()  # paths are as long as they are
+    assert max(len(line) for line in shown if str(finished.parent.parent) not in line) == columns
+
+
+def test_report_draws_the_run_for_light_pages_and_dark_ones(finished, tmp_path, capsys):
+    assert status("report", finished, "--picture", "run.svg") == 0
+    assert capsys.readouterr().out.split() == written(tmp_path)[::-1] == ["run.svg", "run-dark.svg"]
+    assert status("report", finished, "--picture", "run.jpg") == 1
+    assert complaint(capsys) == "run.jpg: a picture is a .png or an .svg file"
+
+
+def test_memory_of_a_base_that_is_not_there_shows_no_bar(capsys):
+    assert status("memory", "--base", "absent") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_report_of_a_missing_run_says_what_writes_one(capsys):
+    assert status("report", "absent") == 1
+    assert complaint(capsys).endswith("no such file; `minilora finetune --out absent` writes it")
+
+
+UNUSABLE = ["", "{", "[]", "3", "null", "{}", '{"base_sha256": ["a", "a"]}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", UNUSABLE, ids=lambda text: text[:20] or "empty")
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["page", "json"])
+def test_report_of_a_damaged_run_names_its_file(text, flags, tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text(text, encoding="utf-8")
+    assert status("report", ".", *flags) == 1
+    assert complaint(capsys).startswith(("metrics.json: not ", "metrics.json: expected a JSON object"))
+
+
+@pytest.mark.parametrize("key", ["loss", "options", "base_sha256", "answers", "peak_memory_bytes", "adapter_bytes"])
+def test_report_of_a_run_that_lacks_a_key_names_its_file(key, finished, tmp_path, capsys):
+    metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+    for value in (None, 3, ["a"]):
+        (tmp_path / "metrics.json").write_text(json.dumps(metrics | {key: value}), encoding="utf-8")
+        if key == "adapter_bytes" and value == 3:
+            continue  # a number is what belongs there
+        assert status("report", ".") == 1
+        assert complaint(capsys).startswith("metrics.json: not the metrics")
+    del metrics[key]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert status("report", ".") == 1
+    assert complaint(capsys).startswith("metrics.json: not the metrics")
+
+
+@pytest.mark.parametrize("words", [["report"], ["--version"], ["--help"], ["finetune", "--help"]], ids=" ".join)
+def test_output_that_nobody_reads_is_no_error(words, finished):
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    words = [*words, str(finished)] if words == ["report"] else words
+    command = [sys.executable, "-m", "minilora", *words]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("given", ["", "law="])
+def test_audit_prints_a_line_per_promise_for_the_base_that_the_folder_names(given, finished, capsys):
+    assert status("audit", f"{given}{finished}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"audit of adapter {'law' if given else 'run'!r}"
+    promises = ["trainable", "scale", "count", "off", "start", "gradient", "merge", "file", "base"]
+    assert [line.split()[0] for line in lines if " ok " in line] == promises
+
+
+@pytest.mark.parametrize("flags", [[], ["--base", "tiny"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["audit", "absent"], ["merge", "--adapter", "absent"], ["export", "--adapter", "absent"]], ids=" ".join
+)
+def test_a_missing_adapter_is_status_1_before_a_model_is_looked_for(words, flags, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(versions, "load", None)
+    monkeypatch.setattr(zoo, "pull", None)
+    out = [] if words[0] == "audit" else ["--out", "a.gguf"]
+    assert status(*words, *out, *flags) == 1
+    assert "absent" in (line := complaint(capsys)) and "no such file; expected a PEFT adapter folder" in line
+    assert written(tmp_path) == []
+
+
+OTHER_BASE = {"audit": [], "merge": ["--out", "m"], "export": ["--out", "a.gguf"]}
+
+
+@pytest.mark.parametrize("command", OTHER_BASE)
+def test_another_base_is_refused_with_both_hashes_and_taken_by_force(command, tiny_folder, finished, tmp_path, capsys):
+    model, _ = zoo.load(tiny_folder / "base")
+    model.model.norm.weight.data[0] += 1
+    other = shutil.copytree(tiny_folder / "base", tmp_path / "other")
+    write_tensors(other / "model.safetensors", model.state_dict())
+    words = [command, *(["--adapter"] if command != "audit" else []), finished, *OTHER_BASE[command], "--base", other]
+    assert status(*words) == 1
+    line = complaint(capsys)
+    for state in (model, zoo.load(tiny_folder / "base")[0]):
+        assert sha256_of(state.state_dict()) in line
+    assert "--force" in line and written(tmp_path) == ["other"]
+    assert status(*words, "--force") == 0
+    assert status(*words[:-2], "--overwrite" if OTHER_BASE[command] else "--force") == 0  # the base that it names
+
+
+def test_merge_and_export_write_over_a_file_when_asked(finished, tmp_path, capsys):
+    for command, out, file in (("merge", "m", "m/model.safetensors"), ("export", "a.gguf", "a.gguf")):
+        words = [command, "--adapter", finished, "--out", out]
+        assert status(*words) == 0
+        before = (tmp_path / file).read_bytes()
+        capsys.readouterr()
+        assert status(*words) == 1
+        assert "is there already" in (line := complaint(capsys)) and "--overwrite" in line
+        (tmp_path / file).write_bytes(b"old")
+        assert status(*words, "--overwrite") == 0
+        assert (tmp_path / file).read_bytes() == before
+
+
+def test_pull_of_an_unknown_model_names_the_known_ones(capsys):
+    assert status("pull", "nonsense") == 1
+    assert complaint(capsys) == "no model is called 'nonsense'; known: tiny, smollm2"
+
+
+# -- chat --------------------------------------------------------------------------------------------------------------
+
+
+def test_chat_answers_one_question_with_the_adapter_and_otherwise_without(tiny_folder, finished, capsys):
+    model, words = zoo.load(tiny_folder / "base")
+    drawn = {"max_new_tokens": 24, "temperature": 0.2, "seed": 3}
+    flags = ["--base", tiny_folder / "base", "--prompt", "What is 1?"]
+    flags += [word for name, value in drawn.items() for word in (f"--{name.replace('_', '-')}", value)]
+    answers = []
+    for adapter in (None, finished):
+        if adapter:
+            load_adapter(model, adapter)
+        assert status("chat", *flags, *(["--adapter", adapter] if adapter else [])) == 0
+        answers.append(capsys.readouterr().out)
+        assert answers[-1].split() == talk.generate(model, words, "What is 1?", **drawn).split() != []
+    assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("command", ["chat", "audit"])
+def test_a_base_is_packed_where_that_is_asked_for(command, quantized, tiny_folder, finished, tmp_path, monkeypatch):
+    file = write_gguf(tmp_path / "base.gguf", zoo.load(tiny_folder / "base")[0], "Q8_0")
+    loaded, real = [], zoo.load
+    for module in (zoo, versions):
+        monkeypatch.setattr(module, "load", lambda *words, **named: loaded.append(real(*words, **named)) or loaded[-1])
+    adapter = shutil.copytree(finished, tmp_path / "adapter")
+    (adapter / "minilora.json").unlink()  # its numbers are those of another base
+    words = {"chat": ["chat", "--prompt", "x", "--max-new-tokens", 1], "audit": ["audit", adapter]}[command]
+    assert status(*words, "--base", file, *(["--quantized"] if quantized else [])) == 0
+    assert is_packed(loaded[0][0].model.layers[0].mlp.up_proj.weight.data) == quantized
+
+
+@pytest.mark.parametrize("damage", [None, cut_short, os.remove], ids=["no folder", "cut short", "no weights"])
+def test_chat_with_an_adapter_that_cannot_be_read_is_status_1(damage, tiny_folder, finished, tmp_path, capsys):
+    if damage:
+        shutil.copytree(finished, tmp_path / "adapter")
+        damage(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert status("chat", "--base", tiny_folder / "base", "--adapter", "adapter", "--prompt", "hello") == 1
+    assert complaint(capsys).startswith(f"adapter{os.sep}adapter_")
+
+
+def test_chat_with_a_prompt_too_long_for_the_model_is_status_1(tiny_folder, capsys):
+    assert status("chat", "--base", tiny_folder / "base", "--prompt", LONG) == 1
+    assert "are more than the 1024 the model can see" in complaint(capsys)
+
+
+# -- devices and gradients ---------------------------------------------------------------------------------------------
+
+
+def test_chat_on_a_gpu_without_cupy_tells_the_remedy(tiny_folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
+    assert status("chat", "--base", tiny_folder / "base", "--device", "cuda", "--prompt", "hello") == 1
+    assert complaint(capsys) == "device 'cuda' needs CuPy, which is not installed: pip install 'minilora[gpu]'"
+
+
+def evaluation(home, *flags):
+    usual = ["--base", home / "base", "--data", home / "data.jsonl", "general", "--limit", 3]
+    return ["eval", *usual, *flags]
+
+
+def test_eval_prints_a_section_for_each_set_and_a_line_for_each_version(tiny_folder, finished, capsys):
+    assert status(*evaluation(tiny_folder, "--adapter", f"mine={finished}", "--adapter", finished)) == 0
+    out, err = capsys.readouterr()
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("-- ")] == [
+        "-- data.jsonl",
+        "-- data.jsonl",
+        "-- general",
+    ]
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["base", "mine", "run"]
+    assert "losses" in err and "answers" in err
+
+
+def test_eval_gives_its_numbers_as_json_and_draws_them(tiny_folder, finished, tmp_path, capsys):
+    picture = tmp_path / "new" / "matrix.png"
+    words = evaluation(tiny_folder, "--adapter", finished, "--json", "--no-recall", "--matrix", picture)
+    assert status(*words) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["scores"]) == ["data/paraphrase", "data/unseen", "general"]
+    assert list(result["scores"]["general"]) == ["base", "run"] and "keyword_recall" not in str(result["scores"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_of_an_adapter_or_a_data_set_that_is_not_there_is_status_1(tiny_folder, finished, tmp_path, capsys):
+    assert status(*evaluation(tiny_folder, "--adapter", tmp_path / "gone")) == 1
+    assert str(tmp_path / "gone") in complaint(capsys)
+    assert status("eval", "--base", tiny_folder / "base", "--data", tmp_path / "gone.jsonl") == 1
+    assert "gone.jsonl: no such data file" in complaint(capsys)
+    assert status(*evaluation(tiny_folder, "--adapter", f"base={finished}")) == 2
+    assert "'base' is the model without an adapter" in complaint(capsys)
+
+
+def test_gradcheck_prints_one_line_for_every_registered_operation(capsys):
+    assert status("gradcheck", "--seed", "1") == 0
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(OPS)
+    assert all(float(line.split()[-1]) < 1e-6 for line in lines)
+    assert summary.startswith("all gradients agree") and float(summary.split()[-1]) < 1e-6
+
+
+def test_gradcheck_finds_a_wrong_gradient_and_names_the_operation(capsys, monkeypatch):
+    monkeypatch.setattr(examples, "OPS", {"neg": lambda x: x * Tensor(x.data)})  # x², with half its gradient
+    assert status("gradcheck") == 1
+    assert complaint(capsys).startswith("neg: ")
