@@ -34,7 +34,7 @@ from .data import (
     told_of_splits,
     twice,
 )
-from .formats import TEXT
+from .formats import TEXT, check_field
 from .options import FIELD, Options
 
 WIDTH = 100
@@ -55,6 +55,7 @@ class LookOptions:
     max_length: int = option(Options.max_length, "tokens per record, cut beyond")
 
     def __post_init__(self):
+        check_field(self.field or {})
         if self.max_length < 8:
             raise ValueError(f"max_length must be at least 8, got {self.max_length}")
 

@@ -13,10 +13,11 @@ from .. import toml
 from ..flags import BASE, PACKED, RECOMPUTE, option
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
+from .formats import check_field
 from .streams import check_settings
 
 _FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
-FIELD = "columns of the data that have other names, such as question=q"
+FIELD = "columns of the data that have other names: question=q answer=a reads q and a"
 _LORA: dict[str, Any] = {"group": "adapter", "only": {"method": "lora"}}
 _TRAINING: dict[str, Any] = {"group": "training"}
 _MEASURING: dict[str, Any] = {"group": "measuring"}
@@ -33,7 +34,7 @@ class Options:
         "legal",
         "legal, medical, support, finance; a .jsonl, .json, .csv, .txt file; a folder of train, valid, test",
     )
-    field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
+    field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows="data")
     method: str = option("lora", "what is trained: an adapter, or all of the model", choices=("lora", "full"))
     out: str | None = option(None, "folder for the results (default: runs/<data>, <data>-<base>, <data>-full)")
     overwrite: bool = option(
@@ -100,6 +101,7 @@ class Options:
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
 
     def __post_init__(self):
+        check_field(self.field or {})
         if self.method not in ("lora", "full"):
             raise ValueError(f"method must be 'lora' or 'full', got {self.method!r}")
         if self.method == "full" and self.quantized:

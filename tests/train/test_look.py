@@ -224,10 +224,18 @@ def test_the_command_prints_the_page_and_with_json_the_facts(write, capsys):
     assert json.loads(capsys.readouterr().out) == tiny(name)
 
 
+def test_columns_under_other_names_are_given_as_flags(write, capsys):
+    name = write([{"ask": "Why?", "tell": "a=b."}] * 3)
+    assert main(["data", name, "--field", "question=ask", "answer=tell", "--base", "tiny"]) == 0
+    assert page(tiny(name, field={"question": "ask", "answer": "tell"})) + "\n" == capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("words", "code", "reason"), [
     (["absent.jsonl"], 1, "absent.jsonl: no such data file"),
     (["data.jsonl", "--max-length", "7"], 2, "max_length must be at least 8"),
     (["data.jsonl", "--base", "absent"], 1, "absent: no such model"),
+    (["data.jsonl", "--field", "question=zzz"], 1, "data.jsonl:1: field question=zzz: no such column; there are"),
+    (["data.jsonl", "--field", "qestion=q"], 2, "field qestion=q: minilora reads no 'qestion' (did you mean question"),
 ])  # fmt: skip
 def test_the_command_answers_a_mistake_in_one_line(write, capsys, words, code, reason):
     write(QA)

@@ -61,6 +61,7 @@ def test_data_in_the_folder_one_is_in_give_its_name(tmp_path, monkeypatch):
 REFUSED = [  # options, what the one line says
     (dict(method="dora"), "method must be 'lora' or 'full', got 'dora'"),
     (dict(method="full", quantized=True), "packed weights cannot be trained: leave out quantized, or use method lora"),
+    (dict(field={"qestion": "q"}), r"field qestion=q: minilora reads no 'qestion' \(did you mean question\?\)"),
     (dict(device="tpu"), "device must be 'cpu' or 'cuda', got 'tpu'"),
     (dict(epochs=0), "epochs must be a positive number, got 0"),
     (dict(epochs=float("nan")), "epochs must be a positive number, got nan"),
@@ -165,6 +166,20 @@ def test_a_file_of_options_has_every_default_written_out_but_what_was_not_given(
     assert said == {name: value for name, value in usual.items() if value is not None and name not in of_this_call}
     assert "overwrite" in of_this_call
     assert Options.read(tmp_path / "run.toml", seed=3) == Options(lr=2e-3, seed=3)
+
+
+def test_columns_under_other_names_go_with_their_data(tmp_path):
+    chosen = Options(data="mine.csv", field={"question": "my q", "answer": "a"}, lr=1e-3)
+    (tmp_path / "run.toml").write_text(chosen.text(), encoding="utf-8")
+    assert Options.read(tmp_path / "run.toml") == chosen
+    below = toml.read(Options, tmp_path / "run.toml")
+    for words, data, field in (
+        (["--r", "2"], "mine.csv", chosen.field),
+        (["--data", "legal"], "legal", None),
+        (["--field", "q=x=y", "a=z"], "mine.csv", {"q": "x=y", "a": "z"}),
+    ):
+        options = from_flags(Options, build_parser().parse_args(["finetune", *words]), below)
+        assert (options.data, options.field) == (data, field)
 
 
 def test_a_file_of_options_says_how_the_run_is_repeated():
