@@ -127,6 +127,14 @@ def test_a_loaded_adapter_saved_again_says_what_it_learned_from(here):
     assert notes_of(ml.save_adapter(again, here / "again"))["data"] == data
 
 
+def test_a_hash_that_is_known_is_not_computed_again(here, monkeypatch):
+    model, _ = ml.load("models/one")
+    ml.load_adapter(model, "runs/legal")
+    known = notes_of(here / "runs" / "legal")["base"]["sha256"]
+    monkeypatch.setattr("minilora.lora.notes.sha256_of", None)
+    assert notes_of(ml.save_adapter(model, here / "again", base_sha256=known))["base"]["sha256"] == known
+
+
 # -- the base is found -------------------------------------------------------------------------------------------------
 
 

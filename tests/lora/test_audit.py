@@ -64,6 +64,17 @@ def test_the_base_is_fingerprinted_twice_and_no_more(model, monkeypatch):
     assert digests == [report.base_sha256] * 2
 
 
+def test_a_base_that_moved_since_an_earlier_fingerprint_is_noticed_and_hashed_once(model, monkeypatch):
+    from minilora.lora import audit as module
+
+    before, hashed = sha256_of(base_state(model)), []
+    monkeypatch.setattr(module, "sha256_of", lambda state: hashed.append(1) or sha256_of(state))
+    assert ml.audit(model, "legal", base_sha256=before).base_sha256 == before and hashed == [1]
+    model.model.norm.weight.data[0] += np.float32(1e-3)
+    with pytest.raises(AuditError, match=f"^base: the weights changed: sha256 was {before[:16]}, is "):
+        ml.audit(model, "legal", base_sha256=before)
+
+
 def test_a_base_that_a_check_changed_in_place_is_noticed_at_the_end(model, monkeypatch):
     real = LoraLayer.unmerge
 
