@@ -34,6 +34,7 @@ class Chat:
     def __init__(self, talk: Talk, names: Sequence[str], output: Output):
         self.talk, self.names, self.output = talk, list(names), output
         self.question = ""  # the last one
+        self.told = False  # that answers are cut
         every = [
             Command("/adapter NAME", "let this adapter answer; without a name, list all", self._adapter),
             Command("/base", "let the base answer, without an adapter", self._base),
@@ -72,10 +73,14 @@ class Chat:
             self.output.piece(piece)
 
         try:
-            self.talk.ask(question, show)
+            whole = self.talk.ask(question, show)
         finally:
             if began:
                 self.output.end()
+        if not whole and not self.told:
+            self.told = True
+            limit = self.talk.options.max_new_tokens
+            self.output.hint(f"(answers are cut at {limit} tokens: --max-new-tokens allows for more)\n")
 
     def compare(self, question: str, names: Sequence[str | None]) -> None:
         """The answers of several, named, one below the other."""

@@ -28,6 +28,9 @@ class Output:
         """A line that is no answer."""
         print(line, file=sys.stderr, flush=True)
 
+    def hint(self, line: str) -> None:
+        """A line for who reads along: a pipe has nobody."""
+
     def _write(self, text: str) -> None:
         if text:
             sys.stdout.write(text)
@@ -62,6 +65,8 @@ class Screen(Output):
     def note(self, line: str) -> None:
         """A line that is no answer, between answers: a terminal shows it among them."""
         print(line, flush=True)
+
+    hint = note
 
     def _show_word(self) -> None:
         if not self.word:

@@ -69,8 +69,8 @@ class Talk:
         self.seen_from = self.used = 0
         self.told = False  # that the oldest turns have gone
 
-    def ask(self, question: str, show: Callable[[str], None]) -> None:
-        """Answer the next question: `show` gets the answer piece by piece.
+    def ask(self, question: str, show: Callable[[str], None]) -> bool:
+        """Answer the next question: `show` gets the answer piece by piece. False for one that is cut.
 
         An answer that is stopped by an exception, such as Ctrl-C, is kept as far as it came. Raises ValueError for a
         question that the model cannot read, or that is too long for it even alone; the talk is as before then.
@@ -91,6 +91,7 @@ class Talk:
             self.used = answer.prompt_tokens + answer.tokens
             if answer.text:
                 self.turns.append(Turn(question, answer.text, name_of(self.choice)))
+        return answer.finished == "stop"
 
     def compare(self, question: str, versions: Mapping[str, Choice]) -> Iterator[tuple[str, str]]:
         """Ask several versions one question, without what came before it, in one mixed batch.

@@ -75,7 +75,7 @@ class KVCache:
         rows, length = self.batch + other.batch, max(self.length, other.length)
         if room < length:
             raise ValueError(f"a cache with room for {room} tokens cannot hold a row of {length}")
-        self._allot(rows, room)
+        self.reserve(rows, room)
         mine, theirs = length - self.length, length - other.length  # how far each one's rows move up
         for array, new in zip(self._arrays(), other._arrays(), strict=True):
             if mine:
@@ -95,8 +95,8 @@ class KVCache:
         self.length -= spare
         self.first = self.first - spare if int(self.first.max()) > spare else None
 
-    def _allot(self, rows: int, room: int) -> None:
-        """Make the arrays large enough; rows double, so that one row joining after another seldom copies the rest."""
+    def reserve(self, rows: int, room: int) -> None:
+        """Make the arrays large enough for so many rows and tokens. Rows double: who joins seldom copies all others."""
         have, capacity = self.keys[0].shape[:2]
         rows = have if rows <= have else max(rows, 2 * have)
         capacity = capacity if room <= capacity else -(-room // STEP) * STEP

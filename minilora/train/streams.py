@@ -24,7 +24,7 @@ from ..nn.cache import STEP, KVCache
 from ..nn.llama import Llama
 
 UNFINISHED = "\ufffd"  # what decoding puts where the bytes of a character are not all there
-PREFILL = 512  # tokens of prompts that are read in one step, about: answers under way wait for them
+PREFILL = 512  # tokens of prompts that are read in one step, at most: answers under way wait for them
 
 
 def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0) -> None:
@@ -100,6 +100,15 @@ class Answer:
         self.text, self.finished = self.tokenizer.decode(self.ids).strip(), reason
 
 
+@dataclass
+class Reading:
+    """Prompts that are being read: tokens (B, T), padded on the left, and what the model has seen of them."""
+
+    answers: list[Answer]
+    tokens: np.ndarray
+    cache: KVCache
+
+
 class Streams:
     """Answers under way on one model, `slots` at a time; more wait for a place, in their order.
 
@@ -124,11 +133,12 @@ class Streams:
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []  # in the order of the cache's rows
         self.cache: KVCache | None = None
+        self.reading: Reading | None = None  # those that join next
 
     @property
     def busy(self) -> bool:
         """Is there anything left to do?"""
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self.reading)
 
     def add(
         self,
@@ -188,8 +198,10 @@ class Streams:
                 self.cache.trim()  # what only answers had that are gone
             self._advance(self.running, np.array([answer.ids[-1:] for answer in self.running]), self.cache)  # (B, 1)
             self._leave()
-        if joining := self._next_to_join():
-            self._join(joining)
+        if self.reading is None and (joining := self._next_to_join()):
+            self.reading = self._begin_to_read(joining)
+        if self.reading is not None:
+            self._read(self.reading)
 
     def _next_to_join(self) -> list[Answer]:
         """Those of the waiting that find a place, and whose prompts, padded to the longest, can be read in one step."""
@@ -202,29 +214,39 @@ class Streams:
             chosen.append(self.waiting.popleft())
         return chosen
 
-    def _join(self, joining: list[Answer]) -> None:
-        """Read the prompts, padded on the left to one length, and put what the model has seen beside the others'."""
+    def _begin_to_read(self, joining: list[Answer]) -> Reading:
+        """Their prompts, padded on the left to one length, and an empty cache."""
         like = self.model.head_weight.data
         longest = max(len(answer.prompt) for answer in joining)
         padding = np.array([longest - len(answer.prompt) for answer in joining])
         tokens = [[self.tokenizer.pad_id] * int(n) + a.prompt for n, a in zip(padding, joining, strict=True)]
         first = array_module(like).asarray(padding) if padding.any() else None
-        room = max(answer.room for answer in (*joining, *self.running))
-        capacity = longest if self.running else room
-        cache = KVCache(self.model.config, len(joining), capacity, first, like=like)
-        self._advance(joining, np.array(tokens), cache)
+        capacity = longest if self.running else max(answer.room for answer in joining)
+        return Reading(joining, np.array(tokens), KVCache(self.model.config, len(joining), capacity, first, like=like))
+
+    def _read(self, reading: Reading) -> None:
+        """Read the next `PREFILL` tokens; a long prompt takes several steps. At its end, what the model has seen of it
+        joins what it has seen of the others.
+        """
+        start = reading.cache.length
+        part = reading.tokens[:, start : start + PREFILL // len(reading.answers)]
+        if start + part.shape[1] < reading.tokens.shape[1]:
+            self._compute(reading.answers, part, reading.cache)
+            return
+        self._advance(reading.answers, part, reading.cache)
+        room = max(answer.room for answer in (*reading.answers, *self.running))
         if self.cache is None:
-            self.cache = cache
+            self.cache = reading.cache
+            self.cache.reserve(self.cache.batch, room)
         else:
-            self.cache.join(cache, room)
-        self.running += joining
+            self.cache.join(reading.cache, room)
+        self.running += reading.answers
+        self.reading = None
         self._leave()
 
     def _advance(self, answers: list[Answer], tokens: np.ndarray, cache: KVCache) -> None:
         """Compute tokens (B, T) that follow what the cache holds, and give each answer its next one."""
-        choices = mixed_batch(self.model, [answer.adapter for answer in answers]) if self.mixed else nullcontext()
-        with no_grad(), choices:
-            logits = to_numpy(self.model(tokens, cache, last=True).data[:, -1])  # (B, V)
+        logits = self._compute(answers, tokens, cache)  # (B, V)
         likeliest = logits.argmax(axis=-1)  # (B)
         for row, answer in enumerate(answers):
             if answer.temperature > 0:
@@ -232,10 +254,17 @@ class Streams:
             else:
                 answer.take(int(likeliest[row]))
 
+    def _compute(self, answers: list[Answer], tokens: np.ndarray, cache: KVCache) -> np.ndarray:
+        choices = mixed_batch(self.model, [answer.adapter for answer in answers]) if self.mixed else nullcontext()
+        with no_grad(), choices:
+            return to_numpy(self.model(tokens, cache, last=True).data[:, -1])
+
     def _leave(self) -> None:
         """Let go of the answers that have ended; the last rows of the batch fill the gaps they leave."""
         if any(answer.finished for answer in self.waiting):
             self.waiting = deque(answer for answer in self.waiting if not answer.finished)
+        if self.reading is not None and all(answer.finished for answer in self.reading.answers):
+            self.reading = None
         alive = [row for row, answer in enumerate(self.running) if not answer.finished]
         if len(alive) == len(self.running):
             return

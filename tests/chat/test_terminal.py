@@ -82,6 +82,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_talk_and_ends_it_at_the_prompt(term
 
 def test_an_answer_streams_in_lines_that_fit_and_ctrl_d_ends(terminal, shop):
     talk = terminal("--max-new-tokens", "30")
+    talk.type("hello\r")
+    talk.wait_for("(answers are cut at 30 tokens: --max-new-tokens")
+    talk.wait_for("you>")
+    talk.type("What is a lien?\r")
+    assert "are cut" not in talk.wait_for("you>")
     talk.type("/compare hello\r")
     talk.wait_for("base:\r\n")
     talk.wait_for("legal:\r\n")

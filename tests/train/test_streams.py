@@ -103,6 +103,36 @@ def test_prompts_are_read_in_turns_where_they_are_many(model, tokenizer, monkeyp
     assert [answer.tokens for answer in answers] == [2, 2, 1, 1]
 
 
+def test_a_long_prompt_is_read_in_parts_and_the_others_go_on_meanwhile(model, tokenizer, monkeypatch):
+    expected = alone(model, tokenizer, "y" * 300, "legal", 6), alone(model, tokenizer, "hello", "support", 20)
+    monkeypatch.setattr(streams_module, "PREFILL", 100)
+    streams = Streams(model, tokenizer, slots=3)
+    short = streams.add("hello", "support", 20)
+    streams.step()
+    long, gone = streams.add("y" * 300, "legal", 6), streams.add("z" * 300)
+    parts = -(-long.prompt_tokens // 100)
+    for _ in range(parts - 1):
+        streams.step()
+    assert (short.tokens, long.tokens) == (parts, 0)
+    streams.step()
+    assert (short.tokens, long.tokens) == (parts + 1, 1)
+    streams.step()  # the third is being read
+    streams.cancel(gone)
+    finish(streams)
+    assert (long.text, short.text) == expected and gone.text == "" and gone.tokens == 0
+
+
+def test_a_prompt_that_outlives_the_last_answer_while_it_is_read_has_room(model, tokenizer, monkeypatch):
+    expected = alone(model, tokenizer, "y" * 300, "legal", 40)
+    monkeypatch.setattr(streams_module, "PREFILL", 100)
+    streams = Streams(model, tokenizer, slots=2)
+    streams.add("hello", "support", 2)
+    streams.step()
+    long = streams.add("y" * 300, "legal", 40)
+    finish(streams)
+    assert long.text == expected
+
+
 def test_draws_depend_on_the_own_seed_and_not_on_the_neighbours(model, tokenizer, streams):
     settings = dict(temperature=1.5, top_p=0.9)
     answers = [streams.add("hello", "legal", 10, seed=seed, **settings) for seed in (1, 2, 1, 3, 2)]
