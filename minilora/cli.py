@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .flags import BASE, PACKED, Parser, UsageError, add_flags, from_flags, parse
+from .flags import BASE, PACKED, Parser, UsageError, add_flags, flag, flag_fields, from_flags, parse
 from .version import __version__
 
 Given = TypeVar("Given")
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     from .cost.bench import Settings
     from .cost.process import Job
     from .train.compare import CompareOptions
+    from .train.domains import DomainsOptions
     from .train.look import LookOptions
     from .train.matrix import EvalOptions
     from .train.options import ChatOptions, Options
@@ -70,6 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
     teach.add_argument("--config", metavar="FILE", help="a TOML file of options, such as runs/legal/run.toml")
     beside = _command(commands, run_compare, "measure LoRA beside full fine-tuning, claim by claim", CompareOptions)
     beside.add_argument("--json", action="store_true", help="the numbers as JSON")
+    four = beside.add_argument_group("four domains")
+    told = "instead, train legal, medical, support and finance, and measure each adapter on all of them"
+    four.add_argument("--domains", action="store_true", help=told)
+    least = f"records of each set that are measured (default: {DomainsOptions.limit})"
+    four.add_argument("--limit", type=int, default=argparse.SUPPRESS, help=least)
     _command(commands, run_chat, "talk to a model, with or without an adapter", ChatOptions)
 
     told = "show what is understood of a data file: format, lengths, what is cut, what is scored"
@@ -197,15 +203,34 @@ def run_finetune(arguments: argparse.Namespace) -> None:
 
 def run_compare(arguments: argparse.Namespace) -> None:
     """minilora compare: make the runs that are not there yet, draw the picture, print the table."""
+    if arguments.domains:
+        return _compare_domains(arguments)
     from .pictures.compare import compare_pictures
     from .train.compare import CompareOptions, compare
     from .train.report import terminal_width
     from .train.table import page
 
+    if "limit" in arguments:
+        raise UsageError("--limit means nothing without --domains: leave out one, or give both")
     options = from_flags(CompareOptions, arguments)
     result = compare(options, say=_tell)
     compare_pictures(result, options.folder / "picture.png")
     print(json.dumps(result, indent=2) if arguments.json else page(result, terminal_width()))
+
+
+def _compare_domains(arguments: argparse.Namespace) -> None:
+    from .pictures.matrix import matrix_pictures
+    from .train.compare import CompareOptions
+    from .train.domains import PICTURE_FILE, DomainsOptions, compare_domains, domains_page, drawn
+    from .train.report import terminal_width
+
+    own = {item.name for item in flag_fields(DomainsOptions)}
+    if other := [item.name for item in flag_fields(CompareOptions) if item.name in arguments and item.name not in own]:
+        raise UsageError(f"{flag(other[0])} means nothing with --domains: leave out one of the two")
+    options = from_flags(DomainsOptions, arguments)
+    result = compare_domains(options, say=_tell)
+    matrix_pictures(drawn(result), options.folder / PICTURE_FILE)
+    print(json.dumps(result, indent=2) if arguments.json else domains_page(result, terminal_width()))
 
 
 def run_chat(arguments: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from minilora.io import versions, zoo
 from minilora.lora.peft import load_adapter
 from minilora.nn.module import sha256_of
 from minilora.train import generate as talk
+from minilora.train.domains import DomainsOptions
 
 
 @pytest.fixture(autouse=True)
@@ -257,6 +258,31 @@ def test_eval_of_an_adapter_or_a_data_set_that_is_not_there_is_status_1(tiny_fol
     assert "gone.jsonl: no such data file" in complaint(capsys)
     assert status(*evaluation(tiny_folder, "--adapter", f"base={finished}")) == 2
     assert "'base' is the model without an adapter" in complaint(capsys)
+
+
+def test_compare_domains_draws_and_prints_what_was_measured(tmp_path, capsys, monkeypatch):
+    told = []
+    found = {"sets": {"general": {"data": "general", "kind": "all"}}, "adapters": {}, "best_on_own": {}, "mixes": []}
+    found["scores"] = {"general": {"base": {"loss": {"value": 2.0, "low": 1.0, "high": 3.0}}}}
+    monkeypatch.setattr("minilora.train.domains.compare_domains", lambda options, say: told.append(options) or found)
+    words = ["compare", "--domains", "--base", "tiny", "--steps", 3, "--limit", 4, "--out", tmp_path, "--json"]
+    (tmp_path / "domains").mkdir()
+    assert status(*words) == 0 and json.loads(capsys.readouterr().out) == found
+    assert told == [DomainsOptions(base="tiny", steps=3, limit=4, out=str(tmp_path))]
+    assert written(tmp_path / "domains") == ["domains-dark.png", "domains.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--domains", "--lora-lr", "1e-3"], "--lora-lr means nothing with --domains"),
+        (["--domains", "--limit", "0"], "limit must be at least 1"),
+        (["--limit", "3"], "--limit means nothing without --domains"),
+    ],
+)
+def test_flags_of_the_other_comparison_are_refused(words, reason, capsys):
+    assert status("compare", *words) == 2
+    assert reason in complaint(capsys)
 
 
 def test_gradcheck_prints_one_line_for_every_registered_operation(capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
@@ -21,7 +21,7 @@ from ..lora.notes import read_notes
 from ..nn.llama import Llama
 from ..nn.parts import Sample
 from .bars import Bars
-from .data import BUILT_IN, Record, cut, encode_records, encode_text, read_records, split_records
+from .data import BUILT_IN, Record, cut, encode_records, read_records, split_records
 from .evaluate import evenly, held_out
 from .material import Material
 from .options import Options
@@ -42,6 +42,7 @@ class EvalOptions:
         f"{', '.join(BUILT_IN)}, or data files (default: what the adapters were trained on, and general)",
         metavar="DATA",
     )
+    field: Mapping[str, str] | None = option(None, "columns of the data under other names, such as question=q")
     base: str | None = option(None, f"{BASE} (default: the one that the adapters were trained on)")
     limit: int | None = option(
         None, f"records of each set, evenly chosen (default: all; of paraphrases {Options.eval_records}, as finetune)"
@@ -93,7 +94,7 @@ def evaluate_versions(
     own = {name: trained_on(folder) for name, folder in folders.items()}
     data = options.data or list(dict.fromkeys([*filter(None, own.values()), "general"]))
     model, tokenizer = load_versions(folders, base, options.quantized, options.device, options.force, say)
-    sets = read_sets(data, tokenizer, options.limit, options.max_length, say)
+    sets = read_sets(data, tokenizer, options.limit, options.max_length, options.field, say)
     for each in sets:
         material = Material([], [], {each.name: each.samples}, {} if options.no_recall else {each.name: each.asked})
         material.refuse_what_is_longer(model.config.max_position_embeddings, each.data, tokenizer)
@@ -121,12 +122,13 @@ def read_sets(
     tokenizer: Tokenizer,
     limit: int | None = None,
     max_length: int = Options.max_length,
+    field: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[MeasuredSet]:
     """The sets of each data set: what it holds out from training, as `finetune` measures it, or all of it if nothing.
 
-    limit: records of each, evenly chosen. Records are cut to `max_length` tokens. Raises DataError for bad data,
-    ValueError for the same data twice.
+    limit: records of each, evenly chosen. Records are cut to `max_length` tokens. field: as for `read_records`. Raises
+    DataError for bad data, ValueError for the same data twice.
     """
     if twice := [name for name, times in Counter(data).items() if times > 1]:
         raise ValueError(f"{twice[0]} is given twice as data: once is enough")
@@ -135,9 +137,9 @@ def read_sets(
     for source in data:
         stem = Path(source).stem
         called = stem if stems[stem] == 1 else source
-        for kind, records in _chosen(read_records(source, tokenizer), source, limit, say):
+        for kind, records in _chosen(read_records(source, tokenizer, field), source, limit, say):
             name = called if kind == "all" else f"{called}/{kind}"
-            whole = _encoded(records, tokenizer, max_length, limit)
+            whole = evenly(encode_records(records, tokenizer, max_length=max_length), limit)  # a text is several
             samples, longer, dropped = cut(whole, max_length)
             if longer:
                 lost = f", {dropped} of them lost their whole answer and were left out" if dropped else ""
@@ -162,12 +164,6 @@ def _chosen(
     yield "all", evenly(records, limit)
 
 
-def _encoded(records: Sequence[Record], tokenizer: Tokenizer, max_length: int, limit: int | None) -> list[Sample]:
-    if records[0].messages:
-        return encode_records(records, tokenizer)
-    return evenly([sample for record in records for sample in encode_text(record.text, tokenizer, max_length)], limit)
-
-
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
@@ -178,35 +174,39 @@ def measure(
     sets: Sequence[MeasuredSet],
     bars: Bars,
     answers: bool = True,
+    wanted: Callable[[str, MeasuredSet], bool] = lambda version, each: True,
+    known: MutableMapping[tuple[str, str, str], np.ndarray] | None = None,
 ) -> dict[str, dict[str, Scores]]:
     """Scores by set and version. versions: what `set_adapter` is told, by what the version is called.
 
-    answers: False to leave out recall, whose array is then empty. The model ends as its base alone.
+    answers: False to leave out recall, whose array is then empty. wanted: which version is measured on which set.
+    known: nats and recall by (measure, version, set) that are not measured again, and where new ones are put at once.
+    The model ends as its base alone.
     """
-    nats: dict[tuple[str, str], np.ndarray] = {}
-    recall: dict[tuple[str, str], np.ndarray] = {}
-    with bars("losses", len(versions) * sum(len(each.samples) for each in sets), "record") as bar:
-        for version, which in versions.items():
-            set_adapter(model, which)
-            for each in sets:
-                bar.set_postfix_str(f"{version} on {each.name}", refresh=False)
-                nats[each.name, version] = score_losses(model, each.samples, bar.update)
-    asked = len(versions) * sum(len(each.asked) for each in sets) if answers else 0
-    with bars("answers", asked, "answer") as bar:
-        for version, which in versions.items():
-            set_adapter(model, which)
-            for each in sets:
-                bar.set_postfix_str(f"{version} on {each.name}", refresh=False)
-                some = each.asked if answers else []
-                recall[each.name, version] = score_recall(model, tokenizer, some, bar.update)
+    known = {} if known is None else known
+    pairs = [(version, each) for version in versions for each in sets if wanted(version, each)]
+    with bars("losses", sum(len(each.samples) for _, each in pairs), "record") as bar:
+        for version, each in pairs:
+            bar.set_postfix_str(f"{version}, {each.name}", refresh=False)
+            if (LOSS, version, each.name) in known:
+                bar.update(len(each.samples))
+                continue
+            set_adapter(model, versions[version])
+            known[LOSS, version, each.name] = score_losses(model, each.samples, bar.update)
+    with bars("answers", sum(len(each.asked) for _, each in pairs) if answers else 0, "answer") as bar:
+        for version, each in pairs if answers else ():
+            bar.set_postfix_str(f"{version}, {each.name}", refresh=False)
+            if (RECALL, version, each.name) in known:
+                bar.update(len(each.asked))
+                continue
+            set_adapter(model, versions[version])
+            known[RECALL, version, each.name] = score_recall(model, tokenizer, each.asked, bar.update)
     set_adapter(model, None)
-    return {
-        each.name: {
-            version: Scores(nats[each.name, version], tokens_of(each.samples), recall[each.name, version])
-            for version in versions
-        }
-        for each in sets
-    }
+    scores: dict[str, dict[str, Scores]] = {each.name: {} for each in sets}
+    for version, each in pairs:
+        recall = known[RECALL, version, each.name] if answers else np.empty(0)
+        scores[each.name][version] = Scores(known[LOSS, version, each.name], tokens_of(each.samples), recall)
+    return scores
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -236,8 +236,8 @@ def summary(scores: Mapping[str, Mapping[str, Scores]], sets: Sequence[MeasuredS
     }
 
 
-def _resampled(scores: Mapping[str, Scores], seed: int) -> dict[str, Resampled]:
-    """By measure; without recall where nothing was asked."""
+def resampled(scores: Mapping[str, Scores], seed: int) -> dict[str, Resampled]:
+    """Scores by version on one set, resampled, by measure; without recall where nothing was asked."""
     each = list(scores.values())
     measures = {LOSS: Resampled(np.array([one.nats for one in each]), each[0].tokens, seed)}
     if each[0].recall.size:
@@ -247,18 +247,18 @@ def _resampled(scores: Mapping[str, Scores], seed: int) -> dict[str, Resampled]:
 
 def _scored(scores: Mapping[str, Scores], seed: int) -> dict[str, Any]:
     found = {}
-    measures = _resampled(scores, seed)
+    measures = resampled(scores, seed)
     for i, version in enumerate(scores):
-        found[version] = {measure: _plain(resampled.mean(i)) for measure, resampled in measures.items()}
-        found[version]["perplexity"] = _plain(measures[LOSS].mean(i).map(_exp))
+        found[version] = {name: plain(draws.mean(i)) for name, draws in measures.items()}
+        found[version]["perplexity"] = plain(measures[LOSS].mean(i).map(_exp))
     return found
 
 
 def _differences(scores: Mapping[str, Scores], seed: int) -> list[dict[str, Any]]:
     """Every version less each that stands before it: the base first."""
-    measures = _resampled(scores, seed)
+    measures = resampled(scores, seed)
     return [
-        {"of": of, "less": less, **{name: _plain(measures[name].difference(j, i)) for name in measures}}
+        {"of": of, "less": less, **{name: plain(measures[name].difference(j, i)) for name in measures}}
         for (i, less), (j, of) in combinations(enumerate(scores), 2)
     ]
 
@@ -267,7 +267,8 @@ def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
 
 
-def _plain(interval: Interval) -> dict[str, float | None]:
+def plain(interval: Interval) -> dict[str, float | None]:
+    """An interval as JSON has it: what is not finite is None."""
     return {name: x if math.isfinite(x) else None for name, x in vars(interval).items()}
 
 
@@ -293,21 +294,22 @@ def table(result: Mapping[str, Any]) -> str:
 def _values(scores: Mapping[str, Any]) -> Iterator[str]:
     yield f"{'':<22}{'loss, nats per token':<25}{'perplexity':>10}   keyword recall"
     for version, found in scores.items():
-        recall = _shown(found[RECALL], "{:.1f}%", "{:.1f}", 100) if RECALL in found else "-"
+        recall = shown(found[RECALL], "{:.1f}%", "{:.1f}", 100) if RECALL in found else "-"
         perplexity = found["perplexity"]["value"]
-        shown = "-" if perplexity is None else f"{perplexity:,.1f}" if perplexity < 1e6 else f"{perplexity:.1e}"
-        yield f"{_fit(version, 20):<22}{_shown(found[LOSS], '{:.3f}', '{:.3f}'):<25}{shown:>10}   {recall}"
+        bare = "-" if perplexity is None else f"{perplexity:,.1f}" if perplexity < 1e6 else f"{perplexity:.1e}"
+        yield f"{_fit(version, 20):<22}{shown(found[LOSS], '{:.3f}', '{:.3f}'):<25}{bare:>10}   {recall}"
 
 
 def _changes(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"{'difference':<35}{'of loss':<27}of recall, points"
     for one in differences:
         label = _fit(f"{one['of']} less {one['less']}", 33)
-        recall = _shown(one[RECALL], "{:+.1f}", "{:+.1f}", 100) if RECALL in one else "-"
-        yield f"{label:<35}{_shown(one[LOSS], '{:+.3f}', '{:+.3f}'):<27}{recall}"
+        recall = shown(one[RECALL], "{:+.1f}", "{:+.1f}", 100) if RECALL in one else "-"
+        yield f"{label:<35}{shown(one[LOSS], '{:+.3f}', '{:+.3f}'):<27}{recall}"
 
 
-def _shown(interval: Mapping[str, float | None], value: str, bound: str, factor: float = 1) -> str:
+def shown(interval: Mapping[str, float | None], value: str, bound: str, factor: float = 1) -> str:
+    """An interval as pages have it: the value, and its bounds in brackets if there are some."""
     if interval["value"] is None:
         return "not finite"
     text = value.format(factor * interval["value"])

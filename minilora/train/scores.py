@@ -75,14 +75,15 @@ class Resampled:
 
     def mean(self, version: int) -> Interval:
         """The mean of one version."""
-        return _interval(self.values[version], self.draws[:, version])
+        return interval(self.values[version], self.draws[:, version])
 
     def difference(self, version: int, other: int) -> Interval:
         """The mean of `version` less that of `other`, paired: both on the same draws."""
-        return _interval(self.values[version] - self.values[other], self.draws[:, version] - self.draws[:, other])
+        return interval(self.values[version] - self.values[other], self.draws[:, version] - self.draws[:, other])
 
 
-def _interval(value: float, draws: np.ndarray) -> Interval:
+def interval(value: float, draws: np.ndarray) -> Interval:
+    """A number with the middle 95 % of what the draws made of it."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(draws, (tail, 100 - tail))
     return Interval(float(value), float(low), float(high))

@@ -87,15 +87,23 @@ def test_only_records_with_keywords_are_asked(tmp_path, tokenizer):
 def test_a_text_is_measured_in_sequences(home, tokenizer):
     (novel,) = read_sets([str(home / "novel.txt")], tokenizer, max_length=100)
     assert novel.name == "novel" and {len(sample.ids) for sample in novel.samples[:-1]} == {100} and novel.asked == []
-    assert len(read_sets([str(home / "novel.txt")], tokenizer, 3, 100)[0].samples) == 3
+    assert len(read_sets([str(home / "novel.txt")], tokenizer, 3, max_length=100)[0].samples) == 3
+
+
+def test_rows_of_text_are_divided_too_and_columns_may_have_other_names(tmp_path, tokenizer):
+    (rows,) = read_sets([write(tmp_path, [{"text": "hello 123. " * 30}] * 3)], tokenizer, max_length=100)
+    assert len(rows.samples) > 6 and rows.asked == []
+    renamed = [{"q": one["question"], "a": one["answer"], "words": one["keywords"]} for one in TERMS]
+    (own,) = read_sets([write(tmp_path, renamed)], tokenizer, field={"keywords": "words"})
+    assert len(own.asked) == 12
 
 
 def test_records_that_are_cut_are_told(tmp_path, tokenizer):
     said = []
-    (own,) = read_sets([write(tmp_path, without_splits())], tokenizer, None, 36, said.append)
+    (own,) = read_sets([write(tmp_path, without_splits())], tokenizer, max_length=36, say=said.append)
     assert max(len(sample.ids) for sample in own.samples) <= 36 and "12 of 12 records are longer" in said[-1]
     with pytest.raises(ValueError, match="nothing is left to score within --max-length 8"):
-        read_sets([write(tmp_path, without_splits())], tokenizer, None, 8)
+        read_sets([write(tmp_path, without_splits())], tokenizer, max_length=8)
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path, tokenizer):
