@@ -199,7 +199,7 @@ def _data(metrics: dict[str, Any]) -> Iterator[str]:
             "validation": "held out, to choose by",
             "unseen": "held out, to measure", "general": "of general text, to measure forgetting"}  # fmt: skip
     yield from ("| records | |", "|--:|---|")
-    yield from (f"| {count:,} | {told.get(name, name)} |" for name, count in records.items())
+    yield from (f"| {count:,} | {told.get(name, name)} |" for name, count in records.items() if count)
 
 
 def _settings(metrics: dict[str, Any], repeats: bool) -> Iterator[str]:

@@ -21,7 +21,7 @@ METRICS = {
                 "quantized": True, "recompute": False, "device": "cpu", "steps": None},
     "created": "2026-11-25T10:00:00+00:00",
     "steps": 120,
-    "records": {"train": 240, "paraphrase": 80, "unseen": 30, "general": 60},
+    "records": {"train": 240, "validation": 0, "paraphrase": 80, "unseen": 30, "general": 60},
     "trainable_parameters": 2_442_240,
     "total_parameters": 136_957_248,
     "audit": {},
@@ -93,6 +93,7 @@ def test_the_figures_are_the_runs(tmp_path):
     ):
         assert line in text.splitlines(), line
     assert "2,442,240 of 136,957,248 parameters (1.78 %)" in " ".join(text.split())
+    assert "to choose by" not in text  # of validation, the run had none
     assert METRICS["base_sha256"][0] in text and "recompute" not in text and "run.toml" not in text
     assert all(len(line) <= 120 for line in text.splitlines())
 
