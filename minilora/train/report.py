@@ -69,8 +69,8 @@ def _answers(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
 
 def _learned(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     yield _rule("what it learned", width)
-    if records := metrics.get("records"):
-        yield from (_counted(records, metrics["options"]["data"]), "")
+    if "records" in metrics:
+        yield from (_counted(metrics), "")
     last = metrics.get("last", {}).get("loss", {}) if _kept_earlier(metrics) else {}
     yield _row("", "before", "after", "change", *["last step"] * bool(last))
     for name, (before, after) in metrics["loss"].items():
@@ -85,14 +85,18 @@ def _learned(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
         yield from ("", *textwrap.wrap(advice, width, break_on_hyphens=False))
 
 
-def _counted(records: Mapping[str, int], data: str) -> str:
+def _counted(metrics: Mapping[str, Any]) -> str:
     """`27 records trained, 3 held out (unseen); 10 asked in other words`."""
-    what = "sequences" if data.endswith(".txt") else "records"
+    records = metrics["records"]
+    what = "sequences" if metrics["options"]["data"].endswith(".txt") else "records"
     apart = {why: records[name] for name, why in {"validation": "for validation", "unseen": "unseen"}.items()
              if records.get(name)}  # fmt: skip
-    line = f"{records['train']} {what} trained, {sum(apart.values())} held out"
-    if apart:
-        line += f" ({', '.join(f'{n} {why}' if len(apart) > 1 else why for why, n in apart.items())})"
+    line, each = f"{records['train']} {what} trained", ", ".join(f"{n} {why}" for why, n in apart.items())
+    if "paraphrase" in validation_losses(metrics):  # of those for validation, some are trained ones in other words
+        line += f"; {each}"
+    else:
+        line += f", {sum(apart.values())} held out"
+        line += f" ({each if len(apart) > 1 else next(iter(apart))})" if apart else ""
     return line + (f"; {records['paraphrase']} asked in other words" if records.get("paraphrase") else "")
 
 

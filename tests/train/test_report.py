@@ -137,6 +137,7 @@ def test_the_page_counts_what_was_held_out(data, records, line):
 
 def test_what_was_kept_stands_beside_the_last_step():
     lines = learned(METRICS | VALIDATED)
+    assert lines[0] == "240 records trained; 30 for validation, 29 unseen; 80 asked in other words"
     assert lines[2:5] == [
         "                                         before      after     change  last step",
         "loss, trained, in other words             3.000      1.500       -50%      1.250",
