@@ -137,6 +137,11 @@ def test_headings_are_known_in_upper_and_lower_case(tmp_path):
     assert record.messages[1]["content"] == "So." and record.split == "test"
 
 
+def test_a_heading_in_lower_case_goes_before_its_like(tmp_path):
+    jsonl(tmp_path / "data.jsonl", [{"Question": "not this", **WAYS["question/answer"], "ANSWER": "nor this"}])
+    assert [record.messages for record in read_records(tmp_path / "data.jsonl")] == [ASKED]
+
+
 def test_a_table_holds_lists_as_json_and_an_empty_cell_is_nothing(tmp_path):
     facts = {"keywords": ["claim", "debt"], "phrasings": ["A lien?"], "paraphrase": "Define lien."}
     table(tmp_path / "data.csv", [WAYS["q/a"] | facts, WAYS["q/a"]])
@@ -242,6 +247,15 @@ def test_texts_come_out_of_every_kind_of_file_as_they_went_in(tmp_path, monkeypa
         write(path, records, **({"indent": indent} if suffix == "json" else {}))
         read = [{"question": r.messages[0]["content"], "answer": r.messages[1]["content"]} for r in read_records(path)]
         assert read == records, suffix
+
+
+def test_a_value_that_ends_where_a_piece_of_the_file_does_is_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "_CHUNK", 2)
+    (tmp_path / "data.json").write_text("[123456, 7]")
+    told = message_of(tmp_path / "data.json").split("\n")
+    assert [line.partition(": ")[2] for line in told] == [
+        f"record {i}: expected a JSON object, got int" for i in (1, 2)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", KINDS)
