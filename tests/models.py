@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from minilora.engine.backend import beside, to_numpy
 from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import no_grad
-from minilora.lora.adapters import adapter_state
+from minilora.lora.adapters import adapter_state, set_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.layer import LoraLinear, new_weights
 from minilora.nn.layers import Linear
@@ -74,6 +74,13 @@ def random_samples(rng, sizes=(12, 9, 15, 10, 8, 14), vocabulary=64):
 # -- adapters ----------------------------------------------------------------------------------------------------------
 
 EMBED = ["embed_tokens"]
+MIX = {"plain": 0.5, "bias": 0.5, "words": 0.5, "dora": 0.7, "pissa": -0.3}  # of the adapters of the fixture `kinds`
+
+
+def chosen(model, which, ids=IDS):
+    """The logits with this adapter, or mix."""
+    set_adapter(model, which)
+    return logits(model, ids)
 
 
 def lora_config(r=3, lora_alpha=6, **settings):

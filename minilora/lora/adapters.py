@@ -110,7 +110,7 @@ def set_adapter(model: Module, which: Choice) -> None:
     activate(model, {name: float(factor) for name, factor in factors.items()})
     for module in lora_modules(model).values():
         for name, weights in module.adapters.items():
-            if {weights.lora_A.requires_grad, weights.lora_B.requires_grad} != {name == which}:  # few change: quick
+            if name == which or weights.lora_A.requires_grad or weights.lora_B.requires_grad:  # few of many: quick
                 weights.requires_grad_(name == which)
 
 

@@ -1,33 +1,14 @@
-"""The life of an adapter: disabled, merged, mixed in a batch, removed."""
+"""The life of an adapter: disabled, merged, mixed, removed."""
 
 import numpy as np
 import pytest
-from models import IDS, Net, as_float64, logits, shaken
-from models import lora_config as config
+from models import IDS, MIX, Net, as_float64, chosen, logits
 
 import minilora as ml
-from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import base_state, install_adapter, is_merged, lora_modules, merged_state
-from minilora.nn.cache import KVCache
 from minilora.nn.layers import Linear
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
-
-ROWS = np.array([[1, 2, 3, 4], [9, 8, 7, 6], [5, 5, 6, 1]])
-MIX = {"plain": 0.5, "bias": 0.5, "words": 0.5, "dora": 0.7, "pissa": -0.3}
-
-
-def chosen(model, which, ids=IDS):
-    """The logits with this adapter, or mix."""
-    ml.set_adapter(model, which)
-    return logits(model, ids)
-
-
-@pytest.fixture
-def model(tiny_model):
-    for seed, name in enumerate(["legal", "support"]):
-        ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False), name, seed=seed)
-    return tiny_model
 
 
 def test_merged_is_unmerged_and_the_base_comes_back_bit_for_bit(model):
@@ -91,33 +72,6 @@ def test_disabled_is_the_base_and_afterwards_all_is_as_before(model, merged):
     assert np.array_equal(model(IDS).data, expected)
 
 
-def test_each_row_of_a_mixed_batch_is_what_it_is_alone(model):
-    names = ["support", None, "legal"]
-    alone = [chosen(model, name, ROWS[i : i + 1])[0] for i, name in enumerate(names)]
-    ml.set_adapter(model, "legal")
-    with ml.mixed_batch(model, names):
-        together = model(ROWS).data
-    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
-    np.testing.assert_array_equal(model(ROWS).data, chosen(model, "legal", ROWS))
-
-
-def test_rows_of_a_mixed_batch_can_be_mixes_and_another_choice(model):
-    names = ["legal", {"legal": 0.5, "support": 0.25}, {}]
-    with ml.mixed_batch(model, [None]) as rows:
-        rows.choose(names)
-        together = model(ROWS).data
-        with pytest.raises(ValueError, match="no adapter called 'nobody'"):
-            rows.choose([{"legal": 0.5, "nobody": 0.5}])
-        assert np.array_equal(model(ROWS).data, together)
-    alone = [chosen(model, name, ROWS[i : i + 1])[0] for i, name in enumerate(names)]
-    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
-
-
-def test_a_mixed_batch_of_an_unknown_adapter_is_refused(model):
-    with pytest.raises(ValueError, match="nobody"), ml.mixed_batch(model, ["nobody"]):
-        pass
-
-
 def test_removed_adapters_leave_the_plain_layers(model, rng):
     base = chosen(model, None)
     ml.remove_adapter(model, "legal")
@@ -177,23 +131,6 @@ def test_an_error_inside_the_block_switches_on_again_as_well(model):
 
 
 # -- mixes of every kind -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def kinds(tiny_config, rng):
-    """A float64 model with biases, and an adapter of each kind that has something of its own."""
-    model = as_float64(Net(tiny_config, rng))
-    settings = {
-        "plain": {},
-        "bias": {"bias": "lora_only", "target_modules": ["q_proj", "down_proj"]},
-        "words": {"target_modules": ["embed_tokens"]},
-        "dora": {"use_dora": True, "target_modules": ["embed_tokens", "q_proj", "up_proj"]},
-        "pissa": {"init_lora_weights": "pissa"},
-    }
-    for seed, name in enumerate(settings):
-        ml.add_adapter(model, config(**settings[name]), name, seed=seed)
-        shaken(model, name, seed)
-    return model
 
 
 @pytest.mark.parametrize("which", [MIX, *({name: 0.5} for name in MIX)], ids=str)
@@ -270,50 +207,3 @@ def test_the_update_of_a_plain_adapter_is_scale_b_a_and_zero_where_it_is_not(kin
 def test_an_update_that_is_not_there_is_one_clear_error(model, arguments, words):
     with pytest.raises(ValueError, match=words):
         ml.delta_weight(model, *arguments)
-
-
-# -- a mixed batch -----------------------------------------------------------------------------------------------------
-
-
-def test_each_row_of_a_mixed_batch_of_every_kind_is_what_it_is_alone(kinds):
-    names = [*MIX, None, MIX]
-    ids = np.arange(7 * 5).reshape(7, 5) * 11 % 64
-    alone = np.concatenate([chosen(kinds, name, ids[i : i + 1]) for i, name in enumerate(names)])
-    with ml.mixed_batch(kinds, names):
-        np.testing.assert_allclose(logits(kinds, ids), alone, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize(
-    "one_update", [lambda m: ml.merge_adapter(m), lambda m: ml.delta_weight(m, QUERY)], ids=["merge", "delta_weight"]
-)
-def test_a_mixed_batch_has_no_one_update(model, one_update):
-    with ml.mixed_batch(model, ["legal", "support"]), pytest.raises(ValueError, match="mixed batch"):
-        one_update(model)
-    assert not is_merged(model)
-
-
-def test_rows_can_leave_a_mixed_batch_as_in_generation(model):
-    names, ids = ["support", None, "legal"], ROWS
-    steps = [[0, 1, 2], [0, 2], [2]]  # which rows are there in each step
-
-    def next_tokens(names, ids):
-        """Greedy answers, one row at a time, without a cache."""
-        answers = []
-        for name, row in zip(names, ids, strict=True):
-            for _ in steps:
-                row = np.append(row, chosen(model, name, row[None])[0, -1].argmax())
-            answers.append(row[len(ids[0]) :])
-        return answers
-
-    expected = next_tokens(names, ids)
-    cache, tokens, present = KVCache(model.config, 3, 10), ids, [0, 1, 2]
-    with no_grad(), ml.mixed_batch(model, names) as rows:
-        for i, stay in enumerate(steps):
-            if stay != present:
-                kept = np.array([present.index(row) for row in stay])
-                cache.keep(kept)
-                rows.keep(kept)
-                tokens, present = tokens[kept], stay
-            tokens = model(tokens, cache, last=True).data[:, -1].argmax(axis=-1)[:, None]
-            assert [int(token) for token in tokens[:, 0]] == [int(expected[row][i]) for row in stay]
-    assert [adapter.factor for adapter in model.adapters.values()] == [1.0, None]
