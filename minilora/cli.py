@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -174,16 +174,16 @@ def _command(
     return parser
 
 
-def _options(options: type[Given], arguments: argparse.Namespace) -> Given:
-    """The options that flags and the file of --config ask for, the flags first."""
-    if arguments.config is None:
-        return from_flags(options, arguments)
+def _options(options: type[Given], arguments: argparse.Namespace, below: Mapping[str, Any] | None = None) -> Given:
+    """The options that flags and the file of --config ask for, the flags first. below: what holds besides."""
     from . import toml
 
-    try:
-        below = toml.read(options, Path(arguments.config))
-    except ValueError as error:
-        raise UsageError(error) from error
+    below = dict(below or {})
+    if arguments.config is not None:
+        try:
+            below |= toml.read(options, Path(arguments.config))
+        except ValueError as error:
+            raise UsageError(error) from error
     return from_flags(options, arguments, below)
 
 
@@ -198,6 +198,8 @@ def run_finetune(arguments: argparse.Namespace) -> None:
     from .train.report import page, terminal_width
 
     options = _options(Options, arguments)
+    if options.resume and (begun := options.begun()):  # what is not given is what the run was told when it began
+        options = _options(Options, arguments, begun)
     print(page(finetune(options, say=_tell), terminal_width()))
 
 

@@ -17,6 +17,14 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)  # the 
 settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests marked as slow run where they are asked for."""
+    if "slow" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: pytest -m slow"))
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

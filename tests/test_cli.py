@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 
 import pytest
@@ -280,40 +281,82 @@ class Breaker:
 
 
 def interrupt(loss):
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
+    return loss
 
 
-BROKEN = [
+def nan(loss):
+    return loss * float("nan")
+
+
+BROKEN = [  # what happens in the third step, exit status, last line, what is said before it, where the adapter is then
     (
-        lambda loss: loss * float("nan"),
+        nan,
         1,
         "minilora: the loss became nan at step 3 of 5: try a lower learning rate",
+        ["stopped after 2 of 5 steps", "what was learned is kept in {0}; talk to it with: minilora chat --adapter {0}"],
+        "run.partial",
     ),
-    (interrupt, 130, "minilora: interrupted"),
+    (
+        interrupt,
+        130,
+        "minilora: interrupted",
+        [
+            "stopping after this step; Ctrl-C again stops at once",
+            "stopped after 3 of 5 steps",
+            "what was learned is kept in {0}; talk to it with: minilora chat --adapter {0}",
+            "go on with: minilora finetune --resume --out run",
+        ],
+        os.path.join("run.partial", "checkpoint"),
+    ),
 ]
 
 
-@pytest.mark.parametrize(("how", "code", "line"), BROKEN, ids=["nan", "interrupted"])
+@pytest.mark.parametrize(("how", "code", "line", "said", "kept"), BROKEN, ids=["nan", "interrupted"])
 def test_a_job_that_breaks_in_training_says_why_and_keeps_its_adapter(
-    how, code, line, tiny_folder, tmp_path, capsys, monkeypatch
+    how, code, line, said, kept, tiny_folder, tmp_path, capsys, monkeypatch
 ):
     with monkeypatch.context() as patch:
         Breaker(patch, how)
         assert status(*job(tiny_folder, "--steps", 5, "--lr", "0.01", "--out", "run")) == code
     out, err = capsys.readouterr()
     assert out == "" and "Traceback" not in err
-    assert err.splitlines()[-1].startswith(line)
-    assert [line for line in err.splitlines() if line][-3:-1] == [
-        "stopped after 2 of 5 steps",
-        "what was learned is kept in run.partial; talk to it with: minilora chat --adapter run.partial",
-    ]
+    told = [line for line in err.splitlines() if line and "|" not in line]
+    assert told[-1].startswith(line) and told[-1 - len(said) : -1] == [text.format(kept) for text in said]
     assert written(tmp_path) == ["run.partial"]
-    assert written(tmp_path / "run.partial") == [
-        "adapter_config.json", "adapter_model.safetensors", "log.csv", "minilora.json", "run.toml"
-    ]  # fmt: skip
-    tensors = read_tensors(tmp_path / "run.partial" / "adapter_model.safetensors")
+    files = {"adapter_config.json", "adapter_model.safetensors", "minilora.json"}
+    assert files <= set(written(tmp_path / kept))
+    tensors = read_tensors(tmp_path / kept / "adapter_model.safetensors")
     assert all(w.any() for w in tensors.values())
-    assert status("chat", "--base", tiny_folder / "base", "--adapter", "run.partial", "--prompt", "What is 1?") == 0
+    assert status("chat", "--base", tiny_folder / "base", "--adapter", kept, "--prompt", "What is 1?") == 0
+
+
+def test_a_run_goes_on_with_what_it_was_told_when_it_began(tiny_folder, tmp_path, capsys, monkeypatch):
+    told = ["--steps", 5, "--lr", "0.01", "--lora-dropout", "0.1", "--r", 2]
+    assert status(*job(tiny_folder, *told, "--out", "straight")) == 0
+    with monkeypatch.context() as patch:
+        Breaker(patch, interrupt)
+        assert status(*job(tiny_folder, *told, "--out", "run")) == 130
+    capsys.readouterr()
+    assert status("finetune", "--resume", "--out", "run", "--r", 3, "--seed", 4) == 1
+    assert complaint(capsys).startswith("the run in run was told something else: r was 2, is 3; seed was 0, is 4; ")
+    assert status(*job(tiny_folder, *told, "--out", "run")) == 1
+    assert complaint(capsys).startswith("run.partial holds what an interrupted run has learned: --resume goes on")
+    assert status("finetune", "--resume", "--out", "run") == 0
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("run", "straight")]
+    assert weights[0] == weights[1] and written(tmp_path) == ["run", "straight"]
+
+
+def test_a_run_that_was_never_begun_cannot_go_on(tmp_path, capsys):
+    assert status("finetune", "--resume", "--base", "tiny") == 1
+    file = os.path.join("runs", "legal-tiny.partial")
+    assert complaint(capsys) == f"{file}: no checkpoint to go on from; leave out --resume to start from the beginning"
+    assert written(tmp_path) == []
+
+
+def test_settings_of_a_new_adapter_mean_nothing_beside_a_trained_one(capsys):
+    assert status("finetune", "--adapter", "runs/x", "--r", "4") == 2
+    assert complaint(capsys) == "--r means nothing with --adapter runs/x: leave out one of the two"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("broken"), AssertionError("no"), OSError("full")])

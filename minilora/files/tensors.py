@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,23 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             if "BF16" not in kinds.values():
                 return {name: file.get_tensor(name) for name in kinds}
         return {name: _from_bytes(view) for name, view in deserialize(path.read_bytes())}
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path}: damaged safetensors file ({error})") from error
+
+
+def each_tensor(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a safetensors file, one after another, so that no two of them need be in memory.
+
+    Raises ModelFileError for a missing or damaged file. Types are as NumPy has them: not for bfloat16.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                yield name, file.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path}: damaged safetensors file ({error})") from error
 

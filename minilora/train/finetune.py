@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,31 @@ import numpy as np
 from ..cost.counts import count_parameters
 from ..cost.predict import Step, kept_activations, predict_memory, recomputed_activations
 from ..cost.process import peak_memory, program_memory
-from ..files.disk import replacing, write_json
+from ..files.disk import remove_folder, replacing, write_json
 from ..io.folder import save_folder
 from ..io.tokenizer import Tokenizer
 from ..io.zoo import load
 from ..lora.adapters import base_state, install_adapter, plan_adapter
-from ..lora.audit import audit
-from ..lora.peft import WEIGHTS_FILE, save_adapter
+from ..lora.audit import AuditError, audit
+from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
 from ..lora.variants import lora_plus
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from ..nn.optim import AdamW
 from ..pictures.run import run_picture
+from . import checkpoint
 from .bars import Bars
 from .card import write_card
+from .checkpoint import State
 from .data import epochs, sha256_of_data
 from .evaluate import mean_loss
-from .log import LOG_FILE, Log
-from .loop import History, TrainingError, fit
+from .learn import learn
+from .log import Log
+from .loop import History, Trainer, TrainingError
 from .material import Material, Measured, evaluate, prepare
 from .options import Options
-from .place import METRICS_FILE, MODEL_FILE, PICTURE_FILE, RunFolder
+from .place import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
 
-OPTIONS_FILE = "run.toml"
 ADAPTER = "default"
 
 
@@ -57,52 +60,66 @@ def finetune(
     TrainingError when the loss is no number; KeyboardInterrupt after keeping what there is.
     """
     bars = bars or Bars()
-    place = RunFolder(options.folder, options.overwrite, say)
-    place.refuse()
-    config = options.lora_config() if options.method == "lora" else None
-    model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, say)
-    base_bytes = sum(array.nbytes for array in base_state(model).values())
-    program = program_memory(base_bytes)
-    material = prepare(options, tokenizer, say)
-    material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
-    if not measure:
-        material = replace(material, scored={}, asked={}, shown={})
-    steps = options.steps or math.ceil(options.epochs * len(material.train) / options.records_per_step)
-    planned = plan_adapter(model, config, ADAPTER, options.seed) if config else {}  # refuses what does not fit
+    with RunFolder(options.folder, options.overwrite, options.resume, say) as place:
+        state = None
+        if options.resume:
+            state = checkpoint.read_state(place.partial)
+            checkpoint.refuse_other(state, options)
+        model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, say)
+        base_bytes = sum(array.nbytes for array in base_state(model).values())
+        program = program_memory(base_bytes)
+        material = prepare(options, tokenizer, say)
+        material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
+        if options.patience is not None and not material.validation_sets:
+            raise ValueError(f"{options.data}: nothing is held out for validation, so patience has nothing to go by")
+        if not measure:
+            material = replace(material, scored={}, asked={}, shown={})
+        steps = options.steps or math.ceil(options.epochs * len(material.train) / options.records_per_step)
+        begin = _start(model, options)  # refuses what does not fit
 
-    with place:
-        with replacing(place.partial / OPTIONS_FILE) as partial:
-            partial.write_text(options.text(), encoding="utf-8")
         before_hash = sha256_of(base_state(model))
-        before = evaluate(model, tokenizer, material, bars, "before")
-        if config is None:
-            model.requires_grad_(True)
+        if state is None:
+            before = evaluate(model, tokenizer, material, bars, "before")
+            state = State(checkpoint.told(options), before_hash, material.sha256, before)
         else:
-            install_adapter(model, config, ADAPTER, planned)
+            checkpoint.refuse_others_data(state, before_hash, material.sha256, options)
+        begin()
+        if options.method == "lora":
             learned = {"name": options.data, "sha256": sha256_of_data(options.data), "records": len(material.train)}
             model.adapters[ADAPTER].data = learned  # for its folder's minilora.json
         counts = count_parameters(model)
-        history = _learn(model, tokenizer, material, steps, options, place.partial, bars, say)
+        trainer = _trainer(model, material, steps, options)
+        if not state.trained:
+            _learn(trainer, tokenizer, material, options, state, place, bars, say)
+        else:
+            place.began = True
+            checkpoint.read_weights(place.partial, trainer.parameters)
         trained_peak = peak_memory()
-        promises = audit(model, ADAPTER).checks if config else []
         after = evaluate(model, tokenizer, material, bars, "after")
-        after_hash = sha256_of(base_state(model))
-        file = place.partial / (WEIGHTS_FILE if config else MODEL_FILE)
+        promises, failed = _audited(model, before_hash) if options.method == "lora" else ({}, None)
+        after_hash = before_hash if "base" in promises else sha256_of(base_state(model))  # the audit has just compared
+
+        history = state.history
+        file = place.partial / (WEIGHTS_FILE if options.method == "lora" else MODEL_FILE)
         metrics = {
-            "options": asdict(options) | {"lr": options.learning_rate, "out": str(options.folder)},
+            "options": _told(model, options),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "steps": steps,
+            "steps": len(history.losses),
+            "planned_steps": steps,
             "records": {
                 "train": len(material.train),
-                "validation": len(material.validation),
+                "validation": sum(map(len, material.validation_sets.values())),
                 **{name: len(scored) for name, scored in material.scored.items()},
             },
             "trainable_parameters": counts.trainable,
             "total_parameters": counts.total,
-            "audit": dict(promises),
+            "audit": promises,
+            **({"audit_failed": failed} if failed else {}),
             "base_sha256": [before_hash, after_hash],
-            **_learned(material, before, after),
+            **_learned(material, state.before, after),
             **_trained(history),
+            "kept": _kept(history, options),
+            "last": {"loss": state.last_loss or after.loss},
             "peak_memory_bytes": _memory(model, material, options, program, trained_peak),
             "adapter_bytes": file.stat().st_size,
             "base_bytes": base_bytes,
@@ -118,69 +135,114 @@ def finetune(
 # -- the stages --------------------------------------------------------------------------------------------------------
 
 
-def _learn(
-    model: Llama,
-    tokenizer: Tokenizer,
-    material: Material,
-    steps: int,
-    options: Options,
-    folder: Path,
-    bars: Bars,
-    say: Callable[[str], None],
-) -> History:
-    """Train and save; what was learned until training broke off is saved, too, if it is usable."""
-    history = History()
-    try:
-        _train(model, material, steps, options, history, folder, bars)
-    except (KeyboardInterrupt, TrainingError):
-        if history.losses and (options.method == "lora" or _finite(model)):
-            _save(model, tokenizer, options, folder)
-            say(f"stopped after {len(history.losses)} of {steps} steps")
-        raise
-    _save(model, tokenizer, options, folder)
-    return history
+def _start(model: Llama, options: Options) -> Callable[[], object]:
+    """Read or plan what is to be trained, and refuse what does not fit. Returns what puts it in place."""
+    if options.method == "full":
+        return lambda: model.requires_grad_(True)
+    if options.adapter is not None:
+        load_adapter(model, options.adapter, ADAPTER)
+        return lambda: None
+    config = options.lora_config()
+    planned = plan_adapter(model, config, ADAPTER, options.seed)
+    return lambda: install_adapter(model, config, ADAPTER, planned)
 
 
-def _train(
-    model: Llama, material: Material, steps: int, options: Options, history: History, folder: Path, bars: Bars
-) -> None:
-    per_epoch = math.ceil(len(material.train) / options.records_per_step)
-    log = Log(folder / LOG_FILE, history)
-    with bars("training", steps, "step") as bar:
-
-        def each_step(step: int) -> None:
-            speed = f"{history.tokens_per_second:.0f}"
-            bar.set_postfix({"loss": f"{history.losses[-1]:.3f}", "tokens/s": speed}, refresh=False)
-            bar.update()
-            log.row(peak_memory() if options.device == "cpu" else None)
-            if material.validation and (step % per_epoch == 0 or step == steps):
-                history.validation.append((step, mean_loss(model, material.validation)))
-
-        fit(
-            model,
-            material.train,
-            steps,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            warmup=options.warmup,
-            max_norm=options.max_grad_norm,
-            optimizer=_optimizer(model, options),
-            each_step=each_step,
-            history=history,
-            schedule=options.schedule,
-            grad_accumulation=options.grad_accumulation,
-        )
-
-
-def _optimizer(model: Llama, options: Options) -> AdamW:
+def _trainer(model: Llama, material: Material, steps: int, options: Options) -> Trainer:
     parameters = model.trainable_parameters()
     scale = None if options.lora_plus is None else lora_plus(parameters, options.lora_plus)
-    return AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale)
+    return Trainer(
+        model,
+        material.train,
+        steps,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        warmup=options.warmup,
+        max_norm=options.max_grad_norm,
+        optimizer=AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale),
+        schedule=options.schedule,
+        grad_accumulation=options.grad_accumulation,
+    )
 
 
-def _save(model: Llama, tokenizer: Tokenizer, options: Options, folder: Path) -> None:
+def _learn(
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    material: Material,
+    options: Options,
+    state: State,
+    place: RunFolder,
+    bars: Bars,
+    say: Callable[[str], None],
+) -> None:
+    """Train, from the start or from the checkpoint, and keep what is to be kept; also where training breaks off."""
+    save = partial(_save, trainer.model, tokenizer, options, state.base)
+    if options.resume:
+        checkpoint.restore(place.partial, state, trainer, ADAPTER)
+    else:
+        with replacing(place.partial / OPTIONS_FILE) as file:
+            file.write_text(options.text(), encoding="utf-8")
+    trainer.history, place.began = state.history, True
+    log = Log(place.partial / LOG_FILE, state.history)
+    try:
+        learn(
+            trainer,
+            material,
+            options,
+            place.partial,
+            save=lambda: checkpoint.save(place.partial, state, trainer, save, ADAPTER),
+            each_step=lambda: log.row(peak_memory() if options.device == "cpu" else None),
+            bars=bars,
+            say=say,
+        )
+    except KeyboardInterrupt:
+        say(f"stopped after {trainer.done} of {trainer.steps} steps")
+        raise
+    except TrainingError:
+        kept = _kept(state.history, options)
+        if kept["step"] != trainer.done:
+            checkpoint.read_best(place.partial, kept["step"], trainer.parameters)
+        if kept["step"] and (options.method == "lora" or _finite(trainer.model)):
+            say(f"stopped after {trainer.done} of {trainer.steps} steps")
+            save(place.partial)
+        remove_folder(place.partial / CHECKPOINT)  # it would lead there again
+        checkpoint.forget_best(place.partial)
+        raise
+    _keep(trainer, material, options, state, place.partial, save)
+
+
+def _keep(
+    trainer: Trainer,
+    material: Material,
+    options: Options,
+    state: State,
+    folder: Path,
+    save: Callable[[Path], None],
+) -> None:
+    """Write what training has led to where it will stay: the best weights, and where the last are others, those, too.
+    The model has the kept ones then.
+    """
+    kept = _kept(state.history, options)
+    if kept["step"] != trainer.done:
+        save(folder / LAST)
+        state.last_loss = {name: mean_loss(trainer.model, samples) for name, samples in material.scored.items()}
+        checkpoint.read_best(folder, kept["step"], trainer.parameters)
+    save(folder)
+    state.trained = True
+    checkpoint.save_trained(folder, state)
+
+
+def _kept(history: History, options: Options) -> dict[str, Any]:
+    """Which weights are kept: of which step, whether as the best or as the last, with which validation loss."""
+    if options.keep == "best" and history.best is not None:
+        step, loss = history.best
+        return {"step": step, "which": "best", "loss": loss}
+    losses = dict(history.validation)
+    return {"step": len(history.losses), "which": "last", "loss": losses.get(len(history.losses))}
+
+
+def _save(model: Llama, tokenizer: Tokenizer, options: Options, base_sha256: str, folder: Path) -> None:
     if options.method == "lora":
-        save_adapter(model, folder, ADAPTER)
+        save_adapter(model, folder, ADAPTER, base_sha256=base_sha256)
     else:
         save_folder(folder, model.config, model.state_dict(), tokenizer)
 
@@ -189,7 +251,23 @@ def _finite(model: Llama) -> bool:
     return all(bool(np.isfinite(float(p.data.sum()))) for _, p in model.named_parameters())
 
 
+def _audited(model: Llama, base_sha256: str) -> tuple[dict[str, str], str | None]:
+    """What the audit found, or which promise is broken: that is told, and the run's numbers are kept."""
+    try:
+        return dict(audit(model, ADAPTER, base_sha256=base_sha256).checks), None
+    except AuditError as error:
+        return {}, str(error)
+
+
 # -- the numbers -------------------------------------------------------------------------------------------------------
+
+
+def _told(model: Llama, options: Options) -> dict[str, Any]:
+    """The options as they took effect: of an adapter that was trained before, its own settings."""
+    values = asdict(options) | {"lr": options.learning_rate, "out": str(options.folder)}
+    if options.adapter is not None:
+        values |= {name: value for name, value in asdict(model.adapters[ADAPTER].config).items() if name in values}
+    return values
 
 
 def _learned(material: Material, before: Measured, after: Measured) -> dict[str, Any]:
@@ -204,6 +282,7 @@ def _trained(history: History) -> dict[str, Any]:
     return {
         "train_loss": history.losses,
         "validation_loss": history.validation,
+        "validation": history.validation_sets,
         "seconds_per_step": history.seconds_per_step,
         "tokens_per_second": history.tokens_per_second,
         "training_seconds": sum(history.seconds),

@@ -10,7 +10,6 @@ from typing import Any
 from ..files.disk import replacing
 from .loop import History
 
-LOG_FILE = "log.csv"
 COLUMNS = ("step", "loss", "lr", "grad_norm", "tokens_per_second", "peak_memory_bytes")
 
 

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from ..engine.backend import Array
 from ..nn.llama import Llama
@@ -23,7 +24,7 @@ class TrainingError(RuntimeError):
 @dataclass(repr=False)
 class History:
     """What happened in training. Of each step: its loss, its seconds, its learning rate, and the norm of its gradient
-    before clipping. Of all: the tokens computed, and (step, loss) on held-out samples.
+    before clipping. Of all: the tokens computed, and (step, loss) on held-out samples; by set where there are several.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -32,6 +33,7 @@ class History:
     norms: list[float] = field(default_factory=list)
     tokens: int = 0
     validation: list[tuple[int, float]] = field(default_factory=list)
+    validation_sets: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         if not self.losses:
@@ -43,6 +45,11 @@ class History:
     def seconds_per_step(self) -> float:
         """The median."""
         return statistics.median(self.seconds) if self.seconds else math.nan
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The step with the lowest validation loss, the first of equal ones, and that loss. None without validation."""
+        return min(self.validation, key=lambda at: at[1] if math.isfinite(at[1]) else math.inf, default=None)
 
     @property
     def tokens_per_second(self) -> float:
@@ -83,44 +90,98 @@ def fit(
     gradient is not a finite number: an adapter is then what it was when the loss was last finite. ValueError when
     nothing is trainable, or nothing is there to train on.
     """
-    _check(samples, steps, batch_size, lr, optimizer, schedule, weight_decay, grad_accumulation)
-    parameters = model.trainable_parameters()
-    if optimizer is None:
-        optimizer = AdamW(parameters, lr=1e-3 if lr is None else lr, weight_decay=weight_decay)
-    history = History() if history is None else history
-    peak = optimizer.lr
-    keep = sum(p.size for p in parameters.values()) < 0.5 * sum(p.size for _, p in model.named_parameters())
-    good: dict[str, Array] = {}
-    batches = epochs(samples, grad_accumulation * batch_size, seed)  # on the host: each crosses to a GPU at once
+    settings = (optimizer, history, schedule, weight_decay, grad_accumulation)
+    trainer = Trainer(model, samples, steps, lr, batch_size, seed, warmup, max_norm, *settings)
+    with trainer:
+        while trainer.done < steps:
+            trainer.step()
+            each_step(trainer.done)
+    return trainer.history
 
-    model.train()
-    try:
-        for step in range(steps):
-            start = time.perf_counter()
-            batch = next(batches)
-            optimizer.lr = peak * SCHEDULES[schedule](step, steps, max(1, round(warmup * steps)))
-            current = {name: p.data.copy() for name, p in parameters.items()} if keep else {}  # some megabytes
-            try:
-                loss, norm = training_step(model, optimizer, batch, max_norm, at_once=batch_size)
-            except NotFiniteError as error:
-                if error.what == "loss":  # of weights that the last step made
-                    for name, array in good.items():
-                        parameters[name].data[...] = array
-                advice = f"try a lower learning rate (it is {peak:g}), a longer warm-up, or look for broken records"
-                raise TrainingError(f"the {error} at step {step + 1} of {steps}: {advice}") from error
-            good = current  # the weights that gave a finite loss
-            history.losses.append(loss)
-            history.seconds.append(time.perf_counter() - start)
-            history.rates.append(optimizer.lr)
-            history.norms.append(norm)
-            lots = [batch[i : i + batch_size] for i in range(0, len(batch), batch_size)]
-            history.tokens += sum(map(packed_length, lots))
-            each_step(step + 1)
-    finally:
-        optimizer.zero_grad()
-        optimizer.lr = peak
-        model.eval()
-    return history
+
+class Trainer:
+    """Training, a step at a time: what `fit` does, for a caller who looks on and may stop. Its arguments are `fit`'s.
+
+        trainer = Trainer(model, samples, steps=100)
+        with trainer:                           # dropout on, and off again behind it
+            while trainer.done < trainer.steps:
+                print(trainer.step())           # the loss
+
+    All that the next step depends on: the trainable `parameters`, the optimizer's state, the state of dropout, and how
+    many steps are `done`, since these tell the learning rate and the samples of the next batch.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        samples: Sequence[Sample],
+        steps: int,
+        lr: float | None = None,
+        batch_size: int = 8,
+        seed: int = 0,
+        warmup: float = 0.1,
+        max_norm: float = 1.0,
+        optimizer: Optimizer | None = None,
+        history: History | None = None,
+        schedule: str = "cosine",
+        weight_decay: float = 0.0,
+        grad_accumulation: int = 1,
+    ):
+        _check(samples, steps, batch_size, lr, optimizer, schedule, weight_decay, grad_accumulation)
+        self.model, self.samples, self.steps, self.batch_size, self.seed = model, samples, steps, batch_size, seed
+        self.warmup, self.max_norm, self.schedule = max(1, round(warmup * steps)), max_norm, SCHEDULES[schedule]
+        self.parameters = model.trainable_parameters()
+        if optimizer is None:
+            optimizer = AdamW(self.parameters, lr=1e-3 if lr is None else lr, weight_decay=weight_decay)
+        self.optimizer, self.peak = optimizer, optimizer.lr
+        self.history = History() if history is None else history
+        self.records_per_step = grad_accumulation * batch_size
+        self.few = self._is_small()
+        self.good: dict[str, Array] = {}  # the weights that gave the last finite loss, where they are few
+        self.go_to(0)
+
+    def go_to(self, done: int) -> None:
+        """Let the next step be the one after `done` steps, with the samples that are its turn."""
+        batches = epochs(self.samples, self.records_per_step, self.seed)  # on the host: each crosses to a GPU at once
+        self.batches, self.done = islice(batches, done, None), done
+
+    def __enter__(self) -> Trainer:
+        self.model.train()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.optimizer.zero_grad()
+        self.optimizer.lr = self.peak
+        self.model.eval()
+
+    def step(self) -> float:
+        """Take one step, add what happened to the history, and return the loss. Raises TrainingError as `fit` does."""
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.optimizer.lr = self.peak * self.schedule(self.done, self.steps, self.warmup)
+        current = {name: p.data.copy() for name, p in self.parameters.items()} if self.few else {}
+        try:
+            loss, norm = training_step(self.model, self.optimizer, batch, self.max_norm, at_once=self.batch_size)
+        except NotFiniteError as error:
+            if error.what == "loss":  # of weights that the last step made
+                for name, array in self.good.items():
+                    self.parameters[name].data[...] = array
+            advice = f"try a lower learning rate (it is {self.peak:g}), a longer warm-up, or look for broken records"
+            raise TrainingError(f"the {error} at step {self.done + 1} of {self.steps}: {advice}") from error
+        self.good = current
+        self.done += 1
+        self.history.losses.append(loss)
+        self.history.seconds.append(time.perf_counter() - start)
+        self.history.rates.append(self.optimizer.lr)
+        self.history.norms.append(norm)
+        lots = [batch[i : i + self.batch_size] for i in range(0, len(batch), self.batch_size)]
+        self.history.tokens += sum(map(packed_length, lots))
+        return loss
+
+    def _is_small(self) -> bool:
+        """Are the weights that learn so few that a copy of them costs little? Some megabytes for an adapter."""
+        learning = sum(p.size for p in self.parameters.values())
+        return learning < 0.5 * sum(p.size for _, p in self.model.named_parameters())
 
 
 def _check(

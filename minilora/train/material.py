@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from ..io.tokenizer import Tokenizer
 from ..nn.llama import Llama
@@ -21,7 +24,7 @@ from .data import (
     told_of_twice,
     twice,
 )
-from .evaluate import ANSWER_TOKENS, answer_all, held_out, keyword_recall, mean_loss
+from .evaluate import ANSWER_TOKENS, answer_all, evenly, held_out, keyword_recall, mean_loss
 from .options import Options
 
 
@@ -34,6 +37,24 @@ class Material:
     scored: dict[str, list[Sample]]  # "paraphrase", "unseen", "general"
     asked: dict[str, list[Record]]  # the same for keyword recall
     shown: dict[str, list[Record]] = field(default_factory=dict)  # asked for the page alone: no keywords to look for
+    validation_paraphrase: list[Sample] = field(default_factory=list)  # what is trained on, asked in other words
+
+    @property
+    def validation_sets(self) -> dict[str, list[Sample]]:
+        """What is measured while training goes on: "unseen" and "paraphrase", as far as the data have them."""
+        sets = {"unseen": self.validation, "paraphrase": self.validation_paraphrase}
+        return {name: samples for name, samples in sets.items() if samples}
+
+    @property
+    def sha256(self) -> str:
+        """The fingerprint of what is trained on and validated with, as the model sees it."""
+        digest = hashlib.sha256()
+        for samples in (self.train, self.validation, self.validation_paraphrase):
+            digest.update(b"set")
+            for sample in samples:
+                for wording in (sample, *sample.others):
+                    digest.update(np.array([len(wording.ids), *wording.ids, *wording.labels], "<i8").tobytes())
+        return digest.hexdigest()
 
     def refuse_what_is_longer(self, limit: int, source: str, tokenizer: Tokenizer) -> None:
         """Raise ValueError when a record, or a question and its answer, is longer than a model that sees `limit`.
@@ -41,7 +62,8 @@ class Material:
         A question that would only be shown, and is too long, is left out.
         """
         trained = [wording for sample in self.train for wording in (sample, *sample.others)]
-        samples = [*trained, *self.validation, *(sample for scored in self.scored.values() for sample in scored)]
+        validation = [*self.validation, *self.validation_paraphrase]
+        samples = [*trained, *validation, *(sample for scored in self.scored.values() for sample in scored)]
         longest = max(len(sample.ids) for sample in samples)
         if longest > limit:
             raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")
@@ -90,7 +112,8 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
         raise ValueError(f"{options.data}: nothing is left to train on within --max-length {options.max_length}")
     samples["general"] = encode_records(general, tokenizer)  # never cut: the same measure for every run
     scored = {name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)}
-    return Material(samples["train"], samples["validation"], scored, asked, shown)
+    reworded = samples.get("validation_paraphrase", [])
+    return Material(samples["train"], samples["validation"], scored, asked, shown, validation_paraphrase=reworded)
 
 
 def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, bars: Bars, when: str) -> Measured:
@@ -117,7 +140,13 @@ def _of_records(
         say(told_of_splits(splits))
     for line in told_of_twice(twice(splits)):
         say(line)
-    sets = {"train": splits["train"], "validation": splits["validation"], **held_out(splits, options.eval_records)}
+    reworded = [r.asked(r.validation_paraphrase) for r in splits["train"] if r.validation_paraphrase is not None]
+    sets = {
+        "train": splits["train"],
+        "validation": splits["validation"],
+        "validation_paraphrase": evenly(reworded, options.eval_records),
+        **held_out(splits, options.eval_records),
+    }
     asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
     asked = {name: chosen for name, chosen in asked.items() if chosen}
     trained = "paraphrase" if sets["paraphrase"] else "train"

@@ -14,11 +14,13 @@ from ..flags import BASE, PACKED, RECOMPUTE, option
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
 from .formats import check_field
+from .place import OPTIONS_FILE, RunFolder
 from .streams import check_settings
 
 _FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
 FIELD = "columns of the data that have other names: question=q answer=a reads q and a"
-_LORA: dict[str, Any] = {"group": "adapter", "only": {"method": "lora"}}
+_LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
+_NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": None}}  # what a trained adapter has
 _TRAINING: dict[str, Any] = {"group": "training"}
 _MEASURING: dict[str, Any] = {"group": "measuring"}
 _MACHINE: dict[str, Any] = {"group": "memory and device"}
@@ -40,39 +42,46 @@ class Options:
     overwrite: bool = option(
         False, "replace a finished run in that folder, or forget one that was interrupted", recorded=False
     )
+    resume: bool = option(False, "go on with the run in that folder that was interrupted", recorded=False)
+    save_every: int | None = option(
+        None, "steps from one checkpoint to the next (default: a pass; with full on Ctrl-C alone)"
+    )
 
-    r: int = option(8, "rank of the update", **_LORA)
-    lora_alpha: float = option(16.0, "scale is alpha / r", **_LORA)
+    adapter: str | None = option(
+        None, "start from the trained adapter in this folder, with its settings", only={"method": "lora"}
+    )
+    r: int = option(8, "rank of the update", **_NEW)
+    lora_alpha: float = option(16.0, "scale is alpha / r", **_NEW)
     target_modules: str | Sequence[str] = option(
-        "all-linear", "modules to adapt: names such as q_proj v_proj, or all-linear", metavar="NAME", **_LORA
+        "all-linear", "modules to adapt: names such as q_proj v_proj, or all-linear", metavar="NAME", **_NEW
     )
 
     exclude_modules: str | Sequence[str] | None = option(
-        None, "modules of these names to leave out again", metavar="NAME", **_LORA
+        None, "modules of these names to leave out again", metavar="NAME", **_NEW
     )
-    layers_to_transform: Sequence[int] | None = option(None, "adapt these blocks only", metavar="N", **_LORA)
+    layers_to_transform: Sequence[int] | None = option(None, "adapt these blocks only", metavar="N", **_NEW)
     rank_pattern: Mapping[str, int] | None = option(
-        None, "another rank for modules whose name ends so", metavar="NAME=R", **_LORA
+        None, "another rank for modules whose name ends so", metavar="NAME=R", **_NEW
     )
     alpha_pattern: Mapping[str, float] | None = option(
-        None, "another alpha for modules whose name ends so", metavar="NAME=ALPHA", **_LORA
+        None, "another alpha for modules whose name ends so", metavar="NAME=ALPHA", **_NEW
     )
-    lora_dropout: float = option(0.0, "share of its input that the update does not see in training", **_LORA)
+    lora_dropout: float = option(0.0, "share of its input that the update does not see in training", **_NEW)
     bias: str = option(
         "none",
         "biases that learn, too: of the adapted modules, or all (a Llama has none)",
         choices=("none", "lora_only", "all"),
-        **_LORA,
+        **_NEW,
     )
-    use_rslora: bool = option(False, "rsLoRA: scale is alpha / sqrt(r)", **_LORA)
-    use_dora: bool = option(False, "DoRA: the length of each row of a weight learns apart from its direction", **_LORA)
+    use_rslora: bool = option(False, "rsLoRA: scale is alpha / sqrt(r)", **_NEW)
+    use_dora: bool = option(False, "DoRA: the length of each row of a weight learns apart from its direction", **_NEW)
     init_lora_weights: bool | str = option(
         True,
         "how the update starts: as nothing (true, gaussian), as the largest part of the weight (pissa), or at random "
         "(false; for tests) (default: true)",
         choices=_STARTS,
         metavar="{true,gaussian,pissa,false}",
-        **_LORA,
+        **_NEW,
     )
     lora_plus: float | None = option(
         None, "LoRA+: B learns so many times faster than A, such as 16", metavar="RATIO", **_LORA
@@ -95,6 +104,13 @@ class Options:
     seed: int = option(0, "decides the adapter's start and the order of the records", **_TRAINING)
 
     eval_records: int = option(80, "paraphrases measured, evenly chosen", **_MEASURING)
+    eval_every: int | None = option(
+        None, "steps from one validation to the next, on what is held out (default: a pass)", **_MEASURING
+    )
+    patience: int | None = option(None, "stop after so many validations that found nothing better", **_MEASURING)
+    keep: str = option(
+        "best", "which weights are the result: best in validation, or last", choices=("best", "last"), **_MEASURING
+    )
 
     quantized: bool = option(False, PACKED, only={"method": "lora"}, **_MACHINE)
     recompute: bool = option(False, RECOMPUTE, **_MACHINE)
@@ -108,6 +124,10 @@ class Options:
             raise ValueError("packed weights cannot be trained: leave out quantized, or use method lora")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}")
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"keep must be 'best' or 'last', got {self.keep!r}")
+        if self.method == "full" and self.adapter is not None:
+            raise ValueError("method full trains no adapter: leave out adapter, or use method lora")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         for name, value in (
@@ -128,6 +148,9 @@ class Options:
             ("batch_size", self.batch_size, 1),
             ("grad_accumulation", self.grad_accumulation, 1),
             ("eval_records", self.eval_records, 1),
+            ("eval_every", 1 if self.eval_every is None else self.eval_every, 1),
+            ("save_every", 1 if self.save_every is None else self.save_every, 1),
+            ("patience", 1 if self.patience is None else self.patience, 1),
             ("max_length", self.max_length, 8),
             ("seed", self.seed, 0),
         ):
@@ -145,10 +168,15 @@ class Options:
 
     def text(self) -> str:
         """The same as TOML, with all defaults written out: a later version repeats the run even if it has others."""
-        file = shlex.quote((self.folder / "run.toml").as_posix())
+        file = shlex.quote((self.folder / OPTIONS_FILE).as_posix())
         again = f"minilora finetune --config {file} --out ANOTHER_FOLDER"
         comments = (f"What this run was told. The same again: {again}", "A flag given beside --config goes first.")
         return toml.write(replace(self, lr=self.learning_rate), *comments)
+
+    def begun(self) -> dict[str, Any]:
+        """What the interrupted run in the same folder was told when it began; nothing where there is none."""
+        file = RunFolder(self.folder).partial / OPTIONS_FILE
+        return toml.read(Options, file) if file.is_file() else {}
 
     @property
     def learning_rate(self) -> float:

@@ -12,35 +12,42 @@ from types import TracebackType
 from ..files.disk import put_back, remove_folder, swap_in
 from ..lora.peft import CONFIG_FILE, NOTES_FILE, WEIGHTS_FILE
 
-METRICS_FILE, PICTURE_FILE = "metrics.json", "picture.png"
+METRICS_FILE, PICTURE_FILE, OPTIONS_FILE, LOG_FILE = "metrics.json", "picture.png", "run.toml", "log.csv"
 MODEL_FILE = "model.safetensors"
-CHECKPOINT = "checkpoint"
+LAST = "last"  # the folder for the last adapter, where another one was best
+CHECKPOINT, STATE_FILE = "checkpoint", "state.json"
 
 # What a finished run's folder may hold. A folder with anything else in it is not the run's to replace.
 FILES = (
     CONFIG_FILE, WEIGHTS_FILE, NOTES_FILE, "config.json", "tokenizer.json", "tokenizer_config.json", MODEL_FILE,
-    METRICS_FILE, "picture*.png", "picture*.svg", "run.toml", "log.csv", "README.md", "last",
+    METRICS_FILE, "picture*.png", "picture*.svg", OPTIONS_FILE, LOG_FILE, "README.md", LAST,
 )  # fmt: skip
 
 
 class RunFolder:
     """The folder of a run, such as runs/legal, and the one beside it that a job fills: runs/legal.partial.
 
-        place = RunFolder(Path("runs/legal"))
-        place.refuse()                          # what is there that must not be lost?
-        with place:
-            ...                                 # fill place.partial
-            place.finish()                      # it is runs/legal now, and what stood there before is gone
+        with RunFolder(Path("runs/legal")) as place:        # ValueError when something must not be lost
+            ...                                             # fill place.partial
+            place.finish()      # it is runs/legal now, and what stood there before is gone
 
     Two jobs cannot have one folder at a time. When the block ends without `finish`, `partial` stays if it holds what
     was learned, and is gone otherwise, with whatever folders were made for it.
 
-    overwrite: a finished run may be replaced, and one that was interrupted forgotten. say: hears what stays, and how to
-    use it, when the block ends without `finish`.
+    overwrite: a finished run may be replaced, and one that was interrupted forgotten. resume: what `partial` holds is
+    gone on with. say: hears what stays, and how to use it, when the block ends without `finish` though `began` is true.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False, say: Callable[[str], None] = lambda line: None):
-        self.path, self.overwrite, self.say = path, overwrite, say
+    began = False  # whether this job has done more than look at what was there
+
+    def __init__(
+        self,
+        path: Path,
+        overwrite: bool = False,
+        resume: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        self.path, self.overwrite, self.resume, self.say = path, overwrite, resume, say
         self.target = Path(os.path.realpath(path))  # of a link to a folder, the folder is replaced
         beside = path.parent if path.name and not path.is_symlink() else self.target.parent
         self.partial = beside / f"{self.target.name}.partial"
@@ -57,10 +64,10 @@ class RunFolder:
             return
         if _names(self.path):
             raise ValueError(f"{self.path} holds a finished run: --overwrite replaces it; or choose another --out")
-        if self.learned():
+        if self.learned() and not self.resume:
             raise ValueError(
-                f"{self.partial} holds what an interrupted run has learned: --overwrite starts anew without it; "
-                "or choose another --out"
+                f"{self.partial} holds what an interrupted run has learned: --resume goes on with it, --overwrite "
+                "starts anew without it; or choose another --out"
             )
 
     def learned(self) -> Path | None:
@@ -83,10 +90,14 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            put_back(self.target)  # after a job that was killed at its very end
-            self.refuse()  # once more: only now is nobody else at work
-            remove_folder(self.partial)
-            self.partial.mkdir()
+            put_back(self.target)  # after a job that was killed between two renames
+            put_back(self.partial / CHECKPOINT)
+            self.refuse()
+            if not self.resume:
+                remove_folder(self.partial)
+            self.partial.mkdir(exist_ok=self.resume)
+            for left in self.partial.glob(".*"):  # half of what a killed job was writing
+                remove_folder(left) if left.is_dir() else left.unlink()
         except OSError as error:
             self._leave()
             raise self._unwritable(error) from error
@@ -96,16 +107,20 @@ class RunFolder:
         return self
 
     def finish(self) -> None:
-        """Let what is there take the place of the run's folder."""
+        """Let what is there take the place of the run's folder. Nothing is left then to go on with."""
+        remove_folder(self.partial / CHECKPOINT)
         swap_in(self.partial, self.target)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         learned = self.learned()
         if learned is None:
             remove_folder(self.partial)
-        else:
+        elif self.began:
             way = "--adapter" if (learned / WEIGHTS_FILE).is_file() else "--base"
             self.say(f"what was learned is kept in {learned}; talk to it with: minilora chat {way} {learned}")
+            if (self.partial / CHECKPOINT / STATE_FILE).is_file():
+                flags = "--resume --overwrite" if self.overwrite else "--resume"
+                self.say(f"go on with: minilora finetune {flags} --out {self.path}")
         self._leave()
 
     def _unwritable(self, error: OSError) -> ValueError:

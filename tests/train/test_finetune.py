@@ -24,7 +24,7 @@ from minilora.train.data import DataError
 from minilora.train.evaluate import mean_loss
 from minilora.train.finetune import finetune
 from minilora.train.generate import generate
-from minilora.train.loop import TrainingError
+from minilora.train.loop import Trainer, TrainingError
 from minilora.train.material import prepare
 from minilora.train.report import page, read_metrics
 
@@ -170,31 +170,36 @@ def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp
     assert "changed: sha256" in text and f"--base {tmp_path / 'full'}" in text
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, TrainingError])
-def test_an_adapter_is_kept_when_training_is_broken_off(home, tmp_path, monkeypatch, error):
-    steps, real, said = [], job.fit, []
+def test_the_best_adapter_so_far_is_kept_when_training_breaks_down(home, tmp_path, monkeypatch):
+    class Broken(Trainer):
+        def step(self):
+            if self.done == 3:
+                raise TrainingError("the loss became nan")
+            return super().step()
 
-    def train_then_stop(*inputs, each_step, **settings):
-        def count(step):
-            each_step(step)
-            steps.append(step)
-            if step == 3:
-                raise error("stop")
-
-        real(*inputs, each_step=count, **settings)
-
-    monkeypatch.setattr(job, "fit", train_then_stop)
-    with pytest.raises(error):
+    said = []
+    monkeypatch.setattr(job, "Trainer", Broken)
+    with pytest.raises(TrainingError):
         finetune(options(home, tmp_path / "run"), said.append, Bars(quiet=True))
-    assert steps == [1, 2, 3] and said[0] == "stopped after 3 of 6 steps"
-    assert said[1].startswith(f"what was learned is kept in {tmp_path / 'run.partial'}; ") and len(said) == 2
-    model, _ = load(home / "base")
-    load_adapter(model, tmp_path / "run.partial")
-    assert any(array.any() for name, array in adapter_state(model, "default").items() if name.endswith("lora_B"))
+    kept = tmp_path / "run.partial"
+    chat = f"what was learned is kept in {kept}; talk to it with: minilora chat --adapter {kept}"
+    assert said == ["stopped after 3 of 6 steps", chat]  # and nothing of going on: it would break down again
     assert [path.name for path in tmp_path.iterdir()] == ["run.partial"]
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "log.csv", "minilora.json", "run.toml"
+    ]  # fmt: skip
+    model, tokenizer = load(home / "base")
+    material = prepare(options(home, tmp_path), tokenizer, print)
+    ml.add_adapter(model, options(home, tmp_path).lora_config())
+    trainer = Trainer(model, material.train, 6, lr=2e-3, batch_size=4)
+    with trainer:
+        trainer.step(), trainer.step()  # validation comes after two steps, an epoch
+    other, _ = load(home / "base")
+    load_adapter(other, kept)
+    assert same(adapter_state(other, "default"), adapter_state(model, "default"))
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "fit"])
+@pytest.mark.parametrize("stage", ["evaluate", "learn"])
 @pytest.mark.parametrize("out", ["run", "a/b/run", "there/run"])
 def test_an_interruption_before_the_first_step_leaves_no_folder_that_it_made(stage, out, home, tmp_path, monkeypatch):
     def stop(*inputs, **settings):
@@ -299,13 +304,14 @@ def test_every_option_does_what_it_names_to_the_last_bit(change, meant, home, tm
 
 @pytest.mark.usefixtures("unmeasured")
 def test_recomputing_is_switched_on_and_counted(finished, home, tmp_path, monkeypatch):
-    switched, real = [], job.fit
+    switched = []
 
-    def fit(model, *inputs, **settings):
-        switched.append(model.model.recompute)
-        return real(model, *inputs, **settings)
+    class Watched(Trainer):
+        def __enter__(self):
+            switched.append(self.model.model.recompute)
+            return super().__enter__()
 
-    monkeypatch.setattr(job, "fit", fit)
+    monkeypatch.setattr(job, "Trainer", Watched)
     held = {}
     for recompute in (False, True):
         metrics = finetune(
@@ -340,13 +346,12 @@ def test_validation_is_measured_after_every_epoch_and_after_the_last_step(home, 
 
 @pytest.mark.usefixtures("unmeasured")
 def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, monkeypatch):
-    real = job.fit
+    class Timed(Trainer):
+        def __exit__(self, *error):
+            self.history.seconds[:], self.history.tokens = [1.0, 2.0, 3.0, 10.0], 800
+            super().__exit__(*error)
 
-    def fit(*inputs, history, **settings):
-        real(*inputs, history=history, **settings)
-        history.seconds[:], history.tokens = [1.0, 2.0, 3.0, 10.0], 800
-
-    monkeypatch.setattr(job, "fit", fit)
+    monkeypatch.setattr(job, "Trainer", Timed)
     monkeypatch.setattr(job, "peak_memory", lambda: 12345)
     monkeypatch.setattr(job, "program_memory", lambda arrays: 10 * arrays)
     metrics = finetune(options(home, tmp_path / "run", steps=4), bars=Bars(quiet=True))
@@ -363,32 +368,37 @@ def test_the_audit_is_of_adapters(method, home, tmp_path):
     assert ("scale" in metrics["audit"]) == (method == "lora") and bool(metrics["audit"]) == (method == "lora")
 
 
+def break_down_with(value, monkeypatch):
+    """Training that ends with this number among the weights of the model."""
+
+    class Broken(Trainer):
+        def step(self):
+            if self.done == 1:
+                self.model.model.norm.weight.data[3] = value
+                raise TrainingError("the loss became nan")
+            return super().step()
+
+    monkeypatch.setattr(job, "Trainer", Broken)
+
+
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_whole_model_that_is_not_finite_is_not_kept(value, home, tmp_path, monkeypatch):
-    def fit(model, *inputs, history, **settings):
-        history.losses.append(1.0)
-        model.model.norm.weight.data[3] = value
-        raise TrainingError("the loss became nan")
-
-    monkeypatch.setattr(job, "fit", fit)
+    break_down_with(value, monkeypatch)
     said = []
     with pytest.raises(TrainingError):
         finetune(options(home, tmp_path / "run", method="full"), said.append, Bars(quiet=True))
-    assert said == [] and not (tmp_path / "run").exists()
+    assert said == [] and not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("unmeasured")
-def test_a_whole_model_that_is_finite_is_kept_when_training_breaks_off(home, tmp_path, monkeypatch):
-    def fit(model, *inputs, history, **settings):
-        history.losses.append(1.0)
-        model.model.norm.weight.data[3] = 7
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(job, "fit", fit)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(options(home, tmp_path / "run", method="full"), bars=Bars(quiet=True))
+def test_a_whole_model_that_is_finite_is_kept_when_training_breaks_down(home, tmp_path, monkeypatch):
+    break_down_with(7, monkeypatch)
+    said = []
+    with pytest.raises(TrainingError):
+        finetune(options(home, tmp_path / "run", method="full"), said.append, Bars(quiet=True))
     assert load(tmp_path / "run.partial")[0].model.norm.weight.data[3] == 7
+    assert said[1].endswith(f"talk to it with: minilora chat --base {tmp_path / 'run.partial'}")
 
 
 # -- a model that talks ------------------------------------------------------------------------------------------------

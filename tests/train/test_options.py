@@ -14,13 +14,13 @@ from minilora.train.options import ChatOptions, Options
 
 def test_the_defaults_are_these():
     assert asdict(Options()) == dict(
-        base="smollm2", data="legal", field=None, method="lora", out=None, overwrite=False,
-        r=8, lora_alpha=16.0, target_modules="all-linear", exclude_modules=None,
+        base="smollm2", data="legal", field=None, method="lora", out=None, overwrite=False, resume=False,
+        save_every=None, adapter=None, r=8, lora_alpha=16.0, target_modules="all-linear", exclude_modules=None,
         layers_to_transform=None, rank_pattern=None, alpha_pattern=None, lora_dropout=0.0,
         bias="none", use_rslora=False, use_dora=False, init_lora_weights=True, lora_plus=None,
         epochs=4.0, steps=None, lr=None, warmup=0.1, schedule="cosine", weight_decay=0.0, max_grad_norm=1.0,
         batch_size=8, grad_accumulation=1, max_length=512, seed=0, eval_records=80,
-        quantized=False, recompute=False, device="cpu",
+        eval_every=None, patience=None, keep="best", quantized=False, recompute=False, device="cpu",
     )  # fmt: skip
     assert asdict(ChatOptions()) == dict(
         adapter=(), base=None, prompt=None, max_new_tokens=128, temperature=0.0, top_p=1.0, seed=0, quantized=False,
@@ -44,7 +44,7 @@ PLACES = [  # options, where results go
     (dict(base="tiny"), "runs/legal-tiny"),
     (dict(base="models/Llama-3.2-1B", method="full"), "runs/legal-Llama-3.2-1B-full"),
     (dict(base="models/x.gguf", data="support"), "runs/support-x"),
-    (dict(base="tiny", out="there"), "there"),
+    (dict(base="tiny", out="there", method="full"), "there"),
 ]
 
 
@@ -82,6 +82,11 @@ REFUSED = [  # options, what the one line says
     (dict(rank_pattern={"q_proj": 0}), r"rank_pattern\['q_proj'\] must be a positive integer, got 0"),
     (dict(alpha_pattern={"q_proj": -1.0}), r"q_proj: alpha must be a positive number, got -1\.0"),
     (dict(init_lora_weights="olora"), "init_lora_weights must be True, False, 'gaussian' or 'pissa', got 'olora'"),
+    (dict(eval_every=0), "eval_every must be at least 1, got 0"),
+    (dict(save_every=0), "save_every must be at least 1, got 0"),
+    (dict(patience=0), "patience must be at least 1, got 0"),
+    (dict(keep="first"), "keep must be 'best' or 'last', got 'first'"),
+    (dict(method="full", adapter="x"), "method full trains no adapter: leave out adapter, or use method lora"),
     (dict(batch_size=0), "batch_size must be at least 1, got 0"),
     (dict(steps=0), "steps must be at least 1, got 0"),
     (dict(max_length=7), "max_length must be at least 8, got 7"),
@@ -111,22 +116,6 @@ def test_a_chat_that_cannot_be_is_refused(change):
         ChatOptions(**change)
 
 
-FOLDERS = [
-    ({}, "runs/legal"),
-    (dict(data="medical"), "runs/medical"),
-    (dict(method="full"), "runs/legal-full"),
-    (dict(data="a/b.jsonl"), "runs/b"),
-    (dict(data="a/b.jsonl", method="full"), "runs/b-full"),
-    (dict(out="here"), "here"),
-    (dict(out="here", method="full"), "here"),
-]
-
-
-@pytest.mark.parametrize(("change", "folder"), FOLDERS)
-def test_results_go_where_the_data_say_unless_told(change, folder):
-    assert Options(**change).folder.as_posix() == folder
-
-
 def test_the_adapter_is_the_one_asked_for():
     settings = dict(
         r=3, lora_alpha=5.0, target_modules=["q_proj", "v_proj"], exclude_modules=["v_proj"], layers_to_transform=[1],
@@ -152,7 +141,7 @@ def test_no_flag_of_an_adapter_means_anything_in_full_fine_tuning(name, value):
     arguments = build_parser().parse_args(["finetune", "--method", "full", flag(name), *([value] if value else [])])
     with pytest.raises(UsageError, match=f"^{flag(name)} means nothing with --method full: leave out one of the two$"):
         from_flags(Options, arguments)
-    assert ADAPTER.keys() == {item.name for item in flag_fields(Options) if item.metadata.get("group") == "adapter"}
+    assert ADAPTER.keys() == {item.name for item in flag_fields(Options) if item.metadata.get("group") == "lora"}
 
 
 # -- as a file ---------------------------------------------------------------------------------------------------------

@@ -287,7 +287,7 @@ def test_flags_go_before_the_file_of_a_run(home, plain, tmp_path, capsys):
 
 
 def test_a_file_with_an_unknown_option_is_answered_with_the_nearest_one(tmp_path, capsys):
-    (tmp_path / "run.toml").write_text("[adapter]\nlora_dropot = 0.1\n", encoding="utf-8")
+    (tmp_path / "run.toml").write_text("[lora]\nlora_dropot = 0.1\n", encoding="utf-8")
     assert main(["finetune", "--config", str(tmp_path / "run.toml")]) == 2
     out, err = capsys.readouterr()
     expected = f"minilora: {tmp_path / 'run.toml'}: unknown option 'lora_dropot' (did you mean lora_dropout?)\n"

@@ -93,7 +93,8 @@ def test_of_a_link_the_folder_is_replaced_and_the_link_stays(run, tmp_path):
 @pytest.mark.parametrize("where", ["", "checkpoint"])
 def test_what_was_learned_stays_aside_and_is_named_when_the_job_ends_early(error, where, run):
     said = []
-    with pytest.raises(error), RunFolder(run, True, said.append) as place:
+    with pytest.raises(error), RunFolder(run, True, say=said.append) as place:
+        place.began = True
         (place.partial / where).mkdir(exist_ok=True)
         (place.partial / where / "adapter_model.safetensors").write_text("half")
         raise error
@@ -119,7 +120,7 @@ def interrupted(tmp_path):
 
 
 def test_what_an_interrupted_run_learned_is_not_forgotten_unasked(interrupted):
-    with pytest.raises(ValueError, match=r"x\.partial holds what an interrupted run has learned: --overwrite starts"):
+    with pytest.raises(ValueError, match=r"x\.partial holds what an interrupted run has learned: --resume goes on"):
         RunFolder(interrupted).refuse()
     with RunFolder(interrupted, overwrite=True) as place:
         assert list(place.partial.iterdir()) == []
@@ -228,7 +229,10 @@ def test_a_second_run_that_is_interrupted_leaves_the_first_as_it_was(home, tmp_p
         finetune(chosen, said.append, Bars(quiet=True))
     assert tree(tmp_path / "run") == before
     kept = tmp_path / "run.partial"
-    assert said == [f"what was learned is kept in {kept}; talk to it with: minilora chat --adapter {kept}"]
+    assert said == [
+        f"what was learned is kept in {kept}; talk to it with: minilora chat --adapter {kept}",
+        f"go on with: minilora finetune --resume --overwrite --out {tmp_path / 'run'}",
+    ]
 
 
 @pytest.mark.parametrize("out", ["run", "there/run"])

@@ -1,0 +1,190 @@
+"""What happens beside the steps: validation, the best that is kept, the end that comes early."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from jobs import options
+
+import minilora as ml
+from minilora.train import finetune as job
+from minilora.train import learn as learning
+from minilora.train.bars import Bars
+from minilora.train.finetune import finetune
+from minilora.train.learn import validate
+from minilora.train.loop import History, Trainer
+from minilora.train.material import prepare
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nor a wait for the disk
+    monkeypatch.setattr(job, "run_picture", lambda metrics, path: path.touch())
+
+
+def foresee(losses, monkeypatch):
+    """Let these be the validation losses after the first, the second, ... measurement."""
+
+    def validate(trainer, sets):
+        history = trainer.history
+        history.validation.append((trainer.done, losses[len(history.validation)]))
+
+    monkeypatch.setattr(learning, "validate", validate)
+
+
+def state_of(folder, home):
+    model, _ = ml.load(home / "base")
+    ml.load_adapter(model, folder)
+    return ml.adapter_state(model, "default")
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def after(steps, home, chosen):
+    """The adapter after so many steps of the run that these options describe, trained by hand."""
+    model, tokenizer = ml.load(home / "base")
+    ml.add_adapter(model, chosen.lora_config(), seed=chosen.seed)
+    samples = prepare(chosen, tokenizer, print).train
+    trainer = Trainer(model, samples, chosen.steps, lr=chosen.learning_rate, batch_size=chosen.batch_size)
+    with trainer:
+        while trainer.done < steps:
+            trainer.step()
+    return ml.adapter_state(model, "default")
+
+
+@pytest.fixture
+def chosen(home, tmp_path):
+    return options(home, tmp_path / "run", eval_every=1, lr=1e-2, eval_records=1)
+
+
+def test_the_best_adapter_is_the_result_and_the_last_one_lies_beside_it(chosen, home, tmp_path, monkeypatch):
+    foresee([5, 3, 4, 3, 6, 7], monkeypatch)
+    metrics = finetune(chosen, bars=Bars(quiet=True))
+    assert metrics["kept"] == {"step": 2, "which": "best", "loss": 3}  # the first of equal ones
+    assert same(state_of(tmp_path / "run", home), after(2, home, chosen))
+    assert same(state_of(tmp_path / "run" / "last", home), after(6, home, chosen))
+    model, tokenizer = ml.load(home / "base")
+    scored = prepare(chosen, tokenizer, print).scored
+    for folder, losses in (("run", {name: pair[1] for name, pair in metrics["loss"].items()}),
+                           ("run/last", metrics["last"]["loss"])):  # fmt: skip
+        ml.load_adapter(model, tmp_path / folder, folder.replace("/", "-"))
+        assert losses == {name: pytest.approx(ml.mean_loss(model, samples)) for name, samples in scored.items()}
+
+
+def test_with_keep_last_the_last_adapter_is_the_result(chosen, home, tmp_path, monkeypatch):
+    foresee([5, 3, 4, 3, 6, 7], monkeypatch)
+    metrics = finetune(replace(chosen, keep="last"), bars=Bars(quiet=True))
+    assert metrics["kept"] == {"step": 6, "which": "last", "loss": 7}
+    assert same(state_of(tmp_path / "run", home), after(6, home, chosen))
+    assert not (tmp_path / "run" / "last").exists()
+    assert metrics["last"]["loss"] == {name: pair[1] for name, pair in metrics["loss"].items()}
+
+
+def test_where_the_last_is_the_best_there_is_one_adapter(chosen, home, tmp_path, monkeypatch):
+    foresee([5, 4, 3, 2, 2, 1], monkeypatch)
+    metrics = finetune(chosen, bars=Bars(quiet=True))
+    assert metrics["kept"] == {"step": 6, "which": "best", "loss": 1}
+    assert same(state_of(tmp_path / "run", home), after(6, home, chosen))
+    assert not (tmp_path / "run" / "last").exists()
+
+
+PATIENCE = [  # validation losses, patience, steps taken, the one that is kept
+    ([5, 4, 4, 3, 3.5, 3.2], 2, 6, 4),
+    ([5, 4, 4, 4, 3, 2], 2, 4, 2),
+    ([5, 6, 1, 1, 1, 1], 1, 2, 1),
+    ([np.nan, 6, np.nan, np.inf, 1, 1], 2, 4, 2),
+    ([5, 6, 6, 6, 6, 6], None, 6, 1),
+]
+
+
+@pytest.mark.parametrize(("losses", "patience", "steps", "kept"), PATIENCE)
+def test_training_stops_where_nothing_better_was_found(losses, patience, steps, kept, chosen, tmp_path, monkeypatch):
+    foresee(losses, monkeypatch)
+    metrics = finetune(replace(chosen, patience=patience), bars=Bars(quiet=True))
+    assert (metrics["steps"], metrics["planned_steps"], metrics["kept"]["step"]) == (steps, 6, kept)
+    assert len(metrics["train_loss"]) == steps
+
+
+def test_patience_needs_something_to_go_by(home, tmp_path):
+    with pytest.raises(ValueError, match=r"novel\.txt: nothing is held out for validation, so patience has nothing"):
+        finetune(
+            options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=16, patience=1), bars=Bars(True)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_validation_the_last_adapter_is_kept(home, tmp_path):
+    chosen = options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=16)
+    metrics = finetune(chosen, bars=Bars(quiet=True))
+    assert metrics["kept"] == {"step": 6, "which": "last", "loss": None} and metrics["validation"] == {}
+
+
+@pytest.mark.parametrize(("change", "at"), [({}, [2, 4, 5]), (dict(eval_every=3), [3, 5]), (dict(eval_every=9), [5])])
+def test_validation_comes_every_so_many_steps_or_every_epoch_and_at_the_end(change, at, home, tmp_path):
+    metrics = finetune(options(home, tmp_path / "run", steps=5, eval_records=1, **change), bars=Bars(quiet=True))
+    assert [step for step, _ in metrics["validation_loss"]] == at
+
+
+def test_each_set_counts_the_same_however_long_it_is(home):
+    model, tokenizer = ml.load(home / "base")
+    records = ml.read_records(home / "data.jsonl")
+    sets = {
+        "unseen": ml.encode_records(records[:1], tokenizer),
+        "paraphrase": ml.encode_records(records[1:], tokenizer),
+    }
+    model.requires_grad_(True)
+    trainer = Trainer(model, sets["unseen"], 1, history=History())
+    validate(trainer, sets)
+    losses = {name: ml.mean_loss(model, samples) for name, samples in sets.items()}
+    assert trainer.history.validation == [(0, (losses["unseen"] + losses["paraphrase"]) / 2)]
+    assert trainer.history.validation_sets == {name: [(0, loss)] for name, loss in losses.items()}
+    assert losses["unseen"] != losses["paraphrase"]
+
+
+def test_what_is_trained_and_asked_in_other_words_is_validated_beside_what_is_unseen(home, tmp_path):
+    import json
+
+    rows = [json.loads(line) for line in (home / "data.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in rows[:3]:
+        row["validation_paraphrase"] = f"And {row['id']}?"
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    chosen = options(home, tmp_path / "run", data=str(tmp_path / "data.jsonl"), steps=4, keep="last")
+    metrics = finetune(chosen, bars=Bars(quiet=True))
+    model, tokenizer = ml.load(home / "base")
+    ml.load_adapter(model, tmp_path / "run")
+    records = ml.read_records(tmp_path / "data.jsonl")
+    sets = {
+        "unseen": [record for record in records if record.split == "validation"],
+        "paraphrase": [record.asked(record.validation_paraphrase) for record in records[:3]],
+    }
+    assert metrics["validation"].keys() == sets.keys()
+    for name, chosen_records in sets.items():
+        assert [step for step, _ in metrics["validation"][name]] == [2, 4]
+        wanted = ml.mean_loss(model, ml.encode_records(chosen_records, tokenizer))
+        assert metrics["validation"][name][-1][1] == pytest.approx(wanted)
+
+
+# -- what must not cost the page ---------------------------------------------------------------------------------------
+
+
+def test_a_learning_rate_that_is_far_too_high_ends_with_metrics_and_says_which_promise_is_broken(tmp_path):
+    chosen = ml.Options(
+        base="tiny", data="support", out=str(tmp_path / "run"), lr=5.0, steps=12, eval_records=2, max_length=64
+    )
+    metrics = finetune(chosen, bars=Bars(quiet=True))
+    assert metrics["steps"] == 12 and (tmp_path / "run" / "metrics.json").is_file()
+    assert bool(metrics["audit"]) != ("audit_failed" in metrics)
+
+
+def test_a_failed_audit_is_a_line_of_the_metrics(home, tmp_path, monkeypatch):
+    def fail(*inputs, **settings):
+        raise ml.AuditError("gradient: A or B of x receives none")
+
+    monkeypatch.setattr(job, "audit", fail)
+    metrics = finetune(options(home, tmp_path / "run", eval_records=1), bars=Bars(quiet=True))
+    assert metrics["audit"] == {} and metrics["audit_failed"] == "gradient: A or B of x receives none"
+    assert metrics["base_sha256"][0] == metrics["base_sha256"][1]
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()

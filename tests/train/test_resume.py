@@ -1,0 +1,389 @@
+"""A run that was stopped goes on as if it had not been, from a checkpoint that is there whole or not at all."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import options
+
+import minilora as ml
+from minilora.files import tensors
+from minilora.train import checkpoint
+from minilora.train import finetune as job
+from minilora.train import learn as learning
+from minilora.train.bars import Bars
+from minilora.train.finetune import finetune
+from minilora.train.log import read_log
+from minilora.train.loop import Trainer
+from minilora.train.material import prepare
+
+CHECKPOINT = "run.partial/checkpoint"
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch):
+    """Jobs that measure nothing before and after, draw nothing and wait for no disk: what they train is in question."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(job, "prepare", lambda *inputs: replace(prepare(*inputs), scored={}, asked={}))
+    monkeypatch.setattr(job, "run_picture", lambda metrics, path: path.touch())
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Let a job be interrupted, as by Ctrl-C, in the midst of one step."""
+
+    def stop(step):
+        class Stopped(Trainer):
+            def step(self):
+                if self.done + 1 == step:
+                    signal.raise_signal(signal.SIGINT)
+                return super().step()
+
+        monkeypatch.setattr(job, "Trainer", Stopped)
+
+    return stop
+
+
+def foresee(losses, monkeypatch):
+    """Let these be the validation losses after the first, the second, ... step."""
+
+    def validate(trainer, sets):
+        trainer.history.validation.append((trainer.done, losses[trainer.done - 1]))
+
+    monkeypatch.setattr(learning, "validate", validate)
+
+
+def run(chosen, said=None):
+    return finetune(chosen, (lambda line: None) if said is None else said.append, Bars(quiet=True))
+
+
+def weights(folder):
+    """The bytes of every file with weights or with the state of dropout, by name; those of the last adapter, too."""
+    kinds = ("safetensors", "minilora.json", "adapter_config.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if str(path).endswith(kinds)}
+
+
+LEARNED = ("train_loss", "validation_loss", "validation", "kept", "steps")
+WAYS = {
+    "lora": {},
+    "dora": dict(use_dora=True),
+    "dropout": dict(lora_dropout=0.3),
+    "dropout in recomputed blocks": dict(lora_dropout=0.3, recompute=True),
+    "lora plus": dict(lora_plus=8.0),
+    "pissa": dict(init_lora_weights="pissa"),
+    "embedding": dict(target_modules=["embed_tokens", "q_proj"], use_rslora=True),
+    "patience": dict(patience=2, eval_every=1, steps=12, lora_dropout=0.1),
+    "best is not last": dict(eval_every=1),
+    "the last is kept": dict(eval_every=1, keep="last"),
+    "accumulation": dict(grad_accumulation=2, batch_size=2, schedule="linear", warmup=0.3, weight_decay=0.1),
+    "epochs": dict(steps=None, epochs=3.5, batch_size=3, save_every=4),
+    "full": dict(method="full", lr=1e-2),
+    "full, best is not last": dict(method="full", lr=1e-2, eval_every=1),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_was_stopped_twice_ends_with_the_same_bytes(way, home, tmp_path, stop_at, monkeypatch):
+    change = dict(lr=2e-2) | WAYS[way]
+    if "eval_every" in change:
+        foresee([5, 4, 3, 4, 5, 6], monkeypatch)
+    straight = run(options(home, tmp_path / "straight", **change))
+    chosen, resumed = (options(home, tmp_path / "run", resume=resume, **change) for resume in (False, True))
+    for step, each in ((3, chosen), (4, resumed)):
+        stop_at(step)
+        with pytest.raises(KeyboardInterrupt):
+            run(each)
+        assert json.loads((tmp_path / CHECKPOINT / "state.json").read_text())["step"] == step
+    monkeypatch.setattr(job, "Trainer", Trainer)
+    metrics = run(resumed)
+    assert {key: metrics[key] for key in LEARNED} == {key: straight[key] for key in LEARNED}
+    assert weights(tmp_path / "run") == weights(tmp_path / "straight") and len(weights(tmp_path / "run")) >= 1
+    logs = [[row | {"tokens_per_second": 0, "peak_memory_bytes": 0} for row in read_log(tmp_path / name / "log.csv")]
+            for name in ("run", "straight")]  # fmt: skip
+    assert logs[0] == logs[1] and len(logs[0]) == metrics["steps"]
+    assert sorted(os.listdir(tmp_path)) == ["run", "straight"]
+    if "eval_every" in change:
+        kept = {"step": 6, "which": "last", "loss": 6} if "keep" in change else {"step": 3, "which": "best", "loss": 3}
+        assert metrics["kept"] == kept and metrics["steps"] == (5 if way == "patience" else 6)
+        assert (tmp_path / "run" / "last").is_dir() == (kept["which"] == "best")
+
+
+def test_a_run_goes_on_from_a_trained_adapter_as_well(home, tmp_path, stop_at, monkeypatch):
+    first = dict(lr=2e-2, r=3, lora_dropout=0.2, target_modules=["q_proj", "v_proj"])
+    run(options(home, tmp_path / "first", **first))
+    change = dict(lr=2e-2, adapter=str(tmp_path / "first"))
+    straight = run(options(home, tmp_path / "straight", **change))
+    assert straight["options"]["r"] == 3 and straight["options"]["target_modules"] == ["q_proj", "v_proj"]
+    stop_at(4)
+    with pytest.raises(KeyboardInterrupt):
+        run(options(home, tmp_path / "run", **change))
+    monkeypatch.setattr(job, "Trainer", Trainer)
+    run(options(home, tmp_path / "run", resume=True, **change))
+    assert weights(tmp_path / "run") == weights(tmp_path / "straight") != weights(tmp_path / "first")
+
+
+def test_training_begins_where_the_given_adapter_ended(home, tmp_path):
+    run(options(home, tmp_path / "first", lr=2e-2, r=3))
+    run(options(home, tmp_path / "second", lr=1e-12, steps=1, adapter=str(tmp_path / "first")))
+    states = []
+    for name in ("first", "second"):
+        model, _ = ml.load(home / "base")
+        ml.load_adapter(model, tmp_path / name)
+        states.append(ml.adapter_state(model, "default"))
+    assert states[0].keys() == states[1].keys()
+    assert all(np.allclose(states[0][name], states[1][name], atol=1e-9) for name in states[0])
+
+
+# -- Ctrl-C ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(home, tmp_path, stop_at, monkeypatch):
+    """The options of a run that was interrupted in its fourth step, and what was said."""
+    said, chosen = [], options(home, tmp_path / "run", lr=2e-2)
+    stop_at(4)
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen, said)
+    monkeypatch.setattr(job, "Trainer", Trainer)
+    return chosen, said
+
+
+def test_ctrl_c_finishes_the_step_and_says_how_to_go_on_and_whom_to_talk_to(stopped, home, tmp_path):
+    _, said = stopped
+    folder = tmp_path / CHECKPOINT
+    assert said == [
+        "\nstopping after this step; Ctrl-C again stops at once",
+        "stopped after 4 of 6 steps",
+        f"what was learned is kept in {folder}; talk to it with: minilora chat --adapter {folder}",
+        f"go on with: minilora finetune --resume --out {tmp_path / 'run'}",
+    ]
+    model, tokenizer = ml.load(home / "base")
+    ml.load_adapter(model, folder)
+    assert isinstance(ml.generate(model, tokenizer, "What is 1?"), str)
+    assert len(read_log(tmp_path / "run.partial" / "log.csv")) == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_stays(home, tmp_path, monkeypatch):
+    class Impatient(Trainer):
+        def step(self):
+            if self.done == 3:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            return super().step()
+
+    monkeypatch.setattr(job, "Trainer", Impatient)
+    with pytest.raises(KeyboardInterrupt):
+        run(options(home, tmp_path / "run"))
+    assert json.loads((tmp_path / CHECKPOINT / "state.json").read_text())["step"] == 2  # an epoch
+
+
+def test_a_ctrl_c_that_is_ignored_stays_ignored(home, tmp_path, stop_at):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop_at(2)
+        assert run(options(home, tmp_path / "run"))["steps"] == 6
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_of_the_measurement_afterwards_loses_nothing(home, tmp_path, monkeypatch):
+    change = dict(lr=0.1, eval_every=1)
+    foresee([5, 4, 3, 4, 5, 6], monkeypatch)
+    straight = run(options(home, tmp_path / "straight", **change))
+    real, said = job.evaluate, []
+
+    def stop(*inputs):
+        if inputs[-1] == "after":
+            raise KeyboardInterrupt
+        return real(*inputs)
+
+    monkeypatch.setattr(job, "evaluate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(options(home, tmp_path / "run", **change), said)
+    kept = tmp_path / "run.partial"
+    assert said == [
+        f"what was learned is kept in {kept}; talk to it with: minilora chat --adapter {kept}",
+        f"go on with: minilora finetune --resume --out {tmp_path / 'run'}",
+    ]
+    assert weights(kept) == weights(tmp_path / "straight")
+
+    def train_again(self):
+        pytest.fail("it is trained already")
+
+    monkeypatch.setattr(job, "evaluate", real)
+    monkeypatch.setattr(Trainer, "step", train_again)
+    metrics = run(options(home, tmp_path / "run", resume=True, **change))
+    assert {key: metrics[key] for key in LEARNED} == {key: straight[key] for key in LEARNED}
+    assert weights(tmp_path / "run") == weights(tmp_path / "straight")
+    assert sorted(os.listdir(tmp_path)) == ["run", "straight"]
+
+
+def test_what_was_known_before_is_not_measured_again(home, tmp_path, stop_at, monkeypatch):
+    monkeypatch.setattr(job, "prepare", prepare)
+    straight = run(options(home, tmp_path / "straight", eval_records=2))
+    stop_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        run(options(home, tmp_path / "run", eval_records=2))
+    monkeypatch.setattr(job, "Trainer", Trainer)
+    asked, real = [], job.evaluate
+
+    def evaluate(*inputs):
+        asked.append(inputs[-1])
+        return real(*inputs)
+
+    monkeypatch.setattr(job, "evaluate", evaluate)
+    metrics = run(options(home, tmp_path / "run", eval_records=2, resume=True))
+    assert asked == ["after"]
+    for key in ("loss", "keyword_recall", "answers", "last", "base_sha256"):
+        assert metrics[key] == straight[key]
+
+
+# -- what cannot be gone on with ---------------------------------------------------------------------------------------
+
+
+def test_where_there_is_none_it_is_one_line_and_nothing_is_written(home, tmp_path):
+    with pytest.raises(ValueError, match=r"^.*run\.partial: no checkpoint to go on from; leave out --resume to start"):
+        run(options(home, tmp_path / "run", resume=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_other_setting_is_named(stopped):
+    chosen, _ = stopped
+    other = replace(chosen, resume=True, r=3, seed=5, steps=None, epochs=2.0, save_every=7)
+    with pytest.raises(ValueError, match="told something else") as refused:
+        run(other)
+    told = str(refused.value).partition(": ")[2].partition("; --overwrite")[0].split("; ")
+    assert told == ["told something else: r was 2, is 3", "epochs was 4.0, is 2.0", "steps was 6, is None",
+                    "seed was 0, is 5"] or sorted(told) == sorted(
+        ["r was 2, is 3", "epochs was 4.0, is 2.0", "steps was 6, is None", "seed was 0, is 5"]
+    )  # fmt: skip
+    assert run(replace(chosen, resume=True))["steps"] == 6  # nothing is lost
+
+
+def test_other_data_under_the_same_name_are_refused(stopped, home, tmp_path):
+    chosen, _ = stopped
+    text = (home / "data.jsonl").read_text(encoding="utf-8")
+    try:
+        (home / "data.jsonl").write_text(text.replace("It is 1 and hello.", "It is one and hello."), encoding="utf-8")
+        with pytest.raises(
+            ValueError, match=r"began with another data: sha256 of .*data\.jsonl was \w{16}, is \w{16};"
+        ):
+            run(replace(chosen, resume=True))
+    finally:
+        (home / "data.jsonl").write_text(text, encoding="utf-8")
+
+
+def test_another_base_under_the_same_name_is_refused(home, tmp_path, stop_at, monkeypatch):
+    shutil.copytree(home / "base", tmp_path / "base")
+    chosen = options(home, tmp_path / "run", base=str(tmp_path / "base"))
+    stop_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen)
+    state = tensors.read_tensors(tmp_path / "base" / "model.safetensors")
+    state["model.norm.weight"][0] += 1
+    tensors.write_tensors(tmp_path / "base" / "model.safetensors", state)
+    with pytest.raises(ValueError, match=r"began with another base: sha256 of .*base was \w{16}, is \w{16};"):
+        run(replace(chosen, resume=True))
+
+
+def change_state(folder, **change):
+    path = folder / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+DAMAGED = [  # what is done to the checkpoint, what is said
+    (lambda folder: change_state(folder, format=0), r"a checkpoint of minilora .*, of another format \(0\)"),
+    (lambda folder: change_state(folder, before=3), "not the state of a run"),
+    (lambda folder: change_state(folder, history={}, told={}, format=None), "of another format"),
+    (lambda folder: (folder / "state.json").write_text("{"), "not readable as JSON"),
+    (lambda folder: (folder / "moments_v.safetensors").unlink(), r"moments_v\.safetensors: no such file"),
+    (lambda folder: (folder / "moments_m.safetensors").write_bytes(b"x" * 99), "damaged safetensors file"),
+    (
+        lambda folder: tensors.write_tensors(folder / "moments_m.safetensors", {"x": np.zeros(2, np.float32)}),
+        r"x \(2,\) is nothing that this run trains",
+    ),
+    (lambda folder: tensors.write_tensors(folder / "adapter_model.safetensors", {}), "lora_A.weight is missing"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGED, ids=[reason for _, reason in DAMAGED])
+def test_a_damaged_checkpoint_is_one_line_that_names_the_file(damage, reason, stopped, tmp_path):
+    damage(tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match=reason) as refused:
+        run(replace(stopped[0], resume=True))
+    assert "\n" not in str(refused.value) and CHECKPOINT in str(refused.value)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fills_up_costs_the_new_checkpoint_and_not_the_old_one(home, tmp_path, monkeypatch):
+    straight = run(options(home, tmp_path / "straight"))
+    real, written = checkpoint.write_tensors, []
+
+    def write(path, arrays):
+        written.append(path)
+        if len(written) == 6:  # of two moments for each checkpoint and a best one: in the midst of the second
+            raise OSError(28, "No space left on device")
+        real(path, arrays)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", write)
+    said = []
+    with pytest.raises(OSError, match=r"^what 4 steps have learned cannot be written: .*No space left on device"):
+        run(options(home, tmp_path / "run"), said)
+    assert said[-1] == f"go on with: minilora finetune --resume --out {tmp_path / 'run'}"
+    assert json.loads((tmp_path / CHECKPOINT / "state.json").read_text())["step"] == 2
+    assert [name for name in os.listdir(tmp_path / "run.partial") if name.startswith(".")] == []
+    monkeypatch.setattr(checkpoint, "write_tensors", real)
+    assert run(options(home, tmp_path / "run", resume=True))["train_loss"] == straight["train_loss"]
+    assert weights(tmp_path / "run") == weights(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(("change", "steps"), [(dict(save_every=1), [1, 2, 3, 4, 5, 6]), (dict(save_every=4), [4]),
+                                               ({}, [2, 4, 6]), (dict(method="full"), [])])  # fmt: skip
+def test_a_checkpoint_is_written_every_so_many_steps(change, steps, home, tmp_path, monkeypatch):
+    saved, real = [], checkpoint.save
+
+    def save(partial, state, trainer, *more):
+        saved.append(trainer.done)
+        real(partial, state, trainer, *more)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    run(options(home, tmp_path / "run", **change))
+    assert saved == steps
+
+
+def test_of_the_best_so_far_only_the_one_that_counts_is_on_the_disk(home, tmp_path, stop_at):
+    stop_at(6)
+    with pytest.raises(KeyboardInterrupt):
+        run(options(home, tmp_path / "run", steps=9, eval_every=1, lr=5e-3, save_every=3))
+    state = json.loads((tmp_path / CHECKPOINT / "state.json").read_text())
+    best = min(state["history"]["validation"], key=lambda at: at[1])[0]
+    assert [path.name for path in (tmp_path / "run.partial").glob("best-*")] == [f"best-{best}.safetensors"]
+
+
+# -- killed ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to begin many processes quickly")
+@pytest.mark.parametrize("kills", [20, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_process_killed_again_and_again_goes_on_from_its_last_checkpoint_to_the_same_end(kills, home, tmp_path):
+    shutil.copy(home / "data.jsonl", tmp_path)
+    program = [sys.executable, str(Path(__file__).with_name("killed.py")), str(tmp_path), str(kills)]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, capture_output=True, text=True, check=False, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    killed, *steps = map(int, done.stdout.split())
+    assert killed == kills and len([step for step in steps if step > 0]) > kills / 2
+    assert [step for step in steps if step >= 0] == sorted(step for step in steps if step >= 0)  # nothing is lost
+    assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
+    log = read_log(tmp_path / "killed" / "log.csv")
+    assert [int(row["step"]) for row in log] == list(range(1, 5 * kills + 1))
