@@ -216,6 +216,19 @@ class Llama(Module):
         `loss_and_grad` gives the same loss and its gradients, faster and in less memory. Raises ValueError for a batch
         that the model cannot read, or in which nothing is scored.
         """
+        return self._head_loss(*self._scored_states(input_ids, labels, packing))
+
+    def loss_of_each(self, input_ids: Array, labels: Array, packing: Packing) -> list[Tensor]:
+        """`loss` of every sequence of a packed row alone, in their order. Each must have a label that is scored."""
+        x, shifted, scored = self._scored_states(input_ids, labels, packing)
+        scored = (shifted[0] != fused.NOT_SCORED).nonzero()[0] if scored is None else scored
+        spans = packing.own_spans()
+        return [self._head_loss(x, shifted, scored[(scored >= start) & (scored < end)]) for start, end in spans]
+
+    def _scored_states(
+        self, input_ids: Array, labels: Array, packing: Packing | None
+    ) -> tuple[Tensor, Array, Array | None]:
+        """What the head is given: x (B, T, C), the labels shifted (B, T), and which are scored, if that is known."""
         input_ids, labels = self.check_batch(input_ids, labels, packing)
         shifted = array_module(labels).full_like(labels, fused.NOT_SCORED)
         shifted[:, :-1] = labels[:, 1:]
@@ -223,7 +236,9 @@ class Llama(Module):
         if isinstance(input_ids, np.ndarray) and isinstance(labels, np.ndarray):
             scored = np.flatnonzero(shifted != fused.NOT_SCORED)  # found here: a GPU's answer must be waited for
             input_ids, shifted, scored = beside(self.head_weight.data, input_ids, shifted, scored)
-        x = self.model(input_ids, packing=packing)  # (B, T, C)
+        return self.model(input_ids, packing=packing), shifted, scored
+
+    def _head_loss(self, x: Tensor, shifted: Array, scored: Array | None) -> Tensor:
         if not self.config.tie_word_embeddings and type(self.lm_head) is not Linear:
             return fused.cross_entropy(self.lm_head(x), shifted, scored)  # more than a matrix: it has an adapter
         return fused.linear_cross_entropy(x, self.head_weight, shifted, scored=scored)

@@ -100,9 +100,7 @@ def micro_batches(batch: Batch | Sequence[Sample], threads: int) -> list[Batch]:
     A micro-batch in which nothing is scored is left out, unless it is the only one.
     """
     if not isinstance(batch, Batch):
-        tokens, shared = packed_length(batch), common_prefix(batch)
-        shares = _shares([len(sample.ids) - shared for sample in batch], _count(tokens, len(batch), threads))
-        return [pack([batch[i] for i in share]) for share in shares]
+        return [pack([batch[i] for i in share]) for share in shares(batch, threads)]
     ids, labels, packing = batch.input_ids, batch.labels, batch.packing
     count = _count(ids.size, len(packing.ends) if packing else len(ids), threads)
     if count == 1:
@@ -110,9 +108,15 @@ def micro_batches(batch: Batch | Sequence[Sample], threads: int) -> list[Batch]:
     if packing is None:
         parts = [Batch(*rows) for rows in zip(np.array_split(ids, count), np.array_split(labels, count), strict=True)]
     else:
-        shares = _shares([end - start for start, end in packing.own_spans()], count)
-        parts = [_chosen(batch, packing, share, keep_prefix=not i) for i, share in enumerate(shares)]
+        found = _shares([end - start for start, end in packing.own_spans()], count)
+        parts = [_chosen(batch, packing, share, keep_prefix=not i) for i, share in enumerate(found)]
     return [part for part in parts if part.scored] or [batch]
+
+
+def shares(samples: Sequence[Sample], threads: int) -> list[list[int]]:
+    """Which samples, by number, `micro_batches` puts into which micro-batch."""
+    tokens, shared = packed_length(samples), common_prefix(samples)
+    return _shares([len(sample.ids) - shared for sample in samples], _count(tokens, len(samples), threads))
 
 
 def _count(tokens: int, sequences: int, threads: int) -> int:

@@ -7,16 +7,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
+from typing import cast
 
 import numpy as np
 
 from ..engine.attention import Packing
-from ..engine.backend import Array, array_module, to_floats
+from ..engine.backend import Array, array_module, to_floats, to_numpy
 from ..engine.parallel import cores, values, values_and_gradients
 from ..engine.tensor import Tensor, no_grad
 from .llama import Llama
 from .optim import Optimizer, clip_grad_norm
-from .parts import Batch, Sample, micro_batches, pack
+from .parts import Batch, Sample, micro_batches, pack, shares
 
 
 class NotFiniteError(ArithmeticError):
@@ -79,10 +81,18 @@ def loss_without_grad(model: Llama, batch: Batch | Sequence[Sample]) -> float:
 
 def losses_without_grad(model: Llama, samples: Sequence[Sample]) -> list[float]:
     """The loss of each sample alone, computed on all cores: for what is known of every record."""
-    alone = [pack([sample]) for sample in samples]
-    threads = min(cores(), len(alone)) if array_module(model.head_weight.data) is np else 1
+    on_host = array_module(model.head_weight.data) is np
+    divided_so = shares(samples, cores()) if on_host else [list(range(len(samples)))]
+
+    def of_each(share: list[int]) -> Tensor:
+        batch = pack([samples[i] for i in share])
+        losses = model.loss_of_each(batch.input_ids, batch.labels, cast(Packing, batch.packing))
+        return Tensor(array_module(losses[0].data).stack([loss.data for loss in losses]))
+
     with no_grad():
-        return to_floats(*values([_loss_of(model, batch) for batch in alone], threads))
+        found = values([partial(of_each, share) for share in divided_so], min(cores(), len(divided_so)))
+    by_number = zip(chain(*divided_so), chain(*(to_numpy(each).tolist() for each in found)), strict=True)
+    return [loss for _, loss in sorted(by_number)]
 
 
 def divided(model: Llama, batch: Batch | Sequence[Sample], threads: int | None = None) -> list[Batch]:

@@ -24,7 +24,7 @@ from .evaluate import answer_all, recalls
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 _AT_ONCE = 1_000_000  # draws held at a time
-_TOLD = 8  # records scored between two words of progress
+_TOLD = 16  # records scored between two words of progress
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,15 @@
 """Loss and keyword recall: what is counted, what is weighed, what is asked."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from jobs import asked
-from models import random_samples
+from models import lora_config, random_samples, shaken
 
+import minilora as ml
+from minilora.nn.llama import Llama
+from minilora.nn.parts import common_prefix
 from minilora.nn.step import losses_without_grad
 from minilora.train.data import Record
 from minilora.train.evaluate import answer_all, contains, evenly, held_out, keyword_recall, mean_loss, recalls
@@ -33,6 +38,26 @@ def test_the_loss_of_each_sample_is_its_own_in_the_order_of_the_samples(tiny_mod
     weights = [sample.scored for sample in samples]
     assert np.average(found, weights=weights) == pytest.approx(mean_loss(tiny_model, samples), rel=2e-6)
     assert all(p.grad is None for _, p in tiny_model.named_parameters())
+
+
+def test_the_loss_of_each_record_is_its_own_though_they_are_computed_together(talker, tokenizer):
+    records = [
+        Record(q, (*asked(q), {"role": "assistant", "content": q * 9})) for q in ("hello", "What?", "x", "is it")
+    ]
+    samples = ml.encode_records(records, tokenizer)
+    assert common_prefix(samples) > 5
+    expected = [mean_loss(talker, [sample]) for sample in samples]
+    assert losses_without_grad(talker, samples) == pytest.approx(expected, rel=2e-6)
+    assert losses_without_grad(talker, samples[:1]) == pytest.approx(expected[:1], rel=2e-6)
+
+
+def test_the_loss_of_each_sample_with_a_head_of_its_own_that_has_an_adapter(tiny_config, rng):
+    model = Llama(replace(tiny_config, tie_word_embeddings=False), rng)
+    ml.add_adapter(model, lora_config(target_modules=["lm_head"]))
+    shaken(model)
+    samples = random_samples(rng, (9, 14, 11))
+    expected = [mean_loss(model, [sample]) for sample in samples]
+    assert losses_without_grad(model, samples) == pytest.approx(expected, rel=2e-6)
 
 
 def test_evaluating_tells_progress_and_leaves_no_gradient(tiny_model, rng):
