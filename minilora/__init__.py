@@ -17,6 +17,7 @@ Adapters
   LoraConfig         rank, scale, target modules and variant of an adapter
   add_adapter        put a new adapter on a model and freeze the base
   set_adapter        choose which adapter is active, or mix several
+  scale_adapter      keep a part of what an adapter learned
   disable_adapter    run the base alone
   mixed_batch        another adapter for each row of a batch
   merge_adapter      add the active adapter into the base's weights
@@ -84,6 +85,7 @@ from .lora.adapters import (
     disable_adapter,
     merge_adapter,
     remove_adapter,
+    scale_adapter,
     set_adapter,
     unmerge_adapter,
 )
@@ -158,6 +160,7 @@ __all__ = [
     "read_records",
     "remove_adapter",
     "save_adapter",
+    "scale_adapter",
     "set_adapter",
     "sha256_of",
     "split_records",

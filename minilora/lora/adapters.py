@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,6 +113,25 @@ def set_adapter(model: Module, which: Choice) -> None:
         for name, weights in module.adapters.items():
             if name == which or weights.lora_A.requires_grad or weights.lora_B.requires_grad:  # few of many: quick
                 weights.requires_grad_(name == which)
+
+
+def scale_adapter(model: Module, name: str, factor: float) -> None:
+    """Multiply an adapter's update by `factor`, in its own weights: B becomes factor · B. The base stays as it is.
+
+    A factor below 1 goes a part of the way back to the base: it gives up little of what was learned and forgets much
+    less (Wortsman et al. 2022, arXiv 2109.01903, for whole models). Raises ValueError, before anything is changed, for
+    a name that the model does not have, a factor that is no finite number, an adapter that is no plain LoRA (DoRA,
+    PiSSA or a bias), or while an update is merged.
+    """
+    check_known(model, [name])
+    refuse_merged(model, "scaling an adapter")
+    if not math.isfinite(factor):
+        raise ValueError(f"factor must be a finite number, got {factor}")
+    own = adapter_weights(model, name).values()
+    if not all(weights.is_plain for weights in own):
+        raise ValueError(f"adapter {name!r} is no plain LoRA (DoRA, PiSSA or a bias): scale it with set_adapter")
+    for weights in own:
+        weights.lora_B.data *= factor
 
 
 def activate(model: Module, factors: Mapping[str, Factor]) -> None:

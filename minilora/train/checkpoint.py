@@ -54,7 +54,7 @@ class State:
 
 def told(options: Options) -> dict[str, Any]:
     """What decides a run, as JSON has it."""
-    values = asdict(options) | {"lr": options.learning_rate}
+    values = asdict(options.in_effect())
     return {name: value for name, value in values.items() if name not in ANYHOW}
 
 

@@ -98,6 +98,8 @@ class CompareOptions:
         names = ["base", "data", "field", "batch_size", "max_length", "eval_records", "seed"]
         names += ["r", "lora_alpha"] if method == "lora" else []
         same: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if method == "lora":
+            same["strength"] = 1.0  # each method as it was trained
         return Options(method=method, lr=lr, steps=steps, out=str(folder), overwrite=True, **same)
 
 

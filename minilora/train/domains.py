@@ -155,7 +155,7 @@ def _train(options: DomainsOptions, todo: list[str], say: Callable[[str], None],
 
 def _told(run: Options) -> dict[str, Any]:
     """The settings that a run's metrics must name to be this run."""
-    settings = asdict(run) | {"lr": run.learning_rate}
+    settings = asdict(run.in_effect())
     return json.loads(json.dumps({name: value for name, value in settings.items() if name not in ("out", "overwrite")}))
 
 

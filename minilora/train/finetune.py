@@ -20,7 +20,7 @@ from ..files.disk import remove_folder, replacing, write_json
 from ..io.folder import save_folder
 from ..io.tokenizer import Tokenizer
 from ..io.zoo import load
-from ..lora.adapters import base_state, install_adapter, plan_adapter
+from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
 from ..lora.audit import AuditError, audit
 from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
 from ..lora.variants import lora_plus
@@ -141,6 +141,8 @@ def _start(model: Llama, options: Options) -> Callable[[], object]:
         return lambda: model.requires_grad_(True)
     if options.adapter is not None:
         load_adapter(model, options.adapter, ADAPTER)
+        if options.kept_strength != 1:
+            scale_adapter(model, ADAPTER, 1.0)  # refuses now what could not be scaled in the end
         return lambda: None
     config = options.lora_config()
     planned = plan_adapter(model, config, ADAPTER, options.seed)
@@ -203,6 +205,7 @@ def _learn(
             checkpoint.read_best(place.partial, kept["step"], trainer.parameters)
         if kept["step"] and (options.method == "lora" or _finite(trainer.model)):
             say(f"stopped after {trainer.done} of {trainer.steps} steps")
+            _weaken(trainer.model, options)
             save(place.partial)
         remove_folder(place.partial / CHECKPOINT)  # it would lead there again
         checkpoint.forget_best(place.partial)
@@ -223,12 +226,20 @@ def _keep(
     """
     kept = _kept(state.history, options)
     if kept["step"] != trainer.done:
+        _weaken(trainer.model, options)
         save(folder / LAST)
         state.last_loss = {name: mean_loss(trainer.model, samples) for name, samples in material.scored.items()}
         checkpoint.read_best(folder, kept["step"], trainer.parameters)
+    _weaken(trainer.model, options)
     save(folder)
     state.trained = True
     checkpoint.save_trained(folder, state)
+
+
+def _weaken(model: Llama, options: Options) -> None:
+    """What was trained becomes what is kept of it."""
+    if options.kept_strength != 1:
+        scale_adapter(model, ADAPTER, options.kept_strength)
 
 
 def _kept(history: History, options: Options) -> dict[str, Any]:
@@ -264,7 +275,7 @@ def _audited(model: Llama, base_sha256: str) -> tuple[dict[str, str], str | None
 
 def _told(model: Llama, options: Options) -> dict[str, Any]:
     """The options as they took effect: of an adapter that was trained before, its own settings."""
-    values = asdict(options) | {"lr": options.learning_rate, "out": str(options.folder)}
+    values = asdict(options.in_effect()) | {"out": str(options.folder)}
     if options.adapter is not None:
         values |= {name: value for name, value in asdict(model.adapters[ADAPTER].config).items() if name in values}
     return values

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from ..lora.adapters import activate
+from ..nn.llama import Llama
 from ..nn.parts import Sample
 from . import checkpoint
 from .bars import Bars
@@ -47,7 +49,8 @@ def learn(
             each_step()
             try:
                 if trainer.done % (options.eval_every or per_epoch) == 0 or trainer.done == steps:
-                    validate(trainer, material.validation_sets)
+                    with _at_strength(trainer.model, options.kept_strength):
+                        validate(trainer, material.validation_sets)
                     if options.keep == "best" and history.validation and history.best == history.validation[-1]:
                         checkpoint.save_best(partial, trainer)
                 if interrupted or trainer.done % save_every == 0:
@@ -56,6 +59,16 @@ def learn(
                 raise OSError(f"what {trainer.done} steps have learned cannot be written: {error}") from error
             if interrupted:
                 raise KeyboardInterrupt
+
+
+@contextmanager
+def _at_strength(model: Llama, strength: float) -> Iterator[None]:
+    """Inside this block the adapter takes part as it will be kept. A model that is trained whole has none."""
+    activate(model, dict.fromkeys(model.adapters, strength))
+    try:
+        yield
+    finally:
+        activate(model, dict.fromkeys(model.adapters, 1.0))
 
 
 def validate(trainer: Trainer, sets: dict[str, list[Sample]]) -> None:

@@ -86,6 +86,13 @@ class Options:
     lora_plus: float | None = option(
         None, "LoRA+: B learns so many times faster than A, such as 16", metavar="RATIO", **_LORA
     )
+    strength: float | None = option(
+        None,
+        "share of the trained update that is kept: less of it forgets less "
+        "(default: 0.7; with --adapter, DoRA or PiSSA 1)",
+        follows="method",
+        **_LORA,
+    )
 
     epochs: float = option(4.0, "passes over the data", only={"steps": None}, **_TRAINING)
     steps: int | None = option(None, "number of steps, instead of --epochs", **_TRAINING)
@@ -134,9 +141,12 @@ class Options:
             ("epochs", self.epochs),
             ("lr", self.learning_rate),
             ("lora_plus", 1.0 if self.lora_plus is None else self.lora_plus),
+            ("strength", self.kept_strength),
         ):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value}")
+        if self.kept_strength != 1 and not self._plain:
+            raise ValueError(f"strength {self.kept_strength:g} is for plain LoRA: with DoRA or PiSSA leave it out")
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be a positive number, or inf for none, got {self.max_grad_norm}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -171,7 +181,13 @@ class Options:
         file = shlex.quote((self.folder / OPTIONS_FILE).as_posix())
         again = f"minilora finetune --config {file} --out ANOTHER_FOLDER"
         comments = (f"What this run was told. The same again: {again}", "A flag given beside --config goes first.")
-        return toml.write(replace(self, lr=self.learning_rate), *comments)
+        return toml.write(self.in_effect(), *comments)
+
+    def in_effect(self) -> Options:
+        """The same with what is usual written out, where nothing was given."""
+        return replace(
+            self, lr=self.learning_rate, strength=self.kept_strength if self.method == "lora" else self.strength
+        )
 
     def begun(self) -> dict[str, Any]:
         """What the interrupted run in the same folder was told when it began; nothing where there is none."""
@@ -182,6 +198,19 @@ class Options:
     def learning_rate(self) -> float:
         """lr, or the method's own: LoRA takes about ten times what full fine-tuning does."""
         return self.lr if self.lr is not None else (2e-3 if self.method == "lora" else 2e-4)
+
+    @property
+    def kept_strength(self) -> float:
+        """strength, or what is usual: 0.7 of a new, plain LoRA. DoRA and PiSSA are kept whole; an adapter that was
+        trained before has been weakened already.
+        """
+        if self.strength is not None:
+            return self.strength
+        return 0.7 if self._plain and self.method == "lora" and self.adapter is None else 1.0
+
+    @property
+    def _plain(self) -> bool:
+        return not self.use_dora and self.init_lora_weights != "pissa"
 
     @property
     def records_per_step(self) -> int:

@@ -115,6 +115,8 @@ def _course(metrics: Mapping[str, Any]) -> Iterator[str]:
         what = "adapter" if metrics["options"]["method"] == "lora" else "model"
         why = "where validation was lowest" if kept["which"] == "best" else "the last one"
         line = f"kept: the {what} of step {kept['step']}, {why}"
+        if (strength := metrics["options"].get("strength") or 1) != 1:
+            line += f", at {strength:g} of its strength"
         aside = Path(metrics["options"]["out"]) / "last"
         yield line + (f"; the last one is in {aside}" if _kept_earlier(metrics) else "")
 
@@ -137,8 +139,8 @@ def _advice(metrics: Mapping[str, Any]) -> str:
         ways = [lower, "fewer --epochs"]
         if options["method"] == "full":
             ways.append("--method lora")
-        elif options.get("replay") == 0:
-            ways.append("--replay")
+        elif options.get("strength"):
+            ways[0] = f"a lower --strength (it was {options['strength']:g})"
         return f"It forgot some of what it could do: try {', '.join(ways[:-1])} or {ways[-1]}."
     return ""
 

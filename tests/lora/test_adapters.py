@@ -21,6 +21,7 @@ from minilora.lora.adapters import (
     merged_state,
     plan_adapter,
     remove_adapter,
+    scale_adapter,
     set_adapter,
     unmerge_adapter,
 )
@@ -442,3 +443,41 @@ def test_a_bias_that_no_adapter_could_own_is_refused(tiny_config, rng):
     with pytest.raises(ValueError, match=r"bias of model\.layers\.0\.mlp\.down_proj"):
         add_adapter(model, config(bias="all", target_modules=["q_proj"]))
     assert not lora_modules(model)
+
+
+# -- scaling -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_scaled_adapter_gives_what_a_factor_gives(tiny_config):
+    model = Llama(tiny_config, seed=0)
+    add_adapter(model, random(target_modules=[*QV, "embed_tokens"]), "one")
+    add_adapter(model, random(target_modules=QV), "other")
+    others = {name: array.copy() for name, array in adapter_state(model, "other").items()}
+    base = sha256_of(base_state(model))
+    set_adapter(model, {"one": 0.3})
+    wanted = logits(model)
+    set_adapter(model, "one")
+    whole = logits(model)
+    scale_adapter(model, "one", 0.3)
+    np.testing.assert_allclose(logits(model), wanted, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(whole, wanted, rtol=1e-3)
+    assert all(np.array_equal(array, others[name]) for name, array in adapter_state(model, "other").items())
+    assert sha256_of(base_state(model)) == base
+
+
+def test_what_cannot_be_scaled_is_refused_and_stays(tiny_config):
+    model = Llama(tiny_config, seed=0)
+    add_adapter(model, random(use_dora=True, target_modules=QV), "dora")
+    add_adapter(model, random(target_modules=QV), "plain")
+    kept = {name: array.copy() for name, array in adapter_state(model, "plain").items()}
+    with pytest.raises(ValueError, match="'dora' is no plain LoRA"):
+        scale_adapter(model, "dora", 0.5)
+    with pytest.raises(ValueError, match="factor must be a finite number, got nan"):
+        scale_adapter(model, "plain", float("nan"))
+    with pytest.raises(ValueError, match="nobody"):
+        scale_adapter(model, "nobody", 0.5)
+    merge_adapter(model)
+    with pytest.raises(ValueError, match="scaling an adapter"):
+        scale_adapter(model, "plain", 0.5)
+    unmerge_adapter(model)
+    assert all(np.array_equal(array, kept[name]) for name, array in adapter_state(model, "plain").items())

@@ -17,7 +17,7 @@ def test_the_defaults_are_these():
         base="smollm2", data="legal", field=None, method="lora", out=None, overwrite=False, resume=False,
         save_every=None, adapter=None, r=8, lora_alpha=16.0, target_modules="all-linear", exclude_modules=None,
         layers_to_transform=None, rank_pattern=None, alpha_pattern=None, lora_dropout=0.0,
-        bias="none", use_rslora=False, use_dora=False, init_lora_weights=True, lora_plus=None,
+        bias="none", use_rslora=False, use_dora=False, init_lora_weights=True, lora_plus=None, strength=None,
         epochs=4.0, steps=None, lr=None, warmup=0.1, schedule="cosine", weight_decay=0.0, max_grad_norm=1.0,
         batch_size=8, grad_accumulation=1, max_length=512, seed=0, eval_records=80,
         eval_every=None, patience=None, keep="best", quantized=False, recompute=False, device="cpu",
@@ -34,6 +34,17 @@ RATES = [({}, 2e-3), (dict(method="full"), 2e-4), (dict(lr=0.5), 0.5), (dict(met
 @pytest.mark.parametrize(("change", "rate"), RATES)
 def test_each_method_has_a_learning_rate_of_its_own(change, rate):
     assert Options(**change).learning_rate == rate
+
+
+STRENGTHS = [
+    ({}, 0.7), (dict(strength=0.9), 0.9), (dict(use_dora=True), 1), (dict(init_lora_weights="pissa"), 1),
+    (dict(adapter="runs/legal"), 1), (dict(adapter="runs/legal", strength=0.5), 0.5), (dict(method="full"), 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "strength"), STRENGTHS)
+def test_a_new_plain_adapter_is_kept_in_part_and_any_other_whole(change, strength):
+    assert Options(**change).kept_strength == strength
 
 
 PLACES = [  # options, where results go
@@ -76,6 +87,8 @@ REFUSED = [  # options, what the one line says
     (dict(max_grad_norm=0.0), r"max_grad_norm must be a positive number, or inf for none, got 0\.0"),
     (dict(max_grad_norm=float("nan")), "max_grad_norm must be a positive number, or inf for none, got nan"),
     (dict(grad_accumulation=0), "grad_accumulation must be at least 1, got 0"),
+    (dict(strength=0.0), r"strength must be a positive number, got 0\.0"),
+    (dict(strength=0.5, use_dora=True), r"strength 0\.5 is for plain LoRA: with DoRA or PiSSA leave it out"),
     (dict(lora_plus=0.0), r"lora_plus must be a positive number, got 0\.0"),
     (dict(lora_dropout=1.0), r"lora_dropout must be a number from 0 to below 1, got 1\.0"),
     (dict(bias="some"), "bias must be 'none', 'all' or 'lora_only', got 'some'"),
@@ -133,7 +146,7 @@ def test_a_step_takes_all_batches_that_are_accumulated():
 
 ADAPTER = dict(r="8", lora_alpha="16", target_modules="q_proj", exclude_modules="q_proj", layers_to_transform="0",
                rank_pattern="q_proj=8", alpha_pattern="q_proj=16", lora_dropout="0", bias="none", use_rslora=None,
-               use_dora=None, init_lora_weights="true", lora_plus="1")  # fmt: skip
+               use_dora=None, init_lora_weights="true", lora_plus="1", strength="1")  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "value"), ADAPTER.items())
@@ -150,15 +163,15 @@ def test_no_flag_of_an_adapter_means_anything_in_full_fine_tuning(name, value):
 def test_a_file_of_options_has_every_default_written_out_but_what_was_not_given(tmp_path):
     (tmp_path / "run.toml").write_text(Options().text(), encoding="utf-8")
     said = toml.read(Options, tmp_path / "run.toml")
-    usual = asdict(Options(lr=2e-3))  # the method's own, which may be another one in a later version
+    usual = asdict(Options(lr=2e-3, strength=0.7))  # the method's own, which may be another one in a later version
     of_this_call = {item.name for item in flag_fields(Options) if not item.metadata["recorded"]}
     assert said == {name: value for name, value in usual.items() if value is not None and name not in of_this_call}
     assert "overwrite" in of_this_call
-    assert Options.read(tmp_path / "run.toml", seed=3) == Options(lr=2e-3, seed=3)
+    assert Options.read(tmp_path / "run.toml", seed=3) == Options(lr=2e-3, strength=0.7, seed=3)
 
 
 def test_columns_under_other_names_go_with_their_data(tmp_path):
-    chosen = Options(data="mine.csv", field={"question": "my q", "answer": "a"}, lr=1e-3)
+    chosen = Options(data="mine.csv", field={"question": "my q", "answer": "a"}, lr=1e-3, strength=0.7)
     (tmp_path / "run.toml").write_text(chosen.text(), encoding="utf-8")
     assert Options.read(tmp_path / "run.toml") == chosen
     below = toml.read(Options, tmp_path / "run.toml")

@@ -97,6 +97,28 @@ def test_every_option_does_what_it_names_to_the_last_bit(change, config, setting
     assert before.keys() != after.keys() or any(not np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_strength_keeps_a_part_of_the_update_and_validation_measures_that_part(home, tmp_path, plain):
+    metrics = finetune(options(home, tmp_path / "run", steps=3, strength=0.5), bars=Bars(quiet=True))
+    assert column(tmp_path / "run", "loss") == column(plain, "loss")  # it is trained as ever
+    whole, half = tensors(plain), tensors(tmp_path / "run")
+    for name, array in whole.items():
+        np.testing.assert_array_equal(half[name], array * np.float32(0.5) if "lora_B" in name else array)
+    model, tokenizer = ml.load(home / "base")
+    ml.load_adapter(model, tmp_path / "run")
+    held_out = ml.split_records(ml.read_records(home / "data.jsonl"))["validation"]
+    assert metrics["validation_loss"][-1][1] == pytest.approx(
+        ml.mean_loss(model, ml.encode_records(held_out, tokenizer)), rel=1e-5
+    )
+    assert metrics["options"]["strength"] == 0.5
+
+
+def test_what_cannot_be_scaled_is_refused_before_it_is_trained(home, tmp_path):
+    run(home, tmp_path / "dora", use_dora=True)
+    with pytest.raises(ValueError, match="is no plain LoRA"):
+        run(home, tmp_path / "on", adapter=str(tmp_path / "dora"), strength=0.5, r=8)
+    assert not (tmp_path / "on.partial" / "adapter_model.safetensors").exists()
+
+
 def test_columns_with_other_names_are_the_same_data(home, tmp_path, plain, capsys):
     other = {"question": "the ask", "answer": "a"}
     rows = map(json.loads, (home / "data.jsonl").read_text(encoding="utf-8").splitlines())
