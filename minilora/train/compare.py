@@ -30,6 +30,7 @@ from .place import METRICS_FILE
 from .table import METHODS, NAMES, rows
 
 COMPARISON_FILE = "compare.json"
+VALIDATIONS = 6  # of a run that is compared: the points of its curve, and how finely its best is found
 
 _SEARCH: dict[str, Any] = {"group": "learning rates"}
 
@@ -93,14 +94,15 @@ class CompareOptions:
         """The learning rates tried for a method, in rising order, each once."""
         return sorted(set(self.lora_lr if method == "lora" else self.full_lr))
 
-    def run(self, method: str, lr: float, steps: int, folder: Path) -> Options:
-        """One run as `finetune` takes it."""
+    def run(self, method: str, lr: float, steps: int, folder: Path, validations: int = 1) -> Options:
+        """One run as `finetune` takes it, which validates so many times, the last time at its end."""
         names = ["base", "data", "field", "batch_size", "max_length", "eval_records", "seed"]
         names += ["r", "lora_alpha"] if method == "lora" else []
-        same: dict[str, Any] = {name: getattr(self, name) for name in names}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         if method == "lora":
-            same["strength"] = 1.0  # each method as it was trained
-        return Options(method=method, lr=lr, steps=steps, out=str(folder), overwrite=True, **same)
+            settings["strength"] = 1.0  # each method as it was trained
+        settings |= {"method": method, "lr": lr, "steps": steps, "eval_every": math.ceil(steps / validations)}
+        return Options(out=str(folder), overwrite=True, **settings)
 
 
 Runner = Callable[[Run], dict[str, Any]]
@@ -256,7 +258,8 @@ class _Runs:
         return Run(self.options.run(method, lr, self.options.tries, folder), measure=False)
 
     def _compared(self, method: str, lr: float) -> Run:
-        return Run(self.options.run(method, lr, self.options.steps, self.options.folder / f"{method}-{lr:g}"), True)
+        folder = self.options.folder / f"{method}-{lr:g}"
+        return Run(self.options.run(method, lr, self.options.steps, folder, VALIDATIONS), measure=True)
 
     def _metrics(self, run: Run) -> dict[str, Any]:
         """What a run found: read where it is there, made and kept where it is not."""

@@ -102,6 +102,7 @@ def test_runs_have_the_options_asked_for(chosen):
 
     compare(replace(chosen, seed=3, lora_alpha=5.0, max_length=99, eval_records=7), runner=see)
     lora, full = seen["lora"], seen["full"]
+    assert (lora.eval_every, full.eval_every) == (2, 2)  # five of at most six validations, the last at the end
     assert (lora.r, lora.lora_alpha, lora.lr, lora.steps, lora.out) == (2, 5.0, 0.01, 10, f"{chosen.folder}/lora-0.01")
     for each in (lora, full):
         assert (each.base, each.data, each.batch_size) == (chosen.base, chosen.data, 4)
@@ -165,7 +166,7 @@ def test_of_tries_the_weights_are_not_kept(chosen):
     ("change", "named", "made_again"),
     [
         ({"steps": 12, "search_steps": 4}, "steps 10, now 12", {("lora", True), ("full", True)}),
-        ({"search_steps": 5}, "steps 4, now 5", {("lora", False), ("full", False)}),
+        ({"search_steps": 5}, "eval_every 4, now 5, steps 4, now 5", {("lora", False), ("full", False)}),
         ({"seed": 1}, "seed 0, now 1", {(method, each) for method in ("lora", "full") for each in (True, False)}),
         ({"lora_alpha": 8.0, "r": 4}, "lora_alpha 16.0, now 8.0, r 2, now 4", {("lora", True), ("lora", False)}),
     ],
