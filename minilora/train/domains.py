@@ -11,7 +11,7 @@ import json
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -25,10 +25,12 @@ from ..io.versions import BASE_NAME, load_versions
 from ..lora.combine import combine_adapters
 from ..lora.peft import WEIGHTS_FILE
 from .bars import Bars
+from .checkpoint import read_state, told
 from .data import read_records, split_records
 from .finetune import finetune
 from .matrix import LOSS, RECALL, MeasuredSet, measure, plain, read_sets, resampled, shown, summary
 from .options import Options
+from .place import CHECKPOINT, STATE_FILE, RunFolder
 from .report import read_metrics
 from .scores import Scores, interval
 
@@ -77,7 +79,11 @@ def compare_domains(
     """
     bars, began = bars or Bars(), time.monotonic()
     todo = [domain for domain in DOMAINS if not _finished(options, domain)]
-    _train(options, todo, say, bars)
+    try:
+        _train(options, todo, say, bars)
+    except KeyboardInterrupt:
+        say("the same command, given again, goes on from here")
+        raise
     trained = time.monotonic()
     metrics = {domain: read_metrics(options.run(domain).folder) for domain in DOMAINS}
     folders = {domain: options.run(domain).folder for domain in DOMAINS}
@@ -128,7 +134,7 @@ def _finished(options: DomainsOptions, domain: str) -> bool:
     run = options.run(domain)
     if not any(run.folder.glob("*")):
         return False
-    then, now = read_metrics(run.folder)["options"], _told(run)
+    then, now = read_metrics(run.folder)["options"], _as_json(told(run))
     if other := [name for name in now if name in then and then[name] != now[name]]:
         if options.overwrite:
             return False
@@ -148,15 +154,23 @@ def _train(options: DomainsOptions, todo: list[str], say: Callable[[str], None],
             f", about {spent / done * sum(records[name] for name in todo[i:]) / 60:.0f} minutes to go" if done else ""
         )
         say(f"training {domain}: {i + 1} of {len(todo)}{rest}")
-        start = time.monotonic()
-        finetune(options.run(domain, overwrite=options.overwrite), say, bars)
-        spent, done = spent + time.monotonic() - start, done + records[domain]
+        start, resume = time.monotonic(), _interrupted(options, domain)
+        finetune(options.run(domain, overwrite=options.overwrite, resume=resume), say, bars)
+        if not resume:  # a part of a run says nothing of a whole one
+            spent, done = spent + time.monotonic() - start, done + records[domain]
 
 
-def _told(run: Options) -> dict[str, Any]:
-    """The settings that a run's metrics must name to be this run."""
-    settings = asdict(run.in_effect())
-    return json.loads(json.dumps({name: value for name, value in settings.items() if name not in ("out", "overwrite")}))
+def _interrupted(options: DomainsOptions, domain: str) -> bool:
+    """Whether there is a run to go on with; --overwrite forgets one that had other settings."""
+    run = options.run(domain)
+    partial = RunFolder(run.folder).partial
+    if not (partial / CHECKPOINT / STATE_FILE).is_file():
+        return False
+    return not options.overwrite or read_state(partial).told == _as_json(told(run))
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values))
 
 
 # -- what has been measured --------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from functools import partial
 
@@ -162,6 +163,18 @@ def test_a_run_with_other_settings_is_refused_before_anything_is_trained_and_ove
             compare_domains(copied, bars=QUIET)
     result = compare_domains(replace(copied, overwrite=True), bars=QUIET)
     assert result["trained_now"] == ["legal", "medical"]
+
+
+def test_a_run_that_was_interrupted_goes_on_with_the_same_command(finished, copied, monkeypatch):
+    shutil.rmtree(copied.run("support").folder)
+    said, resumed, job = [], [], domains.finetune
+    with monkeypatch.context() as patch:
+        patch.setattr("minilora.train.log.Log.row", lambda self, memory: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            compare_domains(copied, said.append, QUIET)
+    assert said[-1] == "the same command, given again, goes on from here"
+    monkeypatch.setattr("minilora.train.domains.finetune", lambda o, *more: resumed.append(o.resume) or job(o, *more))
+    assert numbers(compare_domains(copied, bars=QUIET)) == numbers(finished[1]) and resumed == [True]
 
 
 def test_where_results_go():

@@ -166,7 +166,12 @@ def test_versions_are_compared_with_the_base_and_with_each_other(home, runs):
     for one in found:
         expected = scores[one["of"]]["loss"]["value"] - scores[one["less"]]["loss"]["value"]
         assert one["loss"]["value"] == pytest.approx(expected) and one["loss"]["low"] <= expected <= one["loss"]["high"]
-    assert result["adapters"]["a"]["folder"] == str(runs[0] / "one")
+    assert result["adapters"]["a"] == {"folder": str(runs[0] / "one"), "trained_on": str(home / "data.jsonl")}
+
+
+def test_without_data_it_is_what_the_adapters_were_trained_on_and_general_text(home, runs):
+    sets = measured(home, runs, data=None, no_recall=True, limit=2)["sets"]
+    assert list(sets) == ["data/paraphrase", "data/unseen", "general"]
 
 
 def test_without_answers_there_is_no_recall_and_without_adapters_the_base_alone(home, runs):
