@@ -1,5 +1,5 @@
-"""The command line: minilora finetune | compare | chat | data | eval | audit | merge | export | report | memory |
-pull | bench | gradcheck | course | progress.
+"""The command line: minilora finetune | compare | chat | serve | data | eval | audit | merge | export | report |
+memory | pull | bench | gradcheck | course | progress.
 
 Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never
 shows a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags; those of a command with options are the fields of their dataclass."""
     from .cost.bench import Settings
     from .cost.process import Job
+    from .serve.options import ServeOptions
     from .train.compare import CompareOptions
     from .train.domains import DomainsOptions
     from .train.look import LookOptions
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     least = f"records of each set that are measured (default: {DomainsOptions.limit})"
     four.add_argument("--limit", type=int, default=argparse.SUPPRESS, help=least)
     _command(commands, run_chat, "talk to a model, with or without an adapter", ChatOptions)
+    _command(commands, run_serve, "let a page and OpenAI's clients ask a base and its adapters", ServeOptions)
 
     told = "show what is understood of a data file: format, lengths, what is cut, what is scored"
     understood = _command(commands, run_data, told, LookOptions)
@@ -245,6 +247,21 @@ def run_chat(arguments: argparse.Namespace) -> None:
     named = _adapters(options.adapter)
     model, tokenizer = load_versions(named, options.base, options.quantized, options.device, options.force, say=_tell)
     run(model, tokenizer, list(named), options)
+
+
+def run_serve(arguments: argparse.Namespace) -> None:
+    """minilora serve: a page, and what OpenAI's clients ask, until Ctrl-C."""
+    from importlib.util import find_spec
+
+    from .serve.options import ServeOptions
+
+    options = from_flags(ServeOptions, arguments)
+    _adapters(options.adapter)  # refuses names that cannot be
+    if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
+        raise RuntimeError(f"minilora serve needs {' and '.join(missing)}: pip install 'minilora[serve]'")
+    from .serve.run import run
+
+    run(options, _tell)
 
 
 def run_data(arguments: argparse.Namespace) -> None:

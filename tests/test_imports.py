@@ -27,6 +27,7 @@ FLOORS = (
     "cost",
     "train",
     "chat",
+    "serve",
     "course",
     "cli",
     "__main__",

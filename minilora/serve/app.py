@@ -1,0 +1,266 @@
+"""The application: who asks for what, and what the engine says, piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Send
+
+from ..files.disk import ModelFileError
+from .bounds import Guard, error_response, json_response, read_body
+from .engine import Ask, BusyError, Engine, NameTakenError, Piece, UnknownModelError
+from .protocol import ApiError, Reply, Request, event, model_entry, read_json_object, read_request, unknown_model
+
+Result = TypeVar("Result")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class App:
+    """What is answered at which address.
+
+    folder: adapters are added from below it, and from nowhere else. default_limit: tokens of an answer where a request
+    does not say.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, default_limit: int = 256):
+        self.engine, self.folder, self.default_limit = engine, folder.resolve(), default_limit
+        self.page, self.policy = read_page()
+
+    def asgi(self, host: str, say: Callable[[str], None]) -> ASGIApp:
+        """The whole application, guarded. host: what the server listens on; say: hears of faults."""
+        routes = [
+            Route("/", self.get_page),
+            Route("/health", self.get_health),
+            Route("/v1/models", self.get_models),
+            Route("/v1/models/{name}", self.get_model),
+            Route("/v1/chat/completions", self.post_completion, methods=["POST"]),
+            Route("/adapters", self.post_adapter, methods=["POST"]),
+            Route("/adapters/{name}", self.delete_adapter, methods=["DELETE"]),
+        ]
+        wrong = {ApiError: _said, HTTPException: _not_here, Exception: _fault}
+        return Guard(Starlette(routes=routes, exception_handlers=wrong), host, say)
+
+    # -- what is there -------------------------------------------------------------------------------------------------
+
+    async def get_page(self, request: HttpRequest) -> Response:
+        """The page, which may run its own script and ask this server, and nothing else."""
+        headers = {"content-security-policy": self.policy, "x-frame-options": "DENY"}
+        return Response(self.page, headers=headers, media_type="text/html")
+
+    async def get_health(self, request: HttpRequest) -> Response:
+        """Does it live, and how much does it have to do?"""
+        return json_response({"status": "ok", "models": len(self.engine.versions), **self.engine.state()})
+
+    async def get_models(self, request: HttpRequest) -> Response:
+        """All that can answer, the base first."""
+        entries = [model_entry(version) for version in self.engine.versions.values()]
+        return json_response({"object": "list", "data": entries})
+
+    async def get_model(self, request: HttpRequest) -> Response:
+        """One of them."""
+        versions, name = self.engine.versions, request.path_params["name"]
+        if name not in versions:
+            raise unknown_model(name, versions)
+        return json_response(model_entry(versions[name]))
+
+    # -- adapters come and go ------------------------------------------------------------------------------------------
+
+    async def post_adapter(self, request: HttpRequest) -> Response:
+        """Load an adapter: {"name": "legal", "folder": "runs/legal"}."""
+        fields = read_json_object(await read_body(request))
+        name, folder = fields.get("name"), fields.get("folder")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ApiError(400, "name must be up to 64 letters, digits, - and _", "name")
+        if not isinstance(folder, str) or not folder:
+            raise ApiError(400, "folder must be the folder of an adapter", "folder")
+        path = self.below(folder)
+        version = await self._in_turn(lambda: self.engine.add_adapter(name, path), "folder")
+        return json_response(model_entry(version), 201)
+
+    async def delete_adapter(self, request: HttpRequest) -> Response:
+        """Let an adapter go. Its answers that are under way run to their end."""
+        name = request.path_params["name"]
+        await self._in_turn(lambda: self.engine.remove_adapter(name))
+        return json_response({"id": name, "object": "model", "deleted": True})
+
+    def below(self, folder: str) -> Path:
+        """A path below the folder that the server was started in. Raises ApiError for one that is elsewhere, or has a
+        file that is.
+        """
+        elsewhere = ApiError(403, "folder must lie below the one that the server was started in", "folder")
+        try:
+            path = (self.folder / folder).resolve()
+            if not path.is_relative_to(self.folder):
+                raise elsewhere
+            if not path.exists():
+                raise ApiError(400, f"{folder}: no such folder", "folder")
+            within = path.iterdir() if path.is_dir() else ()
+            if not all(file.resolve().is_relative_to(self.folder) for file in within):
+                raise elsewhere
+        except (OSError, ValueError) as error:  # a name too long, a null in it, a loop of links
+            raise ApiError(400, "folder is no path that can be read", "folder") from error
+        return path
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    async def post_completion(self, http: HttpRequest) -> Response:
+        """An answer, whole or as a stream of server-sent events."""
+        request = read_request(read_json_object(await read_body(http)), self.engine.versions)
+        ask = request.ask(await self._limit(request))
+        pieces = self._pieces(ask)
+        first = await anext(pieces)  # the number of the prompt's tokens: it runs, or waits for a place
+        reply = Reply(request, first.tokens)
+        if request.stream:
+            return _Events(reply, pieces)
+        text, last = await _unless_gone(http, _gather(pieces))
+        return json_response(reply.whole(text, last))
+
+    async def _limit(self, request: Request) -> int:
+        """How many tokens the answer may have. Raises ApiError where they do not fit."""
+        context = self.engine.context
+        try:
+            count = await asyncio.to_thread(self.engine.count, request.messages)
+        except ValueError as error:
+            raise ApiError(400, str(error), "messages") from error
+        limit = request.limit or max(min(self.default_limit, context - count), 1)
+        if count + limit > context:
+            what = f"the conversation has {count:,} tokens" if count <= context else "the conversation is too long"
+            detail = f"{what}; with an answer of up to {limit:,}, at most {context:,} fit"
+            raise ApiError(400, detail, "messages", "context_length_exceeded")
+        return limit
+
+    async def _pieces(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        """The pieces of an answer; before them, one with the number of the prompt's tokens.
+
+        However this ends, the answer's place is free then.
+        """
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[Piece] = asyncio.Queue()
+
+        def tell(piece: Piece) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(arrived.put_nowait, piece)
+
+        try:
+            yield Piece("", await self._in_turn(lambda: self.engine.ask(ask, tell), "messages"))
+            while True:
+                piece = await arrived.get()
+                yield piece
+                if piece.finished or piece.error:
+                    return
+        finally:
+            self.engine.call(lambda: self.engine.cancel(ask))
+
+    async def _in_turn(self, function: Callable[[], Result], param: str | None = None) -> Result:
+        """What the engine's thread answers; what it raises as what a client should know. param: what was at fault."""
+        try:
+            return await asyncio.wrap_future(self.engine.call(function))
+        except BusyError as error:
+            again = {"retry-after": str(error.seconds)}
+            raise ApiError(429, str(error), code="rate_limit_exceeded", headers=again) from error
+        except UnknownModelError as error:
+            raise unknown_model(str(error), self.engine.versions) from error
+        except NameTakenError as error:
+            raise ApiError(409, str(error), "name", "name_taken") from error
+        except (ModelFileError, ValueError) as error:
+            raise ApiError(400, str(error), param) from error
+
+
+class _Events(StreamingResponse):
+    """An answer as server-sent events. Whatever ends them, its place is free then."""
+
+    def __init__(self, reply: Reply, pieces: AsyncGenerator[Piece, None]):
+        super().__init__(_events(reply, pieces), media_type="text/event-stream")
+        self.pieces = pieces
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self.pieces):
+            await super().stream_response(send)
+
+
+async def _events(reply: Reply, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[bytes, None]:
+    yield event(reply.begin())
+    async for piece in pieces:
+        if piece.error:
+            yield event(ApiError(500, piece.error).body())
+            return
+        if piece.text:
+            yield event(reply.chunk(piece))
+        if piece.finished:
+            yield event(reply.end(piece))
+            if reply.request.usage:
+                yield event(reply.counts(piece))
+    yield event("[DONE]")
+
+
+async def _gather(pieces: AsyncGenerator[Piece, None]) -> tuple[str, Piece]:
+    """All of an answer: its text, and its last piece."""
+    text = ""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if piece.error:
+                raise ApiError(500, piece.error)
+            text += piece.text
+    return text, piece
+
+
+async def _unless_gone(http: HttpRequest, work: Coroutine[Any, Any, Result]) -> Result:
+    """What the work gives, or ClientDisconnect as soon as nobody waits for it; the work is ended then."""
+
+    async def gone() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _said(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _fault(request: HttpRequest, error: Exception) -> Response:
+    return error_response(ApiError(500, "something went wrong here"))
+
+
+async def _not_here(request: HttpRequest, error: Exception) -> Response:
+    """404 and 405, in the form of all other errors."""
+    assert isinstance(error, HTTPException)
+    what = "there is nothing at" if error.status_code == 404 else f"{request.method} means nothing at"
+    wrong = ApiError(error.status_code, f"{what} {request.url.path[:200]}", headers=error.headers)
+    return error_response(wrong)
+
+
+def read_page() -> tuple[str, str]:
+    """The page, and the policy that lets its own style and script run and nothing else, by their hashes."""
+    page = files(__package__).joinpath("page.html").read_text("utf-8")
+    allowed = {}
+    for element in ("style", "script"):
+        (source,) = re.findall(rf"<{element}>(.*?)</{element}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        allowed[element] = f"{element}-src 'sha256-{digest}'"
+    rest = "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return page, f"default-src 'none'; {allowed['style']}; {allowed['script']}; {rest}"

@@ -1,0 +1,263 @@
+"""The one thread that owns the model: it computes one batch for all who ask, and everything else waits for its turns.
+
+Whoever wants something of the model hands over a function with `call`; it runs between two steps. Answers come back
+piece by piece through a function that the asker gave.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..io.tokenizer import Message, Tokenizer
+from ..io.versions import BASE_NAME
+from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter, set_adapter
+from ..lora.peft import load_adapter
+from ..nn.llama import Llama
+from ..nn.module import sha256_of
+from ..train.streams import Answer, Streams
+
+Result = TypeVar("Result")
+
+
+class BusyError(Exception):
+    """Too many wait already. seconds: when it is worth asking again, about."""
+
+    def __init__(self, waiting: int, seconds: int):
+        super().__init__(f"{waiting} answers wait for a place already: ask again in {seconds} s")
+        self.seconds = seconds
+
+
+class UnknownModelError(Exception):
+    """No adapter has this name."""
+
+
+class NameTakenError(Exception):
+    """An adapter has this name already."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """What is asked: a conversation, who answers it, and how. Two of them are never the same."""
+
+    messages: Sequence[Message]
+    adapter: Choice = None
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What an answer has got since the last piece; the last one says how it ended, or why there is no more of it."""
+
+    text: str
+    tokens: int
+    finished: str | None = None
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """An answer under way, who is told of it, and since when."""
+
+    answer: Answer
+    tell: Callable[[Piece], None] = field(repr=False)
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Version:
+    """Something that answers: the base (`size`: the bytes of its weights) or an adapter (of its own alone)."""
+
+    name: str
+    size: int
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+class Engine:
+    """A model and its adapters at work in a thread of their own.
+
+        with Engine(model, tokenizer) as engine:
+            engine.call(lambda: engine.ask(Ask(messages, "legal"), tell=print)).result()
+
+    `call`, `count`, `state` and `versions` (all that can be asked, by name) are for every thread, the rest for what
+    `call` runs. slots: answers computed at a time; waiting: how many more may wait; context: tokens of a
+    conversation and its answer, if it is fewer than the model can see. say: hears what went wrong.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        slots: int = 16,
+        waiting: int = 64,
+        context: int | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        self.model, self.tokenizer, self.slots, self.waiting, self.say = model, tokenizer, slots, waiting, say
+        limit = model.config.max_position_embeddings
+        self.context = min(context or limit, limit)
+        self.streams = Streams(model, tokenizer, slots)
+        self.jobs: dict[Ask, Job] = {}
+        self.leaving: set[str] = set()  # adapters that go when their last answer has ended
+        self.seconds = 1.0  # an answer takes, about
+        self.digest: str | None = None  # the base's fingerprint, once it was needed
+        self.versions = {BASE_NAME: Version(BASE_NAME, sum(array.nbytes for array in base_state(model).values()))}
+        self.versions |= {name: self._version(name) for name in model.adapters}
+        self._longest = max(map(len, tokenizer.core.get_vocab(with_added_tokens=True)))
+        self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="minilora-engine", daemon=True)
+
+    def __enter__(self) -> Engine:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._inbox.put(None)
+        self._thread.join(timeout=10)  # a step may be under way
+
+    # -- from any thread -----------------------------------------------------------------------------------------------
+
+    def call(self, function: Callable[[], Result]) -> Future[Result]:
+        """Let the engine's thread run a function between two steps."""
+        future: Future[Result] = Future()
+        self._inbox.put((function, future))
+        return future
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """How many tokens a conversation has; of one that is far too long, more than the model can see.
+
+        Raises ValueError for a conversation that the model's template cannot render.
+        """
+        text = self.tokenizer.render(messages, True)
+        least = len(text.encode()) // self._longest  # no token is longer
+        return least if least > self.context else len(self.tokenizer.encode(text))
+
+    def state(self) -> dict[str, int]:
+        """How many answers are under way, and how many wait."""
+        jobs = len(self.jobs)
+        return {"running": min(jobs, self.slots), "waiting": max(jobs - self.slots, 0)}
+
+    # -- between two steps ---------------------------------------------------------------------------------------------
+
+    def ask(self, ask: Ask, tell: Callable[[Piece], None]) -> int:
+        """Let an answer run, or wait for a place; the number of tokens of what it answers.
+
+        tell: called in the engine's thread with each piece. Raises UnknownModelError, BusyError, and ValueError as
+        `Streams.add`.
+        """
+        for name in factors_of(ask.adapter):
+            if name not in self.versions:
+                raise UnknownModelError(name)
+        if (ahead := len(self.jobs) - self.slots) >= self.waiting:
+            turns = 1 + max(ahead, 0) / self.slots
+            raise BusyError(ahead, min(60, math.ceil(self.seconds * turns)))
+        answer = self.streams.add(
+            ask.messages, ask.adapter, ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed, ask.stop
+        )
+        self.jobs[ask] = Job(answer, tell)
+        return answer.prompt_tokens
+
+    def cancel(self, ask: Ask) -> None:
+        """End an answer that nobody waits for any longer; its place is free at once."""
+        if (job := self.jobs.pop(ask, None)) is not None:
+            self.streams.cancel(job.answer)
+            self._let_go()
+
+    def add_adapter(self, name: str, folder: Path) -> Version:
+        """Load an adapter under a name. Raises NameTakenError, ModelFileError, ValueError; nothing has changed then."""
+        if name in self.model.adapters or name == BASE_NAME:
+            why = "is leaving: its last answers run on" if name in self.leaving else "is taken"
+            raise NameTakenError(f"the name {name!r} {why}")
+        if self.digest is None:
+            self.digest = sha256_of(base_state(self.model))
+        try:
+            load_adapter(self.model, folder, name, base_sha256=self.digest)
+        finally:
+            set_adapter(self.model, None)
+        version = self._version(name)
+        self.versions = {**self.versions, name: version}
+        return version
+
+    def remove_adapter(self, name: str) -> None:
+        """Nobody can ask it from here on; it leaves when its last answer has ended. Raises UnknownModelError."""
+        if name not in self.versions or name == BASE_NAME:
+            raise UnknownModelError(name)
+        self.versions = {other: version for other, version in self.versions.items() if other != name}
+        self.leaving.add(name)
+        self._let_go()
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                item = self._inbox.get(block=not self.streams.busy)
+                while item is not None:
+                    _answer(*item)
+                    item = self._inbox.get_nowait()
+            except queue.Empty:
+                pass
+            if self.streams.busy:
+                self._step()
+
+    def _step(self) -> None:
+        try:
+            self.streams.step()
+        except Exception as error:  # whoever asks next must find an engine at work
+            self._fail(error)
+            return
+        ended = []
+        for ask, job in self.jobs.items():
+            answer = job.answer
+            if (text := answer.new_text()) or answer.finished:
+                job.tell(Piece(text, answer.tokens, answer.finished))
+            if answer.finished:
+                ended.append(ask)
+        for ask in ended:
+            self.seconds += (time.monotonic() - self.jobs.pop(ask).began - self.seconds) / 5
+        if ended:
+            self._let_go()
+
+    def _fail(self, error: Exception) -> None:
+        self.say(f"{len(self.jobs)} answers could not be computed: {str(error) or type(error).__name__}")
+        if os.environ.get("MINILORA_TRACEBACK"):
+            self.say(traceback.format_exc())
+        failed, self.jobs = self.jobs, {}
+        self.streams = Streams(self.model, self.tokenizer, self.slots)
+        for job in failed.values():
+            job.tell(Piece("", job.answer.tokens, error="the answer could not be computed"))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Take off the adapters that are to leave and that no answer needs any longer."""
+        needed = {name for job in self.jobs.values() for name in factors_of(job.answer.adapter)}
+        for name in self.leaving - needed:
+            remove_adapter(self.model, name)
+            self.leaving.remove(name)
+
+    def _version(self, name: str) -> Version:
+        return Version(name, sum(array.nbytes for array in adapter_state(self.model, name).values()))
+
+
+def _answer(function: Callable[[], Any], future: Future[Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return  # nobody waits for it any longer
+    try:
+        future.set_result(function())
+    except Exception as error:
+        future.set_exception(error)

@@ -1,0 +1,334 @@
+"""What OpenAI's clients send and expect: requests read and checked, answers, pieces and errors in their form.
+
+https://platform.openai.com/docs/api-reference/chat. What would change an answer and is not done here is refused, never
+passed over. `model` is an adapter's name, "base", or a mix as in a chat: "legal=0.7 support=0.3".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from ..io.tokenizer import Message
+from ..io.versions import BASE_NAME
+from ..lora.adapters import Choice
+from .engine import Ask, Piece, Version
+
+_READ = (
+    *("model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens"),
+    *("stop", "seed"),
+)
+_HARMLESS = (  # of these no answer depends
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("parallel_tool_calls", "top_logprobs"),
+)
+_ONLY: dict[str, tuple[Any, ...]] = {  # what would change an answer, and the values that ask for nothing
+    "n": (1,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+    "verbosity": (),
+}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+MAX_STOPS = 4
+MAX_STOP_LENGTH = 200
+
+
+class ApiError(Exception):
+    """An answer that says what was wrong: status, one line, and what the fields of OpenAI's error objects say."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's `type`."""
+        if self.status == 429:
+            return "rate_limit_error"
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
+    def body(self) -> dict[str, Any]:
+        """The object as clients parse it."""
+        line = " ".join(str(self).split())
+        return {"error": {"message": line, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for an answer, understood. limit: of the answer's tokens, None where the request leaves it open."""
+
+    model: str
+    choice: Choice
+    messages: list[Message]
+    limit: int | None
+    temperature: float
+    top_p: float
+    seed: int
+    stop: tuple[str, ...]
+    stream: bool
+    usage: bool
+    usage_always: bool
+
+    def ask(self, max_new_tokens: int) -> Ask:
+        """What the engine is asked."""
+        settings = (max_new_tokens, self.temperature, self.top_p, self.seed, self.stop)
+        return Ask(self.messages, self.choice, *settings)
+
+
+def read_json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises ApiError for anything else."""
+    try:
+        value = json.loads(body)
+    except RecursionError as error:
+        raise ApiError(400, "the body is nested too deeply") from error
+    except ValueError as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ApiError(400, f"the body must be a JSON object, got {_kind(value)}")
+    return value
+
+
+def read_request(fields: Mapping[str, Any], names: Collection[str]) -> Request:
+    """What a request for an answer asks. names: of all that can answer. Raises ApiError, naming the field.
+
+    A temperature that is not given is 0, so that an answer can be had again; a seed that is not given is a new one.
+    """
+    fields = {name: value for name, value in fields.items() if value is not None}  # null: as if not there
+    for name, value in fields.items():
+        if name in _ONLY and not any(value == nothing for nothing in _ONLY[name]):
+            raise ApiError(400, f"{name} is not supported here: leave it out", name, "unsupported_parameter")
+        if name not in (*_READ, *_HARMLESS, *_ONLY):
+            near = get_close_matches(name, (*_READ, *_ONLY), 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ApiError(400, f"unknown field {name!r}{hint}", name, "unknown_parameter")
+    if "model" not in fields:
+        raise ApiError(400, f"model is missing: one of {', '.join(names)}", "model", "missing_required_parameter")
+    model = _text(fields, "model")
+    options = fields.get("stream_options", {})
+    stream = _truth(fields, "stream")
+    if not isinstance(options, dict) or (options and not stream):
+        raise ApiError(400, "stream_options must be an object, and means nothing without stream", "stream_options")
+    limits = [_number(fields, name, 1, whole=True) for name in ("max_completion_tokens", "max_tokens")]
+    seed = _number(fields, "seed", whole=True)
+    return Request(
+        model=model,
+        choice=read_choice(model, names),
+        messages=_messages(fields.get("messages")),
+        limit=next((int(limit) for limit in limits if limit is not None), None),
+        temperature=_number(fields, "temperature", 0, 2) or 0.0,
+        top_p=1.0 if (top_p := _number(fields, "top_p", 0, 1)) is None else top_p or 1e-9,  # 0: the likeliest alone
+        seed=secrets.randbits(63) if seed is None else int(seed) % 2**64,
+        stop=_stops(fields.get("stop", [])),
+        stream=stream,
+        usage=_truth(options, "include_usage"),
+        usage_always=_truth(options, "continuous_usage_stats"),
+    )
+
+
+def read_choice(model: str, names: Collection[str]) -> Choice:
+    """Who answers: None for the base, an adapter's name, or a mix. Raises ApiError, 404, for a name that is not there.
+
+    >>> read_choice("legal", ["base", "legal"]), read_choice("base", ["base"])
+    ('legal', None)
+    >>> read_choice("legal=0.5 support=1", ["base", "legal", "support"])
+    {'legal': 0.5, 'support': 1.0}
+    """
+    if model in names:
+        return None if model == BASE_NAME else model
+    if "=" not in model:
+        raise unknown_model(model, names)
+    mix: dict[str, float] = {}
+    for word in model.replace(",", " ").split():
+        name, _, number = word.partition("=")
+        try:
+            factor = float(number)
+        except ValueError:
+            factor = math.nan
+        if not math.isfinite(factor) or name in mix:
+            raise ApiError(400, f"a mix is NAME=NUMBER NAME=NUMBER, each name once; got {word!r}", "model")
+        if name not in names or name == BASE_NAME:
+            raise unknown_model(name, [name for name in names if name != BASE_NAME])
+        mix[name] = factor
+    return mix
+
+
+def unknown_model(name: str, names: Collection[str]) -> ApiError:
+    """404 for a name that nothing here has."""
+    near = get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there is: {', '.join(names) or 'none'}"
+    return ApiError(404, f"the model {_short(name)!r} does not exist ({hint})", "model", "model_not_found")
+
+
+def _messages(value: Any) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise ApiError(400, "messages must be a list with at least one message", "messages")
+    messages = [_message(message, f"messages[{i}]") for i, message in enumerate(value)]
+    if not messages[-1]["content"].strip():
+        raise ApiError(400, "the question is empty", f"messages[{len(messages) - 1}].content")
+    return messages
+
+
+def _message(value: Any, where: str) -> Message:
+    if not isinstance(value, dict):
+        raise ApiError(400, f"{where} must be an object with role and content, got {_kind(value)}", where)
+    role, content = value.get("role"), value.get("content")
+    if not isinstance(role, str) or role not in _ROLES:
+        known = ", ".join(_ROLES)
+        raise ApiError(400, f"{where}.role must be one of {known}, got {_short(role)!r}", f"{where}.role")
+    if isinstance(content, list):  # parts
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            raise ApiError(400, f"{where}.content must be text, or a list of parts of text", f"{where}.content")
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise ApiError(400, f"{where}.content must be text, got {_kind(content)}", f"{where}.content")
+    _encodable(content, f"{where}.content")
+    return {"role": _ROLES[role], "content": content}
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else value
+    fits = isinstance(stops, list | tuple) and len(stops) <= MAX_STOPS
+    if not fits or not all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_LENGTH for text in stops):
+        what = f"stop must be a text or up to {MAX_STOPS}, each of 1 to {MAX_STOP_LENGTH} characters"
+        raise ApiError(400, what, "stop")
+    return tuple(stops)
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields[name]
+    if not isinstance(value, str) or not value:
+        raise ApiError(400, f"{name} must be a text that is not empty, got {_kind(value)}", name)
+    _encodable(value, name)
+    return value
+
+
+def _encodable(text: str, name: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ApiError(400, f"{name} holds half a character, \\ud800 to \\udfff", name) from error
+
+
+def _truth(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise ApiError(400, f"{name} must be true or false, got {_kind(value)}", name)
+    return value
+
+
+def _number(
+    fields: Mapping[str, Any], name: str, least: float = -math.inf, most: float = math.inf, whole: bool = False
+) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    kinds: Any = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+        if math.isinf(least):
+            bounds = ""
+        else:
+            bounds = f" from {least:g} on" if math.isinf(most) else f" from {least:g} to {most:g}"
+        kind = "whole number" if whole else "number"
+        raise ApiError(400, f"{name} must be a {kind}{bounds}, got {_short(value)!r}", name)
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
+    return names.get(type(value), "a number")
+
+
+def _short(value: Any) -> str:
+    text = str(value) if not isinstance(value, int) or abs(value) < 10**20 else "a very large number"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# -- what goes out -----------------------------------------------------------------------------------------------------
+
+
+class Reply:
+    """The objects of one answer, whole or in pieces: all carry the same id, model and time."""
+
+    def __init__(self, request: Request, prompt_tokens: int):
+        self.request, self.prompt_tokens = request, prompt_tokens
+        self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+
+    def whole(self, text: str, last: Piece) -> dict[str, Any]:
+        """The answer to a request without `stream`."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finished}
+        return self._object("chat.completion", [choice]) | {"usage": self._usage(last.tokens)}
+
+    def begin(self) -> dict[str, Any]:
+        """The first chunk of a stream, which says who speaks."""
+        return self._chunk({"role": "assistant", "content": "", "refusal": None}, None, 0)
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        """A chunk with text."""
+        return self._chunk({"content": piece.text}, None, piece.tokens)
+
+    def end(self, last: Piece) -> dict[str, Any]:
+        """The chunk that says why the answer ended."""
+        return self._chunk({}, last.finished, last.tokens)
+
+    def counts(self, last: Piece) -> dict[str, Any]:
+        """The chunk after the last, for `stream_options: {"include_usage": true}`."""
+        return self._object("chat.completion.chunk", []) | {"usage": self._usage(last.tokens)}
+
+    def _chunk(self, delta: dict[str, Any], reason: str | None, tokens: int) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        chunk = self._object("chat.completion.chunk", [choice])
+        if self.request.usage or self.request.usage_always:
+            chunk["usage"] = self._usage(tokens) if self.request.usage_always else None
+        return chunk
+
+    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.request.model, "choices": choices}
+
+    def _usage(self, tokens: int) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": self.prompt_tokens + tokens,
+        }
+
+
+def event(value: dict[str, Any] | str) -> bytes:
+    """A server-sent event."""
+    return f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()
+
+
+def model_entry(version: Version) -> dict[str, Any]:
+    """A row of GET /v1/models; `size_bytes` is an addition."""
+    return {
+        "id": version.name,
+        "object": "model",
+        "created": version.created,
+        "owned_by": "minilora",
+        "size_bytes": version.size,
+    }
