@@ -9,9 +9,14 @@ import pytest
 from hypothesis import settings
 from modelfiles import CONFIG, TERMS, new_tokenizer
 
+import minilora as ml
 from minilora.io import zoo
 from minilora.io.folder import save_folder
+from minilora.io.versions import load_versions
+from minilora.lora.adapters import adapter_state
 from minilora.nn.llama import Config, Llama
+
+SHOP = ["legal", "support"]  # the adapters of the shop
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)  # the same examples in every run
 settings.load_profile("repeatable")
@@ -64,6 +69,33 @@ def tiny_folder(tmp_path_factory):
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, TERMS)), encoding="utf-8")
     (folder / "novel.txt").write_text("hello 123. " * 60, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory):
+    """A folder, never written to, with a base whose answers differ from question to question, base/, and two adapters
+    of it, legal/ and support/.
+    """
+    folder = tmp_path_factory.mktemp("shop")
+    config = replace(CONFIG, max_position_embeddings=1024)
+    model = ml.Llama(config, np.random.default_rng(4))
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:
+            parameter.data *= 30 if "self_attn" in name else 5  # its attention decides
+    save_folder(folder / "base", config, model.state_dict(), new_tokenizer(digits=False, merges=[]))
+    model, _ = ml.load(folder / "base")
+    for seed, name in enumerate(SHOP):
+        ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False), name=name, seed=seed)
+        for array in adapter_state(model, name).values():
+            array *= 0.5
+        ml.save_adapter(model, folder / name, name=name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(shop):
+    """The base with both adapters, and its tokenizer."""
+    return load_versions({name: shop / name for name in SHOP}, shop / "base")
 
 
 @pytest.fixture(scope="session")
