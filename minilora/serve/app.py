@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import os
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
@@ -177,7 +178,7 @@ class App:
         except NameTakenError as error:
             raise ApiError(409, str(error), "name", "name_taken") from error
         except (ModelFileError, ValueError) as error:
-            raise ApiError(400, str(error), param) from error
+            raise ApiError(400, str(error).replace(f"{self.folder}{os.sep}", ""), param) from error
 
 
 class _Events(StreamingResponse):

@@ -1,0 +1,310 @@
+"""The addresses, asked with OpenAI's own client, and with what it would never send."""
+
+import concurrent.futures
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from serving import QUESTION, serving
+
+import minilora as ml
+from minilora.io.folder import save_folder
+
+openai = pytest.importorskip("openai", reason="needs pip install '.[test-serve]'")
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def expected(loaded):
+    """What the model answers when it is asked without a server."""
+    model, tokenizer = loaded
+
+    def answer(choice, **settings):
+        ml.set_adapter(model, choice)
+        return ml.generate(model, tokenizer, QUESTION, **settings)
+
+    yield answer
+    ml.set_adapter(model, None)
+
+
+def complete(client, model="legal", **fields):
+    return client.chat.completions.create(model=model, messages=QUESTION, **fields)
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+CHOICES = {
+    "base": None,
+    "legal": "legal",
+    "support": "support",
+    "legal=0.5 support=0.5": {"legal": 0.5, "support": 0.5},
+}
+
+
+@pytest.mark.parametrize("model", CHOICES)
+def test_a_whole_answer(client, expected, loaded, model):
+    answer = complete(client, model, max_tokens=12)
+    assert answer.choices[0].message.content == expected(CHOICES[model], max_new_tokens=12)
+    assert (answer.object, answer.model, answer.choices[0].message.role) == ("chat.completion", model, "assistant")
+    prompt = len(loaded[1].encode_chat(QUESTION, answer_next=True))
+    assert answer.usage.prompt_tokens == prompt and 0 < answer.usage.completion_tokens <= 12
+    assert answer.usage.total_tokens == prompt + answer.usage.completion_tokens
+    assert answer.choices[0].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("model", CHOICES)
+def test_a_stream_has_the_same_text(client, expected, model):
+    chunks = list(complete(client, model, max_tokens=12, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+    assert text == expected(CHOICES[model], max_new_tokens=12) and len(chunks) > 4
+    assert chunks[-2].choices[0].finish_reason in ("stop", "length") and chunks[-1].choices == []
+    assert chunks[-1].usage == complete(client, model, max_tokens=12).usage
+
+
+def test_a_stream_without_usage_ends_with_its_reason(client):
+    chunks = list(complete(client, max_tokens=3, stream=True))
+    assert [bool(chunk.choices[0].finish_reason) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+def test_a_stream_is_server_sent_events(server):
+    asked = {"model": "base", "messages": QUESTION, "stream": True, "max_tokens": 2}
+    status, headers, body = server.send("POST", "/v1/chat/completions", asked, connection="close")
+    assert status == 200 and headers["content-type"].startswith("text/event-stream")
+    lines = [line.partition("data: ")[2] for line in body.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]" and all(json.loads(line)["id"].startswith("chatcmpl-") for line in lines[:-1])
+
+
+def test_seed_temperature_and_top_p_decide_the_answer(client, expected):
+    settings = {"temperature": 1.5, "seed": 7, "top_p": 0.9}
+    answer = complete(client, max_tokens=12, **settings).choices[0].message.content
+    assert answer == expected("legal", max_new_tokens=12, **settings) != expected("legal", max_new_tokens=12)
+    other = {complete(client, max_tokens=12, temperature=1.5).choices[0].message.content for _ in range(3)}
+    assert len(other) > 1  # each with a seed of its own
+
+
+def test_a_stop_text_ends_the_answer_before_it(client, expected):
+    text = expected("legal", max_new_tokens=12)
+    stop = text[4:6]
+    answer = complete(client, max_tokens=12, stop=stop).choices[0]
+    assert answer.message.content == text[: text.find(stop)].rstrip() and answer.finish_reason == "stop"
+
+
+def test_the_end_of_the_limit_is_said_and_the_server_has_a_limit_of_its_own(client):
+    answer = complete(client, "base", max_completion_tokens=2)
+    assert answer.choices[0].finish_reason == "length" and answer.usage.completion_tokens == 2
+    assert complete(client, "base", temperature=2).usage.completion_tokens <= 16
+
+
+def test_many_at_once_get_what_each_would_get_alone(client, expected):
+    wanted = {model: expected(choice, max_new_tokens=12) for model, choice in CHOICES.items()}
+    asked = [model for model in CHOICES for _ in range(6)]
+    with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda model: complete(client, model, max_tokens=12), asked))
+    assert [answer.choices[0].message.content for answer in answers] == [wanted[model] for model in asked]
+    assert len({answer.id for answer in answers}) == len(asked)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_longer_than_the_context(client):
+    for content in ("x" * 1100, "x" * 900_000):
+        with pytest.raises(openai.BadRequestError, match="at most 1,024 fit") as caught:
+            client.chat.completions.create(model="legal", messages=[{"role": "user", "content": content}])
+        assert caught.value.code == "context_length_exceeded" and caught.value.param == "messages"
+    with pytest.raises(openai.BadRequestError, match="an answer of up to 1,020"):
+        complete(client, max_tokens=1020)
+
+
+def test_an_answer_has_the_room_that_is_left(client, loaded):
+    used = len(loaded[1].encode_chat([{"role": "user", "content": ""}], answer_next=True))
+    talk = [{"role": "user", "content": "x" * (1024 - used - 3)}]
+    assert client.chat.completions.create(model="base", messages=talk).usage.completion_tokens <= 3
+
+
+def test_an_empty_question(client):
+    with pytest.raises(openai.BadRequestError, match="the question is empty"):
+        client.chat.completions.create(model="legal", messages=[{"role": "user", "content": "  "}])
+
+
+def test_a_conversation_that_cannot_become_tokens(client, server, monkeypatch):
+    def count(messages):
+        raise ValueError("character '\\x00' is in no token of this model: remove it")
+
+    monkeypatch.setattr(server.engine, "count", count)
+    with pytest.raises(openai.BadRequestError, match="is in no token of this model") as caught:
+        complete(client)
+    assert caught.value.param == "messages"
+
+
+def test_a_model_that_is_not_there(client):
+    with pytest.raises(openai.NotFoundError, match="did you mean legal") as caught:
+        complete(client, "legl")
+    assert caught.value.code == "model_not_found"
+
+
+def test_a_field_out_of_bounds(client):
+    with pytest.raises(openai.BadRequestError, match="temperature must be a number from 0 to 2") as caught:
+        complete(client, temperature=3)
+    assert caught.value.param == "temperature" and caught.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [b"", b"hello", b"[1, 2]", b"{", b"\x00\xff", b"[" * 50_000])
+def test_a_body_that_is_no_json_object(server, body):
+    status, headers, answer = server.send("POST", "/v1/chat/completions", body)
+    error = json.loads(answer)["error"]
+    assert status == 400 and headers["content-type"] == "application/json"
+    assert error["type"] == "invalid_request_error" and "\n" not in error["message"] and "Traceback" not in answer
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/nothing", 404), ("GET", "/../etc/passwd", 404), ("GET", "/v1/chat/completions", 405),
+     ("PUT", "/adapters", 405), ("GET", "/v1/models/taxes", 404), ("DELETE", "/adapters/taxes", 404),
+     ("DELETE", "/adapters/base", 404)],
+)  # fmt: skip
+def test_other_addresses_and_methods_have_an_answer_in_the_same_form(server, method, path, status):
+    given, _, body = server.send(method, path)
+    assert given == status and json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+def test_a_full_queue_is_said_with_the_time_to_come_again(shop, monkeypatch):
+    with serving(shop, shop, slots=1, waiting=1) as served, served.client() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(served.engine.streams, "step", lambda: None)
+            streams = [complete(client, stream=True, max_tokens=4) for _ in range(2)]
+            with pytest.raises(openai.RateLimitError, match="1 answers wait") as caught:
+                complete(client)
+            assert int(caught.value.response.headers["retry-after"]) >= 1
+            assert caught.value.code == "rate_limit_exceeded"
+        texts = ["".join(chunk.choices[0].delta.content or "" for chunk in stream) for stream in streams]
+        assert texts[0] == texts[1] == complete(client, max_tokens=4).choices[0].message.content
+
+
+def test_a_fault_of_the_server_tells_no_secrets(shop, monkeypatch):
+    with serving(shop, shop) as served, served.client() as client:
+        monkeypatch.setattr(served.engine, "count", lambda messages: 1 / 0)
+        with pytest.raises(openai.InternalServerError, match="something went wrong here") as caught:
+            complete(client)
+        assert "division" not in caught.value.response.text
+        assert served.said == ["POST '/v1/chat/completions' failed: ZeroDivisionError: division by zero"]
+        monkeypatch.undo()
+        monkeypatch.setattr(served.engine.streams, "step", lambda: 1 / 0)
+        with pytest.raises(openai.InternalServerError, match="could not be computed"):
+            complete(client)
+        monkeypatch.setattr(served.engine.streams, "step", lambda: 1 / 0)  # the engine has new ones
+        with pytest.raises(openai.APIError, match="could not be computed"):
+            list(complete(client, stream=True))
+
+
+# -- what is there -----------------------------------------------------------------------------------------------------
+
+
+def test_models_are_listed_with_their_size(client, loaded):
+    models = {entry.id: entry for entry in client.models.list()}
+    assert list(models) == ["base", "legal", "support"]
+    assert client.models.retrieve("legal") == models["legal"]
+    assert models["legal"].size_bytes == sum(a.nbytes for a in ml.adapter_state(loaded[0], "legal").values())
+    assert models["base"].size_bytes > models["legal"].size_bytes
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("taxes")
+
+
+def test_health(server):
+    status, _, body = server.send("GET", "/health")
+    assert (status, json.loads(body)) == (200, {"status": "ok", "models": 3, "running": 0, "waiting": 0})
+
+
+# -- adapters come and go ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(shop, tmp_path):
+    """A server with a base and one adapter, started in a folder that has the other one in runs/."""
+    shutil.copytree(shop / "support", tmp_path / "here" / "runs" / "support")
+    with serving(shop, tmp_path / "here", adapters=["legal"]) as served:
+        served.folder = tmp_path / "here"
+        yield served
+        assert served.said == []
+
+
+def add(served, name, folder):
+    status, _, body = served.send("POST", "/adapters", {"name": name, "folder": str(folder)})
+    return status, json.loads(body)
+
+
+def test_an_adapter_is_added_asked_and_removed(place, expected):
+    status, entry = add(place, "shop", "runs/support")
+    assert (status, entry["id"], entry["object"]) == (201, "shop", "model")
+    with place.client() as client:
+        assert complete(client, "shop", max_tokens=8).choices[0].message.content == expected(
+            "support", max_new_tokens=8
+        )
+        assert [model.id for model in client.models.list()] == ["base", "legal", "shop"]
+        status, _, body = place.send("DELETE", "/adapters/shop")
+        assert (status, json.loads(body)) == (200, {"id": "shop", "object": "model", "deleted": True})
+        with pytest.raises(openai.NotFoundError):
+            complete(client, "shop")
+        answer = complete(client, "legal", max_tokens=8).choices[0].message.content
+        assert answer == expected("legal", max_new_tokens=8)
+    assert add(place, "shop", place.folder / "runs" / "support")[0] == 201  # a whole path, and the name is free again
+
+
+def test_a_name_twice(place):
+    for name in ("legal", "base"):
+        status, body = add(place, name, "runs/support")
+        assert status == 409 and f"the name '{name}' is taken" in body["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a=b", "a b", "../x", "x" * 65, 5, None])
+def test_a_name_that_is_none(place, name):
+    status, _, body = place.send("POST", "/adapters", {"name": name, "folder": "runs/support"})
+    assert status == 400 and json.loads(body)["error"]["param"] == "name"
+
+
+def test_an_adapter_of_another_base(place, loaded):
+    config, tokenizer = loaded[0].config, loaded[1]
+    other = ml.Llama(config, np.random.default_rng(9))
+    save_folder(place.folder / "other", config, other.state_dict(), tokenizer)
+    model, _ = ml.load(place.folder / "other")
+    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4), name="x")
+    ml.save_adapter(model, place.folder / "stranger", name="x")
+    status, body = add(place, "stranger", "stranger")
+    error = body["error"]
+    hashes = [ml.sha256_of(ml.base_state(one)) for one in (model, place.engine.model)]
+    assert status == 400 and error["param"] == "folder" and all(digest[:12] in error["message"] for digest in hashes)
+    assert str(place.folder) not in error["message"] and list(place.engine.versions) == ["base", "legal"]
+
+
+ELSEWHERE = ["..", "../../etc", "/etc", "/", "runs/../../x", "link", "linked", "~root", "runs/\0"]
+
+
+@pytest.mark.parametrize("folder", ELSEWHERE)
+def test_a_folder_that_lies_elsewhere(place, shop, folder):
+    (place.folder / "link").symlink_to(shop / "support")
+    shutil.copytree(shop / "support", place.folder / "linked")
+    weights = "adapter_model.safetensors"
+    (place.folder / "linked" / weights).unlink()
+    (place.folder / "linked" / weights).symlink_to(shop / "support" / weights)
+    status, body = add(place, "x", folder)
+    assert status in (400, 403) and body["error"]["param"] == "folder"
+    assert list(place.engine.versions) == ["base", "legal"]
+    if folder.startswith(("..", "/", "link")):
+        assert status == 403 and "must lie below" in body["error"]["message"]
+
+
+def test_a_folder_without_an_adapter_or_with_a_broken_one(place):
+    (place.folder / "empty").mkdir()
+    file = place.folder / "runs" / "support" / "adapter_model.safetensors"
+    os.truncate(file, 50)
+    for folder in ("empty", "nowhere", "runs/support", "", 5):
+        status, _, body = place.send("POST", "/adapters", {"name": "x", "folder": folder})
+        assert status == 400 and json.loads(body)["error"]["param"] == "folder"

@@ -1,0 +1,182 @@
+"""The thread that owns the model: one batch for all, places that become free, adapters that come and go."""
+
+import threading
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+from serving import QUESTION, serving
+
+import minilora as ml
+from minilora.files.disk import ModelFileError
+from minilora.serve.engine import Ask, BusyError, Engine, NameTakenError, UnknownModelError
+
+
+@pytest.fixture
+def engine(shop, tmp_path):
+    """An engine, with its server, of the test's own; two answers run at a time, three may wait."""
+    with serving(shop, shop, slots=2, waiting=3) as served:
+        yield served.engine
+        assert served.said == []
+
+
+def start(engine, adapter="legal", **settings):
+    """An answer under way: its Ask, its pieces so far, and a future of the last one."""
+    ask, pieces, last = Ask(QUESTION, adapter, **settings), [], Future()
+
+    def tell(piece):
+        pieces.append(piece)
+        if piece.finished or piece.error:
+            last.set_result(piece)
+
+    engine.call(lambda: engine.ask(ask, tell)).result(30)
+    return ask, pieces, last
+
+
+def alone(shop, adapter, tokens):
+    model, tokenizer = ml.load(shop / "base")
+    if adapter:
+        ml.load_adapter(model, shop / adapter, adapter)
+    return ml.generate(model, tokenizer, QUESTION, max_new_tokens=tokens)
+
+
+def test_answers_of_several_are_computed_in_one_batch_and_are_as_if_alone(shop, engine, monkeypatch):
+    sizes = []
+    compute = engine.streams._compute
+    monkeypatch.setattr(
+        engine.streams, "_compute", lambda answers, *rest: (sizes.append(len(answers)), compute(answers, *rest))[1]
+    )
+    hold = threading.Event()
+    engine.call(hold.wait)
+    asks = [Ask(QUESTION, adapter, 12) for adapter in ("legal", None)]
+    texts, ends = dict.fromkeys(asks, ""), {ask: threading.Event() for ask in asks}
+
+    def tells(ask):
+        def tell(piece):
+            texts[ask] += piece.text
+            if piece.finished:
+                ends[ask].set()
+
+        return tell
+
+    for ask in asks:
+        engine.call(lambda ask=ask: engine.ask(ask, tells(ask)))
+    hold.set()
+    assert all(end.wait(30) for end in ends.values())
+    assert [texts[ask] for ask in asks] == [alone(shop, adapter, 12) for adapter in ("legal", None)]
+    assert 2 in sizes and len(sizes) <= 13
+
+
+def test_one_that_is_cancelled_frees_its_place_for_one_that_waits(engine):
+    first, second = (start(engine, max_new_tokens=900, temperature=2.0) for _ in range(2))
+    third = start(engine, max_new_tokens=2)
+    engine.call(lambda: engine.cancel(first[0])).result(30)
+    assert third[2].result(30).finished in ("stop", "length")
+    engine.call(lambda: engine.cancel(second[0])).result(30)
+    assert engine.state() == {"running": 0, "waiting": 0}
+    engine.call(lambda: engine.cancel(second[0])).result(30)  # gone already: nothing happens
+
+
+def test_more_than_may_wait_are_told_when_to_come_again(engine, monkeypatch):
+    monkeypatch.setattr(engine.streams, "step", lambda: None)
+    for _ in range(5):
+        start(engine)
+    assert engine.state() == {"running": 2, "waiting": 3}
+    with pytest.raises(BusyError, match="3 answers wait") as caught:
+        start(engine)
+    assert 1 <= caught.value.seconds <= 60
+    for ask in list(engine.jobs):
+        engine.call(lambda ask=ask: engine.cancel(ask))
+
+
+def test_an_unknown_adapter_is_refused(engine):
+    for adapter in ("taxes", {"legal": 0.5, "taxes": 0.5}):
+        with pytest.raises(UnknownModelError, match="taxes"):
+            start(engine, adapter)
+
+
+def test_a_fault_ends_the_answers_it_hit_and_no_others(shop, tmp_path):
+    with serving(shop, shop) as served:
+        engine, right = served.engine, served.ask("support", max_new_tokens=4)
+
+        def fault():
+            raise MemoryError("no room")
+
+        engine.streams.step = fault
+        piece = start(engine)[2].result(30)
+        assert piece.finished is None and piece.error == "the answer could not be computed"
+        assert served.said == ["1 answers could not be computed: no room"]
+        assert served.ask("support", max_new_tokens=4) == right
+        assert engine.state() == {"running": 0, "waiting": 0}
+
+
+def test_what_a_called_function_raises_reaches_who_called(engine):
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda: 1 / 0).result(30)
+    assert engine.call(lambda: 5).result(30) == 5
+
+
+def test_a_call_that_nobody_waits_for_any_longer_is_not_made(engine):
+    hold, made = threading.Event(), []
+    engine.call(hold.wait)
+    future = engine.call(lambda: made.append(1))
+    assert future.cancel()
+    hold.set()
+    engine.call(lambda: None).result(30)
+    assert made == []
+
+
+def test_an_adapter_that_leaves_answers_to_the_end(shop, engine):
+    before = {path: array.copy() for path, array in engine.model.state_dict().items() if ".adapters." not in path}
+    running = start(engine, "legal", max_new_tokens=60)
+    engine.call(lambda: engine.remove_adapter("legal")).result(30)
+    assert list(engine.versions) == ["base", "support"]
+    with pytest.raises(UnknownModelError):
+        start(engine, "legal")
+    running[2].result(30)
+    engine.call(lambda: None).result(30)
+    assert list(engine.model.adapters) == ["support"] and not engine.leaving
+    assert "".join(piece.text for piece in running[1]) == alone(shop, "legal", 60)
+    engine.call(lambda: engine.remove_adapter("support")).result(30)  # the last one: plain layers are back
+    after = engine.model.state_dict()
+    assert all(np.array_equal(after[path], array) for path, array in before.items())
+    engine.call(lambda: engine.add_adapter("law", shop / "legal")).result(30)
+    assert list(engine.versions) == ["base", "law"]
+
+
+def test_an_adapter_that_still_answers_keeps_its_name(shop, engine, monkeypatch):
+    monkeypatch.setattr(engine.streams, "step", lambda: None)
+    ask, _, _ = start(engine, {"legal": 0.5, "support": 0.5})
+    engine.call(lambda: engine.remove_adapter("legal")).result(30)
+    with pytest.raises(NameTakenError, match="leaving"):
+        engine.call(lambda: engine.add_adapter("legal", shop / "legal")).result(30)
+    assert "legal" in engine.model.adapters
+    engine.call(lambda: engine.cancel(ask)).result(30)
+    assert "legal" not in engine.model.adapters
+    engine.call(lambda: engine.add_adapter("legal", shop / "legal")).result(30)
+
+
+def test_names_that_are_taken_or_not_there(shop, engine):
+    for name in ("legal", "base"):
+        with pytest.raises(NameTakenError, match="taken"):
+            engine.call(lambda name=name: engine.add_adapter(name, shop / "legal")).result(30)
+    for name in ("taxes", "base"):
+        with pytest.raises(UnknownModelError):
+            engine.call(lambda name=name: engine.remove_adapter(name)).result(30)
+
+
+def test_an_adapter_that_cannot_be_loaded_changes_nothing(engine, tmp_path):
+    with pytest.raises(ModelFileError):
+        engine.call(lambda: engine.add_adapter("new", tmp_path)).result(30)
+    assert list(engine.versions) == ["base", "legal", "support"] == ["base", *engine.model.adapters]
+
+
+def test_tokens_are_counted_and_what_is_far_too_long_is_not_even_read(engine, monkeypatch):
+    assert engine.count(QUESTION) == len(engine.tokenizer.encode_chat(QUESTION, answer_next=True))
+    monkeypatch.setattr(engine.tokenizer, "encode", None)
+    assert engine.count([{"role": "user", "content": "x" * 1_000_000}]) > engine.context
+
+
+def test_the_context_is_the_models_at_most(shop):
+    model, tokenizer = ml.load(shop / "base")
+    assert [Engine(model, tokenizer, context=n).context for n in (None, 10, 5000)] == [1024, 10, 1024]

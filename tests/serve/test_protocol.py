@@ -1,0 +1,185 @@
+"""What a request may say, and what is answered to one that may not."""
+
+import json
+
+import pytest
+
+from minilora.serve.engine import Piece, Version
+from minilora.serve.protocol import ApiError, Reply, event, model_entry, read_json_object, read_request
+
+NAMES = ["base", "legal", "support"]
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def understood(**fields):
+    return read_request({"model": "legal", "messages": HELLO} | fields, NAMES)
+
+
+def refused(**fields):
+    with pytest.raises(ApiError) as caught:
+        understood(**fields)
+    return caught.value
+
+
+def test_a_request_with_everything():
+    request = understood(
+        temperature=0.5, top_p=0.9, max_tokens=7, stop=["a", "b"], seed=3, stream=True, user="me",
+        stream_options={"include_usage": True}, n=1, tools=[], response_format={"type": "text"},
+    )  # fmt: skip
+    assert (request.model, request.choice, request.messages) == ("legal", "legal", HELLO)
+    assert (request.temperature, request.top_p, request.limit, request.seed) == (0.5, 0.9, 7, 3)
+    assert (request.stop, request.stream, request.usage, request.usage_always) == (("a", "b"), True, True, False)
+    ask = request.ask(5)
+    assert (ask.messages, ask.adapter, ask.max_new_tokens, ask.temperature) == (HELLO, "legal", 5, 0.5)
+    assert (ask.top_p, ask.seed, ask.stop) == (0.9, 3, ("a", "b"))
+
+
+def test_what_is_not_said_has_defaults_and_null_is_not_saying_it():
+    for request in (understood(), understood(temperature=None, stop=None, seed=None, max_tokens=None, stream=None)):
+        assert (request.temperature, request.top_p, request.limit, request.stop) == (0.0, 1.0, None, ())
+        assert not request.stream and not request.usage
+
+
+def test_seeds_that_are_not_given_differ_and_negative_ones_are_seeds_too():
+    assert understood().seed != understood().seed
+    assert understood(seed=-1).seed == 2**64 - 1
+
+
+def test_the_newer_name_of_the_limit_goes_first():
+    assert understood(max_tokens=3, max_completion_tokens=5).limit == 5
+
+
+def test_a_top_p_of_nothing_takes_the_likeliest():
+    assert 0 < understood(top_p=0).top_p < 1e-6
+
+
+def test_roles_and_parts():
+    request = understood(
+        messages=[
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        ]
+    )
+    assert request.messages == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "ab"}]
+
+
+@pytest.mark.parametrize(
+    ("model", "choice"),
+    [("base", None), ("legal", "legal"), ("legal=0.7 support=0.3", {"legal": 0.7, "support": 0.3}),
+     ("legal=0.7,support=-1", {"legal": 0.7, "support": -1.0})],
+)  # fmt: skip
+def test_who_answers(model, choice):
+    assert understood(model=model).choice == choice
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"messages": []}, "messages", "at least one message"),
+        ({"messages": "hello"}, "messages", "must be a list"),
+        ({"messages": [5]}, "messages[0]", "an object with role and content"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "one of system, developer, user"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", "got 'None'"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "must be text"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got a number"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "parts of text"),
+        ({"messages": [{"role": "user", "content": " \n"}]}, "messages[0].content", "the question is empty"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "half a character"),
+        ({"model": 5}, "model", "must be a text"),
+        ({"model": "\udfff"}, "model", "half a character"),
+        ({"model": "legal=x"}, "model", "a mix is"),
+        ({"model": "legal=nan"}, "model", "a mix is"),
+        ({"model": "legal=1 legal=2"}, "model", "each name once"),
+        ({"temperature": "hot"}, "temperature", "a number from 0 to 2"),
+        ({"temperature": 2.1}, "temperature", "got '2.1'"),
+        ({"temperature": float("nan")}, "temperature", "from 0 to 2"),
+        ({"temperature": True}, "temperature", "from 0 to 2"),
+        ({"top_p": 1.5}, "top_p", "from 0 to 1"),
+        ({"max_tokens": 0}, "max_tokens", "a whole number from 1 on"),
+        ({"max_completion_tokens": 1.5}, "max_completion_tokens", "a whole number"),
+        ({"seed": 0.5}, "seed", "must be a whole number, got"),
+        ({"seed": "1"}, "seed", "must be a whole number, got"),
+        ({"stop": ""}, "stop", "each of 1 to 200"),
+        ({"stop": ["a"] * 5}, "stop", "up to 4"),
+        ({"stop": [1]}, "stop", "must be a text"),
+        ({"stop": {"a": 1}}, "stop", "must be a text"),
+        ({"stream": "yes"}, "stream", "true or false"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "means nothing without stream"),
+        ({"stream": True, "stream_options": []}, "stream_options", "must be an object"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage", "true or false"),
+        ({"n": 2}, "n", "n is not supported here"),
+        ({"tools": [{}]}, "tools", "not supported"),
+        ({"logprobs": True}, "logprobs", "not supported"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"temprature": 0.5}, "temprature", "did you mean temperature?"),
+    ],
+)
+def test_what_means_nothing_is_refused_with_the_name_of_the_field(fields, param, said):
+    error = refused(**fields)
+    assert (error.status, error.kind, error.param) == (400, "invalid_request_error", param)
+    assert said in str(error)
+
+
+def test_a_model_must_be_named():
+    with pytest.raises(ApiError, match="model is missing: one of base, legal, support"):
+        read_request({"messages": HELLO}, NAMES)
+
+
+@pytest.mark.parametrize(("model", "hint"), [("legel", "did you mean legal"), ("x", "there is: base"), ("x" * 999, "")])
+def test_a_model_that_is_not_there_is_not_found(model, hint):
+    error = refused(model=model)
+    assert (error.status, error.code) == (404, "model_not_found")
+    assert hint in str(error) and len(str(error)) < 200
+
+
+def test_the_base_is_no_part_of_a_mix():
+    assert refused(model="legal=1 base=1").status == refused(model="legal=1 taxes=1").status == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "not valid JSON"),
+        (b'{"model": "legal"', "not valid JSON"),
+        (b"\xff\xfe\xfa", "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"seed": ' + b"1" * 5000 + b"}", "not valid JSON"),
+        (b"[]", "got a list"),
+        (b'"hello"', "got a text"),
+        (b"null", "got nothing"),
+    ],
+)
+def test_a_body_that_is_no_json_object(body, said):
+    with pytest.raises(ApiError, match=said) as caught:
+        read_json_object(body)
+    assert caught.value.status == 400
+
+
+def test_an_error_is_one_line_in_openais_form():
+    body = ApiError(400, "one\ntwo", "seed", "code").body()
+    assert body == {"error": {"message": "one two", "type": "invalid_request_error", "param": "seed", "code": "code"}}
+    assert ApiError(429, "").kind == "rate_limit_error" and ApiError(500, "").kind == "server_error"
+
+
+def test_chunks_of_one_answer_belong_together_and_count_as_asked():
+    reply = Reply(understood(stream=True, stream_options={"include_usage": True}), 9)
+    chunks = [reply.begin(), reply.chunk(Piece("a", 1)), reply.end(Piece("", 2, "stop")), reply.counts(Piece("", 2))]
+    assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in chunks}) == 1
+    assert [chunk["usage"] for chunk in chunks[:3]] == [None] * 3 and chunks[3]["choices"] == []
+    assert chunks[3]["usage"] == {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:3]] == [None, None, "stop"]
+    assert "usage" not in Reply(understood(stream=True), 9).begin()
+    always = Reply(understood(stream=True, stream_options={"continuous_usage_stats": True}), 9)
+    assert always.chunk(Piece("a", 4))["usage"]["completion_tokens"] == 4
+
+
+def test_an_event_is_one_line_of_ascii():
+    line = event({"text": "ä\n\n"})
+    assert line.isascii() and line.endswith(b"\n\n") and line.count(b"\n") == 2
+    assert json.loads(line.removeprefix(b"data: ")) == {"text": "ä\n\n"} and event("[DONE]") == b"data: [DONE]\n\n"
+
+
+def test_a_model_has_what_clients_read_and_its_size():
+    entry = model_entry(Version("legal", 10, 5))
+    assert entry == {"id": "legal", "object": "model", "created": 5, "owned_by": "minilora", "size_bytes": 10}

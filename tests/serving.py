@@ -1,0 +1,113 @@
+"""A server at work in this process, for tests that ask it over a socket."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs pip install '.[serve]'")
+pytest.importorskip("uvicorn", reason="needs pip install '.[serve]'")
+
+from minilora.io.versions import load_versions
+from minilora.serve.app import App
+from minilora.serve.engine import Ask, Engine
+from minilora.serve.run import bind, new_server
+
+QUESTION = [{"role": "user", "content": "hello"}]
+
+
+class Served:
+    """engine, app, address, port; `said`: what a terminal would have shown."""
+
+    def __init__(self, engine, app, port, said):
+        self.engine, self.app, self.port, self.said = engine, app, port, said
+        self.address = f"http://127.0.0.1:{port}"
+
+    def client(self):
+        """OpenAI's own, which does not ask again by itself."""
+        import openai
+
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def connect(self):
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def send(self, method, path, body=None, **headers):
+        """Status, headers and body of an answer to a request; body: bytes, or what becomes JSON."""
+        body = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        given = {"host": f"127.0.0.1:{self.port}", "content-length": len(body)} | headers
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            *(f"{name}: {value}" for name, value in given.items() if value is not None),
+        ]
+        with self.connect() as connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+            return read_response(connection)
+
+    def ask(self, model="legal", **fields):
+        """An answer as the engine's thread alone would give it: text, tokens, how it ended."""
+        pieces, done = [], threading.Event()
+
+        def tell(piece):
+            pieces.append(piece)
+            if piece.finished or piece.error:
+                done.set()
+
+        ask = Ask(QUESTION, model, **fields)
+        self.engine.call(lambda: self.engine.ask(ask, tell)).result(30)
+        assert done.wait(60)
+        return "".join(piece.text for piece in pieces), pieces[-1].tokens, pieces[-1].finished
+
+    @contextlib.contextmanager
+    def held(self):
+        """Inside, the engine's thread does nothing: what is asked waits for its next turn."""
+        go, waits = threading.Event(), threading.Event()
+        self.engine.call(lambda: (waits.set(), go.wait(60)))
+        assert waits.wait(30)
+        try:
+            yield
+        finally:
+            go.set()
+
+    def until(self, **state):
+        """Wait until so many run, and so many wait."""
+        end = time.monotonic() + 30
+        while self.engine.state() != state:
+            assert time.monotonic() < end, self.engine.state()
+            time.sleep(0.005)
+
+
+def read_response(connection):
+    """Status, headers by name, and body of the one response on a connection."""
+    with connection.makefile("rb") as file:
+        status = int(file.readline().split()[1])
+        headers = {}
+        while line := file.readline().strip():
+            name, _, value = line.decode().partition(": ")
+            headers[name.lower()] = value
+        length = headers.get("content-length")
+        return status, headers, file.read(int(length) if length else -1).decode()
+
+
+@contextlib.contextmanager
+def serving(shop, start, adapters=("legal", "support"), connections=256, default_limit=16, **bounds):
+    """The shop, served. start: the folder that it was started in."""
+    said = []
+    model, tokenizer = load_versions({name: shop / name for name in adapters}, shop / "base")
+    listener = bind("127.0.0.1", 0)
+    ready = threading.Event()
+    with listener, Engine(model, tokenizer, say=said.append, **bounds) as engine:
+        app = App(engine, start, default_limit)
+        server = new_server(app, "127.0.0.1", connections, said.append, ready.set)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            assert ready.wait(30)
+            yield Served(engine, app, listener.getsockname()[1], said)
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
