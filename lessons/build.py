@@ -15,6 +15,9 @@ same bytes: cells are named after what they hold, times and versions are left ou
 measured seconds, stands in cells tagged `measured` (`# %% tags=["measured"]`), which keep their outputs from the build
 before as long as their code is the same.
 
+A lesson that needs the real model (plan.py says which) is run where the model is. Elsewhere its outputs stay what they
+are, as with --words, and its code must be that of the notebook.
+
 Needs `pip install '.[lessons]'`, and '.[instructor]' for the exercises.
 """
 
@@ -42,14 +45,16 @@ import nbformat
 from minilora.course.exercises import EXERCISES
 from minilora.course.pages import course_map, filled, mistakes, plans, variants
 from minilora.course.plan import LESSONS
+from minilora.io import zoo
 
 HERE = Path(__file__).resolve().parent
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 SAME = 0.01  # --check: how much a number may move, relatively; another processor rounds in another way
-CELL_TIMEOUT = 300  # seconds
+CELL_TIMEOUT = 1800  # seconds; a busy machine may need many for one that trains the real model
 PACKAGE = "minilora"  # what pip installs where there is no clone: Colab
 LIMITS = {"words of prose": 2000, "cells": 30, "lines of imports": 8, "seconds": 60, "kilobytes": 300}
+MODEL_SECONDS = 300  # what a lesson may take that trains the real model
 SETUP = f"""# In Colab or Binder, this cell installs minilora. Where it is installed, nothing happens.
 import importlib.util
 import pathlib
@@ -81,6 +86,7 @@ def read_source(path: Path, variant: int | None = None) -> nbformat.NotebookNode
     elif lesson := next((row for row in LESSONS.values() if row.name == path.stem), None):
         title, _, rest = notebook.cells[0].source.partition("\n")
         notebook.cells[0].source = f"{title}\n\n{lesson.head}\n{rest}"
+        notebook.metadata.minilora = {"needs_model": lesson.needs_model} if lesson.needs_model else {}
     first = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), len(notebook.cells))
     notebook.cells.insert(first, nbformat.v4.new_code_cell(SETUP, metadata={"tags": ["setup"]}))
     seen: Counter[str] = Counter()
@@ -149,7 +155,8 @@ def run(notebook: nbformat.NotebookNode) -> None:
                 raise LessonError(f"cell {cell.id} writes to stderr: {output.text.strip().splitlines()[0]}")
     shrink_pictures(notebook)
     notebook.metadata.language_info = {"name": "python"}  # without the version
-    notebook.metadata.minilora = {"seconds": round(time.perf_counter() - start)}
+    about = notebook.metadata.get("minilora", {})
+    notebook.metadata.minilora = about | {"seconds": round(time.perf_counter() - start)}
 
 
 def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
@@ -197,7 +204,11 @@ def keep_all(notebook: nbformat.NotebookNode, target: Path) -> None:
     before = nbformat.read(target, as_version=4) if target.exists() else nbformat.v4.new_notebook()
     old, new = ([cell for cell in book.cells if cell.cell_type == "code"] for book in (before, notebook))
     if [cell.source for cell in old] != [cell.source for cell in new]:
-        raise LessonError("--words is for changes of the text, and the code has changed, too")
+        raise LessonError(
+            "its code has changed, too: to run it needs the real model (minilora pull smollm2)"
+            if not_here(notebook)
+            else "--words is for changes of the text, and the code has changed, too"
+        )
     for cell, same in zip(new, old, strict=True):
         cell.outputs, cell.execution_count = same.outputs, same.execution_count
     notebook.metadata.minilora = before.metadata.get("minilora", {})
@@ -208,13 +219,18 @@ def build(source: Path, target: Path, fresh: bool, words: bool) -> nbformat.Note
     notebook = read_source(source)
     if source.parent.name == "exercises":
         return without_solutions(notebook)
-    if words:
+    if words or not_here(notebook):
         keep_all(notebook, target)
         return notebook
     run(notebook)
     if target.exists() and not fresh:
         keep_measured(notebook, nbformat.read(target, as_version=4))
     return notebook
+
+
+def not_here(notebook: nbformat.NotebookNode) -> bool:
+    """Does it need the real model on a machine that has none?"""
+    return bool(notebook.metadata.get("minilora", {}).get("needs_model")) and zoo.find("smollm2") is None
 
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
@@ -279,7 +295,9 @@ def sizes(notebook: nbformat.NotebookNode) -> dict[str, int]:
 def over_limits(notebook: nbformat.NotebookNode) -> list[str]:
     """Which limits a lesson breaks, as "2,100 words of prose, at most 2,000"."""
     found = sizes(notebook)
-    return [f"{found[what]:,} {what}, at most {most:,}" for what, most in LIMITS.items() if found[what] > most]
+    slow = notebook.metadata.get("minilora", {}).get("needs_model")
+    limits = LIMITS | ({"seconds": MODEL_SECONDS} if slow else {})
+    return [f"{found[what]:,} {what}, at most {most:,}" for what, most in limits.items() if found[what] > most]
 
 
 def make_course(folder: Path, sources: list[Path], variant: int | None, overlay: Path | None) -> None:
@@ -368,6 +386,8 @@ def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
                 raise LessonError(difference)
             if source.parent.name != "exercises" and not options.check:
                 line = f"built in {notebook.metadata.minilora.get('seconds', '?')} s"
+                if not_here(notebook):
+                    line = "outputs kept: to run it needs the real model (minilora pull smollm2)"
                 if over := over_limits(notebook):
                     raise LessonError(f"written, but it has {'; '.join(over)}")
         except LessonError as error:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Lesson:
-    """One row of the map. minutes: to read it and to do its exercises. needs: numbers of lessons to do before."""
+    """One row of the map. minutes: to read it and to do its exercises. needs: numbers of lessons to do before.
+    needs_model: it trains the real model, which somebody has to fetch first.
+    """
 
     number: int
     name: str  # of its notebook and of its exercises' notebook
@@ -17,17 +19,20 @@ class Lesson:
     needs: tuple[int, ...]
     builds: str
     essential: bool
+    needs_model: bool = False
 
     @property
     def head(self) -> str:
         """What stands below a lesson's title."""
         before = f"lesson{'s'[: len(self.needs) > 1]} {' and '.join(map(str, self.needs))}" if self.needs else ""
         needs = before or "Python, and the product of two matrices"
-        return f"*{self.minutes} minutes with the exercises. Before it: {needs}. You build: {self.builds}.*"
+        model = " It needs the real model: `minilora pull smollm2`, 98 MB." if self.needs_model else ""
+        return f"*{self.minutes} minutes with the exercises. Before it: {needs}. You build: {self.builds}.*{model}"
 
 
+WITH_MODEL: tuple[int, ...] = ()  # lessons that train the real model
 LESSONS = {
-    row[0]: Lesson(*row)
+    row[0]: Lesson(*row, needs_model=row[0] in WITH_MODEL)
     for row in [
         (1, "01_gradient", "Can a gradient be measured?", 30, (), "a check for any derivative", True),
         (2, "02_tape", "How does code differentiate itself?", 45, (1,), "an engine of 40 lines", True),

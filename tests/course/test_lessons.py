@@ -8,6 +8,7 @@ import pytest
 from lessonfiles import BUILT, KEPT, LESSONS, build_program
 
 from minilora.course.exercises import EXERCISES
+from minilora.course.plan import Lesson
 
 SOURCES = sorted(path.relative_to(LESSONS / "src") for path in (LESSONS / "src").rglob("[0-9]*.py"))
 SOLUTION = re.compile(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", re.DOTALL)
@@ -189,6 +190,34 @@ def test_words_alone_are_written_without_running_and_code_is_refused(lesson, pro
     assert outputs(target) == outputs(lesson) and b"# A better lesson" in target.read_bytes()
     write_source(tmp_path, LESSON.replace("3.14159", "3"))
     assert program.main(["--words"], tmp_path) == 1 and "the code has changed, too" in capsys.readouterr().out
+
+
+def test_a_lesson_that_needs_the_real_model_keeps_its_outputs_where_there_is_none(
+    lesson, program, tmp_path, monkeypatch, capsys
+):
+    needs = {1: Lesson(1, "01_demo", "Does it?", 5, (), "nothing", True, needs_model=True)}
+    monkeypatch.setattr(program, "LESSONS", needs)
+    target = write_source(tmp_path, LESSON)
+    monkeypatch.setattr(program.zoo, "find", lambda name: tmp_path)
+    assert program.main([], tmp_path) == 0
+    built = outputs(target)
+    monkeypatch.setattr(program.zoo, "find", lambda name: None)
+    monkeypatch.setattr(program, "run", lambda notebook: pytest.fail("a cell was run"))
+    write_source(tmp_path, LESSON.replace("# # A lesson", "# # A better lesson"))
+    assert program.main([], tmp_path) == 0 and program.main(["--check"], tmp_path) == 0
+    assert outputs(target) == built and b"# A better lesson" in target.read_bytes()
+    assert "outputs kept: to run it needs the real model (minilora pull smollm2)" in capsys.readouterr().out
+    write_source(tmp_path, LESSON.replace("3.14159", "3"))
+    assert program.main(["--check"], tmp_path) == 1
+    assert "its code has changed, too: to run it needs the real model" in capsys.readouterr().out
+
+
+def test_a_lesson_that_trains_the_real_model_may_take_longer(program):
+    notebook = program.nbformat.v4.new_notebook()
+    notebook.metadata.minilora = {"seconds": program.LIMITS["seconds"] + 1}
+    assert program.over_limits(notebook) == ["61 seconds, at most 60"]
+    notebook.metadata.minilora.needs_model = True
+    assert program.over_limits(notebook) == []
 
 
 def test_check_finds_a_change_of_the_source_and_writes_nothing(lesson, program, tmp_path, capsys):
