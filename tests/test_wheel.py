@@ -44,6 +44,10 @@ def test_the_wheel_holds_every_notebook_and_no_source_of_one(wheel):
     assert not any("/src/" in name or name.startswith("lessons") for name in names)
 
 
+def test_the_wheel_holds_the_page(wheel):
+    assert "minilora/serve/page.html" in zipfile.ZipFile(wheel).namelist()
+
+
 def test_the_course_comes_out_of_the_wheel(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}

@@ -1,0 +1,227 @@
+"""The page, in a headless Chromium, as somebody would use it: by mouse, by keyboard, on a phone, in the dark.
+
+Needs pip install '.[test-serve]' and a Chromium: that of the system (`apt-get install chromium`), the one that the
+variable CHROMIUM names, or playwright's own (`playwright install chromium`).
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from serving import serving
+
+from minilora.serve.app import read_page
+
+PAGE, POLICY = read_page()
+DONE = "() => document.querySelector('article') && !document.querySelector('.writes')"
+CONTRAST = """selector => {  // as WCAG 2.2 defines it, of letters and what is behind them
+    const numbers = color => color.match(/[\\d.]+/g).map(Number);
+    const linear = c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
+    const light = ([r, g, b]) => .2126 * linear(r / 255) + .7152 * linear(g / 255) + .0722 * linear(b / 255);
+    const ground = element => {
+        const own = getComputedStyle(element).backgroundColor;
+        return numbers(own)[3] === 0 && element.parentElement ? ground(element.parentElement) : own;
+    };
+    const seen = [...document.querySelectorAll(selector)].filter(element => element.checkVisibility());
+    return seen.map(element => {
+        const both = [getComputedStyle(element).color, ground(element)].map(numbers).map(light);
+        return [element.textContent.trim().slice(0, 20), (Math.max(...both) + .05) / (Math.min(...both) + .05)];
+    });
+}"""
+LISTEN = """() => {
+    window.heard = [];
+    const region = document.getElementById("status");
+    new MutationObserver(() => heard.push(region.textContent)).observe(region, { childList: true });
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install '.[test-serve]'")
+    with playwright.sync_playwright() as driver:
+        own = driver.chromium.executable_path
+        path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or own
+        if not Path(path).exists():
+            pytest.skip("needs Chromium: apt-get install chromium, or playwright install chromium")
+        flags = ["--no-sandbox", "--disable-dev-shm-usage",  # a container has no user namespaces, and a small /dev/shm
+                 "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+        browser = driver.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def served(shop):
+    with serving(shop, shop, default_limit=64) as served:
+        yield served
+        assert served.said == []
+
+
+@pytest.fixture
+def page(chromium, served, request):
+    """The page, opened with what the test's parameter says of the screen. It may complain of nothing."""
+    context = chromium.new_context(**getattr(request, "param", {}))
+    page = context.new_page()
+    page.complaints, page.asked = [], []
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(served.address)
+    page.get_by_role("checkbox", name="legal").wait_for()
+    yield page
+    assert page.complaints == []
+    assert all(url.startswith((served.address, "data:")) for url in page.asked)
+    context.close()
+
+
+def ask(page, question="hello"):
+    page.get_by_label("Question", exact=True).fill(question)
+    page.keyboard.press("Enter")
+    page.wait_for_function(DONE)
+
+
+def texts(page):
+    """What each card says, by its title."""
+    return {
+        card.get_attribute("aria-label"): card.locator(".text").inner_text() for card in page.locator("article").all()
+    }
+
+
+def test_a_question_is_answered_by_base_and_adapters_side_by_side(page, served):
+    ask(page)
+    expected = {
+        name: served.ask(None if name == "base" else name, max_new_tokens=96)[0] for name in served.engine.versions
+    }
+    assert list(expected) == ["base", "legal", "support"]
+    shown = {name: " ".join(text.split()) for name, text in texts(page).items()}
+    assert shown == {name: " ".join(text.split()) for name, text in expected.items()}
+    assert page.get_by_role("heading", name="hello").is_visible()
+    for card in page.locator("article").all():
+        assert re.search(r"^\d+ tokens? · \d+ tokens/s · first after \d+\.\d\d s", card.locator(".counts").inner_text())
+    tops = {card.bounding_box()["y"] for card in page.locator("article").all()}
+    assert len(tops) == 1  # side by side
+
+
+def test_only_who_was_chosen_answers(page):
+    page.get_by_role("checkbox", name="base").uncheck()
+    page.get_by_role("checkbox", name="support").uncheck()
+    ask(page)
+    assert list(texts(page)) == ["legal"]
+
+
+def test_sizes_are_shown(page, served):
+    size = served.engine.versions["legal"].size
+    chip = page.locator("label", has=page.get_by_role("checkbox", name="legal"))
+    assert f"{round(size / 1000)} KB" in chip.inner_text()
+
+
+def test_two_are_mixed_with_a_slider(page, served):
+    page.get_by_role("switch", name="Mix two").check()
+    slider = page.get_by_role("slider", name="Share of the first adapter")
+    slider.fill("70")
+    assert slider.get_attribute("aria-valuetext") == "70 % legal, 30 % support"
+    ask(page)
+    mixed = served.ask({"legal": 0.7, "support": 0.3}, max_new_tokens=96)[0]
+    assert " ".join(texts(page)["legal + support"].split()) == " ".join(mixed.split())
+
+
+def test_everything_is_reached_and_done_by_keyboard(page):
+    assert page.evaluate("document.activeElement.id") == "question"
+    reached = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.value || document.activeElement.innerText"))
+        if page.evaluate("document.activeElement.type") == "checkbox":
+            outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+            assert outline != "none"
+    assert {"base", "legal", "support", "Ask", "Settings"} <= reached
+    page.get_by_role("switch").focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#shares").inner_text() == "55 % legal, 45 % support"
+    page.get_by_label("Question", exact=True).focus()
+    page.keyboard.type("a")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("b")
+    assert page.get_by_label("Question", exact=True).input_value() == "a\nb" and not page.locator("article").count()
+
+
+def test_a_screen_reader_hears_each_answer_once_and_whole(page):
+    page.evaluate(LISTEN)
+    assert page.locator("#status").get_attribute("role") == "status"
+    ask(page)
+    heard = page.evaluate("window.heard")
+    assert heard[0] == "3 answers are on their way." and len(heard) == 4
+    assert sorted(line.split()[0] for line in heard[1:]) == ["base", "legal", "support"]
+    for field in page.locator("input, textarea, select").all():
+        assert field.evaluate("field => field.labels?.length || field.ariaLabel"), field
+
+
+def test_an_answer_is_stopped_and_its_place_is_free(page, served):
+    page.locator("summary").click()
+    page.get_by_label("Tokens at most").fill("900")
+    page.get_by_label("Temperature").fill("2")
+    page.get_by_label("Question", exact=True).fill("hello")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('article .text')?.textContent.length > 5")
+    page.keyboard.press("Escape")
+    page.wait_for_function(DONE)
+    served.until(running=0, waiting=0)
+    assert any("stopped" in text for text in page.locator(".counts").all_inner_texts())
+
+
+def test_what_goes_wrong_stands_where_the_answer_would(page):
+    page.locator("summary").click()
+    page.get_by_label("Tokens at most").fill("1024")
+    ask(page)
+    assert all("at most 1,024 fit" in text for text in texts(page).values())
+    assert page.locator(".failed").count() == 3
+    page.complaints.clear()  # the browser reports each 400
+
+
+def test_an_answer_is_text_and_never_markup(page, served, monkeypatch):
+    evil = "<img src=x onerror=alert(1)><b>bold</b>"
+    decode = served.engine.tokenizer.decode
+    monkeypatch.setattr(served.engine.tokenizer, "decode", lambda ids: evil if ids else decode(ids))
+    ask(page, "<i>question</i>")
+    assert set(texts(page).values()) == {evil} and not page.locator("main img, main b, main i").count()
+    assert page.get_by_role("heading", name="<i>question</i>").is_visible()
+
+
+def test_adapters_that_come_are_found_when_the_page_is_looked_at_again(page, served, shop):
+    page.get_by_role("checkbox", name="support").uncheck()
+    served.engine.call(lambda: served.engine.add_adapter("law", shop / "legal")).result(30)
+    try:
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        page.get_by_role("checkbox", name="law").wait_for()
+        assert not page.get_by_role("checkbox", name="support").is_checked()
+    finally:
+        served.engine.call(lambda: served.engine.remove_adapter("law")).result(30)
+
+
+SCREENS = {"wide": {}, "dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 390, "height": 844}}}
+SCREENS["narrow"] = {"viewport": {"width": 320, "height": 600}, "color_scheme": "dark"}
+
+
+@pytest.mark.parametrize("page", SCREENS.values(), ids=SCREENS, indirect=True)
+def test_it_fits_and_reads_well_on_every_screen(page):
+    page.get_by_role("switch").check()
+    ask(page, "hello " * 20)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    ratios = page.evaluate(CONTRAST, "h1, h2, h3 span, p, .text, label, legend, summary, button, .size, output")
+    assert len(ratios) > 20 and all(ratio >= 4.5 for text, ratio in ratios), ratios
+    for control in page.locator(".chip, .send, select").all():
+        assert control.bounding_box()["height"] >= 44
+
+
+def test_the_page_asks_no_other_host_and_runs_nothing_else(served):
+    status, headers, body = served.send("GET", "/")
+    assert (status, body) == (200, PAGE) and headers["content-type"] == "text/html; charset=utf-8"
+    assert headers["content-security-policy"] == POLICY and headers["x-frame-options"] == "DENY"
+    assert "default-src 'none'" in POLICY and "unsafe" not in POLICY and "*" not in POLICY
+    assert not re.search(r"(?:src|href|action)=\"(?!data:)", PAGE) and 'style="' not in PAGE
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|\son[a-z]+=\"", PAGE)
