@@ -81,6 +81,7 @@ WAYS = {
     "embedding": dict(target_modules=["embed_tokens", "q_proj"], use_rslora=True),
     "patience": dict(patience=2, eval_every=1, steps=12, lora_dropout=0.1),
     "best is not last": dict(eval_every=1),
+    "a part is kept": dict(strength=0.5, eval_every=1),
     "the last is kept": dict(eval_every=1, keep="last"),
     "accumulation": dict(grad_accumulation=2, batch_size=2, schedule="linear", warmup=0.3, weight_decay=0.1),
     "epochs": dict(steps=None, epochs=3.5, batch_size=3, save_every=4),
