@@ -89,7 +89,7 @@ class Options:
     strength: float | None = option(
         None,
         "share of the trained update that is kept: less of it forgets less "
-        "(default: 0.7; with --adapter, DoRA or PiSSA 1)",
+        "(default: 0.65; with --adapter, DoRA or PiSSA 1)",
         follows="method",
         **_LORA,
     )
@@ -201,12 +201,12 @@ class Options:
 
     @property
     def kept_strength(self) -> float:
-        """strength, or what is usual: 0.7 of a new, plain LoRA. DoRA and PiSSA are kept whole; an adapter that was
+        """strength, or what is usual: 0.65 of a new, plain LoRA. DoRA and PiSSA are kept whole; an adapter that was
         trained before has been weakened already.
         """
         if self.strength is not None:
             return self.strength
-        return 0.7 if self._plain and self.method == "lora" and self.adapter is None else 1.0
+        return 0.65 if self._plain and self.method == "lora" and self.adapter is None else 1.0
 
     @property
     def _plain(self) -> bool:

@@ -37,7 +37,7 @@ def test_each_method_has_a_learning_rate_of_its_own(change, rate):
 
 
 STRENGTHS = [
-    ({}, 0.7), (dict(strength=0.9), 0.9), (dict(use_dora=True), 1), (dict(init_lora_weights="pissa"), 1),
+    ({}, 0.65), (dict(strength=0.9), 0.9), (dict(use_dora=True), 1), (dict(init_lora_weights="pissa"), 1),
     (dict(adapter="runs/legal"), 1), (dict(adapter="runs/legal", strength=0.5), 0.5), (dict(method="full"), 1),
 ]  # fmt: skip
 
@@ -163,15 +163,15 @@ def test_no_flag_of_an_adapter_means_anything_in_full_fine_tuning(name, value):
 def test_a_file_of_options_has_every_default_written_out_but_what_was_not_given(tmp_path):
     (tmp_path / "run.toml").write_text(Options().text(), encoding="utf-8")
     said = toml.read(Options, tmp_path / "run.toml")
-    usual = asdict(Options(lr=2e-3, strength=0.7))  # the method's own, which may be another one in a later version
+    usual = asdict(Options(lr=2e-3, strength=0.65))  # the method's own, which may be another one in a later version
     of_this_call = {item.name for item in flag_fields(Options) if not item.metadata["recorded"]}
     assert said == {name: value for name, value in usual.items() if value is not None and name not in of_this_call}
     assert "overwrite" in of_this_call
-    assert Options.read(tmp_path / "run.toml", seed=3) == Options(lr=2e-3, strength=0.7, seed=3)
+    assert Options.read(tmp_path / "run.toml", seed=3) == Options(lr=2e-3, strength=0.65, seed=3)
 
 
 def test_columns_under_other_names_go_with_their_data(tmp_path):
-    chosen = Options(data="mine.csv", field={"question": "my q", "answer": "a"}, lr=1e-3, strength=0.7)
+    chosen = Options(data="mine.csv", field={"question": "my q", "answer": "a"}, lr=1e-3, strength=0.65)
     (tmp_path / "run.toml").write_text(chosen.text(), encoding="utf-8")
     assert Options.read(tmp_path / "run.toml") == chosen
     below = toml.read(Options, tmp_path / "run.toml")
