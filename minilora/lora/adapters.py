@@ -52,11 +52,12 @@ def add_adapter(model: Module, config: LoraConfig, name: str = "default", seed: 
 def plan_adapter(model: Module, config: LoraConfig, name: str, seed: int = 0) -> dict[str, LoraWeights]:
     """The fresh weights that `add_adapter` would put in place, by module name. The model is not touched."""
     refuse_new(model, name)
-    linear = {path: module for path, module in model.named_modules() if isinstance(module, Linear)}
+    modules = dict(_modules(model, ""))
+    linear = {path: module for path, module in modules.items() if isinstance(module, Linear)}
     _refuse_tied_head(config, linear)
     candidates: dict[str, Linear | Embedding] = dict(linear)
     if config.target_modules != ALL_LINEAR:
-        candidates |= {path: module for path, module in model.named_modules() if isinstance(module, Embedding)}
+        candidates |= {path: module for path, module in modules.items() if isinstance(module, Embedding)}
     targets = find_targets(list(candidates), config)
     _refuse_other_biases(config, linear, targets)
     rng = np.random.default_rng(seed)
@@ -77,7 +78,7 @@ def install_adapter(
     is taken, while an update is merged, or for weights of another kind than the module or `config` asks for.
     """
     refuse_new(model, name)
-    modules = dict(model.named_modules())
+    modules = dict(_modules(model, ""))
     for path, own in weights.items():
         _refuse_misfit(path, modules[path], config, own)
     if not model.adapters:
@@ -108,10 +109,14 @@ def set_adapter(model: Module, which: Choice) -> None:
     factors = factors_of(which)
     check_known(model, factors)
     refuse_merged(model, "choosing another adapter")
-    activate(model, {name: float(factor) for name, factor in factors.items()})
-    for module in lora_modules(model).values():
-        for name, weights in module.adapters.items():
-            if name == which or weights.lora_A.requires_grad or weights.lora_B.requires_grad:  # few of many: quick
+    modules = lora_modules(model).values()
+    let_take_part(model, modules, {name: float(factor) for name, factor in factors.items()})
+    for name in model.adapters:
+        own = (module.adapters[name] for module in modules if name in module.adapters)
+        if (first := next(own, None)) is None:
+            continue
+        if name == which or first.lora_A.requires_grad or first.lora_B.requires_grad:  # of a thousand, two at most
+            for weights in (first, *own):
                 weights.requires_grad_(name == which)
 
 
@@ -238,16 +243,15 @@ def delta_weight(model: Module, module: str, name: str | None = None) -> Array:
 
 def lora_modules(model: Module) -> dict[str, LoraLayer]:
     """The modules that carry adapters, LoraLinear or LoraEmbedding, by name."""
-    return dict(_lora_modules(model, ""))
+    return {path: module for path, module in _modules(model, "") if isinstance(module, LoraLayer)}
 
 
-def _lora_modules(module: Module, path: str) -> Iterator[tuple[str, LoraLayer]]:
-    """Does not look into what it finds: the time to switch does not grow with the number of adapters."""
-    if isinstance(module, LoraLayer):
-        yield path, module
-        return
-    for name, child in module.named_children():
-        yield from _lora_modules(child, f"{path}.{name}" if path else name)
+def _modules(module: Module, path: str) -> Iterator[tuple[str, Module]]:
+    """Like `named_modules`, but not into what carries adapters: the time does not grow with the number of adapters."""
+    yield path, module
+    if not isinstance(module, LoraLayer):
+        for name, child in module.named_children():
+            yield from _modules(child, f"{path}.{name}" if path else name)
 
 
 def adapter_weights(model: Module, name: str) -> dict[str, LoraWeights]:

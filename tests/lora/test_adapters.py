@@ -25,6 +25,7 @@ from minilora.lora.adapters import (
     set_adapter,
     unmerge_adapter,
 )
+from minilora.lora.layer import LoraWeights
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import SGD, AdamW
@@ -314,6 +315,19 @@ def test_only_the_active_adapter_is_trainable(three, which):
     names = model.trainable_parameters()
     assert names and all(f".adapters.{which}.lora_" in name for name in names)
     assert len(names) == len(adapter_state(model, which))
+
+
+def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatch):
+    for i in range(6):
+        add_adapter(tiny_model, config(r=2, lora_alpha=4, target_modules="all-linear"), f"adapter-{i}")
+    touched = []
+    change = LoraWeights.requires_grad_
+    monkeypatch.setattr(
+        LoraWeights, "requires_grad_", lambda self, wanted: touched.append(self) or change(self, wanted)
+    )
+    set_adapter(tiny_model, "adapter-2")
+    assert len(touched) == 2 * len(lora_modules(tiny_model))  # the last that was added, and the one chosen
+    assert {name.rpartition(".adapters.")[2][:9] for name in tiny_model.trainable_parameters()} == {"adapter-2"}
 
 
 def test_a_mix_is_for_inference(three):
