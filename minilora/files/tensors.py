@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from .disk import ModelFileError, replacing
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path, mapped: bool = False) -> dict[str, np.ndarray]:
     """Every tensor of one safetensors file, as new arrays.
+
+    mapped: as views into the file instead, which stays open. The system reads their pages when they are used, and can
+    drop them again; what is written to them stays in memory and never reaches the file. bfloat16 is not mapped.
 
     Raises ModelFileError for a missing or damaged file, or for tensors that are not floating point.
     """
@@ -31,7 +35,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: cannot read tensors of type {', '.join(wrong)}; expected F32, F16 or BF16"
                 )
             if "BF16" not in kinds.values():
-                return {name: file.get_tensor(name) for name in kinds}
+                return _views(path) if mapped else {name: file.get_tensor(name) for name in kinds}
         return {name: _from_bytes(view) for name, view in deserialize(path.read_bytes())}
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path}: damaged safetensors file ({error})") from error
@@ -52,6 +56,16 @@ def each_tensor(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield name, file.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path}: damaged safetensors file ({error})") from error
+
+
+def _views(path: Path) -> dict[str, np.ndarray]:
+    """Of a file that the library has found sound. It gives out copies only: what it maps, it keeps to itself."""
+    whole = np.asarray(np.memmap(path, np.uint8, mode="c"))
+    start = 8 + int(whole[:8].view("<u8")[0])
+    header: dict[str, Any] = json.loads(whole[8:start].tobytes())
+    header.pop("__metadata__", None)
+    places = {name: whole[start:][slice(*about["data_offsets"])] for name, about in header.items()}
+    return {name: places[name].view(_DTYPES[about["dtype"]]).reshape(about["shape"]) for name, about in header.items()}
 
 
 def _from_bytes(view: dict[str, Any]) -> np.ndarray:

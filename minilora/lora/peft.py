@@ -145,7 +145,12 @@ def saved_state(model: Module, name: str) -> dict[str, Array]:
 
 
 def load_adapter(
-    model: Llama, folder: str | Path, name: str = "default", force: bool = False, base_sha256: str | None = None
+    model: Llama,
+    folder: str | Path,
+    name: str = "default",
+    force: bool = False,
+    base_sha256: str | None = None,
+    mapped: bool = False,
 ) -> None:
     """Read a PEFT folder, or a llama.cpp adapter `.gguf` file, into the model as a new, active adapter.
 
@@ -153,6 +158,9 @@ def load_adapter(
     ModelFileError, and the model stays as it was. So is an adapter made for another base, as far as its folder says:
     one of the same shape is accepted with `force`. base_sha256: `sha256_of(base_state(model))`, where it is known
     already.
+
+    mapped: leave the numbers in the folder's file, which stays open, for as long as nobody computes with them: of many
+    adapters, those in use take memory (float32 on a model in float32; others are read as without it).
     """
     folder = Path(folder)
     if folder.suffix == ".gguf" and not folder.is_dir():
@@ -162,7 +170,7 @@ def load_adapter(
     refuse_other_base(model, folder, force, base_sha256)
     config = _config_of(record, folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, mapped)
     _refuse_another_width(model, tensors, path)
     weights = plan_adapter(model, config, name)
     parameters = {

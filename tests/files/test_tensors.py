@@ -46,6 +46,18 @@ def test_each_type_is_read_as_itself_and_bfloat16_as_float32_writable(dtype, wit
     np.testing.assert_array_equal(got, w)
 
 
+def test_mapped_tensors_are_the_same_and_writing_to_them_leaves_the_file(tmp_path, rng):
+    path = tmp_path / "x.safetensors"
+    tensors = {"b": rng.standard_normal((3, 5)), "a": np.ones(3, np.float16), "empty": np.zeros((0, 4), np.float32)}
+    write_tensors(path, tensors)
+    mapped = read_tensors(path, mapped=True)
+    assert {name: (w.dtype, w.tolist()) for name, w in mapped.items()} == {
+        name: (w.dtype, w.tolist()) for name, w in tensors.items()
+    }
+    mapped["b"][:] = 0
+    assert np.array_equal(read_tensors(path)["b"], tensors["b"])
+
+
 def test_the_metadata_say_what_peft_and_transformers_look_for(tmp_path):
     write_tensors(tmp_path / "t.safetensors", {"w": np.zeros(2, np.float32)})
     content = (tmp_path / "t.safetensors").read_bytes()

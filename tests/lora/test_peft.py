@@ -491,3 +491,44 @@ def test_what_the_file_said_is_kept_with_the_adapter(base, folder):
     load_adapter(model, folder, name="loaded")
     adapted(model, name="made")
     assert model.adapters["loaded"].record["revision"] == "main" and model.adapters["made"].record == {}
+
+
+# -- left on disk ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_loads(tiny_config, tmp_path):
+    """A saved adapter, and two models that have it: read, and mapped."""
+    saved, *models = [Llama(tiny_config, np.random.default_rng(0)) for _ in range(3)]
+    folder = save_adapter(adapted(saved), tmp_path / "adapter")
+    for each, mapped in zip(models, (False, True), strict=True):
+        load_adapter(each, folder, mapped=mapped)
+    return folder, *models
+
+
+def test_a_mapped_adapter_computes_the_same(two_loads):
+    _, read, mapped = two_loads
+    assert np.array_equal(logits(read), logits(mapped))
+
+
+def test_a_mapped_adapter_owns_no_numbers(two_loads):
+    _, read, mapped = two_loads
+    assert all(isinstance(_owner(array), np.memmap) for array in adapter_state(mapped, "default").values())
+    assert not any(isinstance(_owner(array), np.memmap) for array in adapter_state(read, "default").values())
+
+
+def test_training_a_mapped_adapter_leaves_the_file_alone(two_loads):
+    folder, _, mapped = two_loads
+    file = folder / WEIGHTS
+    before, state = file.read_bytes(), {k: v.copy() for k, v in adapter_state(mapped, "default").items()}
+    mapped.loss(IDS, IDS).backward()
+    AdamW(mapped.trainable_parameters(), lr=1e-2).step()
+    assert file.read_bytes() == before
+    assert all(not np.array_equal(v, state[k]) for k, v in adapter_state(mapped, "default").items())
+
+
+def _owner(array):
+    """What an array is a view into."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
