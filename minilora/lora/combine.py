@@ -54,8 +54,8 @@ def combine_adapters(
     "svd" takes the best approximation of the sum by `rank` directions (the largest rank among the adapters if left
     out), in the Frobenius norm (Eckart & Young 1936).
     "linear" adds the A's and the B's: (√w1 B1 + √w2 B2)(√w1 A1 + √w2 A2) with each scale folded in. This is NOT the sum
-    of the updates: it has the cross terms √(w1 w2)(B1 A2 + B2 A1), and is right only for adapters that share A or B. It
-    needs equal ranks and positive weights, as in PEFT.
+    of the updates: it has the cross terms √(w1 w2)(B1 A2 + B2 A1). It needs equal ranks and positive weights, as in
+    PEFT.
 
     Returns the ranks and the errors against the exact sum. The new adapter has neither dropout nor variant. Raises
     ValueError, before anything is changed, for unknown names, a taken name, weights that are no numbers, adapters on
