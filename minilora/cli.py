@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -378,12 +379,13 @@ def run_pull(arguments: argparse.Namespace) -> None:
 
 def run_bench(arguments: argparse.Namespace) -> None:
     """minilora bench: a table of modes, measured in turns, or the pictures of how cost grows."""
-    from .cost import bench, growth
+    from .cost import bench, growth, many
     from .train.bars import Bars
 
     if arguments.growth:
-        with Bars()("growth", growth.turns(), "turn") as bar:
-            for path in growth.draw_all(Path(arguments.growth), done=bar.update):
+        folder = Path(arguments.growth)
+        with Bars()("growth", growth.turns() + many.turns(), "turn") as bar:
+            for path in chain(growth.draw_all(folder, done=bar.update), many.draw(folder, done=bar.update)):
                 print(path)
         return
     if arguments.random_weights and "base" in arguments:
