@@ -1,0 +1,177 @@
+"""The command: what it says when it starts, how it ends, what it refuses, and the demo."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from commands import complaint, status
+from serving import QUESTION, Served, read_response
+
+from minilora.serve import demo
+from minilora.serve import run as runs
+from minilora.serve.options import ServeOptions
+
+
+class Process:
+    """`minilora serve` in a process of its own, and the lines that it has said."""
+
+    def __init__(self, shop, start, *flags):
+        command = [sys.executable, "-m", "minilora", "serve", "--base", shop / "base", "--port", "0"]
+        command += ["--adapter", f"legal={shop / 'legal'}", *flags]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        self.process = subprocess.Popen(
+            [str(word) for word in command], cwd=start, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        self.first = self.process.stderr.readline()
+        assert "http://" in self.first, self.first + self.process.stderr.read()
+        self.served = Served(None, None, int(self.first.partition("127.0.0.1:")[2].split()[0]), [])
+
+    def begin(self, tokens, **more):
+        """A connection on which an answer begins."""
+        connection = self.served.connect()
+        asked = {"model": "legal", "messages": QUESTION, "max_tokens": tokens, "temperature": 2, "seed": 1} | more
+        body = json.dumps(asked).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        return connection
+
+    def running(self):
+        return json.loads(self.served.send("GET", "/health")[2])["running"]
+
+    def end(self, seconds=60):
+        _, said = self.process.communicate(timeout=seconds)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def process(shop, tmp_path):
+    started = []
+
+    def start(*flags):
+        started.append(Process(shop, tmp_path, *flags))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait(30)
+        one.process.stderr.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C goes another way there")
+def test_ctrl_c_lets_running_answers_end(process):
+    one = process()
+    assert one.first.startswith("base, legal: http://127.0.0.1:") and "Ctrl-C ends" in one.first
+    connection = one.begin(400)
+    while not one.running():
+        time.sleep(0.01)
+    one.process.send_signal(signal.SIGINT)
+    code, _, body = read_response(connection)
+    connection.close()
+    answer = json.loads(body)
+    assert code == 200 and answer["choices"][0]["finish_reason"] in ("stop", "length")
+    assert one.end() == (0, "ending when all answers have; Ctrl-C again stops them\n")
+    with pytest.raises(OSError):
+        one.served.connect()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C goes another way there")
+def test_a_second_ctrl_c_stops_them(process):
+    one = process()
+    asked = [one.begin(900, stream=True) for _ in range(3)]
+    while not one.running():
+        time.sleep(0.01)
+    one.process.send_signal(signal.SIGINT)
+    line = one.process.stderr.readline()
+    one.process.send_signal(signal.SIGINT)
+    code, said = one.end(20)
+    for connection in asked:
+        connection.close()
+    assert line.startswith("ending when") and (code, said) == (130, "\nminilora: interrupted\n")
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(shop, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert status("serve", "--base", shop / "base", "--port", port) == 1
+    said = complaint(capsys)
+    assert f"cannot listen on port {port} of 127.0.0.1" in said and "choose another --port" in said
+
+
+def test_a_host_that_is_none(capsys):
+    assert status("serve", "--base", "tiny", "--host", "nowhere.invalid") == 1
+    assert "--host nowhere.invalid: no address of that name" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--adapter", "legal=a", "--adapter", "legal=b"], "two adapters are called 'legal'"),
+        (["--adapter", "base=a"], "'base' is the model without an adapter"),
+        (["--demo", "--adapter", "a"], "--demo brings base and adapters of its own"),
+        (["--no-open"], "--no-open means nothing with --demo False"),
+        (["--port", "70000"], "port must lie between 0 and 65535"),
+        (["--slots", "0"], "slots must be at least 1"),
+        (["--queue", "-1"], "queue must be at least 0"),
+    ],
+)
+def test_what_means_nothing_is_refused(flags, said, capsys):
+    assert status("serve", *flags) == 2
+    assert said in complaint(capsys)
+
+
+def test_an_adapter_of_another_base_is_refused_with_both_hashes(shop, capsys):
+    assert status("serve", "--base", "tiny", "--adapter", shop / "legal", "--port", 0) == 1
+    assert "legal" in complaint(capsys)
+
+
+def test_packages_that_are_missing_are_named(monkeypatch, capsys):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert status("serve", "--base", "tiny") == 1
+    assert complaint(capsys) == "minilora serve needs starlette and uvicorn: pip install 'minilora[serve]'"
+
+
+def ends_at_once(monkeypatch):
+    """Let the server end when it has started; the addresses that a browser was sent to."""
+    opened = []
+    monkeypatch.setattr(runs.webbrowser, "open", opened.append)
+    start = runs.Server.startup
+
+    async def startup(self, sockets=None):
+        await start(self, sockets)
+        self.should_exit = True
+
+    monkeypatch.setattr(runs.Server, "startup", startup)
+    return opened
+
+
+def test_whoever_lets_others_in_is_warned(shop, monkeypatch):
+    said = []
+    ends_at_once(monkeypatch)
+    runs.run(ServeOptions(base=str(shop / "base"), host="0.0.0.0", port=0), said.append)
+    assert "http://127.0.0.1:" in said[0] and said[1].startswith("warning: others can reach it")
+
+
+def test_the_demo_trains_what_is_missing_once_and_opens_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "STEPS", 2)
+    monkeypatch.setattr(demo, "DOMAINS", ("legal", "support"))
+    opened, said = ends_at_once(monkeypatch), []
+    runs.run(ServeOptions(demo=True, port=0), said.append)
+    told = [line for line in said if line.startswith("training")]
+    assert told == ["training legal on the tiny base (1 of 2)", "training support on the tiny base (2 of 2)"]
+    assert any(line.startswith("base, legal, support: http://") for line in said)
+    runs.run(ServeOptions(demo=True, port=0, no_open=True), said.append)
+    assert len([line for line in said if line.startswith("training")]) == 2
+    for thread in threading.enumerate():
+        if thread.name.startswith("Thread") and thread.daemon:
+            thread.join(5)
+    assert len(opened) == 1 and opened[0].startswith("http://127.0.0.1:")
