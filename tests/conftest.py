@@ -2,6 +2,7 @@
 
 import gc
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,10 @@ SHOP = ["legal", "support"]  # the adapters of the shop
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)  # the same examples in every run
 settings.load_profile("repeatable")
+
+# A shell that starts tests in the background lets them ignore Ctrl-C, and then so does all that they start. Here it is
+# what it is for a user.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -81,8 +81,8 @@ def loss_without_grad(model: Llama, batch: Batch | Sequence[Sample]) -> float:
 
 def losses_without_grad(model: Llama, samples: Sequence[Sample]) -> list[float]:
     """The loss of each sample alone, computed on all cores: for what is known of every record."""
-    on_host = array_module(model.head_weight.data) is np
-    divided_so = shares(samples, cores()) if on_host else [list(range(len(samples)))]
+    xp = array_module(model.head_weight.data)
+    divided_so = shares(samples, cores()) if xp is np else [list(range(len(samples)))]
 
     def of_each(share: list[int]) -> Tensor:
         batch = pack([samples[i] for i in share])
