@@ -54,7 +54,7 @@ SAME = 0.01  # --check: how much a number may move, relatively; another processo
 CELL_TIMEOUT = 1800  # seconds; a busy machine may need many for one that trains the real model
 PACKAGE = "minilora"  # what pip installs where there is no clone: Colab
 LIMITS = {"words of prose": 2000, "cells": 30, "lines of imports": 8, "seconds": 60, "kilobytes": 300}
-MODEL_SECONDS = 300  # what a lesson may take that trains the real model
+MODEL_SECONDS = 1800  # for a lesson that trains the real model: minutes on idle cores, far more on a busy machine
 SETUP = f"""# In Colab or Binder, this cell installs minilora. Where it is installed, nothing happens.
 import importlib.util
 import pathlib

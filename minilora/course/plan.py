@@ -30,7 +30,7 @@ class Lesson:
         return f"*{self.minutes} minutes with the exercises. Before it: {needs}. You build: {self.builds}.*{model}"
 
 
-WITH_MODEL: tuple[int, ...] = ()  # lessons that train the real model
+WITH_MODEL = (15,)  # lessons that train the real model
 LESSONS = {
     row[0]: Lesson(*row, needs_model=row[0] in WITH_MODEL)
     for row in [
@@ -47,9 +47,10 @@ LESSONS = {
         (11, "11_how_much_smaller", "How much smaller is it?", 40, (8,), "a budget of parameters and bytes", True),
         (12, "12_what_is_not_saved", "What is not saved?", 40, (11,), "a ledger of activations and products", True),
         (14, "14_limits", "Where does it fail?", 35, (8,), "tasks that need rank", True),
+        (15, "15_for_real", "How do I do it for real?", 45, (10, 11), "an adapter of a real model", True),
         (16, "16_relatives", "Who are its relatives?", 40, (7, 8), "DoRA and PiSSA, from their papers", False),
     ]
 }
 
-AFTERNOON = (1, 2, 6, 8, 9, 11)  # what one afternoon holds
-TERM = ((1, 2), (3, 4), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (14, 16))  # lessons, week by week
+AFTERNOON = (1, 2, 6, 8, 9, 11, 15)  # what one afternoon holds
+TERM = ((1, 2), (3, 4), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (14,), (15, 16))  # lessons, week by week

@@ -1,0 +1,147 @@
+# %% [markdown]
+# # Exercises 15: a configuration, a table, and your LoRA in a real model
+#
+# Two functions that somebody needs before and after each real job, and then the layer that you wrote in lesson 8, in
+# SmolLM2. They belong to [lesson 15](../15_for_real.ipynb). The first two need no model.
+#
+# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
+# tries your function on models and runs of random size and prints one line: `ok`, `not written yet`, or what is wrong.
+
+# %%
+import math
+
+import numpy as np
+
+import minilora as ml
+from minilora.course.mine import add_lora, inject, lora_forward  # your own, from exercises 9.3, 8.3 and 8.1
+
+# %% [markdown]
+# ## 15.1 Choose a configuration for a machine
+#
+# `shapes` is a dictionary with the name and shape of every matrix and norm that a model's file lists, as in exercises
+# 11: the adapter goes on *all linear layers*, whose names contain `_proj`, with r (m + n) numbers for each (m, n). Where
+# `tied` is true, the head is the embedding once more: the file lists `lm_head.weight`, but memory holds it once.
+#
+# The machine has `gib` GiB to spare, of 2³⁰ bytes each, as systems report it. A step holds three things:
+#
+# - the frozen base: 4 bytes for each number in float32, or 5 bits packed (4 for its code, and one as its share of its
+#   block's scale and minimum);
+# - 16 bytes for each number of the adapter: weight, gradient, two moments;
+# - `activations` bytes, which somebody has measured for you.
+#
+# Return three values:
+#
+# - `r`: the largest rank whose step fits, but at most 256; 0 if none does.
+# - `alpha`: as many as it takes for the scale alpha / r to be 2, for which our learning rate was found.
+# - `packed`: `False` if r = 8 or more fits over a base in float32, since unpacking takes time; else `True`.
+
+
+# %% points=4
+def choose_config(shapes, tied, gib, activations):
+    """shapes: a dictionary of name -> shape; tied: is the head the embedding?; gib: GiB; activations: bytes
+    -> r, alpha, packed"""
+    ### BEGIN SOLUTION
+    P = sum(math.prod(shape) for name, shape in shapes.items() if not (tied and name == "lm_head.weight"))
+    one_rank = 16 * sum(sum(shape) for name, shape in shapes.items() if "_proj" in name)
+    for packed in (False, True):
+        room = gib * 2**30 - activations - P * (5 / 8 if packed else 4)
+        r = max(0, min(256, math.floor(room / one_rank)))
+        if r >= 8:
+            break
+    return r, 2 * r, packed
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 15.2 The table, from what two runs wrote down
+#
+# Training is over, and each run has left a dictionary. Make its column of the table:
+#
+# | key of `run` | what it is |
+# |---|---|
+# | `method` | `"lora"` or `"full"` |
+# | `base_parameters` | numbers of the base |
+# | `trained_parameters` | numbers that learned: with LoRA those of the adapter, else those of the base |
+# | `peak_bytes` | the most memory that its process held |
+# | `base_bytes`, `version_bytes` | on disk: the base; and one result, an adapter or a whole copy |
+# | `search_seconds`, `seconds` | to find the learning rate; and the run itself |
+# | `cores` | that computed all the time |
+# | `loss` | `[before, after]`, on what was never trained |
+#
+# Return five numbers:
+#
+# - `updated`: of all numbers in the model while it trains, the adapter's included, how many percent learned.
+# - `memory`: the peak in GB, of 10⁹ bytes.
+# - `disk`: GB for `versions` such results, with all that somebody needs to use them. An adapter is worth nothing
+#   without its base.
+# - `dollars`: what was paid, at `price` dollars for a core and hour. Who searched has paid for that, too.
+# - `change`: of the loss, in percent of what it was before; below zero, if it fell.
+
+
+# %% points=4
+def table_from_metrics(run, versions, price):
+    """run: a dictionary; versions: how many are kept; price: dollars per core and hour
+    -> updated, memory, disk, dollars, change"""
+    ### BEGIN SOLUTION
+    lora = run["method"] == "lora"
+    total = run["base_parameters"] + (run["trained_parameters"] if lora else 0)
+    updated = 100 * run["trained_parameters"] / total
+    memory = run["peak_bytes"] / 1e9
+    disk = (versions * run["version_bytes"] + (run["base_bytes"] if lora else 0)) / 1e9
+    hours = (run["search_seconds"] + run["seconds"]) / 3600
+    dollars = price * run["cores"] * hours
+    before, after = run["loss"]
+    return updated, memory, disk, dollars, 100 * (after - before) / before
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## Your LoRA in SmolLM2
+#
+# Nothing is left to write. The layer below is made of *your* `lora_forward` and *your* `inject`, and *your* `add_lora`
+# puts it into all 210 linear layers. Ten steps on law; then your A and B go into minilora's own layers, which must say
+# the same, and are saved as a folder that PEFT loads. It needs the model (`minilora pull smollm2`) and a minute or two:
+# set `REAL = True`. On the tiny base (`BASE = "tiny"`) it takes seconds.
+
+# %%
+REAL = False
+BASE = "smollm2"
+
+
+class MyLayer(ml.Module):
+    """A linear layer's own weight, frozen, and beside it my A and B."""
+
+    def __init__(self, linear):
+        _, A, B = inject(linear.weight.data, r=8, rng=np.random.default_rng(0))
+        self.weight, self.alpha = linear.weight, 16
+        self.A, self.B = (ml.Parameter(part.data.astype(np.float32)) for part in (A, B))
+
+    def forward(self, x):
+        return lora_forward(x, self.weight, self.A, self.B, self.alpha)
+
+
+def train_mine(folder="runs/mine"):
+    """Train the base with my own LoRA, hand A and B over to minilora, and save them in PEFT's format."""
+    model, tokenizer = ml.load(BASE)
+    records = ml.split_records(ml.read_records("legal"))
+    train, unseen = (ml.encode_records(records[split], tokenizer) for split in ("train", "validation"))
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    names = add_lora(model, targets, MyLayer)
+    print(len(names), "layers adapted:", ml.count_parameters(model))
+    before = ml.mean_loss(model, unseen[:10])
+    ml.fit(model, train, steps=10, lr=2e-3, batch_size=4)
+    mine = ml.mean_loss(model, unseen[:10])
+    print(f"loss on unseen terms: {before:.3f} before, {mine:.3f} after")
+
+    layers, (model, _) = dict(model.named_modules()), ml.load(BASE)
+    ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules=targets), name="mine")
+    arrays = ml.adapter_state(model, "mine")
+    for name in names:
+        for part in ("A", "B"):
+            arrays[f"{name}.lora_{part}"][...] = getattr(layers[name], part).data
+    print(f"in minilora's layers: {ml.mean_loss(model, unseen[:10]):.3f}")
+    print("saved for PEFT:", ml.save_adapter(model, folder, name="mine"))
+
+
+if REAL:
+    train_mine()
