@@ -46,6 +46,15 @@ LESSONS = {
         (10, "10_choices", "What to choose: rank, alpha, targets?", 40, (9,), "small sweeps", True),
         (11, "11_how_much_smaller", "How much smaller is it?", 40, (8,), "a budget of parameters and bytes", True),
         (12, "12_what_is_not_saved", "What is not saved?", 40, (11,), "a ledger of activations and products", True),
+        (
+            13,
+            "13_many_versions",
+            "One base, many versions?",
+            40,
+            (9,),
+            "one adapter of many, mixes, a mixed batch",
+            True,
+        ),
         (14, "14_limits", "Where does it fail?", 35, (8,), "tasks that need rank", True),
         (15, "15_for_real", "How do I do it for real?", 45, (10, 11), "an adapter of a real model", True),
         (16, "16_relatives", "Who are its relatives?", 40, (7, 8), "DoRA and PiSSA, from their papers", False),
@@ -53,4 +62,4 @@ LESSONS = {
 }
 
 AFTERNOON = (1, 2, 6, 8, 9, 11, 15)  # what one afternoon holds
-TERM = ((1, 2), (3, 4), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (14,), (15, 16))  # lessons, week by week
+TERM = ((1, 2), (3, 4), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (13, 14), (15, 16))  # lessons, week by week
