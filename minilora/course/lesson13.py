@@ -139,7 +139,7 @@ TOO_SMALL = "divided by too much: the r of alpha / r is each adapter's own, not 
     draw=[alike(draw_cat), draw_cat],
     smallest=lambda rng: draw_cat(rng, [1]),
     returns="A (R, n), B (m, R)",
-    decisive=['np.concatenate([a["A"] for a in adapters])', "axis=1)"],
+    decisive=['np.concatenate([a["A"] for a in adapters])', "in zip(adapters, factors, strict=True)], axis=1)"],
     mistakes={
         "weight squared": (
             stacked(of_a=lambda w, s: w),

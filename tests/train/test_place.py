@@ -1,6 +1,5 @@
 """A run's folder is one unit: it appears whole or not at all, and nothing that stands there is lost unasked."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -133,26 +132,20 @@ def test_leftovers_of_a_job_that_learned_nothing_are_no_obstacle(tmp_path):
         assert list(place.partial.iterdir()) == []
 
 
-def hold(path, ready, done):
-    with RunFolder(path):
-        ready.set()
-        done.wait(30)
-
-
 def test_a_second_job_is_refused_and_the_first_is_not_disturbed(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    ready, done = spawn.Event(), spawn.Event()
-    first = spawn.Process(target=hold, args=(tmp_path / "x", ready, done))
-    first.start()
-    try:
-        assert ready.wait(30)
+    code = (
+        "import pathlib, sys; from minilora.train.place import RunFolder\n"
+        "with RunFolder(pathlib.Path(sys.argv[1])): print('here', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "here\n"
         with pytest.raises(ValueError, match=r"x: another job is at work there; choose another --out$"):
             RunFolder(tmp_path / "x", overwrite=True).__enter__()
         assert (tmp_path / "x.partial").is_dir()
-    finally:
-        done.set()
-        first.join(30)
-    assert first.exitcode == 0 and list(tmp_path.iterdir()) == []
+        first.stdin.close()  # it ends
+        assert first.wait(60) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_job_that_was_killed_is_no_obstacle(tmp_path):
