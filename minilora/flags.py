@@ -70,19 +70,19 @@ def option(
     choices: Sequence[Any] | None = None,
     metavar: str | None = None,
     only: Mapping[str, Any] | None = None,
-    follows: str | None = None,
+    follows: Sequence[str] = (),
     recorded: bool = True,
 ) -> Any:
     """A field of an options dataclass that is a flag as well. A plain `field(metadata={"help": ...})` is one, too.
 
     group: the heading it stands under in --help. only: values of other options without which it means nothing; as a
-    flag it is then refused where they are different, {"steps": None} where --steps is given. follows: another option
-    that it depends on; a file's value of it is let go where a flag gives another value to that one. recorded: False
-    for what one call is told and another one that repeats it is not; no file of options has it.
+    flag it is then refused where they are different, {"steps": None} where --steps is given. follows: other options
+    that it depends on; a file's value of it is let go where flags change one of those. recorded: False for what one
+    call is told and another one that repeats it is not; no file of options has it.
     """
-    told = {"help": help, "group": group, "choices": choices, "metavar": metavar, "only": only, "follows": follows}
+    told = {"help": help, "group": group, "choices": choices, "metavar": metavar, "only": only}
     known = {key: value for key, value in told.items() if value is not None}
-    return field(default=default, metadata=known | {"recorded": recorded})
+    return field(default=default, metadata=known | {"follows": follows, "recorded": recorded})
 
 
 def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
@@ -151,9 +151,10 @@ def _beside(given: Mapping[str, Any], below: Mapping[str, Any], items: Mapping[s
     """What of `below` still holds beside the flags given."""
     needs = {name: item.metadata.get("only", {}) for name, item in items.items()}
     gone = {other for name in given for other, needed in needs[name].items() if needed is None}  # steps by --epochs
+    changed = {name for name, value in given.items() if value != below.get(name, items[name].default)}
+    changed |= gone & below.keys()
     for name in below:
-        leader = items[name].metadata.get("follows", name)
-        if leader in given and given[leader] != below.get(leader, items[leader].default):
+        if changed.intersection(items[name].metadata.get("follows", ())):
             gone.add(name)
         if any(other in given and given[other] != needed for other, needed in needs[name].items()):
             gone.add(name)

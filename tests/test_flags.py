@@ -23,7 +23,7 @@ class Options:
     blocks: Sequence[int] | None = option(None, "numbers")
     ranks: Mapping[str, int] | None = option(None, "by name", metavar="NAME=R")
     names: Mapping[str, str] | None = option(None, "by name")
-    lr: float | None = option(None, "each method has its own", follows="method")
+    lr: float | None = option(None, "each method has its own", follows=("method", "steps"))
     plain: int = field(default=3, metadata={"help": "made with field()"})
     hidden: int = 5
 
@@ -176,6 +176,10 @@ BELOW = [  # what a file says, flags, what holds
     (dict(lr=0.1, method="full"), "--method full", dict(method="full", lr=0.1)),
     (dict(lr=0.1, method="full"), "--method lora", {}),
     (dict(lr=0.1), "--method full --lr 0.2", dict(method="full", lr=0.2)),
+    (dict(lr=0.1), "--steps 5", dict(steps=5)),
+    (dict(lr=0.1, steps=5), "--steps 5", dict(lr=0.1, steps=5)),
+    (dict(lr=0.1, steps=5), "--epochs 2", dict(epochs=2.0)),  # which lets the steps go
+    (dict(lr=0.1), "--epochs 2", dict(lr=0.1, epochs=2.0)),
     (dict(ranks={"q": 2}), "--ranks v=3", dict(ranks={"v": 3})),
 ]
 

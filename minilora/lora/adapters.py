@@ -134,7 +134,10 @@ def scale_adapter(model: Module, name: str, factor: float) -> None:
         raise ValueError(f"factor must be a finite number, got {factor}")
     own = adapter_weights(model, name).values()
     if not all(weights.is_plain for weights in own):
-        raise ValueError(f"adapter {name!r} is no plain LoRA (DoRA, PiSSA or a bias): scale it with set_adapter")
+        raise ValueError(
+            f"adapter {name!r} is no plain LoRA (DoRA, PiSSA or a bias), whose update alone could be scaled: leave out "
+            "strength, or give set_adapter a factor"
+        )
     for weights in own:
         weights.lora_B.data *= factor
 

@@ -36,7 +36,7 @@ class Options:
         "legal",
         "legal, medical, support, finance; a .jsonl, .json, .csv, .txt file; a folder of train, valid, test",
     )
-    field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows="data")
+    field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows=("data",))
     method: str = option("lora", "what is trained: an adapter, or all of the model", choices=("lora", "full"))
     out: str | None = option(None, "folder for the results (default: runs/<data>, <data>-<base>, <data>-full)")
     overwrite: bool = option(
@@ -90,14 +90,14 @@ class Options:
         None,
         "share of the trained update that is kept: less of it forgets less "
         "(default: 0.65; with --adapter, DoRA or PiSSA 1)",
-        follows="method",
+        follows=("method", "adapter", "use_dora", "init_lora_weights"),
         **_LORA,
     )
 
     epochs: float = option(4.0, "passes over the data", only={"steps": None}, **_TRAINING)
     steps: int | None = option(None, "number of steps, instead of --epochs", **_TRAINING)
     lr: float | None = option(
-        None, "peak learning rate (default: 2e-3 for lora, 2e-4 for full)", follows="method", **_TRAINING
+        None, "peak learning rate (default: 2e-3 for lora, 2e-4 for full)", follows=("method",), **_TRAINING
     )
     warmup: float = option(0.1, "share of the steps in which the learning rate rises to its peak", **_TRAINING)
     schedule: str = option("cosine", "how it falls from there", choices=tuple(SCHEDULES), **_TRAINING)
@@ -133,8 +133,9 @@ class Options:
             raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}")
         if self.keep not in ("best", "last"):
             raise ValueError(f"keep must be 'best' or 'last', got {self.keep!r}")
-        if self.method == "full" and self.adapter is not None:
-            raise ValueError("method full trains no adapter: leave out adapter, or use method lora")
+        for name in ("adapter", "strength"):
+            if self.method == "full" and getattr(self, name) is not None:
+                raise ValueError(f"method full trains no adapter: leave out {name}, or use method lora")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         for name, value in (
@@ -185,9 +186,7 @@ class Options:
 
     def in_effect(self) -> Options:
         """The same with what is usual written out, where nothing was given."""
-        return replace(
-            self, lr=self.learning_rate, strength=self.kept_strength if self.method == "lora" else self.strength
-        )
+        return replace(self, lr=self.learning_rate, strength=self.kept_strength if self.method == "lora" else None)
 
     def begun(self) -> dict[str, Any]:
         """What the interrupted run in the same folder was told when it began; nothing where there is none."""

@@ -139,7 +139,7 @@ def _advice(metrics: Mapping[str, Any]) -> str:
         ways = [lower, "fewer --epochs"]
         if options["method"] == "full":
             ways.append("--method lora")
-        elif options.get("strength"):
+        elif options.get("strength") and not options.get("use_dora") and options.get("init_lora_weights") != "pissa":
             ways[0] = f"a lower --strength (it was {options['strength']:g})"
         return f"It forgot some of what it could do: try {', '.join(ways[:-1])} or {ways[-1]}."
     return ""

@@ -100,6 +100,7 @@ REFUSED = [  # options, what the one line says
     (dict(patience=0), "patience must be at least 1, got 0"),
     (dict(keep="first"), "keep must be 'best' or 'last', got 'first'"),
     (dict(method="full", adapter="x"), "method full trains no adapter: leave out adapter, or use method lora"),
+    (dict(method="full", strength=0.5), "method full trains no adapter: leave out strength, or use method lora"),
     (dict(batch_size=0), "batch_size must be at least 1, got 0"),
     (dict(steps=0), "steps must be at least 1, got 0"),
     (dict(max_length=7), "max_length must be at least 8, got 7"),
@@ -182,6 +183,26 @@ def test_columns_under_other_names_go_with_their_data(tmp_path):
     ):
         options = from_flags(Options, build_parser().parse_args(["finetune", *words]), below)
         assert (options.data, options.field) == (data, field)
+
+
+@pytest.mark.parametrize(
+    ("first", "words", "strength"),
+    [
+        ({}, ["--use-dora"], 1),
+        ({}, ["--init-lora-weights", "pissa"], 1),
+        ({}, ["--adapter", "runs/legal"], 1),
+        ({}, ["--bias", "lora_only"], 0.65),
+        ({}, ["--use-dora", "--strength", "1"], 1),
+        (dict(strength=0.5), ["--r", "4"], 0.5),
+        (dict(adapter="runs/legal"), ["--r", "4"], 0.65),  # a new one
+        (dict(init_lora_weights="pissa"), ["--init-lora-weights", "true"], 0.65),
+    ],
+    ids=str,
+)
+def test_flags_for_another_kind_of_adapter_bring_its_own_strength_with_them(first, words, strength, tmp_path):
+    (tmp_path / "run.toml").write_text(Options(**first).text(), encoding="utf-8")
+    below = toml.read(Options, tmp_path / "run.toml")
+    assert from_flags(Options, build_parser().parse_args(["finetune", *words]), below).kept_strength == strength
 
 
 def test_a_file_of_options_says_how_the_run_is_repeated():
