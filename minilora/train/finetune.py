@@ -66,8 +66,7 @@ def finetune(
             state = checkpoint.read_state(place.partial)
             checkpoint.refuse_other(state, options)
         model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, say)
-        base_bytes = sum(array.nbytes for array in base_state(model).values())
-        program = program_memory(base_bytes)
+        program = program_memory(_base_bytes(model))
         material = prepare(options, tokenizer, say)
         material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
         if options.patience is not None and not material.validation_sets:
@@ -87,44 +86,15 @@ def finetune(
         if options.method == "lora":
             learned = {"name": options.data, "sha256": sha256_of_data(options.data), "records": len(material.train)}
             model.adapters[ADAPTER].data = learned  # for its folder's minilora.json
-        counts = count_parameters(model)
         trainer = _trainer(model, material, steps, options)
         if not state.trained:
             _learn(trainer, tokenizer, material, options, state, place, bars, say)
         else:
             place.began = True
             checkpoint.read_weights(place.partial, trainer.parameters)
-        trained_peak = peak_memory()
+        memory = _memory(model, material, options, program, peak_memory())
         after = evaluate(model, tokenizer, material, bars, "after")
-        promises, failed = _audited(model, before_hash) if options.method == "lora" else ({}, None)
-        after_hash = before_hash if "base" in promises else sha256_of(base_state(model))  # the audit has just compared
-
-        history = state.history
-        file = place.partial / (WEIGHTS_FILE if options.method == "lora" else MODEL_FILE)
-        metrics = {
-            "options": _told(model, options),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "steps": len(history.losses),
-            "planned_steps": steps,
-            "records": {
-                "train": len(material.train),
-                "validation": sum(map(len, material.validation_sets.values())),
-                **{name: len(scored) for name, scored in material.scored.items()},
-            },
-            "trainable_parameters": counts.trainable,
-            "total_parameters": counts.total,
-            "audit": promises,
-            **({"audit_failed": failed} if failed else {}),
-            "base_sha256": [before_hash, after_hash],
-            **_learned(material, state.before, after),
-            **_trained(history),
-            "kept": _kept(history, options),
-            "last": {"loss": state.last_loss or after.loss},
-            "peak_memory_bytes": _memory(model, material, options, program, trained_peak),
-            "adapter_bytes": file.stat().st_size,
-            "base_bytes": base_bytes,
-            "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
-        }
+        metrics = _metrics(trainer, material, options, state, after, memory, place.partial)
         write_json(place.partial / METRICS_FILE, metrics)
         write_card(place.partial, metrics)
         run_picture(metrics, place.partial / PICTURE_FILE)
@@ -262,15 +232,61 @@ def _finite(model: Llama) -> bool:
     return all(bool(np.isfinite(float(p.data.sum()))) for _, p in model.named_parameters())
 
 
-def _audited(model: Llama, base_sha256: str) -> tuple[dict[str, str], str | None]:
-    """What the audit found, or which promise is broken: that is told, and the run's numbers are kept."""
-    try:
-        return dict(audit(model, ADAPTER, base_sha256=base_sha256).checks), None
-    except AuditError as error:
-        return {}, str(error)
-
-
 # -- the numbers -------------------------------------------------------------------------------------------------------
+
+
+def _metrics(
+    trainer: Trainer,
+    material: Material,
+    options: Options,
+    state: State,
+    after: Measured,
+    memory: dict[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """All that is known of a run in the end. folder: where its weights are."""
+    model, history, counts = trainer.model, state.history, count_parameters(trainer.model)
+    return {
+        "options": _told(model, options),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "steps": len(history.losses),
+        "planned_steps": trainer.steps,
+        "records": {
+            "train": len(material.train),
+            "validation": sum(map(len, material.validation_sets.values())),
+            **{name: len(scored) for name, scored in material.scored.items()},
+        },
+        "trainable_parameters": counts.trainable,
+        "total_parameters": counts.total,
+        **_proved(model, options, state.base),
+        **_learned(material, state.before, after),
+        **_trained(history),
+        "kept": _kept(history, options),
+        "last": {"loss": state.last_loss or after.loss},
+        "peak_memory_bytes": memory,
+        "adapter_bytes": (folder / (WEIGHTS_FILE if options.method == "lora" else MODEL_FILE)).stat().st_size,
+        "base_bytes": _base_bytes(model),
+        "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
+    }
+
+
+def _base_bytes(model: Llama) -> int:
+    return sum(array.nbytes for array in base_state(model).values())
+
+
+def _proved(model: Llama, options: Options, before: str) -> dict[str, Any]:
+    """What the audit of an adapter found, or which promise is broken: that is told, and the run's numbers are kept.
+
+    before: the base's fingerprint when the run began, beside which stands that of now.
+    """
+    found: dict[str, Any] = {"audit": {}}
+    if options.method == "lora":
+        try:
+            found["audit"] = dict(audit(model, ADAPTER, base_sha256=before).checks)
+        except AuditError as error:
+            found["audit_failed"] = str(error)
+    after = before if "base" in found["audit"] else sha256_of(base_state(model))  # the audit has just compared
+    return found | {"base_sha256": [before, after]}
 
 
 def _told(model: Llama, options: Options) -> dict[str, Any]:
