@@ -29,6 +29,7 @@ FLOORS = (
     "chat",
     "serve",
     "course",
+    "commands",
     "cli",
     "__main__",
 )
