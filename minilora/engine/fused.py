@@ -128,7 +128,7 @@ def mixed_lora_linear(x, w, *thin, parts: Sequence[tuple[Array | None, float | A
     y = product(rows(x), w).reshape(*shape[:-1], len(w))  # (B, T, m)
 
     def through(z: Array, matrix: Array, scale: float | Array = 1.0) -> Array:  # scale z matrix, for (k, T, ...)
-        out = (rows(z) @ matrix).reshape(*z.shape[:-1], -1)
+        out = (rows(z) @ matrix).reshape(*z.shape[:-1], matrix.shape[1])  # k may be 0
         out *= scale if isinstance(scale, float) else scale.astype(dtype)
         return out
 

@@ -283,9 +283,11 @@ def draw(logits: np.ndarray, temperature: float, top_p: float, rng: np.random.Ge
 
     logits (V). The argmax of log-probabilities plus Gumbel noise is such a draw: nothing has to add up to 1.
     """
-    scores = logits.astype(np.float64) / temperature  # (V)
+    scores = logits.astype(np.float64) - logits.max()  # (V), the likeliest 0
+    with np.errstate(over="ignore"):  # a temperature near 0 leaves the likeliest, and -inf of all others
+        scores /= temperature
     if top_p < 1:
-        p = np.exp(scores - scores.max())
+        p = np.exp(scores)
         p /= p.sum()
         ordered = np.sort(p)[::-1]
         least = ordered[min(int(np.searchsorted(np.cumsum(ordered), top_p)), len(p) - 1)]

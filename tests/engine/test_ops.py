@@ -290,6 +290,7 @@ ROWS = {
             draw("3bn,mn,rn,mr,2n,m2", parts=[(np.array([2]), 2.0), (np.array([0, 1]), 0.5)]),
             draw("3bn,mn,rn,mr,2n,m2", parts=[(np.array([0, 2]), np.array([[[0.25]], [[3.0]]])), (np.array([2]), 1.5)]),
             draw("3bn,mn,rn,mr,2n,m2", parts=[(None, 0.5), (None, 0.25)]),
+            draw("3bn,mn,rn,mr,2n,m2", parts=[(np.array([1]), 0.5), (np.zeros(0, int), np.zeros((0, 1, 1)))]),
         ],
         keeps={(0,): (1, 2, 3, 4, 5), (2, 3): (0, 3), (3,): (), (4,): (0, 5)},
         composed=composed_mixed_lora_linear,

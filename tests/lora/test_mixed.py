@@ -35,6 +35,14 @@ def test_rows_of_a_mixed_batch_can_be_mixes_and_another_choice(model):
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
 
 
+@pytest.mark.parametrize("mix", [{"legal": 0.0, "support": 1.0}, {"legal": 0.0}], ids=str)
+def test_an_adapter_of_which_no_row_has_anything_is_none(model, mix):
+    names = [mix, None, mix]
+    alone = [chosen(model, name, ROWS[i : i + 1])[0] for i, name in enumerate(names)]
+    with ml.mixed_batch(model, names):
+        np.testing.assert_allclose(model(ROWS).data, np.stack(alone), atol=1e-5)
+
+
 def test_a_mixed_batch_of_an_unknown_adapter_is_refused(model):
     with pytest.raises(ValueError, match="nobody"), ml.mixed_batch(model, ["nobody"]):
         pass

@@ -285,6 +285,11 @@ def test_top_p_looks_at_the_probabilities_that_the_temperature_makes(rng):
     assert {draw(logits, 10.0, 0.6, rng) for _ in range(100)} == {0, 1}
 
 
+def test_a_temperature_next_to_nothing_draws_the_likeliest(rng):
+    for top_p in (0.5, 1):
+        assert draw(np.array([1, 5, 2], np.float32), 5e-324, top_p, rng) == 1
+
+
 # -- refused -----------------------------------------------------------------------------------------------------------
 
 REFUSED = [
