@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ FLOORS = (
 STOREY = {name: floor for floor, name in enumerate(FLOORS)}
 
 
-def imported_modules(file, tree):
-    """The absolute names of all modules that a file imports, anywhere in it."""
+def imported_names(file, tree):
+    """The absolute names of all that a file imports, anywhere in it: modules, and what it takes from modules."""
     package = ["minilora", *file.split("/")[:-1]]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -45,7 +46,6 @@ def imported_modules(file, tree):
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
-            yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
@@ -54,7 +54,7 @@ def part_of(file):
 
 
 def parts_used(file):
-    names = (module.split(".") for module in imported_modules(file, FILES[file]))
+    names = (name.split(".") for name in imported_names(file, FILES[file]))
     return {name[1] for name in names if name[0] == "minilora" and len(name) > 1 and name[1] in STOREY}
 
 
@@ -68,10 +68,38 @@ def test_imports_go_one_way(file):
     assert {part for part in parts_used(file) if STOREY[part] > own} == set()
 
 
+MODULES = {
+    ".".join(["minilora", *file.removesuffix(".py").split("/")]).removesuffix(".__init__"): file for file in FILES
+}
+
+
+def files_used(file):
+    """The files that a file imports from, also where only its types need them."""
+    names = imported_names(file, FILES[file])
+    return {MODULES.get(name) or MODULES[name.rpartition(".")[0]] for name in names if name.startswith("minilora")}
+
+
+def circle(uses):
+    """Files each of which imports the next, and the last one the first; None where there are no such files."""
+    try:
+        TopologicalSorter(uses).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_file_is_imported_by_what_it_imports():
+    assert circle({file: files_used(file) for file in FILES}) is None
+
+
+def test_a_circle_is_noticed():
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+
+
 def test_the_reader_of_imports_sees_every_form():
     source = "import minilora.cli\nfrom .. import nn\ndef f():\n    from ..io.zoo import load\n    from . import ops\n"
-    found = set(imported_modules("engine/x.py", ast.parse(source)))
-    assert {"minilora.cli", "minilora.nn", "minilora.io.zoo", "minilora.engine.ops"} <= found
+    found = set(imported_names("engine/x.py", ast.parse(source)))
+    assert {"minilora.cli", "minilora.nn", "minilora.io.zoo.load", "minilora.engine.ops"} == found
 
 
 # -- import minilora ---------------------------------------------------------------------------------------------------
@@ -121,7 +149,7 @@ UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "
 
 def dangers(file, tree):
     """What could run code from a file: unpicklers imported, eval and the like called, NumPy told to unpickle."""
-    yield from (module for module in imported_modules(file, tree) if module.split(".")[0] in UNPICKLERS)
+    yield from (name for name in imported_names(file, tree) if name.split(".")[0] in UNPICKLERS)
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Name(id="eval" | "exec" | "__import__" as name)):

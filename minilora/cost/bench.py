@@ -27,7 +27,6 @@ from ..io.tokenizer import Tokenizer
 from ..io.zoo import load, locate
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
-from ..nn.cache import KVCache
 from ..nn.llama import Config, Llama
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
@@ -146,7 +145,7 @@ def generation(settings: Settings, streams: int) -> Work:
     prompts = np.random.default_rng(0).integers(0, vocab, (streams, PROMPT))
 
     def step() -> None:
-        cache = KVCache(model.config, streams, PROMPT + NEW)
+        cache = model.new_cache(streams, PROMPT + NEW)
         tokens = prompts  # (streams, PROMPT), then (streams, 1)
         with no_grad():
             for _ in range(NEW):

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..engine.backend import Array, array_module
-
-if TYPE_CHECKING:
-    from .llama import Config
 
 STEP = 64  # tokens: room is made for so many at a time
 
@@ -18,20 +14,17 @@ STEP = 64  # tokens: room is made for so many at a time
 class KVCache:
     """Keys and values of the tokens seen so far, so that generation computes each token once.
 
-    Holds two arrays (rows, capacity, K, D) per block. All rows end at `length`, where the next tokens go. `first` (B)
-    is each row's first token that is not padding, for rows of different lengths, padded on the left; None where there
-    is no padding.
+    `Llama.new_cache` makes one. Holds two arrays (rows, capacity, K, D) per block, on the device and of the dtype of
+    `like`. All rows end at `length`, where the next tokens go. `first` (B) is each row's first token that is not
+    padding, for rows of different lengths, padded on the left; None where there is no padding.
     """
 
-    def __init__(
-        self, config: Config, batch: int, capacity: int, first: Array | None = None, like: Array | None = None
-    ):
-        xp = np if like is None else array_module(like)
-        shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
-        dtype = np.float32 if like is None else like.dtype
-        self.keys = [xp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [xp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
-        self.first, self.batch, self.length = first, batch, 0
+    def __init__(self, blocks: int, shape: tuple[int, int, int, int], like: Array, first: Array | None = None):
+        xp = array_module(like)
+        self.keys = [xp.zeros(shape, like.dtype) for _ in range(blocks)]
+        self.values = [xp.zeros(shape, like.dtype) for _ in range(blocks)]
+        self.first = None if first is None else xp.asarray(first)
+        self.batch, self.length = shape[0], 0
 
     @property
     def capacity(self) -> int:

@@ -207,6 +207,12 @@ class Llama(Module):
         x = x[:, -1:] if last else x
         return fused.linear(x, self.head_weight) if self.config.tie_word_embeddings else self.lm_head(x)
 
+    def new_cache(self, rows: int, capacity: int, first: Array | None = None) -> KVCache:
+        """An empty cache for `forward`, with room for so many tokens in each row. first: as `KVCache` has it."""
+        config = self.config
+        shape = (rows, capacity, config.num_key_value_heads, config.head_dim)
+        return KVCache(config.num_hidden_layers, shape, self.head_weight.data, first)
+
     def loss(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> Tensor:
         """The mean cross-entropy of predicting each label from the tokens before it.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..engine.backend import array_module, to_numpy
+from ..engine.backend import to_numpy
 from ..engine.tensor import no_grad
 from ..io.tokenizer import Message, Tokenizer
 from ..lora.adapters import Choice, check_known, factors_of, refuse_merged
@@ -216,13 +216,12 @@ class Streams:
 
     def _begin_to_read(self, joining: list[Answer]) -> Reading:
         """Their prompts, padded on the left to one length, and an empty cache."""
-        like = self.model.head_weight.data
         longest = max(len(answer.prompt) for answer in joining)
         padding = np.array([longest - len(answer.prompt) for answer in joining])
         tokens = [[self.tokenizer.pad_id] * int(n) + a.prompt for n, a in zip(padding, joining, strict=True)]
-        first = array_module(like).asarray(padding) if padding.any() else None
         capacity = longest if self.running else max(answer.room for answer in joining)
-        return Reading(joining, np.array(tokens), KVCache(self.model.config, len(joining), capacity, first, like=like))
+        cache = self.model.new_cache(len(joining), capacity, padding if padding.any() else None)
+        return Reading(joining, np.array(tokens), cache)
 
     def _read(self, reading: Reading) -> None:
         """Read the next `PREFILL` tokens; a long prompt takes several steps. At its end, what the model has seen of it

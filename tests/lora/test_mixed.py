@@ -7,7 +7,6 @@ from models import MIX, chosen, logits
 import minilora as ml
 from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import is_merged
-from minilora.nn.cache import KVCache
 
 ROWS = np.array([[1, 2, 3, 4], [9, 8, 7, 6], [5, 5, 6, 1]])
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -79,7 +78,7 @@ def test_rows_can_leave_a_mixed_batch_as_in_generation(model):
         return answers
 
     expected = next_tokens(names, ids)
-    cache, tokens, present = KVCache(model.config, 3, 10), ids, [0, 1, 2]
+    cache, tokens, present = model.new_cache(3, 10), ids, [0, 1, 2]
     with no_grad(), ml.mixed_batch(model, names) as rows:
         for i, stay in enumerate(steps):
             if stay != present:

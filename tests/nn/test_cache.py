@@ -5,7 +5,7 @@ import pytest
 from models import new_model
 
 from minilora.engine.tensor import no_grad
-from minilora.nn.cache import STEP, KVCache
+from minilora.nn.cache import STEP
 
 TEXT = np.arange(40) * 11 % 61
 
@@ -19,7 +19,7 @@ def read(model, *rows, capacity=24):
     """A cache that holds these rows of tokens, padded on the left to one length."""
     longest = max(map(len, rows))
     padding = np.array([longest - len(row) for row in rows])
-    cache = KVCache(model.config, len(rows), capacity, padding if padding.any() else None)
+    cache = model.new_cache(len(rows), capacity, padding if padding.any() else None)
     with no_grad():
         model(np.array([[0] * (longest - len(row)) + list(row) for row in rows]), cache)
     return cache

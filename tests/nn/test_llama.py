@@ -11,7 +11,6 @@ from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
-from minilora.nn.cache import KVCache
 from minilora.nn.layers import Linear
 from minilora.nn.llama import Llama
 
@@ -176,13 +175,9 @@ def test_training_all_parameters_lowers_the_loss(model, ids):
 # -- cache, padding, packing -------------------------------------------------------------------------------------------
 
 
-def new_cache(model, rows, capacity, first=None):
-    return KVCache(model.config, rows, capacity, first, like=model.head_weight.data)
-
-
 @pytest.mark.parametrize("steps", [[4, 1, 1, 1], [1] * 7, [2, 3, 2], [7]], ids=str)
 def test_token_by_token_with_a_cache_equals_all_tokens_at_once(model, ids, steps):
-    cache, ends = new_cache(model, 2, capacity=7), np.cumsum(steps)
+    cache, ends = model.new_cache(2, capacity=7), np.cumsum(steps)
     with no_grad():
         parts = [model(ids[:, end - n : end], cache).data for n, end in zip(steps, ends, strict=True)]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), model(ids).data, rtol=1e-10, atol=1e-10)
@@ -193,7 +188,7 @@ def test_a_batch_padded_on_the_left_equals_its_rows_alone(model, ids):
     lengths = [7, 4]
     first = np.array([7 - n for n in lengths])
     ids[1, :3] = 0
-    cache = new_cache(model, 2, capacity=8, first=first)
+    cache = model.new_cache(2, capacity=8, first=first)
     with no_grad():
         prompt, step = model(ids, cache).data, model(np.array([[1], [2]]), cache).data
         for row, (pad, following) in enumerate(zip(first, (1, 2), strict=True)):
@@ -203,7 +198,7 @@ def test_a_batch_padded_on_the_left_equals_its_rows_alone(model, ids):
 
 
 def test_finished_rows_can_leave_the_cache(model, ids):
-    cache = new_cache(model, 2, capacity=8, first=np.array([0, 3]))
+    cache = model.new_cache(2, capacity=8, first=np.array([0, 3]))
     with no_grad():
         model(ids, cache)
         cache.keep(np.array([1]))
@@ -214,7 +209,7 @@ def test_finished_rows_can_leave_the_cache(model, ids):
 
 def test_a_full_cache_raises(model, ids):
     with pytest.raises(ValueError, match="the cache holds 5 tokens, 7 were asked for"):
-        model(ids, new_cache(model, 2, capacity=5))
+        model(ids, model.new_cache(2, capacity=5))
 
 
 @pytest.mark.parametrize("prefix", [0, 3])

@@ -11,7 +11,6 @@ from minilora.engine.tensor import no_grad
 from minilora.files.gguf import to_halves, to_pairs
 from minilora.io import zoo
 from minilora.io.folder import load_folder
-from minilora.nn.cache import KVCache
 from minilora.nn.llama import Llama
 
 pytestmark = parity
@@ -155,7 +154,7 @@ def test_generating_with_a_cache_and_left_padding_equals_transformers(tmp_path, 
     real = np.arange(12) >= first[:, None]  # (B, T)
     positions = torch.from_numpy(np.maximum(np.arange(12) - first[:, None], 0))
     expected = logits_of(theirs, ids, attention_mask=torch.from_numpy(real.astype(np.int64)), position_ids=positions)
-    cache = KVCache(ours.config, batch=2, capacity=12, first=first)
+    cache = ours.new_cache(2, 12, first)
     with no_grad():
         parts = [ours(ids[:, :8], cache)] + [ours(ids[:, t : t + 1], cache) for t in range(8, 12)]
     got = np.concatenate([part.data for part in parts], axis=1)
@@ -167,7 +166,7 @@ def test_greedy_decoding_picks_the_tokens_that_transformers_picks(tmp_path, rng)
     ids = text(rng, batch=1, length=6)
     settings = transformers.GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
     expected = theirs.generate(torch.from_numpy(ids), attention_mask=torch.ones(1, 6), generation_config=settings)
-    cache, new = KVCache(ours.config, batch=1, capacity=26), ids
+    cache, new = ours.new_cache(1, 26), ids
     with no_grad():
         for _ in range(20):
             new = ours(new, cache, last=True).data.argmax(axis=-1)  # (1, 1)

@@ -17,7 +17,6 @@ from minilora.io import zoo
 from minilora.lora.adapters import adapter_state, add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import save_adapter
-from minilora.nn.cache import KVCache
 from minilora.nn.llama import Llama
 from minilora.nn.optim import AdamW
 
@@ -148,7 +147,7 @@ def test_the_greedy_answer_is_transformers_answer(smollm2, reference):
     settings = transformers.GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=2)
     prompt = torch.from_numpy(ids)
     expected = reference.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
-    cache, new, answer = KVCache(ours.config, batch=1, capacity=ids.shape[1] + 8), ids, []
+    cache, new, answer = ours.new_cache(1, ids.shape[1] + 8), ids, []
     with no_grad():
         while len(answer) < 8 and tokenizer.eos_id not in answer:
             new = ours(new, cache, last=True).data.argmax(axis=-1)  # (1, 1)

@@ -8,6 +8,7 @@ from jobs import asked
 from modelfiles import CONFIG
 
 from minilora.engine.tensor import Tensor
+from minilora.nn.llama import Llama
 from minilora.train.generate import generate, generate_batch
 from minilora.train.streams import draw
 
@@ -42,6 +43,8 @@ def test_answers_in_a_batch_are_those_given_one_by_one_and_in_order(talker, toke
 
 class Script:
     """Instead of a model: each conversation gets its own sequence of tokens, by the number of rows still alive."""
+
+    new_cache = Llama.new_cache
 
     def __init__(self, *answers, vocabulary):
         self.config, self.vocabulary = replace(CONFIG, max_position_embeddings=1024), vocabulary
