@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from ..io.versions import read_mix
 from .output import Output
 from .talk import Talk, name_of
 
@@ -122,19 +122,10 @@ class Chat:
         self._say_who()
 
     def _mix(self, rest: str) -> None:
-        mix: dict[str, float] = {}
-        for word in rest.replace(",", " ").split():
-            name, _, number = word.partition("=")
-            try:
-                factor = float(number)
-            except ValueError:
-                factor = math.nan
-            if not math.isfinite(factor):
-                raise ValueError(f"{word}: expected NAME=FACTOR, such as {(self.names or ['legal'])[0]}=0.5")
-            mix[self._known(name)] = factor
+        mix = read_mix(rest)
         if not mix:
             raise ValueError("/mix needs adapters and how much of each, such as /mix legal=0.5 support=0.5")
-        self.talk.choose(mix)
+        self.talk.choose({self._known(name): factor for name, factor in mix.items()})
         self._say_who()
 
     def _compare(self, rest: str) -> None:

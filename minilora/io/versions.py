@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,27 @@ def named_folders(words: Iterable[str]) -> dict[str, Path]:
             raise ValueError(f"two adapters are called {name!r}, {named[name]} and {place}: give names, as NAME=DIR")
         named[name] = Path(place)
     return named
+
+
+def read_mix(text: str) -> dict[str, float]:
+    """How much of which adapter, as a talk and a request say it.
+
+    >>> read_mix("legal=0.5 support=0.25"), read_mix("legal=1, support=-1")
+    ({'legal': 0.5, 'support': 0.25}, {'legal': 1.0, 'support': -1.0})
+
+    Raises ValueError for what is no mix; which adapters there are is not known here.
+    """
+    mix: dict[str, float] = {}
+    for word in text.replace(",", " ").split():
+        name, _, number = word.rpartition("=")  # a folder's name may hold a "="
+        try:
+            factor = float(number)
+        except ValueError:
+            factor = math.nan
+        if not name or not math.isfinite(factor) or name in mix:
+            raise ValueError(f"{word}: a mix is NAME=FACTOR NAME=FACTOR, each name once, such as legal=0.5 support=0.5")
+        mix[name] = factor
+    return mix
 
 
 def _own_name(path: Path) -> str:

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..io.tokenizer import Message
-from ..io.versions import BASE_NAME
+from ..io.versions import BASE_NAME, read_mix
 from ..lora.adapters import Choice
 from .engine import Ask, Piece, Version
 
@@ -162,18 +162,13 @@ def read_choice(model: str, names: Collection[str]) -> Choice:
         return None if model == BASE_NAME else model
     if "=" not in model:
         raise unknown_model(model, names)
-    mix: dict[str, float] = {}
-    for word in model.replace(",", " ").split():
-        name, _, number = word.partition("=")
-        try:
-            factor = float(number)
-        except ValueError:
-            factor = math.nan
-        if not math.isfinite(factor) or name in mix:
-            raise ApiError(400, f"a mix is NAME=NUMBER NAME=NUMBER, each name once; got {word!r}", "model")
-        if name not in names or name == BASE_NAME:
-            raise unknown_model(name, [name for name in names if name != BASE_NAME])
-        mix[name] = factor
+    try:
+        mix = read_mix(model)
+    except ValueError as error:
+        raise ApiError(400, str(error), "model") from error
+    adapters = [name for name in names if name != BASE_NAME]
+    if unknown := [name for name in mix if name not in adapters]:
+        raise unknown_model(unknown[0], adapters)
     return mix
 
 

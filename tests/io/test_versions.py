@@ -14,7 +14,7 @@ import minilora as ml
 from minilora.files.disk import ModelFileError
 from minilora.io import versions, zoo
 from minilora.io.folder import save_folder
-from minilora.io.versions import base_of, load_versions, named_folders
+from minilora.io.versions import base_of, load_versions, named_folders, read_mix
 from minilora.nn.module import sha256_of
 
 
@@ -74,6 +74,13 @@ def test_an_adapter_is_called_as_its_folder_or_as_one_says(tmp_path, monkeypatch
 def test_names_that_mean_nothing_are_refused(words, said):
     with pytest.raises(ValueError, match=said):
         named_folders(words)
+
+
+def test_a_mix_names_each_adapter_once_with_a_number():
+    assert read_mix("") == {} and read_mix("legal=0, r=8=.5") == {"legal": 0.0, "r=8": 0.5}
+    for text in ("legal", "legal=", "=1", "legal=many", "legal=inf", "legal=1 legal=1"):
+        with pytest.raises(ValueError, match=f"^{text.split()[-1]}: a mix is NAME=FACTOR"):
+            read_mix(text)
 
 
 # -- what a folder says ------------------------------------------------------------------------------------------------
