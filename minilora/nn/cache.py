@@ -73,6 +73,7 @@ class KVCache:
         for array, new in zip(self._arrays(), other._arrays(), strict=True):
             if mine:
                 array[: self.batch, mine:length] = array[: self.batch, : self.length].copy()
+            array[self.batch : rows, :theirs] = 0  # who had the row before may have left what is no number
             array[self.batch : rows, theirs:length] = new[: other.batch, : other.length]
         if mine or theirs or self.first is not None or other.first is not None:
             xp = array_module(self.keys[0])

@@ -75,6 +75,16 @@ def test_a_row_joins_where_another_has_left(model):
     goes_on(model, cache, rows[0], rows[2], rows[3])
 
 
+def test_a_row_that_holds_no_numbers_harms_nobody_who_takes_its_place(model):
+    rows = [TEXT[:9], TEXT[1:5], TEXT[2:8]]
+    cache = read(model, *(row[:-1] for row in rows[:2]), capacity=STEP)
+    for array in (*cache.keys, *cache.values):
+        array[1] = np.nan
+    cache.keep([0])
+    cache.join(read(model, rows[2][:-1]), room=STEP)
+    goes_on(model, cache, rows[0], rows[2])
+
+
 def test_padding_that_all_rows_have_is_given_back(model):
     rows = [TEXT[:9], TEXT[1:5], TEXT[2:8]]
     cache = read(model, *(row[:-1] for row in rows))
