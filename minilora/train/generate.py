@@ -75,13 +75,10 @@ def generate_batch(
     streams = Streams(model, tokenizer, slots=batch_size, mixed=False)
     answers = [streams.add(talk, None, max_new_tokens, temperature, seed=seed) for talk in conversations]
     streams.waiting = deque(sorted(streams.waiting, key=lambda answer: answer.prompt_tokens))  # little padding
-    left = len(answers)
-    while streams.busy:
+    while left := streams.left:
         streams.step()
-        now = len(streams.running) + len(streams.waiting)
-        if now < left:
-            done(left - now)
-            left = now
+        if ended := left - streams.left:
+            done(ended)
     return [answer.text for answer in answers]
 
 

@@ -136,9 +136,14 @@ class Streams:
         self.reading: Reading | None = None  # those that join next
 
     @property
+    def left(self) -> int:
+        """How many answers have not ended yet."""
+        return len(self.waiting) + len(self.running) + (len(self.reading.answers) if self.reading else 0)
+
+    @property
     def busy(self) -> bool:
         """Is there anything left to do?"""
-        return bool(self.waiting or self.running or self.reading)
+        return self.left > 0
 
     def add(
         self,

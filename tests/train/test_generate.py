@@ -9,6 +9,7 @@ from modelfiles import CONFIG
 
 from minilora.engine.tensor import Tensor
 from minilora.nn.llama import Llama
+from minilora.train import streams
 from minilora.train.generate import generate, generate_batch
 from minilora.train.streams import draw
 
@@ -39,6 +40,14 @@ def test_answers_in_a_batch_are_those_given_one_by_one_and_in_order(talker, toke
     together = generate_batch(talker, tokenizer, [asked(q) for q in QUESTIONS], 12, batch_size=batch_size)
     assert together == [generate(talker, tokenizer, q, 12) for q in QUESTIONS]
     assert len(set(together)) > 1
+
+
+def test_an_answer_is_done_when_it_has_ended_and_not_while_its_prompt_is_read(talker, tokenizer, monkeypatch):
+    monkeypatch.setattr(streams, "PREFILL", 10)
+    step, steps, heard = streams.Streams.step, [], []
+    monkeypatch.setattr(streams.Streams, "step", lambda self: (steps.append(1), step(self)))
+    generate_batch(talker, tokenizer, [asked("x" * 100)], 5, done=lambda count: heard.append((count, len(steps))))
+    assert heard == [(1, len(steps))] and len(steps) > 10
 
 
 class Script:
