@@ -47,6 +47,8 @@ def in_a_pipe(chat: Chat) -> None:
         try:
             if not chat.handle(line):
                 break
+        except BrokenPipeError:  # nobody reads the answers any longer
+            raise
         except (ValueError, OSError) as error:
             failed += 1
             chat.output.note(f"minilora: line {lines}: {error}")

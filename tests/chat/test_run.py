@@ -85,6 +85,17 @@ def test_an_interrupted_pipe_is_status_130(words, monkeypatch, capsys):
     assert capsys.readouterr().err == "\nminilora: interrupted\n"
 
 
+def test_a_pipe_that_nobody_reads_any_longer_is_the_end(words, typed, monkeypatch, capsys):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    typed("hello", "hello")
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert main(words) == 0
+    assert capsys.readouterr().err == "" and sys.stdin.readline() == "hello\n"
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
