@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ..train.domains import DOMAINS
 from ..train.finetune import finetune
 from ..train.options import Options
 from ..train.place import METRICS_FILE
 
 BASE = "tiny"
-DOMAINS = ("legal", "medical", "support", "finance")
 STEPS = 150
 LEARNING_RATE = 5e-3
 

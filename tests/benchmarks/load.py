@@ -32,8 +32,7 @@ import minilora as ml
 from minilora.io.folder import save_folder
 from minilora.io.versions import named_folders
 from minilora.io.zoo import load
-
-DOMAINS = ("legal", "medical", "support", "finance")
+from minilora.train.domains import DOMAINS
 
 
 # -- what is asked -----------------------------------------------------------------------------------------------------
