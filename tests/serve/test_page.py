@@ -127,6 +127,14 @@ def test_two_are_mixed_with_a_slider(page, served):
     assert " ".join(texts(page)["legal + support"].split()) == " ".join(mixed.split())
 
 
+def test_a_slider_at_its_end_leaves_one_of_the_two(page, served):
+    page.get_by_role("switch", name="Mix two").check()
+    page.get_by_role("slider", name="Share of the first adapter").fill("0")
+    ask(page)
+    shown = texts(page)
+    assert shown["legal + support"] == shown["support"] and shown["legal"] != shown["support"]
+
+
 def test_everything_is_reached_and_done_by_keyboard(page):
     assert page.evaluate("document.activeElement.id") == "question"
     reached = set()
@@ -201,6 +209,17 @@ def test_adapters_that_come_are_found_when_the_page_is_looked_at_again(page, ser
         assert not page.get_by_role("checkbox", name="support").is_checked()
     finally:
         served.engine.call(lambda: served.engine.remove_adapter("law")).result(30)
+
+
+def test_a_server_that_is_back_is_not_said_to_be_gone(page):
+    told = page.locator("#what").inner_text()
+    page.route("**/v1/models", lambda route: route.abort())
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.get_by_text("The server does not answer. Is it still running?").wait_for()
+    page.unroute("**/v1/models")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.get_by_text(told).wait_for()
+    page.complaints.clear()  # the browser reports what was not answered
 
 
 SCREENS = {"wide": {}, "dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 390, "height": 844}}}
