@@ -34,7 +34,6 @@ from minilora.io.versions import named_folders
 from minilora.io.zoo import load
 from minilora.train.domains import DOMAINS
 
-
 # -- what is asked -----------------------------------------------------------------------------------------------------
 
 

@@ -16,11 +16,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from browsers import chromium
 
 from minilora.course.exercises import EXERCISES
 
 pytest.importorskip("jupyterlab", reason="needs pip install '.[lessons,test-lessons]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install '.[lessons,test-lessons]'")
+pytest.importorskip("playwright", reason="needs pip install '.[lessons,test-lessons]'")
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -39,19 +40,11 @@ FINISHED = """() => {
 @pytest.fixture(scope="module")
 def page():
     """A page of a Chromium without a window. What the page itself reports as an error is in `page.errors`."""
-    with playwright.sync_playwright() as driver:
-        own = driver.chromium.executable_path
-        path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or own
-        if not Path(path).exists():
-            pytest.skip("needs Chromium: apt-get install chromium, or playwright install chromium")
-        flags = ["--no-sandbox", "--disable-dev-shm-usage",  # a container has no user namespaces, and a small /dev/shm
-                 "--disable-background-networking", "--disable-component-update"]  # fmt: skip
-        browser = driver.chromium.launch(executable_path=path, args=flags)
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 1600})
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         yield page
-        browser.close()
 
 
 @pytest.fixture(scope="module")

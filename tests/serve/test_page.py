@@ -4,12 +4,10 @@ Needs pip install '.[test-serve]' and a Chromium: that of the system (`apt-get i
 variable CHROMIUM names, or playwright's own (`playwright install chromium`).
 """
 
-import os
 import re
-import shutil
-from pathlib import Path
 
 import pytest
+from browsers import chromium
 from serving import serving
 
 from minilora.serve.app import read_page
@@ -38,18 +36,10 @@ LISTEN = """() => {
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install '.[test-serve]'")
-    with playwright.sync_playwright() as driver:
-        own = driver.chromium.executable_path
-        path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or own
-        if not Path(path).exists():
-            pytest.skip("needs Chromium: apt-get install chromium, or playwright install chromium")
-        flags = ["--no-sandbox", "--disable-dev-shm-usage",  # a container has no user namespaces, and a small /dev/shm
-                 "--disable-background-networking", "--disable-component-update"]  # fmt: skip
-        browser = driver.chromium.launch(executable_path=path, args=flags)
+def browser():
+    pytest.importorskip("playwright", reason="needs pip install '.[test-serve]'")
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +50,9 @@ def served(shop):
 
 
 @pytest.fixture
-def page(chromium, served, request):
+def page(browser, served, request):
     """The page, opened with what the test's parameter says of the screen. It may complain of nothing."""
-    context = chromium.new_context(**getattr(request, "param", {}))
+    context = browser.new_context(**getattr(request, "param", {}))
     page = context.new_page()
     page.complaints, page.asked = [], []
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
