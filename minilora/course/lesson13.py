@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,31 +27,22 @@ def draw_adapters(rng: np.random.Generator, ranks: Sequence[int] | None = None) 
     return sizes, adapters
 
 
-def draw_weights(rng: np.random.Generator, count: int) -> list[float]:
-    """Weights that do not add up to 1, no two alike."""
-    return [round(float(w), 2) for w in rng.permutation([0.3, 0.6, 0.9, 1.4, 1.7])[:count]]
-
-
-def draw_cat(rng: np.random.Generator, ranks: Sequence[int] | None = None) -> Draw:
-    """Adapters and their weights."""
+def draw(rng: np.random.Generator, ranks: Sequence[int] | None = None, **axes: str) -> Draw:
+    """Arrays with these axes, adapters, and weights that do not add up to 1, no two alike."""
     sizes, adapters = draw_adapters(rng, ranks)
-    return Draw(sizes, adapters=adapters, weights=draw_weights(rng, len(adapters)))
-
-
-def draw_mix(rng: np.random.Generator, ranks: Sequence[int] | None = None) -> Draw:
-    """The same, with a layer and its input."""
-    sizes, adapters = draw_adapters(rng, ranks)
-    drawn = arrays(rng, sizes, x="T n", W="m n")
-    drawn["adapters"], drawn["weights"] = adapters, draw_weights(rng, len(adapters))
+    drawn = arrays(rng, sizes, **axes)
+    drawn["adapters"] = adapters
+    drawn["weights"] = rng.permutation([0.3, 0.6, 0.9, 1.4, 1.7])[: len(adapters)].tolist()
     return drawn
 
 
-def alike(draw: Callable[..., Draw]) -> Callable[[np.random.Generator], Draw]:
+def draw_alike(rng: np.random.Generator, **axes: str) -> Draw:
     """Two adapters of one rank: there A's and B's can be added up, too."""
-    return lambda rng: draw(rng, [int(rng.integers(2, 6))] * 2)
+    return draw(rng, [int(rng.integers(2, 6))] * 2, **axes)
 
 
 Scale = Callable[[Any], float]
+Factor = Callable[[float, float], float]  # of an adapter's weight and scale
 
 
 def scale(adapter: Any) -> float:
@@ -63,64 +55,61 @@ def root(adapter: Any) -> float:
     return adapter["alpha"] / len(adapter["A"]) ** 0.5
 
 
-def alpha_alone(adapter: Any) -> float:
-    """Not divided."""
-    return adapter["alpha"]
+def product(adapters: Any, weights: Any) -> Any:
+    """The sum of w s B A, an array of W's size."""
+    return sum(w * scale(each) * (each["B"] @ each["A"]) for each, w in zip(adapters, weights, strict=True))
 
 
-def one(adapter: Any) -> float:
-    """No scale."""
-    return 1.0
+def shares(weights: Any) -> list[float]:
+    """The weights divided by their sum."""
+    return [w / sum(weights) for w in weights]
 
+
+def wrong_scales(answer: Callable[[Scale], Callable]) -> dict[str, tuple[Callable, str]]:
+    """What all three exercises can get wrong in the scale. answer: the right one with another scale."""
+    return {
+        "no scale": (answer(lambda adapter: 1), "the scale alpha / r of each adapter is missing"),
+        "alpha": (answer(lambda adapter: adapter["alpha"]), "the scale is alpha / r, not alpha"),
+        "square root": (answer(root), "the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's"),
+    }
+
+
+NO_WEIGHTS = "the weights are missing"
+SHARE = "the weights are divided by their sum: take them as they are, they need not add up to 1"
 
 # -- 13.1 several adapters as one --------------------------------------------------------------------------------------
 
 
 def stacked(
-    of_b: Callable[[float, float], float] = lambda w, s: w * s,
-    of_a: Callable[[float, float], float] = lambda w, s: 1.0,
+    of_b: Factor = lambda w, s: w * s,
+    of_a: Factor = lambda w, s: 1.0,
     scale_of: Scale = scale,
     weights_of: Callable[[Any], Any] = list,
     order: int = 1,
+    axes: tuple[int, int] = (0, 1),
 ) -> Callable:
-    """Factors side by side, with weight and scale where `of_b` and `of_a` put them. order: -1 turns A's round."""
+    """Factors side by side along these axes, with weight and scale where `of_b` and `of_a` put them. order: -1 turns
+    A's round.
+    """
 
     def answer(adapters: Any, weights: Any) -> Any:
-        pairs = [(each, w, scale_of(each)) for each, w in zip(adapters, weights_of(weights), strict=True)]
-        A = np.concatenate([of_a(w, s) * each["A"] for each, w, s in pairs][::order])
-        return A, np.concatenate([of_b(w, s) * each["B"] for each, w, s in pairs], axis=1)
+        both = [(each, w, scale_of(each)) for each, w in zip(adapters, weights_of(weights), strict=True)]
+        A = np.concatenate([of_a(w, s) * each["A"] for each, w, s in both][::order], axis=axes[0])
+        return A, np.concatenate([of_b(w, s) * each["B"] for each, w, s in both], axis=axes[1])
 
     return answer
 
 
-def added_up(adapters: Any, weights: Any) -> Any:
-    """A's and B's added, which needs one rank for all."""
-    both = list(zip(adapters, weights, strict=True))
-    return sum(a["A"] for a, _ in both), sum(w * scale(a) * a["B"] for a, w in both)
+def added_up(in_a: float = 0) -> Callable:
+    """A's and B's added, which needs one rank for all. in_a: the power of its weight that stands in A; with 1/2 it is
+    what is called linear.
+    """
 
+    def answer(adapters: Any, weights: Any) -> Any:
+        both = list(zip(adapters, weights, strict=True))
+        return sum(w**in_a * a["A"] for a, w in both), sum(w ** (1 - in_a) * scale(a) * a["B"] for a, w in both)
 
-def added_up_with_roots(adapters: Any, weights: Any) -> Any:
-    """The same, with the root of each weight in both: what is called linear."""
-    both = list(zip(adapters, weights, strict=True))
-    return sum(w**0.5 * a["A"] for a, w in both), sum(w**0.5 * scale(a) * a["B"] for a, w in both)
-
-
-def wrong_axis(adapters: Any, weights: Any) -> Any:
-    """Side by side along the other axis."""
-    both = list(zip(adapters, weights, strict=True))
-    A = np.concatenate([a["A"] for a, _ in both], axis=1)
-    return A, np.concatenate([w * scale(a) * a["B"] for a, w in both])
-
-
-def first_scale(adapters: Any, weights: Any) -> Any:
-    """The scale of the first adapter for all."""
-    return stacked(scale_of=lambda each: scale(adapters[0]))(adapters, weights)
-
-
-def scale_of_all(adapters: Any, weights: Any) -> Any:
-    """Each alpha is divided by the rank of the whole."""
-    rank = sum(len(each["A"]) for each in adapters)
-    return stacked(scale_of=lambda each: each["alpha"] / rank)(adapters, weights)
+    return answer
 
 
 def in_place(adapters: Any, weights: Any) -> Any:
@@ -130,45 +119,38 @@ def in_place(adapters: Any, weights: Any) -> Any:
     return stacked(of_b=lambda w, s: 1.0)(adapters, weights)
 
 
+TWICE = "stands in A and in B, and the product has both"
 CROSS = "cross terms: a sum of B's times a sum of A's holds B1 A2 and B2 A1, too; put them side by side, R = r1 + r2"
 TOO_SMALL = "divided by too much: the r of alpha / r is each adapter's own, not R; and a sum is wanted, not a mean"
 
 
 @exercise(
     "13.1",
-    draw=[alike(draw_cat), draw_cat],
-    smallest=lambda rng: draw_cat(rng, [1]),
+    draw=[draw_alike, draw],
+    smallest=partial(draw, ranks=[1]),
     returns="A (R, n), B (m, R)",
     decisive=['np.concatenate([a["A"] for a in adapters])', "in zip(adapters, factors, strict=True)], axis=1)"],
     mistakes={
-        "weight squared": (
-            stacked(of_a=lambda w, s: w),
-            "the weight is squared: it stands in A and in B, and the product has both",
-        ),
+        "weight squared": (stacked(of_a=lambda w, s: w), f"the weight is squared: it {TWICE}"),
         "weight and scale squared": (
             stacked(of_a=lambda w, s: w * s),
             "weight and scale are squared: they stand in A and in B, and the product has both",
         ),
-        "scale squared": (
-            stacked(of_a=lambda w, s: s),
-            "the scale is squared: it stands in A and in B, and the product has both",
+        "scale squared": (stacked(of_a=lambda w, s: s), f"the scale is squared: it {TWICE}"),
+        "cross terms": (added_up(), CROSS),
+        "cross terms, with roots": (added_up(in_a=0.5), CROSS),
+        **wrong_scales(lambda other: stacked(scale_of=other)),
+        "first scale": (
+            lambda own, weights: stacked(scale_of=lambda a: scale(own[0]))(own, weights),
+            "each adapter has a scale of its own: that of the first is used for all",
         ),
-        "cross terms": (added_up, CROSS),
-        "cross terms, with roots": (added_up_with_roots, CROSS),
-        "no scale": (stacked(of_b=lambda w, s: w), "the scale alpha / r of each adapter is missing"),
-        "alpha": (stacked(scale_of=alpha_alone), "the scale is alpha / r, not alpha"),
-        "square root": (stacked(scale_of=root), "the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's"),
-        "first scale": (first_scale, "each adapter has a scale of its own: that of the first is used for all"),
-        "rank of all": (scale_of_all, TOO_SMALL),
-        "no weights": (stacked(of_b=lambda w, s: s), "the weights are missing"),
-        "share": (
-            stacked(weights_of=lambda weights: [w / sum(weights) for w in weights]),
-            "the weights are divided by their sum: take them as they are, they need not add up to 1",
-        ),
-        "mean": (
-            stacked(weights_of=lambda weights: [w / len(weights) for w in weights]),
+        "rank of all": (
+            lambda own, weights: stacked(scale_of=lambda a: a["alpha"] / sum(len(b["A"]) for b in own))(own, weights),
             TOO_SMALL,
         ),
+        "no weights": (stacked(of_b=lambda w, s: s), NO_WEIGHTS),
+        "share": (stacked(weights_of=shares), SHARE),
+        "mean": (stacked(weights_of=lambda weights: [w / len(weights) for w in weights]), TOO_SMALL),
         "root of the weight": (
             stacked(of_b=lambda w, s: w**0.5 * s),
             "only the root of the weight takes part: a weight in B alone stands there whole",
@@ -190,7 +172,7 @@ TOO_SMALL = "divided by too much: the r of alpha / r is each adapter's own, not 
             "A's and B's stand in different orders: column k of B belongs to row k of A",
         ),
         "wrong axis": (
-            wrong_axis,
+            stacked(axes=(1, 0)),
             "joined along the wrong axis: the r's are added up, n and m stay: A (R, n), B (m, R)",
         ),
         "in place": (in_place, "the function changes its input"),
@@ -219,94 +201,56 @@ def refuse_products(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
 # -- 13.2 a mix --------------------------------------------------------------------------------------------------------
 
 
-def mixed(
-    factor: Callable[[float, float], float] = lambda w, s: w * s,
-    base: Callable[[Any], float] = lambda weights: 1.0,
-    scale_of: Scale = scale,
-    which: slice = slice(None),
-) -> Callable:
-    """x Wᵀ times `base` and the updates, each times `factor`; `which` of them."""
+def mixed(joined: Callable = cat, base: Callable[[Any], float] = lambda weights: 1.0) -> Callable:
+    """x Wᵀ times `base`, and x down and up through what `joined` makes of the adapters."""
 
     def answer(x: Any, W: Any, adapters: Any, weights: Any) -> Any:
-        y = base(weights) * (x @ W.T)
-        for each, w in list(zip(adapters, weights, strict=True))[which]:
-            y = y + factor(w, scale_of(each)) * (x @ each["A"].T @ each["B"].T)
-        return y
+        A, B = joined(adapters, weights)
+        return base(weights) * (x @ W.T) + x @ A.T @ B.T
 
     return answer
 
 
-def crossed(x: Any, W: Any, adapters: Any, weights: Any) -> Any:
-    """One adapter of added A's and added B's."""
-    A, B = added_up(adapters, weights)
-    return x @ W.T + x @ A.T @ B.T
-
-
-def crossed_with_roots(x: Any, W: Any, adapters: Any, weights: Any) -> Any:
-    """The same, with roots."""
-    A, B = added_up_with_roots(adapters, weights)
-    return x @ W.T + x @ A.T @ B.T
-
-
-def merged(x: Any, W: Any, adapters: Any, weights: Any) -> Any:
-    """Forms W + sum of w s B A."""
-    return x @ (W + sum(w * scale(a) * (a["B"] @ a["A"]) for a, w in zip(adapters, weights, strict=True))).T
-
-
-def product_beside(x: Any, W: Any, adapters: Any, weights: Any) -> Any:
-    """Forms the sum of w s B A."""
-    return x @ W.T + x @ sum(w * scale(a) * (a["B"] @ a["A"]) for a, w in zip(adapters, weights, strict=True)).T
-
-
-def divided(weights: Any) -> float:
-    """The sum of the weights."""
-    return float(sum(weights))
+ONCE = "stands in the update once"
+CROSSED = "cross terms: the sum of the A's goes through the sum of the B's; each A has its own B"
 
 
 @exercise(
     "13.2",
-    draw=[alike(draw_mix), draw_mix],
-    smallest=lambda rng: draw_mix(rng, [1]),
+    draw=[partial(draw_alike, x="T n", W="m n"), partial(draw, x="T n", W="m n")],
+    smallest=partial(draw, ranks=[1], x="T n", W="m n"),
     returns="y (T, m)",
     forbids={"m n": FORMS},
     also=refuse_products,
     decisive=['x @ adapter["A"].T @ adapter["B"].T'],
     mistakes={
-        "weight squared": (mixed(lambda w, s: w * w * s), "the weight is squared: it stands in the update once"),
-        "scale squared": (mixed(lambda w, s: w * s * s), "the scale is squared: it stands in the update once"),
-        "cross terms": (
-            crossed,
-            "cross terms: the sum of the A's goes through the sum of the B's; each A has its own B",
-        ),
-        "cross terms, with roots": (
-            crossed_with_roots,
-            "cross terms: the sum of the A's goes through the sum of the B's; each A has its own B",
-        ),
-        "no scale": (mixed(lambda w, s: w), "the scale alpha / r of each adapter is missing"),
-        "alpha": (mixed(scale_of=alpha_alone), "the scale is alpha / r, not alpha"),
-        "square root": (mixed(scale_of=root), "the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's"),
-        "no weights": (mixed(lambda w, s: s), "the weights are missing"),
+        "weight squared": (mixed(stacked(lambda w, s: w * w * s)), f"the weight is squared: it {ONCE}"),
+        "scale squared": (mixed(stacked(lambda w, s: w * s * s)), f"the scale is squared: it {ONCE}"),
+        "cross terms": (mixed(added_up()), CROSSED),
+        "cross terms, with roots": (mixed(added_up(in_a=0.5)), CROSSED),
+        **wrong_scales(lambda other: mixed(stacked(scale_of=other))),
+        "no weights": (mixed(stacked(lambda w, s: s)), NO_WEIGHTS),
         "base once for each": (
-            lambda x, W, adapters, weights: mixed(base=lambda ws: len(ws) + (len(ws) < 2))(x, W, adapters, weights),
+            mixed(base=lambda weights: max(len(weights), 2)),
             "x Wᵀ is added for each adapter: there is one base, and it counts once",
         ),
         "outputs mixed": (
-            mixed(base=divided),
+            mixed(base=sum),
             "x Wᵀ is weighted, too: weights are of the updates, the base counts once and whole",
         ),
-        "share": (
-            lambda x, W, adapters, weights: mixed()(x, W, adapters, [w / sum(weights) for w in weights]),
-            "the weights are divided by their sum: take them as they are, they need not add up to 1",
-        ),
+        "share": (mixed(stacked(weights_of=shares)), SHARE),
         "no base": (mixed(base=lambda weights: 0.0), "x Wᵀ is missing: y is the updates alone"),
-        "only the last": (mixed(which=slice(-1, None)), "only the last adapter takes part: add the updates up"),
+        "only the last": (
+            lambda x, W, adapters, weights: mixed()(x, W, adapters[-1:], weights[-1:]),
+            "only the last adapter takes part: add the updates up",
+        ),
         "only the first": (
-            mixed(which=slice(0, 1)),
+            lambda x, W, adapters, weights: mixed()(x, W, adapters[:1], weights[:1]),
             "only the first adapter takes part: is the `return` inside of the loop?",
         ),
-        "subtracted": (mixed(lambda w, s: -w * s), "the updates are added, not subtracted"),
-        "forms W": (merged, FORMS),
-        "forms B A": (product_beside, FORMS),
+        "subtracted": (mixed(stacked(lambda w, s: -w * s)), "the updates are added, not subtracted"),
+        "forms W": (lambda x, W, adapters, weights: x @ (W + product(adapters, weights)).T, FORMS),
+        "forms B A": (lambda x, W, adapters, weights: x @ W.T + x @ product(adapters, weights).T, FORMS),
     },
 )
 def mix(x: Any, W: Any, adapters: Any, weights: Any) -> Any:
@@ -331,27 +275,25 @@ def draw_rows(rng: np.random.Generator, names: Sequence[str | None] | None = Non
     return drawn
 
 
+Pairs = list[tuple[int, Any]]
+
+
 def by_row(
-    update: Callable[[Any, Any], Any] = lambda x, each: scale(each) * (x @ each["A"].T @ each["B"].T),
-    choose: Callable[[int, Any], Any] = lambda i, names: names[i],
+    updates: Callable[[int, Any], Pairs] = lambda i, names: [(i, names[i])],
     base: Callable[[Any], float] = lambda name: 1.0,
+    scale_of: Scale = scale,
 ) -> Callable:
-    """Each row with the adapter that `choose` gives it, and x Wᵀ times `base` of its name."""
+    """x Wᵀ of each row times `base` of its name, and the updates that row i of y gets: (row of x, name) for each."""
 
     def answer(x: Any, W: Any, adapters: Any, names: Any) -> Any:
         y = np.stack([base(name) * (row @ W.T) for row, name in zip(x, names, strict=True)])
         for i in range(len(names)):
-            name = choose(i, names)
-            if name is not None:
-                y[i] += update(x[i], adapters[name])
+            for j, name in updates(i, names):
+                if name is not None:
+                    y[i] += scale_of(adapters[name]) * (x[j] @ adapters[name]["A"].T @ adapters[name]["B"].T)
         return y
 
     return answer
-
-
-def first_only(i: int, names: Any) -> Any:
-    """An adapter where its name stands first, and nowhere else."""
-    return names[i] if names.index(names[i]) == i else None
 
 
 def in_groups(x: Any, W: Any, adapters: Any, names: Any) -> Any:
@@ -360,33 +302,7 @@ def in_groups(x: Any, W: Any, adapters: Any, names: Any) -> Any:
     return np.concatenate([y[[i for i, other in enumerate(names) if other == name]] for name in dict.fromkeys(names)])
 
 
-def all_for_all(x: Any, W: Any, adapters: Any, names: Any) -> Any:
-    """Every update on every row."""
-    return x @ W.T + sum(scale(each) * (x @ each["A"].T @ each["B"].T) for each in adapters.values())
-
-
-def all_wanted(x: Any, W: Any, adapters: Any, names: Any) -> Any:
-    """The updates of all names, added on every row."""
-    return x @ W.T + sum(scale(adapters[n]) * (x @ adapters[n]["A"].T @ adapters[n]["B"].T) for n in names if n)
-
-
-def spread_out(x: Any, W: Any, adapters: Any, names: Any) -> Any:
-    """The update of each row, added on every row."""
-    return x @ W.T + sum(
-        scale(adapters[n]) * (x[i] @ adapters[n]["A"].T @ adapters[n]["B"].T) for i, n in enumerate(names) if n
-    )
-
-
-def base_for_each(x: Any, W: Any, adapters: Any, names: Any) -> Any:
-    """x Wᵀ once more for each adapter in the batch."""
-    return by_row()(x, W, adapters, names) + (len({*names} - {None}) or 1) * (x @ W.T)
-
-
-def without_none(x: Any, W: Any, adapters: Any, names: Any) -> Any:
-    """Asks the dictionary for None."""
-    return np.stack(
-        [row @ W.T + x[0] @ adapters[name]["A"].T @ adapters[name]["B"].T for row, name in zip(x, names, strict=True)]
-    )
+OF_ALL_ROWS = "every row gets the updates of all rows: y[i] += ..., not y += ..."
 
 
 @exercise(
@@ -399,22 +315,25 @@ def without_none(x: Any, W: Any, adapters: Any, names: Any) -> Any:
     decisive=["y[i] += scale * (x[i]"],
     mistakes={
         "first for all": (
-            by_row(choose=lambda i, names: next((n for n in names if n), None)),
+            by_row(lambda i, names: [(i, next((n for n in names if n), None))]),
             "every row gets the first row's adapter: names[i] belongs to row i",
         ),
         "last for all": (
-            by_row(choose=lambda i, names: names[-1]),
+            by_row(lambda i, names: [(i, names[-1])]),
             "every row gets the last row's adapter: is it chosen before the rows are computed?",
         ),
-        "all for all": (all_for_all, "every row gets every update: row i gets that of names[i] alone"),
-        "all wanted": (all_wanted, "every row gets the updates of all rows: y[i] += ..., not y += ..."),
-        "spread out": (spread_out, "every row gets the updates of all rows: y[i] += ..., not y += ..."),
+        "all for all": (
+            by_row(lambda i, names: [(i, name) for name in NAMES]),
+            "every row gets every update: row i gets that of names[i] alone",
+        ),
+        "all wanted": (by_row(lambda i, names: [(i, name) for name in names]), OF_ALL_ROWS),
+        "spread out": (by_row(lambda i, names: list(enumerate(names))), OF_ALL_ROWS),
         "only its first row": (
-            by_row(choose=first_only),
+            by_row(lambda i, names: [(i, names[i])] if names.index(names[i]) == i else []),
             "an adapter reaches only the first row that asks for it: several rows may want the same one",
         ),
         "backwards": (
-            by_row(choose=lambda i, names: names[-1 - i]),
+            by_row(lambda i, names: [(i, names[-1 - i])]),
             "the names are taken from the end: names[i] belongs to row i",
         ),
         "in groups": (in_groups, "the rows come back in another order: row i of y belongs to row i of x"),
@@ -423,29 +342,20 @@ def without_none(x: Any, W: Any, adapters: Any, names: Any) -> Any:
             "a row without a name is zero: None means the base alone, x Wᵀ",
         ),
         "None is the first": (
-            by_row(choose=lambda i, names: names[i] or names[0] or NAMES[0]),
+            by_row(lambda i, names: [(i, names[i] or names[0] or NAMES[0])]),
             "a row with the name None gets an update: it is for the base alone",
         ),
-        "None is looked up": (without_none, "KeyError: None"),
+        "None is looked up": (lambda x, W, adapters, names: [adapters[name] for name in names], "KeyError: None"),
         "no base": (by_row(base=lambda name: 0.0), "x Wᵀ is missing: y is the updates alone"),
-        "base once for each": (base_for_each, "x Wᵀ is added again for each adapter: it counts once in every row"),
-        "no scale": (
-            by_row(lambda x, each: x @ each["A"].T @ each["B"].T),
-            "the scale alpha / r of each adapter is missing",
+        "base once for each": (
+            lambda x, W, adapters, names: by_row()(x, W, adapters, names) + (len({*names} - {None}) or 1) * (x @ W.T),
+            "x Wᵀ is added again for each adapter: it counts once in every row",
         ),
-        "alpha": (
-            by_row(lambda x, each: each["alpha"] * (x @ each["A"].T @ each["B"].T)),
-            "the scale is alpha / r, not alpha",
-        ),
-        "square root": (
-            by_row(lambda x, each: root(each) * (x @ each["A"].T @ each["B"].T)),
-            "the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's",
-        ),
+        **wrong_scales(lambda other: by_row(scale_of=other)),
         "forms W": (
             lambda x, W, adapters, names: np.stack(
                 [
-                    row
-                    @ (W if name is None else W + scale(adapters[name]) * (adapters[name]["B"] @ adapters[name]["A"])).T
+                    row @ (W if name is None else W + product([adapters[name]], [1])).T
                     for row, name in zip(x, names, strict=True)
                 ]
             ),
@@ -476,10 +386,10 @@ def cat_rs(adapters: Any, weights: Any) -> Any:
 @variant("mix", RS)
 def mix_rs(x: Any, W: Any, adapters: Any, weights: Any) -> Any:
     """With rsLoRA's scale."""
-    return mixed(scale_of=root)(x, W, adapters, weights)
+    return mixed(stacked(scale_of=root))(x, W, adapters, weights)
 
 
 @variant("answer_rows", RS)
 def answer_rows_rs(x: Any, W: Any, adapters: Any, names: Any) -> Any:
     """With rsLoRA's scale."""
-    return by_row(lambda x, each: root(each) * (x @ each["A"].T @ each["B"].T))(x, W, adapters, names)
+    return by_row(scale_of=root)(x, W, adapters, names)
