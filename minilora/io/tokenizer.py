@@ -27,6 +27,8 @@ class Tokenizer:
     """
 
     def __init__(self, core: Any, eos: str, template: str | None = None, bos: str = "", pad_id: int | None = None):
+        core.no_padding()  # a folder's file may ask for either: the one would add tokens, the other drop them
+        core.no_truncation()
         self.core = core
         self.eos, self.bos = eos, bos
         eos_id = core.token_to_id(eos)
@@ -50,6 +52,12 @@ class Tokenizer:
         """
         self.check(text)
         return self.core.encode(text, add_special_tokens=False).ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on all cores."""
+        for text in texts:
+            self.check(text)
+        return [one.ids for one in self.core.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""

@@ -294,6 +294,22 @@ def test_a_folder_gives_the_same_tokenizer(tokenizer, folder):
         other.encode("\x00")
 
 
+def test_a_folders_file_can_neither_cut_texts_nor_fill_them_up(tokenizer, tmp_path):
+    core = Core.from_str(tokenizer.core.to_str())
+    core.enable_truncation(4)
+    core.enable_padding(length=6)
+    core.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": tokenizer.eos}), encoding="utf-8")
+    texts = ["hello 123, hello", "", "hello"]
+    assert from_folder(tmp_path).encode_all(texts) == [tokenizer.encode(text) for text in texts]
+    assert [from_folder(tmp_path).encode(text) for text in texts] == tokenizer.encode_all(texts)
+
+
+def test_many_texts_are_checked_as_one_is(tokenizer):
+    with pytest.raises(ValueError, match="position 1 is in no token"):
+        tokenizer.encode_all(["hello", f"b{MISSING[0]}"])
+
+
 def test_a_template_file_goes_before_the_settings(folder):
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!", encoding="utf-8")
     assert from_folder(folder).render(HELLO) == "Who are you?!"
