@@ -33,7 +33,7 @@ class Sample:
 
     @property
     def scored(self) -> int:
-        return sum(label != NOT_SCORED for label in self.labels)
+        return len(self.labels) - self.labels.count(NOT_SCORED)
 
     def in_turn(self, turn: int) -> Sample:
         """This sample or one of the others, for turn 0, 1, 2, ... and then from the beginning."""

@@ -21,12 +21,12 @@ import numpy as np
 from ..engine.fused import NOT_SCORED
 from ..io.tokenizer import Message, Tokenizer
 from ..nn.parts import Sample
-from .formats import FACTS, TEXT, ColumnError, Format, check_field, conversation, format_of, listed, rename, text_of
+from .formats import FACTS, TEXT, ColumnError, Format, check_field, conversation, format_of, rename, text_of
 from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
 BUILT_IN = ("legal", "medical", "support", "finance", "general")
-_NAMED = 5  # records named that stand in two splits
 _SHOWN = 20  # problems listed before the rest is only counted
+AT_ONCE = 256  # records whose texts are encoded together: work for all cores, in little memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,57 +248,6 @@ def told_of_splits(splits: Mapping[str, Sequence[Record]]) -> str:
     return f"{trained} trained, none held out: from ten records on, every tenth is kept to measure by"
 
 
-@dataclass(frozen=True)
-class Twice:
-    """A record that is held out though one that is trained on says the same: `same` is what both have in common."""
-
-    record: Record
-    trained: Record
-    same: str  # "question", "answer" or "question and answer"
-
-
-def twice(splits: Mapping[str, Sequence[Record]]) -> list[Twice]:
-    """Held-out records whose question or answer is trained on, too; white space and upper or lower case apart.
-
-    A text is compared as a whole. An answer of less than five words is a label rather than a text: many records share
-    it, and it does not count alone.
-    """
-    held = [record for name in SPLITS[1:] for record in splits[name]]
-    found: dict[int, Twice] = {}
-    questions: dict[str, list[int]] = {}
-    answers: dict[str, list[int]] = {}
-    for i, record in enumerate(held):
-        question, answer = _said(record)
-        questions.setdefault(question, []).append(i)
-        answers.setdefault(answer, []).append(i)
-    for record in splits["train"] if held else ():
-        question, answer = _said(record)
-        asked, told = questions.get(question, ()), answers.get(answer, ())
-        for i in asked:
-            same = "question and answer" if i in told and answer else "question"
-            if i not in found or len(same) > len(found[i].same):
-                found[i] = Twice(held[i], record, same)
-        for i in told if answer.count(" ") >= 4 else ():
-            found.setdefault(i, Twice(held[i], record, "answer"))
-    return [found[i] for i in sorted(found)]
-
-
-def told_of_twice(found: Sequence[Twice]) -> list[str]:
-    """One line that names such records, or none."""
-    if not found:
-        return []
-    named = listed([f"{item.record.id} has the {item.same} of {item.trained.id}" for item in found], _NAMED)
-    are = "held-out record says" if len(found) == 1 else "held-out records say"
-    return [f"{len(found)} {are} what is trained on, too: {named}; measured on them, memory counts as learning"]
-
-
-def _said(record: Record) -> tuple[str, str]:
-    """Question (a chat's are joined; a text counts as one) and last answer, for comparison."""
-    asked = " ".join(message["content"] for message in record.prompt if message["role"] != "system")
-    answer = record.messages[-1]["content"] if record.messages else ""
-    return " ".join((asked or record.text).casefold().split()), " ".join(answer.casefold().split())
-
-
 # -- encoding ----------------------------------------------------------------------------------------------------------
 
 
@@ -307,41 +256,70 @@ def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
 
     A text is scored but for its first token; the token that ends an answer ends it, too.
     """
-    if record.text:
-        ids = _ended(tokenizer.encode(record.text), tokenizer)
-        return Sample(tuple(ids), (NOT_SCORED, *ids[1:]))
-    ids = tokenizer.encode_chat(record.messages)
-    labels = [NOT_SCORED] * len(ids)
-    for i, message in enumerate(record.messages):
-        if message["role"] != "assistant":
-            continue
-        start = len(tokenizer.encode_chat(record.messages[:i], answer_next=True))
-        answer = tokenizer.encode(message["content"])
-        end = start + len(answer)
-        if ids[start:end] != answer:  # a template that trims or merges: score up to its end mark
-            end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:] else len(ids)
-        end += end < len(ids) and ids[end] == tokenizer.eos_id
-        labels[start:end] = ids[start:end]
-    return Sample(tuple(ids), tuple(labels))
+    return _encoded([record], tokenizer)[0]
 
 
 def encode_records(
     records: Sequence[Record], tokenizer: Tokenizer, phrasings: bool = False, max_length: int | None = None
 ) -> list[Sample]:
-    """Records as samples, in their order: `encode_record` of each.
+    """Records as samples, in their order: `encode_record` of each, on all cores.
 
     phrasings: with the records' further ways of asking, one of which each pass of `fit` takes. max_length: texts are
     divided into samples of at most this many tokens; conversations stay whole, see `cut`.
     """
     samples: list[Sample] = []
-    for record in records:
-        sample = encode_record(record, tokenizer)
-        if record.text:
-            samples += _divided(sample.ids, max_length or len(sample.ids))
-            continue
-        others = [encode_record(record.asked(text), tokenizer) for text in record.phrasings] if phrasings else ()
-        samples.append(replace(sample, others=tuple(others)))
+    for i in range(0, len(records), AT_ONCE):
+        wordings = [
+            [record, *(record.asked(text) for text in record.phrasings if phrasings and not record.text)]
+            for record in records[i : i + AT_ONCE]
+        ]
+        encoded = iter(_encoded([record for each in wordings for record in each], tokenizer))
+        for record, *more in wordings:
+            sample, others = next(encoded), tuple(next(encoded) for _ in more)
+            if record.text:
+                samples += _divided(sample.ids, max_length or len(sample.ids))
+            else:
+                samples.append(replace(sample, others=others) if others else sample)
     return samples
+
+
+def _encoded(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
+    """`encode_record` of each; the texts of all of them are encoded at once."""
+    texts = [_texts_of(record, tokenizer) for record in records]
+    ids = iter(tokenizer.encode_all([text for some in texts for text in some]))
+    return [
+        _sample(record, some, [next(ids) for _ in some], tokenizer) for record, some in zip(records, texts, strict=True)
+    ]
+
+
+def _texts_of(record: Record, tokenizer: Tokenizer) -> list[str]:
+    """What has to be encoded: a text; or a conversation, and for each answer all that stands before it."""
+    if record.text:
+        return [record.text]
+    said = record.messages
+    before = [said[:i] for i, message in enumerate(said) if message["role"] == "assistant"]
+    return [tokenizer.render(said), *(tokenizer.render(begun, answer_next=True) for begun in before)]
+
+
+def _sample(record: Record, texts: Sequence[str], encoded: Sequence[list[int]], tokenizer: Tokenizer) -> Sample:
+    """A record as a sample. texts, encoded: those of `_texts_of`, and their token ids."""
+    ids = encoded[0]
+    if record.text:
+        ids = _ended(ids, tokenizer)
+        return Sample(tuple(ids), (NOT_SCORED, *ids[1:]))
+    labels = [NOT_SCORED] * len(ids)
+    answers = [message["content"] for message in record.messages if message["role"] == "assistant"]
+    for answer, before, start in zip(answers, texts[1:], map(len, encoded[1:]), strict=True):
+        # Most often the first end mark is the answer's own: no need to encode the answer to see where it ends.
+        plain = tokenizer.eos not in answer and texts[0].startswith(f"{before}{answer}{tokenizer.eos}")
+        end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:] else len(ids)
+        if not plain or end == len(ids):
+            said = tokenizer.encode(answer)
+            if ids[start : start + len(said)] == said:  # not with a template that trims or merges
+                end = start + len(said)
+        end += end < len(ids) and ids[end] == tokenizer.eos_id
+        labels[start:end] = ids[start:end]
+    return Sample(tuple(ids), tuple(labels))
 
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:

@@ -20,6 +20,7 @@ from ..io.zoo import load_tokenizer
 from ..nn.parts import Sample
 from .bars import Bars
 from .data import (
+    AT_ONCE,
     SPLITS,
     Reading,
     Record,
@@ -32,10 +33,10 @@ from .data import (
     read_source,
     split_text,
     told_of_splits,
-    twice,
 )
 from .formats import TEXT, check_field
 from .options import FIELD, Options
+from .twice import NAMED, twice
 
 WIDTH = 100
 BRACKETS = ("[[", "]]")  # around what is scored
@@ -43,7 +44,6 @@ UNDERLINED = ("\x1b[1;4m", "\x1b[0m")  # the same in a terminal
 FACTS = ("phrasings", "paraphrase", "validation_paraphrase", "keywords")  # what records may carry
 _QUICK = 2000  # records that take no time to speak of
 _LINES = 14  # of an example, at most
-_NAMED = 5  # records named that stand in two splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +121,10 @@ def _lengths(
     else:
         with bars("tokens", len(reading.records), "record") as bar:
             for name, records in splits.items():
-                for record in records:
-                    counted[name].add(encode_records([record], tokenizer, max_length=max_length))
-                    bar.update()
+                for i in range(0, len(records), AT_ONCE):
+                    some = records[i : i + AT_ONCE]
+                    counted[name].add(encode_records(some, tokenizer, max_length=max_length))
+                    bar.update(len(some))
     return {name: lengths.facts() for name, lengths in counted.items()}
 
 
@@ -228,10 +229,10 @@ def _understood(seen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     again = seen["twice"]
     if again or len(seen["lengths"]) > 1:
         yield "in 2 splits", "nothing" if not again else f"{len(again):,} held out and trained on as well:"
-    for found in again[:_NAMED]:
+    for found in again[:NAMED]:
         yield "", f"{found['held_out']} has the {found['same']} of {found['trained']}"
-    if len(again) > _NAMED:
-        yield "", f"and {len(again) - _NAMED:,} more"
+    if len(again) > NAMED:
+        yield "", f"and {len(again) - NAMED:,} more"
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -21,11 +21,10 @@ from .data import (
     split_records,
     split_text,
     told_of_splits,
-    told_of_twice,
-    twice,
 )
 from .evaluate import ANSWER_TOKENS, answer_all, evenly, held_out, keyword_recall, mean_loss
 from .options import Options
+from .twice import told_of_twice, twice
 
 
 @dataclass

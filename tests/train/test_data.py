@@ -1,18 +1,17 @@
-"""Reading and batching data: every bad line is named, only answers are scored, packing changes no number."""
+"""Reading and encoding data: every bad line is named, and only answers are scored."""
 
 import hashlib
 import json
-from itertools import islice
 
-import numpy as np
 import pytest
 from modelfiles import CONFIG, write_gguf
+from tokenizers import Tokenizer as Core
 
 from minilora.engine.fused import NOT_SCORED
-from minilora.engine.tensor import no_grad
 from minilora.io.gguf import GGUF
+from minilora.io.tokenizer import Tokenizer
 from minilora.nn.llama import Llama
-from minilora.nn.parts import Sample, common_prefix, pack
+from minilora.nn.parts import Sample
 from minilora.train.data import (
     BUILT_IN,
     DataError,
@@ -21,7 +20,6 @@ from minilora.train.data import (
     encode_record,
     encode_records,
     encode_text,
-    epochs,
     read_records,
     sha256_of_data,
 )
@@ -64,15 +62,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-def sample(*ids, unscored):
-    return Sample(ids, (*[NOT_SCORED] * unscored, *ids[unscored:]))
-
-
-def random_samples(rng, sizes, shared=0):
-    start = rng.integers(0, 64, shared).tolist()
-    return [sample(*start, *rng.integers(0, 64, n - shared).tolist(), unscored=shared + 2) for n in sizes]
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -292,79 +281,48 @@ def test_a_last_sequence_of_one_token_is_left_out_since_nothing_in_it_is_scored(
     assert [len(part.ids) for part in encode_text("abcdefg", tokenizer, max_length=3)] == [3, 3]
 
 
-def test_cutting_tells_how_many_were_cut_and_how_many_were_lost():
-    samples = [sample(*range(n), unscored=4) for n in (4 + 1, 8, 9, 20)] + [sample(*range(12), unscored=8)]
-    kept, longer, dropped = cut(samples, 8)
-    assert [len(s.ids) for s in kept] == [5, 8, 8, 8] and kept[3] == sample(*range(8), unscored=4)
-    assert (longer, dropped) == (3, 1)
+TEMPLATES = {
+    "chatml": CHATML,
+    "trimming": CHATML.replace("m['content']", "m['content'] | trim"),
+    "a space before the end mark": CHATML.replace("+ '<|im_end|>'", "+ ' <|im_end|>'"),
+    "a mark after the users' turns alone": CHATML.replace(
+        "+ '<|im_end|>'", "+ ('' if m['role'] == 'assistant' else '<|im_end|>')"
+    ),
+    "white space that runs on": CHATML.replace("assistant\n", "assistant\n\n "),
+    "a beginning that is not the whole's": CHATML.replace(
+        "{% if add_generation_prompt %}", "{% if add_generation_prompt %}>"
+    ),
+}
+ANSWERS = ("So.", " So. ", "\n\nSo", "So\n", "12 34", "a<|im_end|>b", "<|im_end|>", "<|im_start|>user\nSo.", "<|im_")
 
 
-# -- packing -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("known", [True, False], ids=["end mark known", "end mark spelled out"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone(build, template, known):
+    def looked_for(record):
+        ids = tokenizer.encode_chat(record.messages)
+        labels = [NOT_SCORED] * len(ids)
+        for i, message in enumerate(record.messages):
+            if message["role"] == "assistant":
+                start = len(tokenizer.encode_chat(record.messages[:i], answer_next=True))
+                answer = tokenizer.encode(message["content"])
+                end = start + len(answer)
+                if ids[start:end] != answer:
+                    end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:] else len(ids)
+                end += ids[end : end + 1] == [tokenizer.eos_id]
+                labels[start:end] = ids[start:end]
+        return Sample(tuple(ids), tuple(labels))
 
-
-PREFIXES = [  # samples, how many tokens they share
-    ([sample(1, 2, 3, 4, unscored=3)], 0),
-    ([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 9, 4, unscored=3)], 2),
-    ([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 3, 5, unscored=3)], 2),  # one unscored token is left to each
-    ([sample(1, 2, 3, 4, unscored=3), sample(5, 2, 3, 4, unscored=3)], 0),
-    ([sample(1, 2, 3, 4, 5, unscored=4), sample(1, 2, 3, 4, 5, unscored=2)], 1),
-    ([sample(1, 2, unscored=1), sample(1, 3, unscored=1)], 0),
-    ([sample(1, 2, unscored=0), sample(1, 2, unscored=0)], 0),
-]
-
-
-@pytest.mark.parametrize(("samples", "shared"), PREFIXES)
-def test_the_common_beginning_leaves_each_sample_an_unscored_token_of_its_own(samples, shared):
-    assert common_prefix(samples) == shared
-
-
-def test_a_packed_row_has_the_common_beginning_once_and_positions_as_in_separate_rows():
-    batch = pack([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 5, 6, 7, unscored=3)])
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
-    assert batch.labels.tolist() == [[*[NOT_SCORED] * 3, 4, NOT_SCORED, 6, 7]]
-    assert batch.packing.positions() == [0, 1, 2, 3, 2, 3, 4]
-    assert batch.scored == 3
-
-
-@pytest.mark.parametrize("shared", [0, 1, 6])
-def test_the_packed_loss_is_the_token_weighted_loss_of_separate_rows(tiny_model, rng, shared):
-    samples = random_samples(rng, (9, 14, 30, 11), shared)
-    batch = pack(samples)
-    assert batch.input_ids.size == sum(len(s.ids) for s in samples) - 3 * common_prefix(samples)
-    assert common_prefix(samples) >= shared
-    with no_grad():
-        packed = tiny_model.loss(batch.input_ids, batch.labels, batch.packing).item()
-        alone = [tiny_model.loss(np.array([s.ids]), np.array([s.labels])).item() for s in samples]
-    expected = np.average(alone, weights=[s.scored for s in samples])
-    assert packed == pytest.approx(expected, rel=2e-6)
-    assert batch.scored == sum(s.scored for s in samples)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 5, 20])
-def test_every_epoch_has_every_sample_once(batch_size):
-    samples = [sample(0, n, n, unscored=2) for n in range(1, 11)]  # the scored token tells which sample it is
-    per_epoch = -(-len(samples) // batch_size)
-    batches = epochs(samples, batch_size, seed=3)
-    orders = []
-    for _ in range(3):
-        orders.append([s.labels[-1] for batch in islice(batches, per_epoch) for s in batch])
-    assert all(sorted(order) == list(range(1, 11)) for order in orders)
-    assert orders[0] != orders[1]
-
-
-def test_every_epoch_asks_in_other_words_until_all_were_taken():
-    samples = [
-        Sample((1, n, 0), (NOT_SCORED, NOT_SCORED, n), tuple(sample(0, n, m, unscored=2) for m in (10 + n, 20 + n)))
-        for n in range(1, 6)
+    tokenizer = build(TEMPLATES[template])
+    if not known:
+        core = Core.from_str(json.dumps(json.loads(tokenizer.core.to_str()) | {"added_tokens": []}))
+        tokenizer = Tokenizer(core, tokenizer.eos, tokenizer.template)
+    records = [
+        Record("talk", (*TALK[:2], {**TALK[2], "content": one}, TALK[3], {**TALK[4], "content": other}))
+        for one in ANSWERS
+        for other in ANSWERS
     ]
-    batches = epochs(samples, 5, seed=0)
-    seen = [{s.ids: s.labels[-1] for s in next(batches)}.values() for _ in range(4)]
-    by_record = [{word % 10: word // 10 for word in words} for words in seen]  # record -> which of its three wordings
-    assert all(set(turn) == {1, 2, 3, 4, 5} for turn in by_record)
-    for n in range(1, 6):
-        turns = [turn[n] for turn in by_record]
-        assert sorted(turns[:3]) == [0, 1, 2] and turns[3] == turns[0]
-    assert len(set(by_record[0].values())) == 3  # in one epoch, all kinds of questions are asked
+    assert encode_records(records * 4, tokenizer) == [looked_for(record) for record in records] * 4
 
 
 def test_further_phrasings_are_encoded_if_asked_for_and_cut_like_the_rest(write, tokenizer):
@@ -377,14 +335,18 @@ def test_further_phrasings_are_encoded_if_asked_for_and_cut_like_the_rest(write,
     assert longer == 1 and dropped == 0 and all(len(s.ids) <= len(plain.ids) - 1 for s in (short, *short.others))
 
 
-def test_the_order_of_an_epoch_depends_on_the_seed_alone(rng):
-    samples = random_samples(rng, range(4, 24))
-
-    def order(seed):
-        return list(islice(epochs(samples, 4, seed), 12))
-
-    assert order(1) == order(1)
-    assert order(1) != order(2)
+def test_each_of_many_records_keeps_its_own_phrasings_and_a_text_has_none(tokenizer):
+    records = [
+        Record(f"{i}", tuple(TALK[1:3]), phrasings=tuple(f"{i}, {j}?" for j in range(i % 3))) for i in range(300)
+    ]
+    records[7] = Record("text", text="A dark night.", phrasings=("Dark?",))
+    samples = encode_records(records, tokenizer, phrasings=True)
+    others = [[tokenizer.core.decode(other.ids, skip_special_tokens=False) for other in s.others] for s in samples]
+    asked = [[question in text for question, text in zip(r.phrasings, texts, strict=True)] for r, texts in zip(
+        [*records[:7], Record("text"), *records[8:]], others, strict=True
+    )]  # fmt: skip
+    assert [len(each) for each in asked] == [i % 3 if i != 7 else 0 for i in range(300)]
+    assert all(map(all, asked)) and samples[7] == encode_record(records[7], tokenizer)
 
 
 def test_the_hash_of_data_is_what_sha256sum_prints(tmp_path):

@@ -1,10 +1,12 @@
 """Which records are trained on and which are held out, and those that are both."""
 
+import random
 from dataclasses import replace
 
 import pytest
 
-from minilora.train.data import DataError, Record, split_records, told_of_splits, told_of_twice, twice
+from minilora.train.data import DataError, Record, split_records, told_of_splits
+from minilora.train.twice import told_of_twice, twice
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 HELLO = {"role": "user", "content": "hello"}
@@ -83,6 +85,30 @@ def test_of_several_trained_records_the_one_that_has_most_in_common_is_named():
         assert [item.trained.id for item in twice({**splits, "train": trained})] == ["t"]
     assert [item.same for item in twice({**splits, "train": [answered, asked]})] == ["question"]
     assert twice({**splits, "train": [replace(held, messages=(SYSTEM, HELLO, SO))]}) == []
+
+
+def test_many_records_are_found_as_when_each_is_compared_with_each():
+    def said(question, answer, name):
+        return Record(name, ({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
+
+    draw = random.Random(0)
+    answers = [f"It is one of the {i}." for i in range(9)] + ["Yes.", "No."]
+    train, test = (
+        [said(f"What {draw.randrange(40)}?", draw.choice(answers), f"{kind}{i}") for i in range(25)] for kind in "th"
+    )
+    wanted = []
+    for held in test:
+        for same, has in (
+            ("question and answer", lambda t, h: t.messages == h.messages),
+            ("question", lambda t, h: t.messages[0] == h.messages[0]),
+            ("answer", lambda t, h: t.messages[1] == h.messages[1] and len(t.messages[1]["content"]) > 4),
+        ):
+            if first := next((t for t in train if has(t, held)), None):
+                wanted.append((held.id, first.id, same))
+                break
+    found = twice({"train": train, "validation": [], "test": test})
+    assert [(item.record.id, item.trained.id, item.same) for item in found] == wanted
+    assert {same for *_, same in wanted} == {"question", "answer", "question and answer"}
 
 
 def test_records_in_two_splits_are_named_in_one_line():

@@ -1,0 +1,102 @@
+"""Samples cut, packed into one row without a change in any number, and dealt out in batches, epoch after epoch."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from minilora.engine.fused import NOT_SCORED
+from minilora.engine.tensor import no_grad
+from minilora.nn.parts import Sample, common_prefix, pack
+from minilora.train.data import cut, epochs
+
+
+def sample(*ids, unscored):
+    return Sample(ids, (*[NOT_SCORED] * unscored, *ids[unscored:]))
+
+
+def random_samples(rng, sizes, shared=0):
+    start = rng.integers(0, 64, shared).tolist()
+    return [sample(*start, *rng.integers(0, 64, n - shared).tolist(), unscored=shared + 2) for n in sizes]
+
+
+def test_cutting_tells_how_many_were_cut_and_how_many_were_lost():
+    samples = [sample(*range(n), unscored=4) for n in (4 + 1, 8, 9, 20)] + [sample(*range(12), unscored=8)]
+    kept, longer, dropped = cut(samples, 8)
+    assert [len(s.ids) for s in kept] == [5, 8, 8, 8] and kept[3] == sample(*range(8), unscored=4)
+    assert (longer, dropped) == (3, 1)
+
+
+PREFIXES = [  # samples, how many tokens they share
+    ([sample(1, 2, 3, 4, unscored=3)], 0),
+    ([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 9, 4, unscored=3)], 2),
+    ([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 3, 5, unscored=3)], 2),  # one unscored token is left to each
+    ([sample(1, 2, 3, 4, unscored=3), sample(5, 2, 3, 4, unscored=3)], 0),
+    ([sample(1, 2, 3, 4, 5, unscored=4), sample(1, 2, 3, 4, 5, unscored=2)], 1),
+    ([sample(1, 2, unscored=1), sample(1, 3, unscored=1)], 0),
+    ([sample(1, 2, unscored=0), sample(1, 2, unscored=0)], 0),
+]
+
+
+@pytest.mark.parametrize(("samples", "shared"), PREFIXES)
+def test_the_common_beginning_leaves_each_sample_an_unscored_token_of_its_own(samples, shared):
+    assert common_prefix(samples) == shared
+
+
+def test_a_packed_row_has_the_common_beginning_once_and_positions_as_in_separate_rows():
+    batch = pack([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 5, 6, 7, unscored=3)])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert batch.labels.tolist() == [[*[NOT_SCORED] * 3, 4, NOT_SCORED, 6, 7]]
+    assert batch.packing.positions() == [0, 1, 2, 3, 2, 3, 4]
+    assert batch.scored == 3
+
+
+@pytest.mark.parametrize("shared", [0, 1, 6])
+def test_the_packed_loss_is_the_token_weighted_loss_of_separate_rows(tiny_model, rng, shared):
+    samples = random_samples(rng, (9, 14, 30, 11), shared)
+    batch = pack(samples)
+    assert batch.input_ids.size == sum(len(s.ids) for s in samples) - 3 * common_prefix(samples)
+    assert common_prefix(samples) >= shared
+    with no_grad():
+        packed = tiny_model.loss(batch.input_ids, batch.labels, batch.packing).item()
+        alone = [tiny_model.loss(np.array([s.ids]), np.array([s.labels])).item() for s in samples]
+    expected = np.average(alone, weights=[s.scored for s in samples])
+    assert packed == pytest.approx(expected, rel=2e-6)
+    assert batch.scored == sum(s.scored for s in samples)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 20])
+def test_every_epoch_has_every_sample_once(batch_size):
+    samples = [sample(0, n, n, unscored=2) for n in range(1, 11)]  # the scored token tells which sample it is
+    per_epoch = -(-len(samples) // batch_size)
+    batches = epochs(samples, batch_size, seed=3)
+    orders = []
+    for _ in range(3):
+        orders.append([s.labels[-1] for batch in islice(batches, per_epoch) for s in batch])
+    assert all(sorted(order) == list(range(1, 11)) for order in orders)
+    assert orders[0] != orders[1]
+
+
+def test_every_epoch_asks_in_other_words_until_all_were_taken():
+    samples = [
+        Sample((1, n, 0), (NOT_SCORED, NOT_SCORED, n), tuple(sample(0, n, m, unscored=2) for m in (10 + n, 20 + n)))
+        for n in range(1, 6)
+    ]
+    batches = epochs(samples, 5, seed=0)
+    seen = [{s.ids: s.labels[-1] for s in next(batches)}.values() for _ in range(4)]
+    by_record = [{word % 10: word // 10 for word in words} for words in seen]  # record -> which of its three wordings
+    assert all(set(turn) == {1, 2, 3, 4, 5} for turn in by_record)
+    for n in range(1, 6):
+        turns = [turn[n] for turn in by_record]
+        assert sorted(turns[:3]) == [0, 1, 2] and turns[3] == turns[0]
+    assert len(set(by_record[0].values())) == 3  # in one epoch, all kinds of questions are asked
+
+
+def test_the_order_of_an_epoch_depends_on_the_seed_alone(rng):
+    samples = random_samples(rng, range(4, 24))
+
+    def order(seed):
+        return list(islice(epochs(samples, 4, seed), 12))
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
