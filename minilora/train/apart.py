@@ -16,6 +16,7 @@ from typing import Any
 from .finetune import finetune
 from .loop import TrainingError
 from .options import Options
+from .table import NAMES
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class Run:
     measure: bool
 
     def __str__(self) -> str:
-        name = "LoRA" if self.options.method == "lora" else "full fine-tuning"
-        return f"{name}, learning rate {self.options.lr:g}, {self.options.steps} steps"
+        return f"{NAMES[self.options.method]}, learning rate {self.options.lr:g}, {self.options.steps} steps"
 
     @property
     def record(self) -> Path:

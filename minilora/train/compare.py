@@ -1,8 +1,9 @@
 """`minilora compare`: LoRA beside full fine-tuning on the same data, in the same order, each at its best learning rate.
 
 Every run is one of `finetune`, in a process of its own, so that its peak of memory is its own: for each method a short
-one at every learning rate of a grid, of which the validation loss chooses, then a longer one at the best. A finished
-run is kept, and not repeated when the same command is given again.
+one at every learning rate of a grid, of which the validation loss chooses, then a longer one at the best. LoRA's update
+is kept whole, where `finetune` by itself keeps a part. A finished run is kept, and not repeated when the same command
+is given again.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ class CompareOptions:
     @property
     def folder(self) -> Path:
         """Where everything goes: `out`, or runs/compare-<data>[-<base, if another than the default>]."""
-        base = "" if self.base == CompareOptions.base else f"-{Path(self.base).stem}"
-        return Path(self.out or f"runs/compare-{Path(self.data).stem}{base}")
+        own = Options(base=self.base, data=self.data).folder  # runs/<data>[-<base>]
+        return Path(self.out) if self.out else own.with_name(f"compare-{own.name}")
 
     @property
     def tries(self) -> int:
@@ -95,12 +96,12 @@ class CompareOptions:
         return sorted(set(self.lora_lr if method == "lora" else self.full_lr))
 
     def run(self, method: str, lr: float, steps: int, folder: Path, validations: int = 1) -> Options:
-        """One run as `finetune` takes it, which validates so many times, the last time at its end."""
+        """One run as `finetune` takes it, which validates up to so many times, the last time at its end."""
         names = ["base", "data", "field", "batch_size", "max_length", "eval_records", "seed"]
         names += ["r", "lora_alpha"] if method == "lora" else []
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         if method == "lora":
-            settings["strength"] = 1.0  # each method as it was trained
+            settings["strength"] = 1.0  # both methods as they were trained, and not a part of one of them
         settings |= {"method": method, "lr": lr, "steps": steps, "eval_every": math.ceil(steps / validations)}
         return Options(out=str(folder), overwrite=True, **settings)
 

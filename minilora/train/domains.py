@@ -31,7 +31,7 @@ from .finetune import finetune
 from .matrix import LOSS, RECALL, MeasuredSet, measure, plain, read_sets, resampled, shown, summary
 from .options import Options
 from .place import CHECKPOINT, STATE_FILE, RunFolder
-from .report import read_metrics
+from .report import read_metrics, rule
 from .scores import Scores, interval
 
 DOMAINS = ("legal", "medical", "support", "finance")
@@ -104,7 +104,7 @@ def compare_domains(
         return version not in pairs or (each.data in pairs[version] and each.kind == "paraphrase")
 
     options.folder.mkdir(parents=True, exist_ok=True)
-    known = Known(options.folder / KNOWN_FILE, _fingerprint(options, metrics, folders, sets))
+    known = Known(options.folder / KNOWN_FILE, _fingerprint(metrics, folders, sets))
     scores = measure(model, tokenizer, versions, sets, bars, wanted=wanted, known=known)
     alone = {name: {v: s for v, s in found.items() if v not in pairs} for name, found in scores.items()}
     result = {
@@ -199,9 +199,7 @@ class Known(dict[tuple[str, str, str], np.ndarray]):
         write_json(self.path, {"fingerprint": self.fingerprint, "measured": measured}, indent=0)
 
 
-def _fingerprint(
-    options: DomainsOptions, metrics: Mapping[str, Any], folders: Mapping[str, Path], sets: list[MeasuredSet]
-) -> str:
+def _fingerprint(metrics: Mapping[str, Any], folders: Mapping[str, Path], sets: list[MeasuredSet]) -> str:
     """Of all that the measurements depend on: base, adapters, records."""
     digest = hashlib.sha256(json.dumps([one["base_sha256"] for one in metrics.values()]).encode())
     for folder in folders.values():
@@ -267,14 +265,14 @@ def domains_page(result: Mapping[str, Any], width: int = WIDTH) -> str:
     width = min(width, WIDTH)
     lines: list[str] = []
     for (name, kind), title in TITLES.items():
-        lines += [_rule(title, width), *_matrix(result, name, kind, bounds=width >= WIDTH), ""]
-    lines += [_rule("each adapter on its own domain, beside the best other version there", width)]
+        lines += [rule(title, width), *_matrix(result, name, kind, bounds=width >= WIDTH), ""]
+    lines += [rule("each adapter on its own domain, beside the best other version there", width)]
     lines += [f"{'':<9}{'':<15}{'difference':<22}{'against':<10}more than its interval"]
     for domain, best in result["best_on_own"].items():
         for name, found in best.items():
             what = f"{domain:<9}{name.replace('_', ' '):<15}{_cell(found['difference'], name, '+'):<22}"
             lines.append(f"{what}{found['next']:<10}{'yes' if found['held'] else 'NO'}")
-    lines += ["", _rule("two adapters mixed, half of each: what is left of each one's gain", width)]
+    lines += ["", rule("two adapters mixed, half of each: what is left of each one's gain", width)]
     lines += [f"{'':<28}{'loss':<33}keyword recall"]
     lines += [f"{'':<19}{'on':<9}{'alone':<7}{'mixed':<8}{'gain kept':<18}{'alone':<7}mixed"]
     lines += [_mixed_line(one) for one in result["mixes"]]
@@ -284,10 +282,6 @@ def domains_page(result: Mapping[str, Any], width: int = WIDTH) -> str:
     off = ", ".join(f"{name} by {one['error']:.0%}" for name, one in result["merged"].items())
     notes += f"Merged: the four adapters, each with weight {weights}. They are off the exact sum: {off}."
     return "\n".join([*lines, "", *textwrap.wrap(notes, width)])
-
-
-def _rule(title: str, width: int) -> str:
-    return f"-- {title} ".ljust(width, "-")
 
 
 def _matrix(result: Mapping[str, Any], name: str, kind: str, bounds: bool) -> Iterator[str]:

@@ -25,6 +25,7 @@ from .data import BUILT_IN, Record, cut, encode_records, read_records, split_rec
 from .evaluate import evenly, held_out
 from .material import Material
 from .options import Options
+from .report import rule
 from .scores import CONFIDENCE, RESAMPLES, Interval, Resampled, Scores, score_losses, score_recall, tokens_of
 
 KINDS = {"paraphrase": "trained records asked in other words", "unseen": "records never trained", "all": "all of it"}
@@ -280,7 +281,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for name, about in result["sets"].items():
         title = f"{Path(about['data']).name}: {KINDS[about['kind']]}, {about['records']} records"
-        lines += [f"-- {title} ".ljust(WIDTH, "-"), *_values(result["scores"][name])]
+        lines += [rule(title, WIDTH), *_values(result["scores"][name])]
         if differences := result["differences"][name]:
             lines += ["", *_changes(differences)]
         lines.append("")

@@ -51,7 +51,7 @@ def page(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     """
     options = metrics["options"]
     method = {"lora": "LoRA", "full": "full"}[options["method"]]
-    title = _rule(f"{method} fine-tuning of {options['base']} on {options['data']}", width)
+    title = rule(f"{method} fine-tuning of {options['base']} on {options['data']}", width)
     lines = [title, *_answers(metrics, width), "", *_learned(metrics, width), "", *_cost(metrics, width)]
     lines += ["", f"written to {options['out']}; talk to it with"]
     return "\n".join([fitted for line in lines for fitted in _fit(line, width)] + [_command(options)])
@@ -68,7 +68,7 @@ def _answers(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
 
 
 def _learned(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
-    yield _rule("what it learned", width)
+    yield rule("what it learned", width)
     if "records" in metrics:
         yield from (_counted(metrics), "")
     last = metrics.get("last", {}).get("loss", {}) if _kept_earlier(metrics) else {}
@@ -153,7 +153,7 @@ def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     trainable, total = metrics["trainable_parameters"], metrics["total_parameters"]
     memory = metrics["peak_memory_bytes"]
     measured = "not told by this system" if memory["measured"] is None else _mb(memory["measured"])
-    yield _rule("what it cost", width)
+    yield rule("what it cost", width)
     share = f"{trainable:,} of {total:,} ({100 * trainable / total:.3f} %)" if lora else f"all {total:,}"
     yield f"parameters trained   {share}"
     yield f"memory               {_mb(memory['predicted'])} predicted for a step; process peak {measured}"
@@ -203,7 +203,8 @@ def _fit(line: str, width: int) -> Sequence[str]:
     return textwrap.wrap(line, width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
 
 
-def _rule(title: str, width: int) -> str:
+def rule(title: str, width: int) -> str:
+    """The line that a section of a page begins with."""
     return f"-- {title} ".ljust(width, "-")
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..cost.bench import circumstances
-from .report import LOSSES, RECALLS, WIDTH
+from .report import LOSSES, RECALLS, WIDTH, rule
 
 Metrics = dict[str, Any]  # of a run, as `finetune` returns them
 
@@ -116,9 +116,7 @@ def _time(lora: Metrics, full: Metrics) -> Iterator[Row]:
     to_best = (_seconds(run, best_validation(run)[0]) for run in (lora, full))
     yield _cost("fast", "to its best validation loss", "seconds", LOW, *to_best)
     both = max(best_validation(run)[1] for run in (lora, full))
-    to_both = (
-        _seconds(run, next(step for step, loss in run["validation_loss"] if loss <= both)) for run in (lora, full)
-    )
+    to_both = (_seconds(run, _first_step(run, both)) for run in (lora, full))
     yield _cost("fast", f"to {both:.3f}, which both reached", "seconds", LOW, *to_both)
 
 
@@ -194,11 +192,11 @@ def page(result: dict[str, Any], width: int = WIDTH) -> str:
     options, table = result["options"], rows(result)
     title = f"LoRA beside full fine-tuning: {options['base']} on {options['data']}, {options['steps']} steps of "
     title += f"{options['batch_size']} records"
-    lines = [_rule(title, width), _columns(width, "", "base", "LoRA", "full", "ratio", "claim")]
+    lines = [rule(title, width), _columns(width, "", "base", "LoRA", "full", "ratio", "claim")]
     for claim, says in CLAIMS.items():
         lines += [says, *(_line(row, width) for row in table if row.claim == claim)]
-    lines += [_rule("where the claims did not hold, or in part", width), *_reasons(result, table)]
-    lines += [_rule("how it was measured", width), *_search(result), *_method(result)]
+    lines += [rule("where the claims did not hold, or in part", width), *_reasons(result, table)]
+    lines += [rule("how it was measured", width), *_search(result), *_method(result)]
     return "\n".join(fitted for line in lines for fitted in _fit(line, width))
 
 
@@ -261,6 +259,7 @@ def _method(result: dict[str, Any]) -> Iterator[str]:
     (step, loss), (step_full, loss_full) = (best_validation(runs[method]) for method in METHODS)
     yield f"Best validation loss: LoRA {loss:.3f} after {step} steps, full {loss_full:.3f} after {step_full}."
     yield f"Dollars: {options['price']:g} a core hour, an assumption; training alone, without the search."
+    yield "LoRA's update is kept whole, where finetune keeps a part of it, which forgets less (--strength)."
     yield "One seed, both in the same order. Ratio: LoRA / full; where there is a base, of the changes from it."
     yield " ".join(RULES.split())
     yield "Not measured here: very complex changes, larger models, GPUs."
@@ -272,7 +271,3 @@ def _fit(line: str, width: int) -> list[str]:
     if len(line) <= width:
         return [line]
     return textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-def _rule(title: str, width: int) -> str:
-    return f"-- {title} ".ljust(width, "-")

@@ -104,6 +104,7 @@ def test_runs_have_the_options_asked_for(chosen):
     lora, full = seen["lora"], seen["full"]
     assert (lora.eval_every, full.eval_every) == (2, 2)  # five of at most six validations, the last at the end
     assert (lora.r, lora.lora_alpha, lora.lr, lora.steps, lora.out) == (2, 5.0, 0.01, 10, f"{chosen.folder}/lora-0.01")
+    assert lora.strength == 1  # beside full fine-tuning, of which nothing is left out either
     for each in (lora, full):
         assert (each.base, each.data, each.batch_size) == (chosen.base, chosen.data, 4)
         assert (each.seed, each.max_length, each.eval_records) == (3, 99, 7)
@@ -248,6 +249,7 @@ def test_the_folder_of_another_run_is_refused(chosen):
 def test_the_default_folder_names_data_and_another_base():
     assert str(CompareOptions(data="x/mine.jsonl").folder) == "runs/compare-mine"
     assert str(CompareOptions(base="tiny").folder) == "runs/compare-legal-tiny"
+    assert str(CompareOptions(base="models/SmolLM2-1.7B").folder) == "runs/compare-legal-SmolLM2-1.7B"
 
 
 # -- real runs ---------------------------------------------------------------------------------------------------------
