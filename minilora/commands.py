@@ -53,7 +53,8 @@ def run_compare(arguments: argparse.Namespace) -> None:
     """minilora compare: make the runs that are not there yet, draw the picture, print the table."""
     if arguments.domains:
         return _compare_domains(arguments)
-    from .pictures.compare import compare_pictures
+    from .pictures.compare import compare_figure
+    from .pictures.style import save_themes
     from .train.compare import CompareOptions, compare
     from .train.report import terminal_width
     from .train.table import page
@@ -62,12 +63,13 @@ def run_compare(arguments: argparse.Namespace) -> None:
         raise UsageError("--limit means nothing without --domains: leave out one, or give both")
     options = from_flags(CompareOptions, arguments)
     result = compare(options, say=_tell)
-    compare_pictures(result, options.folder / "picture.png")
+    save_themes(lambda: compare_figure(result), options.folder / "picture.png")
     print(json.dumps(result, indent=2) if arguments.json else page(result, terminal_width()))
 
 
 def _compare_domains(arguments: argparse.Namespace) -> None:
-    from .pictures.matrix import matrix_pictures
+    from .pictures.matrix import matrix_figure
+    from .pictures.style import save_themes
     from .train.compare import CompareOptions
     from .train.domains import PICTURE_FILE, DomainsOptions, compare_domains, domains_page, drawn
     from .train.report import terminal_width
@@ -77,7 +79,7 @@ def _compare_domains(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{flag(other[0])} means nothing with --domains: leave out one of the two")
     options = from_flags(DomainsOptions, arguments)
     result = compare_domains(options, say=_tell)
-    matrix_pictures(drawn(result), options.folder / PICTURE_FILE)
+    save_themes(lambda: matrix_figure(drawn(result)), options.folder / PICTURE_FILE)
     print(json.dumps(result, indent=2) if arguments.json else domains_page(result, terminal_width()))
 
 
@@ -122,7 +124,8 @@ def run_data(arguments: argparse.Namespace) -> None:
 
 def run_eval(arguments: argparse.Namespace) -> None:
     """minilora eval: a table of versions on data sets, or its numbers; with --matrix a heat map, too."""
-    from .pictures.matrix import matrix_picture
+    from .pictures.matrix import matrix_figure
+    from .pictures.style import save
     from .train.matrix import EvalOptions, evaluate_versions, table
 
     options = from_flags(EvalOptions, arguments)
@@ -130,7 +133,7 @@ def run_eval(arguments: argparse.Namespace) -> None:
         Path(options.matrix).parent.mkdir(parents=True, exist_ok=True)
     result = evaluate_versions(options, say=_tell)
     if options.matrix:
-        matrix_picture(result, Path(options.matrix))
+        save(matrix_figure(result), Path(options.matrix))
     print(json.dumps(result, indent=2) if arguments.json else table(result))
 
 
@@ -189,9 +192,10 @@ def run_report(arguments: argparse.Namespace) -> None:
 
     metrics = read_metrics(arguments.run_folder)
     if arguments.picture:
-        from .pictures.run import run_pictures
+        from .pictures.run import run_figure
+        from .pictures.style import save_themes
 
-        print(*run_pictures(metrics, Path(arguments.picture)), sep="\n")
+        print(*save_themes(lambda: run_figure(metrics), Path(arguments.picture)), sep="\n")
         return
     print(json.dumps(metrics, indent=2) if arguments.json else page(metrics, terminal_width()))
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from .style import FULL, LORA, ink, name_lines, panels, save_themes
+from .style import FULL, LORA, ink, name_lines, panels
 
 COSTS = {  # what a row of the table measures -> its name beside a bar
     "parameters updated": "parameters updated",
@@ -18,11 +17,6 @@ COSTS = {  # what a row of the table measures -> its name beside a bar
     "to its best validation loss": "time to its best",
     "a version on disk": "a version on disk",
 }
-
-
-def compare_pictures(result: dict[str, Any], path: Path) -> list[Path]:
-    """Draw a comparison for light pages, at `path`, and for dark ones, NAME-dark beside it. Returns both files."""
-    return save_themes(lambda: compare_figure(result), path)
 
 
 def compare_figure(result: dict[str, Any]) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from .style import BLACK, BLUE, ORANGE, ink, panels, save, save_themes
+from .style import BLACK, BLUE, ORANGE, ink, panels
 
 MEASURES = {  # name -> title, words at the colour bar, is more of it better, factor, format, least span of the colours
     "loss": ("Loss, nats per token: lower is better", "change from the base, nats", False, 1, "{:.2f}", 0.5),
@@ -16,25 +15,13 @@ LINES = {"paraphrase": "in other words", "unseen": "unseen"}  # a set's second l
 STRONGEST = 0.75  # how much of the strongest colour is not the page's: letters stay readable on it
 
 
-def matrix_picture(result: Mapping[str, Any], path: Path) -> None:
-    """Draw what `minilora eval` measured: a row for each version, a column for each data set.
-
-    path: a .png or .svg file.
-    """
-    save(matrix_figure(result), path)
-
-
-def matrix_pictures(result: Mapping[str, Any], path: Path) -> list[Path]:
-    """The same for light pages, at `path`, and for dark ones, NAME-dark beside it. Returns both files."""
-    return save_themes(lambda: matrix_figure(result), path)
-
-
 def matrix_figure(result: Mapping[str, Any]) -> Any:
-    """The same as a matplotlib figure: the loss, and below it keyword recall where it was measured.
+    """What `minilora eval` measured, as a matplotlib figure: a row for each version, a column for each data set; the
+    loss, and below it keyword recall where it was measured.
 
     Colour is the difference to the first version, the base: blue is better, orange is worse; it grows with the root of
-    the difference, so that a little forgetting shows beside much learning. A frame marks the sets of
-    the data that a version was trained on.
+    the difference, so that a little forgetting shows beside much learning. A frame marks the sets of the data that a
+    version was trained on.
     """
     scores = result["scores"]
     shown = [name for name in MEASURES if any(name in one for found in scores.values() for one in found.values())]

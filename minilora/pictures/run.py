@@ -8,26 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from .style import FULL, LORA, PARAPHRASE, VALIDATION, ink, name_lines, panels, save, save_themes
+from .style import FULL, LORA, PARAPHRASE, VALIDATION, ink, name_lines, panels, save
 
 SMOOTHED = 9  # steps: what one step's records happen to be moves the loss more than learning does
 
 
 def run_picture(metrics: Mapping[str, Any], path: Path) -> None:
-    """Draw a run's metrics: loss curves, and bars for parameters, memory and disk beside full fine-tuning.
-
-    path: a .png or .svg file.
-    """
+    """Write `run_figure` of a run's metrics. path: a .png or .svg file."""
     save(run_figure(metrics), path)
 
 
-def run_pictures(metrics: Mapping[str, Any], path: Path) -> list[Path]:
-    """The same for light pages, at `path`, and for dark ones, NAME-dark beside it. Returns both files."""
-    return save_themes(lambda: run_figure(metrics), path)
-
-
 def run_figure(metrics: Mapping[str, Any]) -> Any:
-    """The same as a matplotlib figure."""
+    """Loss curves, and bars of parameters, memory and disk beside full fine-tuning, as a matplotlib figure."""
     figure, (curves, bars) = panels(2, width=11, height=4.2, ratios=(1.25, 1))
     _losses(curves, metrics)
     _costs(bars, metrics)

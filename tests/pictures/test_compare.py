@@ -4,8 +4,8 @@ import pytest
 from comparing import metrics, result
 
 from minilora.pictures.check import problems
-from minilora.pictures.compare import compare_figure, compare_pictures
-from minilora.pictures.style import FULL, LORA, theme
+from minilora.pictures.compare import compare_figure
+from minilora.pictures.style import FULL, LORA, save_themes, theme
 from minilora.train.table import rows
 
 
@@ -54,7 +54,7 @@ def test_where_the_system_tells_no_peak_there_is_no_bar():
 
 
 def test_pictures_for_light_and_dark_pages_stand_side_by_side(tmp_path):
-    light, dark = compare_pictures(compared(), tmp_path / "picture.svg")
+    light, dark = save_themes(lambda: compare_figure(compared()), tmp_path / "picture.svg")
     assert (light.name, dark.name) == ("picture.svg", "picture-dark.svg")
     assert "fill: #0d1117" in dark.read_text() and "fill: #0d1117" not in light.read_text()
 

@@ -6,8 +6,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from minilora.pictures.check import problems
-from minilora.pictures.matrix import matrix_figure, matrix_picture, matrix_pictures
-from minilora.pictures.style import BLUE, ORANGE, theme
+from minilora.pictures.matrix import matrix_figure
+from minilora.pictures.style import BLUE, ORANGE, save_themes, theme
 
 
 def interval(value, half):
@@ -114,8 +114,6 @@ def test_what_is_not_finite_or_was_not_measured_is_a_dash():
     assert cells[4, 1] == "-" and cells[4, 2] == "2.00" and problems(figure) == []
 
 
-def test_the_picture_is_written_as_a_file(tmp_path):
-    matrix_picture(result(), tmp_path / "matrix.png")
-    assert (tmp_path / "matrix.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    both = matrix_pictures(result(), tmp_path / "both.svg")
-    assert [path.name for path in both] == ["both.svg", "both-dark.svg"] and all(path.is_file() for path in both)
+def test_pictures_for_light_and_dark_pages_stand_side_by_side(tmp_path):
+    light, dark = save_themes(lambda: matrix_figure(result()), tmp_path / "both.svg")
+    assert "fill: #0d1117" in dark.read_text() and "fill: #0d1117" not in light.read_text()

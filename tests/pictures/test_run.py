@@ -6,8 +6,8 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 from minilora.pictures.check import problems
-from minilora.pictures.run import run_figure, run_picture, run_pictures
-from minilora.pictures.style import FULL, LORA, PARAPHRASE, VALIDATION, ink, theme
+from minilora.pictures.run import run_figure, run_picture
+from minilora.pictures.style import FULL, LORA, PARAPHRASE, VALIDATION, ink, save_themes, theme
 
 
 def metrics(steps=120, method="lora", validation=((30, 3.07), (60, 2.95), (90, 3.02), (120, 3.02)), paraphrase=True):
@@ -149,7 +149,7 @@ def test_the_picture_is_written_as_a_file(tmp_path):
 
 
 def test_pictures_for_light_and_dark_pages_stand_side_by_side(tmp_path):
-    paths = run_pictures(metrics(), tmp_path / "run.svg")
+    paths = save_themes(lambda: run_figure(metrics()), tmp_path / "run.svg")
     assert [path.name for path in paths] == ["run.svg", "run-dark.svg"]
     light, dark = (path.read_text(encoding="utf-8") for path in paths)
     assert "fill: #0d1117" in dark and "fill: #0d1117" not in light and "<svg" in light
