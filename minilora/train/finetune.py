@@ -126,11 +126,11 @@ def _trainer(model: Llama, material: Material, steps: int, options: Options) -> 
         model,
         material.train,
         steps,
+        AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale),
         batch_size=options.batch_size,
         seed=options.seed,
         warmup=options.warmup,
         max_norm=options.max_grad_norm,
-        optimizer=AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale),
         schedule=options.schedule,
         grad_accumulation=options.grad_accumulation,
     )

@@ -90,8 +90,19 @@ def fit(
     gradient is not a finite number: an adapter is then what it was when the loss was last finite. ValueError when
     nothing is trainable, or nothing is there to train on.
     """
-    settings = (optimizer, history, schedule, weight_decay, grad_accumulation)
-    trainer = Trainer(model, samples, steps, lr, batch_size, seed, warmup, max_norm, *settings)
+    trainer = Trainer(
+        model,
+        samples,
+        steps,
+        _optimizer(model, optimizer, lr, weight_decay),
+        batch_size=batch_size,
+        seed=seed,
+        warmup=warmup,
+        max_norm=max_norm,
+        schedule=schedule,
+        grad_accumulation=grad_accumulation,
+        history=history,
+    )
     with trainer:
         while trainer.done < steps:
             trainer.step()
@@ -100,9 +111,9 @@ def fit(
 
 
 class Trainer:
-    """Training, a step at a time: what `fit` does, for a caller who looks on and may stop. Its arguments are `fit`'s.
+    """Training, a step at a time: what `fit` does, for a caller who looks on and may stop. Its settings are `fit`'s.
 
-        trainer = Trainer(model, samples, steps=100)
+        trainer = Trainer(model, samples, steps, optimizer, ...)
         with trainer:                           # dropout on, and off again behind it
             while trainer.done < trainer.steps:
                 print(trainer.step())           # the loss
@@ -116,23 +127,26 @@ class Trainer:
         model: Llama,
         samples: Sequence[Sample],
         steps: int,
-        lr: float | None = None,
-        batch_size: int = 8,
-        seed: int = 0,
-        warmup: float = 0.1,
-        max_norm: float = 1.0,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer,
+        *,
+        batch_size: int,
+        seed: int,
+        warmup: float,
+        max_norm: float,
+        schedule: str,
+        grad_accumulation: int,
         history: History | None = None,
-        schedule: str = "cosine",
-        weight_decay: float = 0.0,
-        grad_accumulation: int = 1,
     ):
-        _check(samples, steps, batch_size, lr, optimizer, schedule, weight_decay, grad_accumulation)
+        if not samples:
+            raise ValueError("no samples to train on")
+        for name, value in (("steps", steps), ("batch_size", batch_size), ("grad_accumulation", grad_accumulation)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
         self.model, self.samples, self.steps, self.batch_size, self.seed = model, samples, steps, batch_size, seed
         self.warmup, self.max_norm, self.schedule = max(1, round(warmup * steps)), max_norm, SCHEDULES[schedule]
         self.parameters = model.trainable_parameters()
-        if optimizer is None:
-            optimizer = AdamW(self.parameters, lr=1e-3 if lr is None else lr, weight_decay=weight_decay)
         self.optimizer, self.peak = optimizer, optimizer.lr
         self.history = History() if history is None else history
         self.records_per_step = grad_accumulation * batch_size
@@ -184,28 +198,16 @@ class Trainer:
         return learning < 0.5 * sum(p.size for _, p in self.model.named_parameters())
 
 
-def _check(
-    samples: Sequence[Sample],
-    steps: int,
-    batch_size: int,
-    lr: float | None,
-    optimizer: Optimizer | None,
-    schedule: str,
-    weight_decay: float,
-    grad_accumulation: int,
-) -> None:
-    if not samples:
-        raise ValueError("no samples to train on")
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("grad_accumulation", grad_accumulation)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
-    if lr is not None and optimizer is not None:
-        raise ValueError(f"lr is {lr:g} and the optimizer's own is {optimizer.lr:g}: give one of them")
+def _optimizer(model: Llama, given: Optimizer | None, lr: float | None, weight_decay: float) -> Optimizer:
+    """The optimizer given, or AdamW. Raises ValueError for what neither could follow."""
+    if given is not None:
+        if lr is not None:
+            raise ValueError(f"lr is {lr:g} and the optimizer's own is {given.lr:g}: give one of them")
+        if weight_decay:
+            raise ValueError(f"weight_decay is {weight_decay:g}, and an optimizer has its own: give one of them")
+        return given
     if lr is not None and not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr must be a positive number, got {lr}")
-    if weight_decay and optimizer is not None:
-        raise ValueError(f"weight_decay is {weight_decay:g}, and an optimizer has its own: give one of them")
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"weight_decay must be a number from 0 on, got {weight_decay}")
+    return AdamW(model.trainable_parameters(), lr=1e-3 if lr is None else lr, weight_decay=weight_decay)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from jobs import asked, options
+from jobs import asked, options, trainer
 from modelfiles import CHATML, CONFIG, TERMS, write_gguf
 
 import minilora as ml
@@ -191,9 +191,8 @@ def test_the_best_adapter_so_far_is_kept_when_training_breaks_down(home, tmp_pat
     model, tokenizer = load(home / "base")
     material = prepare(options(home, tmp_path), tokenizer, print)
     ml.add_adapter(model, options(home, tmp_path).lora_config())
-    trainer = Trainer(model, material.train, 6, lr=2e-3, batch_size=4)
-    with trainer:
-        trainer.step(), trainer.step()  # validation comes after two steps, an epoch
+    with trainer(model, material.train, 6, lr=2e-3, batch_size=4) as training:
+        training.step(), training.step()  # validation comes after two steps, an epoch
     other, _ = load(home / "base")
     load_adapter(other, kept)
     assert same(adapter_state(other, "default"), adapter_state(model, "default"))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from jobs import options
+from jobs import options, trainer
 
 import minilora as ml
 from minilora.train import finetune as job
@@ -13,7 +13,6 @@ from minilora.train import learn as learning
 from minilora.train.bars import Bars
 from minilora.train.finetune import finetune
 from minilora.train.learn import validate
-from minilora.train.loop import History, Trainer
 from minilora.train.material import prepare
 
 
@@ -48,10 +47,9 @@ def after(steps, home, chosen):
     model, tokenizer = ml.load(home / "base")
     ml.add_adapter(model, chosen.lora_config(), seed=chosen.seed)
     samples = prepare(chosen, tokenizer, print).train
-    trainer = Trainer(model, samples, chosen.steps, lr=chosen.learning_rate, batch_size=chosen.batch_size)
-    with trainer:
-        while trainer.done < steps:
-            trainer.step()
+    with trainer(model, samples, chosen.steps, chosen.learning_rate, chosen.batch_size) as training:
+        while training.done < steps:
+            training.step()
     return ml.adapter_state(model, "default")
 
 
@@ -136,11 +134,11 @@ def test_each_set_counts_the_same_however_long_it_is(home):
         "paraphrase": ml.encode_records(records[1:], tokenizer),
     }
     model.requires_grad_(True)
-    trainer = Trainer(model, sets["unseen"], 1, history=History())
-    validate(trainer, sets)
+    training = trainer(model, sets["unseen"], 1)
+    validate(training, sets)
     losses = {name: ml.mean_loss(model, samples) for name, samples in sets.items()}
-    assert trainer.history.validation == [(0, (losses["unseen"] + losses["paraphrase"]) / 2)]
-    assert trainer.history.validation_sets == {name: [(0, loss)] for name, loss in losses.items()}
+    assert training.history.validation == [(0, (losses["unseen"] + losses["paraphrase"]) / 2)]
+    assert training.history.validation_sets == {name: [(0, loss)] for name, loss in losses.items()}
     assert losses["unseen"] != losses["paraphrase"]
 
 
