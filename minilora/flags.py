@@ -124,7 +124,7 @@ def from_flags(
         elif len(value) == 1 and str in kinds_of(kinds[name]):  # all-linear, or a pattern
             given[name] = value[0]
     try:
-        lower = _beside(given, below or {}, items)
+        lower = beside(options, given, below or {})
         meaningful(options, given | lower, given, flag)
         return options(**lower | given)
     except ValueError as error:
@@ -147,8 +147,10 @@ def meaningful(
                 raise ValueError(f"{what}: leave out one of the two")
 
 
-def _beside(given: Mapping[str, Any], below: Mapping[str, Any], items: Mapping[str, Field[Any]]) -> dict[str, Any]:
-    """What of `below` still holds beside the flags given."""
+def beside(options: type, given: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `below`, such as a file's options, still holds beside those given."""
+    items = {item.name: item for item in flag_fields(options)}
+    given = {name: value for name, value in given.items() if name in items}  # of others the dataclass will complain
     needs = {name: item.metadata.get("only", {}) for name, item in items.items()}
     gone = {other for name in given for other, needed in needs[name].items() if needed is None}  # steps by --epochs
     changed = {name for name, value in given.items() if value != below.get(name, items[name].default)}

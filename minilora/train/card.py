@@ -209,7 +209,7 @@ def _settings(metrics: dict[str, Any], repeats: bool) -> Iterator[str]:
         default = getattr(Options, name, None)
         always = name in _ALWAYS and (lora or name not in _SHAPE)
         if name not in _NEVER and (always or (name not in _ALWAYS and value not in (default, None))):
-            yield f"| {_code(name)} | {_code(_plain(value))} |"
+            yield f"| {_code(name)} | {_code(_file_name(value) if name == 'adapter' else _plain(value))} |"
     if repeats:
         yield from (
             "",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import toml
-from ..flags import BASE, PACKED, RECOMPUTE, option
+from ..flags import BASE, PACKED, RECOMPUTE, beside, option
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
 from .formats import check_field
@@ -171,11 +171,12 @@ class Options:
 
     @classmethod
     def read(cls, path: str | Path, **change: Any) -> Options:
-        """The options in a TOML file, such as a run's run.toml, but for those that are given here.
+        """The options in a TOML file, such as a run's run.toml, but for those that are given here, and for what means
+        nothing beside them, as at the command line.
 
         Raises ValueError naming the file for what it cannot say.
         """
-        return cls(**toml.read(cls, Path(path)) | change)
+        return cls(**beside(cls, change, toml.read(cls, Path(path))) | change)
 
     def text(self) -> str:
         """The same as TOML, with all defaults written out: a later version repeats the run even if it has others."""

@@ -169,6 +169,14 @@ def test_a_file_of_options_has_every_default_written_out_but_what_was_not_given(
     assert said == {name: value for name, value in usual.items() if value is not None and name not in of_this_call}
     assert "overwrite" in of_this_call
     assert Options.read(tmp_path / "run.toml", seed=3) == Options(lr=2e-3, strength=0.65, seed=3)
+    assert Options.read(tmp_path / "run.toml", method="full") == Options(method="full")
+    assert Options.read(tmp_path / "run.toml", use_dora=True) == Options(lr=2e-3, use_dora=True)
+
+
+def test_an_option_that_is_none_is_refused_beside_a_file_as_without(tmp_path):
+    (tmp_path / "run.toml").write_text(Options().text(), encoding="utf-8")
+    with pytest.raises(TypeError, match="'sedd'"):
+        Options.read(tmp_path / "run.toml", sedd=3)
 
 
 def test_columns_under_other_names_go_with_their_data(tmp_path):
