@@ -180,7 +180,7 @@ def test_the_best_adapter_so_far_is_kept_when_training_breaks_down(home, tmp_pat
     said = []
     monkeypatch.setattr(job, "Trainer", Broken)
     with pytest.raises(TrainingError):
-        finetune(options(home, tmp_path / "run"), said.append, Bars(quiet=True))
+        finetune(options(home, tmp_path / "run", strength=0.5), said.append, Bars(quiet=True))
     kept = tmp_path / "run.partial"
     chat = f"what was learned is kept in {kept}; talk to it with: minilora chat --adapter {kept}"
     assert said == ["stopped after 3 of 6 steps", chat]  # and nothing of going on: it would break down again
@@ -193,6 +193,7 @@ def test_the_best_adapter_so_far_is_kept_when_training_breaks_down(home, tmp_pat
     ml.add_adapter(model, options(home, tmp_path).lora_config())
     with trainer(model, material.train, 6, lr=2e-3, batch_size=4) as training:
         training.step(), training.step()  # validation comes after two steps, an epoch
+    ml.scale_adapter(model, "default", 0.5)
     other, _ = load(home / "base")
     load_adapter(other, kept)
     assert same(adapter_state(other, "default"), adapter_state(model, "default"))
