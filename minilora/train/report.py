@@ -113,7 +113,8 @@ def _course(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield _row(VALIDATIONS[name], f"{curve[0][1]:.3f}", f"{curve[-1][1]:.3f}", *at)
     if kept := metrics.get("kept"):
         what = "adapter" if metrics["options"]["method"] == "lora" else "model"
-        why = "where validation was lowest" if kept["which"] == "best" else "the last one"
+        lowest_of = "their mean" if len(curves) > 1 else "validation"
+        why = f"where {lowest_of} was lowest" if kept["which"] == "best" else "the last one"
         line = f"kept: the {what} of step {kept['step']}, {why}"
         if (strength := metrics["options"].get("strength") or 1) != 1:
             line += f", at {strength:g} of its strength"

@@ -146,18 +146,24 @@ def test_what_was_kept_stands_beside_the_last_step():
     assert lines[-3:] == [
         "validation, unseen                        2.500      3.000      2.250          4",
         "validation, in other words                2.500      1.500      1.500          8",
-        "kept: the adapter of step 4, where validation was lowest; the last one is in runs/own/last",
+        "kept: the adapter of step 4, where their mean was lowest; the last one is in runs/own/last",
     ]
 
 
 def test_where_the_best_is_the_last_there_is_nothing_beside_it():
     kept = {"kept": {"step": 8, "which": "best", "loss": 2.0}}
     lines = learned(METRICS | VALIDATED | kept)
-    assert "last step" not in lines[2] and lines[-1] == "kept: the adapter of step 8, where validation was lowest"
+    assert "last step" not in lines[2] and lines[-1] == "kept: the adapter of step 8, where their mean was lowest"
     told = learned(METRICS | VALIDATED | {"kept": {"step": 8, "which": "last", "loss": 2.0}})
     assert told[-1] == "kept: the adapter of step 8, the last one"
+    one = learned(METRICS | VALIDATED | kept | {"validation": {"unseen": [[4, 2.25], [8, 2.0]]}})
+    assert one[-1] == "kept: the adapter of step 8, where validation was lowest"
+    part = learned(changed(options={"strength": 0.65}) | VALIDATED | kept)
+    assert part[-1] == "kept: the adapter of step 8, where their mean was lowest, at 0.65 of its strength"
+    whole = learned(changed(options={"strength": 1.0}) | VALIDATED | kept)
+    assert whole[-1] == "kept: the adapter of step 8, where their mean was lowest"
     full = learned(changed(options={"method": "full"}) | VALIDATED)
-    assert full[-1] == "kept: the model of step 4, where validation was lowest; the last one is in runs/own/last"
+    assert full[-1] == "kept: the model of step 4, where their mean was lowest; the last one is in runs/own/last"
 
 
 FORGOT, HELPLESS = "It forgot some of what it could do: try ", "It learned nothing that helps: try "
