@@ -59,16 +59,17 @@ class KVCache:
         self.first = None if self.first is None else self.first[xp.asarray(alive, dtype=int)]
         self.batch = len(alive)
 
-    def join(self, other: KVCache, room: int) -> None:
+    def join(self, other: KVCache, room: int, most: int | None = None) -> None:
         """Put the rows of another cache behind those here, with room for `room` tokens in every row.
 
-        All rows then end where the longest one does. Raises ValueError where that one has more tokens than that.
+        All rows then end where the longest one does. most: as many rows as there will ever be, if that is known. Raises
+        ValueError where the longest row has more tokens than `room`.
         """
         self.trim()
         rows, length = self.batch + other.batch, max(self.length, other.length)
         if room < length:
             raise ValueError(f"a cache with room for {room} tokens cannot hold a row of {length}")
-        self.reserve(rows, room)
+        self.reserve(rows, room, most)
         mine, theirs = length - self.length, length - other.length  # how far each one's rows move up
         for array, new in zip(self._arrays(), other._arrays(), strict=True):
             if mine:
@@ -89,10 +90,12 @@ class KVCache:
         self.length -= spare
         self.first = self.first - spare if int(self.first.max()) > spare else None
 
-    def reserve(self, rows: int, room: int) -> None:
-        """Make the arrays large enough for so many rows and tokens. Rows double: who joins seldom copies all others."""
+    def reserve(self, rows: int, room: int, most: int | None = None) -> None:
+        """Make the arrays large enough for so many rows and tokens. Rows double, up to `most`: who joins seldom copies
+        all others.
+        """
         have, capacity = self.keys[0].shape[:2]
-        rows = have if rows <= have else max(rows, 2 * have)
+        rows = have if rows <= have else max(rows, 2 * have if most is None else min(2 * have, most))
         capacity = capacity if room <= capacity else -(-room // STEP) * STEP
         if (rows, capacity) == (have, self.capacity):
             return

@@ -243,7 +243,7 @@ class Streams:
             self.cache = reading.cache
             self.cache.reserve(self.cache.batch, room)
         else:
-            self.cache.join(reading.cache, room)
+            self.cache.join(reading.cache, room, most=self.slots)
         self.running += reading.answers
         self.reading = None
         self._leave()

@@ -178,6 +178,16 @@ def test_the_cache_has_no_more_than_slots_times_the_longest_answer(model, tokeni
     assert streams.cache is None
 
 
+def test_rows_of_the_cache_double_up_to_the_slots_and_no_further(model, tokenizer):
+    streams, rows = Streams(model, tokenizer, slots=7), []
+    for joining in (3, 1, 1, 2):
+        for _ in range(joining):
+            streams.add("hello", max_new_tokens=20)
+        streams.step()
+        rows.append(streams.cache.keys[0].shape[0])
+    assert rows == [3, 6, 6, 7]
+
+
 def test_an_answer_that_outlives_many_others_has_room_to_its_end(model, tokenizer):
     streams = Streams(model, tokenizer, slots=2)
     long = streams.add("hello", "legal", max_new_tokens=60)
