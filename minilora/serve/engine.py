@@ -194,8 +194,12 @@ class Engine:
         return version
 
     def remove_adapter(self, name: str) -> None:
-        """Nobody can ask it from here on; it leaves when its last answer has ended. Raises UnknownModelError."""
-        if name not in self.versions or name == BASE_NAME:
+        """Nobody can ask it from here on; it leaves when its last answer has ended. Raises UnknownModelError, and
+        ValueError for the base.
+        """
+        if name == BASE_NAME:
+            raise ValueError(f"{name!r} is no adapter: it stays")
+        if name not in self.versions:
             raise UnknownModelError(name)
         self.versions = {other: version for other, version in self.versions.items() if other != name}
         self.leaving.add(name)
@@ -234,7 +238,8 @@ class Engine:
             self._let_go()
 
     def _fail(self, error: Exception) -> None:
-        self.say(f"{len(self.jobs)} answers could not be computed: {str(error) or type(error).__name__}")
+        ending = "" if len(self.jobs) == 1 else "s"
+        self.say(f"{len(self.jobs)} answer{ending} could not be computed: {str(error) or type(error).__name__}")
         if os.environ.get("MINILORA_TRACEBACK"):
             self.say(traceback.format_exc())
         failed, self.jobs = self.jobs, {}

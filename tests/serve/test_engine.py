@@ -105,7 +105,7 @@ def test_a_fault_ends_the_answers_it_hit_and_no_others(shop, tmp_path):
         engine.streams.step = fault
         piece = start(engine)[2].result(30)
         assert piece.finished is None and piece.error == "the answer could not be computed"
-        assert served.said == ["1 answers could not be computed: no room"]
+        assert served.said == ["1 answer could not be computed: no room"]
         assert served.ask("support", max_new_tokens=4) == right
         assert engine.state() == {"running": 0, "waiting": 0}
 
@@ -160,8 +160,8 @@ def test_names_that_are_taken_or_not_there(shop, engine):
     for name in ("legal", "base"):
         with pytest.raises(NameTakenError, match="taken"):
             engine.call(lambda name=name: engine.add_adapter(name, shop / "legal")).result(30)
-    for name in ("taxes", "base"):
-        with pytest.raises(UnknownModelError):
+    for name, error in (("taxes", UnknownModelError), ("base", ValueError)):
+        with pytest.raises(error, match=name):
             engine.call(lambda name=name: engine.remove_adapter(name)).result(30)
 
 
