@@ -58,6 +58,7 @@ def mixed_batch(model: Module, names: Sequence[Choice]) -> Iterator[MixedBatch]:
     own rows. `loss_and_grad` keeps the batch whole in here. Where rows leave the batch, as finished answers do in
     generation, say so:
 
+        cache = model.new_cache(rows=3, capacity=64)
         with ml.mixed_batch(model, ["legal", None, "support"]) as rows:
             logits = model(tokens, cache)
             ...
