@@ -123,7 +123,8 @@ claim("fingerprint of the base unchanged (1: yes)", ml.sha256_of(ml.base_state(m
 # it was not told any: it is how such an answer is built ("A ... is ... It matters because ..."), and the vocabulary of
 # the field. Style is cheap (lesson 14). Facts come with more passes, and with them the danger of learning by heart,
 # which costs on unseen terms and on everything else: see the [page of a long run](pictures/finetune.txt). So `minilora
-# finetune` measures as it goes, and keeps the best.
+# finetune` measures as it goes, and keeps the best; of that it keeps a part (`--strength`), since most of a gain comes
+# with the first half of an update (lesson 13), and a smaller one forgets less.
 #
 # ## Step 7: save the adapter
 

@@ -234,9 +234,7 @@ def draw_text(rng: np.random.Generator, at_once: bool = False) -> Draw:
     """A model, its activations, and a factor between that of no tokens and that of many; or one that holds at once."""
     r = int(rng.integers(2, 5))
     whole = draw_shapes(rng, bool(rng.integers(2)))
-    shapes = {
-        name: shape for name, shape in whole.items() if "mlp" not in name
-    }  # then 11.2 is alike in all its variants
+    shapes = {name: shape for name, shape in whole.items() if "mlp" not in name}  # 11.2 is alike in all its variants
     kept_full, kept_lora = int(rng.integers(400, 460)), int(rng.integers(470, 560))
     most = training_memory(shapes) / training_memory(shapes, r)
     factor = most + 0.5 if at_once else 1 + (0.3 + 0.4 * rng.random()) * (most - 1)

@@ -254,9 +254,12 @@ def test_check_compares_text_and_small_numbers_but_no_pictures_and_no_measuremen
         ("r=8: 0.5e-3", "r=8: 0.5e-4", False),
         ("[1 2]", "[1 2 3]", False),
         ("ok", "OK", False),
+        ("off: 7.9e-06 (claimed: 0 to 0.001): holds", "off: 0 (claimed: 0 to 0.001): holds", True),
+        ("off: 7.9e-06 (claimed: 0 to 0.001): holds", "off: 7.9e-04 (claimed: 0 to 0.001): holds", False),
+        ("off: 7.9e-06", "off: 0", False),
     ],
 )
-def test_numbers_may_move_by_one_percent(program, a, b, same):
+def test_numbers_may_move_by_one_percent_and_a_claim_by_what_rounding_leaves(program, a, b, same):
     assert program.same_line(a, b) is same
 
 
