@@ -30,7 +30,7 @@ from .data import read_records, split_records
 from .finetune import finetune
 from .matrix import LOSS, RECALL, MeasuredSet, measure, plain, read_sets, resampled, shown, summary
 from .options import Options
-from .place import CHECKPOINT, STATE_FILE, RunFolder
+from .place import CHECKPOINT, METRICS_FILE, STATE_FILE, RunFolder
 from .report import read_metrics, rule
 from .scores import Scores, interval
 
@@ -130,9 +130,10 @@ def compare_domains(
 
 
 def _finished(options: DomainsOptions, domain: str) -> bool:
-    """Whether the run of a domain is there. Raises ValueError when what is there had other settings."""
+    """Whether the run of a domain is there. Raises ValueError when what is there had other settings, or is no run."""
     run = options.run(domain)
-    if not any(run.folder.glob("*")):
+    if not (run.folder / METRICS_FILE).is_file():
+        RunFolder(run.folder, options.overwrite, resume=True).refuse()
         return False
     then, now = read_metrics(run.folder)["options"], _as_json(told(run))
     if other := [name for name in now if name in then and then[name] != now[name]]:

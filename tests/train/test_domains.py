@@ -165,6 +165,23 @@ def test_a_run_with_other_settings_is_refused_before_anything_is_trained_and_ove
     assert result["trained_now"] == ["legal", "medical"]
 
 
+@pytest.mark.parametrize(
+    ("file", "overwrite", "refusal"),
+    [
+        ("notes.txt", True, "support holds notes.txt, which is no file of a run: choose another --out"),
+        ("adapter_config.json", False, "support holds a finished run: --overwrite replaces it"),
+    ],
+)
+def test_what_is_no_run_is_refused_before_anything_is_trained(file, overwrite, refusal, copied, monkeypatch):
+    for domain in ("legal", "support"):
+        shutil.rmtree(copied.run(domain).folder)
+    copied.run("support").folder.mkdir()
+    (copied.run("support").folder / file).touch()
+    monkeypatch.setattr("minilora.train.domains.finetune", never)
+    with pytest.raises(ValueError, match=refusal):
+        compare_domains(replace(copied, overwrite=overwrite), bars=QUIET)
+
+
 def test_a_run_that_was_interrupted_goes_on_with_the_same_command(finished, copied, monkeypatch):
     shutil.rmtree(copied.run("support").folder)
     said, resumed, job = [], [], domains.finetune
