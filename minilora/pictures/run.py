@@ -84,8 +84,8 @@ def _costs(axes: Any, metrics: Mapping[str, Any]) -> None:
     base = total - trained if lora else total
     rows = [
         ("parameters trained", trained, base, total, _millions),
-        ("memory in training, predicted", memory["predicted"], memory["full_predicted"], None, _megabytes),
-        ("disk per version", metrics["adapter_bytes"], 4 * base, None, _megabytes),
+        ("memory in training, predicted", memory["predicted"], memory["full_predicted"], None, megabytes),
+        ("disk per version", metrics["adapter_bytes"], 4 * base, None, megabytes),
     ]
     for i, (name, mine, full, whole, show) in enumerate(rows):
         y = -3 * i
@@ -106,5 +106,6 @@ def _millions(number: float) -> str:
     return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
 
 
-def _megabytes(size: float) -> str:
+def megabytes(size: float) -> str:
+    """Bytes as a page shows them: `9.8 MB`, `1,199 MB`."""
     return f"{size / 1e6:,.{0 if size >= 100e6 else 1}f} MB"

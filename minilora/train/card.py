@@ -15,6 +15,7 @@ from typing import Any
 
 from ..files.disk import replacing
 from ..io.zoo import SOURCES, known_as
+from ..pictures.run import megabytes
 from ..version import __version__
 from .data import BUILT_IN
 from .options import Options
@@ -221,11 +222,11 @@ def _cost(metrics: dict[str, Any]) -> Iterator[str]:
     memory, lora = metrics["peak_memory_bytes"], metrics["options"]["method"] == "lora"
     yield from ("| | |", "|---|---|")
     yield f"| training | {_duration(metrics['training_seconds'])}, {metrics['seconds_per_step']:.2f} s per step |"
-    yield f"| memory of a step, predicted | {_mb(memory['predicted'])} |"
+    yield f"| memory of a step, predicted | {megabytes(memory['predicted'])} |"
     if memory.get("measured") is not None:
-        yield f"| memory of the whole process at its peak | {_mb(memory['measured'])} |"
+        yield f"| memory of the whole process at its peak | {megabytes(memory['measured'])} |"
     what = "adapter on disk" if lora else "model on disk"
-    yield f"| {what} | {_mb(metrics['adapter_bytes'])}, beside {_mb(metrics['base_bytes'])} of base |"
+    yield f"| {what} | {megabytes(metrics['adapter_bytes'])}, beside {megabytes(metrics['base_bytes'])} of base |"
 
 
 def _limits(metrics: dict[str, Any]) -> Iterator[str]:
@@ -289,10 +290,6 @@ def _duration(seconds: float) -> str:
 
 def _count(number: int) -> str:
     return f"{number / 1e6:,.0f} million" if number >= 1e6 else f"{number:,}"
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size < 100e6 else f"{size / 1e6:,.0f} MB"
 
 
 def _wrapped(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.disk import read_json
-from ..pictures.run import smoothed, validation_losses
+from ..pictures.run import megabytes, smoothed, validation_losses
 from .place import METRICS_FILE
 
 WIDTH = 100  # columns, at most
@@ -153,15 +153,15 @@ def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     lora = metrics["options"]["method"] == "lora"
     trainable, total = metrics["trainable_parameters"], metrics["total_parameters"]
     memory = metrics["peak_memory_bytes"]
-    measured = "not told by this system" if memory["measured"] is None else _mb(memory["measured"])
+    measured = "not told by this system" if memory["measured"] is None else megabytes(memory["measured"])
     yield rule("what it cost", width)
     share = f"{trainable:,} of {total:,} ({100 * trainable / total:.3f} %)" if lora else f"all {total:,}"
     yield f"parameters trained   {share}"
-    yield f"memory               {_mb(memory['predicted'])} predicted for a step; process peak {measured}"
-    owners = ", ".join(f"{name} {_mb(n)}" for name, n in memory["by_owner"].items() if n)
+    yield f"memory               {megabytes(memory['predicted'])} predicted for a step; process peak {measured}"
+    owners = ", ".join(f"{name} {megabytes(n)}" for name, n in memory["by_owner"].items() if n)
     yield from textwrap.wrap(owners, width, initial_indent=INDENT, subsequent_indent=INDENT)
     if lora:
-        yield f"{INDENT}full fine-tuning would hold {_mb(memory['full_predicted'])}"
+        yield f"{INDENT}full fine-tuning would hold {megabytes(memory['full_predicted'])}"
     speed, seconds = metrics["tokens_per_second"], metrics["seconds_per_step"]
     whole = metrics["training_seconds"]
     took = f"{whole / 60:.1f} minutes" if whole >= 60 else f"{whole:.1f} seconds"
@@ -169,11 +169,12 @@ def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     saved, base = metrics["adapter_bytes"], metrics["base_bytes"]
     before, after = metrics["base_sha256"]
     if lora:
-        yield f"disk                 adapter {_mb(saved)} beside {_mb(base)} of base ({base / saved:,.0f} to 1)"
+        beside = f"{megabytes(base)} of base ({base / saved:,.0f} to 1)"
+        yield f"disk                 adapter {megabytes(saved)} beside {beside}"
         state, sign = ("untouched", "=") if before == after else ("changed", "->")
         yield f"base                 {state}: sha256 {before[:16]} {sign} {after[:16]}"
     else:
-        yield f"disk                 {_mb(saved)}: a whole model for each version"
+        yield f"disk                 {megabytes(saved)}: a whole model for each version"
         state = "the same as before" if before == after else "changed"
         yield f"weights              {state}: sha256 {before[:16]} {'=' if before == after else '->'} {after[:16]}"
     if reason := metrics.get("audit_failed"):
@@ -214,7 +215,3 @@ def _answer(label: str, text: str, width: int) -> str:
     return textwrap.fill(
         " ".join(text.split()) or "(nothing)", width, initial_indent=indent, subsequent_indent=" " * len(indent)
     )
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size < 100e6 else f"{size / 1e6:,.0f} MB"
