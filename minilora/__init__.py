@@ -43,7 +43,7 @@ Gradients
   GradientError      the first gradient that is wrong: where, got, expected
 
 Data
-  read_records       the conversations of a JSONL file, the text of a .txt file, or "legal" or "general"
+  read_records       the records of a file or folder (JSONL, JSON, CSV, TSV, text), or of "legal" and its like
   split_records      records by split: train, validation, test
   encode_record      one conversation as a sample: token ids, and labels for the answers alone
   encode_records     the same for many

@@ -172,9 +172,11 @@ def _learned(metrics: dict[str, Any]) -> Iterator[str]:
     )
     kept = metrics.get("kept") or {}
     if kept.get("which") == "best" and kept.get("loss") is not None:
+        part = metrics["options"].get("strength") or 1
+        of_it = f", with {part:g} of their update" if part != 1 else ""
         yield ""
         yield from _wrapped(
-            f"Kept are the weights of step {kept['step']:,}, the best in validation (loss {kept['loss']:.3f})."
+            f"Kept are the weights of step {kept['step']:,}, the best in validation (loss {kept['loss']:.3f}){of_it}."
         )
     if metrics["answers"]:
         yield from ("", "Answers of the base and of this model:")

@@ -103,6 +103,8 @@ def test_what_newer_metrics_and_a_run_file_say_is_told(tmp_path):
     kept = {"step": 90, "which": "best", "loss": 2.25}
     text = card_of(tmp_path, {"use_dora": True, "lora_plus": 16.0}, kept=kept, audit_failed="scale: it is off")
     assert "Kept are the weights of step 90, the best in validation (loss 2.250)." in text
+    part = " ".join(card_of(tmp_path, {"strength": 0.65}, kept=kept).split())
+    assert "the best in validation (loss 2.250), with 0.65 of their update." in part
     assert "/home/me" not in card_of(tmp_path, {"adapter": "/home/me/runs/first"})
     assert "a DoRA adapter" in text and "| `use_dora` | `true` |" in text and "| `lora_plus` | `16.0` |" in text
     assert "scale: it is off" in text and "--config run.toml" in text
