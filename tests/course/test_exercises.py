@@ -99,19 +99,27 @@ def program():
     return build_program()
 
 
+def solved(program, name, variant):
+    """What a page of exercises has defined when all of its cells but the checks have run, with its solutions."""
+    scope = {}
+    for cell in program.read_source(LESSONS / "src" / "exercises" / f"{name}.py", variant).cells:
+        if cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", []) and "check(" not in cell.source:
+            exec(cell.source, scope)
+    return scope
+
+
+@pytest.mark.parametrize("variant", [None, 1])
+def test_what_is_joined_in_13_1_is_the_mix_whatever_scale_is_asked_for(variant, program, capsys):
+    solved(program, "13_many_versions", variant)
+    assert float(re.search(r"differ by (\S+) of the largest", capsys.readouterr().out)[1]) < 1e-5
+
+
 @pytest.mark.parametrize("name", sorted(SOURCES))
 def test_the_solution_of_every_variant_passes(name, program, capsys, monkeypatch):
     monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")  # what an earlier page asks for is the reference
     asked = [e for e in EXERCISES.values() if name.startswith(f"{e.lesson:02}_")]
     for number in range(max(len(e.forms) for e in asked)):
-        scope = {}
-        for cell in program.read_source(LESSONS / "src" / "exercises" / f"{name}.py", number or None).cells:
-            if (
-                cell.cell_type == "code"
-                and "setup" not in cell.metadata.get("tags", [])
-                and "check(" not in cell.source
-            ):
-                exec(cell.source, scope)
+        scope = solved(program, name, number or None)
         for exercise in asked:
             said = judged(exercise, scope[exercise.name], np.random.default_rng(0), number or None)
             assert said == OK, f"{exercise.name}, variant {number}: {said}"

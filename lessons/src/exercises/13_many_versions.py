@@ -89,18 +89,17 @@ def answer_rows(x, W, adapters, names):
 # %% [markdown]
 # ## Your `cat` in a model
 #
-# Nothing is left to write. Two adapters of random numbers are put on the tiny base. Your `cat` joins them in every one of
-# its 28 matrices, and the third adapter that comes of it is held against the library's mix of the two.
+# Nothing is left to write. Two adapters of rank 1, random numbers, are put on the tiny base. Your `cat` joins them in
+# every one of its 28 matrices, and the third adapter that comes of it is held against the library's mix of the two.
 
 
 # %%
 def join_mine(weights=(0.7, 0.5)):
     """Join two adapters of the tiny base with my own cat; print how far the logits are from those of the mix."""
     model, _ = ml.load("tiny")
-    settings = dict(r=4, lora_alpha=4, target_modules="all-linear", init_lora_weights=False)
-    for seed, name in enumerate(("one", "two", "joined")):
-        rank = 8 if name == "joined" else 4
-        ml.add_adapter(model, ml.LoraConfig(**settings | {"r": rank, "lora_alpha": rank}), name=name, seed=seed)
+    for seed, (name, r, alpha) in enumerate((("one", 1, 4), ("two", 1, 4), ("joined", 2, 2))):
+        config = ml.LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear", init_lora_weights=False)
+        ml.add_adapter(model, config, name=name, seed=seed)
     own = {name: ml.adapter_state(model, name) for name in ("one", "two", "joined")}
     for key, joined in own["joined"].items():
         module, _, factor = key.rpartition(".")

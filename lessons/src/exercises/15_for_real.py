@@ -101,11 +101,13 @@ def table_from_metrics(run, versions, price):
 # Nothing is left to write. The layer below is made of *your* `lora_forward` and *your* `inject`, and *your* `add_lora`
 # puts it into all 210 linear layers. Ten steps on law; then your A and B go into minilora's own layers, which must say
 # the same, and are saved as a folder that PEFT loads. It needs the model (`minilora pull smollm2`) and a minute or two:
-# set `REAL = True`. On the tiny base (`BASE = "tiny"`) it takes seconds.
+# set `REAL = True`. On the tiny base (`BASE = "tiny"`) it takes seconds. If your lesson 8 asked for the scale
+# α / √r, which is rsLoRA's, set `RSLORA = True`, or minilora's layers say something else.
 
 # %%
 REAL = False
 BASE = "smollm2"
+RSLORA = False
 
 
 class MyLayer(ml.Module):
@@ -134,7 +136,7 @@ def train_mine(folder="runs/mine"):
     print(f"loss on unseen terms: {before:.3f} before, {mine:.3f} after")
 
     layers, (model, _) = dict(model.named_modules()), ml.load(BASE)
-    ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules=targets), name="mine")
+    ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, use_rslora=RSLORA, target_modules=targets), name="mine")
     arrays = ml.adapter_state(model, "mine")
     for name in names:
         for part in ("A", "B"):
