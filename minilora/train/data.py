@@ -21,7 +21,7 @@ import numpy as np
 from ..engine.fused import NOT_SCORED
 from ..io.tokenizer import Message, Tokenizer
 from ..nn.parts import Sample
-from .formats import FACTS, TEXT, ColumnError, Format, check_field, conversation, format_of, rename, text_of
+from .formats import TEXT, ColumnError, Format, check_field, conversation, format_of, rename, text_of, with_lists
 from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
 BUILT_IN = ("legal", "medical", "support", "finance", "general")
@@ -153,7 +153,7 @@ class _Reader:
                     raise raw
                 row = rename(raw, field)
                 kind = format_of(row, field)
-                record = _record(kind, row, name, split)
+                record = _record(kind, with_lists(row, kind), name, split)
                 self._check(record)
                 if record.id in seen:
                     raise ValueError(f"id {record.id!r} stands in line {seen[record.id]} already")
@@ -166,7 +166,7 @@ class _Reader:
             seen[record.id] = number
             self.mapped.update(field.keys() & row.keys())
             reading.formats[kind.name] += 1
-            reading.unread.update(row.keys() - {*kind.needs, *kind.also, *FACTS})
+            reading.unread.update(row.keys() - {*kind.needs, *kind.also})
             reading.records.append(record)
 
     def finish(self, source: Path) -> Reading:
@@ -199,12 +199,14 @@ def _place_and_name(path: Path, kind_of_file: str, number: int, position: int) -
 
 def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) -> Record:
     """A row as a record: its messages or its text, and what else it says. split: that of its file, if it has one."""
-    messages, text = ((), text_of(row, "text")) if kind is TEXT else (conversation(kind, row), "")
-    own, keywords = row.get("split"), row.get("keywords") or []
+    own, name = row.get("split"), name if row.get("id") is None else str(row["id"])
     if own is not None and own not in SPLITS:
         raise ValueError(f"split is {own!r}, expected one of {', '.join(SPLITS)}")
     if None not in (own, split) and own != split:
         raise ValueError(f"split is {own!r} in a file of the split {split!r}")
+    if kind is TEXT:
+        return Record(name, text=text_of(row, "text"), split=own or split)
+    messages, keywords = conversation(kind, row), row.get("keywords") or []
     if not isinstance(keywords, list) or not all(isinstance(word, str) and word for word in keywords):
         raise ValueError("keywords must be a list of words")
     phrasings = row.get("phrasings") or []
@@ -212,8 +214,7 @@ def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) 
         raise ValueError("phrasings must be a list of questions")
     measured = ("paraphrase", "validation_paraphrase")
     paraphrase, validation = (text_of(row, key) if row.get(key) is not None else None for key in measured)
-    name = name if row.get("id") is None else str(row["id"])
-    return Record(name, messages, text, own or split, paraphrase, tuple(keywords), tuple(phrasings), validation)
+    return Record(name, messages, "", own or split, paraphrase, tuple(keywords), tuple(phrasings), validation)
 
 
 def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:

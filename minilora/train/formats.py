@@ -80,17 +80,18 @@ def _turn(i: int, turn: Any) -> Message:
     return {"role": _ROLES[role], "content": text_of(turn, "content" if "content" in turn else "value")}
 
 
-TEXT = Format("text", ("text",), (), lambda row: [])
+FACTS = ("id", "split", "keywords", "phrasings", "paraphrase", "validation_paraphrase")  # what a row may say as well
+_ASKED = ("system", *FACTS)
+TEXT = Format("text", ("text",), ("id", "split"), lambda row: [])  # it asks nothing, in no words
 FORMATS = (  # a row is read in the first way whose columns it has
-    Format("messages", ("messages",), ("system",), _turns("messages")),
-    Format("conversations", ("conversations",), ("system",), _turns("conversations")),
-    Format("question/answer", ("question", "answer"), ("system",), _asked("question", "answer")),
-    Format("q/a", ("q", "a"), ("system",), _asked("q", "a")),
-    Format("instruction/output", ("instruction", "output"), ("input", "system"), _alpaca),
-    Format("prompt/completion", ("prompt", "completion"), ("system",), _asked("prompt", "completion")),
+    Format("messages", ("messages",), _ASKED, _turns("messages")),
+    Format("conversations", ("conversations",), _ASKED, _turns("conversations")),
+    Format("question/answer", ("question", "answer"), _ASKED, _asked("question", "answer")),
+    Format("q/a", ("q", "a"), _ASKED, _asked("q", "a")),
+    Format("instruction/output", ("instruction", "output"), ("input", *_ASKED), _alpaca),
+    Format("prompt/completion", ("prompt", "completion"), _ASKED, _asked("prompt", "completion")),
     TEXT,
 )
-FACTS = ("id", "split", "keywords", "phrasings", "paraphrase", "validation_paraphrase")  # what a row may say as well
 LISTS = ("messages", "conversations", "keywords", "phrasings")  # columns of a table that hold JSON
 OPTIONAL = ("system", "input", *FACTS)
 NAMES = (*(name for kind in FORMATS for name in kind.needs), *OPTIONAL)
@@ -108,8 +109,7 @@ def check_field(field: Mapping[str, str]) -> None:
 def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
     """A row under minilora's own names: `field` says which columns have others, and case does not count.
 
-    Lists may be written as JSON, as a table must. Raises ValueError for what is no row, ColumnError for a column that
-    is not there, though the row's format needs it.
+    Raises ValueError for what is no row, ColumnError for a column that is not there, though the row's format needs it.
     """
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
@@ -122,10 +122,13 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
         if column not in taken:
             plain = column.strip().lower()
             named.setdefault(plain if plain in NAMES and plain not in row else column, value)
-    for name in LISTS:
-        if isinstance(named.get(name), str):
-            named[name] = _list_of(name, named[name])
     return named
+
+
+def with_lists(row: Mapping[str, Any], kind: Format) -> dict[str, Any]:
+    """A row whose lists may be written as JSON, as a table must. Raises ValueError for what is none."""
+    told = {name: row[name] for name in (*kind.needs, *kind.also) if name in LISTS and isinstance(row.get(name), str)}
+    return {**row, **{name: _list_of(name, text) for name, text in told.items()}}
 
 
 def _list_of(name: str, text: str) -> list[Any]:
@@ -163,7 +166,7 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
 def conversation(kind: Format, row: Mapping[str, Any]) -> tuple[Message, ...]:
     """The messages of a row; a column `system` comes first. Raises ValueError that says what is wrong with it."""
     messages = kind.messages(row)
-    if "system" in kind.also and row.get("system") not in (None, "") and messages[0]["role"] != "system":
+    if row.get("system") not in (None, "") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": text_of(row, "system")})
     return tuple(messages)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
@@ -26,7 +26,6 @@ from .data import (
     Record,
     by_split,
     cut,
-    encode_record,
     encode_records,
     encode_text,
     is_one_text,
@@ -90,9 +89,12 @@ def look(
         "not_read": dict(reading.unread),
         "held_out": _held_out(reading, splits),
         "records_with": _carried(reading.records),
-        "lengths": {name: facts for name, facts in lengths.items() if facts["samples"]},
+        "lengths": lengths,
         "twice": [{"held_out": t.record.id, "trained": t.trained.id, "same": t.same} for t in twice(splits)],
-        "examples": [_example(name, record, tokenizer, options.max_length) for name, record in _chosen(splits)],
+        "examples": [
+            _example(name, record, tokenizer, options.max_length, is_one_text(reading.records))
+            for name, record in (_chosen(splits) if lengths else ())
+        ],
     }
 
 
@@ -125,7 +127,7 @@ def _lengths(
                     some = records[i : i + AT_ONCE]
                     counted[name].add(encode_records(some, tokenizer, max_length=max_length))
                     bar.update(len(some))
-    return {name: lengths.facts() for name, lengths in counted.items()}
+    return {name: lengths.facts() for name, lengths in counted.items() if lengths.tokens}
 
 
 class _Lengths:
@@ -144,7 +146,7 @@ class _Lengths:
         self.lost += lost
 
     def facts(self) -> dict[str, int]:
-        marks = np.quantile(self.tokens or [0], (0, 0.5, 0.9, 1), method="inverted_cdf")
+        marks = np.quantile(self.tokens, (0, 0.5, 0.9, 1), method="inverted_cdf")
         return {
             "samples": len(self.tokens),
             **dict(zip(("shortest", "median", "p90", "longest"), map(int, marks), strict=True)),
@@ -163,12 +165,16 @@ def _chosen(splits: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:
     return list({record.id: (name, record) for name, record in chosen[:4]}.values())[:3]
 
 
-def _example(split: str, record: Record, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """A record as the model would see it: runs of text, each with whether it is scored. Of a text, its beginning."""
-    if record.text:  # an upper bound of what fits: no need to encode a book
-        sample = encode_text(record.text[: 20 * max_length], tokenizer, max_length)[0]
+def _example(split: str, record: Record, tokenizer: Tokenizer, max_length: int, alone: bool) -> dict[str, Any]:
+    """A record as the model would see it: runs of text, each with whether it is scored. Of a text, its beginning.
+
+    alone: it is the one text of its file, which no token ends.
+    """
+    begun = replace(record, text=record.text[: 20 * max_length])  # more than fits: no need to encode a book
+    if alone:
+        sample = encode_text(begun.text, tokenizer, max_length)[0]
     else:
-        sample = encode_record(record, tokenizer)
+        sample = encode_records([begun], tokenizer, max_length=max_length)[0]
     pairs = list(zip(sample.ids, sample.labels, strict=True))[:max_length]
     runs = [
         {"text": tokenizer.core.decode([i for i, _ in run], skip_special_tokens=False), "scored": scored}

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import minilora as ml
 from minilora.train import rows
 from minilora.train.bars import Bars
-from minilora.train.data import DataError, read_records, read_source
+from minilora.train.data import DataError, Record, read_records, read_source
 from minilora.train.formats import FORMATS, NAMES
 
 ASK, TELL = "What is a lien?", "A claim on property,\nheld until a debt is paid."
@@ -157,6 +158,24 @@ def test_a_field_says_which_column_is_which(tmp_path):
     jsonl(tmp_path / "data.jsonl", [{"query": ASK, "reply": TELL, "answer": "not this", "text": "nor this", "key": 7}])
     field = {"question": "query", "answer": "reply", "id": "key"}
     assert read_records(tmp_path / "data.jsonl", field=field) == [ml.Record("7", ASKED)]
+
+
+def test_a_text_asks_nothing_so_that_what_belongs_to_questions_is_not_read(tmp_path):
+    rows = [
+        {
+            "text": f"It was dark, {i}.",
+            "keywords": "dark, night",
+            "paraphrase": "How was it?",
+            "phrasings": "",
+            "system": "x",
+        }
+        for i in range(3)
+    ]
+    for suffix, (write, _) in KINDS.items():
+        write(tmp_path / f"data.{suffix}", rows)
+        read = read_source(tmp_path / f"data.{suffix}")
+        assert [replace(record, id="") for record in read.records] == [Record("", text=row["text"]) for row in rows]
+        assert {"keywords", "paraphrase", "system"} <= read.unread.keys() <= rows[0].keys()
 
 
 def test_a_format_that_a_field_names_goes_before_all_others(tmp_path):

@@ -175,6 +175,21 @@ def test_a_text_is_shown_as_the_sequences_it_is_divided_into(write, tmp_path):
     assert tiny(write(rows), max_length=32)["lengths"]["test"]["samples"] > 1
 
 
+def test_a_text_of_a_row_is_shown_with_the_token_that_ends_it_and_a_text_alone_without(write, tmp_path):
+    rows = [{"text": text} for text in ("a", "It was dark.", "It was dark. " * 300)]
+    short, _, held = tiny(write([*rows, *rows[:1] * 7]), max_length=32)["examples"]
+    assert ["".join(run["text"] for run in example["runs"]) for example in (short, held)] == ["a<|im_end|>"] * 2
+    (tmp_path / "novel.txt").write_text("It was dark.", encoding="utf-8")
+    (alone,) = tiny("novel.txt")["examples"]
+    assert "".join(run["text"] for run in alone["runs"]) == "It was dark."
+
+
+def test_a_text_of_one_token_has_nothing_to_learn(write, tmp_path):
+    (tmp_path / "novel.txt").write_text("a", encoding="utf-8")
+    seen = tiny("novel.txt")
+    assert seen["lengths"] == {} and seen["examples"] == [] and page(seen).endswith("none is to be trained on")
+
+
 def test_columns_under_other_names_are_told_and_stand_in_the_command(write):
     name = write([{"the ask": "Why?", "tell": "So."}], "my data.jsonl")
     text = page(tiny(name, field={"question": "the ask", "answer": "tell"}, max_length=64))
