@@ -30,6 +30,7 @@ _NO_TEXT = {  # how a file begins that holds no text -> what it is, and what to 
     b"%PDF": "a PDF: save its text as .txt first",
 }
 _WHITE = re.compile(r"\s*")
+_FIRST = 1 << 16  # characters of a file's first line that tell what kind it is
 _CHUNK = 1 << 18  # characters of a JSON list that are read at a time
 
 
@@ -69,7 +70,8 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
     """
     encoding = _encoding(path)
     with _opened(path, encoding) as file:
-        first = next((line.strip() for line in file if line.strip()), "")
+        lines = iter(lambda: file.readline(_FIRST), "")  # a list may stand in one line of a gigabyte
+        first = next((line.strip() for line in lines if line.strip()), "")
     if not first:
         raise DataError(f"{path}: the file is empty")
     suffix = path.suffix.lower()
@@ -80,7 +82,7 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
         return suffix[1:].upper(), _reading(path, encoding, lambda file: _table(file, comma))
     if first[0] == "[":
         return JSON_LIST, _reading(path, encoding, _elements)
-    if suffix == ".json" and first[0] == "{" and not _is_json(first):
+    if suffix == ".json" and first[0] == "{" and len(first) < _FIRST and not _is_json(first):
         raise DataError(f"{path}: one JSON object on several lines: write a list, [{{...}}, ...], or a record per line")
     if suffix not in (".json", ".jsonl", ".ndjson") and first[0] != "{":
         raise DataError(f"{path}: what kind of file is it? Use .jsonl, .json, .csv, .tsv or .txt")

@@ -268,6 +268,11 @@ def test_texts_come_out_of_every_kind_of_file_as_they_went_in(tmp_path, monkeypa
         assert read == records, suffix
 
 
+def test_a_record_may_stand_in_one_long_line(tmp_path):
+    jsonl(tmp_path / "data.json", [{"q": "why? " * 20_000, "a": "So."}])
+    assert len(read_records(tmp_path / "data.json")[0].prompt[0]["content"]) == 100_000
+
+
 def test_a_value_that_ends_where_a_piece_of_the_file_does_is_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "_CHUNK", 2)
     (tmp_path / "data.json").write_text("[123456, 7]")
@@ -341,7 +346,7 @@ def test_a_large_file_is_read_without_holding_it_a_second_time(tmp_path):
     records = [{"question": f"{i} " * 200, "answer": f"{i}, again. " * 100} for i in range(2000)]
     for suffix, (write, _) in KINDS.items():
         path = tmp_path / f"data.{suffix}"
-        write(path, records)
+        write(path, records, **({"indent": None} if suffix == "json" else {}))  # all in one line
         tracemalloc.start()
         read = read_records(path)
         kept, peak = tracemalloc.get_traced_memory()
