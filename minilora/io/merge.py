@@ -150,6 +150,7 @@ def merge(
         written = load_folder(out)
         size = sum(file.stat().st_size for file in out.iterdir())
     else:
+        out.parent.mkdir(parents=True, exist_ok=True)  # as for a folder
         save_gguf(out, config, state, tokenizer, kind, source, unchanged=set(before) - changed)
         written = GGUF(out).load()
         size = out.stat().st_size
@@ -175,6 +176,7 @@ def export(
     place = _place_of_base(base, adapter, out, "gguf", overwrite)
     model, _ = load_versions({ADAPTER: Path(adapter)}, place, force=force)
     set_adapter(model, ADAPTER)
+    out.parent.mkdir(parents=True, exist_ok=True)
     save_gguf_adapter(model, out)
     expected = _logits(model)
     load_adapter(model, out, name="written")  # as strict as llama.cpp; active now

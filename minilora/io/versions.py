@@ -137,11 +137,11 @@ def _base_named_in(folder: Path) -> str | Path | None:
         return None  # a file of llama.cpp
     note = read_notes(folder).get("base", {})
     name = note.get("name") or read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
-    places = [folder / str(note["path"])] if note.get("path") else []
+    places = [folder / note["path"]] if note.get("path") else []
     if name:
         if (known := known_as(name)) is not None:
             return known
-        places += [Path(str(name)), folder / str(name)]
+        places += [Path(name), folder / name]
     if not places:
         return None
     if (there := next((place for place in places if place.exists()), None)) is None:

@@ -37,7 +37,7 @@ _SHAPE = {
 def read_notes(folder: Path) -> dict[str, Any]:
     """The notes of an adapter's folder; empty when there are none, as for a file.
 
-    Raises ModelFileError for a file of a later format, or for entries that are no objects.
+    Raises ModelFileError for a file of a later format, or for entries of another type than they have here.
     """
     path = folder / NOTES_FILE
     notes = read_json(path) if path.is_file() else {}
@@ -46,6 +46,11 @@ def read_notes(folder: Path) -> dict[str, Any]:
     for key in ("base", "data", "dropout"):
         if not isinstance(notes.get(key, {}), dict):
             raise ModelFileError(f"{path}: {key} is a {type(notes[key]).__name__}, expected an object")
+    base = notes.get("base", {})
+    for key in ("name", "path", "sha256", "shape"):
+        kind, expected = (dict, "an object") if key == "shape" else (str, "a text")
+        if not isinstance(base.get(key), kind | None):
+            raise ModelFileError(f"{path}: {key} of the base is a {type(base[key]).__name__}, expected {expected}")
     return notes
 
 
@@ -72,8 +77,6 @@ def refuse_other_base(model: Module, folder: Path, force: bool = False, sha256: 
     """
     base = read_notes(folder).get("base", {})
     wanted, own = base.get("shape") or {}, _shape_of(model)
-    if not isinstance(wanted, dict):
-        raise ModelFileError(f"{folder / NOTES_FILE}: shape is a {type(wanted).__name__}, expected an object")
     name = base.get("name") or "a base without a name"
     if different := [key for key in own if key in wanted and wanted[key] != own[key]]:
         theirs, ours = (", ".join(_SHAPE[key].format(shape[key]) for key in different) for shape in (wanted, own))

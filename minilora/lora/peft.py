@@ -240,6 +240,8 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _config_of(record: dict[str, Any], path: Path) -> LoraConfig:
     if record.get("peft_type") != "LORA":
         raise ModelFileError(f"{path}: peft_type is {record.get('peft_type')!r}, expected 'LORA'")
+    if not isinstance(base := record.get("base_model_name_or_path"), str | None):
+        raise ModelFileError(f"{path}: base_model_name_or_path is a {type(base).__name__}, expected a text")
     own = {f.name for f in fields(LoraConfig)}
     for key, value in record.items():
         if key in own or key in _RECORDED:

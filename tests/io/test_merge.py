@@ -394,6 +394,11 @@ def test_a_failed_merge_leaves_no_folder_and_no_file(folder, adapter, tmp_path, 
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_folders_on_the_way_are_made(folder, adapter, tmp_path):
+    for write, name in ((merge, "new/m"), (merge, "more/new/m.gguf"), (export, "other/new/a.gguf")):
+        assert write(folder, adapter, tmp_path / name).path.exists()
+
+
 def test_an_empty_folder_is_filled(folder, adapter, tmp_path):
     (tmp_path / "merged").mkdir()
     assert merge(folder, adapter, tmp_path / "merged").path.is_dir()

@@ -265,12 +265,26 @@ def test_the_base_is_hashed_once_for_all_and_not_at_all_where_nothing_is_said(he
 
 @pytest.mark.parametrize(
     "notes",
-    ['{"format": 2}', '{"base": 3}', '{"base": {"shape": 3}}', '{"data": []}', "[]", "{", '{"base": ["smollm2"]}'],
+    [
+        *('{"format": 2}', '{"base": 3}', '{"base": {"shape": 3}}', '{"data": []}', "[]", "{", '{"base": ["smollm2"]}'),
+        *(f'{{"base": {{"{key}": 3}}}}' for key in ("name", "path", "sha256")),
+    ],
 )
 def test_notes_that_are_none_are_refused_by_the_files_name(here, notes):
     (here / "runs" / "legal" / NOTES).write_text(notes)
-    refusal(lambda: load_versions({"legal": here / "runs" / "legal"}, base="models/one"), NOTES)
-    refusal(lambda: load_versions({"legal": here / "runs" / "legal"}, base="models/one"), "legal")
+    for base in (None, "models/one"):
+        refusal(lambda base=base: load_versions({"legal": here / "runs" / "legal"}, base), f"legal/{NOTES}")
+
+
+def test_a_base_whose_name_is_no_text_is_refused_by_the_files_name(here):
+    (here / "runs" / "legal" / NOTES).unlink()
+    rewrite(here / "runs" / "legal", {"base_model_name_or_path": ["smollm2"]})
+    for base in (None, "models/one"):
+        refusal(
+            lambda base=base: load_versions({"legal": here / "runs" / "legal"}, base),
+            "adapter_config.json",
+            "is a list",
+        )
 
 
 def test_a_folder_that_is_no_adapter_is_refused_before_a_model_is_loaded(here, monkeypatch):
