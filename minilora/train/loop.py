@@ -142,6 +142,10 @@ class Trainer:
         for name, value in (("steps", steps), ("batch_size", batch_size), ("grad_accumulation", grad_accumulation)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"warmup must be a share of the steps, from 0 to 1, got {warmup}")
+        if not max_norm > 0:  # with a negative one the loss would rise
+            raise ValueError(f"max_norm must be a positive number, or inf for none, got {max_norm}")
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
         self.model, self.samples, self.steps, self.batch_size, self.seed = model, samples, steps, batch_size, seed
