@@ -47,8 +47,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     When the block fails, `path` stays as it was and nothing is left beside it. After a crash of the whole machine, too,
     `path` is the old file or the new one. A new file has the permissions that the umask gives, whatever the library
-    that wrote it thinks of them; one that takes the place of another has the other's.
+    that wrote it thinks of them; one that takes the place of another has the other's. Raises FileNotFoundError where
+    the folder is not there.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     partial = _aside(path, "partial")
     mode = path.stat().st_mode if path.exists() else _mode_of_new_file(partial)
     try:

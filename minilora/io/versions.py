@@ -18,6 +18,7 @@ from .zoo import known_as, load
 
 BASE_NAME = "base"  # what commands call the model without an adapter
 DEFAULT_BASE = "smollm2"
+MOST_OF_ONE = 100  # times an adapter's update, in a mix: numbers stay finite, and no answer makes sense long before
 
 
 def named_folders(words: Iterable[str]) -> dict[str, Path]:
@@ -58,8 +59,9 @@ def read_mix(text: str) -> dict[str, float]:
             factor = float(number)
         except ValueError:
             factor = math.nan
-        if not name or not math.isfinite(factor) or name in mix:
-            raise ValueError(f"{word}: a mix is NAME=FACTOR NAME=FACTOR, each name once, such as legal=0.5 support=0.5")
+        if not name or not abs(factor) <= MOST_OF_ONE or name in mix:
+            what = f"a mix is NAME=FACTOR NAME=FACTOR, each name once, factors from -{MOST_OF_ONE} to {MOST_OF_ONE}"
+            raise ValueError(f"{word}: {what}, such as legal=0.5 support=0.5")
         mix[name] = factor
     return mix
 

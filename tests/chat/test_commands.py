@@ -45,7 +45,7 @@ def test_adapter_without_a_name_lists_them(chat, capsys):
         ("/adapter legl", r"no adapter legl \(did you mean legal\?\)"),
         ("/adapter xyzzy", r"no adapter xyzzy \(there is: legal, support\)"),
         ("/mix", "/mix needs adapters and how much of each"),
-        ("/mix legal", "legal: a mix is NAME=FACTOR NAME=FACTOR, each name once, such as legal=0.5"),
+        ("/mix legal", "legal: a mix is NAME=FACTOR NAME=FACTOR, each name once, factors"),
         ("/mix legal=many", "legal=many: a mix is"),
         ("/mix legal=nan", "legal=nan: a mix is"),
         ("/mix legal=0.5 legal=1", "legal=1: a mix is .*, each name once"),

@@ -64,6 +64,13 @@ def test_a_block_that_writes_nothing_is_an_error_and_not_an_empty_file(tmp_path)
     assert tree(tmp_path) == {}
 
 
+def test_a_folder_that_is_not_there_is_named_and_not_the_file_that_would_be_written_aside(tmp_path):
+    path = tmp_path / "none" / "a.txt"
+    with pytest.raises(FileNotFoundError, match="a.txt: there is no folder .*none$"), replacing(path):
+        pass
+    assert tree(tmp_path) == {}
+
+
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     path = tmp_path / "a.txt"
     with replacing(path) as first, replacing(path) as second:

@@ -78,7 +78,17 @@ def test_names_that_mean_nothing_are_refused(words, said):
 
 def test_a_mix_names_each_adapter_once_with_a_number():
     assert read_mix("") == {} and read_mix("legal=0, r=8=.5") == {"legal": 0.0, "r=8": 0.5}
-    for text in ("legal", "legal=", "=1", "legal=many", "legal=inf", "legal=1 legal=1"):
+    for text in (
+        "legal",
+        "legal=",
+        "=1",
+        "legal=many",
+        "legal=nan",
+        "legal=inf",
+        "legal=1e30",
+        "legal=-101",
+        "legal=1 legal=1",
+    ):
         with pytest.raises(ValueError, match=f"^{text.split()[-1]}: a mix is NAME=FACTOR"):
             read_mix(text)
 
