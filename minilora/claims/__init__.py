@@ -1,0 +1,1 @@
+"""One file per claim: what a paper says, what is run here, the band fixed before the run."""
