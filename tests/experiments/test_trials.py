@@ -1,0 +1,204 @@
+"""Trials in processes: order, shares, failures and interruptions; and the cache of what they found."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trying
+
+from minilora.experiments import trials
+from minilora.experiments.trials import cached, code_sha256, run_trials
+
+THREE = [{"x": 1, "wait": 0.4}, {"x": 2}, {"x": 3}]
+
+
+def test_results_stand_in_the_order_of_the_trials_and_are_told_as_they_end():
+    told = []
+    found = run_trials(trying.double, THREE, 2, lambda i, result: told.append((i, result["twice"])))
+    assert [one["twice"] for one in found] == [2, 4, 6]
+    assert sorted(told) == [(0, 2), (1, 4), (2, 6)] and told[0] == (1, 4)
+    assert os.getpid() not in {one["process"] for one in found}
+
+
+def test_one_job_is_this_process():
+    found = run_trials(trying.double, [{"x": 1}, {"x": 2}], 1)
+    assert [one["process"] for one in found] == [os.getpid()] * 2
+
+
+def test_of_one_trial_no_process_is_made_and_of_none_none():
+    assert run_trials(trying.double, [{"x": 1}], 4)[0]["process"] == os.getpid()
+    assert run_trials(trying.double, [], 4) == []
+
+
+@pytest.mark.parametrize(("cores", "share"), [(4, 2), (1, 1)])
+def test_each_process_has_its_share_of_the_cores(monkeypatch, cores, share):
+    monkeypatch.setattr(trials, "cores", lambda: cores)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    told = run_trials(trying.threads, [{}, {}], 2)
+    assert {one["told"] for one in told} == {str(share)}
+    assert {one["cores"] for one in told} <= {share, os.cpu_count()}  # the library makes no more than there are
+    assert os.environ.get("OPENBLAS_NUM_THREADS") is None and os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_fewer_threads_that_are_asked_for_stay_fewer(monkeypatch):
+    monkeypatch.setattr(trials, "cores", lambda: 8)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    assert {one["told"] for one in run_trials(trying.threads, [{}, {}], 2)} == {"1"}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failed_trial_is_one_line_and_the_others_go_on(jobs, tmp_path):
+    found = run_trials(trying.counted, [{"x": x, "folder": str(tmp_path)} for x in (-1, 2)], jobs)
+    assert found == [{"failed": "x must be at least 0"}, {"x": 2, "both": [2, 2]}]
+
+
+def test_of_a_fault_in_a_function_its_kind_is_told_and_where_it_is_on_request(monkeypatch, capsys):
+    assert [one["failed"].partition(":")[0] for one in run_trials(trying.odd, [{"x": 0}, {"x": 1}], 1)] == [
+        "KeyError",
+        "TypeError",
+    ]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("MINILORA_TRACEBACK", "1")
+    run_trials(trying.odd, [{"x": 0}], 1)
+    assert "in odd" in capsys.readouterr().err
+
+
+def test_a_process_that_ends_is_a_failed_trial_and_no_other_is_lost():
+    found = run_trials(trying.ended, [{"x": x} for x in range(4)], 2)
+    assert [one.get("x") for one in found] == [0, None, 2, 3] and "its process ended" in found[1]["failed"]
+
+
+INTERRUPTED = """
+import sys, trying
+from minilora.experiments.trials import run_trials
+if __name__ == "__main__":
+    trials = [dict(folder=sys.argv[1], number=number) for number in (0, 1, 1, 1)]
+    run_trials(trying.endless, trials, 2, lambda i, result: print("done", i, flush=True))
+"""
+
+
+def gone(process):
+    """Whether a process ends, within a while."""
+    for _ in range(200):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        if Path(f"/proc/{process}/stat").is_file() and ") Z " in Path(f"/proc/{process}/stat").read_text():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_an_interruption_ends_all_processes_and_what_is_done_was_told(tmp_path, sent):
+    script, work = tmp_path / "script.py", tmp_path / "work"
+    script.write_text(INTERRUPTED)
+    work.mkdir()
+    paths = os.pathsep.join([str(Path(trying.__file__).parent), str(Path(trials.__file__).parents[2])])
+    with subprocess.Popen(
+        [sys.executable, script, work],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline() == "done 0\n"
+        while len(list(work.iterdir())) < 2:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=60)
+    assert out == "" and process.returncode != 0
+    assert err.count("Traceback") == (1 if sent == signal.SIGINT else 0)  # the script's own KeyboardInterrupt
+    assert all(gone(int(path.name)) for path in work.iterdir())
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(tmp_path):
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    return folder
+
+
+def test_what_was_found_is_found_again_and_other_settings_are_not(calls, tmp_path):
+    for x, made in [(1, 1), (1, 1), (2, 2)]:
+        assert cached(trying.counted, {"x": x, "folder": str(calls)}, tmp_path / "c") == {"x": x, "both": [x, x]}
+        assert len(list(calls.iterdir())) == made
+
+
+def test_a_failed_trial_is_not_kept(calls, tmp_path):
+    for made in (1, 2):
+        with pytest.raises(ValueError, match="at least 0"):
+            cached(trying.counted, {"x": -1, "folder": str(calls)}, tmp_path / "c")
+        assert len(list(calls.iterdir())) == made
+    assert list(tmp_path.glob("c/*")) == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_trials_use_the_cache(jobs, calls, tmp_path):
+    settings = [{"x": x, "folder": str(calls)} for x in (1, 2, -1)]
+    first = run_trials(trying.counted, settings, jobs, cache=tmp_path / "c")
+    assert first[1] == {"x": 2, "both": [2, 2]} and first[2] == {"failed": "x must be at least 0"}
+    assert run_trials(trying.counted, settings, jobs, cache=tmp_path / "c") == first
+    assert len(list(calls.iterdir())) == 4  # the failed one again
+
+
+def test_what_a_partial_has_fixed_is_a_setting_as_any_other(calls, tmp_path):
+    for x in (1, 2):
+        assert cached(partial(trying.counted, x=x), {"folder": str(calls)}, tmp_path / "c")["x"] == x
+
+
+def test_the_cache_forgets_when_the_code_changes(calls, tmp_path, monkeypatch):
+    trial = {"x": 1, "folder": str(calls)}
+    cached(trying.counted, trial, tmp_path / "c")
+    monkeypatch.setattr(trials, "code_sha256", lambda file: "another")
+    cached(trying.counted, trial, tmp_path / "c")
+    assert len(list(calls.iterdir())) == 2
+
+
+def fingerprint(root):
+    code_sha256.cache_clear()
+    return code_sha256(root / "own.py", root, ("engine",))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "decides"),
+    [
+        ("engine/ops.py", "def f(x):\n    return x + 2\n", True),
+        ("own.py", "y = 2", True),
+        ("engine/more.py", "", True),
+        ("engine/deep/data.bin", "other", True),
+        (
+            "engine/ops.py",
+            '"""What it is for."""\ndef f(x):  # plus one\n    "More of it."\n    return (x + 1)\n',
+            False,
+        ),
+        ("engine/README.md", "words", False),
+        ("pictures/style.py", "BLUE = 1", False),
+    ],
+)
+def test_code_and_data_decide_and_words_do_not(tmp_path, file, text, decides):
+    for name, first in [("engine/ops.py", "def f(x):\n    return x + 1\n"), ("own.py", "y = 1")]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(first)
+    before = fingerprint(tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / file).write_text(text)
+    assert (fingerprint(tmp_path) != before) is decides
+
+
+def test_the_rooms_that_decide_are_there():
+    root = Path(trials.__file__).parents[1]
+    assert [room for room in trials.DECISIVE if not (root / room).is_dir()] == []
