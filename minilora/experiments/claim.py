@@ -1,0 +1,224 @@
+"""A claim of a paper: the band that was fixed for it before the run, and the verdict that the numbers give.
+
+A file minilora/claims/NAME.py holds one claim, and three names:
+
+    CLAIM = Claim(...)              # the sentence of the paper with its place, what is run here, the band
+    def run(setting): ...           # numbers that JSON can hold; "measured" has one number per seed
+    def picture(numbers): ...       # a figure of them
+
+`minilora reproduce` finds every such file. The verdict depends on `measured` and the band alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+CLAIMS = "minilora.claims"  # the package whose files are the claims: found by its listing, imported by nobody
+
+
+class Verdict(StrEnum):
+    """What a run says about a claim."""
+
+    REPRODUCED = "reproduced"
+    NOT_HERE = "not at this size"
+    CONTRADICTED = "contradicted"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The mean of n measured numbers, and the ends of its 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        """Student's interval of the mean, over seeds; of one number, that number. Raises ValueError without a finite
+        one.
+
+        >>> Interval.of([1.0, 2.0, 3.0])
+        Interval(mean=2.0, low=-0.484, high=4.484, n=3)
+        """
+        numbers = [float(value) for value in values]
+        if not numbers or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"an interval needs finite numbers, one per seed; got {numbers}")
+        n = len(numbers)
+        mean = math.fsum(numbers) / n
+        if n == 1:
+            return cls(mean, mean, mean, 1)
+        deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in numbers) / (n - 1))
+        half = student(n - 1) * deviation / math.sqrt(n)
+        return cls(mean, mean - half, mean + half, n)
+
+    def __repr__(self) -> str:
+        return f"Interval(mean={self.mean:.4}, low={self.low:.4}, high={self.high:.4}, n={self.n})"
+
+
+def student(freedom: int, share: float = 0.95) -> float:
+    """The t within ±t of which Student's distribution has `share` of its values, for that many degrees of freedom.
+
+    From the closed form for whole degrees (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and
+    26.7.4), which is a sum in θ = arctan(t / √freedom), by halving.
+
+    >>> round(student(2), 3), round(student(30), 3)
+    (4.303, 2.042)
+    """
+    if freedom < 1 or not 0 < share < 1:
+        raise ValueError(f"freedom must be at least 1 and share between 0 and 1, got {freedom} and {share}")
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < share else (low, middle)
+    return math.tan(low) * math.sqrt(freedom)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """The share of Student's distribution inside ±√freedom · tan(angle)."""
+    odd, square = freedom % 2, math.cos(angle) ** 2
+    term, total = (math.cos(angle) if odd else 1.0), 0.0
+    for i in range(1, freedom // 2 + 1):
+        total += term
+        term *= square * (2 * i / (2 * i + 1) if odd else (2 * i - 1) / (2 * i))
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
+
+
+@dataclass(frozen=True)
+class Band:
+    """What must be measured for the claim to hold, and what speaks against it: fixed before the run, never after.
+
+    quantity: what the number is, with its unit. low, high: the claim holds between them. against_below,
+    against_above: numbers beyond speak against it. What lies between the two is neither.
+    """
+
+    quantity: str
+    low: float = -math.inf
+    high: float = math.inf
+    against_below: float | None = None
+    against_above: float | None = None
+
+    def __post_init__(self):
+        below = -math.inf if self.against_below is None else self.against_below
+        above = math.inf if self.against_above is None else self.against_above
+        if not below <= self.low <= self.high <= above:
+            raise ValueError(f"a band is against_below <= low <= high <= against_above, got {self}")
+
+    def verdict(self, interval: Interval) -> Verdict:
+        """Reproduced: the mean is inside, and the interval does not reach what is against. Contradicted: the whole
+        interval is against. Else: not at this size.
+
+        >>> Band("loss", low=2, against_below=1).verdict(Interval.of([2.5, 2.6, 2.7]))
+        <Verdict.REPRODUCED: 'reproduced'>
+        """
+        below = -math.inf if self.against_below is None else self.against_below
+        above = math.inf if self.against_above is None else self.against_above
+        if interval.high < below or interval.low > above:
+            return Verdict.CONTRADICTED
+        if self.low <= interval.mean <= self.high and interval.low >= below and interval.high <= above:
+            return Verdict.REPRODUCED
+        return Verdict.NOT_HERE
+
+    def __str__(self) -> str:
+        """In words: what holds, and what speaks against it."""
+        against = [f"below {self.against_below:g}"] if self.against_below is not None else []
+        against += [f"above {self.against_above:g}"] if self.against_above is not None else []
+        if math.isinf(self.low) or math.isinf(self.high):
+            held = f"at most {self.high:g}" if math.isinf(self.low) else f"at least {self.low:g}"
+        else:
+            held = f"{self.low:g} to {self.high:g}"
+        return f"{held}; against it: {' or '.join(against)}" if against else held
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a claim is run.
+
+    small: in seconds, with matrices or the tiny base, for a test. switched: with the effect switched off. seeds: one
+    measured number for each. jobs: so many trials at a time (None: as many as there are cores). folder: where results
+    are kept, None for nowhere. say: takes a line about how far it is.
+    """
+
+    small: bool = False
+    switched: bool = False
+    seeds: tuple[int, ...] = (0, 1, 2)
+    jobs: int | None = None
+    folder: Path | None = None
+    say: Callable[[str], object] = field(default=lambda line: None, repr=False)
+
+    def each(self, function: Callable[..., Any], trials: Sequence[dict[str, Any]]) -> list[Any]:
+        """function(**trial) for each trial, in order. function: stands at the top of its file; it takes and returns
+        what JSON can hold."""
+        return [function(**trial) for trial in trials]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, and how it is tried here.
+
+    source: the paper, with its number. where: section, table or page. says: its statement in our words, its exact
+    numbers kept. here: what is run. switch: what it means that the effect is switched off: the same experiment without
+    the cause, so that the verdict must turn. base: "matrices", "tiny" or "smollm2". minutes: of one core. band: of
+    `measured`. small_band: of the small form, if that needs its own. second_hand: the paper itself could not be read.
+    explained: verdict -> a paragraph that says why, for what is not reproduced.
+    """
+
+    source: str
+    where: str
+    says: str
+    here: str
+    switch: str
+    base: str
+    minutes: float
+    band: Band
+    seeds: tuple[int, ...] = (0, 1, 2)
+    second_hand: bool = False
+    explained: Mapping[str, str] = field(default_factory=dict)
+    small_band: Band | None = None
+
+    def verdict(self, numbers: Mapping[str, Any], small: bool = False) -> Verdict:
+        """What these numbers of `run` say about the claim."""
+        return self.band_of(small).verdict(Interval.of(numbers["measured"]))
+
+    def band_of(self, small: bool = False) -> Band:
+        """The band of the form that is run."""
+        return self.small_band if small and self.small_band else self.band
+
+
+class ClaimFile(Protocol):
+    """What a file in minilora/claims/ holds."""
+
+    CLAIM: Claim
+
+    def run(self, setting: Setting) -> dict[str, Any]:
+        """Measure: {"measured": [one number per seed], ...}, all of it fit for JSON."""
+
+    def picture(self, numbers: dict[str, Any]) -> Any:
+        """A matplotlib figure of what `run` returned."""
+
+
+def claim_names() -> list[str]:
+    """The names of all claims, in the order of the alphabet: their files', with dashes. No claim begins with _."""
+    listed = pkgutil.iter_modules(importlib.import_module(CLAIMS).__path__)
+    return sorted(found.name.replace("_", "-") for found in listed if not found.name.startswith("_"))
+
+
+def find_claims() -> dict[str, ClaimFile]:
+    """Every claim by name."""
+    return {name: read_claim(name) for name in claim_names()}
+
+
+def read_claim(name: str) -> ClaimFile:
+    """The claim of this name. Raises AttributeError where the file lacks one of the three names."""
+    module: Any = importlib.import_module(f"{CLAIMS}.{name.replace('-', '_')}")
+    if missing := [part for part in ("CLAIM", "run", "picture") if not hasattr(module, part)]:
+        raise AttributeError(f"{module.__file__} lacks {missing[0]}: a claim's file has CLAIM, run and picture")
+    return module

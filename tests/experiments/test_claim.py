@@ -1,0 +1,118 @@
+"""Intervals, bands and verdicts, by numbers known by hand or from tables; and that claims are found."""
+
+import math
+
+import pytest
+
+from minilora.experiments import claim as claims
+from minilora.experiments.claim import Band, Claim, Interval, Setting, Verdict, find_claims, read_claim, student
+
+# From the tables in NIST/SEMATECH, e-Handbook of Statistical Methods, 1.3.6.7.2 (two-sided 95 %, and 99 %).
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 10: 2.228, 29: 2.045, 30: 2.042}
+T99 = {1: 63.657, 2: 9.925, 3: 5.841, 10: 3.169}
+
+
+@pytest.mark.parametrize(("freedom", "t"), T95.items())
+def test_students_t_is_that_of_the_tables(freedom, t):
+    assert student(freedom) == pytest.approx(t, abs=6e-4)
+
+
+@pytest.mark.parametrize(("freedom", "t"), T99.items())
+def test_so_is_that_of_99_percent(freedom, t):
+    assert student(freedom, 0.99) == pytest.approx(t, abs=6e-4)
+
+
+def test_with_many_degrees_it_is_the_normal_distribution():
+    assert student(10_000) == pytest.approx(1.960, abs=1e-3)
+
+
+@pytest.mark.parametrize("given", [(0, 0.95), (2, 0), (2, 1)])
+def test_what_has_no_t_is_refused(given):
+    with pytest.raises(ValueError, match="at least 1"):
+        student(*given)
+
+
+def test_an_interval_by_hand():
+    found = Interval.of([1, 2, 3, 4])  # deviation √(5/3), t 3.182, n 4
+    assert (found.mean, found.n) == (2.5, 4)
+    assert found.high - 2.5 == pytest.approx(3.1824 * math.sqrt(5 / 3) / 2, abs=1e-3)
+    assert 2.5 - found.low == pytest.approx(found.high - 2.5)
+
+
+def test_one_number_is_a_point_and_equal_ones_too():
+    assert Interval.of([2]) == Interval(2, 2, 2, 1)
+    assert Interval.of([2, 2, 2]) == Interval(2, 2, 2, 3)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
+def test_no_interval_without_finite_numbers(values):
+    with pytest.raises(ValueError, match="finite"):
+        Interval.of(values)
+
+
+UP = Band("ratio", low=2, against_below=1)
+BETWEEN = Band("share", low=-1, high=1, against_below=-2, against_above=2)
+
+
+@pytest.mark.parametrize(
+    ("band", "mean", "low", "high", "verdict"),
+    [
+        (UP, 3, 2.5, 3.5, Verdict.REPRODUCED),
+        (UP, 2, 1, 3, Verdict.REPRODUCED),  # both ends belong to the band
+        (UP, 3, 0.9, 5.1, Verdict.NOT_HERE),  # too wide to tell
+        (UP, 1.5, 1.4, 1.6, Verdict.NOT_HERE),
+        (UP, 0.5, 0.1, 0.9, Verdict.CONTRADICTED),
+        (UP, 0.5, -0.5, 1.5, Verdict.NOT_HERE),
+        (BETWEEN, 0, -1.5, 1.5, Verdict.REPRODUCED),
+        (BETWEEN, 0, -2.5, 2.5, Verdict.NOT_HERE),
+        (BETWEEN, -3, -3.5, -2.5, Verdict.CONTRADICTED),
+        (BETWEEN, 3, 2.5, 3.5, Verdict.CONTRADICTED),
+        (BETWEEN, 1.5, 1.4, 1.6, Verdict.NOT_HERE),
+        (Band("anything", low=0), -9, -10, -8, Verdict.NOT_HERE),  # nothing speaks against it
+    ],
+)
+def test_verdicts(band, mean, low, high, verdict):
+    assert band.verdict(Interval(mean, low, high, 3)) == verdict
+
+
+@pytest.mark.parametrize(
+    "ends", [dict(low=2, high=1), dict(low=0, against_below=1), dict(high=0, against_above=-1), dict(low=math.nan)]
+)
+def test_a_band_whose_ends_are_in_no_order_is_refused(ends):
+    with pytest.raises(ValueError, match="a band is"):
+        Band("x", **ends)
+
+
+def test_bands_in_words():
+    assert str(UP) == "at least 2; against it: below 1"
+    assert str(BETWEEN) == "-1 to 1; against it: below -2 or above 2"
+    assert str(Band("x", high=0.5)) == "at most 0.5"
+
+
+def test_a_claim_in_small_has_its_own_band_where_it_needs_one():
+    told = dict(source="", where="", says="", here="", switch="", base="matrices", minutes=1, band=UP)
+    numbers = {"measured": [1.5]}
+    assert Claim(**told).verdict(numbers, small=True) == Verdict.NOT_HERE
+    assert Claim(**told, small_band=Band("ratio", low=1)).verdict(numbers, small=True) == Verdict.REPRODUCED
+    assert Claim(**told, small_band=Band("ratio", low=1)).verdict(numbers) == Verdict.NOT_HERE
+
+
+def square(x):
+    return x * x
+
+
+def test_each_gives_the_results_in_order():
+    assert Setting(small=True).each(square, [{"x": 3}, {"x": 1}, {"x": 2}]) == [9, 1, 4]
+
+
+def test_claims_are_found_by_their_files():
+    found = find_claims()
+    assert list(found) == sorted(found) and "planted-rank" in found
+    assert found["planted-rank"] is read_claim("planted-rank")
+
+
+def test_a_file_that_lacks_something_is_named(monkeypatch):
+    monkeypatch.setattr(claims, "CLAIMS", "minilora.tasks")
+    monkeypatch.setattr(claims.importlib, "import_module", lambda name: claims)
+    with pytest.raises(AttributeError, match=r"claim\.py lacks CLAIM"):
+        read_claim("anything")

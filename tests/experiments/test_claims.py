@@ -1,0 +1,66 @@
+"""Every claim in minilora/claims: its file, its smallest form, and that it can fail."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from minilora.experiments.claim import Band, Interval, Setting, Verdict, claim_names, read_claim
+from minilora.pictures.style import save_themes
+
+FOLDER = Path(read_claim("planted-rank").__file__).parent
+BASES = {"matrices", "tiny", "smollm2"}
+LINES = 90  # of a claim's file: a page
+NAMES = claim_names()
+each_claim = pytest.mark.parametrize("name", NAMES)
+
+
+def test_every_file_is_found():
+    files = {path.stem.replace("_", "-") for path in FOLDER.glob("*.py") if not path.name.startswith("_")}
+    assert set(NAMES) == files and files
+
+
+@each_claim
+def test_a_claim_says_all_there_is_to_say_on_a_page(name):
+    claim = read_claim(name).CLAIM
+    for words in ("source", "where", "says", "here", "switch"):
+        assert getattr(claim, words).strip(), words
+    assert claim.base in BASES and claim.minutes > 0 and claim.seeds and claim.band.quantity
+    assert set(claim.explained) <= set(Verdict) - {Verdict.REPRODUCED}
+    band = claim.band
+    assert band.against_below is not None or band.against_above is not None, "nothing could speak against it"
+    assert len((FOLDER / f"{name.replace('-', '_')}.py").read_text("utf-8").splitlines()) <= LINES
+
+
+def small(claim, switched=False):
+    """The numbers of the smallest form, as JSON keeps them."""
+    numbers = claim.run(Setting(small=True, switched=switched, seeds=claim.CLAIM.seeds))
+    return json.loads(json.dumps(numbers, allow_nan=False))
+
+
+@pytest.mark.claims
+@each_claim
+def test_its_smallest_form_has_a_verdict_twice_the_same_and_a_picture(name, tmp_path):
+    claim = read_claim(name)
+    start = time.perf_counter()
+    numbers = small(claim)
+    print(f"{name}: {time.perf_counter() - start:.1f} s, {numbers['measured']}")
+    assert len(numbers["measured"]) == len(claim.CLAIM.seeds)
+    verdict = claim.CLAIM.verdict(numbers, small=True)
+    assert claim.CLAIM.verdict(small(claim), small=True) == verdict
+    for file in save_themes(lambda: claim.picture(numbers), tmp_path / "picture.png"):
+        assert file.stat().st_size > 5000
+
+
+@pytest.mark.claims
+@each_claim
+def test_with_the_effect_switched_off_the_verdict_turns(name):
+    claim = read_claim(name)
+    on, off = (claim.CLAIM.verdict(small(claim, switched), small=True) for switched in (False, True))
+    assert off != on, f"{on} either way"
+
+
+def test_a_claim_whose_cause_does_nothing_would_be_noticed():
+    band = Band("x", low=1, against_below=0)
+    assert band.verdict(Interval.of([2, 2, 2])) != band.verdict(Interval.of([-1, -1, -1]))
