@@ -1,0 +1,158 @@
+"""One small training run on the tiny base, as a trial: plain settings in, plain numbers out.
+
+    result = tiny_run(lr=1e-2)                                       # LoRA on every linear layer: some 4 s on one core
+    result = tiny_run(lr=1e-3, method="full")
+    result = tiny_run(lr=1e-2, targets=["q_proj", "v_proj"], r=4, variant="dora", data="support", seed=1)
+    result = tiny_run(lr=1e-2, targets={"q_proj": 6, "v_proj": 8})   # a rank for each
+
+    many = setting.each(tiny_run, [{"lr": lr, "seed": seed} for lr in (3e-3, 1e-2) for seed in setting.seeds])
+
+Everything that decides the result is an argument, so that experiments that ask for the same run share one. What else
+has to be tried has a place of its own: `tuned` finds each contender's best learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from ..engine.backend import Array
+from ..io.tokenizer import Tokenizer
+from ..io.zoo import load
+from ..lora.adapters import add_adapter, remove_adapter
+from ..lora.config import ALL_LINEAR, LoraConfig
+from ..lora.variants import lora_plus
+from ..nn.llama import Llama
+from ..nn.optim import AdamW
+from ..nn.parts import Sample
+from ..train.data import encode_records, read_records, split_records
+from ..train.evaluate import evenly, mean_loss
+from ..train.loop import fit
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "lora+": {},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+}
+FULL = "full"
+_NAME = "trial"
+
+
+def tiny_run(
+    lr: float,
+    method: str = "lora",
+    r: int = 8,
+    alpha: float = 32,
+    targets: str | Sequence[str] | Mapping[str, int] = ALL_LINEAR,
+    variant: str = "lora",
+    ratio: float = 16,
+    steps: int = 60,
+    batch_size: int = 4,
+    data: str = "legal",
+    seed: int = 0,
+    every: int = 0,
+    held_out: int = 30,
+) -> dict[str, Any]:
+    """Train the tiny base on a domain and return losses in nats per scored token.
+
+    lr: the peak; warm-up and cosine are `fit`'s. method: "lora" or "full", which trains every weight. alpha: 32
+    whatever r is, so that the scale is alpha / r, as in "LoRA Without Regret". targets: module names, or a rank for
+    each name. variant: "lora", "rslora", "lora+" (B learns `ratio` times as fast), "dora" or "pissa". data: a domain
+    that comes with minilora, or a path. seed: of the adapter's start and of the order of the samples, so that two
+    contenders with one seed see the same batches. every: with it, `curve` has (step, validation loss) every so many
+    steps, from 0 on. held_out: at most so many records in each of the sets that are measured.
+
+    Returns {"validation", "test": on records that were not trained on; "general": on everyday questions, where a rise
+    is forgetting; "before": these three of the base; "train": the loss of every step; "curve"; "trained": how many
+    parameters}. Raises TrainingError where the loss ceases to be finite, ValueError for settings that mean nothing.
+    """
+    if method not in ("lora", FULL):
+        raise ValueError(f"method must be lora or full, got {method!r}")
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    model, _ = tiny_base()
+    sets = samples_of(data)
+    held = {name: evenly(sets[name], held_out) for name in ("validation", "test", "general")}
+    before = dict(_before(data, held_out))
+    curve = [(0, before["validation"])] if every else []
+
+    def look(step: int) -> None:
+        if every and step % every == 0:
+            model.eval()
+            curve.append((step, mean_loss(model, held["validation"])))
+            model.train()
+
+    try:
+        if method == FULL:
+            model.requires_grad_(True)
+        else:
+            add_adapter(model, lora_config(r, alpha, targets, variant), _NAME, seed)
+        parameters = model.trainable_parameters()
+        faster = lora_plus(parameters, ratio) if method != FULL and variant == "lora+" else None
+        optimizer = AdamW(parameters, lr, weight_decay=0.0, lr_scale=faster)
+        history = fit(
+            model, sets["train"], steps, batch_size=batch_size, seed=seed, optimizer=optimizer, each_step=look
+        )
+        after = {name: mean_loss(model, samples) for name, samples in held.items()}
+    finally:
+        reset(model)
+    trained = sum(p.size for p in parameters.values())
+    return after | {"before": before, "train": history.losses, "curve": curve, "trained": trained}
+
+
+def lora_config(
+    r: int, alpha: float, targets: str | Sequence[str] | Mapping[str, int], variant: str = "lora"
+) -> LoraConfig:
+    """The adapter that `tiny_run` trains. targets may give each module's name a rank of its own."""
+    more: dict[str, Any] = dict(VARIANTS[variant])
+    if isinstance(targets, Mapping):
+        more["rank_pattern"], targets = dict(targets), list(targets)
+    return LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, **more)
+
+
+@cache
+def tiny_base() -> tuple[Llama, Tokenizer]:
+    """The tiny base, read once in a process. Who changes its weights must `reset` it."""
+    return load("tiny")
+
+
+def reset(model: Llama) -> None:
+    """Let the model that `tiny_base` gave be as it was read: no adapter, every weight the original."""
+    if _NAME in model.adapters:
+        remove_adapter(model, _NAME)
+    model.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        parameter.data[...] = _originals()[name]
+        parameter.grad = None
+    model.eval()
+
+
+@cache
+def _originals() -> dict[str, Array]:
+    fresh, _ = load("tiny")
+    return {name: parameter.data for name, parameter in fresh.named_parameters()}
+
+
+@cache
+def samples_of(data: str) -> dict[str, list[Sample]]:
+    """ "train", "validation" and "test" of a domain, and "general", as samples for the tiny base. Where nothing is held
+    out for validation, the test's even records are that.
+    """
+    _, tokenizer = tiny_base()
+    splits = split_records(read_records(data, tokenizer))
+    if not splits["validation"]:
+        splits["validation"], splits["test"] = splits["test"][::2], splits["test"][1::2]
+    return {
+        **{name: encode_records(records, tokenizer) for name, records in splits.items()},
+        "general": encode_records(read_records("general", tokenizer), tokenizer),
+    }
+
+
+@cache
+def _before(data: str, held_out: int) -> dict[str, float]:
+    model, _ = tiny_base()
+    sets = samples_of(data)
+    return {name: mean_loss(model, evenly(sets[name], held_out)) for name in ("validation", "test", "general")}

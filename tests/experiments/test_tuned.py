@@ -1,0 +1,98 @@
+"""Each contender's best rate, found on a loss whose best rate is known."""
+
+import json
+import math
+
+import pytest
+
+from minilora.experiments.tuned import tuned, vertex
+
+
+def valley(lr, seed, best=1e-2, fails_above=math.inf):
+    """A parabola in log lr, a little higher for each seed."""
+    if lr > fails_above:
+        raise ValueError("the loss is nan")
+    return {"validation": 1 + math.log10(lr / best) ** 2 + seed / 100, "test": lr}
+
+
+def each(function, trials):
+    def attempt(trial):
+        try:
+            return function(**trial)
+        except ValueError as error:
+            return {"failed": str(error)}
+
+    return [attempt(trial) for trial in trials]
+
+
+@pytest.mark.parametrize("start", [1e-4, 1e-2, 1.0])
+def test_the_best_rate_is_found_from_either_side(start):
+    found = tuned(each, valley, {"one": {"lr": start}}, seeds=(0, 1))["one"]
+    assert found["lr"] == 1e-2
+    assert [run["test"] for run in found["runs"]] == [1e-2, 1e-2]
+
+
+def test_none_is_best_at_an_edge_of_what_was_tried():
+    found = tuned(each, valley, {"a": {"lr": 1e-2}, "b": {"lr": 1e-2, "best": 1.0}}, seeds=(0,))
+    assert [found[name]["lr"] for name in "ab"] == [1e-2, 1.0]
+    for name in "ab":
+        rates = [lr for lr, _ in found[name]["tried"]]
+        assert rates == sorted(rates)
+        assert rates[0] < found[name]["lr"] < rates[-1]
+
+
+def test_no_trial_is_asked_for_twice_in_the_search():
+    seen = []
+
+    def listening(function, trials):
+        seen.append([trial["lr"] for trial in trials])
+        return each(function, trials)
+
+    tuned(listening, valley, {"one": {"lr": 1e-3}}, seeds=(0,))
+    search = [lr for asked in seen[:-1] for lr in asked]
+    assert len(search) == len(set(search)) == 5
+    assert seen[-1] == [1e-2]
+
+
+def test_a_rate_that_fails_is_worse_than_all_others():
+    found = tuned(each, valley, {"one": {"lr": 1.0, "fails_above": 5e-3}}, seeds=(0,))["one"]
+    assert found["lr"] == 3.16e-3
+    assert None in [loss for _, loss in found["tried"]]
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_seed_that_fails_at_the_best_rate_is_told():
+    def later(lr, seed):
+        if seed == 1:
+            raise ValueError("the loss is nan")
+        return valley(lr, seed)
+
+    with pytest.raises(RuntimeError, match=r"one at its best learning rate 0\.01: the loss is nan"):
+        tuned(each, later, {"one": {"lr": 1e-2}}, seeds=(0, 1))
+
+
+def test_the_mean_over_the_seeds_decides():
+    def split(lr, seed):
+        return valley(lr, 0, best={0: 1e-3, 1: 1e-1}[seed])
+
+    found = tuned(each, split, {"one": {"lr": 1e-3}}, seeds=(0, 1), search=(0, 1))["one"]
+    assert found["lr"] == 1e-2
+    assert min(found["by_seed"]["0"], key=lambda row: row[1])[0] == 1e-3
+    assert min(found["by_seed"]["1"], key=lambda row: row[1])[0] == 0.0316
+
+
+def test_without_a_walk_rates_are_taken_as_they_are():
+    found = tuned(each, valley, {"one": {"lr": 0.07}}, seeds=(0,), walk=False)["one"]
+    assert found["lr"] == 0.07
+    assert [lr for lr, _ in found["tried"]] == [0.07]
+
+
+def test_the_vertex_lies_between_the_rates():
+    tried = [[lr, valley(lr, 0, best=2e-3)["validation"]] for lr in (1e-4, 1e-3, 1e-2)]
+    assert vertex(tried) == pytest.approx(2e-3)
+
+
+def test_the_vertex_of_a_best_at_the_edge_is_that_rate():
+    assert vertex([[1e-3, 1.0], [1e-2, 2.0]]) == 1e-3
+    assert vertex([[1e-3, None], [1e-2, 1.0], [1e-1, 2.0]]) == 1e-2
+    assert vertex([[1e-3, 1.0], [1e-2, 1.0], [1e-1, 1.0]]) == 1e-3
