@@ -1,0 +1,86 @@
+"""LoRA, section 7.2: the first directions of an adapter with r = 8 are those of one with r = 64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..experiments.claim import Band, Claim, Setting
+from ..experiments.updates import read_update, shared_run
+from ..lora.spectra import chance_similarity, subspace_similarities
+
+CLAIM = Claim(
+    source="LoRA (Hu et al. 2021, arXiv 2106.09685)",
+    where="section 7.2, figures 3 and 4",
+    says="Of the A's of two adapters of GPT-3, r = 8 and r = 64, the first singular direction overlaps, with a"
+    " similarity φ(1, 1) above 0.5 for W_q and for W_v, in this layer and in others, while later directions do not."
+    " Random Gaussian matrices share no direction.",
+    here="Both are trained on the same data from different starts; φ(1, 1) of their A's, the mean over W_q and W_v of"
+    " every layer. Beside it the same of the whole updates B A, whose directions no random start of A blurs.",
+    switch="In place of the A with r = 64 stands a random Gaussian matrix, as in the paper's figure 4.",
+    base="smollm2",
+    minutes=6,
+    band=Band("φ(1, 1) of A, r = 8 and r = 64 (mean over layers)", low=0.5, high=1, against_below=0.05),
+    seeds=(0, 1),
+)
+SHOWN = 16  # directions of the larger rank in the picture
+
+
+def compare(base: str, ranks: list[int], seed: int, random: bool, folder: str | None) -> dict[str, Any]:
+    """φ(1, 1) by module, of A and of B A; and the mean table of φ(i, j)."""
+    few, many = (read_update(shared_run(base, "lora", seed + 100 * i, r, folder)["file"]) for i, r in enumerate(ranks))
+    rng = np.random.default_rng(seed)
+    tables, whole = {}, {}
+    for name in sorted(few, key=lambda name: ("v_proj" in name, int(name.split(".")[2]))):
+        if "down_proj" in name:
+            continue
+        other = many[name]
+        a = rng.standard_normal(other.lora_A.shape) if random else other.lora_A
+        tables[name] = subspace_similarities(few[name].lora_A, a)
+        whole[name] = subspace_similarities(few[name].of(), (other.lora_B, a))
+    n = a.shape[1]
+    return {
+        "a": {name: table[0, 0] for name, table in tables.items()},
+        "delta": {name: table[0, 0] for name, table in whole.items()},
+        "table": np.mean([table[:, :SHOWN] for table in tables.values()], axis=0).round(4).tolist(),
+        "chance": chance_similarity(1, 1, n),
+    }
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    """φ(1, 1) of A, and of the whole updates beside it."""
+    base, ranks = ("tiny", [8, 16]) if setting.small else ("smollm2", [8, 64])
+    folder = str(setting.folder / "updates") if setting.folder else None
+    common = {"base": base, "ranks": ranks, "random": setting.switched, "folder": folder}
+    found = setting.each(compare, [common | {"seed": seed} for seed in setting.seeds])
+    return {
+        "measured": [float(np.mean(list(one["a"].values()))) for one in found],
+        "updates": [float(np.mean(list(one["delta"].values()))) for one in found],
+        "ranks": ranks,
+        **{name: found[0][name] for name in ("a", "delta", "table", "chance")},
+    }
+
+
+def picture(numbers: dict[str, Any]) -> Any:
+    """φ(1, 1) by layer over chance, and the table of φ(i, j)."""
+    from ..pictures.style import BASE, A, B, ink, panels
+
+    figure, (lines, table) = panels(2, width=11)
+    for values, marker, color in (("a", "o", A), ("delta", "s", B)):
+        for kind, filled in (("q_proj", "full"), ("v_proj", "none")):
+            ys = [y for name, y in numbers[values].items() if kind in name]
+            label = f"{'A' if values == 'a' else 'B A'} of {kind}"
+            lines.plot(ys, color=color, marker=marker, fillstyle=filled, markersize=5, linewidth=0.8, label=label)
+    lines.axhline(numbers["chance"], color=BASE, linestyle="--")
+    lines.text(0, numbers["chance"] + 0.02, f"chance {numbers['chance']:.4f}", color=ink(BASE))
+    lines.axhline(0.5, color=BASE, linewidth=0.8)
+    lines.set(xlabel="layer", ylabel="φ(1, 1)", ylim=(0, 1.02), title="The first direction of both adapters")
+    lines.legend(frameon=False, ncols=2, loc="upper right", fontsize=9)
+    phi = np.array(numbers["table"])
+    ends = (0.5, phi.shape[1] + 0.5, phi.shape[0] + 0.5, 0.5)
+    image = table.imshow(phi, vmin=0, vmax=1, cmap="viridis", aspect="auto", extent=ends)
+    figure.colorbar(image, ax=table, label="φ(i, j) of A, mean over layers")
+    few, many = numbers["ranks"]
+    table.set(xlabel=f"first j directions of r = {many}", ylabel=f"first i of r = {few}", title="How much is shared")
+    return figure

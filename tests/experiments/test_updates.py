@@ -1,0 +1,126 @@
+"""What is kept of a training run is what training did to the weights, and one run serves all who ask for it."""
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.experiments import updates
+from minilora.experiments.updates import base_matrices, read_update, shared_run, train_update
+from minilora.files.disk import ModelFileError
+from minilora.files.tensors import write_tensors
+from minilora.lora.spectra import row_changes
+
+STEPS, LR = 4, 1e-2
+
+
+@pytest.fixture
+def train(tiny_folder, tmp_path):
+    """`train_update` of the small random base, with few steps."""
+    base, data = str(tiny_folder / "base"), str(tiny_folder / "data.jsonl")
+    settings = {"base": base, "data": data, "method": "lora", "steps": STEPS, "lr": LR, "seed": 3, "r": 2}
+    return lambda **changed: train_update(**settings | {"batch_size": 4, "folder": tmp_path} | changed)
+
+
+def trained(folder, method):
+    """The same training by hand."""
+    model, tokenizer = ml.load(folder / "base")
+    if method != "full":
+        ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=16.0, use_dora=method == "dora"), seed=3)
+    records = ml.split_records(ml.read_records(folder / "data.jsonl"))["train"]
+    history = ml.fit(model, ml.encode_records(records, tokenizer), STEPS, LR, batch_size=4, seed=3)
+    return model, history.losses
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+def test_what_is_kept_is_what_training_added(train, tiny_folder, method):
+    run = train(method=method)
+    model, losses = trained(tiny_folder, method)
+    assert run["losses"] == losses
+    kept, base = read_update(run["file"]), base_matrices(str(tiny_folder / "base"))
+    assert kept.keys() == base.keys() and {name.rpartition(".")[2] for name in kept} == set(updates.KEPT)
+    for name, w in base.items():
+        if method == "full":
+            np.testing.assert_array_equal(kept[name].of(), model.get_submodule(name).weight.data - w)
+        else:
+            np.testing.assert_allclose(kept[name].matrix(w), ml.delta_weight(model, name), atol=1e-6)
+        assert np.abs(kept[name].matrix(w)).max() > 1e-4
+        assert (kept[name].magnitude is None) == (method != "dora")
+
+
+def test_an_update_in_factors_is_kept_so(train):
+    kept = read_update(train()["file"])
+    assert all(isinstance(one.of(), tuple) and one.of()[0].shape[1] == 2 for one in kept.values())
+
+
+def test_doras_update_needs_the_base(train):
+    with pytest.raises(ValueError, match="give of\\(\\) that matrix"):
+        next(iter(read_update(train(method="dora")["file"]).values())).of()
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+def test_the_last_look_is_at_the_end(train, tiny_folder, method):
+    run = train(method=method)
+    assert [*run["changes"]] == ["1", "2", "3", "4"]
+    kept = read_update(run["file"])
+    for name, w in base_matrices(str(tiny_folder / "base")).items():
+        assert run["changes"]["4"][name] == pytest.approx(row_changes(w, w + kept[name].matrix(w)), rel=1e-3)
+
+
+def test_one_run_serves_all_who_ask(train, monkeypatch):
+    first = train()
+    monkeypatch.setattr(updates, "fit", None)
+    assert train() == first
+    with pytest.raises(TypeError):
+        train(seed=4)
+
+
+def test_full_fine_tuning_has_no_rank_to_tell_runs_apart(train, monkeypatch):
+    first = train(method="full", r=2)
+    monkeypatch.setattr(updates, "fit", None)
+    assert train(method="full", r=64) == first
+
+
+def test_other_code_trains_again(train, monkeypatch):
+    train()
+    monkeypatch.setattr(updates, "code_sha256", lambda *inputs, **settings: "other")
+    monkeypatch.setattr(updates, "fit", None)
+    with pytest.raises(TypeError):
+        train()
+
+
+def test_a_run_that_broke_off_is_trained_again(train, tmp_path, monkeypatch):
+    def full_disk(path, record):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(updates, "write_json", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            train()
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".lock", ".safetensors"]
+    assert len(train()["losses"]) == STEPS
+
+
+def test_without_a_folder_it_lasts_as_long_as_the_process(train):
+    run = train(folder=None)
+    assert run == train(folder=None) and read_update(run["file"])
+
+
+def test_claims_share_a_run(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(updates, "train_update", lambda base, **settings: asked.update(base=base, **settings))
+    shared_run("smollm2", "full", 1, folder="here")
+    expected = dict(base="smollm2", data="legal", method="full", steps=40, lr=2e-4, seed=1, r=8, folder="here")
+    assert asked == expected
+
+
+def test_another_method_is_refused(train):
+    with pytest.raises(ValueError, match="method must be one of lora, dora, full, got 'pissa'"):
+        train(method="pissa")
+
+
+def test_another_file_is_refused(tmp_path):
+    write_tensors(tmp_path / "x.safetensors", {"model.norm.weight": np.ones(3, np.float32)})
+    with pytest.raises(ModelFileError, match=r"x\.safetensors: holds no update"):
+        read_update(tmp_path / "x.safetensors")
+    with pytest.raises(ModelFileError, match="no such file"):
+        read_update(tmp_path / "y.safetensors")
