@@ -21,6 +21,7 @@ CLAIM = Claim(
     base="smollm2",
     minutes=8,
     band=Band("correlation of ΔM and ΔD: LoRA less the larger of DoRA and full", low=0.5, against_below=0),
+    small_band=Band("correlation of ΔM and ΔD: LoRA less the larger of DoRA and full", low=0.12, against_below=0.1),
     seeds=(0,),
 )
 METHODS = ("lora", "dora", "full")

@@ -22,6 +22,7 @@ CLAIM = Claim(
     base="smollm2",
     minutes=8,
     band=Band("intruders per matrix: LoRA less full", low=0.5, against_below=0),
+    small_band=Band("intruders per matrix: LoRA less full", low=0.3, against_below=0),
     seeds=(0, 1),
     second_hand=True,
 )

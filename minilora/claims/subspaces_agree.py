@@ -22,6 +22,7 @@ CLAIM = Claim(
     base="smollm2",
     minutes=6,
     band=Band("φ(1, 1) of A, r = 8 and r = 64 (mean over layers)", low=0.5, high=1, against_below=0.05),
+    small_band=Band("φ(1, 1) of A, r = 8 and r = 16, after 16 steps", low=0.04, against_below=0.03),
     seeds=(0, 1),
 )
 SHOWN = 16  # directions of the larger rank in the picture

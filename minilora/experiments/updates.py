@@ -43,7 +43,10 @@ LOOKS = 4  # at the changes of length and direction: three on the way and one at
 ADAPTER = "default"
 
 # The runs that claims share. On tiny they are for a look in seconds: few steps, and so large ones.
-SHARED: dict[str, dict[str, Any]] = {"smollm2": {"data": "legal", "steps": 40}, "tiny": {"data": "legal", "steps": 12}}
+SHARED: dict[str, dict[str, Any]] = {
+    "smollm2": {"data": "legal", "steps": 40, "batch_size": 8},
+    "tiny": {"data": "legal", "steps": 16, "batch_size": 4},
+}
 RATES = {"smollm2": {"lora": 2e-3, "dora": 2e-3, "full": 2e-4}, "tiny": {"lora": 2e-2, "dora": 2e-2, "full": 2e-3}}
 
 
