@@ -46,7 +46,8 @@ def run(setting: Setting) -> dict[str, Any]:
     base, ranks = ("tiny", [4, 16]) if setting.small else ("smollm2", [4, 64])
     folder = str(setting.folder / "updates") if setting.folder else None
     common = {"base": base, "emphasised": setting.switched, "folder": folder}
-    found = setting.each(look, [common | {"seed": seed, "r": r} for seed in setting.seeds for r in ranks])
+    trials = [common | {"seed": seed + 100 * i, "r": r} for seed in setting.seeds for i, r in enumerate(ranks)]
+    found = setting.each(look, trials)
     few, many = found[::2], found[1::2]
     return {
         "measured": [float(np.median(one["factor"])) for one in few],
@@ -71,7 +72,10 @@ def picture(numbers: dict[str, Any]) -> Any:
         )
         for name, _, color, style in lines:
             place.plot(rows[name], color=color, linestyle=style, linewidth=2)
+        place.xaxis.get_major_locator().set_params(integer=True)
         factor = float(np.median(rows["factor"]))
         place.set(xlabel="layer", ylabel="Frobenius norm", yscale="log", title=f"r = {r}: amplified {factor:.1f} times")
+        for formatter in (place.yaxis.set_major_formatter, place.yaxis.set_minor_formatter):
+            formatter("{x:g}")
         name_lines(place, [(rows[name][-1], text, color) for name, text, color, _ in lines])
     return figure

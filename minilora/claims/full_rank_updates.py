@@ -65,6 +65,8 @@ def picture(numbers: dict[str, Any]) -> Any:
             place.plot(sorted(found), [found[layer] for layer in sorted(found)], "o-", color=color, label=name)
         place.axhline(random, color=BASE, linestyle="--", label="a random matrix")
         place.axhline(10 * numbers["r"], color=ink(BASE), linewidth=0.8, label="10 r")
-        place.set(xlabel="layer", ylabel="rank for 90 % of the energy", title=kind, yscale="log")
-    axes[0].legend(frameon=False, fontsize=9)
+        place.xaxis.get_major_locator().set_params(integer=True)
+        place.set(xlabel="layer", title=kind, ylim=(0, 1.5 * random))
+    axes[0].set(ylabel="rank for 90 % of the energy")
+    axes[0].legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
     return figure

@@ -22,7 +22,7 @@ CLAIM = Claim(
     base="smollm2",
     minutes=8,
     band=Band("intruders per matrix: LoRA less full", low=0.5, against_below=0),
-    small_band=Band("intruders per matrix: LoRA less full", low=0.3, against_below=0),
+    small_band=Band("intruders per matrix: LoRA less full", low=0.4),
     seeds=(0, 1),
     second_hand=True,
 )
@@ -80,6 +80,6 @@ def picture(numbers: dict[str, Any]) -> Any:
         axes.plot([x] * len(ys), ys, "o", color="black", markersize=4)
         axes.text(x, max(ys), f"{np.mean(ys):.2f}\n", ha="center")
     axes.set_xticks(range(len(TOLD)), list(TOLD.values()))
-    axes.set(ylabel="new directions among the first 10, per matrix", ylim=(0, None))
+    axes.set(ylabel="new among the first 10, per matrix", ylim=(0, 1.2 * axes.get_ylim()[1]))
     axes.set_title("Singular directions that the base does not have (cosines below 0.5)")
     return figure

@@ -22,15 +22,17 @@ CLAIM = Claim(
     base="smollm2",
     minutes=6,
     band=Band("φ(1, 1) of A, r = 8 and r = 64 (mean over layers)", low=0.5, high=1, against_below=0.05),
-    small_band=Band("φ(1, 1) of A, r = 8 and r = 16, after 16 steps", low=0.04, against_below=0.03),
+    small_band=Band("φ(1, 1) of A, r = 8 and r = 16, after 16 steps", low=0.03),
     seeds=(0, 1),
 )
-SHOWN = 16  # directions of the larger rank in the picture
+OTHER_START = 100  # the seed with the larger rank
+SHOWN = 16  # its directions in the picture
 
 
 def compare(base: str, ranks: list[int], seed: int, random: bool, folder: str | None) -> dict[str, Any]:
     """φ(1, 1) by module, of A and of B A; and the mean table of φ(i, j)."""
-    few, many = (read_update(shared_run(base, "lora", seed + 100 * i, r, folder)["file"]) for i, r in enumerate(ranks))
+    starts = zip((seed, OTHER_START), ranks, strict=True)
+    few, many = (read_update(shared_run(base, "lora", start, r, folder)["file"]) for start, r in starts)
     rng = np.random.default_rng(seed)
     tables, whole = {}, {}
     for name in sorted(few, key=lambda name: ("v_proj" in name, int(name.split(".")[2]))):
@@ -76,6 +78,7 @@ def picture(numbers: dict[str, Any]) -> Any:
     lines.axhline(numbers["chance"], color=BASE, linestyle="--")
     lines.text(0, numbers["chance"] + 0.02, f"chance {numbers['chance']:.4f}", color=ink(BASE))
     lines.axhline(0.5, color=BASE, linewidth=0.8)
+    lines.xaxis.get_major_locator().set_params(integer=True)
     lines.set(xlabel="layer", ylabel="φ(1, 1)", ylim=(0, 1.02), title="The first direction of both adapters")
     lines.legend(frameon=False, ncols=2, loc="upper right", fontsize=9)
     phi = np.array(numbers["table"])
