@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from . import commands
-from .flags import BASE, PACKED, Parser, UsageError, add_flags, parse
+from .flags import BASE, PACKED, Parser, UsageError, add_flags, parse, settings_of
 from .version import __version__
 
 
@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     alone = "the folder stands by itself, minilora audit DIR"
     prove.add_argument("--adapter", dest="instead", action=_Instead, const=alone, help=argparse.SUPPRESS)
     prove.add_argument("--base", **theirs)
-    prove.add_argument("--quantized", action="store_true", help=PACKED)
+    prove.add_argument("--quantized", default=False, help=PACKED["help"], **settings_of(bool | str, PACKED))
     prove.add_argument("--force", **other)
 
     whole = add(commands.run_merge, "write base and adapter as one model")

@@ -22,7 +22,13 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 Options = TypeVar("Options")
 
 BASE = "tiny, smollm2, a .gguf file, or a Hugging Face folder"  # help texts that several commands share
-PACKED = "keep the base's matrices packed, as its .gguf file holds them: less memory, more time"
+PACKED: dict[str, Any] = {
+    "help": "keep the base's matrices packed, as its .gguf file holds them, or rounded to KIND (nf4, fp4, int4, q8_0, "
+    "q4_1): less memory, more time",
+    "choices": (True, False, "nf4", "fp4", "int4", "q8_0", "q4_1"),
+    "metavar": "KIND",
+    "alone": True,
+}
 RECOMPUTE = "keep less for the backward pass, for a third more time"
 
 ELSEWHERE = {  # what other programs call it -> what it is called here
@@ -70,17 +76,19 @@ def option(
     choices: Sequence[Any] | None = None,
     metavar: str | None = None,
     only: Mapping[str, Any] | None = None,
+    alone: Any = None,
     follows: Sequence[str] = (),
     recorded: bool = True,
 ) -> Any:
     """A field of an options dataclass that is a flag as well. A plain `field(metadata={"help": ...})` is one, too.
 
     group: the heading it stands under in --help. only: values of other options without which it means nothing; as a
-    flag it is then refused where they are different, {"steps": None} where --steps is given. follows: other options
-    that it depends on; a file's value of it is let go where flags change one of those. recorded: False for what one
-    call is told and another one that repeats it is not; no file of options has it.
+    flag it is then refused where they are different, {"steps": None} where --steps is given. alone: what the flag means
+    without a value after it. follows: other options that it depends on; a file's value of it is let go where flags
+    change one of those. recorded: False for what one call is told and another one that repeats it is not; no file of
+    options has it.
     """
-    told = {"help": help, "group": group, "choices": choices, "metavar": metavar, "only": only}
+    told = {"help": help, "group": group, "choices": choices, "metavar": metavar, "only": only, "alone": alone}
     known = {key: value for key, value in told.items() if value is not None}
     return field(default=default, metadata=known | {"follows": follows, "recorded": recorded})
 
@@ -97,9 +105,7 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
         title = item.metadata.get("group")
         if title is not None and title not in groups:
             groups[title] = parser.add_argument_group(title)
-        settings = _kind(kinds[item.name]) | {
-            key: item.metadata[key] for key in ("choices", "metavar") if key in item.metadata
-        }
+        settings = settings_of(kinds[item.name], item.metadata)
         groups.get(title or "", parser).add_argument(
             flag(item.name), default=argparse.SUPPRESS, help=_help(item), **settings
         )
@@ -219,6 +225,12 @@ def flag(name: str) -> str:
 def flag_fields(options: type) -> list[Field[Any]]:
     """The fields of a dataclass that are flags: those with a help text."""
     return [item for item in fields(options) if "help" in item.metadata]  # type: ignore[arg-type]
+
+
+def settings_of(hint: Any, told: Mapping[str, Any]) -> dict[str, Any]:
+    """How argparse reads a flag whose field has this type, and of which `option` was told so much."""
+    settings = _kind(hint) | {key: told[key] for key in ("choices", "metavar") if key in told}
+    return settings | ({"nargs": "?", "const": told["alone"]} if "alone" in told else {})
 
 
 def _kind(hint: Any) -> dict[str, Any]:

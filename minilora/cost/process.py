@@ -25,6 +25,7 @@ from ..engine.tensor import no_grad
 from ..flags import BASE, PACKED, RECOMPUTE, option
 from ..io.folder import read_config
 from ..io.gguf import GGUF
+from ..io.rounded import rounded_bytes, rounded_to
 from ..io.zoo import load, locate
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
@@ -51,7 +52,7 @@ class Job:
     )
     batch_size: int = option(4, "sequences of random tokens")
     length: int = option(128, "tokens per sequence")
-    quantized: bool = option(False, PACKED, only={"method": "lora"})
+    quantized: bool | str = option(False, **PACKED, only={"method": "lora"})
     recompute: bool = option(False, RECOMPUTE)
 
     def __post_init__(self):
@@ -134,12 +135,19 @@ def step_of(job: Job) -> Step:
     )
 
 
-def shape_of(base: str, quantized: bool = False) -> tuple[Config, int | None]:
+def shape_of(base: str, quantized: bool | str = False) -> tuple[Config, int | None]:
     """A base's shape, from its file's header, and the bytes of its weights where matrices stay packed (else None)."""
-    path = locate(base)
+    kind, path = rounded_to(quantized), locate(base)
+    if kind is not None:
+        config = read_config(path) if path.is_dir() else GGUF(path).config()
+        try:
+            return config, rounded_bytes(config, kind)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     if path.is_dir():
         if quantized:
-            raise ValueError(f"{path}: a Hugging Face folder holds no packed matrices: leave out --quantized")
+            what = "a Hugging Face folder holds no packed matrices"
+            raise ValueError(f"{path}: {what}: leave out --quantized, or round them: --quantized nf4")
         return read_config(path), None
     file = GGUF(path)
     if not quantized:
@@ -237,7 +245,8 @@ def table(result: dict[str, Any]) -> str:
     job, peak_bytes = Job(**result["job"]), result["process_peak"]
     predicted, measured = Memory(**result["predicted"]), Memory(**result["measured"])
     what = "all parameters" if job.rank is None else f"LoRA of rank {job.r} on {', '.join(job.targets)}"
-    extras = [name for name in ("quantized", "recompute") if getattr(job, name)]
+    extras = [f"quantized {job.quantized}" if isinstance(job.quantized, str) else "quantized"] * bool(job.quantized)
+    extras += ["recompute"] * job.recompute
     threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
     lines = [
         f"What a training step of {job.base} holds at its peak, in MB (millions of bytes):",

@@ -8,34 +8,44 @@ A row is cut into blocks of 32 numbers that share one float16 step d (and, in Q4
 
 In Q4_1 byte i holds element i in its low half and element i + 16 in its high half.
 Source: the block structures in llama.cpp's ggml-common.h.
+
+No .gguf file has NF4, FP4 and INT4, which stand in levels.py: a model is rounded to these as it is loaded.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..engine.backend import Array, array_module, to_device
+from . import levels
 
 BLOCK = 32
 PIECE = 4096  # blocks unpacked at a time on the host: half a megabyte of numbers, which stays in the cache
-BYTES_PER_BLOCK = {"F32": 4 * BLOCK, "F16": 2 * BLOCK, "Q8_0": 2 + BLOCK, "Q4_1": 4 + BLOCK // 2}
+BYTES_PER_BLOCK = {"F32": 4 * BLOCK, "F16": 2 * BLOCK, "Q8_0": 2 + BLOCK, "Q4_1": 4 + BLOCK // 2}  # in .gguf files
+_PLAIN = {"F32": (1, 4), "F16": (1, 2)}  # kind: (numbers that go together, their bytes)
+_PACKED = {kind: (BLOCK, BYTES_PER_BLOCK[kind]) for kind in ("Q8_0", "Q4_1")}
+_PACKED |= dict.fromkeys(levels.LEVELS, (levels.BLOCK, levels.BYTES))
+_UNITS = _PLAIN | _PACKED
+ROUNDED = ("NF4", "FP4", "INT4", "Q8_0", "Q4_1")  # what the matrices of any model can be rounded to
 
 
 @np.errstate(over="ignore", invalid="ignore")  # damaged blocks give NaN, which whoever loads them reports
 def dequantize(raw: Array, kind: str) -> Array:
     """Unpack a stored matrix: raw (m, bytes per row) uint8 -> (m, n) float32, a new array.
 
-    kind: "F32", "F16", "Q8_0" or "Q4_1". Raises ValueError for another kind, or rows that are no whole blocks.
+    kind: "F32", "F16", "Q8_0", "Q4_1", "NF4", "FP4" or "INT4". Raises ValueError for another kind, or rows that are no
+    whole blocks.
     """
     xp, (m, width) = array_module(raw), raw.shape
     n = _numbers_in(width, kind)
-    if kind in ("F32", "F16"):
+    if kind in _PLAIN:
         return raw.view(xp.float32 if kind == "F32" else xp.float16).astype(xp.float32)
-    out = xp.empty((m, n), xp.float32)
-    packed, numbers = raw.reshape(-1, BYTES_PER_BLOCK[kind]), out.reshape(-1, BLOCK)
-    unpack = _unpack_q8_0 if kind == "Q8_0" else _unpack_q4_1
+    out, (block, size) = xp.empty((m, n), xp.float32), _PACKED[kind]
+    packed, numbers = raw.reshape(-1, size), out.reshape(-1, block)
+    unpack = {"Q8_0": _unpack_q8_0, "Q4_1": _unpack_q4_1}.get(kind) or partial(levels.unpack, kind=kind)
     step = PIECE if xp is np else max(1, len(packed))
     for i in range(0, len(packed), step):
         unpack(packed[i : i + step], numbers[i : i + step])
@@ -44,12 +54,26 @@ def dequantize(raw: Array, kind: str) -> Array:
 
 def _numbers_in(width: int, kind: str) -> int:
     """How many numbers a row of `width` bytes holds. Raises ValueError for an unknown kind or no whole blocks."""
-    if kind not in BYTES_PER_BLOCK:
-        raise ValueError(f"cannot read quantisation type {kind}; known: {', '.join(BYTES_PER_BLOCK)}")
-    whole = BYTES_PER_BLOCK[kind] if kind.startswith("Q") else BYTES_PER_BLOCK[kind] // BLOCK
+    if kind not in _UNITS:
+        raise ValueError(f"cannot read quantisation type {kind}; known: {', '.join(_UNITS)}")
+    block, whole = _UNITS[kind]
     if width % whole:
         raise ValueError(f"a {kind} row of {width} bytes is no multiple of {whole}")
-    return width * BLOCK // BYTES_PER_BLOCK[kind]
+    return width // whole * block
+
+
+def bytes_of_row(n: int, kind: str) -> int:
+    """The bytes that n numbers take. Raises ValueError for another kind, or where they are no whole blocks.
+
+    >>> bytes_of_row(64, "NF4")
+    36
+    """
+    if kind not in _UNITS:
+        raise ValueError(f"cannot write quantisation type {kind}; known: {', '.join(_UNITS)}")
+    block, whole = _UNITS[kind]
+    if n % block:
+        raise ValueError(f"a row of {n} numbers cannot be stored as {kind}: it is no multiple of {block}")
+    return n // block * whole
 
 
 def _unpack_q8_0(packed: Array, out: Array) -> None:
@@ -71,17 +95,22 @@ def _unpack_q4_1(packed: Array, out: Array) -> None:
 
 
 def _steps(packed: Array, kind: str) -> Array:
-    """The float16 d, in Q4_1 also m, of each block, (blocks, 1 or 2): quickly copied as one item of 2 or 4 bytes."""
+    """The float16 d, in Q4_1 also m, of each block, (blocks, 1 or 2): quickly copied as one item of 2 or 4 bytes.
+
+    Of kinds with levels, the float32 scales.
+    """
+    if kind in levels.LEVELS:
+        return levels.scales(packed)
     xp = array_module(packed)
     return packed.view(xp.uint16 if kind == "Q8_0" else xp.uint32)[:, :1].copy().view(xp.float16)
 
 
 class Packed:
-    """A frozen matrix as its file holds it: raw bytes in place of numbers, unpacked whenever a product needs them.
+    """A frozen matrix as its file holds it, or rounded: bytes in place of numbers, unpacked when a product needs them.
 
-    raw (m, bytes per row) uint8 on the host or a GPU, kind "Q8_0" or "Q4_1". To whoever asks for its shape, dtype
-    or number of elements it is the float32 matrix (m, n) that it stands for; `nbytes` are the bytes that it holds. It
-    takes no part in arithmetic by itself: NumPy would unpack it unasked, and number by number.
+    raw (m, bytes per row) uint8 on the host or a GPU, kind "Q8_0", "Q4_1", "NF4", "FP4" or "INT4". To whoever asks for
+    its shape, dtype or number of elements it is the float32 matrix (m, n) that it stands for; `nbytes` are the bytes
+    that it holds. It takes no part in arithmetic by itself: NumPy would unpack it unasked, and number by number.
 
     QLoRA (Dettmers et al. 2023, arXiv 2305.14314) trains adapters over such a base: the gradient with respect to the
     input needs the numbers of W once more, and nothing ever writes to them.
@@ -92,7 +121,7 @@ class Packed:
     __array_ufunc__ = None  # array @ packed is a TypeError
 
     def __init__(self, raw: Array, kind: str):
-        if not kind.startswith("Q"):
+        if kind in _PLAIN:
             raise ValueError(f"a matrix of kind {kind} is not packed: its numbers are there already")
         self.raw, self.kind = raw, kind
         self.shape = (len(raw), _numbers_in(raw.shape[1], kind))
@@ -118,8 +147,8 @@ class Packed:
         return self[start:stop]
 
     def is_finite(self) -> bool:
-        """Is every number finite? Codes always are, so the float16 steps and minima tell."""
-        steps = _steps(self.raw.reshape(-1, BYTES_PER_BLOCK[self.kind]), self.kind)
+        """Is every number finite? Codes always are, so the steps, minima and scales tell."""
+        steps = _steps(self.raw.reshape(-1, _PACKED[self.kind][1]), self.kind)
         return bool(array_module(steps).isfinite(steps).all())
 
     def to(self, device: str) -> Packed:
@@ -135,51 +164,49 @@ class Packed:
 
 @np.errstate(over="ignore")  # a step too large for float16 is reported below
 def quantize(w: np.ndarray, kind: str) -> np.ndarray:
-    """Pack a matrix as llama.cpp does: w (m, n) -> (m, bytes per row) uint8, which `dequantize` takes back, rounded.
+    """Pack a matrix: w (m, n) -> (m, bytes per row) uint8, which `dequantize` takes back, rounded.
 
-    Q8_0: d = largest magnitude / 127. Q4_1: d = (max - min) / 15, m = min. Codes are found with the float32 step,
-    before d is rounded to float16. Raises ValueError for another kind, for rows that are no whole blocks, and for
-    numbers that float16 cannot hold.
+    As llama.cpp does, Q8_0: d = largest magnitude / 127; Q4_1: d = (max - min) / 15, m = min. Codes are found with the
+    float32 step, before d is rounded to float16. NF4, FP4, INT4: the nearest level, see levels.py.
+    Raises ValueError for another kind, for rows that are no whole blocks, and for numbers that float16 cannot hold.
     """
-    if kind not in BYTES_PER_BLOCK:
-        raise ValueError(f"cannot write quantisation type {kind}; known: {', '.join(BYTES_PER_BLOCK)}")
-    m, n = w.shape
-    if kind in ("F32", "F16"):
+    (m, n), width = w.shape, bytes_of_row(w.shape[1], kind)
+    if kind in _PLAIN:
         plain = np.ascontiguousarray(w, np.float32 if kind == "F32" else np.float16)
         if kind == "F16":
             _check_half(plain, kind)
         return plain.view(np.uint8)
-    if n % BLOCK:
-        raise ValueError(f"a row of {n} numbers cannot be stored as {kind}: it is no multiple of {BLOCK}")
-    out = np.empty((m, n // BLOCK, BYTES_PER_BLOCK[kind]), np.uint8)
-    pack = _pack_q8_0 if kind == "Q8_0" else _pack_q4_1
-    rows = max(1, (1 << 18) // n)  # a piece at a time, so that the temporaries stay in the cache
+    out, (block, size) = np.empty((m, width), np.uint8), _PACKED[kind]
+    pack = {"Q8_0": _pack_q8_0, "Q4_1": _pack_q4_1}.get(kind) or partial(levels.pack, kind=kind)
+    rows = max(1, PIECE * BLOCK // n)  # a piece at a time, so that the temporaries stay in the cache
     for i in range(0, m, rows):
-        pack(np.asarray(w[i : i + rows], np.float32).reshape(-1, n // BLOCK, BLOCK), out[i : i + rows])
-    return out.reshape(m, -1)
+        pack(np.asarray(w[i : i + rows], np.float32).reshape(-1, block), out[i : i + rows].reshape(-1, size))
+    return out
 
 
-def codes_q4_1(raw: np.ndarray) -> np.ndarray:
-    """The 4-bit codes of packed Q4_1 rows: raw (m, bytes per row) uint8 -> (m, n) uint8, each 0 to 15."""
-    packed = raw.reshape(raw.shape[0], -1, BYTES_PER_BLOCK["Q4_1"])[..., 4:]  # (m, blocks, 16)
-    return np.concatenate([packed & 15, packed >> 4], axis=-1).reshape(raw.shape[0], -1)
+def codes_of(raw: np.ndarray, kind: str = "Q4_1") -> np.ndarray:
+    """The 4-bit codes of packed rows: raw (m, bytes per row) uint8 -> (m, n) uint8, each 0 to 15."""
+    packed = raw.reshape(raw.shape[0], -1, _PACKED[kind][1])[..., 4:]  # (m, blocks, bytes of codes)
+    low, high = packed & 15, packed >> 4
+    pairs = np.concatenate([low, high], axis=-1) if kind == "Q4_1" else np.stack([high, low], axis=-1)
+    return pairs.reshape(raw.shape[0], -1)
 
 
 def _pack_q8_0(w: np.ndarray, out: np.ndarray) -> None:
     d = np.abs(w).max(axis=-1, keepdims=True) / np.float32(127)
     x = w * _inverse(d)
     whole = np.trunc(x)
-    out[..., 2:] = (whole + np.trunc(2 * (x - whole))).astype(np.int8).view(np.uint8)  # halves round away from zero
-    out[..., :2] = _half(d, "Q8_0")
+    out[:, 2:] = (whole + np.trunc(2 * (x - whole))).astype(np.int8).view(np.uint8)  # halves round away from zero
+    out[:, :2] = _half(d, "Q8_0")
 
 
 def _pack_q4_1(w: np.ndarray, out: np.ndarray) -> None:
     low = w.min(axis=-1, keepdims=True)
     d = (w.max(axis=-1, keepdims=True) - low) / np.float32(15)
     q = np.clip((w - low) * _inverse(d) + np.float32(0.5), 0, 15).astype(np.uint8)
-    out[..., 4:] = q[..., :16] | q[..., 16:] << 4
-    out[..., :2] = _half(d, "Q4_1")
-    out[..., 2:4] = _half(low, "Q4_1")
+    out[:, 4:] = q[:, :16] | q[:, 16:] << 4
+    out[:, :2] = _half(d, "Q4_1")
+    out[:, 2:4] = _half(low, "Q4_1")
 
 
 def _inverse(d: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from ..engine.backend import Array
 from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import read_tensors, write_tensors
 from ..nn.llama import Config, Llama, check_claims
+from .rounded import load_rounded
 from .tokenizer import Tokenizer, to_folder
 
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")  # what `save_folder` writes
@@ -54,8 +55,11 @@ def read_config(folder: Path) -> Config:
         raise ModelFileError(f"{path}: {error}") from error
 
 
-def load_folder(folder: Path) -> Llama:
-    """Load a Hugging Face model folder in float32. Raises ModelFileError that names the file at fault."""
+def load_folder(folder: Path, kind: str | None = None) -> Llama:
+    """Load a Hugging Face model folder in float32, or its matrices rounded to `kind`, such as "NF4".
+
+    Raises ModelFileError that names the file at fault.
+    """
     config = read_config(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -69,16 +73,19 @@ def load_folder(folder: Path) -> Llama:
         files = ["model.safetensors"]
     state: dict[str, np.ndarray] = {}
     for name in files:
-        state.update(read_tensors(folder / name))
-    state = {name: w.astype(np.float32, copy=False) for name, w in state.items()}
+        state.update(read_tensors(folder / name, mapped=kind is not None))
+    if kind is None:
+        state = {name: w.astype(np.float32, copy=False) for name, w in state.items()}
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)  # some files store the tied embedding twice
     state = {name: w for name, w in state.items() if not name.endswith("rotary_emb.inv_freq")}  # computed, not learned
     try:
         check_claims(config, {name: w.shape for name, w in state.items()})
+        if kind is not None:
+            return load_rounded(config, state, lambda name: state[name].astype(np.float32, copy=False), kind)
         model = Llama.empty(config)
         model.load_state_dict(state)
-    except ModelFileError as error:
+    except ValueError as error:  # not ModelFileError alone: rows that are no whole blocks
         raise ModelFileError(f"{folder}: {error}") from error
     return model
 

@@ -29,6 +29,7 @@ from ..files.gguf import (
 )
 from ..files.quant import BLOCK, BYTES_PER_BLOCK, Packed, dequantize, quantize
 from ..nn.llama import Config, Llama, check_claims
+from .rounded import load_rounded
 from .tokenizer import Tokenizer, from_gguf, tokenizer_metadata
 
 GGUF_KINDS = ("F32", "F16", "Q8_0", "Q4_1")
@@ -97,9 +98,10 @@ class GGUF:
         """The tokenizer that the file describes. Raises ModelFileError for a kind that is not byte-level BPE."""
         return from_gguf(self.path, self.metadata)
 
-    def load(self, quantized: bool = False) -> Llama:
+    def load(self, quantized: bool = False, kind: str | None = None) -> Llama:
         """The whole model in float32, frozen nowhere; with `quantized`, packed matrices stay packed, and frozen.
 
+        kind: round all matrices to this, such as "NF4", whatever the file holds them as.
         Raises ModelFileError when tensors and shape disagree, or when there is nothing packed to keep.
         """
         from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +114,8 @@ class GGUF:
             )
         try:
             check_claims(config, {name: tuple(t.shape[::-1].tolist()) for name, t in self.tensors.items()})
+            if kind is not None:
+                return load_rounded(config, self.tensors, lambda name: self.weight(name, config), kind)
             with ThreadPoolExecutor(cores()) as pool:  # unpacking frees the interpreter lock
                 weights = pool.map(lambda name: self.weight(name, config, quantized), self.tensors)
                 state = dict(zip(self.tensors, weights, strict=True))

@@ -14,9 +14,11 @@ import numpy as np
 from ..engine.backend import Array, dense
 from ..engine.tensor import no_grad
 from ..files.disk import ModelFileError, replacing_folder
-from ..files.quant import BLOCK, codes_q4_1, dequantize, quantize
+from ..files.levels import LEVELS
+from ..files.quant import bytes_of_row, codes_of, dequantize, quantize
 from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_state, set_adapter
 from ..lora.llamacpp import save_gguf_adapter
+from ..lora.notes import read_notes
 from ..lora.peft import load_adapter
 from ..nn.llama import Config, Llama
 from .folder import FILES, load_folder, save_folder
@@ -31,7 +33,7 @@ FOLDER_KINDS = ("F32", "F16")
 
 @dataclass(frozen=True)
 class Requantised:
-    """What storing merged matrices as Q4_1 does to the update: see `requantised`.
+    """What storing merged matrices in 4 bits does to the update: see `requantised`.
 
     Of these, `update_kept` foretells best what is left of the learning. SmolLM2 on its own Q4_1 base, 48 steps on the
     legal data: 7 % of the update is kept and 16.5 % of the fall in loss, with a rounding of 123 %. The tiny base in
@@ -42,6 +44,7 @@ class Requantised:
     error: float  # ‖Q(W + ΔW) - (W + ΔW)‖ / ‖ΔW‖: how large the rounding is, measured by the update
     codes_kept: float  # share of 4-bit codes that are the base's, as if nothing had been learned
     update_kept: float  # ⟨Q(W + ΔW) - Q(W), ΔW⟩ / ‖ΔW‖²: how far the stored numbers moved where the update points
+    kind: str = "Q4_1"  # or that of the base, if the adapter learned over a rounded one
 
     def verdict(self) -> str:
         """In words: rounding may be far larger than an update and keep it, as noise does, or swallow it whole."""
@@ -61,6 +64,7 @@ class MergeReport:
     logit_error: float  # largest difference between the logits of the merged model and of the file
     logit_size: float  # the largest logit
     requantised: Requantised | None  # for a base in 4 bits, or when 4 bits were asked for
+    rounded_to: str | None = None  # the adapter learned over this base rounded to this: "nf4"
 
     def __str__(self) -> str:
         lines = [f"wrote   {self.path}: {self.kind}, {self.bytes / 1e6:,.1f} MB, {self.matrices} matrices merged"]
@@ -68,10 +72,12 @@ class MergeReport:
         if self.logit_error:
             found = f"logits differ by at most {self.logit_error:.2g} (largest logit {self.logit_size:.3g})"
         lines.append(f"check   read back: {found}")
+        if self.rounded_to is not None:
+            lines.append(f"base    as its file holds it; the adapter learned over it rounded to {self.rounded_to}")
         if (lost := self.requantised) is not None:
-            case = "stored" if self.kind == "Q4_1" else "if stored"
+            case = "stored" if self.kind == lost.kind else "if stored"
             lines += [
-                f"4 bits  {case} as Q4_1, {lost.update_kept:.0%} of the update is kept: {lost.verdict()}",
+                f"4 bits  {case} as {lost.kind}, {lost.update_kept:.0%} of the update is kept: {lost.verdict()}",
                 f"        (rounding {lost.error:.0%} of the update's size; {lost.codes_kept:.1%} of codes as before)",
             ]
             if self.kind == "Q4_1" and lost.update_kept < 0.9:
@@ -138,6 +144,7 @@ def merge(
     set_adapter(model, ADAPTER)
     merge_adapter(model)
     before, state = base_state(model), merged_state(model)
+    rounded_to = read_notes(Path(adapter)).get("base", {}).get("rounded_to")
     config = replace(model.config, tie_word_embeddings="lm_head.weight" not in state)
     changed = {name for name in state if name not in before or state[name] is not before[name]}
     if "lm_head.weight" in changed:  # untied: the head is the embedding of before
@@ -145,6 +152,8 @@ def merge(
     lost = None
     if kind == "Q4_1" or (source is not None and any(_packed_in(source, name) for name in changed)):
         lost = requantised(before, state, changed, config, source)
+    elif rounded_to and rounded_to.upper() in LEVELS:
+        lost = requantised(before, state, changed, config, kind=rounded_to.upper())
     if format == "hf":
         _save_whole_folder(out, config, state, tokenizer, kind)
         written = load_folder(out)
@@ -157,9 +166,8 @@ def merge(
     if kind == "F32":
         _check_same(out, state, written.state_dict())
     expected, got = _logits(model), _logits(written)
-    return MergeReport(
-        out, kind, size, len(changed), float(np.abs(got - expected).max()), float(np.abs(expected).max()), lost
-    )
+    apart, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
+    return MergeReport(out, kind, size, len(changed), apart, largest, lost, rounded_to)
 
 
 def export(
@@ -186,12 +194,18 @@ def export(
 
 
 def requantised(
-    before: dict[str, Array], after: dict[str, Array], changed: set[str], config: Config, source: GGUF | None = None
+    before: dict[str, Array],
+    after: dict[str, Array],
+    changed: set[str],
+    config: Config,
+    source: GGUF | None = None,
+    kind: str = "Q4_1",
 ) -> Requantised:
-    """What is left of an update when the merged matrices are packed into Q4_1 again.
+    """What is left of an update when the merged matrices are packed into 4 bits again.
 
-    before, after: the base's and the merged arrays by name; changed: those that differ. The base's codes are those of
-    `source` where it is stored as Q4_1, else of the base packed here. Matrices that Q4_1 cannot hold are left out.
+    before, after: the base's and the merged arrays by name; changed: those that differ. kind: Q4_1, NF4, FP4 or INT4.
+    The base's codes are those of `source` where it is stored as Q4_1, else of the base packed here. Matrices whose rows
+    are no whole blocks are left out.
 
     Four bits distinguish 16 values in a block of 32 weights. An update smaller than half such a step moves no code,
     unless the weight was near the border, and what remains of it is the block's step and minimum shifting a little.
@@ -199,23 +213,31 @@ def requantised(
     rounding = update = along = 0.0
     kept = codes = matrices = 0
     for name in sorted(changed):
-        if after[name].ndim != 2 or after[name].shape[1] % BLOCK:
+        if after[name].ndim != 2 or not _fits(after[name], kind):
             continue
         w, merged = (in_pairs(name, dense(state[name]), config) for state in (before, after))
-        packed = quantize(merged, "Q4_1")
-        own = np.asarray(source.tensors[name].data) if source and _packed_in(source, name) else quantize(w, "Q4_1")
-        stored, delta = dequantize(packed, "Q4_1"), merged - w
+        packed = quantize(merged, kind)
+        own = np.asarray(source.tensors[name].data) if source and _packed_in(source, name) else quantize(w, kind)
+        stored, delta = dequantize(packed, kind), merged - w
         rounding += float(np.square(stored - merged).sum(dtype=np.float64))
         update += float(np.square(delta).sum(dtype=np.float64))
-        along += float(((stored - dequantize(own, "Q4_1")) * delta).sum(dtype=np.float64))
-        kept += int((codes_q4_1(packed) == codes_q4_1(own)).sum())
+        along += float(((stored - dequantize(own, kind)) * delta).sum(dtype=np.float64))
+        kept += int((codes_of(packed, kind) == codes_of(own, kind)).sum())
         codes, matrices = codes + merged.size, matrices + 1
     return Requantised(
         matrices,
         error=(rounding / update) ** 0.5 if update else 0.0,
         codes_kept=kept / codes if codes else 1.0,
         update_kept=along / update if update else 1.0,
+        kind=kind,
     )
+
+
+def _fits(w: Array, kind: str) -> bool:
+    try:
+        return bytes_of_row(w.shape[1], kind) > 0
+    except ValueError:
+        return False
 
 
 def _packed_in(source: GGUF, name: str) -> bool:

@@ -77,7 +77,7 @@ def _own_name(path: Path) -> str:
 def load_versions(
     named: Mapping[str, Path],
     base: str | Path | None = None,
-    quantized: bool = False,
+    quantized: bool | str = False,
     device: str = "cpu",
     force: bool = False,
     say: Callable[[str], None] | None = None,
@@ -94,6 +94,10 @@ def load_versions(
     else:
         _refuse_what_is_no_adapter(named)
     model, tokenizer = load(base, quantized, device=device, say=say)
+    for name, folder in named.items() if say else ():
+        learned = read_notes(folder).get("base", {}).get("rounded_to")
+        if learned and learned != model.rounded_to:
+            say(f"{name} learned over its base rounded to {learned}, which --quantized {learned} gives")
     told = any(read_notes(folder).get("base", {}).get("sha256") for folder in named.values())
     digest = sha256_of(base_state(model)) if told and not force else None  # once for all of them
     for name, folder in named.items():

@@ -21,6 +21,7 @@ from ..files.disk import ModelFileError, replacing
 from ..nn.llama import Llama
 from .folder import load_folder
 from .gguf import GGUF
+from .rounded import rounded_to
 from .tokenizer import Tokenizer, from_folder
 
 
@@ -153,7 +154,7 @@ def known_as(name: str | Path) -> str | None:
 
 def load(
     name: str | Path,
-    quantized: bool = False,
+    quantized: bool | str = False,
     recompute: bool = False,
     device: str = "cpu",
     say: Callable[[str], None] | None = None,
@@ -164,19 +165,22 @@ def load(
     folder.
     quantized: matrices that a GGUF file holds as Q4_1 or Q8_0 stay packed, and frozen, and are unpacked whenever a
     product needs them: the same numbers in a fifth of the memory, for some time. All other weights are float32,
-    trainable until an adapter freezes them.
+    trainable until an adapter freezes them. Or the name of a kind, "nf4", "fp4", "int4", "q8_0" or "q4_1": the matrices
+    of any base, a Hugging Face folder's, too, are rounded to it, and packed.
     recompute: of each block, keep the input alone for the way back, and compute the block a second time.
     device: "cpu" | "cuda". say: receives progress lines of a pull.
-    Raises ModelFileError that names the file and what is wrong with it.
+    Raises ModelFileError that names the file and what is wrong with it, ValueError for an unknown kind.
     """
+    kind = rounded_to(quantized)
     path = locate(name, say)
     if path.is_dir():
-        if quantized:
-            raise ModelFileError(f"{path}: a Hugging Face folder holds no packed matrices: load it without quantized")
-        model, tokenizer = load_folder(path), from_folder(path)
+        if quantized and kind is None:
+            what = "a Hugging Face folder holds no packed matrices"
+            raise ModelFileError(f"{path}: {what}: load it without quantized, or rounded, as quantized nf4")
+        model, tokenizer = load_folder(path, kind), from_folder(path)
     elif path.suffix == ".gguf":
         file = GGUF(path)
-        model, tokenizer = file.load(quantized), file.tokenizer()
+        model, tokenizer = file.load(quantized is True, kind), file.tokenizer()
     else:
         raise _unknown(name)
     if len(tokenizer) > model.config.vocab_size:

@@ -1,7 +1,8 @@
 """`minilora.json`: what minilora says of an adapter and PEFT's format has no place for.
 
     {"format": 1,
-     "base": {"name": "smollm2", "path": ..., "sha256": ..., "shape": {...}},   the model that it was made for
+     "base": {"name": "smollm2", "path": ..., "sha256": ..., "shape": {...},    the model that it was made for;
+              "rounded_to": "nf4", "unrounded_sha256": ...},                    of a rounded one, what it was before
      "data": {"name": "legal", "sha256": ..., "records": 240},                  what it learned from, if that was said
      "dropout": {...}}                                                          where its random numbers go on
 
@@ -47,7 +48,7 @@ def read_notes(folder: Path) -> dict[str, Any]:
         if not isinstance(notes.get(key, {}), dict):
             raise ModelFileError(f"{path}: {key} is a {type(notes[key]).__name__}, expected an object")
     base = notes.get("base", {})
-    for key in ("name", "path", "sha256", "shape"):
+    for key in ("name", "path", "sha256", "shape", "rounded_to", "unrounded_sha256"):
         kind, expected = (dict, "an object") if key == "shape" else (str, "a text")
         if not isinstance(base.get(key), kind | None):
             raise ModelFileError(f"{path}: {key} of the base is a {type(base[key]).__name__}, expected {expected}")
@@ -62,6 +63,8 @@ def base_note(model: Module, folder: Path, name: str | None = None, sha256: str 
     """
     name = name or getattr(model, "source", None)
     note = {"name": name, "sha256": sha256 or sha256_of(base_state(model)), "shape": _shape_of(model)}
+    if getattr(model, "rounded_to", None):
+        note |= {"rounded_to": model.rounded_to, "unrounded_sha256": model.unrounded_sha256}
     if name is not None and Path(name).exists():  # found again from anywhere, also when both have moved together
         try:
             note["path"] = Path(os.path.relpath(os.path.realpath(name), os.path.realpath(folder))).as_posix()
@@ -73,7 +76,8 @@ def base_note(model: Module, folder: Path, name: str | None = None, sha256: str 
 def refuse_other_base(model: Module, folder: Path, force: bool = False, sha256: str | None = None) -> None:
     """Raise ModelFileError when the folder's notes say that its adapter was made for another base than this model.
 
-    force: another base of the same shape will do. sha256: as for `base_note`. Without notes, nothing is known.
+    force: another base of the same shape will do. sha256: as for `base_note`. Without notes, nothing is known. A base
+    that was rounded as it was loaded is the same base as before, on either side.
     """
     base = read_notes(folder).get("base", {})
     wanted, own = base.get("shape") or {}, _shape_of(model)
@@ -84,7 +88,9 @@ def refuse_other_base(model: Module, folder: Path, force: bool = False, sha256: 
     if force or base.get("sha256") is None:
         return
     sha256 = sha256 or sha256_of(base_state(model))
-    if base["sha256"] != sha256:
+    if {sha256, getattr(model, "unrounded_sha256", None)}.isdisjoint(
+        {base["sha256"], base.get("unrounded_sha256", "")}
+    ):
         raise ModelFileError(
             f"{folder}: made for {name} with sha256 {base['sha256']}; this model has the same shape and sha256 "
             f"{sha256}: give the base it names, or --force (force=True) if you know better"

@@ -176,6 +176,8 @@ class Llama(Module):
 
     source: str | None = None  # where it was loaded from, as `minilora.load` was told: "smollm2", a path
     hub_name: str | None = None  # what Hugging Face calls it, if that is known: for PEFT
+    rounded_to: str | None = None  # the kind that its matrices were rounded to as it was loaded: "nf4"
+    unrounded_sha256: str | None = None  # of a rounded one, the fingerprint that it would have without
 
     def __init__(self, config: Config, seed: int | np.random.Generator = 0):
         self._build(config, np.random.default_rng(seed))

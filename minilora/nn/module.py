@@ -40,7 +40,7 @@ class Parameter(Tensor):
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
         if wanted and is_packed(self.data):
-            raise ValueError("a packed matrix is frozen: load the model without quantized=True to train its weights")
+            raise ValueError("a packed matrix is frozen: load the model without quantized to train its weights")
         Tensor.requires_grad.fset(self, wanted)  # type: ignore[attr-defined]
 
 
@@ -165,13 +165,27 @@ def sha256_of(arrays: Mapping[str, Array]) -> str:
     packed in memory or not, is in one file or in several, carries adapters or none; a file's own SHA-256 would change
     with each of these, and could not tell whether a model in memory has moved.
     """
-    import hashlib
-
-    digest = hashlib.sha256()
+    fingerprint = Fingerprint()
     for name in sorted(arrays):
-        w = arrays[name]
-        digest.update(f"{name} {np.dtype(w.dtype).str} {w.shape}\n".encode())
+        fingerprint.add(name, arrays[name])
+    return fingerprint.hexdigest()
+
+
+class Fingerprint:
+    """`sha256_of` arrays that are not in memory together: `add` each of them, in the order of their names."""
+
+    def __init__(self):
+        import hashlib
+
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, w: Array) -> None:
+        """Take in the next array."""
+        self._digest.update(f"{name} {np.dtype(w.dtype).str} {w.shape}\n".encode())
         rows = max(1, _HASHED // max(1, math.prod(w.shape[1:]))) if w.shape else 1
         for piece in (dense_rows(w, i, i + rows) for i in range(0, len(w), rows)) if w.shape else (w,):
-            digest.update(np.ascontiguousarray(to_numpy(piece)).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+            self._digest.update(np.ascontiguousarray(to_numpy(piece)).reshape(-1).view(np.uint8).data)
+
+    def hexdigest(self) -> str:
+        """The fingerprint of all that was added."""
+        return self._digest.hexdigest()

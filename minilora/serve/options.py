@@ -33,7 +33,7 @@ class ServeOptions:
     max_new_tokens: int = option(256, "tokens of an answer, where a request does not say", **_BOUNDS)
     connections: int = option(256, "connections at a time; more are refused", **_BOUNDS)
 
-    quantized: bool = option(False, PACKED, **_MACHINE)
+    quantized: bool | str = option(False, **PACKED, **_MACHINE)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
     force: bool = option(False, "accept adapters of another base of the same shape")
 

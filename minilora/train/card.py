@@ -250,9 +250,11 @@ def _limits(metrics: dict[str, Any]) -> Iterator[str]:
             f"Its loss on general text, a measure of what it forgot, is {_change(before, after)} against the base's."
         )
     if lora:
+        rounded = metrics["options"]["quantized"]
+        also = f", rounded to {rounded}; or the same before rounding" if isinstance(rounded, str) else ""
         yield from _bullet(
-            f"It belongs to one base, the one with sha256 {metrics['base_sha256'][0]} (of the weights as float32; "
-            "`minilora.json` has it, too). minilora refuses another; PEFT and llama.cpp do not notice."
+            f"It belongs to one base, the one with sha256 {metrics['base_sha256'][0]} (of the weights as "
+            f"float32{also}; `minilora.json` has it, too). minilora refuses another; PEFT and llama.cpp do not notice."
         )
     if failed := metrics.get("audit_failed"):
         yield from _bullet(f"The audit after training found a broken promise: {failed}.")

@@ -52,7 +52,7 @@ class EvalOptions:
     no_recall: bool = option(False, "measure the loss alone: no answers, a fraction of the time")
     matrix: str | None = option(None, "draw a heat map, a .png or an .svg file", metavar="PICTURE")
     seed: int = option(0, "decides the draws of the intervals")
-    quantized: bool = option(False, PACKED)
+    quantized: bool | str = option(False, **PACKED)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
     force: bool = option(False, "take adapters of another base of the same shape, too")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import toml
 from ..flags import BASE, PACKED, RECOMPUTE, beside, option
+from ..io.rounded import rounded_to
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
 from .formats import check_field
@@ -119,12 +120,13 @@ class Options:
         "best", "which weights are the result: best in validation, or last", choices=("best", "last"), **_MEASURING
     )
 
-    quantized: bool = option(False, PACKED, only={"method": "lora"}, **_MACHINE)
+    quantized: bool | str = option(False, **PACKED, only={"method": "lora"}, **_MACHINE)
     recompute: bool = option(False, RECOMPUTE, **_MACHINE)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
 
     def __post_init__(self):
         check_field(self.field or {})
+        rounded_to(self.quantized)  # refuses an unknown kind
         if self.method not in ("lora", "full"):
             raise ValueError(f"method must be 'lora' or 'full', got {self.method!r}")
         if self.method == "full" and self.quantized:
@@ -263,7 +265,7 @@ class ChatOptions:
     temperature: float = option(0.0, "0 takes the likeliest token")
     top_p: float = option(1.0, "draw from the likeliest tokens that have this probability together")
     seed: int = option(0, "for a temperature above 0")
-    quantized: bool = option(False, PACKED)
+    quantized: bool | str = option(False, **PACKED)
     force: bool = option(False, "accept adapters of another base of the same shape")
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from minilora.engine.backend import array_module
-from minilora.files.quant import BYTES_PER_BLOCK, PIECE, Packed, codes_q4_1, dequantize, quantize
+from minilora.files.quant import BYTES_PER_BLOCK, PIECE, Packed, codes_of, dequantize, quantize
 
 KINDS = ["F32", "F16", "Q8_0", "Q4_1"]
 
@@ -134,7 +134,7 @@ def test_many_rows_are_packed_as_each_alone(rng):
 
 def test_codes_of_q4_1_are_the_nibbles_in_order():
     w = np.concatenate([np.arange(16), np.arange(16)[::-1]]).astype(np.float32)[None]
-    np.testing.assert_array_equal(codes_q4_1(quantize(w, "Q4_1")), w)
+    np.testing.assert_array_equal(codes_of(quantize(w, "Q4_1")), w)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
@@ -169,7 +169,7 @@ def test_exact_ties_of_q8_0_round_away_from_zero():
 
 def test_exact_ties_of_q4_1_round_up():
     w = np.concatenate([np.float32([0.5, 1.5, 2.5, 14.5]), np.zeros(27, np.float32), np.float32([15])])[None]
-    assert codes_q4_1(quantize(w, "Q4_1"))[0, :4].tolist() == [1, 2, 3, 15]
+    assert codes_of(quantize(w, "Q4_1"))[0, :4].tolist() == [1, 2, 3, 15]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
