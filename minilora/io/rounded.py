@@ -10,6 +10,7 @@ are hashed: an adapter that learned over the rounded base belongs to the model t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def rounded_to(quantized: bool | str) -> str | None:
     return kind
 
 
-def load_rounded(config: Config, names: Collection[str], read: Callable[[str], np.ndarray], kind: str) -> Llama:
+def load_rounded(config: Config, names: Collection[str], read: Callable[[str], Any], kind: str) -> Llama:
     """A model of the tensors `names`, each read, float32, as its turn comes; matrices are rounded to `kind`.
 
     Raises ValueError naming a matrix whose rows are no whole blocks, and ModelFileError for what is no such model.

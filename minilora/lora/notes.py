@@ -63,8 +63,8 @@ def base_note(model: Module, folder: Path, name: str | None = None, sha256: str 
     """
     name = name or getattr(model, "source", None)
     note = {"name": name, "sha256": sha256 or sha256_of(base_state(model)), "shape": _shape_of(model)}
-    if getattr(model, "rounded_to", None):
-        note |= {"rounded_to": model.rounded_to, "unrounded_sha256": model.unrounded_sha256}
+    if (kind := getattr(model, "rounded_to", None)) is not None:
+        note |= {"rounded_to": kind, "unrounded_sha256": getattr(model, "unrounded_sha256", None)}
     if name is not None and Path(name).exists():  # found again from anywhere, also when both have moved together
         try:
             note["path"] = Path(os.path.relpath(os.path.realpath(name), os.path.realpath(folder))).as_posix()
