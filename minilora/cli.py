@@ -11,33 +11,41 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stderr
 from functools import partial
+from io import StringIO
 from typing import Any
 
 from . import commands
 from .flags import BASE, PACKED, Parser, UsageError, add_flags, parse, settings_of
+from .train.ranks import ALONE, world
 from .version import __version__
+
+SHARED = (commands.run_finetune,)  # what several processes can do together, started by mpiexec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    ranks = ALONE
     try:
         try:
-            arguments = parse(build_parser(), argv)
+            ranks = world()
+            with redirect_stderr(StringIO()) if ranks.number else nullcontext():  # the first rank says it
+                arguments = parse(build_parser(), argv)
+            if ranks.size > 1 and arguments.run not in SHARED:
+                raise UsageError(f"{arguments.parser.prog} is for one process: leave out mpiexec")
             arguments.run(arguments)
         finally:
             sys.stdout.flush()  # what cannot be written must show here, not when Python ends
     except KeyboardInterrupt:
-        print("\nminilora: interrupted", file=sys.stderr)
-        return 130
+        return ranks.fail("\nminilora: interrupted", 130)
     except BrokenPipeError:  # `minilora report | head`: nothing more can be said, not even at exit
         sys.stdout = None  # type: ignore[assignment]
         return 0
     except (UsageError, ValueError, OSError, RuntimeError, MemoryError, ImportError, AssertionError) as error:
         if os.environ.get("MINILORA_TRACEBACK"):
             raise
-        print(f"minilora: {str(error) or type(error).__name__}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return ranks.fail(f"minilora: {str(error) or type(error).__name__}", 2 if isinstance(error, UsageError) else 1)
     return 0
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from .flags import UsageError, flag, flag_fields, from_flags
 
@@ -41,12 +41,16 @@ def run_finetune(arguments: argparse.Namespace) -> None:
     """minilora finetune: run the job, print its page."""
     from .train.finetune import finetune
     from .train.options import Options
+    from .train.ranks import world
     from .train.report import page, terminal_width
 
-    options = _options(Options, arguments)
-    if options.resume and (begun := options.begun()):  # what is not given is what the run was told when it began
-        options = _options(Options, arguments, begun)
-    print(page(finetune(options, say=_tell), terminal_width()))
+    ranks, options = world(), None
+    if not ranks.number:
+        options = _options(Options, arguments)
+        if options.resume and (begun := options.begun()):  # what is not given is what the run was told when it began
+            options = _options(Options, arguments, begun)
+    if metrics := finetune(cast(Options, ranks.same(options)), say=_tell, ranks=ranks):
+        print(page(metrics, terminal_width()))
 
 
 def run_compare(arguments: argparse.Namespace) -> None:

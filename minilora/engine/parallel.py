@@ -32,6 +32,12 @@ def cores() -> int:
     return max((library["num_threads"] for library in libraries), default=0) or os.cpu_count() or 1
 
 
+def keep_threads(most: int) -> None:
+    """From now on let matrix products use so many threads, or what OPENBLAS_NUM_THREADS and its like allow."""
+    told = any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"))
+    _controller().limit(limits=min(most, cores()) if told else most, user_api="blas")
+
+
 @cache
 def _controller() -> Any:
     from threadpoolctl import ThreadpoolController

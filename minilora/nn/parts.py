@@ -108,7 +108,7 @@ def micro_batches(batch: Batch | Sequence[Sample], threads: int) -> list[Batch]:
     if packing is None:
         parts = [Batch(*rows) for rows in zip(np.array_split(ids, count), np.array_split(labels, count), strict=True)]
     else:
-        found = _shares([end - start for start, end in packing.own_spans()], count)
+        found = spread([end - start for start, end in packing.own_spans()], count)
         parts = [_chosen(batch, packing, share, keep_prefix=not i) for i, share in enumerate(found)]
     return [part for part in parts if part.scored] or [batch]
 
@@ -116,7 +116,7 @@ def micro_batches(batch: Batch | Sequence[Sample], threads: int) -> list[Batch]:
 def shares(samples: Sequence[Sample], threads: int) -> list[list[int]]:
     """Which samples, by number, `micro_batches` puts into which micro-batch."""
     tokens, shared = packed_length(samples), common_prefix(samples)
-    return _shares([len(sample.ids) - shared for sample in samples], _count(tokens, len(samples), threads))
+    return spread([len(sample.ids) - shared for sample in samples], _count(tokens, len(samples), threads))
 
 
 def _count(tokens: int, sequences: int, threads: int) -> int:
@@ -124,8 +124,8 @@ def _count(tokens: int, sequences: int, threads: int) -> int:
     return max(1, min(threads * rounds, sequences, tokens // LEAST))
 
 
-def _shares(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Which sequences go into which micro-batch: the longest first, each to the one that has least so far."""
+def spread(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Sequences, by number, divided into so many parts: the longest first, each to the part that has least so far."""
     shares: list[list[int]] = [[] for _ in range(count)]
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         min(shares, key=lambda share: sum(lengths[j] for j in share)).append(i)

@@ -20,6 +20,8 @@ from .llama import Llama
 from .optim import Optimizer, clip_grad_norm
 from .parts import Batch, Sample, micro_batches, pack, shares
 
+Mean = Callable[[Sequence[Tensor], Array, int], Array]  # see `training_step`
+
 
 class NotFiniteError(ArithmeticError):
     """The loss or the gradient of a step is not a finite number. what: "loss" or "gradient". value: the number."""
@@ -51,17 +53,23 @@ def training_step(
     batch: Batch | Sequence[Sample],
     max_norm: float = math.inf,
     at_once: int | None = None,
+    mean: Mean | None = None,
 ) -> tuple[float, float]:
     """One step: forgotten gradients, forward and back, gradients clipped to a common norm of `max_norm`, the optimizer.
 
     batch: a batch, or samples, which are divided into micro-batches first and packed then. at_once: of more samples
     than these, so many go forward and back at a time, one lot after another, also on a GPU. The numbers are those of
-    all at once, and the memory is that of one lot. Returns the loss and the gradients' norm before clipping. Raises
-    NotFiniteError when one of them is not finite, before any weight moves.
+    all at once, and the memory is that of one lot. mean: where the samples are one process's share of a batch, perhaps
+    none of it, mean(parameters, loss, scored tokens) turns loss and gradients into those of the whole batch (see
+    train/ranks.py). Returns the loss and the gradients' norm before clipping. Raises NotFiniteError when one of them is
+    not finite, before any weight moves.
     """
     optimizer.zero_grad()
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported below
-        loss = _loss_and_grad(model, batch, at_once)
+        loss = _loss_and_grad(model, batch, at_once) if batch or mean is None else 0.0
+        if mean is not None:
+            scored = batch.scored if isinstance(batch, Batch) else sum(sample.scored for sample in batch)
+            loss = mean(optimizer.parameters, loss, scored)
         norm = clip_grad_norm(optimizer.parameters, max_norm)
     value, norm = to_floats(loss, norm)  # the one time in a step that the host waits for a GPU
     for what, number in (("loss", value), ("gradient", norm)):

@@ -15,6 +15,7 @@ from ..nn.parts import Sample
 from ..nn.step import loss_without_grad
 from .data import Record
 from .generate import generate_batch
+from .ranks import ALONE, Ranks
 
 Item = TypeVar("Item")
 ANSWER_TOKENS = 64  # where a measured answer is cut off
@@ -40,10 +41,11 @@ def mean_loss(
     samples: Sequence[Sample],
     batch_size: int = 16,
     done: Callable[[int], object] = lambda count: None,
+    ranks: Ranks = ALONE,
 ) -> float:
     """The mean cross-entropy per scored token over all samples, in nats. Raises ValueError for no samples.
 
-    done: called with the number of samples that have just been scored.
+    done: called with the number of samples that have just been scored. ranks: who shares the work; all must call this.
     """
     if not samples:
         raise ValueError("no samples to evaluate")
@@ -51,10 +53,12 @@ def mean_loss(
     total, count = 0.0, 0
     for i in range(0, len(ordered), batch_size):
         batch = ordered[i : i + batch_size]
-        scored = sum(sample.scored for sample in batch)
-        total += loss_without_grad(model, batch) * scored
-        count += scored
+        if mine := ranks.share(batch):
+            scored = sum(sample.scored for sample in mine)
+            total += loss_without_grad(model, mine) * scored
+            count += scored
         done(len(batch))
+    total, count = ranks.sum(total, count)
     return total / count
 
 
@@ -64,9 +68,18 @@ def answer_all(
     records: Sequence[Record],
     max_new_tokens: int = ANSWER_TOKENS,
     done: Callable[[int], object] = lambda count: None,
+    ranks: Ranks = ALONE,
 ) -> list[str]:
-    """The model's own answer to each record's question, greedily."""
-    return generate_batch(model, tokenizer, [record.prompt for record in records], max_new_tokens, done=done)
+    """The model's own answer to each record's question, greedily. done, ranks: as for `mean_loss`."""
+    prompts = [record.prompt for record in records]
+    mine, left = prompts[ranks.number :: ranks.size], len(prompts)
+
+    def finished(count: int) -> None:  # each stands for one of every other rank, as far as there are so many
+        nonlocal left
+        done(min(left, count * ranks.size))
+        left -= min(left, count * ranks.size)
+
+    return ranks.join(generate_batch(model, tokenizer, mine, max_new_tokens, done=finished))
 
 
 def keyword_recall(answers: Sequence[str], records: Sequence[Record]) -> float:

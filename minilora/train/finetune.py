@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,18 +28,20 @@ from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from ..nn.optim import AdamW
 from ..pictures.run import run_picture
+from ..version import __version__
 from . import checkpoint
 from .bars import Bars
 from .card import write_card
 from .checkpoint import State
 from .data import epochs, sha256_of_data
-from .evaluate import mean_loss
+from .follow import follow, level, score, start
 from .learn import learn
 from .log import Log
 from .loop import History, Trainer, TrainingError
-from .material import Material, Measured, evaluate, prepare
+from .material import Material, Measured, evaluate, learned, prepare
 from .options import Options
 from .place import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
+from .ranks import ALONE, Order, Ranks, Several
 
 ADAPTER = "default"
 
@@ -49,6 +51,7 @@ def finetune(
     say: Callable[[str], None] = lambda line: None,
     bars: Bars | None = None,
     measure: bool = True,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Run the whole job and return its metrics, which also stand in `<out>/metrics.json`.
 
@@ -56,44 +59,43 @@ def finetune(
     trained, then metrics and picture. In the end all of it takes the place of `<out>`, whole. say: hears what a user
     should know. bars: where progress is shown, on stderr if left out. measure: without it there is training and
     validation alone, for a search over settings, and the metrics hold no losses, recalls and answers from before and
-    after. Raises ValueError for bad input, or for results that are there already, before anything is written;
-    TrainingError when the loss is no number; KeyboardInterrupt after keeping what there is.
+    after. ranks: `train.ranks.world()` in a program that mpiexec starts: all of them call this, the first one alone
+    writes and says anything, and the others get no metrics.
+
+    Raises ValueError for bad input, or for results that are there already, before anything is written; TrainingError
+    when the loss is no number; KeyboardInterrupt after keeping what there is.
     """
+    if isinstance(ranks, Several) and ranks.number:
+        _follow(options, measure, ranks)
+        return {}
     bars = bars or Bars()
     with RunFolder(options.folder, options.overwrite, options.resume, say) as place:
         state = None
         if options.resume:
             state = checkpoint.read_state(place.partial)
             checkpoint.refuse_other(state, options)
-        model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, say)
-        program = program_memory(_base_bytes(model))
-        material = prepare(options, tokenizer, say)
-        material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
-        if options.patience is not None and not material.validation_sets:
-            raise ValueError(f"{options.data}: nothing is held out for validation, so patience has nothing to go by")
-        if not measure:
-            material = replace(material, scored={}, asked={}, shown={})
-        steps = options.steps or math.ceil(options.epochs * len(material.train) / options.records_per_step)
-        begin = _start(model, options)  # refuses what does not fit
-
-        before_hash = sha256_of(base_state(model))
+        job = _set_up(options, measure, ranks, say)
+        model, tokenizer, material = job.model, job.tokenizer, job.material
         if state is None:
-            before = evaluate(model, tokenizer, material, bars, "before")
-            state = State(checkpoint.told(options), before_hash, material.sha256, before)
+            before = evaluate(model, tokenizer, material, bars, "before", ranks)
+            state = State(checkpoint.told(options), job.base, material.sha256, before)
         else:
-            checkpoint.refuse_others_data(state, before_hash, material.sha256, options)
-        begin()
+            checkpoint.refuse_others_data(state, job.base, material.sha256, options)
+        ranks.tell(Order.BEGIN)
+        job.begin()
         if options.method == "lora":
-            learned = {"name": options.data, "sha256": sha256_of_data(options.data), "records": len(material.train)}
-            model.adapters[ADAPTER].data = learned  # for its folder's minilora.json
-        trainer = _trainer(model, material, steps, options)
+            source = {"name": options.data, "sha256": sha256_of_data(options.data), "records": len(material.train)}
+            model.adapters[ADAPTER].data = source  # for its folder's minilora.json
+        trainer = _trainer(job, options, ranks)
         if not state.trained:
             _learn(trainer, tokenizer, material, options, state, place, bars, say)
         else:
             place.began = True
             checkpoint.read_weights(place.partial, trainer.parameters)
-        memory = _memory(model, material, options, program, peak_memory())
-        after = evaluate(model, tokenizer, material, bars, "after")
+        memory = _memory(job, options, ranks, peak_memory())
+        level(trainer)
+        after = evaluate(model, tokenizer, material, bars, "after", ranks)
+        ranks.tell(Order.END)
         metrics = _metrics(trainer, material, options, state, after, memory, place.partial)
         write_json(place.partial / METRICS_FILE, metrics)
         write_card(place.partial, metrics)
@@ -103,6 +105,53 @@ def finetune(
 
 
 # -- the stages --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """What a job works with, the same on every rank.
+
+    begin: puts what is to be trained in place. base: the fingerprint of the base's weights. program: the bytes that the
+    process held before it had a model, where that is known.
+    """
+
+    model: Llama
+    tokenizer: Tokenizer
+    material: Material
+    steps: int
+    begin: Callable[[], object]
+    base: str
+    program: int | None
+
+
+def _set_up(options: Options, measure: bool, ranks: Ranks, say: Callable[[str], None] = lambda line: None) -> Job:
+    """Load the base and the data, and refuse what does not fit, before anything is computed."""
+    if ranks.size > 1 and options.device != "cpu":
+        raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
+    model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, say)
+    program = program_memory(_base_bytes(model))
+    material = prepare(options, tokenizer, say)
+    material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
+    if options.patience is not None and not material.validation_sets:
+        raise ValueError(f"{options.data}: nothing is held out for validation, so patience has nothing to go by")
+    if not measure:
+        material = replace(material, scored={}, asked={}, shown={})
+    steps = options.steps or math.ceil(options.epochs * len(material.train) / options.records_per_step)
+    begin = _start(model, options)
+    base = sha256_of(base_state(model))
+    ranks.ready(minilora=__version__, base=base, data=material.sha256)
+    return Job(model, tokenizer, material, steps, begin, base, program)
+
+
+def _follow(options: Options, measure: bool, ranks: Several) -> None:
+    """The job of every rank but the first."""
+    job = _set_up(options, measure, ranks)
+
+    def begin() -> Trainer:
+        job.begin()
+        return _trainer(job, options, ranks)
+
+    follow(job.model, job.tokenizer, job.material, options, ranks, begin)
 
 
 def _start(model: Llama, options: Options) -> Callable[[], object]:
@@ -119,13 +168,13 @@ def _start(model: Llama, options: Options) -> Callable[[], object]:
     return lambda: install_adapter(model, config, ADAPTER, planned)
 
 
-def _trainer(model: Llama, material: Material, steps: int, options: Options) -> Trainer:
-    parameters = model.trainable_parameters()
+def _trainer(job: Job, options: Options, ranks: Ranks) -> Trainer:
+    parameters = job.model.trainable_parameters()
     scale = None if options.lora_plus is None else lora_plus(parameters, options.lora_plus)
     return Trainer(
-        model,
-        material.train,
-        steps,
+        job.model,
+        job.material.train,
+        job.steps,
         AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale),
         batch_size=options.batch_size,
         seed=options.seed,
@@ -133,6 +182,7 @@ def _trainer(model: Llama, material: Material, steps: int, options: Options) -> 
         max_norm=options.max_grad_norm,
         schedule=options.schedule,
         grad_accumulation=options.grad_accumulation,
+        ranks=ranks,
     )
 
 
@@ -153,6 +203,7 @@ def _learn(
     else:
         with replacing(place.partial / OPTIONS_FILE) as file:
             file.write_text(options.text(), encoding="utf-8")
+    start(trainer)
     trainer.history, place.began = state.history, True
     log = Log(place.partial / LOG_FILE, state.history)
     try:
@@ -198,7 +249,8 @@ def _keep(
     if kept["step"] != trainer.done:
         _weaken(trainer.model, options)
         save(folder / LAST)
-        state.last_loss = {name: mean_loss(trainer.model, samples) for name, samples in material.scored.items()}
+        level(trainer)
+        state.last_loss = score(trainer, material)
         checkpoint.read_best(folder, kept["step"], trainer.parameters)
     _weaken(trainer.model, options)
     save(folder)
@@ -259,15 +311,24 @@ def _metrics(
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,
         **_proved(model, options, state.base),
-        **_learned(material, state.before, after),
+        **learned(material, state.before, after),
         **_trained(history),
         "kept": _kept(history, options),
         "last": {"loss": state.last_loss or after.loss},
         "peak_memory_bytes": memory,
         "adapter_bytes": (folder / (WEIGHTS_FILE if options.method == "lora" else MODEL_FILE)).stat().st_size,
         "base_bytes": _base_bytes(model),
+        "ranks": trainer.ranks.size,
+        "bytes_per_step": _sent(trainer),
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
     }
+
+
+def _sent(trainer: Trainer) -> dict[str, int]:
+    """What a rank sends for each step, and what it would if the whole model were trained."""
+    whole = sum(array.size for array in base_state(trainer.model).values())
+    mine = sum(p.size for p in trainer.parameters.values())
+    return {"sent": trainer.ranks.bytes_per_step(mine), "full_sent": trainer.ranks.bytes_per_step(whole)}
 
 
 def _base_bytes(model: Llama) -> int:
@@ -297,14 +358,6 @@ def _told(model: Llama, options: Options) -> dict[str, Any]:
     return values
 
 
-def _learned(material: Material, before: Measured, after: Measured) -> dict[str, Any]:
-    return {
-        "loss": {name: [loss, after.loss[name]] for name, loss in before.loss.items()},
-        "keyword_recall": {name: [recall, after.recall[name]] for name, recall in before.recall.items()},
-        "answers": _examples(material, before.answers, after.answers),
-    }
-
-
 def _trained(history: History) -> dict[str, Any]:
     return {
         "train_loss": history.losses,
@@ -316,29 +369,15 @@ def _trained(history: History) -> dict[str, Any]:
     }
 
 
-def _examples(material: Material, before: dict[str, list[str]], after: dict[str, list[str]]) -> list[dict[str, str]]:
-    """Three questions with both answers: two on what was trained, asked in other words if there are, one unseen."""
-    questions = material.asked | material.shown
-    trained = "paraphrase" if "paraphrase" in questions else "train"
-    wanted = [(trained, 0), (trained, 1), ("unseen", 0)]
-    chosen = []
-    for name, position in wanted:
-        records = questions.get(name, [])
-        if position < len(records):
-            i = position * (len(records) // 2)
-            question = records[i].prompt[-1]["content"]
-            chosen.append({"set": name, "question": question, "before": before[name][i], "after": after[name][i]})
-    return chosen
-
-
-def _memory(
-    model: Llama, material: Material, options: Options, program: int | None, measured: int | None
-) -> dict[str, Any]:
-    """Predicted for the largest of the first batches, and measured for the process, which tells nothing of a GPU."""
+def _memory(job: Job, options: Options, ranks: Ranks, measured: int | None) -> dict[str, Any]:
+    """Predicted for the largest of the first batches, as this rank computes it, and measured for the process, which
+    tells nothing of a GPU.
+    """
     on_host = options.device == "cpu"
-    batches = zip(epochs(material.train, options.batch_size, options.seed), range(20), strict=False)
-    known = {"program": program or 0 if on_host else 0}
-    step = max((Step.of(model, samples, **known) for samples, _ in batches), key=lambda step: step.tokens)
+    batches = zip(epochs(job.material.train, options.batch_size, options.seed), range(20), strict=False)
+    known = {"program": job.program or 0 if on_host else 0}
+    steps = (Step.of(job.model, ranks.share(samples), **known) for samples, _ in batches)
+    step = max(steps, key=lambda step: step.tokens)
     mine, full = predict_memory(step), predict_memory(replace(step, rank=None, base_bytes=None))
     kept = recomputed_activations(step) if step.recompute else kept_activations(step)
     return {

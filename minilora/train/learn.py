@@ -18,6 +18,7 @@ from .evaluate import mean_loss
 from .loop import Trainer
 from .material import Material
 from .options import Options
+from .ranks import Order
 
 
 def learn(
@@ -37,20 +38,21 @@ def learn(
     OSError when something cannot be written: the checkpoint before is still there then.
     """
     per_epoch = math.ceil(len(material.train) / options.records_per_step)
-    history, steps = trainer.history, trainer.steps
+    history, steps, ranks = trainer.history, trainer.steps, trainer.ranks
     # A checkpoint of a whole model is three times its size: unasked, it is written on Ctrl-C alone.
     save_every = options.save_every or (per_epoch if options.method == "lora" else math.inf)
 
     with trainer, _interrupts(say) as interrupted, bars("training", steps, "step", initial=trainer.done) as bar:
         while trainer.done < steps and not _out_of_patience(history.validation, options.patience):
+            ranks.tell(Order.STEP)
             loss = trainer.step()
             bar.set_postfix({"loss": f"{loss:.3f}", "tokens/s": f"{history.tokens_per_second:.0f}"}, refresh=False)
             bar.update()
             each_step()
             try:
                 if trainer.done % (options.eval_every or per_epoch) == 0 or trainer.done == steps:
-                    with _at_strength(trainer.model, options.kept_strength):
-                        validate(trainer, material.validation_sets)
+                    ranks.tell(Order.VALIDATE)
+                    validate_as_kept(trainer, material, options)
                     if options.keep == "best" and history.validation and history.best == history.validation[-1]:
                         checkpoint.save_best(partial, trainer)
                 if interrupted or trainer.done % save_every == 0:
@@ -59,6 +61,12 @@ def learn(
                 raise OSError(f"what {trainer.done} steps have learned cannot be written: {error}") from error
             if interrupted:
                 raise KeyboardInterrupt
+
+
+def validate_as_kept(trainer: Trainer, material: Material, options: Options) -> None:
+    """`validate` with the adapter as it will be kept, which may be a part of what is trained."""
+    with _at_strength(trainer.model, options.kept_strength):
+        validate(trainer, material.validation_sets)
 
 
 @contextmanager
@@ -77,7 +85,8 @@ def validate(trainer: Trainer, sets: dict[str, list[Sample]]) -> None:
     Each set counts the same, however long it is: trained matter asked in other words says whether it is learned,
     unseen matter whether anything more than that is.
     """
-    history, losses = trainer.history, {name: mean_loss(trainer.model, samples) for name, samples in sets.items()}
+    model, history, ranks = trainer.model, trainer.history, trainer.ranks
+    losses = {name: mean_loss(model, samples, ranks=ranks) for name, samples in sets.items()}
     for name, loss in losses.items():
         history.validation_sets.setdefault(name, []).append((trainer.done, loss))
     if losses:

@@ -15,6 +15,7 @@ from ..nn.optim import SCHEDULES, AdamW, Optimizer
 from ..nn.parts import Sample, packed_length
 from ..nn.step import NotFiniteError, training_step
 from .data import epochs
+from .ranks import ALONE, Ranks
 
 
 class TrainingError(RuntimeError):
@@ -71,6 +72,7 @@ def fit(
     schedule: str = "cosine",
     weight_decay: float = 0.0,
     grad_accumulation: int = 1,
+    ranks: Ranks = ALONE,
 ) -> History:
     """Train whatever requires a gradient for `steps` steps, and return what happened.
 
@@ -85,6 +87,7 @@ def fit(
         is the peak then, and its settings, such as LoRA+'s `lr_scale`, stay in force.
     each_step: called after every step with the number of steps done.
     history: filled as training goes on, for a caller who wants it even where training breaks off.
+    ranks: `train.ranks.world()` in a program that mpiexec starts: all of them call this, on the same model and samples.
 
     The same seed gives the same numbers, bit for bit, on the same machine. Raises TrainingError when the loss or the
     gradient is not a finite number: an adapter is then what it was when the loss was last finite. ValueError when
@@ -102,6 +105,7 @@ def fit(
         schedule=schedule,
         grad_accumulation=grad_accumulation,
         history=history,
+        ranks=ranks,
     )
     with trainer:
         while trainer.done < steps:
@@ -136,6 +140,7 @@ class Trainer:
         schedule: str,
         grad_accumulation: int,
         history: History | None = None,
+        ranks: Ranks = ALONE,
     ):
         if not samples:
             raise ValueError("no samples to train on")
@@ -153,7 +158,7 @@ class Trainer:
         self.parameters = model.trainable_parameters()
         self.optimizer, self.peak = optimizer, optimizer.lr
         self.history = History() if history is None else history
-        self.records_per_step = grad_accumulation * batch_size
+        self.records_per_step, self.ranks = grad_accumulation * batch_size, ranks
         self.few = self._is_small()
         self.good: dict[str, Array] = {}  # the weights that gave the last finite loss, where they are few
         self.go_to(0)
@@ -179,7 +184,14 @@ class Trainer:
         self.optimizer.lr = self.peak * self.schedule(self.done, self.steps, self.warmup)
         current = {name: p.data.copy() for name, p in self.parameters.items()} if self.few else {}
         try:
-            loss, norm = training_step(self.model, self.optimizer, batch, self.max_norm, at_once=self.batch_size)
+            loss, norm = training_step(
+                self.model,
+                self.optimizer,
+                self.ranks.share(batch),
+                self.max_norm,
+                at_once=self.ranks.at_once(self.batch_size),
+                mean=self.ranks.mean,
+            )
         except NotFiniteError as error:
             if error.what == "loss":  # of weights that the last step made
                 for name, array in self.good.items():

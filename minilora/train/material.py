@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from .data import (
 )
 from .evaluate import ANSWER_TOKENS, answer_all, evenly, held_out, keyword_recall, mean_loss
 from .options import Options
+from .ranks import ALONE, Order, Ranks
 from .twice import told_of_twice, twice
 
 
@@ -115,19 +117,46 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
     return Material(samples["train"], samples["validation"], scored, asked, shown, validation_paraphrase=reworded)
 
 
-def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, bars: Bars, when: str) -> Measured:
-    """Measure a model on all sets. when: "before" or "after", for the bars."""
+def evaluate(
+    model: Llama, tokenizer: Tokenizer, material: Material, bars: Bars, when: str, ranks: Ranks = ALONE
+) -> Measured:
+    """Measure a model on all sets. when: "before" or "after", for the bars. ranks: who shares the work."""
+    ranks.tell(Order.MEASURE)
     result = Measured()
     with bars(f"loss {when}", sum(map(len, material.scored.values())), "record") as bar:
         for name, samples in material.scored.items():
-            result.loss[name] = mean_loss(model, samples, done=bar.update)
+            result.loss[name] = mean_loss(model, samples, done=bar.update, ranks=ranks)
     questions = material.asked | material.shown
     with bars(f"answers {when}", sum(map(len, questions.values())), "answer") as bar:
         for name, records in questions.items():
-            result.answers[name] = answer_all(model, tokenizer, records, done=bar.update)
+            result.answers[name] = answer_all(model, tokenizer, records, done=bar.update, ranks=ranks)
             if name in material.asked:
                 result.recall[name] = keyword_recall(result.answers[name], records)
     return result
+
+
+def learned(material: Material, before: Measured, after: Measured) -> dict[str, Any]:
+    """What a job's metrics hold of two measurements: losses, recalls and some answers, before and after."""
+    return {
+        "loss": {name: [loss, after.loss[name]] for name, loss in before.loss.items()},
+        "keyword_recall": {name: [recall, after.recall[name]] for name, recall in before.recall.items()},
+        "answers": _examples(material, before.answers, after.answers),
+    }
+
+
+def _examples(material: Material, before: dict[str, list[str]], after: dict[str, list[str]]) -> list[dict[str, str]]:
+    """Three questions with both answers: two on what was trained, asked in other words if there are, one unseen."""
+    questions = material.asked | material.shown
+    trained = "paraphrase" if "paraphrase" in questions else "train"
+    wanted = [(trained, 0), (trained, 1), ("unseen", 0)]
+    chosen = []
+    for name, position in wanted:
+        records = questions.get(name, [])
+        if position < len(records):
+            i = position * (len(records) // 2)
+            question = records[i].prompt[-1]["content"]
+            chosen.append({"set": name, "question": question, "before": before[name][i], "after": after[name][i]})
+    return chosen
 
 
 def _of_records(

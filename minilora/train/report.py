@@ -166,6 +166,10 @@ def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     whole = metrics["training_seconds"]
     took = f"{whole / 60:.1f} minutes" if whole >= 60 else f"{whole:.1f} seconds"
     yield f"time                 {seconds:.2f} s per step, {speed:,.0f} tokens/s, {took} for {metrics['steps']} steps"
+    if (ranks := metrics.get("ranks", 1)) > 1:
+        sent = metrics["bytes_per_step"]
+        beside = f"; full fine-tuning would send {megabytes(sent['full_sent'])}" if lora else ""
+        yield f"ranks                {ranks}, each of which sends {megabytes(sent['sent'])} per step{beside}"
     saved, base = metrics["adapter_bytes"], metrics["base_bytes"]
     before, after = metrics["base_sha256"]
     if lora:
