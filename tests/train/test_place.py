@@ -212,7 +212,7 @@ def test_a_second_run_that_is_interrupted_leaves_the_first_as_it_was(home, tmp_p
     before = tree(tmp_path / "run")
 
     def stop(*inputs):
-        if inputs[-1] == "after":
+        if inputs[4] == "after":
             raise KeyboardInterrupt
         return real(*inputs)
 
