@@ -1,5 +1,5 @@
 """The command line: minilora finetune | compare | chat | serve | data | eval | audit | merge | export | report |
-memory | pull | bench | gradcheck | course | progress. What each of them does stands in commands.py.
+memory | pull | bench | reproduce | gradcheck | course | progress. What each of them does stands in commands.py.
 
 Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never
 shows a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags; those of a command with options are the fields of their dataclass."""
     from .cost.bench import Settings
     from .cost.process import Job
+    from .experiments.reproduce import ReproduceOptions
     from .serve.options import ServeOptions
     from .train.compare import CompareOptions
     from .train.domains import DomainsOptions
@@ -146,6 +147,12 @@ def build_parser() -> argparse.ArgumentParser:
     speed.add_argument(
         "--growth", metavar="FOLDER", help="draw how cost grows with length, batch, rank, width and adapters instead"
     )
+
+    told = "run what papers say about LoRA, claim by claim, and write a page with the verdicts"
+    papers = add(commands.run_reproduce, told, ReproduceOptions)
+    papers.add_argument("names", nargs="*", metavar="NAME", help="claims, such as planted-rank (default: all)")
+    papers.add_argument("--list", action="store_true", help="name all claims, with source, base and minutes")
+    papers.add_argument("--json", **as_json)
 
     check = add(commands.run_gradcheck, "compare every operation's gradient with a measured derivative")
     check.add_argument("--seed", type=int, default=0, help="default: %(default)s")

@@ -259,6 +259,28 @@ def run_bench(arguments: argparse.Namespace) -> None:
     print(json.dumps(result, indent=2) if arguments.json else bench.table(result))
 
 
+def run_reproduce(arguments: argparse.Namespace) -> None:
+    """minilora reproduce: run the claims that have changed, write the page, print the verdicts."""
+    from .experiments import reproduce
+    from .experiments.page import summary, write_page
+    from .train.bars import Bars
+    from .train.report import terminal_width
+
+    if arguments.list:
+        print(reproduce.listing(terminal_width()))
+        return
+    options = from_flags(reproduce.ReproduceOptions, arguments)
+    try:
+        reproduce.chosen(arguments.names)
+    except ValueError as error:
+        raise UsageError(error) from error
+    result = reproduce.reproduce(arguments.names, options, say=_tell, bars=Bars())
+    path = write_page(result, options.folder)
+    print(json.dumps(result, indent=2) if arguments.json else f"{summary(result)}\n\nWritten to {path}")
+    if failed := reproduce.failures(result):
+        raise RuntimeError(f"{len(failed)} of {len(result['claims'])} claims could not be run: {', '.join(failed)}")
+
+
 def run_gradcheck(arguments: argparse.Namespace) -> None:
     """minilora gradcheck: one line per operation."""
     from .engine.examples import check_all

@@ -20,6 +20,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from .trials import run_trials
+
 CLAIMS = "minilora.claims"  # the package whose files are the claims: found by its listing, imported by nobody
 
 
@@ -156,8 +158,23 @@ class Setting:
 
     def each(self, function: Callable[..., Any], trials: Sequence[dict[str, Any]]) -> list[Any]:
         """function(**trial) for each trial, in order. function: stands at the top of its file; it takes and returns
-        what JSON can hold."""
-        return [function(**trial) for trial in trials]
+        what JSON can hold. A small run calls it here; else `run_trials` has `jobs` at a time and keeps what they gave
+        in `folder`. Raises RuntimeError where a trial fails."""
+        if self.small:
+            return [function(**trial) for trial in trials]
+        done = 0
+
+        def count(index: int, result: Any) -> None:
+            nonlocal done
+            done += 1
+            self.say(f"{done} of {len(trials)}")
+
+        results = run_trials(function, trials, self.jobs, count, self.folder)
+        for trial, result in zip(trials, results, strict=True):
+            if isinstance(result, dict) and "failed" in result:
+                told = ", ".join(f"{key}={value}" for key, value in trial.items())
+                raise RuntimeError(f"{function.__name__}({told}): {result['failed']}")
+        return results
 
 
 @dataclass(frozen=True)

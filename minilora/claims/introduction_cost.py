@@ -1,0 +1,67 @@
+"""The usual introduction: experiments are much cheaper."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from ..experiments.claim import Band, Claim, Setting
+from ._introduction import SOURCE, best_runs, draw_curves, told
+from .introduction_speed import products, timed
+
+DEARER = 10  # with the effect put in by hand, the machine that full fine-tuning needs costs so many times as much
+
+CLAIM = Claim(
+    source=SOURCE,
+    where="why LoRA matters: high cost, much cheaper experiments",
+    says="Experiments are much cheaper with LoRA than with full fine-tuning.",
+    here="What a machine is paid for is time. Both methods teach the tiny base legal answers, each at the best of three"
+    " learning rates, until the validation loss that both reach; the steps of each, times the time of one, measured in"
+    " turns (in its smallest form, its multiplications). Much cheaper is fixed as a third of the cost at most.",
+    switch="The effect is put in by hand: full fine-tuning needs a machine of ten times the price.",
+    base="tiny",
+    minutes=4,
+    band=Band("cost of the same loss with LoRA, as a share of full fine-tuning's", high=1 / 3, against_above=0.9),
+    explained={
+        "contradicted": "On one machine LoRA is about as dear as full fine-tuning: its steps take less time, at best"
+        " two thirds, and it does not need fewer of them. It is cheap where it runs on a machine that full fine-tuning"
+        " does not fit: the cost is that of memory, and the switch shows it.",
+        "not at this size": "On one machine LoRA is hardly cheaper than full fine-tuning: its steps take less time, at"
+        " best two thirds, and it does not need fewer of them. It is cheap where it runs on a machine that full"
+        " fine-tuning does not fit: the cost is that of memory, and the switch shows it.",
+    },
+)
+
+
+def first_step(curve: list[list[float]], loss: float) -> float:
+    """The step at which a curve comes down to a loss, between two validations on the line between them."""
+    for (step, high), (following, low) in pairwise(curve):
+        if low <= loss:
+            return step + (following - step) * max(0.0, (high - loss) / (high - low))
+    raise ValueError(f"the loss {loss:.3f} is not reached")
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    """LoRA's share of the cost, seed by seed."""
+    runs = best_runs(setting)
+    steps = []
+    for lora, full in zip(runs["lora"], runs["full"], strict=True):
+        both = max(min(loss for _, loss in run["curve"]) for run in (lora, full))
+        steps.append([first_step(run["curve"], both) for run in (lora, full)])
+    pairs = [products("tiny")] if setting.small else timed("tiny", len(setting.seeds))
+    pace = median(lora / full for lora, full in pairs)
+    price = 1 / DEARER if setting.switched else 1.0
+    measured = [price * pace * lora / full for lora, full in steps]
+    of_steps = {"steps of LoRA": [lora for lora, _ in steps], "steps of full": [full for _, full in steps]}
+    return {"measured": measured, "one step, LoRA over full": pace, **of_steps, **told(runs)}
+
+
+def picture(numbers: dict[str, Any]) -> Any:
+    """Both on their way."""
+    from ..pictures.style import panels
+
+    figure, axes = panels(width=7)
+    draw_curves(axes, numbers["curves"])
+    axes.set_title(f"A step of LoRA takes {numbers['one step, LoRA over full']:.2f} of the time of a full one")
+    return figure

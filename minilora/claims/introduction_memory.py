@@ -1,0 +1,58 @@
+"""The usual introduction: training needs much less memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..cost.predict import Memory, predict_memory
+from ..cost.process import Job, report, step_of
+from ..experiments.claim import Band, Claim, Setting
+from ._introduction import SOURCE, draw_bars
+
+CLAIM = Claim(
+    source=SOURCE,
+    where="LoRA (arXiv 2106.09685), abstract, has the number",
+    says="Training needs much less memory, since only small matrices are trained: a third (GPT-3 175B: 350 GB in place"
+    " of 1.2 TB).",
+    here="The peak of a process that takes steps of 4 x 128 tokens with AdamW, by LoRA (r = 8, all linear maps) and by"
+    " full fine-tuning, and what of it belongs to whom. Nothing in it is random: one number. In its smallest form it"
+    " is predicted from shapes.",
+    switch="Gradients and moments of all weights are held all the same: full fine-tuning stands in both places.",
+    base="smollm2",
+    minutes=2,
+    band=Band("peak memory with LoRA, as a share of full fine-tuning's", high=1 / 3, against_above=0.9),
+    seeds=(0,),
+    explained={
+        "not at this size": "Freezing saves gradients and Adam's two moments, and nothing else: the weights are there,"
+        " and so are the activations, since every layer still passes a gradient on. The paper's 350 GB are 175 billion"
+        " weights of two bytes, with nothing to speak of for activations; here those of 512 tokens, and the program,"
+        " are a good part of the whole. Recomputation and a packed base save what LoRA leaves.",
+    },
+)
+OWNERS = ("weights", "gradients", "moments", "activations")
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    """LoRA's share of the peak."""
+    base = "tiny" if setting.small else "smollm2"
+    jobs = [Job(base=base, method="full" if setting.switched else "lora"), Job(base=base, method="full")]
+    if setting.small:
+        held = [predict_memory(step_of(job)) for job in jobs]
+        peaks = [memory.total for memory in held]
+    else:
+        reports = [report(job) for job in jobs]
+        held = [Memory(**one["predicted"]) for one in reports]
+        peaks = [one["process_peak"] for one in reports]
+    owned = {owner: [getattr(memory, owner) for memory in held] for owner in OWNERS}
+    return {"measured": [peaks[0] / peaks[1]] * len(setting.seeds), "peak, bytes": peaks, **owned}
+
+
+def picture(numbers: dict[str, Any]) -> Any:
+    """What is held, by owner."""
+    from ..pictures.style import panels
+
+    figure, axes = panels(width=7, height=4)
+    rows = {owner: numbers[owner] for owner in OWNERS} | {"peak": numbers["peak, bytes"]}
+    draw_bars(axes, {name: (lora / 1e6, full / 1e6) for name, (lora, full) in rows.items()}, "MB")
+    axes.set_title("What a step holds: weights and activations stay")
+    return figure

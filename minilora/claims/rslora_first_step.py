@@ -1,0 +1,87 @@
+"""rsLoRA: divided by r, the first steps shrink as r grows; divided by its root, they do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..engine.tensor import no_grad
+from ..experiments.claim import Band, Claim, Setting
+from ..io.zoo import load
+from ..lora.adapters import add_adapter
+from ..lora.config import LoraConfig
+from ..nn.optim import SGD, AdamW, Optimizer
+from ..train.data import encode_text
+
+CLAIM = Claim(
+    source="Kalajdzievski 2023, rsLoRA (arXiv 2312.03732)",
+    where="abstract, and theorem 3.2 as it is reported",
+    says="With the scale alpha / r learning slows down as r grows; adapters, whose outputs and gradients are to keep"
+    " their size for any rank, have to be divided by the root of the rank.",
+    here="One step on a text, r from 1 to 64: the change of the logits on it (root of the mean square), against r on"
+    " two logarithmic axes. Measured: the slope with alpha / sqrt(r) under SGD, for which the theorem is; 0 is no"
+    " change with r, -1 is a tenth at ten times the rank. Beside it, alpha / r, and both under Adam.",
+    switch="The scale is alpha / r.",
+    base="tiny",
+    minutes=2,
+    band=Band("slope of the first step's effect over r, with alpha / sqrt(r) and SGD", -0.25, 0.25, -0.5, 0.5),
+    second_hand=True,
+)
+LR = {"sgd": 1e-2, "adam": 1e-4}  # small: the change is then proportional to it
+
+
+def change(r: int, seed: int, rslora: bool, optimizer: str, tokens: int) -> float:
+    """How much one step changes the logits, for a learning rate of 1."""
+    model, tokenizer = load("tiny")
+    text = "The court may order that the tenant pays the rent which is due, with interest from the day it was due. "
+    ids = np.array([encode_text(text * 20, tokenizer, tokens)[seed].ids])  # (1, T)
+    settings = LoraConfig(r=r, lora_alpha=16, target_modules="all-linear", use_rslora=rslora)
+    add_adapter(model, settings, seed=seed)
+    parameters = model.trainable_parameters()
+    with no_grad():
+        before = model(ids).data
+    model.loss(ids, ids).backward()
+    rate = LR[optimizer]
+    step: Optimizer = SGD(parameters, rate) if optimizer == "sgd" else AdamW(parameters, rate, weight_decay=0)
+    step.step()
+    with no_grad():
+        after = model(ids).data
+    return float(np.sqrt(np.mean((after.astype(float) - before) ** 2))) / rate
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    """Slopes, and the sizes of the change."""
+    ranks = [1, 8, 64] if setting.small else [1, 2, 4, 8, 16, 32, 64]
+    main = ("sgd", not setting.switched)
+    kinds = [main] if setting.small else [(name, root) for name in LR for root in (False, True)]
+    settings = {"tokens": 32 if setting.small else 96}
+    trials = [
+        {"r": r, "seed": seed, "rslora": root, "optimizer": name, **settings}
+        for name, root in kinds
+        for seed in setting.seeds
+        for r in ranks
+    ]
+    found = np.array(setting.each(change, trials)).reshape(len(kinds), len(setting.seeds), len(ranks))
+    slopes = np.polyfit(np.log(ranks), np.log(found).reshape(-1, len(ranks)).T, 1)[0].reshape(found.shape[:2])
+    names = [f"{name}, alpha / {'sqrt(r)' if root else 'r'}" for name, root in kinds]
+    return {
+        "measured": slopes[kinds.index(main)].tolist(),
+        "ranks": ranks,
+        "slope": dict(zip(names, slopes.mean(axis=1).tolist(), strict=True)),
+        "change": dict(zip(names, found.mean(axis=1).tolist(), strict=True)),
+    }
+
+
+def picture(numbers: dict[str, Any]) -> Any:
+    """The change against the rank, each as a multiple of that of rank 1."""
+    from ..pictures.style import BLUE, GREEN, ORANGE, PURPLE, ink, panels
+
+    figure, axes = panels(width=7)
+    colors = (BLUE, ORANGE, GREEN, PURPLE)
+    for (name, sizes), color, mark in zip(numbers["change"].items(), colors, "os^D", strict=False):
+        axes.loglog(numbers["ranks"], np.array(sizes) / sizes[0], marker=mark, color=color)
+        place = (1.02, sizes[-1] / sizes[0])
+        axes.annotate(name, place, xycoords=("axes fraction", "data"), color=ink(color), va="center")
+    axes.set(xlabel="rank r", ylabel="change of the logits (r = 1: 1)", title="What the first step does")
+    return figure
