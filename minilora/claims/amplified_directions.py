@@ -60,22 +60,25 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Table 7 for every layer, one panel for each rank."""
-    from ..pictures.style import BASE, BLACK, LORA, SKY, name_lines, panels
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    from ..pictures.style import BASE, BLACK, LORA, SKY, ink, panels
 
     figure, axes = panels(2, width=11)
     for place, rows, r in zip(axes, (numbers["few"], numbers["many"]), numbers["ranks"], strict=True):
         lines = (
-            ("top", "W in its own\nfirst directions", BLACK, "-"),
+            ("top", "W in its own\nfirst directions", ink(BLACK), "-"),
             ("update", "ΔW", LORA, "-"),
             ("seen", "W in those of ΔW", SKY, "-"),
             ("chance", "W in random ones", BASE, "--"),
         )
-        for name, _, color, style in lines:
-            place.plot(rows[name], color=color, linestyle=style, linewidth=2)
+        for name, text, color, style in lines:
+            place.plot(rows[name], color=color, linestyle=style, linewidth=2, label=text)
         place.xaxis.get_major_locator().set_params(integer=True)
         factor = float(np.median(rows["factor"]))
         place.set(xlabel="layer", ylabel="Frobenius norm", yscale="log", title=f"r = {r}: amplified {factor:.1f} times")
-        for formatter in (place.yaxis.set_major_formatter, place.yaxis.set_minor_formatter):
-            formatter("{x:g}")
-        name_lines(place, [(rows[name][-1], text, color) for name, text, color, _ in lines])
+        place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        place.yaxis.set_major_formatter("{x:g}")
+        place.yaxis.set_minor_formatter(NullFormatter())
+    axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -70,14 +70,14 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Intruders per matrix, by update."""
-    from ..pictures.style import BASE, FULL, LORA, PALE, panels
+    from ..pictures.style import BASE, BLACK, FULL, LORA, PALE, ink, panels
 
     figure, axes = panels(width=9)
     for x, kind in enumerate(TOLD):
         ys = [one[kind] for one in numbers["means"]]
         color = LORA if kind == "lora" else FULL if "full" in kind else BASE
         axes.bar(x, np.mean(ys), color=color, alpha=PALE if kind == "full, scaled" else 1, width=0.6)
-        axes.plot([x] * len(ys), ys, "o", color="black", markersize=4)
+        axes.plot([x] * len(ys), ys, "o", color=ink(BLACK), markersize=4)
         axes.text(x, max(ys), f"{np.mean(ys):.2f}\n", ha="center")
     axes.set_xticks(range(len(TOLD)), list(TOLD.values()))
     axes.set(ylabel="new among the first 10, per matrix", ylim=(0, 1.2 * axes.get_ylim()[1]))

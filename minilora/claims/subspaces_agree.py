@@ -17,7 +17,8 @@ CLAIM = Claim(
     " similarity φ(1, 1) above 0.5 for W_q and for W_v, in this layer and in others, while later directions do not."
     " Random Gaussian matrices share no direction.",
     here="Both are trained on the same data from different starts; φ(1, 1) of their A's, the mean over W_q and W_v of"
-    " every layer. Beside it the same of the whole updates B A, whose directions no random start of A blurs.",
+    " every layer. Beside it the same of the whole updates B A, whose directions no random start of A blurs: of the"
+    " right singular vectors, on the side of A, and of the left ones, on the side of B.",
     switch="In place of the A with r = 64 stands a random Gaussian matrix, as in the paper's figure 4.",
     base="smollm2",
     minutes=6,
@@ -30,22 +31,24 @@ SHOWN = 16  # its directions in the picture
 
 
 def compare(base: str, ranks: list[int], seed: int, random: bool, folder: str | None) -> dict[str, Any]:
-    """φ(1, 1) by module, of A and of B A; and the mean table of φ(i, j)."""
+    """φ(1, 1) by module, of A and of B A on both sides; and the mean table of φ(i, j)."""
     starts = zip((seed, OTHER_START), ranks, strict=True)
     few, many = (read_update(shared_run(base, "lora", start, r, folder)["file"]) for start, r in starts)
     rng = np.random.default_rng(seed)
-    tables, whole = {}, {}
+    tables, right, left = {}, {}, {}
     for name in sorted(few, key=lambda name: ("v_proj" in name, int(name.split(".")[2]))):
         if "down_proj" in name:
             continue
         other = many[name]
         a = rng.standard_normal(other.lora_A.shape) if random else other.lora_A
         tables[name] = subspace_similarities(few[name].lora_A, a)
-        whole[name] = subspace_similarities(few[name].of(), (other.lora_B, a))
+        b, own = other.lora_B, few[name]
+        right[name] = subspace_similarities((own.lora_B, own.lora_A), (b, a))
+        left[name] = subspace_similarities((own.lora_A.T, own.lora_B.T), (a.T, b.T))
     n = a.shape[1]
+    sides = {"a": tables, "right": right, "left": left}
     return {
-        "a": {name: table[0, 0] for name, table in tables.items()},
-        "delta": {name: table[0, 0] for name, table in whole.items()},
+        **{side: {name: float(table[0, 0]) for name, table in found.items()} for side, found in sides.items()},
         "table": np.mean([table[:, :SHOWN] for table in tables.values()], axis=0).round(4).tolist(),
         "chance": chance_similarity(1, 1, n),
     }
@@ -57,12 +60,8 @@ def run(setting: Setting) -> dict[str, Any]:
     folder = str(setting.folder / "updates") if setting.folder else None
     common = {"base": base, "ranks": ranks, "random": setting.switched, "folder": folder}
     found = setting.each(compare, [common | {"seed": seed} for seed in setting.seeds])
-    return {
-        "measured": [float(np.mean(list(one["a"].values()))) for one in found],
-        "updates": [float(np.mean(list(one["delta"].values()))) for one in found],
-        "ranks": ranks,
-        **{name: found[0][name] for name in ("a", "delta", "table", "chance")},
-    }
+    means = {side: [float(np.mean(list(one[side].values()))) for one in found] for side in ("a", "right", "left")}
+    return {"measured": means["a"], "means": means, "ranks": ranks} | found[0]
 
 
 def picture(numbers: dict[str, Any]) -> Any:
@@ -70,13 +69,13 @@ def picture(numbers: dict[str, Any]) -> Any:
     from ..pictures.style import BASE, A, B, ink, panels
 
     figure, (lines, table) = panels(2, width=11)
-    for values, marker, color in (("a", "o", A), ("delta", "s", B)):
+    for side, text, marker, color in (("a", "A", "o", A), ("left", "B A, left", "s", B)):
         for kind, filled in (("q_proj", "full"), ("v_proj", "none")):
-            ys = [y for name, y in numbers[values].items() if kind in name]
-            label = f"{'A' if values == 'a' else 'B A'} of {kind}"
+            ys = [y for name, y in numbers[side].items() if kind in name]
+            label = f"{text}, {kind}"
             lines.plot(ys, color=color, marker=marker, fillstyle=filled, markersize=5, linewidth=0.8, label=label)
     lines.axhline(numbers["chance"], color=BASE, linestyle="--")
-    lines.text(0, numbers["chance"] + 0.02, f"chance {numbers['chance']:.4f}", color=ink(BASE))
+    lines.text(0, numbers["chance"] + 0.02, f"chance for A: {numbers['chance']:.4f}", color=ink(BASE))
     lines.axhline(0.5, color=BASE, linewidth=0.8)
     lines.xaxis.get_major_locator().set_params(integer=True)
     lines.set(xlabel="layer", ylabel="φ(1, 1)", ylim=(0, 1.02), title="The first direction of both adapters")
