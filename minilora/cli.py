@@ -18,21 +18,28 @@ from typing import Any
 
 from . import commands
 from .flags import BASE, PACKED, Parser, UsageError, add_flags, parse, settings_of
-from .train.ranks import ALONE, world
+from .train.ranks import ALONE, Ranks, Several, world
 from .version import __version__
 
-SHARED = (commands.run_finetune,)  # what several processes can do together, started by mpiexec
+SHARED = ("finetune",)  # what several processes can do together, started by mpiexec
+HANDED_OUT = ("sweep", "reproduce")  # and what the first of them can hand out to the others
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    ranks = ALONE
+    ranks: Ranks = ALONE
     try:
         try:
             ranks = world()
             with redirect_stderr(StringIO()) if ranks.number else nullcontext():  # the first rank says it
                 arguments = parse(build_parser(), argv)
-            if ranks.size > 1 and arguments.run not in SHARED:
+            name = arguments.run.__name__.removeprefix("run_")
+            if isinstance(ranks, Several) and name in HANDED_OUT:
+                with ranks.hand_out() as first:
+                    if first:
+                        arguments.run(arguments)
+                return 0
+            if ranks.size > 1 and name not in SHARED:
                 raise UsageError(f"{arguments.parser.prog} is for one process: leave out mpiexec")
             arguments.run(arguments)
         finally:

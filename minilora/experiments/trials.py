@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.disk import read_json, write_json
+from ..train.ranks import world
 
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 DECISIVE = ("data", "engine", "experiments", "files", "io", "lora", "nn", "tasks", "train", "weights")
@@ -72,7 +73,7 @@ def run_trials(
                 del left[i]
         function = partial(cached, function, folder=cache)
         left = {i: {"trial": dict(trial)} for i, trial in left.items()}
-    jobs = min(jobs or cores(), len(left))
+    jobs = min(jobs or world().size - 1 or cores(), len(left))
     if jobs <= 1:
         for i, trial in left.items():
             finish(i, _attempt(function, trial))
@@ -127,8 +128,9 @@ def _together(function: Callable[..., Any], left: dict[int, Trial], jobs: int, f
 
 
 def _executor(jobs: int) -> Executor:
-    """What the trials run in: the one place that knows."""
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    """What the trials run in, the one place that knows: under mpiexec the other ranks, else processes here."""
+    here = multiprocessing.get_context("spawn")
+    return world().pool or ProcessPoolExecutor(jobs, mp_context=here, initializer=_begin)
 
 
 def _begin() -> None:

@@ -18,8 +18,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from functools import cache
 from typing import Any, NoReturn, TypeVar
@@ -51,6 +52,7 @@ class Ranks:
 
     number, size = 0, 1
     mean: Callable[[Sequence[Tensor], Array, int], Array] | None = None
+    pool: Executor | None = None  # the other ranks, where they wait for trials: see `hand_out`
 
     def share(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """This rank's share of a batch: as many tokens as the others', as far as whole samples can be divided so."""
@@ -185,6 +187,21 @@ class Several(Ranks):
             wait = min(1.2 * wait, 0.01)
         return Order(int(said[0]))
 
+    @contextmanager
+    def hand_out(self) -> Iterator[bool]:
+        """In this block the first rank has the others as its `pool`, for `experiments.trials.run_trials`. They take its
+        trials, by mpi4py.futures, as long as the first one is inside. Gives whether this is the first rank.
+        """
+        from mpi4py import MPI
+        from mpi4py.futures import MPICommExecutor
+
+        self.met = True
+        machine = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        keep_threads(_share_of_cores(max(1, machine.allreduce(int(self.number > 0)))))  # the first one only waits
+        with MPICommExecutor(self.comm, 0) as pool:
+            self.pool = None if pool is None else _Lent(pool)
+            yield not self.number
+
     def fail(self, line: str, status: int) -> NoReturn:
         """End the whole job, and say why, once: most often other ranks fail for the same reason."""
         if self.number:
@@ -203,6 +220,16 @@ class Several(Ranks):
                 stream.flush()
         self.comm.Abort(status)
         raise SystemExit(status)  # not reached
+
+
+class _Lent(Executor):
+    """A pool that outlives those who use it."""
+
+    def __init__(self, pool: Executor):
+        self.pool = pool
+
+    def submit(self, function: Callable[..., Any], /, *inputs: Any, **settings: Any) -> Future[Any]:
+        return self.pool.submit(function, *inputs, **settings)
 
 
 # -- which rank am I? --------------------------------------------------------------------------------------------------
