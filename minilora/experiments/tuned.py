@@ -8,6 +8,7 @@ The rate is chosen by the loss on validation, so that the test's is left to repo
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -49,12 +50,12 @@ def tuned(
         if not asked:
             break
         trials = [dict(contenders[name], lr=rates[name](k), seed=seed) for name, k in asked for seed in search]
-        results = iter(each(function, trials))
+        results = iter(each(function, [without_defaults(function, trial) for trial in trials]))
         for name, k in asked:
             losses[name][k] = [_loss(next(results)) for _ in search]
         best = {name: min(tried, key=lambda k: (_mean(tried[k]), k)) for name, tried in losses.items()}
     trials = [dict(contenders[name], lr=rates[name](best[name]), seed=seed) for name in contenders for seed in seeds]
-    runs = iter(each(function, trials))
+    runs = iter(each(function, [without_defaults(function, trial) for trial in trials]))
     found: dict[str, dict[str, Any]] = {}
     for name, tried in losses.items():
         order = sorted(tried)
@@ -70,6 +71,16 @@ def tuned(
         if failed := [run["failed"] for run in ended if "failed" in run]:
             raise RuntimeError(f"{name} at its best learning rate {found[name]['lr']:g}: {failed[0]}")
     return found
+
+
+def without_defaults(function: Callable[..., Any], trial: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that say something: equal runs are then asked for in equal words, and a cache finds them again.
+
+    >>> without_defaults(lambda lr, r=8, seed=0: None, {"lr": 0.1, "r": 8, "seed": 1})
+    {'lr': 0.1, 'seed': 1}
+    """
+    usual = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    return {name: value for name, value in trial.items() if usual.get(name, inspect.Parameter.empty) != value}
 
 
 def vertex(tried: Sequence[Sequence[Any]]) -> float:

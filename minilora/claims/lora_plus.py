@@ -1,0 +1,79 @@
+"""LoRA+: a larger learning rate for B reaches the same loss in fewer steps."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from ..experiments.claim import Band, Claim, Setting
+from ..experiments.tiny import tiny_run
+from ..experiments.tuned import tuned, without_defaults
+from ..pictures.rates import draw_rates
+from ..pictures.style import LORA, A, name_lines, panels
+
+CLAIM = Claim(
+    source="Hayou, Ghosh & Yu 2024, LoRA+ (arXiv 2402.12354)",
+    where="abstract; the authors' repository for how the ratio is to be set",
+    says="One learning rate for A and B is not efficient in wide models. With a larger one for B, in a well-chosen "
+    "ratio, results are 1 to 2 % better and fine-tuning up to about twice as fast. Ratio and rate are set "
+    "together, so this is said of each method at a rate that suits it.",
+    here="LoRA and LoRA+ with a ratio of 16, r = 8, on every linear layer; 60 steps on law, each method at its own "
+    "best learning rate by the loss on validation. Then again with the validation loss every three steps: how many "
+    "steps does LoRA take to the higher of the two final losses, and how many does LoRA+?",
+    switch="The advantage is put in by hand: both take one learning rate, 0.001, which is too low for LoRA.",
+    base="tiny",
+    minutes=1.5,
+    band=Band("steps LoRA takes, over the steps LoRA+ takes, to the loss that both reach", low=1.2, against_below=1.0),
+)
+KINDS = {"LoRA": {"variant": "lora"}, "LoRA+": {"variant": "lora+", "ratio": 16}}
+BEST = {"LoRA": 1e-2, "LoRA+": 1e-3}  # where the search begins, and what the small form takes
+TOO_LOW = 1e-3
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    few = {"steps": 10, "batch_size": 2, "held_out": 4} if setting.small else {}
+    begin = {name: {"lr": BEST[name], **kind, **few} for name, kind in KINDS.items()}
+    found: dict[str, Any] = {}
+    rates = dict.fromkeys(KINDS, TOO_LOW)
+    if not setting.switched:
+        found = tuned(setting.each, tiny_run, begin, setting.seeds, walk=not setting.small)
+        rates = {name: found[name]["lr"] for name in KINDS}
+    every = 2 if setting.small else 3
+    trials = [dict(begin[name], lr=rates[name], every=every, seed=s) for s in setting.seeds for name in KINDS]
+    runs = setting.each(tiny_run, [without_defaults(tiny_run, trial) for trial in trials])
+    pairs = list(zip(runs[::2], runs[1::2], strict=True))
+    return {
+        "measured": [sooner(plain["curve"], plus["curve"]) for plain, plus in pairs],
+        "rates": rates,
+        "tried": {name: found[name]["tried"] for name in found},
+        "curves": {"LoRA": [plain["curve"] for plain, _ in pairs], "LoRA+": [plus["curve"] for _, plus in pairs]},
+        "better by, % of the test's loss": [100 * (1 - plus["test"] / plain["test"]) for plain, plus in pairs],
+    }
+
+
+def sooner(plain: list[list[float]], plus: list[list[float]]) -> float:
+    """The steps to the higher of the two final losses: those of the first curve, over those of the second."""
+    reached = max(plain[-1][1], plus[-1][1])
+    return steps_to(plain, reached) / steps_to(plus, reached)
+
+
+def steps_to(curve: list[list[float]], loss: float) -> float:
+    """When a curve of (step, loss) first is as low as this, between two of its points along a straight line."""
+    for (before, high), (after, low) in pairwise(curve):
+        if low <= loss:
+            return before + (after - before) * (high - loss) / (high - low)
+    return curve[-1][0]
+
+
+def picture(numbers: dict[str, Any]) -> Any:
+    colors = {"LoRA": LORA, "LoRA+": A}
+    figure, panel = panels(2 if numbers["tried"] else 1, width=10)
+    axes = panel[0] if numbers["tried"] else panel
+    for name, curves in numbers["curves"].items():
+        for curve in curves:
+            axes.plot(*zip(*curve, strict=True), color=colors[name], linewidth=1.5, alpha=0.7)
+    name_lines(axes, [(curves[0][-1][1], name, colors[name]) for name, curves in numbers["curves"].items()])
+    axes.set(xlabel="step", ylabel="validation loss (nats per token)", title="Each at its rate, a line per seed")
+    if numbers["tried"]:
+        draw_rates(panel[1], numbers["tried"], colors)
+    return figure

@@ -1,0 +1,25 @@
+"""An update cut to a rank: with all of its directions it is whole, and the first are worth more than any others."""
+
+import pytest
+
+from minilora.experiments.cut import cut_update
+from minilora.experiments.tiny import tiny_base
+from minilora.lora.adapters import base_state
+from minilora.nn.module import sha256_of
+
+FEW = {"steps": 4, "batch_size": 2, "data": "support", "held_out": 4}
+
+
+def test_all_directions_leave_all_of_the_gain_and_the_base_is_as_it_was():
+    model, _ = tiny_base()
+    before = sha256_of(base_state(model))
+    found = cut_update(lr=1e-3, seed=0, ranks=[4, 128], **FEW)
+    assert found["left"]["128"] == pytest.approx(1, abs=1e-3)
+    assert found["energy"]["128"] == pytest.approx(1)
+    assert found["chance"]["4"] < found["energy"]["4"] < 1
+    assert sha256_of(base_state(model)) == before
+
+
+def test_random_directions_are_worth_less():
+    first, random = (cut_update(lr=1e-3, seed=0, ranks=[4], at_random=way, **FEW)["left"]["4"] for way in (False, True))
+    assert random < first
