@@ -7,9 +7,8 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import tuned
-from ..pictures.rates import draw_rates
-from ..pictures.seeds import draw_seeds
-from ..pictures.style import A, B, panels
+from ..pictures.rates import rates_figure
+from ..pictures.style import A, B
 
 ATTENTION = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 12)
 MLP = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), 7)  # as many parameters, 10,752 in a block
@@ -54,7 +53,9 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def picture(numbers: dict[str, Any]) -> Any:
-    figure, (left, right) = panels(2, width=11, ratios=(1.3, 1))
-    draw_rates(left, numbers["tried"], dict(zip(numbers["tried"], (A, B), strict=True)))
-    draw_seeds(right, numbers["loss on the test"], "loss on the test, a dot per seed")
-    return figure
+    return rates_figure(
+        numbers["tried"],
+        numbers["loss on the test"],
+        "loss on the test, a dot per seed",
+        dict(zip(numbers["tried"], (A, B), strict=True)),
+    )

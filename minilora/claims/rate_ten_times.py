@@ -8,9 +8,8 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import tuned, vertex
-from ..pictures.rates import draw_rates
-from ..pictures.seeds import draw_seeds
-from ..pictures.style import FULL, GREEN, LORA, SKY, panels
+from ..pictures.rates import rates_figure
+from ..pictures.style import FULL, GREEN, LORA, SKY
 
 CLAIM = Claim(
     source="Schulman et al. 2025, LoRA Without Regret (thinkingmachines.ai/blog/lora)",
@@ -58,8 +57,5 @@ def spread(rates: list[list[float]]) -> list[float]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     colors = {"LoRA, r = 2": SKY, "LoRA, r = 8": LORA, "LoRA, r = 32": GREEN, FULL_NAME: FULL}
-    figure, (left, right) = panels(2, width=11)
-    draw_rates(left, numbers["tried"], colors)
     logs = {name: [math.log10(rate) for rate in rates] for name, rates in numbers["best rates"].items()}
-    draw_seeds(right, logs, "log10 of the best learning rate, a dot per seed")
-    return figure
+    return rates_figure(numbers["tried"], logs, "log10 of the best learning rate, a dot per seed", colors)

@@ -7,9 +7,7 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import tuned
-from ..pictures.rates import draw_rates
-from ..pictures.seeds import draw_seeds
-from ..pictures.style import panels
+from ..pictures.rates import rates_figure
 
 CLAIM = Claim(
     source="Lee, Ko, Chen & Yeh 2026, Learning Rate Matters: Vanilla LoRA May Suffice for LLM Fine-tuning "
@@ -48,7 +46,4 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def picture(numbers: dict[str, Any]) -> Any:
-    figure, (left, right) = panels(2, width=11, ratios=(1.3, 1))
-    draw_rates(left, numbers["tried"])
-    draw_seeds(right, numbers["loss on the test"], "loss on the test, a dot per seed")
-    return figure
+    return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed")
