@@ -25,14 +25,15 @@ CLAIM = Claim(
     minutes=1.5,
     band=Band("steps LoRA takes, over the steps LoRA+ takes, to the loss that both reach", low=1.2, against_below=1.0),
 )
-KINDS = {"LoRA": {"variant": "lora"}, "LoRA+": {"variant": "lora+", "ratio": 16}}
+KINDS: dict[str, dict[str, Any]] = {"LoRA": {"variant": "lora"}, "LoRA+": {"variant": "lora+", "ratio": 16}}
 BEST = {"LoRA": 1e-2, "LoRA+": 1e-3}  # where the search begins, and what the small form takes
 TOO_LOW = 1e-3
 
 
 def run(setting: Setting) -> dict[str, Any]:
-    few = {"steps": 10, "batch_size": 2, "held_out": 4} if setting.small else {}
-    begin = {name: {"lr": BEST[name], **kind, **few} for name, kind in KINDS.items()}
+    """Tune both, then look on while they learn: who is sooner where?"""
+    few: dict[str, Any] = {"steps": 10, "batch_size": 2, "held_out": 4} if setting.small else {}
+    begin: dict[str, dict[str, Any]] = {name: {"lr": BEST[name], **kind, **few} for name, kind in KINDS.items()}
     found: dict[str, Any] = {}
     rates = dict.fromkeys(KINDS, TOO_LOW)
     if not setting.switched:
@@ -66,6 +67,7 @@ def steps_to(curve: list[list[float]], loss: float) -> float:
 
 
 def picture(numbers: dict[str, Any]) -> Any:
+    """The losses on the way, and those by learning rate."""
     colors = {"LoRA": LORA, "LoRA+": A}
     figure, panel = panels(2 if numbers["tried"] else 1, width=10)
     axes = panel[0] if numbers["tried"] else panel

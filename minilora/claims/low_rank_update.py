@@ -29,6 +29,7 @@ BEGIN = 1e-3
 
 
 def run(setting: Setting) -> dict[str, Any]:
+    """Train every weight, and cut what that changed to a rank."""
     few = {"steps": 20, "batch_size": 2, "held_out": 6} if setting.small else {}
     begin = {"full": {"lr": BEGIN, "method": "full", **few}}
     lr = BEGIN if setting.small else tuned(setting.each, tiny_run, begin, setting.seeds)["full"]["lr"]
@@ -39,6 +40,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def picture(numbers: dict[str, Any]) -> Any:
+    """What is left of the gain, and the energy of the change, against the rank."""
     figure, axes = panels(1, width=8)
     ranks = [int(r) for r in numbers["by_seed"][0]["left"]]
     ends = []

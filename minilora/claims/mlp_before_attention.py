@@ -30,6 +30,7 @@ BEGIN = 1e-2
 
 
 def run(setting: Setting) -> dict[str, Any]:
+    """Tune both, and compare them with each seed."""
     few = {"steps": 16, "batch_size": 2, "held_out": 6} if setting.small else {}
     contenders = {
         "attention, r = 12": {"lr": BEGIN, "targets": ATTENTION, **few},
@@ -53,6 +54,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def picture(numbers: dict[str, Any]) -> Any:
+    """Losses by learning rate, and with each seed."""
     return rates_figure(
         numbers["tried"],
         numbers["loss on the test"],

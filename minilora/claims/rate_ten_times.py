@@ -32,8 +32,9 @@ BEGIN = {"lora": 1e-2, "full": 1e-3}
 
 
 def run(setting: Setting) -> dict[str, Any]:
-    few = {"steps": 6, "batch_size": 2, "held_out": 3} if setting.small else {}
-    contenders = {f"LoRA, r = {r}": {"lr": BEGIN["lora"], "r": r, **few} for r in RANKS}
+    """Find the best learning rate of each rank and of full fine-tuning, for each seed."""
+    few: dict[str, Any] = {"steps": 6, "batch_size": 2, "held_out": 3} if setting.small else {}
+    contenders: dict[str, dict[str, Any]] = {f"LoRA, r = {r}": {"lr": BEGIN["lora"], "r": r, **few} for r in RANKS}
     if setting.small:
         contenders = {name: each for name, each in contenders.items() if each["r"] in (8, *([32] * setting.switched))}
     if not setting.switched:
@@ -56,6 +57,7 @@ def spread(rates: list[list[float]]) -> list[float]:
 
 
 def picture(numbers: dict[str, Any]) -> Any:
+    """Losses by learning rate, and the best rates."""
     colors = {"LoRA, r = 2": SKY, "LoRA, r = 8": LORA, "LoRA, r = 32": GREEN, FULL_NAME: FULL}
     logs = {name: [math.log10(rate) for rate in rates] for name, rates in numbers["best rates"].items()}
     return rates_figure(numbers["tried"], logs, "log10 of the best learning rate, a dot per seed", colors)

@@ -29,6 +29,7 @@ ONE_RATE = 3.16e-4
 
 
 def run(setting: Setting) -> dict[str, Any]:
+    """Tune all five, and compare the worst with the best for each seed."""
     few = {"steps": 8, "batch_size": 2, "held_out": 4} if setting.small else {}
     contenders = {
         NAMES[variant]: {"lr": ONE_RATE if setting.switched else lr, "variant": variant, **few}
@@ -46,4 +47,5 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def picture(numbers: dict[str, Any]) -> Any:
+    """Losses by learning rate, and with each seed."""
     return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed")

@@ -39,6 +39,7 @@ BEGIN = dict.fromkeys(CHOICES, 1e-2) | {"q": 3.16e-2, "k": 3.16e-2}
 
 
 def run(setting: Setting) -> dict[str, Any]:
+    """Tune all seven, and compare what the paper found worst with what it found best."""
     few = {"steps": 12, "batch_size": 2, "held_out": 6} if setting.small else {}
     choices = {name: "q, v" if setting.switched else name for name in CHOICES}
     contenders = {
@@ -59,4 +60,5 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def picture(numbers: dict[str, Any]) -> Any:
+    """Losses by learning rate, and with each seed."""
     return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed")
