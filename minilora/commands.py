@@ -44,7 +44,8 @@ def run_finetune(arguments: argparse.Namespace) -> None:
     from .train.ranks import world
     from .train.report import page, terminal_width
 
-    ranks, options = world(), None
+    ranks = world()
+    options: Options | None = None  # the first rank reads them
     if not ranks.number:
         options = _options(Options, arguments)
         if options.resume and (begun := options.begun()):  # what is not given is what the run was told when it began

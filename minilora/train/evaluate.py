@@ -58,8 +58,8 @@ def mean_loss(
             total += loss_without_grad(model, mine) * scored
             count += scored
         done(len(batch))
-    total, count = ranks.sum(total, count)
-    return total / count
+    whole, tokens = ranks.sum(total, count)
+    return whole / tokens
 
 
 def answer_all(

@@ -265,7 +265,12 @@ def world() -> Ranks:
         raise RuntimeError(f"mpiexec is of another MPI than mpi4py, which sees one process: {INSTALL} brings both")
     ranks = Several(comm, MPI.IN_PLACE, MPI.Get_processor_name())
     keep_threads(_share_of_cores(comm.Split_type(MPI.COMM_TYPE_SHARED).Get_size()))
-    sys.excepthook = lambda *error: (sys.__excepthook__(*error), ranks.abort(1))  # type: ignore[func-returns-value]
+
+    def end_all(*error: Any) -> None:
+        sys.__excepthook__(*error)
+        ranks.abort(1)
+
+    sys.excepthook = end_all
     if ranks.number:
         import signal
 
