@@ -34,7 +34,8 @@ def losses(seed: int, records: int) -> dict[str, float]:
     every = [sample for data in DOMAINS for name in ("train", "test", "general") for sample in samples_of(data)[name]]
     chosen = np.random.default_rng(seed).choice(len(every), min(records, len(every)), replace=False)
     drawn = [every[i] for i in chosen]
-    return {str(kind): mean_loss(load("tiny", quantized=kind)[0], drawn) for kind in (False, *KINDS)}
+    kinds: tuple[bool | str, ...] = (False, *KINDS)
+    return {str(kind): mean_loss(load("tiny", quantized=kind)[0], drawn) for kind in kinds}
 
 
 def run(setting: Setting) -> dict[str, Any]:

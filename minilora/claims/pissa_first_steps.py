@@ -25,7 +25,7 @@ CLAIM = Claim(
 def run(setting: Setting) -> dict[str, Any]:
     """The training losses of both, for every seed."""
     steps = 10 if setting.small else 30
-    common = {"lr": 5e-3, "r": 8, "alpha": 8, "steps": steps, "held_out": 2}
+    common: dict[str, Any] = {"lr": 5e-3, "r": 8, "alpha": 8, "steps": steps, "held_out": 2}
     ways = ("lora" if setting.switched else "pissa", "lora")
     trials = [common | {"variant": way, "seed": seed} for way in ways for seed in setting.seeds]
     curves = [one["train"] for one in setting.each(tiny_run, trials)]

@@ -48,7 +48,7 @@ def _error(w: np.ndarray) -> float:
 def run(setting: Setting) -> dict[str, Any]:
     """What is saved at rank 8, and at other ranks for the picture."""
     ranks = [8] if setting.small else [1, 2, 4, 8, 16, 32]
-    common = {"layers": 1 if setting.small else 4, "ranks": ranks, "smallest": setting.switched}
+    common: dict[str, Any] = {"layers": 1 if setting.small else 4, "ranks": ranks, "smallest": setting.switched}
     found = setting.each(saved, [common | {"seed": seed} for seed in setting.seeds])
     at = ranks.index(8)
     return {

@@ -47,7 +47,7 @@ def train(quantized: bool | str, seed: int, steps: int, held_out: int) -> dict[s
 def run(setting: Setting) -> dict[str, Any]:
     """Both ends, for every seed."""
     steps, held_out = (6, 10) if setting.small else (60, 60)
-    common = {"steps": steps, "held_out": held_out}
+    common: dict[str, Any] = {"steps": steps, "held_out": held_out}
     whole = setting.each(train, [common | {"quantized": False, "seed": seed} for seed in setting.seeds])
     four = common | {"quantized": "nf4"} | ({"steps": 0} if setting.switched else {})
     rounded = setting.each(train, [four | {"seed": seed} for seed in setting.seeds])

@@ -94,9 +94,9 @@ def load_versions(
     else:
         _refuse_what_is_no_adapter(named)
     model, tokenizer = load(base, quantized, device=device, say=say)
-    for name, folder in named.items() if say else ():
+    for name, folder in named.items():
         learned = read_notes(folder).get("base", {}).get("rounded_to")
-        if learned and learned != model.rounded_to:
+        if say is not None and learned not in (None, model.rounded_to):
             say(f"{name} learned over its base rounded to {learned}, which --quantized {learned} gives")
     told = any(read_notes(folder).get("base", {}).get("sha256") for folder in named.values())
     digest = sha256_of(base_state(model)) if told and not force else None  # once for all of them
