@@ -1,5 +1,6 @@
-"""The command line: minilora finetune | compare | chat | serve | data | eval | audit | merge | export | report |
-memory | pull | bench | reproduce | gradcheck | course | progress. What each of them does stands in commands.py.
+"""The command line: minilora finetune | compare | sweep | chat | serve | data | eval | audit | merge | export |
+report | memory | pull | bench | reproduce | gradcheck | course | progress. What each of them does stands in
+commands.py.
 
 Exit status: 0, 1 (the job failed; one line says why), 2 (bad arguments), 130 (interrupted). A user's mistake never
 shows a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who look for a fault in minilora.
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     from .cost.bench import Settings
     from .cost.process import Job
     from .experiments.reproduce import ReproduceOptions
+    from .experiments.sweepoptions import SweepOptions
     from .serve.options import ServeOptions
     from .train.compare import CompareOptions
     from .train.domains import DomainsOptions
@@ -91,6 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
     four.add_argument("--domains", action="store_true", help=told)
     least = f"records of each set that are measured (default: {DomainsOptions.limit})"
     four.add_argument("--limit", type=int, default=argparse.SUPPRESS, help=least)
+    told = "try options of finetune with several values, in many short runs, and tabulate what they came to"
+    tries = add(commands.run_sweep, told, SweepOptions)
+    tries.usage = "minilora sweep [--OPTION VALUE [VALUE ...]] ... [--config FILE] [--out DIR] [--json]"
+    tries.epilog = "Such as: minilora sweep --r 1 4 16 --lr 1e-3 3e-3 1e-2 --seed 0 1 2 --steps 60 --out runs/ranks"
+    tries.add_argument("--config", metavar="FILE", help="a TOML file of options, whose values may be lists")
+    tries.add_argument("--json", **as_json)
     add(commands.run_chat, "talk to a model, with or without an adapter", ChatOptions)
     add(commands.run_serve, "let a page and OpenAI's clients ask a base and its adapters", ServeOptions)
 

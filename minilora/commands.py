@@ -88,6 +88,26 @@ def _compare_domains(arguments: argparse.Namespace) -> None:
     print(json.dumps(result, indent=2) if arguments.json else domains_page(result, terminal_width()))
 
 
+def run_sweep(arguments: argparse.Namespace) -> None:
+    """minilora sweep: make the trials that are not there yet, draw the picture, print the table."""
+    from .experiments.summary import page
+    from .experiments.sweep import PICTURE_FILE, sweep
+    from .experiments.sweepoptions import Sweep, SweepOptions
+    from .pictures.style import save_themes
+    from .pictures.sweep import sweep_figure
+    from .train.report import terminal_width
+
+    options: Sweep = _options(SweepOptions, arguments)
+    try:
+        options.settings()
+    except ValueError as error:
+        raise UsageError(error) from error
+    result = sweep(options, say=_tell)
+    print(json.dumps(result, indent=2) if arguments.json else page(result, terminal_width()))
+    if sweep_figure(result) is not None:
+        save_themes(lambda: sweep_figure(result), options.folder / PICTURE_FILE)
+
+
 def run_chat(arguments: argparse.Namespace) -> None:
     """minilora chat: one answer of each adapter for --prompt, else a talk in the terminal, or an answer per line."""
     from .chat.run import run

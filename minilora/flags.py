@@ -97,7 +97,9 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
     """Give a parser one flag for each field of a dataclass that has a help text.
 
     A field of type bool is a switch; one that takes a sequence takes one value or more, one that takes a mapping
-    KEY=VALUE pairs, and both may be given again. The parser sets no default: what stands in its namespace was given.
+    KEY=VALUE pairs, and both may be given again. A field whose metadata say of which type each of its `several` values
+    is takes one or more of these: numbers, words, true or false, none where that is one of them; what is a list itself
+    is joined by commas. The parser sets no default: what stands in its namespace was given.
     """
     kinds = get_type_hints(options)
     groups: dict[str, Any] = {}
@@ -229,7 +231,10 @@ def flag_fields(options: type) -> list[Field[Any]]:
 
 def settings_of(hint: Any, told: Mapping[str, Any]) -> dict[str, Any]:
     """How argparse reads a flag whose field has this type, and of which `option` was told so much."""
-    settings = _kind(hint) | {key: told[key] for key in ("choices", "metavar") if key in told}
+    of_one = {key: told[key] for key in ("choices", "metavar") if key in told}
+    if "several" in told:
+        return _kind_of_several(told["several"]) | of_one
+    settings = _kind(hint) | of_one
     return settings | ({"nargs": "?", "const": told["alone"]} if "alone" in told else {})
 
 
@@ -245,6 +250,29 @@ def _kind(hint: Any) -> dict[str, Any]:
     if sequences:
         return {"type": get_args(sequences[0])[0], "nargs": "+", "action": "extend"}
     return {"type": _word_or_truth if bool in kinds else kinds[0]}
+
+
+def _kind_of_several(hint: Any) -> dict[str, Any]:
+    """How argparse reads several values, each of this type."""
+    kinds = kinds_of(hint)
+    lists = [get_args(kind)[0] for kind in kinds if get_origin(kind) is not None]
+
+    def read(word: str) -> Any:
+        if or_none(hint) and word.lower() == "none":
+            return None
+        if kinds == [bool] and word.lower() not in ("true", "false"):
+            raise argparse.ArgumentTypeError(f"expected true or false, got {word!r}")
+        if lists and ("," in word or str not in kinds):
+            return [lists[0](part) for part in word.split(",")]
+        return _word_or_truth(word) if bool in kinds else kinds[0](word)
+
+    read.__name__ = (lists or kinds)[0].__name__  # argparse names it where a value cannot be read
+    return {"type": read, "nargs": "+", "action": "extend"}
+
+
+def or_none(hint: Any) -> bool:
+    """Whether a field of this type may be None."""
+    return hint is not kinds_of(hint)[0] and types.NoneType in get_args(hint)
 
 
 def kinds_of(hint: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .flags import flag, flag_fields, kinds_of, meaningful, nearest
+from .flags import flag, flag_fields, kinds_of, meaningful, nearest, or_none
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
@@ -66,13 +66,14 @@ def read(options: type, path: Path) -> dict[str, Any]:
                 raise ValueError(f"unknown option {name!r}{_suggestion(name, [*items])}")
             if name in given:
                 raise ValueError(f"{name} is given twice")
+            several, choices = (items[name].metadata.get(key) for key in ("several", "choices"))
             try:
-                given[name] = _fit(value, kinds[name])
+                given[name] = _fit(value, kinds[name]) if several is None else _each(value, several)
             except TypeError as error:
                 raise ValueError(f"{name} must be {error}, got {value!r}") from error
-            choices = items[name].metadata.get("choices")
-            if choices and given[name] not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+            for one in given[name] if several is not None else [given[name]]:
+                if choices and one not in choices:
+                    raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {one!r}")
         meaningful(options, given, given)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -107,6 +108,12 @@ def _lines(record: Mapping[str, Any], names: Any, headings: set[str]) -> list[tu
         else:
             lines.append((name, value))
     return lines + inner
+
+
+def _each(value: Any, hint: Any) -> list[Any]:
+    """The values of an option that may have several: a list of them, or the only one. "none" is None."""
+    values = value if isinstance(value, list) else [value]
+    return [None if one == "none" and or_none(hint) else _fit(one, hint) for one in values]
 
 
 def _fit(value: Any, hint: Any) -> Any:

@@ -73,7 +73,7 @@ def run_trials(
                 del left[i]
         function = partial(cached, function, folder=cache)
         left = {i: {"trial": dict(trial)} for i, trial in left.items()}
-    jobs = min(jobs or world().size - 1 or cores(), len(left))
+    jobs = min(jobs or usual_jobs(), len(left))
     if jobs <= 1:
         for i, trial in left.items():
             finish(i, _attempt(function, trial))
@@ -88,6 +88,11 @@ def run_trials(
 def cores() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usual_jobs() -> int:
+    """Trials at a time where nothing is said: one per core; under mpiexec one per rank but the first."""
+    return world().size - 1 or cores()
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

@@ -330,11 +330,16 @@ def _inputs(options: CompareOptions, say: Callable[[str], None]) -> dict[str, st
     if records[0].text or not split_records(records)["validation"]:
         advice = 'learning rates are chosen on them: use records, and give a tenth of them "split": "validation"'
         raise ValueError(f"{options.data} has no records for validation; {advice}")
-    path = locate(options.base, say)
+    return {"base_sha256": sha256_of_base(options.base, say), "data_sha256": sha256_of_data(options.data)}
+
+
+def sha256_of_base(name: str, say: Callable[[str], None]) -> str:
+    """The fingerprint of a base's files, which is pulled when it is missing. Raises ValueError where there is none."""
+    path = locate(name, say)
     if not path.exists():
         raise ValueError(f"{path}: no such model; use {BASE}")
     base = hashlib.sha256()
     for each in [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file()):
         with each.open("rb") as file:
             base.update(hashlib.file_digest(file, "sha256").digest())
-    return {"base_sha256": base.hexdigest(), "data_sha256": sha256_of_data(options.data)}
+    return base.hexdigest()

@@ -51,6 +51,7 @@ def finetune(
     say: Callable[[str], None] = lambda line: None,
     bars: Bars | None = None,
     measure: bool = True,
+    answers: bool = True,
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Run the whole job and return its metrics, which also stand in `<out>/metrics.json`.
@@ -59,14 +60,15 @@ def finetune(
     trained, then metrics and picture. In the end all of it takes the place of `<out>`, whole. say: hears what a user
     should know. bars: where progress is shown, on stderr if left out. measure: without it there is training and
     validation alone, for a search over settings, and the metrics hold no losses, recalls and answers from before and
-    after. ranks: `train.ranks.world()` in a program that mpiexec starts: all of them call this, the first one alone
-    writes and says anything, and the others get no metrics.
+    after. answers: without them losses are measured, but nothing is asked, and there is no card and no picture. ranks:
+    `train.ranks.world()` in a program that mpiexec starts: all of them call this, the first one alone writes and says
+    anything, and the others get no metrics.
 
     Raises ValueError for bad input, or for results that are there already, before anything is written; TrainingError
     when the loss is no number; KeyboardInterrupt after keeping what there is.
     """
     if isinstance(ranks, Several) and ranks.number:
-        _follow(options, measure, ranks)
+        _follow(options, measure, answers, ranks)
         return {}
     bars = bars or Bars()
     with RunFolder(options.folder, options.overwrite, options.resume, say) as place:
@@ -74,7 +76,7 @@ def finetune(
         if options.resume:
             state = checkpoint.read_state(place.partial)
             checkpoint.refuse_other(state, options)
-        job = _set_up(options, measure, ranks, say)
+        job = _set_up(options, measure, answers, ranks, say)
         model, tokenizer, material = job.model, job.tokenizer, job.material
         if state is None:
             before = evaluate(model, tokenizer, material, bars, "before", ranks)
@@ -98,8 +100,9 @@ def finetune(
         ranks.tell(Order.END)
         metrics = _metrics(trainer, material, options, state, after, memory, place.partial)
         write_json(place.partial / METRICS_FILE, metrics)
-        write_card(place.partial, metrics)
-        run_picture(metrics, place.partial / PICTURE_FILE)
+        if answers:
+            write_card(place.partial, metrics)
+            run_picture(metrics, place.partial / PICTURE_FILE)
         place.finish()
     return metrics
 
@@ -124,7 +127,9 @@ class Job:
     program: int | None
 
 
-def _set_up(options: Options, measure: bool, ranks: Ranks, say: Callable[[str], None] = lambda line: None) -> Job:
+def _set_up(
+    options: Options, measure: bool, answers: bool, ranks: Ranks, say: Callable[[str], None] = lambda line: None
+) -> Job:
     """Load the base and the data, and refuse what does not fit, before anything is computed."""
     if ranks.size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
@@ -136,6 +141,8 @@ def _set_up(options: Options, measure: bool, ranks: Ranks, say: Callable[[str], 
         raise ValueError(f"{options.data}: nothing is held out for validation, so patience has nothing to go by")
     if not measure:
         material = replace(material, scored={}, asked={}, shown={})
+    elif not answers:
+        material = replace(material, asked={}, shown={})
     steps = options.steps or math.ceil(options.epochs * len(material.train) / options.records_per_step)
     begin = _start(model, options)
     base = sha256_of(base_state(model))
@@ -143,9 +150,9 @@ def _set_up(options: Options, measure: bool, ranks: Ranks, say: Callable[[str], 
     return Job(model, tokenizer, material, steps, begin, base, program)
 
 
-def _follow(options: Options, measure: bool, ranks: Several) -> None:
+def _follow(options: Options, measure: bool, answers: bool, ranks: Several) -> None:
     """The job of every rank but the first."""
-    job = _set_up(options, measure, ranks)
+    job = _set_up(options, measure, answers, ranks)
 
     def begin() -> Trainer:
         job.begin()
