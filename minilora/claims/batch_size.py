@@ -22,8 +22,8 @@ CLAIM = Claim(
     minutes=5,
     band=Band("growth of LoRA's gap from small to large batches (nats)", low=0.02, against_below=0),
     explained={
-        "not at this size": "LoRA's gap is about the same with both batches. The paper's grows above batches of 32, with"
-        " 10,000 examples; here there are 240, and what both methods lose with batches of 32 is that steps are few.",
+        "not at this size": "LoRA's gap is about the same with both batches. The paper's grows above batches of 32,"
+        " with 10,000 examples; here there are 240, and with batches of 32 both methods lose because steps are few.",
     },
 )
 
