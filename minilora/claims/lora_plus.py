@@ -70,6 +70,7 @@ def picture(numbers: dict[str, Any]) -> Any:
     """The losses on the way, and those by learning rate."""
     colors = {"LoRA": LORA, "LoRA+": A}
     figure, panel = panels(2 if numbers["tried"] else 1, width=10)
+    figure.get_layout_engine().set(wspace=0.08)
     axes = panel[0] if numbers["tried"] else panel
     for name, curves in numbers["curves"].items():
         for curve in curves:

@@ -22,3 +22,4 @@ def draw_seeds(axes: Any, measured: Mapping[str, Sequence[float]], label: str, c
     axes.set_ylim(len(measured) - 0.5, -0.5)
     axes.set_xlabel(label)
     axes.margins(x=0.08)
+    axes.locator_params(axis="x", nbins=5)
