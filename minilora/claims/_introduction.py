@@ -121,7 +121,8 @@ def draw_bars(axes: Any, rows: dict[str, tuple[float, float]], unit: str) -> Non
     for y, (_name, numbers) in enumerate(rows.items()):
         for number, color, method, shift in zip(numbers, (LORA, FULL), ("LoRA", "full"), (-0.2, 0.2), strict=True):
             axes.barh(y + shift, number, height=0.36, color=color, alpha=0.9)
-            axes.text(number, y + shift, f" {method} {number:.3g}", va="center", color=ink(color))
+            shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+            axes.text(number, y + shift, f" {method} {shown}", va="center", color=ink(color))
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set(xlabel=unit, xlim=(0, 1.35 * max(max(numbers) for numbers in rows.values())))
     axes.invert_yaxis()

@@ -22,7 +22,7 @@ CLAIM = Claim(
     " which full fine-tuning has to store. Small is fixed as a tenth at most. Nothing in it is random: one number.",
     switch="The same update is stored multiplied out, a whole matrix for each that it changes.",
     base="smollm2",
-    minutes=0.3,
+    minutes=0.2,
     band=Band("bytes of a version with LoRA, as a share of full fine-tuning's", high=0.1, against_above=0.5),
     seeds=(0,),
 )

@@ -21,7 +21,7 @@ CLAIM = Claim(
     " r = k on, where the tail is empty, as a share of the whole energy.",
     switch="The planted update has full rank.",
     base="matrices",
-    minutes=0.5,
+    minutes=0.3,
     band=Band("largest distance from the tail's energy (share)", low=0, high=0.01, against_above=0.1),
 )
 

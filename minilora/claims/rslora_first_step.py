@@ -24,7 +24,7 @@ CLAIM = Claim(
     " change with r, -1 is a tenth at ten times the rank. Beside it, alpha / r, and both under Adam.",
     switch="The scale is alpha / r.",
     base="tiny",
-    minutes=2,
+    minutes=0.5,
     band=Band("slope of the first step's effect over r, with alpha / sqrt(r) and SGD", -0.25, 0.25, -0.5, 0.5),
     second_hand=True,
 )
@@ -64,7 +64,7 @@ def run(setting: Setting) -> dict[str, Any]:
     ]
     found = np.array(setting.each(change, trials)).reshape(len(kinds), len(setting.seeds), len(ranks))
     slopes = np.polyfit(np.log(ranks), np.log(found).reshape(-1, len(ranks)).T, 1)[0].reshape(found.shape[:2])
-    names = [f"{name}, alpha / {'sqrt(r)' if root else 'r'}" for name, root in kinds]
+    names = [f"{'SGD' if name == 'sgd' else 'Adam'}, alpha / {'sqrt(r)' if root else 'r'}" for name, root in kinds]
     return {
         "measured": slopes[kinds.index(main)].tolist(),
         "ranks": ranks,
@@ -78,10 +78,13 @@ def picture(numbers: dict[str, Any]) -> Any:
     from ..pictures.style import BLUE, GREEN, ORANGE, PURPLE, ink, panels
 
     figure, axes = panels(width=7)
-    colors = (BLUE, ORANGE, GREEN, PURPLE)
+    colors, ends = (BLUE, ORANGE, GREEN, PURPLE), []
     for (name, sizes), color, mark in zip(numbers["change"].items(), colors, "os^D", strict=False):
         axes.loglog(numbers["ranks"], np.array(sizes) / sizes[0], marker=mark, color=color)
-        place = (1.02, sizes[-1] / sizes[0])
-        axes.annotate(name, place, xycoords=("axes fraction", "data"), color=ink(color), va="center")
+        ends.append((sizes[-1] / sizes[0], name, color))
+    height = 0.0
+    for end, name, color in sorted(ends):  # upwards: none on another
+        height = max(end, 1.5 * height)
+        axes.annotate(name, (1.02, height), xycoords=("axes fraction", "data"), color=ink(color), va="center")
     axes.set(xlabel="rank r", ylabel="change of the logits (r = 1: 1)", title="What the first step does")
     return figure

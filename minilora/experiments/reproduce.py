@@ -82,8 +82,8 @@ def reproduce(
 
     A claim that raises has {"failed": why} in place of numbers, and the others go on. Each result is kept as soon as
     it is there; after Ctrl-C the same command goes on. Claims that are not named, but kept, are returned, too. The
-    result also stands in claims.json. say: hears what is kept at Ctrl-C. bars: makes a progress bar (train/bars.py).
-    Raises ValueError for an unknown name.
+    result also stands in claims.json. say: hears what is to be run, and at Ctrl-C where it is kept. bars: makes
+    a progress bar (train/bars.py). Raises ValueError for an unknown name.
     """
     options, asked, found = options or ReproduceOptions(), chosen(names), dict[str, Found]()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +91,8 @@ def reproduce(
     broken = {name for name, file in files.items() if isinstance(file, str)}
     ahead = {name for name in asked if name not in broken and not _place(name, files[name], options).is_file()}
     seconds = {name: round(60 * files[name].CLAIM.minutes) for name in ahead}
+    if ahead:
+        say(f"{len(ahead)} of {len(asked)} claims to run, about {sum(seconds.values()) / 60:.0f} minutes of one core")
     bar = bars("claims", max(1, sum(seconds.values())), "s") if bars and ahead else None
     try:
         for name in asked:

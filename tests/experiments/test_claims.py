@@ -1,5 +1,6 @@
 """Every claim in minilora/claims: its file, its smallest form, and that it can fail."""
 
+import functools
 import json
 import time
 from pathlib import Path
@@ -33,22 +34,29 @@ def test_a_claim_says_all_there_is_to_say_on_a_page(name):
     assert len((FOLDER / f"{name.replace('-', '_')}.py").read_text("utf-8").splitlines()) <= LINES
 
 
-def small(claim, switched=False):
+def small(name, switched=False):
     """The numbers of the smallest form, as JSON keeps them."""
+    claim = read_claim(name)
     numbers = claim.run(Setting(small=True, switched=switched, seeds=claim.CLAIM.seeds))
     return json.loads(json.dumps(numbers, allow_nan=False))
+
+
+@functools.cache
+def first(name):
+    """The same, run once for all tests."""
+    start = time.perf_counter()
+    numbers = small(name)
+    print(f"{name}: {time.perf_counter() - start:.1f} s, {numbers['measured']}")
+    return numbers
 
 
 @pytest.mark.claims
 @each_claim
 def test_its_smallest_form_has_a_verdict_twice_the_same_and_a_picture(name, tmp_path):
-    claim = read_claim(name)
-    start = time.perf_counter()
-    numbers = small(claim)
-    print(f"{name}: {time.perf_counter() - start:.1f} s, {numbers['measured']}")
+    claim, numbers = read_claim(name), first(name)
     assert len(numbers["measured"]) == len(claim.CLAIM.seeds)
     verdict = claim.CLAIM.verdict(numbers, small=True)
-    assert claim.CLAIM.verdict(small(claim), small=True) == verdict
+    assert claim.CLAIM.verdict(small(name), small=True) == verdict
     for file in save_themes(lambda: claim.picture(numbers), tmp_path / "picture.png"):
         assert file.stat().st_size > 5000
 
@@ -56,8 +64,8 @@ def test_its_smallest_form_has_a_verdict_twice_the_same_and_a_picture(name, tmp_
 @pytest.mark.claims
 @each_claim
 def test_with_the_effect_switched_off_the_verdict_turns(name):
-    claim = read_claim(name)
-    on, off = (claim.CLAIM.verdict(small(claim, switched), small=True) for switched in (False, True))
+    verdict = read_claim(name).CLAIM.verdict
+    on, off = verdict(first(name), small=True), verdict(small(name, switched=True), small=True)
     assert off != on, f"{on} either way"
 
 
