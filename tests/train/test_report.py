@@ -264,3 +264,13 @@ def test_the_page_can_be_made_from_the_file(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(METRICS), encoding="utf-8")
     assert read_metrics(tmp_path) == METRICS
     assert page(read_metrics(str(tmp_path))) == PAGE
+
+
+def test_what_ranks_send_stands_beside_what_full_fine_tuning_would():
+    sent = {"ranks": 4, "bytes_per_step": {"sent": 9_768_968, "full_sent": 538_060_040}}
+    line = "ranks                4, each of which sends 9.8 MB per step; full fine-tuning would send 538 MB"
+    assert page(METRICS | sent).splitlines().count(line) == 1
+    full = METRICS | sent | {"options": METRICS["options"] | {"method": "full"}}
+    full["bytes_per_step"] = {"sent": 538_060_040, "full_sent": 538_060_040}
+    assert "ranks                4, each of which sends 538 MB per step" in page(full).splitlines()
+    assert page(METRICS | sent | {"ranks": 1}) == page(METRICS)
