@@ -12,11 +12,12 @@ from ..pictures.rates import draw_rates
 from ..pictures.style import LORA, A, name_lines, panels
 
 WHY = (
-    "The paper speaks of wide models, where the good ratio grows with the width, and of rates that are set together with "
-    "the ratio. The tiny base is 128 wide. With each at its own best rate the two end within two percent of each other, "
-    "and LoRA+ is not sooner: B's steps, 16 times as large, ask for a base rate ten times or more below LoRA's, at which "
-    "A hardly leaves its random start. At one low rate for both, which is what the switch does, LoRA+ is far sooner: it "
-    "brings a rate that is too low nearer to a good one. A search over the rate does that for LoRA, too."
+    "The paper speaks of wide models, where the good ratio grows with the width, and of rates that are set "
+    "together with the ratio. The tiny base is 128 wide. With each at its own best rate the two end within two "
+    "percent of each other, and LoRA+ is not sooner: B's steps, 16 times as large, ask for a base rate ten times "
+    "or more below LoRA's, at which A hardly leaves its random start. At one low rate for both, which is what the "
+    "switch does, LoRA+ is far sooner: it brings a rate that is too low nearer to a good one. A search over the "
+    "rate does that for LoRA, too."
 )
 CLAIM = Claim(
     source="Hayou, Ghosh & Yu 2024, LoRA+ (arXiv 2402.12354)",
