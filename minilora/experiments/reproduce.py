@@ -66,7 +66,7 @@ def chosen(names: Sequence[str]) -> list[str]:
     asked = [name.replace("_", "-").removesuffix(".py") for name in names]
     for name, word in zip(asked, names, strict=True):
         if name not in known:
-            near = get_close_matches(name, known, 1, cutoff=0.5)
+            near = [one for one in known if name in one] or get_close_matches(name, known, 1, cutoff=0.5)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"no claim is called {word!r}{meant} (minilora reproduce --list names them)")
     return list(dict.fromkeys(asked)) or known
