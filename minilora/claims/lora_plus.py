@@ -43,8 +43,7 @@ def run(setting: Setting) -> dict[str, Any]:
     """Tune both, then look on while they learn: who is sooner where?"""
     few: dict[str, Any] = {"steps": 10, "batch_size": 2, "held_out": 4} if setting.small else {}
     begin: dict[str, dict[str, Any]] = {name: {"lr": BEST[name], **kind, **few} for name, kind in KINDS.items()}
-    found: dict[str, Any] = {}
-    rates = dict.fromkeys(KINDS, TOO_LOW)
+    found, rates = dict[str, Any](), dict.fromkeys(KINDS, TOO_LOW)
     if not setting.switched:
         found = tuned(setting.each, tiny_run, begin, setting.seeds, walk=not setting.small)
         rates = {name: found[name]["lr"] for name in KINDS}
