@@ -12,8 +12,8 @@ from ..lora.spectra import amplification, svd
 
 SMALL_UPDATE = (
     "That ΔW lies where W is weak holds: with r = 8, W_q sees 1.6 in its directions, as in random ones, and 43 in its"
-    " own first ones (medians). But W_q has a norm of about 120 in 576 dimensions, so that random directions see r · 0.2 of"
-    " it, where those of GPT-3's 12,288 see r · 0.005; and 40 steps make a ΔW of norm 1, not 7."
+    " own first ones (medians). But in 576 dimensions, with a norm of about 120, W_q does r · 0.2 in random directions,"
+    " where GPT-3's does r · 0.005 in 12,288; and 40 steps make a ΔW of norm 1, not 7."
 )
 CLAIM = Claim(
     source="LoRA (Hu et al. 2021, arXiv 2106.09685)",

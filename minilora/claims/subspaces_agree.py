@@ -35,16 +35,17 @@ def compare(base: str, ranks: list[int], seed: int, random: bool, folder: str | 
     starts = zip((seed, OTHER_START), ranks, strict=True)
     few, many = (read_update(shared_run(base, "lora", start, r, folder)["file"]) for start, r in starts)
     rng = np.random.default_rng(seed)
-    tables, right, left = {}, {}, {}
+    tables: dict[str, Any] = {}
+    right: dict[str, Any] = {}
+    left: dict[str, Any] = {}
     for name in sorted(few, key=lambda name: ("v_proj" in name, int(name.split(".")[2]))):
         if "down_proj" in name:
             continue
-        other = many[name]
-        a = rng.standard_normal(other.lora_A.shape) if random else other.lora_A
-        tables[name] = subspace_similarities(few[name].lora_A, a)
-        b, own = other.lora_B, few[name]
-        right[name] = subspace_similarities((own.lora_B, own.lora_A), (b, a))
-        left[name] = subspace_similarities((own.lora_A.T, own.lora_B.T), (a.T, b.T))
+        (own_b, own_a), (b, a) = few[name].of(), many[name].of()
+        a = rng.standard_normal(a.shape) if random else a
+        tables[name] = subspace_similarities(own_a, a)
+        right[name] = subspace_similarities((own_b, own_a), (b, a))
+        left[name] = subspace_similarities((own_a.T, own_b.T), (a.T, b.T))
     n = a.shape[1]
     sides = {"a": tables, "right": right, "left": left}
     return {

@@ -103,7 +103,9 @@ def train_update(
 
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    settings = dict(base=base, data=data, method=method, steps=steps, lr=lr, seed=seed, batch_size=batch_size)
+    settings: dict[str, Any] = dict(
+        base=base, data=data, method=method, steps=steps, lr=lr, seed=seed, batch_size=batch_size
+    )
     settings |= {"modules": list(modules)} | ({} if method == "full" else {"r": r, "lora_alpha": lora_alpha})
     place = Path(folder) if folder else _passing_folder()
     place.mkdir(parents=True, exist_ok=True)
@@ -182,7 +184,7 @@ def _train(
 
 def _now(model: Llama, module: str, w: np.ndarray, method: str) -> np.ndarray:
     if method == "full":
-        return to_numpy(model.get_submodule(module).weight.data)
+        return to_numpy(dict(model.named_parameters())[f"{module}.weight"].data)
     return w + to_numpy(_carried(model, module).delta(w))
 
 
