@@ -18,7 +18,7 @@ from .planted_rank import train as train_matrix
 
 SOURCE = "The usual introduction to LoRA"
 RATES = {"lora": (5e-3, 1e-2, 2e-2), "full": (5e-4, 1e-3, 2e-3)}  # tried for each; the best on validation is taken
-COMPLEX_RATES = {"lora": (1e-2, 2e-2, 4e-2), "full": (1e-3, 2e-3, 4e-3)}
+COMPLEX_RATES = {"lora": (5e-3, 1e-2, 2e-2), "full": (2e-3, 4e-3, 8e-3)}
 
 
 def train(
