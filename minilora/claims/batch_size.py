@@ -33,7 +33,7 @@ def run(setting: Setting) -> dict[str, Any]:
     samples, batches = (32, (2, 16)) if setting.small else (480, (4, 32))
     size: dict[str, Any] = {"held_out": 6} if setting.small else {}
     start = {"lora": (3e-3, 1e-2), "full": (1e-3, 2e-3)}  # for small and large batches
-    contenders = {
+    contenders: dict[str, dict[str, Any]] = {
         f"{name}, {batch}": {"method": method, "lr": lr, "batch_size": batch, "steps": samples // batch, **size}
         for name, method in (("LoRA", "lora"), ("full", "full"))
         for batch, lr in zip(batches, start[method], strict=True)

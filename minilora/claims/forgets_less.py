@@ -35,7 +35,7 @@ CLAIM = Claim(
 )
 
 
-def path(lr: float, method: str, seed: int, steps=40, every=5, held_out=30) -> dict[str, list[float]]:
+def path(lr: float, method: str, seed: int, steps: int = 40, every: int = 5, held_out: int = 30) -> dict[str, Any]:
     """Losses on new and old texts, before training and every so many steps."""
     (model, tokenizer), text = tiny_base(), (TINY / "validation.txt").read_text(encoding="utf-8")
     held = {"new": samples_of("legal")["validation"], "old": encode_text(text, tokenizer, max_length=128)}
