@@ -42,4 +42,4 @@ def draw_rates(
     lowest, highest = min(shown), max(shown)
     room = 0.08 * min(highest - lowest, SHOWN) or SHOWN
     axes.set_ylim(lowest - room, min(highest, lowest + SHOWN) + room)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=4)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.3), ncols=3)
