@@ -47,7 +47,7 @@ class DomainsOptions:
     out: str | None = option(None, "folder for all results (default: runs, with each run where finetune puts it)")
     overwrite: bool = option(False, "train anew what was trained with other settings")
     steps: int | None = option(None, "steps of each run, instead of finetune's passes over the data")
-    limit: int = option(40, "records of each set that are measured, evenly chosen")
+    limit: int = option(20, "records of each set that are measured, evenly chosen")
     seed: int = option(0, "decides the adapters' start and the order of the records")
 
     def __post_init__(self):
