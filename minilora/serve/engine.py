@@ -60,12 +60,16 @@ class Ask:
 
 @dataclass(frozen=True)
 class Piece:
-    """What an answer has got since the last piece; the last one says how it ended, or why there is no more of it."""
+    """What an answer has got since the last piece; the last one says how it ended, or why there is no more of it.
+
+    seconds: from the question to this piece, as the engine's clock has it.
+    """
 
     text: str
     tokens: int
     finished: str | None = None
     error: str | None = None
+    seconds: float = 0.0
 
 
 @dataclass(eq=False)
@@ -229,7 +233,7 @@ class Engine:
         for ask, job in self.jobs.items():
             answer = job.answer
             if (text := answer.new_text()) or answer.finished:
-                job.tell(Piece(text, answer.tokens, answer.finished))
+                job.tell(Piece(text, answer.tokens, answer.finished, seconds=time.monotonic() - job.began))
             if answer.finished:
                 ended.append(ask)
         for ask in ended:

@@ -281,25 +281,28 @@ class Reply:
 
     def begin(self) -> dict[str, Any]:
         """The first chunk of a stream, which says who speaks."""
-        return self._chunk({"role": "assistant", "content": "", "refusal": None}, None, 0)
+        return self._chunk({"role": "assistant", "content": "", "refusal": None}, None, Piece("", 0))
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """A chunk with text."""
-        return self._chunk({"content": piece.text}, None, piece.tokens)
+        return self._chunk({"content": piece.text}, None, piece)
 
     def end(self, last: Piece) -> dict[str, Any]:
         """The chunk that says why the answer ended."""
-        return self._chunk({}, last.finished, last.tokens)
+        return self._chunk({}, last.finished, last)
 
     def counts(self, last: Piece) -> dict[str, Any]:
         """The chunk after the last, for `stream_options: {"include_usage": true}`."""
         return self._object("chat.completion.chunk", []) | {"usage": self._usage(last.tokens)}
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None, tokens: int) -> dict[str, Any]:
+    def _chunk(self, delta: dict[str, Any], reason: str | None, piece: Piece) -> dict[str, Any]:
+        """A chunk; `seconds`, beside the counts that were asked for with every chunk, is an addition."""
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
         chunk = self._object("chat.completion.chunk", [choice])
         if self.request.usage or self.request.usage_always:
-            chunk["usage"] = self._usage(tokens) if self.request.usage_always else None
+            chunk["usage"] = self._usage(piece.tokens) if self.request.usage_always else None
+        if self.request.usage_always:
+            chunk["seconds"] = round(piece.seconds, 4)
         return chunk
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:

@@ -169,9 +169,10 @@ def test_chunks_of_one_answer_belong_together_and_count_as_asked():
     assert [chunk["usage"] for chunk in chunks[:3]] == [None] * 3 and chunks[3]["choices"] == []
     assert chunks[3]["usage"] == {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:3]] == [None, None, "stop"]
-    assert "usage" not in Reply(understood(stream=True), 9).begin()
+    assert not {"usage", "seconds"} & Reply(understood(stream=True), 9).begin().keys()
     always = Reply(understood(stream=True, stream_options={"continuous_usage_stats": True}), 9)
-    assert always.chunk(Piece("a", 4))["usage"]["completion_tokens"] == 4
+    chunk = always.chunk(Piece("a", 4, seconds=1.23456))
+    assert chunk["usage"]["completion_tokens"] == 4 and chunk["seconds"] == 1.2346  # the clock of who computed it
 
 
 def test_an_event_is_one_line_of_ascii():
