@@ -1,6 +1,6 @@
 """A picture of the page, after a question: python tests/screenshot.py ADDRESS QUESTION FILE.png [dark]
 
-ADDRESS is that of a server at work. lessons/pictures/serve.png was taken from `minilora serve --demo --no-open`.
+ADDRESS is that of a server at work. lessons/pictures/serve.png was taken from the four of `minilora compare --domains`.
 Needs what tests/serve/test_page.py needs.
 """
 
