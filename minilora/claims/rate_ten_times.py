@@ -28,7 +28,7 @@ CLAIM = Claim(
     explained={
         "not at this size": "LoRA's best rate is some five times full fine-tuning's, and nearly the same for r = 2, 8 "
         "and 32: that it hardly depends on the rank holds, and the factor is smaller. A likely reason is the width, "
-        "128 against thousands: theory lets full fine-tuning's best rate fall as a model grows wider, more than LoRA's.",
+        "128 against thousands: theory lets full fine-tuning's best rate fall as models grow wider, more than LoRA's.",
     },
 )
 RANKS = (2, 8, 32)
