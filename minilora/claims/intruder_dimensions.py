@@ -50,7 +50,7 @@ def count(base: str, seed: int, folder: str | None) -> dict[str, list[int]]:
             continue
         m, n = w.shape
         s = svd(lora[name].of()).s
-        norm, delta, noise = np.linalg.norm(s), full[name].matrix(), rng.standard_normal((m, n))
+        norm, delta, noise = float(np.linalg.norm(s)), full[name].matrix(), rng.standard_normal((m, n))
         u, v = (np.linalg.qr(rng.standard_normal((d, len(s))))[0] for d in (m, n))
         updates = (lora[name].matrix(), delta, _scaled(delta, norm), _scaled(noise, norm), (u * s) @ v.T)
         for kind, update in zip(TOLD, updates, strict=True):

@@ -48,7 +48,7 @@ class Interval:
         one.
 
         >>> Interval.of([1.0, 2.0, 3.0])
-        Interval(mean=2.0, low=-0.484, high=4.484, n=3)
+        Interval(mean=2.0, low=-0.4841, high=4.484, n=3)
         """
         numbers = [float(value) for value in values]
         if not numbers or not all(map(math.isfinite, numbers)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def write_page(result: Mapping[str, Any], folder: Path) -> Path:
             continue
         try:
             claim = read_claim(name)
-            drawn[name] = save_themes(lambda c=claim, f=found: c.picture(f["numbers"]), pictures / f"{name}.png")
+            drawn[name] = save_themes(partial(claim.picture, found["numbers"]), pictures / f"{name}.png")
         except Exception as error:
             found["no_picture"] = f"{type(error).__name__}: {error}"
     path = folder / PAGE_FILE

@@ -23,7 +23,7 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from functools import cache
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 
@@ -199,7 +199,7 @@ class Several(Ranks):
         machine = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         keep_threads(_share_of_cores(max(1, machine.allreduce(int(self.number > 0)))))  # the first one only waits
         with MPICommExecutor(self.comm, 0) as pool:
-            self.pool = None if pool is None else _Lent(pool)
+            self.pool = None if pool is None else _Lent(cast(Executor, pool))
             yield not self.number
 
     def fail(self, line: str, status: int) -> NoReturn:
