@@ -58,8 +58,9 @@ LESSONS = {
         (14, "14_limits", "Where does it fail?", 35, (8,), "tasks that need rank", True),
         (15, "15_for_real", "How do I do it for real?", 45, (10, 11), "an adapter of a real model", True),
         (16, "16_relatives", "Who are its relatives?", 40, (7, 8), "DoRA and PiSSA, from their papers", False),
+        (18, "18_how_do_you_know", "How do you know?", 45, (10,), "a claim of your own, with its verdict", False),
     ]
 }
 
 AFTERNOON = (1, 2, 6, 8, 9, 11, 15)  # what one afternoon holds
-TERM = ((1, 2), (3, 4), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (13, 14), (15, 16))  # lessons, week by week
+TERM = ((1, 2), (3, 4), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (13, 14), (15, 16), (18,))  # lessons, week by week

@@ -1,0 +1,113 @@
+"""Worlds for a claim of one's own (exercise 18.3): what is true in them is known, since it was planted. And ways to
+measure in them, good and bad.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..experiments.claim import student
+from .exercises import Draw
+
+RATES = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+
+
+def draw_world(planted: Callable[[float, int], tuple[float, float]]) -> Callable[[np.random.Generator], Draw]:
+    """A world in which the tuned difference has a known mean and spread: planted(claimed, number of seeds).
+
+    Each method has three rates that somebody could take for its best: on validation, on the test, for the first seed.
+    The two methods are best at different rates; the new one now and then at the first of the list, the old one never.
+    """
+
+    def draw(rng: np.random.Generator) -> Draw:
+        seeds = [int(seed) for seed in rng.choice(np.arange(10, 99), int(rng.integers(4, 7)), replace=False)]
+        claimed = float(rng.uniform(0.05, 0.1))
+        mean, deviation = planted(claimed, len(seeds))
+        pattern = rng.standard_normal(len(seeds))
+        differences = mean + deviation * (pattern - pattern.mean()) / pattern.std(ddof=1)
+        common = 2.6 + 0.05 * rng.standard_normal(len(seeds))
+        best = {"old": 1 + rng.permutation(4), "new": rng.permutation(5)}
+        if best["new"][0] == best["old"][0]:
+            best["new"] = np.roll(best["new"], 1)
+        table = {}
+        for method, (by_validation, by_test, by_seed, *_) in best.items():
+            validation, test = (3 + 0.02 * rng.standard_normal((len(RATES), len(seeds))) for _ in range(2))
+            validation[by_validation] -= 0.4
+            validation[by_seed, 0] -= 0.6
+            test[by_validation] = common - (differences if method == "new" else 0)
+            test[by_test] -= 0.7
+            for i, lr in enumerate(RATES):
+                for j, seed in enumerate(seeds):
+                    table[method, lr, seed] = {"validation": float(validation[i, j]), "test": float(test[i, j])}
+
+        def run(method: str, lr: float, seed: int) -> dict[str, float]:
+            if (method, lr, seed) not in table:
+                raise ValueError(f"no run {method!r}, {lr!r}, {seed!r}: method 'old' or 'new', a rate, one of {seeds}")
+            return dict(table[method, lr, seed])
+
+        return Draw(None, run=run, rates=list(RATES), seeds=seeds, claimed=claimed)
+
+    return draw
+
+
+def errors_from_zero(errors: Callable[[int], float]) -> Callable[[float, int], tuple[float, float]]:
+    """A mean a little above what is claimed, so many standard errors from zero."""
+    return lambda claimed, n: (1.2 * claimed, 1.2 * claimed * math.sqrt(n) / errors(n))
+
+
+WORLDS = [
+    draw_world(lambda claimed, n: (0.3 * claimed, 0.6 * claimed)),  # hardly any effect; untuned, a large one
+    draw_world(lambda claimed, n: (1.5 * claimed, 0.2 * claimed)),  # a real one
+    draw_world(errors_from_zero(lambda n: 1.6)),  # the mean is in the band, by chance perhaps
+    draw_world(errors_from_zero(lambda n: math.sqrt(1.96 * student(n - 1)))),  # 1.96 is blind to it
+    draw_world(lambda claimed, n: (-1.5 * claimed, 0.2 * claimed)),  # the new one is worse
+    draw_world(lambda claimed, n: (-0.5 * claimed, 2 * claimed)),  # worse by the mean, if that were all
+]
+
+
+# -- what somebody measures --------------------------------------------------------------------------------------------
+
+
+def tuned(run: Any, rates: Any, seeds: Any, method: str, part: str = "validation") -> float:
+    """The rate with the lowest mean loss over these seeds."""
+    return min(rates, key=lambda lr: np.mean([run(method, lr, seed)[part] for seed in seeds]))
+
+
+def both_tuned(run: Any, rates: Any, seeds: Any) -> dict[str, float]:
+    """Each method's best rate."""
+    return {method: tuned(run, rates, seeds, method) for method in ("old", "new")}
+
+
+def at(rate: Callable[..., dict[str, float]], part: str = "test") -> Callable[..., Any]:
+    """The differences old - new, with rates chosen in this way, on this set."""
+
+    def measure(run: Any, rates: Any, seeds: Any) -> Any:
+        chosen = rate(run, rates, seeds)
+        return np.array([run("old", chosen["old"], s)[part] - run("new", chosen["new"], s)[part] for s in seeds])
+
+    return measure
+
+
+TUNED = at(both_tuned)
+
+
+def rate_per_seed(run: Any, rates: Any, seeds: Any) -> Any:
+    """The differences, each seed at rates of its own."""
+    return np.array([TUNED(run, rates, [seed])[0] for seed in seeds])
+
+
+def without_worst(run: Any, rates: Any, seeds: Any) -> Any:
+    """The differences, without the one that speaks most against the new method."""
+    found = TUNED(run, rates, seeds)
+    return np.delete(found, np.argmin(found))
+
+
+def best_seed(run: Any, rates: Any, seeds: Any) -> Any:
+    """The difference between the best seeds of both."""
+    chosen = both_tuned(run, rates, seeds)
+    old, new = (min(run(method, chosen[method], seed)["test"] for seed in seeds) for method in ("old", "new"))
+    return np.array([old - new])
