@@ -14,9 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minilora.course import claim, show
-from minilora.experiments.claim import Band, Interval, Verdict
+from minilora.experiments.claim import Band, Interval, Setting, Verdict
 from minilora.experiments.tiny import tiny_run
-from minilora.experiments.trials import run_trials
 from minilora.pictures.style import GREY, LORA, ink
 
 # %% [markdown]
@@ -33,6 +32,7 @@ from minilora.pictures.style import GREY, LORA, ink
 BAND = Band("LoRA after 30 steps minus LoRA+ after 15, in nats", low=0, against_below=0)
 print(BAND.quantity, "|", BAND)
 LONG, SHORT = 30, 15
+setting = Setting()  # trains as many at a time as there are cores
 known, story = {}, []
 
 
@@ -45,7 +45,7 @@ def train(*runs, seeds=(0, 1, 2)):
     """Train each (variant, lr, steps) of the runs with each seed: those that are not known yet."""
     new = [(*one, seed) for one in runs for seed in seeds if (*one, seed) not in known]
     trials = [dict(zip(("variant", "lr", "steps", "seed"), one, strict=True)) for one in new]
-    known.update(zip(new, run_trials(tiny_run, trials), strict=True))  # each in a process, as many as there are cores
+    known.update(zip(new, setting.each(tiny_run, trials), strict=True))
 
 
 def say(name, gains):
