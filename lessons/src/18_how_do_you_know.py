@@ -232,7 +232,9 @@ for (name, found_something), (low, high) in zip(researchers.items(), bands, stri
 # lie for that. It is enough to look first.
 #
 # So the order is: sentence, number, band, seeds, control, run, verdict. In minilora a claim is one file in that order,
-# with a switch that takes the cause away; `minilora reproduce` runs them, and a test holds that each verdict can turn.
+# with a switch that takes the cause away or puts it in; `minilora reproduce` runs them, and a test holds that each
+# verdict can turn. The one on LoRA+ is [here](../minilora/claims/lora_plus.py), with another number for "faster": the
+# steps that each takes to a loss that both reach.
 #
 # ## What to remember
 #
