@@ -150,7 +150,8 @@ for (variant, steps), rates in tried.items():
     means = [losses(variant, lr, steps, part="validation").mean() for lr in rates]
     best[variant] = rates[int(np.argmin(means))]
     at_edge += best[variant] in (rates[0], rates[-1])
-    print(f"{variant:<5} {steps} steps:", *(f"  {lr:g}: {mean:.3f}" for lr, mean in zip(rates, means, strict=True)))
+    told = [f"{mean:.3f}" if mean < min(means) + 0.5 else "much more" for mean in means]
+    print(f"{variant:<5} {steps} steps:", *(f"  {lr:g}: {mean}" for lr, mean in zip(rates, told, strict=True)))
 claim("how many are best at an edge of their rates", at_edge, 0, 0)
 found = say("each at its best rate", losses("lora", best["lora"], LONG) - losses("lora+", best["lora+"], SHORT))
 claim("each at its best rate: mean gain", found.mean, -0.26, -0.06)
