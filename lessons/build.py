@@ -55,7 +55,7 @@ NOISE = 1e-4  # and how much where a claim bounds it: what is left of two equal 
 CELL_TIMEOUT = 1800  # seconds; a busy machine may need many for one that trains the real model
 PACKAGE = "minilora"  # what pip installs where there is no clone: Colab
 LIMITS = {"words of prose": 2000, "cells": 30, "lines of imports": 8, "seconds": 60, "kilobytes": 300}
-MODEL_SECONDS = 1800  # for a lesson that trains the real model: minutes on idle cores, far more on a busy machine
+MODEL_SECONDS = 300  # for a lesson that trains the real model
 SETUP = f"""# In Colab or Binder, this cell installs minilora. Where it is installed, nothing happens.
 import importlib.util
 import pathlib
