@@ -20,10 +20,9 @@ CLAIM = Claim(
     says="Full fine-tuning and LoRA of high rank learn alike; a lower rank leaves their curve at a step that grows with"
     " the rank, when the adapter runs out of capacity. Where data exceed it, LoRA does worse than full fine-tuning.",
     here="One random matrix between a frozen embedding and a frozen head learns random keys with random values by"
-    " heart: 8 pairs (48 bits, 0.1 for each number of a LoRA of rank 4), and 256 pairs (1,536 bits, 3 for each). The"
-    " matrix or the adapter takes 400 steps of Adam at its own best learning rate. Measured: the share of the bits that"
-    " the matrix stores and rank 4 does not, of 256 pairs less of 8. (An earlier form with a small random Llama was"
-    " given up: LoRA stored nothing in its 100 steps. The band is the same.)",
+    " heart: 8 pairs (48 bits), and 256 (1,536 bits, 3 for each number of a LoRA of rank 4). Matrix or adapter take 400"
+    " steps of Adam, each at its best learning rate. Measured: the share of the bits that the matrix stores and rank 4"
+    " does not, of 256 pairs less of 8. (An earlier form was given up: LoRA stored nothing in 100 steps of a Llama.)",
     switch="The rank is 64, so that the adapter has more numbers than the matrix.",
     base="matrices",
     minutes=3,
