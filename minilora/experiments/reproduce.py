@@ -214,6 +214,7 @@ def _place(name: str, file: ClaimFile, options: ReproduceOptions) -> Path:
 def _teller(bar: Any, name: str) -> Callable[[str], object]:
     def told(line: str) -> None:
         if bar is not None:
-            bar.set_postfix_str(f"{name} {line}".strip())
+            bar.set_postfix_str(f"{name} {line}".strip(), refresh=False)
+            bar.update(0)  # which shows it when its time has come
 
     return told
