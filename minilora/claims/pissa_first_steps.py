@@ -18,6 +18,7 @@ CLAIM = Claim(
     switch="PiSSA's adapter starts as LoRA's does.",
     base="tiny",
     minutes=1,
+    second_hand=True,
     band=Band("mean loss of the first steps, PiSSA minus LoRA (nats)", high=-0.02, against_above=0.02),
 )
 
