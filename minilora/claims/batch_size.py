@@ -22,8 +22,9 @@ CLAIM = Claim(
     minutes=5,
     band=Band("growth of LoRA's gap from small to large batches (nats)", low=0.02, against_below=0),
     explained={
-        "not at this size": "LoRA's gap is about the same with both batches. The paper's grows above batches of 32,"
-        " with 10,000 examples; here there are 240, and with batches of 32 both methods lose because steps are few.",
+        "not at this size": "LoRA's gap grows, from 0.150 to 0.171 nats, by about what the band asks for. But the"
+        " interval over three seeds reaches below zero: this needs more seeds. The paper's gap grows at batches above"
+        " 32, with 10,000 examples; here there are 240.",
     },
 )
 

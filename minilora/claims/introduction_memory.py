@@ -54,5 +54,5 @@ def picture(numbers: dict[str, Any]) -> Any:
     figure, axes = panels(width=7, height=4)
     rows = {owner: numbers[owner] for owner in OWNERS} | {"peak": numbers["peak, bytes"]}
     draw_bars(axes, {name: (lora / 1e6, full / 1e6) for name, (lora, full) in rows.items()}, "MB")
-    axes.set_title("What a step holds: weights and activations stay")
+    axes.set_title("When most is held: full fine-tuning in its optimizer, LoRA on its way back")
     return figure

@@ -26,7 +26,7 @@ CLAIM = Claim(
     band=Band("LoRA's best learning rate over full fine-tuning's", low=5, high=20, against_below=2, against_above=50),
     second_hand=True,
     explained={
-        "not at this size": "LoRA's best rate is some five times full fine-tuning's, and nearly the same for r = 2, 8 "
+        "not at this size": "LoRA's best rate is some four times full fine-tuning's, and nearly the same for r = 2, 8 "
         "and 32: that it hardly depends on the rank holds, and the factor is smaller. A likely reason is the width, "
         "128 against thousands: theory lets full fine-tuning's best rate fall as models grow wider, more than LoRA's.",
     },
