@@ -235,7 +235,10 @@ def settings_of(hint: Any, told: Mapping[str, Any]) -> dict[str, Any]:
     if "several" in told:
         return _kind_of_several(told["several"]) | of_one
     settings = _kind(hint) | of_one
-    return settings | ({"nargs": "?", "const": told["alone"]} if "alone" in told else {})
+    if "alone" not in told:
+        return settings
+    words = [choice for choice in told["choices"] if not isinstance(choice, bool)]  # the flag by itself is the truth
+    return settings | {"nargs": "?", "const": told["alone"], "choices": words}
 
 
 def _kind(hint: Any) -> dict[str, Any]:

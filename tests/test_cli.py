@@ -116,6 +116,13 @@ CONFLICTS = [  # words, what is said
 ]
 
 
+@pytest.mark.parametrize("words", [("finetune", "--quantized", "nf3"), ("audit", "--quantized", "runs/legal")])
+def test_a_kind_that_is_none_is_refused_with_those_that_are(words, capsys):
+    assert status(*words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert words[-1] in said and "nf4" in said and "True" not in said
+
+
 @pytest.mark.parametrize(("words", "reason"), CONFLICTS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
 def test_flags_that_exclude_each_other_are_refused_before_a_model_is_loaded(words, reason, capsys, monkeypatch):
     for module in (zoo, finetune):
