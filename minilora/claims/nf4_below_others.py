@@ -40,7 +40,7 @@ def losses(seed: int, records: int) -> dict[str, float]:
 
 def run(setting: Setting) -> dict[str, Any]:
     """What each kind adds to the loss, for every seed."""
-    records = 40 if setting.small else 600
+    records = 60 if setting.small else 600
     found = setting.each(losses, [{"seed": seed, "records": records} for seed in setting.seeds])
     added = {kind: [one[kind] - one["False"] for one in found] for kind in KINDS}
     tried = added["int4" if setting.switched else "nf4"]
