@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,16 +59,14 @@ def _in_other_words(sample: Sample, means: list[int]) -> Sample:
     return Sample(tuple(ids), tuple(labels), tuple(_in_other_words(other, means) for other in sample.others))
 
 
-def best_runs(
-    setting: Setting, shuffled: bool = False, rates: dict[str, tuple[float, ...]] | None = None
-) -> dict[str, list[dict[str, Any]]]:
+def best_runs(setting: Setting, shuffled: bool = False) -> dict[str, list[dict[str, Any]]]:
     """For each method, the run of every seed at the learning rate that is best on validation, over all seeds."""
-    tries: Mapping[str, Sequence[float]] = rates or (COMPLEX_RATES if shuffled else RATES)
+    rates = COMPLEX_RATES if shuffled else RATES
     sizes = {"steps": 8, "every": 4, "held_out": 4} if setting.small else {"steps": 96, "every": 8, "held_out": 24}
     sizes |= {"shuffled": shuffled}
     found = {}
     for method in ("lora", "full"):
-        tried = tries[method][-1:] if setting.small else tries[method]
+        tried = rates[method][-1:] if setting.small else rates[method]
         trials = [{"method": method, "lr": lr, "seed": seed, **sizes} for lr in tried for seed in setting.seeds]
         runs, n = setting.each(train, trials), len(setting.seeds)
         by_rate = [runs[i : i + n] for i in range(0, len(runs), n)]

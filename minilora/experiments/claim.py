@@ -228,11 +228,6 @@ def claim_names() -> list[str]:
     return sorted(found.name.replace("_", "-") for found in listed if not found.name.startswith("_"))
 
 
-def find_claims() -> dict[str, ClaimFile]:
-    """Every claim by name."""
-    return {name: read_claim(name) for name in claim_names()}
-
-
 def read_claim(name: str) -> ClaimFile:
     """The claim of this name. Raises AttributeError where the file lacks one of the three names."""
     module: Any = importlib.import_module(f"{CLAIMS}.{name.replace('-', '_')}")

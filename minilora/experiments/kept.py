@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from .trials import code_sha256
+from .trials import code_sha256, essence
 
 ROOT = Path(__file__).parents[1]  # the folder minilora/
 
@@ -54,11 +54,8 @@ def _imports(file: Path, root: Path) -> Iterator[Path]:
 @cache
 def _essence(file: Path) -> ast.Module:
     """The file as Python reads it, without what decides no number."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = essence(file)
     tree.body = [node for node in tree.body if not _is_words(node)]
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-            del node.body[0]
     return tree
 
 

@@ -233,15 +233,16 @@ def code_sha256(
         if "__pycache__" in each.parts or each.suffix == ".md":
             continue
         digest.update(each.name.encode())
-        digest.update(_essence(each.read_bytes()) if each.suffix == ".py" else each.read_bytes())
+        digest.update(ast.dump(essence(each)).encode() if each.suffix == ".py" else each.read_bytes())
     return digest.hexdigest()
 
 
-def _essence(source: bytes) -> bytes:
-    tree = ast.parse(source)
+def essence(file: Path) -> ast.Module:
+    """What a Python file says, without comments, docstrings and layout."""
+    tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
             node, clean=False
         ):
             del node.body[0]
-    return ast.dump(tree).encode()
+    return tree

@@ -23,8 +23,6 @@ from ..nn.module import Module
 from ..nn.parts import Sample
 from .task import asked, at_least, draw_different, draw_symbols, log_probabilities, scored_ids
 
-BITS_PER_PARAMETER = 2.0  # what language models store after long training, arXiv 2404.05405
-
 
 @dataclass(frozen=True)
 class Recall:
