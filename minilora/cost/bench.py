@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.parallel import processors
 from ..engine.tensor import no_grad
 from ..flags import BASE, option
 from ..io.gguf import save_gguf
@@ -284,12 +285,11 @@ def machine() -> dict[str, Any]:
     if cpuinfo.is_file():
         named = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = named[0] if named else processor
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
         memory = None
-    return {"processor": processor, "cores": cores, "memory_bytes": memory, "system": platform.system()}
+    return {"processor": processor, "cores": processors(), "memory_bytes": memory, "system": platform.system()}
 
 
 def versions() -> dict[str, str]:

@@ -26,15 +26,24 @@ from .tensor import Node, Tensor, walk_back
 current_micro_batch: ContextVar[int] = ContextVar("current_micro_batch", default=0)  # for random numbers of its own
 
 
+# How a matrix library is told, before it is loaded, how many threads it may use.
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+def processors() -> int:
+    """How many processors this process may use, for whatever it does."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cores() -> int:
     """How many threads a matrix product may use just now: OPENBLAS_NUM_THREADS and its like are respected."""
     libraries = _controller().select(user_api="blas").info()
-    return max((library["num_threads"] for library in libraries), default=0) or os.cpu_count() or 1
+    return max((library["num_threads"] for library in libraries), default=0) or processors()
 
 
 def keep_threads(most: int) -> None:
     """From now on let matrix products use so many threads, or what OPENBLAS_NUM_THREADS and its like allow."""
-    told = any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"))
+    told = any(name in os.environ for name in THREADS)
     _controller().limit(limits=min(most, cores()) if told else most, user_api="blas")
 
 

@@ -18,6 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from ..engine.parallel import processors
 from ..files.disk import read_json, remove_folder, replacing, write_json
 from ..io.zoo import locate
 from ..train.bars import Bars
@@ -27,7 +28,7 @@ from ..train.finetune import finetune
 from ..version import __version__
 from .summary import summarise
 from .sweepoptions import FOUND, MOST, Sweep, as_options, word
-from .trials import cores, run_trials, usual_jobs
+from .trials import run_trials, usual_jobs
 
 TABLE_FILE, SWEEP_FILE, PICTURE_FILE, WORK, LOCK = "trials.csv", "sweep.json", "sweep.png", ".work", ".lock"
 FILES = (TABLE_FILE, SWEEP_FILE, "sweep*.png", WORK, LOCK)  # what a sweep's folder may hold
@@ -88,7 +89,7 @@ def sweep(
             raise
         finally:
             remove_folder(work)
-        spent = {"wall_seconds": time.perf_counter() - start, "made": len(ahead), "jobs": jobs, "cores": cores()}
+        spent = {"wall_seconds": time.perf_counter() - start, "made": len(ahead), "jobs": jobs, "cores": processors()}
         found = [_numbers(rows[i]) for i in range(len(settings))]
         result = told | {"varied": options.varied, "time": spent} | summarise(settings, found, options.varied)
         write_json(folder / SWEEP_FILE, result)
@@ -141,7 +142,7 @@ def _refuse_too_many(options: Sweep, settings: Sequence[Mapping[str, Any]]) -> N
     count = len(settings)
     if count <= max(MOST, options.trials or 0):
         return
-    seconds = sum(map(_guess, settings)) / min(options.jobs or cores(), cores())
+    seconds = sum(map(_guess, settings)) / min(options.jobs or processors(), processors())
     time = f"{seconds / 3600:,.0f} hours" if seconds > 2 * 3600 else f"{seconds / 60:,.0f} minutes"
     advice = f"draw some with --search random --trials 60, or give --trials {count} to make them all"
     raise ValueError(f"{count:,} trials, which take about {time} here: {advice}")

@@ -31,10 +31,10 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
+from ..engine.parallel import THREADS, processors
 from ..files.disk import read_json, write_json
 from ..train.ranks import world
 
-THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 DECISIVE = ("data", "engine", "experiments", "files", "io", "lora", "nn", "tasks", "train", "weights")
 
 Trial = Mapping[str, Any]
@@ -85,14 +85,9 @@ def run_trials(
     return results
 
 
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def usual_jobs() -> int:
     """Trials at a time where nothing is said: one per core; under mpiexec one per rank but the first."""
-    return world().size - 1 or cores()
+    return world().size - 1 or processors()
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
@@ -115,7 +110,7 @@ def _together(function: Callable[..., Any], left: dict[int, Trial], jobs: int, f
     """Take what ends out of `left`, until all has. Returns early, with those at work, when one ends its process."""
     waiting = iter(list(left))
     flying: dict[Future[Any], int] = {}
-    with _threads(max(1, cores() // jobs)), _ended(_executor(jobs)) as pool:
+    with _threads(max(1, processors() // jobs)), _ended(_executor(jobs)) as pool:
         try:
             for i in islice(waiting, jobs):
                 flying[pool.submit(_attempt, function, left[i])] = i

@@ -28,7 +28,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import numpy as np
 
 from ..engine.backend import Array
-from ..engine.parallel import keep_threads
+from ..engine.parallel import keep_threads, processors
 from ..engine.tensor import Tensor
 from ..nn.parts import Sample, spread
 
@@ -287,7 +287,7 @@ def _share_of_cores(ranks: int) -> int:
     The process that started this one is not bound, and tells what may be used.
     """
     if not hasattr(os, "sched_getaffinity"):  # macOS, Windows
-        return max(1, (os.cpu_count() or 1) // ranks)
+        return max(1, processors() // ranks)
     allowed = os.sched_getaffinity(0)
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in os.environ:
         with suppress(OSError):

@@ -37,7 +37,7 @@ def test_of_one_trial_no_process_is_made_and_of_none_none():
 
 @pytest.mark.parametrize(("cores", "share"), [(4, 2), (1, 1)])
 def test_each_process_has_its_share_of_the_cores(monkeypatch, cores, share):
-    monkeypatch.setattr(trials, "cores", lambda: cores)
+    monkeypatch.setattr(trials, "processors", lambda: cores)
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     told = run_trials(trying.threads, [{}, {}], 2)
@@ -47,7 +47,7 @@ def test_each_process_has_its_share_of_the_cores(monkeypatch, cores, share):
 
 
 def test_fewer_threads_that_are_asked_for_stay_fewer(monkeypatch):
-    monkeypatch.setattr(trials, "cores", lambda: 8)
+    monkeypatch.setattr(trials, "processors", lambda: 8)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     assert {one["told"] for one in run_trials(trying.threads, [{}, {}], 2)} == {"1"}
 
