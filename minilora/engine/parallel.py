@@ -24,6 +24,7 @@ from .backend import Array
 from .tensor import Node, Tensor, walk_back
 
 current_micro_batch: ContextVar[int] = ContextVar("current_micro_batch", default=0)  # for random numbers of its own
+has_one_core: ContextVar[bool] = ContextVar("has_one_core", default=False)  # is this one of several threads at work?
 
 
 # How a matrix library is told, before it is loaded, how many threads it may use.
@@ -37,6 +38,8 @@ def processors() -> int:
 
 def cores() -> int:
     """How many threads a matrix product may use just now: OPENBLAS_NUM_THREADS and its like are respected."""
+    if _left:
+        return _left[0]
     libraries = _controller().select(user_api="blas").info()
     return max((library["num_threads"] for library in libraries), default=0) or processors()
 
@@ -45,6 +48,21 @@ def keep_threads(most: int) -> None:
     """From now on let matrix products use so many threads, or what OPENBLAS_NUM_THREADS and its like allow."""
     told = any(name in os.environ for name in THREADS)
     _controller().limit(limits=min(most, cores()) if told else most, user_api="blas")
+
+
+def leave_cores(to_another: bool) -> None:
+    """Leave the cores to products of another library (bfloat16.py), or take them back; here products use one meanwhile.
+
+    The threads of both libraries stay awake for a while when they have nothing to do, and keep the others waiting.
+    """
+    if to_another and not _left:
+        _left.append(cores())
+        _controller().limit(limits=1, user_api="blas")
+    elif not to_another and _left:
+        _controller().limit(limits=_left.pop(), user_api="blas")
+
+
+_left: list[int] = []  # how many cores were left to another library
 
 
 @cache
@@ -88,6 +106,7 @@ def _in_threads(task: Callable[[int, int], Array], count: int, threads: int) -> 
     found: list[Array] = [None] * count
 
     def work(thread: int) -> None:
+        has_one_core.set(threads > 1)
         for i in range(thread, count, threads):
             current_micro_batch.set(i)
             found[i] = task(i, thread)

@@ -1,0 +1,211 @@
+"""Products in bfloat16, against what rounding allows them to be off; and what is said where there are none."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora.engine import bfloat16
+from minilora.engine.bfloat16 import BFloat16, numbers, rounded
+from minilora.engine.parallel import has_one_core
+
+U = 2.0**-8  # rounding to the nearest bfloat16 moves a number by at most this part of it
+STEP = 2.0**-23  # adding one more term in float32 moves the sum of magnitudes by at most this part of it
+
+here = pytest.mark.skipif(bfloat16.why_not() is not None, reason=str(bfloat16.why_not()))
+
+
+def matrix(rng, *shape):
+    """A float32 matrix, and the same with its numbers rounded."""
+    w = rng.standard_normal(shape, dtype=np.float32)
+    return w, BFloat16(rounded(w))
+
+
+def assert_within_rounding(found, x, w):
+    """found = x w, as far as rounding both to bfloat16 and adding up in float32 allows."""
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    bound = ((2 * U + U * U) + len(w) * STEP) * (abs(x) @ abs(w))
+    assert found.dtype == np.float32
+    assert np.all(abs(found - x @ w) <= bound)
+
+
+# -- rounding ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_bfloat16_is_the_float32_with_its_bits_and_16_zeros():
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    np.testing.assert_array_equal(numbers(bits).view(np.uint32), np.arange(1 << 16, dtype=np.uint32) << 16)
+
+
+@here
+def test_what_is_a_bfloat16_already_is_not_moved():
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    x = numbers(bits)
+    normal = np.isfinite(x) & (abs(x) >= 2.0**-126)
+    np.testing.assert_array_equal(rounded(x[normal]), bits[normal])
+    assert not numbers(rounded(x[abs(x) < 2.0**-126])).any()  # processors take the smallest for 0
+    assert np.isnan(numbers(rounded(np.float32([np.nan])))).all()
+    np.testing.assert_array_equal(numbers(rounded(np.float32([np.inf, -np.inf, 3.4e38]))), [np.inf, -np.inf, np.inf])
+
+
+@here
+@given(st.lists(st.floats(width=32, min_value=2.0**-100, max_value=2.0**100), min_size=1, max_size=40), st.booleans())
+def test_rounding_finds_the_nearest_and_of_two_the_even_one(values, negative):
+    x = np.float32(values) * (-1 if negative else 1)
+    bits = rounded(x)
+    below = x.view(np.uint32) >> 16  # towards zero
+    for one, low, chosen in zip(x, below, bits, strict=True):
+        lower, upper = numbers(np.uint16([low, low + 1]))
+        to_lower, to_upper = (abs(Fraction(float(one)) - Fraction(float(end))) for end in (lower, upper))
+        even = low if low % 2 == 0 else low + 1
+        assert chosen == (even if to_lower == to_upper else low if to_lower < to_upper else low + 1)
+        assert abs(float(numbers(np.uint16([chosen]))[0]) - float(one)) <= U * abs(float(one))
+
+
+@here
+def test_rounding_reads_what_is_not_in_order(rng):
+    x = rng.standard_normal((6, 10), dtype=np.float32)
+    np.testing.assert_array_equal(rounded(x.T[::2]), rounded(x).T[::2])
+    assert rounded(np.empty((0, 4), np.float32)).shape == (0, 4)
+
+
+@here
+def test_roundings_of_many_sizes_are_let_go(rng, monkeypatch):
+    made, gone = [], []
+
+    class Watched(bfloat16._Made):
+        def __init__(self, *inputs):
+            made.append(None)
+            super().__init__(*inputs)
+
+        def __del__(self):
+            gone.append(None)
+            super().__del__()
+
+    monkeypatch.setattr(bfloat16, "_Made", Watched)
+    x = rng.standard_normal(3000, dtype=np.float32)
+    for size in range(1, 3000):
+        rounded(x[:size])
+    assert len(made) > 10_000 and len(made) - len(gone) < 2_000
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+SIZES = [(1, 1, 1), (1, 576, 192), (3, 33, 17), (8, 64, 96), (128, 576, 1536), (64, 1537, 31)]  # N, n, m
+
+
+@here
+@pytest.mark.parametrize(("rows", "n", "m"), SIZES)
+def test_a_product_is_as_near_as_rounding_allows(rows, n, m, rng):
+    x, g = rng.standard_normal((rows, n), dtype=np.float32), rng.standard_normal((rows, m), dtype=np.float32)
+    w, in_bfloat16 = matrix(rng, m, n)
+    assert_within_rounding(x @ in_bfloat16.T, x, w.T)
+    assert_within_rounding(g @ in_bfloat16, g, w)
+    assert_within_rounding((in_bfloat16 @ x.T).T, x, w.T)
+
+
+@here
+def test_large_and_small_numbers_keep_the_bound(rng):
+    x, (w, in_bfloat16) = rng.standard_normal((16, 96), dtype=np.float32), matrix(rng, 40, 96)
+    scales = np.float32(10) ** rng.integers(-12, 12, (16, 1)).astype(np.float32)
+    assert_within_rounding(x * scales @ in_bfloat16.T, x * scales, w.T)
+
+
+@here
+def test_of_numbers_that_are_bfloat16_only_the_sum_is_rounded(rng):
+    w = numbers(rounded(rng.standard_normal((40, 96), dtype=np.float32)))
+    x = numbers(rounded(rng.standard_normal((16, 96), dtype=np.float32)))
+    exact = x.astype(np.float64) @ w.T.astype(np.float64)
+    assert np.all(abs(x @ BFloat16(rounded(w)).T - exact) <= 96 * STEP * (abs(x) @ abs(w.T)))
+
+
+@here
+def test_a_product_is_added_to_what_is_there(rng):
+    x, (_, in_bfloat16) = rng.standard_normal((16, 96), dtype=np.float32), matrix(rng, 40, 96)
+    start = rng.standard_normal((16, 40), dtype=np.float32)
+    out = start.copy()
+    assert in_bfloat16.T.onto(out, x) is out
+    np.testing.assert_allclose(out - start, x @ in_bfloat16.T, atol=1e-5)
+    zero = in_bfloat16.T.onto(np.zeros_like(start), x)
+    np.testing.assert_array_equal(zero, x @ in_bfloat16.T)
+
+
+@here
+def test_the_same_product_has_the_same_bits_in_every_thread_and_every_run(rng):
+    x, (_, in_bfloat16) = rng.standard_normal((130, 576), dtype=np.float32), matrix(rng, 192, 576)
+    once = x @ in_bfloat16.T
+
+    def alone(_):
+        has_one_core.set(True)
+        return x @ in_bfloat16.T
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(alone, range(12)))
+    assert all(np.array_equal(each, found[0]) for each in found)
+    assert all(np.array_equal(x @ in_bfloat16.T, once) for _ in range(5))
+
+
+@here
+def test_shapes_that_do_not_fit_are_refused(rng):
+    with pytest.raises(ValueError, match=r"x of shape \(2, 7\) cannot be multiplied by \(4, 8\)ᵀ"):
+        np.zeros((2, 7), np.float32) @ matrix(rng, 4, 8)[1].T
+    with pytest.raises(ValueError, match=r"x of shape \(2, 7\) cannot be multiplied by \(4, 8\)$"):
+        np.zeros((2, 7), np.float32) @ matrix(rng, 4, 8)[1]
+
+
+# -- where there are none ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh():
+    """Forget what was found about this machine, before and after."""
+    for found in (bfloat16._library, bfloat16.why_not):
+        found.cache_clear()
+    yield
+    for found in (bfloat16._library, bfloat16.why_not):
+        found.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others cannot have it")
+def test_a_machine_without_the_library_is_told_what_to_install(fresh, monkeypatch):
+    monkeypatch.setattr(bfloat16, "_NAMES", ("libno-such-thing.so",))
+    assert "libno-such-thing.so" in bfloat16.why_not()
+    assert bfloat16.why_not().endswith("pip install 'minilora[bf16]'")
+
+
+def test_another_kind_of_machine_is_not_told_to_install_what_it_cannot(fresh, monkeypatch):
+    monkeypatch.setattr(bfloat16.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(bfloat16.platform, "machine", lambda: "arm64")
+    assert bfloat16.why_not() == "it is for Linux on x86_64, this is Darwin on arm64"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a library that Linux has")
+def test_a_library_without_the_product_is_none(fresh, monkeypatch):
+    monkeypatch.setattr(bfloat16, "_NAMES", ("libm.so.6",))
+    assert "libm.so.6 is built in another way" in bfloat16.why_not()
+
+
+@here
+@pytest.mark.parametrize("most", ["AVX2", "AVX512_CORE"])
+def test_a_processor_without_the_product_is_told_so(most):
+    command = [sys.executable, "-c", "from minilora.engine import bfloat16; print(bfloat16.why_not())"]
+    told = subprocess.run(command, env=os.environ | {"ONEDNN_MAX_CPU_ISA": most}, capture_output=True, text=True)
+    assert told.stdout == "this processor has no products in bfloat16 (AMX, AVX512-BF16)\n"
+
+
+@pytest.mark.parametrize("told", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}], ids=str)
+def test_threads_wait_awake_for_a_short_time_unless_the_user_says_otherwise(told, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    with bfloat16._patience():
+        assert os.environ.get("GOMP_SPINCOUNT") == told.get("GOMP_SPINCOUNT", None if told else "10000")
+    assert dict(os.environ) == before
