@@ -207,7 +207,7 @@ def test_a_packed_matrix_cannot_be_made_trainable(file):
         lambda: model.requires_grad_(True),
         lambda: Parameter(w.data),
     ):
-        with pytest.raises(ValueError, match="packed matrix is frozen: load the model without quantized "):
+        with pytest.raises(ValueError, match="packed matrix is frozen: load the model without quantized, "):
             attempt()
     assert set(model.trainable_parameters()) == before and w.grad is None
 

@@ -42,6 +42,19 @@ def dense(w: Array) -> Array:
     return w.unpack() if is_packed(w) else w
 
 
+def factor(w: Array, start: int = 0, stop: int | None = None) -> Array:
+    """Rows of a matrix as the right side of a product takes them: `x @ factor(w)`, `x @ factor(w).T`.
+
+    Numbers, as of `dense`; or, where a packed matrix says so, what stands for them (bfloat16.py).
+    """
+    return w.factor(start, stop) if is_packed(w) else w[start:stop]
+
+
+def adds_products(w: Array) -> bool:
+    """Can `factor(w)` add a product to what is there already, at no cost? In bfloat16 it can."""
+    return getattr(w, "in_bfloat16", False)
+
+
 def dense_rows(w: Array, start: int, stop: int) -> Array:
     """The numbers of some rows of a matrix, of a packed one in a new array."""
     return w.unpack(start, stop) if is_packed(w) else w[start:stop]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from .backend import Array, array_module, dense, dense_rows, is_packed
+from .backend import Array, adds_products, array_module, factor, is_packed
 from .tensor import is_recording, op, shared_backward
 
 Recompute = Callable[[], Array] | None
@@ -46,18 +46,40 @@ def computed_once(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
 # -- linear maps -----------------------------------------------------------------------------------------------------
 
 
-def product(x: Array, w: Array) -> Array:
-    """x wᵀ      x (N, n)  w (m, n), maybe packed  ->  (N, m)
+Thin = tuple[Array, Array] | None
+
+
+def product(x: Array, w: Array, thin: Thin = None) -> Array:
+    """x wᵀ, and + s t where thin = (s, t)      x (N, n)  w (m, n), maybe packed  s (N, r)  t (r, m)  ->  (N, m)
 
     A packed w is unpacked `VOCAB_BLOCK` rows at a time, so that a head never exists whole. A few rows of x, as in
     generation, are multiplied as (w xᵀ)ᵀ: the matrix library then rearranges x for itself, and not the far larger w.
     """
+    if thin is not None:
+        if adds_products(w):
+            return factor(w).T.onto(thin[0] @ thin[1], x)
+        return add_product(product(x, w), *thin)
     if is_packed(w):
-        parts = [product(x, dense_rows(w, a, b)) for a, b in blocks(len(w), VOCAB_BLOCK)]
+        parts = [product(x, factor(w, a, b)) for a, b in blocks(len(w), VOCAB_BLOCK)]
         return parts[0] if len(parts) == 1 else array_module(x).concatenate(parts, axis=1)
     if 1 < len(x) <= 32 and len(x) * w.size > 1 << 17:
         return array_module(x).ascontiguousarray((w @ x.T).T)
     return x @ w.T
+
+
+def product_back(g: Array, w: Array, thin: Thin = None) -> Array:
+    """g w, and + s t where thin = (s, t)      g (N, m)  w (m, n), maybe packed  s (N, r)  t (r, n)  ->  (N, n)"""
+    if thin is None:
+        return g @ factor(w)
+    return factor(w).onto(thin[0] @ thin[1], g) if adds_products(w) else add_product(g @ factor(w), *thin)
+
+
+def add_product(out: Array, thin: Array, wide: Array, block: int = 128) -> Array:
+    """out += thin @ wide, a block of rows at a time: the product of a block is added while it is still in the cache."""
+    wide = array_module(wide).ascontiguousarray(wide)  # a transposed view costs each of the small products more
+    for i, j in blocks(len(out), block):
+        out[i:j] += thin[i:j] @ wide
+    return out
 
 
 @op(wants_recompute=True)
@@ -74,7 +96,7 @@ def linear(x, w, bias=None, recompute: Recompute = None):
     x_of = recompute or (lambda: x)
 
     def dx(g):
-        return (rows(g) @ dense(w)).reshape(shape)
+        return product_back(rows(g), w).reshape(shape)
 
     def dw(g):
         return rows(g).T @ rows(x_of())
@@ -93,15 +115,12 @@ def lora_linear(x, w, a, b, scale: float, recompute: Recompute = None):
     shape, x = x.shape, rows(x)
     xa = x @ a.T  # (N, r)
     xa *= scale
-    y = product(x, w)  # (N, m)
-    add_product(y, xa, b.T)
+    y = product(x, w, (xa, b.T))  # (N, m)
     x_of = recompute or (lambda: x)
     gb_of = computed_once(lambda g: (rows(g) @ b) * scale)  # (N, r): shared by dx and da
 
     def dx(g):
-        out = rows(g) @ dense(w)
-        add_product(out, gb_of(g), a)
-        return out.reshape(shape)
+        return product_back(rows(g), w, (gb_of(g), a)).reshape(shape)
 
     def dw(g):  # w is frozen in LoRA: the engine drops this VJP, and it never runs
         return rows(g).T @ rows(x_of())
@@ -141,7 +160,7 @@ def mixed_lora_linear(x, w, *thin, parts: Sequence[tuple[Array | None, float | A
         y[at] += through(low, b.T)
 
     def dx(g):
-        out = (rows(g) @ dense(w)).reshape(shape)
+        out = product_back(rows(g), w).reshape(shape)
         for a, b, at, scale in every:
             out[at] += through(through(g[at], b, scale), a)
         return out
@@ -157,13 +176,6 @@ def mixed_lora_linear(x, w, *thin, parts: Sequence[tuple[Array | None, float | A
 
     pairs = zip(every, lows, strict=True)
     return y, dx, dw, *(vjp for (_, b, at, scale), low in pairs for vjp in (da_of(b, at, scale), db_of(at, low)))
-
-
-def add_product(out: Array, thin: Array, wide: Array, block: int = 128) -> None:
-    """out += thin @ wide, a block of rows at a time: the product of a block is added while it is still in the cache."""
-    wide = array_module(wide).ascontiguousarray(wide)  # a transposed view costs each of the small products more
-    for i, j in blocks(len(out), block):
-        out[i:j] += thin[i:j] @ wide
 
 
 @op
@@ -343,7 +355,7 @@ def linear_cross_entropy(
     def dw(g):
         out, scaled = xp.empty_like(w), h * (g / N)
         for a, b in blocks(V, vocab_block):
-            p = h @ dense_rows(w, a, b).T  # (N, v), turned into probabilities
+            p = h @ factor(w, a, b).T  # (N, v), turned into probabilities
             p -= lse[:, None]
             xp.exp(p, out=p)
             out[a:b] = p.T @ scaled
@@ -362,7 +374,7 @@ def running_softmax(h: Array, w: Array, targets: Array, mean: Array | None, voca
     xp, n, dtype = array_module(h), len(h), h.dtype
     top, total, logit = xp.full((n, 1), -xp.inf, dtype), xp.zeros((n, 1), dtype), xp.zeros(n, dtype)
     for a, b in blocks(len(w), vocab_block):
-        m = dense_rows(w, a, b)  # (v, C)
+        m = factor(w, a, b)  # (v, C)
         e = h @ m.T  # (n, v): logits, and then exp(logits - top)
         here = (targets >= a) & (targets < b)
         logit += xp.where(here, e[xp.arange(n), xp.where(here, targets - a, 0)], 0)

@@ -14,18 +14,21 @@ No .gguf file has NF4, FP4 and INT4, which stand in levels.py: a model is rounde
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ..engine import bfloat16
 from ..engine.backend import Array, array_module, to_device
 from . import levels
 
 BLOCK = 32
 PIECE = 4096  # blocks unpacked at a time on the host: half a megabyte of numbers, which stays in the cache
 BYTES_PER_BLOCK = {"F32": 4 * BLOCK, "F16": 2 * BLOCK, "Q8_0": 2 + BLOCK, "Q4_1": 4 + BLOCK // 2}  # in .gguf files
-_PLAIN = {"F32": (1, 4), "F16": (1, 2)}  # kind: (numbers that go together, their bytes)
+_PLAIN = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2)}  # kind: (numbers that go together, their bytes)
 _PACKED = {kind: (BLOCK, BYTES_PER_BLOCK[kind]) for kind in ("Q8_0", "Q4_1")}
 _PACKED |= dict.fromkeys(levels.LEVELS, (levels.BLOCK, levels.BYTES))
 _UNITS = _PLAIN | _PACKED
@@ -36,11 +39,13 @@ ROUNDED = ("NF4", "FP4", "INT4", "Q8_0", "Q4_1")  # what the matrices of any mod
 def dequantize(raw: Array, kind: str) -> Array:
     """Unpack a stored matrix: raw (m, bytes per row) uint8 -> (m, n) float32, a new array.
 
-    kind: "F32", "F16", "Q8_0", "Q4_1", "NF4", "FP4" or "INT4". Raises ValueError for another kind, or rows that are no
-    whole blocks.
+    kind: "F32", "F16", "BF16", "Q8_0", "Q4_1", "NF4", "FP4" or "INT4". Raises ValueError for another kind, or rows that
+    are no whole blocks.
     """
     xp, (m, width) = array_module(raw), raw.shape
     n = _numbers_in(width, kind)
+    if kind == "BF16":
+        return bfloat16.numbers(raw.view(xp.uint16))
     if kind in _PLAIN:
         return raw.view(xp.float32 if kind == "F32" else xp.float16).astype(xp.float32)
     out, (block, size) = xp.empty((m, n), xp.float32), _PACKED[kind]
@@ -108,9 +113,10 @@ def _steps(packed: Array, kind: str) -> Array:
 class Packed:
     """A frozen matrix as its file holds it, or rounded: bytes in place of numbers, unpacked when a product needs them.
 
-    raw (m, bytes per row) uint8 on the host or a GPU, kind "Q8_0", "Q4_1", "NF4", "FP4" or "INT4". To whoever asks for
-    its shape, dtype or number of elements it is the float32 matrix (m, n) that it stands for; `nbytes` are the bytes
-    that it holds. It takes no part in arithmetic by itself: NumPy would unpack it unasked, and number by number.
+    raw (m, bytes per row) uint8 on the host or a GPU, kind "BF16", "Q8_0", "Q4_1", "NF4", "FP4" or "INT4". To whoever
+    asks for its shape, dtype or number of elements it is the float32 matrix (m, n) that it stands for; `nbytes` are the
+    bytes that it holds. It takes no part in arithmetic by itself: NumPy would unpack it unasked, and number by number.
+    in_bfloat16: products are computed in bfloat16, as those of kind "BF16" always are.
 
     QLoRA (Dettmers et al. 2023, arXiv 2305.14314) trains adapters over such a base: the gradient with respect to the
     input needs the numbers of W once more, and nothing ever writes to them.
@@ -120,10 +126,10 @@ class Packed:
     dtype = np.dtype(np.float32)
     __array_ufunc__ = None  # array @ packed is a TypeError
 
-    def __init__(self, raw: Array, kind: str):
-        if kind in _PLAIN:
+    def __init__(self, raw: Array, kind: str, in_bfloat16: bool = False):
+        if kind in ("F32", "F16"):
             raise ValueError(f"a matrix of kind {kind} is not packed: its numbers are there already")
-        self.raw, self.kind = raw, kind
+        self.raw, self.kind, self.in_bfloat16 = raw, kind, in_bfloat16 or kind == "BF16"
         self.shape = (len(raw), _numbers_in(raw.shape[1], kind))
 
     @property
@@ -146,20 +152,50 @@ class Packed:
         """The numbers of rows start..stop, (rows, n) float32, a new array."""
         return self[start:stop]
 
+    def factor(self, start: int = 0, stop: int | None = None) -> Array:
+        """Rows start..stop as a product takes them: their numbers, or these in bfloat16."""
+        if not self.in_bfloat16:
+            return self.unpack(start, stop)
+        if self.kind == "BF16":
+            return bfloat16.BFloat16(self.raw[start:stop].view(np.uint16))
+        start, stop, _ = slice(start, stop).indices(len(self))
+        bits = np.empty((stop - start, self.shape[1]), np.uint16)
+        step = max(1, PIECE * BLOCK // self.shape[1])
+        for i in range(start, stop, step):
+            bits[i - start : i - start + step] = bfloat16.rounded(self.unpack(i, min(i + step, stop)))
+        return bfloat16.BFloat16(bits)
+
     def is_finite(self) -> bool:
         """Is every number finite? Codes always are, so the steps, minima and scales tell."""
+        if self.kind == "BF16":
+            exponents = 0x7F80  # all ones in infinity and NaN
+            pieces = (self.raw[i : i + 1024].view(np.uint16) for i in range(0, len(self), 1024))
+            return all(bool((piece & exponents != exponents).all()) for piece in pieces)
         steps = _steps(self.raw.reshape(-1, _PACKED[self.kind][1]), self.kind)
         return bool(array_module(steps).isfinite(steps).all())
 
     def to(self, device: str) -> Packed:
         """The same matrix on `"cpu"` or `"cuda"`; the bytes move, not the numbers."""
-        return Packed(to_device(self.raw, device), self.kind)
+        return Packed(to_device(self.raw, device), self.kind, self.in_bfloat16)
 
     def __array__(self, *args: Any, **settings: Any) -> np.ndarray:
         raise TypeError("a packed matrix is no array: use its unpack()")
 
     def __repr__(self) -> str:
         return f"Packed({self.shape[0]} x {self.shape[1]}, {self.kind}, {self.nbytes:,} bytes)"
+
+
+@contextmanager
+def in_float32(matrices: Iterable[Array]) -> Iterator[None]:
+    """Inside this block products with these matrices are computed in float32, also with those that say bfloat16."""
+    others = [w for w in matrices if isinstance(w, Packed) and w.in_bfloat16]
+    try:
+        for w in others:
+            w.in_bfloat16 = False
+        yield
+    finally:
+        for w in others:
+            w.in_bfloat16 = True
 
 
 @np.errstate(over="ignore")  # a step too large for float16 is reported below
@@ -172,6 +208,8 @@ def quantize(w: np.ndarray, kind: str) -> np.ndarray:
     """
     (m, n), width = w.shape, bytes_of_row(w.shape[1], kind)
     if kind in _PLAIN:
+        if kind == "BF16":
+            return bfloat16.rounded(np.asarray(w, np.float32)).view(np.uint8)
         plain = np.ascontiguousarray(w, np.float32 if kind == "F32" else np.float16)
         if kind == "F16":
             _check_half(plain, kind)

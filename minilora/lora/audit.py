@@ -21,6 +21,7 @@ import numpy as np
 
 from ..engine.backend import Array, array_module, dense, to_numpy
 from ..engine.tensor import no_grad
+from ..files.quant import in_float32
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from .adapters import (
@@ -207,7 +208,12 @@ class _Audit:
         return f"all {2 * len(self.weights)} matrices receive one"
 
     def merge(self) -> str:
-        base, beside = base_state(self.model), self.logits()
+        base = base_state(self.model)
+        with in_float32(base.values()):  # a merged matrix is computed with in float32
+            return self.merge_over(base)
+
+    def merge_over(self, base: dict[str, Array]) -> str:
+        beside = self.logits()
         merge_adapter(self.model)
         try:
             once = self.logits()

@@ -40,7 +40,9 @@ class Parameter(Tensor):
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
         if wanted and is_packed(self.data):
-            raise ValueError("a packed matrix is frozen: load the model without quantized to train its weights")
+            raise ValueError(
+                "a packed matrix is frozen: load the model without quantized, and in float32, to train its weights"
+            )
         Tensor.requires_grad.fset(self, wanted)  # type: ignore[attr-defined]
 
 

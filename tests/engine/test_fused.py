@@ -47,6 +47,8 @@ class Recorder:
         self.asked.append(len(self.w[start:stop]))
         return self.w[start:stop]
 
+    factor = unpack
+
 
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_a_packed_head_is_never_unpacked_whole(rng, tokens):

@@ -79,7 +79,7 @@ def test_the_packed_bytes_are_neither_changed_nor_shared(kind, rng):
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q5_0", "q8_0", ""])
 def test_an_unknown_kind_is_refused_with_the_known_ones(kind):
-    with pytest.raises(ValueError, match="F32, F16, Q8_0, Q4_1"):
+    with pytest.raises(ValueError, match="F32, F16, BF16, Q8_0, Q4_1"):
         dequantize(np.zeros((1, 34), np.uint8), kind)
 
 
