@@ -112,11 +112,14 @@ def run_chat(arguments: argparse.Namespace) -> None:
     """minilora chat: one answer of each adapter for --prompt, else a talk in the terminal, or an answer per line."""
     from .chat.run import run
     from .io.versions import load_versions
+    from .io.zoo import dtype_of
     from .train.options import ChatOptions
 
     options = from_flags(ChatOptions, arguments)
     named = _adapters(options.adapter)
-    model, tokenizer = load_versions(named, options.base, options.quantized, options.device, options.force, say=_tell)
+    model, tokenizer = load_versions(
+        named, options.base, options.quantized, options.device, options.force, _tell, dtype_of(options.bf16)
+    )
     run(model, tokenizer, list(named), options)
 
 
@@ -268,9 +271,9 @@ def run_bench(arguments: argparse.Namespace) -> None:
         bench.check(modes, arguments.rounds)
     except ValueError as error:
         raise UsageError(error) from error
-    run = modes if arguments.random_weights else bench.possible(settings, modes)
+    run = len(modes) - len(bench.impossible(modes, None if arguments.random_weights else settings))
     measure = bench.measure_random if arguments.random_weights else bench.measure
-    with Bars()("bench", len(run) * (1 + arguments.rounds), "turn") as bar:
+    with Bars()("bench", run * (1 + arguments.rounds), "turn") as bar:
 
         def done(mode: str) -> None:
             bar.set_postfix_str(mode, refresh=False)

@@ -267,7 +267,8 @@ def _scratch(step: Step) -> tuple[int, int]:
     of_block = tokens * (3 * F + C)  # the gradients of SwiGLU's output and inputs, and of the block's output
     if step.recompute:
         of_block += sum(_kept_by_block(step, tokens, True)[0].values()) // FLOAT
-    if step.base_bytes is not None and step.base_bytes < FLOAT * base_parameters(config):  # packed: unpacked for use
+    if step.base_bytes is not None and step.base_bytes < FLOAT // 2 * base_parameters(config):
+        # Packed in fewer bits than bfloat16, which is used as it is: unpacked for use.
         of_loss += 2 * vocabulary * C  # a block of the head, before the last one goes
         of_block += F * C
     return of_loss, of_block

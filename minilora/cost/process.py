@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import bfloat16
 from ..engine.parallel import cores
 from ..engine.tensor import no_grad
-from ..flags import BASE, PACKED, RECOMPUTE, option
+from ..flags import BASE, BF16, PACKED, RECOMPUTE, option
 from ..io.folder import read_config
 from ..io.gguf import GGUF
 from ..io.rounded import rounded_bytes, rounded_to
-from ..io.zoo import load, locate
+from ..io.zoo import dtype_of, load, locate
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
 from ..nn.llama import Config
@@ -53,6 +54,7 @@ class Job:
     batch_size: int = option(4, "sequences of random tokens")
     length: int = option(128, "tokens per sequence")
     quantized: bool | str = option(False, **PACKED, only={"method": "lora"})
+    bf16: bool = option(False, BF16, only={"method": "lora"})
     recompute: bool = option(False, RECOMPUTE)
 
     def __post_init__(self):
@@ -60,6 +62,8 @@ class Job:
             raise ValueError(f"method must be 'lora' or 'full', got {self.method!r}")
         if self.method == "full" and self.quantized:
             raise ValueError("packed weights cannot be trained: leave out --quantized, or use --method lora")
+        if self.method == "full" and self.bf16:
+            raise ValueError("weights in bfloat16 cannot be trained: leave out --bf16, or use --method lora")
         for name, least in (("r", 1), ("batch_size", 1), ("length", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -124,7 +128,7 @@ def _measured_apart(job: Job, done: Callable[[str], object]) -> dict[str, Any]:
 
 def step_of(job: Job) -> Step:
     """The step, as the header of the model's file describes it. Raises ValueError for one that no model can take."""
-    config, base_bytes = shape_of(job.base, job.quantized)
+    config, base_bytes = shape_of(job.base, job.quantized, job.bf16 and bfloat16.why_not() is None)
     return Step.of(
         config,
         job.batch(config),
@@ -135,9 +139,11 @@ def step_of(job: Job) -> Step:
     )
 
 
-def shape_of(base: str, quantized: bool | str = False) -> tuple[Config, int | None]:
-    """A base's shape, from its file's header, and the bytes of its weights where matrices stay packed (else None)."""
+def shape_of(base: str, quantized: bool | str = False, bf16: bool = False) -> tuple[Config, int | None]:
+    """A base's shape, from its file's header, and the bytes of its weights where they are not float32 (else None)."""
     kind, path = rounded_to(quantized), locate(base)
+    if bf16 and not quantized:
+        kind = "BF16"
     if kind is not None:
         config = read_config(path) if path.is_dir() else GGUF(path).config()
         try:
@@ -163,7 +169,7 @@ def measure(job: Job, done: Callable[[str], object] = lambda stage: None) -> dic
     gradients as they are after the way back, activations as they are before it, of the micro-batches that are alive
     together; scratch is what the step's own peak has beyond both.
     """
-    model, _ = load(job.base, job.quantized, job.recompute)
+    model, _ = load(job.base, job.quantized, job.recompute, dtype=dtype_of(job.bf16))
     done("loaded")
     batch = job.batch(model.config)
     few = batch.input_ids[:1, :16]
@@ -246,7 +252,7 @@ def table(result: dict[str, Any]) -> str:
     predicted, measured = Memory(**result["predicted"]), Memory(**result["measured"])
     what = "all parameters" if job.rank is None else f"LoRA of rank {job.r} on {', '.join(job.targets)}"
     extras = [f"quantized {job.quantized}" if isinstance(job.quantized, str) else "quantized"] * bool(job.quantized)
-    extras += ["recompute"] * job.recompute
+    extras += ["bf16"] * job.bf16 + ["recompute"] * job.recompute
     threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
     lines = [
         f"What a training step of {job.base} holds at its peak, in MB (millions of bytes):",

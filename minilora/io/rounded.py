@@ -73,4 +73,4 @@ def rounded_bytes(config: Config, kind: str) -> int:
 
 
 def _kind_of(name: str, kind: str) -> str:
-    return "Q8_0" if name in _SCORES else kind
+    return "Q8_0" if name in _SCORES and kind != "BF16" else kind

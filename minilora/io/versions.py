@@ -81,22 +81,23 @@ def load_versions(
     device: str = "cpu",
     force: bool = False,
     say: Callable[[str], None] | None = None,
+    dtype: str = "float32",
 ) -> tuple[Llama, Tokenizer]:
     """Load a base and several adapters onto it, each under its name; none is active: `set_adapter` chooses.
 
     named: folders, or llama.cpp adapter files, by name. base: as for `load`; if left out, the one that the folders
     name, and "smollm2" where none names one. force: adapters of another base of the same shape are accepted, too.
-    quantized, device, say: as for `load`.
+    quantized, device, say, dtype: as for `load`.
     Raises ModelFileError for adapters of different bases, a base that is not there, and whatever cannot be read.
     """
     if base is None:
         base = base_of(named)
     else:
         _refuse_what_is_no_adapter(named)
-    model, tokenizer = load(base, quantized, device=device, say=say)
+    model, tokenizer = load(base, quantized, device=device, say=say, dtype=dtype)
     for name, folder in named.items():
         learned = read_notes(folder).get("base", {}).get("rounded_to")
-        if say is not None and learned not in (None, model.rounded_to):
+        if say is not None and learned not in (None, "bf16", model.rounded_to):  # bfloat16 is close to any base
             say(f"{name} learned over its base rounded to {learned}, which --quantized {learned} gives")
     told = any(read_notes(folder).get("base", {}).get("sha256") for folder in named.values())
     digest = sha256_of(base_state(model)) if told and not force else None  # once for all of them

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine.backend import to_device
+from ..engine import bfloat16
+from ..engine.backend import is_packed, to_device
+from ..engine.parallel import leave_cores
 from ..files.disk import ModelFileError, replacing
 from ..nn.llama import Llama
 from .folder import load_folder
@@ -135,7 +137,7 @@ def locate(name: str | Path, say: Callable[[str], None] | None = None) -> Path:
     if short is None:
         return Path(name)
     # What `find` finds was verified when it came; `pull` verifies it again.
-    return find(short) or pull(short, say or (lambda line: print(line, file=sys.stderr)))
+    return find(short) or pull(short, say or _to_stderr)
 
 
 def known_as(name: str | Path) -> str | None:
@@ -158,6 +160,7 @@ def load(
     recompute: bool = False,
     device: str = "cpu",
     say: Callable[[str], None] | None = None,
+    dtype: str = "float32",
 ) -> tuple[Llama, Tokenizer]:
     """Load a model and its tokenizer.
 
@@ -169,9 +172,16 @@ def load(
     of any base, a Hugging Face folder's, too, are rounded to it, and packed.
     recompute: of each block, keep the input alone for the way back, and compute the block a second time.
     device: "cpu" | "cuda". say: receives progress lines of a pull.
+    dtype: "float32" | "bfloat16", in which products with frozen matrices are computed, see engine/bfloat16.py: matrices
+    are rounded to it, or unpacked to it where they stay packed, and frozen. All that learns, and all between the
+    products, is float32. `say` is told where this machine cannot, and float32 is what is loaded.
     Raises ModelFileError that names the file and what is wrong with it, ValueError for an unknown kind.
     """
     kind = rounded_to(quantized)
+    in_bfloat16 = _in_bfloat16(dtype, device, say or _to_stderr)
+    leave_cores(in_bfloat16)
+    if in_bfloat16 and not quantized:
+        kind = "BF16"
     path = locate(name, say)
     if path.is_dir():
         if quantized and kind is None:
@@ -185,6 +195,10 @@ def load(
         raise _unknown(name)
     if len(tokenizer) > model.config.vocab_size:
         raise ModelFileError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
+    if in_bfloat16:
+        for _, parameter in model.named_parameters():
+            if is_packed(parameter.data):
+                parameter.data.in_bfloat16 = True
     if device != "cpu":
         for _, parameter in model.named_parameters():
             parameter.data = to_device(parameter.data, device)
@@ -193,6 +207,26 @@ def load(
     model.source = short or str(name)
     model.hub_name = SOURCES[short].hub if short in SOURCES else None
     return model, tokenizer
+
+
+def dtype_of(bf16: bool) -> str:
+    """The `dtype` of `load` that the flag --bf16 asks for."""
+    return "bfloat16" if bf16 else "float32"
+
+
+def _in_bfloat16(dtype: str, device: str, say: Callable[[str], None]) -> bool:
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}")
+    if dtype == "bfloat16" and device != "cpu":
+        raise ValueError("dtype 'bfloat16' is for device 'cpu': leave out one of the two")
+    if dtype == "bfloat16" and (reason := bfloat16.why_not()) is not None:
+        say(f"computing in float32, not in bfloat16: {reason}")
+        return False
+    return dtype == "bfloat16"
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def load_tokenizer(name: str | Path, say: Callable[[str], None] | None = None) -> Tokenizer:

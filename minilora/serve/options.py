@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..flags import BASE, PACKED, option
+from ..flags import BASE, BF16, PACKED, option
 
 _BOUNDS: dict[str, Any] = {"group": "bounds"}
 _MACHINE: dict[str, Any] = {"group": "memory and device"}
@@ -34,6 +34,7 @@ class ServeOptions:
     connections: int = option(256, "connections at a time; more are refused", **_BOUNDS)
 
     quantized: bool | str = option(False, **PACKED, **_MACHINE)
+    bf16: bool = option(False, BF16, **_MACHINE)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
     force: bool = option(False, "accept adapters of another base of the same shape")
 

@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 
 from ..io.versions import load_versions, named_folders
+from ..io.zoo import dtype_of
 from .app import App
 from .bounds import bounded_protocol, is_loopback
 from .demo import demo_folders
@@ -68,7 +69,9 @@ def run(options: ServeOptions, say: Callable[[str], None]) -> None:
         base = options.base
         if options.demo:
             base, named = demo_folders(say)
-        model, tokenizer = load_versions(named, base, options.quantized, options.device, options.force, say)
+        model, tokenizer = load_versions(
+            named, base, options.quantized, options.device, options.force, say, dtype_of(options.bf16)
+        )
         address = f"http://{_in_address(options.host)}:{listener.getsockname()[1]}"
 
         def ready() -> None:

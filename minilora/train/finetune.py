@@ -19,7 +19,7 @@ from ..cost.process import peak_memory, program_memory
 from ..files.disk import remove_folder, replacing, write_json
 from ..io.folder import save_folder
 from ..io.tokenizer import Tokenizer
-from ..io.zoo import load
+from ..io.zoo import dtype_of, load
 from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
 from ..lora.audit import AuditError, audit
 from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
@@ -133,7 +133,9 @@ def _set_up(
     """Load the base and the data, and refuse what does not fit, before anything is computed."""
     if ranks.size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
-    model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, say)
+    model, tokenizer = load(
+        options.base, options.quantized, options.recompute, options.device, say, dtype_of(options.bf16)
+    )
     program = program_memory(_base_bytes(model))
     material = prepare(options, tokenizer, say)
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..flags import BASE, PACKED, option
+from ..flags import BASE, BF16, PACKED, option
 from ..io.tokenizer import Tokenizer
 from ..io.versions import BASE_NAME, base_of, load_versions, named_folders
+from ..io.zoo import dtype_of
 from ..lora.adapters import set_adapter
 from ..lora.notes import read_notes
 from ..nn.llama import Llama
@@ -53,6 +54,7 @@ class EvalOptions:
     matrix: str | None = option(None, "draw a heat map, a .png or an .svg file", metavar="PICTURE")
     seed: int = option(0, "decides the draws of the intervals")
     quantized: bool | str = option(False, **PACKED)
+    bf16: bool = option(False, BF16)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
     force: bool = option(False, "take adapters of another base of the same shape, too")
 
@@ -94,7 +96,9 @@ def evaluate_versions(
     base = options.base or base_of(folders)
     own = {name: trained_on(folder) for name, folder in folders.items()}
     data = options.data or list(dict.fromkeys([*filter(None, own.values()), "general"]))
-    model, tokenizer = load_versions(folders, base, options.quantized, options.device, options.force, say)
+    model, tokenizer = load_versions(
+        folders, base, options.quantized, options.device, options.force, say, dtype_of(options.bf16)
+    )
     sets = read_sets(data, tokenizer, options.limit, options.max_length, options.field, say)
     for each in sets:
         material = Material([], [], {each.name: each.samples}, {} if options.no_recall else {each.name: each.asked})

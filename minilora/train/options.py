@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import toml
-from ..flags import BASE, PACKED, RECOMPUTE, beside, option
+from ..flags import BASE, BF16, PACKED, RECOMPUTE, beside, option
 from ..io.rounded import rounded_to
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
@@ -121,6 +121,7 @@ class Options:
     )
 
     quantized: bool | str = option(False, **PACKED, only={"method": "lora"}, **_MACHINE)
+    bf16: bool = option(False, BF16, only={"method": "lora"}, **_MACHINE)
     recompute: bool = option(False, RECOMPUTE, **_MACHINE)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
 
@@ -131,6 +132,10 @@ class Options:
             raise ValueError(f"method must be 'lora' or 'full', got {self.method!r}")
         if self.method == "full" and self.quantized:
             raise ValueError("packed weights cannot be trained: leave out quantized, or use method lora")
+        if self.method == "full" and self.bf16:
+            raise ValueError("weights in bfloat16 cannot be trained: leave out bf16, or use method lora")
+        if self.device == "cuda" and self.bf16:
+            raise ValueError("bf16 is for device 'cpu': leave out one of the two")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}")
         if self.keep not in ("best", "last"):
@@ -266,6 +271,7 @@ class ChatOptions:
     top_p: float = option(1.0, "draw from the likeliest tokens that have this probability together")
     seed: int = option(0, "for a temperature above 0")
     quantized: bool | str = option(False, **PACKED)
+    bf16: bool = option(False, BF16)
     force: bool = option(False, "accept adapters of another base of the same shape")
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
 

@@ -20,11 +20,11 @@ def test_the_defaults_are_these():
         bias="none", use_rslora=False, use_dora=False, init_lora_weights=True, lora_plus=None, strength=None,
         epochs=4.0, steps=None, lr=None, warmup=0.1, schedule="cosine", weight_decay=0.0, max_grad_norm=1.0,
         batch_size=8, grad_accumulation=1, max_length=512, seed=0, eval_records=80,
-        eval_every=None, patience=None, keep="best", quantized=False, recompute=False, device="cpu",
+        eval_every=None, patience=None, keep="best", quantized=False, bf16=False, recompute=False, device="cpu",
     )  # fmt: skip
     assert asdict(ChatOptions()) == dict(
         adapter=(), base=None, prompt=None, max_new_tokens=128, temperature=0.0, top_p=1.0, seed=0, quantized=False,
-        force=False, device="cpu",
+        bf16=False, force=False, device="cpu",
     )  # fmt: skip
 
 
