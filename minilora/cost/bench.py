@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import bfloat16
 from ..engine.parallel import processors
 from ..engine.tensor import no_grad
 from ..flags import BASE, option
@@ -139,9 +140,9 @@ def _training(model: Llama, settings: Settings, whole: bool = False) -> Work:
     return step_by_step if whole else step
 
 
-def generation(settings: Settings, streams: int) -> Work:
-    """The likeliest `NEW` tokens after a prompt of `PROMPT`, for several streams at a time."""
-    model, _ = load(settings.base)
+def generation(settings: Settings, streams: int, **options: Any) -> Work:
+    """The likeliest `NEW` tokens after a prompt of `PROMPT`, for several streams at a time. options: of `load`."""
+    model, _ = load(settings.base, **options)
     vocab = model.config.vocab_size
     prompts = np.random.default_rng(0).integers(0, vocab, (streams, PROMPT))
 
@@ -187,10 +188,16 @@ class Mode:
     group: str
     tokens: Callable[[Settings], int] = lambda settings: 0
     packed: bool = False  # does it need a base whose matrices are packed?
+    bf16: bool = False  # does it need products in bfloat16?
 
 
-def _training_mode(what: str, setup: Callable[[Settings], Work], packed: bool = False) -> Mode:
-    return Mode(what, setup, "training", lambda settings: settings.batch_size * settings.length, packed)
+def _training_mode(what: str, setup: Callable[[Settings], Work], packed: bool = False, bf16: bool = False) -> Mode:
+    return Mode(what, setup, "training", lambda settings: settings.batch_size * settings.length, packed, bf16)
+
+
+def _generation_mode(what: str, streams: int, **options: Any) -> Mode:
+    bf16 = options.get("dtype") == "bfloat16"
+    return Mode(what, lambda s: generation(s, streams, **options), "generation", lambda s: streams * NEW, bf16=bf16)
 
 
 MODES = {
@@ -199,10 +206,18 @@ MODES = {
     "lora-backward": _training_mode("LoRA, loss, backward", lambda s: lora(s, whole=True)),
     "full": _training_mode("full fine-tuning", full),
     "quantized": _training_mode("LoRA, packed base", lambda s: lora(s, quantized=True), True),
+    "bf16": _training_mode("LoRA, bfloat16", lambda s: lora(s, dtype="bfloat16"), bf16=True),
     "recompute": _training_mode("LoRA, recomputed", lambda s: lora(s, recompute=True)),
     "quantized-recompute": _training_mode("LoRA, both", lambda s: lora(s, quantized=True, recompute=True), True),
-    "generate": Mode("generation", lambda s: generation(s, 1), "generation", lambda s: NEW),
-    "generate-8": Mode("8 streams", lambda s: generation(s, 8), "generation", lambda s: 8 * NEW),
+    "quantized-bf16": _training_mode(
+        "LoRA, packed, bfloat16", lambda s: lora(s, quantized=True, dtype="bfloat16"), True, True
+    ),
+    "generate": _generation_mode("generation", 1),
+    "generate-8": _generation_mode("8 streams", 8),
+    "generate-16": _generation_mode("16 streams", 16),
+    "generate-bf16": _generation_mode("generation, bfloat16", 1, dtype="bfloat16"),
+    "generate-8-bf16": _generation_mode("8 streams, bfloat16", 8, dtype="bfloat16"),
+    "generate-16-bf16": _generation_mode("16 streams, bfloat16", 16, dtype="bfloat16"),
     "load": Mode("loading", loading, "loading"),
     "load-quantized": Mode("loading, packed", lambda s: loading(s, quantized=True), "loading", packed=True),
     "import": Mode("import minilora", importing, "import"),
@@ -225,14 +240,18 @@ def check(modes: Sequence[str], rounds: int) -> None:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
 
 
-def possible(settings: Settings, modes: Sequence[str]) -> list[str]:
-    """Those of `modes` that this base can run: a Hugging Face folder holds no packed matrices.
+def impossible(modes: Sequence[str], settings: Settings | None = None) -> dict[str, str]:
+    """Those of `modes` that cannot run, with the reason: a Hugging Face folder holds no packed matrices, and not every
+    machine has products in bfloat16. settings: None for random weights, which are packed.
 
-    Raises ValueError where that is none of them.
+    Raises ValueError where that is all of them.
     """
-    found = [mode for mode in modes if not (MODES[mode].packed and settings.path().is_dir())]
-    if not found:
-        raise ValueError(f"{settings.base} holds no packed matrices, which {', '.join(modes)} needs")
+    found, why_not = {}, bfloat16.why_not()
+    if settings is not None and settings.path().is_dir():
+        found = {mode: f"{settings.base} holds no packed matrices" for mode in modes if MODES[mode].packed}
+    found |= {mode: why_not for mode in modes if MODES[mode].bf16 and why_not}
+    if modes and len(found) == len(modes):
+        raise ValueError("; ".join(f"{reason}, which {mode} needs" for mode, reason in found.items()))
     return found
 
 
@@ -249,7 +268,8 @@ def measure(
     """
     check(modes, rounds)
     settings.path()  # pulled once, not by every process
-    asked, modes = modes, possible(settings, modes)
+    left_out = impossible(modes, settings)
+    modes = [mode for mode in modes if mode not in left_out]
     results: dict[str, Measured] = {}
     for group in dict.fromkeys(mode.group for mode in MODES.values()):
         chosen = [contender(name, settings) for name in MODES if name in modes and MODES[name].group == group]
@@ -260,7 +280,7 @@ def measure(
         "machine": machine(),
         "versions": versions(),
         "settings": asdict(settings) | {"rounds": rounds},
-        "left_out": [mode for mode in asked if mode not in modes],
+        "left_out": left_out,
         "floor_gflops": floor_arithmetic(settings) / first / 1e9 if first else None,
         "modes": {name: _row(name, results[name], settings, first) for name in results},
     }
@@ -332,8 +352,9 @@ def table(result: dict[str, Any]) -> str:
     for name, row in result["modes"].items():
         cells = [f"{format(row[key] * unit, how) if row[key] else '':>{width}}" for key, width, how, unit in columns]
         lines.append((f"{name:<22}{MODES[name].what:<22}" + "".join(cells)).rstrip())
-    if result["left_out"]:
-        lines += _wrapped(f"left out: {', '.join(result['left_out'])}: {settings['base']} holds no packed matrices")
+    for reason in dict.fromkeys(result["left_out"].values()):
+        names = ", ".join(mode for mode, why in result["left_out"].items() if why == reason)
+        lines += _wrapped(f"left out: {names}: {reason}")
     if result["floor_gflops"]:
         lines.append(f"\nThe matrix products alone run at {result['floor_gflops']:.0f} GFLOP/s.")
     return "\n".join(lines)

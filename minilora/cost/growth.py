@@ -17,25 +17,32 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import bfloat16
+from ..files.quant import Packed, quantize
+from ..io.rounded import rounded_bytes
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
 from ..nn.llama import Config, Llama
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import training_step
-from ..pictures.style import LORA, name_lines, panels, save_themes
+from ..pictures.style import HALF, LORA, name_lines, panels, save_themes
 from .predict import SHAPES, Step, predict_memory
 
 
 @dataclass(frozen=True)
 class Point:
-    """One training step: tokens per row, rows, rank of the adapter, width of the model, adapters it carries."""
+    """One training step: tokens per row, rows, rank of the adapter, width of the model, adapters it carries.
+
+    bf16: the base's matrices are multiplied by in bfloat16.
+    """
 
     length: int = 128
     batch: int = 4
     rank: int = 8
     width: int = 256
     adapters: int = 1
+    bf16: bool = False
 
     def config(self) -> Config:
         """A model of four blocks with heads of 32, two query heads for each key head."""
@@ -116,6 +123,9 @@ def measure(points: Sequence[Point], rounds: int = ROUNDS, done: Callable[[], ob
 def _training(point: Point) -> Callable[[], None]:
     config = point.config()
     model = Llama(config, np.random.default_rng(0))
+    if point.bf16:
+        state = model.state_dict()
+        model.load_state_dict({n: w if w.ndim == 1 else Packed(quantize(w, "BF16"), "BF16") for n, w in state.items()})
     for i in range(point.adapters):
         add_adapter(model, LoraConfig(r=point.rank, lora_alpha=16, target_modules="all-linear"), f"adapter-{i}", seed=i)
     batch = point.batch_of_ids()
@@ -140,7 +150,8 @@ def multiplications(point: Point) -> int:
 
 def predicted_bytes(point: Point) -> int:
     """What a step holds, from shapes alone."""
-    memory = predict_memory(Step.of(point.config(), point.batch_of_ids(), rank=point.rank))
+    base = rounded_bytes(point.config(), "BF16") if point.bf16 else None
+    memory = predict_memory(Step.of(point.config(), point.batch_of_ids(), rank=point.rank, base_bytes=base))
     return memory.total + (point.adapters - 1) * memory.adapter
 
 
@@ -153,38 +164,73 @@ def draw_all(
     """Measure and draw every sweep; yield each picture, `growth-<name>.png` in `folder` and one for dark pages, when it
     is there.
 
-    Every sweep passes through `start`, where its prediction of time gets its speed. done: called `turns(sweeps)` times.
+    Every sweep passes through `start`, where its prediction of time gets its speed. Where the machine has products in
+    bfloat16, each point is measured with them, too. done: called `turns(sweeps)` times.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, sweep in sweeps.items():
-        points = [replace(start, **{name: value}) for value in sweep.values]
-        costs = measure(points, done=done)
-        speed = multiplications(start) / costs[points.index(start)].seconds
-        yield from save_themes(lambda: _drawn(sweep, points, costs, speed), folder / f"growth-{name}.png")  # noqa: B023
+        points = [replace(start, **{name: value}, bf16=bf16) for bf16 in _dtypes() for value in sweep.values]
+        found = dict(zip(points, measure(points, done=done), strict=True))
+        yield from save_themes(lambda: _drawn(sweep, start, found), folder / f"growth-{name}.png")  # noqa: B023
 
 
 def turns(sweeps: Mapping[str, Sweep] = SWEEPS) -> int:
     """How many turns `draw_all` takes, for a progress bar."""
-    return (1 + ROUNDS) * sum(len(sweep.values) for sweep in sweeps.values())
+    return (1 + ROUNDS) * len(_dtypes()) * sum(len(sweep.values) for sweep in sweeps.values())
 
 
-def _drawn(sweep: Sweep, points: list[Point], costs: list[Cost], speed: float) -> Any:
+def _dtypes() -> tuple[bool, ...]:
+    return (False, True) if bfloat16.why_not() is None else (False,)
+
+
+def _drawn(sweep: Sweep, start: Point, found: dict[Point, Cost]) -> Any:
     figure, (left, right) = panels(2, width=10)
     left.set_title("Time, predicted by counting multiplications")
-    counted = [1e3 * multiplications(point) / speed for point in points]
-    _lines(left, sweep, [1e3 * cost.seconds for cost in costs], counted, "time per step (ms)")
     right.set_title("Memory, predicted from shapes")
-    shapes = [predicted_bytes(point) / 1e6 for point in points]
-    _lines(right, sweep, [cost.peak_bytes / 1e6 for cost in costs], shapes, "peak of a step (MB)")
+    several = any(point.bf16 for point in found)
+    for axes, label, predicted, measured in (
+        (left, "time per step (ms)", _counted(start, found), {p: 1e3 * cost.seconds for p, cost in found.items()}),
+        (right, "peak of a step (MB)", _shaped(found), {p: cost.peak_bytes / 1e6 for p, cost in found.items()}),
+    ):
+        axes.set(xlabel=sweep.label, ylabel=label, xlim=(0, 1.03 * sweep.values[-1]))
+        axes.set_ylim(0, 1.08 * max(*measured.values(), *predicted.values()))
+        names = []
+        for bf16, color in ((False, LORA), (True, HALF)):
+            points = [point for point in found if point.bf16 == bf16]
+            if points:
+                names += _lines(axes, sweep, points, measured, predicted, color, _name(bf16) if several else "")
+        name_lines(axes, names)
     return figure
 
 
-def _lines(axes: Any, sweep: Sweep, measured: list[float], predicted: list[float], label: str) -> None:
+def _counted(start: Point, found: dict[Point, Cost]) -> dict[Point, float]:
+    """Milliseconds by counting, at the speed that float32 and bfloat16 each have at the common point."""
+    speeds = {p.bf16: multiplications(p) / cost.seconds for p, cost in found.items() if replace(p, bf16=False) == start}
+    return {point: 1e3 * multiplications(point) / speeds[point.bf16] for point in found}
+
+
+def _shaped(found: dict[Point, Cost]) -> dict[Point, float]:
+    return {point: predicted_bytes(point) / 1e6 for point in found}
+
+
+def _name(bf16: bool) -> str:
+    return " (bfloat16)" if bf16 else " (float32)"
+
+
+def _lines(
+    axes: Any,
+    sweep: Sweep,
+    points: list[Point],
+    measured: dict[Point, float],
+    predicted: dict[Point, float],
+    color: str,
+    name: str,
+) -> list[tuple[float, str, str]]:
+    """Draw a series, and return what its ends are called."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.plot(sweep.values, predicted, color=LORA, linewidth=1.5, linestyle="--")
-    axes.plot(sweep.values, measured, color=LORA, linewidth=0, marker="o")
-    axes.set(xlabel=sweep.label, ylabel=label, xlim=(0, 1.03 * sweep.values[-1]))
+    axes.plot(sweep.values, [predicted[point] for point in points], color=color, linewidth=1.5, linestyle="--")
+    axes.plot(sweep.values, [measured[point] for point in points], color=color, linewidth=0, marker="o")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.set_ylim(0, 1.08 * max(*measured, *predicted))
-    name_lines(axes, [(measured[-1], "measured", LORA), (predicted[-1], "predicted", LORA)])
+    last = points[-1]
+    return [(measured[last], f"measured{name}", color), (predicted[last], f"predicted{name}", color)]

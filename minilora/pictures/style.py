@@ -22,6 +22,7 @@ PALETTE = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, GREY, BLACK)
 
 LORA, FULL, BASE = BLUE, ORANGE, GREY  # ways to train; what is frozen
 A, B = GREEN, PURPLE  # the two matrices of an update, and their gradients
+HALF = PURPLE  # what is computed in bfloat16, beside float32
 PARAPHRASE = SKY  # losses (that of training has the colour of the way to train): on the same in other words,
 VALIDATION = AMBER  # on what was held out,
 GENERAL = BLACK  # on what the model could do before

@@ -18,6 +18,7 @@ from minilora.cost.counts import ParameterCounts, count_parameters
 from minilora.cost.predict import SHAPES, Memory, Step, base_parameters
 from minilora.cost.process import Job, peak_memory
 from minilora.cost.turns import BenchError, Contender, serve, take_turns
+from minilora.engine import bfloat16
 from minilora.engine.backend import is_packed
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
@@ -25,7 +26,8 @@ from minilora.nn.llama import Llama
 from minilora.pictures.check import problems
 from minilora.pictures.style import theme
 
-PACKED = ["quantized", "quantized-recompute", "load-quantized"]
+PACKED = ["quantized", "quantized-recompute", "quantized-bf16", "load-quantized"]
+CAN = [name for name, mode in bench.MODES.items() if not mode.bf16 or bfloat16.why_not() is None]  # on this machine
 TINY = replace(CONFIG, max_position_embeddings=bench.PROMPT + bench.NEW)
 measures_memory = pytest.mark.skipif(peak_memory() is None, reason="this system does not tell a process's peak memory")
 
@@ -127,7 +129,7 @@ def result(file):
 
 
 def test_every_mode_has_its_numbers(result):
-    assert list(result["modes"]) == list(bench.MODES)
+    assert list(result["modes"]) == CAN
     for name, row in result["modes"].items():
         group = bench.MODES[name].group
         given = {key for key, value in row.items() if value is not None}
@@ -153,21 +155,33 @@ def test_a_result_says_where_when_and_with_what(result):
 
 def test_the_table_has_a_line_for_each_mode(result):
     lines = bench.table(result).splitlines()
-    assert [name for name in bench.MODES if not any(line.startswith(f"{name} ") for line in lines)] == []
+    assert [name for name in CAN if not any(line.startswith(f"{name} ") for line in lines)] == []
 
 
 def test_a_folder_runs_what_needs_no_packed_matrices_and_the_rest_is_named(tiny_folder):
     settings = bench.Settings(str(tiny_folder / "base"), batch_size=1, length=8)
-    assert [mode for mode in bench.MODES if mode not in bench.possible(settings, list(bench.MODES))] == PACKED
+    reasons = bench.impossible(list(bench.MODES), settings)
+    assert [mode for mode in bench.MODES if "packed" in reasons.get(mode, "")] == [m for m in PACKED if m in CAN]
     result = bench.measure(settings, ["quantized", "import", "load-quantized"], rounds=1)
-    assert list(result["modes"]) == ["import"] and result["left_out"] == ["quantized", "load-quantized"]
+    assert list(result["modes"]) == ["import"] and list(result["left_out"]) == ["quantized", "load-quantized"]
     line = f"left out: quantized, load-quantized: {tiny_folder / 'base'} holds no packed matrices"
     assert line in " ".join(bench.table(result).splitlines())
 
 
 def test_a_packed_file_runs_every_mode(file, result):
-    assert bench.possible(bench.Settings(str(file)), list(bench.MODES)) == list(bench.MODES)
-    assert result["left_out"] == [] and "left out" not in bench.table(result)
+    assert list(bench.impossible(list(bench.MODES), bench.Settings(str(file)))) == [
+        m for m in bench.MODES if m not in CAN
+    ]
+    assert list(result["modes"]) == CAN and ("left out" in bench.table(result)) == (len(CAN) < len(bench.MODES))
+
+
+def test_what_needs_bfloat16_is_left_out_where_there_is_none(file, monkeypatch):
+    monkeypatch.setattr(bfloat16, "why_not", lambda: "no such thing here")
+    reasons = bench.impossible(list(bench.MODES), bench.Settings(str(file)))
+    assert set(reasons) == {name for name in bench.MODES if "bf16" in name}
+    assert set(reasons.values()) == {"no such thing here"}
+    with pytest.raises(ValueError, match="no such thing here, which bf16 needs"):
+        bench.impossible(["bf16"])
 
 
 def test_both_ways_of_a_step_train_alike(file):
@@ -233,7 +247,7 @@ def test_the_exact_table_of_fixed_numbers():
     }
     result = {"created": "2026-01-31T00:00:00+00:00", "machine": machine, "versions": {"minilora": "1", "numpy": "2"},
               "settings": {"base": "smollm2", "batch_size": 4, "length": 128, "r": 8, "rounds": 7},
-              "left_out": [], "floor_gflops": 229.4, "modes": modes}  # fmt: skip
+              "left_out": {}, "floor_gflops": 229.4, "modes": modes}  # fmt: skip
     assert bench.table(result) == TABLE
 
 
@@ -241,7 +255,13 @@ def test_bench_and_memory_speak_of_the_same_step_unless_told_otherwise():
     settings, job = bench.Settings(), Job()
     assert (settings.base, settings.batch_size, settings.length, settings.r) == ("smollm2", 4, 128, 8)
     assert (job.base, job.batch_size, job.length, job.r) == ("smollm2", 4, 128, 8)
-    assert (job.method, job.targets, job.quantized, job.recompute) == ("lora", tuple(SHAPES), False, False)
+    assert (job.method, job.targets, job.quantized, job.bf16, job.recompute) == (
+        "lora",
+        tuple(SHAPES),
+        False,
+        False,
+        False,
+    )
 
 
 def test_the_floor_counts_every_matrix_there_and_back(file):
@@ -339,17 +359,27 @@ def test_multiplications_are_those_of_every_product_there_and_back():
     assert growth.multiplications(SMALL) == tokens * (frozen + 3 * blocks * thin + attention)
 
 
+def growth_of(name, *kinds):
+    """A sweep, its points in float32 or bfloat16, and costs that are not quite what is predicted."""
+    sweep = growth.SWEEPS[name]
+    points = [replace(growth.START, **{name: value}, bf16=bf16) for bf16 in kinds for value in sweep.values]
+    seconds = {p: 0.1 + growth.multiplications(p) / (2e10 if p.bf16 else 1e10) for p in points}
+    return sweep, {p: growth.Cost(seconds[p], growth.predicted_bytes(p)) for p in points}
+
+
 @pytest.mark.parametrize("name", growth.SWEEPS)
 def test_pictures_of_growth_can_be_read(name):
-    sweep = growth.SWEEPS[name]
-    points = [replace(growth.START, **{name: value}) for value in sweep.values]
-    costs = [growth.Cost(0.1 + growth.multiplications(p) / 1e10, growth.predicted_bytes(p)) for p in points]
-    figure = growth._drawn(sweep, points, costs, speed=1e10)
+    sweep, found = growth_of(name, False)
+    points, costs = list(found), list(found.values())
+    figure = growth._drawn(sweep, growth.START, found)
     assert problems(figure) == []
     with theme("dark"):
-        assert problems(growth._drawn(sweep, points, costs, speed=1e10)) == []
+        assert problems(growth._drawn(sweep, growth.START, found)) == []
     time, memory = figure.axes
-    for axes, first in ((time, 1e3 * growth.multiplications(points[0]) / 1e10), (memory, costs[0].peak_bytes / 1e6)):
+    counted = (
+        1e3 * found[growth.START].seconds * growth.multiplications(points[0]) / growth.multiplications(growth.START)
+    )
+    for axes, first in ((time, counted), (memory, costs[0].peak_bytes / 1e6)):
         predicted, measured = axes.lines
         assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
         assert predicted.get_ydata()[0] == pytest.approx(first) and predicted.get_linestyle() == "--"
@@ -359,6 +389,27 @@ def test_pictures_of_growth_can_be_read(name):
         assert {name.get_text(): name.xy[1] for name in axes.texts} == pytest.approx(ends, abs=room)
     assert time.lines[1].get_ydata()[0] == pytest.approx(1e3 * costs[0].seconds)
     assert list(memory.lines[1].get_ydata()) == [cost.peak_bytes / 1e6 for cost in costs]
+
+
+@pytest.mark.parametrize("name", growth.SWEEPS)
+def test_bfloat16_is_drawn_beside_float32_each_at_its_own_speed(name):
+    sweep, found = growth_of(name, False, True)
+    figure = growth._drawn(sweep, growth.START, found)
+    assert problems(figure) == []
+    for axes in figure.axes:
+        names = {text.get_text() for text in axes.texts}
+        assert names == {f"{what} ({kind})" for what in ("measured", "predicted") for kind in ("float32", "bfloat16")}
+    at = sweep.values.index(getattr(growth.START, name))
+    for predicted, measured in (figure.axes[0].lines[:2], figure.axes[0].lines[2:]):
+        assert predicted.get_ydata()[at] == pytest.approx(measured.get_ydata()[at])  # where the speed is taken from
+
+
+@pytest.mark.skipif(bfloat16.why_not() is not None, reason=str(bfloat16.why_not()))
+def test_a_step_in_bfloat16_holds_what_is_predicted():
+    wide = replace(SMALL, width=256)
+    plain, half = growth.measure([wide, replace(wide, bf16=True)], rounds=1)
+    predicted = growth.predicted_bytes(wide) - growth.predicted_bytes(replace(wide, bf16=True))
+    assert plain.peak_bytes - half.peak_bytes == pytest.approx(predicted, rel=0.05)
 
 
 def test_attention_is_what_grows_with_the_square_of_the_length():
