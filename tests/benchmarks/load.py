@@ -69,11 +69,11 @@ def requests(names, clients, rounds, one):
 
 
 @contextmanager
-def served(base, folders, slots):
+def served(base, folders, slots, *flags):
     """The port of a server in a process of its own."""
     adapters = [word for name, folder in folders.items() for word in ("--adapter", f"{name}={folder}")]
     command = [sys.executable, "-m", "minilora", "serve", "--base", str(base), "--port", "0", "--slots", str(slots)]
-    process = subprocess.Popen([*command, *adapters], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *adapters, *flags], stderr=subprocess.PIPE, text=True)
     try:
         for line in process.stderr:
             if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
@@ -238,6 +238,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most (default: %(default)s)")
     parser.add_argument("--answers", type=int, default=2, help="that each client reads (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of everything (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="minilora computes in bfloat16")
     parser.add_argument("--no-peft", action="store_true", help="minilora alone")
     parser.add_argument("--json", action="store_true", help="the numbers as JSON")
     given = parser.parse_args()
@@ -248,7 +249,7 @@ def main():
         folders = named_folders(given.adapter) or random_adapters(given.base, place)
         names = list(folders)
         ways = [("four", False), ("one", True)]
-        with served(given.base, folders, max(given.clients)) as port:
+        with served(given.base, folders, max(given.clients), *["--bf16"] * given.bf16) as port:
             measure_server(port, requests(names, 1, 1, False), 4)  # warm
             for _ in range(given.rounds):
                 for way, one in ways:

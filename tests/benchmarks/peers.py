@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from minilora.cost import bench
 from minilora.cost.turns import BenchError, Contender, take_turns
+from minilora.engine import bfloat16
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results.json", HERE / "README.md"
@@ -63,6 +64,7 @@ GROUPS = {
         "a training step, 4 x 128 tokens, LoRA on every linear map with r=8",
         (
             *map(ours, ("floor", "lora", "lora-backward", "full", "quantized", "quantized-recompute")),
+            *map(ours, ("bf16", "quantized-bf16")),
             *map(other, ("peft-lora", "peft-lora-bfloat16", "peft-lora-compiled", "torch-full")),
         ),
     ),
@@ -73,7 +75,8 @@ GROUPS = {
     "generation": Group(
         f"{bench.NEW} tokens after {bench.PROMPT}, one stream and eight",
         (
-            *map(ours, ("generate", "generate-8")),
+            *map(ours, ("generate", "generate-8", "generate-16")),
+            *map(ours, ("generate-bf16", "generate-8-bf16", "generate-16-bf16")),
             *map(other, ("transformers", "transformers-8", "transformers-bfloat16", "transformers-8-bfloat16")),
         ),
     ),
@@ -105,6 +108,8 @@ def measure(name: str, rounds: int, folder: str, bar) -> dict:
         if needs := missing(contender.name):
             how = "" if COMPILER in needs else ": pip install '.[benchmarks]'"
             skipped[contender.name] = f"needs {', '.join(needs)}{how}"
+        elif "bf16" in contender.name and (why_not := bfloat16.why_not()):
+            skipped[contender.name] = why_not
         else:
             own = contender.name in CONTENDERS
             present.append(replace(contender, command=[*contender.command, folder]) if own else contender)
