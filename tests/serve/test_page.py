@@ -164,13 +164,16 @@ def test_an_answer_is_stopped_and_its_place_is_free(page, served):
     page.locator("summary").click()
     page.get_by_label("Tokens at most").fill("900")
     page.get_by_label("Temperature").fill("2")
-    page.get_by_label("Question", exact=True).fill("hello")
-    page.keyboard.press("Enter")
-    page.wait_for_function("() => document.querySelector('article .text')?.textContent.length > 5")
-    page.keyboard.press("Escape")
-    page.wait_for_function(DONE)
-    served.until(running=0, waiting=0)
-    assert any("stopped" in text for text in page.locator(".counts").all_inner_texts())
+    for _ in range(6):  # an answer that ends by itself, before it is stopped, is followed by another
+        page.get_by_label("Question", exact=True).fill("hello")
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.querySelector('article .text')?.textContent.length > 5")
+        page.keyboard.press("Escape")
+        page.wait_for_function(DONE)
+        served.until(running=0, waiting=0)
+        if stopped := any("stopped" in text for text in page.locator(".counts").all_inner_texts()):
+            break
+    assert stopped
 
 
 def test_what_goes_wrong_stands_where_the_answer_would(page):
