@@ -83,6 +83,7 @@ WAYS = {
     "best is not last": dict(eval_every=1),
     "a part is kept": dict(strength=0.5, eval_every=1),
     "the last is kept": dict(eval_every=1, keep="last"),
+    "in bfloat16, where the machine can": dict(bf16=True),
     "accumulation": dict(grad_accumulation=2, batch_size=2, schedule="linear", warmup=0.3, weight_decay=0.1),
     "epochs": dict(steps=None, epochs=3.5, batch_size=3, save_every=4),
     "full": dict(method="full", lr=1e-2),
