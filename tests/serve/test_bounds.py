@@ -11,7 +11,7 @@ from serving import QUESTION, read_response, serving
 
 from minilora.serve import bounds
 
-LONG = {"model": "legal", "messages": QUESTION, "max_tokens": 900, "temperature": 2, "stream": True}
+LONG = {"model": "legal", "messages": QUESTION, "max_tokens": 900, "temperature": 2, "seed": 2, "stream": True}
 
 
 def begin(served, fields):
