@@ -292,4 +292,4 @@ def test_a_job_ends_twice_with_the_same_bytes_and_says_what_its_base_was(tiny_fo
     note = json.loads((tmp_path / "one" / "minilora.json").read_text())["base"]
     assert note["rounded_to"] == "bf16"
     assert note["unrounded_sha256"] == sha256_of(base_state(ml.load(tiny_folder / "base")[0]))
-    assert "rounded to bfloat16" in " ".join((tmp_path / "one" / "README.md").read_text().split())
+    assert "rounded to bf16;" in " ".join((tmp_path / "one" / "README.md").read_text().split())

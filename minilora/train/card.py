@@ -250,8 +250,8 @@ def _limits(metrics: dict[str, Any]) -> Iterator[str]:
             f"Its loss on general text, a measure of what it forgot, is {_change(before, after)} against the base's."
         )
     if lora:
-        rounded = metrics["options"]["quantized"] or ("bfloat16" if metrics["options"].get("bf16") else False)
-        also = f", rounded to {rounded}; or the same before rounding" if isinstance(rounded, str) else ""
+        rounded = metrics.get("base_rounded_to")
+        also = f", rounded to {rounded}; or the same before rounding" if rounded else ""
         yield from _bullet(
             f"It belongs to one base, the one with sha256 {metrics['base_sha256'][0]} (of the weights as "
             f"float32{also}; `minilora.json` has it, too). minilora refuses another; PEFT and llama.cpp do not notice."

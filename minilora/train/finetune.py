@@ -327,6 +327,7 @@ def _metrics(
         "peak_memory_bytes": memory,
         "adapter_bytes": (folder / (WEIGHTS_FILE if options.method == "lora" else MODEL_FILE)).stat().st_size,
         "base_bytes": _base_bytes(model),
+        "base_rounded_to": model.rounded_to,
         "ranks": trainer.ranks.size,
         "bytes_per_step": _sent(trainer),
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
