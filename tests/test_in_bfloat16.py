@@ -236,6 +236,8 @@ def test_rows_of_a_mixed_batch_are_near_what_they_are_alone():
         together = logits(model, rows)
     scale = abs(np.stack(alone)).max()
     assert abs(together - np.stack(alone)).max() < 0.03 * scale
+    other = logits(model, rows[:1])[0]  # b is chosen still: another adapter is further away than rounding
+    assert abs(other - alone[0]).max() > 0.1 * scale
 
 
 @here

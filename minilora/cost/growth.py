@@ -187,19 +187,19 @@ def _drawn(sweep: Sweep, start: Point, found: dict[Point, Cost]) -> Any:
     figure, (left, right) = panels(2, width=10)
     left.set_title("Time, predicted by counting multiplications")
     right.set_title("Memory, predicted from shapes")
-    several = any(point.bf16 for point in found)
+    names = {False: " (float32)", True: " (bfloat16)"} if any(point.bf16 for point in found) else {False: ""}
+    shaped = {point: predicted_bytes(point) / 1e6 for point in found}
     for axes, label, predicted, measured in (
         (left, "time per step (ms)", _counted(start, found), {p: 1e3 * cost.seconds for p, cost in found.items()}),
-        (right, "peak of a step (MB)", _shaped(found), {p: cost.peak_bytes / 1e6 for p, cost in found.items()}),
+        (right, "peak of a step (MB)", shaped, {p: cost.peak_bytes / 1e6 for p, cost in found.items()}),
     ):
         axes.set(xlabel=sweep.label, ylabel=label, xlim=(0, 1.03 * sweep.values[-1]))
         axes.set_ylim(0, 1.08 * max(*measured.values(), *predicted.values()))
-        names = []
-        for bf16, color in ((False, LORA), (True, HALF)):
+        ends = []
+        for bf16, name in names.items():
             points = [point for point in found if point.bf16 == bf16]
-            if points:
-                names += _lines(axes, sweep, points, measured, predicted, color, _name(bf16) if several else "")
-        name_lines(axes, names)
+            ends += _lines(axes, sweep, points, measured, predicted, HALF if bf16 else LORA, name)
+        name_lines(axes, ends)
     return figure
 
 
@@ -207,14 +207,6 @@ def _counted(start: Point, found: dict[Point, Cost]) -> dict[Point, float]:
     """Milliseconds by counting, at the speed that float32 and bfloat16 each have at the common point."""
     speeds = {p.bf16: multiplications(p) / cost.seconds for p, cost in found.items() if replace(p, bf16=False) == start}
     return {point: 1e3 * multiplications(point) / speeds[point.bf16] for point in found}
-
-
-def _shaped(found: dict[Point, Cost]) -> dict[Point, float]:
-    return {point: predicted_bytes(point) / 1e6 for point in found}
-
-
-def _name(bf16: bool) -> str:
-    return " (bfloat16)" if bf16 else " (float32)"
 
 
 def _lines(

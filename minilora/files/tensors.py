@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import bfloat16
 from ..engine.backend import Array, dense, is_packed, to_numpy
 from .disk import ModelFileError, replacing
 
@@ -69,9 +70,8 @@ def _views(path: Path) -> dict[str, np.ndarray]:
 
 
 def _from_bytes(view: dict[str, Any]) -> np.ndarray:
-    if view["dtype"] == "BF16":  # the upper half of a float32
-        halves = np.frombuffer(view["data"], np.uint16)
-        return (halves.astype(np.uint32) << 16).view(np.float32).reshape(view["shape"])
+    if view["dtype"] == "BF16":
+        return bfloat16.numbers(np.frombuffer(view["data"], np.uint16)).reshape(view["shape"])
     return np.frombuffer(view["data"], _DTYPES[view["dtype"]]).reshape(view["shape"]).copy()
 
 

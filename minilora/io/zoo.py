@@ -179,7 +179,6 @@ def load(
     """
     kind = rounded_to(quantized)
     in_bfloat16 = _in_bfloat16(dtype, device, say or _to_stderr)
-    leave_cores(in_bfloat16)
     if in_bfloat16 and not quantized:
         kind = "BF16"
     path = locate(name, say)
@@ -195,6 +194,7 @@ def load(
         raise _unknown(name)
     if len(tokenizer) > model.config.vocab_size:
         raise ModelFileError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
+    leave_cores(in_bfloat16)
     if in_bfloat16:
         for _, parameter in model.named_parameters():
             if is_packed(parameter.data):
