@@ -5,6 +5,7 @@ builds them from what a GGUF file or a Hugging Face folder says, and refuses wha
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from ..files.disk import ModelFileError, read_json, replacing, write_json
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+
+CUT = "\udfff"  # half a character, so no text has it: parts a name such as <|im_end|>, which is then no control token
 
 _PLAIN_TEMPLATE = (  # for models that bring no chat template
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}{{ eos_token if m['role'] == 'assistant' "
@@ -40,24 +43,36 @@ class Tokenizer:
             raise ModelFileError(f"the model's chat template is no text but a {type(template).__name__}")
         self.template = template or _PLAIN_TEMPLATE
         self.unknown_bytes = _bytes_without_token(core)
+        control = [re.escape(token.content) for token in core.get_added_tokens_decoder().values() if token.special]
+        self._control = re.compile(f"(?=({'|'.join(control)}))." if control else r"(?!)", re.DOTALL)
 
     def __len__(self) -> int:
         return self.core.get_vocab_size()
 
     # -- text --------------------------------------------------------------------------------------------------------
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, special tokens recognised, none added.
+        """Token ids of a text. Control tokens are recognised, except where `plain` has cut them; none is added.
 
         Raises ValueError for a character that no token can express: the library would drop it in silence.
         """
-        self.check(text)
-        return self.core.encode(text, add_special_tokens=False).ids
+        return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
         for text in texts:
-            self.check(text)
-        return [one.ids for one in self.core.encode_batch_fast(texts, add_special_tokens=False)]
+            self.check(text.replace(CUT, ""))
+        parts = [text.split(CUT) for text in texts]
+        encoded = iter(self.core.encode_batch_fast([part for some in parts for part in some], add_special_tokens=False))
+        return [[i for _ in some for i in next(encoded).ids] for some in parts]
+
+    def plain(self, text: str) -> str:
+        """The text with a `CUT` in every name of a control token: `encode` then reads the name as ordinary text.
+
+        Raises ValueError for a text that has a `CUT` already. A control token of a single character cannot be cut.
+        """
+        if CUT in text:
+            raise ValueError(f"{CUT!r} is half a character: remove it")
+        return self._control.sub(lambda found: found[0] + CUT, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -77,8 +92,9 @@ class Tokenizer:
     def render(self, messages: Sequence[Message], answer_next: bool = False) -> str:
         """A conversation as the text the model was trained on; `answer_next` opens the assistant's turn.
 
-        Raises ValueError for what is no conversation, ModelFileError when the model's template does not parse, fails,
-        or wants more than a template may do.
+        Only the template makes control tokens: what a message says is `plain`. Raises ValueError for what is no
+        conversation, ModelFileError when the model's template does not parse, fails, or wants more than a template
+        may do.
         """
         if isinstance(messages, str):
             raise ValueError(
@@ -89,10 +105,11 @@ class Tokenizer:
                 isinstance(message.get(k), str) for k in ("role", "content")
             ):
                 raise ValueError(f'message {i} must be a dict with texts "role" and "content", got {message!r}')
+        said = [{**message, "content": self.plain(message["content"])} for message in messages]
         template = self._compiled_template
         try:
             return template.render(
-                messages=list(messages), add_generation_prompt=answer_next, eos_token=self.eos, bos_token=self.bos
+                messages=said, add_generation_prompt=answer_next, eos_token=self.eos, bos_token=self.bos
             )
         except Exception as error:  # a template is a program: it can fail in any way
             raise ModelFileError(f"the model's chat template cannot render this conversation: {error}") from error

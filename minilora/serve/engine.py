@@ -148,7 +148,7 @@ class Engine:
         Raises ValueError for a conversation that the model's template cannot render.
         """
         text = self.tokenizer.render(messages, True)
-        least = len(text.encode()) // self._longest  # no token is longer
+        least = len(text) // self._longest  # no token is longer
         return least if least > self.context else len(self.tokenizer.encode(text))
 
     def state(self) -> dict[str, int]:
