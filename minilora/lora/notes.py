@@ -3,7 +3,8 @@
     {"format": 1,
      "base": {"name": "smollm2", "path": ..., "sha256": ..., "shape": {...},    the model that it was made for;
               "rounded_to": "nf4", "unrounded_sha256": ...},                    of a rounded one, what it was before
-     "data": {"name": "legal", "sha256": ..., "records": 240},                  what it learned from, if that was said
+     "data": {"name": "legal", "sha256": ..., "records": 240,                   what it was trained on, if given
+              "system": "You are ..."},                                         the system prompt of all records, if any
      "dropout": {...}}                                                          where its random numbers go on
 
 A reader takes the entries that it knows. A folder without the file is an adapter all the same, as PEFT writes them.
@@ -47,6 +48,10 @@ def read_notes(folder: Path) -> dict[str, Any]:
     for key in ("base", "data", "dropout"):
         if not isinstance(notes.get(key, {}), dict):
             raise ModelFileError(f"{path}: {key} is a {type(notes[key]).__name__}, expected an object")
+    if not isinstance(notes.get("data", {}).get("system", ""), str):
+        raise ModelFileError(
+            f"{path}: system of the data is a {type(notes['data']['system']).__name__}, expected a text"
+        )
     base = notes.get("base", {})
     for key in ("name", "path", "sha256", "shape", "rounded_to", "unrounded_sha256"):
         kind, expected = (dict, "an object") if key == "shape" else (str, "a text")

@@ -39,6 +39,7 @@ class Material:
     asked: dict[str, list[Record]]  # the same for keyword recall
     shown: dict[str, list[Record]] = field(default_factory=dict)  # asked for the page alone: no keywords to look for
     validation_paraphrase: list[Sample] = field(default_factory=list)  # what is trained on, asked in other words
+    system: str | None = None  # the system prompt of all records, if they have the same one
 
     @property
     def validation_sets(self) -> dict[str, list[Sample]]:
@@ -114,7 +115,15 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
     samples["general"] = encode_records(general, tokenizer)  # never cut: the same measure for every run
     scored = {name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)}
     reworded = samples.get("validation_paraphrase", [])
-    return Material(samples["train"], samples["validation"], scored, asked, shown, validation_paraphrase=reworded)
+    system = common_system(records)
+    return Material(samples["train"], samples["validation"], scored, asked, shown, reworded, system)
+
+
+def common_system(records: Sequence[Record]) -> str | None:
+    """The system prompt with which every record begins; None if they differ, or have none."""
+    first = {(record.messages[0]["role"], record.messages[0]["content"]) for record in records if record.messages}
+    (role, prompt), *others = first or {("", "")}
+    return prompt if role == "system" and not others else None
 
 
 def evaluate(
