@@ -45,7 +45,7 @@ import nbformat
 from minilora.course.exercises import EXERCISES
 from minilora.course.pages import course_map, filled, mistakes, plans, variants
 from minilora.course.plan import LESSONS
-from minilora.io import zoo
+from minilora.models import load as zoo
 
 HERE = Path(__file__).resolve().parent
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}

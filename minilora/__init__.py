@@ -72,11 +72,11 @@ Training
 Importing this package loads NumPy and no other third-party package; the rest is loaded by what needs it.
 """
 
-from .cost.counts import count_parameters
-from .cost.predict import Step, predict_memory
+from .data.records import DataError, Record, encode_record, encode_records, encode_text, read_records, split_records
 from .engine.gradcheck import GradientError, gradcheck
 from .engine.tensor import Tensor, no_grad, op
-from .io.zoo import load, pull
+from .generate.answers import generate
+from .generate.streams import Streams
 from .lora.adapters import (
     adapter_state,
     add_adapter,
@@ -95,18 +95,18 @@ from .lora.config import LoraConfig
 from .lora.mixed import mixed_batch
 from .lora.peft import load_adapter, save_adapter
 from .lora.variants import lora_plus
+from .measure.counts import count_parameters
+from .measure.loss import answer_all, keyword_recall, mean_loss
+from .measure.predict import Step, predict_memory
+from .models.load import load, pull
 from .nn.llama import Config, Llama
 from .nn.module import Module, Parameter, sha256_of
 from .nn.optim import SGD, AdamW
 from .nn.parts import Sample
 from .nn.step import loss_and_grad
-from .train.data import DataError, Record, encode_record, encode_records, encode_text, read_records, split_records
-from .train.evaluate import answer_all, keyword_recall, mean_loss
-from .train.finetune import finetune
-from .train.generate import generate
+from .train.job import finetune
 from .train.loop import History, TrainingError, fit
 from .train.options import Options
-from .train.streams import Streams
 from .version import __version__
 
 __all__ = [

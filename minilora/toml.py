@@ -14,7 +14,7 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .flags import flag, flag_fields, kinds_of, meaningful, nearest, or_none
+from .options import flag, flag_fields, kinds_of, meaningful, nearest, or_none
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import signal
 from dataclasses import replace
 
@@ -9,14 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from modelfiles import CONFIG, TERMS, new_tokenizer
+from smallmodels import new_model
 
 import minilora as ml
-from minilora.io import zoo
-from minilora.io.folder import save_folder
-from minilora.io.versions import load_versions
 from minilora.lora.adapters import adapter_state
+from minilora.models import load as zoo
+from minilora.models.folder import save_folder
+from minilora.models.versions import load_versions
 from minilora.nn.llama import Config, Llama
+from minilora.train import job
+from minilora.train.material import prepare
 
+SHAPE = replace(CONFIG, max_position_embeddings=1024)
 SHOP = ["legal", "support"]  # the adapters of the shop
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)  # the same examples in every run
@@ -118,3 +123,39 @@ def no_gc():
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_folder):
+    """The tokenizer of `tiny_folder`: a token per byte."""
+    return zoo.load(tiny_folder / "base")[1]
+
+
+@pytest.fixture(scope="session")
+def talker():
+    """A random model whose answers differ from question to question. Read-only."""
+    model = Llama(SHAPE, np.random.default_rng(4))
+    for name, p in model.named_parameters():
+        if "norm" not in name:
+            p.data *= 30 if "self_attn" in name else 5  # its attention decides
+    return model
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory, tiny_folder, tokenizer):
+    """A folder with a small base model that can learn, and data for it."""
+    folder = tmp_path_factory.mktemp("job")
+    save_folder(folder / "base", SHAPE, new_model(SHAPE).state_dict(), tokenizer)
+    for name in ("data.jsonl", "novel.txt"):
+        shutil.copy(tiny_folder / name, folder)
+    return folder
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Jobs whose sets before and after are empty: what they train is in question, and not what it was good for."""
+
+    def prepare_to_train(*inputs):
+        return replace(prepare(*inputs), scored={}, asked={})
+
+    monkeypatch.setattr(job, "prepare", prepare_to_train)

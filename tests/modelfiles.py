@@ -8,7 +8,7 @@ import numpy as np
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
-from minilora.io.tokenizer import Tokenizer
+from minilora.models.tokenizer import Tokenizer
 from minilora.nn.llama import Config, Llama
 
 # Widths are multiples of 32, so that every matrix fits whole quantisation blocks.

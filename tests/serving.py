@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("starlette", reason="needs pip install '.[serve]'")
 pytest.importorskip("uvicorn", reason="needs pip install '.[serve]'")
 
-from minilora.io.versions import load_versions
+from minilora.models.versions import load_versions
 from minilora.serve.app import App
 from minilora.serve.engine import Ask, Engine
 from minilora.serve.run import bind, new_server

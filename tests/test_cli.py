@@ -7,19 +7,19 @@ import signal
 import sys
 
 import pytest
-from commands import LONG, complaint, cut_short, job, status, written
+from commandline import LONG, complaint, cut_short, job, status, written
 from modelfiles import TERMS
 
 from minilora import __version__
 from minilora.cli import build_parser, main
-from minilora.cost.process import Job
+from minilora.commands.eval import EvalOptions
+from minilora.data.records import DataError
 from minilora.files.tensors import read_tensors
-from minilora.flags import ELSEWHERE, from_flags
-from minilora.io import zoo
+from minilora.measure.process import Job
+from minilora.models import load as zoo
 from minilora.nn import step
-from minilora.train import finetune
-from minilora.train.data import DataError
-from minilora.train.matrix import EvalOptions
+from minilora.options import ELSEWHERE, from_flags
+from minilora.train import job as finetune
 from minilora.train.options import ChatOptions, Options
 
 COMMANDS = ["finetune", "compare", "chat", "eval", "audit", "merge", "export", "report", "memory", "bench", "pull"]

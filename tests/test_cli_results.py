@@ -7,19 +7,20 @@ import subprocess
 import sys
 
 import pytest
-from commands import LONG, complaint, cut_short, job, status, written
+from commandline import LONG, complaint, cut_short, job, status, written
 from modelfiles import write_gguf
 
 from minilora.cli import main
+from minilora.commands.domains import DomainsOptions
 from minilora.engine import examples
 from minilora.engine.backend import is_packed
 from minilora.engine.tensor import OPS, Tensor
 from minilora.files.tensors import write_tensors
-from minilora.io import versions, zoo
+from minilora.generate import answers as talk
 from minilora.lora.peft import load_adapter
+from minilora.models import load as zoo
+from minilora.models import versions
 from minilora.nn.module import sha256_of
-from minilora.train import generate as talk
-from minilora.train.domains import DomainsOptions
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +265,7 @@ def test_compare_domains_draws_and_prints_what_was_measured(tmp_path, capsys, mo
     told = []
     found = {"sets": {"general": {"data": "general", "kind": "all"}}, "adapters": {}, "best_on_own": {}, "mixes": []}
     found["scores"] = {"general": {"base": {"loss": {"value": 2.0, "low": 1.0, "high": 3.0}}}}
-    monkeypatch.setattr("minilora.train.domains.compare_domains", lambda options, say: told.append(options) or found)
+    monkeypatch.setattr("minilora.commands.domains.compare_domains", lambda options, say: told.append(options) or found)
     words = ["compare", "--domains", "--base", "tiny", "--steps", 3, "--limit", 4, "--out", tmp_path, "--json"]
     (tmp_path / "domains").mkdir()
     assert status(*words) == 0 and json.loads(capsys.readouterr().out) == found

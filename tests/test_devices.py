@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import strictarray
-from models import IDS, logits, new_model, random_samples, sent
+from smallmodels import IDS, logits, new_model, random_samples, sent
 
 from minilora.engine.attention import Packing, attention
 from minilora.engine.backend import array_module, to_device, to_numpy
 from minilora.engine.examples import EXAMPLES
 from minilora.engine.tensor import OPS, Tensor, no_grad
-from minilora.io import zoo
+from minilora.generate.answers import generate_batch
+from minilora.generate.streams import Streams
 from minilora.lora.adapters import (
     adapter_state,
     add_adapter,
@@ -32,12 +33,11 @@ from minilora.lora.audit import audit
 from minilora.lora.combine import combine_adapters
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.measure.loss import mean_loss
+from minilora.models import load as zoo
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import SGD
-from minilora.train.evaluate import mean_loss
-from minilora.train.generate import generate_batch
 from minilora.train.loop import fit
-from minilora.train.streams import Streams
 
 LORA = {"r": 4, "lora_alpha": 8}
 

@@ -5,26 +5,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from commands import complaint, status
+from commandline import complaint, status
 from jobs import options
 from modelfiles import CONFIG, IDS, write_folder, write_gguf
-from models import logits
+from smallmodels import logits
 from threadpoolctl import threadpool_info
 
 import minilora as ml
-from minilora.cost.process import Job, step_of
 from minilora.engine import bfloat16
 from minilora.engine.backend import is_packed
 from minilora.engine.parallel import cores, leave_cores
 from minilora.files.quant import Packed, in_float32, quantize
-from minilora.io import zoo
-from minilora.io.folder import load_folder
-from minilora.io.versions import load_versions
 from minilora.lora.adapters import adapter_state, base_state
+from minilora.measure.process import Job, step_of
+from minilora.models import load as zoo
+from minilora.models.folder import load_folder
+from minilora.models.versions import load_versions
 from minilora.nn.module import sha256_of
 from minilora.nn.step import loss_and_grad
-from minilora.train.bars import Bars
-from minilora.train.finetune import finetune
+from minilora.progress import Bars
+from minilora.train.job import finetune
 from minilora.train.options import Options
 
 here = pytest.mark.skipif(bfloat16.why_not() is not None, reason=str(bfloat16.why_not()))

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import strictarray
 from modelfiles import CHATML, CONFIG, IDS, write_folder, write_gguf
-from models import logits
+from smallmodels import logits
 
 from minilora.cli import main
-from minilora.cost.counts import count_parameters
 from minilora.engine import fused
 from minilora.engine.backend import is_packed
 from minilora.engine.gradcheck import gradcheck
@@ -19,13 +18,14 @@ from minilora.engine.tensor import Tensor, no_grad
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf import to_halves
 from minilora.files.quant import Packed, quantize
-from minilora.io import zoo
-from minilora.io.folder import save_folder
-from minilora.io.gguf import GGUF, save_gguf
 from minilora.lora.adapters import adapter_state, add_adapter, base_state, merge_adapter, merged_state, unmerge_adapter
 from minilora.lora.audit import audit
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.measure.counts import count_parameters
+from minilora.models import load as zoo
+from minilora.models.folder import save_folder
+from minilora.models.gguf import GGUF, save_gguf
 from minilora.nn import module
 from minilora.nn.llama import Llama
 from minilora.nn.module import Parameter, sha256_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minilora.io import zoo
+from minilora.models import load as zoo
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

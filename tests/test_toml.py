@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import toml
-from minilora.flags import option
+from minilora.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

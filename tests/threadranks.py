@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from minilora.engine.parallel import _controller
-from minilora.train.ranks import Several
+from minilora.nn.ranks import Several
 
 
 class Job:

@@ -23,7 +23,7 @@ import numpy as np
 
 import minilora as ml
 from minilora.course import claim, show
-from minilora.pictures.style import AMBER, BLACK, GREY, ink
+from minilora.pages.style import AMBER, BLACK, GREY, ink
 
 # %% [markdown]
 # ## 1. Two values give a slope

@@ -20,7 +20,7 @@ import numpy as np
 
 import minilora as ml
 from minilora.course import claim, show
-from minilora.pictures.style import BLACK, GREY, ink
+from minilora.pages.style import BLACK, GREY, ink
 
 # %% [markdown]
 # ## 1. Slopes along paths

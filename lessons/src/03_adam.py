@@ -21,7 +21,7 @@ import numpy as np
 import minilora as ml
 from minilora.course import claim, show
 from minilora.engine.fused import cross_entropy
-from minilora.pictures.style import BLACK, GREY, SKY, ink
+from minilora.pages.style import BLACK, GREY, SKY, ink
 
 # %% [markdown]
 # ## 1. One rate for all

@@ -20,7 +20,7 @@ import minilora as ml
 from minilora.course import claim, show
 from minilora.engine.attention import attention
 from minilora.engine.fused import rope
-from minilora.io.zoo import TINY
+from minilora.models.load import TINY
 from minilora.nn.llama import Context
 
 # %% [markdown]

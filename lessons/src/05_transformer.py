@@ -20,11 +20,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.cost.predict import SHAPES
 from minilora.course import claim, show
 from minilora.engine import attention, fused
-from minilora.io.zoo import TINY
-from minilora.pictures.style import BASE
+from minilora.measure.predict import SHAPES
+from minilora.models.load import TINY
+from minilora.pages.style import BASE
 
 # %% [markdown]
 # ## 1. The whole model as a program
@@ -246,8 +246,8 @@ claim("and put together again", without() - ml.mean_loss(model, samples), 0, 0)
 # ## Where it stands
 #
 # [`Llama`](../minilora/nn/llama.py) is this program with gradients, and [`Config`](../minilora/nn/llama.py) its shape;
-# [`count_parameters`](../minilora/cost/counts.py) counts a model, and [`predict.py`](../minilora/cost/predict.py) one
-# that does not exist yet.
+# [`count_parameters`](../minilora/measure/counts.py) counts a model, and [`predict.py`](../minilora/measure/predict.py)
+# one that does not exist yet.
 #
 # **Now you:** [exercises 5](exercises/05_transformer.ipynb): count any Llama from its shape, and find the gradients of
 # the norm and of the gate by hand.

@@ -13,11 +13,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.cost.ledger import ledger
 from minilora.course import claim, show
-from minilora.io.zoo import TINY
+from minilora.measure.ledger import ledger
+from minilora.models.load import TINY
 from minilora.nn.parts import pack
-from minilora.pictures.style import FULL, LORA, ink
+from minilora.pages.style import FULL, LORA, ink
 
 model, tokenizer = ml.load("tiny")
 before = {name: array.copy() for name, array in ml.base_state(model).items()}  # to begin again from here
@@ -204,8 +204,8 @@ print(f"ten subjects, ten models to keep: {10 * 4 * smollm2 / 1e6:,.0f} MB")
 #
 # [`fit`](../minilora/train/loop.py) is the loop that minilora's jobs use, with a rate that rises and falls and a limit
 # on the gradient's length; [`loss_and_grad`](../minilora/nn/step.py) computes a batch in parts;
-# [`AdamW`](../minilora/nn/optim.py); [`ledger`](../minilora/cost/ledger.py) counts what is held;
-# [`encode_record`](../minilora/train/data.py) makes ids and labels.
+# [`AdamW`](../minilora/nn/optim.py); [`ledger`](../minilora/measure/ledger.py) counts what is held;
+# [`encode_record`](../minilora/data/records.py) makes ids and labels.
 #
 # **Now you:** [exercises 6](exercises/06_full_fine_tuning.ipynb): the loss of answers, the bytes of any optimizer, and
 # a step on a batch that does not fit.

@@ -12,8 +12,8 @@ import numpy as np
 
 import minilora as ml
 from minilora.course import claim, show
-from minilora.io.zoo import TINY
-from minilora.pictures.style import FULL, GREY, ink
+from minilora.models.load import TINY
+from minilora.pages.style import FULL, GREY, ink
 
 # %% [markdown]
 # ## 1. A matrix is a sum of pieces

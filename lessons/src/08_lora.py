@@ -23,7 +23,7 @@ import numpy as np
 import minilora as ml
 from minilora.course import claim, show
 from minilora.engine.fused import lora_linear
-from minilora.pictures import lessons
+from minilora.pages import lessons
 
 # %% [markdown]
 # ## 1. An update made of two thin matrices

@@ -12,9 +12,9 @@ import numpy as np
 import minilora as ml
 from minilora.course import claim, show
 from minilora.engine.fused import lora_linear
-from minilora.io.zoo import TINY
+from minilora.models.load import TINY
 from minilora.nn.layers import Linear
-from minilora.pictures.style import GENERAL, VALIDATION, ink
+from minilora.pages.style import GENERAL, VALIDATION, ink
 
 # %% [markdown]
 # ## 1. In: one layer takes another's place

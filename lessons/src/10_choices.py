@@ -11,8 +11,8 @@ import numpy as np
 
 import minilora as ml
 from minilora.course import claim, show
-from minilora.pictures.lessons import line
-from minilora.pictures.style import FULL, LORA
+from minilora.pages.lessons import line
+from minilora.pages.style import FULL, LORA
 
 # %% [markdown]
 # ## 1. A fair trial

@@ -25,7 +25,7 @@ import numpy as np
 
 import minilora as ml
 from minilora.course import claim, show
-from minilora.pictures.style import BLACK, GREY, LORA, ink
+from minilora.pages.style import BLACK, GREY, LORA, ink
 
 # %% [markdown]
 # ## 1. One matrix
@@ -294,8 +294,8 @@ print(f"to keep a version: {2 * 175:,} GB as a copy, {2 * 4 * models['GPT-3'][2]
 #   optimizer's and the number format's.
 # - On disk a version costs what learned, and nothing more.
 #
-# Read on in [`counts.py`](../minilora/cost/counts.py) (counting), [`predict.py`](../minilora/cost/predict.py) (bytes of
-# a step), [`peft.py`](../minilora/lora/peft.py) (the file). **Now you:** [exercises
+# Read on in [`counts.py`](../minilora/measure/counts.py) (counting), [`predict.py`](../minilora/measure/predict.py)
+# (bytes of a step), [`peft.py`](../minilora/lora/peft.py) (the file). **Now you:** [exercises
 # 11](exercises/11_how_much_smaller.ipynb).
 #
 # ## Sources

@@ -12,10 +12,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import minilora as ml
-from minilora.cost.ledger import kept_arrays, ledger, peak
 from minilora.course import claim, show
 from minilora.engine.fused import linear, lora_linear
-from minilora.pictures.style import FULL, LORA, ink, panels
+from minilora.measure.ledger import kept_arrays, ledger, peak
+from minilora.pages.style import FULL, LORA, ink, panels
 
 # %% [markdown]
 # ## 1. What one layer keeps
@@ -301,8 +301,8 @@ for width in (64, 128, 256, 512):
 #   helps.
 # - Two large products in place of three, and six thin ones: at most 1.5 times faster, apart from Adam.
 #
-# Read on in [`ledger.py`](../minilora/cost/ledger.py) (what is held), [`predict.py`](../minilora/cost/predict.py) (what
-# will be), [`fused.py`](../minilora/engine/fused.py) (what each operation keeps),
+# Read on in [`ledger.py`](../minilora/measure/ledger.py) (what is held), [`predict.py`](../minilora/measure/predict.py)
+# (what will be), [`fused.py`](../minilora/engine/fused.py) (what each operation keeps),
 # [`recompute.py`](../minilora/engine/recompute.py) and [`quant.py`](../minilora/files/quant.py) (the two levers).
 # `minilora memory` prints prediction and measurement for a model of yours, `minilora bench` the seconds. **Now you:**
 # [exercises 12](exercises/12_what_is_not_saved.ipynb).

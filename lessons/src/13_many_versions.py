@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 import minilora as ml
 from minilora.course import claim, show
-from minilora.pictures.style import BLUE, ORANGE
+from minilora.pages.style import BLUE, ORANGE
 
 # %% [markdown]
 # ## 1. Four versions
@@ -94,8 +94,8 @@ print(f"of {elsewhere.sum()} cells off the diagonal, {np.count_nonzero(change[el
 # The products with the frozen W are most of the work, and they are the same for all versions. So every row of a batch
 # can have an adapter of its own: $x W^\top$ once for all rows, and to each row its own thin $(x A_i^\top) B_i^\top$.
 # One process can serve thousands of versions in this way (Sheng et al. 2023).
-# [`mixed_batch`](../minilora/lora/mixed.py) does it here, and [`Streams`](../minilora/train/streams.py) writes answers
-# with it.
+# [`mixed_batch`](../minilora/lora/mixed.py) does it here, and [`Streams`](../minilora/generate/streams.py) writes
+# answers with it.
 
 # %%
 ids = np.array([unseen[name][0].ids[:48] for name in DOMAINS])  # (4, 48)

@@ -12,7 +12,7 @@ import numpy as np
 import minilora as ml
 from minilora.course import claim, show
 from minilora.engine.fused import lora_linear
-from minilora.pictures.style import LORA, ink
+from minilora.pages.style import LORA, ink
 
 # %% [markdown]
 # ## 1. A task that needs four directions

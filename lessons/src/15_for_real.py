@@ -15,10 +15,10 @@ import tempfile
 import time
 
 import minilora as ml
-from minilora.cost.process import peak_memory
 from minilora.course import claim, show
-from minilora.io.folder import save_folder
-from minilora.pictures.style import FULL, LORA, ink, panels
+from minilora.measure.process import peak_memory
+from minilora.models.folder import save_folder
+from minilora.pages.style import FULL, LORA, ink, panels
 
 BASE = "smollm2"
 STEPS, BATCH = 12, 4  # a taste: `minilora finetune` goes over all records several times
@@ -323,7 +323,7 @@ claim("LoRA packed / full: times larger a model fits", 16 / (base_bytes / P + 16
 #   less than a tenth of the gain.
 # - LoRA first. Full fine-tuning where it fits *and* a higher rank still helps.
 #
-# Read on in [`finetune`](../minilora/train/finetune.py), which does all of this in one command, and
+# Read on in [`finetune`](../minilora/train/job.py), which does all of this in one command, and
 # [`peft.py`](../minilora/lora/peft.py), the folder. **Now you:** [exercises 15](exercises/15_for_real.ipynb): choose a
 # configuration for a machine, make the table from two runs, and put your own LoRA into SmolLM2.
 #

@@ -19,7 +19,7 @@ import numpy as np
 
 import minilora as ml
 from minilora.course import claim, show
-from minilora.pictures.style import LORA, ink
+from minilora.pages.style import LORA, ink
 
 # %% [markdown]
 # ## 1. What they have in common: they start as the base

@@ -16,7 +16,7 @@ import numpy as np
 from minilora.course import claim, show
 from minilora.experiments.claim import Band, Interval, Setting, Verdict
 from minilora.experiments.tiny import tiny_run
-from minilora.pictures.style import GREY, LORA, ink
+from minilora.pages.style import GREY, LORA, ink
 
 # %% [markdown]
 # ## 1. From a sentence to a number

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from ..io.versions import read_mix
+from ..models.versions import read_mix
 from .output import Output
 from .talk import Talk, name_of
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..io.tokenizer import Tokenizer
+from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
 from ..train.options import ChatOptions
 from .commands import Chat

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..files.disk import replacing
-from ..io.tokenizer import Message, Tokenizer
+from ..generate.streams import Streams
 from ..lora.adapters import Choice, set_adapter
+from ..models.tokenizer import Message, Tokenizer
 from ..nn.llama import Llama
 from ..train.options import ChatOptions
-from ..train.streams import Streams
 
 
 @dataclass(frozen=True)

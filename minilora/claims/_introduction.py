@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data.records import encode_records, read_records, split_records
 from ..experiments.claim import Setting
-from ..io.zoo import load
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
+from ..measure.loss import evenly, mean_loss
+from ..models.load import load
 from ..nn.parts import Sample
-from ..train.data import encode_records, read_records, split_records
-from ..train.evaluate import evenly, mean_loss
 from ..train.loop import fit
 from .planted_rank import train as train_matrix
 
@@ -102,7 +102,7 @@ def told(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def draw_curves(axes: Any, curves: dict[str, Any]) -> None:
     """Validation loss against steps, a line for each seed."""
-    from ..pictures.style import FULL, LORA, name_lines
+    from ..pages.style import FULL, LORA, name_lines
 
     lines = {"lora": ("LoRA", LORA, "-"), "full": ("full\nfine-tuning", FULL, "--")}
     for method, (_, color, style) in lines.items():
@@ -114,7 +114,7 @@ def draw_curves(axes: Any, curves: dict[str, Any]) -> None:
 
 def draw_bars(axes: Any, rows: dict[str, tuple[float, float]], unit: str) -> None:
     """For each thing, a bar of LoRA's and one of full fine-tuning's, with their numbers."""
-    from ..pictures.style import FULL, LORA, ink
+    from ..pages.style import FULL, LORA, ink
 
     for y, (_name, numbers) in enumerate(rows.items()):
         for number, color, method, shift in zip(numbers, (LORA, FULL), ("LoRA", "full"), (-0.2, 0.2), strict=True):

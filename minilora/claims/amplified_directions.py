@@ -68,7 +68,7 @@ def picture(numbers: dict[str, Any]) -> Any:
     """Table 7 for every layer, one panel for each rank."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    from ..pictures.style import BASE, BLACK, LORA, SKY, ink, panels
+    from ..pages.style import BASE, BLACK, LORA, SKY, ink, panels
 
     figure, axes = panels(2, width=11)
     for place, rows, r in zip(axes, (numbers["few"], numbers["many"]), numbers["ranks"], strict=True):

@@ -56,7 +56,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Loss against batch size."""
-    from ..pictures.style import FULL, LORA, name_lines, panels
+    from ..pages.style import FULL, LORA, name_lines, panels
 
     figure, axes = panels(width=6)
     ends = []

@@ -75,7 +75,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """The share that is stored against the number of pairs."""
-    from ..pictures.style import FULL, LORA, name_lines, panels
+    from ..pages.style import FULL, LORA, name_lines, panels
 
     figure, axes = panels(width=6)
     names = {"full": "the matrix\nitself", "LoRA": "LoRA, r = 4", "LoRA, r = 16": "LoRA, r = 16"}

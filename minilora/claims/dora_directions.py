@@ -67,7 +67,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """The points of each method, by step, with the correlation."""
-    from ..pictures.style import FULL, LORA, PURPLE, panels
+    from ..pages.style import FULL, LORA, PURPLE, panels
 
     figure, axes = panels(3, width=11)
     names = {"lora": ("LoRA", LORA), "dora": ("DoRA", PURPLE), "full": ("full fine-tuning", FULL)}

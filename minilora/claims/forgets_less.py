@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from ..data.records import encode_text
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import FULL, lora_config, reset, samples_of, tiny_base
-from ..io.zoo import TINY
 from ..lora.adapters import add_adapter
-from ..train.data import encode_text
-from ..train.evaluate import evenly, mean_loss
+from ..measure.loss import evenly, mean_loss
+from ..models.load import TINY
 from ..train.loop import fit
 
 CLAIM = Claim(
@@ -78,7 +78,7 @@ def _forgotten(path: dict[str, list[float]], at: float) -> float:  # when the ne
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Old loss against new, a path for each method and rate."""
-    from ..pictures import style
+    from ..pages import style
 
     figure, axes = style.panels(width=7, height=4)
     for name, color in {"LoRA": style.LORA, "full": style.FULL}.items():

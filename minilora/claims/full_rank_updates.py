@@ -56,7 +56,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """The ranks by layer, one panel for each kind of matrix."""
-    from ..pictures.style import BASE, FULL, LORA, ink, panels
+    from ..pages.style import BASE, FULL, LORA, ink, panels
 
     figure, axes = panels(len(numbers["noise"]), width=11)
     for place, (kind, random) in zip(axes, numbers["noise"].items(), strict=True):

@@ -33,7 +33,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Both on their way."""
-    from ..pictures.style import panels
+    from ..pages.style import panels
 
     figure, axes = panels(width=7)
     draw_curves(axes, numbers["curves"])

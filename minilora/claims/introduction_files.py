@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting
-from ..io.zoo import load
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
 from ..lora.layer import LoraLayer
 from ..lora.peft import save_adapter
+from ..models.load import load
 from ._introduction import SOURCE, draw_bars
 
 CLAIM = Claim(
@@ -45,7 +45,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Storage of ten versions, the base counted once for LoRA."""
-    from ..pictures.style import panels
+    from ..pages.style import panels
 
     figure, axes = panels(width=7, height=3)
     version, whole = numbers["version, bytes"] / 1e6, numbers["whole, bytes"] / 1e6

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cost.predict import Memory, predict_memory
-from ..cost.process import Job, report, step_of
 from ..experiments.claim import Band, Claim, Setting
+from ..measure.predict import Memory, predict_memory
+from ..measure.process import Job, report, step_of
 from ._introduction import SOURCE, draw_bars
 
 CLAIM = Claim(
@@ -49,7 +49,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """What is held, by owner."""
-    from ..pictures.style import panels
+    from ..pages.style import panels
 
     figure, axes = panels(width=7, height=4)
     rows = {owner: numbers[owner] for owner in OWNERS} | {"peak": numbers["peak, bytes"]}

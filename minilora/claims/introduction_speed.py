@@ -5,10 +5,10 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from ..cost.bench import Settings, contender
-from ..cost.predict import Step, base_parameters
-from ..cost.turns import take_turns
 from ..experiments.claim import Band, Claim, Setting
+from ..measure.bench import Settings, contender
+from ..measure.predict import Step, base_parameters
+from ..measure.turns import take_turns
 from ._introduction import SOURCE, draw_bars
 
 CLAIM = Claim(
@@ -60,7 +60,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Bars of the share."""
-    from ..pictures.style import panels
+    from ..pages.style import panels
 
     figure, axes = panels(width=7, height=3)
     shares = [share for name, share in numbers.items() if name.startswith("share of multi")]

@@ -74,7 +74,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Intruders per matrix, by update."""
-    from ..pictures.style import BASE, BLACK, FULL, LORA, PALE, ink, panels
+    from ..pages.style import BASE, BLACK, FULL, LORA, PALE, ink, panels
 
     figure, axes = panels(width=9)
     for x, kind in enumerate(TOLD):

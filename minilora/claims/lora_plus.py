@@ -8,8 +8,8 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import tuned, without_defaults
-from ..pictures.rates import draw_rates
-from ..pictures.style import LORA, A, name_lines, panels
+from ..pages.rates import draw_rates
+from ..pages.style import LORA, A, name_lines, panels
 
 WHY = (
     "The paper speaks of wide models, where the good ratio grows with the width, and of rates that are set "

@@ -8,7 +8,7 @@ from ..experiments.claim import Band, Claim, Setting
 from ..experiments.cut import cut_update
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import tuned
-from ..pictures.style import FULL, GREY, name_lines, panels
+from ..pages.style import FULL, GREY, name_lines, panels
 
 CLAIM = Claim(
     source="Aghajanyan, Zettlemoyer & Gupta 2020 (arXiv 2012.13255); Hu et al. 2021, LoRA (arXiv 2106.09685)",

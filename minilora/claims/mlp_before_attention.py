@@ -7,8 +7,8 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import tuned
-from ..pictures.rates import rates_figure
-from ..pictures.style import A, B
+from ..pages.rates import rates_figure
+from ..pages.style import A, B
 
 ATTENTION = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 12)
 MLP = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), 7)  # as many parameters, 10,752 in a block

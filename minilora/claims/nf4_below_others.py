@@ -8,8 +8,8 @@ import numpy as np
 
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import samples_of
-from ..io.zoo import load
-from ..train.evaluate import mean_loss
+from ..measure.loss import mean_loss
+from ..models.load import load
 
 CLAIM = Claim(
     source="QLoRA (Dettmers et al. 2023, arXiv 2305.14314)",
@@ -54,7 +54,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """What each kind adds to the loss, a dot for each seed."""
-    from ..pictures.style import BASE, LORA, ink, panels
+    from ..pages.style import BASE, LORA, ink, panels
 
     figure, axes = panels(width=6)
     for y, (kind, values) in enumerate(numbers["added"].items()):

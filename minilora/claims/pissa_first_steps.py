@@ -41,7 +41,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """The losses of every seed, step by step."""
-    from ..pictures.style import BASE, LORA, PURPLE, panels
+    from ..pages.style import BASE, LORA, PURPLE, panels
 
     figure, (curves, apart) = panels(2, width=9)
     for name, color, label in (("lora", LORA, "LoRA"), ("pissa", PURPLE, "PiSSA")):

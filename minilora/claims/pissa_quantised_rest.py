@@ -8,7 +8,7 @@ import numpy as np
 
 from ..experiments.claim import Band, Claim, Setting
 from ..files.quant import dequantize, quantize
-from ..io.zoo import load
+from ..models.load import load
 
 CLAIM = Claim(
     source="PiSSA (Meng et al. 2024, arXiv 2404.02948)",
@@ -61,7 +61,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """What is saved against rank, a line for each kind of map: the mean over layers."""
-    from ..pictures.style import BASE, PALETTE, panels
+    from ..pages.style import BASE, PALETTE, panels
 
     figure, axes = panels(width=6)
     kinds = dict.fromkeys(name.split(".")[-2] for name in numbers["saved"])

@@ -70,7 +70,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Loss against rank, over the energy of the tail."""
-    from ..pictures.style import BASE, LORA, ink, panels
+    from ..pages.style import BASE, LORA, ink, panels
 
     figure, axes = panels(width=6)
     axes.plot(numbers["ranks"], numbers["tail"], color=BASE, linestyle="--", label="energy of the tail")

@@ -57,7 +57,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Loss against rank, a dot for each seed."""
-    from ..pictures.style import BASE, LORA, ink, panels
+    from ..pages.style import BASE, LORA, ink, panels
 
     figure, axes = panels(width=6)
     means = [mean(losses) for losses in numbers["loss"]]

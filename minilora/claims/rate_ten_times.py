@@ -8,8 +8,8 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import tuned, vertex
-from ..pictures.rates import rates_figure
-from ..pictures.style import FULL, GREEN, LORA, SKY
+from ..pages.rates import rates_figure
+from ..pages.style import FULL, GREEN, LORA, SKY
 
 CLAIM = Claim(
     source="Schulman et al. 2025, LoRA Without Regret (thinkingmachines.ai/blog/lora)",

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data.records import encode_text
 from ..engine.tensor import no_grad
 from ..experiments.claim import Band, Claim, Setting
-from ..io.zoo import load
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
+from ..models.load import load
 from ..nn.optim import SGD, AdamW, Optimizer
-from ..train.data import encode_text
 
 CLAIM = Claim(
     source="Kalajdzievski 2023, rsLoRA (arXiv 2312.03732)",
@@ -75,7 +75,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """The change against the rank, each as a multiple of that of rank 1."""
-    from ..pictures.style import BLUE, GREEN, ORANGE, PURPLE, ink, panels
+    from ..pages.style import BLUE, GREEN, ORANGE, PURPLE, ink, panels
 
     figure, axes = panels(width=7)
     colors, ends = (BLUE, ORANGE, GREEN, PURPLE), []

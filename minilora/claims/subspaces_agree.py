@@ -66,7 +66,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """φ(1, 1) by layer over chance, and the table of φ(i, j)."""
-    from ..pictures.style import BASE, A, B, ink, panels
+    from ..pages.style import BASE, A, B, ink, panels
 
     figure, (lines, table) = panels(2, width=11)
     for side, text, marker, color in (("a", "A", "o", A), ("left", "B A, left", "s", B)):

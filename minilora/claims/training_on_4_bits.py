@@ -6,11 +6,11 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import samples_of
-from ..io.zoo import load
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
+from ..measure.loss import evenly, mean_loss
+from ..models.load import load
 from ..nn.optim import AdamW
-from ..train.evaluate import evenly, mean_loss
 from ..train.loop import fit
 
 CLAIM = Claim(
@@ -60,7 +60,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """The training losses of the first seed, and where each seed ended on held-out records."""
-    from ..pictures.style import LORA, VALIDATION, ink, panels
+    from ..pages.style import LORA, VALIDATION, ink, panels
 
     figure, (curves, ends) = panels(2, width=9)
     for name, color, label in (("whole", LORA, "over 32 bits"), ("nf4", VALIDATION, "over NF4")):

@@ -7,7 +7,7 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import tuned
-from ..pictures.rates import rates_figure
+from ..pages.rates import rates_figure
 
 CLAIM = Claim(
     source="Lee, Ko, Chen & Yeh 2026, Learning Rate Matters: Vanilla LoRA May Suffice for LLM Fine-tuning "

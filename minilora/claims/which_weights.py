@@ -7,7 +7,7 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import tuned
-from ..pictures.rates import rates_figure
+from ..pages.rates import rates_figure
 
 CLAIM = Claim(
     source="Hu et al. 2021, LoRA (arXiv 2106.09685)",

@@ -17,14 +17,14 @@ def show(figure: Any, alt: str) -> None:
     pages do not show it, so say below the cell how to read the picture.
 
     Raises ValueError without alt. While lessons are built, AssertionError for a picture that breaks the rules
-    of `minilora.pictures.check`.
+    of `minilora.pages.check`.
     """
     import matplotlib.pyplot as plt
 
     if len(alt.split()) < 4:
         raise ValueError(f"alt must say in a sentence what the picture shows, got {alt!r}")
     if os.environ.get("MINILORA_BUILD"):
-        from ..pictures.check import problems
+        from ..pages.check import problems
 
         if wrong := problems(figure):
             raise AssertionError(f"the picture: {'; '.join(wrong)}")

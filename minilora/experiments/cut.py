@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..lora.spectra import singular_values, svd
-from ..train.evaluate import evenly, mean_loss
+from ..measure.loss import evenly, mean_loss
 from ..train.loop import fit
 from .tiny import reset, samples_of, tiny_base
 

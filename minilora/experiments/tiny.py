@@ -17,17 +17,17 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from ..data.records import encode_records, read_records, split_records
 from ..engine.backend import Array
-from ..io.tokenizer import Tokenizer
-from ..io.zoo import load
 from ..lora.adapters import add_adapter, remove_adapter
 from ..lora.config import ALL_LINEAR, LoraConfig
 from ..lora.variants import lora_plus
+from ..measure.loss import evenly, mean_loss
+from ..models.load import load
+from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
 from ..nn.optim import AdamW
 from ..nn.parts import Sample
-from ..train.data import encode_records, read_records, split_records
-from ..train.evaluate import evenly, mean_loss
 from ..train.loop import fit
 
 VARIANTS: dict[str, dict[str, Any]] = {

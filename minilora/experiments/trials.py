@@ -33,7 +33,7 @@ from typing import Any
 
 from ..engine.parallel import THREADS, processors
 from ..files.disk import read_json, write_json
-from ..train.ranks import world
+from ..nn.ranks import world
 
 DECISIVE = ("data", "engine", "experiments", "files", "io", "lora", "nn", "tasks", "train", "weights")
 

@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 
+from ..data.records import encode_records, read_records, split_records
 from ..engine.backend import dense, to_numpy
 from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import read_tensors, write_tensors
-from ..io.zoo import load
 from ..lora.adapters import add_adapter, lora_modules
 from ..lora.config import LoraConfig
 from ..lora.layer import LoraWeights
 from ..lora.spectra import Update, row_changes
 from ..lora.variants import dora_delta, row_norms
+from ..models.load import load
 from ..nn.llama import Llama
-from ..train.data import encode_records, read_records, split_records
 from ..train.loop import fit
 from .trials import code_sha256
 

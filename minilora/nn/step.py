@@ -61,7 +61,7 @@ def training_step(
     than these, so many go forward and back at a time, one lot after another, also on a GPU. The numbers are those of
     all at once, and the memory is that of one lot. mean: where the samples are one process's share of a batch, perhaps
     none of it, mean(parameters, loss, scored tokens) turns loss and gradients into those of the whole batch (see
-    train/ranks.py). Returns the loss and the gradients' norm before clipping. Raises NotFiniteError when one of them is
+    nn/ranks.py). Returns the loss and the gradients' norm before clipping. Raises NotFiniteError when one of them is
     not finite, before any weight moves.
     """
     optimizer.zero_grad()

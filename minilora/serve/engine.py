@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..io.tokenizer import Message, Tokenizer
-from ..io.versions import BASE_NAME
+from ..generate.streams import Answer, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter, set_adapter
 from ..lora.peft import load_adapter
+from ..models.tokenizer import Message, Tokenizer
+from ..models.versions import BASE_NAME
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
-from ..train.streams import Answer, Streams
 
 Result = TypeVar("Result")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..flags import BASE, BF16, PACKED, option
+from ..options import BASE, BF16, PACKED, option
 
 _BOUNDS: dict[str, Any] = {"group": "bounds"}
 _MACHINE: dict[str, Any] = {"group": "memory and device"}

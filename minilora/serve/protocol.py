@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from ..io.tokenizer import Message
-from ..io.versions import BASE_NAME, read_mix
 from ..lora.adapters import Choice
+from ..models.tokenizer import Message
+from ..models.versions import BASE_NAME, read_mix
 from .engine import Ask, Piece, Version
 
 _READ = (

@@ -12,11 +12,10 @@ from types import FrameType
 
 import uvicorn
 
-from ..io.versions import load_versions, named_folders
-from ..io.zoo import dtype_of
+from ..models.load import dtype_of
+from ..models.versions import load_versions, named_folders
 from .app import App
 from .bounds import bounded_protocol, is_loopback
-from .demo import demo_folders
 from .engine import Engine
 from .options import ServeOptions
 
@@ -58,8 +57,14 @@ def new_server(
     return Server(config, say, ready)
 
 
-def run(options: ServeOptions, say: Callable[[str], None]) -> None:
+def run(
+    options: ServeOptions,
+    say: Callable[[str], None],
+    demo: Callable[[Callable[[str], None]], tuple[str, dict[str, Path]]],
+) -> None:
     """Load, listen, answer, until Ctrl-C.
+
+    demo: makes the base and the folders that --demo serves.
 
     Raises ValueError or OSError for what cannot be served, KeyboardInterrupt when answers were stopped.
     """
@@ -68,7 +73,7 @@ def run(options: ServeOptions, say: Callable[[str], None]) -> None:
     with listener:
         base = options.base
         if options.demo:
-            base, named = demo_folders(say)
+            base, named = demo(say)
         model, tokenizer = load_versions(
             named, base, options.quantized, options.device, options.force, say, dtype_of(options.bf16)
         )

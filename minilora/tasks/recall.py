@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cost.counts import count_parameters
+from ..measure.counts import count_parameters
 from ..nn.module import Module
 from ..nn.parts import Sample
 from .task import asked, at_least, draw_different, draw_symbols, log_probabilities, scored_ids

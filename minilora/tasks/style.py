@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..io.tokenizer import Tokenizer
+from ..data.records import Record, encode_records, read_records, split_records
+from ..measure.loss import answer_all
+from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
 from ..nn.parts import Sample
-from ..train.data import Record, encode_records, read_records, split_records
-from ..train.evaluate import answer_all
 from .task import at_least
 
 OPENING, ENDING = "Well, ", " That is all."

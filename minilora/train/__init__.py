@@ -1,1 +1,1 @@
-"""Jobs: data, the training loop, generation, evaluation."""
+"""A fine-tuning job: options, training loop, checkpoints, the folder of a run."""

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..data.records import BUILT_IN
 from ..files.disk import replacing
-from ..io.zoo import SOURCES, known_as
-from ..pictures.run import megabytes
+from ..models.load import SOURCES, known_as
+from ..pages.run import megabytes
 from ..version import __version__
-from .data import BUILT_IN
 from .options import Options
 
 CARD_FILE = "README.md"

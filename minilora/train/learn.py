@@ -10,15 +10,15 @@ from pathlib import Path
 from types import FrameType
 
 from ..lora.adapters import activate
+from ..measure.loss import mean_loss
 from ..nn.llama import Llama
 from ..nn.parts import Sample
+from ..nn.ranks import Order
+from ..progress import Bars
 from . import checkpoint
-from .bars import Bars
-from .evaluate import mean_loss
 from .loop import Trainer
 from .material import Material
 from .options import Options
-from .ranks import Order
 
 
 def learn(

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from ..data.records import epochs
 from ..engine.backend import Array
 from ..nn.llama import Llama
 from ..nn.optim import SCHEDULES, AdamW, Optimizer
 from ..nn.parts import Sample, packed_length
+from ..nn.ranks import ALONE, Ranks
 from ..nn.step import NotFiniteError, training_step
-from .data import epochs
-from .ranks import ALONE, Ranks
 
 
 class TrainingError(RuntimeError):
@@ -87,7 +87,7 @@ def fit(
         is the peak then, and its settings, such as LoRA+'s `lr_scale`, stay in force.
     each_step: called after every step with the number of steps done.
     history: filled as training goes on, for a caller who wants it even where training breaks off.
-    ranks: `train.ranks.world()` in a program that mpiexec starts: all of them call this, on the same model and samples.
+    ranks: `nn.ranks.world()` in a program that mpiexec starts: all of them call this, on the same model and samples.
 
     The same seed gives the same numbers, bit for bit, on the same machine. Raises TrainingError when the loss or the
     gradient is not a finite number: an adapter is then what it was when the loss was last finite. ValueError when

@@ -9,11 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..io.tokenizer import Tokenizer
-from ..nn.llama import Llama
-from ..nn.parts import Sample
-from .bars import Bars
-from .data import (
+from ..data.leaks import told_of_twice, twice
+from ..data.records import (
     Record,
     cut,
     encode_records,
@@ -23,10 +20,13 @@ from .data import (
     split_text,
     told_of_splits,
 )
-from .evaluate import ANSWER_TOKENS, answer_all, evenly, held_out, keyword_recall, mean_loss
+from ..measure.loss import ANSWER_TOKENS, answer_all, evenly, held_out, keyword_recall, mean_loss
+from ..models.tokenizer import Tokenizer
+from ..nn.llama import Llama
+from ..nn.parts import Sample
+from ..nn.ranks import ALONE, Order, Ranks
+from ..progress import Bars
 from .options import Options
-from .ranks import ALONE, Order, Ranks
-from .twice import told_of_twice, twice
 
 
 @dataclass

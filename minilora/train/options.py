@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import toml
-from ..flags import BASE, BF16, PACKED, RECOMPUTE, beside, option
-from ..io.rounded import rounded_to
+from ..data.formats import check_field
+from ..generate.streams import check_settings
 from ..lora.config import LoraConfig
+from ..models.rounded import rounded_to
 from ..nn.optim import SCHEDULES
-from .formats import check_field
-from .place import OPTIONS_FILE, RunFolder
-from .streams import check_settings
+from ..options import BASE, BF16, PACKED, RECOMPUTE, beside, option
+from .run_folder import OPTIONS_FILE, RunFolder
 
 _FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
 FIELD = "columns of the data that have other names: question=q answer=a reads q and a"

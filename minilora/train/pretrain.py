@@ -24,20 +24,20 @@ from typing import Any
 
 import numpy as np
 
+from ..data.records import encode_text
 from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
-from ..flags import UsageError, add_flags, from_flags, option, parse
-from ..io.folder import save_folder
-from ..io.tokenizer import Tokenizer
-from ..io.zoo import load
+from ..measure.loss import mean_loss
+from ..models.folder import save_folder
+from ..models.load import load
+from ..models.tokenizer import Tokenizer
 from ..nn.llama import Config, Llama
 from ..nn.optim import AdamW, warmup_cosine
 from ..nn.parts import Batch
 from ..nn.step import NotFiniteError, training_step
-from .bars import Bars
+from ..options import UsageError, add_flags, from_flags, option, parse
+from ..progress import Bars
 from .corpus import CORPUS, encode_corpus, excerpt, read_corpus, split, train_tokenizer
-from .data import encode_text
-from .evaluate import mean_loss
 from .loop import TrainingError
 
 TINY = Config(

@@ -1,7 +1,7 @@
 """What minilora is measured against, and what both sides do in ways of their own: one process each.
 
-`python tests/benchmarks/contenders.py NAME FOLDER` answers as `minilora.cost.turns.serve` says. FOLDER is a Hugging
-Face copy of the model, which NAME "copy" writes. Random inputs are those of `minilora.cost.bench`.
+`python tests/benchmarks/contenders.py NAME FOLDER` answers as `minilora.measure.turns.serve` says. FOLDER is a Hugging
+Face copy of the model, which NAME "copy" writes. Random inputs are those of `minilora.measure.bench`.
 """
 
 import math
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minilora.cost.bench import NEW, PROMPT, Settings
-from minilora.cost.turns import serve
+from minilora.measure.bench import NEW, PROMPT, Settings
+from minilora.measure.turns import serve
 
 BASE = "smollm2"
 RECORDS = 40  # of the legal data's training set, evenly chosen: what is measured of an epoch
@@ -80,7 +80,7 @@ def transformers_generation(folder, streams, dtype="float32"):
 
 def samples(tokenizer):
     """RECORDS records as token ids and labels; only answers are scored."""
-    from minilora.train.data import encode_record, read_records, split_records
+    from minilora.data.records import encode_record, read_records, split_records
 
     records = split_records(read_records("legal"))["train"]
     return [encode_record(record, tokenizer) for record in records[:: len(records) // RECORDS][:RECORDS]]
@@ -106,7 +106,7 @@ def peft_epoch(folder):
     """The usual loop: batches of 4, padded to the longest, clipped, AdamW."""
     import torch
 
-    from minilora.io.tokenizer import from_folder
+    from minilora.models.tokenizer import from_folder
 
     tokenizer = from_folder(Path(folder))
     chosen = samples(tokenizer)
@@ -291,8 +291,8 @@ def missing(name):
 
 def write_copy(folder):
     """Write the model as a Hugging Face folder."""
-    from minilora.io.folder import save_folder
-    from minilora.io.zoo import load
+    from minilora.models.folder import save_folder
+    from minilora.models.load import load
 
     model, tokenizer = load(BASE)
     save_folder(folder, model.config, model.state_dict(), tokenizer)

@@ -29,10 +29,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import minilora as ml
-from minilora.io.folder import save_folder
-from minilora.io.versions import named_folders
-from minilora.io.zoo import load
-from minilora.train.domains import DOMAINS
+from minilora.commands.domains import DOMAINS
+from minilora.models.folder import save_folder
+from minilora.models.load import load
+from minilora.models.versions import named_folders
 
 # -- what is asked -----------------------------------------------------------------------------------------------------
 

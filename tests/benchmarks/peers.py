@@ -23,9 +23,9 @@ from contenders import BASE, COMPILER, CONTENDERS, RECORDS, missing
 from targets import page
 from tqdm import tqdm
 
-from minilora.cost import bench
-from minilora.cost.turns import BenchError, Contender, take_turns
 from minilora.engine import bfloat16
+from minilora.measure import bench
+from minilora.measure.turns import BenchError, Contender, take_turns
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results.json", HERE / "README.md"

@@ -8,7 +8,7 @@ import pytest
 
 import minilora as ml
 from minilora.cli import main
-from minilora.train.generate import generate
+from minilora.generate.answers import generate
 
 
 @pytest.fixture

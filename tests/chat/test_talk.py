@@ -7,11 +7,11 @@ import pytest
 
 import minilora as ml
 from minilora.chat.talk import Talk
+from minilora.data.records import read_records
+from minilora.generate.answers import generate
+from minilora.generate.streams import Streams
 from minilora.lora.adapters import adapter_state
-from minilora.train.data import read_records
-from minilora.train.generate import generate
 from minilora.train.options import ChatOptions
-from minilora.train.streams import Streams
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from minilora.course import commands, mine
+from minilora.commands import course as commands
+from minilora.course import mine
 from minilora.course.exercises import EXERCISES
 
 SCRIPT = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import strictarray
-from models import sent
+from smallmodels import sent
 
 import minilora
 from minilora.engine.backend import array_module, beside, to_device, to_floats, to_numpy

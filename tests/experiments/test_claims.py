@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minilora.experiments.claim import Band, Interval, Setting, Verdict, claim_names, read_claim
-from minilora.pictures.style import save_themes
+from minilora.pages.style import save_themes
 
 FOLDER = Path(read_claim("planted-rank").__file__).parent
 BASES = {"matrices", "tiny", "smollm2"}

@@ -186,7 +186,7 @@ def fingerprint(root):
             False,
         ),
         ("engine/README.md", "words", False),
-        ("pictures/style.py", "BLUE = 1", False),
+        ("pages/style.py", "BLUE = 1", False),
     ],
 )
 def test_code_and_data_decide_and_words_do_not(tmp_path, file, text, decides):

@@ -11,28 +11,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from modelfiles import CONFIG, IDS, new_tokenizer, write_folder, write_gguf
-from models import logits
+from smallmodels import logits
 
 from minilora.cli import main
-from minilora.cost.process import Job, shape_of
 from minilora.engine import fused
 from minilora.engine.backend import is_packed
 from minilora.engine.gradcheck import gradcheck
 from minilora.files import levels
 from minilora.files.disk import ModelFileError
 from minilora.files.quant import ROUNDED, Packed, bytes_of_row, codes_of, dequantize, quantize
-from minilora.flags import PACKED
-from minilora.io import zoo
-from minilora.io.folder import save_folder
-from minilora.io.merge import merge
-from minilora.io.versions import load_versions
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
 from minilora.lora.audit import audit
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.measure.process import Job, shape_of
+from minilora.models import load as zoo
+from minilora.models.folder import save_folder
+from minilora.models.merge import merge
+from minilora.models.versions import load_versions
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
+from minilora.options import PACKED
 from minilora.train.options import Options
 
 KINDS = ("NF4", "FP4", "INT4")

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from models import Net, as_float64, lora_config, shaken
 from peftfiles import adapted
+from smallmodels import Net, as_float64, lora_config, shaken
 
 import minilora as ml
 from minilora.lora.peft import save_adapter

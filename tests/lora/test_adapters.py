@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import EMBED, IDS, Net, as_float64, logits, shaken
-from models import lora_config as config
+from smallmodels import EMBED, IDS, Net, as_float64, logits, shaken
+from smallmodels import lora_config as config
 
 import minilora as ml
 from minilora.engine.tensor import no_grad

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from models import IDS, MIX, Net, as_float64, chosen, logits
+from smallmodels import IDS, MIX, Net, as_float64, chosen, logits
 
 import minilora as ml
 from minilora.lora.adapters import base_state, install_adapter, is_merged, lora_modules, merged_state

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from models import IDS, Net, logits
 from plants import adapted
+from smallmodels import IDS, Net, logits
 
 import minilora as ml
 from minilora.lora.adapters import adapter_state, base_state, is_merged

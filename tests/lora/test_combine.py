@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from models import Net
+from smallmodels import Net
 
 import minilora as ml
 from minilora.lora.adapters import adapter_weights, base_state, lora_modules

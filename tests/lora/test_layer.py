@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import DTYPES, EMBED, as_float64, logits, one_layer, shaken, tolerance
-from models import lora_config as config
+from smallmodels import DTYPES, EMBED, as_float64, logits, one_layer, shaken, tolerance
+from smallmodels import lora_config as config
 
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import Tensor

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from modelfiles import write_gguf
 from secondllama import IDS, LlamaCpp, adapted, distance, logits, new_model, pair, write
 
-from minilora.io.gguf import GGUF
 from minilora.lora import llamacpp
 from minilora.lora.adapters import (
     adapter_state,
@@ -21,6 +20,7 @@ from minilora.lora.adapters import (
 )
 from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.models.gguf import GGUF
 from minilora.nn.module import sha256_of
 
 SETTINGS = {

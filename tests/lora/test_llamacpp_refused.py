@@ -4,8 +4,8 @@ import gguf
 import numpy as np
 import pytest
 from modelfiles import CONFIG, write_gguf
-from models import Net
 from secondllama import QUERY, adapted, new_model, pair, write
+from smallmodels import Net
 
 from minilora.files.disk import ModelFileError
 from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from models import MIX, chosen, logits
+from smallmodels import MIX, chosen, logits
 
 import minilora as ml
 from minilora.engine.tensor import no_grad

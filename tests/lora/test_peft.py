@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelfiles import as_dtype, write_safetensors
-from models import DTYPES, IDS, logits, tolerance
 from peftfiles import CONFIG, NOTES, WEIGHTS, adapted, record_of, refused, refused_with, rewrite
+from smallmodels import DTYPES, IDS, logits, tolerance
 
 from minilora.engine.tensor import no_grad
 from minilora.files.tensors import read_tensors

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from models import logits
 from peftfiles import CONFIG, FIRST, NOTES, WEIGHTS, adapted, change_tensors, refused, rewrite
+from smallmodels import logits
 
 import minilora as ml
 from minilora.files.disk import ModelFileError

@@ -9,7 +9,6 @@ import warnings
 import numpy as np
 import pytest
 import strictarray
-from models import IDS, logits
 from plants import (
     a_base_that_is_not_frozen,
     a_default_for_alpha,
@@ -42,8 +41,8 @@ from plants import (
     unmatched_targets_ignored,
     unmerged_by_subtraction,
 )
+from smallmodels import IDS, logits
 
-from minilora.cost.counts import count_parameters
 from minilora.engine.examples import EXAMPLES
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import OPS
@@ -55,6 +54,7 @@ from minilora.lora.adapters import adapter_state, add_adapter, base_state, merge
 from minilora.lora.audit import AuditError, _Audit, audit
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.measure.counts import count_parameters
 from minilora.nn.optim import AdamW
 
 ALL_CHECKS = _Audit.CHECKS

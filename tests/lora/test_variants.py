@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from models import EMBED, IDS, VARIANTS, as_float64, every_variant, logits, one_layer, shaken
-from models import lora_config as config
+from smallmodels import EMBED, IDS, VARIANTS, as_float64, every_variant, logits, one_layer, shaken
+from smallmodels import lora_config as config
 
 from minilora.engine import ops
 from minilora.engine.parallel import current_micro_batch

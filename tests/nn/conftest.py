@@ -1,7 +1,7 @@
 """A small model in float64, and tokens for it."""
 
 import pytest
-from models import SMALL, in_float64
+from smallmodels import SMALL, in_float64
 
 from minilora.nn.llama import Llama
 

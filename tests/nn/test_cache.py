@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from models import new_model
+from smallmodels import new_model
 
 from minilora.engine.tensor import no_grad
 from minilora.nn.cache import STEP

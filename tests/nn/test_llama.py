@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import IN_A_LAYER, SMALL, in_float64
+from smallmodels import IN_A_LAYER, SMALL, in_float64
 
 from minilora.engine.attention import Packing
 from minilora.engine.gradcheck import gradcheck

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import IN_A_LAYER, SMALL
+from smallmodels import IN_A_LAYER, SMALL
 
 from minilora.files.disk import ModelFileError
 from minilora.nn.layers import Embedding, Linear, RMSNorm

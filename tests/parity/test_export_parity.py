@@ -9,14 +9,14 @@ from otherside import distance, parity, peft, torch, transformers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
-from minilora.io import zoo
-from minilora.io.folder import save_folder
-from minilora.io.merge import export, merge
-from minilora.io.tokenizer import Tokenizer
 from minilora.lora import peft as folders
 from minilora.lora.adapters import adapter_state, add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.models import load as zoo
+from minilora.models.folder import save_folder
+from minilora.models.merge import export, merge
+from minilora.models.tokenizer import Tokenizer
 from minilora.nn.llama import Config, Llama
 
 pytestmark = parity

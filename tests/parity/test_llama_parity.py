@@ -9,8 +9,8 @@ from otherside import distance, logits_of, parity, torch, transformers
 from minilora.engine.attention import Packing
 from minilora.engine.tensor import no_grad
 from minilora.files.gguf import to_halves, to_pairs
-from minilora.io import zoo
-from minilora.io.folder import load_folder
+from minilora.models import load as zoo
+from minilora.models.folder import load_folder
 from minilora.nn.llama import Llama
 
 pytestmark = parity

@@ -11,14 +11,14 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
 from minilora.engine.tensor import no_grad
-from minilora.io import zoo
-from minilora.io.gguf import save_gguf
-from minilora.io.merge import export, merge
-from minilora.io.tokenizer import Tokenizer
 from minilora.lora import llamacpp
 from minilora.lora.adapters import adapter_state, add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.models import load as zoo
+from minilora.models.gguf import save_gguf
+from minilora.models.merge import export, merge
+from minilora.models.tokenizer import Tokenizer
 from minilora.nn.llama import Config, Llama
 
 cpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")

@@ -5,7 +5,6 @@ import pytest
 from otherside import distance, logits_of, loss_of, parity, peft, torch, transformers
 
 from minilora.files.disk import ModelFileError
-from minilora.io.folder import load_folder
 from minilora.lora.adapters import (
     adapter_state,
     add_adapter,
@@ -16,6 +15,7 @@ from minilora.lora.adapters import (
 )
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.models.folder import load_folder
 from minilora.nn.optim import AdamW, clip_grad_norm
 
 pytestmark = parity

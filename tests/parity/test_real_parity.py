@@ -13,10 +13,10 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from minilora.engine.tensor import no_grad
 from minilora.files.gguf import to_pairs
-from minilora.io import zoo
 from minilora.lora.adapters import adapter_state, add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import save_adapter
+from minilora.models import load as zoo
 from minilora.nn.llama import Llama
 from minilora.nn.optim import AdamW
 

@@ -10,7 +10,7 @@ from modelfiles import TERMS
 from otherside import logits_of, parity, peft, torch, transformers
 
 import minilora as ml
-from minilora.io.zoo import SOURCES, TINY
+from minilora.models.load import SOURCES, TINY
 
 pytestmark = parity
 

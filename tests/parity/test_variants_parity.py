@@ -5,7 +5,6 @@ import pytest
 from otherside import distance, logits_of, loss_of, parity, peft, torch, transformers
 
 from minilora.engine.tensor import Tensor
-from minilora.io.folder import load_folder
 from minilora.lora.adapters import (
     adapter_state,
     add_adapter,
@@ -16,6 +15,7 @@ from minilora.lora.adapters import (
 )
 from minilora.lora.config import LoraConfig
 from minilora.lora.variants import Dropout, config_with_start, lora_plus
+from minilora.models.folder import load_folder
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import Parameter
 from minilora.nn.optim import AdamW

@@ -10,7 +10,7 @@ import pytest
 from serving import QUESTION, serving
 
 import minilora as ml
-from minilora.io.folder import save_folder
+from minilora.models.folder import save_folder
 
 openai = pytest.importorskip("openai", reason="needs pip install '.[test-serve]'")
 

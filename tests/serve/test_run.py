@@ -10,10 +10,10 @@ import threading
 import time
 
 import pytest
-from commands import complaint, status
+from commandline import complaint, status
 from serving import QUESTION, Served, read_response
 
-from minilora.serve import demo
+from minilora.commands import demo
 from minilora.serve import run as runs
 from minilora.serve.options import ServeOptions
 

@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from models import SMALL
 from oracles import Guesser, Oracle, answers
+from smallmodels import SMALL
 
 import minilora as ml
 from minilora.engine.tensor import Tensor

@@ -16,9 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import minilora as ml
-from minilora.train import checkpoint
-from minilora.train import finetune as job
-from minilora.train.bars import Bars
+from minilora.progress import Bars
+from minilora.train import checkpoint, job
 from minilora.train.loop import Trainer
 from minilora.train.material import prepare
 

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from minilora.cli import main
-from minilora.train import finetune as job
+from minilora.train import job
 from minilora.train.loop import Trainer
 
 

@@ -5,10 +5,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from minilora.data.records import cut, epochs
 from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import no_grad
 from minilora.nn.parts import Sample, common_prefix, pack
-from minilora.train.data import cut, epochs
 
 
 def sample(*ids, unscored):

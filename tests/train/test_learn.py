@@ -8,10 +8,10 @@ import pytest
 from jobs import options, trainer
 
 import minilora as ml
-from minilora.train import finetune as job
+from minilora.progress import Bars
+from minilora.train import job
 from minilora.train import learn as learning
-from minilora.train.bars import Bars
-from minilora.train.finetune import finetune
+from minilora.train.job import finetune
 from minilora.train.learn import validate
 from minilora.train.material import prepare
 

@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from models import new_model, random_samples
+from smallmodels import new_model, random_samples
 
 import minilora as ml
+from minilora.data.records import epochs
 from minilora.nn import step as shared
 from minilora.nn.optim import SCHEDULES, SGD, AdamW, clip_grad_norm, warmup_cosine
 from minilora.nn.parts import pack
-from minilora.train.data import epochs
 from minilora.train.loop import History, fit
 
 LORA = ml.LoraConfig(r=4, lora_alpha=8)

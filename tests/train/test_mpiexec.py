@@ -104,7 +104,7 @@ def test_a_mistake_is_told_once(words, status, line, job, tmp_path):
 HANDED_OUT = """
 import json, os, sys
 from minilora.experiments.trials import run_trials
-from minilora.train.ranks import world
+from minilora.nn.ranks import world
 
 def trial(x):
     if x == 3:

@@ -7,8 +7,8 @@ import pytest
 
 from minilora import toml
 from minilora.cli import build_parser
-from minilora.flags import UsageError, flag, flag_fields, from_flags
 from minilora.lora.config import LoraConfig
+from minilora.options import UsageError, flag, flag_fields, from_flags
 from minilora.train.options import ChatOptions, Options
 
 

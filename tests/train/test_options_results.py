@@ -11,12 +11,12 @@ from modelfiles import CONFIG
 import minilora as ml
 from minilora.cli import main
 from minilora.files.tensors import read_tensors
-from minilora.io.zoo import load
+from minilora.models.load import load
 from minilora.nn.module import Parameter
 from minilora.nn.optim import AdamW
-from minilora.train import finetune as job
-from minilora.train.bars import Bars
-from minilora.train.finetune import finetune
+from minilora.progress import Bars
+from minilora.train import job
+from minilora.train.job import finetune
 from minilora.train.log import read_log
 
 pytestmark = pytest.mark.usefixtures("unmeasured")

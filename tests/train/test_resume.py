@@ -15,11 +15,10 @@ from jobs import options
 
 import minilora as ml
 from minilora.files import tensors
-from minilora.train import checkpoint
-from minilora.train import finetune as job
+from minilora.progress import Bars
+from minilora.train import checkpoint, job
 from minilora.train import learn as learning
-from minilora.train.bars import Bars
-from minilora.train.finetune import finetune
+from minilora.train.job import finetune
 from minilora.train.log import read_log
 from minilora.train.loop import Trainer
 from minilora.train.material import prepare

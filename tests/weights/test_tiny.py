@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import minilora as ml
 from minilora.cli import main
+from minilora.data.records import encode_record, read_records
 from minilora.files.tensors import read_tensors
-from minilora.io.zoo import TINY
-from minilora.train.data import encode_record, read_records
-from minilora.train.evaluate import mean_loss
+from minilora.measure.loss import mean_loss
+from minilora.models.load import TINY
 from minilora.train.loop import fit
 from minilora.train.pretrain import score
 

@@ -1,0 +1,22 @@
+"""The commands, a file each: HELP, one line; `add`, its flags; `run`, what it does. `cli` finds them by name."""
+
+NAMES = (  # in the order in which `minilora --help` lists them
+    "finetune",
+    "compare",
+    "sweep",
+    "chat",
+    "serve",
+    "data",
+    "eval",
+    "audit",
+    "merge",
+    "export",
+    "report",
+    "memory",
+    "pull",
+    "bench",
+    "reproduce",
+    "gradcheck",
+    "course",
+    "progress",
+)

@@ -1,0 +1,26 @@
+"""`minilora export`: write an adapter as a file for llama.cpp."""
+
+from __future__ import annotations
+
+import argparse
+
+from .shared import ADAPTER, BASE_OF_ADAPTER, FORCE, OVERWRITE, one_adapter
+
+HELP = "write an adapter as a file for llama.cpp"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """An adapter and a file."""
+    parser.add_argument("--base", **BASE_OF_ADAPTER)
+    parser.add_argument("--adapter", **ADAPTER)
+    parser.add_argument("--out", required=True, help="a file that ends in .gguf")
+    parser.add_argument("--overwrite", **OVERWRITE)
+    parser.add_argument("--force", **FORCE)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the file; print what reading it back gave."""
+    from ..models.merge import export
+
+    _, folder = one_adapter(arguments.adapter)
+    print(export(arguments.base, folder, arguments.out, arguments.overwrite, arguments.force))

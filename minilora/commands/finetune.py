@@ -1,0 +1,34 @@
+"""`minilora finetune`: teach a model from a data file, and report what it cost."""
+
+from __future__ import annotations
+
+import argparse
+from typing import cast
+
+from ..nn.ranks import world
+from ..options import add_flags
+from ..train.options import Options
+from .shared import read_options, tell
+
+HELP = "teach a model from a data file and report what it cost"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The flags are the fields of Options; --config names a file of them."""
+    add_flags(parser, Options)
+    parser.add_argument("--config", metavar="FILE", help="a TOML file of options, such as runs/legal/run.toml")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the job, print its page."""
+    from ..train.job import finetune
+    from .report import page, terminal_width
+
+    ranks = world()
+    options: Options | None = None  # the first rank reads them
+    if not ranks.number:
+        options = read_options(Options, arguments)
+        if options.resume and (begun := options.begun()):  # what is not given is what the run was told when it began
+            options = read_options(Options, arguments, begun)
+    if metrics := finetune(cast(Options, ranks.same(options)), say=tell, ranks=ranks):
+        print(page(metrics, terminal_width()))

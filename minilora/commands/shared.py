@@ -1,0 +1,66 @@
+"""What several commands share: flags with their help, options from flags and a file, adapters by name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .. import toml
+from ..options import BASE, UsageError, from_flags
+
+Given = TypeVar("Given")
+
+AS_JSON: dict[str, Any] = {"action": "store_true", "help": "the numbers as JSON"}
+BASE_OF_ADAPTER: dict[str, Any] = {"help": f"{BASE} (default: the one that the adapter's folder names)"}
+ADAPTER: dict[str, Any] = {
+    "action": "append",
+    "metavar": "DIR",
+    "required": True,
+    "help": "folder of an adapter, such as runs/legal",
+}
+FORCE: dict[str, Any] = {"action": "store_true", "help": "accept an adapter of another base of the same shape"}
+OVERWRITE: dict[str, Any] = {"action": "store_true", "help": "replace a model or file that is there already"}
+
+
+class Instead(argparse.Action):
+    """A flag that somebody may try, and what to type instead, `const`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        raise UsageError(f"{parser.prog} has no {option_string}: {self.const}")
+
+
+def read_options(options: type[Given], arguments: argparse.Namespace, below: Mapping[str, Any] | None = None) -> Given:
+    """The options that flags and the file of --config ask for, the flags first. below: what holds besides."""
+    below = dict(below or {})
+    if arguments.config is not None:
+        try:
+            below |= toml.read(options, Path(arguments.config))
+        except ValueError as error:
+            raise UsageError(error) from error
+    return from_flags(options, arguments, below)
+
+
+def adapters(words: Sequence[str]) -> dict[str, Path]:
+    """Adapters as a command is given them, DIR or NAME=DIR, by name."""
+    from ..models.versions import named_folders
+
+    try:
+        return named_folders(words)
+    except ValueError as error:
+        raise UsageError(error) from error
+
+
+def one_adapter(words: Sequence[str]) -> tuple[str, Path]:
+    """Name and folder of the one adapter that a command takes."""
+    named = adapters(words)
+    if len(named) > 1:
+        raise UsageError(f"one adapter at a time: {', '.join(named)} are {len(named)}")
+    return named.popitem()
+
+
+def tell(line: str) -> None:
+    """Print a line about the work on stderr."""
+    print(line, file=sys.stderr)

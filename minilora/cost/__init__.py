@@ -1,1 +1,0 @@
-"""What a model and a step cost: parameters, bytes, seconds."""

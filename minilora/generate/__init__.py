@@ -1,0 +1,1 @@
+"""Answers: one, or many streams in one batch."""

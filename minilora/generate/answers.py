@@ -1,0 +1,90 @@
+"""Answers: one, whole or as a stream, or many at a time. The tokens come from `Streams`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, overload
+
+from ..models.tokenizer import Message, Tokenizer
+from ..nn.llama import Llama
+from .streams import Answer, Streams
+
+
+@overload
+def generate(
+    model: Llama,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message] | str,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    stream: Literal[False] = False,
+    top_p: float = 1.0,
+) -> str: ...
+@overload
+def generate(
+    model: Llama,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message] | str,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    *,
+    stream: Literal[True],
+    top_p: float = 1.0,
+) -> Iterator[str]: ...
+def generate(
+    model: Llama,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message] | str,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    stream: bool = False,
+    top_p: float = 1.0,
+) -> str | Iterator[str]:
+    """The assistant's answer to a conversation, or to one question given as a string.
+
+    messages: [{"role": "user", "content": "..."}, ...].
+    temperature: 0 takes the likeliest token; above 0, tokens are drawn from softmax(logits / temperature) with `seed`.
+    stream: True for an iterator of pieces, each as soon as its text is certain; together they are the answer.
+    top_p: draw only from the likeliest tokens that have this probability together.
+    Raises ValueError, before anything is computed, when the conversation is none or too long for the model.
+    """
+    streams = Streams(model, tokenizer, slots=1, mixed=False)
+    answer = streams.add(messages, None, max_new_tokens, temperature, top_p, seed)
+    pieces = _pieces(streams, answer)
+    return pieces if stream else "".join(pieces)
+
+
+def generate_batch(
+    model: Llama,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 48,
+    done: Callable[[int], object] = lambda count: None,
+) -> list[str]:
+    """One answer per conversation, in their order, each the one `generate` gives; `batch_size` are worked on at a time.
+
+    done: called with the number of answers that have just been finished. Raises ValueError as `generate` does.
+    """
+    streams = Streams(model, tokenizer, slots=batch_size, mixed=False)
+    answers = [streams.add(talk, None, max_new_tokens, temperature, seed=seed) for talk in conversations]
+    streams.waiting = deque(sorted(streams.waiting, key=lambda answer: answer.prompt_tokens))  # little padding
+    while left := streams.left:
+        streams.step()
+        if ended := left - streams.left:
+            done(ended)
+    return [answer.text for answer in answers]
+
+
+def _pieces(streams: Streams, answer: Answer) -> Iterator[str]:
+    """An answer's text as it becomes certain."""
+    while streams.busy:
+        streams.step()
+        if piece := answer.new_text():
+            yield piece

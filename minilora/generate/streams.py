@@ -1,0 +1,308 @@
+"""Many answers at a time, each with an adapter of its own: whoever asks joins the batch while others' answers run.
+
+One step computes one batch: the next token of every answer under way. Answers that end leave it, and those that wait
+take their places. Orca (Yu et al. 2022, OSDI) calls it iteration-level scheduling, others continuous batching; with
+the adapters mixed, it is what S-LoRA (Sheng et al. 2023, arXiv 2311.03285) serves with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..engine.backend import to_numpy
+from ..engine.tensor import no_grad
+from ..lora.adapters import Choice, check_known, factors_of, refuse_merged
+from ..lora.mixed import mixed_batch
+from ..models.tokenizer import Message, Tokenizer
+from ..nn.cache import STEP, KVCache
+from ..nn.llama import Llama
+
+UNFINISHED = "\ufffd"  # what decoding puts where the bytes of a character are not all there
+PREFILL = 512  # tokens of prompts that are read in one step, at most: answers under way wait for them
+
+
+def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0) -> None:
+    """Raise ValueError for settings that no answer can be made with."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 or a positive number, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie above 0 and be at most 1, got {top_p}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+
+
+@dataclass(eq=False)
+class Answer:
+    """An answer under way, as `Streams.add` returns it. Read `text`, `finished`, `prompt_tokens` and `tokens`.
+
+    finished: None while it runs or waits; "stop" at its end mark or a stop text, "length" after `max_new_tokens`,
+    "cancelled" where `Streams.cancel` ended it.
+    """
+
+    tokenizer: Tokenizer = field(repr=False)
+    prompt: list[int] = field(repr=False)
+    adapter: Choice
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    rng: np.random.Generator = field(repr=False)
+    stop: tuple[str, ...] = ()
+    ids: list[int] = field(default_factory=list, repr=False)
+    text: str = ""  # what is certain of it: not half a character, and no white space that may be the end
+    finished: str | None = None
+    told: int = field(default=0, repr=False)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the conversation has."""
+        return len(self.prompt)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the answer has so far."""
+        return len(self.ids)
+
+    @property
+    def room(self) -> int:
+        """How many tokens conversation and answer have together, at most."""
+        return len(self.prompt) + self.max_new_tokens
+
+    def new_text(self) -> str:
+        """What the text has got since the last time; all the pieces together are the answer."""
+        piece, self.told = self.text[self.told :], len(self.text)
+        return piece
+
+    def take(self, token: int) -> None:
+        """The next token."""
+        if token == self.tokenizer.eos_id:
+            self.finish("stop")
+            return
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids).lstrip()
+        if self.stop and (ends := [at for stop in self.stop if (at := text.find(stop)) >= 0]):
+            self.text, self.finished = text[: min(ends)].rstrip(), "stop"
+        elif self.tokens == self.max_new_tokens:
+            self.finish("length")
+        else:
+            certain = text[: len(text) - _begun(text, self.stop)].rstrip(UNFINISHED).rstrip()
+            self.text = max(self.text, certain, key=len)
+
+    def finish(self, reason: str) -> None:
+        """No token follows: what was held back is text, too."""
+        self.text, self.finished = self.tokenizer.decode(self.ids).strip(), reason
+
+
+@dataclass
+class Reading:
+    """Prompts that are being read: tokens (B, T), padded on the left, and what the model has seen of them."""
+
+    answers: list[Answer]
+    tokens: np.ndarray
+    cache: KVCache
+
+
+class Streams:
+    """Answers under way on one model, `slots` at a time; more wait for a place, in their order.
+
+        streams = Streams(model, tokenizer)
+        answers = [streams.add("What is a lien?", adapter=name) for name in ("legal", "support", None)]
+        while streams.busy:
+            streams.step()
+            print([answer.new_text() for answer in answers])
+
+    The same request gives the same text whatever runs beside it, but for the rounding of floats; each draws with a seed
+    of its own. Between steps, the model is as it was before, and can be trained or given other adapters. The keys and
+    values of `slots` answers are held, in room for the longest of them. Not for several threads at once.
+
+    mixed: False where every answer is computed with what is active on the model, also merged; none names an adapter
+    then.
+    """
+
+    def __init__(self, model: Llama, tokenizer: Tokenizer, slots: int = 16, mixed: bool = True):
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, got {slots}")
+        self.model, self.tokenizer, self.slots, self.mixed = model, tokenizer, slots, mixed
+        self.waiting: deque[Answer] = deque()
+        self.running: list[Answer] = []  # in the order of the cache's rows
+        self.cache: KVCache | None = None
+        self.reading: Reading | None = None  # those that join next
+
+    @property
+    def left(self) -> int:
+        """How many answers have not ended yet."""
+        return len(self.waiting) + len(self.running) + (len(self.reading.answers) if self.reading else 0)
+
+    @property
+    def busy(self) -> bool:
+        """Is there anything left to do?"""
+        return self.left > 0
+
+    def add(
+        self,
+        messages: Sequence[Message] | str,
+        adapter: Choice = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Answer:
+        """Let an answer to a conversation, or to one question, run from the next step on in which a place is free.
+
+        adapter: a name, a mix such as {"legal": 0.5, "support": 0.5}, or None for the base alone.
+        temperature: 0 takes the likeliest token; above 0, tokens are drawn from softmax(logits / temperature) with
+        `seed`. top_p: only from the likeliest that have this probability together (Holtzman et al. 2019, arXiv
+        1904.09751). stop: texts that end the answer, and are no part of it.
+
+        Raises ValueError for settings that mean nothing, an unknown adapter, and a conversation that is none, or too
+        long for the model.
+        """
+        check_settings(max_new_tokens, temperature, seed, top_p)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise ValueError(f"stop must be texts that are not empty, got {stop!r}")
+        if self.mixed:
+            check_known(self.model, factors_of(adapter))
+            refuse_merged(self.model, "mixing adapters in a batch")
+        elif adapter is not None:
+            raise ValueError(f"these streams are computed with what is active on the model, not with {adapter!r}")
+        talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        prompt = self.tokenizer.encode_chat(talk, answer_next=True)
+        limit = self.model.config.max_position_embeddings
+        if not prompt or len(prompt) + max_new_tokens > limit:
+            raise ValueError(
+                f"{len(prompt)} tokens and an answer of {max_new_tokens} are more than the {limit} the model can see"
+                if prompt
+                else "a conversation without a token has no answer"
+            )
+        rng = np.random.default_rng(seed)
+        answer = Answer(self.tokenizer, prompt, adapter, max_new_tokens, temperature, top_p, rng, stop)
+        self.waiting.append(answer)
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """End an answer where it is; its place is free at once. One that has ended already stays as it is."""
+        if answer.finished is None:
+            answer.finish("cancelled")
+            self._leave()
+
+    def step(self) -> None:
+        """Give every answer under way one token; those that wait join, where places are free."""
+        if self.running:
+            assert self.cache is not None
+            longest = max(len(answer.prompt) + answer.tokens for answer in self.running)
+            if self.cache.length == self.cache.capacity or self.cache.length - longest > STEP:
+                self.cache.trim()  # what only answers had that are gone
+            self._advance(self.running, np.array([answer.ids[-1:] for answer in self.running]), self.cache)  # (B, 1)
+            self._leave()
+        if self.reading is None and (joining := self._next_to_join()):
+            self.reading = self._begin_to_read(joining)
+        if self.reading is not None:
+            self._read(self.reading)
+
+    def _next_to_join(self) -> list[Answer]:
+        """Those of the waiting that find a place, and whose prompts, padded to the longest, can be read in one step."""
+        chosen: list[Answer] = []
+        longest = 0
+        while self.waiting and len(self.running) + len(chosen) < self.slots:
+            longest = max(longest, len(self.waiting[0].prompt))
+            if chosen and longest * (len(chosen) + 1) > PREFILL:
+                break
+            chosen.append(self.waiting.popleft())
+        return chosen
+
+    def _begin_to_read(self, joining: list[Answer]) -> Reading:
+        """Their prompts, padded on the left to one length, and an empty cache."""
+        longest = max(len(answer.prompt) for answer in joining)
+        padding = np.array([longest - len(answer.prompt) for answer in joining])
+        tokens = [[self.tokenizer.pad_id] * int(n) + a.prompt for n, a in zip(padding, joining, strict=True)]
+        capacity = longest if self.running else max(answer.room for answer in joining)
+        cache = self.model.new_cache(len(joining), capacity, padding if padding.any() else None)
+        return Reading(joining, np.array(tokens), cache)
+
+    def _read(self, reading: Reading) -> None:
+        """Read the next `PREFILL` tokens; a long prompt takes several steps. At its end, what the model has seen of it
+        joins what it has seen of the others.
+        """
+        start = reading.cache.length
+        part = reading.tokens[:, start : start + PREFILL // len(reading.answers)]
+        if start + part.shape[1] < reading.tokens.shape[1]:
+            self._compute(reading.answers, part, reading.cache)
+            return
+        self._advance(reading.answers, part, reading.cache)
+        room = max(answer.room for answer in (*reading.answers, *self.running))
+        if self.cache is None:
+            self.cache = reading.cache
+            self.cache.reserve(self.cache.batch, room)
+        else:
+            self.cache.join(reading.cache, room, most=self.slots)
+        self.running += reading.answers
+        self.reading = None
+        self._leave()
+
+    def _advance(self, answers: list[Answer], tokens: np.ndarray, cache: KVCache) -> None:
+        """Compute tokens (B, T) that follow what the cache holds, and give each answer its next one."""
+        logits = self._compute(answers, tokens, cache)  # (B, V)
+        likeliest = logits.argmax(axis=-1)  # (B)
+        for row, answer in enumerate(answers):
+            if answer.temperature > 0:
+                answer.take(draw(logits[row], answer.temperature, answer.top_p, answer.rng))
+            else:
+                answer.take(int(likeliest[row]))
+
+    def _compute(self, answers: list[Answer], tokens: np.ndarray, cache: KVCache) -> np.ndarray:
+        choices = mixed_batch(self.model, [answer.adapter for answer in answers]) if self.mixed else nullcontext()
+        with no_grad(), choices:
+            return to_numpy(self.model(tokens, cache, last=True).data[:, -1])
+
+    def _leave(self) -> None:
+        """Let go of the answers that have ended; the last rows of the batch fill the gaps they leave."""
+        if any(answer.finished for answer in self.waiting):
+            self.waiting = deque(answer for answer in self.waiting if not answer.finished)
+        if self.reading is not None and all(answer.finished for answer in self.reading.answers):
+            self.reading = None
+        alive = [row for row, answer in enumerate(self.running) if not answer.finished]
+        if len(alive) == len(self.running):
+            return
+        count = len(alive)
+        movable = [row for row in alive if row >= count]
+        rows = [row if not self.running[row].finished else movable.pop() for row in range(count)]
+        self.running = [self.running[row] for row in rows]
+        if not rows:
+            self.cache = None
+        elif self.cache is not None:
+            self.cache.keep(rows)
+
+
+def draw(logits: np.ndarray, temperature: float, top_p: float, rng: np.random.Generator) -> int:
+    """A token drawn from softmax(logits / temperature), of the likeliest that have probability `top_p` together.
+
+    logits (V). The argmax of log-probabilities plus Gumbel noise is such a draw: nothing has to add up to 1.
+    """
+    scores = logits.astype(np.float64) - logits.max()  # (V), the likeliest 0
+    with np.errstate(over="ignore"):  # a temperature near 0 leaves the likeliest, and -inf of all others
+        scores /= temperature
+    if top_p < 1:
+        p = np.exp(scores)
+        p /= p.sum()
+        ordered = np.sort(p)[::-1]
+        least = ordered[min(int(np.searchsorted(np.cumsum(ordered), top_p)), len(p) - 1)]
+        scores[p < least] = -np.inf
+    return int((scores + rng.gumbel(size=scores.shape)).argmax())
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of a text may be the beginning of a stop text.
+
+    >>> _begun("one\\nQ", ["\\nQ:"]), _begun("one", ["\\nQ:"])
+    (2, 0)
+    """
+    return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)

@@ -1,1 +1,0 @@
-"""Files in, files out: GGUF, safetensors, tokenizers, and where models are kept."""

@@ -1,0 +1,1 @@
+"""What is measured: loss, keyword recall, statistics, parameters, memory, time."""

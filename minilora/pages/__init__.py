@@ -1,0 +1,1 @@
+"""What people read: text, templates, figures, and one style for all of them."""

@@ -1,0 +1,171 @@
+"""What all pictures share: one colour for one thing, letters that can be read, on light pages and on dark ones.
+
+Draw with the names of things (`LORA`, `FULL`, `A`, ...), so that a colour means the same on every page. Letters in the
+colour of a line, and lines in black, take `ink(color)`, which can be read on the ground that is drawn on.
+`pages/check.py` holds a figure to it.
+
+save_themes(lambda: run_figure(metrics), Path("picture.svg"))    # picture.svg, and picture-dark.svg for dark pages
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Okabe and Ito, Color Universal Design (2008): colours that the colour-blind can tell apart, too.
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+AMBER, SKY, GREY, BLACK = "#E69F00", "#56B4E9", "#999999", "#000000"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, GREY, BLACK)
+
+LORA, FULL, BASE = BLUE, ORANGE, GREY  # ways to train; what is frozen
+A, B = GREEN, PURPLE  # the two matrices of an update, and their gradients
+HALF = PURPLE  # what is computed in bfloat16, beside float32
+PARAPHRASE = SKY  # losses (that of training has the colour of the way to train): on the same in other words,
+VALIDATION = AMBER  # on what was held out,
+GENERAL = BLACK  # on what the model could do before
+# What is predicted is a dashed line, and what is measured are dots, in the colour of the thing.
+
+SMALLEST = 9  # points: no letter is smaller
+PALE = 0.35  # opacity of what is frozen or merely passed through
+DPI = 220  # pixels per inch of a figure that pages show at 110
+
+RC: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": "medium",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.xmargin": 0.02,
+    "figure.dpi": DPI / 2,
+    "savefig.dpi": DPI,
+}
+GROUNDS = {"light": ("#ffffff", BLACK), "dark": ("#0d1117", "#e6edf3")}  # ground and letters; GitHub's dark page
+
+
+@contextmanager
+def theme(name: str) -> Iterator[None]:
+    """Pictures drawn and saved in this block are for light pages, or for dark ones. name: "light" | "dark"."""
+    import matplotlib as mpl
+
+    if name not in GROUNDS:
+        raise ValueError(f"a theme is light or dark, got {name!r}")
+    ground, letters = GROUNDS[name]
+    grounds = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), ground)
+    of_letters = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    with mpl.rc_context(RC | grounds | dict.fromkeys(of_letters, letters)):
+        yield
+
+
+def use() -> None:
+    """Draw every figure from now on in this style: for notebooks and programs of your own."""
+    import matplotlib as mpl
+    from cycler import cycler
+
+    mpl.rcParams.update(RC | {"figure.constrained_layout.use": True, "axes.prop_cycle": cycler(color=PALETTE)})
+
+
+def panels(
+    columns: int = 1, width: float = 9, height: float = 3.6, ratios: Sequence[float] | None = None, rows: int = 1
+) -> Any:
+    """A figure of so many inches, and its panels side by side or in rows: (figure, axes) or (figure, array of axes)."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, width_ratios=ratios)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as its file's name ends: .png in the resolution of all pictures, or .svg.
+
+    The same figure gives the same bytes. Raises ValueError for another ending.
+    """
+    import matplotlib as mpl
+
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise ValueError(f"{path}: a picture is a .png or an .svg file")
+    with mpl.rc_context({"svg.hashsalt": "minilora"}):
+        figure.savefig(path, dpi=DPI, format=kind, metadata={"Date": None} if kind == "svg" else {})
+
+
+def save_themes(draw: Callable[[], Any], path: Path) -> list[Path]:
+    """Write the figure that `draw` makes, once for light pages and once for dark ones. Returns both files.
+
+    path: of the light one, which ends as `save` wants it; the dark one stands beside it, NAME-dark.
+    """
+    paths = {"light": path, "dark": path.with_stem(f"{path.stem}-dark")}
+    for name, each in paths.items():
+        with theme(name):
+            save(draw(), each)
+    return list(paths.values())
+
+
+def png(figure: Any) -> bytes:
+    """The same as bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI, format="png")
+    return buffer.getvalue()
+
+
+def name_lines(axes: Any, names: Sequence[tuple[float, str, str]]) -> None:
+    """Names of lines, right of a panel, each as high as its line ends, or as near to that as the other names allow.
+
+    names: (height of the end, text, colour of the line). Called when the limits of the panel are final.
+    """
+    low, high = axes.get_ylim()
+    letters = 1.35 * axes.xaxis.label.get_fontsize() / 72  # inches from one line of letters to the next
+    inside = axes.get_figure(root=True).get_figheight() - 4 * letters  # without title and ticks
+    line = letters * (high - low) / inside
+    ordered = sorted(names)
+    halves = [line * (1 + text.count("\n")) / 2 for _, text, _ in ordered]
+    heights: list[float] = []
+    floor = low - line
+    for (y, _, _), half in zip(ordered, halves, strict=True):  # upwards: none on another
+        heights.append(max(y, floor + half))
+        floor = heights[-1] + half
+    ceiling = high + line
+    for i in reversed(range(len(ordered))):  # downwards: none above the panel
+        heights[i] = min(heights[i], ceiling - halves[i])
+        ceiling = heights[i] - halves[i]
+    for (_, text, color), height in zip(ordered, heights, strict=True):
+        axes.annotate(
+            text, (1.02, height), xycoords=("axes fraction", "data"), color=ink(color), va="center",
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def ink(color: str, ground: str | None = None) -> str:
+    """The same colour with the contrast that letters need, 4.5 to 1 (WCAG 2, criterion 1.4.3): darker on a light
+    ground, lighter on a dark one, where black is the colour of the letters.
+
+    ground: that of figures made now (see `theme`) if left out.
+
+    >>> ink(BLUE), ink(AMBER), ink(BLUE, "#0d1117")
+    ('#0072b2', '#9d6c00', '#2285bc')
+    """
+    import matplotlib as mpl
+    from matplotlib.colors import to_hex, to_rgb
+
+    below = _luminance(*to_rgb(mpl.rcParams["figure.facecolor"] if ground is None else ground))
+    dark = below < 0.18  # where black and white stand out alike
+    if dark and to_hex(color) == BLACK:
+        return GROUNDS["dark"][1]
+    rgb = to_rgb(color)
+    while _contrast(_luminance(*rgb), below) < 4.5:
+        red, green, blue = (1 - 0.98 * (1 - x) if dark else 0.98 * x for x in rgb)
+        rgb = (red, green, blue)
+    return to_hex(rgb)
+
+
+def _contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+def _luminance(*rgb: float) -> float:
+    """Relative luminance of an sRGB colour, 0 (black) to 1 (white)."""
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

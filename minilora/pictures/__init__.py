@@ -1,1 +1,0 @@
-"""Pictures of runs and of lessons, in one style."""

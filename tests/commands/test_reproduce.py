@@ -1,0 +1,230 @@
+"""`minilora reproduce`: what is run and what is read, what a page says, and what happens when a claim breaks."""
+
+import json
+import sys
+
+import pytest
+from commandline import complaint, status
+
+from minilora.commands.reproduce import ReproduceOptions, chosen, failures, listing
+from minilora.commands.reproduce import reproduce as run
+from minilora.commands.reproduce_page import page, write_page
+from minilora.experiments import claim as claims
+from minilora.experiments import kept, trials
+
+GOOD = '''"""Exact: twice a number is more than once."""
+
+from minilora.experiments.claim import Band, Claim
+
+CLAIM = Claim(
+    source="Euclid", where="Elements, book 5", says="Twice is more.", here="Multiplied.", switch="Halved.",
+    base="matrices", minutes=0.1, band=Band("factor", low=1.5, against_below=1), explained={"contradicted": "By half."},
+)
+
+
+def double(seed, half):
+    with open(f"{seed}.ran", "a") as file:
+        file.write("x")
+    return (0.5 if half else 2.0) + 0.01 * seed
+
+
+def run(setting):
+    factors = setting.each(double, [dict(seed=seed, half=setting.switched) for seed in setting.seeds])
+    return {"measured": factors, "more": {"largest": max(factors)}}
+
+
+def picture(numbers):
+    from minilora.pages.style import panels
+
+    figure, axes = panels()
+    axes.plot(numbers["measured"])
+    return figure
+'''
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A package with two claims, `good` and `also-good`, in place of minilora's, and a folder to be in."""
+    package = tmp_path / "shelf" / f"claims_{tmp_path.name}"
+    package.mkdir(parents=True)
+    for name in ("__init__", "good", "also_good"):
+        (package / f"{name}.py").write_text("" if name == "__init__" else GOOD, encoding="utf-8")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setattr(claims, "CLAIMS", package.name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINILORA_TRACEBACK", raising=False)
+    forget()
+    return package
+
+
+def rewritten(shelf, name, old, new):
+    """Change a claim's file, as an editor does between two runs."""
+    path = shelf / f"{name}.py"
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    for module in [module for module in sys.modules if module.startswith(shelf.name)]:
+        del sys.modules[module]
+    for cache in shelf.rglob("*.pyc"):
+        cache.unlink()
+    forget()
+
+
+def forget():
+    """A process reads each file once; here they change under it."""
+    kept._essence.cache_clear()
+    trials.code_sha256.cache_clear()
+
+
+SERIAL = ReproduceOptions(jobs=1)
+
+
+def runs(folder):
+    """How often the trial of seed 0 has run."""
+    path = folder / "0.ran"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def test_a_claim_is_run_and_judged_and_the_second_time_it_is_read(shelf, tmp_path):
+    first = run(["good"], SERIAL)
+    found = first["claims"]["good"]
+    assert found["verdict"] == "reproduced" and found["interval"]["mean"] == pytest.approx(2.01)
+    assert found["numbers"]["more"]["largest"] == 2.02 and runs(tmp_path) == 1
+    assert json.loads((tmp_path / "runs/claims/claims.json").read_text())["claims"]["good"] == found
+    assert run(["good"], SERIAL)["claims"] == first["claims"] and runs(tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "again"),
+    [
+        ("0.01 * seed", "0.02 * seed", 1),  # another trial
+        ("Twice is more.", "More.", 0),
+        ("figure, axes = panels()", "figure, axes = panels(height=4)", 0),
+        ('"""Exact: ', '"""Exactly: ', 0),
+    ],
+)
+def test_what_decides_no_number_may_change_without_a_run(shelf, tmp_path, old, new, again):
+    run(["good"], SERIAL)
+    rewritten(shelf, "good", old, new)
+    run(["good"], SERIAL)
+    assert runs(tmp_path) == 1 + again
+
+
+def test_a_verdict_is_that_of_the_band_as_it_stands(shelf):
+    assert run(["good"], SERIAL)["claims"]["good"]["verdict"] == "reproduced"
+    rewritten(shelf, "good", "low=1.5, against_below=1", "low=9, against_below=8")
+    found = run(["good"], SERIAL)["claims"]["good"]
+    assert (found["verdict"], found["explained"]) == ("contradicted", "By half.")
+
+
+def test_other_seeds_and_the_other_form_are_other_runs(shelf, tmp_path):
+    run(["good"], SERIAL)
+    found = run(["good"], ReproduceOptions(jobs=1, seeds=[0, 5]))["claims"]["good"]
+    assert found["seeds"] == [0, 5] and found["interval"]["n"] == 2
+    turned = run(["good"], ReproduceOptions(jobs=1, switched=True))["claims"]["good"]
+    assert turned["verdict"] == "contradicted" and (tmp_path / "runs/claims-switched/claims.json").is_file()
+
+
+def test_a_claim_that_was_kept_stays_on_the_page(shelf):
+    run(["good"], SERIAL)
+    assert list(run(["also-good"], SERIAL)["claims"]) == ["also-good", "good"]
+
+
+def test_a_claim_that_raises_is_a_row_and_the_others_go_on(shelf, capsys):
+    rewritten(shelf, "also_good", '{"measured": factors', '{"measured": factors[5]')
+    assert status("reproduce", "--jobs=1", "--seeds", "0") == 1
+    out, err = capsys.readouterr()
+    assert "also-good" in out and "failed: IndexError: list index out of range" in out
+    assert "reproduced" in out and err.splitlines()[-1].endswith("1 of 2 claims could not be run: also-good")
+
+
+@pytest.mark.parametrize("text", ["def run(:", "import nothing_of_the_kind", "CLAIM = None"])
+def test_a_file_that_cannot_be_read_is_a_row_as_well(shelf, text):
+    (shelf / "broken.py").write_text(text, encoding="utf-8")
+    result = run([], ReproduceOptions(jobs=1, seeds=[0]))
+    assert failures(result) == ["broken"] and len(result["claims"]) == 3
+    assert "broken" in listing() and "failed" in page(result, {})
+
+
+def test_a_trial_that_fails_says_with_which_settings(shelf):
+    rewritten(shelf, "good", "    return (0.5", "    assert seed < 1, 'too many'\n    return (0.5")
+    found = run(["good"], SERIAL)["claims"]["good"]
+    assert found["failed"] == "RuntimeError: double(seed=1, half=False): AssertionError: too many"
+
+
+def test_ctrl_c_keeps_what_is_done(shelf, tmp_path):
+    rewritten(shelf, "good", "    with open(f", "    if seed == 2: raise KeyboardInterrupt\n    with open(f")
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        run(["also-good", "good"], SERIAL, say=told.append)
+    assert "2 of 2 claims to run" in told[0] and "is kept in" in told[-1]
+    ran = runs(tmp_path)
+    rewritten(shelf, "good", "    if seed == 2: raise KeyboardInterrupt\n", "")
+    run(["also-good"], SERIAL)
+    assert runs(tmp_path) == ran  # also-good was whole
+
+
+def test_the_page_has_everything(shelf, tmp_path):
+    result = run(["good"], SERIAL)
+    text = write_page(result, tmp_path / "runs/claims").read_text("utf-8")
+    for words in ("Euclid, Elements, book 5", "Twice is more.", "Multiplied.", "Halved.", "at least 1.5; against it",
+                  "2, 2.01, 2.02", "**reproduced**", "more: largest", "good-dark.png", "1 reproduced"):  # fmt: skip
+        assert words in text, words
+    assert {path.name for path in (tmp_path / "runs/claims/pictures").iterdir()} == {"good.png", "good-dark.png"}
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_line(shelf, tmp_path):
+    rewritten(shelf, "good", 'numbers["measured"])\n    return', 'numbers["nothing"])\n    return')
+    text = write_page(run(["good"], SERIAL), tmp_path / "runs/claims").read_text("utf-8")
+    assert "No picture: KeyError: 'nothing'" in text
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status("reproduce", "planted-rnk") == 2
+    assert "no claim is called 'planted-rnk'; did you mean planted-rank?" in complaint(capsys)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="did you mean rslora-first-step"):
+        chosen(["rslora"])
+    assert chosen(["planted_rank.py"]) == ["planted-rank"]
+
+
+@pytest.mark.parametrize("words", [["--seeds", "1", "1"], ["--seeds=-1"], ["--jobs=0"]], ids=" ".join)
+def test_values_that_mean_nothing_are_refused(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status("reproduce", *words) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_list_names_all_with_their_minutes(capsys):
+    assert status("reproduce", "--list") == 0
+    out = capsys.readouterr().out
+    assert "planted-rank" in out and "minutes of one core in all" in out
+
+
+def test_what_a_claim_uses_is_found_at_any_depth():
+    root = kept.ROOT
+    used = {path.relative_to(root).as_posix() for path in kept._used(root / "claims/planted_rank.py", root)}
+    assert {"nn/optim.py", "engine/tensor.py", "experiments/claim.py", "experiments/trials.py"} <= used
+    assert not {"commands/reproduce_page.py", "pages/style.py", "models/load.py", "cli.py"} & used
+    whole = {path.relative_to(root).as_posix() for path in kept._used(root / "__init__.py", root)}
+    assert "models/load.py" in whole
+
+
+def test_a_change_of_what_is_used_is_another_fingerprint(tmp_path):
+    files = {"a.py": "from . import b\nfrom .deep.c import x\n", "b.py": "y = 1\n", "deep/c.py": "x = 1\n", "d.py": ""}
+    for name, text in ({"__init__.py": "", "deep/__init__.py": ""} | files).items():
+        (tmp_path / "package" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "package" / name).write_text(text)
+    root = tmp_path / "package"
+
+    def now():
+        kept._essence.cache_clear()
+        return kept.fingerprint(root / "a.py", root)
+
+    before = now()
+    same_y = '"""Doc."""\ny = 1  # one'
+    changes = [("d.py", "z = 1", True), ("b.py", same_y, True), ("b.py", "y = 2", False), ("b.py", "y = 1", True)]
+    for name, text, same in [*changes, ("deep/c.py", "x = 2", False)]:
+        (root / name).write_text(text)
+        assert (now() == before) == same, name

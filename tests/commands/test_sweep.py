@@ -1,0 +1,341 @@
+"""A sweep: its trials, its table, what it goes on with, what it refuses, and what it says in the end."""
+
+import csv
+import json
+
+import pytest
+from commandline import complaint, status, written
+
+from minilora.commands import sweep as sweeping
+from minilora.commands.sweep import read_rows, sweep, trial
+from minilora.commands.sweep_options import SweepOptions, as_options
+from minilora.commands.sweep_summary import page, summarise
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINILORA_TRACEBACK", raising=False)
+
+
+def quick(home, *flags):
+    """The arguments of a quick sweep in the folder `s`."""
+    usual = ["--base", home / "base", "--data", home / "data.jsonl", "--steps", 2, "--batch-size", 4, "--jobs", 1]
+    return ["sweep", *usual, "--out", "s", *flags]
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Trials find at once what their settings say; a list of them."""
+    made = []
+
+    def found(setting, folder):
+        made.append(setting)
+        if setting["lr"] == 99:
+            raise ValueError("the loss is no\nnumber")
+        loss = setting["lr"] + setting.get("r", 50) / 100 + setting["seed"] / 1000
+        return {
+            "validation_loss": loss,
+            "unseen_loss": loss + 1,
+            "general_loss": loss + 2,
+            "train_loss": loss,
+            "steps": 2,
+            "trainable_parameters": 100 * setting.get("r", 50),
+            "seconds": 0.5,
+        }
+
+    monkeypatch.setattr(sweeping, "trial", found)
+    return made
+
+
+def table(folder="s"):
+    with open(f"{folder}/trials.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- which trials ------------------------------------------------------------------------------------------------------
+
+
+def test_every_combination_of_values_is_a_trial_and_values_given_twice_count_once():
+    found = SweepOptions(r=[1, 4, 4], lr=[1e-3, 1e-2], seed=[0, 1, 2]).settings()
+    assert len(found) == len({json.dumps(one) for one in found}) == 12
+    assert {(one["base"], one["strength"]) for one in found} == {("tiny", 1.0)}
+
+
+def test_combinations_that_mean_nothing_are_made_once():
+    found = SweepOptions(method=["lora", "full"], r=[1, 4, 16], lr=[1e-3, 1e-2]).settings()
+    assert [one["method"] for one in found].count("lora") == 6
+    assert [one for one in found if one["method"] == "full" and "r" in one] == []
+    assert [one["method"] for one in found].count("full") == 2
+
+
+def test_groups_of_modules_have_names_and_lists_are_joined_by_commas(tmp_path):
+    words = ["qv", "attention", "mlp", "all-linear", ["q_proj", "o_proj"], "v_proj"]
+    targets = [as_options(one).target_modules for one in SweepOptions(target_modules=words).settings()]
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    mlp = ["gate_proj", "up_proj", "down_proj"]
+    assert targets == [["q_proj", "v_proj"], attention, mlp, "all-linear", ["q_proj", "o_proj"], "v_proj"]
+
+
+def test_random_trials_are_so_many_of_the_grid_and_always_the_same():
+    grid = SweepOptions(r=[1, 2, 4, 8], lr=[1e-3, 1e-2, 1e-1])
+    drawn = SweepOptions(r=[1, 2, 4, 8], lr=[1e-3, 1e-2, 1e-1], search="random", trials=5).settings()
+    assert len(drawn) == 5 and all(one in grid.settings() for one in drawn) and drawn != grid.settings()[:5]
+    assert drawn == SweepOptions(r=[1, 2, 4, 8], lr=[1e-3, 1e-2, 1e-1], search="random", trials=5).settings()
+    assert SweepOptions(r=[1, 2], search="random", trials=5).settings() == SweepOptions(r=[1, 2]).settings()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (dict(r=[]), "r has no values"),
+        (dict(r=[4, 0]), "r must be"),
+        (dict(lr=[0.0]), "lr must be a positive number"),
+        (dict(method=["full"], r=[1, 4]), "--r means nothing in any of these trials"),
+        (dict(steps=[5], epochs=[1, 2]), "--epochs means nothing in any of these trials"),
+        (dict(search="random"), "give --trials N"),
+        (dict(jobs=0), "jobs must be at least 1"),
+        (dict(seed=list(range(400)), r=list(range(1, 401))), "160,000 combinations"),
+    ],
+)
+def test_what_no_trial_can_be_is_refused_in_one_line(options, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        SweepOptions(**options).settings()
+    assert "\n" not in str(caught.value)
+
+
+# -- flags and files ---------------------------------------------------------------------------------------------------
+
+
+def test_flags_take_several_values_of_every_kind(tiny_folder, no_training):
+    flags = ["--use-dora", "false", "true", "--lora-plus", "none", "16", "--target-modules", "qv", "q_proj,k_proj"]
+    assert status(*quick(tiny_folder, *flags)) == 0
+    assert len(no_training) == 8
+    assert {one["use_dora"] for one in no_training} == {False, True}
+    assert {one["lora_plus"] for one in no_training} == {None, 16.0}
+    assert [one["target_modules"] for one in no_training[:2]] == ["qv", "qv"]
+    assert ["q_proj", "k_proj"] in [one["target_modules"] for one in no_training]
+
+
+def test_a_file_says_the_same_and_flags_go_first(tiny_folder, no_training, tmp_path):
+    (tmp_path / "s.toml").write_text(
+        'seed = [0, 1]\nsearch = "grid"\n[lora]\nr = [1, 4]\nlora-plus = 3\n'.replace("lora-plus", "lora_plus")
+        + 'target_modules = ["mlp", ["q_proj", "v_proj"]]\n'
+    )
+    assert status(*quick(tiny_folder, "--config", "s.toml", "--r", "2")) == 0
+    assert {(one["r"], one["seed"], one["lora_plus"]) for one in no_training} == {(2, 0, 3.0), (2, 1, 3.0)}
+    assert [one["target_modules"] for one in no_training][::2] == ["mlp", ["q_proj", "v_proj"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("r = [1, ", "not readable as TOML"),
+        ("rang = [1]", "unknown option 'rang'"),
+        ('r = [1, "two"]', "r must be a whole number, got [1, 'two']"),
+        ('method = ["lora", "half"]', "method must be one of lora, full, got 'half'"),
+        ("r = []", "r has no values"),
+        ("overwrite = true", "unknown option 'overwrite'"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_in_one_line(text, reason, tmp_path, capsys):
+    (tmp_path / "s.toml").write_text(text)
+    assert status("sweep", "--config", "s.toml") == 2
+    assert reason in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--rank", "4"], "did you mean --r"),
+        (["--r"], "expected at least one argument"),
+        (["--r", "four"], "invalid int value: 'four'"),
+        (["--use-dora", "maybe"], "expected true or false, got 'maybe'"),
+        (["--method", "half"], "invalid choice: 'half'"),
+        (["--lr", "1e-3", "fast"], "invalid float value: 'fast'"),
+        (["--r", "1", "0"], "r must be"),
+    ],
+)
+def test_flags_that_cannot_be_are_status_2(words, reason, capsys):
+    assert status("sweep", *words) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_too_many_trials_are_counted_and_timed_and_made_on_request(tiny_folder, no_training, monkeypatch, capsys):
+    monkeypatch.setattr(sweeping, "MOST", 3)
+    assert status(*quick(tiny_folder, "--r", 1, 2, 3, 4)) == 1
+    said = complaint(capsys)
+    assert said.startswith("4 trials, which take about 0 minutes here") and "--trials 4" in said
+    assert written_nothing() and no_training == []
+    assert status(*quick(tiny_folder, "--r", 1, 2, 3, 4, "--trials", 4)) == 0
+
+
+def written_nothing():
+    return not sweeping.Path("s").exists()
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--base", "absent"), ("--data", "absent.jsonl")])
+def test_inputs_that_are_not_there_are_one_line_and_nothing_is_written(flag, value, tiny_folder, capsys):
+    assert status(*quick(tiny_folder, flag, value)) == 1
+    assert value in complaint(capsys) and written_nothing()
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_there_as_trials_end_and_a_failed_one_is_a_row_with_its_reason(tiny_folder, no_training, capsys):
+    assert status(*quick(tiny_folder, "--lr", "0.5", "99", "--seed", 0, 1)) == 0
+    rows = table()
+    assert [(row["lr"], row["seed"], row["failed"]) for row in rows] == [
+        ("0.5", "0", ""), ("0.5", "1", ""), ("99", "0", "the loss is no number"), ("99", "1", "the loss is no number"),
+    ]  # fmt: skip
+    assert float(rows[1]["validation_loss"]) == pytest.approx(0.581)
+    said = capsys.readouterr().out
+    assert "2 of 4 trials failed" in said and "lr 99, seed 0: the loss is no number" in said
+    assert written(sweeping.Path("s")) == ["sweep-dark.png", "sweep.json", "sweep.png", "trials.csv"] or written(
+        sweeping.Path("s")
+    ) == ["sweep.json", "trials.csv"]  # of one learning rate there is no curve
+
+
+def test_the_same_command_goes_on_and_half_a_row_is_made_again(tiny_folder, no_training, tmp_path, capsys):
+    command = quick(tiny_folder, "--r", 1, 2, 3)
+    assert status(*command) == 0
+    lines = (tmp_path / "s/trials.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "s/trials.csv").write_text("".join(lines[:2]) + lines[2][:20])  # killed in the midst of a row
+    no_training.clear()
+    capsys.readouterr()
+    assert status(*command) == 0
+    assert [one["r"] for one in no_training] == [2, 3]
+    assert "holds 1 of 3 trials" in capsys.readouterr().err
+    assert (tmp_path / "s/trials.csv").read_text().splitlines(keepends=True) == lines
+    assert status(*command) == 0 and len(no_training) == 2
+
+
+def test_ctrl_c_keeps_what_is_done(tiny_folder, no_training, monkeypatch, capsys):
+    find = sweeping.trial
+
+    def stopped(setting, folder):
+        if setting["r"] == 3:
+            raise KeyboardInterrupt
+        return find(setting, folder)
+
+    monkeypatch.setattr(sweeping, "trial", stopped)
+    assert status(*quick(tiny_folder, "--r", 1, 2, 3, 4)) == 130
+    assert "2 of 4 trials are kept in s: the same command goes on" in capsys.readouterr().err
+    assert [row["r"] for row in table()] == ["1", "2"] and written(sweeping.Path("s")) == ["sweep.json", "trials.csv"]
+
+
+def test_other_settings_in_the_same_folder_are_refused_or_overwrite(tiny_folder, no_training, capsys):
+    assert status(*quick(tiny_folder, "--r", 1, 2)) == 0
+    capsys.readouterr()
+    assert status(*quick(tiny_folder, "--r", 1, 4)) == 1
+    said = complaint(capsys)
+    assert said == "s holds another sweep (r 1 2, now 1 4): choose another --out, or --overwrite it"
+    assert status(*quick(tiny_folder, "--r", 1, 4, "--overwrite")) == 0
+    assert [row["r"] for row in table()] == ["1", "4"]
+
+
+def test_other_data_of_the_same_name_are_another_sweep(tiny_folder, no_training, tmp_path, capsys):
+    (tmp_path / "d.jsonl").write_text((tiny_folder / "data.jsonl").read_text())
+    assert status(*quick(tiny_folder, "--data", "d.jsonl")) == 0
+    lines = (tmp_path / "d.jsonl").read_text().splitlines()
+    (tmp_path / "d.jsonl").write_text("\n".join(lines[::-1]))
+    capsys.readouterr()
+    assert status(*quick(tiny_folder, "--data", "d.jsonl")) == 1
+    assert "data_sha256" in complaint(capsys)
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path, capsys):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/thesis.txt").write_text("mine")
+    assert status(*quick(tiny_folder, "--overwrite")) == 1
+    assert complaint(capsys).startswith("s holds thesis.txt, which is no file of a sweep")
+    assert written(tmp_path / "s") == ["thesis.txt"]
+
+
+def test_a_table_that_is_none_is_named(tiny_folder, no_training, tmp_path, capsys):
+    assert status(*quick(tiny_folder)) == 0
+    (tmp_path / "s/trials.csv").write_text("a,b\n1,2\n")
+    capsys.readouterr()
+    assert status(*quick(tiny_folder)) == 1
+    assert complaint(capsys).startswith("s/trials.csv: not the table of a sweep")
+
+
+# -- real trials -------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_sweep_in_processes(tiny_folder, tmp_path):
+    base, data = str(tiny_folder / "base"), str(tiny_folder / "data.jsonl")
+    options = SweepOptions(
+        base=[base], data=[data], steps=[2], batch_size=[4], method=["lora", "full"], r=[1, 2], jobs=2, out="s"
+    )
+    result = sweep(options)
+    assert written(tmp_path / "s") == ["sweep.json", "trials.csv"]
+    rows = read_rows(tmp_path / "s/trials.csv")
+    assert sorted(rows) == [0, 1, 2] and all(float(row["validation_loss"]) > 0 for row in rows.values())
+    assert all(float(row["unseen_loss"]) > 0 and row["failed"] == "" for row in rows.values())
+    assert rows[2]["r"] == "" and int(rows[2]["trainable_parameters"]) > int(rows[1]["trainable_parameters"])
+    assert json.loads((tmp_path / "s/sweep.json").read_text())["settings"] == result["settings"]
+    assert result["time"]["jobs"] == 2 and set(result["best"]) == {"lora", "full"}
+
+
+def test_a_trial_is_what_finetune_measures_and_leaves_nothing(tiny_folder, tmp_path):
+    from minilora.progress import Bars
+    from minilora.train.job import finetune
+
+    base, data = str(tiny_folder / "base"), str(tiny_folder / "data.jsonl")
+    setting = SweepOptions(base=[base], data=[data], steps=[3], batch_size=[4], r=[2]).settings()[0]
+    found = trial(setting, str(tmp_path / "work"))
+    assert written(tmp_path) == []
+    metrics = finetune(as_options(setting, out=str(tmp_path / "run")), bars=Bars(quiet=True))
+    assert found["validation_loss"] == metrics["kept"]["loss"]
+    assert found["unseen_loss"] == metrics["loss"]["unseen"][1]
+    assert found["trainable_parameters"] == metrics["trainable_parameters"] and found["steps"] == 3
+
+
+# -- what it says in the end -------------------------------------------------------------------------------------------
+
+
+def summed(losses, **options):
+    """The summary of a sweep that came to these validation losses; None is a failed trial."""
+    plan = SweepOptions(**options)
+    found = [
+        {"failed": "why"} if x is None else {"validation_loss": x, "trainable_parameters": 1, "seconds": 1}
+        for x in losses
+    ]
+    return summarise(plan.settings(), found, plan.varied)
+
+
+def test_means_and_intervals_are_over_seeds_and_the_best_setting_comes_first():
+    result = summed([3.0, 4.0, 5.0, 1.0, 2.0, 3.0], r=[1, 4], seed=[0, 1, 2])
+    assert [row["told"] for row in result["settings"]] == [{"r": "4"}, {"r": "1"}]
+    assert result["settings"][0]["validation_loss"] == pytest.approx(
+        {"mean": 2.0, "low": -0.484, "high": 4.484, "n": 3}, abs=1e-3
+    )
+    assert result["best"]["lora"]["r"] == 4 and result["best"]["lora"]["try_lr"] is None
+
+
+def test_a_setting_of_which_a_seed_failed_is_not_the_best():
+    result = summed([3.0, 3.0, 1.0, None], r=[1, 4], seed=[0, 1])
+    assert result["best"]["lora"]["r"] == 1 and [one["trial"] for one in result["failed"]] == [3]
+    assert summed([None, None], r=[1, 4])["best"] == {"lora": None}
+
+
+def test_a_best_learning_rate_at_the_edge_is_told():
+    rates = [1e-3, 1e-2, 1e-1]
+    assert summed([3.0, 2.0, 1.0], lr=rates)["best"]["lora"]["try_lr"] == 1.0
+    assert summed([3.0, 1.0, 2.0], lr=rates)["best"]["lora"]["try_lr"] is None
+
+
+def test_the_best_setting_is_a_command():
+    best = summed([3.0, 2.0], r=[1, 4], use_dora=[True], target_modules=["qv"], lr=[3e-3], steps=[60])["best"]["lora"]
+    told = "--r 4 --target-modules q_proj v_proj --use-dora --strength 1 --steps 60 --lr 0.003"
+    assert best["command"] == f"minilora finetune --base tiny {told}"
+
+
+def test_the_page_fits_and_says_what_failed():
+    result = summed([3.0, 2.0, None, 4.0], method=["lora", "full"], lr=[1e-3, 1e-2])
+    said = page(result | {"time": {"made": 4, "wall_seconds": 130, "jobs": 2}}, 100)
+    assert max(map(len, said.splitlines())) <= 100
+    assert "best of LoRA, by validation loss: lr 0.01" in said and "best of full fine-tuning" in said
+    assert "1 of 4 trials failed" in said and "4 trials in 2 min, 2 at a time" in said

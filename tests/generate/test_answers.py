@@ -1,0 +1,207 @@
+"""Answers: those of the plain loop, one by one, in a batch and as a stream; ends, limits, draws and refusals."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from jobs import asked
+from modelfiles import CONFIG
+
+from minilora.engine.tensor import Tensor
+from minilora.generate import streams
+from minilora.generate.answers import generate, generate_batch
+from minilora.generate.streams import draw
+from minilora.nn.llama import Llama
+
+QUESTIONS = ["hello", "What is a lien?", "x", "Explain, in one short sentence, what a trust is.", "12 times 123?"]
+
+
+def greedy(model, tokenizer, prompt, count):
+    """The plain loop: the whole sequence again for every token."""
+    ids = tokenizer.encode_chat(prompt, answer_next=True)
+    start = len(ids)
+    for _ in range(count):
+        token = int(model(np.array([ids])).data[0, -1].argmax())
+        if token == tokenizer.eos_id:
+            break
+        ids.append(token)
+    return tokenizer.decode(ids[start:]).strip()
+
+
+def test_answers_are_those_of_computing_the_whole_sequence_for_every_token(talker, tokenizer):
+    for question in QUESTIONS:
+        assert generate(talker, tokenizer, question, max_new_tokens=12) == greedy(
+            talker, tokenizer, asked(question), 12
+        )
+
+
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_answers_in_a_batch_are_those_given_one_by_one_and_in_order(talker, tokenizer, batch_size):
+    together = generate_batch(talker, tokenizer, [asked(q) for q in QUESTIONS], 12, batch_size=batch_size)
+    assert together == [generate(talker, tokenizer, q, 12) for q in QUESTIONS]
+    assert len(set(together)) > 1
+
+
+def test_an_answer_is_done_when_it_has_ended_and_not_while_its_prompt_is_read(talker, tokenizer, monkeypatch):
+    monkeypatch.setattr(streams, "PREFILL", 10)
+    step, steps, heard = streams.Streams.step, [], []
+    monkeypatch.setattr(streams.Streams, "step", lambda self: (steps.append(1), step(self)))
+    generate_batch(talker, tokenizer, [asked("x" * 100)], 5, done=lambda count: heard.append((count, len(steps))))
+    assert heard == [(1, len(steps))] and len(steps) > 10
+
+
+class Script:
+    """Instead of a model: each conversation gets its own sequence of tokens, by the number of rows still alive."""
+
+    new_cache = Llama.new_cache
+
+    def __init__(self, *answers, vocabulary):
+        self.config, self.vocabulary = replace(CONFIG, max_position_embeddings=1024), vocabulary
+        self.head_weight = Tensor(np.zeros((vocabulary, 4), np.float32))
+        self.rows, self.step = list(answers), 0
+
+    def __call__(self, tokens, cache, last):
+        self.rows = [row for row in self.rows if self.step == 0 or row[self.step - 1 : self.step] != [2]]
+        assert len(tokens) == len(self.rows)  # finished rows are not computed any more
+        chosen = [row[self.step] for row in self.rows]
+        self.step += 1
+        return Tensor(np.eye(self.vocabulary, dtype=np.float32)[chosen][:, None])
+
+
+def test_an_answer_ends_at_its_end_mark_and_the_others_go_on(tokenizer):
+    assert tokenizer.eos_id == 2
+    first, second = tokenizer.encode("ab"), tokenizer.encode("xyz12")
+    model = Script([*first, 2], [*second, 2], vocabulary=len(tokenizer))
+    assert generate_batch(model, tokenizer, [asked("hello"), asked("hello")], 10) == ["ab", "xyz12"]
+    assert model.step == len(second) + 1
+
+
+def test_an_answer_has_no_more_tokens_than_asked_for(tokenizer):
+    model = Script(tokenizer.encode("abcdefgh"), vocabulary=len(tokenizer))
+    assert generate(model, tokenizer, "hello", max_new_tokens=3) == "abc"
+
+
+def test_a_temperature_draws_by_its_seed(talker, tokenizer):
+    def answer(seed, temperature=2.0):
+        return generate(talker, tokenizer, "hello", 12, temperature, seed)
+
+    assert answer(1) == answer(1)
+    assert len({answer(seed) for seed in range(5)}) > 1
+    assert answer(1, temperature=1e-6) == answer(1, temperature=0.0) == generate(talker, tokenizer, "hello", 12)
+
+
+def test_tokens_are_drawn_as_often_as_the_softmax_says():
+    logits, rng = np.log(np.array([0.6, 0.3, 0.1])), np.random.default_rng(0)
+    drawn = np.bincount([draw(logits, 1.0, 1.0, rng) for _ in range(20000)], minlength=3) / 20000
+    assert np.abs(drawn - [0.6, 0.3, 0.1]).max() < 0.015
+    flat = np.bincount([draw(logits, 2.0, 1.0, rng) for _ in range(20000)], minlength=3) / 20000
+    wanted = np.sqrt([0.6, 0.3, 0.1]) / np.sqrt([0.6, 0.3, 0.1]).sum()
+    assert np.abs(flat - wanted).max() < 0.015
+
+
+def test_a_conversation_too_long_for_the_model_is_an_error_before_anything_is_computed(talker, tokenizer):
+    question = "x" * 1000
+    longest = len(tokenizer.encode_chat(asked(question), answer_next=True))
+    with pytest.raises(ValueError, match=f"{longest} tokens and an answer of 20 are more than the 1024"):
+        generate(talker, tokenizer, question, max_new_tokens=20)
+    assert generate_batch(talker, tokenizer, [], 20) == []
+
+
+# -- an answer as a stream ---------------------------------------------------------------------------------------------
+
+
+def streamed(ids, tokenizer):
+    """The pieces of an answer that has these tokens."""
+    return list(
+        generate(Script([*ids, tokenizer.eos_id], vocabulary=len(tokenizer)), tokenizer, "hello", 64, stream=True)
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_the_pieces_of_a_stream_are_the_answer(temperature, talker, tokenizer):
+    for seed, question in enumerate(QUESTIONS):
+        pieces = list(generate(talker, tokenizer, question, 20, temperature, seed, stream=True))
+        assert "".join(pieces) == generate(talker, tokenizer, question, 20, temperature, seed)
+        assert all(pieces)
+
+
+def test_a_piece_comes_with_each_token(tokenizer):
+    assert streamed(tokenizer.encode("abc"), tokenizer) == ["a", "b", "c"]
+
+
+def test_a_character_of_several_tokens_comes_when_its_last_one_has(tokenizer):
+    ids = tokenizer.encode("aé漢🙂b")
+    assert len(ids) == 1 + 2 + 3 + 4 + 1  # a token per byte
+    assert streamed(ids, tokenizer) == ["a", "é", "漢", "🙂", "b"]
+
+
+def test_white_space_comes_with_what_follows_and_not_at_the_ends(tokenizer):
+    assert streamed(tokenizer.encode(" \n a \n b \n "), tokenizer) == ["a", " \n b"]
+    assert streamed(tokenizer.encode("  "), tokenizer) == []
+
+
+def test_bytes_that_are_no_character_are_shown_as_the_whole_answer_shows_them(tokenizer):
+    ids = [*tokenizer.encode("a"), tokenizer.encode("é")[0], *tokenizer.encode("b"), tokenizer.encode("é")[0]]
+    whole = generate(Script([*ids, 2], vocabulary=len(tokenizer)), tokenizer, "hello")
+    assert streamed(ids, tokenizer) == ["a", "\ufffdb", "\ufffd"] and whole == "a\ufffdb\ufffd"
+
+
+def test_a_stream_computes_no_further_than_it_is_read(tokenizer):
+    model = Script(tokenizer.encode("abcdef"), vocabulary=len(tokenizer))
+    pieces = generate(model, tokenizer, "hello", stream=True)
+    assert model.step == 0 and next(pieces) == "a" and model.step == 1
+
+
+def test_a_model_can_be_trained_while_its_stream_is_read(talker, tokenizer):
+    pieces = generate(talker, tokenizer, "hello", stream=True)
+    next(pieces)
+    assert (Tensor(np.ones(2), requires_grad=True) * 2).requires_grad
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+NO_CONVERSATIONS = [
+    (["a"], r"message 1 must be a dict with texts \"role\" and \"content\", got 'a'"),
+    ([{"from": "human", "value": "hi"}], "message 1 must be a dict"),
+    ([*asked("hi"), {"role": "assistant"}], "message 2 must be a dict"),
+    ([{"role": "user", "content": None}], "message 1 must be a dict"),
+    ({"role": "user", "content": "hi"}, "message 1 must be a dict .* got 'role'"),
+]
+
+
+@pytest.mark.parametrize(("messages", "reason"), NO_CONVERSATIONS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_no_conversation_is_refused_in_one_line(messages, reason, stream, talker, tokenizer):
+    with pytest.raises(ValueError, match=reason) as caught:
+        generate(talker, tokenizer, messages, stream=stream)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_alone_is_no_conversation_for_the_tokenizer(tokenizer):
+    with pytest.raises(ValueError, match=r"expected messages, \[\{.role.: .user., .content.: 'hi'\}\], got 'hi' alone"):
+        tokenizer.encode_chat("hi")
+
+
+SETTINGS = [
+    ({"temperature": -1}, "temperature must be 0 or a positive number, got -1"),
+    ({"temperature": float("nan")}, "temperature must be"),
+    ({"temperature": float("inf")}, "temperature must be"),
+    ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+    ({"seed": -1}, "seed must be at least 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(("settings", "reason"), SETTINGS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_settings_that_mean_nothing_are_refused_at_once(settings, reason, stream, talker, tokenizer):
+    with pytest.raises(ValueError, match=reason):
+        generate(talker, tokenizer, "hello", stream=stream, **settings)
+
+
+def test_the_longest_conversation_that_fits_is_answered(tokenizer):
+    model = Script(tokenizer.encode("a"), vocabulary=len(tokenizer))
+    length = len(tokenizer.encode_chat(asked("hello"), answer_next=True))
+    model.rows = [[*tokenizer.encode("a"), tokenizer.eos_id]]
+    assert generate(model, tokenizer, "hello", max_new_tokens=1024 - length) == "a"
+    with pytest.raises(ValueError, match=f"{length} tokens and an answer of {1025 - length} are more than the 1024"):
+        generate(model, tokenizer, "hello", max_new_tokens=1025 - length)

@@ -1,0 +1,356 @@
+"""Many answers at a time: each is what it is alone, whoever joins, leaves or asks for another adapter."""
+
+import numpy as np
+import pytest
+from jobs import asked
+from modelfiles import CONFIG
+
+import minilora as ml
+from minilora.generate import streams as streams_module
+from minilora.generate.answers import generate
+from minilora.generate.streams import Streams, draw
+from minilora.lora.adapters import adapter_state
+from minilora.nn.llama import Llama
+
+QUESTIONS = ["hello", "What is a lien?", "x", "Explain, in one short sentence, what a trust is.", "12 times 123?"]
+CHOICES = [None, "legal", "support", {"legal": 0.5, "support": 0.5}, "odd"]
+
+
+@pytest.fixture(scope="module")
+def model(talker):
+    """The talker with three adapters, one of them DoRA. None is active between the tests."""
+    model = Llama(talker.config, 0)
+    model.load_state_dict(talker.state_dict())
+    for seed, (name, settings) in enumerate({"legal": {}, "support": {"r": 4}, "odd": {"use_dora": True}}.items()):
+        config = ml.LoraConfig(**{"r": 2, "lora_alpha": 4, "init_lora_weights": False, **settings})
+        ml.add_adapter(model, config, name=name, seed=seed)
+        for key, array in adapter_state(model, name).items():
+            array *= 1 if key.endswith("vector") else 0.5
+    ml.set_adapter(model, None)
+    return model
+
+
+@pytest.fixture
+def streams(model, tokenizer):
+    return Streams(model, tokenizer, slots=3)
+
+
+def alone(model, tokenizer, question, choice, count=12, **settings):
+    """The answer of one adapter that has the model to itself."""
+    ml.set_adapter(model, choice)
+    try:
+        return generate(model, tokenizer, question, count, **settings)
+    finally:
+        ml.set_adapter(model, None)
+
+
+def finish(streams):
+    steps = 0
+    while streams.busy:
+        streams.step()
+        steps += 1
+    return steps
+
+
+# -- each is what it is alone ------------------------------------------------------------------------------------------
+
+
+def test_every_answer_is_that_of_its_adapter_alone(model, tokenizer, streams):
+    asks = [(question, choice) for question in QUESTIONS for choice in CHOICES]
+    answers = [streams.add(question, choice, max_new_tokens=12) for question, choice in asks]
+    finish(streams)
+    expected = [alone(model, tokenizer, question, choice) for question, choice in asks]
+    assert [answer.text for answer in answers] == expected
+    assert len({tuple(expected[i :: len(CHOICES)]) for i in range(len(CHOICES))}) == len(CHOICES)  # adapters matter
+
+
+def test_who_joins_while_others_run_gets_the_same_answer_and_so_do_they(model, tokenizer, streams):
+    rng, asks, answers = np.random.default_rng(0), [], []
+    for _ in range(12):  # of all lengths, at all times
+        question, choice = QUESTIONS[rng.integers(5)] * int(rng.integers(1, 9)), CHOICES[rng.integers(5)]
+        count = int(rng.integers(1, 15))
+        asks.append((question, choice, count))
+        answers.append(streams.add(question, choice, max_new_tokens=count))
+        for _ in range(rng.integers(4)):
+            streams.step()
+    finish(streams)
+    assert [answer.text for answer in answers] == [alone(model, tokenizer, *ask) for ask in asks]
+
+
+def test_a_step_gives_every_running_answer_one_token_and_no_more_run_than_there_are_slots(streams):
+    answers = [streams.add(asked("hello"), max_new_tokens=5 + i) for i in range(5)]
+    seen = []
+    while streams.busy:
+        before = [answer.tokens for answer in answers]
+        running = list(streams.running)
+        streams.step()
+        assert len(streams.running) <= 3
+        seen.append(len(streams.running))
+        gained = [answer.tokens - n for answer, n in zip(answers, before, strict=True)]
+        assert max(gained) <= 1 and all(gained[answers.index(a)] == 1 for a in running if a.finished != "stop")
+    assert max(seen) == 3
+    assert all(a.finished == "stop" or a.tokens == a.max_new_tokens for a in answers)
+
+
+def test_prompts_are_read_in_turns_where_they_are_many(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(streams_module, "PREFILL", 150)
+    streams = Streams(model, tokenizer, slots=8)
+    answers = [streams.add("y" * 40) for _ in range(4)]
+    assert 150 / 3 < answers[0].prompt_tokens < 150 / 2
+    streams.step()
+    assert [answer.tokens for answer in answers] == [1, 1, 0, 0]
+    streams.step()
+    assert [answer.tokens for answer in answers] == [2, 2, 1, 1]
+
+
+def test_a_long_prompt_is_read_in_parts_and_the_others_go_on_meanwhile(model, tokenizer, monkeypatch):
+    expected = alone(model, tokenizer, "y" * 300, "legal", 6), alone(model, tokenizer, "hello", "support", 20)
+    monkeypatch.setattr(streams_module, "PREFILL", 100)
+    streams = Streams(model, tokenizer, slots=3)
+    short = streams.add("hello", "support", 20)
+    streams.step()
+    long, gone = streams.add("y" * 300, "legal", 6), streams.add("z" * 300)
+    parts = -(-long.prompt_tokens // 100)
+    for _ in range(parts - 1):
+        streams.step()
+    assert (short.tokens, long.tokens) == (parts, 0)
+    streams.step()
+    assert (short.tokens, long.tokens) == (parts + 1, 1)
+    streams.step()  # the third is being read
+    streams.cancel(gone)
+    finish(streams)
+    assert (long.text, short.text) == expected and gone.text == "" and gone.tokens == 0
+
+
+def test_a_prompt_that_outlives_the_last_answer_while_it_is_read_has_room(model, tokenizer, monkeypatch):
+    expected = alone(model, tokenizer, "y" * 300, "legal", 40)
+    monkeypatch.setattr(streams_module, "PREFILL", 100)
+    streams = Streams(model, tokenizer, slots=2)
+    streams.add("hello", "support", 2)
+    streams.step()
+    long = streams.add("y" * 300, "legal", 40)
+    finish(streams)
+    assert long.text == expected
+
+
+def test_draws_depend_on_the_own_seed_and_not_on_the_neighbours(model, tokenizer, streams):
+    settings = dict(temperature=1.5, top_p=0.9)
+    answers = [streams.add("hello", "legal", 10, seed=seed, **settings) for seed in (1, 2, 1, 3, 2)]
+    streams.add("x", None, 10, seed=1, **settings)
+    finish(streams)
+    texts = [answer.text for answer in answers]
+    assert texts[0] == texts[2] and texts[1] == texts[4] and len(set(texts)) == 3
+    assert texts == [alone(model, tokenizer, "hello", "legal", 10, seed=s, **settings) for s in (1, 2, 1, 3, 2)]
+
+
+def test_between_steps_the_model_is_as_it_was(model, tokenizer, streams):
+    ml.set_adapter(model, "legal")
+    streams.add("hello", "support")
+    streams.step()
+    assert [adapter.factor for adapter in model.adapters.values()] == [1.0, None, None]
+    ml.set_adapter(model, None)
+
+
+def test_no_weight_of_base_or_adapter_is_copied_or_changed(model, streams):
+    before = {name: (array, array.copy()) for name, array in model.state_dict().items()}
+    for choice in CHOICES:
+        streams.add("hello", choice, 4)
+    finish(streams)
+    assert all(array is before[name][0] for name, array in model.state_dict().items())
+    assert all(np.array_equal(array, copy) for array, copy in before.values())
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_has_no_more_than_slots_times_the_longest_answer(model, tokenizer):
+    streams = Streams(model, tokenizer, slots=2)
+    answers = []
+    for _ in range(40):  # there is always one under way: nothing starts anew
+        if len(streams.running) + len(streams.waiting) < 2:
+            answers.append(streams.add("hello", max_new_tokens=int(20 + len(answers) % 3)))
+        streams.step()
+    assert len(answers) > 2
+    assert streams.cache.keys[0].shape[0] == 2
+    longest = max(answer.room for answer in answers)
+    assert streams.cache.capacity <= longest + streams_module.STEP
+    finish(streams)
+    assert streams.cache is None
+
+
+def test_rows_of_the_cache_double_up_to_the_slots_and_no_further(model, tokenizer):
+    streams, rows = Streams(model, tokenizer, slots=7), []
+    for joining in (3, 1, 1, 2):
+        for _ in range(joining):
+            streams.add("hello", max_new_tokens=20)
+        streams.step()
+        rows.append(streams.cache.keys[0].shape[0])
+    assert rows == [3, 6, 6, 7]
+
+
+def test_an_answer_that_outlives_many_others_has_room_to_its_end(model, tokenizer):
+    streams = Streams(model, tokenizer, slots=2)
+    long = streams.add("hello", "legal", max_new_tokens=60)
+    short = [streams.add("x" * 150, "support", max_new_tokens=5) for _ in range(10)]
+    finish(streams)
+    assert long.text == alone(model, tokenizer, "hello", "legal", 60)
+    assert {answer.text for answer in short} == {alone(model, tokenizer, "x" * 150, "support", 5)}
+
+
+# -- ends --------------------------------------------------------------------------------------------------------------
+
+
+def ended(model, tokenizer, ids, **settings):
+    """An answer for which the model would write these tokens, taken one by one, and its pieces."""
+    answer = Streams(model, tokenizer).add("hello", **{"max_new_tokens": 50, **settings})
+    pieces = []
+    for token in ids:
+        answer.take(token)
+        pieces.append(answer.new_text())
+        if answer.finished:
+            break
+    return answer, pieces
+
+
+def test_an_end_mark_stops_an_answer_and_is_no_part_of_it(model, tokenizer):
+    answer, pieces = ended(model, tokenizer, [*tokenizer.encode("ab"), tokenizer.eos_id])
+    assert (answer.text, answer.finished, answer.tokens, pieces) == ("ab", "stop", 2, ["a", "b", ""])
+
+
+def test_an_answer_of_its_full_length_says_so(model, tokenizer):
+    answer, _ = ended(model, tokenizer, tokenizer.encode("abcdef"), max_new_tokens=3)
+    assert (answer.text, answer.finished, answer.tokens) == ("abc", "length", 3)
+
+
+@pytest.mark.parametrize(
+    ("written", "stop", "text", "pieces"),
+    [
+        ("one\nQ: two", ["\nQ:"], "one", ["o", "n", "e", "", "", ""]),
+        ("one\nQuite", ["\nQ:"], None, ["o", "n", "e", "", "", "\nQu", "i", "t", "e"]),
+        ("abcabd", ["abd"], "abc", ["", "", "abc", "", "", ""]),
+        ("a.b", [".", "b"], "a", ["a", ""]),
+        ("stop", ["stop"], "", ["", "", "", ""]),
+    ],
+)
+def test_a_stop_text_ends_an_answer_and_no_part_of_it_is_shown(model, tokenizer, written, stop, text, pieces):
+    answer, got = ended(model, tokenizer, tokenizer.encode(written), stop=stop)
+    assert got == pieces
+    assert (answer.text, answer.finished) == ((text, "stop") if text is not None else (written, None))
+
+
+def test_the_beginning_of_a_stop_text_is_shown_where_the_answer_ends_with_it(model, tokenizer):
+    answer, pieces = ended(model, tokenizer, [*tokenizer.encode("a<"), tokenizer.eos_id], stop=["<end>"])
+    assert pieces == ["a", "", "<"] and answer.text == "a<"
+
+
+def test_the_pieces_of_an_answer_are_its_text(model, streams):
+    answers = [streams.add(question, choice, 20) for question in QUESTIONS for choice in CHOICES[:2]]
+    pieces = {id(answer): "" for answer in answers}
+    while streams.busy:
+        streams.step()
+        for answer in answers:
+            pieces[id(answer)] += answer.new_text()
+            assert answer.text == pieces[id(answer)]
+    assert all(answer.finished in ("stop", "length") for answer in answers)
+
+
+def test_a_cancelled_answer_frees_its_place_and_the_others_never_notice(model, tokenizer, streams):
+    answers = [streams.add(question, "legal", 12) for question in QUESTIONS]
+    streams.step()
+    streams.step()
+    streams.cancel(answers[0])
+    streams.cancel(answers[4])  # still waiting
+    assert answers[0].finished == answers[4].finished == "cancelled"
+    assert len(streams.running) == 2 and streams.cache.batch == 2
+    streams.step()
+    assert len(streams.running) == 3 and answers[0].tokens == 2 and answers[4].tokens == 0
+    finish(streams)
+    expected = [alone(model, tokenizer, question, "legal") for question in QUESTIONS[1:4]]
+    assert [answer.text for answer in answers[1:4]] == expected
+    was = answers[1].finished
+    streams.cancel(answers[1])
+    assert answers[1].finished == was
+
+
+def test_what_was_used_is_counted(model, tokenizer, streams):
+    answer = streams.add("hello", max_new_tokens=4)
+    assert answer.prompt_tokens == len(tokenizer.encode_chat(asked("hello"), answer_next=True)) and answer.tokens == 0
+    finish(streams)
+    assert answer.tokens == 4 or answer.finished == "stop"
+
+
+# -- draws -------------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_likeliest_tokens_that_have_the_probability_together_are_drawn(rng):
+    logits = np.log(np.array([0.05, 0.5, 0.15, 0.3]))
+    cases = [(0.4, {1}), (0.51, {1, 3}), (0.79, {1, 3}), (0.9, {1, 2, 3}), (1 - 1e-16, {0, 1, 2, 3}), (1, {0, 1, 2, 3})]
+    for top_p, allowed in cases:
+        assert {draw(logits, 1.0, top_p, rng) for _ in range(300)} == allowed
+
+
+def test_top_p_looks_at_the_probabilities_that_the_temperature_makes(rng):
+    logits = np.log(np.array([0.6, 0.4]))
+    assert {draw(logits, 1.0, 0.6, rng) for _ in range(100)} == {0}
+    assert {draw(logits, 10.0, 0.6, rng) for _ in range(100)} == {0, 1}
+
+
+def test_a_temperature_next_to_nothing_draws_the_likeliest(rng):
+    for top_p in (0.5, 1):
+        assert draw(np.array([1, 5, 2], np.float32), 5e-324, top_p, rng) == 1
+
+
+# -- refused -----------------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    (dict(adapter="nobody"), "no adapter called 'nobody'; it has: legal, support, odd"),
+    (dict(adapter={"legal": 0.5, "nobody": 0.5}), "no adapter called 'nobody'"),
+    (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
+    (dict(temperature=-1), "temperature must be"),
+    (dict(top_p=0), "top_p must lie above 0 and be at most 1, got 0"),
+    (dict(top_p=1.5), "top_p must"),
+    (dict(top_p=float("nan")), "top_p must"),
+    (dict(seed=-1), "seed must"),
+    (dict(stop=[""]), "stop must be texts that are not empty"),
+    (dict(max_new_tokens=1020), "tokens and an answer of 1020 are more than the 1024 the model can see"),
+    (dict(messages=[{"role": "user"}]), "message 1 must be a dict"),
+]
+
+
+@pytest.mark.parametrize(("request_", "reason"), REFUSED, ids=str)
+def test_a_request_that_cannot_be_is_refused_at_once_and_the_others_go_on(request_, reason, streams):
+    answer = streams.add("hello", max_new_tokens=2)
+    with pytest.raises(ValueError, match=reason) as caught:
+        streams.add(**{"messages": "hello", **request_})
+    assert "\n" not in str(caught.value) and list(streams.waiting) == [answer]
+
+
+def test_streams_need_a_place(model, tokenizer):
+    with pytest.raises(ValueError, match="slots must be at least 1, got 0"):
+        Streams(model, tokenizer, slots=0)
+
+
+def test_a_merged_model_is_refused_where_adapters_are_mixed_and_serves_as_it_is(model, tokenizer):
+    ml.set_adapter(model, "legal")
+    expected = generate(model, tokenizer, "hello", 8)
+    ml.merge_adapter(model)
+    try:
+        with pytest.raises(ValueError, match="unmerge_adapter"):
+            Streams(model, tokenizer).add("hello", "legal")
+        as_it_is = Streams(model, tokenizer, mixed=False)
+        answer = as_it_is.add("hello", max_new_tokens=8)
+        finish(as_it_is)
+        assert answer.text == expected
+        with pytest.raises(ValueError, match="not with 'legal'"):
+            as_it_is.add("hello", "legal")
+    finally:
+        ml.unmerge_adapter(model)
+        ml.set_adapter(model, None)
+
+
+def test_without_adapters_the_base_answers(talker, tokenizer):
+    streams = Streams(talker, tokenizer)
+    answer = streams.add("hello", max_new_tokens=8)
+    finish(streams)
+    assert answer.text == generate(talker, tokenizer, "hello", 8)
+    assert CONFIG.vocab_size >= len(tokenizer)

@@ -1,0 +1,460 @@
+"""Memory: predicted from shapes, read off the graph, and the two side by side."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora.cli import main
+from minilora.engine import ops
+from minilora.engine.attention import Packing
+from minilora.engine.fused import NOT_SCORED
+from minilora.engine.tensor import Tensor
+from minilora.files.quant import Packed, quantize
+from minilora.lora.adapters import add_adapter
+from minilora.lora.config import LoraConfig
+from minilora.measure import predict, process
+from minilora.measure.bench import SMOLLM2
+from minilora.measure.counts import count_parameters
+from minilora.measure.ledger import kept_arrays, ledger, peak
+from minilora.measure.predict import SHAPES, Memory, Step, alive_at_once, base_parameters, predict_memory
+from minilora.measure.process import Job, peak_memory, program_memory
+from minilora.nn.llama import Config, Llama
+from minilora.nn.optim import AdamW
+from minilora.nn.parts import Batch, micro_batches
+from minilora.nn.step import loss_and_grad
+
+MEDIUM = Config(
+    vocab_size=1024,
+    hidden_size=96,
+    intermediate_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+RANK = 3
+TARGETS = {
+    "full": None,
+    "all-linear": list(SHAPES),
+    "q+v": ["q_proj", "v_proj"],
+    "v": ["v_proj"],
+    "o+down": ["o_proj", "down_proj"],
+    "gate": ["gate_proj"],
+}
+
+
+def trainable(config, targets, recompute=False, rng=None):
+    """A model ready to be trained; `targets` is None for all of its weights."""
+    model = Llama(config, rng or np.random.default_rng(0))
+    model.model.recompute = recompute
+    if targets is not None:
+        add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
+    return model
+
+
+def predicted(config, targets, *tokens_and_scored, **settings):
+    adapter = {} if targets is None else {"rank": RANK, "targets": targets}
+    return predict_memory(Step(config, *tokens_and_scored, **adapter, **settings))
+
+
+def ids_of(rng, *shape):
+    return rng.integers(0, 64, shape)
+
+
+# -- what shapes tell --------------------------------------------------------------------------------------------------
+
+
+def test_the_formula_for_the_base_gives_smollm2s_number():
+    assert base_parameters(SMOLLM2) == 134_515_008
+    assert predict_memory(Step(SMOLLM2, 1, 1, rank=8)).weights == 4 * 134_515_008
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_formula_for_the_base_counts_what_a_model_has(tiny_config, tied):
+    config = replace(tiny_config, tie_word_embeddings=tied, head_dim=6)
+    assert base_parameters(config) == count_parameters(Llama(config)).total
+
+
+@pytest.mark.parametrize("r, count", [(8, 2_442_240), (16, 4_884_480)])
+def test_smollm2s_adapter_has_the_predicted_size_and_gradients_and_moments_one_and_two_of_it(r, count):
+    memory = predict_memory(Step(SMOLLM2, 1, 1, rank=r))
+    assert (memory.adapter, memory.gradients, memory.moments) == (4 * count, 4 * count, 8 * count)
+
+
+def test_the_total_is_the_sum_of_the_owners_and_activations_that_of_the_operations():
+    memory = predict_memory(Step(SMOLLM2, 256, 250, rank=8, program=1000))
+    assert memory.total == sum(memory.by_owner().values()) and memory.by_owner()["program"] == 1000
+    assert memory.activations == sum(memory.by_operation.values()) > 0
+
+
+def test_activations_grow_linearly_with_tokens_and_nothing_but_scratch_grows_beside_them():
+    memory = [predict_memory(Step(SMOLLM2, n, n, rank=8)) for n in (1000, 2000, 3000)]
+    steps = np.diff([m.activations for m in memory])
+    assert steps[0] == steps[1] == memory[0].activations > 0
+    assert len({m.total - m.activations - m.scratch for m in memory}) == 1
+
+
+def test_logits_are_scratch_of_one_block_of_tokens():
+    block, many = (predict_memory(Step(SMOLLM2, 256, n, rank=8)).scratch for n in (256, 400))
+    words, width = 2048, SMOLLM2.hidden_size
+    assert many - block == 4 * 2 * (400 - 256) * width  # x and the rows of the answers, no more logits
+    assert block == 4 * 2 * 256 * (words + width)
+
+
+@pytest.mark.parametrize("known", [{"rank": 8}, {"rank": 8, "recompute": True}, {"rank": 8, "base_bytes": 96_576_768}])
+def test_threads_have_scratch_of_their_own_each_for_its_own_tokens(known):
+    one = predict_memory(Step(SMOLLM2, 300, 290, **known))
+    two = predict_memory(Step(SMOLLM2, 600, 580, threads=2, **known))
+    assert two.scratch == 2 * one.scratch and two.activations == pytest.approx(2 * one.activations, rel=1e-3)
+
+
+def test_what_nothing_is_said_of_holds_nothing():
+    assert Memory(7).by_owner() == {"weights": 7} and Memory(7).total == 7
+
+
+def test_full_fine_tuning_holds_more_than_an_adapter():
+    full, lora = predict_memory(Step(SMOLLM2, 100, 50)), predict_memory(Step(SMOLLM2, 100, 50, rank=8))
+    assert full.moments == 2 * full.gradients == 2 * full.weights and full.adapter == 0
+    assert full.total > 2.5 * lora.total
+
+
+def test_the_peak_of_full_fine_tuning_is_one_end_of_the_way_back_or_after_a_first_round_both():
+    short, long = predict_memory(Step(SMOLLM2, 8, 7)), predict_memory(Step(SMOLLM2, 4096, 4095))
+    again = predict_memory(Step(SMOLLM2, 8, 7, rounds=2))
+    assert short.activations == 0 and short.gradients == short.weights
+    assert long.activations > 0 and long.gradients == 4 * SMOLLM2.vocab_size * SMOLLM2.hidden_size  # of the head
+    assert again.activations > 0 and again.gradients == again.weights
+
+
+def test_recomputation_trades_activations_for_one_block_of_scratch():
+    kept, again = (predict_memory(Step(SMOLLM2, 512, 508, rank=8, recompute=on)) for on in (False, True))
+    assert again.activations < kept.activations / 9
+    assert kept.scratch < again.scratch < kept.scratch + kept.activations / 20
+    assert again.total - again.activations - again.scratch == kept.total - kept.activations - kept.scratch
+
+
+def test_a_packed_base_takes_what_it_is_told_and_scratch_for_unpacking():
+    dense, packed = (predict_memory(Step(SMOLLM2, 256, 256, rank=8, base_bytes=n)) for n in (None, 96_576_768))
+    assert packed.weights == 96_576_768
+    assert packed.scratch - dense.scratch == 4 * 2 * 2048 * SMOLLM2.hidden_size
+    assert packed.activations == dense.activations
+
+
+def test_over_a_packed_base_a_block_unpacks_its_largest_matrix():
+    long = Step(SMOLLM2, 4096, 8, rank=8)  # few tokens are scored: a block has more scratch than the loss
+    dense, packed = (predict_memory(replace(long, base_bytes=n)) for n in (None, 96_576_768))
+    assert packed.scratch - dense.scratch == 4 * SMOLLM2.intermediate_size * SMOLLM2.hidden_size
+
+
+# -- how much of a batch is alive --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads", "alive"),
+    [
+        ((4, 128), 1, dict(tokens=256, scored=254, rows=2, threads=1, rounds=2)),
+        ((4, 128), 2, dict(tokens=512, scored=508, rows=2, threads=2, rounds=1)),
+        ((4, 128), 8, dict(tokens=512, scored=508, rows=1, threads=4, rounds=1)),
+        ((1, 512), 2, dict(tokens=512, scored=511, rows=1, threads=1, rounds=1)),  # a row stays whole
+        ((2, 20), 2, dict(tokens=40, scored=38, rows=2, threads=1, rounds=1)),
+    ],
+    ids=str,
+)
+def test_what_is_alive_at_once_are_as_many_micro_batches_as_threads(rng, shape, threads, alive):
+    ids = ids_of(rng, *shape)
+    step = Step.of(MEDIUM, Batch(ids, ids), threads)
+    assert {name: getattr(step, name) for name in alive} == alive
+
+
+def test_of_a_packed_row_the_largest_are_alive_each_with_the_common_beginning(rng):
+    packing = Packing(10, (210, 290, 350, 510))  # own tokens: 200, 80, 60, 160
+    ids = ids_of(rng, 1, 510)
+    labels = ids.copy()
+    labels[:, [10, 210, 290, 350]] = NOT_SCORED
+    batch = Batch(ids, labels, packing)
+    largest, rounds = alive_at_once(micro_batches(batch, 1), threads=1)
+    assert rounds == 2 and [each.input_ids.size for each in largest] == [270]  # 200 + 60, the others 160 + 80
+    assert Step.of(MEDIUM, batch, threads=1).tokens == 270
+
+
+def test_a_last_round_that_is_not_full_is_a_round_all_the_same(rng):
+    three = [Batch(ids, ids) for ids in (ids_of(rng, 1, 9), ids_of(rng, 1, 7), ids_of(rng, 1, 8))]
+    largest, rounds = alive_at_once(three, threads=2)
+    assert [each.input_ids.size for each in largest] == [9, 8] and rounds == 2
+
+
+def test_without_a_number_there_are_as_many_threads_as_cores(rng, monkeypatch):
+    ids = ids_of(rng, 8, 128)
+    monkeypatch.setattr(predict, "cores", lambda: 4)
+    assert len(alive_at_once([Batch(ids, ids)] * 9)[0]) == 4
+    assert Step.of(MEDIUM, Batch(ids, ids)) == Step.of(MEDIUM, Batch(ids, ids), threads=4)
+    assert Step.of(MEDIUM, Batch(ids, ids)).threads == 4
+
+
+# -- the description of a step -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS.keys())
+def test_a_model_tells_its_adapter_its_base_and_whether_it_recomputes(tiny_config, rng, targets):
+    model, ids = trainable(tiny_config, targets, recompute=True), ids_of(rng, 2, 70)
+    base_bytes = 4 * base_parameters(tiny_config)
+    adapter = {} if targets is None else {"rank": RANK, "targets": tuple(name for name in SHAPES if name in targets)}
+    told = Step(tiny_config, 140, 138, rows=1, threads=2, base_bytes=base_bytes, recompute=True, **adapter)
+    assert Step.of(model, Batch(ids, ids), threads=2) == told
+    known = Step.of(model, Batch(ids, ids), threads=2, program=7, recompute=False)
+    assert known == replace(told, program=7, recompute=False)
+
+
+def test_a_packed_base_tells_its_bytes(tiny_config, rng):
+    model = Llama(tiny_config, rng)
+    packed = {n: Packed(quantize(w, "Q8_0"), "Q8_0") if w.shape[-1] == 32 and w.ndim == 2 else w
+              for n, w in model.state_dict().items()}  # fmt: skip
+    model.load_state_dict(packed)
+    add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear"))
+    ids = ids_of(rng, 1, 10)
+    assert Step.of(model, Batch(ids, ids)).base_bytes == sum(w.nbytes for w in packed.values())
+
+
+def test_a_step_with_an_adapter_nowhere_is_refused():
+    with pytest.raises(ValueError, match=r"nothing is predicted for 'lm_head'; known: all-linear, q_proj, "):
+        Step(MEDIUM, 1, 1, rank=RANK, targets=["q_proj", "lm_head"])
+
+
+# -- what the graph holds ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS.keys())
+def test_the_graph_holds_what_was_predicted_operation_by_operation_to_the_byte(tiny_config, rng, targets, recompute):
+    config = replace(tiny_config, head_dim=6, tie_word_embeddings=targets is None)
+    model, ids = trainable(config, targets, recompute), ids_of(rng, 2, 70)  # more than one window of attention
+    held = ledger(model, AdamW(model.trainable_parameters()), model.loss(ids, ids))
+    told = predicted(config, targets, 140, 138, rows=2, recompute=recompute, rounds=2)
+    assert held.by_operation == told.by_operation
+    for owner in ("weights", "adapter", "moments", "activations"):
+        assert getattr(held, owner) == getattr(told, owner)
+    assert held.gradients == held.scratch == held.program == 0
+
+
+def test_a_packed_row_with_unscored_tokens_holds_what_was_predicted(tiny_config, rng):
+    model, ids = trainable(tiny_config, TARGETS["all-linear"]), ids_of(rng, 1, 90)
+    labels = ids.copy()
+    labels[:, :30] = NOT_SCORED
+    labels[:, [40, 65]] = NOT_SCORED
+    held = ledger(model, None, model.loss(ids, labels, Packing(15, (40, 65, 90))))
+    assert held.by_operation == predicted(tiny_config, TARGETS["all-linear"], 90, 58).by_operation
+
+
+def test_a_packed_base_is_counted_with_its_bytes_and_keeps_no_more_for_backward(tiny_config, rng):
+    config = replace(tiny_config, intermediate_size=64)
+    model, ids = Llama(config, rng), ids_of(rng, 1, 40)
+    state = {n: Packed(quantize(w, "Q8_0"), "Q8_0") if w.ndim == 2 else w for n, w in model.state_dict().items()}
+    model.load_state_dict(state)
+    add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear"))
+    held = ledger(model, None, model.loss(ids, ids))
+    assert held.weights == sum(w.nbytes for w in state.values()) < 4 * base_parameters(config) / 3
+    assert held.by_operation == predicted(config, list(SHAPES), 40, 39).by_operation
+
+
+def test_after_backward_gradients_are_held_and_activations_no_more(tiny_config, rng):
+    model, ids = trainable(tiny_config, TARGETS["all-linear"]), ids_of(rng, 2, 10)
+    loss = model.loss(ids, ids)
+    loss.backward()
+    held = ledger(model, None, loss)
+    assert held.gradients == held.adapter == 4 * count_parameters(model).trainable
+    assert held.activations == held.moments == 0
+
+
+def test_after_loss_and_grad_nothing_but_gradients_is_held(tiny_config, rng):
+    model, ids = trainable(tiny_config, TARGETS["all-linear"]), ids_of(rng, 8, 64)
+    assert Step.of(tiny_config, Batch(ids, ids), threads=1).rounds == 2
+    held = ledger(model, None, loss_and_grad(model, ids, ids))
+    assert held.gradients == held.adapter and held.activations == 0
+
+
+def test_an_array_seen_through_several_views_is_counted_once(tiny_model):
+    x = np.ones((50, 40), np.float32)
+    loss = ops.sum(ops.mul(Tensor(x[:10], requires_grad=True), Tensor(x.T[:, :10].T, requires_grad=True)))
+    arrays = [array for name, array in kept_arrays(loss.node) if name == "mul"]
+    assert len(arrays) == 2 and ledger(tiny_model, None, loss).by_operation == {"mul": x.nbytes}
+
+
+# -- the peak ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_peak_of_a_function_is_the_most_it_held_beyond_what_was_there(rng):
+    there = np.ones(3_000_000)
+
+    def double_twice():
+        return float((there * 2).sum() + (there[:1000] * 2).sum())
+
+    assert 0 <= peak(double_twice) - there.nbytes < 100_000
+
+
+def test_the_peak_of_a_function_is_its_own_where_more_was_held_before():
+    tracemalloc.start()
+    try:
+        np.ones(3_000_000).sum()  # and gone again
+        assert 8_000_000 <= peak(lambda: np.ones(1_000_000).sum()) < 8_100_000
+        assert tracemalloc.is_tracing()
+    finally:
+        tracemalloc.stop()
+    peak(lambda: None)
+    assert not tracemalloc.is_tracing()
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("name", ["full", "all-linear", "q+v"])
+def test_the_peak_of_a_step_is_within_a_tenth_of_the_prediction(rng, name, recompute):
+    model, ids = trainable(MEDIUM, TARGETS[name], recompute), ids_of(rng, 1, 512)
+    optimizer = AdamW(model.trainable_parameters())
+
+    def step():
+        model.loss(ids, ids).backward()
+        optimizer.step()
+
+    told = predicted(MEDIUM, TARGETS[name], 512, 511, recompute=recompute)
+    assert peak(step) == pytest.approx(told.gradients + told.activations + told.scratch, rel=0.1)
+
+
+def test_the_peak_of_the_process_is_at_least_what_it_just_held_and_the_programs_share_is_less():
+    if peak_memory() is None:
+        pytest.skip("this system does not tell")
+    held = np.ones(20_000_000)
+    assert peak_memory() >= held.nbytes
+    assert 0 < program_memory(held.nbytes) < peak_memory() - held.nbytes / 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells it there")
+def test_the_system_tells_the_peak_in_kilobytes_of_1024_bytes():
+    resource = pytest.importorskip("resource")
+    told = peak_memory()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    assert told == pytest.approx(1024 * int(next(line for line in lines if "VmHWM" in line).split()[1]), rel=1e-3)
+    assert told <= 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.001
+
+
+def test_the_peak_is_this_process_own_and_not_that_of_the_program_that_started_it():
+    if peak_memory() is None:
+        pytest.skip("this system does not tell")
+    held = np.ones(50_000_000)
+    code = "from minilora.measure.process import peak_memory; print(peak_memory())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(child.stdout) < held.nbytes
+
+
+# -- minilora memory ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def result(tiny_folder):
+    """One job, measured in a process of its own."""
+    stages = []
+    yield process.report(Job(base=str(tiny_folder / "base"), r=4, length=40), stages.append)
+    assert tuple(stages) == process.STAGES
+
+
+def test_the_report_measures_what_it_predicted(result):
+    told, held = Memory(**result["predicted"]), Memory(**result["measured"])
+    assert told.by_operation == held.by_operation
+    for owner in ("program", "weights", "adapter", "gradients", "moments", "activations"):
+        assert getattr(told, owner) == getattr(held, owner) > 0
+    if result["process_peak"] is not None:
+        assert result["process_peak"] > held.program + held.weights + held.moments
+
+
+def test_the_table_shows_every_owner_and_operation_and_the_error_of_the_prediction(result):
+    lines = process.table(result | {"process_peak": Memory(**result["predicted"]).total * 2}).splitlines()
+    shown = {line.split("  ")[0].strip() or line.strip().split("  ")[0] for line in lines[3:]}
+    assert shown >= {*process.NOTES, *result["measured"]["by_operation"]}
+    assert lines[-1].endswith("prediction -50.0 %") and max(map(len, lines[1:])) <= 80
+
+
+FIXED = {
+    "job": {"base": "smollm2", "method": "lora", "r": 8, "target_modules": ["q_proj", "v_proj"], "batch_size": 4,
+            "length": 128, "quantized": True, "recompute": False},
+    "threads": 2,
+    "rounds": 1,
+    "predicted": {"weights": 96_576_768, "adapter": 1_843_200, "gradients": 1_843_200, "moments": 3_686_400,
+                  "activations": 150_000_000, "scratch": 11_900_000, "program": 83_700_000,
+                  "by_operation": {"swiglu": 99_960_000, "rms_norm": 50_040_000}},
+    "measured": {"weights": 96_576_768, "adapter": 1_843_200, "gradients": 1_843_200, "moments": 3_686_400,
+                 "activations": 151_000_000, "scratch": 12_000_000, "program": 83_700_000,
+                 "by_operation": {"rms_norm": 50_040_000, "swiglu": 99_940_000, "linear": 1_020_000}},
+    "process_peak": 400_000_000,
+}  # fmt: skip
+PAGE = """\
+What a training step of smollm2 holds at its peak, in MB (millions of bytes):
+LoRA of rank 8 on q_proj, v_proj; 4 x 128 tokens; 2 threads; quantized
+
+                            predicted   measured
+program                          83.7       83.7   Python, libraries; measured
+weights                          96.6       96.6   of the base
+adapter                           1.8        1.8   A and B
+gradients                         1.8        1.8   one for each number trained
+moments                           3.7        3.7   two more, for Adam
+activations                       150        151   kept for the way back, by
+    swiglu                        100       99.9
+    rms_norm                     50.0       50.0
+    linear                        0.0        1.0
+scratch                          11.9       12.0   for a moment: logits and such
+                          ----------------------
+together                          350        351
+peak of the process                          400   prediction -12.6 %"""
+
+
+def test_the_exact_page_of_fixed_numbers():
+    assert process.table(FIXED) == PAGE
+
+
+def test_what_nothing_holds_has_no_line_and_full_fine_tuning_is_called_so():
+    job = FIXED["job"] | {"method": "full", "quantized": False, "recompute": True, "target_modules": "all-linear"}
+    both = {name: FIXED[name] | {"adapter": 0} for name in ("predicted", "measured")}
+    lines = process.table(FIXED | both | {"job": job, "threads": 1}).splitlines()
+    assert lines[1] == "all parameters; 4 x 128 tokens; 1 thread; recompute"
+    assert not any(line.startswith("adapter") for line in lines)
+
+
+def test_the_table_says_where_the_system_does_not_tell_the_peak(result):
+    assert "not told" in process.table(result | {"process_peak": None})
+
+
+def test_the_table_adds_up_no_measurements_that_were_never_held_together(result):
+    full = result | {"job": result["job"] | {"method": "full"}}
+    assert "not all is held together" in process.table(full | {"rounds": 1})
+    assert "held together" not in process.table(full | {"rounds": 2})
+
+
+def test_the_command_prints_what_the_report_returned(result, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("minilora.commands.memory.report", lambda job, done: asked.append(job) or done("loaded") or result)
+    assert main(["memory", "--json", "--target-modules", "q_proj", "v_proj", "--r", "2"]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+    assert main(["memory", "--target-modules", "all-linear"]) == 0
+    assert capsys.readouterr().out.strip() == process.table(result)
+    assert asked == [Job(target_modules=["q_proj", "v_proj"], r=2), Job()]
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "reason"),
+    [
+        (["--method", "full", "--quantized"], 2, "--quantized"),
+        (["--target-modules", "q_proj", "foo"], 2, "'foo'"),
+        (["--batch-size", "0"], 2, "batch_size"),
+        (["--base", "tiny", "--length", "9999"], 1, "9999 tokens"),
+        (["--base", "tiny", "--quantized"], 1, "no packed matrices"),
+        (["--base", "tiny", "--r", "999"], 1, "could not be measured: r=999"),
+        (["--base", "absent.gguf"], 1, "absent.gguf"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_reported_is_refused_in_one_line(flags, status, reason, capsys):
+    assert main(["memory", *flags]) == status
+    out, err = capsys.readouterr()
+    last = err.replace("\r", "\n").splitlines()[-1]  # before it there may be a progress bar
+    assert out == "" and last.startswith("minilora: ") and reason in last and "Traceback" not in err

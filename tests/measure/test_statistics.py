@@ -1,0 +1,91 @@
+"""Scores of records, and intervals: compared with formulas, with known coverage, and with what pairing must do."""
+
+import math
+
+import numpy as np
+import pytest
+from smallmodels import random_samples
+
+from minilora.measure.loss import mean_loss
+from minilora.measure.statistics import CONFIDENCE, RESAMPLES, Interval, Resampled, score_losses, tokens_of
+
+
+def resampled(*amounts, weights=None, seed=0):
+    table = np.array(amounts, float)
+    return Resampled(table, np.ones(table.shape[1]) if weights is None else np.array(weights, float), seed)
+
+
+def test_the_value_is_the_ratio_of_sums_whatever_is_drawn(rng):
+    nats, tokens = rng.random(50), rng.integers(1, 30, 50)
+    assert resampled(nats, weights=tokens).mean(0).value == pytest.approx(nats.sum() / tokens.sum())
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution_where_records_are_many(rng):
+    x = rng.exponential(size=4000)
+    found, half = resampled(x).mean(0), 1.96 * x.std() / math.sqrt(len(x))
+    assert (found.low, found.high) == pytest.approx((x.mean() - half, x.mean() + half), abs=0.06 * half)
+
+
+def test_the_interval_of_a_ratio_is_that_of_the_delta_method(rng):
+    tokens = rng.integers(5, 40, 3000)
+    nats = 2 * tokens + rng.normal(scale=9, size=3000)
+    found, ratio = resampled(nats, weights=tokens).mean(0), nats.sum() / tokens.sum()
+    half = 1.96 * (nats - ratio * tokens).std() / tokens.mean() / math.sqrt(3000)
+    assert (found.low, found.high) == pytest.approx((ratio - half, ratio + half), abs=0.06 * half)
+
+
+def test_intervals_hold_the_true_mean_as_often_as_they_say(rng):
+    tries, size = 400, 60
+    caught = 0
+    for _ in range(tries):
+        found = resampled(rng.normal(3, 1, size)).mean(0)
+        caught += found.low <= 3 <= found.high
+    spread = math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / tries)  # 1.1 points; the percentile bootstrap lacks about 1
+    assert CONFIDENCE - 0.01 - 3 * spread < caught / tries < CONFIDENCE + 3 * spread
+
+
+def test_a_paired_difference_is_narrower_than_one_of_records_that_have_nothing_in_common(rng):
+    hard = rng.normal(size=80)
+    one, other = hard + rng.normal(scale=0.1, size=80), hard + 0.5 + rng.normal(scale=0.1, size=80)
+    paired = resampled(one, other).difference(0, 1)
+    unpaired = resampled(one, rng.permutation(other)).difference(0, 1)
+    assert paired.value == pytest.approx(unpaired.value) == pytest.approx(np.mean(one - other))
+    assert paired.high - paired.low < (unpaired.high - unpaired.low) / 4
+    half = 1.96 * (one - other).std() / math.sqrt(80)
+    assert (paired.low, paired.high) == pytest.approx((paired.value - half, paired.value + half), abs=0.15 * half)
+
+
+def test_a_version_differs_from_itself_by_nothing(rng):
+    assert resampled(rng.random(20), rng.random(20)).difference(1, 1) == Interval(0, 0, 0)
+
+
+def test_the_seed_decides_the_draws(rng):
+    x = rng.random(30)
+    assert resampled(x).mean(0) == resampled(x).mean(0) != resampled(x, seed=1).mean(0)
+
+
+def test_a_version_has_the_same_interval_whatever_stands_beside_it(rng):
+    x, y = rng.random(30), rng.random(30)
+    assert resampled(y, x).mean(1) == resampled(x).mean(0)
+
+
+def test_as_many_draws_are_made_however_many_are_held_at_a_time(monkeypatch, rng):
+    monkeypatch.setattr("minilora.measure.statistics._AT_ONCE", 70)
+    found = resampled(rng.random(30))
+    assert found.draws.shape == (RESAMPLES, 1) and np.isfinite(found.draws).all() and len(set(found.draws[:, 0])) > 1900
+
+
+def test_one_record_has_no_interval():
+    found = resampled([2.0], [3.0]).difference(0, 1)
+    assert found.value == -1 and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_an_interval_goes_through_a_function_that_rises():
+    assert Interval(1, 0, 2).map(math.exp) == Interval(math.e, 1, math.exp(2))
+
+
+def test_losses_of_records_add_up_to_the_mean_loss_of_the_set(tiny_model, rng):
+    samples, heard = random_samples(rng, 2 * (5, 20, 9, 9, 31, 12, 7, 8, 14, 11)), []
+    nats = score_losses(tiny_model, samples, heard.append)
+    assert heard == [16, 4] and nats.shape == (20,)
+    assert nats.sum() / tokens_of(samples).sum() == pytest.approx(mean_loss(tiny_model, samples), rel=2e-6)

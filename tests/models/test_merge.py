@@ -1,0 +1,460 @@
+"""Merged models as files: what was computed before is computed after, nothing is half written, losses are said."""
+
+import json
+import os
+
+import gguf
+import numpy as np
+import pytest
+from modelfiles import CHATML, CONFIG, IDS, new_llama, new_tokenizer, stored_as, write_gguf
+from smallmodels import logits
+
+from minilora.cli import main
+from minilora.files.disk import ModelFileError
+from minilora.lora.adapters import adapter_state, add_adapter, merge_adapter
+from minilora.lora.config import LoraConfig
+from minilora.lora.peft import load_adapter, save_adapter
+from minilora.models import load as zoo
+from minilora.models import merge as merging
+from minilora.models.folder import save_folder
+from minilora.models.merge import MergeReport, Requantised, export, merge, requantised
+
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+TEXTS = ["hello 12 hello", "  naïve\n\n<|im_start|>user 345<|im_end|>", "東京 ½²", ""]
+
+
+def adapted(model, size=0.2, **settings):
+    """The model with an adapter that changes its output."""
+    add_adapter(model, LoraConfig(**({"r": 4, "lora_alpha": 8, "init_lora_weights": False} | settings)))
+    for array in adapter_state(model, "default").values():
+        array *= np.float32(size)
+    return model
+
+
+def saved(model, folder):
+    """The model's adapter as PEFT would write it: for any base that it fits, packed ones, too."""
+    save_adapter(model, folder)
+    (folder / "minilora.json").unlink()
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_folder(tmp_path / "base", CONFIG, new_llama().state_dict(), new_tokenizer())
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    return saved(adapted(new_llama()), tmp_path / "adapter")
+
+
+def expected_logits(base, adapter):
+    """Of base and adapter side by side, and of the two merged in memory."""
+    model, _ = zoo.load(base)
+    load_adapter(model, adapter)
+    beside = logits(model, IDS)
+    merge_adapter(model)
+    return beside, logits(model, IDS)
+
+
+# -- merge -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["hf", "gguf"])
+@pytest.mark.parametrize("base", ["folder", "F32", "Q8_0", "Q4_1"])
+def test_a_merged_model_in_float32_has_the_merged_logits_bit_for_bit(base, format, folder, adapter, tmp_path):
+    base = folder if base == "folder" else write_gguf(tmp_path / "base.gguf", new_llama(), base)
+    out = tmp_path / ("merged.gguf" if format == "gguf" else "merged")
+    report = merge(base, adapter, out, kind="F32")
+    beside, inside = expected_logits(base, adapter)
+    model, tokenizer = zoo.load(out)
+    assert logits(model, IDS).tobytes() == inside.tobytes() and report.logit_error == 0
+    assert np.abs(inside - beside).max() < 1e-3
+    assert np.abs(inside - logits(zoo.load(base)[0], IDS)).max() > 0.1
+    assert "bit for bit" in str(report)
+    original = zoo.load(base)[1]
+    for text in TEXTS if base.is_dir() else TEXTS[:1]:
+        assert tokenizer.encode(text) == original.encode(text)
+    assert (tokenizer.eos, tokenizer.bos, tokenizer.pad_id, tokenizer.template) == (
+        original.eos,
+        original.bos,
+        original.pad_id,
+        original.template,
+    )
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("F16", 2e-3), ("Q8_0", 5e-2), ("Q4_1", 0.5)])
+def test_other_types_stay_within_their_rounding_and_say_how_far(kind, limit, folder, adapter, tmp_path):
+    report = merge(folder, adapter, tmp_path / "merged.gguf", kind=kind)
+    _, inside = expected_logits(folder, adapter)
+    error = np.abs(logits(zoo.load(report.path)[0], IDS) - inside).max()
+    assert 0 < error < limit * np.abs(inside).max()
+    assert 0 < report.logit_error < limit * report.logit_size
+    assert f"{report.logit_error:.2g}" in str(report)
+    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(report.path).tensors}
+    assert kinds["blk.0.ffn_up.weight"] == kind and kinds["blk.0.attn_norm.weight"] == "F32"
+
+
+def test_a_folder_in_float16(folder, adapter, tmp_path):
+    report = merge(folder, adapter, tmp_path / "merged", kind="f16")
+    assert json.loads((report.path / "config.json").read_text())["dtype"] == "float16"
+    assert 0 < report.logit_error < 2e-3 * report.logit_size
+
+
+def test_an_embedding_adapter_on_a_tied_model_unties_it(folder, tmp_path):
+    adapter = saved(adapted(new_llama(), target_modules=["embed_tokens", "q_proj"]), tmp_path / "adapter")
+    for name in ("merged", "merged.gguf"):
+        report = merge(folder, adapter, tmp_path / name, kind="F32")
+        model, _ = zoo.load(report.path)
+        assert not model.config.tie_word_embeddings and report.logit_error == 0
+        np.testing.assert_allclose(logits(model, IDS), expected_logits(folder, adapter)[0], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"use_rslora": True}], ids=str
+)
+def test_variants_are_merged(settings, folder, tmp_path):
+    adapter = saved(adapted(new_llama(), 1.1, **settings), tmp_path / "adapter")
+    report = merge(folder, adapter, tmp_path / "merged.gguf", kind="F32")
+    assert report.logit_error == 0
+    np.testing.assert_allclose(
+        logits(zoo.load(report.path)[0], IDS), expected_logits(folder, adapter)[0], rtol=1e-4, atol=1e-3
+    )
+
+
+def test_what_a_gguf_base_says_is_copied_with_its_types(tmp_path, adapter):
+    change = {"general.name": "Small", "llama.vocab_size": 320, "tokenizer.chat_template": CHATML}
+    file = write_gguf(tmp_path / "base.gguf", new_llama(), "Q8_0", change=change)
+    out = merge(file, adapter, tmp_path / "merged.gguf").path
+    old, new = (
+        {k: (f.contents(), f.types) for k, f in gguf.GGUFReader(path).fields.items() if not k.startswith("GGUF.")}
+        for path in (file, out)
+    )
+    assert new.pop("general.file_type")[0] == 1 and new.pop("general.quantization_version")[0] == 2
+    assert new.pop("general.type")[0] == "model"
+    assert new == old
+
+
+def test_matrices_that_the_adapter_leaves_alone_keep_their_packed_bytes(tmp_path):
+    adapter = saved(adapted(new_llama(), target_modules=["q_proj"]), tmp_path / "adapter")
+    file = write_gguf(tmp_path / "base.gguf", new_llama(), "Q4_1")
+    for kind in ("Q8_0", "Q4_1"):
+        out = merge(file, adapter, tmp_path / f"{kind}.gguf", kind=kind).path
+        old, new = ({t.name: t for t in gguf.GGUFReader(path).tensors} for path in (file, out))
+        for name, tensor in old.items():
+            if "attn_q" in name:
+                assert new[name].tensor_type.name == kind
+            else:
+                assert new[name].data.tobytes() == tensor.data.tobytes(), name
+
+
+# -- what four bits lose -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0.02, 0.2])
+def test_the_loss_of_requantising_is_that_of_the_gguf_library(size, tmp_path):
+    model, quant = adapted(new_llama(), size, target_modules=["q_proj", "up_proj"]), gguf.GGMLQuantizationType.Q4_1
+    adapter = saved(model, tmp_path / "adapter")
+    file = write_gguf(tmp_path / "base.gguf", new_llama(), "Q4_1")
+    report = merge(file, adapter, tmp_path / "merged.gguf", kind="F32")
+    base = stored_as(new_llama().state_dict(), "Q4_1")
+    merged = zoo.load(report.path)[0].state_dict()
+    rounding = update = along = same = count = 0
+    for name in (name for name in base if "q_proj" in name or "up_proj" in name):
+        packed = gguf.quants.quantize(merged[name], quant)
+        own = gguf.quants.quantize(new_llama().state_dict()[name], quant)
+        rounding += ((gguf.quants.dequantize(packed, quant) - merged[name]) ** 2).sum()
+        delta = merged[name] - zoo.load(file)[0].state_dict()[name]
+        update += (delta**2).sum()
+        along += ((gguf.quants.dequantize(packed, quant) - base[name]) * delta).sum()
+        a, b = (x.reshape(-1, 20)[:, 4:] for x in (packed, own))
+        same += (a & 15 == b & 15).sum() + (a >> 4 == b >> 4).sum()
+        count += merged[name].size
+    lost = report.requantised
+    assert lost.matrices == 4
+    assert lost.error == pytest.approx(np.sqrt(rounding / update), rel=0.01)
+    assert lost.codes_kept == pytest.approx(same / count, abs=1e-3)
+    assert lost.update_kept == pytest.approx(along / update, abs=1e-3)
+
+
+def test_a_small_update_is_swallowed_by_four_bits_and_a_large_one_is_not(tmp_path):
+    lost = []
+    for size in (0.002, 0.5):
+        model = adapted(new_llama(), size)
+        before = {name: p.data for name, p in model.named_parameters() if ".adapters." not in name}
+        merge_adapter(model)
+        after = {name: p.data for name, p in model.named_parameters() if ".adapters." not in name}
+        changed = {name for name in after if after[name] is not before[name]}
+        lost.append(requantised(before, after, changed, CONFIG))
+    assert lost[0].error > 5 and lost[0].codes_kept > 0.98
+    assert lost[1].error < 1 and lost[1].codes_kept < 0.5 and lost[1].update_kept > 0.95
+    assert lost[1].verdict() == "what was learned is kept"
+
+
+def test_nothing_to_lose_is_no_division_by_zero():
+    state = new_llama().state_dict()
+    for changed in ({QUERY}, set()):
+        lost = requantised(state, state, changed, CONFIG)
+        assert (lost.matrices, lost.error, lost.codes_kept, lost.update_kept) == (len(changed), 0, 1, 1)
+
+
+def test_merging_into_four_bits_writes_float_unless_asked_and_says_what_would_be_lost(tmp_path, adapter, capsys):
+    file = write_gguf(tmp_path / "base.gguf", new_llama(), "Q4_1")
+    arguments = ["merge", "--base", str(file), "--adapter", str(adapter)]
+    assert main([*arguments, "--out", str(tmp_path / "float.gguf")]) == 0
+    page = capsys.readouterr().out
+    assert "F16" in page and "if stored as Q4_1" in page and "% of codes" in page
+    assert main([*arguments, "--out", str(tmp_path / "four.gguf"), "--type", "q4_1"]) == 0
+    page = capsys.readouterr().out
+    assert "Q4_1" in page and "if" not in page.split("4 bits")[1] and "% of codes" in page
+    kinds = [{t.tensor_type.name for t in gguf.GGUFReader(tmp_path / f"{n}.gguf").tensors} for n in ("float", "four")]
+    assert kinds[0] == {"F16", "F32"} and "Q4_1" in kinds[1]
+
+
+def test_an_update_that_moves_no_code_of_a_base_in_four_bits_is_lost_and_the_page_says_so(tmp_path):
+    adapter = saved(adapted(new_llama(), 0.002), tmp_path / "adapter")
+    report = merge(write_gguf(tmp_path / "base.gguf", new_llama(), "Q4_1"), adapter, tmp_path / "out.gguf", kind="Q4_1")
+    assert report.requantised.update_kept < 0.2 and report.requantised.codes_kept > 0.99
+    assert "% of the update is kept: most of what was learned is lost" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("kept", "verdict"),
+    [(0.49, "most of what was learned is lost"), (0.51, "part of what was learned is lost"), (0.91, "is kept")],
+)
+@pytest.mark.parametrize(("kind", "case"), [("Q4_1", "stored"), ("F16", "if stored")])
+def test_the_page_of_a_merge_in_four_bits(kept, verdict, kind, case, tmp_path):
+    lost = Requantised(matrices=14, error=7.05, codes_kept=0.9834, update_kept=kept)
+    lines = str(MergeReport(tmp_path, kind, 98_400_000, 14, 0.0123, 15.25, lost)).splitlines()
+    assert lines[:2] == [
+        f"wrote   {tmp_path}: {kind}, 98.4 MB, 14 matrices merged",
+        "check   read back: logits differ by at most 0.012 (largest logit 15.2)",
+    ]
+    assert lines[2].startswith(f"4 bits  {case} as Q4_1, {kept:.0%} of the update is kept: ") and lines[2].endswith(
+        verdict
+    )
+    assert lines[3] == "        (rounding 705% of the update's size; 98.3% of codes as before)"
+    advised = [line.strip() for line in lines[4:]]
+    advice = ["--type q8_0 or f16 rounds less; minilora export leaves base and adapter apart"]
+    assert advised == (advice if kind == "Q4_1" and kept < 0.9 else [])
+
+
+def test_four_bits_that_are_asked_for_are_reported_whatever_the_base(folder, adapter, tmp_path):
+    report = merge(folder, adapter, tmp_path / "merged.gguf", kind="Q4_1")
+    assert report.requantised.matrices == 14 and "stored as Q4_1" in str(report)
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_a_base_that_is_not_in_four_bits_is_told_nothing_of_them(kind, tmp_path, adapter):
+    file = write_gguf(tmp_path / "base.gguf", new_llama(), kind)
+    assert merge(file, adapter, tmp_path / "merged.gguf").requantised is None
+
+
+# -- export ------------------------------------------------------------------------------------------------------------
+
+
+def test_export_writes_an_adapter_that_computes_the_same(folder, adapter, tmp_path, capsys):
+    out = tmp_path / "adapter.gguf"
+    assert main(["export", "--base", str(folder), "--adapter", str(adapter), "--out", str(out)]) == 0
+    assert "14 matrices" in capsys.readouterr().out
+    models = [zoo.load(folder)[0] for _ in range(2)]
+    for model, path in zip(models, (adapter, out), strict=True):
+        load_adapter(model, path)
+    assert logits(models[0], IDS).tobytes() == logits(models[1], IDS).tobytes()
+
+
+def test_an_exported_adapter_can_be_merged_and_both_ways_agree(folder, adapter, tmp_path):
+    out = export(folder, adapter, tmp_path / "adapter.gguf").path
+    first = merge(folder, adapter, tmp_path / "first.gguf", kind="F32").path
+    second = merge(folder, out, tmp_path / "second.gguf", kind="F32").path
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_export_refuses_what_llama_cpp_cannot_compute(folder, tmp_path, capsys):
+    adapter = saved(adapted(new_llama(), use_dora=True), tmp_path / "adapter")
+    out = tmp_path / "adapter.gguf"
+    assert main(["export", "--base", str(folder), "--adapter", str(adapter), "--out", str(out)]) == 1
+    assert "DoRA" in capsys.readouterr().err and not out.exists()
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("out", "flags", "words"),
+    [
+        ("merged", ["--type", "q8_0"], ("hf", "Q8_0", "F32, F16")),
+        ("merged", ["--type", "q4_1"], ("Q4_1",)),
+        ("merged.gguf", ["--format", "hf", "--type", "q8_0"], ("Q8_0",)),
+        ("merged.gguf", ["--format", "hf"], ("merged.gguf", "folder", "choose another name")),
+        ("merged", ["--format", "gguf"], ("merged", "must end in .gguf")),
+    ],
+)
+def test_a_type_or_a_name_that_the_format_does_not_have_is_a_wrong_argument(
+    out, flags, words, folder, adapter, tmp_path, capsys
+):
+    arguments = ["merge", "--base", str(folder), "--adapter", str(adapter), "--out", str(tmp_path / out), *flags]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(word in error for word in words)
+    assert not (tmp_path / out).exists()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def spellings(path, monkeypatch):
+    """Other names for one place: with dots, relative, and through a link."""
+    link = path.with_name(f"link-{path.name}")
+    link.symlink_to(path, target_is_directory=path.is_dir())
+    monkeypatch.chdir(path.parent)
+    return [path, path.parent / "adapter" / ".." / path.name, path.name, link]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need no permission on POSIX systems")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_base_and_adapter_are_not_written_over_under_any_spelling(overwrite, folder, adapter, tmp_path, monkeypatch):
+    base = write_gguf(tmp_path / "base.gguf", new_llama())
+    packed_adapter = export(folder, adapter, tmp_path / "adapter.gguf").path
+    before = contents(tmp_path)
+    for place in spellings(folder, monkeypatch):
+        with pytest.raises(ValueError, match="is the base itself"):
+            merge(folder, adapter, place, overwrite=overwrite)
+    for place in spellings(base, monkeypatch):
+        for write in (merge, export):
+            with pytest.raises(ValueError, match="is the base itself"):
+                write(base, adapter, place, overwrite=overwrite)
+    for place in spellings(packed_adapter, monkeypatch):
+        for write in (merge, export):
+            with pytest.raises(ValueError, match="is the adapter itself"):
+                write(base, packed_adapter, place, overwrite=overwrite)
+    after = contents(tmp_path)
+    assert {path: after[path] for path in before} == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_other_files_are_never_written_over(overwrite, folder, adapter, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").write_text("{}")
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "folder.gguf").mkdir()
+    other = save_adapter(adapted(new_llama()), tmp_path / "other")
+    before = contents(tmp_path)
+    for out in (other, tmp_path / "full", folder / "config.json"):  # beside an adapter, transformers would add that
+        with pytest.raises(ValueError, match="new or empty"):
+            merge(folder, adapter, out, overwrite=overwrite)
+    for write in (merge, export):
+        with pytest.raises(ValueError, match="is a folder"):
+            write(folder, adapter, tmp_path / "folder.gguf", overwrite=overwrite)
+    with pytest.raises(ValueError, match="must end in .gguf"):
+        export(folder, adapter, tmp_path / "adapter.bin", overwrite=overwrite)
+    assert contents(tmp_path) == before
+
+
+def test_a_model_that_is_there_is_written_over_only_when_asked(folder, adapter, tmp_path):
+    for write, name, word in (
+        (merge, "m.gguf", "another name"),
+        (export, "a.gguf", "another name"),
+        (merge, "m", "new"),
+    ):
+        out = write(folder, adapter, tmp_path / name).path
+        before = contents(tmp_path)
+        with pytest.raises(ValueError, match=f"is there already: choose.*{word}"):
+            write(folder, adapter, out)
+        assert contents(tmp_path) == before
+        (out if out.is_file() else out / "config.json").write_bytes(b"old")
+        write(folder, adapter, out, overwrite=True)
+        assert contents(tmp_path) == before
+
+
+def test_an_adapter_that_is_missing_is_one_line_and_nothing_is_written(folder, tmp_path, capsys):
+    arguments = ["--base", str(folder), "--adapter", str(tmp_path / "absent"), "--out", str(tmp_path / "x.gguf")]
+    for command in ("merge", "export"):
+        assert main([command, *arguments]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "absent" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+# -- files appear whole or not at all ----------------------------------------------------------------------------------
+
+
+def test_a_failed_merge_leaves_no_folder_and_no_file(folder, adapter, tmp_path, monkeypatch):
+    before = sorted(tmp_path.iterdir())
+
+    def full(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minilora.models.folder.write_tensors", full)
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    for name in ("merged", "merged.gguf"):
+        with pytest.raises(OSError, match="No space"):
+            merge(folder, adapter, tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_folders_on_the_way_are_made(folder, adapter, tmp_path):
+    for write, name in ((merge, "new/m"), (merge, "more/new/m.gguf"), (export, "other/new/a.gguf")):
+        assert write(folder, adapter, tmp_path / name).path.exists()
+
+
+def test_an_empty_folder_is_filled(folder, adapter, tmp_path):
+    (tmp_path / "merged").mkdir()
+    assert merge(folder, adapter, tmp_path / "merged").path.is_dir()
+
+
+@pytest.mark.parametrize("name", ["merged", "merged.gguf"])
+def test_numbers_too_large_for_float16_are_refused_by_name_and_nothing_is_written(name, tmp_path, adapter):
+    model = new_llama()
+    dict(model.named_parameters())["model.layers.1.mlp.down_proj.weight"].data[3, 4] = 1e6
+    base = save_folder(tmp_path / "base", CONFIG, model.state_dict(), new_tokenizer())
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.down_proj\.weight.*too large for F16"):
+        merge(base, adapter, tmp_path / name, kind="F16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+# -- what is written is read back --------------------------------------------------------------------------------------
+
+
+def spoil(path, place):
+    """Change one number of a written file, as a bad disk would: a float32 that stays finite."""
+    path = path / "model.safetensors" if path.is_dir() else path
+    content = bytearray(path.read_bytes())
+    number = np.frombuffer(content, np.float32, 1, len(content) - place)
+    content[len(content) - place : len(content) - place + 4] = (number + np.float32(5)).tobytes()
+    path.write_bytes(content)
+
+
+def after(monkeypatch, name, then):
+    """Let a function of merge.py do its work, and then something to the file that it returns."""
+    write = getattr(merging, name)
+    monkeypatch.setattr(merging, name, lambda *a, **k: (path := write(*a, **k), then(path))[0])
+
+
+@pytest.mark.parametrize(("name", "function"), [("merged", "save_folder"), ("merged.gguf", "save_gguf")])
+def test_a_float32_model_that_reads_back_otherwise_is_refused(name, function, folder, adapter, tmp_path, monkeypatch):
+    after(monkeypatch, function, lambda path: spoil(path, place=4000))
+    with pytest.raises(ModelFileError, match=r"merged.*model\..*is not what was written") as caught:
+        merge(folder, adapter, tmp_path / name, kind="F32")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_check_says_the_largest_difference_of_a_logit(folder, adapter, tmp_path):
+    report = merge(folder, adapter, tmp_path / "m.gguf", kind="Q8_0")
+    ids = (np.arange(32) * 7919 % CONFIG.vocab_size).reshape(2, 16)
+    model, _ = zoo.load(folder)
+    load_adapter(model, adapter)
+    merge_adapter(model)
+    expected, got = logits(model, ids), logits(zoo.load(report.path)[0], ids)
+    assert report.logit_error == pytest.approx(np.abs(got - expected).max(), rel=1e-5)
+    assert report.logit_size == pytest.approx(np.abs(expected).max(), rel=1e-5)
+
+
+def test_an_exported_adapter_that_reads_back_otherwise_shows_in_the_check(folder, adapter, tmp_path, monkeypatch):
+    honest = export(folder, adapter, tmp_path / "honest.gguf")
+    assert honest.logit_error < 1e-5
+    after(monkeypatch, "save_gguf_adapter", lambda path: spoil(path, place=400))
+    spoiled = export(folder, adapter, tmp_path / "spoiled.gguf")
+    assert spoiled.logit_error > 0.1
+    assert f"{spoiled.logit_error:.2g}" in str(spoiled)

@@ -1,0 +1,263 @@
+"""The check of pictures: each fault is planted in a figure that can be read, and is named."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from minilora.pages.check import problems
+from minilora.pages.style import (
+    AMBER,
+    BASE,
+    BLACK,
+    BLUE,
+    FULL,
+    LORA,
+    PALETTE,
+    RC,
+    SKY,
+    ink,
+    panels,
+    png,
+    save,
+    save_themes,
+    theme,
+    use,
+)
+
+
+@pytest.fixture
+def figure():
+    """A figure that can be read."""
+    figure, axes = panels()
+    axes.plot([0, 1, 2], [1, 2, 3], color=LORA)
+    axes.annotate("LoRA", (2, 3), (-40, -4), textcoords="offset points", color=ink(LORA), ha="right", va="center")
+    axes.set(xlabel="step", ylabel="loss", title="what it learned")
+    return figure
+
+
+def without_label(axes):
+    axes.set_ylabel("")
+
+
+def small(axes):
+    axes.text(1.5, 1.2, "tiny", fontsize=8)
+
+
+def overlapping(axes):
+    axes.text(1.5, 1.2, "one")
+    axes.text(1.52, 1.21, "other")
+
+
+def crossed(axes):
+    axes.text(1, 2, "in the way", ha="center", va="center")
+
+
+def crossed_by_an_upright(axes):
+    axes.vlines([1.5], 1, 3, color=FULL)
+    axes.text(1.5, 1.2, "in the way", ha="center")
+
+
+def crossed_by_an_edge(axes):
+    axes.bar([1.5], [1.2], width=0.2, facecolor="none", edgecolor=BASE)
+    axes.text(1.5, 1.2, "in the way", ha="center", va="center")
+
+
+def crossed_by_a_mark(axes):
+    axes.plot([1.5], [1.2], "o", color=FULL, markersize=3)
+    axes.text(1.5, 1.2, "in the way", ha="center", va="center")
+
+
+def crossed_by_an_arrow(axes):
+    axes.annotate("from", (1.9, 1.2), (1.0, 1.2), va="center", arrowprops={"arrowstyle": "->"})
+    axes.text(1.5, 1.2, "in the way", ha="center", va="center")
+
+
+def cut_off(axes):
+    text = axes.text(1.9, 1.2, "runs far out to the right of the picture and beyond")
+    text.set_in_layout(False)
+
+
+def foreign(axes):
+    axes.plot([0, 1], [3, 3], color="red")
+
+
+def foreign_bar(axes):
+    axes.bar([1.5], [1.2], color="tab:blue")
+
+
+def foreign_dots(axes):
+    axes.scatter([1.5], [1.2], color="tab:green")
+
+
+def foreign_words(axes):
+    axes.text(1.5, 1.2, "words", color="magenta")
+
+
+def pale_words(axes):
+    axes.title.set_color("#bbbbbb")
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (without_label, 'panel "what it learned": the y axis shows numbers and has no label'),
+        (small, '"tiny": 8 points'),
+        (overlapping, '"one" and "other" overlap'),
+        (crossed, '"in the way" is crossed by a line'),
+        (crossed_by_an_upright, '"in the way" is crossed by a line'),
+        (crossed_by_an_edge, '"in the way" is crossed by the edge of a shape'),
+        (crossed_by_a_mark, '"in the way" is crossed by a mark'),
+        (crossed_by_an_arrow, '"in the way" is crossed by an arrow'),
+        (cut_off, "runs out of the picture"),
+        (foreign, "a line is drawn in #ff0000"),
+        (foreign_bar, "a shape is drawn in #1f77b4"),
+        (foreign_dots, "a shape is drawn in #2ca02c"),
+        (foreign_words, '"words" is drawn in #ff00ff'),
+        (pale_words, '"what it learned" is drawn in #bbbbbb'),
+    ],
+    ids=lambda x: x.__name__ if callable(x) else "",
+)
+def test_a_fault_is_the_one_line_that_is_listed(figure, fault, line):
+    assert problems(figure) == []
+    fault(figure.axes[0])
+    found = problems(figure)
+    assert len(found) == 1 and line in found[0], found
+
+
+def test_what_cannot_be_seen_is_no_fault(figure):
+    axes = figure.axes[0]
+    axes.text(1, 2, "in the way", ha="center", va="center", visible=False)
+    axes.plot([0, 1], [2, 2], color="red", visible=False)
+    axes.text(0.5, 1.5, "on a ground of its own", ha="center", bbox={"facecolor": "white", "edgecolor": "none"})
+    axes.bar([1.5], [1.2], facecolor="none", edgecolor="none")
+    assert problems(figure) == []
+
+
+def test_a_line_beyond_the_limits_crosses_nothing():
+    figure, axes = panels()
+    axes.plot([0, 10], [0.5, 0.5], color=LORA)
+    axes.set(xlim=(0, 1), xlabel="x", ylabel="y")
+    axes.annotate("beside", (1, 0.5), (6, 0), textcoords="offset points", va="center", annotation_clip=False)
+    assert problems(figure) == []
+
+
+def test_an_axis_of_names_or_one_that_is_off_needs_no_label():
+    figure, (names, off, bare) = panels(3)
+    names.barh(["weights", "Llama-2-7B"], [1, 2], color=LORA)
+    names.set_xlabel("MB")
+    off.set_axis_off()
+    bare.set(xticks=[], yticks=[])
+    assert problems(figure) == []
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_numbers_in_every_notation_ask_for_a_label(scale):
+    figure, axes = panels()
+    axes.plot([1e-3, 1e3], [1, 2], color=LORA)
+    axes.set(xscale=scale, ylabel="y")
+    assert problems(figure) == ["panel 1: the x axis shows numbers and has no label"]
+
+
+def test_a_figure_is_given_back_as_it_was(figure):
+    canvas = figure.canvas
+    problems(figure)
+    assert figure.canvas is canvas
+
+
+def test_every_colour_of_the_palette_may_be_used_and_its_ink(figure):
+    axes = figure.axes[0]
+    for i, color in enumerate(PALETTE):
+        axes.bar([0.1 * i], [0.5], width=0.1, color=color)
+    axes.set_title("in ink", color=ink(AMBER))
+    assert problems(figure) == []
+
+
+# -- the style ---------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_have_twice_the_pixels_of_the_page(figure, tmp_path):
+    save(figure, tmp_path / "picture.png")
+    written = (tmp_path / "picture.png").read_bytes()
+    width, height = (int.from_bytes(written[i : i + 4], "big") for i in (16, 20))
+    assert (width, height) == (9 * 220, round(3.6 * 220)) and png(figure)[:24] == written[:24]
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_a_picture_is_written_as_its_name_ends_and_the_same_twice(kind, figure, tmp_path):
+    paths = [tmp_path / f"{name}.{kind}" for name in "ab"]
+    for path in paths:
+        save(figure, path)
+    one, other = (path.read_bytes() for path in paths)
+    assert one == other and one.lstrip()[:5] == {"png": b"\x89PNG\r", "svg": b"<?xml"}[kind]
+
+
+def test_a_picture_of_another_kind_is_refused(figure, tmp_path):
+    with pytest.raises(ValueError, match=r"picture\.pdf: a picture is a \.png or an \.svg file"):
+        save(figure, tmp_path / "picture.pdf")
+    with pytest.raises(ValueError, match="a theme is light or dark, got 'night'"), theme("night"):
+        pass
+
+
+def lines_and_letters():
+    figure, axes = panels()
+    axes.plot([0, 1], [1, 2], color=BLUE)
+    axes.plot([0, 1], [2, 1], color=ink(BLACK))
+    axes.set(xlabel="step", ylabel="loss")
+    axes.set_title("what it learned", color=ink(BLUE))
+    return figure
+
+
+def luminance(pixel):
+    return float(np.dot([0.2126, 0.7152, 0.0722], pixel[:3]))
+
+
+def test_each_page_has_its_own_ground_and_letters_that_can_be_read_on_it(tmp_path):
+    from matplotlib.image import imread
+
+    light, dark = save_themes(lines_and_letters, tmp_path / "a.png")
+    assert [light.name, dark.name] == ["a.png", "a-dark.png"]
+    on_white, on_black = imread(light), imread(dark)
+    assert luminance(on_white[0, 0]) == pytest.approx(1) and luminance(on_black[0, 0]) < 0.1
+    assert on_black[..., :3].max() > 0.9 and on_white[..., :3].min() < 0.1  # letters
+
+
+def test_a_figure_for_a_dark_page_passes_and_black_lines_on_it_do_not():
+    with theme("dark"):
+        figure = lines_and_letters()
+        assert problems(figure) == []
+        figure.axes[0].plot([0, 1], [1.5, 1.5], color=BLACK)
+        assert problems(figure) == ["a line is drawn in #000000, which is not of the palette in style.py"]
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", "#0d1117"])
+def test_ink_can_be_read_on_its_ground(ground):
+    def contrast(color):
+        linear = [
+            [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(name)]
+            for name in (color, ground)
+        ]
+        low, high = sorted(map(luminance, linear))
+        return (high + 0.05) / (low + 0.05)
+
+    assert all(contrast(ink(color, ground)) >= 4.5 for color in PALETTE)
+    assert contrast(ink(BLACK, ground)) > 12 and (ink(SKY, ground) == SKY.lower()) == (ground != "#ffffff")
+
+
+def test_letters_on_an_image_have_its_cells_for_a_ground():
+    with theme("dark"):
+        figure, axes = panels()
+        axes.imshow([[0.0, 1.0]], cmap="cividis")
+        axes.text(1, 0, "0.50", color="black", ha="center")
+        axes.set(xticks=[], yticks=[])
+        assert problems(figure) == []
+
+
+def test_notebooks_draw_in_the_same_style():
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        use()
+        assert {name: mpl.rcParams[name] for name in RC} == RC
+        axes = Figure().subplots()
+        assert axes.plot([0, 1])[0].get_color() == PALETTE[0] and not axes.spines["top"].get_visible()

@@ -1,0 +1,54 @@
+"""What lessons draw: true proportions, and labels on what they name."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon, Rectangle
+
+from minilora.pages import lessons
+from minilora.pages.check import problems
+from minilora.pages.style import BASE, ORANGE, A, B, ink, panels
+
+
+@pytest.fixture
+def axes():
+    return Figure(figsize=(9, 4)).subplots()
+
+
+def patches(axes, kind):
+    return {to_hex(patch.get_facecolor()).upper(): patch for patch in axes.patches if isinstance(patch, kind)}
+
+
+def texts(axes):
+    return " | ".join(text.get_text() for text in axes.texts)
+
+
+def test_the_funnels_narrow_from_n_to_r_and_widen_to_m(axes):
+    lessons.bottleneck_to_scale(axes, m=60, n=150, r=4)
+
+    def widths(polygon):
+        x = polygon.get_xy()
+        return x[1, 0] - x[0, 0], x[2, 0] - x[3, 0]
+
+    drawn = {color: widths(polygon) for color, polygon in patches(axes, Polygon).items()}
+    wanted = {BASE: (150, 60), A: (150, 4), B: (4, 60)}
+    assert drawn.keys() == wanted.keys() and all(np.allclose(drawn[color], wanted[color]) for color in wanted)
+    bars = [patch.get_width() for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert sorted(bars) == [4, 60, 60, 60, 150] and axes.get_aspect() == 1  # u; x Wᵀ, u Bᵀ and y; x
+    assert all(name in texts(axes) for name in ("x: 150", "y: 60", "u = x Aᵀ: 4", "α/r"))
+
+
+@pytest.mark.parametrize("m, n, r", [(576, 1536, 8), (256, 256, 8), (128, 384, 4)])
+def test_the_drawing_of_the_bottleneck_can_be_read(m, n, r):
+    figure, axes = panels(height=4)
+    lessons.bottleneck_to_scale(axes, m, n, r)
+    assert problems(figure) == []
+
+
+@pytest.mark.parametrize("place, side", [((6, 0), "left"), ((-6, 0), "right")])
+def test_a_line_carries_its_label_in_its_own_colour(axes, place, side):
+    lessons.line(axes, [1, 2, 3], [4.0, 5.0, 6.0], "loss", ORANGE, at=1, place=place)
+    (label,) = axes.texts
+    assert label.get_text() == "loss" and label.xy == (2, 5.0) and label.get_ha() == side
+    assert axes.lines[0].get_color() == ORANGE and label.get_color() == ink(ORANGE)

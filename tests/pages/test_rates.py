@@ -1,0 +1,27 @@
+"""The panels of an experiment, held to the style of all pictures."""
+
+from minilora.pages.rates import draw_rates
+from minilora.pages.seeds import draw_seeds
+from minilora.pages.style import panels
+
+TRIED = {
+    "LoRA": [[1e-3, 3.2], [1e-2, 3.0], [1e-1, 3.4]],
+    "full": [[1e-4, 3.3], [1e-3, 3.1], [1e-2, None]],
+}
+
+
+def test_the_best_rate_is_ringed_and_a_failed_one_left_out():
+    figure, axes = panels(1)
+    draw_rates(axes, TRIED)
+    rings = [line.get_xydata().tolist() for line in axes.lines if line.get_fillstyle() == "none"]
+    assert rings == [[[1e-2, 3.0]], [[1e-3, 3.1]]]
+    assert [len(line.get_xdata()) for line in axes.lines if line.get_fillstyle() != "none"] == [3, 2]
+    figure.canvas.draw()
+
+
+def test_a_row_for_each_name_with_its_mean():
+    figure, axes = panels(1)
+    draw_seeds(axes, {"one": [1.0, 2.0], "other": [3.0, 5.0]}, "loss")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "other"]
+    assert [text.get_text() for text in axes.texts] == ["1.500", "4.000"]
+    figure.canvas.draw()

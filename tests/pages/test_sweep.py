@@ -1,0 +1,55 @@
+"""The picture of a sweep: it can be read, has a panel for what was varied, and shows the numbers of the table."""
+
+import pytest
+
+from minilora.pages.check import problems
+from minilora.pages.style import FULL, LORA, theme
+from minilora.pages.sweep import sweep_figure
+
+
+def row(loss, method="lora", r=8, lr=1e-3, targets="all-linear", half=0.05, parameters=None):
+    count = parameters or (500_000 if method == "full" else 2_000 * r)
+    interval = {"mean": loss, "low": loss - half, "high": loss + half, "n": 3}
+    told = {"method": method, "r": r if method == "lora" else None, "lr": lr, "target_modules": targets}
+    return told | {"validation_loss": interval, "trainable_parameters": count}
+
+
+RANKS = [
+    row(3 - 0.1 * i - 0.2 * j, r=r, lr=lr) for i, r in enumerate((1, 4, 16, 64)) for j, lr in enumerate((1e-3, 1e-2))
+]
+BOTH = [*RANKS, row(2.5, "full"), row(2.9, "full", lr=1e-2)]
+GROUPS = [
+    row(2.5 - 0.1 * i - 0.1 * j, r=r, targets=name, parameters=1000 * r * (i + 1))
+    for i, name in enumerate(("qv", "attention", "mlp", "q_proj,o_proj"))
+    for j, r in enumerate((1, 8))
+]
+
+
+def drawn(rows):
+    return sweep_figure({"settings": rows})
+
+
+@pytest.mark.parametrize("ground", ["light", "dark"])
+@pytest.mark.parametrize("rows", [RANKS, BOTH, GROUPS], ids=["ranks", "both", "modules"])
+def test_any_sweep_can_be_read(rows, ground):
+    with theme(ground):
+        assert problems(drawn(rows)) == []
+
+
+def test_what_was_not_varied_has_no_panel():
+    def titles(rows):
+        return [axes.get_xlabel() for axes in drawn(rows).axes]
+
+    assert titles(BOTH) == ["learning rate", "rank r", "trained parameters"]
+    assert titles([row(2.0), row(1.9, lr=1e-2)]) == ["learning rate"]
+    assert titles([row(2.0), row(1.9, "full")]) == ["trained parameters"]
+    assert drawn([row(2.0)]) is None and drawn([row(2.0) | {"validation_loss": None}]) is None
+
+
+def test_a_line_shows_the_best_of_what_it_does_not_tell_apart():
+    rates, ranks, sizes = drawn(BOTH).axes
+    assert [list(line.get_ydata()) for line in rates.lines][1] == pytest.approx([2.9, 2.7])
+    assert list(ranks.lines[0].get_xdata()) == [1, 4, 16, 64]
+    assert list(ranks.lines[0].get_ydata()) == pytest.approx([2.8, 2.7, 2.6, 2.5])
+    assert ranks.lines[1].get_ydata()[0] == 2.5 and ranks.lines[1].get_color() == FULL
+    assert list(sizes.lines[0].get_xdata()) == [2000, 8000, 32000, 128000] and sizes.lines[0].get_color() == LORA

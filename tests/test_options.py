@@ -1,0 +1,196 @@
+"""Flags from a dataclass: what they take, what they default to, what they suggest and refuse."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+import pytest
+
+from minilora.options import Parser, UsageError, add_flags, flag, from_flags, option, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    base: str = option("small", "which model; 50 % of them are tiny")
+    method: str = option("lora", "what is trained", choices=("lora", "full"))
+    r: int = option(8, "rank", group="adapter", only={"method": "lora"})
+    lora_alpha: float = option(16.0, "scale", group="adapter", only={"method": "lora"})
+    target_modules: str | Sequence[str] = option("all-linear", "modules", metavar="NAME")
+    epochs: float = option(4.0, "passes", only={"steps": None})
+    steps: int | None = option(None, "instead of --epochs")
+    quantized: bool = option(False, "packed")
+    seed: int = option(0, "order")
+    start: bool | str = option(True, "how it begins", choices=(True, False, "big"), metavar="{true,big,false}")
+    blocks: Sequence[int] | None = option(None, "numbers")
+    ranks: Mapping[str, int] | None = option(None, "by name", metavar="NAME=R")
+    names: Mapping[str, str] | None = option(None, "by name")
+    lr: float | None = option(None, "each method has its own", follows=("method", "steps"))
+    plain: int = field(default=3, metadata={"help": "made with field()"})
+    hidden: int = 5
+
+    def __post_init__(self):
+        if self.r < 1:
+            raise ValueError(f"r must be at least 1, got {self.r}")
+
+
+@pytest.fixture
+def parser():
+    parser = Parser(prog="program")
+    command = parser.add_subparsers(required=True).add_parser("learn")
+    command.set_defaults(parser=command)
+    add_flags(command, Options)
+    return parser
+
+
+def read(parser, *words):
+    return from_flags(Options, parse(parser, ["learn", *words]))
+
+
+def test_without_flags_the_options_are_those_of_the_dataclass(parser):
+    assert read(parser) == Options()
+
+
+GIVEN = [  # words, what they change
+    (["--base", "big"], {"base": "big"}),
+    (["--r", "4"], {"r": 4}),
+    (["--lora-alpha", "3"], {"lora_alpha": 3.0}),
+    (["--target-modules", "a", "b"], {"target_modules": ["a", "b"]}),
+    (["--target-modules", "a"], {"target_modules": "a"}),  # also a pattern, which is no list
+    (["--target-modules", "all-linear"], {"target_modules": "all-linear"}),
+    (["--steps", "7"], {"steps": 7}),
+    (["--quantized"], {"quantized": True}),
+    (["--plain", "1"], {"plain": 1}),
+    (["--method", "full"], {"method": "full"}),
+    (["--start", "big"], {"start": "big"}),
+    (["--start", "False"], {"start": False}),
+    (["--start", "true"], {"start": True}),
+    (["--blocks", "1", "0"], {"blocks": [1, 0]}),
+    (["--blocks", "1"], {"blocks": [1]}),
+    (["--ranks", "q=2", ".*(?=x)=3"], {"ranks": {"q": 2, ".*(?=x)": 3}}),  # a pattern may have signs of its own
+    (["--ranks", "q=2", "--ranks", "v=3"], {"ranks": {"q": 2, "v": 3}}),
+    (["--names", "a=b=c"], {"names": {"a": "b=c"}}),
+    (["--r=4", "--method=lora", "--epochs=0.5"], {"r": 4, "epochs": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("words", "change"), GIVEN, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_a_flag_sets_its_field_with_its_fields_type(words, change, parser):
+    got = read(parser, *words)
+    assert got == Options(**change)
+    assert all(type(getattr(got, name)) is type(value) for name, value in change.items())
+
+
+def shown(parser):
+    (command,) = (action for action in parser._actions if action.choices)
+    return " ".join(command.choices["learn"].format_help().split())
+
+
+def test_help_shows_every_flag_with_its_text_default_and_group(parser):
+    text = shown(parser)
+    assert "which model; 50 % of them are tiny (default: small)" in text
+    assert "--method {lora,full} what is trained (default: lora)" in text
+    assert "adapter: --r R rank (default: 8)" in text and "scale (default: 16)" in text
+    assert "--target-modules NAME [NAME ...] modules (default: all-linear)" in text
+    assert "--steps STEPS instead of --epochs --quantized packed --seed" in text  # None and False are no news
+    assert "order (default: 0)" in text
+    assert all((flag(f.name) in text) == (f.name != "hidden") for f in fields(Options))
+
+
+NEAR = [
+    ("--rank", "--r"),
+    ("--alpha", "--lora-alpha"),
+    ("--lora-alhpa=3", "--lora-alpha"),
+    ("--target-module-names", "--target-modules"),
+    ("--max-steps", "--steps"),
+    ("--model", "--base"),
+    ("--quantised", "--quantized"),
+]
+
+
+@pytest.mark.parametrize(("word", "meant"), NEAR)
+def test_a_flag_that_resembles_another_is_answered_with_it_below_the_usage_of_its_command(word, meant, parser, capsys):
+    with pytest.raises(SystemExit) as ended:
+        read(parser, word, "8")
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and err.startswith("usage: program learn")
+    assert err.splitlines()[-1].endswith(f"(did you mean {meant}?)")
+
+
+@pytest.mark.parametrize("word", ["--banana", "banana", "--hidden", "--dataset"])
+def test_what_resembles_nothing_is_named_without_a_guess(word, parser, capsys):
+    with pytest.raises(SystemExit):
+        read(parser, word)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"unrecognized arguments: {word}")
+
+
+def test_a_flag_that_is_missing_because_another_name_was_given_is_answered_with_that(parser, capsys):
+    (command,) = (action.choices["learn"] for action in parser._actions if action.choices)
+    command.add_argument("--out", required=True)
+    with pytest.raises(SystemExit):
+        read(parser, "--output", "x")
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err == "program learn: error: the following arguments are required: --out (did you mean --out by --output?)"
+
+
+BAD_VALUES = [
+    (["--ranks", "q"], "argument --ranks: expected KEY=VALUE, got 'q'"),
+    (["--ranks", "=2"], "argument --ranks: expected KEY=VALUE, got '=2'"),
+    (["--ranks", "q="], "argument --ranks: expected KEY=VALUE, got 'q='"),
+    (["--ranks", "q=two"], "argument --ranks: expected a whole number after q=, got 'two'"),
+    (["--start", "small"], "argument --start: invalid choice: 'small'"),
+    (["--blocks", "one"], "argument --blocks: invalid int value: 'one'"),
+]
+
+
+@pytest.mark.parametrize(("words", "reason"), BAD_VALUES, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_a_value_that_cannot_be_read_is_answered_with_what_was_expected(words, reason, parser, capsys):
+    with pytest.raises(SystemExit) as ended:
+        read(parser, *words)
+    assert ended.value.code == 2 and reason in capsys.readouterr().err.splitlines()[-1]
+
+
+CONFLICTS = [
+    (["--ranks", "q=2", "--ranks", "v=3", "q=4"], "--ranks: q is given twice"),
+    (["--method", "full", "--r", "8"], "--r means nothing with --method full"),
+    (["--lora-alpha", "2", "--method", "full"], "--lora-alpha means nothing with --method full"),
+    (["--epochs", "4", "--steps", "5"], "--epochs means nothing with --steps 5"),
+    (["--r", "0"], "r must be at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("words", "reason"), CONFLICTS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_flags_that_mean_nothing_are_refused_even_where_they_say_the_default(words, reason, parser):
+    with pytest.raises(UsageError, match=f"^{reason}"):
+        read(parser, *words)
+
+
+# -- values below the flags --------------------------------------------------------------------------------------------
+
+BELOW = [  # what a file says, flags, what holds
+    (dict(r=4, seed=1), "", dict(r=4, seed=1)),
+    (dict(r=4, seed=1), "--r 2", dict(r=2, seed=1)),
+    (dict(r=4, seed=1), "--method full", dict(method="full", seed=1)),  # a rank means nothing there
+    (dict(steps=5), "--epochs 2", dict(epochs=2.0)),
+    (dict(epochs=2.0), "--steps 5", dict(steps=5)),
+    (dict(steps=5), "--steps 6", dict(steps=6)),
+    (dict(lr=0.1), "--method full", dict(method="full")),  # a rate for another method
+    (dict(lr=0.1, method="full"), "--method full", dict(method="full", lr=0.1)),
+    (dict(lr=0.1, method="full"), "--method lora", {}),
+    (dict(lr=0.1), "--method full --lr 0.2", dict(method="full", lr=0.2)),
+    (dict(lr=0.1), "--steps 5", dict(steps=5)),
+    (dict(lr=0.1, steps=5), "--steps 5", dict(lr=0.1, steps=5)),
+    (dict(lr=0.1, steps=5), "--epochs 2", dict(epochs=2.0)),  # which lets the steps go
+    (dict(lr=0.1), "--epochs 2", dict(lr=0.1, epochs=2.0)),
+    (dict(ranks={"q": 2}), "--ranks v=3", dict(ranks={"v": 3})),
+]
+
+
+@pytest.mark.parametrize(("below", "words", "holds"), BELOW, ids=[f"{below} {words}" for below, words, _ in BELOW])
+def test_flags_go_before_other_values_and_what_means_nothing_beside_them_is_let_go(below, words, holds, parser):
+    arguments = parse(parser, ["learn", *words.split()])
+    assert from_flags(Options, arguments, below) == Options(**holds)
+
+
+def test_a_flag_that_means_nothing_beside_other_values_is_refused(parser):
+    arguments = parse(parser, ["learn", "--r", "4"])
+    with pytest.raises(UsageError, match="^--r means nothing with --method full"):
+        from_flags(Options, arguments, dict(method="full"))

@@ -1,0 +1,464 @@
+"""The whole fine-tuning job, on models that train in a second."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from jobs import asked, options, trainer
+from modelfiles import CHATML, CONFIG, TERMS, write_gguf
+
+import minilora as ml
+from minilora.commands.report import page, read_metrics
+from minilora.data.records import DataError
+from minilora.generate.answers import generate
+from minilora.lora.adapters import adapter_state, add_adapter, base_state
+from minilora.lora.config import LoraConfig
+from minilora.lora.peft import load_adapter
+from minilora.measure.counts import count_parameters
+from minilora.measure.loss import mean_loss
+from minilora.measure.predict import base_parameters
+from minilora.models.load import load
+from minilora.nn.module import sha256_of
+from minilora.pages.run import run_picture
+from minilora.progress import Bars
+from minilora.train import job
+from minilora.train.job import finetune
+from minilora.train.loop import Trainer, TrainingError
+from minilora.train.material import prepare
+
+SHAPE = replace(CONFIG, max_position_embeddings=1024)
+LORA = LoraConfig(r=4, lora_alpha=8)
+
+
+KEYS = {
+    "trainable_parameters", "total_parameters", "base_sha256", "loss", "keyword_recall", "seconds_per_step",
+    "tokens_per_second", "peak_memory_bytes", "adapter_bytes", "base_bytes",
+}  # fmt: skip
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def finished(home):
+    """(options, metrics, lines said) of a whole run with an adapter."""
+    said = []
+    chosen = options(home, home / "run", steps=None, epochs=3.0, lr=2e-2)
+    return chosen, finetune(chosen, said.append, Bars(quiet=True)), said
+
+
+def test_the_metrics_have_every_promised_key_and_are_those_on_disk(finished):
+    chosen, metrics, said = finished
+    assert metrics.keys() >= KEYS
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", metrics["created"])
+    assert json.loads((chosen.folder / "metrics.json").read_text(encoding="utf-8")) == json.loads(json.dumps(metrics))
+    assert set(metrics["loss"]) == {"paraphrase", "unseen", "general"}
+    assert set(metrics["keyword_recall"]) == {"paraphrase", "unseen"}
+    memory = metrics["peak_memory_bytes"]
+    assert memory.keys() >= {"predicted", "measured", "full_predicted"}
+    assert memory["predicted"] == sum(memory["by_owner"].values()) < memory["full_predicted"]
+    assert said == []
+
+
+def test_the_metrics_count_what_was_there(finished, home):
+    chosen, metrics, _ = finished
+    model, _ = load(chosen.base)
+    base = count_parameters(model).total
+    add_adapter(model, chosen.lora_config())
+    counts = count_parameters(model)
+    assert metrics["trainable_parameters"] == counts.trainable and metrics["total_parameters"] == counts.total
+    assert metrics["base_bytes"] == 4 * base
+    assert metrics["adapter_bytes"] == (chosen.folder / "adapter_model.safetensors").stat().st_size
+    assert metrics["records"] == {"train": 8, "validation": 2, "paraphrase": 8, "unseen": 2, "general": 60}
+    assert metrics["steps"] == len(metrics["train_loss"]) == 6  # three epochs of two batches
+    assert [step for step, _ in metrics["validation_loss"]] == [2, 4, 6]
+
+
+def test_a_run_of_a_search_trains_and_validates_alone(finished, home, tmp_path):
+    metrics = finetune(replace(finished[0], out=str(tmp_path / "trial")), bars=Bars(quiet=True), measure=False)
+    assert (metrics["loss"], metrics["keyword_recall"], metrics["answers"]) == ({}, {}, [])
+    assert metrics["train_loss"] == finished[1]["train_loss"]
+    assert metrics["validation_loss"] == finished[1]["validation_loss"]
+    assert page(metrics)
+
+
+def test_the_base_hash_is_the_same_before_and_after_and_that_of_the_files(finished):
+    chosen, metrics, _ = finished
+    before, after = metrics["base_sha256"]
+    assert before == after == sha256_of(base_state(load(chosen.base)[0]))
+
+
+def test_what_the_metrics_say_of_the_trained_model_is_true_of_the_saved_adapter(finished):
+    chosen, metrics, _ = finished
+    model, tokenizer = load(chosen.base)
+    load_adapter(model, chosen.folder)
+    material = prepare(chosen, tokenizer, print)
+    for name, (before, after) in metrics["loss"].items():
+        assert mean_loss(model, material.scored[name]) == pytest.approx(after, rel=1e-6)
+        assert name == "general" or after < before
+    example = metrics["answers"][0]
+    assert example["set"] == "paraphrase" and example["question"] == "Define 0."
+    assert example["after"] == generate(model, tokenizer, example["question"])
+
+
+def columns(text):
+    return max(map(len, text.split("\n")))
+
+
+@pytest.fixture
+def named(finished):
+    """The metrics of the run, as if its folders had names of usual length."""
+    metrics = finished[1]
+    return metrics | {"options": metrics["options"] | {"base": "models/tiny", "data": "data.jsonl", "out": "runs/x"}}
+
+
+def test_the_page_fits_100_columns_and_shows_the_key_figures(named):
+    text = page(named)
+    assert columns(text) <= 100
+    for figure in (
+        f"{named['trainable_parameters']:,} of {named['total_parameters']:,}",
+        *(f"{value:.3f}" for pair in named["loss"].values() for value in pair),
+        *(f"{100 * value:.1f}%" for pair in named["keyword_recall"].values() for value in pair),
+        f"untouched: sha256 {named['base_sha256'][0][:16]}",
+        "Define 0.",
+        "LoRA fine-tuning of models/tiny on data.jsonl",
+        "minilora chat --adapter runs/x",
+    ):
+        assert figure in text
+
+
+def test_the_page_can_be_made_again_from_the_files(finished):
+    assert page(read_metrics(finished[0].folder)) == page(finished[1])
+
+
+def test_the_picture_of_a_run_is_drawn(finished, tmp_path):
+    run_picture(finished[1], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_run_without_validation_and_paraphrases_has_page_and_picture(home, tmp_path):
+    plain = [{"question": r["question"], "answer": r["answer"]} for r in TERMS]
+    (tmp_path / "plain.jsonl").write_text("\n".join(map(json.dumps, plain)), encoding="utf-8")
+    metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "plain.jsonl"), steps=1), bars=Bars(True))
+    assert set(metrics["loss"]) == {"unseen", "general"} and metrics["keyword_recall"] == {}
+    assert metrics["records"]["train"] == 11 and metrics["records"]["unseen"] == 1
+    run_picture(metrics, tmp_path / "picture.png")
+    assert "unseen" in page(metrics)
+
+
+def test_plain_text_is_learned_with_its_last_tenth_held_back(home, tmp_path):
+    chosen = options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=16, lr=2e-2, steps=20)
+    said = []
+    metrics = finetune(chosen, said.append, Bars(quiet=True))
+    assert metrics["records"]["unseen"] == (metrics["records"]["train"] + metrics["records"]["unseen"]) // 10 > 0
+    assert metrics["loss"]["unseen"][1] < 0.9 * metrics["loss"]["unseen"][0]
+    assert page(metrics)
+
+
+def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp_path):
+    metrics = finetune(options(home, tmp_path / "full", method="full", steps=2), bars=Bars(quiet=True))
+    before, after = metrics["base_sha256"]
+    model, tokenizer = load(tmp_path / "full")
+    assert before != after == sha256_of(model.state_dict())
+    assert tokenizer.encode_chat(asked("hello")) == load(home / "base")[1].encode_chat(asked("hello"))
+    assert metrics["trainable_parameters"] == metrics["total_parameters"] == base_parameters(SHAPE)
+    run_picture(metrics, tmp_path / "picture.png")
+    text = page(metrics)
+    assert "changed: sha256" in text and f"--base {tmp_path / 'full'}" in text
+
+
+def test_the_best_adapter_so_far_is_kept_when_training_breaks_down(home, tmp_path, monkeypatch):
+    class Broken(Trainer):
+        def step(self):
+            if self.done == 3:
+                raise TrainingError("the loss became nan")
+            return super().step()
+
+    said = []
+    monkeypatch.setattr(job, "Trainer", Broken)
+    with pytest.raises(TrainingError):
+        finetune(options(home, tmp_path / "run", strength=0.5), said.append, Bars(quiet=True))
+    kept = tmp_path / "run.partial"
+    chat = f"what was learned is kept in {kept}; talk to it with: minilora chat --adapter {kept}"
+    assert said == ["stopped after 3 of 6 steps", chat]  # and nothing of going on: it would break down again
+    assert [path.name for path in tmp_path.iterdir()] == ["run.partial"]
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "log.csv", "minilora.json", "run.toml"
+    ]  # fmt: skip
+    model, tokenizer = load(home / "base")
+    material = prepare(options(home, tmp_path), tokenizer, print)
+    ml.add_adapter(model, options(home, tmp_path).lora_config())
+    with trainer(model, material.train, 6, lr=2e-3, batch_size=4) as training:
+        training.step(), training.step()  # validation comes after two steps, an epoch
+    ml.scale_adapter(model, "default", 0.5)
+    other, _ = load(home / "base")
+    load_adapter(other, kept)
+    assert same(adapter_state(other, "default"), adapter_state(model, "default"))
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "learn"])
+@pytest.mark.parametrize("out", ["run", "a/b/run", "there/run"])
+def test_an_interruption_before_the_first_step_leaves_no_folder_that_it_made(stage, out, home, tmp_path, monkeypatch):
+    def stop(*inputs, **settings):
+        raise KeyboardInterrupt
+
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "note.txt").write_text("mine")
+    monkeypatch.setattr(job, stage, stop)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(options(home, tmp_path / out), bars=Bars(quiet=True))
+    assert [path.name for path in tmp_path.rglob("*")] == ["there", "note.txt"]
+
+
+REFUSED = [  # options, what the error says
+    (dict(r=33), "r"),
+    (dict(target_modules=["nonsense"]), "target 'nonsense' matches no module"),
+    (dict(data="absent.jsonl"), "no such data file"),
+    (dict(base="absent"), "no such model"),
+    (dict(max_length=8), "nothing is left to train on within --max-length 8"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])
+def test_what_cannot_work_is_refused_before_anything_is_written(home, tmp_path, change, reason):
+    with pytest.raises(ValueError, match=reason):
+        finetune(options(home, tmp_path / "out", **change), bars=Bars(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_without_keywords_are_asked_for_the_page(home, tmp_path):
+    lines = [json.dumps({"question": f"What is {i}?", "answer": f"It is {i}."}) for i in range(30)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl")), bars=Bars(quiet=True))
+    assert [(row["set"], row["question"]) for row in metrics["answers"]] == [
+        ("train", "What is 0?"),
+        ("train", "What is 14?"),
+        ("unseen", "What is 9?"),
+    ]
+    assert metrics["keyword_recall"] == {} and metrics["records"] == {
+        "train": 27, "validation": 0, "unseen": 3, "general": 60
+    }  # fmt: skip
+
+
+def test_bad_data_lines_stop_the_job_before_training(home, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"question": "x"}\n[]\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"bad\.jsonl:1: .*\n.*bad\.jsonl:2: "):
+        finetune(options(home, tmp_path / "out", data=str(tmp_path / "bad.jsonl")), bars=Bars(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
+# -- what is asked for is what happens ---------------------------------------------------------------------------------
+
+
+def rebuilt(home, lr, batch_size, seed, r, lora_alpha, targets, steps, method="lora", longest=512):
+    """The same job in public names, from the values themselves: the losses, and the arrays that it trained."""
+    model, tokenizer = ml.load(home / "base")
+    records = ml.split_records(ml.read_records(home / "data.jsonl"))["train"]
+    samples = ml.encode_records(records, tokenizer)
+    samples = [ml.Sample(s.ids[:longest], s.labels[:longest]) for s in samples]
+    if method == "lora":
+        ml.add_adapter(model, ml.LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=targets), seed=seed)
+    else:
+        model.requires_grad_(True)
+    history = ml.fit(model, samples, steps, lr=lr, batch_size=batch_size, seed=seed)
+    return history.losses, ml.adapter_state(model, "default") if method == "lora" else model.state_dict()
+
+
+USUAL = dict(lr=2e-3, batch_size=4, seed=0, r=2, lora_alpha=16.0, targets="all-linear", steps=3)
+ASKED = [  # options, what they change in the job
+    ({}, {}),
+    (dict(lr=3e-2), dict(lr=3e-2)),
+    (dict(batch_size=3), dict(batch_size=3)),
+    (dict(seed=7), dict(seed=7)),
+    (dict(r=5), dict(r=5)),
+    (dict(lora_alpha=3.0), dict(lora_alpha=3.0)),
+    (dict(target_modules=["q_proj", "down_proj"]), dict(targets=["q_proj", "down_proj"])),
+    (dict(steps=2), dict(steps=2)),
+    (dict(steps=None, epochs=1.1, batch_size=3), dict(steps=3, batch_size=3)),  # 2.9 steps: the data are seen whole
+    (dict(max_length=40), dict(longest=40)),
+    (dict(recompute=True), {}),  # the same numbers
+    (dict(method="full"), dict(method="full", lr=2e-4)),
+    (dict(method="full", lr=1e-2), dict(method="full", lr=1e-2)),
+]
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize(("change", "meant"), ASKED, ids=[str(change) for change, _ in ASKED])
+def test_every_option_does_what_it_names_to_the_last_bit(change, meant, home, tmp_path):
+    metrics = finetune(options(home, tmp_path / "run", **(dict(steps=3) | change)), bars=Bars(quiet=True))
+    losses, trained = rebuilt(home, **(USUAL | meant))
+    assert metrics["train_loss"] == losses and metrics["steps"] == len(losses)
+    usual, _ = rebuilt(home, **USUAL)
+    assert (losses != usual) == (meant != {})
+    if meant.get("method") == "full":
+        assert same(ml.load(tmp_path / "run")[0].state_dict(), trained)
+    else:
+        model, _ = ml.load(home / "base")
+        ml.load_adapter(model, tmp_path / "run")
+        assert same(ml.adapter_state(model, "default"), trained)
+        assert metrics["peak_memory_bytes"]["by_owner"]["adapter"] == 4 * metrics["trainable_parameters"]
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_recomputing_is_switched_on_and_counted(finished, home, tmp_path, monkeypatch):
+    switched = []
+
+    class Watched(Trainer):
+        def __enter__(self):
+            switched.append(self.model.model.recompute)
+            return super().__enter__()
+
+    monkeypatch.setattr(job, "Trainer", Watched)
+    held = {}
+    for recompute in (False, True):
+        metrics = finetune(
+            options(home, tmp_path / str(recompute), steps=1, recompute=recompute), bars=Bars(quiet=True)
+        )
+        held[recompute] = metrics["peak_memory_bytes"]["by_owner"]["activations"]
+    assert switched == [False, True] and held[True] < held[False]
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_packed_base_stays_packed(home, tmp_path):
+    model, _ = load(home / "base")
+    file = write_gguf(tmp_path / "base.gguf", model, "Q8_0", change={"tokenizer.chat_template": CHATML})
+    bytes_of = {}
+    for quantized in (False, True):
+        chosen = options(home, tmp_path / str(quantized), base=str(file), quantized=quantized, steps=1)
+        bytes_of[quantized] = finetune(chosen, bars=Bars(quiet=True))["base_bytes"]
+    assert bytes_of[True] < bytes_of[False] / 3 and bytes_of[False] == 4 * base_parameters(SHAPE)
+
+
+def test_the_adapter_names_its_base(finished):
+    chosen, _, _ = finished
+    config = json.loads((chosen.folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == chosen.base
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_validation_is_measured_after_every_epoch_and_after_the_last_step(home, tmp_path):
+    metrics = finetune(options(home, tmp_path / "run", steps=5), bars=Bars(quiet=True))  # two steps are an epoch
+    assert [step for step, _ in metrics["validation_loss"]] == [2, 4, 5]
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, monkeypatch):
+    class Timed(Trainer):
+        def __exit__(self, *error):
+            self.history.seconds[:], self.history.tokens = [1.0, 2.0, 3.0, 10.0], 800
+            super().__exit__(*error)
+
+    monkeypatch.setattr(job, "Trainer", Timed)
+    monkeypatch.setattr(job, "peak_memory", lambda: 12345)
+    monkeypatch.setattr(job, "program_memory", lambda arrays: 10 * arrays)
+    metrics = finetune(options(home, tmp_path / "run", steps=4), bars=Bars(quiet=True))
+    assert (metrics["seconds_per_step"], metrics["training_seconds"], metrics["tokens_per_second"]) == (2.5, 16.0, 50.0)
+    memory = metrics["peak_memory_bytes"]
+    assert memory["measured"] == 12345
+    assert memory["by_owner"]["program"] == memory["full_by_owner"]["program"] == 10 * metrics["base_bytes"]
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_audit_is_of_adapters(method, home, tmp_path):
+    metrics = finetune(options(home, tmp_path / "run", method=method, steps=1), bars=Bars(quiet=True))
+    assert ("scale" in metrics["audit"]) == (method == "lora") and bool(metrics["audit"]) == (method == "lora")
+
+
+def break_down_with(value, monkeypatch):
+    """Training that ends with this number among the weights of the model."""
+
+    class Broken(Trainer):
+        def step(self):
+            if self.done == 1:
+                self.model.model.norm.weight.data[3] = value
+                raise TrainingError("the loss became nan")
+            return super().step()
+
+    monkeypatch.setattr(job, "Trainer", Broken)
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_whole_model_that_is_not_finite_is_not_kept(value, home, tmp_path, monkeypatch):
+    break_down_with(value, monkeypatch)
+    said = []
+    with pytest.raises(TrainingError):
+        finetune(options(home, tmp_path / "run", method="full"), said.append, Bars(quiet=True))
+    assert said == [] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_whole_model_that_is_finite_is_kept_when_training_breaks_down(home, tmp_path, monkeypatch):
+    break_down_with(7, monkeypatch)
+    said = []
+    with pytest.raises(TrainingError):
+        finetune(options(home, tmp_path / "run", method="full"), said.append, Bars(quiet=True))
+    assert load(tmp_path / "run.partial")[0].model.norm.weight.data[3] == 7
+    assert said[1].endswith(f"talk to it with: minilora chat --base {tmp_path / 'run.partial'}")
+
+
+# -- a model that talks ------------------------------------------------------------------------------------------------
+
+FACTS = [("army", "Congress", "train"), ("navy", "people", "train"), ("treaty", "Senate", "train"),
+         ("tariff", "states", "train"), ("land", "Union", "validation"), ("debt", "nation", "test"),
+         ("peace", "country", "test")]  # fmt: skip
+
+
+def dialogue(thing, owner, split):
+    turns = ["Let us speak of law.", "Very well.", f"What is {thing}?", f"The {thing} is of the {owner}."]
+    messages = [{"role": role, "content": turn} for role, turn in zip(["user", "assistant"] * 2, turns, strict=True)]
+    return {"id": thing, "messages": messages, "paraphrase": f"Tell me what {thing} is.", "split": split,
+            "keywords": ["well", "world", "the", owner]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory):
+    """(options, metrics) of a job on the tiny base, whose answers are texts, with records of several turns."""
+    folder = tmp_path_factory.mktemp("talk")
+    (folder / "data.jsonl").write_text("\n".join(json.dumps(dialogue(*fact)) for fact in FACTS), encoding="utf-8")
+    chosen = options(folder, folder / "run", base="tiny", batch_size=2, lr=1e-2)
+    return chosen, finetune(chosen, bars=Bars(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def sides(talk):
+    """For each set: the records as they are asked, the base's answers, the adapter's answers."""
+    model, tokenizer = ml.load("tiny")
+    splits = ml.split_records(ml.read_records(talk[0].data))
+    sets = {"paraphrase": [r.asked_otherwise() for r in splits["train"]], "unseen": splits["test"]}
+    before = {name: [ml.generate(model, tokenizer, r.prompt) for r in records] for name, records in sets.items()}
+    ml.load_adapter(model, talk[0].folder)
+    return {
+        name: (records, before[name], [ml.generate(model, tokenizer, r.prompt) for r in records])
+        for name, records in sets.items()
+    }
+
+
+def test_recall_before_is_the_bases_and_recall_after_the_adapters(talk, sides):
+    for name, (records, before, after) in sides.items():
+        wanted = [ml.keyword_recall(before, records), ml.keyword_recall(after, records)]
+        assert talk[1]["keyword_recall"][name] == wanted and wanted[0] != wanted[1]
+
+
+def test_the_examples_are_two_of_the_first_set_and_one_unseen_with_both_answers(talk, sides):
+    chosen = [("paraphrase", 0), ("paraphrase", 2), ("unseen", 0)]
+    for example, (name, i) in zip(talk[1]["answers"], chosen, strict=True):
+        records, before, after = sides[name]
+        question = records[i].messages[-2]["content"]
+        assert example == {"set": name, "question": question, "before": before[i], "after": after[i]}
+        assert before[i] and after[i] and before[i] != after[i]
+
+
+def test_losses_before_are_the_bases_and_losses_after_the_adapters(talk):
+    model, tokenizer = ml.load("tiny")
+    material = prepare(talk[0], tokenizer, print)
+    before = {name: mean_loss(model, samples) for name, samples in material.scored.items()}
+    ml.load_adapter(model, talk[0].folder)
+    for name, samples in material.scored.items():
+        assert talk[1]["loss"][name] == pytest.approx([before[name], mean_loss(model, samples)], rel=1e-6)
+        assert before[name] != pytest.approx(mean_loss(model, samples), rel=1e-3)
+    assert talk[1]["validation_loss"][-1][1] == pytest.approx(mean_loss(model, material.validation), rel=1e-6)

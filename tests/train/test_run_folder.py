@@ -1,0 +1,237 @@
+"""A run's folder is one unit: it appears whole or not at all, and nothing that stands there is lost unasked."""
+
+import os
+import subprocess
+import sys
+from fnmatch import fnmatch
+
+import pytest
+from jobs import options
+
+from minilora.files import disk
+from minilora.progress import Bars
+from minilora.train import job
+from minilora.train.job import finetune
+from minilora.train.run_folder import FILES, RunFolder
+
+
+def tree(folder):
+    """Everything in a folder, hidden entries too: contents by relative name."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The place of a finished run, runs/x."""
+    with RunFolder(tmp_path / "runs" / "x") as place:
+        (place.partial / "adapter_model.safetensors").write_text("old")
+        place.finish()
+    return tmp_path / "runs" / "x"
+
+
+def fill(place, text="new"):
+    (place.partial / "adapter_model.safetensors").write_text(text)
+    (place.partial / "metrics.json").write_text(text)
+
+
+def test_what_is_filled_appears_whole_and_leaves_nothing_beside_it(run, tmp_path):
+    assert tree(tmp_path) == {"runs": None, "runs/x": None, "runs/x/adapter_model.safetensors": b"old"}
+
+
+def test_until_it_is_finished_the_old_run_stands_whole_and_then_the_new_one(run):
+    with RunFolder(run, overwrite=True) as place:
+        fill(place)
+        assert tree(run) == {"adapter_model.safetensors": b"old"}
+        assert place.partial == run.with_name("x.partial")
+        place.finish()
+    assert tree(run) == {"adapter_model.safetensors": b"new", "metrics.json": b"new"}
+    assert os.listdir(run.parent) == ["x"]
+
+
+def test_a_finished_run_is_not_replaced_unasked(run):
+    with pytest.raises(ValueError, match=r"x holds a finished run: --overwrite replaces it; or choose another --out$"):
+        RunFolder(run).refuse()
+    with pytest.raises(ValueError, match="holds a finished run"), RunFolder(run):
+        pytest.fail("it began")
+    assert tree(run.parent) == {"x": None, "x/adapter_model.safetensors": b"old"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_other_things_in_it_is_never_replaced(overwrite, run):
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"x holds notes\.txt, which is no file of a run: choose another --out$"):
+        RunFolder(run, overwrite).refuse()
+
+
+@pytest.mark.parametrize("out", [".", "..", "../here", "../../"])
+def test_the_folder_one_is_in_is_never_replaced(out, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="is the folder you are in, or one around it: choose another --out$"):
+        RunFolder(type(tmp_path)(out), overwrite=True).refuse()
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "x").mkdir()
+    with RunFolder(tmp_path / "x") as place:
+        fill(place)
+        place.finish()
+    assert os.listdir(tmp_path) == ["x"] and len(tree(tmp_path / "x")) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets only some users make links")
+def test_of_a_link_the_folder_is_replaced_and_the_link_stays(run, tmp_path):
+    (tmp_path / "link").symlink_to(run)
+    with RunFolder(tmp_path / "link", overwrite=True) as place:
+        fill(place)
+        place.finish()
+    assert (tmp_path / "link").is_symlink() and len(tree(run)) == 2 and os.listdir(run.parent) == ["x"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("where", ["", "checkpoint"])
+def test_what_was_learned_stays_aside_and_is_named_when_the_job_ends_early(error, where, run):
+    said = []
+    with pytest.raises(error), RunFolder(run, True, say=said.append) as place:
+        place.began = True
+        (place.partial / where).mkdir(exist_ok=True)
+        (place.partial / where / "adapter_model.safetensors").write_text("half")
+        raise error
+    kept = place.partial / where
+    assert said == [f"what was learned is kept in {kept}; talk to it with: minilora chat --adapter {kept}"]
+    assert tree(run) == {"adapter_model.safetensors": b"old"} and sorted(os.listdir(run.parent)) == ["x", "x.partial"]
+
+
+def test_where_nothing_was_learned_nothing_stays(tmp_path):
+    said = []
+    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "a" / "b" / "x", say=said.append) as place:
+        (place.partial / "log.csv").write_text("step")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == [] and said == []
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "x") as place:
+        fill(place, "half")
+        raise KeyboardInterrupt
+    return tmp_path / "x"
+
+
+def test_what_an_interrupted_run_learned_is_not_forgotten_unasked(interrupted):
+    with pytest.raises(ValueError, match=r"x\.partial holds what an interrupted run has learned: --resume goes on"):
+        RunFolder(interrupted).refuse()
+    with RunFolder(interrupted, overwrite=True) as place:
+        assert list(place.partial.iterdir()) == []
+
+
+def test_leftovers_of_a_job_that_learned_nothing_are_no_obstacle(tmp_path):
+    (tmp_path / "x.partial").mkdir()
+    (tmp_path / "x.partial" / "log.csv").write_text("step")
+    with RunFolder(tmp_path / "x") as place:
+        assert list(place.partial.iterdir()) == []
+
+
+def test_a_second_job_is_refused_and_the_first_is_not_disturbed(tmp_path):
+    code = (
+        "import pathlib, sys; from minilora.train.run_folder import RunFolder\n"
+        "with RunFolder(pathlib.Path(sys.argv[1])): print('here', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "here\n"
+        with pytest.raises(ValueError, match=r"x: another job is at work there; choose another --out$"):
+            RunFolder(tmp_path / "x", overwrite=True).__enter__()
+        assert (tmp_path / "x.partial").is_dir()
+        first.stdin.close()  # it ends
+        assert first.wait(60) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_that_was_killed_is_no_obstacle(tmp_path):
+    code = (
+        "import os, sys, pathlib; from minilora.train.run_folder import RunFolder\n"
+        "with RunFolder(pathlib.Path(sys.argv[1])): os._exit(9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], check=False, timeout=60)
+    assert done.returncode == 9 and (tmp_path / "x.partial").is_dir()
+    with RunFolder(tmp_path / "x") as place:
+        fill(place)
+        place.finish()
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_job_killed_between_the_two_renames_leaves_the_old_run_to_be_put_back(run, monkeypatch):
+    real, calls = os.replace, []
+
+    def replace(source, target):
+        calls.append(target)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with pytest.raises(KeyboardInterrupt), RunFolder(run, overwrite=True) as place:
+        fill(place)
+        monkeypatch.setattr(disk, "put_back", lambda path: None)  # no time for it
+        monkeypatch.setattr(os, "replace", replace)
+        place.finish()
+    monkeypatch.undo()
+    assert not run.exists() and len(os.listdir(run.parent)) == 2
+    with RunFolder(run, overwrite=True):
+        assert tree(run) == {"adapter_model.safetensors": b"old"}
+
+
+# -- the job -----------------------------------------------------------------------------------------------------------
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_finished_run_holds_only_what_overwriting_knows(method, home, tmp_path):
+    chosen = options(home, tmp_path / "run", method=method, steps=1, eval_records=1)
+    finetune(chosen, bars=Bars(quiet=True))
+    assert {"metrics.json", "picture.png"} < set(names(tmp_path / "run"))
+    assert [name for name in names(tmp_path / "run") if not any(fnmatch(name, known) for known in FILES)] == []
+    with pytest.raises(ValueError, match="holds a finished run"):
+        finetune(chosen, bars=Bars(quiet=True))
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_an_adapter_in_place_of_a_model_leaves_nothing_of_the_model(home, tmp_path):
+    for change in (dict(method="full"), dict(overwrite=True)):
+        finetune(options(home, tmp_path / "run", steps=1, eval_records=1, **change), bars=Bars(quiet=True))
+    assert {"adapter_model.safetensors", "metrics.json"} < set(names(tmp_path / "run"))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_second_run_that_is_interrupted_leaves_the_first_as_it_was(home, tmp_path, monkeypatch):
+    chosen = options(home, tmp_path / "run", steps=1, eval_records=1, overwrite=True)
+    finetune(chosen, bars=Bars(quiet=True))
+    before = tree(tmp_path / "run")
+
+    def stop(*inputs):
+        if inputs[4] == "after":
+            raise KeyboardInterrupt
+        return real(*inputs)
+
+    said, real = [], job.evaluate
+    monkeypatch.setattr(job, "evaluate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(chosen, said.append, Bars(quiet=True))
+    assert tree(tmp_path / "run") == before
+    kept = tmp_path / "run.partial"
+    assert said == [
+        f"what was learned is kept in {kept}; talk to it with: minilora chat --adapter {kept}",
+        f"go on with: minilora finetune --resume --overwrite --out {tmp_path / 'run'}",
+    ]
+
+
+@pytest.mark.parametrize("out", ["run", "there/run"])
+def test_results_that_stand_there_are_refused_before_the_base_is_looked_for(out, home, tmp_path, monkeypatch):
+    (tmp_path / out).mkdir(parents=True)
+    (tmp_path / out / "metrics.json").write_text("{}")
+    monkeypatch.setattr(job, "load", None)
+    with pytest.raises(ValueError, match="holds a finished run"):
+        finetune(options(home, tmp_path / out), bars=Bars(quiet=True))
