@@ -103,8 +103,13 @@ def never(*arguments, **settings):
 
 
 def test_what_is_finished_is_neither_trained_nor_measured_again(finished, copied, monkeypatch):
-    for name in ("finetune.finetune", "domains.finetune", "matrix.score_losses", "matrix.score_recall"):
-        monkeypatch.setattr(f"minilora.train.{name}", never)
+    for name in (
+        "train.job.finetune",
+        "commands.domains.finetune",
+        "commands.eval.score_losses",
+        "commands.eval.score_recall",
+    ):
+        monkeypatch.setattr(f"minilora.{name}", never)
     result = compare_domains(copied, bars=QUIET)
     assert numbers(result) == numbers(finished[1]) and result["trained_now"] == []
 

@@ -432,7 +432,9 @@ def test_the_table_adds_up_no_measurements_that_were_never_held_together(result)
 
 def test_the_command_prints_what_the_report_returned(result, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr("minilora.commands.memory.report", lambda job, done: asked.append(job) or done("loaded") or result)
+    monkeypatch.setattr(
+        "minilora.commands.memory.report", lambda job, done: asked.append(job) or done("loaded") or result
+    )
     assert main(["memory", "--json", "--target-modules", "q_proj", "v_proj", "--r", "2"]) == 0
     assert json.loads(capsys.readouterr().out) == result
     assert main(["memory", "--target-modules", "all-linear"]) == 0
