@@ -30,7 +30,7 @@ Links to source files lead into minilora's repository; in Python, `help(thing)` 
 
 def notebooks() -> Path:
     """The folder of lessons, in the installed package or in the clone. Raises FileNotFoundError without one."""
-    for folder in (Path(__file__).parent / "notebooks", Path(__file__).parents[2] / "lessons"):
+    for folder in (Path(mine.__file__).parent / "notebooks", Path(__file__).parents[2] / "lessons"):
         if any(folder.glob("[0-9]*.ipynb")):
             return folder
     raise FileNotFoundError("this installation holds no lessons: install minilora again, or take them from a clone")
