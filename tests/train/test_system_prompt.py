@@ -6,7 +6,7 @@ import pytest
 
 import minilora as ml
 from minilora.files.disk import ModelFileError
-from minilora.train.finetune import finetune
+from minilora.train.job import finetune
 from minilora.train.options import Options
 
 
