@@ -1,5 +1,12 @@
 """Fixtures shared by all tests: seeded randomness, a small random model, and the real one where it is at hand."""
 
+import os
+
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before NumPy is imported, and inherited
+    os.environ.setdefault(
+        _name, "1"
+    )  # small products gain nothing from a second thread, and lose much to waiting for it
+
 import gc
 import json
 import shutil

@@ -1,0 +1,24 @@
+"""What strangers meet first agrees with the package: the citation, the systems and Pythons of the workflows."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import minilora
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def test_the_citation_names_the_version_and_licence_of_the_package():
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    found = dict(re.findall(r"^(version|license): (\S+)$", citation, re.MULTILINE))
+    assert found == {"version": minilora.__version__, "license": PROJECT["license"]}
+
+
+def test_the_tests_run_on_every_python_that_pip_is_promised_on_every_system():
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text("utf-8")
+    systems, pythons = (re.search(rf"{name}: \[(.*)\]", workflow)[1].split(", ") for name in ("os", "python"))
+    assert {system.partition("-")[0] for system in systems} == {"ubuntu", "macos", "windows"}
+    named = [row.rpartition(" ")[2] for row in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", row)]
+    assert [version.strip('"') for version in pythons] == named and named[0] in PROJECT["requires-python"]
