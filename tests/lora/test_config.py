@@ -88,7 +88,7 @@ def test_a_string_that_matches_nothing_is_an_error_that_says_both_forms_and_list
     ("given", "kept"),
     [("q_proj", ["q_proj"]), (("v_proj", "q_proj"), ["v_proj", "q_proj"]), ({"v_proj", "q_proj"}, ["q_proj", "v_proj"]),
      (r".*\.q_proj", r".*\.q_proj")],
-    ids=str,
+    ids=["a name", "a tuple", "a set", "a pattern"],
 )  # fmt: skip
 def test_names_are_kept_as_a_list_and_patterns_as_they_are(field, given, kept):
     assert getattr(config(**{field: given}), field) == kept
