@@ -17,6 +17,7 @@ import numpy as np
 
 from ..data.records import BUILT_IN, Record, cut, encode_records, read_records, split_records
 from ..lora.adapters import set_adapter
+from ..lora.provenance import read_provenance
 from ..measure.loss import evenly, held_out
 from ..measure.statistics import (
     CONFIDENCE,

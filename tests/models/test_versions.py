@@ -23,7 +23,7 @@ def make_adapter(base, folder, seed=0):
     """An adapter that changes what the base says, made for it and saved."""
     model, _ = ml.load(base)
     ml.add_adapter(model, lora_config(), seed=seed)
-    return ml.save_adapter(shaken(model, seed=seed), folder)
+    return ml.save_adapter(shaken(model, seed=seed), folder, overwrite=True)
 
 
 @pytest.fixture
