@@ -50,6 +50,7 @@ Data
   encode_text        a text as samples of some length
   Record             one conversation and what is known about it
   Sample             token ids and their labels
+  collate            samples as the rows of a padded batch: input ids and labels
   DataError          every bad line of a data file
 
 Training
@@ -61,11 +62,11 @@ Training
   keyword_recall     the share of expected words that answers contain
   finetune           the whole job of `minilora finetune`: train, measure before and after, save
   Options            what `finetune` does: the flags of the command
-  show_progress      print lines and progress bars on stderr, as the command line does
   loss_and_grad      the loss of a batch and its gradients, in micro-batches on all cores
   Step               a training step, as far as its bytes depend on it
   predict_memory     what a step will hold, owner by owner, from shapes alone
   Module             named parameters and submodules
+  Linear             y = x Wᵀ (+ bias): what adapters are put on, also in a module of your own
   Parameter          a tensor that a module owns
   SGD                stochastic gradient descent
   AdamW              Adam with decoupled weight decay
@@ -100,12 +101,12 @@ from .measure.counts import count_parameters
 from .measure.loss import answer_all, keyword_recall, mean_loss
 from .measure.predict import Step, predict_memory
 from .models.load import load, pull
+from .nn.layers import Linear
 from .nn.llama import Config, Llama
 from .nn.module import Module, Parameter, sha256_of
 from .nn.optim import SGD, AdamW
-from .nn.parts import Sample
+from .nn.parts import Sample, collate
 from .nn.step import loss_and_grad
-from .progress import show_progress
 from .train.job import finetune
 from .train.loop import History, TrainingError, fit
 from .train.options import Options
@@ -119,6 +120,7 @@ __all__ = [
     "DataError",
     "GradientError",
     "History",
+    "Linear",
     "Llama",
     "LoraConfig",
     "Module",
@@ -136,6 +138,7 @@ __all__ = [
     "answer_all",
     "audit",
     "base_state",
+    "collate",
     "combine_adapters",
     "count_parameters",
     "delta_weight",
@@ -165,7 +168,6 @@ __all__ = [
     "scale_adapter",
     "set_adapter",
     "sha256_of",
-    "show_progress",
     "split_records",
     "unmerge_adapter",
 ]

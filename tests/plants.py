@@ -143,8 +143,8 @@ def an_adapter_that_stays_on(plant):
 
 
 def b_that_does_not_start_at_zero(plant):
-    real = layer._initial_linear
-    plant.setattr(layer, "_initial_linear", lambda m, n, r, init, rng: real(m, n, r, False, rng))
+    real = layer._linear_start
+    plant.setattr(layer, "_linear_start", lambda m, n, r, start, rng: real(m, n, r, False, rng))
 
 
 def dropout_that_never_ends(plant):
@@ -190,7 +190,7 @@ def repeated_tokens_that_overwrite(plant):
 
 
 def a_graph_that_can_be_used_twice(plant):
-    real = tensor.walk_back
+    real = tensor.backward_pass
 
     def keeping(y, grad=None):
         before = {node: list(node.edges) for node in tensor._reachable(y.node)}
@@ -198,7 +198,7 @@ def a_graph_that_can_be_used_twice(plant):
         for node, edges in before.items():
             node.edges = edges
 
-    plant.setattr(tensor, "walk_back", keeping)
+    plant.setattr(tensor, "backward_pass", keeping)
 
 
 def a_gradient_that_is_never_zeroed(plant):

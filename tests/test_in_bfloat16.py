@@ -121,7 +121,7 @@ def test_matrices_are_the_nearest_bfloat16s_and_norms_are_float32():
             np.testing.assert_array_equal(w, exact[name])
         else:
             assert (w.kind, w.nbytes) == ("BF16", exact[name].nbytes // 2)
-            np.testing.assert_array_equal(w.unpack(), bfloat16.numbers(bfloat16.rounded(exact[name])))
+            np.testing.assert_array_equal(w.unpack(), bfloat16.to_float32(bfloat16.rounded(exact[name])))
             assert np.all(abs(w.unpack() - exact[name]) <= 2.0**-8 * abs(exact[name]))
 
 
@@ -129,7 +129,7 @@ def test_matrices_are_the_nearest_bfloat16s_and_norms_are_float32():
 def test_a_folder_in_bfloat16_is_loaded_without_a_loss(tmp_path):
     model = ml.Llama(CONFIG, 0)
     for parameter in model.named_parameters():
-        parameter[1].data = bfloat16.numbers(bfloat16.rounded(parameter[1].data))
+        parameter[1].data = bfloat16.to_float32(bfloat16.rounded(parameter[1].data))
     folder = write_folder(tmp_path / "m", model, "BF16")
     found = load_folder(folder, "BF16")
     assert found.unrounded_sha256 == sha256_of(base_state(model)) == sha256_of(base_state(found))

@@ -248,7 +248,7 @@ claim("slope after 5,000 additions, by the tape", x.grad, 5001, 5001)
 
 # %% [markdown]
 # Whoever adds up a loss token by token makes such a chain. So the walk is a loop, in minilora as well:
-# [`walk_back`](../minilora/engine/tensor.py).
+# [`backward_pass`](../minilora/engine/tensor.py).
 #
 # ## 4. What it costs, and what freezing saves
 #

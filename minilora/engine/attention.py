@@ -1,4 +1,4 @@
-"""Attention, in windows of queries, over plain batches, padded ones, cached ones, and sequences packed into one row.
+"""Attention, in windows of queries: over plain and padded batches, a KV cache, and sequences packed into one row.
 
 Shapes: B batch, T tokens (queries), S keys (cached ones included), H query heads, K key/value heads, G = H / K queries
 per key head, D head width; t and s are the queries and keys of one window.
@@ -19,23 +19,23 @@ from .tensor import Tensor, op, shared_backward
 
 @dataclass(frozen=True)
 class Packing:
-    """Several sequences in one row, without padding: a common beginning once, then each sequence's own rest.
+    """Several sequences in one row, without padding: their common prefix once, then the rest of each sequence.
 
-    prefix: how many tokens all sequences begin with. ends: where each one's rest ends in the row; the first rest begins
-    at `prefix`. Every token sees the prefix and what came before it in its own sequence, and so has exactly the value
-    it would have in a row of its own, while the prefix is computed once instead of once per sequence.
+    prefix: the number of tokens that all sequences begin with. ends: where the rest of each sequence ends in the row;
+    the first rest begins at `prefix`. Every token sees the prefix and the earlier tokens of its own sequence, so it has
+    exactly the value it would have in a separate row, but the prefix is computed once instead of once per sequence.
     """
 
     prefix: int
     ends: tuple[int, ...]
 
     def spans(self) -> list[tuple[int, int]]:
-        """(start, end) in the row of the prefix, if there is one, and of each sequence's rest."""
+        """(start, end) in the row of the prefix, if there is one, and of the rest of each sequence."""
         own = self.own_spans()
         return [(0, self.prefix), *own] if self.prefix else own
 
     def own_spans(self) -> list[tuple[int, int]]:
-        """(start, end) in the row of each sequence's rest."""
+        """(start, end) in the row of the rest of each sequence."""
         return list(zip((self.prefix, *self.ends[:-1]), self.ends, strict=True))
 
     def ranges(self) -> list[range]:
@@ -49,23 +49,25 @@ class Packing:
 
 
 def textbook_attention(q: Tensor, k: Tensor, v: Tensor, mask: Array | None = None) -> Tensor:
-    """softmax(q kᵀ / √D + mask) v for every head, as a textbook has it: for readers, and for the tests to compare with.
+    """softmax(q kᵀ / √D + mask) v for every head, as in a textbook: for readers, and for tests to compare with.
 
-    q (B, T, H, D)  k, v (B, S, K, D)  ->  (B, T, H, D), as of `attention`, which never holds the (T, S) weights. mask:
-    -inf where a query must not look, 0 elsewhere, (T, S) or (B, 1, T, S); None hides the future from each token.
-    Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.1.
+    Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.1. Equals `attention`, which never holds the (T, S) weights.
+
+    q: (B, T, H, D)
+    k, v: (B, S, K, D)  ->  (B, T, H, D)
+    mask: (T, S) or (B, 1, T, S), -inf where a query must not see a key, 0 elsewhere; None for a causal mask.
     """
     T, S, D = q.shape[1], k.shape[1], q.shape[3]
     group = np.arange(q.shape[2]) // (q.shape[2] // k.shape[2])  # query head h reads key/value head group[h]
     q, k, v = (x.transpose((0, 2, 1, 3)) for x in (q, k[:, :, group], v[:, :, group]))  # (B, H, T or S, D)
     scores = q @ k.transpose((0, 1, 3, 2)) * (1 / math.sqrt(D))  # (B, H, T, S)
     mask = np.triu(np.full((T, S), -np.inf), k=S - T + 1) if mask is None else mask
-    weights = (scores + mask.astype(q.dtype)).softmax()  # (B, H, T, S): each row adds up to 1
+    weights = (scores + mask.astype(q.dtype)).softmax()  # (B, H, T, S): each row sums to 1
     return (weights @ v).transpose((0, 2, 1, 3))  # (B, T, H, D)
 
 
 class Window(NamedTuple):
-    """Queries start..stop of a row, and the keys that any of them sees: the common beginning, and first..last."""
+    """Queries start..stop of a row, and the keys that any of them sees: the prefix, and first..last."""
 
     start: int
     stop: int
@@ -75,15 +77,17 @@ class Window(NamedTuple):
 
 @op
 def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Packing | None = None):
-    """softmax(q kᵀ / √D) v for every head, each token seeing itself and what came before.
+    """softmax(q kᵀ / √D) v for every head, with a causal mask: each token sees itself and the tokens before it.
 
-    q (B, T, H, D)  k, v (B, S, K, D)  ->  (B, T, H, D). Query t stands at position S - T + t: with a cache there are
-    more keys than queries. Head h reads key/value head h // G (grouped queries, Ainslie et al. 2023, arXiv 2305.13245).
+    Saves q, k, v and log Σ exp(scores) of every query; the weights are computed again in the backward pass, a block at
+    a time.
+
+    q: (B, T, H, D). Query t is at position S - T + t: with a KV cache there are more keys than queries.
+    k, v: (B, S, K, D)  ->  (B, T, H, D). Head h reads key/value head h // G (grouped-query attention, Ainslie et al.
+        2023, arXiv 2305.13245).
     first: (B) integers, the first key that is not padding, for prompts padded on the left.
-    block: queries worked on at a time, so that the (T, S) scores never exist whole.
-    packing: sequences that share the row without seeing each other.
-
-    Keeps q, k, v and log Σ exp(scores) of every query; the weights are computed again in backward, a block at a time.
+    block: queries computed at a time, so that the whole (T, S) scores never exist.
+    packing: the sequences that share the row without seeing each other.
     """
     xp = array_module(q)
     (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
@@ -99,7 +103,7 @@ def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Pac
         x = x[:, at.start : at.stop].reshape(B, t, K, G, D).transpose(0, 2, 3, 1, 4)  # (B, K, G, t, D)
         return x.reshape(B, K, G * t, D)
 
-    def ungrouped(x: Array, at: Window) -> Array:  # the way back: (B, K, G t, D) -> (B, t, H, D)
+    def ungrouped(x: Array, at: Window) -> Array:  # the inverse: (B, K, G t, D) -> (B, t, H, D)
         t = at.stop - at.start
         return x.reshape(B, K, G, t, D).transpose(0, 3, 1, 2, 4).reshape(B, t, H, D)
 
@@ -109,14 +113,14 @@ def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Pac
         own = x[:, :, at.first : at.last]
         return xp.concatenate((x[:, :, :prefix], own), axis=2) if prefix else own
 
-    def add_seen(total: Array, part: Array, at: Window) -> None:  # the way back: total += part, in its place
+    def add_seen(total: Array, part: Array, at: Window) -> None:  # the VJP of seen: adds part at its place in total
         if at.first <= prefix:
             total[:, :, : at.last] += part
         else:
             total[:, :, :prefix] += part[:, :, :prefix]
             total[:, :, at.first : at.last] += part[:, :, prefix:]
 
-    def hidden(at: Window) -> Array:  # -inf where a query must not look, (B or 1, 1, 1, t, s)
+    def hidden(at: Window) -> Array:  # -inf where a query must not see a key, (B or 1, 1, 1, t, s)
         key = xp.arange(at.last)
         if at.first > prefix:
             key = xp.concatenate((key[:prefix], key[at.first :]))
@@ -124,7 +128,7 @@ def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Pac
         masked = key > query  # the future, (t, s)
         if first is None:
             return xp.where(masked, -xp.inf, 0)[None, None, None]
-        padding = (key < first[:, None, None]) & (key != query)  # padding sees itself, so that no row is empty
+        padding = (key < first[:, None, None]) & (key != query)  # padding sees itself, so that no row is all -inf
         return xp.where(masked | padding, -xp.inf, 0)[:, None, None]
 
     def scores(queries: Array, own_keys: Array, at: Window) -> Array:  # (B, K, G t, s)
@@ -145,7 +149,7 @@ def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Pac
             p -= less
             xp.exp(p, out=p)  # the weights (B, K, G t, s)
             add_seen(dvalues, p.swapaxes(-1, -2) @ own_g, at)
-            ds = own_g @ seen(values, at).swapaxes(-1, -2)  # dL/dp, turned into dL/d(scores) in place
+            ds = own_g @ seen(values, at).swapaxes(-1, -2)  # dL/dp, and then dL/d(scores) in place
             ds -= xp.einsum("bkts,bkts->bkt", ds, p)[..., None]
             ds *= p
             dqueries = ds @ own_keys
@@ -162,7 +166,7 @@ def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Pac
         xp.exp(e, out=e)
         total = e.sum(axis=-1, keepdims=True)  # (B, K, G t, 1)
         mean = e @ seen(values, at)
-        mean /= total  # where it is narrow: D numbers instead of s
+        mean /= total  # D values per query instead of s
         y[:, at.start : at.stop] = ungrouped(mean, at)
         lse.append(top + xp.log(total))
     return y, *shared_backward(backward, 3)

@@ -1,7 +1,7 @@
-"""Which array library holds this array? NumPy on the host, CuPy on a GPU; operations never need to know.
+"""Which library does an array belong to? NumPy's live on the host, CuPy's on a GPU; operations need not know.
 
-An operation asks `array_module(x)` where it needs a *function* (`xp.exp`); operators and methods (`@`, `.sum()`)
-belong to the array already. Nothing here imports CuPy unless a GPU is asked for by name.
+An operation calls `array_module(x)` where it needs a *function* (`xp.exp`); operators and methods (`@`, `.sum()`)
+belong to the array already. CuPy is imported only if a GPU is asked for by name.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ def array_module(x: Array) -> ModuleType:
     >>> array_module(np.zeros(3)).__name__
     'numpy'
     """
-    array_type: Any = type(getattr(x, "raw", x))  # a packed matrix is where its bytes are
+    array_type: Any = type(getattr(x, "raw", x))  # a quantised matrix is where its bytes are
     return _module_of(array_type)
 
 
 def is_packed(w: Array) -> bool:
-    """Is this a matrix that is kept as its file's bytes (files/quant.py), to be unpacked for each product?"""
+    """True for a quantised matrix (files/quant.py), which is stored as bytes and dequantised for each matmul."""
     return hasattr(w, "unpack")
 
 
 def dense(w: Array) -> Array:
-    """The numbers of a matrix: itself, or for a packed one a new array, for one product."""
+    """The values of a matrix: itself, or a new array if it is packed."""
     return w.unpack() if is_packed(w) else w
 
 
 def factor(w: Array, start: int = 0, stop: int | None = None) -> Array:
-    """Rows of a matrix as the right side of a product takes them: `x @ factor(w)`, `x @ factor(w).T`.
+    """Rows of a matrix as the right factor of a matmul: `x @ factor(w)`, `x @ factor(w).T`.
 
-    Numbers, as of `dense`; or, where a packed matrix says so, what stands for them (bfloat16.py).
+    Their values, as of `dense`, or a matrix in bfloat16 (bfloat16.py) if a packed matrix computes in it.
     """
     return w.factor(start, stop) if is_packed(w) else w[start:stop]
 
 
 def adds_products(w: Array) -> bool:
-    """Can `factor(w)` add a product to what is there already, at no cost? In bfloat16 it can."""
+    """True if `factor(w)` can add a product to an existing array at no cost: in bfloat16 it can."""
     return getattr(w, "in_bfloat16", False)
 
 
 def dense_rows(w: Array, start: int, stop: int) -> Array:
-    """The numbers of some rows of a matrix, of a packed one in a new array."""
+    """The values of some rows of a matrix; of a packed one, a new array."""
     return w.unpack(start, stop) if is_packed(w) else w[start:stop]
 
 
 def to_device(x: Array, device: str = "cpu") -> Array:
-    """Move an array, or the bytes of a packed one, to `"cpu"` or `"cuda"`. What is there already is returned as it is.
+    """Move an array, or the bytes of a packed one, to `"cpu"` or `"cuda"`. An array that is there is returned itself.
 
-    Raises ValueError for another device name, RuntimeError with the remedy when CuPy or a GPU is missing.
+    Raises ValueError for another device name, and RuntimeError if CuPy or a GPU is missing.
     """
     if is_packed(x):
         return x.to(device)
@@ -75,14 +75,14 @@ def to_device(x: Array, device: str = "cpu") -> Array:
 
 
 def to_numpy(x: Array) -> np.ndarray:
-    """Return `x` as a NumPy array: itself when it is one, a copy on the host when it lives on a GPU."""
+    """Return `x` as a NumPy array: itself if it is one, a copy on the host if it is on a GPU."""
     return x.get() if hasattr(x, "get") else np.asarray(x)
 
 
 def to_floats(*numbers: Array) -> list[float]:
-    """Single numbers as Python floats: the zero-dimensional arrays of a GPU come home in one crossing, not in one each.
+    """Scalars as Python floats: zero-dimensional arrays of a GPU are copied to the host all at once.
 
-    Every crossing makes the host wait until the GPU has done all that it was told so far.
+    Each copy makes the host wait until the GPU has finished all earlier work.
 
     >>> to_floats(np.float32(0.5), np.array(2.0))
     [0.5, 2.0]
@@ -90,8 +90,8 @@ def to_floats(*numbers: Array) -> list[float]:
     return to_numpy(array_module(numbers[0]).stack(numbers)).tolist()
 
 
-def beside(like: Array, *arrays: np.ndarray) -> list[Array]:
-    """Integer arrays of the host, moved to where `like` is: all of them in one crossing."""
+def to_device_of(like: Array, *arrays: np.ndarray) -> list[Array]:
+    """Integer arrays of the host, copied to the device of `like`: all of them in one copy."""
     xp = array_module(like)
     if xp is np:
         return list(arrays)

@@ -1,13 +1,12 @@
-"""Products of float32 rows with a frozen matrix kept in bfloat16: what `ml.load(name, dtype="bfloat16")` computes with.
+"""Matmuls of float32 rows with a frozen matrix in bfloat16: what `ml.load(name, dtype="bfloat16")` computes with.
 
 A bfloat16 is the upper half of a float32: its sign, its exponent, and 7 of the 23 bits of its fraction. Processors with
-AMX or AVX512-BF16 multiply pairs of them, and add the products up in float32, faster than they multiply float32. NumPy
-has neither the type nor the product; oneDNN has both (pip install 'minilora[bf16]'), and is called through its C
-interface.
+AMX or AVX512-BF16 multiply bfloat16, and accumulate in float32, faster than they multiply float32. NumPy has neither
+the type nor the matmul. oneDNN has both (pip install 'minilora[bf16]'), and is called through its C interface.
 
-How far off is a result? Rounding to the nearest bfloat16 moves a number by at most u = 2⁻⁸ of it, so with both factors
-rounded a product a b moves by at most (2u + u²) |a b|, and x w by at most (2u + u²) |x| |w|. Adding k products up in
-float32 brings at most k 2⁻²³ |x| |w| more. What is seen is far less, since the errors have either sign.
+How large is the error? Rounding to the nearest bfloat16 changes a value by at most the factor u = 2⁻⁸. With both
+factors rounded, x w changes by at most (2u + u²) |x| |w|. Accumulating k products in float32 adds at most
+k 2⁻²³ |x| |w|. Measured errors are far smaller, because they have both signs.
 """
 
 from __future__ import annotations
@@ -31,49 +30,49 @@ _NAMES = ("libdnnl.so.3", "libdnnl.so.3.7", "libdnnl.so.3.6")  # of the Python p
 
 
 class BFloat16:
-    """A matrix (m, n) in bfloat16 as a factor: `x @ w`, `x @ w.T` and `w @ x` are float32 where x is.
+    """A matrix (m, n) in bfloat16 as a factor: `x @ w`, `x @ w.T` and `w @ x` of a float32 x are float32.
 
-    bits: the upper halves of its numbers, uint16 (m, n).
+    bits: the upper halves of its float32 values, uint16 (m, n).
     """
 
-    __array_ufunc__ = None  # so that array @ matrix arrives here
+    __array_ufunc__ = None  # so that array @ matrix calls __rmatmul__
 
-    def __init__(self, bits: np.ndarray, turned: bool = False):
-        self.bits, self.turned = bits, turned
+    def __init__(self, bits: np.ndarray, transposed: bool = False):
+        self.bits, self.transposed = bits, transposed
 
     @property
     def T(self) -> BFloat16:
-        """The transposed matrix, of the same bits."""
-        return BFloat16(self.bits, not self.turned)
+        """The transposed matrix, with the same bits."""
+        return BFloat16(self.bits, not self.transposed)
 
     @property
     def size(self) -> int:
         return self.bits.size
 
     def __rmatmul__(self, x: Array) -> Array:
-        out = np.empty((len(x), self.bits.shape[0 if self.turned else 1]), np.float32)
-        _library().multiply(rounded(x), self.bits, self.turned, out, 0.0)
+        out = np.empty((len(x), self.bits.shape[0 if self.transposed else 1]), np.float32)
+        _library().multiply(rounded(x), self.bits, self.transposed, out, 0.0)
         return out
 
     def __matmul__(self, x: Array) -> Array:
         return (x.T @ self.T).T  # w x = (xᵀ wᵀ)ᵀ
 
     def onto(self, out: Array, x: Array) -> Array:
-        """out += x w, which costs no more than the product; returns `out`."""
-        _library().multiply(rounded(x), self.bits, self.turned, out, 1.0)
+        """out += x w, at the cost of the product alone; returns `out`."""
+        _library().multiply(rounded(x), self.bits, self.transposed, out, 1.0)
         return out
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
     """The bits of the bfloat16s nearest to x: float32 of any shape -> uint16 of that shape. Ties go to even bits.
 
-    Processors take what is smaller than 2⁻¹²⁶ for 0.
+    Processors take values below 2⁻¹²⁶ for 0.
     """
     return _library().rounded(np.ascontiguousarray(x))
 
 
-def numbers(bits: np.ndarray) -> np.ndarray:
-    """The numbers that bits stand for: uint16 of any shape -> float32 of that shape, exactly."""
+def to_float32(bits: np.ndarray) -> np.ndarray:
+    """The values of bfloat16 bits: uint16 of any shape -> float32 of that shape, exactly."""
     wide = bits.astype(np.uint32)
     wide <<= np.uint32(16)
     return wide.view(np.float32)
@@ -81,7 +80,7 @@ def numbers(bits: np.ndarray) -> np.ndarray:
 
 @cache
 def why_not() -> str | None:
-    """Why this machine cannot multiply in bfloat16, in a few words; None where it can."""
+    """Why this machine cannot multiply in bfloat16, in a few words; None if it can."""
     try:
         _library()
     except _Missing as error:
@@ -91,9 +90,9 @@ def why_not() -> str | None:
 
 # -- oneDNN ------------------------------------------------------------------------------------------------------------
 
-_CPU, _IN_ORDER, _F32, _BF16 = 1, 1, 3, 2  # numbers from oneapi/dnnl/dnnl_types.h
+_CPU, _IN_ORDER, _F32, _BF16 = 1, 1, 3, 2  # constants from oneapi/dnnl/dnnl_types.h
 _FROM, _TO = 1, 17
-_HAS_PRODUCTS = 0x80  # the bit that instruction sets with products in bfloat16 have in common
+_HAS_PRODUCTS = 0x80  # the bit that all instruction sets with bfloat16 matmuls have in common
 _Place = ctypes.c_void_p
 
 
@@ -102,7 +101,7 @@ class _Argument(ctypes.Structure):
 
 
 class _Made:
-    """Something that oneDNN made, of which `place` is the handle: it goes when nobody holds it."""
+    """An object of oneDNN with the handle `place`, destroyed with its last reference."""
 
     def __init__(self, place: ctypes.c_void_p, destroy: Any):
         self.place, self._as_parameter_, self._destroy = place, place, destroy
@@ -116,21 +115,21 @@ class _Missing(Exception):
 
 
 class _Library:
-    """The two things that oneDNN does here: it rounds, and it multiplies.
+    """What oneDNN does here: it rounds and it multiplies.
 
-    Small calls keep Python's lock, since handing it over takes longer than they do; a product frees it.
+    Small calls keep the GIL, since releasing it takes longer than the call; a matmul releases it.
     """
 
     def __init__(self, path: str):
         with _patience():
             self._brief = brief = ctypes.PyDLL(path)
         try:
-            self._set_threads = brief.omp_set_num_threads  # of its OpenMP, which keeps a number for every thread
+            self._set_threads = brief.omp_set_num_threads  # of its OpenMP, which has a setting for every thread
             self._gemm = ctypes.CDLL(path).dnnl_gemm_bf16bf16f32  # in no header, but exported by 3.2 and by 3.7
         except AttributeError as error:
             raise OSError(f"{path} is built in another way: {error}") from error
         if not brief.dnnl_get_effective_cpu_isa() & _HAS_PRODUCTS:
-            raise _Missing("this processor has no products in bfloat16 (AMX, AVX512-BF16)")
+            raise _Missing("this processor has no matmul in bfloat16 (AMX, AVX512-BF16)")
         flag, size, number = ctypes.c_char, ctypes.c_int64, ctypes.c_float
         self._gemm.argtypes = (flag, flag, size, size, size, number, _Place, size, _Place, size, number, _Place, size)
         self._cores = cores()
@@ -138,20 +137,20 @@ class _Library:
         self._stream = self._new("stream", "stream_create", self._engine, _IN_ORDER)
         self._rounding = lru_cache(maxsize=256)(self._new_rounding)
 
-    def multiply(self, x: np.ndarray, w: np.ndarray, turned: bool, out: np.ndarray, kept: float) -> None:
-        """out = kept · out + x w, or x wᵀ where w is turned, of bits x (N, k), w (k, n) or (n, k), and out (N, n)."""
+    def multiply(self, x: np.ndarray, w: np.ndarray, transposed: bool, out: np.ndarray, beta: float) -> None:
+        """out = beta · out + x w, or x wᵀ if w is transposed, of bits x (N, k), w (k, n) or (n, k), and out (N, n)."""
         (rows, k), n = x.shape, out.shape[1]
-        if w.shape != ((n, k) if turned else (k, n)):
-            raise ValueError(f"x of shape {x.shape} cannot be multiplied by {w.shape}{'ᵀ' * turned}")
+        if w.shape != ((n, k) if transposed else (k, n)):
+            raise ValueError(f"x of shape {x.shape} cannot be multiplied by {w.shape}{'ᵀ' * transposed}")
         self._set_threads(1 if has_one_core.get() else self._cores)
-        turn, (at_x, at_w, at_out) = b"T" if turned else b"N", (a.ctypes.data for a in (x, w, out))
-        status = self._gemm(b"N", turn, rows, n, k, 1.0, at_x, k, at_w, w.shape[1], kept, at_out, n)
+        how, (at_x, at_w, at_out) = b"T" if transposed else b"N", (a.ctypes.data for a in (x, w, out))
+        status = self._gemm(b"N", how, rows, n, k, 1.0, at_x, k, at_w, w.shape[1], beta, at_out, n)
         _check(status, "multiply")
 
     def rounded(self, x: np.ndarray) -> np.ndarray:
-        """As the function `rounded`, for an x without gaps."""
+        """As the function `rounded`, for a contiguous x."""
         out = np.empty(x.shape, np.uint16)
-        self._set_threads(1)  # a second one takes longer to wake than to round
+        self._set_threads(1)  # waking a second thread takes longer than rounding
         rounding, ends = self._rounding(x.size)
         there, here = (
             self._new("memory", "memory_create", end, self._engine, _Place(array.ctypes.data))
@@ -162,7 +161,7 @@ class _Library:
         return out
 
     def _new_rounding(self, size: int) -> tuple[_Made, list[_Made]]:
-        """What rounds `size` numbers, and the descriptions of both ends."""
+        """The primitive that rounds `size` values, and the descriptions of its input and output."""
         sizes, described = ctypes.c_int64 * 12, "memory_desc_create_with_strides"
         ends = [self._new("memory_desc", described, 1, sizes(size), kind, sizes(1)) for kind in (_F32, _BF16)]
         way = (ends[0], self._engine, ends[1], self._engine, None)
@@ -177,17 +176,17 @@ class _Library:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """While OpenMP is loaded, tell it how long a thread that waits for the others shall stay awake: half a millisecond.
+    """A block in which OpenMP is loaded with a spin time of half a millisecond, unless the environment has another.
 
-    By itself it takes some ten, in which it keeps the core from those it waits for, if other programs are at work, too.
+    Its default is about ten: a thread that waits for others then keeps a core from them if other programs run, too.
     """
-    told = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
-    if not told:
+    given = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    if not given:
         os.environ["GOMP_SPINCOUNT"] = "10000"
     try:
         yield
     finally:
-        if not told:
+        if not given:
             del os.environ["GOMP_SPINCOUNT"]
 
 
@@ -199,11 +198,11 @@ def _check(status: int, what: str) -> None:
 @cache
 def _library() -> _Library:
     if (where := (platform.system(), platform.machine())) != ("Linux", "x86_64"):
-        raise _Missing(f"it is for Linux on x86_64, this is {' on '.join(where)}")
+        raise _Missing(f"it needs Linux on x86_64, this is {' on '.join(where)}")
     own, reasons = Path(sys.prefix, "lib", _NAMES[0]), []
     for place in (str(own), *_NAMES) if own.exists() else _NAMES:
         try:
             return _Library(place)
         except OSError as error:
             reasons.append(str(error))
-    raise _Missing(f"oneDNN is not here ({reasons[0]}): pip install 'minilora[bf16]'")
+    raise _Missing(f"oneDNN is not installed ({reasons[0]}): pip install 'minilora[bf16]'")

@@ -1,4 +1,4 @@
-"""The gradient check of every operation in the engine, on small random inputs: what `minilora gradcheck` prints."""
+"""Gradient checks of all operations in the engine, on small random inputs: what `minilora gradcheck` prints."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Inputs = tuple[list[np.ndarray], dict[str, Any]]  # the arrays to differentiate 
 
 
 def check_all(seed: int = 0) -> Iterator[GradcheckReport]:
-    """Check every registered operation, one report each. Raises GradientError at the first wrong gradient, and KeyError
-    for an operation that has no example here.
+    """Check every registered operation and yield its report. Raises GradientError at the first wrong gradient, and
+    KeyError for an operation that has no example here.
     """
     rng = np.random.default_rng(seed)
     for name, operation in OPS.items():

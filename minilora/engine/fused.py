@@ -1,7 +1,7 @@
 """The transformer's operations, each with its gradient derived by hand.
 
-Every one equals a composition of elementary operations (the tests hold it to that); written as one, it keeps less for
-backward and passes over memory fewer times. What an operation keeps is said in its docstring: it is the memory bill.
+Each equals a composition of elementary operations (the tests check this), but saves fewer activations for the backward
+pass and reads memory fewer times. Each docstring states what the operation saves: that is its cost in memory.
 
 Shapes: B batch, T tokens, N = B T, C model width, H heads, D head width, F feed-forward width, V vocabulary, r rank;
 m outputs and n inputs of a linear map.
@@ -15,12 +15,12 @@ from .backend import Array, adds_products, array_module, factor, is_packed
 from .tensor import is_recording, op, shared_backward
 
 Recompute = Callable[[], Array] | None
-TOKEN_BLOCK, VOCAB_BLOCK = 256, 2048  # of a head's logits, so many are worked on at a time: they stay in the cache
+TOKEN_BLOCK, VOCAB_BLOCK = 256, 2048  # logits are computed in blocks of this shape, which fit the processor's cache
 NOT_SCORED = -100  # the label of a token that is not part of the loss, as in Hugging Face and PyTorch
 
 
 def rows(x: Array) -> Array:
-    """(..., n) -> (N, n): all leading axes as one."""
+    """(..., n) -> (N, n): all leading axes flattened into one."""
     return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
 
 
@@ -31,14 +31,14 @@ def blocks(length: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def computed_once(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """For what two VJPs of one operation both need: the second call returns the first one's result, and frees it."""
-    kept: list[Array] = []
+    """f, for two VJPs of one operation that both need it: the second call returns and frees the result of the first."""
+    found: list[Array] = []
 
     def once(g: Array) -> Array:
-        if kept:
-            return kept.pop()
-        kept.append(f(g))
-        return kept[0]
+        if found:
+            return found.pop()
+        found.append(f(g))
+        return found[0]
 
     return once
 
@@ -50,10 +50,10 @@ Thin = tuple[Array, Array] | None
 
 
 def product(x: Array, w: Array, thin: Thin = None) -> Array:
-    """x wᵀ, and + s t where thin = (s, t)      x (N, n)  w (m, n), maybe packed  s (N, r)  t (r, m)  ->  (N, m)
+    """x wᵀ, plus s t if thin = (s, t)      x (N, n)  w (m, n), maybe packed  s (N, r)  t (r, m)  ->  (N, m)
 
-    A packed w is unpacked `VOCAB_BLOCK` rows at a time, so that a head never exists whole. A few rows of x, as in
-    generation, are multiplied as (w xᵀ)ᵀ: the matrix library then rearranges x for itself, and not the far larger w.
+    A packed w is unpacked `VOCAB_BLOCK` rows at a time, so that a whole head never exists. A few rows of x, as in
+    generation, are multiplied as (w xᵀ)ᵀ: BLAS then copies x into the order it needs instead of the far larger w.
     """
     if thin is not None:
         if adds_products(w):
@@ -68,15 +68,15 @@ def product(x: Array, w: Array, thin: Thin = None) -> Array:
 
 
 def product_back(g: Array, w: Array, thin: Thin = None) -> Array:
-    """g w, and + s t where thin = (s, t)      g (N, m)  w (m, n), maybe packed  s (N, r)  t (r, n)  ->  (N, n)"""
+    """g w, plus s t if thin = (s, t)      g (N, m)  w (m, n), maybe packed  s (N, r)  t (r, n)  ->  (N, n)"""
     if thin is None:
         return g @ factor(w)
     return factor(w).onto(thin[0] @ thin[1], g) if adds_products(w) else add_product(g @ factor(w), *thin)
 
 
 def add_product(out: Array, thin: Array, wide: Array, block: int = 128) -> Array:
-    """out += thin @ wide, a block of rows at a time: the product of a block is added while it is still in the cache."""
-    wide = array_module(wide).ascontiguousarray(wide)  # a transposed view costs each of the small products more
+    """out += thin @ wide, a block of rows at a time: each block's product is added while it is still in the cache."""
+    wide = array_module(wide).ascontiguousarray(wide)  # with a transposed view, each of the small products costs more
     for i, j in blocks(len(out), block):
         out[i:j] += thin[i:j] @ wide
     return out
@@ -86,10 +86,10 @@ def add_product(out: Array, thin: Array, wide: Array, block: int = 128) -> Array
 def linear(x, w, bias=None, recompute: Recompute = None):
     """y = x wᵀ + bias      x (..., n)  w (m, n), maybe packed  bias (m)  ->  y (..., m)
 
-    Keeps w for dx and x for dw: with w frozen, x is not kept.
-    recompute: computes x once more; dw keeps that in place of x (see `op`).
+    Saves w for dx and x for dw: if w is frozen, x is not saved.
+    recompute: computes x again; dw then saves this function instead of x (see `op`).
     """
-    shape, x = x.shape, rows(x)  # one product of N rows is faster than B products of T
+    shape, x = x.shape, rows(x)  # one matmul with N rows is faster than B matmuls with T rows
     y = product(x, w)  # (N, m)
     if bias is not None:
         y += bias
@@ -108,9 +108,9 @@ def linear(x, w, bias=None, recompute: Recompute = None):
 def lora_linear(x, w, a, b, scale: float, recompute: Recompute = None):
     """y = x wᵀ + scale (x aᵀ) bᵀ      x (..., n)  w (m, n), maybe packed  a (r, n)  b (m, r)  ->  y (..., m)
 
-    The frozen product and, beside it, the low-rank update of Hu et al. 2021 (arXiv 2106.09685), section 4.1:
-    a projects down to r numbers per token, b projects up again. The matrix b a (m, n) is never formed.
-    Keeps x for da (or `recompute`, as in `linear`) and, per token, the r numbers x aᵀ for db.
+    The frozen product plus the low-rank update of Hu et al. 2021 (arXiv 2106.09685), section 4.1: a projects each
+    token down to r values, b projects up again. The matrix b a (m, n) is never formed.
+    Saves x for da (or `recompute`, as in `linear`) and x aᵀ, r values per token, for db.
     """
     shape, x = x.shape, rows(x)
     xa = x @ a.T  # (N, r)
@@ -138,10 +138,10 @@ def lora_linear(x, w, a, b, scale: float, recompute: Recompute = None):
 def mixed_lora_linear(x, w, *thin, parts: Sequence[tuple[Array | None, float | Array]]):
     """y = x wᵀ, and for every part y[rows] += scale (x[rows] aᵀ) bᵀ      x (B, ..., n)  w (m, n), maybe packed
 
-    thin: a (r, n) and b (m, r) of the first part, of the second, and so on, each of a rank of its own.
-    parts: for each its rows of the batch, (k) integers or None for all, and its scale: a number, or one for each of
-    these rows, (k, 1, 1). The frozen product is computed once for all, a thin one for its own rows alone.
-    Keeps x for all a and, per part and token, the r numbers x aᵀ for b.
+    thin: a (r, n) and b (m, r) of the first part, of the second, and so on; the ranks may differ.
+    parts: for each, its rows of the batch, (k) integers or None for all, and its scale: a number, or one for each of
+    these rows, (k, 1, 1). The frozen product is computed once for all rows, each low-rank one for its own rows only.
+    Saves x for all a and, per part, x aᵀ, r values per token, for b.
     """
     shape, dtype = x.shape, x.dtype
     y = product(rows(x), w).reshape(*shape[:-1], len(w))  # (B, T, m)
@@ -182,7 +182,7 @@ def mixed_lora_linear(x, w, *thin, parts: Sequence[tuple[Array | None, float | A
 def embedding(w, ids):
     """w[ids]      w (V, C)  ids (B, T) integers  ->  (B, T, C)
 
-    Keeps the ids. A token that occurs several times collects all its gradients.
+    Saves the ids. A token that occurs several times accumulates all its gradients.
     """
     xp, shape, dtype = array_module(w), w.shape, w.dtype
 
@@ -201,7 +201,7 @@ def embedding(w, ids):
 def rms_norm(x, w, eps: float):
     """y = x / rms(x) * w,  rms(x) = sqrt(mean(x²) + eps) over the last axis      x (..., C)  w (C)  ->  (..., C)
 
-    Zhang & Sennrich 2019 (arXiv 1910.07467). Keeps x and one number per row.
+    Zhang & Sennrich 2019 (arXiv 1910.07467). Saves x and one value per row.
     """
     xp = array_module(x)
     inv = xp.einsum("...c,...c->...", x, x)[..., None]  # (..., 1): Σ x² without an array of squares
@@ -212,9 +212,9 @@ def rms_norm(x, w, eps: float):
     y = x * inv
     y *= w
 
-    def dx(g):  # x̂ = x · inv moves with x in two ways: through x, and through the length that inv measures
+    def dx(g):  # x · inv depends on x in two ways: directly, and through inv
         out = g * w
-        along = xp.einsum("...c,...c->...", out, x)[..., None]  # how much of the gradient points along x
+        along = xp.einsum("...c,...c->...", out, x)[..., None]  # the gradient's component along x
         along *= inv * inv / x.shape[-1]
         out -= x * along
         out *= inv
@@ -230,8 +230,8 @@ def rms_norm(x, w, eps: float):
 def rope(x, cos: Array, sin: Array):
     """Rotate the pairs (x[i], x[i + D/2]) by their position's angle      x (B, T, H, D)  cos, sin (·, T, 1, D/2)
 
-    Su et al. 2021 (arXiv 2104.09864), in the halves layout that Hugging Face uses. Keeps nothing but cos and sin:
-    the gradient of a rotation is the rotation back.
+    Su et al. 2021 (arXiv 2104.09864), in the halves layout that Hugging Face uses. Saves only cos and sin: the VJP of
+    a rotation is the inverse rotation.
     """
 
     def rotate(x: Array, sin: Array) -> Array:
@@ -252,8 +252,8 @@ def rope(x, cos: Array, sin: Array):
 def swiglu(gate, up, block: int = 64):
     """silu(gate) * up,  silu(z) = z / (1 + e⁻ᶻ)      gate, up (..., F)  ->  (..., F)
 
-    Shazeer 2020 (arXiv 2002.05202). Keeps its two inputs and computes the sigmoid again in backward.
-    block: rows worked on at a time, so that what is made on the way stays in the cache.
+    Shazeer 2020 (arXiv 2002.05202). Saves its two inputs and computes the sigmoid again in the backward pass.
+    block: rows computed at a time, so that temporary arrays stay in the processor's cache.
     """
     xp, shape, gate, up = array_module(gate), gate.shape, rows(gate), rows(up)  # (N, F)
 
@@ -302,11 +302,11 @@ def _softmax_loss(logits: Array, labels: Array) -> tuple[Array, Array]:
 
 @op
 def cross_entropy(logits, labels: Array, scored: Array | None = None):
-    """The mean of -log softmax(logits)[label] over the tokens that are scored.
+    """The mean of -log softmax(logits)[label] over the scored tokens.
 
-    logits (..., V), labels (...) integers, -100 where a token is not scored  ->  a scalar. Raises ValueError when
-    nothing is scored. Keeps (N, V) probabilities: for a large V use `linear_cross_entropy`.
-    scored: where the scored labels stand, if that is known already; a GPU's answer must be waited for.
+    logits (..., V), labels (...) integers, -100 for a token that is not scored  ->  a scalar. Raises ValueError if no
+    token is scored. Saves (N, V) probabilities: for a large V use `linear_cross_entropy`.
+    scored: the indices of the scored labels, if they are known already; finding them makes the host wait for a GPU.
     """
     xp, shape = array_module(logits), logits.shape
     labels = labels.reshape(-1)
@@ -330,8 +330,8 @@ def linear_cross_entropy(
 ):
     """cross_entropy(x wᵀ, labels) without ever holding the logits      x (..., C)  w (V, C)  labels (...)  ->  scalar
 
-    Works on `block` scored tokens and `vocab_block` rows of w at a time. dx is found on the same way, so that every
-    logit is computed once. Keeps dx (N, C), and for a trainable w also x and log Σ exp(logits) of every token, for dw.
+    Computes `block` scored tokens and `vocab_block` rows of w at a time. dx is computed in the same pass, so that every
+    logit is computed once. Saves dx (N, C), and for a trainable w also x and log Σ exp(logits) of every token, for dw.
     w may be packed. scored: as in `cross_entropy`.
     """
     xp, shape, (V, C) = array_module(x), x.shape, w.shape
@@ -339,12 +339,12 @@ def linear_cross_entropy(
     scored = _scored(labels, scored)
     h, targets = rows(x)[scored], labels[scored]  # (N, C), (N)
     N = len(targets)
-    lse, logit = xp.empty(N, x.dtype), xp.empty(N, x.dtype)  # log Σ exp(logits), logit of the right answer
+    lse, logit = xp.empty(N, x.dtype), xp.empty(N, x.dtype)  # log Σ exp(logits), logit of the target
     dh = xp.zeros_like(h)  # (N, C)
     for i, j in blocks(N, block):
         mean = dh[i:j] if is_recording() else None
         lse[i:j], logit[i:j] = running_softmax(h[i:j], w, targets[i:j], mean, vocab_block)
-    dh -= w[targets]  # the rows of the right answers
+    dh -= w[targets]
     loss = (lse - logit).sum()
 
     def dx(g):
@@ -355,7 +355,7 @@ def linear_cross_entropy(
     def dw(g):
         out, scaled = xp.empty_like(w), h * (g / N)
         for a, b in blocks(V, vocab_block):
-            p = h @ factor(w, a, b).T  # (N, v), turned into probabilities
+            p = h @ factor(w, a, b).T  # (N, v): logits, and then probabilities
             p -= lse[:, None]
             xp.exp(p, out=p)
             out[a:b] = p.T @ scaled
@@ -368,8 +368,10 @@ def linear_cross_entropy(
 def running_softmax(h: Array, w: Array, targets: Array, mean: Array | None, vocab_block: int) -> tuple[Array, Array]:
     """log Σ exp(logits) (n) and the targets' logits (n) of logits = h wᵀ, never held whole      h (n, C)  w (V, C)
 
-    With a running maximum and sum, as attention can be (Milakov & Gimelshein 2018, arXiv 1805.02867).
-    mean (n, C): None, or zeros, to which softmax(logits) w is added.
+    h, w: the factors. targets: (n) integers.
+    mean: None, or zeros (n, C), to which softmax(logits) w is added.
+    vocab_block: rows of w computed at a time, with a running maximum and sum (Milakov & Gimelshein 2018, arXiv
+        1805.02867).
     """
     xp, n, dtype = array_module(h), len(h), h.dtype
     top, total, logit = xp.full((n, 1), -xp.inf, dtype), xp.zeros((n, 1), dtype), xp.zeros(n, dtype)
@@ -381,7 +383,7 @@ def running_softmax(h: Array, w: Array, targets: Array, mean: Array | None, voca
         higher = xp.maximum(top, e.max(axis=-1, keepdims=True))
         e -= higher
         xp.exp(e, out=e)
-        shrink = xp.exp(top - higher)  # what was added up so far was measured against a lower top
+        shrink = xp.exp(top - higher)  # the sums so far are relative to the lower maximum
         total *= shrink
         total += e.sum(axis=-1, keepdims=True)
         if mean is not None:
@@ -389,7 +391,7 @@ def running_softmax(h: Array, w: Array, targets: Array, mean: Array | None, voca
             mean += e @ m
         top = higher
     if mean is not None:
-        mean /= total  # where it is narrow: C numbers instead of V
+        mean /= total  # C values per token instead of V
     return (top + xp.log(total))[:, 0], logit
 
 

@@ -1,9 +1,9 @@
-"""Is this gradient right? Compare it with a derivative that was measured, not derived.
+"""Gradient check: compare a gradient with central differences.
 
-Each input element is moved by ±eps and the change of L = Σ w · f(inputs) is measured, w being fixed random weights.
-The quotient (L₊ - L₋) / 2 eps is the derivative up to an error of order eps². All in float64: in float32 the quotient
-itself is wrong in the third digit, and a check that tolerant lets real mistakes pass. Where something is wrong, the
-message has no random weights in it: it names one element of the result and one of an input, for a check by hand.
+Each input element is moved by ±eps, and the change of L = Σ w · f(inputs) is measured, with fixed random weights w.
+The quotient (L₊ - L₋) / 2 eps is the derivative up to an error of order eps². Everything is in float64: in float32 the
+quotient itself is wrong in the third digit, and a check with such a tolerance misses real mistakes. The message about
+a wrong gradient contains no random weights: it names one element of the result and one of an input, to check by hand.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .tensor import Tensor, no_grad
 
 
 class GradientError(AssertionError):
-    """A gradient differs from the measured derivative; the message names the input and the element."""
+    """A gradient differs from the central difference; the message names the input and the element."""
 
 
 @dataclass(frozen=True)
 class GradcheckReport:
-    """What `gradcheck` compared: a name, how many elements, and the largest relative error among them."""
+    """The result of `gradcheck`: a name, the number of elements, and the largest relative error of all inputs."""
 
     name: str
     elements: int
@@ -35,15 +35,17 @@ class GradcheckReport:
 def gradcheck(
     f: Callable[..., Tensor], *arrays: np.ndarray, eps: float = 1e-5, tolerance: float = 1e-6, seed: int = 0
 ) -> GradcheckReport:
-    """Check f's gradient with respect to every element of every array.
+    """Check f's gradient with respect to every element of every array. Returns a GradcheckReport.
 
-    f: takes as many tensors as there are arrays and returns a tensor of any shape.
-    arrays: inputs of any float dtype; they are copied to float64.
-    tolerance: largest accepted relative error. Elements smaller than a thousandth of the largest gradient are
-        compared on that scale, since the measured derivative is itself only good to about 1e-10.
+    f: takes as many tensors as there are arrays, and returns a tensor of any shape.
+    arrays: the inputs, of any float dtype; they are copied to float64.
+    eps: half the distance of the central differences.
+    tolerance: the largest accepted relative error. Elements smaller than a thousandth of the largest gradient are
+        compared on that scale, since central differences are accurate only to about 1e-10.
+    seed: of the random weights.
 
-    Raises GradientError naming input, index, got and expected; got and expected are the derivative of one element of
-    the result, which the message names, too. Returns a GradcheckReport.
+    Raises GradientError that names the input, the index, and the derivative of one element of the result: got and
+    expected.
 
     >>> gradcheck(lambda x: x * x, np.array([1.0, 2.0])).elements
     2
@@ -69,15 +71,15 @@ def gradcheck(
         if x.size and not error.max() <= tolerance:  # written so that NaN fails
             index = tuple(int(i) for i in np.unravel_index(np.argmax(np.nan_to_num(error, nan=np.inf)), x.shape))
             slopes = _slopes(f, inputs, x, index, eps)
-            told = _told(f, inputs, x, index, slopes, weights, tolerance)
-            raise GradientError(f"{name}: gradient of input {number} at index {index}{told}")
+            difference = _difference(f, inputs, x, index, slopes, weights, tolerance)
+            raise GradientError(f"{name}: gradient of input {number} at index {index}{difference}")
         worst = max(worst, float(error.max(initial=0.0)))
     return GradcheckReport(name, count, worst)
 
 
 def _relative_error(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
     scale = max(float(np.abs(expected).max(initial=0.0)), float(np.abs(got).max(initial=0.0)), 1e-8)
-    with np.errstate(invalid="ignore"):  # an infinite gradient makes inf / inf: NaN, which no tolerance covers
+    with np.errstate(invalid="ignore"):  # an infinite gradient makes inf / inf, NaN, which exceeds any tolerance
         return np.abs(got - expected) / np.maximum(np.maximum(np.abs(got), np.abs(expected)), 1e-3 * scale)
 
 
@@ -89,18 +91,18 @@ def _measure(f: Callable[..., Tensor], inputs: list[Tensor], x: Tensor, weights:
 
 
 def _slopes(f: Callable[..., Tensor], inputs: list[Tensor], x: Tensor, index: tuple, eps: float) -> np.ndarray:
-    """How every element of the result moves with one element of x."""
+    """The derivative of every element of the result with respect to one element of x, by central differences."""
     with no_grad():
         middle = x.data[index]
         x.data[index] = middle + eps
-        above = f(*inputs).data.copy()  # a copy, since it may be a view of x, which is about to move
+        above = f(*inputs).data.copy()  # a copy, since it may be a view of x, which changes next
         x.data[index] = middle - eps
         below = f(*inputs).data.copy()
         x.data[index] = middle
     return (above - below) / (2 * eps)
 
 
-def _told(
+def _difference(
     f: Callable[..., Tensor],
     inputs: list[Tensor],
     x: Tensor,
@@ -109,21 +111,21 @@ def _told(
     weights: np.ndarray,
     tolerance: float,
 ) -> str:
-    """What is wrong with the gradient at x[index], in numbers to check by hand. expected: `_slopes` there."""
+    """The message about a wrong gradient at x[index], with values to check by hand. expected: `_slopes` there."""
 
     def got(g: np.ndarray) -> float:
         x.grad = None
         f(*inputs).backward(g)
         return 0.0 if x.grad is None else x.grad[index]
 
-    units = np.eye(expected.size).reshape(-1, *expected.shape)  # for each element of the result: dL/d(result), 1 there
+    units = np.eye(expected.size).reshape(-1, *expected.shape)  # for each element of the result: g, which is 1 there
     found = np.array([got(unit) for unit in units]).reshape(expected.shape)
     wrong = ~(_relative_error(found, expected) <= tolerance)
-    if wrong.any():  # of those elements, the one that moves most
+    if wrong.any():  # of those elements, the one with the largest derivative
         out = np.unravel_index(np.argmax(np.where(wrong, np.abs(expected), -1)), expected.shape)
         where = f", of the result's element {tuple(int(i) for i in out)}" if out else ""
         mine, right = found[out], expected[out]
-    else:  # right for each element alone, so it does not follow g
+    else:  # right for each element alone, so the VJP is not linear in g
         where = ", where g is not 1"
         mine, right = np.array(got(weights)), np.sum(weights * expected)
     error = float(_relative_error(mine, right))

@@ -1,25 +1,25 @@
 """The elementary operations: each a function of arrays with its value and its gradients side by side.
 
-These are what lessons derive and what the fused operations are checked against. How to read one: the value comes last,
+The lessons derive these, and the fused operations are checked against them. How to read one: it returns the value,
 followed by one VJP per array input, in the order of the inputs. `g` is dL/d(value); a VJP returns dL/d(input).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .backend import Array, array_module
-from .tensor import Operation, Tensor, Vjp, op
+from .tensor import Operation, Tensor, Vjp, op, refuse_numpy
 
 
 def sum_to(x: Any) -> Vjp:
-    """Undo broadcasting: the function that sums a gradient over the axes along which input `x` was stretched.
+    """Undo broadcasting: a function that sums a gradient over the axes along which the input `x` was broadcast.
 
-    The gradient of something used several times is the sum over its uses, and broadcasting is using it several times.
-    The function remembers x's shape and not x, so it keeps no array alive.
+    Broadcasting uses an element several times, and the gradient is then the sum over its uses. The function captures
+    x's shape, not x, so it keeps no array alive.
     """
     shape = getattr(x, "shape", ())
 
@@ -95,12 +95,12 @@ def matmul(a, b):
     return a @ b, da, db
 
 
-# -- functions of one number ---------------------------------------------------------------------------------------
+# -- elementwise functions -----------------------------------------------------------------------------------------
 
 
 @op
 def exp(a):
-    """e ** a. Keeps its value, which is its own derivative."""
+    """e ** a. Saves its value, which is also its derivative."""
     y = array_module(a).exp(a)
     return y, lambda g: g * y
 
@@ -127,13 +127,13 @@ def tanh(a):
 
 @op
 def relu(a):
-    """max(a, 0)."""
+    """max(a, 0). The gradient at exactly 0 is 0, as in PyTorch."""
     return array_module(a).maximum(a, 0), lambda g: g * (a > 0)
 
 
 @op
 def sigmoid(a):
-    """1 / (1 + e ** -a), written with tanh so that no input overflows."""
+    """1 / (1 + e ** -a), computed with tanh so that no input overflows."""
     y = array_module(a).tanh(a * 0.5) * 0.5 + 0.5
     return y, lambda g: g * y * (1 - y)
 
@@ -157,7 +157,7 @@ def mean(a, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
 def _reduced(a: Array, y: Array, axis: Any, keepdims: bool, weight: float) -> tuple[Array, Vjp]:
     xp, shape = array_module(a), a.shape
 
-    def da(g):  # every element took part once, with the same weight
+    def da(g):  # every element contributes once, with the same weight
         if axis is not None and not keepdims:
             g = xp.expand_dims(g, axis)
         return xp.broadcast_to(g if weight == 1.0 else g * weight, shape)
@@ -167,7 +167,7 @@ def _reduced(a: Array, y: Array, axis: Any, keepdims: bool, weight: float) -> tu
 
 @op
 def max(a, axis: int | None = None, keepdims: bool = False):
-    """The largest element along `axis`. Where several are equal, they share the gradient evenly."""
+    """The largest element along `axis`. If several are equal, they share the gradient evenly."""
     xp = array_module(a)
     top = a.max(axis=axis, keepdims=True)
     y = top if keepdims else xp.asarray(a.max(axis=axis))
@@ -209,7 +209,7 @@ def transpose(a, axes: Sequence[int] | None = None):
 
 @op
 def getitem(a, index: Any):
-    """a[index], for anything NumPy accepts. An element picked twice receives both gradients."""
+    """a[index], for any index NumPy accepts. An element selected twice receives both gradients."""
     xp, shape, dtype = array_module(a), a.shape, a.dtype
 
     def da(g):
@@ -253,3 +253,23 @@ Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh = exp, log, sqrt, tanh
 Tensor.relu, Tensor.sigmoid, Tensor.softmax = relu, sigmoid, softmax
 Tensor.sum, Tensor.mean, Tensor.max = sum, mean, max
 Tensor.reshape, Tensor.transpose, Tensor.T = _reshape, transpose, property(lambda self: transpose(self))
+
+
+class _ArrayUfunc:
+    """`Tensor.__array_ufunc__`: array + tensor and the like are operations; NumPy's other functions are refused.
+
+    NumPy reads it from the class. CuPy reads it from a tensor: None leaves array + tensor to Tensor.__radd__.
+    """
+
+    def __get__(self, tensor: Tensor | None, kind: type) -> Callable | None:
+        return self.call if tensor is None else None
+
+    @staticmethod
+    def call(tensor: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **settings: Any) -> Tensor:
+        operations = {np.add: add, np.subtract: sub, np.multiply: mul, np.divide: div, np.matmul: matmul}
+        if method != "__call__" or settings or ufunc not in operations:
+            refuse_numpy(ufunc.__name__)
+        return operations[ufunc](*inputs)
+
+
+Tensor.__array_ufunc__ = _ArrayUfunc()

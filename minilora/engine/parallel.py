@@ -1,11 +1,11 @@
-"""One loss over several cores: the micro-batches of a batch go forward and back in threads, some at a time.
+"""One loss on several cores: forward and backward passes of a batch's micro-batches, one in each thread at a time.
 
-NumPy frees Python's lock while it computes, so threads do run at the same time. Spreading a batch instead of each
-operation keeps every operation as plain as it is written, and the elementwise work runs on all cores, too; the matrix
-library, which would use all cores for every product, is told to use one in each thread.
+NumPy releases the GIL while it computes, so threads do run at the same time. Dividing the batch instead of each
+operation keeps the operations simple, and their elementwise work runs on all cores, too. The BLAS library would use
+all cores for every matmul; here it is limited to one in each thread.
 
-The micro-batches' graphs meet only in the parameters. There, gradients are added in an order that is fixed beforehand
-and never in the order of arrival, so that the same batch gives the same bits.
+The micro-batches' graphs share only the parameters. Their gradients are added in a fixed order, never in the order of
+arrival, so that the same batch gives the same bits.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Any
 import numpy as np
 
 from .backend import Array
-from .tensor import Node, Tensor, walk_back
+from .tensor import Node, Tensor, backward_pass
 
-current_micro_batch: ContextVar[int] = ContextVar("current_micro_batch", default=0)  # for random numbers of its own
-has_one_core: ContextVar[bool] = ContextVar("has_one_core", default=False)  # is this one of several threads at work?
+current_micro_batch: ContextVar[int] = ContextVar("current_micro_batch", default=0)  # each draws its own dropout
+has_one_core: ContextVar[bool] = ContextVar("has_one_core", default=False)  # True in each of several threads
 
 
-# How a matrix library is told, before it is loaded, how many threads it may use.
+# Environment variables that limit the threads of a BLAS library when it is loaded.
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 def processors() -> int:
-    """How many processors this process may use, for whatever it does."""
+    """How many processors this process may use. Only Linux knows; elsewhere it is all of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cores() -> int:
-    """How many threads a matrix product may use just now: OPENBLAS_NUM_THREADS and its like are respected."""
+    """How many threads a matmul may use now: OPENBLAS_NUM_THREADS and its like are respected."""
     if _left:
         return _left[0]
     libraries = _controller().select(user_api="blas").info()
@@ -45,15 +45,15 @@ def cores() -> int:
 
 
 def keep_threads(most: int) -> None:
-    """From now on let matrix products use so many threads, or what OPENBLAS_NUM_THREADS and its like allow."""
-    told = any(name in os.environ for name in THREADS)
-    _controller().limit(limits=min(most, cores()) if told else most, user_api="blas")
+    """From now on let matmuls use `most` threads, or fewer if OPENBLAS_NUM_THREADS and its like allow fewer."""
+    limited = any(name in os.environ for name in THREADS)
+    _controller().limit(limits=min(most, cores()) if limited else most, user_api="blas")
 
 
 def leave_cores(to_another: bool) -> None:
-    """Leave the cores to products of another library (bfloat16.py), or take them back; here products use one meanwhile.
+    """Leave the cores to the matmuls of another library (bfloat16.py), or take them back. NumPy's use one meanwhile.
 
-    The threads of both libraries stay awake for a while when they have nothing to do, and keep the others waiting.
+    Idle threads of both libraries spin for a while, and would keep those of the other library waiting.
     """
     if to_another and not _left:
         _left.append(cores())
@@ -62,7 +62,7 @@ def leave_cores(to_another: bool) -> None:
         _controller().limit(limits=_left.pop(), user_api="blas")
 
 
-_left: list[int] = []  # how many cores were left to another library
+_left: list[int] = []  # the number of cores left to another library, if they are
 
 
 @cache
@@ -73,34 +73,34 @@ def _controller() -> Any:
 
 
 def values(functions: Sequence[Callable[[], Tensor]], threads: int) -> list[Array]:
-    """What each function() gives, computed in `threads` threads. For a loss without gradients."""
+    """The value of each function(), computed in `threads` threads. For a loss without gradients."""
     return _in_threads(lambda i, thread: functions[i]().data, len(functions), threads)
 
 
 def values_and_gradients(
     functions: Sequence[Callable[[], Tensor]], weights: Sequence[float], threads: int
 ) -> list[Array]:
-    """What each function() gives, a scalar, while the gradients of Σ weight · function() are added to every `.grad`.
+    """The value of each function(), a scalar; the gradients of Σ weight · function() are added to every `.grad`.
 
-    Every function goes forward and back at once, in one of `threads` threads: what it keeps for backward exists only as
-    long as it runs, and never for all of them. The result is the same in every run, to the last bit. Raises
-    RuntimeError when a function depends on nothing trainable.
+    Each function runs its forward and backward pass in one of `threads` threads, so that its saved activations exist
+    only while it runs, never those of all functions. The result is the same in every run, to the last bit. Raises
+    RuntimeError if a function depends on nothing trainable.
     """
     meeting = Meeting(threads)
 
-    def forward_and_back(i: int, thread: int) -> Array:
+    def forward_and_backward(i: int, thread: int) -> Array:
         y = functions[i]()
-        for leaf, grad in walk_back(y, np.full_like(y.data, weights[i])):
+        for leaf, grad in backward_pass(y, np.full_like(y.data, weights[i])):
             meeting.receive(thread, leaf, grad)
         return y.data
 
-    found = _in_threads(forward_and_back, len(functions), threads)
+    found = _in_threads(forward_and_backward, len(functions), threads)
     meeting.close()
     return found
 
 
 def _in_threads(task: Callable[[int, int], Array], count: int, threads: int) -> list[Array]:
-    """What task(i, thread) gives for every i < count. Task i runs in thread i % threads, each thread's in order."""
+    """task(i, thread) for every i < count. Task i runs in thread i % threads; the tasks of a thread run in order."""
     from concurrent.futures import ThreadPoolExecutor
 
     found: list[Array] = [None] * count
@@ -111,18 +111,18 @@ def _in_threads(task: Callable[[int, int], Array], count: int, threads: int) -> 
             current_micro_batch.set(i)
             found[i] = task(i, thread)
 
-    contexts = [copy_context() for _ in range(threads)]  # no_grad() and the like hold in every thread
+    contexts = [copy_context() for _ in range(threads)]  # so that no_grad() and the like apply in every thread
     with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(contexts[t].run, work, t) for t in range(threads)]:
-            done.result()
+        for future in [pool.submit(contexts[t].run, work, t) for t in range(threads)]:
+            future.result()
     return found
 
 
 class Meeting:
-    """Where the threads' gradients of the same parameter wait for each other, to be added to it in order.
+    """Accumulates the threads' gradients of each parameter in a fixed order.
 
-    The first gradients that each thread has for a parameter are added up in the order of the threads, then the second
-    ones, and so on.
+    The first gradient that each thread has for a parameter is added in the order of the threads, then the second one,
+    and so on. Gradients that come early wait.
     """
 
     def __init__(self, threads: int):
@@ -138,7 +138,7 @@ class Meeting:
                 self._add(leaf, queues)
 
     def close(self) -> None:
-        """When all threads are done: add what found no counterpart in the others."""
+        """After all threads have ended: add the gradients that no other thread has a counterpart for."""
         for leaf, queues in self.waiting.items():
             while any(queues):
                 self._add(leaf, queues)

@@ -1,7 +1,7 @@
-"""Activation recomputation: keep a block's input alone, and compute the block again when its gradients are wanted.
+"""Activation (gradient) checkpointing: save only a block's input, and compute the block again in the backward pass.
 
-Chen et al. 2016 (arXiv 1604.06174). A step then costs one more forward pass, and the activations of one block instead
-of those of all. The second pass does what the first did, bit for bit: also its random numbers.
+Chen et al. 2016 (arXiv 1604.06174). A step then costs one more forward pass, and holds the activations of one block
+instead of those of all. The second forward pass equals the first bit for bit, including its random numbers.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 from .backend import Array
-from .tensor import Node, Tensor, is_recording, leaves, shared_backward, walk_back
+from .tensor import Node, Tensor, backward_pass, is_recording, leaves, shared_backward
 
 _drawn: ContextVar[list[int] | None] = ContextVar("drawn", default=None)
 _replayed: ContextVar[Iterator[int] | None] = ContextVar("replayed", default=None)
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), of which nothing but x is kept for backward. The parameters inside get their gradients as ever.
+    """function(x), of which only x is saved for the backward pass. The parameters inside get their usual gradients.
 
-    They do even when nothing before x is trained, as under a frozen embedding.
+    They get them even if x itself needs no gradient, as above a frozen embedding.
     """
     if not is_recording():
         return function(x)
@@ -32,7 +32,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         _drawn.reset(token)
     start, before, value, inside = x.data, x.node, y.data, leaves(y)
     if before is None and not inside:
-        return y  # nothing to train, neither here nor before
+        return y  # nothing to train, neither inside nor before
     sources = inside if before is None else inside | {before: x.shape}
 
     def backward(g: Array) -> tuple[Array, ...]:
@@ -42,8 +42,8 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             y = function(entrance)
         finally:
             _replayed.reset(token)
-        totals: dict[Node, Node] = defaultdict(lambda: Node([]))  # a stand-in for each leaf, which adds up
-        for leaf, grad in walk_back(y, g):
+        totals: dict[Node, Node] = defaultdict(lambda: Node([]))  # one for each leaf, to accumulate its gradient
+        for leaf, grad in backward_pass(y, g):
             totals[leaf].receive(grad, fresh=True)
         own = [*inside] if entrance.node is None else [*inside, entrance.node]
         return tuple(totals[leaf].grad for leaf in own)
@@ -53,7 +53,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def remembered(draw: Callable[[], int]) -> int:
-    """draw(), a random number, or what it gave the first time where a block is computed for the second time."""
+    """draw(), a random number; if a block is computed for the second time, the number drawn the first time."""
     if (numbers := _replayed.get()) is not None:
         return next(numbers)
     number = draw()

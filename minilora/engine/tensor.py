@@ -1,10 +1,10 @@
-"""Reverse-mode automatic differentiation: values, the graph behind them, and the walk back through it.
+"""Reverse-mode automatic differentiation: values, the graph behind them, and the backward pass through it.
 
 An operation is a plain function of arrays. It returns its value and one VJP (vector-Jacobian product) for each array
 input: a function that takes g = dL/d(value) and returns dL/d(input). `@op` turns it into a function of tensors that
 records, for every input that needs a gradient, an edge (parent node, VJP). The VJP of an input that needs none is
-dropped on the spot, and with it Python frees every array that only this VJP had captured. Freezing a weight therefore
-saves memory without a line of code in any operation; it is LoRA's saving, and it happens here.
+dropped at once, and Python then frees every array that only this VJP had captured. Freezing a weight therefore saves
+memory without a line of code in any operation. This is LoRA's saving, and it happens here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial, wraps
 from operator import attrgetter
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, NoReturn, overload
 
 import numpy as np
 
@@ -26,14 +26,14 @@ Edge = tuple["Node", Vjp, tuple[int, ...]]
 
 _clock = itertools.count()
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
-OPS: dict[str, Operation] = {}  # every @op by name; the tests demand a gradient check for each
+OPS: dict[str, Operation] = {}  # every @op by name; the tests require a gradient check for each
 
 
 class Node:
-    """One place in the graph: edges to the nodes it was computed from, and the gradient that has arrived so far.
+    """A node of the graph: edges to the nodes it was computed from, and the gradient accumulated so far.
 
-    edges: for each input that needs a gradient its node, its VJP and its shape. Empty for a leaf, None once backward
-    has run through. It never holds the tensor's value: if it did, dropping a VJP would free nothing.
+    edges: for each input that needs a gradient, its node, its VJP and its shape. A leaf has none; after the backward
+    pass, edges is None. A node never holds the tensor's value: if it did, dropping a VJP would free nothing.
     """
 
     __slots__ = ("__weakref__", "edges", "grad", "name", "number", "owned", "recompute")
@@ -42,12 +42,12 @@ class Node:
         self.edges: list[Edge] | None = edges
         self.name = name  # of the operation
         self.grad: Array | None = None
-        self.owned = False  # may `grad` be added to in place, or might somebody else be reading it?
-        self.recompute: Callable[[], Array] | None = None  # gives the value once more, where that is cheap: see `op`
+        self.owned = False  # True if no other code holds `grad`, so that it may be added to in place
+        self.recompute: Callable[[], Array] | None = None  # computes the value again, where that is cheap: see `op`
         self.number = next(_clock)  # a parent is always older than its child
 
     def receive(self, grad: Array, fresh: bool) -> None:
-        """Add one more contribution. fresh: nobody else holds this array, so that it may be written to."""
+        """Add a contribution to the gradient. fresh: no other code holds this array, so it may be written to."""
         if self.grad is None:
             self.grad, self.owned = grad, fresh
         elif self.owned:
@@ -73,18 +73,17 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "data", "node")
-    __array_ufunc__ = None  # array + tensor reaches Tensor.__radd__, and np.exp(tensor) is a TypeError
-    __array_priority__ = 1000.0  # the same for CuPy, whose own arrays have 100
+    __array_priority__ = 1000.0  # higher than that of CuPy's arrays, 100: array + tensor is Tensor.__radd__
 
     def __init__(self, data: Any, requires_grad: bool = False, node: Node | None = None):
-        if not isinstance(data, np.ndarray):  # the usual case, in a hurry
+        if not isinstance(data, np.ndarray):  # the usual case takes the short way
             data = _as_array(data, requires_grad)
         self.data: Array = data
         self.node = node
         if requires_grad:
             self.requires_grad = True
 
-    # -- what it is ------------------------------------------------------------------------------------------------
+    # -- shape and value -------------------------------------------------------------------------------------------
     @property
     def shape(self) -> tuple[int, ...]:
         return self.data.shape
@@ -105,31 +104,39 @@ class Tensor:
         return len(self.data)
 
     def __repr__(self) -> str:
-        """Its numbers where they are few, else its shape."""
+        """Its values if they are few, otherwise its shape."""
         few = isinstance(self.data, np.ndarray) and self.size <= 64
         what = np.array2string(self.data, separator=", ", prefix="Tensor(") if few else f"shape {self.shape}"
         wanted = ", requires_grad=True" if self.requires_grad else ""
         return f"{type(self).__name__}({what}, {self.dtype}{wanted})"
 
     def item(self) -> float:
-        """The one number this tensor holds, as a Python scalar."""
+        """The only element of this tensor, as a Python scalar."""
         return self.data.item()
 
     def __float__(self) -> float:
         return float(self.item())
 
     def numpy(self) -> np.ndarray:
-        """Its numbers as a NumPy array, cut off from the graph: not a copy, unless they come from a GPU."""
+        """Its values as a NumPy array, detached from the graph. Copied only from a GPU."""
         return to_numpy(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """For `np.asarray(tensor)`. Raises TypeError where a gradient would be lost in silence."""
+        """For `np.asarray(tensor)`. Raises TypeError if the tensor requires a gradient, which would be lost."""
         if self.requires_grad:
-            raise TypeError("NumPy cannot follow a tensor that requires a gradient: use its methods, or take .numpy()")
+            refuse_numpy("array")
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __array_function__(self, function: Any, types: Any, inputs: tuple, settings: dict) -> Any:
+        """For NumPy's other functions, such as np.mean(tensor): as for `np.asarray(tensor)`."""
+        if self.requires_grad or hasattr(
+            Tensor, function.__name__
+        ):  # NumPy would call its method, with other arguments
+            refuse_numpy(function.__name__)
+        return function._implementation(*inputs, **settings)
+
     def detach(self) -> Tensor:
-        """The same array, cut off from the graph."""
+        """The same array, detached from the graph."""
         return Tensor(self.data)
 
     # -- gradients -------------------------------------------------------------------------------------------------
@@ -148,27 +155,27 @@ class Tensor:
 
     @property
     def grad(self) -> Array | None:
-        """dL/d(this), after `backward`. Kept for leaves only; what lies between is freed as backward passes it."""
+        """dL/d(this), after `backward`. Only leaves have one: all others are freed during the backward pass."""
         return None if self.node is None else self.node.grad
 
     @grad.setter
     def grad(self, value: Array | None) -> None:
         if self.node is None:
-            raise RuntimeError("a tensor that requires no gradient has none to set")
+            raise RuntimeError("the gradient of a tensor that requires no gradient cannot be set")
         self.node.grad = value
         self.node.owned = False
 
     def backward(self, grad: Array | None = None) -> None:
         """Compute dL/dx for every leaf x that this tensor depends on, and add it to `x.grad`.
 
-        grad: dL/d(this), of this tensor's shape; may be left out for a tensor with a single element (then it is 1).
-        The graph is consumed: arrays saved for backward are freed as the walk passes them, and a second call raises
-        RuntimeError.
+        grad: dL/d(this), of this tensor's shape; 1 if left out, which only a tensor with a single element may do.
+        The graph is consumed: saved arrays are freed during the pass, and a second call raises RuntimeError.
         """
-        for leaf, leaf_grad in walk_back(self, grad):
+        for leaf, leaf_grad in backward_pass(self, grad):
             leaf.receive(leaf_grad, fresh=True)
 
-    # -- operators and methods: ops.py puts them in place, beside the operations they stand for ----------------------
+    # -- operators and methods: set in ops.py, next to their operations ----------------------------------------------
+    __array_ufunc__: ClassVar[Any]
     __add__: ClassVar[Operation]
     __radd__: ClassVar[Operation]
     __sub__: ClassVar[Operation]
@@ -197,20 +204,25 @@ class Tensor:
     T: ClassVar[property]
 
 
-# -- the walk back -----------------------------------------------------------------------------------------------------
+def refuse_numpy(name: str) -> NoReturn:
+    """Raise TypeError: this function of NumPy does not take a tensor. The message names what to use instead."""
+    own = f"minilora.engine.ops.{name}" if name in OPS else "the tensor's own methods and operators"
+    own = f"tensor.{name}()" if hasattr(Tensor, name) else own
+    raise TypeError(f"np.{name} cannot follow the gradient of a Tensor: use {own}, or pass tensor.numpy() without one")
 
 
-def walk_back(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, Array]]:
-    """Walk back through the graph behind `y`; yield (leaf, gradient) for every gradient that arrives at a leaf.
+# -- the backward pass -------------------------------------------------------------------------------------------------
 
-    What `Tensor.backward` adds to each leaf's `.grad`, and others may add up elsewhere. A leaf comes once for each of
-    its uses, and each gradient is an array of its own. Arguments, errors and what is freed: as for `Tensor.backward`.
+
+def backward_pass(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, Array]]:
+    """Go backward through the graph of `y`; yield (leaf, gradient) for every gradient that arrives at a leaf.
+
+    `Tensor.backward` adds these to each leaf's `.grad`; other callers accumulate them elsewhere. A leaf comes once for
+    each of its uses, each time with a new array. Arguments, errors and what is freed: as for `Tensor.backward`.
     """
     if y.node is None:
-        raise RuntimeError(
-            "backward() on a tensor that depends on nothing trainable: set requires_grad=True on an input, "
-            "add an adapter, or leave no_grad()"
-        )
+        how = "set requires_grad=True on an input" if is_recording() else "leave no_grad()"
+        raise RuntimeError(f"backward() on a tensor that depends on nothing trainable: {how}")
     if grad is None:
         if y.data.size != 1:
             raise ValueError(f"backward() needs a gradient for a tensor of shape {y.shape}; reduce it to a scalar")
@@ -241,7 +253,7 @@ def walk_back(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, Arra
 
 
 def leaves(y: Tensor) -> dict[Node, tuple[int, ...]]:
-    """The leaves behind `y`, each with its shape, oldest first."""
+    """The leaves that `y` was computed from, each with its shape, oldest first."""
     if y.node is None:
         return {}
     nodes = _reachable(y.node)
@@ -255,7 +267,7 @@ def _reachable(start: Node) -> set[Node]:
     while stack:
         edges = stack.pop().edges
         if edges is None:
-            raise RuntimeError("backward() ran through this graph already: compute the loss again before a second call")
+            raise RuntimeError("backward() has consumed this graph: compute the loss again before a second call")
         for parent, _, _ in edges:
             if parent not in found:
                 found.add(parent)
@@ -277,16 +289,16 @@ def op(function: Callable) -> Operation: ...
 @overload
 def op(*, recomputable: bool = False, wants_recompute: bool = False) -> Callable[[Callable], Operation]: ...
 def op(function: Callable | None = None, *, recomputable: bool = False, wants_recompute: bool = False) -> Any:
-    """Make an operation on tensors out of a function of arrays that returns `(value, vjp_0, vjp_1, ...)`.
+    """Turn a function of arrays that returns `(value, vjp_0, vjp_1, ...)` into an operation on tensors.
 
-    The first k arguments, k being the number of VJPs, are the array inputs; all others are settings. Inputs may be
-    tensors, arrays or Python numbers, and are given by position: a tensor given by name would be taken for a setting,
-    so it is a TypeError. The function itself stays reachable as `.forward`, for use without a graph.
+    If it returns k VJPs, its first k arguments are the array inputs; all others are settings. Inputs may be tensors,
+    arrays or Python numbers, and must be given by position: a tensor given by name would be taken for a setting, so it
+    is a TypeError. The function itself is available as `.forward`, for use without a graph.
 
-    recomputable: the operation keeps its inputs for backward anyway, and gets its value from them in a pass or two; who
-        needs that value in backward may compute it once more instead of keeping it.
-    wants_recompute: the function has a setting `recompute`, and is given there what computes its first input once more,
-        if that is the value of a recomputable operation.
+    recomputable: the operation saves its inputs anyway, and computes its value from them in a pass or two. An operation
+        that needs this value in the backward pass may compute it again instead of saving it.
+    wants_recompute: the function takes a setting `recompute`: a function that computes its first input again, or None
+        if that input is not the value of a recomputable operation.
     """
     if function is None:
         return partial(op, recomputable=recomputable, wants_recompute=wants_recompute)
@@ -296,7 +308,7 @@ def op(function: Callable | None = None, *, recomputable: bool = False, wants_re
     def call(*inputs: Any, **settings: Any) -> Tensor:
         for key, x in settings.items():
             if isinstance(x, Tensor):
-                raise TypeError(f"{name}: give the tensor {key!r} by position, not by name")
+                raise TypeError(f"{name}: pass the tensor {key!r} by position, not by name")
             settings[key] = _array(x)
         arrays = [_array(x) for x in inputs]
         if wants_recompute and isinstance(inputs[0], Tensor) and inputs[0].node is not None:
@@ -312,7 +324,7 @@ def op(function: Callable | None = None, *, recomputable: bool = False, wants_re
         if not edges:
             return Tensor(result[0])
         node = Node(edges, name)
-        if recomputable:  # once for all who ask, until backward has passed
+        if recomputable:  # computed once for all that need it, and dropped by the backward pass
             node.recompute = cache(lambda: function(*arrays, **settings)[0])
         return Tensor(result[0], node=node)
 
@@ -338,7 +350,7 @@ def _array(x: Any) -> Any:
 
 
 def shared_backward(backward: Callable[[Array], tuple[Array, ...]], n: int) -> list[Vjp]:
-    """Split one backward that returns n gradients into n VJPs, and run it once, when the first of them is called."""
+    """Split one function that returns n gradients into n VJPs. It runs once, when the first of them is called."""
     found: dict[int, Array] = {}
 
     def vjp_of(i: int) -> Vjp:
@@ -353,13 +365,13 @@ def shared_backward(backward: Callable[[Array], tuple[Array, ...]], n: int) -> l
 
 
 def is_recording() -> bool:
-    """True where operations build a graph, False inside `no_grad()`."""
+    """True if operations build a graph, False inside `no_grad()`."""
     return _recording.get()
 
 
 @contextmanager
 def no_grad() -> Iterator[None]:
-    """Build no graph inside this block: for evaluation and generation.
+    """A block in which operations build no graph: for evaluation and generation.
 
     >>> x = Tensor([1.0], requires_grad=True)
     >>> with no_grad():

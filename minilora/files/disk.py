@@ -1,7 +1,8 @@
-"""Files on disk: the one error for a bad file, JSON in and out, and writes that happen whole or not at all."""
+"""Files on disk: the error for a bad file, JSON, and writes that happen completely or not at all."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 class ModelFileError(ValueError):
     """A model or adapter file is missing, damaged, or does not fit. The message names the file and what was expected.
 
-    It is one line, whatever names from a damaged file or a library's own message bring with them.
+    It is one line, even if a name in a damaged file or a library's message contains line breaks.
     """
 
     def __init__(self, message: str):
@@ -23,7 +24,7 @@ class ModelFileError(ValueError):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises ModelFileError naming the file when it is missing, no JSON, or no object."""
+    """Read a JSON object. Raises ModelFileError that names the file if it is missing, no JSON, or no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -36,57 +37,91 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: Mapping[str, Any], indent: int = 2, sort_keys: bool = False) -> None:
-    """Write a JSON object. The file appears whole or not at all."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(record, indent=indent, sort_keys=sort_keys) + "\n", encoding="utf-8")
+    """Write a JSON object. The file appears completely or not at all."""
+    content = (json.dumps(record, indent=indent, sort_keys=sort_keys) + "\n").encode()
+    with replacing(path, len(content)) as partial:
+        partial.write_bytes(content)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file to: what is there at the end of the block takes the place of `path` in one step.
+def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
+    """A temporary path to write a file to: at the end of the block the file replaces `path` in one step.
 
-    When the block fails, `path` stays as it was and nothing is left beside it. After a crash of the whole machine, too,
-    `path` is the old file or the new one. A new file has the permissions that the umask gives, whatever the library
-    that wrote it thinks of them; one that takes the place of another has the other's. Raises FileNotFoundError where
-    the folder is not there.
+    If the block fails, `path` stays as it was and the temporary file is removed. Even after a crash of the machine,
+    `path` is the old file or the new one. A new file has the permissions that the umask gives, whatever library wrote
+    it; a file that replaces another has that file's. size: how many bytes will be written, for the error message.
+
+    Raises FileNotFoundError if there is no such folder, and OSError that says how much space is needed and free if the
+    disk is full. Errors name `path`, not the temporary file.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     partial = _aside(path, "partial")
-    mode = path.stat().st_mode if path.exists() else _mode_of_new_file(partial)
-    try:
-        yield partial
-        _flush(partial)
-        partial.chmod(stat.S_IMODE(mode))
-        os.replace(partial, path)
-        _flush_entries(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _errors_about(path, partial, size):
+        try:
+            mode = path.stat().st_mode if path.exists() else _mode_of_new_file(partial)
+            yield partial
+            _flush(partial)
+            partial.chmod(stat.S_IMODE(mode))
+            os.replace(partial, path)
+            _flush_entries(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A new, empty folder to fill: at the end of the block it takes the place of `path`, whole.
+    """A new, empty folder to fill: at the end of the block it replaces `path`.
 
-    What stood at `path` before, a folder or nothing, is gone then, and not a moment earlier: when the block fails, it
-    is there as it was. A process killed between the two renames leaves it under another name, and the next
-    `replacing_folder` of this path puts it back first. Raises NotADirectoryError when `path` is a file.
+    If the block fails, `path` stays as it was. If the process is killed between the two renames, the old folder is left
+    under another name, and the next `replacing_folder` of this path puts it back first. Raises NotADirectoryError if
+    `path` is a file, and OSError as `replacing` does.
     """
     path = Path(os.path.realpath(path))  # of a link to a folder, the folder is replaced
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file: choose a folder")
     put_back(path)
     partial = _aside(path, "partial")
-    partial.mkdir(parents=True)
+    with _errors_about(path, partial):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            swap_in(partial, path)
+        finally:
+            remove_folder(partial)
+
+
+@contextmanager
+def _errors_about(path: Path, partial: Path, size: int | None = None) -> Iterator[None]:
+    """A block whose errors name `path`, not the temporary `partial`, and say in one line that the disk is full."""
+    import shutil  # imported here, since every command imports this file
+
     try:
-        yield partial
-        swap_in(partial, path)
-    finally:
-        remove_folder(partial)
+        yield
+    except Exception as error:
+        if why := _lack_of_space(error):
+            free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
+            needed = "" if size is None else f"{size:,} bytes are needed, "
+            raise OSError(f"{path}: {why}: {needed}{free:,} bytes are free; nothing unfinished is left") from error
+        if isinstance(error, OSError) and error.filename:
+            error.filename, error.filename2 = str(error.filename).replace(str(partial), str(path)), None
+        error.args = tuple(x.replace(str(partial), str(path)) if isinstance(x, str) else x for x in error.args)
+        raise
+
+
+def _lack_of_space(error: Exception) -> str | None:
+    """Why a file was not written, if space was lacking: as Python, safetensors (in Rust) and NumPy report it."""
+    if re.search(r"\d+ requested and \d+ written", str(error)):  # NumPy says no more
+        return "the disk is full, or files may not be that large (ulimit -f)"
+    in_rust = re.search(r"\(os error (\d+)\)", str(error))
+    code: Any = int(in_rust[1]) if in_rust else getattr(error, "errno", None)
+    full, disk_full_of_windows = "the disk is full", 112
+    return {errno.ENOSPC: full, disk_full_of_windows: full, errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "files may not be that large (ulimit -f)"}.get(code)  # fmt: skip
 
 
 def swap_in(folder: Path, path: Path) -> None:
-    """Let a folder that is full take the place of `path`, as at the end of `replacing_folder`."""
+    """Replace `path` by a folder that is complete, as at the end of `replacing_folder`."""
     for inner, _, names in os.walk(folder):
         for name in names:
             _flush(Path(inner, name))
@@ -101,13 +136,13 @@ def swap_in(folder: Path, path: Path) -> None:
 
 
 def _aside(path: Path, ending: str) -> Path:
-    """A name beside `path` that nobody else uses."""
+    """A new name next to `path`."""
     return path.with_name(f".{path.name}.{os.urandom(4).hex()}.{ending}")
 
 
 def put_back(path: Path) -> None:
-    """After a process that was killed in `replacing_folder` or `swap_in`: what was moved aside from `path` goes back
-    there, or, where its successor has arrived, away.
+    """Clean up after a process that was killed in `replacing_folder` or `swap_in`: the old folder is moved back to
+    `path`, or removed if the new one is there.
     """
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.old")
     for old in path.parent.iterdir() if path.parent.is_dir() else ():
@@ -120,14 +155,14 @@ def put_back(path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder with all that is in it, as far as that is possible."""
-    import shutil  # imported where it is used, since every program imports this file
+    """Remove a folder and everything in it, as far as possible."""
+    import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _mode_of_new_file(path: Path) -> int:
-    """The mode of a file made here: asked of the system, since reading the umask means setting it for all threads."""
+    """The mode of a new file. It is made to find out, since reading the umask means setting it for all threads."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     mode = path.stat().st_mode
     path.unlink()
@@ -135,13 +170,13 @@ def _mode_of_new_file(path: Path) -> int:
 
 
 def _flush(path: Path) -> None:
-    """Wait until the bytes of a file are on the disk, and not in the system's memory alone."""
+    """Wait until the bytes of a file are on the disk, not just in the system's memory."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())
 
 
 def _flush_entries(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk. Windows has no such call, and needs none."""
+    """Wait until the names in a folder are on the disk. Windows has no such call and needs none."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,6 +1,6 @@
-"""GGUF containers: open one strictly, write one whole, and translate llama.cpp's tensor names.
+"""GGUF files: open one strictly, write one, and translate llama.cpp's tensor names.
 
-The `gguf` library knows the container. It is imported where it is used, so that `import minilora` loads NumPy alone.
+The `gguf` library knows the format. It is imported where it is used, so that `import minilora` loads only NumPy.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ def llama_cpp_name(name: str) -> str:
 
 
 def open_gguf(path: Path) -> Any:
-    """A GGUFReader over the file. Raises ModelFileError for a file that is missing, cut off, or something else."""
+    """A GGUFReader of the file. Raises ModelFileError if it is missing, cut off, or no GGUF file."""
     from gguf import GGUFReader, GGUFValueType
 
     class StrictReader(GGUFReader):
-        """Stops at the end of the file, where the library would read on, and count through any absurd length.
+        """Fails at the end of the file, where the library would read on and count up to any absurd length.
 
-        Reads an array of strings or numbers in one go: the library makes two NumPy arrays of every string, which for a
-        tokenizer's 100,000 takes longer than reading the model.
+        Reads an array of strings or numbers at once: the library makes two NumPy arrays of every string, which for the
+        100,000 of a tokenizer takes longer than reading the model.
         """
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             stored = np.dtype(dtype).newbyteorder(override_order or self.byte_order)
-            # Cutting up the memory map is slow; `frombuffer` fails where the file ends.
+            # Slicing the memory map is slow; `frombuffer` fails at the end of the file.
             return np.frombuffer(self.data, stored, int(count), int(offset))
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
@@ -81,14 +81,14 @@ def open_gguf(path: Path) -> Any:
             return end - orig_offs, items, list(range(len(items))), [GGUFValueType.ARRAY, kind]
 
         def _strings(self, start: int, count: int) -> tuple[list[memoryview], int]:
-            """The bytes of `count` strings, each behind its length, and where they end."""
+            """The bytes of `count` strings, each stored after its length, and where they end."""
             content, length_at, items = self.data.data, Struct("=Q").unpack_from, []
             for _ in range(count):
                 (length,) = length_at(content, start)  # fails at the end of the file
                 end = start + 8 + length
                 items.append(content[start + 8 : end])
                 start = end
-            if start > len(content):  # a slice just ends with the file
+            if start > len(content):  # a slice beyond the end is no error
                 raise ValueError("it ends in the middle of a text")
             return items, start
 
@@ -100,17 +100,17 @@ def open_gguf(path: Path) -> Any:
         raise ModelFileError(f"{path}: not a GGUF file (it starts with {magic!r})")
     try:
         reader = StrictReader(path)
-    except Exception as error:  # the library raises whatever a cut-off or absurd header leads it to
+    except Exception as error:  # for a damaged header the library raises errors of many types
         raise ModelFileError(f"{path}: cut off or damaged GGUF file ({error}); get it again") from error
     if reader.byte_order != "I":
-        raise ModelFileError(f"{path}: big-endian GGUF file; minilora reads files of this machine's byte order")
+        raise ModelFileError(f"{path}: big-endian GGUF file; expected one in this machine's byte order")
     return reader
 
 
 def read_raw(path: Path, tensor: Any) -> np.ndarray:
-    """The bytes of one tensor of a reader, rows as in the file: a new array (m, bytes per row) uint8.
+    """The bytes of one tensor of a reader, with the rows of the file: a new array (m, bytes per row) uint8.
 
-    Read from the file and not through the reader's memory map, whose pages would stay with the process.
+    Read from the file, not through the reader's memory map, whose pages would count as the process's memory.
     """
     raw = np.fromfile(path, np.uint8, int(tensor.n_bytes), offset=int(tensor.data_offset))
     return raw.reshape(tensor.data.shape[0] if tensor.data.ndim > 1 else 1, -1)
@@ -122,9 +122,9 @@ def unpack(path: Path, tensor: Any) -> np.ndarray:
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[np.ndarray, str]]) -> None:
-    """Write a GGUF file. It appears whole or not at all.
+    """Write a GGUF file. It appears completely or not at all.
 
-    metadata: strings, booleans, whole numbers (stored as uint32), floats (float32), lists; or `Field`s of another file,
+    metadata: strings, booleans, integers (stored as uint32), floats (float32), lists; or `Field`s of another file,
     which keep their type. tensors: (array, kind) by name; packed rows are uint8, see `quant.quantize`.
     """
     from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
@@ -132,7 +132,7 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, tu
     kinds = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32,
              str: GGUFValueType.STRING}  # fmt: skip
     rest = dict(metadata)
-    with replacing(path) as partial:
+    with replacing(path, sum(array.nbytes for array, _ in tensors.values())) as partial:
         writer = GGUFWriter(partial, rest.pop("general.architecture"))
         try:
             for key, value in rest.items():
@@ -152,7 +152,7 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, tu
 
 
 class Field:
-    """One metadata entry of an opened file, with the type under which it is stored there."""
+    """One metadata entry of an opened file, with its stored type."""
 
     def __init__(self, field: Any):
         self.value = field.contents()
@@ -160,7 +160,7 @@ class Field:
         self.item_type = field.types[-1] if len(field.types) > 1 else None
 
 
-# -- the two layouts of rotary pairs: minilora and Hugging Face keep halves, llama.cpp files adjacent pairs ------------
+# -- the two layouts of rotary pairs: halves in minilora and Hugging Face, adjacent pairs in llama.cpp's files ---------
 
 
 def to_halves(w: Array, heads: int) -> Array:
@@ -176,9 +176,12 @@ def to_pairs(w: Array, heads: int) -> Array:
 
 
 def reordered(layout: Callable[[Array, int], Array], name: str, w: Array, heads: int, kv_heads: int) -> Array:
-    """The rows of a q or k projection in another layout, `to_halves` or `to_pairs`; any other tensor as it is.
+    """The rows of a q or k projection in another layout; any other tensor unchanged.
 
-    name: of the module or its weight, as Hugging Face calls it. w (m, ...): the weight, packed rows of it, or LoRA's B.
+    layout: `to_halves` or `to_pairs`.
+    name: of the module or its weight, in Hugging Face's form.
+    w: (m, ...), the weight, its packed rows, or LoRA's B.
+    heads, kv_heads: how many query and key/value heads the model has.
     """
     kind = name.removesuffix(".weight").rpartition(".")[2]
     rows_of = {"q_proj": heads, "k_proj": kv_heads}

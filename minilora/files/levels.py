@@ -1,15 +1,16 @@
-"""Four bits as an index into sixteen levels: NF4, and beside it FP4 and Int4, which it is measured against.
+"""Quantisation to 4 bits as an index into sixteen levels: NF4, and FP4 and Int4 to compare it with.
 
-A row is cut into blocks of 64 numbers that share one float32 scale, their largest magnitude. What is stored of a number
-is the level nearest to it on that scale: 4 bytes and 32, 0.5 + 4 / 64 = 0.5625 bytes a number.
+A row is divided into blocks of 64 values that share one float32 scale, their largest magnitude. Each value is stored as
+the index of the nearest level on that scale: 4 + 32 bytes per block, 0.5 + 4 / 64 = 0.5625 bytes per value.
 
-    NF4    quantiles of the normal distribution, which a trained matrix is near to: each level is met about as often
-    FP4    a floating-point number of 1 bit for the sign, 2 for the exponent, 1 for the fraction (E2M1)
-    INT4   the whole numbers from -7 to 7, divided by 7
+    NF4    quantiles of the normal distribution, which trained matrices resemble: all levels are used about as often
+    FP4    floating point with 1 bit for the sign, 2 for the exponent, 1 for the fraction (E2M1)
+    INT4   the integers from -7 to 7, divided by 7
 
-Byte i of a block holds number 2 i in its high half and number 2 i + 1 in its low half, as bitsandbytes lays out NF4.
-Source: Dettmers et al. 2023, QLoRA (arXiv 2305.14314), section 3 and appendix E. Their double quantisation, the scales
-in 8 bits, is left out: it would save 0.05 bytes of the 0.5625, and tie a row's bytes to those of other rows.
+Byte i of a block holds value 2 i in its high half and value 2 i + 1 in its low half, as in bitsandbytes.
+Source: Dettmers et al. 2023, QLoRA (arXiv 2305.14314), section 3 and appendix E. Their double quantisation, which
+stores the scales in 8 bits, is left out: it would save 0.05 of the 0.5625 bytes, and a row's bytes would depend on
+other rows.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ import numpy as np
 
 from ..engine.backend import Array, array_module
 
-BLOCK, BYTES = 64, 36  # numbers of a block, and the bytes that it takes
+BLOCK, BYTES = 64, 36  # values and bytes of a block
 
 
 def _nf4() -> list[float]:
-    """Eight quantiles of the normal distribution at and below zero, nine at and above it: zero itself is a level.
+    """Eight quantiles of the normal distribution at and below zero, nine at and above it, so that zero is a level.
 
-    The outermost ones stand for the middle of the last of 15 and of 16 equal shares, halfway between the two: a normal
-    distribution has no end.
+    A normal distribution has no largest value: the outermost level is the quantile halfway between the middle of the
+    last of 15 equal shares and that of the last of 16.
     """
     last = ((1 - 1 / 30) + (1 - 1 / 32)) / 2
     quantile = NormalDist().inv_cdf
@@ -40,7 +41,7 @@ def _nf4() -> list[float]:
 
 def _fp4() -> list[float]:
     magnitudes = [x / 6 for x in (0.5, 1, 1.5, 2, 3, 4, 6)]
-    return [*(-x for x in reversed(magnitudes)), 0.0, *magnitudes, 1.0]  # of 15: the last stands there twice
+    return [*(-x for x in reversed(magnitudes)), 0.0, *magnitudes, 1.0]  # 15 different levels: the last one twice
 
 
 def _int4() -> list[float]:
@@ -57,9 +58,9 @@ def scales(packed: Array) -> Array:
 
 
 def unpack(packed: Array, out: Array, kind: str) -> None:
-    """Blocks (blocks, 36) uint8 as their numbers, written to out (blocks, 64) float32.
+    """Dequantise blocks (blocks, 36) uint8 into out (blocks, 64) float32.
 
-    A byte is looked up as a whole, in a table of all 256 pairs of levels: both numbers come as one item of 8 bytes.
+    Each byte is looked up in a table of all 256 pairs of levels: both values are copied as one item of 8 bytes.
     """
     xp = array_module(packed)
     out[...] = _pairs(kind, xp).take(packed[:, 4:]).view(xp.float32)
@@ -70,16 +71,16 @@ def unpack(packed: Array, out: Array, kind: str) -> None:
 def _pairs(kind: str, xp: ModuleType) -> Array:
     levels = LEVELS[kind]
     pairs = np.stack([np.repeat(levels, 16), np.tile(levels, 16)], axis=1)  # (256, 2)
-    return xp.asarray(pairs.view(np.complex64)[:, 0].copy())  # what that item means does not matter
+    return xp.asarray(pairs.view(np.complex64)[:, 0].copy())  # complex64 only as a type of 8 bytes
 
 
-@np.errstate(invalid="ignore")  # what is not finite has a scale that is not, either, which whoever loads it reports
+@np.errstate(invalid="ignore")  # NaN or infinity makes the scale NaN or infinite, which is reported on loading
 def pack(w: np.ndarray, out: np.ndarray, kind: str) -> None:
-    """Numbers w (blocks, 64) float32 as blocks, written to out (blocks, 36) uint8. Halfway is rounded down."""
+    """Quantise w (blocks, 64) float32 into out (blocks, 36) uint8. Ties go to the lower level."""
     scale = np.abs(w).max(axis=-1, keepdims=True)
     x = w / np.where(scale > 0, scale, 1)
     codes = np.zeros(w.shape, np.uint8)
     for level, following in zip(LEVELS[kind], LEVELS[kind][1:], strict=False):
-        codes += x > (level + following) / 2  # fifteen comparisons in the cache are quicker than a search
+        codes += x > (level + following) / 2  # fifteen comparisons in the cache are faster than a search
     out[:, :4] = scale.view(np.uint8)
     out[:, 4:] = codes[:, 0::2] << 4 | codes[:, 1::2]

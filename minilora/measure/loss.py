@@ -13,7 +13,7 @@ from ..data.records import Record
 from ..generate.answers import generate_batch
 from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
-from ..nn.parts import Sample
+from ..nn.parts import Sample, check_samples
 from ..nn.ranks import ALONE, Ranks
 from ..nn.step import loss_without_grad
 
@@ -49,6 +49,7 @@ def mean_loss(
     """
     if not samples:
         raise ValueError("no samples to evaluate")
+    check_samples(samples)
     ordered = sorted(samples, key=lambda sample: len(sample.ids))
     total, count = 0.0, 0
     for i in range(0, len(ordered), batch_size):

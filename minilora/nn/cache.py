@@ -1,4 +1,4 @@
-"""The key/value cache of generation: one row for each answer under way, that rows join and leave."""
+"""The KV cache for generation: one row for each answer in progress; rows can join and leave."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import numpy as np
 
 from ..engine.backend import Array, array_module
 
-STEP = 64  # tokens: room is made for so many at a time
+STEP = 64  # the capacity grows in multiples of so many tokens
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, so that generation computes each token once.
+    """Keys and values of all tokens so far, so that generation computes each token once.
 
-    `Llama.new_cache` makes one. Holds two arrays (rows, capacity, K, D) per block, on the device and of the dtype of
-    `like`. All rows end at `length`, where the next tokens go. `first` (B) is each row's first token that is not
-    padding, for rows of different lengths, padded on the left; None where there is no padding.
+    `Llama.new_cache` makes one.
+
+    blocks: the number of transformer blocks; each has two arrays, keys and values.
+    shape: of each array, (rows, capacity, K, D).
+    like: an array whose device and dtype they get.
+    first: (B), each row's first token that is not padding. Rows of different lengths are padded on the left, and all
+        end at `length`, where the next tokens go. None without padding.
     """
 
     def __init__(self, blocks: int, shape: tuple[int, int, int, int], like: Array, first: Array | None = None):
@@ -32,20 +36,20 @@ class KVCache:
         return self.keys[0].shape[1]
 
     def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Store k, v (B, T, K, D) of new tokens behind those of `layer`; return all of them, (B, S, K, D)."""
+        """Append k, v (B, T, K, D) of new tokens to those of `layer`; return all of them, (B, S, K, D)."""
         start, end = self.length, self.length + k.shape[1]
         if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, {end} were asked for")
+            raise ValueError(f"the cache has room for {self.capacity} tokens, got {end}")
         B = self.batch
         self.keys[layer][:B, start:end] = k
         self.values[layer][:B, start:end] = v
         return self.keys[layer][:B, :end], self.values[layer][:B, :end]
 
     def keep(self, alive: Sequence[int] | np.ndarray) -> None:
-        """Keep the rows that `alive` lists, in that order: the answers of all others are finished.
+        """Keep the rows listed in `alive`, in that order: the answers of the others are finished.
 
-        Where no row moves down, only rows that move are copied: filling a gap with the last row costs one row. The
-        memory stays, for rows that join.
+        If no row moves to a higher index, only rows that move are copied: filling a gap with the last row copies one
+        row. The memory is kept for rows that join.
         """
         xp, alive = array_module(self.keys[0]), [int(row) for row in alive]
         moves = [(to, row) for to, row in enumerate(alive) if to != row]
@@ -60,21 +64,21 @@ class KVCache:
         self.batch = len(alive)
 
     def join(self, other: KVCache, room: int, most: int | None = None) -> None:
-        """Put the rows of another cache behind those here, with room for `room` tokens in every row.
+        """Append the rows of another cache, with room for `room` tokens in every row.
 
-        All rows then end where the longest one does. most: as many rows as there will ever be, if that is known. Raises
-        ValueError where the longest row has more tokens than `room`.
+        All rows then end where the longest one does. most: the largest number of rows there will ever be, if known.
+        Raises ValueError if the longest row has more tokens than `room`.
         """
         self.trim()
         rows, length = self.batch + other.batch, max(self.length, other.length)
         if room < length:
             raise ValueError(f"a cache with room for {room} tokens cannot hold a row of {length}")
         self.reserve(rows, room, most)
-        mine, theirs = length - self.length, length - other.length  # how far each one's rows move up
+        mine, theirs = length - self.length, length - other.length  # the padding that each cache's rows need
         for array, new in zip(self._arrays(), other._arrays(), strict=True):
             if mine:
                 array[: self.batch, mine:length] = array[: self.batch, : self.length].copy()
-            array[self.batch : rows, :theirs] = 0  # who had the row before may have left what is no number
+            array[self.batch : rows, :theirs] = 0  # an earlier row may have left NaN here
             array[self.batch : rows, theirs:length] = new[: other.batch, : other.length]
         if mine or theirs or self.first is not None or other.first is not None:
             xp = array_module(self.keys[0])
@@ -82,7 +86,7 @@ class KVCache:
         self.batch, self.length = rows, length
 
     def trim(self) -> None:
-        """Give back the places at the beginning that are padding in every row."""
+        """Drop the positions at the beginning that are padding in every row."""
         if self.first is None or not self.batch or not (spare := int(self.first.min())):
             return
         for array in self._arrays():
@@ -91,8 +95,8 @@ class KVCache:
         self.first = self.first - spare if int(self.first.max()) > spare else None
 
     def reserve(self, rows: int, room: int, most: int | None = None) -> None:
-        """Make the arrays large enough for so many rows and tokens. Rows double, up to `most`: who joins seldom copies
-        all others.
+        """Make the arrays large enough for so many rows and tokens. The number of rows doubles, up to `most`, so that
+        joining rarely copies all rows.
         """
         have, capacity = self.keys[0].shape[:2]
         rows = have if rows <= have else max(rows, 2 * have if most is None else min(2 * have, most))
@@ -100,7 +104,7 @@ class KVCache:
         if (rows, capacity) == (have, self.capacity):
             return
         xp = array_module(self.keys[0])
-        for arrays in (self.keys, self.values):  # one by one, so that never all exist twice
+        for arrays in (self.keys, self.values):  # one by one, so that never all arrays exist twice
             for layer, old in enumerate(arrays):
                 arrays[layer] = xp.zeros((rows, capacity, *old.shape[2:]), old.dtype)
                 arrays[layer][: self.batch, : self.length] = old[: self.batch, : self.length]

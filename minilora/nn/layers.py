@@ -1,4 +1,4 @@
-"""The layers of a transformer, each a thin holder of parameters around one fused operation."""
+"""The layers of a transformer: each holds its parameters and calls one fused operation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from .module import Module, Parameter
 
 
 class Linear(Module):
-    """y = x Wᵀ (+ bias)      weight (out_features, in_features), bias (out_features) or absent.
+    """y = x Wᵀ (+ bias)      weight (out_features, in_features), bias (out_features) or None.
 
-    A new layer draws its weight from N(0, std²) with the generator it is given; without one it stays zero.
+    Adapters can be put on every Linear layer of a Module.
+
+    in_features, out_features: the widths of x and y.
+    bias: whether the layer has one; it starts at zero.
+    rng: the generator of the initial weight; without one the weight is zero.
+    std: the standard deviation of the initial weight, drawn from N(0, std²).
     """
 
     def __init__(
@@ -34,7 +39,7 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Row `id` of a table      weight (num_embeddings, embedding_dim)."""
+    """The row `id` of a table      weight (num_embeddings, embedding_dim)."""
 
     def __init__(
         self, num_embeddings: int, embedding_dim: int, rng: np.random.Generator | None = None, std: float = 0.02
@@ -48,7 +53,7 @@ class Embedding(Module):
 
 
 class RMSNorm(Module):
-    """x / rms(x) * weight      weight (width), one at the start."""
+    """x / rms(x) * weight      weight (width), initially 1."""
 
     def __init__(self, width: int, eps: float = 1e-5):
         self.weight = Parameter(np.ones(width, np.float32))
@@ -60,7 +65,7 @@ class RMSNorm(Module):
 
 
 def normal(rng: np.random.Generator | None, shape: tuple[int, ...], std: float) -> np.ndarray:
-    """float32 draws from N(0, std²); zeros, which cost no memory until written, when `rng` is None."""
+    """float32 values drawn from N(0, std²); if `rng` is None, zeros, which take no memory until written."""
     if rng is None:
         return np.zeros(shape, np.float32)
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(std)

@@ -1,7 +1,7 @@
-"""The whole Llama decoder: what SmolLM2, TinyLlama and the Llama family compute, in one file.
+"""The whole Llama decoder: the architecture of SmolLM2, TinyLlama and the Llama family in one file.
 
-Read it from the bottom: `Llama` predicts the next token, from `Block`s that add what `Attention` and `MLP` found to a
-running sum. Attribute names are Hugging Face's, so the state dict is a Hugging Face checkpoint.
+Read it from the bottom: `Llama` predicts the next token, with `Block`s that add the outputs of `Attention` and `MLP` to
+the residual stream. Attribute names are Hugging Face's, so the state dict is a Hugging Face checkpoint.
 
 Shapes: B batch, T tokens, C width, H query heads, K key/value heads, D head width, F feed-forward width, V vocabulary.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..engine import fused
 from ..engine.attention import Packing, attention
-from ..engine.backend import Array, array_module, beside
+from ..engine.backend import Array, array_module, to_device_of
 from ..engine.recompute import recomputed
 from ..engine.tensor import Tensor
 from ..files.disk import ModelFileError
@@ -67,7 +67,7 @@ class Config:
 
 @dataclass
 class Context:
-    """What every block needs besides its input: rotary angles (1 or B, T, 1, D/2), and how the row is to be read."""
+    """What every block needs besides its input: rotary angles (1 or B, T, 1, D/2), KV cache, and packing."""
 
     cos: Array
     sin: Array
@@ -76,7 +76,7 @@ class Context:
 
 
 class Attention(Module):
-    """Each token gathers from the tokens before it: grouped-query attention with rotary positions."""
+    """Each token attends to the tokens before it: grouped-query attention with rotary positions."""
 
     def __init__(self, config: Config, rng: np.random.Generator | None = None):
         C, D = config.hidden_size, config.head_dim
@@ -101,7 +101,7 @@ class Attention(Module):
 
 
 class MLP(Module):
-    """Each token on its own: up to width F, a gate, and down again."""
+    """Each token by itself: up to width F, gated, and down again (SwiGLU)."""
 
     def __init__(self, config: Config, rng: np.random.Generator | None = None):
         C, F = config.hidden_size, config.intermediate_size
@@ -115,7 +115,7 @@ class MLP(Module):
 
 
 class Block(Module):
-    """One layer: normalise, attend, add; normalise, think, add."""
+    """One layer: norm, attention, residual add; norm, MLP, residual add."""
 
     def __init__(self, config: Config, rng: np.random.Generator | None = None):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -134,7 +134,7 @@ class Decoder(Module):
 
     def __init__(self, config: Config, rng: np.random.Generator | None = None):
         self.config = config
-        self.recompute = False  # keep each block's input alone for backward, and compute the block a second time
+        self.recompute = False  # activation checkpointing: save only each block's input, see engine/recompute.py
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, rng=rng)
         self.layers = [Block(config, rng) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -152,7 +152,7 @@ class Decoder(Module):
         return self.norm(x)
 
     def angles(self, input_ids: Array, cache: KVCache | None, packing: Packing | None) -> tuple[Array, Array]:
-        """cos and sin of position x frequency, (1 or B, T, 1, D/2), computed in float64 and rounded once."""
+        """cos and sin of position × frequency, (1 or B, T, 1, D/2), computed in float64 and rounded once."""
         xp, config = array_module(input_ids), self.config
         if packing is not None:
             positions = xp.concatenate([xp.arange(p.start, p.stop) for p in packing.ranges()])[None]  # (1, T)
@@ -168,16 +168,16 @@ class Decoder(Module):
 
 
 class Llama(Module):
-    """A language model: scores for the next token, and the loss of a labelled text.
+    """A language model: logits of the next token, and the loss of a labelled text.
 
     Its weights are random; seed is a number or a generator, and the same seed gives the same weights.
-    `Llama.empty(config)` has zeros in their place, to be loaded: they cost neither time nor memory.
+    `Llama.empty(config)` has zeros instead, to load weights into: they take neither time nor memory.
     """
 
-    source: str | None = None  # where it was loaded from, as `minilora.load` was told: "smollm2", a path
-    hub_name: str | None = None  # what Hugging Face calls it, if that is known: for PEFT
-    rounded_to: str | None = None  # the kind that its matrices were rounded to as it was loaded: "nf4"
-    unrounded_sha256: str | None = None  # of a rounded one, the fingerprint that it would have without
+    source: str | None = None  # the argument of `minilora.load` that it was loaded with: "smollm2", a path
+    hub_name: str | None = None  # its name on Hugging Face, if known: for PEFT
+    rounded_to: str | None = None  # the kind that its matrices were rounded to when it was loaded: "nf4"
+    unrounded_sha256: str | None = None  # of a rounded model: its fingerprint before rounding
 
     def __init__(self, config: Config, seed: int | np.random.Generator = 0):
         self._build(config, np.random.default_rng(seed))
@@ -197,20 +197,20 @@ class Llama(Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The output embedding (V, C): the input embedding itself where the two are tied."""
+        """The output embedding (V, C): the input embedding itself if the two are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def forward(self, input_ids: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
-        """Logits: input_ids (B, T) -> (B, T, V), or (B, 1, V) for the last token only."""
+        """Logits: input_ids (B, T) -> (B, T, V), or (B, 1, V) of the last token only, if `last`."""
         input_ids = self.check_ids(input_ids)
         if isinstance(input_ids, np.ndarray):
-            (input_ids,) = beside(self.head_weight.data, input_ids)
+            (input_ids,) = to_device_of(self.head_weight.data, input_ids)
         x = self.model(input_ids, cache)  # (B, T, C)
         x = x[:, -1:] if last else x
         return fused.linear(x, self.head_weight) if self.config.tie_word_embeddings else self.lm_head(x)
 
     def new_cache(self, rows: int, capacity: int, first: Array | None = None) -> KVCache:
-        """An empty cache for `forward`, with room for so many tokens in each row. first: as `KVCache` has it."""
+        """An empty KV cache for `forward`, with room for `capacity` tokens in each row. first: as for `KVCache`."""
         config = self.config
         shape = (rows, capacity, config.num_key_value_heads, config.head_dim)
         return KVCache(config.num_hidden_layers, shape, self.head_weight.data, first)
@@ -218,16 +218,18 @@ class Llama(Module):
     def loss(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> Tensor:
         """The mean cross-entropy of predicting each label from the tokens before it.
 
-        input_ids, labels (B, T); labels are the same ids, -100 where a token is not scored. They are shifted here, as
-        Hugging Face does: position t predicts label t + 1. Logits exist for scored tokens only, a block at a time.
-        packing: the row holds several sequences (B is 1 then); the first own token of each must not be labelled.
-        `loss_and_grad` gives the same loss and its gradients, faster and in less memory. Raises ValueError for a batch
-        that the model cannot read, or in which nothing is scored.
+        input_ids: (B, T) integers.
+        labels: (B, T), the same ids, -100 for a token that is not scored. They are shifted here, as in Hugging Face:
+            position t predicts label t + 1. Logits are computed for scored tokens only, a block at a time.
+        packing: of several sequences in the row (B is 1 then); the first own token of each must not be labelled.
+
+        `loss_and_grad` computes the same loss and its gradients, faster and in less memory. Raises ValueError for a
+        batch that the model cannot read, or in which no token is scored.
         """
         return self._head_loss(*self._scored_states(input_ids, labels, packing))
 
     def loss_of_each(self, input_ids: Array, labels: Array, packing: Packing) -> list[Tensor]:
-        """`loss` of every sequence of a packed row alone, in their order. Each must have a label that is scored."""
+        """The loss of each sequence of a packed row alone, in their order. Each must have a scored label."""
         x, shifted, scored = self._scored_states(input_ids, labels, packing)
         scored = (shifted[0] != fused.NOT_SCORED).nonzero()[0] if scored is None else scored
         spans = packing.own_spans()
@@ -236,23 +238,23 @@ class Llama(Module):
     def _scored_states(
         self, input_ids: Array, labels: Array, packing: Packing | None
     ) -> tuple[Tensor, Array, Array | None]:
-        """What the head is given: x (B, T, C), the labels shifted (B, T), and which are scored, if that is known."""
+        """The head's arguments: x (B, T, C), the shifted labels (B, T), and the indices of scored ones, if known."""
         input_ids, labels = self.check_batch(input_ids, labels, packing)
         shifted = array_module(labels).full_like(labels, fused.NOT_SCORED)
         shifted[:, :-1] = labels[:, 1:]
         scored = None
         if isinstance(input_ids, np.ndarray) and isinstance(labels, np.ndarray):
-            scored = np.flatnonzero(shifted != fused.NOT_SCORED)  # found here: a GPU's answer must be waited for
-            input_ids, shifted, scored = beside(self.head_weight.data, input_ids, shifted, scored)
+            scored = np.flatnonzero(shifted != fused.NOT_SCORED)  # on the host, which would have to wait for a GPU
+            input_ids, shifted, scored = to_device_of(self.head_weight.data, input_ids, shifted, scored)
         return self.model(input_ids, packing=packing), shifted, scored
 
     def _head_loss(self, x: Tensor, shifted: Array, scored: Array | None) -> Tensor:
         if not self.config.tie_word_embeddings and type(self.lm_head) is not Linear:
-            return fused.cross_entropy(self.lm_head(x), shifted, scored)  # more than a matrix: it has an adapter
+            return fused.cross_entropy(self.lm_head(x), shifted, scored)  # the head has an adapter
         return fused.linear_cross_entropy(x, self.head_weight, shifted, scored=scored)
 
     def check_batch(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> tuple[Array, Array]:
-        """Return both as integer arrays (B, T); raise ValueError when they are of another shape, length or range."""
+        """Return both as integer arrays (B, T); raise ValueError for another shape, length or range."""
         input_ids = self.check_ids(input_ids, packing)
         labels = np.asarray(labels) if isinstance(labels, (list, tuple)) else labels
         if labels.shape != input_ids.shape:
@@ -262,7 +264,7 @@ class Llama(Module):
     def check_ids(self, input_ids: Array, packing: Packing | None = None) -> Array:
         """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype, length or range.
 
-        The range is looked at on the host only: a GPU would have to be waited for.
+        The range is checked on the host only, which would have to wait for a GPU.
         """
         ids = np.asarray(input_ids) if isinstance(input_ids, (list, tuple)) else input_ids
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
@@ -286,9 +288,9 @@ class Llama(Module):
 
 
 def check_claims(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ModelFileError if tensors of these shapes contradict `config`.
+    """Raise ModelFileError if tensors of these shapes contradict the `config` that their file claims.
 
-    For model files: called before a model is made, so that an absurd claim in a header costs neither memory nor time.
+    Called before a model is made, so that an absurd config takes neither memory nor time.
     """
     if config.num_hidden_layers > len(shapes):
         raise ModelFileError(f"{config.num_hidden_layers} layers claimed, {len(shapes)} tensors held")

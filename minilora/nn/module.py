@@ -1,4 +1,4 @@
-"""Modules: named parameters in a tree, and the switch that freezes them.
+"""Modules: a tree of named parameters, which can be frozen.
 
 Attribute names are the names in the checkpoint. A Llama built from these modules has exactly the tensor names of a
 Hugging Face checkpoint, so its state dict needs no translation table.
@@ -19,13 +19,13 @@ from ..engine.backend import Array, dense_rows, is_packed, to_numpy
 from ..engine.tensor import Tensor
 from ..files.tensors import check_fit
 
-_HASHED = 1 << 20  # numbers hashed at a time: what is packed is never unpacked whole
+_HASHED = 1 << 20  # values hashed at a time: a packed matrix is never dequantised whole
 
 
 class Parameter(Tensor):
-    """A tensor that belongs to a module. It starts trainable; `requires_grad = False` freezes it.
+    """A tensor that belongs to a module. It is trainable at first; `requires_grad = False` freezes it.
 
-    Where `data` is a packed matrix (quant.py), it is frozen for good: asking for a gradient is a ValueError.
+    If `data` is a packed matrix (quant.py), the parameter is always frozen: requiring a gradient is a ValueError.
     """
 
     __slots__ = ()
@@ -47,18 +47,19 @@ class Parameter(Tensor):
 
 
 class Module:
-    """A node of the tree: parameters and other modules are its attributes; lists of modules are numbered."""
+    """A node of the tree: its attributes are parameters and other modules; modules in a list are numbered."""
 
     training: bool = True
-    adapters: Mapping[str, Any] = MappingProxyType({})  # the adapters that a model has, by name: see lora/adapters.py
-    rows_differ: bool = False  # does a row's place in the batch decide how it is computed? Then batches stay whole
+    adapters: Mapping[str, Any] = MappingProxyType({})  # a model's adapters by name: see lora/adapters.py
+    merged: bool = False  # True while an adapter's update is added to the weights
+    rows_differ: bool = False  # True if a row's index decides how it is computed: then batches are not divided
 
     def __call__(self, *inputs, **settings):
         """Compute the module's output: `forward`, which every subclass defines."""
         return self.forward(*inputs, **settings)
 
     def forward(self, *inputs, **settings):
-        """What the module computes; defined by each subclass."""
+        """The module's output; defined by each subclass."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
     # -- the tree --------------------------------------------------------------------------------------------------
@@ -81,7 +82,7 @@ class Module:
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Every parameter once, as (dotted name, parameter)."""
+        """Every parameter once, as (dotted name, parameter), even if two modules hold it."""
         seen: set[int] = set()
         for path, module in self.named_modules():
             for name, value in vars(module).items():
@@ -90,15 +91,15 @@ class Module:
                     yield (f"{path}.{name}" if path else name), value
 
     def trainable_parameters(self) -> dict[str, Parameter]:
-        """The parameters that require a gradient, by name: what an optimizer is given."""
+        """The parameters that require a gradient, by name: the argument of an optimizer."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def get_submodule(self, path: str) -> Module:
-        """The module with this dotted name. Raises KeyError when there is none."""
+        """The module with this dotted name. Raises KeyError if there is none."""
         return dict(self.named_modules())[path]
 
     def set_submodule(self, path: str, module: Module) -> None:
-        """Put `module` in the place that `path` names: an attribute, or an item of a list."""
+        """Replace the module with this dotted name: an attribute, or an item of a list."""
         parent_path, _, name = path.rpartition(".")
         if name.isdigit():
             owner_path, _, list_name = parent_path.rpartition(".")
@@ -106,14 +107,14 @@ class Module:
         else:
             setattr(self.get_submodule(parent_path), name, module)
 
-    # -- for people --------------------------------------------------------------------------------------------------
+    # -- printing ----------------------------------------------------------------------------------------------------
     def summary(self) -> str:
-        """What stands in a module's brackets where a model is printed: its own parameters and their shapes."""
+        """The text in a module's brackets when a model is printed: its own parameters and their shapes."""
         own = [(name, value) for name, value in vars(self).items() if isinstance(value, Parameter)]
         return ", ".join(f"{name} {p.shape}{'' if p.requires_grad else ' frozen'}" for name, p in own)
 
     def __repr__(self) -> str:
-        """The tree below this module. Neighbours in a list that print the same stand there once, with their number."""
+        """The tree below this module. Neighbours in a list with the same text are printed once, with their number."""
         inside, children = [self.summary()] if self.summary() else [], list(self.named_children())
         for text, alike in itertools.groupby(children, key=lambda child: repr(child[1])):
             names = [name for name, _ in alike]
@@ -144,13 +145,13 @@ class Module:
 
     # -- state -------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Array]:
-        """Every parameter's array by its dotted name. The arrays are the model's own, not copies."""
+        """Every parameter's array by its dotted name: the model's own arrays, not copies."""
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Set every parameter from `state`, strictly. Dtypes follow `state`, packed stays packed; shapes must agree.
 
-        Raises ModelFileError that lists missing, unexpected, misshapen and non-finite tensors; nothing changes then.
+        Raises ModelFileError that lists missing, unexpected, misshapen and non-finite tensors, before any change.
         """
         own = dict(self.named_parameters())
         check_fit(state, {name: p.shape for name, p in own.items()}, "the tensors do not fit this model")
@@ -161,11 +162,11 @@ class Module:
 
 
 def sha256_of(arrays: Mapping[str, Array]) -> str:
-    """The SHA-256 over names, dtypes, shapes and bytes, in the order of the names: a fingerprint of weights.
+    """The SHA-256 of names, dtypes, shapes and bytes, in the order of the names: a fingerprint of weights.
 
-    A packed matrix counts as the float32 numbers that it stands for. So one model has one fingerprint, whether it is
-    packed in memory or not, is in one file or in several, carries adapters or none; a file's own SHA-256 would change
-    with each of these, and could not tell whether a model in memory has moved.
+    A packed matrix counts as its float32 values. So a model has one fingerprint, packed in memory or not, in one file
+    or several, with adapters or without. A file's own SHA-256 would differ for each of these, and could not tell
+    whether a model in memory has changed.
     """
     fingerprint = Fingerprint()
     for name in sorted(arrays):
@@ -174,7 +175,7 @@ def sha256_of(arrays: Mapping[str, Array]) -> str:
 
 
 class Fingerprint:
-    """`sha256_of` arrays that are not in memory together: `add` each of them, in the order of their names."""
+    """`sha256_of` for arrays that are not in memory together: `add` each of them, in the order of their names."""
 
     def __init__(self):
         import hashlib
@@ -182,12 +183,12 @@ class Fingerprint:
         self._digest = hashlib.sha256()
 
     def add(self, name: str, w: Array) -> None:
-        """Take in the next array."""
+        """Add the next array."""
         self._digest.update(f"{name} {np.dtype(w.dtype).str} {w.shape}\n".encode())
         rows = max(1, _HASHED // max(1, math.prod(w.shape[1:]))) if w.shape else 1
         for piece in (dense_rows(w, i, i + rows) for i in range(0, len(w), rows)) if w.shape else (w,):
             self._digest.update(np.ascontiguousarray(to_numpy(piece)).reshape(-1).view(np.uint8).data)
 
     def hexdigest(self) -> str:
-        """The fingerprint of all that was added."""
+        """The fingerprint of all arrays added so far."""
         return self._digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Optimizers, gradient clipping and learning-rate schedules, all in place and in blocks that stay in the cache."""
+"""Optimizers, gradient clipping and learning-rate schedules; all in place, in blocks that fit the processor's cache."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..engine.backend import Array, array_module
 from ..engine.fused import blocks
 from ..engine.tensor import Tensor
 
-_BLOCK = 1 << 16  # elements worked on at a time: 256 KiB in float32, a few of which fit the second-level cache
+_BLOCK = 1 << 16  # elements updated at a time: 256 KiB in float32, of which the second-level cache holds a few
 
 
 class Optimizer:
-    """Holds the parameters to train. `parameters` is a dict by name (as `model.trainable_parameters()`) or a list."""
+    """Holds the parameters to train: a dict by name, as `model.trainable_parameters()`, or a list."""
 
     def __init__(self, parameters: Mapping[str, Tensor] | Iterable[Tensor], lr: float):
         self.parameters = list(parameters.values() if isinstance(parameters, Mapping) else parameters)
@@ -26,17 +26,17 @@ class Optimizer:
         self.lr = lr
 
     def __repr__(self) -> str:
-        numbers = sum(p.size for p in self.parameters)
-        return f"{type(self).__name__}({len(self.parameters)} parameters, {numbers:,} numbers, lr {self.lr:g})"
+        elements = sum(p.size for p in self.parameters)
+        return f"{type(self).__name__}({len(self.parameters)} tensors, {elements:,} parameters, lr {self.lr:g})"
 
     def zero_grad(self) -> None:
-        """Forget all gradients. Without this, the next backward adds to them."""
+        """Delete all gradients. Otherwise, the next backward pass adds to them."""
         for parameter in self.parameters:
             if parameter.node is not None:
                 parameter.node.grad = None
 
     def step(self) -> None:
-        """Move every parameter that has a gradient; defined by each optimizer."""
+        """Update every parameter that has a gradient; defined by each optimizer."""
         raise NotImplementedError
 
 
@@ -63,11 +63,16 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101), as PyTorch computes it.
 
-    m and v, the running means of gradient and squared gradient, are two more arrays of each parameter's size: for full
+    Its state, the first and second moments m and v of the gradient, is two arrays of each parameter's size: for full
     fine-tuning twice the model, for LoRA twice the adapter.
 
-    lr_scale: a factor on the learning rate for the parameters of these names, 1 for all others (see
-    `lora.variants.lora_plus`). Raises ValueError for a name that is not among the parameters.
+    parameters: a dict by name, as `model.trainable_parameters()`, or a list.
+    lr: the learning rate; it may be changed between steps.
+    betas: the decay rates of m and v.
+    eps: added to the root of v.
+    weight_decay: each step shrinks the parameters by lr · weight_decay.
+    lr_scale: factors on the learning rate by name, 1 for all others (see `lora.variants.lora_plus`). Raises ValueError
+        for a name that is not among the parameters.
     """
 
     def __init__(
@@ -100,7 +105,7 @@ class AdamW(Optimizer):
                 continue
             lr = self.lr * scale
             xp = array_module(p.data)
-            p.data = xp.asarray(p.data, order="C")  # itself, unless it is a transposed view: that has no flat view
+            p.data = xp.asarray(p.data, order="C")  # itself, unless it is a transposed view, which has no flat view
             flat = [x.reshape(-1) for x in (p.data, p.grad, m_all, v_all)]
             for i, j in blocks(p.size, _BLOCK):
                 w, g, m, v = (x[i:j] for x in flat)
@@ -115,8 +120,7 @@ class AdamW(Optimizer):
 def clip_grad_norm(parameters: Mapping[str, Tensor] | Iterable[Tensor], max_norm: float) -> Array:
     """Scale all gradients so that their common norm is at most `max_norm`; return the norm before.
 
-    It is a number beside the gradients, on a GPU a zero-dimensional array: nothing is decided here for which the host
-    would have to wait.
+    On a GPU the norm is a zero-dimensional array there, so that the host need not wait for it.
     """
     parameters = parameters.values() if isinstance(parameters, Mapping) else parameters
     grads = [p.grad for p in parameters if p.grad is not None]
@@ -124,7 +128,7 @@ def clip_grad_norm(parameters: Mapping[str, Tensor] | Iterable[Tensor], max_norm
         return 0.0
     xp = array_module(grads[0])
     squares = xp.stack([g.reshape(-1) @ g.reshape(-1) for g in grads]).astype(xp.float64)
-    norm = xp.sqrt(squares.cumsum()[-1])  # added up in order, in float64
+    norm = xp.sqrt(squares.cumsum()[-1])  # summed in order, in float64
     if xp is np and not norm > max_norm:
         return norm
     factor = xp.where(norm > max_norm, max_norm / (norm + 1e-6), 1.0)
@@ -134,7 +138,9 @@ def clip_grad_norm(parameters: Mapping[str, Tensor] | Iterable[Tensor], max_norm
 
 
 def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
-    """The factor on the learning rate at `step` (from 0): linear up to 1 over `warmup` steps, then half a cosine down.
+    """The factor on the learning rate at a step: linear up to 1 over the warm-up, then half a cosine down.
+
+    step: from 0. total: the number of steps. warmup: how many of them belong to the warm-up. floor: the last factor.
 
     >>> [round(warmup_cosine(s, total=10, warmup=2), 2) for s in (0, 1, 2, 6, 10)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
@@ -145,7 +151,7 @@ def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> flo
 
 
 def warmup_linear(step: int, total: int, warmup: int) -> float:
-    """The same up to 1, then a straight line down to 0 at `total`.
+    """The same warm-up, then linear down to 0 at `total`.
 
     >>> [warmup_linear(s, total=10, warmup=2) for s in (0, 1, 2, 6, 10)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
@@ -154,7 +160,7 @@ def warmup_linear(step: int, total: int, warmup: int) -> float:
 
 
 def warmup_constant(step: int, total: int, warmup: int) -> float:
-    """The same up to 1, where it stays.
+    """The same warm-up, then constant at 1.
 
     >>> [warmup_constant(s, total=10, warmup=2) for s in (0, 1, 2, 6, 10)]
     [0.5, 1.0, 1.0, 1.0, 1.0]
@@ -163,7 +169,7 @@ def warmup_constant(step: int, total: int, warmup: int) -> float:
 
 
 def _progress(step: int, total: int, warmup: int) -> float:
-    """How much of the way down is done: 0 at the end of warm-up, 1 at `total` and after."""
+    """The fraction of the steps after the warm-up: 0 at its end, 1 at `total` and later."""
     return min((step - warmup) / max(total - warmup, 1), 1.0)
 
 

@@ -1,12 +1,12 @@
 """Samples, the batches they are packed into, and the micro-batches in which a batch is computed.
 
-Micro-batches are of about equal work, for several cores, and small, for little memory. Rows stay whole. In a packed row
-it is the sequences that stay whole; each micro-batch computes their common beginning itself.
+Micro-batches need about the same work, for several cores, and are small, for little memory. Rows are never split. In a
+packed row, sequences are never split; each micro-batch computes their common prefix itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,34 +16,38 @@ from ..engine.attention import Packing
 from ..engine.backend import Array
 from ..engine.fused import NOT_SCORED
 
-LEAST = 64  # tokens of a micro-batch: with fewer, matrix products lose more than a second core gains
-GOOD = 256  # with more, they gain little, and all that is kept for the way back grows
+LEAST = 64  # tokens of a micro-batch: with fewer, matmuls lose more than a second core gains
+GOOD = 256  # with more, matmuls gain little, and the activations saved for the backward pass grow
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sample:
-    """One sequence of token ids with its labels: the same ids, -100 where a token is not scored.
+    """One sequence of token ids with its labels: the same ids, -100 for a token that is not scored.
 
-    others: samples that say the same in other words. Of all of them together, each pass over the data takes one.
+    others: paraphrases of this sample. Each epoch takes one of them all.
     """
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     others: tuple[Sample, ...] = ()
 
+    def __repr__(self) -> str:
+        others = f", {len(self.others)} others" if self.others else ""
+        return f"Sample({len(self.ids)} tokens, {self.scored} scored{others})"
+
     @property
     def scored(self) -> int:
         return len(self.labels) - self.labels.count(NOT_SCORED)
 
     def in_turn(self, turn: int) -> Sample:
-        """This sample or one of the others, for turn 0, 1, 2, ... and then from the beginning."""
+        """The sample of epoch `turn`, from 0: this one, then the others, then this one again."""
         wordings = (self, *self.others)
         return wordings[turn % len(wordings)]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What `Llama.loss` takes: input_ids and labels (B, T), and how sequences are packed into the row, if they are."""
+    """The arguments of `Llama.loss`: input_ids and labels (B, T), and the packing of sequences into a row, if any."""
 
     input_ids: Array
     labels: Array
@@ -51,17 +55,45 @@ class Batch:
 
     @cached_property
     def scored(self) -> int:
-        """How many tokens count in the loss."""
+        """How many tokens are scored."""
         return int((self.labels[:, 1:] != NOT_SCORED).sum())
 
 
-# -- packing -----------------------------------------------------------------------------------------------------------
+# -- batches of samples ------------------------------------------------------------------------------------------------
+
+
+def check_samples(samples: Iterable[Sample]) -> None:
+    """Raise TypeError if anything in `samples` is not a Sample."""
+    for sample in samples:
+        if not isinstance(sample, Sample):
+            raise TypeError(
+                f"expected samples, got a {type(sample).__name__}: call encode_records(records, tokenizer) first"
+            )
+
+
+def collate(samples: Sequence[Sample], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Input ids and labels (B, T) of some samples, one in each row, for `model.loss` and `loss_and_grad`.
+
+    Shorter samples are padded on the right with the token `pad_id`. Padding has the label -100, so it is not scored,
+    and no other token sees it. (`fit` needs no padding: it packs samples into one row.)
+
+    >>> collate([Sample((5, 6, 7), (-100, 6, 7)), Sample((8, 9), (-100, 9))])
+    (array([[5, 6, 7],
+           [8, 9, 0]]), array([[-100,    6,    7],
+           [-100,    9, -100]]))
+    """
+    check_samples(samples)
+    shape = len(samples), max((len(sample.ids) for sample in samples), default=0)
+    input_ids, labels = np.full(shape, pad_id, np.int64), np.full(shape, NOT_SCORED, np.int64)
+    for row, sample in enumerate(samples):
+        input_ids[row, : len(sample.ids)], labels[row, : len(sample.ids)] = sample.ids, sample.labels
+    return input_ids, labels
 
 
 def pack(samples: Sequence[Sample]) -> Batch:
-    """Put samples into one row without padding; what all of them begin with is there once.
+    """Put samples into one row without padding; the prefix that all of them share occurs once.
 
-    In a chat the common beginning is the system message: a fifth of a short record's tokens, computed once per step.
+    In a chat the common prefix is the system message: a fifth of a short record's tokens, computed once per step.
     """
     prefix = common_prefix(samples)
     ids, labels, ends = list(samples[0].ids[:prefix]), [NOT_SCORED] * prefix, []
@@ -73,14 +105,15 @@ def pack(samples: Sequence[Sample]) -> Batch:
 
 
 def packed_length(samples: Sequence[Sample]) -> int:
-    """How many tokens the row has that `pack` makes of the samples."""
+    """How many tokens `pack(samples)` has."""
     return sum(len(sample.ids) for sample in samples) - (len(samples) - 1) * common_prefix(samples)
 
 
 def common_prefix(samples: Sequence[Sample]) -> int:
-    """How many unscored tokens all samples begin with; at least one unscored token is left to each, since the first
-    scored one must be predicted from its own sequence.
+    """How many unscored tokens all samples begin with. Each sample keeps at least one unscored token, since its first
+    scored token must be predicted from its own sequence.
     """
+    check_samples(samples)
     if len(samples) < 2:
         return 0
     limit = min(next(i for i, label in enumerate(s.labels) if label != NOT_SCORED) for s in samples) - 1
@@ -95,12 +128,12 @@ def common_prefix(samples: Sequence[Sample]) -> int:
 
 
 def micro_batches(batch: Batch | Sequence[Sample], threads: int) -> list[Batch]:
-    """Divide a batch, or samples that are not packed yet, so that `threads` micro-batches are computed at a time.
+    """Divide a batch, or samples that are not packed yet, so that `threads` micro-batches can be computed at a time.
 
-    A micro-batch in which nothing is scored is left out, unless it is the only one.
+    A micro-batch in which no token is scored is left out. If there is no other, the batch is returned whole.
     """
     if not isinstance(batch, Batch):
-        return [pack([batch[i] for i in share]) for share in shares(batch, threads)]
+        return [pack([batch[i] for i in part]) for part in divided_samples(batch, threads)]
     ids, labels, packing = batch.input_ids, batch.labels, batch.packing
     count = _count(ids.size, len(packing.ends) if packing else len(ids), threads)
     if count == 1:
@@ -109,12 +142,12 @@ def micro_batches(batch: Batch | Sequence[Sample], threads: int) -> list[Batch]:
         parts = [Batch(*rows) for rows in zip(np.array_split(ids, count), np.array_split(labels, count), strict=True)]
     else:
         found = spread([end - start for start, end in packing.own_spans()], count)
-        parts = [_chosen(batch, packing, share, keep_prefix=not i) for i, share in enumerate(found)]
+        parts = [_chosen(batch, packing, part, score_prefix=not i) for i, part in enumerate(found)]
     return [part for part in parts if part.scored] or [batch]
 
 
-def shares(samples: Sequence[Sample], threads: int) -> list[list[int]]:
-    """Which samples, by number, `micro_batches` puts into which micro-batch."""
+def divided_samples(samples: Sequence[Sample], threads: int) -> list[list[int]]:
+    """The samples of each micro-batch that `micro_batches` makes, by index."""
     tokens, shared = packed_length(samples), common_prefix(samples)
     return spread([len(sample.ids) - shared for sample in samples], _count(tokens, len(samples), threads))
 
@@ -125,19 +158,19 @@ def _count(tokens: int, sequences: int, threads: int) -> int:
 
 
 def spread(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Sequences, by number, divided into so many parts: the longest first, each to the part that has least so far."""
-    shares: list[list[int]] = [[] for _ in range(count)]
+    """Divide sequences, by index, into `count` parts: the longest first, each to the part with the fewest tokens."""
+    parts: list[list[int]] = [[] for _ in range(count)]
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        min(shares, key=lambda share: sum(lengths[j] for j in share)).append(i)
-    return [sorted(share) for share in shares]
+        min(parts, key=lambda part: sum(lengths[j] for j in part)).append(i)
+    return [sorted(part) for part in parts]
 
 
-def _chosen(batch: Batch, packing: Packing, share: list[int], keep_prefix: bool) -> Batch:
-    """Some sequences of a packed row. The labels of the common beginning count in one micro-batch only."""
-    own = [np.arange(*packing.own_spans()[i]) for i in share]
+def _chosen(batch: Batch, packing: Packing, chosen: list[int], score_prefix: bool) -> Batch:
+    """Some sequences of a packed row. The labels of the common prefix are scored in one micro-batch only."""
+    own = [np.arange(*packing.own_spans()[i]) for i in chosen]
     columns = np.concatenate([np.arange(packing.prefix), *own])
     labels = batch.labels[:, columns]
-    if not keep_prefix:
+    if not score_prefix:
         labels[:, : packing.prefix] = NOT_SCORED
     ends = packing.prefix + np.cumsum([len(x) for x in own])
     return Batch(batch.input_ids[:, columns], labels, Packing(packing.prefix, tuple(ends.tolist())))

@@ -1,4 +1,4 @@
-"""One step of training, the same for jobs, benchmarks and memory reports; and a loss on all cores, with or without
+"""One training step, the same for jobs, benchmarks and memory reports; and a loss on all cores, with or without
 gradients.
 """
 
@@ -15,16 +15,16 @@ import numpy as np
 from ..engine.attention import Packing
 from ..engine.backend import Array, array_module, to_floats, to_numpy
 from ..engine.parallel import cores, values, values_and_gradients
-from ..engine.tensor import Tensor, no_grad
+from ..engine.tensor import Tensor, is_recording, no_grad
 from .llama import Llama
 from .optim import Optimizer, clip_grad_norm
-from .parts import Batch, Sample, micro_batches, pack, shares
+from .parts import Batch, Sample, divided_samples, micro_batches, pack
 
 Mean = Callable[[Sequence[Tensor], Array, int], Array]  # see `training_step`
 
 
 class NotFiniteError(ArithmeticError):
-    """The loss or the gradient of a step is not a finite number. what: "loss" or "gradient". value: the number."""
+    """The loss or the gradient norm of a step is not finite. what: "loss" or "gradient". value: of it."""
 
     def __init__(self, what: str, value: float):
         super().__init__(f"{what} became {value}")
@@ -32,17 +32,17 @@ class NotFiniteError(ArithmeticError):
 
 
 def loss_and_grad(model: Llama, input_ids: Array, labels: Array, packing: Packing | None = None) -> Tensor:
-    """Forward and back at once: return the loss, and add the gradients of whatever is trainable to its `.grad`.
+    """Forward and backward pass at once: return the loss, and add the gradients of trainable parameters to `.grad`.
 
-    The numbers are those of `loss = model.loss(input_ids, labels, packing); loss.backward()`. But the batch is computed
-    in micro-batches, on all cores, and what one keeps for backward is gone before the next begins. Sums are taken in a
-    fixed order: the same batch gives the same bits. On a GPU, and where rows differ by their place in the batch (inside
-    `mixed_batch`), the batch stays whole.
+    The result is that of `loss = model.loss(input_ids, labels, packing); loss.backward()`. But the batch is computed in
+    micro-batches, on all cores, and the activations of one are freed before the next begins. Gradients are added in a
+    fixed order: the same batch gives the same bits. On a GPU, and inside `mixed_batch`, the batch is not divided.
 
-    input_ids, labels, packing: as for `Llama.loss`. The returned tensor is a scalar without graph.
+    model: a model with something trainable.
+    input_ids, labels, packing: as for `Llama.loss`.
 
-    Raises ValueError for a batch that the model cannot read, RuntimeError when nothing is trainable or inside
-    `no_grad()`.
+    Returns a scalar without a graph. Raises ValueError for a batch that the model cannot read, and RuntimeError if
+    nothing is trainable, an adapter is merged, or inside `no_grad()`.
     """
     return Tensor(_loss_and_grad(model, Batch(*model.check_batch(input_ids, labels, packing), packing)))
 
@@ -55,23 +55,28 @@ def training_step(
     at_once: int | None = None,
     mean: Mean | None = None,
 ) -> tuple[float, float]:
-    """One step: forgotten gradients, forward and back, gradients clipped to a common norm of `max_norm`, the optimizer.
+    """One step: zero_grad, forward and backward pass, clipping, optimizer step.
 
-    batch: a batch, or samples, which are divided into micro-batches first and packed then. at_once: of more samples
-    than these, so many go forward and back at a time, one lot after another, also on a GPU. The numbers are those of
-    all at once, and the memory is that of one lot. mean: where the samples are one process's share of a batch, perhaps
-    none of it, mean(parameters, loss, scored tokens) turns loss and gradients into those of the whole batch (see
-    nn/ranks.py). Returns the loss and the gradients' norm before clipping. Raises NotFiniteError when one of them is
-    not finite, before any weight moves.
+    model: the model to train.
+    optimizer: holds the parameters to train.
+    batch: a batch, or samples, which are divided into micro-batches and then packed.
+    max_norm: gradients are clipped to this common norm.
+    at_once: accumulate gradients: samples computed at a time, also on a GPU. The result is that of the whole batch, the
+        memory is that of `at_once` samples.
+    mean: if the samples are one process's part of a batch, perhaps none of it, mean(parameters, loss, scored tokens)
+        turns loss and gradients into those of the whole batch (see ranks.py).
+
+    Returns the loss and the gradients' norm before clipping. Raises NotFiniteError if one of them is not finite, before
+    any parameter changes.
     """
     optimizer.zero_grad()
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported below
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are reported below
         loss = _loss_and_grad(model, batch, at_once) if batch or mean is None else 0.0
         if mean is not None:
             scored = batch.scored if isinstance(batch, Batch) else sum(sample.scored for sample in batch)
             loss = mean(optimizer.parameters, loss, scored)
         norm = clip_grad_norm(optimizer.parameters, max_norm)
-    value, norm = to_floats(loss, norm)  # the one time in a step that the host waits for a GPU
+    value, norm = to_floats(loss, norm)  # the only time in a step that the host waits for a GPU
     for what, number in (("loss", value), ("gradient", norm)):
         if not math.isfinite(number):
             raise NotFiniteError(what, number)
@@ -88,23 +93,23 @@ def loss_without_grad(model: Llama, batch: Batch | Sequence[Sample]) -> float:
 
 
 def losses_without_grad(model: Llama, samples: Sequence[Sample]) -> list[float]:
-    """The loss of each sample alone, computed on all cores: for what is known of every record."""
+    """The loss of each sample alone, computed on all cores."""
     xp = array_module(model.head_weight.data)
-    divided_so = shares(samples, cores()) if xp is np else [list(range(len(samples)))]
+    parts = divided_samples(samples, cores()) if xp is np else [list(range(len(samples)))]
 
-    def of_each(share: list[int]) -> Tensor:
-        batch = pack([samples[i] for i in share])
+    def of_each(part: list[int]) -> Tensor:
+        batch = pack([samples[i] for i in part])
         losses = model.loss_of_each(batch.input_ids, batch.labels, cast(Packing, batch.packing))
         return Tensor(array_module(losses[0].data).stack([loss.data for loss in losses]))
 
     with no_grad():
-        found = values([partial(of_each, share) for share in divided_so], min(cores(), len(divided_so)))
-    by_number = zip(chain(*divided_so), chain(*(to_numpy(each).tolist() for each in found)), strict=True)
-    return [loss for _, loss in sorted(by_number)]
+        found = values([partial(of_each, part) for part in parts], min(cores(), len(parts)))
+    by_index = zip(chain(*parts), chain(*(to_numpy(each).tolist() for each in found)), strict=True)
+    return [loss for _, loss in sorted(by_index)]
 
 
 def divided(model: Llama, batch: Batch | Sequence[Sample], threads: int | None = None) -> list[Batch]:
-    """The micro-batches in which a model computes a batch, or samples, in so many threads: None for all cores."""
+    """The micro-batches in which a model computes a batch, or samples. threads: None for all cores."""
     arrays = [model.head_weight.data, *((batch.input_ids, batch.labels) if isinstance(batch, Batch) else ())]
     on_host = all(array_module(x) is np for x in arrays)
     if not on_host or any(module.rows_differ for _, module in model.named_modules()):
@@ -113,24 +118,41 @@ def divided(model: Llama, batch: Batch | Sequence[Sample], threads: int | None =
 
 
 def _loss_and_grad(model: Llama, batch: Batch | Sequence[Sample], at_once: int | None = None) -> Array:
-    lots = [batch]
+    accumulated = [batch]
     if at_once is not None and not isinstance(batch, Batch):
-        lots = [batch[i : i + at_once] for i in range(0, len(batch), at_once)]
-    divisions = [divided(model, lot) for lot in lots]
+        accumulated = [batch[i : i + at_once] for i in range(0, len(batch), at_once)]
+    divisions = [divided(model, each) for each in accumulated]
     weights = _weights([each for batches in divisions for each in batches])
     losses: list[Array] = []
     for batches in divisions:
-        losses += _forward_and_back(model, batches, weights[len(losses) : len(losses) + len(batches)])
+        losses += _forward_and_backward(model, batches, weights[len(losses) : len(losses) + len(batches)])
     return losses[0] if len(losses) == 1 else sum(x * w for x, w in zip(losses, weights, strict=True))
 
 
-def _forward_and_back(model: Llama, batches: Sequence[Batch], weights: Sequence[float]) -> list[Array]:
-    """The loss of each, while the gradients of their weighted sum are added up."""
+def _forward_and_backward(model: Llama, batches: Sequence[Batch], weights: Sequence[float]) -> list[Array]:
+    """The loss of each micro-batch; the gradients of their weighted sum are added to `.grad`."""
+
+    def loss_of(each: Batch) -> Tensor:
+        loss = _loss_of(model, each)()
+        if not loss.requires_grad:
+            raise RuntimeError(_why_nothing_trains(model))
+        return loss
+
     if len(batches) > 1:
-        return values_and_gradients([_loss_of(model, each) for each in batches], weights, min(cores(), len(batches)))
-    loss = _loss_of(model, batches[0])()  # here the matrix library may use all cores
+        return values_and_gradients([partial(loss_of, each) for each in batches], weights, min(cores(), len(batches)))
+    loss = loss_of(batches[0])  # here BLAS may use all cores
     loss.backward(array_module(loss.data).full_like(loss.data, weights[0]))
     return [loss.data]
+
+
+def _why_nothing_trains(model: Llama) -> str:
+    if not is_recording():
+        return "no gradients are computed inside no_grad(): train outside of it"
+    if any(module.merged for _, module in model.named_modules()):
+        return "an adapter is merged into the weights: call unmerge_adapter before training"
+    if model.trainable_parameters():
+        return "the loss depends on nothing trainable: choose an adapter with set_adapter"
+    return "nothing is trainable: add an adapter, or unfreeze the model with requires_grad_()"
 
 
 def _loss_of(model: Llama, batch: Batch) -> Callable[[], Tensor]:
@@ -138,8 +160,8 @@ def _loss_of(model: Llama, batch: Batch) -> Callable[[], Tensor]:
 
 
 def _weights(batches: Sequence[Batch]) -> list[float]:
-    """Each micro-batch's share of the scored tokens."""
+    """The fraction of the scored tokens that is in each micro-batch."""
     if len(batches) == 1:
-        return [1.0]  # nothing to count, for which a GPU would have to be waited for
+        return [1.0]  # without counting, which would make the host wait for a GPU
     scored = sum(batch.scored for batch in batches)
     return [batch.scored / scored for batch in batches]

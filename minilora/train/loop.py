@@ -13,7 +13,7 @@ from ..data.records import epochs
 from ..engine.backend import Array
 from ..nn.llama import Llama
 from ..nn.optim import SCHEDULES, AdamW, Optimizer
-from ..nn.parts import Sample, packed_length
+from ..nn.parts import Sample, check_samples, packed_length
 from ..nn.ranks import ALONE, Ranks
 from ..nn.step import NotFiniteError, training_step
 
@@ -144,6 +144,7 @@ class Trainer:
     ):
         if not samples:
             raise ValueError("no samples to train on")
+        check_samples(samples)
         for name, value in (("steps", steps), ("batch_size", batch_size), ("grad_accumulation", grad_accumulation)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

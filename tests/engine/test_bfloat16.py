@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora.engine import bfloat16
-from minilora.engine.bfloat16 import BFloat16, numbers, rounded
+from minilora.engine.bfloat16 import BFloat16, rounded, to_float32
 from minilora.engine.parallel import has_one_core
 
 U = 2.0**-8  # rounding to the nearest bfloat16 moves a number by at most this part of it
@@ -40,18 +40,18 @@ def assert_within_rounding(found, x, w):
 
 def test_every_bfloat16_is_the_float32_with_its_bits_and_16_zeros():
     bits = np.arange(1 << 16, dtype=np.uint16)
-    np.testing.assert_array_equal(numbers(bits).view(np.uint32), np.arange(1 << 16, dtype=np.uint32) << 16)
+    np.testing.assert_array_equal(to_float32(bits).view(np.uint32), np.arange(1 << 16, dtype=np.uint32) << 16)
 
 
 @here
 def test_what_is_a_bfloat16_already_is_not_moved():
     bits = np.arange(1 << 16, dtype=np.uint16)
-    x = numbers(bits)
+    x = to_float32(bits)
     normal = np.isfinite(x) & (abs(x) >= 2.0**-126)
     np.testing.assert_array_equal(rounded(x[normal]), bits[normal])
-    assert not numbers(rounded(x[abs(x) < 2.0**-126])).any()  # processors take the smallest for 0
-    assert np.isnan(numbers(rounded(np.float32([np.nan])))).all()
-    np.testing.assert_array_equal(numbers(rounded(np.float32([np.inf, -np.inf, 3.4e38]))), [np.inf, -np.inf, np.inf])
+    assert not to_float32(rounded(x[abs(x) < 2.0**-126])).any()  # processors take the smallest for 0
+    assert np.isnan(to_float32(rounded(np.float32([np.nan])))).all()
+    np.testing.assert_array_equal(to_float32(rounded(np.float32([np.inf, -np.inf, 3.4e38]))), [np.inf, -np.inf, np.inf])
 
 
 @here
@@ -61,11 +61,11 @@ def test_rounding_finds_the_nearest_and_of_two_the_even_one(values, negative):
     bits = rounded(x)
     below = x.view(np.uint32) >> 16  # towards zero
     for one, low, chosen in zip(x, below, bits, strict=True):
-        lower, upper = numbers(np.uint16([low, low + 1]))
+        lower, upper = to_float32(np.uint16([low, low + 1]))
         to_lower, to_upper = (abs(Fraction(float(one)) - Fraction(float(end))) for end in (lower, upper))
         even = low if low % 2 == 0 else low + 1
         assert chosen == (even if to_lower == to_upper else low if to_lower < to_upper else low + 1)
-        assert abs(float(numbers(np.uint16([chosen]))[0]) - float(one)) <= U * abs(float(one))
+        assert abs(float(to_float32(np.uint16([chosen]))[0]) - float(one)) <= U * abs(float(one))
 
 
 @here
@@ -119,8 +119,8 @@ def test_large_and_small_numbers_keep_the_bound(rng):
 
 @here
 def test_of_numbers_that_are_bfloat16_only_the_sum_is_rounded(rng):
-    w = numbers(rounded(rng.standard_normal((40, 96), dtype=np.float32)))
-    x = numbers(rounded(rng.standard_normal((16, 96), dtype=np.float32)))
+    w = to_float32(rounded(rng.standard_normal((40, 96), dtype=np.float32)))
+    x = to_float32(rounded(rng.standard_normal((16, 96), dtype=np.float32)))
     exact = x.astype(np.float64) @ w.T.astype(np.float64)
     assert np.all(abs(x @ BFloat16(rounded(w)).T - exact) <= 96 * STEP * (abs(x) @ abs(w.T)))
 
@@ -182,7 +182,7 @@ def test_a_machine_without_the_library_is_told_what_to_install(fresh, monkeypatc
 def test_another_kind_of_machine_is_not_told_to_install_what_it_cannot(fresh, monkeypatch):
     monkeypatch.setattr(bfloat16.platform, "system", lambda: "Darwin")
     monkeypatch.setattr(bfloat16.platform, "machine", lambda: "arm64")
-    assert bfloat16.why_not() == "it is for Linux on x86_64, this is Darwin on arm64"
+    assert bfloat16.why_not() == "it needs Linux on x86_64, this is Darwin on arm64"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a library that Linux has")
@@ -196,7 +196,7 @@ def test_a_library_without_the_product_is_none(fresh, monkeypatch):
 def test_a_processor_without_the_product_is_told_so(most):
     command = [sys.executable, "-c", "from minilora.engine import bfloat16; print(bfloat16.why_not())"]
     told = subprocess.run(command, env=os.environ | {"ONEDNN_MAX_CPU_ISA": most}, capture_output=True, text=True)
-    assert told.stdout == "this processor has no products in bfloat16 (AMX, AVX512-BF16)\n"
+    assert told.stdout == "this processor has no matmul in bfloat16 (AMX, AVX512-BF16)\n"
 
 
 @pytest.mark.parametrize("told", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}], ids=str)

@@ -12,7 +12,7 @@ import strictarray
 from smallmodels import sent
 
 import minilora
-from minilora.engine.backend import array_module, beside, to_device, to_floats, to_numpy
+from minilora.engine.backend import array_module, to_device, to_device_of, to_floats, to_numpy
 from minilora.engine.examples import EXAMPLES
 from minilora.engine.tensor import OPS, Tensor
 from minilora.lora.config import LoraConfig
@@ -233,10 +233,10 @@ def test_several_numbers_come_home_in_one_crossing():
 def test_several_integer_arrays_are_sent_in_one_crossing():
     arrays = [np.arange(6).reshape(2, 3), np.array([], np.int64), np.array([7, 8])]
     with strictarray.counting() as crossings:
-        sent = beside(strictarray.zeros(1), *arrays)
+        sent = to_device_of(strictarray.zeros(1), *arrays)
     assert crossings == ["asarray"]
     assert all(np.array_equal(x.get(), y) and x.shape == y.shape for x, y in zip(sent, arrays, strict=True))
-    assert all(x is y for x, y in zip(beside(np.zeros(1), *arrays), arrays, strict=True))
+    assert all(x is y for x, y in zip(to_device_of(np.zeros(1), *arrays), arrays, strict=True))
 
 
 # -- operations --------------------------------------------------------------------------------------------------------

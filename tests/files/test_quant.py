@@ -85,7 +85,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(kind):
 
 @pytest.mark.parametrize(("kind", "width"), [("Q8_0", 33), ("Q8_0", 35), ("Q4_1", 34), ("Q4_1", 10)])
 def test_a_row_that_is_no_whole_number_of_blocks_is_refused(kind, width):
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="not a multiple"):
         dequantize(np.zeros((2, width), np.uint8), kind)
 
 
@@ -182,7 +182,7 @@ def test_a_constant_that_float16_holds_comes_back_exactly(kind, value):
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
 def test_rows_that_are_no_whole_blocks_cannot_be_packed(kind):
-    with pytest.raises(ValueError, match="no multiple of 32"):
+    with pytest.raises(ValueError, match="not a multiple of 32"):
         quantize(np.zeros((2, 33), np.float32), kind)
 
 
@@ -243,7 +243,7 @@ def test_numpy_does_not_unpack_a_packed_matrix_on_its_own(packed):
             use(packed)
 
 
-@pytest.mark.parametrize(("kind", "words"), [("F16", "not packed"), ("Q4_K", "Q4_K"), ("Q4_1", "no multiple of 20")])
+@pytest.mark.parametrize(("kind", "words"), [("F16", "not packed"), ("Q4_K", "Q4_K"), ("Q4_1", "not a multiple of 20")])
 def test_what_is_not_packed_is_no_packed_matrix(kind, words):
     with pytest.raises(ValueError, match=words):
         Packed(np.zeros((2, 34), np.uint8), kind)

@@ -119,9 +119,9 @@ def test_half_a_byte_and_a_share_of_the_scale_for_each_number(kind):
 @each_kind
 def test_rows_that_are_no_whole_blocks_are_refused_in_one_line(kind):
     for width in (32, 65):
-        with pytest.raises(ValueError, match=rf"^a row of {width} numbers cannot be stored as {kind}: .* 64$"):
+        with pytest.raises(ValueError, match=rf"^a row of {width} values cannot be stored as {kind}: .* 64$"):
             quantize(np.zeros((2, width), np.float32), kind)
-    with pytest.raises(ValueError, match="no multiple of 36"):
+    with pytest.raises(ValueError, match="not a multiple of 36"):
         Packed(np.zeros((2, 35), np.uint8), kind)
 
 
@@ -250,7 +250,7 @@ def test_merging_says_over_what_the_adapter_learned_and_what_four_bits_would_kee
 def test_a_matrix_that_cannot_be_rounded_is_named_in_one_line(tmp_path, rng):
     narrow = write_folder(tmp_path / "base", Llama(CONFIG, rng))
     for call in (lambda: zoo.load(narrow, quantized="nf4"), lambda: shape_of(str(narrow), "nf4")):
-        with pytest.raises(ValueError, match=r"_proj.weight: a row of 32 numbers cannot be stored as NF4") as caught:
+        with pytest.raises(ValueError, match=r"_proj.weight: a row of 32 values cannot be stored as NF4") as caught:
             call()
         assert str(narrow) in str(caught.value) and "\n" not in str(caught.value)
 

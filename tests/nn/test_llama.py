@@ -208,7 +208,7 @@ def test_finished_rows_can_leave_the_cache(model, ids):
 
 
 def test_a_full_cache_raises(model, ids):
-    with pytest.raises(ValueError, match="the cache holds 5 tokens, 7 were asked for"):
+    with pytest.raises(ValueError, match="the cache has room for 5 tokens, got 7"):
         model(ids, model.new_cache(2, capacity=5))
 
 

@@ -126,7 +126,7 @@ class TestAnyOptimizer:
 
     def test_prints_in_one_line(self, rng, make):
         kind = type(make([parameter(rng, 1)])).__name__
-        assert repr(make([parameter(rng, 3), parameter(rng, 40, 50)])) == f"{kind}(2 parameters, 2,003 numbers, lr 0.1)"
+        assert repr(make([parameter(rng, 3), parameter(rng, 40, 50)])) == f"{kind}(2 tensors, 2,003 parameters, lr 0.1)"
 
     def test_zero_grad_forgets_all_gradients(self, rng, make):
         p, q = parameter(rng, 3), parameter(rng, 3)

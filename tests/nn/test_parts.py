@@ -150,7 +150,7 @@ def test_gradients_of_two_batches_add_up(tiny_model, threads):
 
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
 def test_without_anything_to_train_there_is_no_gradient_to_find(tiny_model, threads):
-    with no_grad(), pytest.raises(RuntimeError, match="depends on nothing trainable"):
+    with no_grad(), pytest.raises(RuntimeError, match=r"inside no_grad\(\)"):
         loss_and_grad(adapted(tiny_model), *BATCHES["rows"])
 
 
