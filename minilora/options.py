@@ -12,6 +12,8 @@ options = from_flags(Options, parse(parser, argv))   # what was not given keeps 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -178,6 +180,38 @@ def _without_doubles(name: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, A
     if doubles := [key for i, key in enumerate(keys) if key in keys[:i]]:
         raise UsageError(f"{name}: {doubles[0]} is given twice")
     return dict(pairs)
+
+
+def refuse_other_settings(what: str, then: Mapping[str, Any], now: Mapping[str, Any], instead: str) -> None:
+    """Raise ValueError when work that is continued was started with other settings, and list those that differ.
+
+    what: the run or folder that is continued.
+    then, now: the settings by name; values are compared as JSON stores them, tables name by name.
+    instead: what the user can do.
+    """
+    then, now = _flat(then), _flat(now)
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if names:
+        named = "; ".join(f"{name} {_word(then.get(name))}, now {_word(now.get(name))}" for name in names)
+        raise ValueError(f"{what} was started with other settings: {named}; {instead}")
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Settings as JSON stores them. Those in a table get the table's name in front: base_sha256.tiny."""
+    flat: dict[str, Any] = {}
+    for name, value in json.loads(json.dumps(settings)).items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) and value else {above + name: value}
+    return flat
+
+
+def _word(value: Any) -> str:
+    """A setting in a message: none for None, and of a SHA-256 the first 16 digits."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:16] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 class Parser(argparse.ArgumentParser):

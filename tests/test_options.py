@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 
 import pytest
 
-from minilora.options import Parser, UsageError, add_flags, flag, from_flags, option, parse
+from minilora.options import Parser, UsageError, add_flags, flag, from_flags, option, parse, refuse_other_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,3 +194,28 @@ def test_a_flag_that_means_nothing_beside_other_values_is_refused(parser):
     arguments = parse(parser, ["learn", "--r", "4"])
     with pytest.raises(UsageError, match="^--r means nothing with --method full"):
         from_flags(Options, arguments, dict(method="full"))
+
+
+# -- continued work ----------------------------------------------------------------------------------------------------
+
+OTHERS = [  # settings then, now, what is said of them
+    (dict(lr=0.002), dict(lr=0.1), "lr 0.002, now 0.1"),
+    (dict(steps=6, seed=0), dict(steps=None, seed=5), "steps 6, now none; seed 0, now 5"),
+    (dict(r=8), dict(r=8, bias="all"), "bias none, now all"),
+    (dict(r=8, bias="all"), dict(r=8), "bias all, now none"),
+    (dict(base=dict(tiny="a" * 64, x=1)), dict(base=dict(tiny="b" * 64, x=1)), f"base.tiny {'a' * 16}, now {'b' * 16}"),
+    (dict(targets=["q"]), dict(targets=("q", "v")), 'targets ["q"], now ["q", "v"]'),
+    (dict(quantized=False), dict(quantized=True), "quantized false, now true"),
+]
+
+
+@pytest.mark.parametrize(("then", "now", "named"), OTHERS, ids=[named for _, _, named in OTHERS])
+def test_work_that_was_started_with_other_settings_is_refused_and_they_are_named(then, now, named):
+    with pytest.raises(ValueError) as refused:
+        refuse_other_settings("runs/x", then, now, "choose another --out")
+    assert str(refused.value) == f"runs/x was started with other settings: {named}; choose another --out"
+    refuse_other_settings("runs/x", then, then, "")
+
+
+def test_settings_are_compared_as_json_stores_them():
+    refuse_other_settings("x", {"a": [1, 2], "b": {"c": 1.0}, "d": {}}, {"d": {}, "b": {"c": 1}, "a": (1, 2)}, "")
