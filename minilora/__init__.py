@@ -62,6 +62,7 @@ Training
   keyword_recall     the share of expected words that answers contain
   finetune           the whole job of `minilora finetune`: train, measure before and after, save
   Options            what `finetune` does: the flags of the command
+  show_progress      print lines and progress bars on stderr, as the command line does
   loss_and_grad      the loss of a batch and its gradients, in micro-batches on all cores
   Step               a training step, as far as its bytes depend on it
   predict_memory     what a step will hold, owner by owner, from shapes alone
@@ -107,6 +108,7 @@ from .nn.module import Module, Parameter, sha256_of
 from .nn.optim import SGD, AdamW
 from .nn.parts import Sample, collate
 from .nn.step import loss_and_grad
+from .progress import show_progress
 from .train.job import finetune
 from .train.loop import History, TrainingError, fit
 from .train.options import Options
@@ -168,6 +170,7 @@ __all__ = [
     "scale_adapter",
     "set_adapter",
     "sha256_of",
+    "show_progress",
     "split_records",
     "unmerge_adapter",
 ]

@@ -17,6 +17,7 @@ from io import StringIO
 from .commands import NAMES
 from .nn.ranks import ALONE, Ranks, Several, world
 from .options import Parser, UsageError, parse
+from .progress import show_progress
 from .version import __version__
 
 SHARED = ("finetune",)  # what several processes can do together, started by mpiexec
@@ -27,9 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     ranks: Ranks = ALONE
     words = sys.argv[1:] if argv is None else list(argv)
+    shown = show_progress()
     try:
         try:
             ranks = world()
+            show_progress(not ranks.number)
             with redirect_stderr(StringIO()) if ranks.number else nullcontext():  # the first rank says it
                 arguments = parse(build_parser(words[:1]), words)
             if isinstance(ranks, Several) and arguments.command in HANDED_OUT:
@@ -41,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UsageError(f"{arguments.parser.prog} is for one process: leave out mpiexec")
             arguments.run(arguments)
         finally:
+            show_progress(shown)
             sys.stdout.flush()  # what cannot be written must show here, not when Python ends
     except KeyboardInterrupt:
         return ranks.fail("\nminilora: interrupted", 130)

@@ -6,16 +6,12 @@ import pytest
 
 from minilora.files.disk import ModelFileError
 from minilora.files.tensors import read_tensors, write_tensors
-from minilora.lora.adapters import (
-    add_adapter,
-)
+from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter
 from minilora.nn.module import sha256_of
 
 CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "minilora.json"
-
-
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
@@ -27,6 +23,10 @@ def adapted(model, name="default", **settings):
 
 def record_of(folder):
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def provenance_of(folder):
+    return json.loads((folder / NOTES).read_text(encoding="utf-8"))
 
 
 def rewrite(folder, change):

@@ -143,8 +143,8 @@ def an_adapter_that_stays_on(plant):
 
 
 def b_that_does_not_start_at_zero(plant):
-    real = layer._linear_start
-    plant.setattr(layer, "_linear_start", lambda m, n, r, start, rng: real(m, n, r, False, rng))
+    real = layer._initial_linear
+    plant.setattr(layer, "_initial_linear", lambda m, n, r, init, rng: real(m, n, r, False, rng))
 
 
 def dropout_that_never_ends(plant):

@@ -116,7 +116,7 @@ def test_audit_prints_a_line_per_promise_for_the_base_that_the_folder_names(give
     assert status("audit", f"{given}{finished}") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"audit of adapter {'law' if given else 'run'!r}"
-    promises = ["trainable", "scale", "count", "off", "start", "gradient", "merge", "file", "base"]
+    promises = ["trainable", "scale", "count", "off", "initial", "gradient", "merge", "file", "base"]
     assert [line.split()[0] for line in lines if " ok " in line] == promises
 
 

@@ -61,8 +61,8 @@ class Device:
         for _, parameter in model.named_parameters():
             parameter.data = to_device(parameter.data, "cuda")
         for _, module in model.named_modules():
-            if getattr(module, "start", None) is not None:
-                module.start = tuple(to_device(array, "cuda") for array in module.start)
+            if getattr(module, "initial", None) is not None:
+                module.initial = tuple(to_device(array, "cuda") for array in module.initial)
         return model
 
     def assert_same(self, there, here, rtol=1e-4, atol=1e-4):

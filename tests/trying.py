@@ -10,6 +10,10 @@ def double(x, wait=0.0):
     return {"twice": 2 * x, "process": os.getpid()}
 
 
+def same(x):
+    return x
+
+
 def counted(x, folder):
     """One more file in the folder for every call."""
     Path(folder, f"{time.perf_counter_ns()}").touch()

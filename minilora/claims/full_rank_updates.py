@@ -8,7 +8,7 @@ import numpy as np
 
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.updates import KEPT, read_update, shared_run
-from ..lora.spectra import rank_for_energy, singular_values
+from ..lora.spectra import rank_for_variance, singular_values
 
 CLAIM = Claim(
     source="LoRA Learns Less and Forgets Less (Biderman et al. 2024, arXiv 2405.09673)",
@@ -32,8 +32,8 @@ def ranks(base: str, method: str, r: int, seed: int, folder: str | None) -> dict
     kept = read_update(shared_run(base, method, seed, r, folder)["file"])
     noise = {kind: rng.standard_normal(next(x.matrix().shape for n, x in kept.items() if kind in n)) for kind in KEPT}
     return {
-        "update": {name: rank_for_energy(singular_values(one.of())) for name, one in kept.items()},
-        "noise": {kind: rank_for_energy(singular_values(x)) for kind, x in noise.items()},
+        "update": {name: rank_for_variance(singular_values(one.of())) for name, one in kept.items()},
+        "noise": {kind: rank_for_variance(singular_values(x)) for kind, x in noise.items()},
     }
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..progress import log, show_progress
 from ..train.job import finetune
 from ..train.loop import TrainingError
 from ..train.options import Options
@@ -61,11 +62,10 @@ def apart(run: Run) -> dict[str, Any]:
 def main(job: str) -> int:
     """The process: a run as JSON in, its metrics as JSON on stdout."""
     given = json.loads(job)
+    show_progress()
     status = 0
     try:
-        answer = finetune(
-            Options(**given["options"]), lambda line: print(line, file=sys.stderr), None, given["measure"]
-        )
+        answer = finetune(Options(**given["options"]), log.info, None, given["measure"])
     except TrainingError as error:
         answer = {"failed": str(error)}
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data.records import BUILT_IN, Record, cut, encode_records, read_records, split_records
 from ..lora.adapters import set_adapter
-from ..lora.notes import read_notes
+from ..lora.provenance import read_provenance
 from ..measure.loss import evenly, held_out
 from ..measure.statistics import (
     CONFIDENCE,
@@ -127,7 +127,7 @@ def evaluate_versions(
 
 def trained_on(folder: Path) -> str | None:
     """The data that an adapter was trained on, as its folder says: a built-in name, or a file that is still there."""
-    name = read_notes(folder).get("data", {}).get("name")
+    name = read_provenance(folder).get("data", {}).get("name")
     return str(name) if name and (name in BUILT_IN or Path(str(name)).exists()) else None
 
 

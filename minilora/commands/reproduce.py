@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..experiments.claim import Claim, ClaimFile, Interval, Setting, claim_names, read_claim
-from ..experiments.kept import fingerprint
+from ..experiments.memo import code_sha256
 from ..files.disk import read_json, write_json
 from ..measure.bench import machine, versions
 from ..options import UsageError, add_flags, from_flags, option
@@ -209,7 +209,7 @@ def _place(name: str, file: ClaimFile, options: ReproduceOptions) -> Path:
     """Where the numbers of a claim are kept, under all that decides them."""
     path = Path(str(file.__file__))  # type: ignore[attr-defined]
     setting = options.setting(file.CLAIM, lambda line: None)
-    told = [name, setting.small, setting.switched, list(setting.seeds), fingerprint(path)]
+    told = [name, setting.small, setting.switched, list(setting.seeds), code_sha256(path)]
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     return options.folder / KEPT / f"{name}-{digest[:20]}.json"
 

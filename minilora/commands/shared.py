@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import toml
 from ..options import BASE, UsageError, from_flags
+from ..progress import log
 
 Given = TypeVar("Given")
 
@@ -62,5 +62,5 @@ def one_adapter(words: Sequence[str]) -> tuple[str, Path]:
 
 
 def tell(line: str) -> None:
-    """Print a line about the work on stderr."""
-    print(line, file=sys.stderr)
+    """Log a line about the work, which the command line prints on stderr: going, use `log.info`."""
+    log.info("%s", line)

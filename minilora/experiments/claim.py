@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from .trials import run_trials
+from .trials import has_failed, run_trials
 
 CLAIMS = "minilora.claims"  # the package whose files are the claims: found by its listing, imported by nobody
 
@@ -171,7 +171,7 @@ class Setting:
 
         results = run_trials(function, trials, self.jobs, count, self.folder)
         for trial, result in zip(trials, results, strict=True):
-            if isinstance(result, dict) and "failed" in result:
+            if has_failed(result):
                 told = ", ".join(f"{key}={value}" for key, value in trial.items())
                 raise RuntimeError(f"{function.__name__}({told}): {result['failed']}")
         return results

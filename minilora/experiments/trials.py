@@ -1,4 +1,4 @@
-"""Many small runs, some at a time, each in a process with its share of the cores; and a cache of what they found.
+"""Many small runs, some at a time, each in a process with its share of the cores.
 
 def trial(lr, seed):                    # a function at the top level of a file; JSON in, JSON out
     ...
@@ -12,10 +12,6 @@ Processes are started afresh ("spawn"), the same on every system: a script that 
 
 from __future__ import annotations
 
-import ast
-import functools
-import hashlib
-import json
 import multiprocessing
 import os
 import signal
@@ -25,17 +21,14 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
 from ..engine.parallel import THREADS, processors
-from ..files.disk import read_json, write_json
 from ..nn.ranks import world
-
-DECISIVE = ("data", "engine", "experiments", "files", "io", "lora", "nn", "tasks", "train", "weights")
+from .memo import as_json, code_sha256, keep, path_of, recall
 
 Trial = Mapping[str, Any]
 Done = Callable[[int, Any], object]
@@ -46,33 +39,34 @@ def run_trials(
     trials: Sequence[Trial],
     jobs: int | None = None,
     done: Done = lambda index, result: None,
-    cache: Path | None = None,
+    folder: Path | None = None,
 ) -> list[Any]:
     """Call function(**trial) for every trial, `jobs` of them at a time, and return what they gave, in their order.
 
     A trial that raises gives {"failed": why}, in one line, and the others go on; so does one whose process ends, for
-    want of memory for instance. MINILORA_TRACEBACK=1 shows where it was. Ctrl-C ends all processes; what `done` has
-    heard of until then is done.
+    want of memory for instance. MINILORA_TRACEBACK=1 shows where it was. Ctrl-C ends all processes.
 
-    function: at the top level of a file, or a `partial` of such a one. Arguments and result are what JSON can hold.
+    function: at the top level of a file. Arguments and result are what JSON can hold.
     jobs: processes; the cores if left out, and 1 is this process. Each has its share of the cores for its threads.
-    done: hears index and result of each trial as it ends. cache: a folder where results are kept, see `cached`; failed
-    trials are not.
+    done: is called with index and result of each trial as soon as it ends.
+    folder: where results are kept and found again (`memo`), as long as the code that decides them is the same. Failed
+        trials are not kept.
     """
     results: list[Any] = [None] * len(trials)
+    left = dict(enumerate(trials))
+    decides = [_decisive(function, trial) for trial in trials] if folder else []
+    places = [path_of(folder, function.__name__, each) for each in decides] if folder else []
 
-    def finish(index: int, result: Any) -> None:
+    def finish(index: int, result: Any, found: bool = False) -> None:
+        if places and not found and not has_failed(result):
+            keep(places[index], decides[index], result)
         results[index] = result
         done(index, result)
 
-    left = dict(enumerate(trials))
-    if cache is not None:
-        for i, trial in enumerate(trials):
-            if (path := _place(function, trial, cache)).is_file():
-                finish(i, read_json(path)["result"])
-                del left[i]
-        function = partial(cached, function, folder=cache)
-        left = {i: {"trial": dict(trial)} for i, trial in left.items()}
+    for i, place in enumerate(places):
+        if (record := recall(place, decides[i])) is not None:
+            del left[i]
+            finish(i, record["result"], found=True)
     jobs = min(jobs or usual_jobs(), len(left))
     if jobs <= 1:
         for i, trial in left.items():
@@ -85,9 +79,33 @@ def run_trials(
     return results
 
 
+def has_failed(result: Any) -> bool:
+    """Whether a trial's result is the reason why there is none."""
+    return isinstance(result, Mapping) and "failed" in result
+
+
 def usual_jobs() -> int:
-    """Trials at a time where nothing is said: one per core; under mpiexec one per rank but the first."""
+    """Trials at a time unless `jobs` says more: one per core; under mpiexec one per rank but the first."""
     return world().size - 1 or processors()
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in one line. Errors written for people are their sentence; others begin with their kind.
+
+    MINILORA_TRACEBACK=1 prints the traceback as well.
+    """
+    if os.environ.get("MINILORA_TRACEBACK"):
+        traceback.print_exception(error)
+    words, kind = " ".join(str(error).split()), type(error).__name__
+    return (
+        words if words and isinstance(error, (ValueError, OSError, RuntimeError)) else f"{kind}: {words}".rstrip(": ")
+    )
+
+
+def _decisive(function: Callable[..., Any], trial: Trial) -> dict[str, Any]:
+    file = getattr(sys.modules.get(function.__module__), "__file__", None)
+    named = f"{function.__module__}.{function.__qualname__}"
+    return {"function": named, "trial": dict(trial), "code": code_sha256(Path(file)) if file else None}
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
@@ -96,14 +114,9 @@ def usual_jobs() -> int:
 def _attempt(function: Callable[..., Any], trial: Trial) -> Any:
     """The result as JSON keeps it, or why there is none."""
     try:
-        return json.loads(json.dumps(function(**trial)))
+        return as_json(function(**trial))
     except Exception as error:
-        if os.environ.get("MINILORA_TRACEBACK"):
-            traceback.print_exc()
-        words = " ".join(str(error).split())
-        kind = type(error).__name__
-        told = isinstance(error, (ValueError, OSError, RuntimeError))  # errors for people; the others need their kind
-        return {"failed": words if words and told else f"{kind}: {words}" if words else kind}
+        return {"failed": reason(error)}
 
 
 def _together(function: Callable[..., Any], left: dict[int, Trial], jobs: int, finish: Done) -> list[int]:
@@ -170,74 +183,3 @@ def _threads(share: int) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-# -- the cache ---------------------------------------------------------------------------------------------------------
-
-
-def cached(function: Callable[..., Any], trial: Trial, folder: Path) -> Any:
-    """function(**trial), or what it gave when it was called like that before: `folder` holds a file of each result.
-
-    A result is found again as long as function, arguments, and the code that decides what it is are the same: the
-    function's file, and the rooms of minilora in DECISIVE. Comments and docstrings decide nothing.
-    """
-    path = _place(function, trial, folder)
-    if path.is_file():
-        return read_json(path)["result"]
-    result = json.loads(json.dumps(function(**trial)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"function": _named(function), "trial": dict(trial), "result": result})
-    return result
-
-
-def _place(function: Callable[..., Any], trial: Trial, folder: Path) -> Path:
-    told = json.dumps([_named(function), trial, _bound(function), code_sha256(_file(function))], sort_keys=True)
-    return folder / f"{_inner(function).__name__}-{hashlib.sha256(told.encode()).hexdigest()[:20]}.json"
-
-
-def _inner(function: Any) -> Any:
-    return _inner(function.func) if isinstance(function, partial) else function
-
-
-def _bound(function: Any) -> list[Any]:
-    """What partials have fixed, from the outermost in."""
-    return [function.args, function.keywords, *_bound(function.func)] if isinstance(function, partial) else []
-
-
-def _named(function: Any) -> str:
-    inner = _inner(function)
-    return f"{inner.__module__}.{inner.__qualname__}"
-
-
-def _file(function: Any) -> Path | None:
-    name = getattr(sys.modules.get(_inner(function).__module__), "__file__", None)
-    return Path(name) if name else None
-
-
-@functools.cache
-def code_sha256(
-    file: Path | None = None, root: Path = Path(__file__).parents[1], rooms: Sequence[str] = DECISIVE
-) -> str:
-    """The fingerprint of the code and data that decide what a trial finds: of the rooms, and of one file besides.
-
-    Of a Python file it is that of what it says, without comments, docstrings and layout.
-    """
-    digest = hashlib.sha256()
-    inside = (each for room in rooms for each in sorted((root / room).rglob("*")) if each.is_file())
-    for each in [*inside, *([file] if file else [])]:
-        if "__pycache__" in each.parts or each.suffix == ".md":
-            continue
-        digest.update(each.name.encode())
-        digest.update(ast.dump(essence(each)).encode() if each.suffix == ".py" else each.read_bytes())
-    return digest.hexdigest()
-
-
-def essence(file: Path) -> ast.Module:
-    """What a Python file says, without comments, docstrings and layout."""
-    tree = ast.parse(file.read_bytes())
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
-            node, clean=False
-        ):
-            del node.body[0]
-    return tree

@@ -10,8 +10,6 @@ The same settings find the same file again, as long as the code that decides the
 from __future__ import annotations
 
 import atexit
-import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,7 +22,7 @@ import numpy as np
 
 from ..data.records import encode_records, read_records, split_records
 from ..engine.backend import dense, to_numpy
-from ..files.disk import ModelFileError, read_json, write_json
+from ..files.disk import ModelFileError
 from ..files.tensors import read_tensors, write_tensors
 from ..lora.adapters import add_adapter, lora_modules
 from ..lora.config import LoraConfig
@@ -34,11 +32,10 @@ from ..lora.variants import dora_delta, row_norms
 from ..models.load import load
 from ..nn.llama import Llama
 from ..train.loop import fit
-from .trials import code_sha256
+from .memo import code_sha256, keep, path_of, recall
 
 METHODS = ("lora", "dora", "full")
 KEPT = ("q_proj", "v_proj", "down_proj")  # all linear maps are trained; of full fine-tuning all would be 425 MB
-DECISIVE = ("data", "engine", "files", "io", "lora", "nn", "train", "weights")  # rooms whose code makes the numbers
 LOOKS = 4  # at the changes of length and direction: three on the way and one at the end, as in DoRA's section 3.2
 ADAPTER = "default"
 
@@ -109,17 +106,15 @@ def train_update(
     settings |= {"modules": list(modules)} | ({} if method == "full" else {"r": r, "lora_alpha": lora_alpha})
     place = Path(folder) if folder else _passing_folder()
     place.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-    path = place / f"{method}-{Path(base).name}-{key}.safetensors"
-    code = code_sha256(Path(__file__), rooms=DECISIVE)
+    decides = settings | {"code": code_sha256(Path(__file__))}
+    report = path_of(place, f"{method}-{Path(base).name}", decides)
+    path = report.with_suffix(".safetensors")
     with FileLock(path.with_suffix(".lock")):
-        report = path.with_suffix(".json")
-        if not (report.is_file() and path.is_file() and read_json(report)["code"] == code):
-            report.unlink(missing_ok=True)  # it comes last, and tells that the file beside it is whole
+        if (record := recall(report, decides)) is None or not path.is_file():
             tensors, found = _train(**settings)
             write_tensors(path, tensors)
-            write_json(report, {"code": code, "settings": settings, **found})
-        return {"file": str(path)} | {name: read_json(report)[name] for name in ("losses", "changes")}
+            record = keep(report, decides, found)  # last: it says that the file beside it is whole
+    return {"file": str(path)} | record["result"]
 
 
 def shared_run(base: str, method: str, seed: int, r: int = 8, folder: str | None = None) -> dict[str, Any]:

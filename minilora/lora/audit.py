@@ -1,14 +1,14 @@
-"""Does an adapter keep its promises? Each check is one that a shipped LoRA implementation has failed.
+"""Checks of what every LoRA adapter must satisfy. Each check is one that a published implementation has failed.
 
-trainable   nothing learns but the adapter's A and B
-scale       each module's factor is alpha / r (alpha / sqrt(r) with rsLoRA), computed here from the config anew
-count       the adapter has r (m + n) parameters for every adapted matrix
+trainable   no other parameter than the adapter's is trainable
+scale       each module's factor is alpha / r (alpha / sqrt(r) with rsLoRA), recomputed here from the config
+count       the adapter has r (m + n) parameters for each adapted matrix
 off         with the adapter off, the output is the base's, bit for bit
-start       while B is zero: output bit-identical to the base, dL/dA exactly zero, dL/dB not zero
-gradient    once B has moved: every A and every B receives a gradient
-merge       merged and unmerged outputs agree; unmerging puts the base's own arrays back; merging twice adds once
-file        saved and read back, the adapter is the same, bit for bit
-base        the base's arrays are what they were: the same SHA-256 before and after everything done here
+initial     with B = 0 the output is bit-identical to the base's, dL/dA is exactly zero, and dL/dB is not zero
+gradient    with B not zero, every A and every B has a gradient
+merge       merged and unmerged outputs agree, unmerging restores the base's own arrays, and merging twice adds once
+file        after saving and loading the adapter is identical, bit for bit
+base        the base's arrays have the same SHA-256 before and after all other checks
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ from .peft import WEIGHTS_FILE, read_adapter_config, read_tensors, save_adapter,
 
 
 class AuditError(AssertionError):
-    """An adapter breaks a promise; the message says which, where, and by how much."""
+    """A check of an adapter failed. The message says which one, where, and by how much."""
 
 
 @dataclass(frozen=True, repr=False)
 class AuditReport:
-    """What was checked: (check, what was found) in order, and each module's (rank, alpha, scale).
+    """The results of an audit that passed.
 
-    base_sha256: the base's fingerprint, `sha256_of(base_state(model))`, the same before and after the audit.
+    adapter: its name.
+    checks: (check, result) in order.
+    scales: (rank, alpha, scale) by module name.
+    base_sha256: the base's `sha256_of(base_state(model))`, which did not change.
     """
 
     adapter: str
@@ -72,11 +75,14 @@ class AuditReport:
 
 
 def audit(model: Llama, name: str, input_ids: Array | None = None, base_sha256: str | None = None) -> AuditReport:
-    """Check every promise of the adapter called `name` on `model`; the model is left as it was, but for gradients.
+    """Check that an adapter satisfies what every LoRA adapter must. See the list at the top of audit.py.
 
-    input_ids: (B, T) tokens to compute with; a fixed few if left out. base_sha256: what `sha256_of(base_state(model))`
-    was at an earlier time, such as before training, and must still be; taken now if left out. Dropout is switched off
-    meanwhile. Raises AuditError on the first broken promise, ValueError when the model has no such adapter.
+    model: with the adapter. Afterwards it is as before, except that gradients are cleared.
+    name: of the adapter.
+    input_ids: (B, T) tokens to compute with; 24 fixed ones if left out.
+    base_sha256: an earlier `sha256_of(base_state(model))`, such as from before training, which must still hold.
+
+    Dropout is off during the audit. Raises AuditError at the first check that fails, ValueError for an unknown name.
     """
     weights = adapter_weights(model, name)
     active, merged = active_factors(model), is_merged(model)
@@ -101,9 +107,9 @@ def audit(model: Llama, name: str, input_ids: Array | None = None, base_sha256: 
 
 
 class _Audit:
-    """One audit under way. Each check returns what it found, or raises AuditError."""
+    """One audit. Each check returns its result as text, or raises AuditError."""
 
-    CHECKS = ("trainable", "scale", "count", "off", "start", "gradient", "merge", "file")
+    CHECKS = ("trainable", "scale", "count", "off", "initial", "gradient", "merge", "file")
 
     def __init__(self, model: Llama, name: str, weights: dict[str, LoraWeights], ids: Array, digest: str):
         self.model, self.name, self.weights, self.ids, self.digest = model, name, weights, ids, digest
@@ -123,10 +129,10 @@ class _Audit:
     def trainable(self) -> str:
         learning = self.model.trainable_parameters()
         if foreign := [path for path in learning if f".adapters.{self.name}." not in path]:
-            raise AuditError(f"trainable: {foreign[0]} requires a gradient and is no part of adapter {self.name!r}")
+            raise AuditError(f"trainable: {foreign[0]} is trainable and not part of adapter {self.name!r}")
         expected = len(adapter_state(self.model, self.name))
         if len(learning) != expected:
-            raise AuditError(f"trainable: {len(learning)} of the adapter's {expected} matrices require a gradient")
+            raise AuditError(f"trainable: only {len(learning)} of the adapter's {expected} matrices are trainable")
         return f"{len(learning)} matrices of the adapter, nothing else"
 
     def scale(self) -> str:
@@ -134,7 +140,7 @@ class _Audit:
             rank = own.lora_A.shape[0]
             expected = self.config.alpha_of(path) / (math.sqrt(rank) if self.config.use_rslora else rank)
             if not math.isclose(own.scale, expected, rel_tol=1e-6):
-                raise AuditError(f"scale: {path} is scaled by {own.scale:g}, {self.rule} is {expected:g}")
+                raise AuditError(f"scale: {path} has scale {own.scale:g}, but {self.rule} is {expected:g}")
         return f"{self.rule} in all {len(self.weights)} modules"
 
     def count(self) -> str:
@@ -146,8 +152,8 @@ class _Audit:
             more += sum(vector.size for vector in (own.lora_magnitude_vector, own.bias) if vector is not None)
         if got != expected + more:
             raise AuditError(
-                f"count: the adapter has {got:,} parameters, r (m + n) summed over its modules is {expected:,}"
-                + (f", and its vectors have {more:,}" if more else "")
+                f"count: the adapter has {got:,} parameters, but r (m + n) summed over its modules is {expected:,}"
+                + (f" and its vectors have {more:,}" if more else "")
             )
         vectors = f" + {more:,} in vectors" if more else ""
         return f"{got:,} parameters = r (m + n) summed over {len(self.weights)} matrices{vectors}"
@@ -168,52 +174,52 @@ class _Audit:
             raise AuditError(f"off: with the adapter off, logits differ from the base by {gap:g}")
         return "adapter off is the base, bit for bit"
 
-    def start(self) -> str:
-        """Put every weight back to what it starts as, look, and restore. What is zero at the start is B, on an
-        embedding A; DoRA's magnitudes start as the row norms; PiSSA's A and B as what they are measured against.
+    def initial(self) -> str:
+        """Set every weight to its initial value, check, and restore. Initially B is zero, on an embedding A; DoRA's
+        magnitudes are the row norms; PiSSA's A and B are its initial factors.
         """
         kept = [(p, p.data) for own in self.weights.values() for _, p in own.named_parameters()]
-        pissa = any(own.start is not None for own in self.weights.values())
+        pissa = any(own.initial is not None for own in self.weights.values())
         try:
             for path, own in self.weights.items():
-                self.restart(path, own)
+                self.reset(path, own)
             with disable_adapter(self.model):
                 base = self.logits()
             gap = float(np.abs(self.logits() - base).max())
             if gap > (1e-4 * float(np.abs(base).max()) if pissa else 0):
-                raise AuditError(f"start: at its start the adapter changes the output by {gap:g}")
+                raise AuditError(f"initial: a newly initialised adapter changes the output by {gap:g}")
             for path, (da, db) in self.gradients().items():
                 at_a = isinstance(self.weights[path], EmbeddingWeights)
                 zero, dzero, other, dother = ("A", da, "B", db) if at_a else ("B", db, "A", da)
                 if not pissa and bool(dother.any()):
                     largest = float(abs(dother).max())
                     raise AuditError(
-                        f"start: with {zero} = 0 dL/d{other} of {path} must be 0, its largest is {largest:g}"
+                        f"initial: with {zero} = 0, dL/d{other} of {path} must be 0, but its largest is {largest:g}"
                     )
                 if not bool(dzero.any()):
-                    raise AuditError(f"start: dL/d{zero} of {path} is zero: this module will never learn")
+                    raise AuditError(f"initial: dL/d{zero} of {path} is zero: this module cannot learn")
         finally:
             for parameter, array in kept:
                 parameter.data = array
         if pissa:
-            return f"PiSSA's first A and B: output as the base's within {gap:.1e}, every gradient not 0"
+            return f"PiSSA's initial A and B: output within {gap:.1e} of the base's, no gradient is 0"
         return "B = 0: output bit-identical, dL/dA = 0, dL/dB not 0"
 
     def gradient(self) -> str:
         if not all(bool(own.lora_B.data.any()) for own in self.weights.values()):
-            return "B has not moved yet: nothing to see"
+            return "B is still zero: nothing to check"
         for path, (da, db) in self.gradients().items():
             if not (bool(da.any()) and bool(db.any())):
-                raise AuditError(f"gradient: A or B of {path} receives none")
-        return f"all {2 * len(self.weights)} matrices receive one"
+                raise AuditError(f"gradient: the gradient of A or B of {path} is zero")
+        return f"all {2 * len(self.weights)} matrices have one"
 
     def merge(self) -> str:
         base = base_state(self.model)
-        with in_float32(base.values()):  # a merged matrix is computed with in float32
-            return self.merge_over(base)
+        with in_float32(base.values()):  # products with a merged matrix are computed in float32
+            return self.merge_onto(base)
 
-    def merge_over(self, base: dict[str, Array]) -> str:
-        beside = self.logits()
+    def merge_onto(self, base: dict[str, Array]) -> str:
+        unmerged = self.logits()
         merge_adapter(self.model)
         try:
             once = self.logits()
@@ -222,40 +228,43 @@ class _Audit:
         finally:
             unmerge_adapter(self.model)
         if not np.array_equal(once, twice):
-            raise AuditError("merge: merging twice is not merging once")
-        gap, size = float(np.abs(once - beside).max()), float(np.abs(beside).max())
-        if not gap <= 1e-4 * max(size, 1.0):
-            raise AuditError(f"merge: merged and unmerged logits differ by {gap:g} (largest logit {size:g})")
+            raise AuditError("merge: merging twice differs from merging once")
+        gap, largest = float(np.abs(once - unmerged).max()), float(np.abs(unmerged).max())
+        if not gap <= 1e-4 * max(largest, 1.0):
+            raise AuditError(f"merge: merged and unmerged logits differ by {gap:g} (largest logit {largest:g})")
         after = base_state(self.model)
-        if moved := [path for path in base if after[path] is not base[path]]:
-            raise AuditError(f"merge: unmerging did not put the base's own {moved[0]} back")
-        return f"merged = unmerged within {gap:.1e}; the base's own arrays are back"
+        if changed := [path for path in base if after[path] is not base[path]]:
+            raise AuditError(f"merge: unmerging did not restore the base's own {changed[0]}")
+        return f"merged = unmerged within {gap:.1e}; the base's own arrays are restored"
 
     def file(self) -> str:
-        import tempfile  # here, where it is used: `import minilora` shall be quick
+        import tempfile  # here, so that `import minilora` is quick
 
         state = saved_state(self.model, self.name)
         with tempfile.TemporaryDirectory(prefix="minilora-audit-") as folder:
+            adapter = self.model.adapters[self.name]
+            own_folder = adapter.folder
             save_adapter(self.model, folder, self.name, base_sha256=self.digest)
+            adapter.folder = own_folder
             tensors = read_tensors(Path(folder) / WEIGHTS_FILE)
             config = read_adapter_config(Path(folder))
         for key, array in state.items():
             if not np.array_equal(tensors.pop(key, np.empty(0)), to_numpy(array)):
-                raise AuditError(f"file: {key} did not come back from the file as it was")
+                raise AuditError(f"file: {key} in the saved file differs from the adapter's")
         if tensors:
-            raise AuditError(f"file: {next(iter(tensors))} was saved and is no part of the adapter")
+            raise AuditError(f"file: {next(iter(tensors))} was saved and is not part of the adapter")
         for path, own in self.weights.items():
             if not math.isclose(config.scale_of(path), own.scale, rel_tol=1e-6):
-                raise AuditError(f"file: the saved settings scale {path} by {config.scale_of(path):g}")
+                raise AuditError(f"file: the saved config gives {path} scale {config.scale_of(path):g}")
         return f"{len(state)} tensors saved and read back, bit for bit"
 
-    # -- what several of them need -------------------------------------------------------------------------------------
+    # -- helpers -------------------------------------------------------------------------------------------------------
     def logits(self) -> np.ndarray:
         with no_grad():
             return to_numpy(self.model(self.ids).data)
 
     def gradients(self) -> dict[str, tuple[Array, Array]]:
-        """dL/dA and dL/dB by module; zeros where there is none."""
+        """dL/dA and dL/dB by module; zero for a missing gradient."""
         pairs = {path: (own.lora_A, own.lora_B) for path, own in self.weights.items()}
         for parameter in self.model.trainable_parameters().values():
             parameter.grad = None
@@ -270,10 +279,10 @@ class _Audit:
             parameter.grad = None
         return found
 
-    def restart(self, path: str, own: LoraWeights) -> None:
+    def reset(self, path: str, own: LoraWeights) -> None:
         module = self.modules[path]
-        if own.start is not None:
-            own.lora_A.data, own.lora_B.data = (array.copy() for array in own.start)
+        if own.initial is not None:
+            own.lora_A.data, own.lora_B.data = (array.copy() for array in own.initial)
         else:
             zero = own.lora_A if isinstance(own, EmbeddingWeights) else own.lora_B
             zero.data = array_module(zero.data).zeros_like(zero.data)

@@ -1,6 +1,6 @@
-"""Several adapters made into one: what can be had exactly, what only nearly, and what `linear` really computes.
+"""Combine several adapters into one: exactly, approximately, or, with "linear", not as their sum.
 
-The update of an adapter is s B A. The sum of two updates, w1 s1 B1 A1 + w2 s2 B2 A2, is in general of rank r1 + r2.
+The update of an adapter is s B A. The sum of two updates, w1 s1 B1 A1 + w2 s2 B2 A2, has in general rank r1 + r2.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from ..nn.module import Module
 from .adapters import check_known, install_adapter, lora_modules, refuse_new
 from .config import LoraConfig
 from .layer import EmbeddingWeights, LoraEmbedding, LoraWeights
+from .spectra import svd
 
 
 @dataclass(frozen=True, repr=False)
 class Combination:
-    """What `combine_adapters` made: ranks by module, and by module the relative error against the exact sum
-    ‖made - sum‖ / ‖sum‖ (Frobenius norms).
+    """The result of `combine_adapters`.
+
+    ranks: of the new adapter, by module.
+    errors: ‖combined - sum‖ / ‖sum‖ by module, in Frobenius norms, where sum is the exact weighted sum.
     """
 
     ranks: dict[str, int]
@@ -37,7 +40,7 @@ class Combination:
     def __repr__(self) -> str:
         counts = sorted(Counter(self.ranks.values()).items())
         ranks = ", ".join(f"rank {rank} in {n} module{'s' * (n > 1)}" for rank, n in counts)
-        return f"<Combination: {ranks}; off the exact sum by {self.error:.2g} at most>"
+        return f"<Combination: {ranks}; largest relative error against the exact sum {self.error:.2g}>"
 
 
 def combine_adapters(
@@ -48,18 +51,22 @@ def combine_adapters(
     name: str = "combined",
     rank: int | None = None,
 ) -> Combination:
-    """Add a new, active adapter that stands for the weighted sum of others.
+    """Add a new, active adapter that is a weighted combination of others.
 
-    method: "cat" puts the factors side by side: exact, and ranks add up, to as many as the matrix can have at most.
-    "svd" takes the best approximation of the sum by `rank` directions (the largest rank among the adapters if left
-    out), in the Frobenius norm (Eckart & Young 1936).
-    "linear" adds the A's and the B's: (√w1 B1 + √w2 B2)(√w1 A1 + √w2 A2) with each scale folded in. This is NOT the sum
-    of the updates: it has the cross terms √(w1 w2)(B1 A2 + B2 A1). It needs equal ranks and positive weights, as in
-    PEFT.
+    model: with the adapters.
+    names: of the adapters to combine.
+    weights: one for each of them.
+    method: how to combine them:
+        "cat" concatenates the factors. This is exact, and ranks add up, at most to the rank of the matrix.
+        "svd" is the best approximation of the sum with this `rank`, in the Frobenius norm (Eckart & Young 1936).
+        "linear" adds the A's and the B's: (√w1 B1 + √w2 B2)(√w1 A1 + √w2 A2) with each scale folded in. This is NOT
+        the sum of the updates: it has the cross terms √(w1 w2)(B1 A2 + B2 A1). It needs equal ranks and positive
+        weights, as in PEFT.
+    name: of the new adapter.
+    rank: for "svd"; if left out, the largest rank among the adapters.
 
-    Returns the ranks and the errors against the exact sum. The new adapter has neither dropout nor variant. Raises
-    ValueError, before anything is changed, for unknown names, a taken name, weights that are no numbers, adapters on
-    different modules with "linear", `rank` with another method than "svd", or another method.
+    Returns the ranks and the errors against the exact sum. The new adapter is a plain LoRA without dropout. Raises
+    ValueError, before anything is changed, for invalid arguments, or adapters that cannot be combined.
     """
     check_known(model, names)
     refuse_new(model, name)
@@ -71,20 +78,20 @@ def combine_adapters(
         raise ValueError(f"the weights must be finite numbers, got {list(weights)}")
     if method == "linear" and min(weights) <= 0:
         raise ValueError(
-            f"method 'linear' takes square roots of the weights: they must be positive, got {list(weights)}"
+            f"method 'linear' takes the square roots of the weights, so they must be positive, got {list(weights)}"
         )
     if rank is not None and (method != "svd" or rank < 1):
-        raise ValueError(f"rank is how many directions method 'svd' keeps, at least 1; got {rank} with {method!r}")
-    made: dict[str, LoraWeights] = {}
+        raise ValueError(f"rank is for method 'svd' and must be at least 1, got rank={rank} with method {method!r}")
+    combined: dict[str, LoraWeights] = {}
     errors = {}
     for path, module in lora_modules(model).items():
         own = [(module.adapters[n], w) for n, w in zip(names, weights, strict=True) if n in module.adapters]
         if not own:
             continue
         if odd := [n for n in names if n in module.adapters and not module.adapters[n].is_plain]:
-            raise ValueError(f"adapter {odd[0]!r} is no plain LoRA (DoRA, PiSSA or a bias): its factors do not add up")
+            raise ValueError(f"adapter {odd[0]!r} has DoRA, PiSSA or a bias, and only plain LoRAs can be combined")
         if method == "linear" and (len(own) < len(names) or len({one.rank for one, _ in own}) > 1):
-            raise ValueError(f"method 'linear' needs every adapter with one rank on {path}: use 'cat' or 'svd'")
+            raise ValueError(f"method 'linear' needs all adapters with equal rank on {path}: use 'cat' or 'svd'")
         factors = [(to_numpy(one.lora_B.data) * (one.scale * w), to_numpy(one.lora_A.data), w) for one, w in own]
         if method == "linear":
             b, a = _linear(factors)
@@ -98,23 +105,23 @@ def combine_adapters(
         errors[path] = float(np.linalg.norm(b @ a - exact)) / norm if norm else 0.0
         xp = array_module(module.weight.data)
         kind = EmbeddingWeights if isinstance(module, LoraEmbedding) else LoraWeights
-        made[path] = kind(xp.asarray(a), xp.asarray(b), 1.0)
-    ranks = {path: one.rank for path, one in made.items()}
+        combined[path] = kind(xp.asarray(a), xp.asarray(b), 1.0)
+    ranks = {path: one.rank for path, one in combined.items()}
     largest = max(ranks.values())
     others = {re.escape(path): r for path, r in ranks.items() if r != largest}
     config = LoraConfig(
         r=largest,
         lora_alpha=float(largest),
-        target_modules=list(made),
+        target_modules=list(combined),
         rank_pattern=others,
         alpha_pattern={pattern: float(r) for pattern, r in others.items()},
     )
-    install_adapter(model, config, name, made)
+    install_adapter(model, config, name, combined)
     return Combination(ranks, errors)
 
 
 METHODS = ("cat", "svd", "linear")
-Factors = list[tuple[np.ndarray, np.ndarray, float]]  # (B with scale and weight in it, A, weight) of each adapter
+Factors = list[tuple[np.ndarray, np.ndarray, float]]  # (scale · weight · B, A, weight) of each adapter
 
 
 def _cat(factors: Factors) -> tuple[Array, Array]:
@@ -122,13 +129,10 @@ def _cat(factors: Factors) -> tuple[Array, Array]:
 
 
 def _svd(b: Array, a: Array, rank: int) -> tuple[Array, Array]:
-    """The best approximation of b a, (m, R) by (R, n), of this rank. Its only SVD is of an (R, R) matrix."""
-    qb, rb = np.linalg.qr(b)  # b a = qb (rb raᵀ) qaᵀ
-    qa, ra = np.linalg.qr(a.T)
-    u, s, vt = np.linalg.svd(rb @ ra.T)
-    kept = min(rank, len(s))
-    root = np.sqrt(s[:kept])
-    return (qb @ u[:, :kept]) * root, root[:, None] * (vt[:kept] @ qa.T)
+    """The best approximation of b a, (m, R) times (R, n), with this rank."""
+    u, s, vt = svd((b, a))
+    root = np.sqrt(s[:rank])
+    return u[:, :rank] * root, root[:, None] * vt[:rank]
 
 
 def _linear(factors: Factors) -> tuple[Array, Array]:

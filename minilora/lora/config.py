@@ -1,4 +1,4 @@
-"""What an adapter looks like: rank, scale, and which modules get one. Field names are PEFT's."""
+"""The hyperparameters of an adapter: rank, scale, and which modules get one. Field names are PEFT's."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _PLAIN_NAME = re.compile(r"\w+(\.\w+)*")
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LoraConfig:
-    """The settings of a LoRA adapter (Hu et al. 2021, arXiv 2106.09685), under PEFT's names.
+    """The hyperparameters of a LoRA adapter (Hu et al. 2021, arXiv 2106.09685), under PEFT's names.
 
-    r: the rank, the width between A and B.
-    lora_alpha: the update is scaled by lora_alpha / r. No default: a silent one stays behind when r changes.
-    target_modules: one name or several ("q_proj": every module whose name ends so), a regular expression for whole
-        names (".*_proj"), or "all-linear": every linear layer but the head. A single name is kept and saved as a list
-        of one, since PEFT would take it for a pattern.
-    exclude_modules: names or a regular expression of modules to leave out again.
-    layers_to_transform: only blocks with these numbers.
-    rank_pattern, alpha_pattern: another r or lora_alpha where the module's name ends with the key (a regex).
-    lora_dropout: in training, the share of x's elements that the low-rank branch does not see.
-    bias: "none"; "lora_only": the biases of the adapted layers learn too; "all": every bias does. A Llama has none.
+    r: the rank of the update B A.
+    lora_alpha: the update is scaled by lora_alpha / r. It has no default, which would be wrong as soon as r changes.
+    target_modules: one or several name endings (["q_proj", "v_proj"]), a regular expression that matches whole names
+        (".*_proj"), or "all-linear": every linear layer except the head. A single name is stored as a list of one,
+        because PEFT would take it for a regular expression.
+    exclude_modules: name endings or a regular expression of modules to leave out.
+    layers_to_transform: the numbers of the blocks to adapt; all if None.
+    rank_pattern, alpha_pattern: other values of r and lora_alpha for modules whose name ends with the key (a regex).
+    lora_dropout: the dropout probability on the input of A, in training only.
+    bias: "none"; "lora_only" also trains the biases of the adapted layers, "all" every bias. A Llama has no biases.
     use_rslora: scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
-    use_dora: learn each row's length on its own, beside its direction (arXiv 2402.09353; see variants.py).
-    init_lora_weights: True: A uniform in ±1/sqrt(n) and B zero, so that the adapter starts as no change; "gaussian":
-        A from N(0, 1/r²), B zero; "pissa": both from the base's largest singular vectors (arXiv 2404.02948; see
-        variants.py); False: both random, for tests. On the embedding, A starts at zero and B at N(0, 1), as in PEFT.
+    use_dora: train the magnitude of each row separately from its direction (arXiv 2402.09353; see variants.py).
+    init_lora_weights: True: A uniform in ±1/sqrt(n) and B zero, so that the initial update is zero; "gaussian": A from
+        N(0, 1/r²) and B zero; "pissa": both from the largest singular vectors of the base's matrix (arXiv 2404.02948;
+        see variants.py); False: both random, for tests. On an embedding A is zero and B from N(0, 1), as in PEFT.
 
-    Raises ValueError or TypeError for settings that mean nothing.
+    Raises ValueError or TypeError for invalid values.
     """
 
     r: int
@@ -52,7 +52,7 @@ class LoraConfig:
     def __post_init__(self):
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), dict):
-                raise ValueError(f"{name} must be a dict of patterns, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be a dict with patterns as keys, got {getattr(self, name)!r}")
         for where, rank in [
             ("r", self.r),
             *((f"rank_pattern[{key!r}]", rank) for key, rank in self.rank_pattern.items()),
@@ -66,21 +66,21 @@ class LoraConfig:
             value = getattr(self, name)
             items = value if isinstance(value, Collection) else [value]
             if value is not None and not all(isinstance(item, kind) for item in items):
-                raise ValueError(f"{name} must be one {kind.__name__} or several, got {value!r}")
+                raise ValueError(f"{name} must be one {kind.__name__} or a list of them, got {value!r}")
             object.__setattr__(self, name, _as_list(value))
         for name in ("use_rslora", "use_dora"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         p = self.lora_dropout
         if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p < 1:
-            raise ValueError(f"lora_dropout must be a number from 0 to below 1, got {p!r}")
+            raise ValueError(f"lora_dropout must be a number, at least 0 and below 1, got {p!r}")
         if self.bias not in ("none", "all", "lora_only"):
             raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {self.bias!r}")
         if not self.target_modules:
             raise ValueError("target_modules is empty: name modules, or use 'all-linear'")
-        start = self.init_lora_weights
-        if not isinstance(start, bool) and start not in ("gaussian", "pissa"):
-            raise ValueError(f"init_lora_weights must be True, False, 'gaussian' or 'pissa', got {start!r}")
+        init = self.init_lora_weights
+        if not isinstance(init, bool) and init not in ("gaussian", "pissa"):
+            raise ValueError(f"init_lora_weights must be True, False, 'gaussian' or 'pissa', got {init!r}")
         patterns = [*self.rank_pattern, *self.alpha_pattern]
         patterns += [p for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)]
         for pattern in patterns:
@@ -90,28 +90,28 @@ class LoraConfig:
                 raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
 
     def __repr__(self) -> str:
-        """r, lora_alpha and target_modules, and of the rest what is not the default."""
+        """r, lora_alpha, target_modules, and every other field whose value is not the default."""
         shown = {f.name: getattr(self, f.name) for f in fields(self)}
         always = ("r", "lora_alpha", "target_modules")
         usual = vars(LoraConfig(r=self.r, lora_alpha=self.lora_alpha))
         return f"LoraConfig({', '.join(f'{k}={v!r}' for k, v in shown.items() if k in always or v != usual[k])})"
 
     def rank_of(self, module: str) -> int:
-        """The rank for the module of this name."""
+        """The rank in the module with this name."""
         return _by_pattern(self.rank_pattern, module, self.r)
 
     def alpha_of(self, module: str) -> float:
-        """lora_alpha for the module of this name."""
+        """lora_alpha in the module with this name."""
         return _by_pattern(self.alpha_pattern, module, self.lora_alpha)
 
     def scale_of(self, module: str) -> float:
-        """The factor on B A for the module of this name: alpha / r, or alpha / sqrt(r) with rsLoRA. Never alpha."""
+        """The factor on B A in the module with this name: alpha / r, or alpha / sqrt(r) with rsLoRA; never alpha."""
         rank = self.rank_of(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def _as_list(value: Any) -> Any:
-    """Several as a list, which JSON can say, and a plain name as a list of one; patterns and numbers as they are."""
+    """Turn collections into lists, for JSON, and a plain name into a list of one. Patterns and numbers stay."""
     if isinstance(value, str):
         return [value] if _PLAIN_NAME.fullmatch(value) else value
     if isinstance(value, (set, frozenset)):
@@ -127,10 +127,10 @@ def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 
 
 def find_targets(names: Sequence[str], config: LoraConfig) -> list[str]:
-    """Those of the candidate module `names` that `config` selects, in order.
+    """The module names that `config` selects from `names`, in the same order.
 
-    Raises ValueError, listing what there is, when a name or pattern matches nothing: a misspelled target must not pass
-    because another one of the list matches.
+    Raises ValueError, with a list of the available names, if any target matches nothing: a misspelled target must not
+    pass because another target of the list matches.
     """
     wanted = config.target_modules
     if wanted == ALL_LINEAR:
@@ -139,23 +139,31 @@ def find_targets(names: Sequence[str], config: LoraConfig) -> list[str]:
         for target in [wanted] if isinstance(wanted, str) else wanted:
             if not _matching(names, wanted if target is wanted else [target]):
                 raise ValueError(
-                    f"target {target!r} matches no module; a name such as 'q_proj' means every module that "
-                    f"ends so, a pattern such as '.*_proj' must match whole names; there are: {_kinds(names)}"
+                    f"target {target!r} matches no module: give the end of a module's name, such as 'q_proj', or a "
+                    f"pattern for whole names, such as '.*_proj'; the modules here end in {_kinds(names)}"
                 )
         found = _matching(names, wanted)
-    excluded = set(_matching(names, config.exclude_modules or []))
-    found = [name for name in found if name not in excluded]
-    if config.layers_to_transform is not None:
-        layers = config.layers_to_transform
-        numbers = {layers} if isinstance(layers, int) else set(layers)
-        found = [name for name in found if numbers & {int(part) for part in name.split(".") if part.isdigit()}]
     if not found:
-        raise ValueError("exclude_modules and layers_to_transform leave no module to adapt")
-    return found
+        raise ValueError(f"target_modules='all-linear' leaves out the head, and the model has only {_kinds(names)}")
+    excluded = set(_matching(names, config.exclude_modules or []))
+    if not (kept := [name for name in found if name not in excluded]):
+        raise ValueError(f"exclude_modules={config.exclude_modules!r} leaves no module of {_kinds(found)} to adapt")
+    if (layers := config.layers_to_transform) is None:
+        return kept
+    numbers = {layers} if isinstance(layers, int) else set(layers)
+    chosen = [name for name in kept if numbers & _numbers_in(name)]
+    if not chosen:
+        there = ", ".join(map(str, sorted(set().union(*map(_numbers_in, kept))))) or "none"
+        raise ValueError(f"layers_to_transform={layers!r} leaves no module to adapt; numbers of their blocks: {there}")
+    return chosen
+
+
+def _numbers_in(name: str) -> set[int]:
+    return {int(part) for part in name.split(".") if part.isdigit()}
 
 
 def _matching(names: Sequence[str], wanted: str | Sequence[str]) -> list[str]:
-    """The names that match a pattern as a whole, or end in one of several names."""
+    """The names that a pattern matches as a whole, or that end in one of several names."""
     if isinstance(wanted, str):
         return [name for name in names if re.fullmatch(wanted, name)]
     return [name for name in names if any(name == target or name.endswith(f".{target}") for target in wanted)]

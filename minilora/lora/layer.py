@@ -1,8 +1,8 @@
-"""LoraLinear: y = x Wᵀ + (α/r)(x Aᵀ) Bᵀ. A frozen matrix, and beside it two thin ones that learn.
+"""LoraLinear: y = x Wᵀ + (α/r)(x Aᵀ) Bᵀ. W is frozen; the low-rank factors A and B are trained.
 
-A, the down-projection, takes each token from n numbers to r; B, the up-projection, from r to m. B starts at zero, so
-the first output is the base model's to the last bit, and dL/dA is zero while dL/dB is not. What DoRA, PiSSA and dropout
-change about it stands in variants.py.
+A, the down-projection, maps each token from n dimensions to r; B, the up-projection, from r to m. B is initialised to
+zero, so the first output equals the base model's bit for bit, and dL/dA is zero while dL/dB is not. The variants
+(DoRA, PiSSA, dropout) are in variants.py.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..engine.tensor import Tensor
 from ..nn.layers import Embedding, Linear
 from ..nn.module import Module, Parameter
 from .config import LoraConfig
-from .variants import Dropout, dora_delta, dora_update, pissa_start, row_norms, with_start
+from .variants import Dropout, dora_delta, dora_update, pissa_initial, row_norms, with_initial
 
 
 class RowFactors(NamedTuple):
-    """How much of an adapter's update each row of a mixed batch gets.
+    """The factors of one adapter's update for the rows of a mixed batch.
 
-    each: a factor for every row, (B, 1, 1). rows: those (k) where it is not zero. own: their factors, (k, 1, 1).
+    each: the factor of every row, (B, 1, 1). rows: the k rows whose factor is not zero. own: their factors, (k, 1, 1).
     """
 
     each: Array
@@ -33,15 +33,17 @@ class RowFactors(NamedTuple):
     own: Array
 
 
-Factor = float | RowFactors  # how much of an adapter's update: one number for all rows, or one for each
+Factor = float | RowFactors  # of an adapter's update: one number for all rows, or one for each row
 
 
 class LoraWeights(Module):
-    """One adapter's weights of one module: lora_A (r, n), lora_B (m, r), and the scale of their product.
+    """The weights of one adapter in one module: lora_A (r, n), lora_B (m, r), and the scale of their product.
 
-    What a variant or a setting adds, each None where it is not used:
-    lora_magnitude_vector (m): DoRA's length of each row. start: PiSSA's first A and B. bias (m): this adapter's own
-    bias, in place of the layer's, so that the base's stays as it is. dropout: on the input of A.
+    Each of these is None where it is not used:
+    lora_magnitude_vector: DoRA's magnitude of each row, (m).
+    initial: PiSSA's initial A and B.
+    bias: the adapter's own bias, (m). It replaces the layer's, so that the base never changes.
+    dropout: applied to the input of A.
     """
 
     def __init__(self, lora_A: Array, lora_B: Array, scale: float):
@@ -49,7 +51,7 @@ class LoraWeights(Module):
         self.lora_B = Parameter(lora_B)
         self.scale = scale
         self.lora_magnitude_vector: Parameter | None = None
-        self.start: tuple[Array, Array] | None = None
+        self.initial: tuple[Array, Array] | None = None
         self.bias: Parameter | None = None
         self.dropout: Dropout | None = None
 
@@ -59,39 +61,39 @@ class LoraWeights(Module):
 
     @property
     def is_plain(self) -> bool:
-        """Is the update scale · B A and nothing else?"""
-        return self.lora_magnitude_vector is None and self.start is None and self.bias is None
+        """Whether the update is scale · B A and nothing else."""
+        return self.lora_magnitude_vector is None and self.initial is None and self.bias is None
 
     @property
     def drops(self) -> bool:
-        """Does dropout take part just now?"""
+        """Whether dropout is active now."""
         return self.dropout is not None and self.dropout.active
 
     def summary(self) -> str:
-        """Shapes and scale, where a model is printed."""
+        """Shapes and scale, for printing the model."""
         return f"{super().summary()}, scale {self.scale:g}"
 
     def factors(self) -> tuple[Array, Array]:
-        """A and B whose product is the low-rank part; with PiSSA's first ones joined to them."""
-        return with_start(self.lora_A.data, self.lora_B.data, self.start)
+        """A and B whose product is the low-rank part; with PiSSA, the initial factors are appended."""
+        return with_initial(self.lora_A.data, self.lora_B.data, self.initial)
 
     def norms(self, w: Array) -> Array:
-        """DoRA's ‖W + scale · B A‖ of each row, (m)."""
+        """DoRA's norm of each row of W + scale · B A, (m)."""
         return row_norms(w, *self.factors(), self.scale)
 
     def delta(self, w: Array | None = None) -> Array:
-        """The update as one matrix: scale · B A, (m, n). DoRA's depends on the base's w (m, n), all others do not."""
+        """The update as one matrix, scale · B A, (m, n). Only DoRA's depends on the base's matrix w (m, n)."""
         a, b = self.factors()
         low = (b * self.scale) @ a
         if self.lora_magnitude_vector is None:
             return low
         if w is None:
-            raise ValueError("the update of a DoRA adapter depends on the base's matrix: give delta() that matrix")
+            raise ValueError("the update of a DoRA adapter depends on the base's matrix: call delta(w) with it")
         return dora_delta(w, low, self.lora_magnitude_vector.data, self.norms(w))
 
 
 class EmbeddingWeights(LoraWeights):
-    """An adapter's weights of an embedding, under PEFT's names: lora_embedding_A (r, V) and lora_embedding_B (C, r)."""
+    """An adapter's weights in an embedding. PEFT calls them lora_embedding_A (r, V) and lora_embedding_B (C, r)."""
 
     @property
     def lora_A(self) -> Parameter:
@@ -111,11 +113,11 @@ class EmbeddingWeights(LoraWeights):
 
 
 class LoraLayer(Module):
-    """A layer that can carry adapters. It holds the very weight of the layer it replaces, frozen.
+    """A layer with adapters. It shares the weight of the layer that it replaces.
 
-    adapters: their weights by name. active: which of the model's adapters take part, each with a factor; nothing active
-    is the base layer.
-    unmerged: while the active update is added into the weight, the base's own array; else None.
+    adapters: their weights, by name.
+    active: the factors of the model's active adapters, by name. Without any, this is the base layer.
+    unmerged: the base's own array while an update is merged into the weight; otherwise None.
     """
 
     weight: Parameter
@@ -125,14 +127,14 @@ class LoraLayer(Module):
 
     def __init__(self, base: Module):
         vars(self).update(vars(base))
-        self.replaced = (base,)  # in a tuple, where no walk through the modules finds its parameters a second time
+        self.replaced = (base,)  # in a tuple, so that named_modules does not find its parameters a second time
         self.adapters: dict[str, LoraWeights] = {}
         self.active: Mapping[str, Factor] = {}
         self.unmerged: Array | None = None
         self.unmerged_bias: Array | None = None
 
     def base_layer(self) -> Module:
-        """The plain layer that this one replaced. Its weight is the very same."""
+        """The plain layer that this one replaced. Both share one weight."""
         return self.replaced[0]
 
     @property
@@ -142,17 +144,17 @@ class LoraLayer(Module):
 
     @property
     def rows_differ(self) -> bool:  # type: ignore[override]
-        """In a mixed batch each row has factors of its own."""
+        """Whether each row has its own factors, as in a mixed batch."""
         return not all(isinstance(factor, float) for factor in self.active.values())
 
     def active_adapters(self) -> list[tuple[LoraWeights, Factor]]:
-        """The weights of the active adapters that this layer carries, each with its factor."""
+        """The weights and the factor of each active adapter of this layer."""
         return [(self.adapters[name], factor) for name, factor in self.active.items() if name in self.adapters]
 
     def delta_weight(self, factors: Mapping[str, float]) -> Array:
-        """Σ factor · update of the adapters named, in the shape of this layer's weight; zero for none of its own.
+        """Σ factor · update over the named adapters, in the shape of the weight; zero if the layer has none of them.
 
-        The update is that of `LoraWeights.delta`: scale · B A, and what DoRA and PiSSA make of it.
+        An update is what `LoraWeights.delta` returns: scale · B A, or what DoRA and PiSSA make of it.
         """
         base = dense(self.weight.data if self.unmerged is None else self.unmerged)
         w = self.matrix(base)
@@ -160,13 +162,13 @@ class LoraLayer(Module):
         return self.matrix(sum(updates)) if updates else array_module(base).zeros_like(base)
 
     def matrix(self, weight: Array) -> Array:
-        """The weight as W (m, n), or back again: as it is for a linear layer."""
+        """Convert the weight to W (m, n), or back. For a linear layer they are the same."""
         return weight
 
     def merge(self) -> None:
-        """Add the active update to the weight: a new array takes its place, the base's own is kept, untouched.
+        """Replace the weight by a new array, weight + active update. The base's own array is stored, unchanged.
 
-        Over a packed base, the merged matrix is a dense one.
+        On a quantised base the merged matrix is a dense one.
         """
         if self.unmerged is not None or not (active := self.active_adapters()):
             return
@@ -179,7 +181,7 @@ class LoraLayer(Module):
             self.bias.data = bias + sum(own) if own else bias
 
     def unmerge(self) -> None:
-        """Put the base's own arrays back. Subtracting the update would not restore every bit."""
+        """Restore the base's own arrays. Subtracting the update would not restore every bit."""
         if self.unmerged is not None:
             self.weight.data, self.unmerged = self.unmerged, None
         if self.bias is not None and self.unmerged_bias is not None:
@@ -205,7 +207,7 @@ class LoraLinear(LoraLayer, Linear):
         return y
 
     def all_plain(self, x: Tensor, active: Sequence[tuple[LoraWeights, Factor]]) -> Tensor:
-        """The output where every update is scale · B A and nothing else      x (..., n) -> (..., m)"""
+        """The output if every update is scale · B A and nothing else      x (..., n) -> (..., m)"""
         lora, factor = active[0]
         if len(active) == 1 and isinstance(factor, float):
             return fused.lora_linear(x, self.weight, lora.lora_A, lora.lora_B, scale=lora.scale * factor)
@@ -217,11 +219,11 @@ class LoraLinear(LoraLayer, Linear):
         return fused.mixed_lora_linear(x, self.weight, *thin, parts=parts)
 
     def update(self, x: Tensor, product: Tensor, lora: LoraWeights, factor: float | Array) -> Tensor:
-        """What one adapter adds to product = x Wᵀ, times its factor      x (..., n), product (..., m) -> (..., m)"""
+        """What one adapter adds to product = x Wᵀ      x (..., n), product (..., m) -> (..., m)"""
         seen = x if lora.dropout is None else lora.dropout(x)
         low = fused.linear(fused.linear(seen, lora.lora_A), lora.lora_B)
-        if lora.start is not None:
-            a, b = lora.start
+        if lora.initial is not None:
+            a, b = lora.initial
             low = low - fused.linear(fused.linear(seen, a), b)
         if lora.lora_magnitude_vector is None:
             return low * (lora.scale * factor)
@@ -234,8 +236,8 @@ class LoraLinear(LoraLayer, Linear):
 class LoraEmbedding(LoraLayer, Embedding):
     """An embedding with adapters: row `id` of the table plus scale · (column `id` of A)ᵀ Bᵀ.
 
-    Only the lookup gets the update. Where the head shares the table (`tied`), it goes on reading the base's, as in
-    PEFT; a merged table then stands beside it, as `merged_weight`, since one matrix cannot be both.
+    Only the lookup gets the update. A head that shares the table (`tied`) keeps using the base's table, as in PEFT.
+    A merged table is then a second matrix, `merged_weight`.
     """
 
     def __init__(self, base: Embedding, tied: bool = False):
@@ -245,18 +247,18 @@ class LoraEmbedding(LoraLayer, Embedding):
         self.merged_weight: Parameter | None = None
 
     def matrix(self, weight: Array) -> Array:
-        """The table (V, C) as the matrix of a linear map of one-hot vectors, W (C, V), or back again."""
+        """Convert the table (V, C) to the matrix of a linear map of one-hot vectors, W (C, V), or back."""
         return weight.T
 
     def merge(self) -> None:
-        """Add the active update to the table; beside the base's own where that is also the head."""
+        """Add the active update to the table. A table that is also the head stays, next to the merged one."""
         super().merge()
         if self.tied and self.unmerged is not None and self.merged_weight is None:
             self.merged_weight = Parameter(self.weight.data, requires_grad=False)
             self.weight.data = self.unmerged
 
     def unmerge(self) -> None:
-        """Put the base's own table back."""
+        """Restore the base's own table."""
         super().unmerge()
         self.merged_weight = None
 
@@ -281,54 +283,55 @@ def _of_each_row(factor: Factor) -> float | Array:
 
 
 def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np.random.Generator) -> LoraWeights:
-    """Fresh weights for the module called `name`, drawn with `rng` as `config` says.
+    """Initialise the weights of a new adapter in one module.
 
-    Raises ValueError when the rank is larger than the matrix, or the start is not made for the kind of module.
+    name: the module's name, which decides rank and scale.
+    base: the layer that gets the adapter.
+    config: the adapter's hyperparameters.
+    rng: the generator that draws A, and B where it is random.
+
+    Raises ValueError if the rank is larger than the matrix allows, or for PiSSA on an embedding.
     """
-    like, start = base.weight.data, config.init_lora_weights
+    like, init = base.weight.data, config.init_lora_weights
     embeds = isinstance(base, Embedding)
     (m, n), r, scale = like.shape[:: -1 if embeds else 1], config.rank_of(name), config.scale_of(name)
     if r > min(m, n):
-        raise ValueError(
-            f"r={r} is larger than {name} ({m} x {n}) can use: the rank of a matrix is at most {min(m, n)}"
-        )
-    if embeds and start == "pissa":
+        raise ValueError(f"r={r} is too large for {name} ({m} x {n}), whose rank is at most {min(m, n)}: lower r")
+    if embeds and init == "pissa":
         raise ValueError(f"init_lora_weights='pissa' is for linear layers: leave {name} out of target_modules")
-    if start == "pissa":
-        a, b = pissa_start(dense(like), r, scale)
+    if init == "pissa":
+        a, b = pissa_initial(dense(like), r, scale)
     else:
-        a, b = (_embedding_start if embeds else _linear_start)(m, n, r, start, rng)
+        a, b = (_initial_embedding if embeds else _initial_linear)(m, n, r, init, rng)
     xp = array_module(like)
     a, b = xp.asarray(a, dtype=like.dtype, order="C"), xp.asarray(b, dtype=like.dtype, order="C")
     weights = (EmbeddingWeights if embeds else LoraWeights)(a, b, scale)
-    if start == "pissa":
-        weights.start = (a.copy(), b.copy())  # training moves A and B in place
+    if init == "pissa":
+        weights.initial = (a.copy(), b.copy())  # training changes A and B in place
     if config.use_dora:
         w = dense(like)
         weights.lora_magnitude_vector = Parameter(weights.norms(w.T if embeds else w))
     if isinstance(base, Linear):
         if config.bias != "none" and base.bias is not None:
             weights.bias = Parameter(base.bias.data.copy())
-        if config.lora_dropout:  # a generator of its own, so that A is the same with dropout and without
+        if config.lora_dropout:  # from its own generator, so that A is the same with and without dropout
             weights.dropout = Dropout(config.lora_dropout, seed=int(rng.spawn(1)[0].integers(2**63)))
     return weights
 
 
-def _linear_start(m: int, n: int, r: int, start: bool | str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A (r, n) random, and B (m, r) zero, so that the adapter starts as no change; random, too, if `start` is False."""
-    if start == "gaussian":
+def _initial_linear(m: int, n: int, r: int, init: bool | str, rng: np.random.Generator) -> tuple[Array, Array]:
+    """A (r, n) random and B (m, r) zero, so that the initial update is zero. With init=False B is random as well."""
+    if init == "gaussian":
         a = rng.standard_normal((r, n), dtype=np.float32) / np.float32(r)
     else:  # what PEFT and microsoft/LoRA call kaiming_uniform(a=sqrt(5))
         a = rng.uniform(-1 / math.sqrt(n), 1 / math.sqrt(n), (r, n)).astype(np.float32)
-    if start is False:
+    if init is False:
         return a, rng.standard_normal((m, r), dtype=np.float32) / np.float32(math.sqrt(r))
     return a, np.zeros((m, r), np.float32)
 
 
-def _embedding_start(
-    m: int, n: int, r: int, start: bool | str, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """The other way round, as microsoft/LoRA and PEFT do it: A (r, V) zero and B (C, r) random."""
+def _initial_embedding(m: int, n: int, r: int, init: bool | str, rng: np.random.Generator) -> tuple[Array, Array]:
+    """A (r, V) zero and B (C, r) random, as in microsoft/LoRA and PEFT. With init=False A is random as well."""
     b = rng.standard_normal((m, r), dtype=np.float32)
-    a = rng.standard_normal((r, n), dtype=np.float32) if start is False else np.zeros((r, n), np.float32)
+    a = rng.standard_normal((r, n), dtype=np.float32) if init is False else np.zeros((r, n), np.float32)
     return a, b

@@ -1,11 +1,11 @@
-"""Adapters as llama.cpp's GGUF files, written and read with its own rules in mind.
+"""Adapters in llama.cpp's GGUF files.
 
-Beside each adapted matrix `blk.3.attn_q.weight` (m, n) such a file has `blk.3.attn_q.weight.lora_a` (r, n) and
-`.lora_b` (m, r). Three things differ from PEFT, and each one forgotten gives a plausible model that is wrong:
+For each adapted matrix `blk.3.attn_q.weight` (m, n) such a file has `blk.3.attn_q.weight.lora_a` (r, n) and `.lora_b`
+(m, r). It differs from PEFT's format in three ways, and ignoring any of them gives a plausible but wrong model:
 
-order   llama.cpp keeps the rows of q and k as adjacent rotary pairs, so the rows of their B are reordered likewise.
-scale   there is one `adapter.lora.alpha`, divided by the rank found in each lora_b: alpha / r, or 1 where alpha is 0.
-        rsLoRA needs alpha sqrt(r) there; a module that wants another alpha gets the quotient multiplied into its B.
+order   llama.cpp stores the rows of q and k as adjacent rotary pairs, so the rows of their B are reordered too.
+scale   there is one `adapter.lora.alpha`, which is divided by the rank of each lora_b: alpha / r, or 1 if alpha is 0.
+        For rsLoRA it is alpha sqrt(r). In a module with another alpha, B is multiplied by the quotient.
 tokens  for the embedding, lora_a is looked up by token id and therefore stored as (V, r).
 
 Source: llama.cpp's src/llama-adapter.cpp and llama-graph.cpp.
@@ -42,9 +42,9 @@ _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).m
 
 
 def save_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> Path:
-    """Write one adapter as a GGUF file for llama.cpp, in float32, and return its path. It appears whole or not at all.
+    """Write one adapter as a GGUF file for llama.cpp, in float32, and return the path. It appears whole or not at all.
 
-    Raises ValueError when the model has no such adapter, or for what llama.cpp's files cannot express: merge then.
+    Raises ValueError for an unknown name, or for an adapter that llama.cpp's files cannot express and must be merged.
     """
     path = Path(path)
     pairs = _pairs(model, name)
@@ -52,7 +52,7 @@ def save_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> 
     wanted = {module: float(weights[module].scale) * b.shape[1] for module, (_, b) in pairs.items()}  # each one's alpha
     alpha = Counter(wanted.values()).most_common(1)[0][0]
     if not _TINY <= alpha <= _LARGEST:
-        raise ValueError(f"alpha {alpha:g} is beyond what float32 can hold")
+        raise ValueError(f"alpha {alpha:g} is outside the range of float32, in which llama.cpp stores it")
     tensors: dict[str, tuple[np.ndarray, str]] = {}
     heads = model.config.num_attention_heads, model.config.num_key_value_heads
     for module, (a, b) in pairs.items():
@@ -68,8 +68,8 @@ def save_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> 
 def load_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> None:
     """Read a llama.cpp adapter into the model as a new, active adapter.
 
-    Strict: anything that is no pair of a known matrix, that does not fit, or is NaN is a ModelFileError, and the model
-    stays as it was.
+    Raises ModelFileError, with the model unchanged, for tensors that are not factors of a known matrix, do not fit, or
+    hold NaN.
     """
     path = Path(path)
     alpha, tensors = _read(path)
@@ -112,29 +112,32 @@ def load_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> 
 
 
 def _pairs(model: Llama, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A (r, n) and B (m, r) of every adapted module, or the reason why llama.cpp could not compute the adapter.
+    """A (r, n) and B (m, r) of every adapted module. Raises ValueError if llama.cpp could not compute the adapter.
 
-    PiSSA's update is one of twice the rank here, which llama.cpp adds to the unchanged base.
+    PiSSA's update has twice the rank here, and llama.cpp adds it to the unchanged base.
     """
     pairs = {}
     for module, weights in adapter_weights(model, name).items():
         if weights.lora_magnitude_vector is not None:
             raise ValueError(
-                f"{module}: llama.cpp's adapter files have no place for DoRA's magnitudes; merge it instead"
+                f"{module}: llama.cpp's adapter files cannot hold DoRA's magnitudes: merge the adapter instead"
             )
         if weights.bias is not None:
-            raise ValueError(f"{module}: llama.cpp's adapter files have no place for a trained bias; merge it instead")
+            raise ValueError(
+                f"{module}: llama.cpp's adapter files cannot hold a trained bias: merge the adapter instead"
+            )
         a, b = weights.factors()
         pairs[module] = to_numpy(a), to_numpy(b)
     if _EMBEDDING in pairs and model.config.tie_word_embeddings:
         raise ValueError(
-            "model.embed_tokens: llama.cpp would apply this update to the tied head as well and fail; merge it instead"
+            "model.embed_tokens: llama.cpp would apply this update to the tied head as well, and fail: merge the "
+            "adapter instead"
         )
     return pairs
 
 
 def _module_of(tensor: str) -> str | None:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj`; None for what is no matrix of a Llama."""
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj`; None for anything but a matrix of a Llama."""
     if not re.fullmatch(r"(blk\.\d+\.[a-z_]+|token_embd|output)\.weight", tensor) or "norm" in tensor:
         return None
     name = hugging_face_name(tensor)
@@ -143,7 +146,7 @@ def _module_of(tensor: str) -> str | None:
 
 
 def _config(ranks: dict[str, int], alpha: float) -> LoraConfig:
-    """The LoraConfig that scales every module by alpha / its rank, or by 1 where alpha is 0."""
+    """The LoraConfig that scales each module by alpha / rank, or by 1 if alpha is 0."""
     r = Counter(ranks.values()).most_common(1)[0][0]
     others = {re.escape(module): rank for module, rank in ranks.items() if rank != r}
     return LoraConfig(
@@ -156,7 +159,7 @@ def _config(ranks: dict[str, int], alpha: float) -> LoraConfig:
 
 
 def _read(path: Path) -> tuple[float, dict[str, np.ndarray]]:
-    """alpha and every tensor of the file, as float32, once its metadata has said that it is a LoRA for a Llama."""
+    """alpha and every tensor of the file, as float32. Raises ModelFileError unless it is a LoRA for a Llama."""
     reader = open_gguf(path)
     try:
         metadata = {key: field.contents() for key, field in reader.fields.items()}
@@ -167,10 +170,10 @@ def _read(path: Path) -> tuple[float, dict[str, np.ndarray]]:
         if metadata.get(key) != wanted:
             raise ModelFileError(f"{path}: {key} is {metadata.get(key)!r}, expected {wanted!r}")
     if "adapter.alora.invocation_tokens" in metadata:
-        raise ModelFileError(f"{path}: an activated LoRA (adapter.alora.invocation_tokens), not one that always adds")
-    alpha = metadata.get("adapter.lora.alpha", 0.0)  # llama.cpp, too, takes a missing alpha for 0
+        raise ModelFileError(f"{path}: minilora does not support activated LoRA (adapter.alora.invocation_tokens)")
+    alpha = metadata.get("adapter.lora.alpha", 0.0)  # as in llama.cpp, a missing alpha is 0
     if not isinstance(alpha, float) or not 0 <= alpha < np.inf:
-        raise ModelFileError(f"{path}: adapter.lora.alpha is {alpha!r}, expected a number from 0 on")
+        raise ModelFileError(f"{path}: adapter.lora.alpha is {alpha!r}, expected a number of at least 0")
     if unknown := sorted(set(kinds.values()) - set(BYTES_PER_BLOCK)):
         raise ModelFileError(
             f"{path}: unknown quantisation type {', '.join(unknown)}; minilora reads {', '.join(BYTES_PER_BLOCK)}"

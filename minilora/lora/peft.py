@@ -1,7 +1,7 @@
-"""Adapters on disk, in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
+"""Adapters on disk in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-A tensor is called `base_model.model.<module>.lora_A.weight` (r, n) or `.lora_B.weight` (m, r). What minilora has to say
-beside, and PEFT has no place for, stands in `minilora.json` (notes.py). llama.cpp's format is in llamacpp.py.
+Tensors are named `base_model.model.<module>.lora_A.weight` (r, n) and `.lora_B.weight` (m, r). Entries for which PEFT
+has no place are in `minilora.json` (provenance.py). llama.cpp's format is in llamacpp.py.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .adapters import adapter_weights, base_state, install_adapter, plan_adapter
 from .config import LoraConfig
 from .layer import LoraWeights
 from .llamacpp import load_gguf_adapter
-from .notes import FORMAT, NOTES_FILE, base_note, read_notes, refuse_other_base
-from .variants import config_with_start
+from .provenance import FORMAT, PROVENANCE_FILE, provenance_of_base, read_provenance, refuse_other_base
+from .variants import config_with_initial
 
 PREFIX = "base_model.model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
-# How PEFT calls the weights of an adapted module. It drops ".weight" where one is a bare parameter.
+# PEFT's names for the weights of an adapted module. Bare parameters have no ".weight".
 _SUFFIXES = {
     "lora_A": "lora_A.weight",
     "lora_B": "lora_B.weight",
@@ -39,9 +39,9 @@ _SUFFIXES = {
     "bias": "base_layer.bias",
 }
 
-# What becomes of each key of PEFT's adapter_config.json (0.21). LoraConfig's own fields are used. Those listed in
-# _RECORDED say nothing about what is computed. The others are accepted only with values under which they do nothing,
-# and refused with the reason otherwise. Whatever is accepted is kept, and written again by `save_adapter`.
+# The keys of PEFT's adapter_config.json (0.21). LoraConfig's own fields are used. Keys in _RECORDED do not affect the
+# computation. Other keys are accepted only with values that have no effect, and otherwise refused with the reason.
+# All accepted keys are stored, and written again by `save_adapter`.
 _RECORDED = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core", "peft_type",
     "peft_version", "revision", "runtime_config", "task_type",
@@ -49,18 +49,18 @@ _RECORDED = {
 _INERT: dict[str, tuple[tuple[Any, ...], str]] = {
     "alora_invocation_tokens": ((None,), "activated LoRA, which works only after certain tokens"),
     "arrow_config": ((None,), "Arrow, which routes each token to one of several adapters"),
-    "corda_config": ((None,), "CorDA, which starts from changed base weights"),
+    "corda_config": ((None,), "CorDA, which changes the base weights"),
     "ensure_weight_tying": ((False,), "one update for both uses of a tied embedding"),
     "eva_config": ((None,), "EVA's redistributed ranks"),
     "fan_in_fan_out": ((False,), "matrices stored transposed, as GPT-2's are"),
     "kasa_config": ((None,), "KaSA, which cuts the base weights"),
     "layer_replication": ((None,), "a base whose layers are repeated"),
     "layers_pattern": ((None, "layers"), "layers under another name than 'layers'"),
-    "loftq_config": ((None, {}), "LoftQ, which starts from changed base weights"),
-    "lora_bias": ((False,), "a bias beside B"),
-    "lora_ga_config": ((None,), "LoRA-GA, which starts from changed base weights"),
+    "loftq_config": ((None, {}), "LoftQ, which changes the base weights"),
+    "lora_bias": ((False,), "a bias of B"),
+    "lora_ga_config": ((None,), "LoRA-GA, which changes the base weights"),
     "megatron_config": ((None,), "Megatron's parallel layers"),
-    "modules_to_save": ((None, []), "whole layers trained beside the adapter"),
+    "modules_to_save": ((None, []), "whole layers trained together with the adapter"),
     "monteclora_config": ((None,), "MonteCLoRA's sampled weights"),
     "qalora_group_size": ((None, 16), "QA-LoRA"),
     "target_parameters": ((None, []), "adapters on bare parameters, as in mixtures of experts"),
@@ -69,16 +69,16 @@ _INERT: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_qalora": ((False,), "QA-LoRA"),
     "velora_config": ((None,), "VeLoRA's compressed activations"),
 }
-_OFF: tuple[Any, ...] = (None, False, [], {})  # how PEFT writes an unused option, also one newer than this list
-# Starts after which A and B stand for themselves, and PiSSA's, which can be found again from the base. After the
-# others (olora, corda, loftq, pissa_niter_16, ...) the base is not what it was, and only who trained has it.
-_KNOWN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "pissa")
+_OFF: tuple[Any, ...] = (None, False, [], {})  # PEFT's values for unused options, including later ones
+# Initialisations that leave the base unchanged, and PiSSA's, which can be recomputed from the base. The others (olora,
+# corda, loftq, pissa_niter_16, ...) change the base weights, and the changed ones are not in the adapter's folder.
+_KNOWN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "pissa")
 
 
 def peft_name(key: str) -> str:
     """PEFT's tensor name for `<module>.<key>`: `model.x.lora_A` -> `base_model.model.model.x.lora_A.weight`.
 
-    Raises KeyError for a key that PEFT's format does not have.
+    Raises KeyError for an unknown key.
     """
     module, _, name = key.rpartition(".")
     return f"{PREFIX}{module}.{_SUFFIXES[name]}"
@@ -91,54 +91,72 @@ def save_adapter(
     base_model: str | None = None,
     base_sha256: str | None = None,
     data: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Write one adapter as a PEFT folder and return it. Files appear whole or not at all.
+    """Write one adapter as a PEFT folder and return the folder. Each file appears whole or not at all.
 
-    base_model: recorded as PEFT's `base_model_name_or_path`; what the model was loaded from if left out. What a loaded
-    adapter's file said beside the settings that minilora uses is written again.
+    model: with the adapter.
+    folder: is created if missing. An adapter in it is replaced only if this one was loaded from there or saved there
+        before, or with `overwrite`.
+    name: of the adapter.
+    base_model: for PEFT's `base_model_name_or_path`; if left out, what the model was loaded from.
+    base_sha256: `sha256_of(base_state(model))`, if known; otherwise it is computed.
+    data: a record of the training data for `minilora.json`; if left out, as loaded.
+    overwrite: replace any adapter in the folder.
 
-    `minilora.json` says for which base it was made, so that no other is taken for it, and where dropout stands, so that
-    training can go on with the very holes that would have come next. base_sha256: `sha256_of(base_state(model))`, where
-    it is known already; computed if left out. data: what it learned from, recorded there; as loaded, if left out.
-    Raises ValueError when the model has no such adapter.
+    `minilora.json` identifies the base, so that the adapter is not loaded onto another one, and stores the state of
+    dropout, so that training can continue with the same masks. Options in a loaded adapter's file that minilora does
+    not use are written again.
+
+    Raises ValueError for an unknown name, or a folder with another adapter.
     """
-    weights = adapter_weights(model, name)
-    own, kept = model.adapters[name].config, model.adapters[name].record
+    weights, known = adapter_weights(model, name), model.adapters[name]
     folder = Path(folder)
+    _refuse_replacing(folder, known.folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, saved_state(model, name))
-    config = config_with_start(own)
+    config = config_with_initial(known.config)
     record: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True}
-    record |= {"base_model_name_or_path": None, **kept} | {f.name: getattr(config, f.name) for f in fields(config)}
-    if own.init_lora_weights is True:  # for a loaded one, whatever its file said
-        record["init_lora_weights"] = kept.get("init_lora_weights", True)
+    record |= {"base_model_name_or_path": None, **known.record}
+    record |= {f.name: getattr(config, f.name) for f in fields(config)}
+    if known.config.init_lora_weights is True:  # a loaded adapter's file may say otherwise
+        record["init_lora_weights"] = known.record.get("init_lora_weights", True)
     source = getattr(model, "source", None)
     if base_model is not None or not record["base_model_name_or_path"]:
         record["base_model_name_or_path"] = base_model or getattr(model, "hub_name", None) or source
-    if config.target_modules == "all-linear":  # written out, since PEFT's own meaning depends on its version
+    if config.target_modules == "all-linear":  # written out, because its meaning depends on PEFT's version
         record["target_modules"] = sorted({path.rpartition(".")[2] for path in weights})
     elif isinstance(config.target_modules, str) and config.layers_to_transform is not None:
-        record["target_modules"] = sorted(weights)  # PEFT refuses the two together
+        record["target_modules"] = sorted(weights)  # PEFT refuses a pattern together with layers_to_transform
     write_json(folder / CONFIG_FILE, record, sort_keys=True)
-    base = base_note(model, folder, base_model or source or record["base_model_name_or_path"], base_sha256)
-    notes: dict[str, Any] = {"format": FORMAT, "base": base}
-    if data := data or model.adapters[name].data:
-        notes["data"] = dict(data)
+    base = provenance_of_base(model, folder, base_model or source or record["base_model_name_or_path"], base_sha256)
+    provenance: dict[str, Any] = {"format": FORMAT, "base": base}
+    if data := data or known.data:
+        provenance["data"] = dict(data)
     if dropout := {path: one.dropout.state() for path, one in weights.items() if one.dropout is not None}:
-        notes["dropout"] = dropout
-    write_json(folder / NOTES_FILE, notes)
+        provenance["dropout"] = dropout
+    write_json(folder / PROVENANCE_FILE, provenance)
+    known.folder = folder.resolve()
     return folder
 
 
-def saved_state(model: Module, name: str) -> dict[str, Array]:
-    """What `save_adapter` writes: one adapter's arrays by PEFT's tensor names.
+def _refuse_replacing(folder: Path, own: Path | None, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose a folder for the adapter")
+    taken = (folder / CONFIG_FILE).exists() or (folder / WEIGHTS_FILE).exists()
+    if taken and not overwrite and folder.resolve() != own:
+        raise ValueError(f"{folder} already holds an adapter: choose another folder, or overwrite=True to replace it")
 
-    They are the model's own, but for PiSSA's, whose update is saved as a plain LoRA of twice the rank.
+
+def saved_state(model: Module, name: str) -> dict[str, Array]:
+    """The arrays that `save_adapter` writes, by PEFT's tensor names.
+
+    They are the model's own arrays, except PiSSA's, whose update is saved as a plain LoRA of twice the rank.
     """
     state: dict[str, Array] = {}
     for module, weights in adapter_weights(model, name).items():
         arrays = {key: parameter.data for key, parameter in weights.named_parameters()}
-        if weights.start is not None:
+        if weights.initial is not None:
             arrays["lora_A"], arrays["lora_B"] = weights.factors()
         state |= {peft_name(f"{module}.{key}"): array for key, array in arrays.items()}
     return state
@@ -154,19 +172,22 @@ def load_adapter(
 ) -> None:
     """Read a PEFT folder, or a llama.cpp adapter `.gguf` file, into the model as a new, active adapter.
 
-    Strict: missing, unexpected or wrongly shaped tensors, NaN, and settings that minilora does not compute are each a
-    ModelFileError, and the model stays as it was. So is an adapter made for another base, as far as its folder says:
-    one of the same shape is accepted with `force`. base_sha256: `sha256_of(base_state(model))`, where it is known
-    already.
+    model: the base.
+    folder: the PEFT folder or `.gguf` file.
+    name: for the new adapter.
+    force: accept an adapter that was made for another base of the same shape.
+    base_sha256: `sha256_of(base_state(model))`, if known.
+    mapped: map the weights file into memory instead of reading it, so that only adapters in use need memory. The file
+        stays open. This works for float32 adapters on float32 models; others are read.
 
-    mapped: leave the numbers in the folder's file, which stays open, for as long as nobody computes with them: of many
-    adapters, those in use take memory (float32 on a model in float32; others are read as without it).
+    Raises ModelFileError, with the model unchanged, for missing, unexpected or wrongly shaped tensors, NaN, options
+    that minilora does not compute, or an adapter made for another base.
     """
     folder = Path(folder)
     if folder.suffix == ".gguf" and not folder.is_dir():
         load_gguf_adapter(model, folder, name)
         return
-    record, notes = _read_record(folder / CONFIG_FILE), read_notes(folder)
+    record, provenance = _read_record(folder / CONFIG_FILE), read_provenance(folder)
     refuse_other_base(model, folder, force, base_sha256)
     config = _config_of(record, folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
@@ -182,38 +203,38 @@ def load_adapter(
     check_fit(tensors, {key: p.shape for key, p in parameters.items()}, f"{path} does not fit this model")
     for key, parameter in parameters.items():
         parameter.data = array_module(parameter.data).asarray(tensors[key], dtype=parameter.dtype)
-    _restore_dropout(weights, notes.get("dropout", {}), folder / NOTES_FILE)
-    install_adapter(model, config, name, weights, record, notes.get("data"))
+    _restore_dropout(weights, provenance.get("dropout", {}), folder / PROVENANCE_FILE)
+    install_adapter(model, config, name, weights, record, provenance.get("data"), folder.resolve())
 
 
 def _refuse_another_width(model: Llama, tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Say in a few words what would otherwise be a list of all tensors: the adapter is one of a model of another size.
+    """Raise a short ModelFileError for an adapter of a model with another width, instead of a list of all tensors.
 
-    An adapter that PEFT wrote has no other trace of its base's shape than its tensors.
+    In a folder that PEFT wrote, only the tensors show the base's shape.
     """
     read = re.compile(r"\.layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.(?:gate|up)_proj)\.lora_A\.")
     widths = {w.shape[-1] for name, w in tensors.items() if w.ndim and read.search(name)}
     if len(widths) == 1 and widths != {model.config.hidden_size}:
         raise ModelFileError(
-            f"{path}: made for a model of width {widths.pop()}, this one has width {model.config.hidden_size}: give "
-            "the adapter's own base"
+            f"{path}: made for a model of width {widths.pop()}, this one has width {model.config.hidden_size}: load "
+            "the base that it was trained on"
         )
 
 
 def _restore_dropout(weights: Mapping[str, LoraWeights], states: Mapping[str, Any], path: Path) -> None:
-    """Let dropout go on as `minilora.json` says; without one, or for a module that it does not name, it starts anew."""
+    """Continue dropout with the states in `minilora.json`; modules without a state start with new masks."""
     for module, own in weights.items():
         if own.dropout is not None and module in states:
             try:
                 own.dropout.restore(states[module])
             except (TypeError, ValueError, KeyError, AttributeError) as error:
-                raise ModelFileError(f"{path}: dropout of {module} is no seed and counts of draws ({error})") from error
+                raise ModelFileError(f"{path}: dropout of {module} needs a seed and draws ({error})") from error
 
 
 def _drop_base_copies(model: Module, modules: list[str], tensors: dict[str, np.ndarray], path: Path) -> None:
-    """Take out the copy of the base's table that PEFT saves beside an adapted embedding, if it is the base's.
+    """Drop the copy of the base's table that PEFT saves with an adapted embedding.
 
-    Raises ModelFileError for another table: the adapter was made for another base.
+    Raises ModelFileError if it is not this base's table.
     """
     for module in modules:
         copy = tensors.pop(f"{PREFIX}{module}.base_layer.weight", None)
@@ -221,7 +242,7 @@ def _drop_base_copies(model: Module, modules: list[str], tensors: dict[str, np.n
             continue
         own = to_numpy(dense(base_state(model)[f"{module}.weight"]))
         if copy.shape != own.shape or not np.allclose(copy, own, rtol=1e-2, atol=1e-5):  # it may be in half precision
-            raise ModelFileError(f"{path}: it holds a {module} that differs from this model's: made for another base")
+            raise ModelFileError(f"{path}: made for another base: its copy of {module} differs from this model's")
 
 
 def read_adapter_config(folder: Path) -> LoraConfig:
@@ -232,8 +253,8 @@ def read_adapter_config(folder: Path) -> LoraConfig:
 def _read_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         if (path.parent / "config.json").is_file():
-            raise ModelFileError(f"{path.parent}: a whole model and no adapter: give it with --base")
-        raise ModelFileError(f"{path}: no such file; expected a PEFT adapter folder")
+            raise ModelFileError(f"{path.parent} is a whole model, not an adapter: use it with --base")
+        raise ModelFileError(f"{path}: no such file: expected the folder of a PEFT adapter")
     return read_json(path)
 
 
@@ -246,19 +267,17 @@ def _config_of(record: dict[str, Any], path: Path) -> LoraConfig:
     for key, value in record.items():
         if key in own or key in _RECORDED:
             continue
-        harmless, what = _INERT.get(key, (_OFF, "an option that it does not know"))
+        harmless, what = _INERT.get(key, (_OFF, "an unknown option"))
         if value not in harmless:
-            raise ModelFileError(f"{path}: {key} = {value!r} is not something minilora computes: {what}")
-    if (start := record.get("init_lora_weights")) not in _KNOWN_STARTS:
-        raise ModelFileError(
-            f"{path}: init_lora_weights = {start!r} belongs to changed base weights, which are not there"
-        )
+            raise ModelFileError(f"{path}: minilora does not support {key} = {value!r}: {what}")
+    if (init := record.get("init_lora_weights")) not in _KNOWN_INITIALISATIONS:
+        raise ModelFileError(f"{path}: init_lora_weights = {init!r} changes the base weights, and they are not here")
     missing = [key for key in ("r", "lora_alpha", "target_modules") if record.get(key) is None]
     if missing:
         raise ModelFileError(f"{path}: {missing[0]} is missing")
     values = {key: value for key, value in record.items() if key in own and value is not None}
-    if start != "pissa":
-        values["init_lora_weights"] = True  # how they started does not matter: they are about to be read
+    if init != "pissa":
+        values["init_lora_weights"] = True  # the initial values do not matter, because the file's replace them
     try:
         return LoraConfig(**values)
     except (TypeError, ValueError) as error:

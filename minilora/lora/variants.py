@@ -1,14 +1,14 @@
-"""What others changed about LoRA, each as a small difference to `layer.py`.
+"""Variants of LoRA, each as a small change to `layer.py`.
 
-dropout   the low-rank branch sees x with holes, in training only
-DoRA      the length of each row learns apart from its direction
-PiSSA     A and B start as the largest part of W instead of as nothing
-LoRA+     B learns faster than A
+dropout   the low-rank branch gets x with random elements zeroed, in training only
+DoRA      the magnitude of each row is trained separately from its direction
+PiSSA     A and B are initialised from the largest singular vectors of W
+LoRA+     B has a higher learning rate than A
 
-rsLoRA is one line, and stands where the scale is computed: `LoraConfig.scale_of`.
+rsLoRA only changes the scale: see `LoraConfig.scale_of`.
 
-Shapes: m outputs, n inputs, r rank. A (r, n), B (m, r) and the base's matrix W (m, n); for an embedding, W is the
-transposed table (C, V), since looking up a row is multiplying the table's transpose by a one-hot vector.
+Shapes: m outputs, n inputs, r rank; A (r, n), B (m, r), and the base's matrix W (m, n). For an embedding, W is the
+transposed table (C, V), because looking up a row multiplies the transposed table by a one-hot vector.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from .config import LoraConfig
 
 
 class Dropout(Module):
-    """x with each element zeroed with probability p and the others divided by 1 - p, so that the mean stays.
+    """Zero each element with probability p and divide the others by 1 - p, which keeps the expected value.
 
-    LoRA applies it to the input of A and B only; the frozen product sees x whole. With DoRA it is the input of the
-    whole correction, as in PEFT. Srivastava et al. 2014 (jmlr.org/papers/v15/srivastava14a.html).
+    LoRA applies dropout to the input of A only, not to the frozen product; with DoRA, as in PEFT, to the input of the
+    whole correction. Srivastava et al. 2014 (jmlr.org/papers/v15/srivastava14a.html).
 
-    Active in training only: in train mode, and not inside `no_grad`. The holes depend on `seed`, this layer's and this
-    adapter's alone, on the micro-batch and on how often that has drawn: so they are the same in every run, the same
-    where a block is computed again for backward, and can go on where a saved adapter stopped (`state`, `restore`).
+    It is active in training only: in train mode and outside `no_grad`. The mask depends on `seed`, which belongs to
+    one layer of one adapter, on the micro-batch, and on how many masks that micro-batch has drawn. Masks are therefore
+    equal in every run and in recomputed blocks, and can continue where a saved adapter stopped (`state`, `restore`).
     """
 
     def __init__(self, p: float, seed: int):
         self.p, self.seed = p, seed
-        self.draws: dict[int, int] = {}  # by micro-batch
+        self.draws: dict[int, int] = {}  # how many masks each micro-batch has drawn
 
     def summary(self) -> str:
-        """Its probability, where a model is printed."""
+        """The probability, for printing the model."""
         return f"p={self.p:g}"
 
     @property
@@ -53,7 +53,7 @@ class Dropout(Module):
         return self.training and is_recording()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., n) -> (..., n): x itself where dropout is not active."""
+        """x (..., n) -> (..., n). Without active dropout it returns x itself."""
         if not self.active:
             return x
         xp = array_module(x.data)
@@ -61,20 +61,20 @@ class Dropout(Module):
         return x * (kept.astype(x.dtype) * (1 / (1 - self.p)))
 
     def _draw(self) -> int:
-        """The seed of the next holes."""
+        """The seed of the next mask."""
         i = current_micro_batch.get()
         count = self.draws[i] = self.draws.get(i, 0) + 1
         return int(np.random.default_rng([self.seed, i, count]).integers(2**63))
 
     def state(self) -> dict[str, Any]:
-        """Where it stands, for a JSON file: the seed, and how often each micro-batch has drawn."""
+        """The seed and the number of masks drawn for each micro-batch, for a JSON file."""
         return {"seed": self.seed, "draws": {str(i): count for i, count in sorted(self.draws.items())}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`. Raises ValueError or KeyError for what is none, and is as before then."""
+        """Continue from a `state`. Raises ValueError or KeyError for an invalid one, and changes nothing then."""
         seed, draws = state["seed"], {int(i): count for i, count in state["draws"].items()}
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (seed, *draws, *draws.values())):
-            raise ValueError("expected whole numbers from 0 on")
+            raise ValueError("expected integers of at least 0")
         self.seed, self.draws = seed, draws
 
 
@@ -82,51 +82,64 @@ class Dropout(Module):
 
 
 def row_norms(w: Array, a: Array, b: Array, scale: float) -> Array:
-    """‖V_i‖ for each row of V = W + scale · B A, (m), without forming B A.
+    """The norm of each row of V = W + scale · B A, (m), computed without forming B A.
 
-    ‖w + s b A‖² = ‖w‖² + 2 s b · (A w) + s² b (A Aᵀ) bᵀ, one row w of W and b of B at a time.
+    ‖w + s b A‖² = ‖w‖² + 2 s b · (A w) + s² b (A Aᵀ) bᵀ for a row w of W and the same row b of B.
+
+    w: the base's matrix W, (m, n).
+    a, b: the factors A (r, n) and B (m, r).
+    scale: the factor s on B A.
     """
     xp, b = array_module(w), b * scale
     square = xp.einsum("mn,mn->m", w, w)
     square += 2 * xp.einsum("mr,mr->m", w @ a.T, b)
     square += xp.einsum("mr,mr->m", b @ (a @ a.T), b)
-    return xp.sqrt(xp.maximum(square, float(xp.finfo(w.dtype).tiny)))  # never zero, since it is divided by
+    return xp.sqrt(xp.maximum(square, float(xp.finfo(w.dtype).tiny)))  # never zero, because it is a divisor
 
 
 def dora_update(product: Tensor, low: Tensor, magnitude: Tensor, norms: Array, factor: float = 1.0) -> Tensor:
     """What DoRA adds to W x: diag(magnitude / ‖V‖) V x - W x, times `factor`.
 
-    Liu et al. 2024 (arXiv 2402.09353): W is taken apart into the length and the direction of each row (a column, as
-    the paper lays W out). LoRA then moves the direction, V = W + scale · B A, and a magnitude vector m learns the
-    length. At the start m = ‖W‖, the quotient is 1 and nothing is added.
+    Liu et al. 2024 (arXiv 2402.09353): W is decomposed into the magnitude and the direction of each row (a column in
+    the paper's layout). LoRA updates the direction, V = W + scale · B A, and a magnitude vector is trained separately.
+    Initially magnitude = ‖W‖, so the quotient is 1 and nothing is added.
 
-    The norm is an array and not a tensor: it takes no part in the gradient (section 4.3 of the paper), which saves
-    memory and changes the result little. PEFT does the same.
+    The norm is an array, not a tensor, so no gradient flows through it (section 4.3 of the paper). This saves memory
+    and changes the result little. PEFT does the same.
 
-    product: W x (..., m). low: scale · B A x (..., m). magnitude (m), norms (m) = `row_norms`.
+    product: W x, (..., m).
+    low: scale · B A x, (..., m).
+    magnitude: the trained magnitudes, (m).
+    norms: `row_norms` of W, A and B, (m).
+    factor: of the whole update.
     """
     quotient = magnitude / norms
     return product * ((quotient - 1) * factor) + low * (quotient * factor)
 
 
 def dora_delta(w: Array, low: Array, magnitude: Array, norms: Array) -> Array:
-    """The same as one matrix: diag(magnitude / ‖V‖) V - W with V = W + low, (m, n)."""
+    """The update of `dora_update` as one matrix: diag(magnitude / ‖V‖) V - W with V = W + low, (m, n).
+
+    w: the base's matrix W, (m, n).
+    low: scale · B A, (m, n).
+    magnitude, norms: as for `dora_update`, (m).
+    """
     return (magnitude / norms)[:, None] * (w + low) - w
 
 
 # -- PiSSA -------------------------------------------------------------------------------------------------------------
 
 
-def pissa_start(w: Array, r: int, scale: float) -> tuple[Array, Array]:
-    """A (r, n) and B (m, r) with scale · B A = the best approximation of W of rank r, (U√S, √S Vᵀ) of its SVD.
+def pissa_initial(w: Array, r: int, scale: float) -> tuple[Array, Array]:
+    """A (r, n) and B (m, r) such that scale · B A is the best rank-r approximation of W: (U√S, √S Vᵀ) of its SVD.
 
-    Meng, Wang & Zhang 2024 (arXiv 2404.02948): training starts with the largest directions of W, and what is left of
-    W, the residual W - scale · B₀ A₀, is frozen. Both gradients are large from the first step on.
+    Meng, Wang & Zhang 2024 (arXiv 2404.02948): the largest singular vectors of W are trained, and the residual
+    W - scale · B₀ A₀ is frozen. Both gradients are large from the first step.
 
-    The residual is never stored. What PiSSA computes, residual · x + scale · B A x, is W x + scale (B A - B₀ A₀) x: so
-    the base's own array stays what it is, shared by all adapters, and the adapter keeps its first A₀ and B₀, r (m + n)
-    more numbers, frozen. Removing the adapter therefore restores the base without doing anything. What is lost is
-    PiSSA's gain on quantised bases, which comes from quantising the residual.
+    The residual is never stored. PiSSA's residual · x + scale · B A x equals W x + scale (B A - B₀ A₀) x. The base's
+    own array therefore stays unchanged and is shared by all adapters; the adapter stores its initial A₀ and B₀, which
+    are r (m + n) further frozen parameters. Only PiSSA's gain on quantised bases is lost, which comes from quantising
+    the residual.
     """
     xp = array_module(w)
     u, s, vt = xp.linalg.svd(w, full_matrices=False)
@@ -134,22 +147,22 @@ def pissa_start(w: Array, r: int, scale: float) -> tuple[Array, Array]:
     return root[:, None] * vt[:r], u[:, :r] * root
 
 
-def with_start(a: Array, b: Array, start: tuple[Array, Array] | None) -> tuple[Array, Array]:
+def with_initial(a: Array, b: Array, initial: tuple[Array, Array] | None) -> tuple[Array, Array]:
     """PiSSA's update B A - B₀ A₀ as one product B' A', with A' = [A; A₀] (2r, n) and B' = [B, -B₀] (m, 2r).
 
-    This is how a PiSSA adapter is saved: as a plain LoRA of twice the rank, which PEFT and everything else puts on the
-    unchanged base. PEFT calls it `path_initial_model_for_weight_conversion`. Without a start, A and B themselves.
+    A PiSSA adapter is saved in this form: a plain LoRA of twice the rank, which PEFT and other programs can apply to
+    the unchanged base. PEFT calls it `path_initial_model_for_weight_conversion`. If initial is None, A and B.
     """
-    if start is None:
+    if initial is None:
         return a, b
     xp = array_module(a)
-    return xp.concatenate((a, start[0]), axis=0), xp.concatenate((b, -start[1]), axis=1)
+    return xp.concatenate((a, initial[0]), axis=0), xp.concatenate((b, -initial[1]), axis=1)
 
 
-def config_with_start(config: LoraConfig) -> LoraConfig:
-    """The settings that belong to `with_start`: twice the rank, and alpha grown so that every scale stays the same.
+def config_with_initial(config: LoraConfig) -> LoraConfig:
+    """The hyperparameters of the adapter that `with_initial` returns: twice the rank, and an alpha with equal scales.
 
-    Another config than PiSSA's is returned as it is.
+    Any config other than PiSSA's is returned unchanged.
     """
     if config.init_lora_weights != "pissa":
         return config
@@ -168,20 +181,20 @@ def config_with_start(config: LoraConfig) -> LoraConfig:
 
 
 def lora_plus(parameters: Mapping[str, Tensor], ratio: float = 16.0) -> dict[str, float]:
-    """How much faster each parameter learns: `ratio` for B, 1 for A. For AdamW's `lr_scale`.
+    """The learning rate of each parameter, as a multiple of A's: `ratio` for B, 1 for A. For AdamW's `lr_scale`.
 
         parameters = model.trainable_parameters()
         optimizer = AdamW(parameters, lr=1e-4, lr_scale=lora_plus(parameters, ratio=16))
 
-    Hayou, Ghosh & Yu 2024 (arXiv 2402.12354): with one learning rate for both, A hardly learns features in wide
-    models; B's must be larger, by a ratio that grows with the width. Vectors (DoRA's magnitudes, biases) go with B, as
-    in PEFT; the factors on an embedding learn at the plain rate.
+    Hayou, Ghosh & Yu 2024 (arXiv 2402.12354): with equal learning rates, training is inefficient in wide models; B
+    needs a larger one, by a ratio that grows with the width. Vectors (DoRA's magnitudes, biases) get B's rate, as in
+    PEFT, and the factors on an embedding get A's.
 
-    Raises ValueError for a ratio that is not positive, or when there is no B.
+    Raises ValueError for a ratio that is not positive and finite, or if there is no lora_B.
     """
     if not 0 < ratio < float("inf"):
         raise ValueError(f"the ratio of learning rates must be a positive number, got {ratio!r}")
     fast = {name for name, p in parameters.items() if name.endswith("lora_B") or p.ndim == 1}
     if not any(name.endswith("lora_B") for name in fast):
-        raise ValueError("LoRA+ needs a trainable lora_B: add an adapter first")
+        raise ValueError("LoRA+ needs a trainable lora_B: call add_adapter first")
     return {name: ratio if name in fast else 1.0 for name in parameters}

@@ -18,8 +18,8 @@ from ..files.levels import LEVELS
 from ..files.quant import bytes_of_row, codes_of, dequantize, quantize
 from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_state, set_adapter
 from ..lora.llamacpp import save_gguf_adapter
-from ..lora.notes import read_notes
 from ..lora.peft import load_adapter
+from ..lora.provenance import read_provenance
 from ..nn.llama import Config, Llama
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, in_pairs, save_gguf
@@ -144,7 +144,7 @@ def merge(
     set_adapter(model, ADAPTER)
     merge_adapter(model)
     before, state = base_state(model), merged_state(model)
-    rounded_to = read_notes(Path(adapter)).get("base", {}).get("rounded_to")
+    rounded_to = read_provenance(Path(adapter)).get("base", {}).get("rounded_to")
     config = replace(model.config, tie_word_embeddings="lm_head.weight" not in state)
     changed = {name for name in state if name not in before or state[name] is not before[name]}
     if "lm_head.weight" in changed:  # untied: the head is the embedding of before

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..files.disk import ModelFileError, read_json
 from ..lora.adapters import base_state, set_adapter
-from ..lora.notes import read_notes
 from ..lora.peft import CONFIG_FILE, load_adapter, read_adapter_config
+from ..lora.provenance import read_provenance
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from .load import known_as, load
@@ -96,10 +96,10 @@ def load_versions(
         _refuse_what_is_no_adapter(named)
     model, tokenizer = load(base, quantized, device=device, say=say, dtype=dtype)
     for name, folder in named.items():
-        learned = read_notes(folder).get("base", {}).get("rounded_to")
+        learned = read_provenance(folder).get("base", {}).get("rounded_to")
         if say is not None and learned not in (None, "bf16", model.rounded_to):  # bfloat16 is close to any base
             say(f"{name} learned over its base rounded to {learned}, which --quantized {learned} gives")
-    told = any(read_notes(folder).get("base", {}).get("sha256") for folder in named.values())
+    told = any(read_provenance(folder).get("base", {}).get("sha256") for folder in named.values())
     digest = sha256_of(base_state(model)) if told and not force else None  # once for all of them
     for name, folder in named.items():
         load_adapter(model, folder, name, force, digest)
@@ -118,7 +118,7 @@ def base_of(named: Mapping[str, Path]) -> str | Path:
     for name, folder in named.items():
         if (base := _base_named_in(folder)) is not None:
             found.setdefault(known_as(base) or Path(base).resolve(), (name, base))
-            hashes.add(read_notes(folder).get("base", {}).get("sha256"))
+            hashes.add(read_provenance(folder).get("base", {}).get("sha256"))
     if len(found) > 1 and (len(hashes) > 1 or None in hashes):  # not copies of one
         (one, its), (other, others), *_ = found.values()
         raise ModelFileError(
@@ -142,7 +142,7 @@ def _base_named_in(folder: Path) -> str | Path | None:
     """
     if not (folder / CONFIG_FILE).is_file():
         return None  # a file of llama.cpp
-    note = read_notes(folder).get("base", {})
+    note = read_provenance(folder).get("base", {})
     name = note.get("name") or read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
     places = [folder / note["path"]] if note.get("path") else []
     if name:

@@ -87,7 +87,7 @@ def score(trainer: Trainer, material: Material) -> dict[str, float]:
 
 
 def _level(trainer: Trainer) -> None:
-    starts = [array for weights in _adapter(trainer) for array in weights.start or ()]  # PiSSA's, which an SVD gave
+    starts = [array for weights in _adapter(trainer) for array in weights.initial or ()]  # PiSSA's, which an SVD gave
     trainer.ranks.level([*(p.data for p in trainer.parameters.values()), *starts])
 
 

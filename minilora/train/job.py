@@ -286,7 +286,7 @@ def _kept(history: History, options: Options) -> dict[str, Any]:
 
 def _save(model: Llama, tokenizer: Tokenizer, options: Options, base_sha256: str, folder: Path) -> None:
     if options.method == "lora":
-        save_adapter(model, folder, ADAPTER, base_sha256=base_sha256)
+        save_adapter(model, folder, ADAPTER, base_sha256=base_sha256, overwrite=True)
     else:
         save_folder(folder, model.config, model.state_dict(), tokenizer)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..files.disk import put_back, remove_folder, swap_in
-from ..lora.peft import CONFIG_FILE, NOTES_FILE, WEIGHTS_FILE
+from ..lora.peft import CONFIG_FILE, PROVENANCE_FILE, WEIGHTS_FILE
 
 METRICS_FILE, PICTURE_FILE, OPTIONS_FILE, LOG_FILE = "metrics.json", "picture.png", "run.toml", "log.csv"
 MODEL_FILE = "model.safetensors"
@@ -19,7 +19,7 @@ CHECKPOINT, STATE_FILE = "checkpoint", "state.json"
 
 # What a finished run's folder may hold. A folder with anything else in it is not the run's to replace.
 FILES = (
-    CONFIG_FILE, WEIGHTS_FILE, NOTES_FILE, "config.json", "tokenizer.json", "tokenizer_config.json", MODEL_FILE,
+    CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, "config.json", "tokenizer.json", "tokenizer_config.json", MODEL_FILE,
     METRICS_FILE, "picture*.png", "picture*.svg", OPTIONS_FILE, LOG_FILE, "README.md", LAST,
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from minilora.commands.reproduce import ReproduceOptions, chosen, failures, list
 from minilora.commands.reproduce import reproduce as run
 from minilora.commands.reproduce_page import page, write_page
 from minilora.experiments import claim as claims
-from minilora.experiments import kept, trials
+from minilora.experiments import memo
 
 GOOD = '''"""Exact: twice a number is more than once."""
 
@@ -72,8 +72,7 @@ def rewritten(shelf, name, old, new):
 
 def forget():
     """A process reads each file once; here they change under it."""
-    kept._essence.cache_clear()
-    trials.code_sha256.cache_clear()
+    memo._code.cache_clear()
 
 
 SERIAL = ReproduceOptions(jobs=1)
@@ -200,31 +199,3 @@ def test_the_list_names_all_with_their_minutes(capsys):
     assert status("reproduce", "--list") == 0
     out = capsys.readouterr().out
     assert "planted-rank" in out and "minutes of one core in all" in out
-
-
-def test_what_a_claim_uses_is_found_at_any_depth():
-    root = kept.ROOT
-    used = {path.relative_to(root).as_posix() for path in kept._used(root / "claims/planted_rank.py", root)}
-    assert {"nn/optim.py", "engine/tensor.py", "experiments/claim.py", "experiments/trials.py"} <= used
-    assert not {"commands/reproduce_page.py", "pages/style.py", "models/load.py", "cli.py"} & used
-    whole = {path.relative_to(root).as_posix() for path in kept._used(root / "__init__.py", root)}
-    assert "models/load.py" in whole
-
-
-def test_a_change_of_what_is_used_is_another_fingerprint(tmp_path):
-    files = {"a.py": "from . import b\nfrom .deep.c import x\n", "b.py": "y = 1\n", "deep/c.py": "x = 1\n", "d.py": ""}
-    for name, text in ({"__init__.py": "", "deep/__init__.py": ""} | files).items():
-        (tmp_path / "package" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "package" / name).write_text(text)
-    root = tmp_path / "package"
-
-    def now():
-        kept._essence.cache_clear()
-        return kept.fingerprint(root / "a.py", root)
-
-    before = now()
-    same_y = '"""Doc."""\ny = 1  # one'
-    changes = [("d.py", "z = 1", True), ("b.py", same_y, True), ("b.py", "y = 2", False), ("b.py", "y = 1", True)]
-    for name, text, same in [*changes, ("deep/c.py", "x = 2", False)]:
-        (root / name).write_text(text)
-        assert (now() == before) == same, name

@@ -1,18 +1,18 @@
-"""Trials in processes: order, shares, failures and interruptions; and the cache of what they found."""
+"""Trials in processes: order, shares, failures and interruptions; and results that are kept."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 import trying
 
 from minilora.experiments import trials
-from minilora.experiments.trials import cached, code_sha256, run_trials
+from minilora.experiments.trials import run_trials
+from minilora.train.loop import TrainingError
 
 THREE = [{"x": 1, "wait": 0.4}, {"x": 2}, {"x": 3}]
 
@@ -122,83 +122,39 @@ def test_an_interruption_ends_all_processes_and_what_is_done_was_told(tmp_path, 
     assert all(gone(int(path.name)) for path in work.iterdir())
 
 
-# -- the cache ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def calls(tmp_path):
-    folder = tmp_path / "calls"
-    folder.mkdir()
-    return folder
-
-
-def test_what_was_found_is_found_again_and_other_settings_are_not(calls, tmp_path):
-    for x, made in [(1, 1), (1, 1), (2, 2)]:
-        assert cached(trying.counted, {"x": x, "folder": str(calls)}, tmp_path / "c") == {"x": x, "both": [x, x]}
-        assert len(list(calls.iterdir())) == made
-
-
-def test_a_failed_trial_is_not_kept(calls, tmp_path):
-    for made in (1, 2):
-        with pytest.raises(ValueError, match="at least 0"):
-            cached(trying.counted, {"x": -1, "folder": str(calls)}, tmp_path / "c")
-        assert len(list(calls.iterdir())) == made
-    assert list(tmp_path.glob("c/*")) == []
+# -- results that are kept ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_trials_use_the_cache(jobs, calls, tmp_path):
+def test_what_was_found_is_found_again_but_not_a_failure(jobs, tmp_path):
+    calls = tmp_path / "calls"
+    calls.mkdir()
     settings = [{"x": x, "folder": str(calls)} for x in (1, 2, -1)]
-    first = run_trials(trying.counted, settings, jobs, cache=tmp_path / "c")
+    first = run_trials(trying.counted, settings, jobs, folder=tmp_path / "c")
     assert first[1] == {"x": 2, "both": [2, 2]} and first[2] == {"failed": "x must be at least 0"}
-    assert run_trials(trying.counted, settings, jobs, cache=tmp_path / "c") == first
+    told = []
+    assert run_trials(trying.counted, settings, jobs, lambda *one: told.append(one), tmp_path / "c") == first
+    assert sorted(told) == list(enumerate(first))
     assert len(list(calls.iterdir())) == 4  # the failed one again
+    run_trials(trying.counted, [{"x": 3, "folder": str(calls)}], folder=tmp_path / "c")
+    assert len(list(calls.iterdir())) == 5
 
 
-def test_what_a_partial_has_fixed_is_a_setting_as_any_other(calls, tmp_path):
-    for x in (1, 2):
-        assert cached(partial(trying.counted, x=x), {"folder": str(calls)}, tmp_path / "c")["x"] == x
+def test_other_code_or_another_function_is_another_trial(tmp_path, monkeypatch):
+    def trial(code, function):
+        monkeypatch.setattr(trials, "code_sha256", lambda file: code)
+        return run_trials(function, [{"x": 1}], folder=tmp_path)[0]
+
+    first = trial("one", trying.double)
+    assert trial("one", trying.double) == first and len(list(tmp_path.iterdir())) == 1
+    trial("other", trying.double)
+    trial("one", trying.same)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_the_cache_forgets_when_the_code_changes(calls, tmp_path, monkeypatch):
-    trial = {"x": 1, "folder": str(calls)}
-    cached(trying.counted, trial, tmp_path / "c")
-    monkeypatch.setattr(trials, "code_sha256", lambda file: "another")
-    cached(trying.counted, trial, tmp_path / "c")
-    assert len(list(calls.iterdir())) == 2
+@pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError, TrainingError])
+def test_an_error_for_people_is_told_without_its_kind(kind):
+    def trial():
+        raise kind("so it\nis")
 
-
-def fingerprint(root):
-    code_sha256.cache_clear()
-    return code_sha256(root / "own.py", root, ("engine",))
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "decides"),
-    [
-        ("engine/ops.py", "def f(x):\n    return x + 2\n", True),
-        ("own.py", "y = 2", True),
-        ("engine/more.py", "", True),
-        ("engine/deep/data.bin", "other", True),
-        (
-            "engine/ops.py",
-            '"""What it is for."""\ndef f(x):  # plus one\n    "More of it."\n    return (x + 1)\n',
-            False,
-        ),
-        ("engine/README.md", "words", False),
-        ("pages/style.py", "BLUE = 1", False),
-    ],
-)
-def test_code_and_data_decide_and_words_do_not(tmp_path, file, text, decides):
-    for name, first in [("engine/ops.py", "def f(x):\n    return x + 1\n"), ("own.py", "y = 1")]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(first)
-    before = fingerprint(tmp_path)
-    (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
-    (tmp_path / file).write_text(text)
-    assert (fingerprint(tmp_path) != before) is decides
-
-
-def test_the_rooms_that_decide_are_there():
-    root = Path(trials.__file__).parents[1]
-    assert [room for room in trials.DECISIVE if not (root / room).is_dir()] == []
+    assert run_trials(trial, [{}], 1) == [{"failed": "so it is"}]

@@ -82,18 +82,18 @@ def test_full_fine_tuning_has_no_rank_to_tell_runs_apart(train, monkeypatch):
 
 def test_other_code_trains_again(train, monkeypatch):
     train()
-    monkeypatch.setattr(updates, "code_sha256", lambda *inputs, **settings: "other")
+    monkeypatch.setattr(updates, "code_sha256", lambda file: "other")
     monkeypatch.setattr(updates, "fit", None)
     with pytest.raises(TypeError):
         train()
 
 
 def test_a_run_that_broke_off_is_trained_again(train, tmp_path, monkeypatch):
-    def full_disk(path, record):
+    def full_disk(*record):
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(updates, "write_json", full_disk)
+        patch.setattr(updates, "keep", full_disk)
         with pytest.raises(OSError, match="no space"):
             train()
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".lock", ".safetensors"]

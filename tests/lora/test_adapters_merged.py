@@ -198,12 +198,3 @@ def test_the_update_of_a_plain_adapter_is_scale_b_a_and_zero_where_it_is_not(kin
     assert not ml.delta_weight(kinds, QUERY, "words").any()
     ml.set_adapter(kinds, None)
     assert not ml.delta_weight(kinds, QUERY).any()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(("model.norm",), "no module called 'model.norm' carries"), ((QUERY, "nobody"), "no adapter called 'nobody'")],
-)
-def test_an_update_that_is_not_there_is_one_clear_error(model, arguments, words):
-    with pytest.raises(ValueError, match=words):
-        ml.delta_weight(model, *arguments)

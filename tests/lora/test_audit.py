@@ -24,7 +24,7 @@ def test_the_audit_passes_and_leaves_the_model_as_it_was(model):
     before, trained = model(IDS).data, set(model.trainable_parameters())
     report = ml.audit(model, "legal")
     names = [name for name, _ in report.checks]
-    assert names == ["trainable", "scale", "count", "off", "start", "gradient", "merge", "file", "base"]
+    assert names == ["trainable", "scale", "count", "off", "initial", "gradient", "merge", "file", "base"]
     assert "scale=2 " in str(report)
     assert np.array_equal(model(IDS).data, before)
     assert set(model.trainable_parameters()) == trained
@@ -92,20 +92,20 @@ def test_a_base_that_a_check_changed_in_place_is_noticed_at_the_end(model, monke
     ("settings", "words"),
     [
         ({}, "B = 0: output bit-identical, dL/dA = 0"),
-        ({"init_lora_weights": "pissa"}, "PiSSA's first A and B: output as"),
+        ({"init_lora_weights": "pissa"}, "PiSSA's initial A and B: output within"),
     ],
     ids=str,
 )
 def test_the_report_says_how_the_adapter_starts(settings, words):
-    assert dict(audit(adapted(**settings), "default").checks)["start"].startswith(words)
+    assert dict(audit(adapted(**settings), "default").checks)["initial"].startswith(words)
 
 
 def test_an_adapter_whose_start_is_a_small_change_breaks_its_promise(monkeypatch):
     model = adapted()
     for array in adapter_state(model, "default").values():
         array *= np.float32(0.1)
-    monkeypatch.setattr(_Audit, "restart", lambda self, path, weights: None)
-    with pytest.raises(AuditError, match="^start: at its start the adapter changes the output"):
+    monkeypatch.setattr(_Audit, "reset", lambda self, path, weights: None)
+    with pytest.raises(AuditError, match="^initial: a newly initialised adapter changes the output"):
         audit(model, "default")
 
 

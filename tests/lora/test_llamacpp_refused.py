@@ -44,7 +44,7 @@ def test_what_llama_cpp_cannot_compute_is_refused_with_the_way_out(settings, wor
 
 def test_a_trained_bias_is_refused_with_the_way_out(tmp_path):
     model = adapted(Net(CONFIG, np.random.default_rng(0)), target_modules=["q_proj"], bias="lora_only")
-    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj: .* trained bias; merge it"):
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj: .* trained bias: merge the adapter"):
         save_gguf_adapter(model, tmp_path / "adapter.gguf")
     assert list(tmp_path.iterdir()) == []
 
@@ -175,5 +175,5 @@ def test_a_name_that_is_taken_is_refused(base, tmp_path):
     path = save_gguf_adapter(adapted(base()), tmp_path / "a.gguf")
     model = base()
     load_gguf_adapter(model, path)
-    with pytest.raises(ValueError, match="'default' already"):
+    with pytest.raises(ValueError, match="already has an adapter called 'default'"):
         load_gguf_adapter(model, path)

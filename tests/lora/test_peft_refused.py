@@ -15,7 +15,7 @@ from minilora.lora.adapters import (
     base_state,
     set_adapter,
 )
-from minilora.lora.peft import load_adapter, save_adapter
+from minilora.lora.peft import save_adapter
 from minilora.nn.llama import Config, Llama
 
 
@@ -86,7 +86,7 @@ def test_an_adapter_of_a_larger_model_is_refused_with_both_shapes(folder):
 
 
 def test_a_name_that_is_taken_is_refused(base, folder):
-    refused(adapted(base()), folder, "'default' already", error=ValueError)
+    refused(adapted(base()), folder, "already has an adapter called 'default'", error=ValueError)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_failed_save_leaves_the_files_of_before_and_no_debris(base, folder, mo
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr(safetensors.numpy, "save_file", half_of(safetensors.numpy.save_file, position=1))
     with pytest.raises(OSError, match="No space"):
-        save_adapter(adapted(base()), folder)
+        save_adapter(adapted(base()), folder, overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -150,17 +150,9 @@ def test_a_failed_save_leaves_no_half_written_config(base, folder, monkeypatch):
     before = (folder / CONFIG).read_bytes()
     monkeypatch.setattr(Path, "write_text", half_of(Path.write_text, position=0))
     with pytest.raises(OSError, match="No space"):
-        save_adapter(adapted(base()), folder)
+        save_adapter(adapted(base()), folder, overwrite=True)
     assert (folder / CONFIG).read_bytes() == before
     assert {path.name for path in folder.iterdir()} == {CONFIG, WEIGHTS, NOTES}
-
-
-def test_saving_over_an_adapter_replaces_it(base, folder):
-    model = adapted(base(), r=2, target_modules=["k_proj"])
-    save_adapter(model, folder)
-    other = base()
-    load_adapter(other, folder)
-    assert logits(other).tobytes() == logits(model).tobytes()
 
 
 COPIES = {  # of the base's table: is it still the base's?

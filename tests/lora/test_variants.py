@@ -26,7 +26,7 @@ from minilora.lora.adapters import (
     unmerge_adapter,
 )
 from minilora.lora.layer import LoraLinear, LoraWeights, new_weights
-from minilora.lora.variants import Dropout, config_with_start, dora_update, lora_plus, row_norms
+from minilora.lora.variants import Dropout, config_with_initial, dora_update, lora_plus, row_norms
 from minilora.nn.layers import Linear
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
@@ -353,11 +353,11 @@ def test_at_the_start_of_pissa_both_gradients_are_there(tiny_model):
 def test_training_pissa_does_not_move_what_it_started_from(tiny_model):
     add_adapter(tiny_model, config(init_lora_weights="pissa"))
     share = next(iter(lora_modules(tiny_model).values())).adapters["default"]
-    start = [array.copy() for array in share.start]
+    initial = [array.copy() for array in share.initial]
     shaken(tiny_model)
-    assert not np.array_equal(share.lora_A.data, start[0])
-    np.testing.assert_array_equal(share.start[0], start[0])
-    np.testing.assert_array_equal(share.start[1], start[1])
+    assert not np.array_equal(share.lora_A.data, initial[0])
+    np.testing.assert_array_equal(share.initial[0], initial[0])
+    np.testing.assert_array_equal(share.initial[1], initial[1])
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
@@ -368,7 +368,7 @@ def test_pissa_becomes_a_plain_adapter_of_twice_the_rank(tiny_model, rslora, dor
     add_adapter(model, config(init_lora_weights="pissa", use_rslora=rslora, use_dora=dora, **patterns))
     expected = logits(shaken(model))
     old = model.adapters["default"].config
-    new = config_with_start(old)
+    new = config_with_initial(old)
     assert (new.r, new.rank_pattern, new.init_lora_weights) == (6, {"up_proj": 4}, True)
     weights = plan_adapter(model, new, "plain")
     for path, share in weights.items():
@@ -381,7 +381,7 @@ def test_pissa_becomes_a_plain_adapter_of_twice_the_rank(tiny_model, rslora, dor
             share.lora_magnitude_vector.data = own.lora_magnitude_vector.data
     install_adapter(model, new, "plain", weights)
     np.testing.assert_allclose(logits(model), expected, rtol=1e-9, atol=1e-11)
-    assert config_with_start(new) is new
+    assert config_with_initial(new) is new
 
 
 # -- LoRA+ -------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def make_adapter(base, folder, seed=0):
     """An adapter that changes what the base says, made for it and saved."""
     model, _ = ml.load(base)
     ml.add_adapter(model, lora_config(), seed=seed)
-    return ml.save_adapter(shaken(model, seed=seed), folder)
+    return ml.save_adapter(shaken(model, seed=seed), folder, overwrite=True)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_hash_that_is_known_is_not_computed_again(here, monkeypatch):
     model, _ = ml.load("models/one")
     ml.load_adapter(model, "runs/legal")
     known = notes_of(here / "runs" / "legal")["base"]["sha256"]
-    monkeypatch.setattr("minilora.lora.notes.sha256_of", None)
+    monkeypatch.setattr("minilora.lora.provenance.sha256_of", None)
     assert notes_of(ml.save_adapter(model, here / "again", base_sha256=known))["base"]["sha256"] == known
 
 
@@ -264,7 +264,7 @@ def test_the_base_is_hashed_once_for_all_and_not_at_all_where_nothing_is_said(he
     named = {"legal": here / "runs" / "legal", "support": make_adapter("models/one", here / "support", seed=1)}
     counted = []
     monkeypatch.setattr(versions, "sha256_of", lambda state: counted.append(1) or sha256_of(state))
-    monkeypatch.setattr("minilora.lora.notes.sha256_of", None)
+    monkeypatch.setattr("minilora.lora.provenance.sha256_of", None)
     load_versions(named)
     assert counted == [1]
     load_versions(named, force=True)

@@ -14,7 +14,7 @@ from minilora.lora.adapters import (
     merged_state,
 )
 from minilora.lora.config import LoraConfig
-from minilora.lora.variants import Dropout, config_with_start, lora_plus
+from minilora.lora.variants import Dropout, config_with_initial, lora_plus
 from minilora.models.folder import load_folder
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import Parameter
@@ -263,7 +263,7 @@ def test_a_converted_pissa_adapter_is_a_plain_one_in_peft(which, tmp_path, rng):
     add_adapter(ours, LoraConfig(r=4, lora_alpha=8, init_lora_weights="pissa", **PISSA[which]))
     for array in adapter_state(ours, "default").values():
         array += 0.1 * rng.standard_normal(array.shape).astype(np.float32)
-    plain = config_with_start(ours.adapters["default"].config)
+    plain = config_with_initial(ours.adapters["default"].config)
     fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "init_lora_weights")
     theirs = with_peft(theirs, **{name: getattr(plain, name) for name in fields}).eval()
     parameters = trained_by(theirs)

@@ -114,7 +114,7 @@ def test_strength_keeps_a_part_of_the_update_and_validation_measures_that_part(h
 
 def test_what_cannot_be_scaled_is_refused_before_it_is_trained(home, tmp_path):
     run(home, tmp_path / "dora", use_dora=True)
-    with pytest.raises(ValueError, match="is no plain LoRA"):
+    with pytest.raises(ValueError, match="only a plain LoRA can be scaled"):
         run(home, tmp_path / "on", adapter=str(tmp_path / "dora"), strength=0.5, r=8)
     assert not (tmp_path / "on.partial" / "adapter_model.safetensors").exists()
 

@@ -88,6 +88,6 @@ def dora_backward(x, W, A, B, magnitude, g, alpha):
 
 
 # %% [markdown]
-# Three times `ok`? Compare with minilora's own: `row_norms`, `dora_update` and `pissa_start` in
+# Three times `ok`? Compare with minilora's own: `row_norms`, `dora_update` and `pissa_initial` in
 # [`variants.py`](../../minilora/lora/variants.py). And a question to think about: where B is zero and the magnitudes are
 # the lengths of W's rows, which of your three gradients are zero?
