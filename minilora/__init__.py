@@ -75,7 +75,10 @@ Training
 Importing this package loads NumPy and no other third-party package; the rest is loaded by what needs it.
 """
 
-from .data.records import DataError, Record, encode_record, encode_records, encode_text, read_records, split_records
+from .data.records import Record, read_records
+from .data.rows import DataError
+from .data.samples import encode_record, encode_records, encode_text
+from .data.splits import split_records
 from .engine.gradcheck import GradientError, gradcheck
 from .engine.tensor import Tensor, no_grad, op
 from .generate.answers import generate

@@ -13,7 +13,7 @@ from modelfiles import TERMS
 from minilora import __version__
 from minilora.cli import build_parser, main
 from minilora.commands.eval import EvalOptions
-from minilora.data.records import DataError
+from minilora.data.rows import DataError
 from minilora.files.tensors import read_tensors
 from minilora.measure.process import Job
 from minilora.models import load as zoo

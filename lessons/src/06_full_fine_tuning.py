@@ -205,7 +205,7 @@ print(f"ten subjects, ten models to keep: {10 * 4 * smollm2 / 1e6:,.0f} MB")
 # [`fit`](../minilora/train/loop.py) is the loop that minilora's jobs use, with a rate that rises and falls and a limit
 # on the gradient's length; [`loss_and_grad`](../minilora/nn/step.py) computes a batch in parts;
 # [`AdamW`](../minilora/nn/optim.py); [`ledger`](../minilora/measure/ledger.py) counts what is held;
-# [`encode_record`](../minilora/data/records.py) makes ids and labels.
+# [`encode_record`](../minilora/data/samples.py) makes ids and labels.
 #
 # **Now you:** [exercises 6](exercises/06_full_fine_tuning.ipynb): the loss of answers, the bytes of any optimizer, and
 # a step on a batch that does not fit.

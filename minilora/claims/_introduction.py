@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import encode_records, read_records, split_records
+from ..data.records import read_records
+from ..data.samples import encode_records
+from ..data.splits import split_records
 from ..experiments.claim import Setting
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import encode_text
+from ..data.samples import encode_text
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import FULL, lora_config, reset, samples_of, tiny_base
 from ..lora.adapters import add_adapter

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import encode_text
+from ..data.samples import encode_text
 from ..engine.tensor import no_grad
 from ..experiments.claim import Band, Claim, Setting
 from ..lora.adapters import add_adapter

@@ -20,7 +20,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ..data.records import read_records, sha256_of_data, split_records
+from ..data.records import read_records, sha256_of_data
+from ..data.splits import split_records
 from ..files.disk import read_json, remove_folder, write_json
 from ..measure.bench import machine, versions
 from ..models.load import locate
@@ -330,7 +331,7 @@ def _inputs(options: CompareOptions, say: Callable[[str], None]) -> dict[str, st
     """The fingerprints of base and data. Raises ValueError for data that leave nothing to choose learning rates by."""
     records = read_records(options.data, field=options.field)
     if records[0].text or not split_records(records)["validation"]:
-        advice = 'learning rates are chosen on them: use records, and give a tenth of them "split": "validation"'
+        advice = 'learning rates are chosen on them: use 10 records or more, or name them with "split": "validation"'
         raise ValueError(f"{options.data} has no records for validation; {advice}")
     return {"base_sha256": sha256_of_base(options.base, say), "data_sha256": sha256_of_data(options.data)}
 

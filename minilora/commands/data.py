@@ -19,21 +19,11 @@ from typing import Any
 import numpy as np
 
 from ..data.formats import TEXT, check_field
-from ..data.leaks import NAMED, twice
-from ..data.records import (
-    AT_ONCE,
-    SPLITS,
-    Reading,
-    Record,
-    by_split,
-    cut,
-    encode_records,
-    encode_text,
-    is_one_text,
-    read_source,
-    split_text,
-    told_of_splits,
-)
+from ..data.leaks import NAMED, leaks
+from ..data.records import Reading, Record, read_source
+from ..data.rows import SPLITS
+from ..data.samples import AT_ONCE, encode_records, encode_text, truncate
+from ..data.splits import by_split, is_one_text, split_text, told_of_splits
 from ..engine.fused import NOT_SCORED
 from ..models.load import load_tokenizer
 from ..models.tokenizer import Tokenizer
@@ -96,7 +86,7 @@ def look(
         "held_out": _held_out(reading, splits),
         "records_with": _carried(reading.records),
         "lengths": lengths,
-        "twice": [{"held_out": t.record.id, "trained": t.trained.id, "same": t.same} for t in twice(splits)],
+        "twice": [{"held_out": t.record.id, "trained": t.trained.id, "same": t.same} for t in leaks(splits)],
         "examples": [
             _example(name, record, tokenizer, options.max_length, is_one_text(reading.records))
             for name, record in (_chosen(splits) if lengths else ())
@@ -145,7 +135,7 @@ class _Lengths:
         self.scored = self.cut = self.lost = 0
 
     def add(self, samples: Sequence[Sample]) -> None:
-        _, longer, lost = cut(samples, self.max_length)
+        _, longer, lost = truncate(samples, self.max_length)
         self.tokens += [len(sample.ids) for sample in samples]
         self.scored += sum(sample.scored for sample in samples)
         self.cut += longer

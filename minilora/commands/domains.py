@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import read_records, split_records
+from ..data.records import read_records
+from ..data.splits import split_records
 from ..files.disk import ModelFileError, read_json, write_json
 from ..lora.combine import combine_adapters
 from ..lora.peft import WEIGHTS_FILE

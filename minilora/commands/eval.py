@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import BUILT_IN, Record, cut, encode_records, read_records, split_records
+from ..data.records import BUILT_IN, Record, read_records, sha256_of_data
+from ..data.samples import encode_records, truncate
+from ..data.splits import follows_rule, is_one_text, split_records, split_text
 from ..lora.adapters import set_adapter
 from ..lora.provenance import read_provenance
 from ..measure.loss import evenly, held_out
@@ -111,7 +113,8 @@ def evaluate_versions(
     model, tokenizer = load_versions(
         folders, base, options.quantized, options.device, options.force, say, dtype_of(options.bf16)
     )
-    sets = read_sets(data, tokenizer, options.limit, options.max_length, options.field, say)
+    trained = [source for source in data if _trained_by(source, folders.values())]
+    sets = read_sets(data, tokenizer, options.limit, options.max_length, options.field, say, trained)
     for each in sets:
         material = Material([], [], {each.name: each.samples}, {} if options.no_recall else {each.name: each.asked})
         material.refuse_what_is_longer(model.config.max_position_embeddings, each.data, tokenizer)
@@ -131,6 +134,15 @@ def trained_on(folder: Path) -> str | None:
     return str(name) if name and (name in BUILT_IN or Path(str(name)).exists()) else None
 
 
+def _trained_by(source: str, folders: Iterable[Path]) -> bool:
+    """Was one of the adapters trained on these data?"""
+    notes = [read_notes(folder).get("data", {}) for folder in folders]
+    if any(note.get("name") == source for note in notes):
+        return True
+    hashes = {note["sha256"] for note in notes if "sha256" in note}
+    return bool(hashes) and sha256_of_data(source) in hashes
+
+
 # -- sets --------------------------------------------------------------------------------------------------------------
 
 
@@ -141,11 +153,13 @@ def read_sets(
     max_length: int = Options.max_length,
     field: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda line: None,
+    trained: Sequence[str] = (),
 ) -> list[MeasuredSet]:
-    """The sets of each data set: what it holds out from training, as `finetune` measures it, or all of it if nothing.
+    """The sets of each data set: what `finetune` holds out of it, or all of it.
 
-    limit: records of each, evenly chosen. Records are cut to `max_length` tokens. field: as for `read_records`. Raises
-    DataError for bad data, ValueError for the same data twice.
+    limit: records of each set, evenly chosen. max_length: longer records are truncated. field: as for `read_records`.
+    trained: those of `data` that an adapter was trained on; where they name no split, they are divided as `finetune`
+    divides them. Raises DataError for bad data, ValueError for the same data twice.
     """
     if twice := [name for name, times in Counter(data).items() if times > 1]:
         raise ValueError(f"{twice[0]} is given twice as data: once is enough")
@@ -154,30 +168,37 @@ def read_sets(
     for source in data:
         stem = Path(source).stem
         called = stem if stems[stem] == 1 else source
-        for kind, records in _chosen(read_records(source, tokenizer, field), source, limit, say):
+        records = read_records(source, tokenizer, field)
+        if source in trained and is_one_text(records):
+            if sequences := split_text(records[0].text, tokenizer, max_length)["test"]:
+                sets.append(MeasuredSet(f"{called}/unseen", source, "unseen", evenly(sequences, limit), []))
+                continue
+        for kind, chosen in _chosen(records, source, limit, say, source in trained):
             name = called if kind == "all" else f"{called}/{kind}"
-            whole = evenly(encode_records(records, tokenizer, max_length=max_length), limit)  # a text is several
-            samples, longer, dropped = cut(whole, max_length)
+            whole = evenly(encode_records(chosen, tokenizer, max_length=max_length), limit)  # a text is several
+            samples, longer, dropped = truncate(whole, max_length)
             if longer:
-                lost = f", {dropped} of them lost their whole answer and were left out" if dropped else ""
-                say(f"{name}: {longer} of {len(whole)} records are longer than --max-length {max_length}, cut{lost}")
+                lost = f", and {dropped} of them dropped: nothing of their answer was left" if dropped else ""
+                limit_of = f"--max-length {max_length}"
+                say(f"{name}: {longer} of {len(whole)} records are longer than {limit_of} and were truncated{lost}")
             if not samples:
                 raise ValueError(f"{source}: nothing is left to score within --max-length {max_length}")
-            sets.append(MeasuredSet(name, source, kind, samples, [record for record in records if record.keywords]))
+            sets.append(MeasuredSet(name, source, kind, samples, [record for record in chosen if record.keywords]))
     return sets
 
 
 def _chosen(
-    records: Sequence[Record], source: str, limit: int | None, say: Callable[[str], None]
+    records: Sequence[Record], source: str, limit: int | None, say: Callable[[str], None], trained: bool
 ) -> Iterator[tuple[str, list[Record]]]:
-    """The records of each kind that a data set has something of."""
-    if any(record.split == "train" for record in records):
+    """The records of each kind that a data set has something of. trained: was an adapter trained on it?"""
+    if trained or any(record.split == "train" for record in records):
         sets = held_out(split_records(records), limit or Options.eval_records)
         if any(sets.values()):
             yield from ((kind, evenly(chosen, limit)) for kind, chosen in sets.items() if chosen)
             return
-    if source not in BUILT_IN and records[0].messages:
-        say(f"{source} holds nothing out: all its records are measured, with those that were trained on, if any were")
+        say(f"{source}: nothing is held out, so this loss includes training records")
+    elif source not in BUILT_IN and follows_rule(records):
+        say(f"{source}: no record names a split, and no adapter here was trained on it: all of it is measured")
     yield "all", evenly(records, limit)
 
 

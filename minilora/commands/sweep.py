@@ -20,7 +20,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ..data.records import is_one_text, read_records, sha256_of_data, split_records
+from ..data.records import read_records, sha256_of_data
+from ..data.splits import is_one_text, split_records
 from ..engine.parallel import processors
 from ..experiments.trials import run_trials, usual_jobs
 from ..files.disk import read_json, remove_folder, replacing, write_json
@@ -135,7 +136,9 @@ def _inputs(settings: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -
     for name, field in data.items():
         records = read_records(name, field=field)
         if not is_one_text(records) and not split_records(records)["validation"]:
-            raise ValueError(f'{name} has no records for validation: give a tenth of them "split": "validation"')
+            raise ValueError(
+                f'{name} has no records for validation: use 10 records or more, or name them with "split": "validation"'
+            )
     return {
         "base_sha256": {name: sha256_of_base(name, say) for name in bases},
         "data_sha256": {name: sha256_of_data(name) for name in data},

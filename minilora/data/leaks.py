@@ -1,4 +1,4 @@
-"""Records that are held out though what is trained on says the same: measured on them, memory counts as learning."""
+"""Leaks between splits: validation and test records that training has seen, in the same words."""
 
 from __future__ import annotations
 
@@ -9,57 +9,73 @@ from .formats import listed
 from .records import Record
 from .rows import SPLITS
 
-NAMED = 5  # such records that are named; of more, only the number is told
+NAMED = 5  # leaks that are named; the others are only counted
+_LABEL = 4  # words of an answer, at most, that is a label rather than a text: many records share it
 
 
 @dataclass(frozen=True)
-class Twice:
-    """A record that is held out though one that is trained on says the same: `same` is what both have in common."""
+class Leak:
+    """A validation or test record that has `same` in common with a training record."""
 
     record: Record
     trained: Record
     same: str  # "question", "answer" or "question and answer"
 
 
-def twice(splits: Mapping[str, Sequence[Record]]) -> list[Twice]:
-    """Held-out records whose question or answer is trained on, too; white space and upper or lower case apart.
+def leaks(splits: Mapping[str, Sequence[Record]]) -> list[Leak]:
+    """Validation and test records whose question or answer is also in the training set.
 
-    A text is compared as a whole. An answer of less than five words is a label rather than a text: many records share
-    it, and it does not count alone. Of several trained records, the first that has most in common is named.
+    Whole texts are compared; white space and case do not count. An answer of at most four words alone is no leak. Of
+    several training records, the first with the most in common is named.
     """
     held = [record for name in SPLITS[1:] for record in splits[name]]
-    said: dict[tuple[str, ...], list[int]] = {}
+    waiting: dict[tuple[str, ...], list[int]] = {}
     for i, record in enumerate(held):
-        for key in _said(record):
-            said.setdefault(key, []).append(i)
-    found: dict[int, Twice] = {}
+        for key in _keys(record):
+            waiting.setdefault(key, []).append(i)
+    found: dict[int, Leak] = {}
     for record in splits["train"] if held else ():
-        for key in _said(record):
-            for i in said.pop(key, ()):  # once: those after it have no more in common
+        for key in _keys(record):
+            for i in waiting.pop(key, ()):  # popped: later training records have no more in common
                 if i not in found or len(key[0]) > len(found[i].same):
-                    found[i] = Twice(held[i], record, key[0])
+                    found[i] = Leak(held[i], record, key[0])
     return [found[i] for i in sorted(found)]
 
 
-def told_of_twice(found: Sequence[Twice]) -> list[str]:
-    """One line that names such records, or none."""
+def warning_of_leaks(found: Sequence[Leak]) -> list[str]:
+    """One line that names the leaks; none if there are none."""
     if not found:
         return []
-    named = listed([f"{item.record.id} has the {item.same} of {item.trained.id}" for item in found], NAMED)
-    are = "held-out record says" if len(found) == 1 else "held-out records say"
-    return [f"{len(found)} {are} what is trained on, too: {named}; measured on them, memory counts as learning"]
+    one = len(found) == 1
+    what = "1 validation or test record is" if one else f"{len(found):,} validation or test records are"
+    named = listed([f"{leak.record.id} has the {leak.same} of {leak.trained.id}" for leak in found], NAMED)
+    return [f"{what} also in the training set, so {'its' if one else 'their'} loss looks too good: {named}"]
 
 
-def _said(record: Record) -> Iterator[tuple[str, ...]]:
-    """What can be the same: its name, and the text. A chat's questions are joined; a text counts as a question."""
-    asked = " ".join(message["content"] for message in record.prompt if message["role"] != "system")
-    question = _plain(asked or record.text)
+def repeated(records: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Records that have the question and the answer (or the text) of an earlier one, with that one."""
+    first: dict[tuple[str, ...], Record] = {}
+    return [
+        (record, earlier) for record in records if (earlier := first.setdefault(_whole(record), record)) is not record
+    ]
+
+
+def _keys(record: Record) -> Iterator[tuple[str, ...]]:
+    """What another record can have in common: its name, and the text. A text counts as a question."""
+    kind, question, *answers = whole = _whole(record)
     yield "question", question
-    if record.messages:
-        answer = _plain(record.messages[-1]["content"])
-        yield "question and answer", question, answer
-        if answer.count(" ") >= 4:
+    for answer in answers:
+        yield whole
+        if len(answer.split()) > _LABEL:
             yield "answer", answer
+
+
+def _whole(record: Record) -> tuple[str, ...]:
+    """All that is compared of a record; a chat's questions are joined."""
+    asked = " ".join(message["content"] for message in record.prompt if message["role"] != "system")
+    if not record.messages:
+        return "question", _plain(record.text)
+    return "question and answer", _plain(asked), _plain(record.messages[-1]["content"])
 
 
 def _plain(text: str) -> str:

@@ -17,7 +17,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from ..data.records import encode_records, read_records, split_records
+from ..data.records import read_records
+from ..data.samples import encode_records
+from ..data.splits import split_records
 from ..engine.backend import Array
 from ..lora.adapters import add_adapter, remove_adapter
 from ..lora.config import ALL_LINEAR, LoraConfig

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import encode_records, read_records, split_records
+from ..data.records import read_records
+from ..data.samples import encode_records
+from ..data.splits import split_records
 from ..engine.backend import dense, to_numpy
 from ..files.disk import ModelFileError
 from ..files.tensors import read_tensors, write_tensors

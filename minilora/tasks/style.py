@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..data.records import Record, encode_records, read_records, split_records
+from ..data.records import Record, read_records
+from ..data.samples import encode_records
+from ..data.splits import split_records
 from ..measure.loss import answer_all
 from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama

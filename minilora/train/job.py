@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import epochs, sha256_of_data
+from ..data.records import sha256_of_data
+from ..data.samples import epochs
 from ..files.disk import remove_folder, replacing, write_json
 from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
 from ..lora.audit import AuditError, audit

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from ..data.records import epochs
+from ..data.samples import epochs
 from ..engine.backend import Array
 from ..nn.llama import Llama
 from ..nn.optim import SCHEDULES, AdamW, Optimizer

@@ -9,18 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..data.leaks import told_of_twice, twice
-from ..data.records import (
-    Record,
-    cut,
-    encode_records,
-    is_one_text,
-    read_records,
-    split_records,
-    split_text,
-    told_of_splits,
-)
-from ..measure.loss import ANSWER_TOKENS, answer_all, evenly, held_out, keyword_recall, mean_loss
+from ..data.leaks import leaks, warning_of_leaks
+from ..data.records import Record, read_records
+from ..data.samples import encode_records, truncate
+from ..data.splits import describe_splits, follows_rule, is_one_text, split_records, split_text
+from ..measure.loss import ANSWER_TOKENS, Item, answer_all, evenly, held_out, keyword_recall, mean_loss
 from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
 from ..nn.parts import Sample
@@ -101,15 +94,18 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
     shown: dict[str, list[Record]] = {}
     if is_one_text(records):
         parts = split_text(records[0].text, tokenizer, options.max_length)
-        samples = {"train": parts["train"], "validation": parts["validation"], "unseen": parts["test"]}
+        say(describe_splits({name: len(part) for name, part in parts.items()}, text=True))
+        samples = {"train": parts["train"]}
+        for name, part in (("validation", parts["validation"]), ("unseen", parts["test"])):
+            samples[name] = _sampled(part, name, options.eval_records, say)
     else:
         samples, asked, shown = _of_records(records, tokenizer, options, say)
     for name, whole in samples.items():
-        samples[name], longer, dropped = cut(whole, options.max_length)
+        samples[name], longer, dropped = truncate(whole, options.max_length)
         if longer:
-            lost = f", {dropped} of them lost their whole answer and were left out" if dropped else ""
+            lost = f", and {dropped} of them dropped: nothing of their answer was left" if dropped else ""
             limit = f"--max-length {options.max_length}"
-            say(f"{name}: {longer} of {len(whole)} records are longer than {limit} and were cut{lost}")
+            say(f"{name}: {longer} of {len(whole)} records are longer than {limit} and were truncated{lost}")
     if not samples["train"]:
         raise ValueError(f"{options.data}: nothing is left to train on within --max-length {options.max_length}")
     samples["general"] = encode_records(general, tokenizer)  # never cut: the same measure for every run
@@ -173,16 +169,18 @@ def _of_records(
 ) -> tuple[dict[str, list[Sample]], dict[str, list[Record]], dict[str, list[Record]]]:
     """Records by set, encoded; those of them that have keywords to look for; where none has, a few to show."""
     splits = split_records(records)
-    if all(record.split is None for record in records):
-        say(told_of_splits(splits))
-    for line in told_of_twice(twice(splits)):
+    if follows_rule(records):
+        say(describe_splits({name: len(part) for name, part in splits.items()}))
+    for line in warning_of_leaks(leaks(splits)):
         say(line)
     reworded = [r.asked(r.validation_paraphrase) for r in splits["train"] if r.validation_paraphrase is not None]
+    most, measured = options.eval_records, held_out(splits, options.eval_records)
     sets = {
         "train": splits["train"],
-        "validation": splits["validation"],
-        "validation_paraphrase": evenly(reworded, options.eval_records),
-        **held_out(splits, options.eval_records),
+        "validation": _sampled(splits["validation"], "validation", most, say),
+        "validation_paraphrase": evenly(reworded, most),
+        "paraphrase": measured["paraphrase"],
+        "unseen": _sampled(measured["unseen"], "unseen", most, say),
     }
     asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
     asked = {name: chosen for name, chosen in asked.items() if chosen}
@@ -192,6 +190,14 @@ def _of_records(
         name: encode_records(chosen, tokenizer, name == "train", options.max_length) for name, chosen in sets.items()
     }
     return encoded, asked, {name: chosen for name, chosen in shown.items() if chosen}
+
+
+def _sampled(items: Sequence[Item], name: str, most: int, say: Callable[[str], None]) -> list[Item]:
+    """At most `most` of the items, evenly chosen; says so if others are left out."""
+    chosen = evenly(items, most)
+    if len(chosen) < len(items):
+        say(f"{name}: a sample of {len(chosen):,} of {len(items):,} is measured (--eval-records {most})")
+    return chosen
 
 
 def _few(records: Sequence[Record]) -> list[Record]:

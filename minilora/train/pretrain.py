@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import encode_text
+from ..data.samples import encode_text
 from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
 from ..measure.loss import mean_loss

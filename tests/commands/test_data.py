@@ -8,7 +8,10 @@ from modelfiles import TERMS
 
 from minilora.cli import main
 from minilora.commands.data import BRACKETS, UNDERLINED, LookOptions, look, page
-from minilora.data.records import DataError, cut, encode_records, read_records, split_records
+from minilora.data.records import read_records
+from minilora.data.rows import DataError
+from minilora.data.samples import cut, encode_records
+from minilora.data.splits import split_records
 from minilora.engine.fused import NOT_SCORED
 from minilora.models import load as zoo
 from minilora.progress import Bars

@@ -20,7 +20,7 @@ from minilora.commands.eval import (
     table,
     trained_on,
 )
-from minilora.data.records import DataError
+from minilora.data.rows import DataError
 from minilora.lora.adapters import active_factors
 from minilora.progress import Bars
 from minilora.train.job import finetune

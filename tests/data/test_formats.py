@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import minilora as ml
 from minilora.data import rows
 from minilora.data.formats import FORMATS, NAMES
-from minilora.data.records import DataError, Record, read_records, read_source
+from minilora.data.records import Record, read_records, read_source
+from minilora.data.rows import DataError
 from minilora.progress import Bars
 
 ASK, TELL = "What is a lien?", "A claim on property,\nheld until a debt is paid."

@@ -7,17 +7,9 @@ import pytest
 from modelfiles import CONFIG, write_gguf
 from tokenizers import Tokenizer as Core
 
-from minilora.data.records import (
-    BUILT_IN,
-    DataError,
-    Record,
-    cut,
-    encode_record,
-    encode_records,
-    encode_text,
-    read_records,
-    sha256_of_data,
-)
+from minilora.data.records import BUILT_IN, Record, read_records, sha256_of_data
+from minilora.data.rows import DataError
+from minilora.data.samples import cut, encode_record, encode_records, encode_text
 from minilora.engine.fused import NOT_SCORED
 from minilora.models.gguf import GGUF
 from minilora.models.tokenizer import Tokenizer

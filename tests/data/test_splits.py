@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 
 from minilora.data.leaks import told_of_twice, twice
-from minilora.data.records import DataError, Record, split_records, told_of_splits
+from minilora.data.records import Record
+from minilora.data.rows import DataError
+from minilora.data.splits import split_records, told_of_splits
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 HELLO = {"role": "user", "content": "hello"}

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from minilora.data.records import cut, epochs
+from minilora.data.samples import cut, epochs
 from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import no_grad
 from minilora.nn.parts import Sample, common_prefix, pack

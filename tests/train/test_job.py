@@ -11,7 +11,7 @@ from modelfiles import CHATML, CONFIG, TERMS, write_gguf
 
 import minilora as ml
 from minilora.commands.report import page, read_metrics
-from minilora.data.records import DataError
+from minilora.data.rows import DataError
 from minilora.generate.answers import generate
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
 from minilora.lora.config import LoraConfig

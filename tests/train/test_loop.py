@@ -7,7 +7,7 @@ import pytest
 from smallmodels import new_model, random_samples
 
 import minilora as ml
-from minilora.data.records import epochs
+from minilora.data.samples import epochs
 from minilora.nn import step as shared
 from minilora.nn.optim import SCHEDULES, SGD, AdamW, clip_grad_norm, warmup_cosine
 from minilora.nn.parts import pack

@@ -7,7 +7,8 @@ from jobs import options
 from modelfiles import TERMS
 
 import minilora as ml
-from minilora.data.records import Record, Sample
+from minilora.data.records import Record
+from minilora.nn.parts import Sample
 from minilora.progress import Bars
 from minilora.train.material import Material, evaluate, prepare
 

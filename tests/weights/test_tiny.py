@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import minilora as ml
 from minilora.cli import main
-from minilora.data.records import encode_record, read_records
+from minilora.data.records import read_records
+from minilora.data.samples import encode_record
 from minilora.files.tensors import read_tensors
 from minilora.measure.loss import mean_loss
 from minilora.models.load import TINY

@@ -1,0 +1,130 @@
+"""Records as samples: encoded, truncated, and dealt out in batches, epoch after epoch.
+
+Of a conversation only the assistant's words are scored, with the token that ends them; of a text, everything is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+
+from ..engine.fused import NOT_SCORED
+from ..models.tokenizer import Tokenizer
+from ..nn.parts import Sample
+from .records import Record
+
+AT_ONCE = 256  # records whose texts are encoded together: work for all cores, in little memory
+
+
+
+def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
+    """A conversation as token ids, with labels for the assistant's words and the token that ends them.
+
+    Of a text, all tokens but the first are scored; the token that ends an answer is appended.
+    """
+    return _encoded([record], tokenizer)[0]
+
+
+def encode_records(
+    records: Sequence[Record], tokenizer: Tokenizer, phrasings: bool = False, max_length: int | None = None
+) -> list[Sample]:
+    """Records as samples, in their order: `encode_record` of each, on all cores.
+
+    phrasings: add the records' further phrasings, one of which each epoch takes.
+    max_length: texts are divided into samples of at most this many tokens; conversations stay whole, see `truncate`.
+    """
+    samples: list[Sample] = []
+    for i in range(0, len(records), AT_ONCE):
+        wordings = [
+            [record, *(record.asked(text) for text in record.phrasings if phrasings and not record.text)]
+            for record in records[i : i + AT_ONCE]
+        ]
+        encoded = iter(_encoded([record for each in wordings for record in each], tokenizer))
+        for record, *more in wordings:
+            sample, others = next(encoded), tuple(next(encoded) for _ in more)
+            if record.text:
+                samples += _divided(sample.ids, max_length or len(sample.ids))
+            else:
+                samples.append(replace(sample, others=others) if others else sample)
+    return samples
+
+
+def _encoded(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
+    """`encode_record` of each; the texts of all of them are encoded at once."""
+    texts = [_texts_of(record, tokenizer) for record in records]
+    ids = iter(tokenizer.encode_all([text for some in texts for text in some]))
+    return [
+        _sample(record, some, [next(ids) for _ in some], tokenizer) for record, some in zip(records, texts, strict=True)
+    ]
+
+
+def _texts_of(record: Record, tokenizer: Tokenizer) -> list[str]:
+    """What must be encoded: a text; or a conversation, and for each answer everything before it."""
+    if record.text:
+        return [record.text]
+    said = record.messages
+    before = [said[:i] for i, message in enumerate(said) if message["role"] == "assistant"]
+    return [tokenizer.render(said), *(tokenizer.render(begun, answer_next=True) for begun in before)]
+
+
+def _sample(record: Record, texts: Sequence[str], encoded: Sequence[list[int]], tokenizer: Tokenizer) -> Sample:
+    """A record as a sample. texts, encoded: those of `_texts_of`, and their token ids."""
+    ids = encoded[0]
+    if record.text:
+        ids = _ended(ids, tokenizer)
+        return Sample(tuple(ids), (NOT_SCORED, *ids[1:]))
+    labels = [NOT_SCORED] * len(ids)
+    answers = [message["content"] for message in record.messages if message["role"] == "assistant"]
+    for answer, before, start in zip(answers, texts[1:], map(len, encoded[1:]), strict=True):
+        # Usually the first end token is the answer's own, and the answer need not be encoded to find its end.
+        plain = tokenizer.eos not in answer and texts[0].startswith(f"{before}{answer}{tokenizer.eos}")
+        end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:] else len(ids)
+        if not plain or end == len(ids):
+            said = tokenizer.encode(tokenizer.plain(answer))
+            if ids[start : start + len(said)] == said:  # not with a template that trims or merges
+                end = start + len(said)
+        end += end < len(ids) and ids[end] == tokenizer.eos_id
+        labels[start:end] = ids[start:end]
+    return Sample(tuple(ids), tuple(labels))
+
+
+def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
+    """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored."""
+    return _divided(tokenizer.encode(text), max_length)
+
+
+def _divided(ids: Sequence[int], max_length: int) -> list[Sample]:
+    sequences = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
+    return [Sample(tuple(row), (NOT_SCORED, *row[1:])) for row in sequences if len(row) > 1]
+
+
+def _ended(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    return ids if ids[-1:] == [tokenizer.eos_id] else [*ids, tokenizer.eos_id]
+
+
+def truncate(samples: Sequence[Sample], max_length: int) -> tuple[list[Sample], int, int]:
+    """Truncate samples to `max_length` tokens. Returns those that still have a scored token, how many samples were
+    truncated, and how many of these have no scored token left and are dropped.
+    """
+    longer = sum(len(sample.ids) > max_length for sample in samples)
+    short = [
+        Sample(sample.ids[:max_length], sample.labels[:max_length], tuple(truncate(sample.others, max_length)[0]))
+        for sample in samples
+    ]
+    scored = [sample for sample in short if sample.scored]
+    return scored, longer, len(short) - len(scored)
+
+
+def epochs(samples: Sequence[Sample], batch_size: int, seed: int) -> Iterator[list[Sample]]:
+    """Batches of samples without end: every epoch has each sample once, in a new order that `seed` determines.
+
+    Each epoch takes the next phrasing of a sample that has `others`; which phrasing is first differs by sample.
+    """
+    rng = np.random.default_rng(seed)
+    for epoch in count():
+        order = rng.permutation(len(samples))
+        for i in range(0, len(order), batch_size):
+            yield [samples[j].in_turn(epoch + int(j)) for j in order[i : i + batch_size]]

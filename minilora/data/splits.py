@@ -1,0 +1,69 @@
+"""Which records are trained on, which validate and which test: as the data say, or else by one rule.
+
+Every command divides a file by this rule, so that `eval` tests on the records that `finetune` did not train on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..models.tokenizer import Tokenizer
+from ..nn.parts import Sample
+from .records import Record
+from .rows import SPLITS, DataError
+from .samples import encode_text
+
+LEAST = 10  # records, or sequences of a text: with fewer, all are trained on
+RULE = "of every ten, the fifth is for validation and the tenth for the test"
+TEXT_RULE = "the last tenth of the text is for the test, the tenth before it for validation"
+
+
+def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by split: "train", "validation", "test". Where none names a split, RULE decides.
+
+    Raises DataError when nothing is left to train on.
+    """
+    splits = by_split(records)
+    if not splits["train"]:
+        raise DataError('no record is left to train on: none has "split": "train"')
+    return splits
+
+
+def by_split(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """`split_records`, also for data without training records. A record without a split is trained on if another record
+    names one.
+    """
+    splits: dict[str, list[Record]] = {name: [] for name in SPLITS}
+    ruled = follows_rule(records) and len(records) >= LEAST
+    for i, record in enumerate(records):
+        by_rule = {4: "validation", 9: "test"}.get(i % 10) if ruled else None
+        splits[record.split or by_rule or "train"].append(record)
+    return splits
+
+
+def follows_rule(records: Sequence[Record]) -> bool:
+    """Does no record name a split?"""
+    return all(record.split is None for record in records)
+
+
+def describe_splits(sizes: Mapping[str, int], text: bool = False) -> str:
+    """What the rule makes of data that name no split. sizes: samples or records by split. text: of a single text."""
+    things, rule = ("sequences", TEXT_RULE) if text else ("records", RULE)
+    if not any(sizes[name] for name in SPLITS[1:]):
+        return f"all {sizes['train']} {things} are trained on: there are fewer than {LEAST}, too few to hold any out"
+    held_out = f"{sizes['validation']:,} for validation, {sizes['test']:,} for the test"
+    return f"{sizes['train']:,} {things} to train on, {held_out}: none names a split, so {rule}"
+
+
+def is_one_text(records: Sequence[Record]) -> bool:
+    """Are the data a single text that names no split?"""
+    return len(records) == 1 and bool(records[0].text) and records[0].split is None
+
+
+def split_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, list[Sample]]:
+    """The sequences of `encode_text` by split, as TEXT_RULE says."""
+    sequences = encode_text(text, tokenizer, max_length)
+    tenth = len(sequences) // LEAST
+    trained = len(sequences) - 2 * tenth
+    ends = (0, trained, trained + tenth, len(sequences))
+    return {name: sequences[ends[i] : ends[i + 1]] for i, name in enumerate(SPLITS)}
