@@ -23,7 +23,7 @@ from ..data.leaks import NAMED, leaks
 from ..data.records import Reading, Record, read_source
 from ..data.rows import SPLITS
 from ..data.samples import AT_ONCE, encode_records, encode_text, truncate
-from ..data.splits import by_split, is_one_text, split_text, told_of_splits
+from ..data.splits import by_split, describe_splits, follows_rule, is_one_text, split_text
 from ..engine.fused import NOT_SCORED
 from ..models.load import load_tokenizer
 from ..models.tokenizer import Tokenizer
@@ -83,7 +83,7 @@ def look(
         "files": {str(path): kind for path, kind in reading.files.items()},
         "formats": dict(reading.formats),
         "not_read": dict(reading.unread),
-        "held_out": _held_out(reading, splits),
+        "held_out": _held_out(reading, lengths),
         "records_with": _carried(reading.records),
         "lengths": lengths,
         "twice": [{"held_out": t.record.id, "trained": t.trained.id, "same": t.same} for t in leaks(splits)],
@@ -94,13 +94,12 @@ def look(
     }
 
 
-def _held_out(reading: Reading, splits: Mapping[str, Sequence[Record]]) -> str:
-    """What decides what is held out."""
-    if is_one_text(reading.records):
-        return "the last tenth of the text is kept to measure by"
-    if any(record.split is not None for record in reading.records):
+def _held_out(reading: Reading, lengths: Mapping[str, Mapping[str, int]]) -> str:
+    """What decides which records are for validation and for the test."""
+    if not follows_rule(reading.records):
         return "as the files say" if len(reading.files) > 1 else "as the records say"
-    return told_of_splits(splits)
+    sizes = {name: lengths.get(name, {}).get("samples", 0) for name in SPLITS}
+    return describe_splits(sizes, text=is_one_text(reading.records))
 
 
 def _carried(records: Sequence[Record]) -> dict[str, int]:
@@ -156,7 +155,7 @@ class _Lengths:
 def _chosen(splits: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:
     """Three records to look at: the first and the middle one of those to train on, the first that is held out."""
     train = [("train", record) for record in splits["train"]]
-    held = [(name, record) for name in SPLITS[1:] for record in splits[name]]
+    held = [(name, record) for name in ("test", "validation") for record in splits[name]]
     chosen = [*train[:1], *train[len(train) // 2 :][: len(train) > 1], *held, *train[1:]]
     return list({record.id: (name, record) for name, record in chosen[:4]}.values())[:3]
 

@@ -136,7 +136,7 @@ def trained_on(folder: Path) -> str | None:
 
 def _trained_by(source: str, folders: Iterable[Path]) -> bool:
     """Was one of the adapters trained on these data?"""
-    notes = [read_notes(folder).get("data", {}) for folder in folders]
+    notes = [read_provenance(folder).get("data", {}) for folder in folders]
     if any(note.get("name") == source for note in notes):
         return True
     hashes = {note["sha256"] for note in notes if "sha256" in note}
@@ -169,10 +169,10 @@ def read_sets(
         stem = Path(source).stem
         called = stem if stems[stem] == 1 else source
         records = read_records(source, tokenizer, field)
-        if source in trained and is_one_text(records):
-            if sequences := split_text(records[0].text, tokenizer, max_length)["test"]:
-                sets.append(MeasuredSet(f"{called}/unseen", source, "unseen", evenly(sequences, limit), []))
-                continue
+        divided = is_one_text(records) and source in trained
+        if divided and (sequences := split_text(records[0].text, tokenizer, max_length)["test"]):
+            sets.append(MeasuredSet(f"{called}/unseen", source, "unseen", evenly(sequences, limit), []))
+            continue
         for kind, chosen in _chosen(records, source, limit, say, source in trained):
             name = called if kind == "all" else f"{called}/{kind}"
             whole = evenly(encode_records(chosen, tokenizer, max_length=max_length), limit)  # a text is several

@@ -62,7 +62,8 @@ def repeated(records: Sequence[Record]) -> list[tuple[Record, Record]]:
 
 def _keys(record: Record) -> Iterator[tuple[str, ...]]:
     """What another record can have in common: its name, and the text. A text counts as a question."""
-    kind, question, *answers = whole = _whole(record)
+    whole = _whole(record)
+    _, question, *answers = whole
     yield "question", question
     for answer in answers:
         yield whole

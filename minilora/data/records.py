@@ -1,8 +1,8 @@
 """Data files as records: conversations or texts, checked row by row before anything is trained.
 
 A file is JSONL, a JSON list, CSV or TSV with a row per record, in one of the formats of `formats.py`, such as
-`{"question", "answer"}` or `{"messages": [{"role", "content"}, ...]}`; or it is a `.txt` file. A row may also have "id",
-"split", "phrasings", "paraphrase", "validation_paraphrase", "keywords".
+`{"question", "answer"}` or `{"messages": [{"role", "content"}, ...]}`; or it is a `.txt` file. A row may also have
+"id", "split", "phrasings", "paraphrase", "validation_paraphrase", "keywords".
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from .records import Record
 AT_ONCE = 256  # records whose texts are encoded together: work for all cores, in little memory
 
 
-
 def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
     """A conversation as token ids, with labels for the assistant's words and the token that ends them.
 

@@ -4,7 +4,8 @@
      "base": {"name": "smollm2", "path": ..., "sha256": ..., "shape": {...},    the model that it was made for
               "rounded_to": "nf4", "unrounded_sha256": ...},                    if quantised: the kind, and the original
      "data": {"name": "legal", "sha256": ..., "records": 240,                   the training data, if known
-              "system": "You are ..."},                                         the system prompt of all its records
+              "system": "You are ...",                                          the system prompt of all its records
+              "split": "of every ten, ..."},                                    the rule that divided it, if one did
      "dropout": {...}}                                                          the state of its random masks
 
 PEFT's format has no place for these entries. Readers ignore entries they do not know. A folder without this file is a

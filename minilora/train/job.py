@@ -88,8 +88,7 @@ def finetune(
         job.begin()
         if options.method == "lora":
             source = {"name": options.data, "sha256": sha256_of_data(options.data), "records": len(material.train)}
-            if material.system is not None:
-                source["system"] = material.system
+            source |= {key: text for key in ("system", "split") if (text := getattr(material, key)) is not None}
             model.adapters[ADAPTER].data = source  # for its folder's minilora.json
         trainer = _trainer(job, options, ranks)
         if not state.trained:

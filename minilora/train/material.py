@@ -12,7 +12,7 @@ import numpy as np
 from ..data.leaks import leaks, warning_of_leaks
 from ..data.records import Record, read_records
 from ..data.samples import encode_records, truncate
-from ..data.splits import describe_splits, follows_rule, is_one_text, split_records, split_text
+from ..data.splits import RULE, TEXT_RULE, describe_splits, follows_rule, is_one_text, split_records, split_text
 from ..measure.loss import ANSWER_TOKENS, Item, answer_all, evenly, held_out, keyword_recall, mean_loss
 from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
@@ -33,6 +33,7 @@ class Material:
     shown: dict[str, list[Record]] = field(default_factory=dict)  # asked for the page alone: no keywords to look for
     validation_paraphrase: list[Sample] = field(default_factory=list)  # what is trained on, asked in other words
     system: str | None = None  # the system prompt of all records, if they have the same one
+    split: str | None = None  # the rule that divided data in which no record names a split
 
     @property
     def validation_sets(self) -> dict[str, list[Sample]]:
@@ -112,7 +113,8 @@ def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) 
     scored = {name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)}
     reworded = samples.get("validation_paraphrase", [])
     system = common_system(records)
-    return Material(samples["train"], samples["validation"], scored, asked, shown, reworded, system)
+    rule = None if not follows_rule(records) else TEXT_RULE if is_one_text(records) else RULE
+    return Material(samples["train"], samples["validation"], scored, asked, shown, reworded, system, rule)
 
 
 def common_system(records: Sequence[Record]) -> str | None:

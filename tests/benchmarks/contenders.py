@@ -81,8 +81,8 @@ def transformers_generation(folder, streams, dtype="float32"):
 def samples(tokenizer):
     """RECORDS records as token ids and labels; only answers are scored."""
     from minilora.data.records import read_records
-from minilora.data.samples import encode_record
-from minilora.data.splits import split_records
+    from minilora.data.samples import encode_record
+    from minilora.data.splits import split_records
 
     records = split_records(read_records("legal"))["train"]
     return [encode_record(record, tokenizer) for record in records[:: len(records) // RECORDS][:RECORDS]]

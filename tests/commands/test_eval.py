@@ -24,6 +24,7 @@ from minilora.data.rows import DataError
 from minilora.lora.adapters import active_factors
 from minilora.progress import Bars
 from minilora.train.job import finetune
+from minilora.train.material import prepare
 
 QUIET = Bars(quiet=True)
 
@@ -72,11 +73,25 @@ def test_a_limit_holds_for_every_set_and_may_be_more_than_finetune_measures(toke
 
 
 def test_of_a_file_that_holds_nothing_out_all_records_are_measured_and_that_is_said(tmp_path, tokenizer):
-    for records in (without_splits(), [one | {"split": "test"} for one in TERMS]):
-        said = []
-        found = read_sets([write(tmp_path, records)], tokenizer, say=said.append)
-        assert names(found) == {"own": ("all", 12, 12)} and "own.jsonl holds nothing out" in said[0]
+    unsplit, seen = "no record names a split", "this loss includes training records"
+    for split, trained, words in ((None, False, [unsplit]), ("test", False, []), ("train", True, [seen])):
+        said, path = [], write(tmp_path, [one | {"split": split, "paraphrase": None} for one in TERMS])
+        found = read_sets([path], tokenizer, say=said.append, trained=[path] * trained)
+        assert names(found) == {"own": ("all", 12, 12)} and len(said) == len(words)
+        assert all(word in line for word, line in zip(words, said, strict=True))
         assert [record.prompt[-1]["content"] for record in found[0].asked] == [one["question"] for one in TERMS]
+
+
+def test_data_that_an_adapter_was_trained_on_are_divided_as_for_training(tmp_path, home, tokenizer):
+    path, novel = write(tmp_path, without_splits()), str(home / "novel.txt")
+    found = read_sets([path, novel], tokenizer, max_length=60, trained=[path, novel])
+    own, text = (
+        prepare(options(home, "x", data=data, max_length=60), tokenizer, print).scored for data in (path, novel)
+    )
+    assert {each.name: each.samples for each in found} == {
+        "own/paraphrase": own["paraphrase"], "own/unseen": own["unseen"], "novel/unseen": text["unseen"]
+    }  # fmt: skip
+    assert len(own["unseen"]) == 1 and len(text["unseen"]) == 1
 
 
 def test_only_records_with_keywords_are_asked(tmp_path, tokenizer):

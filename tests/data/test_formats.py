@@ -15,7 +15,6 @@ from minilora.data import rows
 from minilora.data.formats import FORMATS, NAMES
 from minilora.data.records import Record, read_records, read_source
 from minilora.data.rows import DataError
-from minilora.progress import Bars
 
 ASK, TELL = "What is a lien?", "A claim on property,\nheld until a debt is paid."
 ASKED = ({"role": "user", "content": ASK}, {"role": "assistant", "content": TELL})
@@ -416,35 +415,3 @@ def test_bad_rows_of_all_files_are_told_at_once(tmp_path):
     assert [line.split(": ")[0] for line in message_of(tmp_path).split("\n")] == [
         f"{tmp_path / 'train.jsonl'}:2", f"{tmp_path / 'test.jsonl'}:2",
     ]  # fmt: skip
-
-
-# -- training ----------------------------------------------------------------------------------------------------------
-
-
-def own_files(folder):
-    """A file of each format and kind, and a folder: name -> (path, what options it needs)."""
-    for way, row in WAYS_AND_TEXT.items():
-        path = folder / f"{way.replace('/', '-')}.jsonl"
-        jsonl(path, [{**row, "id": str(i)} for i in range(10)])
-        yield way, path, {}
-    for suffix, (write, kind) in KINDS.items():
-        path = folder / f"other.{suffix}"
-        write(path, [{"ask": ASK, "tell": TELL}] * 4)
-        yield kind, path, {"field": {"question": "ask", "answer": "tell"}}
-    (folder / "splits").mkdir()
-    for split in ("train", "valid", "test"):
-        jsonl(folder / "splits" / f"{split}.jsonl", [WAYS["q/a"]] * 2)
-    yield "folder", folder / "splits", {}
-
-
-OWN = [*WAYS_AND_TEXT, *(kind for _, kind in KINDS.values()), "folder"]
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_the_tiny_base_learns_from_each(tmp_path, name):
-    data, settings = next((path, settings) for way, path, settings in own_files(tmp_path) if way == name)
-    chosen = dict(base="tiny", steps=2, batch_size=2, r=2, max_length=64, out=str(tmp_path / "run"))
-    metrics = ml.finetune(ml.Options(data=str(data), **chosen, **settings), bars=Bars(quiet=True))
-    first, second = metrics["train_loss"]
-    assert second < first
-    assert metrics["records"]["train"] == {"folder": 2}.get(name, 4 if "field" in settings else 9)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Core
 
 from minilora.data.records import BUILT_IN, Record, read_records, sha256_of_data
 from minilora.data.rows import DataError
-from minilora.data.samples import cut, encode_record, encode_records, encode_text
+from minilora.data.samples import encode_record, encode_records, encode_text, truncate
 from minilora.engine.fused import NOT_SCORED
 from minilora.models.gguf import GGUF
 from minilora.models.tokenizer import Tokenizer
@@ -297,7 +297,7 @@ def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone
         for i, message in enumerate(record.messages):
             if message["role"] == "assistant":
                 start = len(tokenizer.encode_chat(record.messages[:i], answer_next=True))
-                answer = tokenizer.encode(message["content"])
+                answer = tokenizer.encode(tokenizer.plain(message["content"]))
                 end = start + len(answer)
                 if ids[start:end] != answer:
                     end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:] else len(ids)
@@ -323,7 +323,7 @@ def test_further_phrasings_are_encoded_if_asked_for_and_cut_like_the_rest(write,
     assert plain == encode_record(record, tokenizer) and plain.others == ()
     assert whole.others == tuple(encode_record(record.asked(text), tokenizer) for text in record.phrasings)
     assert (whole.ids, whole.labels) == (plain.ids, plain.labels)
-    (short,), longer, dropped = cut([whole], len(plain.ids) - 1)
+    (short,), longer, dropped = truncate([whole], len(plain.ids) - 1)
     assert longer == 1 and dropped == 0 and all(len(s.ids) <= len(plain.ids) - 1 for s in (short, *short.others))
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from minilora.data.leaks import told_of_twice, twice
+from minilora.data.leaks import leaks, repeated, warning_of_leaks
 from minilora.data.records import Record
 from minilora.data.rows import DataError
-from minilora.data.splits import split_records, told_of_splits
+from minilora.data.splits import describe_splits, split_records, split_text
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 HELLO = {"role": "user", "content": "hello"}
@@ -25,11 +25,25 @@ def test_records_follow_the_split_they_name_and_train_without_one():
     assert ids == {"train": ["r1", "r3"], "validation": ["r2"], "test": ["r0"]}
 
 
-@pytest.mark.parametrize(("count", "tested"), [(1, []), (9, []), (10, ["r9"]), (25, ["r9", "r19"])])
-def test_where_none_names_a_split_every_tenth_is_for_testing(count, tested):
+@pytest.mark.parametrize("count", [1, 9, 10, 14, 15, 25])
+def test_where_none_names_a_split_the_fifth_and_the_tenth_of_every_ten_are_held_out(count):
     parts = split_records(records_of(*[None] * count))
-    assert [r.id for r in parts["test"]] == tested
-    assert len(parts["train"]) == count - len(tested) and parts["validation"] == []
+    numbers = {name: [int(r.id[1:]) + 1 for r in part] for name, part in parts.items()}
+    assert numbers["validation"] == [n for n in range(1, count + 1) if count >= 10 and n % 10 == 5]
+    assert numbers["test"] == [n for n in range(1, count + 1) if count >= 10 and n % 10 == 0]
+    assert sorted(n for part in numbers.values() for n in part) == [*range(1, count + 1)]
+
+
+@pytest.mark.parametrize("count", [9, 10, 19, 20, 57])
+def test_of_a_text_the_last_tenth_is_for_the_test_and_the_tenth_before_it_for_validation(count, tokenizer):
+    text = "abc" * count
+    parts = split_text(text, tokenizer, 3)
+    assert [len(parts[name]) for name in ("train", "validation", "test")] == [
+        count - 2 * (count // 10),
+        count // 10,
+        count // 10,
+    ]
+    assert [i for part in parts.values() for s in part for i in s.ids] == tokenizer.encode(text)
 
 
 def test_nothing_left_to_train_on_is_an_error():
@@ -37,11 +51,13 @@ def test_nothing_left_to_train_on_is_an_error():
         split_records(records_of("test", "validation"))
 
 
-@pytest.mark.parametrize(
-    ("count", "told"), [(30, "27 trained, 3 held out: no record names"), (9, "9 trained, none held out: from ten")]
-)
-def test_how_many_are_held_out_is_told(count, told):
-    assert told_of_splits(split_records(records_of(*[None] * count))).startswith(told)
+@pytest.mark.parametrize(("sizes", "text", "said"), [
+    ((24, 3, 3), False, "24 records to train on, 3 for validation, 3 for the test: none names a split, so of every"),
+    ((24, 3, 3), True, "24 sequences to train on, 3 for validation, 3 for the test: none names a split, so the last"),
+    ((9, 0, 0), False, "all 9 records are trained on: there are fewer than 10, too few to hold any out"),
+])  # fmt: skip
+def test_how_many_are_held_out_is_said(sizes, text, said):
+    assert describe_splits(dict(zip(("train", "validation", "test"), sizes, strict=True)), text).startswith(said)
 
 
 def held_and_trained(held, trained):
@@ -73,7 +89,7 @@ TWICE = [
 @pytest.mark.parametrize(("held", "trained", "same"), TWICE)
 def test_what_is_held_out_and_trained_on_is_found(held, trained, same):
     splits = held_and_trained(held, trained)
-    found = [(item.record.id, item.trained.id, item.same) for item in twice(splits)]
+    found = [(item.record.id, item.trained.id, item.same) for item in leaks(splits)]
     assert found == ([] if same is None else [("h", "t", same)])
 
 
@@ -84,9 +100,9 @@ def test_of_several_trained_records_the_one_that_has_most_in_common_is_named():
         ("asked", (*same.messages[:2], SO)), ("answered", (HELLO, same.messages[-1])),
     ))  # fmt: skip
     for trained in ([asked, answered, same], [same, asked, answered], [answered, same]):
-        assert [item.trained.id for item in twice({**splits, "train": trained})] == ["t"]
-    assert [item.same for item in twice({**splits, "train": [answered, asked]})] == ["question"]
-    assert twice({**splits, "train": [replace(held, messages=(SYSTEM, HELLO, SO))]}) == []
+        assert [item.trained.id for item in leaks({**splits, "train": trained})] == ["t"]
+    assert [item.same for item in leaks({**splits, "train": [answered, asked]})] == ["question"]
+    assert leaks({**splits, "train": [replace(held, messages=(SYSTEM, HELLO, SO))]}) == []
 
 
 def test_many_records_are_found_as_when_each_is_compared_with_each():
@@ -108,15 +124,25 @@ def test_many_records_are_found_as_when_each_is_compared_with_each():
             if first := next((t for t in train if has(t, held)), None):
                 wanted.append((held.id, first.id, same))
                 break
-    found = twice({"train": train, "validation": [], "test": test})
+    found = leaks({"train": train, "validation": [], "test": test})
     assert [(item.record.id, item.trained.id, item.same) for item in found] == wanted
     assert {same for *_, same in wanted} == {"question", "answer", "question and answer"}
 
 
 def test_records_in_two_splits_are_named_in_one_line():
-    assert told_of_twice([]) == []
-    (one,) = twice(held_and_trained(LIEN, LIEN))
-    (line,) = told_of_twice([one])
-    assert line.startswith("1 held-out record says what is trained on, too: h has the question and answer of t; ")
-    (line,) = told_of_twice([one] * 7)
-    assert line.startswith("7 held-out records say") and line.count("h has") == 5 and "and 2 more; " in line
+    assert warning_of_leaks([]) == []
+    (one,) = leaks(held_and_trained(LIEN, LIEN))
+    (line,) = warning_of_leaks([one])
+    assert line == (
+        "1 validation or test record is also in the training set, so its loss looks too good: "
+        "h has the question and answer of t"
+    )
+    (line,) = warning_of_leaks([one] * 7)
+    assert line.startswith("7 validation or test records are") and line.count("h has") == 5 and "and 2 more" in line
+
+
+def test_a_record_that_repeats_an_earlier_one_is_found_with_that_one():
+    one, two = (held_and_trained(LIEN, LIEN)[name][0] for name in ("train", "test"))
+    other = replace(one, id="o", messages=(*one.messages[:2], SO))
+    assert repeated([one, other]) == []
+    assert [(r.id, earlier.id) for r, earlier in repeated([one, other, two, two])] == [("h", "t"), ("h", "t")]

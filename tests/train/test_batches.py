@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from minilora.data.samples import cut, epochs
+from minilora.data.samples import epochs, truncate
 from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import no_grad
 from minilora.nn.parts import Sample, common_prefix, pack
@@ -22,7 +22,7 @@ def random_samples(rng, sizes, shared=0):
 
 def test_cutting_tells_how_many_were_cut_and_how_many_were_lost():
     samples = [sample(*range(n), unscored=4) for n in (4 + 1, 8, 9, 20)] + [sample(*range(12), unscored=8)]
-    kept, longer, dropped = cut(samples, 8)
+    kept, longer, dropped = truncate(samples, 8)
     assert [len(s.ids) for s in kept] == [5, 8, 8, 8] and kept[3] == sample(*range(8), unscored=4)
     assert (longer, dropped) == (3, 1)
 

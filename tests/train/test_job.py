@@ -12,10 +12,12 @@ from modelfiles import CHATML, CONFIG, TERMS, write_gguf
 import minilora as ml
 from minilora.commands.report import page, read_metrics
 from minilora.data.rows import DataError
+from minilora.data.splits import RULE
 from minilora.generate.answers import generate
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter
+from minilora.lora.provenance import read_provenance
 from minilora.measure.counts import count_parameters
 from minilora.measure.loss import mean_loss
 from minilora.measure.predict import base_parameters
@@ -139,21 +141,23 @@ def test_the_picture_of_a_run_is_drawn(finished, tmp_path):
     assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_a_run_without_validation_and_paraphrases_has_page_and_picture(home, tmp_path):
+def test_a_run_on_own_data_without_splits_has_validation_page_picture_and_the_rule_in_its_notes(home, tmp_path):
     plain = [{"question": r["question"], "answer": r["answer"]} for r in TERMS]
     (tmp_path / "plain.jsonl").write_text("\n".join(map(json.dumps, plain)), encoding="utf-8")
     metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "plain.jsonl"), steps=1), bars=Bars(True))
     assert set(metrics["loss"]) == {"unseen", "general"} and metrics["keyword_recall"] == {}
-    assert metrics["records"]["train"] == 11 and metrics["records"]["unseen"] == 1
+    assert (metrics["records"]["train"], metrics["records"]["validation"], metrics["records"]["unseen"]) == (10, 1, 1)
+    assert metrics["kept"]["which"] == "best" and read_provenance(tmp_path / "run")["data"]["split"] == RULE
     run_picture(metrics, tmp_path / "picture.png")
     assert "unseen" in page(metrics)
 
 
-def test_plain_text_is_learned_with_its_last_tenth_held_back(home, tmp_path):
+def test_plain_text_is_learned_but_for_its_last_two_tenths(home, tmp_path):
     chosen = options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=16, lr=2e-2, steps=20)
     said = []
     metrics = finetune(chosen, said.append, Bars(quiet=True))
-    assert metrics["records"]["unseen"] == (metrics["records"]["train"] + metrics["records"]["unseen"]) // 10 > 0
+    records = [metrics["records"][name] for name in ("train", "validation", "unseen")]
+    assert records[1] == records[2] == sum(records) // 10 > 0
     assert metrics["loss"]["unseen"][1] < 0.9 * metrics["loss"]["unseen"][0]
     assert page(metrics)
 
@@ -235,11 +239,11 @@ def test_records_without_keywords_are_asked_for_the_page(home, tmp_path):
     metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl")), bars=Bars(quiet=True))
     assert [(row["set"], row["question"]) for row in metrics["answers"]] == [
         ("train", "What is 0?"),
-        ("train", "What is 14?"),
+        ("train", "What is 15?"),
         ("unseen", "What is 9?"),
     ]
     assert metrics["keyword_recall"] == {} and metrics["records"] == {
-        "train": 27, "validation": 0, "unseen": 3, "general": 60
+        "train": 24, "validation": 3, "unseen": 3, "general": 60
     }  # fmt: skip
 
 

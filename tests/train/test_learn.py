@@ -109,13 +109,13 @@ def test_training_stops_where_nothing_better_was_found(losses, patience, steps, 
 def test_patience_needs_something_to_go_by(home, tmp_path):
     with pytest.raises(ValueError, match=r"novel\.txt: nothing is held out for validation, so patience has nothing"):
         finetune(
-            options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=16, patience=1), bars=Bars(True)
+            options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=512, patience=1), bars=Bars(True)
         )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_validation_the_last_adapter_is_kept(home, tmp_path):
-    chosen = options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=16)
+    chosen = options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=512)
     metrics = finetune(chosen, bars=Bars(quiet=True))
     assert metrics["kept"] == {"step": 6, "which": "last", "loss": None} and metrics["validation"] == {}
 

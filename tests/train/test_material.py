@@ -13,18 +13,31 @@ from minilora.progress import Bars
 from minilora.train.material import Material, evaluate, prepare
 
 
-def test_records_that_are_cut_are_told(home, tokenizer):
+def test_records_that_are_truncated_are_named(home, tokenizer):
     said = []
     material = prepare(options(home, "unused", max_length=36), tokenizer, said.append)
     cut = (material.train, material.scored["unseen"], material.scored["paraphrase"])
     assert all(len(s.ids) <= 36 for part in cut for s in part)
-    assert any(line.startswith("train: 8 of 8 records are longer than --max-length 36 and were cut") for line in said)
+    assert any(
+        line.startswith("train: 8 of 8 records are longer than --max-length 36 and were truncated") for line in said
+    )
 
 
-def test_at_most_eval_records_paraphrases_are_measured_evenly_chosen(home, tokenizer):
-    material = prepare(options(home, "unused", eval_records=3), tokenizer, print)
-    assert [r.id for r in material.asked["paraphrase"]] == ["x/0", "x/3", "x/6"]
-    assert len(material.scored["paraphrase"]) == 3
+def test_at_most_eval_records_of_every_set_are_measured_evenly_chosen(home, tmp_path, tokenizer):
+    terms = [{key: value for key, value in TERMS[i % 12].items() if key not in ("split", "id")} for i in range(60)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
+    said = []
+    chosen = options(home, "unused", data=str(tmp_path / "data.jsonl"), eval_records=3)
+    material = prepare(chosen, tokenizer, said.append)
+    assert [r.id for r in material.asked["paraphrase"]] == ["line-1", "line-21", "line-41"]
+    assert [r.id for r in material.asked["unseen"]] == ["line-10", "line-30", "line-50"]
+    sizes = [len(material.train), len(material.validation), len(material.scored["general"])]
+    assert sizes == [48, 3, 60]
+    assert [line for line in said if "sample" in line] == [
+        f"{name}: a sample of 3 of 6 is measured (--eval-records 3)" for name in ("validation", "unseen")
+    ]
+    text = prepare(options(home, "x", data=str(home / "novel.txt"), max_length=8, eval_records=1), tokenizer, print)
+    assert [len(text.validation), len(text.scored["unseen"])] == [1, 1] and len(text.train) > 8
 
 
 def material_of(**sets):
@@ -107,12 +120,13 @@ def test_what_is_general_is_never_cut(home, tokenizer):
     assert max(len(s.ids) for s in short.scored["general"]) > 30 >= max(len(s.ids) for s in short.train)
 
 
-def test_a_text_is_learned_but_for_its_last_tenth(home, tokenizer):
+def test_a_text_is_trained_on_but_for_its_last_two_tenths(home, tokenizer):
     material = prepare(options(home, "unused", data=str(home / "novel.txt"), max_length=10), tokenizer, print)
     ids = tokenizer.encode((home / "novel.txt").read_text(encoding="utf-8"))
-    seen = [i for s in [*material.train, *material.scored["unseen"]] for i in s.ids]
-    assert seen == ids and len(material.scored["unseen"]) == len(ids) // 10 // 10
-    assert set(material.scored) == {"unseen", "general"} and material.asked == {} and material.validation == []
+    parts = (material.train, material.validation, material.scored["unseen"])
+    assert [i for part in parts for s in part for i in s.ids] == ids
+    assert [len(part) for part in parts[1:]] == [len(ids) // 10 // 10] * 2
+    assert set(material.scored) == {"unseen", "general"} and material.asked == {}
 
 
 def test_records_that_lose_their_whole_answer_are_told_and_left_out(home, tmp_path, tokenizer):
@@ -121,8 +135,8 @@ def test_records_that_lose_their_whole_answer_are_told_and_left_out(home, tmp_pa
     said = []
     material = prepare(options(home, "x", data=str(tmp_path / "data.jsonl"), max_length=100), tokenizer, said.append)
     assert len(material.train) == 7 and said == [
-        "train: 1 of 8 records are longer than --max-length 100 and were cut, "
-        "1 of them lost their whole answer and were left out"
+        "train: 1 of 8 records are longer than --max-length 100 and were truncated, "
+        "and 1 of them dropped: nothing of their answer was left"
     ]
 
 
@@ -163,8 +177,8 @@ def test_a_file_without_splits_is_told_how_it_was_divided_and_what_stands_in_bot
     said = []
     prepare(options(home, "x", data=str(tmp_path / "data.jsonl")), tokenizer, said.append)
     assert [line[:70] for line in said] == [
-        "9 trained, 1 held out: no record names a split, so every tenth is kept",
-        "1 held-out record says what is trained on, too: line-10 has the questi",
+        "8 records to train on, 1 for validation, 1 for the test: none names a ",
+        "1 validation or test record is also in the training set, so its loss l",
     ]
 
 
@@ -172,7 +186,7 @@ def test_columns_under_other_names_reach_the_job(home, tmp_path, tokenizer):
     terms = [{"ask": term["question"], "tell": term["answer"]} for term in TERMS]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
     chosen = options(home, "x", data=str(tmp_path / "data.jsonl"), field={"question": "ask", "answer": "tell"})
-    assert len(prepare(chosen, tokenizer, lambda line: None).train) == 11
+    assert len(prepare(chosen, tokenizer, lambda line: None).train) == 10
 
 
 def test_texts_of_rows_are_divided_and_held_out_as_their_splits_say(home, tmp_path, tokenizer):
@@ -183,4 +197,4 @@ def test_texts_of_rows_are_divided_and_held_out_as_their_splits_say(home, tmp_pa
     sets = (material.train, material.validation, material.scored["unseen"])
     assert [len(samples) for samples in sets] == [len(material.train)] * 3 and len(material.train) > 3
     assert all(len(sample.ids) <= 16 for samples in sets for sample in samples)
-    assert [line[:33] for line in said] == ["2 held-out records say what is tr"] and material.asked == {}
+    assert [line[:33] for line in said] == ["2 validation or test records are "] and material.asked == {}
