@@ -102,8 +102,9 @@ from .lora.mixed import mixed_batch
 from .lora.peft import load_adapter, save_adapter
 from .lora.variants import lora_plus
 from .measure.counts import count_parameters
-from .measure.loss import answer_all, keyword_recall, mean_loss
+from .measure.loss import mean_loss
 from .measure.predict import Step, predict_memory
+from .measure.recall import answer_all, keyword_recall
 from .models.load import load, pull
 from .nn.layers import Linear
 from .nn.llama import Config, Llama

@@ -129,7 +129,7 @@ def test_a_missing_adapter_is_status_1_before_a_model_is_looked_for(words, flags
     monkeypatch.setattr(zoo, "pull", None)
     out = [] if words[0] == "audit" else ["--out", "a.gguf"]
     assert status(*words, *out, *flags) == 1
-    assert "absent" in (line := complaint(capsys)) and "no such file; expected a PEFT adapter folder" in line
+    assert "absent" in (line := complaint(capsys)) and "no such file: expected the folder of a PEFT adapter" in line
     assert written(tmp_path) == []
 
 
@@ -265,7 +265,7 @@ def test_compare_domains_draws_and_prints_what_was_measured(tmp_path, capsys, mo
     told = []
     found = {"sets": {"general": {"data": "general", "kind": "all"}}, "adapters": {}, "best_on_own": {}, "mixes": []}
     found["scores"] = {"general": {"base": {"loss": {"value": 2.0, "low": 1.0, "high": 3.0}}}}
-    monkeypatch.setattr("minilora.commands.domains.compare_domains", lambda options, say: told.append(options) or found)
+    monkeypatch.setattr("minilora.commands.domains.compare_domains", lambda options: told.append(options) or found)
     words = ["compare", "--domains", "--base", "tiny", "--steps", 3, "--limit", 4, "--out", tmp_path, "--json"]
     (tmp_path / "domains").mkdir()
     assert status(*words) == 0 and json.loads(capsys.readouterr().out) == found

@@ -14,8 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minilora.course import claim, show
-from minilora.experiments.claim import Band, Interval, Setting, Verdict
+from minilora.experiments.claim import Band, Setting, Verdict
 from minilora.experiments.tiny import tiny_run
+from minilora.measure.statistics import Interval
 from minilora.pages.style import GREY, LORA, ink
 
 # %% [markdown]
@@ -245,7 +246,8 @@ for (name, found_something), (low, high) in zip(researchers.items(), bands, stri
 # - Tune the baseline as well as the new method: choose on validation, measure on test.
 # - There are three verdicts. What is chosen after looking has none.
 #
-# Read on in [`Interval`](../minilora/experiments/claim.py), `Band` and `Claim` of the same file, and in
+# Read on in [`Interval`](../minilora/measure/statistics.py),
+# [`Band` and `Claim`](../minilora/experiments/claim.py), and in
 # [`tiny_run`](../minilora/experiments/tiny.py). **Now you:** [exercises 18](exercises/18_how_do_you_know.ipynb): the
 # interval, the verdict, and a claim of your own in worlds whose truth is known.
 #

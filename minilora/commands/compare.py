@@ -23,7 +23,7 @@ from typing import Any
 from ..data.records import read_records, sha256_of_data
 from ..data.splits import split_records
 from ..files.disk import read_json, remove_folder, write_json
-from ..measure.bench import machine, versions
+from ..measure.environment import machine, versions
 from ..models.load import locate
 from ..options import BASE, UsageError, add_flags, flag, flag_fields, from_flags, option
 from ..train.options import FIELD, Options
@@ -391,6 +391,6 @@ def _run_domains(arguments: argparse.Namespace) -> None:
     if other := [item.name for item in flag_fields(CompareOptions) if item.name in arguments and item.name not in own]:
         raise UsageError(f"{flag(other[0])} means nothing with --domains: leave out one of the two")
     options = from_flags(DomainsOptions, arguments)
-    result = compare_domains(options, say=tell)
+    result = compare_domains(options)
     save_themes(lambda: matrix_figure(drawn(result)), options.folder / PICTURE_FILE)
     print(json.dumps(result, indent=2) if arguments.json else domains_page(result, terminal_width()))

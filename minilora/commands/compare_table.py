@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..measure.bench import circumstances
+from ..measure.environment import circumstances
 from .report import LOSSES, RECALLS, WIDTH, rule
 
 Metrics = dict[str, Any]  # of a run, as `finetune` returns them

@@ -10,7 +10,7 @@ import hashlib
 import json
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
@@ -24,15 +24,14 @@ from ..data.splits import split_records
 from ..files.disk import ModelFileError, read_json, write_json
 from ..lora.combine import combine_adapters
 from ..lora.peft import WEIGHTS_FILE
-from ..measure.statistics import Scores, interval
 from ..models.versions import BASE_NAME, load_versions
 from ..options import BASE, option
-from ..progress import Bars
+from ..progress import log
 from ..train.checkpoint import read_state, told
 from ..train.job import finetune
 from ..train.options import Options
 from ..train.run_folder import CHECKPOINT, METRICS_FILE, STATE_FILE, RunFolder
-from .eval import LOSS, RECALL, MeasuredSet, measure, plain, read_sets, resampled, shown, summary
+from .eval import LOSS, RECALL, MeasuredSet, Scores, measure, plain, read_sets, resampled, shown, summary
 from .report import read_metrics, rule
 
 DOMAINS = ("legal", "medical", "support", "finance")
@@ -68,32 +67,29 @@ class DomainsOptions:
         return own.with_name(own.name.replace(DOMAINS[0], "domains", 1))
 
 
-def compare_domains(
-    options: DomainsOptions, say: Callable[[str], None] = lambda line: None, bars: Bars | None = None
-) -> dict[str, Any]:
+def compare_domains(options: DomainsOptions) -> dict[str, Any]:
     """Train what is not trained yet, measure every version on every domain, and return the numbers.
 
     They also stand in `domains.json` in `options.folder`. Versions are the base, each adapter, the four merged, and
-    pairs of adapters mixed half and half, measured on their own two domains. say: hears what comes next. bars: where
-    progress is shown, on stderr if left out. Raises ValueError, before anything is trained, when a run is there that
-    had other settings.
+    pairs of adapters mixed half and half, measured on their own two domains. Raises ValueError, before anything is
+    trained, when a run is there that had other settings.
     """
-    bars, began = bars or Bars(), time.monotonic()
+    began = time.monotonic()
     todo = [domain for domain in DOMAINS if not _finished(options, domain)]
     try:
-        _train(options, todo, say, bars)
+        _train(options, todo)
     except KeyboardInterrupt:
-        say("the same command, given again, goes on from here")
+        log.info("the same command, given again, goes on from here")
         raise
     trained = time.monotonic()
     metrics = {domain: read_metrics(options.run(domain).folder) for domain in DOMAINS}
     folders = {domain: options.run(domain).folder for domain in DOMAINS}
-    model, tokenizer = load_versions(folders, options.base, say=say)
+    model, tokenizer = load_versions(folders, options.base, say=log.info)
     merged = {}
     for method in MERGES:
         made = combine_adapters(model, DOMAINS, [1 / len(DOMAINS)] * len(DOMAINS), method, name=method)
         merged[method] = {"weight": 1 / len(DOMAINS), "error": made.error}
-    sets = read_sets([*DOMAINS, "general"], tokenizer, options.limit, say=say)
+    sets = read_sets([*DOMAINS, "general"], tokenizer, options.limit)
     pairs = {f"{one} + {other}": (one, other) for one, other in combinations(DOMAINS, 2)}
     versions: dict[str, str | dict[str, float] | None] = {
         BASE_NAME: None,
@@ -106,7 +102,7 @@ def compare_domains(
 
     options.folder.mkdir(parents=True, exist_ok=True)
     known = Known(options.folder / KNOWN_FILE, _fingerprint(metrics, folders, sets))
-    scores = measure(model, tokenizer, versions, sets, bars, wanted=wanted, known=known)
+    scores = measure(model, tokenizer, versions, sets, wanted=wanted, known=known)
     alone = {name: {v: s for v, s in found.items() if v not in pairs} for name, found in scores.items()}
     result = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -147,7 +143,7 @@ def _finished(options: DomainsOptions, domain: str) -> bool:
     return True
 
 
-def _train(options: DomainsOptions, todo: list[str], say: Callable[[str], None], bars: Bars) -> None:
+def _train(options: DomainsOptions, todo: list[str]) -> None:
     """Make these runs one by one. After each, say about how long the rest will take."""
     records = {domain: len(split_records(read_records(domain))["train"]) for domain in todo}
     spent = done = 0.0
@@ -155,9 +151,9 @@ def _train(options: DomainsOptions, todo: list[str], say: Callable[[str], None],
         rest = (
             f", about {spent / done * sum(records[name] for name in todo[i:]) / 60:.0f} minutes to go" if done else ""
         )
-        say(f"training {domain}: {i + 1} of {len(todo)}{rest}")
+        log.info(f"training {domain}: {i + 1} of {len(todo)}{rest}")
         start, resume = time.monotonic(), _interrupted(options, domain)
-        finetune(options.run(domain, overwrite=options.overwrite, resume=resume), say, bars)
+        finetune(options.run(domain, overwrite=options.overwrite, resume=resume), log.info)
         if not resume:  # a part of a run says nothing of a whole one
             spent, done = spent + time.monotonic() - start, done + records[domain]
 
@@ -224,7 +220,7 @@ def _best(scores: Mapping[str, Scores], own: str, seed: int) -> dict[str, Any]:
     for name, draws in resampled(scores, seed).items():
         sign = -1 if name == LOSS else 1
         names = list(scores)
-        next_best = max(others, key=lambda version: sign * draws.values[names.index(version)])
+        next_best = max(others, key=lambda version: sign * draws.means[names.index(version)])
         difference = draws.difference(names.index(own), names.index(next_best))
         held = difference.high < 0 if name == LOSS else difference.low > 0
         found[name] = {"next": next_best, "difference": plain(difference), "held": bool(held)}
@@ -237,9 +233,9 @@ def _mixed(scores: Mapping[str, Scores], label: str, domain: str, seed: int) -> 
     chosen = {name: scores[name] for name in (BASE_NAME, domain, label)}
     for name, draws in resampled(chosen, seed).items():
         base, own, mix = draws.draws.T
-        value = draws.values
+        value = draws.means
         with np.errstate(divide="ignore", invalid="ignore"):
-            kept = interval((value[2] - value[0]) / (value[1] - value[0]), (mix - base) / (own - base))
+            kept = draws.interval((value[2] - value[0]) / (value[1] - value[0]), (mix - base) / (own - base))
         means = {key: plain(draws.mean(i)) for i, key in enumerate(("base", "alone", "mixed"))}
         found[name] = means | {"lost": plain(draws.difference(2, 1)), "kept": plain(kept)}
     return found

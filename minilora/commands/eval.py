@@ -20,16 +20,13 @@ from ..data.samples import encode_records, truncate
 from ..data.splits import follows_rule, is_one_text, split_records, split_text
 from ..lora.adapters import set_adapter
 from ..lora.provenance import read_provenance
-from ..measure.loss import evenly, held_out
+from ..measure.loss import evenly, held_out, sample_losses, scored_tokens
+from ..measure.recall import answer_all, recalls
 from ..measure.statistics import (
     CONFIDENCE,
     RESAMPLES,
     Interval,
     Resampled,
-    Scores,
-    score_losses,
-    score_recall,
-    tokens_of,
 )
 from ..models.load import dtype_of
 from ..models.tokenizer import Tokenizer
@@ -37,11 +34,11 @@ from ..models.versions import BASE_NAME, base_of, load_versions, named_folders
 from ..nn.llama import Llama
 from ..nn.parts import Sample
 from ..options import BASE, BF16, PACKED, add_flags, from_flags, option
-from ..progress import Bars
+from ..progress import log, progress
 from ..train.material import Material
 from ..train.options import Options
 from .report import rule
-from .shared import AS_JSON, tell
+from .shared import AS_JSON
 
 KINDS = {"paraphrase": "trained records asked in other words", "unseen": "records never trained", "all": "all of it"}
 RECALL, LOSS = "keyword_recall", "loss"
@@ -86,6 +83,17 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What an adapter, or the base, scored on one set. nats (N,): each record's loss summed over its scored tokens, of
+    which it has `tokens` (N,). recall (M,): the share of keywords in each answer, for those records that have keywords.
+    """
+
+    nats: np.ndarray
+    tokens: np.ndarray
+    recall: np.ndarray
+
+
+@dataclass(frozen=True)
 class MeasuredSet:
     """Some records that versions are measured on. data: where they are from. kind: one of KINDS. asked: those of them
     that have keywords, for recall.
@@ -98,28 +106,25 @@ class MeasuredSet:
     asked: list[Record]
 
 
-def evaluate_versions(
-    options: EvalOptions, say: Callable[[str], None] = lambda line: None, bars: Bars | None = None
-) -> dict[str, Any]:
+def evaluate_versions(options: EvalOptions) -> dict[str, Any]:
     """Measure the base and every adapter on every set, and return the numbers with their intervals: see `summary`.
 
-    say: hears what a user should know. bars: where progress is shown, on stderr if left out. Raises ValueError for bad
-    input, before anything is measured.
+    Raises ValueError for bad input, before anything is measured.
     """
     folders = named_folders(options.adapter or ())
     base = options.base or base_of(folders)
     own = {name: trained_on(folder) for name, folder in folders.items()}
     data = options.data or list(dict.fromkeys([*filter(None, own.values()), "general"]))
     model, tokenizer = load_versions(
-        folders, base, options.quantized, options.device, options.force, say, dtype_of(options.bf16)
+        folders, base, options.quantized, options.device, options.force, log.info, dtype_of(options.bf16)
     )
     trained = [source for source in data if _trained_by(source, folders.values())]
-    sets = read_sets(data, tokenizer, options.limit, options.max_length, options.field, say, trained)
+    sets = read_sets(data, tokenizer, options.limit, options.max_length, options.field, trained)
     for each in sets:
         material = Material([], [], {each.name: each.samples}, {} if options.no_recall else {each.name: each.asked})
         material.refuse_what_is_longer(model.config.max_position_embeddings, each.data, tokenizer)
     versions = {BASE_NAME: None, **{name: name for name in folders}}
-    scores = measure(model, tokenizer, versions, sets, bars or Bars(), answers=not options.no_recall)
+    scores = measure(model, tokenizer, versions, sets, answers=not options.no_recall)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": str(base),
@@ -152,7 +157,6 @@ def read_sets(
     limit: int | None = None,
     max_length: int = Options.max_length,
     field: Mapping[str, str] | None = None,
-    say: Callable[[str], None] = lambda line: None,
     trained: Sequence[str] = (),
 ) -> list[MeasuredSet]:
     """The sets of each data set: what `finetune` holds out of it, or all of it.
@@ -173,14 +177,14 @@ def read_sets(
         if divided and (sequences := split_text(records[0].text, tokenizer, max_length)["test"]):
             sets.append(MeasuredSet(f"{called}/unseen", source, "unseen", evenly(sequences, limit), []))
             continue
-        for kind, chosen in _chosen(records, source, limit, say, source in trained):
+        for kind, chosen in _chosen(records, source, limit, source in trained):
             name = called if kind == "all" else f"{called}/{kind}"
             whole = evenly(encode_records(chosen, tokenizer, max_length=max_length), limit)  # a text is several
             samples, longer, dropped = truncate(whole, max_length)
             if longer:
                 lost = f", and {dropped} of them dropped: nothing of their answer was left" if dropped else ""
-                limit_of = f"--max-length {max_length}"
-                say(f"{name}: {longer} of {len(whole)} records are longer than {limit_of} and were truncated{lost}")
+                limit_of = f"longer than --max-length {max_length} and were truncated{lost}"
+                log.info(f"{name}: {longer} of {len(whole)} records are {limit_of}")
             if not samples:
                 raise ValueError(f"{source}: nothing is left to score within --max-length {max_length}")
             sets.append(MeasuredSet(name, source, kind, samples, [record for record in chosen if record.keywords]))
@@ -188,7 +192,7 @@ def read_sets(
 
 
 def _chosen(
-    records: Sequence[Record], source: str, limit: int | None, say: Callable[[str], None], trained: bool
+    records: Sequence[Record], source: str, limit: int | None, trained: bool
 ) -> Iterator[tuple[str, list[Record]]]:
     """The records of each kind that a data set has something of. trained: was an adapter trained on it?"""
     if trained or any(record.split == "train" for record in records):
@@ -196,9 +200,9 @@ def _chosen(
         if any(sets.values()):
             yield from ((kind, evenly(chosen, limit)) for kind, chosen in sets.items() if chosen)
             return
-        say(f"{source}: nothing is held out, so this loss includes training records")
+        log.info(f"{source}: nothing is held out, so this loss includes training records")
     elif source not in BUILT_IN and follows_rule(records):
-        say(f"{source}: no record names a split, and no adapter here was trained on it: all of it is measured")
+        log.info(f"{source}: no record names a split, and no adapter here was trained on it: all is measured")
     yield "all", evenly(records, limit)
 
 
@@ -210,7 +214,6 @@ def measure(
     tokenizer: Tokenizer,
     versions: Mapping[str, str | Mapping[str, float] | None],
     sets: Sequence[MeasuredSet],
-    bars: Bars,
     answers: bool = True,
     wanted: Callable[[str, MeasuredSet], bool] = lambda version, each: True,
     known: MutableMapping[tuple[str, str, str], np.ndarray] | None = None,
@@ -223,27 +226,27 @@ def measure(
     """
     known = {} if known is None else known
     pairs = [(version, each) for version in versions for each in sets if wanted(version, each)]
-    with bars("losses", sum(len(each.samples) for _, each in pairs), "record") as bar:
+    with progress("losses", sum(len(each.samples) for _, each in pairs), "record") as bar:
         for version, each in pairs:
-            bar.set_postfix_str(f"{version}, {each.name}", refresh=False)
+            bar.update(0, text=f"{version}, {each.name}")
             if (LOSS, version, each.name) in known:
                 bar.update(len(each.samples))
                 continue
             set_adapter(model, versions[version])
-            known[LOSS, version, each.name] = score_losses(model, each.samples, bar.update)
-    with bars("answers", sum(len(each.asked) for _, each in pairs) if answers else 0, "answer") as bar:
+            known[LOSS, version, each.name] = sample_losses(model, each.samples)
+    with progress("answers", sum(len(each.asked) for _, each in pairs) if answers else 0, "answer") as bar:
         for version, each in pairs if answers else ():
-            bar.set_postfix_str(f"{version}, {each.name}", refresh=False)
+            bar.update(0, text=f"{version}, {each.name}")
             if (RECALL, version, each.name) in known:
                 bar.update(len(each.asked))
                 continue
             set_adapter(model, versions[version])
-            known[RECALL, version, each.name] = score_recall(model, tokenizer, each.asked, bar.update)
+            known[RECALL, version, each.name] = np.array(recalls(answer_all(model, tokenizer, each.asked), each.asked))
     set_adapter(model, None)
     scores: dict[str, dict[str, Scores]] = {each.name: {} for each in sets}
     for version, each in pairs:
         recall = known[RECALL, version, each.name] if answers else np.empty(0)
-        scores[each.name][version] = Scores(known[LOSS, version, each.name], tokens_of(each.samples), recall)
+        scores[each.name][version] = Scores(known[LOSS, version, each.name], scored_tokens(each.samples), recall)
     return scores
 
 
@@ -264,7 +267,7 @@ def summary(scores: Mapping[str, Mapping[str, Scores]], sets: Sequence[MeasuredS
                 "data": each.data,
                 "kind": each.kind,
                 "records": len(each.samples),
-                "scored_tokens": int(tokens_of(each.samples).sum()),
+                "scored_tokens": int(scored_tokens(each.samples).sum()),
                 "asked": len(each.asked),
             }
             for each in sets
@@ -307,7 +310,8 @@ def _exp(x: float) -> float:
 
 def plain(interval: Interval) -> dict[str, float | None]:
     """An interval as JSON has it: what is not finite is None."""
-    return {name: x if math.isfinite(x) else None for name, x in vars(interval).items()}
+    numbers = {"value": interval.mean, "low": interval.low, "high": interval.high}
+    return {name: x if math.isfinite(x) else None for name, x in numbers.items()}
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -377,7 +381,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = from_flags(EvalOptions, arguments)
     if options.matrix:  # before minutes are spent
         Path(options.matrix).parent.mkdir(parents=True, exist_ok=True)
-    result = evaluate_versions(options, say=tell)
+    result = evaluate_versions(options)
     if options.matrix:
         save(matrix_figure(result), Path(options.matrix))
     print(json.dumps(result, indent=2) if arguments.json else table(result))

@@ -20,10 +20,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..experiments.claim import Claim, ClaimFile, Interval, Setting, claim_names, read_claim
+from ..experiments.claim import Claim, ClaimFile, Setting, claim_names, read_claim
 from ..experiments.memo import code_sha256
 from ..files.disk import read_json, write_json
-from ..measure.bench import machine, versions
+from ..measure.environment import machine, versions
+from ..measure.statistics import Interval
 from ..options import UsageError, add_flags, from_flags, option
 from ..progress import Bars
 from .shared import AS_JSON, tell

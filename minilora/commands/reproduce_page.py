@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..experiments.claim import Verdict, read_claim
-from ..measure.bench import circumstances
+from ..measure.environment import circumstances
 from ..pages.style import save_themes
 
 PAGE_FILE, PICTURES = "README.md", "pictures"

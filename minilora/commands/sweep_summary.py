@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..experiments.claim import Interval
+from ..measure.statistics import Interval
 from ..options import flag
 from ..train.options import Options
 from .compare import next_rate

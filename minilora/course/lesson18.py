@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..experiments.claim import Verdict, student
+from ..experiments.claim import Verdict
+from ..measure.statistics import student
 from .compare import Wrong
 from .exercises import Draw, Mistakes, exercise
 from .worlds import TUNED, WORLDS, at, best_seed, both_tuned, rate_per_seed, tuned, without_worst

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..experiments.claim import student
+from ..measure.statistics import student
 from .exercises import Draw
 
 RATES = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]

@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..measure.statistics import Interval
 from .trials import has_failed, run_trials
 
 CLAIMS = "minilora.claims"  # the package whose files are the claims: found by its listing, imported by nobody
@@ -31,67 +32,6 @@ class Verdict(StrEnum):
     REPRODUCED = "reproduced"
     NOT_HERE = "not at this size"
     CONTRADICTED = "contradicted"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The mean of n measured numbers, and the ends of its 95 % confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Interval:
-        """Student's interval of the mean, over seeds; of one number, that number. Raises ValueError without a finite
-        one.
-
-        >>> Interval.of([1.0, 2.0, 3.0])
-        Interval(mean=2.0, low=-0.4841, high=4.484, n=3)
-        """
-        numbers = [float(value) for value in values]
-        if not numbers or not all(map(math.isfinite, numbers)):
-            raise ValueError(f"an interval needs finite numbers, one per seed; got {numbers}")
-        n = len(numbers)
-        mean = math.fsum(numbers) / n
-        if n == 1:
-            return cls(mean, mean, mean, 1)
-        deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in numbers) / (n - 1))
-        half = student(n - 1) * deviation / math.sqrt(n)
-        return cls(mean, mean - half, mean + half, n)
-
-    def __repr__(self) -> str:
-        return f"Interval(mean={self.mean:.4}, low={self.low:.4}, high={self.high:.4}, n={self.n})"
-
-
-def student(freedom: int, share: float = 0.95) -> float:
-    """The t within ±t of which Student's distribution has `share` of its values, for that many degrees of freedom.
-
-    From the closed form for whole degrees (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and
-    26.7.4), which is a sum in θ = arctan(t / √freedom), by halving.
-
-    >>> round(student(2), 3), round(student(30), 3)
-    (4.303, 2.042)
-    """
-    if freedom < 1 or not 0 < share < 1:
-        raise ValueError(f"freedom must be at least 1 and share between 0 and 1, got {freedom} and {share}")
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < share else (low, middle)
-    return math.tan(low) * math.sqrt(freedom)
-
-
-def _within(angle: float, freedom: int) -> float:
-    """The share of Student's distribution inside ±√freedom · tan(angle)."""
-    odd, square = freedom % 2, math.cos(angle) ** 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for i in range(1, freedom // 2 + 1):
-        total += term
-        term *= square * (2 * i / (2 * i + 1) if odd else (2 * i - 1) / (2 * i))
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
 
 
 @dataclass(frozen=True)

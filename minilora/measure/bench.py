@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from ..engine import bfloat16
-from ..engine.parallel import processors
 from ..engine.tensor import no_grad
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
@@ -33,6 +30,7 @@ from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import training_step
 from ..options import BASE, option
+from .environment import circumstances, machine, versions
 from .predict import SHAPES
 from .process import shape_of
 from .turns import Contender, Measured, Work, serve, take_turns
@@ -296,42 +294,6 @@ def _row(name: str, measured: Measured, settings: Settings, floor_seconds: float
         "tokens_per_second": tokens / median if tokens else None,
         "peak_memory_bytes": measured.peak_bytes if mode.group != "import" else None,  # another process was measured
     }
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in bytes (None: unknown), system."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        named = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = named[0] if named else processor
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        memory = None
-    return {"processor": processor, "cores": processors(), "memory_bytes": memory, "system": platform.system()}
-
-
-def versions() -> dict[str, str]:
-    """Python, NumPy, the matrix library that NumPy was built with, minilora."""
-    from ..version import __version__
-
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return {
-        "minilora": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "blas": f"{blas['name']} {blas['version']}",
-    }
-
-
-def circumstances(result: dict[str, Any]) -> str:
-    """Machine, versions and date of a result, on one line."""
-    where = result["machine"]
-    memory = [f"{where['memory_bytes'] / 1e9:.0f} GB"] if where["memory_bytes"] else []
-    machine = ", ".join([where["processor"], f"{where['cores']} cores", *memory, where["system"]])
-    packages = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"{machine}; {packages}; {result['created'][:10]}"
 
 
 def table(result: dict[str, Any]) -> str:

@@ -1,9 +1,10 @@
-"""What a model scored on a data set, record by record, and how far the choice of records may have moved the result.
+"""Intervals: how far a number might have moved if other seeds, or other records, had been chosen.
 
-Other records would have given another number. How much another is what the bootstrap says (Efron 1979): draw as many
-records from those that there are, with replacement, compute the number again, and do that 2,000 times; the middle 95 %
-of the results are the interval. Versions that answered the same records are compared on the same draws: what is hard in
-a record is hard for all of them, so that their difference is known better than either number.
+Over seeds, `Interval.of` gives Student's interval of the mean. Over records, `Resampled` gives that of the bootstrap
+(Efron 1979): draw as many records from those that there are, with replacement, compute the number again, and repeat
+that 2,000 times; the middle 95 % of the results are the interval. Adapters that answered the same records are compared
+on the same draws. A record that is hard for one is hard for all of them, so their difference is known better than
+either number.
 """
 
 from __future__ import annotations
@@ -14,98 +15,109 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.records import Record
-from ..models.tokenizer import Tokenizer
-from ..nn.llama import Llama
-from ..nn.parts import Sample
-from ..nn.step import losses_without_grad
-from .loss import answer_all, recalls
-
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 _AT_ONCE = 1_000_000  # draws held at a time
-_TOLD = 16  # records scored between two words of progress
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number, and the bounds between which it lies for 95 % of the draws; NaN where one record alone says nothing."""
+    """A mean of n numbers, and the ends of its 95 % interval; the bootstrap of a single record has NaN there."""
 
-    value: float
+    mean: float
     low: float
     high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        """Student's interval of the mean, over seeds; of one number, that number. Raises ValueError without a finite
+        one.
+
+        >>> Interval.of([1.0, 2.0, 3.0])
+        Interval(mean=2.0, low=-0.4841, high=4.484, n=3)
+        """
+        numbers = [float(value) for value in values]
+        if not numbers or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"an interval needs finite numbers, one per seed; got {numbers}")
+        n = len(numbers)
+        mean = math.fsum(numbers) / n
+        if n == 1:
+            return cls(mean, mean, mean, 1)
+        deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in numbers) / (n - 1))
+        half = student(n - 1) * deviation / math.sqrt(n)
+        return cls(mean, mean - half, mean + half, n)
 
     def map(self, f: Callable[[float], float]) -> Interval:
-        """The interval of f(number), for an f that rises: the draws keep their order."""
-        return Interval(f(self.value), f(self.low), f(self.high))
+        """The interval of f(mean), for a rising f, which keeps the order of the draws."""
+        return Interval(f(self.mean), f(self.low), f(self.high), self.n)
+
+    def __repr__(self) -> str:
+        return f"Interval(mean={self.mean:.4}, low={self.low:.4}, high={self.high:.4}, n={self.n})"
 
 
-@dataclass(frozen=True)
-class Scores:
-    """One version on one data set. nats (N,): each record's loss summed over its scored tokens, of which it has
-    `tokens` (N,). recall (M,): the share of keywords in each answer, for those records that have keywords.
+def student(freedom: int, share: float = 0.95) -> float:
+    """The t within ±t of which Student's distribution has `share` of its values, for that many degrees of freedom.
+
+    It halves an interval over the closed form for whole degrees, a sum in θ = arctan(t / √freedom) (Abramowitz and
+    Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4).
+
+    >>> round(student(2), 3), round(student(30), 3)
+    (4.303, 2.042)
     """
+    if freedom < 1 or not 0 < share < 1:
+        raise ValueError(f"freedom must be at least 1 and share between 0 and 1, got {freedom} and {share}")
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < share else (low, middle)
+    return math.tan(low) * math.sqrt(freedom)
 
-    nats: np.ndarray
-    tokens: np.ndarray
-    recall: np.ndarray
+
+def _within(angle: float, freedom: int) -> float:
+    """The share of Student's distribution inside ±√freedom · tan(angle)."""
+    odd, square = freedom % 2, math.cos(angle) ** 2
+    term, total = (math.cos(angle) if odd else 1.0), 0.0
+    for i in range(1, freedom // 2 + 1):
+        total += term
+        term *= square * (2 * i / (2 * i + 1) if odd else (2 * i - 1) / (2 * i))
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
 
 
 class Resampled:
-    """Means of K versions over the same N records, and over 2,000 draws of them.
+    """Means of K adapters over the same N records, and over 2,000 draws of them.
 
-    amounts (K, N), weights (N,): the mean of version k is Σ amounts[k] / Σ weights, so that with nats and tokens it is
-    the loss per token, and with weights of 1 a plain mean. The same seed makes the same draws.
+    amounts (K, N), weights (N,): the mean of adapter k is Σ amounts[k] / Σ weights. With nats and tokens it is the loss
+    per token, and with weights of 1 a plain mean. The same seed makes the same draws.
 
-    The bounds are percentiles: honest for some dozens of records, somewhat too narrow for a handful. Where all records
-    say the same they are that number, which does not mean that other records would say it, too.
+    The bounds are percentiles: right for some dozens of records, somewhat too narrow for a handful. Where all records
+    have the same number the interval is that number, although other records might have another.
     """
 
     def __init__(self, amounts: np.ndarray, weights: np.ndarray, seed: int = 0):
-        records = len(weights)
-        self.values = amounts.sum(axis=1) / weights.sum()  # (K,)
+        self.records = len(weights)
+        self.means = amounts.sum(axis=1) / weights.sum()  # (K,)
         self.draws = np.full((RESAMPLES, len(amounts)), math.nan)  # (2000, K)
-        if records < 2:
+        if self.records < 2:
             return
-        rng, step = np.random.default_rng(seed), max(1, _AT_ONCE // records)
+        rng, step = np.random.default_rng(seed), max(1, _AT_ONCE // self.records)
         for start in range(0, RESAMPLES, step):
             drawn = self.draws[start : start + step]
-            times = rng.multinomial(records, np.full(records, 1 / records), size=len(drawn))  # how often each record
+            each = np.full(self.records, 1 / self.records)
+            times = rng.multinomial(self.records, each, size=len(drawn))  # how often each record is drawn
             drawn[:] = times @ amounts.T / (times @ weights)[:, None]
 
-    def mean(self, version: int) -> Interval:
-        """The mean of one version."""
-        return interval(self.values[version], self.draws[:, version])
+    def mean(self, k: int) -> Interval:
+        """The mean of adapter k."""
+        return self.interval(self.means[k], self.draws[:, k])
 
-    def difference(self, version: int, other: int) -> Interval:
-        """The mean of `version` less that of `other`, paired: both on the same draws."""
-        return interval(self.values[version] - self.values[other], self.draws[:, version] - self.draws[:, other])
+    def difference(self, k: int, other: int) -> Interval:
+        """The mean of adapter k minus that of the other, paired: both on the same draws."""
+        return self.interval(self.means[k] - self.means[other], self.draws[:, k] - self.draws[:, other])
 
-
-def interval(value: float, draws: np.ndarray) -> Interval:
-    """A number with the middle 95 % of what the draws made of it."""
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(draws, (tail, 100 - tail))
-    return Interval(float(value), float(low), float(high))
-
-
-def score_losses(model: Llama, samples: Sequence[Sample], done: Callable[[int], object]) -> np.ndarray:
-    """The loss of each sample in nats, summed over its scored tokens: (N,). done: told how many were just scored."""
-    losses: list[float] = []
-    for i in range(0, len(samples), _TOLD):
-        chosen = samples[i : i + _TOLD]
-        losses += losses_without_grad(model, chosen)
-        done(len(chosen))
-    return np.array(losses) * tokens_of(samples)
-
-
-def tokens_of(samples: Sequence[Sample]) -> np.ndarray:
-    """How many tokens of each sample are scored: (N,)."""
-    return np.array([sample.scored for sample in samples])
-
-
-def score_recall(
-    model: Llama, tokenizer: Tokenizer, records: Sequence[Record], done: Callable[[int], object]
-) -> np.ndarray:
-    """The share of each record's keywords in the model's own answer: (M,). Every record must have some."""
-    return np.array(recalls(answer_all(model, tokenizer, records, done=done), records))
+    def interval(self, number: float, draws: np.ndarray) -> Interval:
+        """A number that was computed from the means, and the middle 95 % of the same from each draw."""
+        tail = 50 * (1 - CONFIDENCE)
+        low, high = np.percentile(draws, (tail, 100 - tail))
+        return Interval(float(number), float(low), float(high), self.records)

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..data.records import Record, read_records
 from ..data.samples import encode_records
 from ..data.splits import split_records
-from ..measure.loss import answer_all
+from ..measure.recall import answer_all
 from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
 from ..nn.parts import Sample

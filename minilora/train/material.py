@@ -13,12 +13,13 @@ from ..data.leaks import leaks, warning_of_leaks
 from ..data.records import Record, read_records
 from ..data.samples import encode_records, truncate
 from ..data.splits import RULE, TEXT_RULE, describe_splits, follows_rule, is_one_text, split_records, split_text
-from ..measure.loss import ANSWER_TOKENS, Item, answer_all, evenly, held_out, keyword_recall, mean_loss
+from ..measure.loss import Item, evenly, held_out, mean_loss
+from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
 from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
 from ..nn.parts import Sample
 from ..nn.ranks import ALONE, Order, Ranks
-from ..progress import Bars
+from ..progress import Bars, progress
 from .options import Options
 
 
@@ -130,13 +131,13 @@ def evaluate(
     """Measure a model on all sets. when: "before" or "after", for the bars. ranks: who shares the work."""
     ranks.tell(Order.MEASURE)
     result = Measured()
-    with bars(f"loss {when}", sum(map(len, material.scored.values())), "record") as bar:
+    with progress(f"loss {when}", sum(map(len, material.scored.values())), "record"):
         for name, samples in material.scored.items():
-            result.loss[name] = mean_loss(model, samples, done=bar.update, ranks=ranks)
+            result.loss[name] = mean_loss(model, samples, ranks=ranks)
     questions = material.asked | material.shown
-    with bars(f"answers {when}", sum(map(len, questions.values())), "answer") as bar:
+    with progress(f"answers {when}", sum(map(len, questions.values())), "answer"):
         for name, records in questions.items():
-            result.answers[name] = answer_all(model, tokenizer, records, done=bar.update, ranks=ranks)
+            result.answers[name] = answer_all(model, tokenizer, records, ranks=ranks)
             if name in material.asked:
                 result.recall[name] = keyword_recall(result.answers[name], records)
     return result

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from minilora.measure.bench import circumstances
+from minilora.measure.environment import circumstances
 
 Row, Rows = dict[str, Any], dict[str, dict[str, Any]]  # a contender's results; those of a group, by name
 

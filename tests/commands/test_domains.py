@@ -8,19 +8,18 @@ from functools import partial
 
 import numpy as np
 import pytest
+from hearing import lines_of
 
 import minilora as ml
 from minilora.commands import domains
 from minilora.commands.domains import DOMAINS, DomainsOptions, compare_domains, domains_page, drawn
+from minilora.commands.eval import Scores
 from minilora.lora.combine import combine_adapters
-from minilora.measure.loss import answer_all
-from minilora.measure.statistics import Scores
+from minilora.measure.recall import answer_all
 from minilora.pages.check import problems
 from minilora.pages.matrix import matrix_figure
-from minilora.progress import Bars
 from minilora.train.material import Measured
 
-QUIET = Bars(quiet=True)
 VERSIONS = ["base", *DOMAINS, "linear", "svd"]
 
 
@@ -37,10 +36,10 @@ def finished(home, tmp_path_factory, patch):
     known = Measured(dict.fromkeys([*sets, "general"], 1.0), dict.fromkeys(sets, 0.5), dict.fromkeys(sets, ["-"] * 80))
     patch.setattr("minilora.train.job.evaluate", lambda *arguments: known)  # finetune's own measurements
     short = partial(answer_all, max_new_tokens=3)
-    patch.setattr("minilora.measure.statistics.answer_all", short)
+    patch.setattr("minilora.commands.eval.answer_all", short)
     options = DomainsOptions(base=str(home / "base"), out=str(tmp_path_factory.mktemp("four")), steps=2, limit=3)
-    said = []
-    return options, compare_domains(options, said.append, QUIET), said
+    with lines_of() as said:
+        return options, compare_domains(options), said
 
 
 @pytest.fixture
@@ -106,21 +105,21 @@ def test_what_is_finished_is_neither_trained_nor_measured_again(finished, copied
     for name in (
         "train.job.finetune",
         "commands.domains.finetune",
-        "commands.eval.score_losses",
-        "commands.eval.score_recall",
+        "commands.eval.sample_losses",
+        "commands.eval.answer_all",
     ):
         monkeypatch.setattr(f"minilora.{name}", never)
-    result = compare_domains(copied, bars=QUIET)
+    result = compare_domains(copied)
     assert numbers(result) == numbers(finished[1]) and result["trained_now"] == []
 
 
 def test_a_run_that_is_missing_is_made_and_all_is_measured_anew(finished, copied, monkeypatch):
     shutil.rmtree(f"{copied.out}/medical")
     measured = []
-    score = domains.measure.__globals__["score_losses"]
-    monkeypatch.setattr("minilora.commands.eval.score_losses", lambda *a: measured.append(1) or score(*a))
+    score = domains.measure.__globals__["sample_losses"]
+    monkeypatch.setattr("minilora.commands.eval.sample_losses", lambda *a: measured.append(1) or score(*a))
     other = DomainsOptions(base=copied.base, out=copied.out, steps=2, limit=3)
-    result = compare_domains(other, bars=QUIET)
+    result = compare_domains(other)
     assert result["trained_now"] == ["medical"] and numbers(result) == numbers(finished[1])  # the same run, bit for bit
     shutil.rmtree(f"{copied.out}/support")
     shutil.copytree(f"{copied.out}/finance", f"{copied.out}/support")
@@ -128,12 +127,12 @@ def test_a_run_that_is_missing_is_made_and_all_is_measured_anew(finished, copied
     metrics["options"]["data"] = "support"
     (copied.run("support").folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     measured.clear()
-    assert numbers(compare_domains(copied, bars=QUIET)) != numbers(finished[1]) and len(measured) == 7 * 9 + 12
+    assert numbers(compare_domains(copied)) != numbers(finished[1]) and len(measured) == 7 * 9 + 12
 
 
 def test_a_measurement_that_was_interrupted_goes_on_where_it_stopped(finished, copied, monkeypatch):
     (copied.folder / "measured.json").unlink()
-    score, calls = domains.measure.__globals__["score_losses"], []
+    score, calls = domains.measure.__globals__["sample_losses"], []
 
     def counted(*arguments):
         if len(calls) == 20:
@@ -141,11 +140,11 @@ def test_a_measurement_that_was_interrupted_goes_on_where_it_stopped(finished, c
         calls.append(1)
         return score(*arguments)
 
-    monkeypatch.setattr("minilora.commands.eval.score_losses", counted)
+    monkeypatch.setattr("minilora.commands.eval.sample_losses", counted)
     with pytest.raises(KeyboardInterrupt):
-        compare_domains(copied, bars=QUIET)
-    monkeypatch.setattr("minilora.commands.eval.score_losses", lambda *a: calls.append(1) or score(*a))
-    assert numbers(compare_domains(copied, bars=QUIET)) == numbers(finished[1]) and len(calls) == 7 * 9 + 12
+        compare_domains(copied)
+    monkeypatch.setattr("minilora.commands.eval.sample_losses", lambda *a: calls.append(1) or score(*a))
+    assert numbers(compare_domains(copied)) == numbers(finished[1]) and len(calls) == 7 * 9 + 12
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"fingerprint": 3}', "{"])
@@ -165,8 +164,8 @@ def test_a_run_with_other_settings_is_refused_before_anything_is_trained_and_ove
     with monkeypatch.context() as patch:
         patch.setattr("minilora.commands.domains.finetune", never)
         with pytest.raises(ValueError, match="medical holds a run with other settings: steps was 7, is 2; --over"):
-            compare_domains(copied, bars=QUIET)
-    result = compare_domains(replace(copied, overwrite=True), bars=QUIET)
+            compare_domains(copied)
+    result = compare_domains(replace(copied, overwrite=True))
     assert result["trained_now"] == ["legal", "medical"]
 
 
@@ -184,21 +183,22 @@ def test_what_is_no_run_is_refused_before_anything_is_trained(file, overwrite, r
     (copied.run("support").folder / file).touch()
     monkeypatch.setattr("minilora.commands.domains.finetune", never)
     with pytest.raises(ValueError, match=refusal):
-        compare_domains(replace(copied, overwrite=overwrite), bars=QUIET)
+        compare_domains(replace(copied, overwrite=overwrite))
 
 
-def test_a_run_that_was_interrupted_goes_on_with_the_same_command(finished, copied, monkeypatch):
+def test_a_run_that_was_interrupted_goes_on_with_the_same_command(finished, copied, monkeypatch, caplog):
+    caplog.set_level("INFO", "minilora")
     shutil.rmtree(copied.run("support").folder)
-    said, resumed, job = [], [], domains.finetune
+    resumed, job = [], domains.finetune
     with monkeypatch.context() as patch:
         patch.setattr("minilora.train.log.Log.row", lambda self, memory: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
-            compare_domains(copied, said.append, QUIET)
-    assert said[-1] == "the same command, given again, goes on from here"
+            compare_domains(copied)
+    assert caplog.messages[-1] == "the same command, given again, goes on from here"
     monkeypatch.setattr(
         "minilora.commands.domains.finetune", lambda o, *more: resumed.append(o.resume) or job(o, *more)
     )
-    assert numbers(compare_domains(copied, bars=QUIET)) == numbers(finished[1]) and resumed == [True]
+    assert numbers(compare_domains(copied)) == numbers(finished[1]) and resumed == [True]
 
 
 def test_where_results_go():

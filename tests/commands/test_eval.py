@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from hearing import counts_of
 from jobs import options
 from modelfiles import TERMS
 
@@ -22,25 +23,22 @@ from minilora.commands.eval import (
 )
 from minilora.data.rows import DataError
 from minilora.lora.adapters import active_factors
-from minilora.progress import Bars
 from minilora.train.job import finetune
 from minilora.train.material import prepare
-
-QUIET = Bars(quiet=True)
 
 
 @pytest.fixture(scope="module")
 def runs(home, tmp_path_factory):
     """Two runs on one base and one data set, and the metrics of the first."""
     folder = tmp_path_factory.mktemp("runs")
-    metrics = finetune(options(home, folder / "one", steps=8, lr=0.03), bars=QUIET)
-    finetune(options(home, folder / "two", steps=2, seed=1), bars=QUIET)
+    metrics = finetune(options(home, folder / "one", steps=8, lr=0.03))
+    finetune(options(home, folder / "two", steps=2, seed=1))
     return folder, metrics
 
 
 def measured(home, runs, **change):
     settings = dict(base=str(home / "base"), data=[str(home / "data.jsonl"), "general"])
-    return evaluate_versions(EvalOptions(**settings | {"adapter": [str(runs[0] / "one")]} | change), bars=QUIET)
+    return evaluate_versions(EvalOptions(**settings | {"adapter": [str(runs[0] / "one")]} | change))
 
 
 def write(folder, records, name="own.jsonl"):
@@ -72,13 +70,15 @@ def test_a_limit_holds_for_every_set_and_may_be_more_than_finetune_measures(toke
     assert [len(each.samples) for each in read_sets(["legal"], tokenizer, 1000)] == [240, 30]
 
 
-def test_of_a_file_that_holds_nothing_out_all_records_are_measured_and_that_is_said(tmp_path, tokenizer):
+def test_of_a_file_that_holds_nothing_out_all_records_are_measured_and_that_is_said(tmp_path, tokenizer, caplog):
     unsplit, seen = "no record names a split", "this loss includes training records"
     for split, trained, words in ((None, False, [unsplit]), ("test", False, []), ("train", True, [seen])):
-        said, path = [], write(tmp_path, [one | {"split": split, "paraphrase": None} for one in TERMS])
-        found = read_sets([path], tokenizer, say=said.append, trained=[path] * trained)
-        assert names(found) == {"own": ("all", 12, 12)} and len(said) == len(words)
-        assert all(word in line for word, line in zip(words, said, strict=True))
+        path = write(tmp_path, [one | {"split": split, "paraphrase": None} for one in TERMS])
+        caplog.clear()
+        with caplog.at_level("INFO", "minilora"):
+            found = read_sets([path], tokenizer, trained=[path] * trained)
+        assert names(found) == {"own": ("all", 12, 12)} and len(caplog.messages) == len(words)
+        assert all(word in line for word, line in zip(words, caplog.messages, strict=True))
         assert [record.prompt[-1]["content"] for record in found[0].asked] == [one["question"] for one in TERMS]
 
 
@@ -113,10 +113,10 @@ def test_rows_of_text_are_divided_too_and_columns_may_have_other_names(tmp_path,
     assert len(own.asked) == 12
 
 
-def test_records_that_are_cut_are_told(tmp_path, tokenizer):
-    said = []
-    (own,) = read_sets([write(tmp_path, without_splits())], tokenizer, max_length=36, say=said.append)
-    assert max(len(sample.ids) for sample in own.samples) <= 36 and "12 of 12 records are longer" in said[-1]
+def test_records_that_are_cut_are_told(tmp_path, tokenizer, caplog):
+    with caplog.at_level("INFO", "minilora"):
+        (own,) = read_sets([write(tmp_path, without_splits())], tokenizer, max_length=36)
+    assert max(len(sample.ids) for sample in own.samples) <= 36 and "12 of 12 records are longer" in caplog.text
     with pytest.raises(ValueError, match="nothing is left to score within --max-length 8"):
         read_sets([write(tmp_path, without_splits())], tokenizer, max_length=8)
 
@@ -201,7 +201,7 @@ def test_a_mix_is_a_version_like_any_other_and_the_model_ends_as_its_base(home, 
         ml.load_adapter(model, runs[0] / name, name=name)
     sets = read_sets([str(home / "data.jsonl")], tokenizer)
     mix = {"one": 0.5, "two": 0.5}
-    found = measure(model, tokenizer, {"base": None, "mix": mix, "none": {"one": 0.0}}, sets, QUIET)
+    found = measure(model, tokenizer, {"base": None, "mix": mix, "none": {"one": 0.0}}, sets)
     assert active_factors(model) == {}
     for each in sets:
         ml.set_adapter(model, mix)
@@ -214,29 +214,12 @@ def test_a_mix_is_a_version_like_any_other_and_the_model_ends_as_its_base(home, 
 
 
 def test_progress_counts_every_record_and_every_answer_of_every_version(home, tokenizer, runs):
-    counted = {}
-
-    class Bar:
-        def __init__(self, title, total, unit):
-            self.told = counted.setdefault((title, unit), [total, 0])
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            return None
-
-        def set_postfix_str(self, words, refresh):
-            pass
-
-        def update(self, count):
-            self.told[1] += count
-
     model, tokenizer = ml.load(home / "base")
     sets = read_sets([str(home / "data.jsonl"), "general"], tokenizer, 5)
-    measure(model, tokenizer, {"base": None, "again": None}, sets, Bar)
-    expected = 2 * sum(len(each.samples) for each in sets)
-    assert counted == {("losses", "record"): [expected, expected], ("answers", "answer"): [expected, expected]}
+    for unit in ("record", "answer"):
+        with counts_of(unit) as heard:
+            measure(model, tokenizer, {"base": None, "again": None}, sets)
+        assert sum(heard) == 2 * sum(len(each.samples) for each in sets)
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from asking import EVERYDAY, asked, likeness, words
 
-from minilora.measure.loss import contains
+from minilora.measure.recall import contains
 
 
 @dataclass(frozen=True)

@@ -1,54 +1,12 @@
-"""Intervals, bands and verdicts, by numbers known by hand or from tables; and that claims are found."""
+"""Bands and verdicts, by numbers known by hand; and that claims are found."""
 
 import math
 
 import pytest
 
 from minilora.experiments import claim as claims
-from minilora.experiments.claim import Band, Claim, Interval, Setting, Verdict, claim_names, read_claim, student
-
-# From the tables in NIST/SEMATECH, e-Handbook of Statistical Methods, 1.3.6.7.2 (two-sided 95 %, and 99 %).
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 10: 2.228, 29: 2.045, 30: 2.042}
-T99 = {1: 63.657, 2: 9.925, 3: 5.841, 10: 3.169}
-
-
-@pytest.mark.parametrize(("freedom", "t"), T95.items())
-def test_students_t_is_that_of_the_tables(freedom, t):
-    assert student(freedom) == pytest.approx(t, abs=6e-4)
-
-
-@pytest.mark.parametrize(("freedom", "t"), T99.items())
-def test_so_is_that_of_99_percent(freedom, t):
-    assert student(freedom, 0.99) == pytest.approx(t, abs=6e-4)
-
-
-def test_with_many_degrees_it_is_the_normal_distribution():
-    assert student(10_000) == pytest.approx(1.960, abs=1e-3)
-
-
-@pytest.mark.parametrize("given", [(0, 0.95), (2, 0), (2, 1)])
-def test_what_has_no_t_is_refused(given):
-    with pytest.raises(ValueError, match="at least 1"):
-        student(*given)
-
-
-def test_an_interval_by_hand():
-    found = Interval.of([1, 2, 3, 4])  # deviation √(5/3), t 3.182, n 4
-    assert (found.mean, found.n) == (2.5, 4)
-    assert found.high - 2.5 == pytest.approx(3.1824 * math.sqrt(5 / 3) / 2, abs=1e-3)
-    assert 2.5 - found.low == pytest.approx(found.high - 2.5)
-
-
-def test_one_number_is_a_point_and_equal_ones_too():
-    assert Interval.of([2]) == Interval(2, 2, 2, 1)
-    assert Interval.of([2, 2, 2]) == Interval(2, 2, 2, 3)
-
-
-@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
-def test_no_interval_without_finite_numbers(values):
-    with pytest.raises(ValueError, match="finite"):
-        Interval.of(values)
-
+from minilora.experiments.claim import Band, Claim, Setting, Verdict, claim_names, read_claim
+from minilora.measure.statistics import Interval
 
 UP = Band("ratio", low=2, against_below=1)
 BETWEEN = Band("share", low=-1, high=1, against_below=-2, against_above=2)

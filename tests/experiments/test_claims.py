@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minilora.experiments.claim import Band, Interval, Setting, Verdict, claim_names, read_claim
+from minilora.experiments.claim import Band, Setting, Verdict, claim_names, read_claim
+from minilora.measure.statistics import Interval
 from minilora.pages.style import save_themes
 
 FOLDER = Path(read_claim("planted-rank").__file__).parent

@@ -1,16 +1,16 @@
-"""Loss and keyword recall: what is counted, what is weighed, what is asked."""
+"""The loss of a set: what is counted, what is weighed, which records are measured."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hearing import counts_of
 from jobs import asked
 from smallmodels import lora_config, random_samples, shaken
 
 import minilora as ml
 from minilora.data.records import Record
-from minilora.generate.answers import generate
-from minilora.measure.loss import answer_all, contains, evenly, held_out, keyword_recall, mean_loss, recalls
+from minilora.measure.loss import evenly, held_out, mean_loss, sample_losses, scored_tokens
 from minilora.nn.llama import Llama
 from minilora.nn.parts import common_prefix
 from minilora.nn.step import losses_without_grad
@@ -61,8 +61,8 @@ def test_the_loss_of_each_sample_with_a_head_of_its_own_that_has_an_adapter(tiny
 
 
 def test_evaluating_tells_progress_and_leaves_no_gradient(tiny_model, rng):
-    heard = []
-    mean_loss(tiny_model, random_samples(rng), batch_size=4, done=heard.append)
+    with counts_of("record") as heard:
+        mean_loss(tiny_model, random_samples(rng), batch_size=4)
     assert heard == [4, 2]
     assert all(p.grad is None for _, p in tiny_model.named_parameters())
 
@@ -72,74 +72,18 @@ def test_evaluating_nothing_is_an_error(tiny_model):
         mean_loss(tiny_model, [])
 
 
-WORDS = [  # text, word, is it there
-    ("An enforceable promise.", "promise", True),
-    ("PROMISE", "promise", True),
-    ("a promise", "Promise", True),
-    ("promised", "promise", False),
-    ("compromise", "promise", False),
-    ("promise_keeper", "promise", False),
-    ("(promise)", "promise", True),
-    ("good-faith", "faith", True),
-    ("in good faith", "good faith", True),
-    ("a.c", "a.c", True),
-    ("abc", "a.c", False),
-    ("", "promise", False),
-]
-
-
-@pytest.mark.parametrize(("text", "word", "there"), WORDS)
-def test_a_keyword_counts_as_a_whole_word_in_any_case(text, word, there):
-    assert contains(text, word) is there
-
-
-def test_keyword_recall_is_the_mean_share_over_records_that_have_keywords():
-    records = [Record("a", keywords=("one", "two")), Record("b"), Record("c", keywords=("three", "four", "five"))]
-    assert keyword_recall(["One, and ones.", "two", "three four five"], records) == pytest.approx((1 / 2 + 1) / 2)
-
-
-def test_keyword_recall_without_keywords_or_with_a_missing_answer_is_an_error():
-    with pytest.raises(ValueError, match="no record has keywords"):
-        keyword_recall(["x"], [Record("a")])
-    with pytest.raises(ValueError):
-        keyword_recall(["x"], [Record("a", keywords=("x",))] * 2)
-
-
-QUESTIONS = ["hello", "What is a lien?", "x"]
-
-
-def test_answer_all_asks_the_records_questions_and_tells_progress(talker, tokenizer):
-    records, heard = [Record(q, (*asked(q), {"role": "assistant", "content": "-"})) for q in QUESTIONS], []
-    assert answer_all(talker, tokenizer, records, 6, done=heard.append) == [
-        generate(talker, tokenizer, q, 6) for q in QUESTIONS
-    ]
-    assert sum(heard) == len(QUESTIONS)
-
-
-def test_a_record_of_several_turns_is_asked_with_all_of_them_before_the_last_answer(talker, tokenizer):
-    turns = [*asked("hello"), {"role": "assistant", "content": "Hi."}, *asked("x")]
-    record = Record("talk", (*turns, {"role": "assistant", "content": "-"}))
-    (answer,) = answer_all(talker, tokenizer, [record], 8)
-    assert answer == generate(talker, tokenizer, turns, 8) != generate(talker, tokenizer, turns[:1], 8)
-
-
-def test_a_measured_answer_has_at_most_64_tokens(talker, tokenizer):
-    question = next(q for q in QUESTIONS if len(tokenizer.encode(generate(talker, tokenizer, q, 80))) > 64)
-    record = Record("x", (*asked(question), {"role": "assistant", "content": "-"}))
-    assert answer_all(talker, tokenizer, [record]) == [generate(talker, tokenizer, question, 64)]
-
-
 def test_samples_are_scored_sixteen_at_a_time(tiny_model, rng):
-    heard = []
-    mean_loss(tiny_model, random_samples(rng, [5] * 35), done=heard.append)
+    with counts_of("record") as heard:
+        mean_loss(tiny_model, random_samples(rng, [5] * 35))
     assert heard == [16, 16, 3]
 
 
-def test_recall_of_each_record_is_its_own():
-    records = [Record("a", keywords=("one", "two")), Record("b"), Record("c", keywords=("three",))]
-    assert recalls(["One, and ones.", "two", "three"], records) == pytest.approx([1 / 2, np.nan, 1], nan_ok=True)
-    with pytest.raises(ValueError):
-        recalls(["x"], records)
+def test_losses_of_records_add_up_to_the_mean_loss_of_the_set(tiny_model, rng):
+    samples = random_samples(rng, 2 * (5, 20, 9, 9, 31, 12, 7, 8, 14, 11))
+    with counts_of("record") as heard:
+        nats = sample_losses(tiny_model, samples)
+    assert heard == [16, 4] and nats.shape == (20,)
+    assert nats.sum() / scored_tokens(samples).sum() == pytest.approx(mean_loss(tiny_model, samples), rel=2e-6)
 
 
 def test_held_out_is_what_was_asked_in_other_words_and_what_was_never_trained():

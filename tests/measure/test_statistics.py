@@ -1,13 +1,11 @@
-"""Scores of records, and intervals: compared with formulas, with known coverage, and with what pairing must do."""
+"""Intervals over seeds and over records: compared with tables, formulas, known coverage, and what pairing must do."""
 
 import math
 
 import numpy as np
 import pytest
-from smallmodels import random_samples
 
-from minilora.measure.loss import mean_loss
-from minilora.measure.statistics import CONFIDENCE, RESAMPLES, Interval, Resampled, score_losses, tokens_of
+from minilora.measure.statistics import CONFIDENCE, RESAMPLES, Interval, Resampled, student
 
 
 def resampled(*amounts, weights=None, seed=0):
@@ -17,7 +15,7 @@ def resampled(*amounts, weights=None, seed=0):
 
 def test_the_value_is_the_ratio_of_sums_whatever_is_drawn(rng):
     nats, tokens = rng.random(50), rng.integers(1, 30, 50)
-    assert resampled(nats, weights=tokens).mean(0).value == pytest.approx(nats.sum() / tokens.sum())
+    assert resampled(nats, weights=tokens).mean(0).mean == pytest.approx(nats.sum() / tokens.sum())
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution_where_records_are_many(rng):
@@ -49,14 +47,14 @@ def test_a_paired_difference_is_narrower_than_one_of_records_that_have_nothing_i
     one, other = hard + rng.normal(scale=0.1, size=80), hard + 0.5 + rng.normal(scale=0.1, size=80)
     paired = resampled(one, other).difference(0, 1)
     unpaired = resampled(one, rng.permutation(other)).difference(0, 1)
-    assert paired.value == pytest.approx(unpaired.value) == pytest.approx(np.mean(one - other))
+    assert paired.mean == pytest.approx(unpaired.mean) == pytest.approx(np.mean(one - other))
     assert paired.high - paired.low < (unpaired.high - unpaired.low) / 4
     half = 1.96 * (one - other).std() / math.sqrt(80)
-    assert (paired.low, paired.high) == pytest.approx((paired.value - half, paired.value + half), abs=0.15 * half)
+    assert (paired.low, paired.high) == pytest.approx((paired.mean - half, paired.mean + half), abs=0.15 * half)
 
 
 def test_a_version_differs_from_itself_by_nothing(rng):
-    assert resampled(rng.random(20), rng.random(20)).difference(1, 1) == Interval(0, 0, 0)
+    assert resampled(rng.random(20), rng.random(20)).difference(1, 1) == Interval(0, 0, 0, 20)
 
 
 def test_the_seed_decides_the_draws(rng):
@@ -77,15 +75,53 @@ def test_as_many_draws_are_made_however_many_are_held_at_a_time(monkeypatch, rng
 
 def test_one_record_has_no_interval():
     found = resampled([2.0], [3.0]).difference(0, 1)
-    assert found.value == -1 and math.isnan(found.low) and math.isnan(found.high)
+    assert found.mean == -1 and math.isnan(found.low) and math.isnan(found.high)
 
 
 def test_an_interval_goes_through_a_function_that_rises():
-    assert Interval(1, 0, 2).map(math.exp) == Interval(math.e, 1, math.exp(2))
+    assert Interval(1, 0, 2, 5).map(math.exp) == Interval(math.e, 1, math.exp(2), 5)
 
 
-def test_losses_of_records_add_up_to_the_mean_loss_of_the_set(tiny_model, rng):
-    samples, heard = random_samples(rng, 2 * (5, 20, 9, 9, 31, 12, 7, 8, 14, 11)), []
-    nats = score_losses(tiny_model, samples, heard.append)
-    assert heard == [16, 4] and nats.shape == (20,)
-    assert nats.sum() / tokens_of(samples).sum() == pytest.approx(mean_loss(tiny_model, samples), rel=2e-6)
+# -- Student's ---------------------------------------------------------------------------------------------------------
+
+# From the tables in NIST/SEMATECH, e-Handbook of Statistical Methods, 1.3.6.7.2 (two-sided 95 %, and 99 %).
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 10: 2.228, 29: 2.045, 30: 2.042}
+T99 = {1: 63.657, 2: 9.925, 3: 5.841, 10: 3.169}
+
+
+@pytest.mark.parametrize(("freedom", "t"), T95.items())
+def test_students_t_is_that_of_the_tables(freedom, t):
+    assert student(freedom) == pytest.approx(t, abs=6e-4)
+
+
+@pytest.mark.parametrize(("freedom", "t"), T99.items())
+def test_so_is_that_of_99_percent(freedom, t):
+    assert student(freedom, 0.99) == pytest.approx(t, abs=6e-4)
+
+
+def test_with_many_degrees_it_is_the_normal_distribution():
+    assert student(10_000) == pytest.approx(1.960, abs=1e-3)
+
+
+@pytest.mark.parametrize("given", [(0, 0.95), (2, 0), (2, 1)])
+def test_what_has_no_t_is_refused(given):
+    with pytest.raises(ValueError, match="at least 1"):
+        student(*given)
+
+
+def test_an_interval_by_hand():
+    found = Interval.of([1, 2, 3, 4])  # deviation √(5/3), t 3.182, n 4
+    assert (found.mean, found.n) == (2.5, 4)
+    assert found.high - 2.5 == pytest.approx(3.1824 * math.sqrt(5 / 3) / 2, abs=1e-3)
+    assert 2.5 - found.low == pytest.approx(found.high - 2.5)
+
+
+def test_one_number_is_a_point_and_equal_ones_too():
+    assert Interval.of([2]) == Interval(2, 2, 2, 1)
+    assert Interval.of([2, 2, 2]) == Interval(2, 2, 2, 3)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
+def test_no_interval_without_finite_numbers(values):
+    with pytest.raises(ValueError, match="finite"):
+        Interval.of(values)

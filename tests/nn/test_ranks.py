@@ -10,13 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from commandline import complaint, status
+from hearing import counts_of
 from jobs import options
 from threadranks import Comm, in_ranks
 from threadranks import Job as Shared
 
 import minilora as ml
 from minilora import cli
-from minilora.measure.loss import answer_all, mean_loss
+from minilora.measure.loss import mean_loss
+from minilora.measure.recall import answer_all
 from minilora.nn import ranks as module
 from minilora.nn.optim import SGD
 from minilora.nn.ranks import ALONE, RankError, Several, launched, world
@@ -227,27 +229,26 @@ def test_a_broken_share_breaks_the_step_on_every_rank(tiny_model):
 
 
 def test_a_loss_is_measured_together(tiny_model):
-    expected, seen = mean_loss(tiny_model, SAMPLES, batch_size=3), []
+    expected = mean_loss(tiny_model, SAMPLES, batch_size=3)
 
     def measure(ranks):
-        return mean_loss(tiny_model, SAMPLES, batch_size=3, done=seen.append if not ranks.number else len, ranks=ranks)
-
-    def len(count):
-        return None
+        with counts_of("record") as seen:
+            return mean_loss(tiny_model, SAMPLES, batch_size=3, ranks=ranks), sum(seen)
 
     found, _ = in_ranks(2, measure)
-    assert found[0] == found[1] == pytest.approx(expected, rel=1e-6) and sum(seen) == 8
+    assert found[0] == found[1] == (pytest.approx(expected, rel=1e-6), len(SAMPLES))
 
 
 def test_answers_are_given_together_and_counted_once(talker, tokenizer):
     records = [ml.Record(f"{i}", ({"role": "user", "content": "a" * i}, {"role": "assistant", "content": "b"}))
                for i in range(1, 6)]  # fmt: skip
-    expected, seen = answer_all(talker, tokenizer, records, 4), []
+    expected = answer_all(talker, tokenizer, records, 4)
 
     def answer(ranks):
-        return answer_all(talker, tokenizer, records, 4, seen.append if not ranks.number else str, ranks)
+        with counts_of("answer") as seen:
+            return answer_all(talker, tokenizer, records, 4, ranks), ranks.number or sum(seen)
 
-    assert in_ranks(3, answer)[0] == [expected] * 3 and sum(seen) == 5
+    assert in_ranks(3, answer)[0] == [(expected, 5), (expected, 1), (expected, 2)]
 
 
 # -- whole jobs --------------------------------------------------------------------------------------------------------

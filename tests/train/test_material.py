@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from hearing import counts_of
 from jobs import options
 from modelfiles import TERMS
 
@@ -140,32 +141,16 @@ def test_records_that_lose_their_whole_answer_are_told_and_left_out(home, tmp_pa
     ]
 
 
-class Bar(list):
-    """A progress bar that only remembers what it was told."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    update = list.append
-
-
 def test_measuring_tells_progress_by_stage(talker, tokenizer):
-    bars = {}
-
-    def make(title, total, unit):
-        bars[title] = Bar()
-        return bars.setdefault((title, total, unit), bars[title])
-
     record = Record("a", ({"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}), keywords=("y",))
     samples = ml.encode_records([record] * 3, tokenizer)
     material = material_of(
         train=samples, scored={"unseen": samples, "general": samples[:1]}, asked={"unseen": [record]}
     )
-    measured = evaluate(talker, tokenizer, material, make, "now")
-    assert sum(bars["loss now", 4, "record"]) == 4 and sum(bars["answers now", 1, "answer"]) == 1
+    for unit, count in (("record", 4), ("answer", 1)):
+        with counts_of(unit) as heard:
+            measured = evaluate(talker, tokenizer, material, None, "now")
+        assert sum(heard) == count
     assert measured.loss == {name: ml.mean_loss(talker, part) for name, part in material.scored.items()}
     assert measured.answers == {"unseen": ml.answer_all(talker, tokenizer, [record])}
     assert measured.recall == {"unseen": ml.keyword_recall(measured.answers["unseen"], [record])}

@@ -17,7 +17,7 @@
 # %%
 import numpy as np
 
-from minilora.experiments.claim import student  # student(f): Student's t for 95 % and f degrees of freedom
+from minilora.measure.statistics import student  # student(f): Student's t for 95 % and f degrees of freedom
 
 # %% [markdown]
 # ## 18.1 How sure is a difference?

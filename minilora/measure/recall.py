@@ -1,0 +1,72 @@
+"""Keyword recall: the share of the expected words that a model's own answers contain."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..data.records import Record
+from ..generate.answers import generate_batch
+from ..models.tokenizer import Tokenizer
+from ..nn.llama import Llama
+from ..nn.ranks import ALONE, Ranks
+from ..progress import progress
+
+ANSWER_TOKENS = 64  # where a measured answer is cut off
+
+
+def answer_all(
+    model: Llama,
+    tokenizer: Tokenizer,
+    records: Sequence[Record],
+    max_new_tokens: int = ANSWER_TOKENS,
+    ranks: Ranks = ALONE,
+) -> list[str]:
+    """The model's own answer to each record's question, by greedy decoding.
+
+    ranks: the processes that share the work; all of them must call this.
+    """
+    prompts = [record.prompt for record in records]
+    mine, left = prompts[ranks.number :: ranks.size], len(prompts)
+    with progress("answers", len(prompts), "answer") as bar:
+
+        def finished(count: int) -> None:  # each answer stands for one of every other rank, while there are so many
+            nonlocal left
+            bar.update(min(left, count * ranks.size))
+            left -= min(left, count * ranks.size)
+
+        return ranks.join(generate_batch(model, tokenizer, mine, max_new_tokens, done=finished))
+
+
+def keyword_recall(answers: Sequence[str], records: Sequence[Record]) -> float:
+    """The mean over records of the share of their keywords that the answer contains: see `recalls`.
+
+    Raises ValueError when no record has keywords.
+    """
+    shares = [share for share, record in zip(recalls(answers, records), records, strict=True) if record.keywords]
+    if not shares:
+        raise ValueError("no record has keywords")
+    return float(np.mean(shares))
+
+
+def recalls(answers: Sequence[str], records: Sequence[Record]) -> list[float]:
+    """For each record, the share of its keywords that its answer contains as whole words, in upper or lower case.
+
+    NaN for a record without keywords.
+    """
+    return [
+        float(np.mean([contains(answer, word) for word in record.keywords])) if record.keywords else math.nan
+        for answer, record in zip(answers, records, strict=True)
+    ]
+
+
+def contains(text: str, word: str) -> bool:
+    """Whether `text` contains `word` as a whole word.
+
+    >>> contains("An enforceable promise.", "promise"), contains("Promised", "promise")
+    (True, False)
+    """
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None

@@ -1,0 +1,72 @@
+"""Keyword recall: what is asked, and which words of the answer count."""
+
+import numpy as np
+import pytest
+from hearing import counts_of
+from jobs import asked
+
+from minilora.data.records import Record
+from minilora.generate.answers import generate
+from minilora.measure.recall import answer_all, contains, keyword_recall, recalls
+
+WORDS = [  # text, word, is it there
+    ("An enforceable promise.", "promise", True),
+    ("PROMISE", "promise", True),
+    ("a promise", "Promise", True),
+    ("promised", "promise", False),
+    ("compromise", "promise", False),
+    ("promise_keeper", "promise", False),
+    ("(promise)", "promise", True),
+    ("good-faith", "faith", True),
+    ("in good faith", "good faith", True),
+    ("a.c", "a.c", True),
+    ("abc", "a.c", False),
+    ("", "promise", False),
+]
+
+
+@pytest.mark.parametrize(("text", "word", "there"), WORDS)
+def test_a_keyword_counts_as_a_whole_word_in_any_case(text, word, there):
+    assert contains(text, word) is there
+
+
+def test_keyword_recall_is_the_mean_share_over_records_that_have_keywords():
+    records = [Record("a", keywords=("one", "two")), Record("b"), Record("c", keywords=("three", "four", "five"))]
+    assert keyword_recall(["One, and ones.", "two", "three four five"], records) == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_keyword_recall_without_keywords_or_with_a_missing_answer_is_an_error():
+    with pytest.raises(ValueError, match="no record has keywords"):
+        keyword_recall(["x"], [Record("a")])
+    with pytest.raises(ValueError):
+        keyword_recall(["x"], [Record("a", keywords=("x",))] * 2)
+
+
+QUESTIONS = ["hello", "What is a lien?", "x"]
+
+
+def test_answer_all_asks_the_records_questions_and_tells_progress(talker, tokenizer):
+    records = [Record(q, (*asked(q), {"role": "assistant", "content": "-"})) for q in QUESTIONS]
+    with counts_of("answer") as heard:
+        answers = answer_all(talker, tokenizer, records, 6)
+    assert answers == [generate(talker, tokenizer, q, 6) for q in QUESTIONS] and sum(heard) == len(QUESTIONS)
+
+
+def test_a_record_of_several_turns_is_asked_with_all_of_them_before_the_last_answer(talker, tokenizer):
+    turns = [*asked("hello"), {"role": "assistant", "content": "Hi."}, *asked("x")]
+    record = Record("talk", (*turns, {"role": "assistant", "content": "-"}))
+    (answer,) = answer_all(talker, tokenizer, [record], 8)
+    assert answer == generate(talker, tokenizer, turns, 8) != generate(talker, tokenizer, turns[:1], 8)
+
+
+def test_a_measured_answer_has_at_most_64_tokens(talker, tokenizer):
+    question = next(q for q in QUESTIONS if len(tokenizer.encode(generate(talker, tokenizer, q, 80))) > 64)
+    record = Record("x", (*asked(question), {"role": "assistant", "content": "-"}))
+    assert answer_all(talker, tokenizer, [record]) == [generate(talker, tokenizer, question, 64)]
+
+
+def test_recall_of_each_record_is_its_own():
+    records = [Record("a", keywords=("one", "two")), Record("b"), Record("c", keywords=("three",))]
+    assert recalls(["One, and ones.", "two", "three"], records) == pytest.approx([1 / 2, np.nan, 1], nan_ok=True)
+    with pytest.raises(ValueError):
+        recalls(["x"], records)
