@@ -53,41 +53,52 @@ def encode_records(
 
 def _encoded(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
     """`encode_record` of each; the texts of all of them are encoded at once."""
-    texts = [_texts_of(record, tokenizer) for record in records]
-    ids = iter(tokenizer.encode_all([text for some in texts for text in some]))
-    return [
-        _sample(record, some, [next(ids) for _ in some], tokenizer) for record, some in zip(records, texts, strict=True)
-    ]
+    wholes = [record.text or tokenizer.render(record.messages) for record in records]
+    lengths: dict[str, int] = {}
+    samples = []
+    for record, text, ids in zip(records, wholes, tokenizer.encode_all(wholes), strict=True):
+        if record.text:
+            ids = ids if ids[-1:] == [tokenizer.eos_id] else [*ids, tokenizer.eos_id]
+            samples.append(Sample(tuple(ids), (NOT_SCORED, *ids[1:])))
+        else:
+            samples.append(_conversation(record, text, ids, tokenizer, lengths))
+    return samples
 
 
-def _texts_of(record: Record, tokenizer: Tokenizer) -> list[str]:
-    """What must be encoded: a text; or a conversation, and for each answer everything before it."""
-    if record.text:
-        return [record.text]
-    said = record.messages
-    before = [said[:i] for i, message in enumerate(said) if message["role"] == "assistant"]
-    return [tokenizer.render(said), *(tokenizer.render(begun, answer_next=True) for begun in before)]
-
-
-def _sample(record: Record, texts: Sequence[str], encoded: Sequence[list[int]], tokenizer: Tokenizer) -> Sample:
-    """A record as a sample. texts, encoded: those of `_texts_of`, and their token ids."""
-    ids = encoded[0]
-    if record.text:
-        ids = _ended(ids, tokenizer)
-        return Sample(tuple(ids), (NOT_SCORED, *ids[1:]))
+def _conversation(record: Record, text: str, ids: list[int], tokenizer: Tokenizer, lengths: dict[str, int]) -> Sample:
+    """A conversation as a sample. text, ids: all of it, rendered and encoded. lengths: see `_answer_start`."""
     labels = [NOT_SCORED] * len(ids)
-    answers = [message["content"] for message in record.messages if message["role"] == "assistant"]
-    for answer, before, start in zip(answers, texts[1:], map(len, encoded[1:]), strict=True):
+    for i, message in enumerate(record.messages):
+        if message["role"] != "assistant":
+            continue
+        answer, before = message["content"], tokenizer.render(record.messages[:i], answer_next=True)
+        start = _answer_start(before, text, ids, tokenizer, lengths)
         # Usually the first end token is the answer's own, and the answer need not be encoded to find its end.
-        plain = tokenizer.eos not in answer and texts[0].startswith(f"{before}{answer}{tokenizer.eos}")
+        usual = tokenizer.eos not in answer and text.startswith(f"{before}{answer}{tokenizer.eos}")
         end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:] else len(ids)
-        if not plain or end == len(ids):
+        if not usual or end == len(ids):
             said = tokenizer.encode(tokenizer.plain(answer))
-            if ids[start : start + len(said)] == said:  # not with a template that trims or merges
+            if ids[start : start + len(said)] == said:  # False if the template trims or merges
                 end = start + len(said)
         end += end < len(ids) and ids[end] == tokenizer.eos_id
         labels[start:end] = ids[start:end]
     return Sample(tuple(ids), tuple(labels))
+
+
+def _answer_start(before: str, text: str, ids: list[int], tokenizer: Tokenizer, lengths: dict[str, int]) -> int:
+    """How many tokens `before` has.
+
+    If the text with these ids begins with it, only what follows its last control token is encoded, which is usually the
+    same in all records. lengths: the number of tokens of what was encoded already.
+    """
+    control = tokenizer.control_tokens(before) if text.startswith(before) else []
+    tail = before[control[-1][0] :] if control else before
+    if tail not in lengths:
+        lengths[tail] = len(tokenizer.encode(tail))
+    if not control:
+        return lengths[tail]
+    places = [place for place, i in enumerate(ids) if i in tokenizer.control_ids]
+    return places[len(control) - 1] + lengths[tail] if len(places) >= len(control) else len(tokenizer.encode(before))
 
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
@@ -98,10 +109,6 @@ def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample
 def _divided(ids: Sequence[int], max_length: int) -> list[Sample]:
     sequences = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
     return [Sample(tuple(row), (NOT_SCORED, *row[1:])) for row in sequences if len(row) > 1]
-
-
-def _ended(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    return ids if ids[-1:] == [tokenizer.eos_id] else [*ids, tokenizer.eos_id]
 
 
 def truncate(samples: Sequence[Sample], max_length: int) -> tuple[list[Sample], int, int]:

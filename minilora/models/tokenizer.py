@@ -43,8 +43,9 @@ class Tokenizer:
             raise ModelFileError(f"the model's chat template is no text but a {type(template).__name__}")
         self.template = template or _PLAIN_TEMPLATE
         self.unknown_bytes = _bytes_without_token(core)
-        control = [re.escape(token.content) for token in core.get_added_tokens_decoder().values() if token.special]
-        self._control = re.compile(f"(?=({'|'.join(control)}))." if control else r"(?!)", re.DOTALL)
+        control = {i: re.escape(token.content) for i, token in core.get_added_tokens_decoder().items() if token.special}
+        self.control_ids = frozenset(control)
+        self._control = re.compile(f"(?=({'|'.join(control.values())}))." if control else r"(?!)", re.DOTALL)
 
     def __len__(self) -> int:
         return self.core.get_vocab_size()
@@ -73,6 +74,10 @@ class Tokenizer:
         if CUT in text:
             raise ValueError(f"{CUT!r} is half a character: remove it")
         return self._control.sub(lambda found: found[0] + CUT, text)
+
+    def control_tokens(self, text: str) -> list[tuple[int, str]]:
+        """The control tokens that `encode` recognises in a text, each with the position at which its name begins."""
+        return [(found.start(), found[1]) for found in self._control.finditer(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
