@@ -9,6 +9,7 @@ import numpy as np
 from ..data.samples import encode_text
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import FULL, lora_config, reset, samples_of, tiny_base
+from ..experiments.tuned import best_rate
 from ..lora.adapters import add_adapter
 from ..measure.loss import evenly, mean_loss
 from ..models.load import TINY
@@ -63,7 +64,10 @@ def run(setting: Setting) -> dict[str, Any]:
         trials = [{"lr": lr, "method": method, "seed": seed, **sizes} for lr in rates for seed in setting.seeds]
         for trial, found in zip(trials, setting.each(path, trials), strict=True):
             paths.setdefault(name, {}).setdefault(trial["lr"], []).append(found)
-    best = {name: min(tried, key=lambda lr: sum(p["new"][-1] for p in tried[lr])) for name, tried in paths.items()}
+    best: dict[str, Any] = {
+        name: best_rate({lr: sum(path["new"][-1] for path in some) for lr, some in tried.items()})
+        for name, tried in paths.items()
+    }
     measured = []
     for lora, full in zip(*(paths[name][lr] for name, lr in best.items()), strict=True):
         at = max(min(lora["new"]), min(full["new"]))  # what both reach

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting
+from ..experiments.tuned import first_step
 from ._introduction import SOURCE, best_runs, draw_curves, told
 from .introduction_speed import products, timed
 
@@ -33,14 +33,6 @@ CLAIM = Claim(
         " tuning does not fit: the cost is that of memory, and the switch shows it.",
     },
 )
-
-
-def first_step(curve: list[list[float]], loss: float) -> float:
-    """The step at which a curve comes down to a loss, between two validations on the line between them."""
-    for (step, high), (following, low) in pairwise(curve):
-        if low <= loss:
-            return step + (following - step) * max(0.0, (high - loss) / (high - low))
-    raise ValueError(f"the loss {loss:.3f} is not reached")
 
 
 def run(setting: Setting) -> dict[str, Any]:

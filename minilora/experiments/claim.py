@@ -84,9 +84,11 @@ class Band:
 class Setting:
     """How a claim is run.
 
-    small: in seconds, with matrices or the tiny base, for a test. switched: with the effect switched off. seeds: one
-    measured number for each. jobs: so many trials at a time (None: as many as there are cores). folder: where results
-    are kept, None for nowhere. say: takes a line about how far it is.
+    small: in seconds, with matrices or the tiny base, for a test.
+    switched: with the effect switched off.
+    seeds: one measured number for each.
+    jobs: trials at a time; as many as there are cores if None.
+    folder: where results are kept; nowhere if None.
     """
 
     small: bool = False
@@ -94,26 +96,27 @@ class Setting:
     seeds: tuple[int, ...] = (0, 1, 2)
     jobs: int | None = None
     folder: Path | None = None
-    say: Callable[[str], object] = field(default=lambda line: None, repr=False)
+
+    @property
+    def updates(self) -> str | None:
+        """The folder for `train_update`; None is one that lasts as long as this process."""
+        return str(self.folder / "updates") if self.folder else None
+
+    def attempt(self, function: Callable[..., Any], trials: Sequence[dict[str, Any]]) -> list[Any]:
+        """function(**trial) for each trial, in order, or {"failed": why}.
+
+        function: at the top level of its file; it takes and returns what JSON can hold. A small run calls it in this
+        process; any other has `jobs` trials at a time and keeps their results in `folder`.
+        """
+        return run_trials(function, trials, 1 if self.small else self.jobs, folder=None if self.small else self.folder)
 
     def each(self, function: Callable[..., Any], trials: Sequence[dict[str, Any]]) -> list[Any]:
-        """function(**trial) for each trial, in order. function: stands at the top of its file; it takes and returns
-        what JSON can hold. A small run calls it here; else `run_trials` has `jobs` at a time and keeps what they gave
-        in `folder`. Raises RuntimeError where a trial fails."""
-        if self.small:
-            return [function(**trial) for trial in trials]
-        done = 0
-
-        def count(index: int, result: Any) -> None:
-            nonlocal done
-            done += 1
-            self.say(f"{done} of {len(trials)}")
-
-        results = run_trials(function, trials, self.jobs, count, self.folder)
+        """The same. Raises RuntimeError if a trial fails."""
+        results = self.attempt(function, trials)
         for trial, result in zip(trials, results, strict=True):
             if has_failed(result):
-                told = ", ".join(f"{key}={value}" for key, value in trial.items())
-                raise RuntimeError(f"{function.__name__}({told}): {result['failed']}")
+                words = ", ".join(f"{key}={value}" for key, value in trial.items())
+                raise RuntimeError(f"{function.__name__}({words}): {result['failed']}")
         return results
 
 

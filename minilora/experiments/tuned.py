@@ -1,6 +1,6 @@
 """The best learning rate: of a few runs, of each contender of a comparison, and between the rates that were tried.
 
-    found = tuned(setting.each, tiny_run, {"LoRA": {"lr": 1e-2}, "full": {"lr": 1e-3, "method": "full"}}, setting.seeds)
+    found = tuned(setting.attempt, tiny_run, {"LoRA": {"lr": 1e-2}, "full": {"lr": 1e-3, "method": "full"}}, setting.seeds)
     found["LoRA"]["lr"], [run["test"] for run in found["LoRA"]["runs"]]
 
 A comparison at one rate for all favours the contender which that rate suits. The validation loss chooses the rate, so
@@ -57,7 +57,7 @@ def tuned(
 ) -> dict[str, dict[str, Any]]:
     """Find each contender's best learning rate, and run it there with every seed.
 
-    each: runs the trials, such as `Setting.each`.
+    each: runs the trials, such as `Setting.attempt`.
     function: takes the arguments of a contender and `seed`, and returns {"validation": loss, ...}.
     contenders: by name, the arguments of `function`. "lr" is the rate where the search begins, or a list of rates,
         which are all that is tried.
