@@ -64,10 +64,8 @@ def run(setting: Setting) -> dict[str, Any]:
         trials = [{"lr": lr, "method": method, "seed": seed, **sizes} for lr in rates for seed in setting.seeds]
         for trial, found in zip(trials, setting.each(path, trials), strict=True):
             paths.setdefault(name, {}).setdefault(trial["lr"], []).append(found)
-    best: dict[str, Any] = {
-        name: best_rate({lr: sum(path["new"][-1] for path in some) for lr, some in tried.items()})
-        for name, tried in paths.items()
-    }
+    ends = {name: {lr: sum(p["new"][-1] for p in some) for lr, some in tried.items()} for name, tried in paths.items()}
+    best: dict[str, Any] = {name: best_rate(losses) for name, losses in ends.items()}
     measured = []
     for lora, full in zip(*(paths[name][lr] for name, lr in best.items()), strict=True):
         at = max(min(lora["new"]), min(full["new"]))  # what both reach

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import LOW, Claim, Setting
 from ..experiments.tuned import first_step
 from ._introduction import SOURCE, best_runs, draw_curves, told
 from .introduction_speed import products, timed
@@ -22,7 +22,7 @@ CLAIM = Claim(
     switch="The effect is put in by hand: full fine-tuning needs a machine of ten times the price.",
     base="tiny",
     minutes=4,
-    band=Band("cost of the same loss with LoRA, as a share of full fine-tuning's", high=1 / 3, against_above=0.9),
+    band=LOW.of("cost of the same loss with LoRA, as a share of full fine-tuning's"),
     explained={
         "contradicted": "LoRA was 2.6 times as dear: it came to its lowest loss after 96 steps and full fine-tuning to"
         " the same one after 29, with steps of LoRA that take 0.78 of the time. On SmolLM2, `minilora compare` found"

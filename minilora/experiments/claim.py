@@ -15,7 +15,7 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +69,10 @@ class Band:
             return Verdict.REPRODUCED
         return Verdict.NOT_HERE
 
+    def of(self, quantity: str) -> Band:
+        """The same limits for another quantity."""
+        return replace(self, quantity=quantity)
+
     def __str__(self) -> str:
         """In words: what holds, and what speaks against it."""
         against = [f"below {self.against_below:g}"] if self.against_below is not None else []
@@ -78,6 +82,13 @@ class Band:
         else:
             held = f"{self.low:g} to {self.high:g}"
         return f"{held}; against it: {' or '.join(against)}" if against else held
+
+
+# What an introduction to LoRA leaves vague, as a share of what full fine-tuning takes, forgets or gains.
+FEW = Band("very few, small", high=1 / 10, against_above=1 / 2)
+LOW = Band("low, fast, cheap", high=1 / 3, against_above=9 / 10)  # nobody would say so of more than nine tenths
+SPARED = Band("forgotten", high=1 / 2, against_above=9 / 10)
+SLIGHT = Band("slightly behind", low=0.95, against_below=0.8)  # by a twentieth of the gain
 
 
 @dataclass(frozen=True)

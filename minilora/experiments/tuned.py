@@ -1,6 +1,7 @@
 """The best learning rate: of a few runs, of each contender of a comparison, and between the rates that were tried.
 
-    found = tuned(setting.attempt, tiny_run, {"LoRA": {"lr": 1e-2}, "full": {"lr": 1e-3, "method": "full"}}, setting.seeds)
+    contenders = {"LoRA": {"lr": 1e-2}, "full": {"lr": 1e-3, "method": "full"}}
+    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds)
     found["LoRA"]["lr"], [run["test"] for run in found["LoRA"]["runs"]]
 
 A comparison at one rate for all favours the contender which that rate suits. The validation loss chooses the rate, so
@@ -18,7 +19,6 @@ from typing import Any
 Each = Callable[[Callable[..., Any], list[dict[str, Any]]], list[Any]]
 Losses = Mapping[float, float | None]  # the validation loss at each rate that was tried; None where training broke off
 
-FARTHEST = 10**0.5  # from one rate to the next beyond an edge, at most
 HOPELESS = 8  # rates without one finite loss after which the search ends
 
 
@@ -32,17 +32,17 @@ def best_rate(tried: Losses) -> float | None:
     return min(sorted(found), key=lambda lr: found[lr], default=None)
 
 
-def next_rate(tried: Losses) -> float | None:
+def next_rate(tried: Losses, farthest: float = math.inf) -> float | None:
     """The rate to try next where the best one is the lowest or the highest of those tried: as far beyond it as its
-    neighbour is on the other side, and at most half a decade. None where the best one lies between two others.
+    neighbour is on the other side, and at most a factor of `farthest`. None where the best one lies between two others.
 
-    >>> next_rate({2e-3: 3.0, 4e-3: 2.0}), next_rate({1e-4: 2.0, 1e-2: 3.0}), next_rate({1: 3.0, 2: 2.0, 4: 3.0})
-    (0.008, 3.16e-05, None)
+    >>> next_rate({2e-3: 3.0, 4e-3: 2.0}), next_rate({1e-4: 2.0, 1e-2: 3.0}, farthest=10**0.5)
+    (0.008, 3.16e-05)
     """
     rates, best = sorted(tried), best_rate(tried)
     if best is None or len(rates) < 2 or best not in (rates[0], rates[-1]):
         return None
-    factor = min(FARTHEST, rates[1] / rates[0] if best == rates[0] else rates[-1] / rates[-2])
+    factor = min(farthest, rates[1] / rates[0] if best == rates[0] else rates[-1] / rates[-2])
     return float(f"{best / factor if best == rates[0] else best * factor:.3g}")
 
 
@@ -92,8 +92,7 @@ def tuned(
     while asked := [(name, lr) for name in contenders for lr in ahead(name)]:
         run([(name, lr, seed) for name, lr in asked for seed in search])
         for name, lr in asked:
-            losses = [_loss(results[name, lr, seed]) for seed in search]
-            tried[name][lr] = sum(losses) / len(losses)
+            tried[name][lr] = sum(_loss(results[name, lr, seed]) for seed in search) / len(search)
             if len(tried[name]) >= HOPELESS and best_rate(tried[name]) is None:
                 _refuse(name, "at any learning rate", [results[name, lr, search[0]]])
     best = {name: best_rate(losses) or min(losses) for name, losses in tried.items()}

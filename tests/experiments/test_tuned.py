@@ -121,8 +121,8 @@ def test_the_best_rate_has_the_lowest_loss():
         ({1e-3: 3.0, 2e-3: 2.0}, 4e-3),
         ({1e-3: 2.0, 2e-3: 3.0}, 5e-4),
         ({1e-3: 2.0, 2e-3: None}, 5e-4),
-        ({1e-4: 3.0, 1e-2: 2.0}, 0.0316),  # never farther than half a decade
-        ({1e-4: 2.0, 1e-2: 3.0}, 3.16e-5),
+        ({1e-4: 3.0, 1e-2: 2.0}, 0.05),  # never farther than a factor of five
+        ({1e-4: 2.0, 1e-2: 3.0}, 2e-5),
         ({1e-3: 3.0, 4e-3: 4.0, 5e-3: 2.0}, 6.25e-3),  # the neighbour's distance, not the whole ladder's
         ({1e-3: 3.0, 2e-3: 2.0, 4e-3: 3.0}, None),
         ({1e-3: 3.0, 2e-3: 2.0, 4e-3: None}, None),
@@ -131,7 +131,7 @@ def test_the_best_rate_has_the_lowest_loss():
     ],
 )
 def test_the_next_rate_lies_beyond_a_best_one_at_an_edge(tried, rate):
-    assert next_rate(tried) == (None if rate is None else pytest.approx(rate, rel=1e-2))
+    assert next_rate(tried, farthest=5) == (None if rate is None else pytest.approx(rate, rel=1e-2))
 
 
 def test_the_first_step_that_reaches_a_loss():
