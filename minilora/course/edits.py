@@ -16,14 +16,15 @@ from __future__ import annotations
 import ast
 import importlib.abc
 import inspect
+import re
 import textwrap
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-ARROW = "->"
+EDIT = re.compile(r"(.*?)(?:^| )->(?: |$)(.*)")  # "old -> new"; either may be empty
 
 
 @dataclass(frozen=True)
@@ -46,39 +47,40 @@ class Mistake:
             return self.solution.__globals__[self.steps[0]]
         head, body = source_of(self.solution)
         for step in self.steps:
-            old, arrow, new = map(str.strip, step.partition(ARROW))
-            if not arrow or (old and body.count(old) != 1):
-                where = f"{body.count(old)} times in the solution, expected once" if arrow else "without an arrow"
-                raise ValueError(f"mistake {self.line!r} of {self.solution.__name__}: {old!r} occurs {where}")
-            body = body.replace(old, new) if old else f"    {new}\n{body}"
+            edit = EDIT.fullmatch(step)
+            if not edit or (edit[1] and body.count(edit[1]) != 1):
+                count = body.count(edit[1]) if edit else 0
+                raise ValueError(
+                    f"mistake {self.line!r} of {self.solution.__name__}: {step!r} must be old -> new, where the old "
+                    f"text occurs once in the solution; it occurs {count} times"
+                )
+            body = body.replace(edit[1], edit[2]) if edit[1] else f"    {edit[2]}\n{body}"
         return compiled(head + body, self.solution)
 
 
 def parse(text: str, solution: Callable) -> list[Mistake]:
     """The mistakes that a text lists: a line that is printed, then indented lines that say how it is made."""
-    if not isinstance(text, str):  # TEMPORARY
-        return [types.SimpleNamespace(line=l, function=f, steps=[]) for f, l in text.values()]
     lines = [line for line in textwrap.dedent(text).splitlines() if line.strip()]
     starts = [i for i, line in enumerate(lines) if not line.startswith(" ")]
     blocks = [lines[a:b] for a, b in zip(starts, [*starts[1:], len(lines)], strict=True)]
-    return [Mistake(line, [step.strip() for step in steps], solution) for line, *steps in blocks]
+    return [Mistake(" ".join(line.split()), [step.strip() for step in steps], solution) for line, *steps in blocks]
 
 
 def source_of(solution: Callable) -> tuple[str, str]:
     """The text of a solution, without its decorators: its signature with the docstring, and its body."""
-    text = textwrap.dedent(inspect.getsource(solution))
+    text = textwrap.dedent(getattr(solution, "text", None) or inspect.getsource(solution))
     node: Any = ast.parse(text).body[0]
     lines = text.splitlines(keepends=True)
     start, end = node.lineno - 1, node.body[1].lineno - 1  # the docstring is the first statement
     return "".join(lines[start:end]), "".join(lines[end:])
 
 
-def replaced(solution: Callable, replaces: Iterable[tuple[str, str]]) -> Callable:
-    """The solution with these texts replaced wherever they occur: how a variant of an exercise is answered."""
+def replaced(solution: Callable, replaces: Mapping[str, str], **names: Callable) -> Callable:
+    """The solution of a variant: these texts are replaced wherever they occur, and it calls these functions."""
     text = "".join(source_of(solution))
-    for old, new in replaces:
+    for old, new in replaces.items():
         text = text.replace(old, new)
-    return compiled(text, solution)
+    return compiled(text, solution, **names)
 
 
 class _Text(importlib.abc.InspectLoader):
@@ -91,13 +93,15 @@ class _Text(importlib.abc.InspectLoader):
         return self.source
 
 
-def compiled(text: str, solution: Callable) -> Callable:
-    """The function that a changed text of a solution defines, with the names that the solution sees.
+def compiled(text: str, solution: Callable, **names: Callable) -> Callable:
+    """The function that a changed text of a solution defines. It sees the names that the solution sees, and `names`.
 
     The text is the package's own source with edits that stand in the package; nothing from elsewhere is run here. A
     module, rather than a new code object, so that a function that calls itself calls the changed one.
     """
     module = types.ModuleType(solution.__module__)
-    vars(module).update(solution.__globals__)
+    vars(module).update(solution.__globals__ | names)
     _Text(text).exec_module(module)
-    return getattr(module, solution.__name__)
+    function = getattr(module, solution.__name__)
+    function.text = text  # no file has it
+    return function

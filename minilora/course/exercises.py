@@ -23,7 +23,6 @@ from .compare import TOLERANCE
 from .edits import Mistake, parse, replaced
 
 EXERCISES: dict[str, Exercise] = {}  # by the name of the function that the student writes
-Mistakes = Any  # TEMPORARY
 
 
 class Draw(dict):
@@ -152,18 +151,21 @@ def exercise(
 def variant(name: str, replaces: Mapping[str, str], **differs: Any) -> None:
     """Add another form to an exercise. `--variant 1` of lessons/build.py asks for it.
 
-    name: the exercise's. replaces: {words in the exercise's page: words in this form}, in text, stub and solution.
-    differs: draw, mistakes, smallest, judge or also, where they differ from the first form's. Its mistakes stay in
-        force; one that gives the right answer of this form is not a mistake here.
+    name: the exercise's.
+    replaces: {words in the exercise's page: words in this form}, in text, stub and solution. The solution then calls
+        the solutions that earlier exercises of its page have in this form.
+    differs: draw, mistakes, smallest, judge or also, where they differ from the first form's. `mistakes` are edits of
+        this form's solution. Without them the first form's mistakes stay in force; one that gives the right answer of
+        this form is not a mistake here.
     """
     whole = EXERCISES[name]
-    first = whole.forms[0]
+    first, number = whole.forms[0], len(whole.forms)
+    page = [e for e in EXERCISES.values() if e.lesson == whole.lesson and len(e.forms) > number]
+    solution = replaced(first.reference, replaces, **{e.name: e.forms[number].reference for e in page})
     if "mistakes" in differs:
-        differs["mistakes"] = parse(differs["mistakes"], first.reference)
-    register = lambda ref: None
-    form = replace(first, reference=replaced(first.reference, replaces.items()), replaces=replaces, **differs)
+        differs["mistakes"] = parse(differs["mistakes"], solution)
+    form = replace(first, reference=solution, replaces=replaces, **differs)
     EXERCISES[name] = replace(whole, forms=[*whole.forms, form])
-    return register
 
 
 def parse_returns(text: str) -> list[tuple[str, str | None]]:

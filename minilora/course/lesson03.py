@@ -166,7 +166,8 @@ def draw_logits(rng: np.random.Generator, spread: float = 0) -> Draw:
         dz has the wrong sign: a larger logit of the label makes the loss smaller
             dz / len(z) -> -dz / len(z)
         dz is the gradient of p, -1 / p at the label: go on through softmax to z
-            -= 1 -> = -1 / dz[tokens, labels]
+            dz = np.exp(log_p) -> dz = np.zeros_like(z)
+            -= 1 -> = -1 / np.exp(log_p[tokens, labels])
         dz is zero but for the labels: every logit of a row stands in the sum below the line
             dz = np.exp(log_p) -> dz = np.zeros_like(z)
             -= 1 -> = np.exp(log_p[tokens, labels]) - 1

@@ -86,6 +86,7 @@ variant("answer_loss", {"natural logarithm": "logarithm to the base 2", "np.log(
 
 # -- 6.2 bytes ---------------------------------------------------------------------------------------------------------
 
+
 def draw_shapes(rng: np.random.Generator, optimizer: str, some_frozen: bool = True) -> Draw:
     """Shapes of parameters of very different sizes, some of them frozen."""
     names = ["embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "norm"]
