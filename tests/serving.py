@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import socket
 import threading
 import time
@@ -14,8 +15,9 @@ pytest.importorskip("uvicorn", reason="needs pip install '.[serve]'")
 from minilora.models.versions import load_versions
 from minilora.serve.app import App
 from minilora.serve.engine import Ask, Engine
-from minilora.serve.run import bind, new_server
+from minilora.serve.server import Server, bind
 
+HEARING = []  # what the terminals of all servers at work have shown; a line is that of the last one
 QUESTION = [{"role": "user", "content": "hello"}]
 
 
@@ -93,21 +95,35 @@ def read_response(connection):
 
 
 @contextlib.contextmanager
-def serving(shop, start, adapters=("legal", "support"), connections=256, default_limit=16, **bounds):
-    """The shop, served. start: the folder that it was started in."""
-    said = []
-    model, tokenizer = load_versions({name: shop / name for name in adapters}, shop / "base")
-    listener = bind("127.0.0.1", 0)
-    ready = threading.Event()
-    with listener, Engine(model, tokenizer, say=said.append, **bounds) as engine:
-        app = App(engine, start, default_limit)
-        server = new_server(app, "127.0.0.1", connections, said.append, ready.set)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+def running(app, connections=128):
+    """The port of a server of an application, at work in a thread."""
+    with bind("127.0.0.1", 0, connections) as listener:
+        listener.listen()
+        server = Server(app, "127.0.0.1", listener)
+        thread = threading.Thread(target=server.run)
         thread.start()
         try:
-            assert ready.wait(30)
-            yield Served(engine, app, listener.getsockname()[1], said)
+            yield listener.getsockname()[1]
         finally:
             server.should_exit = True
             thread.join(60)
             assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def serving(shop, start, adapters=("legal", "support"), connections=128, default_limit=16, **bounds):
+    """The shop, served. start: the folder that it was started in."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage()) if HEARING[-1] is said else None
+    HEARING.append(said)
+    model, tokenizer = load_versions({name: shop / name for name in adapters}, shop / "base")
+    logging.getLogger("minilora").addHandler(handler)
+    try:
+        with Engine(model, tokenizer, **bounds) as engine:
+            app = App(engine, start, default_limit)
+            with running(app, connections) as port:
+                yield Served(engine, app, port, said)
+    finally:
+        logging.getLogger("minilora").removeHandler(handler)
+        HEARING[:] = [one for one in HEARING if one is not said]

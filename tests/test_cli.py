@@ -12,6 +12,7 @@ from modelfiles import TERMS
 
 from minilora import __version__
 from minilora.cli import build_parser, main
+from minilora.commands.chat import ChatOptions
 from minilora.commands.eval import EvalOptions
 from minilora.data.rows import DataError
 from minilora.files.tensors import read_tensors
@@ -20,7 +21,7 @@ from minilora.models import load as zoo
 from minilora.nn import step
 from minilora.options import ELSEWHERE, from_flags
 from minilora.train import job as finetune
-from minilora.train.options import ChatOptions, Options
+from minilora.train.options import Options
 
 COMMANDS = ["finetune", "compare", "chat", "eval", "audit", "merge", "export", "report", "memory", "bench", "pull"]
 COMMANDS += ["gradcheck"]

@@ -30,7 +30,6 @@ FLOORS = (
     "measure",
     "pages",
     "train",
-    "chat",
     "tasks",
     "experiments",
     "claims",

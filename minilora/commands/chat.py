@@ -1,14 +1,57 @@
-"""`minilora chat`: talk to a model, with or without adapters."""
+"""`minilora chat`: one answer, a conversation in a terminal, or an answer for each line of a pipe or a file."""
 
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..options import add_flags, from_flags
-from ..train.options import ChatOptions
-from .shared import adapters, tell
+from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of
+from ..generate.streams import check_settings
+from ..options import BASE, BF16, PACKED, add_flags, from_flags, option
+from ..progress import log
+from .shared import adapters
 
-HELP = "talk to a model, with or without an adapter"
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
+HELP = "talk to a model, with or without adapters"
+LAST_WORDS = ("exit", "quit", "/quit", "/exit")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could steer a terminal; a model may write anything
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """Which model to talk to, and how it answers. Raises ValueError for values that are not possible."""
+
+    adapter: Sequence[str] = option(
+        (), "folders of adapters, such as runs/legal or legal=runs/legal; the first answers first", metavar="[NAME=]DIR"
+    )
+    base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)")
+    prompt: str | None = option(None, "ask one question, of every adapter, and end", only={"ask_file": None})
+    ask_file: str | None = option(
+        None, "ask each line of a text file, of every adapter, without the lines before it, and end", metavar="FILE"
+    )
+    system: str | None = option(
+        None, "the system prompt (default: the one that the adapter was trained under, if any)", metavar="TEXT"
+    )
+    max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, at most")
+    temperature: float = option(0.0, "0 takes the most likely token; above 0, tokens are drawn")
+    top_p: float = option(1.0, "draw only from the most likely tokens that have this probability together")
+    seed: int = option(0, "seed of the draws, for a temperature above 0")
+    quantized: bool | str = option(False, **PACKED)
+    bf16: bool = option(False, BF16)
+    force: bool = option(False, "accept adapters of another base of the same shape")
+    device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
+
+    def __post_init__(self):
+        check_settings(self.max_new_tokens, self.temperature, self.seed, self.top_p)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -17,14 +60,371 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """One answer of each adapter for --prompt, else a talk in the terminal, or an answer per line of a pipe."""
-    from ..chat.run import run
+    """Answer `--prompt` or the lines of `--ask-file`; else talk in the terminal, or answer each line of a pipe.
+
+    Raises RuntimeError at the end of a pipe or a file of which some lines could not be answered.
+    """
     from ..models.load import dtype_of
     from ..models.versions import load_versions
 
     options = from_flags(ChatOptions, arguments)
     named = adapters(options.adapter)
+    questions = None if options.ask_file is None else Path(options.ask_file).read_text(encoding="utf-8").splitlines()
     model, tokenizer = load_versions(
-        named, options.base, options.quantized, options.device, options.force, tell, dtype_of(options.bf16)
+        named, options.base, options.quantized, options.device, options.force, log.info, dtype_of(options.bf16)
     )
-    run(model, tokenizer, list(named), options)
+    talk = Talk(
+        model,
+        tokenizer,
+        options.max_new_tokens,
+        options.temperature,
+        options.top_p,
+        options.seed,
+        options.system,
+    )
+    to_terminal = sys.stdout.isatty()
+    chat = Chat(talk, list(named), Screen() if to_terminal else Output())
+    if named:
+        talk.choose(chat.names[0])
+    if options.prompt is not None:
+        chat.ask_all(options.prompt)
+    elif questions is not None:
+        each_line(chat, questions, lambda line: chat.ask_all(line, titled=True))
+    elif to_terminal and sys.stdin.isatty():
+        in_a_terminal(chat)
+    else:
+        each_line(chat, _typed_lines(), chat.handle)
+
+
+def each_line(chat: Chat, lines: Iterable[str], handle: Callable[[str], bool]) -> None:
+    """Handle each line until one ends it. A line that cannot be answered does not stop the others."""
+    count = failed = 0
+    for line in lines:
+        count += 1
+        try:
+            if not handle(line):
+                break
+        except BrokenPipeError:  # nobody reads the answers any longer
+            raise
+        except (ValueError, OSError) as error:
+            failed += 1
+            chat.output.note(f"minilora: line {count}: {error}")
+    if failed:
+        raise RuntimeError(f"{failed} of {count} lines could not be answered")
+
+
+def in_a_terminal(chat: Chat) -> None:
+    """Questions and commands with line editing. Ctrl-C stops an answer or clears the line; pressed again, it ends."""
+    session = _session(chat)
+    others = f", one of {len(chat.names)} adapters," if len(chat.names) > 1 else ""
+    chat.output.note(f"{chat.who}{others} answers.")
+    if chat.talk.model.source == "tiny":
+        chat.output.note(TOY)
+    chat.output.note("Ask something. /help lists commands, Ctrl-C stops an answer, Ctrl-D ends.\n")
+    leaving = False  # Ctrl-C was the last key
+    while True:
+        try:
+            line = session.prompt("you> ")
+        except KeyboardInterrupt:
+            if leaving and not session.default_buffer.text:
+                return
+            leaving = True
+            chat.output.note("(Ctrl-C again, or Ctrl-D, ends; /save FILE keeps what was said)")
+            continue
+        except EOFError:
+            return
+        leaving = False
+        try:
+            if not chat.handle(line):
+                return
+        except KeyboardInterrupt:
+            chat.output.note("(stopped)\n")
+        except (ValueError, OSError) as error:
+            chat.output.note(f"minilora: {error}\n")
+
+
+def _typed_lines() -> Iterator[str]:
+    """The lines of standard input. If that is a terminal after all, there is a prompt for each."""
+    while True:
+        if sys.stdin.isatty():
+            print("you> ", end="", file=sys.stderr, flush=True)
+        if not (line := sys.stdin.readline()):
+            return
+        yield line
+
+
+def _session(chat: Chat) -> PromptSession[str]:
+    """Line editing, the lines typed before, and completion of commands, adapters and files."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter, WordCompleter
+    from prompt_toolkit.history import InMemoryHistory
+    from prompt_toolkit.shortcuts import CompleteStyle
+
+    after: dict[str, Completer] = {
+        "/adapter": WordCompleter(chat.names),
+        "/mix": WordCompleter([f"{name}=0.5" for name in chat.names], WORD=True),
+        "/save": PathCompleter(expanduser=True),
+    }
+
+    def below() -> str:
+        return f" {chat.who} · {chat.talk.used} of {chat.talk.limit} tokens · /help"
+
+    return PromptSession(
+        completer=NestedCompleter({name: after.get(name) for name in chat.commands}),
+        complete_style=CompleteStyle.READLINE_LIKE,  # on Tab, as in a shell: nothing opens while a question is typed
+        complete_while_typing=False,
+        reserve_space_for_menu=0,
+        history=InMemoryHistory(),
+        bottom_toolbar=below,
+    )
+
+
+# -- what a line does --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: how it is written, what it does, and the function that does it, given the rest of the line."""
+
+    usage: str
+    help: str
+    run: Callable[[str], None]
+
+
+class Chat:
+    """A conversation, the commands that steer it, and where its answers go. names: of all adapters."""
+
+    def __init__(self, talk: Talk, names: Sequence[str], output: Output):
+        self.talk, self.names, self.output = talk, list(names), output
+        self.question = ""  # the last one
+        self.told = False  # that answers are cut
+        every = [
+            Command("/adapter NAME", "let this adapter answer; without a name, list all", self._adapter),
+            Command("/base", "let the base answer, without an adapter", self._base),
+            Command("/mix NAME=FACTOR ...", "let a mix answer: legal=0.5 support=0.5", self._mix),
+            Command("/compare [QUESTION]", "base and all adapters answer this, or the last question", self._compare),
+            Command("/system [TEXT]", "set or show the system prompt; `default` is the adapter's", self._system),
+            Command("/temperature [T]", "set or show it: 0 takes the most likely token", self._temperature),
+            Command("/clear", "forget what was said", self._clear),
+            Command("/save FILE", "write what was said, as text or as .jsonl to train on", self._save),
+            Command("/help", "show this list", self._help),
+            Command("/quit", "end; so do exit, quit and Ctrl-D", self._help),
+        ]
+        self.commands = {command.usage.split()[0]: command for command in every}
+
+    @property
+    def who(self) -> str:
+        """The name of the version that answers."""
+        return name_of(self.talk.choice)
+
+    def handle(self, line: str) -> bool:
+        """Answer a question, or do what a command says. False when the conversation is to end.
+
+        Raises ValueError or OSError, in one line, for what cannot be done; nothing has changed then.
+        """
+        line = line.strip()
+        if line.lower() in LAST_WORDS:
+            return False
+        if line.startswith("/"):
+            word, _, rest = line.partition(" ")
+            known = self._known(word, self.commands, "command", "/help lists them")
+            self.commands[known].run(rest.strip())
+        elif line:
+            self.answer(line)
+        return True
+
+    def answer(self, question: str) -> None:
+        """Show the answer of the version that is chosen."""
+        self.question = question
+        began = False
+
+        def show(piece: str) -> None:
+            nonlocal began
+            began = True
+            self.output.piece(piece)
+
+        try:
+            whole = self.talk.ask(question, show)
+        finally:
+            if began:
+                self.output.end()
+        if not whole and not self.told:
+            self.told = True
+            limit = self.talk.max_new_tokens
+            self.output.hint(f"(answers are cut at {limit} tokens: --max-new-tokens allows for more)\n")
+
+    def ask_all(self, question: str, titled: bool = False) -> bool:
+        """Show the answers of all adapters, or of the base, to a question alone. titled: show the question, too."""
+        question = question.strip()
+        if question and titled:
+            self.output.title(f"> {question}")
+        if question and len(self.names) > 1:
+            self.compare(question, self.names)
+        elif question:
+            self.talk.clear()
+            self.answer(question)
+        return True
+
+    def compare(self, question: str, names: Sequence[str]) -> None:
+        """Show the answers of several versions, each after its name."""
+        shown = ""
+        try:
+            for name, piece in self.talk.compare(question, {name: None if name == "base" else name for name in names}):
+                if name != shown:
+                    if shown:
+                        self.output.end()
+                    self.output.title(f"{name}:")
+                    shown = name
+                self.output.piece(piece)
+        finally:
+            if shown:
+                self.output.end()
+
+    def _known(self, word: str, known: Iterable[str], what: str, otherwise: str) -> str:
+        """The word, if it is known. Raises ValueError, with the one that it resembles or is the beginning of."""
+        if word in known:
+            return word
+        lower = word.lower()
+        near = [one for one in known if len(lower) > 1 and one.startswith(lower)]
+        near = near or get_close_matches(lower, known, 1, cutoff=0.7)
+        raise ValueError(f"no {what} {word} ({f'did you mean {near[0]}?' if near else otherwise})")
+
+    def _adapter_known(self, name: str) -> str:
+        there = f"there is: {', '.join(self.names) or 'only the base'}"
+        return self._known(name, self.names, "adapter", there)
+
+    def _adapter(self, rest: str) -> None:
+        if rest:
+            self.talk.choose(self._adapter_known(rest))
+        elif self.names:
+            self.output.note(f"adapters: {', '.join(self.names)}")
+        self.output.note(f"now answers: {self.who}")
+
+    def _base(self, rest: str) -> None:
+        self.talk.choose(None)
+        self.output.note(f"now answers: {self.who}")
+
+    def _mix(self, rest: str) -> None:
+        from ..models.versions import read_mix
+
+        mix = read_mix(rest)
+        if not mix:
+            raise ValueError("/mix needs adapters and how much of each, such as /mix legal=0.5 support=0.5")
+        self.talk.choose({self._adapter_known(name): factor for name, factor in mix.items()})
+        self.output.note(f"now answers: {self.who}")
+
+    def _compare(self, rest: str) -> None:
+        question = rest or self.question
+        if not question:
+            raise ValueError("nothing was asked yet: /compare QUESTION")
+        if not self.names:
+            raise ValueError("there is only the base: start with --adapter NAME=DIR to compare adapters")
+        self.question = question
+        self.compare(question, ["base", *self.names])
+
+    def _system(self, rest: str) -> None:
+        if rest:
+            self.talk.system = None if rest == "default" else rest
+        system = self.talk.system_for(self.talk.choice)
+        self.output.note(f"system prompt: {'none, or what the model brings' if system is None else system}")
+
+    def _temperature(self, rest: str) -> None:
+        if rest:
+            try:
+                value = float(rest)
+                check_settings(1, value, 0)
+            except ValueError as error:
+                raise ValueError(f"/temperature takes 0 or a positive number, such as 0.7, got {rest}") from error
+            self.talk.temperature = value
+        self.output.note(f"temperature: {self.talk.temperature:g}")
+
+    def _clear(self, rest: str) -> None:
+        self.talk.clear()
+        self.output.note("forgotten")
+
+    def _save(self, rest: str) -> None:
+        if not rest:
+            raise ValueError("/save needs a file: /save talk.txt")
+        self.talk.save(Path(rest).expanduser())
+        self.output.note(f"saved in {rest}")
+
+    def _help(self, rest: str) -> None:
+        width = max(len(command.usage) for command in self.commands.values())
+        for command in self.commands.values():
+            self.output.note(f"{command.usage:{width}}  {command.help}")
+
+
+# -- where answers go --------------------------------------------------------------------------------------------------
+
+
+class Output:
+    """Plain text: answers on standard output as they are, everything else on standard error."""
+
+    def piece(self, text: str) -> None:
+        """The next piece of an answer."""
+        self._write(text)
+
+    def end(self) -> None:
+        """The answer has ended."""
+        self._write("\n")
+
+    def title(self, line: str) -> None:
+        """A line before an answer, where there are several."""
+        self._write(f"{line}\n")
+
+    def note(self, line: str) -> None:
+        """A line that is no answer."""
+        print(line, file=sys.stderr, flush=True)
+
+    def hint(self, line: str) -> None:
+        """A line for a person at a terminal: a pipe does not get it."""
+
+    def _write(self, text: str) -> None:
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+class Screen(Output):
+    """A terminal. A word is shown when its end is known, on a new line if it does not fit on this one."""
+
+    def __init__(self) -> None:
+        self.word, self.space, self.column = "", "", 0
+
+    def piece(self, text: str) -> None:
+        """The next piece of an answer: its whole words, and the white space between them."""
+        for part in re.findall(r"\n|[^\S\n]+|\S+", CONTROL.sub("\ufffd", text)):
+            if not part.isspace():
+                self.word += part
+                continue
+            self._show_word()
+            if part == "\n":
+                self._write("\n")
+                self.space, self.column = "", 0
+            else:
+                self.space += part.replace("\t", "    ")
+
+    def end(self) -> None:
+        """The answer has ended: its last word, and an empty line."""
+        self._show_word()
+        self._write("\n\n")
+        self.space, self.column = "", 0
+
+    def note(self, line: str) -> None:
+        """A line that is no answer, between the answers."""
+        print(line, flush=True)
+
+    hint = note
+
+    def _show_word(self) -> None:
+        if not self.word:
+            return
+        from prompt_toolkit.utils import get_cwidth  # a character may be two columns wide, or none
+
+        width = get_cwidth(self.word)
+        if self.column and self.column + len(self.space) + width >= shutil.get_terminal_size().columns:
+            self._write("\n")
+            self.space, self.column = "", 0
+        self._write(self.space + self.word)
+        self.column += len(self.space) + width
+        self.word = self.space = ""

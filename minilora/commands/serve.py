@@ -3,13 +3,58 @@
 from __future__ import annotations
 
 import argparse
+import threading
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from ..options import add_flags, from_flags
-from ..serve.options import ServeOptions
-from .shared import adapters, tell
+from ..generate.conversation import MAX_NEW_TOKENS
+from ..options import BASE, BF16, PACKED, add_flags, from_flags, option
+from ..progress import log
+from .shared import adapters
 
 HELP = "let a page and OpenAI's clients ask a base and its adapters"
+_LIMITS: dict[str, Any] = {"group": "limits"}
+_MACHINE: dict[str, Any] = {"group": "memory and device"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What is served, to whom, and how much at a time. Raises ValueError for values that are not possible."""
+
+    adapter: Sequence[str] = option(
+        (), "folders of adapters, such as runs/legal or legal=runs/legal", metavar="[NAME=]DIR"
+    )
+    base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)")
+    demo: bool = option(
+        False, "serve four adapters of the tiny base, which are trained first if they are missing, and open the page"
+    )
+    no_open: bool = option(False, "do not open the page in a browser, which only --demo does")
+    host: str = option("127.0.0.1", "address to listen on; with any but this machine's own, others can reach it")
+    port: int = option(8000, "port to listen on; 0 takes a free one")
+
+    slots: int = option(16, "answers that are computed at a time; more wait", **_LIMITS)
+    queue: int = option(64, "answers that may wait; more are refused", **_LIMITS)
+    context: int = option(2048, "tokens of a conversation and its answer, at most what the model can see", **_LIMITS)
+    max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, if the request does not say", **_LIMITS)
+    connections: int = option(128, "connections at a time; of more, the one idle longest is closed", **_LIMITS)
+
+    quantized: bool | str = option(False, **PACKED, **_MACHINE)
+    bf16: bool = option(False, BF16, **_MACHINE)
+    device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
+    force: bool = option(False, "accept adapters of another base of the same shape")
+
+    def __post_init__(self):
+        if self.demo and (self.adapter or self.base):
+            raise ValueError("--demo has its own base and adapters: leave out --adapter and --base, or --demo")
+        for name, least in (("slots", 1), ("queue", 0), ("context", 2), ("max_new_tokens", 1), ("connections", 1)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be from 0 to 65535, got {self.port}")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -18,12 +63,44 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Serve until Ctrl-C; with --demo four adapters of the tiny base, trained first where they are missing."""
+    """Load, listen and answer until Ctrl-C; with --demo, train the adapters that are missing first.
+
+    Raises ValueError or OSError for what cannot be served, KeyboardInterrupt when a second Ctrl-C stopped answers.
+    """
     options = from_flags(ServeOptions, arguments)
-    adapters(options.adapter)  # refuses names that cannot be
+    named = adapters(options.adapter)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise RuntimeError(f"minilora serve needs {' and '.join(missing)}: pip install 'minilora[serve]'")
-    from ..serve.run import run
+    from ..models.load import dtype_of
+    from ..models.versions import load_versions
+    from ..serve.app import App
+    from ..serve.bounds import is_loopback
+    from ..serve.engine import Engine
+    from ..serve.server import Server, bind
     from .demo import demo_folders
 
-    run(options, tell, demo_folders)
+    with bind(options.host, options.port, options.connections) as listener:  # first: the rest may take minutes
+        base = options.base
+        if options.demo:
+            base, named = demo_folders()
+        model, tokenizer = load_versions(
+            named, base, options.quantized, options.device, options.force, log.info, dtype_of(options.bf16)
+        )
+        with Engine(model, tokenizer, options.slots, options.queue, options.context) as engine:
+            server = Server(App(engine, Path.cwd(), options.max_new_tokens), options.host, listener)
+            listener.listen()
+            address = f"http://{_reachable(options.host)}:{listener.getsockname()[1]}"
+            names = ", ".join(engine.versions)
+            log.info(f"{names}: {address} (the page), {address}/v1 (for OpenAI's clients); Ctrl-C ends")
+            if not is_loopback(options.host):
+                log.info("warning: others can reach it, and nobody is asked for a password")
+            if options.demo and not options.no_open:
+                threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
+            server.run()
+
+
+def _reachable(host: str) -> str:
+    """An address at which a server that listens on `host` answers, as it is written in a URL."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1" if host == "0.0.0.0" else "[::1]"
+    return f"[{host}]" if ":" in host else host

@@ -64,11 +64,12 @@ def variants() -> str:
 
 
 def mistakes() -> str:
-    """For each exercise the lines that the checker prints for known mistakes."""
+    """For each exercise, its known mistakes and what the checker prints."""
     blocks = []
     for exercise in in_order():
-        lines = dict.fromkeys(mistake.line for mistake in exercise.forms[0].mistakes)
-        blocks.append("\n".join([f"### {exercise.number} `{exercise.name}`", "", *(f"- {escaped(x)}" for x in lines)]))
+        rows = [f"### {exercise.number} `{exercise.name}`", "", "| mistake | the line |", "|---|---|"]
+        rows += [f"| {what} | {cell(line)} |" for what, (_, line) in exercise.forms[0].mistakes.items()]
+        blocks.append("\n".join(rows))
     return "\n\n".join(blocks)
 
 
@@ -77,9 +78,9 @@ def in_order() -> list[Exercise]:
     return sorted(EXERCISES.values(), key=lambda e: [int(number) for number in e.number.split(".")])
 
 
-def escaped(text: str) -> str:
-    """A line as plain text in Markdown; what is between backticks stays."""
-    return re.sub(r"`[^`]*`|([*_<])", lambda found: f"\\{found[1]}" if found[1] else found[0], text)
+def cell(text: str) -> str:
+    """A line as it stands in a table's cell."""
+    return re.sub(r"([|*_<])", r"\\\1", text)
 
 
 def filled(page: str, **tables: str) -> str:

@@ -55,6 +55,7 @@ class Answer:
     top_p: float
     rng: np.random.Generator = field(repr=False)
     stop: tuple[str, ...] = ()
+    raw: bool = False
     ids: list[int] = field(default_factory=list, repr=False)
     text: str = ""  # what is certain of it: not half a character, and no white space that may be the end
     finished: str | None = None
@@ -86,9 +87,11 @@ class Answer:
             self.finish("stop")
             return
         self.ids.append(token)
-        text = self.tokenizer.decode(self.ids).lstrip()
+        text = self.tokenizer.decode(self.ids)
+        text = text if self.raw else text.lstrip()
         if self.stop and (ends := [at for stop in self.stop if (at := text.find(stop)) >= 0]):
-            self.text, self.finished = text[: min(ends)].rstrip(), "stop"
+            text = text[: min(ends)]
+            self.text, self.finished = text if self.raw else text.rstrip(), "stop"
         elif self.tokens == self.max_new_tokens:
             self.finish("length")
         else:
@@ -97,7 +100,8 @@ class Answer:
 
     def finish(self, reason: str) -> None:
         """No token follows: what was held back is text, too."""
-        self.text, self.finished = self.tokenizer.decode(self.ids).strip(), reason
+        text = self.tokenizer.decode(self.ids)
+        self.text, self.finished = text if self.raw else text.strip(), reason
 
 
 @dataclass
@@ -154,13 +158,15 @@ class Streams:
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
+        raw: bool = False,
     ) -> Answer:
         """Let an answer to a conversation, or to one question, run from the next step on in which a place is free.
 
         adapter: a name, a mix such as {"legal": 0.5, "support": 0.5}, or None for the base alone.
         temperature: 0 takes the likeliest token; above 0, tokens are drawn from softmax(logits / temperature) with
         `seed`. top_p: only from the likeliest that have this probability together (Holtzman et al. 2019, arXiv
-        1904.09751). stop: texts that end the answer, and are no part of it.
+        1904.09751). stop: texts that end the answer, and are no part of it. raw: continue `messages`, a text, without
+        the chat template, and keep the white space around what follows.
 
         Raises ValueError for settings that mean nothing, an unknown adapter, and a conversation that is none, or too
         long for the model.
@@ -174,8 +180,11 @@ class Streams:
             refuse_merged(self.model, "mixing adapters in a batch")
         elif adapter is not None:
             raise ValueError(f"these streams are computed with what is active on the model, not with {adapter!r}")
-        talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        prompt = self.tokenizer.encode_chat(talk, answer_next=True)
+        if raw and isinstance(messages, str):
+            prompt = self.tokenizer.encode(self.tokenizer.plain(messages))
+        else:
+            talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+            prompt = self.tokenizer.encode_chat(talk, answer_next=True)
         limit = self.model.config.max_position_embeddings
         if not prompt or len(prompt) + max_new_tokens > limit:
             raise ValueError(
@@ -184,7 +193,7 @@ class Streams:
                 else "a conversation without a token has no answer"
             )
         rng = np.random.default_rng(seed)
-        answer = Answer(self.tokenizer, prompt, adapter, max_new_tokens, temperature, top_p, rng, stop)
+        answer = Answer(self.tokenizer, prompt, adapter, max_new_tokens, temperature, top_p, rng, stop, raw)
         self.waiting.append(answer)
         return answer
 

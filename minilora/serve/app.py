@@ -1,4 +1,4 @@
-"""The application: who asks for what, and what the engine says, piece by piece."""
+"""The application: each address with its handler, from a request to what the engine computes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,10 +20,11 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Send
+from starlette.types import Send
 
 from ..files.disk import ModelFileError
-from .bounds import Guard, error_response, json_response, read_body
+from ..generate.conversation import MAX_NEW_TOKENS, system_of, with_system
+from .bounds import error_response, json_response
 from .engine import Ask, BusyError, Engine, NameTakenError, Piece, UnknownModelError
 from .protocol import ApiError, Reply, Request, event, model_entry, read_json_object, read_request, unknown_model
 
@@ -31,43 +33,43 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class App:
-    """What is answered at which address.
+    """The handlers of all addresses.
 
-    folder: adapters are added from below it, and from nowhere else. default_limit: tokens of an answer where a request
-    does not say.
+    folder: adapters can be added from inside it only. default_limit: tokens of an answer where a request does not say.
     """
 
-    def __init__(self, engine: Engine, folder: Path, default_limit: int = 256):
+    def __init__(self, engine: Engine, folder: Path, default_limit: int = MAX_NEW_TOKENS):
         self.engine, self.folder, self.default_limit = engine, folder.resolve(), default_limit
         self.page, self.policy = read_page()
 
-    def asgi(self, host: str, say: Callable[[str], None]) -> ASGIApp:
-        """The whole application, guarded. host: what the server listens on; say: hears of faults."""
+    def asgi(self) -> Starlette:
+        """The whole application, which bounds.py guards."""
         routes = [
             Route("/", self.get_page),
             Route("/health", self.get_health),
             Route("/v1/models", self.get_models),
             Route("/v1/models/{name}", self.get_model),
             Route("/v1/chat/completions", self.post_completion, methods=["POST"]),
+            Route("/v1/completions", self.post_completion, methods=["POST"]),
             Route("/adapters", self.post_adapter, methods=["POST"]),
             Route("/adapters/{name}", self.delete_adapter, methods=["DELETE"]),
         ]
         wrong = {ApiError: _said, HTTPException: _not_here, Exception: _fault}
-        return Guard(Starlette(routes=routes, exception_handlers=wrong), host, say)
+        return Starlette(routes=routes, exception_handlers=wrong)
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
     async def get_page(self, request: HttpRequest) -> Response:
-        """The page, which may run its own script and ask this server, and nothing else."""
+        """The page. Its policy lets it run its own script and ask this server, and nothing else."""
         headers = {"content-security-policy": self.policy, "x-frame-options": "DENY"}
         return Response(self.page, headers=headers, media_type="text/html")
 
     async def get_health(self, request: HttpRequest) -> Response:
-        """Does it live, and how much does it have to do?"""
+        """That the server runs, and how many answers are running and waiting."""
         return json_response({"status": "ok", "models": len(self.engine.versions), **self.engine.state()})
 
     async def get_models(self, request: HttpRequest) -> Response:
-        """All that can answer, the base first."""
+        """Everything that can answer, the base first."""
         entries = [model_entry(version) for version in self.engine.versions.values()]
         return json_response({"object": "list", "data": entries})
 
@@ -82,7 +84,7 @@ class App:
 
     async def post_adapter(self, request: HttpRequest) -> Response:
         """Load an adapter: {"name": "legal", "folder": "runs/legal"}."""
-        fields = read_json_object(await read_body(request))
+        fields = read_json_object(await request.body())
         name, folder = fields.get("name"), fields.get("folder")
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ApiError(400, "name must be up to 64 letters, digits, - and _", "name")
@@ -93,16 +95,17 @@ class App:
         return json_response(model_entry(version), 201)
 
     async def delete_adapter(self, request: HttpRequest) -> Response:
-        """Let an adapter go. Its answers that are under way run to their end."""
+        """Remove an adapter. Its answers that are under way run to their end."""
         name = request.path_params["name"]
         await self._in_turn(lambda: self.engine.remove_adapter(name))
         return json_response({"id": name, "object": "model", "deleted": True})
 
     def below(self, folder: str) -> Path:
-        """A path below the folder that the server was started in. Raises ApiError for one that is elsewhere, or has a
-        file that is.
+        """A path inside the folder that the server was started in.
+
+        Raises ApiError for a path outside it, also where links lead outside, for the folder or for a file in it.
         """
-        elsewhere = ApiError(403, "folder must lie below the one that the server was started in", "folder")
+        elsewhere = ApiError(403, "folder must be inside the one that the server was started in", "folder")
         try:
             path = (self.folder / folder).resolve()
             if not path.is_relative_to(self.folder):
@@ -112,15 +115,19 @@ class App:
             within = path.iterdir() if path.is_dir() else ()
             if not all(file.resolve().is_relative_to(self.folder) for file in within):
                 raise elsewhere
-        except (OSError, ValueError) as error:  # a name too long, a null in it, a loop of links
-            raise ApiError(400, "folder is no path that can be read", "folder") from error
+        except (OSError, ValueError) as error:  # a name that is too long, a null character, a loop of links
+            raise ApiError(400, "folder cannot be read", "folder") from error
         return path
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
     async def post_completion(self, http: HttpRequest) -> Response:
-        """An answer, whole or as a stream of server-sent events."""
-        request = read_request(read_json_object(await read_body(http)), self.engine.versions)
+        """An answer to a conversation, or the continuation of a text; whole, or as a stream of server-sent events."""
+        chat = http.url.path.endswith("/chat/completions")
+        request = read_request(read_json_object(await http.body()), self.engine.versions, chat)
+        if not isinstance(request.messages, str):
+            system = system_of(self.engine.model, request.choice)
+            request = replace(request, messages=with_system(request.messages, system))
         ask = request.ask(await self._limit(request))
         pieces = self._pieces(ask)
         first = await anext(pieces)  # the number of the prompt's tokens: it runs, or waits for a place
@@ -131,23 +138,23 @@ class App:
         return json_response(reply.whole(text, last))
 
     async def _limit(self, request: Request) -> int:
-        """How many tokens the answer may have. Raises ApiError where they do not fit."""
+        """How many tokens the answer may have. Raises ApiError if they do not fit into the context."""
         context = self.engine.context
         try:
             count = await asyncio.to_thread(self.engine.count, request.messages)
         except ValueError as error:
-            raise ApiError(400, str(error), "messages") from error
+            raise ApiError(400, str(error), request.param) from error
         limit = request.limit or max(min(self.default_limit, context - count), 1)
         if count + limit > context:
             what = f"the conversation has {count:,} tokens" if count <= context else "the conversation is too long"
             detail = f"{what}; with an answer of up to {limit:,}, at most {context:,} fit"
-            raise ApiError(400, detail, "messages", "context_length_exceeded")
+            raise ApiError(400, detail, request.param, "context_length_exceeded")
         return limit
 
     async def _pieces(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        """The pieces of an answer; before them, one with the number of the prompt's tokens.
+        """The pieces of an answer; before them, one that has the number of the prompt's tokens.
 
-        However this ends, the answer's place is free then.
+        However the generator ends, the answer's place is free afterwards.
         """
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[Piece] = asyncio.Queue()
@@ -167,7 +174,7 @@ class App:
             self.engine.call(lambda: self.engine.cancel(ask))
 
     async def _in_turn(self, function: Callable[[], Result], param: str | None = None) -> Result:
-        """What the engine's thread answers; what it raises as what a client should know. param: what was at fault."""
+        """What the function returns in the engine's thread; its exceptions as ApiErrors. param: the field at fault."""
         try:
             return await asyncio.wrap_future(self.engine.call(function))
         except BusyError as error:
@@ -182,7 +189,7 @@ class App:
 
 
 class _Events(StreamingResponse):
-    """An answer as server-sent events. Whatever ends them, its place is free then."""
+    """An answer as server-sent events. However they end, the answer's place is free afterwards."""
 
     def __init__(self, reply: Reply, pieces: AsyncGenerator[Piece, None]):
         super().__init__(_events(reply, pieces), media_type="text/event-stream")
@@ -194,22 +201,19 @@ class _Events(StreamingResponse):
 
 
 async def _events(reply: Reply, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[bytes, None]:
-    yield event(reply.begin())
+    for chunk in reply.begin():
+        yield event(chunk)
     async for piece in pieces:
         if piece.error:
             yield event(ApiError(500, piece.error).body())
             return
-        if piece.text:
-            yield event(reply.chunk(piece))
-        if piece.finished:
-            yield event(reply.end(piece))
-            if reply.request.usage:
-                yield event(reply.counts(piece))
+        for chunk in reply.chunks(piece):
+            yield event(chunk)
     yield event("[DONE]")
 
 
 async def _gather(pieces: AsyncGenerator[Piece, None]) -> tuple[str, Piece]:
-    """All of an answer: its text, and its last piece."""
+    """The text of a whole answer, and its last piece."""
     text = ""
     async with aclosing(pieces):
         async for piece in pieces:
@@ -220,7 +224,7 @@ async def _gather(pieces: AsyncGenerator[Piece, None]) -> tuple[str, Piece]:
 
 
 async def _unless_gone(http: HttpRequest, work: Coroutine[Any, Any, Result]) -> Result:
-    """What the work gives, or ClientDisconnect as soon as nobody waits for it; the work is ended then."""
+    """The result of the work. If the client leaves first, the work is cancelled: raises ClientDisconnect."""
 
     async def gone() -> None:
         while (await http.receive())["type"] != "http.disconnect":
@@ -250,7 +254,7 @@ async def _fault(request: HttpRequest, error: Exception) -> Response:
 async def _not_here(request: HttpRequest, error: Exception) -> Response:
     """404 and 405, in the form of all other errors."""
     assert isinstance(error, HTTPException)
-    what = "there is nothing at" if error.status_code == 404 else f"{request.method} means nothing at"
+    what = "there is nothing at" if error.status_code == 404 else f"{request.method} is not possible at"
     wrong = ApiError(error.status_code, f"{what} {request.url.path[:200]}", headers=error.headers)
     return error_response(wrong)
 

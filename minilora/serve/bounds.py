@@ -1,8 +1,15 @@
-"""What keeps a server usable: whom it answers, how much it reads, and how long it waits.
+"""What keeps a server usable: whom it answers, how much it reads, how long it waits, which connections it keeps.
 
-Connections above a number are refused; a request's head, its body and a reader that is slow have a time limit each. A
-`Host` other than the server's own is refused, since a page from elsewhere could otherwise reach it under a name that
-leads here (DNS rebinding), and so is another page's `Origin`.
+Where the libraries have a setting, it is used. uvicorn (server.py) limits the bytes of a request's head, refuses what
+is not HTTP, and closes a connection on which no other request follows. Starlette's TrustedHostMiddleware refuses a
+`Host` that is not a name of this server: a page from elsewhere could otherwise reach the server under a name of its own
+that leads here (DNS rebinding). They have no setting for the following, which is why it is written here:
+
+- the time that a request's body may take (`Guard`), and, in most versions of Starlette, its size;
+- pages of another origin, which Starlette can allow but not refuse (`Guard`);
+- a client that does not read its answer (`Guard`);
+- connections on which nothing is asked (`Listener`). uvicorn sets them no time, and its `limit_concurrency` counts
+  them, so that idle connections would keep everybody else out.
 """
 
 from __future__ import annotations
@@ -11,24 +18,23 @@ import asyncio
 import ipaddress
 import json
 import os
-import re
 import socket
 import traceback
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..progress import log
 from .protocol import ApiError
 
 MAX_BODY = 1 << 20  # bytes
-HEAD_SECONDS = 10.0  # until a request's head is here, also after another one on the same connection
-BODY_SECONDS = 20.0
-SEND_SECONDS = 30.0  # for a reader to take what waits for it
+BODY_SECONDS = 20.0  # until a request's body has arrived
+SEND_SECONDS = 30.0  # until the client has read a part of its answer
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _SAFE = {
@@ -37,6 +43,7 @@ _SAFE = {
     b"cross-origin-resource-policy": b"same-origin",
     b"cache-control": b"no-store",
 }
+Client = tuple[str, int]  # address and port, as `accept` and ASGI give them
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -49,175 +56,155 @@ def error_response(error: ApiError) -> Response:
     return json_response(error.body(), error.status, error.headers)
 
 
-async def read_body(request: HttpRequest) -> bytes:
-    """The body of a request, up to `MAX_BODY`. Raises ApiError: 413 for a longer one, 408 for one that takes long."""
-    too_long = ApiError(413, f"the body is longer than the {MAX_BODY:,} bytes that are read")
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > MAX_BODY:
-        raise too_long
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                body += part
-                if len(body) > MAX_BODY:
-                    raise too_long
-    except TimeoutError as error:
-        raise ApiError(408, f"the body did not arrive in {BODY_SECONDS:g} s") from error
-    return bytes(body)
+class Listener(socket.socket):
+    """A listening socket that holds at most `most` connections: of more, the one that was idle longest is closed.
+
+    A connection is idle until a whole request has arrived on it, and again when that is answered. So however many
+    connections others hold open, a new client is served at once. asyncio's selector event loops call `accept`.
+    """
+
+    most = 128
+
+    def __init__(self, family: int = -1, kind: int = -1, protocol: int = -1):
+        super().__init__(family, kind, protocol)
+        self.idle: dict[Client, socket.socket] = {}  # the one that was idle longest comes first
+        self.busy: dict[Client, socket.socket] = {}
+        self.ended: list[socket.socket] = []  # asyncio has not closed them yet
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection, as `socket.accept`. Raises BlockingIOError while many have yet to be closed."""
+        self.ended = [connection for connection in self.ended if connection.fileno() >= 0]
+        if len(self.ended) > self.most:
+            raise BlockingIOError  # a flood must not take more file descriptors than there are
+        connection, address = super().accept()
+        for held in (self.idle, self.busy):
+            for client in [client for client, one in held.items() if one.fileno() < 0]:  # asyncio has closed it
+                del held[client]
+        self.idle[address[:2]] = connection
+        while len(self.idle) > 1 and len(self.idle) + len(self.busy) > self.most:
+            self.end(next(iter(self.idle)))
+        return connection, address
+
+    def begin(self, client: Client) -> bool:
+        """A whole request is here: its connection is no longer idle. False where `most` others are busy already."""
+        if client in self.idle:
+            self.busy[client] = self.idle.pop(client)
+        return len(self.busy) <= self.most
+
+    def answered(self, client: Client) -> None:
+        """A request is answered: its connection is idle from now on."""
+        connection = self.busy.pop(client, None) or self.idle.pop(client, None)
+        if connection is not None:
+            self.idle[client] = connection
+
+    def end(self, client: Client) -> None:
+        """Close a connection for both sides, whatever still waits to be sent."""
+        connection = self.idle.pop(client, None) or self.busy.pop(client, None)
+        if connection is not None:
+            self.ended.append(connection)
+            with suppress(OSError):  # the other side was faster
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class Guard:
-    """Around the application: other hosts and origins are refused; what went wrong inside is one line, said here.
+    """The application, guarded: what is refused never reaches it, and a fault inside it is logged as one line.
 
-    host: the address that the server listens on. say: hears of faults.
+    host: the address that the server listens on. listener: where its connections come from.
     """
 
-    def __init__(self, app: ASGIApp, host: str, say: Callable[[str], None]):
-        self.app, self.say = app, say
-        self.names = {*LOCAL_NAMES, host.lower(), socket.gethostname().lower()}
+    def __init__(self, app: ASGIApp, host: str, listener: Listener):
+        self.app, self.listener = app, listener
+        names = [*LOCAL_NAMES, host.lower(), socket.gethostname().lower()]
+        self.by_name = TrustedHostMiddleware(app, names, www_redirect=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        client: Client = tuple(scope["client"])
+        bounded, guarded = self._receiver(client, receive), self._sender(client, send)
+        headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
+        host = headers.get(b"host", "")
+        try:
+            if headers.get(b"origin", own := f"{scope['scheme']}://{host}") != own:
+                raise ApiError(403, "pages of other origins may not ask here", code="wrong_origin")
+            if (length := headers.get(b"content-length", "")).isdigit() and int(length) > MAX_BODY:
+                raise _too_long()
+            app = self.app if _is_called_by_address(host) else self.by_name
+            await app(scope, bounded, guarded)
+        except ApiError as error:
+            await error_response(error)(scope, receive, guarded)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
+        except (
+            Exception
+        ) as error:  # a fault of ours: the line is for the person who runs the server, not for the client
+            log.error(f"{scope['method']} {scope['path']!r} failed: {type(error).__name__}: {error}")
+            if os.environ.get("MINILORA_TRACEBACK"):
+                log.error(traceback.format_exc())
+        finally:
+            self.listener.answered(client)
+
+    def _receiver(self, client: Client, receive: Receive) -> Receive:
+        """`receive` for a body of limited size and time. Raises ApiError: 413, 408, or 503 where too many are busy."""
+        deadline, size, whole = asyncio.get_running_loop().time() + BODY_SECONDS, 0, False
+
+        async def bounded() -> Message:
+            nonlocal size, whole
+            if whole:  # what still comes is the client's leaving, which has no time
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise ApiError(408, f"the body did not arrive in {BODY_SECONDS:g} s") from error
+            size += len(message.get("body", b""))
+            if size > MAX_BODY:
+                raise _too_long()
+            whole = not message.get("more_body", False)
+            if whole and not self.listener.begin(client):
+                raise ApiError(503, "too many connections: ask again soon", headers={"retry-after": "1"})
+            return message
+
+        return bounded
+
+    def _sender(self, client: Client, send: Send) -> Send:
+        """`send` with headers that forbid guessing and keeping. A client that does not read is let go."""
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 known = {name for name, _ in message["headers"]}
                 safe = [item for item in _SAFE.items() if item[0] not in known]
                 message = {**message, "headers": [*message["headers"], *safe]}
-            await send(message)
+            try:
+                async with asyncio.timeout(SEND_SECONDS):
+                    await send(message)
+            except TimeoutError as error:
+                self.listener.end(client)
+                raise ClientDisconnect from error
 
-        try:
-            self.refuse_strangers(scope)
-            await self.app(scope, receive, guarded)
-        except ApiError as error:
-            await error_response(error)(scope, receive, guarded)
-        except ClientDisconnect:
-            pass  # nobody is there to be answered
-        except Exception as error:  # a fault of ours: the line goes to who runs the server, not to who asks
-            self.say(f"{scope['method']} {scope['path']!r} failed: {type(error).__name__}: {error}")
-            if os.environ.get("MINILORA_TRACEBACK"):
-                self.say(traceback.format_exc())
-
-    def refuse_strangers(self, scope: Scope) -> None:
-        """Raise ApiError, 403, for a request that was meant for another host, or sent by another host's page.
-
-        An address as `Host` is nobody's name, so it can lead nobody here who did not mean it.
-        """
-        headers = [(name, value.decode("latin-1").lower()) for name, value in scope["headers"]]
-        hosts = [value for name, value in headers if name == b"host"]
-        if len(hosts) != 1 or not self._own(_name(hosts[0])):
-            raise ApiError(403, "this server is not called as the Host header says", code="wrong_host")
-        for origin in (value for name, value in headers if name == b"origin"):
-            if origin != f"{scope['scheme']}://{hosts[0]}":
-                raise ApiError(403, "pages of other origins may not ask here", code="wrong_origin")
-
-    def _own(self, name: str | None) -> bool:
-        return name is not None and (name in self.names or _is_address(name))
+        return guarded
 
 
-def _name(host: str) -> str | None:
-    """A Host header's name, without the port.
+def _too_long() -> ApiError:
+    return ApiError(413, f"the body is longer than the {MAX_BODY:,} bytes that are read")
 
-    >>> _name("localhost:8000"), _name("[::1]:8000"), _name("a@localhost"), _name("localhost:x")
-    ('localhost', '::1', None, None)
+
+def _is_called_by_address(host: str) -> bool:
+    """Whether a Host header is an IP address: nobody can give that as a name to lead others here.
+
+    >>> [_is_called_by_address(host) for host in ("192.168.1.5:8000", "[::1]", "localhost", "[::1")]
+    [True, True, False, False]
     """
-    found = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?", host)
-    return (found[1] or found[2]) if found else None
-
-
-def _is_address(name: str) -> bool:
     try:
-        ipaddress.ip_address(name)
+        return bool(ipaddress.ip_address(urlsplit(f"//{host}").hostname or ""))
     except ValueError:
         return False
-    return True
 
 
 def is_loopback(host: str) -> bool:
-    """Can nobody but this machine's own programs reach the server at this address?"""
-    return host in LOCAL_NAMES or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def bounded_protocol(connections: int) -> type[H11Protocol]:
-    """uvicorn's protocol, with what it has no setting for: a number of connections, time for heads and readers."""
-
-    class Bounded(H11Protocol):
-        """One connection."""
-
-        deadline: asyncio.TimerHandle | None = None
-        unread: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            """Count it, and let its time run."""
-            super().connection_made(transport)
-            if len(self.connections) > connections:
-                self.refuse(ApiError(503, "too many connections: ask again soon", headers={"retry-after": "1"}))
-            else:
-                self.expect_head()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            """It is gone."""
-            self.arrived()
-            self.taken()
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            """Bytes came; whether they are a whole head, the parser says."""
-            before = self.cycle
-            super().data_received(data)
-            if self.cycle is not before:
-                self.arrived()
-
-        def on_response_complete(self) -> None:
-            """A response is out: another request may follow, and has its time."""
-            super().on_response_complete()
-            if self.cycle.response_complete and not self.transport.is_closing():
-                self.expect_head()
-
-        def expect_head(self) -> None:
-            """From now on, so many seconds."""
-            self.arrived()
-            self.deadline = self.loop.call_later(HEAD_SECONDS, self.too_slow)
-
-        def arrived(self) -> None:
-            """Its time no longer runs."""
-            if self.deadline is not None:
-                self.deadline.cancel()
-                self.deadline = None
-
-        def too_slow(self) -> None:
-            """Its time is over. Who was answered before is not answered again: what still comes was no head."""
-            if self.cycle is None and not self.transport.is_closing():
-                self.refuse(ApiError(408, f"the request's head did not arrive in {HEAD_SECONDS:g} s"))
-            else:
-                self.transport.abort()
-
-        def pause_writing(self) -> None:
-            """What was written is not read: that has its time, too."""
-            super().pause_writing()
-            self.unread = self.loop.call_later(SEND_SECONDS, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            """It was read after all."""
-            super().resume_writing()
-            self.taken()
-
-        def taken(self) -> None:
-            """The reader's time no longer runs."""
-            if self.unread is not None:
-                self.unread.cancel()
-                self.unread = None
-
-        def refuse(self, error: ApiError) -> None:
-            """An answer without a request, and the end of the connection."""
-            body = json.dumps(error.body()).encode()
-            headers = {"content-type": "application/json", "content-length": len(body), **error.headers}
-            status = f"HTTP/1.1 {error.status} {'Request Timeout' if error.status == 408 else 'Service Unavailable'}"
-            lines = [status, *(f"{name}: {value}" for name, value in headers.items()), "connection: close", "", ""]
-            self.transport.write("\r\n".join(lines).encode() + body)
-            self.transport.close()
-
-    return Bounded
+    """Whether only programs of this machine can reach the server at this address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

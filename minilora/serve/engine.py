@@ -1,7 +1,7 @@
-"""The one thread that owns the model: it computes one batch for all who ask, and everything else waits for its turns.
+"""The one thread that owns the model: it computes one batch for all requests, and everything else waits for its turn.
 
-Whoever wants something of the model hands over a function with `call`; it runs between two steps. Answers come back
-piece by piece through a function that the asker gave.
+Other threads hand it functions with `call`, which run between two steps. Answers come back piece by piece, through a
+function that came with the request.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..generate.conversation import TOY, system_of
 from ..generate.streams import Answer, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter, set_adapter
 from ..lora.peft import load_adapter
@@ -25,12 +26,13 @@ from ..models.tokenizer import Message, Tokenizer
 from ..models.versions import BASE_NAME
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
+from ..progress import log
 
 Result = TypeVar("Result")
 
 
 class BusyError(Exception):
-    """Too many wait already. seconds: when it is worth asking again, about."""
+    """Too many requests wait already. seconds: about when it is worth asking again."""
 
     def __init__(self, waiting: int, seconds: int):
         super().__init__(f"{waiting} answers wait for a place already: ask again in {seconds} s")
@@ -47,9 +49,9 @@ class NameTakenError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Ask:
-    """What is asked: a conversation, who answers it, and how. Two of them are never the same."""
+    """A request: a conversation to answer, or a text to continue; the adapter, and the sampling. No two are equal."""
 
-    messages: Sequence[Message]
+    messages: Sequence[Message] | str
     adapter: Choice = None
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -60,9 +62,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Piece:
-    """What an answer has got since the last piece; the last one says how it ended, or why there is no more of it.
+    """The next piece of an answer.
 
-    seconds: from the question to this piece, as the engine's clock has it.
+    tokens: of the answer so far. finished: how it ended, in the last piece. error: why there is no more of it.
+    seconds: from the request to this piece, by the engine's clock.
     """
 
     text: str
@@ -74,7 +77,7 @@ class Piece:
 
 @dataclass(eq=False)
 class Job:
-    """An answer under way, who is told of it, and since when."""
+    """An answer under way, the function that is called with its pieces, and when it began."""
 
     answer: Answer
     tell: Callable[[Piece], None] = field(repr=False)
@@ -83,10 +86,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Version:
-    """Something that answers: the base (`size`: the bytes of its weights) or an adapter (of its own alone)."""
+    """What can answer: the base or an adapter.
+
+    size: bytes of its own weights. system: the system prompt that it was trained under. note: what users should know.
+    """
 
     name: str
     size: int
+    system: str | None = None
+    note: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -96,9 +104,9 @@ class Engine:
         with Engine(model, tokenizer) as engine:
             engine.call(lambda: engine.ask(Ask(messages, "legal"), tell=print)).result()
 
-    `call`, `count`, `state` and `versions` (all that can be asked, by name) are for every thread, the rest for what
-    `call` runs. slots: answers computed at a time; waiting: how many more may wait; context: tokens of a
-    conversation and its answer, if it is fewer than the model can see. say: hears what went wrong.
+    Every thread may use `call`, `count`, `state` and `versions` (what can answer, by name); the other methods are for
+    functions that `call` runs. slots: answers computed at a time. waiting: how many more may wait. context: tokens of a
+    conversation and its answer, where that is to be fewer than the model can see.
     """
 
     def __init__(
@@ -108,17 +116,17 @@ class Engine:
         slots: int = 16,
         waiting: int = 64,
         context: int | None = None,
-        say: Callable[[str], None] = lambda line: None,
     ):
-        self.model, self.tokenizer, self.slots, self.waiting, self.say = model, tokenizer, slots, waiting, say
+        self.model, self.tokenizer, self.slots, self.waiting = model, tokenizer, slots, waiting
         limit = model.config.max_position_embeddings
         self.context = min(context or limit, limit)
         self.streams = Streams(model, tokenizer, slots)
         self.jobs: dict[Ask, Job] = {}
-        self.leaving: set[str] = set()  # adapters that go when their last answer has ended
-        self.seconds = 1.0  # an answer takes, about
-        self.digest: str | None = None  # the base's fingerprint, once it was needed
-        self.versions = {BASE_NAME: Version(BASE_NAME, sum(array.nbytes for array in base_state(model).values()))}
+        self.leaving: set[str] = set()  # adapters that are removed when their last answer has ended
+        self.seconds = 1.0  # that an answer takes, about
+        self.digest: str | None = None  # the base's fingerprint, from when it is first needed
+        size, note = sum(array.nbytes for array in base_state(model).values()), TOY if model.source == "tiny" else None
+        self.versions = {BASE_NAME: Version(BASE_NAME, size, note=note)}
         self.versions |= {name: self._version(name) for name in model.adapters}
         self._longest = max(map(len, tokenizer.core.get_vocab(with_added_tokens=True)))
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
@@ -142,12 +150,15 @@ class Engine:
         self._inbox.put((function, future))
         return future
 
-    def count(self, messages: Sequence[Message]) -> int:
-        """How many tokens a conversation has; of one that is far too long, more than the model can see.
+    def count(self, messages: Sequence[Message] | str) -> int:
+        """The tokens of a conversation or text; for one that is far too long, some number that is too large as well.
 
         Raises ValueError for a conversation that the model's template cannot render.
         """
-        text = self.tokenizer.render(messages, True)
+        if isinstance(messages, str):
+            text = self.tokenizer.plain(messages)
+        else:
+            text = self.tokenizer.render(messages, answer_next=True)
         least = len(text) // self._longest  # no token is longer
         return least if least > self.context else len(self.tokenizer.encode(text))
 
@@ -159,7 +170,7 @@ class Engine:
     # -- between two steps ---------------------------------------------------------------------------------------------
 
     def ask(self, ask: Ask, tell: Callable[[Piece], None]) -> int:
-        """Let an answer run, or wait for a place; the number of tokens of what it answers.
+        """Let an answer run, or wait for a place. Returns the number of tokens of its prompt.
 
         tell: called in the engine's thread with each piece. Raises UnknownModelError, BusyError, and ValueError as
         `Streams.add`.
@@ -171,19 +182,29 @@ class Engine:
             turns = 1 + max(ahead, 0) / self.slots
             raise BusyError(ahead, min(60, math.ceil(self.seconds * turns)))
         answer = self.streams.add(
-            ask.messages, ask.adapter, ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed, ask.stop
+            ask.messages,
+            ask.adapter,
+            ask.max_new_tokens,
+            ask.temperature,
+            ask.top_p,
+            ask.seed,
+            ask.stop,
+            raw=isinstance(ask.messages, str),
         )
         self.jobs[ask] = Job(answer, tell)
         return answer.prompt_tokens
 
     def cancel(self, ask: Ask) -> None:
-        """End an answer that nobody waits for any longer; its place is free at once."""
+        """End an answer that nobody waits for; its place is free at once."""
         if (job := self.jobs.pop(ask, None)) is not None:
             self.streams.cancel(job.answer)
             self._let_go()
 
     def add_adapter(self, name: str, folder: Path) -> Version:
-        """Load an adapter under a name. Raises NameTakenError, ModelFileError, ValueError; nothing has changed then."""
+        """Load an adapter under a name.
+
+        Raises NameTakenError, ModelFileError, ValueError; nothing has changed then.
+        """
         if name in self.model.adapters or name == BASE_NAME:
             why = "is leaving: its last answers run on" if name in self.leaving else "is taken"
             raise NameTakenError(f"the name {name!r} {why}")
@@ -198,8 +219,9 @@ class Engine:
         return version
 
     def remove_adapter(self, name: str) -> None:
-        """Nobody can ask it from here on; it leaves when its last answer has ended. Raises UnknownModelError, and
-        ValueError for the base.
+        """Refuse an adapter to new requests, and remove it when its last answer has ended.
+
+        Raises UnknownModelError, and ValueError for the base.
         """
         if name == BASE_NAME:
             raise ValueError(f"{name!r} is no adapter: it stays")
@@ -226,7 +248,7 @@ class Engine:
     def _step(self) -> None:
         try:
             self.streams.step()
-        except Exception as error:  # whoever asks next must find an engine at work
+        except Exception as error:  # the next request must find an engine at work
             self._fail(error)
             return
         ended = []
@@ -243,9 +265,9 @@ class Engine:
 
     def _fail(self, error: Exception) -> None:
         ending = "" if len(self.jobs) == 1 else "s"
-        self.say(f"{len(self.jobs)} answer{ending} could not be computed: {str(error) or type(error).__name__}")
+        log.error(f"{len(self.jobs)} answer{ending} could not be computed: {str(error) or type(error).__name__}")
         if os.environ.get("MINILORA_TRACEBACK"):
-            self.say(traceback.format_exc())
+            log.error(traceback.format_exc())
         failed, self.jobs = self.jobs, {}
         self.streams = Streams(self.model, self.tokenizer, self.slots)
         for job in failed.values():
@@ -253,14 +275,15 @@ class Engine:
         self._let_go()
 
     def _let_go(self) -> None:
-        """Take off the adapters that are to leave and that no answer needs any longer."""
+        """Remove the adapters that are leaving and that no answer needs any longer."""
         needed = {name for job in self.jobs.values() for name in factors_of(job.answer.adapter)}
         for name in self.leaving - needed:
             remove_adapter(self.model, name)
             self.leaving.remove(name)
 
     def _version(self, name: str) -> Version:
-        return Version(name, sum(array.nbytes for array in adapter_state(self.model, name).values()))
+        size = sum(array.nbytes for array in adapter_state(self.model, name).values())
+        return Version(name, size, system_of(self.model, name))
 
 
 def _answer(function: Callable[[], Any], future: Future[Any]) -> None:

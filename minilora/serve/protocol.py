@@ -1,7 +1,8 @@
-"""What OpenAI's clients send and expect: requests read and checked, answers, pieces and errors in their form.
+"""What OpenAI's clients send and expect: requests read and checked; answers, chunks and errors in OpenAI's form.
 
-https://platform.openai.com/docs/api-reference/chat. What would change an answer and is not done here is refused, never
-passed over. `model` is an adapter's name, "base", or a mix as in a chat: "legal=0.7 support=0.3".
+https://platform.openai.com/docs/api-reference/chat and .../completions. A field that would change the answer and is not
+supported is refused, never ignored. `model` is an adapter's name, "base", or a mix as in a chat: "legal=0.7
+support=0.3".
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import secrets
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -24,11 +25,12 @@ _READ = (
     *("model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens"),
     *("stop", "seed"),
 )
-_HARMLESS = (  # of these no answer depends
+_READ_TEXT = ("prompt", *(name for name in _READ if name not in ("messages", "max_completion_tokens")))
+_HARMLESS = (  # they do not change an answer
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     *("parallel_tool_calls", "top_logprobs"),
 )
-_ONLY: dict[str, tuple[Any, ...]] = {  # what would change an answer, and the values that ask for nothing
+_ONLY: dict[str, tuple[Any, ...]] = {  # they would change an answer, except with these values
     "n": (1,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -45,6 +47,9 @@ _ONLY: dict[str, tuple[Any, ...]] = {  # what would change an answer, and the va
     "web_search_options": (),
     "reasoning_effort": ("none",),
     "verbosity": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
 }
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_STOPS = 4
@@ -52,7 +57,7 @@ MAX_STOP_LENGTH = 200
 
 
 class ApiError(Exception):
-    """An answer that says what was wrong: status, one line, and what the fields of OpenAI's error objects say."""
+    """A refusal: HTTP status, one line, and the fields of OpenAI's error objects."""
 
     def __init__(
         self,
@@ -73,18 +78,21 @@ class ApiError(Exception):
         return "server_error" if self.status >= 500 else "invalid_request_error"
 
     def body(self) -> dict[str, Any]:
-        """The object as clients parse it."""
+        """The JSON object that clients parse."""
         line = " ".join(str(self).split())
         return {"error": {"message": line, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request for an answer, understood. limit: of the answer's tokens, None where the request leaves it open."""
+    """A request that was read and checked.
+
+    messages: the conversation to answer, or the text to continue. limit: tokens of the answer, if the request says.
+    """
 
     model: str
     choice: Choice
-    messages: list[Message]
+    messages: list[Message] | str
     limit: int | None
     temperature: float
     top_p: float
@@ -94,8 +102,13 @@ class Request:
     usage: bool
     usage_always: bool
 
+    @property
+    def param(self) -> str:
+        """The field that has the conversation or text."""
+        return "prompt" if isinstance(self.messages, str) else "messages"
+
     def ask(self, max_new_tokens: int) -> Ask:
-        """What the engine is asked."""
+        """The request as the engine takes it."""
         settings = (max_new_tokens, self.temperature, self.top_p, self.seed, self.stop)
         return Ask(self.messages, self.choice, *settings)
 
@@ -113,17 +126,19 @@ def read_json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def read_request(fields: Mapping[str, Any], names: Collection[str]) -> Request:
-    """What a request for an answer asks. names: of all that can answer. Raises ApiError, naming the field.
+def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool = True) -> Request:
+    """The fields of a request, read and checked. Raises ApiError, naming the field that is wrong.
 
-    A temperature that is not given is 0, so that an answer can be had again; a seed that is not given is a new one.
+    names: of all that can answer. chat: False for a text to continue, /v1/completions. Without a temperature it is 0,
+    so that an answer can be had again; without a seed it is a new one.
     """
+    read = _READ if chat else _READ_TEXT
     fields = {name: value for name, value in fields.items() if value is not None}  # null: as if not there
     for name, value in fields.items():
         if name in _ONLY and not any(value == nothing for nothing in _ONLY[name]):
             raise ApiError(400, f"{name} is not supported here: leave it out", name, "unsupported_parameter")
-        if name not in (*_READ, *_HARMLESS, *_ONLY):
-            near = get_close_matches(name, (*_READ, *_ONLY), 1)
+        if name not in (*read, *_HARMLESS, *_ONLY):
+            near = get_close_matches(name, (*read, *_ONLY), 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise ApiError(400, f"unknown field {name!r}{hint}", name, "unknown_parameter")
     if "model" not in fields:
@@ -138,7 +153,7 @@ def read_request(fields: Mapping[str, Any], names: Collection[str]) -> Request:
     return Request(
         model=model,
         choice=read_choice(model, names),
-        messages=_messages(fields.get("messages")),
+        messages=_messages(fields.get("messages")) if chat else _prompt(fields),
         limit=next((int(limit) for limit in limits if limit is not None), None),
         temperature=_number(fields, "temperature", 0, 2) or 0.0,
         top_p=1.0 if (top_p := _number(fields, "top_p", 0, 1)) is None else top_p or 1e-9,  # 0: the likeliest alone
@@ -186,6 +201,13 @@ def _messages(value: Any) -> list[Message]:
     if not messages[-1]["content"].strip():
         raise ApiError(400, "the question is empty", f"messages[{len(messages) - 1}].content")
     return messages
+
+
+def _prompt(fields: Mapping[str, Any]) -> str:
+    value = fields.get("prompt")
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    return _text({"prompt": value}, "prompt")
 
 
 def _message(value: Any, where: str) -> Message:
@@ -267,45 +289,46 @@ def _short(value: Any) -> str:
 
 
 class Reply:
-    """The objects of one answer, whole or in pieces: all carry the same id, model and time."""
+    """The objects of one answer, whole or in chunks: all have the same id, model and time."""
 
     def __init__(self, request: Request, prompt_tokens: int):
         self.request, self.prompt_tokens = request, prompt_tokens
-        self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self.chat = not isinstance(request.messages, str)
+        self.id, self.created = f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}", int(time.time())
 
     def whole(self, text: str, last: Piece) -> dict[str, Any]:
         """The answer to a request without `stream`."""
         message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finished}
-        return self._object("chat.completion", [choice]) | {"usage": self._usage(last.tokens)}
+        choice = _choice({"message": message} if self.chat else {"text": text}, last.finished)
+        return self._object([choice], "") | {"usage": self._usage(last.tokens)}
 
-    def begin(self) -> dict[str, Any]:
-        """The first chunk of a stream, which says who speaks."""
-        return self._chunk({"role": "assistant", "content": "", "refusal": None}, None, Piece("", 0))
+    def chunks(self, piece: Piece) -> list[dict[str, Any]]:
+        """The chunks of a stream that a piece becomes: its text, if any, and after the last piece how it ended."""
+        chunks = []
+        if piece.text:
+            chunks.append(self._chunk({"content": piece.text}, None, piece))
+        if piece.finished:
+            chunks.append(self._chunk({}, piece.finished, replace(piece, text="")))
+            if self.request.usage:  # stream_options: {"include_usage": true}
+                chunks.append(self._object([]) | {"usage": self._usage(piece.tokens)})
+        return chunks
 
-    def chunk(self, piece: Piece) -> dict[str, Any]:
-        """A chunk with text."""
-        return self._chunk({"content": piece.text}, None, piece)
-
-    def end(self, last: Piece) -> dict[str, Any]:
-        """The chunk that says why the answer ended."""
-        return self._chunk({}, last.finished, last)
-
-    def counts(self, last: Piece) -> dict[str, Any]:
-        """The chunk after the last, for `stream_options: {"include_usage": true}`."""
-        return self._object("chat.completion.chunk", []) | {"usage": self._usage(last.tokens)}
+    def begin(self) -> list[dict[str, Any]]:
+        """The first chunk of a conversation's answer, which has the role."""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return [self._chunk(delta, None, Piece("", 0))] if self.chat else []
 
     def _chunk(self, delta: dict[str, Any], reason: str | None, piece: Piece) -> dict[str, Any]:
-        """A chunk; `seconds`, beside the counts that were asked for with every chunk, is an addition."""
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        chunk = self._object("chat.completion.chunk", [choice])
+        """A chunk. `seconds`, next to the counts that `continuous_usage_stats` asks for, is an addition."""
+        chunk = self._object([_choice({"delta": delta} if self.chat else {"text": piece.text}, reason)])
         if self.request.usage or self.request.usage_always:
             chunk["usage"] = self._usage(piece.tokens) if self.request.usage_always else None
         if self.request.usage_always:
             chunk["seconds"] = round(piece.seconds, 4)
         return chunk
 
-    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _object(self, choices: list[dict[str, Any]], part: str = ".chunk") -> dict[str, Any]:
+        kind = f"chat.completion{part}" if self.chat else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.request.model, "choices": choices}
 
     def _usage(self, tokens: int) -> dict[str, int]:
@@ -316,17 +339,23 @@ class Reply:
         }
 
 
+def _choice(said: dict[str, Any], reason: str | None) -> dict[str, Any]:
+    return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+
+
 def event(value: dict[str, Any] | str) -> bytes:
     """A server-sent event."""
     return f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()
 
 
 def model_entry(version: Version) -> dict[str, Any]:
-    """A row of GET /v1/models; `size_bytes` is an addition."""
+    """A row of GET /v1/models; `size_bytes`, `system` and `note` are additions."""
     return {
         "id": version.name,
         "object": "model",
         "created": version.created,
         "owned_by": "minilora",
         "size_bytes": version.size,
+        "system": version.system,
+        "note": version.note,
     }

@@ -1,4 +1,4 @@
-"""What to fine-tune on what, and how; whom to talk to. The fields are the flags of `minilora finetune` and `chat`."""
+"""What to fine-tune on what, and how. The fields are the flags of `minilora finetune`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 from .. import toml
 from ..data.formats import check_field
-from ..generate.streams import check_settings
 from ..lora.config import LoraConfig
 from ..models.rounded import rounded_to
 from ..nn.optim import SCHEDULES
@@ -255,25 +254,3 @@ def _name_of(source: str) -> str:
     path = Path(source)
     name = path.name or path.resolve().name  # of "."
     return Path(name).stem if path.suffix.lower() in _FORMATS else name
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatOptions:
-    """Whom to talk to, and how it answers. Raises ValueError for values that mean nothing."""
-
-    adapter: Sequence[str] = option(
-        (), "folders of adapters, such as runs/legal or legal=runs/legal; the first answers first", metavar="[NAME=]DIR"
-    )
-    base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)")
-    prompt: str | None = option(None, "ask one question, of every adapter, and end")
-    max_new_tokens: int = option(128, "tokens of an answer, at most")
-    temperature: float = option(0.0, "0 takes the likeliest token")
-    top_p: float = option(1.0, "draw from the likeliest tokens that have this probability together")
-    seed: int = option(0, "for a temperature above 0")
-    quantized: bool | str = option(False, **PACKED)
-    bf16: bool = option(False, BF16)
-    force: bool = option(False, "accept adapters of another base of the same shape")
-    device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
-
-    def __post_init__(self):
-        check_settings(self.max_new_tokens, self.temperature, self.seed, self.top_p)

@@ -11,6 +11,8 @@ from serving import QUESTION, serving
 
 import minilora as ml
 from minilora.models.folder import save_folder
+from minilora.serve.app import App
+from minilora.serve.protocol import ApiError
 
 openai = pytest.importorskip("openai", reason="needs pip install '.[test-serve]'")
 
@@ -110,6 +112,46 @@ def test_many_at_once_get_what_each_would_get_alone(client, expected):
         answers = list(pool.map(lambda model: complete(client, model, max_tokens=12), asked))
     assert [answer.choices[0].message.content for answer in answers] == [wanted[model] for model in asked]
     assert len({answer.id for answer in answers}) == len(asked)
+
+
+def continued(client, prompt, **fields):
+    return client.completions.create(model="legal", prompt=prompt, **fields)
+
+
+def test_a_text_is_continued_without_the_chat_template(client, loaded):
+    model, tokenizer = loaded
+    ml.set_adapter(model, "legal")
+    text, ids = "A contract<|im_end|> is", []
+    prompt = tokenizer.encode(tokenizer.plain(text))
+    for _ in range(8):
+        ids.append(int(model(np.array([prompt + ids])).data[0, -1].argmax()))
+    ml.set_adapter(model, None)
+    assert tokenizer.eos_id not in [*prompt, *ids]
+    answer = continued(client, text, max_tokens=8)
+    assert answer.choices[0].text == tokenizer.decode(ids)  # with the white space around it
+    assert (answer.object, answer.choices[0].finish_reason) == ("text_completion", "length")
+    assert answer.usage.prompt_tokens == len(prompt) and answer.usage.completion_tokens == 8
+    chunks = list(continued(client, [text], max_tokens=8, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == tokenizer.decode(ids)
+    assert chunks[-2].choices[0].finish_reason == "length" and chunks[-1].usage == answer.usage
+    for settings in ({"prompt": ""}, {"prompt": ["a", "b"]}, {"prompt": "x" * 1100}, {"prompt": "a", "echo": True}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            continued(client, **settings)
+        assert caught.value.param in settings
+
+
+def test_an_adapter_is_asked_under_its_system_prompt_unless_the_request_has_one(client, server, loaded, monkeypatch):
+    model, tokenizer = loaded
+    monkeypatch.setattr(server.engine.model.adapters["legal"], "data", {"system": "Be brief."})
+    for given, used in ((None, "Be brief."), ("Be long.", "Be long."), ("", "")):
+        system = [] if given is None else [{"role": "system", "content": given}]
+        asked = client.chat.completions.create(model="legal", messages=[*system, *QUESTION], max_tokens=8)
+        ml.set_adapter(model, "legal")
+        talk = [{"role": "system", "content": used}, *QUESTION]
+        assert asked.choices[0].message.content == ml.generate(model, tokenizer, talk, max_new_tokens=8)
+    ml.set_adapter(model, None)
+    plain = complete(client, "base", max_tokens=8).usage.prompt_tokens
+    assert plain == len(tokenizer.encode_chat(QUESTION, answer_next=True))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -265,8 +307,8 @@ def test_a_name_twice(place):
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a=b", "a b", "../x", "x" * 65, 5, None])
-def test_a_name_that_is_none(place, name):
-    status, _, body = place.send("POST", "/adapters", {"name": name, "folder": "runs/support"})
+def test_a_name_that_is_none(server, name):
+    status, _, body = server.send("POST", "/adapters", {"name": name, "folder": "runs/support"})
     assert status == 400 and json.loads(body)["error"]["param"] == "name"
 
 
@@ -284,27 +326,26 @@ def test_an_adapter_of_another_base(place, loaded):
     assert str(place.folder) not in error["message"] and list(place.engine.versions) == ["base", "legal"]
 
 
-ELSEWHERE = ["..", "../../etc", "/etc", "/", "runs/../../x", "link", "linked", "~root", "runs/\0"]
+ELSEWHERE = ["..", "../../etc", "/etc", "/", "runs/../../x", "link", "linked"]
 
 
-@pytest.mark.parametrize("folder", ELSEWHERE)
-def test_a_folder_that_lies_elsewhere(place, shop, folder):
-    (place.folder / "link").symlink_to(shop / "support")
-    shutil.copytree(shop / "support", place.folder / "linked")
+@pytest.mark.parametrize("folder", [*ELSEWHERE, "~root", "runs/\0"])
+def test_a_folder_that_lies_elsewhere(shop, tmp_path, folder):
+    (tmp_path / "link").symlink_to(shop / "support")
+    shutil.copytree(shop / "support", tmp_path / "linked")
     weights = "adapter_model.safetensors"
-    (place.folder / "linked" / weights).unlink()
-    (place.folder / "linked" / weights).symlink_to(shop / "support" / weights)
-    status, body = add(place, "x", folder)
-    assert status in (400, 403) and body["error"]["param"] == "folder"
-    assert list(place.engine.versions) == ["base", "legal"]
-    if folder.startswith(("..", "/", "link")):
-        assert status == 403 and "must lie below" in body["error"]["message"]
+    (tmp_path / "linked" / weights).unlink()
+    (tmp_path / "linked" / weights).symlink_to(shop / "support" / weights)
+    with pytest.raises(ApiError) as caught:
+        App(None, tmp_path).below(folder)
+    assert caught.value.param == "folder" and caught.value.status == (403 if folder in ELSEWHERE else 400)
 
 
 def test_a_folder_without_an_adapter_or_with_a_broken_one(place):
     (place.folder / "empty").mkdir()
     file = place.folder / "runs" / "support" / "adapter_model.safetensors"
     os.truncate(file, 50)
-    for folder in ("empty", "nowhere", "runs/support", "", 5):
+    for folder in ("empty", "nowhere", "runs/support", "", 5, ".."):
         status, _, body = place.send("POST", "/adapters", {"name": "x", "folder": folder})
-        assert status == 400 and json.loads(body)["error"]["param"] == "folder"
+        assert status == (403 if folder == ".." else 400) and json.loads(body)["error"]["param"] == "folder"
+    assert list(place.engine.versions) == ["base", "legal"]

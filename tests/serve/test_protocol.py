@@ -164,14 +164,14 @@ def test_an_error_is_one_line_in_openais_form():
 
 def test_chunks_of_one_answer_belong_together_and_count_as_asked():
     reply = Reply(understood(stream=True, stream_options={"include_usage": True}), 9)
-    chunks = [reply.begin(), reply.chunk(Piece("a", 1)), reply.end(Piece("", 2, "stop")), reply.counts(Piece("", 2))]
+    chunks = [*reply.begin(), *reply.chunks(Piece("a", 1)), *reply.chunks(Piece("", 2, "stop"))]
     assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in chunks}) == 1
     assert [chunk["usage"] for chunk in chunks[:3]] == [None] * 3 and chunks[3]["choices"] == []
     assert chunks[3]["usage"] == {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:3]] == [None, None, "stop"]
-    assert not {"usage", "seconds"} & Reply(understood(stream=True), 9).begin().keys()
+    assert not {"usage", "seconds"} & Reply(understood(stream=True), 9).begin()[0].keys()
     always = Reply(understood(stream=True, stream_options={"continuous_usage_stats": True}), 9)
-    chunk = always.chunk(Piece("a", 4, seconds=1.23456))
+    (chunk,) = always.chunks(Piece("a", 4, seconds=1.23456))
     assert chunk["usage"]["completion_tokens"] == 4 and chunk["seconds"] == 1.2346  # the clock of who computed it
 
 
@@ -182,5 +182,6 @@ def test_an_event_is_one_line_of_ascii():
 
 
 def test_a_model_has_what_clients_read_and_its_size():
-    entry = model_entry(Version("legal", 10, 5))
-    assert entry == {"id": "legal", "object": "model", "created": 5, "owned_by": "minilora", "size_bytes": 10}
+    entry = model_entry(Version("legal", 10, "Be brief.", created=5))
+    openai = {"id": "legal", "object": "model", "created": 5, "owned_by": "minilora"}
+    assert entry == openai | {"size_bytes": 10, "system": "Be brief.", "note": None}

@@ -9,7 +9,7 @@ from minilora import toml
 from minilora.cli import build_parser
 from minilora.lora.config import LoraConfig
 from minilora.options import UsageError, flag, flag_fields, from_flags
-from minilora.train.options import ChatOptions, Options
+from minilora.train.options import Options
 
 
 def test_the_defaults_are_these():
@@ -21,10 +21,6 @@ def test_the_defaults_are_these():
         epochs=4.0, steps=None, lr=None, warmup=0.1, schedule="cosine", weight_decay=0.0, max_grad_norm=1.0,
         batch_size=8, grad_accumulation=1, max_length=512, seed=0, eval_records=80,
         eval_every=None, patience=None, keep="best", quantized=False, bf16=False, recompute=False, device="cpu",
-    )  # fmt: skip
-    assert asdict(ChatOptions()) == dict(
-        adapter=(), base=None, prompt=None, max_new_tokens=128, temperature=0.0, top_p=1.0, seed=0, quantized=False,
-        bf16=False, force=False, device="cpu",
     )  # fmt: skip
 
 
@@ -121,13 +117,6 @@ def test_the_least_that_is_allowed_is_allowed():
     Options(warmup=0.0, weight_decay=0.0, max_grad_norm=float("inf"), grad_accumulation=1, lora_dropout=0.0)
     Options(warmup=1.0, max_grad_norm=1e-9, lora_plus=1e-9)
     Options(steps=1, batch_size=1, eval_records=1, max_length=8, seed=0, r=1, epochs=1e-9, lr=1e-9)
-    ChatOptions(max_new_tokens=1, temperature=0.0, seed=0)
-
-
-@pytest.mark.parametrize("change", [dict(max_new_tokens=0), dict(temperature=-0.1), dict(seed=-1)])
-def test_a_chat_that_cannot_be_is_refused(change):
-    with pytest.raises(ValueError, match=f"^{next(iter(change))} must be"):
-        ChatOptions(**change)
 
 
 def test_the_adapter_is_the_one_asked_for():
@@ -218,7 +207,6 @@ def test_a_file_of_options_says_how_the_run_is_repeated():
     assert first.endswith("minilora finetune --config 'my runs/x/run.toml' --out ANOTHER_FOLDER")
 
 
-@pytest.mark.parametrize(("options", "name"), [(Options(), "r"), (ChatOptions(), "seed")])
-def test_options_that_were_checked_stay_as_they_are(options, name):
+def test_options_that_were_checked_stay_as_they_are():
     with pytest.raises(FrozenInstanceError):
-        setattr(options, name, 0)
+        Options().r = 0

@@ -66,15 +66,31 @@ def test_a_line_can_be_edited_and_completed_and_exit_ends(terminal):
     assert talk.end() == 0
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_talk_and_ends_it_at_the_prompt(terminal):
+def test_ctrl_c_stops_the_answer_then_clears_the_line_and_only_a_second_one_ends(terminal):
     talk = terminal("--max-new-tokens", "950")
     talk.type("hello\r")
     talk.child.expect("[a-z ]{3}")
     talk.type(CTRL_C)
     talk.wait_for("(stopped)")
     talk.wait_for("you>")
-    talk.type("/adapter legal\r")
-    talk.wait_for("now answers: legal")
+    for _ in range(2):  # a line in between, and the next Ctrl-C is a first one again
+        talk.type(CTRL_C)
+        talk.wait_for("(Ctrl-C again, or Ctrl-D, ends")
+        talk.wait_for("you>")
+        talk.type("/adapter legal\r")
+        talk.wait_for("now answers: legal")
+        talk.wait_for("you>")
+    talk.type("never asked" + CTRL_C)
+    talk.wait_for("(Ctrl-C again")
+    talk.wait_for("you>")
+    talk.type("nor this" + CTRL_C)
+    talk.wait_for("(Ctrl-C again")
+    talk.wait_for("you>")
+    talk.type("/save talk.txt\r")
+    talk.wait_for("saved in talk.txt")
+    talk.wait_for("you>")
+    talk.type(CTRL_C)
+    talk.wait_for("(Ctrl-C again")
     talk.wait_for("you>")
     talk.type(CTRL_C)
     assert talk.end() == 0

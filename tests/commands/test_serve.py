@@ -13,9 +13,8 @@ import pytest
 from commandline import complaint, status
 from serving import QUESTION, Served, read_response
 
-from minilora.commands import demo
-from minilora.serve import run as runs
-from minilora.serve.options import ServeOptions
+from minilora.commands import demo, serve
+from minilora.serve.server import Server
 
 
 class Process:
@@ -76,7 +75,7 @@ def test_ctrl_c_lets_running_answers_end(process):
     connection.close()
     answer = json.loads(body)
     assert code == 200 and answer["choices"][0]["finish_reason"] in ("stop", "length")
-    assert one.end() == (0, "ending when all answers have; Ctrl-C again stops them\n")
+    assert one.end() == (0, "ending when all answers have ended; Ctrl-C again stops them\n")
     with pytest.raises(OSError):
         one.served.connect()
 
@@ -114,9 +113,8 @@ def test_a_host_that_is_none(capsys):
     [
         (["--adapter", "legal=a", "--adapter", "legal=b"], "two adapters are called 'legal'"),
         (["--adapter", "base=a"], "'base' is the model without an adapter"),
-        (["--demo", "--adapter", "a"], "--demo brings base and adapters of its own"),
-        (["--no-open"], "--no-open means nothing with --demo False"),
-        (["--port", "70000"], "port must lie between 0 and 65535"),
+        (["--demo", "--adapter", "a"], "--demo has its own base and adapters"),
+        (["--port", "70000"], "port must be from 0 to 65535"),
         (["--slots", "0"], "slots must be at least 1"),
         (["--queue", "-1"], "queue must be at least 0"),
     ],
@@ -132,46 +130,51 @@ def test_an_adapter_of_another_base_is_refused_with_both_hashes(shop, capsys):
 
 
 def test_packages_that_are_missing_are_named(monkeypatch, capsys):
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
     assert status("serve", "--base", "tiny") == 1
     assert complaint(capsys) == "minilora serve needs starlette and uvicorn: pip install 'minilora[serve]'"
 
 
-def ends_at_once(monkeypatch):
-    """Let the server end when it has started; the addresses that a browser was sent to."""
+@pytest.fixture
+def opened(monkeypatch):
+    """Servers end when they have started; the addresses that a browser was sent to."""
     opened = []
-    monkeypatch.setattr(runs.webbrowser, "open", opened.append)
-    start = runs.Server.startup
-
-    async def startup(self, sockets=None):
-        await start(self, sockets)
-        self.should_exit = True
-
-    monkeypatch.setattr(runs.Server, "startup", startup)
+    monkeypatch.setattr(serve.webbrowser, "open", opened.append)
+    monkeypatch.setattr(Server, "run", lambda self: None)
     return opened
 
 
-def test_whoever_lets_others_in_is_warned(shop, monkeypatch):
-    said = []
-    ends_at_once(monkeypatch)
-    runs.run(ServeOptions(base=str(shop / "base"), host="0.0.0.0", port=0), said.append)
-    assert "http://127.0.0.1:" in said[0] and said[1].startswith("warning: others can reach it")
-
-
-def test_the_demo_trains_what_is_missing_once_and_opens_the_page(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "STEPS", 2)
-    monkeypatch.setattr(demo, "DOMAINS", ("legal", "support"))
-    opened, said = ends_at_once(monkeypatch), []
-    runs.run(ServeOptions(demo=True, port=0), said.append)
-    told = [line for line in said if line.startswith("training")]
-    assert told == ["training legal on the tiny base (1 of 2)", "training support on the tiny base (2 of 2)"]
-    assert any(line.startswith("base, legal, support: http://") for line in said)
-    runs.run(ServeOptions(demo=True, port=0, no_open=True), said.append)
-    assert len([line for line in said if line.startswith("training")]) == 2
+def joined(opened):
     for thread in threading.enumerate():
         if thread.name.startswith("Thread") and thread.daemon:
             thread.join(5)
-    assert len(opened) == 1 and opened[0].startswith("http://127.0.0.1:")
+    return opened
+
+
+def test_the_user_is_warned_if_others_can_reach_the_server(shop, opened, capsys):
+    assert status("serve", "--base", shop / "base", "--host", "0.0.0.0", "--port", 0) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert "http://127.0.0.1:" in first and second.startswith("warning: others can reach it")
+
+
+def test_the_demo_trains_what_is_missing_once_and_opens_the_page(tmp_path, monkeypatch, opened, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "STEPS", 2)
+    monkeypatch.setattr(demo, "DOMAINS", ("legal", "support"))
+    (tmp_path / "runs" / "demo-legal.partial").mkdir(parents=True)  # what a demo leaves that was interrupted
+    assert status("serve", "--demo", "--port", 0) == 0
+    said = capsys.readouterr().err.splitlines()
+    told = [line for line in said if line.startswith("training") and line.endswith(")")]
+    assert told == ["training legal on the tiny base (1 of 2)", "training support on the tiny base (2 of 2)"]
+    assert any(line.startswith("base, legal, support: http://") for line in said)
+    assert status("serve", "--demo", "--port", 0, "--no-open") == 0
+    assert "training" not in capsys.readouterr().err
+    assert len(joined(opened)) == 1 and opened[0].startswith("http://127.0.0.1:")
+
+
+def test_no_open_is_accepted_without_the_demo(shop, opened, capsys):
+    served = ["--adapter", shop / "legal", shop / "support", "--base", shop / "base", "--port", 0]
+    for flags in ([], ["--no-open"]):
+        assert status("serve", *served, *flags) == 0
+        assert capsys.readouterr().err.startswith("base, legal, support: http://")
+    assert joined(opened) == []

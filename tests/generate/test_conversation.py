@@ -1,4 +1,4 @@
-"""A talk: its history, who answers, what is left out when it grows long, comparing and saving."""
+"""A conversation: its history, who answers, the system prompt, what is left out, comparing and saving."""
 
 import json
 
@@ -6,22 +6,28 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.chat.talk import Talk
 from minilora.data.records import read_records
 from minilora.generate.answers import generate
+from minilora.generate.conversation import Talk, system_of
 from minilora.generate.streams import Streams
 from minilora.lora.adapters import adapter_state
-from minilora.train.options import ChatOptions
 
 
 @pytest.fixture
-def told():
-    return []
+def model(loaded):
+    """The base with both adapters; none is active at the beginning."""
+    ml.set_adapter(loaded[0], None)
+    return loaded[0]
 
 
 @pytest.fixture
-def talk(model, tokenizer, told):
-    return Talk(model, tokenizer, ChatOptions(max_new_tokens=12), told.append)
+def tokenizer(loaded):
+    return loaded[1]
+
+
+@pytest.fixture
+def talk(model, tokenizer):
+    return Talk(model, tokenizer, 12)
 
 
 def answer(talk, question):
@@ -79,15 +85,47 @@ def test_switching_copies_no_weight(talk, model):
 # -- what the model can see --------------------------------------------------------------------------------------------
 
 
-def test_a_talk_may_be_longer_than_the_context_the_oldest_turns_go_and_that_is_said_once(talk, told, model, tokenizer):
+def test_the_oldest_turns_are_left_out_of_a_long_conversation_and_that_is_said_once(talk, caplog, model, tokenizer):
+    caplog.set_level("INFO", "minilora")
     questions = [f"{i}" + "x" * 150 for i in range(12)]
     answers = [answer(talk, question) for question in questions]
     assert len(talk.turns) == 12 and 0 < talk.seen_from < 11
-    assert told == ["the oldest turns are left out from here on: 1024 tokens are all the model can see"]
+    assert caplog.messages == ["the oldest turns are left out from here on: 1024 tokens are all that the model can see"]
     seen = [text for turn in zip(questions, answers, strict=True) for text in turn][2 * talk.seen_from : -1]
     assert answers[-1] == generate(model, tokenizer, said(*seen), 12)
     before = [text for turn in zip(questions, answers, strict=True) for text in turn][2 * talk.seen_from - 2 : -1]
     assert len(tokenizer.encode_chat(said(*before), answer_next=True)) + 12 > 1024  # no turn more would have fitted
+
+
+def with_turns_left_out(talk):
+    """What a conversation has said whose first turns the model no longer sees."""
+    questions = ["a", "b" * 300, "c" * 300, "d" * 500]
+    turns = [text for question in questions for text in (question, answer(talk, question))]
+    assert talk.seen_from == 2
+    return turns
+
+
+def test_turns_that_were_left_out_never_come_back(talk, model, tokenizer):
+    turns = with_turns_left_out(talk)
+    ml.set_adapter(model, None)
+    assert answer(talk, "e") == generate(model, tokenizer, said(*turns[4:], "e"), 12)  # "b" would fit again
+    assert talk.seen_from == 2
+
+
+def test_a_cleared_conversation_begins_anew(talk, model, tokenizer):
+    with_turns_left_out(talk)
+    talk.clear()
+    assert (talk.turns, talk.seen_from, talk.used) == ([], 0, 0)
+    first = answer(talk, "hello")
+    assert answer(talk, "x") == generate(model, tokenizer, said("hello", first, "x"), 12)
+
+
+def test_what_is_saved_has_the_turns_that_were_left_out(talk, tmp_path):
+    turns = with_turns_left_out(talk)
+    talk.save(tmp_path / "talk.jsonl")
+    talk.save(tmp_path / "talk.txt")
+    assert json.loads((tmp_path / "talk.jsonl").read_text(encoding="utf-8"))["messages"] == said(*turns)
+    assert (tmp_path / "talk.txt").read_text(encoding="utf-8").startswith(f"you: a\n\nbase: {turns[1]}\n")
 
 
 def test_the_tokens_in_use_are_counted(talk, tokenizer):
@@ -97,8 +135,8 @@ def test_the_tokens_in_use_are_counted(talk, tokenizer):
     assert length < talk.used <= length + 12
 
 
-@pytest.mark.parametrize(("question", "reason"), [("x" * 1020, "tokens and an answer of 12 are more than the 1024")])
-def test_a_question_that_cannot_be_read_leaves_the_talk_as_it_was(talk, told, question, reason):
+@pytest.mark.parametrize(("question", "reason"), [("x" * 1020, "tokens and an answer of 12 are more than the 1024 ")])
+def test_a_question_that_cannot_be_read_leaves_the_talk_as_it_was(talk, caplog, question, reason):
     for i in range(3):
         answer(talk, f"{i}" + "x" * 200)
     before = (list(talk.turns), talk.seen_from, talk.asked)
@@ -106,7 +144,7 @@ def test_a_question_that_cannot_be_read_leaves_the_talk_as_it_was(talk, told, qu
         with pytest.raises(ValueError, match=reason) as caught:
             ask()
         assert "--max-new-tokens" in str(caught.value)
-        assert (talk.turns, talk.seen_from, talk.asked) == before and told == []
+        assert (talk.turns, talk.seen_from, talk.asked) == before and caplog.messages == []
 
 
 # -- an answer that is stopped -----------------------------------------------------------------------------------------
@@ -143,8 +181,7 @@ def test_one_that_is_stopped_before_its_first_word_was_never_asked(talk, model, 
 
 
 def test_a_talk_with_a_seed_can_be_had_again_and_asking_again_gives_another_answer(model, tokenizer):
-    options = ChatOptions(max_new_tokens=12, temperature=2.0, top_p=0.9, seed=5)
-    talks = [Talk(model, tokenizer, options, print) for _ in range(2)]
+    talks = [Talk(model, tokenizer, 12, temperature=2.0, top_p=0.9, seed=5) for _ in range(2)]
     answers = []
     for talk in talks:
         answers.append([answer(talk, "hello"), answer(talk, "hello")])
@@ -152,6 +189,60 @@ def test_a_talk_with_a_seed_can_be_had_again_and_asking_again_gives_another_answ
         answers[-1].append(answer(talk, "hello"))
     assert answers[0] == answers[1] and answers[0][0] != answers[0][2]
     assert answers[0][0] == generate(model, tokenizer, "hello", 12, 2.0, seed=5, top_p=0.9)
+
+
+# -- the system prompt -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompted(model, monkeypatch):
+    """The model, as if legal and support had been trained under a system prompt each."""
+    for name in ("legal", "support"):
+        monkeypatch.setattr(model.adapters[name], "data", {"system": f"You are {name}."})
+    return model
+
+
+def under(system, *turns):
+    return [{"role": "system", "content": system}, *said(*turns)]
+
+
+def test_an_adapter_is_asked_under_the_system_prompt_it_was_trained_under(prompted, talk, tokenizer):
+    talk.choose("legal")
+    first = answer(talk, "hello")
+    assert first == generate(prompted, tokenizer, under("You are legal.", "hello"), 12)
+    assert first != generate(prompted, tokenizer, "hello", 12)
+    assert answer(talk, "x") == generate(prompted, tokenizer, under("You are legal.", "hello", first, "x"), 12)
+    talk.clear()
+    talk.system = "Be brief."
+    assert answer(talk, "y") == generate(prompted, tokenizer, under("Be brief.", "y"), 12)
+
+
+def test_a_mix_has_a_system_prompt_only_if_all_its_adapters_have_that_one(prompted, monkeypatch):
+    both = {"legal": 0.5, "support": 0.5}
+    assert system_of(prompted, both) is None and system_of(prompted, None) is None
+    monkeypatch.setattr(prompted.adapters["support"], "data", {})
+    assert system_of(prompted, both) is None and system_of(prompted, "support") is None
+    monkeypatch.setattr(prompted.adapters["support"], "data", {"system": "You are legal."})
+    assert system_of(prompted, both) == "You are legal."
+
+
+def test_comparing_asks_each_under_its_own_system_prompt_or_all_under_the_one_that_was_set(prompted, talk, tokenizer):
+    for system in (None, "Be brief."):
+        talk.system = system
+        got = list(talk.compare("hello", {"base": None, "legal": "legal"}))
+        for name, choice, own in (("base", None, None), ("legal", "legal", "You are legal.")):
+            ml.set_adapter(prompted, choice)
+            messages = under(system or own, "hello") if system or own else said("hello")
+            together = "".join(piece for other, piece in got if other == name)
+            assert together == generate(prompted, tokenizer, messages, 12)
+
+
+def test_a_saved_conversation_can_be_trained_on_under_its_system_prompt(prompted, talk, tmp_path):
+    talk.choose("legal")
+    first = answer(talk, "hello")
+    talk.save(tmp_path / "talk.jsonl")
+    messages = json.loads((tmp_path / "talk.jsonl").read_text(encoding="utf-8"))["messages"]
+    assert messages == under("You are legal.", "hello", first)
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,194 @@
+"""A conversation with one base and its adapters: what was said, who answers, and how much of it the model sees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files.disk import replacing
+from ..lora.adapters import Choice, factors_of, set_adapter
+from ..models.tokenizer import Message, Tokenizer
+from ..nn.llama import Llama
+from ..progress import log
+from .streams import Streams, check_settings
+
+MAX_NEW_TOKENS = 256  # of an answer, in a chat, on the page and for a request that does not say
+TOY = "tiny is a toy model of 1 million parameters: it shows how things work, but it knows nothing"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, its answer, and what the version that answered is called."""
+
+    question: str
+    answer: str
+    version: str
+
+    def messages(self) -> list[Message]:
+        """The turn as a model reads it."""
+        return [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
+
+
+def name_of(choice: Choice) -> str:
+    """The name of a choice of adapters, for people.
+
+    >>> name_of(None), name_of("legal"), name_of({"legal": 0.5, "support": 0.25})
+    ('base', 'legal', '0.5 legal + 0.25 support')
+    """
+    if isinstance(choice, Mapping):
+        return " + ".join(f"{factor:g} {name}" for name, factor in choice.items())
+    return "base" if choice is None else choice
+
+
+def system_of(model: Llama, choice: Choice) -> str | None:
+    """The system prompt that all adapters of a choice were trained under; None if there is none, or several."""
+    adapters = [model.adapters[name] for name in factors_of(choice) if name in model.adapters]
+    prompts = {adapter.data.get("system") for adapter in adapters}
+    return prompts.pop() if len(prompts) == 1 else None
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+    """The messages after a system prompt; as they are if they begin with one, or there is none.
+
+    >>> with_system([{"role": "user", "content": "hello"}], "Be brief.")[0]
+    {'role': 'system', 'content': 'Be brief.'}
+    """
+    if system is None or (messages and messages[0]["role"] == "system"):
+        return list(messages)
+    return [{"role": "system", "content": system}, *messages]
+
+
+class Talk:
+    """A conversation under way.
+
+    temperature, top_p, seed, max_new_tokens: as for `Streams.add`. system: the system prompt; None for the one that the
+    adapters were trained under. turns: all that was said. seen_from: the first turn that the model still sees; earlier
+    ones no longer fit. used: tokens of the last question, what came before it, and its answer.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        system: str | None = None,
+    ):
+        check_settings(max_new_tokens, temperature, seed, top_p)
+        self.model, self.tokenizer, self.system = model, tokenizer, system
+        self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
+        self.limit = model.config.max_position_embeddings
+        self.asked = 0
+        self.choose(None)
+        self.clear()
+
+    def choose(self, choice: Choice) -> None:
+        """Let an adapter, a mix or the base answer from here on. Raises ValueError for a name that is unknown."""
+        if isinstance(choice, Mapping):
+            choice = {name: float(factor) for name, factor in choice.items()}
+        set_adapter(self.model, choice)
+        self.choice = choice
+
+    def clear(self) -> None:
+        """Forget everything that was said."""
+        self.turns: list[Turn] = []
+        self.seen_from = self.used = 0
+        self.told = False  # that the oldest turns are left out
+
+    def system_for(self, choice: Choice) -> str | None:
+        """The system prompt under which a choice of adapters is asked."""
+        return system_of(self.model, choice) if self.system is None else self.system
+
+    def ask(self, question: str, show: Callable[[str], None]) -> bool:
+        """Answer the next question: `show` gets the answer piece by piece. False for an answer that was cut.
+
+        An answer that an exception stops, such as Ctrl-C, is kept as far as it came. Raises ValueError for a question
+        that the model cannot read, or that is too long even alone; nothing has changed then.
+        """
+        start = self._start_that_fits(question, self.choice)
+        streams = Streams(self.model, self.tokenizer, slots=1, mixed=False)
+        answer = streams.add(self._messages(start, question, self.choice), **self._settings())
+        if start > self.seen_from and not self.told:
+            self.told = True
+            log.info(f"the oldest turns are left out from here on: {self.limit} tokens are all that the model can see")
+        self.seen_from = start
+        self.asked += 1
+        try:
+            while streams.busy:
+                streams.step()
+                show(answer.new_text())
+        finally:
+            self.used = answer.prompt_tokens + answer.tokens
+            if answer.text:
+                self.turns.append(Turn(question, answer.text, name_of(self.choice)))
+        return answer.finished == "stop"
+
+    def compare(self, question: str, versions: Mapping[str, Choice]) -> Iterator[tuple[str, str]]:
+        """Ask several versions one question, without what was said before it, in one mixed batch.
+
+        Yields (name, piece of the answer), in the order of the versions: all are computed together, and the second is
+        shown when the first has ended. The conversation stays as it was. Raises ValueError as `ask` does.
+        """
+        alone = len(self.turns)
+        for choice in versions.values():
+            self._start_that_fits(question, choice, alone)
+        streams = Streams(self.model, self.tokenizer, slots=len(versions))
+        answers = {
+            name: streams.add(self._messages(alone, question, choice), choice, **self._settings())
+            for name, choice in versions.items()
+        }
+        for name, answer in answers.items():
+            yield name, answer.new_text()
+            while not answer.finished:
+                streams.step()
+                yield name, answer.new_text()
+
+    def save(self, path: Path) -> None:
+        """Write what was said: as text, or as {"messages": ...} for `finetune --data` if the name ends in .jsonl.
+
+        Raises FileExistsError if there is such a file already, ValueError if nothing was said.
+        """
+        if not self.turns:
+            raise ValueError("nothing was said yet: there is nothing to save")
+        if path.exists():
+            raise FileExistsError(f"{path} is there already: choose another name")
+        if path.suffix == ".jsonl":
+            said = with_system(self._said(0), self.system_for(self.choice))
+            text = json.dumps({"messages": said}, ensure_ascii=False) + "\n"
+        else:
+            text = "\n".join(f"you: {turn.question}\n\n{turn.version}: {turn.answer}\n" for turn in self.turns)
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+    def _settings(self) -> dict[str, Any]:
+        """How the next answer is drawn. Each question has its own seed, so that its answer can differ when repeated."""
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed + self.asked,
+        }
+
+    def _said(self, start: int) -> list[Message]:
+        return [message for turn in self.turns[start:] for message in turn.messages()]
+
+    def _messages(self, start: int, question: str, choice: Choice) -> list[Message]:
+        """What a choice of adapters is asked: the question, after what was said from a turn on."""
+        said = [*self._said(start), {"role": "user", "content": question}]
+        return with_system(said, self.system_for(choice))
+
+    def _start_that_fits(self, question: str, choice: Choice, start: int | None = None) -> int:
+        """The first turn from which everything fits, with the question and its answer."""
+        for first in range(self.seen_from if start is None else start, len(self.turns) + 1):
+            length = len(self.tokenizer.encode_chat(self._messages(first, question, choice), answer_next=True))
+            if length + self.max_new_tokens <= self.limit:
+                return first
+        raise ValueError(
+            f"a question of {length} tokens and an answer of {self.max_new_tokens} are more than the {self.limit} that "
+            "the model can see: ask in fewer words, or give a smaller --max-new-tokens"
+        )
