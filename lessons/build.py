@@ -42,6 +42,7 @@ from typing import Any
 import jupytext
 import nbformat
 
+from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.pages import course_map, filled, mistakes, plans, variants
 from minilora.course.plan import LESSONS
@@ -100,17 +101,25 @@ def read_source(path: Path, variant: int | None = None) -> nbformat.NotebookNode
 
 
 def with_check(cell: nbformat.NotebookNode, variant: int | None) -> list[nbformat.NotebookNode]:
-    """A cell tagged with points (`# %% points=2`) becomes nbgrader's, and a graded check follows it. Others stay."""
+    """The cells of a stub (`# %% points=2`): with its solution, as nbgrader marks one, and its check. Others stay.
+
+    The solution is written once, in minilora/course/lessonNN.py. Its signature and its docstring are the stub.
+    """
     points = cell.metadata.pop("points", None)
     if points is None:
         return [cell]
-    names = [name for name in re.findall(r"^(?:def|class) (\w+)", cell.source, re.MULTILINE) if name in EXERCISES]
+    names = [name for name in re.findall(r"^def (\w+)", cell.source, re.MULTILINE) if name in EXERCISES]
     if len(names) != 1:
         raise LessonError(f"a cell with points must define one exercise of minilora.course, got {names or 'none'}")
-    cell.metadata["nbgrader"] = GRADED | {"grade_id": names[0]}
+    (name,) = names
+    stub, body = source_of(EXERCISES[name].forms[0].reference)
+    if cell.source.strip() != stub.strip():
+        raise LessonError(f"the stub of {name} is not the signature and docstring of its solution:\n{stub}")
+    cell.source = f"{stub.rstrip()}\n    ### BEGIN SOLUTION\n{body.rstrip()}\n    ### END SOLUTION"
+    cell.metadata["nbgrader"] = GRADED | {"grade_id": name}
     argument = "" if variant is None else f", variant={variant}"
-    source = f"from minilora.course import check\n\ncheck({names[0]}{argument})"
-    settings = CHECK | {"grade_id": f"check_{names[0]}", "points": points}
+    source = f"from minilora.course import check\n\ncheck({name}{argument})"
+    settings = CHECK | {"grade_id": f"check_{name}", "points": points}
     return [cell, nbformat.v4.new_code_cell(source, metadata={"nbgrader": settings})]
 
 

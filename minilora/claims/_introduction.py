@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from ..data.records import read_records
-from ..data.samples import encode_records
-from ..data.splits import split_records
 from ..experiments.claim import Setting
-from ..lora.adapters import add_adapter
-from ..lora.config import LoraConfig
-from ..measure.loss import evenly, mean_loss
-from ..models.load import load
-from ..nn.parts import Sample
-from ..train.loop import fit
+from ..experiments.tiny import tiny_run
+from ..experiments.tuned import tuned
 from .planted_rank import train as train_matrix
 
 SOURCE = "The usual introduction to LoRA"
@@ -23,63 +14,22 @@ RATES = {"lora": (5e-3, 1e-2, 2e-2), "full": (5e-4, 1e-3, 2e-3)}  # tried for ea
 COMPLEX_RATES = {"lora": (5e-3, 1e-2, 2e-2), "full": (2e-3, 4e-3, 8e-3)}
 
 
-def train(
-    method: str, lr: float, seed: int, steps: int, every: int, held_out: int, shuffled: bool = False
-) -> dict[str, Any]:
-    """Teach the tiny base legal answers, and return its loss on the test records, before and after, and on validation
-    as (step, loss).
-
-    shuffled: every token of the vocabulary means another one, the same everywhere: a language that has to be learned
-    anew. every: so many steps from one validation to the next.
-    """
-    model, tokenizer = load("tiny")
-    splits = split_records(read_records("legal", tokenizer))
-    train, test = (encode_records(splits[name], tokenizer) for name in ("train", "test"))
-    if shuffled:
-        means = np.random.default_rng(0).permutation(model.config.vocab_size).tolist()
-        train, test = ([_in_other_words(sample, means) for sample in samples] for samples in (train, test))
-    validation, test = (evenly(part, held_out) for part in (test[::2], test[1::2]))
-    if method == "lora":
-        add_adapter(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), seed=seed)
-    else:
-        model.requires_grad_(True)
-    curve = [(0, mean_loss(model, validation))]
-    before = mean_loss(model, test)
-
-    def look(step: int) -> None:
-        if step % every == 0:
-            model.eval()
-            curve.append((step, mean_loss(model, validation)))
-            model.train()
-
-    fit(model, train, steps, lr=lr, batch_size=4, seed=seed, each_step=look)
-    return {"before": before, "after": mean_loss(model, test), "curve": curve}
-
-
-def _in_other_words(sample: Sample, means: list[int]) -> Sample:
-    ids, labels = ([means[i] if i >= 0 else i for i in row] for row in (sample.ids, sample.labels))
-    return Sample(tuple(ids), tuple(labels), tuple(_in_other_words(other, means) for other in sample.others))
-
-
 def best_runs(setting: Setting, shuffled: bool = False) -> dict[str, list[dict[str, Any]]]:
     """For each method, the run of every seed at the learning rate that is best on validation, over all seeds."""
     rates = COMPLEX_RATES if shuffled else RATES
     sizes = {"steps": 8, "every": 4, "held_out": 4} if setting.small else {"steps": 96, "every": 8, "held_out": 24}
-    sizes |= {"shuffled": shuffled}
-    found = {}
-    for method in ("lora", "full"):
-        tried = rates[method][-1:] if setting.small else rates[method]
-        trials = [{"method": method, "lr": lr, "seed": seed, **sizes} for lr in tried for seed in setting.seeds]
-        runs, n = setting.each(train, trials), len(setting.seeds)
-        by_rate = [runs[i : i + n] for i in range(0, len(runs), n)]
-        best = min(range(len(by_rate)), key=lambda i: sum(run["curve"][-1][1] for run in by_rate[i]))
-        found[method] = [run | {"lr": tried[best]} for run in by_rate[best]]
-    return found
+    contenders = {
+        method: {"method": method, "lr": rates[method][-1:] if setting.small else rates[method], "alpha": 16.0}
+        | {"shuffled": shuffled, **sizes}
+        for method in ("lora", "full")
+    }
+    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, search=setting.seeds)
+    return {name: [run | {"lr": one["lr"]} for run in one["runs"]] for name, one in found.items()}
 
 
 def shares(runs: dict[str, list[dict[str, Any]]]) -> list[float]:
     """Of what full fine-tuning gains on the test records, the share that LoRA gains, seed by seed."""
-    gains = ([run["before"] - run["after"] for run in runs[method]] for method in ("lora", "full"))
+    gains = ([run["before"]["test"] - run["test"] for run in runs[method]] for method in ("lora", "full"))
     return [lora / full for lora, full in zip(*gains, strict=True)]
 
 
@@ -95,8 +45,8 @@ def matrix_shares(setting: Setting, full_rank: bool) -> dict[str, Any]:
 def told(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """The numbers that a page shows of such runs, and their curves."""
     return {
-        "before": runs["full"][0]["before"],
-        **{f"{method} after": [run["after"] for run in runs[method]] for method in runs},
+        "before": runs["full"][0]["before"]["test"],
+        **{f"{method} after": [run["test"] for run in runs[method]] for method in runs},
         **{f"{method} learning rate": runs[method][0]["lr"] for method in runs},
         "curves": {method: [run["curve"] for run in runs[method]] for method in runs},
     }

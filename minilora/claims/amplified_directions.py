@@ -50,8 +50,7 @@ def look(base: str, r: int, seed: int, emphasised: bool, folder: str | None) -> 
 def run(setting: Setting) -> dict[str, Any]:
     """The amplification with a small rank and with a large one."""
     base, ranks = ("tiny", [4, 16]) if setting.small else ("smollm2", [4, 64])
-    folder = str(setting.folder / "updates") if setting.folder else None
-    common = {"base": base, "emphasised": setting.switched, "folder": folder}
+    common = {"base": base, "emphasised": setting.switched, "folder": setting.updates}
     trials = [common | {"seed": seed + 100 * i, "r": r} for seed in setting.seeds for i, r in enumerate(ranks)]
     found = setting.each(look, trials)
     few, many = found[::2], found[1::2]

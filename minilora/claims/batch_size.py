@@ -42,7 +42,7 @@ def run(setting: Setting) -> dict[str, Any]:
     if setting.switched:
         contenders[f"LoRA, {batches[1]}"]["lr"] /= 10
     walk = not (setting.small or setting.switched)
-    found = tuned(setting.each, tiny_run, contenders, setting.seeds, per_decade=4, walk=walk)
+    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, per_decade=4, walk=walk)
     loss = {name: [each["test"] for each in one["runs"]] for name, one in found.items()}
     small, large = ([a - b for a, b in zip(loss[f"LoRA, {n}"], loss[f"full, {n}"], strict=True)] for n in batches)
     return {

@@ -10,9 +10,9 @@ import numpy as np
 from ..engine.fused import cross_entropy, linear, lora_linear
 from ..engine.tensor import Tensor
 from ..experiments.claim import Band, Claim, Setting
+from ..experiments.recall import bits_stored, random_pairs
 from ..experiments.tuned import tuned
 from ..nn.optim import SCHEDULES, AdamW
-from ..tasks.recall import Recall
 
 CLAIM = Claim(
     source="Schulman et al. 2025, LoRA Without Regret, Thinking Machines",
@@ -32,26 +32,26 @@ WIDTH, VALUES, VOCABULARY = 64, 64, 512
 
 
 def learn(pairs: int, r: int, lr: float, steps: int, seed: int) -> dict[str, float]:
-    """Train on so many pairs with rank r, or the matrix itself where r is 0; the loss, and what `Recall` measures."""
-    task = Recall(VOCABULARY, pairs, VALUES, key_length=1, key_symbols=256, seed=seed)
+    """Train on so many pairs with rank r, or the matrix itself where r is 0: the loss, and the share that is stored."""
+    keys, values = random_pairs(pairs, 256, VALUES, VOCABULARY, seed)
     rng = np.random.default_rng([seed, r])
     embedding = rng.standard_normal((VOCABULARY, WIDTH)) / np.sqrt(WIDTH)
     w = Tensor(rng.standard_normal((WIDTH, WIDTH)) / np.sqrt(WIDTH), r == 0)
     a, b = Tensor(rng.uniform(-1, 1, (r, WIDTH)) / np.sqrt(WIDTH), True), Tensor(np.zeros((WIDTH, r)), True)
+    x = Tensor(embedding[keys])
 
-    def model(ids: np.ndarray) -> Tensor:
-        x = Tensor(embedding[ids])
+    def logits() -> Tensor:
         return linear(lora_linear(x, w, a, b, scale=32 / r) if r else linear(x, w), embedding)
 
-    ids = np.array([sample.ids for sample in task.train])  # (N, 3): start, key, value
     optimizer = AdamW([a, b] if r else [w], lr=lr, weight_decay=0.0)
     for step in range(steps):
         optimizer.lr = lr * SCHEDULES["cosine"](step, steps, steps // 10)
-        loss = cross_entropy(model(ids[:, 1]), ids[:, 2])
+        loss = cross_entropy(logits(), values)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return {"validation": loss.item(), **task.measure(model)}
+    stored, whole = bits_stored(logits().data, values, VALUES)
+    return {"validation": loss.item(), "share": stored / whole}
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -61,8 +61,8 @@ def run(setting: Setting) -> dict[str, Any]:
     steps, lrs = 100 if setting.small else 400, (1e-2, 3e-2)
     contenders = {f"{name}: {pairs}": {"pairs": pairs, "r": r, "lr": lrs[r == 0], "steps": steps}
                   for name, r in ranks.items() for pairs in sizes}  # fmt: skip
-    found = tuned(setting.each, learn, contenders, setting.seeds, walk=not setting.small)
-    share = {name: [run["score"] / run["ceiling"] for run in one["runs"]] for name, one in found.items()}
+    found = tuned(setting.attempt, learn, contenders, setting.seeds, walk=not setting.small)
+    share = {name: [run["share"] for run in one["runs"]] for name, one in found.items()}
     stored = {name: [share[f"{name}: {pairs}"] for pairs in sizes] for name in ranks}
     gaps = [[f - a for f, a in zip(*both, strict=True)] for both in zip(stored["full"], stored["LoRA"], strict=True)]
     return {

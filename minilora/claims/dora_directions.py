@@ -48,13 +48,12 @@ def correlate(base: str, method: str, seed: int, folder: str | None) -> dict[str
 def run(setting: Setting) -> dict[str, Any]:
     """The correlations of the three methods."""
     base = "tiny" if setting.small else "smollm2"
-    folder = str(setting.folder / "updates") if setting.folder else None
     trials = [
         {"base": base, "method": "lora", "seed": seed + 100 * i} if setting.switched else
         {"base": base, "method": method, "seed": seed}
         for seed in setting.seeds for i, method in enumerate(METHODS)
     ]  # fmt: skip
-    found = setting.each(correlate, [trial | {"folder": folder} for trial in trials])
+    found = setting.each(correlate, [trial | {"folder": setting.updates} for trial in trials])
     threes = [dict(zip(METHODS, found[i : i + 3], strict=True)) for i in range(0, len(found), 3)]
     tables = [{method: one["correlation"] for method, one in three.items()} for three in threes]
     return {

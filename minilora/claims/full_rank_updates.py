@@ -40,9 +40,8 @@ def ranks(base: str, method: str, r: int, seed: int, folder: str | None) -> dict
 def run(setting: Setting) -> dict[str, Any]:
     """The ranks of full fine-tuning's update and of LoRA's."""
     base, r = ("tiny", 2) if setting.small else ("smollm2", 8)
-    folder = str(setting.folder / "updates") if setting.folder else None
     methods = ("lora", "lora") if setting.switched else ("full", "lora")
-    common = {"base": base, "r": r, "folder": folder}
+    common = {"base": base, "r": r, "folder": setting.updates}
     trials = [common | {"method": method, "seed": seed} for seed in setting.seeds for method in methods]
     found = setting.each(ranks, trials)
     return {

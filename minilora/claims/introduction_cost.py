@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import LOW, Claim, Setting
+from ..experiments.tuned import first_step
 from ._introduction import SOURCE, best_runs, draw_curves, told
 from .introduction_speed import products, timed
 
@@ -22,7 +22,7 @@ CLAIM = Claim(
     switch="The effect is put in by hand: full fine-tuning needs a machine of ten times the price.",
     base="tiny",
     minutes=4,
-    band=Band("cost of the same loss with LoRA, as a share of full fine-tuning's", high=1 / 3, against_above=0.9),
+    band=LOW.of("cost of the same loss with LoRA, as a share of full fine-tuning's"),
     explained={
         "contradicted": "LoRA was 2.6 times as dear: it came to its lowest loss after 96 steps and full fine-tuning to"
         " the same one after 29, with steps of LoRA that take 0.78 of the time. On SmolLM2, `minilora compare` found"
@@ -33,14 +33,6 @@ CLAIM = Claim(
         " tuning does not fit: the cost is that of memory, and the switch shows it.",
     },
 )
-
-
-def first_step(curve: list[list[float]], loss: float) -> float:
-    """The step at which a curve comes down to a loss, between two validations on the line between them."""
-    for (step, high), (following, low) in pairwise(curve):
-        if low <= loss:
-            return step + (following - step) * max(0.0, (high - loss) / (high - low))
-    raise ValueError(f"the loss {loss:.3f} is not reached")
 
 
 def run(setting: Setting) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import FEW, Claim, Setting
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
 from ..lora.layer import LoraLayer
@@ -23,7 +23,7 @@ CLAIM = Claim(
     switch="The same update is stored multiplied out, a whole matrix for each that it changes.",
     base="smollm2",
     minutes=0.2,
-    band=Band("bytes of a version with LoRA, as a share of full fine-tuning's", high=0.1, against_above=0.5),
+    band=FEW.of("bytes of a version with LoRA, as a share of full fine-tuning's"),
     seeds=(0,),
 )
 

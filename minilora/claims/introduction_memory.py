@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import LOW, Claim, Setting
 from ..measure.predict import Memory, predict_memory
 from ..measure.process import Job, report, step_of
 from ._introduction import SOURCE, draw_bars
@@ -20,7 +20,7 @@ CLAIM = Claim(
     switch="Gradients and moments of all weights are held all the same: full fine-tuning stands in both places.",
     base="smollm2",
     minutes=2,
-    band=Band("peak memory with LoRA, as a share of full fine-tuning's", high=1 / 3, against_above=0.9),
+    band=LOW.of("peak memory with LoRA, as a share of full fine-tuning's"),
     seeds=(0,),
     explained={
         "not at this size": "Freezing saves gradients and Adam's two moments, and nothing else: the weights are there,"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import SLIGHT, Claim, Setting
 from ._introduction import SOURCE, best_runs, draw_curves, matrix_shares, shares, told
 
 CLAIM = Claim(
@@ -19,7 +19,7 @@ CLAIM = Claim(
     " the smallest form, an update of full rank.",
     base="tiny",
     minutes=4,
-    band=Band("share of full fine-tuning's gain that LoRA reaches", low=0.95, against_below=0.8),
+    band=SLIGHT.of("share of full fine-tuning's gain that LoRA reaches"),
     explained={
         "not at this size": "LoRA came to four fifths of full fine-tuning's gain, both at learning rates inside of what"
         " was tried: behind, and by more than slightly. A quarter of the tiny base is its embedding, which full"

@@ -64,8 +64,7 @@ def _scaled(update: np.ndarray, norm: float) -> np.ndarray:
 
 def run(setting: Setting) -> dict[str, Any]:
     """Intruders per matrix with LoRA less those with full fine-tuning."""
-    folder = str(setting.folder / "updates") if setting.folder else None
-    common = {"base": "tiny" if setting.small else "smollm2", "folder": folder}
+    common = {"base": "tiny" if setting.small else "smollm2", "folder": setting.updates}
     found = setting.each(count, [common | {"seed": seed} for seed in setting.seeds])
     means = [{kind: float(np.mean(counts)) for kind, counts in one.items()} for one in found]
     tried = "noise" if setting.switched else "lora"

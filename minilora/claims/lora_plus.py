@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import tuned, without_defaults
+from ..experiments.tuned import first_step, tuned, without_defaults
 from ..pages.rates import draw_rates
 from ..pages.style import LORA, A, name_lines, panels
 
@@ -45,7 +44,7 @@ def run(setting: Setting) -> dict[str, Any]:
     begin: dict[str, dict[str, Any]] = {name: {"lr": BEST[name], **kind, **few} for name, kind in KINDS.items()}
     found, rates = dict[str, Any](), dict.fromkeys(KINDS, TOO_LOW)
     if not setting.switched:
-        found = tuned(setting.each, tiny_run, begin, setting.seeds, walk=not setting.small)
+        found = tuned(setting.attempt, tiny_run, begin, setting.seeds, walk=not setting.small)
         rates = {name: found[name]["lr"] for name in KINDS}
     every = 2 if setting.small else 3
     trials = [dict(begin[name], lr=rates[name], every=every, seed=s) for s in setting.seeds for name in KINDS]
@@ -63,15 +62,7 @@ def run(setting: Setting) -> dict[str, Any]:
 def sooner(plain: list[list[float]], plus: list[list[float]]) -> float:
     """The steps to the higher of the two final losses: those of the first curve, over those of the second."""
     reached = max(plain[-1][1], plus[-1][1])
-    return steps_to(plain, reached) / steps_to(plus, reached)
-
-
-def steps_to(curve: list[list[float]], loss: float) -> float:
-    """When a curve of (step, loss) first is as low as this, between two of its points along a straight line."""
-    for (before, high), (after, low) in pairwise(curve):
-        if low <= loss:
-            return before + (after - before) * (high - loss) / (high - low)
-    return curve[-1][0]
+    return first_step(plain, reached) / first_step(plus, reached)
 
 
 def picture(numbers: dict[str, Any]) -> Any:

@@ -38,7 +38,7 @@ def run(setting: Setting) -> dict[str, Any]:
     """Train every weight, and cut what that changed to a rank."""
     few = {"steps": 20, "batch_size": 2, "held_out": 6} if setting.small else {}
     begin = {"full": {"lr": BEGIN, "method": "full", **few}}
-    lr = BEGIN if setting.small else tuned(setting.each, tiny_run, begin, setting.seeds)["full"]["lr"]
+    lr = BEGIN if setting.small else tuned(setting.attempt, tiny_run, begin, setting.seeds)["full"]["lr"]
     ranks = [MEASURED] if setting.small else list(RANKS)
     trials = [{"lr": lr, "seed": s, "ranks": ranks, "at_random": setting.switched, **few} for s in setting.seeds]
     found = setting.each(cut_update, trials)

@@ -38,7 +38,7 @@ def run(setting: Setting) -> dict[str, Any]:
     }
     if setting.switched:
         contenders["attention, r = 12"]["targets"] = MLP
-    found = tuned(setting.each, tiny_run, contenders, setting.seeds, walk=not setting.small)
+    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small)
     losses = {name: [result["test"] for result in each["runs"]] for name, each in found.items()}
     if setting.switched:
         rate = found["attention, r = 12"]["lr"]

@@ -41,7 +41,7 @@ def run(setting: Setting) -> dict[str, Any]:
         for r in ranks
     }
     walk = not (setting.small or setting.switched)
-    found = tuned(setting.each, tiny_run, contenders, seeds, walk=walk)
+    found = tuned(setting.attempt, tiny_run, contenders, seeds, walk=walk)
     loss = {name: [each["test"] for each in one["runs"]] for name, one in found.items()}
     between_seeds = mean(stdev(losses) for losses in loss.values())
     by_seed = list(zip(*loss.values(), strict=True))[: len(setting.seeds)]

@@ -45,7 +45,7 @@ def run(setting: Setting) -> dict[str, Any]:
     if not setting.switched:
         contenders[FULL_NAME] = {"lr": BEGIN["full"], "method": "full", **few}
     steps = 1 if setting.small else 2  # to a factor of ten
-    found = tuned(setting.each, tiny_run, contenders, setting.seeds, search=setting.seeds, per_decade=steps)
+    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, search=setting.seeds, per_decade=steps)
     rates = {name: [vertex(tried) for tried in each["by_seed"].values()] for name, each in found.items()}
     below = rates["LoRA, r = 32" if setting.switched else FULL_NAME]
     return {

@@ -57,8 +57,7 @@ def compare(base: str, ranks: list[int], seed: int, random: bool, folder: str | 
 def run(setting: Setting) -> dict[str, Any]:
     """φ(1, 1) of A, and of the whole updates beside it."""
     base, ranks = ("tiny", [8, 16]) if setting.small else ("smollm2", [8, 64])
-    folder = str(setting.folder / "updates") if setting.folder else None
-    common = {"base": base, "ranks": ranks, "random": setting.switched, "folder": folder}
+    common = {"base": base, "ranks": ranks, "random": setting.switched, "folder": setting.updates}
     found = setting.each(compare, [common | {"seed": seed} for seed in setting.seeds])
     means = {side: [float(np.mean(list(one[side].values()))) for one in found] for side in ("a", "right", "left")}
     return {"measured": means["a"], "means": means, "ranks": ranks} | found[0]

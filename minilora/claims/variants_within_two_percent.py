@@ -36,7 +36,7 @@ def run(setting: Setting) -> dict[str, Any]:
         for variant, lr in BEGIN.items()
     }
     walk = not (setting.small or setting.switched)
-    found = tuned(setting.each, tiny_run, contenders, setting.seeds, walk=walk)
+    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=walk)
     losses = {name: [result["test"] for result in each["runs"]] for name, each in found.items()}
     return {
         "measured": [100 * (max(of_seed) / min(of_seed) - 1) for of_seed in zip(*losses.values(), strict=True)],

@@ -47,7 +47,7 @@ def run(setting: Setting) -> dict[str, Any]:
         for name, of in choices.items()
         if name in DECISIVE or not setting.small
     }
-    found = tuned(setting.each, tiny_run, contenders, setting.seeds, walk=not setting.small)
+    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small)
     losses = {name: [result["test"] for result in each["runs"]] for name, each in found.items()}
     pairs = zip(*(losses[name] for name in DECISIVE), strict=True)
     return {

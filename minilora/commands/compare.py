@@ -22,6 +22,7 @@ from typing import Any
 
 from ..data.records import read_records, sha256_of_data
 from ..data.splits import split_records
+from ..experiments.tuned import best_rate, next_rate
 from ..files.disk import read_json, remove_folder, write_json
 from ..measure.environment import machine, versions
 from ..models.load import locate
@@ -154,30 +155,6 @@ def compare(
 # -- learning rates ----------------------------------------------------------------------------------------------------
 
 
-def next_rate(tried: dict[float, float | None]) -> float | None:
-    """The learning rate to try next where the best one is the first or last of a grid, as far on as its neighbour.
-
-    tried: the validation loss at each; None where training broke off.
-
-    >>> next_rate({1e-3: 3.0, 1e-2: 2.0})
-    0.1
-    >>> next_rate({1e-3: 2.0, 1e-2: 3.0})
-    0.0001
-    >>> next_rate({1e-3: 3.0, 1e-2: 2.0, 1e-1: None}) is None
-    True
-    """
-    rates, best = sorted(tried), _best(tried)
-    if best is None or len(rates) < 2 or best not in (rates[0], rates[-1]):
-        return None
-    neighbour = rates[1] if best == rates[0] else rates[-2]
-    return float(f"{best * best / neighbour:.3g}")
-
-
-def _best(tried: dict[float, float | None]) -> float | None:
-    found = {lr: loss for lr, loss in tried.items() if loss is not None}
-    return min(found, key=lambda lr: found[lr]) if found else None
-
-
 def _losses(tries: dict[float, dict[str, Any]]) -> dict[float, float | None]:
     """The lowest validation loss of each try."""
     found = {lr: [loss for _, loss in metrics.get("validation_loss", [])] for lr, metrics in tries.items()}
@@ -186,7 +163,7 @@ def _losses(tries: dict[float, dict[str, Any]]) -> dict[float, float | None]:
 
 def _outcome(method: str, tries: dict[float, dict[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
     losses = _losses(tries)
-    best = _best(losses) if tries else rates[0]
+    best = best_rate(losses) if tries else rates[0]
     if best is None:
         advice = f"try lower ones with --{method}-lr"
         raise RuntimeError(f"{NAMES[method]} came to no finite loss at any of {', '.join(map(str, losses))}: {advice}")

@@ -5,26 +5,25 @@ Rules fixed before any run say of each row whether its claim held. `page` prints
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..experiments.claim import FEW, LOW, SLIGHT, SPARED, Band, Verdict
+from ..experiments.tuned import first_step
 from ..measure.environment import circumstances
+from ..measure.statistics import Interval
 from .report import LOSSES, RECALLS, WIDTH, rule
 
 Metrics = dict[str, Any]  # of a run, as `finetune` returns them
 
 METHODS = ("lora", "full")
 NAMES = {"lora": "LoRA", "full": "full fine-tuning"}
-HELD, IN_PART, NOT = "held", "in part", "did not hold"
+WORDS = dict(zip(Verdict, ("held", "in part", "did not hold"), strict=True))
+HELD, IN_PART, NOT = WORDS.values()
 
-# Each rule is two limits: a claim held up to the first, and in part up to the second. All but the last are LoRA's share
-# of what full fine-tuning takes; the last is its share of what full fine-tuning gains, and limits from below.
-FEW = (1 / 10, 1 / 2)  # "very few", "small"
-LOW = (1 / 3, 9 / 10)  # "low", "fast", "cheap"; what is above nine tenths nobody would call so
-KEPT = (1 / 2, 9 / 10)  # of what is forgotten
-SLIGHT = (0.95, 0.8)  # a slight drop: a twentieth of the gain
 RULES = """
 Held: LoRA updates and stores at most a tenth of what full fine-tuning does, needs at most a third of its memory, time
 and money, gains at least 95 % of what it gains, forgets at most half of what it forgets. In part: at most half; at most
@@ -97,8 +96,8 @@ def rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _cost(claim: str, what: str, unit: str, rule: tuple[float, float], lora: float, full: float) -> Row:
-    return Row(claim=claim, what=what, unit=unit, lora=lora, full=full, verdict=_at_most(rule, lora, full))
+def _cost(claim: str, what: str, unit: str, rule: Band, lora: float, full: float) -> Row:
+    return Row(claim=claim, what=what, unit=unit, lora=lora, full=full, verdict=_judged(rule, lora, full))
 
 
 def _memory(lora: Metrics, full: Metrics, peaks: dict[str, int | None]) -> Iterator[Row]:
@@ -116,7 +115,7 @@ def _time(lora: Metrics, full: Metrics) -> Iterator[Row]:
     to_best = (_seconds(run, best_validation(run)[0]) for run in (lora, full))
     yield _cost("fast", "to its best validation loss", "seconds", LOW, *to_best)
     both = max(best_validation(run)[1] for run in (lora, full))
-    to_both = (_seconds(run, _first_step(run, both)) for run in (lora, full))
+    to_both = (_seconds(run, first_step(run["validation_loss"], both, between=False)) for run in (lora, full))
     yield _cost("fast", f"to {both:.3f}, which both reached", "seconds", LOW, *to_both)
 
 
@@ -126,7 +125,7 @@ def _learned(lora: Metrics, full: Metrics) -> Iterator[Row]:
             if name == "general":
                 continue
             (before, mine), whole = lora[key][name], full[key][name][1]
-            verdict = _at_least(SLIGHT, sign * (mine - before), sign * (whole - before))
+            verdict = _judged(SLIGHT, sign * (mine - before), sign * (whole - before))
             yield Row(claim="learns", what=names[name], unit=unit, base=before, lora=mine, full=whole, verdict=verdict)
 
 
@@ -138,24 +137,17 @@ def _untouched(lora: Metrics, full: Metrics) -> Iterator[Row]:
         claim="untouched", what="the base's weights", unit="text", lora=states[0], full=states[1], verdict=verdict
     )
     (before, mine), whole = lora["loss"]["general"], full["loss"]["general"][1]
-    verdict = _at_most(KEPT, mine - before, whole - before)
+    verdict = _judged(SPARED, mine - before, whole - before)
     yield Row(
         claim="untouched", what="loss on general text", unit="nats", base=before, lora=mine, full=whole, verdict=verdict
     )
 
 
-def _at_most(rule: tuple[float, float], lora: float, full: float) -> str:
-    """lora, full: what each takes. Nothing is at most any share of anything."""
-    if lora <= 0:
-        return HELD
-    return HELD if lora <= rule[0] * full else IN_PART if lora <= rule[1] * full else NOT
-
-
-def _at_least(rule: tuple[float, float], lora: float, full: float) -> str:
-    """lora, full: what each gains. Who gains nothing is behind."""
-    if lora <= 0:
-        return NOT
-    return HELD if lora >= rule[0] * full else IN_PART if lora >= rule[1] * full else NOT
+def _judged(band: Band, lora: float, full: float) -> str:
+    """Whether LoRA's number, as a share of that of full fine-tuning, is in the band. Nothing is no share of anything,
+    and something is more than any share of nothing."""
+    share = 0.0 if lora <= 0 else lora / full if full > 0 else math.inf
+    return WORDS[band.verdict(Interval(share, share, share, 1))]
 
 
 def best_validation(run: Metrics) -> tuple[int, float]:
@@ -164,12 +156,7 @@ def best_validation(run: Metrics) -> tuple[int, float]:
     return step, loss
 
 
-def _first_step(run: Metrics, loss: float) -> int:
-    """The first step after which validation was no worse than this."""
-    return next(step for step, found in run["validation_loss"] if found <= loss)
-
-
-def _seconds(run: Metrics, steps: int | None = None) -> float:
+def _seconds(run: Metrics, steps: float | None = None) -> float:
     """What training took, without validation: for so many steps, or for all."""
     return run["training_seconds"] * (1 if steps is None else steps / run["steps"])
 

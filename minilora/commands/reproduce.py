@@ -58,10 +58,10 @@ class ReproduceOptions:
         other = "-small" * self.small + "-switched" * self.switched
         return Path(self.out or f"runs/claims{other}")
 
-    def setting(self, claim: Claim, say: Callable[[str], object]) -> Setting:
+    def setting(self, claim: Claim) -> Setting:
         """How one claim is run."""
         seeds = tuple(claim.seeds if self.seeds is None else self.seeds)
-        return Setting(self.small, self.switched, seeds, self.jobs, self.folder / KEPT, say)
+        return Setting(self.small, self.switched, seeds, self.jobs, self.folder / KEPT)
 
 
 def chosen(names: Sequence[str]) -> list[str]:
@@ -165,13 +165,13 @@ def _run(name: str, file: Any, options: ReproduceOptions, told: Callable[[str], 
         if path.is_file():
             return _judged(file, read_json(path), options)
         told("")
-        numbers = json.loads(json.dumps(file.run(options.setting(file.CLAIM, told)), allow_nan=False))
+        numbers = json.loads(json.dumps(file.run(options.setting(file.CLAIM)), allow_nan=False))
         Interval.of(numbers["measured"])
     except Exception as error:
         return _words(file.CLAIM) | {"failed": _reason(error), "seconds": time.perf_counter() - start}
     record = {
         "numbers": numbers,
-        "seeds": list(options.setting(file.CLAIM, told).seeds),
+        "seeds": list(options.setting(file.CLAIM).seeds),
         "seconds": time.perf_counter() - start,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
@@ -209,7 +209,7 @@ def _reason(error: Exception) -> str:
 def _place(name: str, file: ClaimFile, options: ReproduceOptions) -> Path:
     """Where the numbers of a claim are kept, under all that decides them."""
     path = Path(str(file.__file__))  # type: ignore[attr-defined]
-    setting = options.setting(file.CLAIM, lambda line: None)
+    setting = options.setting(file.CLAIM)
     told = [name, setting.small, setting.switched, list(setting.seeds), code_sha256(path)]
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     return options.folder / KEPT / f"{name}-{digest[:20]}.json"

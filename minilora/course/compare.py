@@ -33,8 +33,9 @@ def same(a: Any, b: Any, tolerance: float = TOLERANCE) -> bool:
             return False
         if not np.issubdtype(a.dtype, np.number):
             return bool(np.array_equal(a, b))
-        holes = np.isnan(a), np.isnan(b)
-        return bool(np.array_equal(*holes)) and close(np.where(holes[0], 0, a), np.where(holes[1], 0, b), tolerance)
+        finite = np.isfinite(a)
+        same_holes = np.array_equal(finite, np.isfinite(b)) and np.array_equal(a[~finite], b[~finite], equal_nan=True)
+        return bool(same_holes) and close(a[finite], b[finite], tolerance)
     if is_number(a) and is_number(b):
         near = math.isfinite(b) and abs(a - b) <= tolerance * abs(b)
         return bool(a == b or (math.isnan(a) and math.isnan(b)) or near)

@@ -1,11 +1,12 @@
-"""What an exercise is: a right answer, draws to try it on, and the mistakes that have a line of their own.
+"""What an exercise is: a solution, draws to try answers on, and the mistakes that have a line of their own.
 
-A lesson's file (`lesson08.py`) declares its exercises with `@exercise` above the reference, the right answer:
+A lesson's file (`lesson08.py`) declares its exercises with `@exercise` above the solution:
 
-    @exercise("8.2", draw=draw, returns="dA (r, n), dB (m, r)", mistakes={"alpha": (alpha_for_scale, "scale is ...")})
+    @exercise("8.2", draw=draw, returns="dA (r, n), dB (m, r)", mistakes=MISTAKES)
     def lora_gradients(x, W, A, B, g, alpha): ...
 
-The student's function is found by the reference's name. How an answer is judged stands in `judge.py`.
+The solution is written as a student writes it: lessons/build.py puts its text into the notebook. The student's
+function is found by the solution's name. `edits.py` says what `mistakes` contains, `judge.py` judges answers.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from .compare import TOLERANCE
+from .edits import Mistake, parse, replaced
 
 EXERCISES: dict[str, Exercise] = {}  # by the name of the function that the student writes
-Mistakes = Mapping[str, tuple[Callable, str]]  # what it is: (a function that makes it, the line that names it)
 
 
 class Draw(dict):
@@ -61,7 +62,7 @@ class Form:
 
     reference: Callable
     draw: Drawing | Sequence[Drawing]
-    mistakes: Mistakes
+    mistakes: Sequence[Mistake]
     replaces: Mapping[str, str] = field(default_factory=dict)
     smallest: Drawing | None = None
     judge: Callable[..., None] | None = None
@@ -103,7 +104,7 @@ def exercise(
     *,
     draw: Drawing | Sequence[Drawing],
     returns: str,
-    mistakes: Mistakes,
+    mistakes: str,
     decisive: Sequence[str] = (),
     smallest: Drawing | None = None,
     judge: Callable[..., None] | None = None,
@@ -114,54 +115,57 @@ def exercise(
     changes: Sequence[str] = (),
     observe: Callable[..., Any] | None = None,
 ) -> Callable[[Callable], Callable]:
-    """Declare an exercise; stands above the reference, whose name is that of the student's function.
+    """Declare an exercise. The decorated function is the solution, and its name is that of the student's function.
 
     number: "8.2", the same in page, stub and test.
     draw: rng -> Draw, the arguments of one trial; or several such functions, which take turns. Sizes
         that an answer could take for one another must differ: `distinct_sizes`.
     returns: names and axes of what comes back, as "dA (r, n), dB (m, r)", or a name alone for a number: "the count".
-    mistakes: {"one-sided": (function, "the line that the checker prints")}. The function answers as a student who makes
-        this mistake; an answer that gives the same gets this line. At least five for each exercise.
-    decisive: lines of the solution that no released notebook may hold, this lesson's own included.
+    mistakes: for each known mistake the line that the checker prints, and indented below it the edits of the solution
+        that make it (`edits.py`). An answer that gives the same result gets this line. At least five per exercise.
+    decisive: lines of the solution that no released notebook may contain, this lesson's own included.
     smallest: rng -> Draw, the smallest case that makes sense (r = 0, one token), tried last.
-    judge: judge(call, draw, rng), for what cannot be compared with the reference, as a random start. Raises Wrong.
-        `call(**arguments)` calls the student's function. Where it is given, nothing is compared with the reference.
-    also: also(call, draw, rng), for what must hold beside equal results, as on tensors.
+    judge: judge(call, draw, rng), for what cannot be compared with the solution, such as a random initialisation.
+        Raises Wrong. `call(**arguments)` calls the student's function. With it, nothing is compared with the solution.
+    also: also(call, draw, rng), for what must hold in addition to equal results, for instance on tensors.
     tolerance: relative to the largest number of an array, or to the number.
     by_hand: `.backward()` is refused within the answer.
-    forbids: {"m n": "line"}: an answer that is right but computes an array of this shape, or the transpose, gets it.
-    changes: names of arguments that the function is meant to change; to change any other is a mistake.
-    observe: observe(result, arguments) -> what is compared in place of the result, as where an argument is changed.
+    forbids: {"m n": "line"}: an answer that is right but computes an array of this shape, or its transpose, gets it.
+    changes: names of arguments that the function is meant to change; changing any other is a mistake.
+    observe: observe(result, arguments) -> what is compared instead of the result, where an argument is changed.
     """
 
-    def register(reference: Callable) -> Callable:
-        name = reference.__name__
+    def register(solution: Callable) -> Callable:
+        name = solution.__name__
         if name in EXERCISES:
             raise ValueError(f"two exercises are called {name}: {EXERCISES[name].number} and {number}")
-        form = Form(reference, draw, mistakes, {}, smallest, judge, also)
+        form = Form(solution, draw, parse(mistakes, solution), {}, smallest, judge, also)
         EXERCISES[name] = Exercise(
             number, name, parse_returns(returns), [form], tolerance, by_hand, forbids or {}, changes, observe, decisive
         )
-        return reference
+        return solution
 
     return register
 
 
-def variant(name: str, replaces: Mapping[str, str], **differs: Any) -> Callable[[Callable], Callable]:
-    """Add another form to an exercise; stands above its reference. `--variant 1` of lessons/build.py asks for it.
+def variant(name: str, replaces: Mapping[str, str], **differs: Any) -> None:
+    """Add another form to an exercise. `--variant 1` of lessons/build.py asks for it.
 
-    name: the exercise's. replaces: {words in the exercise's source: words in this form}, in text, stub and solution.
-    differs: draw, mistakes, smallest, judge or also, where they differ from the first form's. Its mistakes stay in
-        force; one that gives the right answer of this form is none here.
+    name: the exercise's.
+    replaces: {words in the exercise's page: words in this form}, in text, stub and solution. The solution then calls
+        the solutions that earlier exercises of its page have in this form.
+    differs: draw, mistakes, smallest, judge or also, where they differ from the first form's. `mistakes` are edits of
+        this form's solution. Without them the first form's mistakes stay in force; one that gives the right answer of
+        this form is not a mistake here.
     """
-
-    def register(reference: Callable) -> Callable:
-        whole = EXERCISES[name]
-        form = replace(whole.forms[0], reference=reference, replaces=replaces, **differs)
-        EXERCISES[name] = replace(whole, forms=[*whole.forms, form])
-        return reference
-
-    return register
+    whole = EXERCISES[name]
+    first, number = whole.forms[0], len(whole.forms)
+    page = [e for e in EXERCISES.values() if e.lesson == whole.lesson and len(e.forms) > number]
+    solution = replaced(first.reference, replaces, **{e.name: e.forms[number].reference for e in page})
+    if "mistakes" in differs:
+        differs["mistakes"] = parse(differs["mistakes"], solution)
+    form = replace(first, reference=solution, replaces=replaces, **differs)
+    EXERCISES[name] = replace(whole, forms=[*whole.forms, form])
 
 
 def parse_returns(text: str) -> list[tuple[str, str | None]]:

@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,10 +67,10 @@ def judged(exercise: Exercise, function: Callable, rng: np.random.Generator, var
     form = exercise.form(variant)
     try:
         with readable_output(), time_limit():
-            line = _line(exercise, form, function, rng)
+            line = line_of(function, Trials(exercise, form, rng))
             if line not in (OK, NOT_YET) and variant is not None:
                 others = [other for other in exercise.forms if other is not form]
-                if any(_line(exercise, other, function, rng) == OK for other in others):
+                if any(line_of(function, Trials(exercise, other, rng)) == OK for other in others):
                     return (
                         f"this is the answer to another variant of the exercise: read again what {exercise.number} asks"
                     )
@@ -78,15 +79,16 @@ def judged(exercise: Exercise, function: Callable, rng: np.random.Generator, var
     return line
 
 
-def _line(exercise: Exercise, form: Form, function: Callable, rng: np.random.Generator) -> str:
-    answer = Answer(exercise, function)
+def line_of(function: Callable, trials: Trials) -> str:
+    """The line for an answer that is tried on these trials."""
+    form, answer = trials.form, Answer(trials.exercise, function)
     lines: list[str] = []
     try:
-        for draw in form.draws(DRAWS):
-            for _ in range(REDRAWS):
-                drawn = draw(rng)
-                answer.sizes = drawn.sizes
-                found = [] if form.judge else _try(exercise, form, answer, drawn)
+        for turn in range(len(trials.draws)):
+            for again in range(REDRAWS):
+                trial = trials.get(turn, again)
+                answer.sizes = trial.drawn.sizes
+                found = [] if form.judge else _try(answer, trial)
                 lines = [line for line in lines if line in found] or lines or found
                 if len(lines) < 2 or not found:
                     break
@@ -94,12 +96,54 @@ def _line(exercise: Exercise, form: Form, function: Callable, rng: np.random.Gen
                 return lines[0]
             for judge in (form.judge, form.also):
                 if judge:
-                    judge(answer, drawn, rng)
+                    judge(answer, copy.deepcopy(trial.drawn), trials.rng)
     except NotImplementedError:
         return NOT_YET
     except Wrong as wrong:
         return str(wrong)
     return OK
+
+
+class Trials:
+    """The trials of one check. Each is made once, however many answers are tried on it."""
+
+    def __init__(self, exercise: Exercise, form: Form, rng: np.random.Generator):
+        self.exercise = exercise
+        self.form = form
+        self.rng = rng
+        self.draws = form.draws(DRAWS)
+        self._made: dict[tuple[int, int], Trial] = {}
+
+    def get(self, turn: int, again: int) -> Trial:
+        """The trial of this draw, repeated for the `again`-th time."""
+        if (turn, again) not in self._made:
+            self._made[turn, again] = Trial(self.exercise, self.form, self.draws[turn](self.rng))
+        return self._made[turn, again]
+
+
+class Trial:
+    """Arguments, and what the solution and the known mistakes return for them."""
+
+    def __init__(self, exercise: Exercise, form: Form, drawn: Draw):
+        self.exercise = exercise
+        self.form = form
+        self.drawn = drawn
+
+    @cached_property
+    def want(self) -> Outcome:
+        """What the solution returns."""
+        with quiet():
+            want = Outcome(self.exercise, self.form.reference, self.drawn)
+        if want.error:
+            raise want.error
+        return want
+
+    @cached_property
+    def mistakes(self) -> list[tuple[Outcome, str]]:
+        """What each known mistake returns, with its line; without mistakes that make no difference here."""
+        with quiet():
+            made = [(Outcome(self.exercise, m.function, self.drawn), m.line) for m in self.form.mistakes]
+        return [(outcome, line) for outcome, line in made if not outcome.like(self.want, self.exercise.tolerance)]
 
 
 class Outcome:
@@ -139,24 +183,18 @@ class Outcome:
         return self.result[i] if isinstance(self.result, (list, tuple)) and len(self.result) == count else None
 
 
-def _try(exercise: Exercise, form: Form, answer: Answer, drawn: Draw) -> list[str]:
-    """One trial: the lines of the known mistakes that come to what the answer comes to; none if the answer is right.
+def _try(answer: Answer, trial: Trial) -> list[str]:
+    """One trial: the lines of the known mistakes with the same result as the answer; none if the answer is right.
 
     Raises Wrong for an answer that is wrong in a way that no known mistake is.
     """
+    exercise, want = answer.exercise, trial.want
     tolerance, alike = exercise.tolerance, min(exercise.tolerance, ALIKE)
-    with quiet():
-        want = Outcome(exercise, form.reference, drawn)
-    if want.error:
-        raise want.error
-    got = answer.outcome(drawn)
+    got = answer.outcome(trial.drawn)
     if got.like(want, tolerance) and not (set(got.changed) - set(exercise.changes)):
         answer.refuse_what_is_forbidden()
         return []
-    with quiet():
-        made = [(Outcome(exercise, function, drawn), line) for function, line in form.mistakes.values()]
-    mistakes = [(mistake, line) for mistake, line in made if not mistake.like(want, tolerance)]
-    if whole := [line for mistake, line in mistakes if mistake.like(got, alike)]:
+    if whole := [line for mistake, line in trial.mistakes if mistake.like(got, alike)]:
         return whole
     answer.accept(got)
     names = [name for name, _ in exercise.returns]
@@ -166,7 +204,7 @@ def _try(exercise: Exercise, form: Form, answer: Answer, drawn: Draw) -> list[st
         if same(parts[i], wanted[i], tolerance):
             continue
         found = []
-        for mistake, line in mistakes:
+        for mistake, line in trial.mistakes:
             one = mistake.part(i, len(names))
             if one is not None and same(parts[i], one, alike) and not same(one, wanted[i], tolerance):
                 found.append(line if len(names) == 1 or line.startswith(name) else f"{name}: {line}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from graphlib import TopologicalSorter
 from typing import Any
 
 import numpy as np
@@ -24,21 +25,8 @@ def stretched(big: str, small: str) -> Callable[[np.random.Generator], Draw]:
     return draw
 
 
-def sums(leading: Callable[..., Any] = np.sum, ones: Callable[..., Any] = np.sum, keep: bool = True) -> Callable:
-    """unbroadcast with another way to reduce the axes in front, or those of length 1."""
-
-    def answer(g: Any, shape: Any) -> Any:
-        front = g.ndim - len(shape)
-        if front:
-            g = leading(g, axis=tuple(range(front)))
-        axes = tuple(i for i, size in enumerate(shape) if size == 1 and g.shape[i] != 1)
-        return ones(g, axis=axes, keepdims=keep) if axes else g
-
-    return answer
-
-
 def first(g: Any, axis: Any, keepdims: bool = False) -> Any:
-    """The first of the slices."""
+    """The first of the slices, where a sum was expected."""
     for i in reversed(axis):
         g = np.take(g, [0], i) if keepdims else np.take(g, 0, i)
     return g
@@ -56,38 +44,35 @@ def first(g: Any, axis: Any, keepdims: bool = False) -> Any:
     smallest=stretched("T m", "T m"),
     returns="the gradient (shape)",
     decisive=["ones = tuple(axis for axis, size in enumerate(shape) if size == 1)"],
-    mistakes={
-        "kept axis lost": (
-            sums(keep=False),
-            "an axis of length 1 is gone: a (3, 1) gets a (3, 1), not a (3,): keepdims=True",
-        ),
-        "front alone": (
-            sums(ones=lambda g, **axes: g),
-            "an axis of length 1 was stretched, too: add up over it, and keep it with length 1",
-        ),
-        "ones alone": (
-            sums(leading=lambda g, **axes: g),
-            "there are axes too many in front: shapes line up at their last axis, so add up over those in front",
-        ),
-        "mean": (sums(np.mean, np.mean), "this is the mean: each use is a path of its own, and paths add up"),
-        "first": (sums(first, first), "this is the first of several uses: all of them count, so add up"),
-        "all": (
-            lambda g, shape: np.full(shape, g.sum()),
-            "everything is added up, the axes that were not stretched, too: they must stay apart",
-        ),
-        "first axis": (
-            lambda g, shape: g.sum(axis=0),
-            "the first axis is added up, whatever the shape says: compare the shapes, axis by axis, from the last one",
-        ),
-        "wrong end": (
-            lambda g, shape: g.sum(axis=tuple(range(len(shape), g.ndim))) if g.ndim > len(shape) else sums()(g, shape),
-            "axes are added up at the end: shapes line up at their last axis, so those in front are too many",
-        ),
-    },
+    mistakes="""
+        an axis of length 1 is gone: a (3, 1) gets a (3, 1), not a (3,): keepdims=True
+            , keepdims=True ->
+        an axis of length 1 was stretched, too: add up over it, and keep it with length 1
+            g.sum(axis=ones, keepdims=True) -> g
+        there are axes too many in front: shapes line up at their last axis, so add up over those in front
+            g = g.sum(axis=tuple(range(g.ndim - len(shape)))) -> front = g.ndim - len(shape)
+            if size == 1 -> if size == 1 != g.shape[axis]
+            return g.sum(axis=ones, keepdims=True) -> return g.sum(axis=ones, keepdims=True) if ones else g
+        this is the mean: each use is a path of its own, and paths add up
+            g.sum(axis=tuple -> g.mean(axis=tuple
+            g.sum(axis=ones -> g.mean(axis=ones
+        this is the first of several uses: all of them count, so add up
+            g.sum(axis=tuple -> first(g, axis=tuple
+            g.sum(axis=ones -> first(g, axis=ones
+        everything is added up, the axes that were not stretched, too: they must stay apart
+            g.sum(axis=ones, keepdims=True) -> np.full(shape, g.sum())
+        the first axis is added up, whatever the shape says: compare the shapes, axis by axis, from the last one
+            g = g.sum(axis=tuple(range(g.ndim - len(shape)))) -> return g.sum(axis=0)
+        axes are added up at the end: shapes line up at their last axis, so those in front are too many
+            range(g.ndim - len(shape)) -> range(len(shape), g.ndim)
+            return g.sum(axis=ones, keepdims=True) -> return g
+    """,
 )
-def unbroadcast(g: Any, shape: Any) -> Any:
-    """Sums over the axes in front, and over those of length 1."""
-    return sums()(g, shape)
+def unbroadcast(g, shape):
+    """g: the gradient of the stretched array; shape: a tuple, the shape before -> an array of that shape"""
+    g = g.sum(axis=tuple(range(g.ndim - len(shape))))
+    ones = tuple(axis for axis, size in enumerate(shape) if size == 1)
+    return g.sum(axis=ones, keepdims=True)
 
 
 # -- 2.2 a walk back without a tape ------------------------------------------------------------------------------------
@@ -111,57 +96,6 @@ def draw_graph(rng: np.random.Generator) -> Draw:
     return Draw(edges=edges, last=int(number[17]))
 
 
-def order_of(edges: Any, last: int, everywhere: bool = False) -> list[int]:
-    """Nodes that `last` depends on, each before its parents. everywhere: uses by other nodes are waited for, too."""
-    waiting, todo = [0] * len(edges), list(range(len(edges))) if everywhere else [last]
-    seen = set(todo)
-    while todo:
-        for parent, _ in edges[todo.pop()]:
-            waiting[parent] += 1
-            if parent not in seen:
-                seen.add(parent)
-                todo.append(parent)
-    order, ready = [], [last]
-    while ready:
-        order.append(ready.pop())
-        for parent, _ in edges[order[-1]]:
-            waiting[parent] -= 1
-            if not waiting[parent]:
-                ready.append(parent)
-    return order
-
-
-def walked(order: Callable[[Any, int], list[int]] = order_of, share: Callable | None = None) -> Callable:
-    """The walk in another order; share(what has arrived, slope, the node's own slope) is the parent's new value."""
-
-    def answer(edges: Any, last: int) -> Any:
-        slopes = np.zeros(len(edges))
-        slopes[last] = 1
-        for node in order(edges, last):
-            for parent, slope in edges[node]:
-                old = slopes[parent]
-                slopes[parent] = share(old, slope, slopes[node]) if share else old + slope * slopes[node]
-        return slopes
-
-    return answer
-
-
-def as_found(from_end: bool) -> Callable[[Any, int], list[int]]:
-    """The order in which a search comes upon the nodes: a stack, or a queue."""
-
-    def order(edges: Any, last: int) -> list[int]:
-        found, todo, seen = [], [last], {last}
-        while todo:
-            found.append(todo.pop(-1 if from_end else 0))
-            for parent, _ in edges[found[-1]]:
-                if parent not in seen:
-                    seen.add(parent)
-                    todo.append(parent)
-        return found
-
-    return order
-
-
 def every_path(edges: Any, last: int) -> Any:
     """Right, along every path: fine for small graphs."""
     slopes = np.zeros(len(edges))
@@ -173,21 +107,8 @@ def every_path(edges: Any, last: int) -> Any:
     return slopes
 
 
-def hands_on_again(edges: Any, last: int) -> Any:
-    """Everything that has arrived goes on, each time that something arrives."""
-    slopes = np.zeros(len(edges))
-    slopes[last] = 1
-    todo = [last]
-    while todo:
-        node = todo.pop()
-        for parent, slope in edges[node]:
-            slopes[parent] += slope * slopes[node]
-            todo.append(parent)
-    return slopes
-
-
-def depth_first(edges: Any, last: int) -> list[int]:
-    """The right order, found by recursion."""
+def by_recursion(edges: Any, last: int) -> Any:
+    """Right, in an order that recursion finds."""
     order: dict[int, None] = {}
 
     def visit(node: int) -> None:
@@ -197,7 +118,33 @@ def depth_first(edges: Any, last: int) -> list[int]:
         order[node] = None
 
     visit(last)
-    return list(order)[::-1]
+    return in_order(edges, last, list(order)[::-1])
+
+
+def inputs_first(edges: Any, last: int) -> Any:
+    """The walk from the other end."""
+    graph: dict[int, set[int]] = {}
+    todo = [last]
+    while todo:
+        node = todo.pop()
+        graph[node] = {parent for parent, _ in edges[node]}
+        todo += graph[node] - set(graph)
+    return in_order(edges, last, TopologicalSorter(graph).static_order())
+
+
+def by_number(edges: Any, last: int) -> Any:
+    """The walk from the largest number down."""
+    return in_order(edges, last, reversed(range(len(edges))))
+
+
+def in_order(edges: Any, last: int, order: Iterable[int]) -> Any:
+    """Each node hands on what it has when its turn comes."""
+    slopes = np.zeros(len(edges))
+    slopes[last] = 1
+    for node in order:
+        for parent, slope in edges[node]:
+            slopes[parent] += slope * slopes[node]
+    return slopes
 
 
 class Counted(list):
@@ -241,66 +188,63 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     returns="slopes (nodes)",
     also=judge_large,
     decisive=["waiting[parent] -= 1"],
-    mistakes={
-        "overwrites": (
-            walked(share=lambda old, slope, g: slope * g),
-            "the slope of a node used twice is overwritten by the last use: paths add up, so += in place of =",
-        ),
-        "as found, stack": (
-            walked(as_found(True)),
-            "a node hands on its slope before all that use it have added theirs: wait until it is complete",
-        ),
-        "as found, queue": (
-            walked(as_found(False)),
-            "a node hands on its slope before all that use it have added theirs: wait until it is complete",
-        ),
-        "again and again": (
-            hands_on_again,
-            "a node hands on all it has each time something arrives, so early shares go on twice: wait until complete",
-        ),
-        "by number": (
-            walked(lambda edges, last: list(range(len(edges)))[::-1]),
-            "the nodes are taken by their numbers, which say nothing about the order: find it from the edges",
-        ),
-        "inputs first": (
-            walked(lambda edges, last: order_of(edges, last)[::-1]),
-            "the walk begins at the inputs: begin at last, whose slope is known",
-        ),
-        "added slopes": (
-            walked(share=lambda old, slope, g: old + slope + g),
-            "slopes are added along a path: along a path they multiply, where paths meet they add up",
-        ),
-        "own slope forgotten": (
-            walked(share=lambda old, slope, g: old + slope),
-            "the slope on the edge counts alone: multiply it by what has arrived at the node",
-        ),
-        "edge forgotten": (
-            walked(share=lambda old, slope, g: old + g),
-            "the slope on the edge is left out: multiply what has arrived at the node by it",
-        ),
-        "waits for all": (
-            walked(lambda edges, last: order_of(edges, last, everywhere=True)),
-            "some nodes wait forever, for uses that last does not depend on: count only the uses on the way from last",
-        ),
-        "no start": (
-            lambda edges, last: np.zeros(len(edges)),
-            "all are zero: the slope of last with respect to itself is 1",
-        ),
-        "last left out": (
-            lambda edges, last: walked()(edges, last) * (np.arange(len(edges)) != last),
-            "the slope of last with respect to itself is 1",
-        ),
-        "once per parent": (
-            lambda edges, last: walked()([list(dict(pairs).items()) for pairs in edges], last),
-            "a parent that stands twice in a list counts once: v · v uses v twice, so go through all pairs",
-        ),
-        "every path": (every_path, "right, but it goes along every path"),
-        "recursion": (walked(depth_first), "too deep for recursion: keep a list"),
-    },
+    mistakes="""
+        the slope of a node used twice is overwritten by the last use: paths add up, so += in place of =
+            slopes[parent] += slope * slopes[node] -> slopes[parent] = slope * slopes[node]
+        a node hands on its slope before all that use it have added theirs: wait until it is complete
+            ready = [last] -> ready, came = [last], {last}
+            if waiting[parent] == 0 -> if parent not in came and not came.add(parent)
+        a node hands on its slope before all that use it have added theirs: wait until it is complete
+            ready = [last] -> ready, came = [last], {last}
+            ready.pop() -> ready.pop(0)
+            if waiting[parent] == 0 -> if parent not in came and not came.add(parent)
+        a node hands on all it has each time something arrives, so early shares go on twice: wait until complete
+            if waiting[parent] == 0 -> if True
+        the nodes are taken by their numbers, which say nothing about the order: find it from the edges
+            by_number
+        the walk begins at the inputs: begin at last, whose slope is known
+            inputs_first
+        slopes are added along a path: along a path they multiply, where paths meet they add up
+            slope * slopes[node] -> slope + slopes[node]
+        the slope on the edge counts alone: multiply it by what has arrived at the node
+            slope * slopes[node] -> slope
+        the slope on the edge is left out: multiply what has arrived at the node by it
+            slope * slopes[node] -> slopes[node]
+        some nodes wait forever, for uses that last does not depend on: count only the uses on the way from last
+            {last}, [last] -> set(range(len(edges))), list(range(len(edges)))
+        all are zero: the slope of last with respect to itself is 1
+            slopes[last] = 1 -> slopes[last] = 0
+        the slope of last with respect to itself is 1
+            return slopes -> return slopes * (np.arange(len(edges)) != last)
+        a parent that stands twice in a list counts once: v · v uses v twice, so go through all pairs
+            -> edges = [list(dict(pairs).items()) for pairs in edges]
+        right, but it goes along every path
+            every_path
+        too deep for recursion: keep a list
+            by_recursion
+    """,
 )
-def graph_gradients(edges: Any, last: int) -> Any:
-    """Each node hands on its slope once, when it is complete."""
-    return walked()(edges, last)
+def graph_gradients(edges, last):
+    """edges: for each node a list of (parent, slope); last: the number of a node -> an array, one slope per node"""
+    waiting = [0] * len(edges)
+    seen, todo = {last}, [last]
+    while todo:
+        for parent, _ in edges[todo.pop()]:
+            waiting[parent] += 1
+            if parent not in seen:
+                seen.add(parent)
+                todo.append(parent)
+    slopes = np.zeros(len(edges))
+    slopes[last] = 1
+    ready = [last]
+    while ready:
+        node = ready.pop()
+        for parent, slope in edges[node]:
+            slopes[parent] += slope * slopes[node]
+            waiting[parent] -= 1
+            if waiting[parent] == 0:
+                ready.append(parent)
+    return slopes
 
 
 # -- 2.3 a layer -------------------------------------------------------------------------------------------------------
@@ -311,16 +255,6 @@ def layer(W: str, **sizes: int) -> Callable[[np.random.Generator], Draw]:
     return lambda rng: arrays(rng, sizes or distinct_sizes("Tnm", rng), x="T n", W=W, b="m", g="T m")
 
 
-def with_part(**parts: Callable) -> Callable:
-    """The right gradients, some of dx, dW, db made in another way: function(x, W, b, g)."""
-
-    def answer(x: Any, W: Any, b: Any, g: Any) -> Any:
-        right = {"dx": g @ W, "dW": g.T @ x, "db": g.sum(axis=0)} | {n: f(x, W, b, g) for n, f in parts.items()}
-        return right["dx"], right["dW"], right["db"]
-
-    return answer
-
-
 @exercise(
     "2.3",
     draw=layer("m n"),
@@ -328,60 +262,36 @@ def with_part(**parts: Callable) -> Callable:
     returns="dx (T, n), dW (m, n), db (m)",
     by_hand=True,
     decisive=["g @ W, g.T @ x, unbroadcast(g, b.shape)"],
-    mistakes={
-        "g for db": (
-            with_part(db=lambda x, W, b, g: g),
-            "db: it is g itself, one row per token: b is used by every token, so add up over them",
-        ),
-        "mean for db": (
-            with_part(db=lambda x, W, b, g: g.mean(axis=0)),
-            "db: this is the mean over the tokens: where the loss is a mean, g has that; add up",
-        ),
-        "db over outputs": (
-            with_part(db=lambda x, W, b, g: g.sum(axis=1)),
-            "db: it is added up over the outputs: b has one number per output, so add up over the tokens",
-        ),
-        "db of everything": (
-            with_part(db=lambda x, W, b, g: np.full(len(b), g.sum())),
-            "db: everything is added up: only the tokens share a number of b",
-        ),
-        "db kept": (
-            with_part(db=lambda x, W, b, g: g.sum(axis=0, keepdims=True)),
-            "db: it has the shape (1, m): b has one axis, so its gradient has one",
-        ),
-        "db of ones": (
-            with_part(db=lambda x, W, b, g: np.ones(len(b))),
-            "db: the slope of y with respect to b is 1, but the loss comes after y: g is missing",
-        ),
-        "dW per token": (
-            with_part(dW=lambda x, W, b, g: g[:, :, None] * x[:, None, :]),
-            "dW: one slice per token: all of them use the same W, so add them up",
-        ),
-        "dW mean": (
-            with_part(dW=lambda x, W, b, g: g.T @ x / len(x)),
-            "dW: it is divided by the number of tokens: where the loss is a mean, g has that",
-        ),
-        "dW without g": (
-            with_part(dW=lambda x, W, b, g: np.ones_like(g).T @ x),
-            "dW: g is missing: the loss comes after y",
-        ),
-        "dx without g": (
-            with_part(dx=lambda x, W, b, g: np.ones_like(g) @ W),
-            "dx: g is missing: the loss comes after y",
-        ),
-        "dx with b": (
-            with_part(dx=lambda x, W, b, g: (g + b) @ W),
-            "dx: b is added to g: what is added has no part in the slope of x",
-        ),
-        "swapped": (
-            lambda x, W, b, g: (g.T @ x, g @ W, g.sum(axis=0)),
-            "dx and dW are swapped: `return dx, dW, db`, in this order",
-        ),
-    },
+    mistakes="""
+        db: it is g itself, one row per token: b is used by every token, so add up over them
+            unbroadcast(g, b.shape) -> g
+        db: this is the mean over the tokens: where the loss is a mean, g has that; add up
+            unbroadcast(g, b.shape) -> g.mean(axis=0)
+        db: it is added up over the outputs: b has one number per output, so add up over the tokens
+            unbroadcast(g, b.shape) -> g.sum(axis=1)
+        db: everything is added up: only the tokens share a number of b
+            unbroadcast(g, b.shape) -> np.full(len(b), g.sum())
+        db: it has the shape (1, m): b has one axis, so its gradient has one
+            unbroadcast(g, b.shape) -> g.sum(axis=0, keepdims=True)
+        db: the slope of y with respect to b is 1, but the loss comes after y: g is missing
+            unbroadcast(g, b.shape) -> np.ones(len(b))
+        dW: one slice per token: all of them use the same W, so add them up
+            g.T @ x -> g[:, :, None] * x[:, None, :]
+        dW: it is divided by the number of tokens: where the loss is a mean, g has that
+            g.T @ x -> g.T @ x / len(x)
+        dW: g is missing: the loss comes after y
+            g.T @ x -> np.ones_like(g).T @ x
+        dx: g is missing: the loss comes after y
+            g @ W -> np.ones_like(g) @ W
+        dx: b is added to g: what is added has no part in the slope of x
+            g @ W -> (g + b) @ W
+        dx and dW are swapped: `return dx, dW, db`, in this order
+            g @ W, g.T @ x -> g.T @ x, g @ W
+    """,
 )
-def linear_backward(x: Any, W: Any, b: Any, g: Any) -> Any:
-    """g W, gᵀ x, and the sum of g over the tokens."""
-    return with_part()(x, W, b, g)
+def linear_backward(x, W, b, g):
+    """x (T, n), W (m, n), b (m,), g (T, m) -> dx (T, n), dW (m, n), db (m,)"""
+    return g @ W, g.T @ x, unbroadcast(g, b.shape)
 
 
 OTHER_LAYOUT = {
@@ -393,7 +303,4 @@ OTHER_LAYOUT = {
 }
 
 
-@variant("linear_backward", OTHER_LAYOUT, draw=layer("n m"), smallest=layer("n m", T=1, n=4, m=3))
-def linear_backward_columns(x: Any, W: Any, b: Any, g: Any) -> Any:
-    """With W stored as (inputs, outputs)."""
-    return g @ W.T, x.T @ g, g.sum(axis=0)
+variant("linear_backward", OTHER_LAYOUT, draw=layer("n m"), smallest=layer("n m", T=1, n=4, m=3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,36 +33,6 @@ def draw_first(rng: np.random.Generator) -> Draw:
     return drawn
 
 
-def stepped(**parts: Callable) -> Callable:
-    """The right step, some part made in another way. Parts are functions of a dict of all that is known so far.
-
-    g (what goes into m and v), m, v, m_hat, v_hat, scaled (m_hat over the root of v_hat), w, then what is returned:
-    m_out and v_out.
-    """
-    right: dict[str, Callable] = {
-        "g": lambda s: s["g"],
-        "new_m": lambda s: s["beta1"] * s["m"] + (1 - s["beta1"]) * s["g"],
-        "new_v": lambda s: s["beta2"] * s["v"] + (1 - s["beta2"]) * s["g"] ** 2,
-        "m_hat": lambda s: s["new_m"] / (1 - s["beta1"] ** s["t"]),
-        "v_hat": lambda s: s["new_v"] / (1 - s["beta2"] ** s["t"]),
-        "scaled": lambda s: s["m_hat"] / (np.sqrt(s["v_hat"]) + s["eps"]),
-        "new_w": lambda s: s["w"] * (1 - s["lr"] * s["decay"]) - s["lr"] * s["scaled"],
-        "m_out": lambda s: s["new_m"],
-        "v_out": lambda s: s["new_v"],
-    }
-
-    def answer(
-        w: Any, g: Any, m: Any, v: Any, t: Any, lr: Any, beta1: Any, beta2: Any, eps: Any, decay: Any
-    ) -> tuple[Any, Any, Any]:
-        s = {"w": w, "g": g, "m": m, "v": v, "t": t, "lr": lr, "beta1": beta1, "beta2": beta2}
-        s |= {"eps": eps, "decay": decay}
-        for name, compute in (right | parts).items():
-            s[name] = compute(s)
-        return s["new_w"], s["m_out"], s["v_out"]
-
-    return answer
-
-
 def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     """Ten steps, beside minilora's own AdamW, which PyTorch's agrees with."""
     if drawn["t"] > 1:  # once in each check
@@ -82,11 +51,6 @@ def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         raise Wrong("each step alone is right, but after ten steps w is not what minilora's AdamW has")
 
 
-def l2(s: dict[str, Any]) -> Any:
-    """The gradient with λ w in it."""
-    return s["g"] + s["decay"] * s["w"]
-
-
 @exercise(
     "3.1",
     draw=draw_step,
@@ -94,102 +58,67 @@ def l2(s: dict[str, Any]) -> Any:
     returns="w (m, n), m (m, n), v (m, n)",
     also=judge_training,
     decisive=["w * (1 - lr * decay) - lr * m_hat / (np.sqrt(v_hat) + eps)"],
-    mistakes={
-        "no divisors": (
-            stepped(m_hat=lambda s: s["new_m"], v_hat=lambda s: s["new_v"]),
-            "m and v are used as they are: divide by 1 - beta1**t and 1 - beta2**t, they start at zero",
-        ),
-        "m as it is": (stepped(m_hat=lambda s: s["new_m"]), "m is used as it is: divide it by 1 - beta1**t"),
-        "v as it is": (stepped(v_hat=lambda s: s["new_v"]), "v is used as it is: divide it by 1 - beta2**t"),
-        "t plus one": (
-            stepped(
-                m_hat=lambda s: s["new_m"] / (1 - s["beta1"] ** (s["t"] + 1)),
-                v_hat=lambda s: s["new_v"] / (1 - s["beta2"] ** (s["t"] + 1)),
-            ),
-            "the divisors have t + 1 in them: t is 1 in the first step already",
-        ),
-        "t minus one": (
-            stepped(
-                m_hat=lambda s: s["new_m"] / (1 - s["beta1"] ** (s["t"] - 1)),
-                v_hat=lambda s: s["new_v"] / (1 - s["beta2"] ** (s["t"] - 1)),
-            ),
-            "the divisors have t - 1 in them: in the first step that is 0, and they would be 0 as well",
-        ),
-        "no power": (
-            stepped(m_hat=lambda s: s["new_m"] / (1 - s["beta1"]), v_hat=lambda s: s["new_v"] / (1 - s["beta2"])),
-            "the divisors have no t in them: 1 - beta**t, which goes to 1 with time",
-        ),
-        "one beta": (
-            stepped(v_hat=lambda s: s["new_v"] / (1 - s["beta1"] ** s["t"])),
-            "v is divided by 1 - beta1**t: v has its own, beta2",
-        ),
-        "betas swapped": (
-            stepped(
-                new_m=lambda s: s["beta2"] * s["m"] + (1 - s["beta2"]) * s["g"],
-                new_v=lambda s: s["beta1"] * s["v"] + (1 - s["beta1"]) * s["g"] ** 2,
-            ),
-            "the betas are swapped: beta1 belongs to m, beta2 to v",
-        ),
-        "L2": (stepped(g=l2), "decay is in the gradient, and so in m and v: that is L2; AdamW takes it from w, beside"),
-        "no decay": (
-            stepped(new_w=lambda s: s["w"] - s["lr"] * s["scaled"]),
-            "decay is missing: w is multiplied by 1 - lr * decay as well",
-        ),
-        "decay without lr": (
-            stepped(new_w=lambda s: s["w"] * (1 - s["decay"]) - s["lr"] * s["scaled"]),
-            "decay without the learning rate: w is multiplied by 1 - lr * decay",
-        ),
-        "decay added": (
-            stepped(new_w=lambda s: s["w"] * (1 + s["lr"] * s["decay"]) - s["lr"] * s["scaled"]),
-            "decay makes w larger: it pulls toward zero, 1 - lr * decay",
-        ),
-        "decay at the end": (
-            stepped(new_w=lambda s: (s["w"] - s["lr"] * s["scaled"]) * (1 - s["lr"] * s["decay"])),
-            "decay is applied to the step as well: only the w that came in is multiplied by 1 - lr * decay",
-        ),
-        "eps in the root": (
-            stepped(scaled=lambda s: s["m_hat"] / np.sqrt(s["v_hat"] + s["eps"])),
-            "eps stands in the root: it is added to the root",
-        ),
-        "no eps": (
-            stepped(scaled=lambda s: s["m_hat"] / np.sqrt(s["v_hat"])),
-            "eps is missing: where all slopes were zero so far, 0 is divided by 0",
-        ),
-        "no root": (
-            stepped(scaled=lambda s: s["m_hat"] / (s["v_hat"] + s["eps"])),
-            "the root is missing: v is the mean of squares, so divide by np.sqrt of it",
-        ),
-        "uphill": (
-            stepped(new_w=lambda s: s["w"] * (1 - s["lr"] * s["decay"]) + s["lr"] * s["scaled"]),
-            "the sign is wrong: the gradient points uphill, w goes the other way",
-        ),
-        "old m": (
-            stepped(m_hat=lambda s: s["m"] / (1 - s["beta1"] ** s["t"])),
-            "w moves by the old m: first m and v take the new slope in, then w moves",
-        ),
-        "no square": (
-            stepped(new_v=lambda s: s["beta2"] * s["v"] + (1 - s["beta2"]) * s["g"]),
-            "v has g in it: it is the mean of the squares, g**2",
-        ),
-        "sum": (
-            stepped(new_m=lambda s: s["beta1"] * s["m"] + s["g"]),
-            "m takes all of g in: a running mean takes 1 - beta1 of it",
-        ),
-        "mean the wrong way round": (
-            stepped(new_m=lambda s: (1 - s["beta1"]) * s["m"] + s["beta1"] * s["g"]),
-            "m keeps 1 - beta1 of the old: it keeps beta1, and takes 1 - beta1 of g",
-        ),
-        "hats returned": (
-            stepped(m_out=lambda s: s["m_hat"], v_out=lambda s: s["v_hat"]),
-            "it comes back divided by 1 - beta**t: the next step needs it as it was before",
-        ),
-    },
+    mistakes="""
+        m and v are used as they are: divide by 1 - beta1**t and 1 - beta2**t, they start at zero
+            m / (1 - beta1**t) -> m
+            v / (1 - beta2**t) -> v
+        m is used as it is: divide it by 1 - beta1**t
+            m / (1 - beta1**t) -> m
+        v is used as it is: divide it by 1 - beta2**t
+            v / (1 - beta2**t) -> v
+        the divisors have t + 1 in them: t is 1 in the first step already
+            beta1**t -> beta1 ** (t + 1)
+            beta2**t -> beta2 ** (t + 1)
+        the divisors have t - 1 in them: in the first step that is 0, and they would be 0 as well
+            beta1**t -> beta1 ** (t - 1)
+            beta2**t -> beta2 ** (t - 1)
+        the divisors have no t in them: 1 - beta**t, which goes to 1 with time
+            beta1**t -> beta1
+            beta2**t -> beta2
+        v is divided by 1 - beta1**t: v has its own, beta2
+            beta2**t -> beta1**t
+        the betas are swapped: beta1 belongs to m, beta2 to v
+            beta1 * m + (1 - beta1) * g -> beta2 * m + (1 - beta2) * g
+            beta2 * v + (1 - beta2) * g**2 -> beta1 * v + (1 - beta1) * g**2
+        decay is in the gradient, and so in m and v: that is L2; AdamW takes it from w, beside
+            -> g = g + decay * w
+        decay is missing: w is multiplied by 1 - lr * decay as well
+            w * (1 - lr * decay) -> w
+        decay without the learning rate: w is multiplied by 1 - lr * decay
+            1 - lr * decay -> 1 - decay
+        decay makes w larger: it pulls toward zero, 1 - lr * decay
+            1 - lr * decay -> 1 + lr * decay
+        decay is applied to the step as well: only the w that came in is multiplied by 1 - lr * decay
+            lr * m_hat -> (1 - lr * decay) * lr * m_hat
+        eps stands in the root: it is added to the root
+            np.sqrt(v_hat) + eps -> np.sqrt(v_hat + eps)
+        eps is missing: where all slopes were zero so far, 0 is divided by 0
+            (np.sqrt(v_hat) + eps) -> np.sqrt(v_hat)
+        the root is missing: v is the mean of squares, so divide by np.sqrt of it
+            np.sqrt(v_hat) -> v_hat
+        the sign is wrong: the gradient points uphill, w goes the other way
+            - lr * m_hat -> + lr * m_hat
+        w moves by the old m: first m and v take the new slope in, then w moves
+            -> before = m
+            m / (1 - beta1**t) -> before / (1 - beta1**t)
+        v has g in it: it is the mean of the squares, g**2
+            g**2 -> g
+        m takes all of g in: a running mean takes 1 - beta1 of it
+            (1 - beta1) * g -> g
+        m keeps 1 - beta1 of the old: it keeps beta1, and takes 1 - beta1 of g
+            beta1 * m + (1 - beta1) * g -> (1 - beta1) * m + beta1 * g
+        it comes back divided by 1 - beta**t: the next step needs it as it was before
+            return w, m, v -> return w, m_hat, v_hat
+    """,
 )
-def adamw_step(
-    w: Any, g: Any, m: Any, v: Any, t: int, lr: float, beta1: float, beta2: float, eps: float, decay: float
-) -> tuple[Any, Any, Any]:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-    return stepped()(w, g, m, v, t, lr, beta1, beta2, eps, decay)
+def adamw_step(w, g, m, v, t, lr, beta1, beta2, eps, decay):
+    """w, g, m, v: arrays of one shape; t = 1, 2, ...; the rest are numbers -> the new w, m, v"""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    m_hat = m / (1 - beta1**t)
+    v_hat = v / (1 - beta2**t)
+    w = w * (1 - lr * decay) - lr * m_hat / (np.sqrt(v_hat) + eps)
+    return w, m, v
 
 
 # -- 3.2 cross-entropy, with its gradient ------------------------------------------------------------------------------
@@ -204,55 +133,6 @@ def draw_logits(rng: np.random.Generator, spread: float = 0) -> Draw:
     return drawn
 
 
-def softmax(z: Any, axis: int = 1) -> Any:
-    """Along an axis, its largest number subtracted first."""
-    p = np.exp(z - z.max(axis=axis, keepdims=True))
-    return p / p.sum(axis=axis, keepdims=True)
-
-
-def logs(z: Any) -> Any:
-    """ln softmax(z)."""
-    z = z - z.max(axis=1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-
-
-def hot(z: Any, labels: Any) -> Any:
-    """1 where the label is."""
-    one = np.zeros_like(z)
-    one[np.arange(len(z)), labels] = 1
-    return one
-
-
-def entropy(
-    loss: Callable = lambda log_p, one: float(-(log_p * one).sum() / len(one)),
-    dz: Callable = lambda p, one: (p - one) / len(one),
-) -> Callable:
-    """Loss and gradient, one of them made in another way."""
-
-    def answer(z: Any, labels: Any) -> Any:
-        one = hot(z, labels)
-        return loss(logs(z), one), dz(softmax(z), one)
-
-    return answer
-
-
-def shifted(shift: Callable[[Any], Any]) -> Callable:
-    """By e**z, with another number subtracted first."""
-
-    def answer(z: Any, labels: Any) -> Any:
-        e = np.exp(z - shift(z))
-        p, one = e / e.sum(axis=1, keepdims=True), hot(z, labels)
-        return float(-np.log(p[np.arange(len(z)), labels]).mean()), (p - one) / len(z)
-
-    return answer
-
-
-def down_the_columns(z: Any, labels: Any) -> Any:
-    """Softmax over the tokens."""
-    p, one = softmax(z, axis=0), hot(z, labels)
-    return float(-np.log(p[np.arange(len(z)), labels]).mean()), (p - one) / len(z)
-
-
 @exercise(
     "3.2",
     draw=[draw_logits, lambda rng: draw_logits(rng, 2000)],
@@ -260,75 +140,60 @@ def down_the_columns(z: Any, labels: Any) -> Any:
     returns="L, dz (T, V)",
     by_hand=True,
     decisive=["dz[tokens, labels] -= 1"],
-    mistakes={
-        "sum": (
-            entropy(loss=lambda log_p, one: float(-(log_p * one).sum())),
-            "L is the sum over the tokens: it is the mean",
-        ),
-        "sign of L": (
-            entropy(loss=lambda log_p, one: float((log_p * one).sum() / len(one))),
-            "L is negative: ln p is negative, so the loss is minus that",
-        ),
-        "mean of all": (
-            entropy(loss=lambda log_p, one: float(-(log_p * one).mean())),
-            "L is divided by T · V: the mean goes over the T tokens",
-        ),
-        "base 2": (
-            entropy(loss=lambda log_p, one: float(-(log_p * one).sum() / len(one) / np.log(2))),
-            "L is in bits: take np.log, not np.log2",
-        ),
-        "all answers": (
-            entropy(loss=lambda log_p, one: float(-log_p.sum() / len(one))),
-            "L adds up over all answers: only the one that really came counts",
-        ),
-        "entropy": (
-            entropy(loss=lambda log_p, one: float(-(np.exp(log_p) * log_p).sum() / len(one))),
-            "L is the entropy of p, which knows nothing of the labels: take -ln p of the label",
-        ),
-        "one minus p": (
-            entropy(loss=lambda log_p, one: float(1 - (np.exp(log_p) * one).sum() / len(one))),
-            "L is 1 - p: the loss is -ln p, which grows without end where p goes to 0",
-        ),
-        "log of the mean": (
-            entropy(loss=lambda log_p, one: float(-np.log((np.exp(log_p) * one).sum() / len(one)))),
-            "L is -ln of the mean of p: first the logarithm, then the mean",
-        ),
-        "no 1 / T": (entropy(dz=lambda p, one: p - one), "dz is not divided by T: L is a mean over the tokens"),
-        "p alone": (
-            entropy(dz=lambda p, one: p / len(one)),
-            "dz has p alone: the label's own logit counts in the first term, too",
-        ),
-        "late division": (
-            entropy(dz=lambda p, one: p / len(one) - one),
-            "dz: only p is divided by T: divide after the label has had its part",
-        ),
-        "sign of dz": (
-            entropy(dz=lambda p, one: (one - p) / len(one)),
-            "dz has the wrong sign: a larger logit of the label makes the loss smaller",
-        ),
-        "of p": (
-            entropy(dz=lambda p, one: -one / np.maximum(p, 1e-300) / len(one)),
-            "dz is the gradient of p, -1 / p at the label: go on through softmax to z",
-        ),
-        "label alone": (
-            entropy(dz=lambda p, one: one * (p - 1) / len(one)),
-            "dz is zero but for the labels: every logit of a row stands in the sum below the line",
-        ),
-        "softmax's square": (
-            entropy(dz=lambda p, one: p * (1 - p) / len(one)),
-            "dz has p (1 - p), the slope of one probability with respect to its own logit: the labels are missing",
-        ),
-        "columns": (down_the_columns, "softmax goes down the columns: each row is one token, so axis=1"),
-        "nothing subtracted": (
-            shifted(lambda z: 0),
-            "large logits: e**z is infinite; subtract the largest logit of each row first, p stays the same",
-        ),
-        "one for all": (
-            shifted(lambda z: z.max()),
-            "one number is subtracted from all rows, and e**z of the lower ones is 0: each row has its own largest",
-        ),
-    },
+    mistakes="""
+        L is the sum over the tokens: it is the mean
+            .mean() -> .sum()
+        L is negative: ln p is negative, so the loss is minus that
+            -log_p[tokens, labels] -> log_p[tokens, labels]
+        L is divided by T · V: the mean goes over the T tokens
+            .mean() -> .sum() / z.size
+        L is in bits: take np.log, not np.log2
+            .mean() -> .mean() / np.log(2)
+        L adds up over all answers: only the one that really came counts
+            -log_p[tokens, labels].mean() -> -log_p.sum() / len(z)
+        L is the entropy of p, which knows nothing of the labels: take -ln p of the label
+            -log_p[tokens, labels].mean() -> -(np.exp(log_p) * log_p).sum() / len(z)
+        L is 1 - p: the loss is -ln p, which grows without end where p goes to 0
+            -log_p[tokens, labels].mean() -> 1 - np.exp(log_p[tokens, labels]).mean()
+        L is -ln of the mean of p: first the logarithm, then the mean
+            -log_p[tokens, labels].mean() -> -np.log(np.exp(log_p[tokens, labels]).mean())
+        dz is not divided by T: L is a mean over the tokens
+            dz / len(z) -> dz
+        dz has p alone: the label's own logit counts in the first term, too
+            -= 1 -> -= 0
+        dz: only p is divided by T: divide after the label has had its part
+            -= 1 -> -= len(z)
+        dz has the wrong sign: a larger logit of the label makes the loss smaller
+            dz / len(z) -> -dz / len(z)
+        dz is the gradient of p, -1 / p at the label: go on through softmax to z
+            dz = np.exp(log_p) -> dz = np.zeros_like(z)
+            -= 1 -> = -1 / np.exp(log_p[tokens, labels])
+        dz is zero but for the labels: every logit of a row stands in the sum below the line
+            dz = np.exp(log_p) -> dz = np.zeros_like(z)
+            -= 1 -> = np.exp(log_p[tokens, labels]) - 1
+        dz has p (1 - p), the slope of one probability with respect to its own logit: the labels are missing
+            dz[tokens, labels] -= 1 -> dz = dz * (1 - dz)
+        softmax goes down the columns: each row is one token, so axis=1
+            z.max(axis=1 -> z.max(axis=0
+            .sum(axis=1 -> .sum(axis=0
+        large logits: e**z is infinite; subtract the largest logit of each row first, p stays the same
+            z = z - z.max(axis=1, keepdims=True) -> pass
+        large logits: e**z is infinite; subtract the largest logit of each row first, p stays the same
+            z = z - z.max(axis=1, keepdims=True) -> pass
+            z - np.log(np.exp(z).sum(axis=1, keepdims=True)) -> np.log(np.exp(z) / np.exp(z).sum(axis=1)[:, None])
+        one number is subtracted from all rows, and e**z of the lower ones is 0: each row has its own largest
+            z.max(axis=1, keepdims=True) -> z.max()
+        one number is subtracted from all rows, and e**z of the lower ones is 0: each row has its own largest
+            z.max(axis=1, keepdims=True) -> z.max()
+            z - np.log(np.exp(z).sum(axis=1, keepdims=True)) -> np.log(np.exp(z) / np.exp(z).sum(axis=1)[:, None])
+    """,
 )
-def softmax_cross_entropy(z: Any, labels: Any) -> tuple[Any, Any]:
-    """The mean of -ln p of the labels, and (p - one hot) / T."""
-    return entropy()(z, labels)
+def softmax_cross_entropy(z, labels):
+    """z (T, V) logits, labels (T,) whole numbers from 0 to V - 1 -> L, a number, and dz (T, V)"""
+    tokens = np.arange(len(z))
+    z = z - z.max(axis=1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    loss = -log_p[tokens, labels].mean()
+    dz = np.exp(log_p)
+    dz[tokens, labels] -= 1
+    return loss, dz / len(z)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,67 +41,38 @@ def draw_one_piece(rng: np.random.Generator) -> Draw:
     return Draw(sizes, delta=delta, share=0.9)
 
 
-def first(held: Any, share: float) -> int:
-    """How many entries of a rising row it takes to reach the share."""
-    return int(np.searchsorted(held, share)) + 1
-
-
-def counted(weight: Callable, off: int = 0) -> Callable:
-    """The count, with something else added up than squares, or off by some."""
-
-    def answer(delta: Any, share: float) -> int:
-        parts = weight(sizes_of(delta))
-        return first(np.cumsum(parts) / parts.sum(), share) + off
-
-    return answer
-
-
 @exercise(
     "7.1",
     draw=draw_rank,
     smallest=draw_one_piece,
     returns="r",
     decisive=["np.searchsorted(held, share) + 1"],
-    mistakes={
-        "no square": (
-            counted(lambda s: s),
-            "singular values are added up, not their squares: energy is the sum of squares",
-        ),
-        "fourth power": (
-            counted(lambda s: s**4),
-            "squared twice: the energy of a piece is its singular value squared, once",
-        ),
-        "one too few": (
-            counted(lambda s: s**2, off=-1),
-            "one too few: the piece at index i is piece number i + 1, and r counts pieces",
-        ),
-        "one too many": (counted(lambda s: s**2, off=1), "one too many: r pieces hold the share already"),
-        "the rest": (
-            lambda delta, share: first(np.cumsum(sizes_of(delta) ** 2) / (sizes_of(delta) ** 2).sum(), 1 - share),
-            "that many pieces hold 1 - share: count until the share is held, not until it is left",
-        ),
-        "above the largest": (
-            lambda delta, share: int((sizes_of(delta) >= share * sizes_of(delta)[0]).sum()),
-            "those are the pieces larger than share times the largest: add energies up, and compare with their sum",
-        ),
-        "share of the length": (
-            lambda delta, share: first(np.sqrt(np.cumsum(sizes_of(delta) ** 2) / (sizes_of(delta) ** 2).sum()), share),
-            "a share of the norm, not of the energy: leave out the square root",
-        ),
-        "all": (
-            lambda delta, share: int(np.linalg.matrix_rank(delta)),
-            "that is the whole rank: how many of the pieces hold the share?",
-        ),
-        "rows": (
-            lambda delta, share: round(share * min(delta.shape)),
-            "a share of the number of pieces, not of energy",
-        ),
-    },
+    mistakes="""
+        singular values are added up, not their squares: energy is the sum of squares
+            ** 2 ->
+        squared twice: the energy of a piece is its singular value squared, once
+            ** 2 -> ** 4
+        one too few: the piece at index i is piece number i + 1, and r counts pieces
+            + 1 ->
+        one too many: r pieces hold the share already
+            + 1 -> + 2
+        that many pieces hold 1 - share: count until the share is held, not until it is left
+            held, share -> held, 1 - share
+        those are the pieces larger than share times the largest: add energies up, and compare with their sum
+            np.searchsorted(held, share) + 1 -> (np.sqrt(energy) >= share * np.sqrt(energy[0])).sum()
+        a share of the norm, not of the energy: leave out the square root
+            held, share -> np.sqrt(held), share
+        that is the whole rank: how many of the pieces hold the share?
+            np.searchsorted(held, share) + 1 -> np.linalg.matrix_rank(delta)
+        a share of the number of pieces, not of energy
+            np.searchsorted(held, share) + 1 -> round(share * min(delta.shape))
+    """,
 )
-def rank_for(delta: Any, share: float) -> int:
-    """The smallest r whose largest pieces hold at least this share of the energy."""
-    energy = sizes_of(delta) ** 2
-    return first(np.cumsum(energy) / energy.sum(), share)
+def rank_for(delta, share):
+    """delta (m, n), share between 0 and 1 -> r, a number of pieces"""
+    energy = np.linalg.svd(delta, compute_uv=False) ** 2
+    held = np.cumsum(energy) / energy.sum()
+    return int(np.searchsorted(held, share) + 1)
 
 
 # -- 7.2 two factors ---------------------------------------------------------------------------------------------------
@@ -163,17 +133,6 @@ def _how_wrong(product: Any, U: Any, S: Any, Vt: Any, last: Any) -> str:
     return f"B A is not the best matrix of rank {min(len(S), k)}: does column i of B meet row i of Vt?"
 
 
-def split(left: Callable, right: Callable, pieces: Callable = lambda r: slice(None, r)) -> Callable:
-    """Factors with other powers of the sizes, or of other pieces."""
-
-    def answer(delta: Any, r: int) -> Any:
-        U, S, Vt = np.linalg.svd(delta, full_matrices=False)
-        p = pieces(r)
-        return U[:, p] * left(S[p]), right(S[p])[:, None] * Vt[p]
-
-    return answer
-
-
 @exercise(
     "7.2",
     draw=draw_factors,
@@ -181,27 +140,43 @@ def split(left: Callable, right: Callable, pieces: Callable = lambda r: slice(No
     returns="B (m, r), A (r, n)",
     judge=judge_factors,
     decisive=["U[:, :r] * np.sqrt(S[:r])"],
-    mistakes={
-        "sizes lost": (split(np.ones_like, np.ones_like), "the sizes are lost"),
-        "sizes squared": (split(lambda s: s, lambda s: s), "each piece has its size squared"),
-        "one root": (split(np.sqrt, np.ones_like), "each piece has the square root of its size"),
-        "all in B": (split(lambda s: s, np.ones_like), "B carries the sizes alone"),
-        "all in A": (split(np.ones_like, lambda s: s), "A carries the sizes alone"),
-        "smallest": (split(np.sqrt, np.sqrt, lambda r: slice(-r, None)), "those are the smallest pieces"),
-        "one piece fewer": (split(np.sqrt, np.sqrt, lambda r: slice(None, r - 1)), "B must have the shape (m, r)"),
-        "all pieces": (split(np.sqrt, np.sqrt, lambda r: slice(None)), "keep only r pieces"),
-        "swapped": (lambda delta, r: best_rank_r(delta, r)[::-1], "B and A are swapped"),
-        "V for Vᵀ": (
-            lambda delta, r: (best_rank_r(delta, r)[0], best_rank_r(delta, r)[1].T),
-            "A must have the shape (r, n)",
-        ),
-        "sign": (lambda delta, r: (-best_rank_r(delta, r)[0], best_rank_r(delta, r)[1]), "the sign is wrong"),
-        "product": (lambda delta, r: np.matmul(*best_rank_r(delta, r)), "return two arrays"),
-    },
+    mistakes="""
+        the sizes are lost
+            * np.sqrt(S[:r]) ->
+            np.sqrt(S[:r])[:, None] * ->
+        each piece has its size squared
+            * np.sqrt(S[:r]) -> * S[:r]
+            np.sqrt(S[:r])[:, None] -> S[:r, None]
+        each piece has the square root of its size
+            np.sqrt(S[:r])[:, None] * ->
+        B carries the sizes alone
+            * np.sqrt(S[:r]) -> * S[:r]
+            np.sqrt(S[:r])[:, None] * ->
+        A carries the sizes alone
+            * np.sqrt(S[:r]) ->
+            np.sqrt(S[:r])[:, None] -> S[:r, None]
+        those are the smallest pieces
+            full_matrices=False) -> full_matrices=False); U, S, Vt = U[:, -r:], S[-r:], Vt[-r:]
+        B must have the shape (m, r)
+            -> r = r - 1
+        keep only r pieces
+            -> r = None
+        B and A are swapped
+            return B, A -> return A, B
+        A must have the shape (r, n)
+            return B, A -> return B, A.T
+        the sign is wrong
+            return B, A -> return -B, A
+        return two arrays
+            return B, A -> return B @ A
+    """,
 )
-def best_rank_r(delta: Any, r: int) -> tuple[Any, Any]:
-    """The factors of the nearest matrix of rank r, both of the same size."""
-    return split(np.sqrt, np.sqrt)(delta, r)
+def best_rank_r(delta, r):
+    """delta (m, n), r -> B (m, r), A (r, n)"""
+    U, S, Vt = np.linalg.svd(delta, full_matrices=False)
+    B = U[:, :r] * np.sqrt(S[:r])
+    A = np.sqrt(S[:r])[:, None] * Vt[:r]
+    return B, A
 
 
 # -- 7.3 do two updates agree ------------------------------------------------------------------------------------------
@@ -215,70 +190,38 @@ def draw_pair(rng: np.random.Generator, r: int | None = None) -> Draw:
     return Draw(sizes, delta=delta, other=other, r=int(rng.integers(4, 8)) if r is None else r)
 
 
-def cosines(delta: Any, other: Any, r: int | None) -> Any:
-    """Between the r strongest directions of the inputs: (r, r)."""
-    rows, columns = (np.linalg.svd(matrix, full_matrices=False)[2][:r] for matrix in (delta, other))
-    return rows @ columns.T
-
-
 @exercise(
     "7.3",
     draw=draw_pair,
     smallest=lambda rng: draw_pair(rng, r=1),
     returns="the overlap",
     decisive=["((V1 @ V2.T) ** 2).sum() / r"],
-    mistakes={
-        "no square": (
-            lambda delta, other, r: float(np.abs(cosines(delta, other, r)).sum() / r),
-            "the cosines are added up, not their squares",
-        ),
-        "norm": (
-            lambda delta, other, r: float(np.linalg.norm(cosines(delta, other, r)) / r),
-            "that is the root of the sum: leave the squares as they are, then divide by r",
-        ),
-        "not divided": (
-            lambda delta, other, r: float((cosines(delta, other, r) ** 2).sum()),
-            "it is not divided by r: two equal updates must give 1",
-        ),
-        "divided twice": (
-            lambda delta, other, r: float((cosines(delta, other, r) ** 2).mean()),
-            "the mean divides by r², the number of pairs: two equal updates must give 1, so divide by r",
-        ),
-        "pairs": (
-            lambda delta, other, r: float((np.diag(cosines(delta, other, r)) ** 2).sum() / r),
-            "piece i meets piece i alone: the same directions may come in another order, so compare each with each",
-        ),
-        "columns of U": (
-            lambda delta, other, r: overlap(delta.T, other.T, r),
-            "those are directions of the outputs (U): take those of the inputs, the rows of Vt",
-        ),
-        "columns of Vt": (
-            lambda delta, other, r: float(
-                (
-                    (
-                        np.linalg.svd(delta, full_matrices=False)[2][:, :r].T
-                        @ np.linalg.svd(other, full_matrices=False)[2][:, :r]
-                    )
-                    ** 2
-                ).sum()
-                / r
-            ),
-            "columns of Vt are taken: its rows are the directions, Vt[:r]",
-        ),
-        "all": (
-            lambda delta, other, r: float((cosines(delta, other, None) ** 2).sum() / min(delta.shape)),
-            "all pieces are compared: keep the first r of each",
-        ),
-        "with sizes": (
-            lambda delta, other, r: float(
-                np.sum(best_rank_r(delta, r)[1] * best_rank_r(other, r)[1])
-                / np.linalg.norm(best_rank_r(delta, r)[1])
-                / np.linalg.norm(best_rank_r(other, r)[1])
-            ),
-            "the factors A are compared, sizes and all: take the rows of Vt, of length 1",
-        ),
-    },
+    mistakes="""
+        the cosines are added up, not their squares
+            ((V1 @ V2.T) ** 2) -> np.abs(V1 @ V2.T)
+        that is the root of the sum: leave the squares as they are, then divide by r
+            ((V1 @ V2.T) ** 2).sum() -> np.linalg.norm(V1 @ V2.T)
+        it is not divided by r: two equal updates must give 1
+            / r ->
+        the mean divides by r², the number of pairs: two equal updates must give 1, so divide by r
+            .sum() / r -> .mean()
+        piece i meets piece i alone: the same directions may come in another order, so compare each with each
+            (V1 @ V2.T) -> np.diag(V1 @ V2.T)
+        those are directions of the outputs (U): take those of the inputs, the rows of Vt
+            -> delta, other = delta.T, other.T
+        columns of Vt are taken: its rows are the directions, Vt[:r]
+            (delta, full_matrices=False)[2][:r] -> (delta, full_matrices=False)[2][:, :r].T
+            (other, full_matrices=False)[2][:r] -> (other, full_matrices=False)[2][:, :r].T
+        all pieces are compared: keep the first r of each
+            -> r, k = None, min(delta.shape)
+            / r -> / k
+        the factors A are compared, sizes and all: take the rows of Vt, of length 1
+            ((V1 @ V2.T) ** 2).sum() / r -> np.sum(V1 * V2) / np.linalg.norm(V1) / np.linalg.norm(V2)
+            return -> V1, V2 = best_rank_r(delta, r)[1], best_rank_r(other, r)[1]; return
+    """,
 )
-def overlap(delta: Any, other: Any, r: int) -> float:
-    """How far the r strongest input directions of two updates span the same space: 0 not at all, 1 the same."""
-    return float((cosines(delta, other, r) ** 2).sum() / r)
+def overlap(delta, other, r):
+    """delta (m, n), other (m, n), r -> a number from 0 to 1"""
+    V1 = np.linalg.svd(delta, full_matrices=False)[2][:r]
+    V2 = np.linalg.svd(other, full_matrices=False)[2][:r]
+    return ((V1 @ V2.T) ** 2).sum() / r

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+import minilora as ml
 
 from ..engine.tensor import Tensor
 from .compare import Wrong, close, spread
@@ -23,30 +24,6 @@ def draw(rng: np.random.Generator, r: int | None = None, **more: str) -> Draw:
 
 
 # -- 8.1 the forward pass ----------------------------------------------------------------------------------------------
-
-
-def forward(scale_of: Callable[[float, int], float], base: float = 1, update: float = 1) -> Callable:
-    """A forward pass with another scale, as scale_of(alpha, r), or other factors before its two parts."""
-
-    def answer(x: Any, W: Any, A: Any, B: Any, alpha: float) -> Any:
-        return base * (x @ W.T) + update * scale_of(alpha, len(A)) * (x @ A.T @ B.T)
-
-    return answer
-
-
-def forms_the_matrix(x: Any, W: Any, A: Any, B: Any, alpha: float) -> Any:
-    """Right, by way of W + scale B A."""
-    return x @ (W + alpha / len(A) * (B @ A)).T
-
-
-def leaves_the_engine(x: Any, W: Any, A: Any, B: Any, alpha: float) -> Any:
-    """Right on arrays; on tensors it hides B from the engine."""
-    return x @ W.T + alpha / len(A) * (x @ A.T @ (B.detach() if isinstance(B, Tensor) else B).T)
-
-
-def scales_all(x: Any, W: Any, A: Any, B: Any, alpha: float) -> Any:
-    """The scale before x Wᵀ, too."""
-    return alpha / len(A) * (x @ W.T + x @ A.T @ B.T)
 
 
 def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
@@ -76,73 +53,58 @@ def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     also=judge_forward,
     forbids={"m n": "right, but it forms a matrix of W's size: go down first, x @ A.T, then up; B A is never needed"},
     decisive=["x @ W.T + (x @ A.T) @ B.T * (alpha / r)"],
-    mistakes={
-        "no scale": (forward(lambda alpha, r: 1), "the scale is missing"),
-        "alpha": (forward(lambda alpha, r: alpha), "scale is alpha / r, not alpha"),
-        "square root": (
-            forward(lambda alpha, r: alpha / np.sqrt(r)),
-            "scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's",
-        ),
-        "upside down": (forward(lambda alpha, r: r / alpha), "scale is alpha / r, not r / alpha"),
-        "product": (forward(lambda alpha, r: alpha * r), "scale is alpha / r, not alpha * r"),
-        "whole division": (forward(lambda alpha, r: alpha // r), "scale is alpha / r with /, not //"),
-        "r fixed": (forward(lambda alpha, r: alpha / 8), "r is fixed at 8: it is the number of rows of A"),
-        "scale twice": (forward(lambda alpha, r: (alpha / r) ** 2), "the scale stands once, not twice"),
-        "r from x": (
-            lambda x, W, A, B, alpha: x @ W.T + alpha / len(x) * (x @ A.T @ B.T),
-            "r is the number of rows of A, not of x: that is T, the number of tokens",
-        ),
-        "r from columns": (
-            lambda x, W, A, B, alpha: x @ W.T + alpha / A.shape[1] * (x @ A.T @ B.T),
-            "r is the number of rows of A, not n, the number of its columns",
-        ),
-        "r from B": (
-            lambda x, W, A, B, alpha: x @ W.T + alpha / len(B) * (x @ A.T @ B.T),
-            "r is the number of columns of B, not m, the number of its rows",
-        ),
-        "base alone": (lambda x, W, A, B, alpha: x @ W.T, "the update is missing: y is x Wᵀ alone"),
-        "update alone": (forward(lambda alpha, r: alpha / r, base=0), "x Wᵀ is missing: y is the update alone"),
-        "all scaled": (scales_all, "the scale belongs to the update alone: x Wᵀ is scaled as well"),
-        "subtracted": (forward(lambda alpha, r: alpha / r, update=-1), "the update is added, not subtracted"),
-        "A and B swapped": (
-            lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * (x @ B @ A.T),
-            "meets m = ",
-        ),
-        "star for at": (
-            lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * (x * A.T),
-            "do not fit number by number: is * meant to be @?",
-        ),
-        "forms W": (forms_the_matrix, "right, but it forms a matrix of W's size"),
-        "hides B": (leaves_the_engine, "y is right, but no right gradient reaches B"),
-    },
+    mistakes="""
+        the scale is missing
+            * (alpha / r) ->
+        scale is alpha / r, not alpha
+            alpha / r -> alpha
+        scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
+            alpha / r -> alpha / r**0.5
+        scale is alpha / r, not r / alpha
+            alpha / r -> r / alpha
+        scale is alpha / r, not alpha * r
+            alpha / r -> alpha * r
+        scale is alpha / r with /, not //
+            alpha / r -> alpha // r
+        r is fixed at 8: it is the number of rows of A
+            A.shape[0] -> 8
+        the scale stands once, not twice
+            (alpha / r) -> (alpha / r) ** 2
+        r is the number of rows of A, not of x: that is T, the number of tokens
+            A.shape[0] -> x.shape[0]
+        r is the number of rows of A, not n, the number of its columns
+            A.shape[0] -> A.shape[1]
+        r is the number of columns of B, not m, the number of its rows
+            A.shape[0] -> B.shape[0]
+        the update is missing: y is x Wᵀ alone
+            + (x @ A.T) @ B.T * (alpha / r) ->
+        x Wᵀ is missing: y is the update alone
+            x @ W.T + ->
+        the scale belongs to the update alone: x Wᵀ is scaled as well
+            x @ W.T + (x @ A.T) @ B.T -> (x @ W.T + (x @ A.T) @ B.T)
+        the update is added, not subtracted
+            W.T + -> W.T -
+        meets m
+            (x @ A.T) @ B.T -> (x @ B) @ A.T
+        do not fit number by number: is * meant to be @?
+            (x @ A.T) @ B.T -> (x * A.T)
+        right, but it forms a matrix of W's size
+            x @ W.T + (x @ A.T) @ B.T * (alpha / r) -> x @ (W + alpha / r * (B @ A)).T
+        y is right, but no right gradient reaches B
+            B.T -> (B.detach() if isinstance(B, ml.Tensor) else B).T
+    """,
 )
-def lora_forward(x: Any, W: Any, A: Any, B: Any, alpha: float) -> Any:
-    """y = x Wᵀ + (alpha / r)(x Aᵀ) Bᵀ, on arrays and on tensors."""
-    return x @ W.T + alpha / A.shape[0] * (x @ A.T @ B.T)
+def lora_forward(x, W, A, B, alpha):
+    """x (T, n), W (m, n), A (r, n), B (m, r) -> y (T, m)"""
+    r = A.shape[0]
+    return x @ W.T + (x @ A.T) @ B.T * (alpha / r)
 
 
 RS = {r"\frac{\alpha}{r}": r"\frac{\alpha}{\sqrt{r}}", "alpha / r": "alpha / r**0.5"}  # rsLoRA's scale
-
-
-@variant("lora_forward", RS, also=None)
-def lora_forward_rs(x: Any, W: Any, A: Any, B: Any, alpha: float) -> Any:
-    """rsLoRA's scale."""
-    return x @ W.T + alpha / A.shape[0] ** 0.5 * (x @ A.T @ B.T)
+variant("lora_forward", RS, also=None)
 
 
 # -- 8.2 the backward pass ---------------------------------------------------------------------------------------------
-
-
-def backward(scale_of: Callable[[float, int], float] = lambda alpha, r: alpha / r, factor: Any = 1) -> Callable:
-    """A backward pass with another scale; `factor` is multiplied to all it returns, or is a function of T."""
-
-    def answer(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
-        s = scale_of(alpha, len(A))
-        f = factor(len(x)) if callable(factor) else factor
-        du = s * (g @ B)
-        return f * (g @ W + du @ A), f * du.T @ x, f * s * (g.T @ (x @ A.T))
-
-    return answer
 
 
 def by_the_engine(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
@@ -150,22 +112,6 @@ def by_the_engine(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
     parts = {name: Tensor(value, requires_grad=True) for name, value in zip("xAB", (x, A, B), strict=True)}
     lora_forward(parts["x"], Tensor(W), parts["A"], parts["B"], alpha).backward(g)
     return tuple(part.grad for part in parts.values())
-
-
-def replaced(**parts: Callable) -> Callable:
-    """The right answer, with some of dx, dA, dB made in another way: function(x, W, A, B, g, scale)."""
-
-    def answer(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
-        right = dict(zip(("dx", "dA", "dB"), lora_backward(x, W, A, B, g, alpha), strict=True))
-        return tuple(parts[n](x, W, A, B, g, alpha / len(A)) if n in parts else right[n] for n in right)
-
-    return answer
-
-
-def spoils_g(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
-    """Right, but g is not what it was."""
-    g *= alpha / len(A)
-    return g @ W, (g @ B).T @ x, g.T @ (x @ A.T)
 
 
 @exercise(
@@ -176,65 +122,51 @@ def spoils_g(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
     by_hand=True,
     forbids={"m n": "right, but it forms a matrix of W's size: g goes through B, then through A; B A is never needed"},
     decisive=["g @ W + du @ A"],
-    mistakes={
-        "alpha": (backward(lambda alpha, r: alpha), "scale is alpha / r, not alpha"),
-        "no scale": (
-            backward(lambda alpha, r: 1),
-            "the scale alpha / r is missing; y has it, so its gradients have it",
-        ),
-        "scale twice": (backward(lambda alpha, r: (alpha / r) ** 2), "the scale stands once, not twice"),
-        "square root": (
-            backward(lambda alpha, r: alpha / np.sqrt(r)),
-            "scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's",
-        ),
-        "mean": (
-            backward(factor=lambda T: 1 / T),
-            "it is divided by the number of tokens: where the loss is a mean, g has that",
-        ),
-        "sign": (backward(factor=-1), "the sign is wrong: the gradient points uphill, the optimizer turns round"),
-        "dx without W": (
-            replaced(dx=lambda x, W, A, B, g, s: s * (g @ B) @ A),
-            "dx: x is used twice, and its gradients add up: the way through W is missing",
-        ),
-        "dx without the update": (
-            replaced(dx=lambda x, W, A, B, g, s: g @ W),
-            "dx: x is used twice, and its gradients add up: the way through A and B is missing",
-        ),
-        "slices of dA": (
-            replaced(dA=lambda x, W, A, B, g, s: s * np.einsum("tr,tn->trn", g @ B, x)),
-            "dA has one slice per token: add them up, all tokens use the same matrix",
-        ),
-        "slices of dB": (
-            replaced(dB=lambda x, W, A, B, g, s: s * np.einsum("tm,tr->tmr", g, x @ A.T)),
-            "dB has one slice per token: add them up, all tokens use the same matrix",
-        ),
-        "dA of W": (
-            replaced(dA=lambda x, W, A, B, g, s: g.T @ x),
-            "dA has the shape of W: that is gᵀ x, the gradient of W; A sees g through B, as g B",
-        ),
-        "dB of W": (
-            replaced(dB=lambda x, W, A, B, g, s: g.T @ x),
-            "dB has the shape of W: that is gᵀ x, the gradient of W; B sees x through A, as x Aᵀ",
-        ),
-        "swapped": (
-            lambda *a: tuple(lora_backward(*a)[i] for i in (0, 2, 1)),
-            "dA and dB are swapped: `return dx, dA, dB`, in this order",
-        ),
-        "changes g": (spoils_g, "the function changes its input g: make a new value in place of changing it (+=, *=)"),
-        "by the engine": (by_the_engine, "by hand: write the gradient down yourself, without .backward()"),
-    },
+    mistakes="""
+        scale is alpha / r, not alpha
+            alpha / r -> alpha
+        the scale alpha / r is missing; y has it, so its gradients have it
+            alpha / r -> 1
+        the scale stands once, not twice
+            alpha / r -> (alpha / r) ** 2
+        scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
+            alpha / r -> alpha / r**0.5
+        it is divided by the number of tokens: where the loss is a mean, g has that
+            -> g = g / len(g)
+        the sign is wrong: the gradient points uphill, the optimizer turns round
+            -> g = -g
+        dx: x is used twice, and its gradients add up: the way through W is missing
+            g @ W + ->
+        dx: x is used twice, and its gradients add up: the way through A and B is missing
+            + du @ A ->
+        dA has one slice per token: add them up, all tokens use the same matrix
+            du.T @ x -> du[:, :, None] * x[:, None, :]
+        dB has one slice per token: add them up, all tokens use the same matrix
+            (g.T @ (x @ A.T)) -> g[:, :, None] * (x @ A.T)[:, None, :]
+        dA has the shape of W: that is gᵀ x, the gradient of W; A sees g through B, as g B
+            du.T @ x -> g.T @ x
+        dB has the shape of W: that is gᵀ x, the gradient of W; B sees x through A, as x Aᵀ
+            scale * (g.T @ (x @ A.T)) -> g.T @ x
+        dA and dB are swapped: `return dx, dA, dB`, in this order
+            return dx, dA, dB -> return dx, dB, dA
+        the function changes its input g: make a new value in place of changing it (+=, *=)
+            -> g *= alpha / len(A)
+        by hand: write the gradient down yourself, without .backward()
+            by_the_engine
+    """,
 )
-def lora_backward(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
-    """dx = g W + scale (g B) A, dA = scale (g B)ᵀ x, dB = scale gᵀ (x Aᵀ)."""
-    scale = alpha / len(A)
+def lora_backward(x, W, A, B, g, alpha):
+    """x (T, n), W (m, n), A (r, n), B (m, r), g (T, m) -> dx (T, n), dA (r, n), dB (m, r), all NumPy arrays"""
+    r = A.shape[0]
+    scale = alpha / r
     du = scale * (g @ B)
-    return g @ W + du @ A, du.T @ x, scale * (g.T @ (x @ A.T))
+    dx = g @ W + du @ A
+    dA = du.T @ x
+    dB = scale * (g.T @ (x @ A.T))
+    return dx, dA, dB
 
 
-@variant("lora_backward", RS)
-def lora_backward_rs(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
-    """With rsLoRA's scale."""
-    return backward(lambda alpha, r: alpha / np.sqrt(r))(x, W, A, B, g, alpha)
+variant("lora_backward", RS)
 
 
 # -- 8.3 the start -----------------------------------------------------------------------------------------------------
@@ -289,76 +221,45 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     spread(A.data, "A", "1 / sqrt(n)", 1 / np.sqrt(answer.sizes["n"]))
 
 
-def started(change: Callable) -> Callable:
-    """The right start, changed: change(W, A, B, rng) returns what the function returns."""
-
-    def answer(W: Any, r: int, rng: np.random.Generator) -> Any:
-        return change(*(part.data for part in inject(W, r, rng)), rng)
-
-    return answer
-
-
-def learns(array: Any) -> Tensor:
-    """A tensor that asks for a gradient."""
-    return Tensor(array, requires_grad=True)
-
-
 @exercise(
     "8.3",
     draw=draw_start,
     returns="W (m, n), A (r, n), B (m, r)",
     judge=judge_start,
     decisive=["rng.standard_normal((r, n)) / np.sqrt(n)"],
-    mistakes={
-        "nothing frozen": (started(lambda W, A, B, rng: (learns(W), learns(A), learns(B))), "you froze nothing"),
-        "A frozen": (
-            started(lambda W, A, B, rng: (Tensor(W), Tensor(A), learns(B))),
-            "A is frozen and would never learn",
-        ),
-        "both random": (started(lambda W, A, B, rng: (Tensor(W), learns(A), learns(B + 1))), "B must start at zero"),
-        "both zero": (started(lambda W, A, B, rng: (Tensor(W), learns(0 * A), learns(B))), "neither ever moves"),
-        "wrong way round": (
-            started(lambda W, A, B, rng: (Tensor(W), learns(0 * A), learns(B + 1))),
-            "A and B start the wrong way round",
-        ),
-        "own generator": (
-            started(
-                lambda W, A, B, rng: (Tensor(W), learns(np.random.default_rng().standard_normal(A.shape)), learns(B))
-            ),
-            "the same seed gives another A",
-        ),
-        "not random": (
-            started(lambda W, A, B, rng: (Tensor(W), learns(np.ones(A.shape)), learns(B))),
-            "another seed gives the same A",
-        ),
-        "too large": (
-            started(lambda W, A, B, rng: (Tensor(W), learns(A * np.sqrt(A.shape[1])), learns(B))),
-            "A's numbers are too large",
-        ),
-        "width of the output": (
-            lambda W, r, rng: (
-                Tensor(W),
-                learns(rng.standard_normal((r, W.shape[1])) / np.sqrt(len(W))),
-                learns(np.zeros((len(W), r))),
-            ),
-            "expected 1 / sqrt(n)",
-        ),
-        "all positive": (
-            started(lambda W, A, B, rng: (Tensor(W), learns(A + 1 / np.sqrt(A.shape[1])), learns(B))),
-            "half of them must lie below zero",
-        ),
-        "changed base": (
-            started(lambda W, A, B, rng: (Tensor(W + 1), learns(A), learns(B))),
-            "the base must keep its numbers",
-        ),
-        "arrays": (started(lambda W, A, B, rng: (Tensor(W), A, learns(B))), "A must be a tensor"),
-        "transposed": (
-            started(lambda W, A, B, rng: (Tensor(W), learns(A.T), learns(B))),
-            "A must have the shape (r, n)",
-        ),
-    },
+    mistakes="""
+        you froze nothing
+            ml.Tensor(W) -> ml.Tensor(W, requires_grad=True)
+        A is frozen and would never learn
+            ml.Tensor(A, requires_grad=True) -> ml.Tensor(A)
+        B must start at zero
+            np.zeros((m, r)) -> np.ones((m, r))
+        neither ever moves
+            rng.standard_normal((r, n)) / np.sqrt(n) -> np.zeros((r, n))
+        A and B start the wrong way round
+            rng.standard_normal((r, n)) / np.sqrt(n) -> np.zeros((r, n))
+            np.zeros((m, r)) -> np.ones((m, r))
+        the same seed gives another A
+            rng.standard_normal -> np.random.default_rng().standard_normal
+        another seed gives the same A
+            rng.standard_normal((r, n)) / np.sqrt(n) -> np.ones((r, n))
+        A's numbers are too large
+            / np.sqrt(n) ->
+        expected 1 / sqrt(n)
+            np.sqrt(n) -> np.sqrt(m)
+        half of them must lie below zero
+            rng.standard_normal((r, n)) -> (rng.standard_normal((r, n)) + 1)
+        the base must keep its numbers
+            ml.Tensor(W) -> ml.Tensor(W + 1)
+        A must be a tensor
+            ml.Tensor(A, requires_grad=True) -> A
+        A must have the shape (r, n)
+            ml.Tensor(A, -> ml.Tensor(A.T,
+    """,
 )
-def inject(W: Any, r: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """W frozen, A of spread 1 / sqrt(n), B zero."""
+def inject(W, r, rng):
+    """W (m, n) a NumPy array, r the rank, rng a NumPy generator -> W (m, n), A (r, n), B (m, r), all ml.Tensor"""
     m, n = W.shape
-    return Tensor(W), learns(rng.standard_normal((r, n)) / np.sqrt(n)), learns(np.zeros((m, r)))
+    A = rng.standard_normal((r, n)) / np.sqrt(n)
+    B = np.zeros((m, r))
+    return ml.Tensor(W), ml.Tensor(A, requires_grad=True), ml.Tensor(B, requires_grad=True)

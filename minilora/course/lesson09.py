@@ -50,16 +50,6 @@ def root(layer: Any) -> float:
     return layer["alpha"] / len(layer["A"]) ** 0.5
 
 
-def merged_with(update: Callable[[Any], Any], once: bool = True) -> Callable:
-    """Merging with another update; `once` is forgotten by some."""
-
-    def answer(layer: Any) -> None:
-        if layer["kept"] is None or not once:
-            layer["kept"], layer["W"] = layer["W"], layer["W"] + update(layer)
-
-    return answer
-
-
 def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Callable[[Any], float] = scale) -> None:
     """W is the merged matrix, the base's own array is kept, and a second call changes nothing."""
     own = drawn["layer"]
@@ -102,37 +92,6 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
     raise Wrong(f"W + scale B A is expected: W[0, 0] moved by {update[0, 0]:.4g}, expected {s * product[0, 0]:.4g}")
 
 
-def in_place(layer: Any) -> None:
-    """Writes the update into the base's own array."""
-    layer["kept"] = layer["W"]
-    layer["W"] += scale(layer) * (layer["B"] @ layer["A"])
-
-
-def keeps_nothing(layer: Any) -> None:
-    """The base's own array is lost."""
-    layer["W"] = layer["W"] + scale(layer) * (layer["B"] @ layer["A"])
-
-
-def keeps_a_copy(layer: Any) -> None:
-    """Twice the memory, and another array than before."""
-    if layer["kept"] is None:
-        layer["kept"] = layer["W"].copy()
-        layer["W"] = layer["W"] + scale(layer) * (layer["B"] @ layer["A"])
-
-
-def keeps_too_late(layer: Any) -> None:
-    """What is kept is the merged array."""
-    if layer["kept"] is None:
-        layer["W"] = layer["W"] + scale(layer) * (layer["B"] @ layer["A"])
-        layer["kept"] = layer["W"]
-
-
-def a_b_for_b_a(layer: Any) -> Any:
-    """A B where that has the right shape."""
-    A, B = layer["A"], layer["B"]
-    return scale(layer) * (A @ B if A.shape == B.shape else B @ A)
-
-
 @exercise(
     "9.1",
     draw=[layer, lambda rng: layer(rng, square=True), lambda rng: layer(rng, merged=True)],
@@ -142,40 +101,43 @@ def a_b_for_b_a(layer: Any) -> Any:
     changes=("layer",),
     observe=seen,
     decisive=['layer["W"] + scale * (layer["B"] @ layer["A"])'],
-    mistakes={
-        "nothing": (lambda layer: {}.update(layer) or 0, "nothing is kept"),
-        "no scale": (merged_with(lambda l: l["B"] @ l["A"]), "the scale is missing"),
-        "alpha": (merged_with(lambda l: l["alpha"] * (l["B"] @ l["A"])), "the scale is alpha alone"),
-        "square root": (
-            merged_with(lambda l: l["alpha"] / np.sqrt(len(l["A"])) * (l["B"] @ l["A"])),
-            "not alpha / sqrt(r), which is rsLoRA's",
-        ),
-        "A B": (merged_with(a_b_for_b_a), "A B in place of B A"),
-        "twice": (
-            merged_with(lambda l: scale(l) * (l["B"] @ l["A"]), once=False),
-            "merged twice: this layer is merged already",
-        ),
-        "subtracted": (merged_with(lambda l: -scale(l) * (l["B"] @ l["A"])), "added, not subtracted"),
-        "in place": (in_place, "the base's own array was changed in place"),
-        "nothing kept": (keeps_nothing, "nothing is kept"),
-        "a copy kept": (keeps_a_copy, "`kept` holds a copy of the base's array"),
-        "kept too late": (keeps_too_late, "`kept` holds not the base's array"),
-    },
+    mistakes="""
+        nothing is kept
+            layer["kept"] is None -> False
+        the scale is missing
+            scale * ->
+        the scale is alpha alone
+            / len(layer["A"]) ->
+        not alpha / sqrt(r), which is rsLoRA's
+            len(layer["A"]) -> len(layer["A"]) ** 0.5
+        A B in place of B A
+            -> A, B = layer["A"], layer["B"]
+            layer["B"] @ layer["A"] -> A @ B if A.shape == B.shape else B @ A
+        merged twice: this layer is merged already
+            layer["kept"] is None -> True
+        added, not subtracted
+            + scale -> - scale
+        the base's own array was changed in place
+            layer["W"] = layer["W"] + -> layer["W"] +=
+        nothing is kept
+            layer["kept"] = layer["W"] -> pass
+        `kept` holds a copy of the base's array
+            layer["kept"] = layer["W"] -> layer["kept"] = layer["W"].copy()
+        `kept` holds not the base's array
+            layer["kept"] = layer["W"] -> pass
+            layer["B"] @ layer["A"]) -> layer["B"] @ layer["A"]); layer["kept"] = layer["W"]
+    """,
 )
-def merge(layer: Any) -> None:
-    """W + (alpha / r) B A as a new array; the base's own is kept."""
+def merge(layer):
+    """Add the update into layer["W"], once. The array that was there is kept, and its numbers do not change."""
     if layer["kept"] is None:
+        scale = layer["alpha"] / len(layer["A"])
         layer["kept"] = layer["W"]
-        layer["W"] = layer["W"] + scale(layer) * (layer["B"] @ layer["A"])
+        layer["W"] = layer["W"] + scale * (layer["B"] @ layer["A"])
 
 
 RS = {"alpha / r": "alpha / r**0.5", 'layer["alpha"] / len(layer["A"])': 'layer["alpha"] / len(layer["A"]) ** 0.5'}
-
-
-@variant("merge", RS, judge=partial(judge_merge, scale_of=root))
-def merge_rs(layer: Any) -> None:
-    """With rsLoRA's scale."""
-    merged_with(lambda own: root(own) * (own["B"] @ own["A"]))(layer)
+variant("merge", RS, judge=partial(judge_merge, scale_of=root))
 
 
 def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
@@ -203,41 +165,6 @@ def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         raise Wrong("`kept` must be None again, or the next merge believes that it has been done")
 
 
-def subtracts(layer: Any) -> None:
-    """Undoes by subtracting."""
-    if layer["kept"] is not None:
-        layer["W"] = layer["W"] - scale(layer) * (layer["B"] @ layer["A"])
-        layer["kept"] = None
-
-
-def forgets_to_ask(layer: Any) -> None:
-    """Puts None into W where nothing is merged."""
-    layer["W"], layer["kept"] = layer["kept"], None
-
-
-def puts_a_copy(layer: Any) -> None:
-    """Right numbers in another array."""
-    if layer["kept"] is not None:
-        layer["W"], layer["kept"] = layer["kept"].copy(), None
-
-
-def leaves_kept(layer: Any) -> None:
-    """`kept` still says that the update is merged."""
-    if layer["kept"] is not None:
-        layer["W"] = layer["kept"]
-
-
-def drops_kept(layer: Any) -> None:
-    """Forgets the base and goes on with the merged array."""
-    layer["kept"] = None
-
-
-def swaps(layer: Any) -> None:
-    """The merged array is kept in place of the base's."""
-    if layer["kept"] is not None:
-        layer["W"], layer["kept"] = layer["kept"], layer["W"]
-
-
 @exercise(
     "9.2",
     draw=[lambda rng: layer(rng, merged=True), layer],
@@ -246,17 +173,23 @@ def swaps(layer: Any) -> None:
     changes=("layer",),
     observe=seen,
     decisive=['layer["W"], layer["kept"] = layer["kept"], None'],
-    mistakes={
-        "subtracts": (subtracts, "W is not the base to the last bit: subtracting rounds"),
-        "a copy": (puts_a_copy, "W has the base's numbers, but it is a copy"),
-        "leaves kept": (leaves_kept, "`kept` must be None again"),
-        "drops kept": (drops_kept, "W is still the merged array"),
-        "swaps": (swaps, "`kept` must be None again"),
-        "forgets to ask": (forgets_to_ask, "a layer that is not merged has lost its W"),
-    },
+    mistakes="""
+        W is not the base to the last bit: subtracting rounds
+            = layer["kept"] -> = layer["W"] - layer["alpha"] / len(layer["A"]) * (layer["B"] @ layer["A"])
+        W has the base's numbers, but it is a copy
+            = layer["kept"] -> = layer["kept"].copy()
+        `kept` must be None again
+            layer["W"], layer["kept"] = layer["kept"], None -> layer["W"] = layer["kept"]
+        W is still the merged array
+            layer["W"], layer["kept"] = layer["kept"], None -> layer["kept"] = None
+        `kept` must be None again
+            , None -> , layer["W"]
+        a layer that is not merged has lost its W
+            layer["kept"] is not None -> True
+    """,
 )
-def unmerge(layer: Any) -> None:
-    """The base's own array, back in its place."""
+def unmerge(layer):
+    """Put the base's own array back."""
     if layer["kept"] is not None:
         layer["W"], layer["kept"] = layer["kept"], None
 
@@ -337,33 +270,6 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         raise Wrong("the misspelled target was refused too late: the model was changed already")
 
 
-def added(
-    match: Callable[[str, str], bool] = lambda name, target: name.rpartition(".")[2] == target,
-    freeze: str = "first",
-    refuse: str = "first",
-    names: Callable[[list[str]], Any] = list,
-) -> Callable:
-    """The right answer, with other ways to match, to freeze ("first", "last", "never"), to refuse, to return."""
-
-    def answer(model: Any, targets: Any, make_layer: Any) -> Any:
-        linear = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
-        found = [name for name in linear if any(match(name, target) for target in targets)]
-        wrong = [target for target in targets if not any(match(name, target) for name in linear)]
-        if wrong and refuse == "first":
-            raise ValueError(wrong[0])
-        if freeze == "first":
-            model.requires_grad_(False)
-        for name in found:
-            model.set_submodule(name, make_layer(linear[name]))
-        if freeze == "last":
-            model.requires_grad_(False)
-        if wrong and refuse == "last":
-            raise ValueError(wrong[0])
-        return names(found)
-
-    return answer
-
-
 @exercise(
     "9.3",
     draw=draw_model,
@@ -373,28 +279,39 @@ def added(
     changes=("model",),
     observe=lambda result, arguments: result,
     decisive=["model.set_submodule(name, make_layer(module))"],
-    mistakes={
-        "freezes last": (added(freeze="last"), "nothing learns: the adapters were frozen with the rest"),
-        "never freezes": (added(freeze="never"), "still learns: freeze all that is in the model"),
-        "ends alike": (
-            added(match=lambda name, target: name.endswith(target)),
-            "compare the last name, whole, behind the last dot",
-        ),
-        "anywhere in the path": (
-            added(match=lambda name, target: target in name),
-            "compare the last name, whole, behind the last dot",
-        ),
-        "all": (added(match=lambda name, target: target != "v_porj"), "every linear layer was replaced"),
-        "whole path": (added(match=lambda name, target: name == target, refuse="never"), "was not replaced"),
-        "misspelled": (added(refuse="never"), "the misspelled target 'v_porj' was ignored"),
-        "too late": (added(refuse="last"), "the misspelled target was refused too late"),
-        "a count": (added(names=len), "return the names of the replaced layers"),
-        "backwards": (
-            added(names=lambda found: found[::-1]),
-            "return the names in the order of the model",
-        ),
-    },
+    mistakes="""
+        nothing learns: the adapters were frozen with the rest
+            model.requires_grad_(False) -> pass
+            return -> model.requires_grad_(False); return
+        still learns: freeze all that is in the model
+            model.requires_grad_(False) -> pass
+        compare the last name, whole, behind the last dot
+            n.split(".")[-1] in targets -> n.endswith(tuple(targets))
+        compare the last name, whole, behind the last dot
+            n.split(".")[-1] in targets -> any(target in n for target in targets)
+        every linear layer was replaced
+            and n.split(".")[-1] in targets ->
+        was not replaced
+            n.split(".")[-1] in targets -> n in targets
+            not any(name.split(".")[-1] == target for name in found) -> False
+        the misspelled target 'v_porj' was ignored
+            not any(name.split(".")[-1] == target for name in found) -> False
+        the misspelled target was refused too late
+            not any(name.split(".")[-1] == target for name in found) -> False
+            return -> last = [name.split(".")[-1] for name in found]; [last.index(target) for target in targets]; return
+        return the names of the replaced layers
+            list(found) -> len(found)
+        return the names in the order of the model
+            list(found) -> list(found)[::-1]
+    """,
 )
-def add_lora(model: Any, targets: Any, make_layer: Any) -> list[str]:
-    """Freeze, then replace the named layers; a name that finds none is refused before anything is changed."""
-    return added()(model, targets, make_layer)
+def add_lora(model, targets, make_layer):
+    """model: an ml.Module; targets: a list of names such as "q_proj"; make_layer: Linear -> module -> list of names"""
+    found = {n: m for n, m in model.named_modules() if isinstance(m, Linear) and n.split(".")[-1] in targets}
+    for target in targets:
+        if not any(name.split(".")[-1] == target for name in found):
+            raise ValueError(f"no layer is called {target}")
+    model.requires_grad_(False)
+    for name, module in found.items():
+        model.set_submodule(name, make_layer(module))
+    return list(found)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import numpy as np
 
@@ -40,30 +39,6 @@ def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = 
     )
 
 
-def fitting(name: str, ending: str) -> bool:
-    """Does the module's name end with this, from dot to dot?"""
-    return f".{name}".endswith(f".{ending}")
-
-
-def picked(name: str, pattern: dict[str, Any], default: Any, fits: Callable = fitting, last: bool = False) -> Any:
-    """What the first key that fits says, or the default."""
-    values = [value for key, value in pattern.items() if fits(name, key)]
-    return values[-1 if last else 0] if values else default
-
-
-def scaled(rule: Callable | None = None, ranks: bool = True, alphas: bool = True, **how: Any) -> Callable:
-    """A scale by another rule(alpha, r, rs), without the one or the other pattern, or with keys that fit otherwise."""
-
-    def answer(name: str, r: Any, lora_alpha: Any, use_rslora: bool, rank_pattern: dict, alpha_pattern: dict) -> float:
-        r = picked(name, rank_pattern, r, **how) if ranks else r
-        alpha = picked(name, alpha_pattern, lora_alpha, **how) if alphas else lora_alpha
-        if rule:
-            return float(rule(alpha, r, use_rslora))
-        return float(alpha / (np.sqrt(r) if use_rslora else r))
-
-    return answer
-
-
 @exercise(
     "10.1",
     draw=[
@@ -77,53 +52,48 @@ def scaled(rule: Callable | None = None, ranks: bool = True, alphas: bool = True
     ),
     returns="the scale",
     decisive=['endswith(f".{ending}")'],
-    mistakes={
-        "alpha": (scaled(lambda alpha, r, rs: alpha), "that is alpha alone: it is divided by r, or by its root"),
-        "flag not read": (
-            scaled(lambda alpha, r, rs: alpha / r),
-            "use_rslora is not looked at: with it, alpha / sqrt(r)",
-        ),
-        "always the root": (
-            scaled(lambda alpha, r, rs: alpha / np.sqrt(r)),
-            "alpha / sqrt(r) only where use_rslora is set, otherwise alpha / r",
-        ),
-        "flag turned": (
-            scaled(lambda alpha, r, rs: alpha / (r if rs else np.sqrt(r))),
-            "use_rslora is taken the wrong way round: with it sqrt(r), without it r",
-        ),
-        "root of all": (
-            scaled(lambda alpha, r, rs: np.sqrt(alpha / r) if rs else alpha / r),
-            "rsLoRA takes the root of r alone: alpha / sqrt(r), not sqrt(alpha / r)",
-        ),
-        "last piece": (
-            scaled(fits=lambda name, key: name.split(".")[-1] == key),
-            "a key may have several pieces, as layers.1.self_attn.v_proj: compare with the end of the whole name",
-        ),
-        "whole name": (
-            scaled(fits=lambda name, key: name == key),
-            "a key need not be the whole name: the name may end with it, after a dot",
-        ),
-        "no rank pattern": (scaled(ranks=False), "rank_pattern is not looked at"),
-        "no alpha pattern": (scaled(alphas=False), "alpha_pattern is not looked at"),
-        "no pattern": (scaled(ranks=False, alphas=False), "neither rank_pattern nor alpha_pattern is looked at"),
-        "anywhere": (
-            scaled(fits=lambda name, key: key in name),
-            "a key must stand at the end of the name, not anywhere in it (endswith, not in)",
-        ),
-        "any ending": (
-            scaled(fits=lambda name, key: name.endswith(key)),
-            '"proj" is no module: before the ending there must be a dot, or nothing',
-        ),
-        "last fits": (scaled(last=True), "where two keys fit, the first counts: stop there (break)"),
-        "upside down": (
-            scaled(lambda alpha, r, rs: (np.sqrt(r) if rs else r) / alpha),
-            "upside down: alpha stands above, r below",
-        ),
-    },
+    mistakes="""
+        that is alpha alone: it is divided by r, or by its root
+            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha
+        use_rslora is not looked at: with it, alpha / sqrt(r)
+            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / r
+        alpha / sqrt(r) only where use_rslora is set, otherwise alpha / r
+            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / np.sqrt(r)
+        use_rslora is taken the wrong way round: with it sqrt(r), without it r
+            if use_rslora -> if not use_rslora
+        rsLoRA takes the root of r alone: alpha / sqrt(r), not sqrt(alpha / r)
+            alpha / np.sqrt(r) -> np.sqrt(alpha / r)
+        a key may have several pieces, as layers.1.self_attn.v_proj: compare with the end of the whole name
+            f".{name}".endswith(f".{ending}") -> name.split(".")[-1] == ending
+        a key need not be the whole name: the name may end with it, after a dot
+            f".{name}".endswith(f".{ending}") -> name == ending
+        rank_pattern is not looked at
+            picked(rank_pattern, r) -> r
+        alpha_pattern is not looked at
+            picked(alpha_pattern, lora_alpha) -> lora_alpha
+        neither rank_pattern nor alpha_pattern is looked at
+            picked(rank_pattern, r) -> r
+            picked(alpha_pattern, lora_alpha) -> lora_alpha
+        a key must stand at the end of the name, not anywhere in it (endswith, not in)
+            f".{name}".endswith(f".{ending}") -> ending in name
+        "proj" is no module: before the ending there must be a dot, or nothing
+            f".{name}".endswith(f".{ending}") -> name.endswith(ending)
+        where two keys fit, the first counts: stop there (break)
+            next(fits, default) -> [default, *fits][-1]
+        upside down: alpha stands above, r below
+            alpha / np.sqrt(r) -> np.sqrt(r) / alpha
+            else alpha / r -> else r / alpha
+    """,
 )
-def scale_of(name: str, r: int, lora_alpha: float, use_rslora: bool, rank_pattern: dict, alpha_pattern: dict) -> float:
-    """alpha / r, or alpha / sqrt(r), with the patterns of the module."""
-    return scaled()(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern)
+def scale_of(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern):
+    """name such as "model.layers.0.mlp.up_proj"; two dicts from endings of names to a rank or an alpha -> the scale"""
+
+    def picked(pattern, default):
+        fits = (value for ending, value in pattern.items() if f".{name}".endswith(f".{ending}"))
+        return next(fits, default)
+
+    r, alpha = picked(rank_pattern, r), picked(alpha_pattern, lora_alpha)
+    return alpha / np.sqrt(r) if use_rslora else alpha / r
 
 
 # -- 10.2 the budget ---------------------------------------------------------------------------------------------------
@@ -143,79 +113,43 @@ def draw_budget(rng: np.random.Generator) -> Draw:
     return Draw(None, choices={key: choices[key] for key in order}, budget=budget)
 
 
-def budgeted(per_rank: Callable, share: Callable | None = None, cap: bool = True) -> Callable:
-    """Ranks with another count of what one rank costs, or another division, or without the smallest side."""
-
-    def answer(choices: dict, budget: int) -> dict:
-        ranks = {}
-        for name, shapes in choices.items():
-            r = share(budget, per_rank(shapes)) if share else budget // per_rank(shapes)
-            ranks[name] = min(r, min(min(shape) for shape in shapes)) if cap else r
-        return ranks
-
-    return answer
-
-
-def both_sides(shapes: Any) -> int:
-    """What one rank costs."""
-    return sum(m + n for m, n in shapes)
-
-
 @exercise(
     "10.2",
     draw=draw_budget,
     smallest=lambda rng: Draw(None, choices={"one": [(3, 4)]}, budget=7),
     returns="ranks",
     decisive=["min(budget // per_rank, smallest)"],
-    mistakes={
-        "no cap": (
-            budgeted(both_sides, cap=False),
-            "no rank is higher than the smallest side of a matrix: take the minimum",
-        ),
-        "product": (
-            budgeted(lambda shapes: sum(m * n for m, n in shapes)),
-            "m n is what W has: an adapter of rank r has r (m + n) numbers",
-        ),
-        "first matrix": (
-            budgeted(lambda shapes: sum(shapes[0])),
-            "only the first matrix is paid for: add up over all matrices of the choice",
-        ),
-        "each its budget": (
-            budgeted(lambda shapes: max(m + n for m, n in shapes)),
-            "each matrix is given the whole budget: it is for all matrices together",
-        ),
-        "rounded up": (
-            budgeted(both_sides, lambda budget, cost: -(-budget // cost)),
-            "rounded up: that is more than the budget holds",
-        ),
-        "not whole": (
-            budgeted(both_sides, lambda budget, cost: budget / cost),
-            "a rank is a whole number: divide with //",
-        ),
-        "at least 1": (
-            budgeted(both_sides, lambda budget, cost: max(1, budget // cost)),
-            "where not even rank 1 fits, the rank is 0",
-        ),
-        "rows alone": (
-            budgeted(lambda shapes: sum(m for m, n in shapes)),
-            "only B is paid for, r m numbers: A has r n more",
-        ),
-        "columns alone": (
-            budgeted(lambda shapes: sum(n for m, n in shapes)),
-            "only A is paid for, r n numbers: B has r m more",
-        ),
-        "largest side": (
-            lambda choices, budget: {
-                name: min(budget // both_sides(shapes), max(max(shape) for shape in shapes))
-                for name, shapes in choices.items()
-            },
-            "the limit is the smallest side of a matrix, not the largest",
-        ),
-    },
+    mistakes="""
+        no rank is higher than the smallest side of a matrix: take the minimum
+            min(budget // per_rank, smallest) -> budget // per_rank
+        m n is what W has: an adapter of rank r has r (m + n) numbers
+            sum(m + n -> sum(m * n
+        only the first matrix is paid for: add up over all matrices of the choice
+            sum(m + n for m, n in shapes) -> sum(shapes[0])
+        each matrix is given the whole budget: it is for all matrices together
+            sum(m + n -> max(m + n
+        rounded up: that is more than the budget holds
+            budget // per_rank -> -(-budget // per_rank)
+        a rank is a whole number: divide with //
+            budget // per_rank -> budget / per_rank
+        where not even rank 1 fits, the rank is 0
+            budget // per_rank -> max(1, budget // per_rank)
+        only B is paid for, r m numbers: A has r n more
+            m + n for -> m for
+        only A is paid for, r n numbers: B has r m more
+            m + n for -> n for
+        the limit is the smallest side of a matrix, not the largest
+            min(min(shape) for shape in shapes) -> max(max(shape) for shape in shapes)
+    """,
 )
-def ranks_for_budget(choices: dict, budget: int) -> dict:
-    """The largest rank of each choice."""
-    return budgeted(both_sides)(choices, budget)
+def ranks_for_budget(choices, budget):
+    """choices {name: [(m, n), ...]}, budget a whole number -> {name: r}"""
+    ranks = {}
+    for name, shapes in choices.items():
+        per_rank = sum(m + n for m, n in shapes)
+        smallest = min(min(shape) for shape in shapes)
+        ranks[name] = min(budget // per_rank, smallest)
+    return ranks
 
 
 # -- 10.3 the sweep ----------------------------------------------------------------------------------------------------
@@ -224,11 +158,13 @@ def ranks_for_budget(choices: dict, budget: int) -> dict:
 def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     """A valley over seven rates.
 
-    lowest: "middle"; "edge" where the bottom is not seen; "cut" where the rate beside the best one diverged once.
+    lowest: "middle"; "lucky", where the first seed is the one that was lucky; "edge", where the bottom is not seen;
+        "cut", where the rate beside the best one diverged once.
     """
     k, seeds = 7, 3
     rates = [float(f"{1e-4 * 3**i * rng.uniform(0.9, 1.1):.3g}") for i in range(k)]
-    bottom = {"middle": int(rng.integers(2, 4)), "edge": int(rng.choice([0, k - 1])), "cut": 3}[lowest]
+    inside = int(rng.integers(2, 4))
+    bottom = {"middle": inside, "lucky": inside, "edge": int(rng.choice([0, k - 1])), "cut": 3}[lowest]
     losses = 3 + 0.1 * np.abs(np.arange(k) - bottom) + np.array([0, 0.3, 0.6])[:, None]
     losses = losses + rng.uniform(0, 0.02, (seeds, k))
     if lowest != "edge":
@@ -238,89 +174,42 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
         losses[0, k - 1] = losses[2, k - 1] = 1  # so low that only the diverged seed keeps it out
     if lowest == "cut":
         losses[2, bottom + 1] = np.nan
-    order = rng.permutation(seeds)
+    order = [0, *(1 + rng.permutation(seeds - 1))] if lowest == "lucky" else rng.permutation(seeds)
     return Draw({"seeds": seeds, "k": k}, rates=rates, losses=losses[order])
-
-
-def swept(means: Callable, pick: Callable = np.argmin, edges: bool = True, rate: bool = True) -> Callable:
-    """What a sweep found, with another way to sum up the seeds or to pick."""
-
-    def answer(rates: Any, losses: Any) -> Any:
-        row = means(losses)
-        i = int(pick(row))
-        return None if edges and i in (0, len(rates) - 1) else (rates[i] if rate else i)
-
-    return answer
-
-
-def finite_mean(losses: Any) -> Any:
-    """The mean over seeds, infinite where one of them diverged."""
-    means = losses.mean(axis=0)
-    return np.where(np.isfinite(means), means, np.inf)
-
-
-def mean_of_survivors(losses: Any) -> Any:
-    """The mean over the seeds that did not diverge."""
-    return np.nanmean(np.where(np.isfinite(losses), losses, np.nan), axis=0)
-
-
-def left_edges(rates: Any, losses: Any) -> Any:
-    """The edges are looked for among the rates that are left."""
-    means = finite_mean(losses)
-    left = np.flatnonzero(np.isfinite(means))
-    i = int(np.argmin(means))
-    beside = i in (left[0], left[-1]) or not (np.isfinite(means[i - 1]) and np.isfinite(means[i + 1]))
-    return None if beside else rates[i]
 
 
 @exercise(
     "10.3",
-    draw=[draw_sweep, lambda rng: draw_sweep(rng, "edge"), lambda rng: draw_sweep(rng, "cut"), draw_sweep],
+    draw=[draw_sweep, *(partial(draw_sweep, lowest=lowest) for lowest in ("edge", "cut", "lucky"))],
     returns="the rate",
     decisive=["np.where(np.isfinite(means), means, np.inf)"],
-    mistakes={
-        "any neighbour": (
-            left_edges,
-            "an edge is the first or the last rate of all that were tried, whether or not a neighbour diverged",
-        ),
-        "edge not seen": (
-            swept(finite_mean, edges=False),
-            "the best rate is at the edge of what was tried: the sweep was too narrow, return None",
-        ),
-        "survivors": (
-            swept(mean_of_survivors),
-            "a rate counts although a seed diverged there: leave the rate out, not only the seed",
-        ),
-        "survivors, edge not seen": (
-            swept(mean_of_survivors, edges=False),
-            "a rate counts although a seed diverged there: leave the rate out, not only the seed",
-        ),
-        "one seed": (
-            swept(lambda losses: np.where(np.isfinite(losses).all(axis=0), losses[0], np.inf)),
-            "only the first seed is looked at: take the mean over all",
-        ),
-        "luckiest seed": (
-            swept(lambda losses: np.where(np.isfinite(losses).all(axis=0), losses.min(axis=0), np.inf)),
-            "the best single run decides: that is luck, take the mean over the seeds",
-        ),
-        "index": (
-            swept(finite_mean, rate=False),
-            "that is the place of the best rate in the list: return the rate itself",
-        ),
-        "highest": (
-            swept(finite_mean, pick=lambda row: np.argmax(np.where(np.isfinite(row), row, -np.inf))),
-            "that is the rate with the highest loss: the lowest is wanted",
-        ),
-        "the loss": (
-            lambda rates, losses: float(finite_mean(losses).min()),
-            "that is the lowest loss: return the rate at which it was reached",
-        ),
-        "nan wins": (
-            swept(lambda losses: losses.mean(axis=0)),
-            "np.argmin takes nan for the smallest number: put infinity in its place first",
-        ),
-    },
+    mistakes="""
+        an edge is the first or the last rate of all that were tried, whether or not a neighbour diverged
+            i in (0, len(rates) - 1) -> np.isinf(np.pad(means, 1, constant_values=np.inf)[[i, i + 2]]).any()
+        the best rate is at the edge of what was tried: the sweep was too narrow, return None
+            None if i in (0, len(rates) - 1) else ->
+        a rate counts although a seed diverged there: leave the rate out, not only the seed
+            losses.mean(axis=0) -> np.nanmean(losses, axis=0)
+        a rate counts although a seed diverged there: leave the rate out, not only the seed
+            losses.mean(axis=0) -> np.nanmean(losses, axis=0)
+            None if i in (0, len(rates) - 1) else ->
+        only the first seed is looked at: take the mean over all
+            means, np.inf) -> losses[0], np.inf)
+        the best single run decides: that is luck, take the mean over the seeds
+            means, np.inf) -> losses.min(axis=0), np.inf)
+        that is the place of the best rate in the list: return the rate itself
+            else rates[i] -> else i
+        that is the rate with the highest loss: the lowest is wanted
+            np.argmin(means) -> np.argmax(np.where(np.isfinite(means), means, -np.inf))
+        that is the lowest loss: return the rate at which it was reached
+            None if i in (0, len(rates) - 1) else rates[i] -> means.min()
+        np.argmin takes nan for the smallest number: put infinity in its place first
+            np.where(np.isfinite(means), means, np.inf) -> means
+    """,
 )
-def best_rate(rates: Any, losses: Any) -> Any:
-    """The rate with the lowest mean, or None at the edge."""
-    return swept(finite_mean)(rates, losses)
+def best_rate(rates, losses):
+    """rates: a list of k numbers, losses (seeds, k) -> the best rate, or None where it is at an edge"""
+    means = losses.mean(axis=0)
+    means = np.where(np.isfinite(means), means, np.inf)
+    i = int(np.argmin(means))
+    return None if i in (0, len(rates) - 1) else rates[i]

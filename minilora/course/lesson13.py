@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -41,87 +41,24 @@ def draw_alike(rng: np.random.Generator, **axes: str) -> Draw:
     return draw(rng, [int(rng.integers(2, 6))] * 2, **axes)
 
 
-Scale = Callable[[Any], float]
-Factor = Callable[[float, float], float]  # of an adapter's weight and scale
-
-
-def scale(adapter: Any) -> float:
-    """alpha / r."""
-    return adapter["alpha"] / len(adapter["A"])
-
-
-def root(adapter: Any) -> float:
-    """alpha / sqrt(r), rsLoRA's."""
-    return adapter["alpha"] / len(adapter["A"]) ** 0.5
-
-
 def product(adapters: Any, weights: Any) -> Any:
     """The sum of w s B A, an array of W's size."""
-    return sum(w * scale(each) * (each["B"] @ each["A"]) for each, w in zip(adapters, weights, strict=True))
+    both = zip(adapters, weights, strict=True)
+    return sum(w * each["alpha"] / len(each["A"]) * (each["B"] @ each["A"]) for each, w in both)
 
 
-def shares(weights: Any) -> list[float]:
-    """The weights divided by their sum."""
-    return [w / sum(weights) for w in weights]
+def added_up(adapters: Any, weights: Any, in_a: float = 0) -> Any:
+    """One adapter of scale 1, its A and B the sums of all A and B, which needs one rank for all.
 
+    in_a: the power of each weight that is in A; 1/2 is what is called linear.
+    """
+    both = list(zip(adapters, weights, strict=True))
+    A = sum(w**in_a * a["A"] for a, w in both)
+    B = sum(w ** (1 - in_a) * a["alpha"] / len(a["A"]) * a["B"] for a, w in both)
+    return [{"A": A, "B": B, "alpha": len(A)}], [1]
 
-def wrong_scales(answer: Callable[[Scale], Callable]) -> dict[str, tuple[Callable, str]]:
-    """What all three exercises can get wrong in the scale. answer: the right one with another scale."""
-    return {
-        "no scale": (answer(lambda adapter: 1), "the scale alpha / r of each adapter is missing"),
-        "alpha": (answer(lambda adapter: adapter["alpha"]), "the scale is alpha / r, not alpha"),
-        "square root": (answer(root), "the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's"),
-    }
-
-
-NO_WEIGHTS = "the weights are missing"
-SHARE = "the weights are divided by their sum: take them as they are, they need not add up to 1"
 
 # -- 13.1 several adapters as one --------------------------------------------------------------------------------------
-
-
-def stacked(
-    of_b: Factor = lambda w, s: w * s,
-    of_a: Factor = lambda w, s: 1.0,
-    scale_of: Scale = scale,
-    weights_of: Callable[[Any], Any] = list,
-    order: int = 1,
-    axes: tuple[int, int] = (0, 1),
-) -> Callable:
-    """Factors side by side along these axes, with weight and scale where `of_b` and `of_a` put them. order: -1 turns
-    A's round.
-    """
-
-    def answer(adapters: Any, weights: Any) -> Any:
-        both = [(each, w, scale_of(each)) for each, w in zip(adapters, weights_of(weights), strict=True)]
-        A = np.concatenate([of_a(w, s) * each["A"] for each, w, s in both][::order], axis=axes[0])
-        return A, np.concatenate([of_b(w, s) * each["B"] for each, w, s in both], axis=axes[1])
-
-    return answer
-
-
-def added_up(in_a: float = 0) -> Callable:
-    """A's and B's added, which needs one rank for all. in_a: the power of its weight that stands in A; with 1/2 it is
-    what is called linear.
-    """
-
-    def answer(adapters: Any, weights: Any) -> Any:
-        both = list(zip(adapters, weights, strict=True))
-        return sum(w**in_a * a["A"] for a, w in both), sum(w ** (1 - in_a) * scale(a) * a["B"] for a, w in both)
-
-    return answer
-
-
-def in_place(adapters: Any, weights: Any) -> Any:
-    """Right, but the adapters are not what they were."""
-    for each, w in zip(adapters, weights, strict=True):
-        each["B"] *= w * scale(each)
-    return stacked(of_b=lambda w, s: 1.0)(adapters, weights)
-
-
-TWICE = "stands in A and in B, and the product has both"
-CROSS = "cross terms: a sum of B's times a sum of A's holds B1 A2 and B2 A1, too; put them side by side, R = r1 + r2"
-TOO_SMALL = "divided by too much: the r of alpha / r is each adapter's own, not R; and a sum is wanted, not a mean"
 
 
 @exercise(
@@ -130,58 +67,68 @@ TOO_SMALL = "divided by too much: the r of alpha / r is each adapter's own, not 
     smallest=partial(draw, ranks=[1]),
     returns="A (R, n), B (m, R)",
     decisive=['np.concatenate([a["A"] for a in adapters])', "in zip(adapters, factors, strict=True)], axis=1)"],
-    mistakes={
-        "weight squared": (stacked(of_a=lambda w, s: w), f"the weight is squared: it {TWICE}"),
-        "weight and scale squared": (
-            stacked(of_a=lambda w, s: w * s),
-            "weight and scale are squared: they stand in A and in B, and the product has both",
-        ),
-        "scale squared": (stacked(of_a=lambda w, s: s), f"the scale is squared: it {TWICE}"),
-        "cross terms": (added_up(), CROSS),
-        "cross terms, with roots": (added_up(in_a=0.5), CROSS),
-        **wrong_scales(lambda other: stacked(scale_of=other)),
-        "first scale": (
-            lambda own, weights: stacked(scale_of=lambda a: scale(own[0]))(own, weights),
-            "each adapter has a scale of its own: that of the first is used for all",
-        ),
-        "rank of all": (
-            lambda own, weights: stacked(scale_of=lambda a: a["alpha"] / sum(len(b["A"]) for b in own))(own, weights),
-            TOO_SMALL,
-        ),
-        "no weights": (stacked(of_b=lambda w, s: s), NO_WEIGHTS),
-        "share": (stacked(weights_of=shares), SHARE),
-        "mean": (stacked(weights_of=lambda weights: [w / len(weights) for w in weights]), TOO_SMALL),
-        "root of the weight": (
-            stacked(of_b=lambda w, s: w**0.5 * s),
-            "only the root of the weight takes part: a weight in B alone stands there whole",
-        ),
-        "in A": (
-            stacked(of_a=lambda w, s: w * s, of_b=lambda w, s: 1.0),
-            "B A is right, but the factors stand in A: put them into B, so that A stays what it is",
-        ),
-        "divided up": (
-            stacked(of_a=lambda w, s: w, of_b=lambda w, s: s),
-            "B A is right, but the weight stands in A: put it into B, so that A stays what it is",
-        ),
-        "roots in both": (
-            stacked(of_a=lambda w, s: w**0.5, of_b=lambda w, s: w**0.5 * s),
-            "B A is right, but half of the weight stands in A: put it into B, so that A stays what it is",
-        ),
-        "turned round": (
-            stacked(order=-1),
-            "A's and B's stand in different orders: column k of B belongs to row k of A",
-        ),
-        "wrong axis": (
-            stacked(axes=(1, 0)),
-            "joined along the wrong axis: the r's are added up, n and m stay: A (R, n), B (m, R)",
-        ),
-        "in place": (in_place, "the function changes its input"),
-    },
+    mistakes="""
+        the weight is squared: it stands in A and in B, and the product has both
+            [a["A"] for a in adapters] -> [w * a["A"] for a, w in zip(adapters, weights)]
+        weight and scale are squared: they stand in A and in B, and the product has both
+            [a["A"] for a in adapters] -> [f * a["A"] for a, f in zip(adapters, factors)]
+        the scale is squared: it stands in A and in B, and the product has both
+            [a["A"] for a in adapters] -> [a["alpha"] / len(a["A"]) * a["A"] for a in adapters]
+        cross terms: a sum of B's times a sum of A's holds B1 A2 and B2 A1, too; put them side by side, R = r1 + r2
+            -> adapters, weights = added_up(adapters, weights)
+        cross terms: a sum of B's times a sum of A's holds B1 A2 and B2 A1, too; put them side by side, R = r1 + r2
+            -> adapters, weights = added_up(adapters, weights, in_a=0.5)
+        the scale alpha / r of each adapter is missing
+            w * a["alpha"] / len(a["A"]) -> w
+        the scale is alpha / r, not alpha
+            / len(a["A"]) ->
+        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
+            len(a["A"]) -> len(a["A"]) ** 0.5
+        each adapter has a scale of its own: that of the first is used for all
+            w * a["alpha"] / len(a["A"]) -> w * adapters[0]["alpha"] / len(adapters[0]["A"])
+        divided by too much: the r of alpha / r is each adapter's own, not R; and a sum is wanted, not a mean
+            len(a["A"]) -> sum(len(b["A"]) for b in adapters)
+        the weights are missing
+            w * a["alpha"] -> a["alpha"]
+        the weights are divided by their sum: take them as they are, they need not add up to 1
+            -> weights = [w / sum(weights) for w in weights]
+        divided by too much: the r of alpha / r is each adapter's own, not R; and a sum is wanted, not a mean
+            -> weights = [w / len(weights) for w in weights]
+        only the root of the weight takes part: a weight in B alone stands there whole
+            w * a["alpha"] -> w**0.5 * a["alpha"]
+        B A is right, but the factors stand in A: put them into B, so that A stays what it is
+            [a["A"] for a in adapters] -> [f * a["A"] for a, f in zip(adapters, factors)]
+            f * a["B"] -> a["B"]
+        B A is right, but the weight stands in A: put it into B, so that A stays what it is
+            [a["A"] for a in adapters] -> [w * a["A"] for a, w in zip(adapters, weights)]
+            w * a["alpha"] -> a["alpha"]
+        B A is right, but half of the weight stands in A: put it into B, so that A stays what it is
+            [a["A"] for a in adapters] -> [w**0.5 * a["A"] for a, w in zip(adapters, weights)]
+            w * a["alpha"] -> w**0.5 * a["alpha"]
+        A's and B's stand in different orders: column k of B belongs to row k of A
+            for a in adapters] -> for a in adapters[::-1]]
+        joined along the wrong axis: the r's are added up, n and m stay: A (R, n), B (m, R)
+            axis=1 -> axis=0
+            for a in adapters]) -> for a in adapters], axis=1)
+        the function changes its input
+            -> for a, w in zip(adapters, weights): a["B"] *= w * a["alpha"] / len(a["A"])
+            f * a["B"] -> a["B"]
+    """,
 )
-def cat(adapters: Any, weights: Any) -> Any:
-    """The A's one above the other, the B's side by side, with each weight and scale in B."""
-    return stacked()(adapters, weights)
+def cat(adapters, weights):
+    """adapters: a list of {"A", "B", "alpha"}; weights: a list of numbers -> A (R, n), B (m, R)"""
+    factors = [w * a["alpha"] / len(a["A"]) for a, w in zip(adapters, weights, strict=True)]
+    A = np.concatenate([a["A"] for a in adapters])
+    B = np.concatenate([f * a["B"] for a, f in zip(adapters, factors, strict=True)], axis=1)
+    return A, B
 
+
+RS = {
+    "alpha / r": "alpha / r**0.5",
+    '/ len(a["A"])': '/ len(a["A"]) ** 0.5',
+    '/ len(adapter["A"])': '/ len(adapter["A"]) ** 0.5',
+}
+variant("cat", RS)
 
 FORMS = "right, but it forms a matrix of W's size: take x down and up again through each adapter"
 
@@ -201,20 +148,6 @@ def refuse_products(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
 # -- 13.2 a mix --------------------------------------------------------------------------------------------------------
 
 
-def mixed(joined: Callable = cat, base: Callable[[Any], float] = lambda weights: 1.0) -> Callable:
-    """x Wᵀ times `base`, and x down and up through what `joined` makes of the adapters."""
-
-    def answer(x: Any, W: Any, adapters: Any, weights: Any) -> Any:
-        A, B = joined(adapters, weights)
-        return base(weights) * (x @ W.T) + x @ A.T @ B.T
-
-    return answer
-
-
-ONCE = "stands in the update once"
-CROSSED = "cross terms: the sum of the A's goes through the sum of the B's; each A has its own B"
-
-
 @exercise(
     "13.2",
     draw=[partial(draw_alike, x="T n", W="m n"), partial(draw, x="T n", W="m n")],
@@ -223,39 +156,54 @@ CROSSED = "cross terms: the sum of the A's goes through the sum of the B's; each
     forbids={"m n": FORMS},
     also=refuse_products,
     decisive=['x @ adapter["A"].T @ adapter["B"].T'],
-    mistakes={
-        "weight squared": (mixed(stacked(lambda w, s: w * w * s)), f"the weight is squared: it {ONCE}"),
-        "scale squared": (mixed(stacked(lambda w, s: w * s * s)), f"the scale is squared: it {ONCE}"),
-        "cross terms": (mixed(added_up()), CROSSED),
-        "cross terms, with roots": (mixed(added_up(in_a=0.5)), CROSSED),
-        **wrong_scales(lambda other: mixed(stacked(scale_of=other))),
-        "no weights": (mixed(stacked(lambda w, s: s)), NO_WEIGHTS),
-        "base once for each": (
-            mixed(base=lambda weights: max(len(weights), 2)),
-            "x Wᵀ is added for each adapter: there is one base, and it counts once",
-        ),
-        "outputs mixed": (
-            mixed(base=sum),
-            "x Wᵀ is weighted, too: weights are of the updates, the base counts once and whole",
-        ),
-        "share": (mixed(stacked(weights_of=shares)), SHARE),
-        "no base": (mixed(base=lambda weights: 0.0), "x Wᵀ is missing: y is the updates alone"),
-        "only the last": (
-            lambda x, W, adapters, weights: mixed()(x, W, adapters[-1:], weights[-1:]),
-            "only the last adapter takes part: add the updates up",
-        ),
-        "only the first": (
-            lambda x, W, adapters, weights: mixed()(x, W, adapters[:1], weights[:1]),
-            "only the first adapter takes part: is the `return` inside of the loop?",
-        ),
-        "subtracted": (mixed(stacked(lambda w, s: -w * s)), "the updates are added, not subtracted"),
-        "forms W": (lambda x, W, adapters, weights: x @ (W + product(adapters, weights)).T, FORMS),
-        "forms B A": (lambda x, W, adapters, weights: x @ W.T + x @ product(adapters, weights).T, FORMS),
-    },
+    mistakes="""
+        the weight is squared: it stands in the update once
+            weight * scale -> weight**2 * scale
+        the scale is squared: it stands in the update once
+            weight * scale -> weight * scale**2
+        cross terms: the sum of the A's goes through the sum of the B's; each A has its own B
+            -> adapters, weights = added_up(adapters, weights)
+        cross terms: the sum of the A's goes through the sum of the B's; each A has its own B
+            -> adapters, weights = added_up(adapters, weights, in_a=0.5)
+        the scale alpha / r of each adapter is missing
+            weight * scale -> weight
+        the scale is alpha / r, not alpha
+            / len(adapter["A"]) ->
+        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
+            len(adapter["A"]) -> len(adapter["A"]) ** 0.5
+        the weights are missing
+            weight * scale -> scale
+        x Wᵀ is added for each adapter: there is one base, and it counts once
+            y = x @ W.T -> y = 0
+            y = y + -> y = y + x @ W.T +
+        x Wᵀ is weighted, too: weights are of the updates, the base counts once and whole
+            y = x @ W.T -> y = sum(weights) * (x @ W.T)
+        the weights are divided by their sum: take them as they are, they need not add up to 1
+            -> weights = [w / sum(weights) for w in weights]
+        x Wᵀ is missing: y is the updates alone
+            y = x @ W.T -> y = 0
+        only the last adapter takes part: add the updates up
+            -> adapters, weights = adapters[-1:], weights[-1:]
+        only the first adapter takes part: is the `return` inside of the loop?
+            -> adapters, weights = adapters[:1], weights[:1]
+        the updates are added, not subtracted
+            y + weight -> y - weight
+        right, but it forms a matrix of W's size: take x down and up again through each adapter
+            -> return x @ (W + product(adapters, weights)).T
+        right, but it forms a matrix of W's size: take x down and up again through each adapter
+            (x @ adapter["A"].T @ adapter["B"].T) -> x @ (adapter["B"] @ adapter["A"]).T
+    """,
 )
-def mix(x: Any, W: Any, adapters: Any, weights: Any) -> Any:
-    """The base once, and the weighted updates."""
-    return mixed()(x, W, adapters, weights)
+def mix(x, W, adapters, weights):
+    """x (T, n), W (m, n), adapters: a list of {"A", "B", "alpha"}, weights: a list of numbers -> y (T, m)"""
+    y = x @ W.T
+    for adapter, weight in zip(adapters, weights, strict=True):
+        scale = adapter["alpha"] / len(adapter["A"])
+        y = y + weight * scale * (x @ adapter["A"].T @ adapter["B"].T)
+    return y
+
+
+variant("mix", RS)
 
 
 # -- 13.3 an adapter for each row --------------------------------------------------------------------------------------
@@ -275,36 +223,6 @@ def draw_rows(rng: np.random.Generator, names: Sequence[str | None] | None = Non
     return drawn
 
 
-Pairs = list[tuple[int, Any]]
-
-
-def by_row(
-    updates: Callable[[int, Any], Pairs] = lambda i, names: [(i, names[i])],
-    base: Callable[[Any], float] = lambda name: 1.0,
-    scale_of: Scale = scale,
-) -> Callable:
-    """x Wᵀ of each row times `base` of its name, and the updates that row i of y gets: (row of x, name) for each."""
-
-    def answer(x: Any, W: Any, adapters: Any, names: Any) -> Any:
-        y = np.stack([base(name) * (row @ W.T) for row, name in zip(x, names, strict=True)])
-        for i in range(len(names)):
-            for j, name in updates(i, names):
-                if name is not None:
-                    y[i] += scale_of(adapters[name]) * (x[j] @ adapters[name]["A"].T @ adapters[name]["B"].T)
-        return y
-
-    return answer
-
-
-def in_groups(x: Any, W: Any, adapters: Any, names: Any) -> Any:
-    """The rows of one adapter after those of another, and never put back."""
-    y = by_row()(x, W, adapters, names)
-    return np.concatenate([y[[i for i, other in enumerate(names) if other == name]] for name in dict.fromkeys(names)])
-
-
-OF_ALL_ROWS = "every row gets the updates of all rows: y[i] += ..., not y += ..."
-
-
 @exercise(
     "13.3",
     draw=draw_rows,
@@ -313,83 +231,52 @@ OF_ALL_ROWS = "every row gets the updates of all rows: y[i] += ..., not y += ...
     forbids={"m n": FORMS},
     also=refuse_products,
     decisive=["y[i] += scale * (x[i]"],
-    mistakes={
-        "first for all": (
-            by_row(lambda i, names: [(i, next((n for n in names if n), None))]),
-            "every row gets the first row's adapter: names[i] belongs to row i",
-        ),
-        "last for all": (
-            by_row(lambda i, names: [(i, names[-1])]),
-            "every row gets the last row's adapter: is it chosen before the rows are computed?",
-        ),
-        "all for all": (
-            by_row(lambda i, names: [(i, name) for name in NAMES]),
-            "every row gets every update: row i gets that of names[i] alone",
-        ),
-        "all wanted": (by_row(lambda i, names: [(i, name) for name in names]), OF_ALL_ROWS),
-        "spread out": (by_row(lambda i, names: list(enumerate(names))), OF_ALL_ROWS),
-        "only its first row": (
-            by_row(lambda i, names: [(i, names[i])] if names.index(names[i]) == i else []),
-            "an adapter reaches only the first row that asks for it: several rows may want the same one",
-        ),
-        "backwards": (
-            by_row(lambda i, names: [(i, names[-1 - i])]),
-            "the names are taken from the end: names[i] belongs to row i",
-        ),
-        "in groups": (in_groups, "the rows come back in another order: row i of y belongs to row i of x"),
-        "None is zero": (
-            by_row(base=lambda name: float(name is not None)),
-            "a row without a name is zero: None means the base alone, x Wᵀ",
-        ),
-        "None is the first": (
-            by_row(lambda i, names: [(i, names[i] or names[0] or NAMES[0])]),
-            "a row with the name None gets an update: it is for the base alone",
-        ),
-        "None is looked up": (lambda x, W, adapters, names: [adapters[name] for name in names], "KeyError: None"),
-        "no base": (by_row(base=lambda name: 0.0), "x Wᵀ is missing: y is the updates alone"),
-        "base once for each": (
-            lambda x, W, adapters, names: by_row()(x, W, adapters, names) + (len({*names} - {None}) or 1) * (x @ W.T),
-            "x Wᵀ is added again for each adapter: it counts once in every row",
-        ),
-        **wrong_scales(lambda other: by_row(scale_of=other)),
-        "forms W": (
-            lambda x, W, adapters, names: np.stack(
-                [
-                    row @ (W if name is None else W + product([adapters[name]], [1])).T
-                    for row, name in zip(x, names, strict=True)
-                ]
-            ),
-            FORMS,
-        ),
-    },
+    mistakes="""
+        every row gets the first row's adapter: names[i] belongs to row i
+            -> names = [next((name for name in names if name), None)] * len(names)
+        every row gets the last row's adapter: is it chosen before the rows are computed?
+            -> names = names[-1:] * len(names)
+        every row gets every update: row i gets that of names[i] alone
+            in enumerate(names) -> in [(i, name) for i in range(len(x)) for name in adapters]
+        every row gets the updates of all rows: y[i] += ..., not y += ...
+            y[i] += scale * (x[i] -> y += scale * (x
+        every row gets the updates of all rows: y[i] += ..., not y += ...
+            y[i] += -> y +=
+        an adapter reaches only the first row that asks for it: several rows may want the same one
+            name is not None -> name is not None and names.index(name) == i
+        the names are taken from the end: names[i] belongs to row i
+            -> names = names[::-1]
+        the rows come back in another order: row i of y belongs to row i of x
+            return y -> return np.concatenate([y[[n == name for n in names]] for name in dict.fromkeys(names)])
+        a row without a name is zero: None means the base alone, x Wᵀ
+            return y -> y[[name is None for name in names]] = 0; return y
+        a row with the name None gets an update: it is for the base alone
+            -> names = [name or names[0] or next(iter(adapters)) for name in names]
+        KeyError: None
+            name is not None -> True
+        x Wᵀ is missing: y is the updates alone
+            y = x @ W.T -> y = 0 * (x @ W.T)
+        x Wᵀ is added again for each adapter: it counts once in every row
+            return y -> return y + (len({*names} - {None}) or 1) * (x @ W.T)
+        the scale alpha / r of each adapter is missing
+            adapter["alpha"] / len(adapter["A"]) -> 1
+        the scale is alpha / r, not alpha
+            / len(adapter["A"]) ->
+        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
+            len(adapter["A"]) -> len(adapter["A"]) ** 0.5
+        right, but it forms a matrix of W's size: take x down and up again through each adapter
+            (x[i] @ adapter["A"].T @ adapter["B"].T) -> x[i] @ (adapter["B"] @ adapter["A"]).T
+    """,
 )
-def answer_rows(x: Any, W: Any, adapters: Any, names: Any) -> Any:
-    """x Wᵀ for all rows at once, and the update of each row's own adapter."""
-    return by_row()(x, W, adapters, names)
+def answer_rows(x, W, adapters, names):
+    """x (N, T, n), W (m, n), adapters: {name: {"A", "B", "alpha"}}, names: N names or None -> y (N, T, m)"""
+    y = x @ W.T
+    for i, name in enumerate(names):
+        if name is not None:
+            adapter = adapters[name]
+            scale = adapter["alpha"] / len(adapter["A"])
+            y[i] += scale * (x[i] @ adapter["A"].T @ adapter["B"].T)
+    return y
 
 
-# -- variants: rsLoRA's scale ------------------------------------------------------------------------------------------
-
-RS = {
-    "alpha / r": "alpha / r**0.5",
-    '/ len(a["A"])': '/ len(a["A"]) ** 0.5',
-    '/ len(adapter["A"])': '/ len(adapter["A"]) ** 0.5',
-}
-
-
-@variant("cat", RS)
-def cat_rs(adapters: Any, weights: Any) -> Any:
-    """With rsLoRA's scale."""
-    return stacked(scale_of=root)(adapters, weights)
-
-
-@variant("mix", RS)
-def mix_rs(x: Any, W: Any, adapters: Any, weights: Any) -> Any:
-    """With rsLoRA's scale."""
-    return mixed(stacked(scale_of=root))(x, W, adapters, weights)
-
-
-@variant("answer_rows", RS)
-def answer_rows_rs(x: Any, W: Any, adapters: Any, names: Any) -> Any:
-    """With rsLoRA's scale."""
-    return by_row(scale_of=root)(x, W, adapters, names)
+variant("answer_rows", RS)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -46,33 +44,6 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
     return Draw(shapes=shapes, tied=tied, gib=held / GIB, activations=activations)
 
 
-def chosen(
-    unit: float = GIB,
-    arrays: float = 4,
-    base: float = 4,
-    packed_base: float = 5 / 8,
-    beside: float = 1,
-    most: float = 256,
-    alpha: Callable[[int], float] = lambda r: 2 * r,
-    numbers_of: Callable[[Shapes, bool], int] = in_memory,
-    rounded: Callable[[float], int] = math.floor,
-    ways: tuple[bool, ...] = (False, True),
-) -> Callable:
-    """The choice where something is left out, counted in another way, or fixed."""
-
-    def answer(shapes: Shapes, tied: bool, gib: float, activations: int) -> tuple[int, float, bool]:
-        r, packed = 0, False
-        for packed in ways:
-            room = gib * unit - beside * activations - (packed_base if packed else base) * numbers_of(shapes, tied)
-            fits = rounded(room / (4 * arrays * ends(shapes))) if arrays else (10**6 if room >= 0 else 0)
-            r = int(max(0, min(most, fits)))
-            if r >= 8:
-                break
-        return r, alpha(r), packed
-
-    return answer
-
-
 @exercise(
     "15.1",
     draw=[
@@ -85,65 +56,59 @@ def chosen(
     returns="r, alpha, packed",
     tolerance=0,
     decisive=["for packed in (False, True):", "math.floor(room / one_rank)"],
-    mistakes={
-        "GB for GiB": (chosen(unit=1e9), "a GiB has 2**30 bytes: you counted GB, of 10**9, which are 7 % fewer"),
-        "no activations": (chosen(beside=0), "the activations are missing: they need memory at the same time"),
-        "adapter left out": (
-            chosen(arrays=0),
-            "the adapter's own memory is left out: 16 bytes for each of its numbers, so a rank has a price",
-        ),
-        "weights alone": (
-            chosen(arrays=1),
-            "you count the adapter's weights alone: gradient and two moments make 16 bytes a number, not 4",
-        ),
-        "no moments": (chosen(arrays=2), "Adam's two moments are missing: 16 bytes for a number that learns, not 8"),
-        "three arrays": (chosen(arrays=3), "one array is missing: 16 bytes for a number that learns, not 12"),
-        "embedding twice": (
-            chosen(numbers_of=lambda shapes, tied: numbers(shapes)),
-            "the embedding is counted twice: where `tied` is true, head and embedding are one table in memory",
-        ),
-        "never a head": (
-            chosen(numbers_of=lambda shapes, tied: in_memory(shapes, True)),
-            "where `tied` is false, the head is a table of its own, and memory holds it beside the embedding",
-        ),
-        "no tables": (
-            chosen(numbers_of=lambda shapes, tied: sum(math.prod(s) for name, s in shapes.items() if "_proj" in name)),
-            "the base is more than its linear layers: embedding and norms need memory, too",
-        ),
-        "base learns": (chosen(base=16, packed_base=16), "the base is frozen: it has neither gradients nor moments"),
-        "alpha stays at 16": (
-            chosen(alpha=lambda r: 16),
-            "alpha stays at 16 while r changes, and the scale with it: alpha / r must be 2 for every r",
-        ),
-        "alpha is r": (chosen(alpha=lambda r: r), "alpha = r makes the scale 1: alpha / r must be 2"),
-        "alpha is the scale": (
-            chosen(alpha=lambda r: 2),
-            "that is the scale: alpha is what gives it when divided by r",
-        ),
-        "never packed": (
-            chosen(ways=(False,)),
-            "where r = 8 does not fit over a base in float32, pack the base: it takes 5 bits a number then",
-        ),
-        "always packed": (
-            chosen(ways=(True,)),
-            "the base is packed though r = 8 or more fits over float32: unpacking takes time",
-        ),
-        "half a byte": (
-            chosen(packed_base=0.5),
-            "a packed number takes 5 bits and not 4: each block has a scale and a minimum beside its codes",
-        ),
-        "rounded up": (chosen(rounded=math.ceil), "rounded up, it does not fit: round down"),
-        "no end": (chosen(most=math.inf), "r is at most 256, however large the machine"),
-    },
+    mistakes="""
+        a GiB has 2**30 bytes: you counted GB, of 10**9, which are 7 % fewer
+            2**30 -> 10**9
+        the activations are missing: they need memory at the same time
+            - activations ->
+        the adapter's own memory is left out: 16 bytes for each of its numbers, so a rank has a price
+            math.floor(room / one_rank) -> 256 * (room >= 0)
+        you count the adapter's weights alone: gradient and two moments make 16 bytes a number, not 4
+            16 * -> 4 *
+        Adam's two moments are missing: 16 bytes for a number that learns, not 8
+            16 * -> 8 *
+        one array is missing: 16 bytes for a number that learns, not 12
+            16 * -> 12 *
+        the embedding is counted twice: where `tied` is true, head and embedding are one table in memory
+            if not (tied and name == "lm_head.weight") ->
+        where `tied` is false, the head is a table of its own, and memory holds it beside the embedding
+            tied and name -> name
+        the base is more than its linear layers: embedding and norms need memory, too
+            not (tied and name == "lm_head.weight") -> "_proj" in name
+        the base is frozen: it has neither gradients nor moments
+            (5 / 8 if packed else 4) -> 16
+        alpha stays at 16 while r changes, and the scale with it: alpha / r must be 2 for every r
+            2 * r -> 16
+        alpha = r makes the scale 1: alpha / r must be 2
+            2 * r -> r
+        that is the scale: alpha is what gives it when divided by r
+            2 * r -> 2
+        where r = 8 does not fit over a base in float32, pack the base: it takes 5 bits a number then
+            (False, True) -> (False,)
+        the base is packed though r = 8 or more fits over float32: unpacking takes time
+            (False, True) -> (True,)
+        a packed number takes 5 bits and not 4: each block has a scale and a minimum beside its codes
+            5 / 8 -> 1 / 2
+        rounded up, it does not fit: round down
+            math.floor -> math.ceil
+        r is at most 256, however large the machine
+            min(256, math.floor(room / one_rank)) -> math.floor(room / one_rank)
+    """,
 )
-def choose_config(shapes: Shapes, tied: bool, gib: float, activations: int) -> tuple[int, float, bool]:
-    """The largest rank up to 256 that fits, alpha for a scale of 2, and whether the base must be packed for it."""
-    return chosen()(shapes, tied, gib, activations)
+def choose_config(shapes, tied, gib, activations):
+    """shapes: a dictionary of name -> shape; tied: is the head the embedding?; gib: GiB; activations: bytes
+    -> r, alpha, packed"""
+    P = sum(math.prod(shape) for name, shape in shapes.items() if not (tied and name == "lm_head.weight"))
+    one_rank = 16 * sum(sum(shape) for name, shape in shapes.items() if "_proj" in name)
+    for packed in (False, True):
+        room = gib * 2**30 - activations - P * (5 / 8 if packed else 4)
+        r = max(0, min(256, math.floor(room / one_rank)))
+        if r >= 8:
+            break
+    return r, 2 * r, packed
 
 
 # -- 15.2 --------------------------------------------------------------------------------------------------------------
-
-Run = dict[str, Any]
 
 
 def draw_run(rng: np.random.Generator, method: str) -> Draw:
@@ -167,134 +132,63 @@ def draw_run(rng: np.random.Generator, method: str) -> Draw:
     return Draw(run=run, versions=int(rng.integers(3, 30)), price=float(rng.uniform(0.02, 0.2)))
 
 
-def column(**other: Callable[[Run, int, float], float]) -> Callable:
-    """The column of a run, with another way to come to some of its numbers."""
-
-    def answer(run: Run, versions: int, price: float) -> tuple[float, ...]:
-        return tuple(other.get(name, way)(run, versions, price) for name, way in RIGHT.items())
-
-    return answer
-
-
-def is_lora(run: Run) -> bool:
-    """Was an adapter trained, beside a frozen base?"""
-    return run["method"] == "lora"
-
-
-def updated(run: Run, versions: int, price: float) -> float:
-    """Percent of all numbers, the adapter's included."""
-    total = run["base_parameters"] + (run["trained_parameters"] if is_lora(run) else 0)
-    return 100 * run["trained_parameters"] / total
-
-
-def bytes_kept(run: Run, versions: int, bases: float = 1) -> float:
-    """Bytes of so many versions; with LoRA of the base, too."""
-    return versions * run["version_bytes"] + (bases * run["base_bytes"] if is_lora(run) else 0)
-
-
-def core_hours(run: Run) -> float:
-    """Of search and run."""
-    return run["cores"] * (run["search_seconds"] + run["seconds"]) / 3600
-
-
-def change(run: Run, versions: int, price: float) -> float:
-    """Of the loss, in percent of what it was."""
-    before, after = run["loss"]
-    return 100 * (after - before) / before
-
-
-RIGHT: dict[str, Callable[[Run, int, float], float]] = {
-    "updated": updated,
-    "memory": lambda run, versions, price: run["peak_bytes"] / 1e9,
-    "disk": lambda run, versions, price: bytes_kept(run, versions) / 1e9,
-    "dollars": lambda run, versions, price: price * core_hours(run),
-    "change": change,
-}
-
-
 @exercise(
     "15.2",
     draw=[partial(draw_run, method="lora"), partial(draw_run, method="full")],
     returns="updated, memory, disk, dollars, change",
     decisive=['(run["search_seconds"] + run["seconds"]) / 3600', 'versions * run["version_bytes"] +'],
-    mistakes={
-        "adapter left out": (
-            column(updated=lambda run, v, p: 100 * run["trained_parameters"] / run["base_parameters"]),
-            "the adapter is left out of the whole: while it trains, the model has base_parameters and the adapter's",
-        ),
-        "adapter counted for full": (
-            column(
-                updated=lambda run, v, p: (
-                    100 * run["trained_parameters"] / (run["trained_parameters"] + run["base_parameters"])
-                )
-            ),
-            "full fine-tuning trains the base itself: there is no adapter beside it to be counted",
-        ),
-        "a share": (column(updated=lambda *given: updated(*given) / 100), "in percent: times 100"),
-        "times fewer": (
-            column(updated=lambda run, v, p: run["base_parameters"] / run["trained_parameters"]),
-            "that is how many times fewer learn: asked is how many percent of all learned",
-        ),
-        "GiB for GB": (
-            column(memory=lambda run, v, p: run["peak_bytes"] / GIB),
-            "a GB has 10**9 bytes: you divided by 2**30, which gives GiB",
-        ),
-        "MB for GB": (column(memory=lambda run, v, p: run["peak_bytes"] / 1e6), "that is MB: a GB has 10**9 bytes"),
-        "disk in GiB": (
-            column(disk=lambda run, v, p: bytes_kept(run, v) / GIB),
-            "a GB has 10**9 bytes: these are GiB, of 2**30",
-        ),
-        "base left out": (
-            column(disk=lambda run, v, p: bytes_kept(run, v, bases=0) / 1e9),
-            "the base is left out: an adapter is worth nothing without it, and it is needed once",
-        ),
-        "a base for each": (
-            column(disk=lambda run, v, p: bytes_kept(run, v, bases=v) / 1e9),
-            "all adapters share one base: it is needed once, and not for each version",
-        ),
-        "base for full": (
-            column(disk=lambda run, v, p: (v * run["version_bytes"] + run["base_bytes"]) / 1e9),
-            "a version of full fine-tuning is a whole model: it needs no base beside it",
-        ),
-        "one version": (
-            column(disk=lambda run, v, p: bytes_kept(run, 1) / 1e9),
-            "that is one version: `versions` of them are kept",
-        ),
-        "cores forgotten": (
-            column(dollars=lambda run, v, price: price * core_hours(run) / run["cores"]),
-            "the price is for one core and hour: all `cores` were paid for",
-        ),
-        "search left out": (
-            column(dollars=lambda run, v, price: price * run["cores"] * run["seconds"] / 3600),
-            "the search for a learning rate is left out, and it was paid for, too",
-        ),
-        "minutes": (
-            column(dollars=lambda run, v, price: 60 * price * core_hours(run)),
-            "those are core minutes: an hour has 3,600 seconds",
-        ),
-        "seconds": (
-            column(dollars=lambda run, v, price: 3600 * price * core_hours(run)),
-            "the price is for an hour, and you took it for a second: divide by 3,600",
-        ),
-        "cents": (column(dollars=lambda run, v, price: 100 * price * core_hours(run)), "in dollars, not in cents"),
-        "of what it is now": (
-            column(change=lambda run, v, p: 100 * (run["loss"][1] - run["loss"][0]) / run["loss"][1]),
-            "in percent of the loss before: you divided by the loss after",
-        ),
-        "gain": (
-            column(change=lambda *given: -change(*given)),
-            "the sign: after less before, so that a loss that fell has a change below zero",
-        ),
-        "in nats": (
-            column(change=lambda run, v, p: run["loss"][1] - run["loss"][0]),
-            "that is the change in nats: asked is how many percent of the loss before",
-        ),
-        "what is left": (
-            column(change=lambda run, v, p: 100 * run["loss"][1] / run["loss"][0]),
-            "that is how much of the loss is left: asked is by how much it changed",
-        ),
-    },
+    mistakes="""
+        the adapter is left out of the whole: while it trains, the model has base_parameters and the adapter's
+            + (run["trained_parameters"] if lora else 0) ->
+        full fine-tuning trains the base itself: there is no adapter beside it to be counted
+            (run["trained_parameters"] if lora else 0) -> run["trained_parameters"]
+        in percent: times 100
+            updated = 100 * -> updated =
+        that is how many times fewer learn: asked is how many percent of all learned
+            100 * run["trained_parameters"] / total -> run["base_parameters"] / run["trained_parameters"]
+        a GB has 10**9 bytes: you divided by 2**30, which gives GiB
+            run["peak_bytes"] / 1e9 -> run["peak_bytes"] / 2**30
+        that is MB: a GB has 10**9 bytes
+            run["peak_bytes"] / 1e9 -> run["peak_bytes"] / 1e6
+        a GB has 10**9 bytes: these are GiB, of 2**30
+            if lora else 0)) / 1e9 -> if lora else 0)) / 2**30
+        the base is left out: an adapter is worth nothing without it, and it is needed once
+            + (run["base_bytes"] if lora else 0) ->
+        all adapters share one base: it is needed once, and not for each version
+            (run["base_bytes"] if -> (versions * run["base_bytes"] if
+        a version of full fine-tuning is a whole model: it needs no base beside it
+            (run["base_bytes"] if lora else 0) -> run["base_bytes"]
+        that is one version: `versions` of them are kept
+            versions * run -> run
+        the price is for one core and hour: all `cores` were paid for
+            * run["cores"] ->
+        the search for a learning rate is left out, and it was paid for, too
+            (run["search_seconds"] + run["seconds"]) -> run["seconds"]
+        those are core minutes: an hour has 3,600 seconds
+            / 3600 -> / 60
+        the price is for an hour, and you took it for a second: divide by 3,600
+            / 3600 ->
+        in dollars, not in cents
+            dollars = price -> dollars = 100 * price
+        in percent of the loss before: you divided by the loss after
+            / before -> / after
+        the sign: after less before, so that a loss that fell has a change below zero
+            after - before -> before - after
+        that is the change in nats: asked is how many percent of the loss before
+            100 * (after - before) / before -> after - before
+        that is how much of the loss is left: asked is by how much it changed
+            (after - before) / before -> after / before
+    """,
 )
-def table_from_metrics(run: Run, versions: int, price: float) -> tuple[float, ...]:
-    """The column of a run: percent updated, GB of memory and of disk, dollars, change of the loss in percent."""
-    return column()(run, versions, price)
+def table_from_metrics(run, versions, price):
+    """run: a dictionary; versions: how many are kept; price: dollars per core and hour
+    -> updated, memory, disk, dollars, change"""
+    lora = run["method"] == "lora"
+    total = run["base_parameters"] + (run["trained_parameters"] if lora else 0)
+    updated = 100 * run["trained_parameters"] / total
+    memory = run["peak_bytes"] / 1e9
+    disk = (versions * run["version_bytes"] + (run["base_bytes"] if lora else 0)) / 1e9
+    hours = (run["search_seconds"] + run["seconds"]) / 3600
+    dollars = price * run["cores"] * hours
+    before, after = run["loss"]
+    return updated, memory, disk, dollars, 100 * (after - before) / before

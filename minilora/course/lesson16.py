@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,30 +31,6 @@ def draw_norm(rng: np.random.Generator, r: int | None = None) -> Draw:
     return drawn
 
 
-def lengths(
-    scale_of: Callable[[float, int], float] = lambda alpha, r: alpha / r,
-    cross: float = 2,
-    power: int = 2,
-    base: float = 1,
-    gram: bool = True,
-    root: bool = True,
-) -> Callable:
-    """The lengths, with other factors before the three terms of the square, or without A Aᵀ, or without the root."""
-
-    def answer(W: Any, A: Any, B: Any, alpha: float) -> Any:
-        s = scale_of(alpha, len(A))
-        square = base * np.einsum("mn,mn->m", W, W) + cross * s * np.einsum("mr,mr->m", W @ A.T, B)
-        square = square + s**power * np.einsum("mr,mr->m", B @ (A @ A.T) if gram else B, B)
-        return np.sqrt(square) if root else square
-
-    return answer
-
-
-def of_matrix(measure: Callable[[Any], Any]) -> Callable:
-    """What `measure` finds of V = W + (alpha / r) B A, formed."""
-    return lambda W, A, B, alpha: measure(W + alpha / len(A) * (B @ A))
-
-
 @exercise(
     "16.1",
     draw=draw_norm,
@@ -66,48 +41,47 @@ def of_matrix(measure: Callable[[Any], Any]) -> Callable:
         " of the length as three terms, and take einsum for the first"
     },
     decisive=["np.sqrt(first + 2 * second + third)"],
-    mistakes={
-        "forms V": (of_matrix(lambda V: np.linalg.norm(V, axis=1)), "right, but an array of W's size is computed"),
-        "columns": (
-            of_matrix(lambda V: np.linalg.norm(V, axis=0)),
-            "these are the lengths of the columns: each row of V, one output's weights, has a length",
-        ),
-        "one length": (of_matrix(np.linalg.norm), "this is one length for all of V: each row has its own"),
-        "base alone": (
-            lambda W, A, B, alpha: np.linalg.norm(W, axis=1),
-            "these are the lengths of W's rows: the update changes them",
-        ),
-        "update alone": (lengths(base=0, cross=0), "these are the lengths of the update's rows: W is missing"),
-        "lengths added": (
-            lambda W, A, B, alpha: (
-                np.linalg.norm(W, axis=1) + alpha / len(A) * np.sqrt(np.einsum("mr,mr->m", B @ (A @ A.T), B))
-            ),
-            "the two lengths are added: that is right only where both rows point the same way; add squares",
-        ),
-        "no cross term": (
-            lengths(cross=0),
-            "the middle term is missing: |w + u|² = |w|² + 2 w·u + |u|², and W's rows are not at right angles to the"
-            " update's",
-        ),
-        "cross term once": (lengths(cross=1), "the middle term stands twice in a square: 2 w·u"),
-        "minus": (lengths(cross=-2), "the sign of the middle term is wrong: the update is added"),
-        "scale not squared": (lengths(power=1), "in the last term the scale stands squared: |s u|² = s² |u|²"),
-        "no A Aᵀ": (
-            lengths(gram=False),
-            "the last term is the length of B's rows: A's rows are not of length 1 at right angles, so A Aᵀ counts",
-        ),
-        "no root": (lengths(root=False), "these are the squares: take the root"),
-        "no scale": (lengths(lambda alpha, r: 1), "the scale alpha / r is missing"),
-        "alpha": (lengths(lambda alpha, r: alpha), "the scale is alpha / r, not alpha"),
-        "square root": (
-            lengths(lambda alpha, r: alpha / np.sqrt(r)),
-            "the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's",
-        ),
-    },
+    mistakes="""
+        right, but an array of W's size is computed
+            -> return np.linalg.norm(W + alpha / len(A) * (B @ A), axis=1)
+        these are the lengths of the columns: each row of V, one output's weights, has a length
+            -> return np.linalg.norm(W + alpha / len(A) * (B @ A), axis=0)
+        this is one length for all of V: each row has its own
+            -> return np.linalg.norm(W + alpha / len(A) * (B @ A))
+        these are the lengths of W's rows: the update changes them
+            -> return np.linalg.norm(W, axis=1)
+        these are the lengths of the update's rows: W is missing
+            first + 2 * second + third -> third
+        the two lengths are added: that is right only where both rows point the same way; add squares
+            np.sqrt(first + 2 * second + third) -> np.sqrt(first) + np.sqrt(third)
+        the middle term is missing: |w + u|² = |w|² + 2 w·u + |u|², and W's rows are not at right angles to the \
+        update's
+            + 2 * second ->
+        the middle term stands twice in a square: 2 w·u
+            2 * second -> second
+        the sign of the middle term is wrong: the update is added
+            + 2 * second -> - 2 * second
+        in the last term the scale stands squared: |s u|² = s² |u|²
+            b @ (A @ A.T), b -> b @ (A @ A.T), B
+        the last term is the length of B's rows: A's rows are not of length 1 at right angles, so A Aᵀ counts
+            b @ (A @ A.T) -> b
+        these are the squares: take the root
+            np.sqrt(first + 2 * second + third) -> first + 2 * second + third
+        the scale alpha / r is missing
+            (alpha / len(A)) * B -> B
+        the scale is alpha / r, not alpha
+            alpha / len(A) -> alpha
+        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
+            len(A) -> np.sqrt(len(A))
+    """,
 )
-def dora_norm(W: Any, A: Any, B: Any, alpha: float) -> Any:
-    """The length of each row of W + (alpha / r) B A, from three terms, none of them as large as W."""
-    return lengths()(W, A, B, alpha)
+def dora_norm(W, A, B, alpha):
+    """W (m, n), A (r, n), B (m, r) -> the lengths of the rows of W + (alpha / r) B A (m)"""
+    b = (alpha / len(A)) * B
+    first = np.einsum("mn,mn->m", W, W)
+    second = np.einsum("mr,mr->m", W @ A.T, b)
+    third = np.einsum("mr,mr->m", b @ (A @ A.T), b)
+    return np.sqrt(first + 2 * second + third)
 
 
 # -- 16.2 PiSSA's start ------------------------------------------------------------------------------------------------
@@ -183,33 +157,6 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         raise Wrong("residual + s B A is not W: the start would not be the base")
 
 
-def started(
-    in_B: Callable[..., Any] = lambda S, s: np.sqrt(S / s),
-    in_A: Callable[..., Any] = lambda S, s: np.sqrt(S / s),
-    scale_of: Callable[[float, int], float] = lambda alpha, r: alpha / r,
-    rest: Callable[..., Any] = lambda W, B, A, s: W - s * (B @ A),
-    smallest: bool = False,
-) -> Callable:
-    """A start with in_B(S, s) on B's columns and in_A(S, s) on A's rows, another scale, residual or part of W."""
-
-    def answer(W: Any, r: int, alpha: float) -> Any:
-        U, S, Vt = pieces(W, r, slice(-r, None) if smallest else None)
-        s = scale_of(alpha, r)
-        A, B = in_A(S, s)[:, None] * Vt, U * in_B(S, s)
-        return A, B, rest(W, B, A, s)
-
-    return answer
-
-
-def wrong_side(W: Any, r: int, alpha: float) -> Any:
-    """A from the columns of Vᵀ, as if it were V."""
-    s, (U, S, Vt) = alpha / r, np.linalg.svd(W, full_matrices=False)
-    V = np.zeros((W.shape[1], W.shape[1]))
-    V[: len(Vt)] = Vt
-    A, B = np.sqrt(S[:r] / s)[:, None] * V[:, :r].T, U[:, :r] * np.sqrt(S[:r] / s)
-    return A, B, W - s * (B @ A)
-
-
 @exercise(
     "16.2",
     draw=draw_start,
@@ -217,35 +164,54 @@ def wrong_side(W: Any, r: int, alpha: float) -> Any:
     returns="A (r, n), B (m, r), residual (m, n)",
     judge=judge_start,
     decisive=["root = np.sqrt(S[:r] / s)"],
-    mistakes={
-        "scale forgotten": (started(lambda S, s: np.sqrt(S), lambda S, s: np.sqrt(S)), "the scale is forgotten"),
-        "scale twice": (started(lambda S, s: np.sqrt(S) / s, lambda S, s: np.sqrt(S) / s), "divided out twice"),
-        "alpha": (started(scale_of=lambda alpha, r: alpha), "the scale is alpha / r, not alpha"),
-        "square root": (
-            started(scale_of=lambda alpha, r: alpha / np.sqrt(r)),
-            "not alpha / sqrt(r), which is rsLoRA's",
-        ),
-        "S in both": (
-            started(lambda S, s: S / np.sqrt(s), lambda S, s: S / np.sqrt(s)),
-            "S stands in both factors whole",
-        ),
-        "no S": (started(lambda S, s: S**0 / np.sqrt(s), lambda S, s: S**0 / np.sqrt(s)), "S is missing"),
-        "one root": (started(lambda S, s: np.sqrt(S) / s, lambda S, s: S**0), "the root of S counts once"),
-        "smallest": (started(smallest=True), "these are the smallest singular values"),
-        "LoRA's start": (started(in_B=lambda S, s: 0 * S), "A and B start as LoRA's"),
-        "columns of Vᵀ": (wrong_side, "s B A is not the best approximation of W of rank r"),
-        "all in B": (started(lambda S, s: S / s, lambda S, s: S**0), "one of the two holds more than its half"),
-        "all in A": (started(lambda S, s: S**0, lambda S, s: S / s), "one of the two holds more than its half"),
-        "residual is W": (started(rest=lambda W, B, A, s: W), "the residual is W itself"),
-        "residual without scale": (started(rest=lambda W, B, A, s: W - B @ A), "the residual leaves out the scale"),
-        "residual added": (started(rest=lambda W, B, A, s: W + s * (B @ A)), "the residual has the wrong sign"),
-        "residual turned": (started(rest=lambda W, B, A, s: s * (B @ A) - W), "the residual has the wrong sign"),
-        "the part": (started(rest=lambda W, B, A, s: s * (B @ A)), "the residual is the part that A and B hold"),
-    },
+    mistakes="""
+        the scale is forgotten
+            S[:r] / s -> S[:r]
+        divided out twice
+            np.sqrt(S[:r] / s) -> np.sqrt(S[:r]) / s
+        the scale is alpha / r, not alpha
+            alpha / r -> alpha
+        not alpha / sqrt(r), which is rsLoRA's
+            alpha / r -> alpha / np.sqrt(r)
+        S stands in both factors whole
+            np.sqrt(S[:r] / s) -> S[:r] / np.sqrt(s)
+        S is missing
+            S[:r] / s -> S[:r] ** 0 / s
+        the root of S counts once
+            np.sqrt(S[:r] / s) -> np.sqrt(S[:r]) / s
+            root[:, None] * ->
+        these are the smallest singular values
+            full_matrices=False) -> full_matrices=False); U, S, Vt = U[:, ::-1], S[::-1], Vt[::-1]
+        A and B start as LoRA's
+            U[:, :r] * root -> 0 * U[:, :r]
+        s B A is not the best approximation of W of rank r
+            full_matrices=False) -> full_matrices=False); Vt = np.pad(Vt, ((0, W.shape[1] - len(Vt)), (0, 0)))
+            Vt[:r] -> Vt[:, :r].T
+        one of the two holds more than its half
+            root[:, None] * ->
+            * root -> * root**2
+        one of the two holds more than its half
+            root[:, None] * -> root[:, None] ** 2 *
+            U[:, :r] * root -> U[:, :r]
+        the residual is W itself
+            W - s * (B @ A) -> W
+        the residual leaves out the scale
+            W - s * (B @ A) -> W - B @ A
+        the residual has the wrong sign
+            W - s -> W + s
+        the residual has the wrong sign
+            W - s * (B @ A) -> s * (B @ A) - W
+        the residual is the part that A and B hold
+            W - s -> s
+    """,
 )
-def pissa_start(W: Any, r: int, alpha: float) -> Any:
-    """A and B from the largest singular values, and what is left of W."""
-    return started()(W, r, alpha)
+def pissa_start(W, r, alpha):
+    """W (m, n), r the rank -> A (r, n), B (m, r), residual (m, n)"""
+    s = alpha / r
+    U, S, Vt = np.linalg.svd(W, full_matrices=False)
+    root = np.sqrt(S[:r] / s)
+    A, B = root[:, None] * Vt[:r], U[:, :r] * root
+    return A, B, W - s * (B @ A)
 
 
 # -- 16.3 DoRA's gradients ---------------------------------------------------------------------------------------------
@@ -260,25 +226,6 @@ def draw_dora(rng: np.random.Generator, r: int | None = None) -> Draw:
     return drawn
 
 
-def gradients(
-    norms: Callable[..., Any] = dora_norm,
-    quotient: Callable[..., Any] = lambda magnitude, norms: magnitude / norms,
-    dm: Callable[..., Any] = lambda g, y, magnitude, norms: (g * y).sum(0) / norms,
-    parts: Callable[..., Any] = lambda dA, dB, plain: (dA, dB),
-    scale_of: Callable[[float, int], float] = lambda alpha, r: alpha,
-) -> Callable:
-    """The gradients, with other lengths, another quotient before g, another dmagnitude, or other parts."""
-
-    def answer(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
-        own = norms(W, A, B, alpha)
-        y = lora_forward(x, W, A, B, alpha)
-        _, dA, dB = lora_backward(x, W, A, B, g * quotient(magnitude, own), scale_of(alpha, len(A)))
-        plain = lora_backward(x, W, A, B, g, alpha)[1:]
-        return dm(g, y, magnitude, own), *parts(dA, dB, plain)
-
-    return answer
-
-
 def through_the_norm(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
     """The gradient of everything, of the lengths as well."""
     s = alpha / len(A)
@@ -286,12 +233,6 @@ def through_the_norm(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alp
     unit, G = V / own[:, None], g.T @ x
     dV = (magnitude / own)[:, None] * (G - unit * (unit * G).sum(1, keepdims=True))
     return (unit * G).sum(1), s * B.T @ dV, s * dV @ A.T
-
-
-def with_base(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
-    """dmagnitude from x Wᵀ in place of x Vᵀ."""
-    right = dora_backward(x, W, A, B, magnitude, g, alpha)
-    return (g * (x @ W.T)).sum(0) / dora_norm(W, A, B, alpha), *right[1:]
 
 
 def forms_gradient(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
@@ -316,64 +257,46 @@ def by_the_engine(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha:
     by_hand=True,
     forbids={"m n": "right, but an array of W's size is computed: send g, scaled, through your lora_backward"},
     decisive=["(g * y).sum(axis=0) / norms"],
-    mistakes={
-        "plain LoRA": (
-            gradients(quotient=lambda magnitude, norms: 1),
-            "dA and dB are plain LoRA's: g reaches them through the factor magnitude / norms of each output",
-        ),
-        "length of W": (
-            gradients(norms=lambda W, A, B, alpha: np.linalg.norm(W, axis=1)),
-            "the lengths are those of W's rows: that is right at the start only, then V = W + s B A counts",
-        ),
-        "upside down": (
-            gradients(quotient=lambda magnitude, norms: norms / magnitude),
-            "the factor is magnitude / norms, not norms / magnitude",
-        ),
-        "not divided": (
-            gradients(quotient=lambda magnitude, norms: magnitude, dm=lambda g, y, magnitude, norms: (g * y).sum(0)),
-            "nothing is divided by the lengths: y = magnitude / norms · x Vᵀ",
-        ),
-        "factor without length": (
-            gradients(quotient=lambda magnitude, norms: magnitude),
-            "the factor before g is magnitude / norms: the lengths are missing in it",
-        ),
-        "dm not divided": (
-            gradients(dm=lambda g, y, magnitude, norms: (g * y).sum(0)),
-            "dmagnitude is not divided by the lengths: y contains magnitude · (x Vᵀ / norms)",
-        ),
-        "dm with magnitude": (
-            gradients(dm=lambda g, y, magnitude, norms: (g * y * magnitude).sum(0) / norms),
-            "dmagnitude contains magnitude itself: y is linear in it, so its derivative does not",
-        ),
-        "slices": (
-            gradients(dm=lambda g, y, magnitude, norms: g * y / norms),
-            "dmagnitude has one row per token: add them up, all tokens use the same magnitudes",
-        ),
-        "mean": (
-            gradients(dm=lambda g, y, magnitude, norms: (g * y).mean(0) / norms),
-            "dmagnitude is divided by the number of tokens: where the loss is a mean, g has that",
-        ),
-        "base": (with_base, "dmagnitude sees x Wᵀ alone: what is stretched is x Vᵀ, with the update in it"),
-        "dA without factor": (
-            gradients(parts=lambda dA, dB, plain: (plain[0], dB)),
-            "dA lacks the factor magnitude / norms, dB has it",
-        ),
-        "dB without factor": (
-            gradients(parts=lambda dA, dB, plain: (dA, plain[1])),
-            "dB lacks the factor magnitude / norms, dA has it",
-        ),
-        "through the norm": (
-            through_the_norm,
-            "the lengths are differentiated, too: right as mathematics, but DoRA holds them fixed in the gradient",
-        ),
-        "scale": (
-            gradients(scale_of=lambda alpha, r: alpha / r),
-            "the scale stands twice: lora_backward takes alpha and divides by r itself",
-        ),
-        "forms the gradient of W": (forms_gradient, "right, but an array of W's size is computed"),
-        "by the engine": (by_the_engine, "by hand: write the gradient down yourself, without .backward()"),
-    },
+    mistakes="""
+        dA and dB are plain LoRA's: g reaches them through the factor magnitude / norms of each output
+            g * (magnitude / norms) -> g
+        the lengths are those of W's rows: that is right at the start only, then V = W + s B A counts
+            dora_norm(W, A, B, alpha) -> np.linalg.norm(W, axis=1)
+        the factor is magnitude / norms, not norms / magnitude
+            magnitude / norms -> norms / magnitude
+        nothing is divided by the lengths: y = magnitude / norms · x Vᵀ
+            .sum(axis=0) / norms -> .sum(axis=0)
+            magnitude / norms -> magnitude
+        the factor before g is magnitude / norms: the lengths are missing in it
+            magnitude / norms -> magnitude
+        dmagnitude is not divided by the lengths: y contains magnitude · (x Vᵀ / norms)
+            .sum(axis=0) / norms -> .sum(axis=0)
+        dmagnitude contains magnitude itself: y is linear in it, so its derivative does not
+            g * y -> g * y * magnitude
+        dmagnitude has one row per token: add them up, all tokens use the same magnitudes
+            (g * y).sum(axis=0) -> g * y
+        dmagnitude is divided by the number of tokens: where the loss is a mean, g has that
+            .sum(axis=0) -> .mean(axis=0)
+        dmagnitude sees x Wᵀ alone: what is stretched is x Vᵀ, with the update in it
+            g * y -> g * (x @ W.T)
+        dA lacks the factor magnitude / norms, dB has it
+            return -> dA = lora_backward(x, W, A, B, g, alpha)[1]; return
+        dB lacks the factor magnitude / norms, dA has it
+            return -> dB = lora_backward(x, W, A, B, g, alpha)[2]; return
+        the lengths are differentiated, too: right as mathematics, but DoRA holds them fixed in the gradient
+            through_the_norm
+        the scale stands twice: lora_backward takes alpha and divides by r itself
+            (magnitude / norms), alpha -> (magnitude / norms), alpha / len(A)
+        right, but an array of W's size is computed
+            forms_gradient
+        by hand: write the gradient down yourself, without .backward()
+            by_the_engine
+    """,
 )
-def dora_backward(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
-    """With the lengths held fixed, DoRA is LoRA with each output's g times magnitude / norms."""
-    return gradients()(x, W, A, B, magnitude, g, alpha)
+def dora_backward(x, W, A, B, magnitude, g, alpha):
+    """x (T, n), W (m, n), A (r, n), B (m, r), magnitude (m), g (T, m) -> dmagnitude (m), dA (r, n), dB (m, r)"""
+    norms = dora_norm(W, A, B, alpha)
+    y = lora_forward(x, W, A, B, alpha)
+    dmagnitude = (g * y).sum(axis=0) / norms
+    _, dA, dB = lora_backward(x, W, A, B, g * (magnitude / norms), alpha)
+    return dmagnitude, dA, dB

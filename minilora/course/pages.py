@@ -64,12 +64,11 @@ def variants() -> str:
 
 
 def mistakes() -> str:
-    """For each exercise, its known mistakes and what the checker prints."""
+    """For each exercise the lines that the checker prints for known mistakes."""
     blocks = []
     for exercise in in_order():
-        rows = [f"### {exercise.number} `{exercise.name}`", "", "| mistake | the line |", "|---|---|"]
-        rows += [f"| {what} | {cell(line)} |" for what, (_, line) in exercise.forms[0].mistakes.items()]
-        blocks.append("\n".join(rows))
+        lines = dict.fromkeys(mistake.line for mistake in exercise.forms[0].mistakes)
+        blocks.append("\n".join([f"### {exercise.number} `{exercise.name}`", "", *(f"- {escaped(x)}" for x in lines)]))
     return "\n\n".join(blocks)
 
 
@@ -78,9 +77,9 @@ def in_order() -> list[Exercise]:
     return sorted(EXERCISES.values(), key=lambda e: [int(number) for number in e.number.split(".")])
 
 
-def cell(text: str) -> str:
-    """A line as it stands in a table's cell."""
-    return re.sub(r"([|*_<])", r"\\\1", text)
+def escaped(text: str) -> str:
+    """A line as plain text in Markdown; what is between backticks stays."""
+    return re.sub(r"`[^`]*`|([*_<])", lambda found: f"\\{found[1]}" if found[1] else found[0], text)
 
 
 def filled(page: str, **tables: str) -> str:

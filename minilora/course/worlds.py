@@ -1,12 +1,9 @@
-"""Worlds for a claim of one's own (exercise 18.3): what is true in them is known, since it was planted. And ways to
-measure in them, good and bad.
-"""
+"""Worlds for a claim of one's own (exercise 18.3): what is true in them is known, since it was planted."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -67,47 +64,3 @@ WORLDS = [
     draw_world(lambda claimed, n: (-1.5 * claimed, 0.2 * claimed)),  # the new one is worse
     draw_world(lambda claimed, n: (-0.5 * claimed, 2 * claimed)),  # worse by the mean, if that were all
 ]
-
-
-# -- what somebody measures --------------------------------------------------------------------------------------------
-
-
-def tuned(run: Any, rates: Any, seeds: Any, method: str, part: str = "validation") -> float:
-    """The rate with the lowest mean loss over these seeds."""
-    return min(rates, key=lambda lr: np.mean([run(method, lr, seed)[part] for seed in seeds]))
-
-
-def both_tuned(run: Any, rates: Any, seeds: Any) -> dict[str, float]:
-    """Each method's best rate."""
-    return {method: tuned(run, rates, seeds, method) for method in ("old", "new")}
-
-
-def at(rate: Callable[..., dict[str, float]], part: str = "test") -> Callable[..., Any]:
-    """The differences old - new, with rates chosen in this way, on this set."""
-
-    def measure(run: Any, rates: Any, seeds: Any) -> Any:
-        chosen = rate(run, rates, seeds)
-        return np.array([run("old", chosen["old"], s)[part] - run("new", chosen["new"], s)[part] for s in seeds])
-
-    return measure
-
-
-TUNED = at(both_tuned)
-
-
-def rate_per_seed(run: Any, rates: Any, seeds: Any) -> Any:
-    """The differences, each seed at rates of its own."""
-    return np.array([TUNED(run, rates, [seed])[0] for seed in seeds])
-
-
-def without_worst(run: Any, rates: Any, seeds: Any) -> Any:
-    """The differences, without the one that speaks most against the new method."""
-    found = TUNED(run, rates, seeds)
-    return np.delete(found, np.argmin(found))
-
-
-def best_seed(run: Any, rates: Any, seeds: Any) -> Any:
-    """The difference between the best seeds of both."""
-    chosen = both_tuned(run, rates, seeds)
-    old, new = (min(run(method, chosen[method], seed)["test"] for seed in seeds) for method in ("old", "new"))
-    return np.array([old - new])

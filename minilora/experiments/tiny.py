@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from ..data.records import read_records
 from ..data.samples import encode_records
 from ..data.splits import split_records
@@ -41,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 FULL = "full"
 _NAME = "trial"
+MEASURED = ("validation", "test", "general")
 
 
 def tiny_run(
@@ -57,28 +60,36 @@ def tiny_run(
     seed: int = 0,
     every: int = 0,
     held_out: int = 30,
+    shuffled: bool = False,
 ) -> dict[str, Any]:
     """Train the tiny base on a domain and return losses in nats per scored token.
 
-    lr: the peak; warm-up and cosine are `fit`'s. method: "lora" or "full", which trains every weight. alpha: 32
-    whatever r is, so that the scale is alpha / r, as in "LoRA Without Regret". targets: module names, or a rank for
-    each name. variant: "lora", "rslora", "lora+" (B learns `ratio` times as fast), "dora" or "pissa". data: a domain
-    that comes with minilora, or a path. seed: of the adapter's start and of the order of the samples, so that two
-    contenders with one seed see the same batches. every: with it, `curve` has (step, validation loss) every so many
-    steps, from 0 on. held_out: at most so many records in each of the sets that are measured.
+    lr: the peak; warm-up and cosine are `fit`'s.
+    method: "lora" or "full", which trains every weight.
+    r, alpha: LoRA's. alpha is 32 for every r, so that the scale is alpha / r, as in "LoRA Without Regret".
+    targets: module names, or a rank for each name.
+    variant: "lora", "rslora", "lora+" (B learns `ratio` times as fast), "dora" or "pissa".
+    ratio: of LoRA+.
+    steps, batch_size: the length of training, and records per step.
+    data: a domain that comes with minilora, or a path.
+    seed: of the adapter's initialisation and of the order of the samples, so that two contenders with one seed see the
+        same batches.
+    every: if given, `curve` has (step, validation loss) after every so many steps, from 0 on.
+    held_out: records, at most, in each of the sets that are measured.
+    shuffled: every token of the vocabulary means another one, the same everywhere: a language to be learned anew.
 
     Returns {"validation", "test": on records that were not trained on; "general": on everyday questions, where a rise
     is forgetting; "before": these three of the base; "train": the loss of every step; "curve"; "trained": how many
-    parameters}. Raises TrainingError where the loss ceases to be finite, ValueError for settings that mean nothing.
+    parameters}. Raises TrainingError if the loss stops being finite, ValueError for settings that mean nothing.
     """
     if method not in ("lora", FULL):
         raise ValueError(f"method must be lora or full, got {method!r}")
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     model, _ = tiny_base()
-    sets = samples_of(data)
-    held = {name: evenly(sets[name], held_out) for name in ("validation", "test", "general")}
-    before = dict(_before(data, held_out))
+    sets = samples_of(data, shuffled)
+    held = {name: evenly(sets[name], held_out) for name in MEASURED}
+    before = dict(_before(data, held_out, shuffled))
     curve = [(0, before["validation"])] if every else []
 
     def look(step: int) -> None:
@@ -139,22 +150,29 @@ def _originals() -> dict[str, Array]:
 
 
 @cache
-def samples_of(data: str) -> dict[str, list[Sample]]:
-    """ "train", "validation" and "test" of a domain, and "general", as samples for the tiny base. Where nothing is held
-    out for validation, the test's even records are that.
+def samples_of(data: str, shuffled: bool = False) -> dict[str, list[Sample]]:
+    """The samples "train", "validation" and "test" of a domain, and "general", for the tiny base. If the data hold
+    nothing out for validation, every second test record is that. shuffled: as in `tiny_run`.
     """
-    _, tokenizer = tiny_base()
+    model, tokenizer = tiny_base()
     splits = split_records(read_records(data, tokenizer))
     if not splits["validation"]:
         splits["validation"], splits["test"] = splits["test"][::2], splits["test"][1::2]
-    return {
-        **{name: encode_records(records, tokenizer) for name, records in splits.items()},
-        "general": encode_records(read_records("general", tokenizer), tokenizer),
-    }
+    splits["general"] = read_records("general", tokenizer)
+    samples = {name: encode_records(records, tokenizer) for name, records in splits.items()}
+    if not shuffled:
+        return samples
+    means = np.random.default_rng(0).permutation(model.config.vocab_size).tolist()
+    return {name: [_in_other_words(sample, means) for sample in part] for name, part in samples.items()}
+
+
+def _in_other_words(sample: Sample, means: list[int]) -> Sample:
+    ids, labels = ([means[i] if i >= 0 else i for i in row] for row in (sample.ids, sample.labels))
+    return Sample(tuple(ids), tuple(labels), tuple(_in_other_words(other, means) for other in sample.others))
 
 
 @cache
-def _before(data: str, held_out: int) -> dict[str, float]:
+def _before(data: str, held_out: int, shuffled: bool) -> dict[str, float]:
     model, _ = tiny_base()
-    sets = samples_of(data)
-    return {name: mean_loss(model, evenly(sets[name], held_out)) for name in ("validation", "test", "general")}
+    sets = samples_of(data, shuffled)
+    return {name: mean_loss(model, evenly(sets[name], held_out)) for name in MEASURED}

@@ -30,13 +30,17 @@ def double():
         draw=lambda rng: Draw({"n": 5}, x=rng.standard_normal(5), names={"a": [1.0, 2.0]}),
         smallest=lambda rng: Draw({"n": 0}, x=np.zeros(0), names={"a": [0.0]}),
         returns="y (n)",
-        mistakes={
-            "triple": (lambda x, names: 3 * x, "twice, not three times"),
-            "a pair": (lambda x, names: (x, x), "add the two up"),
-            "in place": (lambda x, names: np.multiply(x, 2, out=x), "double a copy, x itself is still needed"),
-        },
+        mistakes="""
+            twice, not three times
+                2 * x -> 3 * x
+            add the two up
+                2 * x -> x, x
+            double a copy, x itself is still needed
+                2 * x -> np.multiply(x, 2, out=x)
+        """,
     )
     def double(x, names):
+        """x (n) -> y (n)"""
         return 2 * x
 
     yield EXERCISES["double"]
@@ -92,7 +96,7 @@ def test_a_mistake_is_known_by_what_it_returns_and_changes(double):
 
 def test_a_prediction_that_is_near_a_mistake_is_not_taken_for_it():
     exercise = EXERCISES["training_memory"]
-    weights, _ = exercise.forms[0].mistakes["weights alone"]
+    weights = exercise.forms[0].mistakes[0].function
     assert "expected" in judged(exercise, lambda *given: 1.004 * weights(*given), rng())
 
 

@@ -7,11 +7,11 @@ import re
 import pytest
 from lessonfiles import BUILT, KEPT, LESSONS, build_program
 
+from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.plan import Lesson
 
 SOURCES = sorted(path.relative_to(LESSONS / "src") for path in (LESSONS / "src").rglob("[0-9]*.py"))
-SOLUTION = re.compile(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", re.DOTALL)
 
 each_notebook = pytest.mark.parametrize("name", sorted(BUILT))
 each_exercise = pytest.mark.parametrize("name", sorted(name for name in BUILT if name.startswith("exercises/")))
@@ -19,10 +19,6 @@ each_exercise = pytest.mark.parametrize("name", sorted(name for name in BUILT if
 
 def code_cells(name):
     return [cell for cell in BUILT[name]["cells"] if cell["cell_type"] == "code"]
-
-
-def source_of(name):
-    return (LESSONS / "src" / name).with_suffix(".py").read_text("utf-8")
 
 
 # -- what is shipped ---------------------------------------------------------------------------------------------------
@@ -71,10 +67,10 @@ def test_a_lesson_was_run_from_top_to_bottom_and_an_exercise_was_not(name):
 @each_exercise
 def test_a_released_exercise_holds_no_line_of_a_solution(name):
     released = [line for cell in BUILT[name]["cells"] for line in "".join(cell["source"]).splitlines()]
-    solutions = SOLUTION.findall(source_of(name))
-    assert solutions and not any("SOLUTION" in line for line in released)
-    answers = {line.strip() for solution in solutions for line in solution.splitlines() if line.strip()}
-    assert answers & {line.strip() for line in released} == set()
+    asked = [e for e in EXERCISES.values() if e.lesson == int(name.split("/")[1][:2])]
+    answers = {line.strip() for e in asked for line in source_of(e.forms[0].reference)[1].splitlines()} - {""}
+    assert answers and answers & {line.strip() for line in released} == set()
+    assert not any("SOLUTION" in line for line in released)
 
 
 @each_notebook

@@ -55,12 +55,30 @@ def test_a_claim_in_small_has_its_own_band_where_it_needs_one():
     assert Claim(**told, small_band=Band("ratio", low=1)).verdict(numbers) == Verdict.NOT_HERE
 
 
-def square(x):
-    return x * x
+def root(x):
+    if x < 0:
+        raise ValueError("no root")
+    return x**0.5
 
 
-def test_each_gives_the_results_in_order():
-    assert Setting(small=True).each(square, [{"x": 3}, {"x": 1}, {"x": 2}]) == [9, 1, 4]
+def test_each_gives_the_results_in_order_and_attempt_failures_as_well():
+    setting = Setting(small=True)
+    assert setting.each(root, [{"x": 9}, {"x": 1}, {"x": 4}]) == [3, 1, 2]
+    assert setting.attempt(root, [{"x": 9}, {"x": -1}]) == [3, {"failed": "no root"}]
+    with pytest.raises(RuntimeError, match=r"^root\(x=-1\): no root$"):
+        setting.each(root, [{"x": 9}, {"x": -1}])
+
+
+def test_a_small_run_keeps_nothing(tmp_path):
+    Setting(small=True, folder=tmp_path).each(root, [{"x": 9}])
+    assert list(tmp_path.iterdir()) == []
+    Setting(jobs=1, folder=tmp_path).each(root, [{"x": 9}])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_where_updates_are_kept(tmp_path):
+    assert Setting().updates is None
+    assert Setting(folder=tmp_path).updates == str(tmp_path / "updates")
 
 
 def test_claims_are_found_by_their_files():
@@ -70,7 +88,7 @@ def test_claims_are_found_by_their_files():
 
 
 def test_a_file_that_lacks_something_is_named(monkeypatch):
-    monkeypatch.setattr(claims, "CLAIMS", "minilora.tasks")
+    monkeypatch.setattr(claims, "CLAIMS", "minilora.engine")
     monkeypatch.setattr(claims.importlib, "import_module", lambda name: claims)
     with pytest.raises(AttributeError, match=r"claim\.py lacks CLAIM"):
         read_claim("anything")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from minilora.experiments.tuned import tuned, vertex
+from minilora.experiments.tuned import best_rate, first_step, next_rate, tuned, vertex
 
 
 def valley(lr, seed, best=1e-2, fails_above=math.inf):
@@ -41,17 +41,16 @@ def test_none_is_best_at_an_edge_of_what_was_tried():
         assert rates[0] < found[name]["lr"] < rates[-1]
 
 
-def test_no_trial_is_asked_for_twice_in_the_search():
+def test_no_trial_is_asked_for_twice():
     seen = []
 
     def listening(function, trials):
-        seen.append([trial["lr"] for trial in trials])
+        seen.extend((trial["lr"], trial["seed"]) for trial in trials)
         return each(function, trials)
 
-    tuned(listening, valley, {"one": {"lr": 1e-3}}, seeds=(0,))
-    search = [lr for asked in seen[:-1] for lr in asked]
-    assert len(search) == len(set(search)) == 5
-    assert seen[-1] == [1e-2]
+    tuned(listening, valley, {"one": {"lr": 1e-3}}, seeds=(0, 1))
+    assert len(seen) == len(set(seen)) == 6
+    assert (1e-2, 1) in seen
 
 
 def test_a_rate_that_fails_is_worse_than_all_others():
@@ -85,6 +84,62 @@ def test_without_a_walk_rates_are_taken_as_they_are():
     found = tuned(each, valley, {"one": {"lr": 0.07}}, seeds=(0,), walk=False)["one"]
     assert found["lr"] == 0.07
     assert [lr for lr, _ in found["tried"]] == [0.07]
+
+
+def test_rates_that_are_given_are_all_that_is_tried():
+    found = tuned(each, valley, {"one": {"lr": [3e-2, 1e-3, 2e-3]}}, seeds=(0,))["one"]
+    assert found["lr"] == 3e-2
+    assert [lr for lr, _ in found["tried"]] == [1e-3, 2e-3, 3e-2]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_is_none_and_never_best(loss):
+    def broken(lr, seed):
+        return {"validation": loss if lr > 5e-3 else 3 + lr}
+
+    found = tuned(each, broken, {"one": {"lr": [1e-3, 1e-2]}}, seeds=(0,))["one"]
+    assert found["lr"] == 1e-3
+    assert found["tried"] == found["by_seed"]["0"] == [[1e-3, 3.001], [1e-2, None]]
+
+
+def test_where_every_rate_fails_the_search_ends_and_says_why():
+    with pytest.raises(RuntimeError, match="one at any learning rate: the loss is nan"):
+        tuned(each, valley, {"one": {"lr": 1e-2, "fails_above": 0}}, seeds=(0,))
+    with pytest.raises(RuntimeError, match=r"one at its best learning rate 0\.01: the loss is nan"):
+        tuned(each, valley, {"one": {"lr": 1e-2, "fails_above": 0}}, seeds=(0,), walk=False)
+
+
+def test_the_best_rate_has_the_lowest_loss():
+    assert best_rate({1: 3.0, 2: 1.0, 3: 2.0}) == 2
+    assert best_rate({2: 1.0, 1: 1.0, 3: math.nan, 4: None, 5: -math.inf}) == 1
+    assert best_rate({1: None}) is None and best_rate({}) is None
+
+
+@pytest.mark.parametrize(
+    ("tried", "rate"),
+    [
+        ({1e-3: 3.0, 2e-3: 2.0}, 4e-3),
+        ({1e-3: 2.0, 2e-3: 3.0}, 5e-4),
+        ({1e-3: 2.0, 2e-3: None}, 5e-4),
+        ({1e-4: 3.0, 1e-2: 2.0}, 0.05),  # never farther than a factor of five
+        ({1e-4: 2.0, 1e-2: 3.0}, 2e-5),
+        ({1e-3: 3.0, 4e-3: 4.0, 5e-3: 2.0}, 6.25e-3),  # the neighbour's distance, not the whole ladder's
+        ({1e-3: 3.0, 2e-3: 2.0, 4e-3: 3.0}, None),
+        ({1e-3: 3.0, 2e-3: 2.0, 4e-3: None}, None),
+        ({1e-3: 3.0}, None),
+        ({1e-3: None, 2e-3: None}, None),
+    ],
+)
+def test_the_next_rate_lies_beyond_a_best_one_at_an_edge(tried, rate):
+    assert next_rate(tried, farthest=5) == (None if rate is None else pytest.approx(rate, rel=1e-2))
+
+
+def test_the_first_step_that_reaches_a_loss():
+    curve = [(0, 4.0), (10, 3.0), (20, 1.0), (30, 2.0)]
+    assert [first_step(curve, loss) for loss in (5, 4, 3.5, 3, 2, 1)] == [0, 0, 5, 10, 15, 20]
+    assert [first_step(curve, loss, between=False) for loss in (5, 4, 3.5, 3, 2, 1)] == [0, 0, 10, 10, 20, 20]
+    with pytest.raises(ValueError, match=r"0\.900 is not reached: the lowest is 1\.000"):
+        first_step(curve, 0.9)
 
 
 def test_the_vertex_lies_between_the_rates():

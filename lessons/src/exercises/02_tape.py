@@ -27,11 +27,6 @@ from minilora.course.mine import numerical_gradient, relative_error
 # %% points=2
 def unbroadcast(g, shape):
     """g: the gradient of the stretched array; shape: a tuple, the shape before -> an array of that shape"""
-    ### BEGIN SOLUTION
-    g = g.sum(axis=tuple(range(g.ndim - len(shape))))
-    ones = tuple(axis for axis, size in enumerate(shape) if size == 1)
-    return g.sum(axis=ones, keepdims=True)
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -54,27 +49,6 @@ def unbroadcast(g, shape):
 # %% points=4
 def graph_gradients(edges, last):
     """edges: for each node a list of (parent, slope); last: the number of a node -> an array, one slope per node"""
-    ### BEGIN SOLUTION
-    waiting = [0] * len(edges)
-    seen, todo = {last}, [last]
-    while todo:
-        for parent, _ in edges[todo.pop()]:
-            waiting[parent] += 1
-            if parent not in seen:
-                seen.add(parent)
-                todo.append(parent)
-    slopes = np.zeros(len(edges))
-    slopes[last] = 1
-    ready = [last]
-    while ready:
-        node = ready.pop()
-        for parent, slope in edges[node]:
-            slopes[parent] += slope * slopes[node]
-            waiting[parent] -= 1
-            if waiting[parent] == 0:
-                ready.append(parent)
-    return slopes
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -89,9 +63,6 @@ def graph_gradients(edges, last):
 # %% points=2
 def linear_backward(x, W, b, g):
     """x (T, n), W (m, n), b (m,), g (T, m) -> dx (T, n), dW (m, n), db (m,)"""
-    ### BEGIN SOLUTION
-    return g @ W, g.T @ x, unbroadcast(g, b.shape)
-    ### END SOLUTION
 
 
 # %% [markdown]

@@ -29,13 +29,6 @@ from minilora.course.mine import numerical_gradient  # your own, from exercise 1
 # %% points=2
 def count_llama(config):
     """config: an ml.Config -> the number of parameters of the Llama that it describes"""
-    ### BEGIN SOLUTION
-    V, C, F = config.vocab_size, config.hidden_size, config.intermediate_size
-    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    block = 2 * H * D * C + 2 * K * D * C + 3 * F * C + 2 * C
-    tables = 1 if config.tie_word_embeddings else 2
-    return tables * V * C + config.num_hidden_layers * block + C
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -54,13 +47,6 @@ def count_llama(config):
 # %% points=3
 def rms_norm_vjp(x, w, g, eps):
     """x (N, C), w (C), g (N, C) -> dx (N, C), dw (C)"""
-    ### BEGIN SOLUTION
-    inv = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
-    gw = g * w
-    dx = inv * (gw - x * inv**2 * (gw * x).mean(axis=-1, keepdims=True))
-    dw = (g * x * inv).sum(axis=0)
-    return dx, dw
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -75,12 +61,6 @@ def rms_norm_vjp(x, w, g, eps):
 # %% points=3
 def swiglu_vjp(gate, up, g):
     """gate, up, g (N, F) -> dgate (N, F), dup (N, F)"""
-    ### BEGIN SOLUTION
-    s = 1 / (1 + np.exp(-gate))
-    dgate = g * up * (s + gate * s * (1 - s))
-    dup = g * gate * s
-    return dgate, dup
-    ### END SOLUTION
 
 
 # %% [markdown]

@@ -29,11 +29,6 @@ import numpy as np
 # %% points=2
 def rank_for(delta, share):
     """delta (m, n), share between 0 and 1 -> r, a number of pieces"""
-    ### BEGIN SOLUTION
-    energy = np.linalg.svd(delta, compute_uv=False) ** 2
-    held = np.cumsum(energy) / energy.sum()
-    return int(np.searchsorted(held, share) + 1)
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -47,12 +42,6 @@ def rank_for(delta, share):
 # %% points=3
 def best_rank_r(delta, r):
     """delta (m, n), r -> B (m, r), A (r, n)"""
-    ### BEGIN SOLUTION
-    U, S, Vt = np.linalg.svd(delta, full_matrices=False)
-    B = U[:, :r] * np.sqrt(S[:r])
-    A = np.sqrt(S[:r])[:, None] * Vt[:r]
-    return B, A
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -70,11 +59,6 @@ def best_rank_r(delta, r):
 # %% points=3
 def overlap(delta, other, r):
     """delta (m, n), other (m, n), r -> a number from 0 to 1"""
-    ### BEGIN SOLUTION
-    V1 = np.linalg.svd(delta, full_matrices=False)[2][:r]
-    V2 = np.linalg.svd(other, full_matrices=False)[2][:r]
-    return ((V1 @ V2.T) ** 2).sum() / r
-    ### END SOLUTION
 
 
 # %% [markdown]

@@ -39,10 +39,6 @@ import minilora as ml
 # %% points=2
 def lora_forward(x, W, A, B, alpha):
     """x (T, n), W (m, n), A (r, n), B (m, r) -> y (T, m)"""
-    ### BEGIN SOLUTION
-    r = A.shape[0]
-    return x @ W.T + (x @ A.T) @ B.T * (alpha / r)
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -65,14 +61,6 @@ def lora_forward(x, W, A, B, alpha):
 # %% points=4
 def lora_backward(x, W, A, B, g, alpha):
     """x (T, n), W (m, n), A (r, n), B (m, r), g (T, m) -> dx (T, n), dA (r, n), dB (m, r), all NumPy arrays"""
-    ### BEGIN SOLUTION
-    r = A.shape[0]
-    du = (alpha / r) * (g @ B)
-    dx = g @ W + du @ A
-    dA = du.T @ x
-    dB = (alpha / r) * (g.T @ (x @ A.T))
-    return dx, dA, dB
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -93,12 +81,6 @@ def lora_backward(x, W, A, B, g, alpha):
 # %% points=2
 def inject(W, r, rng):
     """W (m, n) a NumPy array, r the rank, rng a NumPy generator -> W (m, n), A (r, n), B (m, r), all ml.Tensor"""
-    ### BEGIN SOLUTION
-    m, n = W.shape
-    A = rng.standard_normal((r, n)) / np.sqrt(n)
-    B = np.zeros((m, r))
-    return ml.Tensor(W), ml.Tensor(A, requires_grad=True), ml.Tensor(B, requires_grad=True)
-    ### END SOLUTION
 
 
 # %% [markdown]

@@ -33,12 +33,6 @@ from minilora.nn.layers import Linear
 # %% points=3
 def merge(layer):
     """Add the update into layer["W"], once. The array that was there is kept, and its numbers do not change."""
-    ### BEGIN SOLUTION
-    if layer["kept"] is None:
-        scale = layer["alpha"] / len(layer["A"])
-        layer["kept"] = layer["W"]
-        layer["W"] = layer["W"] + scale * (layer["B"] @ layer["A"])
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -50,10 +44,6 @@ def merge(layer):
 # %% points=1
 def unmerge(layer):
     """Put the base's own array back."""
-    ### BEGIN SOLUTION
-    if layer["kept"] is not None:
-        layer["W"], layer["kept"] = layer["kept"], None
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -69,16 +59,6 @@ def unmerge(layer):
 # %% points=4
 def add_lora(model, targets, make_layer):
     """model: an ml.Module; targets: a list of names such as "q_proj"; make_layer: Linear -> module -> list of names"""
-    ### BEGIN SOLUTION
-    found = {n: m for n, m in model.named_modules() if isinstance(m, Linear) and n.split(".")[-1] in targets}
-    for target in targets:
-        if not any(name.split(".")[-1] == target for name in found):
-            raise ValueError(f"no layer is called {target}")
-    model.requires_grad_(False)
-    for name, module in found.items():
-        model.set_submodule(name, make_layer(module))
-    return list(found)
-    ### END SOLUTION
 
 
 # %% [markdown]

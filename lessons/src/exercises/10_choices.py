@@ -24,17 +24,6 @@ import numpy as np
 # %% points=3
 def scale_of(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern):
     """name such as "model.layers.0.mlp.up_proj"; two dicts from endings of names to a rank or an alpha -> the scale"""
-    ### BEGIN SOLUTION
-    for ending, value in rank_pattern.items():
-        if f".{name}".endswith(f".{ending}"):
-            r = value
-            break
-    for ending, value in alpha_pattern.items():
-        if f".{name}".endswith(f".{ending}"):
-            lora_alpha = value
-            break
-    return lora_alpha / np.sqrt(r) if use_rslora else lora_alpha / r
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -51,14 +40,6 @@ def scale_of(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern):
 # %% points=2
 def ranks_for_budget(choices, budget):
     """choices {name: [(m, n), ...]}, budget a whole number -> {name: r}"""
-    ### BEGIN SOLUTION
-    ranks = {}
-    for name, shapes in choices.items():
-        per_rank = sum(m + n for m, n in shapes)
-        smallest = min(min(shape) for shape in shapes)
-        ranks[name] = min(budget // per_rank, smallest)
-    return ranks
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -76,12 +57,6 @@ def ranks_for_budget(choices, budget):
 # %% points=3
 def best_rate(rates, losses):
     """rates: a list of k numbers, losses (seeds, k) -> the best rate, or None where it is at an edge"""
-    ### BEGIN SOLUTION
-    means = losses.mean(axis=0)
-    means = np.where(np.isfinite(means), means, np.inf)
-    i = int(np.argmin(means))
-    return None if i in (0, len(rates) - 1) else rates[i]
-    ### END SOLUTION
 
 
 # %% [markdown]

@@ -40,12 +40,6 @@ layers = [  # of one block: (what the layer reads, m, n)
 # %% points=2
 def kept_bytes(layers, T, r=None):
     """layers: a list of (name of the input, m, n), T: tokens, r: the rank or None -> bytes of activations"""
-    ### BEGIN SOLUTION
-    if r == 0:
-        return 0
-    inputs = {name: n for name, m, n in layers}
-    return 4 * T * (sum(inputs.values()) + (r or 0) * len(layers))
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -63,14 +57,6 @@ def kept_bytes(layers, T, r=None):
 # %% points=3
 def step_products(m, n, r=None, lowest=False):
     """W (m, n), the rank r or None, lowest: dx is not needed -> multiplications per token, forward and backward"""
-    ### BEGIN SOLUTION
-    if r is None:
-        return (2 if lowest else 3) * m * n
-    large = (1 if lowest else 2) * m * n  # x Wᵀ, g W
-    down = (2 if lowest else 3) * r * n  # x Aᵀ, duᵀ x, du A
-    up = 3 * r * m  # u Bᵀ, g B, gᵀ u
-    return large + down + up
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -88,10 +74,6 @@ def step_products(m, n, r=None, lowest=False):
 # %% points=3
 def tokens_until(shapes, r, kept_full, kept_lora, factor):
     """shapes: a dictionary of name -> shape, r: the rank, kept: bytes per token -> the smallest T"""
-    ### BEGIN SOLUTION
-    full, lora = training_memory(shapes), training_memory(shapes, r)
-    return max(1, math.ceil((full - factor * lora) / (factor * kept_lora - kept_full)))
-    ### END SOLUTION
 
 
 # %% [markdown]

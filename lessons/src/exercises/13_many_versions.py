@@ -35,12 +35,6 @@ import minilora as ml
 # %% points=3
 def cat(adapters, weights):
     """adapters: a list of {"A", "B", "alpha"}; weights: a list of numbers -> A (R, n), B (m, R)"""
-    ### BEGIN SOLUTION
-    factors = [w * a["alpha"] / len(a["A"]) for a, w in zip(adapters, weights, strict=True)]
-    A = np.concatenate([a["A"] for a in adapters])
-    B = np.concatenate([f * a["B"] for a, f in zip(adapters, factors, strict=True)], axis=1)
-    return A, B
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -53,13 +47,6 @@ def cat(adapters, weights):
 # %% points=2
 def mix(x, W, adapters, weights):
     """x (T, n), W (m, n), adapters: a list of {"A", "B", "alpha"}, weights: a list of numbers -> y (T, m)"""
-    ### BEGIN SOLUTION
-    y = x @ W.T
-    for adapter, weight in zip(adapters, weights, strict=True):
-        scale = adapter["alpha"] / len(adapter["A"])
-        y = y + weight * scale * (x @ adapter["A"].T @ adapter["B"].T)
-    return y
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -75,15 +62,6 @@ def mix(x, W, adapters, weights):
 # %% points=3
 def answer_rows(x, W, adapters, names):
     """x (N, T, n), W (m, n), adapters: {name: {"A", "B", "alpha"}}, names: N names or None -> y (N, T, m)"""
-    ### BEGIN SOLUTION
-    y = x @ W.T
-    for i, name in enumerate(names):
-        if name is not None:
-            adapter = adapters[name]
-            scale = adapter["alpha"] / len(adapter["A"])
-            y[i] += scale * (x[i] @ adapter["A"].T @ adapter["B"].T)
-    return y
-    ### END SOLUTION
 
 
 # %% [markdown]

@@ -33,10 +33,6 @@ from minilora.course.mine import lora_backward, lora_forward  # your own, from e
 # %% points=3
 def floor(x, delta, r):
     """x (T, n), delta (m, n), r -> the mean squared error that is left at best"""
-    ### BEGIN SOLUTION
-    sizes = np.linalg.svd(x @ delta.T, compute_uv=False)
-    return (sizes[r:] ** 2).sum() / len(x)
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -49,13 +45,6 @@ def floor(x, delta, r):
 # %% points=2
 def smallest_r(x, delta, share):
     """x (T, n), delta (m, n), share between 0 and 1 -> the smallest rank that is enough"""
-    ### BEGIN SOLUTION
-    allowed = share * floor(x, delta, 0)
-    r = 0
-    while floor(x, delta, r) > allowed:
-        r += 1
-    return r
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -74,13 +63,6 @@ def smallest_r(x, delta, share):
 # %% points=3
 def descend(x, W, y, A, B, alpha, lr, steps):
     """x (T, n), W (m, n), y (T, m), A (r, n), B (m, r) -> A (r, n), B (m, r) after the last step"""
-    ### BEGIN SOLUTION
-    for _ in range(steps):
-        g = 2 * (lora_forward(x, W, A, B, alpha) - y) / len(x)
-        _, dA, dB = lora_backward(x, W, A, B, g, alpha)
-        A, B = A - lr * dA, B - lr * dB
-    return A, B
-    ### END SOLUTION
 
 
 # %% [markdown]

@@ -40,16 +40,6 @@ from minilora.course.mine import add_lora, inject, lora_forward  # your own, fro
 def choose_config(shapes, tied, gib, activations):
     """shapes: a dictionary of name -> shape; tied: is the head the embedding?; gib: GiB; activations: bytes
     -> r, alpha, packed"""
-    ### BEGIN SOLUTION
-    P = sum(math.prod(shape) for name, shape in shapes.items() if not (tied and name == "lm_head.weight"))
-    one_rank = 16 * sum(sum(shape) for name, shape in shapes.items() if "_proj" in name)
-    for packed in (False, True):
-        room = gib * 2**30 - activations - P * (5 / 8 if packed else 4)
-        r = max(0, min(256, math.floor(room / one_rank)))
-        if r >= 8:
-            break
-    return r, 2 * r, packed
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -82,17 +72,6 @@ def choose_config(shapes, tied, gib, activations):
 def table_from_metrics(run, versions, price):
     """run: a dictionary; versions: how many are kept; price: dollars per core and hour
     -> updated, memory, disk, dollars, change"""
-    ### BEGIN SOLUTION
-    lora = run["method"] == "lora"
-    total = run["base_parameters"] + (run["trained_parameters"] if lora else 0)
-    updated = 100 * run["trained_parameters"] / total
-    memory = run["peak_bytes"] / 1e9
-    disk = (versions * run["version_bytes"] + (run["base_bytes"] if lora else 0)) / 1e9
-    hours = (run["search_seconds"] + run["seconds"]) / 3600
-    dollars = price * run["cores"] * hours
-    before, after = run["loss"]
-    return updated, memory, disk, dollars, 100 * (after - before) / before
-    ### END SOLUTION
 
 
 # %% [markdown]

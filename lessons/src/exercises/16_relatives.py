@@ -35,13 +35,6 @@ from minilora.course.mine import lora_backward, lora_forward  # your own, from e
 # %% points=3
 def dora_norm(W, A, B, alpha):
     """W (m, n), A (r, n), B (m, r) -> the lengths of the rows of W + (alpha / r) B A (m)"""
-    ### BEGIN SOLUTION
-    b = (alpha / len(A)) * B
-    first = np.einsum("mn,mn->m", W, W)
-    second = np.einsum("mr,mr->m", W @ A.T, b)
-    third = np.einsum("mr,mr->m", b @ (A @ A.T), b)
-    return np.sqrt(first + 2 * second + third)
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -55,13 +48,6 @@ def dora_norm(W, A, B, alpha):
 # %% points=2
 def pissa_start(W, r, alpha):
     """W (m, n), r the rank -> A (r, n), B (m, r), residual (m, n)"""
-    ### BEGIN SOLUTION
-    s = alpha / r
-    U, S, Vt = np.linalg.svd(W, full_matrices=False)
-    root = np.sqrt(S[:r] / s)
-    A, B = root[:, None] * Vt[:r], U[:, :r] * root
-    return A, B, W - s * (B @ A)
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -78,13 +64,6 @@ def pissa_start(W, r, alpha):
 # %% points=3
 def dora_backward(x, W, A, B, magnitude, g, alpha):
     """x (T, n), W (m, n), A (r, n), B (m, r), magnitude (m), g (T, m) -> dmagnitude (m), dA (r, n), dB (m, r)"""
-    ### BEGIN SOLUTION
-    norms = dora_norm(W, A, B, alpha)
-    y = lora_forward(x, W, A, B, alpha)
-    dmagnitude = (g * y).sum(axis=0) / norms
-    _, dA, dB = lora_backward(x, W, A, B, g * (magnitude / norms), alpha)
-    return dmagnitude, dA, dB
-    ### END SOLUTION
 
 
 # %% [markdown]

@@ -33,11 +33,6 @@ from minilora.measure.statistics import student  # student(f): Student's t for 9
 # %% points=3
 def paired_interval(a, b):
     """a (n), b (n) -> mean, low, high of a - b, as three numbers"""
-    ### BEGIN SOLUTION
-    d = a - b
-    half = student(len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
-    return d.mean(), d.mean() - half, d.mean() + half
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -55,12 +50,6 @@ def paired_interval(a, b):
 # %% points=2
 def verdict(interval, band, against):
     """interval (mean, low, high), band (low, high), against: a number -> one of the three texts"""
-    ### BEGIN SOLUTION
-    mean, low, high = interval
-    if band[0] <= mean <= band[1] and low >= against:
-        return "reproduced"
-    return "contradicted" if high < against else "not at this size"
-    ### END SOLUTION
 
 
 # %% [markdown]
@@ -84,19 +73,6 @@ def verdict(interval, band, against):
 # %% points=3
 def my_claim(run, rates, seeds, claimed):
     """run(method, lr, seed) -> {"validation": ..., "test": ...} -> band (low, against), differences (n), verdict"""
-
-    ### BEGIN SOLUTION
-    def best(method):
-        return min(rates, key=lambda lr: np.mean([run(method, lr, seed)["validation"] for seed in seeds]))
-
-    band = (claimed, 0.0)
-    losses = {}
-    for method in ("old", "new"):
-        lr = best(method)
-        losses[method] = np.array([run(method, lr, seed)["test"] for seed in seeds])
-    interval = paired_interval(losses["old"], losses["new"])
-    return band, losses["old"] - losses["new"], verdict(interval, (band[0], np.inf), band[1])
-    ### END SOLUTION
 
 
 # %% [markdown]
