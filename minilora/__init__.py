@@ -105,7 +105,8 @@ from .measure.counts import count_parameters
 from .measure.loss import mean_loss
 from .measure.predict import Step, predict_memory
 from .measure.recall import answer_all, keyword_recall
-from .models.load import load, pull
+from .models.hub import pull
+from .models.load import load
 from .nn.layers import Linear
 from .nn.llama import Config, Llama
 from .nn.module import Module, Parameter, sha256_of

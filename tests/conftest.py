@@ -23,7 +23,7 @@ import minilora as ml
 from minilora.lora.adapters import adapter_state
 from minilora.models import load as zoo
 from minilora.models.folder import save_folder
-from minilora.models.versions import load_versions
+from minilora.models.with_adapters import load_with_adapters
 from minilora.nn.llama import Config, Llama
 from minilora.train import job
 from minilora.train.material import prepare
@@ -113,7 +113,7 @@ def shop(tmp_path_factory):
 @pytest.fixture(scope="session")
 def loaded(shop):
     """The base with both adapters, and its tokenizer."""
-    return load_versions({name: shop / name for name in SHOP}, shop / "base")
+    return load_with_adapters({name: shop / name for name in SHOP}, shop / "base")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("starlette", reason="needs pip install '.[serve]'")
 pytest.importorskip("uvicorn", reason="needs pip install '.[serve]'")
 
-from minilora.models.versions import load_versions
+from minilora.models.with_adapters import load_with_adapters
 from minilora.serve.app import App
 from minilora.serve.engine import Ask, Engine
 from minilora.serve.server import Server, bind
@@ -117,7 +117,7 @@ def serving(shop, start, adapters=("legal", "support"), connections=128, default
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage()) if HEARING[-1] is said else None
     HEARING.append(said)
-    model, tokenizer = load_versions({name: shop / name for name in adapters}, shop / "base")
+    model, tokenizer = load_with_adapters({name: shop / name for name in adapters}, shop / "base")
     logging.getLogger("minilora").addHandler(handler)
     try:
         with Engine(model, tokenizer, **bounds) as engine:

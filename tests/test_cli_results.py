@@ -19,7 +19,7 @@ from minilora.files.tensors import write_tensors
 from minilora.generate import answers as talk
 from minilora.lora.peft import load_adapter
 from minilora.models import load as zoo
-from minilora.models import versions
+from minilora.models import with_adapters
 from minilora.nn.module import sha256_of
 
 
@@ -125,7 +125,7 @@ def test_audit_prints_a_line_per_promise_for_the_base_that_the_folder_names(give
     "words", [["audit", "absent"], ["merge", "--adapter", "absent"], ["export", "--adapter", "absent"]], ids=" ".join
 )
 def test_a_missing_adapter_is_status_1_before_a_model_is_looked_for(words, flags, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(versions, "load", None)
+    monkeypatch.setattr(with_adapters, "load", None)
     monkeypatch.setattr(zoo, "pull", None)
     out = [] if words[0] == "audit" else ["--out", "a.gguf"]
     assert status(*words, *out, *flags) == 1
@@ -159,7 +159,7 @@ def test_merge_and_export_write_over_a_file_when_asked(finished, tmp_path, capsy
         before = (tmp_path / file).read_bytes()
         capsys.readouterr()
         assert status(*words) == 1
-        assert "is there already" in (line := complaint(capsys)) and "--overwrite" in line
+        assert "exists: choose" in (line := complaint(capsys)) and "--overwrite" in line
         (tmp_path / file).write_bytes(b"old")
         assert status(*words, "--overwrite") == 0
         assert (tmp_path / file).read_bytes() == before
@@ -193,7 +193,7 @@ def test_chat_answers_one_question_with_the_adapter_and_otherwise_without(tiny_f
 def test_a_base_is_packed_where_that_is_asked_for(command, quantized, tiny_folder, finished, tmp_path, monkeypatch):
     file = write_gguf(tmp_path / "base.gguf", zoo.load(tiny_folder / "base")[0], "Q8_0")
     loaded, real = [], zoo.load
-    for module in (zoo, versions):
+    for module in (zoo, with_adapters):
         monkeypatch.setattr(module, "load", lambda *words, **named: loaded.append(real(*words, **named)) or loaded[-1])
     adapter = shutil.copytree(finished, tmp_path / "adapter")
     (adapter / "minilora.json").unlink()  # its numbers are those of another base

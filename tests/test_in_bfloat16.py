@@ -20,7 +20,7 @@ from minilora.lora.adapters import adapter_state, base_state
 from minilora.measure.process import Job, step_of
 from minilora.models import load as zoo
 from minilora.models.folder import load_folder
-from minilora.models.versions import load_versions
+from minilora.models.with_adapters import load_with_adapters
 from minilora.nn.module import sha256_of
 from minilora.nn.step import loss_and_grad
 from minilora.progress import Bars
@@ -69,11 +69,10 @@ def test_nobody_meets_it_who_does_not_ask():
     assert not Options().bf16
 
 
-def test_a_machine_that_cannot_says_so_in_one_line_and_computes_in_float32(monkeypatch):
+def test_a_machine_that_cannot_says_so_in_one_line_and_computes_in_float32(monkeypatch, caplog):
     monkeypatch.setattr(bfloat16, "why_not", lambda: "no such thing here")
-    said = []
-    model = tiny(dtype="bfloat16", say=said.append)
-    assert said == ["computing in float32, not in bfloat16: no such thing here"]
+    model = tiny(dtype="bfloat16")
+    assert caplog.messages == ["computing in float32, not in bfloat16: no such thing here"]
     np.testing.assert_array_equal(logits(model, IDS % 512), logits(tiny(), IDS % 512))
     assert model.rounded_to is None
 
@@ -270,17 +269,17 @@ def test_every_promise_of_an_adapter_is_kept(kind):
 
 
 @here
-def test_adapters_cross_between_both(tmp_path):
+def test_adapters_cross_between_both(tmp_path, caplog):
     for dtype in ("float32", "bfloat16"):
         model = tiny(dtype=dtype)
         ml.add_adapter(model, LORA, seed=1)
         ml.save_adapter(model, tmp_path / dtype)
-    said = []
-    for made in ("float32", "bfloat16"):
-        for dtype in ("float32", "bfloat16"):
-            model, _ = load_versions({made: tmp_path / made}, dtype=dtype, say=said.append)
-            assert set(model.adapters) == {made}
-    assert said == []
+    with caplog.at_level("INFO", "minilora"):
+        for made in ("float32", "bfloat16"):
+            for dtype in ("float32", "bfloat16"):
+                model, _ = load_with_adapters({made: tmp_path / made}, dtype=dtype)
+                assert set(model.adapters) == {made}
+    assert caplog.messages == []
 
 
 @here

@@ -122,12 +122,12 @@ def test_damaged_steps_are_named_when_the_matrix_stays_packed(files, tmp_path):
 
 @pytest.mark.parametrize("kind", ["F32", "F16"])
 def test_a_file_without_packed_matrices_is_refused(files, kind):
-    with pytest.raises(ModelFileError, match=rf"{kind}.gguf: the file holds no packed matrices .*{kind}"):
+    with pytest.raises(ModelFileError, match=rf"{kind}.gguf: the file holds no quantised matrices, only .*{kind}"):
         zoo.load(files[kind], quantized=True)
 
 
 def test_a_hugging_face_folder_is_refused(tmp_path, rng):
-    with pytest.raises(ModelFileError, match="holds no packed matrices"):
+    with pytest.raises(ModelFileError, match="holds no quantised matrices"):
         zoo.load(write_folder(tmp_path / "base", Llama(CONFIG, rng)), quantized=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..options import PACKED, settings_of
-from .shared import BASE_OF_ADAPTER, FORCE, Instead, one_adapter, tell
+from .shared import BASE_OF_ADAPTER, FORCE, Instead, one_adapter
 
 HELP = "check every promise that an adapter makes"
 
@@ -23,8 +23,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print one line per promise, one per kind of module."""
     from ..lora.audit import audit
-    from ..models.versions import load_versions
+    from ..models.with_adapters import load_with_adapters
 
     name, folder = one_adapter([arguments.adapter])
-    model, _ = load_versions({name: folder}, arguments.base, arguments.quantized, force=arguments.force, say=tell)
+    model, _ = load_with_adapters({name: folder}, arguments.base, arguments.quantized, force=arguments.force)
     print(audit(model, name))

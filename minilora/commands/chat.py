@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of
 from ..generate.streams import check_settings
 from ..options import BASE, BF16, PACKED, add_flags, from_flags, option
-from ..progress import log
 from .shared import adapters
 
 if TYPE_CHECKING:
@@ -65,13 +64,13 @@ def run(arguments: argparse.Namespace) -> None:
     Raises RuntimeError at the end of a pipe or a file of which some lines could not be answered.
     """
     from ..models.load import dtype_of
-    from ..models.versions import load_versions
+    from ..models.with_adapters import load_with_adapters
 
     options = from_flags(ChatOptions, arguments)
     named = adapters(options.adapter)
     questions = None if options.ask_file is None else Path(options.ask_file).read_text(encoding="utf-8").splitlines()
-    model, tokenizer = load_versions(
-        named, options.base, options.quantized, options.device, options.force, log.info, dtype_of(options.bf16)
+    model, tokenizer = load_with_adapters(
+        named, options.base, options.quantized, options.device, options.force, dtype_of(options.bf16)
     )
     talk = Talk(
         model,
@@ -305,9 +304,9 @@ class Chat:
         self.output.note(f"now answers: {self.who}")
 
     def _mix(self, rest: str) -> None:
-        from ..models.versions import read_mix
+        from ..models.with_adapters import read_combination
 
-        mix = read_mix(rest)
+        mix = read_combination(rest)
         if not mix:
             raise ValueError("/mix needs adapters and how much of each, such as /mix legal=0.5 support=0.5")
         self.talk.choose({self._adapter_known(name): factor for name, factor in mix.items()})

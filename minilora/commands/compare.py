@@ -315,7 +315,7 @@ def _inputs(options: CompareOptions, say: Callable[[str], None]) -> dict[str, st
 
 def sha256_of_base(name: str, say: Callable[[str], None]) -> str:
     """The fingerprint of a base's files, which is pulled when it is missing. Raises ValueError where there is none."""
-    path = locate(name, say)
+    path = locate(name)
     if not path.exists():
         raise ValueError(f"{path}: no such model; use {BASE}")
     base = hashlib.sha256()

@@ -70,7 +70,7 @@ def look(
     cannot be used, ModelFileError for a base without tokenizer.
     """
     options = options or LookOptions()
-    tokenizer = load_tokenizer(options.base, say)
+    tokenizer = load_tokenizer(options.base)
     reading = read_source(source, tokenizer, options.field)
     splits = by_split(reading.records)
     bars = bars or Bars(quiet=len(reading.records) < _QUICK)

@@ -24,7 +24,7 @@ from ..data.splits import split_records
 from ..files.disk import ModelFileError, read_json, write_json
 from ..lora.combine import combine_adapters
 from ..lora.peft import WEIGHTS_FILE
-from ..models.versions import BASE_NAME, load_versions
+from ..models.with_adapters import BASE_NAME, load_with_adapters
 from ..options import BASE, option
 from ..progress import log
 from ..train.checkpoint import read_state, told
@@ -84,7 +84,7 @@ def compare_domains(options: DomainsOptions) -> dict[str, Any]:
     trained = time.monotonic()
     metrics = {domain: read_metrics(options.run(domain).folder) for domain in DOMAINS}
     folders = {domain: options.run(domain).folder for domain in DOMAINS}
-    model, tokenizer = load_versions(folders, options.base, say=log.info)
+    model, tokenizer = load_with_adapters(folders, options.base)
     merged = {}
     for method in MERGES:
         made = combine_adapters(model, DOMAINS, [1 / len(DOMAINS)] * len(DOMAINS), method, name=method)

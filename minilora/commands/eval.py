@@ -30,7 +30,7 @@ from ..measure.statistics import (
 )
 from ..models.load import dtype_of
 from ..models.tokenizer import Tokenizer
-from ..models.versions import BASE_NAME, base_of, load_versions, named_folders
+from ..models.with_adapters import BASE_NAME, base_of, load_with_adapters, named_folders
 from ..nn.llama import Llama
 from ..nn.parts import Sample
 from ..options import BASE, BF16, PACKED, add_flags, from_flags, option
@@ -115,8 +115,8 @@ def evaluate_versions(options: EvalOptions) -> dict[str, Any]:
     base = options.base or base_of(folders)
     own = {name: trained_on(folder) for name, folder in folders.items()}
     data = options.data or list(dict.fromkeys([*filter(None, own.values()), "general"]))
-    model, tokenizer = load_versions(
-        folders, base, options.quantized, options.device, options.force, log.info, dtype_of(options.bf16)
+    model, tokenizer = load_with_adapters(
+        folders, base, options.quantized, options.device, options.force, dtype_of(options.bf16)
     )
     trained = [source for source in data if _trained_by(source, folders.values())]
     sets = read_sets(data, tokenizer, options.limit, options.max_length, options.field, trained)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from .shared import tell
-
 HELP = "download a model, or check the one that is there"
 
 
@@ -16,6 +14,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make sure the model is here, and print where."""
-    from ..models.load import pull
+    from ..models.hub import pull
 
-    print(pull(arguments.name, say=tell))
+    print(pull(arguments.name))

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise RuntimeError(f"minilora serve needs {' and '.join(missing)}: pip install 'minilora[serve]'")
     from ..models.load import dtype_of
-    from ..models.versions import load_versions
+    from ..models.with_adapters import load_with_adapters
     from ..serve.app import App
     from ..serve.bounds import is_loopback
     from ..serve.engine import Engine
@@ -83,8 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
         base = options.base
         if options.demo:
             base, named = demo_folders()
-        model, tokenizer = load_versions(
-            named, base, options.quantized, options.device, options.force, log.info, dtype_of(options.bf16)
+        model, tokenizer = load_with_adapters(
+            named, base, options.quantized, options.device, options.force, dtype_of(options.bf16)
         )
         with Engine(model, tokenizer, options.slots, options.queue, options.context) as engine:
             server = Server(App(engine, Path.cwd(), options.max_new_tokens), options.host, listener)

@@ -45,7 +45,7 @@ def read_options(options: type[Given], arguments: argparse.Namespace, below: Map
 
 def adapters(words: Sequence[str]) -> dict[str, Path]:
     """Adapters as a command is given them, DIR or NAME=DIR, by name."""
-    from ..models.versions import named_folders
+    from ..models.with_adapters import named_folders
 
     try:
         return named_folders(words)

@@ -23,6 +23,15 @@ class ModelFileError(ValueError):
         super().__init__(" ".join(message.splitlines()))
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A block that reads `path` or files in it: any OSError is raised as a ModelFileError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelFileError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ModelFileError that names the file if it is missing, no JSON, or no object."""
     try:

@@ -18,7 +18,7 @@ FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safete
 
 
 def read_config(folder: Path) -> Config:
-    """`config.json` as a Config. Raises ModelFileError for an architecture or feature it does not compute."""
+    """`config.json` as a Config. Raises ModelFileError for an architecture or option that minilora does not support."""
     path = folder / "config.json"
     raw = read_json(path)
     if raw.get("model_type") != "llama":
@@ -34,7 +34,7 @@ def read_config(folder: Path) -> Config:
     }
     if any(refused.values()):
         names = ", ".join(name for name, used in refused.items() if used)
-        raise ModelFileError(f"{path}: minilora does not compute this setting of {names}")
+        raise ModelFileError(f"{path}: minilora does not support this value of {names}")
     try:
         return Config(
             vocab_size=raw["vocab_size"],
@@ -56,19 +56,19 @@ def read_config(folder: Path) -> Config:
 
 
 def load_folder(folder: Path, kind: str | None = None) -> Llama:
-    """Load a Hugging Face model folder in float32, or its matrices rounded to `kind`, such as "NF4".
+    """Load a Hugging Face model folder in float32, or with its matrices quantised to `kind`, such as "NF4".
 
-    Raises ModelFileError that names the file at fault.
+    Raises ModelFileError that names the file and what is wrong with it.
     """
     config = read_config(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
-            raise ModelFileError(f"{index}: weight_map is no object: tensor names with the files that hold them")
+            raise ModelFileError(f"{index}: weight_map is a {type(weight_map).__name__}, expected files by tensor name")
         files = sorted({str(name) for name in weight_map.values()})
         if escaping := [name for name in files if Path(name).name != name or name in ("", "..")]:
-            raise ModelFileError(f"{index}: {escaping[0]!r} leads out of the folder")
+            raise ModelFileError(f"{index}: {escaping[0]!r} is outside the folder")
     else:
         files = ["model.safetensors"]
     state: dict[str, np.ndarray] = {}
@@ -77,23 +77,24 @@ def load_folder(folder: Path, kind: str | None = None) -> Llama:
     if kind is None:
         state = {name: w.astype(np.float32, copy=False) for name, w in state.items()}
     if config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)  # some files store the tied embedding twice
-    state = {name: w for name, w in state.items() if not name.endswith("rotary_emb.inv_freq")}  # computed, not learned
+        state.pop("lm_head.weight", None)  # some files store a tied embedding twice
+    state = {name: w for name, w in state.items() if not name.endswith("rotary_emb.inv_freq")}  # computed, not trained
     try:
         check_claims(config, {name: w.shape for name, w in state.items()})
         if kind is not None:
             return load_rounded(config, state, lambda name: state[name].astype(np.float32, copy=False), kind)
         model = Llama.empty(config)
         model.load_state_dict(state)
-    except ValueError as error:  # not ModelFileError alone: rows that are no whole blocks
+    except ValueError as error:  # not ModelFileError alone: the length of a row may not be a multiple of the block
         raise ModelFileError(f"{folder}: {error}") from error
     return model
 
 
 def save_folder(folder: str | Path, config: Config, state: Mapping[str, Array], tokenizer: Tokenizer) -> Path:
-    """Write `config.json`, `model.safetensors` and the tokenizer's files; return the folder.
+    """Write `config.json`, the tokenizer's files and `model.safetensors`, in this order; return the folder.
 
-    Each file appears whole or not at all, the weights last.
+    folder: is created if missing. Each file appears whole or not at all.
+    config, state, tokenizer: the model's shape, its arrays by name, and its tokenizer.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

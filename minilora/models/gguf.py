@@ -1,8 +1,8 @@
-"""Load a Llama model from a GGUF file, llama.cpp's single-file format.
+"""Read and write Llama models as GGUF files, llama.cpp's single-file format.
 
-The `gguf` library reads the container; names, layout and numbers are put right here. The trap: llama.cpp stores the
-rows of q and k as adjacent rotary pairs, Hugging Face (and minilora) as halves. Forgetting to reorder them gives a
-finite, plausible loss and a model that is wrong.
+The `gguf` library reads the container; names, layout and values are converted here. llama.cpp stores the rows of q and
+k as adjacent rotary pairs, Hugging Face and minilora store them as halves. Without reordering, the loss is finite and
+plausible, and the model is wrong.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from .rounded import load_rounded
 from .tokenizer import Tokenizer, from_gguf, tokenizer_metadata
 
 GGUF_KINDS = ("F32", "F16", "Q8_0", "Q4_1")
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_1": 3, "Q8_0": 7}  # llama.cpp's number for what most of a file is stored as
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_1": 3, "Q8_0": 7}  # llama.cpp's number for the type of most tensors
 
 
 class GGUF:
-    """An open GGUF file: `metadata` (`fields` has the types, too), and `tensors` by Hugging Face name, still packed."""
+    """An open GGUF file: `metadata`, `fields` (with types), and `tensors` as stored, by Hugging Face name."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -56,7 +56,7 @@ class GGUF:
             )
 
     def config(self) -> Config:
-        """The model's shape. Raises ModelFileError for another architecture or for numbers that contradict the file."""
+        """The model's shape. Raises ModelFileError for another architecture, or missing or invalid metadata."""
         architecture = self.metadata.get("general.architecture")
         if architecture != "llama":
             raise ModelFileError(f"{self.path}: architecture is {architecture!r}, minilora reads 'llama'")
@@ -76,7 +76,7 @@ class GGUF:
                 tie_word_embeddings="lm_head.weight" not in self.tensors,
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"{self.path}: unusable model description: {error}") from error
+            raise ModelFileError(f"{self.path}: invalid metadata: {error}") from error
         return config
 
     def _value(self, key: str) -> Any:
@@ -86,7 +86,7 @@ class GGUF:
         return self.metadata[full]
 
     def weight(self, name: str, config: Config, quantized: bool = False) -> np.ndarray | Packed:
-        """One tensor in Hugging Face's layout: a new float32 array, or with `quantized` a packed matrix as it is."""
+        """One tensor in Hugging Face's layout: a new float32 array; with `quantized`, a quantised matrix as stored."""
         tensor = self.tensors[name]
         raw, kind = read_raw(self.path, tensor), tensor.tensor_type.name
         raw = reordered(to_halves, name, raw, config.num_attention_heads, config.num_key_value_heads)  # whole rows
@@ -95,14 +95,16 @@ class GGUF:
         return dequantize(raw, kind).reshape(tensor.shape[::-1])
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the file describes. Raises ModelFileError for a kind that is not byte-level BPE."""
+        """The file's tokenizer. Raises ModelFileError for a kind other than byte-level BPE."""
         return from_gguf(self.path, self.metadata)
 
     def load(self, quantized: bool = False, kind: str | None = None) -> Llama:
-        """The whole model in float32, frozen nowhere; with `quantized`, packed matrices stay packed, and frozen.
+        """The whole model, in float32 and trainable.
 
-        kind: round all matrices to this, such as "NF4", whatever the file holds them as.
-        Raises ModelFileError when tensors and shape disagree, or when there is nothing packed to keep.
+        quantized: keep quantised matrices as they are stored, frozen.
+        kind: quantise all matrices to this kind, such as "NF4", however the file stores them.
+
+        Raises ModelFileError if the tensors do not fit the shape, or if there is no quantised matrix to keep.
         """
         from concurrent.futures import ThreadPoolExecutor
 
@@ -110,18 +112,19 @@ class GGUF:
         if quantized and not any(t.tensor_type.name.startswith("Q") for t in self.tensors.values()):
             kinds = ", ".join(sorted({t.tensor_type.name for t in self.tensors.values()}))
             raise ModelFileError(
-                f"{self.path}: the file holds no packed matrices ({kinds} alone): load it without quantized"
+                f"{self.path}: the file holds no quantised matrices, only {kinds}: load it without quantized, or with "
+                "a kind, such as nf4"
             )
         try:
             check_claims(config, {name: tuple(t.shape[::-1].tolist()) for name, t in self.tensors.items()})
             if kind is not None:
                 return load_rounded(config, self.tensors, lambda name: self.weight(name, config), kind)
-            with ThreadPoolExecutor(cores()) as pool:  # unpacking frees the interpreter lock
+            with ThreadPoolExecutor(cores()) as pool:  # unpacking releases the GIL
                 weights = pool.map(lambda name: self.weight(name, config, quantized), self.tensors)
                 state = dict(zip(self.tensors, weights, strict=True))
             model = Llama.empty(config)
             model.load_state_dict(state)
-        except ValueError as error:  # not ModelFileError alone: rows that no number of heads divides
+        except ValueError as error:  # not ModelFileError alone: the heads may not divide the rows
             raise ModelFileError(f"{self.path}: {error}") from error
         return model
 
@@ -138,13 +141,17 @@ def save_gguf(
     source: GGUF | None = None,
     unchanged: Collection[str] = (),
 ) -> Path:
-    """Write a model as a GGUF file and return its path. It appears whole or not at all.
+    """Write a model as a GGUF file and return the path. The file appears whole or not at all.
 
-    kind: how matrices are stored, one of GGUF_KINDS; norms stay F32, and a matrix whose rows are no whole blocks
-    becomes F16, as in llama.cpp. source: the file from which the model came; all that it says about the model and its
-    tokenizer is copied. unchanged: tensors that are still what they were there; quantised ones are then copied as they
-    are when `kind` is quantised, since packing them anew could only lose.
-    Raises ModelFileError when a GGUF file cannot express the tokenizer, ValueError for numbers too large for `kind`.
+    path: of the file.
+    config, state, tokenizer: the model's shape, its arrays by name, and its tokenizer.
+    kind: how matrices are stored, one of GGUF_KINDS. Norms are F32. A matrix whose rows are not a multiple of the block
+        size becomes F16, as in llama.cpp.
+    source: the file that the model was loaded from; its metadata are copied.
+    unchanged: names of tensors that are as in `source`. If `kind` is quantised, their quantised blocks are copied,
+        because quantising them again would lose precision.
+
+    Raises ModelFileError for a tokenizer that a GGUF file cannot express, ValueError for values too large for `kind`.
     """
     path = Path(path)
     tensors: dict[str, tuple[np.ndarray, str]] = {}
@@ -170,14 +177,14 @@ def save_gguf(
 
 
 def in_pairs(name: str, w: np.ndarray, config: Config) -> np.ndarray:
-    """A tensor as llama.cpp lays it out: rows of q and k as adjacent rotary pairs, anything else as it is."""
+    """A tensor in llama.cpp's layout: the rows of q and k as adjacent rotary pairs, other tensors unchanged."""
     return reordered(to_pairs, name, w, config.num_attention_heads, config.num_key_value_heads)
 
 
 def kind_of(w: np.ndarray, kind: str, name: str = "") -> str:
-    """How `save_gguf` stores this array when matrices are to be stored as `kind`.
+    """The kind in which `save_gguf` stores this array, if matrices are stored as `kind`.
 
-    With Q4_1 the embedding and the head become Q8_0: every token's score hangs on them.
+    With Q4_1 the embedding and the head become Q8_0, because every token's score depends on them.
     """
     if w.ndim == 1:
         return "F32"

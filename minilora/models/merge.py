@@ -1,7 +1,6 @@
-"""An adapter merged into its base and written as a whole model, or handed on as a llama.cpp adapter file.
+"""Merge an adapter into its base and write the whole model, or export the adapter for llama.cpp.
 
-Both end with what they cost: the written file is read back and compared, and what a 4-bit base would have made of the
-update is said in numbers.
+Both read the written file back and compare it. For 4-bit bases `merge` also measures how much of the update is lost.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, in_pairs, save_gguf
 from .load import locate
 from .tokenizer import Tokenizer
-from .versions import base_of, load_versions
+from .with_adapters import base_of, load_with_adapters
 
 ADAPTER = "default"
 FOLDER_KINDS = ("F32", "F16")
@@ -33,21 +32,27 @@ FOLDER_KINDS = ("F32", "F16")
 
 @dataclass(frozen=True)
 class Requantised:
-    """What storing merged matrices in 4 bits does to the update: see `requantised`.
+    """The effect of storing merged matrices in 4 bits: see `requantised`.
 
-    Of these, `update_kept` foretells best what is left of the learning. SmolLM2 on its own Q4_1 base, 48 steps on the
-    legal data: 7 % of the update is kept and 16.5 % of the fall in loss, with a rounding of 123 %. The tiny base in
-    float32, 3 steps: 98 % and 69 %, with a rounding of 1,988 %.
+    matrices: how many were measured.
+    error: ‖Q(W + ΔW) - (W + ΔW)‖ / ‖ΔW‖, the rounding error relative to the update.
+    codes_kept: the share of 4-bit codes that equal the base's.
+    update_kept: ⟨Q(W + ΔW) - Q(W), ΔW⟩ / ‖ΔW‖², the change of the stored weights in the direction of the update.
+    kind: the 4-bit kind; that of the base, if the adapter was trained on a quantised one.
+
+    Of these, `update_kept` best predicts how much of the training survives. On SmolLM2's Q4_1 base, after 48 steps on
+    the legal data, 7 % of the update and 16.5 % of the loss reduction are kept, with an error of 123 %. On the tiny
+    base in float32, after 3 steps, they are 98 % and 69 %, with an error of 1,988 %.
     """
 
     matrices: int
-    error: float  # ‖Q(W + ΔW) - (W + ΔW)‖ / ‖ΔW‖: how large the rounding is, measured by the update
-    codes_kept: float  # share of 4-bit codes that are the base's, as if nothing had been learned
-    update_kept: float  # ⟨Q(W + ΔW) - Q(W), ΔW⟩ / ‖ΔW‖²: how far the stored numbers moved where the update points
-    kind: str = "Q4_1"  # or that of the base, if the adapter learned over a rounded one
+    error: float
+    codes_kept: float
+    update_kept: float
+    kind: str = "Q4_1"
 
     def verdict(self) -> str:
-        """In words: rounding may be far larger than an update and keep it, as noise does, or swallow it whole."""
+        """A summary. A large rounding error can keep the update, if it acts as noise, or remove it completely."""
         if self.update_kept < 0.5:
             return "most of what was learned is lost"
         return "part of what was learned is lost" if self.update_kept < 0.9 else "what was learned is kept"
@@ -55,44 +60,52 @@ class Requantised:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What `merge` wrote, and what it found when it read that back."""
+    """What `merge` wrote, and how it compares with the merged model.
+
+    path, kind, bytes: of the file or folder.
+    matrices: how many have an update.
+    logit_error: the largest difference between the logits of the merged model and those of the written one.
+    largest_logit: for comparison.
+    requantised: for a base in 4 bits, or a model written in 4 bits.
+    rounded_to: the kind to which the base was quantised in training, such as "nf4".
+    """
 
     path: Path
     kind: str
     bytes: int
     matrices: int
-    logit_error: float  # largest difference between the logits of the merged model and of the file
-    logit_size: float  # the largest logit
-    requantised: Requantised | None  # for a base in 4 bits, or when 4 bits were asked for
-    rounded_to: str | None = None  # the adapter learned over this base rounded to this: "nf4"
+    logit_error: float
+    largest_logit: float
+    requantised: Requantised | None
+    rounded_to: str | None = None
 
     def __str__(self) -> str:
         lines = [f"wrote   {self.path}: {self.kind}, {self.bytes / 1e6:,.1f} MB, {self.matrices} matrices merged"]
         found = "the same logits, bit for bit"
         if self.logit_error:
-            found = f"logits differ by at most {self.logit_error:.2g} (largest logit {self.logit_size:.3g})"
+            found = f"logits differ by at most {self.logit_error:.2g} (largest logit {self.largest_logit:.3g})"
         lines.append(f"check   read back: {found}")
         if self.rounded_to is not None:
-            lines.append(f"base    as its file holds it; the adapter learned over it rounded to {self.rounded_to}")
+            lines.append(f"base    as in its file; the adapter was trained on it quantised to {self.rounded_to}")
         if (lost := self.requantised) is not None:
             case = "stored" if self.kind == lost.kind else "if stored"
             lines += [
                 f"4 bits  {case} as {lost.kind}, {lost.update_kept:.0%} of the update is kept: {lost.verdict()}",
-                f"        (rounding {lost.error:.0%} of the update's size; {lost.codes_kept:.1%} of codes as before)",
+                f"        (rounding {lost.error:.0%} of the update's norm; {lost.codes_kept:.1%} of codes unchanged)",
             ]
             if self.kind == "Q4_1" and lost.update_kept < 0.9:
-                lines.append("        --type q8_0 or f16 rounds less; minilora export leaves base and adapter apart")
+                lines.append("        --type q8_0 or f16 loses less; minilora export keeps base and adapter separate")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export` wrote, and what it found when it read that back."""
+    """What `export` wrote, and the largest difference between the logits of the adapter and of the file."""
 
     path: Path
     bytes: int
     matrices: int
-    logit_error: float  # largest difference between the logits of the adapter and of the file
+    logit_error: float
 
     def __str__(self) -> str:
         return (
@@ -102,9 +115,9 @@ class ExportReport:
 
 
 def resolve(out: Path, format: str | None, kind: str | None) -> tuple[str, str]:
-    """(format, kind) as `merge` takes them, defaults filled in.
+    """The (format, kind) of `merge`, with defaults.
 
-    Raises ValueError for a pair that does not exist, and for a name that says another format.
+    Raises ValueError for a kind that the format does not have, and for a file name of another format.
     """
     format = format or ("gguf" if out.suffix == ".gguf" else "hf")
     kinds = {"hf": FOLDER_KINDS, "gguf": GGUF_KINDS}[format]
@@ -114,7 +127,7 @@ def resolve(out: Path, format: str | None, kind: str | None) -> tuple[str, str]:
     if format == "gguf" and out.suffix != ".gguf":
         raise ValueError(f"{out}: the name of a GGUF file must end in .gguf")
     if format == "hf" and out.suffix == ".gguf":
-        raise ValueError(f"{out}: format hf writes a folder, and .gguf is the ending of a file: choose another name")
+        raise ValueError(f"{out}: format hf writes a folder, but .gguf is for files: choose another name")
     return format, kind
 
 
@@ -127,19 +140,23 @@ def merge(
     overwrite: bool = False,
     force: bool = False,
 ) -> MergeReport:
-    """Merge an adapter into its base and write the model that results.
+    """Merge an adapter into its base and write the resulting model. It appears whole or not at all.
 
-    base: None for the one that the adapter's folder names. force: another base of the same shape will do.
-    format: "hf", a folder that transformers reads; "gguf", a file for llama.cpp; by default as `out` ends.
-    kind: how matrices are stored: F32 (default) or F16 in a folder, F16 (default), F32, Q8_0 or Q4_1 in a GGUF file.
-    overwrite: replace a model that is there already. The base, the adapter and other files are never replaced.
-    What is written appears whole or not at all. Raises ValueError for a combination that does not exist, or when `out`
-    is taken; ModelFileError for files that cannot be read, or when what is read back is not what was written.
+    base: as for `load`; None for the one that the adapter's folder names.
+    adapter: its folder, or a llama.cpp adapter file.
+    out: a new folder or file.
+    format: "hf", a folder for transformers, or "gguf", a file for llama.cpp; by default from the ending of `out`.
+    kind: how matrices are stored: F32 (default) or F16 in a folder; F16 (default), F32, Q8_0 or Q4_1 in a GGUF file.
+    overwrite: replace a model at `out`. The base, the adapter and other files are never replaced.
+    force: accept another base of the same shape.
+
+    Raises ValueError for an invalid combination, or if `out` exists; ModelFileError for files that cannot be read, or
+    if the written model differs from the merged one.
     """
     out = Path(out)
     format, kind = resolve(out, format, kind)
-    place = _place_of_base(base, adapter, out, format, overwrite)
-    model, tokenizer = load_versions({ADAPTER: Path(adapter)}, place, force=force)
+    place = _locate_base(base, adapter, out, format, overwrite)
+    model, tokenizer = load_with_adapters({ADAPTER: Path(adapter)}, place, force=force)
     source = GGUF(place) if place.suffix == ".gguf" else None
     set_adapter(model, ADAPTER)
     merge_adapter(model)
@@ -147,8 +164,8 @@ def merge(
     rounded_to = read_provenance(Path(adapter)).get("base", {}).get("rounded_to")
     config = replace(model.config, tie_word_embeddings="lm_head.weight" not in state)
     changed = {name for name in state if name not in before or state[name] is not before[name]}
-    if "lm_head.weight" in changed:  # untied: the head is the embedding of before
-        changed.discard("lm_head.weight")
+    if "lm_head.weight" not in before:
+        changed.discard("lm_head.weight")  # of a tied base, the head is the unchanged embedding
     lost = None
     if kind == "Q4_1" or (source is not None and any(_packed_in(source, name) for name in changed)):
         lost = requantised(before, state, changed, config, source)
@@ -159,7 +176,7 @@ def merge(
         written = load_folder(out)
         size = sum(file.stat().st_size for file in out.iterdir())
     else:
-        out.parent.mkdir(parents=True, exist_ok=True)  # as for a folder
+        out.parent.mkdir(parents=True, exist_ok=True)
         save_gguf(out, config, state, tokenizer, kind, source, unchanged=set(before) - changed)
         written = GGUF(out).load()
         size = out.stat().st_size
@@ -173,21 +190,23 @@ def merge(
 def export(
     base: str | Path | None, adapter: str | Path, out: str | Path, overwrite: bool = False, force: bool = False
 ) -> ExportReport:
-    """Write an adapter folder as a llama.cpp adapter file, and read that back.
+    """Write an adapter folder as a llama.cpp adapter file, and compare the file with it.
 
-    base, force: as for `merge`.
-    overwrite: replace a file that is there already, unless it is the base or the adapter.
-    Raises ValueError for what such a file cannot express, or when `out` does not end in .gguf or is taken.
+    base, adapter, force: as for `merge`.
+    out: a file that ends in .gguf.
+    overwrite: replace a file at `out`, unless it is the base or the adapter.
+
+    Raises ValueError for an adapter that such a file cannot express, or if `out` is invalid or exists.
     """
     out = Path(out)
     resolve(out, "gguf", "F32")
-    place = _place_of_base(base, adapter, out, "gguf", overwrite)
-    model, _ = load_versions({ADAPTER: Path(adapter)}, place, force=force)
+    place = _locate_base(base, adapter, out, "gguf", overwrite)
+    model, _ = load_with_adapters({ADAPTER: Path(adapter)}, place, force=force)
     set_adapter(model, ADAPTER)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_gguf_adapter(model, out)
     expected = _logits(model)
-    load_adapter(model, out, name="written")  # as strict as llama.cpp; active now
+    load_adapter(model, out, name="written")  # becomes the active one
     return ExportReport(
         out, out.stat().st_size, len(lora_modules(model)), float(np.abs(_logits(model) - expected).max())
     )
@@ -201,14 +220,18 @@ def requantised(
     source: GGUF | None = None,
     kind: str = "Q4_1",
 ) -> Requantised:
-    """What is left of an update when the merged matrices are packed into 4 bits again.
+    """Measure how much of an update is left if the merged matrices are quantised to 4 bits.
 
-    before, after: the base's and the merged arrays by name; changed: those that differ. kind: Q4_1, NF4, FP4 or INT4.
-    The base's codes are those of `source` where it is stored as Q4_1, else of the base packed here. Matrices whose rows
-    are no whole blocks are left out.
+    before, after: the base's and the merged arrays, by name.
+    changed: the names of those that differ.
+    config: the model's shape.
+    source: the base's file. Where it stores Q4_1, its codes are the base's; otherwise the base is quantised here.
+    kind: Q4_1, NF4, FP4 or INT4.
 
-    Four bits distinguish 16 values in a block of 32 weights. An update smaller than half such a step moves no code,
-    unless the weight was near the border, and what remains of it is the block's step and minimum shifting a little.
+    Matrices whose rows are not a multiple of the block size are left out.
+
+    Four bits distinguish 16 values in a block of weights. An update below half a step changes no code unless the weight
+    is near a boundary; then only the block's scale and minimum shift a little.
     """
     rounding = update = along = 0.0
     kept = codes = matrices = 0
@@ -244,25 +267,25 @@ def _packed_in(source: GGUF, name: str) -> bool:
     return name in source.tensors and source.tensors[name].tensor_type.name == "Q4_1"
 
 
-def _place_of_base(base: str | Path | None, adapter: str | Path, out: Path, format: str, overwrite: bool) -> Path:
-    """Where the base is; raises before anything is loaded when `out` cannot be written."""
+def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format: str, overwrite: bool) -> Path:
+    """The path of the base. Raises, before anything is loaded, if `out` cannot be written."""
     place = locate(base if base is not None else base_of({ADAPTER: Path(adapter)}))
-    _refuse_bad_place(out, {"base": place, "adapter": Path(adapter)}, format, overwrite)
+    _refuse_bad_out(out, {"base": place, "adapter": Path(adapter)}, format, overwrite)
     return place
 
 
-def _refuse_bad_place(out: Path, sources: dict[str, Path], format: str, overwrite: bool) -> None:
+def _refuse_bad_out(out: Path, sources: dict[str, Path], format: str, overwrite: bool) -> None:
     for what, path in sources.items():
         if out.exists() and path.exists() and out.samefile(path):
-            raise ValueError(f"{out} is the {what} itself: choose another place")
+            raise ValueError(f"{out} is the {what} itself: choose another name")
     if format == "gguf" and out.is_dir():
         raise ValueError(f"{out} is a folder: choose another name")
     if format == "gguf" and out.exists() and not overwrite:
-        raise ValueError(f"{out} is there already: choose another name, or --overwrite (overwrite=True)")
-    replaceable = set(FILES if overwrite else ())  # beside an adapter, transformers would add that once more
+        raise ValueError(f"{out} exists: choose another name, or --overwrite (overwrite=True)")
+    replaceable = set(FILES if overwrite else ())  # next to an adapter, transformers would apply it a second time
     if format == "hf" and out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= replaceable):
-        only = "; --overwrite (overwrite=True) replaces nothing but a whole model" if out.is_dir() else ""
-        raise ValueError(f"{out} is there already: choose a folder that is new or empty{only}")
+        only = "; --overwrite (overwrite=True) replaces only a whole model" if out.is_dir() else ""
+        raise ValueError(f"{out} exists: choose a new or empty folder{only}")
 
 
 def _save_whole_folder(out: Path, config: Config, state: dict[str, Array], tokenizer: Tokenizer, kind: str) -> None:
@@ -270,7 +293,7 @@ def _save_whole_folder(out: Path, config: Config, state: dict[str, Array], token
         with np.errstate(over="ignore"):  # reported below
             half = {name: dense(w).astype(np.float16) for name, w in state.items()}
         if large := [name for name, w in half.items() if not np.isfinite(w).all()]:
-            raise ValueError(f"{large[0]} holds numbers that are too large for F16")
+            raise ValueError(f"{large[0]} holds values that are too large for F16: use --type f32")
         state = half
     with replacing_folder(out) as partial:
         save_folder(partial, config, state, tokenizer)
@@ -279,7 +302,9 @@ def _save_whole_folder(out: Path, config: Config, state: dict[str, Array], token
 def _check_same(path: Path, state: dict[str, Array], written: dict[str, Array]) -> None:
     for name, w in state.items():
         if not np.array_equal(dense(w), written[name]):
-            raise ModelFileError(f"{path}: {name} read back is not what was written: check the disk, and merge again")
+            raise ModelFileError(
+                f"{path}: {name} in the written file differs from the merged one: check the disk, merge again"
+            )
 
 
 def _logits(model: Llama) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""A model whose matrices are rounded to few bits as it is loaded, and stay packed: `load(..., quantized="nf4")`.
+"""Models whose matrices are quantised when they are loaded: `load(..., quantized="nf4")`.
 
-QLoRA (Dettmers et al. 2023, arXiv 2305.14314) trains an adapter over such a base. Norms stay float32. With four bits
-the embedding and the head become Q8_0, as in `save_gguf`: every token's score hangs on them; QLoRA leaves them in 16.
+QLoRA (Dettmers et al. 2023, arXiv 2305.14314) trains an adapter on such a base. Norms stay float32. With four bits the
+embedding and the head are stored as Q8_0, as in `save_gguf`, because every token's score depends on them; QLoRA keeps
+them in 16 bits.
 
-One matrix after another is read, rounded, and let go, so that the numbers are never in memory together. On the way they
-are hashed: an adapter that learned over the rounded base belongs to the model that was rounded, too.
+Matrices are read, quantised and discarded one after another, so that the originals are never in memory together. They
+are hashed on the way: an adapter that was trained on the quantised base can also be used on the original one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SCORES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def rounded_to(quantized: bool | str) -> str | None:
-    """The kind that `quantized` names, such as "NF4"; None where it names none. Raises ValueError for an unknown one.
+    """The kind that `quantized` names, such as "NF4"; None for a bool. Raises ValueError for an unknown kind.
 
     >>> rounded_to("nf4")
     'NF4'
@@ -37,9 +38,15 @@ def rounded_to(quantized: bool | str) -> str | None:
 
 
 def load_rounded(config: Config, names: Collection[str], read: Callable[[str], Any], kind: str) -> Llama:
-    """A model of the tensors `names`, each read, float32, as its turn comes; matrices are rounded to `kind`.
+    """A model whose matrices are quantised to `kind`.
 
-    Raises ValueError naming a matrix whose rows are no whole blocks, and ModelFileError for what is no such model.
+    config: the model's shape.
+    names: of its tensors.
+    read: returns the tensor with this name in float32; called for one tensor after another.
+    kind: such as "NF4".
+
+    Raises ValueError that names a matrix whose rows are not a multiple of the block size, and ModelFileError if the
+    tensors do not fit the shape.
     """
     state: dict[str, Array] = {}
     fingerprint = Fingerprint()
@@ -62,7 +69,7 @@ def _round(name: str, w: np.ndarray, kind: str) -> Packed:
 
 
 def rounded_bytes(config: Config, kind: str) -> int:
-    """The bytes of a base of this shape that is rounded to `kind`. Raises ValueError as `load_rounded` does."""
+    """The bytes of a base of this shape that is quantised to `kind`. Raises ValueError as `load_rounded` does."""
     size = 0
     for name, w in Llama.empty(config).state_dict().items():
         try:

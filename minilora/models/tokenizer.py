@@ -1,5 +1,7 @@
-"""Text to token ids and back, and conversations to text. The `tokenizers` and `jinja2` libraries do both; this file
-builds them from what a GGUF file or a Hugging Face folder says, and refuses what would be dropped in silence.
+"""Tokenizers and chat templates: text to token ids and back, and conversations to text.
+
+The libraries `tokenizers` and `jinja2` do the work. This file builds them from a GGUF file or a Hugging Face folder,
+and refuses text that they would drop silently.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from ..files.disk import ModelFileError, read_json, replacing, write_json
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
-CUT = "\udfff"  # half a character, so no text has it: parts a name such as <|im_end|>, which is then no control token
+CUT = "\udfff"  # half a surrogate pair, which no text contains; inside a name such as <|im_end|> it makes it plain text
 
-_PLAIN_TEMPLATE = (  # for models that bring no chat template
+_PLAIN_TEMPLATE = (  # for models without a chat template
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}{{ eos_token if m['role'] == 'assistant' "
     "else '' }}\n{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
 )
@@ -26,11 +28,15 @@ _PLAIN_TEMPLATE = (  # for models that bring no chat template
 class Tokenizer:
     """Encodes text and conversations for one model.
 
-    eos: the text of the token that ends an answer. eos_id, pad_id: ids. template: a Jinja chat template.
+    core: a tokenizer of the `tokenizers` library.
+    eos: the text of the token that ends an answer; its id is `eos_id`.
+    template: a Jinja chat template; a plain one if left out.
+    bos: the text of the token that begins a text, for the template.
+    pad_id: the id of the padding token; `eos_id` if left out.
     """
 
     def __init__(self, core: Any, eos: str, template: str | None = None, bos: str = "", pad_id: int | None = None):
-        core.no_padding()  # a folder's file may ask for either: the one would add tokens, the other drop them
+        core.no_padding()  # a folder's file may ask for padding, which adds tokens, or truncation, which drops them
         core.no_truncation()
         self.core = core
         self.eos, self.bos = eos, bos
@@ -40,7 +46,7 @@ class Tokenizer:
         self.eos_id: int = eos_id
         self.pad_id: int = eos_id if pad_id is None else pad_id
         if not isinstance(template, str | None):
-            raise ModelFileError(f"the model's chat template is no text but a {type(template).__name__}")
+            raise ModelFileError(f"the model's chat template is a {type(template).__name__}, expected a text")
         self.template = template or _PLAIN_TEMPLATE
         self.unknown_bytes = _bytes_without_token(core)
         control = {i: re.escape(token.content) for i, token in core.get_added_tokens_decoder().items() if token.special}
@@ -52,9 +58,9 @@ class Tokenizer:
 
     # -- text --------------------------------------------------------------------------------------------------------
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text. Control tokens are recognised, except where `plain` has cut them; none is added.
+        """The token ids of a text. Names of control tokens become control tokens unless `plain` has cut them.
 
-        Raises ValueError for a character that no token can express: the library would drop it in silence.
+        Raises ValueError for a character that no token can express, which the library would drop silently.
         """
         return self.encode_all([text])[0]
 
@@ -67,12 +73,12 @@ class Tokenizer:
         return [[i for _ in some for i in next(encoded).ids] for some in parts]
 
     def plain(self, text: str) -> str:
-        """The text with a `CUT` in every name of a control token: `encode` then reads the name as ordinary text.
+        """The text with a `CUT` in every name of a control token, which `encode` then reads as ordinary text.
 
-        Raises ValueError for a text that has a `CUT` already. A control token of a single character cannot be cut.
+        Raises ValueError for a text that already contains `CUT`. Control tokens of a single character cannot be cut.
         """
         if CUT in text:
-            raise ValueError(f"{CUT!r} is half a character: remove it")
+            raise ValueError(f"{CUT!r} is half of a surrogate pair, not a character: remove it")
         return self._control.sub(lambda found: found[0] + CUT, text)
 
     def control_tokens(self, text: str) -> list[tuple[int, str]]:
@@ -80,26 +86,35 @@ class Tokenizer:
         return [(found.start(), found[1]) for found in self._control.finditer(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """The text of token ids, without special tokens."""
         return self.core.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def check(self, text: str) -> None:
-        """Raise ValueError, naming the first one, if the text has characters that no token can express."""
-        if self.unknown_bytes.isdisjoint(text.encode()):
+        """Raise ValueError that names the first character that no token can express, if there is one."""
+        try:
+            encoded = text.encode()
+        except UnicodeEncodeError as error:
+            half, position = text[error.start], error.start
+            raise ValueError(
+                f"{half!r} at position {position} is half of a surrogate pair, not a character: remove it"
+            ) from error
+        if self.unknown_bytes.isdisjoint(encoded):
             return
         for position, character in enumerate(text):
             if not self.unknown_bytes.isdisjoint(character.encode()):
                 raise ValueError(
-                    f"character {character!r} at position {position} is in no token of this model: remove it"
+                    f"no token of this model can express the character {character!r} at position {position}: remove it"
                 )
 
     # -- conversations -----------------------------------------------------------------------------------------------
     def render(self, messages: Sequence[Message], answer_next: bool = False) -> str:
-        """A conversation as the text the model was trained on; `answer_next` opens the assistant's turn.
+        """A conversation as text, in the format that the model was trained on.
 
-        Only the template makes control tokens: what a message says is `plain`. Raises ValueError for what is no
-        conversation, ModelFileError when the model's template does not parse, fails, or wants more than a template
-        may do.
+        messages: each with the texts "role" and "content". Only the template makes control tokens: contents are
+            `plain`.
+        answer_next: end with the beginning of the assistant's turn.
+
+        Raises ValueError for invalid messages, ModelFileError if the model's template does not parse or fails.
         """
         if isinstance(messages, str):
             raise ValueError(
@@ -116,21 +131,20 @@ class Tokenizer:
             return template.render(
                 messages=said, add_generation_prompt=answer_next, eos_token=self.eos, bos_token=self.bos
             )
-        except Exception as error:  # a template is a program: it can fail in any way
+        except Exception as error:  # a template is a program, and can fail in any way
             raise ModelFileError(f"the model's chat template cannot render this conversation: {error}") from error
 
     @cached_property
     def _compiled_template(self) -> Any:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment  # a template comes with a model: it gets no powers
+        from jinja2.sandbox import ImmutableSandboxedEnvironment  # a template comes with a model and is not trusted
 
         try:
             return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self.template)
-        except TemplateError as error:
+        except Exception as error:  # not TemplateError alone: deep nesting is a RecursionError
             raise ModelFileError(f"the model's chat template does not parse: {error}") from error
 
     def encode_chat(self, messages: Sequence[Message], answer_next: bool = False) -> list[int]:
-        """Token ids of a conversation; with `answer_next`, up to where the assistant begins to speak."""
+        """The token ids of `render(messages, answer_next)`."""
         return self.encode(self.render(messages, answer_next))
 
 
@@ -140,8 +154,8 @@ def _bytes_without_token(core: Any) -> set[int]:
 
     if not isinstance(core.decoder, ByteLevel):
         return set()
-    printable = set(range(33, 127)) | set(range(161, 173)) | set(range(174, 256))  # bytes that stand for themselves
-    others = [b for b in range(256) if b not in printable]  # the rest are shifted, in order, to characters from 256 on
+    printable = set(range(33, 127)) | set(range(161, 173)) | set(range(174, 256))  # bytes that represent themselves
+    others = [b for b in range(256) if b not in printable]  # others are represented by characters from 256 on
     symbol = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
     return {b for b in range(256) if core.token_to_id(symbol[b]) is None}
 
@@ -150,7 +164,7 @@ def _bytes_without_token(core: Any) -> set[int]:
 
 
 def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a GGUF file's metadata describe: byte-level BPE, in the variants `smollm` and `gpt-2`.
+    """The tokenizer in a GGUF file's metadata: byte-level BPE, in the variants `smollm` and `gpt-2`.
 
     Raises ModelFileError for other kinds.
     """
@@ -161,7 +175,7 @@ def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
     kind, splitting = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
     if kind != "gpt2" or splitting not in ("smollm", "gpt-2"):
         raise ModelFileError(
-            f"{path}: tokenizer {kind!r}/{splitting!r} is unknown; known: 'gpt2' with 'smollm', 'gpt-2'"
+            f"{path}: tokenizer {kind!r}/{splitting!r} is not supported; supported: 'gpt2' with 'smollm' or 'gpt-2'"
         )
     try:
         tokens = meta["tokenizer.ggml.tokens"]
@@ -182,9 +196,9 @@ def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """A byte-level BPE tokenizer as a GGUF file describes it; ids up to `vocab_size` without a token are padded.
+    """A byte-level BPE tokenizer as metadata of a GGUF file. Ids below `vocab_size` without a token are padded.
 
-    Raises ModelFileError, saying why, for a tokenizer that llama.cpp would run differently.
+    Raises ModelFileError, with the reason, for a tokenizer that llama.cpp would run differently.
     """
     record = json.loads(tokenizer.core.to_str())
     model = record["model"]
@@ -192,7 +206,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     used = [key for key in off if model.get(key)] + ["normalizer"] * (record.get("normalizer") is not None)
     added = {entry["content"]: entry["special"] for entry in record["added_tokens"]}
     if model["type"] != "BPE" or (record.get("decoder") or {}).get("type") != "ByteLevel":
-        used.append("anything but byte-level BPE")
+        used.append("something other than byte-level BPE")
     if used or (splitting := _splitting(record.get("pre_tokenizer") or {})) is None:
         what = ", ".join(used) or "this way of splitting text into words"
         raise ModelFileError(f"the tokenizer uses {what}: minilora cannot write it to a GGUF file")
@@ -201,7 +215,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
             f"the tokenizer's added token {plain[0]!r} is not special: minilora cannot write it to GGUF"
         )
     if not model["merges"]:
-        raise ModelFileError("the tokenizer has no merges, and a GGUF file cannot say so")
+        raise ModelFileError("the tokenizer has no merges, which a GGUF file cannot express")
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     kinds = [5] * vocab_size  # 5: unused, 3: control, 1: normal
     for token, i in tokenizer.core.get_vocab(with_added_tokens=True).items():
@@ -223,7 +237,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 
 def _splitting(record: dict[str, Any]) -> str | None:
-    """llama.cpp's name for a pre-tokenizer: `smollm` splits single digits off first, `gpt-2` does not; None else."""
+    """llama.cpp's name for a pre-tokenizer: `smollm` first splits off single digits, `gpt-2` does not; or None."""
     steps = record.get("pretokenizers", [record])
     digits = [step for step in steps if step.get("type") == "Digits" and step.get("individual_digits")]
     by_bytes = [step for step in steps if step.get("type") == "ByteLevel"]
@@ -236,8 +250,10 @@ def _splitting(record: dict[str, Any]) -> str | None:
 
 
 def from_folder(folder: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: `tokenizer.json`, and from `tokenizer_config.json` the special tokens and
-    the chat template. Raises ModelFileError when it is missing or unusable.
+    """The tokenizer of a Hugging Face folder.
+
+    It is in `tokenizer.json`; special tokens and chat template are in `tokenizer_config.json`. Raises ModelFileError if
+    it is missing or unusable.
     """
     from tokenizers import Tokenizer as Core
 
@@ -251,15 +267,20 @@ def from_folder(folder: Path) -> Tokenizer:
     settings_path = folder / "tokenizer_config.json"
     settings = read_json(settings_path) if settings_path.is_file() else {}
     template_path = folder / "chat_template.jinja"
-    template = template_path.read_text(encoding="utf-8") if template_path.is_file() else settings.get("chat_template")
+    template = settings.get("chat_template")
+    if template_path.is_file():
+        try:
+            template = template_path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelFileError(f"{template_path}: not a text in UTF-8 ({error})") from error
     eos = _token_text(settings.get("eos_token"))
     if eos is None:
         known = [t for t in ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>") if core.token_to_id(t) is not None]
         if not known:
-            raise ModelFileError(f"{settings_path}: names no eos_token")
+            raise ModelFileError(f"{settings_path}: eos_token is missing")
         eos = known[0]
     if core.token_to_id(eos) is None:
-        raise ModelFileError(f"{settings_path}: its eos_token {eos!r} is not in the vocabulary of {path.name}")
+        raise ModelFileError(f"{settings_path}: eos_token {eos!r} is not in the vocabulary of {path.name}")
     pad = _token_text(settings.get("pad_token"))
     return Tokenizer(
         core,

@@ -23,7 +23,7 @@ from ..generate.streams import Answer, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter, set_adapter
 from ..lora.peft import load_adapter
 from ..models.tokenizer import Message, Tokenizer
-from ..models.versions import BASE_NAME
+from ..models.with_adapters import BASE_NAME
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from ..progress import log

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..lora.adapters import Choice
 from ..models.tokenizer import Message
-from ..models.versions import BASE_NAME, read_mix
+from ..models.with_adapters import BASE_NAME, read_combination
 from .engine import Ask, Piece, Version
 
 _READ = (
@@ -178,7 +178,7 @@ def read_choice(model: str, names: Collection[str]) -> Choice:
     if "=" not in model:
         raise unknown_model(model, names)
     try:
-        mix = read_mix(model)
+        mix = read_combination(model)
     except ValueError as error:
         raise ApiError(400, str(error), "model") from error
     adapters = [name for name in names if name != BASE_NAME]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..data.records import BUILT_IN
 from ..files.disk import replacing
-from ..models.load import SOURCES, known_as
+from ..models.hub import SOURCES, known_as
 from ..pages.run import megabytes
 from ..version import __version__
 from .options import Options

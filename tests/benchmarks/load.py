@@ -32,7 +32,7 @@ import minilora as ml
 from minilora.commands.domains import DOMAINS
 from minilora.models.folder import save_folder
 from minilora.models.load import load
-from minilora.models.versions import named_folders
+from minilora.models.with_adapters import named_folders
 
 # -- what is asked -----------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from minilora.measure.process import Job, shape_of
 from minilora.models import load as zoo
 from minilora.models.folder import save_folder
 from minilora.models.merge import merge
-from minilora.models.versions import load_versions
+from minilora.models.with_adapters import load_with_adapters
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
@@ -217,18 +217,18 @@ def test_a_gguf_file_is_rounded_too(tmp_path, folder):
     assert there.unrounded_sha256 == here.unrounded_sha256
 
 
-def test_an_adapter_that_learned_over_a_rounded_base_belongs_to_the_base_before_rounding_too(folder, tmp_path):
+def test_an_adapter_that_learned_over_a_rounded_base_belongs_to_the_base_before_rounding_too(folder, tmp_path, caplog):
     model, _ = zoo.load(folder, quantized="nf4")
     trained(model)
     assert "base" in dict(audit(model, "default").checks)
     save_adapter(model, tmp_path / "learned")
     note = json.loads((tmp_path / "learned" / "minilora.json").read_text())["base"]
     assert note["rounded_to"] == "nf4" and note["sha256"] == sha256_of(base_state(model))
-    said = []
-    for quantized in (False, "nf4", "fp4"):
-        loaded, _ = load_versions({"learned": tmp_path / "learned"}, folder, quantized, say=said.append)
-        assert "learned" in loaded.adapters
-    assert said == ["learned learned over its base rounded to nf4, which --quantized nf4 gives"] * 2
+    with caplog.at_level("INFO", "minilora"):
+        for quantized in (False, "nf4", "fp4"):
+            loaded, _ = load_with_adapters({"learned": tmp_path / "learned"}, folder, quantized)
+            assert "learned" in loaded.adapters
+    assert caplog.messages == ["learned was trained on its base quantised to nf4, which --quantized nf4 gives"] * 2
     dense, _ = zoo.load(folder)
     trained(dense)
     save_adapter(dense, tmp_path / "dense")
@@ -244,7 +244,7 @@ def test_merging_says_over_what_the_adapter_learned_and_what_four_bits_would_kee
     save_adapter(model, tmp_path / "learned")
     report = merge(folder, tmp_path / "learned", tmp_path / "whole")
     assert report.rounded_to == "nf4" and report.requantised.kind == "NF4" and report.requantised.matrices == 14
-    assert "learned over it rounded to nf4" in str(report) and "if stored as NF4" in str(report)
+    assert "trained on it quantised to nf4" in str(report) and "if stored as NF4" in str(report)
 
 
 def test_a_matrix_that_cannot_be_rounded_is_named_in_one_line(tmp_path, rng):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from smallmodels import logits, lora_config, new_model, shaken
 
 import minilora as ml
 from minilora.files.disk import ModelFileError
+from minilora.models import hub, with_adapters
 from minilora.models import load as zoo
-from minilora.models import versions
 from minilora.models.folder import save_folder
-from minilora.models.versions import base_of, load_versions, named_folders, read_mix
+from minilora.models.with_adapters import base_of, load_with_adapters, named_folders, read_combination
 from minilora.nn.module import sha256_of
 
 
@@ -54,7 +55,7 @@ def test_an_adapter_is_called_as_its_folder_or_as_one_says(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     words = ["runs/legal", "law=runs/legal/last", "runs/legal/last", "runs/v1.2", "hers.gguf"]
     assert list(named_folders(words)) == ["legal", "law", "legal-last", "v1-2", "hers"]
-    assert named_folders(["."])[tmp_path.name.replace(".", "-")] == versions.Path(".")
+    assert named_folders(["."])[tmp_path.name.replace(".", "-")] == Path(".")
     (tmp_path / "r=8").mkdir()
     assert {name: str(path) for name, path in named_folders(["r=8", "r=16"]).items()} == {"r=8": "r=8", "r": "16"}
 
@@ -78,7 +79,7 @@ def test_names_that_mean_nothing_are_refused(words, said):
 
 
 def test_a_mix_names_each_adapter_once_with_a_number():
-    assert read_mix("") == {} and read_mix("legal=0, r=8=.5") == {"legal": 0.0, "r=8": 0.5}
+    assert read_combination("") == {} and read_combination("legal=0, r=8=.5") == {"legal": 0.0, "r=8": 0.5}
     for text in (
         "legal",
         "legal=",
@@ -90,8 +91,8 @@ def test_a_mix_names_each_adapter_once_with_a_number():
         "legal=-101",
         "legal=1 legal=1",
     ):
-        with pytest.raises(ValueError, match=f"^{text.split()[-1]}: a mix is NAME=FACTOR"):
-            read_mix(text)
+        with pytest.raises(ValueError, match=f"^{text.split()[-1]}: expected NAME=FACTOR"):
+            read_combination(text)
 
 
 # -- what a folder says ------------------------------------------------------------------------------------------------
@@ -115,8 +116,8 @@ def test_the_notes_hold_the_bases_name_hash_and_shape(here):
 def test_peft_is_told_the_name_on_the_hub_and_both_names_load_the_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = write_gguf(tmp_path / "small.gguf", new_llama(), "Q8_0")
-    source = zoo.Source("none", "1", file.name, file.stat().st_size, "", "MIT", hub="maker/small-chat")
-    monkeypatch.setattr(zoo, "SOURCES", {"small": source})
+    source = hub.Source("none", "1", file.name, file.stat().st_size, "", "MIT", hub="maker/small-chat")
+    monkeypatch.setitem(hub.SOURCES, "small", source)
     monkeypatch.setenv("MINILORA_CACHE", str(tmp_path))
     for name in ("small", "maker/small-chat"):
         folder = make_adapter(name, tmp_path / "adapter")
@@ -131,8 +132,8 @@ def test_peft_is_told_the_name_on_the_hub_and_both_names_load_the_model(tmp_path
 
 
 def test_the_name_of_the_real_model_on_the_hub_is_known():
-    assert zoo.known_as("HuggingFaceTB/SmolLM2-135M-Instruct") == zoo.known_as("smollm2") == "smollm2"
-    assert zoo.known_as("models/one") is None
+    assert hub.known_as("HuggingFaceTB/SmolLM2-135M-Instruct") == hub.known_as("smollm2") == "smollm2"
+    assert hub.known_as("models/one") is None
 
 
 @pytest.mark.real
@@ -179,7 +180,7 @@ def test_the_base_is_found_from_anywhere_and_when_all_has_moved(here, monkeypatc
 
 def test_a_base_that_is_gone_is_named_with_what_to_do(here):
     shutil.rmtree(here / "models" / "one")
-    refusal(lambda: load_versions({"legal": here / "runs" / "legal"}), "runs/legal", "models/one", "--base")
+    refusal(lambda: load_with_adapters({"legal": here / "runs" / "legal"}), "runs/legal", "models/one", "--base")
 
 
 def test_an_adapter_that_names_no_base_is_taken_for_the_real_models(here):
@@ -195,11 +196,11 @@ def test_adapters_of_two_bases_are_refused_and_a_copy_of_a_base_is_no_other(here
     shutil.copytree(here / "models" / "one", here / "models" / "copy")
     make_adapter("models/copy", other, seed=1)
     assert base_of(named).name == "one"
-    load_versions(named)
+    load_with_adapters(named)
     (here / "runs" / "support" / NOTES).unlink()  # of two places, PEFT's notes do not say whether they hold the same
     refusal(lambda: base_of(named), "models/copy")
     rewrite(here / "runs" / "support", {"base_model_name_or_path": "models/one"})
-    load_versions(named)
+    load_with_adapters(named)
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def test_adapters_of_two_bases_are_refused_and_a_copy_of_a_base_is_no_other(here
 
 def test_each_adapter_answers_under_its_name_and_none_is_active(here):
     other = make_adapter("models/one", here / "runs" / "support", seed=1)
-    model, tokenizer = load_versions({"law": here / "runs" / "legal", "support": other})
+    model, tokenizer = load_with_adapters({"law": here / "runs" / "legal", "support": other})
     base, _ = ml.load("models/one")
     plain = logits(base, IDS)
     assert list(model.adapters) == ["law", "support"] and len(tokenizer)
@@ -221,29 +222,29 @@ def test_each_adapter_answers_under_its_name_and_none_is_active(here):
 
 
 def test_without_adapters_it_is_the_base(here):
-    model, _ = load_versions({}, base="models/two")
+    model, _ = load_with_adapters({}, base="models/two")
     assert not model.adapters and model.source == "models/two"
 
 
 def test_another_base_of_the_same_shape_is_refused_with_both_hashes_unless_forced(here):
     named = {"legal": here / "runs" / "legal"}
     hashes = [sha256_of(ml.load(f"models/{name}")[0].state_dict()) for name in ("one", "two")]
-    refusal(lambda: load_versions(named, base="models/two"), "models/one", *hashes, "--force")
+    refusal(lambda: load_with_adapters(named, base="models/two"), "models/one", *hashes, "--force")
     model, _ = ml.load("models/two")
     refusal(lambda: ml.load_adapter(model, here / "runs" / "legal"), *hashes, "force=True")
     assert not model.adapters
     ml.load_adapter(model, here / "runs" / "legal", force=True)
-    forced, _ = load_versions(named, base="models/two", force=True)
+    forced, _ = load_with_adapters(named, base="models/two", force=True)
     ml.set_adapter(forced, "legal")
     np.testing.assert_array_equal(logits(forced, IDS), logits(model, IDS))
     (here / "runs" / "legal" / NOTES).unlink()  # PEFT's own say nothing of a hash
-    load_versions(named, base="models/two")
+    load_with_adapters(named, base="models/two")
 
 
 def test_another_shape_is_refused_with_both_even_if_forced(here):
     for force in (False, True):
         refusal(
-            lambda force=force: load_versions({"legal": here / "runs" / "legal"}, base="tiny", force=force),
+            lambda force=force: load_with_adapters({"legal": here / "runs" / "legal"}, base="tiny", force=force),
             "models/one", "width 32", "this model has", "width 128",
         )  # fmt: skip
 
@@ -251,26 +252,26 @@ def test_another_shape_is_refused_with_both_even_if_forced(here):
 def test_a_packed_base_is_the_base(here):
     file = write_gguf(here / "small.gguf", new_llama(), "Q8_0")
     folder = make_adapter(file, here / "runs" / "packed")
-    model, _ = load_versions({"packed": folder}, quantized=True)
+    model, _ = load_with_adapters({"packed": folder}, quantized=True)
     ml.set_adapter(model, "packed")
     assert (
         notes_of(ml.save_adapter(model, here / "again", "packed"))["base"]["sha256"]
         == notes_of(folder)["base"]["sha256"]
     )
-    refusal(lambda: load_versions({"packed": folder}, base="models/one"), "sha256")  # rounded numbers are others
+    refusal(lambda: load_with_adapters({"packed": folder}, base="models/one"), "sha256")  # rounded numbers are others
 
 
 def test_the_base_is_hashed_once_for_all_and_not_at_all_where_nothing_is_said(here, monkeypatch):
     named = {"legal": here / "runs" / "legal", "support": make_adapter("models/one", here / "support", seed=1)}
     counted = []
-    monkeypatch.setattr(versions, "sha256_of", lambda state: counted.append(1) or sha256_of(state))
+    monkeypatch.setattr(with_adapters, "sha256_of", lambda state: counted.append(1) or sha256_of(state))
     monkeypatch.setattr("minilora.lora.provenance.sha256_of", None)
-    load_versions(named)
+    load_with_adapters(named)
     assert counted == [1]
-    load_versions(named, force=True)
+    load_with_adapters(named, force=True)
     for folder in named.values():
         (folder / NOTES).unlink()
-    load_versions(named)
+    load_with_adapters(named)
     assert counted == [1]
 
 
@@ -284,7 +285,7 @@ def test_the_base_is_hashed_once_for_all_and_not_at_all_where_nothing_is_said(he
 def test_notes_that_are_none_are_refused_by_the_files_name(here, notes):
     (here / "runs" / "legal" / NOTES).write_text(notes)
     for base in (None, "models/one"):
-        refusal(lambda base=base: load_versions({"legal": here / "runs" / "legal"}, base), f"legal/{NOTES}")
+        refusal(lambda base=base: load_with_adapters({"legal": here / "runs" / "legal"}, base), f"legal/{NOTES}")
 
 
 def test_a_base_whose_name_is_no_text_is_refused_by_the_files_name(here):
@@ -292,13 +293,13 @@ def test_a_base_whose_name_is_no_text_is_refused_by_the_files_name(here):
     rewrite(here / "runs" / "legal", {"base_model_name_or_path": ["smollm2"]})
     for base in (None, "models/one"):
         refusal(
-            lambda base=base: load_versions({"legal": here / "runs" / "legal"}, base),
+            lambda base=base: load_with_adapters({"legal": here / "runs" / "legal"}, base),
             "adapter_config.json",
             "is a list",
         )
 
 
 def test_a_folder_that_is_no_adapter_is_refused_before_a_model_is_loaded(here, monkeypatch):
-    monkeypatch.setattr(versions, "load", None)
-    refusal(lambda: load_versions({"absent": here / "absent"}), "absent", CONFIG_FILE)
-    refusal(lambda: load_versions({"one": here / "models" / "one"}), "whole model", "--base")
+    monkeypatch.setattr(with_adapters, "load", None)
+    refusal(lambda: load_with_adapters({"absent": here / "absent"}), "absent", CONFIG_FILE)
+    refusal(lambda: load_with_adapters({"one": here / "models" / "one"}), "whole model", "--base")
