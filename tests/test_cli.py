@@ -110,7 +110,7 @@ CONFLICTS = [  # words, what is said
     (["bench", "--random-weights", "--base", "tiny"], "--random-weights takes the shape of SmolLM2"),
     (["memory", "--method", "full", "--r", "4"], "--r means nothing with --method full"),
     (["report", "--memory", "--batch-size", "4"], "minilora report has no --memory: use minilora memory"),
-    (["audit", "--adapter", "runs/legal"], "minilora audit has no --adapter: the folder stands by itself"),
+    (["audit", "--adapter", "runs/legal"], "minilora audit has no --adapter: give the folder without a flag"),
     (["audit", "base=runs/legal"], "base=runs/legal: 'base' is the model without an adapter"),
     (["merge", "--adapter", "a", "--adapter", "b", "--out", "c"], "one adapter at a time: a, b are 2"),
     (["export", "--adapter", "=a", "--out", "c.gguf"], "=a: expected an adapter as DIR or NAME=DIR"),

@@ -10,7 +10,7 @@ HELP = "write an adapter as a file for llama.cpp"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """An adapter and a file."""
+    """The adapter and the file."""
     parser.add_argument("--base", **BASE_OF_ADAPTER)
     parser.add_argument("--adapter", **ADAPTER)
     parser.add_argument("--out", required=True, help="a file that ends in .gguf")
@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the file; print what reading it back gave."""
+    """Write the file; print how it compares with the adapter."""
     from ..models.merge import export
 
     _, folder = one_adapter(arguments.adapter)

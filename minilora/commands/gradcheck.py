@@ -1,19 +1,19 @@
-"""`minilora gradcheck`: compare every operation's gradient with a measured derivative."""
+"""`minilora gradcheck`: compare every operation's gradient with central differences."""
 
 from __future__ import annotations
 
 import argparse
 
-HELP = "compare every operation's gradient with a measured derivative"
+HELP = "compare every operation's gradient with central differences"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """A seed for the inputs."""
+    """The seed of the random inputs."""
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print one line per operation, and the largest error of all."""
+    """Print one line for each operation, and the largest error."""
     from ..engine.examples import check_all
 
     worst = 0.0

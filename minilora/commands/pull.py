@@ -1,10 +1,10 @@
-"""`minilora pull`: download a model, or check the one that is there."""
+"""`minilora pull`: download a model, or verify it if it is here already."""
 
 from __future__ import annotations
 
 import argparse
 
-HELP = "download a model, or check the one that is there"
+HELP = "download a model, or verify it if it is here already"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +13,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make sure the model is here, and print where."""
+    """Print the path of the model."""
     from ..models.hub import pull
 
     print(pull(arguments.name))
