@@ -114,7 +114,7 @@ def running(app, connections=128):
 def serving(shop, start, adapters=("legal", "support"), connections=128, default_limit=16, **bounds):
     """The shop, served. start: the folder that it was started in."""
     said = []
-    handler = logging.Handler()
+    handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: said.append(record.getMessage()) if HEARING[-1] is said else None
     HEARING.append(said)
     model, tokenizer = load_with_adapters({name: shop / name for name in adapters}, shop / "base")

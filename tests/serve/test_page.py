@@ -4,7 +4,9 @@ Needs pip install '.[test-serve]' and a Chromium: that of the system (`apt-get i
 variable CHROMIUM names, or playwright's own (`playwright install chromium`).
 """
 
+import json
 import re
+from dataclasses import replace
 
 import pytest
 from browsers import chromium
@@ -14,6 +16,7 @@ from minilora.serve.app import read_page
 
 PAGE, POLICY = read_page()
 DONE = "() => document.querySelector('article') && !document.querySelector('.writes')"
+GONE = "The server does not answer. Is it still running?"
 CONTRAST = """selector => {  // as WCAG 2.2 defines it, of letters and what is behind them
     const numbers = color => color.match(/[\\d.]+/g).map(Number);
     const linear = c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
@@ -82,7 +85,7 @@ def texts(page):
 def test_a_question_is_answered_by_base_and_adapters_side_by_side(page, served):
     ask(page)
     expected = {
-        name: served.ask(None if name == "base" else name, max_new_tokens=96)[0] for name in served.engine.versions
+        name: served.ask(None if name == "base" else name, max_new_tokens=64)[0] for name in served.engine.versions
     }
     assert list(expected) == ["base", "legal", "support"]
     shown = {name: " ".join(text.split()) for name, text in texts(page).items()}
@@ -109,17 +112,17 @@ def test_sizes_are_shown(page, served):
 
 
 def test_two_are_mixed_with_a_slider(page, served):
-    page.get_by_role("switch", name="Mix two").check()
+    page.get_by_role("switch", name="Mix two adapters").check()
     slider = page.get_by_role("slider", name="Share of the first adapter")
     slider.fill("70")
     assert slider.get_attribute("aria-valuetext") == "70 % legal, 30 % support"
     ask(page)
-    mixed = served.ask({"legal": 0.7, "support": 0.3}, max_new_tokens=96)[0]
+    mixed = served.ask({"legal": 0.7, "support": 0.3}, max_new_tokens=64)[0]
     assert " ".join(texts(page)["legal + support"].split()) == " ".join(mixed.split())
 
 
 def test_a_slider_at_its_end_leaves_one_of_the_two(page, served):
-    page.get_by_role("switch", name="Mix two").check()
+    page.get_by_role("switch", name="Mix two adapters").check()
     page.get_by_role("slider", name="Share of the first adapter").fill("0")
     ask(page)
     shown = texts(page)
@@ -162,7 +165,7 @@ def test_a_screen_reader_hears_each_answer_once_and_whole(page):
 
 def test_an_answer_is_stopped_and_its_place_is_free(page, served):
     page.locator("summary").click()
-    page.get_by_label("Tokens at most").fill("900")
+    page.get_by_label("Maximum tokens").fill("900")
     page.get_by_label("Temperature").fill("2")
     for _ in range(6):  # an answer that ends by itself, before it is stopped, is followed by another
         page.get_by_label("Question", exact=True).fill("hello")
@@ -178,7 +181,7 @@ def test_an_answer_is_stopped_and_its_place_is_free(page, served):
 
 def test_what_goes_wrong_stands_where_the_answer_would(page):
     page.locator("summary").click()
-    page.get_by_label("Tokens at most").fill("1024")
+    page.get_by_label("Maximum tokens").fill("1024")
     ask(page)
     assert all("at most 1,024 fit" in text for text in texts(page).values())
     assert page.locator(".failed").count() == 3
@@ -209,11 +212,76 @@ def test_a_server_that_is_back_is_not_said_to_be_gone(page):
     told = page.locator("#what").inner_text()
     page.route("**/v1/models", lambda route: route.abort())
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    page.get_by_text("The server does not answer. Is it still running?").wait_for()
+    page.get_by_text(GONE).wait_for()
     page.unroute("**/v1/models")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.get_by_text(told).wait_for()
     page.complaints.clear()  # the browser reports what was not answered
+
+
+def sent(page):
+    """The bodies of the questions that the page sends from now on, by model."""
+    bodies = {}
+
+    def keep(request):
+        if request.method == "POST":
+            bodies[json.loads(request.post_data)["model"]] = json.loads(request.post_data)
+
+    page.on("request", keep)
+    return bodies
+
+
+def test_the_next_question_continues_the_conversation_until_a_new_one_begins(page):
+    bodies = sent(page)
+    ask(page, "hello")
+    first = texts(page)
+    page.get_by_role("checkbox", name="base").uncheck()
+    ask(page, "What is a lien?")
+    assert page.get_by_role("heading", level=2).all_inner_texts() == ["What is a lien?", "hello"]  # the latest first
+    page.get_by_role("checkbox", name="base").check()
+    ask(page, "x")
+    assert page.locator("article").count() == 8
+    for name, questions in (("legal", ["hello", "What is a lien?", "x"]), ("base", ["hello", "x"])):
+        said = bodies[name]["messages"]
+        assert [message["content"] for message in said if message["role"] == "user"] == questions
+        assert said[1]["role"] == "assistant" and said[1]["content"].split() == first[name].split()
+    page.get_by_role("button", name="New conversation").click()
+    assert not page.locator("article").count()
+    ask(page, "hello")
+    assert texts(page) == first and len(bodies["legal"]["messages"]) == 1
+
+
+def test_the_settings_are_sent_and_left_to_the_server_where_they_are_empty(page):
+    bodies = sent(page)
+    ask(page)
+    assert bodies["legal"]["max_tokens"] is None and bodies["legal"]["temperature"] == 0
+    page.locator("summary").click()
+    page.get_by_label("System prompt").fill("Be brief.")
+    page.get_by_label("Maximum tokens").fill("7")
+    page.get_by_label("Temperature").fill("0.5")
+    ask(page)
+    assert (bodies["legal"]["max_tokens"], bodies["legal"]["temperature"]) == (7, 0.5)
+    assert bodies["legal"]["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_a_server_that_is_gone_is_said_in_a_sentence(page):
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    ask(page)
+    assert set(texts(page).values()) == {GONE}
+    page.complaints.clear()  # the browser reports what was not answered
+
+
+def test_what_the_server_notes_of_its_models_is_shown(page, served):
+    assert not page.locator("#note").is_visible()
+    versions = served.engine.versions
+    served.engine.versions = versions | {"base": replace(versions["base"], note="tiny is a toy")}
+    served.engine.versions["legal"] = replace(versions["legal"], system="You are a lawyer.")
+    try:
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        page.get_by_text("Tiny is a toy.").wait_for()
+        assert page.locator("#system").get_attribute("placeholder") == "each adapter's own"
+    finally:
+        served.engine.versions = versions
 
 
 SCREENS = {"wide": {}, "dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 390, "height": 844}}}
