@@ -147,8 +147,11 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, tu
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
+            end = writer.fout[0].tell()  # type: ignore[index]
         finally:
             writer.close()
+        if (written := partial.stat().st_size) < end:  # NumPy does not notice if the last bytes find no space
+            raise OSError(f"{end} requested and {written} written")
 
 
 class Field:

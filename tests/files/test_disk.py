@@ -1,7 +1,9 @@
 """Files and folders appear whole or not at all: also when the block fails, and when the process dies in the middle."""
 
+import errno
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from minilora.files.disk import ModelFileError, read_json, replacing, replacing_folder, write_json
 from minilora.files.gguf import write_gguf
@@ -88,17 +91,14 @@ def write_by_every_way(folder):
 
 @posix
 @pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
-def test_new_files_follow_the_umask_whatever_library_wrote_them(tmp_path, umask, mask, expected):
+def test_new_files_follow_the_umask_and_others_keep_their_permissions_whatever_library_wrote_them(
+    tmp_path, umask, mask, expected
+):
     umask(mask)
     assert {mode(path) for path in write_by_every_way(tmp_path)} == {expected}
-
-
-@posix
-def test_a_file_that_replaces_another_keeps_its_permissions(tmp_path, umask):
-    umask(0o022)
-    for path in write_by_every_way(tmp_path):
-        path.chmod(0o600)
-    assert {mode(path) for path in write_by_every_way(tmp_path)} == {0o600}
+    for path in tmp_path.iterdir():
+        path.chmod(0o640 if expected == 0o600 else 0o600)
+    assert {mode(path) for path in write_by_every_way(tmp_path)} == {0o640 if expected == 0o600 else 0o600}
 
 
 def test_bytes_are_on_the_disk_before_the_name_is_and_then_the_name(tmp_path, monkeypatch):
@@ -208,29 +208,41 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path, at):
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
-@pytest.mark.parametrize("at", [-1, 0])
-def test_a_process_killed_while_it_writes_leaves_the_old_folder(folder, at):
-    killed(folder, at)
-    assert tree(folder) == {"a.txt": "old", "b.txt": "old"}
+NAMES = ["run", "run+1", "run.x", "run (1)[2]", "r*n"] if os.name == "posix" else ["run", "run+1", "run.x"]
 
 
-def test_a_process_killed_between_the_renames_leaves_a_folder_that_the_next_writer_puts_back(folder, tmp_path):
-    killed(folder, 1)
-    assert not folder.exists()
-    (tmp_path / ".run.mine.old").mkdir()  # somebody's own
-    with pytest.raises(OSError, match="too early"), replacing_folder(folder):
-        assert tree(folder) == {"a.txt": "old", "b.txt": "old"}
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("arrived", [False, True])
+def test_what_a_killed_process_moved_aside_is_put_back_or_removed_and_nobody_elses(tmp_path, name, arrived):
+    """It died between the renames, or after both. What another folder's writer moved aside stays where it is."""
+    (tmp_path / f".{name}.0123abcd.old").mkdir()
+    (tmp_path / f".{name}.0123abcd.old" / "a.txt").write_text("old")
+    foreign = [f".{name.replace('.', '-')}-.0123abcd.old", f".{name[:-1]}.0123abcd.old", f".{name}.mine.old",
+               f".{name}.0123abcde.old", f"x{name}.0123abcd.old", f".{name.replace('.', 'y')}y.0123abcd.old",
+               f".{name.replace('.', 'y').replace('+', '')}.0123abcd.old"]  # fmt: skip
+    foreign = {other for other in foreign if other != f".{name}.0123abcd.old"}
+    for other in foreign:
+        (tmp_path / other).mkdir()
+    if arrived:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("new")
+    with pytest.raises(OSError, match="too early"), replacing_folder(tmp_path / name):
         raise OSError("too early")
-    assert tree(folder) == {"a.txt": "old", "b.txt": "old"}
-    assert (tmp_path / ".run.mine.old").exists()
+    assert tree(tmp_path / name) == {"a.txt": "new" if arrived else "old"}
+    assert {path.name for path in tmp_path.iterdir()} == {name, *foreign}
 
 
-def test_what_an_earlier_killed_process_moved_aside_goes_when_its_successor_is_there(folder, tmp_path):
+def test_a_process_killed_at_any_moment_leaves_a_folder_that_the_next_writer_finds_whole(folder, tmp_path):
+    for at in (0, 1):  # before and between the renames
+        killed(folder, at)
+        with pytest.raises(OSError, match="too early"), replacing_folder(folder):
+            assert tree(folder) == {"a.txt": "old", "b.txt": "old"}
+            raise OSError("too early")
     killed(folder, 2)  # both renames are done, the old folder is not yet removed
-    assert sorted(path.name.split(".")[-1] for path in tmp_path.iterdir()) == ["old", "run"]
     with replacing_folder(folder) as partial:
         fill(partial)
-    assert tree(tmp_path) == NEW
+    assert tree(folder) == {name.removeprefix("run/"): v for name, v in NEW.items() if "/" in name}
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".old")] == []
 
 
 def test_of_a_link_to_a_folder_the_folder_is_replaced(folder, tmp_path):
@@ -267,6 +279,107 @@ def test_every_file_of_a_folder_is_on_the_disk_before_the_folder_is_swapped_in(f
     with replacing_folder(folder) as partial:
         fill(partial)
     assert (folder / "a.txt").read_text() == "new"
+
+
+# -- a full disk, and other errors of the system -----------------------------------------------------------------------
+
+
+def many(folder):
+    """A function for each way in which the package writes a file of more than 4,000 bytes to the folder."""
+    w = np.zeros(1000, np.float32)
+
+    def by_hand(partial):
+        (partial / "a.txt").write_bytes(bytes(4000))
+
+    def in_a_folder(write):
+        with replacing_folder(folder / "run") as partial:
+            write(partial)
+
+    return {
+        "json": lambda: write_json(folder / "a.json", {"x": "y" * 4000}),
+        "safetensors": lambda: write_tensors(folder / "a.safetensors", {"w": w}),
+        "gguf": lambda: write_gguf(folder / "a.gguf", {"general.architecture": "llama"}, {"w": (w, "F32")}),
+        "a file in a new folder": lambda: in_a_folder(
+            lambda partial: write_tensors(partial / "a.safetensors", {"w": w})
+        ),
+        "by hand in a new folder": lambda: in_a_folder(by_hand),
+    }
+
+
+WAYS = list(many(Path()))
+NEEDED = r"(4,\d\d\d bytes are needed, )?[\d,]+ bytes are free; nothing unfinished is left$"
+LIMITED = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_disk import many
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+for way, write in many(Path(sys.argv[1])).items():
+    try:
+        write()
+    except OSError as error:
+        print(way, error, sep=": ")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="ulimit -f is POSIX's")
+def test_a_file_larger_than_the_limit_is_one_line_and_leaves_nothing(tmp_path):
+    command = [sys.executable, "-c", LIMITED, tmp_path, Path(__file__).parent]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == len(WAYS)
+    for line, way in zip(lines, WAYS, strict=True):
+        pattern = rf"^{way}: {re.escape(str(tmp_path))}.*: .*files may not be that large \(ulimit -f\): {NEEDED}"
+        assert re.search(pattern, line) and ".partial" not in line, line
+        assert ("are needed" in line) == ("by hand" not in way)
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        SafetensorError("Error while serializing: I/O error: There is not enough space on the disk. (os error 112)"),
+        OSError("1000 requested and 60 written"),  # NumPy's
+    ],
+    ids=str,
+)
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch, way, error):
+    many(tmp_path)[way]()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(fd):
+        raise error
+
+    monkeypatch.setattr(os, "fsync", full)  # where data that did not fit may show up, too
+    with pytest.raises(OSError, match=rf": (the disk is full|the disk quota is used up).*: {NEEDED}") as caught:
+        many(tmp_path)[way]()
+    assert str(caught.value).startswith(str(tmp_path)) and "partial" not in str(caught.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("call", ["open", "fsync", "replace", "mkdir"])
+def test_any_other_error_of_the_system_names_the_path_that_was_asked_for(tmp_path, monkeypatch, call, code):
+    def refused(*arguments, **_):
+        names = [os.fspath(x) for x in arguments if isinstance(x, (str, Path))]
+        raise OSError(code, os.strerror(code), *(names[:1] if len(names) < 2 else [names[0], None, names[1]]))
+
+    monkeypatch.setattr(os, call, refused)
+    for path, write in ((tmp_path / "a.json", lambda path: write_json(path, {})), (tmp_path / "run", swap)):
+        if call in ("open", "mkdir") and (call == "mkdir") != (path.name == "run"):
+            continue
+        with pytest.raises(OSError) as caught:
+            write(path)
+        assert caught.value.errno == code and "partial" not in str(caught.value)
+        assert caught.value.filename in (None, str(path), str(tmp_path), str(path / "a.txt"))
+
+
+def swap(path):
+    with replacing_folder(path) as partial:
+        (partial / "a.txt").write_text("new")
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------

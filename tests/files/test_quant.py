@@ -1,5 +1,6 @@
-"""Packing and unpacking quantised blocks: the same as the gguf library, and as worked out by hand."""
+"""Quantisation: GGUF's kinds equal the gguf library's, 4 bits are the nearest levels, packed matrices are matrices."""
 
+import re
 import sys
 
 import gguf
@@ -10,240 +11,280 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from minilora.engine import fused
 from minilora.engine.backend import array_module
-from minilora.files.quant import BYTES_PER_BLOCK, PIECE, Packed, codes_of, dequantize, quantize
+from minilora.engine.gradcheck import gradcheck
+from minilora.files import levels
+from minilora.files.quant import (
+    BYTES_PER_BLOCK,
+    PIECE,
+    ROUNDED,
+    Packed,
+    bytes_of_row,
+    codes_of,
+    dequantize,
+    in_float32,
+    quantize,
+)
 
-KINDS = ["F32", "F16", "Q8_0", "Q4_1"]
+IN_GGUF, LEVELS = ("F32", "F16", "Q8_0", "Q4_1"), ("NF4", "FP4", "INT4")
+each_in_gguf = pytest.mark.parametrize("kind", IN_GGUF)
+each_of_levels = pytest.mark.parametrize("kind", LEVELS)
+each_rounded = pytest.mark.parametrize("kind", ROUNDED)
+PUBLISHED = [  # NF4 in bitsandbytes: functional.py, get_4bit_type
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+]  # fmt: skip
 
 
-def half(*values):
-    return np.array(values, np.float16).view(np.uint8)
+def of_library(raw, kind):
+    return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
 
 
-def finite_steps(raw, kind):
-    """Replace non-finite floats in random bytes, which have no equal."""
-    if kind in ("F32", "F16"):
-        floats = raw.view(np.float32 if kind == "F32" else np.float16)
-        floats[~np.isfinite(floats)] = 1
-    else:
-        steps = 1 if kind == "Q8_0" else 2
-        for i in range(0, raw.shape[1], BYTES_PER_BLOCK[kind]):
-            halves = raw[:, i : i + 2 * steps].copy().view(np.float16)
-            halves[~np.isfinite(halves)] = 1
-            raw[:, i : i + 2 * steps] = halves.view(np.uint8)
-    return raw
+def in_library(w, kind):
+    return np.ascontiguousarray(gguf.quants.quantize(w, gguf.GGMLQuantizationType[kind])).view(np.uint8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def steps_of(raw, kind):
+    """The floats in packed rows, as a view to write to: (rows, blocks, floats per block)."""
+    dtype = np.float32 if kind in ("F32", *LEVELS) else np.float16
+    count = {"F32": 32, "F16": 32, "Q8_0": 1, "Q4_1": 2}.get(kind, 1)
+    blocks = raw.reshape(len(raw), -1, BYTES_PER_BLOCK.get(kind, levels.BYTES))
+    return blocks[..., : count * np.dtype(dtype).itemsize].view(dtype)
+
+
+# -- the kinds of GGUF files -------------------------------------------------------------------------------------------
+
+
+@each_in_gguf
 @given(data=st.data(), rows=st.integers(1, 4), blocks=st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
-def test_any_block_gives_the_numbers_of_the_gguf_library(kind, data, rows, blocks):
-    raw = finite_steps(data.draw(arrays(np.uint8, (rows, blocks * BYTES_PER_BLOCK[kind]))), kind)
-    w = dequantize(raw, kind)
-    assert w.shape == (rows, 32 * blocks) and w.dtype == np.float32
-    np.testing.assert_array_equal(w, gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind]))
-
-
-def test_q8_0_by_hand_is_step_times_signed_byte():
-    codes = np.arange(-16, 16, dtype=np.int8)
-    raw = np.concatenate([half(0.5), codes.view(np.uint8)])[None]
-    np.testing.assert_array_equal(dequantize(raw, "Q8_0")[0], 0.5 * np.arange(-16, 16))
-
-
-def test_q8_0_reaches_both_ends_of_the_signed_byte():
-    raw = np.concatenate([half(0.25), np.array([-128, 127] * 16, np.int8).view(np.uint8)])[None]
-    assert dequantize(raw, "Q8_0")[0, :2].tolist() == [-32.0, 31.75]
-
-
-def test_q4_1_by_hand_has_low_halves_first_then_high_halves():
-    codes = np.array([(15 - i) << 4 | i for i in range(16)], np.uint8)  # element i is i, element i + 16 is 15 - i
-    raw = np.concatenate([half(0.5, -2.0), codes])[None]
-    expected = [0.5 * i - 2 for i in range(16)] + [0.5 * (15 - i) - 2 for i in range(16)]
-    assert dequantize(raw, "Q4_1")[0].tolist() == expected
-
-
-def test_every_block_has_its_own_step_and_every_row_its_own_blocks():
-    steps = np.array([[1, 2], [4, 8]])
-    rows = [np.concatenate([np.concatenate([half(d), np.ones(32, np.uint8)]) for d in row]) for row in steps]
-    np.testing.assert_array_equal(dequantize(np.array(rows), "Q8_0"), np.repeat(steps, 32, axis=1))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_packed_bytes_are_neither_changed_nor_shared(kind, rng):
-    raw = finite_steps(rng.integers(0, 256, (2, BYTES_PER_BLOCK[kind]), np.uint8), kind)
+@settings(max_examples=30)
+def test_any_block_has_the_values_of_the_gguf_library(kind, data, rows, blocks):
+    raw = data.draw(arrays(np.uint8, (rows, blocks * BYTES_PER_BLOCK[kind])))
+    steps = steps_of(raw, kind)
+    steps[~np.isfinite(steps)] = 1
     before = raw.copy()
     w = dequantize(raw, kind)
+    assert w.shape == (rows, 32 * blocks) and w.dtype == np.float32
+    np.testing.assert_array_equal(w, of_library(raw, kind))
     w[:] = 7
-    np.testing.assert_array_equal(raw, before)
+    np.testing.assert_array_equal(raw, before)  # neither changed nor shared
 
 
-@pytest.mark.parametrize("kind", ["Q4_K", "Q5_0", "q8_0", ""])
-def test_an_unknown_kind_is_refused_with_the_known_ones(kind):
-    with pytest.raises(ValueError, match="F32, F16, BF16, Q8_0, Q4_1"):
-        dequantize(np.zeros((1, 34), np.uint8), kind)
-
-
-@pytest.mark.parametrize(("kind", "width"), [("Q8_0", 33), ("Q8_0", 35), ("Q4_1", 34), ("Q4_1", 10)])
-def test_a_row_that_is_no_whole_number_of_blocks_is_refused(kind, width):
-    with pytest.raises(ValueError, match="not a multiple"):
-        dequantize(np.zeros((2, width), np.uint8), kind)
-
-
-@pytest.mark.parametrize(("kind", "bits"), [("F32", 32), ("F16", 16), ("Q8_0", 8.5), ("Q4_1", 5)])
-def test_bits_per_number(kind, bits):
-    assert BYTES_PER_BLOCK[kind] * 8 / 32 == bits
-
-
-# -- packing -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@each_in_gguf
 @given(data=st.data(), rows=st.integers(1, 4), blocks=st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30)
 def test_packing_gives_the_bytes_of_the_gguf_library(kind, data, rows, blocks):
-    numbers = st.floats(-60000, 60000, width=32, allow_subnormal=False) | st.floats(-2, 2, width=32)
-    w = data.draw(arrays(np.float32, (rows, 32 * blocks), elements=numbers))
-    w[np.abs(w) < 1e-30] = 0  # there the library divides by a step that is no number
+    values = st.floats(-60000, 60000, width=32, allow_subnormal=False) | st.floats(-2, 2, width=32)
+    w = data.draw(arrays(np.float32, (rows, 32 * blocks), elements=values))
+    w[np.abs(w) < 1e-30] = 0  # there the library divides by a step that is NaN
     if kind == "Q4_1":
         w /= 2  # the range of a block, too, must fit float16
-    expected = gguf.quants.quantize(w, gguf.GGMLQuantizationType[kind])
-    np.testing.assert_array_equal(quantize(w, kind), np.ascontiguousarray(expected).view(np.uint8))
+    np.testing.assert_array_equal(quantize(w, kind), in_library(w, kind))
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("F32", 0), ("F16", 2**-11), ("Q8_0", 1 / 254), ("Q4_1", 1 / 15)])
-def test_what_is_packed_comes_back_within_half_a_step(kind, steps, rng):
-    w = rng.uniform(-1, 1, (5, 96)).astype(np.float32)
-    rounded = 2 * 2**-11 if kind.startswith("Q") else 0  # step and minimum, in float16
-    assert np.abs(dequantize(quantize(w, kind), kind) - w).max() <= steps + rounded
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_packing_takes_any_layout_and_float_type_and_changes_nothing(kind, rng):
-    w = rng.standard_normal((64, 7), np.float32)
-    before = w.copy()
-    np.testing.assert_array_equal(quantize(w.T, kind), quantize(np.ascontiguousarray(w.T), kind))
-    np.testing.assert_array_equal(quantize(w.T.astype(np.float64), kind), quantize(w.T, kind))
-    np.testing.assert_array_equal(w, before)
-
-
-def test_many_rows_are_packed_as_each_alone(rng):
-    w = rng.standard_normal((700, 1024), np.float32)  # more than one piece
-    for kind in ("Q8_0", "Q4_1"):
-        np.testing.assert_array_equal(quantize(w, kind)[-3:], quantize(w[-3:], kind))
-
-
-def test_codes_of_q4_1_are_the_nibbles_in_order():
-    w = np.concatenate([np.arange(16), np.arange(16)[::-1]]).astype(np.float32)[None]
-    np.testing.assert_array_equal(codes_of(quantize(w, "Q4_1")), w)
-
-
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
-def test_a_block_of_equal_numbers_is_packed_without_a_division_by_zero(kind):
-    for value in (0.0, 1e-42, 0.5):
-        w = np.full((1, 32), value, np.float32)
-        np.testing.assert_allclose(dequantize(quantize(w, kind), kind), w, atol=3e-3)
-
-
-@pytest.mark.parametrize(("kind", "value"), [("F16", 1e6), ("Q8_0", 1e8), ("Q4_1", 1e6), ("F16", np.nan)])
-def test_numbers_that_float16_cannot_hold_are_refused(kind, value):
-    w = np.zeros((1, 32), np.float32)
-    w[0, 3] = value
-    with pytest.raises(ValueError, match="too large"):
-        quantize(w, kind)
-
-
-def test_a_minimum_that_float16_cannot_hold_is_refused_though_the_step_fits():
-    w = np.linspace(-1e6, -1e6 + 150, 32, dtype=np.float32)[None]  # a range of 150, a step of 10
-    with pytest.raises(ValueError, match="too large for Q4_1"):
-        quantize(w, "Q4_1")
-    assert np.isfinite(dequantize(quantize(w / 100, "Q4_1"), "Q4_1")).all()
-
-
-def test_exact_ties_of_q8_0_round_away_from_zero():
+def test_ties_are_rounded_as_in_llama_cpp():
     codes = np.float32([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 126.5])
     w = np.concatenate([codes, np.zeros(23, np.float32), np.float32([127])])[None]  # the step is 1
-    expected = [-3, -2, -1, 1, 2, 3, 4, 127]
-    assert dequantize(quantize(w, "Q8_0"), "Q8_0")[0, :8].tolist() == expected
-    np.testing.assert_array_equal(quantize(w, "Q8_0"), gguf.quants.quantize(w, gguf.GGMLQuantizationType.Q8_0))
-
-
-def test_exact_ties_of_q4_1_round_up():
+    assert dequantize(quantize(w, "Q8_0"), "Q8_0")[0, :8].tolist() == [-3, -2, -1, 1, 2, 3, 4, 127]
+    np.testing.assert_array_equal(quantize(w, "Q8_0"), in_library(w, "Q8_0"))
     w = np.concatenate([np.float32([0.5, 1.5, 2.5, 14.5]), np.zeros(27, np.float32), np.float32([15])])[None]
     assert codes_of(quantize(w, "Q4_1"))[0, :4].tolist() == [1, 2, 3, 15]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
-@pytest.mark.parametrize("value", [0.0, 0.5, -3.0, 127.0, -65504.0, 2.0**-5])
-def test_a_constant_that_float16_holds_comes_back_exactly(kind, value):
+@pytest.mark.parametrize("value", [0.0, 1e-42, 0.5, -3.0, 127.0, -65504.0, 2.0**-5])
+def test_a_constant_comes_back_without_a_division_by_zero(kind, value):
     w = np.full((2, 64), value, np.float32)
-    tolerance = 0 if kind == "Q4_1" else 2**-11 * abs(value)  # the step of Q8_0 is a 127th, rounded to float16
+    tolerance = max(1e-38, 2**-11 * abs(value) * (kind == "Q8_0"))  # Q8_0's step is a 127th, rounded to float16
     np.testing.assert_allclose(dequantize(quantize(w, kind), kind), w, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
-def test_rows_that_are_no_whole_blocks_cannot_be_packed(kind):
-    with pytest.raises(ValueError, match="not a multiple of 32"):
-        quantize(np.zeros((2, 33), np.float32), kind)
+@pytest.mark.parametrize(("kind", "value"), [("F16", 1e6), ("Q8_0", 1e8), ("Q4_1", 1e6), ("F16", np.nan)])
+def test_values_too_large_for_float16_are_refused(kind, value):
+    w = np.zeros((1, 32), np.float32)
+    w[0, 3] = value
+    with pytest.raises(ValueError, match=f"too large for {kind}"):
+        quantize(w, kind)
+    w = np.linspace(-1e6, -1e6 + 150, 32, dtype=np.float32)[None]  # here the step fits, but not the minimum
+    with pytest.raises(ValueError, match="too large for Q4_1"):
+        quantize(w, "Q4_1")
 
 
-def test_packing_into_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="Q4_K"):
-        quantize(np.zeros((1, 32), np.float32), "Q4_K")
+# -- every kind --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("F32", 32), ("F16", 16), ("Q8_0", 8.5), ("Q4_1", 5),
+                                            *((kind, 4.5) for kind in LEVELS)])  # fmt: skip
+def test_bits_per_value_and_errors_of_at_most_half_a_step(kind, bits, rng):
+    w = rng.uniform(-1, 1, (5, 192)).astype(np.float32)
+    raw = quantize(w, kind)
+    assert raw.nbytes * 8 == w.size * bits and bytes_of_row(192, kind) == raw.shape[1]
+    step = {"F32": 0, "F16": 2**-11, "Q8_0": 1 / 254, "Q4_1": 1 / 15, "NF4": 0.16, "FP4": 1 / 6, "INT4": 1 / 14}[kind]
+    rounded = 2 * 2**-11 if kind.startswith("Q") else 1e-6  # of step and minimum, to float16
+    assert np.abs(dequantize(raw, kind) - w).max() <= step + rounded
+
+
+@pytest.mark.parametrize("kind", (*IN_GGUF, *LEVELS))
+def test_packing_takes_any_layout_float_type_and_number_of_rows_and_changes_nothing(kind, rng):
+    w = rng.standard_normal((1024, 300), np.float32)  # more than one piece
+    before = w.copy()
+    raw = quantize(w.T, kind)
+    np.testing.assert_array_equal(raw, quantize(np.ascontiguousarray(w.T), kind))
+    np.testing.assert_array_equal(raw, quantize(w.T.astype(np.float64), kind))
+    np.testing.assert_array_equal(raw[-3:], quantize(w.T[-3:], kind))
+    np.testing.assert_array_equal(w, before)
+
+
+@pytest.mark.parametrize("kind", (*IN_GGUF, "BF16", *LEVELS))
+def test_rows_that_are_no_whole_blocks_are_refused_in_one_line(kind):
+    whole = {"F32": 1, "F16": 1, "BF16": 1, "Q8_0": 32, "Q4_1": 32}.get(kind, 64)
+    size = bytes_of_row(whole, kind)
+    for wrong in (whole // 2, whole + 1, 2 * whole - 1) if whole > 1 else ():
+        message = f"^a row of {wrong} values cannot be stored as {kind}: {wrong} is not a multiple of {whole}$"
+        for call in (
+            lambda n=wrong: bytes_of_row(n, kind),
+            lambda n=wrong: quantize(np.zeros((2, n), np.float32), kind),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
+    for call in (dequantize, *([Packed] if kind not in ("F32", "F16") else [])):
+        with pytest.raises(ValueError, match=f"^a {kind} row of {size + 1} bytes is not a multiple of {size}$"):
+            call(np.zeros((2, size + 1), np.uint8), kind)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_0", "q8_0", ""])
+def test_an_unknown_kind_is_refused_with_the_known_ones(kind):
+    raw = np.zeros((1, 34), np.uint8)
+    for call in (lambda: dequantize(raw, kind), lambda: Packed(raw, kind), lambda: bytes_of_row(32, kind),
+                 lambda: quantize(np.zeros((1, 32), np.float32), kind)):  # fmt: skip
+        with pytest.raises(ValueError, match=re.escape(f"type {kind}; known: F32, F16, BF16, Q8_0, Q4_1, NF4")):
+            call()
+
+
+# -- sixteen levels ----------------------------------------------------------------------------------------------------
+
+
+def test_the_levels_are_those_of_their_formats():
+    np.testing.assert_allclose(levels.LEVELS["NF4"], PUBLISHED, rtol=0, atol=1e-6)
+    half = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    assert levels.LEVELS["FP4"] * 6 == pytest.approx([*(-x for x in half[:0:-1]), *half, 6])
+    assert levels.LEVELS["INT4"] * 7 == pytest.approx([*range(-7, 8), 7])
+
+
+def test_a_block_is_a_scale_and_two_codes_to_a_byte_the_first_in_the_high_half():
+    w = np.zeros((1, 64), np.float32)
+    w[0, :4] = [2, -2, 0, 2 * PUBLISHED[10]]
+    raw = quantize(w, "NF4")
+    assert raw.shape == (1, 36) and raw[0, :4].view(np.float32)[0] == 2
+    assert raw[0, 4:7].tolist() == [0xF0, 0x7A, 0x77]
+    assert codes_of(raw, "NF4")[0, :5].tolist() == [15, 0, 7, 10, 7]
+
+
+@each_of_levels
+def test_a_byte_is_two_levels(kind):
+    raw = np.zeros((8, 36), np.uint8)
+    steps_of(raw, kind)[:] = 3
+    raw[:, 4:] = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    own = levels.LEVELS[kind] * np.float32(3)
+    pairs = [(own[byte >> 4], own[byte & 15]) for byte in range(256)]
+    np.testing.assert_array_equal(dequantize(raw, kind).reshape(256, 2), pairs)
+
+
+@each_of_levels
+@given(data=st.data(), rows=st.integers(1, 3), blocks=st.integers(1, 3))
+@settings(max_examples=25)
+def test_every_value_becomes_the_nearest_level_of_its_block_and_stays_there(kind, data, rows, blocks):
+    values = st.floats(-1e4, 1e4, width=32, allow_subnormal=False) | st.floats(-2, 2, width=32)
+    w = data.draw(arrays(np.float32, (rows, 64 * blocks), elements=values))
+    raw = quantize(w, kind)
+    back = dequantize(raw, kind)
+    each, got = w.reshape(-1, 64).astype(np.float64), back.reshape(-1, 64)
+    scale = np.abs(each).max(axis=1, keepdims=True)
+    nearest = np.abs(each[:, :, None] - levels.LEVELS[kind] * scale[:, :, None]).min(axis=2)
+    assert (np.abs(got - each) <= nearest + 1e-6 * scale).all()
+    np.testing.assert_array_equal(quantize(back, kind), raw)
+
+
+def test_of_normal_values_nf4_loses_least(rng):
+    w = rng.standard_normal((64, 1024), dtype=np.float32)
+    lost = {kind: float(np.square(dequantize(quantize(w, kind), kind) - w).mean()) for kind in LEVELS}
+    assert lost["NF4"] < 0.9 * lost["FP4"] and lost["NF4"] < 0.9 * lost["INT4"]
 
 
 # -- packed matrices ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["Q8_0", "Q4_1"])
-def packed(request, rng):
-    """A matrix (150, 1056) of more blocks than are unpacked at a time."""
-    return Packed(quantize(rng.standard_normal((150, 1056), dtype=np.float32), request.param), request.param)
+def new_packed(kind, rng, shape=(150, 2112)):  # of more blocks than are dequantised at a time
+    raw = quantize(rng.standard_normal(shape, dtype=np.float32), kind)
+    return Packed(raw, kind), dequantize(raw, kind)
 
 
-def numbers(packed):
-    return gguf.quants.dequantize(packed.raw, gguf.GGMLQuantizationType[packed.kind])
-
-
-def test_a_packed_matrix_has_the_shape_and_size_of_its_numbers_and_the_bytes_of_its_blocks(packed):
-    w = numbers(packed)
-    assert len(packed.raw) * packed.raw.shape[1] // BYTES_PER_BLOCK[packed.kind] > PIECE
+@each_rounded
+def test_a_packed_matrix_has_the_shape_and_values_of_its_matrix_and_the_bytes_of_its_blocks(kind, rng, monkeypatch):
+    packed, w = new_packed(kind, rng)
+    assert w.size // 64 > PIECE
     assert (packed.shape, packed.ndim, packed.size, packed.dtype, len(packed)) == (w.shape, 2, w.size, w.dtype, len(w))
-    assert packed.nbytes == w.size // 32 * BYTES_PER_BLOCK[packed.kind]
-
-
-def test_a_packed_matrix_unpacks_whole_in_slices_and_by_rows(packed, rng):
-    w, ids = numbers(packed), rng.integers(0, 150, (3, 5))
-    np.testing.assert_array_equal(packed.unpack(), w)
-    np.testing.assert_array_equal(packed.unpack(7, 99), w[7:99])
-    np.testing.assert_array_equal(packed.unpack(140), w[140:])
-    np.testing.assert_array_equal(packed[ids], w[ids])
-    np.testing.assert_array_equal(packed[3], w[3])
-
-
-def test_a_packed_matrix_unpacks_on_the_device_that_holds_its_bytes(packed, monkeypatch):
+    assert packed.nbytes == len(w) * bytes_of_row(w.shape[1], kind)
+    ids = rng.integers(0, 150, (3, 5))
+    for got, expected in ((packed.unpack(), w), (packed.unpack(7, 99), w[7:99]), (packed.unpack(140), w[140:]),
+                          (packed[ids], w[ids]), (packed[3], w[3]), (packed.factor(2, 5), w[2:5])):  # fmt: skip
+        np.testing.assert_array_equal(got, expected)
     monkeypatch.setitem(sys.modules, "cupy", strictarray)
     there = packed.to("cuda")
     assert type(there.raw) is strictarray.ndarray and array_module(there) is strictarray and there.is_finite()
-    np.testing.assert_array_equal(there.unpack().get(), numbers(packed))
-    np.testing.assert_array_equal(there[strictarray.asarray([5, 2])].get(), numbers(packed)[[5, 2]])
+    np.testing.assert_array_equal(there.unpack().get(), w)
+    np.testing.assert_array_equal(there[strictarray.asarray([5, 2])].get(), w[[5, 2]])
 
 
-def test_a_packed_matrix_is_finite_unless_a_step_or_a_minimum_is_not(packed):
+@pytest.mark.parametrize("in_bfloat16", [True, False])
+@each_rounded
+def test_all_that_a_packed_matrix_says_of_itself_moves_with_it(kind, in_bfloat16, rng):
+    packed = Packed(new_packed(kind, rng, (3, 64))[0].raw, kind, in_bfloat16)
+    moved = vars(packed.to("cpu"))
+    assert moved.pop("raw") is packed.raw and moved == {k: v for k, v in vars(packed).items() if k != "raw"}
+    assert moved["in_bfloat16"] is in_bfloat16
+
+
+def test_in_float32_ends_with_its_block_and_changes_no_other_matrix(rng):
+    settings = [True, False, True, False]
+    matrices = [Packed(new_packed("Q8_0", rng, (3, 64))[0].raw, "Q8_0", each) for each in settings]
+    with pytest.raises(KeyError), in_float32([*matrices, np.ones(3)]):
+        assert not any(w.in_bfloat16 for w in matrices)
+        raise KeyError
+    assert [w.in_bfloat16 for w in matrices] == settings
+
+
+@each_rounded
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_packed_matrix_is_finite_unless_a_step_a_minimum_or_a_scale_is_not(kind, value, rng):
+    packed, _ = new_packed(kind, rng, (5, 192))
     assert packed.is_finite()
-    for place in range(0, 4 if packed.kind == "Q4_1" else 2, 2):
-        for value in (np.nan, np.inf, -np.inf):
-            damaged = Packed(packed.raw.copy(), packed.kind)
-            damaged.raw[3, place : place + 2] = half(value)
-            assert not damaged.is_finite() and not np.isfinite(damaged.unpack()).all()
+    for place in range(steps_of(packed.raw, kind).shape[-1]):
+        damaged = Packed(packed.raw.copy(), kind)
+        steps_of(damaged.raw, kind)[4, -1, place] = value
+        assert not damaged.is_finite() and not np.isfinite(damaged.unpack()).all()
+    if kind in LEVELS:  # a value that is not finite arrives there
+        w = np.ones((2, 64), np.float32)
+        w[1, 5] = value
+        assert not Packed(quantize(w, kind), kind).is_finite()
 
 
-def test_numpy_does_not_unpack_a_packed_matrix_on_its_own(packed):
+def test_numpy_does_not_unpack_a_packed_matrix_by_itself_and_a_plain_one_is_none(rng):
+    packed, _ = new_packed("Q4_1", rng, (150, 64))
     for use in (np.asarray, lambda w: np.ones(150, np.float32) @ w, lambda w: w.raw[0, 0] * w):
         with pytest.raises(TypeError):
             use(packed)
+    for kind in ("F32", "F16"):
+        with pytest.raises(ValueError, match=f"a matrix of kind {kind} is not packed"):
+            Packed(np.zeros((2, 64), np.uint8), kind)
 
 
-@pytest.mark.parametrize(("kind", "words"), [("F16", "not packed"), ("Q4_K", "Q4_K"), ("Q4_1", "not a multiple of 20")])
-def test_what_is_not_packed_is_no_packed_matrix(kind, words):
-    with pytest.raises(ValueError, match=words):
-        Packed(np.zeros((2, 34), np.uint8), kind)
+@each_rounded
+def test_gradients_through_a_packed_matrix_agree_with_measured_ones(kind, rng):
+    w, _ = new_packed(kind, rng, (6, 64))
+    x, a, b = rng.standard_normal((2, 3, 64)), rng.standard_normal((2, 64)), rng.standard_normal((6, 2))
+    labels = np.array([[1, 5, -100], [0, 0, 3]])
+    gradcheck(lambda x, a, b: fused.linear(x, w) + fused.lora_linear(x, w, a, b, scale=2.0), x[:1], a, b)
+    gradcheck(lambda x: fused.linear_cross_entropy(x, w, labels), x)
