@@ -208,8 +208,6 @@ def _word(value: Any) -> str:
     """A setting in a message: none for None, and of a SHA-256 the first 16 digits."""
     if value is None:
         return "none"
-    if isinstance(value, float):
-        return f"{value:g}"
     text = value if isinstance(value, str) else json.dumps(value)
     return text[:16] if re.fullmatch("[0-9a-f]{64}", text) else text
 

@@ -1,16 +1,16 @@
-"""Several processes at one job, by MPI: `mpiexec -n 4 minilora finetune`, on one machine or on many.
+"""Data parallelism over several processes, by MPI: `mpiexec -n 4 minilora finetune`, on one machine or on many.
 
-Each rank, as MPI calls a process, has the whole model and reads the same data. It computes its share of every batch;
-then one `Allreduce` adds up one flat array on all of them: the gradients of what is trained, the loss, and how many
-tokens were scored. Each rank's mean is multiplied by its own tokens before and divided by all of them after, so that a
-token counts the same wherever it was scored. That is the mean of the whole batch, as one process computes it; so the
-learning rate stays what it is, and each rank takes the same step.
+Each rank, as MPI calls a process, has the whole model and reads the same data. It computes its share of every batch.
+Then one `Allreduce` sums one flat array over the ranks: the gradients of the trainable parameters, the loss, and the
+number of scored tokens. Each rank multiplies its mean by its own token count before the sum and divides by the total
+after it, so every token has the same weight. The result is the mean over the whole batch, as one process computes it:
+the learning rate stays the same, and every rank takes the same step.
 
-The numbers travel as float32, which gradients are: their sum over 64 ranks is off by some 1e-7 of it, and float64
-would send twice the bytes. For an adapter these are few, which is LoRA's saving once more, here on the network.
+Gradients are sent as float32: a sum over 64 ranks is off by about 1e-7 of its value, and float64 would double the
+bytes. An adapter has few gradients, so LoRA saves network traffic as well as memory.
 
-The first rank runs a job as if it were alone. It decides, writes and speaks; the others do what it tells them (see
-`follow`). A process that no mpiexec has started is a job of one rank, `ALONE`, and imports nothing for it.
+Every rank runs the same program. What only the first rank knows (Ctrl-C, the state on disk) it broadcasts with `same`;
+it alone writes files and prints. A process that mpiexec did not start is a job of one rank, `ALONE`, and imports no MPI.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
-from enum import IntEnum
 from functools import cache
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -34,8 +33,7 @@ from .parts import Sample, spread
 
 Item = TypeVar("Item")
 Same = TypeVar("Same")
-Order = IntEnum("Order", ["MEASURE", "BEGIN", "START", "STEP", "VALIDATE", "LEVEL", "SCORE", "END"])
-READY = 1  # the tag of the one message by which a rank says that it has what it needs, or what it lacks
+READY = 1  # the tag of the one message in which a rank reports that it is ready, or why it is not
 INSTALL = "pip install 'minilora[mpi]'"
 
 
@@ -44,53 +42,56 @@ class RankError(RuntimeError):
 
 
 class Ranks:
-    """A job of one rank: all of it is its own share, and nobody is there to be told anything.
+    """A job of one rank, which does all of the work.
 
-    number: which rank this is, from 0 on. size: how many there are. mean: for `training_step`, which calls it where a
-    batch is a share of a larger one.
+    number: the number of this rank, from 0. size: the number of ranks. mean: for `training_step`, which calls it where
+    a batch is a share of a larger one.
     """
 
     number, size = 0, 1
     mean: Callable[[Sequence[Tensor], Array, int], Array] | None = None
-    pool: Executor | None = None  # the other ranks, where they wait for trials: see `hand_out`
+    pool: Executor | None = None  # the other ranks, while they wait for trials: see `hand_out`
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that decides, writes and prints."""
+        return self.number == 0
 
     def share(self, samples: Sequence[Sample]) -> Sequence[Sample]:
-        """This rank's share of a batch: as many tokens as the others', as far as whole samples can be divided so."""
+        """This rank's share of a batch: about as many tokens as each of the others has."""
         return samples
 
     def at_once(self, count: int) -> int:
-        """Of so many samples that go forward and back at a time, how many do so on each rank."""
+        """Divide the size of a micro-batch among the ranks, rounded up."""
         return -(-count // self.size)
 
-    def bytes_per_step(self, numbers: int) -> int:
-        """What a rank sends for each step when so many numbers are trained."""
+    def bytes_per_step(self, parameters: int) -> int:
+        """The bytes that a rank sends in each step with this number of trainable parameters."""
         return 0
 
     def sum(self, *numbers: float) -> Sequence[float]:
-        """Each number, added up over the ranks: the same on all of them."""
+        """Each number, summed over the ranks: the same on all of them."""
         return numbers
 
     def join(self, items: list[Item]) -> list[Item]:
-        """A list of which each rank has every `size`-th item, from its own number on: whole again, on all of them."""
+        """The whole list, on every rank, where each rank has every `size`-th item, beginning with its own number."""
         return items
 
     def same(self, value: Same) -> Same:
-        """What the first rank has."""
+        """The first rank's value, on every rank."""
         return value
 
     def level(self, arrays: Sequence[np.ndarray]) -> None:
-        """Let these arrays be on every rank what they are on the first."""
+        """Copy the first rank's arrays into every rank's."""
 
     def ready(self, **facts: str) -> None:
-        """Wait until every rank has what it needs; facts: what must be the same on all. Raises RankError on the first
-        rank where it is not, or another rank could not get so far.
+        """Wait until every rank has loaded what it needs. facts: what must be the same on all ranks.
+
+        Raises RankError on the first rank where a fact differs, or where another rank could not get so far.
         """
 
-    def tell(self, order: Order) -> None:
-        """As the first rank, let the others do this."""
-
     def fail(self, line: str, status: int) -> int:
-        """Say why this process ends, in a line. Returns the exit status; where other ranks are, ends all of them."""
+        """Print why this process ends, in one line, and return the exit status; with several ranks, end all of them."""
         print(line, file=sys.stderr)
         return status
 
@@ -99,30 +100,30 @@ ALONE = Ranks()
 
 
 class Several(Ranks):
-    """One of several ranks. comm: MPI's communicator. in_place: MPI.IN_PLACE. host: this machine's name.
+    """One of several ranks. comm: MPI's communicator. in_place: MPI.IN_PLACE. host: the name of this machine.
 
-    Small messages of lists and texts are pickled by mpi4py: they come from the job's own processes, never from a file.
+    mpi4py pickles small messages of lists and texts: they come from the job's own processes, never from a file.
     """
 
-    met = False  # whether all ranks have said that they are ready
+    met = False  # whether all ranks have reported that they are ready
 
     def __init__(self, comm: Any, in_place: Any, host: str):
         self.comm, self.in_place, self.host = comm, in_place, host
         self.number, self.size = comm.Get_rank(), comm.Get_size()
 
     def share(self, samples: Sequence[Sample]) -> Sequence[Sample]:
-        """Whole samples, the longest first, each to the rank that has least so far; none where there are too few."""
+        """Whole samples, the longest first, each to the rank with the fewest tokens so far; possibly none."""
         return [samples[i] for i in spread([len(sample.ids) for sample in samples], self.size)[self.number]]
 
-    def bytes_per_step(self, numbers: int) -> int:
-        """Four for each number, and for the loss and the count of tokens."""
-        return 4 * (numbers + 2)
+    def bytes_per_step(self, parameters: int) -> int:
+        """Four for each parameter, for the loss and for the number of tokens."""
+        return 4 * (parameters + 2)
 
     def mean(self, parameters: Sequence[Tensor], loss: Array, scored: int) -> Array:
-        """From the mean over this rank's share to that over the whole batch: of the loss, which is returned, and of
-        every gradient, in its place. scored: the tokens of this rank's share, 0 where it has none.
+        """Turn means over this rank's share into means over the whole batch: the loss, which is returned, and every
+        gradient, in place. scored: the number of scored tokens in this rank's share, possibly 0.
 
-        The gradients become views of the one array that was sent, each of which takes its old array's room in memory.
+        Each gradient becomes a view of the one array that was sent.
         """
         flat = np.empty(sum(p.size for p in parameters) + 2, np.result_type(*{p.dtype for p in parameters}))
         start = 0
@@ -139,22 +140,22 @@ class Several(Ranks):
         return flat[-2]
 
     def sum(self, *numbers: float) -> Sequence[float]:
-        """Each number, added up over the ranks, in float64."""
+        """Each number, summed over the ranks in float64."""
         together = np.array(numbers, np.float64)
         self.comm.Allreduce(self.in_place, together)
         return together.tolist()
 
     def join(self, items: list[Item]) -> list[Item]:
-        """Every rank's items, by turns."""
+        """Take one item of each rank in turn."""
         shares = self.comm.allgather(items)
         return [shares[i % self.size][i // self.size] for i in range(sum(map(len, shares)))]
 
     def same(self, value: Same) -> Same:
-        """What the first rank has."""
+        """Broadcast the first rank's value."""
         return self.comm.bcast(value, 0)
 
     def level(self, arrays: Sequence[np.ndarray]) -> None:
-        """Send the first rank's, one by one."""
+        """Broadcast them one by one."""
         for array in arrays:
             flat = np.ascontiguousarray(array)
             self.comm.Bcast(flat, 0)
@@ -162,7 +163,7 @@ class Several(Ranks):
                 array[...] = flat
 
     def ready(self, **facts: str) -> None:
-        """The first rank hears from each other one what it has, or why it has not."""
+        """The first rank receives a message from each other rank: its facts, or why it failed."""
         if self.number:
             self.comm.send(("", facts), 0, READY)
         for number in range(1, self.size if not self.number else 0):
@@ -173,24 +174,10 @@ class Several(Ranks):
                 raise RankError(f"rank {number} has another {other[0]} than rank 0: they must be the same everywhere")
         self.met = True
 
-    def tell(self, order: Order) -> None:
-        """One small message."""
-        if not self.number:
-            self.comm.Ibcast(np.array([order], np.int32), 0).Wait()
-
-    def hear(self) -> Order:
-        """What the first rank tells the others. Waiting for it leaves the core to others, which plain MPI does not."""
-        said, wait = np.zeros(1, np.int32), 1e-4
-        request = self.comm.Ibcast(said, 0)
-        while not request.Test():
-            time.sleep(wait)
-            wait = min(1.2 * wait, 0.01)
-        return Order(int(said[0]))
-
     @contextmanager
     def hand_out(self) -> Iterator[bool]:
-        """In this block the first rank has the others as its `pool`, for `experiments.trials.run_trials`. They take its
-        trials, by mpi4py.futures, as long as the first one is inside. Gives whether this is the first rank.
+        """In this block, the first rank has the others as its `pool`, for `experiments.trials.run_trials`: they run its
+        trials, by mpi4py.futures, until it leaves the block. Yields whether this is the first rank.
         """
         from mpi4py import MPI
         from mpi4py.futures import MPICommExecutor
@@ -203,10 +190,10 @@ class Several(Ranks):
             yield not self.number
 
     def fail(self, line: str, status: int) -> NoReturn:
-        """End the whole job, and say why, once: most often other ranks fail for the same reason."""
+        """Print why the job ends, once, and end all ranks: usually the others fail for the same reason."""
         if self.number:
             line = f"minilora: rank {self.number} on {self.host}: {line.strip().removeprefix('minilora: ')}"
-            if not self.met:  # the first rank has failed, too, or will hear of it where it waits for the others
+            if not self.met:  # the first rank has failed, too, or receives this in `ready`
                 self.comm.send((line.removeprefix("minilora: "), {}), 0, READY)
                 while True:
                     time.sleep(1)
@@ -223,7 +210,7 @@ class Several(Ranks):
 
 
 class _Lent(Executor):
-    """A pool that outlives those who use it."""
+    """A pool that its users do not shut down."""
 
     def __init__(self, pool: Executor):
         self.pool = pool
@@ -236,20 +223,21 @@ class _Lent(Executor):
 
 
 def launched() -> bool:
-    """Has a launcher of MPI started this process as one of several? Its environment variables tell, without MPI."""
+    """Whether a launcher of MPI has started this process as one of several, by its environment variables."""
     names = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # Open MPI; MPICH, Intel, Microsoft; MVAPICH
     sizes = [os.environ[name] for name in names if name in os.environ]
-    if not sizes and "PMIX_RANK" in os.environ:  # another launcher, such as Slurm's, which may not say how many
+    if not sizes and "PMIX_RANK" in os.environ:  # another launcher, such as Slurm's, which may not set the number
         sizes = [os.environ.get("SLURM_NTASKS", "several")]
     return any(size != "1" for size in sizes)
 
 
 @cache
 def world() -> Ranks:
-    """All ranks of this job: `ALONE`, unless mpiexec has started this process as one of several.
+    """The ranks of this job: `ALONE`, unless mpiexec has started this process as one of several.
 
-    Then the cores of a machine are divided among its ranks, only the first rank prints and hears Ctrl-C, and an error
-    that nobody catches ends all ranks. Raises RuntimeError when mpi4py is missing, or is of another MPI than mpiexec.
+    With several, the cores of a machine are divided among its ranks, only the first rank prints and receives Ctrl-C,
+    and an uncaught error ends all ranks. Raises RuntimeError when mpi4py is missing, or belongs to another MPI than
+    mpiexec.
     """
     if not launched():
         return ALONE
@@ -258,7 +246,7 @@ def world() -> Ranks:
     except (ImportError, RuntimeError) as error:  # RuntimeError: it finds no library of MPI
         first = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", os.environ.get("PMIX_RANK", "0")))
         if first != "0":
-            raise SystemExit(1) from error  # it would be said once by each
+            raise SystemExit(1) from error  # the first rank prints the reason
         raise RuntimeError(f"mpiexec has started this as one of several, which needs mpi4py: {INSTALL}") from error
     comm = MPI.COMM_WORLD
     if comm.Get_size() == 1:
@@ -281,10 +269,10 @@ def world() -> Ranks:
 
 
 def _share_of_cores(ranks: int) -> int:
-    """How many of a machine's cores each of its ranks may use.
+    """The number of a machine's cores that each of its ranks may use.
 
-    Open MPI binds each of two ranks to a single core, unless told otherwise, which is made for programs that use one.
-    The process that started this one is not bound, and tells what may be used.
+    By default, Open MPI binds each of two ranks to a single core, which suits programs of one thread. The process that
+    started this one is not bound, so its affinity shows what may be used.
     """
     if not hasattr(os, "sched_getaffinity"):  # macOS, Windows
         return max(1, processors() // ranks)

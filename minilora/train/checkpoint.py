@@ -1,13 +1,13 @@
-"""Checkpoints: all that the next step of a run depends on, so that a run which was stopped goes on as if never stopped.
+"""Checkpoints: everything that the next step of a run depends on, so that a stopped run continues as if it never stopped.
 
     runs/legal.partial/checkpoint/
-      adapter_config.json ...     the adapter in PEFT's format, to be talked to (or model.safetensors and so on)
+      adapter_config.json ...     the adapter in PEFT's format, ready for chat (or model.safetensors and so on)
       moments_m, moments_v        AdamW's moments, as .safetensors
-      state.json                  the step, dropout's counts, the history, and what the run was told and has measured
+      state.json                  the step, the state of dropout, the history, the options, the losses before training
 
-The data's order needs no more than seed and step. The folder is replaced whole: a process killed while it writes leaves
-the checkpoint before. Of a run that is trained and not yet measured, only state.json is left. The best weights so far
-stand beside it, in best-<step>.safetensors: on the disk, since a whole model may not have room in memory twice.
+The order of the data follows from seed and step. The folder is replaced whole: a process killed while it writes leaves
+the previous checkpoint. Of a run that is trained but not yet measured, only state.json is left. The best weights so far
+are in best-<step>.safetensors next to it: on disk, since memory may not have room for a whole model twice.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from ..lora.peft import WEIGHTS_FILE, peft_name
 from ..nn.llama import Llama
 from ..nn.module import Parameter
 from ..nn.optim import AdamW
+from ..options import refuse_other_settings
 from ..version import __version__
 from .loop import History, Trainer
 from .material import Measured
-from .options import Options
 from .run_folder import CHECKPOINT, MODEL_FILE, STATE_FILE
 
-FORMAT = 1  # of state.json and what belongs to it: another number is another format
-ANYHOW = ("out", "overwrite", "resume", "save_every")  # options that may differ: they do not change what is learned
+FORMAT = 1  # of state.json and the files next to it
 
 
 @dataclass
 class State:
-    """Where a run stands, beside its weights.
+    """The state of a run, apart from its weights.
 
-    told: its options. base, data: fingerprints. before: what the model knew before the first step. trained: whether
-    only the measurement afterwards is left to do. last_loss: by set, of the adapter of the last step, known then.
+    told: the options that decide its result. base, data: fingerprints. before: losses and answers before the first
+    step. trained: whether only the measurement afterwards is left to do. last_loss: by set, of the last step's weights
+    where others are the result.
     """
 
     told: dict[str, Any]
@@ -52,17 +52,15 @@ class State:
     last_loss: dict[str, float] = field(default_factory=dict)
 
 
-def told(options: Options) -> dict[str, Any]:
-    """What decides a run, as JSON has it."""
-    values = asdict(options.in_effect())
-    return {name: value for name, value in values.items() if name not in ANYHOW}
-
-
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def save(partial: Path, state: State, trainer: Trainer, save_weights: Callable[[Path], object], adapter: str) -> None:
-    """Write the checkpoint of a run whose results gather in `partial`. save_weights: writes them into a folder."""
+    """Write the checkpoint of a run whose results gather in `partial`.
+
+    save_weights: writes the weights into a folder.
+    adapter: the name of the adapter in the model.
+    """
     with replacing_folder(partial / CHECKPOINT) as folder:
         save_weights(folder)
         optimizer = _adamw(trainer)
@@ -74,7 +72,7 @@ def save(partial: Path, state: State, trainer: Trainer, save_weights: Callable[[
 
 
 def save_trained(partial: Path, state: State) -> None:
-    """Write the state of a run whose adapter is where it will stay: weights and moments are no longer needed."""
+    """Write the state of a run whose weights are in their final place: a checkpoint of them is no longer needed."""
     with replacing_folder(partial / CHECKPOINT) as folder:
         _write_state(folder, state, {"step": len(state.history.losses)})
     forget_best(partial)
@@ -88,17 +86,17 @@ def _write_state(folder: Path, state: State, more: Mapping[str, Any]) -> None:
 
 
 def save_best(partial: Path, trainer: Trainer) -> None:
-    """Write what is trained as it is now: the best so far. The one before is left to `forget_best`."""
+    """Write the trainable parameters as the best so far. `forget_best` removes the previous ones."""
     write_tensors(_best(partial, trainer.done), {name: p.data for name, p in trainer.parameters.items()})
 
 
 def read_best(partial: Path, step: int, parameters: Mapping[str, Parameter]) -> None:
-    """Put what was best back into the model."""
+    """Read the best weights, those of this step, into the model."""
     _fill(_best(partial, step), {name: p.data for name, p in parameters.items()})
 
 
 def forget_best(partial: Path, but: tuple[int, float] | None = None) -> None:
-    """Remove what was the best once, but for that of one (step, loss)."""
+    """Remove the files of best weights, except those of one (step, loss)."""
     for path in partial.glob("best-*.safetensors"):
         if but is None or path != _best(partial, but[0]):
             path.unlink()
@@ -118,12 +116,12 @@ def read_state(partial: Path) -> State:
     """
     path = partial / CHECKPOINT / STATE_FILE
     if not path.is_file():
-        raise ValueError(f"{partial}: no checkpoint to go on from; leave out --resume to start from the beginning")
+        raise ValueError(f"{partial}: there is no checkpoint to resume; leave out --resume to start from the beginning")
     record = read_json(path)
     if record.get("format") != FORMAT:
         raise ValueError(
-            f"{path}: a checkpoint of minilora {record.get('minilora')}, of another format "
-            f"({record.get('format')}) than that of {__version__} ({FORMAT}): --overwrite starts anew"
+            f"{path}: a checkpoint of minilora {record.get('minilora')} in format {record.get('format')}; minilora "
+            f"{__version__} reads format {FORMAT}: --overwrite starts again"
         )
     try:
         history = History(**record["history"])
@@ -138,29 +136,16 @@ def read_state(partial: Path) -> State:
         raise ModelFileError(f"{path}: not the state of a run ({error})") from error
 
 
-def refuse_other(state: State, options: Options) -> None:
-    """Raise ValueError that names each option which is not what the run was told when it began."""
-    import json
-
-    now = json.loads(json.dumps(told(options)))
-    names = dict.fromkeys([*state.told, *now])
-    if other := [name for name in names if state.told.get(name) != now.get(name)]:
-        told_then = "; ".join(f"{name} was {state.told.get(name)}, is {now.get(name)}" for name in other)
-        raise ValueError(f"the run in {options.folder} was told something else: {told_then}; --overwrite starts anew")
-
-
-def refuse_others_data(state: State, base: str, data: str, options: Options) -> None:
-    """Raise ValueError when base or data are not those with which the run began."""
-    for what, name, then, now in (("base", options.base, state.base, base), ("data", options.data, state.data, data)):
-        if then != now:
-            raise ValueError(
-                f"the run in {options.folder} began with another {what}: sha256 of {name} was {then[:16]}, "
-                f"is {now[:16]}; --overwrite starts anew"
-            )
+def refuse_other(state: State, folder: Path, **now: Any) -> None:
+    """Raise ValueError when the run in `folder` has another value of one of State's fields: told, base, data."""
+    for name, value in now.items():
+        then = getattr(state, name)
+        settings = (then, value) if name == "told" else ({f"sha256 of {name}": then}, {f"sha256 of {name}": value})
+        refuse_other_settings(f"the run in {folder}", *settings, "--overwrite starts again")
 
 
 def restore(partial: Path, state: State, trainer: Trainer, adapter: str) -> None:
-    """Put everything where it was when the checkpoint was written. Raises ModelFileError for one that is damaged."""
+    """Restore weights, optimizer state, dropout and history. Raises ModelFileError for a damaged checkpoint."""
     folder = partial / CHECKPOINT
     record = read_json(folder / STATE_FILE)
     read_weights(folder, trainer.parameters)
@@ -178,7 +163,7 @@ def restore(partial: Path, state: State, trainer: Trainer, adapter: str) -> None
 
 
 def read_weights(folder: Path, parameters: Mapping[str, Parameter]) -> None:
-    """Read what is trained from the files of an adapter's or a model's folder into these parameters of a model."""
+    """Read the files of an adapter's or a model's folder into these trainable parameters of a model."""
     if (folder / WEIGHTS_FILE).is_file():
         _fill(folder / WEIGHTS_FILE, {peft_name(_without_adapter(name)): p.data for name, p in parameters.items()})
     else:
@@ -188,7 +173,7 @@ def read_weights(folder: Path, parameters: Mapping[str, Parameter]) -> None:
 def _fill(path: Path, places: dict[str, Array]) -> None:
     """Copy a file's tensors into these arrays, one at a time.
 
-    Of PiSSA's A and B, which are saved with those that they began as behind them, it is the first part.
+    PiSSA's A and B are saved with their initial values appended: the first part is read.
     """
     for key, found in each_tensor(path):
         place = places.pop(key, None)
@@ -197,7 +182,7 @@ def _fill(path: Path, places: dict[str, Array]) -> None:
             or place.ndim != found.ndim
             or any(n > m for n, m in zip(place.shape, found.shape, strict=True))
         ):
-            raise ModelFileError(f"{path}: {key} {found.shape} is nothing that this run trains")
+            raise ModelFileError(f"{path}: {key} {found.shape} does not fit the trainable parameters of this run")
         place[...] = array_module(place).asarray(found[tuple(slice(n) for n in place.shape)])
     if places:
         raise ModelFileError(f"{path}: {next(iter(places))} is missing")

@@ -1,100 +1,120 @@
-"""The part of a job in which it learns: it looks on now and then, keeps the best, and is ready to be stopped."""
+"""Training inside a job: validation, the best weights so far, checkpoints, and Ctrl-C."""
 
 from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
+from typing import cast
+
+import numpy as np
 
 from ..lora.adapters import activate
 from ..measure.loss import mean_loss
 from ..nn.llama import Llama
+from ..nn.optim import AdamW
 from ..nn.parts import Sample
-from ..nn.ranks import Order
-from ..progress import Bars
-from . import checkpoint
+from ..progress import log, progress
 from .loop import Trainer
-from .material import Material
-from .options import Options
 
 
 def learn(
     trainer: Trainer,
-    material: Material,
-    options: Options,
-    partial: Path,
-    save: Callable[[], None],
-    each_step: Callable[[], None],
-    bars: Bars,
-    say: Callable[[str], None],
+    validation: Mapping[str, Sequence[Sample]],
+    scale: float,
+    *,
+    eval_every: int,
+    save_every: float,
+    patience: int | None,
+    each_step: Callable[[], object] = lambda: None,
+    save: Callable[[], object] = lambda: None,
+    save_best: Callable[[], object] = lambda: None,
 ) -> None:
-    """Train to the end, or until validation has found nothing better for `patience` times.
+    """Train to the last step, or until validation has found nothing better for `patience` times.
 
-    Every `eval_every` steps the loss on what is held out is measured, and the best weights are written to `partial`;
-    every `save_every` steps, and on Ctrl-C, `save` writes a checkpoint. Raises KeyboardInterrupt after that one, and
-    OSError when something cannot be written: the checkpoint before is still there then.
+    validation: the sets whose loss is measured every `eval_every` steps and after the last one.
+    scale: the adapter scale of these measurements, the one with which the adapter will be saved.
+    eval_every, save_every: numbers of steps. Every rank has the same; the first rank decides when to stop.
+    patience: None never stops early.
+    each_step: called after each step.
+    save: writes a checkpoint: every `save_every` steps, and on Ctrl-C.
+    save_best: called when the last validation loss is the lowest.
+
+    Raises KeyboardInterrupt after the checkpoint that Ctrl-C asks for; OSError when something cannot be written, which
+    leaves the previous checkpoint as it was.
     """
-    per_epoch = math.ceil(len(material.train) / options.records_per_step)
-    history, steps, ranks = trainer.history, trainer.steps, trainer.ranks
-    # A checkpoint of a whole model is three times its size: unasked, it is written on Ctrl-C alone.
-    save_every = options.save_every or (per_epoch if options.method == "lora" else math.inf)
+    history, ranks = trainer.history, trainer.ranks
+    _begin_together(trainer)
 
-    with trainer, _interrupts(say) as interrupted, bars("training", steps, "step", initial=trainer.done) as bar:
-        while trainer.done < steps and not _out_of_patience(history.validation, options.patience):
-            ranks.tell(Order.STEP)
+    def finished() -> bool:
+        return trainer.done >= trainer.steps or _out_of_patience(history.validation, patience)
+
+    with trainer, _interrupts() as interrupted, progress("training", trainer.steps, "step", trainer.done) as bar:
+        stop, interrupt = ranks.same((finished(), False))
+        while not stop:
             loss = trainer.step()
-            bar.set_postfix({"loss": f"{loss:.3f}", "tokens/s": f"{history.tokens_per_second:.0f}"}, refresh=False)
-            bar.update()
+            bar.update(text=f"loss={loss:.3f}, tokens/s={history.tokens_per_second:.0f}")
             each_step()
-            try:
-                if trainer.done % (options.eval_every or per_epoch) == 0 or trainer.done == steps:
-                    ranks.tell(Order.VALIDATE)
-                    validate_as_kept(trainer, material, options)
-                    if options.keep == "best" and history.validation and history.best == history.validation[-1]:
-                        checkpoint.save_best(partial, trainer)
-                if interrupted or trainer.done % save_every == 0:
-                    save()
-            except OSError as error:
-                raise OSError(f"what {trainer.done} steps have learned cannot be written: {error}") from error
-            if interrupted:
+            if trainer.done % eval_every == 0 or trainer.done == trainer.steps:
+                with _scaled(trainer.model, scale):
+                    validate(trainer, validation)
+                if history.best is not None and history.best == history.validation[-1]:
+                    save_best()
+            stop, interrupt = ranks.same((finished(), bool(interrupted)))
+            if interrupt or trainer.done % save_every == 0:
+                save()
+            if interrupt:
                 raise KeyboardInterrupt
 
 
-def validate_as_kept(trainer: Trainer, material: Material, options: Options) -> None:
-    """`validate` with the adapter as it will be kept, which may be a part of what is trained."""
-    with _at_strength(trainer.model, options.kept_strength):
-        validate(trainer, material.validation_sets)
+def validate(trainer: Trainer, sets: Mapping[str, Sequence[Sample]]) -> None:
+    """Measure the loss on each set and add it to the history, with their mean, which decides which weights are best.
 
-
-@contextmanager
-def _at_strength(model: Llama, strength: float) -> Iterator[None]:
-    """Inside this block the adapter takes part as it will be kept. A model that is trained whole has none."""
-    activate(model, dict.fromkeys(model.adapters, strength))
-    try:
-        yield
-    finally:
-        activate(model, dict.fromkeys(model.adapters, 1.0))
-
-
-def validate(trainer: Trainer, sets: dict[str, list[Sample]]) -> None:
-    """Measure the loss on each set and add it to the history, and as the one number that decides, their mean.
-
-    Each set counts the same, however long it is: trained matter asked in other words says whether it is learned,
-    unseen matter whether anything more than that is.
+    Each set has the same weight, whatever its length: the loss on paraphrases shows whether the training data are
+    learned, the loss on unseen records whether the model generalises.
     """
-    model, history, ranks = trainer.model, trainer.history, trainer.ranks
-    losses = {name: mean_loss(model, samples, ranks=ranks) for name, samples in sets.items()}
+    history = trainer.history
+    losses = {name: mean_loss(trainer.model, samples, ranks=trainer.ranks) for name, samples in sets.items()}
     for name, loss in losses.items():
         history.validation_sets.setdefault(name, []).append((trainer.done, loss))
     if losses:
         history.validation.append((trainer.done, sum(losses.values()) / len(losses)))
 
 
-def _out_of_patience(validation: list[tuple[int, float]], patience: int | None) -> bool:
-    """Have the last `patience` measurements all been no better than one before them?"""
+def _begin_together(trainer: Trainer) -> None:
+    """Give every rank the state of the first one, at the first step or at that of a checkpoint.
+
+    Dropout draws another mask on each rank. After a checkpoint, the masks of the other ranks are not those of an
+    uninterrupted run, since the number of ranks may have changed.
+    """
+    ranks, optimizer = trainer.ranks, cast(AdamW, trainer.optimizer)
+    done = ranks.same(trainer.done)
+    trainer.level()
+    if done:
+        ranks.level([*optimizer.m, *optimizer.v])
+    if not ranks.first:
+        trainer.go_to(done)
+        optimizer.steps = done
+        for weights in trainer.adapters():
+            if weights.dropout is not None:
+                own = np.random.default_rng([weights.dropout.seed, ranks.number, done])
+                weights.dropout.restore({"seed": int(own.integers(2**63)), "draws": {}})
+
+
+@contextmanager
+def _scaled(model: Llama, scale: float) -> Iterator[None]:
+    """In this block the adapter has this scale. A model that is trained whole has no adapter."""
+    activate(model, dict.fromkeys(model.adapters, scale))
+    try:
+        yield
+    finally:
+        activate(model, dict.fromkeys(model.adapters, 1.0))
+
+
+def _out_of_patience(validation: Sequence[tuple[int, float]], patience: int | None) -> bool:
+    """Whether none of the last `patience` losses is lower than the lowest one before them."""
     if patience is None or not validation:
         return False
     losses = [loss if math.isfinite(loss) else math.inf for _, loss in validation]
@@ -102,9 +122,10 @@ def _out_of_patience(validation: list[tuple[int, float]], patience: int | None) 
 
 
 @contextmanager
-def _interrupts(say: Callable[[str], None]) -> Iterator[list[int]]:
-    """Inside this block the first Ctrl-C is only noted, in the list, so that a step is taken whole or not at all. The
-    second one is a KeyboardInterrupt at once. Where Ctrl-C means something else already, or nothing, that stays.
+def _interrupts() -> Iterator[list[int]]:
+    """In this block the first Ctrl-C is only noted, in the list, so that each step is taken whole or not at all.
+
+    The second Ctrl-C raises KeyboardInterrupt at once. A handler other than Python's own is left in place.
     """
     noted: list[int] = []
 
@@ -112,8 +133,8 @@ def _interrupts(say: Callable[[str], None]) -> Iterator[list[int]]:
         if noted:
             raise KeyboardInterrupt
         noted.append(number)
-        with suppress(RuntimeError):  # in the midst of writing to the same file
-            say("\nstopping after this step; Ctrl-C again stops at once")  # below the bar
+        with suppress(RuntimeError):  # while the same file is being written to
+            log.info("\nstopping after this step; Ctrl-C again stops at once")  # below the bar
 
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:
@@ -121,7 +142,7 @@ def _interrupts(say: Callable[[str], None]) -> Iterator[list[int]]:
         return
     try:
         signal.signal(signal.SIGINT, note)
-    except ValueError:  # only the main thread hears of it
+    except ValueError:  # only the main thread receives signals
         yield noted
         return
     try:

@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from ..data.samples import epochs
 from ..engine.backend import Array
+from ..lora.adapters import adapter_weights
+from ..lora.layer import LoraWeights
 from ..nn.llama import Llama
 from ..nn.optim import SCHEDULES, AdamW, Optimizer
 from ..nn.parts import Sample, check_samples, packed_length
@@ -55,6 +58,16 @@ class History:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / sum(self.seconds) if self.seconds else math.nan
+
+    def kept(self, keep: str) -> dict[str, Any]:
+        """Which weights are the result: of which step, whether as the "best" or the "last", with which validation loss.
+
+        keep: "best" or "last". Without validation the last ones are the result.
+        """
+        if keep == "best" and self.best is not None:
+            step, loss = self.best
+            return {"step": step, "which": "best", "loss": loss}
+        return {"step": len(self.losses), "which": "last", "loss": dict(self.validation).get(len(self.losses))}
 
 
 def fit(
@@ -168,6 +181,15 @@ class Trainer:
         """Let the next step be the one after `done` steps, with the samples that are its turn."""
         batches = epochs(self.samples, self.records_per_step, self.seed)  # on the host: each crosses to a GPU at once
         self.batches, self.done = islice(batches, done, None), done
+
+    def level(self) -> None:
+        """Give every rank the weights of the first one, and PiSSA's initial A and B, which an SVD made."""
+        starts = [array for weights in self.adapters() for array in weights.initial or ()]
+        self.ranks.level([*(p.data for p in self.parameters.values()), *starts])
+
+    def adapters(self) -> list[LoraWeights]:
+        """The weights of every adapter in every module."""
+        return [weights for name in self.model.adapters for weights in adapter_weights(self.model, name).values()]
 
     def __enter__(self) -> Trainer:
         self.model.train()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,8 @@ from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
 from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
 from ..nn.parts import Sample
-from ..nn.ranks import ALONE, Order, Ranks
-from ..progress import Bars, progress
-from .options import Options
+from ..nn.ranks import ALONE, Ranks
+from ..progress import log, progress
 
 
 @dataclass
@@ -88,28 +87,43 @@ class Measured:
     answers: dict[str, list[str]] = field(default_factory=dict)
 
 
-def prepare(options: Options, tokenizer: Tokenizer, say: Callable[[str], None]) -> Material:
-    """Read and encode the data. Raises DataError listing every bad line; says how many records had to be cut."""
-    records = read_records(options.data, tokenizer, options.field)
+def prepare(
+    data: str,
+    tokenizer: Tokenizer,
+    *,
+    field: Mapping[str, str] | None = None,
+    max_length: int,
+    eval_records: int,
+) -> Material:
+    """Read and encode the data.
+
+    data: a built-in data set, a file or a folder.
+    field: columns of the data that have other names.
+    max_length: the tokens of a record; longer ones are truncated, which is logged.
+    eval_records: the most records of each set that are measured.
+
+    Raises DataError listing every bad line, ValueError when nothing is left to train on.
+    """
+    records = read_records(data, tokenizer, field)
     general = read_records("general", tokenizer)
     asked: dict[str, list[Record]] = {}
     shown: dict[str, list[Record]] = {}
     if is_one_text(records):
-        parts = split_text(records[0].text, tokenizer, options.max_length)
-        say(describe_splits({name: len(part) for name, part in parts.items()}, text=True))
+        parts = split_text(records[0].text, tokenizer, max_length)
+        log.info(describe_splits({name: len(part) for name, part in parts.items()}, text=True))
         samples = {"train": parts["train"]}
         for name, part in (("validation", parts["validation"]), ("unseen", parts["test"])):
-            samples[name] = _sampled(part, name, options.eval_records, say)
+            samples[name] = _sampled(part, name, eval_records)
     else:
-        samples, asked, shown = _of_records(records, tokenizer, options, say)
+        samples, asked, shown = _of_records(records, tokenizer, max_length, eval_records)
     for name, whole in samples.items():
-        samples[name], longer, dropped = truncate(whole, options.max_length)
+        samples[name], longer, dropped = truncate(whole, max_length)
         if longer:
             lost = f", and {dropped} of them dropped: nothing of their answer was left" if dropped else ""
-            limit = f"--max-length {options.max_length}"
-            say(f"{name}: {longer} of {len(whole)} records are longer than {limit} and were truncated{lost}")
+            limit = f"--max-length {max_length}"
+            log.info(f"{name}: {longer} of {len(whole)} records are longer than {limit} and were truncated{lost}")
     if not samples["train"]:
-        raise ValueError(f"{options.data}: nothing is left to train on within --max-length {options.max_length}")
+        raise ValueError(f"{data}: nothing is left to train on within --max-length {max_length}")
     samples["general"] = encode_records(general, tokenizer)  # never cut: the same measure for every run
     scored = {name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)}
     reworded = samples.get("validation_paraphrase", [])
@@ -125,11 +139,8 @@ def common_system(records: Sequence[Record]) -> str | None:
     return prompt if role == "system" and not others else None
 
 
-def evaluate(
-    model: Llama, tokenizer: Tokenizer, material: Material, bars: Bars, when: str, ranks: Ranks = ALONE
-) -> Measured:
-    """Measure a model on all sets. when: "before" or "after", for the bars. ranks: who shares the work."""
-    ranks.tell(Order.MEASURE)
+def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, when: str, ranks: Ranks = ALONE) -> Measured:
+    """Measure a model on all sets. when: "before" or "after", for the progress bars. ranks: who shares the work."""
     result = Measured()
     with progress(f"loss {when}", sum(map(len, material.scored.values())), "record"):
         for name, samples in material.scored.items():
@@ -168,38 +179,38 @@ def _examples(material: Material, before: dict[str, list[str]], after: dict[str,
 
 
 def _of_records(
-    records: Sequence[Record], tokenizer: Tokenizer, options: Options, say: Callable[[str], None]
+    records: Sequence[Record], tokenizer: Tokenizer, max_length: int, eval_records: int
 ) -> tuple[dict[str, list[Sample]], dict[str, list[Record]], dict[str, list[Record]]]:
     """Records by set, encoded; those of them that have keywords to look for; where none has, a few to show."""
     splits = split_records(records)
     if follows_rule(records):
-        say(describe_splits({name: len(part) for name, part in splits.items()}))
+        log.info(describe_splits({name: len(part) for name, part in splits.items()}))
     for line in warning_of_leaks(leaks(splits)):
-        say(line)
+        log.info(line)
     reworded = [r.asked(r.validation_paraphrase) for r in splits["train"] if r.validation_paraphrase is not None]
-    most, measured = options.eval_records, held_out(splits, options.eval_records)
+    measured = held_out(splits, eval_records)
     sets = {
         "train": splits["train"],
-        "validation": _sampled(splits["validation"], "validation", most, say),
-        "validation_paraphrase": evenly(reworded, most),
+        "validation": _sampled(splits["validation"], "validation", eval_records),
+        "validation_paraphrase": evenly(reworded, eval_records),
         "paraphrase": measured["paraphrase"],
-        "unseen": _sampled(measured["unseen"], "unseen", most, say),
+        "unseen": _sampled(measured["unseen"], "unseen", eval_records),
     }
     asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
     asked = {name: chosen for name, chosen in asked.items() if chosen}
     trained = "paraphrase" if sets["paraphrase"] else "train"
     shown = {name: _few(sets[name]) for name in (trained, "unseen") if name not in asked}
     encoded = {
-        name: encode_records(chosen, tokenizer, name == "train", options.max_length) for name, chosen in sets.items()
+        name: encode_records(chosen, tokenizer, name == "train", max_length) for name, chosen in sets.items()
     }
     return encoded, asked, {name: chosen for name, chosen in shown.items() if chosen}
 
 
-def _sampled(items: Sequence[Item], name: str, most: int, say: Callable[[str], None]) -> list[Item]:
+def _sampled(items: Sequence[Item], name: str, most: int) -> list[Item]:
     """At most `most` of the items, evenly chosen; says so if others are left out."""
     chosen = evenly(items, most)
     if len(chosen) < len(items):
-        say(f"{name}: a sample of {len(chosen):,} of {len(items):,} is measured (--eval-records {most})")
+        log.info(f"{name}: a sample of {len(chosen):,} of {len(items):,} is measured (--eval-records {most})")
     return chosen
 
 

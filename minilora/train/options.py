@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .run_folder import OPTIONS_FILE, RunFolder
 
 _FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
 FIELD = "columns of the data that have other names: question=q answer=a reads q and a"
+_ANYHOW = ("out", "overwrite", "resume", "save_every")  # these do not change what is learned
 _LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
 _NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": None}}  # what a trained adapter has
 _TRAINING: dict[str, Any] = {"group": "training"}
@@ -194,6 +196,11 @@ class Options:
     def in_effect(self) -> Options:
         """The same with what is usual written out, where nothing was given."""
         return replace(self, lr=self.learning_rate, strength=self.kept_strength if self.method == "lora" else None)
+
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide the result of a run, those in effect, as JSON stores them."""
+        values = asdict(self.in_effect())
+        return json.loads(json.dumps({name: value for name, value in values.items() if name not in _ANYHOW}))
 
     def begun(self) -> dict[str, Any]:
         """What the interrupted run in the same folder was told when it began; nothing where there is none."""

@@ -1,9 +1,8 @@
-"""Where a run's results go: aside while it works, and into their place, whole, when it is done."""
+"""The folder of a run: results gather next to it, in <folder>.partial, and replace it as a whole when they are complete."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import TracebackType
 
 from ..files.disk import put_back, remove_folder, swap_in
 from ..lora.peft import CONFIG_FILE, PROVENANCE_FILE, WEIGHTS_FILE
+from ..progress import log
 
 METRICS_FILE, PICTURE_FILE, OPTIONS_FILE, LOG_FILE = "metrics.json", "picture.png", "run.toml", "log.csv"
 MODEL_FILE = "model.safetensors"
@@ -25,29 +25,23 @@ FILES = (
 
 
 class RunFolder:
-    """The folder of a run, such as runs/legal, and the one beside it that a job fills: runs/legal.partial.
+    """The folder of a run, such as runs/legal, and the one next to it that a job fills: runs/legal.partial.
 
         with RunFolder(Path("runs/legal")) as place:        # ValueError when something must not be lost
             ...                                             # fill place.partial
-            place.finish()      # it is runs/legal now, and what stood there before is gone
+            place.finish()      # it is runs/legal now, and what was there before is gone
 
-    Two jobs cannot have one folder at a time. When the block ends without `finish`, `partial` stays if it holds what
-    was learned, and is gone otherwise, with whatever folders were made for it.
+    Only one job at a time can have a folder. When the block ends without `finish`, `partial` is left in place if it
+    holds trained weights; otherwise it is removed, with the folders that were made for it.
 
-    overwrite: a finished run may be replaced, and one that was interrupted forgotten. resume: what `partial` holds is
-    gone on with. say: hears what stays, and how to use it, when the block ends without `finish` though `began` is true.
+    overwrite: a finished run may be replaced, and an interrupted one forgotten. resume: the run in `partial` is
+    continued. When the block ends without `finish` though `began` is true, a line says what is left and how to use it.
     """
 
-    began = False  # whether this job has done more than look at what was there
+    began = False  # whether this job has written or read weights
 
-    def __init__(
-        self,
-        path: Path,
-        overwrite: bool = False,
-        resume: bool = False,
-        say: Callable[[str], None] = lambda line: None,
-    ):
-        self.path, self.overwrite, self.resume, self.say = path, overwrite, resume, say
+    def __init__(self, path: Path, overwrite: bool = False, resume: bool = False):
+        self.path, self.overwrite, self.resume = path, overwrite, resume
         self.target = Path(os.path.realpath(path))  # of a link to a folder, the folder is replaced
         beside = path.parent if path.name and not path.is_symlink() else self.target.parent
         self.partial = beside / f"{self.target.name}.partial"
@@ -117,10 +111,10 @@ class RunFolder:
             remove_folder(self.partial)
         elif self.began:
             way = "--adapter" if (learned / WEIGHTS_FILE).is_file() else "--base"
-            self.say(f"what was learned is kept in {learned}; talk to it with: minilora chat {way} {learned}")
+            log.info(f"the trained weights are in {learned}; talk to the model with: minilora chat {way} {learned}")
             if (self.partial / CHECKPOINT / STATE_FILE).is_file():
                 flags = "--resume --overwrite" if self.overwrite else "--resume"
-                self.say(f"go on with: minilora finetune {flags} --out {self.path}")
+                log.info(f"resume with: minilora finetune {flags} --out {self.path}")
         self._leave()
 
     def _unwritable(self, error: OSError) -> ValueError:

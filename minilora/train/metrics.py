@@ -1,0 +1,117 @@
+"""What is known of a run in the end: the record in metrics.json."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from ..data.samples import epochs
+from ..lora.adapters import base_state
+from ..lora.audit import AuditError, audit
+from ..measure.counts import count_parameters
+from ..measure.predict import Step, kept_activations, predict_memory, recomputed_activations
+from ..nn.llama import Llama
+from ..nn.module import sha256_of
+from ..nn.ranks import Ranks
+from .checkpoint import State
+from .loop import History, Trainer
+from .material import Material, Measured, learned
+
+
+def metrics_of(
+    trainer: Trainer, material: Material, state: State, after: Measured, kept: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The metrics of a run, except what the job alone knows: options, memory, and bytes on disk.
+
+    trainer: holds the trained model, with the weights that are the result.
+    state: holds the history, and what was measured before training.
+    after: what was measured after training.
+    kept: which weights are the result, as `History.kept` gives them.
+    """
+    model, history, counts = trainer.model, state.history, count_parameters(trainer.model)
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "steps": len(history.losses),
+        "planned_steps": trainer.steps,
+        "records": {
+            "train": len(material.train),
+            "validation": sum(map(len, material.validation_sets.values())),
+            **{name: len(scored) for name, scored in material.scored.items()},
+        },
+        "trainable_parameters": counts.trainable,
+        "total_parameters": counts.total,
+        **_audited(model, state.base),
+        **learned(material, state.before, after),
+        **_trained(history),
+        "kept": dict(kept),
+        "last": {"loss": state.last_loss or after.loss},
+        "base_bytes": base_bytes(model),
+        "base_rounded_to": model.rounded_to,
+        "ranks": trainer.ranks.size,
+        "bytes_per_step": _sent(trainer),
+        "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
+    }
+
+
+def base_bytes(model: Llama) -> int:
+    """The bytes of the base's arrays in memory."""
+    return sum(array.nbytes for array in base_state(model).values())
+
+
+def memory_of(
+    model: Llama, material: Material, batch_size: int, seed: int, ranks: Ranks, program: int | None
+) -> dict[str, Any]:
+    """The memory of a training step, predicted for the largest of the first batches, for the share of this rank.
+
+    program: the bytes that the process held before it had a model, None where they do not count.
+    """
+    batches = zip(epochs(material.train, batch_size, seed), range(20), strict=False)
+    steps = (Step.of(model, ranks.share(samples), program=program or 0) for samples, _ in batches)
+    step = max(steps, key=lambda step: step.tokens)
+    mine, full = predict_memory(step), predict_memory(replace(step, rank=None, base_bytes=None))
+    saved = recomputed_activations(step) if step.recompute else kept_activations(step)
+    return {
+        "predicted": mine.total,
+        "full_predicted": full.total,
+        "by_owner": mine.by_owner(),
+        "full_by_owner": full.by_owner(),
+        "activations": sum(saved.values()),  # as the backward pass begins: full fine-tuning may have its peak later
+    }
+
+
+def _audited(model: Llama, before: str) -> dict[str, Any]:
+    """The promises that the audit of the adapter found to hold, or the broken one, which does not end the job.
+
+    before: the fingerprint of the base when the run began. That of the base now is returned next to it.
+    """
+    found: dict[str, Any] = {"audit": {}}
+    for name in model.adapters:
+        try:
+            found["audit"] = dict(audit(model, name, base_sha256=before).checks)
+        except AuditError as error:
+            found["audit_failed"] = str(error)
+    after = before if "base" in found["audit"] else sha256_of(base_state(model))  # the audit has just compared them
+    return found | {"base_sha256": [before, after]}
+
+
+def _trained(history: History) -> dict[str, Any]:
+    return {
+        "train_loss": history.losses,
+        "validation_loss": history.validation,
+        "validation": history.validation_sets,
+        "seconds_per_step": history.seconds_per_step,
+        "tokens_per_second": history.tokens_per_second,
+        "training_seconds": sum(history.seconds),
+    }
+
+
+def _sent(trainer: Trainer) -> dict[str, int]:
+    """The bytes that a rank sends in each step, and those it would send if the whole model were trained."""
+    whole = sum(array.size for array in base_state(trainer.model).values())
+    mine = sum(p.size for p in trainer.parameters.values())
+    return {"sent": trainer.ranks.bytes_per_step(mine), "full_sent": trainer.ranks.bytes_per_step(whole)}
