@@ -159,10 +159,17 @@ def home(tmp_path_factory, tiny_folder, tokenizer):
 
 
 @pytest.fixture
+def said(caplog):
+    """A function that returns the lines logged so far."""
+    caplog.set_level("INFO", "minilora")
+    return lambda: caplog.messages
+
+
+@pytest.fixture
 def unmeasured(monkeypatch):
     """Jobs whose sets before and after are empty: what they train is in question, and not what it was good for."""
 
-    def prepare_to_train(*inputs):
-        return replace(prepare(*inputs), scored={}, asked={})
+    def prepare_to_train(*inputs, **named):
+        return replace(prepare(*inputs, **named), scored={}, asked={})
 
     monkeypatch.setattr(job, "prepare", prepare_to_train)

@@ -2,6 +2,7 @@
 
 from minilora.nn.optim import AdamW
 from minilora.train.loop import Trainer
+from minilora.train.material import prepare
 from minilora.train.options import Options
 
 
@@ -14,6 +15,13 @@ def trainer(model, samples, steps, lr=1e-3, batch_size=8):
     usual = dict(seed=0, warmup=0.1, max_norm=1.0, schedule="cosine", grad_accumulation=1)
     optimizer = AdamW(model.trainable_parameters(), lr=lr, weight_decay=0.0)
     return Trainer(model, samples, steps, optimizer, batch_size=batch_size, **usual)
+
+
+def material_of(options, tokenizer):
+    """The data of a job with these options."""
+    return prepare(
+        options.data, tokenizer, field=options.field, max_length=options.max_length, eval_records=options.eval_records
+    )
 
 
 def options(home, out, **change):

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..progress import log, show_progress
+from ..progress import show_progress
 from ..train.job import finetune
 from ..train.loop import TrainingError
 from ..train.options import Options
@@ -65,7 +65,7 @@ def main(job: str) -> int:
     show_progress()
     status = 0
     try:
-        answer = finetune(Options(**given["options"]), log.info, None, given["measure"])
+        answer = finetune(Options(**given["options"]), given["measure"])
     except TrainingError as error:
         answer = {"failed": str(error)}
     except KeyboardInterrupt:

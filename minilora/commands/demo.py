@@ -24,5 +24,5 @@ def demo_folders() -> tuple[str, dict[str, Path]]:
         options = Options(
             base=BASE, data=name, out=str(named[name]), steps=STEPS, lr=LEARNING_RATE, max_length=256, overwrite=True
         )
-        finetune(options, log.info, measure=False)
+        finetune(options, measure=False)
     return BASE, named

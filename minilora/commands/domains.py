@@ -25,9 +25,9 @@ from ..files.disk import ModelFileError, read_json, write_json
 from ..lora.combine import combine_adapters
 from ..lora.peft import WEIGHTS_FILE
 from ..models.with_adapters import BASE_NAME, load_with_adapters
-from ..options import BASE, option
+from ..options import BASE, option, refuse_other_settings
 from ..progress import log
-from ..train.checkpoint import read_state, told
+from ..train.checkpoint import read_state
 from ..train.job import finetune
 from ..train.options import Options
 from ..train.run_folder import CHECKPOINT, METRICS_FILE, STATE_FILE, RunFolder
@@ -132,14 +132,12 @@ def _finished(options: DomainsOptions, domain: str) -> bool:
     if not (run.folder / METRICS_FILE).is_file():
         RunFolder(run.folder, options.overwrite, resume=True).refuse()
         return False
-    then, now = read_metrics(run.folder)["options"], _as_json(told(run))
-    if other := [name for name in now if name in then and then[name] != now[name]]:
-        if options.overwrite:
-            return False
-        differences = "; ".join(f"{name} was {then[name]}, is {now[name]}" for name in other)
-        raise ValueError(
-            f"{run.folder} holds a run with other settings: {differences}; --overwrite trains it anew, --out elsewhere"
-        )
+    then, now = read_metrics(run.folder)["options"], run.decisive()
+    common = now.keys() & then.keys()
+    then, now = ({name: each[name] for name in now if name in common} for each in (then, now))
+    if options.overwrite:
+        return then == now
+    refuse_other_settings(f"the run in {run.folder}", then, now, "--overwrite trains it again; or choose another --out")
     return True
 
 
@@ -153,7 +151,7 @@ def _train(options: DomainsOptions, todo: list[str]) -> None:
         )
         log.info(f"training {domain}: {i + 1} of {len(todo)}{rest}")
         start, resume = time.monotonic(), _interrupted(options, domain)
-        finetune(options.run(domain, overwrite=options.overwrite, resume=resume), log.info)
+        finetune(options.run(domain, overwrite=options.overwrite, resume=resume))
         if not resume:  # a part of a run says nothing of a whole one
             spent, done = spent + time.monotonic() - start, done + records[domain]
 
@@ -164,11 +162,7 @@ def _interrupted(options: DomainsOptions, domain: str) -> bool:
     partial = RunFolder(run.folder).partial
     if not (partial / CHECKPOINT / STATE_FILE).is_file():
         return False
-    return not options.overwrite or read_state(partial).told == _as_json(told(run))
-
-
-def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(values))
+    return not options.overwrite or read_state(partial).told == run.decisive()
 
 
 # -- what has been measured --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import cast
 from ..nn.ranks import world
 from ..options import add_flags
 from ..train.options import Options
-from .shared import read_options, tell
+from .shared import read_options
 
 HELP = "teach a model from a data file and report what it cost"
 
@@ -30,5 +30,5 @@ def run(arguments: argparse.Namespace) -> None:
         options = read_options(Options, arguments)
         if options.resume and (begun := options.begun()):  # what is not given is what the run was told when it began
             options = read_options(Options, arguments, begun)
-    if metrics := finetune(cast(Options, ranks.same(options)), say=tell, ranks=ranks):
+    if metrics := finetune(cast(Options, ranks.same(options)), ranks=ranks):
         print(page(metrics, terminal_width()))

@@ -27,7 +27,7 @@ from ..experiments.trials import run_trials, usual_jobs
 from ..files.disk import read_json, remove_folder, replacing, write_json
 from ..models.load import locate
 from ..options import UsageError, add_flags
-from ..progress import Bars
+from ..progress import Bars, hide_progress
 from ..train.job import finetune
 from ..version import __version__
 from .compare import sha256_of_base
@@ -106,7 +106,8 @@ def trial(setting: Mapping[str, Any], folder: str) -> dict[str, Any]:
     try:
         # Of a run that is over in seconds, and that nobody goes on with, no checkpoint is wanted.
         options = as_options(setting, out=folder, save_every=10**9)
-        metrics = finetune(options, bars=Bars(quiet=True), answers=False)
+        with hide_progress():
+            metrics = finetune(options, answers=False)
     finally:
         remove_folder(Path(folder))
         remove_folder(Path(f"{folder}.partial"))

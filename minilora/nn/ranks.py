@@ -9,8 +9,8 @@ the learning rate stays the same, and every rank takes the same step.
 Gradients are sent as float32: a sum over 64 ranks is off by about 1e-7 of its value, and float64 would double the
 bytes. An adapter has few gradients, so LoRA saves network traffic as well as memory.
 
-Every rank runs the same program. What only the first rank knows (Ctrl-C, the state on disk) it broadcasts with `same`;
-it alone writes files and prints. A process that mpiexec did not start is a job of one rank, `ALONE`, and imports no MPI.
+Every rank runs the same program. What only the first rank knows (Ctrl-C, the state on disk) it broadcasts with `same`.
+It alone writes files and prints. A process that mpiexec did not start is a job of one rank, `ALONE`, without MPI.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that the next step of a run depends on, so that a stopped run continues as if it never stopped.
+"""Checkpoints: everything that the next step of a run depends on, so that a stopped run continues as if uninterrupted.
 
     runs/legal.partial/checkpoint/
       adapter_config.json ...     the adapter in PEFT's format, ready for chat (or model.safetensors and so on)
@@ -140,8 +140,9 @@ def refuse_other(state: State, folder: Path, **now: Any) -> None:
     """Raise ValueError when the run in `folder` has another value of one of State's fields: told, base, data."""
     for name, value in now.items():
         then = getattr(state, name)
-        settings = (then, value) if name == "told" else ({f"sha256 of {name}": then}, {f"sha256 of {name}": value})
-        refuse_other_settings(f"the run in {folder}", *settings, "--overwrite starts again")
+        if name != "told":
+            then, value = {f"sha256 of {name}": then}, {f"sha256 of {name}": value}
+        refuse_other_settings(f"the run in {folder}", then, value, "--overwrite starts again")
 
 
 def restore(partial: Path, state: State, trainer: Trainer, adapter: str) -> None:

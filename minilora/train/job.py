@@ -66,7 +66,10 @@ def finetune(options: Options, measure: bool = True, answers: bool = True, ranks
     if ranks.first:
         with RunFolder(options.folder, options.overwrite, options.resume) as place:
             return _run(options, measure, answers, ranks, place)
-    with hide_progress(), suppress(TrainingError, KeyboardInterrupt):  # the first rank has the same one, and ends the job
+    with (
+        hide_progress(),
+        suppress(TrainingError, KeyboardInterrupt),
+    ):  # the first rank has the same one, and ends the job
         _run(options, measure, answers, ranks, None)
     return {}
 
@@ -91,7 +94,7 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
     elif place is not None:
         place.began = True
         checkpoint.read_weights(place.partial, trainer.parameters)
-    memory = _memory(job)
+    memory = _memory(job) if place is not None else {}
     trainer.level()
     after = evaluate(job.model, job.tokenizer, job.material, "after", ranks)
     if place is None:

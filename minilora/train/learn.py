@@ -57,14 +57,15 @@ def learn(
             loss = trainer.step()
             bar.update(text=f"loss={loss:.3f}, tokens/s={history.tokens_per_second:.0f}")
             each_step()
-            if trainer.done % eval_every == 0 or trainer.done == trainer.steps:
-                with _scaled(trainer.model, scale):
-                    validate(trainer, validation)
-                if history.best is not None and history.best == history.validation[-1]:
-                    save_best()
-            stop, interrupt = ranks.same((finished(), bool(interrupted)))
-            if interrupt or trainer.done % save_every == 0:
-                save()
+            with _named_errors(trainer.done):
+                if trainer.done % eval_every == 0 or trainer.done == trainer.steps:
+                    with _scaled(trainer.model, scale):
+                        validate(trainer, validation)
+                    if history.best is not None and history.best == history.validation[-1]:
+                        save_best()
+                stop, interrupt = ranks.same((finished(), bool(interrupted)))
+                if interrupt or trainer.done % save_every == 0:
+                    save()
             if interrupt:
                 raise KeyboardInterrupt
 
@@ -101,6 +102,15 @@ def _begin_together(trainer: Trainer) -> None:
             if weights.dropout is not None:
                 own = np.random.default_rng([weights.dropout.seed, ranks.number, done])
                 weights.dropout.restore({"seed": int(own.integers(2**63)), "draws": {}})
+
+
+@contextmanager
+def _named_errors(step: int) -> Iterator[None]:
+    """In this block an OSError says which step's weights are lost."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"the weights of step {step} cannot be saved: {error}") from error
 
 
 @contextmanager

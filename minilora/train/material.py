@@ -200,9 +200,7 @@ def _of_records(
     asked = {name: chosen for name, chosen in asked.items() if chosen}
     trained = "paraphrase" if sets["paraphrase"] else "train"
     shown = {name: _few(sets[name]) for name in (trained, "unseen") if name not in asked}
-    encoded = {
-        name: encode_records(chosen, tokenizer, name == "train", max_length) for name, chosen in sets.items()
-    }
+    encoded = {name: encode_records(chosen, tokenizer, name == "train", max_length) for name, chosen in sets.items()}
     return encoded, asked, {name: chosen for name, chosen in shown.items() if chosen}
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: results gather next to it, in <folder>.partial, and replace it as a whole when they are complete."""
+"""The folder of a run: results gather next to it, in <folder>.partial, and replace it whole when they are complete."""
 
 from __future__ import annotations
 

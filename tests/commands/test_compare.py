@@ -18,7 +18,6 @@ from minilora.commands.apart import Run, apart
 from minilora.commands.compare import COMPARISON_FILE, CompareOptions, compare
 from minilora.commands.compare_table import page
 from minilora.commands.report import terminal_width
-from minilora.progress import Bars
 from minilora.train.job import finetune
 from minilora.train.options import Options
 
@@ -286,7 +285,7 @@ def test_a_run_apart_gives_the_numbers_of_the_same_run_here(finished, tmp_path):
     folder, *_ = finished
     record = json.loads((folder / "full-0.001.json").read_text())
     settings = {key: value for key, value in record["settings"].items() if key in Options.__dataclass_fields__}
-    here = finetune(Options(**settings | {"out": str(tmp_path / "x")}), bars=Bars(quiet=True))
+    here = finetune(Options(**settings | {"out": str(tmp_path / "x")}))
     for name in ("train_loss", "validation_loss", "loss", "keyword_recall", "answers", "base_sha256"):
         assert json.loads(json.dumps(here[name])) == record["metrics"][name]
 

@@ -163,7 +163,7 @@ def test_a_run_with_other_settings_is_refused_before_anything_is_trained_and_ove
     shutil.rmtree(copied.run("legal").folder)
     with monkeypatch.context() as patch:
         patch.setattr("minilora.commands.domains.finetune", never)
-        with pytest.raises(ValueError, match="medical holds a run with other settings: steps was 7, is 2; --over"):
+        with pytest.raises(ValueError, match="medical was started with other settings: steps 7, now 2; --over"):
             compare_domains(copied)
     result = compare_domains(replace(copied, overwrite=True))
     assert result["trained_now"] == ["legal", "medical"]

@@ -280,14 +280,13 @@ def test_a_whole_sweep_in_processes(tiny_folder, tmp_path):
 
 
 def test_a_trial_is_what_finetune_measures_and_leaves_nothing(tiny_folder, tmp_path):
-    from minilora.progress import Bars
     from minilora.train.job import finetune
 
     base, data = str(tiny_folder / "base"), str(tiny_folder / "data.jsonl")
     setting = SweepOptions(base=[base], data=[data], steps=[3], batch_size=[4], r=[2]).settings()[0]
     found = trial(setting, str(tmp_path / "work"))
     assert written(tmp_path) == []
-    metrics = finetune(as_options(setting, out=str(tmp_path / "run")), bars=Bars(quiet=True))
+    metrics = finetune(as_options(setting, out=str(tmp_path / "run")))
     assert found["validation_loss"] == metrics["kept"]["loss"]
     assert found["unseen_loss"] == metrics["loss"]["unseen"][1]
     assert found["trainable_parameters"] == metrics["trainable_parameters"] and found["steps"] == 3

@@ -23,7 +23,6 @@ from minilora.nn import ranks as module
 from minilora.nn.optim import SGD
 from minilora.nn.ranks import ALONE, RankError, Several, launched, world
 from minilora.nn.step import training_step
-from minilora.progress import Bars
 from minilora.train import job
 from minilora.train import learn as learning
 from minilora.train.job import finetune
@@ -51,7 +50,7 @@ def test_a_job_of_one_has_all_of_it_and_tells_nobody():
     assert ALONE.share(SAMPLES) is SAMPLES and ALONE.mean is None and (ALONE.number, ALONE.size) == (0, 1)
     assert ALONE.sum(2.0, 3) == (2.0, 3) and ALONE.join(["a"]) == ["a"] and ALONE.same(SAMPLES) is SAMPLES
     assert ALONE.bytes_per_step(10) == 0 and ALONE.at_once(5) == 5
-    ALONE.ready(base="x"), ALONE.tell(module.Order.STEP), ALONE.level([np.zeros(3)])
+    ALONE.ready(base="x"), ALONE.level([np.zeros(3)])
 
 
 def test_without_a_launcher_nothing_of_mpi_is_imported():
@@ -259,11 +258,8 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(job, "run_picture", lambda metrics, path: path.touch())
 
 
-def together(size, chosen, said=None):
-    def run(ranks):
-        return finetune(chosen, (lambda line: None) if said is None else said.append, Bars(quiet=True), ranks=ranks)
-
-    return in_ranks(size, run)[0]
+def together(size, chosen):
+    return in_ranks(size, lambda ranks: finetune(chosen, ranks=ranks))[0]
 
 
 def same(metrics, alone):
@@ -287,10 +283,9 @@ JOBS = {
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("way", JOBS)
-def test_a_whole_job_gives_the_numbers_of_one_process(way, home, tmp_path):
-    alone = finetune(options(home, tmp_path / "alone", **JOBS[way]), bars=Bars(quiet=True))
-    said = []
-    metrics, *others = together(3, options(home, tmp_path / "ranks", **JOBS[way]), said)
+def test_a_whole_job_gives_the_numbers_of_one_process(way, home, tmp_path, said):
+    alone = finetune(options(home, tmp_path / "alone", **JOBS[way]))
+    metrics, *others = together(3, options(home, tmp_path / "ranks", **JOBS[way]))
     same(metrics, alone)
     assert others == [{}, {}] and metrics["ranks"] == 3 and alone["ranks"] == 1
     trained, whole = metrics["trainable_parameters"], alone["total_parameters"]
@@ -301,7 +296,7 @@ def test_a_whole_job_gives_the_numbers_of_one_process(way, home, tmp_path):
     written = {path.name for path in (tmp_path / "ranks").iterdir()} ^ {
         path.name for path in (tmp_path / "alone").iterdir()
     }
-    assert not written and len(said) == len(set(said))
+    assert not written and len(said()) == len(set(said()))
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -324,7 +319,7 @@ def test_dropout_draws_its_own_holes_on_each_rank(home, tmp_path, monkeypatch):
 @pytest.mark.parametrize("sizes", [(2, 3), (3, 1), (1, 2)], ids=str)
 def test_a_job_is_gone_on_with_by_another_number_of_ranks(sizes, home, tmp_path, monkeypatch):
     change = dict(save_every=2, eval_every=2, strength=0.5, lr=1e-2)
-    alone = finetune(options(home, tmp_path / "alone", **change), bars=Bars(quiet=True))
+    alone = finetune(options(home, tmp_path / "alone", **change))
 
     class Stopped(Trainer):
         def step(self):
@@ -334,7 +329,7 @@ def test_a_job_is_gone_on_with_by_another_number_of_ranks(sizes, home, tmp_path,
 
     def run(size, **more):
         chosen = options(home, tmp_path / "run", **change, **more)
-        return together(size, chosen)[0] if size > 1 else finetune(chosen, bars=Bars(quiet=True))
+        return together(size, chosen)[0] if size > 1 else finetune(chosen)
 
     monkeypatch.setattr(job, "Trainer", Stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -363,7 +358,7 @@ def test_the_first_rank_alone_decides_when_to_stop(home, tmp_path, monkeypatch):
 def test_another_base_on_one_rank_is_refused(home, tmp_path, monkeypatch):
     def run(ranks):
         data = home / "data.jsonl" if ranks.number != 1 else tmp_path / "other.jsonl"
-        finetune(replace(options(home, tmp_path / "run"), data=str(data)), bars=Bars(quiet=True), ranks=ranks)
+        finetune(replace(options(home, tmp_path / "run"), data=str(data)), ranks=ranks)
 
     rows = (home / "data.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "other.jsonl").write_text("\n".join(reversed(rows)), encoding="utf-8")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from jobs import asked, options, trainer
+from jobs import asked, material_of, options, trainer
 from modelfiles import CHATML, CONFIG, TERMS, write_gguf
 
 import minilora as ml
@@ -24,11 +24,9 @@ from minilora.measure.predict import base_parameters
 from minilora.models.load import load
 from minilora.nn.module import sha256_of
 from minilora.pages.run import run_picture
-from minilora.progress import Bars
 from minilora.train import job
 from minilora.train.job import finetune
 from minilora.train.loop import Trainer, TrainingError
-from minilora.train.material import prepare
 
 SHAPE = replace(CONFIG, max_position_embeddings=1024)
 LORA = LoraConfig(r=4, lora_alpha=8)
@@ -46,14 +44,13 @@ def same(left, right):
 
 @pytest.fixture(scope="module")
 def finished(home):
-    """(options, metrics, lines said) of a whole run with an adapter."""
-    said = []
+    """(options, metrics) of a whole run with an adapter."""
     chosen = options(home, home / "run", steps=None, epochs=3.0, lr=2e-2)
-    return chosen, finetune(chosen, said.append, Bars(quiet=True)), said
+    return chosen, finetune(chosen)
 
 
 def test_the_metrics_have_every_promised_key_and_are_those_on_disk(finished):
-    chosen, metrics, said = finished
+    chosen, metrics = finished
     assert metrics.keys() >= KEYS
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", metrics["created"])
     assert json.loads((chosen.folder / "metrics.json").read_text(encoding="utf-8")) == json.loads(json.dumps(metrics))
@@ -62,11 +59,10 @@ def test_the_metrics_have_every_promised_key_and_are_those_on_disk(finished):
     memory = metrics["peak_memory_bytes"]
     assert memory.keys() >= {"predicted", "measured", "full_predicted"}
     assert memory["predicted"] == sum(memory["by_owner"].values()) < memory["full_predicted"]
-    assert said == []
 
 
 def test_the_metrics_count_what_was_there(finished, home):
-    chosen, metrics, _ = finished
+    chosen, metrics = finished
     model, _ = load(chosen.base)
     base = count_parameters(model).total
     add_adapter(model, chosen.lora_config())
@@ -80,7 +76,7 @@ def test_the_metrics_count_what_was_there(finished, home):
 
 
 def test_a_run_of_a_search_trains_and_validates_alone(finished, home, tmp_path):
-    metrics = finetune(replace(finished[0], out=str(tmp_path / "trial")), bars=Bars(quiet=True), measure=False)
+    metrics = finetune(replace(finished[0], out=str(tmp_path / "trial")), measure=False)
     assert (metrics["loss"], metrics["keyword_recall"], metrics["answers"]) == ({}, {}, [])
     assert metrics["train_loss"] == finished[1]["train_loss"]
     assert metrics["validation_loss"] == finished[1]["validation_loss"]
@@ -88,16 +84,16 @@ def test_a_run_of_a_search_trains_and_validates_alone(finished, home, tmp_path):
 
 
 def test_the_base_hash_is_the_same_before_and_after_and_that_of_the_files(finished):
-    chosen, metrics, _ = finished
+    chosen, metrics = finished
     before, after = metrics["base_sha256"]
     assert before == after == sha256_of(base_state(load(chosen.base)[0]))
 
 
 def test_what_the_metrics_say_of_the_trained_model_is_true_of_the_saved_adapter(finished):
-    chosen, metrics, _ = finished
+    chosen, metrics = finished
     model, tokenizer = load(chosen.base)
     load_adapter(model, chosen.folder)
-    material = prepare(chosen, tokenizer, print)
+    material = material_of(chosen, tokenizer)
     for name, (before, after) in metrics["loss"].items():
         assert mean_loss(model, material.scored[name]) == pytest.approx(after, rel=1e-6)
         assert name == "general" or after < before
@@ -144,7 +140,7 @@ def test_the_picture_of_a_run_is_drawn(finished, tmp_path):
 def test_a_run_on_own_data_without_splits_has_validation_page_picture_and_the_rule_in_its_notes(home, tmp_path):
     plain = [{"question": r["question"], "answer": r["answer"]} for r in TERMS]
     (tmp_path / "plain.jsonl").write_text("\n".join(map(json.dumps, plain)), encoding="utf-8")
-    metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "plain.jsonl"), steps=1), bars=Bars(True))
+    metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "plain.jsonl"), steps=1))
     assert set(metrics["loss"]) == {"unseen", "general"} and metrics["keyword_recall"] == {}
     assert (metrics["records"]["train"], metrics["records"]["validation"], metrics["records"]["unseen"]) == (10, 1, 1)
     assert metrics["kept"]["which"] == "best" and read_provenance(tmp_path / "run")["data"]["split"] == RULE
@@ -154,8 +150,7 @@ def test_a_run_on_own_data_without_splits_has_validation_page_picture_and_the_ru
 
 def test_plain_text_is_learned_but_for_its_last_two_tenths(home, tmp_path):
     chosen = options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=16, lr=2e-2, steps=20)
-    said = []
-    metrics = finetune(chosen, said.append, Bars(quiet=True))
+    metrics = finetune(chosen)
     records = [metrics["records"][name] for name in ("train", "validation", "unseen")]
     assert records[1] == records[2] == sum(records) // 10 > 0
     assert metrics["loss"]["unseen"][1] < 0.9 * metrics["loss"]["unseen"][0]
@@ -163,7 +158,7 @@ def test_plain_text_is_learned_but_for_its_last_two_tenths(home, tmp_path):
 
 
 def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp_path):
-    metrics = finetune(options(home, tmp_path / "full", method="full", steps=2), bars=Bars(quiet=True))
+    metrics = finetune(options(home, tmp_path / "full", method="full", steps=2))
     before, after = metrics["base_sha256"]
     model, tokenizer = load(tmp_path / "full")
     assert before != after == sha256_of(model.state_dict())
@@ -174,26 +169,25 @@ def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp
     assert "changed: sha256" in text and f"--base {tmp_path / 'full'}" in text
 
 
-def test_the_best_adapter_so_far_is_kept_when_training_breaks_down(home, tmp_path, monkeypatch):
+def test_the_best_adapter_so_far_is_kept_when_training_breaks_down(home, tmp_path, monkeypatch, said):
     class Broken(Trainer):
         def step(self):
             if self.done == 3:
                 raise TrainingError("the loss became nan")
             return super().step()
 
-    said = []
     monkeypatch.setattr(job, "Trainer", Broken)
     with pytest.raises(TrainingError):
-        finetune(options(home, tmp_path / "run", strength=0.5), said.append, Bars(quiet=True))
+        finetune(options(home, tmp_path / "run", strength=0.5))
     kept = tmp_path / "run.partial"
-    chat = f"what was learned is kept in {kept}; talk to it with: minilora chat --adapter {kept}"
-    assert said == ["stopped after 3 of 6 steps", chat]  # and nothing of going on: it would break down again
+    chat = f"the trained weights are in {kept}; talk to the model with: minilora chat --adapter {kept}"
+    assert said() == ["stopped after 3 of 6 steps", chat]  # and no --resume: it would break down again
     assert [path.name for path in tmp_path.iterdir()] == ["run.partial"]
     assert sorted(path.name for path in kept.iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors", "log.csv", "minilora.json", "run.toml"
     ]  # fmt: skip
     model, tokenizer = load(home / "base")
-    material = prepare(options(home, tmp_path), tokenizer, print)
+    material = material_of(options(home, tmp_path), tokenizer)
     ml.add_adapter(model, options(home, tmp_path).lora_config())
     with trainer(model, material.train, 6, lr=2e-3, batch_size=4) as training:
         training.step(), training.step()  # validation comes after two steps, an epoch
@@ -213,7 +207,7 @@ def test_an_interruption_before_the_first_step_leaves_no_folder_that_it_made(sta
     (tmp_path / "there" / "note.txt").write_text("mine")
     monkeypatch.setattr(job, stage, stop)
     with pytest.raises(KeyboardInterrupt):
-        finetune(options(home, tmp_path / out), bars=Bars(quiet=True))
+        finetune(options(home, tmp_path / out))
     assert [path.name for path in tmp_path.rglob("*")] == ["there", "note.txt"]
 
 
@@ -229,14 +223,14 @@ REFUSED = [  # options, what the error says
 @pytest.mark.parametrize(("change", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])
 def test_what_cannot_work_is_refused_before_anything_is_written(home, tmp_path, change, reason):
     with pytest.raises(ValueError, match=reason):
-        finetune(options(home, tmp_path / "out", **change), bars=Bars(quiet=True))
+        finetune(options(home, tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()
 
 
 def test_records_without_keywords_are_asked_for_the_page(home, tmp_path):
     lines = [json.dumps({"question": f"What is {i}?", "answer": f"It is {i}."}) for i in range(30)]
     (tmp_path / "own.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl")), bars=Bars(quiet=True))
+    metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl")))
     assert [(row["set"], row["question"]) for row in metrics["answers"]] == [
         ("train", "What is 0?"),
         ("train", "What is 15?"),
@@ -250,7 +244,7 @@ def test_records_without_keywords_are_asked_for_the_page(home, tmp_path):
 def test_bad_data_lines_stop_the_job_before_training(home, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"question": "x"}\n[]\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"bad\.jsonl:1: .*\n.*bad\.jsonl:2: "):
-        finetune(options(home, tmp_path / "out", data=str(tmp_path / "bad.jsonl")), bars=Bars(quiet=True))
+        finetune(options(home, tmp_path / "out", data=str(tmp_path / "bad.jsonl")))
     assert not (tmp_path / "out").exists()
 
 
@@ -292,7 +286,7 @@ ASKED = [  # options, what they change in the job
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(("change", "meant"), ASKED, ids=[str(change) for change, _ in ASKED])
 def test_every_option_does_what_it_names_to_the_last_bit(change, meant, home, tmp_path):
-    metrics = finetune(options(home, tmp_path / "run", **(dict(steps=3) | change)), bars=Bars(quiet=True))
+    metrics = finetune(options(home, tmp_path / "run", **(dict(steps=3) | change)))
     losses, trained = rebuilt(home, **(USUAL | meant))
     assert metrics["train_loss"] == losses and metrics["steps"] == len(losses)
     usual, _ = rebuilt(home, **USUAL)
@@ -318,9 +312,7 @@ def test_recomputing_is_switched_on_and_counted(finished, home, tmp_path, monkey
     monkeypatch.setattr(job, "Trainer", Watched)
     held = {}
     for recompute in (False, True):
-        metrics = finetune(
-            options(home, tmp_path / str(recompute), steps=1, recompute=recompute), bars=Bars(quiet=True)
-        )
+        metrics = finetune(options(home, tmp_path / str(recompute), steps=1, recompute=recompute))
         held[recompute] = metrics["peak_memory_bytes"]["by_owner"]["activations"]
     assert switched == [False, True] and held[True] < held[False]
 
@@ -332,19 +324,19 @@ def test_a_packed_base_stays_packed(home, tmp_path):
     bytes_of = {}
     for quantized in (False, True):
         chosen = options(home, tmp_path / str(quantized), base=str(file), quantized=quantized, steps=1)
-        bytes_of[quantized] = finetune(chosen, bars=Bars(quiet=True))["base_bytes"]
+        bytes_of[quantized] = finetune(chosen)["base_bytes"]
     assert bytes_of[True] < bytes_of[False] / 3 and bytes_of[False] == 4 * base_parameters(SHAPE)
 
 
 def test_the_adapter_names_its_base(finished):
-    chosen, _, _ = finished
+    chosen, _ = finished
     config = json.loads((chosen.folder / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == chosen.base
 
 
 @pytest.mark.usefixtures("unmeasured")
 def test_validation_is_measured_after_every_epoch_and_after_the_last_step(home, tmp_path):
-    metrics = finetune(options(home, tmp_path / "run", steps=5), bars=Bars(quiet=True))  # two steps are an epoch
+    metrics = finetune(options(home, tmp_path / "run", steps=5))  # two steps are an epoch
     assert [step for step, _ in metrics["validation_loss"]] == [2, 4, 5]
 
 
@@ -358,7 +350,7 @@ def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, mo
     monkeypatch.setattr(job, "Trainer", Timed)
     monkeypatch.setattr(job, "peak_memory", lambda: 12345)
     monkeypatch.setattr(job, "program_memory", lambda arrays: 10 * arrays)
-    metrics = finetune(options(home, tmp_path / "run", steps=4), bars=Bars(quiet=True))
+    metrics = finetune(options(home, tmp_path / "run", steps=4))
     assert (metrics["seconds_per_step"], metrics["training_seconds"], metrics["tokens_per_second"]) == (2.5, 16.0, 50.0)
     memory = metrics["peak_memory_bytes"]
     assert memory["measured"] == 12345
@@ -368,7 +360,7 @@ def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, mo
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_audit_is_of_adapters(method, home, tmp_path):
-    metrics = finetune(options(home, tmp_path / "run", method=method, steps=1), bars=Bars(quiet=True))
+    metrics = finetune(options(home, tmp_path / "run", method=method, steps=1))
     assert ("scale" in metrics["audit"]) == (method == "lora") and bool(metrics["audit"]) == (method == "lora")
 
 
@@ -387,22 +379,20 @@ def break_down_with(value, monkeypatch):
 
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_whole_model_that_is_not_finite_is_not_kept(value, home, tmp_path, monkeypatch):
+def test_a_whole_model_that_is_not_finite_is_not_kept(value, home, tmp_path, monkeypatch, said):
     break_down_with(value, monkeypatch)
-    said = []
     with pytest.raises(TrainingError):
-        finetune(options(home, tmp_path / "run", method="full"), said.append, Bars(quiet=True))
-    assert said == [] and not list(tmp_path.iterdir())
+        finetune(options(home, tmp_path / "run", method="full"))
+    assert said() == [] and not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("unmeasured")
-def test_a_whole_model_that_is_finite_is_kept_when_training_breaks_down(home, tmp_path, monkeypatch):
+def test_a_whole_model_that_is_finite_is_kept_when_training_breaks_down(home, tmp_path, monkeypatch, said):
     break_down_with(7, monkeypatch)
-    said = []
     with pytest.raises(TrainingError):
-        finetune(options(home, tmp_path / "run", method="full"), said.append, Bars(quiet=True))
+        finetune(options(home, tmp_path / "run", method="full"))
     assert load(tmp_path / "run.partial")[0].model.norm.weight.data[3] == 7
-    assert said[1].endswith(f"talk to it with: minilora chat --base {tmp_path / 'run.partial'}")
+    assert said()[1].endswith(f"talk to the model with: minilora chat --base {tmp_path / 'run.partial'}")
 
 
 # -- a model that talks ------------------------------------------------------------------------------------------------
@@ -425,7 +415,7 @@ def talk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("talk")
     (folder / "data.jsonl").write_text("\n".join(json.dumps(dialogue(*fact)) for fact in FACTS), encoding="utf-8")
     chosen = options(folder, folder / "run", base="tiny", batch_size=2, lr=1e-2)
-    return chosen, finetune(chosen, bars=Bars(quiet=True))
+    return chosen, finetune(chosen)
 
 
 @pytest.fixture(scope="module")
@@ -459,7 +449,7 @@ def test_the_examples_are_two_of_the_first_set_and_one_unseen_with_both_answers(
 
 def test_losses_before_are_the_bases_and_losses_after_the_adapters(talk):
     model, tokenizer = ml.load("tiny")
-    material = prepare(talk[0], tokenizer, print)
+    material = material_of(talk[0], tokenizer)
     before = {name: mean_loss(model, samples) for name, samples in material.scored.items()}
     ml.load_adapter(model, talk[0].folder)
     for name, samples in material.scored.items():

@@ -5,15 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from jobs import options, trainer
+from jobs import material_of, options, trainer
 
 import minilora as ml
-from minilora.progress import Bars
 from minilora.train import job
 from minilora.train import learn as learning
 from minilora.train.job import finetune
 from minilora.train.learn import validate
-from minilora.train.material import prepare
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +44,7 @@ def after(steps, home, chosen):
     """The adapter after so many steps of the run that these options describe, trained by hand."""
     model, tokenizer = ml.load(home / "base")
     ml.add_adapter(model, chosen.lora_config(), seed=chosen.seed)
-    samples = prepare(chosen, tokenizer, print).train
+    samples = material_of(chosen, tokenizer).train
     with trainer(model, samples, chosen.steps, chosen.learning_rate, chosen.batch_size) as training:
         while training.done < steps:
             training.step()
@@ -60,12 +58,12 @@ def chosen(home, tmp_path):
 
 def test_the_best_adapter_is_the_result_and_the_last_one_lies_beside_it(chosen, home, tmp_path, monkeypatch):
     foresee([5, 3, 4, 3, 6, 7], monkeypatch)
-    metrics = finetune(chosen, bars=Bars(quiet=True))
+    metrics = finetune(chosen)
     assert metrics["kept"] == {"step": 2, "which": "best", "loss": 3}  # the first of equal ones
     assert same(state_of(tmp_path / "run", home), after(2, home, chosen))
     assert same(state_of(tmp_path / "run" / "last", home), after(6, home, chosen))
     model, tokenizer = ml.load(home / "base")
-    scored = prepare(chosen, tokenizer, print).scored
+    scored = material_of(chosen, tokenizer).scored
     for folder, losses in (("run", {name: pair[1] for name, pair in metrics["loss"].items()}),
                            ("run/last", metrics["last"]["loss"])):  # fmt: skip
         ml.load_adapter(model, tmp_path / folder, folder.replace("/", "-"))
@@ -74,7 +72,7 @@ def test_the_best_adapter_is_the_result_and_the_last_one_lies_beside_it(chosen, 
 
 def test_with_keep_last_the_last_adapter_is_the_result(chosen, home, tmp_path, monkeypatch):
     foresee([5, 3, 4, 3, 6, 7], monkeypatch)
-    metrics = finetune(replace(chosen, keep="last"), bars=Bars(quiet=True))
+    metrics = finetune(replace(chosen, keep="last"))
     assert metrics["kept"] == {"step": 6, "which": "last", "loss": 7}
     assert same(state_of(tmp_path / "run", home), after(6, home, chosen))
     assert not (tmp_path / "run" / "last").exists()
@@ -83,7 +81,7 @@ def test_with_keep_last_the_last_adapter_is_the_result(chosen, home, tmp_path, m
 
 def test_where_the_last_is_the_best_there_is_one_adapter(chosen, home, tmp_path, monkeypatch):
     foresee([5, 4, 3, 2, 2, 1], monkeypatch)
-    metrics = finetune(chosen, bars=Bars(quiet=True))
+    metrics = finetune(chosen)
     assert metrics["kept"] == {"step": 6, "which": "best", "loss": 1}
     assert same(state_of(tmp_path / "run", home), after(6, home, chosen))
     assert not (tmp_path / "run" / "last").exists()
@@ -101,28 +99,26 @@ PATIENCE = [  # validation losses, patience, steps taken, the one that is kept
 @pytest.mark.parametrize(("losses", "patience", "steps", "kept"), PATIENCE)
 def test_training_stops_where_nothing_better_was_found(losses, patience, steps, kept, chosen, tmp_path, monkeypatch):
     foresee(losses, monkeypatch)
-    metrics = finetune(replace(chosen, patience=patience), bars=Bars(quiet=True))
+    metrics = finetune(replace(chosen, patience=patience))
     assert (metrics["steps"], metrics["planned_steps"], metrics["kept"]["step"]) == (steps, 6, kept)
     assert len(metrics["train_loss"]) == steps
 
 
 def test_patience_needs_something_to_go_by(home, tmp_path):
-    with pytest.raises(ValueError, match=r"novel\.txt: nothing is held out for validation, so patience has nothing"):
-        finetune(
-            options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=512, patience=1), bars=Bars(True)
-        )
+    with pytest.raises(ValueError, match=r"novel\.txt: no records are held out for validation, so leave out patience"):
+        finetune(options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=512, patience=1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_validation_the_last_adapter_is_kept(home, tmp_path):
     chosen = options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=512)
-    metrics = finetune(chosen, bars=Bars(quiet=True))
+    metrics = finetune(chosen)
     assert metrics["kept"] == {"step": 6, "which": "last", "loss": None} and metrics["validation"] == {}
 
 
 @pytest.mark.parametrize(("change", "at"), [({}, [2, 4, 5]), (dict(eval_every=3), [3, 5]), (dict(eval_every=9), [5])])
 def test_validation_comes_every_so_many_steps_or_every_epoch_and_at_the_end(change, at, home, tmp_path):
-    metrics = finetune(options(home, tmp_path / "run", steps=5, eval_records=1, **change), bars=Bars(quiet=True))
+    metrics = finetune(options(home, tmp_path / "run", steps=5, eval_records=1, **change))
     assert [step for step, _ in metrics["validation_loss"]] == at
 
 
@@ -150,7 +146,7 @@ def test_what_is_trained_and_asked_in_other_words_is_validated_beside_what_is_un
         row["validation_paraphrase"] = f"And {row['id']}?"
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     chosen = options(home, tmp_path / "run", data=str(tmp_path / "data.jsonl"), steps=4, keep="last")
-    metrics = finetune(chosen, bars=Bars(quiet=True))
+    metrics = finetune(chosen)
     model, tokenizer = ml.load(home / "base")
     ml.load_adapter(model, tmp_path / "run")
     records = ml.read_records(tmp_path / "data.jsonl")
@@ -172,7 +168,7 @@ def test_a_learning_rate_that_is_far_too_high_ends_with_metrics_and_says_which_p
     chosen = ml.Options(
         base="tiny", data="support", out=str(tmp_path / "run"), lr=5.0, steps=12, eval_records=2, max_length=64
     )
-    metrics = finetune(chosen, bars=Bars(quiet=True))
+    metrics = finetune(chosen)
     assert metrics["steps"] == 12 and (tmp_path / "run" / "metrics.json").is_file()
     assert bool(metrics["audit"]) != ("audit_failed" in metrics)
 
@@ -181,8 +177,8 @@ def test_a_failed_audit_is_a_line_of_the_metrics(home, tmp_path, monkeypatch):
     def fail(*inputs, **settings):
         raise ml.AuditError("gradient: A or B of x receives none")
 
-    monkeypatch.setattr(job, "audit", fail)
-    metrics = finetune(options(home, tmp_path / "run", eval_records=1), bars=Bars(quiet=True))
+    monkeypatch.setattr("minilora.train.metrics.audit", fail)
+    metrics = finetune(options(home, tmp_path / "run", eval_records=1))
     assert metrics["audit"] == {} and metrics["audit_failed"] == "gradient: A or B of x receives none"
     assert metrics["base_sha256"][0] == metrics["base_sha256"][1]
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()

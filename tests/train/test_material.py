@@ -3,45 +3,42 @@
 import json
 
 import pytest
-from hearing import counts_of
-from jobs import options
+from jobs import material_of, options
 from modelfiles import TERMS
 
 import minilora as ml
 from minilora.data.records import Record
 from minilora.nn.parts import Sample
-from minilora.progress import Bars
-from minilora.train.material import Material, evaluate, prepare
+from minilora.progress import show_progress
+from minilora.train.material import Material, evaluate
 
 
-def test_records_that_are_truncated_are_named(home, tokenizer):
-    said = []
-    material = prepare(options(home, "unused", max_length=36), tokenizer, said.append)
+def test_records_that_are_truncated_are_named(home, tokenizer, said):
+    material = material_of(options(home, "unused", max_length=36), tokenizer)
     cut = (material.train, material.scored["unseen"], material.scored["paraphrase"])
     assert all(len(s.ids) <= 36 for part in cut for s in part)
     assert any(
-        line.startswith("train: 8 of 8 records are longer than --max-length 36 and were truncated") for line in said
+        line.startswith("train: 8 of 8 records are longer than --max-length 36 and were truncated") for line in said()
     )
 
 
-def test_at_most_eval_records_of_every_set_are_measured_evenly_chosen(home, tmp_path, tokenizer):
+def test_at_most_eval_records_of_every_set_are_measured_evenly_chosen(home, tmp_path, tokenizer, said):
     terms = [{key: value for key, value in TERMS[i % 12].items() if key not in ("split", "id")} for i in range(60)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
-    said = []
     chosen = options(home, "unused", data=str(tmp_path / "data.jsonl"), eval_records=3)
-    material = prepare(chosen, tokenizer, said.append)
+    material = material_of(chosen, tokenizer)
     assert [r.id for r in material.asked["paraphrase"]] == ["line-1", "line-21", "line-41"]
     assert [r.id for r in material.asked["unseen"]] == ["line-10", "line-30", "line-50"]
     sizes = [len(material.train), len(material.validation), len(material.scored["general"])]
     assert sizes == [48, 3, 60]
-    assert [line for line in said if "sample" in line] == [
+    assert [line for line in said() if "sample" in line] == [
         f"{name}: a sample of 3 of 6 is measured (--eval-records 3)" for name in ("validation", "unseen")
     ]
-    text = prepare(options(home, "x", data=str(home / "novel.txt"), max_length=8, eval_records=1), tokenizer, print)
+    text = material_of(options(home, "x", data=str(home / "novel.txt"), max_length=8, eval_records=1), tokenizer)
     assert [len(text.validation), len(text.scored["unseen"])] == [1, 1] and len(text.train) > 8
 
 
-def material_of(**sets):
+def sets_of(**sets):
     return Material(**(dict(train=[], validation=[], scored={}, asked={}) | sets))
 
 
@@ -51,7 +48,7 @@ LONG, SHORT = Sample((1,) * 11, (1,) * 11), Sample((1,) * 10, (1,) * 10)
 @pytest.mark.parametrize("name", ["train", "validation", "scored"])
 def test_a_record_of_any_set_that_the_model_cannot_see_whole_is_refused(name, tokenizer):
     def sets(sample):
-        return material_of(**({"train": [SHORT]} | {name: {"general": [sample]} if name == "scored" else [sample]}))
+        return sets_of(**({"train": [SHORT]} | {name: {"general": [sample]} if name == "scored" else [sample]}))
 
     sets(SHORT).refuse_what_is_longer(10, "own.jsonl", tokenizer)
     with pytest.raises(ValueError, match="a record has 11 tokens, the model can see 10: use --max-length 10"):
@@ -61,7 +58,7 @@ def test_a_record_of_any_set_that_the_model_cannot_see_whole_is_refused(name, to
 @pytest.mark.parametrize("name", ["paraphrase", "unseen"])
 def test_a_question_must_leave_room_for_a_measured_answer(name, tokenizer):
     record = Record("a/1", ({"role": "user", "content": "What?"}, {"role": "assistant", "content": "x" * 500}))
-    material = material_of(train=[SHORT], asked={name: [record]})
+    material = sets_of(train=[SHORT], asked={name: [record]})
     length = len(tokenizer.encode_chat(record.prompt, answer_next=True))
     material.refuse_what_is_longer(length + 64, "own.jsonl", tokenizer)
     with pytest.raises(ValueError, match=rf"own\.jsonl: record a/1: a question of {length} tokens and an answer of 64"):
@@ -71,7 +68,7 @@ def test_a_question_must_leave_room_for_a_measured_answer(name, tokenizer):
 def test_the_sets_are_those_of_the_splits_and_only_records_with_keywords_are_asked(home, tmp_path, tokenizer):
     terms = [term | {"keywords": []} if i in (0, 10) else term for i, term in enumerate(TERMS)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
-    material = prepare(options(home, "unused", data=str(tmp_path / "data.jsonl")), tokenizer, print)
+    material = material_of(options(home, "unused", data=str(tmp_path / "data.jsonl")), tokenizer)
     assert [len(material.train), len(material.validation)] == [8, 2]
     assert {name: len(part) for name, part in material.scored.items()} == {"paraphrase": 8, "unseen": 2, "general": 60}
     assert [r.id for r in material.asked["paraphrase"]] == [f"x/{i}" for i in range(1, 8)]
@@ -101,28 +98,28 @@ def test_where_no_record_has_keywords_a_few_are_asked_all_the_same(
 ):
     lines = [json.dumps({key: value for key, value in term.items() if key not in without}) for term in terms]
     (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    material = prepare(options(home, "x", data=str(tmp_path / "data.jsonl")), tokenizer, print)
+    material = material_of(options(home, "x", data=str(tmp_path / "data.jsonl")), tokenizer)
     assert {name: [r.prompt[-1]["content"] for r in records] for name, records in material.shown.items()} == expected
     material.scored = {}
-    measured = evaluate(talker, tokenizer, material, Bars(quiet=True), "now")
+    measured = evaluate(talker, tokenizer, material, "now")
     assert set(measured.answers) == {*expected, *material.asked} and set(measured.recall) == set(material.asked)
 
 
 def test_a_question_that_is_only_shown_and_does_not_fit_is_left_out(tokenizer):
     long, short = (Record("a", ({"role": "user", "content": word}, {"role": "assistant", "content": "y"})) for word in
                    ("x" * 500, "x"))  # fmt: skip
-    material = material_of(train=[SHORT], shown={"train": [long, short]})
+    material = sets_of(train=[SHORT], shown={"train": [long, short]})
     material.refuse_what_is_longer(200, "own.jsonl", tokenizer)
     assert material.shown == {"train": [short]}
 
 
 def test_what_is_general_is_never_cut(home, tokenizer):
-    short = prepare(options(home, "unused", max_length=30), tokenizer, lambda line: None)
+    short = material_of(options(home, "unused", max_length=30), tokenizer)
     assert max(len(s.ids) for s in short.scored["general"]) > 30 >= max(len(s.ids) for s in short.train)
 
 
-def test_a_text_is_trained_on_but_for_its_last_two_tenths(home, tokenizer):
-    material = prepare(options(home, "unused", data=str(home / "novel.txt"), max_length=10), tokenizer, print)
+def test_a_text_is_trained_on_but_for_its_last_two_tenths(home, tokenizer, said):
+    material = material_of(options(home, "unused", data=str(home / "novel.txt"), max_length=10), tokenizer)
     ids = tokenizer.encode((home / "novel.txt").read_text(encoding="utf-8"))
     parts = (material.train, material.validation, material.scored["unseen"])
     assert [i for part in parts for s in part for i in s.ids] == ids
@@ -130,38 +127,35 @@ def test_a_text_is_trained_on_but_for_its_last_two_tenths(home, tokenizer):
     assert set(material.scored) == {"unseen", "general"} and material.asked == {}
 
 
-def test_records_that_lose_their_whole_answer_are_told_and_left_out(home, tmp_path, tokenizer):
+def test_records_that_lose_their_whole_answer_are_told_and_left_out(home, tmp_path, tokenizer, said):
     terms = [term | {"question": "x" * 200} if i == 3 else term for i, term in enumerate(TERMS)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
-    said = []
-    material = prepare(options(home, "x", data=str(tmp_path / "data.jsonl"), max_length=100), tokenizer, said.append)
-    assert len(material.train) == 7 and said == [
+    material = material_of(options(home, "x", data=str(tmp_path / "data.jsonl"), max_length=100), tokenizer)
+    assert len(material.train) == 7 and said() == [
         "train: 1 of 8 records are longer than --max-length 100 and were truncated, "
         "and 1 of them dropped: nothing of their answer was left"
     ]
 
 
-def test_measuring_tells_progress_by_stage(talker, tokenizer):
+def test_measuring_shows_progress_by_stage(talker, tokenizer, capsys):
     record = Record("a", ({"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}), keywords=("y",))
     samples = ml.encode_records([record] * 3, tokenizer)
-    material = material_of(
-        train=samples, scored={"unseen": samples, "general": samples[:1]}, asked={"unseen": [record]}
-    )
-    for unit, count in (("record", 4), ("answer", 1)):
-        with counts_of(unit) as heard:
-            measured = evaluate(talker, tokenizer, material, None, "now")
-        assert sum(heard) == count
-    assert measured.loss == {name: ml.mean_loss(talker, part) for name, part in material.scored.items()}
+    sets = sets_of(train=samples, scored={"unseen": samples, "general": samples[:1]}, asked={"unseen": [record]})
+    show_progress()
+    measured = evaluate(talker, tokenizer, sets, "now")
+    show_progress(False)
+    err = capsys.readouterr().err
+    assert "loss now" in err and "4/4" in err and "answers now" in err and "1/1" in err
+    assert measured.loss == {name: ml.mean_loss(talker, part) for name, part in sets.scored.items()}
     assert measured.answers == {"unseen": ml.answer_all(talker, tokenizer, [record])}
     assert measured.recall == {"unseen": ml.keyword_recall(measured.answers["unseen"], [record])}
 
 
-def test_a_file_without_splits_is_told_how_it_was_divided_and_what_stands_in_both(home, tmp_path, tokenizer):
+def test_a_file_without_splits_is_told_how_it_was_divided_and_what_stands_in_both(home, tmp_path, tokenizer, said):
     terms = [{"question": term["question"], "answer": term["answer"]} for term in TERMS[:9]]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, [*terms, terms[3]])), encoding="utf-8")
-    said = []
-    prepare(options(home, "x", data=str(tmp_path / "data.jsonl")), tokenizer, said.append)
-    assert [line[:70] for line in said] == [
+    material_of(options(home, "x", data=str(tmp_path / "data.jsonl")), tokenizer)
+    assert [line[:70] for line in said()] == [
         "8 records to train on, 1 for validation, 1 for the test: none names a ",
         "1 validation or test record is also in the training set, so its loss l",
     ]
@@ -171,15 +165,14 @@ def test_columns_under_other_names_reach_the_job(home, tmp_path, tokenizer):
     terms = [{"ask": term["question"], "tell": term["answer"]} for term in TERMS]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
     chosen = options(home, "x", data=str(tmp_path / "data.jsonl"), field={"question": "ask", "answer": "tell"})
-    assert len(prepare(chosen, tokenizer, lambda line: None).train) == 10
+    assert len(material_of(chosen, tokenizer).train) == 10
 
 
-def test_texts_of_rows_are_divided_and_held_out_as_their_splits_say(home, tmp_path, tokenizer):
+def test_texts_of_rows_are_divided_and_held_out_as_their_splits_say(home, tmp_path, tokenizer, said):
     rows = [{"text": "hello 123. " * 9, "split": split} for split in ("train", "validation", "test")]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    said = []
-    material = prepare(options(home, "x", data=str(tmp_path / "data.jsonl"), max_length=16), tokenizer, said.append)
+    material = material_of(options(home, "x", data=str(tmp_path / "data.jsonl"), max_length=16), tokenizer)
     sets = (material.train, material.validation, material.scored["unseen"])
     assert [len(samples) for samples in sets] == [len(material.train)] * 3 and len(material.train) > 3
     assert all(len(sample.ids) <= 16 for samples in sets for sample in samples)
-    assert [line[:33] for line in said] == ["2 validation or test records are "] and material.asked == {}
+    assert [line[:33] for line in said()] == ["2 validation or test records are "] and material.asked == {}

@@ -86,7 +86,7 @@ REFUSED = [  # options, what the one line says
     (dict(strength=0.0), r"strength must be a positive number, got 0\.0"),
     (dict(strength=0.5, use_dora=True), r"strength 0\.5 is for plain LoRA: with DoRA or PiSSA leave it out"),
     (dict(lora_plus=0.0), r"lora_plus must be a positive number, got 0\.0"),
-    (dict(lora_dropout=1.0), r"lora_dropout must be a number from 0 to below 1, got 1\.0"),
+    (dict(lora_dropout=1.0), r"lora_dropout must be a number, at least 0 and below 1, got 1\.0"),
     (dict(bias="some"), "bias must be 'none', 'all' or 'lora_only', got 'some'"),
     (dict(rank_pattern={"q_proj": 0}), r"rank_pattern\['q_proj'\] must be a positive integer, got 0"),
     (dict(alpha_pattern={"q_proj": -1.0}), r"q_proj: alpha must be a positive number, got -1\.0"),

@@ -14,7 +14,6 @@ from minilora.files.tensors import read_tensors
 from minilora.models.load import load
 from minilora.nn.module import Parameter
 from minilora.nn.optim import AdamW
-from minilora.progress import Bars
 from minilora.train import job
 from minilora.train.job import finetune
 from minilora.train.log import read_log
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("unmeasured")
 
 def run(home, out, **change):
     """The folder of a quick run."""
-    finetune(options(home, out, **(dict(steps=3) | change)), bars=Bars(quiet=True))
+    finetune(options(home, out, **(dict(steps=3) | change)))
     return out
 
 
@@ -98,7 +97,7 @@ def test_every_option_does_what_it_names_to_the_last_bit(change, config, setting
 
 
 def test_strength_keeps_a_part_of_the_update_and_validation_measures_that_part(home, tmp_path, plain):
-    metrics = finetune(options(home, tmp_path / "run", steps=3, strength=0.5), bars=Bars(quiet=True))
+    metrics = finetune(options(home, tmp_path / "run", steps=3, strength=0.5))
     assert column(tmp_path / "run", "loss") == column(plain, "loss")  # it is trained as ever
     whole, half = tensors(plain), tensors(tmp_path / "run")
     for name, array in whole.items():

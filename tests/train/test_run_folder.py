@@ -9,7 +9,6 @@ import pytest
 from jobs import options
 
 from minilora.files import disk
-from minilora.progress import Bars
 from minilora.train import job
 from minilora.train.job import finetune
 from minilora.train.run_folder import FILES, RunFolder
@@ -90,24 +89,22 @@ def test_of_a_link_the_folder_is_replaced_and_the_link_stays(run, tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("where", ["", "checkpoint"])
-def test_what_was_learned_stays_aside_and_is_named_when_the_job_ends_early(error, where, run):
-    said = []
-    with pytest.raises(error), RunFolder(run, True, say=said.append) as place:
+def test_what_was_learned_stays_aside_and_is_named_when_the_job_ends_early(error, where, run, said):
+    with pytest.raises(error), RunFolder(run, True) as place:
         place.began = True
         (place.partial / where).mkdir(exist_ok=True)
         (place.partial / where / "adapter_model.safetensors").write_text("half")
         raise error
     kept = place.partial / where
-    assert said == [f"what was learned is kept in {kept}; talk to it with: minilora chat --adapter {kept}"]
+    assert said() == [f"the trained weights are in {kept}; talk to the model with: minilora chat --adapter {kept}"]
     assert tree(run) == {"adapter_model.safetensors": b"old"} and sorted(os.listdir(run.parent)) == ["x", "x.partial"]
 
 
-def test_where_nothing_was_learned_nothing_stays(tmp_path):
-    said = []
-    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "a" / "b" / "x", say=said.append) as place:
+def test_where_nothing_was_learned_nothing_stays(tmp_path, said):
+    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "a" / "b" / "x") as place:
         (place.partial / "log.csv").write_text("step")
         raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == [] and said == []
+    assert list(tmp_path.iterdir()) == [] and said() == []
 
 
 @pytest.fixture
@@ -191,40 +188,40 @@ def names(folder):
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_finished_run_holds_only_what_overwriting_knows(method, home, tmp_path):
     chosen = options(home, tmp_path / "run", method=method, steps=1, eval_records=1)
-    finetune(chosen, bars=Bars(quiet=True))
+    finetune(chosen)
     assert {"metrics.json", "picture.png"} < set(names(tmp_path / "run"))
     assert [name for name in names(tmp_path / "run") if not any(fnmatch(name, known) for known in FILES)] == []
     with pytest.raises(ValueError, match="holds a finished run"):
-        finetune(chosen, bars=Bars(quiet=True))
+        finetune(chosen)
     assert os.listdir(tmp_path) == ["run"]
 
 
 def test_an_adapter_in_place_of_a_model_leaves_nothing_of_the_model(home, tmp_path):
     for change in (dict(method="full"), dict(overwrite=True)):
-        finetune(options(home, tmp_path / "run", steps=1, eval_records=1, **change), bars=Bars(quiet=True))
+        finetune(options(home, tmp_path / "run", steps=1, eval_records=1, **change))
     assert {"adapter_model.safetensors", "metrics.json"} < set(names(tmp_path / "run"))
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_a_second_run_that_is_interrupted_leaves_the_first_as_it_was(home, tmp_path, monkeypatch):
+def test_a_second_run_that_is_interrupted_leaves_the_first_as_it_was(home, tmp_path, monkeypatch, said):
     chosen = options(home, tmp_path / "run", steps=1, eval_records=1, overwrite=True)
-    finetune(chosen, bars=Bars(quiet=True))
+    finetune(chosen)
     before = tree(tmp_path / "run")
 
     def stop(*inputs):
-        if inputs[4] == "after":
+        if inputs[3] == "after":
             raise KeyboardInterrupt
         return real(*inputs)
 
-    said, real = [], job.evaluate
+    real = job.evaluate
     monkeypatch.setattr(job, "evaluate", stop)
     with pytest.raises(KeyboardInterrupt):
-        finetune(chosen, said.append, Bars(quiet=True))
+        finetune(chosen)
     assert tree(tmp_path / "run") == before
     kept = tmp_path / "run.partial"
-    assert said == [
-        f"what was learned is kept in {kept}; talk to it with: minilora chat --adapter {kept}",
-        f"go on with: minilora finetune --resume --overwrite --out {tmp_path / 'run'}",
+    assert said()[-2:] == [
+        f"the trained weights are in {kept}; talk to the model with: minilora chat --adapter {kept}",
+        f"resume with: minilora finetune --resume --overwrite --out {tmp_path / 'run'}",
     ]
 
 
@@ -234,4 +231,4 @@ def test_results_that_stand_there_are_refused_before_the_base_is_looked_for(out,
     (tmp_path / out / "metrics.json").write_text("{}")
     monkeypatch.setattr(job, "load", None)
     with pytest.raises(ValueError, match="holds a finished run"):
-        finetune(options(home, tmp_path / out), bars=Bars(quiet=True))
+        finetune(options(home, tmp_path / out))
