@@ -9,7 +9,6 @@ is given again.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import time
@@ -25,7 +24,7 @@ from ..data.splits import split_records
 from ..experiments.tuned import best_rate, next_rate
 from ..files.disk import read_json, remove_folder, write_json
 from ..measure.environment import machine, versions
-from ..models.load import locate
+from ..models.load import sha256_of_base
 from ..options import BASE, UsageError, add_flags, flag, flag_fields, from_flags, option
 from ..train.options import FIELD, Options
 from ..train.run_folder import METRICS_FILE
@@ -310,19 +309,7 @@ def _inputs(options: CompareOptions, say: Callable[[str], None]) -> dict[str, st
     if records[0].text or not split_records(records)["validation"]:
         advice = 'learning rates are chosen on them: use 10 records or more, or name them with "split": "validation"'
         raise ValueError(f"{options.data} has no records for validation; {advice}")
-    return {"base_sha256": sha256_of_base(options.base, say), "data_sha256": sha256_of_data(options.data)}
-
-
-def sha256_of_base(name: str, say: Callable[[str], None]) -> str:
-    """The fingerprint of a base's files, which is pulled when it is missing. Raises ValueError where there is none."""
-    path = locate(name)
-    if not path.exists():
-        raise ValueError(f"{path}: no such model; use {BASE}")
-    base = hashlib.sha256()
-    for each in [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file()):
-        with each.open("rb") as file:
-            base.update(hashlib.file_digest(file, "sha256").digest())
-    return base.hexdigest()
+    return {"base_sha256": sha256_of_base(options.base), "data_sha256": sha256_of_data(options.data)}
 
 
 HELP = "measure LoRA beside full fine-tuning, claim by claim"

@@ -119,6 +119,6 @@ def _only_words(node: ast.stmt) -> bool:
     return isinstance(node, ast.FunctionDef) and node.name == "picture"
 
 
-@cache
 def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

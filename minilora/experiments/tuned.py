@@ -32,9 +32,10 @@ def best_rate(tried: Losses) -> float | None:
     return min(sorted(found), key=lambda lr: found[lr], default=None)
 
 
-def next_rate(tried: Losses, farthest: float = math.inf) -> float | None:
+def next_rate(tried: Losses, nearest: float = 1.0, farthest: float = math.inf) -> float | None:
     """The rate to try next where the best one is the lowest or the highest of those tried: as far beyond it as its
-    neighbour is on the other side, and at most a factor of `farthest`. None where the best one lies between two others.
+    neighbour is on the other side, but at least and at most a factor of `nearest` and `farthest`. None where the best
+    one lies between two others.
 
     >>> next_rate({2e-3: 3.0, 4e-3: 2.0}), next_rate({1e-4: 2.0, 1e-2: 3.0}, farthest=10**0.5)
     (0.008, 3.16e-05)
@@ -42,7 +43,8 @@ def next_rate(tried: Losses, farthest: float = math.inf) -> float | None:
     rates, best = sorted(tried), best_rate(tried)
     if best is None or len(rates) < 2 or best not in (rates[0], rates[-1]):
         return None
-    factor = min(farthest, rates[1] / rates[0] if best == rates[0] else rates[-1] / rates[-2])
+    factor = rates[1] / rates[0] if best == rates[0] else rates[-1] / rates[-2]
+    factor = min(farthest, max(nearest, factor))
     return float(f"{best / factor if best == rates[0] else best * factor:.3g}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from ..engine import bfloat16
@@ -9,6 +10,7 @@ from ..engine.backend import is_packed, to_device
 from ..engine.parallel import leave_cores
 from ..files.disk import ModelFileError, reading
 from ..nn.llama import Llama
+from ..options import BASE
 from ..progress import log
 from .folder import load_folder
 from .gguf import GGUF
@@ -16,7 +18,7 @@ from .hub import SOURCES, TINY, find, known_as, pull
 from .rounded import rounded_to
 from .tokenizer import Tokenizer, from_folder
 
-__all__ = ["TINY", "dtype_of", "load", "load_tokenizer", "locate"]
+__all__ = ["TINY", "dtype_of", "load", "load_tokenizer", "locate", "sha256_of_base"]
 
 
 def locate(name: str | Path) -> Path:
@@ -25,6 +27,18 @@ def locate(name: str | Path) -> Path:
     if short is None:
         return Path(name)
     return find(short) or pull(short)
+
+
+def sha256_of_base(name: str | Path) -> str:
+    """The fingerprint of a base's files; a missing one is pulled first. Raises ValueError where there is none."""
+    path = locate(name)
+    if not path.exists():
+        raise ValueError(f"{path}: no such model; expected {BASE}")
+    digest = hashlib.sha256()
+    for each in [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file()):
+        with each.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def load(

@@ -1,14 +1,13 @@
-"""Loss against learning rate, a line for each contender, its best rate ringed; and beside it what each seed gave."""
+"""Loss against learning rate, a line for each contender, its best rate ringed; and the result of each seed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .seeds import draw_seeds
-from .style import PALETTE, panels
+from .style import BLUE, PALETTE, ink, panels
 
-SHOWN = 1.0  # nats above the lowest loss; what lies higher is too bad to matter
+SHOWN = 1.0  # nats above the lowest loss: what lies higher is too bad to matter
 
 
 def rates_figure(
@@ -39,7 +38,31 @@ def draw_rates(
         axes.plot(rates[best], losses[best], color=color, **ring)
         shown += losses
     axes.set(xscale="log", xlabel="learning rate (ringed: the best)", ylabel="validation loss (nats per token)")
-    lowest, highest = min(shown), max(shown)
+    cut_above(axes, shown)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.3), ncols=3)
+
+
+def cut_above(axes: Any, losses: Sequence[float]) -> None:
+    """Let the axis show these losses, as far as they are no more than SHOWN above the lowest: one run that diverged
+    would otherwise make all others look alike.
+    """
+    lowest, highest = min(losses), max(losses)
     room = 0.08 * min(highest - lowest, SHOWN) or SHOWN
     axes.set_ylim(lowest - room, min(highest, lowest + SHOWN) + room)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.3), ncols=3)
+
+
+def draw_seeds(axes: Any, measured: Mapping[str, Sequence[float]], label: str, color: str = BLUE) -> None:
+    """Draw a row for each name, from the top down: a dot for each seed, a bar at their mean, the mean as a number."""
+    for y, (_, values) in enumerate(measured.items()):
+        mean = sum(values) / len(values)
+        axes.plot(values, [y] * len(values), color=color, marker="o", markersize=5, linewidth=0, alpha=0.6)
+        axes.plot([mean, mean], [y - 0.3, y + 0.3], color=color, linewidth=2)
+        axes.annotate(
+            f"{mean:.3f}", (1.02, y), xycoords=("axes fraction", "data"), color=ink(color), va="center",
+            annotation_clip=False,
+        )  # fmt: skip
+    axes.set_yticks(range(len(measured)), list(measured))
+    axes.set_ylim(len(measured) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.margins(x=0.08)
+    axes.locator_params(axis="x", nbins=5)

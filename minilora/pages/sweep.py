@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .rates import SHOWN, cut_above
 from .style import FULL, LORA, name_lines, panels
 
 LOSS = "validation loss (nats per token)"
@@ -30,12 +31,15 @@ def sweep_figure(result: Mapping[str, Any]) -> Any:
 
 def _against_rate(axes: Any, rows: Sequence[Row]) -> None:
     lines = _lines(rows, lambda row: (row["method"], row["r"]), "lr")
-    names = []
+    names, lowest = [], min(map(_mean, rows))
     for line, (color, opacity, mark) in zip(lines, _looks(lines), strict=True):
         _bars(axes, line, "lr", color, opacity, mark)
         row = line[0]
-        names.append((_mean(line[-1]), "full" if row["method"] == "full" else f"r = {row['r']}", color))
+        end = min(_mean(line[-1]), lowest + SHOWN)
+        names.append((end, "full" if row["method"] == "full" else f"r = {row['r']}", color))
     _scaled(axes, [row["lr"] for line in lines for row in line], 10)
+    near = [row["validation_loss"] for line in lines for row in line if _mean(row) <= lowest + SHOWN]
+    cut_above(axes, [*map(_mean, rows), *(each[end] for each in near for end in ("low", "high"))])
     axes.set(xlabel="learning rate", ylabel=LOSS, title="Learning rate, for each rank")
     name_lines(axes, names)
 

@@ -6,10 +6,10 @@ import json
 import pytest
 from commandline import complaint, status, written
 
-from minilora.commands import sweep as sweeping
-from minilora.commands.sweep import read_rows, sweep, trial
-from minilora.commands.sweep_options import SweepOptions, as_options
-from minilora.commands.sweep_summary import page, summarise
+from minilora.commands.sweep import page
+from minilora.experiments import sweep as sweeping
+from minilora.experiments.grid import SweepOptions, as_options
+from minilora.experiments.sweep import read_rows, summarise, sweep, trial
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,25 @@ def test_random_trials_are_so_many_of_the_grid_and_always_the_same():
     assert SweepOptions(r=[1, 2], search="random", trials=5).settings() == SweepOptions(r=[1, 2]).settings()
 
 
+def test_two_learning_rates_of_a_random_search_are_the_ends_of_a_range():
+    plan = SweepOptions(r=[1, 8], lr=[1e-4, 1e-2], search="random", trials=200)
+    drawn = plan.settings()
+    rates = [one["lr"] for one in drawn]
+    assert len(set(rates)) > 150 and min(rates) >= 1e-4 and max(rates) <= 1e-2
+    below = [rate for rate in rates if rate < 1e-3]
+    assert 80 < len(below) < 120  # half of them in each decade
+    assert {one["r"] for one in drawn} == {1, 8} and plan.varied == ["r", "lr"]
+    assert all(as_options(one) for one in drawn) and [list(one) for one in drawn] == [list(drawn[0])] * 200
+    assert len(SweepOptions(lr=[1e-4, 1e-2]).settings()) == 2
+    assert {one["lr"] for one in SweepOptions(lr=[1, 2, 3], search="random", trials=3).settings()} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("rates", [[1e-4, 1e-2], [1e-4, 1e-3, 1e-2]])
+def test_more_random_trials_begin_with_the_same_ones(rates):
+    few, many = (SweepOptions(r=[1, 2, 3, 4], lr=rates, search="random", trials=trials).settings() for trials in (4, 9))
+    assert len(few) == 4 and len(many) == 9 and all(one in many for one in few)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -94,6 +113,9 @@ def test_random_trials_are_so_many_of_the_grid_and_always_the_same():
         (dict(method=["full"], r=[1, 4]), "--r means nothing in any of these trials"),
         (dict(steps=[5], epochs=[1, 2]), "--epochs means nothing in any of these trials"),
         (dict(search="random"), "give --trials N"),
+        (dict(search="some"), "search must be 'grid' or 'random', got 'some'"),
+        (dict(search="random", trials=3, lr=[1e-3, -1e-2]), "lr must be a positive number"),
+        (dict(search="random", trials=3, lr=[-1e-3, 1e-2]), "lr must be a positive number"),
         (dict(jobs=0), "jobs must be at least 1"),
         (dict(seed=list(range(400)), r=list(range(1, 401))), "160,000 combinations"),
     ],
@@ -165,7 +187,7 @@ def test_too_many_trials_are_counted_and_timed_and_made_on_request(tiny_folder, 
     monkeypatch.setattr(sweeping, "MOST", 3)
     assert status(*quick(tiny_folder, "--r", 1, 2, 3, 4)) == 1
     said = complaint(capsys)
-    assert said.startswith("4 trials, which take about 0 minutes here") and "--trials 4" in said
+    assert said.startswith("4 trials take about") and "--trials 4" in said
     assert written_nothing() and no_training == []
     assert status(*quick(tiny_folder, "--r", 1, 2, 3, 4, "--trials", 4)) == 0
 
@@ -206,7 +228,7 @@ def test_the_same_command_goes_on_and_half_a_row_is_made_again(tiny_folder, no_t
     capsys.readouterr()
     assert status(*command) == 0
     assert [one["r"] for one in no_training] == [2, 3]
-    assert "holds 1 of 3 trials" in capsys.readouterr().err
+    assert "s holds 1 of 3 trials; the others are run now" in capsys.readouterr().err
     assert (tmp_path / "s/trials.csv").read_text().splitlines(keepends=True) == lines
     assert status(*command) == 0 and len(no_training) == 2
 
@@ -221,7 +243,7 @@ def test_ctrl_c_keeps_what_is_done(tiny_folder, no_training, monkeypatch, capsys
 
     monkeypatch.setattr(sweeping, "trial", stopped)
     assert status(*quick(tiny_folder, "--r", 1, 2, 3, 4)) == 130
-    assert "2 of 4 trials are kept in s: the same command goes on" in capsys.readouterr().err
+    assert "2 of 4 trials are kept in s: the same command continues" in capsys.readouterr().err
     assert [row["r"] for row in table()] == ["1", "2"] and written(sweeping.Path("s")) == ["sweep.json", "trials.csv"]
 
 
@@ -230,9 +252,56 @@ def test_other_settings_in_the_same_folder_are_refused_or_overwrite(tiny_folder,
     capsys.readouterr()
     assert status(*quick(tiny_folder, "--r", 1, 4)) == 1
     said = complaint(capsys)
-    assert said == "s holds another sweep (r 1 2, now 1 4): choose another --out, or --overwrite it"
+    assert said == "s was started with other settings: r [1, 2], now [1, 4]; choose another --out, or --overwrite it"
     assert status(*quick(tiny_folder, "--r", 1, 4, "--overwrite")) == 0
     assert [row["r"] for row in table()] == ["1", "4"]
+
+
+@pytest.mark.parametrize("more", [["--seed", 0, 1], ["--lr", 0.1, 0.2, 0.001], ["--r", 4, 2, 1, 3]])
+def test_a_sweep_with_more_values_adds_its_trials_to_those_that_are_there(tiny_folder, no_training, more, tmp_path):
+    first = ["--lr", 0.1, 0.2, "--r", 1, 2]
+    assert status(*quick(tiny_folder, *first)) == 0
+    before = [list(row.items()) for row in table()]
+    no_training.clear()
+    assert status(*quick(tiny_folder, *first, *more)) == 0
+    count = len(no_training)
+    whole = [dict(row, trial="") for row in table()]
+    assert count == len(table()) - 4 > 0 and [int(row["trial"]) for row in table()[:4]] != []
+    assert sorted(int(row["trial"]) for row in table()) == list(range(len(whole)))
+    for row in before:
+        assert dict(row, trial="") in [{name: one[name] for name, _ in row} for one in whole]
+    no_training.clear()
+    assert status(*quick(tiny_folder, *first, *more, "--out", "fresh")) == 0
+    key = lambda row: int(row["trial"])
+    assert sorted(table(), key=key) == sorted(table("fresh"), key=key)
+    assert (
+        json.loads((tmp_path / "s/sweep.json").read_text())["settings"]
+        == json.loads((tmp_path / "fresh/sweep.json").read_text())["settings"]
+    )
+
+
+@pytest.mark.parametrize("changed", [["--warmup", 0.2], ["--warmup", 0.1], ["--strength", 0.5], ["--method", "full"]])
+def test_an_option_more_or_less_is_another_sweep_unless_its_trials_are_the_same(
+    tiny_folder, no_training, changed, capsys
+):
+    assert status(*quick(tiny_folder, "--lr", 0.1)) == 0
+    same = changed == ["--warmup", 0.1]  # the default
+    capsys.readouterr()
+    assert status(*quick(tiny_folder, "--lr", 0.1, *changed)) == (0 if same else 1)
+    if not same:
+        assert f"{changed[0].removeprefix('--')} none, now" in complaint(capsys)
+        assert status(*quick(tiny_folder, "--lr", 0.1, *changed, "--overwrite")) == 0
+        capsys.readouterr()
+        assert status(*quick(tiny_folder, "--lr", 0.1)) == 1
+        assert ", now none" in complaint(capsys)
+
+
+def test_another_version_of_minilora_is_another_sweep(tiny_folder, no_training, monkeypatch, capsys):
+    assert status(*quick(tiny_folder)) == 0
+    monkeypatch.setattr(sweeping, "__version__", "9.9")
+    capsys.readouterr()
+    assert status(*quick(tiny_folder)) == 1
+    assert ", now 9.9" in complaint(capsys)
 
 
 def test_other_data_of_the_same_name_are_another_sweep(tiny_folder, no_training, tmp_path, capsys):
@@ -274,7 +343,7 @@ def test_a_whole_sweep_in_processes(tiny_folder, tmp_path):
     rows = read_rows(tmp_path / "s/trials.csv")
     assert sorted(rows) == [0, 1, 2] and all(float(row["validation_loss"]) > 0 for row in rows.values())
     assert all(float(row["unseen_loss"]) > 0 and row["failed"] == "" for row in rows.values())
-    assert rows[2]["r"] == "" and int(rows[2]["trainable_parameters"]) > int(rows[1]["trainable_parameters"])
+    assert table()[2]["r"] == "" and int(rows[2]["trainable_parameters"]) > int(rows[1]["trainable_parameters"])
     assert json.loads((tmp_path / "s/sweep.json").read_text())["settings"] == result["settings"]
     assert result["time"]["jobs"] == 2 and set(result["best"]) == {"lora", "full"}
 
@@ -307,7 +376,7 @@ def summed(losses, **options):
 
 def test_means_and_intervals_are_over_seeds_and_the_best_setting_comes_first():
     result = summed([3.0, 4.0, 5.0, 1.0, 2.0, 3.0], r=[1, 4], seed=[0, 1, 2])
-    assert [row["told"] for row in result["settings"]] == [{"r": "4"}, {"r": "1"}]
+    assert [row["varied"] for row in result["settings"]] == [{"r": "4"}, {"r": "1"}]
     assert result["settings"][0]["validation_loss"] == pytest.approx(
         {"mean": 2.0, "low": -0.484, "high": 4.484, "n": 3}, abs=1e-3
     )
@@ -322,7 +391,7 @@ def test_a_setting_of_which_a_seed_failed_is_not_the_best():
 
 def test_a_best_learning_rate_at_the_edge_is_told():
     rates = [1e-3, 1e-2, 1e-1]
-    assert summed([3.0, 2.0, 1.0], lr=rates)["best"]["lora"]["try_lr"] == 1.0
+    assert summed([3.0, 2.0, 1.0], lr=rates)["best"]["lora"]["try_lr"] == 0.316
     assert summed([3.0, 1.0, 2.0], lr=rates)["best"]["lora"]["try_lr"] is None
 
 
@@ -337,4 +406,55 @@ def test_the_page_fits_and_says_what_failed():
     said = page(result | {"time": {"made": 4, "wall_seconds": 130, "jobs": 2}}, 100)
     assert max(map(len, said.splitlines())) <= 100
     assert "best of LoRA, by validation loss: lr 0.01" in said and "best of full fine-tuning" in said
-    assert "1 of 4 trials failed" in said and "4 trials in 2 min, 2 at a time" in said
+    assert "1 of 4 trials failed" in said and "4 trials in 2.2 minutes, 2 at a time" in said
+
+
+@pytest.mark.parametrize(
+    ("rates", "losses", "advice"),
+    [
+        ([1e-4, 1e-2], [3.0, 2.0], 0.0316),  # half a decade beyond, and not as far as the other rate is
+        ([1e-4, 1e-2], [2.0, 3.0], 3.16e-5),
+        ([1e-3, 1.01e-3, 2e-3], [2.0, 3.0, 3.0], 6.67e-4),  # and not as near
+        ([1e-3, 2e-3], [3.0, 2.0], 4e-3),
+        ([1e-3], [3.0], None),
+    ],
+)
+def test_the_advice_is_within_reason(rates, losses, advice):
+    assert summed(losses, lr=rates)["best"]["lora"]["try_lr"] == (advice and pytest.approx(advice, rel=1e-2))
+
+
+def test_what_a_failed_seed_lacks_is_not_counted_as_nothing():
+    plan = SweepOptions(seed=[0, 1, 2])
+    whole = {"validation_loss": 2.0, "trainable_parameters": 90, "seconds": 6.0}
+    (row,) = summarise(plan.settings(), [whole, {"failed": "why"}, whole], plan.varied)["settings"]
+    assert (row["trainable_parameters"], row["seconds"], row["failed"]) == (90, 6.0, 1)
+    assert row["validation_loss"] == {"mean": 2.0, "low": 2.0, "high": 2.0, "n": 2} and row["unseen_loss"] is None
+
+
+def test_the_page_counts_one_trial_as_one():
+    said = page(summed([3.0]) | {"time": {"made": 1, "wall_seconds": 1.5, "jobs": 1}}, 80)
+    assert "-- 1 trial --" in said and "1 trial in 1.50 s" in said and "trials" not in said
+    broken = page(summed([None]) | {"time": {"made": 0}}, 80)
+    assert "1 of 1 trial failed\n  why" in broken and "LoRA: no trial finished" in broken
+
+
+def test_a_table_of_many_settings_shows_the_best_ones():
+    plan = list(range(1, 31))
+    said = page(summed([40.0 - r for r in plan], r=plan) | {"time": {"made": 0}}, 80)
+    assert "... and 6 more settings" in said and "  10.000\n" in said and "  33.000\n" in said
+    assert "34.000" not in said
+
+
+@pytest.mark.parametrize(("steps", "last"), [(1, [9]), (5, [9]), (10, [9]), (11, [8, 9]), (25, [7, 8, 9])])
+def test_the_train_loss_is_the_mean_of_the_last_tenth_of_the_steps(steps, last, monkeypatch, tmp_path):
+    losses = ([0.0] * 30 + [float(loss) for loss in range(10)])[-steps:]
+    metrics = {"kept": {"loss": 2.0}, "train_loss": losses, "steps": steps, "loss": {"unseen": [4.0, 3.0]}}
+    metrics |= {"trainable_parameters": 5, "training_seconds": 1.5}
+    monkeypatch.setattr(sweeping, "finetune", lambda options, **more: metrics)
+    found = trial({}, str(tmp_path / "work"))
+    assert found == {"validation_loss": 2.0, "unseen_loss": 3.0, "train_loss": sum(last) / len(last), "steps": steps,
+                     "trainable_parameters": 5, "seconds": 1.5}  # fmt: skip
+    for loss in (None, float("nan")):
+        metrics["kept"]["loss"] = loss
+        with pytest.raises(ValueError, match="no validation gave a finite loss"):
+            trial({}, str(tmp_path / "work"))

@@ -78,7 +78,6 @@ def package(tmp_path):
 
 def fingerprint(package, file="a.py"):
     memo._code.cache_clear()
-    memo._sha256.cache_clear()
     return code_sha256(package / file, package)
 
 

@@ -1,7 +1,6 @@
 """The panels of an experiment, held to the style of all pictures."""
 
-from minilora.pages.rates import draw_rates
-from minilora.pages.seeds import draw_seeds
+from minilora.pages.rates import SHOWN, draw_rates, draw_seeds
 from minilora.pages.style import panels
 
 TRIED = {
@@ -25,3 +24,10 @@ def test_a_row_for_each_name_with_its_mean():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "other"]
     assert [text.get_text() for text in axes.texts] == ["1.500", "4.000"]
     figure.canvas.draw()
+
+
+def test_a_run_that_diverged_does_not_flatten_the_others():
+    axes = panels(1)[1]
+    draw_rates(axes, TRIED | {"wild": [[1e-3, 3.05], [1e-1, 90.0]]})
+    low, high = axes.get_ylim()
+    assert 2.5 < low < 3.0 < 3.0 + SHOWN < high < 3.2 + SHOWN

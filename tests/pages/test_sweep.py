@@ -53,3 +53,9 @@ def test_a_line_shows_the_best_of_what_it_does_not_tell_apart():
     assert list(ranks.lines[0].get_ydata()) == pytest.approx([2.8, 2.7, 2.6, 2.5])
     assert ranks.lines[1].get_ydata()[0] == 2.5 and ranks.lines[1].get_color() == FULL
     assert list(sizes.lines[0].get_xdata()) == [2000, 8000, 32000, 128000] and sizes.lines[0].get_color() == LORA
+
+
+def test_a_learning_rate_at_which_training_diverges_does_not_flatten_the_curve():
+    rates = drawn([*RANKS, row(60.0, r=1, lr=1.0), row(80.0, r=4, lr=1.0)]).axes[0]
+    low, high = rates.get_ylim()
+    assert 2.0 < low < 2.5 and 3.0 < high < 4.0  # losses from 2.5 to 3.0, and at most one nat more

@@ -1,4 +1,4 @@
-"""What a sweep tries: the options of `finetune`, each with several values, and the trials that they make together."""
+"""What a sweep tries: options of `finetune` with several values each, and the trials that they make together."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from typing import Any, get_origin, get_type_hints
 
 from ..options import flag, flag_fields, kinds_of, option
 from ..train.options import Options
+from .memo import as_json
 
 TARGETS = {  # what papers call these modules -> their names
     "qv": ["q_proj", "v_proj"],
     "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
     "mlp": ["gate_proj", "up_proj", "down_proj"],
 }
-USUAL = {  # where it is not finetune's own
-    "base": "tiny",
-    "strength": 1.0,  # an update is compared as it was trained, and not a part of it
-}
-NOT_TRIED = ("out", "overwrite", "resume", "save_every")  # of finetune's options: where its results go
-MOST = 1000  # trials that are made without being asked for by number
+USUAL = {"base": "tiny", "strength": 1.0}  # defaults other than finetune's: an update is compared unscaled
+NOT_TRIED = ("out", "overwrite", "resume", "save_every")  # options of finetune that say where its results go
 FOUND = {item.name: item for item in flag_fields(Options) if item.name not in NOT_TRIED}
+MOST = 1000  # trials that are made without being asked for by number
 
-_SEARCH: dict[str, Any] = {"group": "sweep"}
+_SWEEP: dict[str, Any] = {"group": "sweep"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """Options of the sweep itself."""
 
-    out: str | None = option(None, "folder for table and pictures (default: runs/sweep-<data>[-<base>])", **_SEARCH)
-    overwrite: bool = option(False, "forget the sweep in that folder", recorded=False, **_SEARCH)
+    out: str | None = option(None, "folder for table and pictures (default: runs/sweep-<data>[-<base>])", **_SWEEP)
+    overwrite: bool = option(False, "delete the sweep in that folder first", recorded=False, **_SWEEP)
     search: str = option(
-        "grid", "every combination of the values, or --trials of them at random", choices=("grid", "random"), **_SEARCH
+        "grid",
+        "grid: every combination of the values; random: --trials of them, or, if --lr has two values, that many with "
+        "learning rates between the two, drawn on a log scale",
+        choices=("grid", "random"),
+        **_SWEEP,
     )
-    trials: int | None = option(None, f"how many: for random, and for a grid of more than {MOST}", **_SEARCH)
+    trials: int | None = option(None, f"how many: for random, and for a grid of more than {MOST}", **_SWEEP)
     jobs: int | None = option(
-        None, "trials at a time, each with its share of the cores (default: one per core)", **_SEARCH
+        None, "trials at a time, each with its share of the cores (default: one per core)", **_SWEEP
     )
 
     def __post_init__(self):
@@ -58,7 +60,7 @@ class Sweep:
 
     @property
     def folder(self) -> Path:
-        """Where everything goes: `out`, or runs/sweep-<data>[-<base, if another than the default>]."""
+        """The folder of all results: `out`, or runs/sweep-<data>[-<base, if another than the default>]."""
         base = self.values("base")[0]
         own = Options(data=self.values("data")[0], **({} if base == USUAL["base"] else {"base": base})).folder
         return Path(self.out) if self.out else own.with_name(f"sweep-{own.name}")
@@ -75,32 +77,39 @@ class Sweep:
         """The options that have several values."""
         return [name for name in FOUND if len(self.values(name)) > 1]
 
-    def told(self) -> dict[str, Any]:
-        """What decides the trials, as JSON keeps it: the options that were given, and how they are searched."""
-        given = {name: getattr(self, name) for name in FOUND if getattr(self, name) is not None}
-        return json.loads(json.dumps(given | {"search": self.search, "trials": self.trials}))
+    def given(self) -> dict[str, Any]:
+        """What decides the trials, as JSON stores it: the options that were given, and the search."""
+        named = {name: getattr(self, name) for name in FOUND if getattr(self, name) is not None}
+        return as_json(named | {"search": self.search, "trials": self.trials})
 
     def settings(self) -> list[dict[str, Any]]:
         """Every trial: the options that mean something in it, by name. Two that would be the same are one.
 
-        Raises ValueError for too many, for an option that means nothing in all of them, and for values that no
-        finetune takes.
+        Raises ValueError for too many, for an option that means nothing in all of them, and for values that finetune
+        does not accept.
         """
         values = {name: self.values(name) for name in FOUND}
+        between = values["lr"] if self.search == "random" and len(values["lr"]) == 2 else None
+        if between:
+            values["lr"] = between[:1]
         if (count := math.prod(map(len, values.values()))) > 100 * MOST:
             raise ValueError(f"{count:,} combinations of these values are too many: give fewer values")
         combinations = (_meaningful(dict(zip(values, one, strict=True))) for one in product(*values.values()))
-        distinct = {json.dumps(one): one for one in combinations}
-        found = list(distinct.values())
+        found = list({json.dumps(one): one for one in combinations}.values())
         for name in FOUND:
             if getattr(self, name) is not None and not any(name in one for one in found):
                 raise ValueError(f"{flag(name)} means nothing in any of these trials: leave it out")
-        if self.search == "random":
-            chosen = random.Random(0).sample(range(len(found)), min(self.trials or 1, len(found)))
-            found = [found[i] for i in sorted(chosen)]
-        for one in found:
+        for one in [*found, *({**found[0], "lr": lr} for lr in between or ())]:
             as_options(one)
-        return found
+        if self.search == "grid":
+            return found
+        draw = random.Random(0)  # with more trials, the first ones stay the same
+        if between is None:
+            draw.shuffle(order := list(range(len(found))))
+            return [found[i] for i in sorted(order[: self.trials])]
+        low, high = map(math.log, between)
+        drawn = ((draw.choice(found), math.exp(draw.uniform(low, high))) for _ in range(self.trials or 1))
+        return [one | {"lr": float(f"{lr:.3g}")} for one, lr in drawn]
 
 
 def word(value: Any) -> str:
@@ -112,19 +121,27 @@ def word(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def as_options(setting: Mapping[str, Any], **change: Any) -> Options:
+    """A trial's options for finetune. Raises ValueError for values that it does not accept."""
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(value := setting.get(name), str):
+            change[name] = TARGETS.get(value, value)
+    return Options(**{**setting, **change})
+
+
 def _several(name: str, hint: Any) -> tuple[str, Any, Any]:
     """finetune's option with several values, as a field; one that is a mapping has one."""
-    told = {key: value for key, value in FOUND[name].metadata.items() if key not in ("only", "follows")}
+    about = {key: value for key, value in FOUND[name].metadata.items() if key not in ("only", "follows")}
     default = USUAL.get(name, FOUND[name].default)
     if name == "target_modules":
-        told["help"] += f"; {', '.join(TARGETS)} stand for those; several for one trial are joined by commas"
+        about["help"] += f"; {', '.join(TARGETS)} are groups; join several for one trial by commas"
     if name in USUAL:
-        told["help"] = f"{told['help'].partition(' (default')[0]} (default: {word(default)})"
-    elif "(default" not in told["help"] and default not in (None, False):
-        told["help"] += f" (default: {word(default)})"
+        about["help"] = f"{about['help'].partition(' (default')[0]} (default: {word(default)})"
+    elif "(default" not in about["help"] and default not in (None, False):
+        about["help"] += f" (default: {word(default)})"
     if any(get_origin(kind) is not None and issubclass(get_origin(kind), Mapping) for kind in kinds_of(hint)):
-        return name, hint, field(default=None, metadata=told)
-    return name, Sequence[Any] | None, field(default=None, metadata=told | {"several": hint})
+        return name, hint, field(default=None, metadata=about)
+    return name, Sequence[Any] | None, field(default=None, metadata=about | {"several": hint})
 
 
 _HINTS = get_type_hints(Options)
@@ -135,17 +152,9 @@ SweepOptions.__doc__ = "Options of finetune, each with several values, and how t
 
 
 def _meaningful(values: dict[str, Any]) -> dict[str, Any]:
-    """Of a combination what means something: no rank with method full, no epochs beside steps."""
+    """What means something in a combination: no rank with method full, no epochs if there are steps."""
 
     def counts(name: str) -> bool:
         return all(values[other] == needed for other, needed in FOUND[name].metadata.get("only", {}).items())
 
     return {name: value for name, value in values.items() if counts(name)}
-
-
-def as_options(setting: Mapping[str, Any], **change: Any) -> Options:
-    """A trial as finetune takes it. Raises ValueError for what it does not take."""
-    for name in ("target_modules", "exclude_modules"):
-        if isinstance(value := setting.get(name), str):
-            change[name] = TARGETS.get(value, value)
-    return Options(**{**setting, **change})
