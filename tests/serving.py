@@ -14,7 +14,8 @@ pytest.importorskip("uvicorn", reason="needs pip install '.[serve]'")
 
 from minilora.models.with_adapters import load_with_adapters
 from minilora.serve.app import App
-from minilora.serve.engine import Ask, Engine
+from minilora.serve.engine import Engine
+from minilora.serve.protocol import Request
 from minilora.serve.server import Server, bind
 
 HEARING = []  # what the terminals of all servers at work have shown; a line is that of the last one
@@ -49,7 +50,7 @@ class Served:
             connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
             return read_response(connection)
 
-    def ask(self, model="legal", **fields):
+    def ask(self, model="legal", max_new_tokens=64, **fields):
         """An answer as the engine's thread alone would give it: text, tokens, how it ended."""
         pieces, done = [], threading.Event()
 
@@ -58,8 +59,8 @@ class Served:
             if piece.finished or piece.error:
                 done.set()
 
-        ask = Ask(QUESTION, model, **fields)
-        self.engine.call(lambda: self.engine.ask(ask, tell)).result(30)
+        request = Request(QUESTION, model, max_new_tokens, **fields)
+        self.engine.call(lambda: self.engine.ask(request, tell)).result(30)
         assert done.wait(60)
         return "".join(piece.text for piece in pieces), pieces[-1].tokens, pieces[-1].finished
 

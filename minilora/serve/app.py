@@ -25,8 +25,8 @@ from starlette.types import Send
 from ..files.disk import ModelFileError
 from ..generate.conversation import MAX_NEW_TOKENS, system_of, with_system
 from .bounds import error_response, json_response
-from .engine import Ask, BusyError, Engine, NameTakenError, Piece, UnknownModelError
-from .protocol import ApiError, Reply, Request, event, model_entry, read_json_object, read_request, unknown_model
+from .engine import Engine
+from .protocol import ApiError, Piece, Reply, Request, event, read_json_object, read_request, unknown_model
 
 Result = TypeVar("Result")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -70,7 +70,7 @@ class App:
 
     async def get_models(self, request: HttpRequest) -> Response:
         """Everything that can answer, the base first."""
-        entries = [model_entry(version) for version in self.engine.versions.values()]
+        entries = [version.entry() for version in self.engine.versions.values()]
         return json_response({"object": "list", "data": entries})
 
     async def get_model(self, request: HttpRequest) -> Response:
@@ -78,7 +78,7 @@ class App:
         versions, name = self.engine.versions, request.path_params["name"]
         if name not in versions:
             raise unknown_model(name, versions)
-        return json_response(model_entry(versions[name]))
+        return json_response(versions[name].entry())
 
     # -- adapters come and go ------------------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ class App:
             raise ApiError(400, "folder must be the folder of an adapter", "folder")
         path = self.below(folder)
         version = await self._in_turn(lambda: self.engine.add_adapter(name, path), "folder")
-        return json_response(model_entry(version), 201)
+        return json_response(version.entry(), 201)
 
     async def delete_adapter(self, request: HttpRequest) -> Response:
         """Remove an adapter. Its answers that are under way run to their end."""
@@ -128,8 +128,8 @@ class App:
         if not isinstance(request.messages, str):
             system = system_of(self.engine.model, request.choice)
             request = replace(request, messages=with_system(request.messages, system))
-        ask = request.ask(await self._limit(request))
-        pieces = self._pieces(ask)
+        request = replace(request, limit=await self._limit(request))
+        pieces = self._pieces(request)
         first = await anext(pieces)  # the number of the prompt's tokens: it runs, or waits for a place
         reply = Reply(request, first.tokens)
         if request.stream:
@@ -151,7 +151,7 @@ class App:
             raise ApiError(400, detail, request.param, "context_length_exceeded")
         return limit
 
-    async def _pieces(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, request: Request) -> AsyncGenerator[Piece, None]:
         """The pieces of an answer; before them, one that has the number of the prompt's tokens.
 
         However the generator ends, the answer's place is free afterwards.
@@ -164,26 +164,19 @@ class App:
                 loop.call_soon_threadsafe(arrived.put_nowait, piece)
 
         try:
-            yield Piece("", await self._in_turn(lambda: self.engine.ask(ask, tell), "messages"))
+            yield Piece("", await self._in_turn(lambda: self.engine.ask(request, tell), request.param))
             while True:
                 piece = await arrived.get()
                 yield piece
                 if piece.finished or piece.error:
                     return
         finally:
-            self.engine.call(lambda: self.engine.cancel(ask))
+            self.engine.call(lambda: self.engine.cancel(request))
 
     async def _in_turn(self, function: Callable[[], Result], param: str | None = None) -> Result:
         """What the function returns in the engine's thread; its exceptions as ApiErrors. param: the field at fault."""
         try:
             return await asyncio.wrap_future(self.engine.call(function))
-        except BusyError as error:
-            again = {"retry-after": str(error.seconds)}
-            raise ApiError(429, str(error), code="rate_limit_exceeded", headers=again) from error
-        except UnknownModelError as error:
-            raise unknown_model(str(error), self.engine.versions) from error
-        except NameTakenError as error:
-            raise ApiError(409, str(error), "name", "name_taken") from error
         except (ModelFileError, ValueError) as error:
             raise ApiError(400, str(error).replace(f"{self.folder}{os.sep}", ""), param) from error
 

@@ -18,61 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..generate.conversation import TOY, system_of
+from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
 from ..generate.streams import Answer, Streams
-from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter, set_adapter
+from ..lora.adapters import adapter_state, base_state, factors_of, remove_adapter, set_adapter
 from ..lora.peft import load_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..models.with_adapters import BASE_NAME
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from ..progress import log
+from .protocol import ApiError, Piece, Request, Version, unknown_model
 
 Result = TypeVar("Result")
-
-
-class BusyError(Exception):
-    """Too many requests wait already. seconds: about when it is worth asking again."""
-
-    def __init__(self, waiting: int, seconds: int):
-        super().__init__(f"{waiting} answers wait for a place already: ask again in {seconds} s")
-        self.seconds = seconds
-
-
-class UnknownModelError(Exception):
-    """No adapter has this name."""
-
-
-class NameTakenError(Exception):
-    """An adapter has this name already."""
-
-
-@dataclass(frozen=True, eq=False)
-class Ask:
-    """A request: a conversation to answer, or a text to continue; the adapter, and the sampling. No two are equal."""
-
-    messages: Sequence[Message] | str
-    adapter: Choice = None
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The next piece of an answer.
-
-    tokens: of the answer so far. finished: how it ended, in the last piece. error: why there is no more of it.
-    seconds: from the request to this piece, by the engine's clock.
-    """
-
-    text: str
-    tokens: int
-    finished: str | None = None
-    error: str | None = None
-    seconds: float = 0.0
 
 
 @dataclass(eq=False)
@@ -84,25 +41,11 @@ class Job:
     began: float = field(default_factory=time.monotonic)
 
 
-@dataclass(frozen=True)
-class Version:
-    """What can answer: the base or an adapter.
-
-    size: bytes of its own weights. system: the system prompt that it was trained under. note: what users should know.
-    """
-
-    name: str
-    size: int
-    system: str | None = None
-    note: str | None = None
-    created: int = field(default_factory=lambda: int(time.time()))
-
-
 class Engine:
     """A model and its adapters at work in a thread of their own.
 
         with Engine(model, tokenizer) as engine:
-            engine.call(lambda: engine.ask(Ask(messages, "legal"), tell=print)).result()
+            engine.call(lambda: engine.ask(Request(messages, "legal"), tell=print)).result()
 
     Every thread may use `call`, `count`, `state` and `versions` (what can answer, by name); the other methods are for
     functions that `call` runs. slots: answers computed at a time. waiting: how many more may wait. context: tokens of a
@@ -121,7 +64,7 @@ class Engine:
         limit = model.config.max_position_embeddings
         self.context = min(context or limit, limit)
         self.streams = Streams(model, tokenizer, slots)
-        self.jobs: dict[Ask, Job] = {}
+        self.jobs: dict[Request, Job] = {}
         self.leaving: set[str] = set()  # adapters that are removed when their last answer has ended
         self.seconds = 1.0  # that an answer takes, about
         self.digest: str | None = None  # the base's fingerprint, from when it is first needed
@@ -169,45 +112,46 @@ class Engine:
 
     # -- between two steps ---------------------------------------------------------------------------------------------
 
-    def ask(self, ask: Ask, tell: Callable[[Piece], None]) -> int:
+    def ask(self, request: Request, tell: Callable[[Piece], None]) -> int:
         """Let an answer run, or wait for a place. Returns the number of tokens of its prompt.
 
-        tell: called in the engine's thread with each piece. Raises UnknownModelError, BusyError, and ValueError as
-        `Streams.add`.
+        tell: called in the engine's thread with each piece. Raises ApiError for an unknown adapter and where too many
+        wait, and ValueError as `Streams.add`.
         """
-        for name in factors_of(ask.adapter):
+        for name in factors_of(request.choice):
             if name not in self.versions:
-                raise UnknownModelError(name)
+                raise unknown_model(name, self.versions)
         if (ahead := len(self.jobs) - self.slots) >= self.waiting:
-            turns = 1 + max(ahead, 0) / self.slots
-            raise BusyError(ahead, min(60, math.ceil(self.seconds * turns)))
+            seconds = min(60, math.ceil(self.seconds * (1 + max(ahead, 0) / self.slots)))
+            line = f"{ahead} answers wait for a place already: ask again in {seconds} s"
+            raise ApiError(429, line, code="rate_limit_exceeded", headers={"retry-after": str(seconds)})
         answer = self.streams.add(
-            ask.messages,
-            ask.adapter,
-            ask.max_new_tokens,
-            ask.temperature,
-            ask.top_p,
-            ask.seed,
-            ask.stop,
-            raw=isinstance(ask.messages, str),
+            request.messages,
+            request.choice,
+            request.limit or MAX_NEW_TOKENS,
+            request.temperature,
+            request.top_p,
+            request.seed,
+            request.stop,
+            raw=isinstance(request.messages, str),
         )
-        self.jobs[ask] = Job(answer, tell)
+        self.jobs[request] = Job(answer, tell)
         return answer.prompt_tokens
 
-    def cancel(self, ask: Ask) -> None:
+    def cancel(self, request: Request) -> None:
         """End an answer that nobody waits for; its place is free at once."""
-        if (job := self.jobs.pop(ask, None)) is not None:
+        if (job := self.jobs.pop(request, None)) is not None:
             self.streams.cancel(job.answer)
             self._let_go()
 
     def add_adapter(self, name: str, folder: Path) -> Version:
         """Load an adapter under a name.
 
-        Raises NameTakenError, ModelFileError, ValueError; nothing has changed then.
+        Raises ApiError for a name that is taken, ModelFileError, ValueError; nothing has changed then.
         """
         if name in self.model.adapters or name == BASE_NAME:
             why = "is leaving: its last answers run on" if name in self.leaving else "is taken"
-            raise NameTakenError(f"the name {name!r} {why}")
+            raise ApiError(409, f"the name {name!r} {why}", "name", "name_taken")
         if self.digest is None:
             self.digest = sha256_of(base_state(self.model))
         try:
@@ -221,12 +165,12 @@ class Engine:
     def remove_adapter(self, name: str) -> None:
         """Refuse an adapter to new requests, and remove it when its last answer has ended.
 
-        Raises UnknownModelError, and ValueError for the base.
+        Raises ApiError for an unknown name and for the base.
         """
         if name == BASE_NAME:
-            raise ValueError(f"{name!r} is no adapter: it stays")
+            raise ApiError(400, f"{name!r} is no adapter: it stays")
         if name not in self.versions:
-            raise UnknownModelError(name)
+            raise unknown_model(name, self.versions)
         self.versions = {other: version for other, version in self.versions.items() if other != name}
         self.leaving.add(name)
         self._let_go()
@@ -252,14 +196,14 @@ class Engine:
             self._fail(error)
             return
         ended = []
-        for ask, job in self.jobs.items():
+        for request, job in self.jobs.items():
             answer = job.answer
             if (text := answer.new_text()) or answer.finished:
                 job.tell(Piece(text, answer.tokens, answer.finished, seconds=time.monotonic() - job.began))
             if answer.finished:
-                ended.append(ask)
-        for ask in ended:
-            self.seconds += (time.monotonic() - self.jobs.pop(ask).began - self.seconds) / 5
+                ended.append(request)
+        for request in ended:
+            self.seconds += (time.monotonic() - self.jobs.pop(request).began - self.seconds) / 5
         if ended:
             self._let_go()
 

@@ -11,15 +11,14 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
 from ..lora.adapters import Choice
 from ..models.tokenizer import Message
 from ..models.with_adapters import BASE_NAME, read_combination
-from .engine import Ask, Piece, Version
 
 _READ = (
     *("model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens"),
@@ -83,34 +82,64 @@ class ApiError(Exception):
         return {"error": {"message": line, "type": self.kind, "param": self.param, "code": self.code}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
-    """A request that was read and checked.
+    """A request that was read and checked. No two are equal.
 
-    messages: the conversation to answer, or the text to continue. limit: tokens of the answer, if the request says.
+    messages: the conversation to answer, or the text to continue. choice: who answers. limit: tokens of the answer, if
+    the request says.
     """
 
-    model: str
-    choice: Choice
-    messages: list[Message] | str
-    limit: int | None
-    temperature: float
-    top_p: float
-    seed: int
-    stop: tuple[str, ...]
-    stream: bool
-    usage: bool
-    usage_always: bool
+    messages: Sequence[Message] | str
+    choice: Choice = None
+    limit: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    model: str = BASE_NAME
+    stream: bool = False
+    usage: bool = False
+    usage_always: bool = False
 
     @property
     def param(self) -> str:
         """The field that has the conversation or text."""
         return "prompt" if isinstance(self.messages, str) else "messages"
 
-    def ask(self, max_new_tokens: int) -> Ask:
-        """The request as the engine takes it."""
-        settings = (max_new_tokens, self.temperature, self.top_p, self.seed, self.stop)
-        return Ask(self.messages, self.choice, *settings)
+
+@dataclass(frozen=True)
+class Piece:
+    """The next piece of an answer.
+
+    tokens: of the answer so far. finished: how it ended, in the last piece. error: why there is no more of it.
+    seconds: from the request to this piece, by the engine's clock.
+    """
+
+    text: str
+    tokens: int
+    finished: str | None = None
+    error: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Version:
+    """What can answer: the base or an adapter.
+
+    size: bytes of its own weights. system: the system prompt that it was trained under. note: what users should know.
+    """
+
+    name: str
+    size: int
+    system: str | None = None
+    note: str | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def entry(self) -> dict[str, Any]:
+        """Its row of GET /v1/models; `size_bytes`, `system` and `note` are additions."""
+        known = {"id": self.name, "object": "model", "created": self.created, "owned_by": "minilora"}
+        return known | {"size_bytes": self.size, "system": self.system, "note": self.note}
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
@@ -346,16 +375,3 @@ def _choice(said: dict[str, Any], reason: str | None) -> dict[str, Any]:
 def event(value: dict[str, Any] | str) -> bytes:
     """A server-sent event."""
     return f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()
-
-
-def model_entry(version: Version) -> dict[str, Any]:
-    """A row of GET /v1/models; `size_bytes`, `system` and `note` are additions."""
-    return {
-        "id": version.name,
-        "object": "model",
-        "created": version.created,
-        "owned_by": "minilora",
-        "size_bytes": version.size,
-        "system": version.system,
-        "note": version.note,
-    }

@@ -9,7 +9,8 @@ from serving import QUESTION, serving
 
 import minilora as ml
 from minilora.files.disk import ModelFileError
-from minilora.serve.engine import Ask, BusyError, Engine, NameTakenError, UnknownModelError
+from minilora.serve.engine import Engine
+from minilora.serve.protocol import ApiError, Request
 
 
 @pytest.fixture
@@ -20,9 +21,9 @@ def engine(shop, tmp_path):
         assert served.said == []
 
 
-def start(engine, adapter="legal", **settings):
-    """An answer under way: its Ask, its pieces so far, and a future of the last one."""
-    ask, pieces, last = Ask(QUESTION, adapter, **settings), [], Future()
+def start(engine, adapter="legal", max_new_tokens=64, **settings):
+    """An answer under way: its request, its pieces so far, and a future of the last one."""
+    ask, pieces, last = Request(QUESTION, adapter, max_new_tokens, **settings), [], Future()
 
     def tell(piece):
         pieces.append(piece)
@@ -48,7 +49,7 @@ def test_answers_of_several_are_computed_in_one_batch_and_are_as_if_alone(shop, 
     )
     hold = threading.Event()
     engine.call(hold.wait)
-    asks = [Ask(QUESTION, adapter, 12) for adapter in ("legal", None)]
+    asks = [Request(QUESTION, adapter, 12) for adapter in ("legal", None)]
     texts, ends = dict.fromkeys(asks, ""), {ask: threading.Event() for ask in asks}
 
     def tells(ask):
@@ -82,16 +83,16 @@ def test_more_than_may_wait_are_told_when_to_come_again(engine, monkeypatch):
     for _ in range(5):
         start(engine)
     assert engine.state() == {"running": 2, "waiting": 3}
-    with pytest.raises(BusyError, match="3 answers wait") as caught:
+    with pytest.raises(ApiError, match="3 answers wait") as caught:
         start(engine)
-    assert 1 <= caught.value.seconds <= 60
+    assert caught.value.status == 429 and 1 <= int(caught.value.headers["retry-after"]) <= 60
     for ask in list(engine.jobs):
         engine.call(lambda ask=ask: engine.cancel(ask))
 
 
 def test_an_unknown_adapter_is_refused(engine):
     for adapter in ("taxes", {"legal": 0.5, "taxes": 0.5}):
-        with pytest.raises(UnknownModelError, match="taxes"):
+        with pytest.raises(ApiError, match="taxes"):
             start(engine, adapter)
 
 
@@ -131,7 +132,7 @@ def test_an_adapter_that_leaves_answers_to_the_end(shop, engine):
     running = start(engine, "legal", max_new_tokens=60)
     engine.call(lambda: engine.remove_adapter("legal")).result(30)
     assert list(engine.versions) == ["base", "support"]
-    with pytest.raises(UnknownModelError):
+    with pytest.raises(ApiError):
         start(engine, "legal")
     running[2].result(30)
     engine.call(lambda: None).result(30)
@@ -148,7 +149,7 @@ def test_an_adapter_that_still_answers_keeps_its_name(shop, engine, monkeypatch)
     monkeypatch.setattr(engine.streams, "step", lambda: None)
     ask, _, _ = start(engine, {"legal": 0.5, "support": 0.5})
     engine.call(lambda: engine.remove_adapter("legal")).result(30)
-    with pytest.raises(NameTakenError, match="leaving"):
+    with pytest.raises(ApiError, match="leaving"):
         engine.call(lambda: engine.add_adapter("legal", shop / "legal")).result(30)
     assert "legal" in engine.model.adapters
     engine.call(lambda: engine.cancel(ask)).result(30)
@@ -158,11 +159,12 @@ def test_an_adapter_that_still_answers_keeps_its_name(shop, engine, monkeypatch)
 
 def test_names_that_are_taken_or_not_there(shop, engine):
     for name in ("legal", "base"):
-        with pytest.raises(NameTakenError, match="taken"):
+        with pytest.raises(ApiError, match="taken"):
             engine.call(lambda name=name: engine.add_adapter(name, shop / "legal")).result(30)
-    for name, error in (("taxes", UnknownModelError), ("base", ValueError)):
-        with pytest.raises(error, match=name):
+    for name, status in (("taxes", 404), ("base", 400)):
+        with pytest.raises(ApiError, match=name) as caught:
             engine.call(lambda name=name: engine.remove_adapter(name)).result(30)
+        assert caught.value.status == status
 
 
 def test_an_adapter_that_cannot_be_loaded_changes_nothing(engine, tmp_path):

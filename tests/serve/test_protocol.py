@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from minilora.serve.engine import Piece, Version
-from minilora.serve.protocol import ApiError, Reply, event, model_entry, read_json_object, read_request
+from minilora.serve.protocol import ApiError, Piece, Reply, Version, event, read_json_object, read_request
 
 NAMES = ["base", "legal", "support"]
 HELLO = [{"role": "user", "content": "hello"}]
@@ -29,9 +28,6 @@ def test_a_request_with_everything():
     assert (request.model, request.choice, request.messages) == ("legal", "legal", HELLO)
     assert (request.temperature, request.top_p, request.limit, request.seed) == (0.5, 0.9, 7, 3)
     assert (request.stop, request.stream, request.usage, request.usage_always) == (("a", "b"), True, True, False)
-    ask = request.ask(5)
-    assert (ask.messages, ask.adapter, ask.max_new_tokens, ask.temperature) == (HELLO, "legal", 5, 0.5)
-    assert (ask.top_p, ask.seed, ask.stop) == (0.9, 3, ("a", "b"))
 
 
 def test_what_is_not_said_has_defaults_and_null_is_not_saying_it():
@@ -182,6 +178,6 @@ def test_an_event_is_one_line_of_ascii():
 
 
 def test_a_model_has_what_clients_read_and_its_size():
-    entry = model_entry(Version("legal", 10, "Be brief.", created=5))
+    entry = Version("legal", 10, "Be brief.", created=5).entry()
     openai = {"id": "legal", "object": "model", "created": 5, "owned_by": "minilora"}
     assert entry == openai | {"size_bytes": 10, "system": "Be brief.", "note": None}
