@@ -1,6 +1,8 @@
 """The course as it is shipped, for the tests of it: notebooks by name, and the program that builds them."""
 
+import contextlib
 import importlib.util
+import io
 import json
 from pathlib import Path
 
@@ -20,3 +22,13 @@ def build_program():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_here(cells):
+    """Run a notebook's code cells in this process; returns what they have defined, and what they print."""
+    scope, printed = {"__name__": "__main__"}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for cell in cells:
+            if cell["cell_type"] == "code" and "setup" not in cell["metadata"].get("tags", []):
+                exec("".join(cell["source"]), scope)
+    return scope, printed.getvalue()

@@ -163,7 +163,7 @@ class Outcome:
             return
         self.result = plain(result)
         for name, old in before.items():
-            if comparable(old) and not same(plain(arguments[name]), old, tolerance=0):
+            if comparable(old) and not same(arguments[name], old, tolerance=0):
                 self.changed[name] = plain(arguments[name])
         if exercise.observe and not (self.result is None and not exercise.changes):
             self.result = exercise.observe(self.result, arguments)
