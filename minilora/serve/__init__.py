@@ -1,2 +1,2 @@
-"""One base and its adapters, served over HTTP: engine.py computes, protocol.py speaks as OpenAI does, app.py answers
-requests, bounds.py keeps bad ones out, run.py starts and ends it, demo.py trains what there is to show, page.html."""
+"""One base and its adapters over HTTP: engine.py computes, protocol.py reads and writes as OpenAI does, app.py has the
+handlers, bounds.py refuses what would hurt, server.py listens; page.html is the page."""

@@ -143,7 +143,7 @@ class Version:
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is. Raises ApiError for anything else."""
+    """The JSON object in a body. Raises ApiError for anything else."""
     try:
         value = json.loads(body)
     except RecursionError as error:
@@ -172,7 +172,7 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
             raise ApiError(400, f"unknown field {name!r}{hint}", name, "unknown_parameter")
     if "model" not in fields:
         raise ApiError(400, f"model is missing: one of {', '.join(names)}", "model", "missing_required_parameter")
-    model = _text(fields, "model")
+    model = _text(fields["model"], "model")
     options = fields.get("stream_options", {})
     stream = _truth(fields, "stream")
     if not isinstance(options, dict) or (options and not stream):
@@ -182,7 +182,7 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
     return Request(
         model=model,
         choice=read_choice(model, names),
-        messages=_messages(fields.get("messages")) if chat else _prompt(fields),
+        messages=_messages(fields.get("messages")) if chat else _prompt(fields.get("prompt")),
         limit=next((int(limit) for limit in limits if limit is not None), None),
         temperature=_number(fields, "temperature", 0, 2) or 0.0,
         top_p=1.0 if (top_p := _number(fields, "top_p", 0, 1)) is None else top_p or 1e-9,  # 0: the likeliest alone
@@ -195,7 +195,7 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
 
 
 def read_choice(model: str, names: Collection[str]) -> Choice:
-    """Who answers: None for the base, an adapter's name, or a mix. Raises ApiError, 404, for a name that is not there.
+    """Who answers: None for the base, an adapter's name, or a mix. Raises ApiError, 404, for an unknown name.
 
     >>> read_choice("legal", ["base", "legal"]), read_choice("base", ["base"])
     ('legal', None)
@@ -217,74 +217,66 @@ def read_choice(model: str, names: Collection[str]) -> Choice:
 
 
 def unknown_model(name: str, names: Collection[str]) -> ApiError:
-    """404 for a name that nothing here has."""
+    """404 for an unknown name, with the known one that resembles it, or all."""
     near = get_close_matches(name, names, 1)
     hint = f"did you mean {near[0]}?" if near else f"there is: {', '.join(names) or 'none'}"
     return ApiError(404, f"the model {_short(name)!r} does not exist ({hint})", "model", "model_not_found")
 
 
+def _check(fits: bool, name: str, expected: str) -> None:
+    if not fits:
+        raise ApiError(400, f"{name} must be {expected}", name)
+
+
 def _messages(value: Any) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise ApiError(400, "messages must be a list with at least one message", "messages")
+    _check(isinstance(value, list) and bool(value), "messages", "a list with at least one message")
     messages = [_message(message, f"messages[{i}]") for i, message in enumerate(value)]
     if not messages[-1]["content"].strip():
         raise ApiError(400, "the question is empty", f"messages[{len(messages) - 1}].content")
     return messages
 
 
-def _prompt(fields: Mapping[str, Any]) -> str:
-    value = fields.get("prompt")
-    if isinstance(value, list) and len(value) == 1:
-        (value,) = value
-    return _text({"prompt": value}, "prompt")
-
-
 def _message(value: Any, where: str) -> Message:
-    if not isinstance(value, dict):
-        raise ApiError(400, f"{where} must be an object with role and content, got {_kind(value)}", where)
+    _check(isinstance(value, dict), where, f"an object with role and content, got {_kind(value)}")
     role, content = value.get("role"), value.get("content")
-    if not isinstance(role, str) or role not in _ROLES:
-        known = ", ".join(_ROLES)
-        raise ApiError(400, f"{where}.role must be one of {known}, got {_short(role)!r}", f"{where}.role")
-    if isinstance(content, list):  # parts
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise ApiError(400, f"{where}.content must be text, or a list of parts of text", f"{where}.content")
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise ApiError(400, f"{where}.content must be text, got {_kind(content)}", f"{where}.content")
-    _encodable(content, f"{where}.content")
-    return {"role": _ROLES[role], "content": content}
+    known = isinstance(role, str) and role in _ROLES
+    _check(known, f"{where}.role", f"one of {', '.join(_ROLES)}, got {_short(role)!r}")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    fits = all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts)
+    _check(fits, f"{where}.content", f"text, or a list of parts of text, got {_kind(content)}")
+    text = _encodable("".join(part["text"] for part in parts), f"{where}.content")
+    return {"role": _ROLES[role], "content": text}
+
+
+def _prompt(value: Any) -> str:
+    return _text(value[0] if isinstance(value, list) and len(value) == 1 else value, "prompt")
 
 
 def _stops(value: Any) -> tuple[str, ...]:
-    stops = (value,) if isinstance(value, str) else value
-    fits = isinstance(stops, list | tuple) and len(stops) <= MAX_STOPS
-    if not fits or not all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_LENGTH for text in stops):
-        what = f"stop must be a text or up to {MAX_STOPS}, each of 1 to {MAX_STOP_LENGTH} characters"
-        raise ApiError(400, what, "stop")
+    stops = [value] if isinstance(value, str) else value
+    fits = isinstance(stops, list) and len(stops) <= MAX_STOPS
+    fits = fits and all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_LENGTH for text in stops)
+    _check(fits, "stop", f"a text or up to {MAX_STOPS}, each of 1 to {MAX_STOP_LENGTH} characters")
     return tuple(stops)
 
 
-def _text(fields: Mapping[str, Any], name: str) -> str:
-    value = fields[name]
-    if not isinstance(value, str) or not value:
-        raise ApiError(400, f"{name} must be a text that is not empty, got {_kind(value)}", name)
-    _encodable(value, name)
-    return value
+def _text(value: Any, name: str) -> str:
+    _check(isinstance(value, str) and value != "", name, f"a text that is not empty, got {_kind(value)}")
+    return _encodable(value, name)
 
 
-def _encodable(text: str, name: str) -> None:
+def _encodable(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ApiError(400, f"{name} holds half a character, \\ud800 to \\udfff", name) from error
+    return text
 
 
 def _truth(fields: Mapping[str, Any], name: str) -> bool:
     value = fields.get(name, False)
-    if not isinstance(value, bool):
-        raise ApiError(400, f"{name} must be true or false, got {_kind(value)}", name)
-    return value
+    _check(isinstance(value, bool), name, f"true or false, got {_kind(value)}")
+    return bool(value)
 
 
 def _number(
@@ -294,13 +286,9 @@ def _number(
     if value is None:
         return None
     kinds: Any = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-        if math.isinf(least):
-            bounds = ""
-        else:
-            bounds = f" from {least:g} on" if math.isinf(most) else f" from {least:g} to {most:g}"
-        kind = "whole number" if whole else "number"
-        raise ApiError(400, f"{name} must be a {kind}{bounds}, got {_short(value)!r}", name)
+    fits = isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
+    bounds = f" from {least:g} to {most:g}" if most < math.inf else f" from {least:g} on" if least > -math.inf else ""
+    _check(fits, name, f"a {'whole ' if whole else ''}number{bounds}, got {_short(value)!r}")
     return value
 
 
@@ -373,5 +361,5 @@ def _choice(said: dict[str, Any], reason: str | None) -> dict[str, Any]:
 
 
 def event(value: dict[str, Any] | str) -> bytes:
-    """A server-sent event."""
+    """A value as a server-sent event."""
     return f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()
