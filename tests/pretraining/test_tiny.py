@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretrain import score
 
 import minilora as ml
 from minilora.cli import main
@@ -18,7 +19,6 @@ from minilora.files.tensors import read_tensors
 from minilora.measure.loss import mean_loss
 from minilora.models.load import TINY
 from minilora.train.loop import fit
-from minilora.train.pretrain import score
 
 CARD = (TINY / "README.md").read_text(encoding="utf-8")
 RECORD = json.loads((TINY / "training.json").read_text(encoding="utf-8"))
