@@ -106,7 +106,8 @@ def pack(samples: Sequence[Sample]) -> Batch:
 
 def packed_length(samples: Sequence[Sample]) -> int:
     """How many tokens `pack(samples)` has."""
-    return sum(len(sample.ids) for sample in samples) - (len(samples) - 1) * common_prefix(samples)
+    shared = common_prefix(samples)
+    return sum(len(sample.ids) for sample in samples) - (len(samples) - 1) * shared
 
 
 def common_prefix(samples: Sequence[Sample]) -> int:

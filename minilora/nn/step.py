@@ -150,8 +150,8 @@ def _why_nothing_trains(model: Llama) -> str:
         return "no gradients are computed inside no_grad(): train outside of it"
     if any(module.merged for _, module in model.named_modules()):
         return "an adapter is merged into the weights: call unmerge_adapter before training"
-    if model.trainable_parameters():
-        return "the loss depends on nothing trainable: choose an adapter with set_adapter"
+    if model.adapters:
+        return "no active adapter is trainable: choose one with set_adapter"
     return "nothing is trainable: add an adapter, or unfreeze the model with requires_grad_()"
 
 

@@ -63,25 +63,17 @@ def replaced(array):
 
 MISFITS = {
     "missing model.norm.weight": lambda state: {k: v for k, v in state.items() if k != "model.norm.weight"},
-    "unexpected extra.weight": lambda state: {**state, "extra.weight": np.ones(1)},
     r"model.norm.weight has shape \(7,\), expected \(8,\)": replaced(np.ones(7)),
     "model.norm.weight holds NaN or infinity": replaced(np.r_[np.ones(7), np.nan]),
-    "norm.weight holds NaN or infinity": replaced(np.r_[np.ones(7), np.inf]),
 }
 
 
-@pytest.mark.parametrize(("message", "broken"), MISFITS.items(), ids=["missing", "unexpected", "shape", "nan", "inf"])
+@pytest.mark.parametrize(("message", "broken"), MISFITS.items(), ids=["missing", "shape", "nan"])
 def test_loading_a_state_that_does_not_fit_says_what_and_changes_nothing(model, message, broken):
     before = model.state_dict()
     with pytest.raises(ModelFileError, match=message):
         model.load_state_dict(broken({name: array * 2 for name, array in before.items()}))
     assert all(array is before[name] for name, array in model.state_dict().items())
-
-
-def test_finite_float16_weights_are_not_taken_for_infinite():
-    layer = Linear(100, 100)
-    layer.load_state_dict({"weight": np.full((100, 100), 100, np.float16)})  # their sum is beyond float16
-    assert layer.weight.dtype == np.float16
 
 
 # -- the tree ----------------------------------------------------------------------------------------------------------
@@ -102,21 +94,13 @@ def test_a_frozen_model_builds_no_graph_and_a_frozen_part_gets_no_gradient(model
     assert not model.requires_grad_(False).loss(ids, ids).requires_grad
 
 
-@pytest.mark.parametrize("path", ["model.layers.1.mlp.gate_proj", "model.norm"])
-def test_set_submodule_replaces_an_attribute(model, path):
-    new = Linear(1, 1)
-    model.set_submodule(path, new)
-    assert model.get_submodule(path) is new and dict(model.named_modules())[path] is new
-
-
-def test_set_submodule_replaces_an_item_of_a_list(model):
-    new = Linear(1, 1)
-    model.set_submodule("model.layers.1", new)
-    assert model.model.layers[1] is new and model.get_submodule("model.layers.1") is new
-    assert "model.layers.1.weight" in model.state_dict()
-
-
-def test_get_submodule_raises_for_a_name_that_is_not_there(model):
+def test_every_submodule_can_be_replaced_by_its_name(model):
+    for path in [path for path, _ in model.named_modules() if path]:
+        copy, new = Llama(SMALL), Linear(1, 1)
+        copy.set_submodule(path, new)
+        assert copy.get_submodule(path) is new and dict(copy.named_modules())[path] is new
+        assert f"{path}.weight" in copy.state_dict()
+    assert type(copy.model.layers) is list
     with pytest.raises(KeyError):
         model.get_submodule("model.layers.2")
 

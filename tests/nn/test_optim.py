@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from minilora.engine.tensor import Tensor
 from minilora.nn.module import Parameter
@@ -82,13 +85,6 @@ def test_decay_follows_the_learning_rate_of_its_own_parameter(rng):
     np.testing.assert_allclose(q.data, before[1] * (1 - 0.4 * 0.5), rtol=1e-12)
 
 
-def test_the_first_adamw_step_has_the_length_of_the_learning_rate(rng):
-    p = parameter(rng, 10)
-    before = p.data.copy()
-    train(AdamW([p], lr=0.01, weight_decay=0), [p], [[np.array([1e-3, -1e3] * 5)]])
-    np.testing.assert_allclose(p.data - before, [-0.01, 0.01] * 5, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     "make", [lambda p: SGD(p, lr=0.1, momentum=0.9), lambda p: AdamW(p, lr=0.1, weight_decay=0.0)], ids=["SGD", "AdamW"]
 )
@@ -128,14 +124,16 @@ class TestAnyOptimizer:
         kind = type(make([parameter(rng, 1)])).__name__
         assert repr(make([parameter(rng, 3), parameter(rng, 40, 50)])) == f"{kind}(2 tensors, 2,003 parameters, lr 0.1)"
 
-    def test_zero_grad_forgets_all_gradients(self, rng, make):
-        p, q = parameter(rng, 3), parameter(rng, 3)
-        optimizer = make({"p": p, "q": q})
-        p.grad = np.ones(3)
-        optimizer.zero_grad()
-        assert p.grad is None and q.grad is None
+    def test_takes_a_dict_a_list_or_a_generator_and_forgets_their_gradients(self, rng, make):
+        parameters = {"a": parameter(rng, 2), "b": parameter(rng, 3)}
+        for each in (parameters, list(parameters.values()), (p for p in parameters.values())):
+            optimizer = make(each)
+            assert optimizer.parameters == list(parameters.values())
+            parameters["a"].grad = np.ones(2)
+            optimizer.zero_grad()
+            assert parameters["a"].grad is None and parameters["b"].grad is None
 
-    def test_uses_the_learning_rate_of_the_moment(self, rng, make):
+    def test_uses_the_current_learning_rate(self, rng, make):
         p = parameter(rng, 3)
         before = p.data.copy()
         optimizer = make([p])
@@ -143,25 +141,10 @@ class TestAnyOptimizer:
         train(optimizer, [p], np.ones((1, 1, 3)))
         np.testing.assert_array_equal(p.data, before)
 
-    def test_takes_a_dict_a_list_or_a_generator(self, rng, make):
-        parameters = {"a": parameter(rng, 2), "b": parameter(rng, 3)}
-        for given in (parameters, list(parameters.values()), (p for p in parameters.values())):
-            assert make(given).parameters == list(parameters.values())
-
     @pytest.mark.parametrize("nothing", [[], {}, iter(())])
     def test_refuses_to_train_nothing(self, make, nothing):
         with pytest.raises(ValueError, match="nothing to train"):
             make(nothing)
-
-    def test_finds_the_minimum_of_a_parabola(self, rng, make):
-        p, goal = parameter(rng, 5), rng.standard_normal(5)
-        optimizer = make([p])
-        for step in range(300):
-            optimizer.lr = 0.1 * warmup_cosine(step, total=300, warmup=10)
-            ((p - goal) * (p - goal)).sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        np.testing.assert_allclose(p.data, goal, atol=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
@@ -173,54 +156,37 @@ def test_a_negative_learning_rate_is_refused(rng, optimizer):
 # -- clipping ----------------------------------------------------------------------------------------------------------
 
 
-def with_gradients(*gradients):
-    parameters = [Tensor(np.zeros_like(g), requires_grad=True) for g in gradients]
-    for p, g in zip(parameters, gradients, strict=True):
-        p.grad = g
-    return parameters
+@given(
+    st.lists(
+        arrays(np.float64, array_shapes(min_dims=0, max_dims=3, max_side=4), elements=st.floats(-9, 9)), min_size=1
+    ),
+    st.sampled_from([1e-3, 1.0, 5.0, 1e3]),
+    st.sampled_from([np.float32, np.float64]),
+)
+@settings(max_examples=30)
+def test_clipping_scales_all_gradients_by_one_factor_if_their_norm_is_larger(gradients, max_norm, dtype):
+    """The norm is the root of the sum of squares, added in order in float64: to the bit, whatever the dtype."""
+    gradients = [np.asarray(g, dtype) for g in gradients]
+    parameters = {str(i): Tensor(np.zeros_like(g), requires_grad=True) for i, g in enumerate([*gradients, np.ones(2)])}
+    for p, g in zip(parameters.values(), gradients, strict=False):  # the last parameter has none
+        p.grad = g.copy()
+    norm = math.sqrt(sum(float(g.reshape(-1) @ g.reshape(-1)) for g in gradients))
+    assert clip_grad_norm(parameters, max_norm) == norm
+    factor = dtype(max_norm / (norm + 1e-6)) if norm > max_norm else 1
+    for p, g in zip(parameters.values(), gradients, strict=False):
+        assert p.grad.dtype == dtype
+        np.testing.assert_array_equal(p.grad, g * factor)
+    assert parameters[str(len(gradients))].grad is None and clip_grad_norm([list(parameters.values())[-1]], 1.0) == 0
 
 
-def test_clipping_scales_all_gradients_by_one_factor_and_returns_the_norm_before():
-    parameters = with_gradients(np.array([3.0, 0.0]), np.array([[0.0], [4.0]]), np.array(12.0))
-    assert clip_grad_norm(parameters, max_norm=1.3) == 13
-    for p, expected in zip(parameters, ([0.3, 0], [[0], [0.4]], 1.2), strict=True):
-        np.testing.assert_allclose(p.grad, expected, rtol=1e-6)
-
-
-def test_clipping_leaves_a_small_gradient_alone():
-    parameters = with_gradients(np.array([3.0, 4.0]))
-    assert clip_grad_norm(parameters, max_norm=5.0) == 5
-    np.testing.assert_array_equal(parameters[0].grad, [3, 4])
-
-
-def test_clipping_reaches_the_gradient_that_backward_gave_a_single_number():
+def test_clipping_reaches_the_gradient_that_backward_gave_a_scalar():
     x = Tensor(2.0, requires_grad=True)
     (x * x).backward()
-    clip_grad_norm([x], max_norm=1.0)
+    assert clip_grad_norm([x], max_norm=1.0) == 4
     assert x.grad == pytest.approx(1, rel=1e-5)
 
 
-def test_clipping_takes_a_dict_and_skips_parameters_without_gradient():
-    p, q = Tensor([1.0], requires_grad=True), Tensor([1.0], requires_grad=True)
-    p.grad = np.array([2.0])
-    assert clip_grad_norm({"p": p, "q": q}, max_norm=1.0) == 2
-    assert p.grad == pytest.approx(1, rel=1e-5) and q.grad is None
-    assert clip_grad_norm([q], max_norm=1.0) == 0
-
-
 # -- schedule ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_schedule_rises_in_a_line_and_falls_along_half_a_cosine():
-    factors = [warmup_cosine(step, total=24, warmup=4) for step in range(25)]
-    np.testing.assert_allclose(factors[:4], [0.25, 0.5, 0.75, 1])
-    np.testing.assert_allclose(factors[4:], [0.5 * (1 + math.cos(math.pi * i / 20)) for i in range(21)], atol=1e-15)
-
-
-def test_the_schedule_stays_at_its_floor_and_never_leaves_its_bounds():
-    factors = [warmup_cosine(step, total=10, warmup=3, floor=0.1) for step in range(30)]
-    assert factors[10:] == pytest.approx([0.1] * 20)
-    assert all(0.1 - 1e-12 <= factor <= 1 for factor in factors)
 
 
 DOWN = [("cosine", [1, 0.75, 0.25, 0]), ("linear", [1, 2 / 3, 1 / 3, 0]), ("constant", [1, 1, 1, 1])]
@@ -232,8 +198,15 @@ def test_every_schedule_rises_in_a_line_and_falls_in_its_own_way(name, falls):
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1, *falls]) and len(DOWN) == len(SCHEDULES)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (5, 0), (3, 3), (2, 5)])
-def test_the_schedule_works_without_warmup_and_without_anything_else(total, warmup, name):
+@settings(max_examples=40)
+@given(st.sampled_from(list(SCHEDULES)), st.integers(1, 30), st.integers(0, 30))
+def test_a_schedule_is_positive_until_its_end_and_never_above_one(name, total, warmup):
     factors = [SCHEDULES[name](step, total, warmup) for step in range(total)]
-    assert all(0 <= factor <= 1 for factor in factors) and factors[0] > 0
+    assert all(0 < factor <= 1 for factor in factors)
+    down = factors[warmup:]
+    assert down == sorted(down, reverse=True)
+
+
+def test_the_cosine_stays_at_its_floor():
+    factors = [warmup_cosine(step, total=10, warmup=3, floor=0.1) for step in range(30)]
+    assert factors[10:] == pytest.approx([0.1] * 20) and min(factors[2:10]) > 0.1

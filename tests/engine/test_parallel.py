@@ -1,0 +1,139 @@
+"""Threads: gradients are added in a fixed order, one at a time, and every thread uses one core of BLAS."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minilora.engine import parallel
+from minilora.engine.tensor import Node, Tensor
+
+
+def test_an_error_in_one_micro_batch_is_the_error_of_the_whole():
+    def fails():
+        raise ValueError("broken micro-batch")
+
+    with pytest.raises(ValueError, match="broken micro-batch"):
+        parallel.values([lambda: Tensor(1.0), fails], threads=2)
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_gradients_are_added_in_the_order_of_the_threads_not_of_arrival(late):
+    x = Tensor(np.array([1.0]), requires_grad=True)
+    all_there = threading.Barrier(3)
+    factors = [1e16, 1.0, -1e16]  # their sum depends on the order: (1e16 + 1) - 1e16 is 0, (1e16 - 1e16) + 1 is 1
+
+    def part(i):
+        y = (x * factors[i]).sum()
+        all_there.wait(10)
+        if i == late:
+            time.sleep(0.02)
+        return y
+
+    parallel.values_and_gradients([lambda i=i: part(i) for i in range(3)], [1.0] * 3, threads=3)
+    assert x.grad[0] == (1e16 + 1.0) - 1e16
+
+
+def test_one_thread_at_a_time_adds_up(monkeypatch):
+    """Two threads deliver to the same leaf at once: the meeting must let in one at a time."""
+    inside, most = [], []
+
+    def slow_receive(self, grad, fresh):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.005)
+        inside.pop()
+
+    monkeypatch.setattr(Node, "receive", slow_receive)
+    meeting, leaf = parallel.Meeting(2), Node([])
+    for _ in range(5):  # one thread is ahead: the gradients of the other one meet these
+        meeting.receive(0, leaf, np.ones(1))
+    both = threading.Barrier(2)
+
+    def deliver(thread):
+        both.wait(10)
+        for _ in range(5):
+            meeting.receive(thread, leaf, np.ones(1))
+            time.sleep(0.002)  # so that each meets the other at work
+
+    threads = [threading.Thread(target=deliver, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    meeting.close()
+    assert len(most) == 15 and max(most) == 1
+
+
+# -- cores -------------------------------------------------------------------------------------------------------------
+
+
+def test_each_thread_uses_one_core_and_cores_follow_blass_own_setting():
+    inside = []
+
+    def count():
+        inside.append((parallel.cores(), parallel.has_one_core.get()))
+        return Tensor(1.0)
+
+    for most in (1, 2):
+        with parallel._controller().limit(limits=most, user_api="blas"):
+            parallel.values([count, count], threads=2)
+            assert parallel.cores() == most
+    assert inside == [(1, True)] * 4
+
+
+KEEP = """
+from minilora.engine.parallel import cores, keep_threads
+import numpy
+before = cores()
+for most in (1, 2, 64):
+    keep_threads(most)
+    print(cores() <= min(most, before), end=" ")
+"""
+
+
+@pytest.fixture
+def controller(monkeypatch):
+    """A BLAS library that does not say how many threads it uses, and lists the limits that it is given."""
+    fake = SimpleNamespace(limits=[], select=lambda user_api: SimpleNamespace(info=list))
+    fake.limit = lambda limits, user_api: fake.limits.append(limits)
+    monkeypatch.setattr(parallel, "_controller", lambda: fake)
+    return fake
+
+
+@pytest.mark.parametrize("name", parallel.THREADS)
+def test_threads_are_never_more_than_the_environment_allows(name, monkeypatch, controller):
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    for each in parallel.THREADS:
+        monkeypatch.delenv(each, raising=False)
+    parallel.keep_threads(4)
+    monkeypatch.setenv(name, "2")
+    for most in (1, 4):
+        parallel.keep_threads(most)
+    assert controller.limits == [4, 1, 2]
+
+
+def test_with_openblas_num_threads_matmuls_use_no_more():
+    environment = {k: v for k, v in os.environ.items() if k not in parallel.THREADS} | {"OPENBLAS_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", KEEP], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True"] * 3
+
+
+@pytest.mark.parametrize(
+    ("allowed", "machine", "expected"), [({3}, 8, 1), ({0, 5}, 8, 2), (None, 8, 8), (None, None, 1)]
+)
+def test_processors_are_those_this_process_may_use_or_where_no_system_call_tells_all_of_them(
+    monkeypatch, controller, allowed, machine, expected
+):
+    """sched_getaffinity is Linux's alone."""
+    monkeypatch.setattr(os, "cpu_count", lambda: machine)
+    if allowed is None:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    else:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: allowed, raising=False)
+    assert parallel.processors() == parallel.cores() == expected

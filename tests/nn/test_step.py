@@ -1,0 +1,282 @@
+"""Micro-batches on several cores, and blocks computed again in the backward pass, change no loss and no gradient."""
+
+import dataclasses
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.engine.attention import Packing
+from minilora.engine.recompute import recomputed, remembered
+from minilora.engine.tensor import Tensor, no_grad
+from minilora.lora.adapters import add_adapter, merge_adapter, set_adapter
+from minilora.lora.config import LoraConfig
+from minilora.lora.mixed import mixed_batch
+from minilora.nn import parts, step
+from minilora.nn.llama import Llama
+from minilora.nn.optim import SGD, AdamW
+from minilora.nn.parts import Batch, Sample, pack
+from minilora.nn.step import NotFiniteError, divided, loss_and_grad, loss_without_grad, training_step
+
+IDS = np.arange(8 * 40).reshape(8, 40) * 7 % 61
+PACKED = Packing(6, (50, 130, 141, 230, 320))
+SAMPLES = [Sample(ids := (1, 2, 3, 4, *range(5, 5 + n)), (*[-100] * 6, *ids[6:])) for n in (20, 50, 12, 40, 30, 7, 31)]
+
+
+def labelled(ids, packing=None):
+    labels = ids.copy()
+    labels[:, :3] = -100
+    for start, _ in packing.own_spans() if packing else []:
+        labels[:, start] = -100
+    return labels
+
+
+BATCHES = {
+    "rows": (IDS, labelled(IDS), None),
+    "packed": (IDS.reshape(1, -1), labelled(IDS.reshape(1, -1), PACKED), PACKED),
+}
+each_batch = pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
+with_threads = pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+
+
+@pytest.fixture
+def threads(monkeypatch, request):
+    monkeypatch.setattr(step, "cores", lambda: request.param)
+    return request.param
+
+
+def adapted(model, **settings):
+    add_adapter(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "init_lora_weights": False} | settings), "own", seed=1)
+    return model.train()
+
+
+def to_float64(model):
+    for _, p in model.named_parameters():
+        p.data = p.data.astype(np.float64)
+    return model
+
+
+def whole(model, *batch):
+    loss = model.loss(*batch)
+    loss.backward()
+    return loss
+
+
+def gradients(model, batch, compute=loss_and_grad):
+    for p in model.trainable_parameters().values():
+        p.grad = None
+    loss = compute(model, *batch)
+    return loss.item(), {name: p.grad.copy() for name, p in model.trainable_parameters().items()}
+
+
+def assert_close(found, expected):
+    (loss, grads), (expected_loss, expected_grads) = found, expected
+    assert loss == pytest.approx(expected_loss, rel=1e-12) and grads.keys() == expected_grads.keys()
+    for name, grad in expected_grads.items():
+        np.testing.assert_allclose(grads[name], grad, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def assert_equal(found, expected):
+    (loss, grads), (expected_loss, expected_grads) = found, expected
+    assert loss == expected_loss and all(np.array_equal(grad, expected_grads[name]) for name, grad in grads.items())
+
+
+# -- loss and gradients ------------------------------------------------------------------------------------------------
+
+
+@with_threads
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@each_batch
+def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole(tiny_model, batch, full, threads):
+    model = to_float64(tiny_model if full else adapted(tiny_model))
+    expected = gradients(model, batch, whole)
+    assert_close(gradients(model, batch), expected)
+    assert loss_without_grad(model, Batch(*batch)) == pytest.approx(expected[0], rel=1e-12)
+    loss = loss_and_grad(model, *batch)  # a second batch adds to the gradients of the first
+    assert loss.node is None
+    twice = {name: p.grad for name, p in model.trainable_parameters().items()}
+    assert_close((loss.item(), twice), (expected[0], {name: 2 * grad for name, grad in expected[1].items()}))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_three_micro_batches_on_two_threads_give_the_gradients_of_the_whole(tiny_config, monkeypatch, tied):
+    """One thread then has two gradients of every parameter more than the other; a tied head, twice as many."""
+    monkeypatch.setattr(step, "cores", lambda: 2)
+    monkeypatch.setattr(parts, "GOOD", 40)
+    monkeypatch.setattr(parts, "LEAST", 1)
+    model = to_float64(Llama(dataclasses.replace(tiny_config, tie_word_embeddings=tied), 0))
+    batch = IDS[:3], labelled(IDS[:3])
+    assert len(divided(model, Batch(*batch))) == 3
+    assert_close(gradients(model, batch), gradients(model, batch, whole))
+
+
+@pytest.mark.parametrize("threads", [2, 3], indirect=True)
+@pytest.mark.parametrize("settings", [{"lora_dropout": 0.5}, {"use_dora": True}])
+def test_the_same_batch_gives_the_same_bits(tiny_config, threads, settings):
+    first, second = (gradients(adapted(Llama(tiny_config, 0), **settings), BATCHES["rows"]) for _ in range(2))
+    assert_equal(first, second)
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+def test_where_there_is_no_gradient_the_true_reason_is_given(tiny_config, threads):
+    ids, labels, _ = BATCHES["rows"]
+
+    def frozen(model):
+        model.requires_grad_(False)
+
+    def inactive(model):
+        set_adapter(adapted(model), None)
+
+    def merged(model):
+        merge_adapter(adapted(model))
+
+    for prepare, reason in ((frozen, "add an adapter, or unfreeze the model with requires_grad_"),
+                            (inactive, "no active adapter is trainable: choose one with set_adapter"),
+                            (merged, "an adapter is merged into the weights: call unmerge_adapter")):  # fmt: skip
+        model = Llama(tiny_config, 0)
+        prepare(model)
+        with pytest.raises(RuntimeError, match=reason):
+            loss_and_grad(model, ids, labels)
+    with no_grad(), pytest.raises(RuntimeError, match=r"inside no_grad\(\)"):
+        loss_and_grad(Llama(tiny_config, 0), ids, labels)
+    model = adapted(Llama(tiny_config, 0))
+    merge_adapter(model)
+    with pytest.raises(RuntimeError, match="call unmerge_adapter before training"):
+        ml.fit(model, SAMPLES[:2], steps=1)
+    with pytest.raises(ValueError, match="no token is scored"):  # also where micro-batches without labels are left out
+        loss_and_grad(Llama(tiny_config, 0), ids, np.full_like(labels, -100))
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_a_mixed_batch_keeps_its_rows_together(tiny_model, threads):
+    model = to_float64(adapted(tiny_model))
+    ids, labels, _ = BATCHES["rows"]
+    names = ["own", None] * 4
+    with mixed_batch(model, names):
+        assert len(divided(model, Batch(ids, labels))) == 1
+        together, found = gradients(model, (ids, labels))
+        _, expected = gradients(model, (ids, labels), whole)
+    assert len(divided(model, Batch(ids, labels))) == 2
+    with no_grad():
+        apart = []
+        for row, name in enumerate(names):
+            with mixed_batch(model, [name]):
+                apart.append(model.loss(ids[row : row + 1], labels[row : row + 1]).item())
+    assert together == pytest.approx(np.mean(apart), rel=1e-12)
+    assert all(np.array_equal(grad, found[name]) and grad.any() for name, grad in expected.items())
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_only_the_micro_batches_in_progress_hold_activations(tiny_config, threads):
+    model = adapted(Llama(tiny_config, np.random.default_rng(0)))
+    ids = np.tile(IDS, (8, 1))
+
+    def peak(compute):
+        tracemalloc.start()
+        compute(model, ids, ids)
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    loss_and_grad(model, IDS, IDS)  # what is imported at the first step counts for neither
+    # Two of ten at a time, and the gradients of a thread that is ahead of the other:
+    assert peak(loss_and_grad) < peak(whole) / 2
+
+
+# -- the step ----------------------------------------------------------------------------------------------------------
+
+
+@with_threads
+def test_samples_some_at_a_time_or_all_at_once_have_the_loss_and_gradient_of_their_packed_row(
+    tiny_config, threads, monkeypatch
+):
+    model = to_float64(adapted(Llama(dataclasses.replace(tiny_config, vocab_size=128), 0)))
+    row, seen, real = pack(SAMPLES), [], step.divided
+    expected = gradients(model, (row.input_ids, row.labels, row.packing), whole)
+    norm = np.sqrt(sum((grad**2).sum() for grad in expected[1].values()))
+    monkeypatch.setattr(step, "divided", lambda model, samples: seen.append(len(samples)) or real(model, samples))
+    for at_once in (None, 1, 3, 6, 7, 99):
+        seen.clear()
+        loss, found = training_step(model, SGD(model.trainable_parameters(), lr=0.0), SAMPLES, at_once=at_once)
+        assert sum(seen) == len(SAMPLES) and max(seen) == min(at_once or 7, 7)
+        assert_close((loss, {name: p.grad for name, p in model.trainable_parameters().items()}), expected)
+        assert found == pytest.approx(norm, rel=1e-9)
+
+
+def test_a_training_step_is_what_one_writes_by_hand(tiny_config):
+    models = [to_float64(adapted(Llama(tiny_config, 0))) for _ in range(2)]
+    mine, other = (AdamW(model.trainable_parameters(), lr=0.01) for model in models)
+    for _ in range(3):
+        loss, norm = training_step(models[0], mine, Batch(*BATCHES["rows"]), max_norm=0.01)
+        expected, grads = gradients(models[1], BATCHES["rows"])
+        by_hand = np.sqrt(sum((grad**2).sum() for grad in grads.values()))
+        for p in models[1].trainable_parameters().values():
+            p.grad *= min(1.0, 0.01 / (by_hand + 1e-6))
+        other.step()
+        assert norm == pytest.approx(by_hand, rel=1e-9) and norm > 0.01
+        assert loss == pytest.approx(expected, rel=1e-9)
+    for (name, p), (_, q) in zip(*(model.named_parameters() for model in models), strict=True):
+        np.testing.assert_allclose(p.data, q.data, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize(("what", "spoiled"), [("loss", "model.norm.weight"), ("gradient", None)])
+def test_a_step_that_is_not_finite_changes_no_weight_and_says_what_is_not(tiny_config, monkeypatch, what, spoiled):
+    model = adapted(Llama(tiny_config, 0))
+    if spoiled:
+        dict(model.named_parameters())[spoiled].data[0] = np.nan
+    else:
+        monkeypatch.setattr(step, "clip_grad_norm", lambda parameters, max_norm: np.float64("inf"))
+    before = {name: p.data.copy() for name, p in model.trainable_parameters().items()}
+    with pytest.raises(NotFiniteError, match=f"{what} became (nan|inf)") as caught:
+        training_step(model, AdamW(model.trainable_parameters()), Batch(*BATCHES["rows"]))
+    assert caught.value.what == what and not np.isfinite(caught.value.value)
+    assert all(np.array_equal(p.data, before[name]) for name, p in model.trainable_parameters().items())
+
+
+# -- recomputation -----------------------------------------------------------------------------------------------------
+
+TRAINED = [None, {"lora_dropout": 0.5}, {"use_dora": True}, {"target_modules": ["v_proj"]},
+           {"target_modules": ["embed_tokens", "q_proj"]}]  # fmt: skip
+
+
+@pytest.mark.parametrize("compute", [whole, loss_and_grad])
+@pytest.mark.parametrize("settings", TRAINED, ids=str)
+def test_recomputed_training_equals_training_with_saved_activations_bit_for_bit(tiny_config, settings, compute):
+    for batch in BATCHES.values():
+        results = []
+        for recompute in (False, True):
+            model = Llama(tiny_config, 0) if settings is None else adapted(Llama(tiny_config, 0), **settings)
+            model.model.recompute = recompute
+            results.append([gradients(model, batch, compute) for _ in range(2)])
+        for saved, again in zip(*results, strict=True):
+            assert_equal(again, saved)
+            assert all(grad.any() for grad in again[1].values())  # every adapter, also above the frozen embedding
+
+
+def test_recomputation_saves_one_input_per_block(tiny_config):
+    sizes = []
+    for recompute in (False, True):
+        model = adapted(Llama(tiny_config, np.random.default_rng(0)))
+        model.model.recompute = recompute
+        tracemalloc.start()
+        loss = model.loss(IDS, IDS)
+        sizes.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        del loss
+    assert sizes[1] < sizes[0] / 3
+
+
+def test_a_block_with_nothing_to_train_records_nothing_and_random_numbers_are_drawn_once():
+    y = recomputed(lambda x: x * 2, Tensor(np.ones(3)))
+    assert not y.requires_grad and np.array_equal(y.data, np.full(3, 2.0))
+    rng, seen = np.random.default_rng(0), []
+
+    def noisy(x):
+        seen.append(remembered(lambda: int(rng.integers(100))))
+        return x * float(seen[-1])
+
+    x = Tensor(np.ones(3), requires_grad=True)
+    recomputed(noisy, x).sum().backward()
+    assert seen[0] == seen[1] and np.array_equal(x.grad, np.full(3, float(seen[0])))
+    assert remembered(lambda: 7) == 7
