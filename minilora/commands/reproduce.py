@@ -1,35 +1,38 @@
-"""`minilora reproduce`: run the claims, keep what they found, and write the page.
+"""`minilora reproduce`: run the claims, keep their results, and write the page with the verdicts.
 
-What a claim found is kept under its name, its settings and the code that decides it: a claim of which nothing has
-changed is read, not run. Its sentences and its band are not among that: a verdict is always that of the band as it
-stands in the file.
+A result is kept under the claim's name, its settings and the code that decides it: a claim of which nothing has changed
+is read, not run. Sentences and bands are not part of that: the verdict always follows the band as the file has it now.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..experiments.claim import Claim, ClaimFile, Setting, claim_names, read_claim
-from ..experiments.memo import code_sha256
-from ..files.disk import read_json, write_json
-from ..measure.environment import machine, versions
+from ..experiments.claim import Claim, ClaimFile, Setting, Verdict, claim_names, read_claim
+from ..experiments.memo import as_json, code_sha256, keep, path_of, recall
+from ..experiments.trials import reason
+from ..files.disk import write_json
+from ..measure.environment import circumstances, machine, versions
 from ..measure.statistics import Interval
 from ..options import UsageError, add_flags, from_flags, option
-from ..progress import Bars
-from .shared import AS_JSON, tell
+from ..pages.text import counted, duration, shortened, terminal_width
+from ..progress import log, progress
+from .shared import AS_JSON
 
-CLAIMS_FILE, KEPT = "claims.json", "cache"
+HELP = "run what papers say about LoRA, claim by claim, and write a page with the verdicts"
+
+CLAIMS_FILE, PAGE_FILE, PICTURES, KEPT = "claims.json", "README.md", "pictures", "cache"
+MOST = 16  # numbers of a list that the page prints; claims.json holds all
+NAME = 28  # columns of a claim's name
 
 Found = dict[str, Any]
 
@@ -40,32 +43,61 @@ class ReproduceOptions:
 
     seeds: Sequence[int] | None = option(None, "seeds of every claim (default: the claim's own)", metavar="N")
     jobs: int | None = option(None, "runs at a time (default: as many as there are cores)", metavar="N")
-    out: str | None = option(None, "folder of page, pictures, claims.json and what is kept (default: runs/claims)")
-    small: bool = option(False, "each claim in its smallest form: seconds")
-    switched: bool = option(False, "with the effect of each claim switched off: the verdicts must turn")
+    out: str | None = option(None, "folder of page, pictures, claims.json and kept results (default: runs/claims)")
+    small: bool = option(False, "each claim in its smallest form, which takes seconds")
+    switched: bool = option(False, "with the effect of each claim switched off, and as it is: does the verdict turn?")
 
     def __post_init__(self):
         if self.seeds is not None and (not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds)):
-            raise ValueError(
-                f"seeds must be different numbers from 0 on, got {' '.join(map(str, self.seeds)) or 'none'}"
-            )
+            given = " ".join(map(str, self.seeds)) or "none"
+            raise ValueError(f"seeds must be different numbers from 0 on, got {given}")
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}")
 
     @property
     def folder(self) -> Path:
-        """Where everything goes: `out`, or runs/claims, with what makes it another run behind it."""
-        other = "-small" * self.small + "-switched" * self.switched
-        return Path(self.out or f"runs/claims{other}")
+        """The folder of all results: `out`, or runs/claims with the form of the claims behind it."""
+        return Path(self.out or f"runs/claims{'-small' * self.small}{'-switched' * self.switched}")
 
     def setting(self, claim: Claim) -> Setting:
         """How one claim is run."""
         seeds = tuple(claim.seeds if self.seeds is None else self.seeds)
         return Setting(self.small, self.switched, seeds, self.jobs, self.folder / KEPT)
 
+    @property
+    def on(self) -> ReproduceOptions:
+        """The same with every effect as it is."""
+        return replace(self, switched=False)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Names of claims, and the fields of ReproduceOptions."""
+    add_flags(parser, ReproduceOptions)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="claims, such as planted-rank (default: all)")
+    parser.add_argument("--list", action="store_true", help="name all claims, with source, base and minutes")
+    parser.add_argument("--json", **AS_JSON)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the claims that have changed, write the page, print the verdicts."""
+    if arguments.list:
+        print(listing(terminal_width()))
+        return
+    options = from_flags(ReproduceOptions, arguments)
+    try:
+        chosen(arguments.names)
+    except ValueError as error:
+        raise UsageError(error) from error
+    result = reproduce(arguments.names, options)
+    path = write_page(result, options.folder)
+    print(json.dumps(result, indent=2) if arguments.json else f"{summary(result)}\n\nWritten to {path}")
+    if failed := failures(result):
+        count = f"{len(failed)} of {counted(len(result['claims']), 'claim')}"
+        raise RuntimeError(f"{count} could not be run: {', '.join(failed)}")
+
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """The claims of these names, or all. Raises ValueError for one that is not there, with the nearest one."""
+    """The claims of these names, or all. Raises ValueError for a name that no claim has, with the nearest one."""
     known = claim_names()
     asked = [name.replace("_", "-").removesuffix(".py") for name in names]
     for name, word in zip(asked, names, strict=True):
@@ -76,43 +108,53 @@ def chosen(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(asked)) or known
 
 
-def reproduce(
-    names: Sequence[str] = (),
-    options: ReproduceOptions | None = None,
-    say: Callable[[str], object] = lambda line: None,
-    bars: Callable[..., Any] | None = None,
-) -> dict[str, Any]:
+def listing(width: int = 80) -> str:
+    """Every claim on a line: name, source, base, minutes of one core; and the sum."""
+    lines, minutes, room = [], 0.0, max(10, width - NAME - 19)
+    for name in claim_names():
+        if isinstance(file := _read(name), str):
+            lines.append(f"{name:<{NAME}} {file}")
+            continue
+        claim, minutes = file.CLAIM, minutes + file.CLAIM.minutes
+        source = shortened(claim.source, room - 1)
+        lines.append(f"{name:<{NAME}} {source:<{room}}{claim.base:<10}{claim.minutes:>4g} min")
+    return "\n".join([*lines, f"{counted(len(lines), 'claim')}, {minutes:.0f} minutes of one core in all"])
+
+
+# -- the runs ----------------------------------------------------------------------------------------------------------
+
+
+def reproduce(names: Sequence[str] = (), options: ReproduceOptions | None = None) -> dict[str, Any]:
     """Run the claims of these names, or all, and return what was found: {"claims": {name: ...}, "machine": ..., ...}.
 
-    A claim that raises has {"failed": why} in place of numbers, and the others go on. Each result is kept as soon as
-    it is there; after Ctrl-C the same command goes on. Claims that are not named, but kept, are returned, too. The
-    result also stands in claims.json. say: hears what is to be run, and at Ctrl-C where it is kept. bars: makes
-    a progress bar (progress.py). Raises ValueError for an unknown name.
+    A claim that raises has {"failed": why} instead of numbers, and the others go on. Each result is kept as soon as it
+    is there; after Ctrl-C the same command continues. Kept claims that are not named are returned as well. The result
+    is also written to claims.json. Raises ValueError for an unknown name.
     """
     options, asked, found = options or ReproduceOptions(), chosen(names), dict[str, Found]()
     options.folder.mkdir(parents=True, exist_ok=True)
     files = {name: _read(name) for name in claim_names()}
-    broken = {name for name, file in files.items() if isinstance(file, str)}
-    ahead = {name for name in asked if name not in broken and not _place(name, files[name], options).is_file()}
-    seconds = {name: round(60 * files[name].CLAIM.minutes) for name in ahead}
-    if ahead:
-        say(f"{len(ahead)} of {len(asked)} claims to run, about {sum(seconds.values()) / 60:.0f} minutes of one core")
-    bar = bars("claims", max(1, sum(seconds.values())), "s") if bars and ahead else None
+    forms = [options, options.on] if options.switched else [options]
+    ahead = {
+        name: 60 * files[name].CLAIM.minutes * sum(_kept(name, files[name], form) is None for form in forms)
+        for name in asked
+        if not isinstance(files[name], str)
+    }
+    if seconds := sum(ahead.values()):
+        count = counted(sum(map(bool, ahead.values())), "claim")
+        log.info("%s to run, about %s of one core", count, duration(seconds))
     try:
-        for name in asked:
-            told = _teller(bar, name)
-            found[name] = _run(name, files[name], options, told)
-            if bar is not None:
-                bar.update(seconds.get(name, 0))
+        with progress("claims", round(seconds), "s") as bar:
+            for name in asked:
+                bar.update(0, text=name)
+                found[name] = _found(name, files[name], options)
+                bar.update(round(ahead.get(name, 0)))
     except KeyboardInterrupt:
-        say(f"\nwhat is done is kept in {options.folder}: the same command goes on from there")
+        log.info("\nwhat is done is kept in %s: the same command continues from there", options.folder)
         raise
-    finally:
-        if bar is not None:
-            bar.close()
-    for name in files.keys() - found.keys() - broken:
-        if (path := _place(name, files[name], options)).is_file():
-            found[name] = _judged(files[name], read_json(path), options)
+    for name in files.keys() - found.keys():
+        if not isinstance(files[name], str) and all(_kept(name, files[name], form) for form in forms):
+            found[name] = _found(name, files[name], options)
     result = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
@@ -130,126 +172,204 @@ def failures(result: Mapping[str, Any]) -> list[str]:
     return [name for name, one in result["claims"].items() if "failed" in one]
 
 
-def listing(width: int = 80) -> str:
-    """Every claim on a line: name, source, base, minutes of one core; and the sum."""
-    lines, total = [], 0.0
-    for name in claim_names():
-        file = _read(name)
-        if isinstance(file, str):
-            lines.append(f"{name:<28} {file}")
-            continue
-        claim, total = file.CLAIM, total + file.CLAIM.minutes
-        room = max(10, width - 28 - 1 - 10 - 8)
-        source = claim.source if len(claim.source) < room else claim.source[: room - 4] + "..."
-        lines.append(f"{name:<28} {source:<{room}}{claim.base:<10}{claim.minutes:>4g} min")
-    return "\n".join([*lines, f"{len(lines)} claims, {total:.0f} minutes of one core in all"])
-
-
-# -- one claim ---------------------------------------------------------------------------------------------------------
-
-
 def _read(name: str) -> Any:
-    """A claim's file; one that cannot be imported is the reason, in a line."""
+    """A claim's file; for one that cannot be imported the reason, in a line."""
     try:
         return read_claim(name)
     except Exception as error:
-        return _reason(error)
+        return reason(error)
 
 
-def _run(name: str, file: Any, options: ReproduceOptions, told: Callable[[str], object]) -> Found:
-    """What is kept of this claim, or what it finds now, which is then kept."""
+def _found(name: str, file: Any, options: ReproduceOptions) -> Found:
+    """A claim's words and result, and the verdict that its band gives; switched off, whether it turned as well."""
     if isinstance(file, str):
         return {"failed": file, "seconds": 0.0}
-    path, start = _place(name, file, options), time.perf_counter()
+    claim: Claim = file.CLAIM
+    words = ("source", "where", "says", "here", "switch", "base", "second_hand")
+    found, start = {word: getattr(claim, word) for word in words}, time.perf_counter()
     try:
-        if path.is_file():
-            return _judged(file, read_json(path), options)
-        told("")
-        numbers = json.loads(json.dumps(file.run(options.setting(file.CLAIM)), allow_nan=False))
-        Interval.of(numbers["measured"])
+        found |= (record := _record(name, file, options))
+        band, interval = claim.band_of(options.small), Interval.of(record["numbers"]["measured"])
+        verdict = band.verdict(interval)
+        found |= {"band": {"quantity": band.quantity, "text": str(band)}, "interval": asdict(interval)}
+        found |= {"verdict": str(verdict), "explained": "" if options.switched else claim.explained.get(verdict, "")}
+        if options.switched:
+            on = claim.verdict(_record(name, file, options.on)["numbers"], options.small)
+            found |= {"on": str(on), "turned": on != verdict}
     except Exception as error:
-        return _words(file.CLAIM) | {"failed": _reason(error), "seconds": time.perf_counter() - start}
-    record = {
-        "numbers": numbers,
-        "seeds": list(options.setting(file.CLAIM).seeds),
-        "seconds": time.perf_counter() - start,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
-    return _judged(file, record, options)
+        return found | {"failed": reason(error), "seconds": time.perf_counter() - start}
+    return found
 
 
-def _judged(file: ClaimFile, record: Found, options: ReproduceOptions) -> Found:
-    """The record with the claim's words, and the verdict that its band gives today."""
-    claim = file.CLAIM
-    band, verdict = claim.band_of(options.small), claim.verdict(record["numbers"], options.small)
-    return _words(claim) | record | {
-        "band": {"quantity": band.quantity, "text": str(band)},
-        "interval": asdict(Interval.of(record["numbers"]["measured"])),
-        "verdict": str(verdict),
-        "explained": claim.explained.get(verdict, ""),
-    }  # fmt: skip
+def _record(name: str, file: Any, options: ReproduceOptions) -> Found:
+    """What is kept of this claim, or what it finds now, which is then kept: numbers, seeds, seconds, machine."""
+    if (record := _kept(name, file, options)) is None:
+        start, setting = time.perf_counter(), options.setting(file.CLAIM)
+        numbers = as_json(file.run(setting))
+        Interval.of(numbers["measured"])
+        record = keep(
+            *_place(name, file, options),
+            numbers,
+            seeds=setting.seeds,
+            seconds=time.perf_counter() - start,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine=machine(),
+            versions=versions(),
+        )
+    return {"numbers": record["result"]} | {k: v for k, v in record.items() if k not in ("decides", "result")}
 
 
-def _words(claim: Claim) -> Found:
-    names = ("source", "where", "says", "here", "switch", "base", "second_hand")
-    return {name: getattr(claim, name) for name in names}
+def _kept(name: str, file: ClaimFile, options: ReproduceOptions) -> Found | None:
+    return recall(*_place(name, file, options))
 
 
-def _reason(error: Exception) -> str:
-    if os.environ.get("MINILORA_TRACEBACK"):
-        traceback.print_exception(error)
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
-
-
-def _place(name: str, file: ClaimFile, options: ReproduceOptions) -> Path:
-    """Where the numbers of a claim are kept, under all that decides them."""
-    path = Path(str(file.__file__))  # type: ignore[attr-defined]
+def _place(name: str, file: ClaimFile, options: ReproduceOptions) -> tuple[Path, dict[str, Any]]:
+    """Where the numbers of a claim are kept, and all that decides them."""
+    code = code_sha256(Path(str(file.__file__)))  # type: ignore[attr-defined]
     setting = options.setting(file.CLAIM)
-    told = [name, setting.small, setting.switched, list(setting.seeds), code_sha256(path)]
-    digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    return options.folder / KEPT / f"{name}-{digest[:20]}.json"
+    decides = {"small": setting.small, "switched": setting.switched, "seeds": list(setting.seeds), "code": code}
+    return path_of(options.folder / KEPT, name, decides), decides
 
 
-def _teller(bar: Any, name: str) -> Callable[[str], object]:
-    def told(line: str) -> None:
-        if bar is not None:
-            bar.set_postfix_str(f"{name} {line}".strip(), refresh=False)
-            bar.update(0)  # which shows it when its time has come
+# -- the page ----------------------------------------------------------------------------------------------------------
 
-    return told
+HEAD = """# What papers say, run here
 
-
-HELP = "run what papers say about LoRA, claim by claim, and write a page with the verdicts"
-
-
-def add(parser: argparse.ArgumentParser) -> None:
-    """Names of claims, and the fields of ReproduceOptions."""
-    add_flags(parser, ReproduceOptions)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="claims, such as planted-rank (default: all)")
-    parser.add_argument("--list", action="store_true", help="name all claims, with source, base and minutes")
-    parser.add_argument("--json", **AS_JSON)
+Each claim is a sentence of a paper, a band that was fixed before the run, and what was measured. A claim is
+*reproduced* if the mean over seeds is inside the band and its 95 % interval (Student's, over seeds) does not reach the
+values that speak against the claim. It is *contradicted* if the whole interval speaks against it, and otherwise *not at
+this size*. The verdict is about this experiment, on small models, and not about the paper's own.
+"""
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run the claims that have changed, write the page, print the verdicts."""
-    from .report import terminal_width
-    from .reproduce_page import summary, write_page
+def write_page(result: Mapping[str, Any], folder: Path) -> Path:
+    """Draw the picture of every claim, for light and dark pages, and write the page. Returns the page's path.
 
-    if arguments.list:
-        print(listing(terminal_width()))
+    For a picture that cannot be drawn, the page has a line with the reason.
+    """
+    from ..pages.style import save_themes
+
+    pictures = folder / PICTURES
+    pictures.mkdir(parents=True, exist_ok=True)
+    drawn = {}
+    for name, found in result["claims"].items():
+        if "failed" in found:
+            continue
+        try:
+            draw = partial(read_claim(name).picture, found["numbers"])
+            drawn[name] = save_themes(draw, pictures / f"{name}.png")[0].stem
+        except Exception as error:
+            found["no_picture"] = f"{type(error).__name__}: {error}"
+    path = folder / PAGE_FILE
+    path.write_text(page(result, drawn), encoding="utf-8")
+    return path
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The verdicts for a terminal, one claim on a line."""
+    lines = []
+    for name, found in result["claims"].items():
+        if "failed" in found:
+            lines.append(f"{name:<{NAME}} failed: {found['failed']}")
+        else:
+            turned = f"  {_turned(found)}" if "turned" in found else ""
+            lines.append(f"{name:<{NAME}} {found['verdict']:<17} {_interval(found)}{turned}")
+    return "\n".join(lines)
+
+
+def page(result: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
+    """The page as Markdown. drawn: the stem of each claim's picture."""
+    lines = [HEAD, *_circumstances(result), "", *_table(result["claims"])]
+    for name, found in result["claims"].items():
+        lines += ["", f"## {name}", "", *_claim(found)]
+        if name in drawn:
+            lines += ["", _picture(drawn[name], name, found)]
+        elif "no_picture" in found:
+            lines += ["", f"No picture: {found['no_picture']}"]
+    return "\n".join(lines) + "\n"
+
+
+def _circumstances(result: Mapping[str, Any]) -> Iterator[str]:
+    options, claims = result["options"], list(result["claims"].values())
+    if options["small"]:
+        yield "**Smallest form**, with matrices or the tiny base: it tests the programs, and not the papers.\n"
+    if options["switched"]:
+        turned = sum(found.get("turned", False) for found in claims)
+        yield f"**The effect of each claim is switched off**: {turned} of {counted(len(claims), 'verdict')} turned.\n"
+    days = sorted({found["created"][:10] for found in claims if "created" in found})
+    when = f"; measured {days[0]} to {days[-1]}" if len(days) > 1 else ""
+    yield f"{circumstances(dict(result))}{when}; {result['seconds'] / 60:.1f} minutes in all."
+    counts = {verdict: sum(found.get("verdict") == verdict for found in claims) for verdict in Verdict}
+    failed = sum("failed" in found for found in claims)
+    said = [f"{n} {verdict}" for verdict, n in counts.items()] + ([f"{failed} failed"] if failed else [])
+    yield f"{counted(len(claims), 'claim')}: {', '.join(said)}."
+
+
+def _table(claims: Mapping[str, Any]) -> Iterator[str]:
+    yield "| claim | source | measured | band | mean [95 % interval] | verdict |"
+    yield "|---|---|---|---|---|---|"
+    for name, found in claims.items():
+        if "failed" in found:
+            cells = [found.get("source", ""), "", "", "", f"failed: {found['failed']}"]
+        else:
+            source = f"{found['source']}, {found['where']}{' (second-hand)' * found['second_hand']}"
+            band = found["band"]
+            cells = [source, band["quantity"], band["text"], _interval(found), f"**{found['verdict']}**"]
+        yield f"| [{name}](#{name}) | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _claim(found: Mapping[str, Any]) -> Iterator[str]:
+    if "source" in found:
+        yield f"**The paper** ({found['source']}, {found['where']}): {found['says']}"
+        if found["second_hand"]:
+            yield "\nSecond-hand: the paper itself could not be read; this is what others report of it."
+        yield f"\n**Run here** ({found['base']}): {found['here']}"
+        yield f"\n**Switched off**, the verdict must turn: {found['switch']}"
+    if "failed" in found:
+        yield f"\n**Failed**: {found['failed']}"
         return
-    options = from_flags(ReproduceOptions, arguments)
-    try:
-        chosen(arguments.names)
-    except ValueError as error:
-        raise UsageError(error) from error
-    result = reproduce(arguments.names, options, say=tell, bars=Bars())
-    path = write_page(result, options.folder)
-    print(json.dumps(result, indent=2) if arguments.json else f"{summary(result)}\n\nWritten to {path}")
-    if failed := failures(result):
-        raise RuntimeError(f"{len(failed)} of {len(result['claims'])} claims could not be run: {', '.join(failed)}")
+    seeds = ", ".join(map(str, found["seeds"]))
+    yield f"\n**Band** of the {found['band']['quantity']}: {found['band']['text']}"
+    yield f"\n**Measured**, seeds {seeds}: {_numbers(found['numbers']['measured'])}; mean {_interval(found)}"
+    yield f"\n**Verdict: {found['verdict']}**" + (f" {_turned(found)}" if "turned" in found else "")
+    if found["verdict"] != Verdict.REPRODUCED and "turned" not in found:
+        yield f"\n{found['explained'] or 'The reason is not known yet.'}"
+    if rows := list(_rows(found["numbers"])):
+        yield from ("", "| number | value |", "|---|---|", *rows)
+
+
+def _turned(found: Mapping[str, Any]) -> str:
+    """Whether the verdict turned when the effect was switched off."""
+    if found["turned"]:
+        return f"(turned, as it must: {found['on']} with the effect on)"
+    return "(did not turn, though it must: this experiment does not show the effect)"
+
+
+def _rows(numbers: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Numbers, and short lists of them, a row each; what is nested, one level deep."""
+    for key, value in numbers.items():
+        name = f"{before}{key}".replace("_", " ")
+        if isinstance(value, dict) and not before:
+            yield from _rows(value, f"{key}: ")
+        elif key != "measured" and (text := _numbers(value)):
+            yield f"| {name} | {text} |"
+
+
+def _numbers(value: Any) -> str:
+    if isinstance(value, list):
+        texts = [_numbers(one) for one in value] if 0 < len(value) <= MOST else []
+        return ", ".join(texts) if all(texts) and not any(isinstance(one, list) for one in value) else ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value if isinstance(value, str) and len(value) < 60 else ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    one = found["interval"]
+    return f"{one['mean']:.4g}" + (f" [{one['low']:.4g}, {one['high']:.4g}]" if one["n"] > 1 else "")
+
+
+def _picture(stem: str, name: str, found: Mapping[str, Any]) -> str:
+    alt = f"{name}: {found['band']['quantity']}, {_interval(found)}".replace('"', "'")
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{PICTURES}/{stem}-dark.png">'
+    return f'<picture>{dark}<img src="{PICTURES}/{stem}.png" alt="{alt}"></picture>'

@@ -58,7 +58,10 @@ def remember(path: Path, decides: Mapping[str, Any], make: Callable[[], Any]) ->
 
 def as_json(value: Any) -> Any:
     """The value as JSON gives it back. Raises ValueError for NaN and infinity, TypeError for what JSON cannot hold."""
-    return json.loads(json.dumps(value, allow_nan=False))
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except ValueError as error:
+        raise ValueError(f"expected finite numbers, as JSON can hold them ({error})") from error
 
 
 # -- which code --------------------------------------------------------------------------------------------------------

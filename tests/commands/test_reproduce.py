@@ -6,9 +6,8 @@ import sys
 import pytest
 from commandline import complaint, status
 
-from minilora.commands.reproduce import ReproduceOptions, chosen, failures, listing
+from minilora.commands.reproduce import ReproduceOptions, chosen, failures, listing, page, write_page
 from minilora.commands.reproduce import reproduce as run
-from minilora.commands.reproduce_page import page, write_page
 from minilora.experiments import claim as claims
 from minilora.experiments import memo
 
@@ -124,6 +123,53 @@ def test_other_seeds_and_the_other_form_are_other_runs(shelf, tmp_path):
     assert turned["verdict"] == "contradicted" and (tmp_path / "runs/claims-switched/claims.json").is_file()
 
 
+def test_switched_off_the_page_says_whether_the_verdict_turned(shelf, tmp_path, capsys):
+    rewritten(shelf, "also_good", "0.5 if half else 2.0", "2.0")
+    assert status("reproduce", "--jobs=1", "--switched", "--seeds", "0") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["also-good", "reproduced", "2", "(did", "not", "turn,", "though", "it", "must:",
+                                "this", "experiment", "does", "not", "show", "the", "effect)"]  # fmt: skip
+    assert lines[1].endswith("contradicted      0.5  (turned, as it must: reproduced with the effect on)")
+    text = (tmp_path / "runs/claims-switched/README.md").read_text("utf-8")
+    assert "1 of 2 verdicts turned" in text and "**Verdict: contradicted** (turned, as it must" in text
+    assert "By half." not in text and "not known" not in text  # reasons are for the effect as it is
+    assert runs(tmp_path) == 4  # each form of each claim
+    found = json.loads((tmp_path / "runs/claims-switched/claims.json").read_text())["claims"]
+    assert [(one["on"], one["turned"]) for one in found.values()] == [("reproduced", False), ("reproduced", True)]
+    assert status("reproduce", "--jobs=1", "--seeds", "0") == 0 and runs(tmp_path) == 4
+    assert "turn" not in capsys.readouterr().out
+
+
+def test_one_claim_is_counted_as_one(shelf, caplog):
+    (shelf / "also_good.py").unlink()
+    with caplog.at_level("INFO", "minilora"):
+        text = page(run([], SERIAL), {})
+    assert caplog.messages == ["1 claim to run, about 6.00 s of one core"]
+    assert "1 claim: 1 reproduced, 0 not at this size, 0 contradicted." in text and "1 claims" not in text
+    assert listing().splitlines()[-1].startswith("1 claim, ")
+    with caplog.at_level("INFO", "minilora"):
+        run([], SERIAL)
+    assert len(caplog.messages) == 1  # nothing is left to run, and nothing is said
+
+
+@pytest.mark.parametrize("number", ["float('nan')", "float('inf')"])
+def test_a_claim_with_a_number_that_is_none_is_a_failed_one(shelf, number, tmp_path):
+    rewritten(shelf, "good", '"more": {"largest": max(factors)}', f'"more": {{"largest": {number}}}')
+    found = run(["good"], ReproduceOptions(jobs=1, seeds=[0]))["claims"]["good"]
+    assert found["failed"].startswith("expected finite numbers") and "verdict" not in found
+    assert json.loads((tmp_path / "runs/claims/claims.json").read_text())["claims"]["good"]["failed"]
+    rewritten(shelf, "good", '{"measured": factors', f'{{"measured": [{number}]')
+    assert "finite numbers" in run(["good"], ReproduceOptions(jobs=1, seeds=[0]))["claims"]["good"]["failed"]
+
+
+def test_what_is_not_reproduced_is_explained(shelf):
+    rewritten(shelf, "good", "low=1.5, against_below=1", "low=9, against_below=8")
+    rewritten(shelf, "also_good", "low=1.5, against_below=1", "low=9")
+    text = page(run([], SERIAL), {})
+    assert "**Verdict: contradicted**\n\nBy half." in text
+    assert "**Verdict: not at this size**\n\nThe reason is not known yet." in text
+
+
 def test_a_claim_that_was_kept_stays_on_the_page(shelf):
     run(["good"], SERIAL)
     assert list(run(["also-good"], SERIAL)["claims"]) == ["also-good", "good"]
@@ -148,15 +194,14 @@ def test_a_file_that_cannot_be_read_is_a_row_as_well(shelf, text):
 def test_a_trial_that_fails_says_with_which_settings(shelf):
     rewritten(shelf, "good", "    return (0.5", "    assert seed < 1, 'too many'\n    return (0.5")
     found = run(["good"], SERIAL)["claims"]["good"]
-    assert found["failed"] == "RuntimeError: double(seed=1, half=False): AssertionError: too many"
+    assert found["failed"] == "double(seed=1, half=False): AssertionError: too many"
 
 
-def test_ctrl_c_keeps_what_is_done(shelf, tmp_path):
+def test_ctrl_c_keeps_what_is_done(shelf, tmp_path, caplog):
     rewritten(shelf, "good", "    with open(f", "    if seed == 2: raise KeyboardInterrupt\n    with open(f")
-    told = []
-    with pytest.raises(KeyboardInterrupt):
-        run(["also-good", "good"], SERIAL, say=told.append)
-    assert "2 of 2 claims to run" in told[0] and "is kept in" in told[-1]
+    with caplog.at_level("INFO", "minilora"), pytest.raises(KeyboardInterrupt):
+        run(["also-good", "good"], SERIAL)
+    assert caplog.messages[0] == "2 claims to run, about 12.0 s of one core" and "is kept in" in caplog.messages[-1]
     ran = runs(tmp_path)
     rewritten(shelf, "good", "    if seed == 2: raise KeyboardInterrupt\n", "")
     run(["also-good"], SERIAL)
