@@ -33,6 +33,14 @@ def rewrite(folder, change):
     (folder / CONFIG).write_text(json.dumps(record_of(folder) | change))
 
 
+def link(path, target):
+    """A symbolic link, where the system lets this user make one."""
+    try:
+        path.symlink_to(target, target_is_directory=target.is_dir())
+    except OSError as error:
+        pytest.skip(f"no symbolic links here: {error}")
+
+
 def refused_with(model, folder, change, *words):
     rewrite(folder, change)
     refused(model, folder, CONFIG, *words)

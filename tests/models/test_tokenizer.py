@@ -80,61 +80,44 @@ def expressible(character):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]).filter(expressible)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_text_that_tokens_can_express_comes_back_whole(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@given(st.text(max_size=5), st.sampled_from(MISSING), st.text(max_size=5))
-@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=5), st.sampled_from([*MISSING, "\ud800"]), st.text(max_size=5))
+@settings(max_examples=50, deadline=None)
 def test_text_that_tokens_cannot_express_is_an_error(tokenizer, before, missing, after):
-    with pytest.raises(ValueError):
-        tokenizer.encode(before + missing + after)
+    for encode in (tokenizer.check, tokenizer.encode, lambda text: tokenizer.encode_all(["hello", text])):
+        with pytest.raises(ValueError):
+            encode(before + missing + after)
 
 
-@pytest.mark.parametrize("character", MISSING)
+@pytest.mark.parametrize("character", [*MISSING, "\ud800", "\udfff"], ids=ascii)
 def test_the_error_names_the_first_such_character_and_its_position(tokenizer, character):
-    with pytest.raises(ValueError) as caught:
-        tokenizer.encode(f"ä b{character}c{MISSING[0]}")
-    assert repr(character) in str(caught.value) and "position 3" in str(caught.value)
+    for check in (tokenizer.check, tokenizer.encode) if character != "\udfff" else (tokenizer.check,):
+        with pytest.raises(ValueError) as caught:
+            check(f"ä b{character}c{MISSING[0]}")
+        assert repr(character) in str(caught.value) and "position 3" in str(caught.value)
+        assert type(caught.value) is ValueError and "remove it" in str(caught.value)
 
 
-@pytest.mark.parametrize("function", ["check", "encode"])
-def test_a_lone_surrogate_is_an_error(tokenizer, function):
-    with pytest.raises(ValueError, match="position 1"):
-        getattr(tokenizer, function)("a\ud800")
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("hello", ["hello"]),
-        ("hello hello", ["hello", "Ġhello"]),
-        ("hel", ["he", "l"]),
-        ("ä", ["Ã¤"]),
-        ("Hi\n", ["H", "i", "Ċ"]),
-        ("", []),
-    ],
-)
-def test_merges_are_applied_within_words(tokenizer, text, tokens):
-    assert tokenizer.encode(text) == [IDS[token] for token in tokens]
-
-
-@pytest.mark.parametrize(
-    ("splitting", "tokens"), [("smollm", ["1", "2", "3", "Ġ", "1", "2"]), ("gpt-2", ["123", "Ġ", "12"])]
-)
-def test_digits_are_split_one_by_one_where_the_model_wants_it(build, splitting, tokens):
-    assert build(splitting).encode("123 12") == [IDS[token] for token in tokens]
+def test_merges_are_applied_within_words(tokenizer):
+    for text, tokens in (("hello", ["hello"]), ("hello hello", ["hello", "Ġhello"]), ("hel", ["he", "l"]),
+                         ("ä", ["Ã¤"]), ("Hi\n", ["H", "i", "Ċ"]), ("", [])):  # fmt: skip
+        assert tokenizer.encode(text) == [IDS[token] for token in tokens]
 
 
 @pytest.mark.parametrize("number", ["½", "²", "٣", "Ⅷ", "\U0001d7d9"])
-def test_every_unicode_number_counts_as_a_digit(build, number):
-    """As the pattern \\p{N} of llama.cpp's `smollm`: even a merge with the space before it is not used."""
+def test_digits_are_split_one_by_one_where_the_model_wants_it(build, number):
+    """Every Unicode number, as the pattern \\p{N} of llama.cpp's `smollm`: not even a merge with a space is used."""
     symbol = byte_symbols()[number.encode()[0]]
-    smollm = build(tokens=[*vocabulary(), f"Ġ{symbol}"], **{"ggml.merges": [*MERGES, f"Ġ {symbol}"]})
-    assert smollm.encode(f" {number}") == spelled(f" {number}")
-    gpt2 = build("gpt-2", tokens=[*vocabulary(), f"Ġ{symbol}"], **{"ggml.merges": [*MERGES, f"Ġ {symbol}"]})
-    assert len(gpt2.encode(f" {number}")) == len(number.encode())  # the space is merged in
+    for splitting, tokens in (("smollm", ["1", "2", "3", "Ġ", "1", "2"]), ("gpt-2", ["123", "Ġ", "12"])):
+        merging = {"tokens": [*vocabulary(), f"Ġ{symbol}"], "ggml.merges": [*MERGES, f"Ġ {symbol}"]}
+        tokenizer = build(splitting, **merging)
+        assert tokenizer.encode("123 12") == [IDS[token] for token in tokens]
+        ids = tokenizer.encode(f" {number}")
+        assert ids == spelled(f" {number}") if splitting == "smollm" else len(ids) == len(number.encode())
 
 
 ATTACKS = [
@@ -195,24 +178,14 @@ def test_ids_of_special_tokens_come_from_the_file(tokenizer, build):
     assert build(**{"ggml.padding_token_id": None}).pad_id == 2  # the end token, where the file names none
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"ggml.model": "llama"},
-        {"ggml.pre": "qwen2"},
-        {"ggml.pre": None},
-        {"ggml.tokens": None},
-        {"ggml.merges": None},
-        {"ggml.merges": ["h"]},
-        {"ggml.merges": ["h zzz"]},
-        {"ggml.token_type": [1, 3]},
-        {"ggml.token_type": None},
-        {"ggml.eos_token_id": 10**6},
-        {"ggml.eos_token_id": None},
-        {"chat_template": 7},
-    ],
-    ids=str,
-)
+UNUSABLE = [
+    {"ggml.model": "llama"}, {"ggml.pre": "qwen2"}, {"ggml.pre": None}, {"ggml.tokens": None}, {"ggml.merges": None},
+    {"ggml.merges": ["h"]}, {"ggml.merges": ["h zzz"]}, {"ggml.token_type": [1, 3]}, {"ggml.token_type": None},
+    {"ggml.eos_token_id": 10**6}, {"ggml.eos_token_id": None}, {"chat_template": 7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", UNUSABLE, ids=str)
 def test_a_gguf_without_a_usable_tokenizer_is_refused(build, change):
     with pytest.raises(ModelFileError) as caught:
         build(**change)
@@ -263,33 +236,25 @@ A: {{ message['content'] }}{{ eos_token }}
 A: {% endif %}"""
 
 
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
+def test_templates_of_other_families_are_rendered_as_transformers_renders_them(build):
+    answered = [*HELLO, {"role": "assistant", "content": "hello"}]
+    for template, expected in (
         (LLAMA, "<|im_start|>[INST] Who are you? [/INST] hello<|im_end|>"),
         (INDENTED, "Q: Who are you?\nA: hello<|im_end|>\n"),  # no blank line, no indentation: as in transformers
         ("{{ bos_token }}{{ messages | length }}{{ eos_token }}", "<|im_start|>2<|im_end|>"),
-    ],
-)
-def test_templates_of_other_families_are_rendered_as_transformers_renders_them(build, template, expected):
-    assert build(chat_template=template).render([*HELLO, {"role": "assistant", "content": "hello"}]) == expected
-
-
-def test_the_lines_of_a_template_that_opens_an_answer(build):
+    ):
+        assert build(chat_template=template).render(answered) == expected
     assert build(chat_template=INDENTED).render(HELLO, answer_next=True) == "Q: Who are you?\nA: "
-
-
-def test_a_model_without_a_first_token_renders_none(build):
     assert build(**{"ggml.bos_token_id": None}, chat_template=LLAMA).render(HELLO) == "[INST] Who are you? [/INST]"
+    assert build().render(HELLO, answer_next=True) == "User: Who are you?\nAssistant: "  # without a template
 
 
-def test_a_chat_with_characters_that_no_token_expresses_is_an_error(tokenizer):
-    with pytest.raises(ValueError, match="x1b"):
-        tokenizer.encode_chat([{"role": "user", "content": "\x1b[31mred"}])
-
-
-def test_a_model_without_a_template_gets_a_plain_one(build):
-    assert build().render(HELLO, answer_next=True) == "User: Who are you?\nAssistant: "
+@pytest.mark.parametrize(
+    "messages", ["Who are you?", [{"role": "user"}], [{"role": "user", "content": 3}], ["x"], [{"content": "x"}]]
+)
+def test_what_is_no_conversation_is_refused(tokenizer, messages):
+    with pytest.raises(ValueError, match="expected messages|message 1 must be a dict"):
+        tokenizer.render(messages)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +272,7 @@ def test_a_model_without_a_template_gets_a_plain_one(build):
         "{% for %}",
         "{{ 'unclosed",
         "{% include '/etc/passwd' %}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     ],
 )
 def test_a_template_has_no_powers_and_its_failure_is_a_model_file_error(build, template):
@@ -340,36 +306,21 @@ def test_a_folders_file_can_neither_cut_texts_nor_fill_them_up(tokenizer, tmp_pa
     assert [from_folder(tmp_path).encode(text) for text in texts] == tokenizer.encode_all(texts)
 
 
-def test_many_texts_are_checked_as_one_is(tokenizer):
-    with pytest.raises(ValueError, match="character .* at position 1"):
-        tokenizer.encode_all(["hello", f"b{MISSING[0]}"])
-
-
 def test_a_template_file_goes_before_the_settings(folder):
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!", encoding="utf-8")
     assert from_folder(folder).render(HELLO) == "Who are you?!"
 
 
-@pytest.mark.parametrize("pad", ["<|endoftext|>", {"content": "<|endoftext|>"}])
-def test_the_padding_token_is_read_in_both_spellings(folder, pad):
-    write_settings(folder, eos_token="<|im_end|>", pad_token=pad)
-    assert from_folder(folder).pad_id == 0
-
-
-def test_the_end_token_is_guessed_where_no_settings_name_it(folder):
+def test_special_tokens_are_read_in_both_spellings_or_guessed(folder, tmp_path):
+    for pad in ("<|endoftext|>", {"content": "<|endoftext|>"}):
+        write_settings(folder, eos_token="<|im_end|>", pad_token=pad)
+        assert from_folder(folder).pad_id == 0
     (folder / "tokenizer_config.json").unlink()
     assert from_folder(folder).eos == "<|im_end|>"
-
-
-@pytest.mark.parametrize("eos", ["<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>"])
-def test_the_usual_end_tokens_are_known(eos, tmp_path):
-    core = Core(models.WordLevel({eos: 0, "hello": 1, "?": 2}, unk_token="?"))
-    core.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = from_folder(tmp_path)
-    assert (tokenizer.eos, tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos) == (eos, 0, 0, "")
-
-
-def test_a_folder_that_names_no_end_token_and_has_no_usual_one_is_refused(tmp_path):
+    for eos in ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>"):
+        Core(models.WordLevel({eos: 0, "hello": 1, "?": 2}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
+        tokenizer = from_folder(tmp_path)
+        assert (tokenizer.eos, tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos) == (eos, 0, 0, "")
     Core(models.WordLevel({"hello": 0, "?": 1}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ModelFileError, match=r"tokenizer_config\.json: eos_token is missing"):
         from_folder(tmp_path)
@@ -382,26 +333,23 @@ def test_nothing_is_refused_where_the_vocabulary_is_not_byte_level(tmp_path):
     assert from_folder(tmp_path).encode("hello \x00") == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("tokenizer.json", None),
-        ("tokenizer.json", b""),
-        ("tokenizer.json", b"{}"),
-        ("tokenizer.json", b"\xff\x00"),
-        ("tokenizer_config.json", b"[]"),
-        ("tokenizer_config.json", b"{"),
-        ("tokenizer_config.json", b'{"eos_token": "<|absent|>"}'),
-    ],
-)
-def test_a_folder_without_a_usable_tokenizer_is_refused(folder, file, content):
-    if content is None:
-        (folder / file).unlink()
-    else:
-        (folder / file).write_bytes(content)
-    with pytest.raises(ModelFileError) as caught:
-        from_folder(folder)
-    assert str(folder / file) in str(caught.value) and "\n" not in str(caught.value)
+BROKEN = {
+    "tokenizer.json": [None, b"", b"{}", b"\xff\x00"],
+    "tokenizer_config.json": [b"[]", b"{", b'{"eos_token": "<|absent|>"}'],
+    "chat_template.jinja": [b"\xff\xfe"],
+}
+
+
+@pytest.mark.parametrize("file", BROKEN)
+def test_a_folder_without_a_usable_tokenizer_is_refused(folder, file):
+    for content in BROKEN[file]:
+        if content is None:
+            (folder / file).unlink()
+        else:
+            (folder / file).write_bytes(content)
+        with pytest.raises(ModelFileError) as caught:
+            from_folder(folder)
+        assert str(folder / file) in str(caught.value) and "\n" not in str(caught.value)
 
 
 # -- as a GGUF file describes it ---------------------------------------------------------------------------------------
@@ -441,50 +389,47 @@ def test_ids_without_a_token_are_padded_as_unused():
 BY_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
 
-def changed(change):
+DIGITS = pre_tokenizers.Digits(individual_digits=True)
+
+
+def changed(name, value, of=lambda core: core):
+    """A tokenizer with one attribute changed; of: which part has it."""
     tokenizer = new_tokenizer()
-    change(tokenizer.core)
+    setattr(of(tokenizer.core), name, value)
     return tokenizer
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "reason"),
-    [
-        (changed(lambda core: setattr(core, "normalizer", normalizers.NFC())), "normalizer"),
-        (changed(lambda core: setattr(core, "decoder", decoders.Fuse())), "byte-level"),
-        (
-            changed(lambda core: setattr(core, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True))),
-            "words",
-        ),
-        (changed(lambda core: setattr(core, "pre_tokenizer", pre_tokenizers.Whitespace())), "words"),
-        *(
-            (changed(lambda core, key=key, value=value: setattr(core.model, key, value)), key)
-            for key, value in [
-                ("ignore_merges", True),
-                ("byte_fallback", True),
-                ("dropout", 0.1),
-                ("continuing_subword_prefix", "##"),
-                ("end_of_word_suffix", "</w>"),
-            ]
-        ),
-        *(
-            (changed(lambda core, steps=steps: setattr(core, "pre_tokenizer", pre_tokenizers.Sequence(steps))), "words")
-            for steps in [
-                [pre_tokenizers.Digits(individual_digits=False), BY_BYTES],
-                [BY_BYTES, pre_tokenizers.Digits(individual_digits=True)],
-                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False, use_regex=False)],
-                [pre_tokenizers.Digits(individual_digits=True)] * 2 + [BY_BYTES],
-                [pre_tokenizers.Digits(individual_digits=True)],
-                [BY_BYTES, BY_BYTES],
-            ]
-        ),
-        (changed(lambda core: core.add_tokens(["plain"])), "'plain'"),
+def with_added_token():
+    tokenizer = new_tokenizer()
+    tokenizer.core.add_tokens(["plain"])
+    return tokenizer
+
+
+def test_a_tokenizer_that_llama_cpp_would_run_differently_is_refused():
+    model = {"ignore_merges": True, "byte_fallback": True, "dropout": 0.1, "continuing_subword_prefix": "##",
+             "end_of_word_suffix": "</w>"}  # fmt: skip
+    splittings = [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Whitespace()]
+    splittings += [
+        pre_tokenizers.Sequence(steps)
+        for steps in (
+            [pre_tokenizers.Digits(individual_digits=False), BY_BYTES],
+            [BY_BYTES, DIGITS],
+            [DIGITS, pre_tokenizers.ByteLevel(False, use_regex=False)],
+            [DIGITS, DIGITS, BY_BYTES],
+            [DIGITS],
+            [BY_BYTES, BY_BYTES],
+        )
+    ]
+    for tokenizer, reason in (
+        (changed("normalizer", normalizers.NFC()), "normalizer"),
+        (changed("decoder", decoders.Fuse()), "byte-level"),
+        *((changed("pre_tokenizer", splitting), "words") for splitting in splittings),
+        *((changed(key, value, lambda core: core.model), key) for key, value in model.items()),
+        (with_added_token(), "'plain'"),
         (new_tokenizer(merges=[]), "no merges"),
-    ],
-)
-def test_a_tokenizer_that_llama_cpp_would_run_differently_is_refused(tokenizer, reason):
-    with pytest.raises(ModelFileError, match=reason):
-        tokenizer_metadata(tokenizer, CONFIG.vocab_size)
+    ):
+        with pytest.raises(ModelFileError, match=reason):
+            tokenizer_metadata(tokenizer, CONFIG.vocab_size)
 
 
 # -- the real one ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from modelfiles import CONFIG, IDS, new_llama, new_tokenizer, write_gguf
 from peftfiles import CONFIG as CONFIG_FILE
-from peftfiles import NOTES, rewrite
+from peftfiles import NOTES, link, provenance_of, rewrite
 from smallmodels import logits, lora_config, new_model, shaken
 
 import minilora as ml
@@ -37,10 +37,6 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def notes_of(folder):
-    return json.loads((folder / NOTES).read_text())
-
-
 def refusal(call, *words):
     with pytest.raises(ModelFileError) as caught:
         call()
@@ -63,14 +59,14 @@ def test_an_adapter_is_called_as_its_folder_or_as_one_says(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a/legal", "b/legal"], "two adapters are called 'legal'"),
+        (["a/legal", "b/legal"], "two adapters are called 'legal', a.legal and b.legal: name them as NAME=DIR"),
         (["x=a", "x=b"], "two adapters are called 'x'"),
         (["base=runs/legal"], "'base' is the model without an adapter"),
         (["models/base"], "as NAME=DIR"),
-        (["=runs/legal"], "expected an adapter as DIR or NAME=DIR"),
-        (["legal="], "expected an adapter as DIR or NAME=DIR"),
-        (["a.b=runs/legal"], "a name without dots"),
-        ([""], "expected an adapter"),
+        *(
+            ([word], "expected an adapter as DIR or NAME=DIR")
+            for word in ("=runs/legal", "legal=", "a.b=runs/legal", "")
+        ),
     ],
 )
 def test_names_that_mean_nothing_are_refused(words, said):
@@ -78,19 +74,11 @@ def test_names_that_mean_nothing_are_refused(words, said):
         named_folders(words)
 
 
-def test_a_mix_names_each_adapter_once_with_a_number():
+def test_a_combination_names_each_adapter_once_with_a_number():
     assert read_combination("") == {} and read_combination("legal=0, r=8=.5") == {"legal": 0.0, "r=8": 0.5}
-    for text in (
-        "legal",
-        "legal=",
-        "=1",
-        "legal=many",
-        "legal=nan",
-        "legal=inf",
-        "legal=1e30",
-        "legal=-101",
-        "legal=1 legal=1",
-    ):
+    assert read_combination("legal=-100 support=100") == {"legal": -100, "support": 100}
+    for text in ("legal", "legal=", "=1", "legal=many", "legal=nan", "legal=inf", "legal=1e30", "legal=-101",
+                 "legal=1 legal=1"):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{text.split()[-1]}: expected NAME=FACTOR"):
             read_combination(text)
 
@@ -98,11 +86,11 @@ def test_a_mix_names_each_adapter_once_with_a_number():
 # -- what a folder says ------------------------------------------------------------------------------------------------
 
 
-def test_the_notes_hold_the_bases_name_hash_and_shape(here):
-    notes = notes_of(here / "runs" / "legal")
+def test_the_file_holds_the_bases_name_hash_and_shape(here):
+    written = provenance_of(here / "runs" / "legal")
     model, _ = ml.load("models/one")
-    assert notes["format"] == 1
-    assert notes["base"] == {
+    assert written["format"] == 1
+    assert written["base"] == {
         "name": "models/one",
         "path": "../../models/one",
         "sha256": sha256_of(model.state_dict()),
@@ -122,7 +110,7 @@ def test_peft_is_told_the_name_on_the_hub_and_both_names_load_the_model(tmp_path
     for name in ("small", "maker/small-chat"):
         folder = make_adapter(name, tmp_path / "adapter")
         assert json.loads((folder / CONFIG_FILE).read_text())["base_model_name_or_path"] == "maker/small-chat"
-        assert notes_of(folder)["base"]["name"] == "small"
+        assert provenance_of(folder)["base"]["name"] == "small"
         assert base_of({"a": folder}) == "small"
         assert zoo.locate(name) == file
     (folder / NOTES).unlink()  # as PEFT writes it
@@ -143,22 +131,16 @@ def test_the_real_model_is_found_by_both_names(smollm2):
     assert (model.source, model.hub_name) == ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
-def test_a_loaded_adapter_saved_again_says_what_it_learned_from(here):
+def test_a_loaded_adapter_saved_again_says_what_it_was_trained_on_and_a_known_hash_is_not_computed(here, monkeypatch):
     model, _ = ml.load("models/one")
     ml.load_adapter(model, "runs/legal")
-    data = {"name": "legal", "sha256": "ab", "records": 240}
-    ml.save_adapter(model, here / "told", data=data)
-    again, _ = ml.load("models/one")
-    ml.load_adapter(again, here / "told")
-    assert notes_of(ml.save_adapter(again, here / "again"))["data"] == data
-
-
-def test_a_hash_that_is_known_is_not_computed_again(here, monkeypatch):
-    model, _ = ml.load("models/one")
-    ml.load_adapter(model, "runs/legal")
-    known = notes_of(here / "runs" / "legal")["base"]["sha256"]
+    data, known = {"name": "legal", "sha256": "ab", "records": 240}, provenance_of(here / "runs" / "legal")["base"]
     monkeypatch.setattr("minilora.lora.provenance.sha256_of", None)
-    assert notes_of(ml.save_adapter(model, here / "again", base_sha256=known))["base"]["sha256"] == known
+    ml.save_adapter(model, here / "told", data=data, base_sha256=known["sha256"])
+    again, _ = ml.load("models/one")
+    ml.load_adapter(again, here / "told", base_sha256=known["sha256"])
+    written = provenance_of(ml.save_adapter(again, here / "again", base_sha256=known["sha256"]))
+    assert written["data"] == data and written["base"] | {"path": ""} == known | {"path": ""}
 
 
 # -- the base is found -------------------------------------------------------------------------------------------------
@@ -178,29 +160,55 @@ def test_the_base_is_found_from_anywhere_and_when_all_has_moved(here, monkeypatc
     assert base_of({"legal": here / "new" / "runs" / "legal"}).resolve() == (here / "new" / "models" / "one").resolve()
 
 
+def test_the_base_is_found_from_a_folder_that_is_reached_by_a_link(here, tmp_path_factory):
+    """The relative path leads from where the folder is, not from where the link is; and so for a linked base."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (here / "far" / "away").mkdir(parents=True)
+    link(elsewhere / "adapters", here / "far" / "away")
+    link(here / "base", here / "models" / "one")
+    for base in ("models/one", "base"):
+        folder = make_adapter(base, elsewhere / "adapters" / "legal")
+        assert (folder / provenance_of(folder)["base"]["path"]).samefile(here / "models" / "one")
+        assert Path(base_of({"legal": here / "far" / "away" / "legal"})).samefile(here / "models" / "one")
+
+
+def test_between_two_drives_the_path_is_absolute(here, monkeypatch):
+    """Windows has no relative path from one drive to another."""
+
+    def relpath(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr("os.path.relpath", relpath)
+    folder = make_adapter("models/one", here / "runs" / "other")
+    assert provenance_of(folder)["base"]["path"] == (here / "models" / "one").resolve().as_posix()
+    assert base_of({"other": folder}).samefile(here / "models" / "one")
+
+
 def test_a_base_that_is_gone_is_named_with_what_to_do(here):
     shutil.rmtree(here / "models" / "one")
     refusal(lambda: load_with_adapters({"legal": here / "runs" / "legal"}), "runs/legal", "models/one", "--base")
 
 
-def test_an_adapter_that_names_no_base_is_taken_for_the_real_models(here):
+def test_an_adapter_that_names_no_base_is_taken_for_one_of_the_real_model(here):
     (here / "runs" / "legal" / NOTES).unlink()
     rewrite(here / "runs" / "legal", {"base_model_name_or_path": None})
     assert base_of({"legal": here / "runs" / "legal"}) == base_of({}) == "smollm2"
 
 
-def test_adapters_of_two_bases_are_refused_and_a_copy_of_a_base_is_no_other(here):
-    other = make_adapter("models/two", here / "runs" / "support")
-    named = {"legal": here / "runs" / "legal", "support": other}
+def test_adapters_of_two_bases_are_refused_and_a_copy_of_a_base_is_the_same(here):
+    legal, support = here / "runs" / "legal", make_adapter("models/two", here / "runs" / "support")
+    named = {"legal": legal, "support": support}
     refusal(lambda: base_of(named), "legal was made for", "models/one", "support for", "models/two", "--base")
     shutil.copytree(here / "models" / "one", here / "models" / "copy")
-    make_adapter("models/copy", other, seed=1)
+    make_adapter("models/copy", support, seed=1)
     assert base_of(named).name == "one"
     load_with_adapters(named)
-    (here / "runs" / "support" / NOTES).unlink()  # of two places, PEFT's notes do not say whether they hold the same
-    refusal(lambda: base_of(named), "models/copy")
-    rewrite(here / "runs" / "support", {"base_model_name_or_path": "models/one"})
-    load_with_adapters(named)
+    for folder, place in ((support, "models/copy"), (legal, "models/one")):  # as PEFT writes them, without a hash: one
+        (folder / NOTES).unlink()  # of them, then both, which could be any two bases
+        rewrite(folder, {"base_model_name_or_path": place})
+        refusal(lambda: base_of(named), "legal was made for", "models/copy")
+    rewrite(support, {"base_model_name_or_path": "models/one"})
+    assert Path(base_of(named)).name == "one"
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
@@ -255,8 +263,8 @@ def test_a_packed_base_is_the_base(here):
     model, _ = load_with_adapters({"packed": folder}, quantized=True)
     ml.set_adapter(model, "packed")
     assert (
-        notes_of(ml.save_adapter(model, here / "again", "packed"))["base"]["sha256"]
-        == notes_of(folder)["base"]["sha256"]
+        provenance_of(ml.save_adapter(model, here / "again", "packed"))["base"]["sha256"]
+        == provenance_of(folder)["base"]["sha256"]
     )
     refusal(lambda: load_with_adapters({"packed": folder}, base="models/one"), "sha256")  # rounded numbers are others
 
@@ -275,27 +283,15 @@ def test_the_base_is_hashed_once_for_all_and_not_at_all_where_nothing_is_said(he
     assert counted == [1]
 
 
-@pytest.mark.parametrize(
-    "notes",
-    [
-        *('{"format": 2}', '{"base": 3}', '{"base": {"shape": 3}}', '{"data": []}', "[]", "{", '{"base": ["smollm2"]}'),
-        *(f'{{"base": {{"{key}": 3}}}}' for key in ("name", "path", "sha256")),
-    ],
-)
-def test_notes_that_are_none_are_refused_by_the_files_name(here, notes):
-    (here / "runs" / "legal" / NOTES).write_text(notes)
+def test_a_damaged_file_is_refused_by_its_name_with_and_without_a_base(here):
     for base in (None, "models/one"):
+        (here / "runs" / "legal" / NOTES).write_text('{"base": {"name": 3}}')
         refusal(lambda base=base: load_with_adapters({"legal": here / "runs" / "legal"}, base), f"legal/{NOTES}")
-
-
-def test_a_base_whose_name_is_no_text_is_refused_by_the_files_name(here):
     (here / "runs" / "legal" / NOTES).unlink()
     rewrite(here / "runs" / "legal", {"base_model_name_or_path": ["smollm2"]})
     for base in (None, "models/one"):
         refusal(
-            lambda base=base: load_with_adapters({"legal": here / "runs" / "legal"}, base),
-            "adapter_config.json",
-            "is a list",
+            lambda base=base: load_with_adapters({"legal": here / "runs" / "legal"}, base), CONFIG_FILE, "is a list"
         )
 
 
