@@ -56,6 +56,11 @@ NOISE = 1e-4  # and how much where a claim bounds it: what is left of two equal 
 CELL_TIMEOUT = 1800  # seconds; a busy machine may need many for one that trains the real model
 PACKAGE = "minilora"  # what pip installs where there is no clone: Colab
 LIMITS = {"words of prose": 2000, "cells": 30, "lines of imports": 8, "seconds": 60, "kilobytes": 300}
+# What the kernel runs before the first cell, so that a picture that cannot be read stops the lesson.
+AT_START = (
+    f"import sys; sys.path.append({str(HERE.parent / 'tests')!r})",
+    "import figure_check; figure_check.watch_show()",
+)
 MODEL_SECONDS = 300  # for a lesson that trains the real model
 SETUP = f"""# In Colab or Binder, this cell installs minilora. Where it is installed, nothing happens.
 import importlib.util
@@ -142,7 +147,7 @@ def run(notebook: nbformat.NotebookNode) -> None:
     from nbclient.exceptions import CellExecutionError
 
     environment = {name: value for name, value in os.environ.items() if name not in ("MINILORA_STRICT", "MPLBACKEND")}
-    environment |= {"PYTHONHASHSEED": "0", "MINILORA_BUILD": "1"}
+    environment["PYTHONHASHSEED"] = "0"
     if "PYTHONPATH" in environment:  # of a clone: it holds in another folder, too
         environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, environment["PYTHONPATH"].split(os.pathsep)))
     start = time.perf_counter()
@@ -153,6 +158,7 @@ def run(notebook: nbformat.NotebookNode) -> None:
             timeout=CELL_TIMEOUT,
             record_timing=False,
             coalesce_streams=True,
+            extra_arguments=[f"--IPKernelApp.exec_lines={line}" for line in AT_START],
             resources={"metadata": {"path": alone}},
         )
         try:

@@ -21,9 +21,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, drawings, show
 from minilora.engine.fused import lora_linear
-from minilora.pages import lessons
 
 # %% [markdown]
 # ## 1. An update made of two thin matrices
@@ -55,7 +54,7 @@ print(column @ row)
 # %%
 m, n, r = 576, 1536, 8  # down_proj in each of SmolLM2's 30 blocks
 figure, axes = plt.subplots(figsize=(9, 3.6))
-lessons.bottleneck_to_scale(axes, m, n, r)
+drawings.bottleneck_to_scale(axes, m, n, r)
 show(figure, alt="One token's way: 1,536 numbers through W to 576, and beside it through a neck of 8 numbers, A and B.")
 claim("numbers in A and B, in percent of W", 100 * r * (m + n) / (m * n), 1.90, 1.92)
 print(f"multiplications for one token: W {m * n:,};  A, then B {r * (m + n):,};  to form B A {m * r * n:,}")

@@ -11,7 +11,7 @@ import numpy as np
 
 import minilora as ml
 from minilora.course import claim, show
-from minilora.pages.lessons import line
+from minilora.course.drawings import line
 from minilora.pages.style import FULL, LORA
 
 # %% [markdown]

@@ -2,7 +2,7 @@
 
 Draw with the names of things (`LORA`, `FULL`, `A`, ...), so that a colour means the same on every page. Letters in the
 colour of a line, and lines in black, take `ink(color)`, which can be read on the ground that is drawn on.
-`pages/check.py` holds a figure to it.
+`tests/figure_check.py` holds every figure to it.
 
 save_themes(lambda: run_figure(metrics), Path("picture.svg"))    # picture.svg, and picture-dark.svg for dark pages
 """

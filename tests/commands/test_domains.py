@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from figure_check import problems
 from hearing import lines_of
 
 import minilora as ml
@@ -16,7 +17,6 @@ from minilora.commands.domains import DOMAINS, DomainsOptions, compare_domains, 
 from minilora.commands.eval import Scores
 from minilora.lora.combine import combine_adapters
 from minilora.measure.recall import answer_all
-from minilora.pages.check import problems
 from minilora.pages.matrix import matrix_figure
 from minilora.train.material import Measured
 

@@ -1,10 +1,10 @@
 """Many adapters beside one base: what is measured, and its picture."""
 
 import pytest
+from figure_check import problems
 
 from minilora.commands import many
 from minilora.models.load import find
-from minilora.pages.check import problems
 from minilora.pages.style import theme
 
 ADAPTER, BASE = 4 * 77_824, 4 * 1_049_728  # bytes on the tiny base

@@ -110,6 +110,11 @@ def test_a_lesson_asks_before_it_shows_and_ends_with_what_to_remember(name):
 
 # -- the program that builds them --------------------------------------------------------------------------------------
 
+NO_LABELS = """import matplotlib.pyplot as plt
+from minilora.course import show
+plt.plot([1, 2, 4])
+show(plt.gcf(), alt="A line through three points")
+"""
 LESSON = """# %% [markdown]
 # # A lesson
 
@@ -281,6 +286,7 @@ def test_numbers_may_move_by_one_percent_and_a_claim_by_what_rounding_leaves(pro
     [
         ("1 / 0", "a cell stops with ZeroDivisionError: division by zero"),
         ("import sys; print('careful', file=sys.stderr)", "writes to stderr: careful"),
+        (NO_LABELS, "a cell stops with AssertionError: the picture: "),
     ],
 )
 def test_a_lesson_that_fails_is_one_line_and_the_old_notebook_stays(code, line, program, tmp_path, capsys):

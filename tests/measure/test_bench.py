@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import contenders, peers, targets
+from figure_check import problems
 from modelfiles import CONFIG
 
 from minilora.cli import main
@@ -24,7 +25,6 @@ from minilora.measure.predict import SHAPES, Memory, Step, base_parameters
 from minilora.measure.process import Job, peak_memory
 from minilora.measure.turns import BenchError, Contender, serve, take_turns
 from minilora.nn.llama import Llama
-from minilora.pages.check import problems
 from minilora.pages.style import theme
 
 PACKED = ["quantized", "quantized-recompute", "quantized-bf16", "load-quantized"]

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from figure_check import problems
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from minilora.pages.check import problems
 from minilora.pages.style import (
     AMBER,
     BASE,

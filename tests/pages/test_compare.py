@@ -2,9 +2,9 @@
 
 import pytest
 from comparing import metrics, result
+from figure_check import problems
 
 from minilora.commands.compare_table import rows
-from minilora.pages.check import problems
 from minilora.pages.compare import compare_figure
 from minilora.pages.style import FULL, LORA, save_themes, theme
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from figure_check import problems
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from minilora.pages.check import problems
 from minilora.pages.matrix import matrix_figure
 from minilora.pages.style import BLUE, ORANGE, save_themes, theme
 

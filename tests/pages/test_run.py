@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from figure_check import problems
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from minilora.pages.check import problems
 from minilora.pages.run import run_figure, run_picture
 from minilora.pages.style import FULL, LORA, PARAPHRASE, VALIDATION, ink, save_themes, theme
 

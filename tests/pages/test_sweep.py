@@ -1,8 +1,8 @@
 """The picture of a sweep: it can be read, has a panel for what was varied, and shows the numbers of the table."""
 
 import pytest
+from figure_check import problems
 
-from minilora.pages.check import problems
 from minilora.pages.style import FULL, LORA, theme
 from minilora.pages.sweep import sweep_figure
 

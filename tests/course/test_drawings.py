@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from figure_check import problems
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
-from minilora.pages import lessons
-from minilora.pages.check import problems
+from minilora.course import drawings
 from minilora.pages.style import BASE, ORANGE, A, B, ink, panels
 
 
@@ -25,7 +25,7 @@ def texts(axes):
 
 
 def test_the_funnels_narrow_from_n_to_r_and_widen_to_m(axes):
-    lessons.bottleneck_to_scale(axes, m=60, n=150, r=4)
+    drawings.bottleneck_to_scale(axes, m=60, n=150, r=4)
 
     def widths(polygon):
         x = polygon.get_xy()
@@ -42,13 +42,13 @@ def test_the_funnels_narrow_from_n_to_r_and_widen_to_m(axes):
 @pytest.mark.parametrize("m, n, r", [(576, 1536, 8), (256, 256, 8), (128, 384, 4)])
 def test_the_drawing_of_the_bottleneck_can_be_read(m, n, r):
     figure, axes = panels(height=4)
-    lessons.bottleneck_to_scale(axes, m, n, r)
+    drawings.bottleneck_to_scale(axes, m, n, r)
     assert problems(figure) == []
 
 
 @pytest.mark.parametrize("place, side", [((6, 0), "left"), ((-6, 0), "right")])
 def test_a_line_carries_its_label_in_its_own_colour(axes, place, side):
-    lessons.line(axes, [1, 2, 3], [4.0, 5.0, 6.0], "loss", ORANGE, at=1, place=place)
+    drawings.line(axes, [1, 2, 3], [4.0, 5.0, 6.0], "loss", ORANGE, at=1, place=place)
     (label,) = axes.texts
     assert label.get_text() == "loss" and label.xy == (2, 5.0) and label.get_ha() == side
     assert axes.lines[0].get_color() == ORANGE and label.get_color() == ink(ORANGE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .style import BASE, BLACK, PALE, A, B, ink
+from ..pages.style import BASE, BLACK, PALE, A, B, ink
 
 
 def line(

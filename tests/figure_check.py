@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from .style import BLACK, PALETTE, SMALLEST, ink
+from minilora.pages.style import BLACK, PALETTE, SMALLEST, ink
 
 SHRINK = 0.12  # of a text's height, above and below: its box is higher than its letters
 
@@ -35,6 +35,20 @@ def problems(figure: Any) -> list[str]:
     finally:
         figure.set_canvas(before)
     return list(dict.fromkeys(found))
+
+
+def watch_show() -> None:
+    """Let `minilora.course.show` refuse a figure that has problems. lessons/build.py calls this in a lesson's kernel."""
+    import minilora.course
+
+    shown = minilora.course.show
+
+    def show(figure: Any, alt: str) -> None:
+        if wrong := problems(figure):
+            raise AssertionError(f"the picture: {'; '.join(wrong)}")
+        shown(figure, alt)
+
+    minilora.course.show = show
 
 
 @dataclass(frozen=True)
