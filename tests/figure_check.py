@@ -38,7 +38,7 @@ def problems(figure: Any) -> list[str]:
 
 
 def watch_show() -> None:
-    """Let `minilora.course.show` refuse a figure that has problems. lessons/build.py calls this in a lesson's kernel."""
+    """Let `minilora.course.show` refuse figures with problems. lessons/build.py calls this in a lesson's kernel."""
     import minilora.course
 
     shown = minilora.course.show
