@@ -1,15 +1,14 @@
-"""`minilora data`: what is understood of a data file, before hours are spent on it. It needs no weights."""
+"""`minilora data`: what minilora makes of a data file, before hours are spent on training. It needs no weights."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -19,35 +18,36 @@ from typing import Any
 import numpy as np
 
 from ..data.formats import TEXT, check_field
-from ..data.leaks import NAMED, leaks
+from ..data.leaks import NAMED, leaks, repeated
 from ..data.records import Reading, Record, read_source
 from ..data.rows import SPLITS
-from ..data.samples import AT_ONCE, encode_records, encode_text, truncate
+from ..data.samples import AT_ONCE, encode_records, encode_text, truncate, warning_of_control_tokens
 from ..data.splits import by_split, describe_splits, follows_rule, is_one_text, split_text
 from ..engine.fused import NOT_SCORED
-from ..models.load import load_tokenizer
+from ..measure.loss import evenly
+from ..models.load import find, known_as, load_tokenizer
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
 from ..options import BASE, add_flags, from_flags, option
-from ..progress import Bars
+from ..pages.text import WIDTH, counted, rule, terminal_width, wrapped
+from ..progress import progress
 from ..train.options import FIELD, Options
-from .shared import tell
 
-WIDTH = 100
 BRACKETS = ("[[", "]]")  # around what is scored
 UNDERLINED = ("\x1b[1;4m", "\x1b[0m")  # the same in a terminal
-FACTS = ("phrasings", "paraphrase", "validation_paraphrase", "keywords")  # what records may carry
-_QUICK = 2000  # records that take no time to speak of
-_LINES = 14  # of an example, at most
+FACTS = ("phrasings", "paraphrase", "validation_paraphrase", "keywords")  # optional entries of records
+COUNTED = 5_000  # records of a split whose tokens are counted; of more, a sample
+_QUICK = 2000  # records whose tokens are counted in about a second
+_LINES = 14  # lines of an example, at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class LookOptions:
-    """By whose tokens a data file is measured, and how it is read. Raises ValueError for values that mean nothing."""
+    """How a data file is read, and whose tokens are counted. Raises ValueError for impossible values."""
 
-    base: str = option(Options.base, f"whose tokens are counted: {BASE}")
+    base: str = option(Options.base, f"the model whose tokens are counted: {BASE}")
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
-    max_length: int = option(Options.max_length, "tokens per record, cut beyond")
+    max_length: int = option(Options.max_length, "tokens per record; longer ones are truncated")
 
     def __post_init__(self):
         check_field(self.field or {})
@@ -55,105 +55,102 @@ class LookOptions:
             raise ValueError(f"max_length must be at least 8, got {self.max_length}")
 
 
-# -- looking -----------------------------------------------------------------------------------------------------------
+# -- facts -------------------------------------------------------------------------------------------------------------
 
 
-def look(
-    source: str | Path,
-    options: LookOptions | None = None,
-    say: Callable[[str], None] = lambda line: None,
-    bars: Bars | None = None,
-) -> dict[str, Any]:
-    """What is understood of a data file, as facts that JSON can hold: what `minilora data --json` prints.
+def look(source: str | Path, options: LookOptions | None = None) -> dict[str, Any]:
+    """The facts about a data file that `minilora data --json` prints.
 
-    say: hears of a tokenizer that has to be downloaded. bars: where progress is shown. Raises DataError for a file that
+    Nothing is downloaded: without the base's tokenizer, tiny's counts the tokens. Raises DataError for a file that
     cannot be used, ModelFileError for a base without tokenizer.
     """
     options = options or LookOptions()
-    tokenizer = load_tokenizer(options.base)
+    short = known_as(options.base)
+    tokens_of = options.base if short is None or find(short) is not None else "tiny"
+    tokenizer = load_tokenizer(tokens_of)
     reading = read_source(source, tokenizer, options.field)
-    splits = by_split(reading.records)
-    bars = bars or Bars(quiet=len(reading.records) < _QUICK)
-    lengths = _lengths(reading, splits, tokenizer, options.max_length, bars)
+    records, alone = reading.records, is_one_text(reading.records)
+    splits = by_split(records)
+    lengths = _lengths(records, splits, tokenizer, options.max_length)
     return {
         "source": str(source),
         "base": options.base,
+        "tokens_of": tokens_of,
         "field": dict(options.field or {}),
         "max_length": options.max_length,
         "files": {str(path): kind for path, kind in reading.files.items()},
         "formats": dict(reading.formats),
         "not_read": dict(reading.unread),
-        "held_out": _held_out(reading, lengths),
-        "records_with": _carried(reading.records),
+        "splits": _splits(reading, lengths),
+        "records_with": _with_facts(records),
+        "warnings": warning_of_control_tokens(records, tokenizer),
         "lengths": lengths,
-        "twice": [{"held_out": t.record.id, "trained": t.trained.id, "same": t.same} for t in leaks(splits)],
+        "leaks": [{"record": x.record.id, "trained": x.trained.id, "same": x.same} for x in leaks(splits)],
+        "repeated": [{"record": again.id, "first": first.id} for again, first in repeated(splits["train"])],
         "examples": [
-            _example(name, record, tokenizer, options.max_length, is_one_text(reading.records))
+            _example(name, record, tokenizer, options.max_length, alone)
             for name, record in (_chosen(splits) if lengths else ())
         ],
     }
 
 
-def _held_out(reading: Reading, lengths: Mapping[str, Mapping[str, int]]) -> str:
+def _splits(reading: Reading, lengths: Mapping[str, Mapping[str, int]]) -> str:
     """What decides which records are for validation and for the test."""
     if not follows_rule(reading.records):
         return "as the files say" if len(reading.files) > 1 else "as the records say"
-    sizes = {name: lengths.get(name, {}).get("samples", 0) for name in SPLITS}
+    sizes = {name: lengths.get(name, {}).get("records", 0) for name in SPLITS}
     return describe_splits(sizes, text=is_one_text(reading.records))
 
 
-def _carried(records: Sequence[Record]) -> dict[str, int]:
+def _with_facts(records: Sequence[Record]) -> dict[str, int]:
     counts = {name: sum(bool(getattr(record, name)) for record in records) for name in FACTS}
     return {name: count for name, count in counts.items() if count}
 
 
 def _lengths(
-    reading: Reading, splits: Mapping[str, Sequence[Record]], tokenizer: Tokenizer, max_length: int, bars: Bars
+    records: Sequence[Record], splits: Mapping[str, Sequence[Record]], tokenizer: Tokenizer, max_length: int
 ) -> dict[str, dict[str, int]]:
-    """Tokens of each split as training would have them: texts divided, conversations not yet cut."""
-    counted = {name: _Lengths(max_length) for name in SPLITS}
-    if is_one_text(reading.records):
-        for name, samples in split_text(reading.records[0].text, tokenizer, max_length).items():
-            counted[name].add(samples)
-    else:
-        with bars("tokens", len(reading.records), "record") as bar:
-            for name, records in splits.items():
-                for i in range(0, len(records), AT_ONCE):
-                    some = records[i : i + AT_ONCE]
-                    counted[name].add(encode_records(some, tokenizer, max_length=max_length))
-                    bar.update(len(some))
-    return {name: lengths.facts() for name, lengths in counted.items() if lengths.tokens}
+    """Tokens of each split as in training, before conversations are truncated; of a large split, of a sample."""
+    if is_one_text(records):
+        parts = split_text(records[0].text, tokenizer, max_length)
+        return {name: _counts([samples], len(samples), 1, max_length) for name, samples in parts.items() if samples}
+    chosen = {name: evenly(part, COUNTED) for name, part in splits.items()}
+    total, found = sum(map(len, chosen.values())), {}
+    with progress("tokens", total if total > _QUICK else 0, "record") as bar:
+        for name, some in chosen.items():
+            encoded = []
+            for i in range(0, len(some), AT_ONCE):
+                batch = some[i : i + AT_ONCE]
+                encoded.append(encode_records(batch, tokenizer, max_length=max_length))
+                bar.update(len(batch))
+            if any(encoded):
+                found[name] = _counts(encoded, len(splits[name]), len(splits[name]) / len(some), max_length)
+    return found
 
 
-class _Lengths:
-    """Counts of a split's samples, of which none is kept."""
-
-    def __init__(self, max_length: int):
-        self.max_length = max_length
-        self.tokens: list[int] = []
-        self.scored = self.cut = self.lost = 0
-
-    def add(self, samples: Sequence[Sample]) -> None:
-        _, longer, lost = truncate(samples, self.max_length)
-        self.tokens += [len(sample.ids) for sample in samples]
-        self.scored += sum(sample.scored for sample in samples)
-        self.cut += longer
-        self.lost += lost
-
-    def facts(self) -> dict[str, int]:
-        marks = np.quantile(self.tokens, (0, 0.5, 0.9, 1), method="inverted_cdf")
-        return {
-            "samples": len(self.tokens),
-            **dict(zip(("shortest", "median", "p90", "longest"), map(int, marks), strict=True)),
-            "tokens": sum(self.tokens),
-            "scored": self.scored,
-            "cut": self.cut,
-            "lost": self.lost,
-        }
+def _counts(encoded: Sequence[Sequence[Sample]], records: int, factor: float, max_length: int) -> dict[str, int]:
+    """The counts of a split. factor: how many times the samples the split has."""
+    samples = [sample for some in encoded for sample in some]
+    tokens = [len(sample.ids) for sample in samples]
+    _, longer, dropped = truncate(samples, max_length)
+    marks = np.quantile(tokens, (0, 0.5, 0.9, 1), method="inverted_cdf")
+    sums = {
+        "samples": len(samples),
+        "tokens": sum(tokens),
+        "scored": sum(sample.scored for sample in samples),
+        "truncated": longer,
+        "dropped": dropped,
+    }
+    return {
+        "records": records,
+        "counted": round(records / factor),
+        **dict(zip(("shortest", "median", "p90", "longest"), map(int, marks), strict=True)),
+        **{name: round(factor * number) for name, number in sums.items()},
+    }
 
 
 def _chosen(splits: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:
-    """Three records to look at: the first and the middle one of those to train on, the first that is held out."""
+    """Three records to show: the first and the middle one of the training set, the first of the test set."""
     train = [("train", record) for record in splits["train"]]
     held = [(name, record) for name in ("test", "validation") for record in splits[name]]
     chosen = [*train[:1], *train[len(train) // 2 :][: len(train) > 1], *held, *train[1:]]
@@ -161,11 +158,11 @@ def _chosen(splits: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:
 
 
 def _example(split: str, record: Record, tokenizer: Tokenizer, max_length: int, alone: bool) -> dict[str, Any]:
-    """A record as the model would see it: runs of text, each with whether it is scored. Of a text, its beginning.
+    """A record as the model sees it: runs of text, each with whether it is scored. Of a text, the beginning.
 
-    alone: it is the one text of its file, which no token ends.
+    alone: the record is the only text of its file, and no end token is appended.
     """
-    begun = replace(record, text=record.text[: 20 * max_length])  # more than fits: no need to encode a book
+    begun = replace(record, text=record.text[: 20 * max_length])  # more than fits: a book need not be encoded
     if alone:
         sample = encode_text(begun.text, tokenizer, max_length)[0]
     else:
@@ -175,73 +172,64 @@ def _example(split: str, record: Record, tokenizer: Tokenizer, max_length: int, 
         {"text": tokenizer.core.decode([i for i, _ in run], skip_special_tokens=False), "scored": scored}
         for scored, run in groupby(pairs, lambda pair: pair[1] != NOT_SCORED)
     ]
-    return {
-        "id": record.id,
-        "split": split,
-        "tokens": len(sample.ids),
-        "cut": len(sample.ids) - len(pairs),
-        "runs": runs,
-    }
+    tokens = len(sample.ids)
+    return {"id": record.id, "split": split, "tokens": tokens, "truncated": tokens - len(pairs), "runs": runs}
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
 def page(seen: Mapping[str, Any], width: int = WIDTH, marks: tuple[str, str] = BRACKETS) -> str:
-    """What `look` saw as text of at most `width` columns, but no less than 70.
+    """The facts of `look` as text of at most `width` columns, but no fewer than 70.
 
-    marks: put around what is scored, BRACKETS or UNDERLINED.
+    marks: put around the scored text, BRACKETS or UNDERLINED.
     """
     width = max(70, min(width, WIDTH))
-    understood = [line for name, text in _understood(seen) for line in _entry(name, text, width)]
-    counts = [*_table(seen), *textwrap.wrap(_cuts(seen), width, break_on_hyphens=False)]
-    unseen = sum(map(len, marks)) if marks == UNDERLINED else 0  # of the last title: they take no column
-    return "\n".join(
-        [
-            *(_rule(seen["source"], width), *understood, ""),
-            *(_rule(f"tokens, as {seen['base']} counts them", width), *counts, ""),
-            _rule(f"as the model sees them, {marks[0]}scored{marks[1]}", width + unseen),
-            *_examples(seen, width, marks),
-            *(
-                ("train on it with", f"  {_next(seen)}")
-                if "train" in seen["lengths"]
-                else ("none is to be trained on",)
-            ),
-        ]
-    )
-
-
-def _rule(title: str, width: int) -> str:
-    return f"-- {title} ".ljust(width, "-")
+    lines = [rule(seen["source"], width)]
+    for name, text in _understood(seen):
+        lines += wrapped(text, width, indent=" " * 13, first=f"{name:<13}")
+    lines += ["", rule(f"tokens, as {seen['tokens_of']} counts them", width), *_table(seen)]
+    for note in _notes(seen):
+        lines += wrapped(note, width)
+    invisible = sum(map(len, marks)) if marks == UNDERLINED else 0  # they take no column
+    lines += ["", rule(f"as the model sees them, {marks[0]}scored{marks[1]}", width + invisible)]
+    lines += _examples(seen, width, marks)
+    lines += ["train on it with", f"  {_next(seen)}"] if "train" in seen["lengths"] else ["there is no training record"]
+    return "\n".join(lines)
 
 
 def _understood(seen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     kinds = ", ".join(dict.fromkeys(seen["files"].values()))
-    yield "format", f"{_counted(seen['formats'])} ({kinds})"
+    yield "format", f"{_by_name(seen['formats'])} ({kinds})"
     if len(seen["files"]) > 1:
         yield "files", ", ".join(Path(name).name for name in seen["files"])
     if seen["field"]:
         yield "field", ", ".join(f"{name} is the column {column}" for name, column in seen["field"].items())
-    yield "held out", seen["held_out"]
+    yield "splits", seen["splits"]
     if seen["records_with"]:
-        yield "also there", _counted(seen["records_with"])
+        yield "also there", _by_name(seen["records_with"])
     if seen["not_read"]:
-        yield "not read", _counted(seen["not_read"])
-    again = seen["twice"]
-    if again or len(seen["lengths"]) > 1:
-        yield "in 2 splits", "nothing" if not again else f"{len(again):,} held out and trained on as well:"
-    for found in again[:NAMED]:
-        yield "", f"{found['held_out']} has the {found['same']} of {found['trained']}"
-    if len(again) > NAMED:
-        yield "", f"and {len(again) - NAMED:,} more"
+        yield "not read", _by_name(seen["not_read"])
+    yield from (("warning", line) for line in seen["warnings"])
+    if len(seen["lengths"]) > 1:
+        found = [f"{leak['record']} has the {leak['same']} of {leak['trained']}" for leak in seen["leaks"]]
+        what = f"{counted(len(found), 'validation or test record')} also in the training set:"
+        yield from _named("leaks", what, found)
+    found = [f"{one['record']} repeats {one['first']}" for one in seen["repeated"]]
+    if found:
+        yield from _named("duplicates", f"{counted(len(found), 'training record')} with an earlier one's text:", found)
 
 
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} in {count:,} record{'s' * (count > 1)}" for name, count in counts.items())
+def _named(title: str, what: str, found: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """An entry of the page that names the first few of what was found."""
+    yield title, what if found else "none"
+    yield from (("", line) for line in found[:NAMED])
+    if len(found) > NAMED:
+        yield "", f"and {len(found) - NAMED:,} more"
 
 
-def _entry(name: str, text: str, width: int) -> list[str]:
-    return textwrap.wrap(f"{name:<13}{text}", width, subsequent_indent=" " * 13, break_on_hyphens=False)
+def _by_name(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} in {counted(count, 'record')}" for name, count in counts.items())
 
 
 def _table(seen: Mapping[str, Any]) -> Iterator[str]:
@@ -252,18 +240,22 @@ def _table(seen: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name:<11}{n['samples']:>9,}{n['median']:>8,}{n['p90']:>7,}{n['longest']:>9,}{shares}"
 
 
-def _cuts(seen: Mapping[str, Any]) -> str:
+def _notes(seen: Mapping[str, Any]) -> Iterator[str]:
+    """What must be known of the table."""
+    if seen["tokens_of"] != seen["base"]:
+        more = "it counts about 1.5 times as many in English" if seen["base"] == Options.base else "theirs differ"
+        yield f"{seen['base']} is not on this machine, so tiny's tokenizer counts: {more}"
+    if sampled := [f"{n['counted']:,} of {name}" for name, n in seen["lengths"].items() if n["counted"] < n["records"]]:
+        yield f"estimated from a sample of the records: {', '.join(sampled)}"
     limit = f"--max-length {seen['max_length']}"
-    cut, lost = ({name: n[key] for name, n in seen["lengths"].items() if n[key]} for key in ("cut", "lost"))
-    if not cut:
-        divided = "; texts are divided there" if TEXT.name in seen["formats"] else ""
-        return f"none is longer than {limit}: nothing is cut{divided}"
-    told = f"longer than {limit}, and cut: {', '.join(f'{n:,} of {name}' for name, n in cut.items())}"
-    if lost:
-        told += (
-            f"; without any of the answer, and left out: {', '.join(f'{n:,} of {name}' for name, n in lost.items())}"
-        )
-    return told
+    longer = ", ".join(f"{n['truncated']:,} of {name}" for name, n in seen["lengths"].items() if n["truncated"])
+    dropped = ", ".join(f"{n['dropped']:,} of {name}" for name, n in seen["lengths"].items() if n["dropped"])
+    if longer:
+        lost = f"; dropped, since nothing of the answer is left: {dropped}" if dropped else ""
+        yield f"longer than {limit}, and truncated: {longer}{lost}"
+    else:
+        divided = "; texts are divided into samples of that length" if TEXT.name in seen["formats"] else ""
+        yield f"none{' of the sample' * bool(sampled)} is longer than {limit}: nothing is truncated{divided}"
 
 
 def _examples(seen: Mapping[str, Any], width: int, marks: tuple[str, str]) -> Iterator[str]:
@@ -275,15 +267,15 @@ def _examples(seen: Mapping[str, Any], width: int, marks: tuple[str, str]) -> It
         if len(lines) > _LINES:
             gone = len(lines) - _LINES + 1
             lines[_LINES // 2 : _LINES // 2 + gone] = [[(f"... {gone} lines ...", False)]]
-        if example["cut"]:
-            lines.append([(f"... cut here, {example['cut']:,} before its end", False)])
+        if example["truncated"]:
+            lines.append([(f"... truncated here, {example['truncated']:,} tokens before its end", False)])
         for line in lines:
             yield ("  " + "".join(f"{marks[0]}{text}{marks[1]}" if scored else text for text, scored in line)).rstrip()
         yield ""
 
 
 def _next(seen: Mapping[str, Any]) -> str:
-    """What to type next."""
+    """The command that trains on these data."""
     field = "".join(f" {quote(f'{name}={column}')}" for name, column in seen["field"].items())
     base = "" if seen["base"] == Options.base else f" --base {quote(seen['base'])}"
     length = "" if seen["max_length"] == Options.max_length else f" --max-length {seen['max_length']}"
@@ -291,7 +283,7 @@ def _next(seen: Mapping[str, Any]) -> str:
 
 
 def _broken(runs: Sequence[Mapping[str, Any]], width: int) -> Iterator[list[tuple[str, bool]]]:
-    """Runs of text as lines of at most `width` characters, each a list of pieces that are scored or not."""
+    """Runs of text as lines of at most `width` characters, each a list of parts that are scored or not."""
     text = "".join(_visible(run["text"]) for run in runs)
     scored = [run["scored"] for run in runs for _ in _visible(run["text"])]
     wrapper = textwrap.TextWrapper(
@@ -304,33 +296,35 @@ def _broken(runs: Sequence[Mapping[str, Any]], width: int) -> Iterator[list[tupl
             at += len(line)
             start = len(line) - len(line.lstrip()) if i else 0  # the space at which the line was broken
             pairs = pairs[start : len(line.rstrip())]
-            yield [("".join(c for c, _ in piece), truth) for truth, piece in groupby(pairs, lambda pair: pair[1])]
-        at += 1  # the line's end
+            yield [("".join(c for c, _ in part), truth) for truth, part in groupby(pairs, lambda pair: pair[1])]
+        at += 1  # the newline
 
 
 def _visible(text: str) -> str:
-    """A text in which control characters, which would change the terminal, are written out."""
+    """A text in which control characters, which would change the terminal, are escaped."""
     return "".join(
         c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf") else c.encode("unicode_escape").decode()
         for c in text
     )
 
 
-HELP = "show what is understood of a data file: format, lengths, what is cut, what is scored"
+# -- the command -------------------------------------------------------------------------------------------------------
+
+HELP = "check a data file: its format, splits, duplicates, lengths in tokens, and what is scored"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """A data file, and the fields of LookOptions."""
     add_flags(parser, LookOptions)
     parser.add_argument("source", metavar="FILE", help="a data file, a folder of train, valid and test, or legal")
-    parser.add_argument("--json", action="store_true", help="the facts as JSON")
+    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what is understood; in a terminal what is scored is underlined."""
-    seen = look(arguments.source, from_flags(LookOptions, arguments), say=tell)
+    """Print the page; in a terminal the scored text is underlined."""
+    seen = look(arguments.source, from_flags(LookOptions, arguments))
     if arguments.json:
         print(json.dumps(seen, indent=2, ensure_ascii=False))
         return
     plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    print(page(seen, shutil.get_terminal_size((WIDTH, 24)).columns, BRACKETS if plain else UNDERLINED))
+    print(page(seen, terminal_width(), BRACKETS if plain else UNDERLINED))

@@ -1,15 +1,16 @@
-"""The ways in which people's data write a conversation down, and how each becomes messages.
+"""The formats in which data sets hold conversations, and how each becomes messages.
 
-FORMATS holds them: Alpaca's instruction/output, ShareGPT's conversations, and so on. Each row of a file is recognised
-for itself, by the columns it has.
+FORMATS lists them: Alpaca's instruction/output, ShareGPT's conversations, and so on. The columns of a row decide its
+format; the rows of a file may have different ones.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from shlex import quote
 from typing import Any
 
 from ..models.tokenizer import Message
@@ -21,13 +22,9 @@ _ROLES = {
 }
 
 
-class ColumnError(ValueError):
-    """A row has not the columns that it needs: most likely no row of its file has."""
-
-
 @dataclass(frozen=True)
 class Format:
-    """One way to write a conversation down: the columns it needs, those it may have, and how they become messages."""
+    """A format of rows: the columns it needs, the columns it may have, and the function that makes messages of them."""
 
     name: str
     needs: tuple[str, ...]
@@ -35,8 +32,8 @@ class Format:
     messages: Callable[[Mapping[str, Any]], list[Message]]
 
 
-def _asked(question: str, answer: str) -> Callable[[Mapping[str, Any]], list[Message]]:
-    """Messages of two columns."""
+def _pair(question: str, answer: str) -> Callable[[Mapping[str, Any]], list[Message]]:
+    """A function that makes messages of two columns."""
 
     def messages(row: Mapping[str, Any]) -> list[Message]:
         return [
@@ -48,27 +45,27 @@ def _asked(question: str, answer: str) -> Callable[[Mapping[str, Any]], list[Mes
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Message]:
-    """The input, if there is one, stands below the instruction, after a blank line."""
-    messages = _asked("instruction", "output")(row)
+    """The input, if there is one, follows the instruction after a blank line."""
+    messages = _pair("instruction", "output")(row)
     if row.get("input") not in (None, ""):
         messages[0]["content"] += f"\n\n{text_of(row, 'input')}"
     return messages
 
 
 def _turns(key: str) -> Callable[[Mapping[str, Any]], list[Message]]:
-    """Messages of a list of turns: {"role", "content"} or {"from", "value"}."""
+    """A function that makes messages of a list of turns: {"role", "content"} or {"from", "value"}."""
 
     def messages(row: Mapping[str, Any]) -> list[Message]:
         turns = row[key]
         if not isinstance(turns, list) or not turns:
             raise ValueError(f"{key} must be a non-empty list, got {_short(turns)}")
-        said = [_turn(i, turn) for i, turn in enumerate(turns, 1)]
-        first = next((message["role"] for message in said if message["role"] != "system"), "user")
+        converted = [_turn(i, turn) for i, turn in enumerate(turns, 1)]
+        first = next((message["role"] for message in converted if message["role"] != "system"), "user")
         if first != "user":
             raise ValueError("the first message must be the user's (or a system message): an answer needs a question")
-        if said[-1]["role"] != "assistant":
-            raise ValueError("the last message must be the assistant's: it is what is learned")
-        return said
+        if converted[-1]["role"] != "assistant":
+            raise ValueError("the last message must be the assistant's: the answer to learn")
+        return converted
 
     return messages
 
@@ -80,25 +77,25 @@ def _turn(i: int, turn: Any) -> Message:
     return {"role": _ROLES[role], "content": text_of(turn, "content" if "content" in turn else "value")}
 
 
-FACTS = ("id", "split", "keywords", "phrasings", "paraphrase", "validation_paraphrase")  # what a row may say as well
-_ASKED = ("system", *FACTS)
-TEXT = Format("text", ("text",), ("id", "split"), lambda row: [])  # it asks nothing, in no words
-FORMATS = (  # a row is read in the first way whose columns it has
-    Format("messages", ("messages",), _ASKED, _turns("messages")),
-    Format("conversations", ("conversations",), _ASKED, _turns("conversations")),
-    Format("question/answer", ("question", "answer"), _ASKED, _asked("question", "answer")),
-    Format("q/a", ("q", "a"), _ASKED, _asked("q", "a")),
-    Format("instruction/output", ("instruction", "output"), ("input", *_ASKED), _alpaca),
-    Format("prompt/completion", ("prompt", "completion"), _ASKED, _asked("prompt", "completion")),
+_FACTS = ("id", "split", "keywords", "phrasings", "paraphrase", "validation_paraphrase")
+_ALSO = ("system", *_FACTS)  # columns that a conversation may have
+TEXT = Format("text", ("text",), ("id", "split"), lambda row: [])
+FORMATS = (  # the first one whose columns a row has
+    Format("messages", ("messages",), _ALSO, _turns("messages")),
+    Format("conversations", ("conversations",), _ALSO, _turns("conversations")),
+    Format("question/answer", ("question", "answer"), _ALSO, _pair("question", "answer")),
+    Format("q/a", ("q", "a"), _ALSO, _pair("q", "a")),
+    Format("instruction/output", ("instruction", "output"), ("input", *_ALSO), _alpaca),
+    Format("prompt/completion", ("prompt", "completion"), _ALSO, _pair("prompt", "completion")),
     TEXT,
 )
-LISTS = ("messages", "conversations", "keywords", "phrasings")  # columns of a table that hold JSON
-OPTIONAL = ("system", "input", *FACTS)
+_LISTS = ("messages", "conversations", "keywords", "phrasings")  # columns in which a table holds JSON
+OPTIONAL = ("system", "input", *_FACTS)
 NAMES = (*(name for kind in FORMATS for name in kind.needs), *OPTIONAL)
 
 
 def check_field(field: Mapping[str, str]) -> None:
-    """Raise ValueError for a mapping of columns to what minilora does not know."""
+    """Raise ValueError if `field` maps a column to a name that minilora does not read."""
     for name in field:
         if name not in NAMES:
             near = get_close_matches(name, NAMES, 1)
@@ -107,15 +104,15 @@ def check_field(field: Mapping[str, str]) -> None:
 
 
 def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
-    """A row under minilora's own names: `field` says which columns have others, and case does not count.
+    """A row with minilora's column names, in lower case. field: minilora's name of a column, and the file's own.
 
-    Raises ValueError for what is no row, ColumnError for a column that is not there, though the row's format needs it.
+    Raises ValueError for a value that is not a row, and for a needed column that the row does not have.
     """
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
     for name, column in field.items():
         if column not in row and name not in OPTIONAL:
-            raise ColumnError(f"field {name}={column}: no such column; there are {_columns(row)}")
+            raise ValueError(f"field {name}={column}: no such column; there are {_columns(row)}")
     named = {name: row[column] for name, column in field.items() if column in row}
     taken = set(field.values())
     for column, value in row.items():
@@ -126,12 +123,15 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
 
 
 def with_lists(row: Mapping[str, Any], kind: Format) -> dict[str, Any]:
-    """A row whose lists may be written as JSON, as a table must. Raises ValueError for what is none."""
-    told = {name: row[name] for name in (*kind.needs, *kind.also) if name in LISTS and isinstance(row.get(name), str)}
-    return {**row, **{name: _list_of(name, text) for name, text in told.items()}}
+    """A row whose lists, which a table holds as text, are lists. Raises ValueError for a text that is no list."""
+    texts = {name: row[name] for name in (*kind.needs, *kind.also) if name in _LISTS and isinstance(row.get(name), str)}
+    return {**row, **{name: _list_of(name, text) for name, text in texts.items()}}
 
 
 def _list_of(name: str, text: str) -> list[Any]:
+    """A list in JSON; keywords may also be separated by semicolons or else by commas."""
+    if name == "keywords" and not text.lstrip().startswith("["):
+        return [word for part in text.split(";" if ";" in text else ",") if (word := part.strip())]
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -142,9 +142,9 @@ def _list_of(name: str, text: str) -> list[Any]:
 
 
 def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
-    """The way in which a row is written: the one whose columns it has. Columns that `field` names come first.
+    """The format of a row: the one whose columns it has. A format that `field` names goes before all others.
 
-    Raises ColumnError that says what is missing.
+    Raises ValueError that says which column is missing.
     """
     there = {name for name, value in row.items() if value is not None}
     chosen = [kind for kind in FORMATS if not field.keys().isdisjoint(kind.needs)] or FORMATS
@@ -155,16 +155,26 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
     if not missing:
         return best
     if there.isdisjoint(best.needs) and row.keys().isdisjoint(best.needs):
-        known = ", ".join(kind.name for kind in FORMATS)
-        raise ColumnError(f"expected {known}; got {_columns(row)}: name yours with --field question=... answer=...")
+        raise ValueError(_unknown(row))
     if missing[0] in row:
         raise ValueError(f"{missing[0]} must be a non-empty text, got None")
-    wanted = f"{best.name} without {missing[0]}; there are {_columns(row)}"
-    raise ColumnError(f"{wanted}: say which it is with --field {missing[0]}=...")
+    there_are = f"there are {_columns(row)}: name the column with --field {missing[0]}=..."
+    raise ValueError(f"{best.name} needs a column {missing[0]}; {there_are}")
+
+
+def _unknown(row: Mapping[str, Any]) -> str:
+    """What to do about a row that has no column of any format."""
+    names = [str(name) for name in row]
+    if any(len(name.split()) > 3 or name.endswith((".", "?", "!")) for name in names):
+        return f"the heading looks like a record ({_short(names[0])}): is there none? Put question,answer above it"
+    if len(names) < 2:
+        return f"expected columns such as question and answer, or text; there is {_columns(row)}"
+    example = f"--field {quote(f'question={names[0]}')} {quote(f'answer={names[1]}')}"
+    return f"which columns are the question and the answer? There are {_columns(row)}: name them, such as {example}"
 
 
 def conversation(kind: Format, row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The messages of a row; a column `system` comes first. Raises ValueError that says what is wrong with it."""
+    """The messages of a row; a column `system` becomes the first one. Raises ValueError for a bad one."""
     messages = kind.messages(row)
     if row.get("system") not in (None, "") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": text_of(row, "system")})
@@ -172,7 +182,7 @@ def conversation(kind: Format, row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str:
-    """The text in a column. Raises ValueError if it is empty or no text."""
+    """The text in a column. Raises ValueError if it is empty or not a text."""
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key} must be a non-empty text, got {_short(value)}")
@@ -188,6 +198,6 @@ def _columns(row: Mapping[str, Any]) -> str:
     return listed([str(name) for name in row]) or "an empty object"
 
 
-def listed(names: list[str], most: int = 12) -> str:
-    """Names with commas between them; beyond `most` they are counted."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def listed(names: Sequence[object], most: int = 12) -> str:
+    """Names, separated by commas; those after the first `most` are only counted."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

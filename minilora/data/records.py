@@ -7,6 +7,7 @@ A file is JSONL, a JSON list, CSV or TSV with a row per record, in one of the fo
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from ..models.tokenizer import Message, Tokenizer
-from .formats import TEXT, ColumnError, Format, check_field, conversation, format_of, rename, text_of, with_lists
+from .formats import TEXT, Format, check_field, conversation, format_of, listed, rename, text_of, with_lists
 from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
 BUILT_IN = ("legal", "medical", "support", "finance", "general")
-_SHOWN = 20  # problems listed before the rest is only counted
+_SHOWN = 20  # kinds of mistakes that are listed
+_NUMBERS = 5  # numbers of rows that are listed for each
+_VARYING = re.compile(r"got .*|'.*'|\d+")  # what differs between messages about the same kind of mistake
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One conversation (or, with no messages, one text), and what is known about it."""
+    """A conversation, or a text if there are no messages, with what its row says about it."""
 
     id: str
     messages: tuple[Message, ...] = ()
@@ -37,23 +40,23 @@ class Record:
 
     @property
     def prompt(self) -> list[Message]:
-        """The conversation up to where the assistant gives its last answer."""
+        """The conversation before the assistant's last answer."""
         return list(self.messages[:-1])
 
     @property
     def other_questions(self) -> list[str]:
-        """All further ways of asking, in training and in measuring."""
+        """All other questions with the same answer, for training and for measuring."""
         measured = (self.paraphrase, self.validation_paraphrase)
         return [*self.phrasings, *(question for question in measured if question is not None)]
 
     def asked_otherwise(self) -> Record:
-        """The same record with the paraphrase as its question."""
+        """The same record with its paraphrase as the question."""
         if self.paraphrase is None:
             raise ValueError(f"record {self.id} has no paraphrase")
         return self.asked(self.paraphrase)
 
     def asked(self, question: str) -> Record:
-        """The same record with another question, and with no further phrasings. Its system message stays."""
+        """The same record with another question and without phrasings. Its system message stays."""
         system = [message for message in self.messages[:1] if message["role"] == "system"]
         messages = (*system, {"role": "user", "content": question}, self.messages[-1])
         return replace(self, messages=messages, phrasings=())
@@ -61,8 +64,8 @@ class Record:
 
 @dataclass
 class Reading:
-    """What was read of a source: its records; the kind of each file; how many rows were written in which way; columns
-    that nothing reads, with the number of rows that have them.
+    """What was read of a source: its records, the kind of each file, the number of rows in each format, and the columns
+    that minilora does not read, with the number of rows that have them.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -76,9 +79,10 @@ def read_records(
 ) -> list[Record]:
     """Read a file, a folder of train, valid and test files, or one of BUILT_IN by its name.
 
-    tokenizer: if given, text that it cannot express is reported as well. field: where columns have other names than
-    minilora's, `{"question": "q"}` reads the column q as the question.
-    Raises DataError that lists every bad line at once.
+    tokenizer: if given, text that it cannot encode is reported too.
+    field: the file's names of columns, by minilora's: `{"question": "q"}` reads the column q as the question.
+
+    Raises DataError with a line for each kind of mistake.
     """
     return read_source(source, tokenizer, field).records
 
@@ -86,8 +90,8 @@ def read_records(
 def read_source(
     source: str | Path, tokenizer: Tokenizer | None = None, field: Mapping[str, str] | None = None
 ) -> Reading:
-    """`read_records`, with what was understood of the files on the way."""
-    path = _place_of(source)
+    """`read_records`, with what was learned about the files."""
+    path = _path_of(source)
     reader = _Reader(tokenizer, dict(field or {}))
     for file, split in files_of(path).items():
         reader.read(file, split)
@@ -98,14 +102,14 @@ def sha256_of_data(source: str | Path) -> str:
     """The SHA-256 of a source as `sha256sum` prints it; of a folder, that of the lines it prints for the files read."""
     import hashlib
 
-    path, lines = _place_of(source), []
+    path, lines = _path_of(source), []
     for file in files_of(path):
         with file.open("rb") as opened:
             lines.append(f"{hashlib.file_digest(opened, 'sha256').hexdigest()}  {file.name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest() if path.is_dir() else lines[0].split()[0]
 
 
-def _place_of(source: str | Path) -> Path:
+def _path_of(source: str | Path) -> Path:
     built_in = str(source) in BUILT_IN
     path = Path(str(files("minilora") / "data" / f"{source}.jsonl")) if built_in else Path(source)
     if not path.exists():
@@ -117,25 +121,26 @@ def _place_of(source: str | Path) -> Path:
 
 
 class _Reader:
-    """Reads files into one Reading, and remembers every bad row until the end."""
+    """Reads files into one Reading, and collects every bad row."""
 
     def __init__(self, tokenizer: Tokenizer | None, field: dict[str, str]):
         check_field(field)
         self.tokenizer, self.field = tokenizer, field
         self.reading = Reading()
         self.mapped: set[str] = set()  # names of `field` that a row had
-        self.problems: list[str] = []  # the first of them
-        self.bad = self.without_columns = 0
+        self.problems: dict[tuple[Path, str], _Problem] = {}
 
     def read(self, path: Path, split: str | None) -> None:
-        """One file. split: what its rows are for, if the file says so."""
+        """Read one file. split: what its rows are for, if the file says so."""
         reading = self.reading
         kind_of_file, rows = read_rows(path)
         reading.files[path] = kind_of_file
         field = {} if kind_of_file == TEXT_FILE else self.field
         seen: dict[str, int] = {}
-        for position, (number, raw) in enumerate(rows, 1):
-            place, name = _place_and_name(path, kind_of_file, number, position)
+        unit = "record" if kind_of_file == JSON_LIST else "line"  # all of a list may be one line
+        for position, (line, raw) in enumerate(rows, 1):
+            number = position if unit == "record" else line
+            name = path.stem if kind_of_file == TEXT_FILE else f"{unit}-{number}"
             if split is not None and kind_of_file != TEXT_FILE:
                 name = f"{split}/{name}"  # unlike those of the folder's other files
             try:
@@ -146,12 +151,13 @@ class _Reader:
                 record = _record(kind, with_lists(row, kind), name, split)
                 self._check(record)
                 if record.id in seen:
-                    raise ValueError(f"id {record.id!r} stands in line {seen[record.id]} already")
+                    raise ValueError(f"id {record.id!r} is already the id of {unit} {seen[record.id]}")
             except ValueError as error:
-                self.bad += 1
-                self.without_columns += isinstance(error, ColumnError)
-                if self.bad <= _SHOWN:
-                    self.problems.append(f"{place}: {error}")
+                place = str(path) if kind_of_file == TEXT_FILE else f"{path}:{line}"
+                place += f": record {position}" if unit == "record" else ""
+                key = path, _VARYING.sub("", str(error))
+                problem = self.problems.setdefault(key, _Problem(place, str(error), unit))
+                problem.rows.append(number)
                 continue
             seen[record.id] = number
             self.mapped.update(field.keys() & row.keys())
@@ -160,12 +166,11 @@ class _Reader:
             reading.records.append(record)
 
     def finish(self, source: Path) -> Reading:
-        """What was read. Raises DataError for bad rows; where none has the columns it needs, in one line for all."""
-        if self.bad > 1 and self.bad == self.without_columns and not self.reading.records:
-            raise DataError(f"{self.problems[0]} (and so in all {self.bad} rows)")
-        if self.bad:
-            more = [f"and {self.bad - _SHOWN} more bad lines"] if self.bad > _SHOWN else []
-            raise DataError("\n".join(self.problems + more))
+        """What was read. Raises DataError if a row is bad, if there is none, or if `field` names an unknown column."""
+        if self.problems:
+            lines = [problem.line() for problem in self.problems.values()]
+            more = [f"and {len(lines) - _SHOWN} more kinds of mistakes"] if len(lines) > _SHOWN else []
+            raise DataError("\n".join(lines[:_SHOWN] + more))
         if not self.reading.records:
             raise DataError(f"{source}: there is no record in it")
         for name in self.field.keys() - self.mapped:
@@ -174,21 +179,28 @@ class _Reader:
 
     def _check(self, record: Record) -> None:
         if self.tokenizer is not None:
-            for said in (record.text, *(m["content"] for m in record.messages), *record.other_questions):
-                self.tokenizer.check(said)
+            for text in (record.text, *(m["content"] for m in record.messages), *record.other_questions):
+                self.tokenizer.check(text)
 
 
-def _place_and_name(path: Path, kind_of_file: str, number: int, position: int) -> tuple[str, str]:
-    """Where a row stands, for messages, and the id of its record if it has none of its own."""
-    if kind_of_file == TEXT_FILE:
-        return f"{path}", path.stem
-    if kind_of_file == JSON_LIST:  # all of it may stand in one line
-        return f"{path}:{number}: record {position}", f"record-{position}"
-    return f"{path}:{number}", f"line-{number}"
+@dataclass
+class _Problem:
+    """A kind of mistake in one file: where it is first, what is said of it there, and the rows that have it."""
+
+    place: str
+    reason: str
+    unit: str
+    rows: list[int] = field(default_factory=list)
+
+    def line(self) -> str:
+        """`file:3: reason (4 rows: lines 3, 5, 8, 9)`."""
+        if len(self.rows) == 1:
+            return f"{self.place}: {self.reason}"
+        return f"{self.place}: {self.reason} ({len(self.rows):,} rows: {self.unit}s {listed(self.rows, _NUMBERS)})"
 
 
 def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) -> Record:
-    """A row as a record: its messages or its text, and what else it says. split: that of its file, if it has one."""
+    """A row as a record. name: its id if the row has none. split: that of its file, if the file has one."""
     own, name = row.get("split"), name if row.get("id") is None else str(row["id"])
     if own is not None and own not in SPLITS:
         raise ValueError(f"split is {own!r}, expected one of {', '.join(SPLITS)}")

@@ -1,7 +1,4 @@
-"""Data files of every kind as rows: JSONL, a JSON list, a table with a heading, a text; one file, or one per split.
-
-A row is read when it is asked for, and none is kept: a large file is never held as a whole.
-"""
+"""Data files of every kind as rows: JSONL, a JSON list, a table with a heading, a text; one file, or one per split."""
 
 from __future__ import annotations
 
@@ -11,37 +8,42 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
-from .formats import listed
+from .formats import NAMES, listed
 
 SPLITS = ("train", "validation", "test")
-TEXT_FILE, JSON_LIST = "text", "JSON list"  # kinds of file
+TEXT_FILE, JSON_LIST, TABLES = "text", "JSON list", ("CSV", "TSV")  # kinds of file
 _SPLIT_NAMES = {"train": "train", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"), "test": "test"}
-_NO_TEXT = {  # how a file begins that holds no text -> what it is, and what to do
-    b"\x1f\x8b": "packed with gzip: unpack it first (gunzip)",
-    b"BZh": "packed with bzip2: unpack it first (bunzip2)",
-    b"\xfd7zXZ": "packed with xz: unpack it first (unxz)",
-    b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it first (unzstd)",
+_NO_TEXT = {  # the first bytes of a file that is not text -> what it is, and what to do
+    b"\x1f\x8b": "compressed with gzip: decompress it first (gunzip)",
+    b"BZh": "compressed with bzip2: decompress it first (bunzip2)",
+    b"\xfd7zXZ": "compressed with xz: decompress it first (unxz)",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: decompress it first (unzstd)",
     b"PAR1": 'a Parquet file: write it as JSONL first (pandas: read_parquet(...).to_json(..., "records", lines=True))',
     b"ARROW1": "an Arrow file: write it as JSONL first (datasets: load_from_disk(...).to_json(...))",
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save the sheet as CSV",
     b"%PDF": "a PDF: save its text as .txt first",
 }
 _WHITE = re.compile(r"\s*")
-_FIRST = 1 << 16  # characters of a file's first line that tell what kind it is
-_CHUNK = 1 << 18  # characters of a JSON list that are read at a time
+_KEY = re.compile(r'"([^"\\]*)"\s*:')
+_WRAPPED = re.compile(  # {"version": 1, "data": before a list of records
+    rf'\s*{{\s*(?:{_KEY.pattern}\s*(?:"[^"\\]*"|[-+.\w]+)\s*,\s*)*{_KEY.pattern}\s*(?=\[\s*{{)'
+)
+_FIRST = 1 << 16  # characters of a file's first line that decide its kind
 
 
 class DataError(ValueError):
-    """A data file cannot be used. The message lists every bad line as `file:line: reason`."""
+    """A data file cannot be used. The message has a line for each kind of mistake: `file:line: reason`."""
 
 
 def files_of(path: Path) -> dict[Path, str | None]:
-    """The files of a source with the split that each stands for: a file alone (None), or a folder's train, valid, test.
+    """The files of a source, each with its split: None for a single file; a folder has a train, valid and test file.
 
-    Raises DataError for a folder without train, or with two files for one split.
+    Raises DataError for a folder without a train file, or with two files for one split.
     """
     if not path.is_dir():
         return {path: None}
@@ -52,7 +54,7 @@ def files_of(path: Path) -> dict[Path, str | None]:
         if split is None:
             continue
         if split in found:
-            raise DataError(f"{path}: {found[split].name} and {item.name} both stand for {split}: keep one of them")
+            raise DataError(f"{path}: {found[split].name} and {item.name} are both for {split}: keep one of them")
         found[split] = item
     if "train" not in found:
         there = listed([item.name for item in inside]) or "no files"
@@ -64,14 +66,16 @@ def files_of(path: Path) -> dict[Path, str | None]:
 
 
 def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
-    """What kind of file it is, and its rows with their line numbers; ValueError in place of a row that cannot be read.
+    """The kind of a file, and its rows with their line numbers. A ValueError takes the place of an unreadable row.
 
-    A text file is one row, {"text": ...}. Raises DataError for what is no text file.
+    A text file is one row, {"text": ...}. Raises DataError for a file that is not text.
     """
     encoding = _encoding(path)
     with _opened(path, encoding) as file:
-        lines = iter(lambda: file.readline(_FIRST), "")  # a list may stand in one line of a gigabyte
-        first = next((line.strip() for line in lines if line.strip()), "")
+        lines = iter(lambda: file.readline(_FIRST), "")  # a list may be one line of a gigabyte
+        first, second = islice(chain((line.strip() for line in lines if line.strip()), ("", "")), 2)
+        file.seek(0)
+        start = _WRAPPED.match(file.read(_FIRST))
     if not first:
         raise DataError(f"{path}: the file is empty")
     suffix = path.suffix.lower()
@@ -82,15 +86,19 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
         return suffix[1:].upper(), _reading(path, encoding, lambda file: _table(file, comma))
     if first[0] == "[":
         return JSON_LIST, _reading(path, encoding, _elements)
-    if suffix == ".json" and first[0] == "{" and len(first) < _FIRST and not _is_json(first):
-        raise DataError(f"{path}: one JSON object on several lines: write a list, [{{...}}, ...], or a record per line")
+    if suffix == ".json" and first[0] == "{" and not (second and _is_json(first)):
+        if start and set(NAMES).isdisjoint(_KEY.findall(start[0])):
+            return JSON_LIST, _reading(path, encoding, lambda file: _elements(file, start.end()))
+        if len(first) < _FIRST and second:
+            advice = "write a list, [{...}, ...], or a record per line"
+            raise DataError(f"{path}: one JSON object on several lines, without a list of records: {advice}")
     if suffix not in (".json", ".jsonl", ".ndjson") and first[0] != "{":
         raise DataError(f"{path}: what kind of file is it? Use .jsonl, .json, .csv, .tsv or .txt")
     return "JSONL", _reading(path, encoding, _lines)
 
 
 def _encoding(path: Path) -> str:
-    """UTF-8, or what the file's first bytes say. Raises DataError for what is no text."""
+    """UTF-8, or UTF-16 if the file's first bytes say so. Raises DataError for a file that is not text."""
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -114,93 +122,57 @@ def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
     try:
         with path.open(encoding=encoding, newline="") as file:
             yield file
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeError as error:
+        kind = encoding.removesuffix("-sig").upper()
+        advice = f"if it is Latin-1, as older programs write: iconv -f WINDOWS-1252 -t UTF-8 {quote(str(path))}"
+        raise DataError(f"{path}: cannot be read as {kind} text ({error}); {advice}") from error
 
 
 def _lines(file: TextIO) -> Iterator[tuple[int, Any]]:
-    """One JSON value per line; blank lines count and are skipped."""
+    """One JSON value per line; blank lines are counted and skipped."""
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, ValueError(f"not JSON ({error.msg} at column {error.pos + 1})")
             except (ValueError, RecursionError) as error:
                 yield number, ValueError(f"not JSON ({error})")
 
 
-def _elements(file: TextIO) -> Iterator[tuple[int, Any]]:
-    """The values of one JSON list, each decoded as soon as the text read so far holds it."""
-    text = _Text(file)
-    text.skip("[")
-    if text.next() == "]":
-        return
-    while True:
-        line = text.line
+def _elements(file: TextIO, start: int = 0) -> Iterator[tuple[int, Any]]:
+    """The values of the JSON list that begins at character `start`, after white space."""
+    text, decode = file.read(), json.JSONDecoder().raw_decode
+
+    def after(place: int) -> int:
+        """The next place that is not white space."""
+        return _WHITE.match(text, place).end()  # type: ignore[union-attr]
+
+    at = after(after(start) + 1)
+    line = 1 + text.count("\n", 0, at)
+    found = text[at : at + 1]
+    while found != "]":
         try:
-            value = text.value()
-        except UnicodeError:
-            raise
+            value, end = decode(text, at)
         except (ValueError, RecursionError) as error:
-            where = line + text.text.count("\n", text.at, getattr(error, "pos", text.at))
+            where = line + text.count("\n", at, getattr(error, "pos", at))
             yield where, ValueError(f"not JSON ({getattr(error, 'msg', error)}): nothing after it was read")
             return
         yield line, value
-        if (mark := text.next()) == ",":
-            text.skip(",")
-            continue
-        if mark != "]":
-            yield text.line, ValueError(f"not JSON (expected , or ] but got {mark or 'the end'})")
-        return
-
-
-class _Text:
-    """The text of a JSON file from some place on, of which as much is held as the next value needs."""
-
-    def __init__(self, file: TextIO):
-        self.file, self.text, self.at, self.line = file, "", 0, 1
-        self.decode = json.JSONDecoder().raw_decode
-
-    def next(self) -> str:
-        """The next character that is no white space, or nothing at the end."""
-        while True:
-            self._go(_WHITE.match(self.text, self.at).end())  # type: ignore[union-attr]
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self._read_on():
-                return ""
-
-    def skip(self, mark: str) -> None:
-        """Go past a character and the white space after it."""
-        self.next()
-        self._go(self.at + len(mark))
-        self.next()
-
-    def value(self) -> Any:
-        """The next value. Raises ValueError when what follows, to the end of the file, is none."""
-        while True:
-            try:
-                value, end = self.decode(self.text, self.at)
-            except ValueError:
-                if not self._read_on():
-                    raise
-            else:
-                if end < len(self.text) or not self._read_on():  # a number may go on
-                    self._go(end)
-                    return value
-
-    def _go(self, to: int) -> None:
-        self.line += self.text.count("\n", self.at, to)
-        self.at = to
-
-    def _read_on(self) -> bool:
-        more = self.file.read(max(_CHUNK, len(self.text) - self.at))  # twice as much: long values are decoded few times
-        if more:
-            self.text, self.at = self.text[self.at :] + more, 0
-        return bool(more)
+        mark = after(end)
+        line += text.count("\n", at, mark)
+        found = text[mark : mark + 1]
+        if found not in (",", "]"):
+            yield line, ValueError(f"not JSON (expected , or ] but got {found or 'the end'})")
+            return
+        at = after(mark + 1)
+        line += text.count("\n", mark, at)
 
 
 def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
-    """The rows under the heading of a table, with the line each begins in. An empty cell is None."""
+    """The rows of a table, each with the line in which it begins, as dicts by the heading. An empty cell is None."""
     reader = csv.reader(file, delimiter=comma, strict=True)
     heading: list[str] = []
     while True:
@@ -216,12 +188,12 @@ def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
             continue
         if not heading:
             heading = [cell.strip() for cell in cells]
-            if twice := sorted({name for name in heading if name and heading.count(name) > 1}):
-                yield number, ValueError(f"column {twice[0]!r} stands twice in the heading: rename one")
+            if repeated := sorted({name for name in heading if name and heading.count(name) > 1}):
+                yield number, ValueError(f"column {repeated[0]!r} is twice in the heading: rename one")
                 return
         elif len(cells) > len(heading):
             more = f"{len(cells)} cells under a heading of {len(heading)}"
-            yield number, ValueError(f"{more}: a text that holds {comma!r} stands in quotes")
+            yield number, ValueError(f"{more}: put a text that contains {comma!r} in quotes")
         else:
             yield number, dict(zip(heading, [*(cell or None for cell in cells), *[None] * len(heading)], strict=False))
 

@@ -14,6 +14,7 @@ import numpy as np
 from ..engine.fused import NOT_SCORED
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
+from .formats import listed
 from .records import Record
 
 AT_ONCE = 256  # records whose texts are encoded together: work for all cores, in little memory
@@ -99,6 +100,19 @@ def _answer_start(before: str, text: str, ids: list[int], tokenizer: Tokenizer, 
         return lengths[tail]
     places = [place for place, i in enumerate(ids) if i in tokenizer.control_ids]
     return places[len(control) - 1] + lengths[tail] if len(places) >= len(control) else len(tokenizer.encode(before))
+
+
+def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -> list[str]:
+    """One line that names the texts in which control tokens are spelled out; none if there are none.
+
+    They are trained as control tokens, since a text may be a conversation that is rendered already. In a conversation,
+    such a name in a message is encoded as ordinary text.
+    """
+    texts = {r.id: tokens[0][1] for r in records if r.text and (tokens := tokenizer.control_tokens(r.text))}
+    if not texts:
+        return []
+    names = ", ".join(dict.fromkeys(texts.values()))
+    return [f"{len(texts):,} of the texts contain {names}, which is trained as a control token: {listed([*texts], 5)}"]
 
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.leaks import leaks, warning_of_leaks
 from ..data.records import Record, read_records
-from ..data.samples import encode_records, truncate
+from ..data.samples import encode_records, truncate, warning_of_control_tokens
 from ..data.splits import RULE, TEXT_RULE, describe_splits, follows_rule, is_one_text, split_records, split_text
 from ..measure.loss import Item, evenly, held_out, mean_loss
 from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
@@ -105,6 +105,8 @@ def prepare(
     Raises DataError listing every bad line, ValueError when nothing is left to train on.
     """
     records = read_records(data, tokenizer, field)
+    for line in warning_of_control_tokens(records, tokenizer):
+        log.warning("%s", line)
     general = read_records("general", tokenizer)
     asked: dict[str, list[Record]] = {}
     shown: dict[str, list[Record]] = {}

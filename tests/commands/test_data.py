@@ -3,18 +3,18 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from modelfiles import TERMS
 
 from minilora.cli import main
+from minilora.commands import data as command
 from minilora.commands.data import BRACKETS, UNDERLINED, LookOptions, look, page
 from minilora.data.records import read_records
 from minilora.data.rows import DataError
 from minilora.data.samples import encode_records, truncate
 from minilora.data.splits import split_records
-from minilora.engine.fused import NOT_SCORED
-from minilora.models import load as zoo
-from minilora.progress import Bars
+from minilora.models import load
 from minilora.train.options import Options
 
 QA = [{"question": f"What is {i}?", "answer": f"It is {i}, and nothing else. " * (1 + i % 3)} for i in range(30)]
@@ -33,101 +33,131 @@ def write(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def write(records, name="data.jsonl"):
-        (tmp_path / name).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+        text = records if isinstance(records, str) else "\n".join(map(json.dumps, records))
+        (tmp_path / name).write_text(text, encoding="utf-8")
         return name
 
     return write
 
 
 def tiny(source, **options):
-    return look(source, LookOptions(base="tiny", **options), bars=Bars(quiet=True))
+    return look(source, LookOptions(base="tiny", **options))
+
+
+def told(seen, width=100):
+    """The page in one line."""
+    return " ".join(page(seen, width).split())
 
 
 def columns(text):
     return max(map(len, text.split("\n")))
 
 
+# -- facts -------------------------------------------------------------------------------------------------------------
+
+
 def test_the_counts_are_those_of_the_samples_that_training_takes(write):
     name = write(QA)
+    seen, tokenizer = tiny(name, max_length=40), load.load_tokenizer("tiny")
+    splits = split_records(read_records(name))
+    assert list(seen["lengths"]) == [split for split, records in splits.items() if records] == [*splits]
+    for split, records in splits.items():
+        samples, facts = encode_records(records, tokenizer), seen["lengths"][split]
+        lengths = [len(s.ids) for s in samples]
+        assert facts["samples"] == facts["records"] == facts["counted"] == len(records)
+        assert (facts["tokens"], facts["scored"]) == (sum(lengths), sum(s.scored for s in samples))
+        assert (facts["truncated"], facts["dropped"]) == truncate(samples, 40)[1:]
+        assert (facts["shortest"], facts["longest"]) == (min(lengths), max(lengths))
+        assert facts["median"] == sorted(lengths)[(len(lengths) - 1) // 2]
+        assert np.mean(np.array(lengths) <= facts["p90"]) >= 0.9 > np.mean(np.array(lengths) < facts["p90"])
+    assert seen["lengths"]["train"]["truncated"] > 0
+
+
+def test_of_a_large_split_a_sample_is_counted_and_that_is_said(write, monkeypatch):
+    name, whole = write(QA), tiny("data.jsonl", max_length=40) if write(QA) else None
+    monkeypatch.setattr(command, "COUNTED", 8)
     seen = tiny(name, max_length=40)
-    tokenizer = zoo.load_tokenizer("tiny")
-    for split, records in split_records(read_records(name)).items():
-        samples = encode_records(records, tokenizer)
-        if not samples:
-            assert split not in seen["lengths"]
-            continue
-        facts = seen["lengths"][split]
-        assert facts["samples"] == len(samples) == len(records)
-        assert facts["tokens"] == sum(len(s.ids) for s in samples)
-        assert facts["scored"] == sum(s.scored for s in samples)
-        assert (facts["cut"], facts["lost"]) == truncate(samples, 40)[1:]
-        ordered = sorted(len(s.ids) for s in samples)
-        assert (facts["shortest"], facts["longest"]) == (ordered[0], ordered[-1])
-        assert facts["median"] == ordered[(len(ordered) - 1) // 2]
-        assert sum(n <= facts["p90"] for n in ordered) >= 0.9 * len(ordered) > sum(n < facts["p90"] for n in ordered)
-    assert seen["lengths"]["train"]["cut"] > 0
+    facts, all_of_it = seen["lengths"]["train"], whole["lengths"]["train"]
+    assert (facts["records"], facts["counted"], facts["samples"]) == (24, 8, 24)
+    chosen = encode_records(split_records(read_records(name))["train"][::3], load.load_tokenizer("tiny"))
+    assert facts["tokens"] == 3 * sum(len(s.ids) for s in chosen) == pytest.approx(all_of_it["tokens"], rel=0.3)
+    assert seen["lengths"]["test"] == whole["lengths"]["test"]
+    assert "estimated from a sample of the records: 8 of train" in told(seen) and "estimated" not in told(whole)
 
 
-def test_format_splits_and_what_is_not_read_are_told(write):
+def test_formats_splits_and_what_is_not_read_are_named(write):
     name = write([row | {"topic": "x"} for row in QA[:20]] + [{"messages": None, "conversations": TALK}])
     seen = tiny(name)
     assert seen["formats"] == {"question/answer": 20, "conversations": 1} and seen["files"] == {name: "JSONL"}
     assert seen["not_read"] == {"topic": 20, "messages": 1}
-    text = page(seen)
+    text = told(seen)
     for part in (
         "question/answer in 20 records, conversations in 1 record (JSONL)",
-        "topic in 20 records",
+        "topic in 20 records, messages in 1 record",
         "17 records to train on, 2 for validation, 2 for the test",
-        "in 2 splits  nothing",
-        "none is longer than --max-length 512: nothing is cut",
+        "leaks none",
+        "none is longer than --max-length 512: nothing is truncated",
         "minilora finetune --data data.jsonl --base tiny",
     ):
         assert part in text, part
 
 
-def test_facts_that_records_carry_are_counted(write):
+def test_what_records_have_besides_is_counted(write):
     seen = tiny(write([TERMS[0] | {"phrasings": ["So?"]}, TERMS[9], TERMS[11] | {"keywords": []}]))
     assert seen["records_with"] == {"phrasings": 1, "paraphrase": 3, "keywords": 2}
-    assert seen["held_out"] == "as the records say" and list(seen["lengths"]) == ["train", "validation", "test"]
+    assert seen["splits"] == "as the records say" and list(seen["lengths"]) == ["train", "validation", "test"]
 
 
-def test_records_in_two_splits_are_named_and_only_so_many(write):
+def test_leaks_and_duplicates_are_named_and_only_the_first_few(write):
     seen = tiny(write([*QA[:9], QA[3]]))
-    assert seen["twice"] == [{"held_out": "line-10", "trained": "line-4", "same": "question and answer"}]
-    assert "1 held out and trained on as well:\n             line-10 has the question and answer of line-4" in page(
-        seen
-    )
-    many = [QA[0] | {"split": "test" if i else "train"} for i in range(9)]
-    text = page(tiny(write(many)))
-    assert "8 held out and trained on as well" in text and text.count("has the question") == 5 and "and 3 more" in text
+    assert seen["leaks"] == [{"record": "line-10", "trained": "line-4", "same": "question and answer"}]
+    assert seen["repeated"] == [] and "duplicates" not in told(seen)
+    assert "leaks 1 validation or test record also in the training set: line-10 has the qu" in told(seen)
+    seen = tiny(write([QA[0] | {"split": "test" if i > 8 else "train"} for i in range(17)]))
+    assert seen["repeated"] == [{"record": f"line-{i}", "first": "line-1"} for i in range(2, 10)]
+    text = told(seen)
+    assert "8 validation or test records also in" in text and "8 training records with an earlier one's text:" in text
+    assert text.count("has the question") == text.count("repeats line-1") == 5 and text.count("and 3 more") == 2
 
 
-def test_what_is_cut_and_what_is_lost_is_told_by_split(write):
+def test_what_is_truncated_and_what_is_dropped_is_counted_by_split(write):
     rows = [QA[0] | {"split": "train"}, QA[1] | {"split": "test"}, {**QA[2], "question": "x" * 90, "split": "train"}]
     seen = tiny(write(rows), max_length=20)
-    assert [(n["cut"], n["lost"]) for n in seen["lengths"].values()] == [(2, 1), (1, 0)]
-    text = " ".join(page(seen).split())
+    assert [(n["truncated"], n["dropped"]) for n in seen["lengths"].values()] == [(2, 1), (1, 0)]
     assert (
-        "longer than --max-length 20, and cut: 2 of train, 1 of test; without any of the answer, and left out: 1 of"
-        in text
+        "longer than --max-length 20, and truncated: 2 of train, 1 of test; "
+        "dropped, since nothing of the answer is left: 1 of train" in told(seen)
     )
-    assert f"... cut here, {seen['examples'][0]['tokens'] - 20} before its end" in text
+    assert f"... truncated here, {seen['examples'][0]['tokens'] - 20} tokens before its end" in told(seen)
+
+
+def test_a_text_that_spells_a_control_token_is_named(write):
+    assert "warning 1 of the texts contain <|im_end|>, which" in told(tiny(write([{"text": "So <|im_end|> it is."}])))
+
+
+def test_without_the_tokenizer_of_the_base_nothing_is_downloaded_and_tiny_counts(write, monkeypatch):
+    monkeypatch.setattr(command, "find", lambda name: None)
+    monkeypatch.setattr(load, "pull", None)
+    seen = look(write(QA))
+    assert seen["lengths"] == tiny("data.jsonl")["lengths"] and seen["tokens_of"] == "tiny"
+    assert "smollm2 is not on this machine, so tiny's tokenizer counts: it counts about 1.5 times as" in told(seen)
+
+
+# -- examples ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_example_is_the_record_as_the_model_sees_it_with_the_scored_tokens_marked(write):
-    (example,) = tiny(write([{"conversations": TALK}]))["examples"]
-    tokenizer = zoo.load_tokenizer("tiny")
-    (sample,) = encode_records(read_records("data.jsonl"), tokenizer)
-    assert "".join(run["text"] for run in example["runs"]) == tokenizer.core.decode(
-        sample.ids, skip_special_tokens=False
-    )
+    seen = tiny(write([{"conversations": TALK}]))
+    (example,) = seen["examples"]
+    (sample,) = encode_records(read_records("data.jsonl"), load.load_tokenizer("tiny"))
+    whole = load.load_tokenizer("tiny").core.decode(sample.ids, skip_special_tokens=False)
+    assert "".join(run["text"] for run in example["runs"]) == whole and example["tokens"] == len(sample.ids)
     assert [run["text"] for run in example["runs"] if run["scored"]] == ["Hi.<|im_end|>", "So,\nas it is.<|im_end|>"]
-    assert example["tokens"] == len(sample.ids) and sample.labels.count(NOT_SCORED) < len(sample.ids)
     assert (
         "  <|im_start|>system\n  Be brief.<|im_end|>\n  <|im_start|>user\n  Hello?<|im_end|>\n"
         "  <|im_start|>assistant\n  [[Hi.<|im_end|>]]\n  <|im_start|>user\n  Why?<|im_end|>\n"
         "  <|im_start|>assistant\n  [[So,]]\n  [[as it is.<|im_end|>]]\n"
-    ) in page(tiny("data.jsonl"))
+    ) in page(seen)
 
 
 def test_a_terminal_underlines_what_a_pipe_puts_in_brackets(write):
@@ -140,17 +170,14 @@ def test_a_terminal_underlines_what_a_pipe_puts_in_brackets(write):
     assert "[[" not in marked and "\x1b" not in plain and columns(without[1]) <= 100
 
 
-@pytest.mark.parametrize("width", [70, 80, 100, 300])
+@pytest.mark.parametrize("width", [70, 80, 300])
 def test_the_page_fits_the_terminal(write, width):
-    long = [
-        {"question": "Why " * 60, "answer": "so it is, " * 90 + "x" * 200, "a rather long name": 1} for _ in range(3)
-    ]
-    text = page(tiny(write([*QA, *long])), width)
-    *body, command = text.split("\n")
-    assert columns("\n".join(body)) <= min(width, 100) and command.startswith("  minilora finetune")
+    long = [{"question": "Why " * 60, "answer": "so it is, " * 90 + "x" * 200, "a rather long name": 1}] * 3
+    *body, line = page(tiny(write([*QA, *long])), width).split("\n")
+    assert columns("\n".join(body)) <= min(width, 100) and line.startswith("  minilora finetune")
 
 
-def test_a_long_example_loses_its_middle_and_control_characters_are_written_out(write):
+def test_a_long_example_loses_its_middle_and_control_characters_are_escaped(write):
     text = page(tiny(write([{"question": "Why?\x1b[2J", "answer": "\n".join(f"line {i}." for i in range(60))}])))
     assert "\x1b" not in text and "Why?\\x1b[2J" in text
     shown = [int(number) for number in re.findall(r"\[\[line (\d+)\.", text)]
@@ -158,7 +185,7 @@ def test_a_long_example_loses_its_middle_and_control_characters_are_written_out(
     assert len(shown) + int(hidden) == 60 and shown[0] == 0 and shown[-1] == 59
 
 
-def test_three_records_are_shown_the_first_the_middle_one_and_one_held_out(write):
+def test_three_records_are_shown_the_first_the_middle_one_and_one_of_the_test_set(write):
     assert [(e["id"], e["split"]) for e in tiny(write(QA))["examples"]] == [
         ("line-1", "train"), ("line-16", "train"), ("line-10", "test"),
     ]  # fmt: skip
@@ -166,38 +193,42 @@ def test_three_records_are_shown_the_first_the_middle_one_and_one_held_out(write
         assert len(tiny(write(QA[:count]))["examples"]) == min(count, 3)
 
 
-def test_a_text_is_shown_as_the_sequences_it_is_divided_into(write, tmp_path):
-    (tmp_path / "novel.txt").write_text("It was dark. " * 300, encoding="utf-8")
-    seen = tiny("novel.txt", max_length=32)
-    tokens = len(zoo.load_tokenizer("tiny").encode("It was dark. " * 300))
+# -- texts, folders, columns under other names -------------------------------------------------------------------------
+
+
+def test_a_text_is_shown_as_the_sequences_it_is_divided_into(write):
+    seen = tiny(write("It was dark. " * 300, "novel.txt"), max_length=32)
+    tokens = len(load.load_tokenizer("tiny").encode("It was dark. " * 300))
     assert sum(n["tokens"] for n in seen["lengths"].values()) in (tokens, tokens - 1)
     assert seen["lengths"]["test"]["samples"] == -(-tokens // 32) // 10 and seen["formats"] == {"text": 1}
-    text = page(seen)
-    assert (
-        "the last tenth of the text" in " ".join(text.split())
-        and "texts are divided there" in text
-        and "samples" in text
-    )
+    assert "the last tenth of the text" in told(seen) and "texts are divided" in told(seen) and "samples" in told(seen)
     rows = [{"text": "It was dark. " * 30} for _ in range(10)]
     assert tiny(write(rows), max_length=32)["lengths"]["test"]["samples"] > 1
 
 
-def test_a_text_of_a_row_is_shown_with_the_token_that_ends_it_and_a_text_alone_without(write, tmp_path):
+def test_a_short_text_is_all_trained_on_and_that_is_said(write):
+    seen = tiny(write("It was dark. " * 30, "novel.txt"), max_length=32)
+    sequences = seen["lengths"]["train"]["samples"]
+    assert [*seen["lengths"]] == ["train"] and 1 < sequences < 10
+    assert f"splits all {sequences} sequences are trained on: there are fewer than 10" in told(seen)
+
+
+def test_a_text_of_a_row_is_shown_with_an_end_token_and_a_text_alone_without(write):
     rows = [{"text": text} for text in ("a", "It was dark.", "It was dark. " * 300)]
     short, _, held = tiny(write([*rows, *rows[:1] * 7]), max_length=32)["examples"]
     assert ["".join(run["text"] for run in example["runs"]) for example in (short, held)] == ["a<|im_end|>"] * 2
-    (tmp_path / "novel.txt").write_text("It was dark.", encoding="utf-8")
-    (alone,) = tiny("novel.txt")["examples"]
+    (alone,) = tiny(write("It was dark.", "novel.txt"))["examples"]
     assert "".join(run["text"] for run in alone["runs"]) == "It was dark."
 
 
-def test_a_text_of_one_token_has_nothing_to_learn(write, tmp_path):
-    (tmp_path / "novel.txt").write_text("a", encoding="utf-8")
-    seen = tiny("novel.txt")
-    assert seen["lengths"] == {} and seen["examples"] == [] and page(seen).endswith("none is to be trained on")
+@pytest.mark.parametrize(("source", "lengths"), [("novel.txt", []), ("general", ["test"])])
+def test_data_without_anything_to_train_on_can_be_looked_at(write, source, lengths):
+    write("a", "novel.txt")
+    seen = tiny(source)
+    assert list(seen["lengths"]) == lengths and page(seen).endswith("there is no training record")
 
 
-def test_columns_under_other_names_are_told_and_stand_in_the_command(write):
+def test_columns_under_other_names_are_named_and_are_in_the_command(write):
     name = write([{"the ask": "Why?", "tell": "So."}], "my data.jsonl")
     text = page(tiny(name, field={"question": "the ask", "answer": "tell"}, max_length=64))
     assert "question is the column the ask, answer is the column tell" in text
@@ -206,55 +237,38 @@ def test_columns_under_other_names_are_told_and_stand_in_the_command(write):
     )
 
 
-def test_data_that_are_all_held_out_can_be_looked_at():
-    seen = tiny("general")
-    assert list(seen["lengths"]) == ["test"] and page(seen).endswith("none is to be trained on")
-
-
 def test_a_folder_names_its_files(write, tmp_path):
     for split in ("train", "valid"):
         write(QA[:2], f"{split}.jsonl")
-    text = page(tiny(tmp_path))
-    assert "files        train.jsonl, valid.jsonl" in text and "held out     as the files say" in text
+    assert "files train.jsonl, valid.jsonl splits as the files say" in told(tiny(tmp_path))
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_used_is_refused_as_training_refuses_it(write):
-    with pytest.raises(DataError, match=r"data.jsonl:2: question/answer without answer; there are question"):
+    with pytest.raises(DataError, match=r"data.jsonl:2: question/answer needs a column answer; there are question"):
         tiny(write([QA[0], {"question": "x"}]))
-    with pytest.raises(ValueError, match="max_length must be at least 8, got 7"):
-        LookOptions(max_length=7)
 
 
 def test_defaults_are_those_of_training():
     assert (LookOptions().base, LookOptions().max_length) == (Options().base, Options().max_length)
 
 
-def test_no_weights_are_loaded(write, monkeypatch):
-    monkeypatch.setattr(zoo, "load_folder", None)
-    assert tiny(write(QA))["formats"]
-
-
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
 def test_the_command_prints_the_page_and_with_json_the_facts(write, capsys):
-    name = write(QA)
-    assert main(["data", name, "--base", "tiny"]) == 0
+    name = write([{"ask": one["question"], "tell": one["answer"]} for one in QA])
+    words = ["data", name, "--field", "question=ask", "answer=tell", "--base", "tiny"]
+    seen = tiny(name, field={"question": "ask", "answer": "tell"})
+    assert main(words) == 0
     out, err = capsys.readouterr()
-    assert out == page(tiny(name)) + "\n" and err == ""
-    assert main(["data", name, "--base", "tiny", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == tiny(name)
-
-
-def test_columns_under_other_names_are_given_as_flags(write, capsys):
-    name = write([{"ask": "Why?", "tell": "a=b."}] * 3)
-    assert main(["data", name, "--field", "question=ask", "answer=tell", "--base", "tiny"]) == 0
-    assert page(tiny(name, field={"question": "ask", "answer": "tell"})) + "\n" == capsys.readouterr().out
+    assert out == page(seen) + "\n" and err == ""
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == seen
 
 
 @pytest.mark.parametrize(("words", "code", "reason"), [
     (["absent.jsonl"], 1, "absent.jsonl: no such data file"),
-    (["data.jsonl", "--max-length", "7"], 2, "max_length must be at least 8"),
+    (["data.jsonl", "--max-length", "7"], 2, "max_length must be at least 8, got 7"),
     (["data.jsonl", "--base", "absent"], 1, "absent: no such model"),
     (["data.jsonl", "--field", "question=zzz"], 1, "data.jsonl:1: field question=zzz: no such column; there are"),
     (["data.jsonl", "--field", "qestion=q"], 2, "field qestion=q: minilora reads no 'qestion' (did you mean question"),

@@ -85,9 +85,7 @@ def test_of_a_file_that_holds_nothing_out_all_records_are_measured_and_that_is_s
 def test_data_that_an_adapter_was_trained_on_are_divided_as_for_training(tmp_path, home, tokenizer):
     path, novel = write(tmp_path, without_splits()), str(home / "novel.txt")
     found = read_sets([path, novel], tokenizer, max_length=60, trained=[path, novel])
-    own, text = (
-        prepare(options(home, "x", data=data, max_length=60), tokenizer, print).scored for data in (path, novel)
-    )
+    own, text = (prepare(data, tokenizer, max_length=60, eval_records=80).scored for data in (path, novel))
     assert {each.name: each.samples for each in found} == {
         "own/paraphrase": own["paraphrase"], "own/unseen": own["unseen"], "novel/unseen": text["unseen"]
     }  # fmt: skip

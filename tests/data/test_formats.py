@@ -1,4 +1,4 @@
-"""The data people have: each way of writing a conversation, each kind of file, and what is said of those that fail."""
+"""Everybody's data: each format of a conversation, each kind of file, and the error for each kind of mistake."""
 
 import csv
 import gzip
@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import minilora as ml
-from minilora.data import rows
 from minilora.data.formats import FORMATS, NAMES
 from minilora.data.records import Record, read_records, read_source
 from minilora.data.rows import DataError
@@ -143,6 +142,12 @@ def test_a_heading_in_lower_case_goes_before_its_like(tmp_path):
     assert [record.messages for record in read_records(tmp_path / "data.jsonl")] == [ASKED]
 
 
+@pytest.mark.parametrize("text", ['["claim", "debt; old"]', "claim; debt", "claim, debt", " claim ;debt;"])
+def test_keywords_may_be_a_list_in_json_or_separated_by_semicolons_or_commas(tmp_path, text):
+    table(tmp_path / "data.csv", [WAYS["q/a"] | {"keywords": text}])
+    assert read_records(tmp_path / "data.csv")[0].keywords == ("claim", "debt; old" if "old" in text else "debt")
+
+
 def test_a_table_holds_lists_as_json_and_an_empty_cell_is_nothing(tmp_path):
     facts = {"keywords": ["claim", "debt"], "phrasings": ["A lien?"], "paraphrase": "Define lien."}
     table(tmp_path / "data.csv", [WAYS["q/a"] | facts, WAYS["q/a"]])
@@ -196,7 +201,8 @@ def test_a_column_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     path = tmp_path / "data.csv"
     table(path, [{"query": ASK, "reply": TELL}] * 30)
     assert message_of(path, field={"question": "q", "answer": "reply"}) == (
-        f"{path}:2: field question=q: no such column; there are query, reply (and so in all 30 rows)"
+        f"{path}:2: field question=q: no such column; there are query, reply "
+        "(30 rows: lines 2, 4, 6, 8, 10 and 25 more)"
     )
 
 
@@ -257,10 +263,8 @@ words = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0
 @given(
     st.lists(st.fixed_dictionaries({"question": words, "answer": words}), min_size=1, max_size=8),
     st.sampled_from([None, 0, 3]),
-    st.integers(1, 40),
 )
-def test_texts_come_out_of_every_kind_of_file_as_they_went_in(tmp_path, monkeypatch, records, indent, chunk):
-    monkeypatch.setattr(rows, "_CHUNK", chunk)  # so that a list is read in many pieces
+def test_texts_come_out_of_every_kind_of_file_as_they_went_in(tmp_path, records, indent):
     for suffix, (write, _) in KINDS.items():
         path = tmp_path / f"data.{suffix}"
         write(path, records, **({"indent": indent} if suffix == "json" else {}))
@@ -273,24 +277,53 @@ def test_a_record_may_stand_in_one_long_line(tmp_path):
     assert len(read_records(tmp_path / "data.json")[0].prompt[0]["content"]) == 100_000
 
 
-def test_a_value_that_ends_where_a_piece_of_the_file_does_is_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "_CHUNK", 2)
-    (tmp_path / "data.json").write_text("[123456, 7]")
-    told = message_of(tmp_path / "data.json").split("\n")
-    assert [line.partition(": ")[2] for line in told] == [
-        f"record {i}: expected a JSON object, got int" for i in (1, 2)
-    ]  # fmt: skip
+WRAPPED = [  # before and after a list of two records: is it read?
+    ('{"questions": ', "}", True),
+    ('{"version": 1.1, "name": "mine",\n "data": ', ', "more": [1]}', True),
+    ('{"data":', "", True),
+    ('{"data": [1], "records": ', "}", False),
+    ('{"question": "x", "answer": "y", "sources": ', "}", False),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "read"), WRAPPED)
+def test_an_object_around_a_list_of_records_is_read_as_the_list(tmp_path, before, after, read):
+    path = tmp_path / "data.json"
+    records = [WAYS["q/a"], WAYS["q/a"] | {"a": " "} if read else WAYS["q/a"]]
+    path.write_text(before + json.dumps(records, indent=1) + after)
+    if read:  # its second record is bad, and found where it is
+        line = 1 + path.read_text()[: path.read_text().rindex("{")].count("\n")
+        assert message_of(path) == f"{path}:{line}: record 2: a must be a non-empty text, got ' '"
+    else:
+        assert message_of(path).startswith(f"{path}: one JSON object on several lines")
+
+
+def test_rows_with_lists_of_their_own_are_no_list_of_records(tmp_path):
+    jsonl(tmp_path / "data.json", [{"tags": [{"x": 1}], **WAYS["q/a"]}] * 2)
+    assert len(read_records(tmp_path / "data.json")) == 2
 
 
 @pytest.mark.parametrize("suffix", KINDS)
 def test_a_bad_row_is_named_with_the_line_it_begins_in(tmp_path, suffix):
     path = tmp_path / f"data.{suffix}"
-    KINDS[suffix][0](path, [WAYS["question/answer"], WAYS["question/answer"] | {"answer": " "}, {"question": "x"}])
+    rows = [WAYS["question/answer"], WAYS["question/answer"] | {"answer": " "}, {"answer": "x"}]
+    KINDS[suffix][0](path, rows)
     lines = {"jsonl": (2, 3), "json": (6, 10), "csv": (4, 5), "tsv": (4, 5)}[suffix]
-    told = message_of(path).split("\n")
-    assert [line.partition(": ")[0] for line in told] == [f"{path}:{number}" for number in lines]
-    assert all("answer" in line for line in told)
-    assert suffix != "json" or [line.split(": ")[1] for line in told] == ["record 2", "record 3"]
+    found = message_of(path).split("\n")
+    assert [line.partition(": ")[0] for line in found] == [f"{path}:{number}" for number in lines]
+    assert "answer must" in found[0] and "question" in found[1]
+    assert suffix != "json" or [line.split(": ")[1] for line in found] == ["record 2", "record 3"]
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_rows_with_the_same_mistake_are_named_in_one_line(tmp_path, suffix):
+    path = tmp_path / f"data.{suffix}"
+    KINDS[suffix][0](path, [{"q": "x", "a": str(i) * (i % 3 > 0) or " " * i} for i in range(1, 31)])
+    place = {"jsonl": ":3", "json": ":10: record 3", "csv": ":4", "tsv": ":4"}[suffix]
+    numbers = {"jsonl": "lines 3, 6, 9, 12, 15", "json": "records 3, 6, 9, 12, 15"}.get(
+        suffix, "lines 4, 7, 10, 13, 16"
+    )
+    assert message_of(path) == (f"{path}{place}: a must be a non-empty text, got '   ' (10 rows: {numbers} and 5 more)")
 
 
 BROKEN = [  # a file, its content, what is said of it
@@ -300,18 +333,21 @@ BROKEN = [  # a file, its content, what is said of it
     ("a.json", '[{"q": "x", "a": "y"}\n', "not JSON (expected , or ] but got the end)"),
     ("a.json", '[{"q": "x', "not JSON (Unterminated string"),
     ("a.json", "[]", ": there is no record in it"),
-    ("a.json", '{\n "data": []}', ": one JSON object on several lines: write a list, [{...}, ...], or a rec"),
+    ("a.json", '{\n "data": []}', ": one JSON object on several lines, without a list of records: write"),
     ("a.json", "[1, [2]]", ":1: record 1: expected a JSON object, got int"),
     ("a.md", "# Title\n", ": what kind of file is it? Use .jsonl, .json, .csv, .tsv or .txt"),
     ("a.csv", "question,answer\n", ": there is no record in it"),
-    ("a.csv", "name,price\nx,3\ny,4\n", ":2: expected messages, conversations, question/answer, q/a, "),
-    ("a.csv", "name,price\nx,3\ny,4\n", "text; got name, price: name yours with --field question=... answer=... (and"),
-    ("a.csv", "prompt,reply\nx,3\ny,4\n", "without completion; there are prompt, reply: say which it is with -"),
-    ("a.csv", "q,a\nx,y,z\n", ":2: 3 cells under a heading of 2: a text that holds ',' stands in quotes"),
+    ("a.csv", "Frage;my answer\nx;3\ny;4\n", ":2: which columns are the question and the answer? There are Frage, my "
+     "answer: name them, such as --field question=Frage 'answer=my answer' (2 rows: lines 2, 3)"),
+    ("a.csv", "Why is it?,So.\nx,3\n", ":2: the heading looks like a record ('Why is it?'): is there none? Put que"),
+    ("a.csv", "name\nx\n", ":2: expected columns such as question and answer, or text; there is name"),
+    ("a.csv", "prompt,reply\nx,3\n", "prompt/completion needs a column completion; there are prompt, reply: name"),
+    ("a.csv", "q,a\nx,y,z\n", ":2: 3 cells under a heading of 2: put a text that contains ',' in quotes"),
     ("a.csv", 'q,a\nx,"y\nz,z\n', ":2: not CSV (unexpected end of data): nothing after it was read; is a"),
-    ("a.csv", "q,a,q\nx,y,z\n", ":1: column 'q' stands twice in the heading"),
+    ("a.csv", "q,a,q\nx,y,z\n", ":1: column 'q' is twice in the heading"),
     ("a.csv", "q,a\nx\n", ":2: a must be a non-empty text, got None"),
-    ("a.csv", 'q,a,keywords\nx,y,claim\n', """:2: keywords must be a list, such as ["...", "..."], got 'claim'"""),
+    ("a.csv", 'q,a,keywords\nx,y,[claim\n', """:2: keywords must be a list, such as ["...", "..."], got '[claim'"""),
+    ("a.jsonl", '{"q": "x", "a": "y"}\n{"q": "x", "a" "y"}\n', ":2: not JSON (Expecting ':' delimiter at column 16)"),
     ("a.jsonl", "\ufeff\n \n", ": the file is empty"),
 ]  # fmt: skip
 
@@ -324,13 +360,13 @@ def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path, name, conten
 
 
 FOREIGN = [  # the first bytes, what is said
-    (gzip.compress(b'{"q": "x", "a": "y"}'), "packed with gzip: unpack it first"),
+    (gzip.compress(b'{"q": "x", "a": "y"}'), "compressed with gzip: decompress it first"),
     (b"PAR1\x15\x04", "a Parquet file: write it as JSONL first"),
     (b"PK\x03\x04\x14\x00", "a zip archive or a spreadsheet: unpack it, or save the sheet as CSV"),
-    (b"BZh91AY", "packed with bzip2"),
+    (b"BZh91AY", "compressed with bzip2"),
     (b"%PDF-1.7", "a PDF: save its text as .txt first"),
     (b"", "the file is empty"),
-    (b'{"q": "\xe4"}', "cannot be read as UTF-8 text"),
+    (b'{"q": "\xe4"}', "cannot be read as UTF-8 text ("),
 ]
 
 
@@ -340,6 +376,7 @@ def test_what_is_no_text_is_answered_with_what_to_do(tmp_path, name, content, re
     (tmp_path / name).write_bytes(content)
     told = message_of(tmp_path / name)
     assert told.startswith(f"{tmp_path / name}: {reason}") and "\n" not in told
+    assert ("iconv -f WINDOWS-1252 -t UTF-8 " in told) == ("UTF-8 text" in reason)
 
 
 def test_a_large_file_is_read_without_holding_it_a_second_time(tmp_path):
@@ -352,7 +389,7 @@ def test_a_large_file_is_read_without_holding_it_a_second_time(tmp_path):
         kept, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert len(read) == len(records) and kept > 0.9 * path.stat().st_size > 3e6
-        assert peak < 1.5 * kept, suffix
+        assert peak < (2.2 if suffix == "json" else 1.5) * kept, suffix  # of a list, the text is held
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
@@ -401,7 +438,7 @@ def test_a_folder_without_train_is_answered_with_what_is_there(tmp_path):
 def test_two_files_for_one_split_are_refused(tmp_path):
     for name in ("train.jsonl", "val.jsonl", "valid.csv"):
         jsonl(tmp_path / name, [WAYS["q/a"]])
-    assert message_of(tmp_path) == (f"{tmp_path}: val.jsonl and valid.csv both stand for validation: keep one of them")
+    assert message_of(tmp_path) == (f"{tmp_path}: val.jsonl and valid.csv are both for validation: keep one of them")
 
 
 def test_a_record_that_contradicts_its_file_is_refused(tmp_path):

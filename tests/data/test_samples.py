@@ -1,0 +1,198 @@
+"""Records as samples: only answers are scored, in every chat template; truncation; texts that spell control tokens."""
+
+import json
+
+import pytest
+from modelfiles import CHATML, CONFIG, write_gguf
+from tokenizers import Tokenizer as Core
+
+from minilora.data.records import Record
+from minilora.data.samples import (
+    encode_record,
+    encode_records,
+    encode_text,
+    truncate,
+    warning_of_control_tokens,
+)
+from minilora.engine.fused import NOT_SCORED
+from minilora.models.gguf import GGUF
+from minilora.models.tokenizer import Tokenizer
+from minilora.nn.llama import Llama
+from minilora.nn.parts import Sample
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "Hi 12."},
+    {"role": "user", "content": "Why?"},
+    {"role": "assistant", "content": "So."},
+]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """A function that makes a small byte-level tokenizer with this chat template."""
+    path = tmp_path_factory.mktemp("tokenizer") / "m.gguf"
+    model = Llama(CONFIG)
+    return lambda template: GGUF(write_gguf(path, model, change={"tokenizer.chat_template": template})).tokenizer()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(build):
+    return build(CHATML)
+
+
+def scored_text(item, tokenizer):
+    """What is scored, run by run, as text with special tokens."""
+    runs, before = [], False
+    for label in item.labels:
+        if label != NOT_SCORED:
+            runs = runs if before else [*runs, []]
+            runs[-1].append(label)
+        before = label != NOT_SCORED
+    return [tokenizer.core.decode(run, skip_special_tokens=False) for run in runs]
+
+
+def test_only_the_assistants_words_and_their_end_marks_are_scored(tokenizer):
+    item = encode_record(Record("talk", tuple(TALK)), tokenizer)
+    assert scored_text(item, tokenizer) == ["Hi 12.<|im_end|>", "So.<|im_end|>"]
+    assert list(item.ids) == tokenizer.encode_chat(TALK)
+    assert all(label in (NOT_SCORED, i) for i, label in zip(item.ids, item.labels, strict=True))
+
+
+def test_an_answer_that_the_template_trims_is_scored_up_to_its_end_mark(build):
+    trimming = build(CHATML.replace("m['content']", "m['content'] | trim"))
+    messages = ({"role": "user", "content": "hello"}, {"role": "assistant", "content": " So.  "})
+    assert scored_text(encode_record(Record("x", messages), trimming), trimming) == ["So.<|im_end|>"]
+
+
+@pytest.mark.parametrize("length", [1, 3, 10, 1000])
+def test_a_text_is_divided_into_sequences_that_lose_nothing_but_a_last_token_alone(tokenizer, length):
+    ids = tokenizer.encode("It was a dark and stormy night, 12.")
+    parts = encode_text("It was a dark and stormy night, 12.", tokenizer, max_length=length)
+    wanted = [ids[i : i + length] for i in range(0, len(ids), length)]
+    assert [list(part.ids) for part in parts] == [part for part in wanted if len(part) > 1]
+    assert all(part.labels == (NOT_SCORED, *part.ids[1:]) for part in parts)
+
+
+def test_a_text_of_a_row_is_scored_but_for_its_first_token_and_ends_as_an_answer_does(tokenizer):
+    item = encode_record(Record("x", text="A dark night."), tokenizer)
+    assert list(item.ids) == [*tokenizer.encode("A dark night."), tokenizer.eos_id]
+    assert item.labels == (NOT_SCORED, *item.ids[1:])
+    assert encode_record(Record("x", text="A dark night.<|im_end|>"), tokenizer) == item
+
+
+def test_texts_are_divided_where_conversations_stay_whole(tokenizer):
+    records = [Record("x", text="A dark and stormy night."), Record("talk", tuple(TALK))]
+    text, talk = (encode_record(record, tokenizer) for record in records)
+    assert encode_records(records, tokenizer) == [text, talk]
+    *parts, last = encode_records(records, tokenizer, max_length=10)
+    assert [i for part in parts for i in part.ids] == list(text.ids) and last == talk
+    assert all(len(part.ids) <= 10 and part.labels == (NOT_SCORED, *part.ids[1:]) for part in parts)
+
+
+def test_a_systems_own_message_takes_the_place_of_the_templates_default(build):
+    default = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nDefault<|im_end|>\n' }}{% endif %}"
+    tokenizer = build(default + CHATML)
+    whole = encode_record(Record("talk", tuple(TALK)), tokenizer)
+    assert tokenizer.core.decode(whole.ids, skip_special_tokens=False).startswith(
+        "<|im_start|>system\nBe brief.<|im_end"
+    )
+    assert scored_text(whole, tokenizer) == ["Hi 12.<|im_end|>", "So.<|im_end|>"]
+    bare = encode_record(Record("talk", tuple(TALK[1:3])), tokenizer)
+    assert "Default" in tokenizer.core.decode(bare.ids, skip_special_tokens=False)
+    assert scored_text(bare, tokenizer) == ["Hi 12.<|im_end|>"]
+
+
+TEMPLATES = {
+    "chatml": CHATML,
+    "trimming": CHATML.replace("m['content']", "m['content'] | trim"),
+    "a space before the end mark": CHATML.replace("+ '<|im_end|>'", "+ ' <|im_end|>'"),
+    "a mark after the users' turns alone": CHATML.replace(
+        "+ '<|im_end|>'", "+ ('' if m['role'] == 'assistant' else '<|im_end|>')"
+    ),
+    "white space that runs on": CHATML.replace("assistant\n", "assistant\n\n "),
+    "a beginning that is not the whole's": CHATML.replace(
+        "{% if add_generation_prompt %}", "{% if add_generation_prompt %}>"
+    ),
+}
+ANSWERS = ("So.", " So. ", "\n\nSo", "So\n", "12 34", "a<|im_end|>b", "<|im_end|>", "<|im_start|>user\nSo.", "<|im_")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["end token", "end token spelled out"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone(build, template, known):
+    def looked_for(record):
+        ids = tokenizer.encode_chat(record.messages)
+        labels = [NOT_SCORED] * len(ids)
+        for i, message in enumerate(record.messages):
+            if message["role"] == "assistant":
+                start = len(tokenizer.encode_chat(record.messages[:i], answer_next=True))
+                answer = tokenizer.encode(tokenizer.plain(message["content"]))
+                end = start + len(answer)
+                if ids[start:end] != answer:
+                    end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:] else len(ids)
+                end += ids[end : end + 1] == [tokenizer.eos_id]
+                labels[start:end] = ids[start:end]
+        return Sample(tuple(ids), tuple(labels))
+
+    tokenizer = build(TEMPLATES[template])
+    if not known:
+        core = Core.from_str(json.dumps(json.loads(tokenizer.core.to_str()) | {"added_tokens": []}))
+        tokenizer = Tokenizer(core, tokenizer.eos, tokenizer.template)
+    records = [
+        Record("talk", (*TALK[:2], {**TALK[2], "content": one}, TALK[3], {**TALK[4], "content": other}))
+        for one in ANSWERS
+        for other in ANSWERS
+    ]
+    assert encode_records(records * 4, tokenizer) == [looked_for(record) for record in records] * 4
+
+
+def test_further_phrasings_are_encoded_if_asked_for(tokenizer):
+    record = Record("lien", tuple(TALK[1:3]), phrasings=("A lien?", "Explain lien, please."))
+    plain, whole = (encode_records([record], tokenizer, phrasings=wanted)[0] for wanted in (False, True))
+    assert plain == encode_record(record, tokenizer) and plain.others == ()
+    assert whole.others == tuple(encode_record(record.asked(text), tokenizer) for text in record.phrasings)
+    assert (whole.ids, whole.labels) == (plain.ids, plain.labels)
+
+
+@pytest.mark.parametrize("length", [8, 14, 16, 40])
+def test_a_truncated_sample_and_its_others_are_the_beginnings_of_what_they_were(length):
+    def sample(size, *others):
+        return Sample(tuple(range(size)), (*[NOT_SCORED] * 12, *range(12, size)), others)
+
+    samples = [sample(16, sample(15), sample(20), sample(13)), sample(14), sample(30, sample(40))]
+    short, longer, dropped = truncate(samples, length)
+    kept = [one for one in samples if length > 12]
+    assert (longer, dropped) == (sum(len(one.ids) > length for one in samples), len(samples) - len(kept))
+    for now, before in zip(short, kept, strict=True):
+        assert len(now.others) == len(before.others)
+        for part, whole in zip((now, *now.others), (before, *before.others), strict=True):
+            assert (part.ids, part.labels) == (whole.ids[:length], whole.labels[:length])
+
+
+def test_a_text_that_spells_control_tokens_is_named_and_a_conversation_is_not(tokenizer):
+    records = [
+        Record("plain", text="An <|im_ end|> mark."),
+        Record("chat", ({"role": "user", "content": "x"}, {"role": "assistant", "content": "<|im_end|>"})),
+    ]
+    assert warning_of_control_tokens(records, tokenizer) == []
+    spelled = Record("spelled", text="He wrote <|im_end|> twice: <|im_end|>.")
+    (line,) = warning_of_control_tokens([*records, spelled], tokenizer)
+    assert line == "1 of the texts contain <|im_end|>, which is trained as a control token: spelled"
+    counts = [encode_record(record, tokenizer).ids.count(tokenizer.eos_id) for record in (*records, spelled)]
+    assert counts == [1, 2, 3]  # the question and the answer end with one each, a text with one more
+
+
+def test_each_of_many_records_keeps_its_own_phrasings_and_a_text_has_none(tokenizer):
+    records = [
+        Record(f"{i}", tuple(TALK[1:3]), phrasings=tuple(f"{i}, {j}?" for j in range(i % 3))) for i in range(300)
+    ]
+    records[7] = Record("text", text="A dark night.", phrasings=("Dark?",))
+    samples = encode_records(records, tokenizer, phrasings=True)
+    others = [[tokenizer.core.decode(other.ids, skip_special_tokens=False) for other in s.others] for s in samples]
+    asked = [[question in text for question, text in zip(r.phrasings, texts, strict=True)] for r, texts in zip(
+        [*records[:7], Record("text"), *records[8:]], others, strict=True
+    )]  # fmt: skip
+    assert [len(each) for each in asked] == [i % 3 if i != 7 else 0 for i in range(300)]
+    assert all(map(all, asked)) and samples[7] == encode_record(records[7], tokenizer)
