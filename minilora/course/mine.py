@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(name)
     if name not in EXERCISES:
-        raise ImportError(f"no exercise is called {name}: there are {', '.join(EXERCISES)}")
+        raise AttributeError(f"no exercise is called {name}: there are {', '.join(EXERCISES)}")
     path = Path(FILE)
     if path.exists():
         found = load(path).get(name)

@@ -9,6 +9,7 @@ from lessonfiles import BUILT, KEPT, LESSONS, build_program, run_here
 
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
+from minilora.course.plan import LESSONS as PLAN
 from minilora.course.plan import Lesson
 
 SOURCES = sorted(path.relative_to(LESSONS / "src") for path in (LESSONS / "src").rglob("[0-9]*.py"))
@@ -33,6 +34,12 @@ def test_the_pages_hold_the_tables_of_the_plan_and_of_the_exercises(program):
         assert path.read_text("utf-8") == text, "run: python lessons/build.py --pages"
     readme = (LESSONS / "README.md").read_text("utf-8")
     assert [name for name in BUILT if f"({name})" not in readme] == []
+
+
+def test_a_number_that_no_lesson_has_is_explained():
+    readme = (LESSONS / "README.md").read_text("utf-8")
+    missing = set(range(1, max(PLAN))) - set(PLAN)
+    assert missing and all(f"There is no lesson {number}:" in readme for number in missing)
 
 
 def test_a_page_without_a_place_for_its_table_is_refused(program):

@@ -2,13 +2,17 @@
 
 import contextlib
 import io
+import json
+import re
 import runpy
+import shutil
 import types
 
 import numpy as np
 import pytest
 
-from minilora.commands import course as commands
+from minilora.commands.course import copy_course, notebooks, to_read
+from minilora.commands.progress import progress
 from minilora.course import mine
 from minilora.course.exercises import EXERCISES
 
@@ -100,7 +104,10 @@ def test_under_nbgrader_the_reference_stands_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
     assert mine.lora_backward is EXERCISES["lora_backward"].forms[0].reference
-    with pytest.raises(ImportError, match="no exercise is called laura: there are"):
+    assert not hasattr(mine, "laura")  # as pytest --doctest-modules asks every module for its fixtures
+    with pytest.raises(AttributeError, match="no exercise is called laura: there are numerical_gradient, "):
+        mine.laura  # noqa: B018
+    with pytest.raises(ImportError, match="laura"):
         from minilora.course.mine import laura  # noqa: F401
 
 
@@ -143,27 +150,41 @@ def test_progress_shows_what_passes_what_fails_and_where_to_go_on(folder, tmp_pa
     text = (folder / "mine.py").read_text("utf-8").replace("root(n)", "n")
     (tmp_path / "exercises").mkdir()
     (tmp_path / "exercises" / "mine.py").write_text(text, "utf-8")
-    lines = commands.progress(tmp_path).splitlines()
+    lines = progress(tmp_path).splitlines()
     rows = {line.split()[0]: line.split(maxsplit=2)[-1] for line in lines if line.strip()[:2] in ("8.", "11")}
     assert rows["8.1"] == "ok" and rows["8.2"] == "not written yet" and "too small" in rows["8.3"]
     assert any("What is LoRA?" in line and line.endswith("1 of 3") for line in lines)
     assert f"1 of {len(EXERCISES)} exercises pass (read from {tmp_path / 'exercises' / 'mine.py'})" in lines
     first = min(EXERCISES.values(), key=lambda e: [int(n) for n in e.number.split(".")])
     go_on = "8.2" if first.number == "8.1" else first.number
-    assert lines[-1].startswith(f"go on with {go_on} in exercises/")
+    assert lines[-1].startswith(f"continue with {go_on} in exercises/")
 
 
 def test_progress_knows_the_variant(tmp_path):
     text = SCRIPT.replace("alpha / A.shape[0]", "alpha / A.shape[0] ** 0.5").replace("check(inject)", "")
     run(tmp_path, text.replace("check(lora_forward)", "check(lora_forward, variant=1)"))
     assert "# 8.1 lora_forward, variant 1\n" in (tmp_path / "mine.py").read_text("utf-8")
-    assert any(line.split() == ["8.1", "lora_forward", "ok"] for line in commands.progress(tmp_path).splitlines())
+    assert any(line.split() == ["8.1", "lora_forward", "ok"] for line in progress(tmp_path).splitlines())
 
 
 def test_progress_before_the_first_exercise_and_without_a_folder(tmp_path):
-    assert f"0 of {len(EXERCISES)} exercises pass (no mine.py in {tmp_path} yet" in commands.progress(tmp_path)
+    (tmp_path / "08_lora.ipynb").touch()
+    assert f"0 of {len(EXERCISES)} exercises pass (no mine.py in {tmp_path} yet" in progress(tmp_path)
     with pytest.raises(NotADirectoryError, match="there is no folder"):
-        commands.progress(tmp_path / "nowhere")
+        progress(tmp_path / "nowhere")
+
+
+def test_progress_beside_the_course_finds_it_and_says_where_none_or_several_are(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no course is in .*: `minilora course DIR` writes one"):
+        progress(tmp_path)
+    for name in ("first", "second"):
+        (tmp_path / name / "exercises").mkdir(parents=True)
+        shutil.copy(folder / "mine.py", tmp_path / name / "exercises")
+        if name == "first":
+            assert f"2 of {len(EXERCISES)} exercises pass (read from {tmp_path / name}" in progress(tmp_path)
+    with pytest.raises(FileNotFoundError, match="several courses are below .*first.*second"):
+        progress(tmp_path)
+    assert f"2 of {len(EXERCISES)}" in progress(tmp_path / "first")
 
 
 # -- minilora course ---------------------------------------------------------------------------------------------------
@@ -171,16 +192,42 @@ def test_progress_before_the_first_exercise_and_without_a_folder(tmp_path):
 
 def test_course_copies_lessons_exercises_and_a_map_and_leaves_what_was_changed(tmp_path):
     target = tmp_path / "course"
-    said = commands.copy_course(target)
+    said = copy_course(target)
     names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    source = commands.notebooks()
+    source = notebooks()
     shipped = [p.relative_to(source).as_posix() for p in source.rglob("*.ipynb") if "checkpoint" not in p.as_posix()]
     assert names == sorted([*shipped, "README.md", "exercises/mine.py"]) and f"{len(names)} files written" in said
-    assert "nothing to write" in commands.copy_course(target)
+    assert "nothing to write" in copy_course(target)
     (target / "08_lora.ipynb").write_text("mine")
     (target / "README.md").unlink()
-    said = commands.copy_course(target)
+    said = copy_course(target)
     assert "1 files written" in said and "left as they are, since they differ: 08_lora.ipynb" in said
     assert (target / "08_lora.ipynb").read_text() == "mine"
     with pytest.raises(NotADirectoryError):
-        commands.copy_course(target / "08_lora.ipynb")
+        copy_course(target / "08_lora.ipynb")
+
+
+def test_a_copied_notebook_shows_no_answer_and_leads_nowhere_that_is_not_there(tmp_path):
+    copy_course(tmp_path)
+    for path in tmp_path.rglob("*.ipynb"):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+        for cell in cells:
+            text = re.sub(r"```.*?```|`[^`]*`", "", "".join(cell["source"]), flags=re.DOTALL)
+            places = re.findall(r"\]\(([^)\s#]+)[^)]*\)", text) if cell["cell_type"] == "markdown" else []
+            assert [place for place in places if ":" not in place and not (path.parent / place).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("[`lora_linear`](../minilora/engine/fused.py)", "`lora_linear` (`minilora/engine/fused.py`)"),
+        ("[lines](../minilora/engine/fused.py#L3-L9).", "lines (`minilora/engine/fused.py`)."),
+        ("[exercises](exercises/08_lora.ipynb#x)", "[exercises](exercises/08_lora.ipynb#x)"),
+        ("[a paper](https://arxiv.org/abs/2106.09685)", "[a paper](https://arxiv.org/abs/2106.09685)"),
+    ],
+)
+def test_a_link_to_a_file_that_is_not_copied_becomes_the_name_of_the_file(text, shown):
+    notebook = json.dumps({"cells": [{"cell_type": "markdown", "source": [text]}]})
+    copied = json.loads(to_read(notebook, "08_lora.ipynb", {"exercises/08_lora.ipynb"}))
+    assert "".join(copied["cells"][0]["source"]) == shown
