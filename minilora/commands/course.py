@@ -18,7 +18,7 @@ Open the notebooks in JupyterLab (`pip install jupyterlab && jupyter lab`), less
 {table}
 
 In `exercises/` you write the functions yourself. `check` says in one line what is wrong, and keeps what is right in
-`exercises/mine.py`, from where later exercises take it. `minilora progress` shows what you have solved and what is next.
+`exercises/mine.py`, from where later exercises take it. `minilora progress` shows what is solved and what is next.
 
 Names such as `minilora/engine/fused.py` are files of the installed package. `help(thing)` prints where a file is.
 """

@@ -39,7 +39,7 @@ def find_mine(folder: Path) -> Path:
     if any(folder.glob("[0-9]*.ipynb")):  # notebooks alone: the file comes with the first exercise that is solved
         return near[0]
     raise FileNotFoundError(
-        f"no course is in {folder} or one folder below: `minilora course DIR` writes one, `minilora progress DIR` reads it"
+        f"no course in {folder} or one folder below: `minilora course DIR` writes one, `minilora progress DIR` reads it"
     )
 
 

@@ -175,7 +175,7 @@ def test_progress_before_the_first_exercise_and_without_a_folder(tmp_path):
 
 
 def test_progress_beside_the_course_finds_it_and_says_where_none_or_several_are(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no course is in .*: `minilora course DIR` writes one"):
+    with pytest.raises(FileNotFoundError, match="no course in .*: `minilora course DIR` writes one"):
         progress(tmp_path)
     for name in ("first", "second"):
         (tmp_path / name / "exercises").mkdir(parents=True)
