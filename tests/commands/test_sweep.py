@@ -6,6 +6,7 @@ import json
 import pytest
 from commandline import complaint, status, written
 
+from minilora import progress
 from minilora.commands.sweep import page
 from minilora.experiments import sweep as sweeping
 from minilora.experiments.grid import SweepOptions, as_options
@@ -348,12 +349,15 @@ def test_a_whole_sweep_in_processes(tiny_folder, tmp_path):
     assert result["time"]["jobs"] == 2 and set(result["best"]) == {"lora", "full"}
 
 
-def test_a_trial_is_what_finetune_measures_and_leaves_nothing(tiny_folder, tmp_path):
+def test_a_trial_is_what_finetune_measures_and_leaves_nothing(tiny_folder, tmp_path, monkeypatch):
     from minilora.train.job import finetune
 
     base, data = str(tiny_folder / "base"), str(tiny_folder / "data.jsonl")
     setting = SweepOptions(base=[base], data=[data], steps=[3], batch_size=[4], r=[2]).settings()[0]
-    found = trial(setting, str(tmp_path / "work"))
+    with monkeypatch.context() as patch:  # a bar's lock would be reported as a leaked semaphore after Ctrl-C
+        patch.setattr(progress, "_tqdm", None)
+        patch.setattr(progress, "_shown", lambda: not progress._hidden.get())
+        found = trial(setting, str(tmp_path / "work"))
     assert written(tmp_path) == []
     metrics = finetune(as_options(setting, out=str(tmp_path / "run")))
     assert found["validation_loss"] == metrics["kept"]["loss"]
