@@ -86,7 +86,7 @@ REFUSED = [  # command, flag, value, the name that the message begins with
     ("eval", "--limit", "0", "limit must"),
     ("eval", "--max-length", "7", "max_length must"),
     ("eval", "--seed", "-1", "seed must"),
-    ("eval", "--matrix", "matrix.pdf", "matrix must"),
+    ("eval", "--matrix", "matrix.pdf", "matrix.pdf: a picture is"),
 ]
 
 

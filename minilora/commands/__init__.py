@@ -12,6 +12,7 @@ NAMES = (  # in the order in which `minilora --help` lists them
     "merge",
     "export",
     "report",
+    "runs",
     "memory",
     "pull",
     "bench",

@@ -330,10 +330,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the runs that are not there yet, draw the picture, print the table."""
-    from ..pages.compare import compare_figure
+    from ..pages.figures import compare_figure
     from ..pages.style import save_themes
+    from ..pages.text import terminal_width
     from .compare_table import page
-    from .report import terminal_width
 
     if arguments.domains:
         return _run_domains(arguments)
@@ -346,10 +346,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run_domains(arguments: argparse.Namespace) -> None:
-    from ..pages.matrix import matrix_figure
+    from ..pages.figures import matrix_figure
     from ..pages.style import save_themes
+    from ..pages.text import terminal_width
     from .domains import PICTURE_FILE, DomainsOptions, compare_domains, domains_page, drawn
-    from .report import terminal_width
 
     own = {item.name for item in flag_fields(DomainsOptions)}
     if other := [item.name for item in flag_fields(CompareOptions) if item.name in arguments and item.name not in own]:

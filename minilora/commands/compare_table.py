@@ -15,7 +15,8 @@ from ..experiments.claim import FEW, LOW, SLIGHT, SPARED, Band, Verdict
 from ..experiments.tuned import first_step
 from ..measure.environment import circumstances
 from ..measure.statistics import Interval
-from .report import LOSSES, RECALLS, WIDTH, rule
+from ..pages.text import WIDTH, rule
+from .report import SETS
 
 Metrics = dict[str, Any]  # of a run, as `finetune` returns them
 
@@ -76,7 +77,7 @@ class Row:
 OWNED = {  # name -> owners of bytes at a step's peak
     "weights, the adapter's too": ("weights", "adapter"),
     "gradients": ("gradients",),
-    "Adam's moments": ("moments",),
+    "optimizer state": ("moments",),
     "scratch, program, libraries": ("scratch", "program"),
 }
 
@@ -86,11 +87,11 @@ def rows(result: dict[str, Any]) -> list[Row]:
     lora, full = (result["runs"][method] for method in METHODS)
     hourly = result["machine"]["cores"] * result["options"]["price"]
     return [
-        _cost("few", "parameters updated", "count", FEW, lora["trainable_parameters"], full["trainable_parameters"]),
+        _cost("few", "trainable parameters", "count", FEW, lora["trainable_parameters"], full["trainable_parameters"]),
         *_memory(lora["peak_memory_bytes"], full["peak_memory_bytes"], result["peak_bytes"]),
         *_time(lora, full),
         _cost("cheap", "training of the run", "dollars", LOW, *(hourly * _seconds(run) / 3600 for run in (lora, full))),
-        _cost("small", "a version on disk", "bytes", FEW, lora["adapter_bytes"], full["adapter_bytes"]),
+        _cost("small", "adapter or model on disk", "bytes", FEW, lora["adapter_bytes"], full["adapter_bytes"]),
         *_learned(lora, full),
         *_untouched(lora, full),
     ]
@@ -107,7 +108,7 @@ def _memory(lora: Metrics, full: Metrics, peaks: dict[str, int | None]) -> Itera
     yield _cost("memory", "activations", "bytes", LOW, lora["activations"], full["activations"])
     yield _cost("memory", "peak of a step, predicted", "bytes", LOW, lora["predicted"], full["predicted"])
     if peaks["lora"] and peaks["full"]:
-        yield _cost("memory", "peak of its process, measured", "bytes", LOW, peaks["lora"], peaks["full"])
+        yield _cost("memory", "peak of the process", "bytes", LOW, peaks["lora"], peaks["full"])
 
 
 def _time(lora: Metrics, full: Metrics) -> Iterator[Row]:
@@ -120,13 +121,14 @@ def _time(lora: Metrics, full: Metrics) -> Iterator[Row]:
 
 
 def _learned(lora: Metrics, full: Metrics) -> Iterator[Row]:
-    for names, key, unit, sign in ((LOSSES, "loss", "nats", -1), (RECALLS, "keyword_recall", "share", 1)):
+    for key, unit, sign in (("loss", "nats", -1), ("keyword_recall", "share", 1)):
         for name in lora[key]:
             if name == "general":
                 continue
             (before, mine), whole = lora[key][name], full[key][name][1]
             verdict = _judged(SLIGHT, sign * (mine - before), sign * (whole - before))
-            yield Row(claim="learns", what=names[name], unit=unit, base=before, lora=mine, full=whole, verdict=verdict)
+            what = f"{key.replace('_', ' ')}, {SETS[name]}"
+            yield Row(claim="learns", what=what, unit=unit, base=before, lora=mine, full=whole, verdict=verdict)
 
 
 def _untouched(lora: Metrics, full: Metrics) -> Iterator[Row]:

@@ -1,16 +1,15 @@
-"""`minilora compare --domains`: one base, four specialists, and what each of them knows of every domain.
+"""`minilora compare --domains`: one base, four adapters, and what each of them knows of every domain.
 
-Each domain is one run of `finetune` with its default options. A finished run is kept, one that was interrupted goes on,
-and what has been measured is not measured again: the same command goes on where it was stopped.
+Each domain is one run of `finetune` with its default options. A finished run is kept, an interrupted one is continued,
+and what has been measured is not measured again: the same command continues where it was stopped.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
@@ -21,22 +20,36 @@ import numpy as np
 
 from ..data.records import read_records
 from ..data.splits import split_records
-from ..files.disk import ModelFileError, read_json, write_json
+from ..experiments.memo import path_of, remember
+from ..files.disk import write_json
 from ..lora.combine import combine_adapters
 from ..lora.peft import WEIGHTS_FILE
+from ..measure.scores import (
+    LOSS,
+    RECALL,
+    Adapter,
+    MeasuredSet,
+    Scores,
+    interval_as_json,
+    measure,
+    read_sets,
+    resampled,
+    summary,
+)
 from ..models.with_adapters import BASE_NAME, load_with_adapters
 from ..options import BASE, option, refuse_other_settings
+from ..pages.text import NARROWEST, WIDTH, columns, listed, percent, rule, wrapped
 from ..progress import log
 from ..train.checkpoint import read_state
 from ..train.job import finetune
 from ..train.options import Options
 from ..train.run_folder import CHECKPOINT, METRICS_FILE, STATE_FILE, RunFolder
-from .eval import LOSS, RECALL, MeasuredSet, Scores, measure, plain, read_sets, resampled, shown, summary
-from .report import read_metrics, rule
+from .eval import shown
+from .report import read_metrics
 
 DOMAINS = ("legal", "medical", "support", "finance")
 MERGES = ("linear", "svd")  # ways of `combine_adapters`, and names of what they make
-RESULT_FILE, PICTURE_FILE, KNOWN_FILE = "domains.json", "domains.png", "measured.json"
+RESULT_FILE, PICTURE_FILE, MEASURED = "domains.json", "domains.png", "measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +58,10 @@ class DomainsOptions:
 
     base: str = option(Options.base, BASE)
     out: str | None = option(None, "folder for all results (default: runs, with each run where finetune puts it)")
-    overwrite: bool = option(False, "train anew what was trained with other settings")
-    steps: int | None = option(None, "steps of each run, instead of finetune's passes over the data")
+    overwrite: bool = option(False, "replace runs that had other settings")
+    steps: int | None = option(None, "steps of each run, instead of finetune's epochs")
     limit: int = option(20, "records of each set that are measured, evenly chosen")
-    seed: int = option(0, "decides the adapters' start and the order of the records")
+    seed: int = option(0, "seed of the adapters' initialisation and of the order of the records")
 
     def __post_init__(self):
         if self.limit < 1:
@@ -62,48 +75,44 @@ class DomainsOptions:
 
     @property
     def folder(self) -> Path:
-        """Where table, picture and numbers go: domains in `out`, or beside the runs of this base."""
+        """The folder for table, picture and numbers: domains in `out`, or next to the runs of this base."""
         own = self.run(DOMAINS[0]).folder
         return own.with_name(own.name.replace(DOMAINS[0], "domains", 1))
 
 
 def compare_domains(options: DomainsOptions) -> dict[str, Any]:
-    """Train what is not trained yet, measure every version on every domain, and return the numbers.
+    """Train what is not trained yet, measure every adapter on every domain, and return the numbers.
 
-    They also stand in `domains.json` in `options.folder`. Versions are the base, each adapter, the four merged, and
-    pairs of adapters mixed half and half, measured on their own two domains. Raises ValueError, before anything is
-    trained, when a run is there that had other settings.
+    They are also written to `domains.json` in `options.folder`. Measured are the base, each adapter, the four merged
+    into one, and pairs of adapters combined half and half, these on their own two domains alone. Raises ValueError,
+    before anything is trained, for a finished run with other settings.
     """
     began = time.monotonic()
     todo = [domain for domain in DOMAINS if not _finished(options, domain)]
     try:
         _train(options, todo)
     except KeyboardInterrupt:
-        log.info("the same command, given again, goes on from here")
+        log.info("interrupted: the same command continues from here")
         raise
     trained = time.monotonic()
-    metrics = {domain: read_metrics(options.run(domain).folder) for domain in DOMAINS}
     folders = {domain: options.run(domain).folder for domain in DOMAINS}
     model, tokenizer = load_with_adapters(folders, options.base)
     merged = {}
     for method in MERGES:
         made = combine_adapters(model, DOMAINS, [1 / len(DOMAINS)] * len(DOMAINS), method, name=method)
         merged[method] = {"weight": 1 / len(DOMAINS), "error": made.error}
-    sets = read_sets([*DOMAINS, "general"], tokenizer, options.limit)
+    sets = read_sets([*DOMAINS, "general"], tokenizer, Options.max_length, options.limit)
     pairs = {f"{one} + {other}": (one, other) for one, other in combinations(DOMAINS, 2)}
-    versions: dict[str, str | dict[str, float] | None] = {
-        BASE_NAME: None,
-        **{name: name for name in (*DOMAINS, *MERGES)},
-    }
-    versions |= {label: {one: 0.5, other: 0.5} for label, (one, other) in pairs.items()}
+    adapters: dict[str, Adapter] = {BASE_NAME: None, **{name: name for name in (*DOMAINS, *MERGES)}}
+    adapters |= {label: {one: 0.5, other: 0.5} for label, (one, other) in pairs.items()}
 
-    def wanted(version: str, each: MeasuredSet) -> bool:
-        return version not in pairs or (each.data in pairs[version] and each.kind == "paraphrase")
+    def wanted(name: str, each: MeasuredSet) -> bool:
+        return name not in pairs or (each.data in pairs[name] and each.kind == "paraphrase")
 
-    options.folder.mkdir(parents=True, exist_ok=True)
-    known = Known(options.folder / KNOWN_FILE, _fingerprint(metrics, folders, sets))
-    scores = measure(model, tokenizer, versions, sets, wanted=wanted, known=known)
-    alone = {name: {v: s for v, s in found.items() if v not in pairs} for name, found in scores.items()}
+    scores = measure(
+        model, tokenizer, adapters, sets, wanted=wanted, remember=_remembered(options.folder, folders, sets)
+    )
+    alone = {key: {name: s for name, s in found.items() if name not in pairs} for key, found in scores.items()}
     result = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": options.base,
@@ -119,6 +128,7 @@ def compare_domains(options: DomainsOptions) -> dict[str, Any]:
         "trained_now": todo,
         "seconds": {"training": trained - began, "measuring": time.monotonic() - trained},
     }
+    options.folder.mkdir(parents=True, exist_ok=True)
     write_json(options.folder / RESULT_FILE, result)
     return result
 
@@ -127,37 +137,43 @@ def compare_domains(options: DomainsOptions) -> dict[str, Any]:
 
 
 def _finished(options: DomainsOptions, domain: str) -> bool:
-    """Whether the run of a domain is there. Raises ValueError when what is there had other settings, or is no run."""
+    """Is the run of a domain there? Raises ValueError for one with other settings, and for files of something else."""
     run = options.run(domain)
     if not (run.folder / METRICS_FILE).is_file():
         RunFolder(run.folder, options.overwrite, resume=True).refuse()
         return False
-    then, now = read_metrics(run.folder)["options"], run.decisive()
-    common = now.keys() & then.keys()
-    then, now = ({name: each[name] for name in now if name in common} for each in (then, now))
-    if options.overwrite:
-        return then == now
-    refuse_other_settings(f"the run in {run.folder}", then, now, "--overwrite trains it again; or choose another --out")
+    now, then = run.decisive(), read_metrics(run.folder)["options"]
+    both = now.keys() & then.keys()
+    try:
+        refuse_other_settings(
+            str(run.folder),
+            {name: then[name] for name in now if name in both},
+            {name: now[name] for name in now if name in both},
+            "--overwrite replaces it, --out chooses another folder",
+        )
+    except ValueError:
+        if not options.overwrite:
+            raise
+        return False
     return True
 
 
 def _train(options: DomainsOptions, todo: list[str]) -> None:
-    """Make these runs one by one. After each, say about how long the rest will take."""
+    """Make these runs one by one. After each, log about how long the others will take."""
     records = {domain: len(split_records(read_records(domain))["train"]) for domain in todo}
     spent = done = 0.0
     for i, domain in enumerate(todo):
-        rest = (
-            f", about {spent / done * sum(records[name] for name in todo[i:]) / 60:.0f} minutes to go" if done else ""
-        )
-        log.info(f"training {domain}: {i + 1} of {len(todo)}{rest}")
+        rest = spent / done * sum(records[name] for name in todo[i:]) / 60 if done else None
+        left = "" if rest is None else f", about {rest:.0f} minutes to go"
+        log.info(f"training {domain}: {i + 1} of {len(todo)}{left}")
         start, resume = time.monotonic(), _interrupted(options, domain)
         finetune(options.run(domain, overwrite=options.overwrite, resume=resume))
-        if not resume:  # a part of a run says nothing of a whole one
+        if not resume:  # a part of a run says nothing about a whole one
             spent, done = spent + time.monotonic() - start, done + records[domain]
 
 
 def _interrupted(options: DomainsOptions, domain: str) -> bool:
-    """Whether there is a run to go on with; --overwrite forgets one that had other settings."""
+    """Is there a run to continue? --overwrite forgets one with other settings."""
     run = options.run(domain)
     partial = RunFolder(run.folder).partial
     if not (partial / CHECKPOINT / STATE_FILE).is_file():
@@ -165,137 +181,124 @@ def _interrupted(options: DomainsOptions, domain: str) -> bool:
     return not options.overwrite or read_state(partial).told == run.decisive()
 
 
-# -- what has been measured --------------------------------------------------------------------------------------------
-
-
-class Known(dict[tuple[str, str, str], np.ndarray]):
-    """Measurements by (measure, version, set), in a file that is written whenever one comes.
-
-    A file with another fingerprint is of other adapters or data, and is forgotten.
-    """
-
-    def __init__(self, path: Path, fingerprint: str):
-        super().__init__()
-        self.path, self.fingerprint = path, fingerprint
-        try:
-            kept = read_json(path) if path.is_file() else {}
-        except ModelFileError:
-            kept = {}  # damaged: measured again
-        if kept.get("fingerprint") == fingerprint:
-            for name, version, each, values in kept["measured"]:
-                super().__setitem__((name, version, each), np.array(values, float))
-
-    def __setitem__(self, key: tuple[str, str, str], values: np.ndarray) -> None:
-        super().__setitem__(key, values)
-        measured = [[*key, values.tolist()] for key, values in self.items()]
-        write_json(self.path, {"fingerprint": self.fingerprint, "measured": measured}, indent=0)
-
-
-def _fingerprint(metrics: Mapping[str, Any], folders: Mapping[str, Path], sets: list[MeasuredSet]) -> str:
-    """Of all that the measurements depend on: base, adapters, records."""
-    digest = hashlib.sha256(json.dumps([one["base_sha256"] for one in metrics.values()]).encode())
-    for folder in folders.values():
-        digest.update((folder / WEIGHTS_FILE).read_bytes())
+def _remembered(
+    folder: Path, adapters: Mapping[str, Path], sets: list[MeasuredSet]
+) -> Callable[[tuple[str, str, str], Callable[[], np.ndarray]], np.ndarray]:
+    """`remember` for `measure`: numbers are kept in `folder`, by all that decides them: base, adapters, records."""
+    digest = hashlib.sha256()
+    for path in adapters.values():
+        digest.update(json.dumps(read_metrics(path)["base_sha256"]).encode() + (path / WEIGHTS_FILE).read_bytes())
     for each in sets:
         digest.update(repr((each.name, each.samples, each.asked)).encode())
-    return digest.hexdigest()
+
+    def remembered(key: tuple[str, str, str], make: Callable[[], np.ndarray]) -> np.ndarray:
+        def numbers() -> list[float | None]:
+            return [x if np.isfinite(x) else None for x in make().tolist()]
+
+        decides = {"key": key, "of": digest.hexdigest()}
+        return np.array(remember(path_of(folder / MEASURED, key[0], decides), decides, numbers)["result"], float)
+
+    return remembered
 
 
 # -- what the numbers say ----------------------------------------------------------------------------------------------
 
 
 def _best(scores: Mapping[str, Scores], own: str, seed: int) -> dict[str, Any]:
-    """The adapter of a domain beside the best other version there, by measure.
+    """The adapter of a domain compared with the best other one there, by measure.
 
-    held: whether it is better, and the interval of the difference does not reach 0.
+    held: whether it is better, and the interval of the difference excludes 0.
     """
     found: dict[str, Any] = {}
-    others = [version for version in scores if version != own]
+    names = list(scores)
     for name, draws in resampled(scores, seed).items():
         sign = -1 if name == LOSS else 1
-        names = list(scores)
-        next_best = max(others, key=lambda version: sign * draws.means[names.index(version)])
+        others = [other for other in names if other != own]
+        next_best = max(others, key=lambda other: sign * draws.means[names.index(other)])
         difference = draws.difference(names.index(own), names.index(next_best))
         held = difference.high < 0 if name == LOSS else difference.low > 0
-        found[name] = {"next": next_best, "difference": plain(difference), "held": bool(held)}
+        found[name] = {"next": next_best, "difference": interval_as_json(difference), "held": bool(held)}
     return found
 
 
 def _mixed(scores: Mapping[str, Scores], label: str, domain: str, seed: int) -> dict[str, Any]:
-    """What a mix has on one of its domains, beside that domain's adapter alone; kept: the share of what it gained."""
+    """A combination on one of its domains, compared with that domain's adapter alone. kept: its share of the gain."""
     found: dict[str, Any] = {"mix": label, "on": domain}
     chosen = {name: scores[name] for name in (BASE_NAME, domain, label)}
     for name, draws in resampled(chosen, seed).items():
         base, own, mix = draws.draws.T
-        value = draws.means
+        mean = draws.means
         with np.errstate(divide="ignore", invalid="ignore"):
-            kept = draws.interval((value[2] - value[0]) / (value[1] - value[0]), (mix - base) / (own - base))
-        means = {key: plain(draws.mean(i)) for i, key in enumerate(("base", "alone", "mixed"))}
-        found[name] = means | {"lost": plain(draws.difference(2, 1)), "kept": plain(kept)}
+            kept = draws.interval((mean[2] - mean[0]) / (mean[1] - mean[0]), (mix - base) / (own - base))
+        means = {key: interval_as_json(draws.mean(i)) for i, key in enumerate(("base", "alone", "mixed"))}
+        found[name] = means | {"lost": interval_as_json(draws.difference(2, 1)), "kept": interval_as_json(kept)}
     return found
 
 
 def drawn(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the heat map shows of the numbers: what was trained, asked in other words, and general text."""
+    """The numbers that the heat map shows: paraphrased training questions, and general text."""
     sets = {name: about for name, about in result["sets"].items() if about["kind"] != "unseen"}
     return {**result, "sets": sets, "scores": {name: result["scores"][name] for name in sets}}
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
-WIDTH = 100  # columns of the page where there is room
 TITLES = {
-    (LOSS, "paraphrase"): "loss (nats per token), trained matter asked in other words",
-    (RECALL, "paraphrase"): "keyword recall (%), trained matter asked in other words",
-    (LOSS, "unseen"): "loss, records never trained",
-    (RECALL, "unseen"): "keyword recall, records never trained",
+    (LOSS, "paraphrase"): "loss (nats per token), training questions, paraphrased",
+    (RECALL, "paraphrase"): "keyword recall (%), training questions, paraphrased",
+    (LOSS, "unseen"): "loss (nats per token), questions not in the training data",
+    (RECALL, "unseen"): "keyword recall (%), questions not in the training data",
 }
+WORDS = {LOSS: "loss", RECALL: "keyword recall"}
+DIGITS = {LOSS: 2, RECALL: 0}
 
 
 def domains_page(result: Mapping[str, Any], width: int = WIDTH) -> str:
-    """The numbers of `compare_domains` as text of at most 100 columns; of 80 or so, without the matrix's intervals."""
+    """The numbers of `compare_domains` as text of at most 100 columns; of 80, without the intervals of the tables."""
     width = min(width, WIDTH)
     lines: list[str] = []
     for (name, kind), title in TITLES.items():
-        lines += [rule(title, width), *_matrix(result, name, kind, bounds=width >= WIDTH), ""]
-    lines += [rule("each adapter on its own domain, beside the best other version there", width)]
-    lines += [f"{'':<9}{'':<15}{'difference':<22}{'against':<10}more than its interval"]
+        lines += [rule(title, width), *_table(result, name, kind, intervals=width > NARROWEST), ""]
+    lines += [rule("each adapter on its own domain, compared with the best other one", width)]
+    lines += columns([["domain", "measure", "difference", "compared with", "significant"], *_on_own(result)], left=5)
+    lines += ["", rule("two adapters, combined half and half: how much of each gain is kept", width)]
+    heads = [
+        ["", "", "loss", "", "", "recall, %"],
+        ["", "on", "alone", "combined", "gain kept, %", "alone", "combined"],
+    ]
+    lines += columns([*heads, *_combined(result)], left=2)
+    off = [f"{name} by {percent(one['error'])}" for name, one in result["merged"].items()]
+    weight = next(iter(result["merged"].values()))["weight"]
+    notes = f"[low, high]: {percent(result['confidence'])} interval, from {result['resamples']:,} bootstrap draws of "
+    notes += "the records; differences are paired. A difference is significant if its interval excludes 0. "
+    notes += f"{listed(list(result['merged']))}: the four adapters merged into one, each with weight {weight:g}. "
+    notes += f"They differ from the exact sum: {listed(off)}."
+    return "\n".join([*lines, "", *wrapped(notes, width)])
+
+
+def _table(result: Mapping[str, Any], measure: str, kind: str, intervals: bool) -> list[str]:
+    kinds = ("unseen",) if kind == "unseen" else (kind, "all")
+    sets = {about["data"]: key for key, about in result["sets"].items() if about["kind"] in kinds}
+    rows = [["", *sets]]
+    for name in next(iter(result["scores"].values())):
+        found = [result["scores"][key][name][measure] for key in sets.values()]
+        rows.append([name, *(_cell(one if intervals else {**one, "low": None}, measure) for one in found)])
+    return columns(rows, left=6, gap=1)
+
+
+def _on_own(result: Mapping[str, Any]) -> Iterator[list[str]]:
     for domain, best in result["best_on_own"].items():
         for name, found in best.items():
-            what = f"{domain:<9}{name.replace('_', ' '):<15}{_cell(found['difference'], name, '+'):<22}"
-            lines.append(f"{what}{found['next']:<10}{'yes' if found['held'] else 'NO'}")
-    lines += ["", rule("two adapters mixed, half of each: what is left of each one's gain", width)]
-    lines += [f"{'':<28}{'loss':<33}keyword recall"]
-    lines += [f"{'':<19}{'on':<9}{'alone':<7}{'mixed':<8}{'gain kept':<18}{'alone':<7}mixed"]
-    lines += [_mixed_line(one) for one in result["mixes"]]
-    share, draws = f"{result['confidence']:.0%}", f"{result['resamples']:,}"
-    notes = f"[low, high]: the middle {share} of {draws} bootstrap draws of the records; differences are paired. "
-    weights = f"{next(iter(result['merged'].values()))['weight']:g}"
-    off = ", ".join(f"{name} by {one['error']:.0%}" for name, one in result["merged"].items())
-    notes += f"Merged: the four adapters, each with weight {weights}. They are off the exact sum: {off}."
-    return "\n".join([*lines, "", *textwrap.wrap(notes, width)])
+            difference = shown(found["difference"], name, DIGITS[name], sign=True)
+            yield [domain, WORDS[name], difference, found["next"], "yes" if found["held"] else "NO"]
 
 
-def _matrix(result: Mapping[str, Any], name: str, kind: str, bounds: bool) -> Iterator[str]:
-    kinds = ("unseen",) if kind == "unseen" else (kind, "all")
-    columns = {about["data"]: key for key, about in result["sets"].items() if about["kind"] in kinds}
-    each = 18 if bounds else 10
-    yield f"{'':<9}" + "".join(f"{data:<{each}}" for data in columns).rstrip()
-    for version in next(iter(result["scores"].values())):
-        found = [result["scores"][key][version][name] for key in columns.values()]
-        cells = [_cell(one if bounds else {**one, "low": None}, name) for one in found]
-        yield f"{version:<9}" + "".join(f"{cell:<{each}}" for cell in cells).rstrip()
+def _combined(result: Mapping[str, Any]) -> Iterator[list[str]]:
+    for one in result["mixes"]:
+        kept = shown(one[LOSS]["kept"], RECALL, 0)
+        cells = [_cell({**one[name][key], "low": None}, name) for name in (LOSS, RECALL) for key in ("alone", "mixed")]
+        yield [one["mix"], one["on"], *cells[:2], kept, *cells[2:]]
 
 
-def _cell(found: Mapping[str, float | None], name: str, sign: str = "") -> str:
-    form = f"{{:{sign}.2f}}" if name == LOSS else f"{{:{sign}.0f}}"
-    return shown(found, form, form, 1 if name == LOSS else 100)
-
-
-def _mixed_line(one: Mapping[str, Any]) -> str:
-    def value(name: str, key: str) -> str:
-        return _cell({**one[name][key], "low": None}, name)
-
-    kept = shown(one[LOSS]["kept"], "{:.0f}%", "{:.0f}", 100)
-    losses = f"{value(LOSS, 'alone'):<7}{value(LOSS, 'mixed'):<8}{kept:<18}"
-    return f"{one['mix']:<19}{one['on']:<9}{losses}{value(RECALL, 'alone'):<7}{value(RECALL, 'mixed')}"
+def _cell(found: Mapping[str, float | None], measure: str) -> str:
+    return shown(found, measure, DIGITS[measure])

@@ -21,8 +21,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the job, print its page."""
+    from ..pages.text import terminal_width
     from ..train.job import finetune
-    from .report import page, terminal_width
+    from .report import page
 
     ranks = world()
     options: Options | None = None  # the first rank reads them

@@ -1,33 +1,38 @@
-"""One page that tells what a fine-tuning run learned, forgot and cost, from its metrics."""
+"""`minilora report`: one page on what a fine-tuning run learned, forgot and cost, from its metrics."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import shutil
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..files.disk import read_json
-from ..pages.run import megabytes, smoothed, validation_losses
+from ..options import UsageError, nearest
+from ..pages.figures import smoothed, validation_losses
+from ..pages.text import (
+    WIDTH,
+    change,
+    counted,
+    duration,
+    listed,
+    megabytes,
+    percent,
+    plain,
+    rule,
+    signed,
+    terminal_width,
+    wrapped,
+)
 from ..train.run_folder import METRICS_FILE
 from .shared import AS_JSON, Instead
 
-WIDTH = 100  # columns, at most
-NARROWEST = 80  # where the tables still fit
-INDENT = " " * 21  # where the values of the last section begin
-KINDS = {"paraphrase": "trained, asked in other words", "train": "trained", "unseen": "unseen"}  # of questions
-LOSSES = {
-    "paraphrase": "loss, trained, in other words",
-    "unseen": "loss, unseen",
-    "general": "loss, general text (forgetting)",
-}
-RECALLS = {"paraphrase": "keyword recall, in other words", "unseen": "keyword recall, unseen"}
-VALIDATIONS = {"unseen": "validation, unseen", "paraphrase": "validation, in other words"}
-FORGOTTEN = 0.1  # a loss on general text that rises by more than this share is worth a word
+INDENT = " " * 22  # where the values of the last section begin
+KINDS = {"paraphrase": "training question, paraphrased", "train": "training question", "unseen": "not in training"}
+SETS = {"paraphrase": "paraphrased questions", "unseen": "unseen questions", "general": "general text (forgetting)"}
+FORGOTTEN = 0.1  # the page advises if loss on general text rises by more than this share
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:
@@ -37,34 +42,29 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file; `minilora finetune --out {folder}` writes it")
     metrics = read_json(path)
     try:
-        page(metrics)  # whatever is missing, it would miss
+        page(metrics)  # it fails where a value is missing
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: not the metrics of a fine-tuning run") from error
     return metrics
 
 
-def terminal_width() -> int:
-    """Columns for a page: those of the terminal, 80 to 100; 100 where there is none."""
-    return min(WIDTH, max(NARROWEST, shutil.get_terminal_size(fallback=(WIDTH, 24)).columns))
-
-
 def page(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
-    """The report as text of at most `width` columns (80 or more); only a path or a word that is longer stands on a
-    longer line.
-    """
+    """The report as text of at most `width` columns (80 or more). A path or a word that is longer is not broken."""
     options = metrics["options"]
     method = {"lora": "LoRA", "full": "full"}[options["method"]]
     title = rule(f"{method} fine-tuning of {options['base']} on {options['data']}", width)
     lines = [title, *_answers(metrics, width), "", *_learned(metrics, width), "", *_cost(metrics, width)]
-    lines += ["", f"written to {options['out']}; talk to it with"]
-    return "\n".join([fitted for line in lines for fitted in _fit(line, width)] + [_command(options)])
+    flag = "adapter" if options["method"] == "lora" else "base"  # an adapter names its base
+    lines += ["", *wrapped(f"Saved in {options['out']}. To talk to it:", width)]
+    return "\n".join([*lines, f"  minilora chat --{flag} {options['out']}"])
 
 
 def _answers(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     for example in metrics["answers"]:
-        yield ""
-        yield from textwrap.wrap(f"{example['question']} [{KINDS[example['set']]}]", width)
-        yield from (_answer("before", example["before"], width), _answer("after", example["after"], width))
+        yield from ("", *wrapped(f"{' '.join(example['question'].split())} ({KINDS[example['set']]})", width))
+        for when in ("before", "after"):
+            answer = " ".join(example[when].split()) or "(nothing)"
+            yield from wrapped(answer, width, first=f"  {when:<7}", indent=" " * 9)
 
 
 # -- what it learned ---------------------------------------------------------------------------------------------------
@@ -73,56 +73,52 @@ def _answers(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
 def _learned(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     yield rule("what it learned", width)
     if "records" in metrics:
-        yield from (_counted(metrics), "")
+        yield from (*wrapped(_records(metrics), width), "")
     last = metrics.get("last", {}).get("loss", {}) if _kept_earlier(metrics) else {}
     yield _row("", "before", "after", "change", *["last step"] * bool(last))
     for name, (before, after) in metrics["loss"].items():
-        cells = [f"{before:.3f}", f"{after:.3f}", _percent(before, after)]
-        yield _row(LOSSES[name], *cells, *([f"{last[name]:.3f}"] if name in last else []))
+        cells = [plain(before, 3), plain(after, 3), change(before, after)]
+        yield _row(f"loss, {SETS[name]}", *cells, *([plain(last[name], 3)] if name in last else []))
     for name, (before, after) in metrics["keyword_recall"].items():
-        change = f"{after / before:.1f} x" if before else ""
-        yield _row(RECALLS[name], f"{100 * before:.1f}%", f"{100 * after:.1f}%", change)
+        points = f"{signed(100 * (after - before), 1)} points"
+        yield _row(f"keyword recall, {SETS[name]}", percent(before, 1), percent(after, 1), points)
     if metrics.get("train_loss"):
-        yield from ("", *_course(metrics))
+        yield from ("", *_course(metrics, width))
     if advice := _advice(metrics):
-        yield from ("", *textwrap.wrap(advice, width, break_on_hyphens=False))
+        yield from ("", *wrapped(advice, width))
 
 
-def _counted(metrics: Mapping[str, Any]) -> str:
-    """`27 records trained, 3 held out (unseen); 10 asked in other words`."""
+def _records(metrics: Mapping[str, Any]) -> str:
+    """`240 training records, 110 for validation, 30 for testing; 80 paraphrased training questions for testing`."""
     records = metrics["records"]
-    what = "sequences" if metrics["options"]["data"].endswith(".txt") else "records"
-    apart = {why: records[name] for name, why in {"validation": "for validation", "unseen": "unseen"}.items()
-             if records.get(name)}  # fmt: skip
-    line, each = f"{records['train']} {what} trained", ", ".join(f"{n} {why}" for why, n in apart.items())
-    if "paraphrase" in validation_losses(metrics):  # of those for validation, some are trained ones in other words
-        line += f"; {each}"
-    else:
-        line += f", {sum(apart.values())} held out"
-        line += f" ({each if len(apart) > 1 else next(iter(apart))})" if apart else ""
-    return line + (f"; {records['paraphrase']} asked in other words" if records.get("paraphrase") else "")
+    what = "sequence" if metrics["options"]["data"].endswith(".txt") else "record"
+    parts = [counted(records["train"], f"training {what}")]
+    uses = {"validation": "validation", "unseen": "testing"}
+    parts += [f"{records[name]:,} for {use}" for name, use in uses.items() if records.get(name)]
+    also = records.get("paraphrase")
+    return ", ".join(parts) + (f"; {counted(also, 'paraphrased training question')} for testing" if also else "")
 
 
-def _course(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Losses on the way: at first, at last, and for validation the lowest and its step."""
-    width, smooth = smoothed(metrics["train_loss"])
+def _course(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
+    """Losses during training: the first, the last, and of validation the lowest and its step."""
+    over, smooth = smoothed(metrics["train_loss"])
     curves = validation_losses(metrics)
-    yield _row("while it trained", "first", "last", *["lowest", "at step"] * bool(curves))
-    of = "" if width == 1 else f", mean of {width} steps"
-    yield _row(f"training{of}", f"{smooth[0]:.3f}", f"{smooth[-1]:.3f}")
+    yield _row("during training", "first", "last", *["lowest", "at step"] * bool(curves))
+    of = "" if over == 1 else f", mean of {over} steps"
+    yield _row(f"training loss{of}", plain(smooth[0], 3), plain(smooth[-1], 3))
     for name, curve in curves.items():
         lowest = min((point for point in curve if math.isfinite(point[1])), key=lambda point: point[1], default=None)
-        at = [f"{lowest[1]:.3f}", f"{lowest[0]}"] if lowest else []
-        yield _row(VALIDATIONS[name], f"{curve[0][1]:.3f}", f"{curve[-1][1]:.3f}", *at)
+        at = [plain(lowest[1], 3), f"{lowest[0]:,}"] if lowest else []
+        yield _row(f"validation loss, {SETS[name]}", plain(curve[0][1], 3), plain(curve[-1][1], 3), *at)
     if kept := metrics.get("kept"):
-        what = "adapter" if metrics["options"]["method"] == "lora" else "model"
-        lowest_of = "their mean" if len(curves) > 1 else "validation"
-        why = f"where {lowest_of} was lowest" if kept["which"] == "best" else "the last one"
-        line = f"kept: the {what} of step {kept['step']}, {why}"
+        lora = metrics["options"]["method"] == "lora"
+        mean = "mean validation loss" if len(curves) > 1 else "validation loss"
+        why = f"where {mean} was lowest" if kept["which"] == "best" else "the last one"
+        line = f"Kept: the {'adapter' if lora else 'model'} of step {kept['step']:,}, {why}"
         if (strength := metrics["options"].get("strength") or 1) != 1:
-            line += f", at {strength:g} of its strength"
-        aside = Path(metrics["options"]["out"]) / "last"
-        yield line + (f"; the last one is in {aside}" if _kept_earlier(metrics) else "")
+            line += f"; its update is scaled by {strength:g} (--strength)"
+        last = f" The last one is in {Path(metrics['options']['out']) / 'last'}."
+        yield from wrapped(f"{line}.{last if _kept_earlier(metrics) else ''}", width)
 
 
 def _kept_earlier(metrics: Mapping[str, Any]) -> bool:
@@ -131,21 +127,21 @@ def _kept_earlier(metrics: Mapping[str, Any]) -> bool:
 
 
 def _advice(metrics: Mapping[str, Any]) -> str:
-    """What to try where a run went wrong, or forgot a lot of what the base could do; else nothing."""
+    """What to try after a run that went wrong, or that forgot much; else nothing."""
     options, losses = metrics["options"], metrics["loss"]
     lower = f"a lower --lr (it was {options['lr']:g})" if "lr" in options else "a lower --lr"
     learned = [losses[name] for name in ("paraphrase", "unseen") if name in losses]
     if "audit_failed" in metrics:
         return f"The audit failed (see below): try {lower}."
-    if learned and not learned[0][1] < learned[0][0]:  # nor where it is no number
-        return f"It learned nothing that helps: try {lower}."
+    if learned and not learned[0][1] < learned[0][0]:  # nor if it is not a number
+        return f"Loss did not fall: try {lower}."
     if "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:
         ways = [lower, "fewer --epochs"]
         if options["method"] == "full":
             ways.append("--method lora")
         elif options.get("strength") and not options.get("use_dora") and options.get("init_lora_weights") != "pissa":
             ways[0] = f"a lower --strength (it was {options['strength']:g})"
-        return f"It forgot some of what it could do: try {', '.join(ways[:-1])} or {ways[-1]}."
+        return f"Loss on general text rose by {change(*losses['general'])[1:]}: try {listed(ways, 'or')}."
     return ""
 
 
@@ -153,95 +149,80 @@ def _advice(metrics: Mapping[str, Any]) -> str:
 
 
 def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
+    def row(name: str, value: str) -> list[str]:
+        return wrapped(value, width, first=f"{name:<22}", indent=INDENT)
+
     lora = metrics["options"]["method"] == "lora"
     trainable, total = metrics["trainable_parameters"], metrics["total_parameters"]
     memory = metrics["peak_memory_bytes"]
-    measured = "not told by this system" if memory["measured"] is None else megabytes(memory["measured"])
+    measured = "unknown on this system" if memory["measured"] is None else megabytes(memory["measured"])
     yield rule("what it cost", width)
-    share = f"{trainable:,} of {total:,} ({100 * trainable / total:.3f} %)" if lora else f"all {total:,}"
-    yield f"parameters trained   {share}"
-    yield f"memory               {megabytes(memory['predicted'])} predicted for a step; process peak {measured}"
-    owners = ", ".join(f"{name} {megabytes(n)}" for name, n in memory["by_owner"].items() if n)
-    yield from textwrap.wrap(owners, width, initial_indent=INDENT, subsequent_indent=INDENT)
+    share = f"{trainable:,} of {total:,} ({percent(trainable / total, 3)})" if lora else f"all {total:,}"
+    yield from row("trainable parameters", share)
+    yield from row("memory of a step", f"{megabytes(memory['predicted'])} predicted; peak of the process: {measured}")
+    owners = [f"{OWNERS.get(name, name)} {megabytes(n)}" for name, n in memory["by_owner"].items() if n]
+    yield from row("", ", ".join(owners))
     if lora:
-        yield f"{INDENT}full fine-tuning would hold {megabytes(memory['full_predicted'])}"
-    speed, seconds = metrics["tokens_per_second"], metrics["seconds_per_step"]
-    whole = metrics["training_seconds"]
-    took = f"{whole / 60:.1f} minutes" if whole >= 60 else f"{whole:.1f} seconds"
-    yield f"time                 {seconds:.2f} s per step, {speed:,.0f} tokens/s, {took} for {metrics['steps']} steps"
+        yield from row("", f"full fine-tuning would need {megabytes(memory['full_predicted'])}")
+    seconds, steps = metrics["seconds_per_step"], counted(metrics["steps"], "step")
+    speed = f"{duration(seconds)} per step, {metrics['tokens_per_second']:,.0f} tokens/s"
+    yield from row("time", f"{speed}; {duration(metrics['training_seconds'])} for {steps}")
     if (ranks := metrics.get("ranks", 1)) > 1:
         sent = metrics["bytes_per_step"]
-        beside = f"; full fine-tuning would send {megabytes(sent['full_sent'])}" if lora else ""
-        yield f"ranks                {ranks}, each of which sends {megabytes(sent['sent'])} per step{beside}"
+        full = f"; full fine-tuning would send {megabytes(sent['full_sent'])}" if lora else ""
+        yield from row("processes", f"{ranks}, each of which sends {megabytes(sent['sent'])} per step{full}")
     saved, base = metrics["adapter_bytes"], metrics["base_bytes"]
     before, after = metrics["base_sha256"]
+    same, sign = before == after, "=" if before == after else "->"
     if lora:
-        beside = f"{megabytes(base)} of base ({base / saved:,.0f} to 1)"
-        yield f"disk                 adapter {megabytes(saved)} beside {beside}"
-        state, sign = ("untouched", "=") if before == after else ("changed", "->")
-        yield f"base                 {state}: sha256 {before[:16]} {sign} {after[:16]}"
+        yield from row("disk", f"adapter {megabytes(saved)}, base {megabytes(base)} ({base / saved:,.0f} to 1)")
+        yield from row("base", f"{'unchanged' if same else 'CHANGED'}: sha256 {before[:16]} {sign} {after[:16]}")
     else:
-        yield f"disk                 {megabytes(saved)}: a whole model for each version"
-        state = "the same as before" if before == after else "changed"
-        yield f"weights              {state}: sha256 {before[:16]} {'=' if before == after else '->'} {after[:16]}"
+        yield from row("disk", f"{megabytes(saved)}: a whole model")
+        yield from row("weights", f"{'unchanged' if same else 'changed'}: sha256 {before[:16]} {sign} {after[:16]}")
     if reason := metrics.get("audit_failed"):
-        yield f"audit                FAILED: {' '.join(reason.split())}"
+        yield from row("audit", f"FAILED: {' '.join(reason.split())}")
     elif promises := metrics["audit"]:
-        yield f"audit                {len(promises)} promises checked and kept: {', '.join(promises)}"
+        yield from row("audit", f"{counted(len(promises), 'check')} passed: {', '.join(promises)}")
 
 
-def _command(options: Mapping[str, Any]) -> str:
-    """What to type next, on a line of its own, never broken, so that it can be copied. An adapter knows its base."""
-    return f"  minilora chat --{'adapter' if options['method'] == 'lora' else 'base'} {options['out']}"
-
-
-# -- lines -------------------------------------------------------------------------------------------------------------
+OWNERS = {"moments": "optimizer state"}  # of memory -> its name, where it is another
 
 
 def _row(label: str, *cells: str) -> str:
-    return (f"{label:<36}" + "".join(f"{cell:>11}" for cell in cells)).rstrip()
+    sized = zip(cells, (9, 9, 14, 10), strict=False)
+    return (f"{label:<38}" + "".join(f"{cell:>{width}}" for cell, width in sized)).rstrip()
 
 
-def _percent(before: float, after: float) -> str:
-    return f"{100 * (after / before - 1):+.0f}%" if math.isfinite(after / before) else ""
-
-
-def _fit(line: str, width: int) -> Sequence[str]:
-    if len(line) <= width or "\n" in line:
-        return [line]
-    return textwrap.wrap(line, width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
-
-
-def rule(title: str, width: int) -> str:
-    """The line that a section of a page begins with."""
-    return f"-- {title} ".ljust(width, "-")
-
-
-def _answer(label: str, text: str, width: int) -> str:
-    indent = f"  {label:<7}"
-    return textwrap.fill(
-        " ".join(text.split()) or "(nothing)", width, initial_indent=indent, subsequent_indent=" " * len(indent)
-    )
-
+# -- the command -------------------------------------------------------------------------------------------------------
 
 HELP = "show the page of a finished run again"
+USUAL = "runs/legal"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The folder of a run."""
-    parser.add_argument("run_folder", nargs="?", default="runs/legal", metavar="RUN", help="default: %(default)s")
+    parser.add_argument("run_folder", nargs="?", default=USUAL, metavar="RUN", help="default: %(default)s")
     parser.add_argument("--json", **AS_JSON)
     parser.add_argument(
-        "--picture", metavar="FILE", help="draw it: a .png or .svg file, and NAME-dark beside it for dark pages"
+        "--picture", metavar="FILE", help="draw it: a .png or .svg file, and NAME-dark next to it for dark pages"
     )
     parser.add_argument("--memory", nargs=0, action=Instead, const="use minilora memory", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the page or the metrics of a finished run, or draw its pictures."""
-    metrics = read_metrics(arguments.run_folder)
+    """Print the page or the metrics of a finished run, or draw its pictures. Of a folder of runs, list them."""
+    from .runs import find_runs, listing
+
+    folder = Path(arguments.run_folder)
+    if not (folder / METRICS_FILE).is_file() and (found := find_runs(folder)):
+        print(listing(found))
+        return
+    if not folder.is_dir() and (near := nearest(folder.name, [each.folder.name for each in find_runs(folder.parent)])):
+        raise UsageError(f"{folder}: no such run; did you mean {folder.parent / near}? `minilora runs` lists all")
+    metrics = read_metrics(folder)
     if arguments.picture:
-        from ..pages.run import run_figure
+        from ..pages.figures import run_figure
         from ..pages.style import save_themes
 
         print(*save_themes(lambda: run_figure(metrics), Path(arguments.picture)), sep="\n")

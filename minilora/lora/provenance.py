@@ -4,6 +4,7 @@
      "base": {"name": "smollm2", "path": ..., "sha256": ..., "shape": {...},    the model that it was made for
               "rounded_to": "nf4", "unrounded_sha256": ...},                    if quantised: the kind, and the original
      "data": {"name": "legal", "sha256": ..., "records": 240,                   the training data, if known
+              "path": "../../mine.csv",                                         where they are, if in a file or folder
               "system": "You are ...",                                          the system prompt of all its records
               "split": "of every ten, ..."},                                    the rule that divided it, if one did
      "dropout": {...}}                                                          the state of its random masks
@@ -77,11 +78,16 @@ def provenance_of_base(
     if (kind := getattr(model, "rounded_to", None)) is not None:
         entry |= {"rounded_to": kind, "unrounded_sha256": getattr(model, "unrounded_sha256", None)}
     if name is not None and Path(name).exists():
-        try:  # a relative path stays valid if base and adapter are moved together
-            entry["path"] = Path(os.path.relpath(os.path.realpath(name), os.path.realpath(folder))).as_posix()
-        except ValueError:  # no path leads from one Windows drive to another
-            entry["path"] = Path(name).resolve().as_posix()
+        entry["path"] = path_from(folder, name)
     return entry
+
+
+def path_from(folder: Path, name: str | Path) -> str:
+    """The path to a file from an adapter's folder: it stays valid if both are moved together."""
+    try:
+        return Path(os.path.relpath(os.path.realpath(name), os.path.realpath(folder))).as_posix()
+    except ValueError:  # no path leads from one Windows drive to another
+        return Path(name).resolve().as_posix()
 
 
 def refuse_other_base(model: Module, folder: Path, force: bool = False, sha256: str | None = None) -> None:

@@ -9,7 +9,10 @@ save_themes(lambda: run_figure(metrics), Path("picture.svg"))    # picture.svg, 
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +81,22 @@ def panels(
         return figure, figure.subplots(rows, columns, width_ratios=ratios)
 
 
+def check_picture(path: Path) -> None:
+    """Raise ValueError for a picture that `save` could not write: before the work whose result it shows.
+
+    The folder is made if it is missing.
+    """
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise ValueError(f"{path}: a picture is a .png or an .svg file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"{path}: no picture can be written there ({error.strerror}): choose another file") from error
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a figure as its file's name ends: .png in the resolution of all pictures, or .svg.
 
@@ -85,9 +104,8 @@ def save(figure: Any, path: Path) -> None:
     """
     import matplotlib as mpl
 
+    check_picture(path)
     kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg"):
-        raise ValueError(f"{path}: a picture is a .png or an .svg file")
     with mpl.rc_context({"svg.hashsalt": "minilora"}):
         figure.savefig(path, dpi=DPI, format=kind, metadata={"Date": None} if kind == "svg" else {})
 
@@ -97,6 +115,7 @@ def save_themes(draw: Callable[[], Any], path: Path) -> list[Path]:
 
     path: of the light one, which ends as `save` wants it; the dark one stands beside it, NAME-dark.
     """
+    check_picture(path)
     paths = {"light": path, "dark": path.with_stem(f"{path.stem}-dark")}
     for name, each in paths.items():
         with theme(name):

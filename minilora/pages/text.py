@@ -160,7 +160,8 @@ def millions(size: float) -> str:
     >>> millions(1_199_400_000), millions(9_768_960), millions(0)
     ('1,199', '9.8', '0.0')
     """
-    return f"{size / 1e6:,.{0 if size >= 99.95e6 else 1 if size >= 0.95e6 or not size else 3}f}"
+    digits = 0 if size >= 99.95e6 else 1 if size >= 0.995e6 or not size else 2 if size >= 0.0995e6 else 3
+    return f"{size / 1e6:,.{digits}f}"
 
 
 def duration(seconds: float) -> str:

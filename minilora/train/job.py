@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import sha256_of_data
+from ..data.records import BUILT_IN, sha256_of_data
 from ..files.disk import remove_folder, replacing, write_json
 from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
 from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
+from ..lora.provenance import path_from
 from ..lora.variants import lora_plus
 from ..measure.loss import mean_loss
 from ..measure.process import peak_memory, program_memory
@@ -29,11 +30,11 @@ from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from ..nn.optim import AdamW
 from ..nn.ranks import ALONE, Ranks
-from ..pages.run import run_picture
+from ..pages.card import write_card
+from ..pages.figures import run_picture
 from ..progress import hide_progress, log
 from ..version import __version__
 from . import checkpoint
-from .card import write_card
 from .checkpoint import State
 from .learn import learn
 from .log import Log
@@ -108,7 +109,7 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
     }
     write_json(place.partial / METRICS_FILE, metrics)
     if answers:
-        write_card(place.partial, metrics)
+        write_card(place.partial, metrics, vars(Options()))
         run_picture(metrics, place.partial / PICTURE_FILE)
     place.finish()
     return metrics
@@ -141,6 +142,8 @@ class Job:
         if adapter is not None:  # for its folder's minilora.json
             material = self.material
             known = {"system": material.system, "split": material.split}
+            if options.data not in BUILT_IN:
+                known["path"] = path_from(options.folder, options.data)
             adapter.data = {
                 "name": options.data,
                 "sha256": sha256_of_data(options.data),

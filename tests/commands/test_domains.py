@@ -14,39 +14,42 @@ from hearing import lines_of
 import minilora as ml
 from minilora.commands import domains
 from minilora.commands.domains import DOMAINS, DomainsOptions, compare_domains, domains_page, drawn
-from minilora.commands.eval import Scores
 from minilora.lora.combine import combine_adapters
+from minilora.lora.peft import WEIGHTS_FILE
+from minilora.measure.loss import evenly, sample_losses
 from minilora.measure.recall import answer_all
-from minilora.pages.matrix import matrix_figure
+from minilora.measure.scores import Scores
+from minilora.pages.figures import matrix_figure
+from minilora.train.job import finetune
 from minilora.train.material import Measured
 
-VERSIONS = ["base", *DOMAINS, "linear", "svd"]
+ADAPTERS = ["base", *DOMAINS, "linear", "svd"]
 
 
 @pytest.fixture(scope="module")
-def patch():
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
-
-
-@pytest.fixture(scope="module")
-def finished(home, tmp_path_factory, patch):
-    """The options of a finished comparison, its result, and what was said. Never written to."""
+def finished(home, tmp_path_factory):
+    """The options of a finished comparison, its result, and what was logged. Never written to."""
     sets = ("paraphrase", "unseen")
     known = Measured(dict.fromkeys([*sets, "general"], 1.0), dict.fromkeys(sets, 0.5), dict.fromkeys(sets, ["-"] * 80))
-    patch.setattr("minilora.train.job.evaluate", lambda *arguments: known)  # finetune's own measurements
-    short = partial(answer_all, max_new_tokens=3)
-    patch.setattr("minilora.commands.eval.answer_all", short)
-    options = DomainsOptions(base=str(home / "base"), out=str(tmp_path_factory.mktemp("four")), steps=2, limit=3)
-    with lines_of() as said:
-        return options, compare_domains(options), said
+    options = DomainsOptions(base=str(home / "base"), out=str(tmp_path_factory.mktemp("four")), steps=2, limit=2)
+    with pytest.MonkeyPatch.context() as patch, lines_of() as lines:
+        patch.setattr("minilora.train.job.evaluate", lambda *arguments: known)  # finetune's own measurements
+        patch.setattr("minilora.train.job.run_picture", lambda metrics, path: path.touch())
+        patch.setattr("minilora.measure.scores.answer_all", partial(answer_all, max_new_tokens=3))
+        return options, compare_domains(options), lines
 
 
 @pytest.fixture
-def copied(finished, tmp_path):
-    """The same in a folder of its own, to be changed."""
+def copied(finished, tmp_path, monkeypatch):
+    """The same in a folder of its own, to be changed. Nothing is trained or measured, unless a test allows it."""
     shutil.copytree(finished[0].out, tmp_path / "four")
-    return DomainsOptions(base=finished[0].base, out=str(tmp_path / "four"), steps=2, limit=3)
+    for name in ("commands.domains.finetune", "measure.scores.sample_losses", "measure.scores.answer_all"):
+        monkeypatch.setattr(f"minilora.{name}", never)
+    return DomainsOptions(base=finished[0].base, out=str(tmp_path / "four"), steps=2, limit=2)
+
+
+def never(*arguments, **settings):
+    raise AssertionError("done again")
 
 
 def numbers(result):
@@ -56,13 +59,13 @@ def numbers(result):
 # -- what is trained and measured --------------------------------------------------------------------------------------
 
 
-def test_every_version_is_measured_on_every_set(finished):
-    options, result, said = finished
+def test_every_adapter_is_measured_on_every_set(finished):
+    options, result, lines = finished
     assert list(result["sets"]) == [f"{d}/{kind}" for d in DOMAINS for kind in ("paraphrase", "unseen")] + ["general"]
-    assert all(list(found) == VERSIONS for found in result["scores"].values())
+    assert all(list(found) == ADAPTERS for found in result["scores"].values())
     assert all({"loss", "keyword_recall"} < found.keys() for found in result["scores"]["general"].values())
-    assert {about["records"] for about in result["sets"].values()} == {3}
-    assert [line.split(":")[0] for line in said if line.startswith("training")] == [f"training {d}" for d in DOMAINS]
+    assert {about["records"] for about in result["sets"].values()} == {2}
+    assert [line.split(":")[0] for line in lines if line.startswith("training")] == [f"training {d}" for d in DOMAINS]
     assert json.loads((options.folder / "domains.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result))
 
 
@@ -73,7 +76,7 @@ def test_each_pair_is_mixed_half_and_half_and_measured_on_both_of_its_domains(fi
     for name in ("legal", "finance"):
         ml.load_adapter(model, f"{options.out}/{name}", name=name)
     ml.set_adapter(model, {"legal": 0.5, "finance": 0.5})
-    records = [r.asked_otherwise() for r in ml.split_records(ml.read_records("finance"))["train"]][::32]
+    records = evenly([r.asked_otherwise() for r in ml.split_records(ml.read_records("finance"))["train"]], 2)
     one = next(one for one in result["mixes"] if (one["mix"], one["on"]) == ("legal + finance", "finance"))
     loss = ml.mean_loss(model, ml.encode_records(records, tokenizer))
     assert one["loss"]["mixed"]["value"] == pytest.approx(loss, rel=1e-5)
@@ -86,7 +89,7 @@ def test_the_merged_are_the_four_of_equal_weight(finished):
     model, tokenizer = ml.load(options.base)
     for name in DOMAINS:
         ml.load_adapter(model, f"{options.out}/{name}", name=name)
-    general = ml.encode_records(ml.read_records("general")[::20], tokenizer)
+    general = ml.encode_records(ml.read_records("general")[::30], tokenizer)
     for method in ("linear", "svd"):
         made = combine_adapters(model, DOMAINS, [0.25] * 4, method, name=method)
         assert result["merged"][method]["error"] == pytest.approx(made.error)
@@ -97,76 +100,57 @@ def test_the_merged_are_the_four_of_equal_weight(finished):
 # -- what is not done twice --------------------------------------------------------------------------------------------
 
 
-def never(*arguments, **settings):
-    raise AssertionError("done again")
-
-
-def test_what_is_finished_is_neither_trained_nor_measured_again(finished, copied, monkeypatch):
-    for name in (
-        "train.job.finetune",
-        "commands.domains.finetune",
-        "commands.eval.sample_losses",
-        "commands.eval.answer_all",
-    ):
-        monkeypatch.setattr(f"minilora.{name}", never)
+def test_what_is_finished_is_neither_trained_nor_measured_again(finished, copied):
     result = compare_domains(copied)
     assert numbers(result) == numbers(finished[1]) and result["trained_now"] == []
 
 
-def test_a_run_that_is_missing_is_made_and_all_is_measured_anew(finished, copied, monkeypatch):
-    shutil.rmtree(f"{copied.out}/medical")
-    measured = []
-    score = domains.measure.__globals__["sample_losses"]
-    monkeypatch.setattr("minilora.commands.eval.sample_losses", lambda *a: measured.append(1) or score(*a))
-    other = DomainsOptions(base=copied.base, out=copied.out, steps=2, limit=3)
-    result = compare_domains(other)
-    assert result["trained_now"] == ["medical"] and numbers(result) == numbers(finished[1])  # the same run, bit for bit
-    shutil.rmtree(f"{copied.out}/support")
-    shutil.copytree(f"{copied.out}/finance", f"{copied.out}/support")
-    metrics = json.loads((copied.run("support").folder / "metrics.json").read_text(encoding="utf-8"))
-    metrics["options"]["data"] = "support"
-    (copied.run("support").folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    measured.clear()
-    assert numbers(compare_domains(copied)) != numbers(finished[1]) and len(measured) == 7 * 9 + 12
+def test_an_interrupted_measurement_continues_where_it_stopped(finished, copied, monkeypatch):
+    gone = sorted((copied.folder / "measured").glob("loss-*"))
+    for path in gone[5:]:
+        path.unlink()
+    calls = []
+    monkeypatch.setattr("minilora.measure.scores.sample_losses", lambda *a: calls.append(1) or sample_losses(*a))
+    assert numbers(compare_domains(copied)) == numbers(finished[1]) and len(calls) == len(gone) - 5 == 7 * 9 + 12 - 5
 
 
-def test_a_measurement_that_was_interrupted_goes_on_where_it_stopped(finished, copied, monkeypatch):
-    (copied.folder / "measured.json").unlink()
-    score, calls = domains.measure.__globals__["sample_losses"], []
-
-    def counted(*arguments):
-        if len(calls) == 20:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return score(*arguments)
-
-    monkeypatch.setattr("minilora.commands.eval.sample_losses", counted)
-    with pytest.raises(KeyboardInterrupt):
+def test_other_adapters_are_measured_anew(copied, monkeypatch):
+    shutil.copy(copied.run("finance").folder / WEIGHTS_FILE, copied.run("support").folder)
+    with pytest.raises(AssertionError, match="done again"):
         compare_domains(copied)
-    monkeypatch.setattr("minilora.commands.eval.sample_losses", lambda *a: calls.append(1) or score(*a))
-    assert numbers(compare_domains(copied)) == numbers(finished[1]) and len(calls) == 7 * 9 + 12
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"fingerprint": 3}', "{"])
-def test_a_damaged_file_of_measurements_is_forgotten(damage, copied, finished):
-    path = copied.folder / "measured.json"
-    fingerprint = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-    path.write_text(damage, encoding="utf-8")
-    assert domains.Known(path, fingerprint) == {}
+def test_an_interrupted_run_is_continued_by_the_same_command(finished, copied, monkeypatch, caplog):
+    caplog.set_level("INFO", "minilora")
+    shutil.rmtree(copied.run("support").folder)
+    resumed = []
+    monkeypatch.setattr("minilora.train.job.run_picture", lambda metrics, path: path.touch())
+    monkeypatch.setattr(
+        "minilora.commands.domains.finetune", lambda o, *more: resumed.append(o.resume) or finetune(o, *more)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("minilora.train.log.Log.row", lambda self, memory: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            compare_domains(copied)
+    assert caplog.messages[-1] == "interrupted: the same command continues from here"
+    result = compare_domains(copied)  # the same run, bit for bit: nothing is measured anew
+    assert numbers(result) == numbers(finished[1]) and resumed == [False, True]
+    assert result["trained_now"] == ["support"]
 
 
-def test_a_run_with_other_settings_is_refused_before_anything_is_trained_and_overwritten_when_told(copied, monkeypatch):
+def test_a_run_with_other_settings_is_refused_before_anything_is_trained(copied, monkeypatch):
     path = copied.run("medical").folder / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8"))
     metrics["options"]["steps"] = 7
     path.write_text(json.dumps(metrics), encoding="utf-8")
     shutil.rmtree(copied.run("legal").folder)
-    with monkeypatch.context() as patch:
-        patch.setattr("minilora.commands.domains.finetune", never)
-        with pytest.raises(ValueError, match="medical was started with other settings: steps 7, now 2; --over"):
-            compare_domains(copied)
-    result = compare_domains(replace(copied, overwrite=True))
-    assert result["trained_now"] == ["legal", "medical"]
+    with pytest.raises(ValueError, match="medical was started with other settings: steps 7, now 2; --overwrite"):
+        compare_domains(copied)
+    trained = []
+    monkeypatch.setattr("minilora.commands.domains.finetune", lambda options, *more: trained.append(options))
+    with pytest.raises(ValueError, match=r"legal.*no such file"):  # nothing is written here
+        compare_domains(replace(copied, overwrite=True))
+    assert [(each.data, each.overwrite) for each in trained] == [("legal", True), ("medical", True)]
 
 
 @pytest.mark.parametrize(
@@ -176,29 +160,13 @@ def test_a_run_with_other_settings_is_refused_before_anything_is_trained_and_ove
         ("adapter_config.json", False, "support holds a finished run: --overwrite replaces it"),
     ],
 )
-def test_what_is_no_run_is_refused_before_anything_is_trained(file, overwrite, refusal, copied, monkeypatch):
+def test_what_is_no_run_is_refused_before_anything_is_trained(file, overwrite, refusal, copied):
     for domain in ("legal", "support"):
         shutil.rmtree(copied.run(domain).folder)
     copied.run("support").folder.mkdir()
     (copied.run("support").folder / file).touch()
-    monkeypatch.setattr("minilora.commands.domains.finetune", never)
     with pytest.raises(ValueError, match=refusal):
         compare_domains(replace(copied, overwrite=overwrite))
-
-
-def test_a_run_that_was_interrupted_goes_on_with_the_same_command(finished, copied, monkeypatch, caplog):
-    caplog.set_level("INFO", "minilora")
-    shutil.rmtree(copied.run("support").folder)
-    resumed, job = [], domains.finetune
-    with monkeypatch.context() as patch:
-        patch.setattr("minilora.train.log.Log.row", lambda self, memory: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
-            compare_domains(copied)
-    assert caplog.messages[-1] == "the same command, given again, goes on from here"
-    monkeypatch.setattr(
-        "minilora.commands.domains.finetune", lambda o, *more: resumed.append(o.resume) or job(o, *more)
-    )
-    assert numbers(compare_domains(copied)) == numbers(finished[1]) and resumed == [True]
 
 
 def test_where_results_go():
@@ -259,14 +227,16 @@ def test_what_gained_nothing_has_no_share():
 # -- page and picture --------------------------------------------------------------------------------------------------
 
 
-def test_the_page_has_a_line_for_each_version_and_mix_and_fits_its_columns(finished):
+def test_the_page_has_a_line_for_each_adapter_and_pair_and_fits_its_columns(finished):
     for width in (100, 80):
         lines = domains_page(finished[1], width).splitlines()
         assert max(len(line) for line in lines if " + " not in line) <= width  # shares of next to no gain are long
-        for version in VERSIONS:
-            assert sum(line.startswith(f"{version:<9}") for line in lines) >= 4
+        for name in ADAPTERS:
+            assert sum(line.split()[:1] == [name] for line in lines) >= 4
         assert sum(" + " in line for line in lines) == 12
-        assert "Merged: the four adapters, each with weight 0.25." in " ".join(lines[-3:])
+        assert ("[" in lines[2]) == (width == 100)
+    last = " ".join(" ".join(lines).split())
+    assert "linear and svd: the four adapters merged into one, each with weight 0.25." in last
 
 
 def test_the_page_says_what_did_not_hold(finished):
@@ -277,10 +247,10 @@ def test_the_page_says_what_did_not_hold(finished):
     assert "NO" not in domains_page(result)
     result["best_on_own"]["medical"]["loss"]["held"] = False
     (line,) = [line for line in domains_page(result).splitlines() if line.endswith("NO")]
-    assert line.startswith("medical  loss ")
+    assert line.split()[:2] == ["medical", "loss"]
 
 
-def test_the_heat_map_shows_what_was_trained_and_general_text(finished):
+def test_the_heat_map_shows_paraphrased_questions_and_general_text(finished):
     shown = drawn(finished[1])
     assert list(shown["sets"]) == list(shown["scores"]) == [*(f"{domain}/paraphrase" for domain in DOMAINS), "general"]
     assert problems(matrix_figure(shown)) == []

@@ -68,9 +68,9 @@ def test_words_for_numbers(given, shown):
 
 
 def test_units_grow_with_what_they_measure():
-    sizes = (1, 4_000, 949_000, 951_000, 99_900_000, 99_960_000, 10**10)
+    sizes = (0, 1, 4_000, 99_400, 99_600, 994_000, 996_000, 99_900_000, 99_960_000, 10**10)
     shown = [millions(size) for size in sizes]
-    assert shown == ["0.000", "0.004", "0.949", "1.0", "99.9", "100", "10,000"]
+    assert shown == ["0.0", "0.000", "0.004", "0.099", "0.10", "0.99", "1.0", "99.9", "100", "10,000"]
     assert [megabytes(size) for size in sizes] == [f"{text} MB" for text in shown]
     seconds = (0.0005, 0.0099, 0.01, 0.999, 1, 9.99, 59.9, 59.96, 3596, 3598)
     shown = ["0.5 ms", "9.9 ms", "10 ms", "999 ms", "1.00 s", "9.99 s", "59.9 s"]

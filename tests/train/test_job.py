@@ -23,7 +23,7 @@ from minilora.measure.loss import mean_loss
 from minilora.measure.predict import base_parameters
 from minilora.models.load import load
 from minilora.nn.module import sha256_of
-from minilora.pages.run import run_picture
+from minilora.pages.figures import run_picture
 from minilora.train import job
 from minilora.train.job import finetune
 from minilora.train.loop import Trainer, TrainingError
@@ -119,8 +119,8 @@ def test_the_page_fits_100_columns_and_shows_the_key_figures(named):
     for figure in (
         f"{named['trainable_parameters']:,} of {named['total_parameters']:,}",
         *(f"{value:.3f}" for pair in named["loss"].values() for value in pair),
-        *(f"{100 * value:.1f}%" for pair in named["keyword_recall"].values() for value in pair),
-        f"untouched: sha256 {named['base_sha256'][0][:16]}",
+        *(f"{100 * value:.1f} %" for pair in named["keyword_recall"].values() for value in pair),
+        f"unchanged: sha256 {named['base_sha256'][0][:16]}",
         "Define 0.",
         "LoRA fine-tuning of models/tiny on data.jsonl",
         "minilora chat --adapter runs/x",

@@ -1,0 +1,258 @@
+"""What adapters and their base score on data sets: loss and keyword recall, record by record, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.records import BUILT_IN, Record, read_records
+from ..data.rows import SPLITS
+from ..data.samples import encode_records, truncate
+from ..data.splits import by_split, follows_rule, is_one_text, split_text
+from ..lora.adapters import set_adapter
+from ..models.tokenizer import Tokenizer
+from ..nn.llama import Llama
+from ..nn.parts import Sample
+from ..progress import log, progress
+from .loss import evenly, held_out, sample_losses, scored_tokens
+from .recall import answer_all, recalls
+from .statistics import CONFIDENCE, RESAMPLES, Interval, Resampled
+
+LOSS, RECALL = "loss", "keyword_recall"
+HELD_OUT = ("paraphrase", "unseen")  # kinds of sets, see `held_out`; the others are "all" and the splits
+
+# What a version of the model is for `set_adapter`: an adapter's name, a weighted combination, or None for the base.
+Adapter = str | Mapping[str, float] | None
+Remember = Callable[[tuple[str, str, str], Callable[[], np.ndarray]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class MeasuredSet:
+    """Records to measure on. data: the source they are from. kind: "paraphrase", "unseen", "all" or the name of a
+    split. asked: those that have keywords, for recall.
+    """
+
+    name: str
+    data: str
+    kind: str
+    samples: list[Sample]
+    asked: list[Record]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one adapter, or the base, scored on one set.
+
+    nats (N,): each record's loss, summed over its scored tokens, of which it has `tokens` (N,). recall (M,): the share
+    of keywords in each answer, for those records that have keywords.
+    """
+
+    nats: np.ndarray
+    tokens: np.ndarray
+    recall: np.ndarray
+
+
+# -- sets --------------------------------------------------------------------------------------------------------------
+
+
+def read_sets(
+    data: Sequence[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    limit: int | None = None,
+    paraphrases: int | None = None,
+    field: Mapping[str, str] | None = None,
+    trained: Sequence[str] = (),
+    split: str | None = None,
+) -> list[MeasuredSet]:
+    """The sets of each data set: what `finetune` holds out of it, or all of it.
+
+    max_length: longer records are truncated.
+    limit: records of each set, evenly chosen.
+    paraphrases: records of a set of paraphrased questions, where `limit` is None.
+    field: as for `read_records`.
+    trained: those of `data` that an adapter was trained on; if they name no split, they are divided as `finetune`
+        divides them.
+    split: measure this split alone, "train", "validation" or "test", in place of what is held out.
+
+    Raises DataError for bad data, ValueError for the same data twice, and for a split without records.
+    """
+    if twice := [name for name, times in Counter(data).items() if times > 1]:
+        raise ValueError(f"{twice[0]} is given twice as data: once is enough")
+    stems = Counter(Path(name).stem for name in data)
+    sets: list[MeasuredSet] = []
+    for source in data:
+        called = Path(source).stem if stems[Path(source).stem] == 1 else source
+        records = read_records(source, tokenizer, field)
+        chosen: list[tuple[str, list[Sample], list[Record]]]
+        if is_one_text(records) and (split or source in trained):
+            sequences = split_text(records[0].text, tokenizer, max_length)[split or "test"]
+            chosen = [(split or "unseen", evenly(sequences, limit), [])] if sequences else []
+        else:
+            parts = _chosen(records, source, limit, paraphrases, source in trained, split)
+            chosen = [(kind, evenly(encode_records(part, tokenizer, max_length=max_length), limit), part)
+                      for kind, part in parts]  # fmt: skip
+        if not chosen:
+            raise ValueError(f"{source}: no record of the split {split or 'test'!r}: leave out --split to measure all")
+        for kind, whole, own in chosen:
+            name = called if kind == "all" else f"{called}/{kind}"
+            samples, longer, dropped = truncate(whole, max_length)
+            if longer:
+                lost = f", and {dropped} of them dropped: nothing of their answer was left" if dropped else ""
+                limits = f"longer than --max-length {max_length} and were truncated{lost}"
+                log.info(f"{name}: {longer} of {len(whole)} records are {limits}")
+            if not samples:
+                raise ValueError(f"{source}: nothing is left to score within --max-length {max_length}")
+            sets.append(MeasuredSet(name, source, kind, samples, [record for record in own if record.keywords]))
+    return sets
+
+
+def _chosen(
+    records: Sequence[Record],
+    source: str,
+    limit: int | None,
+    paraphrases: int | None,
+    trained: bool,
+    split: str | None,
+) -> Iterator[tuple[str, list[Record]]]:
+    """The records of each kind that a source has."""
+    splits = by_split(records)
+    if split is not None:
+        if splits[split]:
+            yield split, evenly(splits[split], limit)
+        return
+    if trained or any(record.split == SPLITS[0] for record in records):
+        sets = held_out(splits, limit or paraphrases or len(records))
+        if any(sets.values()):
+            yield from ((kind, evenly(part, limit)) for kind, part in sets.items() if part)
+            return
+        log.warning(f"{source}: nothing is held out, so this loss includes training records")
+    elif source not in BUILT_IN and follows_rule(records):
+        log.info(f"{source}: no record names a split, and no adapter here was trained on it: all is measured")
+    yield "all", evenly(records, limit)
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    model: Llama,
+    tokenizer: Tokenizer,
+    adapters: Mapping[str, Adapter],
+    sets: Sequence[MeasuredSet],
+    answers: bool = True,
+    wanted: Callable[[str, MeasuredSet], bool] = lambda name, each: True,
+    remember: Remember = lambda key, make: make(),
+) -> dict[str, dict[str, Scores]]:
+    """Scores by set and adapter.
+
+    adapters: by name, what `set_adapter` takes.
+    answers: False to leave out recall, whose array is then empty.
+    wanted: whether an adapter is measured on a set.
+    remember: returns the numbers of (measure, adapter, set), from an earlier run or from the function it is given.
+
+    The model ends as its base alone.
+    """
+    pairs = [(name, each) for name in adapters for each in sets if wanted(name, each)]
+
+    def losses(each: MeasuredSet) -> np.ndarray:
+        return sample_losses(model, each.samples)
+
+    def recall(each: MeasuredSet) -> np.ndarray:
+        return np.array(recalls(answer_all(model, tokenizer, each.asked), each.asked))
+
+    def measured(kind: str, size: Callable[[MeasuredSet], int], function: Callable[[MeasuredSet], np.ndarray]) -> Any:
+        found, title, unit = {}, *(("losses", "record") if kind == LOSS else ("answers", "answer"))
+        with progress(title, sum(size(each) for _, each in pairs), unit) as bar:
+            for name, each in pairs:
+                bar.update(0, text=f"{name}, {each.name}")
+                made: list[int] = []
+
+                def make(name: str = name, each: MeasuredSet = each, made: list[int] = made) -> np.ndarray:
+                    made.append(1)
+                    set_adapter(model, adapters[name])
+                    return function(each)
+
+                found[name, each.name] = remember((kind, name, each.name), make)
+                bar.update(0 if made else size(each))
+        return found
+
+    nats = measured(LOSS, lambda each: len(each.samples), losses)
+    shares = measured(RECALL, lambda each: len(each.asked), recall) if answers else {}
+    set_adapter(model, None)
+    scores: dict[str, dict[str, Scores]] = {each.name: {} for each in sets}
+    for name, each in pairs:
+        key = name, each.name
+        scores[each.name][name] = Scores(nats[key], scored_tokens(each.samples), shares.get(key, np.empty(0)))
+    return scores
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def summary(scores: Mapping[str, Mapping[str, Scores]], sets: Sequence[MeasuredSet], seed: int = 0) -> dict[str, Any]:
+    """Scores by set and adapter as numbers for JSON: value, low and high of every measure, and paired differences.
+
+    A number that is not finite, and the interval of a single record, are None.
+    """
+    return {
+        "resamples": RESAMPLES,
+        "confidence": CONFIDENCE,
+        "seed": seed,
+        "sets": {
+            each.name: {
+                "data": each.data,
+                "kind": each.kind,
+                "records": len(each.samples),
+                "scored_tokens": int(scored_tokens(each.samples).sum()),
+                "asked": len(each.asked),
+            }
+            for each in sets
+        },
+        "scores": {name: _means(found, seed) for name, found in scores.items()},
+        "differences": {name: _differences(found, seed) for name, found in scores.items()},
+    }
+
+
+def resampled(scores: Mapping[str, Scores], seed: int) -> dict[str, Resampled]:
+    """Scores by adapter on one set, resampled, by measure; without recall where nothing was asked."""
+    each = list(scores.values())
+    measures = {LOSS: Resampled(np.array([one.nats for one in each]), each[0].tokens, seed)}
+    if each[0].recall.size:
+        measures[RECALL] = Resampled(np.array([one.recall for one in each]), np.ones(each[0].recall.size), seed)
+    return measures
+
+
+def _means(scores: Mapping[str, Scores], seed: int) -> dict[str, Any]:
+    measures = resampled(scores, seed)
+    found = {}
+    for i, name in enumerate(scores):
+        found[name] = {key: interval_as_json(draws.mean(i)) for key, draws in measures.items()}
+        found[name]["perplexity"] = interval_as_json(measures[LOSS].mean(i).map(_exp))
+    return found
+
+
+def _differences(scores: Mapping[str, Scores], seed: int) -> list[dict[str, Any]]:
+    """Every adapter minus each one before it: the base is the first."""
+    measures = resampled(scores, seed)
+    return [
+        {"of": of, "less": less, **{name: interval_as_json(draws.difference(j, i)) for name, draws in measures.items()}}
+        for (i, less), (j, of) in combinations(enumerate(scores), 2)
+    ]
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def interval_as_json(interval: Interval) -> dict[str, float | None]:
+    """An interval as JSON holds it: what is not finite is None."""
+    numbers = {"value": interval.mean, "low": interval.low, "high": interval.high}
+    return {name: x if math.isfinite(x) else None for name, x in numbers.items()}

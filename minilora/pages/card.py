@@ -1,0 +1,152 @@
+"""The model card of a run: README.md in its folder, in the form that the Hugging Face hub shows, from its metrics.
+
+The text is templates/card.md.jinja. Its head is YAML for the hub (huggingface.co/docs/hub/model-cards); every value
+there is written as JSON, which YAML contains. The commands carry this run's own names, so that they can be copied.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..data.records import BUILT_IN
+from ..files.disk import replacing
+from ..models.hub import SOURCES, known_as
+from ..version import __version__
+from . import text
+
+CARD_FILE = "README.md"
+SETS = {
+    "paraphrase": "training questions, paraphrased",
+    "unseen": "questions not in the training data",
+    "general": "general text",
+}
+USES = {
+    "train": "training",
+    "paraphrase": "testing: training questions, paraphrased",
+    "validation": "validation",
+    "unseen": "testing: not in the training data",
+    "general": "testing: general text, to measure forgetting",
+}
+_SHAPE = ("r", "lora_alpha", "target_modules")
+_ALWAYS = (*_SHAPE, "lr", "batch_size", "max_length", "seed")  # shown even if they are defaults
+_NEVER = ("base", "data", "method", "out", "steps", "epochs", "device", "overwrite", "resume", "eval_records")
+
+
+def write_card(folder: str | Path, metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> Path:
+    """Write the model card of a finished run and return the file, which appears whole or not at all.
+
+    folder: the run's. The commands name it as `metrics["options"]["out"]` does.
+    metrics: what `finetune` returns.
+    defaults: of the options. Options that have their default are left out of the card.
+    """
+    path = Path(folder) / CARD_FILE
+    page = _template().render(**_values(metrics, defaults), repeats=(Path(folder) / "run.toml").is_file())
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return path
+
+
+def _values(metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template needs beyond the metrics."""
+    options, total = metrics["options"], metrics["total_parameters"]
+    lora, base, known = options["method"] == "lora", options["base"], known_as(options["base"])
+    source, kept = SOURCES.get(known or ""), metrics.get("kept") or {}
+    variant = "DoRA" if options.get("use_dora") else "LoRA"
+    return {
+        "metrics": metrics,
+        "options": options,
+        "head": _head(options, source),
+        "version": __version__,
+        "lora": lora,
+        "name": _file_name(options["out"]),
+        "kind": f"a {variant} adapter for" if lora else "fine-tuned from",
+        "out": options["out"],
+        "known": known,
+        "source": source,
+        "base_name": source.hub.rpartition("/")[2] if source else _file_name(base).removesuffix(".gguf"),
+        "data_name": _file_name(options["data"]),
+        "built_in": options["data"] in BUILT_IN,
+        "trained": metrics["trainable_parameters"],
+        "total": total,
+        "size": f"{total / 1e6:,.0f} million" if total >= 1e6 else f"{total:,}",
+        "memory": metrics["peak_memory_bytes"],
+        "merged_first": known is None and Path(base).suffix == ".gguf",  # PEFT cannot load the base
+        "beside_base": _llama_cpp_base(options, known),
+        "kept_best": kept.get("which") == "best" and kept.get("loss") is not None,
+        "strength": options.get("strength") or 1,
+        "settings": _settings(options, defaults),
+        "sets": SETS,
+        "uses": USES,
+    }
+
+
+def _head(options: Mapping[str, Any], source: Any) -> dict[str, Any]:
+    lora, head = options["method"] == "lora", {}
+    if source is not None:
+        head["base_model"] = source.hub
+        if options["data"] in BUILT_IN:  # their texts are in the public domain: only the base's licence applies
+            head["license"] = source.licence.lower()
+    head |= {"library_name": "peft" if lora else "transformers", "pipeline_tag": "text-generation"}
+    tags = ["minilora", "lora"] if lora else ["minilora"]
+    return head | {"tags": [*tags, f"base_model:adapter:{source.hub}"] if lora and source is not None else tags}
+
+
+def _llama_cpp_base(options: Mapping[str, Any], known: str | None) -> str | None:
+    """The base as an argument of llama.cpp; None where the adapter must be merged first: llama.cpp cannot hold it, or
+    the base is no GGUF file.
+    """
+    if options.get("use_dora") or "embed_tokens" in str(options.get("target_modules")):
+        return None
+    if known in SOURCES:
+        return f'"$(minilora pull {known})"'
+    return shlex.quote(options["base"]) if Path(options["base"]).suffix == ".gguf" else None
+
+
+def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, str]:
+    shown = {}
+    for name, value in options.items():
+        always = name in _ALWAYS and (options["method"] == "lora" or name not in _SHAPE)
+        if name not in _NEVER and (always or (name not in _ALWAYS and value not in (defaults.get(name), None))):
+            word = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            shown[name] = _file_name(word) if name == "adapter" else word
+    return shown
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    made = Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )  # without autoescape: the page is Markdown
+    made.filters |= {name: getattr(text, name) for name in ("counted", "percent", "plain", "signed")}
+    made.filters |= {"megabytes": text.megabytes, "duration": text.duration, "quote": shlex.quote, "code": _code}
+    made.filters |= {"json": lambda value: json.dumps(value, ensure_ascii=False), "answer": _answer}
+    made.globals["change"] = text.change
+    return made.get_template("card.md.jinja")
+
+
+def _file_name(path: str) -> str:
+    """The last part of a path: the rest of it is nobody's business."""
+    return Path(path).name or Path(path).resolve().name
+
+
+def _code(words: str) -> str:
+    """Text as code in Markdown, also inside a table, whatever it contains."""
+    words = " ".join(words.split()).replace("|", "\\|")
+    return f"`` {words} ``" if "`" in words else f"`{words}`"
+
+
+def _answer(words: str, when: str) -> str:
+    """An answer as an indented block."""
+    said = " ".join(words.split()) or "(nothing)"
+    return "\n".join(text.wrapped(said, 96, first=f"      {when:<7}", indent=" " * 13))
