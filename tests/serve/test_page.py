@@ -251,6 +251,17 @@ def test_the_next_question_continues_the_conversation_until_a_new_one_begins(pag
     assert texts(page) == first and len(bodies["legal"]["messages"]) == 1
 
 
+def test_the_oldest_turns_are_left_out_of_a_conversation_that_no_longer_fits(page):
+    for name in ("base", "support"):
+        page.get_by_role("checkbox", name=name).uncheck()
+    bodies = sent(page)
+    for i in range(4):
+        ask(page, f"{i}" + "x" * 200)
+    questions = [message["content"][0] for message in bodies["legal"]["messages"] if message["role"] == "user"]
+    assert questions in (["2", "3"], ["1", "2", "3"]) and page.locator(".failed").count() == 0
+    page.complaints.clear()  # the browser reports each 400
+
+
 def test_the_settings_are_sent_and_left_to_the_server_where_they_are_empty(page):
     bodies = sent(page)
     ask(page)
