@@ -9,7 +9,7 @@ import numpy as np
 from ..data.samples import encode_text
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import FULL, lora_config, reset, samples_of, tiny_base
-from ..experiments.tuned import best_rate
+from ..experiments.tuned import best_rate, first_step
 from ..lora.adapters import add_adapter
 from ..measure.loss import evenly, mean_loss
 from ..models.load import TINY
@@ -74,7 +74,8 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def _forgotten(path: dict[str, Any], other: dict[str, Any]) -> float:
     at = max(min(path["new"]), min(other["new"]))  # the lowest new loss that both reach
-    return float(np.interp(-at, -np.minimum.accumulate(path["new"]), path["old"]) - path["old"][0])
+    step = first_step(list(enumerate(path["new"])), at)
+    return float(np.interp(step, range(len(path["old"])), path["old"]) - path["old"][0])
 
 
 def picture(numbers: dict[str, Any]) -> Any:

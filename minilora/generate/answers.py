@@ -1,13 +1,14 @@
-"""Answers: one, whole or as a stream, or many at a time. The tokens come from `Streams`."""
+"""Answers of a model: one, whole or as a stream, or many at a time. The tokens come from `Streams`."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, overload
 
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.llama import Llama
+from ..progress import progress
 from .streams import Answer, Streams
 
 
@@ -46,11 +47,14 @@ def generate(
 ) -> str | Iterator[str]:
     """The assistant's answer to a conversation, or to one question given as a string.
 
-    messages: [{"role": "user", "content": "..."}, ...].
-    temperature: 0 takes the likeliest token; above 0, tokens are drawn from softmax(logits / temperature) with `seed`.
-    stream: True for an iterator of pieces, each as soon as its text is certain; together they are the answer.
-    top_p: draw only from the likeliest tokens that have this probability together.
-    Raises ValueError, before anything is computed, when the conversation is none or too long for the model.
+    messages: [{"role": "user", "content": "..."}, ...], or a question.
+    max_new_tokens: the most tokens of the answer.
+    temperature: 0 takes the likeliest token; above 0, tokens are sampled from softmax(logits / temperature).
+    seed: of the sampling.
+    stream: True for an iterator of pieces of text, each as soon as it is certain; joined, they are the answer.
+    top_p: sample only from the likeliest tokens whose probabilities add up to this.
+
+    Raises ValueError, before anything is computed, for messages that are not a conversation or too long for the model.
     """
     streams = Streams(model, tokenizer, slots=1, mixed=False)
     answer = streams.add(messages, None, max_new_tokens, temperature, top_p, seed)
@@ -66,19 +70,21 @@ def generate_batch(
     temperature: float = 0.0,
     seed: int = 0,
     batch_size: int = 48,
-    done: Callable[[int], object] = lambda count: None,
 ) -> list[str]:
-    """One answer per conversation, in their order, each the one `generate` gives; `batch_size` are worked on at a time.
+    """The answers to conversations, in their order; each is the one that `generate` gives.
 
-    done: called with the number of answers that have just been finished. Raises ValueError as `generate` does.
+    max_new_tokens, temperature, seed: as for `generate`, of each answer.
+    batch_size: how many are generated at a time.
+
+    Raises ValueError as `generate` does.
     """
     streams = Streams(model, tokenizer, slots=batch_size, mixed=False)
     answers = [streams.add(talk, None, max_new_tokens, temperature, seed=seed) for talk in conversations]
     streams.waiting = deque(sorted(streams.waiting, key=lambda answer: answer.prompt_tokens))  # little padding
-    while left := streams.left:
-        streams.step()
-        if ended := left - streams.left:
-            done(ended)
+    with progress("answers", len(answers), "answer") as bar:
+        while left := streams.left:
+            streams.step()
+            bar.update(left - streams.left)
     return [answer.text for answer in answers]
 
 

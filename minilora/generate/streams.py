@@ -1,8 +1,8 @@
-"""Many answers at a time, each with an adapter of its own: whoever asks joins the batch while others' answers run.
+"""Many answers at a time, each with its own adapter: continuous batching.
 
-One step computes one batch: the next token of every answer under way. Answers that end leave it, and those that wait
-take their places. Orca (Yu et al. 2022, OSDI) calls it iteration-level scheduling, others continuous batching; with
-the adapters mixed, it is what S-LoRA (Sheng et al. 2023, arXiv 2311.03285) serves with.
+One step computes one batch: the next token of every running answer. Answers that end leave the batch, and waiting ones
+take their places. Orca (Yu et al. 2022, OSDI) introduced it as iteration-level scheduling; S-LoRA (Sheng et al. 2023,
+arXiv 2311.03285) serves many adapters in one batch this way.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import STEP, KVCache
 from ..nn.llama import Llama
 
-UNFINISHED = "\ufffd"  # what decoding puts where the bytes of a character are not all there
-PREFILL = 512  # tokens of prompts that are read in one step, at most: answers under way wait for them
+UNFINISHED = "\ufffd"  # what an incomplete character is decoded to
+PREFILL = 512  # prompt tokens computed in one step, at most: running answers wait for them
 
 
 def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0) -> None:
-    """Raise ValueError for settings that no answer can be made with."""
+    """Raise ValueError for impossible settings of sampling."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if not 0 <= temperature < math.inf:
@@ -41,10 +41,10 @@ def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: fl
 
 @dataclass(eq=False)
 class Answer:
-    """An answer under way, as `Streams.add` returns it. Read `text`, `finished`, `prompt_tokens` and `tokens`.
+    """An answer, as `Streams.add` returns it. Read `text`, `finished`, `prompt_tokens` and `tokens`.
 
-    finished: None while it runs or waits; "stop" at its end mark or a stop text, "length" after `max_new_tokens`,
-    "cancelled" where `Streams.cancel` ended it.
+    finished: None while it runs or waits; then "stop" (an end token or a stop text), "length" (`max_new_tokens`), or
+    "cancelled" (by `Streams.cancel`).
     """
 
     tokenizer: Tokenizer = field(repr=False)
@@ -57,32 +57,32 @@ class Answer:
     stop: tuple[str, ...] = ()
     raw: bool = False
     ids: list[int] = field(default_factory=list, repr=False)
-    text: str = ""  # what is certain of it: not half a character, and no white space that may be the end
+    text: str = ""  # as far as it is certain: no half character, no white space that may be the end
     finished: str | None = None
-    told: int = field(default=0, repr=False)
+    read: int = field(default=0, repr=False)  # characters that `new_text` has returned
 
     @property
     def prompt_tokens(self) -> int:
-        """How many tokens the conversation has."""
+        """The number of tokens of the conversation."""
         return len(self.prompt)
 
     @property
     def tokens(self) -> int:
-        """How many tokens the answer has so far."""
+        """The number of tokens of the answer so far."""
         return len(self.ids)
 
     @property
     def room(self) -> int:
-        """How many tokens conversation and answer have together, at most."""
+        """The most tokens that conversation and answer have together."""
         return len(self.prompt) + self.max_new_tokens
 
     def new_text(self) -> str:
-        """What the text has got since the last time; all the pieces together are the answer."""
-        piece, self.told = self.text[self.told :], len(self.text)
+        """The text since the last call; joined, all pieces are the answer."""
+        piece, self.read = self.text[self.read :], len(self.text)
         return piece
 
     def take(self, token: int) -> None:
-        """The next token."""
+        """Append the next token."""
         if token == self.tokenizer.eos_id:
             self.finish("stop")
             return
@@ -99,14 +99,14 @@ class Answer:
             self.text = max(self.text, certain, key=len)
 
     def finish(self, reason: str) -> None:
-        """No token follows: what was held back is text, too."""
+        """End the answer: no token follows, and the text that was held back is certain."""
         text = self.tokenizer.decode(self.ids)
         self.text, self.finished = text if self.raw else text.strip(), reason
 
 
 @dataclass
 class Reading:
-    """Prompts that are being read: tokens (B, T), padded on the left, and what the model has seen of them."""
+    """Prompts in prefill: their tokens (B, T), padded on the left, and the KV cache of those computed so far."""
 
     answers: list[Answer]
     tokens: np.ndarray
@@ -114,7 +114,7 @@ class Reading:
 
 
 class Streams:
-    """Answers under way on one model, `slots` at a time; more wait for a place, in their order.
+    """Answers generated on one model, `slots` at a time; others wait for a place, in their order.
 
         streams = Streams(model, tokenizer)
         answers = [streams.add("What is a lien?", adapter=name) for name in ("legal", "support", None)]
@@ -122,12 +122,11 @@ class Streams:
             streams.step()
             print([answer.new_text() for answer in answers])
 
-    The same request gives the same text whatever runs beside it, but for the rounding of floats; each draws with a seed
-    of its own. Between steps, the model is as it was before, and can be trained or given other adapters. The keys and
-    values of `slots` answers are held, in room for the longest of them. Not for several threads at once.
+    A request gives the same text whatever else is in the batch, except for rounding: each answer has its own seed.
+    Between steps the model is unchanged, and can be trained or given other adapters. The KV cache has room for `slots`
+    answers as long as the longest of them. A Streams object must not be used by several threads at once.
 
-    mixed: False where every answer is computed with what is active on the model, also merged; none names an adapter
-    then.
+    mixed: False computes every answer with the adapters that are active or merged on the model; `add` takes none then.
     """
 
     def __init__(self, model: Llama, tokenizer: Tokenizer, slots: int = 16, mixed: bool = True):
@@ -137,16 +136,16 @@ class Streams:
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []  # in the order of the cache's rows
         self.cache: KVCache | None = None
-        self.reading: Reading | None = None  # those that join next
+        self.reading: Reading | None = None  # the answers that join next
 
     @property
     def left(self) -> int:
-        """How many answers have not ended yet."""
+        """The number of answers that have not ended yet."""
         return len(self.waiting) + len(self.running) + (len(self.reading.answers) if self.reading else 0)
 
     @property
     def busy(self) -> bool:
-        """Is there anything left to do?"""
+        """Is any answer left?"""
         return self.left > 0
 
     def add(
@@ -160,15 +159,18 @@ class Streams:
         stop: Sequence[str] = (),
         raw: bool = False,
     ) -> Answer:
-        """Let an answer to a conversation, or to one question, run from the next step on in which a place is free.
+        """Queue an answer to a conversation, or to one question. It runs from the next step with a free place on.
 
-        adapter: a name, a mix such as {"legal": 0.5, "support": 0.5}, or None for the base alone.
-        temperature: 0 takes the likeliest token; above 0, tokens are drawn from softmax(logits / temperature) with
-        `seed`. top_p: only from the likeliest that have this probability together (Holtzman et al. 2019, arXiv
-        1904.09751). stop: texts that end the answer, and are no part of it. raw: continue `messages`, a text, without
-        the chat template, and keep the white space around what follows.
+        adapter: a name, a weighted combination such as {"legal": 0.5, "support": 0.5}, or None for the base alone.
+        max_new_tokens: the most tokens of the answer.
+        temperature: 0 takes the likeliest token; above 0, tokens are sampled from softmax(logits / temperature).
+        top_p: sample only from the likeliest tokens whose probabilities add up to this (nucleus sampling, Holtzman et
+            al. 2019, arXiv 1904.09751).
+        seed: of the sampling.
+        stop: texts that end the answer and are not part of it.
+        raw: continue `messages`, a text, without the chat template, and keep the white space around the answer.
 
-        Raises ValueError for settings that mean nothing, an unknown adapter, and a conversation that is none, or too
+        Raises ValueError for impossible settings, an unknown adapter, and messages that are not a conversation or too
         long for the model.
         """
         check_settings(max_new_tokens, temperature, seed, top_p)
@@ -179,7 +181,7 @@ class Streams:
             check_known(self.model, factors_of(adapter))
             refuse_merged(self.model, "mixing adapters in a batch")
         elif adapter is not None:
-            raise ValueError(f"these streams are computed with what is active on the model, not with {adapter!r}")
+            raise ValueError(f"these streams use the adapters that are active on the model, not {adapter!r}")
         if raw and isinstance(messages, str):
             prompt = self.tokenizer.encode(self.tokenizer.plain(messages))
         else:
@@ -198,18 +200,18 @@ class Streams:
         return answer
 
     def cancel(self, answer: Answer) -> None:
-        """End an answer where it is; its place is free at once. One that has ended already stays as it is."""
+        """End an answer now, which frees its place. An answer that has ended already is not changed."""
         if answer.finished is None:
             answer.finish("cancelled")
             self._leave()
 
     def step(self) -> None:
-        """Give every answer under way one token; those that wait join, where places are free."""
+        """Give every running answer one token. Waiting answers join if there are free places."""
         if self.running:
             assert self.cache is not None
             longest = max(len(answer.prompt) + answer.tokens for answer in self.running)
             if self.cache.length == self.cache.capacity or self.cache.length - longest > STEP:
-                self.cache.trim()  # what only answers had that are gone
+                self.cache.trim()  # positions that only answers had that have ended
             self._advance(self.running, np.array([answer.ids[-1:] for answer in self.running]), self.cache)  # (B, 1)
             self._leave()
         if self.reading is None and (joining := self._next_to_join()):
@@ -218,7 +220,7 @@ class Streams:
             self._read(self.reading)
 
     def _next_to_join(self) -> list[Answer]:
-        """Those of the waiting that find a place, and whose prompts, padded to the longest, can be read in one step."""
+        """Waiting answers for the free places whose prompts, padded to the longest, can be computed in one step."""
         chosen: list[Answer] = []
         longest = 0
         while self.waiting and len(self.running) + len(chosen) < self.slots:
@@ -229,7 +231,7 @@ class Streams:
         return chosen
 
     def _begin_to_read(self, joining: list[Answer]) -> Reading:
-        """Their prompts, padded on the left to one length, and an empty cache."""
+        """The prompts of answers, padded on the left to one length, with an empty cache."""
         longest = max(len(answer.prompt) for answer in joining)
         padding = np.array([longest - len(answer.prompt) for answer in joining])
         tokens = [[self.tokenizer.pad_id] * int(n) + a.prompt for n, a in zip(padding, joining, strict=True)]
@@ -238,8 +240,8 @@ class Streams:
         return Reading(joining, np.array(tokens), cache)
 
     def _read(self, reading: Reading) -> None:
-        """Read the next `PREFILL` tokens; a long prompt takes several steps. At its end, what the model has seen of it
-        joins what it has seen of the others.
+        """Compute the next `PREFILL` tokens of prompts. Once they are complete, their cache joins that of the running
+        answers.
         """
         start = reading.cache.length
         part = reading.tokens[:, start : start + PREFILL // len(reading.answers)]
@@ -258,10 +260,12 @@ class Streams:
         self._leave()
 
     def _advance(self, answers: list[Answer], tokens: np.ndarray, cache: KVCache) -> None:
-        """Compute tokens (B, T) that follow what the cache holds, and give each answer its next one."""
+        """Compute tokens (B, T) that follow those in the cache, and give each answer its next token."""
         logits = self._compute(answers, tokens, cache)  # (B, V)
         likeliest = logits.argmax(axis=-1)  # (B)
         for row, answer in enumerate(answers):
+            if answer.finished:  # cancelled in prefill
+                continue
             if answer.temperature > 0:
                 answer.take(draw(logits[row], answer.temperature, answer.top_p, answer.rng))
             else:
@@ -273,7 +277,7 @@ class Streams:
             return to_numpy(self.model(tokens, cache, last=True).data[:, -1])
 
     def _leave(self) -> None:
-        """Let go of the answers that have ended; the last rows of the batch fill the gaps they leave."""
+        """Remove the answers that have ended. The last rows of the batch fill the gaps."""
         if any(answer.finished for answer in self.waiting):
             self.waiting = deque(answer for answer in self.waiting if not answer.finished)
         if self.reading is not None and all(answer.finished for answer in self.reading.answers):
@@ -292,12 +296,12 @@ class Streams:
 
 
 def draw(logits: np.ndarray, temperature: float, top_p: float, rng: np.random.Generator) -> int:
-    """A token drawn from softmax(logits / temperature), of the likeliest that have probability `top_p` together.
+    """Sample a token from softmax(logits / temperature), among the likeliest whose probabilities add up to `top_p`.
 
-    logits (V). The argmax of log-probabilities plus Gumbel noise is such a draw: nothing has to add up to 1.
+    logits (V). The argmax of logits plus Gumbel noise is such a sample, and needs no normalisation.
     """
     scores = logits.astype(np.float64) - logits.max()  # (V), the likeliest 0
-    with np.errstate(over="ignore"):  # a temperature near 0 leaves the likeliest, and -inf of all others
+    with np.errstate(over="ignore"):  # a temperature near 0 makes all but the likeliest -inf
         scores /= temperature
     if top_p < 1:
         p = np.exp(scores)
@@ -309,7 +313,7 @@ def draw(logits: np.ndarray, temperature: float, top_p: float, rng: np.random.Ge
 
 
 def _begun(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of a text may be the beginning of a stop text.
+    """The number of characters at the end of a text that may be the beginning of a stop text.
 
     >>> _begun("one\\nQ", ["\\nQ:"]), _begun("one", ["\\nQ:"])
     (2, 0)

@@ -30,15 +30,11 @@ def answer_all(
     ranks: the processes that share the work; all of them must call this.
     """
     prompts = [record.prompt for record in records]
-    mine, left = prompts[ranks.number :: ranks.size], len(prompts)
+    mine = prompts[ranks.number :: ranks.size]
     with progress("answers", len(prompts), "answer") as bar:
-
-        def finished(count: int) -> None:  # each answer stands for one of every other rank, while there are so many
-            nonlocal left
-            bar.update(min(left, count * ranks.size))
-            left -= min(left, count * ranks.size)
-
-        return ranks.join(generate_batch(model, tokenizer, mine, max_new_tokens, done=finished))
+        answers = ranks.join(generate_batch(model, tokenizer, mine, max_new_tokens))
+        bar.update(len(prompts) - len(mine))  # those of the other ranks
+    return answers
 
 
 def keyword_recall(answers: Sequence[str], records: Sequence[Record]) -> float:

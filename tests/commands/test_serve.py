@@ -14,6 +14,7 @@ from commandline import complaint, status
 from serving import QUESTION, Served, read_response
 
 from minilora.commands import demo, serve
+from minilora.lora.peft import WEIGHTS_FILE
 from minilora.serve.server import Server
 
 
@@ -162,6 +163,7 @@ def test_the_demo_trains_what_is_missing_once_and_opens_the_page(tmp_path, monke
     monkeypatch.setattr(demo, "STEPS", 2)
     monkeypatch.setattr(demo, "DOMAINS", ("legal", "support"))
     (tmp_path / "runs" / "demo-legal.partial").mkdir(parents=True)  # what a demo leaves that was interrupted
+    (tmp_path / "runs" / "demo-legal.partial" / WEIGHTS_FILE).write_bytes(b"")
     assert status("serve", "--demo", "--port", 0) == 0
     said = capsys.readouterr().err.splitlines()
     told = [line for line in said if line.startswith("training") and line.endswith(")")]

@@ -2,6 +2,9 @@
 
 import pytest
 
+from minilora.data.records import read_records
+from minilora.data.samples import encode_records
+from minilora.data.splits import split_records
 from minilora.experiments.tiny import VARIANTS, lora_config, samples_of, tiny_base, tiny_run
 from minilora.lora.adapters import base_state
 from minilora.nn.module import sha256_of
@@ -50,12 +53,41 @@ def test_the_curve_begins_with_the_base_and_ends_with_the_result():
     assert result["curve"][-1][1] == result["validation"]
 
 
-def test_validation_and_test_share_no_sample():
-    sets = samples_of("support")
-    ids = [{sample.ids for sample in sets[name]} for name in ("train", "validation", "test")]
-    assert all(ids)
-    assert not ids[0] & ids[1]
-    assert not (ids[0] | ids[1]) & ids[2]
+@pytest.mark.parametrize("data", ["support", "legal"])
+def test_what_is_held_out_is_divided_and_shares_no_sample(data):
+    sets = samples_of(data)
+    ids = {name: [sample.ids for sample in sets[name]] for name in ("train", "validation", "test")}
+    _, tokenizer = tiny_base()
+    splits = split_records(read_records(data))
+    held_out = encode_records([*splits["validation"], *splits["test"]], tokenizer)
+    assert sorted(ids["validation"] + ids["test"]) == sorted(sample.ids for sample in held_out)
+    assert ids["validation"] and not set(ids["validation"]) & set(ids["test"])
+    assert not set(ids["train"]) & {*ids["validation"], *ids["test"]}
+    assert abs(len(ids["validation"]) - len(ids["test"])) <= max(1, len(splits["validation"]))
+
+
+def test_the_result_of_a_trial_is_the_callers_own():
+    first = tiny_run(lr=1e-2, every=1, **FEW)
+    for value in first.values():
+        value.clear() if isinstance(value, (dict, list)) else None
+    again = tiny_run(lr=1e-2, every=1, **FEW)
+    assert again["before"].keys() == {"validation", "test", "general"} and len(again["curve"]) == 3
+
+
+def test_a_shuffled_language_gives_every_token_another_meaning_everywhere():
+    plain, shuffled = samples_of("support"), samples_of("support", shuffled=True)
+    model, _ = tiny_base()
+    means = {}
+    for name in plain:
+        for one, other in zip(plain[name], shuffled[name], strict=True):
+            assert [label < 0 for label in one.labels] == [label < 0 for label in other.labels]
+            for token, new in [*zip(one.ids, other.ids, strict=True), *zip(one.labels, other.labels, strict=True)]:
+                assert means.setdefault(token, new) == new and (new == token if token < 0 else new >= 0)
+            assert len(one.others) == len(other.others)
+    assert len(set(means.values())) == len(means) > 100 and max(means.values()) < model.config.vocab_size
+    assert sum(token == new for token, new in means.items()) < 20
+    found = tiny_run(lr=1e-2, shuffled=True, **FEW)
+    assert found["before"]["test"] > tiny_run(lr=1e-2, **FEW)["before"]["test"] + 2  # nats
 
 
 def test_the_adapter_of_a_variant():

@@ -106,10 +106,13 @@ def with_turns_left_out(talk):
 
 
 def test_turns_that_were_left_out_never_come_back(talk, model, tokenizer):
-    turns = with_turns_left_out(talk)
-    ml.set_adapter(model, None)
-    assert answer(talk, "e") == generate(model, tokenizer, said(*turns[4:], "e"), 12)  # "b" would fit again
-    assert talk.seen_from == 2
+    turns = [text for question in ("a", "b", "c") for text in (question, answer(talk, question))]
+    talk.system = "x" * 900
+    turns += ["d", answer(talk, "d")]
+    assert (left := talk.seen_from) > 0
+    talk.system = None  # now all of it would fit again
+    assert answer(talk, "e") == generate(model, tokenizer, said(*turns[2 * left :], "e"), 12)
+    assert talk.seen_from == left
 
 
 def test_a_cleared_conversation_begins_anew(talk, model, tokenizer):

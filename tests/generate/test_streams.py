@@ -229,6 +229,8 @@ def test_an_answer_of_its_full_length_says_so(model, tokenizer):
         ("one\nQuite", ["\nQ:"], None, ["o", "n", "e", "", "", "\nQu", "i", "t", "e"]),
         ("abcabd", ["abd"], "abc", ["", "", "abc", "", "", ""]),
         ("a.b", [".", "b"], "a", ["a", ""]),
+        ("a.b", ["b", "."], "a", ["a", ""]),
+        ("xab", ["ab", "b", "xab"], "", ["", "", ""]),
         ("stop", ["stop"], "", ["", "", "", ""]),
     ],
 )
@@ -270,6 +272,23 @@ def test_a_cancelled_answer_frees_its_place_and_the_others_never_notice(model, t
     was = answers[1].finished
     streams.cancel(answers[1])
     assert answers[1].finished == was
+
+
+@pytest.mark.parametrize("gone", [[0], [1], [0, 2], [0, 1, 2]])
+def test_of_prompts_that_are_read_together_some_can_be_cancelled(model, tokenizer, gone, monkeypatch):
+    expected = [alone(model, tokenizer, mark * 90, "legal", 6) for mark in "xyz"]
+    monkeypatch.setattr(streams_module, "PREFILL", 400)
+    streams = Streams(model, tokenizer, slots=3)
+    answers = [streams.add(mark * 90, "legal", 6) for mark in "xyz"]
+    monkeypatch.setattr(streams_module, "PREFILL", 60)  # they are read in several steps
+    streams.reading = streams._begin_to_read([streams.waiting.popleft() for _ in answers])
+    streams.step()
+    assert streams.left == 3 and not any(answer.tokens for answer in answers)
+    for i in gone:
+        streams.cancel(answers[i])
+    finish(streams)
+    assert [a.text for a in answers] == ["" if i in gone else text for i, text in enumerate(expected)]
+    assert all(answer.tokens for i, answer in enumerate(answers) if i not in gone)
 
 
 def test_what_was_used_is_counted(model, tokenizer, streams):
@@ -341,7 +360,7 @@ def test_a_merged_model_is_refused_where_adapters_are_mixed_and_serves_as_it_is(
         answer = as_it_is.add("hello", max_new_tokens=8)
         finish(as_it_is)
         assert answer.text == expected
-        with pytest.raises(ValueError, match="not with 'legal'"):
+        with pytest.raises(ValueError, match="active on the model, not 'legal'"):
             as_it_is.add("hello", "legal")
     finally:
         ml.unmerge_adapter(model)

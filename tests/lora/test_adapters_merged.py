@@ -7,7 +7,6 @@ from smallmodels import IDS, MIX, Net, as_float64, chosen, logits
 import minilora as ml
 from minilora.lora.adapters import base_state, install_adapter, is_merged, lora_modules, merged_state
 from minilora.nn.layers import Linear
-from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
 
 
@@ -61,7 +60,7 @@ def test_merging_nothing_is_an_error(model):
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_disabled_is_the_base_and_afterwards_all_is_as_before(model, merged):
+def test_disabled_is_the_base_inside_the_block_and_as_a_statement_until_one_is_chosen(model, merged):
     base = chosen(model, None)
     expected = chosen(model, "legal")
     if merged:
@@ -69,7 +68,14 @@ def test_disabled_is_the_base_and_afterwards_all_is_as_before(model, merged):
         expected = model(IDS).data
     with ml.disable_adapter(model):
         assert np.array_equal(model(IDS).data, base)
-    assert np.array_equal(model(IDS).data, expected)
+    assert np.array_equal(model(IDS).data, expected) and is_merged(model) == merged
+    with pytest.raises(KeyError), ml.disable_adapter(model):
+        raise KeyError
+    assert np.array_equal(logits(model), expected)
+    ml.disable_adapter(model)
+    assert np.array_equal(logits(model), base) and not is_merged(model)
+    assert all(adapter.factor is None for adapter in model.adapters.values())
+    np.testing.assert_allclose(chosen(model, "legal"), expected, atol=1e-5)
 
 
 def test_removed_adapters_leave_the_plain_layers(model, rng):
@@ -100,34 +106,9 @@ def test_a_model_says_what_adapters_it_has_and_how_much_of_each_takes_part(model
         assert "'legal': <in a mixed batch: " in str(model.adapters)
 
 
-def test_a_model_without_adapters_has_none(tiny_config):
-    assert dict(Llama(tiny_config).adapters) == {}
-
-
 def test_the_order_in_which_a_mix_is_written_does_not_change_a_bit(model):
     one = chosen(model, {"legal": 0.3, "support": 0.6})
     assert np.array_equal(chosen(model, {"support": 0.6, "legal": 0.3}), one)
-
-
-# -- switched off ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("merged", [False, True])
-def test_disabled_as_a_statement_is_off_until_an_adapter_is_chosen(model, merged):
-    base, adapted = chosen(model, None), chosen(model, "legal")
-    if merged:
-        ml.merge_adapter(model)
-    ml.disable_adapter(model)
-    assert np.array_equal(logits(model), base) and not is_merged(model)
-    assert all(adapter.factor is None for adapter in model.adapters.values())
-    assert np.array_equal(chosen(model, "legal"), adapted)
-
-
-def test_an_error_inside_the_block_switches_on_again_as_well(model):
-    expected = chosen(model, {"legal": 0.5, "support": 0.25})
-    with pytest.raises(KeyError), ml.disable_adapter(model):
-        raise KeyError
-    assert np.array_equal(logits(model), expected)
 
 
 # -- mixes of every kind -----------------------------------------------------------------------------------------------
@@ -135,7 +116,7 @@ def test_an_error_inside_the_block_switches_on_again_as_well(model):
 
 @pytest.mark.parametrize("which", [MIX, *({name: 0.5} for name in MIX)], ids=str)
 def test_half_an_update_is_half_beside_the_weights_and_merged_into_them(kinds, which):
-    mixed = chosen(kinds, which)
+    before, mixed = sha256_of(kinds.state_dict()), chosen(kinds, which)
     ml.merge_adapter(kinds)
     np.testing.assert_allclose(logits(kinds), mixed, rtol=1e-9, atol=1e-11)
     state, base = merged_state(kinds), base_state(kinds)
@@ -151,6 +132,9 @@ def test_half_an_update_is_half_beside_the_weights_and_merged_into_them(kinds, w
                 which[name] * (v.bias.data - base[f"{path}.bias"]) for name, v in own.items() if v.bias is not None
             ]
             np.testing.assert_allclose(state[f"{path}.bias"] - base[f"{path}.bias"], sum(trained), atol=1e-12)
+    assert sha256_of(kinds.state_dict()) != before
+    ml.unmerge_adapter(kinds)
+    assert sha256_of(kinds.state_dict()) == before  # weights and biases
 
 
 @pytest.mark.parametrize("name", ["plain", "bias", "words", "dora"])
@@ -160,15 +144,6 @@ def test_a_mix_of_what_was_saved_and_loaded_is_the_mix_of_what_was_there(kinds, 
     other.load_state_dict(base_state(kinds))
     ml.load_adapter(other, ml.save_adapter(kinds, tmp_path, name), "there")
     assert np.array_equal(chosen(other, {"there": 0.5}), expected)
-
-
-def test_merging_and_unmerging_bring_back_weights_and_biases(kinds):
-    before = sha256_of(kinds.state_dict())
-    ml.set_adapter(kinds, MIX)
-    ml.merge_adapter(kinds)
-    assert sha256_of(kinds.state_dict()) != before
-    ml.unmerge_adapter(kinds)
-    assert sha256_of(kinds.state_dict()) == before
 
 
 # -- the update as one matrix ------------------------------------------------------------------------------------------

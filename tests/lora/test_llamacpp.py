@@ -20,7 +20,6 @@ from minilora.lora.adapters import (
 )
 from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter
 from minilora.lora.peft import load_adapter, save_adapter
-from minilora.models.gguf import GGUF
 from minilora.nn.module import sha256_of
 
 SETTINGS = {
@@ -66,16 +65,19 @@ def test_base_and_adapter_file_give_the_logits_of_the_adapter(settings, base, fi
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"r": 2, "rank_pattern": {"q_proj": 4}}], ids=str)
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
-def test_an_adapter_on_embedding_or_head_means_the_same_there(settings, target, base, tmp_path):
-    file = write_gguf(tmp_path / "base.gguf", base(tie_word_embeddings=False))
+def test_an_adapter_on_embedding_or_head_means_the_same_there_and_comes_back(settings, target, base, tmp_path):
+    plain, other = base(tie_word_embeddings=False), base(tie_word_embeddings=False)
+    file = write_gguf(tmp_path / "base.gguf", plain)
     model = adapted(base(tie_word_embeddings=False), target_modules=[target, "q_proj"], **settings)
     path = save_gguf_adapter(model, tmp_path / "adapter.gguf")
-    assert distance(logits(model), logits(base(tie_word_embeddings=False))) > 0.1
+    assert distance(logits(model), logits(plain)) > 0.1
     assert distance(LlamaCpp(file, path).logits(IDS), logits(model)) < 1e-4
+    load_gguf_adapter(other, path)
+    assert distance(logits(other), logits(model)) < 1e-4
 
 
 @given(r=st.integers(1, 8), alpha=st.floats(0.01, 100), rslora=st.booleans(), other=st.integers(1, 8))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_rank_and_scale_means_the_same_there(tmp_path_factory, r, alpha, rslora, other):
     folder = tmp_path_factory.mktemp("any")
     model = new_model(num_hidden_layers=1)
@@ -88,20 +90,13 @@ def test_any_rank_and_scale_means_the_same_there(tmp_path_factory, r, alpha, rsl
     assert distance(LlamaCpp(file, path).logits(IDS), expected) < 1e-3 * max(1, np.abs(expected).max())
 
 
-@pytest.mark.parametrize(
-    "mistake",
-    ["rows of B as in PEFT", "alpha for alpha / r", "rsLoRA's alpha as it is"],
-)
+@pytest.mark.parametrize("mistake", ["rows of B as in PEFT", "alpha for alpha / r", "rsLoRA's alpha as it is"])
 def test_the_comparison_notices(mistake, base, file, tmp_path, monkeypatch):
     model = adapted(base(), use_rslora=True)
-    path, wrong = tmp_path / "adapter.gguf", {}
     if mistake == "rows of B as in PEFT":
         monkeypatch.setattr(llamacpp, "to_pairs", lambda w, heads: w)
-    else:
-        wrong["adapter.lora.alpha"] = 8.0 if "rsLoRA" in mistake else 8.0 * 4
-    save_gguf_adapter(model, path)
-    reader = LlamaCpp(file, path)
-    reader.alpha = wrong.get("adapter.lora.alpha", reader.alpha)
+    reader = LlamaCpp(file, save_gguf_adapter(model, tmp_path / "adapter.gguf"))
+    reader.alpha = {"alpha for alpha / r": 8.0 * 4, "rsLoRA's alpha as it is": 8.0}.get(mistake, reader.alpha)
     assert distance(reader.logits(IDS), logits(model)) > 1e-2
 
 
@@ -128,27 +123,19 @@ def test_names_shapes_types_and_metadata_are_llama_cpps(base, tmp_path):
     assert reader.fields["adapter.lora.alpha"].types == [gguf.GGUFValueType.FLOAT32]
 
 
-@pytest.mark.parametrize(
-    ("settings", "alpha"),
-    [
+def test_the_alpha_that_is_written_and_what_is_folded_into_b(base, tmp_path):
+    for change, alpha in (
         ({}, 8),
         ({"use_rslora": True}, 16),  # 8 * sqrt(4)
-        ({"alpha_pattern": {"q_proj": 3}}, 8),  # what most modules want; q's B carries 3 / 8
         ({"rank_pattern": {"q_proj": 2}}, 8),  # divided by each module's own rank
-    ],
-    ids=str,
-)
-def test_the_alpha_that_is_written(settings, alpha, base, tmp_path):
-    path = save_gguf_adapter(adapted(base(), **settings), tmp_path / "adapter.gguf")
-    assert gguf.GGUFReader(path).fields["adapter.lora.alpha"].contents() == alpha
-
-
-def test_weights_that_need_no_folding_are_written_bit_for_bit(base, tmp_path):
-    model = adapted(base(), alpha_pattern={"q_proj": 3})
-    stored = {t.name: t.data for t in gguf.GGUFReader(save_gguf_adapter(model, tmp_path / "a.gguf")).tensors}
-    state = adapter_state(model, "default")
-    np.testing.assert_array_equal(stored["blk.0.attn_v.weight.lora_b"], state["model.layers.0.self_attn.v_proj.lora_B"])
-    np.testing.assert_array_equal(stored["blk.0.attn_q.weight.lora_a"], state["model.layers.0.self_attn.q_proj.lora_A"])
+        ({"alpha_pattern": {"q_proj": 3}}, 8),  # what most modules have; q's B carries 3 / 8, and no other B a factor
+    ):
+        model = adapted(base(), **change)
+        reader = gguf.GGUFReader(save_gguf_adapter(model, tmp_path / "adapter.gguf"))
+        assert reader.fields["adapter.lora.alpha"].contents() == alpha
+        stored, state = {t.name: t.data for t in reader.tensors}, adapter_state(model, "default")
+        for name, key in (("attn_v.weight.lora_b", "v_proj.lora_B"), ("attn_q.weight.lora_a", "q_proj.lora_A")):
+            np.testing.assert_array_equal(stored[f"blk.0.{name}"], state[f"model.layers.0.self_attn.{key}"])
 
 
 def test_a_float64_adapter_is_written_in_float32(base, file, tmp_path):
@@ -174,14 +161,6 @@ def test_an_adapter_comes_back_from_its_file(settings, base, tmp_path):
         share = lora_modules(other)[path].adapters["default"]
         np.testing.assert_array_equal(share.lora_A.data, a)
         np.testing.assert_allclose(share.delta(), (b * module.adapters["default"].scale) @ a, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
-def test_an_adapter_on_embedding_or_head_comes_back(target, base, tmp_path):
-    models = [base(tie_word_embeddings=False) for _ in range(2)]
-    adapted(models[0], target_modules=[target])
-    load_gguf_adapter(models[1], save_gguf_adapter(models[0], tmp_path / "adapter.gguf"))
-    assert logits(models[1]).tobytes() == logits(models[0]).tobytes()
 
 
 def test_a_plain_adapter_crosses_peft_and_llama_cpp_bit_for_bit(base, tmp_path):
@@ -233,10 +212,8 @@ def test_files_in_fewer_bits_are_read(kind, limit, base, rng, tmp_path):
     assert 0 < distance(logits(models[0]), logits(models[1])) < limit * np.abs(logits(models[0])).max()
 
 
-def test_the_model_file_and_the_adapter_file_agree_on_names(base, file):
-    """Every matrix of a model file can be adapted, under the name that it has there."""
+def test_every_matrix_of_a_model_file_can_be_adapted_under_its_name_there(base, file):
     names = {t.name for t in gguf.GGUFReader(file).tensors if t.data.ndim == 2}
     model = adapted(base(), target_modules="all-linear")
     modules = {llamacpp.llama_cpp_name(f"{path}.weight") for path in lora_modules(model)}
     assert modules == names - {"token_embd.weight"}
-    assert GGUF(file).load().state_dict().keys() == base().state_dict().keys()

@@ -29,22 +29,20 @@ def file(base, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"use_dora": True}, ("DoRA", "merge")),
-        ({"target_modules": ["embed_tokens", "q_proj"]}, ("embed_tokens", "tied head", "merge")),
+        ({"use_dora": True}, "DoRA's magnitudes: merge the adapter instead"),
+        (
+            {"target_modules": ["embed_tokens", "q_proj"]},
+            "embed_tokens: .* tied head .* merge the adapter instead",
+        ),
+        ({"target_modules": ["q_proj"], "bias": "lora_only"}, r"layers\.0\.self_attn\.q_proj: .* trained bias: merge"),
+        ({"lora_alpha": 1e-60}, "range of float32"),
+        ({"lora_alpha": 1e60}, "range of float32"),
     ],
-    ids=["DoRA", "tied embedding"],
+    ids=str,
 )
-def test_what_llama_cpp_cannot_compute_is_refused_with_the_way_out(settings, words, base, tmp_path):
-    model = adapted(base(), **settings)
-    with pytest.raises(ValueError) as caught:
-        save_gguf_adapter(model, tmp_path / "adapter.gguf")
-    assert all(word in str(caught.value) for word in words)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_trained_bias_is_refused_with_the_way_out(tmp_path):
-    model = adapted(Net(CONFIG, np.random.default_rng(0)), target_modules=["q_proj"], bias="lora_only")
-    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj: .* trained bias: merge the adapter"):
+def test_what_llama_cpp_cannot_compute_is_refused_with_the_way_out(settings, words, tmp_path):
+    model = adapted(Net(CONFIG, np.random.default_rng(0)), **settings)
+    with pytest.raises(ValueError, match=words):
         save_gguf_adapter(model, tmp_path / "adapter.gguf")
     assert list(tmp_path.iterdir()) == []
 
@@ -56,12 +54,6 @@ def test_an_adapter_that_is_not_there_is_named_with_those_that_are(base, tmp_pat
         save_gguf_adapter(base(), tmp_path / "a.gguf")
 
 
-@pytest.mark.parametrize("alpha", [1e-60, 1e60])
-def test_an_alpha_that_float32_cannot_hold_is_refused(alpha, base, tmp_path):
-    with pytest.raises(ValueError, match="float32"):
-        save_gguf_adapter(adapted(base(), lora_alpha=alpha), tmp_path / "a.gguf")
-
-
 def test_a_failed_write_leaves_the_file_of_before_and_no_debris(base, tmp_path, monkeypatch):
     path = save_gguf_adapter(adapted(base()), tmp_path / "adapter.gguf")
     before = path.read_bytes()
@@ -70,7 +62,7 @@ def test_a_failed_write_leaves_the_file_of_before_and_no_debris(base, tmp_path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="the disk is full"):
         save_gguf_adapter(adapted(base(), r=2), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -95,53 +87,43 @@ def refused(path, *words, model=None):
     assert state() == before and list(model.adapters) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
+def test_a_file_that_says_it_is_something_else_is_refused(rng, tmp_path):
+    for change, words in (
         ({"general_type": "model"}, ("general.type", "'model'", "'adapter'")),
         ({"general_type": None}, ("general.type", "None")),
         ({"general_architecture": "qwen2"}, ("general.architecture", "'qwen2'")),
         ({"adapter_type": "control_vector"}, ("adapter.type", "'control_vector'")),
-        ({"adapter_lora_alpha": float("nan")}, ("adapter.lora.alpha", "nan")),
-        ({"adapter_lora_alpha": -1.0}, ("adapter.lora.alpha", "-1")),
-        ({"adapter_lora_alpha": float("inf")}, ("adapter.lora.alpha", "inf")),
-        ({"adapter_lora_alpha": "8"}, ("adapter.lora.alpha", "'8'")),
+        *(({"adapter_lora_alpha": alpha}, ("adapter.lora.alpha", repr(alpha), "at least 0"))
+          for alpha in (float("nan"), -1.0, float("inf"), "8")),
         ({"adapter_alora.invocation_tokens": [1, 2]}, ("alora",)),
-    ],
-    ids=str,
-)
-def test_a_file_that_says_it_is_something_else_is_refused(change, words, rng, tmp_path):
-    refused(write(tmp_path / "adapter.gguf", pair(rng), **change), *words)
+    ):  # fmt: skip
+        refused(write(tmp_path / "adapter.gguf", pair(rng), **change), *words)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({f"{QUERY}.lora_a": None}, ("missing", f"{QUERY}.lora_a")),
-        ({f"{QUERY}.lora_b": None}, ("missing", f"{QUERY}.lora_b")),
-        ({f"{QUERY}.lora_b": np.ones((32, 5), np.float32)}, (f"{QUERY}.lora_a", "(4, 32)", "(5, 32)")),
-        ({f"{QUERY}.lora_b": np.ones((30, 4), np.float32)}, (f"{QUERY}.lora_b", "(30, 4)", "(32, 4)")),
-        ({f"{QUERY}.lora_a": np.ones((32, 4), np.float32)}, (f"{QUERY}.lora_a", "(32, 4)", "(4, 32)")),
-        ({f"{QUERY}.lora_b": np.ones((128,), np.float32)}, ("lora_b", "(128,)")),
-        ({f"{QUERY}.lora_b": np.ones((32, 40), np.float32)}, ("r=40", "q_proj")),
-        ({f"{QUERY}.lora_a": np.full((4, 32), np.nan, np.float32)}, (f"{QUERY}.lora_a", "NaN")),
-        ({f"{QUERY}.lora_b": np.full((32, 4), np.inf, np.float32)}, (f"{QUERY}.lora_b", "infinity")),
-        ({f"{QUERY}.lora_m": np.ones((32, 1), np.float32)}, (f"{QUERY}.lora_m", "unexpected")),
-        ({"blk.0.attn_norm.weight": np.ones(32, np.float32)}, ("blk.0.attn_norm.weight", "unexpected")),
-        ({"x": np.ones(32, np.float32)}, ("unexpected tensor x",)),
-        ({"blk.x.attn_q.weight.lora_a": np.ones((4, 32), np.float32)}, ("unexpected", "blk.x")),
-        (pair(np.random.default_rng(0), "blk.7.attn_q.weight"), ("layers.7", "matches no module")),
-        (pair(np.random.default_rng(0), "blk.0.attn_qkv.weight"), ("blk.0.attn_qkv", "unexpected")),
-        (pair(np.random.default_rng(0), "output.weight", m=320), ("lm_head", "shares its matrix")),
-    ],
-    ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
-)
-def test_tensors_that_do_not_fit_are_named(change, words, rng, tmp_path):
-    tensors = {name: array for name, array in (pair(rng) | change).items() if array is not None}
-    refused(write(tmp_path / "adapter.gguf", tensors), *words)
+WRONG = [
+    ({f"{QUERY}.lora_a": None}, ("missing", f"{QUERY}.lora_a")),
+    ({f"{QUERY}.lora_b": None}, ("missing", f"{QUERY}.lora_b")),
+    ({f"{QUERY}.lora_b": np.ones((32, 5), np.float32)}, (f"{QUERY}.lora_a", "(4, 32)", "(5, 32)")),
+    ({f"{QUERY}.lora_b": np.ones((30, 4), np.float32)}, (f"{QUERY}.lora_b", "(30, 4)", "(32, 4)")),
+    ({f"{QUERY}.lora_a": np.ones((32, 4), np.float32)}, (f"{QUERY}.lora_a", "(32, 4)", "(4, 32)")),
+    ({f"{QUERY}.lora_b": np.ones((128,), np.float32)}, ("lora_b", "(128,)")),
+    ({f"{QUERY}.lora_b": np.ones((32, 40), np.float32)}, ("r=40", "q_proj")),
+    ({f"{QUERY}.lora_a": np.full((4, 32), np.nan, np.float32)}, (f"{QUERY}.lora_a", "NaN")),
+    ({f"{QUERY}.lora_b": np.full((32, 4), np.inf, np.float32)}, (f"{QUERY}.lora_b", "infinity")),
+    ({f"{QUERY}.lora_m": np.ones((32, 1), np.float32)}, (f"{QUERY}.lora_m", "unexpected")),
+    ({"blk.0.attn_norm.weight": np.ones(32, np.float32)}, ("blk.0.attn_norm.weight", "unexpected")),
+    ({"x": np.ones(32, np.float32)}, ("unexpected tensor x",)),
+    ({"blk.x.attn_q.weight.lora_a": np.ones((4, 32), np.float32)}, ("unexpected", "blk.x")),
+    (pair(np.random.default_rng(0), "blk.7.attn_q.weight"), ("layers.7", "matches no module")),
+    (pair(np.random.default_rng(0), "blk.0.attn_qkv.weight"), ("blk.0.attn_qkv", "unexpected")),
+    (pair(np.random.default_rng(0), "output.weight", m=320), ("lm_head", "shares its matrix")),
+]
 
 
-def test_a_file_without_tensors_is_refused(tmp_path):
+def test_tensors_that_do_not_fit_are_named(rng, tmp_path):
+    for change, words in WRONG:
+        tensors = {name: array for name, array in (pair(rng) | change).items() if array is not None}
+        refused(write(tmp_path / "adapter.gguf", tensors), *words)
     refused(write(tmp_path / "adapter.gguf", {}), "without any tensor")
 
 

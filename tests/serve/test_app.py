@@ -140,6 +140,14 @@ def test_a_text_is_continued_without_the_chat_template(client, loaded):
         assert caught.value.param in settings
 
 
+def test_a_continued_text_keeps_its_white_space_and_an_answer_does_not(client, server, monkeypatch):
+    monkeypatch.setattr(server.engine.tokenizer, "decode", lambda ids: "  x \n" if ids else "")
+    for tokens in (1, 3):
+        assert continued(client, "a", max_tokens=tokens).choices[0].text == "  x \n"
+        assert complete(client, max_tokens=tokens).choices[0].message.content == "x"
+    assert continued(client, "a", stop=["x"]).choices[0].text == "  "
+
+
 def test_an_adapter_is_asked_under_its_system_prompt_unless_the_request_has_one(client, server, loaded, monkeypatch):
     model, tokenizer = loaded
     monkeypatch.setattr(server.engine.model.adapters["legal"], "data", {"system": "Be brief."})

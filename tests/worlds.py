@@ -1,0 +1,243 @@
+"""For every claim two worlds in place of its trials: one where the paper is right, one where it is wrong.
+
+A world is a function that takes the arguments of a trial, and returns what the trial would have found. With each stands
+what the claim must measure in it, by hand: a number per seed, or one for all seeds.
+"""
+
+from math import log10
+
+SEEDS = (0, 1, 2)
+BATCHES = {4: 0, 32: 1}
+
+
+def tiny(test, best=1e-2, key=lambda trial: trial.get("method", "lora"), **found):
+    """`tiny_run`'s result: `test` losses by key, higher away from the best rate (one for all, or by key).
+
+    The validation loss is lowest at the best rate as well, but says nothing about which contender is better.
+    """
+
+    def trial(lr, seed=0, **more):
+        name = key(more)
+        off = log10(lr / (best[name] if isinstance(best, dict) else best)) ** 2
+        loss = test[name] if not callable(test[name]) else test[name](seed)
+        result = {"validation": 5 + off, "test": loss + off, "trained": 100, "before": {"test": 10.0}}
+        return result | {what: value[name] if isinstance(value, dict) else value for what, value in found.items()}
+
+    return trial
+
+
+def amplified(few):
+    def look(base, r, seed, emphasised, folder):
+        factors = [few + seed, few + seed, 900.0] if r == 4 else [1.0, 2.0, 3.0]
+        return {"factor": factors, **{name: [1.0, 2.0, 3.0] for name in ("update", "seen", "top", "chance")}}
+
+    return look
+
+
+def batches(lora_large):
+    losses = {("lora", 0): 3.0, ("lora", 1): lora_large, ("full", 0): 2.9, ("full", 1): 3.0}
+    best = {("lora", 0): 3e-3, ("lora", 1): 1e-2, ("full", 0): 1e-3, ("full", 1): 2e-3}
+    best = {name: 10 ** (round(4 * log10(lr)) / 4) for name, lr in best.items()}  # a rate of the ladder
+    return tiny(losses, best, lambda trial: (trial.get("method", "lora"), BATCHES[trial.get("batch_size", 4)]))
+
+
+def capacity(few, many):
+    def learn(pairs, r, lr, steps, seed):
+        share = 1.0 if r == 0 else {4: few if pairs == 8 else many}.get(r, 0.7)
+        return {"validation": log10(lr / 1e-2) ** 2, "share": share if abs(log10(lr / 1e-2)) < 0.01 else 0.0}
+
+    return learn
+
+
+def correlations(lora, dora, full):
+    points = {str(step): [[1.0, 1.0], [2.0, 3.0]] for step in (10, 20, 30, 40)}
+
+    def correlate(base, method, seed, folder):
+        return {"correlation": {"lora": lora, "dora": dora, "full": full}[method], "at_the_end": 0.1, "points": points}
+
+    return correlate
+
+
+def forgetting(lora, full):
+    """What each has forgotten when its new loss first is 3.0, which is LoRA's lowest; full goes on to 2.8."""
+
+    def path(lr, method, seed, **sizes):
+        good = abs(log10(lr / {"lora": 6e-3, "full": 6e-4}[method])) < 0.01
+        lowest, forgotten = (3.0, lora) if method == "lora" else (2.8, full)
+        new = [4.0, 3.5, 3.0, 3.2] if method == "lora" else [4.0, 3.2, lowest, 2.9]
+        old = [2.0, 2.0, 2 + forgotten, 9.0] if method == "lora" else [2.0, 2.0, 2 + 2 * forgotten, 9.0]
+        return {"new": [loss + (not good) for loss in new], "old": old if good else [2.0, 2.0, 2.0, 2.0]}
+
+    return path
+
+
+def ranks(full):
+    def trial(base, method, r, seed, folder):
+        size = full if method == "full" else 8
+        update = {f"model.layers.{i}.{kind}": size for i in range(3) for kind in ("q_proj", "v_proj", "down_proj")}
+        update["model.layers.0.q_proj"] = 999
+        return {"update": update, "noise": dict.fromkeys(("q_proj", "v_proj", "down_proj"), 300)}
+
+    return trial
+
+
+def gains(lora, full):
+    """Losses on the test after training, from 10.0; the rates in the middle are the best."""
+
+    def trial(lr, seed=0, method="lora", shuffled=False, **sizes):
+        best = {"lora": 1e-2, "full": 4e-3 if shuffled else 1e-3}[method]
+        loss = {"lora": lora, "full": full}[method]
+        off = abs(log10(lr / best))
+        curve = [(0, 12.0), (8, 9.0), (96, loss)]
+        return {"validation": 5 + off, "test": loss + 3 * off, "before": {"test": 10.0}, "curve": curve}
+
+    return trial
+
+
+def first_to(lora, full):
+    """The steps to the validation loss 2.0, which both reach."""
+
+    def trial(lr, seed=0, method="lora", **sizes):
+        step = {"lora": lora, "full": full}[method]
+        off = abs(log10(lr / {"lora": 1e-2, "full": 1e-3}[method]))
+        curve = [(0, 4.0), (step, 2.0), (96, 2.0 if method == "lora" else 1.0)]
+        return {"validation": 5 + off, "test": 2.0, "before": {"test": 10.0}, "curve": curve}
+
+    return trial
+
+
+def intruders(lora, full):
+    def count(base, seed, folder):
+        found = {"lora": [lora, lora + 2], "full": [full, full], "full, scaled": [7, 7], "noise": [8, 8]}
+        return found | {"low rank": [9, 9]}
+
+    return count
+
+
+def sooner(plain, plus):
+    curves = {"lora": [(0, 4.0), (plain, 2.0), (60, 2.0)], "lora+": [(0, 4.0), (plus, 2.0), (60, 1.0)]}
+    best = {"lora": 1e-2, "lora+": 1e-3}
+    return tiny({"lora": 2.0, "lora+": 1.0}, best, lambda trial: trial.get("variant", "lora"), curve=curves)
+
+
+def cut(left):
+    full = tiny({"full": 2.0}, 1e-3)
+
+    def trial(**settings):
+        if "ranks" not in settings:
+            return full(**settings)
+        good = abs(log10(settings["lr"] / 1e-3)) < 0.01
+        shares = {str(r): 0.5 for r in settings["ranks"]} | {"8": (left if good else 0.0) + settings["seed"] / 100}
+        return dict.fromkeys(("left", "energy", "chance"), shares) | {"loss": [3.0, 2.0]}
+
+    return trial
+
+
+def modules(attention, mlp):
+    kind = lambda trial: "attention" if "q_proj" in trial["targets"] else "mlp"
+    return tiny({"attention": attention, "mlp": mlp}, key=kind)
+
+
+def four_bits(nf4, fp4, int4):
+    return lambda seed, records: {"False": 3.0, "nf4": 3 + nf4, "fp4": 3 + fp4 + seed, "int4": 3 + int4}
+
+
+def first_losses(pissa):
+    def trial(lr, steps, seed=0, variant="lora", **more):
+        return {"train": [3.0 + seed + (pissa if variant == "pissa" else 0) + (i == 0) for i in range(steps)]}
+
+    return trial
+
+
+def saved(at_8):
+    def trial(seed, layers, ranks, smallest):
+        rows = {"model.layers.0.q_proj.weight": 1, "model.layers.1.down_proj.weight": 3}
+        return {name: [at_8 * part / 2 if r == 8 else 0.9 for r in ranks] for name, part in rows.items()}
+
+    return trial
+
+
+def planted(off):
+    def trial(d, k, r, seed, full_rank, steps):
+        tail = float(max(0, k - r))
+        return {"loss": tail + off * (tail if r < k else k) * (r == k - 1 or r == 2 * k), "tail": tail, "energy": k}
+
+    return trial
+
+
+def by_rank(apart):
+    losses = {r: lambda seed, more=more: 3 + more + 0.01 * seed for r, more in zip((4, 8, 16, 64), apart, strict=True)}
+    return tiny(losses, key=lambda trial: trial.get("r", 8))
+
+
+def best_rates(lora):
+    kind = lambda trial: trial.get("method") or trial.get("r", 8)
+    return tiny(dict.fromkeys((2, 8, 32, "full"), 3.0), {2: 1e-2, 8: lora, 32: 2e-2, "full": 1e-3}, kind)
+
+
+def first_change(slope):
+    def change(r, seed, rslora, optimizer, tokens):
+        return float(3 * r ** (slope if rslora and optimizer == "sgd" else -1.0))
+
+    return change
+
+
+def overlaps(a):
+    def compare(base, ranks, seed, random, folder):
+        names = [f"model.layers.{i}.self_attn.{kind}" for i in range(3) for kind in ("q_proj", "v_proj")]
+        sides = {"a": a, "right": 0.9, "left": 0.8}
+        found = {side: dict.fromkeys(names, phi + 0.01 * seed) for side, phi in sides.items()}
+        return found | {"table": [[0.1] * 16] * 8, "chance": 0.002}
+
+    return compare
+
+
+def over_four_bits(nf4):
+    def train(quantized, seed, steps, held_out):
+        after = nf4 if quantized else 2.0
+        return {"before": 4.0, "after": after if steps else 4.0, "train": [3.0, after]}
+
+    return train
+
+
+def variants(worst):
+    return tiny(
+        {"lora": 3.0, "rslora": 3.1, "lora+": worst, "dora": 3.05, "pissa": 3.0},
+        {"lora": 1e-2, "rslora": 3.16e-3, "lora+": 1e-3, "dora": 1e-2, "pissa": 3.16e-3},
+        lambda trial: trial.get("variant", "lora"),
+    )
+
+
+def weights(q, k, pair, four):
+    losses = {"q": q, "k": k, "v": 1.0, "o": 1.0, "q, k": 1.0, "q, v": pair, "q, k, v, o": four}
+    return tiny(losses, key=lambda trial: ", ".join(name.removesuffix("_proj") for name in trial["targets"]))
+
+
+# claim -> the world where the paper is right and the measure there, the world where it is wrong and the measure there
+WORLDS = {
+    "amplified-directions": (amplified(16.0), [16, 17, 18], amplified(-5.0), [-5, -4, -3]),
+    "batch-size": (batches(3.3), 0.2, batches(3.0), -0.1),
+    "capacity": (capacity(0.9, 0.5), 0.4, capacity(0.5, 0.9), -0.4),
+    "dora-directions": (correlations(0.8, -0.3, -0.6), 1.1, correlations(-0.1, 0.5, 0.4), -0.6),
+    "forgets-less": (forgetting(0.3, 0.5), 1 - 0.3 / 0.5, forgetting(0.5, 0.3), 1 - 0.5 / 0.3),
+    "full-rank-updates": (ranks(120), 15, ranks(4), 0.5),
+    "introduction-complex": (gains(8.0, 6.0), 0.5, gains(6.0, 6.0), 1),
+    "introduction-cost": (first_to(10, 40), 0.5 * 10 / 40, first_to(40, 10), 0.5 * 40 / 10),
+    "introduction-quality": (gains(6.1, 6.0), 3.9 / 4, gains(8.0, 6.0), 0.5),
+    "intruder-dimensions": (intruders(1, 0), 2, intruders(0, 3), -2),
+    "lora-plus": (sooner(20, 5), 4, sooner(5, 20), 0.25),
+    "low-rank-update": (cut(0.95), [0.95, 0.96, 0.97], cut(0.3), [0.3, 0.31, 0.32]),
+    "mlp-before-attention": (modules(3.3, 3.0), 10, modules(2.7, 3.0), -10),
+    "nf4-below-others": (four_bits(0.1, 0.4, 0.2), 0.5, four_bits(0.8, 0.2, 0.3), [4, 8 / 3, 8 / 3]),
+    "pissa-first-steps": (first_losses(-0.1), -0.1, first_losses(0.1), 0.1),
+    "pissa-quantised-rest": (saved(0.2), 0.2, saved(-0.2), -0.2),
+    "planted-rank": (planted(0.005), 0.005, planted(0.5), 0.5),
+    "rank-hardly-matters": (by_rank([0.0, 0.003, 0.015, 0.01]), 1.5, by_rank([0.1, 0.05, 0.02, 0.0]), 10),
+    "rate-ten-times": (best_rates(1e-2), 10, best_rates(1e-3), 1),
+    "rslora-first-step": (first_change(0.1), 0.1, first_change(-0.9), -0.9),
+    "subspaces-agree": (overlaps(0.6), [0.6, 0.61, 0.62], overlaps(0.0), [0, 0.01, 0.02]),
+    "training-on-4-bits": (over_four_bits(2.01), 0.005, over_four_bits(2.2), 0.1),
+    "variants-within-two-percent": (variants(3.03), 100 * (3.1 / 3 - 1), variants(3.3), 10),
+    "which-weights": (weights(3.3, 3.6, 3.0, 2.9), 10, weights(2.7, 3.9, 2.8, 3.0), -10),
+}
+WITHOUT_TRIALS = ("introduction-files", "introduction-memory", "introduction-speed")  # they measure by themselves
