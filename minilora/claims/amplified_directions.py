@@ -39,7 +39,7 @@ def look(base: str, r: int, seed: int, emphasised: bool, folder: str | None) -> 
     rows = []
     for name, w in base_matrices(base).items():
         if "q_proj" in name:
-            update = updates[name].of()
+            update = updates[name]
             if emphasised:
                 (_, s, _), (u, _, vt) = svd(update), svd(w)
                 update = u[:, :r] * s, vt[:r]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..experiments.claim import Band, Claim, Setting
-from ..experiments.updates import KEPT, read_update, shared_run
+from ..experiments.updates import KEPT, base_matrices, read_update, shared_run
 from ..lora.spectra import rank_for_variance, singular_values
 
 CLAIM = Claim(
@@ -30,9 +30,10 @@ def ranks(base: str, method: str, r: int, seed: int, folder: str | None) -> dict
     """The rank for 90 % of the energy by module: of the update, and of a random matrix of its shape."""
     rng = np.random.default_rng(seed)
     kept = read_update(shared_run(base, method, seed, r, folder)["file"])
-    noise = {kind: rng.standard_normal(next(x.matrix().shape for n, x in kept.items() if kind in n)) for kind in KEPT}
+    shapes = {kind: next(w.shape for name, w in base_matrices(base).items() if kind in name) for kind in KEPT}
+    noise = {kind: rng.standard_normal(shape) for kind, shape in shapes.items()}
     return {
-        "update": {name: rank_for_variance(singular_values(one.of())) for name, one in kept.items()},
+        "update": {name: rank_for_variance(singular_values(one)) for name, one in kept.items()},
         "noise": {kind: rank_for_variance(singular_values(x)) for kind, x in noise.items()},
     }
 

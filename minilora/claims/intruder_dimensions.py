@@ -49,10 +49,10 @@ def count(base: str, seed: int, folder: str | None) -> dict[str, list[int]]:
         if "down_proj" in name:
             continue
         m, n = w.shape
-        s = svd(lora[name].of()).s
-        norm, delta, noise = float(np.linalg.norm(s)), full[name].matrix(), rng.standard_normal((m, n))
+        s = svd(lora[name]).s
+        norm, delta, noise = float(np.linalg.norm(s)), full[name], rng.standard_normal((m, n))
         u, v = (np.linalg.qr(rng.standard_normal((d, len(s))))[0] for d in (m, n))
-        updates = (lora[name].matrix(), delta, _scaled(delta, norm), _scaled(noise, norm), (u * s) @ v.T)
+        updates = (np.matmul(*lora[name]), delta, _scaled(delta, norm), _scaled(noise, norm), (u * s) @ v.T)
         for kind, update in zip(TOLD, updates, strict=True):
             found[kind].append(intruder_dimensions(w, w + update.astype(w.dtype), k=10, epsilon=0.5))
     return found

@@ -40,7 +40,7 @@ def compare(base: str, ranks: list[int], seed: int, random: bool, folder: str | 
     for name in sorted(few, key=lambda name: ("v_proj" in name, int(name.split(".")[2]))):
         if "down_proj" in name:
             continue
-        (own_b, own_a), (b, a) = few[name].of(), many[name].of()
+        (own_b, own_a), (b, a) = few[name], many[name]
         a = rng.standard_normal(a.shape) if random else a
         tables[name] = subspace_similarities(own_a, a)
         right[name] = subspace_similarities((own_b, own_a), (b, a))
