@@ -200,7 +200,7 @@ class Chat:
         every = [
             Command("/adapter NAME", "let this adapter answer; without a name, list all", self._adapter),
             Command("/base", "let the base answer, without an adapter", self._base),
-            Command("/mix NAME=FACTOR ...", "let a mix answer: legal=0.5 support=0.5", self._mix),
+            Command("/mix NAME=FACTOR ...", "let a weighted combination answer: legal=0.5 support=0.5", self._mix),
             Command("/compare [QUESTION]", "base and all adapters answer this, or the last question", self._compare),
             Command("/system [TEXT]", "set or show the system prompt; `default` is the adapter's", self._system),
             Command("/temperature [T]", "set or show it: 0 takes the most likely token", self._temperature),
@@ -308,7 +308,7 @@ class Chat:
 
         mix = read_combination(rest)
         if not mix:
-            raise ValueError("/mix needs adapters and how much of each, such as /mix legal=0.5 support=0.5")
+            raise ValueError("/mix needs adapters and a factor for each, such as /mix legal=0.5 support=0.5")
         self.talk.choose({self._adapter_known(name): factor for name, factor in mix.items()})
         self.output.note(f"now answers: {self.who}")
 
@@ -325,7 +325,7 @@ class Chat:
         if rest:
             self.talk.system = None if rest == "default" else rest
         system = self.talk.system_for(self.talk.choice)
-        self.output.note(f"system prompt: {'none, or what the model brings' if system is None else system}")
+        self.output.note(f"system prompt: {'that of the model, if it has one' if system is None else system}")
 
     def _temperature(self, rest: str) -> None:
         if rest:
@@ -339,7 +339,7 @@ class Chat:
 
     def _clear(self, rest: str) -> None:
         self.talk.clear()
-        self.output.note("forgotten")
+        self.output.note("the conversation begins anew")
 
     def _save(self, rest: str) -> None:
         if not rest:

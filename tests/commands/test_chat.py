@@ -69,7 +69,7 @@ def test_adapter_without_a_name_lists_them(chat, capsys):
         ("/", r"no command / \(/help lists them\)"),
         ("/adapter legl", r"no adapter legl \(did you mean legal\?\)"),
         ("/adapter xyzzy", r"no adapter xyzzy \(there is: legal, support\)"),
-        ("/mix", "/mix needs adapters and how much of each"),
+        ("/mix", "/mix needs adapters and a factor for each"),
         ("/mix legal", "legal: expected NAME=FACTOR NAME=FACTOR, each name once, with factors"),
         ("/mix legal=many", "legal=many: expected NAME=FACTOR"),
         ("/mix legal=nan", "legal=nan: expected NAME=FACTOR"),
@@ -130,7 +130,7 @@ def test_clear_forgets_and_save_writes(chat, capsys, tmp_path, monkeypatch):
     assert (tmp_path / "talk.txt").read_text(encoding="utf-8").startswith("you: hello\n\nbase: ")
     chat.handle("/clear")
     assert chat.talk.turns == []
-    assert capsys.readouterr().err == "saved in talk.txt\nforgotten\n"
+    assert capsys.readouterr().err == "saved in talk.txt\nthe conversation begins anew\n"
 
 
 def test_help_has_a_line_for_every_command(chat, capsys):
@@ -152,7 +152,7 @@ def test_the_temperature_is_set_and_shown(chat, capsys, model, tokenizer):
 def test_the_system_prompt_is_set_shown_and_given_back(chat, capsys, model, tokenizer, monkeypatch):
     monkeypatch.setattr(model.adapters["legal"], "data", {"system": "You are legal."})
     for line, shown in (
-        ("/system", "none, or what the model brings"),
+        ("/system", "that of the model, if it has one"),
         ("/system  Be brief. ", "Be brief."),
         ("/adapter legal", None),
         ("/system", "Be brief."),
