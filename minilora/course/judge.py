@@ -280,7 +280,7 @@ class Answer:
             raise Wrong(self.explain(got.error))
         for name in got.changed:
             if name not in self.exercise.changes:
-                raise Wrong(f"the function changes its input {name}: make a new value in place of changing it (+=, *=)")
+                raise Wrong(f"the function changes its input {name}: make a new value instead of changing it (+=, *=)")
         if got.result is None:
             raise Wrong("the function returns nothing: is a `return` missing?")
 

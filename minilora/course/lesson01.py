@@ -55,7 +55,7 @@ def no_copies(f: Any, x: Any, eps: float = 1e-5) -> Any:
             x[place] += eps -> x[place] += 0
             x[place] -= 2 * eps -> x[place] -= eps
             / (2 * eps) -> / eps
-        the difference is that of one side, the division that of two: take f(x + eps) - f(x - eps)
+        the difference is one-sided, but it is divided by 2 eps: take f(x + eps) - f(x - eps)
             x[place] -= 2 * eps -> x[place] -= eps
         twice too large: up and down are 2 eps apart
             / (2 * eps) -> / eps
@@ -63,11 +63,11 @@ def no_copies(f: Any, x: Any, eps: float = 1e-5) -> Any:
             / (2 * eps) -> / (4 * eps)
         `/ 2 * eps` divides by 2 and then multiplies by eps: write / (2 * eps)
             / (2 * eps) -> / 2 * eps
-        this is the difference alone: a slope is the difference divided by the way, 2 eps
+        this is the difference alone: a slope is the difference divided by the distance, 2 eps
             (above - below) / (2 * eps) -> above - below
         the sign is wrong: up minus down, not down minus up
             above - below -> below - above
-        the step is fixed at 1e-5: use eps, which is given
+        the step is fixed at 1e-5: use the argument eps
             -> eps = 1e-5
         all numbers are moved at once: that gives one slope for all; move one, and leave the others
             np.ndindex(x.shape) -> [...]
@@ -80,7 +80,7 @@ def no_copies(f: Any, x: Any, eps: float = 1e-5) -> Any:
             x[place] = old -> pass
         a number that was moved is still moved when the next one is: put the old number back each time
             x[place] = old -> pass
-        x comes back with other last digits: adding and subtracting eps rounds, so keep the old number, or a copy
+        x is not restored exactly: adding and subtracting eps rounds, so keep the old number, or a copy
             x = x.copy() -> pass
             x[place] = old -> x[place] += eps
         zero everywhere: `up = x` makes no copy, so that up and down are one array; write x.copy()
@@ -140,7 +140,7 @@ def draw_zeros(rng: np.random.Generator) -> Draw:
     returns="the error",
     decisive=["difference / size if size > 0 else 0.0"],
     mistakes="""
-        nothing is divided: an error of 0.01 is small beside 5 and large beside 0.001
+        nothing is divided: an error of 0.01 is small compared with 5, and large compared with 0.001
             difference / size if size > 0 else 0.0 -> difference
         the differences keep their signs: where got is too small, the largest one misses it; take np.abs
             np.abs(got - expected) -> (got - expected)
@@ -154,13 +154,13 @@ def draw_zeros(rng: np.random.Generator) -> Draw:
             max(np.abs(got).max(), np.abs(expected).max()) -> np.abs(expected).max()
         it is divided by the largest of got: the largest number of both arrays counts
             max(np.abs(got).max(), np.abs(expected).max()) -> np.abs(got).max()
-        below the line the signs are kept: -5 is a larger slope than 2, so take np.abs before max
+        the signs are kept in the denominator: -5 is a larger slope than 2, so take np.abs before max
             np.abs(got).max(), np.abs(expected).max() -> got.max(), expected.max()
-        below the line stands the sum of two maxima: take the larger one
+        the denominator is the sum of two maxima: take the larger one
             max(np.abs(got).max(), np.abs(expected).max()) -> np.abs(got).max() + np.abs(expected).max()
         this is the mean error: one wrong slope among many is lost in it; take the largest
             np.abs(got - expected).max() -> np.abs(got - expected).mean()
-        this is the sum of the errors: it grows with the size of the array; take the largest
+        this is the sum of the errors, which grows with the size of the array: take the largest
             np.abs(got - expected).max() -> np.abs(got - expected).sum()
         these are lengths of whole arrays: one wrong slope among many would be lost in them; take the largest
             np.abs(got - expected).max() -> np.linalg.norm(got - expected)
@@ -198,9 +198,9 @@ def draw_layer(rng: np.random.Generator) -> Draw:
     mistakes="""
         half of what it should be: the slope of a square, e², is 2e
             2 / error.size -> 1 / error.size
-        it is divided by T: the mean goes over all T · m numbers
+        it is divided by T: the mean is over all T · m numbers
             error.size -> len(t)
-        it is divided by m: the mean goes over all T · m numbers
+        it is divided by m: the mean is over all T · m numbers
             error.size -> t.shape[1]
         this is the gradient of the sum: the loss is the mean over all T · m numbers
             2 / error.size -> 2
@@ -208,7 +208,7 @@ def draw_layer(rng: np.random.Generator) -> Draw:
             2 / error.size -> 1
         the sign is wrong: the difference is y - t, so L grows with y where y is too large
             x @ W.T - t -> t - x @ W.T
-        it is divided by m · n, the numbers of W: the mean goes over the T · m numbers of y
+        it is divided by m · n, the size of W: the mean is over the T · m numbers of y
             error.size -> W.size
         the target is missing: the difference is y - t
             x @ W.T - t -> x @ W.T
@@ -216,7 +216,7 @@ def draw_layer(rng: np.random.Generator) -> Draw:
             error.T @ x -> error[:, :, None] * x[:, None, :]
         the square is still there: the slope of e² is 2e
             (2 / error.size) * error.T -> (1 / error.size) * (error**2).T
-        this is the loss itself: its gradient is asked for, an array of W's shape
+        this is the loss itself: return its gradient, an array of W's shape
             (2 / error.size) * error.T @ x -> (error**2).mean()
     """,
 )

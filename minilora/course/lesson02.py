@@ -156,7 +156,7 @@ class Counted(list):
         self.reads += 1
         if self.reads > 100 * len(self):
             raise Wrong(
-                "right, but it goes along every path, and 60 diamonds have 2^60 of them: hand on once, when complete"
+                "right, but it follows every path, and 60 diamonds have 2^60 of them: pass on once, when complete"
             )
         return super().__getitem__(i)
 
@@ -189,36 +189,36 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     also=judge_large,
     decisive=["waiting[parent] -= 1"],
     mistakes="""
-        the slope of a node used twice is overwritten by the last use: paths add up, so += in place of =
+        the slope of a node used twice is overwritten by the last use: paths add up, so write += instead of =
             slopes[parent] += slope * slopes[node] -> slopes[parent] = slope * slopes[node]
-        a node hands on its slope before all that use it have added theirs: wait until it is complete
+        a node passes its slope on before all its uses have added theirs: wait until it is complete
             ready = [last] -> ready, came = [last], {last}
             if waiting[parent] == 0 -> if parent not in came and not came.add(parent)
-        a node hands on its slope before all that use it have added theirs: wait until it is complete
+        a node passes its slope on before all its uses have added theirs: wait until it is complete
             ready = [last] -> ready, came = [last], {last}
             ready.pop() -> ready.pop(0)
             if waiting[parent] == 0 -> if parent not in came and not came.add(parent)
-        a node hands on all it has each time something arrives, so early shares go on twice: wait until complete
+        a node passes everything on each time something arrives, so early shares count twice: wait until it is complete
             if waiting[parent] == 0 -> if True
-        the nodes are taken by their numbers, which say nothing about the order: find it from the edges
+        the nodes are processed by number, which says nothing about the order: find the order from the edges
             by_number
-        the walk begins at the inputs: begin at last, whose slope is known
+        the walk starts at the inputs: start at last, whose slope is known
             inputs_first
         slopes are added along a path: along a path they multiply, where paths meet they add up
             slope * slopes[node] -> slope + slopes[node]
-        the slope on the edge counts alone: multiply it by what has arrived at the node
+        only the slope on the edge is added: multiply it by what has arrived at the node
             slope * slopes[node] -> slope
         the slope on the edge is left out: multiply what has arrived at the node by it
             slope * slopes[node] -> slopes[node]
-        some nodes wait forever, for uses that last does not depend on: count only the uses on the way from last
+        some nodes wait forever, for uses that last does not depend on: count only the uses on paths from last
             {last}, [last] -> set(range(len(edges))), list(range(len(edges)))
         all are zero: the slope of last with respect to itself is 1
             slopes[last] = 1 -> slopes[last] = 0
         the slope of last with respect to itself is 1
             return slopes -> return slopes * (np.arange(len(edges)) != last)
-        a parent that stands twice in a list counts once: v · v uses v twice, so go through all pairs
+        a parent that is listed twice counts once: v · v uses v twice, so loop over all pairs
             -> edges = [list(dict(pairs).items()) for pairs in edges]
-        right, but it goes along every path
+        right, but it follows every path
             every_path
         too deep for recursion: keep a list
             by_recursion
@@ -265,7 +265,7 @@ def layer(W: str, **sizes: int) -> Callable[[np.random.Generator], Draw]:
     mistakes="""
         db: it is g itself, one row per token: b is used by every token, so add up over them
             unbroadcast(g, b.shape) -> g
-        db: this is the mean over the tokens: where the loss is a mean, g has that; add up
+        db: this is the mean over the tokens: if the loss is a mean, g already contains 1 / T: add up
             unbroadcast(g, b.shape) -> g.mean(axis=0)
         db: it is added up over the outputs: b has one number per output, so add up over the tokens
             unbroadcast(g, b.shape) -> g.sum(axis=1)
@@ -277,13 +277,13 @@ def layer(W: str, **sizes: int) -> Callable[[np.random.Generator], Draw]:
             unbroadcast(g, b.shape) -> np.ones(len(b))
         dW: one slice per token: all of them use the same W, so add them up
             g.T @ x -> g[:, :, None] * x[:, None, :]
-        dW: it is divided by the number of tokens: where the loss is a mean, g has that
+        dW: it is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
             g.T @ x -> g.T @ x / len(x)
         dW: g is missing: the loss comes after y
             g.T @ x -> np.ones_like(g).T @ x
         dx: g is missing: the loss comes after y
             g @ W -> np.ones_like(g) @ W
-        dx: b is added to g: what is added has no part in the slope of x
+        dx: b is added to g: a constant that is added does not change the slope of x
             g @ W -> (g + b) @ W
         dx and dW are swapped: `return dx, dW, db`, in this order
             g @ W, g.T @ x -> g.T @ x, g @ W

@@ -59,12 +59,12 @@ def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     also=judge_training,
     decisive=["w * (1 - lr * decay) - lr * m_hat / (np.sqrt(v_hat) + eps)"],
     mistakes="""
-        m and v are used as they are: divide by 1 - beta1**t and 1 - beta2**t, they start at zero
+        m and v are not corrected: divide by 1 - beta1**t and 1 - beta2**t, they start at zero
             m / (1 - beta1**t) -> m
             v / (1 - beta2**t) -> v
-        m is used as it is: divide it by 1 - beta1**t
+        m is not corrected: divide it by 1 - beta1**t
             m / (1 - beta1**t) -> m
-        v is used as it is: divide it by 1 - beta2**t
+        v is not corrected: divide it by 1 - beta2**t
             v / (1 - beta2**t) -> v
         the divisors have t + 1 in them: t is 1 in the first step already
             beta1**t -> beta1 ** (t + 1)
@@ -80,7 +80,7 @@ def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         the betas are swapped: beta1 belongs to m, beta2 to v
             beta1 * m + (1 - beta1) * g -> beta2 * m + (1 - beta2) * g
             beta2 * v + (1 - beta2) * g**2 -> beta1 * v + (1 - beta1) * g**2
-        decay is in the gradient, and so in m and v: that is L2; AdamW takes it from w, beside
+        decay is in the gradient, and so in m and v: that is L2 regularisation; AdamW subtracts it from w separately
             -> g = g + decay * w
         decay is missing: w is multiplied by 1 - lr * decay as well
             w * (1 - lr * decay) -> w
@@ -90,7 +90,7 @@ def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             1 - lr * decay -> 1 + lr * decay
         decay is applied to the step as well: only the w that came in is multiplied by 1 - lr * decay
             lr * m_hat -> (1 - lr * decay) * lr * m_hat
-        eps stands in the root: it is added to the root
+        eps is inside the root: add it after the root
             np.sqrt(v_hat) + eps -> np.sqrt(v_hat + eps)
         eps is missing: where all slopes were zero so far, 0 is divided by 0
             (np.sqrt(v_hat) + eps) -> np.sqrt(v_hat)
@@ -98,16 +98,16 @@ def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             np.sqrt(v_hat) -> v_hat
         the sign is wrong: the gradient points uphill, w goes the other way
             - lr * m_hat -> + lr * m_hat
-        w moves by the old m: first m and v take the new slope in, then w moves
+        w moves by the old m: update m and v first, then w
             -> before = m
             m / (1 - beta1**t) -> before / (1 - beta1**t)
         v has g in it: it is the mean of the squares, g**2
             g**2 -> g
-        m takes all of g in: a running mean takes 1 - beta1 of it
+        m takes all of g: a running mean takes 1 - beta1 of it
             (1 - beta1) * g -> g
-        m keeps 1 - beta1 of the old: it keeps beta1, and takes 1 - beta1 of g
+        m keeps 1 - beta1 of the old m: it keeps beta1, and takes 1 - beta1 of g
             beta1 * m + (1 - beta1) * g -> (1 - beta1) * m + beta1 * g
-        it comes back divided by 1 - beta**t: the next step needs it as it was before
+        it is returned divided by 1 - beta**t: the next step needs it uncorrected
             return w, m, v -> return w, m_hat, v_hat
     """,
 )
@@ -145,7 +145,7 @@ def draw_logits(rng: np.random.Generator, spread: float = 0) -> Draw:
             .mean() -> .sum()
         L is negative: ln p is negative, so the loss is minus that
             -log_p[tokens, labels] -> log_p[tokens, labels]
-        L is divided by T · V: the mean goes over the T tokens
+        L is divided by T · V: the mean is over the T tokens
             .mean() -> .sum() / z.size
         L is in bits: take np.log, not np.log2
             .mean() -> .mean() / np.log(2)
@@ -161,14 +161,14 @@ def draw_logits(rng: np.random.Generator, spread: float = 0) -> Draw:
             dz / len(z) -> dz
         dz has p alone: the label's own logit counts in the first term, too
             -= 1 -> -= 0
-        dz: only p is divided by T: divide after the label has had its part
+        dz: only p is divided by T: subtract 1 at the label first, then divide
             -= 1 -> -= len(z)
         dz has the wrong sign: a larger logit of the label makes the loss smaller
             dz / len(z) -> -dz / len(z)
         dz is the gradient of p, -1 / p at the label: go on through softmax to z
             dz = np.exp(log_p) -> dz = np.zeros_like(z)
             -= 1 -> = -1 / np.exp(log_p[tokens, labels])
-        dz is zero but for the labels: every logit of a row stands in the sum below the line
+        dz is zero except at the labels: every logit of a row is in the denominator of softmax
             dz = np.exp(log_p) -> dz = np.zeros_like(z)
             -= 1 -> = np.exp(log_p[tokens, labels]) - 1
         dz has p (1 - p), the slope of one probability with respect to its own logit: the labels are missing

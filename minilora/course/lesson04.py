@@ -42,7 +42,7 @@ def draw_softmax(rng: np.random.Generator, T: int | None = None) -> Draw:
             (p * g).sum -> g.sum
         what is subtracted is the mean of g weighted by p, not the plain mean
             (p * g).sum -> g.mean
-        each row is a softmax of its own: sum along the last axis, and keep that axis
+        each row is a separate softmax: sum along the last axis, and keep that axis
             axis=-1, keepdims=True ->
         wrong axis: a row is a softmax, so the sum goes along the last axis
             axis=-1 -> axis=0
@@ -92,13 +92,13 @@ def draw_heads(rng: np.random.Generator, whole: bool = False) -> Draw:
             np.sqrt(D) -> np.sqrt(H)
         the future is not hidden: a token sees itself and what came before it
             np.arange(S) > -> np.arange(S) > S +
-        the mask starts in the wrong corner: the queries are the last T of S tokens, query t stands at S - T + t
+        the mask starts in the wrong corner: the queries are the last T of S tokens, query t is at position S - T + t
             np.arange(S - T, S) -> np.arange(T)
         a token sees itself, too: your mask hides it
             np.arange(S) > -> np.arange(S) >=
         the mask is the wrong way round: it hides the past and shows the future
             np.arange(S) > -> np.arange(S) <
-        masked after softmax: the weights no longer add up to 1, and the future still counts in what divides them
+        masked after softmax: the weights no longer add up to 1, and the future still counts in the denominator
             np.where(future, -np.inf, scores) -> scores
             ", weights, v -> ", np.where(future, 0, weights), v
         a hidden score of 0 is a score like any other: it must be -inf, for exp(-inf) is 0
@@ -113,11 +113,11 @@ def draw_heads(rng: np.random.Generator, whole: bool = False) -> Draw:
         softmax is half done: exp(scores) must be divided by their sum
             scores - scores.max(axis=-1, keepdims=True) -> scores
             weights /= weights.sum(axis=-1, keepdims=True) -> pass
-        the key heads are dealt out in turn (h % K): neighbours share one, so head h reads key head h // (H // K)
+        the key heads are assigned in turn (h % K): neighbours share one, so head h reads key head h // (H // K)
             // (H // K) -> % K
         all query heads read key head 0: head h reads key head h // (H // K)
             // (H // K) -> // H
-        what is found by the keys is read from v, not from k
+        the output is a weighted sum of v, not of k
             v[:, own] -> k[:, own]
     """,
 )
@@ -150,13 +150,13 @@ def draw_one_head(rng: np.random.Generator, T: int | None = None) -> Draw:
     by_hand=True,
     decisive=["ds = softmax_vjp(p, g @ v.T) / np.sqrt(D)"],
     mistakes="""
-        the 1 / sqrt(D) of the scores is missing on the way back
+        the 1 / sqrt(D) of the scores is missing in the backward pass
             g @ v.T) / np.sqrt(D) -> g @ v.T)
-        1 / sqrt(D) stands once on the way back, not twice
+        1 / sqrt(D) occurs once in the backward pass, not twice
             g @ v.T) / np.sqrt(D) -> g @ v.T) / D
         the weights are those of attention without a mask: hide the future before softmax
             np.tri(T, dtype=bool) -> True
-        the gradient of p is not yet that of the scores: send it through softmax_vjp first
+        the gradient of p is not yet that of the scores: apply softmax_vjp first
             softmax_vjp(p, g @ v.T) -> g @ v.T
         p * g is half of softmax_vjp: a score moves all weights of its row
             softmax_vjp(p, g @ v.T) -> p * (g @ v.T)
@@ -172,9 +172,9 @@ def draw_one_head(rng: np.random.Generator, T: int | None = None) -> Draw:
             ds @ k, ds.T @ q -> ds @ q, ds.T @ k
         dq and dk are swapped: `return dq, dk, dv`, in this order
             ds @ k, ds.T @ q -> ds.T @ q, ds @ k
-        dv stands first: `return dq, dk, dv`, in this order
+        dv is returned first: `return dq, dk, dv`, in this order
             ds @ k, ds.T @ q, p.T @ g -> p.T @ g, ds @ k, ds.T @ q
-        it is divided by the number of tokens: where the loss is a mean, g has that
+        it is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
             -> g = g / len(g)
     """,
 )

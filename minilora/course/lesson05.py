@@ -41,9 +41,9 @@ def draw_config(rng: np.random.Generator, tied: bool, wide: bool = False) -> Dra
     mistakes="""
         the embedding is counted twice: where tie_word_embeddings is true, input and output share one table
             1 if config.tie_word_embeddings else 2 -> 2
-        the head is missing: where tie_word_embeddings is false, the output has a table of its own
+        the head is missing: where tie_word_embeddings is false, the output has its own table
             1 if config.tie_word_embeddings else 2 -> 1
-        the embedding is missing: V rows of C numbers
+        the embedding is missing: V rows of C parameters
             1 if config.tie_word_embeddings else 2 -> 0 if config.tie_word_embeddings else 1
         k_proj and v_proj are narrower than q_proj: they have num_key_value_heads heads
             2 * K * D * C -> 2 * H * D * C
@@ -51,10 +51,10 @@ def draw_config(rng: np.random.Generator, tied: bool, wide: bool = False) -> Dra
             2 * K * D * C -> 2 * D * C
         a head is config.head_dim wide, which need not be hidden_size / num_attention_heads
             config.head_dim -> C // config.num_attention_heads
-        the norms are missing: two in each block and one at the end, C numbers each
+        the norms are missing: two in each block and one at the end, C parameters each
             + 2 * C ->
             block + C -> block
-        the last norm is missing: C numbers before the output
+        the last norm is missing: C parameters before the output
             block + C -> block
         each block has two norms: one before attention, one before the MLP
             + 2 * C -> + C
@@ -100,23 +100,23 @@ def draw_norm(rng: np.random.Generator, N: int | None = None) -> Draw:
     by_hand=True,
     decisive=["dx = inv * (gw - x * inv**2 * (gw * x).mean(axis=-1, keepdims=True))"],
     mistakes="""
-        dx: x is used twice, in the numerator and in rms(x): the way through rms(x) is missing
+        dx: x is used twice, in the numerator and in rms(x): the path through rms(x) is missing
             gw - x * inv**2 * (gw * x).mean(axis=-1, keepdims=True) -> gw
-        dx: w is missing: y is x / rms(x) times w, so g reaches x as g w
+        dx: w is missing: y is x / rms(x) times w, so x receives g w
             gw = g * w -> gw = g
-        dx: rms(x) holds a mean over C numbers, so its gradient has a 1 / C
+        dx: rms(x) contains a mean over C numbers, so its gradient has a 1 / C
             (gw * x).mean -> (gw * x).sum
-        dx: 1 / rms(x) is a power of -1/2: its derivative has rms(x) to the third, one factor is missing
+        dx: 1 / rms(x) is a power of -1/2: its derivative has rms(x) cubed in the denominator, one factor is missing
             inv**2 -> inv
-        dx: the way through rms(x) needs rms(x) to the third below it: two factors are missing
+        dx: the path through rms(x) has rms(x) cubed in its denominator: two factors are missing
             x * inv**2 * -> x *
-        dx: the way through rms(x) has a minus: a longer x makes everything smaller
+        dx: the path through rms(x) has a minus: a longer x makes everything smaller
             gw - x -> gw + x
         eps is missing: rms(x) = sqrt(mean(x²) + eps)
             + eps ->
-        eps stands inside the root: rms(x) = sqrt(mean(x²) + eps)
+        eps is inside the root: rms(x) = sqrt(mean(x²) + eps)
             np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) -> (np.sqrt((x * x).mean(axis=-1)[:, None]) + eps)
-        rms(x) holds the mean of x², not the sum
+        rms(x) contains the mean of x², not the sum
             (x * x).mean -> (x * x).sum
             (gw * x).mean -> (gw * x).sum
         wrong axis: every token, that is every row, is divided by its own rms
@@ -125,7 +125,7 @@ def draw_norm(rng: np.random.Generator, N: int | None = None) -> Draw:
             (g * x * inv).sum(axis=0) -> g * x * inv
         dw: w is multiplied by x / rms(x), and you took x
             (g * x * inv) -> (g * x)
-        dw: add up over the tokens, no mean: where the loss is a mean, g has that
+        dw: add up over the tokens, no mean: if the loss is a mean, g already contains 1 / T
             inv).sum(axis=0) -> inv).mean(axis=0)
         dx and dw are swapped: `return dx, dw`, in this order
             return dx, dw -> return dw, dx

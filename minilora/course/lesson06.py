@@ -52,9 +52,9 @@ def draw_answers(rng: np.random.Generator, T: int | None = None) -> Draw:
             p[is_answer[1:]] -> p
         the mask is the wrong way round: you scored the prompt, not the answers
             is_answer[1:] -> ~is_answer[1:]
-        divided by the number of all tokens: the mean goes over those that are scored
+        divided by the number of all tokens: the mean is over those that are scored
             .mean() -> .sum() / len(ids)
-        divided by T - 1, the number of all predictions: the mean goes over those that are scored
+        divided by T - 1, the number of all predictions: the mean is over those that are scored
             .mean() -> .sum() / (len(ids) - 1)
         a sum, not a mean: divide by the number of scored tokens
             .mean() -> .sum()
@@ -128,7 +128,7 @@ def draw_shapes(rng: np.random.Generator, optimizer: str, some_frozen: bool = Tr
             (1 + arrays) -> arrays
         SGD keeps nothing and momentum one array: two arrays are AdamW's alone
             [optimizer] -> ["AdamW"]
-        that is how many numbers there are: a float32 takes 4 bytes
+        that is the number of elements: a float32 takes 4 bytes
             return 4 * -> return
         a float32 takes 4 bytes; 8 is float64's
             return 4 * -> return 8 *
@@ -138,9 +138,9 @@ def draw_shapes(rng: np.random.Generator, optimizer: str, some_frozen: bool = Tr
             return 4 * -> return 32 *
         that is in MB: return bytes
             return 4 * -> return 1e-6 * 4 *
-        an array of shape (m, n) has m times n numbers, not m + n
+        an array of shape (m, n) has m times n elements, not m + n
             int(np.prod(shape)) -> sum(shape)
-        you counted rows: an array of shape (m, n) has m n numbers
+        you counted rows: an array of shape (m, n) has m n elements
             int(np.prod(shape)) -> shape[0]
     """,
 )
@@ -188,7 +188,7 @@ def what_came_of_it(result: Any, arguments: dict) -> tuple[Any, ...]:
     observe=what_came_of_it,
     decisive=["(loss * (count / total)).backward()"],
     mistakes="""
-        a mean of means: a part with few scored tokens counts as much as one with many; weight by scored tokens
+        a mean of means: a part with few scored tokens counts as much as one with many; weight each by its scored tokens
             (count / total) -> (1 / len(parts))
             loss.item() * count / total -> loss.item() / len(parts)
         each part's gradient has the same weight: weight it by its share of the scored tokens
@@ -202,14 +202,14 @@ def what_came_of_it(result: Any, arguments: dict) -> tuple[Any, ...]:
             loss.item() * count / total -> loss.item() / len(parts)
         the step is right, but the loss is that of the last part alone
             whole += loss.item() * count / total -> whole = loss.item()
-        gradients of the step before are still there: forget them first, optimizer.zero_grad()
+        gradients of the step before are still there: clear them first, optimizer.zero_grad()
             optimizer.zero_grad() -> pass
-        zero_grad() before each part forgets the parts before it: once, before the first
+        zero_grad() before each part deletes the gradients of earlier parts: call it once, before the first
             loss = model -> optimizer.zero_grad(); loss = model
         a step after each part: that is several small steps, not one on the whole batch
             optimizer.step() -> pass
             whole += -> optimizer.step(); whole +=
-        each part is a step of its own: one step, after the last part
+        each part is a separate step: take one step, after the last part
             optimizer.step() -> pass
             whole += -> optimizer.step(); optimizer.zero_grad(); whole +=
         no weight moves: backward() for each part, then one step(), and zero_grad() only before them

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from .compare import Wrong, close
 from .exercises import Draw, distinct_sizes, exercise
 
 
@@ -48,23 +47,23 @@ def draw_one_piece(rng: np.random.Generator) -> Draw:
     returns="r",
     decisive=["np.searchsorted(held, share) + 1"],
     mistakes="""
-        singular values are added up, not their squares: energy is the sum of squares
+        singular values are added up, not their squares: the squared Frobenius norm is the sum of squares
             ** 2 ->
-        squared twice: the energy of a piece is its singular value squared, once
+        squared twice: a term contributes its singular value squared, once
             ** 2 -> ** 4
-        one too few: the piece at index i is piece number i + 1, and r counts pieces
+        one too few: the term at index i is term number i + 1, and r counts terms
             + 1 ->
-        one too many: r pieces hold the share already
+        one too many: one term fewer already explains the share
             + 1 -> + 2
-        that many pieces hold 1 - share: count until the share is held, not until it is left
+        that many terms explain 1 - share: count until the share is explained, not until it is left
             held, share -> held, 1 - share
-        those are the pieces larger than share times the largest: add energies up, and compare with their sum
+        those are the singular values above share times the largest: add squares up, and compare with their sum
             np.searchsorted(held, share) + 1 -> (np.sqrt(energy) >= share * np.sqrt(energy[0])).sum()
-        a share of the norm, not of the energy: leave out the square root
+        a share of the norm, not of the squared norm: leave out the square root
             held, share -> np.sqrt(held), share
-        that is the whole rank: how many of the pieces hold the share?
+        that is the full rank: how many of the terms explain the share?
             np.searchsorted(held, share) + 1 -> np.linalg.matrix_rank(delta)
-        a share of the number of pieces, not of energy
+        a share of the number of terms, not of the squared norm
             np.searchsorted(held, share) + 1 -> round(share * min(delta.shape))
     """,
 )
@@ -84,53 +83,20 @@ def draw_factors(rng: np.random.Generator, r: int | None = None) -> Draw:
     return Draw(sizes, delta=falling(sizes["m"], sizes["n"], rng, pace=0.8), r=sizes["r"])
 
 
-def judge_factors(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """B A is the best of rank r, and B and A have equal parts in it. The sign of a piece may stand in either way."""
-    delta, r = drawn["delta"], drawn["r"]
-    result = answer(delta=delta, r=r)
-    if not isinstance(result, (tuple, list)) or len(result) != 2:
-        raise Wrong("return two arrays: `return B, A`")
-    (m, n), shapes = delta.shape, [np.shape(part) for part in result]
-    if shapes == [(r, n), (m, r)]:
-        raise Wrong("B and A are swapped: `return B, A`, in this order")
-    for name, part, shape, axes in (("B", result[0], (m, r), "m, r"), ("A", result[1], (r, n), "r, n")):
-        if not isinstance(part, np.ndarray) or part.shape != shape:
-            got = f"an array of shape {part.shape}" if isinstance(part, np.ndarray) else type(part).__name__
-            more = ""
-            if isinstance(part, np.ndarray) and part.shape == shape[::-1]:
-                more = ": transposed"
-            elif isinstance(part, np.ndarray) and part.ndim == 2 and min(part.shape) > r:
-                more = ": keep only r pieces"
-            raise Wrong(f"{name} must have the shape ({axes}) = {shape}, got {got}{more}")
-    B, A = result
-    U, S, Vt = np.linalg.svd(delta, full_matrices=False)
-    U, S, Vt, last = U[:, :r], S[:r], Vt[:r], (U[:, -r:] * S[-r:]) @ Vt[-r:]
-    if not close(B @ A, (U * S) @ Vt):
-        raise Wrong(_how_wrong(B @ A, U, S, Vt, last))
-    lengths = np.linalg.norm(B, axis=0), np.linalg.norm(A, axis=1)
-    if not close(*lengths):
-        left = "B" if lengths[0].max() > lengths[1].max() else "A"
-        raise Wrong(
-            f"B A is right, but {left} carries the sizes alone: column i of B must be as long as row i of A, so that "
-            "each gets the square root"
-        )
+def in_order(B: Any, A: Any) -> tuple[Any, Any]:
+    """B and A with the largest term of B A first. Each row of A gets the sign that makes its largest number positive:
+    the terms of a product have no order and no sign of their own.
+    """
+    order = np.argsort(-np.linalg.norm(B, axis=0) * np.linalg.norm(A, axis=1))
+    B, A = B[:, order], A[order]
+    signs = np.sign(np.take_along_axis(A, np.abs(A).argmax(axis=1)[:, None], axis=1))
+    return B * signs.T, A * signs
 
 
-def _how_wrong(product: Any, U: Any, S: Any, Vt: Any, last: Any) -> str:
-    """The line for a product of the right shape that is not the best of rank r."""
-    for power, line in (
-        (0, "the sizes are lost: B A has the directions of the update, but each piece has size 1"),
-        (2, "each piece has its size squared: give B and A the square root each, not the whole size"),
-        (0.5, "each piece has the square root of its size: it must stand in B and in A, not in one of them"),
-    ):
-        if close(product, (U * S**power) @ Vt):
-            return line
-    if close(product, last):
-        return "those are the smallest pieces: np.linalg.svd gives the largest first"
-    k = min(product.shape)
-    if close(product, -(U * S) @ Vt):
-        return "the sign is wrong: B A comes to minus the update"
-    return f"B A is not the best matrix of rank {min(len(S), k)}: does column i of B meet row i of Vt?"
+def factors(result: Any, arguments: dict[str, Any]) -> Any:
+    """B and A as they are compared, if they are two factors."""
+    ndims = [np.ndim(part) for part in result] if isinstance(result, (tuple, list)) else []
+    return in_order(*result) if ndims == [2, 2] and np.shape(result[0])[1] == len(result[1]) else result
 
 
 @exercise(
@@ -138,36 +104,38 @@ def _how_wrong(product: Any, U: Any, S: Any, Vt: Any, last: Any) -> str:
     draw=draw_factors,
     smallest=lambda rng: draw_factors(rng, r=1),
     returns="B (m, r), A (r, n)",
-    judge=judge_factors,
+    observe=factors,
     decisive=["U[:, :r] * np.sqrt(S[:r])"],
     mistakes="""
-        the sizes are lost
+        the singular values are lost: B A has the directions of the update, but each of its terms has norm 1
             * np.sqrt(S[:r]) ->
             np.sqrt(S[:r])[:, None] * ->
-        each piece has its size squared
+        each singular value is squared: give B and A the square root each, not the value itself
             * np.sqrt(S[:r]) -> * S[:r]
             np.sqrt(S[:r])[:, None] -> S[:r, None]
-        each piece has the square root of its size
+        each term has the square root of its singular value: the root must be in B and in A, not in one of them
             np.sqrt(S[:r])[:, None] * ->
-        B carries the sizes alone
+        B A is right, but B contains the singular values alone: column i of B must be as long as row i of A, so that \
+        each gets the square root
             * np.sqrt(S[:r]) -> * S[:r]
             np.sqrt(S[:r])[:, None] * ->
-        A carries the sizes alone
+        B A is right, but A contains the singular values alone: column i of B must be as long as row i of A, so that \
+        each gets the square root
             * np.sqrt(S[:r]) ->
             np.sqrt(S[:r])[:, None] -> S[:r, None]
-        those are the smallest pieces
+        those are the smallest singular values: np.linalg.svd gives the largest first
             full_matrices=False) -> full_matrices=False); U, S, Vt = U[:, -r:], S[-r:], Vt[-r:]
-        B must have the shape (m, r)
+        B must have the shape (m, r) and A (r, n): you kept r - 1 singular values
             -> r = r - 1
-        keep only r pieces
+        B must have the shape (m, r) and A (r, n): keep only r singular values
             -> r = None
-        B and A are swapped
+        B and A are swapped: `return B, A`, in this order
             return B, A -> return A, B
-        A must have the shape (r, n)
+        A is transposed: got (n, r), expected (r, n)
             return B, A -> return B, A.T
-        the sign is wrong
+        the sign is wrong: B A comes to minus the update
             return B, A -> return -B, A
-        return two arrays
+        return two arrays: `return B, A`
             return B, A -> return B @ A
     """,
 )
@@ -205,17 +173,17 @@ def draw_pair(rng: np.random.Generator, r: int | None = None) -> Draw:
             / r ->
         the mean divides by r², the number of pairs: two equal updates must give 1, so divide by r
             .sum() / r -> .mean()
-        piece i meets piece i alone: the same directions may come in another order, so compare each with each
+        term i is compared with term i only: the same directions may come in another order, so compare each with each
             (V1 @ V2.T) -> np.diag(V1 @ V2.T)
         those are directions of the outputs (U): take those of the inputs, the rows of Vt
             -> delta, other = delta.T, other.T
         columns of Vt are taken: its rows are the directions, Vt[:r]
             (delta, full_matrices=False)[2][:r] -> (delta, full_matrices=False)[2][:, :r].T
             (other, full_matrices=False)[2][:r] -> (other, full_matrices=False)[2][:, :r].T
-        all pieces are compared: keep the first r of each
+        all directions are compared: keep the first r of each
             -> r, k = None, min(delta.shape)
             / r -> / k
-        the factors A are compared, sizes and all: take the rows of Vt, of length 1
+        the factors A are compared with their singular values: take the rows of Vt, of length 1
             ((V1 @ V2.T) ** 2).sum() / r -> np.sum(V1 * V2) / np.linalg.norm(V1) / np.linalg.norm(V2)
             return -> V1, V2 = best_rank_r(delta, r)[1], best_rank_r(other, r)[1]; return
     """,

@@ -51,7 +51,7 @@ def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     smallest=lambda rng: draw(rng, r=1),
     returns="y (T, m)",
     also=judge_forward,
-    forbids={"m n": "right, but it forms a matrix of W's size: go down first, x @ A.T, then up; B A is never needed"},
+    forbids={"m n": "right, but it forms a matrix of W's size: multiply x by A.T, then by B.T; B A is never needed"},
     decisive=["x @ W.T + (x @ A.T) @ B.T * (alpha / r)"],
     mistakes="""
         the scale is missing
@@ -68,7 +68,7 @@ def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             alpha / r -> alpha // r
         r is fixed at 8: it is the number of rows of A
             A.shape[0] -> 8
-        the scale stands once, not twice
+        the scale occurs once, not twice
             (alpha / r) -> (alpha / r) ** 2
         r is the number of rows of A, not of x: that is T, the number of tokens
             A.shape[0] -> x.shape[0]
@@ -127,29 +127,29 @@ def by_the_engine(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
             alpha / r -> alpha
         the scale alpha / r is missing; y has it, so its gradients have it
             alpha / r -> 1
-        the scale stands once, not twice
+        the scale occurs once, not twice
             alpha / r -> (alpha / r) ** 2
         scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
             alpha / r -> alpha / r**0.5
-        it is divided by the number of tokens: where the loss is a mean, g has that
+        it is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
             -> g = g / len(g)
-        the sign is wrong: the gradient points uphill, the optimizer turns round
+        the sign is wrong: the gradient points uphill, and the optimizer subtracts it
             -> g = -g
-        dx: x is used twice, and its gradients add up: the way through W is missing
+        dx: x is used twice, and its gradients add up: the path through W is missing
             g @ W + ->
-        dx: x is used twice, and its gradients add up: the way through A and B is missing
+        dx: x is used twice, and its gradients add up: the path through A and B is missing
             + du @ A ->
         dA has one slice per token: add them up, all tokens use the same matrix
             du.T @ x -> du[:, :, None] * x[:, None, :]
         dB has one slice per token: add them up, all tokens use the same matrix
             (g.T @ (x @ A.T)) -> g[:, :, None] * (x @ A.T)[:, None, :]
-        dA has the shape of W: that is gᵀ x, the gradient of W; A sees g through B, as g B
+        dA has the shape of W: that is gᵀ x, the gradient of W; A receives g through B, as g B
             du.T @ x -> g.T @ x
-        dB has the shape of W: that is gᵀ x, the gradient of W; B sees x through A, as x Aᵀ
+        dB has the shape of W: that is gᵀ x, the gradient of W; B receives x through A, as x Aᵀ
             scale * (g.T @ (x @ A.T)) -> g.T @ x
         dA and dB are swapped: `return dx, dA, dB`, in this order
             return dx, dA, dB -> return dx, dB, dA
-        the function changes its input g: make a new value in place of changing it (+=, *=)
+        the function changes its input g: make a new value instead of changing it (+=, *=)
             -> g *= alpha / len(A)
         by hand: write the gradient down yourself, without .backward()
             by_the_engine

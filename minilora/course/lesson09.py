@@ -88,7 +88,7 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
         if close(update, wrong, 1e-9):
             raise Wrong(line)
     if A.shape == B.shape == before.shape and close(update, s * (A @ B), 1e-9):
-        raise Wrong("A B in place of B A: the shapes fit here, since this layer is square, and it is another matrix")
+        raise Wrong("A B instead of B A: the shapes fit here, since this layer is square, and it is another matrix")
     raise Wrong(f"W + scale B A is expected: W[0, 0] moved by {update[0, 0]:.4g}, expected {s * product[0, 0]:.4g}")
 
 
@@ -110,7 +110,7 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
             / len(layer["A"]) ->
         not alpha / sqrt(r), which is rsLoRA's
             len(layer["A"]) -> len(layer["A"]) ** 0.5
-        A B in place of B A
+        A B instead of B A
             -> A, B = layer["A"], layer["B"]
             layer["B"] @ layer["A"] -> A @ B if A.shape == B.shape else B @ A
         merged twice: this layer is merged already
@@ -121,9 +121,9 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
             layer["W"] = layer["W"] + -> layer["W"] +=
         nothing is kept
             layer["kept"] = layer["W"] -> pass
-        `kept` holds a copy of the base's array
+        `kept` contains a copy of the base's array
             layer["kept"] = layer["W"] -> layer["kept"] = layer["W"].copy()
-        `kept` holds not the base's array
+        `kept` contains not the base's array
             layer["kept"] = layer["W"] -> pass
             layer["B"] @ layer["A"]) -> layer["B"] @ layer["A"]); layer["kept"] = layer["W"]
     """,

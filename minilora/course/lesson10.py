@@ -55,32 +55,32 @@ def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = 
     mistakes="""
         that is alpha alone: it is divided by r, or by its root
             alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha
-        use_rslora is not looked at: with it, alpha / sqrt(r)
+        use_rslora is ignored: with it, alpha / sqrt(r)
             alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / r
         alpha / sqrt(r) only where use_rslora is set, otherwise alpha / r
             alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / np.sqrt(r)
-        use_rslora is taken the wrong way round: with it sqrt(r), without it r
+        use_rslora is inverted: with it sqrt(r), without it r
             if use_rslora -> if not use_rslora
         rsLoRA takes the root of r alone: alpha / sqrt(r), not sqrt(alpha / r)
             alpha / np.sqrt(r) -> np.sqrt(alpha / r)
-        a key may have several pieces, as layers.1.self_attn.v_proj: compare with the end of the whole name
+        a key may have several parts, such as layers.1.self_attn.v_proj: compare it with the end of the whole name
             f".{name}".endswith(f".{ending}") -> name.split(".")[-1] == ending
         a key need not be the whole name: the name may end with it, after a dot
             f".{name}".endswith(f".{ending}") -> name == ending
-        rank_pattern is not looked at
+        rank_pattern is ignored
             picked(rank_pattern, r) -> r
-        alpha_pattern is not looked at
+        alpha_pattern is ignored
             picked(alpha_pattern, lora_alpha) -> lora_alpha
-        neither rank_pattern nor alpha_pattern is looked at
+        rank_pattern and alpha_pattern are ignored
             picked(rank_pattern, r) -> r
             picked(alpha_pattern, lora_alpha) -> lora_alpha
-        a key must stand at the end of the name, not anywhere in it (endswith, not in)
+        a key must be at the end of the name, not anywhere in it (endswith, not in)
             f".{name}".endswith(f".{ending}") -> ending in name
-        "proj" is no module: before the ending there must be a dot, or nothing
+        "proj" is not a module: before the ending there must be a dot, or nothing
             f".{name}".endswith(f".{ending}") -> name.endswith(ending)
         where two keys fit, the first counts: stop there (break)
             next(fits, default) -> [default, *fits][-1]
-        upside down: alpha stands above, r below
+        inverted: alpha is the numerator, r the denominator
             alpha / np.sqrt(r) -> np.sqrt(r) / alpha
             else alpha / r -> else r / alpha
     """,
@@ -122,21 +122,21 @@ def draw_budget(rng: np.random.Generator) -> Draw:
     mistakes="""
         no rank is higher than the smallest side of a matrix: take the minimum
             min(budget // per_rank, smallest) -> budget // per_rank
-        m n is what W has: an adapter of rank r has r (m + n) numbers
+        m n is the size of W: an adapter of rank r has r (m + n) parameters
             sum(m + n -> sum(m * n
-        only the first matrix is paid for: add up over all matrices of the choice
+        only the first matrix is counted: add up over all matrices of the choice
             sum(m + n for m, n in shapes) -> sum(shapes[0])
-        each matrix is given the whole budget: it is for all matrices together
+        each matrix gets the whole budget: the budget is for all matrices together
             sum(m + n -> max(m + n
-        rounded up: that is more than the budget holds
+        rounded up: that exceeds the budget
             budget // per_rank -> -(-budget // per_rank)
         a rank is a whole number: divide with //
             budget // per_rank -> budget / per_rank
         where not even rank 1 fits, the rank is 0
             budget // per_rank -> max(1, budget // per_rank)
-        only B is paid for, r m numbers: A has r n more
+        only B is counted, r m parameters: A has r n more
             m + n for -> m for
-        only A is paid for, r n numbers: B has r m more
+        only A is counted, r n parameters: B has r m more
             m + n for -> n for
         the limit is the smallest side of a matrix, not the largest
             min(min(shape) for shape in shapes) -> max(max(shape) for shape in shapes)
@@ -193,13 +193,13 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
         a rate counts although a seed diverged there: leave the rate out, not only the seed
             losses.mean(axis=0) -> np.nanmean(losses, axis=0)
             None if i in (0, len(rates) - 1) else ->
-        only the first seed is looked at: take the mean over all
+        only the first seed is used: take the mean over all
             means, np.inf) -> losses[0], np.inf)
         the best single run decides: that is luck, take the mean over the seeds
             means, np.inf) -> losses.min(axis=0), np.inf)
-        that is the place of the best rate in the list: return the rate itself
+        that is the index of the best rate in the list: return the rate itself
             else rates[i] -> else i
-        that is the rate with the highest loss: the lowest is wanted
+        that is the rate with the highest loss: return the one with the lowest
             np.argmin(means) -> np.argmax(np.where(np.isfinite(means), means, -np.inf))
         that is the lowest loss: return the rate at which it was reached
             None if i in (0, len(rates) - 1) else rates[i] -> means.min()

@@ -60,9 +60,9 @@ def ends(shapes: Shapes, names: tuple[str, ...] = (*ATTENTION, *MLP), layer: str
             r * sum(shape) -> r * shape[1]
         you counted B alone, m r: A has r n more
             r * sum(shape) -> r * shape[0]
-        2 r n holds for square matrices alone: in general it is r (m + n)
+        2 r n is right only for square matrices: in general it is r (m + n)
             r * sum(shape) -> 2 * r * shape[1]
-        2 r m holds for square matrices alone: in general it is r (m + n)
+        2 r m is right only for square matrices: in general it is r (m + n)
             r * sum(shape) -> 2 * r * shape[0]
         "all-linear" leaves out the embedding and the head, and you counted both
             "_proj" in name -> "norm" not in name
@@ -104,21 +104,21 @@ variant("adapter_parameters", IN_ATTENTION)
 
 
 MEMORY_MISTAKES = """
-    these are the weights alone: what learns has a gradient, too, and the optimizer's arrays
+    these are the weights alone: a trainable parameter also has a gradient and the optimizer's arrays
         (2 + moments) -> 1
-    one array is missing: what learns has a weight, a gradient, and `moments` arrays of the optimizer
+    one array is missing: a trainable parameter has a weight, a gradient, and `moments` arrays of the optimizer
         2 + moments -> 1 + moments
-    the optimizer's arrays are missing: `moments` for what learns
+    the optimizer's arrays are missing: `moments` per trainable parameter
         (2 + moments) -> 2
     that is Adam, which keeps two: here the optimizer keeps `moments` arrays
         (2 + moments) -> 4
     one array is too many: a weight, a gradient, and `moments` arrays of the optimizer
         2 + moments -> 3 + moments
-    LoRA: the base's weights are missing; frozen, they are still held
+    LoRA: the base's weights are missing; frozen weights are in memory, too
         frozen_bytes * frozen + ->
     LoRA: a frozen weight takes `frozen_bytes`, and you count 4 bytes for it
         frozen_bytes * -> 4 *
-    LoRA: the adapter learns, so its weights take 4 bytes; only what is frozen takes `frozen_bytes`
+    LoRA: the adapter is trained, so its weights take 4 bytes; only frozen weights take `frozen_bytes`
         4 * (2 + moments) -> (4 * (1 + moments) + (4 if r is None else frozen_bytes))
     LoRA: a frozen weight has no gradient, and you count one
         frozen_bytes * -> (frozen_bytes + 4) *
@@ -130,7 +130,7 @@ MEMORY_MISTAKES = """
         -> r = None
     full fine-tuning: nothing is frozen, so no weight takes `frozen_bytes`
         frozen = 0 if r is None else base -> frozen = base
-    full fine-tuning: every weight learns, so it takes 4 bytes and not `frozen_bytes`
+    full fine-tuning: every weight is trained, so it takes 4 bytes and not `frozen_bytes`
         4 * (2 + moments) -> (4 * (1 + moments) + (frozen_bytes if r is None else 4))
     give bytes, not megabytes
         frozen_bytes * frozen + 4 * -> 1e-6 * frozen_bytes * frozen + 4e-6 *
@@ -189,7 +189,7 @@ def draw_budget(rng: np.random.Generator, kind: str, names: tuple[str, ...] = (*
 
 
 RANK_MISTAKES = """
-    the base is missing: its frozen weights take their share of the budget
+    the base is missing: its frozen weights are part of the budget
         budget - base -> budget
     gradients and moments are missing: an adapter takes four arrays, not one
         // one_more -> // (one_more // 4)
@@ -203,9 +203,9 @@ RANK_MISTAKES = """
         // one_more -> / one_more
     the base is frozen: it has neither gradients nor moments
         budget - base -> budget - 4 * base
-    where the budget holds not even the frozen base, the answer is 0
+    where the budget is too small for the frozen base, the answer is 0
         max(0, (budget - base) // one_more) -> (budget - base) // one_more
-    one more fits, to the last byte: a budget may be used up
+    one more fits exactly: a budget may be used to the last byte
         budget - base -> budget - 1 - base
 """
 BUDGETS = ("exact", "spare", "none", "tiny")

@@ -33,25 +33,25 @@ def draw_layers(rng: np.random.Generator, r: int | None) -> Draw:
     tolerance=0,
     decisive=["inputs = {name: n for name, m, n in layers}"],
     mistakes="""
-        LoRA: x is missing; dA is (g B)ᵀ x times the scale, so A takes back what W lets go of
+        LoRA: x is missing; dA is (g B)ᵀ x times the scale, so A needs the x that W does not
             sum(inputs.values()) -> (0 if r else sum(inputs.values()))
         LoRA: u = x Aᵀ is missing; dB needs it, r numbers per token and layer
             + (r or 0) * len(layers) ->
-        LoRA: every layer has an A of its own and so its own u, even where layers read the same x
+        LoRA: every layer has its own A and so its own u, even where layers read the same x
             len(layers) -> len(inputs)
-        layers that read the same array keep it once: q, k and v share one x
+        layers that read the same array save it once: q, k and v share one x
             {name: n for name, m, n in layers} -> {i: n for i, (_, _, n) in enumerate(layers)}
-        r = 0: nothing learns in these layers, so nobody asks for dW, and x is let go of
+        r = 0: these layers have no trainable parameters, so dW is not needed, and x is not saved
             return 0 -> pass
-        a linear layer keeps its input, n numbers per token, and not its output: y is in no gradient of it
+        a linear layer saves its input, n numbers per token, and not its output: y is in no gradient of it
             {name: n for name, m, n in layers} -> {i: m for i, (_, m, _) in enumerate(layers)}
-        the outputs are not kept: neither dx = g W nor dW = gᵀ x asks for y
+        the outputs are not saved: neither dx = g W nor dW = gᵀ x needs y
             sum(inputs.values()) -> sum(inputs.values()) + sum(m for _, m, _ in layers)
-        LoRA: u is x Aᵀ, r numbers per token and layer; its product with Bᵀ is not kept
+        LoRA: u is x Aᵀ, r numbers per token and layer; its product with Bᵀ is not saved
             (r or 0) * len(layers) -> (sum(m for _, m, _ in layers) if r else 0)
         those are the matrices: activations have a row for each token
             -> return 4 * sum(m * n for _, m, n in layers)
-        that is how many numbers are kept: a float32 takes 4 bytes
+        that is the number of elements saved: a float32 takes 4 bytes
             return 4 * -> return
         a float32 takes 4 bytes, not 2
             return 4 * -> return 2 *
@@ -93,37 +93,37 @@ def draw_matrix(rng: np.random.Generator, r: int | None, lowest: bool) -> Draw:
     tolerance=0,
     decisive=["large + down + up", "(2 if lowest else 3) * r * n"],
     mistakes="""
-        dx is forgotten: the layers below want g W, and du A
+        dx is missing: the layers below need g W, and du A
             (2 if lowest else 3) * m -> 2 * m
             (1 if lowest else 2) -> 1
             (2 if lowest else 3) * r -> 2 * r
-        LoRA: dx goes through W, too: g W is a large product, and freezing does not save it
+        LoRA: dx needs W, too: g W is a large matmul, and freezing does not avoid it
             (1 if lowest else 2) -> 1
-        LoRA: dx goes through A, too: du A is one more thin product
+        LoRA: dx needs A, too: du A is one more small matmul
             (2 if lowest else 3) * r -> 2 * r
-        that is forward alone: going backward has products of its own
+        that is the forward pass alone: the backward pass has its own matmuls
             -> return m * n + (r or 0) * (m + n)
         LoRA: W is frozen, so gᵀ x is never computed
             (1 if lowest else 2) -> (2 if lowest else 3)
-        LoRA: the products with A and B are missing, and their gradients
+        LoRA: the matmuls with A and B are missing, and their gradients
             large + down + up -> large
-        LoRA: A and B have products on the way back, too: g B, duᵀ x, gᵀ u, and du A
+        LoRA: A and B have matmuls in the backward pass, too: g B, duᵀ x, gᵀ u, and du A
             (2 if lowest else 3) * r -> r
             3 * r * m -> r * m
-        LoRA: going forward has two thin products, x Aᵀ and u Bᵀ
+        LoRA: the forward pass has two small matmuls, x Aᵀ and u Bᵀ
             (2 if lowest else 3) * r -> (1 if lowest else 2) * r
             3 * r * m -> 2 * r * m
-        LoRA: 6 r n holds where W is square and dx is needed: A has r n numbers and B has m r
+        LoRA: 6 r n is right where W is square and dx is needed: A has r n parameters and B has m r
             large + down + up -> large + 6 * r * n
-        lowest: nobody wants dx, so neither g W nor du A is computed
+        lowest: dx is not needed, so neither g W nor du A is computed
             -> lowest = False
-        lowest, LoRA: du A is a part of dx, which nobody wants
+        lowest, LoRA: du A is a part of dx, which is not needed
             (2 if lowest else 3) * r -> 3 * r
         lowest, LoRA: g B is still needed, since dA is made from it
             3 * r * m -> (2 if lowest else 3) * r * m
         LoRA: B A is never formed
             down + up -> down + up + m * n * r
-        count multiplications alone: additions are not asked for
+        count multiplications only, not additions (MACs, not FLOPs)
             return (2 if -> return 2 * (2 if
             return large + down + up -> return 2 * (large + down + up)
     """,

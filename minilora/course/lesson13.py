@@ -68,15 +68,15 @@ def added_up(adapters: Any, weights: Any, in_a: float = 0) -> Any:
     returns="A (R, n), B (m, R)",
     decisive=['np.concatenate([a["A"] for a in adapters])', "in zip(adapters, factors, strict=True)], axis=1)"],
     mistakes="""
-        the weight is squared: it stands in A and in B, and the product has both
+        the weight is squared: it is in A and in B, and the product contains both
             [a["A"] for a in adapters] -> [w * a["A"] for a, w in zip(adapters, weights)]
-        weight and scale are squared: they stand in A and in B, and the product has both
+        weight and scale are squared: they are in A and in B, and the product contains both
             [a["A"] for a in adapters] -> [f * a["A"] for a, f in zip(adapters, factors)]
-        the scale is squared: it stands in A and in B, and the product has both
+        the scale is squared: it is in A and in B, and the product contains both
             [a["A"] for a in adapters] -> [a["alpha"] / len(a["A"]) * a["A"] for a in adapters]
-        cross terms: a sum of B's times a sum of A's holds B1 A2 and B2 A1, too; put them side by side, R = r1 + r2
+        cross terms: a sum of B's times a sum of A's contains B1 A2 and B2 A1, too; concatenate them, R = r1 + r2
             -> adapters, weights = added_up(adapters, weights)
-        cross terms: a sum of B's times a sum of A's holds B1 A2 and B2 A1, too; put them side by side, R = r1 + r2
+        cross terms: a sum of B's times a sum of A's contains B1 A2 and B2 A1, too; concatenate them, R = r1 + r2
             -> adapters, weights = added_up(adapters, weights, in_a=0.5)
         the scale alpha / r of each adapter is missing
             w * a["alpha"] / len(a["A"]) -> w
@@ -84,30 +84,30 @@ def added_up(adapters: Any, weights: Any, in_a: float = 0) -> Any:
             / len(a["A"]) ->
         the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
             len(a["A"]) -> len(a["A"]) ** 0.5
-        each adapter has a scale of its own: that of the first is used for all
+        each adapter has its own scale: that of the first is used for all
             w * a["alpha"] / len(a["A"]) -> w * adapters[0]["alpha"] / len(adapters[0]["A"])
-        divided by too much: the r of alpha / r is each adapter's own, not R; and a sum is wanted, not a mean
+        divided by too much: the r of alpha / r is each adapter's own, not R; and return a sum, not a mean
             len(a["A"]) -> sum(len(b["A"]) for b in adapters)
         the weights are missing
             w * a["alpha"] -> a["alpha"]
         the weights are divided by their sum: take them as they are, they need not add up to 1
             -> weights = [w / sum(weights) for w in weights]
-        divided by too much: the r of alpha / r is each adapter's own, not R; and a sum is wanted, not a mean
+        divided by too much: the r of alpha / r is each adapter's own, not R; and return a sum, not a mean
             -> weights = [w / len(weights) for w in weights]
-        only the root of the weight takes part: a weight in B alone stands there whole
+        only the root of the weight is used: a weight that is in B alone is not split
             w * a["alpha"] -> w**0.5 * a["alpha"]
-        B A is right, but the factors stand in A: put them into B, so that A stays what it is
+        B A is right, but the factors are in A: put them into B, so that A is unchanged
             [a["A"] for a in adapters] -> [f * a["A"] for a, f in zip(adapters, factors)]
             f * a["B"] -> a["B"]
-        B A is right, but the weight stands in A: put it into B, so that A stays what it is
+        B A is right, but the weight is in A: put it into B, so that A is unchanged
             [a["A"] for a in adapters] -> [w * a["A"] for a, w in zip(adapters, weights)]
             w * a["alpha"] -> a["alpha"]
-        B A is right, but half of the weight stands in A: put it into B, so that A stays what it is
+        B A is right, but half of the weight is in A: put it into B, so that A is unchanged
             [a["A"] for a in adapters] -> [w**0.5 * a["A"] for a, w in zip(adapters, weights)]
             w * a["alpha"] -> w**0.5 * a["alpha"]
-        A's and B's stand in different orders: column k of B belongs to row k of A
+        A's and B's are in different orders: column k of B belongs to row k of A
             for a in adapters] -> for a in adapters[::-1]]
-        joined along the wrong axis: the r's are added up, n and m stay: A (R, n), B (m, R)
+        concatenated along the wrong axis: the ranks add up, n and m stay: A (R, n), B (m, R)
             axis=1 -> axis=0
             for a in adapters]) -> for a in adapters], axis=1)
         the function changes its input
@@ -130,7 +130,7 @@ RS = {
 }
 variant("cat", RS)
 
-FORMS = "right, but it forms a matrix of W's size: take x down and up again through each adapter"
+FORMS = "right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B"
 
 
 def refuse_products(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
@@ -157,13 +157,13 @@ def refuse_products(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     also=refuse_products,
     decisive=['x @ adapter["A"].T @ adapter["B"].T'],
     mistakes="""
-        the weight is squared: it stands in the update once
+        the weight is squared: it occurs in the update once
             weight * scale -> weight**2 * scale
-        the scale is squared: it stands in the update once
+        the scale is squared: it occurs in the update once
             weight * scale -> weight * scale**2
-        cross terms: the sum of the A's goes through the sum of the B's; each A has its own B
+        cross terms: the sum of the A's is multiplied by the sum of the B's; each A has its own B
             -> adapters, weights = added_up(adapters, weights)
-        cross terms: the sum of the A's goes through the sum of the B's; each A has its own B
+        cross terms: the sum of the A's is multiplied by the sum of the B's; each A has its own B
             -> adapters, weights = added_up(adapters, weights, in_a=0.5)
         the scale alpha / r of each adapter is missing
             weight * scale -> weight
@@ -176,21 +176,21 @@ def refuse_products(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         x Wᵀ is added for each adapter: there is one base, and it counts once
             y = x @ W.T -> y = 0
             y = y + -> y = y + x @ W.T +
-        x Wᵀ is weighted, too: weights are of the updates, the base counts once and whole
+        x Wᵀ is weighted, too: the weights are for the updates, and the base counts once
             y = x @ W.T -> y = sum(weights) * (x @ W.T)
         the weights are divided by their sum: take them as they are, they need not add up to 1
             -> weights = [w / sum(weights) for w in weights]
         x Wᵀ is missing: y is the updates alone
             y = x @ W.T -> y = 0
-        only the last adapter takes part: add the updates up
+        only the last adapter is used: add the updates up
             -> adapters, weights = adapters[-1:], weights[-1:]
-        only the first adapter takes part: is the `return` inside of the loop?
+        only the first adapter is used: is the `return` inside the loop?
             -> adapters, weights = adapters[:1], weights[:1]
         the updates are added, not subtracted
             y + weight -> y - weight
-        right, but it forms a matrix of W's size: take x down and up again through each adapter
+        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
             -> return x @ (W + product(adapters, weights)).T
-        right, but it forms a matrix of W's size: take x down and up again through each adapter
+        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
             (x @ adapter["A"].T @ adapter["B"].T) -> x @ (adapter["B"] @ adapter["A"]).T
     """,
 )
@@ -244,7 +244,7 @@ def draw_rows(rng: np.random.Generator, names: Sequence[str | None] | None = Non
             y[i] += -> y +=
         an adapter reaches only the first row that asks for it: several rows may want the same one
             name is not None -> name is not None and names.index(name) == i
-        the names are taken from the end: names[i] belongs to row i
+        the names are used in reverse: names[i] belongs to row i
             -> names = names[::-1]
         the rows come back in another order: row i of y belongs to row i of x
             return y -> return np.concatenate([y[[n == name for n in names]] for name in dict.fromkeys(names)])
@@ -264,7 +264,7 @@ def draw_rows(rng: np.random.Generator, names: Sequence[str | None] | None = Non
             / len(adapter["A"]) ->
         the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
             len(adapter["A"]) -> len(adapter["A"]) ** 0.5
-        right, but it forms a matrix of W's size: take x down and up again through each adapter
+        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
             (x[i] @ adapter["A"].T @ adapter["B"].T) -> x[i] @ (adapter["B"] @ adapter["A"]).T
     """,
 )

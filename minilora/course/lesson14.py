@@ -49,29 +49,29 @@ def tail_of(delta: Any, r: int) -> Any:
     mistakes="""
         singular values are added up, not their squares
             sizes[r:] ** 2 -> sizes[r:]
-        r + 1 pieces are taken away: sizes[r:] begins after the first r
+        r + 1 singular values are removed: sizes[r:] begins after the first r
             sizes[r:] -> sizes[r + 1 :]
-        r - 1 pieces are taken away: sizes[r:] begins after the first r
+        r - 1 singular values are removed: sizes[r:] begins after the first r
             sizes[r:] -> sizes[max(r - 1, 0) :]
-        those are delta's own pieces: what counts is what they do to these tokens, x @ delta.T
+        those are the singular values of delta: use those of its effect on these tokens, x @ delta.T
             x @ delta.T -> delta
             / len(x) ->
-        those are delta's own pieces: what counts is what they do to these tokens, x @ delta.T
+        those are the singular values of delta: use those of its effect on these tokens, x @ delta.T
             x @ delta.T -> delta
-        delta was cut to rank r before the tokens came: cut x @ delta.T, then the error is smaller
+        delta was reduced to rank r without the tokens: reduce x @ delta.T, then the error is smaller
             x @ delta.T -> x @ tail_of(delta, r).T
             sizes[r:] -> sizes
         summed over the tokens: divide by T, the number of rows of x
             / len(x) ->
         averaged over the outputs, too: sum over the m outputs, average over the T tokens
             len(x) -> (len(x) * len(delta))
-        that is what the r largest pieces remove: the error is what is left, sizes[r:]
+        that is what the r largest singular values remove: the error is what is left, sizes[r:]
             sizes[r:] -> sizes[:r]
-        only the first of the pieces that are left: all of them add to the error
+        only the first of the singular values that are left: all of them add to the error
             sizes[r:] -> sizes[r]
-        the square root was taken: the mean squared error is wanted
+        the square root was taken: return the mean squared error
             return (sizes[r:] ** 2).sum() / len(x) -> return np.sqrt((sizes[r:] ** 2).sum() / len(x))
-        that is a share of the energy: the error itself is wanted
+        that is a share of the squared norm: return the error itself
             len(x) -> (sizes**2).sum()
     """,
 )
@@ -103,11 +103,11 @@ def draw_needed(rng: np.random.Generator) -> Draw:
         singular values are compared, not their squares
             floor(x, delta, 0) -> outputs(x, delta).sum()
             floor(x, delta, r) -> outputs(x, delta)[r:].sum()
-        one too many: r - 1 leaves little enough already
+        one too many: r - 1 is enough
             return r -> return r + 1
         one too few: with this r more than the share is left
             return r -> return r - 1
-        those are delta's own pieces: what counts is what they do to these tokens, x @ delta.T
+        those are the singular values of delta: use those of its effect on these tokens, x @ delta.T
             -> x = np.eye(delta.shape[1])
         share is what may be left, not what must be gone: for 0.1, nine tenths must be gone
             share * -> (1 - share) *
@@ -115,7 +115,7 @@ def draw_needed(rng: np.random.Generator) -> Draw:
             share * floor(x, delta, 0) -> share
         a share of the root of the error, not of the error: compare mean squared errors
             share * -> share**2 *
-        that rank leaves nothing: how many pieces are enough to leave the share?
+        that rank leaves nothing: which rank is enough to leave the share?
             return r -> return int(np.linalg.matrix_rank(x @ delta.T))
     """,
 )
@@ -162,7 +162,7 @@ def gradients(x: Any, W: Any, y: Any, A: Any, B: Any, alpha: float) -> Any:
             / len(x) ->
         g is divided by T m: the loss averages over the T tokens, and sums over the m outputs
             len(x) -> y.size
-        it goes uphill: g is output minus y, and a step goes against the gradient
+        it goes uphill: g is output minus y, and a step subtracts the gradient
             g = 2 -> g = -2
         only one step is taken: repeat all of it `steps` times
             range(steps) -> range(min(steps, 1))

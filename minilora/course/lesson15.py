@@ -61,17 +61,17 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
             2**30 -> 10**9
         the activations are missing: they need memory at the same time
             - activations ->
-        the adapter's own memory is left out: 16 bytes for each of its numbers, so a rank has a price
+        the adapter's memory is left out: each of its parameters takes 16 bytes
             math.floor(room / one_rank) -> 256 * (room >= 0)
-        you count the adapter's weights alone: gradient and two moments make 16 bytes a number, not 4
+        you count the adapter's weights alone: with gradient and two moments a parameter takes 16 bytes, not 4
             16 * -> 4 *
-        Adam's two moments are missing: 16 bytes for a number that learns, not 8
+        Adam's two moments are missing: 16 bytes per trainable parameter, not 8
             16 * -> 8 *
-        one array is missing: 16 bytes for a number that learns, not 12
+        one array is missing: 16 bytes per trainable parameter, not 12
             16 * -> 12 *
         the embedding is counted twice: where `tied` is true, head and embedding are one table in memory
             if not (tied and name == "lm_head.weight") ->
-        where `tied` is false, the head is a table of its own, and memory holds it beside the embedding
+        where `tied` is false, the head is a separate table, in memory in addition to the embedding
             tied and name -> name
         the base is more than its linear layers: embedding and norms need memory, too
             not (tied and name == "lm_head.weight") -> "_proj" in name
@@ -81,13 +81,13 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
             2 * r -> 16
         alpha = r makes the scale 1: alpha / r must be 2
             2 * r -> r
-        that is the scale: alpha is what gives it when divided by r
+        that is the scale: alpha divided by r is the scale
             2 * r -> 2
-        where r = 8 does not fit over a base in float32, pack the base: it takes 5 bits a number then
+        where r = 8 does not fit with a base in float32, quantise the base: a parameter then takes 5 bits
             (False, True) -> (False,)
-        the base is packed though r = 8 or more fits over float32: unpacking takes time
+        the base is quantised although r = 8 or more fits with float32: unpacking takes time
             (False, True) -> (True,)
-        a packed number takes 5 bits and not 4: each block has a scale and a minimum beside its codes
+        a quantised parameter takes 5 bits and not 4: each block also has a scale and a minimum
             5 / 8 -> 1 / 2
         rounded up, it does not fit: round down
             math.floor -> math.ceil
@@ -138,13 +138,13 @@ def draw_run(rng: np.random.Generator, method: str) -> Draw:
     returns="updated, memory, disk, dollars, change",
     decisive=['(run["search_seconds"] + run["seconds"]) / 3600', 'versions * run["version_bytes"] +'],
     mistakes="""
-        the adapter is left out of the whole: while it trains, the model has base_parameters and the adapter's
+        the adapter is missing in the total: while it trains, the model has base_parameters and the adapter's
             + (run["trained_parameters"] if lora else 0) ->
-        full fine-tuning trains the base itself: there is no adapter beside it to be counted
+        full fine-tuning trains the base itself: there is no adapter to add
             (run["trained_parameters"] if lora else 0) -> run["trained_parameters"]
         in percent: times 100
             updated = 100 * -> updated =
-        that is how many times fewer learn: asked is how many percent of all learned
+        that is how many times fewer are trained: return the percentage that is trained
             100 * run["trained_parameters"] / total -> run["base_parameters"] / run["trained_parameters"]
         a GB has 10**9 bytes: you divided by 2**30, which gives GiB
             run["peak_bytes"] / 1e9 -> run["peak_bytes"] / 2**30
@@ -152,31 +152,31 @@ def draw_run(rng: np.random.Generator, method: str) -> Draw:
             run["peak_bytes"] / 1e9 -> run["peak_bytes"] / 1e6
         a GB has 10**9 bytes: these are GiB, of 2**30
             if lora else 0)) / 1e9 -> if lora else 0)) / 2**30
-        the base is left out: an adapter is worth nothing without it, and it is needed once
+        the base is left out: an adapter is useless without it, and the base is needed once
             + (run["base_bytes"] if lora else 0) ->
-        all adapters share one base: it is needed once, and not for each version
+        all adapters share one base: it is needed once, not once per adapter
             (run["base_bytes"] if -> (versions * run["base_bytes"] if
-        a version of full fine-tuning is a whole model: it needs no base beside it
+        a version of full fine-tuning is a whole model: it needs no base in addition
             (run["base_bytes"] if lora else 0) -> run["base_bytes"]
         that is one version: `versions` of them are kept
             versions * run -> run
-        the price is for one core and hour: all `cores` were paid for
+        the price is for one core and hour: multiply by `cores`
             * run["cores"] ->
-        the search for a learning rate is left out, and it was paid for, too
+        the search for a learning rate is left out, but it costs money, too
             (run["search_seconds"] + run["seconds"]) -> run["seconds"]
         those are core minutes: an hour has 3,600 seconds
             / 3600 -> / 60
-        the price is for an hour, and you took it for a second: divide by 3,600
+        the price is per hour, and you used it per second: divide by 3,600
             / 3600 ->
         in dollars, not in cents
             dollars = price -> dollars = 100 * price
         in percent of the loss before: you divided by the loss after
             / before -> / after
-        the sign: after less before, so that a loss that fell has a change below zero
+        the sign: after minus before, so that a loss that fell has a negative change
             after - before -> before - after
-        that is the change in nats: asked is how many percent of the loss before
+        that is the change in nats: return it in percent of the loss before
             100 * (after - before) / before -> after - before
-        that is how much of the loss is left: asked is by how much it changed
+        that is how much of the loss is left: return by how much it changed
             (after - before) / before -> after / before
     """,
 )

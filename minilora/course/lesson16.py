@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..engine.tensor import Tensor
-from .compare import Wrong, as_parts, close
 from .exercises import Draw, arrays, distinct_sizes, exercise
+from .lesson07 import in_order
 from .lesson08 import lora_backward, lora_forward
 
 ALPHAS = [29, 31, 37, 41, 43]  # primes above every r²: no two scales are alike
@@ -57,11 +57,11 @@ def draw_norm(rng: np.random.Generator, r: int | None = None) -> Draw:
         the middle term is missing: |w + u|² = |w|² + 2 w·u + |u|², and W's rows are not at right angles to the \
         update's
             + 2 * second ->
-        the middle term stands twice in a square: 2 w·u
+        the middle term occurs twice in a square: 2 w·u
             2 * second -> second
         the sign of the middle term is wrong: the update is added
             + 2 * second -> - 2 * second
-        in the last term the scale stands squared: |s u|² = s² |u|²
+        in the last term the scale is squared: |s u|² = s² |u|²
             b @ (A @ A.T), b -> b @ (A @ A.T), B
         the last term is the length of B's rows: A's rows are not of length 1 at right angles, so A Aᵀ counts
             b @ (A @ A.T) -> b
@@ -95,66 +95,15 @@ def draw_start(rng: np.random.Generator, r: int | None = None) -> Draw:
     return drawn
 
 
-def pieces(W: Any, r: int, take: slice | None = None) -> tuple[Any, Any, Any]:
-    """U (m, r), S (r), Vᵀ (r, n) of W's largest singular values, or of those that `take` says."""
-    U, S, Vt = np.linalg.svd(W, full_matrices=False)
-    part = slice(r) if take is None else take
-    return U[:, part], S[part], Vt[part]
-
-
-def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """s B A is the best approximation of W, shared evenly, and the residual is the rest."""
-    W, r, alpha = drawn["W"], drawn["r"], drawn["alpha"]
-    s, (U, S, Vt) = alpha / r, pieces(W, r)
-    best, low = (U * S) @ Vt, pieces(W, r, slice(-r, None))
-    m, n = W.shape
-    wanted = [np.empty(shape) for shape in ((r, n), (m, r), (m, n))]
-    A, B, residual = as_parts(answer(W=W.copy(), r=r, alpha=alpha), ["A", "B", "residual"], wanted)
-    for name, part, want, axes in zip(
-        ["A", "B", "residual"], (A, B, residual), wanted, ("r, n", "m, r", "m, n"), strict=True
-    ):
-        if not isinstance(part, np.ndarray) or part.shape != want.shape:
-            raise Wrong(f"{name} must be an array of shape ({axes}) = {want.shape}, got {np.shape(part)}")
-        if not np.isfinite(part).all():
-            raise Wrong(f"{name} holds NaN or infinite numbers: is something divided by zero?")
-    product = B @ A
-    if not close(s * product, best, 1e-8):
-        for line, wrong in [
-            (
-                "the scale is forgotten: B A alone is the part of W, but s B A is what counts; s must be divided out",
-                best,
-            ),
-            ("the scale is divided out twice: once is enough for A and B together, its root in each", best / s**2),
-            ("the scale is alpha / r, not alpha", best / alpha),
-            ("the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's", best * np.sqrt(r) / alpha),
-            ("S stands in both factors whole, so it counts squared: its root belongs in each", (U * S**2) @ Vt / s),
-            ("S is missing: U and Vᵀ only give directions, S says how much of each", U @ Vt / s),
-            ("the root of S counts once: it belongs in A and in B", (U * np.sqrt(S)) @ Vt / s),
-            (
-                "these are the smallest singular values: the largest come first in what svd returns",
-                (low[0] * low[1]) @ low[2] / s,
-            ),
-            ("A and B start as LoRA's, with an update of zero: PiSSA starts with the largest part of W", 0 * best),
-        ]:
-            if close(product, wrong, 1e-8):
-                raise Wrong(line)
-        raise Wrong(
-            "s B A is not the best approximation of W of rank r: it is made of the first r columns of U, numbers of S"
-            " and rows of Vᵀ"
-        )
-    if not close(A @ A.T, B.T @ B, 1e-8):
-        raise Wrong("s B A is right, but one of the two holds more than its half: the root of S / s belongs in each")
-    for line, wrong in [
-        ("the residual is W itself: then the part that A and B hold would count twice", W),
-        ("the residual leaves out the scale: W - s B A, not W - B A", W - product),
-        ("the residual has the wrong sign: what is left of W is W - s B A", W + best),
-        ("the residual has the wrong sign: what is left of W is W - s B A", best - W),
-        ("the residual is the part that A and B hold: what is left of W is wanted", best),
-    ]:
-        if close(residual, wrong, 1e-8):
-            raise Wrong(line)
-    if not close(residual, W - best, 1e-8):
-        raise Wrong("residual + s B A is not W: the start would not be the base")
+def factors(result: Any, arguments: dict[str, Any]) -> Any:
+    """A, B and the residual as they are compared: the terms of B A have no order and no sign of their own."""
+    if not isinstance(result, (tuple, list)) or [np.ndim(part) for part in result] != [2, 2, 2]:
+        return result
+    A, B, residual = result
+    if np.shape(B)[1] != len(A):
+        return result
+    B, A = in_order(B, A)
+    return A, B, residual
 
 
 @exercise(
@@ -162,46 +111,47 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     draw=draw_start,
     smallest=lambda rng: draw_start(rng, r=1),
     returns="A (r, n), B (m, r), residual (m, n)",
-    judge=judge_start,
+    observe=factors,
+    tolerance=1e-8,
     decisive=["root = np.sqrt(S[:r] / s)"],
     mistakes="""
-        the scale is forgotten
+        the scale is forgotten: B A alone is the part of W, but s B A is what counts; s must be divided out
             S[:r] / s -> S[:r]
-        divided out twice
+        the scale is divided out twice: once is enough for A and B together, its root in each
             np.sqrt(S[:r] / s) -> np.sqrt(S[:r]) / s
         the scale is alpha / r, not alpha
             alpha / r -> alpha
-        not alpha / sqrt(r), which is rsLoRA's
+        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
             alpha / r -> alpha / np.sqrt(r)
-        S stands in both factors whole
+        S is whole in both factors, so it counts squared: its root belongs in each
             np.sqrt(S[:r] / s) -> S[:r] / np.sqrt(s)
-        S is missing
+        S is missing: U and Vᵀ only give directions, S says how much of each
             S[:r] / s -> S[:r] ** 0 / s
-        the root of S counts once
+        the root of S counts once: it belongs in A and in B
             np.sqrt(S[:r] / s) -> np.sqrt(S[:r]) / s
             root[:, None] * ->
-        these are the smallest singular values
+        these are the smallest singular values: svd returns the largest first
             full_matrices=False) -> full_matrices=False); U, S, Vt = U[:, ::-1], S[::-1], Vt[::-1]
-        A and B start as LoRA's
+        A and B are initialised as LoRA's, with an update of zero: PiSSA begins with the largest part of W
             U[:, :r] * root -> 0 * U[:, :r]
-        s B A is not the best approximation of W of rank r
+        s B A is not the best approximation of W of rank r: A's rows are the first r rows of Vᵀ, not its columns
             full_matrices=False) -> full_matrices=False); Vt = np.pad(Vt, ((0, W.shape[1] - len(Vt)), (0, 0)))
             Vt[:r] -> Vt[:, :r].T
-        one of the two holds more than its half
+        s B A is right, but one of the two has more than its half: the root of S / s belongs in each
             root[:, None] * ->
             * root -> * root**2
-        one of the two holds more than its half
+        s B A is right, but one of the two has more than its half: the root of S / s belongs in each
             root[:, None] * -> root[:, None] ** 2 *
             U[:, :r] * root -> U[:, :r]
-        the residual is W itself
+        the residual is W itself: then the part in A and B would count twice
             W - s * (B @ A) -> W
-        the residual leaves out the scale
+        the residual leaves out the scale: W - s B A, not W - B A
             W - s * (B @ A) -> W - B @ A
-        the residual has the wrong sign
+        the residual has the wrong sign: what is left of W is W - s B A
             W - s -> W + s
-        the residual has the wrong sign
+        the residual has the wrong sign: what is left of W is W - s B A
             W - s * (B @ A) -> s * (B @ A) - W
-        the residual is the part that A and B hold
+        the residual is the part in A and B: what is left of W is wanted
             W - s -> s
     """,
 )
@@ -258,13 +208,13 @@ def by_the_engine(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha:
     forbids={"m n": "right, but an array of W's size is computed: send g, scaled, through your lora_backward"},
     decisive=["(g * y).sum(axis=0) / norms"],
     mistakes="""
-        dA and dB are plain LoRA's: g reaches them through the factor magnitude / norms of each output
+        dA and dB are plain LoRA's: g must be multiplied by magnitude / norms of each output
             g * (magnitude / norms) -> g
-        the lengths are those of W's rows: that is right at the start only, then V = W + s B A counts
+        the lengths are those of W's rows: that is right at initialisation only; later V = W + s B A counts
             dora_norm(W, A, B, alpha) -> np.linalg.norm(W, axis=1)
         the factor is magnitude / norms, not norms / magnitude
             magnitude / norms -> norms / magnitude
-        nothing is divided by the lengths: y = magnitude / norms · x Vᵀ
+        the lengths are not used: y = magnitude / norms · x Vᵀ
             .sum(axis=0) / norms -> .sum(axis=0)
             magnitude / norms -> magnitude
         the factor before g is magnitude / norms: the lengths are missing in it
@@ -275,17 +225,17 @@ def by_the_engine(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha:
             g * y -> g * y * magnitude
         dmagnitude has one row per token: add them up, all tokens use the same magnitudes
             (g * y).sum(axis=0) -> g * y
-        dmagnitude is divided by the number of tokens: where the loss is a mean, g has that
+        dmagnitude is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
             .sum(axis=0) -> .mean(axis=0)
-        dmagnitude sees x Wᵀ alone: what is stretched is x Vᵀ, with the update in it
+        dmagnitude uses x Wᵀ alone: the magnitude multiplies x Vᵀ, which contains the update
             g * y -> g * (x @ W.T)
         dA lacks the factor magnitude / norms, dB has it
             return -> dA = lora_backward(x, W, A, B, g, alpha)[1]; return
         dB lacks the factor magnitude / norms, dA has it
             return -> dB = lora_backward(x, W, A, B, g, alpha)[2]; return
-        the lengths are differentiated, too: right as mathematics, but DoRA holds them fixed in the gradient
+        the lengths are differentiated, too: correct calculus, but DoRA treats them as constants in the gradient
             through_the_norm
-        the scale stands twice: lora_backward takes alpha and divides by r itself
+        the scale occurs twice: lora_backward takes alpha and divides by r itself
             (magnitude / norms), alpha -> (magnitude / norms), alpha / len(A)
         right, but an array of W's size is computed
             forms_gradient

@@ -32,19 +32,19 @@ def draw_pairs(rng: np.random.Generator, n: int | None = None) -> Draw:
     returns="mean, low, high",
     decisive=["student(len(d) - 1) * d.std(ddof=1)"],
     mistakes="""
-        this is how far single seeds lie apart: the mean of n seeds is surer, by the root of n (standard error)
+        this is the standard deviation of single seeds: that of their mean, the standard error, is sqrt(n) times smaller
             / np.sqrt(len(d)) ->
-        1.96 is for very many seeds: with few, the spread is itself a guess; take student(n - 1)
+        1.96 is for very many seeds: with few, the standard deviation is itself uncertain; take student(n - 1)
             student(len(d) - 1) -> 1.96
-        student(n) in place of student(n - 1): the mean has used up one of the n numbers
+        student(n) instead of student(n - 1): the mean uses one of the n degrees of freedom
             student(len(d) - 1) -> student(len(d))
-        the spread is too small: NumPy's std divides by n unless you say ddof=1, and then by n - 1
+        the standard deviation is too small: NumPy's std divides by n; with ddof=1 it divides by n - 1
             ddof=1 -> ddof=0
-        this is the interval of 90 %: 95 % lie inside ± student(n - 1), without a share of your own
+        this is the 90 % interval: for 95 % call student(n - 1) without a second argument
             student(len(d) - 1) -> student(len(d) - 1, 0.9)
-        mean ± one standard error misses the truth in a third of all cases or more: times student(n - 1)
+        mean ± one standard error misses the truth in a third of all cases or more: multiply by student(n - 1)
             student(len(d) - 1) * ->
-        the variance stands where its root, the standard deviation, belongs
+        this uses the variance: use its root, the standard deviation
             d.std -> d.var
         twice too wide: student(n - 1) standard errors lie on each side of the mean
             student(len(d) - 1) -> 2 * student(len(d) - 1)
@@ -55,11 +55,11 @@ def draw_pairs(rng: np.random.Generator, n: int | None = None) -> Draw:
         hard for both then cancels
             d.std(ddof=1) -> np.sqrt(a.var(ddof=1) + b.var(ddof=1))
             student(len(d) - 1) -> student(2 * len(d) - 2)
-        this is b - a: the sign says who is better, so a - b is asked for
+        this is b - a: the sign says which is better, so return a - b
             a - b -> b - a
         this is the first seed alone: one seed has a difference, but no interval
             -> return (a[0] - b[0],) * 3
-        these are the smallest and the largest difference: that is no interval of 95 %, it widens as seeds are added
+        these are the smallest and the largest difference: no 95 % interval, since they widen as seeds are added
             d.mean() - half, d.mean() + half -> d.min(), d.max()
     """,
 )
@@ -111,18 +111,18 @@ def judge_verdict(answer: Callable[..., Any], drawn: Draw, rng: np.random.Genera
     judge=judge_verdict,
     decisive=["if band[0] <= mean <= band[1] and low >= against:"],
     mistakes="""
-        only the mean is asked: where the interval reaches what speaks against the claim, chance could have done it
+        only the mean is used: an interval that reaches below `against` could be chance
             and low >= against ->
             high < against -> mean < against
         reproduced by the mean alone: the interval must not reach below `against`, however good the mean is
             and low >= against ->
-        contradicted by the mean alone: the whole interval must lie below `against`, its high end, too
+        contradicted by the mean alone: the whole interval, including its high end, must be below `against`
             high < against -> mean < against
-        contradicted as soon as the interval reaches below `against`: all of it must lie there, its high end, too
+        contradicted as soon as the interval reaches below `against`: all of it, including its high end, must be there
             high < against -> low < against
         what is not reproduced is not contradicted yet: too few seeds, or a small effect, is `not at this size`
             "not at this size" -> "contradicted"
-        a mean outside the band is called contradicted: between band and `against` lies what decides nothing
+        a mean outside the band is called contradicted: between band and `against` nothing is decided
             high < against -> not band[0] <= mean <= band[1]
         too strict: the mean must lie in the band, and the interval must stay out of `against`, not inside the band
             band[0] <= mean <= band[1] and low >= against -> low >= band[0] and high <= band[1]
@@ -130,7 +130,7 @@ def judge_verdict(answer: Callable[..., Any], drawn: Draw, rng: np.random.Genera
             band[0] <= mean <= band[1] and -> high >= band[0] and low <= band[1] and
         the band has two ends: a mean above the upper one is not what the claim says either
             mean <= band[1] -> mean
-        zero stands where `against` belongs: which numbers speak against a claim depends on the claim
+        zero is used instead of `against`: which numbers contradict a claim depends on the claim
             low >= against -> low >= 0
             high < against -> high < 0
     """,
@@ -193,22 +193,22 @@ def observed(result: Any, arguments: dict[str, Any]) -> Any:
             paired_interval(losses["old"], losses["new"]) -> interval_of(losses["old"] - losses["new"])
         the baseline is untuned: `old` runs at the first rate of the list, `new` at its best; tune both alike
             lr = best(method) -> lr = best(method) if method == "new" else rates[0]
-        both run at the first rate of the list, and none is tuned: whoever happens to like that rate wins
+        both run at the first rate of the list, and none is tuned: the method that happens to suit that rate wins
             lr = best(method) -> lr = rates[0]
         the baseline runs at the rate that is best for `new`: a rate that suits one need not suit the other
             lr = best(method) -> lr = best("new")
-        `new` runs at the baseline's best rate: unfair to the new one is unfair, too; tune both alike
+        `new` runs at the baseline's best rate: being unfair to the new method is unfair, too; tune both alike
             lr = best(method) -> lr = best("old")
-        the rate was chosen on the test set: then the test has been trained on; choose on validation
+        the rate was chosen on the test set: then the test set has been used for tuning; choose on validation
             ["validation"] -> ["test"]
         measured where the rate was chosen: the best of several looks better than it is; measure on the test
             ["test"] -> ["validation"]
         the rate was chosen on the first seed alone: take the mean over all seeds
             ["validation"] for seed in seeds -> ["validation"] for seed in seeds[:1]
-        each seed has a rate of its own: one rate per method, the best by the mean over all seeds
+        each seed has its own rate: use one rate per method, the best by the mean over all seeds
             best(method): -> best(method, seeds=seeds):
             run(method, lr, seed)["test"] -> run(method, best(method, [seed]), seed)["test"]
-        the best seed of each was compared: that measures luck, and rewards who tries more often
+        the best seed of each was compared: that measures luck, and rewards trying more often
             [run(method, lr, seed)["test"] for seed in seeds] -> [min(run(method, lr, s)["test"] for s in seeds)]
             paired_interval(losses["old"], losses["new"]) -> interval_of(losses["old"] - losses["new"])
         the seed that spoke against it was left out: a seed may go only for a reason fixed before the run

@@ -127,3 +127,18 @@ def test_the_solution_of_every_variant_passes(name, program, short):
             assert said == OK, f"{exercise.name}, variant {number}: {said}"
         if name == "13_many_versions":  # what is joined in 13.1 is the mix, whatever scale is asked for
             assert float(re.search(r"differ by (\S+) of the largest", printed)[1]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["best_rank_r", "pissa_start"])
+def test_the_terms_of_a_product_may_come_in_any_order_and_with_either_sign(name):
+    solution, rng = EXERCISES[name].forms[0].reference, np.random.default_rng(0)
+
+    def other(*arguments):
+        parts, r = list(solution(*arguments)), arguments[1]
+        signs, order = rng.choice([-1, 1], r), rng.permutation(r)
+        in_columns = 0 if name == "best_rank_r" else 1  # B has a column per term, A a row
+        parts[in_columns] = parts[in_columns][:, order] * signs
+        parts[1 - in_columns] = parts[1 - in_columns][order] * signs[:, None]
+        return tuple(parts)
+
+    assert {judged(EXERCISES[name], other, rng) for _ in range(3)} == {OK}
