@@ -1,8 +1,8 @@
-"""What lessons and exercises use.
+"""What lessons and exercises import.
 
-check       try your answer to an exercise: `check(your_function)`
-claim       state a number with the band that it must lie in
-show        draw a figure, with a text for those who cannot see it
+check       check your answer to an exercise: `check(your_function)`
+claim       state a number with the band that it must be in
+show        show a figure, with an alternative text
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""A claim: a number that a lesson states, with the band that was fixed for it before it was computed."""
+"""A claim: a number that a lesson states, with a band that was fixed before it was computed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 def claim(name: str, value: float, low: float, high: float) -> None:
     """Print one line: name, value, band and verdict. Raises AssertionError with that line outside the band.
 
-    low, high: the band, both ends included; equal for what must come out exactly. math.inf leaves one side open.
+    low, high: the band, both ends included; equal for a number that must be exact. math.inf leaves one side open.
 
     >>> claim("parameters of SmolLM2", 134_515_008, 134_515_008, 134_515_008)
     parameters of SmolLM2: 134,515,008 (claimed: exactly that): holds
@@ -33,7 +33,7 @@ def claim(name: str, value: float, low: float, high: float) -> None:
 
 
 def digits(value: float) -> str:
-    """A number as a reader wants it: whole numbers whole, others with four digits."""
+    """A number for readers: integers in full, others with four digits."""
     if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""Is what came back what was wanted? And if not, which line says best how it differs?"""
+"""Compare an answer's result with the solution's, and say in one line how they differ."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 class Wrong(Exception):
-    """What is wrong with an answer, in one line and in the student's terms."""
+    """An answer that is wrong; the message says in one line what is wrong, in the student's terms."""
 
 
 def close(got: np.ndarray, want: np.ndarray, tolerance: float = TOLERANCE) -> bool:
-    """Equal but for rounding, on the scale of the largest number; never where a number is NaN."""
+    """Equal except for rounding, relative to the largest number; False where a number is NaN."""
     return bool(np.abs(got - want).max(initial=0) <= tolerance * max(np.abs(want).max(initial=0), 1e-300))
 
 
 def same(a: Any, b: Any, tolerance: float = TOLERANCE) -> bool:
-    """Are two values of any kind alike? NaN in the same places is alike here: two mistakes can be the same mistake."""
+    """Whether two values of any kind are equal within the tolerance. NaN equals NaN: mistakes are compared, too."""
     if a is b:
         return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):
@@ -49,12 +49,12 @@ def same(a: Any, b: Any, tolerance: float = TOLERANCE) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """One number, of Python or of NumPy, and not a truth value."""
+    """Whether this is one number, of Python or of NumPy, and not a truth value."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def number(value: Any, what: str) -> float:
-    """The answer as a Python number. Raises Wrong if it is not one, or not a finite one."""
+    """The answer as a number. Raises Wrong if it is not one, or is not finite."""
     if isinstance(value, np.ndarray) and value.shape == ():
         value = value[()]
     if not is_number(value):
@@ -69,13 +69,13 @@ def compare(
 ) -> None:
     """Raise Wrong unless `got` is `want`.
 
-    what, axes: what the value is called, as "dA", and its axes, as "r, n", if it is an array. sizes: of the axes.
+    what, axes: the value's name, such as "dA", and its axes, such as "r, n", if it is an array. sizes: of the axes.
     """
     if isinstance(want, Tensor):
         if not isinstance(got, Tensor):
             raise Wrong(f"{what} must be a tensor, as ml.Tensor({what}), got {type(got).__name__}")
         if got.requires_grad != want.requires_grad:
-            raise Wrong(f"{what} must {'ask' if want.requires_grad else 'not ask'} for a gradient (requires_grad)")
+            raise Wrong(f"{what} must {'require' if want.requires_grad else 'not require'} a gradient (requires_grad)")
         got, want = got.data, want.data
     if isinstance(want, np.ndarray) and want.ndim:
         _compare_arrays(got, want, what, axes or "", sizes, tolerance)
@@ -84,7 +84,7 @@ def compare(
         if not abs(value - want) <= tolerance * abs(want):
             raise Wrong(f"{what} is {value:,.7g}, expected {want:,.7g}")
     elif isinstance(want, (list, tuple, dict)) and isinstance(got, (list, tuple, dict)) and len(got) != len(want):
-        raise Wrong(f"{what} holds {len(got)} values, expected {len(want)}")
+        raise Wrong(f"{what} has {len(got)} values, expected {len(want)}")
     elif not same(got, want, tolerance):
         short = [text if len(text) < 60 else text[:57] + "..." for text in map(repr, (got, want))]
         raise Wrong(f"{what} is {short[0]}, expected {short[1]}")
@@ -105,7 +105,7 @@ def _compare_arrays(got: Any, want: np.ndarray, what: str, axes: str, sizes: dic
             raise Wrong(f"{what} differs from what is expected in {int((got != want).sum())} places")
         return
     if np.isnan(got).any():
-        raise Wrong(f"{what} holds NaN, which is no number: is something divided by zero, or infinite?")
+        raise Wrong(f"{what} contains NaN (not a number): is something divided by zero, or infinite?")
     if not close(got, want, tolerance):
         at = np.unravel_index(np.argmax(np.abs(got - want)), want.shape)
         index = ", ".join(str(int(i)) for i in at)
@@ -121,7 +121,7 @@ def named(shape: tuple[int, ...], sizes: dict[str, int]) -> str:
 
 
 def as_parts(result: Any, names: list[str], wanted: list[Any]) -> list[Any]:
-    """The values that an answer returns, one for each name. Raises Wrong for another number or order of them."""
+    """The values that an answer returns, one for each name. Raises Wrong if their number or order is another."""
     if len(names) == 1:
         return [result]
     order = f"`return {', '.join(names)}`"
@@ -138,12 +138,12 @@ def as_parts(result: Any, names: list[str], wanted: list[Any]) -> list[Any]:
 def spread(values: np.ndarray, what: str, expected: str, want: float) -> None:
     """Raise Wrong unless random numbers have mean 0 and the standard deviation `want`, which `expected` spells.
 
-    Accepts any distribution. The bounds are 6 standard errors of normal draws for the mean, and a fifth for the spread
-    of a few thousand numbers: no right answer fails by chance.
+    Accepts any distribution. The bounds are 6 standard errors for the mean, and a fifth for the standard deviation of
+    a few thousand numbers, so that no right answer fails by chance.
     """
     mean, deviation = float(np.mean(values)), float(np.std(values))
     if not 0.8 * want < deviation < 1.25 * want:
         size = "large" if deviation > want else "small"
         raise Wrong(f"{what}'s numbers are too {size}: standard deviation {deviation:.3g}, expected {expected}")
     if not abs(mean) < 6 * want / math.sqrt(values.size):
-        raise Wrong(f"{what}'s numbers have the mean {mean:.3g}: half of them must lie below zero, half above")
+        raise Wrong(f"{what}'s numbers have the mean {mean:.3g}: half of them must be below zero, half above")

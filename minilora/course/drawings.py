@@ -1,6 +1,6 @@
-"""What lessons draw again and again: lines that carry their own labels, and LoRA's bottleneck in its true proportions.
+"""What several lessons draw: lines with labels, and LoRA's bottleneck in its true proportions.
 
-Every function draws into matplotlib axes that it is given and returns nothing.
+Every function draws into the matplotlib axes that it gets, and returns nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def line(
     place: tuple[float, float] = (6, 0),
     **style: Any,
 ) -> None:
-    """A line with its label written beside the point number `at`, `place` points (1/72 inch) away from it.
+    """A line with its label next to the point number `at`, `place` points (1/72 inch) away from it.
 
-    style: passed on to matplotlib's `plot`. The label stands left of the point where `place` goes left.
+    style: passed to matplotlib's `plot`. The label is left of the point if `place` is.
     """
     axes.plot(x, y, color=color, **{"linewidth": 2} | style)
     side = "right" if place[0] < 0 else "left"
@@ -32,9 +32,9 @@ def line(
 
 
 def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
-    """One token's way from x, n numbers, to y, m numbers: through W, and beside it through A and B, r numbers wide.
+    """One token's path from x, n numbers, to y, m numbers: through W, and in parallel through A and B, r numbers wide.
 
-    Read from below; one unit of width per number. What comes through A and B is multiplied by the scale α/r and added.
+    Read from below; one unit of width per number. The output of A and B is multiplied by the scale α/r and added.
     """
     from matplotlib.patches import Polygon, Rectangle
 

@@ -26,7 +26,7 @@ EXERCISES: dict[str, Exercise] = {}  # by the name of the function that the stud
 
 
 class Draw(dict):
-    """Arguments by name, in the order of the function. sizes: what the axes of arrays are called, as {"n": 7}."""
+    """Arguments by name, in the order of the function. sizes: the sizes of the arrays' axes by name, as {"n": 7}."""
 
     def __init__(self, sizes: Mapping[str, int] | None = None, **arguments: Any):
         super().__init__(arguments)
@@ -39,7 +39,7 @@ Drawing = Callable[[np.random.Generator], Draw]
 def distinct_sizes(
     names: str | Sequence[str], rng: np.random.Generator, low: int = 9, high: int = 40
 ) -> dict[str, int]:
-    """A size for each name, as {"T": 11, "n": 25}, no two nearer than a fifth: what needs one never fits another."""
+    """A size for each name, as {"T": 11, "n": 25}. Any two differ by a fifth, so that none fits another axis."""
     while True:
         sizes = [int(size) for size in rng.integers(low, high, len(names))]
         ordered = sorted(sizes)
@@ -69,7 +69,7 @@ class Form:
     also: Callable[..., None] | None = None
 
     def draws(self, count: int) -> list[Drawing]:
-        """What is drawn in one check: `count` times, each kind at least once, and the smallest case last."""
+        """The draws of one check: `count` of them, each kind at least once, and the smallest case last."""
         kinds = [self.draw] if callable(self.draw) else list(self.draw)
         turns = [kinds[i % len(kinds)] for i in range(max(count, len(kinds)))]
         return turns + ([self.smallest] if self.smallest else [])

@@ -1,7 +1,7 @@
 """Check an answer and say in one line what is wrong with it.
 
-The student's function and the reference get the same fresh arguments. Where the results differ, the functions that make
-known mistakes get them, too: the one that comes to the student's result has the line to print.
+The student's function and the solution get the same random arguments. If the results differ, the known mistakes get
+these arguments, too: the mistake with the student's result has the line to print.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from .exercises import EXERCISES, Draw, Exercise, Form
 from .mine import keep, methods_of
 from .watch import plain, readable_output, time_limit, watched, without_the_engine
 
-DRAWS = 3  # fresh shapes and numbers that every answer is tried on
-REDRAWS = 8  # more of them, where two known mistakes come to the same by chance
-ALIKE = 1e-6  # how near a wrong result must come to that of a known mistake, relatively
+DRAWS = 3  # random arguments that every answer is tried on
+REDRAWS = 8  # at most, where two known mistakes have the same result by chance
+ALIKE = 1e-6  # how close a wrong result must be to that of a known mistake, relatively
 OK = "ok"
 NOT_YET = "not written yet"
 
 
 def check(function: Callable, variant: int | None = None) -> None:
-    """Try a function on fresh random inputs and print one line: "ok", "not written yet", or what is wrong with it.
+    """Try a function on random inputs and print one line: "ok", "not written yet", or what is wrong with it.
 
-    function: your answer to an exercise. The exercise is found by the function's name. What is right is kept in mine.py
-    beside the notebook, from where later exercises take it.
+    function: your answer to an exercise. The exercise is found by the function's name. A right answer is stored in
+        mine.py in the current folder, from where later exercises take it.
+    variant: which form of the exercise; the default is the one that all readers see.
 
     Returns None. Under nbgrader, which sets NBGRADER_EXECUTION, or with MINILORA_STRICT=1 in the environment, an answer
-    that is not right raises AssertionError with the line in place of printing it.
+    that is not right raises AssertionError with the line instead of printing it.
     """
     line = verdict(function, np.random.default_rng(), variant)
     exercise = EXERCISES.get(getattr(function, "__name__", ""))
@@ -58,12 +59,12 @@ def verdict(function: Callable, rng: np.random.Generator, variant: int | None = 
     name = getattr(function, "__name__", None)
     if not callable(function) or name not in EXERCISES:
         what = f"{name!r}" if callable(function) and name else f"a value of type {type(function).__name__}"
-        return f"{what} is no exercise: check one of {', '.join(EXERCISES)}, without parentheses behind the name"
+        return f"{what} is not an exercise: check one of {', '.join(EXERCISES)}, without parentheses after the name"
     return judged(EXERCISES[name], function, rng, variant)
 
 
 def judged(exercise: Exercise, function: Callable, rng: np.random.Generator, variant: int | None = None) -> str:
-    """The line for any function that is meant as an answer to this exercise."""
+    """The line for a function, whatever its name, as an answer to this exercise."""
     form = exercise.form(variant)
     try:
         with readable_output(), time_limit():
@@ -147,11 +148,11 @@ class Trial:
 
 
 class Outcome:
-    """What came of one call: the result, the arguments afterwards, and which of them were changed; or the error."""
+    """The outcome of one call: the result, the arguments that were changed, and how; or the error."""
 
     def __init__(self, exercise: Exercise, function: Callable, drawn: Draw, copied: bool = True):
         self.error: Exception | None = None
-        self.changed: dict[str, Any] = {}  # and what they have become
+        self.changed: dict[str, Any] = {}  # arguments by name, as they are afterwards
         before = dict(drawn) if copied else copy.deepcopy(dict(drawn))
         arguments = copy.deepcopy(before) if copied else dict(drawn)
         try:
@@ -169,13 +170,13 @@ class Outcome:
             self.result = exercise.observe(self.result, arguments)
 
     def like(self, other: Outcome, tolerance: float) -> bool:
-        """Did two calls come to the same?"""
+        """Whether two calls had the same result and changed the same arguments."""
         if self.error or other.error:  # many mistakes end in the same error
             return False
         return same((self.changed, self.result), (other.changed, other.result), tolerance)
 
     def part(self, i: int, count: int) -> Any:
-        """The i-th of the values returned, or None where there are not so many."""
+        """The i-th of the values returned, or None if their number is another."""
         if self.error or self.changed:
             return None
         if count == 1:
@@ -216,7 +217,7 @@ def _try(answer: Answer, trial: Trial) -> list[str]:
 
 
 class quiet(warnings.catch_warnings):
-    """Within it, mistakes and references divide by zero without a word."""
+    """Within it, mistakes and solutions divide by zero without a warning."""
 
     def __enter__(self) -> None:  # type: ignore[override]
         super().__enter__()
@@ -224,7 +225,7 @@ class quiet(warnings.catch_warnings):
 
 
 def comparable(value: Any) -> bool:
-    """Can a change of this argument be noticed? Not of a generator or a model, which are meant to change."""
+    """Whether a change of this argument counts. It does not for a generator or a model, which are meant to change."""
     if isinstance(value, (list, tuple)):
         return all(map(comparable, value))
     if isinstance(value, dict):
@@ -235,8 +236,8 @@ def comparable(value: Any) -> bool:
 class Answer:
     """A student's function. Its errors become `Wrong`, and so does a change to one of its arguments.
 
-    sizes: what the axes of the drawn arrays are called. No two are equal, so that a number in an error tells which axis
-    it belongs to.
+    sizes: the sizes of the drawn arrays' axes by name. No two are equal, so that a number in an error message
+    identifies its axis.
     """
 
     def __init__(self, exercise: Exercise, function: Callable):
@@ -252,7 +253,7 @@ class Answer:
         return got.result
 
     def outcome(self, drawn: Draw, copied: bool = True) -> Outcome:
-        """What the function makes of its arguments."""
+        """The outcome of the function on these arguments."""
         try:
             inspect.signature(self.function).bind(*drawn.values())
         except TypeError:
@@ -275,7 +276,7 @@ class Answer:
                 raise self.unwritten(error) from None
 
     def accept(self, got: Outcome) -> None:
-        """Raise Wrong for an error, a change of an argument, or nothing returned."""
+        """Raise Wrong for an error, a changed argument, or a missing return value."""
         if got.error:
             raise Wrong(self.explain(got.error))
         for name in got.changed:
@@ -285,14 +286,14 @@ class Answer:
             raise Wrong("the function returns nothing: is a `return` missing?")
 
     def refuse_what_is_forbidden(self) -> None:
-        """Raise Wrong if an array of a forbidden shape was computed on the way to a right answer."""
+        """Raise Wrong if the answer is right, but computed an array of a forbidden shape."""
         for axes, line in self.exercise.forbids.items():
             shape = tuple(self.sizes[axis] for axis in axes.split())
             if {shape, shape[::-1]} & self.seen:
                 raise Wrong(line)
 
     def unwritten(self, error: NotImplementedError) -> Exception:
-        """This answer is not written yet; or it stands on another that is not."""
+        """The error for an answer that is not written yet, or that calls another that is not."""
         names, trace = [], error.__traceback__
         while trace is not None:
             names.append(trace.tb_frame.f_code.co_name)
@@ -305,7 +306,7 @@ class Answer:
         return Wrong(f"it calls {last}, which is not written yet: do exercise {EXERCISES[last].number} first")
 
     def explain(self, error: Exception) -> str:
-        """Which line of the function stopped, why, and which axes met if it was a product of matrices."""
+        """Which line of the function failed and why, with the names of the axes if shapes do not fit."""
         place, trace = "", error.__traceback__
         own = [method.__code__ for method in methods_of(self.function)] if hasattr(self.function, "__dict__") else []
         while trace is not None:

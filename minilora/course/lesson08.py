@@ -197,23 +197,23 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
 
     frozen, A, B = start(seed)
     if not np.array_equal(frozen.data, W):
-        raise Wrong("W is not the base's own matrix any more: the base must keep its numbers")
+        raise Wrong("W is no longer the base's own matrix: its values must not change")
     for name, part, axes in [("A", A, "r n"), ("B", B, "m r")]:
         shape = tuple(answer.sizes[axis] for axis in axes.split())
         if part.shape != shape:
             raise Wrong(f"{name} must have the shape ({', '.join(axes.split())}) = {shape}, got {part.shape}")
     if frozen.requires_grad:
         nothing = A.requires_grad and B.requires_grad
-        raise Wrong(f"{'you froze nothing: ' if nothing else ''}W still asks for a gradient (requires_grad)")
+        raise Wrong(f"{'you froze nothing: ' if nothing else ''}W still requires a gradient (requires_grad)")
     for name, part in [("A", A), ("B", B)]:
         if not part.requires_grad:
-            raise Wrong(f"{name} is frozen and would never learn: ml.Tensor({name}, requires_grad=True)")
+            raise Wrong(f"{name} is frozen and would never be trained: ml.Tensor({name}, requires_grad=True)")
     if not A.data.any():
         if B.data.any():
-            raise Wrong("A and B start the wrong way round: A random, B zero, as in the paper")
-        raise Wrong("A and B are both zero: then both gradients are zero, and neither ever moves")
+            raise Wrong("A and B are initialised the wrong way round: A random, B zero, as in the paper")
+        raise Wrong("A and B are both zero: then both gradients are zero, and neither ever changes")
     if B.data.any():
-        raise Wrong("B must start at zero: now the first output differs from the base's")
+        raise Wrong("B must be initialised to zero: now the first output differs from the base's")
     if not np.array_equal(A.data, start(seed)[1].data):
         raise Wrong("the same seed gives another A: draw it with the rng you are given")
     if np.array_equal(A.data, start(seed + 1)[1].data):
@@ -230,13 +230,13 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     mistakes="""
         you froze nothing
             ml.Tensor(W) -> ml.Tensor(W, requires_grad=True)
-        A is frozen and would never learn
+        A is frozen and would never be trained
             ml.Tensor(A, requires_grad=True) -> ml.Tensor(A)
-        B must start at zero
+        B must be initialised to zero
             np.zeros((m, r)) -> np.ones((m, r))
-        neither ever moves
+        neither ever changes
             rng.standard_normal((r, n)) / np.sqrt(n) -> np.zeros((r, n))
-        A and B start the wrong way round
+        A and B are initialised the wrong way round
             rng.standard_normal((r, n)) / np.sqrt(n) -> np.zeros((r, n))
             np.zeros((m, r)) -> np.ones((m, r))
         the same seed gives another A
@@ -247,9 +247,9 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             / np.sqrt(n) ->
         expected 1 / sqrt(n)
             np.sqrt(n) -> np.sqrt(m)
-        half of them must lie below zero
+        half of them must be below zero
             rng.standard_normal((r, n)) -> (rng.standard_normal((r, n)) + 1)
-        the base must keep its numbers
+        its values must not change
             ml.Tensor(W) -> ml.Tensor(W + 1)
         A must be a tensor
             ml.Tensor(A, requires_grad=True) -> A

@@ -64,10 +64,10 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
     if not np.array_equal(base, before):
         raise Wrong("the base's own array was changed in place: W + ... makes a new one, += writes into the old one")
     if own["kept"] is None:
-        raise Wrong("nothing is kept: put the base's own array into layer['kept'], or nobody can undo this")
+        raise Wrong("nothing is kept: put the base's own array into layer['kept'], or this cannot be undone")
     if own["kept"] is not base:
         what = "a copy of the base's array" if np.array_equal(own["kept"], before) else "not the base's array"
-        raise Wrong(f"`kept` holds {what}: keep the very array that was layer['W'], before W gets another one")
+        raise Wrong(f"`kept` contains {what}: keep the array itself that was layer['W'] before it is replaced")
     if not (np.array_equal(own["A"], A) and np.array_equal(own["B"], B)):
         raise Wrong("A or B was changed: only W and kept change")
     got = own["W"]
@@ -162,7 +162,7 @@ def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             else "W is not the base to the last bit: subtracting rounds; put back the array that was kept"
         )
     if own["kept"] is not None:
-        raise Wrong("`kept` must be None again, or the next merge believes that it has been done")
+        raise Wrong("`kept` must be None again, or the next merge does nothing")
 
 
 @exercise(
@@ -243,17 +243,17 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     if extra := [name for name in replaced if name not in wanted]:
         everywhere = len(replaced) == len(linear)
         why = "every linear layer was" if everywhere else f"{extra[0]} was"
-        raise Wrong(f"{why} replaced, with targets {targets}: compare the last name, whole, behind the last dot")
+        raise Wrong(f"{why} replaced, with targets {targets}: compare the whole name after the last dot")
     if missing := [name for name in wanted if name not in replaced]:
         raise Wrong(f"{missing[0]} was not replaced, with targets {targets}")
     for name in wanted:
         if after[name].replaces[0] is not before[name]:
-            raise Wrong(f"{name}: make_layer was given another layer than the one that stood there")
+            raise Wrong(f"{name}: make_layer got another layer than the one that is replaced")
     learning = set(model.trainable_parameters())
     if not learning:
-        raise Wrong("nothing learns: the adapters were frozen with the rest; freeze first, then put them in")
+        raise Wrong("nothing is trainable: the adapters were frozen, too; freeze the model first, then put them in")
     if foreign := sorted(name for name in learning if not name.endswith(".B")):
-        raise Wrong(f"{foreign[0]} still learns: freeze all that is in the model before you put layers in")
+        raise Wrong(f"{foreign[0]} is still trainable: freeze the whole model before you put layers in")
     if not isinstance(names, (list, tuple)) or sorted(map(str, names)) != sorted(wanted):
         raise Wrong(f"return the names of the replaced layers, here {wanted[0]!r} and so on, got {names!r}")
     if list(names) != wanted:
@@ -280,14 +280,14 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     observe=lambda result, arguments: result,
     decisive=["model.set_submodule(name, make_layer(module))"],
     mistakes="""
-        nothing learns: the adapters were frozen with the rest
+        nothing is trainable: the adapters were frozen, too
             model.requires_grad_(False) -> pass
             return -> model.requires_grad_(False); return
-        still learns: freeze all that is in the model
+        is still trainable: freeze the whole model
             model.requires_grad_(False) -> pass
-        compare the last name, whole, behind the last dot
+        compare the whole name after the last dot
             n.split(".")[-1] in targets -> n.endswith(tuple(targets))
-        compare the last name, whole, behind the last dot
+        compare the whole name after the last dot
             n.split(".")[-1] in targets -> any(target in n for target in targets)
         every linear layer was replaced
             and n.split(".")[-1] in targets ->

@@ -1,12 +1,11 @@
-"""The student's own functions, from one notebook to the next.
+"""The student's functions, passed from one notebook to the next.
 
-What passes its check is written to a file mine.py beside the notebook, one function after the other. A later exercise
-begins with
+A function that passes its check is written to mine.py in the notebook's folder. A later exercise begins with
 
     from minilora.course.mine import numerical_gradient
 
-which reads that file. Where the function is not there yet, a line says which exercise to do first, and what comes
-instead says the same when it is called. Under nbgrader, which has no such file, it is the reference.
+which reads that file. If the function is not there yet, a line says which exercise to do first, and a placeholder
+raises NotImplementedError when it is called. Under nbgrader, which has no such file, it is the solution.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def __getattr__(name: str) -> Any:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """All that a mine.py defines. Runs it: it is the student's own code. Raises ImportError if it cannot be run."""
+    """The names that a mine.py defines. Runs the file, the student's own code. Raises ImportError if that fails."""
     try:
         return runpy.run_path(str(path), run_name="mine")
     except Exception as error:
@@ -67,14 +66,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def variants(path: Path) -> dict[str, int | None]:
-    """Which exercises a mine.py holds, and the variant of each."""
+    """The exercises in a mine.py, with the variant of each."""
     return {name: int(v) if v else None for _, name, v in MARK.findall(path.read_text("utf-8"))}
 
 
 def keep(function: Callable, number: str, variant: int | None, folder: Path | None = None) -> bool:
-    """Write a function from a notebook or a script into mine.py, in place of what stood there. Was it written?
+    """Write a function of a notebook or a script into mine.py, replacing an older one. Returns whether it was written.
 
-    Nothing is written for functions from elsewhere, and nothing under nbgrader.
+    Nothing is written for functions from a module, and nothing under nbgrader.
     """
     if scope_of(function).get("__name__") != "__main__" or os.environ.get("NBGRADER_EXECUTION"):
         return False
@@ -89,7 +88,7 @@ def keep(function: Callable, number: str, variant: int | None, folder: Path | No
 
 
 def needs(function: Callable) -> tuple[list[str], list[str]]:
-    """The imports that a function uses, and the sources of what it calls of its own notebook, itself last."""
+    """The imports that a function uses, and the sources of what it uses from its notebook, its own source last."""
     imports: list[str] = []
     sources: list[str] = []
     seen: set[str] = set()
@@ -122,17 +121,17 @@ def needs(function: Callable) -> tuple[list[str], list[str]]:
 
 
 def methods_of(thing: Any) -> list[Any]:
-    """The functions that an exercise's answer consists of: itself, or what a class defines."""
+    """The functions of an answer: a function itself, or the methods of a class."""
     return [thing] if inspect.isfunction(thing) else [m for m in vars(thing).values() if inspect.isfunction(m)]
 
 
 def scope_of(thing: Any) -> dict[str, Any]:
-    """The names that a function or a class sees where it was written."""
+    """The global names of the notebook or file in which a function or a class was written."""
     return next((method.__globals__ for method in methods_of(thing)), {}) if hasattr(thing, "__dict__") else {}
 
 
 def source_of(thing: Any) -> str:
-    """The source of a function or of a class; of a class in a notebook, too, of which Python knows no file."""
+    """The source of a function or of a class, also of a class in a notebook, for which Python knows no file."""
     if inspect.isfunction(thing):
         return textwrap.dedent(inspect.getsource(thing)).rstrip() + "\n"
     text = "".join(linecache.getlines(methods_of(thing)[0].__code__.co_filename))
@@ -141,11 +140,11 @@ def source_of(thing: Any) -> str:
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             lines = text.splitlines()[first - 1 : node.end_lineno]
             return textwrap.dedent("\n".join(lines)).rstrip() + "\n"
-    raise OSError(f"the source of {thing.__name__} is not to be found")
+    raise OSError(f"the source of {thing.__name__} was not found")
 
 
 def _joined(old: str, imports: list[str], sources: list[str], number: str, name: str, variant: int | None) -> str:
-    """The text of a mine.py with one function put in, or put in place of an older one."""
+    """The text of a mine.py with one function added or replaced."""
     head, *blocks = re.split(r"(?=^# \d+\.\d+ )", old, flags=re.MULTILINE)
     kept = {m[2]: block.rstrip() + "\n" for block in blocks if (m := MARK.match(block))}
     mark = f"# {number} {name}" + ("" if variant is None else f", variant {variant}")

@@ -1,4 +1,4 @@
-"""The tables of the course's pages, made from the plan and the exercises: the map, plans, variants and mistakes."""
+"""The tables of the course's pages: the map, the plans, the variants and the mistakes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def exercises_of(lesson: Lesson) -> list[Exercise]:
 
 
 def course_map(folder: Path) -> str:
-    """The lessons of a folder as a Markdown table: question, time, prerequisites, what is built, exercises."""
+    """The lessons of a folder as a Markdown table: question, minutes, prerequisites, what is built, exercises."""
     rows = ["| | question | minutes | before it | you build | exercises |", "|---|---|---|---|---|---|"]
     for lesson in LESSONS.values():
         if not (folder / f"{lesson.name}.ipynb").exists():
@@ -52,7 +52,7 @@ def plans() -> str:
 
 
 def variants() -> str:
-    """Which exercises have several forms, and what changes in them."""
+    """The exercises that have several forms, and what differs."""
     rows = ["| exercise | forms | what changes |", "|---|---|---|"]
     for exercise in in_order():
         if len(exercise.forms) > 1:
@@ -83,7 +83,7 @@ def escaped(text: str) -> str:
 
 
 def filled(page: str, **tables: str) -> str:
-    """A page with each table between `<!-- name -->` and `<!-- end of name -->`. Raises ValueError without these."""
+    """A page with each table between `<!-- name -->` and `<!-- end of name -->`; ValueError if these are missing."""
     for name, text in tables.items():
         marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if not all(mark in page for mark in marks):

@@ -1,5 +1,7 @@
-"""The course: which lessons there are, in which order, and what each needs and builds. The page of the map and the head
-of each lesson are made from this table, and `minilora progress` goes through it."""
+"""The plan of the course: the lessons in order, with what each needs and builds.
+
+The map in lessons/README.md, the head of each lesson and `minilora progress` are made from this table.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Lesson:
-    """One row of the map. minutes: to read it and to do its exercises. needs: numbers of lessons to do before.
-    needs_model: it trains the real model, which somebody has to fetch first.
+    """One lesson.
+
+    minutes: to read it and to do its exercises.
+    needs: the numbers of the lessons to do before.
+    needs_model: whether it trains the real model, which must be pulled first.
     """
 
     number: int
@@ -23,7 +28,7 @@ class Lesson:
 
     @property
     def head(self) -> str:
-        """What stands below a lesson's title."""
+        """The line below a lesson's title."""
         before = f"lesson{'s'[: len(self.needs) > 1]} {' and '.join(map(str, self.needs))}" if self.needs else ""
         needs = before or "Python, and the product of two matrices"
         model = " It needs the real model: `minilora pull smollm2`, 98 MB." if self.needs_model else ""

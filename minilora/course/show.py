@@ -1,4 +1,4 @@
-"""Pictures in lessons: drawn twice as fine as the page needs, and with a text for those who cannot see them."""
+"""Pictures in lessons: at twice the page's resolution, and with an alternative text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ DOTS = 96  # per inch on the page; the picture has twice as many
 
 
 def show(figure: Any, alt: str) -> None:
-    """Show a matplotlib figure under the cell, and close it.
+    """Show a matplotlib figure below the cell, and close it.
 
-    alt: what can be seen, in one or two sentences; kept in the notebook as the picture's alternative text. Notebook
-    pages do not show it, so say below the cell how to read the picture.
+    alt: what the picture shows, in one or two sentences; stored in the notebook as its alternative text. Notebook pages
+        do not display it, so explain below the cell how to read the picture.
 
     Raises ValueError without alt.
     """

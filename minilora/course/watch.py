@@ -1,4 +1,4 @@
-"""What a student's function does while it runs: the shapes it makes, whether it asks the engine, how long it takes."""
+"""Watch a student's function while it runs: the shapes it computes, calls of the engine, and the time it takes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SECONDS = 10.0  # a check that takes longer is stopped
 
 
 class Watched(np.ndarray):
-    """An array that notes in `seen` the shape of all that is computed from it. Views (.T, slices) are not computed."""
+    """An array that records in `seen` the shapes of all results computed from it. Views (.T, slices) do not count."""
 
     seen: set[tuple[int, ...]]
 
     def __array_finalize__(self, source: Any) -> None:
         self.seen = getattr(source, "seen", set())
 
-    def __repr__(self) -> str:  # who prints an argument sees an array
+    def __repr__(self) -> str:  # a student who prints an argument sees an array
         return repr(self.view(np.ndarray))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **settings: Any) -> Any:
@@ -51,7 +51,7 @@ class Watched(np.ndarray):
         return watched(result, self.seen)
 
 
-Watched.__module__ = "numpy"  # the engine asks an array's type which library it is of
+Watched.__module__ = "numpy"  # by which the engine finds the array's library
 
 
 def watched(array: np.ndarray, seen: set[tuple[int, ...]]) -> Watched:
@@ -62,7 +62,7 @@ def watched(array: np.ndarray, seen: set[tuple[int, ...]]) -> Watched:
 
 
 def _plain(value: Any) -> Any:
-    """The value with plain arrays in place of watched ones, in tuples, lists and dictionaries, too."""
+    """The value with plain arrays instead of watched ones, also inside tuples, lists and dictionaries."""
     if isinstance(value, Watched):
         return value.view(np.ndarray)
     if type(value) in (tuple, list):
@@ -77,7 +77,7 @@ plain = _plain
 
 @contextlib.contextmanager
 def without_the_engine() -> Iterator[None]:
-    """Within it, `.backward()` says that the gradient is asked for by hand."""
+    """Within it, `.backward()` raises Wrong: the gradient must be written by hand."""
 
     def backward(self: Tensor, grad: Any = None) -> None:
         raise Wrong("by hand: write the gradient down yourself, without .backward()")
@@ -88,9 +88,9 @@ def without_the_engine() -> Iterator[None]:
 
 @contextlib.contextmanager
 def time_limit(seconds: float = SECONDS) -> Iterator[None]:
-    """Raise Wrong in what runs within it after that many seconds. In threads other than the main one: no limit.
+    """Raise Wrong in the code within it after that many seconds. Only the main thread has a limit.
 
-    It works as Ctrl-C does, on every system; a Ctrl-C of the user stays one.
+    It interrupts as Ctrl-C does, on every system. A Ctrl-C of the user still raises KeyboardInterrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -106,7 +106,7 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
     timer = threading.Timer(seconds, stop)
     timer.daemon = True
     before = signal.getsignal(signal.SIGINT)
-    if before in (signal.SIG_IGN, signal.SIG_DFL):  # as in a program that a shell started in the background
+    if before in (signal.SIG_IGN, signal.SIG_DFL):  # in a program that a shell started in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     try:
@@ -127,7 +127,7 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
 
 @contextlib.contextmanager
 def readable_output() -> Iterator[None]:
-    """What is printed stays; warnings come as one line each, on stdout: a word on stderr costs points in nbgrader."""
+    """Print each warning once, as one line on stdout, and stderr on stdout: nbgrader deducts points for stderr."""
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(sys.stdout):
         warnings.simplefilter("always")
         try:

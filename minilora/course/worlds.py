@@ -1,4 +1,4 @@
-"""Worlds for a claim of one's own (exercise 18.3): what is true in them is known, since it was planted."""
+"""Simulated experiments for exercise 18.3, in which the true difference between two methods is known."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ RATES = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 
 
 def draw_world(planted: Callable[[float, int], tuple[float, float]]) -> Callable[[np.random.Generator], Draw]:
-    """A world in which the tuned difference has a known mean and spread: planted(claimed, number of seeds).
+    """A world whose tuned difference has a known mean and standard deviation: planted(claimed, number of seeds).
 
-    Each method has three rates that somebody could take for its best: on validation, on the test, for the first seed.
-    The two methods are best at different rates; the new one now and then at the first of the list, the old one never.
+    Each method has three rates that could be taken for its best: on validation, on the test, for the first seed. The
+    two methods are best at different rates; the new one sometimes at the first of the list, the old one never.
     """
 
     def draw(rng: np.random.Generator) -> Draw:
@@ -52,15 +52,15 @@ def draw_world(planted: Callable[[float, int], tuple[float, float]]) -> Callable
 
 
 def errors_from_zero(errors: Callable[[int], float]) -> Callable[[float, int], tuple[float, float]]:
-    """A mean a little above what is claimed, so many standard errors from zero."""
+    """A mean a little above the claim, and this number of standard errors from zero."""
     return lambda claimed, n: (1.2 * claimed, 1.2 * claimed * math.sqrt(n) / errors(n))
 
 
 WORLDS = [
-    draw_world(lambda claimed, n: (0.3 * claimed, 0.6 * claimed)),  # hardly any effect; untuned, a large one
-    draw_world(lambda claimed, n: (1.5 * claimed, 0.2 * claimed)),  # a real one
-    draw_world(errors_from_zero(lambda n: 1.6)),  # the mean is in the band, by chance perhaps
-    draw_world(errors_from_zero(lambda n: math.sqrt(1.96 * student(n - 1)))),  # 1.96 is blind to it
+    draw_world(lambda claimed, n: (0.3 * claimed, 0.6 * claimed)),  # hardly any effect, but a large one if untuned
+    draw_world(lambda claimed, n: (1.5 * claimed, 0.2 * claimed)),  # a real effect
+    draw_world(errors_from_zero(lambda n: 1.6)),  # the mean is in the band, perhaps by chance
+    draw_world(errors_from_zero(lambda n: math.sqrt(1.96 * student(n - 1)))),  # 1.96 standard errors would accept it
     draw_world(lambda claimed, n: (-1.5 * claimed, 0.2 * claimed)),  # the new one is worse
-    draw_world(lambda claimed, n: (-0.5 * claimed, 2 * claimed)),  # worse by the mean, if that were all
+    draw_world(lambda claimed, n: (-0.5 * claimed, 2 * claimed)),  # worse by the mean, but undecided
 ]

@@ -56,9 +56,9 @@ def right(x, names):
 
 
 def test_nan_is_never_right(double):
-    assert "y holds NaN" in judged(double, lambda x, names: 2 * x + np.nan, rng())
+    assert "y contains NaN" in judged(double, lambda x, names: 2 * x + np.nan, rng())
     hole = lambda x, names: np.where(np.arange(len(x)) == 1, np.nan, 2 * x)
-    assert "y holds NaN" in judged(double, hole, rng())
+    assert "y contains NaN" in judged(double, hole, rng())
     assert not close(np.array([np.nan]), np.array([np.nan])) and not close(np.array([1.0]), np.array([np.nan]))
     assert same(np.array([np.nan, 1]), np.array([np.nan, 1]))
     assert same(np.inf, np.inf) and not same(3.0, np.inf) and not same(np.inf, 3.0)
@@ -276,7 +276,7 @@ def test_tensors_are_compared_with_what_they_ask_for():
     assert same(want, want) and not same(want, ml.Tensor(np.ones(3))) and not same(want, np.ones(3))
     with pytest.raises(Wrong, match="A must be a tensor, as ml.Tensor"):
         compare(np.ones(3), want, "A", "n", {})
-    with pytest.raises(Wrong, match="A must ask for a gradient"):
+    with pytest.raises(Wrong, match="A must require a gradient"):
         compare(ml.Tensor(np.ones(3)), want, "A", "n", {})
 
 
@@ -311,9 +311,9 @@ def test_check_raises_under_a_grader(variable, value, monkeypatch, capfd):
 @pytest.mark.parametrize(
     "thing, line",
     [
-        (len, "'len' is no exercise: check one of "),
-        (3.0, "a value of type float is no exercise"),
-        (lambda x: x, "'<lambda>' is no exercise"),
+        (len, "'len' is not an exercise: check one of "),
+        (3.0, "a value of type float is not an exercise"),
+        (lambda x: x, "'<lambda>' is not an exercise"),
     ],
 )
 def test_what_is_no_exercise_gets_the_names_of_those_there_are(thing, line, capsys):
