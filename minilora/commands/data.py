@@ -21,7 +21,7 @@ from ..data.formats import TEXT, check_field
 from ..data.leaks import NAMED, leaks, repeated
 from ..data.records import Reading, Record, read_source
 from ..data.rows import SPLITS
-from ..data.samples import AT_ONCE, encode_records, encode_text, truncate, warning_of_control_tokens
+from ..data.samples import encode_records, encode_text, truncate, warning_of_control_tokens
 from ..data.splits import by_split, describe_splits, follows_rule, is_one_text, split_text
 from ..engine.fused import NOT_SCORED
 from ..measure.loss import evenly
@@ -30,14 +30,12 @@ from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
 from ..options import BASE, add_flags, from_flags, option
 from ..pages.text import WIDTH, counted, rule, terminal_width, wrapped
-from ..progress import progress
 from ..train.options import FIELD, Options
 
 BRACKETS = ("[[", "]]")  # around what is scored
 UNDERLINED = ("\x1b[1;4m", "\x1b[0m")  # the same in a terminal
 FACTS = ("phrasings", "paraphrase", "validation_paraphrase", "keywords")  # optional entries of records
 COUNTED = 5_000  # records of a split whose tokens are counted; of more, a sample
-_QUICK = 2000  # records whose tokens are counted in about a second
 _LINES = 14  # lines of an example, at most
 
 
@@ -113,24 +111,17 @@ def _lengths(
     """Tokens of each split as in training, before conversations are truncated; of a large split, of a sample."""
     if is_one_text(records):
         parts = split_text(records[0].text, tokenizer, max_length)
-        return {name: _counts([samples], len(samples), 1, max_length) for name, samples in parts.items() if samples}
+        return {name: _counts(samples, len(samples), 1, max_length) for name, samples in parts.items() if samples}
     chosen = {name: evenly(part, COUNTED) for name, part in splits.items()}
-    total, found = sum(map(len, chosen.values())), {}
-    with progress("tokens", total if total > _QUICK else 0, "record") as bar:
-        for name, some in chosen.items():
-            encoded = []
-            for i in range(0, len(some), AT_ONCE):
-                batch = some[i : i + AT_ONCE]
-                encoded.append(encode_records(batch, tokenizer, max_length=max_length))
-                bar.update(len(batch))
-            if any(encoded):
-                found[name] = _counts(encoded, len(splits[name]), len(splits[name]) / len(some), max_length)
+    found = {}
+    for name, some in chosen.items():
+        if samples := encode_records(some, tokenizer, max_length=max_length):
+            found[name] = _counts(samples, len(splits[name]), len(splits[name]) / len(some), max_length)
     return found
 
 
-def _counts(encoded: Sequence[Sequence[Sample]], records: int, factor: float, max_length: int) -> dict[str, int]:
-    """The counts of a split. factor: how many times the samples the split has."""
-    samples = [sample for some in encoded for sample in some]
+def _counts(samples: Sequence[Sample], records: int, factor: float, max_length: int) -> dict[str, int]:
+    """The counts of a split. factor: the records of the split for each one that is counted."""
     tokens = [len(sample.ids) for sample in samples]
     _, longer, dropped = truncate(samples, max_length)
     marks = np.quantile(tokens, (0, 0.5, 0.9, 1), method="inverted_cdf")

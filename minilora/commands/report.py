@@ -94,7 +94,8 @@ def _records(metrics: Mapping[str, Any]) -> str:
     what = "sequence" if metrics["options"]["data"].endswith(".txt") else "record"
     parts = [counted(records["train"], f"training {what}")]
     uses = {"validation": "validation", "unseen": "testing"}
-    parts += [f"{records[name]:,} for {use}" for name, use in uses.items() if records.get(name)]
+    whole = {name: f" of {count:,}" for name, count in metrics.get("sampled_from", {}).items()}
+    parts += [f"{records[name]:,}{whole.get(name, '')} for {use}" for name, use in uses.items() if records.get(name)]
     also = records.get("paraphrase")
     return ", ".join(parts) + (f"; {counted(also, 'paraphrased training question')} for testing" if also else "")
 

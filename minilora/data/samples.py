@@ -14,10 +14,13 @@ import numpy as np
 from ..engine.fused import NOT_SCORED
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
+from ..progress import progress
 from .formats import listed
 from .records import Record
 
-AT_ONCE = 256  # records whose texts are encoded together: work for all cores, in little memory
+_AT_ONCE = 256  # records whose texts are encoded together: work for all cores, in little memory
+_QUICK = 2000  # records that are encoded in about a second: no progress is shown
+_INTS: dict[int, int] = {}  # one object for each token id: a large data set takes half the memory
 
 
 def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
@@ -37,18 +40,20 @@ def encode_records(
     max_length: texts are divided into samples of at most this many tokens; conversations stay whole, see `truncate`.
     """
     samples: list[Sample] = []
-    for i in range(0, len(records), AT_ONCE):
-        wordings = [
-            [record, *(record.asked(text) for text in record.phrasings if phrasings and not record.text)]
-            for record in records[i : i + AT_ONCE]
-        ]
-        encoded = iter(_encoded([record for each in wordings for record in each], tokenizer))
-        for record, *more in wordings:
-            sample, others = next(encoded), tuple(next(encoded) for _ in more)
-            if record.text:
-                samples += _divided(sample.ids, max_length or len(sample.ids))
-            else:
-                samples.append(replace(sample, others=others) if others else sample)
+    with progress("encoding", len(records) if len(records) > _QUICK else 0, "text") as bar:
+        for i in range(0, len(records), _AT_ONCE):
+            wordings = [
+                [record, *(record.asked(text) for text in record.phrasings if phrasings and not record.text)]
+                for record in records[i : i + _AT_ONCE]
+            ]
+            encoded = iter(_encoded([record for each in wordings for record in each], tokenizer))
+            for record, *more in wordings:
+                sample, others = next(encoded), tuple(next(encoded) for _ in more)
+                if record.text:
+                    samples += _divided(sample.ids, max_length or len(sample.ids))
+                else:
+                    samples.append(replace(sample, others=others) if others else sample)
+            bar.update(len(wordings))
     return samples
 
 
@@ -58,6 +63,7 @@ def _encoded(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
     lengths: dict[str, int] = {}
     samples = []
     for record, text, ids in zip(records, wholes, tokenizer.encode_all(wholes), strict=True):
+        ids = [_INTS.setdefault(i, i) for i in ids]
         if record.text:
             ids = ids if ids[-1:] == [tokenizer.eos_id] else [*ids, tokenizer.eos_id]
             samples.append(Sample(tuple(ids), (NOT_SCORED, *ids[1:])))

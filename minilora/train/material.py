@@ -34,6 +34,7 @@ class Material:
     validation_paraphrase: list[Sample] = field(default_factory=list)  # what is trained on, asked in other words
     system: str | None = None  # the system prompt of all records, if they have the same one
     split: str | None = None  # the rule that divided data in which no record names a split
+    sampled_from: dict[str, int] = field(default_factory=dict)  # the records of each set of which a sample is measured
 
     @property
     def validation_sets(self) -> dict[str, list[Sample]]:
@@ -110,14 +111,15 @@ def prepare(
     general = read_records("general", tokenizer)
     asked: dict[str, list[Record]] = {}
     shown: dict[str, list[Record]] = {}
+    sampled_from: dict[str, int] = {}
     if is_one_text(records):
         parts = split_text(records[0].text, tokenizer, max_length)
         log.info(describe_splits({name: len(part) for name, part in parts.items()}, text=True))
         samples = {"train": parts["train"]}
         for name, part in (("validation", parts["validation"]), ("unseen", parts["test"])):
-            samples[name] = _sampled(part, name, eval_records)
+            samples[name] = _sampled(part, name, eval_records, sampled_from)
     else:
-        samples, asked, shown = _of_records(records, tokenizer, max_length, eval_records)
+        samples, asked, shown = _of_records(records, tokenizer, max_length, eval_records, sampled_from)
     for name, whole in samples.items():
         samples[name], longer, dropped = truncate(whole, max_length)
         if longer:
@@ -131,7 +133,7 @@ def prepare(
     reworded = samples.get("validation_paraphrase", [])
     system = common_system(records)
     rule = None if not follows_rule(records) else TEXT_RULE if is_one_text(records) else RULE
-    return Material(samples["train"], samples["validation"], scored, asked, shown, reworded, system, rule)
+    return Material(samples["train"], samples["validation"], scored, asked, shown, reworded, system, rule, sampled_from)
 
 
 def common_system(records: Sequence[Record]) -> str | None:
@@ -181,7 +183,11 @@ def _examples(material: Material, before: dict[str, list[str]], after: dict[str,
 
 
 def _of_records(
-    records: Sequence[Record], tokenizer: Tokenizer, max_length: int, eval_records: int
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    max_length: int,
+    eval_records: int,
+    sampled_from: dict[str, int],
 ) -> tuple[dict[str, list[Sample]], dict[str, list[Record]], dict[str, list[Record]]]:
     """Records by set, encoded; those of them that have keywords to look for; where none has, a few to show."""
     splits = split_records(records)
@@ -193,10 +199,10 @@ def _of_records(
     measured = held_out(splits, eval_records)
     sets = {
         "train": splits["train"],
-        "validation": _sampled(splits["validation"], "validation", eval_records),
+        "validation": _sampled(splits["validation"], "validation", eval_records, sampled_from),
         "validation_paraphrase": evenly(reworded, eval_records),
         "paraphrase": measured["paraphrase"],
-        "unseen": _sampled(measured["unseen"], "unseen", eval_records),
+        "unseen": _sampled(measured["unseen"], "unseen", eval_records, sampled_from),
     }
     asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
     asked = {name: chosen for name, chosen in asked.items() if chosen}
@@ -206,10 +212,11 @@ def _of_records(
     return encoded, asked, {name: chosen for name, chosen in shown.items() if chosen}
 
 
-def _sampled(items: Sequence[Item], name: str, most: int) -> list[Item]:
-    """At most `most` of the items, evenly chosen; says so if others are left out."""
+def _sampled(items: Sequence[Item], name: str, most: int, sampled_from: dict[str, int]) -> list[Item]:
+    """At most `most` of the items, evenly chosen. If others are left out, it is logged and noted in `sampled_from`."""
     chosen = evenly(items, most)
     if len(chosen) < len(items):
+        sampled_from[name] = len(items)
         log.info(f"{name}: a sample of {len(chosen):,} of {len(items):,} is measured (--eval-records {most})")
     return chosen
 

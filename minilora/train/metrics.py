@@ -43,6 +43,7 @@ def metrics_of(
             "validation": sum(map(len, material.validation_sets.values())),
             **{name: len(scored) for name, scored in material.scored.items()},
         },
+        "sampled_from": material.sampled_from,
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,
         **_audited(model, state.base),

@@ -128,6 +128,11 @@ def test_the_page_counts_its_records(data, records, line):
     assert " ".join(lines[: lines.index("")]) == line
 
 
+def test_the_page_says_of_how_many_records_a_sample_was_measured():
+    sizes = {"records": {"train": 9, "validation": 2, "unseen": 3}, "sampled_from": {"unseen": 3000}}
+    assert "9 training records, 2 for validation, 3 of 3,000 for testing" in page(METRICS | sizes)
+
+
 def test_the_losses_during_training_have_first_last_and_lowest():
     assert learned(METRICS | TRAINED)[-3:] == [
         "during training                           first     last        lowest   at step",

@@ -30,7 +30,7 @@ def test_at_most_eval_records_of_every_set_are_measured_evenly_chosen(home, tmp_
     assert [r.id for r in material.asked["paraphrase"]] == ["line-1", "line-21", "line-41"]
     assert [r.id for r in material.asked["unseen"]] == ["line-10", "line-30", "line-50"]
     sizes = [len(material.train), len(material.validation), len(material.scored["general"])]
-    assert sizes == [48, 3, 60]
+    assert sizes == [48, 3, 60] and material.sampled_from == {"validation": 6, "unseen": 6}
     assert [line for line in said() if "sample" in line] == [
         f"{name}: a sample of 3 of 6 is measured (--eval-records 3)" for name in ("validation", "unseen")
     ]
