@@ -133,7 +133,7 @@ def test_a_product_is_added_to_what_is_there(rng):
 
 
 @here
-def test_the_same_product_has_the_same_bits_in_every_thread_and_every_run(rng):
+def test_the_same_product_has_the_same_bits_in_every_thread_and_every_run(rng, monkeypatch):
     x, (_, in_bfloat16) = rng.standard_normal((130, 576), dtype=np.float32), matrix(rng, 192, 576)
     once = x @ in_bfloat16.T
 
@@ -141,8 +141,13 @@ def test_the_same_product_has_the_same_bits_in_every_thread_and_every_run(rng):
         has_one_core.set(True)
         return x @ in_bfloat16.T
 
+    library, threads = bfloat16._library(), []
+    monkeypatch.setattr(library, "_cores", 2)
+    monkeypatch.setattr(library, "_set_threads", threads.append)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(alone, range(12)))
+    assert set(threads) == {1}
+    monkeypatch.undo()
     assert all(np.array_equal(each, found[0]) for each in found)
     assert all(np.array_equal(x @ in_bfloat16.T, once) for _ in range(5))
 

@@ -69,6 +69,11 @@ def one_element_slightly_off(x):
     return x * x, dx
 
 
+def off_where_the_gradient_is_small(x):
+    weights = np.array([1.0, 1.0, 0.001])
+    return x * weights, lambda g: g * weights * np.array([1, 1, 1 + 1e-5])
+
+
 def frozen_by_mistake(x, y):
     return x * y, lambda g: g * y, lambda g: np.zeros_like(y)
 
@@ -83,6 +88,7 @@ MISTAKES = [  # operation, shapes, the input whose gradient is wrong
     (wrong_sign, [(2,), (2,)], 1),
     (forgotten_term, [(2, 3)], 0),
     (one_element_slightly_off, [(2, 3)], 0),
+    (off_where_the_gradient_is_small, [(3,)], 0),
     (frozen_by_mistake, [(2,), (2,)], 1),
 ]
 

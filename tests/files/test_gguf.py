@@ -152,10 +152,12 @@ def test_a_file_that_is_missing_or_another_is_refused_in_one_line(tmp_path):
 
 def test_a_file_cut_off_at_any_byte_of_its_header_is_refused(tmp_path):
     path = tmp_path / "a.gguf"
-    record = {"general.architecture": "llama", "x.texts": ["ab", "c"], "x.counts": [1, 2], "x.count": 3, "x.text": "d"}
-    files.write_gguf(path, record, {"w": (np.zeros((2, 3), np.float32), "F32")})
-    content, start = path.read_bytes(), int(open_gguf(path).tensors[0].data_offset)
-    for end in [*range(4, start), len(content) - 32]:  # the data are padded to 32 bytes
-        path.write_bytes(content[:end])
-        with pytest.raises(ModelFileError, match=r"a\.gguf: cut off or damaged GGUF file"):
-            open_gguf(path)
+    record = {"general.architecture": "llama", "x.counts": [1, 2], "x.count": 3, "x.text": "d", "x.texts": ["ab", "c"]}
+    for tensors in ({"w": (np.zeros((2, 3), np.float32), "F32")}, {}):
+        files.write_gguf(path, record, tensors)
+        content = path.read_bytes()
+        ends = range(4, int(open_gguf(path).tensors[0].data_offset)) if tensors else range(4, content.index(b"ab") + 11)
+        for end in [*ends, *([len(content) - 32] if tensors else [])]:  # the data are padded to 32 bytes
+            path.write_bytes(content[:end])
+            with pytest.raises(ModelFileError, match=r"a\.gguf: cut off or damaged GGUF file"):
+                open_gguf(path)

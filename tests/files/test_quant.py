@@ -205,6 +205,8 @@ def test_every_value_becomes_the_nearest_level_of_its_block_and_stays_there(kind
     nearest = np.abs(each[:, :, None] - levels.LEVELS[kind] * scale[:, :, None]).min(axis=2)
     assert (np.abs(got - each) <= nearest + 1e-6 * scale).all()
     np.testing.assert_array_equal(quantize(back, kind), raw)
+    codes = codes_of(raw, kind).reshape(-1, 64)
+    np.testing.assert_array_equal(levels.LEVELS[kind][codes] * scale.astype(np.float32), got)
 
 
 def test_of_normal_values_nf4_loses_least(rng):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
+from minilora.engine import tensor
 from minilora.engine.attention import Packing
 from minilora.engine.recompute import recomputed, remembered
 from minilora.engine.tensor import Tensor, no_grad
@@ -267,9 +268,28 @@ def test_recomputation_saves_one_input_per_block(tiny_config):
     assert sizes[1] < sizes[0] / 3
 
 
-def test_a_block_with_nothing_to_train_records_nothing_and_random_numbers_are_drawn_once():
-    y = recomputed(lambda x: x * 2, Tensor(np.ones(3)))
-    assert not y.requires_grad and np.array_equal(y.data, np.full(3, 2.0))
+def test_a_block_computes_no_gradient_that_nobody_needs(monkeypatch):
+    monkeypatch.setattr(tensor, "OPS", {})
+    needed = []
+
+    @ml.op
+    def product(x, w):
+        return x * w, lambda g: needed.append("x") or g * w, lambda g: needed.append("w") or g * x
+
+    x, w = np.ones(3), np.full(3, 2.0)
+    for trained in ([], ["x"], ["w"], ["x", "w"]):
+        inputs = [Tensor(x, requires_grad="x" in trained), Tensor(w, requires_grad="w" in trained)]
+        y = recomputed(lambda x, w=inputs[1]: product(x, w), inputs[0])
+        assert y.requires_grad == bool(trained) and np.array_equal(y.data, w)
+        needed.clear()
+        if trained:
+            y.backward(np.ones(3))
+        assert needed == trained and [t.grad is not None for t in inputs] == ["x" in trained, "w" in trained]
+        with no_grad():
+            assert not recomputed(lambda x: x * 2, inputs[0]).requires_grad
+
+
+def test_random_numbers_are_drawn_once():
     rng, seen = np.random.default_rng(0), []
 
     def noisy(x):
