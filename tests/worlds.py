@@ -128,7 +128,7 @@ def cut(left):
             return full(**settings)
         good = abs(log10(settings["lr"] / 1e-3)) < 0.01
         shares = {str(r): 0.5 for r in settings["ranks"]} | {"8": (left if good else 0.0) + settings["seed"] / 100}
-        return dict.fromkeys(("left", "energy", "chance"), shares) | {"loss": [3.0, 2.0]}
+        return dict.fromkeys(("left", "variance", "chance"), shares) | {"loss": [3.0, 2.0]}
 
     return trial
 
@@ -160,7 +160,7 @@ def saved(at_8):
 def planted(off):
     def trial(d, k, r, seed, full_rank, steps):
         tail = float(max(0, k - r))
-        return {"loss": tail + off * (tail if r < k else k) * (r == k - 1 or r == 2 * k), "tail": tail, "energy": k}
+        return {"loss": tail + off * (tail if r < k else k) * (r == k - 1 or r == 2 * k), "tail": tail, "whole": k}
 
     return trial
 

@@ -34,16 +34,16 @@ def shares(runs: dict[str, list[dict[str, Any]]]) -> list[float]:
 
 
 def matrix_shares(setting: Setting, full_rank: bool) -> dict[str, Any]:
-    """The same in its smallest form: a matrix learns an update of its own rank, or of full rank, with r = 4. Full
-    fine-tuning gains all of it."""
+    """The same in its smallest form: a matrix learns an update of rank 4, or of full rank, with r = 4. Full fine-tuning
+    gains all of it."""
     trials = [{"d": 24, "k": 4, "r": 4, "seed": seed, "full_rank": full_rank, "steps": 200} for seed in setting.seeds]
-    left = [one["loss"] / one["energy"] for one in setting.each(train_matrix, trials)]
+    left = [one["loss"] / one["whole"] for one in setting.each(train_matrix, trials)]
     curves = {"lora": [[(0, 1.0), (200, loss)] for loss in left], "full": [[(0, 1.0), (200, 0.0)]]}
     return {"measured": [1 - loss for loss in left], "curves": curves}
 
 
-def told(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The numbers that a page shows of such runs, and their curves."""
+def losses_of(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The losses and learning rates of such runs, and their curves."""
     return {
         "before": runs["full"][0]["before"]["test"],
         **{f"{method} after": [run["test"] for run in runs[method]] for method in runs},
@@ -65,7 +65,7 @@ def draw_curves(axes: Any, curves: dict[str, Any]) -> None:
 
 
 def draw_bars(axes: Any, rows: dict[str, tuple[float, float]], unit: str) -> None:
-    """For each thing, a bar of LoRA's and one of full fine-tuning's, with their numbers."""
+    """For each row a bar of LoRA and one of full fine-tuning, with their numbers."""
     from ..pages.style import FULL, LORA, ink
 
     for y, (_name, numbers) in enumerate(rows.items()):

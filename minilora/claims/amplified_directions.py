@@ -1,4 +1,4 @@
-"""LoRA, section 7.3: an update amplifies directions that the base does not emphasise, with r = 4 more than with 64."""
+"""LoRA, section 7.3: an update amplifies directions that the base does not emphasise, more at r = 4 than at r = 64."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from ..experiments.updates import base_matrices, read_update, shared_run
 from ..lora.spectra import amplification, svd
 
 SMALL_UPDATE = (
-    "ΔW avoids what W emphasises: at r = 4, W_q has 0.78 in ΔW's directions, as in random ones (0.79), and 33 in its"
-    " own first ones (medians). But a random direction of 576 has r · 0.2 of this W_q already, where GPT-3's has r ·"
-    " 0.005 of 12,288; and 40 steps make a ΔW of norm 1.3, not 7. r = 64 amplifies less, as in the paper: 0.05."
+    "ΔW avoids the directions that W emphasises: at r = 4, W_q has a norm of 0.78 in ΔW's directions, about as in"
+    " random ones (0.79), and of 33 in its own first ones (medians). But random directions hold more of W here: r ·"
+    " 0.2 with 576 dimensions, and r · 0.005 with 12,288 in GPT-3. And 40 steps give a ΔW of norm 1.3, not 7. r = 64"
+    " amplifies less, as in the paper: 0.05."
 )
 CLAIM = Claim(
     source="LoRA (Hu et al. 2021, arXiv 2106.09685)",
     where="section 7.3, table 7 and appendix H.4",
-    says="In one layer of GPT-3, ‖ΔW_q‖ = 6.91 at r = 4, and W_q's own part in the same directions, ‖Uᵀ W V‖, is 0.32:"
-    " an amplification of 21.5. In its first 4 directions W_q has 21.67, in random ones 0.02. At r = 64 the factor is"
-    " about 2 (3.57 and 1.90).",
-    here="‖ΔW‖ / ‖Uᵀ W V‖ of W_q at r = 4, the median over layers; r = 64 beside it. Both would fall with r for random"
-    " directions, too, as 1 / r: chance is drawn in.",
-    switch="The update lies, with its own singular values, in the first directions of W, those that W emphasises.",
+    says="In one layer of GPT-3, ‖ΔW_q‖ = 6.91 at r = 4, and the part of W_q in the same directions, ‖Uᵀ W V‖, is"
+    " 0.32: an amplification of 21.5. In W_q's own first 4 directions it is 21.67, in random ones 0.02. At r = 64 the"
+    " factor is about 2 (3.57 and 1.90).",
+    here="‖ΔW‖ / ‖Uᵀ W V‖ of W_q at r = 4, the median over layers, compared with r = 64. With random directions both"
+    " would fall with r as well, as 1 / r: the picture shows that chance level.",
+    switch="The update keeps its singular values, but lies in the first directions of W, which W emphasises.",
     base="smollm2",
     minutes=4,
     band=Band("‖ΔW‖ / ‖Uᵀ W V‖ of W_q at r = 4 (median over layers)", low=10, against_below=1),

@@ -12,19 +12,20 @@ from ..experiments.tuned import tuned
 CLAIM = Claim(
     source="Schulman et al. 2025, LoRA Without Regret, Thinking Machines",
     where="Batch size effects, figure 3",
-    says="In some settings LoRA is less tolerant of large batches: with 10,000 examples of OpenThoughts3 the gap in"
-    " loss between LoRA and full fine-tuning is small at batches of 32 and grows as batches grow, whatever the rank.",
-    here="The tiny base on legal terms: the same 480 samples in 120 steps of 4 and in 15 steps of 32, by LoRA with"
-    " r = 8 on every linear layer and whole, each of the four at its own best learning rate. Measured: LoRA's loss on"
-    " unseen terms less full's, at batches of 32 less at batches of 4.",
-    switch="Put in by hand: LoRA learns from large batches at a tenth of its learning rate.",
+    says="In some settings LoRA tolerates large batches less well: with 10,000 examples of OpenThoughts3, the gap in"
+    " loss between LoRA and full fine-tuning is small at batch size 32 and grows with the batch size, whatever the"
+    " rank.",
+    here="The tiny base on law: the same 480 samples in 120 steps of 4 and in 15 steps of 32, by LoRA (r = 8, all"
+    " linear layers) and by full fine-tuning, each of the four at its own best learning rate. Measured: LoRA's test"
+    " loss minus full fine-tuning's at batch size 32, minus the same at batch size 4.",
+    switch="The effect is put in by hand: at the large batch size, LoRA has a tenth of its learning rate.",
     base="tiny",
     minutes=5,
     band=Band("growth of LoRA's gap from small to large batches (nats)", low=0.02, against_below=0),
     explained={
-        "not at this size": "LoRA's gap grows, from 0.150 to 0.171 nats, by about what the band asks for. But the"
-        " interval over three seeds reaches below zero: this needs more seeds. The paper's gap grows at batches above"
-        " 32, with 10,000 examples; here there are 240.",
+        "not at this size": "LoRA's gap grows from 0.150 to 0.171 nats, by about what the band asks for. But the"
+        " interval over three seeds reaches below zero: more seeds are needed. The paper's gap grows at batch sizes"
+        " above 32, with 10,000 examples; here there are 240.",
     },
 )
 
@@ -69,7 +70,7 @@ def picture(numbers: dict[str, Any]) -> Any:
         ends.append((means[-1], "LoRA" if name == "LoRA" else "full\nfine-tuning", color))
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers["batches"], [str(batch) for batch in numbers["batches"]])
-    axes.set(xlabel="samples in a batch; as many samples in all", ylabel="loss on unseen terms (nats)")
+    axes.set(xlabel="batch size; the number of samples is the same", ylabel="test loss (nats)")
     axes.set_title("A dot for each seed, each line at its best rates")
     name_lines(axes, ends)
     return figure

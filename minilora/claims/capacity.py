@@ -17,13 +17,15 @@ from ..nn.optim import SCHEDULES, AdamW
 CLAIM = Claim(
     source="Schulman et al. 2025, LoRA Without Regret, Thinking Machines",
     where="LoRA rank, figures 1 and 2",
-    says="Full fine-tuning and LoRA of high rank learn alike; a lower rank leaves their curve at a step that grows with"
-    " the rank, when the adapter runs out of capacity. Where data exceed it, LoRA does worse than full fine-tuning.",
-    here="One random matrix between a frozen embedding and a frozen head learns random keys with random values by"
-    " heart: 8 pairs (48 bits), and 256 (1,536 bits, 3 for each number of a LoRA of rank 4). Matrix or adapter take 400"
-    " steps of Adam, each at its best learning rate. Measured: the share of the bits that the matrix stores and rank 4"
-    " does not, of 256 pairs less of 8. (An earlier form was given up: LoRA stored nothing in 100 steps of a Llama.)",
-    switch="The rank is 64, so that the adapter has more numbers than the matrix.",
+    says="Full fine-tuning and LoRA of high rank learn alike. With a lower rank, LoRA's curve leaves theirs at a step"
+    " that grows with the rank, when the adapter runs out of capacity. If the data exceed it, LoRA does worse than"
+    " full fine-tuning.",
+    here="One random matrix between a frozen embedding and a frozen head memorises random keys with random values: 8"
+    " pairs (48 bits), and 256 (1,536 bits, 3 for each parameter of a LoRA of rank 4). Matrix or adapter take 400"
+    " steps of Adam, each at its best learning rate. Measured: the share of the bits that the matrix stores and rank"
+    " 4 does not, with 256 pairs minus with 8. (An earlier form was given up: LoRA stored nothing in 100 steps of a"
+    " Llama.)",
+    switch="The rank is 64, so that the adapter has more parameters than the matrix.",
     base="matrices",
     minutes=3,
     band=Band("growth of LoRA's gap when its capacity is exceeded (share of all bits)", low=0.1, against_below=0),

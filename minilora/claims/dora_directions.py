@@ -12,12 +12,12 @@ from ..experiments.updates import shared_run
 CLAIM = Claim(
     source="DoRA (Liu et al. 2024, arXiv 2402.09353)",
     where="sections 3.2 and 4.1, figure 2",
-    says="Over the query matrices of all layers at four training steps, changes of length ΔM and of direction ΔD"
+    says="Over the query matrices of all layers at four training steps, changes of magnitude ΔM and of direction ΔD"
     " correlate with 0.83 for LoRA, -0.62 for full fine-tuning and -0.31 for DoRA (VL-BART, four tasks of images and"
     " text).",
-    here="The same correlations at a quarter, a half, three quarters and all of the steps. Measured: LoRA's less the"
+    here="The same correlations at a quarter, a half, three quarters and all of the steps. Measured: LoRA's minus the"
     " larger of the two others (1.14 in the paper).",
-    switch="LoRA, from other starts, takes the place of full fine-tuning and of DoRA.",
+    switch="LoRA with other seeds replaces full fine-tuning and DoRA.",
     base="smollm2",
     minutes=8,
     band=Band("correlation of ΔM and ΔD: LoRA less the larger of DoRA and full", low=0.5, against_below=0),
@@ -25,9 +25,9 @@ CLAIM = Claim(
     seeds=(0,),
     explained={
         "not at this size": "At each of the four steps by itself the order is the paper's: LoRA 0.50 to 0.65, full"
-        " fine-tuning -0.29 to -0.30, and DoRA between them, nearer to LoRA, at 0.33 to 0.38. All steps together,"
-        " which the band is about, give 0.66, 0.16 and 0.53: both changes grow as training goes on, and that"
-        " correlates them for every method.",
+        " fine-tuning -0.29 to -0.30, and DoRA between them, nearer to LoRA, at 0.33 to 0.38. The band is about all"
+        " steps together, which give 0.66, 0.16 and 0.53: both changes grow during training, and that correlates them"
+        " for every method.",
     },
 )
 METHODS = ("lora", "dora", "full")
@@ -76,7 +76,7 @@ def picture(numbers: dict[str, Any]) -> Any:
             turned, grown = np.array(numbers["points"][method][step]).T
             place.plot(turned, grown, "o", color=color, alpha=shade, markersize=4, label=f"step {step}")
         found = numbers["correlations"][0][method]
-        place.set(xlabel="ΔD, change of direction", ylabel="ΔM, change of length", title=f"{name}: {found:+.2f}")
+        place.set(xlabel="ΔD, change of direction", ylabel="ΔM, change of magnitude", title=f"{name}: {found:+.2f}")
         place.ticklabel_format(style="sci", scilimits=(-2, 3))
         place.legend(frameon=False, fontsize=9)
     return figure

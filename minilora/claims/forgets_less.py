@@ -18,8 +18,9 @@ from ..train.loop import fit
 CLAIM = Claim(
     source="Biderman et al. 2024, LoRA Learns Less and Forgets Less, arXiv 2405.09673",
     where="section 4.3, figure 4",
-    says="Llama-2-7B on code and mathematics: LoRA and full fine-tuning lie on about the same curve of learning against"
-    " forgetting, LoRA where less is learned and forgotten; on code, some points forget less for as much learned.",
+    says="Llama-2-7B on code and mathematics: LoRA and full fine-tuning lie on about the same curve of learning and"
+    " forgetting, LoRA where less is learned and forgotten. On code, some of its points forget less for as much"
+    " learned.",
     here="LoRA (r = 8, all linear layers) and full fine-tuning of the tiny base on law: 40 steps of 8, at the best of"
     " three constant rates. Measured: how much less LoRA forgets (the rise of the loss on presidents' addresses) at the"
     " lowest loss on legal terms that both reach, as a share of full's.",
@@ -29,7 +30,7 @@ CLAIM = Claim(
     band=Band("forgotten less by LoRA (share of full's)", low=0.1, against_below=0),
     second_hand=True,
     explained={
-        "not at this size": "Both have forgotten about as much: one curve, as the paper mostly found.",
+        "not at this size": "Both have forgotten about as much: they lie on one curve, as the paper mostly found.",
         "contradicted": "LoRA has forgotten more: its best learning rate is large, and rank 8, a sixteenth of a layer's"
         " width (in Llama-2-7B a five-hundredth), restrains little.",
     },

@@ -1,4 +1,4 @@
-"""Learns Less and Forgets Less: the update of full fine-tuning has ten times the rank of a usual LoRA, and more."""
+"""Learns Less and Forgets Less: the update of full fine-tuning has at least ten times the rank of a usual LoRA."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..lora.spectra import rank_for_variance, singular_values
 CLAIM = Claim(
     source="LoRA Learns Less and Forgets Less (Biderman et al. 2024, arXiv 2405.09673)",
     where="section 4.6 and figure 6",
-    says="The rank that 90 % of the energy of full fine-tuning's update needs is 10 to 100 times a usual LoRA's, from"
-    " the first checkpoint on (Llama-2-7B, 0.25 billion tokens of code); it is higher in MLPs than in attention.",
+    says="The rank that explains 90 % of the variance of full fine-tuning's update is 10 to 100 times a usual LoRA's,"
+    " from the first checkpoint on (Llama-2-7B, 0.25 billion tokens of code). It is higher in MLPs than in attention.",
     here="The rank for 90 % of Σ s² of ΔW = W after - W before, over r = 8: the median over W_q, W_v and W_down of"
-    " every layer, which cannot have more than 24 to 72 times 8. Random matrices of the same shapes are drawn in: the"
-    " paper notes that small Gaussian noise has such a spectrum, too.",
-    switch="The update of LoRA takes the place of that of full fine-tuning.",
+    " every layer, whose ranks are at most 24 to 72 times 8. Random matrices of the same shapes are shown for"
+    " comparison: the paper notes that small Gaussian noise has such a spectrum as well.",
+    switch="LoRA's update replaces that of full fine-tuning.",
     base="smollm2",
     minutes=4,
-    band=Band("rank for 90 % of full fine-tuning's energy, over LoRA's r (median)", low=10, against_below=1),
+    band=Band("rank for 90 % of full fine-tuning's variance, over LoRA's r (median)", low=10, against_below=1),
     seeds=(0,),
 )
 
 
 def ranks(base: str, method: str, r: int, seed: int, folder: str | None) -> dict[str, dict[str, int]]:
-    """The rank for 90 % of the energy by module: of the update, and of a random matrix of its shape."""
+    """The rank for 90 % of the variance by module: of the update, and of a random matrix of its shape."""
     rng = np.random.default_rng(seed)
     kept = read_update(shared_run(base, method, seed, r, folder)["file"])
     shapes = {kind: next(w.shape for name, w in base_matrices(base).items() if kind in name) for kind in KEPT}
@@ -67,6 +67,6 @@ def picture(numbers: dict[str, Any]) -> Any:
         place.axhline(10 * numbers["r"], color=ink(BASE), linewidth=0.8, label="10 r")
         place.xaxis.get_major_locator().set_params(integer=True)
         place.set(xlabel="layer", title=kind, ylim=(0, 1.5 * random))
-    axes[0].set(ylabel="rank for 90 % of the energy")
+    axes[0].set(ylabel="rank for 90 % of the variance")
     axes[0].legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
     return figure

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting
-from ._introduction import SOURCE, best_runs, draw_curves, matrix_shares, shares, told
+from ._introduction import SOURCE, best_runs, draw_curves, losses_of, matrix_shares, shares
 
 CLAIM = Claim(
     source=SOURCE,
     where="limitations",
     says="LoRA is not ideal for extremely complex transformations.",
     here="As complex as a change of a language model can be: every token of the vocabulary means another one, so that"
-    " the tiny base has to learn a language anew. LoRA (r = 8, all linear maps) and full fine-tuning, each at the best"
-    " of three learning rates. Measured: LoRA's share of what full fine-tuning gains on the test records in the same 96"
-    " steps (nats). Not ideal is fixed as less than four fifths. In its smallest form, a matrix"
-    " learns an update of full rank with r = 4.",
+    " the tiny base has to learn a language anew. LoRA (r = 8, all linear maps) and full fine-tuning, each at the"
+    " best of three learning rates. Measured: LoRA's share of what full fine-tuning gains on the test records in the"
+    " same 96 steps (nats). Not ideal is defined as less than four fifths. In the smallest form, a matrix learns an"
+    " update of full rank with r = 4.",
     switch="The same records in the language that the base knows; in the smallest form, an update of rank 4.",
     base="tiny",
     minutes=4,
@@ -28,11 +28,11 @@ def run(setting: Setting) -> dict[str, Any]:
     if setting.small:
         return matrix_shares(setting, full_rank=not setting.switched)
     runs = best_runs(setting, shuffled=not setting.switched)
-    return {"measured": shares(runs), **told(runs)}
+    return {"measured": shares(runs), **losses_of(runs)}
 
 
 def picture(numbers: dict[str, Any]) -> Any:
-    """Both on their way."""
+    """Both validation losses during training."""
     from ..pages.style import panels
 
     figure, axes = panels(width=7)

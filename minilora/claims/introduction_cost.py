@@ -7,30 +7,31 @@ from typing import Any
 
 from ..experiments.claim import LOW, Claim, Setting
 from ..experiments.tuned import first_step
-from ._introduction import SOURCE, best_runs, draw_curves, told
+from ._introduction import SOURCE, best_runs, draw_curves, losses_of
 from .introduction_speed import products, timed
 
-DEARER = 10  # with the effect put in by hand, the machine that full fine-tuning needs costs so many times as much
+DEARER = 10  # times the price: the machine for full fine-tuning, with the effect put in by hand
 
 CLAIM = Claim(
     source=SOURCE,
     where="why LoRA matters: high cost, much cheaper experiments",
     says="Experiments are much cheaper with LoRA than with full fine-tuning.",
-    here="What a machine is paid for is time. Both methods teach the tiny base legal answers, each at the best of three"
-    " learning rates, until the validation loss that both reach; the steps of each, times the time of one, measured in"
-    " turns (in its smallest form, its multiplications). Much cheaper is fixed as a third of the cost at most.",
+    here="A machine is paid by time. Both methods teach the tiny base legal answers, each at the best of three"
+    " learning rates, until the validation loss that both reach. Measured: the steps of each, times the time of one"
+    " step, which is timed in turns (in the smallest form, its multiplications). Much cheaper is defined as at most a"
+    " third of the cost.",
     switch="The effect is put in by hand: full fine-tuning needs a machine of ten times the price.",
     base="tiny",
     minutes=4,
     band=LOW.of("cost of the same loss with LoRA, as a share of full fine-tuning's"),
     explained={
-        "contradicted": "LoRA was 2.6 times as dear: it came to its lowest loss after 96 steps and full fine-tuning to"
-        " the same one after 29, with steps of LoRA that take 0.78 of the time. On SmolLM2, `minilora compare` found"
-        " 1.13 of the time (one seed). LoRA is cheap where it runs on a machine that full fine-tuning does not fit:"
-        " the cost is that of memory, and the switch shows it.",
-        "not at this size": "On one machine LoRA is hardly cheaper than full fine-tuning: its steps take less time, at"
-        " best two thirds, and it does not need fewer of them. It is cheap where it runs on a machine that full fine-"
-        " tuning does not fit: the cost is that of memory, and the switch shows it.",
+        "contradicted": "LoRA cost 2.6 times as much: it reached its lowest loss after 96 steps and full fine-tuning"
+        " the same loss after 29, and a step of LoRA takes 0.78 of the time. On SmolLM2, `minilora compare` found"
+        " 1.13 of the time (one seed). LoRA is cheap where it runs on a machine that is too small for full"
+        " fine-tuning: there memory decides the cost, as the switch shows.",
+        "not at this size": "On one machine LoRA is hardly cheaper than full fine-tuning: its steps take less time,"
+        " at best two thirds, but it needs as many. It is cheap where it runs on a machine that is too small for full"
+        " fine-tuning: there memory decides the cost, as the switch shows.",
     },
 )
 
@@ -47,11 +48,11 @@ def run(setting: Setting) -> dict[str, Any]:
     price = 1 / DEARER if setting.switched else 1.0
     measured = [price * pace * lora / full for lora, full in steps]
     of_steps = {"steps of LoRA": [lora for lora, _ in steps], "steps of full": [full for _, full in steps]}
-    return {"measured": measured, "one step, LoRA over full": pace, **of_steps, **told(runs)}
+    return {"measured": measured, "one step, LoRA over full": pace, **of_steps, **losses_of(runs)}
 
 
 def picture(numbers: dict[str, Any]) -> Any:
-    """Both on their way."""
+    """Both validation losses during training."""
     from ..pages.style import panels
 
     figure, axes = panels(width=7)

@@ -12,21 +12,21 @@ from ._introduction import SOURCE, draw_bars
 CLAIM = Claim(
     source=SOURCE,
     where="LoRA (arXiv 2106.09685), abstract, has the number",
-    says="Training needs much less memory, since only small matrices are trained: a third (GPT-3 175B: 350 GB in place"
+    says="Training needs much less memory, since only small matrices are trained: a third (GPT-3 175B: 350 GB instead"
     " of 1.2 TB).",
-    here="The peak of a process that takes steps of 4 x 128 tokens with AdamW, by LoRA (r = 8, all linear maps) and by"
-    " full fine-tuning, and what of it belongs to whom. Nothing in it is random: one number. In its smallest form it"
-    " is predicted from shapes.",
-    switch="Gradients and moments of all weights are held all the same: full fine-tuning stands in both places.",
+    here="The peak of a process that takes steps of 4 x 128 tokens with AdamW, by LoRA (r = 8, all linear maps) and"
+    " by full fine-tuning, divided among its owners. Nothing in it is random: one number. In the smallest form it is"
+    " predicted from shapes.",
+    switch="Gradients and optimizer state of all weights are held all the same: full fine-tuning replaces LoRA.",
     base="smollm2",
     minutes=2,
     band=LOW.of("peak memory with LoRA, as a share of full fine-tuning's"),
     seeds=(0,),
     explained={
-        "not at this size": "Freezing saves gradients and Adam's two moments, and nothing else: the weights are there,"
-        " and so are the activations, since every layer still passes a gradient on. The paper's 350 GB are 175 billion"
-        " weights of two bytes, with nothing to speak of for activations; here those of 512 tokens, and the program,"
-        " are a good part of the whole. Recomputation and a packed base save what LoRA leaves.",
+        "not at this size": "Freezing saves gradients and optimizer state, and nothing else. The weights stay, and so"
+        " do the activations, since every layer still passes a gradient on. The paper's 350 GB are 175 billion"
+        " weights of two bytes, with next to nothing for activations; here the activations of 512 tokens, and the"
+        " program, are a good part of the peak. Activation checkpointing and a quantised base save what LoRA leaves.",
     },
 )
 OWNERS = ("weights", "gradients", "moments", "activations")
@@ -48,11 +48,11 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def picture(numbers: dict[str, Any]) -> Any:
-    """What is held, by owner."""
+    """The bytes at the peak, by owner."""
     from ..pages.style import panels
 
     figure, axes = panels(width=7, height=4)
     rows = {owner: numbers[owner] for owner in OWNERS} | {"peak": numbers["peak, bytes"]}
     draw_bars(axes, {name: (lora / 1e6, full / 1e6) for name, (lora, full) in rows.items()}, "MB")
-    axes.set_title("When most is held: full fine-tuning in its optimizer, LoRA on its way back")
+    axes.set_title("At the peak: full fine-tuning in its optimizer, LoRA in its backward pass")
     return figure

@@ -14,11 +14,11 @@ from ._introduction import SOURCE, draw_bars
 CLAIM = Claim(
     source=SOURCE,
     where="LoRA (arXiv 2106.09685), section 4.2, has the number",
-    says="Training is faster: 25 % less time on GPT-3 175B, 43.1 tokens a second for each V100 in place of 32.5.",
+    says="Training is faster: 25 % less time on GPT-3 175B, 43.1 tokens a second for each V100 instead of 32.5.",
     here="A step of 4 x 128 tokens by LoRA (r = 8, all linear maps) and by full fine-tuning, with AdamW, in processes"
-    " that take turns; three turns each for every measured number. Faster is fixed as nine tenths of the time at most."
-    " In its smallest form, the multiplications of matrix products are counted and nothing is timed.",
-    switch="Full fine-tuning stands in both places.",
+    " that take turns; three turns each for every measured number. Faster is defined as at most nine tenths of the"
+    " time. In the smallest form, the multiplications of the matmuls are counted and nothing is timed.",
+    switch="Full fine-tuning replaces LoRA.",
     base="smollm2",
     minutes=4,
     band=Band("time of a step with LoRA, as a share of full fine-tuning's", high=0.9, against_above=1.0 - 1e-9),
@@ -27,7 +27,7 @@ TURNS = 3
 
 
 def products(base: str) -> tuple[float, float]:
-    """Multiplications per token: LoRA's y and dx of every matrix, and three of the thin ones; all three of full's."""
+    """Multiplications per token: y and dx for every frozen matrix, and dw as well for every trained one."""
     config = Settings(base).config()
     adapter = Step(config, 1, 1, rank=8).adapter_parameters
     return 2 * base_parameters(config) + 3 * adapter, 3 * base_parameters(config)
@@ -66,5 +66,5 @@ def picture(numbers: dict[str, Any]) -> Any:
     shares = [share for name, share in numbers.items() if name.startswith("share of multi")]
     rows = {"counted": (shares[-1], 1.0), "measured": (median(numbers["measured"]), 1.0)}
     draw_bars(axes, rows, "share of full fine-tuning's step")
-    axes.set_title("A step of LoRA beside one of full fine-tuning")
+    axes.set_title("A step of LoRA and one of full fine-tuning")
     return figure

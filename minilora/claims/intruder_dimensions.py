@@ -1,4 +1,4 @@
-"""An Illusion of Equivalence: LoRA brings singular directions that the base has not; full fine-tuning does not."""
+"""An Illusion of Equivalence: LoRA brings singular directions that the base lacks; full fine-tuning does not."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from ..lora.spectra import intruder_dimensions, svd
 CLAIM = Claim(
     source="LoRA vs Full Fine-tuning: An Illusion of Equivalence (Shuttleworth et al. 2024, arXiv 2410.21228)",
     where="definition 1, section 3",
-    says="Among the first 10 left singular vectors of W + ΔW are some that are like none of W's (cosine below ε) with"
-    " LoRA of r up to 16, at low ε, too; with full fine-tuning hardly any (RoBERTa-base on six tasks, larger models).",
-    here="Directions with every |cosine| below 0.5 among the first 10 of W_q and W_v, per matrix: LoRA with r = 8 less"
-    " full fine-tuning. Controls of the same Frobenius norm as LoRA's update: full fine-tuning's update, random noise"
-    " of full rank, and LoRA's own singular values along random directions.",
-    switch="In place of LoRA's update stands random noise of full rank with the same Frobenius norm.",
+    says="With LoRA of r up to 16, some of the first 10 left singular vectors of W + ΔW resemble none of W's (every"
+    " cosine below ε), at low ε as well; with full fine-tuning hardly any do (RoBERTa-base on six tasks, larger"
+    " models).",
+    here="Directions whose every |cosine| is below 0.5, among the first 10 of W_q and W_v, per matrix: LoRA with r ="
+    " 8 minus full fine-tuning. Controls of the same Frobenius norm as LoRA's update: full fine-tuning's update,"
+    " random noise of full rank, and LoRA's own singular values along random directions.",
+    switch="Random noise of full rank with the same Frobenius norm replaces LoRA's update.",
     base="smollm2",
     minutes=8,
     band=Band("intruders per matrix: LoRA less full", low=0.5, against_below=0),
@@ -26,8 +27,8 @@ CLAIM = Claim(
     seeds=(0, 1),
     second_hand=True,
     explained={
-        Verdict.NOT_HERE: "It is the size that is missing: after 40 steps LoRA's largest singular value is 0.4 to 1.4,"
-        " W's 3 to 82. Multiplied by 10, LoRA's update brings 0.37 a matrix, by 20 one (the first 27 matrices).",
+        Verdict.NOT_HERE: "The update is too small: after 40 steps LoRA's largest singular value is 0.4 to 1.4,"
+        " W's 3 to 82. Multiplied by 10, LoRA's update brings 0.37 per matrix, by 20 one (the first 27 matrices).",
     },
 )
 TOLD = {
@@ -84,5 +85,5 @@ def picture(numbers: dict[str, Any]) -> Any:
         axes.text(x, max(ys), f"{np.mean(ys):.2f}\n", ha="center")
     axes.set_xticks(range(len(TOLD)), list(TOLD.values()))
     axes.set(ylabel="new among the first 10, per matrix", ylim=(0, 1.2 * axes.get_ylim()[1]))
-    axes.set_title("Singular directions that the base does not have (cosines below 0.5)")
+    axes.set_title("Singular directions that the base lacks (cosines below 0.5)")
     return figure

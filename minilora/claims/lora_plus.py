@@ -11,23 +11,23 @@ from ..pages.rates import draw_rates
 from ..pages.style import LORA, A, name_lines, panels
 
 WHY = (
-    "The paper speaks of wide models, where the good ratio grows with the width, and of rates that are set "
-    "together with the ratio. The tiny base is 128 wide. With each at its own best rate the two end within two "
-    "percent of each other, and LoRA+ is not sooner: B's steps, 16 times as large, ask for a base rate ten times "
-    "or more below LoRA's, at which A hardly leaves its random start. At one low rate for both, which is what the "
-    "switch does, LoRA+ is far sooner: it brings a rate that is too low nearer to a good one. A search over the "
-    "rate does that for LoRA, too."
+    "The paper is about wide models, where the good ratio grows with the width, and about rates that are set together"
+    " with the ratio. The tiny base is 128 wide. With each method at its own best rate the two end within two percent"
+    " of each other, and LoRA+ is not faster: B's rate, 16 times as large, asks for a base rate that is a tenth of"
+    " LoRA's or less, at which A hardly leaves its random initialisation. At one low rate for both, as the switch has"
+    " it, LoRA+ is far faster: it brings a rate that is too low nearer to a good one. A search over the rate does"
+    " that for LoRA as well."
 )
 CLAIM = Claim(
     source="Hayou, Ghosh & Yu 2024, LoRA+ (arXiv 2402.12354)",
     where="abstract; the authors' repository for how the ratio is to be set",
-    says="One learning rate for A and B is not efficient in wide models. With a larger one for B, in a well-chosen "
-    "ratio, results are 1 to 2 % better and fine-tuning up to about twice as fast. Ratio and rate are set "
-    "together, so this is said of each method at a rate that suits it.",
-    here="LoRA and LoRA+ with a ratio of 16, r = 8, on every linear layer; 60 steps on law, each method at its own "
-    "best learning rate by the loss on validation. Then again with the validation loss every three steps: how many "
-    "steps does LoRA take to the higher of the two final losses, and how many does LoRA+?",
-    switch="The advantage is put in by hand: both take one learning rate, 0.001, which is too low for LoRA.",
+    says="One learning rate for A and B is not efficient in wide models. With a larger one for B, in a well-chosen"
+    " ratio, results are 1 to 2 % better and fine-tuning is up to about twice as fast. Ratio and rate are set"
+    " together, so the claim is about each method at a rate that suits it.",
+    here="LoRA and LoRA+ with a ratio of 16, r = 8, on every linear layer; 60 steps on law, each method at its own"
+    " best learning rate by validation loss. Then again with the validation loss every three steps. Measured: the"
+    " steps that LoRA takes to the higher of the two final losses, over the steps that LoRA+ takes.",
+    switch="The effect is put in by hand: both take one learning rate, 0.001, which is too low for LoRA.",
     base="tiny",
     minutes=1.5,
     band=Band("steps LoRA takes, over the steps LoRA+ takes, to the loss that both reach", low=1.2, against_below=1.0),
@@ -39,7 +39,7 @@ TOO_LOW = 1e-3
 
 
 def run(setting: Setting) -> dict[str, Any]:
-    """Tune both, then look on while they learn: who is sooner where?"""
+    """Tune both, then train them with validations: which is sooner at the same loss?"""
     few: dict[str, Any] = {"steps": 10, "batch_size": 2, "held_out": 4} if setting.small else {}
     begin: dict[str, dict[str, Any]] = {name: {"lr": BEST[name], **kind, **few} for name, kind in KINDS.items()}
     found, rates = dict[str, Any](), dict.fromkeys(KINDS, TOO_LOW)
@@ -66,7 +66,7 @@ def sooner(plain: list[list[float]], plus: list[list[float]]) -> float:
 
 
 def picture(numbers: dict[str, Any]) -> Any:
-    """The losses on the way, and those by learning rate."""
+    """The losses during training, and those by learning rate."""
     colors = {"LoRA": LORA, "LoRA+": A}
     figure, panel = panels(2 if numbers["tried"] else 1, width=10)
     figure.get_layout_engine().set(wspace=0.08)

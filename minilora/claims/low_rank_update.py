@@ -1,4 +1,4 @@
-"""LoRA's premise: what full fine-tuning changes is close to a change of low rank."""
+"""LoRA's premise: the update of full fine-tuning is close to one of low rank."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..pages.style import FULL, GREY, name_lines, panels
 CLAIM = Claim(
     source="Aghajanyan, Zettlemoyer & Gupta 2020 (arXiv 2012.13255); Hu et al. 2021, LoRA (arXiv 2106.09685)",
     where="abstract of the first; section 4.1 of the second",
-    says="Fine-tuning needs few dimensions: 200 random ones are enough for 90 % of full fine-tuning's result on one "
-    "task with RoBERTa. From that LoRA takes its hypothesis that the change of each weight matrix has a low rank.",
-    here="Full fine-tuning of the tiny base, 60 steps on law at its best learning rate. Of every matrix's change only "
-    "the first r of its singular directions are kept, without any training after that: which share of the gain "
-    "in loss on the test is left? And which share of the change's energy do they have, against a random matrix?",
-    switch="r random directions of each change are kept, in place of the first r.",
+    says="Fine-tuning needs few dimensions: 200 random ones are enough for 90 % of full fine-tuning's result on one"
+    " task with RoBERTa. From this LoRA takes its hypothesis that the update of each weight matrix has a low rank.",
+    here="Full fine-tuning of the tiny base, 60 steps on law at its best learning rate. Of every matrix's update only"
+    " the first r singular directions are kept, without further training: what share of the gain in test loss is"
+    " left? And what share of the update's variance do they explain, compared with a random matrix?",
+    switch="r random directions of each update are kept instead of the first r.",
     base="tiny",
     minutes=1,
     band=Band("share of the gain that is left with r = 8 of at most 128 directions", low=0.9, against_below=0.5),
     explained={
         "not at this size": "The first directions do hold most of what was learned: one leaves 43 % of the gain, 8"
-        " leave 84 %, 16 leave 90 % and 32 leave 96 %. Of the energy, 8 have 53 % (a random matrix: 20 %). But a"
-        " matrix of the tiny base has 128 directions at most, and 8 are a sixteenth of them; nor was the update"
-        " trained for being cut, as an adapter's is.",
+        " leave 84 %, 16 leave 90 % and 32 leave 96 %. 8 of them explain 53 % of the variance (of a random matrix: 20"
+        " %). But a matrix of the tiny base has at most 128 directions, and 8 are a sixteenth of them; nor was the"
+        " update trained to be cut, as an adapter's is.",
     },
 )
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -35,7 +35,7 @@ BEGIN = 1e-3
 
 
 def run(setting: Setting) -> dict[str, Any]:
-    """Train every weight, and cut what that changed to a rank."""
+    """Train every weight, and cut the update to a rank."""
     few = {"steps": 20, "batch_size": 2, "held_out": 6} if setting.small else {}
     begin = {"full": {"lr": BEGIN, "method": "full", **few}}
     lr = BEGIN if setting.small else tuned(setting.attempt, tiny_run, begin, setting.seeds)["full"]["lr"]
@@ -46,14 +46,14 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def picture(numbers: dict[str, Any]) -> Any:
-    """What is left of the gain, and the energy of the change, against the rank."""
+    """The gain that is left, and the variance that is explained, against the rank."""
     figure, axes = panels(1, width=8)
     ranks = [int(r) for r in numbers["by_seed"][0]["left"]]
     ends = []
     for what, name, color, line in (
         ("left", "gain in loss that is left", FULL, "-"),
-        ("energy", "energy of the change", FULL, "--"),
-        ("chance", "energy of a random matrix", GREY, "--"),
+        ("variance", "variance of the update", FULL, "--"),
+        ("chance", "variance of a random matrix", GREY, "--"),
     ):
         for each in numbers["by_seed"]:
             axes.plot(ranks, list(each[what].values()), color=color, linestyle=line, marker="o", markersize=4)

@@ -16,11 +16,11 @@ MLP = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), 7)  # as many paramet
 CLAIM = Claim(
     source="Schulman et al. 2025, LoRA Without Regret (thinkingmachines.ai/blog/lora)",
     where="the section on the layers, and the authors' primer on LoRA (tinker-docs.thinkingmachines.ai)",
-    says="Adapters on attention alone fall behind, also where they have as many parameters as those on the MLP by way "
-    "of a higher rank.",
-    here="Attention alone with r = 12 and the MLP alone with r = 7: 43,008 parameters each. 60 steps on law, each at "
-    "its own best learning rate by the loss on validation; the loss on the test.",
-    switch="Both adapters are on the MLP, and differ in the seed alone.",
+    says="Adapters on attention alone fall behind those on the MLP, even if a higher rank gives them as many"
+    " parameters.",
+    here="Attention alone with r = 12 and the MLP alone with r = 7: 43,008 parameters each. 60 steps on law, each at"
+    " its own best learning rate by validation loss; the test loss.",
+    switch="Both adapters are on the MLP, and differ only in the seed.",
     base="tiny",
     minutes=1,
     band=Band("loss of attention alone above that of the MLP alone, %", low=0.5, against_below=0),

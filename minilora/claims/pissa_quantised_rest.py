@@ -1,4 +1,4 @@
-"""PiSSA: what four bits lose of a matrix is less when its largest part is kept out of them."""
+"""PiSSA: four bits lose less of a matrix if its largest part is kept out of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..models.load import load
 CLAIM = Claim(
     source="PiSSA (Meng et al. 2024, arXiv 2404.02948)",
     where="abstract; section 4 (QPiSSA) and its table of reduced errors",
-    says="With W = A B + rest, A B the r largest singular directions, rounding the rest to NF4 loses less of W than"
-    " rounding W: the nuclear norm of rest - nf4(rest) is below that of W - nf4(W).",
-    here="The same for every linear map of the tiny base (128 to 384 wide), rank 8: by which share the nuclear norm of"
-    " the error is smaller, the mean over the maps.",
-    switch="The r smallest singular directions are kept out, and not the r largest.",
+    says="With W = A B + rest, where A B has the r largest singular directions, rounding the rest to NF4 loses less"
+    " of W than rounding W: the nuclear norm of rest - nf4(rest) is below that of W - nf4(W).",
+    here="The same for every linear map of the tiny base (128 to 384 wide), rank 8. Measured: the share by which the"
+    " nuclear norm of the error is smaller, the mean over the maps.",
+    switch="The r smallest singular directions are kept out instead of the r largest.",
     base="tiny",
     minutes=0.2,
     second_hand=True,

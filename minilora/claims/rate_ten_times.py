@@ -14,21 +14,22 @@ from ..pages.style import FULL, GREEN, LORA, SKY
 CLAIM = Claim(
     source="Schulman et al. 2025, LoRA Without Regret (thinkingmachines.ai/blog/lora)",
     where="the section on LoRA's hyperparameters",
-    says="LoRA's best learning rate is about ten times full fine-tuning's, nearer to fifteen in runs of some hundred "
-    "steps, and hardly depends on the rank: by less than a factor of two between high and low ones. The scale is "
-    "alpha / r with alpha = 32.",
-    here="LoRA with r = 2, 8 and 32 on every linear layer, alpha = 32, and full fine-tuning; 60 steps on law. "
-    "Learning rates two to a decade, until both neighbours of the best are worse; between them, the lowest point of "
-    "the parabola through the three validation losses, for each seed. Measured at r = 8.",
-    switch="In the place of full fine-tuning stands LoRA with r = 32, whose best rate is not ten times lower.",
+    says="LoRA's best learning rate is about ten times full fine-tuning's, nearer to fifteen in runs of some hundred"
+    " steps. It hardly depends on the rank: by less than a factor of two between high and low ones. The scale is"
+    " alpha / r with alpha = 32.",
+    here="LoRA with r = 2, 8 and 32 on every linear layer, alpha = 32, and full fine-tuning; 60 steps on law."
+    " Learning rates two to a decade, until both neighbours of the best are worse; then the lowest point of the"
+    " parabola through the three validation losses, for each seed. Measured at r = 8.",
+    switch="LoRA with r = 32, whose best rate is not ten times lower, replaces full fine-tuning.",
     base="tiny",
     minutes=3.5,
     band=Band("LoRA's best learning rate over full fine-tuning's", low=5, high=20, against_below=2, against_above=50),
     second_hand=True,
     explained={
-        "not at this size": "LoRA's best rate is some four times full fine-tuning's, and nearly the same for r = 2, 8 "
-        "and 32: that it hardly depends on the rank holds, and the factor is smaller. A likely reason is the width, "
-        "128 against thousands: theory lets full fine-tuning's best rate fall as models grow wider, more than LoRA's.",
+        "not at this size": "LoRA's best rate is about four times full fine-tuning's, and nearly the same for r = 2,"
+        " 8 and 32: it hardly depends on the rank, as claimed, but the factor is smaller. A likely reason is the"
+        " width, 128 compared with thousands: in theory, full fine-tuning's best rate falls faster with the width"
+        " than LoRA's.",
     },
 )
 RANKS = (2, 8, 32)

@@ -1,4 +1,4 @@
-"""rsLoRA: divided by r, the first steps shrink as r grows; divided by its root, they do not."""
+"""rsLoRA: with alpha / r, the first step's effect shrinks as r grows; with alpha / sqrt(r), it does not."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..nn.optim import SGD, AdamW, Optimizer
 CLAIM = Claim(
     source="Kalajdzievski 2023, rsLoRA (arXiv 2312.03732)",
     where="abstract, and theorem 3.2 as it is reported",
-    says="With the scale alpha / r learning slows down as r grows; adapters, whose outputs and gradients are to keep"
-    " their size for any rank, have to be divided by the root of the rank.",
-    here="One step on a text, r from 1 to 64: the change of the logits on it (root of the mean square), against r on"
-    " two logarithmic axes. Measured: the slope with alpha / sqrt(r) under SGD, for which the theorem is; 0 is no"
-    " change with r, -1 is a tenth at ten times the rank. Beside it, alpha / r, and both under Adam.",
+    says="With the scale alpha / r, learning slows down as r grows. For outputs and gradients to keep their size at"
+    " any rank, adapters have to be divided by the square root of the rank.",
+    here="One step on a text, r from 1 to 64: the change of the logits on it (root mean square), against r on two"
+    " logarithmic axes. Measured: the slope with alpha / sqrt(r) under SGD, which the theorem is about; 0 is no"
+    " change with r, -1 is a tenth at ten times the rank. For comparison: alpha / r, and both under Adam.",
     switch="The scale is alpha / r.",
     base="tiny",
     minutes=0.5,

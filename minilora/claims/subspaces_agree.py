@@ -14,18 +14,21 @@ CLAIM = Claim(
     source="LoRA (Hu et al. 2021, arXiv 2106.09685)",
     where="section 7.2, figures 3 and 4",
     says="Of the A's of two adapters of GPT-3, r = 8 and r = 64, the first singular direction overlaps, φ(1, 1) above"
-    " 0.5 for W_q and W_v, in other layers, too, while later ones do not. Random matrices share no direction.",
-    here="Trained on the same data from different starts: φ(1, 1) of their A's, the mean over W_q and W_v of every"
-    " layer; beside it those of B A's right and left singular vectors, on the sides of A and of B.",
-    switch="In place of the A with r = 64 stands a random Gaussian matrix, as in the paper's figure 4.",
+    " 0.5 for W_q and W_v, in other layers as well, while later ones do not. Random matrices share no direction.",
+    here="Trained on the same data from different initialisations: φ(1, 1) of their A's, the mean over W_q and W_v of"
+    " every layer. For comparison: that of B A's right and left singular vectors, on the sides of A and of B.",
+    switch="A random Gaussian matrix replaces the A with r = 64, as in the paper's figure 4.",
     base="smollm2",
     minutes=6,
     band=Band("φ(1, 1) of A, r = 8 and r = 64 (mean over layers)", low=0.5, high=1, against_below=0.05),
     small_band=Band("φ(1, 1) of A, r = 8 and r = 16, after 16 steps", low=0.03),
     seeds=(0, 1),
-    explained={"not at this size": "Far above chance (0.002). B, from nothing, has 0.58 and 0.59; A began at random."},
+    explained={
+        "not at this size": "Far above chance (0.002). B, which starts from zero, has 0.58 and 0.59; A started"
+        " at random."
+    },
 )
-OTHER_START = 100  # the seed with the larger rank
+OTHER_START = 100  # the seed of the adapter with the larger rank
 SHOWN = 16  # its directions in the picture
 
 
@@ -55,7 +58,7 @@ def compare(base: str, ranks: list[int], seed: int, random: bool, folder: str | 
 
 
 def run(setting: Setting) -> dict[str, Any]:
-    """φ(1, 1) of A, and of the whole updates beside it."""
+    """φ(1, 1) of A, and of the whole updates for comparison."""
     base, ranks = ("tiny", [8, 16]) if setting.small else ("smollm2", [8, 64])
     common = {"base": base, "ranks": ranks, "random": setting.switched, "folder": setting.updates}
     found = setting.each(compare, [common | {"seed": seed} for seed in setting.seeds])

@@ -1,4 +1,4 @@
-"""Full fine-tuning of the tiny base, its update cut to a rank afterwards: what is left of what was learned?"""
+"""Full fine-tuning of the tiny base, whose update is cut to a rank afterwards: how much of the gain is left?"""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ def cut_update(
     held_out: int = 30,
     data: str = "legal",
 ) -> dict[str, Any]:
-    """Train every weight, and measure what is left of the gain with r directions of each change, for each r.
+    """Train every weight, and measure how much of the gain is left with r directions of each matrix's update.
 
-    Vectors, such as the norms' scales, keep their whole change. Returns {"left": {r: share of the gain}, "energy": {r:
-    mean share of Σ s²}, "chance": {r: the same of random matrices of these shapes}, "loss": [before, after]}.
+    lr, seed, steps, batch_size, data: as for `tiny_run`.
+    ranks: each r. Vectors, such as the scales of the norms, keep their whole update.
+    at_random: keep r random singular directions, not the first r.
+    held_out: records, at most, that are measured.
+
+    Returns {"left": {r: share of the gain}, "variance": {r: mean share of Σ s²}, "chance": {r: the same of random
+    matrices of these shapes}, "loss": [before, after]}.
     """
     model, _ = tiny_base()
     held, rng = evenly(samples_of(data)["test"], held_out), np.random.default_rng(seed)
@@ -34,9 +39,9 @@ def cut_update(
     try:
         fit(model, samples_of(data)["train"], steps, lr, batch_size=batch_size, seed=seed)
         last = mean_loss(model, held)
-        changes = {name: p.data - before[name] for name, p in model.named_parameters() if p.ndim == 2}
-        parts = {name: svd(change) for name, change in changes.items()}
-        losses, energy = {}, {}
+        updates = {name: p.data - before[name] for name, p in model.named_parameters() if p.ndim == 2}
+        parts = {name: svd(update) for name, update in updates.items()}
+        losses, variance = {}, {}
         for r in ranks:
             for name, p in model.named_parameters():
                 if name in parts:
@@ -44,13 +49,13 @@ def cut_update(
                     kept = rng.permutation(len(s))[:r] if at_random else np.arange(min(r, len(s)))
                     p.data[...] = before[name] + (u[:, kept] * s[kept]) @ vt[kept]
             losses[r] = mean_loss(model, held)
-            energy[r] = float(np.mean([(s[:r] ** 2).sum() / (s**2).sum() for _, s, _ in parts.values()]))
-        noise = [singular_values(rng.standard_normal(change.shape)) ** 2 for change in changes.values()]
+            variance[r] = float(np.mean([(s[:r] ** 2).sum() / (s**2).sum() for _, s, _ in parts.values()]))
+        noise = [singular_values(rng.standard_normal(update.shape)) ** 2 for update in updates.values()]
         chance = {r: float(np.mean([s[:r].sum() / s.sum() for s in noise])) for r in ranks}
     finally:
         reset(model)
     left = {r: (first - loss) / (first - last) for r, loss in losses.items()}
-    tables = {"left": left, "energy": energy, "chance": chance}
+    tables = {"left": left, "variance": variance, "chance": chance}
     return {name: {str(r): value for r, value in table.items()} for name, table in tables.items()} | {
         "loss": [first, last]
     }

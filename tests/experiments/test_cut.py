@@ -15,8 +15,8 @@ def test_all_directions_leave_all_of_the_gain_and_the_base_is_as_it_was():
     before = sha256_of(base_state(model))
     found = cut_update(lr=1e-3, seed=0, ranks=[4, 128], **FEW)
     assert found["left"]["128"] == pytest.approx(1, abs=1e-3)
-    assert found["energy"]["128"] == pytest.approx(1)
-    assert found["chance"]["4"] < found["energy"]["4"] < 1
+    assert found["variance"]["128"] == pytest.approx(1)
+    assert found["chance"]["4"] < found["variance"]["4"] < 1
     assert sha256_of(base_state(model)) == before
 
 
