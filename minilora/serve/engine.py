@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
 from ..generate.streams import Answer, Streams
-from ..lora.adapters import adapter_state, base_state, factors_of, remove_adapter, set_adapter
+from ..lora.adapters import adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..models.with_adapters import BASE_NAME
@@ -154,10 +154,7 @@ class Engine:
             raise ApiError(409, f"the name {name!r} {why}", "name", "name_taken")
         if self.digest is None:
             self.digest = sha256_of(base_state(self.model))
-        try:
-            load_adapter(self.model, folder, name, base_sha256=self.digest)
-        finally:
-            set_adapter(self.model, None)
+        load_adapter(self.model, folder, name, base_sha256=self.digest)  # active now, which no mixed batch asks
         version = self._version(name)
         self.versions = {**self.versions, name: version}
         return version

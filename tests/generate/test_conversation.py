@@ -138,6 +138,13 @@ def test_the_tokens_in_use_are_counted(talk, tokenizer):
     assert length < talk.used <= length + 12
 
 
+def test_a_question_may_take_all_the_room_that_its_answer_leaves(talk, tokenizer):
+    room = 1024 - 12 - len(tokenizer.encode_chat(said(""), answer_next=True))  # a token per letter
+    assert answer(talk, "x" * room)
+    with pytest.raises(ValueError, match="more than the 1024"):
+        answer(talk, "x" * (room + 1))
+
+
 @pytest.mark.parametrize(("question", "reason"), [("x" * 1020, "tokens and an answer of 12 are more than the 1024 ")])
 def test_a_question_that_cannot_be_read_leaves_the_talk_as_it_was(talk, caplog, question, reason):
     for i in range(3):
