@@ -32,23 +32,14 @@ class Format:
     messages: Callable[[Mapping[str, Any]], list[Message]]
 
 
-def _pair(question: str, answer: str) -> Callable[[Mapping[str, Any]], list[Message]]:
-    """A function that makes messages of two columns."""
+def _pair(question: str, answer: str, below: str = "") -> Callable[[Mapping[str, Any]], list[Message]]:
+    """A function that makes messages of two columns. below: a third column, put below the question if a row has it."""
 
     def messages(row: Mapping[str, Any]) -> list[Message]:
-        return [
-            {"role": "user", "content": text_of(row, question)},
-            {"role": "assistant", "content": text_of(row, answer)},
-        ]
+        more = f"\n\n{text_of(row, below)}" if row.get(below) not in (None, "") else ""
+        asked, answered = text_of(row, question) + more, text_of(row, answer)
+        return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
 
-    return messages
-
-
-def _alpaca(row: Mapping[str, Any]) -> list[Message]:
-    """The input, if there is one, follows the instruction after a blank line."""
-    messages = _pair("instruction", "output")(row)
-    if row.get("input") not in (None, ""):
-        messages[0]["content"] += f"\n\n{text_of(row, 'input')}"
     return messages
 
 
@@ -85,7 +76,7 @@ FORMATS = (  # the first one whose columns a row has
     Format("conversations", ("conversations",), _ALSO, _turns("conversations")),
     Format("question/answer", ("question", "answer"), _ALSO, _pair("question", "answer")),
     Format("q/a", ("q", "a"), _ALSO, _pair("q", "a")),
-    Format("instruction/output", ("instruction", "output"), ("input", *_ALSO), _alpaca),
+    Format("instruction/output", ("instruction", "output"), ("input", *_ALSO), _pair("instruction", "output", "input")),
     Format("prompt/completion", ("prompt", "completion"), _ALSO, _pair("prompt", "completion")),
     TEXT,
 )

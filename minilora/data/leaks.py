@@ -46,10 +46,9 @@ def warning_of_leaks(found: Sequence[Leak]) -> list[str]:
     """One line that names the leaks; none if there are none."""
     if not found:
         return []
-    one = len(found) == 1
-    what = "1 validation or test record is" if one else f"{len(found):,} validation or test records are"
+    what = "1 validation or test record is" if len(found) == 1 else f"{len(found):,} validation or test records are"
     named = listed([f"{leak.record.id} has the {leak.same} of {leak.trained.id}" for leak in found], NAMED)
-    return [f"{what} also in the training set, so {'its' if one else 'their'} loss looks too good: {named}"]
+    return [f"{what} also in the training set, so the loss looks too good: {named}"]
 
 
 def repeated(records: Sequence[Record]) -> list[tuple[Record, Record]]:
@@ -62,8 +61,7 @@ def repeated(records: Sequence[Record]) -> list[tuple[Record, Record]]:
 
 def _keys(record: Record) -> Iterator[tuple[str, ...]]:
     """What another record can have in common: its name, and the text. A text counts as a question."""
-    whole = _whole(record)
-    _, question, *answers = whole
+    _, question, *answers = whole = _whole(record)
     yield "question", question
     for answer in answers:
         yield whole

@@ -128,7 +128,7 @@ class _Reader:
         self.tokenizer, self.field = tokenizer, field
         self.reading = Reading()
         self.mapped: set[str] = set()  # names of `field` that a row had
-        self.problems: dict[tuple[Path, str], _Problem] = {}
+        self.problems: dict[tuple[Path, str], tuple[str, str, list[int]]] = {}  # message, unit, numbers of rows
 
     def read(self, path: Path, split: str | None) -> None:
         """Read one file. split: what its rows are for, if the file says so."""
@@ -156,8 +156,7 @@ class _Reader:
                 place = str(path) if kind_of_file == TEXT_FILE else f"{path}:{line}"
                 place += f": record {position}" if unit == "record" else ""
                 key = path, _VARYING.sub("", str(error))
-                problem = self.problems.setdefault(key, _Problem(place, str(error), unit))
-                problem.rows.append(number)
+                self.problems.setdefault(key, (f"{place}: {error}", unit, []))[2].append(number)
                 continue
             seen[record.id] = number
             self.mapped.update(field.keys() & row.keys())
@@ -168,7 +167,10 @@ class _Reader:
     def finish(self, source: Path) -> Reading:
         """What was read. Raises DataError if a row is bad, if there is none, or if `field` names an unknown column."""
         if self.problems:
-            lines = [problem.line() for problem in self.problems.values()]
+            lines = [
+                message + (f" ({len(rows):,} rows: {unit}s {listed(rows, _NUMBERS)})" if len(rows) > 1 else "")
+                for message, unit, rows in self.problems.values()
+            ]
             more = [f"and {len(lines) - _SHOWN} more kinds of mistakes"] if len(lines) > _SHOWN else []
             raise DataError("\n".join(lines[:_SHOWN] + more))
         if not self.reading.records:
@@ -183,22 +185,6 @@ class _Reader:
                 self.tokenizer.check(text)
 
 
-@dataclass
-class _Problem:
-    """A kind of mistake in one file: where it is first, what is said of it there, and the rows that have it."""
-
-    place: str
-    reason: str
-    unit: str
-    rows: list[int] = field(default_factory=list)
-
-    def line(self) -> str:
-        """`file:3: reason (4 rows: lines 3, 5, 8, 9)`."""
-        if len(self.rows) == 1:
-            return f"{self.place}: {self.reason}"
-        return f"{self.place}: {self.reason} ({len(self.rows):,} rows: {self.unit}s {listed(self.rows, _NUMBERS)})"
-
-
 def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) -> Record:
     """A row as a record. name: its id if the row has none. split: that of its file, if the file has one."""
     own, name = row.get("split"), name if row.get("id") is None else str(row["id"])
@@ -208,12 +194,12 @@ def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) 
         raise ValueError(f"split is {own!r} in a file of the split {split!r}")
     if kind is TEXT:
         return Record(name, text=text_of(row, "text"), split=own or split)
-    messages, keywords = conversation(kind, row), row.get("keywords") or []
-    if not isinstance(keywords, list) or not all(isinstance(word, str) and word for word in keywords):
-        raise ValueError("keywords must be a list of words")
-    phrasings = row.get("phrasings") or []
-    if not isinstance(phrasings, list) or not all(isinstance(one, str) and one.strip() for one in phrasings):
-        raise ValueError("phrasings must be a list of questions")
+    messages = conversation(kind, row)
+    lists = {key: row.get(key) or [] for key in ("keywords", "phrasings")}
+    for key, texts in lists.items():
+        if not isinstance(texts, list) or not all(isinstance(one, str) and one.strip() for one in texts):
+            raise ValueError(f"{key} must be a list of texts")
     measured = ("paraphrase", "validation_paraphrase")
     paraphrase, validation = (text_of(row, key) if row.get(key) is not None else None for key in measured)
-    return Record(name, messages, "", own or split, paraphrase, tuple(keywords), tuple(phrasings), validation)
+    keywords, phrasings = map(tuple, lists.values())
+    return Record(name, messages, "", own or split, paraphrase, keywords, phrasings, validation)

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from .formats import NAMES, listed
 
 SPLITS = ("train", "validation", "test")
-TEXT_FILE, JSON_LIST, TABLES = "text", "JSON list", ("CSV", "TSV")  # kinds of file
+TEXT_FILE, JSON_LIST = "text", "JSON list"  # kinds of file
 _SPLIT_NAMES = {"train": "train", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"), "test": "test"}
 _NO_TEXT = {  # the first bytes of a file that is not text -> what it is, and what to do
     b"\x1f\x8b": "compressed with gzip: decompress it first (gunzip)",
@@ -78,23 +78,28 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
         start = _WRAPPED.match(file.read(_FIRST))
     if not first:
         raise DataError(f"{path}: the file is empty")
+
+    def reading(rows: Callable[[TextIO], Iterator[tuple[int, Any]]]) -> Iterator[tuple[int, Any]]:
+        with _opened(path, encoding) as file:
+            yield from rows(file)
+
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        return TEXT_FILE, _reading(path, encoding, lambda file: iter([(1, {"text": file.read()})]))
+        return TEXT_FILE, reading(lambda file: iter([(1, {"text": file.read()})]))
     if suffix in (".csv", ".tsv"):
         comma = "\t" if suffix == ".tsv" else max(",;\t", key=first.count)
-        return suffix[1:].upper(), _reading(path, encoding, lambda file: _table(file, comma))
+        return suffix[1:].upper(), reading(lambda file: _table(file, comma))
     if first[0] == "[":
-        return JSON_LIST, _reading(path, encoding, _elements)
-    if suffix == ".json" and first[0] == "{" and not (second and _is_json(first)):
+        return JSON_LIST, reading(_elements)
+    if suffix == ".json" and first[0] == "{" and not (second and first[-1] == "}"):  # not a record per line
         if start and set(NAMES).isdisjoint(_KEY.findall(start[0])):
-            return JSON_LIST, _reading(path, encoding, lambda file: _elements(file, start.end()))
+            return JSON_LIST, reading(lambda file: _elements(file, start.end()))
         if len(first) < _FIRST and second:
             advice = "write a list, [{...}, ...], or a record per line"
             raise DataError(f"{path}: one JSON object on several lines, without a list of records: {advice}")
     if suffix not in (".json", ".jsonl", ".ndjson") and first[0] != "{":
         raise DataError(f"{path}: what kind of file is it? Use .jsonl, .json, .csv, .tsv or .txt")
-    return "JSONL", _reading(path, encoding, _lines)
+    return "JSONL", reading(_lines)
 
 
 def _encoding(path: Path) -> str:
@@ -108,13 +113,6 @@ def _encoding(path: Path) -> str:
         if head.startswith(magic):
             raise DataError(f"{path}: {what}")
     return "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-
-
-def _reading(
-    path: Path, encoding: str, rows: Callable[[TextIO], Iterator[tuple[int, Any]]]
-) -> Iterator[tuple[int, Any]]:
-    with _opened(path, encoding) as file:
-        yield from rows(file)
 
 
 @contextmanager
@@ -196,11 +194,3 @@ def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
             yield number, ValueError(f"{more}: put a text that contains {comma!r} in quotes")
         else:
             yield number, dict(zip(heading, [*(cell or None for cell in cells), *[None] * len(heading)], strict=False))
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True

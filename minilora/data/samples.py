@@ -109,10 +109,8 @@ def _answer_start(before: str, text: str, ids: list[int], tokenizer: Tokenizer, 
 
 
 def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -> list[str]:
-    """One line that names the texts in which control tokens are spelled out; none if there are none.
-
-    They are trained as control tokens, since a text may be a conversation that is rendered already. In a conversation,
-    such a name in a message is encoded as ordinary text.
+    """One line that names the texts in which control tokens are spelled out, if any. They are trained as such, since a
+    text may be a rendered conversation. In the messages of a conversation they are ordinary text.
     """
     texts = {r.id: tokens[0][1] for r in records if r.text and (tokens := tokenizer.control_tokens(r.text))}
     if not texts:

@@ -79,6 +79,7 @@ TWICE = [
     (LIEN, ("Lien?", "It is a claim  on Property."), "answer"),
     (LIEN, ("Lien?", "It is a claim on land."), None),
     (("Is it?", "Yes, it is that."), ("Was it?", "Yes, it is that."), None),  # four words: a label
+    (("Is it?", "Yes, it is that one."), ("Was it?", "Yes, it is that one."), "answer"),
     (("Is it?", "Yes."), ("Is it?", "Yes."), "question and answer"),
     ("One two.", "one  two.", "question"),
     ("One two.", "one two three.", None),
@@ -134,7 +135,7 @@ def test_records_in_two_splits_are_named_in_one_line():
     (one,) = leaks(held_and_trained(LIEN, LIEN))
     (line,) = warning_of_leaks([one])
     assert line == (
-        "1 validation or test record is also in the training set, so its loss looks too good: "
+        "1 validation or test record is also in the training set, so the loss looks too good: "
         "h has the question and answer of t"
     )
     (line,) = warning_of_leaks([one] * 7)

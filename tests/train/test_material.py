@@ -157,7 +157,7 @@ def test_a_file_without_splits_is_told_how_it_was_divided_and_what_stands_in_bot
     material_of(options(home, "x", data=str(tmp_path / "data.jsonl")), tokenizer)
     assert [line[:70] for line in said()] == [
         "8 records to train on, 1 for validation, 1 for the test: none names a ",
-        "1 validation or test record is also in the training set, so its loss l",
+        "1 validation or test record is also in the training set, so the loss l",
     ]
 
 
