@@ -117,61 +117,30 @@ class ndarray:
     def __setitem__(self, key, value):
         self._host[_key(key)] = _host(value, "an assignment")
 
-    # -- methods, with CuPy's arguments ---------------------------------------------------------------------------
-    def astype(self, dtype, order="K", casting=None, subok=None, copy=True):
-        return ndarray(self._host.astype(dtype, order=order, copy=copy))
-
-    def reshape(self, *shape, order="C"):
-        return ndarray(self._host.reshape(*shape, order=order))
-
-    def transpose(self, *axes):
-        return ndarray(self._host.transpose(*axes))
-
-    def swapaxes(self, axis1, axis2):
-        return ndarray(self._host.swapaxes(axis1, axis2))
-
-    def ravel(self, order="C"):
-        return ndarray(self._host.ravel(order))
-
-    def copy(self, order="C"):
-        return ndarray(self._host.copy(order))
-
-    def view(self, dtype):
-        return ndarray(self._host.view(dtype))
-
-    def take(self, indices, axis=None, out=None):
-        return _device(self._host.take(_host(indices, "take"), axis, _host(out)))
-
-    def fill(self, value):
-        self._host.fill(_host(value, "fill"))
-
     def nonzero(self):
-        crossings.append("nonzero")  # how many there are, the host must wait to hear
+        crossings.append("nonzero")  # the host must wait for their number
         return _device(self._host.nonzero())
 
-    def sum(self, axis=None, dtype=None, out=None, keepdims=False):
-        return _device(self._host.sum(axis, dtype, _host(out), keepdims))
 
-    def mean(self, axis=None, dtype=None, out=None, keepdims=False):
-        return _device(self._host.mean(axis, dtype, _host(out), keepdims=keepdims))
+def _method(name, *allowed):
+    """A method of NumPy's arrays with those keywords that CuPy's has too."""
 
-    def cumsum(self, axis=None, dtype=None, out=None):
-        return _device(self._host.cumsum(axis, dtype, _host(out)))
+    def method(self, *args, **settings):
+        if unknown := set(settings) - set(allowed):
+            raise TypeError(f"{name} has no argument {unknown.pop()!r} in CuPy")
+        settings = {key: _host(value, name) for key, value in settings.items()}
+        return _device(getattr(self._host, name)(*_host(args, name), **settings))
 
-    def max(self, axis=None, out=None, keepdims=False):
-        return _device(self._host.max(axis, out=_host(out), keepdims=keepdims))
+    return method
 
-    def min(self, axis=None, out=None, keepdims=False):
-        return _device(self._host.min(axis, out=_host(out), keepdims=keepdims))
 
-    def any(self, axis=None, out=None, keepdims=False):
-        return _device(self._host.any(axis, out=_host(out), keepdims=keepdims))
-
-    def all(self, axis=None, out=None, keepdims=False):
-        return _device(self._host.all(axis, out=_host(out), keepdims=keepdims))
-
-    def argmax(self, axis=None, out=None, dtype=None, keepdims=False):
-        return _device(self._host.argmax(axis, keepdims=keepdims))
+_REDUCTIONS = dict(sum="axis dtype out keepdims", mean="axis dtype out keepdims", max="axis out keepdims",
+                   min="axis out keepdims", any="axis out keepdims", all="axis out keepdims")  # fmt: skip
+for _name, _allowed in dict(
+    astype="order copy", reshape="order", transpose="", swapaxes="", ravel="order", copy="order", view="", fill="",
+    take="axis out", cumsum="axis dtype out", argmax="axis keepdims", **_REDUCTIONS,
+).items():  # fmt: skip
+    setattr(ndarray, _name, _method(_name, *_allowed.split()))
 
 
 def _key(key):

@@ -321,7 +321,7 @@ def test_a_job_over_a_rounded_base(tiny_folder, tmp_path, capsys, monkeypatch):
     packed = zoo.load(base, quantized="nf4")[0].state_dict()
     assert metrics["base_bytes"] == sum(w.nbytes for w in packed.values())
     assert 'quantized = "nf4"' in (tmp_path / "run/run.toml").read_text()
-    assert "rounded to nf4; or the same before rounding" in (tmp_path / "run" / "README.md").read_text()
+    assert "rounded to nf4; or of the same weights before rounding" in (tmp_path / "run" / "README.md").read_text()
     capsys.readouterr()
     assert main(["audit", "run", "--base", base, "--quantized", "nf4"]) == 0
     assert metrics["base_sha256"][0][:16] in capsys.readouterr().out
