@@ -15,6 +15,7 @@ that leads here (DNS rebinding). They have no setting for the following, which i
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import os
@@ -35,6 +36,7 @@ from .protocol import ApiError
 MAX_BODY = 1 << 20  # bytes
 BODY_SECONDS = 20.0  # until a request's body has arrived
 SEND_SECONDS = 30.0  # until the client has read a part of its answer
+AT_ONCE = 16  # connections that are being closed
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _SAFE = {
@@ -72,11 +74,17 @@ class Listener(socket.socket):
         self.ended: list[socket.socket] = []  # asyncio has not closed them yet
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection, as `socket.accept`. Raises BlockingIOError while many have yet to be closed."""
+        """The next connection, as `socket.accept`. Raises BlockingIOError while others have yet to be closed."""
         self.ended = [connection for connection in self.ended if connection.fileno() >= 0]
-        if len(self.ended) > self.most:
-            raise BlockingIOError  # a flood must not take more file descriptors than there are
-        connection, address = super().accept()
+        if len(self.ended) > AT_ONCE:
+            raise BlockingIOError  # a flood takes no more file descriptors than needed
+        try:
+            connection, address = super().accept()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.idle:
+                raise
+            self.end(next(iter(self.idle)))
+            raise BlockingIOError from error  # the next time there is a file descriptor
         for held in (self.idle, self.busy):
             for client in [client for client, one in held.items() if one.fileno() < 0]:  # asyncio has closed it
                 del held[client]

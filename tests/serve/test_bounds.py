@@ -1,6 +1,8 @@
 """Strangers, floods, and clients that are slow, silent or gone: the right answer, and others never notice."""
 
 import asyncio
+import contextlib
+import errno
 import json
 import socket
 import struct
@@ -10,6 +12,7 @@ import pytest
 from serving import QUESTION, read_response, running, serving
 
 from minilora.serve import bounds
+from minilora.serve.server import bind
 
 LONG = {"model": "legal", "messages": QUESTION, "max_tokens": 900, "temperature": 2, "seed": 2, "stream": True}
 
@@ -120,6 +123,41 @@ def test_idle_connections_never_keep_a_new_client_out(served, sent):
     assert time.monotonic() - began < 1
     for connection in many:
         connection.close()
+
+
+def full(listener):
+    raise OSError(errno.EMFILE, "full")
+
+
+def test_a_new_connection_takes_the_file_descriptor_of_the_one_that_was_idle_longest(monkeypatch):
+    with bind("127.0.0.1", 0) as listener, contextlib.ExitStack() as opened:
+        listener.listen()
+        clients = [opened.enter_context(socket.create_connection(listener.getsockname())) for _ in range(3)]
+        accepted = [opened.enter_context(listener.accept()[0]) for _ in clients]
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "accept", full)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            assert [gone(client) for client in clients] == [True, False, False]
+            listener.idle.clear()
+            with pytest.raises(OSError, match="full"):
+                listener.accept()
+        assert len(accepted) == 3
+
+
+def test_no_more_are_accepted_while_many_are_being_closed():
+    with bind("127.0.0.1", 0, 1) as listener, contextlib.ExitStack() as opened:
+        listener.listen()
+        listener.setblocking(False)
+        many = [opened.enter_context(socket.create_connection(listener.getsockname())) for _ in range(40)]
+        accepted = []
+        with pytest.raises(BlockingIOError):
+            while True:
+                accepted.append(opened.enter_context(listener.accept()[0]))
+        assert bounds.AT_ONCE < len(accepted) < bounds.AT_ONCE + 4 < len(many)
+        for connection in accepted:
+            connection.close()
+        opened.enter_context(listener.accept()[0])
 
 
 def test_idle_connections_that_were_answered_before_keep_nobody_out_either(served):
