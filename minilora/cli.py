@@ -16,7 +16,7 @@ from io import StringIO
 
 from .commands import NAMES
 from .nn.ranks import ALONE, Ranks, Several, world
-from .options import Parser, UsageError, parse
+from .options import Parser, UsageError, parse, suggestion
 from .progress import show_progress
 from .version import __version__
 
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             ranks = world()
             show_progress(not ranks.number)
-            with redirect_stderr(StringIO()) if ranks.number else nullcontext():  # the first rank says it
+            with redirect_stderr(StringIO()) if ranks.number else nullcontext():  # the first rank prints it
+                _refuse_unknown_command(words)
                 arguments = parse(build_parser(words[:1]), words)
             if isinstance(ranks, Several) and arguments.command in HANDED_OUT:
                 with ranks.hand_out() as first:
@@ -56,6 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return ranks.fail(f"minilora: {str(error) or type(error).__name__}", 2 if isinstance(error, UsageError) else 1)
     return 0
+
+
+def _refuse_unknown_command(words: Sequence[str]) -> None:
+    """Raise UsageError when the first word is no command, and suggest the one that it resembles."""
+    if not words:
+        raise UsageError("which command? Start with: minilora finetune; minilora --help lists all commands")
+    if not words[0].startswith("-") and words[0] not in NAMES:
+        meant = suggestion(words[0], NAMES)
+        raise UsageError(f"there is no command {words[0]!r}{meant}; minilora --help lists all commands")
 
 
 def build_parser(named: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 import types
@@ -22,6 +23,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Options = TypeVar("Options")
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 BASE = "tiny, smollm2, a .gguf file, or a Hugging Face folder"  # help texts that several commands share
 PACKED: dict[str, Any] = {
@@ -45,6 +47,8 @@ ELSEWHERE = {  # what other programs call it -> what it is called here
     "--num-train-epochs": "--epochs",
     "--max-steps": "--steps",
     "--iters": "--steps",
+    "--ask": "--prompt",
+    "--question": "--prompt",
     "--model": "--base",
     "--dataset": "--data",
     "--output": "--out",
@@ -81,20 +85,70 @@ def option(
     metavar: str | None = None,
     only: Mapping[str, Any] | None = None,
     alone: Any = None,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    infinite: bool = False,
     follows: Sequence[str] = (),
+    path: bool = False,
     recorded: bool = True,
 ) -> Any:
-    """A field of an options dataclass that is a flag as well. A plain `field(metadata={"help": ...})` is one, too.
+    """A field of an options dataclass that is also a flag. A plain `field(metadata={"help": ...})` is one, too.
 
-    group: the heading it stands under in --help. only: values of other options without which it means nothing; as a
-    flag it is then refused where they are different, {"steps": None} where --steps is given. alone: what the flag means
-    without a value after it. follows: other options that it depends on; a file's value of it is let go where flags
-    change one of those. recorded: False for what one call is told and another one that repeats it is not; no file of
-    options has it.
+    group: its heading in --help.
+    choices: the values that it may have.
+    metavar: the name of its value in --help.
+    only: values of other options without which it means nothing. As a flag it is then refused where they are different:
+        with {"steps": None} where --steps is given.
+    alone: the value of the flag where no value comes after it.
+    least, most, above: the limits of a number; `above` itself is not allowed.
+    infinite: whether a number may be infinite.
+    follows: other options that it depends on. Flags that change one of them also reset a file's value of this one.
+    path: in a file of options, a relative path is relative to the folder of that file.
+    recorded: False for an option of a single call, which no file of options holds.
     """
-    told = {"help": help, "group": group, "choices": choices, "metavar": metavar, "only": only, "alone": alone}
-    known = {key: value for key, value in told.items() if value is not None}
-    return field(default=default, metadata=known | {"follows": follows, "recorded": recorded})
+    metadata = {"help": help, "group": group, "choices": choices, "metavar": metavar, "only": only, "alone": alone,
+                "least": least, "most": most, "above": above}  # fmt: skip
+    known = {key: value for key, value in metadata.items() if value is not None}
+    return field(
+        default=default,
+        metadata=known | {"infinite": infinite, "follows": follows, "path": path, "recorded": recorded},
+    )
+
+
+def check(options: Any) -> None:
+    """Raise ValueError for the first option that has a value which is not allowed: for `__post_init__`."""
+    for item in flag_fields(type(options)):
+        check_value(type(options), item.name, getattr(options, item.name))
+
+
+def check_value(options: type, name: str, value: Any, called: str | None = None) -> None:
+    """Raise ValueError when the field `name` of a dataclass may not have this value.
+
+    called: the name of the option in the message. Of an option with several values, each one is checked.
+    """
+    metadata = options.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
+    for one in value if "several" in metadata and isinstance(value, list) else [value]:
+        if reason := _refusal(one, metadata):
+            raise ValueError(f"{called or name} {reason}, got {one!r}")
+
+
+def _refusal(value: Any, metadata: Mapping[str, Any]) -> str | None:
+    """What a value that is not allowed must be; None for one that is allowed, and for None itself."""
+    if value is None:
+        return None
+    if (choices := metadata.get("choices")) and value not in choices:
+        return f"must be one of {', '.join(map(_word, choices))}"
+    limits = {name: metadata[name] for name in ("least", "most", "above") if name in metadata}
+    if not limits or not isinstance(value, (int, float)):
+        return None
+    infinite = metadata.get("infinite", False)
+    least, most, above = limits.get("least", -math.inf), limits.get("most", math.inf), limits.get("above", -math.inf)
+    if least <= value <= most and value > above and (infinite or math.isfinite(value)):
+        return None
+    if "above" in limits:
+        return f"must be a number above {above:g}{', or inf for none' if infinite else ''}"
+    return f"must be from {least:g} to {most:g}" if "most" in limits else f"must be at least {least:g}"
 
 
 def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
@@ -228,14 +282,17 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(self.words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Print usage, message and suggestion, and end with status 2."""
+        """Print the message in one line, with a suggestion, and end with status 2."""
         known = [name for action in self._actions for name in action.option_strings]
         for word in self.words:
             name = word.partition("=")[0]
             if name.startswith("--") and name not in known and (meant := nearest(name, known)):
                 message += f" (did you mean {meant}{'' if name in message else f' by {name}'}?)"
                 break
-        super().error(message)
+        message = re.sub(r"^argument (-\S+):(?= must)|^argument (?=-)", r"\1", message).replace(
+            "unrecognized arguments:", "unknown arguments:"
+        )
+        self.exit(2, f"{self.prog.partition(' ')[0]}: {message}; {self.prog} --help lists all flags\n")
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -263,16 +320,31 @@ def flag_fields(options: type) -> list[Field[Any]]:
     return [item for item in fields(options) if "help" in item.metadata]  # type: ignore[arg-type]
 
 
-def settings_of(hint: Any, told: Mapping[str, Any]) -> dict[str, Any]:
-    """How argparse reads a flag whose field has this type, and of which `option` was told so much."""
-    of_one = {key: told[key] for key in ("choices", "metavar") if key in told}
-    if "several" in told:
-        return _kind_of_several(told["several"]) | of_one
-    settings = _kind(hint) | of_one
-    if "alone" not in told:
-        return settings
-    words = [choice for choice in told["choices"] if not isinstance(choice, bool)]  # the flag by itself is the truth
-    return settings | {"nargs": "?", "const": told["alone"], "choices": words}
+def settings_of(hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """How argparse reads a flag, from the type and the metadata of its field."""
+    settings = _kind_of_several(metadata["several"]) if "several" in metadata else _kind(hint)
+    if "type" in settings:
+        settings["type"] = _checked(settings["type"], metadata)
+    if "metavar" in metadata:
+        settings["metavar"] = metadata["metavar"]
+    elif "choices" in metadata:
+        settings["metavar"] = f"{{{','.join(map(_word, metadata['choices']))}}}"
+    return settings | ({"nargs": "?", "const": metadata["alone"]} if "alone" in metadata else {})
+
+
+def _checked(read: Callable[[str], Any], metadata: Mapping[str, Any]) -> Callable[[str], Any]:
+    """How a word is read and checked, with messages that say what is expected."""
+
+    def checked(word: str) -> Any:
+        try:
+            value = read(word)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected {_KINDS.get(read, 'another value')}, got {word!r}") from error
+        if reason := _refusal(value, metadata):
+            raise argparse.ArgumentTypeError(f"{reason}, got {word!r}")
+        return value
+
+    return checked
 
 
 def _kind(hint: Any) -> dict[str, Any]:
@@ -301,9 +373,11 @@ def _kind_of_several(hint: Any) -> dict[str, Any]:
             raise argparse.ArgumentTypeError(f"expected true or false, got {word!r}")
         if lists and ("," in word or str not in kinds):
             return [lists[0](part) for part in word.split(",")]
-        return _word_or_truth(word) if bool in kinds else kinds[0](word)
+        try:
+            return _word_or_truth(word) if bool in kinds else kinds[0](word)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected {_KINDS[kinds[0]]}, got {word!r}") from error
 
-    read.__name__ = (lists or kinds)[0].__name__  # argparse names it where a value cannot be read
     return {"type": read, "nargs": "+", "action": "extend"}
 
 
@@ -333,8 +407,7 @@ def _pair(kind: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
         try:
             return key, kind(value)
         except ValueError as error:
-            name = {int: "a whole number", float: "a number"}[kind]  # type: ignore[index]
-            raise argparse.ArgumentTypeError(f"expected {name} after {key}=, got {value!r}") from error
+            raise argparse.ArgumentTypeError(f"expected {_KINDS[kind]} after {key}=, got {value!r}") from error
 
     return read
 
@@ -347,8 +420,15 @@ def _help(item: Field[Any]) -> str:
     return text.replace("%", "%%")
 
 
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ " (did you mean tiny?)" for a word that resembles a known one, else nothing."""
+    meant = get_close_matches(word.lower(), list(known), 1)
+    return f" (did you mean {meant[0]}?)" if meant else ""
+
+
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known flag that an unknown one resembles, or that does what it does in other programs."""
+    """The known flag that an unknown one resembles, or that has the same meaning in other programs."""
     if ELSEWHERE.get(name) in known:
         return ELSEWHERE[name]
-    return next(iter(get_close_matches(name, known, 1, cutoff=0.7)), None)
+    words = {one.lstrip("-"): one for one in known}  # the dashes, which all of them share, are no resemblance
+    return next((words[word] for word in get_close_matches(name.lstrip("-"), list(words), 1, cutoff=0.7)), None)

@@ -8,13 +8,15 @@ A file has one line per option. Tables are headings, those of --help: an option 
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .options import flag, flag_fields, kinds_of, meaningful, nearest, or_none
+from .options import check_value, flag, flag_fields, kinds_of, meaningful, nearest, or_none
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
@@ -66,18 +68,35 @@ def read(options: type, path: Path) -> dict[str, Any]:
                 raise ValueError(f"unknown option {name!r}{_suggestion(name, [*items])}")
             if name in given:
                 raise ValueError(f"{name} is given twice")
-            several, choices = (items[name].metadata.get(key) for key in ("several", "choices"))
+            several = items[name].metadata.get("several")
             try:
                 given[name] = _fit(value, kinds[name]) if several is None else _each(value, several)
             except TypeError as error:
                 raise ValueError(f"{name} must be {error}, got {value!r}") from error
-            for one in given[name] if several is not None else [given[name]]:
-                if choices and one not in choices:
-                    raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {one!r}")
+            check_value(options, name, given[name])
+            if items[name].metadata.get("path", False):
+                given[name] = moved(given[name], path.parent, Path())
         meaningful(options, given, given)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return given
+
+
+def moved(value: Any, start: Path, end: Path) -> Any:
+    """A relative path from one folder as it is from another one; anything else is left as it is.
+
+    That includes the name of a built-in data set or model, which has no slash and no dot, and a path from `start` that
+    does not exist.
+    """
+    if isinstance(value, list):
+        return [moved(one, start, end) for one in value]
+    named = isinstance(value, str) and re.search(r"[./\\]", value)
+    if not named or os.path.isabs(value) or not (start / value).exists():
+        return value
+    try:
+        return Path(os.path.relpath(start / value, end)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return os.path.abspath(start / value)
 
 
 def _recorded(options: type) -> list[Field[Any]]:

@@ -1,6 +1,7 @@
 """What tests of the jobs share: options of a quick one, a question as a conversation."""
 
 from minilora.nn.optim import AdamW
+from minilora.train.job import finetune
 from minilora.train.loop import Trainer
 from minilora.train.material import prepare
 from minilora.train.options import Options
@@ -22,6 +23,11 @@ def material_of(options, tokenizer):
     return prepare(
         options.data, tokenizer, field=options.field, max_length=options.max_length, eval_records=options.eval_records
     )
+
+
+def trained(chosen, **more):
+    """The metrics of a job that only trains and validates."""
+    return finetune(chosen, measure=False, answers=False, **more)
 
 
 def options(home, out, **change):

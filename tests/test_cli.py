@@ -53,53 +53,33 @@ def test_the_version_is_the_packages(capsys):
     assert capsys.readouterr().out == f"minilora {__version__}\n"
 
 
-REFUSED_BY_PARSER = [[], ["nonsense"], ["finetune", "--nonsense"], ["finetune", "--r", "many"], ["report", "a", "b"],
-                     ["finetune", "--method", "magic"], ["chat", "--device", "tpu"], ["finetune", "--lr"]]  # fmt: skip
-
-
-@pytest.mark.parametrize("words", REFUSED_BY_PARSER, ids=" ".join)
-def test_arguments_that_do_not_parse_are_status_2_with_the_usage(words, capsys):
-    assert status(*words) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("usage: minilora") and "error: " in err.splitlines()[-1]
-
-
-REFUSED = [  # command, flag, value, the name that the message begins with
-    ("finetune", "--r", "0", "r must"),
-    ("finetune", "--r", "-1", "r must"),
-    ("finetune", "--lora-alpha", "0", "lora_alpha"),
-    ("finetune", "--lora-alpha", "nan", "lora_alpha"),
-    ("finetune", "--lr", "0", "lr must"),
-    ("finetune", "--lr", "-1e-3", "lr must"),
-    ("finetune", "--lr", "inf", "lr must"),
-    ("finetune", "--epochs", "0", "epochs must"),
-    ("finetune", "--epochs", "nan", "epochs must"),
-    ("finetune", "--steps", "0", "steps must"),
-    ("finetune", "--batch-size", "0", "batch_size must"),
-    ("finetune", "--eval-records", "0", "eval_records must"),
-    ("finetune", "--max-length", "7", "max_length must"),
-    ("finetune", "--seed", "-1", "seed must"),
-    ("chat", "--max-new-tokens", "0", "max_new_tokens must"),
-    ("chat", "--temperature", "-1", "temperature must"),
-    ("chat", "--temperature", "nan", "temperature must"),
-    ("chat", "--seed", "-1", "seed must"),
-    ("eval", "--limit", "0", "limit must"),
-    ("eval", "--max-length", "7", "max_length must"),
-    ("eval", "--seed", "-1", "seed must"),
-    ("eval", "--matrix", "matrix.pdf", "matrix.pdf: a picture is"),
+REFUSED = [  # words, how the one line begins
+    ("", "which command? Start with: minilora finetune; "),
+    ("nonsense", "there is no command 'nonsense'; minilora --help lists all commands"),
+    ("fintune --r 8", "there is no command 'fintune' (did you mean finetune?); "),
+    ("finetune --nonsense", "unknown arguments: --nonsense; minilora finetune --help lists all flags"),
+    ("report a b", "unknown arguments: b; minilora report --help lists all flags"),
+    ("chat --ask hello", "unknown arguments: --ask hello (did you mean --prompt?); "),
+    ("finetune --r many", "--r: expected a whole number, got 'many'; "),
+    ("finetune --r=0", "r must be a positive integer, got 0"),
+    ("finetune --lora-alpha nan", "lora_alpha"),
+    ("finetune --method magic", "--method must be one of lora, full, got 'magic'; "),
+    ("finetune --lr=-1e-3", "--lr must be a number above 0, got '-1e-3'; "),
+    ("finetune --quantized nf3", "--quantized must be one of true, false, nf4, "),
+    ("chat --temperature=-1", "temperature must"),
+    ("eval --limit 0", "limit must"),
+    ("eval --matrix matrix.pdf", "matrix must"),
 ]
 
 
-@pytest.mark.parametrize(("command", "flag", "value", "start"), REFUSED)
-def test_values_that_mean_nothing_are_status_2_before_a_model_is_loaded(
-    command, flag, value, start, capsys, monkeypatch, tmp_path
+@pytest.mark.parametrize(("words", "start"), REFUSED, ids=[words for words, _ in REFUSED])
+def test_arguments_that_mean_nothing_are_status_2_in_one_line_before_a_model_is_loaded(
+    words, start, capsys, monkeypatch, tmp_path
 ):
     for module in (zoo, finetune):
         monkeypatch.setattr(module, "load", None)
-    assert status(command, f"{flag}={value}") == 2
-    line = complaint(capsys)
-    assert line.startswith(start) and value.removeprefix("-").split("e")[0] in line
-    assert written(tmp_path) == []
+    assert status(*words.split()) == 2
+    assert complaint(capsys).startswith(start) and written(tmp_path) == []
 
 
 CONFLICTS = [  # words, what is said
@@ -115,13 +95,6 @@ CONFLICTS = [  # words, what is said
     (["merge", "--adapter", "a", "--adapter", "b", "--out", "c"], "one adapter at a time: a, b are 2"),
     (["export", "--adapter", "=a", "--out", "c.gguf"], "=a: expected an adapter as DIR or NAME=DIR"),
 ]
-
-
-@pytest.mark.parametrize("words", [("finetune", "--quantized", "nf3"), ("audit", "--quantized", "runs/legal")])
-def test_a_kind_that_is_none_is_refused_with_those_that_are(words, capsys):
-    assert status(*words) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert words[-1] in said and "nf4" in said and "True" not in said
 
 
 @pytest.mark.parametrize(("words", "reason"), CONFLICTS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
@@ -147,28 +120,22 @@ def test_what_other_programs_call_a_flag_is_answered_by_every_command_that_has_i
     assert not any(flags & ELSEWHERE.keys() for flags in known.values())
     for name, word, meant in asked:
         assert status(name, word, "8") == 2
-        err = capsys.readouterr().err
-        assert err.startswith(f"usage: minilora {name} ") and f"(did you mean {meant}" in err.splitlines()[-1]
+        assert f"(did you mean {meant}" in complaint(capsys)
 
 
 # -- finetune: what cannot work ----------------------------------------------------------------------------------------
 
 FAILS = [  # flags, what the line says
     (["--data", "absent.jsonl"], "absent.jsonl: no such data file"),
-    (["--data", "."], ".: a folder of data needs train.jsonl"),
-    (["--data", "empty.jsonl"], "empty.jsonl: the file is empty"),
-    (["--data", "binary.jsonl"], "binary.jsonl: cannot be read as UTF-8 text"),
-    (["--data", "untrained.jsonl"], "no record is left to train on"),
+    (["--data", "legl"], "legl: no such data file or folder (did you mean legal?); "),
     (["--data", "long.jsonl"], "long.jsonl: record x/0: a question of 1219 tokens and an answer of 64"),
     (["--data", "wordy.jsonl", "--max-length", "4096"], "the model can see 1024: use --max-length 1024"),
     (["--max-length", "8"], "nothing is left to train on within --max-length 8"),
-    (["--base", "absent"], "absent: no such model"),
-    (["--base", "absent.gguf"], "absent.gguf"),
-    (["--target-modules", "q_proj", "v_prj"], "target 'v_prj' matches no module: "),
-    (["--target-modules", "lm_head"], "lm_head shares its matrix"),
+    (["--base", "tny"], "tny: no such model (did you mean tiny?); use tiny, "),
+    (["--target-modules", "q_proj", "v_prj"], "target 'v_prj' matches no module"),
     (["--r", "33"], "r=33 is too large for model.layers.0.self_attn.q_proj (32 x 32)"),
-    (["--out", "empty.jsonl"], "empty.jsonl: cannot write results there"),
-    (["--out", "empty.jsonl/run"], "empty.jsonl/run: cannot write results there"),
+    (["--out", "wordy.jsonl"], "wordy.jsonl: results cannot be written there (it is a file)"),
+    (["--out", "wordy.jsonl/run"], "wordy.jsonl/run: results cannot be written there"),
     (["--device", "cuda"], "pip install 'minilora[gpu]'"),
 ]
 
@@ -178,18 +145,22 @@ def test_a_job_that_cannot_work_is_status_1_in_one_line_and_writes_nothing(
     flags, reason, tiny_folder, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
-    texts = {"empty": [], "untrained": [TERMS[11]], "long": [TERMS[0] | {"paraphrase": LONG}, *TERMS[1:]],
-             "wordy": [TERMS[0] | {"answer": LONG}, *TERMS[1:]]}  # fmt: skip
+    texts = {"long": [TERMS[0] | {"paraphrase": LONG}, *TERMS[1:]], "wordy": [TERMS[0] | {"answer": LONG}, *TERMS[1:]]}
     for name, records in texts.items():
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfa")
     before = written(tmp_path)
     assert status(*job(tiny_folder, "--out", "run", *flags)) == 1
     out, err = capsys.readouterr()
-    told = err.splitlines()
-    assert told[-1].startswith("minilora: ") and reason in told[-1]
-    assert all("were cut" in line for line in told[:-1])
+    lines = err.splitlines()
+    assert lines[-1].startswith("minilora: ") and reason in lines[-1]
+    assert all("truncated" in line for line in lines[:-1])
     assert out == "" and written(tmp_path) == before
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+def test_a_folder_in_which_nothing_can_be_written_is_named(tiny_folder, capsys):
+    assert status(*job(tiny_folder, "--out", "/proc/foo")) == 1
+    assert complaint(capsys) == "/proc/foo: results cannot be written there; choose another --out"
 
 
 def test_every_bad_line_of_the_data_is_listed_with_its_number_and_nothing_is_written(tiny_folder, tmp_path, capsys):
@@ -204,22 +175,11 @@ def test_every_bad_line_of_the_data_is_listed_with_its_number_and_nothing_is_wri
     assert out == "" and written(tmp_path) == ["bad.jsonl"]
 
 
-DAMAGED = [  # file of the base folder, what is done to it
-    ("model.safetensors", cut_short),
-    ("model.safetensors", os.remove),
-    ("config.json", cut_short),
-    ("config.json", os.remove),
-    ("tokenizer.json", cut_short),
-    ("tokenizer.json", os.remove),
-    ("tokenizer_config.json", cut_short),
-]
-
-
-@pytest.mark.parametrize(("file", "damage"), DAMAGED, ids=[f"{file}-{do.__name__}" for file, do in DAMAGED])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 @pytest.mark.parametrize("command", ["finetune", "chat"])
-def test_a_damaged_base_is_status_1_and_the_file_is_named(command, file, damage, tiny_folder, tmp_path, capsys):
+def test_a_damaged_base_is_status_1_and_the_file_is_named(command, file, tiny_folder, tmp_path, capsys):
     shutil.copytree(tiny_folder / "base", tmp_path / "base")
-    damage(tmp_path / "base" / file)
+    cut_short(tmp_path / "base" / file)
     words = {"finetune": job(tiny_folder, "--out", "run"), "chat": ["chat", "--prompt", "hello"]}[command]
     assert status(*words, "--base", "base") == 1
     assert complaint(capsys).startswith(f"{os.path.join('base', file)}: ")
@@ -268,12 +228,6 @@ def test_flags_reach_the_job_under_their_own_names(tiny_folder, capsys):
     assert metrics["steps"] == 2 and metrics["records"]["paraphrase"] <= 5
 
 
-def test_records_that_were_cut_are_told_with_their_number(tiny_folder, capsys):
-    assert status(*job(tiny_folder, "--max-length", "40", "--steps", "1", "--out", "run")) == 0
-    told = capsys.readouterr().err.splitlines()
-    assert "train: 8 of 8 records are longer than --max-length 40 and were cut" in told
-
-
 class Breaker:
     """Lets the loss of the third training step fail: `how` is given the loss and returns another, or raises."""
 
@@ -297,12 +251,16 @@ def nan(loss):
     return loss * float("nan")
 
 
+WHERE = "the trained weights are in {0}; talk to the model with: minilora chat --adapter {0}"
 BROKEN = [  # what happens in the third step, exit status, last line, what is said before it, where the adapter is then
     (
         nan,
         1,
         "minilora: the loss became nan at step 3 of 5: try a lower learning rate",
-        ["stopped after 2 of 5 steps", "what was learned is kept in {0}; talk to it with: minilora chat --adapter {0}"],
+        [
+            "stopped after 2 of 5 steps",
+            WHERE,
+        ],
         "run.partial",
     ),
     (
@@ -312,8 +270,8 @@ BROKEN = [  # what happens in the third step, exit status, last line, what is sa
         [
             "stopping after this step; Ctrl-C again stops at once",
             "stopped after 3 of 5 steps",
-            "what was learned is kept in {0}; talk to it with: minilora chat --adapter {0}",
-            "go on with: minilora finetune --resume --out run",
+            WHERE,
+            "resume with: minilora finetune --resume --out run",
         ],
         os.path.join("run.partial", "checkpoint"),
     ),
@@ -347,9 +305,9 @@ def test_a_run_goes_on_with_what_it_was_told_when_it_began(tiny_folder, tmp_path
         assert status(*job(tiny_folder, *told, "--out", "run")) == 130
     capsys.readouterr()
     assert status("finetune", "--resume", "--out", "run", "--r", 3, "--seed", 4) == 1
-    assert complaint(capsys).startswith("the run in run was told something else: r was 2, is 3; seed was 0, is 4; ")
+    assert complaint(capsys).startswith("the run in run was started with other settings: r 2, now 3; seed 0, now 4; ")
     assert status(*job(tiny_folder, *told, "--out", "run")) == 1
-    assert complaint(capsys).startswith("run.partial holds what an interrupted run has learned: --resume goes on")
+    assert complaint(capsys).startswith("run.partial holds the weights of an interrupted run: --resume continues it")
     assert status("finetune", "--resume", "--out", "run") == 0
     weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("run", "straight")]
     assert weights[0] == weights[1] and written(tmp_path) == ["run", "straight"]
@@ -358,7 +316,9 @@ def test_a_run_goes_on_with_what_it_was_told_when_it_began(tiny_folder, tmp_path
 def test_a_run_that_was_never_begun_cannot_go_on(tmp_path, capsys):
     assert status("finetune", "--resume", "--base", "tiny") == 1
     file = os.path.join("runs", "legal-tiny.partial")
-    assert complaint(capsys) == f"{file}: no checkpoint to go on from; leave out --resume to start from the beginning"
+    assert (
+        complaint(capsys) == f"{file}: there is no checkpoint to resume; leave out --resume to start from the beginning"
+    )
     assert written(tmp_path) == []
 
 

@@ -213,7 +213,7 @@ def test_chat_with_an_adapter_that_cannot_be_read_is_status_1(damage, tiny_folde
 
 def test_chat_with_a_prompt_too_long_for_the_model_is_status_1(tiny_folder, capsys):
     assert status("chat", "--base", tiny_folder / "base", "--prompt", LONG) == 1
-    assert "are more than the 1024 the model can see" in complaint(capsys)
+    assert "are more than the 1024 that the model can see" in complaint(capsys)
 
 
 # -- devices and gradients ---------------------------------------------------------------------------------------------

@@ -1,21 +1,36 @@
 """Flags from a dataclass: what they take, what they default to, what they suggest and refuse."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import pytest
 
-from minilora.options import Parser, UsageError, add_flags, flag, from_flags, option, parse, refuse_other_settings
+from minilora.options import (
+    Parser,
+    UsageError,
+    add_flags,
+    check,
+    check_value,
+    flag,
+    from_flags,
+    option,
+    parse,
+    refuse_other_settings,
+    suggestion,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     base: str = option("small", "which model; 50 % of them are tiny")
     method: str = option("lora", "what is trained", choices=("lora", "full"))
-    r: int = option(8, "rank", group="adapter", only={"method": "lora"})
+    r: int = option(8, "rank", group="adapter", only={"method": "lora"}, least=1)
     lora_alpha: float = option(16.0, "scale", group="adapter", only={"method": "lora"})
     target_modules: str | Sequence[str] = option("all-linear", "modules", metavar="NAME")
-    epochs: float = option(4.0, "passes", only={"steps": None})
+    epochs: float = option(4.0, "passes", only={"steps": None}, above=0)
+    warmup: float = option(0.1, "share", least=0, most=1)
+    norm: float | None = option(1.0, "clipped", above=0, infinite=True)
     steps: int | None = option(None, "instead of --epochs")
     quantized: bool = option(False, "packed")
     seed: int = option(0, "order")
@@ -28,8 +43,9 @@ class Options:
     hidden: int = 5
 
     def __post_init__(self):
-        if self.r < 1:
-            raise ValueError(f"r must be at least 1, got {self.r}")
+        check(self)
+        if self.r == self.seed:
+            raise ValueError(f"r and seed are both {self.r}")
 
 
 @pytest.fixture
@@ -95,6 +111,16 @@ def test_help_shows_every_flag_with_its_text_default_and_group(parser):
     assert all((flag(f.name) in text) == (f.name != "hidden") for f in fields(Options))
 
 
+def refused(parser, capsys, *words):
+    """The line that answers these words, without what every such line has."""
+    with pytest.raises(SystemExit) as ended:
+        read(parser, *words)
+    out, err = capsys.readouterr()
+    start, end = "program: ", "; program learn --help lists all flags\n"
+    assert ended.value.code == 2 and out == "" and err.startswith(start) and err.endswith(end) and err.count("\n") == 1
+    return err.removeprefix(start).removesuffix(end)
+
+
 NEAR = [
     ("--rank", "--r"),
     ("--alpha", "--lora-alpha"),
@@ -107,45 +133,69 @@ NEAR = [
 
 
 @pytest.mark.parametrize(("word", "meant"), NEAR)
-def test_a_flag_that_resembles_another_is_answered_with_it_below_the_usage_of_its_command(word, meant, parser, capsys):
-    with pytest.raises(SystemExit) as ended:
-        read(parser, word, "8")
-    err = capsys.readouterr().err
-    assert ended.value.code == 2 and err.startswith("usage: program learn")
-    assert err.splitlines()[-1].endswith(f"(did you mean {meant}?)")
+def test_a_flag_that_resembles_another_is_answered_with_it_in_one_line(word, meant, parser, capsys):
+    assert refused(parser, capsys, word, "8") == f"unknown arguments: {word} 8 (did you mean {meant}?)"
 
 
-@pytest.mark.parametrize("word", ["--banana", "banana", "--hidden", "--dataset"])
+@pytest.mark.parametrize("word", ["--banana", "banana", "--hidden", "--dataset", "--ask"])
 def test_what_resembles_nothing_is_named_without_a_guess(word, parser, capsys):
-    with pytest.raises(SystemExit):
-        read(parser, word)
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"unrecognized arguments: {word}")
+    assert refused(parser, capsys, word) == f"unknown arguments: {word}"
+
+
+def test_a_word_is_answered_with_the_known_one_that_it_resembles():
+    assert suggestion("tny", ["tiny", "smollm2"]) == suggestion("TINY", ("tiny",)) == " (did you mean tiny?)"
+    assert suggestion("banana", ["tiny", "smollm2"]) == ""
 
 
 def test_a_flag_that_is_missing_because_another_name_was_given_is_answered_with_that(parser, capsys):
     (command,) = (action.choices["learn"] for action in parser._actions if action.choices)
     command.add_argument("--out", required=True)
-    with pytest.raises(SystemExit):
-        read(parser, "--output", "x")
-    err = capsys.readouterr().err.splitlines()[-1]
-    assert err == "program learn: error: the following arguments are required: --out (did you mean --out by --output?)"
+    line = refused(parser, capsys, "--output", "x")
+    assert line == "the following arguments are required: --out (did you mean --out by --output?)"
 
 
 BAD_VALUES = [
-    (["--ranks", "q"], "argument --ranks: expected KEY=VALUE, got 'q'"),
-    (["--ranks", "=2"], "argument --ranks: expected KEY=VALUE, got '=2'"),
-    (["--ranks", "q="], "argument --ranks: expected KEY=VALUE, got 'q='"),
-    (["--ranks", "q=two"], "argument --ranks: expected a whole number after q=, got 'two'"),
-    (["--start", "small"], "argument --start: invalid choice: 'small'"),
-    (["--blocks", "one"], "argument --blocks: invalid int value: 'one'"),
+    ("--ranks q", "--ranks: expected KEY=VALUE, got 'q'"),
+    ("--ranks =2", "--ranks: expected KEY=VALUE, got '=2'"),
+    ("--ranks q=", "--ranks: expected KEY=VALUE, got 'q='"),
+    ("--ranks q=two", "--ranks: expected a whole number after q=, got 'two'"),
+    ("--start small", "--start must be one of true, false, big, got 'small'"),
+    ("--blocks one", "--blocks: expected a whole number, got 'one'"),
+    ("--r=0", "--r must be at least 1, got '0'"),
+    ("--epochs=-1", "--epochs must be a number above 0, got '-1'"),
+    ("--epochs=inf", "--epochs must be a number above 0, got 'inf'"),
+    ("--norm=nan", "--norm must be a number above 0, or inf for none, got 'nan'"),
+    ("--warmup=1.5", "--warmup must be from 0 to 1, got '1.5'"),
+    ("--method half", "--method must be one of lora, full, got 'half'"),
 ]
 
 
-@pytest.mark.parametrize(("words", "reason"), BAD_VALUES, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
-def test_a_value_that_cannot_be_read_is_answered_with_what_was_expected(words, reason, parser, capsys):
-    with pytest.raises(SystemExit) as ended:
-        read(parser, *words)
-    assert ended.value.code == 2 and reason in capsys.readouterr().err.splitlines()[-1]
+@pytest.mark.parametrize(("words", "reason"), BAD_VALUES, ids=[words for words, _ in BAD_VALUES])
+def test_a_value_that_is_not_allowed_is_answered_with_what_is(words, reason, parser, capsys):
+    assert refused(parser, capsys, *words.split()) == reason
+
+
+LIMITS = [  # the field, values that are allowed, values that are not
+    ("r", [1, 9**9], [0, -1]),
+    ("epochs", [1e-9, 9], [0, -1.0, math.inf, math.nan]),
+    ("norm", [1e-9, math.inf, None], [0.0, -math.inf, math.nan]),
+    ("warmup", [0, 0.5, 1], [-0.1, 1.1, math.nan]),
+    ("method", ["lora", "full"], ["LoRA", ""]),
+    ("start", [True, False, "big"], ["small"]),
+    ("seed", [-1, 10**9], []),  # without limits
+]
+
+
+@pytest.mark.parametrize(("name", "allowed", "not_allowed"), LIMITS, ids=[name for name, _, _ in LIMITS])
+def test_the_same_limits_hold_for_the_dataclass(name, allowed, not_allowed):
+    for value in allowed:
+        check_value(Options, name, value)
+        Options(**{name: value})
+    for value in not_allowed:
+        with pytest.raises(ValueError, match=f"^{name} must be .*, got {value!r}$"):
+            Options(**{name: value})
+        with pytest.raises(ValueError, match="^own must be "):
+            check_value(Options, name, value, "own")
 
 
 CONFLICTS = [
@@ -153,7 +203,7 @@ CONFLICTS = [
     (["--method", "full", "--r", "8"], "--r means nothing with --method full"),
     (["--lora-alpha", "2", "--method", "full"], "--lora-alpha means nothing with --method full"),
     (["--epochs", "4", "--steps", "5"], "--epochs means nothing with --steps 5"),
-    (["--r", "0"], "r must be at least 1, got 0"),
+    (["--r", "3", "--seed", "3"], "r and seed are both 3"),
 ]
 
 

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from minilora.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    base: str = option("small", "which model")
+    base: str = option("small", "which model", path=True)
     method: str = option("lora", "what is trained", choices=("lora", "full"))
     r: int = option(8, "rank", group="the adapter", only={"method": "lora"})
     words: str | Sequence[str] = option("all", "modules", group="the adapter")
@@ -108,7 +109,7 @@ REFUSED = [  # the file, what is said after its name
     ("words = 3", "words must be a text or a list, got 3"),
     ("ranks = 3", "ranks must be a table, got 3"),
     ("ranks = {q = 'x'}", "ranks must be a whole number, got {'q': 'x'}"),
-    ("start = 'small'", "start must be one of True, big, got 'small'"),
+    ("start = 'small'", "start must be one of true, big, got 'small'"),
     ("method = 'half'", "method must be one of lora, full, got 'half'"),
     ("r = 2\n[the-adapter]\nr = 2", "r is given twice"),
     ("method = 'full'\nr = 2", "r means nothing with method full: leave out one of the two"),
@@ -138,3 +139,21 @@ def test_a_file_that_cannot_be_read_is_named(name, reason, tmp_path):
     with pytest.raises(ValueError) as error:
         toml.read(Options, tmp_path / name)
     assert str(error.value).startswith(f"{tmp_path / name}: {reason}") and "\n" not in str(error.value)
+
+
+def test_a_relative_path_is_relative_to_the_folder_of_its_file(tmp_path, monkeypatch):
+    for folder in ("there/runs", "here"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "there" / "x.gguf").touch()
+    (tmp_path / "here" / "y.gguf").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    file = tmp_path / "there" / "runs" / "run.toml"
+    for written, expected in (
+        ("../x.gguf", "../there/x.gguf"),
+        ("y.gguf", "y.gguf"),  # which is not in the file's folder: from the current one, as older versions wrote it
+        ("runs", "runs"),  # a name, not a path
+        (str(tmp_path / "there" / "x.gguf"), str(tmp_path / "there" / "x.gguf")),
+    ):
+        file.write_text(f"base = '{written}'", encoding="utf-8")
+        assert toml.read(Options, file) == {"base": expected}
+    assert toml.moved("../there/x.gguf", Path(), file.parent) == "../x.gguf"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.tokenizer import Message, Tokenizer
+from ..options import suggestion
 from .formats import TEXT, Format, check_field, conversation, format_of, listed, rename, text_of, with_lists
 from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
@@ -113,9 +114,10 @@ def _path_of(source: str | Path) -> Path:
     built_in = str(source) in BUILT_IN
     path = Path(str(files("minilora") / "data" / f"{source}.jsonl")) if built_in else Path(source)
     if not path.exists():
+        meant = suggestion(str(source), BUILT_IN)
         raise DataError(
-            f"{source}: no such data file or folder; use a .jsonl, .json, .csv, .tsv or .txt file, "
-            f"a folder with a train file, or {', '.join(BUILT_IN)}"
+            f"{source}: no such data file or folder{meant}; use a .jsonl, .json, .csv, .tsv "
+            f"or .txt file, a folder with a train file, or {', '.join(BUILT_IN)}"
         )
     return path
 

@@ -10,7 +10,7 @@ from ..engine.backend import is_packed, to_device
 from ..engine.parallel import leave_cores
 from ..files.disk import ModelFileError, reading
 from ..nn.llama import Llama
-from ..options import BASE
+from ..options import BASE, suggestion
 from ..progress import log
 from .folder import load_folder
 from .gguf import GGUF
@@ -126,5 +126,8 @@ def _in_bfloat16(dtype: str, device: str) -> bool:
 
 
 def _unknown(name: str | Path) -> ModelFileError:
-    known = ", ".join(("tiny", *SOURCES))
-    return ModelFileError(f"{name}: no such model; use {known}, a .gguf file, or a Hugging Face folder")
+    known = ("tiny", *SOURCES)
+    meant = suggestion(str(name), known)
+    return ModelFileError(
+        f"{name}: no such model{meant}; use {', '.join(known)}, a .gguf file, or a Hugging Face folder"
+    )

@@ -19,6 +19,8 @@ from ..nn.optim import SCHEDULES, AdamW, Optimizer
 from ..nn.parts import Sample, check_samples, packed_length
 from ..nn.ranks import ALONE, Ranks
 from ..nn.step import NotFiniteError, training_step
+from ..options import check_value
+from .options import Options
 
 
 class TrainingError(RuntimeError):
@@ -158,15 +160,10 @@ class Trainer:
         if not samples:
             raise ValueError("no samples to train on")
         check_samples(samples)
-        for name, value in (("steps", steps), ("batch_size", batch_size), ("grad_accumulation", grad_accumulation)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= warmup <= 1:
-            raise ValueError(f"warmup must be a share of the steps, from 0 to 1, got {warmup}")
-        if not max_norm > 0:  # with a negative one the loss would rise
-            raise ValueError(f"max_norm must be a positive number, or inf for none, got {max_norm}")
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        given = {"steps": steps, "batch_size": batch_size, "grad_accumulation": grad_accumulation, "warmup": warmup}
+        for name, value in (given | {"schedule": schedule, "seed": seed}).items():
+            check_value(Options, name, value)
+        check_value(Options, "max_grad_norm", max_norm, "max_norm")
         self.model, self.samples, self.steps, self.batch_size, self.seed = model, samples, steps, batch_size, seed
         self.warmup, self.max_norm, self.schedule = max(1, round(warmup * steps)), max_norm, SCHEDULES[schedule]
         self.parameters = model.trainable_parameters()
@@ -245,8 +242,6 @@ def _optimizer(model: Llama, given: Optimizer | None, lr: float | None, weight_d
         if weight_decay:
             raise ValueError(f"weight_decay is {weight_decay:g}, and an optimizer has its own: give one of them")
         return given
-    if lr is not None and not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr must be a positive number, got {lr}")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay must be a number from 0 on, got {weight_decay}")
+    check_value(Options, "lr", lr)
+    check_value(Options, "weight_decay", weight_decay)
     return AdamW(model.trainable_parameters(), lr=1e-3 if lr is None else lr, weight_decay=weight_decay)

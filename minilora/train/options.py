@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,9 +12,8 @@ from typing import Any
 from .. import toml
 from ..data.formats import check_field
 from ..lora.config import LoraConfig
-from ..models.rounded import rounded_to
 from ..nn.optim import SCHEDULES
-from ..options import BASE, BF16, PACKED, RECOMPUTE, beside, option
+from ..options import BASE, BF16, PACKED, RECOMPUTE, beside, check, flag_fields, option
 from .run_folder import OPTIONS_FILE, RunFolder
 
 _FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
@@ -26,99 +24,106 @@ _NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": N
 _TRAINING: dict[str, Any] = {"group": "training"}
 _MEASURING: dict[str, Any] = {"group": "measuring"}
 _MACHINE: dict[str, Any] = {"group": "memory and device"}
-_STARTS = (True, False, "gaussian", "pissa")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to fine-tune on what, and how. Raises ValueError for values that mean nothing."""
+    """What to fine-tune on what, and how. Raises ValueError for values that are not allowed, alone or together."""
 
-    base: str = option("smollm2", BASE)
+    base: str = option("smollm2", BASE, path=True)
     data: str = option(
         "legal",
         "legal, medical, support, finance; a .jsonl, .json, .csv, .txt file; a folder of train, valid, test",
+        path=True,
     )
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows=("data",))
-    method: str = option("lora", "what is trained: an adapter, or all of the model", choices=("lora", "full"))
+    method: str = option("lora", "what is trained: an adapter, or the whole model", choices=("lora", "full"))
     out: str | None = option(None, "folder for the results (default: runs/<data>, <data>-<base>, <data>-full)")
     overwrite: bool = option(
-        False, "replace a finished run in that folder, or forget one that was interrupted", recorded=False
+        False, "replace a finished run in that folder, or discard an interrupted one", recorded=False
     )
-    resume: bool = option(False, "go on with the run in that folder that was interrupted", recorded=False)
+    resume: bool = option(False, "continue the interrupted run in that folder", recorded=False)
     save_every: int | None = option(
-        None, "steps from one checkpoint to the next (default: a pass; with full on Ctrl-C alone)"
+        None, "steps between checkpoints (default: an epoch; with full only on Ctrl-C)", least=1
     )
 
     adapter: str | None = option(
-        None, "start from the trained adapter in this folder, with its settings", only={"method": "lora"}
+        None, "start from the trained adapter in this folder, with its options", only={"method": "lora"}, path=True
     )
     r: int = option(8, "rank of the update", **_NEW)
-    lora_alpha: float = option(16.0, "scale is alpha / r", **_NEW)
+    lora_alpha: float = option(16.0, "the scale of the update is alpha / r", **_NEW)
     target_modules: str | Sequence[str] = option(
         "all-linear", "modules to adapt: names such as q_proj v_proj, or all-linear", metavar="NAME", **_NEW
     )
 
-    exclude_modules: str | Sequence[str] | None = option(
-        None, "modules of these names to leave out again", metavar="NAME", **_NEW
-    )
-    layers_to_transform: Sequence[int] | None = option(None, "adapt these blocks only", metavar="N", **_NEW)
+    exclude_modules: str | Sequence[str] | None = option(None, "names of modules not to adapt", metavar="NAME", **_NEW)
+    layers_to_transform: Sequence[int] | None = option(None, "adapt only these blocks", metavar="N", **_NEW)
     rank_pattern: Mapping[str, int] | None = option(
-        None, "another rank for modules whose name ends so", metavar="NAME=R", **_NEW
+        None, "other ranks, for modules whose name ends with NAME", metavar="NAME=R", **_NEW
     )
     alpha_pattern: Mapping[str, float] | None = option(
-        None, "another alpha for modules whose name ends so", metavar="NAME=ALPHA", **_NEW
+        None, "other alphas, for modules whose name ends with NAME", metavar="NAME=ALPHA", **_NEW
     )
-    lora_dropout: float = option(0.0, "share of its input that the update does not see in training", **_NEW)
+    lora_dropout: float = option(0.0, "dropout probability on the input of the update, in training", **_NEW)
     bias: str = option(
         "none",
-        "biases that learn, too: of the adapted modules, or all (a Llama has none)",
+        "biases to train as well: those of the adapted modules, or all (a Llama has none)",
         choices=("none", "lora_only", "all"),
         **_NEW,
     )
-    use_rslora: bool = option(False, "rsLoRA: scale is alpha / sqrt(r)", **_NEW)
-    use_dora: bool = option(False, "DoRA: the length of each row of a weight learns apart from its direction", **_NEW)
+    use_rslora: bool = option(False, "rsLoRA: the scale is alpha / sqrt(r)", **_NEW)
+    use_dora: bool = option(False, "DoRA: train the length of each row of a weight apart from its direction", **_NEW)
     init_lora_weights: bool | str = option(
         True,
-        "how the update starts: as nothing (true, gaussian), as the largest part of the weight (pissa), or at random "
+        "initialisation of the update: zero (true, gaussian), the principal part of the weight (pissa), or random "
         "(false; for tests) (default: true)",
-        choices=_STARTS,
-        metavar="{true,gaussian,pissa,false}",
+        choices=(True, "gaussian", "pissa", False),
         **_NEW,
     )
     lora_plus: float | None = option(
-        None, "LoRA+: B learns so many times faster than A, such as 16", metavar="RATIO", **_LORA
+        None, "LoRA+: the learning rate of B, as a multiple of A's, such as 16", metavar="RATIO", above=0, **_LORA
     )
     strength: float | None = option(
         None,
-        "share of the trained update that is kept: less of it forgets less "
+        "adapter scale: after training, the update is multiplied by it; less of it forgets less "
         "(default: 0.65; with --adapter, DoRA or PiSSA 1)",
+        above=0,
         follows=("method", "adapter", "use_dora", "init_lora_weights"),
         **_LORA,
     )
 
-    epochs: float = option(4.0, "passes over the data", only={"steps": None}, **_TRAINING)
-    steps: int | None = option(None, "number of steps, instead of --epochs", **_TRAINING)
+    epochs: float = option(4.0, "epochs of training", only={"steps": None}, above=0, **_TRAINING)
+    steps: int | None = option(None, "steps of training, instead of --epochs", least=1, **_TRAINING)
     lr: float | None = option(
-        None, "peak learning rate (default: 2e-3 for lora, 2e-4 for full)", follows=("method",), **_TRAINING
+        None, "peak learning rate (default: 2e-3 for lora, 2e-4 for full)", above=0, follows=("method",), **_TRAINING
     )
-    warmup: float = option(0.1, "share of the steps in which the learning rate rises to its peak", **_TRAINING)
+    warmup: float = option(
+        0.1, "share of the steps in which the learning rate rises to its peak", least=0, most=1, **_TRAINING
+    )
     schedule: str = option("cosine", "how it falls from there", choices=tuple(SCHEDULES), **_TRAINING)
-    weight_decay: float = option(0.0, "AdamW's, on all that is trained", **_TRAINING)
-    max_grad_norm: float = option(1.0, "gradients are clipped to this common norm; inf: never", **_TRAINING)
-    batch_size: int = option(8, "records per step", **_TRAINING)
+    weight_decay: float = option(0.0, "AdamW's, on all trainable parameters", least=0, **_TRAINING)
+    max_grad_norm: float = option(
+        1.0, "gradients are clipped to this global norm; inf: never", above=0, infinite=True, **_TRAINING
+    )
+    batch_size: int = option(8, "records per batch", least=1, **_TRAINING)
     grad_accumulation: int = option(
-        1, "batches per step, one after another: the numbers of a larger batch, the memory of one", **_TRAINING
+        1, "batches per step: the result of a larger batch, in the memory of one", least=1, **_TRAINING
     )
-    max_length: int = option(512, "tokens per record, cut beyond", **_TRAINING)
-    seed: int = option(0, "decides the adapter's start and the order of the records", **_TRAINING)
+    max_length: int = option(512, "tokens per record; longer ones are truncated", least=8, **_TRAINING)
+    seed: int = option(0, "decides the adapter's initialisation and the order of the records", least=0, **_TRAINING)
 
-    eval_records: int = option(80, "paraphrases measured, evenly chosen", **_MEASURING)
+    eval_records: int = option(80, "records of each set that are measured, evenly chosen", least=1, **_MEASURING)
     eval_every: int | None = option(
-        None, "steps from one validation to the next, on what is held out (default: a pass)", **_MEASURING
+        None, "steps between measurements of the validation loss (default: an epoch)", least=1, **_MEASURING
     )
-    patience: int | None = option(None, "stop after so many validations that found nothing better", **_MEASURING)
+    patience: int | None = option(
+        None, "stop after this number of validations without a better one", least=1, **_MEASURING
+    )
     keep: str = option(
-        "best", "which weights are the result: best in validation, or last", choices=("best", "last"), **_MEASURING
+        "best",
+        "which weights are the result: those with the best validation loss, or the last",
+        choices=("best", "last"),
+        **_MEASURING,
     )
 
     quantized: bool | str = option(False, **PACKED, only={"method": "lora"}, **_MACHINE)
@@ -127,95 +132,69 @@ class Options:
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
 
     def __post_init__(self):
+        check(self)
         check_field(self.field or {})
-        rounded_to(self.quantized)  # refuses an unknown kind
-        if self.method not in ("lora", "full"):
-            raise ValueError(f"method must be 'lora' or 'full', got {self.method!r}")
-        if self.method == "full" and self.quantized:
-            raise ValueError("packed weights cannot be trained: leave out quantized, or use method lora")
-        if self.method == "full" and self.bf16:
-            raise ValueError("weights in bfloat16 cannot be trained: leave out bf16, or use method lora")
+        if self.method == "full":
+            if self.quantized:
+                raise ValueError("packed weights cannot be trained: leave out quantized, or use method lora")
+            if self.bf16:
+                raise ValueError("weights in bfloat16 cannot be trained: leave out bf16, or use method lora")
+            for name in ("adapter", "strength"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"method full trains no adapter: leave out {name}, or use method lora")
         if self.device == "cuda" and self.bf16:
             raise ValueError("bf16 is for device 'cpu': leave out one of the two")
-        if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}")
-        if self.keep not in ("best", "last"):
-            raise ValueError(f"keep must be 'best' or 'last', got {self.keep!r}")
-        for name in ("adapter", "strength"):
-            if self.method == "full" and getattr(self, name) is not None:
-                raise ValueError(f"method full trains no adapter: leave out {name}, or use method lora")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        for name, value in (
-            ("epochs", self.epochs),
-            ("lr", self.learning_rate),
-            ("lora_plus", 1.0 if self.lora_plus is None else self.lora_plus),
-            ("strength", self.kept_strength),
-        ):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, got {value}")
         if self.kept_strength != 1 and not self._plain:
             raise ValueError(f"strength {self.kept_strength:g} is for plain LoRA: with DoRA or PiSSA leave it out")
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be a positive number, or inf for none, got {self.max_grad_norm}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must be a number from 0 on, got {self.weight_decay}")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup must be a share of the steps, from 0 to 1, got {self.warmup}")
-        for name, value, least in (
-            ("steps", 1 if self.steps is None else self.steps, 1),
-            ("batch_size", self.batch_size, 1),
-            ("grad_accumulation", self.grad_accumulation, 1),
-            ("eval_records", self.eval_records, 1),
-            ("eval_every", 1 if self.eval_every is None else self.eval_every, 1),
-            ("save_every", 1 if self.save_every is None else self.save_every, 1),
-            ("patience", 1 if self.patience is None else self.patience, 1),
-            ("max_length", self.max_length, 8),
-            ("seed", self.seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.lora_config()  # refuses what no adapter can be
+        self.lora_config()  # refuses what no adapter can have
 
     @classmethod
     def read(cls, path: str | Path, **change: Any) -> Options:
-        """The options in a TOML file, such as a run's run.toml, but for those that are given here, and for what means
-        nothing beside them, as at the command line.
+        """The options in a TOML file, such as a run's run.toml, changed by those that are given here.
 
-        Raises ValueError naming the file for what it cannot say.
+        As on the command line, options of the file that mean nothing with a given one are dropped. Raises ValueError
+        naming the file for what is not allowed.
         """
         return cls(**beside(cls, change, toml.read(cls, Path(path))) | change)
 
     def text(self) -> str:
-        """The same as TOML, with all defaults written out: a later version repeats the run even if it has others."""
+        """The same as TOML, for a file in `folder`, with all defaults: a later version may have others."""
         file = shlex.quote((self.folder / OPTIONS_FILE).as_posix())
         again = f"minilora finetune --config {file} --out ANOTHER_FOLDER"
-        comments = (f"What this run was told. The same again: {again}", "A flag given beside --config goes first.")
-        return toml.write(self.in_effect(), *comments)
+        comments = (f"The options of this run. To repeat it: {again}", "Flags take precedence over this file.")
+        paths = {
+            item.name: toml.moved(getattr(self, item.name), Path(), self.folder)
+            for item in flag_fields(Options)
+            if item.metadata["path"]
+        }
+        return toml.write(replace(self.in_effect(), **paths), *comments)
 
     def in_effect(self) -> Options:
-        """The same with what is usual written out, where nothing was given."""
+        """The same with the learning rate and the adapter scale that are used where none was given."""
         return replace(self, lr=self.learning_rate, strength=self.kept_strength if self.method == "lora" else None)
 
     def decisive(self) -> dict[str, Any]:
         """The options that decide the result of a run, those in effect, as JSON stores them."""
         values = asdict(self.in_effect())
+        for item in flag_fields(Options):
+            if item.metadata["path"]:  # "./mine.jsonl" is "mine.jsonl"
+                values[item.name] = toml.moved(values[item.name], Path(), Path())
         return json.loads(json.dumps({name: value for name, value in values.items() if name not in _ANYHOW}))
 
     def begun(self) -> dict[str, Any]:
-        """What the interrupted run in the same folder was told when it began; nothing where there is none."""
+        """The options of the interrupted run in the same folder; none where there is no such run."""
         file = RunFolder(self.folder).partial / OPTIONS_FILE
         return toml.read(Options, file) if file.is_file() else {}
 
     @property
     def learning_rate(self) -> float:
-        """lr, or the method's own: LoRA takes about ten times what full fine-tuning does."""
+        """lr, or the default of the method: that of LoRA is ten times that of full fine-tuning."""
         return self.lr if self.lr is not None else (2e-3 if self.method == "lora" else 2e-4)
 
     @property
     def kept_strength(self) -> float:
-        """strength, or what is usual: 0.65 of a new, plain LoRA. DoRA and PiSSA are kept whole; an adapter that was
-        trained before has been weakened already.
+        """strength, or its default: 0.65 for a new, plain LoRA, and 1 for DoRA and PiSSA, which cannot be scaled, and
+        for an adapter that was trained before, which has been scaled already.
         """
         if self.strength is not None:
             return self.strength
@@ -232,7 +211,7 @@ class Options:
 
     @property
     def folder(self) -> Path:
-        """Where results go: `out`, or runs/<data>, with the base's name unless it is the default, and with -full."""
+        """The folder for results: `out`, or runs/<data>, with the base's name unless it is the default, and -full."""
         if self.out:
             return Path(self.out)
         base = [] if self.base == Options.base else [_name_of(self.base)]
@@ -257,7 +236,7 @@ class Options:
 
 
 def _name_of(source: str) -> str:
-    """A word for a data set or a base: the last part of its path, without what tells the format of a file."""
+    """A word for a data set or a base: the last part of its path, without the ending of a file."""
     path = Path(source)
     name = path.name or path.resolve().name  # of "."
     return Path(name).stem if path.suffix.lower() in _FORMATS else name

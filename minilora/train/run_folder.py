@@ -51,7 +51,7 @@ class RunFolder:
         if Path.cwd().is_relative_to(self.target):
             raise ValueError(f"{self.path} is the folder you are in, or one around it: choose another --out")
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path}: cannot write results there (it is a file); choose another --out")
+            raise ValueError(f"{self.path}: results cannot be written there (it is a file); choose another --out")
         if foreign := [name for name in _names(self.path) if not any(fnmatch(name, known) for known in FILES)]:
             raise ValueError(f"{self.path} holds {foreign[0]}, which is no file of a run: choose another --out")
         if self.overwrite:
@@ -60,8 +60,8 @@ class RunFolder:
             raise ValueError(f"{self.path} holds a finished run: --overwrite replaces it; or choose another --out")
         if self.learned() and not self.resume:
             raise ValueError(
-                f"{self.partial} holds what an interrupted run has learned: --resume goes on with it, --overwrite "
-                "starts anew without it; or choose another --out"
+                f"{self.partial} holds the weights of an interrupted run: --resume continues it, --overwrite discards "
+                "it; or choose another --out"
             )
 
     def learned(self) -> Path | None:
@@ -80,7 +80,9 @@ class RunFolder:
             self.partial.parent.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(timeout=0)
         except Timeout as error:
-            raise ValueError(f"{self.path}: another job is at work there; choose another --out") from error
+            if not Path(self.lock.lock_file).exists():  # it could not be made, in /proc for example
+                raise ValueError(f"{self.path}: results cannot be written there; choose another --out") from error
+            raise ValueError(f"{self.path}: another job is running there; choose another --out") from error
         except OSError as error:
             raise self._unwritable(error) from error
         try:
@@ -118,7 +120,9 @@ class RunFolder:
         self._leave()
 
     def _unwritable(self, error: OSError) -> ValueError:
-        return ValueError(f"{self.path}: cannot write results there ({error}); choose another --out")
+        return ValueError(
+            f"{self.path}: results cannot be written there ({error.strerror or error}); choose another --out"
+        )
 
     def _leave(self) -> None:
         with suppress(OSError):  # Windows does that in the next line

@@ -116,7 +116,7 @@ def interrupted(tmp_path):
 
 
 def test_what_an_interrupted_run_learned_is_not_forgotten_unasked(interrupted):
-    with pytest.raises(ValueError, match=r"x\.partial holds what an interrupted run has learned: --resume goes on"):
+    with pytest.raises(ValueError, match=r"x\.partial holds the weights of an interrupted run: --resume continues it"):
         RunFolder(interrupted).refuse()
     with RunFolder(interrupted, overwrite=True) as place:
         assert list(place.partial.iterdir()) == []
@@ -137,7 +137,7 @@ def test_a_second_job_is_refused_and_the_first_is_not_disturbed(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "here\n"
-        with pytest.raises(ValueError, match=r"x: another job is at work there; choose another --out$"):
+        with pytest.raises(ValueError, match=r"x: another job is running there; choose another --out$"):
             RunFolder(tmp_path / "x", overwrite=True).__enter__()
         assert (tmp_path / "x.partial").is_dir()
         first.stdin.close()  # it ends
