@@ -68,7 +68,6 @@ REFUSED = [  # words, how the one line begins
     ("finetune --quantized nf3", "--quantized must be one of true, false, nf4, "),
     ("chat --temperature=-1", "temperature must"),
     ("eval --limit 0", "limit must"),
-    ("eval --matrix matrix.pdf", "matrix must"),
 ]
 
 

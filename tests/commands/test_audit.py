@@ -1,6 +1,7 @@
 """`minilora audit`: which words are the folder and which the kind of --quantized."""
 
 import pytest
+from commandline import status
 
 from minilora.cli import main
 from minilora.lora import audit
@@ -59,5 +60,5 @@ def test_the_folder_may_follow_quantized_with_and_without_a_kind(asked, words, e
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_what_is_neither_is_refused(asked, capsys, words, reason):
-    assert main(["audit", *words]) == 2
+    assert status("audit", *words) == 2
     assert reason in capsys.readouterr().err.splitlines()[-1]
