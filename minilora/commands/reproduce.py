@@ -329,7 +329,7 @@ def _claim(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"\n**Failed**: {found['failed']}"
         return
     seeds = ", ".join(map(str, found["seeds"]))
-    yield f"\n**Band** of the {found['band']['quantity']}: {found['band']['text']}"
+    yield f"\n**Band**, {found['band']['quantity']}: {found['band']['text']}"
     yield f"\n**Measured**, seeds {seeds}: {_numbers(found['numbers']['measured'])}; mean {_interval(found)}"
     yield f"\n**Verdict: {found['verdict']}**" + (f" {_turned(found)}" if "turned" in found else "")
     if found["verdict"] != Verdict.REPRODUCED and "turned" not in found:

@@ -1,1 +1,1 @@
-"""Many small runs: trials in processes, a sweep over settings, and claims of papers with a band and a verdict."""
+"""Many small runs: trials in processes, sweeps, one memo of results, and claims of papers with band and verdict."""

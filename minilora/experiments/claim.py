@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from ..measure.statistics import Interval
 from .trials import has_failed, run_trials
 
-CLAIMS = "minilora.claims"  # the package whose files are the claims: found by its listing, imported by nobody
+CLAIMS = "minilora.claims"  # the package whose files are the claims; they are found by listing it
 
 
 class Verdict(StrEnum):
@@ -38,8 +38,9 @@ class Verdict(StrEnum):
 class Band:
     """What must be measured for the claim to hold, and what speaks against it: fixed before the run, never after.
 
-    quantity: what the number is, with its unit. low, high: the claim holds between them. against_below,
-    against_above: numbers beyond speak against it. What lies between the two is neither.
+    quantity: what the number is, with its unit.
+    low, high: the claim holds between them.
+    against_below, against_above: numbers beyond speak against it. In between, neither is the case.
     """
 
     quantity: str
@@ -55,8 +56,8 @@ class Band:
             raise ValueError(f"a band is against_below <= low <= high <= against_above, got {self}")
 
     def verdict(self, interval: Interval) -> Verdict:
-        """Reproduced: the mean is inside, and the interval does not reach what is against. Contradicted: the whole
-        interval is against. Else: not at this size.
+        """Reproduced: the mean is inside, and the interval does not reach what speaks against the claim. Contradicted:
+        the whole interval speaks against it. Otherwise: not at this size.
 
         >>> Band("loss", low=2, against_below=1).verdict(Interval.of([2.5, 2.6, 2.7]))
         <Verdict.REPRODUCED: 'reproduced'>
@@ -84,7 +85,7 @@ class Band:
         return f"{held}; against it: {' or '.join(against)}" if against else held
 
 
-# What an introduction to LoRA leaves vague, as a share of what full fine-tuning takes, forgets or gains.
+# What the vague words of introductions to LoRA mean here, as shares of full fine-tuning's number.
 FEW = Band("very few, small", high=1 / 10, against_above=1 / 2)
 LOW = Band("low, fast, cheap", high=1 / 3, against_above=9 / 10)  # nobody would say so of more than nine tenths
 SPARED = Band("forgotten", high=1 / 2, against_above=9 / 10)
@@ -135,11 +136,15 @@ class Setting:
 class Claim:
     """What a paper says, and how it is tried here.
 
-    source: the paper, with its number. where: section, table or page. says: its statement in our words, its exact
-    numbers kept. here: what is run. switch: what it means that the effect is switched off: the same experiment without
-    the cause, so that the verdict must turn. base: "matrices", "tiny" or "smollm2". minutes: of one core. band: of
-    `measured`. small_band: of the small form, if that needs its own. second_hand: the paper itself could not be read.
-    explained: verdict -> a paragraph that says why, for what is not reproduced.
+    source, where: the paper, with its number; section, table or page.
+    says: its statement in our words, with its exact numbers.
+    here: what is run.
+    switch: the same experiment without the cause, so that the verdict must turn.
+    base: "matrices", "tiny" or "smollm2".
+    minutes: of one core.
+    band: of `measured`. small_band: of the small form, if that needs its own.
+    second_hand: the paper itself could not be read.
+    explained: a paragraph with the reason, by verdict, for what is not reproduced.
     """
 
     source: str
@@ -177,7 +182,7 @@ class ClaimFile(Protocol):
 
 
 def claim_names() -> list[str]:
-    """The names of all claims, in the order of the alphabet: their files', with dashes. No claim begins with _."""
+    """The names of all claims, sorted: those of their files, with dashes. Files that begin with _ are no claims."""
     listed = pkgutil.iter_modules(importlib.import_module(CLAIMS).__path__)
     return sorted(found.name.replace("_", "-") for found in listed if not found.name.startswith("_"))
 

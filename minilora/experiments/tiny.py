@@ -1,4 +1,4 @@
-"""One small training run on the tiny base, as a trial: plain settings in, plain numbers out.
+"""One small training run on the tiny base, as a trial: settings in, numbers out.
 
     result = tiny_run(lr=1e-2)                                       # LoRA on every linear layer: some 4 s on one core
     result = tiny_run(lr=1e-3, method="full")
@@ -7,8 +7,8 @@
 
     many = setting.each(tiny_run, [{"lr": lr, "seed": seed} for lr in (3e-3, 1e-2) for seed in setting.seeds])
 
-Everything that decides the result is an argument, so that experiments that ask for the same run share one. What else
-has to be tried has a place of its own: `tuned` finds each contender's best learning rate.
+Everything that decides the result is an argument, so that experiments that ask for the same run share one. `tuned`
+finds each contender's best learning rate.
 """
 
 from __future__ import annotations
@@ -128,12 +128,12 @@ def lora_config(
 
 @cache
 def tiny_base() -> tuple[Llama, Tokenizer]:
-    """The tiny base, read once in a process. Who changes its weights must `reset` it."""
+    """The tiny base, read once in a process. After changing its weights, `reset` it."""
     return load("tiny")
 
 
 def reset(model: Llama) -> None:
-    """Let the model that `tiny_base` gave be as it was read: no adapter, every weight the original."""
+    """Restore the model of `tiny_base`: no adapter, every weight as it was read."""
     if _NAME in model.adapters:
         remove_adapter(model, _NAME)
     model.requires_grad_(True)

@@ -43,8 +43,8 @@ def run_trials(
 ) -> list[Any]:
     """Call function(**trial) for every trial, `jobs` of them at a time, and return what they gave, in their order.
 
-    A trial that raises gives {"failed": why}, in one line, and the others go on; so does one whose process ends, for
-    want of memory for instance. MINILORA_TRACEBACK=1 shows where it was. Ctrl-C ends all processes.
+    A trial that raises gives {"failed": why}, in one line, and the others go on. So does one whose process ends, for
+    example because memory ran out. MINILORA_TRACEBACK=1 shows the traceback. Ctrl-C ends all processes.
 
     function: at the top level of a file. Arguments and result are what JSON can hold.
     jobs: processes; the cores if left out, and 1 is this process. Each has its share of the cores for its threads.
@@ -72,7 +72,7 @@ def run_trials(
         for i, trial in left.items():
             finish(i, _attempt(function, trial))
     while left and jobs > 1:
-        for i in _together(function, left, jobs, finish):  # one of these has ended its process: each by itself, now
+        for i in _together(function, left, jobs, finish):  # one of these ended its process: now each runs alone
             alone = {i: left.pop(i)}
             if _together(function, alone, 1, finish):
                 finish(i, {"failed": "its process ended before it did: is there memory enough?"})
@@ -80,7 +80,7 @@ def run_trials(
 
 
 def has_failed(result: Any) -> bool:
-    """Whether a trial's result is the reason why there is none."""
+    """Whether this is the reason why a trial has no result."""
     return isinstance(result, Mapping) and "failed" in result
 
 
@@ -120,7 +120,7 @@ def _attempt(function: Callable[..., Any], trial: Trial) -> Any:
 
 
 def _together(function: Callable[..., Any], left: dict[int, Trial], jobs: int, finish: Done) -> list[int]:
-    """Take what ends out of `left`, until all has. Returns early, with those at work, when one ends its process."""
+    """Run what is `left`, and take out of it what ends. If a trial ends its process: return all that were running then."""
     waiting = iter(list(left))
     flying: dict[Future[Any], int] = {}
     with _threads(max(1, processors() // jobs)), _ended(_executor(jobs)) as pool:
@@ -141,13 +141,13 @@ def _together(function: Callable[..., Any], left: dict[int, Trial], jobs: int, f
 
 
 def _executor(jobs: int) -> Executor:
-    """What the trials run in, the one place that knows: under mpiexec the other ranks, else processes here."""
+    """What the trials run in: under mpiexec the other ranks, else processes here."""
     here = multiprocessing.get_context("spawn")
     return world().pool or ProcessPoolExecutor(jobs, mp_context=here, initializer=_begin)
 
 
 def _begin() -> None:
-    """A process of its own begins: Ctrl-C is for the one that started it, and with that one it ends."""
+    """In a new process: leave Ctrl-C to the process that started this one, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -160,7 +160,7 @@ def _end_with(sentinel: int) -> None:
 
 @contextmanager
 def _ended(pool: Executor) -> Iterator[Executor]:
-    """When the block fails, as by Ctrl-C, what runs is not waited for."""
+    """If the block fails, by Ctrl-C for example, end what is running instead of waiting for it."""
     others = set(multiprocessing.active_children())
     with pool:
         try:
@@ -174,7 +174,7 @@ def _ended(pool: Executor) -> Iterator[Executor]:
 
 @contextmanager
 def _threads(share: int) -> Iterator[None]:
-    """Processes started in this block give their matrix library so many threads, or fewer where fewer are asked for."""
+    """Processes that start in this block give their matrix library `share` threads, or fewer if the environment says so."""
     before = {name: os.environ.get(name) for name in THREADS}
     for name, value in before.items():
         os.environ[name] = str(min(share, int(value)) if value and value.isdigit() and int(value) else share)
