@@ -120,7 +120,7 @@ def _attempt(function: Callable[..., Any], trial: Trial) -> Any:
 
 
 def _together(function: Callable[..., Any], left: dict[int, Trial], jobs: int, finish: Done) -> list[int]:
-    """Run what is `left`, and take out of it what ends. If a trial ends its process: return all that were running then."""
+    """Run what is `left`, and take out of it what ends. If one ends its process, return all that were running then."""
     waiting = iter(list(left))
     flying: dict[Future[Any], int] = {}
     with _threads(max(1, processors() // jobs)), _ended(_executor(jobs)) as pool:
@@ -174,7 +174,7 @@ def _ended(pool: Executor) -> Iterator[Executor]:
 
 @contextmanager
 def _threads(share: int) -> Iterator[None]:
-    """Processes that start in this block give their matrix library `share` threads, or fewer if the environment says so."""
+    """Processes that start in this block have `share` threads for matrices, or fewer if the environment asks for it."""
     before = {name: os.environ.get(name) for name in THREADS}
     for name, value in before.items():
         os.environ[name] = str(min(share, int(value)) if value and value.isdigit() and int(value) else share)

@@ -27,7 +27,7 @@ def rates_figure(
 def draw_rates(
     axes: Any, tried: Mapping[str, Sequence[Sequence[Any]]], colors: Mapping[str, str] | None = None
 ) -> None:
-    """Draw [[lr, loss], ...] of each name, losses that are None left out. colors: by name, else the palette's."""
+    """Draw [[lr, loss], ...] by name, without losses that are None. colors: by name; the palette's if left out."""
     shown: list[float] = []
     for (name, points), usual in zip(tried.items(), PALETTE * len(tried), strict=False):
         color = (colors or {}).get(name, usual)

@@ -16,8 +16,8 @@ Row = Mapping[str, Any]
 def sweep_figure(result: Mapping[str, Any]) -> Any:
     """What a sweep found, as a matplotlib figure; None where none of the three was varied.
 
-    result: as `minilora.commands.sweep.sweep` returns it. In each panel a line's points are settings of one kind,
-    of which the others are at their best; bands and bars are 95 % intervals over seeds.
+    result: as `minilora.experiments.sweep.sweep` returns it. In each panel a line joins settings of one kind, with all
+    other options at their best; bands and bars are 95 % intervals over seeds.
     """
     rows = [row for row in result["settings"] if row["validation_loss"]]
     kinds = [draw for draw, key in _PANELS if len({row[key] for row in rows if row[key] is not None}) > 1]
@@ -72,7 +72,7 @@ def _against_parameters(axes: Any, rows: Sequence[Row]) -> None:
         lora = line[0]["target_modules"].replace(",", "\n") if len(lines) > 2 else "LoRA"
         names.append((_mean(line[-1]), "full" if line[0]["method"] == "full" else lora, color))
     _scaled(axes, [row["trainable_parameters"] for line in lines for row in line], 10)
-    axes.set(xlabel="trained parameters", ylabel=LOSS, title="Size of what is trained")
+    axes.set(xlabel="trainable parameters", ylabel=LOSS, title="Trainable parameters, each at its best")
     name_lines(axes, names)
 
 

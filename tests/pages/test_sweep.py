@@ -40,9 +40,9 @@ def test_what_was_not_varied_has_no_panel():
     def titles(rows):
         return [axes.get_xlabel() for axes in drawn(rows).axes]
 
-    assert titles(BOTH) == ["learning rate", "rank r", "trained parameters"]
+    assert titles(BOTH) == ["learning rate", "rank r", "trainable parameters"]
     assert titles([row(2.0), row(1.9, lr=1e-2)]) == ["learning rate"]
-    assert titles([row(2.0), row(1.9, "full")]) == ["trained parameters"]
+    assert titles([row(2.0), row(1.9, "full")]) == ["trainable parameters"]
     assert drawn([row(2.0)]) is None and drawn([row(2.0) | {"validation_loss": None}]) is None
 
 
