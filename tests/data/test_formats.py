@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 import minilora as ml
 from minilora.data.formats import FORMATS, NAMES
-from minilora.data.records import Record, read_records, read_source
-from minilora.data.rows import DataError
+from minilora.data.records import DataError, Record, read_records, read_source
 
 ASK, TELL = "What is a lien?", "A claim on property,\nheld until a debt is paid."
 ASKED = ({"role": "user", "content": ASK}, {"role": "assistant", "content": TELL})
 SYSTEM = {"role": "system", "content": "Be brief."}
 
-WAYS = {  # format: a row that asks ASK and is told TELL
+WAYS = {  # format: a row that asks ASK and answers TELL
     "messages": {"messages": [{"role": "user", "content": ASK}, {"role": "assistant", "content": TELL}]},
     "conversations": {"conversations": [{"from": "human", "value": ASK}, {"from": "gpt", "value": TELL}]},
     "question/answer": {"question": ASK, "answer": TELL},
@@ -27,6 +26,7 @@ WAYS = {  # format: a row that asks ASK and is told TELL
     "instruction/output": {"instruction": ASK, "input": "", "output": TELL},
     "prompt/completion": {"prompt": ASK, "completion": TELL},
 }
+QA = WAYS["q/a"]
 WAYS_AND_TEXT = WAYS | {"text": {"text": f"{ASK} {TELL}"}}
 each_way = pytest.mark.parametrize("way", WAYS)
 
@@ -52,11 +52,8 @@ def tabs(path, records, encoding="utf-8"):
     table(path, records, encoding, "\t")
 
 
-def semicolons(path, records, encoding="utf-8"):
-    table(path, records, encoding, ";")
-
-
 KINDS = {"jsonl": (jsonl, "JSONL"), "json": (json_list, "JSON list"), "csv": (table, "CSV"), "tsv": (tabs, "TSV")}
+each_kind = pytest.mark.parametrize("suffix", KINDS)
 
 
 def message_of(source, **settings):
@@ -65,16 +62,12 @@ def message_of(source, **settings):
     return str(caught.value)
 
 
-# -- ways of writing a conversation ------------------------------------------------------------------------------------
-
-
-def test_there_is_an_example_of_each_format():
-    assert sorted(WAYS_AND_TEXT) == sorted(kind.name for kind in FORMATS)
+# -- formats -----------------------------------------------------------------------------------------------------------
 
 
 @each_way
-@pytest.mark.parametrize("suffix", KINDS)
-def test_every_way_in_every_kind_of_file_gives_the_same_messages(tmp_path, way, suffix):
+@each_kind
+def test_every_format_in_every_kind_of_file_gives_the_same_messages(tmp_path, way, suffix):
     write, kind = KINDS[suffix]
     path = tmp_path / f"data.{suffix}"
     write(path, [WAYS[way], WAYS[way] | {"topic": "law"}])
@@ -82,100 +75,64 @@ def test_every_way_in_every_kind_of_file_gives_the_same_messages(tmp_path, way, 
     assert [record.messages for record in reading.records] == [ASKED, ASKED]
     assert (reading.formats, reading.files) == ({way: 2}, {path: kind})
     assert set(reading.unread) == {"topic"}
+    assert sorted(WAYS_AND_TEXT) == sorted(kind.name for kind in FORMATS)
 
 
 @each_way
-def test_a_system_message_beside_a_row_comes_first(tmp_path, way):
+def test_a_system_message_beside_a_row_comes_first_and_columns_may_have_other_names(tmp_path, way):
     jsonl(tmp_path / "data.jsonl", [WAYS[way] | {"system": "Be brief."}, WAYS[way] | {"system": ""}])
     first, second = read_records(tmp_path / "data.jsonl")
     assert first.messages == (SYSTEM, *ASKED) and second.messages == ASKED
+    table(tmp_path / "data.csv", [{f"my {name}": value for name, value in WAYS[way].items()}])
+    field = {name: f"my {name}" for name in WAYS[way]}
+    assert [record.messages for record in read_records(tmp_path / "data.csv", field=field)] == [ASKED]
 
 
-def test_an_alpaca_input_stands_below_its_instruction(tmp_path):
-    jsonl(tmp_path / "data.jsonl", [{"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}])
-    (record,) = read_records(tmp_path / "data.jsonl")
-    assert record.prompt == [{"role": "user", "content": "Translate.\n\nGuten Tag"}]
+TURNS = [
+    {"from": "system", "value": "Be brief."},
+    {"from": "user", "value": ASK},
+    {"role": "model", "content": TELL, "weight": 1},
+    {"role": "human", "content": "And?"},
+    {"from": "gpt", "value": "No more."},
+]
+AND = ({"role": "user", "content": "And?"}, {"role": "assistant", "content": "No more."})
+ROWS = [  # a row, its messages
+    ({"instruction": ASK, "input": "Tag", "output": TELL}, (ASKED[0] | {"content": f"{ASK}\n\nTag"}, ASKED[1])),
+    ({"conversations": TURNS, "system": "not this one"}, (SYSTEM, *ASKED, *AND)),
+    ({"text": "all of it", "prompt_id": "7", "prompt": "not this"} | WAYS["messages"], ASKED),
+    ({"text": "all of it"} | WAYS["instruction/output"], ASKED),
+    ({"Question": "not this", **WAYS["question/answer"], "ANSWER": "nor this"}, ASKED),
+    ({" QUESTION": ASK, "Answer ": TELL}, ASKED),
+    ({"messages": None, "question": None, "text": None, "split": None, "id": None, "system": None, **QA}, ASKED),
+]  # fmt: skip
 
 
-def test_turns_may_name_their_roles_in_either_way(tmp_path):
-    turns = [
-        {"from": "system", "value": "Be brief."},
-        {"from": "user", "value": ASK},
-        {"role": "model", "content": TELL},
-        {"role": "human", "content": "And?"},
-        {"from": "gpt", "value": "No more.", "weight": 1},
-    ]
-    jsonl(tmp_path / "data.jsonl", [{"conversations": turns, "system": "not this one"}])
-    (record,) = read_records(tmp_path / "data.jsonl")
-    assert [message["role"] for message in record.messages] == ["system", "user", "assistant", "user", "assistant"]
-    assert record.messages[0] == SYSTEM and record.messages[2] == ASKED[1]
-
-
-def test_each_row_of_a_file_may_be_written_in_its_own_way(tmp_path):
+def test_each_row_of_a_file_may_have_another_format_and_further_columns(tmp_path):
+    jsonl(tmp_path / "data.jsonl", [row for row, _ in ROWS])
+    assert [record.messages for record in read_records(tmp_path / "data.jsonl")] == [messages for _, messages in ROWS]
     jsonl(tmp_path / "data.jsonl", WAYS_AND_TEXT.values())
     reading = read_source(tmp_path / "data.jsonl")
     assert [record.messages or record.text for record in reading.records] == [ASKED] * 6 + [f"{ASK} {TELL}"]
     assert reading.formats == dict.fromkeys(WAYS_AND_TEXT, 1)
 
 
-def test_what_is_null_is_as_good_as_absent(tmp_path):
-    row = {"messages": None, "question": None, "text": None, "instruction": ASK, "input": None, "output": TELL}
-    jsonl(tmp_path / "data.jsonl", [row | {"split": None, "keywords": None, "id": None, "system": None}])
-    (record,) = read_records(tmp_path / "data.jsonl")
-    assert record == ml.Record("line-1", ASKED)
-
-
-def test_of_several_ways_the_conversation_goes_before_its_text(tmp_path):
-    whole = {"text": "all of it", "prompt_id": "7", "prompt": "not this"}
-    jsonl(tmp_path / "data.jsonl", [whole | WAYS["messages"], {"text": "all of it"} | WAYS["instruction/output"]])
-    assert [record.messages for record in read_records(tmp_path / "data.jsonl")] == [ASKED, ASKED]
-
-
-def test_headings_are_known_in_upper_and_lower_case(tmp_path):
-    (tmp_path / "data.csv").write_text(" Question,ANSWER ,Split\nWhy?,So.,test\n")
-    (record,) = read_records(tmp_path / "data.csv")
-    assert record.messages[1]["content"] == "So." and record.split == "test"
-
-
-def test_a_heading_in_lower_case_goes_before_its_like(tmp_path):
-    jsonl(tmp_path / "data.jsonl", [{"Question": "not this", **WAYS["question/answer"], "ANSWER": "nor this"}])
-    assert [record.messages for record in read_records(tmp_path / "data.jsonl")] == [ASKED]
-
-
 @pytest.mark.parametrize("text", ['["claim", "debt; old"]', "claim; debt", "claim, debt", " claim ;debt;"])
 def test_keywords_may_be_a_list_in_json_or_separated_by_semicolons_or_commas(tmp_path, text):
-    table(tmp_path / "data.csv", [WAYS["q/a"] | {"keywords": text}])
+    table(tmp_path / "data.csv", [QA | {"keywords": text}])
     assert read_records(tmp_path / "data.csv")[0].keywords == ("claim", "debt; old" if "old" in text else "debt")
 
 
 def test_a_table_holds_lists_as_json_and_an_empty_cell_is_nothing(tmp_path):
-    facts = {"keywords": ["claim", "debt"], "phrasings": ["A lien?"], "paraphrase": "Define lien."}
-    table(tmp_path / "data.csv", [WAYS["q/a"] | facts, WAYS["q/a"]])
+    facts = {"keywords": ["claim", "debt"], "phrasings": ["A lien?"], "paraphrase": "Define lien.", "split": "test"}
+    table(tmp_path / "data.csv", [QA | facts, QA])
     full, bare = read_records(tmp_path / "data.csv")
     assert (full.keywords, full.phrasings, full.paraphrase) == (("claim", "debt"), ("A lien?",), "Define lien.")
-    assert bare == ml.Record("line-4", ASKED)  # its answer has two lines, as has the one of line 2
+    assert full.split == "test" and bare == Record("line-4", ASKED)  # its answer has two lines, as has that of line 2
 
 
-# -- columns under other names -----------------------------------------------------------------------------------------
-
-
-def test_a_field_says_which_column_is_which(tmp_path):
-    jsonl(tmp_path / "data.jsonl", [{"query": ASK, "reply": TELL, "answer": "not this", "text": "nor this", "key": 7}])
-    field = {"question": "query", "answer": "reply", "id": "key"}
-    assert read_records(tmp_path / "data.jsonl", field=field) == [ml.Record("7", ASKED)]
-
-
-def test_a_text_asks_nothing_so_that_what_belongs_to_questions_is_not_read(tmp_path):
-    rows = [
-        {
-            "text": f"It was dark, {i}.",
-            "keywords": "dark, night",
-            "paraphrase": "How was it?",
-            "phrasings": "",
-            "system": "x",
-        }
-        for i in range(3)
-    ]
+def test_the_columns_of_questions_are_not_read_beside_a_text(tmp_path):
+    more = {"keywords": "dark, night", "paraphrase": "How was it?", "phrasings": "", "system": "x"}
+    rows = [{"text": f"It was dark, {i}."} | more for i in range(3)]
     for suffix, (write, _) in KINDS.items():
         write(tmp_path / f"data.{suffix}", rows)
         read = read_source(tmp_path / f"data.{suffix}")
@@ -183,18 +140,18 @@ def test_a_text_asks_nothing_so_that_what_belongs_to_questions_is_not_read(tmp_p
         assert {"keywords", "paraphrase", "system"} <= read.unread.keys() <= rows[0].keys()
 
 
-def test_a_format_that_a_field_names_goes_before_all_others(tmp_path):
-    jsonl(tmp_path / "data.jsonl", [WAYS["messages"] | {"body": "A text."}])
-    (record,) = read_records(tmp_path / "data.jsonl", field={"text": "body"})
-    assert (record.text, record.messages) == ("A text.", ())
+# -- columns under other names -----------------------------------------------------------------------------------------
 
 
-@each_way
-def test_every_column_of_a_format_can_have_another_name(tmp_path, way):
-    row = {f"my {name}": value for name, value in WAYS[way].items()}
-    table(tmp_path / "data.csv", [row])
-    field = {name: f"my {name}" for name in WAYS[way]}
-    assert [record.messages for record in read_records(tmp_path / "data.csv", field=field)] == [ASKED]
+def test_a_field_says_which_column_is_which_and_goes_before_all_others(tmp_path):
+    path = tmp_path / "data.jsonl"
+    jsonl(path, [{"query": ASK, "reply": TELL, "answer": "not this", "text": "nor this", "key": 7}])
+    field = {"question": "query", "answer": "reply", "id": "key"}
+    assert read_records(path, field=field) == [Record("7", ASKED)]
+    jsonl(path, [WAYS["messages"] | {"body": "A text."}])
+    assert read_records(path, field={"text": "body"}) == [Record("line-1", text="A text.")]
+    jsonl(path, [QA | {name: None for name in NAMES if name not in ("q", "a")}])
+    assert read_records(path, field={"q": "q", "a": "a"}) == [Record("line-1", ASKED)]
 
 
 def test_a_column_that_is_not_there_is_answered_with_those_that_are(tmp_path):
@@ -206,9 +163,9 @@ def test_a_column_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     )
 
 
-def test_a_fact_need_not_stand_in_every_row_but_in_one(tmp_path):
+def test_an_optional_column_need_not_be_in_every_row_but_in_one(tmp_path):
     path = tmp_path / "data.jsonl"
-    jsonl(path, [WAYS["q/a"], WAYS["q/a"] | {"words": ["claim"]}])
+    jsonl(path, [QA, QA | {"words": ["claim"]}])
     assert [record.keywords for record in read_records(path, field={"keywords": "words"})] == [(), ("claim",)]
     assert message_of(path, field={"keywords": "worbs"}).endswith("field keywords=worbs: no row has a column 'worbs'")
 
@@ -219,62 +176,45 @@ def test_a_field_that_minilora_does_not_read_is_refused(name, hint):
         read_records("legal", field={name: "x"})
 
 
-def test_a_field_of_the_columns_own_name_changes_nothing(tmp_path):
-    jsonl(tmp_path / "data.jsonl", [WAYS["q/a"] | {name: None for name in NAMES if name not in ("q", "a")}])
-    assert read_records(tmp_path / "data.jsonl", field={"q": "q", "a": "a"}) == [ml.Record("line-1", ASKED)]
-
-
 # -- kinds of files ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("suffix", KINDS)
-def test_a_byte_order_mark_is_read(tmp_path, suffix, encoding):
-    KINDS[suffix][0](tmp_path / f"data.{suffix}", [WAYS["q/a"] | {"q": "Wie heißt das?"}], encoding)
-    (record,) = read_records(tmp_path / f"data.{suffix}")
-    assert record.prompt[0]["content"] == "Wie heißt das?"
-
-
-def test_a_text_with_a_byte_order_mark_begins_after_it(tmp_path):
-    (tmp_path / "novel.txt").write_text("One.", encoding="utf-8-sig")
-    assert read_records(tmp_path / "novel.txt") == [ml.Record("novel", text="One.")]
-
-
-def test_a_table_may_be_divided_by_semicolons(tmp_path):
-    semicolons(tmp_path / "data.csv", [{"question": "a, b, c; or d?", "answer": "None, I think, of all."}])
-    (record,) = read_records(tmp_path / "data.csv")
-    assert record.messages[1]["content"] == "None, I think, of all."
-
-
-def test_what_begins_like_a_list_is_one_whatever_it_is_called(tmp_path):
-    for name in ("data.jsonl", "data"):
-        json_list(tmp_path / name, [WAYS["q/a"]] * 2)
-        assert len(read_records(tmp_path / name)) == 2
-    jsonl(tmp_path / "data.json", [WAYS["q/a"]] * 3)
-    assert len(read_records(tmp_path / "data.json")) == 3
-
 
 words = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=12).filter(
     str.strip
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(
     st.lists(st.fixed_dictionaries({"question": words, "answer": words}), min_size=1, max_size=8),
     st.sampled_from([None, 0, 3]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
 )
-def test_texts_come_out_of_every_kind_of_file_as_they_went_in(tmp_path, records, indent):
+def test_texts_come_out_of_every_kind_of_file_as_they_went_in(tmp_path, records, indent, encoding):
     for suffix, (write, _) in KINDS.items():
         path = tmp_path / f"data.{suffix}"
-        write(path, records, **({"indent": indent} if suffix == "json" else {}))
+        write(path, records, encoding, **({"indent": indent} if suffix == "json" else {}))
         read = [{"question": r.messages[0]["content"], "answer": r.messages[1]["content"]} for r in read_records(path)]
         assert read == records, suffix
 
 
-def test_a_record_may_stand_in_one_long_line(tmp_path):
-    jsonl(tmp_path / "data.json", [{"q": "why? " * 20_000, "a": "So."}])
-    assert len(read_records(tmp_path / "data.json")[0].prompt[0]["content"]) == 100_000
+def test_a_text_with_a_byte_order_mark_begins_after_it(tmp_path):
+    (tmp_path / "novel.txt").write_text("One.", encoding="utf-8-sig")
+    assert read_records(tmp_path / "novel.txt") == [Record("novel", text="One.")]
+
+
+def test_a_table_may_be_divided_by_semicolons(tmp_path):
+    table(tmp_path / "data.csv", [{"question": "a, b, c; or d?", "answer": "None, I think, of all."}], delimiter=";")
+    (record,) = read_records(tmp_path / "data.csv")
+    assert record.messages[1]["content"] == "None, I think, of all."
+
+
+def test_what_begins_like_a_list_is_one_whatever_it_is_called(tmp_path):
+    for name in ("data.jsonl", "data"):
+        json_list(tmp_path / name, [QA] * 2)
+        assert len(read_records(tmp_path / name)) == 2
+    for rows in ([QA] * 3, [{"tags": [{"x": 1}], **QA}] * 3, [{"q": "why? " * 20_000, "a": "So."}]):
+        jsonl(tmp_path / "data.json", rows)
+        assert len(read_records(tmp_path / "data.json")) == len(rows)
 
 
 WRAPPED = [  # before and after a list of two records: is it read?
@@ -289,8 +229,7 @@ WRAPPED = [  # before and after a list of two records: is it read?
 @pytest.mark.parametrize(("before", "after", "read"), WRAPPED)
 def test_an_object_around_a_list_of_records_is_read_as_the_list(tmp_path, before, after, read):
     path = tmp_path / "data.json"
-    records = [WAYS["q/a"], WAYS["q/a"] | {"a": " "} if read else WAYS["q/a"]]
-    path.write_text(before + json.dumps(records, indent=1) + after)
+    path.write_text(before + json.dumps([QA, QA | {"a": " "}], indent=1) + after)
     if read:  # its second record is bad, and found where it is
         line = 1 + path.read_text()[: path.read_text().rindex("{")].count("\n")
         assert message_of(path) == f"{path}:{line}: record 2: a must be a non-empty text, got ' '"
@@ -298,16 +237,26 @@ def test_an_object_around_a_list_of_records_is_read_as_the_list(tmp_path, before
         assert message_of(path).startswith(f"{path}: one JSON object on several lines")
 
 
-def test_rows_with_lists_of_their_own_are_no_list_of_records(tmp_path):
-    jsonl(tmp_path / "data.json", [{"tags": [{"x": 1}], **WAYS["q/a"]}] * 2)
-    assert len(read_records(tmp_path / "data.json")) == 2
+def test_a_large_file_is_read_without_holding_it_a_second_time(tmp_path):
+    records = [{"question": f"{i} " * 200, "answer": f"{i}, again. " * 100} for i in range(1000)]
+    for suffix, (write, _) in KINDS.items():
+        path = tmp_path / f"data.{suffix}"
+        write(path, records, **({"indent": None} if suffix == "json" else {}))  # all in one line
+        tracemalloc.start()
+        read = read_records(path)
+        kept, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(read) == len(records) and kept > 0.9 * path.stat().st_size > 1.5e6
+        assert peak < (2.2 if suffix == "json" else 1.5) * kept, suffix  # of a list, the text is held
 
 
-@pytest.mark.parametrize("suffix", KINDS)
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+@each_kind
 def test_a_bad_row_is_named_with_the_line_it_begins_in(tmp_path, suffix):
-    path = tmp_path / f"data.{suffix}"
-    rows = [WAYS["question/answer"], WAYS["question/answer"] | {"answer": " "}, {"answer": "x"}]
-    KINDS[suffix][0](path, rows)
+    path, row = tmp_path / f"data.{suffix}", WAYS["question/answer"]
+    KINDS[suffix][0](path, [row, row | {"answer": " "}, {"answer": "x"}])
     lines = {"jsonl": (2, 3), "json": (6, 10), "csv": (4, 5), "tsv": (4, 5)}[suffix]
     found = message_of(path).split("\n")
     assert [line.partition(": ")[0] for line in found] == [f"{path}:{number}" for number in lines]
@@ -315,18 +264,17 @@ def test_a_bad_row_is_named_with_the_line_it_begins_in(tmp_path, suffix):
     assert suffix != "json" or [line.split(": ")[1] for line in found] == ["record 2", "record 3"]
 
 
-@pytest.mark.parametrize("suffix", KINDS)
+@each_kind
 def test_rows_with_the_same_mistake_are_named_in_one_line(tmp_path, suffix):
     path = tmp_path / f"data.{suffix}"
     KINDS[suffix][0](path, [{"q": "x", "a": str(i) * (i % 3 > 0) or " " * i} for i in range(1, 31)])
     place = {"jsonl": ":3", "json": ":10: record 3", "csv": ":4", "tsv": ":4"}[suffix]
-    numbers = {"jsonl": "lines 3, 6, 9, 12, 15", "json": "records 3, 6, 9, 12, 15"}.get(
-        suffix, "lines 4, 7, 10, 13, 16"
-    )
-    assert message_of(path) == (f"{path}{place}: a must be a non-empty text, got '   ' (10 rows: {numbers} and 5 more)")
+    unit, first = "record" if suffix == "json" else "line", 4 if suffix in ("csv", "tsv") else 3
+    numbers = f"{unit}s {', '.join(str(n) for n in range(first, 18, 3))}"
+    assert message_of(path) == f"{path}{place}: a must be a non-empty text, got '   ' (10 rows: {numbers} and 5 more)"
 
 
-BROKEN = [  # a file, its content, what is said of it
+BROKEN = [  # a file, its content, part of the message
     ("a.json", '[{"q": "x", "a": "y"},\n]', ":2: record 2: not JSON (Expecting value): nothing after it was read"),
     ("a.json", '[\n{"q": "x", "a": "y"},\n\n{"q": "x"\n"a": "y"}]', ":5: record 2: not JSON (Expecting ',' delimiter)"),
     ("a.json", '[{"q": "x", "a": "y"}\n{"q": "x", "a": "y"}]', ":2: record 2: not JSON (expected , or ] but got {)"),
@@ -346,20 +294,20 @@ BROKEN = [  # a file, its content, what is said of it
     ("a.csv", 'q,a\nx,"y\nz,z\n', ":2: not CSV (unexpected end of data): nothing after it was read; is a"),
     ("a.csv", "q,a,q\nx,y,z\n", ":1: column 'q' is twice in the heading"),
     ("a.csv", "q,a\nx\n", ":2: a must be a non-empty text, got None"),
-    ("a.csv", 'q,a,keywords\nx,y,[claim\n', """:2: keywords must be a list, such as ["...", "..."], got '[claim'"""),
+    ("a.csv", "q,a,keywords\nx,y,[claim\n", """:2: keywords must be a list, such as ["...", "..."], got '[claim'"""),
     ("a.jsonl", '{"q": "x", "a": "y"}\n{"q": "x", "a" "y"}\n', ":2: not JSON (Expecting ':' delimiter at column 16)"),
     ("a.jsonl", "\ufeff\n \n", ": the file is empty"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "content", "reason"), BROKEN, ids=[reason[:40] for *_, reason in BROKEN])
-def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path, name, content, reason):
+def test_a_broken_file_is_answered_with_the_place(tmp_path, name, content, reason):
     (tmp_path / name).write_text(content, encoding="utf-8")
-    told = message_of(tmp_path / name).split("\n")[0]
-    assert told.startswith(f"{tmp_path / name}") and reason in told
+    line = message_of(tmp_path / name).split("\n")[0]
+    assert line.startswith(f"{tmp_path / name}") and reason in line
 
 
-FOREIGN = [  # the first bytes, what is said
+FOREIGN = [  # the first bytes, the message
     (gzip.compress(b'{"q": "x", "a": "y"}'), "compressed with gzip: decompress it first"),
     (b"PAR1\x15\x04", "a Parquet file: write it as JSONL first"),
     (b"PK\x03\x04\x14\x00", "a zip archive or a spreadsheet: unpack it, or save the sheet as CSV"),
@@ -371,40 +319,26 @@ FOREIGN = [  # the first bytes, what is said
 
 
 @pytest.mark.parametrize(("content", "reason"), FOREIGN, ids=[reason[:20] for _, reason in FOREIGN])
-@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.csv", "data.txt"])
-def test_what_is_no_text_is_answered_with_what_to_do(tmp_path, name, content, reason):
-    (tmp_path / name).write_bytes(content)
-    told = message_of(tmp_path / name)
-    assert told.startswith(f"{tmp_path / name}: {reason}") and "\n" not in told
-    assert ("iconv -f WINDOWS-1252 -t UTF-8 " in told) == ("UTF-8 text" in reason)
-
-
-def test_a_large_file_is_read_without_holding_it_a_second_time(tmp_path):
-    records = [{"question": f"{i} " * 200, "answer": f"{i}, again. " * 100} for i in range(2000)]
-    for suffix, (write, _) in KINDS.items():
-        path = tmp_path / f"data.{suffix}"
-        write(path, records, **({"indent": None} if suffix == "json" else {}))  # all in one line
-        tracemalloc.start()
-        read = read_records(path)
-        kept, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert len(read) == len(records) and kept > 0.9 * path.stat().st_size > 3e6
-        assert peak < (2.2 if suffix == "json" else 1.5) * kept, suffix  # of a list, the text is held
+def test_a_file_that_is_not_text_is_answered_with_what_to_do(tmp_path, content, reason):
+    for name in ("data.jsonl", "data.json", "data.csv", "data.txt"):
+        (tmp_path / name).write_bytes(content)
+        line = message_of(tmp_path / name)
+        assert line.startswith(f"{tmp_path / name}: {reason}") and "\n" not in line
+        assert ("iconv -f WINDOWS-1252 -t UTF-8 " in line) == ("UTF-8 text" in reason)
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_files_of_a_folder_are_its_splits_and_may_be_of_different_kinds(tmp_path):
-    jsonl(tmp_path / "train.jsonl", [WAYS["q/a"]] * 12)
+    jsonl(tmp_path / "train.jsonl", [QA] * 12)
     table(tmp_path / "valid.csv", [WAYS["question/answer"]] * 2)
     json_list(tmp_path / "test.json", [WAYS["messages"] | {"id": "own"}])
     (tmp_path / "README.md").write_text("# Mine")
     (tmp_path / ".hidden").write_text("")
     reading = read_source(tmp_path)
-    assert {name: len(part) for name, part in ml.split_records(reading.records).items()} == {
-        "train": 12, "validation": 2, "test": 1,
-    }  # fmt: skip
+    sizes = {name: len(part) for name, part in ml.split_records(reading.records).items()}
+    assert sizes == {"train": 12, "validation": 2, "test": 1}
     assert [path.name for path in reading.files] == ["train.jsonl", "valid.csv", "test.json"]
     assert [reading.records[i].id for i in (0, 11, 12, 13, 14)] == [
         "train/line-1", "train/line-12", "validation/line-2", "validation/line-4", "own",
@@ -412,43 +346,28 @@ def test_the_files_of_a_folder_are_its_splits_and_may_be_of_different_kinds(tmp_
 
 
 @pytest.mark.parametrize("name", ["validation", "valid", "val", "dev", "Validation"])
-def test_validation_has_many_names(tmp_path, name):
+def test_validation_has_many_names_and_files_may_be_texts(tmp_path, name):
     for stem in ("train", name):
-        jsonl(tmp_path / f"{stem}.jsonl", [WAYS["q/a"]])
-    assert [record.split for record in read_records(tmp_path)] == ["train", "validation"]
-
-
-def test_a_folder_of_texts_is_read(tmp_path):
-    for name in ("train", "test"):
-        (tmp_path / f"{name}.txt").write_text(f"This is {name}.")
-    assert read_records(tmp_path) == [
-        ml.Record("train", text="This is train.", split="train"), ml.Record("test", text="This is test.", split="test"),
-    ]  # fmt: skip
+        (tmp_path / f"{stem}.txt").write_text(f"This is {stem}.")
+    train, validation = Record("train", text="This is train."), Record(name, text=f"This is {name}.")
+    assert read_records(tmp_path) == [replace(train, split="train"), replace(validation, split="validation")]
 
 
 def test_a_folder_without_train_is_answered_with_what_is_there(tmp_path):
     assert message_of(tmp_path).endswith("and may have valid and test; there are no files")
     for name in ("a.csv", "test.jsonl", "train.jsonl.gz"):
         (tmp_path / name).write_text("")
-    told = message_of(tmp_path)
-    assert told.startswith(f"{tmp_path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .txt)")
-    assert told.endswith("there are a.csv, test.jsonl, train.jsonl.gz")
+    line = message_of(tmp_path)
+    assert line.startswith(f"{tmp_path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .txt)")
+    assert line.endswith("there are a.csv, test.jsonl, train.jsonl.gz")
 
 
-def test_two_files_for_one_split_are_refused(tmp_path):
-    for name in ("train.jsonl", "val.jsonl", "valid.csv"):
-        jsonl(tmp_path / name, [WAYS["q/a"]])
-    assert message_of(tmp_path) == (f"{tmp_path}: val.jsonl and valid.csv are both for validation: keep one of them")
-
-
-def test_a_record_that_contradicts_its_file_is_refused(tmp_path):
-    jsonl(tmp_path / "train.jsonl", [WAYS["q/a"] | {"split": "train"}, WAYS["q/a"] | {"split": "test"}])
-    assert message_of(tmp_path) == f"{tmp_path / 'train.jsonl'}:2: split is 'test' in a file of the split 'train'"
-
-
-def test_bad_rows_of_all_files_are_told_at_once(tmp_path):
-    for name in ("train.jsonl", "test.jsonl"):
-        jsonl(tmp_path / name, [WAYS["q/a"], {"q": "", "a": "x"}])
-    assert [line.split(": ")[0] for line in message_of(tmp_path).split("\n")] == [
-        f"{tmp_path / 'train.jsonl'}:2", f"{tmp_path / 'test.jsonl'}:2",
-    ]  # fmt: skip
+def test_two_files_for_one_split_and_a_record_that_contradicts_its_file_are_refused(tmp_path):
+    for name in ("train", "val"):
+        jsonl(tmp_path / f"{name}.jsonl", [QA | {"split": "train"}, QA | {"split": "test"}])
+    assert message_of(tmp_path).split("\n") == [
+        f"{tmp_path / 'train.jsonl'}:2: split is 'test' in a file of the split 'train'",
+        f"{tmp_path / 'val.jsonl'}:1: split is 'train' in a file of the split 'validation' (2 rows: lines 1, 2)",
+    ]
+    jsonl(tmp_path / "valid.csv", [QA])
+    assert message_of(tmp_path) == f"{tmp_path}: val.jsonl and valid.csv are both for validation: keep one of them"

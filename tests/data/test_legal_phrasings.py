@@ -105,50 +105,31 @@ def test_the_card_names_the_most_frequent_opening_and_its_share():
     assert f'"Define" with the bare term, begins {100 * count / found.total():.1f} %' in card
 
 
-# -- bad records: the promise that they break, the record, and the phrasing or second paraphrase to put there ----------
+# -- bad records: the promise that they break, the record, the field and the text to put there -------------------------
 
-OFFER, CONSIDERATION, TREAT = range(3)  # the first records to train on
-BAD_PHRASINGS = [
-    (too_short_or_too_long, OFFER, "Define offer."),
-    (too_short_or_too_long, OFFER, ""),
-    (asks_for_something_else, OFFER, "How does a novel end?"),
-    (asks_for_something_else, TREAT, "Why is an invitation so kind?"),
-    (nearly_equal, OFFER, "What, in contract law, is the offer?"),
-    (nearly_equal, OFFER, "offer or just haggling: how does the law tell"),
-    (nearly_equal, CONSIDERATION, "I said I might sell my bike for 300; was that consideration in law already?"),
-    (near_to_what_is_trained, OFFER, "How can I tell that a price in writing counts as an offer?"),
-]
-BAD_SECOND_PARAPHRASES = [
-    (too_short_or_too_long, OFFER, "offer " * 26),
-    (asks_for_something_else, CONSIDERATION, "Which ingredient was absent?"),
-    (nearly_equal, OFFER, "What is an offer in the law of contract?"),
-    (near_to_what_is_trained, OFFER, "A seller names a price on the phone. Is it an offer?"),
-    (near_to_what_is_trained, OFFER, "I might sell my bike for 200. Is that an offer?"),
-]
+OFFER, _, TREAT = range(3)  # the first records to train on
+BAD = [
+    (too_short_or_too_long, OFFER, "phrasings", "Define offer."),
+    (asks_for_something_else, OFFER, "phrasings", "How does a novel end?"),
+    (asks_for_something_else, TREAT, "phrasings", "Why is an invitation so kind?"),
+    (nearly_equal, OFFER, "phrasings", "What, in contract law, is the offer?"),
+    (near_to_what_is_trained, OFFER, "phrasings", "How can I tell that a price in writing counts as an offer?"),
+    (too_short_or_too_long, OFFER, "validation_paraphrase", "offer " * 26),
+    (nearly_equal, OFFER, "validation_paraphrase", "What is an offer in the law of contract?"),
+    (near_to_what_is_trained, OFFER, "validation_paraphrase", "A seller names a price on the phone. Is it an offer?"),
+    (near_to_what_is_trained, OFFER, "validation_paraphrase", "I might sell my bike for 200. Is that an offer?"),
+]  # fmt: skip
 
 
-def found_by(broken_by, records):
-    """The texts that break the promise, pairs taken apart."""
-    return [text for found in broken_by(records) for text in (found if isinstance(found, tuple) else [found])]
-
-
-@pytest.mark.parametrize(("broken_by", "which", "text"), BAD_PHRASINGS)
-def test_a_bad_phrasing_is_noticed(broken_by, which, text):
+@pytest.mark.parametrize(("broken_by", "which", "field", "text"), BAD)
+def test_a_bad_question_is_noticed(broken_by, which, field, text):
     records = deepcopy(LEARNED)
-    records[which]["phrasings"][0] = text
-    assert text in found_by(broken_by, records)
+    records[which][field] = [text, *records[which][field][1:]] if field == "phrasings" else text
+    assert text in [one for found in broken_by(records) for one in (found if isinstance(found, tuple) else [found])]
 
 
-@pytest.mark.parametrize(("broken_by", "which", "text"), BAD_SECOND_PARAPHRASES)
-def test_a_bad_second_paraphrase_is_noticed(broken_by, which, text):
-    records = deepcopy(LEARNED)
-    records[which]["validation_paraphrase"] = text
-    assert text in found_by(broken_by, records)
-
-
-@pytest.mark.parametrize("template", ["Please tell me what {} is.", "{}, what is it", "Define {} for me."])
-def test_a_template_is_noticed(template):
+def test_a_template_is_noticed():
     records = deepcopy(LEARNED)
     for record in records[::4]:
-        record["phrasings"][0] = template.format(" ".join(term(record)))
+        record["phrasings"][0] = f"Please tell me what {' '.join(term(record))} is."
     assert len(worn_openings(records)) == 1

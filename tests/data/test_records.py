@@ -10,6 +10,7 @@ from minilora.data.rows import DataError
 from minilora.models.load import load_tokenizer
 
 QA = {"question": "What is a lien?", "answer": "A claim."}
+USER, ASSISTANT = {"role": "user", "content": QA["question"]}, {"role": "assistant", "content": QA["answer"]}
 TALK = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "hello"},
@@ -31,43 +32,37 @@ def write(tmp_path):
     return write
 
 
-def test_a_question_with_everything_known_about_it_is_read(write):
+def message_of(path, *tokenizer):
+    with pytest.raises(DataError) as caught:
+        read_records(path, *tokenizer)
+    return str(caught.value)
+
+
+# -- what is read ------------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_a_row_says_is_in_its_record(write):
     known = {"id": "x/lien", "topic": "x", "split": "test", "paraphrase": "Define lien.", "keywords": ["claim"]}
     known |= {"phrasings": ["A lien?", "Explain lien."], "validation_paraphrase": "Lien: what?"}
-    (record,) = read_records(write(QA | known))
-    user, assistant = {"role": "user", "content": QA["question"]}, {"role": "assistant", "content": QA["answer"]}
+    path = write(QA | known, "", "  ", {"messages": [m | {"name": "x"} for m in TALK]})
+    record, talk = read_records(path)
+    phrasings = ("A lien?", "Explain lien.")
     assert record == Record(
-        "x/lien", (user, assistant), "", "test", "Define lien.", ("claim",), ("A lien?", "Explain lien."), "Lien: what?"
+        "x/lien", (USER, ASSISTANT), "", "test", "Define lien.", ("claim",), phrasings, "Lien: what?"
     )
-    assert record.prompt == [user]
-    assert record.other_questions == ["A lien?", "Explain lien.", "Define lien.", "Lien: what?"]
-    assert record.asked_otherwise().messages == ({"role": "user", "content": "Define lien."}, assistant)
-
-
-def test_a_record_without_paraphrase_cannot_be_asked_otherwise(write):
-    (record,) = read_records(write(QA))
-    with pytest.raises(ValueError, match="line-1 has no paraphrase"):
-        record.asked_otherwise()
-
-
-def test_a_chat_asked_otherwise_is_its_system_message_the_paraphrase_and_the_last_answer(write):
-    (record,) = read_records(write({"messages": TALK, "paraphrase": "How come?", "id": "t", "keywords": ["so"]}))
-    other = record.asked_otherwise()
-    assert other.messages == (TALK[0], {"role": "user", "content": "How come?"}, TALK[-1])
-    assert (other.id, other.keywords, record.messages) == ("t", ("so",), tuple(TALK))
-
-
-def test_a_chat_is_read_with_all_its_turns_and_other_keys_dropped(write):
-    (record,) = read_records(write({"messages": [m | {"name": "x"} for m in TALK]}))
-    assert record.messages == tuple(TALK) and record.prompt == TALK[:-1]
-
-
-def test_blank_lines_are_skipped_and_still_counted(write):
-    assert [r.id for r in read_records(write(QA, "", "  ", QA))] == ["line-1", "line-4"]
-
-
-def test_a_text_file_is_one_record_of_text(write):
+    assert record.prompt == [USER] and record.other_questions == [*phrasings, "Define lien.", "Lien: what?"]
+    assert talk == Record("line-4", tuple(TALK)) and talk.prompt == TALK[:-1]
     assert read_records(write("One.", "Two.", name="novel.txt")) == [Record("novel", (), "One.\nTwo.")]
+
+
+def test_a_record_asked_otherwise_is_its_system_message_the_paraphrase_and_the_last_answer(write):
+    extra = {"id": "t", "keywords": ["so"], "phrasings": ["Why so?"]}
+    record, plain = read_records(write({"messages": TALK, "paraphrase": "How come?"} | extra, QA))
+    asked = (TALK[0], {"role": "user", "content": "How come?"}, TALK[-1])
+    assert record.asked_otherwise() == Record("t", asked, paraphrase="How come?", keywords=("so",))
+    assert plain.asked("Lien?").messages == ({"role": "user", "content": "Lien?"}, ASSISTANT)
+    with pytest.raises(ValueError, match="line-2 has no paraphrase"):
+        plain.asked_otherwise()
 
 
 @pytest.mark.parametrize(("name", "count"), list(zip(BUILT_IN, (300, 120, 120, 120, 60), strict=True)))
@@ -75,7 +70,19 @@ def test_built_in_data_are_read_by_name_and_fit_the_tokenizer(name, count):
     assert len(read_records(name, load_tokenizer("tiny"))) == count
 
 
-BAD = [  # a line, what is said of it
+def test_the_hash_of_data_is_what_sha256sum_prints(tmp_path):
+    for name, text in (("train.jsonl", '{"q": "a", "a": "b"}\n'), ("test.jsonl", '{"q": "c", "a": "d"}\n')):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    one, other = (hashlib.sha256((tmp_path / f"{name}.jsonl").read_bytes()).hexdigest() for name in ("train", "test"))
+    assert sha256_of_data(tmp_path / "train.jsonl") == one
+    (tmp_path / "README.md").write_text("not read")
+    whole = hashlib.sha256(f"{one}  train.jsonl\n{other}  test.jsonl\n".encode()).hexdigest()
+    assert sha256_of_data(tmp_path) == whole and len(sha256_of_data("legal")) == 64
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+BAD = [  # a line, part of the message
     ("{", "not JSON"),
     ("[1]", "expected a JSON object, got list"),
     ({}, "an empty object"),
@@ -105,7 +112,6 @@ BAD = [  # a line, what is said of it
     ({"messages": [TALK[1], "hello"]}, "message 2 needs a role"),
     ({"messages": [{"role": "assistant", "content": ""}]}, "content must be a non-empty text"),
     ({"messages": [TALK[0], *TALK[2:]]}, "the first message must be the user's"),
-    ({"conversations": [{"from": "gpt", "value": "Hello!"}]}, "the first message must be the user's"),
     ({"messages": TALK[:4]}, "the last message must be the assistant's"),
 ]
 
@@ -113,38 +119,25 @@ BAD = [  # a line, what is said of it
 @pytest.mark.parametrize(("line", "reason"), BAD, ids=[reason[:30] for _, reason in BAD])
 def test_a_bad_line_is_named_with_its_reason(write, line, reason):
     path = write(QA, line)
-    with pytest.raises(DataError) as caught:
-        read_records(path)
-    assert str(caught.value).startswith(f"{path}:2: ") and reason in str(caught.value)
-    assert "\n" not in str(caught.value)
+    message = message_of(path)
+    assert message.startswith(f"{path}:2: ") and reason in message and "\n" not in message
 
 
 def test_every_kind_of_mistake_has_a_line_with_its_first_place_and_the_rows_that_have_it(write):
     kinds = [
-        (QA | {"answer": 1}, "answer"),
-        ("{", "not JSON"),
-        (QA | {"split": "dev"}, "split is"),
-        ({}, "empty object"),
-    ]
+        (QA | {"answer": 1}, "answer"), ("{", "not JSON"), (QA | {"split": "x"}, "split is"), ({}, "empty object")
+    ]  # fmt: skip
     path = write(*[kinds[i % 4][0] for i in range(28)])
-    with pytest.raises(DataError) as caught:
-        read_records(path)
-    lines = str(caught.value).split("\n")
-    for i, (line, (_, reason)) in enumerate(zip(lines, kinds, strict=True), 1):
+    for i, (line, (_, reason)) in enumerate(zip(message_of(path).split("\n"), kinds, strict=True), 1):
         assert line.startswith(f"{path}:{i}: ") and reason in line
         assert line.endswith(f"(7 rows: lines {', '.join(str(n) for n in range(i, 21, 4))} and 2 more)")
-
-
-def test_a_flood_of_kinds_of_mistakes_is_cut_short_and_counted(write):
-    with pytest.raises(DataError) as caught:
-        read_records(write(*[{"question": "x", f"column {chr(65 + i)}": 1} for i in range(50)]))
-    lines = str(caught.value).split("\n")
+    lines = message_of(write(*[{"question": "x", f"column {chr(65 + i)}": 1} for i in range(50)])).split("\n")
     assert len(lines) == 21 and lines[-1] == "and 30 more kinds of mistakes"
 
 
 def test_an_id_that_another_record_has_is_reported_with_its_line(write):
-    with pytest.raises(DataError, match=r":3: id 'a' is already the id of line 1$"):
-        read_records(write(QA | {"id": "a"}, QA | {"id": "b"}, QA | {"id": "a"}))
+    path = write(QA | {"id": "a"}, QA | {"id": "b"}, QA | {"id": "a"})
+    assert message_of(path) == f"{path}:3: id 'a' is already the id of line 1"
 
 
 class Picky:
@@ -159,37 +152,13 @@ class Picky:
 def test_text_that_the_tokenizer_cannot_encode_is_reported_if_the_tokenizer_is_known(write, field):
     bad = ["a?", "ab\x1b"] if field == "phrasings" else "ab\x1b"
     path = write(QA, ({} if field == "text" else QA) | {field: bad})
-    with pytest.raises(DataError, match=r":2: no token$"):
-        read_records(path, Picky())
-    assert len(read_records(path)) == 2
+    assert message_of(path, Picky()) == f"{path}:2: no token" and len(read_records(path)) == 2
 
 
-@pytest.mark.parametrize("content", ["", " \n\n\t\n"])
-def test_an_empty_file_is_an_error(write, content):
-    with pytest.raises(DataError, match="the file is empty"):
-        read_records(write(content))
-
-
-def test_a_missing_file_is_an_error_that_says_what_would_do(tmp_path):
-    with pytest.raises(DataError, match=r"absent.jsonl: no such data file or folder; use a \.jsonl, .*, general$"):
-        read_records(tmp_path / "absent.jsonl")
-
-
-def test_a_file_that_is_not_utf8_is_an_error(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(json.dumps(QA).encode() + b"\xff\xfe")
-    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read as UTF-8 text"):
-        read_records(tmp_path / "a.jsonl")
-
-
-def test_the_hash_of_data_is_what_sha256sum_prints(tmp_path):
-    for name, text in (("train.jsonl", '{"q": "a", "a": "b"}\n'), ("test.jsonl", '{"q": "c", "a": "d"}\n')):
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    one, other = (hashlib.sha256((tmp_path / f"{name}.jsonl").read_bytes()).hexdigest() for name in ("train", "test"))
-    assert sha256_of_data(tmp_path / "train.jsonl") == one
-    whole = hashlib.sha256(f"{one}  train.jsonl\n{other}  test.jsonl\n".encode()).hexdigest()
-    assert sha256_of_data(tmp_path) == whole
-    (tmp_path / "README.md").write_text("not read")
-    assert sha256_of_data(tmp_path) == whole
-    with pytest.raises(DataError, match="no such data file"):
+def test_a_file_that_is_empty_or_missing_is_refused_with_what_would_do(write, tmp_path):
+    for content in ("", " \n\n\t\n"):
+        assert message_of(write(content)).endswith("the file is empty")
+    message = message_of(tmp_path / "absent.jsonl")
+    assert "absent.jsonl: no such data file or folder; use a .jsonl, " in message and message.endswith("general")
+    with pytest.raises(DataError, match="absent.jsonl: no such data file"):
         sha256_of_data(tmp_path / "absent.jsonl")
-    assert len(sha256_of_data("legal")) == 64
