@@ -64,17 +64,6 @@ class Served:
         assert done.wait(60)
         return "".join(piece.text for piece in pieces), pieces[-1].tokens, pieces[-1].finished
 
-    @contextlib.contextmanager
-    def held(self):
-        """Inside, the engine's thread does nothing: what is asked waits for its next turn."""
-        go, waits = threading.Event(), threading.Event()
-        self.engine.call(lambda: (waits.set(), go.wait(60)))
-        assert waits.wait(30)
-        try:
-            yield
-        finally:
-            go.set()
-
     def until(self, **state):
         """Wait until so many run, and so many wait."""
         end = time.monotonic() + 30

@@ -20,7 +20,6 @@ import ipaddress
 import json
 import os
 import socket
-import traceback
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -147,9 +146,8 @@ class Guard:
         except (
             Exception
         ) as error:  # a fault of ours: the line is for the person who runs the server, not for the client
-            log.error(f"{scope['method']} {scope['path']!r} failed: {type(error).__name__}: {error}")
-            if os.environ.get("MINILORA_TRACEBACK"):
-                log.error(traceback.format_exc())
+            line = f"{scope['method']} {scope['path']!r} failed: {type(error).__name__}: {error}"
+            log.error(line, exc_info="MINILORA_TRACEBACK" in os.environ)
         finally:
             self.listener.answered(client)
 

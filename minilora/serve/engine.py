@@ -11,7 +11,6 @@ import os
 import queue
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -206,9 +205,8 @@ class Engine:
 
     def _fail(self, error: Exception) -> None:
         ending = "" if len(self.jobs) == 1 else "s"
-        log.error(f"{len(self.jobs)} answer{ending} could not be computed: {str(error) or type(error).__name__}")
-        if os.environ.get("MINILORA_TRACEBACK"):
-            log.error(traceback.format_exc())
+        line = f"{len(self.jobs)} answer{ending} could not be computed: {str(error) or type(error).__name__}"
+        log.error(line, exc_info="MINILORA_TRACEBACK" in os.environ)
         failed, self.jobs = self.jobs, {}
         self.streams = Streams(self.model, self.tokenizer, self.slots)
         for job in failed.values():

@@ -80,22 +80,22 @@ def test_which_addresses_only_this_machine_can_reach(host, local):
 
 # -- how much ----------------------------------------------------------------------------------------------------------
 
-HUNDRED = 100_000_000
+MUCH = 20_000_000
 
 
-def test_a_body_of_100_mb_is_refused_and_not_kept(server):
+def test_a_body_of_20_mb_is_refused_and_not_kept(server):
     with server.connect() as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {HUNDRED}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {MUCH}\r\n\r\n"
         connection.sendall(head.encode())
         assert read_response(connection)[0] == 413  # before a byte of it was sent
-        for _ in range(HUNDRED // 1_000_000):
+        for _ in range(MUCH // 1_000_000):
             connection.sendall(bytes(1_000_000))
 
 
-def test_a_body_of_100_mb_without_a_length_is_refused(server):
+def test_a_body_of_20_mb_without_a_length_is_refused(server):
     with server.connect() as connection:
         connection.sendall(b"POST /adapters HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
-        for _ in range(HUNDRED // 1_000_000):
+        for _ in range(MUCH // 1_000_000):
             connection.sendall(b"f4240\r\n" + bytes(1_000_000) + b"\r\n")
         connection.sendall(b"0\r\n\r\n")
         status, _, body = read_response(connection)
@@ -306,19 +306,6 @@ def test_a_client_that_goes_away_while_waiting_frees_its_place_in_the_queue(serv
     served.until(running=1, waiting=0)
     connections[0].close()
     served.until(running=0, waiting=0)
-
-
-def test_others_go_on_unchanged_when_one_goes_away(shop):
-    with serving(shop, shop) as served:
-        alone = served.ask("support", max_new_tokens=200)
-        with served.held():
-            leaving = begin(served, LONG)
-            staying = begin(served, LONG | {"model": "support", "max_tokens": 200, "temperature": 0, "stream": False})
-        served.until(running=2, waiting=0)
-        leaving.close()
-        answer = json.loads(read_response(staying)[2])
-        staying.close()
-        assert answer["choices"][0]["message"]["content"] == alone[0]
 
 
 def test_what_is_no_http_is_answered_and_over(server):

@@ -90,12 +90,6 @@ def test_more_than_may_wait_are_told_when_to_come_again(engine, monkeypatch):
         engine.call(lambda ask=ask: engine.cancel(ask))
 
 
-def test_an_unknown_adapter_is_refused(engine):
-    for adapter in ("taxes", {"legal": 0.5, "taxes": 0.5}):
-        with pytest.raises(ApiError, match="taxes"):
-            start(engine, adapter)
-
-
 def test_a_fault_ends_the_answers_it_hit_and_no_others(shop, tmp_path):
     with serving(shop, shop) as served:
         engine, right = served.engine, served.ask("support", max_new_tokens=4)
@@ -109,12 +103,6 @@ def test_a_fault_ends_the_answers_it_hit_and_no_others(shop, tmp_path):
         assert served.said == ["1 answer could not be computed: no room"]
         assert served.ask("support", max_new_tokens=4) == right
         assert engine.state() == {"running": 0, "waiting": 0}
-
-
-def test_what_a_called_function_raises_reaches_who_called(engine):
-    with pytest.raises(ZeroDivisionError):
-        engine.call(lambda: 1 / 0).result(30)
-    assert engine.call(lambda: 5).result(30) == 5
 
 
 def test_a_call_that_nobody_waits_for_any_longer_is_not_made(engine):

@@ -98,19 +98,6 @@ def test_a_question_is_answered_by_base_and_adapters_side_by_side(page, served):
     assert len(tops) == 1  # side by side
 
 
-def test_only_who_was_chosen_answers(page):
-    page.get_by_role("checkbox", name="base").uncheck()
-    page.get_by_role("checkbox", name="support").uncheck()
-    ask(page)
-    assert list(texts(page)) == ["legal"]
-
-
-def test_sizes_are_shown(page, served):
-    size = served.engine.versions["legal"].size
-    chip = page.locator("label", has=page.get_by_role("checkbox", name="legal"))
-    assert f"{round(size / 1000)} KB" in chip.inner_text()
-
-
 def test_two_are_mixed_with_a_slider(page, served):
     page.get_by_role("switch", name="Mix two adapters").check()
     slider = page.get_by_role("slider", name="Share of the first adapter")
@@ -119,14 +106,6 @@ def test_two_are_mixed_with_a_slider(page, served):
     ask(page)
     mixed = served.ask({"legal": 0.7, "support": 0.3}, max_new_tokens=64)[0]
     assert " ".join(texts(page)["legal + support"].split()) == " ".join(mixed.split())
-
-
-def test_a_slider_at_its_end_leaves_one_of_the_two(page, served):
-    page.get_by_role("switch", name="Mix two adapters").check()
-    page.get_by_role("slider", name="Share of the first adapter").fill("0")
-    ask(page)
-    shown = texts(page)
-    assert shown["legal + support"] == shown["support"] and shown["legal"] != shown["support"]
 
 
 def test_everything_is_reached_and_done_by_keyboard(page):
