@@ -16,7 +16,7 @@ from minilora.commands.chat import ChatOptions
 from minilora.commands.eval import EvalOptions
 from minilora.data.rows import DataError
 from minilora.files.tensors import read_tensors
-from minilora.measure.process import Job
+from minilora.measure.memory import Job
 from minilora.models import load as zoo
 from minilora.nn import step
 from minilora.options import ELSEWHERE, from_flags

@@ -17,7 +17,7 @@ from minilora.engine.backend import is_packed
 from minilora.engine.parallel import cores, leave_cores
 from minilora.files.quant import Packed, in_float32, quantize
 from minilora.lora.adapters import adapter_state, base_state
-from minilora.measure.process import Job, step_of
+from minilora.measure.memory import Job, step_of
 from minilora.models import load as zoo
 from minilora.models.folder import load_folder
 from minilora.models.with_adapters import load_with_adapters

@@ -22,7 +22,7 @@ from minilora.lora.audit import audit
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.measure.counts import count_parameters
-from minilora.measure.process import Job, shape_of
+from minilora.measure.memory import Job, shape_of
 from minilora.models import load as zoo
 from minilora.models.folder import save_folder
 from minilora.models.gguf import GGUF, save_gguf

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..experiments.claim import LOW, Claim, Setting
+from ..measure.memory import Job, report, step_of
 from ..measure.predict import Memory, predict_memory
-from ..measure.process import Job, report, step_of
 from ._introduction import SOURCE, draw_bars
 
 CLAIM = Claim(

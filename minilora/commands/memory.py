@@ -1,16 +1,28 @@
-"""`minilora memory`: take a training step and compare the memory it holds, owner by owner, with the prediction."""
+"""`minilora memory`: the memory of a training step by owner, predicted and measured."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
-from ..measure.process import STAGES, Job, report, step_of, table
+from ..measure.memory import Job, report
+from ..measure.predict import Memory
 from ..options import add_flags, from_flags
-from ..progress import Bars
+from ..pages.text import NOTHING, columns, counted, millions, percent, wrapped
 from .shared import AS_JSON
 
-HELP = "take a training step and compare the memory it holds, owner by owner, with the prediction"
+HELP = "take a training step and compare its memory, owner by owner, with the prediction"
+
+OWNERS = {  # field of Memory -> its name and a note
+    "program": ("program", "Python and libraries; measured"),
+    "weights": ("weights", "of the base"),
+    "adapter": ("adapter", "A and B"),
+    "gradients": ("gradients", "one per trainable parameter"),
+    "moments": ("optimizer state", "two numbers per trainable parameter"),
+    "activations": ("activations", "saved for the backward pass:"),
+    "scratch": ("scratch", "logits and other temporary arrays"),
+}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,14 +32,41 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print where a step's bytes go, prediction beside measurement."""
-    job = from_flags(Job, arguments)
-    step_of(job)  # pulls the base and refuses what no model can take, before there is a bar
-    with Bars()("memory", len(STAGES), "stage") as bar:
+    """Print where a step's bytes go, predicted and measured."""
+    result = report(from_flags(Job, arguments))
+    print(json.dumps(result, indent=2) if arguments.json else page(result))
 
-        def done(stage: str) -> None:
-            bar.set_postfix_str(stage, refresh=False)
-            bar.update()
 
-        result = report(job, done)
-    print(json.dumps(result, indent=2) if arguments.json else table(result))
+def page(result: dict[str, Any]) -> str:
+    """What `report` returned, owner by owner, in 80 columns."""
+    job, peak = Job(**result["job"]), result["process_peak"]
+    predicted, measured = Memory(**result["predicted"]), Memory(**result["measured"])
+    what = "all parameters" if job.rank is None else f"LoRA of rank {job.r} on {', '.join(job.targets)}"
+    extras = [f"quantized {job.quantized}" if isinstance(job.quantized, str) else "quantized"] * bool(job.quantized)
+    extras += ["bf16"] * job.bf16 + ["recompute"] * job.recompute
+    words = [what, f"{job.batch_size} x {job.length} tokens", counted(result["threads"], "thread"), *extras]
+    rows, notes = [["", "predicted", "measured"]], [""]
+    for owner, (name, note) in OWNERS.items():
+        both = [getattr(memory, owner) for memory in (predicted, measured)]
+        if any(both):
+            rows.append([name, *map(millions, both)])
+            notes.append(note)
+        if owner == "activations":
+            for operation, size in sorted(measured.by_operation.items(), key=lambda item: -item[1]):
+                rows.append([f"    {operation}", millions(predicted.by_operation.get(operation, 0)), millions(size)])
+                notes.append("")
+    # In full fine-tuning with one micro-batch per thread, gradients grow while activations are freed: each is measured
+    # where it is largest, and their sum is more than is ever held.
+    apart = job.rank is None and result["rounds"] == 1
+    rows.append(["sum", millions(predicted.total), NOTHING if apart else millions(measured.total)])
+    notes.append("never all of it at the same time" if apart else "")
+    if peak is not None:
+        rows.append(["peak of the process", "", millions(peak)])
+        notes.append(f"the prediction is off by {percent(predicted.total / peak - 1, 1, sign=True)}")
+    shown = columns(rows, gap=3)
+    room = max(map(len, shown))
+    lines = [f"{line:<{room}}   {note}".rstrip() for line, note in zip(shown, notes, strict=True)]
+    heads = wrapped(f"Memory of a training step of {job.base} at its peak, in MB (millions of bytes):")
+    heads += wrapped("; ".join(words))
+    lines += [] if peak is not None else ["The peak of the process is unknown on this system."]
+    return "\n".join([*heads, "", *lines])

@@ -1,8 +1,7 @@
-"""How many parameters there are, and how many of them learn: by counting a model, and by formula."""
+"""How many parameters a model has, and how many of them are trainable."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..nn.module import Module
@@ -10,7 +9,7 @@ from ..nn.module import Module
 
 @dataclass(frozen=True, repr=False)
 class ParameterCounts:
-    """total, trainable and frozen numbers of a model; `by_module` has (trainable, total) for each top-level kind."""
+    """Total, trainable and frozen parameters of a model; `by_module` has (trainable, total) for each kind of module."""
 
     total: int
     trainable: int
@@ -29,7 +28,7 @@ class ParameterCounts:
         return f"trainable {self.trainable:,} of {self.total:,} parameters ({self.percent:.3f} %)"
 
     def __repr__(self) -> str:
-        """The same, and below it a line for each kind of module."""
+        """The same, with a line for each kind of module."""
         wide = max((len(kind) for kind in self.by_module), default=0)
         rows = [f"{kind:<{wide}}{learns:>15,}{total:>15,}" for kind, (learns, total) in self.by_module.items()]
         return "\n".join([str(self), f"{'':<{wide}}{'trainable':>15}{'of':>15}", *rows])
@@ -50,12 +49,3 @@ def count_parameters(model: Module) -> ParameterCounts:
         total += parameter.size
         trainable += learns
     return ParameterCounts(total, trainable, by_module)
-
-
-def lora_parameters(shapes: Iterable[tuple[int, int]], r: int) -> int:
-    """The size of an adapter: r (m + n) for each adapted (m, n) matrix (Hu et al. 2021, section 4.2).
-
-    >>> lora_parameters([(12288, 12288)] * 2 * 96, r=4)    # GPT-3 175B, q and v
-    18874368
-    """
-    return sum(r * (m + n) for m, n in shapes)

@@ -1,10 +1,11 @@
-"""Fair timings on a machine that is never quiet: each contender is a process of its own, and all take turns.
+"""Fair timings on a busy machine: each contender is a process of its own, and all take turns.
 
-What slows one turn slows its neighbours too, so ratios of medians hold where seconds do not; and the peak memory of a
-process is then the contender's alone.
+What slows one turn slows its neighbours too, so ratios of medians are reliable even if the seconds are not. The peak
+memory of a process is the contender's alone.
 
-The two sides talk in lines. The contender runs its step once to warm up and says {"ready": true}. For every line that
-it receives it runs the step once and answers {"seconds": s, "peak_bytes": n}, or {"error": "why"} and ends.
+The two sides exchange lines. The contender runs its step once to warm up and prints {"ready": true}. For every line
+that it reads it runs the step once and prints {"seconds": s, "peak_bytes": n}; on an error it prints {"error": "why"}
+and ends.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from ..progress import progress
 from .process import peak_memory
 
 Work = Callable[[], float | None]  # does the work once; may return seconds of its own instead of those it took
 
 
 class BenchError(RuntimeError):
-    """A contender has ended before its time; the message says which, and why."""
+    """A contender has ended too early; the message says which, and why."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A command that answers as `serve` does, under the name it has in the results."""
+    """A command that answers as `serve` does, and its name in the results."""
 
     name: str
     command: Sequence[str]
@@ -41,7 +43,7 @@ class Contender:
 
 @dataclass
 class Measured:
-    """What the turns gave: seconds of each, and the most bytes that the process has ever held (None: unknown)."""
+    """Seconds of each turn, and the most bytes that the process has ever held (None: unknown)."""
 
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
@@ -55,9 +57,9 @@ class Measured:
 
 
 def serve(setup: Callable[[], Work]) -> int:
-    """Answer as described above until stdin ends, with the step that `setup` returns; return the exit status.
+    """Answer as described above until stdin ends, with the step that `setup` returns. Returns the exit status.
 
-    Whatever setup or step prints goes to stderr.
+    What setup or step print goes to stderr.
     """
     answers = sys.stdout
 
@@ -85,32 +87,27 @@ def serve(setup: Callable[[], Work]) -> int:
 # -- the other side ----------------------------------------------------------------------------------------------------
 
 
-def take_turns(
-    contenders: Sequence[Contender],
-    rounds: int,
-    done: Callable[[str], object] = lambda name: None,
-    pause: float = 0.2,
-) -> dict[str, Measured]:
+def take_turns(contenders: Sequence[Contender], rounds: int, pause: float = 0.2) -> dict[str, Measured]:
     """Start every contender, then let each run its step `rounds` times, one after the other in every round.
 
-    All of them are in memory at the same time. done: called with a contender's name when it is ready and after each of
-    its turns. pause: seconds between turns, in which threads that wait in a loop for more work go to sleep.
-    Raises BenchError when a contender fails; the others are ended first.
+    All of them are in memory at the same time. pause: seconds between turns, in which threads that spin while waiting
+    for work fall asleep. Raises BenchError when a contender fails; the others are ended first.
     """
     results = {contender.name: Measured() for contender in contenders}
     with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(progress("turns", len(contenders) * (1 + rounds), "turn"))
         talks = []
         for contender in contenders:
             talks.append(stack.enter_context(_running(contender)))
-            talks[-1].read()  # that it is ready; only then is the next one started
-            done(contender.name)
+            talks[-1].read()  # until it is ready: only then the next one starts
+            bar.update(text=contender.name)
         for _ in range(rounds):
             for talk in talks:
                 time.sleep(pause)
                 turn = talk.ask()
                 results[talk.name].seconds.append(turn["seconds"])
                 results[talk.name].peak_bytes = turn["peak_bytes"]
-                done(talk.name)
+                bar.update(text=talk.name)
     return results
 
 

@@ -21,11 +21,12 @@ from pathlib import Path
 
 from contenders import BASE, COMPILER, CONTENDERS, RECORDS, missing
 from targets import page
-from tqdm import tqdm
 
 from minilora.engine import bfloat16
 from minilora.measure import bench
+from minilora.measure.environment import machine, versions
 from minilora.measure.turns import BenchError, Contender, take_turns
+from minilora.progress import progress, show_progress
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results.json", HERE / "README.md"
@@ -101,7 +102,7 @@ GROUPS = {
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, rounds: int, folder: str, bar) -> dict:
+def measure(name: str, rounds: int, folder: str) -> dict:
     """Let the contenders of a group take turns; those whose packages are missing are skipped, with the reason."""
     group, skipped, present = GROUPS[name], {}, []
     for contender in group.contenders:
@@ -114,17 +115,13 @@ def measure(name: str, rounds: int, folder: str, bar) -> dict:
             own = contender.name in CONTENDERS
             present.append(replace(contender, command=[*contender.command, folder]) if own else contender)
 
-    def done(contender: str) -> None:
-        bar.set_postfix_str(contender, refresh=False)
-        bar.update()
-
-    results = take_turns(present, rounds, done)
+    results = take_turns(present, rounds)
     return {
         "title": group.title,
         "unit": group.unit,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": bench.machine(),
-        "versions": bench.versions() | {package: version(package) for package in PACKAGES if find_spec(package)},
+        "machine": machine(),
+        "versions": versions() | {package: version(package) for package in PACKAGES if find_spec(package)},
         "rounds": rounds,
         "contenders": {name: asdict(measured) for name, measured in results.items()},
         "skipped": skipped,
@@ -151,6 +148,7 @@ def main() -> int:
         parser.error(f"no group is called {unknown[0]!r}; known: {', '.join(GROUPS)}")
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
+    show_progress()
     failures = []  # of some groups; the others are measured all the same
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if arguments.write and RESULTS.exists() else {}
     with tempfile.TemporaryDirectory(prefix="minilora-peers-") as folder:
@@ -158,10 +156,9 @@ def main() -> int:
             subprocess.run([*other("copy").command, folder], check=True)
         for name in names:
             rounds = arguments.rounds or GROUPS[name].rounds
-            turns = (1 + rounds) * len(GROUPS[name].contenders)
-            with tqdm(total=turns, desc=name, unit="turn", dynamic_ncols=True) as bar:
+            with progress(name, (1 + rounds) * len(GROUPS[name].contenders), "turn"):
                 try:
-                    results[name] = measure(name, rounds, folder, bar)
+                    results[name] = measure(name, rounds, folder)
                 except BenchError as error:
                     failures.append(f"{name}: {error}")
             if arguments.write:

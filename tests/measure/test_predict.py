@@ -1,16 +1,11 @@
-"""Memory: predicted from shapes, read off the graph, and the two side by side."""
+"""Memory: predicted from shapes, and read off the graph, byte by byte."""
 
-import json
-import subprocess
-import sys
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minilora.cli import main
 from minilora.engine import ops
 from minilora.engine.attention import Packing
 from minilora.engine.fused import NOT_SCORED
@@ -18,12 +13,11 @@ from minilora.engine.tensor import Tensor
 from minilora.files.quant import Packed, quantize
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
-from minilora.measure import predict, process
+from minilora.measure import predict
 from minilora.measure.bench import SMOLLM2
 from minilora.measure.counts import count_parameters
 from minilora.measure.ledger import kept_arrays, ledger, peak
 from minilora.measure.predict import SHAPES, Memory, Step, alive_at_once, base_parameters, predict_memory
-from minilora.measure.process import Job, peak_memory, program_memory
 from minilora.nn.llama import Config, Llama
 from minilora.nn.optim import AdamW
 from minilora.nn.parts import Batch, micro_batches
@@ -149,6 +143,14 @@ def test_over_a_packed_base_a_block_unpacks_its_largest_matrix():
     long = Step(SMOLLM2, 4096, 8, rank=8)  # few tokens are scored: a block has more scratch than the loss
     dense, packed = (predict_memory(replace(long, base_bytes=n)) for n in (None, 96_576_768))
     assert packed.scratch - dense.scratch == 4 * SMOLLM2.intermediate_size * SMOLLM2.hidden_size
+
+
+def test_weights_in_bfloat16_are_used_as_they_are_and_need_no_room_to_be_unpacked():
+    half = 2 * base_parameters(SMOLLM2)
+    for step in (Step(SMOLLM2, 256, 256, rank=8), Step(SMOLLM2, 4096, 8, rank=8)):
+        dense = predict_memory(step)
+        assert predict_memory(replace(step, base_bytes=half)).scratch == dense.scratch
+        assert predict_memory(replace(step, base_bytes=half - 1)).scratch > dense.scratch
 
 
 # -- how much of a batch is alive --------------------------------------------------------------------------------------
@@ -296,6 +298,19 @@ def test_the_peak_of_a_function_is_the_most_it_held_beyond_what_was_there(rng):
     assert 0 <= peak(double_twice) - there.nbytes < 100_000
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_peak_of_a_function_is_its_own_whatever_was_held_before(traced):
+    if traced:
+        tracemalloc.start()
+    try:
+        np.ones(3_000_000).sum()  # more than the function holds, and gone
+        held = np.ones(1_500_000)  # still there
+        assert 8_000_000 <= peak(lambda: np.ones(1_000_000).sum()) < 8_100_000 < held.nbytes
+        assert tracemalloc.is_tracing() is traced
+    finally:
+        tracemalloc.stop()
+
+
 def test_the_peak_of_a_function_is_its_own_where_more_was_held_before():
     tracemalloc.start()
     try:
@@ -320,143 +335,3 @@ def test_the_peak_of_a_step_is_within_a_tenth_of_the_prediction(rng, name, recom
 
     told = predicted(MEDIUM, TARGETS[name], 512, 511, recompute=recompute)
     assert peak(step) == pytest.approx(told.gradients + told.activations + told.scratch, rel=0.1)
-
-
-def test_the_peak_of_the_process_is_at_least_what_it_just_held_and_the_programs_share_is_less():
-    if peak_memory() is None:
-        pytest.skip("this system does not tell")
-    held = np.ones(20_000_000)
-    assert peak_memory() >= held.nbytes
-    assert 0 < program_memory(held.nbytes) < peak_memory() - held.nbytes / 2
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells it there")
-def test_the_system_tells_the_peak_in_kilobytes_of_1024_bytes():
-    resource = pytest.importorskip("resource")
-    told = peak_memory()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    assert told == pytest.approx(1024 * int(next(line for line in lines if "VmHWM" in line).split()[1]), rel=1e-3)
-    assert told <= 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.001
-
-
-def test_the_peak_is_this_process_own_and_not_that_of_the_program_that_started_it():
-    if peak_memory() is None:
-        pytest.skip("this system does not tell")
-    held = np.ones(50_000_000)
-    code = "from minilora.measure.process import peak_memory; print(peak_memory())"
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(child.stdout) < held.nbytes
-
-
-# -- minilora memory ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def result(tiny_folder):
-    """One job, measured in a process of its own."""
-    stages = []
-    yield process.report(Job(base=str(tiny_folder / "base"), r=4, length=40), stages.append)
-    assert tuple(stages) == process.STAGES
-
-
-def test_the_report_measures_what_it_predicted(result):
-    told, held = Memory(**result["predicted"]), Memory(**result["measured"])
-    assert told.by_operation == held.by_operation
-    for owner in ("program", "weights", "adapter", "gradients", "moments", "activations"):
-        assert getattr(told, owner) == getattr(held, owner) > 0
-    if result["process_peak"] is not None:
-        assert result["process_peak"] > held.program + held.weights + held.moments
-
-
-def test_the_table_shows_every_owner_and_operation_and_the_error_of_the_prediction(result):
-    lines = process.table(result | {"process_peak": Memory(**result["predicted"]).total * 2}).splitlines()
-    shown = {line.split("  ")[0].strip() or line.strip().split("  ")[0] for line in lines[3:]}
-    assert shown >= {*process.NOTES, *result["measured"]["by_operation"]}
-    assert lines[-1].endswith("prediction -50.0 %") and max(map(len, lines[1:])) <= 80
-
-
-FIXED = {
-    "job": {"base": "smollm2", "method": "lora", "r": 8, "target_modules": ["q_proj", "v_proj"], "batch_size": 4,
-            "length": 128, "quantized": True, "recompute": False},
-    "threads": 2,
-    "rounds": 1,
-    "predicted": {"weights": 96_576_768, "adapter": 1_843_200, "gradients": 1_843_200, "moments": 3_686_400,
-                  "activations": 150_000_000, "scratch": 11_900_000, "program": 83_700_000,
-                  "by_operation": {"swiglu": 99_960_000, "rms_norm": 50_040_000}},
-    "measured": {"weights": 96_576_768, "adapter": 1_843_200, "gradients": 1_843_200, "moments": 3_686_400,
-                 "activations": 151_000_000, "scratch": 12_000_000, "program": 83_700_000,
-                 "by_operation": {"rms_norm": 50_040_000, "swiglu": 99_940_000, "linear": 1_020_000}},
-    "process_peak": 400_000_000,
-}  # fmt: skip
-PAGE = """\
-What a training step of smollm2 holds at its peak, in MB (millions of bytes):
-LoRA of rank 8 on q_proj, v_proj; 4 x 128 tokens; 2 threads; quantized
-
-                            predicted   measured
-program                          83.7       83.7   Python, libraries; measured
-weights                          96.6       96.6   of the base
-adapter                           1.8        1.8   A and B
-gradients                         1.8        1.8   one for each number trained
-moments                           3.7        3.7   two more, for Adam
-activations                       150        151   kept for the way back, by
-    swiglu                        100       99.9
-    rms_norm                     50.0       50.0
-    linear                        0.0        1.0
-scratch                          11.9       12.0   for a moment: logits and such
-                          ----------------------
-together                          350        351
-peak of the process                          400   prediction -12.6 %"""
-
-
-def test_the_exact_page_of_fixed_numbers():
-    assert process.table(FIXED) == PAGE
-
-
-def test_what_nothing_holds_has_no_line_and_full_fine_tuning_is_called_so():
-    job = FIXED["job"] | {"method": "full", "quantized": False, "recompute": True, "target_modules": "all-linear"}
-    both = {name: FIXED[name] | {"adapter": 0} for name in ("predicted", "measured")}
-    lines = process.table(FIXED | both | {"job": job, "threads": 1}).splitlines()
-    assert lines[1] == "all parameters; 4 x 128 tokens; 1 thread; recompute"
-    assert not any(line.startswith("adapter") for line in lines)
-
-
-def test_the_table_says_where_the_system_does_not_tell_the_peak(result):
-    assert "not told" in process.table(result | {"process_peak": None})
-
-
-def test_the_table_adds_up_no_measurements_that_were_never_held_together(result):
-    full = result | {"job": result["job"] | {"method": "full"}}
-    assert "not all is held together" in process.table(full | {"rounds": 1})
-    assert "held together" not in process.table(full | {"rounds": 2})
-
-
-def test_the_command_prints_what_the_report_returned(result, monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr(
-        "minilora.commands.memory.report", lambda job, done: asked.append(job) or done("loaded") or result
-    )
-    assert main(["memory", "--json", "--target-modules", "q_proj", "v_proj", "--r", "2"]) == 0
-    assert json.loads(capsys.readouterr().out) == result
-    assert main(["memory", "--target-modules", "all-linear"]) == 0
-    assert capsys.readouterr().out.strip() == process.table(result)
-    assert asked == [Job(target_modules=["q_proj", "v_proj"], r=2), Job()]
-
-
-@pytest.mark.parametrize(
-    ("flags", "status", "reason"),
-    [
-        (["--method", "full", "--quantized"], 2, "--quantized"),
-        (["--target-modules", "q_proj", "foo"], 2, "'foo'"),
-        (["--batch-size", "0"], 2, "batch_size"),
-        (["--base", "tiny", "--length", "9999"], 1, "9999 tokens"),
-        (["--base", "tiny", "--quantized"], 1, "no packed matrices"),
-        (["--base", "tiny", "--r", "999"], 1, "could not be measured: r=999"),
-        (["--base", "absent.gguf"], 1, "absent.gguf"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_reported_is_refused_in_one_line(flags, status, reason, capsys):
-    assert main(["memory", *flags]) == status
-    out, err = capsys.readouterr()
-    last = err.replace("\r", "\n").splitlines()[-1]  # before it there may be a progress bar
-    assert out == "" and last.startswith("minilora: ") and reason in last and "Traceback" not in err

@@ -1,0 +1,58 @@
+"""The page that compares minilora with its peers: every target from the contenders of its group."""
+
+import json
+from pathlib import Path
+
+from benchmarks import contenders, peers, targets
+
+from minilora.measure.environment import machine
+
+WHERE = {"machine": machine(), "versions": {"minilora": "1"}, "created": "2026-01-31T00:00:00+00:00", "rounds": 3}
+
+
+def measured(**seconds):
+    """A group's result: seconds of each contender, and as many bytes."""
+    rows = {name.replace("_", "-"): {"seconds": times, "peak_bytes": times[0]} for name, times in seconds.items()}
+    return WHERE | {"title": "a step", "unit": "s", "contenders": rows, "skipped": {"torch-full": "needs torch"}}
+
+
+def test_a_target_stands_beside_the_ratio_of_medians():
+    page = targets.page({"step": measured(lora=[9, 3, 3], peft_lora=[4, 4, 9])})
+    assert "against torch + PEFT | 0.85 | 0.75 | 0.75 |" in page  # medians 3 and 4
+    assert "dense base | 0.50 | 0.45 | 2.25 |" in page  # bytes 9 and 4
+    assert "| lora | 3.000 | 3.000 | 0 |" in page and "| torch-full | skipped: needs torch |" in page
+
+
+def test_what_was_not_measured_is_said_to_be_so():
+    page = targets.page({"step": measured(lora=[3])})
+    assert page.count("not measured") == len(targets.TARGETS)
+
+
+def test_generation_is_compared_by_tokens_of_all_streams():
+    page = targets.page({"generation": measured(generate_8=[4], transformers=[2])})
+    assert "transformers with one | 3 | 4 | 4.00 |" in page
+
+
+def test_every_target_is_about_contenders_of_its_group():
+    class Asked(dict):  # rows of every name, which notes the names
+        def __missing__(self, name):
+            self[name] = {"seconds": [1.0], "peak_bytes": 1 + len(self)}
+            return self[name]
+
+    for target in targets.TARGETS:
+        target.value(rows := Asked())
+        assert rows.keys() <= {contender.name for contender in peers.GROUPS[target.group].contenders}, target.what
+
+
+def test_a_contender_that_lacks_something_is_skipped_with_the_reason(monkeypatch):
+    monkeypatch.setattr(contenders.shutil, "which", lambda name: None)
+    monkeypatch.setattr(contenders, "find_spec", lambda name: None if name == "peft" else name)
+    assert contenders.missing("peft-lora-compiled") == ["peft", "a C++ compiler"]
+    assert contenders.missing("torch-mlp-compiled") == ["a C++ compiler"]
+    assert contenders.missing("torch-mlp") == contenders.missing("lora") == []
+
+
+def test_the_readme_shows_what_results_json_holds():
+    folder = Path(targets.__file__).parent
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert targets.page(results) in (folder / "README.md").read_text(encoding="utf-8")

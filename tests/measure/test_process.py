@@ -1,0 +1,96 @@
+"""A process that does one thing: its result, its failures, and its memory."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora.measure import process
+from minilora.measure.process import apart, peak_memory, program_memory
+from minilora.progress import log
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """`apart` finds the functions of this file: it runs the process in the folder of tests/."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+
+
+def answer(number, words):
+    """Run by a process of its own: returns something else each time if it is called twice."""
+    answer.calls = getattr(answer, "calls", 0) + 1
+    print("not an answer")
+    log.info("working")
+    return {"sum": number + answer.calls, "words": words[::-1], "process": peak_memory() is not None}
+
+
+def fail(kind):
+    raise {"value": ValueError("no such\nmodel"), "memory": MemoryError(), "interrupted": KeyboardInterrupt()}[kind]
+
+
+def leave():
+    import os
+
+    os._exit(9)
+
+
+def test_a_function_is_called_in_a_process_of_its_own(here, capfd):
+    assert apart(answer, 41, "abc") == {"sum": 42, "words": "cba", "process": peak_memory() is not None}
+    out, err = capfd.readouterr()
+    assert out == "" and "not an answer" in err and "working" not in err  # nothing is shown here
+    assert not hasattr(answer, "calls")
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [
+        ("value", RuntimeError, "no such\nmodel"),
+        ("memory", RuntimeError, "MemoryError"),
+        ("interrupted", KeyboardInterrupt, "^$"),
+    ],
+)
+def test_a_failure_comes_back_as_its_reason(here, kind, error, words):
+    with pytest.raises(error, match=words):
+        apart(fail, kind)
+
+
+def test_a_process_that_is_killed_is_an_error(here):
+    with pytest.raises(RuntimeError, match="ended with status 9; is there enough memory"):
+        apart(leave)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_peak_of_the_process_is_at_least_what_it_just_held_and_the_programs_share_is_less():
+    if peak_memory() is None:
+        pytest.skip("this system does not know it")
+    held = np.ones(20_000_000)
+    assert peak_memory() >= held.nbytes
+    assert 0 < program_memory(held.nbytes) < peak_memory() - held.nbytes / 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells it there")
+def test_the_system_tells_the_peak_in_kilobytes_of_1024_bytes():
+    resource = pytest.importorskip("resource")
+    told = peak_memory()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    assert told == pytest.approx(1024 * int(next(line for line in lines if "VmHWM" in line).split()[1]), rel=1e-3)
+    assert told <= 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.001
+
+
+def test_the_peak_is_this_process_own_and_not_that_of_the_program_that_started_it():
+    if peak_memory() is None:
+        pytest.skip("this system does not know it")
+    held = np.ones(50_000_000)
+    assert apart(peak_memory) < held.nbytes
+
+
+def test_where_the_system_has_no_proc_the_peak_is_that_of_getrusage_and_where_it_has_neither_it_is_unknown(monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(process, "Path", lambda path: Path("/absent"))
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    assert peak_memory() == pytest.approx(largest, rel=0.01) and program_memory(7) == pytest.approx(largest, rel=0.01)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory() is None and program_memory(7) is None
