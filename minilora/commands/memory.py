@@ -19,7 +19,7 @@ OWNERS = {  # field of Memory -> its name and a note
     "weights": ("weights", "of the base"),
     "adapter": ("adapter", "A and B"),
     "gradients": ("gradients", "one per trainable parameter"),
-    "moments": ("optimizer state", "two numbers per trainable parameter"),
+    "moments": ("optimizer state", "two per trainable parameter"),
     "activations": ("activations", "saved for the backward pass:"),
     "scratch": ("scratch", "logits and other temporary arrays"),
 }
@@ -53,7 +53,7 @@ def page(result: dict[str, Any]) -> str:
             notes.append(note)
         if owner == "activations":
             for operation, size in sorted(measured.by_operation.items(), key=lambda item: -item[1]):
-                rows.append([f"    {operation}", millions(predicted.by_operation.get(operation, 0)), millions(size)])
+                rows.append([f"  {operation}", millions(predicted.by_operation.get(operation, 0)), millions(size)])
                 notes.append("")
     # In full fine-tuning with one micro-batch per thread, gradients grow while activations are freed: each is measured
     # where it is largest, and their sum is more than is ever held.
@@ -63,7 +63,7 @@ def page(result: dict[str, Any]) -> str:
     if peak is not None:
         rows.append(["peak of the process", "", millions(peak)])
         notes.append(f"the prediction is off by {percent(predicted.total / peak - 1, 1, sign=True)}")
-    shown = columns(rows, gap=3)
+    shown = columns(rows)
     room = max(map(len, shown))
     lines = [f"{line:<{room}}   {note}".rstrip() for line, note in zip(shown, notes, strict=True)]
     heads = wrapped(f"Memory of a training step of {job.base} at its peak, in MB (millions of bytes):")

@@ -44,7 +44,7 @@ def test_the_bytes_of_a_quantised_file_are_those_of_the_loaded_model_though_some
 
 def test_the_page_shows_every_owner_and_operation_and_the_error_of_the_prediction(result):
     lines = page(result | {"process_peak": Memory(**result["predicted"]).total * 2}).splitlines()
-    shown = {line.strip().split("   ")[0] for line in lines[3:]}
+    shown = {line.strip().split("  ")[0] for line in lines[3:]}
     assert shown >= {*(name for name, _ in OWNERS.values()), *result["measured"]["by_operation"], "sum"}
     assert lines[-1].endswith("the prediction is off by -50.0 %") and max(map(len, lines[1:])) <= 80
 
@@ -66,19 +66,19 @@ PAGE = """\
 Memory of a training step of smollm2 at its peak, in MB (millions of bytes):
 LoRA of rank 8 on q_proj, v_proj; 4 x 128 tokens; 2 threads; quantized
 
-                      predicted   measured
-program                    83.7       83.7   Python and libraries; measured
-weights                    96.6       96.6   of the base
-adapter                     1.8        1.8   A and B
-gradients                   1.8        1.8   one per trainable parameter
-optimizer state             3.7        3.7   two numbers per trainable parameter
-activations                 150        151   saved for the backward pass:
-    swiglu                  100       99.9
-    rms_norm               50.0       50.0
-    linear                  0.0        1.0
-scratch                    11.9       12.0   logits and other temporary arrays
-sum                         350        351
-peak of the process                    400   the prediction is off by -12.6 %"""
+                     predicted  measured
+program                   83.7      83.7   Python and libraries; measured
+weights                   96.6      96.6   of the base
+adapter                    1.8       1.8   A and B
+gradients                  1.8       1.8   one per trainable parameter
+optimizer state            3.7       3.7   two per trainable parameter
+activations                150       151   saved for the backward pass:
+  swiglu                   100      99.9
+  rms_norm                50.0      50.0
+  linear                   0.0       1.0
+scratch                   11.9      12.0   logits and other temporary arrays
+sum                        350       351
+peak of the process                  400   the prediction is off by -12.6 %"""
 
 
 def test_the_exact_page_of_fixed_numbers():
