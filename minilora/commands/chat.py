@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of
 from ..generate.streams import check_settings
-from ..options import BASE, BF16, PACKED, add_flags, from_flags, option
+from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
 from .shared import adapters
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class ChatOptions:
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
 
     def __post_init__(self):
+        check(self)
         check_settings(self.max_new_tokens, self.temperature, self.seed, self.top_p)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..generate.conversation import MAX_NEW_TOKENS
-from ..options import BASE, BF16, PACKED, add_flags, from_flags, option
+from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
 from ..progress import log
 from .shared import adapters
 
@@ -34,13 +34,15 @@ class ServeOptions:
     )
     no_open: bool = option(False, "do not open the page in a browser, which only --demo does")
     host: str = option("127.0.0.1", "address to listen on; with any but this machine's own, others can reach it")
-    port: int = option(8000, "port to listen on; 0 takes a free one")
+    port: int = option(8000, "port to listen on; 0 takes a free one", least=0, most=65535)
 
-    slots: int = option(16, "answers that are computed at a time; more wait", **_LIMITS)
-    queue: int = option(64, "answers that may wait; more are refused", **_LIMITS)
-    context: int = option(2048, "tokens of a conversation and its answer, at most what the model can see", **_LIMITS)
-    max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, if the request does not say", **_LIMITS)
-    connections: int = option(128, "connections at a time; of more, the one idle longest is closed", **_LIMITS)
+    slots: int = option(16, "answers that are computed at a time; more wait", least=1, **_LIMITS)
+    queue: int = option(64, "answers that may wait; more are refused", least=0, **_LIMITS)
+    context: int = option(
+        2048, "tokens of a conversation and its answer, at most what the model can see", least=2, **_LIMITS
+    )
+    max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, if the request does not say", least=1, **_LIMITS)
+    connections: int = option(128, "connections at a time; of more, the one idle longest is closed", least=1, **_LIMITS)
 
     quantized: bool | str = option(False, **PACKED, **_MACHINE)
     bf16: bool = option(False, BF16, **_MACHINE)
@@ -50,11 +52,7 @@ class ServeOptions:
     def __post_init__(self):
         if self.demo and (self.adapter or self.base):
             raise ValueError("--demo has its own base and adapters: leave out --adapter and --base, or --demo")
-        for name, least in (("slots", 1), ("queue", 0), ("context", 2), ("max_new_tokens", 1), ("connections", 1)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port must be from 0 to 65535, got {self.port}")
+        check(self)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
