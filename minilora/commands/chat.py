@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files.disk import reading
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of
 from ..generate.streams import check_settings
 from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     options = from_flags(ChatOptions, arguments)
     named = adapters(options.adapter)
-    questions = None if options.ask_file is None else Path(options.ask_file).read_text(encoding="utf-8").splitlines()
+    questions = None if options.ask_file is None else _lines_of(Path(options.ask_file))
     model, tokenizer = load_with_adapters(
         named, options.base, options.quantized, options.device, options.force, dtype_of(options.bf16)
     )
@@ -141,6 +142,14 @@ def in_a_terminal(chat: Chat) -> None:
             chat.output.note("(stopped)\n")
         except (ValueError, OSError) as error:
             chat.output.note(f"minilora: {error}\n")
+
+
+def _lines_of(path: Path) -> list[str]:
+    try:
+        with reading(path):
+            return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: save it so, or give another --ask-file") from error
 
 
 def _typed_lines() -> Iterator[str]:

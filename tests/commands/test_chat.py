@@ -324,6 +324,17 @@ def test_each_line_of_a_file_is_asked_alone_of_one_adapter(shop, tmp_path, capsy
     assert capsys.readouterr().out == f"> hello\n{answers[0]}\n> x\n{answers[1]}\n"
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot be read: No such file"), (b"\xff\xfe", "is not text in UTF-8")]
+)
+def test_a_file_of_questions_that_cannot_be_read_is_said_in_one_line(words, tmp_path, capsys, content, said):
+    if content:
+        (tmp_path / "asked.txt").write_bytes(content)
+    assert main([*words, "--ask-file", "asked.txt"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("minilora: asked.txt") and said in err and err.count("\n") == 1
+
+
 def test_a_system_prompt_is_given_by_a_flag(words, capsys, model, tokenizer):
     assert main([*words[:5], *words[-2:], "--system", "Be brief.", "--prompt", "hello"]) == 0
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
