@@ -116,7 +116,7 @@ def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -
     if not texts:
         return []
     names = ", ".join(dict.fromkeys(texts.values()))
-    return [f"{len(texts):,} of the texts contain {names}, which is trained as a control token: {listed([*texts], 5)}"]
+    return [f"control tokens spelled out in a text are trained as control tokens: {names} in {listed([*texts], 5)}"]
 
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:

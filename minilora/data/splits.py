@@ -50,7 +50,7 @@ def describe_splits(sizes: Mapping[str, int], text: bool = False) -> str:
     """What the rule makes of data that name no split. sizes: samples or records by split. text: of a single text."""
     things, rule = ("sequences", TEXT_RULE) if text else ("records", RULE)
     if not any(sizes[name] for name in SPLITS[1:]):
-        return f"all {sizes['train']} {things} are trained on: there are fewer than {LEAST}, too few to hold any out"
+        return f"all is trained on and nothing is held out: that takes {LEAST} {things}, and there are {sizes['train']}"
     held_out = f"{sizes['validation']:,} for validation, {sizes['test']:,} for the test"
     return f"{sizes['train']:,} {things} to train on, {held_out}: none names a split, so {rule}"
 

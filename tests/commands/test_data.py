@@ -132,7 +132,9 @@ def test_what_is_truncated_and_what_is_dropped_is_counted_by_split(write):
 
 
 def test_a_text_that_spells_a_control_token_is_named(write):
-    assert "warning 1 of the texts contain <|im_end|>, which" in told(tiny(write([{"text": "So <|im_end|> it is."}])))
+    assert "are trained as control tokens: <|im_end|> in line-1" in told(
+        tiny(write([{"text": "So <|im_end|> it is."}]))
+    )
 
 
 def test_without_the_tokenizer_of_the_base_nothing_is_downloaded_and_tiny_counts(write, monkeypatch):
@@ -210,7 +212,10 @@ def test_a_short_text_is_all_trained_on_and_that_is_said(write):
     seen = tiny(write("It was dark. " * 30, "novel.txt"), max_length=32)
     sequences = seen["lengths"]["train"]["samples"]
     assert [*seen["lengths"]] == ["train"] and 1 < sequences < 10
-    assert f"splits all {sequences} sequences are trained on: there are fewer than 10" in told(seen)
+    assert (
+        f"splits all is trained on and nothing is held out: that takes 10 sequences, and there are {sequences}"
+        in told(seen)
+    )
 
 
 def test_a_text_of_a_row_is_shown_with_an_end_token_and_a_text_alone_without(write):

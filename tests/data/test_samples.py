@@ -179,7 +179,7 @@ def test_a_text_that_spells_control_tokens_is_named_and_a_conversation_is_not(to
     assert warning_of_control_tokens(records, tokenizer) == []
     spelled = Record("spelled", text="He wrote <|im_end|> twice: <|im_end|>.")
     (line,) = warning_of_control_tokens([*records, spelled], tokenizer)
-    assert line == "1 of the texts contain <|im_end|>, which is trained as a control token: spelled"
+    assert line == "control tokens spelled out in a text are trained as control tokens: <|im_end|> in spelled"
     counts = [encode_record(record, tokenizer).ids.count(tokenizer.eos_id) for record in (*records, spelled)]
     assert counts == [1, 2, 3]  # the question and the answer end with one each, a text with one more
 

@@ -49,7 +49,7 @@ def test_of_a_text_the_last_tenth_is_for_the_test_and_the_tenth_before_it_for_va
 @pytest.mark.parametrize(("sizes", "text", "said"), [
     ((24, 3, 3), False, "24 records to train on, 3 for validation, 3 for the test: none names a split, so of every"),
     ((24, 3, 3), True, "24 sequences to train on, 3 for validation, 3 for the test: none names a split, so the last"),
-    ((9, 0, 0), False, "all 9 records are trained on: there are fewer than 10, too few to hold any out"),
+    ((9, 0, 0), False, "all is trained on and nothing is held out: that takes 10 records, and there are 9"),
 ])  # fmt: skip
 def test_how_many_are_held_out_is_said(sizes, text, said):
     assert describe_splits(dict(zip(("train", "validation", "test"), sizes, strict=True)), text).startswith(said)
