@@ -2,6 +2,7 @@
 
 import pytest
 
+from minilora.experiments import cut
 from minilora.experiments.cut import cut_update
 from minilora.experiments.tiny import tiny_base
 from minilora.lora.adapters import base_state
@@ -23,3 +24,18 @@ def test_all_directions_leave_all_of_the_gain_and_the_base_is_as_it_was():
 def test_random_directions_are_worth_less():
     first, random = (cut_update(lr=1e-3, seed=0, ranks=[4], at_random=way, **FEW)["left"]["4"] for way in (False, True))
     assert random < first
+
+
+def test_of_a_known_update_the_shares_are_known(monkeypatch):
+    def fit(model, *inputs, **settings):
+        for _, p in model.named_parameters():
+            if p.ndim == 2:
+                for i, value in enumerate((0.2, 0.1, 0.1)):  # its singular values
+                    p.data[i, i] += value
+
+    monkeypatch.setattr(cut, "fit", fit)
+    found = cut_update(lr=1e-3, seed=0, ranks=[1, 2, 3], **FEW)
+    assert found["variance"] == pytest.approx({"1": 4 / 6, "2": 5 / 6, "3": 1}, abs=1e-4)
+    assert found["left"]["3"] == pytest.approx(1, abs=1e-3) and found["loss"][0] != found["loss"][1]
+    again = cut_update(lr=1e-3, seed=0, ranks=[3, 1], **FEW)  # each from the base, whatever came before it
+    assert again["left"]["1"] == pytest.approx(found["left"]["1"])

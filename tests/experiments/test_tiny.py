@@ -1,10 +1,9 @@
 """A trial on the tiny base: what it returns, that it leaves the base as it was, and what it refuses."""
 
+import json
+
 import pytest
 
-from minilora.data.records import read_records
-from minilora.data.samples import encode_records
-from minilora.data.splits import split_records
 from minilora.experiments.tiny import VARIANTS, lora_config, samples_of, tiny_base, tiny_run
 from minilora.lora.adapters import base_state
 from minilora.nn.module import sha256_of
@@ -53,17 +52,29 @@ def test_the_curve_begins_with_the_base_and_ends_with_the_result():
     assert result["curve"][-1][1] == result["validation"]
 
 
-@pytest.mark.parametrize("data", ["support", "legal"])
-def test_what_is_held_out_is_divided_and_shares_no_sample(data):
-    sets = samples_of(data)
-    ids = {name: [sample.ids for sample in sets[name]] for name in ("train", "validation", "test")}
+def test_validation_and_test_share_no_sample():
+    sets = samples_of("support")
+    ids = [{sample.ids for sample in sets[name]} for name in ("train", "validation", "test")]
+    assert all(ids) and not ids[0] & ids[1] and not (ids[0] | ids[1]) & ids[2]
+
+
+def test_without_records_for_validation_every_second_test_record_is_one(tmp_path):
+    rows = [{"question": f"q{i}", "answer": f"a{i}", "split": "test" if i < 5 else "train"} for i in range(8)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sets = samples_of(str(tmp_path / "data.jsonl"))
     _, tokenizer = tiny_base()
-    splits = split_records(read_records(data))
-    held_out = encode_records([*splits["validation"], *splits["test"]], tokenizer)
-    assert sorted(ids["validation"] + ids["test"]) == sorted(sample.ids for sample in held_out)
-    assert ids["validation"] and not set(ids["validation"]) & set(ids["test"])
-    assert not set(ids["train"]) & {*ids["validation"], *ids["test"]}
-    assert abs(len(ids["validation"]) - len(ids["test"])) <= max(1, len(splits["validation"]))
+    texts = {name: "".join(tokenizer.decode(list(sample.ids)) for sample in sets[name]) for name in sets}
+    held_out = {name: [i for i in range(8) if f"a{i}" in texts[name]] for name in ("validation", "test", "train")}
+    assert held_out == {"validation": [0, 2, 4], "test": [1, 3], "train": [5, 6, 7]}
+
+
+def test_the_seed_decides_the_adapter_as_well_as_the_order_of_the_samples(tmp_path):
+    rows = [{"question": "q", "answer": f"a{i}", "split": split} for i, split in enumerate(["train", "test", "test"])]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))  # of one sample there is no order
+    one = FEW | {"data": str(tmp_path / "data.jsonl")}
+    assert tiny_run(lr=1e-2, seed=0, **one)["test"] != tiny_run(lr=1e-2, seed=1, **one)["test"]
+    full = [tiny_run(lr=1e-3, method="full", seed=seed, **FEW)["train"] for seed in (0, 1)]
+    assert full[0] != full[1]
 
 
 def test_the_result_of_a_trial_is_the_callers_own():
