@@ -258,6 +258,10 @@ def test_a_server_that_is_gone_is_said_in_a_sentence(page):
     page.route("**/v1/chat/completions", lambda route: route.abort())
     ask(page)
     assert set(texts(page).values()) == {GONE}
+    page.unroute("**/v1/chat/completions")
+    bodies = sent(page)
+    ask(page, "again")
+    assert [message["content"] for message in bodies["legal"]["messages"]] == ["again"]  # no answer, no turn
     page.complaints.clear()  # the browser reports what was not answered
 
 
