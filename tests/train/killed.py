@@ -18,7 +18,6 @@ from pathlib import Path
 import minilora as ml
 from minilora.train import checkpoint, job
 from minilora.train.loop import Trainer
-from minilora.train.material import prepare
 
 MOST = 6  # steps that a process takes before it dies
 
@@ -34,8 +33,6 @@ def options(folder: Path, out: str, kills: int) -> ml.Options:
 def main(folder: Path, kills: int) -> None:
     """Run, kill, go on, ...; then let it end, and run the same without being killed."""
     os.fsync = lambda descriptor: None  # a killed process takes nothing out of the system's memory
-    job.prepare = lambda *inputs, **named: replace(prepare(*inputs, **named), scored={}, asked={})
-    job.run_picture = lambda metrics, path: path.touch()
     chosen, moments = options(folder, "killed", kills), random.Random(0)
     killed, steps = 0, []
     while killed < kills:
@@ -51,8 +48,8 @@ def main(folder: Path, kills: int) -> None:
             steps.append(len(checkpoint.read_state(folder / "killed.partial").history.losses))
         except ValueError:  # before the first one, or between two renames: the next process sees to that
             steps.append(-1)
-    job.finetune(replace(chosen, resume=begun(folder)))
-    job.finetune(replace(options(folder, "straight", kills), save_every=10_000))
+    job.finetune(replace(chosen, resume=begun(folder)), measure=False, answers=False)
+    job.finetune(replace(options(folder, "straight", kills), save_every=10_000), measure=False, answers=False)
     print(killed, *steps)
 
 
@@ -80,7 +77,7 @@ def _train_until_killed(chosen: ml.Options, steps: int, part: float) -> None:
 
     job.Trainer = Doomed
     try:
-        job.finetune(chosen)
+        job.finetune(chosen, measure=False, answers=False)
     except BaseException as error:
         print(repr(error), file=sys.stderr)
         os._exit(3)

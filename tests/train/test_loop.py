@@ -106,19 +106,6 @@ def test_what_is_left_out_is_adam_at_a_thousandth_in_eights_with_a_tenth_of_warm
     assert usual.losses == said.losses and len(usual.losses) == 20
 
 
-CHANGES = [{"lr": 2e-2}, {"batch_size": 2}, {"seed": 1}, {"warmup": 0.5}, {"max_norm": 1e-4}, {"schedule": "linear"},
-           {"weight_decay": 0.5}, {"grad_accumulation": 2}]  # fmt: skip
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_every_setting_changes_the_losses(change, tiny_config):
-    usual = dict(lr=1e-2, batch_size=3, seed=0, warmup=0.1, max_norm=1.0)
-    assert (
-        fit(adapted(tiny_config), samples(), 6, **usual).losses
-        != fit(adapted(tiny_config), samples(), 6, **(usual | change)).losses
-    )
-
-
 # -- an optimizer of one's own -----------------------------------------------------------------------------------------
 
 
@@ -130,21 +117,6 @@ def test_an_optimizer_that_is_given_is_used_with_its_own_lr_as_the_peak(tiny_con
     wanted, _ = by_hand(other, 8, 0.5, 3, seed=0, warm_steps=1, max_norm=1.0, optimizer=theirs)
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
     assert optimizer.lr == 0.5  # as it was given
-
-
-def test_lora_plus_moves_b_faster_and_a_as_before(tiny_config):
-    def after_one_step(ratio):
-        model = adapted(tiny_config)
-        parameters = model.trainable_parameters()
-        scale = ml.lora_plus(parameters, ratio)
-        fit(model, samples(), 1, optimizer=AdamW(parameters, lr=1e-3, weight_decay=0.0, lr_scale=scale))
-        return ml.adapter_state(model, "default")
-
-    start = ml.adapter_state(adapted(tiny_config), "default")
-    usual, plus = after_one_step(1.0), after_one_step(16.0)
-    for name, array in usual.items():
-        ratio = 16 if "lora_B" in name else 1
-        np.testing.assert_allclose(plus[name] - start[name], ratio * (array - start[name]), rtol=1e-4, atol=1e-7)
 
 
 def test_an_optimizer_that_holds_some_parameters_trains_those_alone(tiny_config):
@@ -168,14 +140,6 @@ def test_the_model_is_left_in_eval_mode_without_gradients(tiny_config):
     assert all(p.grad is None for _, p in model.named_parameters())
 
 
-def test_a_history_that_is_given_is_filled_as_training_goes_on_and_returned(tiny_config):
-    history, lengths = History(), []
-    got = fit(
-        adapted(tiny_config), samples(), 3, history=history, each_step=lambda s: lengths.append(len(history.losses))
-    )
-    assert got is history and lengths == [1, 2, 3]
-
-
 def test_a_history_tells_the_median_second_and_all_tokens_over_all_seconds():
     history = History(losses=[3.0, 2.5, 2.0], seconds=[1.0, 9.0, 2.0], tokens=600)
     assert history.seconds_per_step == 2.0 and history.tokens_per_second == 50.0
@@ -184,15 +148,27 @@ def test_a_history_tells_the_median_second_and_all_tokens_over_all_seconds():
     assert math.isnan(History().seconds_per_step) and math.isnan(History().tokens_per_second)
 
 
+def test_accumulated_batches_are_counted_as_they_are_packed(tiny_config):
+    """Samples with a common beginning: it is computed once per batch, not once per step."""
+    same_start = [ml.Sample((1, 2, 3, 4, n, n + 1), (-100,) * 5 + (n + 1,)) for n in range(10, 18)]
+    tokens = {
+        (size, lots): fit(adapted(tiny_config), same_start, 1, batch_size=size, grad_accumulation=lots).tokens
+        for size, lots in ((8, 1), (4, 2), (2, 4))
+    }
+    assert tokens == {(8, 1): 4 + 8 * 2, (4, 2): 2 * (4 + 4 * 2), (2, 4): 4 * (4 + 2 * 2)}
+
+
 REFUSED = [
     (dict(samples=[]), "no samples to train on"),
     (dict(steps=0), "steps must be at least 1, got 0"),
     (dict(batch_size=0), "batch_size must be at least 1, got 0"),
-    (dict(lr=0.0), "lr must be a positive number, got 0.0"),
-    (dict(lr=float("inf")), "lr must be a positive number, got inf"),
     (dict(grad_accumulation=0), "grad_accumulation must be at least 1, got 0"),
+    (dict(warmup=1.1), "warmup must be from 0 to 1, got 1.1"),
+    (dict(max_norm=-1.0), "max_norm must be a number above 0, or inf for none, got -1.0"),
     (dict(schedule="step"), "schedule must be one of cosine, linear, constant, got 'step'"),
-    (dict(weight_decay=-0.1), "weight_decay must be a number from 0 on, got -0.1"),
+    (dict(seed=-1), "seed must be at least 0, got -1"),
+    (dict(lr=0.0), "lr must be a number above 0, got 0.0"),
+    (dict(weight_decay=-0.1), "weight_decay must be at least 0, got -0.1"),
     (dict(weight_decay=0.1, optimizer=True), "weight_decay is 0.1, and an optimizer has its own: give one of them"),
     (dict(lr=1e-3, optimizer=True), "lr is 0.001 and the optimizer's own is 0.5: give one of them"),
 ]
@@ -239,43 +215,15 @@ def test_training_twice_gives_the_same_numbers_to_the_last_bit(tiny_config):
     assert same(ml.adapter_state(one, "default"), ml.adapter_state(two, "default"))
 
 
-def test_another_seed_gives_another_order(tiny_config):
-    assert run(tiny_config, steps=4)[1].losses != run(tiny_config, steps=4, seed=5)[1].losses
-
-
-def test_training_an_adapter_leaves_the_base_untouched_and_moves_both_matrices(tiny_config):
-    fresh = new_model(tiny_config)
-    before = ml.sha256_of(ml.base_state(fresh))
-    ml.add_adapter(fresh, LORA, seed=0)
-    model, _ = run(tiny_config, steps=5)
-    assert ml.sha256_of(ml.base_state(model)) == before
-    start = ml.adapter_state(fresh, "default")
-    assert all(not np.array_equal(start[name], array) for name, array in ml.adapter_state(model, "default").items())
-
-
 def test_the_history_has_one_entry_per_step_and_the_caller_hears_of_each(tiny_config):
-    heard = []
-    _, history = run(tiny_config, steps=4, each_step=heard.append)
-    assert heard == [1, 2, 3, 4] and len(history.losses) == len(history.seconds) == 4
+    heard, given = [], History()
+    _, history = run(
+        tiny_config, steps=4, each_step=lambda step: heard.append((step, len(given.losses))), history=given
+    )
+    assert history is given and heard == [(1, 1), (2, 2), (3, 3), (4, 4)] and len(history.seconds) == 4
     computed = sum(len(s.ids) for s in random_samples(np.random.default_rng(1)))
     assert history.tokens == 2 * computed  # four batches of three are twice all six, which share no beginning
     assert history.tokens_per_second == pytest.approx(history.tokens / sum(history.seconds))
-
-
-def test_the_learning_rate_warms_up_from_below_and_ends_near_zero(tiny_config, monkeypatch):
-    from minilora.train import loop
-
-    rates = []
-
-    class Watched(loop.AdamW):
-        def step(self):
-            rates.append(self.lr)
-            super().step()
-
-    monkeypatch.setattr(loop, "AdamW", Watched)
-    run(tiny_config, steps=20, lr=1e-2)
-    assert rates[0] < rates[1] == pytest.approx(max(rates)) == pytest.approx(1e-2)
-    assert rates[-1] < 0.1 * max(rates) and rates[2:] == sorted(rates[2:], reverse=True)
 
 
 def test_nothing_trainable_is_an_error(tiny_model, rng):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import options
+from jobs import options, trained
 
 import minilora as ml
 from minilora.files import tensors
@@ -20,17 +20,13 @@ from minilora.train import learn as learning
 from minilora.train.job import finetune
 from minilora.train.log import read_log
 from minilora.train.loop import Trainer
-from minilora.train.material import prepare
 
 CHECKPOINT = "run.partial/checkpoint"
 
 
 @pytest.fixture(autouse=True)
-def unmeasured(monkeypatch):
-    """Jobs that measure nothing before and after, draw nothing and wait for no disk: what they train is in question."""
+def no_wait_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(job, "prepare", lambda *data, **how: replace(prepare(*data, **how), scored={}, asked={}))
-    monkeypatch.setattr(job, "run_picture", lambda metrics, path: path.touch())
 
 
 @pytest.fixture
@@ -58,8 +54,7 @@ def foresee(losses, monkeypatch):
     monkeypatch.setattr(learning, "validate", validate)
 
 
-def run(chosen):
-    return finetune(chosen)
+run = trained
 
 
 def weights(folder):
@@ -70,21 +65,15 @@ def weights(folder):
 
 LEARNED = ("train_loss", "validation_loss", "validation", "kept", "steps")
 WAYS = {
-    "lora": {},
-    "dora": dict(use_dora=True),
-    "dropout": dict(lora_dropout=0.3),
-    "dropout in recomputed blocks": dict(lora_dropout=0.3, recompute=True),
-    "lora plus": dict(lora_plus=8.0),
+    "dora, LoRA+, dropout in recomputed blocks": dict(use_dora=True, lora_plus=8.0, lora_dropout=0.3, recompute=True),
     "pissa": dict(init_lora_weights="pissa"),
     "embedding": dict(target_modules=["embed_tokens", "q_proj"], use_rslora=True),
     "patience": dict(patience=2, eval_every=1, steps=12, lora_dropout=0.1),
-    "best is not last": dict(eval_every=1),
-    "a part is kept": dict(strength=0.5, eval_every=1),
+    "best is not last, and is scaled": dict(strength=0.5, eval_every=1),
     "the last is kept": dict(eval_every=1, keep="last"),
     "in bfloat16, where the machine can": dict(bf16=True),
     "accumulation": dict(grad_accumulation=2, batch_size=2, schedule="linear", warmup=0.3, weight_decay=0.1),
     "epochs": dict(steps=None, epochs=3.5, batch_size=3, save_every=4),
-    "full": dict(method="full", lr=1e-2),
     "full, best is not last": dict(method="full", lr=1e-2, eval_every=1),
 }
 
@@ -113,20 +102,6 @@ def test_a_run_that_was_stopped_twice_ends_with_the_same_bytes(way, home, tmp_pa
         kept = {"step": 6, "which": "last", "loss": 6} if "keep" in change else {"step": 3, "which": "best", "loss": 3}
         assert metrics["kept"] == kept and metrics["steps"] == (5 if way == "patience" else 6)
         assert (tmp_path / "run" / "last").is_dir() == (kept["which"] == "best")
-
-
-def test_a_run_goes_on_from_a_trained_adapter_as_well(home, tmp_path, stop_at, monkeypatch):
-    first = dict(lr=2e-2, r=3, lora_dropout=0.2, target_modules=["q_proj", "v_proj"])
-    run(options(home, tmp_path / "first", **first))
-    change = dict(lr=2e-2, adapter=str(tmp_path / "first"))
-    straight = run(options(home, tmp_path / "straight", **change))
-    assert straight["options"]["r"] == 3 and straight["options"]["target_modules"] == ["q_proj", "v_proj"]
-    stop_at(4)
-    with pytest.raises(KeyboardInterrupt):
-        run(options(home, tmp_path / "run", **change))
-    monkeypatch.setattr(job, "Trainer", Trainer)
-    run(options(home, tmp_path / "run", resume=True, **change))
-    assert weights(tmp_path / "run") == weights(tmp_path / "straight") != weights(tmp_path / "first")
 
 
 def test_training_begins_where_the_given_adapter_ended(home, tmp_path):
@@ -227,11 +202,10 @@ def test_an_interruption_of_the_measurement_afterwards_loses_nothing(home, tmp_p
 
 
 def test_what_was_known_before_is_not_measured_again(home, tmp_path, stop_at, monkeypatch):
-    monkeypatch.setattr(job, "prepare", prepare)
-    straight = run(options(home, tmp_path / "straight", eval_records=2))
+    straight = finetune(options(home, tmp_path / "straight", eval_records=2), answers=False)
     stop_at(2)
     with pytest.raises(KeyboardInterrupt):
-        run(options(home, tmp_path / "run", eval_records=2))
+        finetune(options(home, tmp_path / "run", eval_records=2), answers=False)
     monkeypatch.setattr(job, "Trainer", Trainer)
     asked, real = [], job.evaluate
 
@@ -240,7 +214,7 @@ def test_what_was_known_before_is_not_measured_again(home, tmp_path, stop_at, mo
         return real(*inputs)
 
     monkeypatch.setattr(job, "evaluate", evaluate)
-    metrics = run(options(home, tmp_path / "run", eval_records=2, resume=True))
+    metrics = finetune(options(home, tmp_path / "run", eval_records=2, resume=True), answers=False)
     assert asked == ["after"]
     for key in ("loss", "keyword_recall", "answers", "last", "base_sha256"):
         assert metrics[key] == straight[key]
@@ -272,8 +246,9 @@ def test_other_data_under_the_same_name_are_refused(stopped, home, tmp_path):
     text = (home / "data.jsonl").read_text(encoding="utf-8")
     try:
         (home / "data.jsonl").write_text(text.replace("It is 1 and hello.", "It is one and hello."), encoding="utf-8")
+        then = json.loads((tmp_path / CHECKPOINT / "state.json").read_text())["data"][:16]
         with pytest.raises(
-            ValueError, match=r"was started with other settings: sha256 of data (\w{16}), now (?!\1)\w{16};"
+            ValueError, match=f"started with other settings: sha256 of data {then}, now (?!{then})\\w{{16}};"
         ):
             run(replace(chosen, resume=True))
     finally:
@@ -362,20 +337,11 @@ def test_a_checkpoint_is_written_every_so_many_steps(change, steps, home, tmp_pa
     assert saved == steps
 
 
-def test_of_the_best_so_far_only_the_one_that_counts_is_on_the_disk(home, tmp_path, stop_at):
-    stop_at(6)
-    with pytest.raises(KeyboardInterrupt):
-        run(options(home, tmp_path / "run", steps=9, eval_every=1, lr=5e-3, save_every=3))
-    state = json.loads((tmp_path / CHECKPOINT / "state.json").read_text())
-    best = min(state["history"]["validation"], key=lambda at: at[1])[0]
-    assert [path.name for path in (tmp_path / "run.partial").glob("best-*")] == [f"best-{best}.safetensors"]
-
-
 # -- killed ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to begin many processes quickly")
-@pytest.mark.parametrize("kills", [20, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_process_killed_again_and_again_goes_on_from_its_last_checkpoint_to_the_same_end(kills, home, tmp_path):
     shutil.copy(home / "data.jsonl", tmp_path)
     program = [sys.executable, str(Path(__file__).with_name("killed.py")), str(tmp_path), str(kills)]

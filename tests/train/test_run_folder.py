@@ -3,15 +3,15 @@
 import os
 import subprocess
 import sys
-from fnmatch import fnmatch
+from dataclasses import replace
 
 import pytest
-from jobs import options
+from jobs import options, trained
 
 from minilora.files import disk
 from minilora.train import job
 from minilora.train.job import finetune
-from minilora.train.run_folder import FILES, RunFolder
+from minilora.train.run_folder import RunFolder
 
 
 def tree(folder):
@@ -31,10 +31,6 @@ def run(tmp_path):
 def fill(place, text="new"):
     (place.partial / "adapter_model.safetensors").write_text(text)
     (place.partial / "metrics.json").write_text(text)
-
-
-def test_what_is_filled_appears_whole_and_leaves_nothing_beside_it(run, tmp_path):
-    assert tree(tmp_path) == {"runs": None, "runs/x": None, "runs/x/adapter_model.safetensors": b"old"}
 
 
 def test_until_it_is_finished_the_old_run_stands_whole_and_then_the_new_one(run):
@@ -122,11 +118,13 @@ def test_what_an_interrupted_run_learned_is_not_forgotten_unasked(interrupted):
         assert list(place.partial.iterdir()) == []
 
 
-def test_leftovers_of_a_job_that_learned_nothing_are_no_obstacle(tmp_path):
-    (tmp_path / "x.partial").mkdir()
-    (tmp_path / "x.partial" / "log.csv").write_text("step")
-    with RunFolder(tmp_path / "x") as place:
-        assert list(place.partial.iterdir()) == []
+def test_what_a_killed_job_was_writing_is_removed_and_the_rest_is_not(interrupted):
+    partial = interrupted.with_name("x.partial")
+    for name in (".metrics.json.12345678.partial", ".checkpoint.12345678.partial/state.json"):
+        (partial / name).parent.mkdir(exist_ok=True)
+        (partial / name).write_text("half")
+    with RunFolder(interrupted, resume=True) as place:
+        assert set(tree(place.partial)) == {"adapter_model.safetensors", "metrics.json"}
 
 
 def test_a_second_job_is_refused_and_the_first_is_not_disturbed(tmp_path):
@@ -185,27 +183,23 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_finished_run_holds_only_what_overwriting_knows(method, home, tmp_path):
-    chosen = options(home, tmp_path / "run", method=method, steps=1, eval_records=1)
+def test_a_finished_run_holds_only_files_that_overwriting_knows_and_is_refused_before_a_base_is_loaded(
+    home, tmp_path, monkeypatch
+):
+    chosen = options(home, tmp_path / "run", method="full", steps=1, eval_records=1)
     finetune(chosen)
-    assert {"metrics.json", "picture.png"} < set(names(tmp_path / "run"))
-    assert [name for name in names(tmp_path / "run") if not any(fnmatch(name, known) for known in FILES)] == []
+    trained(replace(chosen, method="lora", strength=1.0, overwrite=True))  # nothing of the model stays
+    assert {"metrics.json", "adapter_model.safetensors"} < set(names(tmp_path / "run"))
+    assert not {"model.safetensors", "picture.png"} & set(names(tmp_path / "run"))
+    monkeypatch.setattr(job, "load", None)
     with pytest.raises(ValueError, match="holds a finished run"):
-        finetune(chosen)
+        trained(chosen)
     assert os.listdir(tmp_path) == ["run"]
-
-
-def test_an_adapter_in_place_of_a_model_leaves_nothing_of_the_model(home, tmp_path):
-    for change in (dict(method="full"), dict(overwrite=True)):
-        finetune(options(home, tmp_path / "run", steps=1, eval_records=1, **change))
-    assert {"adapter_model.safetensors", "metrics.json"} < set(names(tmp_path / "run"))
-    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_a_second_run_that_is_interrupted_leaves_the_first_as_it_was(home, tmp_path, monkeypatch, said):
     chosen = options(home, tmp_path / "run", steps=1, eval_records=1, overwrite=True)
-    finetune(chosen)
+    trained(chosen)
     before = tree(tmp_path / "run")
 
     def stop(*inputs):
@@ -216,19 +210,10 @@ def test_a_second_run_that_is_interrupted_leaves_the_first_as_it_was(home, tmp_p
     real = job.evaluate
     monkeypatch.setattr(job, "evaluate", stop)
     with pytest.raises(KeyboardInterrupt):
-        finetune(chosen)
+        trained(chosen)
     assert tree(tmp_path / "run") == before
     kept = tmp_path / "run.partial"
     assert said()[-2:] == [
         f"the trained weights are in {kept}; talk to the model with: minilora chat --adapter {kept}",
         f"resume with: minilora finetune --resume --overwrite --out {tmp_path / 'run'}",
     ]
-
-
-@pytest.mark.parametrize("out", ["run", "there/run"])
-def test_results_that_stand_there_are_refused_before_the_base_is_looked_for(out, home, tmp_path, monkeypatch):
-    (tmp_path / out).mkdir(parents=True)
-    (tmp_path / out / "metrics.json").write_text("{}")
-    monkeypatch.setattr(job, "load", None)
-    with pytest.raises(ValueError, match="holds a finished run"):
-        finetune(options(home, tmp_path / out))
