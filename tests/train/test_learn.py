@@ -5,19 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from jobs import material_of, options, trainer
+from jobs import material_of, options, trained, trainer
 
 import minilora as ml
-from minilora.train import job
 from minilora.train import learn as learning
 from minilora.train.job import finetune
 from minilora.train.learn import validate
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nor a wait for the disk
-    monkeypatch.setattr(job, "run_picture", lambda metrics, path: path.touch())
+def no_wait_for_the_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def foresee(losses, monkeypatch):
@@ -58,7 +56,7 @@ def chosen(home, tmp_path):
 
 def test_the_best_adapter_is_the_result_and_the_last_one_lies_beside_it(chosen, home, tmp_path, monkeypatch):
     foresee([5, 3, 4, 3, 6, 7], monkeypatch)
-    metrics = finetune(chosen)
+    metrics = finetune(chosen, answers=False)
     assert metrics["kept"] == {"step": 2, "which": "best", "loss": 3}  # the first of equal ones
     assert same(state_of(tmp_path / "run", home), after(2, home, chosen))
     assert same(state_of(tmp_path / "run" / "last", home), after(6, home, chosen))
@@ -72,19 +70,11 @@ def test_the_best_adapter_is_the_result_and_the_last_one_lies_beside_it(chosen, 
 
 def test_with_keep_last_the_last_adapter_is_the_result(chosen, home, tmp_path, monkeypatch):
     foresee([5, 3, 4, 3, 6, 7], monkeypatch)
-    metrics = finetune(replace(chosen, keep="last"))
+    metrics = trained(replace(chosen, keep="last"))
     assert metrics["kept"] == {"step": 6, "which": "last", "loss": 7}
     assert same(state_of(tmp_path / "run", home), after(6, home, chosen))
     assert not (tmp_path / "run" / "last").exists()
     assert metrics["last"]["loss"] == {name: pair[1] for name, pair in metrics["loss"].items()}
-
-
-def test_where_the_last_is_the_best_there_is_one_adapter(chosen, home, tmp_path, monkeypatch):
-    foresee([5, 4, 3, 2, 2, 1], monkeypatch)
-    metrics = finetune(chosen)
-    assert metrics["kept"] == {"step": 6, "which": "best", "loss": 1}
-    assert same(state_of(tmp_path / "run", home), after(6, home, chosen))
-    assert not (tmp_path / "run" / "last").exists()
 
 
 PATIENCE = [  # validation losses, patience, steps taken, the one that is kept
@@ -99,26 +89,26 @@ PATIENCE = [  # validation losses, patience, steps taken, the one that is kept
 @pytest.mark.parametrize(("losses", "patience", "steps", "kept"), PATIENCE)
 def test_training_stops_where_nothing_better_was_found(losses, patience, steps, kept, chosen, tmp_path, monkeypatch):
     foresee(losses, monkeypatch)
-    metrics = finetune(replace(chosen, patience=patience))
+    metrics = trained(replace(chosen, patience=patience))
     assert (metrics["steps"], metrics["planned_steps"], metrics["kept"]["step"]) == (steps, 6, kept)
     assert len(metrics["train_loss"]) == steps
 
 
 def test_patience_needs_something_to_go_by(home, tmp_path):
     with pytest.raises(ValueError, match=r"novel\.txt: no records are held out for validation, so leave out patience"):
-        finetune(options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=512, patience=1))
+        trained(options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=512, patience=1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_validation_the_last_adapter_is_kept(home, tmp_path):
     chosen = options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=512)
-    metrics = finetune(chosen)
+    metrics = trained(chosen)
     assert metrics["kept"] == {"step": 6, "which": "last", "loss": None} and metrics["validation"] == {}
 
 
 @pytest.mark.parametrize(("change", "at"), [({}, [2, 4, 5]), (dict(eval_every=3), [3, 5]), (dict(eval_every=9), [5])])
 def test_validation_comes_every_so_many_steps_or_every_epoch_and_at_the_end(change, at, home, tmp_path):
-    metrics = finetune(options(home, tmp_path / "run", steps=5, eval_records=1, **change))
+    metrics = trained(options(home, tmp_path / "run", steps=5, eval_records=1, **change))
     assert [step for step, _ in metrics["validation_loss"]] == at
 
 
@@ -146,7 +136,7 @@ def test_what_is_trained_and_asked_in_other_words_is_validated_beside_what_is_un
         row["validation_paraphrase"] = f"And {row['id']}?"
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     chosen = options(home, tmp_path / "run", data=str(tmp_path / "data.jsonl"), steps=4, keep="last")
-    metrics = finetune(chosen)
+    metrics = trained(chosen)
     model, tokenizer = ml.load(home / "base")
     ml.load_adapter(model, tmp_path / "run")
     records = ml.read_records(tmp_path / "data.jsonl")
@@ -168,7 +158,7 @@ def test_a_learning_rate_that_is_far_too_high_ends_with_metrics_and_says_which_p
     chosen = ml.Options(
         base="tiny", data="support", out=str(tmp_path / "run"), lr=5.0, steps=12, eval_records=2, max_length=64
     )
-    metrics = finetune(chosen)
+    metrics = trained(chosen)
     assert metrics["steps"] == 12 and (tmp_path / "run" / "metrics.json").is_file()
     assert bool(metrics["audit"]) != ("audit_failed" in metrics)
 
@@ -178,7 +168,7 @@ def test_a_failed_audit_is_a_line_of_the_metrics(home, tmp_path, monkeypatch):
         raise ml.AuditError("gradient: A or B of x receives none")
 
     monkeypatch.setattr("minilora.train.metrics.audit", fail)
-    metrics = finetune(options(home, tmp_path / "run", eval_records=1))
+    metrics = trained(options(home, tmp_path / "run", eval_records=1))
     assert metrics["audit"] == {} and metrics["audit_failed"] == "gradient: A or B of x receives none"
     assert metrics["base_sha256"][0] == metrics["base_sha256"][1]
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
