@@ -58,6 +58,7 @@ class Node:
 
 
 Operation = Callable[..., "Tensor"]
+_in_ops: Any = None  # for the methods of Tensor that ops.py sets
 
 
 class Tensor:
@@ -176,31 +177,9 @@ class Tensor:
 
     # -- operators and methods: set in ops.py, next to their operations ----------------------------------------------
     __array_ufunc__: ClassVar[Any]
-    __add__: ClassVar[Operation]
-    __radd__: ClassVar[Operation]
-    __sub__: ClassVar[Operation]
-    __rsub__: ClassVar[Operation]
-    __mul__: ClassVar[Operation]
-    __rmul__: ClassVar[Operation]
-    __truediv__: ClassVar[Operation]
-    __rtruediv__: ClassVar[Operation]
-    __matmul__: ClassVar[Operation]
-    __rmatmul__: ClassVar[Operation]
-    __neg__: ClassVar[Operation]
-    __pow__: ClassVar[Operation]
-    __getitem__: ClassVar[Operation]
-    reshape: ClassVar[Operation]
-    transpose: ClassVar[Operation]
-    sum: ClassVar[Operation]
-    mean: ClassVar[Operation]
-    max: ClassVar[Operation]
-    exp: ClassVar[Operation]
-    log: ClassVar[Operation]
-    sqrt: ClassVar[Operation]
-    tanh: ClassVar[Operation]
-    relu: ClassVar[Operation]
-    sigmoid: ClassVar[Operation]
-    softmax: ClassVar[Operation]
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _in_ops
+    __matmul__ = __rmatmul__ = __neg__ = __pow__ = __getitem__ = reshape = transpose = sum = mean = max = _in_ops
+    exp = log = sqrt = tanh = relu = sigmoid = softmax = _in_ops
     T: ClassVar[property]
 
 

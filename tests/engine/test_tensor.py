@@ -184,7 +184,7 @@ def test_an_intermediate_gradient_is_freed_before_its_parents_are_reached(no_gc,
 def test_a_long_chain_is_walked_and_destroyed_without_recursion():
     x = leaf()
     walked, dropped = x, x
-    for _ in range(20_000):
+    for _ in range(10_000):
         walked, dropped = walked * 1.0, -dropped
     first = weakref.ref(dropped.node.edges[0][0])
     walked.backward()

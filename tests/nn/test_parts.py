@@ -49,6 +49,7 @@ def every(samples):
 
 
 @given(samples())
+@settings(max_examples=40)
 def test_a_packed_row_holds_each_sample_and_their_common_prefix_once(found):
     row, shared = pack(found), common_prefix(found)
     assert row.packing.prefix == shared and sorted(sequences(row)) == every(found)
@@ -60,7 +61,7 @@ def test_a_packed_row_holds_each_sample_and_their_common_prefix_once(found):
 
 
 @given(samples(longest=200), st.sampled_from([1, 2, 3, 8]))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_micro_batches_of_samples_and_of_their_packed_row_hold_each_of_them_once(found, threads):
     row = pack(found)
     for batches in (micro_batches(found, threads), micro_batches(row, threads)):
@@ -99,6 +100,7 @@ def test_labels_of_a_prefix_are_scored_once():
 
 
 @given(samples(), st.integers(0, 9))
+@settings(max_examples=25)
 def test_a_padded_batch_holds_each_sample_and_scores_no_padding(found, pad):
     input_ids, labels = collate(found, pad)
     assert input_ids.shape == labels.shape == (len(found), max(len(sample.ids) for sample in found))

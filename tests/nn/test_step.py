@@ -249,7 +249,7 @@ def test_recomputed_training_equals_training_with_saved_activations_bit_for_bit(
         for recompute in (False, True):
             model = Llama(tiny_config, 0) if settings is None else adapted(Llama(tiny_config, 0), **settings)
             model.model.recompute = recompute
-            results.append([gradients(model, batch, compute) for _ in range(2)])
+            results.append([gradients(model, batch, compute) for _ in range(2 if model.adapters else 1)])
         for saved, again in zip(*results, strict=True):
             assert_equal(again, saved)
             assert all(grad.any() for grad in again[1].values())  # every adapter, also above the frozen embedding
