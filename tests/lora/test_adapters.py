@@ -263,6 +263,7 @@ def test_no_adapter_is_the_base_to_the_last_bit_and_the_latest_is_active_at_firs
         set_adapter(model, which)
         assert logits(model).tobytes() == before.tobytes()
         assert not model.trainable_parameters()
+        assert not any(module.rows_differ for module in lora_modules(model).values())
     set_adapter(model, "medical")
     np.testing.assert_array_equal(logits(model), latest)
 
@@ -281,6 +282,18 @@ def test_only_the_one_active_adapter_is_trainable_and_learns(three):
     step(model, AdamW(model.trainable_parameters(), lr=0.01))
     after = {name: sha256_of(adapter_state(model, name)) for name in model.adapters}
     assert [name for name in before if before[name] != after[name]] == ["support"]
+
+
+def test_an_adapter_of_which_one_factor_was_frozen_by_hand_is_frozen_whole_when_another_is_chosen(three):
+    model, _ = three
+    for frozen in ("lora_A", "lora_B"):
+        set_adapter(model, "support")
+        for module in lora_modules(model).values():
+            if "support" in module.adapters:
+                getattr(module.adapters["support"], frozen).requires_grad = False
+        assert model.trainable_parameters()
+        set_adapter(model, None)
+        assert not model.trainable_parameters()
 
 
 def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatch):
@@ -403,6 +416,7 @@ def test_a_scaled_adapter_gives_what_a_factor_gives(tiny_config):
     add_adapter(model, random(target_modules=[*QV, "embed_tokens"]), "one")
     add_adapter(model, random(target_modules=QV), "other")
     others, base = sha256_of(adapter_state(model, "other")), sha256_of(base_state(model))
+    before = {name: array.copy() for name, array in adapter_state(model, "one").items()}
     set_adapter(model, {"one": 0.3})
     wanted = logits(model)
     set_adapter(model, "one")
@@ -410,6 +424,8 @@ def test_a_scaled_adapter_gives_what_a_factor_gives(tiny_config):
     scale_adapter(model, "one", 0.3)
     np.testing.assert_allclose(logits(model), wanted, rtol=1e-5, atol=1e-6)
     assert sha256_of(adapter_state(model, "other")) == others and sha256_of(base_state(model)) == base
+    for name, array in adapter_state(model, "one").items():
+        np.testing.assert_array_equal(array, before[name] * np.float32(0.3 if name.endswith("_B") else 1))
 
 
 @pytest.mark.parametrize(
@@ -417,7 +433,7 @@ def test_a_scaled_adapter_gives_what_a_factor_gives(tiny_config):
 )
 def test_only_a_plain_adapter_can_be_scaled(tiny_config, rng, variant):
     model = Net(tiny_config, rng)
-    add_adapter(model, config(target_modules=["q_proj"], **variant), "legal")
+    add_adapter(model, config(target_modules=QV, **variant), "legal")  # of v_proj no bias can be trained
     before = sha256_of(adapter_state(model, "legal"))
     with pytest.raises(ValueError, match="only a plain LoRA can be scaled: .* set_adapter.model, {'legal': 0.5}"):
         scale_adapter(model, "legal", 0.5)

@@ -6,7 +6,7 @@ from smallmodels import MIX, chosen, logits
 
 import minilora as ml
 from minilora.engine.tensor import no_grad
-from minilora.lora.adapters import is_merged
+from minilora.lora.adapters import is_merged, lora_modules
 
 ROWS = np.array([[1, 2, 3, 4], [9, 8, 7, 6], [5, 5, 6, 1]])
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -18,6 +18,7 @@ def test_each_row_of_a_mixed_batch_is_what_it_is_alone(model):
     ml.set_adapter(model, "legal")
     with ml.mixed_batch(model, names):
         together = model(ROWS).data
+        assert all(module.rows_differ for module in lora_modules(model).values())
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
     np.testing.assert_array_equal(model(ROWS).data, chosen(model, "legal", ROWS))
 
