@@ -6,8 +6,8 @@
     loss = ml.loss_and_grad(model, input_ids, labels)
 
 Models
-  load               a model and its tokenizer: "tiny", "smollm2", a GGUF file or a Hugging Face folder
-  pull               fetch a named model, checked against its SHA-256
+  load               load a model and its tokenizer: "tiny", "smollm2", a GGUF file or a Hugging Face folder
+  pull               download a named model and verify its SHA-256
   Config             the shape of a Llama model
   Llama              the model: ids in, logits or a loss out
   generate           an answer to a conversation, whole or as a stream
@@ -15,25 +15,25 @@ Models
 
 Adapters
   LoraConfig         rank, scale, target modules and variant of an adapter
-  add_adapter        put a new adapter on a model and freeze the base
-  set_adapter        choose which adapter is active, or mix several
-  scale_adapter      keep a part of what an adapter learned
+  add_adapter        add a new adapter to a model and freeze the base
+  set_adapter        choose the active adapter, or a weighted combination of several
+  scale_adapter      multiply an adapter's update by a factor
   disable_adapter    run the base alone
-  mixed_batch        another adapter for each row of a batch
-  merge_adapter      add the active adapter into the base's weights
-  unmerge_adapter    take it out again, to the bit
-  remove_adapter     forget an adapter
-  combine_adapters   make one adapter of several
-  delta_weight       what an adapter adds to one matrix
-  save_adapter       write an adapter as a folder that PEFT reads
+  mixed_batch        a different adapter for each row of a batch
+  merge_adapter      add the active adapter's update to the base's weights
+  unmerge_adapter    restore the base's weights, bit for bit
+  remove_adapter     remove an adapter from a model
+  combine_adapters   combine several adapters into one
+  delta_weight       the update of one matrix
+  save_adapter       write an adapter as a PEFT folder
   load_adapter       read a PEFT folder or a llama.cpp adapter file
-  lora_plus          LoRA+: another learning rate for B than for A
+  lora_plus          LoRA+: a higher learning rate for B than for A
   count_parameters   trainable and frozen parameters
-  adapter_state      an adapter's arrays by name
-  base_state         the base's arrays by name
+  adapter_state      an adapter's arrays, by name
+  base_state         the base's arrays, by name
   sha256_of          the fingerprint of such arrays
-  audit              prove what an adapter claims
-  AuditError         the first claim that does not hold
+  audit              check what every adapter must satisfy
+  AuditError         the first check that fails
 
 Gradients
   Tensor             an array that remembers how it was computed

@@ -1,4 +1,4 @@
-"""What the parity tests share: torch, transformers and PEFT, set up; a model's copy there; and how results compare."""
+"""Shared by the parity tests: torch, transformers and PEFT, set up; models on both sides; and how results compare."""
 
 import os
 from dataclasses import asdict
@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from minilora.engine.tensor import no_grad
+from minilora.models.folder import load_folder
+from minilora.nn.optim import AdamW, clip_grad_norm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'minilora[parity]'")
@@ -46,3 +48,113 @@ def loss_of(theirs, ids, labels):
 
 def distance(a, b):
     return float(np.abs(a - b).max())
+
+
+# -- a small model on both sides ---------------------------------------------------------------------------------------
+
+VOCAB = 96
+
+
+def random_llama(**settings):
+    """A small random model in transformers."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        **settings,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def small_pair(folder, tied):
+    """The same random model twice: transformers' and minilora's."""
+    theirs = random_llama(tie_word_embeddings=tied)
+    theirs.save_pretrained(folder / "base")
+    return theirs, load_folder(folder / "base")
+
+
+def with_peft(theirs, **settings):
+    return peft.get_peft_model(theirs, peft.LoraConfig(**settings, task_type="CAUSAL_LM"))
+
+
+def trained_by(theirs):
+    """PEFT's trainable parameters under minilora's names."""
+    named = {name: p for name, p in theirs.named_parameters() if p.requires_grad}
+    return {
+        name.removeprefix("base_model.model.")
+        .removesuffix(".weight")
+        .removesuffix(".default")
+        .replace(".base_layer.bias", ".bias"): p
+        for name, p in named.items()
+    }
+
+
+def ranks_and_scales(theirs):
+    """Of every module that PEFT adapts, by minilora's names."""
+    return {
+        path.removeprefix("base_model.model."): (module.r["default"], module.scaling["default"])
+        for path, module in theirs.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+
+
+def text(rng):
+    return rng.integers(0, VOCAB, (2, 15))
+
+
+def labelled(rng):
+    ids = text(rng)
+    labels = ids.copy()
+    labels[0, :8] = labels[1, :3] = -100
+    return ids, labels
+
+
+def assert_same_step(theirs, ours, rng):
+    """One backward pass and one AdamW step give the same loss, gradients and weights. Returns the gradients."""
+    ids, labels = labelled(rng)
+    loss, expected = ours.loss(ids, labels), loss_of(theirs, ids, labels)
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    got = {name.replace(".adapters.default.", "."): p for name, p in ours.trainable_parameters().items()}
+    wanted = trained_by(theirs)
+    assert got.keys() == wanted.keys()
+    for name, p in wanted.items():
+        grad = p.grad.numpy()
+        np.testing.assert_allclose(got[name].grad, grad, rtol=1e-3, atol=2e-5 * np.abs(grad).max(), err_msg=name)
+    gradients = {name: p.grad.copy() for name, p in got.items()}
+    # eps is large, because Adam's first step depends on the sign of a gradient even where that is a rounding error.
+    settings = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-3}
+    AdamW(ours.trainable_parameters(), **settings).step()
+    torch.optim.AdamW(wanted.values(), **settings).step()
+    for name, p in wanted.items():  # a step is 1e-2 long
+        np.testing.assert_allclose(got[name].data, p.detach().numpy(), atol=1e-4, err_msg=name)
+    return gradients
+
+
+def assert_same_curves(theirs, ours, optimizer, reference, batches, steps=20, clip=None, rtol=1e-4):
+    """The same steps on both sides have the same losses. batches: (ids, labels) in turn. Returns the losses."""
+    got, wanted = [], []
+    for step in range(steps):
+        ids, labels = batches[step % len(batches)]
+        loss, expected = ours.loss(ids, labels), loss_of(theirs, ids, labels)
+        got.append(loss.item())
+        wanted.append(expected.item())
+        optimizer.zero_grad()
+        reference.zero_grad()
+        loss.backward()
+        expected.backward()
+        if clip is not None:
+            trained = [p for p in theirs.parameters() if p.requires_grad]
+            norms = clip_grad_norm(optimizer.parameters, clip), torch.nn.utils.clip_grad_norm_(trained, clip).item()
+            assert norms[0] == pytest.approx(norms[1], rel=1e-2)
+        optimizer.step()
+        reference.step()
+    np.testing.assert_allclose(got, wanted, rtol=rtol, atol=1e-5)
+    return np.array(wanted)

@@ -2,7 +2,22 @@
 
 import numpy as np
 import pytest
-from otherside import distance, logits_of, loss_of, parity, peft, torch, transformers
+from otherside import (
+    VOCAB,
+    assert_same_curves,
+    assert_same_step,
+    distance,
+    labelled,
+    logits_of,
+    parity,
+    random_llama,
+    ranks_and_scales,
+    small_pair,
+    text,
+    torch,
+    trained_by,
+    with_peft,
+)
 
 from minilora.engine.tensor import Tensor
 from minilora.lora.adapters import (
@@ -15,14 +30,12 @@ from minilora.lora.adapters import (
 )
 from minilora.lora.config import LoraConfig
 from minilora.lora.variants import Dropout, config_with_initial, lora_plus
-from minilora.models.folder import load_folder
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import Parameter
 from minilora.nn.optim import AdamW
 
 pytestmark = parity
 
-VOCAB = 96
 QV, EMBED = ["q_proj", "v_proj"], ["embed_tokens"]
 SETTINGS = {
     "DoRA": {"use_dora": True, "target_modules": QV},
@@ -38,34 +51,12 @@ every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTI
 @pytest.fixture(params=["tied head", "untied head"])
 def pair(request, tmp_path):
     """The same random model twice: transformers' and minilora's."""
-    return models(tmp_path, tied=request.param == "tied head")
+    return small_pair(tmp_path, tied=request.param == "tied head")
 
 
 @pytest.fixture
 def untied(tmp_path):
-    return models(tmp_path, tied=False)
-
-
-def models(folder, tied):
-    theirs = random_llama(tie_word_embeddings=tied)
-    theirs.save_pretrained(folder / "base")
-    return theirs, load_folder(folder / "base")
-
-
-def random_llama(**settings):
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        **settings,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
+    return small_pair(tmp_path, tied=False)
 
 
 def both(pair, settings, seed=3, **theirs_only):
@@ -75,22 +66,6 @@ def both(pair, settings, seed=3, **theirs_only):
     theirs = with_peft(theirs, **{"r": 4, "lora_alpha": 8, **settings, **theirs_only})
     put(ours, theirs)
     return theirs, ours
-
-
-def with_peft(theirs, **settings):
-    return peft.get_peft_model(theirs, peft.LoraConfig(**settings, task_type="CAUSAL_LM"))
-
-
-def trained_by(theirs):
-    """PEFT's trainable parameters under minilora's names."""
-    named = {name: p for name, p in theirs.named_parameters() if p.requires_grad}
-    return {
-        name.removeprefix("base_model.model.")
-        .removesuffix(".weight")
-        .removesuffix(".default")
-        .replace(".base_layer.bias", ".bias"): p
-        for name, p in named.items()
-    }
 
 
 def put(ours, theirs):
@@ -111,40 +86,6 @@ def shake(ours, theirs, seed=9):
     put(ours, theirs)
 
 
-def text(rng):
-    return rng.integers(0, VOCAB, (2, 15))
-
-
-def labelled(rng):
-    ids = text(rng)
-    labels = ids.copy()
-    labels[0, :8] = labels[1, :3] = -100
-    return ids, labels
-
-
-def assert_same_step(theirs, ours, rng):
-    """One backward and one AdamW step give the same loss, gradients and weights. Returns the gradients."""
-    ids, labels = labelled(rng)
-    loss, expected = ours.loss(ids, labels), loss_of(theirs, ids, labels)
-    loss.backward()
-    expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    got = {name.replace(".adapters.default.", "."): p for name, p in ours.trainable_parameters().items()}
-    wanted = trained_by(theirs)
-    assert got.keys() == wanted.keys()
-    for name, p in wanted.items():
-        grad = p.grad.numpy()
-        np.testing.assert_allclose(got[name].grad, grad, rtol=1e-3, atol=2e-5 * np.abs(grad).max(), err_msg=name)
-    gradients = {name: p.grad.copy() for name, p in got.items()}
-    # eps is large, since Adam's first step turns on the sign of a gradient even where that is mere rounding.
-    settings = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-3}
-    AdamW(ours.trainable_parameters(), **settings).step()
-    torch.optim.AdamW(wanted.values(), **settings).step()
-    for name, p in wanted.items():  # a step is 1e-2 long
-        np.testing.assert_allclose(got[name].data, p.detach().numpy(), atol=1e-4, err_msg=name)
-    return gradients
-
-
 # -- DoRA and the embedding --------------------------------------------------------------------------------------------
 
 
@@ -161,17 +102,12 @@ def test_a_variant_means_the_same_in_peft(settings, pair, rng):
 
 
 @every_setting
-def test_both_choose_the_same_ranks_scales_and_starting_magnitudes(settings, pair):
+def test_both_choose_the_same_ranks_scales_and_initial_magnitudes(settings, pair):
     theirs, ours = pair
     add_adapter(ours, LoraConfig(r=4, lora_alpha=8, **settings))
     theirs = with_peft(theirs, r=4, lora_alpha=8, **settings)
-    layers = {
-        path.removeprefix("base_model.model."): (module.r["default"], module.scaling["default"])
-        for path, module in theirs.named_modules()
-        if isinstance(module, peft.tuners.lora.LoraLayer)
-    }
     shares = {path: module.adapters["default"] for path, module in lora_modules(ours).items()}
-    assert {path: (share.rank, share.scale) for path, share in shares.items()} == layers
+    assert {path: (share.rank, share.scale) for path, share in shares.items()} == ranks_and_scales(theirs)
     expected = {name: p.detach().numpy() for name, p in trained_by(theirs).items()}
     assert {name: a.shape for name, a in adapter_state(ours, "default").items()} == {
         name: a.shape for name, a in expected.items()
@@ -182,14 +118,14 @@ def test_both_choose_the_same_ranks_scales_and_starting_magnitudes(settings, pai
 
 
 @every_setting
-@pytest.mark.parametrize("moved", [False, True], ids=["at the start", "in mid-training"])
+@pytest.mark.parametrize("moved", [False, True], ids=["initially", "in mid-training"])
 def test_one_training_step_of_a_variant_equals_peft_and_torch(settings, moved, pair, rng):
     theirs, ours = both(pair, settings)
     if moved:
         shake(ours, theirs)
     gradients = assert_same_step(theirs, ours, rng)
     still = {name for name, grad in gradients.items() if not grad.any()}
-    zero_factor = ("lora_A", "lora_embedding_B")  # the partner of the factor that starts at zero
+    zero_factor = ("lora_A", "lora_embedding_B")  # the partner of the factor that is initialised to zero
     assert still == (set() if moved else {name for name in gradients if name.endswith(zero_factor)})
 
 
@@ -227,7 +163,7 @@ every_pissa = pytest.mark.parametrize("settings", PISSA.values(), ids=PISSA.keys
 
 
 @every_pissa
-def test_pissa_starts_from_pefts_directions(settings, pair):
+def test_pissa_is_initialised_as_in_peft(settings, pair):
     """A and B agree up to the sign of each direction, so their product agrees, and so does what is left of the base."""
     theirs, ours = pair
     add_adapter(ours, LoraConfig(r=4, lora_alpha=8, init_lora_weights="pissa", **settings))
@@ -243,7 +179,7 @@ def test_pissa_starts_from_pefts_directions(settings, pair):
 
 
 @every_pissa
-@pytest.mark.parametrize("moved", [False, True], ids=["at the start", "in mid-training"])
+@pytest.mark.parametrize("moved", [False, True], ids=["initially", "in mid-training"])
 def test_pissa_computes_and_trains_as_peft_does(settings, moved, pair, rng):
     ids = text(rng)
     base = logits_of(pair[0], ids)
@@ -259,7 +195,7 @@ def test_pissa_computes_and_trains_as_peft_does(settings, moved, pair, rng):
 @pytest.mark.parametrize("which", ["plain", "rsLoRA", "patterns"])
 def test_a_converted_pissa_adapter_is_a_plain_one_in_peft(which, tmp_path, rng):
     """Trained here, doubled in rank, it means the same on PEFT's untouched base."""
-    theirs, ours = models(tmp_path, tied=True)
+    theirs, ours = small_pair(tmp_path, tied=True)
     add_adapter(ours, LoraConfig(r=4, lora_alpha=8, init_lora_weights="pissa", **PISSA[which]))
     for array in adapter_state(ours, "default").values():
         array += 0.1 * rng.standard_normal(array.shape).astype(np.float32)
@@ -338,24 +274,6 @@ def test_trained_biases_equal_pefts(bias, targets, dora, rng):
 # -- training runs -----------------------------------------------------------------------------------------------------
 
 
-def curves(theirs, ours, optimizer, reference, rng, steps=20):
-    """The losses of the same steps on both sides, another batch each time out of three."""
-    batches = [labelled(rng) for _ in range(3)]
-    got, wanted = [], []
-    for step in range(steps):
-        ids, labels = batches[step % len(batches)]
-        loss, expected = ours.loss(ids, labels), loss_of(theirs, ids, labels)
-        got.append(loss.item())
-        wanted.append(expected.item())
-        optimizer.zero_grad()
-        reference.zero_grad()
-        loss.backward()
-        expected.backward()
-        optimizer.step()
-        reference.step()
-    return np.array(got), np.array(wanted)
-
-
 RUNS = {
     "DoRA": SETTINGS["DoRA, every linear layer, rsLoRA"],
     "PiSSA": {"init_lora_weights": "pissa", **PISSA["plain"]},
@@ -369,9 +287,8 @@ def test_training_a_variant_follows_pefts_loss_curve(settings, pair, rng):
     options = {"lr": 2e-3, "weight_decay": 0.01}
     optimizer = AdamW(ours.trainable_parameters(), **options)
     reference = torch.optim.AdamW(trained_by(theirs).values(), **options)
-    got, expected = curves(theirs, ours, optimizer, reference, rng)
-    np.testing.assert_allclose(got, expected, rtol=1e-4)
-    assert expected[-3:].mean() < expected[:3].mean() - 0.05  # it did learn
+    losses = assert_same_curves(theirs, ours, optimizer, reference, [labelled(rng) for _ in range(3)])
+    assert losses[-3:].mean() < losses[:3].mean() - 0.05  # it did learn
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
@@ -384,6 +301,5 @@ def test_training_with_lora_plus_follows_pefts_loss_curve(dora, untied, rng):
     reference = create_loraplus_optimizer(
         theirs, torch.optim.AdamW, lr=5e-4, loraplus_lr_ratio=16, loraplus_lr_embedding=5e-4
     )
-    got, expected = curves(theirs, ours, optimizer, reference, rng)
-    np.testing.assert_allclose(got, expected, rtol=1e-4)
-    assert expected[-3:].mean() < expected[:3].mean() - 0.05
+    losses = assert_same_curves(theirs, ours, optimizer, reference, [labelled(rng) for _ in range(3)])
+    assert losses[-3:].mean() < losses[:3].mean() - 0.05
