@@ -146,6 +146,10 @@ def test_another_adapter_is_replaced_only_with_overwrite(base, tmp_path):
     with pytest.raises(ValueError, match="is a file: choose a folder"):
         save_adapter(model, folder / WEIGHTS, name="support", overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    other = save_adapter(model, tmp_path / "b", name="support")
+    for name, place in (("legal", other), ("support", folder)):  # also for one that is saved elsewhere
+        with pytest.raises(ValueError, match="already holds an adapter"):
+            save_adapter(model, place, name=name)
     save_adapter(model, folder, name="support", overwrite=True)
     assert record_of(folder)["r"] == 2
 
