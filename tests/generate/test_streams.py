@@ -245,17 +245,6 @@ def test_the_beginning_of_a_stop_text_is_shown_where_the_answer_ends_with_it(mod
     assert pieces == ["a", "", "<"] and answer.text == "a<"
 
 
-def test_the_pieces_of_an_answer_are_its_text(model, streams):
-    answers = [streams.add(question, choice, 20) for question in QUESTIONS for choice in CHOICES[:2]]
-    pieces = {id(answer): "" for answer in answers}
-    while streams.busy:
-        streams.step()
-        for answer in answers:
-            pieces[id(answer)] += answer.new_text()
-            assert answer.text == pieces[id(answer)]
-    assert all(answer.finished in ("stop", "length") for answer in answers)
-
-
 def test_a_cancelled_answer_frees_its_place_and_the_others_never_notice(model, tokenizer, streams):
     answers = [streams.add(question, "legal", 12) for question in QUESTIONS]
     streams.step()
@@ -325,7 +314,9 @@ REFUSED = [
     (dict(adapter="nobody"), "no adapter called 'nobody'; it has: legal, support, odd"),
     (dict(adapter={"legal": 0.5, "nobody": 0.5}), "no adapter called 'nobody'"),
     (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
-    (dict(temperature=-1), "temperature must be"),
+    (dict(temperature=-1), "temperature must be 0 or a positive number, got -1"),
+    (dict(temperature=float("nan")), "temperature must be"),
+    (dict(temperature=float("inf")), "temperature must be"),
     (dict(top_p=0), "top_p must lie above 0 and be at most 1, got 0"),
     (dict(top_p=1.5), "top_p must"),
     (dict(top_p=float("nan")), "top_p must"),
