@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.records import read_records, sha256_of_data
-from ..data.splits import split_records
+from ..data.splits import has_validation
 from ..experiments.tuned import best_rate, next_rate
 from ..files.disk import read_json, remove_folder, write_json
 from ..measure.environment import machine, versions
-from ..models.load import sha256_of_base
+from ..models.load import load_tokenizer, sha256_of_base
 from ..options import BASE, UsageError, add_flags, flag, flag_fields, from_flags, option
 from ..train.options import FIELD, Options
 from ..train.run_folder import METRICS_FILE
@@ -306,9 +306,9 @@ def _short(value: Any) -> str:
 def _inputs(options: CompareOptions, say: Callable[[str], None]) -> dict[str, str]:
     """The fingerprints of base and data. Raises ValueError for data that leave nothing to choose learning rates by."""
     records = read_records(options.data, field=options.field)
-    if records[0].text or not split_records(records)["validation"]:
-        advice = 'learning rates are chosen on them: use 10 records or more, or name them with "split": "validation"'
-        raise ValueError(f"{options.data} has no records for validation; {advice}")
+    if not has_validation(records, load_tokenizer(options.base), options.max_length):
+        advice = 'learning rates are chosen on it: use 10 records or more, or name some with "split": "validation"'
+        raise ValueError(f"{options.data} has nothing for validation; {advice}")
     return {"base_sha256": sha256_of_base(options.base), "data_sha256": sha256_of_data(options.data)}
 
 

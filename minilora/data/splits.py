@@ -60,6 +60,12 @@ def is_one_text(records: Sequence[Record]) -> bool:
     return len(records) == 1 and bool(records[0].text) and records[0].split is None
 
 
+def has_validation(records: Sequence[Record], tokenizer: Tokenizer, max_length: int) -> bool:
+    """Is there anything for validation? A text is divided into sequences of `max_length` tokens first."""
+    one = is_one_text(records)
+    return bool((split_text(records[0].text, tokenizer, max_length) if one else split_records(records))["validation"])
+
+
 def split_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, list[Sample]]:
     """The sequences of `encode_text` by split, as TEXT_RULE says."""
     sequences = encode_text(text, tokenizer, max_length)

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.records import read_records, sha256_of_data
-from ..data.splits import is_one_text, split_records
+from ..data.splits import has_validation, split_records
 from ..engine.parallel import processors
 from ..files.disk import read_json, remove_folder, replacing, write_json
 from ..measure.statistics import Interval
-from ..models.load import locate, sha256_of_base
+from ..models.load import load_tokenizer, locate, sha256_of_base
 from ..options import flag, refuse_other_settings
 from ..pages.text import counted, duration
 from ..progress import hide_progress, log, progress
@@ -135,11 +135,12 @@ def _inputs(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     read or hold no records out for validation.
     """
     bases = dict.fromkeys(one["base"] for one in settings)
-    data = {one["data"]: one["field"] for one in settings}
-    for name, columns in data.items():
-        records = read_records(name, field=columns)
-        if not is_one_text(records) and not split_records(records)["validation"]:
-            raise ValueError(f'{name} has no records for validation: give a tenth of them "split": "validation"')
+    data = {one["data"]: one for one in settings}
+    for name, one in data.items():
+        records = read_records(name, field=one["field"])
+        if not has_validation(records, load_tokenizer(one["base"]), one["max_length"]):
+            advice = 'use 10 records or more, or name some with "split": "validation"'
+            raise ValueError(f"{name} has nothing for validation, by which trials are compared: {advice}")
     return {
         "base_sha256": {name: sha256_of_base(name) for name in bases},
         "data_sha256": {name: sha256_of_data(name) for name in data},

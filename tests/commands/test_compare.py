@@ -224,7 +224,7 @@ def test_options_that_mean_nothing_are_refused(change, reason):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"data": "novel.txt"}, "novel.txt has no records for validation; learning rates are chosen on them"),
+        ({"data": "novel.txt"}, "novel.txt has nothing for validation; learning rates are chosen on it"),
         ({"data": "nothing.jsonl"}, "no such data file"),
         ({"base": "nowhere"}, "nowhere: no such model"),
     ],

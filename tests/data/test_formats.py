@@ -336,6 +336,7 @@ def test_the_files_of_a_folder_are_its_splits_and_may_be_of_different_kinds(tmp_
     json_list(tmp_path / "test.json", [WAYS["messages"] | {"id": "own"}])
     (tmp_path / "README.md").write_text("# Mine")
     (tmp_path / ".hidden").write_text("")
+    (tmp_path / "valid").mkdir()
     reading = read_source(tmp_path)
     sizes = {name: len(part) for name, part in ml.split_records(reading.records).items()}
     assert sizes == {"train": 12, "validation": 2, "test": 1}
@@ -355,7 +356,7 @@ def test_validation_has_many_names_and_files_may_be_texts(tmp_path, name):
 
 def test_a_folder_without_train_is_answered_with_what_is_there(tmp_path):
     assert message_of(tmp_path).endswith("and may have valid and test; there are no files")
-    for name in ("a.csv", "test.jsonl", "train.jsonl.gz"):
+    for name in ("a.csv", "test.jsonl", "train.jsonl.gz", ".hidden"):
         (tmp_path / name).write_text("")
     line = message_of(tmp_path)
     assert line.startswith(f"{tmp_path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .txt)")

@@ -8,7 +8,7 @@ import pytest
 from minilora.data.leaks import leaks, repeated, warning_of_leaks
 from minilora.data.records import Record
 from minilora.data.rows import DataError
-from minilora.data.splits import describe_splits, split_records, split_text
+from minilora.data.splits import describe_splits, has_validation, split_records, split_text
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 HELLO = {"role": "user", "content": "hello"}
@@ -44,6 +44,15 @@ def test_of_a_text_the_last_tenth_is_for_the_test_and_the_tenth_before_it_for_va
         "train": count - 2 * tenth, "validation": tenth, "test": tenth
     }  # fmt: skip
     assert [i for part in parts.values() for s in part for i in s.ids] == tokenizer.encode(text)
+
+
+def test_there_is_something_for_validation_from_ten_records_or_sequences_on(tokenizer):
+    def has(records):
+        return has_validation(records, tokenizer, 3)
+
+    assert [has(records_of(*[None] * n)) for n in (9, 10)] == [False, True]
+    assert [has([Record("x", text="abc" * n)]) for n in (9, 10)] == [False, True]
+    assert [has(records_of("train", split)) for split in ("test", "validation")] == [False, True]
 
 
 @pytest.mark.parametrize(("sizes", "text", "said"), [
