@@ -134,21 +134,3 @@ def _tqdm_class() -> Any:
             return super().format_dict | {"bar_format": WITH_TEXT if self.postfix else WITH_SPEED, "text": self.postfix}
 
     return Shown
-
-
-class Bars:
-    """The bars as an argument: going. Take `progress`."""
-
-    def __init__(self, quiet: bool = False):
-        self.quiet = quiet
-
-    def __call__(self, title: str, total: int, unit: str, initial: int = 0) -> Any:
-        return _tqdm_class()(
-            desc=title,
-            total=total,
-            initial=initial,
-            unit=unit,
-            mininterval=0.2 if sys.stderr.isatty() else 20.0,
-            disable=self.quiet or total == 0,
-            dynamic_ncols=True,
-        )

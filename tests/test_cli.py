@@ -279,6 +279,12 @@ def test_a_run_goes_on_with_what_it_was_told_when_it_began(tiny_folder, tmp_path
     assert weights[0] == weights[1] and written(tmp_path) == ["run", "straight"]
 
 
+def test_a_toy_is_called_a_toy(tmp_path, capsys):
+    assert status("finetune", "--base", "tiny", "--data", "absent.jsonl") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("tiny is a toy model") and "absent.jsonl: no such data file" in lines[-1]
+
+
 def test_a_run_that_was_never_begun_cannot_go_on(tmp_path, capsys):
     assert status("finetune", "--resume", "--base", "tiny") == 1
     file = os.path.join("runs", "legal-tiny.partial")

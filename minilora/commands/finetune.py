@@ -1,4 +1,4 @@
-"""`minilora finetune`: teach a model from a data file, and report what it cost."""
+"""`minilora finetune`: fine-tune a model on a data file, and report what it learned and what it cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..options import add_flags
 from ..train.options import Options
 from .shared import read_options
 
-HELP = "teach a model from a data file and report what it cost"
+HELP = "fine-tune a model on a data file, and report what it learned and what it cost"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the job, print its page."""
+    """Run the job and print its page."""
     from ..pages.text import terminal_width
     from ..train.job import finetune
     from .report import page
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     options: Options | None = None  # the first rank reads them
     if not ranks.number:
         options = read_options(Options, arguments)
-        if options.resume and (begun := options.begun()):  # what is not given is what the run was told when it began
+        if options.resume and (begun := options.begun()):  # the options that the run began with
             options = read_options(Options, arguments, begun)
     if metrics := finetune(cast(Options, ranks.same(options)), ranks=ranks):
         print(page(metrics, terminal_width()))

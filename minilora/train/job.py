@@ -17,6 +17,7 @@ import numpy as np
 
 from ..data.records import BUILT_IN, sha256_of_data
 from ..files.disk import remove_folder, replacing, write_json
+from ..generate.conversation import TOY
 from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
 from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
 from ..lora.provenance import path_from
@@ -24,6 +25,7 @@ from ..lora.variants import lora_plus
 from ..measure.loss import mean_loss
 from ..measure.process import peak_memory, program_memory
 from ..models.folder import save_folder
+from ..models.hub import known_as
 from ..models.load import dtype_of, load
 from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
@@ -185,6 +187,8 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     if ranks.size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
     model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options.bf16))
+    if known_as(options.base) == "tiny":
+        log.info(TOY)
     program = program_memory(base_bytes(model))
     material = prepare(
         options.data,
