@@ -97,12 +97,6 @@ def test_the_last_words_end_the_talk_and_are_not_answered(chat, line, capsys):
     assert capsys.readouterr().out == "" and chat.talk.turns == []
 
 
-@pytest.mark.parametrize("line", ["", "   "])
-def test_an_empty_line_is_nothing(chat, line, capsys):
-    assert chat.handle(line)
-    assert capsys.readouterr().out == "" and chat.talk.turns == []
-
-
 def test_compare_shows_the_last_question_or_another_answered_by_all(chat, capsys):
     chat.handle("What is a lien?")
     alone = capsys.readouterr().out.strip()
@@ -229,16 +223,6 @@ def test_spaces_that_begin_a_line_of_the_answer_stay(shown):
 
 def test_what_would_steer_the_terminal_is_shown_as_unknown_characters(shown):
     assert shown("a\x1b[31mb\x07\x9b c") == "a\ufffd[31mb\ufffd\ufffd c\n\n"
-
-
-def test_a_pipe_gets_the_answer_as_it_is(capsys):
-    output = Output()
-    for piece in ("one\n  ", "two ", "x" * 200):
-        output.piece(piece)
-    output.end()
-    output.note("a note")
-    captured = capsys.readouterr()
-    assert captured.out == "one\n  two " + "x" * 200 + "\n" and captured.err == "a note\n"
 
 
 # -- as a command ------------------------------------------------------------------------------------------------------

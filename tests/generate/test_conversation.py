@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 import minilora as ml
@@ -10,7 +9,6 @@ from minilora.data.records import read_records
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk, system_of
 from minilora.generate.streams import Streams
-from minilora.lora.adapters import adapter_state
 
 
 @pytest.fixture
@@ -57,29 +55,6 @@ def test_the_one_chosen_answers(talk, model, tokenizer, choice):
     got = answer(talk, "What is a lien?")
     ml.set_adapter(model, choice)
     assert got == generate(model, tokenizer, "What is a lien?", 12)
-
-
-def test_the_versions_answer_differently(talk):
-    answers = set()
-    for choice in (None, "legal", "support", {"legal": 0.5, "support": 0.5}):
-        talk.choose(choice)
-        talk.clear()
-        answers.add(answer(talk, "What is a lien?"))
-    assert len(answers) == 4
-
-
-def test_switching_copies_no_weight(talk, model):
-    def arrays():
-        return [array for name in model.adapters for array in adapter_state(model, name).values()] + list(
-            model.state_dict().values()
-        )
-
-    before = arrays()
-    copies = [array.copy() for array in before]
-    for choice in ("legal", "support", {"legal": 0.5, "support": 0.5}, None):
-        talk.choose(choice)
-        assert all(a is b for a, b in zip(arrays(), before, strict=True))
-    assert all(np.array_equal(a, b) for a, b in zip(before, copies, strict=True))
 
 
 # -- what the model can see --------------------------------------------------------------------------------------------
@@ -247,14 +222,6 @@ def test_comparing_asks_each_under_its_own_system_prompt_or_all_under_the_one_th
             assert together == generate(prompted, tokenizer, messages, 12)
 
 
-def test_a_saved_conversation_can_be_trained_on_under_its_system_prompt(prompted, talk, tmp_path):
-    talk.choose("legal")
-    first = answer(talk, "hello")
-    talk.save(tmp_path / "talk.jsonl")
-    messages = json.loads((tmp_path / "talk.jsonl").read_text(encoding="utf-8"))["messages"]
-    assert messages == under("You are legal.", "hello", first)
-
-
 # -- comparing ---------------------------------------------------------------------------------------------------------
 
 
@@ -297,13 +264,14 @@ def test_a_talk_is_saved_as_text_that_says_who_answered(talk, tmp_path):
     assert text == f"you: hello\n\nbase: {first}\n\nyou: x\n\n0.5 legal + 0.5 support: {second}\n"
 
 
-def test_a_talk_saved_as_jsonl_can_be_trained_on(talk, tmp_path):
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_talk_saved_as_jsonl_can_be_trained_on(talk, tmp_path, system):
+    talk.system = system
     answers = [answer(talk, "hello"), answer(talk, "x")]
     talk.save(tmp_path / "talk.jsonl")
-    (line,) = (tmp_path / "talk.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(line)["messages"] == said("hello", answers[0], "x", answers[1])
+    turns = ["hello", answers[0], "x", answers[1]]
     (record,) = read_records(tmp_path / "talk.jsonl")
-    assert list(record.messages) == said("hello", answers[0], "x", answers[1])
+    assert list(record.messages) == (under(system, *turns) if system else said(*turns))
 
 
 def test_nothing_is_overwritten_and_nothing_said_is_no_file(talk, tmp_path):

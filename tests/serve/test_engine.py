@@ -8,7 +8,6 @@ import pytest
 from serving import QUESTION, serving
 
 import minilora as ml
-from minilora.files.disk import ModelFileError
 from minilora.serve.engine import Engine
 from minilora.serve.protocol import ApiError, Request
 
@@ -78,33 +77,6 @@ def test_one_that_is_cancelled_frees_its_place_for_one_that_waits(engine):
     engine.call(lambda: engine.cancel(second[0])).result(30)  # gone already: nothing happens
 
 
-def test_more_than_may_wait_are_told_when_to_come_again(engine, monkeypatch):
-    monkeypatch.setattr(engine.streams, "step", lambda: None)
-    for _ in range(5):
-        start(engine)
-    assert engine.state() == {"running": 2, "waiting": 3}
-    with pytest.raises(ApiError, match="3 answers wait") as caught:
-        start(engine)
-    assert caught.value.status == 429 and 1 <= int(caught.value.headers["retry-after"]) <= 60
-    for ask in list(engine.jobs):
-        engine.call(lambda ask=ask: engine.cancel(ask))
-
-
-def test_a_fault_ends_the_answers_it_hit_and_no_others(shop, tmp_path):
-    with serving(shop, shop) as served:
-        engine, right = served.engine, served.ask("support", max_new_tokens=4)
-
-        def fault():
-            raise MemoryError("no room")
-
-        engine.streams.step = fault
-        piece = start(engine)[2].result(30)
-        assert piece.finished is None and piece.error == "the answer could not be computed"
-        assert served.said == ["1 answer could not be computed: no room"]
-        assert served.ask("support", max_new_tokens=4) == right
-        assert engine.state() == {"running": 0, "waiting": 0}
-
-
 def test_a_call_that_nobody_waits_for_any_longer_is_not_made(engine):
     hold, made = threading.Event(), []
     engine.call(hold.wait)
@@ -153,12 +125,6 @@ def test_names_that_are_taken_or_not_there(shop, engine):
         with pytest.raises(ApiError, match=name) as caught:
             engine.call(lambda name=name: engine.remove_adapter(name)).result(30)
         assert caught.value.status == status
-
-
-def test_an_adapter_that_cannot_be_loaded_changes_nothing(engine, tmp_path):
-    with pytest.raises(ModelFileError):
-        engine.call(lambda: engine.add_adapter("new", tmp_path)).result(30)
-    assert list(engine.versions) == ["base", "legal", "support"] == ["base", *engine.model.adapters]
 
 
 def test_tokens_are_counted_and_what_is_far_too_long_is_not_even_read(engine, monkeypatch):
