@@ -4,10 +4,12 @@ A block after the line `<!-- needs the real model -->` runs where the real model
 """
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from minilora.cli import main
 from minilora.models import load as zoo
 
 ROOT = Path(__file__).parents[1]
@@ -39,3 +41,34 @@ def test_files_that_a_page_names_exist(page):
     named = re.findall(r"`((?:minilora|tests|lessons|\.ci)/[\w./-]+)`", text)
     assert len(named) >= 3
     assert [name for name in named if "NN" not in name and not (ROOT / name).exists()] == []
+
+
+def test_the_commands_for_data_of_ones_own_run_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    """As they are in the README, in an empty folder with a mine.csv, on the tiny base and for two steps."""
+    block = README[README.index("## Use it on your own data") :].partition("```bash\n")[2].partition("```")[0]
+    commands = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    rows = [f"What is term {i}?,Term {i} is the word for thing number {i}." for i in range(30)]
+    (tmp_path / "mine.csv").write_text("question,answer\n" + "\n".join(rows), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for words in commands:
+        if words[0] == "finetune":
+            words += ["--base", "tiny", "--steps", "2"]
+        assert main(words) == 0, capsys.readouterr().err
+    assert {"merged", "mine.gguf", "mine.csv", "runs"} == {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("page", ["README.md", "minilora/README.md", "lessons/README.md"])
+def test_links_of_a_page_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|(?:src|srcset)=\"([^\"]+)\"", (ROOT / page).read_text("utf-8"))
+    named = ["".join(pair) for pair in targets]
+    assert named and [name for name in named if not (ROOT / page).parent.joinpath(name).exists()] == []
+
+
+def test_the_tour_names_every_file_of_the_package():
+    """Lessons and claims are named as a group."""
+    tour = (ROOT / "minilora/README.md").read_text("utf-8")
+    rooms = [path for path in (ROOT / "minilora").iterdir() if path.is_dir() and any(path.glob("*.py"))]
+    grouped = {"claims", "course", "commands"}
+    files = [path for room in rooms if room.name not in grouped for path in room.glob("*.py")]
+    names = {path.stem for path in [*files, *(ROOT / "minilora").glob("*.py")] if not path.stem.startswith("_")}
+    assert {name for name in names | {f"{room.name}/" for room in rooms} if not re.search(rf"\b{name}", tour)} == set()
