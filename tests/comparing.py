@@ -1,5 +1,7 @@
 """What tests of the comparison share: numbers like those of SmolLM2, and what makes runs at once."""
 
+from pathlib import Path
+
 MEMORY = {  # by owner, in bytes
     "lora": {"program": 75_700_000, "weights": 538_060_032, "adapter": 9_768_960, "gradients": 9_768_960,
              "moments": 19_537_920, "activations": 454_000_000, "scratch": 13_400_000},
@@ -34,23 +36,25 @@ def metrics(method="lora", losses=(3.2, 2.9, 3.0), steps=60, seconds=1.5, **chan
 
 
 class Maker:
-    """Makes a run at once. losses: the validation loss by learning rate; None breaks off. `made` names what it made."""
+    """In place of `apart`: makes a run at once. losses: the validation loss by learning rate; None diverges. `made`
+    names what it made, `given` has the options of each run and whether it logs lines.
+    """
 
     def __init__(self, losses, interrupted_at=None):
         self.losses, self.interrupted_at = losses, interrupted_at
-        self.made = []
+        self.made, self.given = [], []
 
-    def __call__(self, run):
+    def __call__(self, function, options, measure, lines):
         if len(self.made) == self.interrupted_at:
             raise KeyboardInterrupt
-        options = run.options
-        self.made.append((options.method, options.lr, options.steps, run.measure))
-        if run.measure:
-            options.folder.mkdir(parents=True)
-        loss = self.losses[options.lr]
+        self.made.append((options["method"], options["lr"], options["steps"], measure))
+        self.given.append((options, lines))
+        if measure:
+            Path(options["out"]).mkdir(parents=True)
+        loss = self.losses[options["lr"]]
         if loss is None:
             return {"failed": "the loss is nan at step 3"}
-        return metrics(options.method, (loss + 0.1, loss), options.steps)
+        return metrics(options["method"], (loss + 0.1, loss), options["steps"])
 
 
 def result(lora=None, full=None, **change):

@@ -1,17 +1,16 @@
-"""`minilora compare`: LoRA beside full fine-tuning on the same data, in the same order, each at its best learning rate.
+"""`minilora compare`: LoRA and full fine-tuning on the same data, in the same order, each at its best learning rate.
 
-Every run is one of `finetune`, in a process of its own, so that its peak of memory is its own: for each method a short
-one at every learning rate of a grid, of which the validation loss chooses, then a longer one at the best. LoRA's update
-is kept whole, where `finetune` by itself keeps a part. A finished run is kept, and not repeated when the same command
-is given again.
+Every run is one of `finetune`, in a process of its own, so that its peak memory is its own. For each method a short run
+tries every learning rate of a grid, of which the validation loss chooses, and a longer run follows at the best one. A
+finished run is kept, and not repeated when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,21 +19,26 @@ from pathlib import Path
 from typing import Any
 
 from ..data.records import read_records, sha256_of_data
-from ..data.splits import has_validation
+from ..data.splits import is_one_text, split_records, split_text
+from ..experiments.memo import as_json, remember
 from ..experiments.tuned import best_rate, next_rate
 from ..files.disk import read_json, remove_folder, write_json
 from ..measure.environment import machine, versions
+from ..measure.process import apart
 from ..models.load import load_tokenizer, sha256_of_base
-from ..options import BASE, UsageError, add_flags, flag, flag_fields, from_flags, option
+from ..options import BASE, UsageError, add_flags, flag, flag_fields, from_flags, option, refuse_other_settings
+from ..pages.text import counted, listed, plain
+from ..progress import log
+from ..train.job import finetune
+from ..train.loop import TrainingError
 from ..train.options import FIELD, Options
 from ..train.run_folder import METRICS_FILE
 from ..version import __version__
-from .apart import Run, apart
-from .compare_table import METHODS, NAMES, rows
-from .shared import AS_JSON, tell
+from .compare_table import METHODS, NAMES, page, rows
+from .shared import AS_JSON
 
 COMPARISON_FILE = "compare.json"
-VALIDATIONS = 6  # of a run that is compared: the points of its curve, and how finely its best is found
+VALIDATIONS = 6  # of a run that is compared: the points of its curve
 
 _SEARCH: dict[str, Any] = {"group": "learning rates"}
 
@@ -51,17 +55,17 @@ class CompareOptions:
 
     steps: int = option(60, "steps of the two runs that are compared")
     batch_size: int = option(8, "records per step")
-    max_length: int = option(512, "tokens per record, cut beyond")
-    eval_records: int = option(40, "paraphrases measured, evenly chosen")
-    seed: int = option(0, "decides the adapter's start and the order of the records")
-    r: int = option(8, "rank of LoRA's update, on all linear maps")
+    max_length: int = option(512, "tokens per record; longer records are truncated")
+    eval_records: int = option(40, "paraphrased questions measured, evenly chosen")
+    seed: int = option(0, "seed of the adapter's initialisation and of the order of the records")
+    r: int = option(8, "rank of LoRA's update, on all linear layers")
     lora_alpha: float = option(16.0, "LoRA's scale is alpha / r")
 
     lora_lr: Sequence[float] = option(
         (6e-4, 2e-3, 6e-3), "learning rates tried for LoRA (default: 6e-4 2e-3 6e-3)", metavar="LR", **_SEARCH
     )
     full_lr: Sequence[float] = option(
-        (6e-5, 2e-4, 6e-4), "and for full fine-tuning (default: a tenth: 6e-5 2e-4 6e-4)", metavar="LR", **_SEARCH
+        (6e-5, 2e-4, 6e-4), "for full fine-tuning (default: a tenth: 6e-5 2e-4 6e-4)", metavar="LR", **_SEARCH
     )
     search_steps: int | None = option(None, "steps of each try (default: two fifths of --steps)", **_SEARCH)
 
@@ -85,7 +89,7 @@ class CompareOptions:
 
     @property
     def folder(self) -> Path:
-        """Where everything goes: `out`, or runs/compare-<data>[-<base, if another than the default>]."""
+        """Where everything is written: `out`, or runs/compare-<data>[-<base, if it is not the default>]."""
         own = Options(base=self.base, data=self.data).folder  # runs/<data>[-<base>]
         return Path(self.out) if self.out else own.with_name(f"compare-{own.name}")
 
@@ -104,39 +108,33 @@ class CompareOptions:
         names += ["r", "lora_alpha"] if method == "lora" else []
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         if method == "lora":
-            settings["strength"] = 1.0  # both methods as they were trained, and not a part of one of them
+            settings["strength"] = 1.0  # full fine-tuning keeps its whole update, too
         settings |= {"method": method, "lr": lr, "steps": steps, "eval_every": math.ceil(steps / validations)}
         return Options(out=str(folder), overwrite=True, **settings)
 
 
-Runner = Callable[[Run], dict[str, Any]]
+def compare(options: CompareOptions) -> dict[str, Any]:
+    """Make the runs that are missing, and return the comparison, which is also written to `<out>/compare.json`.
 
-
-def compare(
-    options: CompareOptions, say: Callable[[str], None] = lambda line: None, runner: Runner | None = None
-) -> dict[str, Any]:
-    """Run what is not there yet, and return the comparison, which also stands in `<out>/compare.json`.
-
-    say: hears which run comes next, and about how long all of them will take. runner: makes a run and returns the
-    metrics of `finetune`, or {"failed": why} when its numbers ceased to be finite; `apart` if left out.
     Raises ValueError before anything runs for bad input, and for a folder that holds runs with other settings;
-    RuntimeError when a run fails, or when no learning rate of a grid can be used.
+    RuntimeError when a run fails, or when training diverges at every learning rate of a grid.
     """
-    runs = _Runs(options, _inputs(options, say), say, runner or apart)
+    runs = _Runs(options, _inputs(options))
     runs.refuse_other_settings()
     rates = {method: options.rates(method) for method in METHODS}
     tries: dict[str, dict[float, dict[str, Any]]] = {method: {} for method in METHODS}
     for turn in zip_longest(*rates.values()):
         for method, lr in zip(METHODS, turn, strict=True):
-            if lr is not None and len(rates[method]) > 1:  # of one there is nothing to choose
+            if lr is not None and len(rates[method]) > 1:  # a single rate needs no choice
                 tries[method][lr] = runs.tried(method, lr)
     for method in METHODS:
         if (beyond := next_rate(_losses(tries[method]))) is not None:
-            say(f"{NAMES[method]} is best at the edge of its grid: {beyond:g} is tried, too")
+            log.info(f"{NAMES[method]} is best at the edge of its grid: {beyond:g} is tried, too")
+            runs.total += 1
             tries[method][beyond] = runs.tried(method, beyond)
     search = {method: _outcome(method, tries[method], rates[method]) for method in METHODS}
     found = {method: runs.compared(method, search[method]["best"]) for method in METHODS}
-    result = {
+    result: dict[str, Any] = {
         "options": asdict(options) | {"out": str(options.folder), "search_steps": options.tries},
         "machine": machine(),
         "versions": versions(),
@@ -144,28 +142,25 @@ def compare(
         "search": search,
         "runs": found,
         "peak_bytes": {method: _peak(tries[method].values(), found[method]) for method in METHODS},
-        "wall_seconds": runs.seconds,
+        "wall_seconds": sum(seconds for _, seconds in runs.done),
     }
     result["rows"] = [row.to_json() for row in rows(result)]
     write_json(options.folder / COMPARISON_FILE, result)
     return result
 
 
-# -- learning rates ----------------------------------------------------------------------------------------------------
-
-
-def _losses(tries: dict[float, dict[str, Any]]) -> dict[float, float | None]:
+def _losses(tries: Mapping[float, Mapping[str, Any]]) -> dict[float, float | None]:
     """The lowest validation loss of each try."""
     found = {lr: [loss for _, loss in metrics.get("validation_loss", [])] for lr, metrics in tries.items()}
-    return {lr: min(filter(math.isfinite, losses), default=None) for lr, losses in found.items()}
+    return {lr: min((loss for loss in losses if loss is not None), default=None) for lr, losses in found.items()}
 
 
-def _outcome(method: str, tries: dict[float, dict[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
+def _outcome(method: str, tries: Mapping[float, Mapping[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
     losses = _losses(tries)
     best = best_rate(losses) if tries else rates[0]
     if best is None:
         advice = f"try lower ones with --{method}-lr"
-        raise RuntimeError(f"{NAMES[method]} came to no finite loss at any of {', '.join(map(str, losses))}: {advice}")
+        raise RuntimeError(f"{NAMES[method]} diverges at each of {listed([f'{lr:g}' for lr in losses])}: {advice}")
     return {
         "best": best,
         "tried": [[lr, losses[lr]] for lr in sorted(losses)],
@@ -174,8 +169,8 @@ def _outcome(method: str, tries: dict[float, dict[str, Any]], rates: Sequence[fl
     }
 
 
-def _peak(tries: Iterable[dict[str, Any]], run: dict[str, Any]) -> int | None:
-    """The peak of processes that did nothing but train, if there were any: answers take memory of their own."""
+def _peak(tries: Iterable[Mapping[str, Any]], run: Mapping[str, Any]) -> int | None:
+    """The peak of processes that only trained, if there were any: generating answers takes memory, too."""
     peaks = [metrics["peak_memory_bytes"]["measured"] for metrics in tries if "failed" not in metrics]
     return max(peaks) if peaks and None not in peaks else run["peak_memory_bytes"]["measured"]
 
@@ -183,24 +178,53 @@ def _peak(tries: Iterable[dict[str, Any]], run: dict[str, Any]) -> int | None:
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-class _Runs:
-    """The runs of a comparison: made, kept, found again. `seconds`: what all of them took, whenever that was."""
+@dataclass(frozen=True)
+class Run:
+    """What to run. measure: losses, recall and answers before and after are wanted, and not validation alone."""
 
-    def __init__(
-        self, options: CompareOptions, inputs: dict[str, str], say: Callable[[str], None], runner: Runner
-    ) -> None:
-        self.options, self.inputs, self.say, self.runner = options, inputs, say, runner
-        self.seconds = 0.0
+    options: Options
+    measure: bool
+
+    def __str__(self) -> str:
+        steps = counted(self.options.steps or 0, "step")
+        return f"{NAMES[self.options.method]}, learning rate {self.options.lr:g}, {steps}"
+
+    @property
+    def record(self) -> Path:
+        """The file of its result, next to its folder."""
+        return self.options.folder.with_name(f"{self.options.folder.name}.json")
+
+
+def train(given: dict[str, Any], measure: bool, lines: bool) -> dict[str, Any]:
+    """The metrics of a run, {"failed": why} if training diverged: for a process that does nothing else.
+
+    lines: whether it logs what it finds in its data, as the runs before it did.
+    """
+    if not lines:
+        log.setLevel(logging.ERROR)
+    try:
+        metrics = finetune(Options(**given), measure)
+    except TrainingError as error:
+        return {"failed": str(error)}
+    return json.loads(json.dumps(metrics), parse_constant=lambda name: None)  # NaN and infinity are None
+
+
+class _Runs:
+    """The runs of a comparison: made, kept, found again. done: each with its seconds, whenever it was made."""
+
+    def __init__(self, options: CompareOptions, inputs: dict[str, str]) -> None:
+        self.options, self.inputs = options, inputs
         self.done: list[tuple[Run, float]] = []
-        self.ahead = [self._search(method, lr) for method in METHODS for lr in _several(options.rates(method))]
-        self.ahead += [self._compared(method, options.rates(method)[0]) for method in METHODS]  # at some rate
+        rates = {method: len(options.rates(method)) for method in METHODS}
+        self.total = len(METHODS) + sum(n for n in rates.values() if n > 1)
+        self.steps = {method: options.steps + options.tries * n * (n > 1) for method, n in rates.items()}  # ahead
 
     def tried(self, method: str, lr: float) -> dict[str, Any]:
-        """The metrics of a try, {"failed": why} where training broke off."""
+        """The metrics of a try, {"failed": why} if training diverged."""
         return self._metrics(self._search(method, lr))
 
     def compared(self, method: str, lr: float) -> dict[str, Any]:
-        """The metrics of one of the two runs that are compared. Raises RuntimeError where training broke off."""
+        """The metrics of one of the two runs that are compared. Raises RuntimeError if training diverged."""
         run = self._compared(method, lr)
         metrics = self._metrics(run)
         if "failed" in metrics:
@@ -210,7 +234,7 @@ class _Runs:
     def refuse_other_settings(self) -> None:
         """Raise ValueError for the folder of another run, and for records of runs with other settings.
 
-        With `overwrite` such records go, and what they are of.
+        With `overwrite` such records are removed, with their runs.
         """
         folder = self.options.folder
         if (folder / METRICS_FILE).exists():
@@ -219,19 +243,16 @@ class _Runs:
             method = path.name.partition("-")[0]
             if method not in METHODS:
                 continue
+            then = read_json(path).get("decides", {})
             make = self._search if path.parent != folder else self._compared
-            there = read_json(path).get("settings", {})
-            wanted = self._settings(make(method, there.get("lr") or 1.0))
-            differing = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
-            if not differing:
-                continue
-            if not self.options.overwrite:
-                named = ", ".join(f"{key} {_short(there.get(key))}, now {_short(wanted.get(key))}" for key in differing)
-                raise ValueError(
-                    f"{path} is of a run with other settings ({named}): choose another --out, or --overwrite it"
-                )
-            path.unlink()
-            remove_folder(path.with_suffix(""))
+            try:
+                now = self._decides(make(method, then.get("lr") or 1.0))
+                refuse_other_settings(f"the run of {path}", then, now, "choose another --out, or --overwrite it")
+            except ValueError:
+                if not self.options.overwrite:
+                    raise
+                path.unlink()
+                remove_folder(path.with_suffix(""))
 
     def _search(self, method: str, lr: float) -> Run:
         folder = self.options.folder / "search" / f"{method}-{lr:g}"
@@ -242,77 +263,58 @@ class _Runs:
         return Run(self.options.run(method, lr, self.options.steps, folder, VALIDATIONS), measure=True)
 
     def _metrics(self, run: Run) -> dict[str, Any]:
-        """What a run found: read where it is there, made and kept where it is not."""
-        self.ahead = self._without(run)
-        if run.record.is_file():
-            record = read_json(run.record)
-        else:
-            place = f"run {len(self.done) + 1} of {len(self.done) + 1 + len(self.ahead)}"
-            self.say(f"{place}: {run}{self._time_left(run)}")
-            start = time.perf_counter()
-            try:
-                metrics = self.runner(run)
-            except KeyboardInterrupt:
-                self.say(f"\nfinished runs are kept in {self.options.folder}: the same command goes on from there")
-                raise
-            if not run.measure:  # the numbers are wanted, the weights are not
-                remove_folder(run.options.folder)
-                remove_folder(run.options.folder.with_name(f"{run.options.folder.name}.partial"))  # of one broken off
-            run.record.parent.mkdir(parents=True, exist_ok=True)
-            record = {"settings": self._settings(run), "seconds": time.perf_counter() - start, "metrics": metrics}
-            write_json(run.record, record)
-        self.done.append((run, record["seconds"]))
-        self.seconds += record["seconds"]
-        return record["metrics"]
+        """What a run found: read if it is there, made and kept if it is not."""
 
-    def _settings(self, run: Run) -> dict[str, Any]:
-        """All that decides what a run finds, as JSON keeps it."""
+        def make() -> dict[str, Any]:
+            log.info(f"run {len(self.done) + 1} of {self.total}: {run}{self._time_left()}")
+            try:
+                metrics = apart(train, asdict(run.options), run.measure, not self.done)
+            except KeyboardInterrupt:
+                log.info(f"finished runs are kept in {self.options.folder}: the same command continues from there")
+                raise
+            except RuntimeError as error:
+                raise RuntimeError(f"{run}: {error}") from error
+            if not run.measure:  # the numbers are wanted, the weights are not
+                for name in (run.options.folder.name, f"{run.options.folder.name}.partial"):  # .partial: it diverged
+                    remove_folder(run.options.folder.with_name(name))
+            return metrics
+
+        record = remember(run.record, self._decides(run), make)
+        self.done.append((run, record["seconds"]))
+        self.steps[run.options.method] -= run.options.steps or 0
+        return record["result"]
+
+    def _decides(self, run: Run) -> dict[str, Any]:
+        """All that decides what a run finds."""
         settings = asdict(run.options) | {"measure": run.measure, "minilora": __version__} | self.inputs
         del settings["out"]
-        return json.loads(json.dumps(settings))
+        return as_json(settings)
 
-    def _without(self, run: Run) -> list[Run]:
-        """The runs ahead without this one, or, where its learning rate is not known ahead, without one of its kind."""
-        kind = (run.options.method, run.measure)
-        for i, each in enumerate(self.ahead):
-            if (each.options.method, each.measure) == kind:
-                return self.ahead[:i] + self.ahead[i + 1 :]
-        return self.ahead
-
-    def _time_left(self, run: Run) -> str:
-        """In words, by the time that the same method's steps have taken so far; nothing while that is not known."""
+    def _time_left(self) -> str:
+        """In words, from the time per step of each method so far; nothing while that is unknown."""
         left = 0.0
-        for each in (run, *self.ahead):
-            known = [(run.options.steps or 1, seconds) for run, seconds in self.done if _kin(run, each)]
-            if not known:
+        for method, ahead in self.steps.items():
+            known = [(run.options.steps or 1, seconds) for run, seconds in self.done if run.options.method == method]
+            if ahead > 0 and not known:
                 return ""
-            steps, seconds = (sum(column) for column in zip(*known, strict=True))
-            left += seconds * (each.options.steps or 1) / steps
-        return f"; all of it will be done in about {math.ceil(left / 60)} min"
+            left += max(ahead, 0) * sum(seconds for _, seconds in known) / (sum(steps for steps, _ in known) or 1)
+        return f"; all runs take about {plain(math.ceil(left / 60))} min more"
 
 
-def _kin(run: Run, other: Run) -> bool:
-    return run.options.method == other.options.method
-
-
-def _several(rates: list[float]) -> list[float]:
-    return rates if len(rates) > 1 else []
-
-
-def _short(value: Any) -> str:
-    return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else str(value)
-
-
-def _inputs(options: CompareOptions, say: Callable[[str], None]) -> dict[str, str]:
-    """The fingerprints of base and data. Raises ValueError for data that leave nothing to choose learning rates by."""
+def _inputs(options: CompareOptions) -> dict[str, str]:
+    """The fingerprints of base and data. Raises ValueError for data without a validation set."""
     records = read_records(options.data, field=options.field)
-    if not has_validation(records, load_tokenizer(options.base), options.max_length):
+    one = is_one_text(records)
+    text = split_text(records[0].text, load_tokenizer(options.base), options.max_length) if one else {}
+    if not (text or split_records(records))["validation"]:
         advice = 'learning rates are chosen on it: use 10 records or more, or name some with "split": "validation"'
         raise ValueError(f"{options.data} has nothing for validation; {advice}")
     return {"base_sha256": sha256_of_base(options.base), "data_sha256": sha256_of_data(options.data)}
 
 
-HELP = "measure LoRA beside full fine-tuning, claim by claim"
+# -- the command -------------------------------------------------------------------------------------------------------
+
+HELP = "measure LoRA against full fine-tuning, claim by claim"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -322,39 +324,33 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, CompareOptions)
     parser.add_argument("--json", **AS_JSON)
     four = parser.add_argument_group("four domains")
-    told = "instead, train legal, medical, support and finance, and measure each adapter on all of them"
-    four.add_argument("--domains", action="store_true", help=told)
+    instead = "instead, train legal, medical, support and finance, and measure each adapter on all of them"
+    four.add_argument("--domains", action="store_true", help=instead)
     least = f"records of each set that are measured (default: {DomainsOptions.limit})"
     four.add_argument("--limit", type=int, default=argparse.SUPPRESS, help=least)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make the runs that are not there yet, draw the picture, print the table."""
-    from ..pages.figures import compare_figure
-    from ..pages.style import save_themes
-    from ..pages.text import terminal_width
-    from .compare_table import page
-
-    if arguments.domains:
-        return _run_domains(arguments)
-    if "limit" in arguments:
-        raise UsageError("--limit means nothing without --domains: leave out one, or give both")
-    options = from_flags(CompareOptions, arguments)
-    result = compare(options, say=tell)
-    save_themes(lambda: compare_figure(result), options.folder / "picture.png")
-    print(json.dumps(result, indent=2) if arguments.json else page(result, terminal_width()))
-
-
-def _run_domains(arguments: argparse.Namespace) -> None:
-    from ..pages.figures import matrix_figure
+    """Make the runs that are missing, draw the picture, print the table."""
+    from ..pages.figures import compare_figure, matrix_figure
     from ..pages.style import save_themes
     from ..pages.text import terminal_width
     from .domains import PICTURE_FILE, DomainsOptions, compare_domains, domains_page, drawn
 
-    own = {item.name for item in flag_fields(DomainsOptions)}
-    if other := [item.name for item in flag_fields(CompareOptions) if item.name in arguments and item.name not in own]:
-        raise UsageError(f"{flag(other[0])} means nothing with --domains: leave out one of the two")
-    options = from_flags(DomainsOptions, arguments)
-    result = compare_domains(options)
-    save_themes(lambda: matrix_figure(drawn(result)), options.folder / PICTURE_FILE)
-    print(json.dumps(result, indent=2) if arguments.json else domains_page(result, terminal_width()))
+    result: dict[str, Any]
+    show: Callable[[dict[str, Any], int], str]
+    if arguments.domains:
+        own = {item.name for item in flag_fields(DomainsOptions)}
+        of_compare = [item.name for item in flag_fields(CompareOptions) if item.name not in own]
+        if other := [name for name in of_compare if name in arguments]:
+            raise UsageError(f"{flag(other[0])} means nothing with --domains: leave out one of the two")
+        four = from_flags(DomainsOptions, arguments)
+        result, show = compare_domains(four), domains_page
+        save_themes(lambda: matrix_figure(drawn(result)), four.folder / PICTURE_FILE)
+    else:
+        if "limit" in arguments:
+            raise UsageError("--limit means nothing without --domains: leave out one, or give both")
+        options = from_flags(CompareOptions, arguments)
+        result, show = compare(options), page
+        save_themes(lambda: compare_figure(result), options.folder / "picture.png")
+    print(json.dumps(result, indent=2) if arguments.json else show(result, terminal_width()))

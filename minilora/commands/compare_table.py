@@ -1,13 +1,12 @@
-"""The table of every introduction to LoRA, with numbers: what LoRA and full fine-tuning cost and learn, claim by claim.
+"""What introductions to LoRA claim, as a table with numbers: what LoRA and full fine-tuning cost and learn.
 
-Rules fixed before any run say of each row whether its claim held. `page` prints the table.
+Bands that were fixed before any run decide of each row whether its claim held. `page` prints the table.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,36 +14,35 @@ from ..experiments.claim import FEW, LOW, SLIGHT, SPARED, Band, Verdict
 from ..experiments.tuned import first_step
 from ..measure.environment import circumstances
 from ..measure.statistics import Interval
-from ..pages.text import WIDTH, rule
+from ..pages.text import WIDTH, columns, counted, duration, megabytes, percent, plain, rule, wrapped
 from .report import SETS
 
 Metrics = dict[str, Any]  # of a run, as `finetune` returns them
 
 METHODS = ("lora", "full")
 NAMES = {"lora": "LoRA", "full": "full fine-tuning"}
-WORDS = dict(zip(Verdict, ("held", "in part", "did not hold"), strict=True))
+WORDS = dict(zip(Verdict, ("held", "in part", "not held"), strict=True))
 HELD, IN_PART, NOT = WORDS.values()
 
 RULES = """
-Held: LoRA updates and stores at most a tenth of what full fine-tuning does, needs at most a third of its memory, time
-and money, gains at least 95 % of what it gains, forgets at most half of what it forgets. In part: at most half; at most
-nine tenths; at least 80 %; at most nine tenths.
+LoRA's share of full fine-tuning decides. Held: at most 1/10 of what is trained and stored, 1/3 of memory, time and
+money, 1/2 of what is forgotten; at least 95 % of what is gained. In part: at most 1/2, 9/10 and 9/10; at least 80 %.
 """
 
 CLAIMS = {
-    "few": "Very few parameters are updated, not all of them",
+    "few": "It trains very few parameters",
     "memory": "It needs little memory, since only small matrices are trained",
     "fast": "Training is fast, and experiments are quick",
     "cheap": "It is much cheaper",
-    "small": "A version is small, so that one base can have many",
-    "learns": "It teaches a model a field, sometimes slightly behind full fine-tuning",
-    "untouched": "The original model stays untouched, and what it could do is kept",
+    "small": "An adapter is small, so that one base can have many",
+    "learns": "It teaches a model a domain, sometimes slightly behind full fine-tuning",
+    "untouched": "The base stays unchanged, and keeps what it could do",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measure of a claim. base: of the model before training, where there is such a number."""
+    """One measure of a claim. base: that of the model before training, if there is one."""
 
     claim: str  # a key of CLAIMS
     what: str
@@ -56,7 +54,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """LoRA's number over that of full fine-tuning; where there is a base, its change from it over the other's."""
+        """LoRA's number divided by that of full fine-tuning; if there is a base, the same of the changes from it."""
         if self.unit == "text":
             return None
         from_base = self.base or 0.0
@@ -75,7 +73,7 @@ class Row:
 # -- the rows ----------------------------------------------------------------------------------------------------------
 
 OWNED = {  # name -> owners of bytes at a step's peak
-    "weights, the adapter's too": ("weights", "adapter"),
+    "weights and adapter": ("weights", "adapter"),
     "gradients": ("gradients",),
     "optimizer state": ("moments",),
     "scratch, program, libraries": ("scratch", "program"),
@@ -117,7 +115,7 @@ def _time(lora: Metrics, full: Metrics) -> Iterator[Row]:
     yield _cost("fast", "to its best validation loss", "seconds", LOW, *to_best)
     both = max(best_validation(run)[1] for run in (lora, full))
     to_both = (_seconds(run, first_step(run["validation_loss"], both, between=False)) for run in (lora, full))
-    yield _cost("fast", f"to {both:.3f}, which both reached", "seconds", LOW, *to_both)
+    yield _cost("fast", f"to {both:.3f}, which both reach", "seconds", LOW, *to_both)
 
 
 def _learned(lora: Metrics, full: Metrics) -> Iterator[Row]:
@@ -127,13 +125,13 @@ def _learned(lora: Metrics, full: Metrics) -> Iterator[Row]:
                 continue
             (before, mine), whole = lora[key][name], full[key][name][1]
             verdict = _judged(SLIGHT, sign * (mine - before), sign * (whole - before))
-            what = f"{key.replace('_', ' ')}, {SETS[name]}"
+            what = f"{'loss' if key == 'loss' else 'recall'}, {SETS[name]}"
             yield Row(claim="learns", what=what, unit=unit, base=before, lora=mine, full=whole, verdict=verdict)
 
 
 def _untouched(lora: Metrics, full: Metrics) -> Iterator[Row]:
     same = [run["base_sha256"][0] == run["base_sha256"][1] for run in (lora, full)]
-    states = ["as it was" if each else "changed" for each in same]
+    states = ["unchanged" if each else "changed" for each in same]
     verdict = HELD if same[0] else NOT
     yield Row(
         claim="untouched", what="the base's weights", unit="text", lora=states[0], full=states[1], verdict=verdict
@@ -159,7 +157,7 @@ def best_validation(run: Metrics) -> tuple[int, float]:
 
 
 def _seconds(run: Metrics, steps: float | None = None) -> float:
-    """What training took, without validation: for so many steps, or for all."""
+    """The time of so many steps of training, or of all, without validation."""
     return run["training_seconds"] * (1 if steps is None else steps / run["steps"])
 
 
@@ -167,11 +165,11 @@ def _seconds(run: Metrics, steps: float | None = None) -> float:
 
 SHOWN: dict[str, Callable[[Any], str]] = {  # unit -> how it is printed
     "count": lambda x: f"{x:,}",
-    "bytes": lambda x: f"{x / 1e6:,.{0 if x >= 100e6 else 1 if x >= 1e6 else 3}f} MB",
-    "seconds": lambda x: f"{x:.2f} s" if x < 60 else f"{x / 60:.1f} min",
+    "bytes": megabytes,
+    "seconds": duration,
     "dollars": lambda x: f"${x:.2g}",
-    "nats": lambda x: f"{x:.3f}",
-    "share": lambda x: f"{100 * x:.1f} %",
+    "nats": lambda x: plain(x, 3),
+    "share": lambda x: percent(x, 1),
     "text": str,
 }
 
@@ -179,50 +177,55 @@ SHOWN: dict[str, Callable[[Any], str]] = {  # unit -> how it is printed
 def page(result: dict[str, Any], width: int = WIDTH) -> str:
     """The comparison as text of at most `width` columns, 80 or more."""
     options, table = result["options"], rows(result)
-    title = f"LoRA beside full fine-tuning: {options['base']} on {options['data']}, {options['steps']} steps of "
-    title += f"{options['batch_size']} records"
-    lines = [rule(title, width), _columns(width, "", "base", "LoRA", "full", "ratio", "claim")]
+    steps, records = counted(options["steps"], "step"), counted(options["batch_size"], "record")
+    title = f"LoRA and full fine-tuning: {options['base']} on {options['data']}, {steps} of {records}"
+    lines = [rule(title, width), *_claims(table, width)]
+    lines += [rule("why some claims did not hold, or only in part", width)]
+    lines += [line for reason in _reasons(result, table) for line in wrapped(reason, width, indent="  ")]
+    lines += [rule("how it was measured", width)]
+    lines += [line for note in (*_search(result), *_method(result)) for line in wrapped(note, width, indent="  ")]
+    return "\n".join(lines)
+
+
+def _claims(table: Sequence[Row], width: int) -> Iterator[str]:
+    """Each claim, and below it its rows."""
+    cells = [["", "base", "LoRA", "full", "ratio"]]
+    for row in table:
+        ratio = "" if row.ratio is None else plain(row.ratio, 3 if abs(row.ratio) < 0.1 else 2)
+        shown = {"base": "", **row.shown()}
+        cells.append([f"  {row.what}", shown["base"], shown["lora"], shown["full"], ratio])
+    head, *lines = columns(cells, gap=2 if width >= 88 else 1)
+    room = max(map(len, [head, *lines]))
+    yield f"{head:<{room}}  claim"
     for claim, says in CLAIMS.items():
-        lines += [says, *(_line(row, width) for row in table if row.claim == claim)]
-    lines += [rule("where the claims did not hold, or in part", width), *_reasons(result, table)]
-    lines += [rule("how it was measured", width), *_search(result), *_method(result)]
-    return "\n".join(fitted for line in lines for fitted in _fit(line, width))
+        yield says
+        yield from (
+            f"{line:<{room}}  {row.verdict}" for row, line in zip(table, lines, strict=True) if row.claim == claim
+        )
 
 
-def _line(row: Row, width: int) -> str:
-    shown = {"base": "", **row.shown()}
-    ratio = "" if row.ratio is None else f"{row.ratio:.3f}" if abs(row.ratio) < 0.1 else f"{row.ratio:.2f}"
-    return _columns(width, row.what, shown["base"], shown["lora"], shown["full"], ratio, row.verdict)
-
-
-def _columns(width: int, name: str, base: str, lora: str, full: str, ratio: str, verdict: str) -> str:
-    """They fill 80 columns; what there is beyond stands between them."""
-    more = (width - 80) // 5
-    sizes = zip((base, lora, full, ratio), (7, 10, 12, 6), strict=True)
-    return f"  {name:<30}" + "".join(f"{cell:>{size + more}}" for cell, size in sizes) + " " * (1 + more) + verdict
-
-
-def _reasons(result: dict[str, Any], table: list[Row]) -> Iterator[str]:
-    """One sentence for each claim that did not hold in all of its rows."""
+def _reasons(result: dict[str, Any], table: Sequence[Row]) -> Iterator[str]:
+    """A paragraph for each claim that did not hold in all of its rows."""
     lora, full = (result["runs"][method] for method in METHODS)
     missed = {row.claim for row in table if row.verdict != HELD}
     memory, owners = lora["peak_memory_bytes"], [run["peak_memory_bytes"]["by_owner"] for run in (lora, full)]
-    freed, total = (SHOWN["bytes"](each["gradients"] + each["moments"]) for each in owners)
-    stays = SHOWN["bytes"](owners[0]["weights"] + memory["activations"])
-    faster = full["seconds_per_step"] / lora["seconds_per_step"]
+    freed, total = (megabytes(each["gradients"] + each["moments"]) for each in owners)
+    stays = megabytes(owners[0]["weights"] + memory["activations"])
+    faster = plain(full["seconds_per_step"] / lora["seconds_per_step"], 2)
     reasons = {
-        "few": "An update of rank r has r (m + n) numbers where a matrix has m n: few, where matrices are wide.",
-        "memory": f"Memory: freezing takes gradients and Adam's moments from {total} to {freed}. It saves neither "
-        f"weights nor activations ({stays}): every layer still passes a gradient on, and keeps what that takes. (Where "
-        "the peak of full fine-tuning comes at the end of the way back, its activations are gone by then.)",
-        "fast": "Speed: full fine-tuning multiplies matrices three times in a step where LoRA does so twice, and small "
-        "ones besides: 1.5 times the work at most. The rest is Adam, which visits every number that is trained. Here a "
-        f"step of LoRA is {faster:.2f} times as fast. Fewer parameters do not learn in fewer steps.",
-        "cheap": "Money: on one machine it is time. Where LoRA is much cheaper, it runs on a machine that full "
-        "fine-tuning does not fit.",
-        "small": "Disk: an adapter is r (m + n) numbers for each matrix of m n: small, where matrices are wide.",
+        "few": "Parameters: an update of rank r has r (m + n) parameters for a matrix with m n. That is few if "
+        "matrices are wide.",
+        "memory": f"Memory: freezing reduces gradients and optimizer state from {total} to {freed}. Weights and "
+        f"activations stay ({stays}): every layer still passes a gradient on, and saves what its backward pass needs. "
+        "(Full fine-tuning may reach its peak at the end of the backward pass, when its activations are freed.)",
+        "fast": "Speed: full fine-tuning multiplies matrices three times in a step, LoRA twice, and small ones in "
+        "addition: at most 1.5 times the work. The rest is AdamW, which updates every trainable parameter. Here a step "
+        f"of LoRA is {faster} times as fast. Fewer trainable parameters do not learn in fewer steps.",
+        "cheap": "Money: on one machine, money is time. LoRA is much cheaper if it runs on a smaller machine, one that "
+        "is too small for full fine-tuning.",
+        "small": "Disk: an adapter is r (m + n) numbers for each matrix of m n. That is small if matrices are wide.",
         "learns": "Learning: LoRA gained less than 95 % of what full fine-tuning gained, or nothing.",
-        "untouched": "Forgetting: with the adapter on; without it the model is the base, to the last bit.",
+        "untouched": "Forgetting: measured with the adapter active; without it, the model is the base, bit by bit.",
     }
     yield from (reasons[claim] for claim in CLAIMS if claim in missed)
 
@@ -232,10 +235,11 @@ def _search(result: dict[str, Any]) -> Iterator[str]:
     for method in METHODS:
         tried, best = found[method]["tried"], found[method]["best"]
         if not tried:
-            yield f"Learning rate of {NAMES[method]}: {best:g}, as it was given."
+            yield f"Learning rate of {NAMES[method]}: {best:g}, as given."
             continue
-        losses = ", ".join(f"{lr:g}: {'broke off' if loss is None else f'{loss:.3f}'}" for lr, loss in tried)
-        line = f"Learning rate of {NAMES[method]}: {best:g}, by the validation loss after {steps} steps ({losses})."
+        losses = ", ".join(f"{lr:g}: {'diverged' if loss is None else plain(loss, 3)}" for lr, loss in tried)
+        chosen = f"by the validation loss after {counted(steps, 'step')} ({losses})"
+        line = f"Learning rate of {NAMES[method]}: {best:g}, {chosen}."
         if found[method]["at_edge"]:
             line += f" It is at the edge of what was tried: a wider grid may find a better one (--{method}-lr)."
         elif found[method]["added"]:
@@ -246,17 +250,15 @@ def _search(result: dict[str, Any]) -> Iterator[str]:
 def _method(result: dict[str, Any]) -> Iterator[str]:
     runs, options = result["runs"], result["options"]
     (step, loss), (step_full, loss_full) = (best_validation(runs[method]) for method in METHODS)
-    yield f"Best validation loss: LoRA {loss:.3f} after {step} steps, full {loss_full:.3f} after {step_full}."
-    yield f"Dollars: {options['price']:g} a core hour, an assumption; training alone, without the search."
-    yield "LoRA's update is kept whole, where finetune keeps a part of it, which forgets less (--strength)."
-    yield "One seed, both in the same order. Ratio: LoRA / full; where there is a base, of the changes from it."
+    lora, full = (
+        f"LoRA {plain(loss, 3)} after {counted(step, 'step')}",
+        f"full {plain(loss_full, 3)} after {step_full:,}",
+    )
+    yield f"Best validation loss: {lora}, {full}."
+    yield f"Dollars: {options['price']:g} per core hour, an assumption; training alone, without the search."
+    yield "LoRA's update is not scaled down after training, as finetune does by default to forget less (--strength)."
+    yield "One seed, the same order of records. Ratio: LoRA / full; if there is a base, of the changes from it."
     yield " ".join(RULES.split())
-    yield "Not measured here: very complex changes, larger models, GPUs."
-    yield f"{circumstances(result)}; {result['wall_seconds'] / 60:.1f} min in all."
+    yield "Not measured here: very different tasks, larger models, GPUs."
+    yield f"{circumstances(result)}; {duration(result['wall_seconds'])} in all."
     yield f"Written to {options['out']}: the runs, compare.json, picture.png."
-
-
-def _fit(line: str, width: int) -> list[str]:
-    if len(line) <= width:
-        return [line]
-    return textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

@@ -176,7 +176,7 @@ def _compare_costs(axes: Any, table: dict[str, Any]) -> None:
     axes.plot([100, 100], [-0.6, len(shown) - 0.4], color=FULL, linewidth=2)
     axes.text(100, -0.7, "full fine-tuning", ha="center", va="bottom", color=ink(FULL))
     axes.set_yticks(range(len(shown)), [name for name, _ in shown])
-    axes.set_xticks(range(0, int(top) + 1, 25 if top < 150 else 50))
+    axes.set_xticks(range(0, int(top) + 1, 25 if top < 150 else 50 if top < 250 else 100))
     axes.set(xlabel="LoRA's share of what full fine-tuning takes (%)", title="What it costs")
     axes.set(xlim=(0, 2.3 * top), ylim=(len(shown) - 0.4, -1.5))
     axes.tick_params(axis="y", length=0)

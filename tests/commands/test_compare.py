@@ -3,21 +3,17 @@
 import contextlib
 import io
 import json
-import subprocess
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from comparing import Maker
-from jobs import options
 from modelfiles import TERMS
 
 from minilora.cli import main
-from minilora.commands import apart as process
 from minilora.commands import compare as job
-from minilora.commands.apart import Run, apart
-from minilora.commands.compare import COMPARISON_FILE, CompareOptions, compare
+from minilora.commands.compare import COMPARISON_FILE, CompareOptions, compare, train
 from minilora.commands.compare_table import page
-from minilora.commands.report import terminal_width
+from minilora.pages.text import terminal_width
 from minilora.train.job import finetune
 from minilora.train.options import Options
 
@@ -35,6 +31,18 @@ def chosen(home, tmp_path):
     )  # fmt: skip
 
 
+@pytest.fixture
+def make(monkeypatch):
+    """Let runs be made at once, with these losses."""
+
+    def made_with(losses=LOSSES, **change):
+        maker = Maker(losses, **change)
+        monkeypatch.setattr(job, "apart", maker)
+        return maker
+
+    return made_with
+
+
 def written(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -42,163 +50,157 @@ def written(folder):
 # -- which runs --------------------------------------------------------------------------------------------------------
 
 
-def test_each_rate_is_tried_and_the_best_of_each_method_is_run_in_full(chosen):
-    maker = Maker(LOSSES)
-    result = compare(chosen, runner=maker)
+def test_each_rate_is_tried_and_the_best_of_each_method_is_run_in_full(chosen, make):
+    maker = make()
+    result = compare(chosen)
     tries = [("lora", 0.001), ("full", 1e-4), ("lora", 0.01), ("full", 1.5e-3), ("lora", 0.1), ("full", 2e-2)]
     runs = [("lora", 0.01, 10, True), ("full", 1.5e-3, 10, True)]
     assert maker.made == [(method, lr, 4, False) for method, lr in tries] + runs
+    assert [lines for _, lines in maker.given] == [True] + [False] * 7  # warnings about the data are logged once
     assert result["search"]["lora"] == {
         "best": 0.01, "tried": [[0.001, 3.0], [0.01, 2.5], [0.1, 2.8]], "added": [], "at_edge": False
     }  # fmt: skip
     assert result["runs"]["full"]["validation_loss"] == [[5, 2.7], [10, 2.6]]
     assert json.loads((chosen.folder / COMPARISON_FILE).read_text()) == json.loads(json.dumps(result))
     assert len(result["rows"]) == 19 and page(result)
+    assert [path for path in (chosen.folder / "search").iterdir() if path.is_dir()] == []  # of tries no weights stay
+    assert (chosen.folder / "lora-0.01").is_dir() and (chosen.folder / "full-0.0015").is_dir()
 
 
-def test_a_best_rate_at_the_edge_is_followed_by_one_step(chosen):
-    said = []
-    result = compare(chosen, said.append, Maker(LOSSES | {0.1: 2.4, 1.0: 2.7, 1e-4: 2.1, 6.67e-6: 2.0}))
+def test_a_best_rate_at_the_edge_is_followed_by_one_step(chosen, make, caplog):
+    maker = make(LOSSES | {0.1: 2.4, 1.0: 2.7, 1e-4: 2.1, 6.67e-6: 2.0})
+    with caplog.at_level("INFO", "minilora"):
+        result = compare(chosen)
     lora, full = result["search"]["lora"], result["search"]["full"]
     assert (lora["best"], lora["added"], lora["at_edge"]) == (0.1, [1.0], False)
     assert (full["best"], full["added"], full["at_edge"]) == (6.67e-6, [6.67e-6], True)
-    assert "LoRA is best at the edge of its grid: 1 is tried, too" in said
+    assert "LoRA is best at the edge of its grid: 1 is tried, too" in caplog.messages
+    assert caplog.messages[-1].startswith("run 10 of 10: full fine-tuning") and len(maker.made) == 10
 
 
-def test_a_rate_that_breaks_off_is_not_chosen(chosen):
-    result = compare(chosen, runner=Maker(LOSSES | {0.1: None}))
-    assert result["search"]["lora"]["tried"][-1] == [0.1, None] and result["search"]["lora"]["best"] == 0.01
+def test_a_rate_at_which_training_diverges_is_not_chosen(chosen, make):
+    make(LOSSES | {0.1: None})
+    found = compare(chosen)["search"]["lora"]
+    assert found["tried"][-1] == [0.1, None] and found["best"] == 0.01
 
 
-def test_a_grid_that_breaks_off_everywhere_ends_the_job_with_a_line(chosen):
-    maker = Maker(LOSSES | dict.fromkeys(LORA))
-    with pytest.raises(RuntimeError, match=r"LoRA came to no finite loss at any of 0.001, 0.01, 0.1: .*--lora-lr"):
-        compare(chosen, runner=maker)
+def test_a_grid_that_diverges_everywhere_ends_the_job_with_a_line(chosen, make):
+    maker = make(LOSSES | dict.fromkeys(LORA))
+    with pytest.raises(RuntimeError, match=r"LoRA diverges at each of 0.001, 0.01 and 0.1: .*--lora-lr"):
+        compare(chosen)
     assert not any(measure for *_, measure in maker.made)
 
 
-def test_a_long_run_that_breaks_off_ends_the_job_with_a_line(chosen):
-    alone = replace(chosen, lora_lr=(0.01,), full_lr=(1e-4,))
-    with pytest.raises(
-        RuntimeError, match="full fine-tuning, learning rate 0.0001, 10 steps: the loss is nan.*--full-lr"
-    ):
-        compare(alone, runner=Maker({0.01: 2.5, 1e-4: None}))
+def test_a_long_run_that_diverges_ends_the_job_with_a_line(chosen, make):
+    make({0.01: 2.5, 1e-4: None})
+    with pytest.raises(RuntimeError, match="learning rate 0.0001, 10 steps: the loss is nan.*--full-lr"):
+        compare(replace(chosen, lora_lr=(0.01,), full_lr=(1e-4,)))
 
 
-def test_of_one_rate_nothing_is_tried(chosen):
-    maker = Maker(LOSSES)
-    result = compare(replace(chosen, lora_lr=(0.01,)), runner=maker)
+def test_of_one_rate_nothing_is_tried(chosen, make):
+    maker = make()
+    result = compare(replace(chosen, lora_lr=(0.01,)))
     assert [made for made in maker.made if made[0] == "lora"] == [("lora", 0.01, 10, True)]
     assert result["search"]["lora"] == {"best": 0.01, "tried": [], "added": [], "at_edge": False}
+    assert "Learning rate of LoRA: 0.01, as given." in page(result)
 
 
-def test_runs_have_the_options_asked_for(chosen):
-    seen = {}
-
-    def see(run):
-        seen[run.options.method] = run.options
-        return Maker(LOSSES)(run)
-
-    compare(replace(chosen, seed=3, lora_alpha=5.0, max_length=99, eval_records=7), runner=see)
-    lora, full = seen["lora"], seen["full"]
-    assert (lora.eval_every, full.eval_every) == (2, 2)  # five of at most six validations, the last at the end
-    assert (lora.r, lora.lora_alpha, lora.lr, lora.steps, lora.out) == (2, 5.0, 0.01, 10, f"{chosen.folder}/lora-0.01")
-    assert lora.strength == 1  # beside full fine-tuning, of which nothing is left out either
-    for each in (lora, full):
-        assert (each.base, each.data, each.batch_size) == (chosen.base, chosen.data, 4)
-        assert (each.seed, each.max_length, each.eval_records) == (3, 99, 7)
-
-
-def test_columns_may_have_other_names(chosen, tmp_path):
+def test_runs_have_the_options_asked_for(chosen, make, tmp_path):
     data = tmp_path / "mine.jsonl"
     data.write_text("\n".join(json.dumps({"q" if k == "question" else k: v for k, v in t.items()}) for t in TERMS))
-    renamed = replace(chosen, data=str(data), field={"question": "q"}, lora_lr=(0.01,), full_lr=(1e-4,))
-    seen = []
-    compare(renamed, runner=lambda run: (seen.append(run.options.field), Maker(LOSSES)(run))[1])
-    assert seen == [{"question": "q"}] * 2
+    maker = make()
+    asked = {"seed": 3, "max_length": 99, "eval_records": 7, "data": str(data), "field": {"question": "q"}}
+    compare(replace(chosen, lora_alpha=5.0, **asked))
+    lora, full = (options for options, _ in maker.given[-2:])
+    for each in (lora, full):
+        expected = asked | {"base": chosen.base, "batch_size": 4, "eval_every": 2, "steps": 10}
+        assert {name: each[name] for name in expected} == expected
+    expected = {"r": 2, "lora_alpha": 5.0, "lr": 0.01, "out": f"{chosen.folder}/lora-0.01", "strength": 1.0}
+    assert {name: lora[name] for name in expected} == expected  # strength: full fine-tuning keeps its whole update, too
 
 
-def test_it_says_which_run_comes_next_and_how_long_all_will_take(chosen, monkeypatch):
+def test_the_time_left_is_logged(chosen, make, monkeypatch, caplog):
     clock = iter(range(0, 100_000, 60))  # every run takes a minute
-    monkeypatch.setattr(job.time, "perf_counter", lambda: next(clock))
-    said = []
-    result = compare(chosen, said.append, Maker(LOSSES))
-    assert said[:2] == [
+    monkeypatch.setattr("minilora.experiments.memo.time.perf_counter", lambda: next(clock))
+    make()
+    with caplog.at_level("INFO", "minilora"):
+        result = compare(chosen)
+    assert caplog.messages[:2] == [
         "run 1 of 8: LoRA, learning rate 0.001, 4 steps",
         "run 2 of 8: full fine-tuning, learning rate 0.0001, 4 steps",
     ]
-    # 15 s a step: 4 steps now, three more tries and 2 runs of 10 steps ahead
-    assert said[2] == "run 3 of 8: LoRA, learning rate 0.01, 4 steps; all of it will be done in about 9 min"
-    assert said[-1].startswith("run 8 of 8") and result["wall_seconds"] == 8 * 60
+    # 15 s a step: two more tries of 4 steps for each method, and runs of 10
+    assert caplog.messages[2] == "run 3 of 8: LoRA, learning rate 0.01, 4 steps; all runs take about 9 min more"
+    assert caplog.messages[-1].startswith("run 8 of 8") and result["wall_seconds"] == 8 * 60
 
 
 # -- kept, and found again ---------------------------------------------------------------------------------------------
 
 
-def test_a_finished_comparison_is_not_made_again(chosen):
-    first, again = compare(chosen, runner=Maker(LOSSES)), Maker({})
-    dearer = compare(replace(chosen, price=2 * chosen.price), runner=again)
+def test_a_finished_comparison_is_not_made_again(chosen, make):
+    make()
+    first, again = compare(chosen), make({})
+    dearer = compare(replace(chosen, price=2 * chosen.price))
     assert again.made == [] and dearer["runs"] == first["runs"] and dearer["search"] == first["search"]
     money = [next(row["lora"] for row in each["rows"] if row["claim"] == "cheap") for each in (first, dearer)]
     assert money[1] == pytest.approx(2 * money[0])
 
 
 @pytest.mark.parametrize("done", [0, 3, 7])
-def test_after_an_interruption_the_same_command_goes_on_from_there(chosen, done):
-    said, maker = [], Maker(LOSSES, interrupted_at=done)
-    with pytest.raises(KeyboardInterrupt):
-        compare(chosen, said.append, maker)
-    assert said[-1] == f"\nfinished runs are kept in {chosen.folder}: the same command goes on from there"
-    rest = Maker(LOSSES)
-    compare(chosen, runner=rest)
-    whole = Maker(LOSSES)
-    compare(replace(chosen, out=chosen.out + "-whole"), runner=whole)
+def test_after_an_interruption_the_same_command_continues_from_there(chosen, make, done, caplog):
+    maker = make(interrupted_at=done)
+    with pytest.raises(KeyboardInterrupt), caplog.at_level("INFO", "minilora"):
+        compare(chosen)
+    told = f"finished runs are kept in {chosen.folder}: the same command continues from there"
+    assert caplog.messages[-1] == told
+    rest = make()
+    compare(chosen)
+    whole = make()
+    compare(replace(chosen, out=chosen.out + "-whole"))
     assert maker.made + rest.made == whole.made
-
-
-def test_of_tries_the_weights_are_not_kept(chosen):
-    compare(chosen, runner=Maker(LOSSES))
-    assert [path for path in (chosen.folder / "search").iterdir() if path.is_dir()] == []
-    assert (chosen.folder / "lora-0.01").is_dir() and (chosen.folder / "full-0.0015").is_dir()
 
 
 @pytest.mark.parametrize(
     ("change", "named", "made_again"),
     [
         ({"steps": 12, "search_steps": 4}, "steps 10, now 12", {("lora", True), ("full", True)}),
-        ({"search_steps": 5}, "eval_every 4, now 5, steps 4, now 5", {("lora", False), ("full", False)}),
+        ({"search_steps": 5}, "steps 4, now 5", {("lora", False), ("full", False)}),
         ({"seed": 1}, "seed 0, now 1", {(method, each) for method in ("lora", "full") for each in (True, False)}),
-        ({"lora_alpha": 8.0, "r": 4}, "lora_alpha 16.0, now 8.0, r 2, now 4", {("lora", True), ("lora", False)}),
+        ({"lora_alpha": 8.0, "r": 4}, "r 2, now 4; lora_alpha 16.0, now 8.0", {("lora", True), ("lora", False)}),
     ],
+    ids=["steps", "search", "seed", "rank"],
 )
-def test_runs_with_other_settings_are_refused_and_with_overwrite_made_again(chosen, change, named, made_again):
-    compare(chosen, runner=Maker(LOSSES))
-    before, again = written(chosen.folder), Maker(LOSSES)
-    with pytest.raises(ValueError, match=rf"\({named}\): choose another --out, or --overwrite"):
-        compare(replace(chosen, **change), runner=again)
+def test_runs_with_other_settings_are_refused_and_with_overwrite_made_again(chosen, make, change, named, made_again):
+    make()
+    compare(chosen)
+    before, again = written(chosen.folder), make()
+    with pytest.raises(ValueError, match=rf"other settings: .*{named}.*choose another --out, or --overwrite"):
+        compare(replace(chosen, **change))
     assert again.made == [] and written(chosen.folder) == before
-    compare(replace(chosen, overwrite=True, **change), runner=again)
+    compare(replace(chosen, overwrite=True, **change))
     assert {(method, measure) for method, _, _, measure in again.made} == made_again
 
 
-def test_a_wider_grid_keeps_what_was_tried(chosen):
-    compare(chosen, runner=Maker(LOSSES))
-    more = Maker(LOSSES | {0.03: 2.4})
-    compare(replace(chosen, lora_lr=(*LORA, 0.03)), runner=more)
+def test_a_wider_grid_keeps_what_was_tried(chosen, make):
+    make()
+    compare(chosen)
+    more = make(LOSSES | {0.03: 2.4})
+    compare(replace(chosen, lora_lr=(*LORA, 0.03)))
     assert more.made == [("lora", 0.03, 4, False), ("lora", 0.03, 10, True)]
 
 
-def test_other_data_or_another_base_under_the_same_name_are_other_settings(chosen, tmp_path, home):
+def test_other_data_or_another_base_under_the_same_name_are_other_settings(chosen, make, tmp_path):
     data, base = tmp_path / "mine.jsonl", tmp_path / "base"
     data.write_text("\n".join(map(json.dumps, TERMS)))
     base.mkdir()
     (base / "weights").write_bytes(b"1")
     moved = replace(chosen, data=str(data), base=str(base))
-    compare(moved, runner=Maker(LOSSES))
+    make()
+    compare(moved)
     data.write_text("\n".join(map(json.dumps, TERMS[1:])))
     (base / "weights").write_bytes(b"2")
-    with pytest.raises(ValueError, match=r"\(base_sha256 \w{8}\.\.\., now \w{8}\.\.\., data_sha256 \w{8}\.\.\., now"):
-        compare(moved, runner=Maker(LOSSES))
+    with pytest.raises(ValueError, match=r"base_sha256 \w{16}, now \w{16}; data_sha256 \w{16}, now \w{16}"):
+        compare(moved)
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -229,19 +231,19 @@ def test_options_that_mean_nothing_are_refused(change, reason):
         ({"base": "nowhere"}, "nowhere: no such model"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_anything_runs(chosen, home, change, reason):
+def test_what_cannot_be_compared_is_refused_before_anything_runs(chosen, home, make, change, reason):
     change = {key: str(home / value) for key, value in change.items()}
-    maker = Maker(LOSSES)
+    maker = make(LOSSES)
     with pytest.raises(ValueError, match=reason):
-        compare(replace(chosen, **change), runner=maker)
+        compare(replace(chosen, **change))
     assert maker.made == [] and not chosen.folder.exists()
 
 
-def test_the_folder_of_another_run_is_refused(chosen):
+def test_the_folder_of_another_run_is_refused(chosen, make):
     chosen.folder.mkdir()
     (chosen.folder / "metrics.json").touch()
     with pytest.raises(ValueError, match="out holds a run of minilora finetune: choose another --out"):
-        compare(chosen, runner=Maker(LOSSES))
+        compare(chosen)
     assert written(chosen.folder) == ["metrics.json"]
 
 
@@ -275,91 +277,34 @@ def test_the_command_prints_the_table_and_leaves_picture_numbers_and_the_two_run
     best = f"lora-{result['search']['lora']['best']:g}"
     assert (folder / best / "adapter_model.safetensors").is_file()
     assert (folder / "full-0.001" / "model.safetensors").is_file()
-    assert {row["verdict"] for row in result["rows"]} <= {"held", "in part", "did not hold"}
     memory = result["runs"]["full"]["peak_memory_bytes"]
     assert result["peak_bytes"]["full"] == memory["measured"]  # there was no try
     assert memory["activations"] > 0 and memory["by_owner"]["moments"] == 8 * result["runs"]["full"]["total_parameters"]
 
 
-def test_a_run_apart_gives_the_numbers_of_the_same_run_here(finished, tmp_path):
-    folder, *_ = finished
-    record = json.loads((folder / "full-0.001.json").read_text())
-    settings = {key: value for key, value in record["settings"].items() if key in Options.__dataclass_fields__}
+def test_a_run_in_its_own_process_gives_the_numbers_of_the_same_run_here(finished, tmp_path):
+    record = json.loads((finished[0] / "full-0.001.json").read_text())
+    settings = {key: value for key, value in record["decides"].items() if key in Options.__dataclass_fields__}
     here = finetune(Options(**settings | {"out": str(tmp_path / "x")}))
     for name in ("train_loss", "validation_loss", "loss", "keyword_recall", "answers", "base_sha256"):
-        assert json.loads(json.dumps(here[name])) == record["metrics"][name]
+        assert json.loads(json.dumps(here[name])) == record["result"][name]
 
 
 def test_the_same_command_shows_the_same_again_and_json_gives_the_numbers(finished, capsys, monkeypatch):
     folder, out, words = finished
-    monkeypatch.setattr(job, "apart", lambda run: pytest.fail("a finished run was made again"))
+    monkeypatch.setattr(job, "apart", lambda *arguments: pytest.fail("a finished run was made again"))
     assert main(["compare", *words, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown == json.loads((folder / COMPARISON_FILE).read_text()) and page(shown)[:2000] == out[:2000]
 
 
-def test_a_run_that_breaks_off_says_so_and_one_that_cannot_be_made_says_why(home, tmp_path, capsys, monkeypatch):
-    def answer(**change):
-        status = process.main(
-            json.dumps(asdict(Run(options(home, tmp_path / "x", overwrite=True, **change), measure=False)))
-        )
-        return status, json.loads(capsys.readouterr().out)
+def test_training_that_diverges_is_a_result_and_other_failures_name_the_run(chosen, tmp_path, monkeypatch):
+    given = {"base": chosen.base, "data": chosen.data, "steps": 3, "batch_size": 4, "out": str(tmp_path / "x")}
+    assert "at step" in train(given | {"lr": 1e30}, False, True)["failed"]
 
-    status, found = answer(lr=1e30)
-    assert status == 0 and "at step" in found["failed"]
-    status, found = answer(target_modules=["nonsense"])
-    assert status == 1 and "nonsense" in found["error"]
-    monkeypatch.setattr(process, "finetune", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert process.main(json.dumps(asdict(Run(Options(), measure=False)))) == 130
+    def full(*arguments):
+        raise RuntimeError("no room")
 
-
-class Process:
-    """What `subprocess.Popen` makes, for a run that ends as told."""
-
-    def __init__(self, out, returncode, *, error=None, deaf=False):
-        self.out, self.returncode, self.error, self.deaf, self.ended = out, returncode, error, deaf, False
-
-    def __call__(self, command, **settings):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def communicate(self):
-        if self.error:
-            raise self.error
-        return self.out, None
-
-    def wait(self, timeout):
-        if self.deaf:
-            raise subprocess.TimeoutExpired("run", timeout)
-
-    def terminate(self):
-        self.ended = True
-
-
-RUN = Run(Options(lr=0.5, steps=7), measure=True)
-
-
-def test_a_run_without_a_result_is_an_error_with_its_reason(monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", Process('{"error": "no room"}', 1))
-    with pytest.raises(RuntimeError, match="LoRA, learning rate 0.5, 7 steps: no room"):
-        apart(RUN)
-    monkeypatch.setattr(subprocess, "Popen", Process("", -9))
-    with pytest.raises(RuntimeError, match="its process ended with status -9; is there memory enough"):
-        apart(RUN)
-
-
-@pytest.mark.parametrize("deaf", [False, True])
-def test_ctrl_c_ends_the_run_too(deaf, monkeypatch):
-    running = Process("", None, error=KeyboardInterrupt(), deaf=deaf)
-    monkeypatch.setattr(subprocess, "Popen", running)
-    with pytest.raises(KeyboardInterrupt):
-        apart(RUN)
-    assert running.ended
-    monkeypatch.setattr(subprocess, "Popen", Process("", 130))  # only the run has heard it
-    with pytest.raises(KeyboardInterrupt):
-        apart(RUN)
+    monkeypatch.setattr(job, "apart", full)
+    with pytest.raises(RuntimeError, match="LoRA, learning rate 0.001, 4 steps: no room"):
+        compare(chosen)
