@@ -1,5 +1,6 @@
 """The exercise checker itself: what it prints, what it refuses, what it keeps. Exercises: test_exercises.py."""
 
+import copy
 import itertools
 import signal
 import subprocess
@@ -71,6 +72,40 @@ def test_only_rounding_may_differ(double):
     assert judged(double, lambda x, names: 2 * x * (1 + 1e-11), rng()) == "ok"
     assert "expected" in judged(double, lambda x, names: 2 * x * (1 + 1e-7), rng())
     assert close(np.ones(2), np.ones(2) + 1e-11) and not close(np.ones(2), np.ones(2) + 1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_what_is_rounding_is_relative_to_the_largest_number(scale):
+    x = scale * np.array([1.0, 1e-5])
+    for value in (x, float(x[0])):
+        assert same(value, value * (1 + 1e-11)) and not same(value, value * (1 + 1e-7))
+    assert close(x, x + scale * 1e-11) and not close(x, x + scale * 1e-7)
+
+
+KINDS = [
+    *(
+        1.0,
+        True,
+        None,
+        "a",
+        np.inf,
+        -np.inf,
+        np.nan,
+        [1.0],
+        (1.0, 2.0),
+        {"a": 1.0, "b": 2.0},
+        {"b": 2.0, "a": 1.0},
+        {"a": 1.0},
+    ),
+    *(np.ones(2), np.ones(2, np.float32), np.ones((2, 1)), np.array(["a", "b"])),
+    *(np.array([np.inf, 1]), np.array([-np.inf, 1]), np.array([np.nan, 1]), np.array([1, np.inf])),
+    *(ml.Tensor(np.ones(2)), ml.Tensor(np.ones(2), requires_grad=True)),
+]
+
+
+def test_a_value_is_the_same_as_its_copy_and_as_nothing_of_another_kind():
+    for i, a in enumerate(KINDS):
+        assert [j for j, b in enumerate(KINDS) if same(copy.deepcopy(a), b)] == [i]
 
 
 def test_a_changed_argument_is_noticed_in_arrays_and_in_dictionaries(double):
