@@ -141,10 +141,9 @@ class Trial:
 
     @cached_property
     def mistakes(self) -> list[tuple[Outcome, str]]:
-        """What each known mistake returns, with its line; without mistakes that make no difference here."""
+        """What each known mistake returns, with its line."""
         with quiet():
-            made = [(Outcome(self.exercise, m.function, self.drawn), m.line) for m in self.form.mistakes]
-        return [(outcome, line) for outcome, line in made if not outcome.like(self.want, self.exercise.tolerance)]
+            return [(Outcome(self.exercise, m.function, self.drawn), m.line) for m in self.form.mistakes]
 
 
 class Outcome:
@@ -189,30 +188,35 @@ def _try(answer: Answer, trial: Trial) -> list[str]:
 
     Raises Wrong for an answer that is wrong in a way that no known mistake is.
     """
-    exercise, want = answer.exercise, trial.want
-    tolerance, alike = exercise.tolerance, min(exercise.tolerance, ALIKE)
+    exercise = answer.exercise
     got = answer.outcome(trial.drawn)
-    if got.like(want, tolerance) and not (set(got.changed) - set(exercise.changes)):
-        answer.refuse_what_is_forbidden()
-        return []
+    right = got.like(trial.want, exercise.tolerance) and not set(got.changed) - set(exercise.changes)
+    if not right and (lines := _differences(answer, trial, got)):
+        return lines
+    answer.refuse_what_is_forbidden()
+    return []
+
+
+def _differences(answer: Answer, trial: Trial, got: Outcome) -> list[str]:
+    """The lines for an outcome that is not the solution's; none if it differs only in kind, as np.array(3) from 3."""
+    exercise, alike = answer.exercise, min(answer.exercise.tolerance, ALIKE)
     if whole := [line for mistake, line in trial.mistakes if mistake.like(got, alike)]:
         return whole
     answer.accept(got)
     names = [name for name, _ in exercise.returns]
-    wanted = as_parts(want.result, names, [])
+    wanted = as_parts(trial.want.result, names, [])
     parts = as_parts(got.result, names, wanted)
     for i, (name, axes) in enumerate(exercise.returns):
-        if same(parts[i], wanted[i], tolerance):
+        if same(parts[i], wanted[i], exercise.tolerance):
             continue
         found = []
         for mistake, line in trial.mistakes:
             one = mistake.part(i, len(names))
-            if one is not None and same(parts[i], one, alike) and not same(one, wanted[i], tolerance):
+            if one is not None and same(parts[i], one, alike):
                 found.append(line if len(names) == 1 or line.startswith(name) else f"{name}: {line}")
         if found:
             return found
-        compare(parts[i], wanted[i], name, axes, answer.sizes, tolerance)
-    answer.refuse_what_is_forbidden()
+        compare(parts[i], wanted[i], name, axes, answer.sizes, exercise.tolerance)
     return []
 
 

@@ -12,9 +12,9 @@ import pytest
 
 import minilora as ml
 from minilora.course import check, judge, watch
-from minilora.course.compare import Wrong, close, compare, number, same, spread
+from minilora.course.compare import Wrong, close, compare, named, number, same, spread
 from minilora.course.exercises import EXERCISES, Draw, arrays, distinct_sizes, exercise, parse_returns
-from minilora.course.judge import judged, verdict
+from minilora.course.judge import Trials, judged, line_of, verdict
 
 
 def rng(seed=0):
@@ -129,6 +129,44 @@ def test_a_mistake_is_known_by_what_it_returns_and_changes(double):
     assert judged(double, lambda x, names: 3.0001 * x, rng()) != "twice, not three times"
 
 
+@pytest.fixture
+def alike():
+    """An exercise whose draws, 3 and 5 in turn, each make two of three mistakes give the same result."""
+    before, drawn = dict(EXERCISES), itertools.cycle([3.0, 5.0])
+
+    @exercise(
+        "99.2",
+        draw=lambda rng: Draw(x=next(drawn)),
+        returns="y",
+        mistakes="""
+            twice, not three times
+                2 * x -> 3 * x
+            twice, not five times
+                2 * x -> 5 * x
+            twice, not squared
+                2 * x -> x**2
+        """,
+    )
+    def alike(x):
+        """x -> y"""
+        return 2 * x
+
+    yield EXERCISES["alike"]
+    EXERCISES.clear()
+    EXERCISES.update(before)
+
+
+def test_of_mistakes_that_are_the_same_by_chance_the_one_that_always_fits_is_named(alike):
+    assert judged(alike, lambda x: x * x, rng()) == "twice, not squared"
+    assert judged(alike, lambda x: 3 * x, rng()) == "twice, not three times"
+
+
+def test_a_wrong_number_in_an_array_is_named_with_its_place(double):
+    for i in range(5):
+        off = lambda x, names, i=i: 2 * x + 1e-3 * (np.arange(len(x)) == i)
+        assert judged(double, off, rng()).startswith(f"y[{i}] is ")
+
+
 def test_a_prediction_that_is_near_a_mistake_is_not_taken_for_it():
     exercise = EXERCISES["training_memory"]
     weights = exercise.forms[0].mistakes[0].function
@@ -152,6 +190,10 @@ def test_a_mistake_in_one_of_several_results_is_named_with_that_result():
         g.T @ (x @ A.T),
     )
     assert judged(EXERCISES["lora_backward"], scale, rng()).startswith("dB: the scale alpha / r is missing")
+    slices = lambda x, W, A, B, g, alpha: (g @ W, (g @ B)[:, :, None] * x[:, None] * alpha / len(A), 0 * B)
+    assert judged(EXERCISES["lora_backward"], lambda *a: (answer(*a)[0], *slices(*a)[1:]), rng()).startswith(
+        "dA has one"
+    )
 
 
 def test_the_smallest_case_is_tried(double):
@@ -205,13 +247,33 @@ def test_a_prediction_may_be_off_by_one_percent_and_no_more():
         assert line in judged(exercise, off, rng())
 
 
+def test_the_answer_to_another_variant_is_a_mistake_like_others_where_no_variant_is_asked_for():
+    exercise = EXERCISES["lora_forward"]
+    assert "which is rsLoRA's" in judged(exercise, exercise.forms[1].reference, rng())
+    assert "another variant" in judged(exercise, exercise.forms[1].reference, rng(), variant=0)
+
+
+def test_a_trial_is_made_once_for_all_answers(double):
+    trials = Trials(double, double.forms[0], rng())
+    assert line_of(right, trials) == line_of(right, trials) == "ok"
+    first = trials.get(0, 0)
+    assert line_of(lambda x, names: 3 * x, trials) == "twice, not three times"
+    assert trials.get(0, 0) is first and trials.get(1, 0) is not first
+    assert not np.array_equal(trials.get(1, 0).drawn["x"], first.drawn["x"])
+
+
 def test_what_stands_on_another_exercise_names_that_one(double):
     def largest_rank(shapes, budget):
         raise NotImplementedError
 
-    assert judged(double, lambda x, names: largest_rank({}, 1), rng()) == (
-        "it calls largest_rank, which is not written yet: do exercise 11.3 first"
-    )
+    def double_by_rank(x, names):
+        return largest_rank({}, 1)
+
+    double_by_rank.__code__ = double_by_rank.__code__.replace(co_name="double")
+    for answer in (lambda x, names: largest_rank({}, 1), double_by_rank):
+        assert judged(double, answer, rng()) == (
+            "it calls largest_rank, which is not written yet: do exercise 11.3 first"
+        )
 
 
 # -- how an answer was found -------------------------------------------------------------------------------------------
@@ -290,6 +352,8 @@ def test_arrays_have_the_shapes_that_their_axes_say():
     assert {name: array.shape for name, array in drawn.items()} == {"x": (3, 4), "g": (3,)}
     assert parse_returns("dA (r, n), dB (m, r)") == [("dA", "r, n"), ("dB", "m, r")]
     assert parse_returns("the count") == [("the count", None)]
+    assert named((4, 3), {"T": 3, "n": 4}) == "(n, T) = (4, 3)" and named((4, 5), {"n": 4}) == "(4, 5)"
+    assert named((), {"n": 4}) == "()"
 
 
 def test_random_numbers_are_judged_by_mean_and_spread():
@@ -299,6 +363,8 @@ def test_random_numbers_are_judged_by_mean_and_spread():
     for bad, line in [
         (3 * good, "too large"),
         (good / 3, "too small"),
+        (1.35 * good, "too large"),
+        (0.7 * good, "too small"),
         (good + 0.02, "mean"),
         (np.nan * good, "small"),
     ]:
