@@ -27,6 +27,12 @@ from .adapters import base_state
 PROVENANCE_FILE = "minilora.json"
 FORMAT = 1
 
+_ENTRIES: dict[str, dict[str, type]] = {  # those whose type is checked
+    "base": {"shape": dict} | dict.fromkeys(("name", "path", "sha256", "rounded_to", "unrounded_sha256"), str),
+    "data": dict.fromkeys(("name", "path", "sha256", "system", "split"), str),
+    "dropout": {},
+}
+
 # The fields of a model's config that an adapter depends on, and their wording in messages.
 _SHAPE = {
     "num_hidden_layers": "{} blocks",
@@ -50,16 +56,13 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         raise ModelFileError(
             f"{path}: format is {record['format']!r}, this minilora reads {FORMAT}: install a newer minilora"
         )
-    for key in ("base", "data", "dropout"):
-        if not isinstance(record.get(key, {}), dict):
-            raise ModelFileError(f"{path}: {key} is a {type(record[key]).__name__}, expected an object")
-    if not isinstance(system := record.get("data", {}).get("system", ""), str):
-        raise ModelFileError(f"{path}: system of the data is a {type(system).__name__}, expected a text")
-    base = record.get("base", {})
-    for key in ("name", "path", "sha256", "shape", "rounded_to", "unrounded_sha256"):
-        kind, expected = (dict, "an object") if key == "shape" else (str, "a text")
-        if not isinstance(base.get(key), kind | None):
-            raise ModelFileError(f"{path}: {key} of the base is a {type(base[key]).__name__}, expected {expected}")
+    for part, entries in _ENTRIES.items():
+        if not isinstance(given := record.get(part, {}), dict):
+            raise ModelFileError(f"{path}: {part} is a {type(given).__name__}, expected an object")
+        for key, kind in entries.items():
+            if not isinstance(value := given.get(key), kind | None):
+                expected = "an object" if kind is dict else "a text"
+                raise ModelFileError(f"{path}: {key} of the {part} is a {type(value).__name__}, expected {expected}")
     return record
 
 

@@ -369,7 +369,8 @@ def test_an_invalid_file_is_refused_by_entry(base, tmp_path):
     cases += [(json.dumps({"base": {key: 3}}), f"{key} of the base is a int, expected a text")
               for key in ("name", "path", "sha256", "rounded_to", "unrounded_sha256")]  # fmt: skip
     cases += [(json.dumps({"base": {"shape": "x"}}), "shape of the base is a str, expected an object")]
-    cases += [(json.dumps({"data": {"system": 3}}), "system of the data is a int, expected a text")]
+    cases += [(json.dumps({"data": {key: 3}}), f"{key} of the data is a int, expected a text")
+              for key in ("name", "path", "sha256", "system", "split")]  # fmt: skip
     for content, words in cases:
         (folder / NOTES).write_text(content)
         refused(model, folder, NOTES, words)
