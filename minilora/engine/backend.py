@@ -37,9 +37,11 @@ def is_packed(w: Array) -> bool:
     return hasattr(w, "unpack")
 
 
-def dense(w: Array) -> Array:
-    """The values of a matrix: itself, or a new array if it is packed."""
-    return w.unpack() if is_packed(w) else w
+def dense(w: Array, start: int = 0, stop: int | None = None) -> Array:
+    """The values of a matrix or of its rows start..stop: itself or a view, or a new array if it is packed."""
+    if is_packed(w):
+        return w.unpack(start, stop)
+    return w if stop is None else w[start:stop]
 
 
 def factor(w: Array, start: int = 0, stop: int | None = None) -> Array:
@@ -53,11 +55,6 @@ def factor(w: Array, start: int = 0, stop: int | None = None) -> Array:
 def adds_products(w: Array) -> bool:
     """True if `factor(w)` can add a product to an existing array at no cost: in bfloat16 it can."""
     return getattr(w, "in_bfloat16", False)
-
-
-def dense_rows(w: Array, start: int, stop: int) -> Array:
-    """The values of some rows of a matrix; of a packed one, a new array."""
-    return w.unpack(start, stop) if is_packed(w) else w[start:stop]
 
 
 def to_device(x: Array, device: str = "cpu") -> Array:

@@ -15,6 +15,8 @@ import numpy as np
 
 from .tensor import Tensor, no_grad
 
+F = Callable[..., Tensor]
+
 
 class GradientError(AssertionError):
     """A gradient differs from the central difference; the message names the input and the element."""
@@ -32,9 +34,7 @@ class GradcheckReport:
         return f"{self.name:<24} {self.elements:>6} derivatives, largest relative error {self.max_relative_error:.1e}"
 
 
-def gradcheck(
-    f: Callable[..., Tensor], *arrays: np.ndarray, eps: float = 1e-5, tolerance: float = 1e-6, seed: int = 0
-) -> GradcheckReport:
+def gradcheck(f: F, *arrays: np.ndarray, eps: float = 1e-5, tolerance: float = 1e-6, seed: int = 0) -> GradcheckReport:
     """Check f's gradient with respect to every element of every array. Returns a GradcheckReport.
 
     f: takes as many tensors as there are arrays, and returns a tensor of any shape.
@@ -63,9 +63,8 @@ def gradcheck(
     worst, count = 0.0, 0
     for number, x in enumerate(inputs):
         got = np.zeros(x.shape) if x.grad is None else x.grad
-        if got.shape != x.shape:
-            raise GradientError(f"{name}: the gradient of input {number} has shape {got.shape}, the input {x.shape}")
-        expected = _measure(f, inputs, x, weights, eps)
+        slopes_at = [np.sum(weights * _slopes(f, inputs, x, index, eps)) for index in np.ndindex(x.shape)]
+        expected = np.array(slopes_at).reshape(x.shape)
         error = _relative_error(got, expected)
         count += x.size
         if x.size and not error.max() <= tolerance:  # written so that NaN fails
@@ -83,14 +82,7 @@ def _relative_error(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
         return np.abs(got - expected) / np.maximum(np.maximum(np.abs(got), np.abs(expected)), 1e-3 * scale)
 
 
-def _measure(f: Callable[..., Tensor], inputs: list[Tensor], x: Tensor, weights: np.ndarray, eps: float) -> np.ndarray:
-    slope = np.zeros(x.shape)
-    for index in np.ndindex(x.shape):
-        slope[index] = np.sum(weights * _slopes(f, inputs, x, index, eps))
-    return slope
-
-
-def _slopes(f: Callable[..., Tensor], inputs: list[Tensor], x: Tensor, index: tuple, eps: float) -> np.ndarray:
+def _slopes(f: F, inputs: list[Tensor], x: Tensor, index: tuple, eps: float) -> np.ndarray:
     """The derivative of every element of the result with respect to one element of x, by central differences."""
     with no_grad():
         middle = x.data[index]
@@ -103,13 +95,7 @@ def _slopes(f: Callable[..., Tensor], inputs: list[Tensor], x: Tensor, index: tu
 
 
 def _difference(
-    f: Callable[..., Tensor],
-    inputs: list[Tensor],
-    x: Tensor,
-    index: tuple,
-    expected: np.ndarray,
-    weights: np.ndarray,
-    tolerance: float,
+    f: F, inputs: list[Tensor], x: Tensor, index: tuple, expected: np.ndarray, weights: np.ndarray, tolerance: float
 ) -> str:
     """The message about a wrong gradient at x[index], with values to check by hand. expected: `_slopes` there."""
 

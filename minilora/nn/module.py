@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, dense_rows, is_packed, to_numpy
+from ..engine.backend import Array, dense, is_packed, to_numpy
 from ..engine.tensor import Tensor
 from ..files.tensors import check_fit
 
@@ -186,7 +186,7 @@ class Fingerprint:
         """Add the next array."""
         self._digest.update(f"{name} {np.dtype(w.dtype).str} {w.shape}\n".encode())
         rows = max(1, _HASHED // max(1, math.prod(w.shape[1:]))) if w.shape else 1
-        for piece in (dense_rows(w, i, i + rows) for i in range(0, len(w), rows)) if w.shape else (w,):
+        for piece in (dense(w, i, i + rows) for i in range(0, len(w), rows)) if w.shape else (w,):
             self._digest.update(np.ascontiguousarray(to_numpy(piece)).reshape(-1).view(np.uint8).data)
 
     def hexdigest(self) -> str:

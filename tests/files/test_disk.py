@@ -1,7 +1,6 @@
 """Files and folders appear whole or not at all: also when the block fails, and when the process dies in the middle."""
 
 import errno
-import json
 import os
 import re
 import stat
@@ -51,27 +50,22 @@ def test_a_file_is_there_at_the_end_of_the_block_and_not_before(tmp_path):
 
 @pytest.mark.parametrize("before", [None, "old"])
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_a_block_that_fails_changes_nothing_and_leaves_nothing(tmp_path, before, error):
+def test_a_block_that_fails_or_writes_nothing_changes_nothing_and_leaves_nothing(tmp_path, before, error):
     path = tmp_path / "a.txt"
     if before:
         path.write_text(before)
     with pytest.raises(error), replacing(path) as partial:
         partial.write_text("half")
         raise error
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
     assert tree(tmp_path) == ({"a.txt": before} if before else {})
-
-
-def test_a_block_that_writes_nothing_is_an_error_and_not_an_empty_file(tmp_path):
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.txt"):
+    missing = tmp_path / "none" / "a.txt"
+    with pytest.raises(FileNotFoundError, match="a.txt: there is no folder .*none$"), replacing(missing):
+        pytest.raises(FileNotFoundError, match="a.txt: there is no folder .*none$"),
+        replacing(path / "none" / "a.txt"),
+    ):
         pass
-    assert tree(tmp_path) == {}
-
-
-def test_a_folder_that_is_not_there_is_named_and_not_the_file_that_would_be_written_aside(tmp_path):
-    path = tmp_path / "none" / "a.txt"
-    with pytest.raises(FileNotFoundError, match="a.txt: there is no folder .*none$"), replacing(path):
-        pass
-    assert tree(tmp_path) == {}
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
@@ -131,18 +125,15 @@ def fill(folder):
     (folder / "sub" / "c.txt").write_text("new")
 
 
-def test_a_folder_is_swapped_in_whole(folder, tmp_path):
+def test_a_folder_is_swapped_in_whole_and_a_new_one_is_made_with_those_above_it(folder, tmp_path):
     with replacing_folder(folder) as partial:
         assert tree(partial) == {}
         fill(partial)
         assert (folder / "a.txt").read_text() == "old"
     assert tree(tmp_path) == NEW  # and nothing of the old one
-
-
-def test_a_new_folder_and_those_above_it_are_made(tmp_path):
-    with replacing_folder(tmp_path / "runs" / "run") as partial:
+    with replacing_folder(tmp_path / "new" / "run") as partial:
         fill(partial)
-    assert tree(tmp_path / "runs") == NEW
+    assert tree(tmp_path / "new") == NEW
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -386,21 +377,17 @@ def swap(path):
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_as_json_is_read_back(tmp_path):
+def test_what_is_written_as_json_is_read_back_and_what_is_no_json_leaves_the_old_file(tmp_path):
     record = {"b": [1, 2.5, None], "a": {"ä": "\u2028"}}
     write_json(tmp_path / "a.json", record)
     assert read_json(tmp_path / "a.json") == record
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert text.startswith('{\n  "b"') and text.endswith("}\n")
-    write_json(tmp_path / "a.json", record, indent=1, sort_keys=True)
-    assert (tmp_path / "a.json").read_text(encoding="utf-8").startswith('{\n "a"')
-
-
-def test_a_record_that_is_no_json_leaves_the_old_file(tmp_path):
-    write_json(tmp_path / "a.json", {"old": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"new": object()})
-    assert tree(tmp_path) == {"a.json": json.dumps({"old": 1}, indent=2) + "\n"}
+    assert tree(tmp_path) == {"a.json": text}
+    write_json(tmp_path / "a.json", record, indent=1, sort_keys=True)
+    assert (tmp_path / "a.json").read_text(encoding="utf-8").startswith('{\n "a"')
 
 
 @pytest.mark.parametrize(

@@ -208,21 +208,16 @@ BAD_IDS = {
     "floats": (np.zeros((1, 3)), "got float64"),
     "a flat list": ([1, 2, 3], r"of shape \(3,\)"),
     "too long": (np.zeros((1, 17), int), "17 tokens are more than the 16"),
+    "negative": (np.array([[0, -1, 3]]), r"must lie in 0\.\.10, got -1\.\.3"),
+    "outside the vocabulary": ([[0, 11, 3]], r"must lie in 0\.\.10, got 0\.\.11"),
 }
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD_IDS.values(), ids=BAD_IDS)
 def test_ids_that_the_model_cannot_read_are_refused(model, bad, message):
-    with pytest.raises(ValueError, match=message):
-        model(bad)
-    with pytest.raises(ValueError, match=message):
-        model.loss(bad, np.zeros((1, 3), int))
-
-
-@pytest.mark.parametrize(("ids", "range_"), [([[0, -1, 3]], "-1..3"), ([[0, 11, 3]], "0..11")])
-def test_ids_outside_the_vocabulary_are_refused(model, ids, range_):
-    with pytest.raises(ValueError, match=rf"must lie in 0\.\.10, got {range_}"):
-        model(np.array(ids))
+    for call in (lambda: model(bad), lambda: model.loss(bad, np.zeros((1, 3), int))):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 2), (6,), (1, 6), (6, 1), (2, 3, 1), (1, 2, 3)])
@@ -231,23 +226,20 @@ def test_labels_of_another_shape_are_refused_also_those_of_as_many_tokens(model,
         model.loss(np.zeros((2, 3), int), np.zeros(shape, int))
 
 
-@pytest.mark.parametrize("ids", [np.zeros((1, 7), int), np.zeros((2, 8), int)])
-def test_a_packing_of_another_length_is_refused(model, ids):
-    with pytest.raises(ValueError, match=r"a packing of 8 tokens does not describe input_ids of shape"):
-        model.loss(ids, ids, Packing(2, (5, 8)))
-
-
-@pytest.mark.parametrize("longest", [16, 17])
-def test_of_a_packed_row_the_longest_sequence_must_fit_and_no_more(model, longest):
-    packing = Packing(4, (longest, longest + 12))  # sequences of `longest` tokens and of 16, in a longer row
-    ids = np.zeros((1, longest + 12), int)
-    labels = np.full_like(ids, -100)
-    labels[:, 5] = 0
-    if longest == 16:
-        assert np.isfinite(model.loss(ids, labels, packing).item())
-    else:
-        with pytest.raises(ValueError, match="17 tokens are more than the 16 the model can see"):
-            model.loss(ids, labels, packing)
+def test_a_packing_describes_its_row_and_its_longest_sequence_must_fit(model):
+    for ids in (np.zeros((1, 7), int), np.zeros((2, 8), int)):
+        with pytest.raises(ValueError, match=r"a packing of 8 tokens does not describe input_ids of shape"):
+            model.loss(ids, ids, Packing(2, (5, 8)))
+    for longest in (16, 17):
+        packing = Packing(4, (longest, longest + 12))  # sequences of `longest` tokens and of 16, in a longer row
+        ids = np.zeros((1, longest + 12), int)
+        labels = np.full_like(ids, -100)
+        labels[:, 5] = 0
+        if longest == 16:
+            assert np.isfinite(model.loss(ids, labels, packing).item())
+        else:
+            with pytest.raises(ValueError, match="17 tokens are more than the 16 the model can see"):
+                model.loss(ids, labels, packing)
 
 
 # -- made and printed --------------------------------------------------------------------------------------------------
