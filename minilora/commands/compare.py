@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.records import read_records, sha256_of_data
-from ..data.splits import is_one_text, split_records, split_text
+from ..data.splits import has_validation
 from ..experiments.memo import as_json, remember
 from ..experiments.tuned import best_rate, next_rate
 from ..files.disk import read_json, remove_folder, write_json
@@ -304,9 +304,7 @@ class _Runs:
 def _inputs(options: CompareOptions) -> dict[str, str]:
     """The fingerprints of base and data. Raises ValueError for data without a validation set."""
     records = read_records(options.data, field=options.field)
-    one = is_one_text(records)
-    text = split_text(records[0].text, load_tokenizer(options.base), options.max_length) if one else {}
-    if not (text or split_records(records))["validation"]:
+    if not has_validation(records, lambda: load_tokenizer(options.base), options.max_length):
         advice = 'learning rates are chosen on it: use 10 records or more, or name some with "split": "validation"'
         raise ValueError(f"{options.data} has nothing for validation; {advice}")
     return {"base_sha256": sha256_of_base(options.base), "data_sha256": sha256_of_data(options.data)}

@@ -5,7 +5,7 @@ Every command divides a file by this rule, so that `eval` tests on the records t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
@@ -60,10 +60,11 @@ def is_one_text(records: Sequence[Record]) -> bool:
     return len(records) == 1 and bool(records[0].text) and records[0].split is None
 
 
-def has_validation(records: Sequence[Record], tokenizer: Tokenizer, max_length: int) -> bool:
-    """Is there anything for validation? A text is divided into sequences of `max_length` tokens first."""
-    one = is_one_text(records)
-    return bool((split_text(records[0].text, tokenizer, max_length) if one else split_records(records))["validation"])
+def has_validation(records: Sequence[Record], tokenizer: Callable[[], Tokenizer], max_length: int) -> bool:
+    """Is there anything for validation? tokenizer: called for a text, to divide it into sequences of `max_length`."""
+    if is_one_text(records):
+        return bool(split_text(records[0].text, tokenizer(), max_length)["validation"])
+    return bool(split_records(records)["validation"])
 
 
 def split_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, list[Sample]]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def _inputs(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     data = {one["data"]: one for one in settings}
     for name, one in data.items():
         records = read_records(name, field=one["field"])
-        if not has_validation(records, load_tokenizer(one["base"]), one["max_length"]):
+        if not has_validation(records, partial(load_tokenizer, one["base"]), one["max_length"]):
             advice = 'use 10 records or more, or name some with "split": "validation"'
             raise ValueError(f"{name} has nothing for validation, by which trials are compared: {advice}")
     return {

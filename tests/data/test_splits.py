@@ -48,7 +48,7 @@ def test_of_a_text_the_last_tenth_is_for_the_test_and_the_tenth_before_it_for_va
 
 def test_there_is_something_for_validation_from_ten_records_or_sequences_on(tokenizer):
     def has(records):
-        return has_validation(records, tokenizer, 3)
+        return has_validation(records, lambda: tokenizer, 3)
 
     assert [has(records_of(*[None] * n)) for n in (9, 10)] == [False, True]
     assert [has([Record("x", text="abc" * n)]) for n in (9, 10)] == [False, True]
