@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # what cannot be written must show here, not when Python ends
     except KeyboardInterrupt:
         return ranks.fail("\nminilora: interrupted", 130)
-    except BrokenPipeError:  # `minilora report | head`: nothing more can be said, not even at exit
+    except BrokenPipeError:  # `minilora report | head`: nothing more can be printed, not even at exit
         sys.stdout = None  # type: ignore[assignment]
         return 0
     except (UsageError, ValueError, OSError, RuntimeError, MemoryError, ImportError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""The flags of a command are the fields of its options dataclass: name, type, default and help stand there alone.
+"""The flags of a command are the fields of its options dataclass, which has their names, types, defaults and help.
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -154,10 +154,10 @@ def _refusal(value: Any, metadata: Mapping[str, Any]) -> str | None:
 def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
     """Give a parser one flag for each field of a dataclass that has a help text.
 
-    A field of type bool is a switch; one that takes a sequence takes one value or more, one that takes a mapping
-    KEY=VALUE pairs, and both may be given again. A field whose metadata say of which type each of its `several` values
-    is takes one or more of these: numbers, words, true or false, none where that is one of them; what is a list itself
-    is joined by commas. The parser sets no default: what stands in its namespace was given.
+    A bool is a switch. A sequence takes one value or more, a mapping takes KEY=VALUE pairs, and both may be repeated. A
+    field whose metadata have `several`, the type of one value, takes one or more of them: numbers, words, true or
+    false, none; a value that is a list itself is joined by commas. The parser sets no defaults: its namespace holds
+    only flags that were given.
     """
     kinds = get_type_hints(options)
     groups: dict[str, Any] = {}
@@ -176,8 +176,8 @@ def from_flags(
 ) -> Options:
     """The options that the flags given ask for. Raises UsageError for values that mean nothing, alone or together.
 
-    below: values that hold where no flag says otherwise, such as those of a file (toml.py). Of these, what means
-    nothing beside a flag is let go: the file's `steps` where --epochs is given, its `r` with --method full.
+    below: values for the options that no flag sets, such as those of a file (toml.py). Values that conflict with a flag
+    are dropped: the file's `steps` where --epochs is given, its `r` with --method full.
     """
     items = {item.name: item for item in flag_fields(options)}
     given = {name: value for name, value in vars(arguments).items() if name in items}
@@ -190,7 +190,7 @@ def from_flags(
         elif len(value) == 1 and str in kinds_of(kinds[name]):  # all-linear, or a pattern
             given[name] = value[0]
     try:
-        lower = beside(options, given, below or {})
+        lower = without_conflicts(options, given, below or {})
         meaningful(options, given | lower, given, flag)
         return options(**lower | given)
     except ValueError as error:
@@ -198,23 +198,23 @@ def from_flags(
 
 
 def meaningful(
-    options: type, values: Mapping[str, Any], given: Iterable[str], told: Callable[[str], str] = lambda name: name
+    options: type, values: Mapping[str, Any], given: Iterable[str], called: Callable[[str], str] = lambda name: name
 ) -> None:
-    """Raise ValueError for the first of the options `given` that means nothing beside the others' values.
+    """Raise ValueError for the first of the options `given` that means nothing with the values of the others.
 
-    told: how an option is called where it was given.
+    called: the name of an option in the message.
     """
     items = {item.name: item for item in flag_fields(options)}
     values = {name: item.default for name, item in items.items()} | dict(values)
     for name in given:
         for other, needed in items[name].metadata.get("only", {}).items():
             if values[other] != needed:
-                what = f"{told(name)} means nothing with {told(other)} {values[other]}"
+                what = f"{called(name)} means nothing with {called(other)} {values[other]}"
                 raise ValueError(f"{what}: leave out one of the two")
 
 
-def beside(options: type, given: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `below`, such as a file's options, still holds beside those given."""
+def without_conflicts(options: type, given: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `below`, such as those of a file, that do not conflict with those given."""
     items = {item.name: item for item in flag_fields(options)}
     given = {name: value for name, value in given.items() if name in items}  # of others the dataclass will complain
     needs = {name: item.metadata.get("only", {}) for name, item in items.items()}
@@ -277,7 +277,7 @@ class Parser(argparse.ArgumentParser):
         self.words: list[str] = []
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
-        """As argparse's; what was given is kept for `error`."""
+        """Parse as argparse does, and remember the words for `error`."""
         self.words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(self.words, namespace)
 
@@ -296,7 +296,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse arguments. An unknown flag is answered with the usage of its own command.
+    """Parse arguments. The error for an unknown flag names its own command.
 
     A subcommand's parser is found as the default `parser` that it sets.
     """
@@ -333,7 +333,7 @@ def settings_of(hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(read: Callable[[str], Any], metadata: Mapping[str, Any]) -> Callable[[str], Any]:
-    """How a word is read and checked, with messages that say what is expected."""
+    """A function that reads and checks a word, with messages that say what is expected."""
 
     def checked(word: str) -> Any:
         try:

@@ -1,6 +1,6 @@
-"""Options as a TOML file: what a run was told, and how it is told the same again.
+"""Options as a TOML file, which records the options of a run and repeats it.
 
-A file has one line per option. Tables are headings, those of --help: an option may stand under any of them, or above.
+A file has one line per option. Its tables are the headings of --help; an option may be in any of them, or above.
 
     text = write(Options(), "a comment line")
     options = Options(**read(Options, Path("run.toml")))
@@ -22,10 +22,11 @@ _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def write(options: Any, *comments: str) -> str:
-    """The options as TOML, each with its help text. What is None is a comment, what means nothing beside the others is
-    left out. `read` gives the same options, to the last digit.
+    """The options as TOML, each with its help text. `read` gives the same options, to the last digit.
+
+    An option that is None is a comment; one that means nothing with the others is left out.
     """
-    import tomlkit  # beside the standard library's reader: it writes comments
+    import tomlkit  # the standard library reads TOML, but does not write it
 
     document = tomlkit.document()
     for line in comments:
@@ -50,8 +51,8 @@ def write(options: Any, *comments: str) -> str:
 def read(options: type, path: Path) -> dict[str, Any]:
     """The options that a file gives.
 
-    Raises ValueError naming the file: for what is no TOML, for an unknown option, with the nearest one, for a value of
-    another type, and for options that mean nothing together.
+    Raises ValueError naming the file: for a file that is not TOML, an unknown option (with the nearest one), a value of
+    another type or outside its limits, and options that mean nothing together.
     """
     try:
         record = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -136,7 +137,7 @@ def _each(value: Any, hint: Any) -> list[Any]:
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """A value as a field of this type has it. Raises TypeError, which says what it must be, for another one."""
+    """A value as a field of this type has it. Raises TypeError with the expected type for another one."""
     kinds = kinds_of(hint)
     for kind in kinds:
         origin = get_origin(kind)

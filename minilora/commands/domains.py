@@ -178,7 +178,7 @@ def _interrupted(options: DomainsOptions, domain: str) -> bool:
     partial = RunFolder(run.folder).partial
     if not (partial / CHECKPOINT / STATE_FILE).is_file():
         return False
-    return not options.overwrite or read_state(partial).told == run.decisive()
+    return not options.overwrite or read_state(partial).options == run.decisive()
 
 
 def _remembered(

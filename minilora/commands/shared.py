@@ -13,7 +13,7 @@ from ..progress import log
 
 Given = TypeVar("Given")
 
-AS_JSON: dict[str, Any] = {"action": "store_true", "help": "the numbers as JSON"}
+AS_JSON: dict[str, Any] = {"action": "store_true", "help": "print the result as JSON"}
 BASE_OF_ADAPTER: dict[str, Any] = {"help": f"{BASE} (default: the one that the adapter's folder names)"}
 ADAPTER: dict[str, Any] = {
     "action": "append",

@@ -31,19 +31,19 @@ from .loop import History, Trainer
 from .material import Measured
 from .run_folder import CHECKPOINT, MODEL_FILE, STATE_FILE
 
-FORMAT = 1  # of state.json and the files next to it
+FORMAT = 2  # of state.json and the files next to it
 
 
 @dataclass
 class State:
     """The state of a run, apart from its weights.
 
-    told: the options that decide its result. base, data: fingerprints. before: losses and answers before the first
+    options: those that decide its result. base, data: fingerprints. before: losses and answers before the first
     step. trained: whether only the measurement afterwards is left to do. last_loss: by set, of the last step's weights
     where others are the result.
     """
 
-    told: dict[str, Any]
+    options: dict[str, Any]
     base: str
     data: str
     before: Measured
@@ -130,17 +130,17 @@ def read_state(partial: Path) -> State:
             name: [(step, loss) for step, loss in losses] for name, losses in history.validation_sets.items()
         }
         before = Measured(**record["before"])
-        names = ("told", "base", "data", "trained", "last_loss")
+        names = ("options", "base", "data", "trained", "last_loss")
         return State(history=history, before=before, **{name: record[name] for name in names})
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: not the state of a run ({error})") from error
 
 
 def refuse_other(state: State, folder: Path, **now: Any) -> None:
-    """Raise ValueError when the run in `folder` has another value of one of State's fields: told, base, data."""
+    """Raise ValueError when the run in `folder` has another value of one of State's fields: options, base, data."""
     for name, value in now.items():
         then = getattr(state, name)
-        if name != "told":
+        if name != "options":
             then, value = {f"sha256 of {name}": then}, {f"sha256 of {name}": value}
         refuse_other_settings(f"the run in {folder}", then, value, "--overwrite starts again")
 

@@ -82,7 +82,7 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
     state = None
     if place is not None and options.resume:
         state = checkpoint.read_state(place.partial)
-        checkpoint.refuse_other(state, options.folder, told=options.decisive())
+        checkpoint.refuse_other(state, options.folder, options=options.decisive())
     job = _set_up(options, measure, answers, ranks)
     if state is not None:
         checkpoint.refuse_other(state, options.folder, base=job.base, data=job.material.sha256)
@@ -171,8 +171,8 @@ class Job:
 
     def scale(self) -> None:
         """Give the trained adapter the scale with which it is saved."""
-        if self.options.kept_strength != 1:
-            scale_adapter(self.model, ADAPTER, self.options.kept_strength)
+        if self.options.adapter_scale != 1:
+            scale_adapter(self.model, ADAPTER, self.options.adapter_scale)
 
     def save(self, folder: Path) -> None:
         """Write the adapter, or the model, into a folder."""
@@ -214,7 +214,7 @@ def _installer(model: Llama, options: Options) -> Callable[[], object]:
         return lambda: model.requires_grad_(True)
     if options.adapter is not None:
         load_adapter(model, options.adapter, ADAPTER)
-        if options.kept_strength != 1:
+        if options.adapter_scale != 1:
             scale_adapter(model, ADAPTER, 1.0)  # raises now for an adapter that could not be scaled in the end
         return lambda: None
     config = options.lora_config()
@@ -235,7 +235,7 @@ def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) ->
         learn(
             trainer,
             job.material.validation_sets,
-            options.kept_strength,
+            options.adapter_scale,
             eval_every=options.eval_every or epoch,
             # A checkpoint of a whole model is three times its size: by default, only Ctrl-C writes one.
             save_every=options.save_every or (epoch if options.method == "lora" else math.inf),
@@ -309,7 +309,7 @@ def _save_good_weights(job: Job, trainer: Trainer, partial: Path) -> None:
     checkpoint.forget_best(partial)
 
 
-# -- the numbers that only the job knows -------------------------------------------------------------------------------
+# -- metrics -----------------------------------------------------------------------------------------------------------
 
 
 def _memory(job: Job) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _begin_together(trainer: Trainer) -> None:
 
 @contextmanager
 def _named_errors(step: int) -> Iterator[None]:
-    """In this block an OSError says which step's weights are lost."""
+    """In this block an OSError gets a message that names the step whose weights are not saved."""
     try:
         yield
     except OSError as error:

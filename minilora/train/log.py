@@ -1,4 +1,4 @@
-"""log.csv: a row for each step of a run, there to be read while it goes on."""
+"""log.csv: a row for each step of a run, which can be read while the run continues."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ COLUMNS = ("step", "loss", "lr", "grad_norm", "tokens_per_second", "peak_memory_
 
 
 class Log:
-    """The CSV file of a run, which grows by one row for each step that its history gets.
+    """The CSV file of a run, with a row for each step in its history.
 
-    It begins with what the history holds already: in a run that goes on from a checkpoint, rows of later steps, which
-    are about to be taken again, are cut off. A row is handed to the system at once: also a killed run has its log.
+    In a resumed run, the rows of steps after the checkpoint are removed, since these steps are repeated. Each row is
+    written at once, so a killed run has its log as well.
     """
 
     def __init__(self, path: Path, history: History):
@@ -29,9 +29,9 @@ class Log:
             _append(partial, *(row.values() for row in read_log(path) if int(row["step"]) <= len(history.losses)))
 
     def row(self, memory: int | None) -> None:
-        """Write the row of the last step, each number with all its digits; the gradient's norm is that before clipping.
+        """Write the row of the last step, with all digits, and with the gradient norm before clipping.
 
-        memory: the most bytes that the process has held so far, if that is known.
+        memory: the peak memory of the process in bytes, if it is known.
         """
         history = self.history
         tokens, self.tokens = history.tokens - self.tokens, history.tokens
@@ -42,7 +42,7 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """The rows of a log as they are written, without a last one that is broken; none of a file that is not there."""
+    """The rows of a log, without a last one that is incomplete; none where there is no file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:

@@ -24,13 +24,13 @@ from .options import Options
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step, why, and what to try."""
+    """Training cannot continue; the message names the step, the reason, and what to try."""
 
 
 @dataclass(repr=False)
 class History:
-    """What happened in training. Of each step: its loss, its seconds, its learning rate, and the norm of its gradient
-    before clipping. Of all: the tokens computed, and (step, loss) on held-out samples; by set where there are several.
+    """The record of training: of each step the loss, the seconds, the learning rate, and the gradient norm before
+    clipping; of all steps the number of tokens; and (step, loss) of each validation, also by set.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -89,24 +89,24 @@ def fit(
     grad_accumulation: int = 1,
     ranks: Ranks = ALONE,
 ) -> History:
-    """Train whatever requires a gradient for `steps` steps, and return what happened.
+    """Train the trainable parameters for `steps` steps, and return the history.
 
-    lr: the peak, 1e-3 if left out. The learning rate rises over the first `warmup` share of the steps and then falls
+    lr: the peak learning rate, 1e-3 by default. It rises during the first `warmup` share of the steps, and then falls
         to zero along half a "cosine" or a "linear" line, or stays "constant": `schedule`.
-    batch_size: samples per step. Every epoch takes all samples once, in a new order that `seed` determines; of a sample
-        with `others`, another one each time.
-    grad_accumulation: so many batches make one step: the numbers of a batch that large, with the memory of a small one.
-    weight_decay: AdamW's, on everything that is trained.
-    max_norm: gradients are clipped to this common norm.
-    optimizer: AdamW with `weight_decay` if left out. One that is given trains the parameters that it holds; its own lr
-        is the peak then, and its settings, such as LoRA+'s `lr_scale`, stay in force.
-    each_step: called after every step with the number of steps done.
-    history: filled as training goes on, for a caller who wants it even where training breaks off.
-    ranks: `nn.ranks.world()` in a program that mpiexec starts: all of them call this, on the same model and samples.
+    batch_size: samples per batch. Every epoch takes all samples once, in a new order that `seed` decides; of a sample
+        with `others`, it takes another one each time.
+    grad_accumulation: batches per step: the result of a larger batch, in the memory of one.
+    weight_decay: AdamW's, on all trainable parameters.
+    max_norm: gradients are clipped to this global norm.
+    optimizer: AdamW with `weight_decay` by default. A given optimizer trains the parameters that it holds; its own lr
+        is the peak, and its options, such as LoRA+'s `lr_scale`, stay in effect.
+    each_step: called after every step with the number of steps taken.
+    history: filled during training, so that it is there even when training raises an error.
+    ranks: `nn.ranks.world()` in a program that mpiexec starts. All ranks call this, on the same model and samples.
 
-    The same seed gives the same numbers, bit for bit, on the same machine. Raises TrainingError when the loss or the
-    gradient is not a finite number: an adapter is then what it was when the loss was last finite. ValueError when
-    nothing is trainable, or nothing is there to train on.
+    The same seed gives the same result, bit for bit, on the same machine. Raises TrainingError when the loss or the
+    gradient is not finite; an adapter then has the weights that gave the last finite loss. Raises ValueError when
+    nothing is trainable, or when there are no samples.
     """
     trainer = Trainer(
         model,
@@ -130,15 +130,15 @@ def fit(
 
 
 class Trainer:
-    """Training, a step at a time: what `fit` does, for a caller who looks on and may stop. Its settings are `fit`'s.
+    """Training, one step at a time: `fit` for a caller that does something in between. It takes the arguments of `fit`.
 
         trainer = Trainer(model, samples, steps, optimizer, ...)
-        with trainer:                           # dropout on, and off again behind it
+        with trainer:                           # dropout is on in this block
             while trainer.done < trainer.steps:
                 print(trainer.step())           # the loss
 
-    All that the next step depends on: the trainable `parameters`, the optimizer's state, the state of dropout, and how
-    many steps are `done`, since these tell the learning rate and the samples of the next batch.
+    The next step depends on the trainable `parameters`, the state of the optimizer, the state of dropout, and the
+    number of steps `done`, which decides the learning rate and the samples of the next batch.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Trainer:
         self.go_to(0)
 
     def go_to(self, done: int) -> None:
-        """Let the next step be the one after `done` steps, with the samples that are its turn."""
+        """Continue after `done` steps, with the samples of the next one."""
         batches = epochs(self.samples, self.records_per_step, self.seed)  # on the host: each crosses to a GPU at once
         self.batches, self.done = islice(batches, done, None), done
 
@@ -198,7 +198,7 @@ class Trainer:
         self.model.eval()
 
     def step(self) -> float:
-        """Take one step, add what happened to the history, and return the loss. Raises TrainingError as `fit` does."""
+        """Take one step, add it to the history, and return the loss. Raises TrainingError as `fit` does."""
         start = time.perf_counter()
         batch = next(self.batches)
         self.optimizer.lr = self.peak * self.schedule(self.done, self.steps, self.warmup)
@@ -213,7 +213,7 @@ class Trainer:
                 mean=self.ranks.mean,
             )
         except NotFiniteError as error:
-            if error.what == "loss":  # of weights that the last step made
+            if error.what == "loss":  # of the weights after the last step
                 for name, array in self.good.items():
                     self.parameters[name].data[...] = array
             advice = f"try a lower learning rate (it is {self.peak:g}), a longer warm-up, or look for broken records"
@@ -224,12 +224,12 @@ class Trainer:
         self.history.seconds.append(time.perf_counter() - start)
         self.history.rates.append(self.optimizer.lr)
         self.history.norms.append(norm)
-        lots = [batch[i : i + self.batch_size] for i in range(0, len(batch), self.batch_size)]
-        self.history.tokens += sum(map(packed_length, lots))
+        batches = [batch[i : i + self.batch_size] for i in range(0, len(batch), self.batch_size)]
+        self.history.tokens += sum(map(packed_length, batches))
         return loss
 
     def _is_small(self) -> bool:
-        """Are the weights that learn so few that a copy of them costs little? Some megabytes for an adapter."""
+        """Whether a copy of the trainable parameters costs little: some megabytes for an adapter."""
         learning = sum(p.size for p in self.parameters.values())
         return learning < 0.5 * sum(p.size for _, p in self.model.named_parameters())
 

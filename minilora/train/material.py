@@ -1,4 +1,4 @@
-"""What a fine-tuning job learns from and is measured by: its data, read, split and encoded, and one measurement."""
+"""The data of a fine-tuning job, read, split and encoded, and one measurement of a model on them."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from ..progress import log, progress
 
 @dataclass
 class Material:
-    """The data, read and encoded: what is trained on, the sets that are measured, the questions that are asked."""
+    """The data, read and encoded: the training set, the sets that are measured, the questions that are asked."""
 
     train: list[Sample]
     validation: list[Sample]
     scored: dict[str, list[Sample]]  # "paraphrase", "unseen", "general"
     asked: dict[str, list[Record]]  # the same for keyword recall
-    shown: dict[str, list[Record]] = field(default_factory=dict)  # asked for the page alone: no keywords to look for
-    validation_paraphrase: list[Sample] = field(default_factory=list)  # what is trained on, asked in other words
+    shown: dict[str, list[Record]] = field(default_factory=dict)  # asked for the page only: they have no keywords
+    validation_paraphrase: list[Sample] = field(default_factory=list)  # training records, paraphrased
     system: str | None = None  # the system prompt of all records, if they have the same one
     split: str | None = None  # the rule that divided data in which no record names a split
     sampled_from: dict[str, int] = field(default_factory=dict)  # the records of each set of which a sample is measured
 
     @property
     def validation_sets(self) -> dict[str, list[Sample]]:
-        """What is measured while training goes on: "unseen" and "paraphrase", as far as the data have them."""
+        """The validation sets: "unseen" and "paraphrase", as far as the data have them."""
         sets = {"unseen": self.validation, "paraphrase": self.validation_paraphrase}
         return {name: samples for name, samples in sets.items() if samples}
 

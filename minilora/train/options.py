@@ -13,7 +13,7 @@ from .. import toml
 from ..data.formats import check_field
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
-from ..options import BASE, BF16, PACKED, RECOMPUTE, beside, check, flag_fields, option
+from ..options import BASE, BF16, PACKED, RECOMPUTE, check, flag_fields, option, without_conflicts
 from .run_folder import OPTIONS_FILE, RunFolder
 
 _FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
@@ -144,8 +144,8 @@ class Options:
                     raise ValueError(f"method full trains no adapter: leave out {name}, or use method lora")
         if self.device == "cuda" and self.bf16:
             raise ValueError("bf16 is for device 'cpu': leave out one of the two")
-        if self.kept_strength != 1 and not self._plain:
-            raise ValueError(f"strength {self.kept_strength:g} is for plain LoRA: with DoRA or PiSSA leave it out")
+        if self.adapter_scale != 1 and not self._plain:
+            raise ValueError(f"strength {self.adapter_scale:g} is for plain LoRA: with DoRA or PiSSA leave it out")
         self.lora_config()  # refuses what no adapter can have
 
     @classmethod
@@ -155,7 +155,7 @@ class Options:
         As on the command line, options of the file that mean nothing with a given one are dropped. Raises ValueError
         naming the file for what is not allowed.
         """
-        return cls(**beside(cls, change, toml.read(cls, Path(path))) | change)
+        return cls(**without_conflicts(cls, change, toml.read(cls, Path(path))) | change)
 
     def text(self) -> str:
         """The same as TOML, for a file in `folder`, with all defaults: a later version may have others."""
@@ -171,7 +171,7 @@ class Options:
 
     def in_effect(self) -> Options:
         """The same with the learning rate and the adapter scale that are used where none was given."""
-        return replace(self, lr=self.learning_rate, strength=self.kept_strength if self.method == "lora" else None)
+        return replace(self, lr=self.learning_rate, strength=self.adapter_scale if self.method == "lora" else None)
 
     def decisive(self) -> dict[str, Any]:
         """The options that decide the result of a run, those in effect, as JSON stores them."""
@@ -192,7 +192,7 @@ class Options:
         return self.lr if self.lr is not None else (2e-3 if self.method == "lora" else 2e-4)
 
     @property
-    def kept_strength(self) -> float:
+    def adapter_scale(self) -> float:
         """strength, or its default: 0.65 for a new, plain LoRA, and 1 for DoRA and PiSSA, which cannot be scaled, and
         for an adapter that was trained before, which has been scaled already.
         """

@@ -103,7 +103,7 @@ class RunFolder:
         return self
 
     def finish(self) -> None:
-        """Let what is there take the place of the run's folder. Nothing is left then to go on with."""
+        """Replace the run's folder by `partial`, without its checkpoint."""
         remove_folder(self.partial / CHECKPOINT)
         swap_in(self.partial, self.target)
 

@@ -8,6 +8,7 @@ import pytest
 from jobs import material_of, options, trained, trainer
 
 import minilora as ml
+from minilora.train import checkpoint
 from minilora.train import learn as learning
 from minilora.train.job import finetune
 from minilora.train.learn import validate
@@ -75,6 +76,19 @@ def test_with_keep_last_the_last_adapter_is_the_result(chosen, home, tmp_path, m
     assert same(state_of(tmp_path / "run", home), after(6, home, chosen))
     assert not (tmp_path / "run" / "last").exists()
     assert metrics["last"]["loss"] == {name: pair[1] for name, pair in metrics["loss"].items()}
+
+
+def test_the_best_weights_so_far_are_written_when_they_are_found(chosen, monkeypatch):
+    foresee([5, 3, 4, 3, 6, 2], monkeypatch)
+    written, real = [], checkpoint.save_best
+
+    def save_best(partial, trainer):
+        written.append(trainer.done)
+        real(partial, trainer)
+
+    monkeypatch.setattr(checkpoint, "save_best", save_best)
+    trained(chosen)
+    assert written == [1, 2, 6]
 
 
 PATIENCE = [  # validation losses, patience, steps taken, the one that is kept

@@ -28,7 +28,7 @@ STRENGTHS = [
 
 @pytest.mark.parametrize(("change", "strength"), STRENGTHS)
 def test_a_new_plain_adapter_is_kept_in_part_and_any_other_whole(change, strength):
-    assert Options(**change).kept_strength == strength
+    assert Options(**change).adapter_scale == strength
 
 
 PLACES = [  # options, where results go
@@ -173,7 +173,7 @@ def test_columns_under_other_names_go_with_their_data(tmp_path):
 def test_flags_for_another_kind_of_adapter_bring_its_own_strength_with_them(first, words, strength, tmp_path):
     (tmp_path / "run.toml").write_text(Options(**first).text(), encoding="utf-8")
     below = toml.read(Options, tmp_path / "run.toml")
-    assert from_flags(Options, build_parser().parse_args(["finetune", *words]), below).kept_strength == strength
+    assert from_flags(Options, build_parser().parse_args(["finetune", *words]), below).adapter_scale == strength
 
 
 def test_a_file_of_options_says_how_the_run_is_repeated():

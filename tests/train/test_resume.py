@@ -276,10 +276,10 @@ def change_state(folder, **change):
 DAMAGED = [  # what is done to the checkpoint, what is said
     (
         lambda folder: change_state(folder, format=0),
-        r"checkpoint of minilora .* in format 0; minilora .* reads format 1",
+        r"checkpoint of minilora .* in format 0; minilora .* reads format 2",
     ),
     (lambda folder: change_state(folder, before=3), "not the state of a run"),
-    (lambda folder: change_state(folder, history={}, told={}, format=None), "in format None"),
+    (lambda folder: change_state(folder, history={}, options={}, format=None), "in format None"),
     (lambda folder: (folder / "state.json").write_text("{"), "not readable as JSON"),
     (lambda folder: (folder / "moments_v.safetensors").unlink(), r"moments_v\.safetensors: no such file"),
     (lambda folder: (folder / "moments_m.safetensors").write_bytes(b"x" * 99), "damaged safetensors file"),
