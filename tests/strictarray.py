@@ -1,12 +1,12 @@
 """A stand-in for CuPy on machines without a GPU: arrays that compute with NumPy and refuse what a GPU's array refuses.
 
-    np.asarray(x), np.exp(x)     TypeError: only `x.get()` brings an array home
+    np.asarray(x), np.exp(x)     TypeError: only `x.get()` copies an array to the host
     x + numpy_array              TypeError, in operators, functions, indices and assignments
-    x.sum(), x[0]                zero-dimensional arrays of the device, never a Python or NumPy number
-    xp.fromiter, x.tobytes()     AttributeError: what CuPy lacks, or does otherwise, is not here
+    x.sum(), x[0]                zero-dimensional arrays of the device, never Python or NumPy scalars
+    xp.fromiter, x.tobytes()     AttributeError: what CuPy lacks, or does differently, is not here
 
 This module plays the part of `cupy`: `array_module(x)` returns it for its own arrays. It counts every crossing between
-host and device in `crossings`: arrays sent by `asarray`, arrays and numbers fetched (`get`, `float`, `bool`, `item`),
+host and device in `crossings`: arrays sent by `asarray`, arrays and scalars fetched (`get`, `float`, `bool`, `item`),
 and what makes the host wait for a size (`nonzero`, indexing with a mask).
 """
 
@@ -33,7 +33,7 @@ def counting():
 
 
 def _host(x, what="this function"):
-    """The NumPy array inside `x`; numbers, None, dtypes and strings as they are; sequences item by item."""
+    """The NumPy array inside `x`; scalars, None, dtypes and strings as they are; sequences item by item."""
     if isinstance(x, ndarray):
         return x._host
     if isinstance(x, np.ndarray):
@@ -49,7 +49,7 @@ def _device(x):
 
 
 class ndarray:
-    """An array of the device. `_host`, where its numbers really are, is for this module alone."""
+    """An array of the device. `_host`, which holds its values, is for this module only."""
 
     __array_priority__ = 100  # CuPy's
     __array_ufunc__ = None  # a NumPy array's operators leave the work to this class, which refuses it
@@ -61,7 +61,7 @@ class ndarray:
     def __array__(self, *args, **kwargs):
         raise TypeError("implicit conversion to a NumPy array is not allowed: use .get()")
 
-    # -- home again -----------------------------------------------------------------------------------------------
+    # -- to the host ----------------------------------------------------------------------------------------------
     def get(self):
         crossings.append("get")
         return self._host.copy()
@@ -93,7 +93,7 @@ class ndarray:
     def __repr__(self):
         return f"strictarray.{self._host!r}"
 
-    # -- what it is -----------------------------------------------------------------------------------------------
+    # -- shape and kind -------------------------------------------------------------------------------------------
     shape = property(lambda self: self._host.shape)
     dtype = property(lambda self: self._host.dtype)
     ndim = property(lambda self: self._host.ndim)
@@ -194,7 +194,7 @@ for _name in ("neg", "pos", "abs", "invert"):
 
 
 def asarray(a, dtype=None, order=None):
-    """The way to the device: the only function that takes a NumPy array."""
+    """Copy to the device: the only function that takes a NumPy array."""
     if isinstance(a, ndarray):
         host = np.asarray(a._host, dtype, order)
         return a if host is a._host else ndarray(host)

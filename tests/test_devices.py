@@ -73,7 +73,7 @@ class Device:
 
 @pytest.fixture(params=["stand-in", pytest.param("GPU", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
-    """Make "cuda" mean the stand-in, or find a GPU; prints the card that gave the numbers."""
+    """Make "cuda" mean the stand-in, or find a GPU; prints the card."""
     if request.param == "stand-in":
         monkeypatch.setitem(sys.modules, "cupy", strictarray)
         return Device("strictarray", exact=True)

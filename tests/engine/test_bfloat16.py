@@ -23,7 +23,7 @@ here = pytest.mark.skipif(bfloat16.why_not() is not None, reason=str(bfloat16.wh
 
 
 def matrix(rng, *shape):
-    """A float32 matrix, and the same with its numbers rounded."""
+    """A float32 matrix, and the same with rounded values."""
     w = rng.standard_normal(shape, dtype=np.float32)
     return w, BFloat16(rounded(w))
 

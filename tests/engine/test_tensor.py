@@ -345,7 +345,7 @@ def test_a_gradient_of_another_shape_names_its_operation_and_reaches_no_leaf(own
     assert x.grad is None
 
 
-def test_a_recomputable_value_is_computed_once_more_for_who_wants_it_and_then_forgotten(own_registry):
+def test_a_recomputable_value_is_computed_again_once_for_all_that_need_it_and_then_dropped(own_registry):
     calls = []
 
     def doubled(x):

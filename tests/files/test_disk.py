@@ -7,11 +7,13 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors import SafetensorError
 
+from minilora.files import disk
 from minilora.files.disk import ModelFileError, read_json, replacing, replacing_folder, write_json
 from minilora.files.gguf import write_gguf
 from minilora.files.tensors import write_tensors
@@ -99,6 +101,18 @@ def test_bytes_are_on_the_disk_before_the_name_is_and_then_the_name(tmp_path, mo
     write_json(tmp_path / "a.json", {})
     file, folder = (path.stat().st_ino for path in (tmp_path / "a.json", tmp_path))
     assert calls == [file, "rename"] + [folder] * (os.name == "posix")
+
+
+def test_where_folders_cannot_be_opened_as_on_windows_files_and_folders_are_written_too(tmp_path, monkeypatch):
+    def on_windows(path, *arguments):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return os.open(path, *arguments)
+
+    monkeypatch.setattr(disk, "os", SimpleNamespace(**vars(os) | {"name": "nt", "open": on_windows}))
+    write_json(tmp_path / "a.json", {})
+    swap(tmp_path / "run")
+    assert tree(tmp_path) == {"a.json": "{}\n", "run": None, "run/a.txt": "new"}
 
 
 # -- whole folders -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The cache of keys and values: rows leave it, join it, and are moved; each goes on as if it were alone."""
+"""The KV cache: rows leave it, join it, and are moved; each continues as if it were alone."""
 
 import numpy as np
 import pytest
@@ -25,8 +25,8 @@ def read(model, *rows, capacity=24):
     return cache
 
 
-def goes_on(model, cache, *rows):
-    """Is the cache's next logit of every row the one of the whole row alone?"""
+def assert_continues(model, cache, *rows):
+    """The cache's next logits of every row are those of the whole row alone."""
     with no_grad():
         step = model(np.array([[row[-1]] for row in rows]), cache).data[:, 0]
         alone = [model(np.array([row])).data[0, -1] for row in rows]
@@ -41,7 +41,7 @@ def test_rows_that_join_are_what_they_are_alone_and_so_are_those_that_were_there
         cache = read(model, *(row[:-1] for row in rows[: len(here)]))
         cache.join(read(model, *(row[:-1] for row in rows[len(here) :])), room=20)
         assert cache.length == max(*here, *there)
-        goes_on(model, cache, *rows)
+        assert_continues(model, cache, *rows)
 
 
 def test_a_cache_without_padding_has_none_noted(model):
@@ -55,7 +55,7 @@ def test_rows_are_kept_in_the_order_asked_for(model, alive):
     rows = [TEXT[i : i + n] for i, n in enumerate((4, 8, 3, 6))]
     cache = read(model, *(row[:-1] for row in rows))
     cache.keep(alive)
-    goes_on(model, cache, *(rows[row] for row in alive))
+    assert_continues(model, cache, *(rows[row] for row in alive))
 
 
 def test_filling_a_gap_moves_one_row_and_takes_no_memory(model):
@@ -72,17 +72,17 @@ def test_a_row_joins_where_another_has_left(model):
     cache.keep([0, 2])
     cache.join(read(model, rows[3][:-1]), room=STEP)
     assert cache.keys[0] is keys
-    goes_on(model, cache, rows[0], rows[2], rows[3])
+    assert_continues(model, cache, rows[0], rows[2], rows[3])
 
 
-def test_a_row_that_holds_no_numbers_harms_nobody_who_takes_its_place(model):
+def test_a_row_of_nan_does_not_affect_a_row_that_takes_its_place(model):
     rows = [TEXT[:9], TEXT[1:5], TEXT[2:8]]
     cache = read(model, *(row[:-1] for row in rows[:2]), capacity=STEP)
     for array in (*cache.keys, *cache.values):
         array[1] = np.nan
     cache.keep([0])
     cache.join(read(model, rows[2][:-1]), room=STEP)
-    goes_on(model, cache, rows[0], rows[2])
+    assert_continues(model, cache, rows[0], rows[2])
 
 
 def test_padding_that_all_rows_have_is_given_back(model):
@@ -91,7 +91,7 @@ def test_padding_that_all_rows_have_is_given_back(model):
     cache.keep([1, 2])
     cache.trim()
     assert cache.length == 5 and cache.first.tolist() == [2, 0]
-    goes_on(model, cache, *rows[1:])
+    assert_continues(model, cache, *rows[1:])
     cache.keep([1])
     cache.trim()
     assert cache.first is None or not cache.first.any()
@@ -99,7 +99,7 @@ def test_padding_that_all_rows_have_is_given_back(model):
     alone.keep([1])
     alone.trim()
     assert alone.length == 3 and alone.first is None
-    goes_on(model, alone, TEXT[1:5])
+    assert_continues(model, alone, TEXT[1:5])
 
 
 def test_room_is_made_for_the_longest_and_never_taken_from_others(model):
