@@ -35,8 +35,6 @@ MARK = re.compile(r"^# (\d+\.\d+) (\w+)(?:, variant (\d+))?$", re.MULTILINE)
 
 def __getattr__(name: str) -> Any:
     """`from minilora.course.mine import NAME`."""
-    if name.startswith("_"):
-        raise AttributeError(name)
     if name not in EXERCISES:
         raise AttributeError(f"no exercise is called {name}: there are {', '.join(EXERCISES)}")
     path = Path(FILE)
@@ -134,12 +132,14 @@ def source_of(thing: Any) -> str:
     """The source of a function or of a class, also of a class in a notebook, for which Python knows no file."""
     if inspect.isfunction(thing):
         return textwrap.dedent(inspect.getsource(thing)).rstrip() + "\n"
-    text = "".join(linecache.getlines(methods_of(thing)[0].__code__.co_filename))
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ClassDef) and node.name == thing.__name__:
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            lines = text.splitlines()[first - 1 : node.end_lineno]
-            return textwrap.dedent("\n".join(lines)).rstrip() + "\n"
+    files = [method.__code__.co_filename for method in methods_of(thing)]
+    for file in [*files, *reversed(linecache.cache)]:  # all cells, too: the methods of a dataclass have no file
+        text = "".join(linecache.getlines(file))
+        for node in ast.walk(ast.parse(text)) if f"class {thing.__name__}" in text else ():
+            if isinstance(node, ast.ClassDef) and node.name == thing.__name__:
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                lines = text.splitlines()[first - 1 : node.end_lineno]
+                return textwrap.dedent("\n".join(lines)).rstrip() + "\n"
     raise OSError(f"the source of {thing.__name__} was not found")
 
 

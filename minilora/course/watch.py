@@ -36,6 +36,7 @@ class Watched(np.ndarray):
             settings["out"] = tuple(_plain(x) for x in out)
         result = getattr(ufunc, method)(*map(_plain, inputs), **_plain(settings))
         if out is not None:
+            self.seen.update(x.shape for x in out if x is not None)
             return out[0] if len(out) == 1 else out
         return self._note(result)
 

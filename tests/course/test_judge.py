@@ -286,10 +286,29 @@ def test_a_matrix_that_is_not_needed_is_noticed_however_it_is_made():
         lambda A, B: (A.T @ B.T).T,
         lambda A, B: np.einsum("mr,rn->mn", B, A),
         lambda A, B: np.dot(np.asarray(B), A),
+        lambda A, B: np.matmul(B, A, out=np.zeros((len(B), A.shape[1]))),
         lambda A, B: np.sum([np.outer(B[:, k], A[k]) for k in range(len(A))], axis=0),
     ):
         answer = lambda x, W, A, B, alpha, made=made: x @ W.T + alpha / len(A) * (x @ made(A, B).T)
         assert judged(exercise, answer, rng()).startswith("right, but it forms a matrix of W's size")
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: np.sum(x, axis=0, where=x > 0),
+        lambda x: np.clip(x, a_min=x.min(), a_max=x / 2),
+        lambda x: np.concatenate([x, x]) @ np.linalg.svd(x)[0],
+        lambda x: np.add(x, x, out=np.zeros((4, 4))),
+        lambda x: np.divmod(x, 2.0, out=(np.zeros((4, 4)), np.ones((4, 4))))[1],
+        lambda x: np.divide(x, x, out=x.copy(), where=x > 0),
+        lambda x: np.block([[x, x], [x, x]]).T[1:],
+    ],
+)
+def test_a_watched_array_computes_what_a_plain_one_does_and_its_results_are_noted(compute):
+    x, seen = rng().standard_normal((4, 4)), set()
+    result = compute(watch.watched(x.copy(), seen))
+    assert np.array_equal(np.asarray(result), compute(x)) and seen
 
 
 def test_backward_is_refused_only_where_gradients_are_asked_for_by_hand():

@@ -127,6 +127,44 @@ def test_an_exercise_that_calls_another_finds_it_in_the_file(tmp_path):
     assert (tmp_path / "mine.py").read_text("utf-8").count("def lora_forward(") == 1
 
 
+NEEDS = """
+from dataclasses import dataclass
+
+from minilora.course import check
+
+WHOLE, HALF, NAME, PLACES, ON = 1, 0.5, "_proj", (0, 1), True
+
+
+@dataclass
+class Shape:
+    m: int
+    n: int
+
+
+def adapter_parameters(shapes, r):
+    of = [Shape(*shape) for name, shape in shapes.items() if NAME in name and ON]
+    return sum(r * (shape.m + shape.n) for shape in of) * (WHOLE + HALF + PLACES[1]) / 2.5
+
+
+check(adapter_parameters)
+
+
+def lora_forward(x, W, A, B, alpha):
+    return x @ W.T + alpha / len(A) * (x @ A.T @ B.T)
+
+
+check(lora_forward)
+"""
+
+
+def test_constants_and_decorated_classes_are_kept_and_exercises_stand_in_the_order_of_their_numbers(tmp_path):
+    assert run(tmp_path, NEEDS).count("is kept in mine.py") == 2
+    text = (tmp_path / "mine.py").read_text("utf-8")
+    assert text.index("# 8.1 lora_forward") < text.index("# 11.1 adapter_parameters")
+    shapes = {"q_proj": (2, 3), "norm": (5,)}
+    assert mine.load(tmp_path / "mine.py")["adapter_parameters"](shapes, 4) == 20
+
+
 def test_what_is_wrong_and_what_comes_from_a_module_is_not_kept(tmp_path, monkeypatch):
     run(tmp_path, SCRIPT.replace("FACTOR = 1", "FACTOR = 2").replace("check(inject)", ""))
     assert not (tmp_path / "mine.py").exists()
