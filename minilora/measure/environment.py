@@ -14,7 +14,7 @@ from ..version import __version__
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in bytes (None: unknown), system."""
+    """Processor, cores that this process may use, memory in bytes (None: unknown), system."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -28,7 +28,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python, NumPy, the matrix library that NumPy was built with, minilora."""
+    """Of minilora, Python, NumPy, and the BLAS that NumPy was built with."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "minilora": __version__,

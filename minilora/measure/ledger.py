@@ -1,8 +1,8 @@
 """The ledger: what a training job really holds, by owner, found by following the graph back from the loss.
 
-An operation keeps its arrays where Python keeps whatever a nested function uses from outside: in the closures of its
-VJPs. So the bill for the way back can be read off the graph, array by array, each under the name of the operation that
-runs it up. `predict_memory` says the same from shapes, before anything runs.
+An operation's saved arrays are in the closures of its VJPs, where Python stores what a nested function uses from
+outside. So the activations can be read off the graph, array by array, each with the name of the operation that saved
+it. `predict_memory` computes the same from shapes, before anything runs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .predict import Memory
 
 
 def ledger(model: Llama, optimizer: AdamW | None = None, loss: Tensor | None = None) -> Memory:
-    """What is held just now, by owner, in bytes. Scratch and program stay 0: a finished operation's scratch is gone.
+    """What is held now, by owner, in bytes. Scratch and program are 0: a finished operation has freed its scratch.
 
-    loss: what `model.loss` gave, before its backward; what its graph keeps is counted as activations.
+    loss: the result of `model.loss`, before its backward pass; what its graph holds counts as activations.
     """
     count = _Counted()
     parameters = dict(model.named_parameters())
@@ -43,9 +43,9 @@ def ledger(model: Llama, optimizer: AdamW | None = None, loss: Tensor | None = N
 
 
 def peak(function: Callable[[], object]) -> int:
-    """Run `function()` and return the most bytes it held at any moment, beyond what was there before.
+    """Run `function()` and return the most bytes that it held at any moment, without what was held before.
 
-    Counted by Python's tracemalloc, to which NumPy reports its arrays; running takes longer for it.
+    Python's tracemalloc counts them; NumPy reports its arrays to it. The function runs slower.
     """
     gc.collect()
     was_tracing = tracemalloc.is_tracing()
@@ -62,10 +62,10 @@ def peak(function: Callable[[], object]) -> int:
 
 
 def kept_arrays(start: Node) -> Iterator[tuple[str, Array]]:
-    """Every array that the graph behind `start` keeps for backward, with the name of the operation that keeps it.
+    """Every array that the graph behind `start` holds for the backward pass, with the operation that saved it.
 
-    An array can come several times, and parameters come, too. What a recomputable operation computes again comes
-    from arrays that it keeps itself, so it is not looked for where somebody else asks for it.
+    An array can come several times, and parameters come, too. A recomputable operation computes its output again from
+    arrays that it has saved itself, so its closure is not searched again where another operation refers to it.
     """
     nodes = _graph(start)
     visited = {id(node.recompute) for node in nodes}
@@ -84,7 +84,7 @@ def _graph(start: Node) -> list[Node]:
 
 
 def _held_by(x: Any, operation: str, visited: set[int]) -> Iterator[tuple[str, Array]]:
-    """The arrays that x, something a VJP has captured, keeps alive. Modules are passed over: they are the model's."""
+    """The arrays that x, an object captured by a VJP, keeps alive. Modules belong to the model and are passed over."""
     inside: Iterable[Any] = ()
     if _is_array(x):
         yield operation, x
@@ -105,27 +105,27 @@ def _held_by(x: Any, operation: str, visited: set[int]) -> Iterator[tuple[str, A
 
 
 def _is_array(x: Any) -> bool:
-    return hasattr(x, "nbytes") and hasattr(x, "base") and x.ndim > 0  # of NumPy or CuPy, and no single number
+    return hasattr(x, "nbytes") and hasattr(x, "base") and x.ndim > 0  # of NumPy or CuPy, and not a scalar
 
 
 def _is_filled(cell: Any) -> bool:
     try:
         return cell.cell_contents is not None
-    except ValueError:  # a variable that has no value yet, or no more
+    except ValueError:  # a variable without a value
         return False
 
 
 class _Counted:
-    """Adds up the bytes of arrays, each buffer once: a view belongs to the array whose numbers it shows."""
+    """Adds up the bytes of arrays, each buffer once: a view counts as the array that it shows."""
 
     def __init__(self) -> None:
         self.buffers: dict[int, Array] = {}
 
     def all(self, arrays: Iterable[Array]) -> int:
-        """The bytes of those buffers that were not counted before."""
+        """The bytes of the buffers that were not counted before."""
         total = 0
         for x in arrays:
-            buffer: Array = getattr(x, "raw", x)  # of a packed matrix, its bytes
+            buffer: Array = getattr(x, "raw", x)  # of a quantised matrix, its bytes
             while _is_array(below := buffer.base):
                 buffer = below
             if id(buffer) not in self.buffers:

@@ -33,7 +33,7 @@ STEPS = 2  # the first one writes the optimizer state for the first time
 
 @dataclass(frozen=True)
 class Job:
-    """The training step in question. Its tokens are random, and all are scored."""
+    """A training step on random tokens, all of which are scored."""
 
     base: str = option("smollm2", BASE)
     method: str = option("lora", "what is trained", choices=("lora", "full"))
@@ -113,7 +113,7 @@ def step_of(job: Job) -> Step:
 
 
 def shape_of(base: str, quantized: bool | str = False, bf16: bool = False) -> tuple[Config, int | None]:
-    """A base's shape, from its file's header, and the bytes of its weights where they are not float32 (else None)."""
+    """A base's shape, from its file's header, and the bytes of its weights if they are not float32 (else None)."""
     kind, path = rounded_to(quantized), locate(base)
     if bf16 and not quantized:
         kind = "BF16"
@@ -131,8 +131,10 @@ def shape_of(base: str, quantized: bool | str = False, bf16: bool = False) -> tu
     file = GGUF(path)
     if not quantized:
         return file.config(), None
-    packed = {name: tensor.tensor_type.name.startswith("Q") for name, tensor in file.tensors.items()}
-    sizes = (int(t.n_bytes) if packed[name] else FLOAT * int(t.n_elements) for name, t in file.tensors.items())
+    sizes = (  # what is not quantised is loaded as float32
+        int(tensor.n_bytes) if tensor.tensor_type.name.startswith("Q") else FLOAT * int(tensor.n_elements)
+        for tensor in file.tensors.values()
+    )
     return file.config(), sum(sizes)
 
 

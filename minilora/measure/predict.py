@@ -1,8 +1,8 @@
-"""Where the bytes go: what one training step will hold, predicted from shapes before anything runs.
+"""The memory of one training step, predicted from shapes before anything runs.
 
-Freezing saves gradients and Adam's two moments. It does not save activations, the arrays that operations keep for
-backward: those depend on tokens and layers, and every layer still passes a gradient on. What is really held is measured
-in ledger.py, and is written down in the same form.
+Freezing saves gradients and optimizer state. It does not save activations, the arrays that operations save for the
+backward pass: those depend on tokens and layers, and every layer still passes a gradient on. ledger.py measures what is
+really held, in the same form.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ SHAPES = {  # (outputs, inputs) of a block's matrices
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by owner: predicted for the moment when a step holds most, or measured.
+    """Bytes by owner, at the moment when a step holds most: predicted or measured.
 
-    activations: what operations keep for backward; `by_operation` says which. scratch: what exists only while an
-    operation runs, such as the logits of a block of tokens; with recomputation, also what one block keeps while it goes
-    back. program: Python, the libraries with their work space, and the tokenizer.
+    moments: the optimizer state, AdamW's first and second moment.
+    activations: what operations save for the backward pass; `by_operation` has the parts.
+    scratch: what exists only while an operation runs, such as the logits of a block of tokens; with activation
+        checkpointing, also what one block saves during its backward pass.
+    program: Python, the libraries with their work space, and the tokenizer.
     """
 
     weights: int
@@ -53,7 +55,7 @@ class Memory:
     by_operation: dict[str, int] = field(default_factory=dict)
 
     def by_owner(self) -> dict[str, int]:
-        """The owners and their bytes, without those that hold nothing."""
+        """The owners that hold something, and their bytes."""
         owners = ("program", "weights", "adapter", "gradients", "moments", "activations", "scratch")
         return {name: n for name in owners if (n := getattr(self, name))}
 
@@ -71,20 +73,21 @@ def base_parameters(config: Config) -> int:
 
 
 def check_targets(names: Iterable[str]) -> None:
-    """Raise ValueError for a module that is none of a block's matrices."""
+    """Raise ValueError for a module that is not one of a block's matrices."""
     if unknown := set(names) - set(SHAPES):
         raise ValueError(f"nothing is predicted for {min(unknown)!r}; known: all-linear, {', '.join(SHAPES)}")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A training step with AdamW, as far as its bytes depend on it. `Step.of` describes that of a batch.
+    """What the memory of a training step with AdamW depends on. `Step.of` describes that of a batch.
 
-    tokens, scored: those whose activations exist at the same time, in `rows` of equal length: the whole batch where it
-    is computed at once; where it is divided, the micro-batches of all `threads`, which take `rounds` for it.
+    tokens, scored: those whose activations exist at the same time, in `rows` of equal length: the whole batch if it is
+        computed at once; if it is divided, the micro-batches of all `threads`, which take `rounds` for the batch.
     rank: of the adapter on the modules named in `targets` of every block; None for full fine-tuning.
-    base_bytes: what the base's weights take, if they are not float32. recompute: blocks keep their input alone.
-    program: what Python and libraries take, which no shape tells.
+    base_bytes: the size of the base's weights, if they are not float32.
+    recompute: activation checkpointing: a block saves only its input.
+    program: the size of Python and libraries, which shapes do not give.
     """
 
     config: Config
@@ -108,20 +111,21 @@ class Step:
     ) -> Step:
         """The step of `loss_and_grad` on a batch, or on samples, and of AdamW.
 
-        model: its shape; or the model itself, which also tells adapter, base and recomputation, and which is not
-        divided on a GPU. threads: None for all cores. known: further fields; they go before what the model tells.
+        model: its shape; or the model itself, from which adapter, base and checkpointing are known, too.
+        threads: None for all cores. On a GPU a batch is not divided.
+        known: further fields, which replace what is known from the model.
         """
         if isinstance(model, Config):
             config, batches = model, micro_batches(batch, threads or cores())
         else:
-            config, batches, known = model.config, divided(model, batch, threads), _told_by(model) | known
+            config, batches, known = model.config, divided(model, batch, threads), _fields_of(model) | known
         alive, rounds = alive_at_once(batches, threads)
         tokens, scored = sum(each.input_ids.size for each in alive), sum(each.scored for each in alive)
         return cls(config, tokens, scored, rows=len(alive[0].input_ids), threads=len(alive), rounds=rounds, **known)
 
     @property
     def adapted(self) -> set[str]:
-        """The names of the modules that learn, with an adapter or whole."""
+        """The names of the modules that are trained, with an adapter or whole."""
         return set(SHAPES if self.rank is None else self.targets)
 
     @property
@@ -132,7 +136,7 @@ class Step:
 
 
 def alive_at_once(batches: Sequence[Batch], threads: int | None = None) -> tuple[list[Batch], int]:
-    """Of micro-batches, the largest that may be alive together; and in how many rounds all are computed.
+    """The largest micro-batches that may exist at the same time, and the number of rounds in which all are computed.
 
     threads: None for as many as `loss_and_grad` would use now.
     """
@@ -140,7 +144,7 @@ def alive_at_once(batches: Sequence[Batch], threads: int | None = None) -> tuple
     return largest, math.ceil(len(batches) / len(largest))
 
 
-def _told_by(model: Llama) -> dict[str, Any]:
+def _fields_of(model: Llama) -> dict[str, Any]:
     ranks = {
         name.rpartition(".")[2]: weights.rank
         for name, module in model.named_modules()
@@ -159,8 +163,8 @@ def _told_by(model: Llama) -> dict[str, Any]:
 def predict_memory(step: Step) -> Memory:
     """What a training step holds at its peak, by owner.
 
-    On the way back gradients grow while activations go. An adapter's gradients, which are small, are counted whole all
-    the same; for full fine-tuning the larger of both ends is given.
+    In the backward pass gradients grow while activations are freed. An adapter's gradients, which are small, count in
+    full; for full fine-tuning the result is the larger of both ends.
     """
     config, threads = step.config, step.threads
     base, adapter = base_parameters(config), step.adapter_parameters
@@ -183,20 +187,20 @@ def predict_memory(step: Step) -> Memory:
 
     if step.rank is not None:
         return held(adapter, activations, threads * max(of_loss, of_block))
-    # Every thread makes the head's gradient, first of all, and the embedding's, last of all, to be added where they are
-    # tied. After a first round all gradients are there.
-    gradients, beside = (base, threads * table) if step.rounds > 1 else (table, (threads - 1) * table)
-    first = held(gradients, activations, beside + threads * max(of_loss, of_block))
+    # Every thread computes the head's gradient first and the embedding's last; tied, the two are added. After a first
+    # round all gradients exist.
+    gradients, more = (base, threads * table) if step.rounds > 1 else (table, (threads - 1) * table)
+    first = held(gradients, activations, more + threads * max(of_loss, of_block))
     last = held(base, {}, threads * table if config.tie_word_embeddings else (threads - 1) * table)
     return max(first, last, key=lambda memory: memory.total)
 
 
-# -- activations, operation by operation: what each keeps is said in its docstring -------------------------------------
+# -- activations, operation by operation: each operation's docstring says what it saves -------------------------------
 
 
 def kept_activations(step: Step) -> dict[str, int]:
-    """Bytes that the graph holds when the loss is computed, by operation."""
-    kept, flows = Counter[str](), step.rank is None  # is something trained so far, to which a gradient must flow?
+    """Bytes that the graph holds once the loss is computed, by operation."""
+    kept, flows = Counter[str](), step.rank is None  # is anything trained so far, so that a gradient must flow to it?
     for _ in range(step.config.num_hidden_layers):
         block, flows = _kept_by_block(step, step.tokens, flows)
         kept += block
@@ -204,24 +208,24 @@ def kept_activations(step: Step) -> dict[str, int]:
 
 
 def recomputed_activations(step: Step) -> dict[str, int]:
-    """The same where every block keeps its input alone (engine/recompute.py)."""
+    """The same with activation checkpointing: every block saves only its input (engine/recompute.py)."""
     around, config = _kept_around(step), step.config
     around["recomputed"] = around.pop("rope") + FLOAT * config.num_hidden_layers * step.tokens * config.hidden_size
     return dict(around)
 
 
 def _kept_by_block(step: Step, tokens: int, flows: bool) -> tuple[Counter[str], bool]:
-    """What one block keeps. flows: does a gradient flow on to what is before it? Also returned: does one flow into it?
+    """What one block saves, and whether a gradient flows into it. flows: does one flow to what is before the block?
 
-    A norm or SwiGLU to which a gradient flows keeps its inputs, and linear maps compute its output again from there; in
-    a first block, where nothing before is trained, they must keep it themselves.
+    A norm or SwiGLU to which a gradient flows saves its inputs, from which linear layers compute its output again. In a
+    first block, with nothing trained before it, the linear layers save that output themselves.
     """
     config, rank, adapted = step.config, step.rank, step.adapted
     C, F = config.hidden_size, config.intermediate_size
     heads, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     numbers = Counter[str]()  # per token
 
-    def linear(width: int, computed_again: bool, *names: str) -> bool:  # maps that share one input of this width
+    def linear(width: int, computed_again: bool, *names: str) -> bool:  # layers that share one input of this width
         mine = [name for name in names if name in adapted]
         kept = (rank or 0) * len(mine) + (width if mine and not computed_again else 0)  # x Aᵀ of each, and x
         numbers["linear" if rank is None else "lora_linear"] += kept
@@ -243,7 +247,7 @@ def _kept_by_block(step: Step, tokens: int, flows: bool) -> tuple[Counter[str], 
 
 
 def _kept_around(step: Step) -> Counter[str]:
-    """What is kept outside of the blocks: the rotary angles that all share, and what comes before and after."""
+    """What is saved outside of the blocks: the rotary angles that all share, and what comes before and after."""
     C, tokens, scored = step.config.hidden_size, step.tokens, step.scored
     kept = Counter(
         rope=FLOAT * tokens // step.rows * step.config.head_dim,  # cos and sin
@@ -257,7 +261,7 @@ def _kept_around(step: Step) -> Counter[str]:
 
 
 def _scratch(step: Step) -> tuple[int, int]:
-    """Numbers that exist only while an operation runs, of one thread: in the loss, and in a block. An estimate."""
+    """Floats that exist only while an operation runs, in one thread: in the loss, and in a block. An estimate."""
     config, tokens, scored = step.config, step.tokens // step.threads, step.scored // step.threads
     C, F, vocabulary = config.hidden_size, config.intermediate_size, min(VOCAB_BLOCK, config.vocab_size)
     together = scored if step.rank is None else min(TOKEN_BLOCK, scored)  # dw takes all tokens at a time
@@ -268,7 +272,7 @@ def _scratch(step: Step) -> tuple[int, int]:
     if step.recompute:
         of_block += sum(_kept_by_block(step, tokens, True)[0].values()) // FLOAT
     if step.base_bytes is not None and step.base_bytes < FLOAT // 2 * base_parameters(config):
-        # Packed in fewer bits than bfloat16, which is used as it is: unpacked for use.
-        of_loss += 2 * vocabulary * C  # a block of the head, before the last one goes
+        # Quantised to fewer bits than bfloat16, which is used as it is: dequantised for use.
+        of_loss += 2 * vocabulary * C  # a block of the head, before the last one is freed
         of_block += F * C
     return of_loss, of_block

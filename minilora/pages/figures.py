@@ -105,7 +105,7 @@ def _run_costs(axes: Any, metrics: Mapping[str, Any]) -> None:
     for i, (name, mine, full, whole, show) in enumerate(rows):
         y = -3 * i
         axes.text(0, y + 0.75, name, fontweight="bold", va="center")
-        longest = max(mine, full)  # an adapter of a high rank on a small model is more than the model
+        longest = max(mine, full)  # an adapter of a high rank may be larger than a small model
         axes.barh(y, 100 * full / longest, color=FULL, height=0.8)
         axes.text(100 * full / longest + 2, y, f"{show(full)}, full", va="center", color=ink(FULL))
         if lora:
@@ -137,7 +137,7 @@ COSTS = {  # row of the table -> its name next to a bar
 
 
 def compare_figure(result: dict[str, Any]) -> Any:
-    """Validation loss against time of training, and bars of LoRA's share of each cost, as a matplotlib figure."""
+    """Validation loss over training time, and bars of LoRA's share of each cost, as a matplotlib figure."""
     figure, (curves, bars) = panels(2, width=11, height=4.2, ratios=(1, 1.1))
     _compare_losses(curves, result)
     _compare_costs(bars, {row["what"]: row for row in result["rows"]})
@@ -185,12 +185,12 @@ def _compare_costs(axes: Any, table: dict[str, Any]) -> None:
 
 # -- adapters on data sets ---------------------------------------------------------------------------------------------
 
-MEASURES = {  # name -> title, words at the colour bar, is more of it better, factor, format, least span of the colours
+MEASURES = {  # name -> title, label of the colour bar, is more better, factor, format, smallest span of the colours
     "loss": ("Loss, nats per token: lower is better", "change from the base, nats", False, 1, "{:.2f}", 0.5),
     "keyword_recall": ("Keyword recall, %: higher is better", "change from the base, points", True, 100, "{:.0f}", 10),
 }
 SECOND_LINES = {"paraphrase": "paraphrased", "unseen": "unseen"}  # a set's second line
-STRONGEST = 0.75  # how much of the strongest colour is not the page's: letters stay readable on it
+STRONGEST = 0.75  # opacity of the strongest colour: text stays legible on it
 
 
 def matrix_figure(result: Mapping[str, Any]) -> Any:
@@ -246,7 +246,7 @@ def _matrix_panel(figure: Any, axes: Any, result: Mapping[str, Any], adapters: l
     axes.spines[:].set_visible(False)
     axes.set_title(title)
     if len(adapters) == 1:
-        return  # nothing has changed: no colours to explain
+        return  # the base alone: no colours to explain
     ticks = [-most, -most / 4, 0, most / 4, most]
     bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=12, label=words)
     bar.set_ticks(ticks, labels=[form.replace(":", ":+").format(x) if x else "0" for x in ticks])

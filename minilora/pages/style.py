@@ -1,7 +1,7 @@
-"""What all pictures share: one colour for one thing, letters that can be read, on light pages and on dark ones.
+"""The style of all figures: one colour for one thing, and legible text, on light pages and on dark ones.
 
-Draw with the names of things (`LORA`, `FULL`, `A`, ...), so that a colour means the same on every page. Letters in the
-colour of a line, and lines in black, take `ink(color)`, which can be read on the ground that is drawn on.
+Draw with the names of things (`LORA`, `FULL`, `A`, ...), so that a colour means the same on every page. Text in the
+colour of a line, and black lines, take `ink(color)`, which is legible on the current background.
 `tests/figure_check.py` holds every figure to it.
 
 save_themes(lambda: run_figure(metrics), Path("picture.svg"))    # picture.svg, and picture-dark.svg for dark pages
@@ -23,16 +23,16 @@ BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 AMBER, SKY, GREY, BLACK = "#E69F00", "#56B4E9", "#999999", "#000000"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, GREY, BLACK)
 
-LORA, FULL, BASE = BLUE, ORANGE, GREY  # ways to train; what is frozen
+LORA, FULL, BASE = BLUE, ORANGE, GREY  # ways to train; frozen parameters
 A, B = GREEN, PURPLE  # the two matrices of an update, and their gradients
-HALF = PURPLE  # what is computed in bfloat16, beside float32
-PARAPHRASE = SKY  # losses (that of training has the colour of the way to train): on the same in other words,
-VALIDATION = AMBER  # on what was held out,
-GENERAL = BLACK  # on what the model could do before
-# What is predicted is a dashed line, and what is measured are dots, in the colour of the thing.
+HALF = PURPLE  # bfloat16, compared with float32
+PARAPHRASE = SKY  # losses (training loss has the colour of the way to train): on paraphrased training questions,
+VALIDATION = AMBER  # on the validation set,
+GENERAL = BLACK  # on general text
+# A prediction is a dashed line, and measurements are dots, in the colour of the thing.
 
-SMALLEST = 9  # points: no letter is smaller
-PALE = 0.35  # opacity of what is frozen or merely passed through
+SMALLEST = 9  # points: no text is smaller
+PALE = 0.35  # opacity of what is frozen, or only passed through
 DPI = 220  # pixels per inch of a figure that pages show at 110
 
 RC: dict[Any, Any] = {
@@ -44,12 +44,12 @@ RC: dict[Any, Any] = {
     "figure.dpi": DPI / 2,
     "savefig.dpi": DPI,
 }
-GROUNDS = {"light": ("#ffffff", BLACK), "dark": ("#0d1117", "#e6edf3")}  # ground and letters; GitHub's dark page
+GROUNDS = {"light": ("#ffffff", BLACK), "dark": ("#0d1117", "#e6edf3")}  # background and text; as on GitHub's dark page
 
 
 @contextmanager
 def theme(name: str) -> Iterator[None]:
-    """Pictures drawn and saved in this block are for light pages, or for dark ones. name: "light" | "dark"."""
+    """Figures drawn and saved in this block are for light pages, or for dark ones. name: "light" | "dark"."""
     import matplotlib as mpl
 
     if name not in GROUNDS:
@@ -62,7 +62,7 @@ def theme(name: str) -> Iterator[None]:
 
 
 def use() -> None:
-    """Draw every figure from now on in this style: for notebooks and programs of your own."""
+    """Draw every figure from now on in this style: for notebooks and your own programs."""
     import matplotlib as mpl
     from cycler import cycler
 
@@ -72,7 +72,7 @@ def use() -> None:
 def panels(
     columns: int = 1, width: float = 9, height: float = 3.6, ratios: Sequence[float] | None = None, rows: int = 1
 ) -> Any:
-    """A figure of so many inches, and its panels side by side or in rows: (figure, axes) or (figure, array of axes)."""
+    """A figure of this size in inches, and its panels: (figure, axes) or (figure, array of axes)."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -98,9 +98,8 @@ def check_picture(path: Path) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as its file's name ends: .png in the resolution of all pictures, or .svg.
-
-    The same figure gives the same bytes. Raises ValueError for another ending.
+    """Write a figure as a .png or .svg file; the same figure gives the same bytes. Raises ValueError as
+    `check_picture`.
     """
     import matplotlib as mpl
 
@@ -113,7 +112,7 @@ def save(figure: Any, path: Path) -> None:
 def save_themes(draw: Callable[[], Any], path: Path) -> list[Path]:
     """Write the figure that `draw` makes, once for light pages and once for dark ones. Returns both files.
 
-    path: of the light one, which ends as `save` wants it; the dark one stands beside it, NAME-dark.
+    path: of the light one, a .png or .svg file; the dark one is NAME-dark, next to it.
     """
     check_picture(path)
     paths = {"light": path, "dark": path.with_stem(f"{path.stem}-dark")}
@@ -131,9 +130,9 @@ def png(figure: Any) -> bytes:
 
 
 def name_lines(axes: Any, names: Sequence[tuple[float, str, str]]) -> None:
-    """Names of lines, right of a panel, each as high as its line ends, or as near to that as the other names allow.
+    """Write the names of lines to the right of a panel, each at the height where its line ends, or close to it.
 
-    names: (height of the end, text, colour of the line). Called when the limits of the panel are final.
+    names: (height of the end, text, colour of the line). Call it once the limits of the panel are final.
     """
     low, high = axes.get_ylim()
     letters = 1.35 * axes.xaxis.label.get_fontsize() / 72  # inches from one line of letters to the next
@@ -158,10 +157,10 @@ def name_lines(axes: Any, names: Sequence[tuple[float, str, str]]) -> None:
 
 
 def ink(color: str, ground: str | None = None) -> str:
-    """The same colour with the contrast that letters need, 4.5 to 1 (WCAG 2, criterion 1.4.3): darker on a light
-    ground, lighter on a dark one, where black is the colour of the letters.
+    """The same colour with the contrast that text needs, 4.5 to 1 (WCAG 2, criterion 1.4.3): darker on a light
+    background, lighter on a dark one, where black becomes the colour of the text.
 
-    ground: that of figures made now (see `theme`) if left out.
+    ground: the background; if left out, that of the current theme.
 
     >>> ink(BLUE), ink(AMBER), ink(BLUE, "#0d1117")
     ('#0072b2', '#9d6c00', '#2285bc')
