@@ -5,6 +5,7 @@ import itertools
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -334,6 +335,14 @@ def test_a_check_is_stopped_when_it_takes_too_long(double, monkeypatch, interrup
         assert signal.getsignal(signal.SIGINT) == interrupts
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_check_leaves_no_thread_behind(double):
+    assert judged(double, right, rng()) == "ok"
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    for timer in timers:
+        timer.join(3)
+    assert not any(timer.is_alive() for timer in timers)
 
 
 def test_the_interrupt_of_the_user_stays_one(double):
