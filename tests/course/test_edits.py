@@ -45,7 +45,10 @@ def test_an_edit_changes_the_solution(steps, result):
         assert function(5) == result and factorial(5) == 120
 
 
-@pytest.mark.parametrize("steps", ["m -> n", "factorial -> factorial2\n    n -> m", "n - 1", "n-1->n-2", "1 · 2 -> 3"])
+@pytest.mark.parametrize(
+    "steps",
+    ["m -> n", "factorial -> factorial2\n    n -> m", "n - 1", "n-1->n-2", "1 · 2 -> 3", "by_sum\n    n - 1 -> n"],
+)
 def test_an_edit_whose_old_text_is_not_in_the_body_exactly_once_is_refused(steps):
     with pytest.raises(
         ValueError, match="mistake 'the line' of factorial: .* must be old -> new, .* it occurs [0-9]+ times"
