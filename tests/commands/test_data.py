@@ -170,6 +170,8 @@ def test_a_terminal_underlines_what_a_pipe_puts_in_brackets(write):
     lines = [[line.rstrip("-") for line in text.split("\n")] for text in without]
     assert lines[0] == lines[1]
     assert "[[" not in marked and "\x1b" not in plain and columns(without[1]) <= 100
+    rules = [line for line in [*plain.split("\n"), *without[1].split("\n")] if line.startswith("-- ")]
+    assert len(rules) == 6 and {len(line) for line in rules} == {100}
 
 
 @pytest.mark.parametrize("width", [70, 80, 300])
@@ -184,7 +186,7 @@ def test_a_long_example_loses_its_middle_and_control_characters_are_escaped(writ
     assert "\x1b" not in text and "Why?\\x1b[2J" in text
     shown = [int(number) for number in re.findall(r"\[\[line (\d+)\.", text)]
     (hidden,) = re.findall(r"\.\.\. (\d+) lines \.\.\.", text)
-    assert len(shown) + int(hidden) == 60 and shown[0] == 0 and shown[-1] == 59
+    assert len(shown) + int(hidden) == 60 and shown[0] == 0 and shown[-1] == 59 and len(shown) < 14
 
 
 def test_three_records_are_shown_the_first_the_middle_one_and_one_of_the_test_set(write):

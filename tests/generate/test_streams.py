@@ -114,6 +114,7 @@ def test_a_long_prompt_is_read_in_parts_and_the_others_go_on_meanwhile(model, to
     for _ in range(parts - 1):
         streams.step()
     assert (short.tokens, long.tokens) == (parts, 0)
+    assert streams.reading.cache.capacity == long.prompt_tokens  # the room for its answer is that of the batch it joins
     streams.step()
     assert (short.tokens, long.tokens) == (parts + 1, 1)
     streams.step()  # the third is being read
