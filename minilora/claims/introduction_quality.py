@@ -21,11 +21,10 @@ CLAIM = Claim(
     minutes=4,
     band=SLIGHT.of("share of full fine-tuning's gain that LoRA reaches"),
     explained={
-        "not at this size": "LoRA reached four fifths of full fine-tuning's gain, both at learning rates inside the"
-        " range that was tried: it is behind by more than slightly. A quarter of the tiny base is its embedding,"
-        " which full fine-tuning changes word by word, and LoRA leaves frozen; and a matrix 128 wide may change by"
-        " rank 8 only. Larger bases know the words already, and have more room in the same rank: papers that find no"
-        " loss look at those.",
+        "not at this size": "LoRA reached four fifths of full fine-tuning's gain: it is behind by more than slightly."
+        " A quarter of the tiny base is its embedding, which full fine-tuning changes word by word, and LoRA leaves"
+        " frozen; and a matrix 128 wide may change by rank 8 only. Larger bases know the words already, and have more"
+        " room in the same rank: papers that find no loss look at those.",
     },
 )
 

@@ -61,9 +61,9 @@ class Sweep:
     @property
     def folder(self) -> Path:
         """The folder of all results: `out`, or runs/sweep-<data>[-<base, if another than the default>]."""
-        base = self.values("base")[0]
-        own = Options(data=self.values("data")[0], **({} if base == USUAL["base"] else {"base": base})).folder
-        return Path(self.out) if self.out else own.with_name(f"sweep-{own.name}")
+        base, own = self.values("base")[0], Options(data=self.values("data")[0]).folder
+        named = "" if base == USUAL["base"] else f"-{Options(data=base).folder.name}"
+        return Path(self.out) if self.out else own.with_name(f"sweep-{own.name}{named}")
 
     def values(self, name: str) -> list[Any]:
         """The values of an option of finetune, each once."""

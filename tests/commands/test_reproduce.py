@@ -6,7 +6,7 @@ import sys
 import pytest
 from commandline import complaint, status
 
-from minilora.commands.reproduce import ReproduceOptions, chosen, failures, listing, page, write_page
+from minilora.commands.reproduce import ReproduceOptions, chosen, failures, listing, page, summary, write_page
 from minilora.commands.reproduce import reproduce as run
 from minilora.experiments import claim as claims
 from minilora.experiments import memo
@@ -160,6 +160,21 @@ def test_a_claim_with_a_number_that_is_none_is_a_failed_one(shelf, number, tmp_p
     assert json.loads((tmp_path / "runs/claims/claims.json").read_text())["claims"]["good"]["failed"]
     rewritten(shelf, "good", '{"measured": factors', f'{{"measured": [{number}]')
     assert "finite numbers" in run(["good"], ReproduceOptions(jobs=1, seeds=[0]))["claims"]["good"]["failed"]
+
+
+def test_what_could_not_be_judged_is_not_kept(shelf, tmp_path):
+    rewritten(shelf, "good", '{"measured": factors', '{"measured": []')
+    assert "finite numbers" in run(["good"], SERIAL)["claims"]["good"]["failed"]
+    assert list((tmp_path / "runs/claims/cache").glob("good-*.json")) == []
+
+
+def test_a_claim_from_second_hand_says_so_and_two_seeds_have_an_interval(shelf):
+    rewritten(shelf, "good", 'base="matrices"', 'base="matrices", second_hand=True')
+    result = run([], ReproduceOptions(jobs=1, seeds=[0, 5]))
+    text = page(result, {})
+    assert text.count("(second-hand)") == text.count("Second-hand: ") == 1
+    assert "| Euclid, Elements, book 5 (second-hand) |" in text and "mean 2.025 [1.707, 2.343]" in text
+    assert "reproduced        2.025 [1.707, 2.343]" in summary(result)
 
 
 def test_what_is_not_reproduced_is_explained(shelf):

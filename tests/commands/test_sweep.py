@@ -42,7 +42,7 @@ def no_training(monkeypatch):
             "train_loss": loss,
             "steps": 2,
             "trainable_parameters": 100 * setting.get("r", 50),
-            "seconds": 0.5,
+            "seconds": 0.0,
         }
 
     monkeypatch.setattr(sweeping, "trial", found)
@@ -60,6 +60,7 @@ def table(folder="s"):
 def test_every_combination_of_values_is_a_trial_and_values_given_twice_count_once():
     found = SweepOptions(r=[1, 4, 4], lr=[1e-3, 1e-2], seed=[0, 1, 2]).settings()
     assert len(found) == len({json.dumps(one) for one in found}) == 12
+    assert SweepOptions(r=[4, 4], seed=[0, 1]).varied == ["seed"]
     assert {(one["base"], one["strength"]) for one in found} == {("tiny", 1.0)}
 
 
@@ -433,6 +434,9 @@ def test_what_a_failed_seed_lacks_is_not_counted_as_nothing():
 def test_the_page_counts_one_trial_as_one():
     said = page(summed([3.0]) | {"time": {"made": 1, "wall_seconds": 1.5, "jobs": 1}}, 80)
     assert "-- 1 trial --" in said and "1 trial in 1.50 s" in said and "trials" not in said
+    assert "without intervals" in said and "[" not in said  # of one seed
+    several = page(summed([3.0, 4.0], seed=[0, 1]) | {"time": {"made": 0}}, 80)
+    assert "interval over 2 seeds" in several and "3.500 [-2.853, 9.853]" in several
     broken = page(summed([None]) | {"time": {"made": 0}}, 80)
     assert "1 of 1 trial failed\n  why" in broken and "LoRA: no trial finished" in broken
 
@@ -442,6 +446,36 @@ def test_a_table_of_many_settings_shows_the_best_ones():
     said = page(summed([40.0 - r for r in plan], r=plan) | {"time": {"made": 0}}, 80)
     assert "... and 6 more settings" in said and "  10.000\n" in said and "  33.000\n" in said
     assert "34.000" not in said
+
+
+def test_a_trial_that_fails_leaves_nothing_either_and_no_trial_writes_checkpoints(monkeypatch, tmp_path):
+    def broken(options, **more):
+        assert options.save_every > 10**6
+        options.folder.with_name("work.partial").mkdir()
+        raise ValueError("the loss is nan")
+
+    monkeypatch.setattr(sweeping, "finetune", broken)
+    with pytest.raises(ValueError, match="the loss is nan"):
+        trial({}, str(tmp_path / "work"))
+    assert written(tmp_path) == []
+
+
+def test_the_time_of_a_trial_grows_with_its_records_and_its_base(tiny_folder):
+    def seconds(**options):
+        plan = SweepOptions(data=[str(tiny_folder / "data.jsonl")], **options)
+        return sweeping._guess(plan.settings()[0])
+
+    small, large = [str(tiny_folder / "base")], ["tiny"]
+    assert seconds(base=small, steps=[20]) == pytest.approx(2 * seconds(base=small, steps=[10]))
+    assert seconds(base=small, steps=[10], batch_size=[4]) == pytest.approx(seconds(base=small, steps=[20]) / 4)
+    assert seconds(base=large, steps=[10]) > seconds(base=small, steps=[10]) > 0
+    assert seconds(base=small, epochs=[4]) == pytest.approx(2 * seconds(base=small, epochs=[2]))
+
+
+def test_the_folder_is_named_after_the_data_and_the_base():
+    assert str(SweepOptions().folder) == "runs/sweep-legal"
+    assert str(SweepOptions(data=["support", "legal"], base=["smollm2"]).folder) == "runs/sweep-support-smollm2"
+    assert str(SweepOptions(out="here", data=["support"]).folder) == "here"
 
 
 @pytest.mark.parametrize(("steps", "last"), [(1, [9]), (5, [9]), (10, [9]), (11, [8, 9]), (25, [7, 8, 9])])

@@ -1,5 +1,7 @@
 """What is kept of a training run is what training did to the weights, and one run serves all who ask for it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -123,3 +125,9 @@ def test_another_file_is_refused(tmp_path):
         read_update(tmp_path / "x.safetensors")
     with pytest.raises(ModelFileError, match="no such file"):
         read_update(tmp_path / "y.safetensors")
+
+
+def test_an_update_whose_file_is_gone_is_trained_again(train):
+    first = train()
+    Path(first["file"]).unlink()
+    assert train() == first and read_update(first["file"])
