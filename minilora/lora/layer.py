@@ -219,7 +219,13 @@ class LoraLinear(LoraLayer, Linear):
         return fused.mixed_lora_linear(x, self.weight, *thin, parts=parts)
 
     def update(self, x: Tensor, product: Tensor, lora: LoraWeights, factor: float | Array) -> Tensor:
-        """What one adapter adds to product = x Wᵀ      x (..., n), product (..., m) -> (..., m)"""
+        """What one adapter adds to the product, (..., m).
+
+        x: the layer's input, (..., n).
+        product: x Wᵀ, (..., m).
+        lora: the adapter's weights.
+        factor: of its update.
+        """
         seen = x if lora.dropout is None else lora.dropout(x)
         low = fused.linear(fused.linear(seen, lora.lora_A), lora.lora_B)
         if lora.initial is not None:
