@@ -56,7 +56,7 @@ class CompareOptions:
     steps: int = option(60, "steps of the two runs that are compared")
     batch_size: int = option(8, "records per step")
     max_length: int = option(512, "tokens per record; longer records are truncated")
-    eval_records: int = option(40, "paraphrased questions measured, evenly chosen")
+    eval_records: int = option(40, "records of each set that are measured, evenly chosen")
     seed: int = option(0, "seed of the adapter's initialisation and of the order of the records")
     r: int = option(8, "rank of LoRA's update, on all linear layers")
     lora_alpha: float = option(16.0, "LoRA's scale is alpha / r")

@@ -6,6 +6,7 @@ import pytest
 from modelfiles import CHATML, CONFIG, write_gguf
 from tokenizers import Tokenizer as Core
 
+from minilora.data import samples
 from minilora.data.records import Record
 from minilora.data.samples import (
     encode_record,
@@ -121,7 +122,7 @@ ANSWERS = ("So.", " So. ", "\n\nSo", "So\n", "12 34", "a<|im_end|>b", "<|im_end|
 
 @pytest.mark.parametrize("known", [True, False], ids=["end token", "end token spelled out"])
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone(build, template, known):
+def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone(build, template, known, monkeypatch):
     def looked_for(record):
         ids = tokenizer.encode_chat(record.messages)
         labels = [NOT_SCORED] * len(ids)
@@ -145,7 +146,8 @@ def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone
         for one in ANSWERS
         for other in ANSWERS
     ]
-    assert encode_records(records * 4, tokenizer) == [looked_for(record) for record in records] * 4
+    monkeypatch.setattr(samples, "_AT_ONCE", 50)
+    assert encode_records(records, tokenizer) == [looked_for(record) for record in records]
 
 
 def test_further_phrasings_are_encoded_if_asked_for(tokenizer):
