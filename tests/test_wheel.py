@@ -44,8 +44,11 @@ def test_the_wheel_holds_every_notebook_and_no_source_of_one(wheel):
     assert not any("/src/" in name or name.startswith("lessons") for name in names)
 
 
-def test_the_wheel_holds_the_page(wheel):
-    assert "minilora/serve/page.html" in zipfile.ZipFile(wheel).namelist()
+def test_the_wheel_holds_every_file_that_the_package_reads(wheel):
+    kinds = {".html", ".jinja", ".jsonl", ".json", ".safetensors", ".txt", ".typed"}
+    files = [path for path in (ROOT / "minilora").rglob("*") if path.suffix in kinds and "claims" not in path.parts]
+    named = {path.relative_to(ROOT).as_posix() for path in files}
+    assert "minilora/data/legal.jsonl" in named and named <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_the_course_comes_out_of_the_wheel(wheel, tmp_path):
