@@ -177,7 +177,11 @@ def fresh():
     ("names", "machine", "reason"),
     [
         (["libno-such-thing.so"], ["Linux", "x86_64"], r"libno-such-thing\.so.*pip install 'minilora\[bf16\]'$"),
-        (["libm.so.6"], ["Linux", "x86_64"], r"libm\.so\.6 is built in another way"),
+        (
+            ["libm.so.6"],
+            ["Linux", "x86_64"],
+            r"^oneDNN is not installed \(libm\.so\.6 is built in another way.*pip install",
+        ),
         ([], ["Darwin", "arm64"], "^it needs Linux on x86_64, this is Darwin on arm64$"),  # nothing to install
     ],
 )

@@ -185,8 +185,9 @@ def test_a_device_that_is_not_there_is_refused_with_what_to_do(monkeypatch):
         "device 'cuda' finds no usable GPU (cudaErrorNoDevice: no CUDA-capable device is detected): "
         "check nvidia-smi, or use device 'cpu'"
     )
-    with pytest.raises(ValueError, match="'tpu' is unknown: use 'cpu' or 'cuda'"):
-        to_device(np.zeros(3), "tpu")
+    for name in ("tpu", "gpu", "cuda:0", "CPU", ""):
+        with pytest.raises(ValueError, match=f"'{name}' is unknown: use 'cpu' or 'cuda'"):
+            to_device(np.zeros(3), name)
 
 
 def test_cupy_itself_without_a_driver_gives_the_same_advice(cupy):
