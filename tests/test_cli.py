@@ -244,6 +244,7 @@ BROKEN = [  # what happens in the third step, exit status, last line, what is sa
 ]
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(("how", "code", "line", "said", "kept"), BROKEN, ids=["nan", "interrupted"])
 def test_a_job_that_breaks_in_training_says_why_and_keeps_its_adapter(
     how, code, line, said, kept, tiny_folder, tmp_path, capsys, monkeypatch
@@ -263,6 +264,7 @@ def test_a_job_that_breaks_in_training_says_why_and_keeps_its_adapter(
     assert status("chat", "--base", tiny_folder / "base", "--adapter", kept, "--prompt", "What is 1?") == 0
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_run_goes_on_with_what_it_was_told_when_it_began(tiny_folder, tmp_path, capsys, monkeypatch):
     told = ["--steps", 5, "--lr", "0.01", "--lora-dropout", "0.1", "--r", 2]
     assert status(*job(tiny_folder, *told, "--out", "straight")) == 0

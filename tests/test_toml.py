@@ -76,7 +76,7 @@ every = st.builds(
 
 
 @given(every)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=50)
 def test_what_is_written_is_read_again_to_the_last_digit(tmp_path_factory, options):
     assert again(options, tmp_path_factory.getbasetemp() / "options.toml") == options
 

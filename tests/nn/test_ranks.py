@@ -281,8 +281,9 @@ JOBS = {
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("way", JOBS)
 def test_a_whole_job_gives_the_numbers_of_one_process(way, home, tmp_path, said):
-    alone = finetune(options(home, tmp_path / "alone", **JOBS[way]))
-    metrics, *others = together(3, options(home, tmp_path / "ranks", **JOBS[way]))
+    asked = way == "lora"  # answers, as well
+    alone = finetune(options(home, tmp_path / "alone", eval_records=2, **JOBS[way]), answers=asked)
+    metrics, *others = together(3, options(home, tmp_path / "ranks", eval_records=2, **JOBS[way]), answers=asked)
     same(metrics, alone)
     assert others == [{}, {}] and metrics["ranks"] == 3 and alone["ranks"] == 1
     trained, whole = metrics["trainable_parameters"], alone["total_parameters"]

@@ -58,6 +58,7 @@ def chosen(home, tmp_path):
 def test_the_best_adapter_is_the_result_and_the_last_one_lies_beside_it(chosen, home, tmp_path, monkeypatch):
     foresee([5, 3, 4, 3, 6, 7], monkeypatch)
     metrics = finetune(chosen, answers=False)
+    assert metrics["answers"] == [] and metrics["keyword_recall"] == {}
     assert metrics["kept"] == {"step": 2, "which": "best", "loss": 3}  # the first of equal ones
     assert same(state_of(tmp_path / "run", home), after(2, home, chosen))
     assert same(state_of(tmp_path / "run" / "last", home), after(6, home, chosen))

@@ -173,6 +173,7 @@ def test_the_file_of_a_run_repeats_it_to_the_last_byte_from_any_folder(flags, ho
     assert texts[0] == texts[1]
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_flags_take_precedence_over_the_file_of_a_run(home, plain, tmp_path, capsys):
     words = ["--config", str(plain / "run.toml"), "--out", str(tmp_path / "run"), "--steps", "1", "--method", "full"]
     assert main(["finetune", *words]) == 0
