@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -364,6 +365,22 @@ def test_what_an_answer_prints_stays_and_its_warnings_are_one_line_on_stdout(dou
     out, err = capfd.readouterr()
     assert "x has 5" in out and "to stderr" in out and err == ""
     assert out.count("(your code warns: RuntimeWarning: invalid value encountered in log)") == 1
+
+
+# -- exercises and their forms -----------------------------------------------------------------------------------------
+
+
+def test_a_name_belongs_to_one_exercise_and_each_kind_of_draw_has_its_turn(double):
+    with pytest.raises(ValueError, match="two exercises are called double: 99.1 and 99.3"):
+        exercise("99.3", draw=[], returns="y", mistakes="")(double.forms[0].reference)
+    form = replace(double.forms[0], draw=["a", "b", "c", "d", "e"], smallest="s")
+    assert form.draws(3) == [*"abcdes"] and form.draws(7) == [*"abcdeabs"]
+
+
+@pytest.mark.parametrize("number, form", [(None, 0), (0, 0), (1, 1), (2, 0), (7, 1)])
+def test_numbers_of_variants_beyond_the_last_begin_again(number, form):
+    lora = EXERCISES["lora_forward"]
+    assert lora.form(number) is lora.forms[form]
 
 
 # -- draws -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,144 @@
+"""A course in nbgrader, from a clone to grades.csv: one right, one wrong and one empty submission of each exercise.
+
+The commands are those of lessons/README.md.
+"""
+
+import csv
+import html
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minilora.course.judge import EXERCISES as EXERCISES_OF
+
+pytest.importorskip("nbgrader", reason="needs pip install '.[lessons,instructor]'")
+
+LESSONS = Path("/tmp/wt/course") / "lessons"
+EXERCISES = ["08_lora", "18_how_do_you_know"]
+OVERLAY = """
+import math
+
+def test_lora_forward(lora_forward):
+    assert math.pi > 3 and not hasattr(lora_forward, "sly"), "only the hidden test sees it"
+"""
+
+pytestmark = [pytest.mark.instructor, pytest.mark.timeout(900)]
+
+
+def run(course, *command):
+    environment = os.environ | {  # nbgrader calls alembic, which is installed beside it
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "JUPYTER_CONFIG_DIR": str(course / ".jupyter"),
+        "IPYTHONDIR": str(course / ".ipython"),
+    }
+    done = subprocess.run(
+        [sys.executable, *command], cwd=course, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """A course folder with its released exercises, three students' submissions, and their grades."""
+    folder = tmp_path_factory.mktemp("course")
+    overlay = tmp_path_factory.mktemp("overlay")
+    (overlay / "08_lora.py").write_text(OVERLAY, "utf-8")
+    run(folder, str(LESSONS / "build.py"), "--instructor", ".", "--overlay", str(overlay))
+    for name in EXERCISES:
+        run(folder, "-m", "nbgrader", "generate_assignment", name)
+        stub = (LESSONS / "exercises" / f"{name}.ipynb").read_text("utf-8")  # what students get from the repository
+        right = json.loads(stub)
+        answers = solution_cells(json.loads(source_of(folder, name)))
+        for cell, answer in zip(solution_cells(right), answers, strict=True):
+            cell["source"] = answer["source"]
+        submit(folder, "right", name, json.dumps(right))
+        last = solution_cells(right)[-1]
+        last["source"] = f"def {last['metadata']['nbgrader']['grade_id']}(*arguments):\n    pass"
+        submit(folder, "wrong", name, json.dumps(right))
+        submit(folder, "empty", name, stub)
+        if name == "08_lora":
+            answers[0]["source"] = "".join(answers[0]["source"]) + "\nlora_forward.sly = True"
+            for cell, answer in zip(solution_cells(right), answers, strict=True):
+                cell["source"] = answer["source"]
+            submit(folder, "sly", name, json.dumps(right))
+        run(folder, "-m", "nbgrader", "autograde", name, "--create")
+        run(folder, "-m", "nbgrader", "generate_feedback", name)
+    run(folder, "-m", "nbgrader", "export", "--to", "grades.csv")
+    return folder
+
+
+def solution_cells(notebook):
+    return [cell for cell in notebook["cells"] if cell["metadata"].get("nbgrader", {}).get("solution")]
+
+
+def points_of(name):
+    """The points of an assignment's last check."""
+    notebook = json.loads((LESSONS / "exercises" / f"{name}.ipynb").read_text("utf-8"))
+    return [p for cell in notebook["cells"] if (p := cell["metadata"].get("nbgrader", {}).get("points"))][-1]
+
+
+def last_function(name):
+    """The name of the function that an assignment asks for last: the wrong submission returns None from it."""
+    notebook = json.loads((LESSONS / "exercises" / f"{name}.ipynb").read_text("utf-8"))
+    return solution_cells(notebook)[-1]["metadata"]["nbgrader"]["grade_id"]
+
+
+def source_of(folder, name):
+    return (folder / "source" / name / f"{name}.ipynb").read_text("utf-8")
+
+
+def submit(folder, student, name, text):
+    target = folder / "submitted" / student / name / f"{name}.ipynb"
+    target.parent.mkdir(parents=True)
+    target.write_text(text, "utf-8")
+
+
+@pytest.fixture(scope="module")
+def grades(course):
+    with (course / "grades.csv").open(newline="") as file:
+        return {(row["assignment"], row["student_id"]): row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+@pytest.mark.parametrize("student, points", [("right", 8), ("empty", 0)])
+def test_all_points_for_a_right_submission_and_none_for_an_empty_one(grades, name, student, points):
+    assert float(grades[name, student]["score"]) == points and float(grades[name, student]["max_score"]) == 8
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_a_mistake_costs_the_points_of_what_it_breaks(grades, name):
+    assert float(grades[name, "wrong"]["score"]) == 8 - points_of(name)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_feedback_tells_the_student_what_is_wrong(course, name):
+    page = html.unescape((course / "feedback" / "wrong" / name / f"{name}.html").read_text("utf-8"))
+    known = [mistake.line for mistake in EXERCISES_OF[last_function(name)].forms[0].mistakes]  # None can be an answer
+    assert any(line in page for line in ["the function returns nothing", "must be one number, got NoneType", *known])
+
+
+def test_an_overlay_is_in_no_release_and_counts_in_grading(course, grades):
+    assert float(grades["08_lora", "sly"]["score"]) == 8 - 2
+    released = (course / "release" / "08_lora" / "08_lora.ipynb").read_text("utf-8")
+    assert "sly" not in released and "HIDDEN" not in released and "sly" in source_of(course, "08_lora")
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_nbgrader_releases_what_the_repository_ships(course, name):
+    released = json.loads((course / "release" / name / f"{name}.ipynb").read_text("utf-8"))
+    shipped = json.loads((LESSONS / "exercises" / f"{name}.ipynb").read_text("utf-8"))
+    assert released["cells"] == shipped["cells"]
+
+
+def test_a_variant_asks_for_another_answer_and_an_overlay_must_fit(tmp_path):
+    run(tmp_path, str(LESSONS / "build.py"), "--instructor", ".", "--variant", "1", "08_lora")
+    source = source_of(tmp_path, "08_lora")
+    assert "check(lora_forward, variant=1)" in source and "\\\\frac{\\\\alpha}{\\\\sqrt{r}}" in source
+    (tmp_path / "08_lora.py").write_text("def test_laura(laura):\n    pass\n")
+    command = [sys.executable, str(LESSONS / "build.py"), "--instructor", ".", "--overlay", ".", "08_lora"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "test_laura, which belongs to no exercise there: test_lora_forward" in done.stdout
