@@ -118,6 +118,14 @@ def test_threads_are_never_more_than_the_environment_allows(name, monkeypatch, c
     assert controller.limits == [4, 1, 2]
 
 
+def test_cores_are_left_to_another_library_once_and_taken_back_once(monkeypatch, controller):
+    monkeypatch.setattr(parallel, "processors", lambda: 6)
+    for to_another, threads in ((False, None), (True, 1), (True, 1), (False, 6), (False, 6), (True, 1), (False, 6)):
+        parallel.leave_cores(to_another)
+        assert controller.limits[-1:] == ([threads] if threads else []) and parallel.cores() == 6
+    assert controller.limits == [1, 6, 1, 6]
+
+
 def test_with_openblas_num_threads_matmuls_use_no_more():
     environment = {k: v for k, v in os.environ.items() if k not in parallel.THREADS} | {"OPENBLAS_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-c", KEEP], env=environment, capture_output=True, text=True, check=True)

@@ -403,7 +403,13 @@ def test_what_is_written_as_json_is_read_back_and_what_is_no_json_leaves_the_old
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "no such file"), (b"{", "not readable as JSON"), (b"\xff", "not readable"), (b"[1]", "object, got list")],
+    [
+        (None, "no such file"),
+        (b"{", "not readable as JSON"),
+        (b"\xff", "not readable"),
+        (b"[1]", "object, got list"),
+        (b"[" * 100_000, "not readable as JSON"),
+    ],
 )
 def test_json_that_is_missing_broken_or_no_object_is_named_in_one_line(tmp_path, content, words):
     if content is not None:

@@ -150,6 +150,16 @@ def test_a_file_that_is_missing_or_another_is_refused_in_one_line(tmp_path):
         assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
+def test_a_file_of_another_byte_order_is_refused(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    with pytest.raises(
+        ModelFileError, match=r"a\.gguf: big-endian GGUF file; expected one in this machine's byte order"
+    ):
+        open_gguf(tmp_path / "a.gguf")
+
+
 def test_a_file_cut_off_at_any_byte_of_its_header_is_refused(tmp_path):
     path = tmp_path / "a.gguf"
     record = {"general.architecture": "llama", "x.counts": [1, 2], "x.count": 3, "x.text": "d", "x.texts": ["ab", "c"]}
