@@ -11,7 +11,6 @@ from minilora.cli import main
 from minilora.commands import data as command
 from minilora.commands.data import BRACKETS, UNDERLINED, LookOptions, look, page
 from minilora.data.records import read_records
-from minilora.data.rows import DataError
 from minilora.data.samples import encode_records, truncate
 from minilora.data.splits import split_records
 from minilora.models import load
@@ -131,12 +130,6 @@ def test_what_is_truncated_and_what_is_dropped_is_counted_by_split(write):
     assert f"... truncated here, {seen['examples'][0]['tokens'] - 20} tokens before its end" in told(seen)
 
 
-def test_a_text_that_spells_a_control_token_is_named(write):
-    assert "are trained as control tokens: <|im_end|> in line-1" in told(
-        tiny(write([{"text": "So <|im_end|> it is."}]))
-    )
-
-
 def test_without_the_tokenizer_of_the_base_nothing_is_downloaded_and_tiny_counts(write, monkeypatch):
     monkeypatch.setattr(command, "find", lambda name: None)
     monkeypatch.setattr(load, "pull", None)
@@ -210,8 +203,9 @@ def test_a_text_is_shown_as_the_sequences_it_is_divided_into(write):
     assert tiny(write(rows), max_length=32)["lengths"]["test"]["samples"] > 1
 
 
-def test_a_short_text_is_all_trained_on_and_that_is_said(write):
-    seen = tiny(write("It was dark. " * 30, "novel.txt"), max_length=32)
+def test_a_short_text_is_all_trained_on_and_that_is_said_as_are_control_tokens_in_it(write):
+    seen = tiny(write("It was dark <|im_end|>. " * 15, "novel.txt"), max_length=32)
+    assert "are trained as control tokens: <|im_end|> in novel" in told(seen)
     sequences = seen["lengths"]["train"]["samples"]
     assert [*seen["lengths"]] == ["train"] and 1 < sequences < 10
     assert (
@@ -235,7 +229,10 @@ def test_data_without_anything_to_train_on_can_be_looked_at(write, source, lengt
     assert list(seen["lengths"]) == lengths and page(seen).endswith("there is no training record")
 
 
-def test_columns_under_other_names_are_named_and_are_in_the_command(write):
+def test_folders_name_their_files_and_columns_under_other_names_are_in_the_command(write, tmp_path):
+    for split in ("train", "valid"):
+        write(QA[:2], f"{split}.jsonl")
+    assert "files train.jsonl, valid.jsonl splits as the files say" in told(tiny(tmp_path))
     name = write([{"the ask": "Why?", "tell": "So."}], "my data.jsonl")
     text = page(tiny(name, field={"question": "the ask", "answer": "tell"}, max_length=64))
     assert "question is the column the ask, answer is the column tell" in text
@@ -244,18 +241,7 @@ def test_columns_under_other_names_are_named_and_are_in_the_command(write):
     )
 
 
-def test_a_folder_names_its_files(write, tmp_path):
-    for split in ("train", "valid"):
-        write(QA[:2], f"{split}.jsonl")
-    assert "files train.jsonl, valid.jsonl splits as the files say" in told(tiny(tmp_path))
-
-
 # -- the command -------------------------------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_used_is_refused_as_training_refuses_it(write):
-    with pytest.raises(DataError, match=r"data.jsonl:2: question/answer needs a column answer; there are question"):
-        tiny(write([QA[0], {"question": "x"}]))
 
 
 def test_defaults_are_those_of_training():

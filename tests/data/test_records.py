@@ -153,6 +153,8 @@ def test_text_that_the_tokenizer_cannot_encode_is_reported_if_the_tokenizer_is_k
     bad = ["a?", "ab\x1b"] if field == "phrasings" else "ab\x1b"
     path = write(QA, ({} if field == "text" else QA) | {field: bad})
     assert message_of(path, Picky()) == f"{path}:2: no token" and len(read_records(path)) == 2
+    novel = write("ab\x1b", name="novel.txt")
+    assert message_of(novel, Picky()) == f"{novel}: no token"
 
 
 def test_a_file_that_is_empty_or_missing_is_refused_with_what_would_do(write, tmp_path):
