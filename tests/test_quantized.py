@@ -180,7 +180,7 @@ def test_what_cannot_be_packed_is_refused_in_one_line(files, folder, tmp_path, r
         lambda: zoo.load(folder, quantized="nf5"),
         lambda: shape_of("tiny", Job(quantized="nf5").quantized),
     ):
-        with pytest.raises(ValueError, match="nf4, fp4, int4, q8_0, q4_1, got 'nf5'"):
+        with pytest.raises(ValueError, match="one of true, false, nf4, fp4, int4, q8_0, q4_1, got 'nf5'"):
             call()
     assert PACKED["choices"] == (True, False, *KINDS) and all(kind in PACKED["help"] for kind in KINDS)
     for kind in (True, "nf4"):

@@ -33,7 +33,7 @@ def rounded_to(quantized: bool | str) -> str | None:
         return None
     if (kind := quantized.upper()) not in ROUNDED:
         known = ", ".join(kind.lower() for kind in ROUNDED)
-        raise ValueError(f"quantized must be true, false or one of {known}, got {quantized!r}")
+        raise ValueError(f"quantized must be one of true, false, {known}, got {quantized!r}")
     return kind
 
 
