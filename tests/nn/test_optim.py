@@ -151,6 +151,13 @@ class TestAnyOptimizer:
 def test_a_negative_learning_rate_is_refused(rng, optimizer):
     with pytest.raises(ValueError, match=r"must not be negative, got -0\.1"):
         optimizer([parameter(rng, 1)], lr=-0.1)
+    assert optimizer([parameter(rng, 1)], lr=0.0).lr == 0
+
+
+def test_a_factor_for_a_name_that_is_not_trained_is_refused(rng):
+    for parameters in ({"a": parameter(rng, 1)}, [parameter(rng, 1)]):
+        with pytest.raises(ValueError, match="lr_scale names 'b', which is not among the parameters to train"):
+            AdamW(parameters, lr_scale={"b": 2.0})
 
 
 # -- clipping ----------------------------------------------------------------------------------------------------------
