@@ -222,6 +222,10 @@ def test_progress_beside_the_course_finds_it_and_says_where_none_or_several_are(
             assert f"2 of {len(EXERCISES)} exercises pass (read from {tmp_path / name}" in progress(tmp_path)
     with pytest.raises(FileNotFoundError, match="several courses are below .*first.*second"):
         progress(tmp_path)
+    for place in (tmp_path / "first", tmp_path):  # what is nearer comes first
+        (place / "mine.py").write_text("")
+        assert f"0 of {len(EXERCISES)} exercises pass (read from {place / 'mine.py'})" in progress(place)
+        (place / "mine.py").unlink()
     assert f"2 of {len(EXERCISES)}" in progress(tmp_path / "first")
 
 
