@@ -129,6 +129,7 @@ NEAR = [
     ("--max-steps", "--steps"),
     ("--model", "--base"),
     ("--quantised", "--quantized"),
+    ("--sede", "--seed"),
 ]
 
 

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from .. import toml
 from ..options import BASE, UsageError, from_flags
-from ..progress import log
 
 Given = TypeVar("Given")
 
@@ -59,8 +58,3 @@ def one_adapter(words: Sequence[str]) -> tuple[str, Path]:
     if len(named) > 1:
         raise UsageError(f"one adapter at a time: {', '.join(named)} are {len(named)}")
     return named.popitem()
-
-
-def tell(line: str) -> None:
-    """Log a line about the work, which the command line prints on stderr: going, use `log.info`."""
-    log.info("%s", line)

@@ -49,6 +49,7 @@ class Material:
         for samples in (self.train, self.validation, self.validation_paraphrase):
             digest.update(b"set")
             for sample in samples:
+                digest.update(b"sample")
                 for wording in (sample, *sample.others):
                     digest.update(np.array([len(wording.ids), *wording.ids, *wording.labels], "<i8").tobytes())
         return digest.hexdigest()

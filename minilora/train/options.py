@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,21 +218,9 @@ class Options:
         return Path("runs", "-".join([_name_of(self.data), *base, *([] if self.method == "lora" else [self.method])]))
 
     def lora_config(self) -> LoraConfig:
-        """The adapter these options ask for."""
-        return LoraConfig(
-            r=self.r,
-            lora_alpha=self.lora_alpha,
-            target_modules=self.target_modules,
-            exclude_modules=self.exclude_modules,
-            layers_to_transform=self.layers_to_transform,
-            rank_pattern=dict(self.rank_pattern or {}),
-            alpha_pattern=dict(self.alpha_pattern or {}),
-            lora_dropout=self.lora_dropout,
-            bias=self.bias,
-            use_rslora=self.use_rslora,
-            use_dora=self.use_dora,
-            init_lora_weights=self.init_lora_weights,
-        )
+        """The configuration of the adapter that these options describe."""
+        given = {item.name: getattr(self, item.name) for item in fields(LoraConfig)}
+        return LoraConfig(**{name: value for name, value in given.items() if value is not None})
 
 
 def _name_of(source: str) -> str:

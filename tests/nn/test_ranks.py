@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commandline import complaint, status
 from hearing import counts_of
-from jobs import options
+from jobs import options, trainer
 from threadranks import Comm, in_ranks
 from threadranks import Job as Shared
 
@@ -207,6 +207,24 @@ def test_the_losses_are_those_of_one_process(way, tiny_model):
             assert np.array_equal(its_weights[name], first), name  # each rank took the same steps
     assert len(shared.sent) == 5 and len(set(shared.sent)) == 1
     assert len(set(alone.losses)) == 5 and weights.keys() == found[0][1].keys()
+
+
+def test_every_rank_gets_the_weights_of_the_first_and_the_initial_ones_of_pissa(tiny_model):
+    def levelled(ranks):
+        model = adapted(tiny_model, init_lora_weights="pissa")
+        training = trainer(model, SAMPLES, 1)
+        training.ranks = ranks
+        arrays = [array for weights in training.adapters() for array in weights.initial]
+        arrays += [p.data for p in training.parameters.values()]
+        for array in arrays:
+            array += ranks.number
+        training.level()
+        return arrays
+
+    (first, *others), _ = in_ranks(3, levelled)
+    assert len(first) > 20
+    for arrays in others:
+        assert all(np.array_equal(mine, theirs) for mine, theirs in zip(first, arrays, strict=True))
 
 
 def test_a_broken_share_breaks_the_step_on_every_rank(tiny_model):

@@ -45,6 +45,22 @@ def sets_of(**sets):
 LONG, SHORT = Sample((1,) * 11, (1,) * 11), Sample((1,) * 10, (1,) * 10)
 
 
+def test_the_fingerprint_depends_on_every_wording_and_label_of_training_and_validation_and_on_nothing_else():
+    one, other = Sample((1, 2, 3), (-100, -100, 3)), Sample((1, 2, 4), (-100, -100, 4))
+    unlike = [
+        sets_of(train=[one]),
+        sets_of(train=[other]),
+        sets_of(train=[Sample(one.ids, (-100, 2, 3))]),
+        sets_of(train=[Sample(one.ids, one.labels, (other,))]),
+        sets_of(train=[Sample(one.ids, one.labels, (one,))]),
+        sets_of(train=[one, one]),
+        sets_of(train=[one], validation=[one]),
+        sets_of(train=[one], validation_paraphrase=[one]),
+    ]
+    assert len({each.sha256 for each in unlike}) == len(unlike)
+    assert sets_of(train=[one], scored={"unseen": [other]}).sha256 == sets_of(train=[one]).sha256
+
+
 @pytest.mark.parametrize("name", ["train", "validation", "scored"])
 def test_a_record_of_any_set_that_the_model_cannot_see_whole_is_refused(name, tokenizer):
     def sets(sample):

@@ -70,7 +70,7 @@ def test_the_losses_are_those_of_one_process(ranks, job, alone, tmp_path):
     assert found["ranks"] == ranks and sent["sent"] == 4 * (found["trainable_parameters"] + 2) < sent["full_sent"]
     page = out.splitlines()
     assert sum(line.startswith("-- LoRA fine-tuning") for line in page) == 1  # the first rank alone prints
-    assert sum(line.startswith(f"ranks                {ranks}, each of which sends") for line in page) == 1
+    assert sum(line.split()[:2] == ["processes", f"{ranks},"] for line in page) == 1
     assert "Traceback" not in err and [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -91,7 +91,7 @@ def test_a_rank_that_dies_ends_the_job_which_another_number_of_ranks_goes_on_wit
     [
         (["--data", "nothing.jsonl"], 1, "minilora: nothing.jsonl: no such data file or folder"),
         (["--r", "0"], 2, "minilora: r must be a positive integer, got 0"),
-        (["--nonsense"], 2, "minilora finetune: error: unrecognized arguments: --nonsense"),
+        (["--nonsense"], 2, "minilora: unknown arguments: --nonsense; minilora finetune --help lists all flags"),
     ],
 )
 def test_a_mistake_is_told_once(words, status, line, job, tmp_path):
