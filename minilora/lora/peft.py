@@ -40,36 +40,36 @@ _SUFFIXES = {
 }
 
 # The keys of PEFT's adapter_config.json (0.21). LoraConfig's own fields are used. Keys in _RECORDED do not affect the
-# computation. Other keys are accepted only with values that have no effect, and otherwise refused with the reason.
+# computation. Other keys, also unknown ones, are accepted only if they are off, and otherwise refused with the reason.
 # All accepted keys are stored, and written again by `save_adapter`.
 _RECORDED = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core", "peft_type",
     "peft_version", "revision", "runtime_config", "task_type",
 }  # fmt: skip
-_INERT: dict[str, tuple[tuple[Any, ...], str]] = {
-    "alora_invocation_tokens": ((None,), "activated LoRA, which works only after certain tokens"),
-    "arrow_config": ((None,), "Arrow, which routes each token to one of several adapters"),
-    "corda_config": ((None,), "CorDA, which changes the base weights"),
-    "ensure_weight_tying": ((False,), "one update for both uses of a tied embedding"),
-    "eva_config": ((None,), "EVA's redistributed ranks"),
-    "fan_in_fan_out": ((False,), "matrices stored transposed, as GPT-2's are"),
-    "kasa_config": ((None,), "KaSA, which cuts the base weights"),
-    "layer_replication": ((None,), "a base whose layers are repeated"),
-    "layers_pattern": ((None, "layers"), "layers under another name than 'layers'"),
-    "loftq_config": ((None, {}), "LoftQ, which changes the base weights"),
-    "lora_bias": ((False,), "a bias of B"),
-    "lora_ga_config": ((None,), "LoRA-GA, which changes the base weights"),
-    "megatron_config": ((None,), "Megatron's parallel layers"),
-    "modules_to_save": ((None, []), "whole layers trained together with the adapter"),
-    "monteclora_config": ((None,), "MonteCLoRA's sampled weights"),
-    "qalora_group_size": ((None, 16), "QA-LoRA"),
-    "target_parameters": ((None, []), "adapters on bare parameters, as in mixtures of experts"),
-    "trainable_token_indices": ((None,), "single trained rows of the embedding"),
-    "use_bdlora": ((None, False), "block-diagonal LoRA"),
-    "use_qalora": ((False,), "QA-LoRA"),
-    "velora_config": ((None,), "VeLoRA's compressed activations"),
+_UNSUPPORTED = {
+    "alora_invocation_tokens": "activated LoRA, which works only after certain tokens",
+    "arrow_config": "Arrow, which routes each token to one of several adapters",
+    "corda_config": "CorDA, which changes the base weights",
+    "ensure_weight_tying": "one update for both uses of a tied embedding",
+    "eva_config": "EVA's redistributed ranks",
+    "fan_in_fan_out": "matrices stored transposed, as GPT-2's are",
+    "kasa_config": "KaSA, which cuts the base weights",
+    "layer_replication": "a base whose layers are repeated",
+    "layers_pattern": "layers under another name than 'layers'",
+    "loftq_config": "LoftQ, which changes the base weights",
+    "lora_bias": "a bias of B",
+    "lora_ga_config": "LoRA-GA, which changes the base weights",
+    "megatron_config": "Megatron's parallel layers",
+    "modules_to_save": "whole layers trained together with the adapter",
+    "monteclora_config": "MonteCLoRA's sampled weights",
+    "qalora_group_size": "QA-LoRA",
+    "target_parameters": "adapters on bare parameters, as in mixtures of experts",
+    "trainable_token_indices": "single trained rows of the embedding",
+    "use_bdlora": "block-diagonal LoRA",
+    "use_qalora": "QA-LoRA",
+    "velora_config": "VeLoRA's compressed activations",
 }
-_OFF: tuple[Any, ...] = (None, False, [], {})  # PEFT's values for unused options, including later ones
+_HARMLESS = {"layers_pattern": "layers", "qalora_group_size": 16}  # besides None, False and empty values
 # Initialisations that leave the base unchanged, and PiSSA's, which can be recomputed from the base. The others (olora,
 # corda, loftq, pissa_niter_16, ...) change the base weights, and the changed ones are not in the adapter's folder.
 _KNOWN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "pissa")
@@ -267,8 +267,8 @@ def _config_of(record: dict[str, Any], path: Path) -> LoraConfig:
     for key, value in record.items():
         if key in own or key in _RECORDED:
             continue
-        harmless, what = _INERT.get(key, (_OFF, "an unknown option"))
-        if value not in harmless:
+        if value and value != _HARMLESS.get(key):
+            what = _UNSUPPORTED.get(key, "an unknown option")
             raise ModelFileError(f"{path}: minilora does not support {key} = {value!r}: {what}")
     if (init := record.get("init_lora_weights")) not in _KNOWN_INITIALISATIONS:
         raise ModelFileError(f"{path}: init_lora_weights = {init!r} changes the base weights, and they are not here")

@@ -25,7 +25,7 @@ from minilora.lora.adapters import (
     unmerge_adapter,
 )
 from minilora.lora.config import LoraConfig
-from minilora.lora.peft import load_adapter, peft_name, read_adapter_config, save_adapter
+from minilora.lora.peft import _UNSUPPORTED, load_adapter, peft_name, read_adapter_config, save_adapter
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
@@ -267,6 +267,7 @@ INVALID = {
 
 def test_every_option_that_minilora_does_not_support_is_refused_with_the_reason(base, folder):
     model, before = base(), record_of(folder)
+    assert _UNSUPPORTED.keys() == REFUSED.keys() - {"an_option_of_tomorrow"}
     for key, value in REFUSED.items():
         rewrite(folder, before)
         refused_with(model, folder, {key: value}, f"minilora does not support {key} = ")
