@@ -259,6 +259,22 @@ def test_the_command_prints_the_page_and_with_json_the_facts(write, capsys):
     assert json.loads(capsys.readouterr().out) == seen
 
 
+@pytest.mark.parametrize(("terminal", "env", "underlined"), [
+    (True, {"TERM": "xterm"}, True),
+    (False, {"TERM": "xterm"}, False),
+    (True, {"TERM": "dumb"}, False),
+    (True, {"TERM": "xterm", "NO_COLOR": ""}, False),
+])  # fmt: skip
+def test_only_a_terminal_that_can_underlines(write, capsys, monkeypatch, terminal, env, underlined):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert main(["data", write(QA), "--base", "tiny"]) == 0
+    out = capsys.readouterr().out
+    assert (UNDERLINED[0] in out, BRACKETS[0] in out) == (underlined, not underlined)
+
+
 @pytest.mark.parametrize(("words", "code", "reason"), [
     (["absent.jsonl"], 1, "absent.jsonl: no such data file"),
     (["data.jsonl", "--max-length", "7"], 2, "max_length must be at least 8, got 7"),
