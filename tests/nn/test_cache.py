@@ -111,3 +111,20 @@ def test_room_is_made_for_the_longest_and_never_taken_from_others(model):
     assert cache.capacity == before
     with pytest.raises(ValueError, match="room for 2 tokens cannot hold a row of 4"):
         cache.join(read(model, TEXT[3:5]), room=2)
+
+
+def test_rows_double_up_to_the_most_there_will_be_and_an_empty_cache_takes_new_ones(model):
+    cache = read(model, TEXT[:4])
+    for rows, expected in ((2, 2), (3, 3), (3, 3)):
+        cache.join(read(model, TEXT[3:6]), room=20, most=3)
+        assert (cache.batch, len(cache.keys[0])) == (rows, expected)
+        if cache.batch == 3:
+            cache.keep([0, 1])
+    unlimited = read(model, TEXT[:4], TEXT[:4])
+    unlimited.join(read(model, TEXT[3:6]), room=20)
+    assert len(unlimited.keys[0]) == 4
+    cache = read(model, TEXT[:4], TEXT[:2])
+    cache.keep([])
+    cache.trim()
+    cache.join(read(model, TEXT[3:6]), room=20)
+    assert_continues(model, cache, TEXT[3:7])
