@@ -1,6 +1,6 @@
 """A process that does one thing: what memory it takes, and how to call a function in one.
 
-`python -m minilora.measure.process MODULE:FUNCTION ARGUMENTS` is the process of `apart`.
+`apart` starts Python with `main`, which imports the function's module and calls it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     shown = show_progress()
     show_progress(shown)
     job = {"arguments": arguments, "shown": shown}
-    command = [sys.executable, "-m", __name__, f"{function.__module__}:{function.__qualname__}", json.dumps(job)]
+    start = f"import sys; from {__name__} import main; sys.exit(main(*sys.argv[1:]))"  # -m would import it twice
+    command = [sys.executable, "-c", start, f"{function.__module__}:{function.__qualname__}", json.dumps(job)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             out, _ = process.communicate()
@@ -91,7 +92,3 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

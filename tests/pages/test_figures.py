@@ -283,6 +283,7 @@ def test_better_than_the_base_is_blue_and_worse_is_orange_in_both_panels(title):
     measured = matrix()
     measured["scores"]["general"]["legal"]["keyword_recall"] = interval(0.02, 0.01)
     image = panel(matrix_figure(measured), title).images[0]
+    assert image.norm.vmax == -image.norm.vmin == np.abs(image.get_array()).max()  # the largest change, up or down
     better, same, worse = (
         image.cmap(image.norm(image.get_array()[row, column])) for row, column in ((1, 0), (0, 0), (1, 4))
     )

@@ -41,6 +41,7 @@ def test_wrapping_loses_and_breaks_no_word(rng):
         assert all(len(line) <= width or len(line.removeprefix("a: ").split()) == 1 for line in lines)
         assert lines[0].startswith("a: ") and all(line.startswith("   ") for line in lines[1:])
     assert wrapped("kept   apart", 12) == ["kept   apart"]
+    assert wrapped("kept   apart", 14, first="a: ") == ["a: kept", "apart"]
 
 
 def test_columns_stand_below_each_other():
