@@ -58,8 +58,10 @@ def test_disabled_is_the_base_inside_the_block_and_as_a_statement_until_one_is_c
 
 def test_removed_adapters_leave_the_plain_layers(model, rng):
     base = chosen(model, None)
+    ml.set_adapter(model, {"legal": 0.5, "support": 0.5})
     ml.remove_adapter(model, "legal")
     assert list(model.adapters) == ["support"]
+    assert all(dict(module.active) == {"support": 0.5} for module in lora_modules(model).values())
     ml.remove_adapter(model, "support")
     assert lora_modules(model) == {}
     assert type(model.model.layers[0].mlp.up_proj) is Linear

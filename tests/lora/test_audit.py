@@ -8,7 +8,7 @@ from smallmodels import IDS, Net, logits
 import minilora as ml
 from minilora.lora.adapters import adapter_state, base_state, is_merged
 from minilora.lora.audit import AuditError, _Audit, audit
-from minilora.lora.layer import LoraLayer
+from minilora.lora.layer import LoraLayer, LoraWeights
 from minilora.nn.module import sha256_of
 
 
@@ -100,6 +100,13 @@ def test_an_adapter_that_changes_the_output_a_little_when_it_is_new_fails(monkey
     monkeypatch.setattr(_Audit, "reset", lambda self, path, weights: None)
     with pytest.raises(AuditError, match="^initial: a newly initialised adapter changes the output"):
         audit(model, "default")
+
+
+def test_a_merged_update_that_is_off_by_a_percent_is_noticed(model, monkeypatch):
+    real = LoraWeights.delta
+    monkeypatch.setattr(LoraWeights, "delta", lambda self, w=None: real(self, w) * np.float32(1.01))
+    with pytest.raises(AuditError, match="^merge: merged and unmerged logits differ"):
+        ml.audit(model, "legal")
 
 
 def test_the_audit_of_an_adapter_that_is_not_there_names_those_that_are(model):
