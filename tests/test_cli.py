@@ -154,18 +154,6 @@ def test_a_folder_in_which_nothing_can_be_written_is_named(tiny_folder, capsys):
     assert complaint(capsys) == "/proc/foo: results cannot be written there; choose another --out"
 
 
-def test_every_bad_line_of_the_data_is_listed_with_its_number_and_nothing_is_written(tiny_folder, tmp_path, capsys):
-    bad = {2: "{", 4: '{"question": "What?"}', 5: "[]", 9: json.dumps(TERMS[8] | {"split": "exam"}), 12: "[" * 100_000}
-    lines = [bad.get(number, json.dumps(TERMS[number - 1])) for number in range(1, 13)]
-    (tmp_path / "bad.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    assert status(*job(tiny_folder, "--data", "bad.jsonl", "--out", "run")) == 1
-    out, err = capsys.readouterr()
-    told = err.removeprefix("minilora: ").splitlines()
-    assert [line.split(": ")[0] for line in told] == [f"bad.jsonl:{number}" for number in bad]
-    assert all(len(line.split(": ", 1)[1]) > 5 for line in told)
-    assert out == "" and written(tmp_path) == ["bad.jsonl"]
-
-
 # -- finetune: what works, and what breaks on the way ------------------------------------------------------------------
 
 

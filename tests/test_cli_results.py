@@ -128,11 +128,6 @@ def test_merge_and_export_write_over_a_file_when_asked(finished, tmp_path, capsy
         assert (tmp_path / file).read_bytes() == before
 
 
-def test_pull_of_an_unknown_model_names_the_known_ones(capsys):
-    assert status("pull", "nonsense") == 1
-    assert complaint(capsys) == "no model is called 'nonsense'; known: tiny, smollm2"
-
-
 # -- chat --------------------------------------------------------------------------------------------------------------
 
 
@@ -152,12 +147,6 @@ def test_chat_answers_one_question_with_the_adapter_and_otherwise_without(tiny_f
 
 
 # -- devices and gradients ---------------------------------------------------------------------------------------------
-
-
-def test_chat_on_a_gpu_without_cupy_tells_the_remedy(tiny_folder, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
-    assert status("chat", "--base", tiny_folder / "base", "--device", "cuda", "--prompt", "hello") == 1
-    assert complaint(capsys) == "device 'cuda' needs CuPy, which is not installed: pip install 'minilora[gpu]'"
 
 
 def evaluation(home, *flags):

@@ -150,17 +150,6 @@ def test_gradients_are_weighted_by_scored_tokens(size, tiny_model):
     assert shared.sent == [4 * (sum(g.size for g in expected) + 2)]  # one array, once
 
 
-def test_a_mean_of_the_ranks_means_would_be_something_else(tiny_model):
-    """The samples are such that weighting by ranks is seen."""
-    loss, _, _ = gradients(tiny_model, SAMPLES)
-    shares, _ = in_ranks(3, lambda ranks: ranks.share(SAMPLES))
-    means = [gradients(tiny_model, share) for share in shares]
-    assert (
-        abs(np.mean([its_loss for its_loss, _, _ in means]) / loss - 1) > 1e-4
-    )  # a hundred times what is allowed above
-    assert len({sum(each.scored for each in share) for share in shares}) == 3
-
-
 def test_gradients_come_out_of_the_flat_array_as_they_went_in():
     def pass_through(ranks):
         p = [ml.Parameter(np.zeros(shape, np.float32)) for shape in [(2, 3), (4,), (1, 5)]]

@@ -1,11 +1,11 @@
-"""Samples cut, packed into one row without a change in any number, and dealt out in batches, epoch after epoch."""
+"""Samples packed into one row without a change in the loss, and drawn in batches, epoch after epoch."""
 
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from minilora.data.samples import epochs, truncate
+from minilora.data.samples import epochs
 from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import no_grad
 from minilora.nn.parts import Sample, common_prefix, pack
@@ -18,37 +18,6 @@ def sample(*ids, unscored):
 def random_samples(rng, sizes, shared=0):
     start = rng.integers(0, 64, shared).tolist()
     return [sample(*start, *rng.integers(0, 64, n - shared).tolist(), unscored=shared + 2) for n in sizes]
-
-
-def test_cutting_tells_how_many_were_cut_and_how_many_were_lost():
-    samples = [sample(*range(n), unscored=4) for n in (4 + 1, 8, 9, 20)] + [sample(*range(12), unscored=8)]
-    kept, longer, dropped = truncate(samples, 8)
-    assert [len(s.ids) for s in kept] == [5, 8, 8, 8] and kept[3] == sample(*range(8), unscored=4)
-    assert (longer, dropped) == (3, 1)
-
-
-PREFIXES = [  # samples, how many tokens they share
-    ([sample(1, 2, 3, 4, unscored=3)], 0),
-    ([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 9, 4, unscored=3)], 2),
-    ([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 3, 5, unscored=3)], 2),  # one unscored token is left to each
-    ([sample(1, 2, 3, 4, unscored=3), sample(5, 2, 3, 4, unscored=3)], 0),
-    ([sample(1, 2, 3, 4, 5, unscored=4), sample(1, 2, 3, 4, 5, unscored=2)], 1),
-    ([sample(1, 2, unscored=1), sample(1, 3, unscored=1)], 0),
-    ([sample(1, 2, unscored=0), sample(1, 2, unscored=0)], 0),
-]
-
-
-@pytest.mark.parametrize(("samples", "shared"), PREFIXES)
-def test_the_common_beginning_leaves_each_sample_an_unscored_token_of_its_own(samples, shared):
-    assert common_prefix(samples) == shared
-
-
-def test_a_packed_row_has_the_common_beginning_once_and_positions_as_in_separate_rows():
-    batch = pack([sample(1, 2, 3, 4, unscored=3), sample(1, 2, 5, 6, 7, unscored=3)])
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
-    assert batch.labels.tolist() == [[*[NOT_SCORED] * 3, 4, NOT_SCORED, 6, 7]]
-    assert batch.packing.positions() == [0, 1, 2, 3, 2, 3, 4]
-    assert batch.scored == 3
 
 
 @pytest.mark.parametrize("shared", [0, 1, 6])

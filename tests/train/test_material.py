@@ -177,13 +177,6 @@ def test_a_file_without_splits_is_told_how_it_was_divided_and_what_stands_in_bot
     ]
 
 
-def test_columns_under_other_names_reach_the_job(home, tmp_path, tokenizer):
-    terms = [{"ask": term["question"], "tell": term["answer"]} for term in TERMS]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
-    chosen = options(home, "x", data=str(tmp_path / "data.jsonl"), field={"question": "ask", "answer": "tell"})
-    assert len(material_of(chosen, tokenizer).train) == 10
-
-
 def test_texts_of_rows_are_divided_and_held_out_as_their_splits_say(home, tmp_path, tokenizer, said):
     rows = [{"text": "hello 123. " * 9, "split": split} for split in ("train", "validation", "test")]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

@@ -66,14 +66,6 @@ def test_the_folder_one_is_in_is_never_replaced(out, tmp_path, monkeypatch):
         RunFolder(type(tmp_path)(out), overwrite=True).refuse()
 
 
-def test_an_empty_folder_is_filled(tmp_path):
-    (tmp_path / "x").mkdir()
-    with RunFolder(tmp_path / "x") as place:
-        fill(place)
-        place.finish()
-    assert os.listdir(tmp_path) == ["x"] and len(tree(tmp_path / "x")) == 2
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets only some users make links")
 def test_of_a_link_the_folder_is_replaced_and_the_link_stays(run, tmp_path):
     (tmp_path / "link").symlink_to(run)
