@@ -110,6 +110,7 @@ def test_every_sample_is_in_one_share_and_the_shares_are_even(size):
     tokens = [sum(len(each.ids) for each in share) for share in shares]
     assert max(tokens) - min(tokens) <= max(len(each.ids) for each in SAMPLES)
     assert sum(not share for share in shares) == max(0, size - len(SAMPLES))
+    assert in_ranks(size, lambda ranks: ranks.at_once(8))[0] == [-(-8 // size)] * size
 
 
 def test_what_is_measured_by_turns_comes_back_in_order():
