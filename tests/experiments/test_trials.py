@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trying
@@ -158,3 +159,10 @@ def test_an_error_for_people_is_told_without_its_kind(kind):
         raise kind("so it\nis")
 
     assert run_trials(trial, [{}], 1) == [{"failed": "so it is"}]
+
+
+@pytest.mark.parametrize(("ranks", "jobs"), [(1, 6), (4, 3)])
+def test_usually_a_trial_runs_on_every_core_or_every_rank_but_the_first(ranks, jobs, monkeypatch):
+    monkeypatch.setattr(trials, "processors", lambda: 6)
+    monkeypatch.setattr(trials, "world", lambda: SimpleNamespace(size=ranks))
+    assert trials.usual_jobs() == jobs
