@@ -44,19 +44,15 @@ def leaks(splits: Mapping[str, Sequence[Record]]) -> list[Leak]:
 
 def warning_of_leaks(found: Sequence[Leak]) -> list[str]:
     """One line that names the leaks; none if there are none."""
-    if not found:
-        return []
     what = "1 validation or test record is" if len(found) == 1 else f"{len(found):,} validation or test records are"
     named = listed([f"{leak.record.id} has the {leak.same} of {leak.trained.id}" for leak in found], NAMED)
-    return [f"{what} also in the training set, so the loss looks too good: {named}"]
+    return [f"{what} also in the training set, so the loss looks too good: {named}"] if found else []
 
 
 def repeated(records: Sequence[Record]) -> list[tuple[Record, Record]]:
     """Records that have the question and the answer (or the text) of an earlier one, with that one."""
     first: dict[tuple[str, ...], Record] = {}
-    return [
-        (record, earlier) for record in records if (earlier := first.setdefault(_whole(record), record)) is not record
-    ]
+    return [(again, one) for again in records if (one := first.setdefault(_whole(again), again)) is not again]
 
 
 def _keys(record: Record) -> Iterator[tuple[str, ...]]:

@@ -151,7 +151,9 @@ class _Reader:
                 row = rename(raw, field)
                 kind = format_of(row, field)
                 record = _record(kind, with_lists(row, kind), name, split)
-                self._check(record)
+                if self.tokenizer is not None:
+                    for text in (record.text, *(m["content"] for m in record.messages), *record.other_questions):
+                        self.tokenizer.check(text)
                 if record.id in seen:
                     raise ValueError(f"id {record.id!r} is already the id of {unit} {seen[record.id]}")
             except ValueError as error:
@@ -180,11 +182,6 @@ class _Reader:
         for name in self.field.keys() - self.mapped:
             raise DataError(f"{source}: field {name}={self.field[name]}: no row has a column {self.field[name]!r}")
         return self.reading
-
-    def _check(self, record: Record) -> None:
-        if self.tokenizer is not None:
-            for text in (record.text, *(m["content"] for m in record.messages), *record.other_questions):
-                self.tokenizer.check(text)
 
 
 def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) -> Record:

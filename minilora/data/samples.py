@@ -113,10 +113,12 @@ def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -
     text may be a rendered conversation. In the messages of a conversation they are ordinary text.
     """
     texts = {r.id: tokens[0][1] for r in records if r.text and (tokens := tokenizer.control_tokens(r.text))}
-    if not texts:
-        return []
     names = ", ".join(dict.fromkeys(texts.values()))
-    return [f"control tokens spelled out in a text are trained as control tokens: {names} in {listed([*texts], 5)}"]
+    return (
+        [f"control tokens spelled out in a text are trained as control tokens: {names} in {listed([*texts], 5)}"]
+        if texts
+        else []
+    )
 
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
