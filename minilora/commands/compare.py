@@ -26,7 +26,7 @@ from ..files.disk import read_json, remove_folder, write_json
 from ..measure.environment import machine, versions
 from ..measure.process import apart
 from ..models.load import load_tokenizer, sha256_of_base
-from ..options import BASE, UsageError, add_flags, flag, flag_fields, from_flags, option, refuse_other_settings
+from ..options import BASE, UsageError, add_flags, check, flag, flag_fields, from_flags, option, refuse_other_settings
 from ..pages.text import counted, listed, plain
 from ..progress import log
 from ..train.job import finetune
@@ -67,23 +67,21 @@ class CompareOptions:
     full_lr: Sequence[float] = option(
         (6e-5, 2e-4, 6e-4), "for full fine-tuning (default: a tenth: 6e-5 2e-4 6e-4)", metavar="LR", **_SEARCH
     )
-    search_steps: int | None = option(None, "steps of each try (default: two fifths of --steps)", **_SEARCH)
+    search_steps: int | None = option(None, "steps of each try (default: two fifths of --steps)", least=1, **_SEARCH)
 
     price: float = option(
         0.0425,
         "US dollars per core hour, an assumption: the on-demand price that Amazon's EC2 guide gives as its example, "
         "0.34 an hour for the 8 virtual cores of a c5.2xlarge",
+        least=0,
     )
 
     def __post_init__(self):
+        check(self)
         for method in METHODS:
             rates = self.rates(method)
             if not rates or not all(math.isfinite(rate) and rate > 0 for rate in rates):
                 raise ValueError(f"{method}_lr must be positive numbers, got {' '.join(map(str, rates)) or 'none'}")
-        if not (math.isfinite(self.price) and self.price >= 0):
-            raise ValueError(f"price must be a number of dollars, got {self.price}")
-        if self.search_steps is not None and self.search_steps < 1:
-            raise ValueError(f"search_steps must be at least 1, got {self.search_steps}")
         for method in METHODS:
             self.run(method, self.rates(method)[0], self.steps, self.folder)  # refuses what no run can be
 

@@ -37,7 +37,7 @@ from ..measure.scores import (
     summary,
 )
 from ..models.with_adapters import BASE_NAME, load_with_adapters
-from ..options import BASE, option, refuse_other_settings
+from ..options import BASE, check, option, refuse_other_settings
 from ..pages.text import NARROWEST, WIDTH, columns, listed, percent, rule, wrapped
 from ..progress import log
 from ..train.checkpoint import read_state
@@ -60,12 +60,11 @@ class DomainsOptions:
     out: str | None = option(None, "folder for all results (default: runs, with each run where finetune puts it)")
     overwrite: bool = option(False, "replace runs that had other settings")
     steps: int | None = option(None, "steps of each run, instead of finetune's epochs")
-    limit: int = option(20, "records of each set that are measured, evenly chosen")
+    limit: int = option(20, "records of each set that are measured, evenly chosen", least=1)
     seed: int = option(0, "seed of the adapters' initialisation and of the order of the records")
 
     def __post_init__(self):
-        if self.limit < 1:
-            raise ValueError(f"limit must be at least 1, got {self.limit}")
+        check(self)
         self.run(DOMAINS[0])  # refuses what no run can be
 
     def run(self, domain: str, **change: Any) -> Options:

@@ -17,7 +17,7 @@ from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure.scores import LOSS, RECALL, measure, read_sets, summary
 from ..models.load import dtype_of
 from ..models.with_adapters import BASE_NAME, base_of, load_with_adapters, named_folders
-from ..options import BASE, BF16, PACKED, add_flags, from_flags, option
+from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
 from ..pages.style import check_picture, save
 from ..pages.text import NOTHING, counted, interval, percent, plain, rule, shortened, wrapped
 from ..progress import log
@@ -49,12 +49,14 @@ class EvalOptions:
     field: Mapping[str, str] | None = option(None, "columns of the data under other names, such as question=q")
     base: str | None = option(None, f"{BASE} (default: the one that the adapters were trained on)")
     limit: int | None = option(
-        None, f"records of each set, evenly chosen (default: all; {Options.eval_records} paraphrases, as finetune)"
+        None,
+        f"records of each set, evenly chosen (default: all; {Options.eval_records} paraphrases, as finetune)",
+        least=1,
     )
-    max_length: int = option(Options.max_length, "tokens per record; longer records are truncated")
+    max_length: int = option(Options.max_length, "tokens per record; longer records are truncated", least=8)
     no_recall: bool = option(False, "measure the loss alone, without answers: a fraction of the time")
     matrix: str | None = option(None, "draw a heat map, a .png or an .svg file", metavar="PICTURE")
-    seed: int = option(0, "seed of the bootstrap draws behind the intervals")
+    seed: int = option(0, "seed of the bootstrap draws behind the intervals", least=0)
     quantized: bool | str = option(False, **PACKED)
     bf16: bool = option(False, BF16)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
@@ -62,13 +64,7 @@ class EvalOptions:
 
     def __post_init__(self):
         named_folders(self.adapter or ())  # refuses names that cannot be
-        for name, value, least in (
-            ("limit", 1 if self.limit is None else self.limit, 1),
-            ("max_length", self.max_length, 8),
-            ("seed", self.seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check(self)
         if self.matrix is not None:
             check_picture(Path(self.matrix))
 

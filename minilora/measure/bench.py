@@ -25,7 +25,7 @@ from ..nn.llama import Config, Llama
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import training_step
-from ..options import BASE, option
+from ..options import BASE, check, option
 from .memory import shape_of
 from .predict import SHAPES
 from .turns import Contender, Work, serve
@@ -48,14 +48,12 @@ class Settings:
     """What is measured. base: a model's name, file or folder."""
 
     base: str = option("smollm2", BASE)
-    batch_size: int = option(4, "sequences per step")
-    length: int = option(128, "tokens per sequence")
+    batch_size: int = option(4, "sequences per step", least=1)
+    length: int = option(128, "tokens per sequence", least=2)
     r: int = 8
 
     def __post_init__(self):
-        for name, least in (("batch_size", 1), ("length", 2), ("r", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check(self)
 
     def path(self) -> Path:
         """Where the base is, pulled if need be."""

@@ -22,7 +22,7 @@ from ..nn.llama import Config
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import divided, training_step
-from ..options import BASE, BF16, PACKED, RECOMPUTE, option
+from ..options import BASE, BF16, PACKED, RECOMPUTE, check, option
 from ..progress import progress
 from .ledger import ledger, peak
 from .predict import FLOAT, SHAPES, Memory, Step, alive_at_once, check_targets, predict_memory
@@ -37,26 +37,22 @@ class Job:
 
     base: str = option("smollm2", BASE)
     method: str = option("lora", "what is trained", choices=("lora", "full"))
-    r: int = option(8, "rank of the update", only={"method": "lora"})
+    r: int = option(8, "rank of the update", only={"method": "lora"}, least=1)
     target_modules: str | Sequence[str] = option(
         "all-linear", "q_proj v_proj ..., or all-linear", metavar="NAME", only={"method": "lora"}
     )
-    batch_size: int = option(4, "sequences of random tokens")
-    length: int = option(128, "tokens per sequence")
+    batch_size: int = option(4, "sequences of random tokens", least=1)
+    length: int = option(128, "tokens per sequence", least=2)
     quantized: bool | str = option(False, **PACKED, only={"method": "lora"})
     bf16: bool = option(False, BF16, only={"method": "lora"})
     recompute: bool = option(False, RECOMPUTE)
 
     def __post_init__(self):
-        if self.method not in ("lora", "full"):
-            raise ValueError(f"method must be 'lora' or 'full', got {self.method!r}")
+        check(self)
         if self.method == "full" and self.quantized:
             raise ValueError("quantised weights cannot be trained: leave out --quantized, or use --method lora")
         if self.method == "full" and self.bf16:
             raise ValueError("weights in bfloat16 cannot be trained: leave out --bf16, or use --method lora")
-        for name, least in (("r", 1), ("batch_size", 1), ("length", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         check_targets(self.targets)
 
     @property

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from commandline import status as run
 from modelfiles import CONFIG
 
 from minilora.cli import main
@@ -119,8 +120,8 @@ def test_random_weights_need_no_model_and_processes_measure_them(monkeypatch, ca
     [
         (["--modes", "floor", "flor"], 2, "no mode is called 'flor'"),
         (["--rounds", "0"], 2, "rounds must be at least 1, got 0"),
-        (["--length", "1"], 2, "length must be at least 2, got 1"),
-        (["--batch-size", "0"], 2, "batch_size must be at least 1, got 0"),
+        (["--length", "1"], 2, "--length must be at least 2, got '1'"),
+        (["--batch-size", "0"], 2, "--batch-size must be at least 1, got '0'"),
         (["--base", "tiny", "--modes", "quantized"], 1, "tiny holds no quantised matrices, which quantized needs"),
         (["--base", "tiny", "--random-weights"], 2, "--random-weights takes the shape of SmolLM2: leave out --base"),
         (["--base", "missing.gguf", "--modes", "lora"], 1, "missing.gguf"),
@@ -128,7 +129,7 @@ def test_random_weights_need_no_model_and_processes_measure_them(monkeypatch, ca
     ],
 )
 def test_a_mistake_is_answered_in_one_line(file, words, status, reason, capsys):
-    assert main(["bench", "--base", str(file), *words]) == status
+    assert run("bench", "--base", file, *words) == status
     out, err = capsys.readouterr()
     last = err.replace("\r", "\n").splitlines()[-1]  # before it there may be a progress bar
     assert out == "" and last.startswith("minilora: ") and reason in last and "Traceback" not in err

@@ -3,12 +3,13 @@
 import json
 
 import pytest
+from commandline import status as run
 from modelfiles import CONFIG, new_llama, new_tokenizer
 
 import minilora as ml
 from minilora.cli import main
 from minilora.commands.memory import OWNERS, page
-from minilora.measure.memory import Job, report, shape_of
+from minilora.measure.memory import Job, measure_step, report, shape_of
 from minilora.measure.predict import Memory
 from minilora.models.gguf import save_gguf
 
@@ -26,6 +27,13 @@ def test_the_report_measures_what_it_predicted(result):
         assert getattr(told, owner) == getattr(held, owner) > 0
     if result["process_peak"] is not None:
         assert result["process_peak"] > held.program + held.weights + held.moments
+
+
+def test_scratch_is_what_the_peak_has_beyond_gradients_and_activations(tiny_folder, monkeypatch):
+    monkeypatch.setattr("minilora.measure.memory.peak", lambda step: 10**9)
+    given = {"base": str(tiny_folder / "base"), "r": 2, "length": 8, "batch_size": 1}
+    held = Memory(**measure_step(given)["memory"])
+    assert held.scratch == 10**9 - held.gradients - held.activations
 
 
 def test_a_step_may_be_as_long_as_the_model_can_read_and_no_longer():
@@ -112,7 +120,7 @@ def test_the_command_prints_what_the_report_returned(monkeypatch, capsys):
     [
         (["--method", "full", "--quantized"], 2, "--quantized"),
         (["--target-modules", "q_proj", "foo"], 2, "'foo'"),
-        (["--batch-size", "0"], 2, "batch_size"),
+        (["--batch-size", "0"], 2, "--batch-size must be at least 1"),
         (["--base", "tiny", "--length", "9999"], 1, "9999 tokens"),
         (["--base", "tiny", "--quantized"], 1, "no quantised matrices"),
         (["--base", "tiny", "--r", "999"], 1, "r=999"),
@@ -121,7 +129,7 @@ def test_the_command_prints_what_the_report_returned(monkeypatch, capsys):
     ids=str,
 )
 def test_what_cannot_be_reported_is_refused_in_one_line(flags, status, reason, capsys):
-    assert main(["memory", *flags]) == status
+    assert run("memory", *flags) == status
     out, err = capsys.readouterr()
     last = err.replace("\r", "\n").splitlines()[-1]  # before it there may be a progress bar
     assert out == "" and last.startswith("minilora: ") and reason in last and "Traceback" not in err
