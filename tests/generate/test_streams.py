@@ -252,7 +252,7 @@ def test_a_cancelled_answer_frees_its_place_and_the_others_never_notice(model, t
     streams.step()
     streams.cancel(answers[0])
     streams.cancel(answers[4])  # still waiting
-    assert answers[0].finished == answers[4].finished == "cancelled"
+    assert answers[0].finished == answers[4].finished == "cancelled" and streams.left == 3
     assert len(streams.running) == 2 and streams.cache.batch == 2
     streams.step()
     assert len(streams.running) == 3 and answers[0].tokens == 2 and answers[4].tokens == 0
