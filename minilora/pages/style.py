@@ -10,7 +10,6 @@ save_themes(lambda: run_figure(metrics), Path("picture.svg"))    # picture.svg, 
 from __future__ import annotations
 
 import errno
-import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -59,14 +58,6 @@ def theme(name: str) -> Iterator[None]:
     of_letters = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     with mpl.rc_context(RC | grounds | dict.fromkeys(of_letters, letters)):
         yield
-
-
-def use() -> None:
-    """Draw every figure from now on in this style: for notebooks and your own programs."""
-    import matplotlib as mpl
-    from cycler import cycler
-
-    mpl.rcParams.update(RC | {"figure.constrained_layout.use": True, "axes.prop_cycle": cycler(color=PALETTE)})
 
 
 def panels(
@@ -120,13 +111,6 @@ def save_themes(draw: Callable[[], Any], path: Path) -> list[Path]:
         with theme(name):
             save(draw(), each)
     return list(paths.values())
-
-
-def png(figure: Any) -> bytes:
-    """The same as bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI, format="png")
-    return buffer.getvalue()
 
 
 def name_lines(axes: Any, names: Sequence[tuple[float, str, str]]) -> None:

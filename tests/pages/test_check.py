@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from figure_check import problems
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from minilora.pages.style import (
     AMBER,
@@ -14,15 +13,12 @@ from minilora.pages.style import (
     FULL,
     LORA,
     PALETTE,
-    RC,
     SKY,
     ink,
     panels,
-    png,
     save,
     save_themes,
     theme,
-    use,
 )
 
 
@@ -36,88 +32,44 @@ def figure():
     return figure
 
 
-def without_label(axes):
-    axes.set_ylabel("")
+IN_THE_WAY = {"ha": "center", "va": "center"}
 
 
-def small(axes):
-    axes.text(1.5, 1.2, "tiny", fontsize=8)
+def words(axes, x=1.5, y=1.2, text="in the way"):
+    axes.text(x, y, text, **IN_THE_WAY)
 
 
-def overlapping(axes):
-    axes.text(1.5, 1.2, "one")
-    axes.text(1.52, 1.21, "other")
+FAULTS = {  # what is drawn -> the line that names it
+    "without label": (lambda a: a.set_ylabel(""), 'panel "what it learned": the y axis shows numbers and has no label'),
+    "small": (lambda a: a.text(1.5, 1.2, "tiny", fontsize=8), '"tiny": 8 points'),
+    "overlapping": (lambda a: (a.text(1.5, 1.2, "one"), a.text(1.52, 1.21, "other")), '"one" and "other" overlap'),
+    "line": (lambda a: words(a, 1, 2), '"in the way" is crossed by a line'),
+    "upright": (lambda a: (a.vlines([1.5], 1, 3, color=FULL), words(a)), '"in the way" is crossed by a line'),
+    "edge": (
+        lambda a: (a.bar([1.5], [1.2], width=0.2, facecolor="none", edgecolor=BASE), words(a)),
+        '"in the way" is crossed by the edge of a shape',
+    ),
+    "mark": (
+        lambda a: (a.plot([1.5], [1.2], "o", color=FULL, markersize=3), words(a)),
+        '"in the way" is crossed by a mark',
+    ),
+    "arrow": (
+        lambda a: (a.annotate("from", (1.9, 1.2), (1.0, 1.2), va="center", arrowprops={"arrowstyle": "->"}), words(a)),
+        '"in the way" is crossed by an arrow',
+    ),
+    "cut off": (
+        lambda a: a.text(1.9, 1.2, "runs far out to the right of the picture and beyond").set_in_layout(False),
+        "runs out of the picture",
+    ),
+    "foreign line": (lambda a: a.plot([0, 1], [3, 3], color="red"), "a line is drawn in #ff0000"),
+    "foreign bar": (lambda a: a.bar([1.5], [1.2], color="tab:blue"), "a shape is drawn in #1f77b4"),
+    "foreign dots": (lambda a: a.scatter([1.5], [1.2], color="tab:green"), "a shape is drawn in #2ca02c"),
+    "foreign words": (lambda a: a.text(1.5, 1.2, "words", color="magenta"), '"words" is drawn in #ff00ff'),
+    "pale words": (lambda a: a.title.set_color("#bbbbbb"), '"what it learned" is drawn in #bbbbbb'),
+}
 
 
-def crossed(axes):
-    axes.text(1, 2, "in the way", ha="center", va="center")
-
-
-def crossed_by_an_upright(axes):
-    axes.vlines([1.5], 1, 3, color=FULL)
-    axes.text(1.5, 1.2, "in the way", ha="center")
-
-
-def crossed_by_an_edge(axes):
-    axes.bar([1.5], [1.2], width=0.2, facecolor="none", edgecolor=BASE)
-    axes.text(1.5, 1.2, "in the way", ha="center", va="center")
-
-
-def crossed_by_a_mark(axes):
-    axes.plot([1.5], [1.2], "o", color=FULL, markersize=3)
-    axes.text(1.5, 1.2, "in the way", ha="center", va="center")
-
-
-def crossed_by_an_arrow(axes):
-    axes.annotate("from", (1.9, 1.2), (1.0, 1.2), va="center", arrowprops={"arrowstyle": "->"})
-    axes.text(1.5, 1.2, "in the way", ha="center", va="center")
-
-
-def cut_off(axes):
-    text = axes.text(1.9, 1.2, "runs far out to the right of the picture and beyond")
-    text.set_in_layout(False)
-
-
-def foreign(axes):
-    axes.plot([0, 1], [3, 3], color="red")
-
-
-def foreign_bar(axes):
-    axes.bar([1.5], [1.2], color="tab:blue")
-
-
-def foreign_dots(axes):
-    axes.scatter([1.5], [1.2], color="tab:green")
-
-
-def foreign_words(axes):
-    axes.text(1.5, 1.2, "words", color="magenta")
-
-
-def pale_words(axes):
-    axes.title.set_color("#bbbbbb")
-
-
-@pytest.mark.parametrize(
-    ("fault", "line"),
-    [
-        (without_label, 'panel "what it learned": the y axis shows numbers and has no label'),
-        (small, '"tiny": 8 points'),
-        (overlapping, '"one" and "other" overlap'),
-        (crossed, '"in the way" is crossed by a line'),
-        (crossed_by_an_upright, '"in the way" is crossed by a line'),
-        (crossed_by_an_edge, '"in the way" is crossed by the edge of a shape'),
-        (crossed_by_a_mark, '"in the way" is crossed by a mark'),
-        (crossed_by_an_arrow, '"in the way" is crossed by an arrow'),
-        (cut_off, "runs out of the picture"),
-        (foreign, "a line is drawn in #ff0000"),
-        (foreign_bar, "a shape is drawn in #1f77b4"),
-        (foreign_dots, "a shape is drawn in #2ca02c"),
-        (foreign_words, '"words" is drawn in #ff00ff'),
-        (pale_words, '"what it learned" is drawn in #bbbbbb'),
-    ],
-    ids=lambda x: x.__name__ if callable(x) else "",
-)
+@pytest.mark.parametrize(("fault", "line"), FAULTS.values(), ids=FAULTS)
 def test_a_fault_is_the_one_line_that_is_listed(figure, fault, line):
     assert problems(figure) == []
     fault(figure.axes[0])
@@ -180,7 +132,7 @@ def test_pictures_have_twice_the_pixels_of_the_page(figure, tmp_path):
     save(figure, tmp_path / "picture.png")
     written = (tmp_path / "picture.png").read_bytes()
     width, height = (int.from_bytes(written[i : i + 4], "big") for i in (16, 20))
-    assert (width, height) == (9 * 220, round(3.6 * 220)) and png(figure)[:24] == written[:24]
+    assert (width, height) == (9 * 220, round(3.6 * 220))
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
@@ -190,11 +142,6 @@ def test_a_picture_is_written_as_its_name_ends_and_the_same_twice(kind, figure, 
         save(figure, path)
     one, other = (path.read_bytes() for path in paths)
     assert one == other and one.lstrip()[:5] == {"png": b"\x89PNG\r", "svg": b"<?xml"}[kind]
-
-
-def test_a_picture_of_another_kind_is_refused(figure, tmp_path):
-    with pytest.raises(ValueError, match=r"picture\.pdf: a picture is a \.png or an \.svg file"):
-        save(figure, tmp_path / "picture.pdf")
     with pytest.raises(ValueError, match="a theme is light or dark, got 'night'"), theme("night"):
         pass
 
@@ -251,13 +198,3 @@ def test_letters_on_an_image_have_its_cells_for_a_ground():
         axes.text(1, 0, "0.50", color="black", ha="center")
         axes.set(xticks=[], yticks=[])
         assert problems(figure) == []
-
-
-def test_notebooks_draw_in_the_same_style():
-    import matplotlib as mpl
-
-    with mpl.rc_context():
-        use()
-        assert {name: mpl.rcParams[name] for name in RC} == RC
-        axes = Figure().subplots()
-        assert axes.plot([0, 1])[0].get_color() == PALETTE[0] and not axes.spines["top"].get_visible()
