@@ -18,6 +18,7 @@ from minilora.lora.peft import load_adapter, save_adapter
 from minilora.models import load as zoo
 from minilora.models import merge as merging
 from minilora.models.folder import save_folder
+from minilora.models.gguf import GGUF
 from minilora.models.merge import MergeReport, Requantised, export, merge, requantised
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -99,6 +100,8 @@ def test_other_types_stay_within_their_rounding_and_report_it(name, kind, limit,
     assert report.logit_error == pytest.approx(np.abs(got - expected).max(), rel=1e-5)
     assert report.largest_logit == pytest.approx(np.abs(expected).max(), rel=1e-5)
     assert 0 < report.logit_error < limit * report.largest_logit and f"{report.logit_error:.2g}" in str(report)
+    files = list(report.path.iterdir()) if name == "merged" else [report.path]
+    assert report.bytes == sum(file.stat().st_size for file in files) and report.matrices == 14
     if name == "merged":
         assert json.loads((report.path / "config.json").read_text())["dtype"] == "float16"
         return
@@ -219,6 +222,27 @@ def test_a_large_update_is_kept():
     assert kept.verdict() == "what was learned is kept"
 
 
+def test_the_codes_of_a_base_are_those_of_its_file(tmp_path):
+    """Not those that its weights would get now: in this file all codes of a matrix are 5, which is no best choice."""
+    path, name = write_gguf(tmp_path / "base.gguf", new_llama(), "Q4_1"), "model.layers.0.mlp.up_proj.weight"
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.ffn_up.weight")
+    content = bytearray(path.read_bytes())
+    for block in range(int(tensor.data_offset), int(tensor.data_offset + tensor.n_bytes), 20):
+        content[block + 4 : block + 20] = b"\x55" * 16
+    path.write_bytes(content)
+    source = GGUF(path)
+    state = source.load().state_dict()
+    assert requantised(state, state, {name}, CONFIG, source).codes_kept == 0
+    assert requantised(state, state, {name}, CONFIG).codes_kept == 1
+
+
+def test_what_the_base_was_quantised_to_in_training_is_reported(folder, adapter, tmp_path):
+    (adapter / "minilora.json").write_text('{"base": {"rounded_to": "nf4"}}')
+    report = merge(folder, adapter, tmp_path / "merged")
+    assert "was trained on it quantised to nf4" in str(report) and "if stored as NF4" in str(report)
+    assert report.requantised.matrices == 2  # those with rows of whole blocks
+
+
 def test_nothing_to_lose_is_no_division_by_zero():
     state = new_llama().state_dict()
     for changed in ({QUERY}, set()):
@@ -277,7 +301,9 @@ def test_export_writes_an_adapter_that_computes_the_same(folder, adapter, tmp_pa
 
 
 def test_an_exported_adapter_can_be_merged_and_both_ways_agree(folder, adapter, tmp_path):
-    out = export(folder, adapter, tmp_path / "adapter.gguf").path
+    report = export(folder, adapter, tmp_path / "adapter.gguf")
+    out = report.path
+    assert (report.bytes, report.matrices) == (out.stat().st_size, 14)
     first = merge(folder, adapter, tmp_path / "first.gguf", kind="F32").path
     second = merge(folder, out, tmp_path / "second.gguf", kind="F32").path
     assert first.read_bytes() == second.read_bytes()
