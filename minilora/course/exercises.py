@@ -88,7 +88,6 @@ class Exercise:
     forbids: Mapping[str, str]
     changes: Sequence[str]
     observe: Callable[..., Any] | None
-    decisive: Sequence[str]
 
     @property
     def lesson(self) -> int:
@@ -105,7 +104,6 @@ def exercise(
     draw: Drawing | Sequence[Drawing],
     returns: str,
     mistakes: str,
-    decisive: Sequence[str] = (),
     smallest: Drawing | None = None,
     judge: Callable[..., None] | None = None,
     also: Callable[..., None] | None = None,
@@ -123,7 +121,6 @@ def exercise(
     returns: names and axes of what comes back, as "dA (r, n), dB (m, r)", or a name alone for a number: "the count".
     mistakes: for each known mistake the line that the checker prints, and indented below it the edits of the solution
         that make it (`edits.py`). An answer that gives the same result gets this line. At least five per exercise.
-    decisive: lines of the solution that no released notebook may contain, this lesson's own included.
     smallest: rng -> Draw, the smallest case that makes sense (r = 0, one token), tried last.
     judge: judge(call, draw, rng), for what cannot be compared with the solution, such as a random initialisation.
         Raises Wrong. `call(**arguments)` calls the student's function. With it, nothing is compared with the solution.
@@ -141,7 +138,7 @@ def exercise(
             raise ValueError(f"two exercises are called {name}: {EXERCISES[name].number} and {number}")
         form = Form(solution, draw, parse(mistakes, solution), {}, smallest, judge, also)
         EXERCISES[name] = Exercise(
-            number, name, parse_returns(returns), [form], tolerance, by_hand, forbids or {}, changes, observe, decisive
+            number, name, parse_returns(returns), [form], tolerance, by_hand, forbids or {}, changes, observe
         )
         return solution
 

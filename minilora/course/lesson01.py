@@ -46,7 +46,6 @@ def no_copies(f: Any, x: Any, eps: float = 1e-5) -> Any:
     draw=[lambda rng: draw_function(rng, 2), lambda rng: draw_function(rng, 1), lambda rng: draw_function(rng, 3)],
     smallest=one_number,
     returns="the gradient (shape of x)",
-    decisive=["gradient[place] = (above - below) / (2 * eps)"],
     mistakes="""
         one-sided: this is (f(x + eps) - f(x)) / eps; move each number down as well, and divide by 2 eps
             x[place] -= 2 * eps -> x[place] -= eps
@@ -138,7 +137,6 @@ def draw_zeros(rng: np.random.Generator) -> Draw:
     ],
     smallest=draw_zeros,
     returns="the error",
-    decisive=["difference / size if size > 0 else 0.0"],
     mistakes="""
         nothing is divided: an error of 0.01 is small compared with 5, and large compared with 0.001
             difference / size if size > 0 else 0.0 -> difference
@@ -194,7 +192,6 @@ def draw_layer(rng: np.random.Generator) -> Draw:
     smallest=lambda rng: arrays(rng, {"T": 1, "m": 2, "n": 3}, W="m n", x="T n", t="T m"),
     returns="dW (m, n)",
     by_hand=True,
-    decisive=["(2 / error.size) * error.T @ x"],
     mistakes="""
         half of what it should be: the slope of a square, e², is 2e
             2 / error.size -> 1 / error.size

@@ -43,7 +43,6 @@ def first(g: Any, axis: Any, keepdims: bool = False) -> Any:
     ],
     smallest=stretched("T m", "T m"),
     returns="the gradient (shape)",
-    decisive=["ones = tuple(axis for axis, size in enumerate(shape) if size == 1)"],
     mistakes="""
         an axis of length 1 is gone: a (3, 1) gets a (3, 1), not a (3,): keepdims=True
             , keepdims=True ->
@@ -187,7 +186,6 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     smallest=lambda rng: Draw(edges=[[]], last=0),  # an input alone
     returns="slopes (nodes)",
     also=judge_large,
-    decisive=["waiting[parent] -= 1"],
     mistakes="""
         the slope of a node used twice is overwritten by the last use: paths add up, so write += instead of =
             slopes[parent] += slope * slopes[node] -> slopes[parent] = slope * slopes[node]
@@ -261,7 +259,6 @@ def layer(W: str, **sizes: int) -> Callable[[np.random.Generator], Draw]:
     smallest=layer("m n", T=1, n=4, m=3),
     returns="dx (T, n), dW (m, n), db (m)",
     by_hand=True,
-    decisive=["g @ W, g.T @ x, unbroadcast(g, b.shape)"],
     mistakes="""
         db: it is g itself, one row per token: b is used by every token, so add up over them
             unbroadcast(g, b.shape) -> g

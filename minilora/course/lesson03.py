@@ -57,7 +57,6 @@ def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     smallest=draw_first,
     returns="w (m, n), m (m, n), v (m, n)",
     also=judge_training,
-    decisive=["w * (1 - lr * decay) - lr * m_hat / (np.sqrt(v_hat) + eps)"],
     mistakes="""
         m and v are not corrected: divide by 1 - beta1**t and 1 - beta2**t, they start at zero
             m / (1 - beta1**t) -> m
@@ -139,7 +138,6 @@ def draw_logits(rng: np.random.Generator, spread: float = 0) -> Draw:
     smallest=lambda rng: Draw({"T": 1, "V": 2}, z=rng.standard_normal((1, 2)), labels=np.array([1])),
     returns="L, dz (T, V)",
     by_hand=True,
-    decisive=["dz[tokens, labels] -= 1"],
     mistakes="""
         L is the sum over the tokens: it is the mean
             .mean() -> .sum()

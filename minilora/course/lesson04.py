@@ -32,7 +32,6 @@ def draw_softmax(rng: np.random.Generator, T: int | None = None) -> Draw:
     smallest=lambda rng: draw_softmax(rng, T=1),
     returns="ds (T, S)",
     by_hand=True,
-    decisive=["p * (g - (p * g).sum(axis=-1, keepdims=True))"],
     mistakes="""
         softmax divides by a sum, so a score moves every probability of its row: something is subtracted from g
             (g - (p * g).sum(axis=-1, keepdims=True)) -> g
@@ -80,7 +79,6 @@ def draw_heads(rng: np.random.Generator, whole: bool = False) -> Draw:
     draw=draw_heads,
     smallest=lambda rng: draw_heads(rng, whole=True),
     returns="y (T, H, D)",
-    decisive=["np.arange(S) > np.arange(S - T, S)[:, None]"],
     mistakes="""
         the scores are not divided by sqrt(D)
             / np.sqrt(D) ->
@@ -148,7 +146,6 @@ def draw_one_head(rng: np.random.Generator, T: int | None = None) -> Draw:
     smallest=lambda rng: draw_one_head(rng, T=2),
     returns="dq (T, D), dk (T, D), dv (T, D)",
     by_hand=True,
-    decisive=["ds = softmax_vjp(p, g @ v.T) / np.sqrt(D)"],
     mistakes="""
         the 1 / sqrt(D) of the scores is missing in the backward pass
             g @ v.T) / np.sqrt(D) -> g @ v.T)

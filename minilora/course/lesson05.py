@@ -37,7 +37,6 @@ def draw_config(rng: np.random.Generator, tied: bool, wide: bool = False) -> Dra
     ],
     returns="the count",
     tolerance=0,
-    decisive=["2 * H * D * C + 2 * K * D * C + 3 * F * C + 2 * C"],
     mistakes="""
         the embedding is counted twice: where tie_word_embeddings is true, input and output share one table
             1 if config.tie_word_embeddings else 2 -> 2
@@ -98,7 +97,6 @@ def draw_norm(rng: np.random.Generator, N: int | None = None) -> Draw:
     smallest=lambda rng: draw_norm(rng, N=1),
     returns="dx (N, C), dw (C)",
     by_hand=True,
-    decisive=["dx = inv * (gw - x * inv**2 * (gw * x).mean(axis=-1, keepdims=True))"],
     mistakes="""
         dx: x is used twice, in the numerator and in rms(x): the path through rms(x) is missing
             gw - x * inv**2 * (gw * x).mean(axis=-1, keepdims=True) -> gw
@@ -155,7 +153,6 @@ def draw_gate(rng: np.random.Generator, N: int | None = None) -> Draw:
     smallest=lambda rng: draw_gate(rng, N=1),
     returns="dgate (N, F), dup (N, F)",
     by_hand=True,
-    decisive=["dgate = g * up * (s + gate * s * (1 - s))"],
     mistakes="""
         dgate: that is the derivative of the sigmoid; silu(z) is z times the sigmoid, a product of two
             (s + gate * s * (1 - s)) -> s * (1 - s)

@@ -33,7 +33,6 @@ def draw_answers(rng: np.random.Generator, T: int | None = None) -> Draw:
     draw=draw_answers,
     smallest=lambda rng: draw_answers(rng, T=2),
     returns="the loss",
-    decisive=["p = p[np.arange(len(ids) - 1), ids[1:]]"],
     mistakes="""
         not shifted: the scores at place t are for the token at t + 1, not for the one that was just read
             np.arange(len(ids) - 1), ids[1:] -> np.arange(len(ids)), ids
@@ -106,7 +105,6 @@ def draw_shapes(rng: np.random.Generator, optimizer: str, some_frozen: bool = Tr
     smallest=lambda rng: draw_shapes(rng, "AdamW", some_frozen=False),
     returns="the bytes",
     tolerance=0,
-    decisive=["4 * (total + learns * (1 + arrays))"],
     mistakes="""
         the optimizer keeps nothing for frozen parameters
             learns * (1 + arrays) -> learns + total * arrays
@@ -186,7 +184,6 @@ def what_came_of_it(result: Any, arguments: dict) -> tuple[Any, ...]:
     tolerance=1e-6,
     changes=("model", "optimizer"),
     observe=what_came_of_it,
-    decisive=["(loss * (count / total)).backward()"],
     mistakes="""
         a mean of means: a part with few scored tokens counts as much as one with many; weight each by its scored tokens
             (count / total) -> (1 / len(parts))

@@ -45,7 +45,6 @@ def draw_one_piece(rng: np.random.Generator) -> Draw:
     draw=draw_rank,
     smallest=draw_one_piece,
     returns="r",
-    decisive=["np.searchsorted(held, share) + 1"],
     mistakes="""
         singular values are added up, not their squares: the squared Frobenius norm is the sum of squares
             ** 2 ->
@@ -105,7 +104,6 @@ def factors(result: Any, arguments: dict[str, Any]) -> Any:
     smallest=lambda rng: draw_factors(rng, r=1),
     returns="B (m, r), A (r, n)",
     observe=factors,
-    decisive=["U[:, :r] * np.sqrt(S[:r])"],
     mistakes="""
         the singular values are lost: B A has the directions of the update, but each of its terms has norm 1
             * np.sqrt(S[:r]) ->
@@ -163,7 +161,6 @@ def draw_pair(rng: np.random.Generator, r: int | None = None) -> Draw:
     draw=draw_pair,
     smallest=lambda rng: draw_pair(rng, r=1),
     returns="the overlap",
-    decisive=["((V1 @ V2.T) ** 2).sum() / r"],
     mistakes="""
         the cosines are added up, not their squares
             ((V1 @ V2.T) ** 2) -> np.abs(V1 @ V2.T)

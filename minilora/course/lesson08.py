@@ -52,7 +52,6 @@ def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     returns="y (T, m)",
     also=judge_forward,
     forbids={"m n": "right, but it forms a matrix of W's size: multiply x by A.T, then by B.T; B A is never needed"},
-    decisive=["x @ W.T + (x @ A.T) @ B.T * (alpha / r)"],
     mistakes="""
         the scale is missing
             * (alpha / r) ->
@@ -121,7 +120,6 @@ def by_the_engine(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
     returns="dx (T, n), dA (r, n), dB (m, r)",
     by_hand=True,
     forbids={"m n": "right, but it forms a matrix of W's size: g goes through B, then through A; B A is never needed"},
-    decisive=["g @ W + du @ A"],
     mistakes="""
         scale is alpha / r, not alpha
             alpha / r -> alpha
@@ -226,7 +224,6 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     draw=draw_start,
     returns="W (m, n), A (r, n), B (m, r)",
     judge=judge_start,
-    decisive=["rng.standard_normal((r, n)) / np.sqrt(n)"],
     mistakes="""
         you froze nothing
             ml.Tensor(W) -> ml.Tensor(W, requires_grad=True)

@@ -100,7 +100,6 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
     judge=judge_merge,
     changes=("layer",),
     observe=seen,
-    decisive=['layer["W"] + scale * (layer["B"] @ layer["A"])'],
     mistakes="""
         nothing is kept
             layer["kept"] is None -> False
@@ -172,7 +171,6 @@ def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     judge=judge_unmerge,
     changes=("layer",),
     observe=seen,
-    decisive=['layer["W"], layer["kept"] = layer["kept"], None'],
     mistakes="""
         W is not the base to the last bit: subtracting rounds
             = layer["kept"] -> = layer["W"] - layer["alpha"] / len(layer["A"]) * (layer["B"] @ layer["A"])
@@ -278,7 +276,6 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     judge=judge_add,
     changes=("model",),
     observe=lambda result, arguments: result,
-    decisive=["model.set_submodule(name, make_layer(module))"],
     mistakes="""
         nothing is trainable: the adapters were frozen, too
             model.requires_grad_(False) -> pass

@@ -51,7 +51,6 @@ def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = 
         None, name="v_proj", r=1, lora_alpha=3, use_rslora=True, rank_pattern={}, alpha_pattern={}
     ),
     returns="the scale",
-    decisive=['endswith(f".{ending}")'],
     mistakes="""
         that is alpha alone: it is divided by r, or by its root
             alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha
@@ -118,7 +117,6 @@ def draw_budget(rng: np.random.Generator) -> Draw:
     draw=draw_budget,
     smallest=lambda rng: Draw(None, choices={"one": [(3, 4)]}, budget=7),
     returns="ranks",
-    decisive=["min(budget // per_rank, smallest)"],
     mistakes="""
         no rank is higher than the smallest side of a matrix: take the minimum
             min(budget // per_rank, smallest) -> budget // per_rank
@@ -182,7 +180,6 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     "10.3",
     draw=[draw_sweep, *(partial(draw_sweep, lowest=lowest) for lowest in ("edge", "cut", "lucky"))],
     returns="the rate",
-    decisive=["np.where(np.isfinite(means), means, np.inf)"],
     mistakes="""
         an edge is the first or the last rate of all that were tried, whether or not a neighbour diverged
             i in (0, len(rates) - 1) -> np.isinf(np.pad(means, 1, constant_values=np.inf)[[i, i + 2]]).any()

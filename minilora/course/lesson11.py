@@ -48,7 +48,6 @@ def ends(shapes: Shapes, names: tuple[str, ...] = (*ATTENTION, *MLP), layer: str
     smallest=lambda rng: Draw(shapes=draw_shapes(rng, tied=True), r=0),
     returns="the count",
     tolerance=0,
-    decisive=["r * sum(shape) for"],
     mistakes="""
         r is missing: an (m, n) matrix gets r (m + n) parameters
             r * sum(shape) -> sum(shape)
@@ -158,7 +157,6 @@ def draw_step(rng: np.random.Generator, adapted: bool, frozen_bytes: float, mome
     smallest=lambda rng: Draw(shapes=draw_shapes(rng, tied=True), r=0, frozen_bytes=2, moments=0),
     returns="the memory in bytes",
     tolerance=0.01,
-    decisive=["frozen_bytes * frozen + 4 * (2 + moments) * learns"],
     mistakes=MEMORY_MISTAKES,
 )
 def training_memory(shapes, r=None, frozen_bytes=4, moments=2):
@@ -216,7 +214,6 @@ BUDGETS = ("exact", "spare", "none", "tiny")
     draw=[partial(draw_budget, kind=kind) for kind in BUDGETS],
     returns="the rank",
     tolerance=0,
-    decisive=["(budget - base) // one_more"],
     mistakes=RANK_MISTAKES,
 )
 def largest_rank(shapes, budget):

@@ -31,7 +31,6 @@ def draw_layers(rng: np.random.Generator, r: int | None) -> Draw:
     ],
     returns="the bytes",
     tolerance=0,
-    decisive=["inputs = {name: n for name, m, n in layers}"],
     mistakes="""
         LoRA: x is missing; dA is (g B)ᵀ x times the scale, so A needs the x that W does not
             sum(inputs.values()) -> (0 if r else sum(inputs.values()))
@@ -91,7 +90,6 @@ def draw_matrix(rng: np.random.Generator, r: int | None, lowest: bool) -> Draw:
     smallest=lambda rng: draw_matrix(rng, 0, True),
     returns="the count",
     tolerance=0,
-    decisive=["large + down + up", "(2 if lowest else 3) * r * n"],
     mistakes="""
         dx is missing: the layers below need g W, and du A
             (2 if lowest else 3) * m -> 2 * m
@@ -157,7 +155,6 @@ def draw_text(rng: np.random.Generator, at_once: bool = False) -> Draw:
     draw=[draw_text, draw_text, partial(draw_text, at_once=True)],
     returns="the number of tokens",
     tolerance=0,
-    decisive=["(full - factor * lora) / (factor * kept_lora - kept_full)"],
     mistakes="""
         full fine-tuning has activations, too: they grow with the text on both sides
             kept_lora - kept_full -> kept_lora

@@ -66,7 +66,6 @@ def added_up(adapters: Any, weights: Any, in_a: float = 0) -> Any:
     draw=[draw_alike, draw],
     smallest=partial(draw, ranks=[1]),
     returns="A (R, n), B (m, R)",
-    decisive=['np.concatenate([a["A"] for a in adapters])', "in zip(adapters, factors, strict=True)], axis=1)"],
     mistakes="""
         the weight is squared: it is in A and in B, and the product contains both
             [a["A"] for a in adapters] -> [w * a["A"] for a, w in zip(adapters, weights)]
@@ -155,7 +154,6 @@ def refuse_products(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     returns="y (T, m)",
     forbids={"m n": FORMS},
     also=refuse_products,
-    decisive=['x @ adapter["A"].T @ adapter["B"].T'],
     mistakes="""
         the weight is squared: it occurs in the update once
             weight * scale -> weight**2 * scale
@@ -230,7 +228,6 @@ def draw_rows(rng: np.random.Generator, names: Sequence[str | None] | None = Non
     returns="y (N, T, m)",
     forbids={"m n": FORMS},
     also=refuse_products,
-    decisive=["y[i] += scale * (x[i]"],
     mistakes="""
         every row gets the first row's adapter: names[i] belongs to row i
             -> names = [next((name for name in names if name), None)] * len(names)

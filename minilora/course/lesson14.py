@@ -45,7 +45,6 @@ def tail_of(delta: Any, r: int) -> Any:
     draw=draw_floor,
     smallest=lambda rng: draw_floor(rng, r=0),
     returns="the error",
-    decisive=["(sizes[r:] ** 2).sum() / len(x)"],
     mistakes="""
         singular values are added up, not their squares
             sizes[r:] ** 2 -> sizes[r:]
@@ -98,7 +97,6 @@ def draw_needed(rng: np.random.Generator) -> Draw:
     draw=draw_needed,
     smallest=lambda rng: Draw(None, x=rng.standard_normal((1, 3)), delta=rng.standard_normal((2, 3)), share=0.25),
     returns="r",
-    decisive=["while floor(x, delta, r) > allowed"],
     mistakes="""
         singular values are compared, not their squares
             floor(x, delta, 0) -> outputs(x, delta).sum()
@@ -154,7 +152,6 @@ def gradients(x: Any, W: Any, y: Any, A: Any, B: Any, alpha: float) -> Any:
     smallest=lambda rng: draw_descent(rng, steps=0),
     returns="A (r, n), B (m, r)",
     by_hand=True,
-    decisive=["g = 2 * (lora_forward(x, W, A, B, alpha) - y) / len(x)"],
     mistakes="""
         the factor 2 is missing: the derivative of a square is twice what was squared
             g = 2 * -> g =

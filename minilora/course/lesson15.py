@@ -55,7 +55,6 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
     smallest=partial(draw_machine, tied=True, frozen_bytes=0.4, ranks=(0, 1)),
     returns="r, alpha, packed",
     tolerance=0,
-    decisive=["for packed in (False, True):", "math.floor(room / one_rank)"],
     mistakes="""
         a GiB has 2**30 bytes: you counted GB, of 10**9, which are 7 % fewer
             2**30 -> 10**9
@@ -136,7 +135,6 @@ def draw_run(rng: np.random.Generator, method: str) -> Draw:
     "15.2",
     draw=[partial(draw_run, method="lora"), partial(draw_run, method="full")],
     returns="updated, memory, disk, dollars, change",
-    decisive=['(run["search_seconds"] + run["seconds"]) / 3600', 'versions * run["version_bytes"] +'],
     mistakes="""
         the adapter is missing in the total: while it trains, the model has base_parameters and the adapter's
             + (run["trained_parameters"] if lora else 0) ->

@@ -40,7 +40,6 @@ def draw_norm(rng: np.random.Generator, r: int | None = None) -> Draw:
         "m n": "right, but an array of W's size is computed: V is never needed, and W * W is one, too; write the square"
         " of the length as three terms, and take einsum for the first"
     },
-    decisive=["np.sqrt(first + 2 * second + third)"],
     mistakes="""
         right, but an array of W's size is computed
             -> return np.linalg.norm(W + alpha / len(A) * (B @ A), axis=1)
@@ -113,7 +112,6 @@ def factors(result: Any, arguments: dict[str, Any]) -> Any:
     returns="A (r, n), B (m, r), residual (m, n)",
     observe=factors,
     tolerance=1e-8,
-    decisive=["root = np.sqrt(S[:r] / s)"],
     mistakes="""
         the scale is forgotten: B A alone is the part of W, but s B A is what counts; s must be divided out
             S[:r] / s -> S[:r]
@@ -206,7 +204,6 @@ def by_the_engine(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha:
     returns="dmagnitude (m), dA (r, n), dB (m, r)",
     by_hand=True,
     forbids={"m n": "right, but an array of W's size is computed: send g, scaled, through your lora_backward"},
-    decisive=["(g * y).sum(axis=0) / norms"],
     mistakes="""
         dA and dB are plain LoRA's: g must be multiplied by magnitude / norms of each output
             g * (magnitude / norms) -> g

@@ -30,7 +30,6 @@ def draw_pairs(rng: np.random.Generator, n: int | None = None) -> Draw:
     draw=draw_pairs,
     smallest=lambda rng: draw_pairs(rng, n=2),
     returns="mean, low, high",
-    decisive=["student(len(d) - 1) * d.std(ddof=1)"],
     mistakes="""
         this is the standard deviation of single seeds: that of their mean, the standard error, is sqrt(n) times smaller
             / np.sqrt(len(d)) ->
@@ -109,7 +108,6 @@ def judge_verdict(answer: Callable[..., Any], drawn: Draw, rng: np.random.Genera
     draw=draw_case,
     returns="the verdict",
     judge=judge_verdict,
-    decisive=["if band[0] <= mean <= band[1] and low >= against:"],
     mistakes="""
         only the mean is used: an interval that reaches below `against` could be chance
             and low >= against ->
@@ -186,7 +184,6 @@ def observed(result: Any, arguments: dict[str, Any]) -> Any:
     draw=WORLDS,
     returns="band, differences (n), verdict",
     observe=observed,
-    decisive=["return min(rates, key=lambda lr: np.mean("],
     mistakes="""
         one seed only: it has no interval, and chance may have chosen it; take every seed you are given
             -> seeds = seeds[:1]
