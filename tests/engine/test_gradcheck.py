@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from minilora.engine import tensor
+from minilora.engine import examples, ops, tensor
 from minilora.engine.gradcheck import GradientError, gradcheck
 from minilora.engine.tensor import Tensor
 
@@ -112,6 +112,14 @@ def test_the_same_operations_pass_without_the_mistake(rng):
     assert (report.name, report.elements) == ("right", 8)
     assert report.max_relative_error < 1e-8
     assert str(report).split()[:3] == ["right", "8", "derivatives,"]
+
+
+def test_every_operation_is_checked_and_needs_an_example(monkeypatch):
+    monkeypatch.setattr(examples, "OPS", {"add": ops.add, "right": tensor.op(right)})
+    reports = examples.check_all()
+    assert next(reports).name == "add"
+    with pytest.raises(KeyError, match="right"):
+        next(reports)
 
 
 @pytest.mark.parametrize("rough", range(3))

@@ -275,6 +275,7 @@ def test_a_packed_matrix_is_finite_unless_a_step_a_minimum_or_a_scale_is_not(kin
 
 def test_numpy_does_not_unpack_a_packed_matrix_by_itself_and_a_plain_one_is_none(rng):
     packed, _ = new_packed("Q4_1", rng, (150, 64))
+    assert repr(packed) == "Packed(150 x 64, Q4_1, 6,000 bytes)"
     for use in (np.asarray, lambda w: np.ones(150, np.float32) @ w, lambda w: w.raw[0, 0] * w):
         with pytest.raises(TypeError):
             use(packed)

@@ -12,10 +12,11 @@ from smallmodels import IN_A_LAYER, SMALL, in_float64
 from minilora.engine.attention import Packing
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import no_grad
+from minilora.files.disk import ModelFileError
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.nn.layers import Linear
-from minilora.nn.llama import Llama
+from minilora.nn.llama import Llama, check_claims
 
 
 def log_softmax(z):
@@ -291,6 +292,18 @@ BAD_CONFIGS = [
 def test_shapes_that_no_llama_can_have_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **{"head_dim": 0, **change})
+
+
+def test_a_config_that_contradicts_the_tensors_of_its_file_is_refused():
+    shapes = {name: w.shape for name, w in Llama(SMALL).state_dict().items()}
+    check_claims(SMALL, shapes)
+    for change, message in (({"num_hidden_layers": len(shapes) + 1}, "layers claimed"), ({"vocab_size": 12}, "embed_tokens"),
+                            ({"head_dim": 6}, "q_proj"), ({"num_key_value_heads": 2}, "k_proj"),
+                            ({"intermediate_size": 7}, "gate_proj")):  # fmt: skip
+        with pytest.raises(ModelFileError, match=message):
+            check_claims(replace(SMALL, **change), shapes)
+    with pytest.raises(ModelFileError, match="missing model.embed_tokens.weight"):
+        check_claims(SMALL, {name: shape for name, shape in shapes.items() if "embed" not in name})
 
 
 def test_head_dim_follows_from_the_width_unless_it_is_given():
