@@ -297,9 +297,10 @@ def test_shapes_that_no_llama_can_have_are_refused(change, message):
 def test_a_config_that_contradicts_the_tensors_of_its_file_is_refused():
     shapes = {name: w.shape for name, w in Llama(SMALL).state_dict().items()}
     check_claims(SMALL, shapes)
-    for change, message in (({"num_hidden_layers": len(shapes) + 1}, "layers claimed"), ({"vocab_size": 12}, "embed_tokens"),
-                            ({"head_dim": 6}, "q_proj"), ({"num_key_value_heads": 2}, "k_proj"),
-                            ({"intermediate_size": 7}, "gate_proj")):  # fmt: skip
+    wrong = [({"num_hidden_layers": len(shapes) + 1}, "layers claimed"), ({"vocab_size": 12}, "embed_tokens"),
+             ({"head_dim": 6}, "q_proj"), ({"num_key_value_heads": 2}, "k_proj"),
+             ({"intermediate_size": 7}, "gate_proj")]  # fmt: skip
+    for change, message in wrong:
         with pytest.raises(ModelFileError, match=message):
             check_claims(replace(SMALL, **change), shapes)
     with pytest.raises(ModelFileError, match="missing model.embed_tokens.weight"):
