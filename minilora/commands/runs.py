@@ -34,9 +34,9 @@ class Run:
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """The runs in a folder and in the folders below it, newest first. Files that are not metrics are passed over."""
+    """The runs in a folder, and in its folders, newest first. Files that are not metrics are passed over."""
     found = []
-    for path in folder.glob(f"**/{METRICS_FILE}"):
+    for path in (*folder.glob(f"*/{METRICS_FILE}"), *folder.glob(f"*/*/{METRICS_FILE}")):  # deeper may be a whole disk
         if any(part.endswith(".partial") for part in path.parts):
             continue
         try:
