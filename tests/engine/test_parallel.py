@@ -85,6 +85,8 @@ def test_each_thread_uses_one_core_and_cores_follow_blass_own_setting():
             parallel.values([count, count], threads=2)
             assert parallel.cores() == most
     assert inside == [(1, True)] * 4
+    parallel.values([count], threads=1)
+    assert inside[-1] == (1, False)  # a single thread may use all cores of another library
 
 
 KEEP = """

@@ -288,6 +288,10 @@ def test_a_block_computes_no_gradient_that_nobody_needs(monkeypatch):
         with no_grad():
             assert not recomputed(lambda x: x * 2, inputs[0]).requires_grad
 
+    alone = Tensor(w, requires_grad=True)
+    recomputed(lambda x: alone, Tensor(x)).sum().backward()  # a block that is a parameter itself
+    assert np.array_equal(alone.grad, np.ones(3))
+
 
 def test_random_numbers_are_drawn_once():
     rng, seen = np.random.default_rng(0), []
