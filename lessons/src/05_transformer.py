@@ -1,19 +1,18 @@
 # %% [markdown]
 # # Lesson 5: What is in a transformer?
 #
-# LoRA adapts a model that is there already. To know what is adapted, and what it costs, one must know what a model
-# consists of. Here it is taken apart to the last number: first as a program, then as a count, and at last by taking out
-# parts to see what they did.
+# LoRA adapts a pretrained model. What does such a model consist of? We take it apart down to the last parameter: first
+# as a program, then as a count, and finally by an **ablation**: we remove parts and measure the loss.
 #
-# The letters are the same everywhere.
+# These letters mean the same in all lessons.
 #
 # | letter | what it is | in our tiny model |
 # |---|---|---|
-# | T | tokens of a text | as many as you like |
-# | V | vocabulary: how many tokens there are | 2,048 |
-# | C | width: the numbers that stand for one token | 128 |
-# | H, K, D | heads of queries, heads of keys and values, width of a head | 4, 2, 32 |
-# | F | width inside of an MLP | 384 |
+# | T | number of tokens in a text (sequence length) | any |
+# | V | vocabulary size: how many different tokens there are | 2,048 |
+# | C | hidden size: the length of the vector of one token | 128 |
+# | H, K, D | query heads, key and value heads, head dimension | 4, 2, 32 |
+# | F | intermediate size: width inside an MLP | 384 |
 
 # %%
 import matplotlib.pyplot as plt
@@ -22,23 +21,22 @@ import numpy as np
 import minilora as ml
 from minilora.course import claim, show
 from minilora.engine import attention, fused
-from minilora.measure.predict import SHAPES
 from minilora.models.load import TINY
 from minilora.pages.style import BASE
 
 # %% [markdown]
 # ## 1. The whole model as a program
 #
-# A Llama turns T token numbers into T rows of V scores: row t says which token may come after token t. It goes like
-# this. Each token takes its row from a table, the **embedding**. Then come blocks, all of the same form, and each adds
-# something to these rows, twice: what **attention** took from other tokens, and what an **MLP** made of each token on
-# its own. (MLP is short for multilayer perceptron: here three matrices.) At the end each row is compared with every row
-# of the table again: the more alike, the higher the score of that token. Before each of these steps rows are brought to
-# one length, by a **norm**.
+# The **forward pass** of a Llama turns T token IDs into T rows of V scores, the **logits**: row t says which token may
+# follow token t. First, each token ID selects its row of a table, the **embedding**. Then come the blocks, all of the
+# same form. Each block adds to these rows twice: what **attention** took from other tokens, and what an **MLP**
+# (multilayer perceptron: here three matrices) computed from each token alone. These sums are the **residual
+# connections**. Finally the dot products of a row with all rows of the embedding are its logits. Before each of these
+# steps a **norm** (RMSNorm) scales every row to the same length.
 #
-# That is all. With the weights of the tiny model in a dictionary, it is a program of some twenty lines. Only two steps
-# are borrowed: `rope`, which puts positions into queries and keys, and `attention`. Both are the subject of lesson 4;
-# here it is enough that attention hands each token a weighted mean of rows of v, its own and those of earlier tokens.
+# The forward pass takes some twenty lines. Two functions are imported: `rope`, which rotates queries and keys by their
+# position, and `attention`, which gives each token a weighted mean of rows of v: its own and those of earlier tokens.
+# Lesson 4 builds both.
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -49,7 +47,7 @@ print(f"V {config.vocab_size:,}, C {config.hidden_size}, F {config.intermediate_
 
 
 def norm(x, weight):
-    """Each row divided by the root of its mean square, then each column times a number that was learned."""
+    """RMSNorm: each row divided by its root mean square, then each column times a trained parameter."""
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + config.rms_norm_eps) * weight
 
 
@@ -58,7 +56,7 @@ def silu(z):
 
 
 def llama(ids):
-    """ids (T) -> scores (T, V)"""
+    """The forward pass: ids (T) -> logits (T, V)"""
     angles = np.arange(len(ids))[:, None] * config.rope_theta ** (-np.arange(0, D, 2) / D)  # (T, D/2)
     cos, sin = np.cos(angles)[:, None].astype(np.float32), np.sin(angles)[:, None].astype(np.float32)
     x = weights["model.embed_tokens.weight"][ids]  # (T, C)
@@ -78,7 +76,7 @@ def llama(ids):
     return norm(x, weights["model.norm.weight"]) @ weights["model.embed_tokens.weight"].T
 
 
-text = (TINY / "validation.txt").read_text(encoding="utf-8")  # presidents' addresses that were held out
+text = (TINY / "validation.txt").read_text(encoding="utf-8")  # presidents' addresses: the validation set
 ids = np.array(tokenizer.encode(text)[:200])
 with ml.no_grad():
     difference = np.abs(llama(ids) - model(ids[None]).data[0]).max()
@@ -87,15 +85,15 @@ last = llama(ids[:20])[-1]
 print(repr(tokenizer.decode(ids[:20].tolist())), "->", [tokenizer.decode([i]) for i in np.argsort(-last)[:3].tolist()])
 
 # %% [markdown]
-# The names are those of Hugging Face. The numbers behind them, and nothing else, are what pretraining found.
+# The names are those of Hugging Face.
 #
-# ## 2. Where the numbers are
+# ## 2. Where the parameters are
 #
-# Every matrix above is stored as (outputs, inputs). A matrix from C to F numbers has F · C parameters. A Llama has no
-# other parameters than matrices and norms: no biases.
+# Every matrix above is stored as (outputs, inputs), as in PyTorch. A matrix that maps C inputs to F outputs has F · C
+# parameters. A Llama has no biases.
 #
-# > **Predict.** Which of the four owners has most of the tiny model's numbers: the embedding, attention, the MLPs, the
-# > norms? And which in a model with thousands of times as many?
+# > **Predict.** Where are most parameters of the tiny model: in the embedding, attention, the MLPs or the norms? And
+# > in a model with thousands of times as many?
 
 # %%
 models = {
@@ -105,65 +103,64 @@ models = {
 }
 
 
-def by_owner(c):
-    """Parameters of a Llama with this shape, by owner; SHAPES knows (outputs, inputs) of a block's seven matrices."""
-    sizes = {name: c.num_hidden_layers * int(np.prod(shape(c))) for name, shape in SHAPES.items()}
-    mlp = sizes["gate_proj"] + sizes["up_proj"] + sizes["down_proj"]
-    return {
-        "embedding": c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2),
-        "attention": sum(sizes.values()) - mlp,
-        "MLP": mlp,
-        "norms": (2 * c.num_hidden_layers + 1) * c.hidden_size,
-    }
+parts = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "MLP": ("gate_proj", "up_proj", "down_proj")}
+part_of = {kind: part for part, kinds in parts.items() for kind in kinds}
+part_of |= {"embed_tokens": "embedding", "lm_head": "embedding"}  # lm_head: the output's own table, if it has one
 
 
-owners = {name: by_owner(c) for name, c in models.items()}
-claim("parameters of tiny, counted in the model", ml.count_parameters(model).total, 1_049_728, 1_049_728)
-claim("parameters of tiny, by owner", sum(owners["tiny"].values()), 1_049_728, 1_049_728)
-empty = ml.Llama.empty(models["SmolLM2-135M"])  # all zero: it costs neither time nor memory
-claim("parameters of SmolLM2-135M, counted in the model", ml.count_parameters(empty).total, 134_515_008, 134_515_008)
-claim("parameters of SmolLM2-135M, by owner", sum(owners["SmolLM2-135M"].values()), 134_515_008, 134_515_008)
-claim("parameters of Llama-2-7B, by owner", sum(owners["Llama-2-7B"].values()), 6_738_415_616, 6_738_415_616)
+def by_part(counts):
+    """Parameters of each part of a model, added up over its blocks."""
+    found = dict.fromkeys(["embedding", "attention", "MLP", "norms"], 0)
+    for kind, (_, number) in counts.by_module.items():  # "q_proj": (trainable, total), ...
+        found[part_of.get(kind, "norms")] += number
+    return found
+
+
+counts = {name: ml.count_parameters(ml.Llama.empty(c)) for name, c in models.items()}  # empty: no memory is used
+claim("parameters of tiny", counts["tiny"].total, 1_049_728, 1_049_728)
+claim("parameters of SmolLM2-135M", counts["SmolLM2-135M"].total, 134_515_008, 134_515_008)
+claim("parameters of Llama-2-7B", counts["Llama-2-7B"].total, 6_738_415_616, 6_738_415_616)
+shares = {}
+for name, count in counts.items():
+    shares[name] = {part: 100 * number / count.total for part, number in by_part(count).items()}
+    print(f"{name:<13}" + "".join(f"{part} {share:.2f} %   " for part, share in shares[name].items()))
+claim("smallest share of the MLPs, in percent", min(share["MLP"] for share in shares.values()), 50, 65)
 
 # %%
 figure, panels = plt.subplots(1, 3, figsize=(9, 2.5), sharey=True, layout="constrained")
-for axes, (name, count) in zip(panels, owners.items(), strict=True):
-    shares = 100 * np.array(list(count.values())) / sum(count.values())
-    axes.barh(list(count), shares, color=BASE)
-    for row, (share, number) in enumerate(zip(shares, count.values(), strict=True)):
+for axes, (name, count) in zip(panels, counts.items(), strict=True):
+    axes.barh(list(shares[name]), shares[name].values(), color=BASE)
+    for row, (share, number) in enumerate(zip(shares[name].values(), by_part(count).values(), strict=True)):
         axes.text(share + 1, row, f"{share:.2g} %" if share >= 1 else f"{number:,}", va="center")
-    axes.set(
-        title=f"{name}: {sum(count.values()):,}", xlim=(0, 90), xticks=(0, 25, 50, 75), xlabel="% of its parameters"
-    )
+    axes.set(title=f"{name}: {count.total:,}", xlim=(0, 90), xticks=(0, 25, 50, 75), xlabel="% of its parameters")
 panels[0].invert_yaxis()
 show(
     figure, alt="Three panels of bars: in each model the MLPs have most parameters, and the embedding's share shrinks."
 )
-for name, count in owners.items():
-    print(f"{name:<13}" + "".join(f"{owner} {100 * n / sum(count.values()):.2f} %   " for owner, n in count.items()))
 
 # %% [markdown]
-# *How to read it.* One panel per model, one bar per owner, in percent of that model; for norms, which are too few for
-# a bar, their number stands there.
+# *How to read it.* One panel per model, one bar per part, in percent of the model's parameters. The norms are too few
+# for a visible bar: their number is printed.
 #
-# The MLPs have most everywhere, more than half. The embedding's share shrinks with size: its V · C numbers grow with
-# the width, while a block's matrices grow with its square. That is good to remember for LoRA, which is put on the
-# matrices of the blocks: the larger the model, the more of it they are.
+# The MLPs have more than half of the parameters in all three models. The embedding's share shrinks with size: its V · C
+# parameters grow with the hidden size, while the matrices of a block grow with its square. LoRA adapts the matrices of
+# the blocks: the larger the model, the larger their share.
 #
-# One thing is easily counted wrong. In the two smaller models the table of the input and that of the output are one and
-# the same, **tied**. Who counts it twice finds this for SmolLM2-135M:
+# One mistake is common. In the two smaller models the input embedding and the output embedding are **tied**: both are
+# the same table. Counting it twice gives, for SmolLM2-135M:
 
 # %%
-claim("with the tied table counted twice", ml.count_parameters(empty).total + 49152 * 576, 162_826_560, 162_826_560)
+twice = counts["SmolLM2-135M"].total + 49152 * 576
+claim("with the tied embedding counted twice", twice, 162_826_560, 162_826_560)
 
 # %% [markdown]
-# ## 3. Before anything was learned
+# ## 3. The loss before training
 #
-# The loss of a language model is the mean of $-\ln p$, where p is the probability that it gave to the token that really
-# came next.
+# The loss of a language model is the **cross-entropy**: the mean of $-\ln p$ over all tokens, where p is the
+# probability that the model gave to the token that really came next. (e to this loss is the **perplexity**.)
 #
-# > **Predict.** A new model, all matrices drawn at random, reads its first text. Nobody has told it anything. Its loss
-# > can be known before it runs. What is it, for V = 2,048?
+# > **Predict.** A new model has random matrices and has not been trained. Its first loss can be predicted without
+# > running it. What is it, for V = 2,048?
 
 # %%
 samples = ml.encode_text(text, tokenizer, max_length=256)[:8]
@@ -174,83 +171,103 @@ print(f"ln V = {np.log(2048):.3f}, the fresh model {ml.mean_loss(fresh, samples)
 print(f"{ml.mean_loss(model, samples):.3f}")
 
 # %% [markdown]
-# Who knows nothing gives every token the same probability, 1 / V, and $-\ln(1/V) = \ln V$. A fresh model comes within a
-# few percent of it because its matrices start with small numbers: the scores are all near zero. That makes a test that
-# finds many mistakes at once. A first loss far above ln V says that the start is too large, or that the labels do not
-# belong to the inputs; one far below it says that the model can see what it should predict.
+# Guessing uniformly among V tokens gives each the probability 1 / V and costs $-\ln(1/V) = \ln V$. A fresh model comes
+# within a few percent of it because its matrices are initialised with small values, so all logits are near zero. If
+# your first loss is far above ln V, the initialisation is too large. If it is far below, the model can see the token
+# that it should predict.
 #
 # ## 4. What each part does
 #
-# Each half of a block *adds* to the row of a token. So a half can be taken out: set its last matrix to zero, and it
-# adds nothing, while everything else stays.
+# Attention and MLP each *add* to the row of a token. If we set the last matrix of one to zero, it adds nothing, and
+# everything else stays.
 #
-# > **Predict.** The trained model without attention, without MLPs, without both: how bad is each? Can a model be worse
-# > than one that knows nothing, at ln V = 7.62?
+# > **Predict.** How large is the loss of the trained model without attention, without MLPs, without both? Can it be
+# > higher than ln V = 7.62, the cost of uniform guessing?
 
 # %%
 whole = {name: array.copy() for name, array in ml.base_state(model).items()}
 last_matrix = {"attention": "self_attn.o_proj", "MLP": "mlp.down_proj"}
+every = range(config.num_hidden_layers)
 
 
-def without(*parts, layers=range(config.num_hidden_layers)):
-    """The loss of the trained model in which these parts of these blocks add nothing."""
-    silent = [f"layers.{i}.{last_matrix[part]}" for part in parts for i in layers]
-    cut = {n: 0 * a if any(name in n for name in silent) else a for n, a in whole.items()}
-    model.load_state_dict(cut)
-    return ml.mean_loss(model, samples)
+def without(attention=(), MLP=()):
+    """Loss without these parts of these blocks, and the share of positions where the token just read is predicted."""
+    zeros = [f"layers.{i}.{last_matrix['attention']}" for i in attention]
+    zeros += [f"layers.{i}.{last_matrix['MLP']}" for i in MLP]
+    model.load_state_dict({n: 0 * a if any(name in n for name in zeros) else a for n, a in whole.items()})
+    with ml.no_grad():
+        predicted = model(ids[None]).data[0].argmax(axis=-1)
+    return ml.mean_loss(model, samples), float((predicted == ids).mean())
 
 
-claim("loss of the whole model", without(), 3.0, 3.4)
-claim("without attention", without("attention"), 4.2, 5.4)
-claim("without MLPs", without("MLP"), 8, 12)
-claim("without both", without("attention", "MLP"), 15, 23)
+claim("loss of the whole model", without()[0], 3.0, 3.4)
+claim("without attention", without(attention=every)[0], 4.2, 5.4)
+no_mlp, repeated_no_mlp = without(MLP=every)
+claim("without MLPs", no_mlp, 8, 12)
+nothing, repeated = without(attention=every, MLP=every)
+claim("without both", nothing, 15, 23)
 
 # %% [markdown]
-# Without attention it is a poor model: it knows one word and not those before it. Without MLPs, and without anything
-# between the two tables, it is far worse than one that knows nothing. How can it be? We look at what it predicts.
+# Without attention the model is poor: it knows one token and none of those before it. Without MLPs, and without both,
+# it is worse than uniform guessing. A first idea: the embedding is tied. If nothing is added, a token's row is
+# multiplied with all rows of the same table, and its product with itself is the largest. So the model would confidently
+# repeat each token.
+#
+# > **Predict.** At which share of positions is the token just read the most likely next one: without both? Without MLPs
+# > only?
 
 # %%
-model.load_state_dict({n: 0 * a if "o_proj" in n or "down_proj" in n else a for n, a in whole.items()})
-with ml.no_grad():
-    same = float((model(ids[None]).data[0].argmax(axis=-1) == ids).mean())
-claim("share of places where it predicts the token that it just read", same, 0.9, 1)
+claim("without both, it repeats the token at a share of", repeated, 0.9, 1)
+claim("without MLPs, it repeats the token at a share of", repeated_no_mlp, 0, 0.2)
 
 # %% [markdown]
-# The table is tied. With nothing added, a token's row is compared with all rows of the same table, and is most like
-# itself. So the model repeats each token, and is very sure of it. Somebody has to undo that before the end.
+# The idea explains the first case, but not the second: without MLPs the model hardly repeats, and is still worse than
+# uniform guessing.
 #
 # > **Predict.** There are four blocks. In which does the MLP matter most?
 
 # %%
-for layer in range(config.num_hidden_layers):
-    print(f"without the MLP of block {layer + 1}: {without('MLP', layers=[layer]):.2f}")
-claim("without the first MLP", without("MLP", layers=[0]), 7, 10)
-claim("without the second MLP", without("MLP", layers=[1]), 3.1, 3.6)
+for layer in every:
+    loss, repeats = without(MLP=[layer])
+    print(f"without the MLP of block {layer + 1}: loss {loss:.2f}, repeats {100 * repeats:.1f} % of the tokens")
+no_first, repeated_no_first = without(MLP=[0])
+claim("without the first MLP", no_first, 7, 10)
+claim("without the first MLP, it repeats at a share of", repeated_no_first, 0, 0.1)
+claim("highest loss without one of the others", max(without(MLP=[i])[0] for i in every[1:]), 3.1, 3.6)
 model.load_state_dict(whole)
-claim("and put together again", without() - ml.mean_loss(model, samples), 0, 0)
+claim("whole again: difference of the loss", without()[0] - ml.mean_loss(model, samples), 0, 0)
+
+w = {name.removeprefix("model.layers.0."): array for name, array in whole.items()}
+x = w["model.embed_tokens.weight"][ids]
+h = norm(x, w["post_attention_layernorm.weight"])
+added = (silu(h @ w["mlp.gate_proj.weight"].T) * (h @ w["mlp.up_proj.weight"].T)) @ w["mlp.down_proj.weight"].T
+longer = np.linalg.norm(added, axis=1).mean() / np.linalg.norm(x, axis=1).mean()
+claim("what the first MLP adds, in lengths of the embedding's row", longer, 5, 20)
 
 # %% [markdown]
-# The first one does nearly all of that work; each of the others could be left out at small cost. Blocks of the same
-# form do not do the same thing, and counting parameters does not tell who does what. Keep that in mind when lesson 10
-# asks which matrices an adapter should be put on. (This is one small model. In another the work may be divided
-# otherwise.)
+# Only the first MLP is indispensable; each of the others could be removed at small cost. Preventing repetition is not
+# why: without it the model hardly repeats, either. What it adds is about ten times as long as the embedding's row, so
+# the second block was trained on rows that consist mostly of its output. Without it, that block receives unfamiliar
+# inputs. This is a likely reason; we have not tested it.
+#
+# Blocks of the same form do not do the same thing, and parameter counts do not tell which part matters. Remember this
+# when lesson 10 asks which matrices to adapt. (Other models may divide the work differently.)
 #
 # ## What to remember
 #
-# - A Llama is a table, blocks that each add what attention and an MLP found, and the table again. Norms keep the
-#   lengths.
-# - Most parameters are in the MLPs. The table's share shrinks as models grow. Tied tables count once.
-# - A fresh model's loss is ln V. Check it before you train anything.
-# - Parts add up, so a part can be silenced and its worth measured.
+# - A Llama is an embedding, blocks that each add the outputs of attention and of an MLP, and the output embedding.
+# - Most parameters are in the MLPs. The embedding's share shrinks as models grow. A tied embedding counts once.
+# - The loss of a fresh model is ln V. Check it before you train.
+# - A part that adds can be removed, and the loss without it measured. An explanation must be measured, too.
 #
-# ## Where it stands
+# ## In the source
 #
-# [`Llama`](../minilora/nn/llama.py) is this program with gradients, and [`Config`](../minilora/nn/llama.py) its shape;
-# [`count_parameters`](../minilora/measure/counts.py) counts a model, and [`predict.py`](../minilora/measure/predict.py)
-# one that does not exist yet.
+# [`Llama`](../minilora/nn/llama.py) is this program with gradients, and [`Config`](../minilora/nn/llama.py) its shape.
+# [`count_parameters`](../minilora/measure/counts.py) counts a model's parameters, and
+# [`predict.py`](../minilora/measure/predict.py) predicts its memory.
 #
-# **Now you:** [exercises 5](exercises/05_transformer.ipynb): count any Llama from its shape, and find the gradients of
-# the norm and of the gate by hand.
+# **Now you:** [exercises 5](exercises/05_transformer.ipynb): count any Llama from its shape, and derive the backward
+# pass of the norm and of the gate by hand.
 #
 # ## Sources
 #

@@ -1,10 +1,15 @@
-"""Lesson 5's exercises: count a Llama, and the gradients of its normalisation and of its gate by hand."""
+"""Lesson 5's exercises: count a Llama, and derive the backward pass of its RMSNorm and of its gate by hand."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from unittest.mock import patch
+
 import numpy as np
 
-from ..nn.llama import Config
+from ..measure.counts import count_parameters
+from ..nn.llama import Config, Llama
+from .compare import Wrong
 from .exercises import Draw, arrays, distinct_sizes, exercise
 
 # -- 5.1 counting ------------------------------------------------------------------------------------------------------
@@ -28,6 +33,19 @@ def draw_config(rng: np.random.Generator, tied: bool, wide: bool = False) -> Dra
     )
 
 
+def from_the_shape(answer: Callable, drawn: Draw, rng: np.random.Generator) -> None:
+    """Refuse an answer that builds a model and counts its parameters."""
+    with patch.object(Llama, "_build", autospec=True, side_effect=Llama._build) as built:
+        answer(**drawn)
+    if built.called:
+        raise Wrong("right, but it builds a model: write the count as a formula of the sizes in config")
+
+
+def counted(config: Config) -> int:
+    """Right, from a model."""
+    return count_parameters(Llama.empty(config)).total
+
+
 @exercise(
     "5.1",
     draw=[
@@ -36,6 +54,7 @@ def draw_config(rng: np.random.Generator, tied: bool, wide: bool = False) -> Dra
         lambda rng: draw_config(rng, tied=True, wide=True),
     ],
     returns="the count",
+    also=from_the_shape,
     tolerance=0,
     mistakes="""
         the embedding is counted twice: where tie_word_embeddings is true, input and output share one table
@@ -69,6 +88,8 @@ def draw_config(rng: np.random.Generator, tied: bool, wide: bool = False) -> Dra
             config.num_hidden_layers * block -> block
         you counted biases: a Llama's linear layers have none
             + 2 * C -> + 2 * C + H * D + 2 * K * D + 2 * C + 2 * F
+        right, but it builds a model
+            counted
     """,
 )
 def count_llama(config):

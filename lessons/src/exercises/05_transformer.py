@@ -1,16 +1,16 @@
 # %% [markdown]
 # # Exercises 5: a Llama, counted and taken apart
 #
-# Three functions that belong to [lesson 5](../05_transformer.ipynb): how many numbers a model has, and the gradients of
-# the two parts of a block that are neither a matrix nor attention. Replace `raise NotImplementedError`, run the cell,
-# then run the check below it.
+# Three functions that belong to [lesson 5](../05_transformer.ipynb): how many parameters a model has, and the backward
+# pass of the two parts of a block that are neither a matrix nor attention. Replace `raise NotImplementedError`, run the
+# cell, then run the check below it.
 #
 # | name | shape | what it is |
 # |---|---|---|
-# | `x` | (N, C) | N tokens, C numbers each |
-# | `w` | (C) | the weight of a norm |
+# | `x` | (N, C) | N tokens, a row of length C each |
+# | `w` | (C) | the parameters of a norm |
 # | `gate`, `up` | (N, F) | the two inputs of an MLP's gate |
-# | `g` | as the output | ∂L/∂ of the output: how the loss changes with each of its numbers |
+# | `g` | as the output | the gradient of the loss with respect to the output |
 
 # %%
 import numpy as np
@@ -22,8 +22,8 @@ from minilora.course.mine import numerical_gradient  # your own, from exercise 1
 #
 # `config` is an `ml.Config`. Its fields, in the letters of the lesson: `vocab_size` V, `hidden_size` C,
 # `intermediate_size` F, `num_hidden_layers`, `num_attention_heads` H, `num_key_value_heads` K, `head_dim` D,
-# `tie_word_embeddings`. Return the number of parameters, as a formula: no model may be made. Try it with numbers that
-# you know from the lesson, for one: `count_llama(ml.load("tiny")[0].config)`.
+# `tie_word_embeddings`. Return the number of parameters as a formula: the check refuses an answer that builds a model.
+# Try it on a model that you know from the lesson: `count_llama(ml.load("tiny")[0].config)`.
 
 
 # %% points=2
@@ -32,16 +32,16 @@ def count_llama(config):
 
 
 # %% [markdown]
-# ## 5.2 The way back through RMSNorm
+# ## 5.2 The backward pass of RMSNorm
 #
 # $$y = \frac{x}{\mathrm{rms}(x)}\,w \qquad\qquad \mathrm{rms}(x) = \sqrt{\mathrm{mean}(x^2) + \varepsilon}$$
 #
-# for each token on its own; `w` is shared by all tokens. Given `g` = ∂L/∂y, find the gradients of x and w. Take care:
-# every number of x moves y in two ways, on its own place and through the rms of the whole row. Write
-# $i = 1 / \mathrm{rms}(x)$ and find first how $i$ changes with one number of x.
+# for each token separately; all tokens share `w`. Given `g` = ∂L/∂y, find the gradients of x and w. Take care: every
+# element of x changes y in two ways, directly and through the rms of the whole row. Write $i = 1 / \mathrm{rms}(x)$ and
+# first find how $i$ changes with one element of x.
 #
-# A way to notice a mistake: with ε = 0, y does not change when x gets longer. So along x there is no gradient: each row
-# of `dx * x` adds up to 0.
+# A way to notice a mistake: with ε = 0, y does not change when x is scaled. So the gradient has no component along x:
+# each row of `dx * x` adds up to 0.
 
 
 # %% points=3
@@ -50,12 +50,12 @@ def rms_norm_vjp(x, w, g, eps):
 
 
 # %% [markdown]
-# ## 5.3 The way back through the gate
+# ## 5.3 The backward pass of the gate
 #
 # $$y = \mathrm{silu}(\mathit{gate})\,\mathit{up} \qquad\qquad \mathrm{silu}(z) = z\,\sigma(z) \qquad\qquad \sigma(z) =
 # \frac{1}{1 + e^{-z}}$$
 #
-# number by number. You need $\sigma'(z) = \sigma(z)(1 - \sigma(z))$ and the rule for a product, twice.
+# elementwise. You need $\sigma'(z) = \sigma(z)(1 - \sigma(z))$ and the product rule, twice.
 
 
 # %% points=3
@@ -66,13 +66,13 @@ def swiglu_vjp(gate, up, g):
 # %% [markdown]
 # ## All of them at once
 #
-# Three times `ok`? Then run the cell, and call `distance()`: your formula for dx beside what your own check of lesson 1
-# measures. Below 1e-8 they agree.
+# Three times `ok`? Then run the cell and call `distance()`: it compares your formula for dx with the gradient that your
+# `numerical_gradient` of lesson 1 measures. Below 1e-8 they agree.
 
 
 # %%
 def distance():
-    """How far rms_norm_vjp's dx is from the gradient that numerical_gradient measures."""
+    """The largest difference between rms_norm_vjp's dx and the gradient that numerical_gradient measures."""
     x, g = np.random.default_rng().standard_normal((2, 4, 6))
     w = np.arange(1.0, 7.0)
 
@@ -83,5 +83,5 @@ def distance():
 
 
 # %% [markdown]
-# Compare with minilora's own [`rms_norm` and `swiglu`](../../minilora/engine/fused.py). Both keep their inputs and
-# compute the rest again on the way back: memory is dearer than these few multiplications.
+# Compare with minilora's own [`rms_norm` and `swiglu`](../../minilora/engine/fused.py). Both save only their inputs and
+# compute the rest again in the backward pass: this costs a few FLOPs and saves memory.
