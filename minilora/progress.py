@@ -48,7 +48,11 @@ class Bar:
 
 @contextmanager
 def progress(title: str, total: int, unit: str, initial: int = 0) -> Iterator[Bar]:
-    """Show the progress of `total` units of work, of which `initial` are done already.
+    """Show the progress of the work in this block.
+
+    title: what is done, such as "training".
+    total, initial: the amount of work, and how much of it is done already.
+    unit: "step", "record" and so on.
 
     Inside another bar of the same unit, the work counts as part of the outer bar's; inside one of another unit, it is
     not shown. So a function that shows its progress can be called by one that shows a larger whole.

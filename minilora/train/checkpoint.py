@@ -56,8 +56,10 @@ class State:
 
 
 def save(partial: Path, state: State, trainer: Trainer, save_weights: Callable[[Path], object], adapter: str) -> None:
-    """Write the checkpoint of a run whose results gather in `partial`.
+    """Write the checkpoint of a run.
 
+    partial: the folder where the results of the run gather.
+    state, trainer: everything that the next step depends on.
     save_weights: writes the weights into a folder.
     adapter: the name of the adapter in the model.
     """

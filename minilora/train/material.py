@@ -145,7 +145,12 @@ def common_system(records: Sequence[Record]) -> str | None:
 
 
 def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, when: str, ranks: Ranks = ALONE) -> Measured:
-    """Measure a model on all sets. when: "before" or "after", for the progress bars. ranks: who shares the work."""
+    """Measure a model on all sets.
+
+    material: the sets that are scored, and the questions that are asked.
+    when: "before" or "after" training, for the progress bars.
+    ranks: the processes that share the work; all of them must call this.
+    """
     result = Measured()
     with progress(f"loss {when}", sum(map(len, material.scored.values())), "record"):
         for name, samples in material.scored.items():

@@ -385,7 +385,7 @@ def test_a_rank_that_lacks_something_tells_the_first_one(monkeypatch, capsys):
 def test_a_rank_that_fails_later_ends_the_job(capsys):
     shared = Shared(2)
     first, second = (Several(Comm(shared, number), None, f"host{number}") for number in range(2))
-    second.met = True
+    second.ready(base="x"), first.ready(base="x")
     with pytest.raises(SystemExit):
         second.fail("minilora: no room", 1)
     with pytest.raises(SystemExit):
