@@ -189,6 +189,9 @@ def test_an_interruption_of_the_measurement_afterwards_loses_nothing(home, tmp_p
         f"resume with: minilora finetune --resume --out {tmp_path / 'run'}",
     ]
     assert weights(kept) == weights(tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):  # once more
+        run(options(home, tmp_path / "run", resume=True, **change))
+    assert said()[2:] == said()[:2]
 
     def train_again(self):
         pytest.fail("it is trained already")
