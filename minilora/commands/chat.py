@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ..files.disk import reading
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of
 from ..generate.streams import check_settings
+from ..lora.adapters import Choice
 from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
 from .shared import adapters
 
@@ -75,13 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         named, options.base, options.quantized, options.device, options.force, dtype_of(options.bf16)
     )
     talk = Talk(
-        model,
-        tokenizer,
-        options.max_new_tokens,
-        options.temperature,
-        options.top_p,
-        options.seed,
-        options.system,
+        model, tokenizer, options.max_new_tokens, options.temperature, options.top_p, options.seed, options.system
     )
     to_terminal = sys.stdout.isatty()
     chat = Chat(talk, list(named), Screen() if to_terminal else Output())
@@ -191,15 +186,6 @@ def _session(chat: Chat) -> PromptSession[str]:
 # -- what a line does --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command: how it is written, what it does, and the function that does it, given the rest of the line."""
-
-    usage: str
-    help: str
-    run: Callable[[str], None]
-
-
 class Chat:
     """A conversation, the commands that steer it, and where its answers go. names: of all adapters."""
 
@@ -207,19 +193,19 @@ class Chat:
         self.talk, self.names, self.output = talk, list(names), output
         self.question = ""  # the last one
         self.told = False  # that answers are cut
-        every = [
-            Command("/adapter NAME", "let this adapter answer; without a name, list all", self._adapter),
-            Command("/base", "let the base answer, without an adapter", self._base),
-            Command("/mix NAME=FACTOR ...", "let a weighted combination answer: legal=0.5 support=0.5", self._mix),
-            Command("/compare [QUESTION]", "base and all adapters answer this, or the last question", self._compare),
-            Command("/system [TEXT]", "set or show the system prompt; `default` is the adapter's", self._system),
-            Command("/temperature [T]", "set or show it: 0 takes the most likely token", self._temperature),
-            Command("/clear", "forget what was said", self._clear),
-            Command("/save FILE", "write what was said, as text or as .jsonl to train on", self._save),
-            Command("/help", "show this list", self._help),
-            Command("/quit", "end; so do exit, quit and Ctrl-D", self._help),
+        every = [  # how a command is written, what it does, and the function that takes the rest of the line
+            ("/adapter NAME", "let this adapter answer; without a name, list all", self._adapter),
+            ("/base", "let the base answer, without an adapter", lambda rest: self._choose(None)),
+            ("/mix NAME=FACTOR ...", "let a weighted combination answer: legal=0.5 support=0.5", self._mix),
+            ("/compare [QUESTION]", "base and all adapters answer this, or the last question", self._compare),
+            ("/system [TEXT]", "set or show the system prompt; `default` is the adapter's", self._system),
+            ("/temperature [T]", "set or show it: 0 takes the most likely token", self._temperature),
+            ("/clear", "forget what was said", self._clear),
+            ("/save FILE", "write what was said, as text or as .jsonl to train on", self._save),
+            ("/help", "show this list", self._help),
+            ("/quit", "end; so do exit, quit and Ctrl-D", self._help),
         ]
-        self.commands = {command.usage.split()[0]: command for command in every}
+        self.commands = {command[0].split()[0]: command for command in every}
 
     @property
     def who(self) -> str:
@@ -237,7 +223,7 @@ class Chat:
         if line.startswith("/"):
             word, _, rest = line.partition(" ")
             known = self._known(word, self.commands, "command", "/help lists them")
-            self.commands[known].run(rest.strip())
+            self.commands[known][2](rest.strip())
         elif line:
             self.answer(line)
         return True
@@ -309,8 +295,8 @@ class Chat:
             self.output.note(f"adapters: {', '.join(self.names)}")
         self.output.note(f"now answers: {self.who}")
 
-    def _base(self, rest: str) -> None:
-        self.talk.choose(None)
+    def _choose(self, choice: Choice) -> None:
+        self.talk.choose(choice)
         self.output.note(f"now answers: {self.who}")
 
     def _mix(self, rest: str) -> None:
@@ -319,8 +305,7 @@ class Chat:
         mix = read_combination(rest)
         if not mix:
             raise ValueError("/mix needs adapters and a factor for each, such as /mix legal=0.5 support=0.5")
-        self.talk.choose({self._adapter_known(name): factor for name, factor in mix.items()})
-        self.output.note(f"now answers: {self.who}")
+        self._choose({self._adapter_known(name): factor for name, factor in mix.items()})
 
     def _compare(self, rest: str) -> None:
         question = rest or self.question
@@ -358,9 +343,9 @@ class Chat:
         self.output.note(f"saved in {rest}")
 
     def _help(self, rest: str) -> None:
-        width = max(len(command.usage) for command in self.commands.values())
-        for command in self.commands.values():
-            self.output.note(f"{command.usage:{width}}  {command.help}")
+        width = max(len(usage) for usage, _, _ in self.commands.values())
+        for usage, does, _ in self.commands.values():
+            self.output.note(f"{usage:{width}}  {does}")
 
 
 # -- where answers go --------------------------------------------------------------------------------------------------

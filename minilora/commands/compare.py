@@ -83,7 +83,7 @@ class CompareOptions:
             if not rates or not all(math.isfinite(rate) and rate > 0 for rate in rates):
                 raise ValueError(f"{method}_lr must be positive numbers, got {' '.join(map(str, rates)) or 'none'}")
         for method in METHODS:
-            self.run(method, self.rates(method)[0], self.steps, self.folder)  # refuses what no run can be
+            self.run(method, self.rates(method)[0], compared=True)  # refuses what no run can be
 
     @property
     def folder(self) -> Path:
@@ -100,15 +100,17 @@ class CompareOptions:
         """The learning rates tried for a method, in rising order, each once."""
         return sorted(set(self.lora_lr if method == "lora" else self.full_lr))
 
-    def run(self, method: str, lr: float, steps: int, folder: Path, validations: int = 1) -> Options:
-        """One run as `finetune` takes it, which validates up to so many times, the last time at its end."""
+    def run(self, method: str, lr: float, compared: bool) -> Options:
+        """One run as `finetune` takes it: a run that is compared, or a try, which validates once, at its end."""
         names = ["base", "data", "field", "batch_size", "max_length", "eval_records", "seed"]
         names += ["r", "lora_alpha"] if method == "lora" else []
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         if method == "lora":
             settings["strength"] = 1.0  # full fine-tuning keeps its whole update, too
+        steps, validations = (self.steps, VALIDATIONS) if compared else (self.tries, 1)
         settings |= {"method": method, "lr": lr, "steps": steps, "eval_every": math.ceil(steps / validations)}
-        return Options(out=str(folder), overwrite=True, **settings)
+        folder = self.folder if compared else self.folder / "search"
+        return Options(out=str(folder / f"{method}-{lr:g}"), overwrite=True, **settings)
 
 
 def compare(options: CompareOptions) -> dict[str, Any]:
@@ -219,11 +221,11 @@ class _Runs:
 
     def tried(self, method: str, lr: float) -> dict[str, Any]:
         """The metrics of a try, {"failed": why} if training diverged."""
-        return self._metrics(self._search(method, lr))
+        return self._metrics(Run(self.options.run(method, lr, compared=False), measure=False))
 
     def compared(self, method: str, lr: float) -> dict[str, Any]:
         """The metrics of one of the two runs that are compared. Raises RuntimeError if training diverged."""
-        run = self._compared(method, lr)
+        run = Run(self.options.run(method, lr, compared=True), measure=True)
         metrics = self._metrics(run)
         if "failed" in metrics:
             raise RuntimeError(f"{run}: {metrics['failed']}; choose with --{method}-lr")
@@ -242,23 +244,15 @@ class _Runs:
             if method not in METHODS:
                 continue
             then = read_json(path).get("decides", {})
-            make = self._search if path.parent != folder else self._compared
+            compared = path.parent == folder
             try:
-                now = self._decides(make(method, then.get("lr") or 1.0))
+                now = self._decides(Run(self.options.run(method, then.get("lr") or 1.0, compared), measure=compared))
                 refuse_other_settings(f"the run of {path}", then, now, "choose another --out, or --overwrite it")
             except ValueError:
                 if not self.options.overwrite:
                     raise
                 path.unlink()
                 remove_folder(path.with_suffix(""))
-
-    def _search(self, method: str, lr: float) -> Run:
-        folder = self.options.folder / "search" / f"{method}-{lr:g}"
-        return Run(self.options.run(method, lr, self.options.tries, folder), measure=False)
-
-    def _compared(self, method: str, lr: float) -> Run:
-        folder = self.options.folder / f"{method}-{lr:g}"
-        return Run(self.options.run(method, lr, self.options.steps, folder, VALIDATIONS), measure=True)
 
     def _metrics(self, run: Run) -> dict[str, Any]:
         """What a run found: read if it is there, made and kept if it is not."""

@@ -85,37 +85,46 @@ def rows(result: dict[str, Any]) -> list[Row]:
     lora, full = (result["runs"][method] for method in METHODS)
     hourly = result["machine"]["cores"] * result["options"]["price"]
     return [
-        _cost("few", "trainable parameters", "count", FEW, lora["trainable_parameters"], full["trainable_parameters"]),
+        _row("few", "trainable parameters", "count", FEW, lora["trainable_parameters"], full["trainable_parameters"]),
         *_memory(lora["peak_memory_bytes"], full["peak_memory_bytes"], result["peak_bytes"]),
         *_time(lora, full),
-        _cost("cheap", "training of the run", "dollars", LOW, *(hourly * _seconds(run) / 3600 for run in (lora, full))),
-        _cost("small", "adapter or model on disk", "bytes", FEW, lora["adapter_bytes"], full["adapter_bytes"]),
+        _row("cheap", "training of the run", "dollars", LOW, *(hourly * _seconds(run) / 3600 for run in (lora, full))),
+        _row("small", "adapter or model on disk", "bytes", FEW, lora["adapter_bytes"], full["adapter_bytes"]),
         *_learned(lora, full),
         *_untouched(lora, full),
     ]
 
 
-def _cost(claim: str, what: str, unit: str, rule: Band, lora: float, full: float) -> Row:
-    return Row(claim=claim, what=what, unit=unit, lora=lora, full=full, verdict=_judged(rule, lora, full))
+def _row(
+    claim: str, what: str, unit: str, band: Band, lora: float, full: float, base: float | None = None, sign: int = 1
+) -> Row:
+    """A row whose verdict is that of LoRA's share of full fine-tuning's number; if there is a base, of its change.
+
+    Nothing is no share of anything, and something is more than any share of nothing. sign: -1 if less is a gain.
+    """
+    mine, whole = (sign * (number - (base or 0)) for number in (lora, full))
+    share = 0.0 if mine <= 0 else mine / whole if whole > 0 else math.inf
+    verdict = WORDS[band.verdict(Interval(share, share, share, 1))]
+    return Row(claim=claim, what=what, unit=unit, base=base, lora=lora, full=full, verdict=verdict)
 
 
 def _memory(lora: Metrics, full: Metrics, peaks: dict[str, int | None]) -> Iterator[Row]:
     for what, owners in OWNED.items():
         sizes = (sum(each["by_owner"].get(owner, 0) for owner in owners) for each in (lora, full))
-        yield _cost("memory", what, "bytes", LOW, *sizes)
-    yield _cost("memory", "activations", "bytes", LOW, lora["activations"], full["activations"])
-    yield _cost("memory", "peak of a step, predicted", "bytes", LOW, lora["predicted"], full["predicted"])
+        yield _row("memory", what, "bytes", LOW, *sizes)
+    yield _row("memory", "activations", "bytes", LOW, lora["activations"], full["activations"])
+    yield _row("memory", "peak of a step, predicted", "bytes", LOW, lora["predicted"], full["predicted"])
     if peaks["lora"] and peaks["full"]:
-        yield _cost("memory", "peak of the process", "bytes", LOW, peaks["lora"], peaks["full"])
+        yield _row("memory", "peak of the process", "bytes", LOW, peaks["lora"], peaks["full"])
 
 
 def _time(lora: Metrics, full: Metrics) -> Iterator[Row]:
-    yield _cost("fast", "one step", "seconds", LOW, lora["seconds_per_step"], full["seconds_per_step"])
-    to_best = (_seconds(run, best_validation(run)[0]) for run in (lora, full))
-    yield _cost("fast", "to its best validation loss", "seconds", LOW, *to_best)
+    yield _row("fast", "one step", "seconds", LOW, lora["seconds_per_step"], full["seconds_per_step"])
+    mine, whole = (_seconds(run, best_validation(run)[0]) for run in (lora, full))
+    yield _row("fast", "to its best validation loss", "seconds", LOW, mine, whole)
     both = max(best_validation(run)[1] for run in (lora, full))
-    to_both = (_seconds(run, first_step(run["validation_loss"], both, between=False)) for run in (lora, full))
-    yield _cost("fast", f"to {both:.3f}, which both reach", "seconds", LOW, *to_both)
+    mine, whole = (_seconds(run, first_step(run["validation_loss"], both, between=False)) for run in (lora, full))
+    yield _row("fast", f"to {both:.3f}, which both reach", "seconds", LOW, mine, whole)
 
 
 def _learned(lora: Metrics, full: Metrics) -> Iterator[Row]:
@@ -124,30 +133,17 @@ def _learned(lora: Metrics, full: Metrics) -> Iterator[Row]:
             if name == "general":
                 continue
             (before, mine), whole = lora[key][name], full[key][name][1]
-            verdict = _judged(SLIGHT, sign * (mine - before), sign * (whole - before))
             what = f"{'loss' if key == 'loss' else 'recall'}, {SETS[name]}"
-            yield Row(claim="learns", what=what, unit=unit, base=before, lora=mine, full=whole, verdict=verdict)
+            yield _row("learns", what, unit, SLIGHT, mine, whole, before, sign)
 
 
 def _untouched(lora: Metrics, full: Metrics) -> Iterator[Row]:
-    same = [run["base_sha256"][0] == run["base_sha256"][1] for run in (lora, full)]
-    states = ["unchanged" if each else "changed" for each in same]
-    verdict = HELD if same[0] else NOT
-    yield Row(
-        claim="untouched", what="the base's weights", unit="text", lora=states[0], full=states[1], verdict=verdict
-    )
+    states = ["unchanged" if run["base_sha256"][0] == run["base_sha256"][1] else "changed" for run in (lora, full)]
+    verdict = HELD if states[0] == "unchanged" else NOT
+    what = "the base's weights"
+    yield Row(claim="untouched", what=what, unit="text", lora=states[0], full=states[1], verdict=verdict)
     (before, mine), whole = lora["loss"]["general"], full["loss"]["general"][1]
-    verdict = _judged(SPARED, mine - before, whole - before)
-    yield Row(
-        claim="untouched", what="loss on general text", unit="nats", base=before, lora=mine, full=whole, verdict=verdict
-    )
-
-
-def _judged(band: Band, lora: float, full: float) -> str:
-    """Whether LoRA's number, as a share of that of full fine-tuning, is in the band. Nothing is no share of anything,
-    and something is more than any share of nothing."""
-    share = 0.0 if lora <= 0 else lora / full if full > 0 else math.inf
-    return WORDS[band.verdict(Interval(share, share, share, 1))]
+    yield _row("untouched", "loss on general text", "nats", SPARED, mine, whole, before)
 
 
 def best_validation(run: Metrics) -> tuple[int, float]:

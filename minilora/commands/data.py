@@ -28,7 +28,7 @@ from ..measure.loss import evenly
 from ..models.load import find, known_as, load_tokenizer
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
-from ..options import BASE, add_flags, from_flags, option
+from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.text import WIDTH, counted, rule, terminal_width, wrapped
 from ..train.options import FIELD, Options
 
@@ -45,12 +45,11 @@ class LookOptions:
 
     base: str = option(Options.base, f"the model whose tokens are counted: {BASE}")
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
-    max_length: int = option(Options.max_length, "tokens per record; longer ones are truncated")
+    max_length: int = option(Options.max_length, "tokens per record; longer ones are truncated", least=8)
 
     def __post_init__(self):
         check_field(self.field or {})
-        if self.max_length < 8:
-            raise ValueError(f"max_length must be at least 8, got {self.max_length}")
+        check(self)
 
 
 # -- facts -------------------------------------------------------------------------------------------------------------

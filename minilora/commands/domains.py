@@ -144,12 +144,8 @@ def _finished(options: DomainsOptions, domain: str) -> bool:
     now, then = run.decisive(), read_metrics(run.folder)["options"]
     both = now.keys() & then.keys()
     try:
-        refuse_other_settings(
-            str(run.folder),
-            {name: then[name] for name in now if name in both},
-            {name: now[name] for name in now if name in both},
-            "--overwrite replaces it, --out chooses another folder",
-        )
+        then, now = ({name: each[name] for name in now if name in both} for each in (then, now))
+        refuse_other_settings(str(run.folder), then, now, "--overwrite replaces it, --out chooses another folder")
     except ValueError:
         if not options.overwrite:
             raise

@@ -23,7 +23,7 @@ from ..experiments.trials import reason
 from ..files.disk import write_json
 from ..measure.environment import circumstances, machine, versions
 from ..measure.statistics import Interval
-from ..options import UsageError, add_flags, from_flags, option
+from ..options import UsageError, add_flags, check, from_flags, option
 from ..pages.text import counted, duration, shortened, terminal_width
 from ..progress import log, progress
 from .shared import AS_JSON
@@ -42,7 +42,7 @@ class ReproduceOptions:
     """How claims are run. Raises ValueError for values that mean nothing."""
 
     seeds: Sequence[int] | None = option(None, "seeds of every claim (default: the claim's own)", metavar="N")
-    jobs: int | None = option(None, "runs at a time (default: as many as there are cores)", metavar="N")
+    jobs: int | None = option(None, "runs at a time (default: as many as there are cores)", metavar="N", least=1)
     out: str | None = option(None, "folder of page, pictures, claims.json and kept results (default: runs/claims)")
     small: bool = option(False, "each claim in its smallest form, which takes seconds")
     switched: bool = option(False, "with the effect of each claim switched off, and as it is: does the verdict turn?")
@@ -51,8 +51,7 @@ class ReproduceOptions:
         if self.seeds is not None and (not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds)):
             given = " ".join(map(str, self.seeds)) or "none"
             raise ValueError(f"seeds must be different numbers from 0 on, got {given}")
-        if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"jobs must be at least 1, got {self.jobs}")
+        check(self)
 
     @property
     def folder(self) -> Path:

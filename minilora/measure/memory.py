@@ -99,12 +99,7 @@ def step_of(job: Job) -> Step:
     """The step, from the header of the model's file alone. Raises ValueError for one that the model cannot take."""
     config, base_bytes = shape_of(job.base, job.quantized, job.bf16 and bfloat16.why_not() is None)
     return Step.of(
-        config,
-        job.batch(config),
-        rank=job.rank,
-        targets=job.targets,
-        base_bytes=base_bytes,
-        recompute=job.recompute,
+        config, job.batch(config), rank=job.rank, targets=job.targets, base_bytes=base_bytes, recompute=job.recompute
     )
 
 

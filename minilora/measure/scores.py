@@ -115,12 +115,7 @@ def read_sets(
 
 
 def _chosen(
-    records: Sequence[Record],
-    source: str,
-    limit: int | None,
-    paraphrases: int | None,
-    trained: bool,
-    split: str | None,
+    records: Sequence[Record], source: str, limit: int | None, paraphrases: int | None, trained: bool, split: str | None
 ) -> Iterator[tuple[str, list[Record]]]:
     """The records of each kind that a source has."""
     splits = by_split(records)

@@ -8,19 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import (
-    BLACK,
-    BLUE,
-    FULL,
-    LORA,
-    ORANGE,
-    PARAPHRASE,
-    VALIDATION,
-    ink,
-    name_lines,
-    panels,
-    save,
-)
+from .style import BLACK, BLUE, FULL, LORA, ORANGE, PARAPHRASE, VALIDATION, ink, name_lines, panels, save
 from .text import megabytes, percent
 
 # -- a run -------------------------------------------------------------------------------------------------------------

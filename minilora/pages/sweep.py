@@ -30,48 +30,28 @@ def sweep_figure(result: Mapping[str, Any]) -> Any:
 
 
 def _against_rate(axes: Any, rows: Sequence[Row]) -> None:
-    lines = _lines(rows, lambda row: (row["method"], row["r"]), "lr")
-    names, lowest = [], min(map(_mean, rows))
-    for line, (color, opacity, mark) in zip(lines, _looks(lines), strict=True):
-        _bars(axes, line, "lr", color, opacity, mark)
-        row = line[0]
-        end = min(_mean(line[-1]), lowest + SHOWN)
-        names.append((end, "full" if row["method"] == "full" else f"r = {row['r']}", color))
-    _scaled(axes, [row["lr"] for line in lines for row in line], 10)
-    near = [row["validation_loss"] for line in lines for row in line if _mean(row) <= lowest + SHOWN]
+    names = _lines(axes, rows, "r", "lr", lambda row: f"r = {row['r']}")
+    most = min(map(_mean, rows)) + SHOWN
+    near = [row["validation_loss"] for row in rows if _mean(row) <= most]
     cut_above(axes, [*map(_mean, rows), *(each[end] for each in near for end in ("low", "high"))])
     axes.set(xlabel="learning rate", ylabel=LOSS, title="Learning rate, for each rank")
-    name_lines(axes, names)
+    name_lines(axes, [(min(end, most), name, color) for end, name, color in names])
 
 
 def _against_rank(axes: Any, rows: Sequence[Row]) -> None:
     lora, full = [row for row in rows if row["method"] == "lora"], [row for row in rows if row["method"] == "full"]
-    lines = _lines(lora, lambda row: (row["method"], row["target_modules"]), "r")
-    ranks = [row["r"] for line in lines for row in line]
-    names = []
-    for line, (color, opacity, mark) in zip(lines, _looks(lines), strict=True):
-        _band(axes, line, "r", color, opacity, mark)
-        names.append(
-            (_mean(line[-1]), line[0]["target_modules"].replace(",", "\n") if len(lines) > 1 else "LoRA", color)
-        )
+    names = _lines(axes, lora, "target_modules", "r", _targets(lora), bars=False)
     if full:
         best = min(full, key=_mean)["validation_loss"]
         axes.axhspan(best["low"], best["high"], color=FULL, alpha=0.15, linewidth=0)
         axes.axhline(best["mean"], color=FULL, linewidth=2)
         names.append((best["mean"], "full", FULL))
-    _scaled(axes, ranks, 2)
     axes.set(xlabel="rank r", ylabel=LOSS, title="Rank, each at its best")
     name_lines(axes, names)
 
 
 def _against_parameters(axes: Any, rows: Sequence[Row]) -> None:
-    lines = _lines(rows, lambda row: (row["method"], row["target_modules"]), "trainable_parameters")
-    names = []
-    for line, (color, opacity, mark) in zip(lines, _looks(lines), strict=True):
-        _bars(axes, line, "trainable_parameters", color, opacity, mark)
-        lora = line[0]["target_modules"].replace(",", "\n") if len(lines) > 2 else "LoRA"
-        names.append((_mean(line[-1]), "full" if line[0]["method"] == "full" else lora, color))
-    _scaled(axes, [row["trainable_parameters"] for line in lines for row in line], 10)
+    names = _lines(axes, rows, "target_modules", "trainable_parameters", _targets(rows))
     axes.set(xlabel="trainable parameters", ylabel=LOSS, title="Trainable parameters, each at its best")
     name_lines(axes, names)
 
@@ -82,42 +62,45 @@ _PANELS = ((_against_rate, "lr"), (_against_rank, "r"), (_against_parameters, "t
 # -- lines -------------------------------------------------------------------------------------------------------------
 
 
-def _lines(rows: Sequence[Row], kind: Callable[[Row], Any], x: str) -> list[list[Row]]:
-    """The rows of each kind, in the order of x, and of those with the same x the best one."""
-    best: dict[Any, dict[Any, Row]] = {}
+def _lines(
+    axes: Any, rows: Sequence[Row], kind: str, x: str, name: Callable[[Row], str], bars: bool = True
+) -> list[tuple[float, str, str]]:
+    """Draw a line for each method and kind, through the best row at each x, with bars or a band for the intervals.
+
+    Returns what `name_lines` takes: where each line ends, its name and its colour.
+    """
+    best: dict[tuple[Any, Any], dict[Any, Row]] = {}
     for row in rows:
-        line = best.setdefault(kind(row), {})
-        if row[x] not in line or _mean(row) < _mean(line[row[x]]):
-            line[row[x]] = row
-    order = sorted(best, key=lambda key: (key[0] == "full", *(str(part).rjust(8) for part in key[1:])))
-    return [[best[key][at] for at in sorted(best[key])] for key in order]
+        own = best.setdefault((row["method"], row[kind]), {})
+        own[row[x]] = min(own.get(row[x], row), row, key=_mean)
+    order = sorted(best, key=lambda key: (key[0] == "full", str(key[1]).rjust(8)))
+    several, names = sum(method == "lora" for method, _ in best), []
+    for i, key in enumerate(order):
+        at = sorted(best[key])
+        line = [best[key][value] for value in at]
+        color, opacity, mark = FULL, 1.0, "s"
+        if i < several:  # LoRA's lines grow darker from the first to the last
+            color, opacity, mark = LORA, 0.4 + 0.6 * (i + 1) / several, MARKS[i % len(MARKS)]
+        low, high = ([row["validation_loss"][end] for row in line] for end in ("low", "high"))
+        if bars:
+            axes.vlines(at, low, high, color=color, alpha=0.6 * opacity, linewidth=1.2)
+        else:
+            axes.fill_between(at, low, high, color=color, alpha=0.15 * opacity, linewidth=0)
+        means = [_mean(row) for row in line]
+        axes.plot(at, means, color=color, alpha=opacity, marker=mark, markersize=5, linewidth=2)
+        names.append((means[-1], name(line[0]) if i < several else "full", color))
+    _scaled(axes, [row[x] for row in rows], 2 if x == "r" else 10)
+    return names
+
+
+def _targets(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """How a line of LoRA is called: by its modules, where there are several choices of them."""
+    several = len({row["target_modules"] for row in rows if row["method"] == "lora"}) > 1
+    return lambda row: row["target_modules"].replace(",", "\n") if several else "LoRA"
 
 
 def _mean(row: Row) -> float:
     return row["validation_loss"]["mean"]
-
-
-def _looks(lines: Sequence[Sequence[Row]]) -> list[tuple[str, float, str]]:
-    """Colour, opacity and mark of each line: LoRA's grow darker from the first to the last."""
-    lora = sum(line[0]["method"] == "lora" for line in lines)
-    looks = [(LORA, 0.4 + 0.6 * (i + 1) / lora, MARKS[i % len(MARKS)]) for i in range(lora)]
-    return looks + [(FULL, 1.0, "s")] * (len(lines) - lora)
-
-
-def _band(axes: Any, line: Sequence[Row], x: str, color: str, opacity: float, mark: str) -> None:
-    at = [row[x] for row in line]
-    axes.fill_between(at, *_ends(line), color=color, alpha=0.15 * opacity, linewidth=0)
-    axes.plot(at, [_mean(row) for row in line], color=color, alpha=opacity, marker=mark, markersize=5, linewidth=2)
-
-
-def _bars(axes: Any, line: Sequence[Row], x: str, color: str, opacity: float, mark: str) -> None:
-    at = [row[x] for row in line]
-    axes.vlines(at, *_ends(line), color=color, alpha=0.6 * opacity, linewidth=1.2)
-    axes.plot(at, [_mean(row) for row in line], color=color, alpha=opacity, marker=mark, markersize=5, linewidth=2)
-
-
-def _ends(line: Sequence[Row]) -> tuple[list[float], list[float]]:
-    return [row["validation_loss"]["low"] for row in line], [row["validation_loss"]["high"] for row in line]
 
 
 def _scaled(axes: Any, values: Sequence[float], base: int) -> None:
@@ -131,7 +114,7 @@ def _scaled(axes: Any, values: Sequence[float], base: int) -> None:
         axes.xaxis.set_major_locator(FixedLocator(few))
     else:
         axes.xaxis.set_major_locator(LogLocator(base, subs=(1.0, 3.0) if base == 10 else (1.0,)))
-    axes.xaxis.set_major_formatter(lambda x, position: _short(x))
+    axes.xaxis.set_major_formatter(lambda x, _: _short(x))
     axes.xaxis.set_minor_locator(NullLocator())
 
 

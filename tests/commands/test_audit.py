@@ -50,10 +50,7 @@ def test_the_folder_may_follow_quantized_with_and_without_a_kind(asked, words, e
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (
-            ["--quantized", "nf3"],
-            "--quantized: invalid choice: 'nf3' (choose from nf4, fp4, int4, q8_0, q4_1)",
-        ),
+        (["--quantized", "nf3"], "--quantized: invalid choice: 'nf3' (choose from nf4, fp4, int4, q8_0, q4_1)"),
         (["--quantized", "runs/law", "runs/other"], "one adapter at a time: runs/other, runs/law are 2"),
         (["--quantized", "true"], "invalid choice: 'true'"),
     ],

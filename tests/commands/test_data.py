@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from commandline import status
 from modelfiles import TERMS
 
 from minilora.cli import main
@@ -277,13 +278,13 @@ def test_only_a_terminal_that_can_underlines(write, capsys, monkeypatch, termina
 
 @pytest.mark.parametrize(("words", "code", "reason"), [
     (["absent.jsonl"], 1, "absent.jsonl: no such data file"),
-    (["data.jsonl", "--max-length", "7"], 2, "max_length must be at least 8, got 7"),
+    (["data.jsonl", "--max-length", "7"], 2, "--max-length must be at least 8, got '7'"),
     (["data.jsonl", "--base", "absent"], 1, "absent: no such model"),
     (["data.jsonl", "--field", "question=zzz"], 1, "data.jsonl:1: field question=zzz: no such column; there are"),
     (["data.jsonl", "--field", "qestion=q"], 2, "field qestion=q: minilora reads no 'qestion' (did you mean question"),
 ])  # fmt: skip
 def test_the_command_answers_a_mistake_in_one_line(write, capsys, words, code, reason):
     write(QA)
-    assert main(["data", "--base", "tiny", *words]) == code
+    assert status("data", "--base", "tiny", *words) == code
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"minilora: {reason}") and err.count("\n") == 1

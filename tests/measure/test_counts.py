@@ -5,9 +5,7 @@ import dataclasses
 import pytest
 from smallmodels import lora_config as config
 
-from minilora.lora.adapters import (
-    add_adapter,
-)
+from minilora.lora.adapters import add_adapter
 from minilora.measure.bench import SMOLLM2
 from minilora.measure.counts import ParameterCounts, count_parameters
 from minilora.measure.predict import SHAPES, Step

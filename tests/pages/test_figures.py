@@ -46,10 +46,7 @@ def run_metrics(
 
 
 VALIDATED = {  # what a run notes that validates both, and kept an earlier step
-    "validation": {
-        "unseen": [[30, 2.61], [60, 2.56], [120, 2.85]],
-        "paraphrase": [[30, 2.3], [60, 1.9], [120, 1.45]],
-    },
+    "validation": {"unseen": [[30, 2.61], [60, 2.56], [120, 2.85]], "paraphrase": [[30, 2.3], [60, 1.9], [120, 1.45]]},
     "kept": {"step": 60, "which": "best", "loss": 2.23},
 }
 

@@ -3,10 +3,7 @@
 from minilora.pages.rates import SHOWN, draw_rates, draw_seeds
 from minilora.pages.style import panels
 
-TRIED = {
-    "LoRA": [[1e-3, 3.2], [1e-2, 3.0], [1e-1, 3.4]],
-    "full": [[1e-4, 3.3], [1e-3, 3.1], [1e-2, None]],
-}
+TRIED = {"LoRA": [[1e-3, 3.2], [1e-2, 3.0], [1e-1, 3.4]], "full": [[1e-4, 3.3], [1e-3, 3.1], [1e-2, None]]}
 
 
 def test_the_best_rate_is_ringed_and_a_failed_one_left_out():
