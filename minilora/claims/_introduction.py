@@ -1,7 +1,5 @@
 """What the claims of the usual introduction to LoRA share: their source, and a run that several of them look at."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..experiments.claim import Setting
@@ -42,6 +40,14 @@ def matrix_shares(setting: Setting, full_rank: bool) -> dict[str, Any]:
     return {"measured": [1 - loss for loss in left], "curves": curves}
 
 
+def gain(setting: Setting, complex_change: bool) -> dict[str, Any]:
+    """The share of full fine-tuning's gain that LoRA gains, for a change that is complex or one that is not."""
+    if setting.small:
+        return matrix_shares(setting, full_rank=complex_change)
+    runs = best_runs(setting, shuffled=complex_change)
+    return {"measured": shares(runs), **losses_of(runs)}
+
+
 def losses_of(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """The losses and learning rates of such runs, and their curves."""
     return {
@@ -52,27 +58,31 @@ def losses_of(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def draw_curves(axes: Any, curves: dict[str, Any]) -> None:
+def curves_figure(curves: dict[str, Any], title: str) -> Any:
     """Validation loss against steps, a line for each seed."""
-    from ..pages.style import FULL, LORA, name_lines
+    from ..pages.style import FULL, LORA, name_lines, panels
 
+    figure, axes = panels(width=7)
     lines = {"lora": ("LoRA", LORA, "-"), "full": ("full\nfine-tuning", FULL, "--")}
     for method, (_, color, style) in lines.items():
         for curve in curves[method]:
             axes.plot(*zip(*curve, strict=True), color=color, linestyle=style)
-    axes.set(xlabel="step", ylabel="validation loss (nats)")
+    axes.set(xlabel="step", ylabel="validation loss (nats)", title=title)
     name_lines(axes, [(curves[m][0][-1][1], name, color) for m, (name, color, _) in lines.items()])
+    return figure
 
 
-def draw_bars(axes: Any, rows: dict[str, tuple[float, float]], unit: str) -> None:
+def bars_figure(rows: dict[str, tuple[float, float]], unit: str, title: str, height: float = 3) -> Any:
     """For each row a bar of LoRA and one of full fine-tuning, with their numbers."""
-    from ..pages.style import FULL, LORA, ink
+    from ..pages.style import FULL, LORA, ink, panels
 
+    figure, axes = panels(width=7, height=height)
     for y, (_name, numbers) in enumerate(rows.items()):
         for number, color, method, shift in zip(numbers, (LORA, FULL), ("LoRA", "full"), (-0.2, 0.2), strict=True):
             axes.barh(y + shift, number, height=0.36, color=color, alpha=0.9)
             shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
             axes.text(number, y + shift, f" {method} {shown}", va="center", color=ink(color))
     axes.set_yticks(range(len(rows)), list(rows))
-    axes.set(xlabel=unit, xlim=(0, 1.35 * max(max(numbers) for numbers in rows.values())))
+    axes.set(xlabel=unit, title=title, xlim=(0, 1.35 * max(max(numbers) for numbers in rows.values())))
     axes.invert_yaxis()
+    return figure

@@ -1,7 +1,5 @@
 """LoRA, section 7.3: an update amplifies directions that the base does not emphasise, more at r = 4 than at r = 64."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """LoRA Without Regret: large batches hurt LoRA more than full fine-tuning."""
 
-from __future__ import annotations
-
 from statistics import mean
 from typing import Any
 
@@ -25,7 +23,7 @@ CLAIM = Claim(
     explained={
         "not at this size": "LoRA's gap grows from 0.150 to 0.171 nats, by about what the band asks for. But the"
         " interval over three seeds reaches below zero: more seeds are needed. The paper's gap grows at batch sizes"
-        " above 32, with 10,000 examples; here there are 240.",
+        " above 32, with 10,000 examples; here there are 240."
     },
 )
 

@@ -1,7 +1,5 @@
 """LoRA Without Regret: LoRA equals full fine-tuning until the data exceed its capacity, then it falls behind."""
 
-from __future__ import annotations
-
 from statistics import mean
 from typing import Any
 

@@ -1,7 +1,5 @@
 """DoRA: where rows turn more, LoRA also changes their length more; full fine-tuning and DoRA do the opposite."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,7 @@ CLAIM = Claim(
         "not at this size": "At each of the four steps by itself the order is the paper's: LoRA 0.50 to 0.65, full"
         " fine-tuning -0.29 to -0.30, and DoRA between them, nearer to LoRA, at 0.33 to 0.38. The band is about all"
         " steps together, which give 0.66, 0.16 and 0.53: both changes grow during training, and that correlates them"
-        " for every method.",
+        " for every method."
     },
 )
 METHODS = ("lora", "dora", "full")

@@ -1,7 +1,5 @@
 """LoRA Learns Less and Forgets Less: at the same loss on the new domain, LoRA forgets less of the old one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

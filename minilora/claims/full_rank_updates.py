@@ -1,7 +1,5 @@
 """Learns Less and Forgets Less: the update of full fine-tuning has at least ten times the rank of a usual LoRA."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,11 +1,9 @@
 """The usual introduction: LoRA is not for very complex changes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting
-from ._introduction import SOURCE, best_runs, draw_curves, losses_of, matrix_shares, shares
+from ._introduction import SOURCE, curves_figure, gain
 
 CLAIM = Claim(
     source=SOURCE,
@@ -25,17 +23,9 @@ CLAIM = Claim(
 
 def run(setting: Setting) -> dict[str, Any]:
     """LoRA's share of the gain."""
-    if setting.small:
-        return matrix_shares(setting, full_rank=not setting.switched)
-    runs = best_runs(setting, shuffled=not setting.switched)
-    return {"measured": shares(runs), **losses_of(runs)}
+    return gain(setting, complex_change=not setting.switched)
 
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Both validation losses during training."""
-    from ..pages.style import panels
-
-    figure, axes = panels(width=7)
-    draw_curves(axes, numbers["curves"])
-    axes.set_title("A language learned anew, a line per seed")
-    return figure
+    return curves_figure(numbers["curves"], "A language learned anew, a line per seed")

@@ -1,13 +1,11 @@
 """The usual introduction: experiments are much cheaper."""
 
-from __future__ import annotations
-
 from statistics import median
 from typing import Any
 
 from ..experiments.claim import LOW, Claim, Setting
 from ..experiments.tuned import first_step
-from ._introduction import SOURCE, best_runs, draw_curves, losses_of
+from ._introduction import SOURCE, best_runs, curves_figure, losses_of
 from .introduction_speed import products, timed
 
 DEARER = 10  # times the price: the machine for full fine-tuning, with the effect put in by hand
@@ -53,9 +51,5 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Both validation losses during training."""
-    from ..pages.style import panels
-
-    figure, axes = panels(width=7)
-    draw_curves(axes, numbers["curves"])
-    axes.set_title(f"A step of LoRA takes {numbers['one step, LoRA over full']:.2f} of the time of a full one")
-    return figure
+    pace = numbers["one step, LoRA over full"]
+    return curves_figure(numbers["curves"], f"A step of LoRA takes {pace:.2f} of the time of a full one")

@@ -1,7 +1,5 @@
 """The usual introduction: an adapter takes little storage."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from ..lora.config import LoraConfig
 from ..lora.layer import LoraLayer
 from ..lora.peft import save_adapter
 from ..models.load import load
-from ._introduction import SOURCE, draw_bars
+from ._introduction import SOURCE, bars_figure
 
 CLAIM = Claim(
     source=SOURCE,
@@ -45,11 +43,6 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Storage of one adapter and of ten, the base counted once for LoRA."""
-    from ..pages.style import panels
-
-    figure, axes = panels(width=7, height=3)
     adapter, whole = numbers["adapter, bytes"] / 1e6, numbers["all weights, bytes"] / 1e6
     rows = {"one adapter": (adapter, whole), "a base and ten": (whole + 10 * adapter, 11 * whole)}
-    draw_bars(axes, rows, "MB")
-    axes.set_title("What is stored")
-    return figure
+    return bars_figure(rows, "MB", "What is stored")

@@ -1,13 +1,11 @@
 """The usual introduction: training needs much less memory."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..experiments.claim import LOW, Claim, Setting
 from ..measure.memory import Job, report, step_of
 from ..measure.predict import Memory, predict_memory
-from ._introduction import SOURCE, draw_bars
+from ._introduction import SOURCE, bars_figure
 
 CLAIM = Claim(
     source=SOURCE,
@@ -26,7 +24,7 @@ CLAIM = Claim(
         "not at this size": "Freezing saves gradients and optimizer state, and nothing else. The weights stay, and so"
         " do the activations, since every layer still passes a gradient on. The paper's 350 GB are 175 billion"
         " weights of two bytes, with next to nothing for activations; here the activations of 512 tokens, and the"
-        " program, are a good part of the peak. Activation checkpointing and a quantised base save what LoRA leaves.",
+        " program, are a good part of the peak. Activation checkpointing and a quantised base save what LoRA leaves."
     },
 )
 OWNERS = ("weights", "gradients", "moments", "activations")
@@ -49,10 +47,6 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """The bytes at the peak, by owner."""
-    from ..pages.style import panels
-
-    figure, axes = panels(width=7, height=4)
     rows = {owner: numbers[owner] for owner in OWNERS} | {"peak": numbers["peak, bytes"]}
-    draw_bars(axes, {name: (lora / 1e6, full / 1e6) for name, (lora, full) in rows.items()}, "MB")
-    axes.set_title("At the peak: full fine-tuning in its optimizer, LoRA in its backward pass")
-    return figure
+    in_mb = {name: (lora / 1e6, full / 1e6) for name, (lora, full) in rows.items()}
+    return bars_figure(in_mb, "MB", "At the peak: full fine-tuning in its optimizer, LoRA in its backward pass", 4)

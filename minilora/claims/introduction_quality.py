@@ -1,11 +1,9 @@
 """The usual introduction: a slight loss of quality at times, and no more."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..experiments.claim import SLIGHT, Claim, Setting
-from ._introduction import SOURCE, best_runs, draw_curves, losses_of, matrix_shares, shares
+from ._introduction import SOURCE, curves_figure, gain
 
 CLAIM = Claim(
     source=SOURCE,
@@ -24,24 +22,16 @@ CLAIM = Claim(
         "not at this size": "LoRA reached four fifths of full fine-tuning's gain: it is behind by more than slightly."
         " A quarter of the tiny base is its embedding, which full fine-tuning changes word by word, and LoRA leaves"
         " frozen; and a matrix 128 wide may change by rank 8 only. Larger bases know the words already, and have more"
-        " room in the same rank: papers that find no loss look at those.",
+        " room in the same rank: papers that find no loss look at those."
     },
 )
 
 
 def run(setting: Setting) -> dict[str, Any]:
     """LoRA's share of the gain."""
-    if setting.small:
-        return matrix_shares(setting, full_rank=setting.switched)
-    runs = best_runs(setting, shuffled=setting.switched)
-    return {"measured": shares(runs), **losses_of(runs)}
+    return gain(setting, complex_change=setting.switched)
 
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Both validation losses during training."""
-    from ..pages.style import panels
-
-    figure, axes = panels(width=7)
-    draw_curves(axes, numbers["curves"])
-    axes.set_title("Each at its best learning rate, a line per seed")
-    return figure
+    return curves_figure(numbers["curves"], "Each at its best learning rate, a line per seed")

@@ -1,7 +1,5 @@
 """The usual introduction: training is faster."""
 
-from __future__ import annotations
-
 from statistics import median
 from typing import Any
 
@@ -9,7 +7,7 @@ from ..experiments.claim import Band, Claim, Setting
 from ..measure.bench import Settings, contender
 from ..measure.predict import Step, base_parameters
 from ..measure.turns import take_turns
-from ._introduction import SOURCE, draw_bars
+from ._introduction import SOURCE, bars_figure
 
 CLAIM = Claim(
     source=SOURCE,
@@ -60,11 +58,6 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Bars of the share."""
-    from ..pages.style import panels
-
-    figure, axes = panels(width=7, height=3)
     shares = [share for name, share in numbers.items() if name.startswith("share of multi")]
     rows = {"counted": (shares[-1], 1.0), "measured": (median(numbers["measured"]), 1.0)}
-    draw_bars(axes, rows, "share of full fine-tuning's step")
-    axes.set_title("A step of LoRA and one of full fine-tuning")
-    return figure
+    return bars_figure(rows, "share of full fine-tuning's step", "A step of LoRA and one of full fine-tuning")

@@ -1,7 +1,5 @@
 """An Illusion of Equivalence: LoRA brings singular directions that the base lacks; full fine-tuning does not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,7 @@ CLAIM = Claim(
     second_hand=True,
     explained={
         Verdict.NOT_HERE: "The update is too small: after 40 steps LoRA's largest singular value is 0.4 to 1.4,"
-        " W's 3 to 82. Multiplied by 10, LoRA's update brings 0.37 per matrix, by 20 one (the first 27 matrices).",
+        " W's 3 to 82. Multiplied by 10, LoRA's update brings 0.37 per matrix, by 20 one (the first 27 matrices)."
     },
 )
 TOLD = {

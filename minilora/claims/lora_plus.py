@@ -1,7 +1,5 @@
 """LoRA+: a larger learning rate for B reaches the same loss in fewer steps."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting

@@ -1,7 +1,5 @@
 """LoRA's premise: the update of full fine-tuning is close to one of low rank."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting
@@ -26,7 +24,7 @@ CLAIM = Claim(
         "not at this size": "The first directions do hold most of what was learned: one leaves 43 % of the gain, 8"
         " leave 84 %, 16 leave 90 % and 32 leave 96 %. 8 of them explain 53 % of the variance (of a random matrix: 20"
         " %). But a matrix of the tiny base has at most 128 directions, and 8 are a sixteenth of them; nor was the"
-        " update trained to be cut, as an adapter's is.",
+        " update trained to be cut, as an adapter's is."
     },
 )
 RANKS = (1, 2, 4, 8, 16, 32, 64)

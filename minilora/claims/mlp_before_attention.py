@@ -1,12 +1,10 @@
 """LoRA Without Regret: adapters on the MLP beat adapters on attention with as many parameters."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import tuned
+from ..experiments.tuned import as_numbers, tuned
 from ..pages.rates import rates_figure
 from ..pages.style import A, B
 
@@ -39,18 +37,13 @@ def run(setting: Setting) -> dict[str, Any]:
     if setting.switched:
         contenders["attention, r = 12"]["targets"] = MLP
     found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small)
-    losses = {name: [result["test"] for result in each["runs"]] for name, each in found.items()}
+    numbers = as_numbers(found)
+    losses = numbers["loss on the test"]
     if setting.switched:
         rate = found["attention, r = 12"]["lr"]
         other = [{"lr": rate, "targets": MLP, "seed": seed + 100, **few} for seed in setting.seeds]
         losses["attention, r = 12"] = [result["test"] for result in setting.each(tiny_run, other)]
-    return {
-        "measured": [100 * (a / m - 1) for a, m in zip(*losses.values(), strict=True)],
-        "loss on the test": losses,
-        "parameters": {name: each["runs"][0]["trained"] for name, each in found.items()},
-        "rates": {name: each["lr"] for name, each in found.items()},
-        "tried": {name: each["tried"] for name, each in found.items()},
-    }
+    return {"measured": [100 * (a / m - 1) for a, m in zip(*losses.values(), strict=True)], **numbers}
 
 
 def picture(numbers: dict[str, Any]) -> Any:

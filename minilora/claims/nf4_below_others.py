@@ -1,7 +1,5 @@
 """QLoRA: of three kinds of four bits, NF4 costs the least perplexity."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """PiSSA: initialised with the largest part of the weight, an adapter's loss falls faster at first."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting

@@ -1,7 +1,5 @@
 """PiSSA: four bits lose less of a matrix if its largest part is kept out of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Exact: LoRA learns a planted update of rank k entirely if r is at least k, and else all that rank r can hold."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

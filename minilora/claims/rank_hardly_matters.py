@@ -1,7 +1,5 @@
 """LoRA, table 6: for a small task the rank hardly matters, from r = 4 to r = 64."""
 
-from __future__ import annotations
-
 from statistics import mean, stdev
 from typing import Any
 
@@ -27,7 +25,7 @@ CLAIM = Claim(
         " of it, and more than seven standard deviations, since seeds differ by 0.009 only. So the rank matters"
         " little here, and measurably: a loss over hundreds of words shows small differences that an accuracy, which"
         " the paper reports, may not show. And q and v of a model 128 wide are a small part of it, in which more rank"
-        " is more room.",
+        " is more room."
     },
 )
 

@@ -1,7 +1,5 @@
 """LoRA Without Regret: LoRA's best learning rate is about ten times full fine-tuning's, whatever the rank."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -29,7 +27,7 @@ CLAIM = Claim(
         "not at this size": "LoRA's best rate is about four times full fine-tuning's, and nearly the same for r = 2,"
         " 8 and 32: it hardly depends on the rank, as claimed, but the factor is smaller. A likely reason is the"
         " width, 128 compared with thousands: in theory, full fine-tuning's best rate falls faster with the width"
-        " than LoRA's.",
+        " than LoRA's."
     },
 )
 RANKS = (2, 8, 32)

@@ -1,7 +1,5 @@
 """rsLoRA: with alpha / r, the first step's effect shrinks as r grows; with alpha / sqrt(r), it does not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """LoRA, section 7.2: the first directions of an adapter with r = 8 are those of one with r = 64."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

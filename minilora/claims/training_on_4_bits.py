@@ -1,7 +1,5 @@
 """QLoRA: an adapter that learns over a base in NF4 learns as much as over the base itself."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting

@@ -1,12 +1,10 @@
 """Learning Rate Matters: with tuned learning rates, LoRA and its variants end within one or two percent."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import tuned
+from ..experiments.tuned import as_numbers, tuned
 from ..pages.rates import rates_figure
 
 CLAIM = Claim(
@@ -38,12 +36,11 @@ def run(setting: Setting) -> dict[str, Any]:
     }
     walk = not (setting.small or setting.switched)
     found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=walk)
-    losses = {name: [result["test"] for result in each["runs"]] for name, each in found.items()}
+    numbers = as_numbers(found)
+    losses = numbers["loss on the test"]
     return {
         "measured": [100 * (max(of_seed) / min(of_seed) - 1) for of_seed in zip(*losses.values(), strict=True)],
-        "loss on the test": losses,
-        "rates": {name: each["lr"] for name, each in found.items()},
-        "tried": {name: each["tried"] for name, each in found.items()},
+        **numbers,
     }
 
 

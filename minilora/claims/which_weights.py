@@ -1,12 +1,10 @@
 """LoRA, table 5: with one budget of parameters, q alone and k alone are worst; q and v, or all four, are best."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import tuned
+from ..experiments.tuned import as_numbers, tuned
 from ..pages.rates import rates_figure
 
 CLAIM = Claim(
@@ -48,15 +46,10 @@ def run(setting: Setting) -> dict[str, Any]:
         if name in DECISIVE or not setting.small
     }
     found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small)
-    losses = {name: [result["test"] for result in each["runs"]] for name, each in found.items()}
+    numbers = as_numbers(found)
+    losses = numbers["loss on the test"]
     pairs = zip(*(losses[name] for name in DECISIVE), strict=True)
-    return {
-        "measured": [100 * (min(q, k) / max(qv, four) - 1) for q, k, qv, four in pairs],
-        "loss on the test": losses,
-        "parameters": {name: each["runs"][0]["trained"] for name, each in found.items()},
-        "rates": {name: each["lr"] for name, each in found.items()},
-        "tried": {name: each["tried"] for name, each in found.items()},
-    }
+    return {"measured": [100 * (min(q, k) / max(qv, four) - 1) for q, k, qv, four in pairs], **numbers}
 
 
 def picture(numbers: dict[str, Any]) -> Any:

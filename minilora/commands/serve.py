@@ -1,7 +1,5 @@
 """`minilora serve`: let a page and OpenAI's clients ask a base and its adapters."""
 
-from __future__ import annotations
-
 import argparse
 import threading
 import webbrowser

@@ -4,8 +4,6 @@ FORMATS lists them: Alpaca's instruction/output, ShareGPT's conversations, and s
 format; the rows of a file may have different ones.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

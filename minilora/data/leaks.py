@@ -1,7 +1,5 @@
 """Leaks between splits: validation and test records that training has seen, in the same words."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

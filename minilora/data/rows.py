@@ -1,7 +1,5 @@
 """Data files of every kind as rows: JSONL, a JSON list, a table with a heading, a text; one file, or one per split."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import json

@@ -3,8 +3,6 @@
 Of a conversation only the assistant's words are scored, with the token that ends them; of a text, everything is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count

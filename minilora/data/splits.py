@@ -3,8 +3,6 @@
 Every command divides a file by this rule, so that `eval` tests on the records that `finetune` did not train on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 from ..models.tokenizer import Tokenizer

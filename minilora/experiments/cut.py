@@ -1,7 +1,5 @@
 """Full fine-tuning of the tiny base, whose update is cut to a rank afterwards: how much of the gain is left?"""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a sweep tries: options of `finetune` with several values each, and the trials that they make together."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

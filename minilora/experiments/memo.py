@@ -7,8 +7,6 @@
 `recall` and `keep` are the two halves of `remember`, for callers that have to know whether a result is there.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

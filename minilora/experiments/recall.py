@@ -7,8 +7,6 @@ V. What is stored, the loss tells: to write down a value to which the model give
 Source: Physics of Language Models, part 3.3 (arXiv 2404.05405), measures in this way what models know.
 """
 
-from __future__ import annotations
-
 from math import log2
 
 import numpy as np

@@ -6,8 +6,6 @@ Trials run in processes, some at a time. Each is a row of `<out>/trials.csv` as 
 thrown away. The same command continues an interrupted sweep; one with more values, such as more seeds, adds to it.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -11,8 +11,6 @@ Everything that decides the result is an argument, so that experiments that ask 
 finds each contender's best learning rate.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any

@@ -10,8 +10,6 @@ Processes are started afresh ("spawn"), the same on every system: a script that 
 `if __name__ == "__main__":`.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

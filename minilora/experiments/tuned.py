@@ -8,8 +8,6 @@ A comparison at one rate for all favours the contender which that rate suits. Th
 that the test loss stays an honest result.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,6 +110,16 @@ def tuned(
             "runs": runs,
         }
     return found
+
+
+def as_numbers(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a claim stores of `tuned`: by contender, the test losses, the parameters, the best rate and all tried."""
+    return {
+        "loss on the test": {name: [run["test"] for run in one["runs"]] for name, one in found.items()},
+        "parameters": {name: one["runs"][0]["trained"] for name, one in found.items()},
+        "rates": {name: one["lr"] for name, one in found.items()},
+        "tried": {name: one["tried"] for name, one in found.items()},
+    }
 
 
 def without_defaults(function: Callable[..., Any], trial: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,6 @@ updates["model.layers.0.self_attn.q_proj"]                  # a pair (B, A), the
 The same settings find the same file again, as long as the code that decides the numbers is the same.
 """
 
-from __future__ import annotations
-
 import atexit
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """Answers of a model: one, whole or as a stream, or many at a time. The tokens come from `Streams`."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Literal, overload

@@ -1,7 +1,5 @@
 """A conversation with one base and its adapters: what was said, who answers, and how much of it the model sees."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The application: each address with its handler, from a request to what the engine computes."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import hashlib

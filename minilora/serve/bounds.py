@@ -12,8 +12,6 @@ that leads here (DNS rebinding). They have no setting for the following, which i
   them, so that idle connections would keep everybody else out.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import ipaddress

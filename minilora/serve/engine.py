@@ -52,12 +52,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        model: Llama,
-        tokenizer: Tokenizer,
-        slots: int = 16,
-        waiting: int = 64,
-        context: int | None = None,
+        self, model: Llama, tokenizer: Tokenizer, slots: int = 16, waiting: int = 64, context: int | None = None
     ):
         self.model, self.tokenizer, self.slots, self.waiting = model, tokenizer, slots, waiting
         limit = model.config.max_position_embeddings

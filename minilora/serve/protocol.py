@@ -5,8 +5,6 @@ supported is refused, never ignored. `model` is an adapter's name, "base", or a 
 support=0.3".
 """
 
-from __future__ import annotations
-
 import json
 import math
 import secrets

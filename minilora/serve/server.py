@@ -1,7 +1,5 @@
 """A socket to listen on, and uvicorn's server on it."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import socket

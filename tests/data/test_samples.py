@@ -8,13 +8,7 @@ from tokenizers import Tokenizer as Core
 
 from minilora.data import samples
 from minilora.data.records import Record
-from minilora.data.samples import (
-    encode_record,
-    encode_records,
-    encode_text,
-    truncate,
-    warning_of_control_tokens,
-)
+from minilora.data.samples import encode_record, encode_records, encode_text, truncate, warning_of_control_tokens
 from minilora.engine.fused import NOT_SCORED
 from minilora.models.gguf import GGUF
 from minilora.models.tokenizer import Tokenizer
