@@ -21,6 +21,7 @@ from minilora.measure.memory import Job
 from minilora.models import load as zoo
 from minilora.nn import step
 from minilora.options import ELSEWHERE, from_flags
+from minilora.progress import show_progress
 from minilora.train import job as finetune
 from minilora.train.options import Options
 
@@ -43,6 +44,7 @@ def test_help_names_every_command(capsys):
 def test_the_version_is_the_packages(capsys):
     assert status("--version") == 0
     assert capsys.readouterr().out == f"minilora {__version__}\n"
+    assert not show_progress(False)  # a program that calls main is as silent as before
 
 
 REFUSED = [  # words, how the one line begins

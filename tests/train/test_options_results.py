@@ -1,6 +1,7 @@
 """The options of a job take effect: what it trains, what its files record, and how run.toml repeats it."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from jobs import options, trained
 
 import minilora as ml
 from minilora.cli import main
+from minilora.commands.shared import read_options
 from minilora.files.tensors import read_tensors
 from minilora.nn.optim import AdamW
 from minilora.train.log import read_log
@@ -180,6 +182,12 @@ def test_flags_take_precedence_over_the_file_of_a_run(home, plain, tmp_path, cap
     capsys.readouterr()
     assert column(tmp_path / "run", "lr") == [2e-4]  # the method's own
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_file_takes_precedence_over_the_options_that_a_resumed_run_began_with(tmp_path):
+    (tmp_path / "x.toml").write_text("r = 5", encoding="utf-8")
+    chosen = read_options(ml.Options, Namespace(config=tmp_path / "x.toml", seed=7), {"r": 3, "seed": 1, "lr": 0.1})
+    assert (chosen.r, chosen.seed, chosen.lr) == (5, 7, 0.1)
 
 
 def test_a_file_with_an_unknown_option_is_answered_with_the_nearest_one(tmp_path, capsys):
