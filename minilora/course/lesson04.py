@@ -1,4 +1,4 @@
-"""Lesson 4's exercises: what softmax does with a gradient, attention with shared heads, and its gradients by hand."""
+"""Lesson 4's exercises: the backward pass of softmax, grouped-query attention, and its backward pass by hand."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def draw_heads(rng: np.random.Generator, whole: bool = False) -> Draw:
             / np.sqrt(D) -> * np.sqrt(D)
         the scores are divided by sqrt(D), the width of a head; you took H, the number of heads
             np.sqrt(D) -> np.sqrt(H)
-        the future is not hidden: a token sees itself and what came before it
+        the causal mask is missing: a token sees itself and earlier tokens
             np.arange(S) > -> np.arange(S) > S +
         the mask starts in the wrong corner: the queries are the last T of S tokens, query t is at position S - T + t
             np.arange(S - T, S) -> np.arange(T)
@@ -99,13 +99,13 @@ def draw_heads(rng: np.random.Generator, whole: bool = False) -> Draw:
         masked after softmax: the weights no longer add up to 1, and the future still counts in the denominator
             np.where(future, -np.inf, scores) -> scores
             ", weights, v -> ", np.where(future, 0, weights), v
-        a hidden score of 0 is a score like any other: it must be -inf, for exp(-inf) is 0
+        a masked score of 0 is a score like any other: it must be -inf, because exp(-inf) is 0
             -np.inf -> 0
         softmax along the wrong axis: for each query the weights of its keys add up to 1, along the last axis
             -np.inf -> -1e30
             scores.max(axis=-1 -> scores.max(axis=1
             weights.sum(axis=-1 -> weights.sum(axis=1
-        softmax is missing: the scores themselves are no weights
+        softmax is missing: scores are not yet weights
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True)) -> weights = np.where(future, 0, scores)
             weights /= weights.sum(axis=-1, keepdims=True) -> pass
         softmax is half done: exp(scores) must be divided by their sum
@@ -163,9 +163,9 @@ def draw_one_head(rng: np.random.Generator, T: int | None = None) -> Draw:
             ds.T @ q -> ds @ q
         dq: row t collects over the keys it was compared with: ds is not transposed here
             ds @ k -> ds.T @ k
-        dv: the weights are missing: what was read with a small weight gets a small gradient
+        dv: the attention weights are missing: a value that was read with a small weight gets a small gradient
             p.T @ g -> np.tri(T).T @ g
-        a product gives each factor the other one: dq is made with k, and dk with q
+        the gradient of one factor of a product contains the other: dq contains k, and dk contains q
             ds @ k, ds.T @ q -> ds @ q, ds.T @ k
         dq and dk are swapped: `return dq, dk, dv`, in this order
             ds @ k, ds.T @ q -> ds.T @ q, ds @ k

@@ -1,16 +1,16 @@
 # %% [markdown]
-# # Exercises 4: attention, and its way back
+# # Exercises 4: attention and its backward pass
 #
-# Three functions: the gradient of softmax, attention as today's models have it, and its gradients, which use the first.
-# They belong to [lesson 4](../04_attention.ipynb). Replace `raise NotImplementedError`, run the cell, then run the
-# check below it.
+# Three functions: the backward pass of softmax, grouped-query attention, and the backward pass of attention, which
+# uses the first. They belong to [lesson 4](../04_attention.ipynb). Replace `raise NotImplementedError`, run the cell,
+# then run the check below it.
 #
 # | name | shape | what it is |
 # |---|---|---|
 # | `q` | (T, D), or (T, H, D) | queries: what each of T tokens asks for, in H heads of width D |
 # | `k`, `v` | (S, D), or (S, K, D) | keys and values of S tokens, in K heads |
-# | `p` | (T, S) | weights: row t says how much token t takes from each token s |
-# | `g` | as the result | ∂L/∂ of it: how the loss changes with each of its numbers |
+# | `p` | (T, S) | attention weights: row t says how much token t takes from each token s |
+# | `g` | as the result | the gradient of the loss with respect to the result |
 
 # %%
 import numpy as np
@@ -18,13 +18,13 @@ import numpy as np
 from minilora.course.mine import numerical_gradient  # your own, from exercise 1.1
 
 # %% [markdown]
-# ## 4.1 What softmax does with a gradient
+# ## 4.1 The backward pass of softmax
 #
 # A row of scores $s$ becomes a row of probabilities, $p_i = e^{s_i} / \sum_j e^{s_j}$. Given `p` and `g` = ∂L/∂p,
-# return ∂L/∂s. You need two derivatives, found with the rule for a quotient: how does $p_i$ change with its own score
-# $s_i$, and how with another one, $s_j$? Then add up over all the places where a score occurs.
+# return ∂L/∂s. You need two derivatives, from the quotient rule: how does $p_i$ change with its own score $s_i$, and
+# how with another one, $s_j$? Then add up over all probabilities that a score changes.
 #
-# A way to notice a mistake: add 1 to all scores of a row, and p stays what it was. So each row of your result adds up
+# A way to notice a mistake: if you add 1 to all scores of a row, p does not change. So each row of your result adds up
 # to zero.
 
 
@@ -34,16 +34,16 @@ def softmax_vjp(p, g):
 
 
 # %% [markdown]
-# ## 4.2 Attention with shared heads, and with tokens seen before
+# ## 4.2 Grouped-query attention with a KV cache
 #
 # The lesson's function has one head, and as many queries as keys. A real model differs in two ways.
 #
-# - **Shared heads.** There are H query heads and only K heads of keys and values; H is a multiple of K. Neighbours
+# - **Grouped queries.** There are H query heads and only K heads of keys and values; H is a multiple of K. Neighbours
 #   share: with H = 6 and K = 2, heads 0, 1, 2 read key head 0, and heads 3, 4, 5 read key head 1.
-# - **A cache.** While a model writes, keys and values of earlier tokens are kept. So there are S keys and only T ≤ S
+# - **A KV cache.** During generation, keys and values of earlier tokens are saved. So there are S keys and only T ≤ S
 #   queries: those of the *last* T tokens. Query 0 is not token 0.
 #
-# The rest is as you know it: scores divided by $\sqrt D$, the future hidden, softmax, and a weighted sum of values.
+# The rest is as in the lesson: scores divided by $\sqrt D$, the causal mask, softmax, and a weighted sum of values.
 
 
 # %% points=3
@@ -52,16 +52,16 @@ def grouped_attention(q, k, v):
 
 
 # %% [markdown]
-# ## 4.3 The way back
+# ## 4.3 The backward pass of attention
 #
-# One causal head with as many queries as keys: $p = \mathrm{softmax}(q k^\top / \sqrt D)$ with the future hidden, and
-# $y = p\,v$. From `g` = ∂L/∂y find the gradients of q, k and v. First compute p. Then go back, one product at a time:
-# from y to p and v, from p to the scores with **your** `softmax_vjp`, from the scores to q and k. The rule for a
-# product is all you need beside it:
+# One causal head with as many queries as keys: $p = \mathrm{softmax}(q k^\top / \sqrt D)$ with a causal mask, and $y =
+# p\,v$. From `g` = ∂L/∂y find the gradients of q, k and v. First compute p. Then go backwards, one matrix
+# multiplication at a time: from y to p and v, from p to the scores with **your** `softmax_vjp`, from the scores to q
+# and k. Apart from `softmax_vjp`, you need only this rule:
 #
 # > If $y = a\,b$, then $\partial L/\partial a = g\,b^\top$ and $\partial L/\partial b = a^\top g$.
 #
-# Nothing has to be done for the mask: where a weight is zero, your `softmax_vjp` returns zero.
+# The mask needs no extra step: where a weight is zero, your `softmax_vjp` returns zero.
 
 
 # %% points=3
@@ -72,14 +72,14 @@ def attention_vjp(q, k, v, g):
 # %% [markdown]
 # ## All of it at once
 #
-# Three times `ok`? Then run the cell, and call `distance()`: the dq of your `attention_vjp`, which stands on your
-# `softmax_vjp`, beside what your `numerical_gradient` of lesson 1 measures on your `grouped_attention`. Below 1e-8,
-# four functions of yours agree.
+# Three times `ok`? Then run the cell and call `distance()`. It compares the dq of your `attention_vjp`, which uses
+# your `softmax_vjp`, with the gradient that your `numerical_gradient` of lesson 1 measures on your
+# `grouped_attention`. Below 1e-8, your four functions agree.
 
 
 # %%
 def distance():
-    """How far attention_vjp's dq is from the gradient that numerical_gradient measures on grouped_attention."""
+    """The largest difference between attention_vjp's dq and the gradient measured on grouped_attention."""
     q, k, v, g = np.random.default_rng().standard_normal((4, 7, 5))
 
     def loss(q):
@@ -89,5 +89,5 @@ def distance():
 
 
 # %% [markdown]
-# minilora's own [`attention`](../../minilora/engine/attention.py) does the same, but for one thing: there the weights
-# (T, S) never exist whole, and are computed a second time on the way back.
+# minilora's own [`attention`](../../minilora/engine/attention.py) does the same with one difference: it never stores
+# all attention weights (T, S), and computes them again in the backward pass.
