@@ -261,7 +261,7 @@ def finished(home, tmp_path_factory):
     """(folder, what the command printed) of a small comparison from the command line, in processes of its own."""
     folder = tmp_path_factory.mktemp("compare") / "out"
     words = ["--base", home / "base", "--data", home / "data.jsonl", "--out", folder, "--steps", 4, "--r", 2]
-    words += ["--batch-size", 4, "--lora-lr", 1e-2, "--full-lr", 1e-3]
+    words += ["--batch-size", 4, "--lora-lr", 1e-2, "--full-lr", 1e-3, "--eval-records", 2]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert main(["compare", *map(str, words)]) == 0

@@ -84,23 +84,17 @@ def test_an_interval_goes_through_a_function_that_rises():
 
 # -- Student's ---------------------------------------------------------------------------------------------------------
 
-# From the tables in NIST/SEMATECH, e-Handbook of Statistical Methods, 1.3.6.7.2 (two-sided 95 %, and 99 %).
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 10: 2.228, 29: 2.045, 30: 2.042}
-T99 = {1: 63.657, 2: 9.925, 3: 5.841, 10: 3.169}
+# From NIST/SEMATECH, e-Handbook of Statistical Methods, 1.3.6.7.2 (two-sided); the last is of the normal distribution.
+TABLES = {
+    0.95: {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 10: 2.228, 29: 2.045, 10_000: 1.960},
+    0.99: {1: 63.657, 2: 9.925, 3: 5.841, 10: 3.169},
+}
 
 
-@pytest.mark.parametrize(("freedom", "t"), T95.items())
-def test_students_t_is_that_of_the_tables(freedom, t):
-    assert student(freedom) == pytest.approx(t, abs=6e-4)
-
-
-@pytest.mark.parametrize(("freedom", "t"), T99.items())
-def test_so_is_that_of_99_percent(freedom, t):
-    assert student(freedom, 0.99) == pytest.approx(t, abs=6e-4)
-
-
-def test_with_many_degrees_it_is_the_normal_distribution():
-    assert student(10_000) == pytest.approx(1.960, abs=1e-3)
+@pytest.mark.parametrize("share", TABLES)
+def test_students_t_is_that_of_the_tables(share):
+    table = TABLES[share]
+    assert [student(freedom, share) for freedom in table] == pytest.approx([*table.values()], abs=6e-4)
 
 
 @pytest.mark.parametrize("given", [(0, 0.95), (2, 0), (2, 1)])

@@ -55,33 +55,21 @@ def words(axes):
     return [text.get_text() for text in axes.texts]
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        run_metrics(),
-        run_metrics(method="full"),
-        run_metrics(steps=1, validation=[(1, 3.6)]),
-        run_metrics(steps=3, validation=[(2, 2.9), (3, 2.9)]),
-        run_metrics(steps=7, validation=[], paraphrase=False),
-        run_metrics(validation=[(60, 1.4), (120, 1.33)]),  # all lines end at the same height
-        run_metrics(steps=4000, validation=[(step, 2.9) for step in range(40, 4001, 40)]),
-        run_metrics() | VALIDATED,
-        run_metrics() | {"trainable_parameters": 3e8, "total_parameters": 4.345e8, "adapter_bytes": 1.2e9},
-        run_metrics(steps=3, validation=[(3, float("nan"))]) | {"train_loss": [3.0, float("nan"), float("inf")]},
-    ],
-    ids=[
-        "README",
-        "full",
-        "one step",
-        "three steps",
-        "bare",
-        "one end",
-        "long",
-        "validated",
-        "large adapter",
-        "no numbers",
-    ],
-)
+RUNS = {
+    "README": run_metrics(),
+    "full": run_metrics(method="full"),
+    "one step": run_metrics(steps=1, validation=[(1, 3.6)]),
+    "three steps": run_metrics(steps=3, validation=[(2, 2.9), (3, 2.9)]),
+    "bare": run_metrics(steps=7, validation=[], paraphrase=False),
+    "one end": run_metrics(validation=[(60, 1.4), (120, 1.33)]),  # all lines end at the same height
+    "long": run_metrics(steps=4000, validation=[(step, 2.9) for step in range(40, 4001, 40)]),
+    "validated": run_metrics() | VALIDATED,
+    "large": run_metrics() | {"trainable_parameters": 3e8, "total_parameters": 4.345e8, "adapter_bytes": 1.2e9},
+    "no numbers": run_metrics(3, validation=[(3, float("nan"))]) | {"train_loss": [3.0, float("nan"), float("inf")]},
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_a_run_of_any_kind_can_be_read(run):
     assert problems(run_figure(run)) == []
 
@@ -101,9 +89,8 @@ def test_losses_stand_at_their_steps_and_fill_the_panel():
     curves, _ = run_figure(run_metrics()).axes
     every, smooth, validation, paraphrase = curves.lines
     assert list(every.get_xdata()) == list(range(1, 121)) and every.get_ydata()[0] == pytest.approx(3.5)
-    assert smooth.get_xdata()[0] == 5 and smooth.get_ydata()[0] == pytest.approx(
-        np.mean(run_metrics()["train_loss"][:9])
-    )
+    first = np.mean(run_metrics()["train_loss"][:9])
+    assert (smooth.get_xdata()[0], smooth.get_ydata()[0]) == (5, pytest.approx(first))
     assert list(validation.get_xdata()) == [30, 60, 90, 120] and validation.get_color() == VALIDATION
     assert list(paraphrase.get_xdata()) == [0, 120] and list(paraphrase.get_ydata()) == [3.616, 1.327]
     low, high = curves.get_ylim()
@@ -141,18 +128,15 @@ def test_costs_are_those_of_the_page_and_bars_are_as_long_as_their_share():
     assert [width for _, width in drawn] == pytest.approx(widths)
 
 
-def test_the_share_of_a_tiny_run_is_the_page_s():
+def test_few_parameters_are_written_in_full():
     run = run_metrics() | {"trainable_parameters": 73_728, "total_parameters": 1_066_368}
     assert "73,728, LoRA (6.9 % of all)" in words(run_figure(run).axes[1])
 
 
 def test_full_fine_tuning_has_its_own_colour_and_is_compared_with_nothing():
     assert {line.get_color() for line in run_figure(run_metrics(method="full")).axes[0].lines[:2]} == {FULL}
-    assert words(run_figure(run_metrics(method="full")).axes[1])[1::2] == [
-        "134.5 M, full",
-        "2,462 MB, full",
-        "538 MB, full",
-    ]
+    costs = words(run_figure(run_metrics(method="full")).axes[1])
+    assert costs[1::2] == ["134.5 M, full", "2,462 MB, full", "538 MB, full"]
 
 
 # -- LoRA compared with full fine-tuning -------------------------------------------------------------------------------
@@ -230,18 +214,16 @@ def matrix(adapters=("legal", "support"), data=("legal", "support", "general"), 
 FOUR = ("legal", "medical", "support", "finance")
 
 
-@pytest.mark.parametrize(
-    "measured",
-    [
-        matrix(),
-        matrix(recall=False),
-        matrix(("legal",), ("legal",)),
-        matrix((), ("general",)),
-        matrix(FOUR, (*FOUR, "general")),
-        matrix(("an-adapter-with-a-long-name", *FOUR, "linear", "svd"), ("questions-of-customers", "general")),
-    ],
-    ids=["two", "loss alone", "one", "base alone", "four", "long names"],
-)
+MATRICES = {
+    "two": matrix(),
+    "loss alone": matrix(recall=False),
+    "one": matrix(("legal",), ("legal",)),
+    "base alone": matrix((), ("general",)),
+    "long names": matrix(("an-adapter-with-a-long-name", *FOUR), ("questions-of-customers", "general")),
+}
+
+
+@pytest.mark.parametrize("measured", MATRICES.values(), ids=MATRICES)
 def test_a_matrix_of_any_size_can_be_read(measured):
     assert problems(matrix_figure(measured)) == []
 
@@ -281,16 +263,13 @@ def test_better_than_the_base_is_blue_and_worse_is_orange_in_both_panels(title):
     measured["scores"]["general"]["legal"]["keyword_recall"] = interval(0.02, 0.01)
     image = panel(matrix_figure(measured), title).images[0]
     assert image.norm.vmax == -image.norm.vmin == np.abs(image.get_array()).max()  # the largest change, up or down
-    better, same, worse = (
-        image.cmap(image.norm(image.get_array()[row, column])) for row, column in ((1, 0), (0, 0), (1, 4))
-    )
+    colors = image.cmap(image.norm(image.get_array()))
+    better, same, worse = colors[1, 0], colors[0, 0], colors[1, 4]
 
-    def nearer(color, one, other):
-        return np.linalg.norm(np.subtract(color[:3], to_rgb(one))) < np.linalg.norm(
-            np.subtract(color[:3], to_rgb(other))
-        )
+    def nearest(color):
+        return min((BLUE, ORANGE), key=lambda name: np.linalg.norm(color[:3] - to_rgb(name)))
 
-    assert nearer(better, BLUE, ORANGE) and nearer(worse, ORANGE, BLUE) and min(same) > 0.98
+    assert (nearest(better), nearest(worse)) == (BLUE, ORANGE) and min(same) > 0.98
 
 
 def test_a_frame_marks_the_data_that_an_adapter_was_trained_on():
@@ -311,14 +290,14 @@ def test_what_is_not_finite_or_was_not_measured_is_a_dash():
 # -- all of them -------------------------------------------------------------------------------------------------------
 
 
-ALL = [
-    lambda: run_figure(run_metrics() | VALIDATED),
-    lambda: matrix_figure(matrix()),
-    lambda: compare_figure(compared()),
-]
+ALL = {
+    "run": lambda: run_figure(run_metrics() | VALIDATED),
+    "matrix": lambda: matrix_figure(matrix()),
+    "compare": lambda: compare_figure(compared()),
+}
 
 
-@pytest.mark.parametrize("draw", ALL, ids=["run", "matrix", "compare"])
+@pytest.mark.parametrize("draw", ALL.values(), ids=ALL)
 def test_on_a_dark_page_no_letter_is_too_dark(draw):
     with theme("dark"):
         figure = draw()
@@ -338,11 +317,8 @@ def test_pictures_are_written_for_light_and_dark_pages(tmp_path):
 def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
-    for path, words in (
-        ("x.pdf", "a .png or an .svg"),
-        ("file/x.png", "no picture can be"),
-        ("folder.png", "no picture"),
-    ):
+    refused = (("x.pdf", "a .png or an .svg"), ("file/x.png", "no picture can be"), ("folder.png", "no picture"))
+    for path, words in refused:
         with pytest.raises(ValueError, match=words):
             save_themes(None, tmp_path / path)
     check_picture(tmp_path / "new" / "deep" / "x.SVG")
