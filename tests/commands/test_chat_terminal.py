@@ -9,17 +9,29 @@ import pytest
 pexpect = pytest.importorskip("pexpect", reason="needs pexpect: pip install 'minilora[test]'")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")
 
-EDITED = "\x1b[?2004l"  # what the terminal gets when a line has been typed
 LEFT, CTRL_C, CTRL_D = "\x1b[D", "\x03", "\x04"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\r")
+ENDLESS = """  # an answer that has three words and no end
+import sys, time
+from minilora.cli import main
+from minilora.generate.streams import Answer
+def take(self, token, original=Answer.take):
+    if len(self.text.split()) > 2:
+        print("waiting", flush=True)
+        time.sleep(600)
+    elif token != self.tokenizer.eos_id:
+        original(self, token)
+Answer.take = take
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 class Terminal:
     """A talk in a pseudo-terminal of 60 columns."""
 
-    def __init__(self, shop, folder, *flags):
+    def __init__(self, shop, folder, *flags, program=("-m", "minilora")):
         environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
-        words = ["-m", "minilora", "chat", "--base", str(shop / "base"), *flags]
+        words = [*program, "chat", "--base", str(shop / "base"), *flags]
         words += ["--adapter", f"legal={shop / 'legal'}", f"support={shop / 'support'}"]
         self.child = pexpect.spawn(
             sys.executable, words, cwd=folder, env=environment, encoding="utf-8", timeout=60, dimensions=(24, 60)
@@ -30,8 +42,12 @@ class Terminal:
         self.child.expect_exact(text)
         return ESCAPES.sub("", self.child.before)
 
-    def type(self, keys):
+    def type(self, keys, shown=None):
+        """Type, and wait until this and the next prompt are shown, if anything."""
         self.child.send(keys)
+        if shown is not None:
+            self.wait_for(shown)
+            self.wait_for("you>")
 
     def end(self):
         """Wait for the end of the program, and return its exit status."""
@@ -45,8 +61,8 @@ def terminal(shop, tmp_path):
     """A function that begins a talk with some flags."""
     begun = []
 
-    def begin(*flags):
-        begun.append(Terminal(shop, tmp_path, *flags))
+    def begin(*flags, **more):
+        begun.append(Terminal(shop, tmp_path, *flags, **more))
         begun[-1].wait_for("you>")
         return begun[-1]
 
@@ -68,41 +84,24 @@ def test_a_line_can_be_edited_and_completed_and_exit_ends(terminal):
 
 
 def test_ctrl_c_stops_the_answer_then_clears_the_line_and_only_a_second_one_ends(terminal):
-    talk = terminal("--max-new-tokens", "950")
+    talk = terminal("--max-new-tokens", "950", program=("-c", ENDLESS))
     talk.type("hello\r")
-    talk.wait_for(EDITED)
-    talk.child.expect(r"\w{3}.*\w{3}")  # some of the answer
-    talk.type(CTRL_C)
-    talk.wait_for("(stopped)")
-    talk.wait_for("you>")
+    talk.wait_for("waiting")  # with a part of the answer shown
+    talk.type(CTRL_C, "(stopped)")
     for _ in range(2):  # a line in between, and the next Ctrl-C is a first one again
-        talk.type(CTRL_C)
-        talk.wait_for("(Ctrl-C again, or Ctrl-D, ends")
-        talk.wait_for("you>")
-        talk.type("/adapter legal\r")
-        talk.wait_for("now answers: legal")
-        talk.wait_for("you>")
-    talk.type("never asked" + CTRL_C)
-    talk.wait_for("(Ctrl-C again")
-    talk.wait_for("you>")
-    talk.type("nor this" + CTRL_C)
-    talk.wait_for("(Ctrl-C again")
-    talk.wait_for("you>")
-    talk.type("/save talk.txt\r")
-    talk.wait_for("saved in talk.txt")
-    talk.wait_for("you>")
-    talk.type(CTRL_C)
-    talk.wait_for("(Ctrl-C again")
-    talk.wait_for("you>")
+        talk.type(CTRL_C, "(Ctrl-C again, or Ctrl-D, ends")
+        talk.type("/adapter legal\r", "now answers: legal")
+    for line in ("never asked", "nor this"):
+        talk.type(line + CTRL_C, "(Ctrl-C again")
+    talk.type("/save talk.txt\r", "saved in talk.txt")
+    talk.type(CTRL_C, "(Ctrl-C again")
     talk.type(CTRL_C)
     assert talk.end() == 0
 
 
 def test_an_answer_streams_in_lines_that_fit_and_ctrl_d_ends(terminal, shop):
     talk = terminal("--max-new-tokens", "30")
-    talk.type("hello\r")
-    talk.wait_for("(answers are cut at 30 tokens: --max-new-tokens")
-    talk.wait_for("you>")
+    talk.type("hello\r", "(answers are cut at 30 tokens: --max-new-tokens")
     talk.type("What is a lien?\r")
     assert "are cut" not in talk.wait_for("you>")
     talk.type("/compare hello\r")

@@ -406,6 +406,7 @@ def test_the_page_fits_and_says_what_failed():
         ([1e-3, 1e-2, 1e-1], [3.0, 2.0, 1.0], 0.316),
         ([1e-3, 1e-2, 1e-1], [3.0, 1.0, 2.0], None),
         ([1e-3], [3.0], None),
+        ([1e-3, 1e-2, 1e-1], [3.0, 1.0, 2.0], None),  # it is not at the edge
     ],
 )
 def test_the_advice_is_within_reason(rates, losses, advice):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from minilora.experiments import claim as claims
-from minilora.experiments.claim import Band, Claim, Setting, Verdict, claim_names, read_claim
+from minilora.experiments.claim import Band, Claim, Setting, Verdict, read_claim
 from minilora.measure.statistics import Interval
 
 UP = Band("ratio", low=2, against_below=1)
@@ -79,12 +79,6 @@ def test_a_small_run_keeps_nothing(tmp_path):
 def test_where_updates_are_kept(tmp_path):
     assert Setting().updates is None
     assert Setting(folder=tmp_path).updates == str(tmp_path / "updates")
-
-
-def test_claims_are_found_by_their_files():
-    found = claim_names()
-    assert found == sorted(found) and "planted-rank" in found
-    assert all(read_claim(name).CLAIM for name in found)
 
 
 def test_a_file_that_lacks_something_is_named(monkeypatch):

@@ -26,14 +26,10 @@ def test_results_stand_in_the_order_of_the_trials_and_are_told_as_they_end():
     assert os.getpid() not in {one["process"] for one in found}
 
 
-def test_one_job_is_this_process():
-    found = run_trials(trying.double, [{"x": 1}, {"x": 2}], 1)
-    assert [one["process"] for one in found] == [os.getpid()] * 2
-
-
-def test_of_one_trial_no_process_is_made_and_of_none_none():
-    assert run_trials(trying.double, [{"x": 1}], 4)[0]["process"] == os.getpid()
-    assert run_trials(trying.double, [], 4) == []
+@pytest.mark.parametrize(("trials", "jobs"), [([{"x": 1}, {"x": 2}], 1), ([{"x": 1}], 4), ([], 4)])
+def test_one_job_or_one_trial_is_this_process(trials, jobs):
+    found = run_trials(trying.double, trials, jobs)
+    assert [one["process"] for one in found] == [os.getpid()] * len(trials)
 
 
 @pytest.mark.parametrize(("cores", "share"), [(4, 2), (1, 1)])
@@ -60,10 +56,8 @@ def test_a_failed_trial_is_one_line_and_the_others_go_on(jobs, tmp_path):
 
 
 def test_of_a_fault_in_a_function_its_kind_is_told_and_where_it_is_on_request(monkeypatch, capsys):
-    assert [one["failed"].partition(":")[0] for one in run_trials(trying.odd, [{"x": 0}, {"x": 1}], 1)] == [
-        "KeyError",
-        "TypeError",
-    ]
+    found = run_trials(trying.odd, [{"x": 0}, {"x": 1}], 1)
+    assert [one["failed"].partition(":")[0] for one in found] == ["KeyError", "TypeError"]
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("MINILORA_TRACEBACK", "1")
     run_trials(trying.odd, [{"x": 0}], 1)

@@ -44,8 +44,6 @@ def test_a_question_is_answered_with_all_that_was_said_before(talk, model, token
     second = answer(talk, "x")
     assert first == generate(model, tokenizer, "hello", 12)
     assert second == generate(model, tokenizer, said("hello", first, "x"), 12) != generate(model, tokenizer, "x", 12)
-    talk.clear()
-    assert answer(talk, "x") == generate(model, tokenizer, "x", 12)
 
 
 @pytest.mark.parametrize("choice", [None, "legal", "support", {"legal": 0.5, "support": 0.5}], ids=str)
@@ -101,15 +99,12 @@ def test_a_cleared_conversation_begins_anew(talk, model, tokenizer):
 def test_what_is_saved_has_the_turns_that_were_left_out(talk, tmp_path):
     turns = with_turns_left_out(talk)
     talk.save(tmp_path / "talk.jsonl")
-    talk.save(tmp_path / "talk.txt")
     assert json.loads((tmp_path / "talk.jsonl").read_text(encoding="utf-8"))["messages"] == said(*turns)
-    assert (tmp_path / "talk.txt").read_text(encoding="utf-8").startswith(f"you: a\n\nbase: {turns[1]}\n")
 
 
 def test_the_tokens_in_use_are_counted(talk, tokenizer):
-    question = "hello"
-    answer(talk, question)
-    length = len(tokenizer.encode_chat(said(question), answer_next=True))
+    answer(talk, "hello")
+    length = len(tokenizer.encode_chat(said("hello"), answer_next=True))
     assert length < talk.used <= length + 12
 
 
@@ -120,13 +115,13 @@ def test_a_question_may_take_all_the_room_that_its_answer_leaves(talk, tokenizer
         answer(talk, "x" * (room + 1))
 
 
-@pytest.mark.parametrize(("question", "reason"), [("x" * 1020, "tokens and an answer of 12 are more than the 1024 ")])
-def test_a_question_that_cannot_be_read_leaves_the_talk_as_it_was(talk, caplog, question, reason):
+def test_a_question_that_cannot_be_read_leaves_the_talk_as_it_was(talk, caplog):
+    question = "x" * 1020
     for i in range(3):
         answer(talk, f"{i}" + "x" * 200)
     before = (list(talk.turns), talk.seen_from, talk.asked)
     for ask in (lambda: answer(talk, question), lambda: list(talk.compare(question, {"base": None}))):
-        with pytest.raises(ValueError, match=reason) as caught:
+        with pytest.raises(ValueError, match="tokens and an answer of 12 are more than the 1024 ") as caught:
             ask()
         assert "--max-new-tokens" in str(caught.value)
         assert (talk.turns, talk.seen_from, talk.asked) == before and caplog.messages == []

@@ -45,29 +45,17 @@ def alone(model, tokenizer, question, choice, count=12, **settings):
 
 
 def finish(streams):
-    steps = 0
     while streams.busy:
         streams.step()
-        steps += 1
-    return steps
 
 
 # -- each is what it is alone ------------------------------------------------------------------------------------------
 
 
-def test_every_answer_is_that_of_its_adapter_alone(model, tokenizer, streams):
-    asks = [(question, choice) for question in QUESTIONS for choice in CHOICES]
-    answers = [streams.add(question, choice, max_new_tokens=12) for question, choice in asks]
-    finish(streams)
-    expected = [alone(model, tokenizer, question, choice) for question, choice in asks]
-    assert [answer.text for answer in answers] == expected
-    assert len({tuple(expected[i :: len(CHOICES)]) for i in range(len(CHOICES))}) == len(CHOICES)  # adapters matter
-
-
-def test_who_joins_while_others_run_gets_the_same_answer_and_so_do_they(model, tokenizer, streams):
+def test_each_answer_is_that_of_its_adapter_alone_whoever_joins_while_others_run(model, tokenizer, streams):
     rng, asks, answers = np.random.default_rng(0), [], []
-    for _ in range(12):  # of all lengths, at all times
-        question, choice = QUESTIONS[rng.integers(5)] * int(rng.integers(1, 9)), CHOICES[rng.integers(5)]
+    for i in range(12):  # of all lengths, at all times
+        question, choice = QUESTIONS[rng.integers(5)] * int(rng.integers(1, 9)), CHOICES[i % 5]
         count = int(rng.integers(1, 15))
         asks.append((question, choice, count))
         answers.append(streams.add(question, choice, max_new_tokens=count))
@@ -75,10 +63,12 @@ def test_who_joins_while_others_run_gets_the_same_answer_and_so_do_they(model, t
             streams.step()
     finish(streams)
     assert [answer.text for answer in answers] == [alone(model, tokenizer, *ask) for ask in asks]
+    assert len({alone(model, tokenizer, "hello", choice) for choice in CHOICES}) == len(CHOICES)  # adapters matter
 
 
-def test_a_step_gives_every_running_answer_one_token_and_no_more_run_than_there_are_slots(streams):
+def test_a_step_gives_every_running_answer_one_token_and_no_more_run_than_there_are_slots(streams, tokenizer):
     answers = [streams.add(asked("hello"), max_new_tokens=5 + i) for i in range(5)]
+    assert answers[0].prompt_tokens == len(tokenizer.encode_chat(asked("hello"), answer_next=True))
     seen = []
     while streams.busy:
         before = [answer.tokens for answer in answers]
@@ -144,19 +134,15 @@ def test_draws_depend_on_the_own_seed_and_not_on_the_neighbours(model, tokenizer
     assert texts == [alone(model, tokenizer, "hello", "legal", 10, seed=s, **settings) for s in (1, 2, 1, 3, 2)]
 
 
-def test_between_steps_the_model_is_as_it_was(model, tokenizer, streams):
-    ml.set_adapter(model, "legal")
-    streams.add("hello", "support")
-    streams.step()
-    assert [adapter.factor for adapter in model.adapters.values()] == [1.0, None, None]
-    ml.set_adapter(model, None)
-
-
-def test_no_weight_of_base_or_adapter_is_copied_or_changed(model, streams):
+def test_between_steps_the_model_is_as_it_was_and_no_weight_is_copied_or_changed(model, streams):
     before = {name: (array, array.copy()) for name, array in model.state_dict().items()}
+    ml.set_adapter(model, "legal")
     for choice in CHOICES:
         streams.add("hello", choice, 4)
-    finish(streams)
+    while streams.busy:
+        streams.step()
+        assert [adapter.factor for adapter in model.adapters.values()] == [1.0, None, None]
+    ml.set_adapter(model, None)
     assert all(array is before[name][0] for name, array in model.state_dict().items())
     assert all(np.array_equal(array, copy) for array, copy in before.values())
 
@@ -213,14 +199,10 @@ def ended(model, tokenizer, ids, **settings):
     return answer, pieces
 
 
-def test_an_end_mark_stops_an_answer_and_is_no_part_of_it(model, tokenizer):
-    answer, pieces = ended(model, tokenizer, [*tokenizer.encode("ab"), tokenizer.eos_id])
-    assert (answer.text, answer.finished, answer.tokens, pieces) == ("ab", "stop", 2, ["a", "b", ""])
-
-
-def test_an_answer_of_its_full_length_says_so(model, tokenizer):
-    answer, _ = ended(model, tokenizer, tokenizer.encode("abcdef"), max_new_tokens=3)
-    assert (answer.text, answer.finished, answer.tokens) == ("abc", "length", 3)
+def test_an_answer_says_how_it_ended_and_the_end_mark_is_no_part_of_it(model, tokenizer):
+    for most, wanted in ((50, ("ab", "stop", 2)), (1, ("a", "length", 1))):
+        answer, pieces = ended(model, tokenizer, [*tokenizer.encode("ab"), tokenizer.eos_id], max_new_tokens=most)
+        assert (answer.text, answer.finished, answer.tokens) == wanted and "".join(pieces) == answer.text
 
 
 @pytest.mark.parametrize(
@@ -279,13 +261,6 @@ def test_of_prompts_that_are_read_together_some_can_be_cancelled(model, tokenize
     finish(streams)
     assert [a.text for a in answers] == ["" if i in gone else text for i, text in enumerate(expected)]
     assert all(answer.tokens for i, answer in enumerate(answers) if i not in gone)
-
-
-def test_what_was_used_is_counted(model, tokenizer, streams):
-    answer = streams.add("hello", max_new_tokens=4)
-    assert answer.prompt_tokens == len(tokenizer.encode_chat(asked("hello"), answer_next=True)) and answer.tokens == 0
-    finish(streams)
-    assert answer.tokens == 4 or answer.finished == "stop"
 
 
 # -- draws -------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def engine(shop, tmp_path):
         assert served.said == []
 
 
-def start(engine, adapter="legal", max_new_tokens=64, **settings):
+def start(engine, adapter="legal", max_new_tokens=64, wait=True, **settings):
     """An answer under way: its request, its pieces so far, and a future of the last one."""
     ask, pieces, last = Request(QUESTION, adapter, max_new_tokens, **settings), [], Future()
 
@@ -29,7 +29,9 @@ def start(engine, adapter="legal", max_new_tokens=64, **settings):
         if piece.finished or piece.error:
             last.set_result(piece)
 
-    engine.call(lambda: engine.ask(ask, tell)).result(30)
+    begun = engine.call(lambda: engine.ask(ask, tell))
+    if wait:
+        begun.result(30)
     return ask, pieces, last
 
 
@@ -48,22 +50,11 @@ def test_answers_of_several_are_computed_in_one_batch_and_are_as_if_alone(shop, 
     )
     hold = threading.Event()
     engine.call(hold.wait)
-    asks = [Request(QUESTION, adapter, 12) for adapter in ("legal", None)]
-    texts, ends = dict.fromkeys(asks, ""), {ask: threading.Event() for ask in asks}
-
-    def tells(ask):
-        def tell(piece):
-            texts[ask] += piece.text
-            if piece.finished:
-                ends[ask].set()
-
-        return tell
-
-    for ask in asks:
-        engine.call(lambda ask=ask: engine.ask(ask, tells(ask)))
+    both = [start(engine, adapter, 12, wait=False) for adapter in ("legal", None)]
     hold.set()
-    assert all(end.wait(30) for end in ends.values())
-    assert [texts[ask] for ask in asks] == [alone(shop, adapter, 12) for adapter in ("legal", None)]
+    for (_, pieces, last), adapter in zip(both, ("legal", None), strict=True):
+        last.result(30)
+        assert "".join(piece.text for piece in pieces) == alone(shop, adapter, 12)
     assert 2 in sizes and len(sizes) <= 13
 
 
