@@ -345,10 +345,7 @@ def test_a_pipe_that_nobody_reads_any_longer_is_the_end(words, typed, monkeypatc
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--adapter", "legal=elsewhere"], "two adapters are called 'legal'"),
-        (["--adapter", "base=legal"], "'base' is the model without an adapter"),
         (["--top-p", "0"], "top_p must lie above 0 and be at most 1, got 0"),
-        (["--top-p", "1.1"], "top_p must"),
         (["--prompt", "a", "--ask-file", "b"], "--prompt means nothing with --ask-file b"),
     ],
 )

@@ -211,10 +211,7 @@ def test_other_data_or_another_base_under_the_same_name_are_other_settings(chose
     [
         ({"lora_lr": (0.0, 1.0)}, "lora_lr must be positive"),
         ({"full_lr": ()}, "full_lr must be positive numbers, got none"),
-        ({"price": -1.0}, "price must be"),
         ({"price": float("nan")}, "price must be"),
-        ({"search_steps": 0}, "search_steps must be at least 1"),
-        ({"steps": 0}, "steps must be at least 1"),
         ({"r": 0}, "r must be"),
     ],
 )

@@ -39,9 +39,6 @@ def write(folder, records, name="own.jsonl"):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"limit": 0}, "limit must be at least 1"),
-        ({"max_length": 7}, "max_length must be at least 8"),
-        ({"seed": -1}, "seed must be at least 0"),
         ({"matrix": "x.pdf"}, r"a \.png or an \.svg file"),
         ({"matrix": "/proc/x.png"}, r"no picture can be written there"),
     ],

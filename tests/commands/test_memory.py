@@ -120,7 +120,6 @@ def test_the_command_prints_what_the_report_returned(monkeypatch, capsys):
     [
         (["--method", "full", "--quantized"], 2, "--quantized"),
         (["--target-modules", "q_proj", "foo"], 2, "'foo'"),
-        (["--batch-size", "0"], 2, "--batch-size must be at least 1"),
         (["--base", "tiny", "--length", "9999"], 1, "9999 tokens"),
         (["--base", "tiny", "--quantized"], 1, "no quantised matrices"),
         (["--base", "tiny", "--r", "999"], 1, "r=999"),

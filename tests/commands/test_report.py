@@ -267,20 +267,7 @@ def test_runs_lists_the_finished_runs_newest_first(runs, capsys):
     assert main(["runs", str(runs)]) == 0
     head, *rows, _, last = capsys.readouterr().out.splitlines()
     assert [row.split()[0].removeprefix(f"{runs}/") for row in rows] == ["text", "deep/full", "legal"]
-    assert rows[2].split()[1:] == [
-        "x",
-        "own.jsonl",
-        "LoRA,",
-        "r=8",
-        "40",
-        "3.000",
-        "1.500",
-        "-50",
-        "%",
-        "10.0",
-        "MB",
-        "2026-11-20",
-    ]
+    assert " ".join(rows[2].split()[1:]) == "x own.jsonl LoRA, r=8 40 3.000 1.500 -50 % 10.0 MB 2026-11-20"
     assert rows[1].split()[1:4] == ["x", "own.jsonl", "full"] and rows[0].split().count("-") == 3
     assert last == "3 runs. minilora report RUN shows one." and len({len(line) for line in (head, *rows)}) == 1
     assert main(["runs", str(runs), "--json"]) == 0
@@ -298,8 +285,6 @@ def test_report_shows_a_run_lists_a_folder_of_runs_and_suggests_one(runs, capsys
     assert main(["report", str(runs)]) == 0 and "3 runs." in capsys.readouterr().out
     assert main(["report", str(runs / "legl")]) == 2
     assert f"did you mean {runs / 'legal'}?" in capsys.readouterr().err
-    assert main(["report", str(runs / "nothing-like-it")]) == 1 and "no such file" in capsys.readouterr().err
-    assert main(["report", str(runs / "other")]) == 1 and "not the metrics" in capsys.readouterr().err
 
 
 def test_a_picture_that_cannot_be_written_is_an_error_in_one_line(runs, capsys):

