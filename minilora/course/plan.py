@@ -30,7 +30,7 @@ class Lesson:
     def head(self) -> str:
         """The line below a lesson's title."""
         before = f"lesson{'s'[: len(self.needs) > 1]} {' and '.join(map(str, self.needs))}" if self.needs else ""
-        needs = before or "Python, and the product of two matrices"
+        needs = before or "Python and NumPy, matrix multiplication, derivatives"
         model = " It needs the real model: `minilora pull smollm2`, 98 MB." if self.needs_model else ""
         return f"*{self.minutes} minutes with the exercises. Before it: {needs}. You build: {self.builds}.*{model}"
 

@@ -2,11 +2,11 @@
 # # Exercises 1: your own check for gradients
 #
 # Three short functions. The first two are a check for any gradient, the third is a gradient to check with them. They
-# belong to [lesson 1](../01_gradient.ipynb). You need Python and the product of two matrices.
+# belong to [lesson 1](../01_gradient.ipynb), which says what you need to know.
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
-# tries your function on random numbers and prints one line: `ok`, `not written yet`, or what is wrong. Try as often as
-# you like; the numbers are new every time. What is right is kept in a file `mine.py`, and the exercises of later
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
+# It tries your function on random inputs and prints one line: `ok`, `not written yet`, or what is wrong. Try as often
+# as you like; the inputs are new every time. A right answer is saved in a file `mine.py`, and the exercises of later
 # lessons use it.
 
 # %%
@@ -15,13 +15,13 @@ import numpy as np
 # %% [markdown]
 # ## 1.1 Measure a whole gradient
 #
-# The lesson measured a few slopes, one by one. Write the function that measures all of them: for each number of `x`,
-# the central difference with the step `eps`. The result is an array of the shape of x. This shape may be anything, as
-# (7,), (3, 4) or (2, 3, 5): `np.ndindex(x.shape)` gives all places of an array as tuples, and `x[place]` is then one
-# number.
+# The lesson measured a few partial derivatives. Write the function that measures all of them: for each element of `x`,
+# the central difference with the step `eps`. The result is an array of the shape of x. This may be any shape, such as
+# (7,), (3, 4) or (2, 3, 5): `np.ndindex(x.shape)` gives all indices of an array as tuples, and `x[place]` is then one
+# element.
 #
-# `f` takes an array of x's shape and returns a number. Two things to take care of: when one number is moved, all
-# others must stand where they stood; and the caller's x must be the same afterwards, to the last digit.
+# `f` takes an array of x's shape and returns a number. Take care of two things: while one element is changed, all
+# others must have their original values; and the caller's x must be the same afterwards, to the last digit.
 
 
 # %% points=3
@@ -32,17 +32,17 @@ def numerical_gradient(f, x, eps=1e-5):
 # %% [markdown]
 # ## 1.2 How far apart are two gradients?
 #
-# A gradient by formula and a measured one never agree to the last digit. Write the function that says how far they are
-# apart, as one number:
+# A gradient by formula and a measured one never agree to the last digit. Write the function that returns their
+# relative error, one number:
 #
 # $$\frac{\max |\text{got} - \text{expected}|}{\max\big(\max |\text{got}|,\; \max |\text{expected}|\big)}$$
 #
-# Both maxima below the line go over all numbers of an array, so that a slope of nearly zero does not count for more
-# than the others. Two cases need a line of their own:
+# Both maxima in the denominator are taken over all elements of an array, so that a derivative near zero does not count
+# more than the others. Two cases need a separate line:
 #
 # - Both arrays are zero everywhere: they agree, so the result is 0.
-# - Their shapes differ: then the result is `np.inf`. NumPy subtracts a (5,) from a (5, 1) without a word and makes a
-#   (5, 5) of them. A check that lets this pass has let many a wrong gradient pass.
+# - Their shapes differ: then the result is `np.inf`. NumPy subtracts a (5,) from a (5, 1) without a warning:
+#   broadcasting makes a (5, 5) of them. A check that accepts this accepts many wrong gradients.
 
 
 # %% points=2
@@ -58,9 +58,9 @@ def relative_error(got, expected):
 #
 # $$L = \frac{1}{Tm} \sum_{ti} \big(y_{ti} - t_{ti}\big)^2 \qquad\qquad y = x W^\top$$
 #
-# Derive $dW$, the slope of L with respect to each number of W, with pencil and paper: how does L change with
-# $y_{ti}$? And $y_{ti} = \sum_j x_{tj} W_{ij}$, so how does $y_{ti}$ change with $W_{ij}$? Multiply, and add up over
-# all tokens t. Then write it as one product of matrices.
+# Derive $dW$, the gradient of L with respect to W, with pencil and paper: how does L change with $y_{ti}$? And $y_{ti}
+# = \sum_j x_{tj} W_{ij}$, so how does $y_{ti}$ change with $W_{ij}$? Multiply, and add up over all tokens t. Then
+# write it as one matrix multiplication.
 
 
 # %% points=3
@@ -69,7 +69,7 @@ def mse_gradient(W, x, t):
 
 
 # %% [markdown]
-# All three `ok`? Then let your check look at your gradient.
+# Three times `ok`? Then check your gradient with your own functions.
 
 # %%
 rng = np.random.default_rng()
@@ -83,6 +83,6 @@ def loss_of(W):
 
 try:
     apart = relative_error(mse_gradient(W, x, t), numerical_gradient(loss_of, W))
-    print(f"by formula and measured: {apart:.1e} apart")
+    print(f"relative error, formula against measurement: {apart:.1e}")
 except NotImplementedError:
     print("write the three functions first")
