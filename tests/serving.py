@@ -50,6 +50,13 @@ class Served:
             connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
             return read_response(connection)
 
+    def begin(self, fields):
+        """A connection on which a conversation is sent, and nothing of the answer is read."""
+        connection, body = self.connect(), json.dumps(fields).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        return connection
+
     def ask(self, model="legal", max_new_tokens=64, **fields):
         """An answer as the engine's thread alone would give it: text, tokens, how it ended."""
         pieces, done = [], threading.Event()

@@ -34,12 +34,8 @@ class Process:
 
     def begin(self, tokens, **more):
         """A connection on which an answer begins."""
-        connection = self.served.connect()
-        asked = {"model": "legal", "messages": QUESTION, "max_tokens": tokens, "temperature": 2, "seed": 1} | more
-        body = json.dumps(asked).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
-        return connection
+        asked = {"model": "legal", "messages": QUESTION, "max_tokens": tokens, "temperature": 2, "seed": 1}
+        return self.served.begin(asked | more)
 
     def running(self):
         return json.loads(self.served.send("GET", "/health")[2])["running"]

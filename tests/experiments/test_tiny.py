@@ -29,14 +29,10 @@ def test_the_base_is_as_it_was_behind_a_trial(more):
     assert result["test"] != result["before"]["test"]
 
 
-def test_full_fine_tuning_trains_every_weight():
-    model, _ = tiny_base()
-    assert tiny_run(lr=1e-3, method="full", **FEW)["trained"] == sum(p.size for _, p in model.named_parameters())
-
-
-def test_a_rank_for_each_module():
-    result = tiny_run(lr=1e-2, targets={"q_proj": 3, "v_proj": 4}, **FEW)
-    assert result["trained"] == 4 * (3 * 256 + 4 * 192)
+def test_full_fine_tuning_trains_every_weight_and_each_module_may_have_its_own_rank():
+    whole = sum(p.size for _, p in tiny_base()[0].named_parameters())
+    assert tiny_run(lr=1e-3, method="full", **FEW)["trained"] == whole
+    assert tiny_run(lr=1e-2, targets={"q_proj": 3, "v_proj": 4}, **FEW)["trained"] == 4 * (3 * 256 + 4 * 192)
 
 
 def test_lora_plus_is_lora_at_a_ratio_of_one():

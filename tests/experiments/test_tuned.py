@@ -26,19 +26,12 @@ def each(function, trials):
 
 
 @pytest.mark.parametrize("start", [1e-4, 1e-2, 1.0])
-def test_the_best_rate_is_found_from_either_side(start):
-    found = tuned(each, valley, {"one": {"lr": start}}, seeds=(0, 1))["one"]
-    assert found["lr"] == 1e-2
-    assert [run["test"] for run in found["runs"]] == [1e-2, 1e-2]
-
-
-def test_none_is_best_at_an_edge_of_what_was_tried():
-    found = tuned(each, valley, {"a": {"lr": 1e-2}, "b": {"lr": 1e-2, "best": 1.0}}, seeds=(0,))
-    assert [found[name]["lr"] for name in "ab"] == [1e-2, 1.0]
-    for name in "ab":
-        rates = [lr for lr, _ in found[name]["tried"]]
-        assert rates == sorted(rates)
-        assert rates[0] < found[name]["lr"] < rates[-1]
+def test_the_best_rate_of_each_is_found_from_either_side_and_is_at_no_edge_of_what_was_tried(start):
+    found = tuned(each, valley, {1e-2: {"lr": start}, 1.0: {"lr": start, "best": 1.0}}, seeds=(0, 1))
+    for best, one in found.items():
+        assert one["lr"] == best and [run["test"] for run in one["runs"]] == [best, best]
+        rates = [lr for lr, _ in one["tried"]]
+        assert rates == sorted(rates) and rates[0] < best < rates[-1]
 
 
 def test_no_trial_is_asked_for_twice():
@@ -80,16 +73,11 @@ def test_the_mean_over_the_seeds_decides():
     assert min(found["by_seed"]["1"], key=lambda row: row[1])[0] == 0.0316
 
 
-def test_without_a_walk_rates_are_taken_as_they_are():
-    found = tuned(each, valley, {"one": {"lr": 0.07}}, seeds=(0,), walk=False)["one"]
-    assert found["lr"] == 0.07
-    assert [lr for lr, _ in found["tried"]] == [0.07]
-
-
-def test_rates_that_are_given_are_all_that_is_tried():
-    found = tuned(each, valley, {"one": {"lr": [3e-2, 1e-3, 2e-3]}}, seeds=(0,))["one"]
-    assert found["lr"] == 3e-2
-    assert [lr for lr, _ in found["tried"]] == [1e-3, 2e-3, 3e-2]
+@pytest.mark.parametrize(("lr", "walk"), [(0.07, False), ([3e-2, 1e-3, 2e-3], True)])
+def test_without_a_walk_and_of_rates_that_are_given_nothing_else_is_tried(lr, walk):
+    found = tuned(each, valley, {"one": {"lr": lr}}, seeds=(0,), walk=walk)["one"]
+    rates = lr if isinstance(lr, list) else [lr]
+    assert found["lr"] == rates[0] and [lr for lr, _ in found["tried"]] == sorted(rates)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
@@ -145,9 +133,6 @@ def test_the_first_step_that_reaches_a_loss():
 def test_the_vertex_lies_between_the_rates():
     tried = [[lr, valley(lr, 0, best=2e-3)["validation"]] for lr in (1e-4, 1e-3, 1e-2)]
     assert vertex(tried) == pytest.approx(2e-3)
-
-
-def test_the_vertex_of_a_best_at_the_edge_is_that_rate():
-    assert vertex([[1e-3, 1.0], [1e-2, 2.0]]) == 1e-3
+    assert vertex([[1e-3, 1.0], [1e-2, 2.0]]) == 1e-3  # a best at the edge
     assert vertex([[1e-3, None], [1e-2, 1.0], [1e-1, 2.0]]) == 1e-2
     assert vertex([[1e-3, 1.0], [1e-2, 1.0], [1e-1, 1.0]]) == 1e-3

@@ -18,15 +18,6 @@ from minilora.serve.server import bind
 LONG = {"model": "legal", "messages": QUESTION, "max_tokens": 900, "temperature": 2, "seed": 2, "stream": True}
 
 
-def begin(served, fields):
-    """A connection with a request sent, and a part of the answer read."""
-    connection = served.connect()
-    body = json.dumps(fields).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
-    connection.sendall(head.encode() + body)
-    return connection
-
-
 @pytest.fixture(scope="module")
 def served(shop):
     """A server that tests may load, but leave without an answer under way."""
@@ -178,7 +169,7 @@ def gone(connection):
 def test_as_many_requests_as_connections_are_served_and_the_next_is_told_to_come_again(shop, monkeypatch):
     with serving(shop, shop, connections=4) as served:
         monkeypatch.setattr(served.engine.streams, "step", endless_after(served, 0))
-        first = [begin(served, LONG) for _ in range(4)]
+        first = [served.begin(LONG) for _ in range(4)]
         served.until(running=4, waiting=0)
         status, headers, body = served.send("POST", "/v1/chat/completions", LONG)
         assert status == 503 and headers["retry-after"] == "1" and "too many connections" in body
@@ -260,7 +251,7 @@ def test_a_client_that_goes_away_in_mid_answer_frees_its_place(served, stream, a
     alone = served.ask(max_new_tokens=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(served.engine.streams, "step", endless_after(served, 4))
-        connection = begin(served, LONG | {"stream": stream})
+        connection = served.begin(LONG | {"stream": stream})
         served.until(running=1, waiting=0)
         if stream:
             assert connection.recv(15) == b"HTTP/1.1 200 OK"
@@ -279,9 +270,9 @@ def endless_after(served, steps):
 
 def test_a_client_that_goes_away_while_waiting_frees_its_place_in_the_queue(served, monkeypatch):
     monkeypatch.setattr(served.engine.streams, "step", endless_after(served, 0))
-    connections = [begin(served, LONG)]
+    connections = [served.begin(LONG)]
     served.until(running=1, waiting=0)
-    connections.append(begin(served, LONG))
+    connections.append(served.begin(LONG))
     served.until(running=1, waiting=1)
     connections[1].close()
     served.until(running=1, waiting=0)

@@ -36,17 +36,11 @@ def test_what_is_not_said_has_defaults_and_null_is_not_saying_it():
         assert not request.stream and not request.usage
 
 
-def test_seeds_that_are_not_given_differ_and_negative_ones_are_seeds_too():
-    assert understood().seed != understood().seed
+def test_what_some_values_mean():
+    assert understood().seed != understood().seed  # none given: each its own
     assert understood(seed=-1).seed == 2**64 - 1
-
-
-def test_the_newer_name_of_the_limit_goes_first():
-    assert understood(max_tokens=3, max_completion_tokens=5).limit == 5
-
-
-def test_a_top_p_of_nothing_takes_the_likeliest():
-    assert 0 < understood(top_p=0).top_p < 1e-6
+    assert understood(max_tokens=3, max_completion_tokens=5).limit == 5  # the newer name goes first
+    assert 0 < understood(top_p=0).top_p < 1e-6  # takes the likeliest
 
 
 def test_roles_and_parts():
@@ -75,7 +69,6 @@ def test_who_answers(model, choice):
         ({"messages": "hello"}, "messages", "must be a list"),
         ({"messages": [5]}, "messages[0]", "an object with role and content"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "one of system, developer, user"),
-        ({"messages": [{"content": "x"}]}, "messages[0].role", "got 'None'"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "must be text"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got a number"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "parts of text"),
@@ -84,7 +77,6 @@ def test_who_answers(model, choice):
         ({"model": 5}, "model", "must be a text"),
         ({"model": "\udfff"}, "model", "half a character"),
         ({"model": "legal=x"}, "model", "expected NAME=FACTOR"),
-        ({"model": "legal=nan"}, "model", "expected NAME=FACTOR"),
         ({"model": "legal=1 legal=2"}, "model", "each name once"),
         ({"temperature": "hot"}, "temperature", "a number from 0 to 2"),
         ({"temperature": 2.1}, "temperature", "got '2.1'"),
@@ -94,11 +86,9 @@ def test_who_answers(model, choice):
         ({"max_tokens": 0}, "max_tokens", "a whole number from 1 on"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens", "a whole number"),
         ({"seed": 0.5}, "seed", "must be a whole number, got"),
-        ({"seed": "1"}, "seed", "must be a whole number, got"),
         ({"stop": ""}, "stop", "each of 1 to 200"),
         ({"stop": ["a"] * 5}, "stop", "up to 4"),
         ({"stop": [1]}, "stop", "must be a text"),
-        ({"stop": {"a": 1}}, "stop", "must be a text"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "means nothing without stream"),
         ({"stream": True, "stream_options": []}, "stream_options", "must be an object"),
