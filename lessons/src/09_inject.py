@@ -1,25 +1,25 @@
 # %% [markdown]
 # # Lesson 9: How is it put into a model?
 #
-# Lesson 8 has one layer. A model has many, inside modules inside modules. How does an adapter get in, how does it get
-# out again, and can the two be made one, so that using it costs nothing? Four small functions answer this. Each of them
-# has a way to go wrong that shows no error.
+# Lesson 8 has one layer. A model has many, in modules inside modules. How is an adapter injected, and how is it
+# removed? And can it be merged into the base, so that it costs nothing at inference? Each of these steps can go wrong
+# without an error message.
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, drawings, show
 from minilora.engine.fused import lora_linear
 from minilora.models.load import TINY
 from minilora.nn.layers import Linear
 from minilora.pages.style import GENERAL, VALIDATION, ink
 
 # %% [markdown]
-# ## 1. In: one layer takes another's place
+# ## 1. Injection: replacing a layer
 #
-# A model is a tree of modules with names, as in PyTorch and in Hugging Face's files:
+# A model is a tree of named modules, as in PyTorch. The names are those in Hugging Face's files:
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -27,8 +27,8 @@ linear = [name for name, module in model.named_modules() if isinstance(module, L
 print(len(linear), "linear layers:", *linear[:4], "...", linear[-1])
 
 # %% [markdown]
-# To adapt one means to put another module in its place that holds **the very same weight**, frozen, with an A and a B
-# beside it. Here it is, written out, with lesson 8's operation:
+# To adapt a linear layer, replace it by a module that has **the same weight**, frozen, and in addition an A and a B.
+# Here is such a module, with lesson 8's operation:
 
 
 # %%
@@ -48,36 +48,43 @@ class MyLora(ml.Module):
 
 
 # %% [markdown]
-# And the whole injection: freeze everything, then replace what the targets name.
-#
-# > **Predict.** Swap the two lines in this recipe: put the new layers in first, then freeze everything. The model runs.
-# > Its output is right. What happens in training?
-
+# Injection has two steps: freeze all parameters of the model, then replace the target layers.
 
 # %%
-def inject(model, targets, r, alpha, freeze_first=True):
-    """Adapt every linear layer whose last name is in `targets`."""
-    rng = np.random.default_rng(0)
-    if freeze_first:
-        model.requires_grad_(False)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, Linear) and name.rpartition(".")[2] in targets:
-            model.set_submodule(name, MyLora(module, r, alpha, rng))
-    if not freeze_first:
-        model.requires_grad_(False)
-
-
-for freeze_first in (False, True):
-    model, tokenizer = ml.load("tiny")
-    inject(model, ("q_proj", "v_proj"), r=8, alpha=16, freeze_first=freeze_first)
-    counts = ml.count_parameters(model)
-    print("freeze first:" if freeze_first else "freeze last: ", counts)
-claim("r (m + n), summed over q and v of 4 blocks", counts.trainable, 8 * 4 * (128 + 128 + 64 + 128), 14_336)
+figure, axes = plt.subplots(figsize=(9, 3.3), layout="constrained")
+drawings.injection(axes)
+show(
+    figure,
+    alt="Left, an attention block of linear layers; right, q_proj is a LoRA layer with the same weight, A and B.",
+)
 
 # %% [markdown]
-# Frozen last, nothing learns at all, and no error says so unless somebody counts. So **count first**: r (m + n) for
-# every adapted matrix, to the last number. The second quiet mistake is a misspelled target. Our function would ignore
-# `"v_porj"` as long as `"q_proj"` is found; half an adapter is trained, and again nothing crashes.
+# *How to read it.* Left is the model before injection, right is the model after it. `q_proj` is a target, `k_proj` is
+# not. No weight is copied, and only A and B are trainable.
+#
+# > **Predict.** Swap the two steps: replace the layers first, then freeze all parameters. The model runs, and its
+# > output is right. What happens in training?
+
+# %%
+for order in ("freeze last", "freeze first"):
+    model, tokenizer = ml.load("tiny")
+    rng = np.random.default_rng(0)
+    if order == "freeze first":
+        model.requires_grad_(False)
+    for block in model.model.layers:  # q and v; in the exercises you write it for any model and any targets
+        block.self_attn.q_proj = MyLora(block.self_attn.q_proj, 8, 16, rng)
+        block.self_attn.v_proj = MyLora(block.self_attn.v_proj, 8, 16, rng)
+    if order == "freeze last":
+        model.requires_grad_(False)
+    counts = ml.count_parameters(model)
+    print(f"{order:<12} {counts}")
+    wanted = 8 * 4 * (128 + 128 + 64 + 128) if order == "freeze first" else 0  # r (m + n), for q and v of 4 blocks
+    claim(f"{order}: trainable parameters", counts.trainable, wanted, wanted)
+
+# %% [markdown]
+# If you freeze last, no parameter is trainable, and no error message reports it. So **count the trainable parameters
+# first**: there must be exactly r (m + n) for each adapted matrix. The second silent mistake is a misspelled target. If
+# `"v_porj"` is ignored, half an adapter is trained, and again there is no error.
 # [`find_targets`](../minilora/lora/config.py) refuses it:
 
 # %%
@@ -88,10 +95,10 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# ## 2. The base stays what it is, to the last bit
+# ## 2. The base does not change
 #
-# From here on minilora's [`add_adapter`](../minilora/lora/adapters.py) does the same for all 28 matrices. A fingerprint
-# of the base is taken: the SHA-256 over the bytes of its weights. One changed bit would give another one.
+# From here on minilora's [`add_adapter`](../minilora/lora/adapters.py) does the same for all 28 matrices. We also
+# compute a fingerprint of the base, the SHA-256 hash of its weights. If one bit changed, the hash would differ.
 
 # %%
 records = ml.split_records(ml.read_records("legal"))
@@ -101,12 +108,12 @@ input_ids = np.array([sample.ids[:64] for sample in samples["train"] if len(samp
 
 
 def logits(model):
-    """What the model says about eight texts."""
+    """The model's logits for eight texts."""
     with ml.no_grad():
         return model(input_ids).data
 
 
-rows = {}  # what the model is -> its loss on law and on the old domain
+rows = {}  # state of the model -> its validation loss on law and on the old domain
 
 
 def note(name):
@@ -126,12 +133,12 @@ same = ml.sha256_of(ml.base_state(model)) == fingerprint
 claim("fingerprint of the base unchanged after 60 steps (1: yes)", same, 1, 1)
 
 # %% [markdown]
-# ## 3. Merged: two matrices become one
+# ## 3. Merging
 #
-# $x W^\top + s\,(x A^\top) B^\top = x\,(W + s\,BA)^\top$. So the update can be added into the weight, once, and from
-# then on the model is as fast as the base and can be saved as an ordinary model.
+# $x W^\top + s\,(x A^\top) B^\top = x\,(W + s\,BA)^\top$. So the update can be added to the weight once. After that the
+# model is as fast as the base and can be saved as an ordinary model.
 #
-# > **Predict.** The formula is exact. Are the merged model's logits the same numbers, bit for bit?
+# > **Predict.** The formula is exact. Are the merged model's logits the same, bit for bit?
 
 # %%
 on = logits(model)
@@ -142,14 +149,14 @@ claim("merged: largest difference, as a share of the largest logit", gap, 1e-8, 
 ml.unmerge_adapter(model)
 
 # %% [markdown]
-# Not bit for bit: float32 has 24 bits for a number, and now the sums are rounded in another order. The difference is
-# rounding and nothing else. The three mistakes with merging are larger, and each has been shipped by somebody:
+# They are not. float32 has 24 significant bits, and the sums are now rounded in a different order. The difference is
+# only rounding error. Three mistakes in merging have larger effects:
 #
-# - $AB$ for $BA$: the shapes stop that, unless m = n. Here q_proj is square.
-# - The scale forgotten.
-# - Merged twice, because a flag said "not merged yet".
+# - Adding $AB$ instead of $BA$. The shapes prevent it, unless m = n. Here q_proj and o_proj are square.
+# - Forgetting the scale.
+# - Merging twice.
 #
-# > **Predict.** Which of the three does most harm? And can a model that is merged twice still answer?
+# > **Predict.** Which of the three does the most harm? And does a model that is merged twice still produce text?
 
 # %%
 module_of = dict(model.named_modules())
@@ -159,16 +166,16 @@ originals = {name: module_of[name].weight.data for name in adapted}
 
 
 def weights_become(change):
-    """Set every adapted weight to change(its original, its update, its A, its B)."""
+    """Set every adapted weight to change(original weight, update, A, B)."""
     for name in adapted:
         weights = module_of[name].adapters["legal"]
         A, B = weights.lora_A.data, weights.lora_B.data
         module_of[name].weight.data = change(originals[name], deltas[name], A, B)
 
 
-ml.set_adapter(model, None)  # the adapter is off: only what is in the weights counts
+ml.set_adapter(model, None)  # the adapter is off: only the weights matter
 weights_become(lambda w, delta, A, B: w + (2 * (B @ A).T if len(w) == w.shape[1] else delta))
-note("A B for B A, where it fits")
+note("A B instead of B A")
 weights_become(lambda w, delta, A, B: w + B @ A)
 note("scale forgotten")
 weights_become(lambda w, delta, A, B: w + delta + delta)
@@ -176,38 +183,40 @@ note("merged twice")
 claim("merged twice: loss added on the old domain", rows["merged twice"][1] - rows["merged"][1], 0.5, 1.2)
 
 # %% [markdown]
-# ## 4. Out: why subtracting is not undoing
+# ## 4. Unmerging: why subtraction is not enough
 #
-# > **Predict.** W + ΔW - ΔW is W. In float32, what share of the 786,432 numbers comes back as it was: all, nearly all,
-# > half?
+# > **Predict.** W + ΔW - ΔW is W. In float32, how many of the 786,432 entries get their old value back: all, nearly
+# > all, half?
 
 # %%
 weights_become(lambda w, delta, A, B: (w + delta) - delta)
 note("merged, then subtracted")
 count = sum(int((module_of[name].weight.data != originals[name]).sum()) for name in adapted)
 total = sum(w.size for w in originals.values())
-print(f"{count:,} of {total:,} numbers are not what they were")
-claim("numbers that did not come back, in percent", 100 * count / total, 3, 9)
+print(f"{count:,} of {total:,} entries differ from the base")
+claim("entries that differ after subtracting, in percent", 100 * count / total, 3, 9)
 claim("fingerprint unchanged after subtracting (0: no)", ml.sha256_of(ml.base_state(model)) == fingerprint, 0, 0)
 weights_become(lambda w, delta, A, B: w)
-note("put back")
-claim("fingerprint unchanged after putting back (1: yes)", ml.sha256_of(ml.base_state(model)) == fingerprint, 1, 1)
+note("restored")
+claim(
+    "fingerprint unchanged after restoring the array (1: yes)", ml.sha256_of(ml.base_state(model)) == fingerprint, 1, 1
+)
 
 # %% [markdown]
-# Each of these numbers is off by a rounding, and no loss would show it. But a base that many adapters share must be the
-# same base for all of them, today and after a thousand switches. So minilora keeps the base's own array while an update
-# is merged, and puts it back ([`layer.py`](../minilora/lora/layer.py), `merge` and `unmerge`). It costs the memory of
-# the adapted matrices for as long as the merge lasts.
+# Each of these entries has a rounding error, and no loss shows it. But if many adapters share a base, the base must
+# stay the same after any number of merges. So minilora keeps the base's array while an update is merged, and restores
+# it afterwards ([`layer.py`](../minilora/lora/layer.py), `merge` and `unmerge`). While the adapter is merged, this
+# needs additional memory for the adapted matrices.
 
 # %%
 figure, axes = plt.subplots(figsize=(9, 3.9), layout="constrained")
 names = list(rows)
-for column, (color, text) in enumerate([(VALIDATION, "law, terms never seen"), (GENERAL, "the old domain")]):
+for column, (color, text) in enumerate([(VALIDATION, "law"), (GENERAL, "the old domain")]):
     values = [pair[column] for pair in rows.values()]
     axes.plot(values, range(len(names)), "o", color=color, markersize=7)
     axes.annotate(text, (values[0], -0.6), ha="left" if column else "center", color=ink(color), annotation_clip=False)
 axes.set_yticks(range(len(names)), names)
-axes.set(xlabel="loss (nats per token)", ylim=(len(names) - 0.5, -1.1))
+axes.set(xlabel="validation loss (nats per token)", ylim=(len(names) - 0.5, -1.1))
 axes.grid(axis="y", alpha=0.3)
 axes.tick_params(axis="y", length=0)
 show(
@@ -218,29 +227,30 @@ for name, (law, old) in rows.items():
     print(f"{name:<27} law {law:.3f}   old domain {old:.3f}")
 
 # %% [markdown]
-# *How to read it.* One row per state of the model, further left is better. The states that must agree do: off, put
-# back and the base; merged and on. What is wrong is plausible all the same: every one of these models talks, and is
-# another one than was trained. Here α / r is 2, so that the forgotten scale halves the
-# update: less is learned, and less forgotten.
+# *How to read it.* There is one row per state of the model; further left is better. The states that must agree do
+# agree: adapter off, restored and the base; merged and adapter on. Merging twice does the most harm. All the wrong
+# models still have plausible losses, but none of them is the model that was trained. Here α / r is 2, so without the
+# scale the update is halved: the model learns less and forgets less.
 #
-# All of this can be checked in one call, on any adapter you will ever train:
+# One call checks all of this for any adapter:
 
 # %%
 ml.set_adapter(model, "legal")
 report = ml.audit(model, "legal")
-print(len(report.checks), "promises kept:", ", ".join(check for check, found in report.checks))
+print(len(report.checks), "checks passed:", ", ".join(check for check, found in report.checks))
 
 # %% [markdown]
 # ## What to remember
 #
-# - Injecting is replacing modules. The new one holds the base's own weight, frozen; freeze first, inject then, count.
-# - Name the targets, and let a name that matches nothing be an error.
-# - Merging is W + (α/r) B A, right up to rounding. Do it once; B A, not A B; with the scale.
-# - To undo a merge, put the old array back. Subtracting leaves thousands of numbers a little wrong.
-# - A frozen base is a promise that a hash can hold you to.
+# - Injection replaces modules. The new module has the base's own weight, frozen. Freeze first, then inject, then count
+#   the trainable parameters.
+# - Name the targets, and raise an error if a name matches no layer.
+# - Merging computes W + (α/r) B A, exact up to rounding. Do it once, with the scale, and with B A in this order.
+# - To undo a merge, restore the old array. Subtraction leaves rounding errors in thousands of entries.
+# - A hash proves that the base has not changed.
 #
-# **Now you:** [exercises 9](exercises/09_inject.ipynb): write merging and injecting yourself. At the end your own
-# layer, from lesson 8, trains the tiny base.
+# **Now you:** [exercises 9](exercises/09_inject.ipynb): write merging and injection yourself. At the end, your own
+# layer from lesson 8 is trained in the tiny base.
 #
 # ## Sources
 #

@@ -1,4 +1,4 @@
-"""What several lessons draw: lines with labels, and LoRA's bottleneck in its true proportions.
+"""What lessons draw: lines with labels, LoRA's bottleneck in its true proportions, and injection.
 
 Every function draws into the matplotlib axes that it gets, and returns nothing.
 """
@@ -32,9 +32,9 @@ def line(
 
 
 def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
-    """One token's path from x, n numbers, to y, m numbers: through W, and in parallel through A and B, r numbers wide.
+    """The path of one token from x (n features) to y (m): through W, and in parallel through A and B, r features wide.
 
-    Read from below; one unit of width per number. The output of A and B is multiplied by the scale α/r and added.
+    Read from below; one unit of width per feature. The output of A and B is multiplied by the scale α/r and added.
     """
     from matplotlib.patches import Polygon, Rectangle
 
@@ -54,7 +54,7 @@ def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
         axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": BLACK, "shrinkA": 0, "shrinkB": 0})
 
     middle = apart / 2
-    bar(middle, -0.75 * step, n, f"x: {n:,} numbers")
+    bar(middle, -0.75 * step, n, f"x: {n:,} features")
     for lane in (0, apart):
         arrow((middle + 0.3 * (lane - middle), -0.75 * step + thin), (lane, 0))
     funnel(0, -thin, top, n, m, BASE)
@@ -69,9 +69,40 @@ def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
     for lane in (0, apart):
         arrow((lane, top + thin), (middle + 0.3 * (lane - middle), 2.75 * step))
     axes.text(middle + 0.85 * (apart - middle), 2.5 * step, "times α/r", va="center")
-    bar(middle, 2.75 * step, m, f"y: {m:,} numbers")
+    bar(middle, 2.75 * step, m, f"y: {m:,} features")
     axes.text(middle, 2.55 * step, "+", ha="center", va="center", fontsize="xx-large")
     _bare(axes, (-0.55 * n, apart + 0.95 * n), (-0.8 * step, 2.8 * step + 2 * thin))
+
+
+def injection(axes: Any) -> None:
+    """Modules of an attention block before and after injection: q_proj becomes a LoRA layer around the same weight."""
+    from matplotlib.patches import Rectangle
+
+    def box(x: float, y: float, width: float, height: float, text: str, color: str | None = None) -> None:
+        face = {"facecolor": color, "alpha": PALE} if color else {"facecolor": "none"}
+        axes.add_patch(Rectangle((x, y), width, height, **face, edgecolor=ink(BLACK), linewidth=0 if color else 1))
+        if color:
+            axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", color=ink(BLACK))
+        else:
+            axes.text(x + 0.15, y + height - 0.12, text, ha="left", va="top", color=ink(BLACK))
+
+    def arrow(y: float, text: str) -> None:
+        arrowprops = {"arrowstyle": "->", "color": ink(BLACK)}
+        axes.annotate("", (6.6, y), (3.4, y), arrowprops=arrowprops)
+        axes.text(5.03, y + 0.1, text, ha="center", va="bottom")
+
+    for x, width, layer in ((0, 4, "Linear"), (6, 6.4, "MyLora")):
+        box(x, 0, width, 4.6, "self_attn")
+        box(x + 0.3, 0.3, 3.4, 1.5, "k_proj: Linear")
+        box(x + 0.3, 2.2, width - 0.6, 1.7, f"q_proj: {layer}")
+        for y in (0.5, 2.5):
+            box(x + 0.6, y, 2.8, 0.7, "W, trainable" if x == 0 else "W, frozen", BASE)
+    box(9.6, 2.5, 1.1, 0.7, "A", A)
+    box(10.8, 2.5, 1.1, 0.7, "B", B)
+    arrow(2.85, "same array")
+    arrow(0.85, "same array")
+    axes.set(xlim=(-0.1, 12.5), ylim=(-0.1, 4.7))
+    axes.set_axis_off()
 
 
 def _bare(axes: Any, x: tuple[float, float], y: tuple[float, float]) -> None:

@@ -1,4 +1,4 @@
-"""Lesson 6's exercises: the loss of the answers alone, the bytes of training, and a step in several parts."""
+"""Lesson 6's exercises: the loss of the answers alone, the bytes of training, and a step with gradient accumulation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .exercises import Draw, exercise, variant
 
 
 def draw_answers(rng: np.random.Generator, T: int | None = None) -> Draw:
-    """Scores of T tokens, the tokens, and which of them are answers: two turns, as in a conversation."""
+    """The logits at T positions, the tokens, and which of them are answers: two turns, as in a conversation."""
     T, V = T or int(rng.integers(14, 20)), int(rng.integers(25, 40))
     is_answer = np.zeros(T, bool)
     if T > 2:
@@ -34,22 +34,22 @@ def draw_answers(rng: np.random.Generator, T: int | None = None) -> Draw:
     smallest=lambda rng: draw_answers(rng, T=2),
     returns="the loss",
     mistakes="""
-        not shifted: the scores at place t are for the token at t + 1, not for the one that was just read
+        not shifted: the logits at position t predict the token at t + 1, not the one that was just read
             np.arange(len(ids) - 1), ids[1:] -> np.arange(len(ids)), ids
             is_answer[1:] -> is_answer
-        shifted the wrong way: a token is predicted at the place before it, not after it
+        shifted the wrong way: a token is predicted at the position before it, not after it
             np.arange(len(ids) - 1), ids[1:] -> np.arange(1, len(ids)), ids[:-1]
             is_answer[1:] -> is_answer[:-1]
-        shifted twice: the scores at place t are for the token at t + 1, the next one
+        shifted twice: the logits at position t predict the token at t + 1, the next one
             np.arange(len(ids) - 1), ids[1:] -> np.arange(len(ids) - 2), ids[2:]
             is_answer[1:] -> is_answer[2:]
         the mask is not shifted: the token predicted must be an answer, not the one it is predicted from
             is_answer[1:] -> is_answer[:-1]
-        the first token of each answer is not scored: it is predicted from the prompt, and must be learned, too
+        the first token of each answer is not scored: it is predicted from the prompt and is scored, too
             is_answer[1:] -> is_answer[1:] & is_answer[:-1]
         the prompt is scored, too: only tokens of answers count
             p[is_answer[1:]] -> p
-        the mask is the wrong way round: you scored the prompt, not the answers
+        the mask is inverted: you scored the prompt, not the answers
             is_answer[1:] -> ~is_answer[1:]
         divided by the number of all tokens: the mean is over those that are scored
             .mean() -> .sum() / len(ids)
@@ -57,15 +57,15 @@ def draw_answers(rng: np.random.Generator, T: int | None = None) -> Draw:
             .mean() -> .sum() / (len(ids) - 1)
         a sum, not a mean: divide by the number of scored tokens
             .mean() -> .sum()
-        that is in bits: take the natural logarithm, np.log
+        that is in bits: use the natural logarithm, np.log
             np.log(p -> np.log2(p
         the sign is wrong: the loss is -log p, and p is below 1
             -np.log -> np.log
         that is the perplexity, exp(loss): return the loss itself
             -np.log(p[is_answer[1:]]).mean() -> np.exp(-np.log(p[is_answer[1:]]).mean())
-        the logarithm of a mean: take the mean of the logarithms
+        that is the logarithm of a mean: return the mean of the logarithms
             np.log(p[is_answer[1:]]).mean() -> np.log(p[is_answer[1:]].mean())
-        softmax is missing: scores are no probabilities yet
+        softmax is missing: logits are not probabilities yet
             p = e / e.sum(axis=-1, keepdims=True) -> p = logits
             np.log(p[is_answer[1:]]) -> p[is_answer[1:]]
         the logarithm is missing: the loss is the mean of -log p, not of -p
@@ -76,7 +76,7 @@ def answer_loss(logits, ids, is_answer):
     """logits (T, V), ids (T) integers, is_answer (T) booleans -> the loss, a number"""
     e = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p = e / e.sum(axis=-1, keepdims=True)  # (T, V)
-    p = p[np.arange(len(ids) - 1), ids[1:]]  # (T - 1): of token t + 1, at place t
+    p = p[np.arange(len(ids) - 1), ids[1:]]  # (T - 1): of token t + 1, at position t
     return -np.log(p[is_answer[1:]]).mean()
 
 
@@ -106,25 +106,25 @@ def draw_shapes(rng: np.random.Generator, optimizer: str, some_frozen: bool = Tr
     returns="the bytes",
     tolerance=0,
     mistakes="""
-        the optimizer keeps nothing for frozen parameters
-            learns * (1 + arrays) -> learns + total * arrays
+        frozen parameters have no optimizer state
+            trainable * (1 + arrays) -> trainable + total * arrays
         frozen parameters have no gradients
-            learns * (1 + arrays) -> total + learns * arrays
-        frozen weights are in memory, too: the forward pass needs them
-            (total + -> (learns +
+            trainable * (1 + arrays) -> total + trainable * arrays
+        frozen parameters are in memory, too: the forward pass needs them
+            (total + -> (trainable +
         the weights themselves are missing
-            total + learns -> learns
-        AdamW keeps two arrays per parameter, m and v; you counted one
+            total + trainable -> trainable
+        AdamW keeps two arrays per parameter, the first and second moment; you counted one
             "AdamW": 2 -> "AdamW": 1
-        what the optimizer keeps is missing
+        the optimizer state is missing
             (1 + arrays) -> 1
         momentum keeps one array per parameter, the mean of the gradients
             "momentum": 1 -> "momentum": 2
-        plain SGD keeps nothing between two steps
+        plain SGD has no optimizer state
             "SGD": 0 -> "SGD": 1
         the gradients are missing
             (1 + arrays) -> arrays
-        SGD keeps nothing and momentum one array: two arrays are AdamW's alone
+        SGD keeps no array and momentum keeps one: only AdamW keeps two
             [optimizer] -> ["AdamW"]
         that is the number of elements: a float32 takes 4 bytes
             return 4 * -> return
@@ -146,20 +146,22 @@ def training_bytes(shapes, frozen, optimizer):
     """shapes {name: (m, n) or (n,)}, frozen [name, ...], optimizer a name -> bytes, an integer"""
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     total = sum(sizes.values())
-    learns = total - sum(sizes[name] for name in frozen)
+    trainable = total - sum(sizes[name] for name in frozen)
     arrays = {"SGD": 0, "momentum": 1, "AdamW": 2}[optimizer]
-    return 4 * (total + learns * (1 + arrays))
+    return 4 * (total + trainable * (1 + arrays))
 
 
-# -- 6.3 a step in parts -----------------------------------------------------------------------------------------------
+# -- 6.3 gradient accumulation -----------------------------------------------------------------------------------------
 
 
 def draw_step(rng: np.random.Generator, count: int | None = None) -> Draw:
-    """A small model with a gradient left over, parts that score different numbers of tokens, an optimizer."""
+    """A small model with gradients of an earlier step, micro-batches with different numbers of scored tokens, SGD."""
     config = Config(23, 8, 12, 1, num_attention_heads=2, num_key_value_heads=1)
     model = Llama(config, seed=int(rng.integers(2**31)))
     for p in model.trainable_parameters().values():
-        p.data = 8 * rng.standard_normal(p.shape) * (0.1 if p.ndim > 1 else 0.12)  # float64, far from its start
+        p.data = (
+            8 * rng.standard_normal(p.shape) * (0.1 if p.ndim > 1 else 0.12)
+        )  # float64, far from the initialisation
     parts = []
     for i in range(count or 3):
         ids = rng.integers(0, 23, (2, (9, 12, 7)[i]))
@@ -171,7 +173,7 @@ def draw_step(rng: np.random.Generator, count: int | None = None) -> Draw:
 
 
 def what_came_of_it(result: Any, arguments: dict) -> tuple[Any, ...]:
-    """The loss that is returned, and all weights after the step, in a row."""
+    """The returned loss, and all weights after the step as one vector."""
     weights = [p.data.ravel() for p in arguments["model"].trainable_parameters().values()]
     return result, np.concatenate(weights)
 
@@ -185,34 +187,34 @@ def what_came_of_it(result: Any, arguments: dict) -> tuple[Any, ...]:
     changes=("model", "optimizer"),
     observe=what_came_of_it,
     mistakes="""
-        a mean of means: a part with few scored tokens counts as much as one with many; weight each by its scored tokens
+        a mean of means: a micro-batch with few scored tokens counts too much: weight each by its scored tokens
             (count / total) -> (1 / len(parts))
             loss.item() * count / total -> loss.item() / len(parts)
-        each part's gradient has the same weight: weight it by its share of the scored tokens
+        each micro-batch's gradient has the same weight: weight it by its share of the scored tokens
             (count / total) -> (1 / len(parts))
-        losses and gradients are added up without weights: the step is as many times too long as there are parts
+        losses and gradients are added without weights: the step is too large by the number of micro-batches
             (loss * (count / total)) -> loss
             loss.item() * count / total -> loss.item()
-        gradients add up without weights: the step is as many times too long as there are parts
+        gradients are added without weights: the step is too large by the number of micro-batches
             (loss * (count / total)) -> loss
         the step is right, the loss is a mean of means: weight it by scored tokens, too
             loss.item() * count / total -> loss.item() / len(parts)
-        the step is right, but the loss is that of the last part alone
+        the step is right, but the loss is that of the last micro-batch only
             whole += loss.item() * count / total -> whole = loss.item()
-        gradients of the step before are still there: clear them first, optimizer.zero_grad()
+        gradients of the previous step are still there: clear them first with optimizer.zero_grad()
             optimizer.zero_grad() -> pass
-        zero_grad() before each part deletes the gradients of earlier parts: call it once, before the first
+        zero_grad() before each micro-batch deletes the gradients of earlier ones: call it once, before the first
             loss = model -> optimizer.zero_grad(); loss = model
-        a step after each part: that is several small steps, not one on the whole batch
+        a step after each micro-batch: that is several small steps, not one on the whole batch
             optimizer.step() -> pass
             whole += -> optimizer.step(); whole +=
-        each part is a separate step: take one step, after the last part
+        each micro-batch is a separate step: take one step, after the last micro-batch
             optimizer.step() -> pass
             whole += -> optimizer.step(); optimizer.zero_grad(); whole +=
-        no weight moves: backward() for each part, then one step(), and zero_grad() only before them
+        no weight changes: call zero_grad() once, then backward() for each micro-batch, then step() once
             optimizer.zero_grad() -> pass
             optimizer.step() -> optimizer.zero_grad(); optimizer.step()
-        weighted by all tokens: those with the label -100 are not scored, and must not count
+        weighted by all tokens: those with the label -100 are not scored and must not count
             (labels[:, 1:] != -100).sum() -> labels.size
         weighted by the tokens that are not scored: count labels != -100
             labels[:, 1:] != -100 -> labels == -100

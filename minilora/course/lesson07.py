@@ -1,4 +1,4 @@
-"""Lesson 7's exercises: how many pieces hold a share of an update, its best factors, and directions that two share."""
+"""Lesson 7's exercises: terms that explain a share of an update, its best factors, and the overlap of two updates."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ def falling(m: int, n: int, rng: np.random.Generator, pace: float = 0.85) -> np.
     return 3 * (U * (pace ** np.arange(k) * rng.uniform(0.95, 1, k))) @ Vt
 
 
-def sizes_of(delta: np.ndarray) -> np.ndarray:
+def singular_values(delta: np.ndarray) -> np.ndarray:
     """The singular values, largest first."""
     return np.linalg.svd(delta, compute_uv=False)
 
 
-# -- 7.1 how many pieces -----------------------------------------------------------------------------------------------
+# -- 7.1 how many terms ------------------------------------------------------------------------------------------------
 
 
 def draw_rank(rng: np.random.Generator) -> Draw:
-    """An update, and a share that no number of pieces holds exactly."""
+    """An update, and a share of variance that no number of terms explains exactly."""
     sizes = distinct_sizes("nm", rng, low=20)
     delta = falling(sizes["m"], sizes["n"], rng)
-    held = np.cumsum(sizes_of(delta) ** 2) / (sizes_of(delta) ** 2).sum()
+    explained = np.cumsum(singular_values(delta) ** 2) / (singular_values(delta) ** 2).sum()
     r = int(rng.integers(4, 9))
-    return Draw(sizes, delta=delta, share=float((held[r - 2] + held[r - 1]) / 2))
+    return Draw(sizes, delta=delta, share=float((explained[r - 2] + explained[r - 1]) / 2))
 
 
-def draw_one_piece(rng: np.random.Generator) -> Draw:
-    """Rank 1: one piece holds all."""
+def draw_one_term(rng: np.random.Generator) -> Draw:
+    """Rank 1: one term explains everything."""
     sizes = distinct_sizes("nm", rng)
     delta = np.outer(rng.standard_normal(sizes["m"]), rng.standard_normal(sizes["n"]))
     return Draw(sizes, delta=delta, share=0.9)
@@ -43,7 +43,7 @@ def draw_one_piece(rng: np.random.Generator) -> Draw:
 @exercise(
     "7.1",
     draw=draw_rank,
-    smallest=draw_one_piece,
+    smallest=draw_one_term,
     returns="r",
     mistakes="""
         singular values are added up, not their squares: the squared Frobenius norm is the sum of squares
@@ -55,22 +55,22 @@ def draw_one_piece(rng: np.random.Generator) -> Draw:
         one too many: one term fewer already explains the share
             + 1 -> + 2
         that many terms explain 1 - share: count until the share is explained, not until it is left
-            held, share -> held, 1 - share
+            explained, share -> explained, 1 - share
         those are the singular values above share times the largest: add squares up, and compare with their sum
-            np.searchsorted(held, share) + 1 -> (np.sqrt(energy) >= share * np.sqrt(energy[0])).sum()
+            np.searchsorted(explained, share) + 1 -> (np.sqrt(squares) >= share * np.sqrt(squares[0])).sum()
         a share of the norm, not of the squared norm: leave out the square root
-            held, share -> np.sqrt(held), share
+            explained, share -> np.sqrt(explained), share
         that is the full rank: how many of the terms explain the share?
-            np.searchsorted(held, share) + 1 -> np.linalg.matrix_rank(delta)
+            np.searchsorted(explained, share) + 1 -> np.linalg.matrix_rank(delta)
         a share of the number of terms, not of the squared norm
-            np.searchsorted(held, share) + 1 -> round(share * min(delta.shape))
+            np.searchsorted(explained, share) + 1 -> round(share * min(delta.shape))
     """,
 )
 def rank_for(delta, share):
-    """delta (m, n), share between 0 and 1 -> r, a number of pieces"""
-    energy = np.linalg.svd(delta, compute_uv=False) ** 2
-    held = np.cumsum(energy) / energy.sum()
-    return int(np.searchsorted(held, share) + 1)
+    """delta (m, n), share between 0 and 1 -> r, the number of rank-one terms"""
+    squares = np.linalg.svd(delta, compute_uv=False) ** 2
+    explained = np.cumsum(squares) / squares.sum()
+    return int(np.searchsorted(explained, share) + 1)
 
 
 # -- 7.2 two factors ---------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def best_rank_r(delta, r):
 
 
 def draw_pair(rng: np.random.Generator, r: int | None = None) -> Draw:
-    """Two updates that have some of their directions in common, and a rank."""
+    """Two updates that share some of their directions, and a rank."""
     sizes = distinct_sizes("nm", rng, low=14)
     delta = falling(sizes["m"], sizes["n"], rng, pace=0.8)
     other = delta + 0.12 * rng.standard_normal(delta.shape)

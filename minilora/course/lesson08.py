@@ -1,4 +1,4 @@
-"""Lesson 8's exercises: the forward pass, the backward pass by hand, and how an adapter starts."""
+"""Lesson 8's exercises: the forward pass, the backward pass by hand, and the initialisation of an adapter."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def draw(rng: np.random.Generator, r: int | None = None, **more: str) -> Draw:
     """x (T, n), W (m, n), A (r, n), B (m, r), then what `more` names, then alpha."""
     sizes = distinct_sizes("Tnm", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
     drawn = arrays(rng, sizes, x="T n", W="m n", A="r n", B="m r", **more)
-    drawn["alpha"] = int(
-        rng.choice([29, 31, 37, 41, 43, 47, 53, 59, 61])
-    )  # primes above every r²: no two scales are alike
+    drawn["alpha"] = int(rng.choice([29, 31, 37, 41, 43, 47, 53, 59, 61]))  # primes above every r²: all scales differ
     return drawn
 
 
@@ -27,9 +25,9 @@ def draw(rng: np.random.Generator, r: int | None = None, **more: str) -> Draw:
 
 
 def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """On tensors: the same numbers, and every gradient that the engine then finds."""
+    """On tensors: the same output, and the right gradient of each through the engine."""
     tensors = {name: Tensor(value, requires_grad=name != "W") for name, value in drawn.items() if name != "alpha"}
-    hint = "use only @, .T, +, *, / on what the function is given, so that the engine can follow it"
+    hint = "use only @, .T, +, *, / on what the function is given, so that the engine can differentiate it"
     try:
         result = answer(**tensors, alpha=drawn["alpha"])
     except Wrong:
@@ -42,7 +40,7 @@ def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     for name, want in gradients.items():
         got = tensors[name].grad
         if got is None or not close(got, want):
-            raise Wrong(f"y is right, but no right gradient reaches {name}: {hint}")
+            raise Wrong(f"y is right, but the gradient of {name} is missing or wrong: {hint}")
 
 
 @exercise(
@@ -75,11 +73,11 @@ def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             A.shape[0] -> A.shape[1]
         r is the number of columns of B, not m, the number of its rows
             A.shape[0] -> B.shape[0]
-        the update is missing: y is x Wᵀ alone
+        the update is missing: y is only x Wᵀ
             + (x @ A.T) @ B.T * (alpha / r) ->
-        x Wᵀ is missing: y is the update alone
+        x Wᵀ is missing: y is only the update
             x @ W.T + ->
-        the scale belongs to the update alone: x Wᵀ is scaled as well
+        only the update is scaled: you scaled x Wᵀ as well
             x @ W.T + (x @ A.T) @ B.T -> (x @ W.T + (x @ A.T) @ B.T)
         the update is added, not subtracted
             W.T + -> W.T -
@@ -89,7 +87,7 @@ def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             (x @ A.T) @ B.T -> (x * A.T)
         right, but it forms a matrix of W's size
             x @ W.T + (x @ A.T) @ B.T * (alpha / r) -> x @ (W + alpha / r * (B @ A)).T
-        y is right, but no right gradient reaches B
+        y is right, but the gradient of B is missing or wrong
             B.T -> (B.detach() if isinstance(B, ml.Tensor) else B).T
     """,
 )
@@ -107,7 +105,7 @@ variant("lora_forward", RS, also=None)
 
 
 def by_the_engine(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
-    """Right, and found by the engine."""
+    """The right gradients, computed by the engine instead of by hand."""
     parts = {name: Tensor(value, requires_grad=True) for name, value in zip("xAB", (x, A, B), strict=True)}
     lora_forward(parts["x"], Tensor(W), parts["A"], parts["B"], alpha).backward(g)
     return tuple(part.grad for part in parts.values())
@@ -123,7 +121,7 @@ def by_the_engine(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
     mistakes="""
         scale is alpha / r, not alpha
             alpha / r -> alpha
-        the scale alpha / r is missing; y has it, so its gradients have it
+        the scale alpha / r is missing: it is in y, so it is in the gradients
             alpha / r -> 1
         the scale occurs once, not twice
             alpha / r -> (alpha / r) ** 2
@@ -137,9 +135,9 @@ def by_the_engine(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
             g @ W + ->
         dx: x is used twice, and its gradients add up: the path through A and B is missing
             + du @ A ->
-        dA has one slice per token: add them up, all tokens use the same matrix
+        dA has one slice per token: sum over the tokens, which all use the same matrix
             du.T @ x -> du[:, :, None] * x[:, None, :]
-        dB has one slice per token: add them up, all tokens use the same matrix
+        dB has one slice per token: sum over the tokens, which all use the same matrix
             (g.T @ (x @ A.T)) -> g[:, :, None] * (x @ A.T)[:, None, :]
         dA has the shape of W: that is gᵀ x, the gradient of W; A receives g through B, as g B
             du.T @ x -> g.T @ x
@@ -167,11 +165,11 @@ def lora_backward(x, W, A, B, g, alpha):
 variant("lora_backward", RS)
 
 
-# -- 8.3 the start -----------------------------------------------------------------------------------------------------
+# -- 8.3 the initialisation --------------------------------------------------------------------------------------------
 
 
 def draw_start(rng: np.random.Generator) -> Draw:
-    """A wide W or a high one: 1 / sqrt(n) and 1 / sqrt(m) are far apart."""
+    """A wide W or a tall one: 1 / sqrt(n) and 1 / sqrt(m) differ clearly."""
     sizes = {"m": int(rng.integers(40, 60)), "n": int(rng.integers(400, 500)), "r": int(rng.integers(9, 16))}
     if rng.integers(2):
         sizes["m"], sizes["n"] = sizes["n"], sizes["m"]
@@ -181,7 +179,7 @@ def draw_start(rng: np.random.Generator) -> Draw:
 
 
 def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """W frozen, A random and small, B zero: the first output is the base's, and the first gradient is not nothing."""
+    """W frozen, A random and small, B zero: the first output is the base's, and not both gradients are zero."""
     W, r, seed = drawn["W"], drawn["r"], int(rng.integers(2**31))
 
     def start(seed: int) -> list[Tensor]:
@@ -195,7 +193,7 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
 
     frozen, A, B = start(seed)
     if not np.array_equal(frozen.data, W):
-        raise Wrong("W is no longer the base's own matrix: its values must not change")
+        raise Wrong("W is no longer the base's matrix: its values must not change")
     for name, part, axes in [("A", A, "r n"), ("B", B, "m r")]:
         shape = tuple(answer.sizes[axis] for axis in axes.split())
         if part.shape != shape:
@@ -205,7 +203,7 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         raise Wrong(f"{'you froze nothing: ' if nothing else ''}W still requires a gradient (requires_grad)")
     for name, part in [("A", A), ("B", B)]:
         if not part.requires_grad:
-            raise Wrong(f"{name} is frozen and would never be trained: ml.Tensor({name}, requires_grad=True)")
+            raise Wrong(f"{name} is frozen and would never change: use ml.Tensor({name}, requires_grad=True)")
     if not A.data.any():
         if B.data.any():
             raise Wrong("A and B are initialised the wrong way round: A random, B zero, as in the paper")
@@ -213,9 +211,9 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     if B.data.any():
         raise Wrong("B must be initialised to zero: now the first output differs from the base's")
     if not np.array_equal(A.data, start(seed)[1].data):
-        raise Wrong("the same seed gives another A: draw it with the rng you are given")
+        raise Wrong("the same seed gives a different A: draw it with the rng that is passed")
     if np.array_equal(A.data, start(seed + 1)[1].data):
-        raise Wrong("another seed gives the same A: draw it with the rng you are given")
+        raise Wrong("another seed gives the same A: draw it with the rng that is passed")
     spread(A.data, "A", "1 / sqrt(n)", 1 / np.sqrt(answer.sizes["n"]))
 
 
@@ -227,7 +225,7 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     mistakes="""
         you froze nothing
             ml.Tensor(W) -> ml.Tensor(W, requires_grad=True)
-        A is frozen and would never be trained
+        A is frozen and would never change
             ml.Tensor(A, requires_grad=True) -> ml.Tensor(A)
         B must be initialised to zero
             np.zeros((m, r)) -> np.ones((m, r))
@@ -236,7 +234,7 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         A and B are initialised the wrong way round
             rng.standard_normal((r, n)) / np.sqrt(n) -> np.zeros((r, n))
             np.zeros((m, r)) -> np.ones((m, r))
-        the same seed gives another A
+        the same seed gives a different A
             rng.standard_normal -> np.random.default_rng().standard_normal
         another seed gives the same A
             rng.standard_normal((r, n)) / np.sqrt(n) -> np.ones((r, n))

@@ -1,4 +1,4 @@
-"""Lesson 9's exercises: an update merged into a weight, taken out again, and layers put into a model."""
+"""Lesson 9's exercises: merging an update into a weight, unmerging it, and injecting layers into a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 
 
 def layer(rng: np.random.Generator, square: bool = False, merged: bool = False, r: int | None = None) -> Draw:
-    """One layer. square: m = n = r, where A B has the shape of B A, too. merged: its update is in W already."""
+    """One layer. square: m = n = r, so that A B has the shape of B A. merged: its update is already in W."""
     sizes = distinct_sizes("mn", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
     if square:
         sizes["n"] = sizes["r"] = sizes["m"]
@@ -35,7 +35,7 @@ def layer(rng: np.random.Generator, square: bool = False, merged: bool = False, 
 
 
 def seen(result: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What a call has made of the layer."""
+    """The layer after a call."""
     after = arguments["layer"]
     return {"W": after.get("W"), "kept": after.get("kept")}
 
@@ -51,23 +51,23 @@ def root(layer: Any) -> float:
 
 
 def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Callable[[Any], float] = scale) -> None:
-    """W is the merged matrix, the base's own array is kept, and a second call changes nothing."""
+    """W is the merged matrix, the base's array is kept, and a second call changes nothing."""
     own = drawn["layer"]
     base, A, B, before = own["W"], own["A"].copy(), own["B"].copy(), own["W"].copy()
     if own["kept"] is not None:
         answer(layer=own)
         if own["W"] is not base:
-            raise Wrong("merged twice: this layer is merged already (`kept` is not None), and must stay as it is")
+            raise Wrong("merged twice: this layer is already merged (`kept` is not None) and must not change")
         return
     product, s = B @ A, scale_of(own)
     answer(layer=own)
     if not np.array_equal(base, before):
-        raise Wrong("the base's own array was changed in place: W + ... makes a new one, += writes into the old one")
+        raise Wrong("the base's array was changed in place: W + ... makes a new array, += writes into the old one")
     if own["kept"] is None:
-        raise Wrong("nothing is kept: put the base's own array into layer['kept'], or this cannot be undone")
+        raise Wrong("nothing is kept: store the base's array in layer['kept'], or the merge cannot be undone")
     if own["kept"] is not base:
         what = "a copy of the base's array" if np.array_equal(own["kept"], before) else "not the base's array"
-        raise Wrong(f"`kept` contains {what}: keep the array itself that was layer['W'] before it is replaced")
+        raise Wrong(f"`kept` contains {what}: store the array itself that was layer['W'] before the merge")
     if not (np.array_equal(own["A"], A) and np.array_equal(own["B"], B)):
         raise Wrong("A or B was changed: only W and kept change")
     got = own["W"]
@@ -79,16 +79,16 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
     for line, wrong in (
         ("W is not changed: add the update to it", 0 * product),
         ("the scale is missing", product),
-        ("the scale is alpha alone: it must be divided", own["alpha"] * product),
+        ("the scale is alpha: divide it by r", own["alpha"] * product),
         ("scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's", root(own) * product),
         ("the update is added, not subtracted", -s * product),
         ("the update is added twice", 2 * s * product),
-        ("W is the update alone: the base's numbers are gone", s * product - before),
+        ("W is only the update: add it to the base's weight", s * product - before),
     ):
         if close(update, wrong, 1e-9):
             raise Wrong(line)
     if A.shape == B.shape == before.shape and close(update, s * (A @ B), 1e-9):
-        raise Wrong("A B instead of B A: the shapes fit here, since this layer is square, and it is another matrix")
+        raise Wrong("A B instead of B A: the shapes fit because this layer is square, but it is a different matrix")
     raise Wrong(f"W + scale B A is expected: W[0, 0] moved by {update[0, 0]:.4g}, expected {s * product[0, 0]:.4g}")
 
 
@@ -105,18 +105,18 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
             layer["kept"] is None -> False
         the scale is missing
             scale * ->
-        the scale is alpha alone
+        the scale is alpha: divide it by r
             / len(layer["A"]) ->
         not alpha / sqrt(r), which is rsLoRA's
             len(layer["A"]) -> len(layer["A"]) ** 0.5
         A B instead of B A
             -> A, B = layer["A"], layer["B"]
             layer["B"] @ layer["A"] -> A @ B if A.shape == B.shape else B @ A
-        merged twice: this layer is merged already
+        merged twice: this layer is already merged
             layer["kept"] is None -> True
         added, not subtracted
             + scale -> - scale
-        the base's own array was changed in place
+        the base's array was changed in place
             layer["W"] = layer["W"] + -> layer["W"] +=
         nothing is kept
             layer["kept"] = layer["W"] -> pass
@@ -128,7 +128,7 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
     """,
 )
 def merge(layer):
-    """Add the update into layer["W"], once. The array that was there is kept, and its numbers do not change."""
+    """Add the update to layer["W"] once. Keep the old array, unchanged, in layer["kept"]."""
     if layer["kept"] is None:
         scale = layer["alpha"] / len(layer["A"])
         layer["kept"] = layer["W"]
@@ -140,7 +140,7 @@ variant("merge", RS, judge=partial(judge_merge, scale_of=root))
 
 
 def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """The very array that was kept is back; what is not merged stays."""
+    """The kept array itself is restored; a layer that is not merged does not change."""
     own = drawn["layer"]
     W, kept = own["W"], own["kept"]
     base = None if kept is None else kept.copy()
@@ -156,9 +156,9 @@ def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     if own["W"] is not kept:
         exact = base is not None and isinstance(own["W"], np.ndarray) and np.array_equal(own["W"], base)
         raise Wrong(
-            "W has the base's numbers, but it is a copy: put the very array back that was kept"
+            "W has the base's values, but it is a copy: restore the kept array itself"
             if exact
-            else "W is not the base to the last bit: subtracting rounds; put back the array that was kept"
+            else "W is not the base's weight bit for bit: subtraction rounds; restore the kept array"
         )
     if own["kept"] is not None:
         raise Wrong("`kept` must be None again, or the next merge does nothing")
@@ -172,9 +172,9 @@ def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     changes=("layer",),
     observe=seen,
     mistakes="""
-        W is not the base to the last bit: subtracting rounds
+        W is not the base's weight bit for bit: subtraction rounds
             = layer["kept"] -> = layer["W"] - layer["alpha"] / len(layer["A"]) * (layer["B"] @ layer["A"])
-        W has the base's numbers, but it is a copy
+        W has the base's values, but it is a copy
             = layer["kept"] -> = layer["kept"].copy()
         `kept` must be None again
             layer["W"], layer["kept"] = layer["kept"], None -> layer["W"] = layer["kept"]
@@ -187,12 +187,12 @@ def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     """,
 )
 def unmerge(layer):
-    """Put the base's own array back."""
+    """Restore the array in layer["kept"]."""
     if layer["kept"] is not None:
         layer["W"], layer["kept"] = layer["kept"], None
 
 
-# -- 9.3 into a model --------------------------------------------------------------------------------------------------
+# -- 9.3 injection -----------------------------------------------------------------------------------------------------
 
 
 class Half(Module):
@@ -213,7 +213,7 @@ class Small(Module):
 
 
 class Adapted(Module):
-    """What make_layer returns: it learns, and knows which layer it replaces."""
+    """The module that make_layer returns: its B is trainable, and it knows which layer it replaces."""
 
     def __init__(self, layer: Linear):
         self.weight, self.replaces = layer.weight, (layer,)
@@ -230,7 +230,7 @@ def draw_model(rng: np.random.Generator, targets: Sequence[str] | None = None) -
 
 
 def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """Exactly the named layers are replaced; they learn, and nothing else does; a wrong name is refused."""
+    """Exactly the named layers are replaced; only they are trainable; a wrong name is refused."""
     model, targets = drawn["model"], drawn["targets"]
     before = dict(model.named_modules())
     linear = {name for name, module in before.items() if isinstance(module, Linear)}
@@ -246,12 +246,12 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         raise Wrong(f"{missing[0]} was not replaced, with targets {targets}")
     for name in wanted:
         if after[name].replaces[0] is not before[name]:
-            raise Wrong(f"{name}: make_layer got another layer than the one that is replaced")
+            raise Wrong(f"{name}: make_layer was called with a different layer from the one that is replaced")
     learning = set(model.trainable_parameters())
     if not learning:
-        raise Wrong("nothing is trainable: the adapters were frozen, too; freeze the model first, then put them in")
+        raise Wrong("nothing is trainable: the adapters were frozen, too; freeze the model first, then inject")
     if foreign := sorted(name for name in learning if not name.endswith(".B")):
-        raise Wrong(f"{foreign[0]} is still trainable: freeze the whole model before you put layers in")
+        raise Wrong(f"{foreign[0]} is still trainable: freeze the whole model before you inject")
     if not isinstance(names, (list, tuple)) or sorted(map(str, names)) != sorted(wanted):
         raise Wrong(f"return the names of the replaced layers, here {wanted[0]!r} and so on, got {names!r}")
     if list(names) != wanted:
@@ -263,9 +263,9 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         if "ValueError" not in str(wrong):
             raise
     else:
-        raise Wrong("the misspelled target 'v_porj' was ignored: raise ValueError when a name finds no layer")
+        raise Wrong("the misspelled target 'v_porj' was ignored: raise ValueError if a name matches no layer")
     if any(isinstance(module, Adapted) for _, module in fresh.named_modules()) or not fresh.scale.requires_grad:
-        raise Wrong("the misspelled target was refused too late: the model was changed already")
+        raise Wrong("the misspelled target was refused too late: the model was already changed")
 
 
 @exercise(

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
 from minilora.course import drawings
-from minilora.pages.style import BASE, ORANGE, A, B, ink, panels
+from minilora.pages.style import BASE, ORANGE, A, B, ink, panels, theme
 
 
 @pytest.fixture
@@ -44,6 +44,25 @@ def test_the_drawing_of_the_bottleneck_can_be_read(m, n, r):
     figure, axes = panels(height=4)
     drawings.bottleneck_to_scale(axes, m, n, r)
     assert problems(figure) == []
+
+
+@pytest.mark.parametrize("ground", ["light", "dark"])
+def test_injection_freezes_both_weights_and_adds_a_and_b_to_one_layer(ground):
+    with theme(ground):
+        figure, axes = panels()
+        drawings.injection(axes)
+        assert problems(figure) == []
+    words = [text.get_text() for text in axes.texts]
+    assert [words.count(word) for word in ("q_proj: MyLora", "k_proj: Linear", "A", "B", "same array")] == [
+        1,
+        2,
+        1,
+        1,
+        2,
+    ]
+    left = [text.get_position()[0] for text in axes.texts if text.get_text() == "W, trainable"]
+    right = [text.get_position()[0] for text in axes.texts if text.get_text() == "W, frozen"]
+    assert len(left) == len(right) == 2 and max(left) < min(right)
 
 
 @pytest.mark.parametrize("place, side", [((6, 0), "left"), ((-6, 0), "right")])

@@ -1,24 +1,24 @@
 # %% [markdown]
 # # Exercises 8: LoRA by hand
 #
-# Three short functions, each a few lines of NumPy. Together they are LoRA: how it computes, how it learns and how it
-# starts. They belong to [lesson 8](../08_lora.ipynb). You need Python and the product of two matrices.
+# Three short functions, each a few lines of NumPy. Together they are LoRA: its forward pass, its backward pass and its
+# initialisation. They belong to [lesson 8](../08_lora.ipynb). You need Python and matrix multiplication.
 #
 # **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
 # tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong. Try as often as
 # you like; the matrices are new every time.
 #
-# **The letters** are the same everywhere: one row of `x` is one token.
+# **The letters** are the same in all lessons. One row of `x` is one token.
 #
 # | name | shape | what it is |
 # |---|---|---|
-# | `x` | (T, n) | T tokens, n numbers each |
+# | `x` | (T, n) | T tokens, n features each |
 # | `W` | (m, n) | the pretrained matrix, frozen |
-# | `A` | (r, n) | the down-projection: n numbers become r |
-# | `B` | (m, r) | the up-projection: r numbers become m |
-# | `alpha` | a number | how much the update counts; the scale is alpha / r |
+# | `A` | (r, n) | the down-projection, from n features to r |
+# | `B` | (m, r) | the up-projection, from r features to m |
+# | `alpha` | a number | a hyperparameter; the scale of the update is alpha / r |
 # | `y` | (T, m) | the output |
-# | `g` | (T, m) | ∂L/∂y: how the loss changes with each number of y |
+# | `g` | (T, m) | ∂L/∂y: the gradient of the loss with respect to the output |
 
 # %%
 import numpy as np
@@ -28,12 +28,12 @@ import minilora as ml
 # %% [markdown]
 # ## 8.1 The forward pass
 #
-# A linear layer computes $y = x W^\top$. LoRA leaves $W$ as it is and adds an update of low rank:
+# A linear layer computes $y = x W^\top$. LoRA does not change $W$, and adds an update of low rank:
 #
 # $$y = x W^\top + \frac{\alpha}{r}\,(x A^\top)\,B^\top$$
 #
-# The rank $r$ is not among the arguments, but a shape tells it. Use only `@`, `.T`, `+`, `*` and `/`: then the function
-# works on NumPy arrays and on minilora's tensors alike, and the engine can differentiate it.
+# The rank $r$ is not an argument, but you can read it from a shape. Use only `@`, `.T`, `+`, `*` and `/`. Then the
+# function works on NumPy arrays and on minilora's tensors, and the engine can differentiate it.
 
 
 # %% points=2
@@ -44,18 +44,18 @@ def lora_forward(x, W, A, B, alpha):
 # %% [markdown]
 # ## 8.2 The backward pass, by hand
 #
-# Training moves A and B against their gradients, and the layer below wants the gradient of its output, which is x. Derive
-# all three from $g = \partial L/\partial y$ with pencil and paper, then write them down, with `@` and `.T` alone. You need
-# one rule:
+# Training changes A and B against their gradients, and the layer below needs the gradient of its output, which is x.
+# Derive all three from $g = \partial L/\partial y$ with pencil and paper. Then write them as code with matrix products
+# only. You need one rule:
 #
 # > If $y = x W^\top$, then $\partial L/\partial W = g^\top x$ and $\partial L/\partial x = g\,W$.
 #
-# Apply it twice. Call the narrow middle $u = x A^\top$, of shape (T, r). The update is a linear layer with input $u$
-# and matrix $B$, and $u$ is a linear layer with input $x$ and matrix $A$. What is the gradient of $u$? And x is used in
-# two places: what happens to the gradients that come back from both?
+# Apply it twice. Let $u = x A^\top$, of shape (T, r). The update is a linear layer with input $u$ and matrix $B$, and
+# $u$ is a linear layer with input $x$ and matrix $A$. What is the gradient of $u$? x is used twice: what happens to the
+# two gradients that come back to it?
 #
-# Two ways to notice a mistake before the check does: a gradient has the shape of what it is the gradient of, and where
-# B is zero, `dA` must come out as zero. The scale is alpha / r, as above.
+# You can notice a mistake before the check does. Each gradient has the shape of its variable, and if B is zero, `dA`
+# must be zero. The scale is alpha / r, as above.
 
 
 # %% points=4
@@ -64,18 +64,18 @@ def lora_backward(x, W, A, B, g, alpha):
 
 
 # %% [markdown]
-# ## 8.3 A start that changes nothing, and still learns
+# ## 8.3 An initialisation that changes nothing, and still learns
 #
-# Before the first step the adapted model must compute exactly what the base computes, or training would begin by
-# repairing damage. Yet something must be able to move. Return three tensors, ready to train:
+# Before the first step the adapted model must compute exactly what the base computes. Otherwise training would first
+# have to repair the damage. But at least one gradient must not be zero. Return three tensors, ready to train:
 #
-# - `W`: the base's numbers, frozen: it asks for no gradient.
+# - `W`: the base's weight, frozen (without `requires_grad`).
 # - `A`: random, from `rng.standard_normal`, divided by $\sqrt{n}$.
 # - `B`: zero.
 #
-# `ml.Tensor(array)` is a frozen tensor, `ml.Tensor(array, requires_grad=True)` one that learns. A question to ask
-# yourself when it works: exercise 8.2 gives you `dA` and `dB` at this start. Which of them is zero? What would happen if
-# A were zero, too?
+# `ml.Tensor(array)` is a frozen tensor, and `ml.Tensor(array, requires_grad=True)` is a trainable one. When it works,
+# use exercise 8.2 to compute `dA` and `dB` at this initialisation. Which of them is zero? What would happen if A were
+# zero, too?
 
 
 # %% points=2
@@ -85,4 +85,4 @@ def inject(W, r, rng):
 
 # %% [markdown]
 # Three times `ok`? Then you have written LoRA. minilora's own version is
-# [`lora_linear`](../../minilora/engine/fused.py): the same three products, written to keep little in memory.
+# [`lora_linear`](../../minilora/engine/fused.py): the same three matrix products, written to save few activations.

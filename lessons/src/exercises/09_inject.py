@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Exercises 9: in, merged, out
+# # Exercises 9: merging, unmerging, injection
 #
-# Three functions that belong to [lesson 9](../09_inject.ipynb). The last one puts your own layer into a real model, and
-# then it trains.
+# Three functions that belong to [lesson 9](../09_inject.ipynb). With the last one, your own layer is injected into a
+# real model and trained.
 #
 # **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
 # tries your function on random inputs and prints one line: `ok`, `not written yet`, or what is wrong.
@@ -11,49 +11,49 @@
 #
 # | key | what it is |
 # |---|---|
-# | `W` | (m, n), the weight that is used |
+# | `W` | (m, n), the weight used in the forward pass |
 # | `A`, `B` | (r, n), (m, r), the adapter |
 # | `alpha` | a number; the scale is alpha / r |
-# | `kept` | `None`; or, while the update is merged into W, the base's own array |
+# | `kept` | the base's array while the update is merged into W, otherwise `None` |
 
 # %%
 import numpy as np
 
 import minilora as ml
-from minilora.course.mine import inject, lora_forward  # your own, from exercises 8.1 and 8.3
+from minilora.course.mine import inject, lora_forward  # your solutions of exercises 8.1 and 8.3
 from minilora.nn.layers import Linear
 
 # %% [markdown]
 # ## 9.1 Merge
 #
-# Change the dictionary so that `layer["W"]` alone computes what W, A and B compute together, and nothing is lost: the
-# base's own array must be found under `kept`, unchanged. A layer that is merged already stays as it is.
+# Change the dictionary so that `layer["W"]` alone gives the output that W, A and B give together. Keep the base's
+# array, unchanged, under `kept`. Do not change a layer that is already merged.
 
 
 # %% points=3
 def merge(layer):
-    """Add the update into layer["W"], once. The array that was there is kept, and its numbers do not change."""
+    """Add the update to layer["W"] once. Keep the old array, unchanged, in layer["kept"]."""
 
 
 # %% [markdown]
 # ## 9.2 Unmerge
 #
-# The way back, exact to the last bit. A layer that is not merged stays as it is.
+# Undo the merge, bit for bit. Do not change a layer that is not merged.
 
 
 # %% points=1
 def unmerge(layer):
-    """Put the base's own array back."""
+    """Restore the array in layer["kept"]."""
 
 
 # %% [markdown]
-# ## 9.3 Into a model
+# ## 9.3 Injection
 #
-# `model` is an `ml.Module`. Freeze all that is in it, then replace every `Linear` whose **last** name is one of `targets`
-# by what `make_layer(linear)` returns. Return the names of the replaced layers, in the order of the model. If one of the
-# targets names no layer, raise `ValueError` before anything is changed.
+# `model` is an `ml.Module`. Freeze all its parameters. Then replace every `Linear` whose **last** name (after the last
+# dot) is one of `targets` by the module that `make_layer(linear)` returns. Return the names of the replaced layers, in
+# the order of the model. If a target matches no layer, raise `ValueError` before you change anything.
 #
-# What you need: `model.named_modules()`, `model.requires_grad_(False)`, `model.set_submodule(name, module)`.
+# You need: `model.named_modules()`, `model.requires_grad_(False)`, `model.set_submodule(name, module)`.
 
 
 # %% points=4
@@ -64,13 +64,13 @@ def add_lora(model, targets, make_layer):
 # %% [markdown]
 # ## Your LoRA trains a model
 #
-# Nothing is left to write. The layer below is made of *your* `lora_forward` and *your* `inject` of lesson 8, and *your*
-# `add_lora` puts it into the tiny base. Forty steps on questions of law:
+# You need to write nothing here. The layer below uses *your* `lora_forward` and *your* `inject` of exercises 8, and
+# *your* `add_lora` injects it into the tiny base. It is trained for forty steps on questions about law:
 
 
 # %%
 class MyLayer(ml.Module):
-    """A linear layer's own weight, frozen, and beside it my A and B."""
+    """A linear layer's own weight, frozen, with my A and B."""
 
     def __init__(self, linear):
         _, A, B = inject(linear.weight.data, r=8, rng=np.random.default_rng(0))
@@ -82,7 +82,7 @@ class MyLayer(ml.Module):
 
 
 def train_mine():
-    """Train the tiny base with my own LoRA; print the loss on terms of law that it never sees."""
+    """Train the tiny base with my own LoRA; print its validation loss on law."""
     model, tokenizer = ml.load("tiny")
     records = ml.split_records(ml.read_records("legal"))
     train, unseen = (ml.encode_records(records[split], tokenizer) for split in ("train", "validation"))
@@ -90,7 +90,7 @@ def train_mine():
     print(len(names), "layers adapted:", ml.count_parameters(model))
     before = ml.mean_loss(model, unseen)
     ml.fit(model, train, steps=40, lr=5e-3)
-    print(f"loss on unseen terms: {before:.2f} before, {ml.mean_loss(model, unseen):.2f} after")
+    print(f"validation loss: {before:.2f} before, {ml.mean_loss(model, unseen):.2f} after")
 
 
 try:
