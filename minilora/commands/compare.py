@@ -126,14 +126,14 @@ def compare(options: CompareOptions) -> dict[str, Any]:
     for turn in zip_longest(*rates.values()):
         for method, lr in zip(METHODS, turn, strict=True):
             if lr is not None and len(rates[method]) > 1:  # a single rate needs no choice
-                tries[method][lr] = runs.tried(method, lr)
+                tries[method][lr] = runs.found(method, lr, compared=False)
     for method in METHODS:
         if (beyond := next_rate(_losses(tries[method]))) is not None:
             log.info(f"{NAMES[method]} is best at the edge of its grid: {beyond:g} is tried, too")
             runs.total += 1
-            tries[method][beyond] = runs.tried(method, beyond)
+            tries[method][beyond] = runs.found(method, beyond, compared=False)
     search = {method: _outcome(method, tries[method], rates[method]) for method in METHODS}
-    found = {method: runs.compared(method, search[method]["best"]) for method in METHODS}
+    found = {method: runs.found(method, search[method]["best"], compared=True) for method in METHODS}
     result: dict[str, Any] = {
         "options": asdict(options) | {"out": str(options.folder), "search_steps": options.tries},
         "machine": machine(),
@@ -180,10 +180,10 @@ def _peak(tries: Iterable[Mapping[str, Any]], run: Mapping[str, Any]) -> int | N
 
 @dataclass(frozen=True)
 class Run:
-    """What to run. measure: losses, recall and answers before and after are wanted, and not validation alone."""
+    """What to run. compared: losses, recall and answers before and after are wanted, and not validation alone."""
 
     options: Options
-    measure: bool
+    compared: bool
 
     def __str__(self) -> str:
         steps = counted(self.options.steps or 0, "step")
@@ -219,17 +219,18 @@ class _Runs:
         self.total = len(METHODS) + sum(n for n in rates.values() if n > 1)
         self.steps = {method: options.steps + options.tries * n * (n > 1) for method, n in rates.items()}  # ahead
 
-    def tried(self, method: str, lr: float) -> dict[str, Any]:
-        """The metrics of a try, {"failed": why} if training diverged."""
-        return self._metrics(Run(self.options.run(method, lr, compared=False), measure=False))
+    def found(self, method: str, lr: float, compared: bool) -> dict[str, Any]:
+        """The metrics of a try or, if `compared`, of a run that is compared: read if they are kept, or made and kept.
 
-    def compared(self, method: str, lr: float) -> dict[str, Any]:
-        """The metrics of one of the two runs that are compared. Raises RuntimeError if training diverged."""
-        run = Run(self.options.run(method, lr, compared=True), measure=True)
-        metrics = self._metrics(run)
-        if "failed" in metrics:
-            raise RuntimeError(f"{run}: {metrics['failed']}; choose with --{method}-lr")
-        return metrics
+        {"failed": why} for a try in which training diverged; a run that is compared raises RuntimeError.
+        """
+        run = Run(self.options.run(method, lr, compared), compared)
+        record = remember(run.record, self._decides(run), lambda: self._made(run))
+        self.done.append((run, record["seconds"]))
+        self.steps[method] -= run.options.steps or 0
+        if compared and "failed" in record["result"]:
+            raise RuntimeError(f"{run}: {record['result']['failed']}; choose with --{method}-lr")
+        return record["result"]
 
     def refuse_other_settings(self) -> None:
         """Raise ValueError for the folder of another run, and for records of runs with other settings.
@@ -246,7 +247,7 @@ class _Runs:
             then = read_json(path).get("decides", {})
             compared = path.parent == folder
             try:
-                now = self._decides(Run(self.options.run(method, then.get("lr") or 1.0, compared), measure=compared))
+                now = self._decides(Run(self.options.run(method, then.get("lr") or 1.0, compared), compared))
                 refuse_other_settings(f"the run of {path}", then, now, "choose another --out, or --overwrite it")
             except ValueError:
                 if not self.options.overwrite:
@@ -254,31 +255,23 @@ class _Runs:
                 path.unlink()
                 remove_folder(path.with_suffix(""))
 
-    def _metrics(self, run: Run) -> dict[str, Any]:
-        """What a run found: read if it is there, made and kept if it is not."""
-
-        def make() -> dict[str, Any]:
-            log.info(f"run {len(self.done) + 1} of {self.total}: {run}{self._time_left()}")
-            try:
-                metrics = apart(train, asdict(run.options), run.measure, not self.done)
-            except KeyboardInterrupt:
-                log.info(f"finished runs are kept in {self.options.folder}: the same command continues from there")
-                raise
-            except RuntimeError as error:
-                raise RuntimeError(f"{run}: {error}") from error
-            if not run.measure:  # the numbers are wanted, the weights are not
-                for name in (run.options.folder.name, f"{run.options.folder.name}.partial"):  # .partial: it diverged
-                    remove_folder(run.options.folder.with_name(name))
-            return metrics
-
-        record = remember(run.record, self._decides(run), make)
-        self.done.append((run, record["seconds"]))
-        self.steps[run.options.method] -= run.options.steps or 0
-        return record["result"]
+    def _made(self, run: Run) -> dict[str, Any]:
+        log.info(f"run {len(self.done) + 1} of {self.total}: {run}{self._time_left()}")
+        try:
+            metrics = apart(train, asdict(run.options), run.compared, not self.done)
+        except KeyboardInterrupt:
+            log.info(f"finished runs are kept in {self.options.folder}: the same command continues from there")
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(f"{run}: {error}") from error
+        if not run.compared:  # the numbers are wanted, the weights are not
+            for name in (run.options.folder.name, f"{run.options.folder.name}.partial"):  # .partial: it diverged
+                remove_folder(run.options.folder.with_name(name))
+        return metrics
 
     def _decides(self, run: Run) -> dict[str, Any]:
         """All that decides what a run finds."""
-        settings = asdict(run.options) | {"measure": run.measure, "minilora": __version__} | self.inputs
+        settings = asdict(run.options) | {"measure": run.compared, "minilora": __version__} | self.inputs
         del settings["out"]
         return as_json(settings)
 

@@ -22,12 +22,12 @@ from ..data.records import read_records
 from ..data.splits import split_records
 from ..experiments.memo import path_of, remember
 from ..files.disk import write_json
+from ..lora.adapters import Choice
 from ..lora.combine import combine_adapters
 from ..lora.peft import WEIGHTS_FILE
 from ..measure.scores import (
     LOSS,
     RECALL,
-    Adapter,
     MeasuredSet,
     Scores,
     interval_as_json,
@@ -44,7 +44,7 @@ from ..train.checkpoint import read_state
 from ..train.job import finetune
 from ..train.options import Options
 from ..train.run_folder import CHECKPOINT, METRICS_FILE, STATE_FILE, RunFolder
-from .eval import shown
+from .eval import of_intervals, shown
 from .report import read_metrics
 
 DOMAINS = ("legal", "medical", "support", "finance")
@@ -102,7 +102,7 @@ def compare_domains(options: DomainsOptions) -> dict[str, Any]:
         merged[method] = {"weight": 1 / len(DOMAINS), "error": made.error}
     sets = read_sets([*DOMAINS, "general"], tokenizer, Options.max_length, options.limit)
     pairs = {f"{one} + {other}": (one, other) for one, other in combinations(DOMAINS, 2)}
-    adapters: dict[str, Adapter] = {BASE_NAME: None, **{name: name for name in (*DOMAINS, *MERGES)}}
+    adapters: dict[str, Choice] = {BASE_NAME: None, **{name: name for name in (*DOMAINS, *MERGES)}}
     adapters |= {label: {one: 0.5, other: 0.5} for label, (one, other) in pairs.items()}
 
     def wanted(name: str, each: MeasuredSet) -> bool:
@@ -264,9 +264,8 @@ def domains_page(result: Mapping[str, Any], width: int = WIDTH) -> str:
     lines += columns([*heads, *_combined(result)], left=2)
     off = [f"{name} by {percent(one['error'])}" for name, one in result["merged"].items()]
     weight = next(iter(result["merged"].values()))["weight"]
-    notes = f"[low, high]: {percent(result['confidence'])} interval, from {result['resamples']:,} bootstrap draws of "
-    notes += "the records; differences are paired. A difference is significant if its interval excludes 0. "
-    notes += f"{listed(list(result['merged']))}: the four adapters merged into one, each with weight {weight:g}. "
+    notes = f"{of_intervals(result)} {listed(list(result['merged']))}: the four adapters merged into one, "
+    notes += f"each with weight {weight:g}. "
     notes += f"They differ from the exact sum: {listed(off)}."
     return "\n".join([*lines, "", *wrapped(notes, width)])
 

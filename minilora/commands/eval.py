@@ -18,6 +18,7 @@ from ..measure.scores import LOSS, RECALL, measure, read_sets, summary
 from ..models.load import dtype_of
 from ..models.with_adapters import BASE_NAME, base_of, load_with_adapters, named_folders
 from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
+from ..pages.card import HELD_OUT
 from ..pages.style import check_picture, save
 from ..pages.text import NOTHING, counted, interval, percent, plain, rule, shortened, wrapped
 from ..progress import log
@@ -26,8 +27,7 @@ from ..train.options import Options
 from .shared import AS_JSON
 
 KINDS = {  # of sets -> what the page calls their records
-    "paraphrase": "training questions, paraphrased",
-    "unseen": "questions not in the training data",
+    **HELD_OUT,
     "all": "all records",
     "train": "the training split",
     "validation": "the validation split",
@@ -152,11 +152,13 @@ def page(result: Mapping[str, Any]) -> str:
         if differences := result["differences"][name]:
             lines += ["", *_changes(differences)]
         lines.append("")
-    lines += wrapped(
-        f"[low, high]: {percent(result['confidence'])} interval, from {result['resamples']:,} bootstrap draws of the "
-        "records; differences are paired. A difference is significant if its interval excludes 0."
-    )
-    return "\n".join(lines)
+    return "\n".join([*lines, *wrapped(of_intervals(result))])
+
+
+def of_intervals(result: Mapping[str, Any]) -> str:
+    """What [low, high] means on a page."""
+    draws = f"{percent(result['confidence'])} interval, from {result['resamples']:,} bootstrap draws of the records"
+    return f"[low, high]: {draws}; differences are paired. A difference is significant if its interval excludes 0."
 
 
 def _values(scores: Mapping[str, Any]) -> Iterator[str]:

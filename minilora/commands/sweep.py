@@ -10,11 +10,11 @@ from typing import Any
 from ..experiments.grid import Sweep, SweepOptions
 from ..options import UsageError, add_flags
 from ..pages.text import columns, counted, duration, interval, rule, terminal_width
+from .compare_table import NAMES
 from .shared import AS_JSON, read_options
 
 HELP = "try options of finetune with several values, in many short runs, and tabulate the results"
 
-NAMES = {"lora": "LoRA", "full": "full fine-tuning"}
 SHOWN = {"validation_loss": "validation", "unseen_loss": "unseen", "general_loss": "general"}
 ROWS = 24  # of a table: the best ones
 REASONS = 5  # failed trials whose reasons are printed

@@ -16,7 +16,7 @@ from ..data.records import BUILT_IN, Record, read_records
 from ..data.rows import SPLITS
 from ..data.samples import encode_records, truncate
 from ..data.splits import by_split, follows_rule, is_one_text, split_text
-from ..lora.adapters import set_adapter
+from ..lora.adapters import Choice, set_adapter
 from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
 from ..nn.parts import Sample
@@ -26,10 +26,7 @@ from .recall import answer_all, recalls
 from .statistics import CONFIDENCE, RESAMPLES, Interval, Resampled
 
 LOSS, RECALL = "loss", "keyword_recall"
-HELD_OUT = ("paraphrase", "unseen")  # kinds of sets, see `held_out`; the others are "all" and the splits
 
-# What a version of the model is for `set_adapter`: an adapter's name, a weighted combination, or None for the base.
-Adapter = str | Mapping[str, float] | None
 Remember = Callable[[tuple[str, str, str], Callable[[], np.ndarray]], np.ndarray]
 
 
@@ -140,7 +137,7 @@ def _chosen(
 def measure(
     model: Llama,
     tokenizer: Tokenizer,
-    adapters: Mapping[str, Adapter],
+    adapters: Mapping[str, Choice],
     sets: Sequence[MeasuredSet],
     answers: bool = True,
     wanted: Callable[[str, MeasuredSet], bool] = lambda name, each: True,

@@ -20,11 +20,7 @@ from ..version import __version__
 from . import text
 
 CARD_FILE = "README.md"
-SETS = {
-    "paraphrase": "training questions, paraphrased",
-    "unseen": "questions not in the training data",
-    "general": "general text",
-}
+HELD_OUT = {"paraphrase": "training questions, paraphrased", "unseen": "questions not in the training data"}
 USES = {
     "train": "training",
     "paraphrase": "testing: training questions, paraphrased",
@@ -80,7 +76,7 @@ def _values(metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
         "kept_best": kept.get("which") == "best" and kept.get("loss") is not None,
         "strength": options.get("strength") or 1,
         "settings": _settings(options, defaults),
-        "sets": SETS,
+        "sets": HELD_OUT | {"general": "general text"},
         "uses": USES,
     }
 
