@@ -1,4 +1,4 @@
-"""Lesson 2's exercises: undo broadcasting, walk back through a graph, and the gradients of a layer."""
+"""Lesson 2's exercises: undo broadcasting, the backward pass through a graph, and that of a linear layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 
 
 def stretched(big: str, small: str) -> Callable[[np.random.Generator], Draw]:
-    """A draw of g with these axes, and the shape before the stretching; an axis called 1 has the length 1."""
+    """A draw of g with these axes, and the shape before broadcasting; an axis called 1 has length 1."""
 
     def draw(rng: np.random.Generator) -> Draw:
         sizes = distinct_sizes("BTm", rng, low=3, high=12) | {"1": 1}
@@ -46,9 +46,9 @@ def first(g: Any, axis: Any, keepdims: bool = False) -> Any:
     mistakes="""
         an axis of length 1 is gone: a (3, 1) gets a (3, 1), not a (3,): keepdims=True
             , keepdims=True ->
-        an axis of length 1 was stretched, too: add up over it, and keep it with length 1
+        an axis of length 1 was broadcast, too: add up over it, and keep it with length 1
             g.sum(axis=ones, keepdims=True) -> g
-        there are axes too many in front: shapes line up at their last axis, so add up over those in front
+        there are extra axes in front: shapes are aligned at their last axis, so add up over those in front
             g = g.sum(axis=tuple(range(g.ndim - len(shape)))) -> front = g.ndim - len(shape)
             if size == 1 -> if size == 1 != g.shape[axis]
             return g.sum(axis=ones, keepdims=True) -> return g.sum(axis=ones, keepdims=True) if ones else g
@@ -58,23 +58,23 @@ def first(g: Any, axis: Any, keepdims: bool = False) -> Any:
         this is the first of several uses: all of them count, so add up
             g.sum(axis=tuple -> first(g, axis=tuple
             g.sum(axis=ones -> first(g, axis=ones
-        everything is added up, the axes that were not stretched, too: they must stay apart
+        everything is added up, even the axes that were not broadcast: keep those
             g.sum(axis=ones, keepdims=True) -> np.full(shape, g.sum())
         the first axis is added up, whatever the shape says: compare the shapes, axis by axis, from the last one
             g = g.sum(axis=tuple(range(g.ndim - len(shape)))) -> return g.sum(axis=0)
-        axes are added up at the end: shapes line up at their last axis, so those in front are too many
+        the last axes are added up: shapes are aligned at their last axis, so the extra ones are in front
             range(g.ndim - len(shape)) -> range(len(shape), g.ndim)
             return g.sum(axis=ones, keepdims=True) -> return g
     """,
 )
 def unbroadcast(g, shape):
-    """g: the gradient of the stretched array; shape: a tuple, the shape before -> an array of that shape"""
+    """g: the gradient of the broadcast array; shape: a tuple, the shape before -> an array of that shape"""
     g = g.sum(axis=tuple(range(g.ndim - len(shape))))
     ones = tuple(axis for axis, size in enumerate(shape) if size == 1)
     return g.sum(axis=ones, keepdims=True)
 
 
-# -- 2.2 a walk back without a tape ------------------------------------------------------------------------------------
+# -- 2.2 a backward pass without a tape --------------------------------------------------------------------------------
 
 
 def draw_graph(rng: np.random.Generator) -> Draw:
@@ -121,7 +121,7 @@ def by_recursion(edges: Any, last: int) -> Any:
 
 
 def inputs_first(edges: Any, last: int) -> Any:
-    """The walk from the other end."""
+    """From the inputs to the last node."""
     graph: dict[int, set[int]] = {}
     todo = [last]
     while todo:
@@ -132,12 +132,12 @@ def inputs_first(edges: Any, last: int) -> Any:
 
 
 def by_number(edges: Any, last: int) -> Any:
-    """The walk from the largest number down."""
+    """From the largest number down."""
     return in_order(edges, last, reversed(range(len(edges))))
 
 
 def in_order(edges: Any, last: int, order: Iterable[int]) -> Any:
-    """Each node hands on what it has when its turn comes."""
+    """Each node passes on what it has when its turn comes."""
     slopes = np.zeros(len(edges))
     slopes[last] = 1
     for node in order:
@@ -169,7 +169,7 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     chain[1] = [(0, 1.0)]
     try:
         if not close(np.asarray(answer(edges=ladder, last=60), dtype=float), np.ones(61)):
-            raise Wrong("right on small graphs, wrong on a ladder of 60 diamonds, where every slope is 1")
+            raise Wrong("right on small graphs, wrong on a ladder of 60 diamonds, where every derivative is 1")
         if not close(np.asarray(answer(edges=chain, last=5000), dtype=float)[:1], np.array([5000.0])):
             raise Wrong("right on small graphs, wrong for 5,000 chained additions")
     except Wrong as wrong:
@@ -200,9 +200,9 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             if waiting[parent] == 0 -> if True
         the nodes are processed by number, which says nothing about the order: find the order from the edges
             by_number
-        the walk starts at the inputs: start at last, whose slope is known
+        this starts at the inputs: start at last, whose derivative is known
             inputs_first
-        slopes are added along a path: along a path they multiply, where paths meet they add up
+        local derivatives are added along a path: along a path multiply, where paths meet add
             slope * slopes[node] -> slope + slopes[node]
         only the slope on the edge is added: multiply it by what has arrived at the node
             slope * slopes[node] -> slope
@@ -210,9 +210,9 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             slope * slopes[node] -> slopes[node]
         some nodes wait forever, for uses that last does not depend on: count only the uses on paths from last
             {last}, [last] -> set(range(len(edges))), list(range(len(edges)))
-        all are zero: the slope of last with respect to itself is 1
+        all are zero: the derivative of last with respect to itself is 1
             slopes[last] = 1 -> slopes[last] = 0
-        the slope of last with respect to itself is 1
+        the derivative of last with respect to itself is 1
             return slopes -> return slopes * (np.arange(len(edges)) != last)
         a parent that is listed twice counts once: v · v uses v twice, so loop over all pairs
             -> edges = [list(dict(pairs).items()) for pairs in edges]
@@ -223,7 +223,7 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     """,
 )
 def graph_gradients(edges, last):
-    """edges: for each node a list of (parent, slope); last: the number of a node -> an array, one slope per node"""
+    """edges: for each node a list of (parent, slope); last: the number of a node -> an array, a derivative per node"""
     waiting = [0] * len(edges)
     seen, todo = {last}, [last]
     while todo:
@@ -264,13 +264,13 @@ def layer(W: str, **sizes: int) -> Callable[[np.random.Generator], Draw]:
             unbroadcast(g, b.shape) -> g
         db: this is the mean over the tokens: if the loss is a mean, g already contains 1 / T: add up
             unbroadcast(g, b.shape) -> g.mean(axis=0)
-        db: it is added up over the outputs: b has one number per output, so add up over the tokens
+        db: it is added up over the outputs: b has one element per output, so add up over the tokens
             unbroadcast(g, b.shape) -> g.sum(axis=1)
-        db: everything is added up: only the tokens share a number of b
+        db: everything is added up: only the tokens share an element of b
             unbroadcast(g, b.shape) -> np.full(len(b), g.sum())
         db: it has the shape (1, m): b has one axis, so its gradient has one
             unbroadcast(g, b.shape) -> g.sum(axis=0, keepdims=True)
-        db: the slope of y with respect to b is 1, but the loss comes after y: g is missing
+        db: the derivative of y with respect to b is 1, but the loss comes after y: g is missing
             unbroadcast(g, b.shape) -> np.ones(len(b))
         dW: one slice per token: all of them use the same W, so add them up
             g.T @ x -> g[:, :, None] * x[:, None, :]
@@ -280,7 +280,7 @@ def layer(W: str, **sizes: int) -> Callable[[np.random.Generator], Draw]:
             g.T @ x -> np.ones_like(g).T @ x
         dx: g is missing: the loss comes after y
             g @ W -> np.ones_like(g) @ W
-        dx: b is added to g: a constant that is added does not change the slope of x
+        dx: b is added to g: an added constant does not change the gradient of x
             g @ W -> (g + b) @ W
         dx and dW are swapped: `return dx, dW, db`, in this order
             g @ W, g.T @ x -> g.T @ x, g @ W
