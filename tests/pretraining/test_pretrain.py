@@ -1,6 +1,7 @@
 """Pretraining the tiny base: its text, its batches, and a run that goes on as if nothing had interrupted it."""
 
 import json
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -114,17 +115,13 @@ def test_the_same_text_gives_the_same_tokenizer_with_smollm2s_marks(addresses, t
     assert second.core.to_str() == tokenizer.core.to_str()
     assert [tokenizer.core.token_to_id(mark) for mark in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [0, 1, 2]
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos) == (2, 2, "<|im_start|>")
-    assert len(tokenizer) == 290 and len(tokenizer.encode(" congress")) < 4  # merges were learned
+    assert len(tokenizer) == 290 and len(tokenizer.encode(" congress")) < 4 == len(tokenizer.encode("1862"))
 
 
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(st.text().filter(lambda text: "<|" not in text))
 def test_any_text_without_marks_comes_back_as_it_was(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_digits_are_tokens_of_their_own(tokenizer):
-    assert len(tokenizer.encode("1862")) == 4
 
 
 def test_every_document_and_conversation_ends_with_its_mark(tokenizer):
@@ -157,23 +154,25 @@ def finished(addresses, tmp_path_factory):
     return out, run(addresses, out)
 
 
-def test_the_record_tells_what_was_done(finished, addresses):
+def test_the_record_and_the_folder_tell_what_was_done(finished, addresses):
     out, record = finished
-    documents = read_corpus(addresses)
-    model, _ = ml.load(out)
-    assert list(record) == [
-        *("recipe", "corpus", "addresses", "tokens", "parameters", "excerpt", "held_out", "seconds", "curve")
-    ]
+    documents, (model, tokenizer) = read_corpus(addresses), ml.load(out)
     held = record["addresses"]["held_out"]
     assert record["addresses"]["trained"] == len(documents) - len(held) and 0 < len(held) < len(documents)
-    years = {True: set(), False: set()}
-    for document in documents:
-        years[document.name in held].add(document.name.split("-")[0])
-    assert not years[True] & years[False]
+    years = {document.year for document in documents if document.name not in held}
+    assert not years & {name.split("-")[0] for name in held}
     assert record["tokens"]["seen"] == 6 * 2 * 16
     assert record["parameters"] == sum(p.size for _, p in model.named_parameters())
     assert [row[0] for row in record["curve"]] == [2, 4, 6] and record["seconds"] == record["curve"][-1][3] < 60
     assert 0 < record["curve"][0][3] < record["curve"][1][3] < record["curve"][2][3]
+    text = (out / "validation.txt").read_text(encoding="utf-8")
+    assert pretrain.score(model, tokenizer, [text]) == pytest.approx(record["excerpt"])
+    assert json.loads((out / "training.json").read_text()) == record
+    weights = read_tensors(out / "tiny.safetensors")
+    assert {str(w.dtype) for w in weights.values()} == {"float16"}
+    index = json.loads((out / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    assert index["weight_map"] == dict.fromkeys(weights, "tiny.safetensors")
+    assert index["metadata"] == {"total_size": sum(w.nbytes for w in weights.values())}
 
 
 def test_pretraining_is_the_loop_written_by_hand(addresses, finished):
@@ -213,66 +212,51 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(addresses, finished, tmp_pa
     assert resumed["excerpt"] == record["excerpt"]
 
 
-def test_a_run_learns_and_its_record_holds_for_the_folder_it_wrote(addresses, tmp_path):
-    record = run(addresses, tmp_path, steps=40, every=20)
-    (_, first, _, _), (_, last, held_out, _) = record["curve"]
-    assert last < first - 0.5 and held_out < np.log(320) - 1
-    model, tokenizer = ml.load(tmp_path)
-    text = (tmp_path / "validation.txt").read_text(encoding="utf-8")
-    assert pretrain.score(model, tokenizer, [text]) == pytest.approx(record["excerpt"])
-    assert json.loads((tmp_path / "training.json").read_text()) == record
-    assert {str(w.dtype) for w in read_tensors(tmp_path / "tiny.safetensors").values()} == {"float16"}
-
-
-def damage_json(folder):
-    (folder / "checkpoint.json").write_text("{", encoding="utf-8")
-
-
-def damage_arrays(folder):
-    path = folder / "checkpoint-000006.safetensors"
+def cut_off(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def drop_a_moment(folder):
-    path = folder / "checkpoint-000006.safetensors"
+def drop_a_moment(path):
     arrays = read_tensors(path)
     del arrays["v.model.norm.weight"]
     write_tensors(path, arrays)
 
 
-@pytest.mark.parametrize("damage", [damage_json, damage_arrays, drop_a_moment])
-def test_a_damaged_checkpoint_is_refused_by_name(damage, addresses, tmp_path):
-    run(addresses, tmp_path)
-    damage(tmp_path)
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("checkpoint.json", cut_off), ("checkpoint-000006.safetensors", cut_off),
+     ("checkpoint-000006.safetensors", drop_a_moment)],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_refused_by_name(file, damage, addresses, finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    damage(out / file)
     with pytest.raises(ModelFileError, match="checkpoint"):
-        run(addresses, tmp_path, resume=True)
+        run(addresses, out, resume=True)
 
 
-def test_a_process_that_dies_while_it_writes_leaves_the_old_checkpoint(addresses, tmp_path, monkeypatch):
+def test_a_process_that_dies_while_it_writes_leaves_the_old_checkpoint(finished, tmp_path, monkeypatch):
     def full(path, arrays):
         raise OSError("the disk is full")
 
-    run(addresses, tmp_path, steps=6, every=6)
-    state = pretrain.start(SMALL, Options(**RUN | {"every": 6}), np.arange(9))
-    state.recipe = json.loads((tmp_path / "checkpoint.json").read_text())["recipe"]
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    state = pretrain.start(SMALL, Options(**RUN), np.arange(9))
+    state.recipe = json.loads((out / "checkpoint.json").read_text())["recipe"]
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(pretrain, "write_tensors", full)
-        pretrain.save_checkpoint(tmp_path, state)
-    pretrain.load_checkpoint(tmp_path, state)
+        pretrain.save_checkpoint(out, state)
+    pretrain.load_checkpoint(out, state)
     assert state.step == 6
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.02}, {"seed": 1}, {"steps": 8}])
-def test_a_run_is_not_resumed_with_another_recipe(change, addresses, finished):
-    with pytest.raises(ModelFileError, match=f"another {next(iter(change))}"):
+@pytest.mark.parametrize("change", [{"lr": 0.02}, {"seed": 1}, {"text_sha256": ""}])
+def test_a_run_is_not_resumed_with_another_recipe_or_other_text(change, addresses, finished, tmp_path):
+    (other,) = change
+    if other == "text_sha256":
+        for file in addresses.iterdir():
+            (tmp_path / file.name).write_text(file.read_text(encoding="utf-8") + " peace", encoding="utf-8")
+        addresses, change = tmp_path, {}
+    with pytest.raises(ModelFileError, match=f"another {other}"):
         run(addresses, finished[0], resume=True, **change)
-
-
-def test_a_run_is_not_resumed_on_other_text(addresses, finished, tmp_path):
-    for file in addresses.iterdir():
-        (tmp_path / file.name).write_text(file.read_text(encoding="utf-8") + " peace", encoding="utf-8")
-    with pytest.raises(ModelFileError, match="another text_sha256"):
-        run(tmp_path, finished[0], resume=True)
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_by_mistake(addresses, finished, tmp_path):
@@ -295,15 +279,4 @@ def test_the_command_pretrains_the_tiny_model(addresses, tmp_path, capsys):
     assert pretrain.main(["--corpus", str(addresses), "--out", str(tmp_path), *flags]) == 0
     assert capsys.readouterr().out.startswith("validation loss ")
     model, _ = ml.load(tmp_path)
-    assert model.config == pretrain.TINY
-
-
-def test_the_index_of_the_weights_names_every_one_and_their_bytes(finished):
-    index = json.loads((finished[0] / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    weights = read_tensors(finished[0] / "tiny.safetensors")
-    assert index["weight_map"] == dict.fromkeys(weights, "tiny.safetensors")
-    assert index["metadata"] == {"total_size": sum(w.nbytes for w in weights.values())}
-
-
-def test_what_is_shipped_has_the_shape_that_is_pretrained():
-    assert ml.load("tiny")[0].config == pretrain.TINY
+    assert model.config == pretrain.TINY == ml.load("tiny")[0].config

@@ -45,15 +45,10 @@ def test_the_validation_loss_is_the_cards(tiny):
     assert abs(RECORD["excerpt"]["nats_per_token"] - nats) < 0.01
 
 
-def test_the_cards_other_figures_are_the_records(tiny):
-    figures = {
-        f"{RECORD['parameters']:,} parameters",
-        f"{RECORD['held_out']['nats_per_token']:.3f}",
-        f"{RECORD['tokens']['trained_on']:,}",
-        f"{RECORD['recipe']['steps']:,} steps",
-        f"{RECORD['addresses']['trained']} documents",
-        *RECORD["addresses"]["held_out"],
-    }
+def test_the_cards_other_figures_are_the_records():
+    figures = {f"{RECORD['parameters']:,} parameters", f"{RECORD['held_out']['nats_per_token']:.3f}",
+               f"{RECORD['tokens']['trained_on']:,}", f"{RECORD['recipe']['steps']:,} steps",
+               f"{RECORD['addresses']['trained']} documents", *RECORD["addresses"]["held_out"]}  # fmt: skip
     assert [figure for figure in figures if figure not in CARD] == []
 
 
@@ -66,7 +61,7 @@ def test_it_has_a_million_parameters_in_two_megabytes(tiny):
     assert len(tokenizer) == model.config.vocab_size == 2048
 
 
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(st.text())
 def test_any_text_comes_back_as_it_was(tiny, text):
     _, tokenizer = tiny
