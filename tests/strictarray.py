@@ -165,7 +165,7 @@ def _operator(name, in_place):
     return operate
 
 
-for _name in (
+for _name in [
     "add",
     "sub",
     "mul",
@@ -179,7 +179,7 @@ for _name in (
     "xor",
     "lshift",
     "rshift",
-):
+]:
     setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__", in_place=False))
     setattr(ndarray, f"__r{_name}__", _operator(f"__r{_name}__", in_place=False))
     if _name != "matmul":  # CuPy's arrays have no @=

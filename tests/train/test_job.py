@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from jobs import asked, material_of, options, trained, trainer
-from modelfiles import CHATML, CONFIG, TERMS, write_gguf
+from modelfiles import CONFIG, TERMS
 
 import minilora as ml
 from minilora.commands.report import page
@@ -91,16 +91,12 @@ def test_a_run_on_own_data_without_splits_has_validation_page_picture_and_the_ru
     metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "plain.jsonl"), steps=1))
     assert set(metrics["loss"]) == {"unseen", "general"} and metrics["keyword_recall"] == {}
     assert (metrics["records"]["train"], metrics["records"]["validation"], metrics["records"]["unseen"]) == (10, 1, 1)
+    asked = {"train": ["What is 0?", "What is 6?"], "unseen": ["What is 9?"]}
+    assert [(row["set"], row["question"]) for row in metrics["answers"]] == [
+        (name, question) for name, questions in asked.items() for question in questions
+    ]
     assert metrics["kept"]["which"] == "best" and read_provenance(tmp_path / "run")["data"]["split"] == RULE
     assert (tmp_path / "run" / "picture.png").is_file() and "unseen" in page(metrics)
-
-
-def test_plain_text_is_learned_but_for_its_last_two_tenths(home, tmp_path):
-    chosen = options(home, tmp_path / "run", data=str(home / "novel.txt"), max_length=16, lr=2e-2, steps=12)
-    metrics = finetune(chosen, answers=False)
-    records = [metrics["records"][name] for name in ("train", "validation", "unseen")]
-    assert records[1] == records[2] == sum(records) // 10 > 0
-    assert metrics["loss"]["unseen"][1] < 0.95 * metrics["loss"]["unseen"][0]
 
 
 def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp_path):
@@ -154,30 +150,6 @@ def test_an_interruption_before_the_first_step_leaves_no_folder_that_it_made(sta
     assert [path.name for path in tmp_path.rglob("*")] == ["there", "note.txt"]
 
 
-def test_records_without_keywords_are_asked_for_the_page(home, tmp_path):
-    lines = [json.dumps({"question": f"What is {i}?", "answer": f"It is {i}."}) for i in range(30)]
-    (tmp_path / "own.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl"), steps=1))
-    assert [(row["set"], row["question"]) for row in metrics["answers"]] == [
-        ("train", "What is 0?"),
-        ("train", "What is 15?"),
-        ("unseen", "What is 9?"),
-    ]
-    assert metrics["keyword_recall"] == {} and metrics["records"] == {
-        "train": 24, "validation": 3, "unseen": 3, "general": 60
-    }  # fmt: skip
-
-
-def test_a_packed_base_stays_packed(home, tmp_path):
-    model, _ = load(home / "base")
-    file = write_gguf(tmp_path / "base.gguf", model, "Q8_0", change={"tokenizer.chat_template": CHATML})
-    bytes_of = {}
-    for quantized in (False, True):
-        chosen = options(home, tmp_path / str(quantized), base=str(file), quantized=quantized, steps=1)
-        bytes_of[quantized] = trained(chosen)["base_bytes"]
-    assert bytes_of[True] < bytes_of[False] / 3 and bytes_of[False] == 4 * base_parameters(SHAPE)
-
-
 def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, monkeypatch):
     class Timed(Trainer):
         def __exit__(self, *error):
@@ -208,9 +180,8 @@ def test_the_predicted_memory_is_that_of_the_longest_batch(home, tmp_path):
     assert predicted == predict_memory(Step.of(model, [longest])).by_owner()["activations"]
 
 
-def break_down_with(value, monkeypatch):
-    """Training that ends with this number among the weights of the model."""
-
+@pytest.mark.parametrize("value", [np.nan, np.inf, 7])
+def test_a_whole_model_is_kept_when_training_breaks_down_if_it_is_finite(value, home, tmp_path, monkeypatch, said):
     class Broken(Trainer):
         def step(self):
             if self.done == 1:
@@ -219,22 +190,13 @@ def break_down_with(value, monkeypatch):
             return super().step()
 
     monkeypatch.setattr(job, "Trainer", Broken)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_whole_model_that_is_not_finite_is_not_kept(value, home, tmp_path, monkeypatch, said):
-    break_down_with(value, monkeypatch)
     with pytest.raises(TrainingError):
         trained(options(home, tmp_path / "run", method="full"))
-    assert said() == [] and not list(tmp_path.iterdir())
-
-
-def test_a_whole_model_that_is_finite_is_kept_when_training_breaks_down(home, tmp_path, monkeypatch, said):
-    break_down_with(7, monkeypatch)
-    with pytest.raises(TrainingError):
-        trained(options(home, tmp_path / "run", method="full"))
-    assert load(tmp_path / "run.partial")[0].model.norm.weight.data[3] == 7
-    assert said()[1].endswith(f"talk to the model with: minilora chat --base {tmp_path / 'run.partial'}")
+    if value != 7:
+        assert said() == [] and not list(tmp_path.iterdir())
+    else:
+        assert load(tmp_path / "run.partial")[0].model.norm.weight.data[3] == 7
+        assert said()[1].endswith(f"talk to the model with: minilora chat --base {tmp_path / 'run.partial'}")
 
 
 # -- a model that talks ------------------------------------------------------------------------------------------------
