@@ -39,11 +39,8 @@ def asks_for_something_else(records):
         parts = [part for part in term(record) if part == term(record)[0] or len(part) > 3]
         named = all(any(word.startswith(part[:5]) for word in words(text)) for part in parts)
         initials = "".join(part[0] for part in term(record))
-        return (
-            named
-            or (len(initials) > 2 and initials in words(text))
-            or {"call", "called", "name", "word"} & {*words(text)}
-        )
+        asks_for_name = {"call", "called", "name", "word"} & {*words(text)}
+        return named or (len(initials) > 2 and initials in words(text)) or asks_for_name
 
     return [text for record in records for text in asked(record) if not is_fine(record, text)]
 
@@ -117,7 +114,6 @@ BAD = [
     (too_short_or_too_long, OFFER, "validation_paraphrase", "offer " * 26),
     (nearly_equal, OFFER, "validation_paraphrase", "What is an offer in the law of contract?"),
     (near_to_what_is_trained, OFFER, "validation_paraphrase", "A seller names a price on the phone. Is it an offer?"),
-    (near_to_what_is_trained, OFFER, "validation_paraphrase", "I might sell my bike for 200. Is that an offer?"),
 ]  # fmt: skip
 
 

@@ -84,9 +84,13 @@ def test_a_body_of_20_mb_without_a_length_is_refused(server):
         assert status == 413 and "1,048,576 bytes" in json.loads(body)["error"]["message"]
 
 
-def test_a_head_that_does_not_end_is_refused(server):
+@pytest.mark.parametrize(
+    "sent", [b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 100_000, b"\x16\x03\x01\x00 hello\r\n\r\n"],
+    ids=["a head that does not end", "no HTTP"],
+)  # fmt: skip
+def test_what_is_no_request_is_refused(server, sent):
     with server.connect() as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 100_000)
+        connection.sendall(sent)
         assert connection.recv(12) == b"HTTP/1.1 400"
 
 
@@ -278,12 +282,6 @@ def test_a_client_that_goes_away_while_waiting_frees_its_place_in_the_queue(serv
     served.until(running=1, waiting=0)
     connections[0].close()
     served.until(running=0, waiting=0)
-
-
-def test_what_is_no_http_is_answered_and_over(server):
-    with server.connect() as connection:
-        connection.sendall(b"\x16\x03\x01\x00\xa5 hello\r\n\r\n")
-        assert connection.recv(12) == b"HTTP/1.1 400"
 
 
 def test_every_answer_forbids_guessing_and_keeping(server):
