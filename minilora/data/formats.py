@@ -7,11 +7,11 @@ format; the rows of a file may have different ones.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from shlex import quote
 from typing import Any
 
 from ..models.tokenizer import Message
+from ..options import suggestion
 
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -87,9 +87,8 @@ def check_field(field: Mapping[str, str]) -> None:
     """Raise ValueError if `field` maps a column to a name that minilora does not read."""
     for name in field:
         if name not in NAMES:
-            near = get_close_matches(name, NAMES, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(NAMES)}"
-            raise ValueError(f"field {name}={field[name]}: minilora reads no {name!r} ({hint})")
+            hint = suggestion(name, NAMES) or f" (known: {', '.join(NAMES)})"
+            raise ValueError(f"field {name}={field[name]}: minilora reads no {name!r}{hint}")
 
 
 def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:

@@ -141,9 +141,7 @@ class Guard:
             await error_response(error)(scope, receive, guarded)
         except ClientDisconnect:
             pass  # nobody is there to be answered
-        except (
-            Exception
-        ) as error:  # a fault of ours: the line is for the person who runs the server, not for the client
+        except Exception as error:  # a fault of ours: the line is for who runs the server, not for the client
             line = f"{scope['method']} {scope['path']!r} failed: {type(error).__name__}: {error}"
             log.error(line, exc_info="MINILORA_TRACEBACK" in os.environ)
         finally:

@@ -11,12 +11,12 @@ import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
 from ..lora.adapters import Choice
 from ..models.tokenizer import Message
 from ..models.with_adapters import BASE_NAME, read_combination
+from ..options import suggestion
 
 _READ = (
     *("model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens"),
@@ -165,8 +165,7 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
         if name in _ONLY and not any(value == nothing for nothing in _ONLY[name]):
             raise ApiError(400, f"{name} is not supported here: leave it out", name, "unsupported_parameter")
         if name not in (*read, *_HARMLESS, *_ONLY):
-            near = get_close_matches(name, (*read, *_ONLY), 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = suggestion(name, (*read, *_ONLY))
             raise ApiError(400, f"unknown field {name!r}{hint}", name, "unknown_parameter")
     if "model" not in fields:
         raise ApiError(400, f"model is missing: one of {', '.join(names)}", "model", "missing_required_parameter")
@@ -216,9 +215,8 @@ def read_choice(model: str, names: Collection[str]) -> Choice:
 
 def unknown_model(name: str, names: Collection[str]) -> ApiError:
     """404 for an unknown name, with the known one that resembles it, or all."""
-    near = get_close_matches(name, names, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there is: {', '.join(names) or 'none'}"
-    return ApiError(404, f"the model {_short(name)!r} does not exist ({hint})", "model", "model_not_found")
+    hint = suggestion(name, names) or f" (there is: {', '.join(names) or 'none'})"
+    return ApiError(404, f"the model {_short(name)!r} does not exist{hint}", "model", "model_not_found")
 
 
 def _check(fits: bool, name: str, expected: str) -> None:

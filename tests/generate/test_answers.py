@@ -36,10 +36,10 @@ def test_answers_are_those_of_computing_the_whole_sequence_for_every_token(talke
         )
 
 
-@pytest.mark.parametrize("batch_size", [2, 32])
-def test_answers_in_a_batch_are_those_given_one_by_one_and_in_order(talker, tokenizer, batch_size):
-    together = generate_batch(talker, tokenizer, [asked(q) for q in QUESTIONS], 12, batch_size=batch_size)
-    assert together == [generate(talker, tokenizer, q, 12) for q in QUESTIONS]
+@pytest.mark.parametrize(("batch_size", "temperature"), [(2, 1.5), (32, 0.0)])
+def test_answers_in_a_batch_are_those_given_one_by_one_and_in_order(talker, tokenizer, batch_size, temperature):
+    together = generate_batch(talker, tokenizer, [asked(q) for q in QUESTIONS], 12, temperature, 3, batch_size)
+    assert together == [generate(talker, tokenizer, q, 12, temperature, 3) for q in QUESTIONS]
     assert len(set(together)) > 1
 
 
