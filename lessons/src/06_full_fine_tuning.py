@@ -8,7 +8,8 @@
 #
 # The model is minilora's tiny one, which was pretrained on presidents' addresses. The new subject is law: the records
 # in [`legal.jsonl`](../minilora/data/README.md) each contain a question about one term and its answer. They are split
-# into a training set, a **validation set** and a **test set**. The model is never trained on the last two.
+# into a training set, a **validation set** and a **test set**. The model is never trained on the last two. If the loss
+# on the validation set rises while the training loss falls, the model is **overfitting**.
 
 # %%
 import matplotlib.pyplot as plt
@@ -143,9 +144,10 @@ for lr in (3e-4, 1e-3, 3e-3):
 # *How to read it.* Each path starts at the lower right. Its marks are the losses after 5, 10 and 20 steps. Further left
 # is better on law, higher is worse on presidents. The best place would be far left and low, but no path leads there.
 #
-# Along each path the model learns and forgets at the same time, and the learning rate sets the exchange rate. The
-# highest one is worst at both: it even ends higher on law than the others. The lowest forgets least, and learns less in
-# 20 steps. So "it forgot" says little by itself. Compare methods at the same loss on the new subject.
+# Along each path the model learns and forgets at the same time, and the learning rate determines how much is forgotten
+# for what is learned. The highest one is worst at both: it even ends higher on law than the others. The lowest forgets
+# least, and learns less in 20 steps than the middle one. So "it forgot" says little by itself. Compare methods at the
+# same loss on the new subject.
 #
 # Does LoRA forget less in this comparison? For each of three seeds we interpolate, on the path of full fine-tuning at
 # the lowest rate, the old loss at the law loss where LoRA ended.
@@ -169,12 +171,13 @@ claim("the same at the middle rate, mean", np.mean(forgot, axis=0)[1], -0.1, -0.
 
 # %% [markdown]
 # It depends on what you compare LoRA with. At the same law loss LoRA forgot 0.02 nats more than full fine-tuning at the
-# lowest rate, and 0.06 nats less than full fine-tuning at the middle rate. All three seeds agree. So the learning rate
-# matters more here than the method. [LoRA Learns Less and Forgets Less](https://arxiv.org/abs/2405.09673) asked the
-# same question of Llama-2-7B: LoRA and full fine-tuning seem to lie on the same Pareto curve of learning against
-# forgetting, and in some cases, mainly code, LoRA is better. Our model is thousands of times smaller, and we tried one
-# rank and one learning rate for LoRA. What a frozen base always gives is a way to undo the training: remove the
-# adapter, and the old model is there again, bit for bit. After full fine-tuning it is lost, unless you kept a copy.
+# lowest rate, and 0.06 nats less than full fine-tuning at the middle rate. All three seeds agree. So LoRA lies between
+# two runs of full fine-tuning that differ only in their learning rate. [LoRA Learns Less and Forgets
+# Less](https://arxiv.org/abs/2405.09673) asked the same question of Llama-2-7B: LoRA and full fine-tuning seem to lie
+# on the same Pareto curve of learning against forgetting, and in some cases, especially on code, LoRA is better. Our
+# model is thousands of times smaller, and we tried one rank and one learning rate for LoRA. What a frozen base always
+# gives is a way to undo the training: remove the adapter, and the old model is there again, bit for bit. After full
+# fine-tuning it is lost, unless you kept a copy.
 #
 # ## 4. The bill in bytes
 #

@@ -203,10 +203,10 @@ claim(
 )
 
 # %% [markdown]
-# Each of these entries has a rounding error, and no loss shows it. But if many adapters share a base, the base must
-# stay the same after any number of merges. So minilora keeps the base's array while an update is merged, and restores
-# it afterwards ([`layer.py`](../minilora/lora/layer.py), `merge` and `unmerge`). While the adapter is merged, this
-# needs additional memory for the adapted matrices.
+# Each of the entries that differ has a rounding error, and no loss shows it. But if many adapters share a base, the
+# base must stay the same after any number of merges. So minilora keeps the base's array while an update is merged, and
+# restores it afterwards ([`layer.py`](../minilora/lora/layer.py), `merge` and `unmerge`). While the adapter is merged,
+# this needs additional memory for the adapted matrices.
 
 # %%
 figure, axes = plt.subplots(figsize=(9, 3.9), layout="constrained")
