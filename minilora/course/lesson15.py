@@ -53,7 +53,7 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
         partial(draw_machine, tied=True, frozen_bytes=4, ranks=(280, 320)),
     ],
     smallest=partial(draw_machine, tied=True, frozen_bytes=0.4, ranks=(0, 1)),
-    returns="r, alpha, packed",
+    returns="r, alpha, quantized",
     tolerance=0,
     mistakes="""
         a GiB has 2**30 bytes: you counted GB, of 10**9, which are 7 % fewer
@@ -62,9 +62,9 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
             - activations ->
         the adapter's memory is left out: each of its parameters takes 16 bytes
             math.floor(room / one_rank) -> 256 * (room >= 0)
-        you count the adapter's weights alone: with gradient and two moments a parameter takes 16 bytes, not 4
+        you count the adapter's weights alone: with gradient and optimizer state a parameter takes 16 bytes, not 4
             16 * -> 4 *
-        Adam's two moments are missing: 16 bytes per trainable parameter, not 8
+        the optimizer state is missing, Adam's two moments: 16 bytes per trainable parameter, not 8
             16 * -> 8 *
         one array is missing: 16 bytes per trainable parameter, not 12
             16 * -> 12 *
@@ -74,8 +74,8 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
             tied and name -> name
         the base is more than its linear layers: embedding and norms need memory, too
             not (tied and name == "lm_head.weight") -> "_proj" in name
-        the base is frozen: it has neither gradients nor moments
-            (5 / 8 if packed else 4) -> 16
+        the base is frozen: it has neither gradients nor optimizer state
+            (5 / 8 if quantized else 4) -> 16
         alpha stays at 16 while r changes, and the scale with it: alpha / r must be 2 for every r
             2 * r -> 16
         alpha = r makes the scale 1: alpha / r must be 2
@@ -84,7 +84,7 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
             2 * r -> 2
         where r = 8 does not fit with a base in float32, quantise the base: a parameter then takes 5 bits
             (False, True) -> (False,)
-        the base is quantised although r = 8 or more fits with float32: unpacking takes time
+        the base is quantised although r = 8 or more fits with float32: dequantising takes time
             (False, True) -> (True,)
         a quantised parameter takes 5 bits and not 4: each block also has a scale and a minimum
             5 / 8 -> 1 / 2
@@ -96,15 +96,15 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
 )
 def choose_config(shapes, tied, gib, activations):
     """shapes: a dictionary of name -> shape; tied: is the head the embedding?; gib: GiB; activations: bytes
-    -> r, alpha, packed"""
+    -> r, alpha, quantized"""
     P = sum(math.prod(shape) for name, shape in shapes.items() if not (tied and name == "lm_head.weight"))
     one_rank = 16 * sum(sum(shape) for name, shape in shapes.items() if "_proj" in name)
-    for packed in (False, True):
-        room = gib * 2**30 - activations - P * (5 / 8 if packed else 4)
+    for quantized in (False, True):
+        room = gib * 2**30 - activations - P * (5 / 8 if quantized else 4)
         r = max(0, min(256, math.floor(room / one_rank)))
         if r >= 8:
             break
-    return r, 2 * r, packed
+    return r, 2 * r, quantized
 
 
 # -- 15.2 --------------------------------------------------------------------------------------------------------------

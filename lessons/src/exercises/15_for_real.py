@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Exercises 15: a configuration, a table, and your LoRA in a real model
 #
-# Two functions that somebody needs before and after each real job, and then the layer that you wrote in lesson 8, in
-# SmolLM2. They belong to [lesson 15](../15_for_real.ipynb). The first two need no model.
+# You write two functions that are needed before and after each real job. Then the layer that you wrote in lesson 8
+# goes into SmolLM2. The exercises belong to [lesson 15](../15_for_real.ipynb). The first two need no model.
 #
 # **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
 # tries your function on models and runs of random size and prints one line: `ok`, `not written yet`, or what is wrong.
@@ -18,54 +18,55 @@ from minilora.course.mine import add_lora, inject, lora_forward  # your own, fro
 # %% [markdown]
 # ## 15.1 Choose a configuration for a machine
 #
-# `shapes` is a dictionary with the name and shape of every matrix and norm that a model's file lists, as in exercises
-# 11: the adapter goes on *all linear layers*, whose names contain `_proj`, with r (m + n) numbers for each (m, n). Where
-# `tied` is true, the head is the embedding once more: the file lists `lm_head.weight`, but memory holds it once.
+# `shapes` is a dictionary with the name and shape of every matrix and norm in a model's file, as in exercises 11. The
+# adapter goes on *all linear layers*, whose names contain `_proj`, with r (m + n) parameters for each (m, n). Where
+# `tied` is true, the head is the embedding: the file lists `lm_head.weight`, but memory holds the table once.
 #
-# The machine has `gib` GiB to spare, of 2³⁰ bytes each, as systems report it. A step holds three things:
+# The machine has `gib` GiB of free memory, of 2³⁰ bytes each. A training step holds three things:
 #
-# - the frozen base: 4 bytes for each number in float32, or 5 bits packed (4 for its code, and one as its share of its
-#   block's scale and minimum);
-# - 16 bytes for each number of the adapter: weight, gradient, two moments;
-# - `activations` bytes, which somebody has measured for you.
+# - the frozen base: 4 bytes per parameter in float32, or 5 bits if it is quantised (4 for the code, and one as the
+#   share of its block's scale and minimum);
+# - 16 bytes per parameter of the adapter: weight, gradient, and Adam's optimizer state (two moments);
+# - `activations` bytes, which have been measured for you.
 #
 # Return three values:
 #
-# - `r`: the largest rank whose step fits, but at most 256; 0 if none does.
-# - `alpha`: as many as it takes for the scale alpha / r to be 2, for which our learning rate was found.
-# - `packed`: `False` if r = 8 or more fits over a base in float32, since unpacking takes time; else `True`.
+# - `r`: the largest rank that fits, but at most 256; 0 if none does.
+# - `alpha`: the value for which the scale alpha / r is 2. Our learning rate was tuned for this scale.
+# - `quantized`: `False` if r = 8 or more fits with a base in float32, because dequantising takes time; otherwise
+#   `True`.
 
 
 # %% points=4
 def choose_config(shapes, tied, gib, activations):
     """shapes: a dictionary of name -> shape; tied: is the head the embedding?; gib: GiB; activations: bytes
-    -> r, alpha, packed"""
+    -> r, alpha, quantized"""
 
 
 # %% [markdown]
-# ## 15.2 The table, from what two runs wrote down
+# ## 15.2 The table, from the records of two runs
 #
-# Training is over, and each run has left a dictionary. Make its column of the table:
+# Each run has left a dictionary. Compute its column of the table:
 #
 # | key of `run` | what it is |
 # |---|---|
 # | `method` | `"lora"` or `"full"` |
-# | `base_parameters` | numbers of the base |
-# | `trained_parameters` | numbers that learned: with LoRA those of the adapter, else those of the base |
-# | `peak_bytes` | the most memory that its process held |
+# | `base_parameters` | parameters of the base |
+# | `trained_parameters` | trainable parameters: with LoRA those of the adapter, otherwise those of the base |
+# | `peak_bytes` | the peak memory of its process |
 # | `base_bytes`, `version_bytes` | on disk: the base; and one result, an adapter or a whole copy |
-# | `search_seconds`, `seconds` | to find the learning rate; and the run itself |
-# | `cores` | that computed all the time |
-# | `loss` | `[before, after]`, on what was never trained |
+# | `search_seconds`, `seconds` | to find the learning rate; and for the run itself |
+# | `cores` | cores in use all the time |
+# | `loss` | `[before, after]`, on the test set |
 #
 # Return five numbers:
 #
-# - `updated`: of all numbers in the model while it trains, the adapter's included, how many percent learned.
+# - `updated`: the percentage of all parameters in the model during training, the adapter included, that were trained.
 # - `memory`: the peak in GB, of 10⁹ bytes.
-# - `disk`: GB for `versions` such results, with all that somebody needs to use them. An adapter is worth nothing
-#   without its base.
-# - `dollars`: what was paid, at `price` dollars for a core and hour. Who searched has paid for that, too.
-# - `change`: of the loss, in percent of what it was before; below zero, if it fell.
+# - `disk`: GB for `versions` such results, with everything that is needed to use them. An adapter is useless without
+#   its base.
+# - `dollars`: the cost at `price` dollars per core and hour. The search for a learning rate costs money, too.
+# - `change`: of the loss, in percent of the loss before; negative if it fell.
 
 
 # %% points=4
@@ -77,11 +78,12 @@ def table_from_metrics(run, versions, price):
 # %% [markdown]
 # ## Your LoRA in SmolLM2
 #
-# Nothing is left to write. The layer below is made of *your* `lora_forward` and *your* `inject`, and *your* `add_lora`
-# puts it into all 210 linear layers. Ten steps on law; then your A and B go into minilora's own layers, which must say
-# the same, and are saved as a folder that PEFT loads. It needs the model (`minilora pull smollm2`) and a minute or two:
-# set `REAL = True`. On the tiny base (`BASE = "tiny"`) it takes seconds. If your lesson 8 asked for the scale
-# α / √r, which is rsLoRA's, set `RSLORA = True`, or minilora's layers say something else.
+# You do not write anything here. The layer below uses *your* `lora_forward` and *your* `inject`, and *your* `add_lora`
+# puts it into all 210 linear layers. It trains for ten steps on legal terms. Then your A and B are copied into
+# minilora's own layers, which must give the same loss, and are saved as a folder that PEFT loads. This needs the model
+# (`minilora pull smollm2`) and a minute or two: set `REAL = True`. On the tiny base (`BASE = "tiny"`) it takes
+# seconds. If your lesson 8 asked for the scale α / √r of rsLoRA, set `RSLORA = True`, or minilora's layers use another
+# scale.
 
 # %%
 REAL = False
