@@ -42,6 +42,13 @@ def no_training(monkeypatch):
     return made
 
 
+def refused(capsys, *command):
+    """The one line with which a command is refused."""
+    capsys.readouterr()
+    assert status(*command) == 1
+    return complaint(capsys)
+
+
 def table(folder="s"):
     with open(f"{folder}/trials.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -174,21 +181,15 @@ def test_flags_that_cannot_be_are_status_2(words, reason, capsys):
 
 def test_too_many_trials_are_counted_and_timed_and_made_on_request(tiny_folder, no_training, monkeypatch, capsys):
     monkeypatch.setattr(sweeping, "MOST", 3)
-    assert status(*quick(tiny_folder, "--r", 1, 2, 3, 4)) == 1
-    said = complaint(capsys)
+    said = refused(capsys, *quick(tiny_folder, "--r", 1, 2, 3, 4))
     assert said.startswith("4 trials take about") and "--trials 4" in said
-    assert written_nothing() and no_training == []
+    assert not sweeping.Path("s").exists() and no_training == []
     assert status(*quick(tiny_folder, "--r", 1, 2, 3, 4, "--trials", 4)) == 0
-
-
-def written_nothing():
-    return not sweeping.Path("s").exists()
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--base", "absent"), ("--data", "absent.jsonl")])
 def test_inputs_that_are_not_there_are_one_line_and_nothing_is_written(flag, value, tiny_folder, capsys):
-    assert status(*quick(tiny_folder, flag, value)) == 1
-    assert value in complaint(capsys) and written_nothing()
+    assert value in refused(capsys, *quick(tiny_folder, flag, value)) and not sweeping.Path("s").exists()
 
 
 # -- the folder --------------------------------------------------------------------------------------------------------
@@ -238,9 +239,7 @@ def test_ctrl_c_keeps_what_is_done(tiny_folder, no_training, monkeypatch, capsys
 
 def test_other_settings_in_the_same_folder_are_refused_or_overwrite(tiny_folder, no_training, capsys):
     assert status(*quick(tiny_folder, "--r", 1, 2)) == 0
-    capsys.readouterr()
-    assert status(*quick(tiny_folder, "--r", 1, 4)) == 1
-    said = complaint(capsys)
+    said = refused(capsys, *quick(tiny_folder, "--r", 1, 4))
     assert said == "s was started with other settings: r [1, 2], now [1, 4]; choose another --out, or --overwrite it"
     assert status(*quick(tiny_folder, "--r", 1, 4, "--overwrite")) == 0
     assert [row["r"] for row in table()] == ["1", "4"]
@@ -269,23 +268,19 @@ def test_an_option_more_or_less_is_another_sweep_unless_its_trials_are_the_same(
     tiny_folder, no_training, changed, capsys
 ):
     assert status(*quick(tiny_folder, "--lr", 0.1)) == 0
-    same = changed == ["--warmup", 0.1]  # the default
-    capsys.readouterr()
-    assert status(*quick(tiny_folder, "--lr", 0.1, *changed)) == (0 if same else 1)
-    if not same:
-        assert f"{changed[0].removeprefix('--')} none, now" in complaint(capsys)
-        assert status(*quick(tiny_folder, "--lr", 0.1, *changed, "--overwrite")) == 0
-        capsys.readouterr()
-        assert status(*quick(tiny_folder, "--lr", 0.1)) == 1
-        assert ", now none" in complaint(capsys)
+    usual = quick(tiny_folder, "--lr", 0.1)
+    if changed == ["--warmup", 0.1]:  # the default
+        assert status(*usual, *changed) == 0
+    else:
+        assert f"{changed[0].removeprefix('--')} none, now" in refused(capsys, *usual, *changed)
+        assert status(*usual, *changed, "--overwrite") == 0
+        assert ", now none" in refused(capsys, *usual)
 
 
 def test_another_version_of_minilora_is_another_sweep(tiny_folder, no_training, monkeypatch, capsys):
     assert status(*quick(tiny_folder)) == 0
     monkeypatch.setattr(sweeping, "__version__", "9.9")
-    capsys.readouterr()
-    assert status(*quick(tiny_folder)) == 1
-    assert ", now 9.9" in complaint(capsys)
+    assert ", now 9.9" in refused(capsys, *quick(tiny_folder))
 
 
 def test_other_data_of_the_same_name_are_another_sweep(tiny_folder, no_training, tmp_path, capsys):
@@ -293,25 +288,20 @@ def test_other_data_of_the_same_name_are_another_sweep(tiny_folder, no_training,
     assert status(*quick(tiny_folder, "--data", "d.jsonl")) == 0
     lines = (tmp_path / "d.jsonl").read_text().splitlines()
     (tmp_path / "d.jsonl").write_text("\n".join(lines[::-1]))
-    capsys.readouterr()
-    assert status(*quick(tiny_folder, "--data", "d.jsonl")) == 1
-    assert "data_sha256" in complaint(capsys)
+    assert "data_sha256" in refused(capsys, *quick(tiny_folder, "--data", "d.jsonl"))
 
 
 def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path, capsys):
     (tmp_path / "s").mkdir()
     (tmp_path / "s/thesis.txt").write_text("mine")
-    assert status(*quick(tiny_folder, "--overwrite")) == 1
-    assert complaint(capsys).startswith("s holds thesis.txt, which is no file of a sweep")
+    assert "s holds thesis.txt, which is no file of a sweep" in refused(capsys, *quick(tiny_folder, "--overwrite"))
     assert written(tmp_path / "s") == ["thesis.txt"]
 
 
 def test_a_table_that_is_none_is_named(tiny_folder, no_training, tmp_path, capsys):
     assert status(*quick(tiny_folder)) == 0
     (tmp_path / "s/trials.csv").write_text("a,b\n1,2\n")
-    capsys.readouterr()
-    assert status(*quick(tiny_folder)) == 1
-    assert complaint(capsys).startswith("s/trials.csv: not the table of a sweep")
+    assert refused(capsys, *quick(tiny_folder)).startswith("s/trials.csv: not the table of a sweep")
 
 
 # -- real trials -------------------------------------------------------------------------------------------------------
