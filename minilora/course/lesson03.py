@@ -15,7 +15,7 @@ from .exercises import Draw, arrays, distinct_sizes, exercise
 
 
 def draw_step(rng: np.random.Generator, t: int | None = None) -> Draw:
-    """Four arrays in the middle of a training, with settings that all show in the result."""
+    """Four arrays in the middle of training, with hyperparameters that all change the result."""
     drawn = arrays(rng, distinct_sizes("mn", rng), w="m n", g="m n", m="m n", v="m n")
     drawn["v"] = rng.uniform(0.1, 2, drawn["v"].shape)
     drawn["t"] = int(rng.integers(2, 7)) if t is None else t
@@ -26,7 +26,7 @@ def draw_step(rng: np.random.Generator, t: int | None = None) -> Draw:
 
 
 def draw_first(rng: np.random.Generator) -> Draw:
-    """The first step: m and v are zero, and one slope is."""
+    """The first step: m and v are zero, and so is one gradient."""
     drawn = draw_step(rng, t=1)
     drawn["m"], drawn["v"] = np.zeros_like(drawn["m"]), np.zeros_like(drawn["v"])
     drawn["g"][0, 0] = 0
@@ -34,7 +34,7 @@ def draw_first(rng: np.random.Generator) -> Draw:
 
 
 def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """Ten steps, beside minilora's own AdamW, which PyTorch's agrees with."""
+    """Ten steps, compared with minilora's own AdamW, which agrees with PyTorch's."""
     if drawn["t"] > 1:  # once in each check
         return
     w = rng.standard_normal((3, 4))
@@ -48,7 +48,7 @@ def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         optimizer.step()
         w, m, v = answer(w=w, g=g, m=m, v=v, t=t, **settings)
     if not close(w, theirs.data, 1e-12):
-        raise Wrong("each step alone is right, but after ten steps w is not what minilora's AdamW has")
+        raise Wrong("each step alone is right, but after ten steps w differs from that of minilora's AdamW")
 
 
 @exercise(
@@ -58,55 +58,55 @@ def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     returns="w (m, n), m (m, n), v (m, n)",
     also=judge_training,
     mistakes="""
-        m and v are not corrected: divide by 1 - beta1**t and 1 - beta2**t, they start at zero
+        bias correction is missing: divide m by 1 - beta1**t and v by 1 - beta2**t, since both start at zero
             m / (1 - beta1**t) -> m
             v / (1 - beta2**t) -> v
-        m is not corrected: divide it by 1 - beta1**t
+        m has no bias correction: divide it by 1 - beta1**t
             m / (1 - beta1**t) -> m
-        v is not corrected: divide it by 1 - beta2**t
+        v has no bias correction: divide it by 1 - beta2**t
             v / (1 - beta2**t) -> v
-        the divisors have t + 1 in them: t is 1 in the first step already
+        the bias corrections use t + 1: t is already 1 in the first step
             beta1**t -> beta1 ** (t + 1)
             beta2**t -> beta2 ** (t + 1)
-        the divisors have t - 1 in them: in the first step that is 0, and they would be 0 as well
+        the bias corrections use t - 1: in the first step that is 0, and they divide by 0
             beta1**t -> beta1 ** (t - 1)
             beta2**t -> beta2 ** (t - 1)
-        the divisors have no t in them: 1 - beta**t, which goes to 1 with time
+        the bias corrections do not use t: divide by 1 - beta**t, which approaches 1
             beta1**t -> beta1
             beta2**t -> beta2
-        v is divided by 1 - beta1**t: v has its own, beta2
+        v is divided by 1 - beta1**t: use beta2 for v
             beta2**t -> beta1**t
         the betas are swapped: beta1 belongs to m, beta2 to v
             beta1 * m + (1 - beta1) * g -> beta2 * m + (1 - beta2) * g
             beta2 * v + (1 - beta2) * g**2 -> beta1 * v + (1 - beta1) * g**2
-        decay is in the gradient, and so in m and v: that is L2 regularisation; AdamW subtracts it from w separately
+        decay was added to the gradient, and so to m and v: that is L2 regularisation; AdamW applies it to w separately
             -> g = g + decay * w
         decay is missing: w is multiplied by 1 - lr * decay as well
             w * (1 - lr * decay) -> w
         decay without the learning rate: w is multiplied by 1 - lr * decay
             1 - lr * decay -> 1 - decay
-        decay makes w larger: it pulls toward zero, 1 - lr * decay
+        decay makes w larger: it must pull w toward zero, 1 - lr * decay
             1 - lr * decay -> 1 + lr * decay
-        decay is applied to the step as well: only the w that came in is multiplied by 1 - lr * decay
+        decay is applied to the step as well: multiply only the w that is passed by 1 - lr * decay
             lr * m_hat -> (1 - lr * decay) * lr * m_hat
         eps is inside the root: add it after the root
             np.sqrt(v_hat) + eps -> np.sqrt(v_hat + eps)
-        eps is missing: where all slopes were zero so far, 0 is divided by 0
+        eps is missing: where all gradients were zero so far, 0 is divided by 0
             (np.sqrt(v_hat) + eps) -> np.sqrt(v_hat)
         the root is missing: v is the mean of squares, so divide by np.sqrt of it
             np.sqrt(v_hat) -> v_hat
-        the sign is wrong: the gradient points uphill, w goes the other way
+        the sign is wrong: w moves against the gradient
             - lr * m_hat -> + lr * m_hat
-        w moves by the old m: update m and v first, then w
+        w was updated with the old m: update m and v first, then w
             -> before = m
             m / (1 - beta1**t) -> before / (1 - beta1**t)
-        v has g in it: it is the mean of the squares, g**2
+        v averages g: it is the running mean of the squares, g**2
             g**2 -> g
         m takes all of g: a running mean takes 1 - beta1 of it
             (1 - beta1) * g -> g
         m keeps 1 - beta1 of the old m: it keeps beta1, and takes 1 - beta1 of g
             beta1 * m + (1 - beta1) * g -> (1 - beta1) * m + beta1 * g
-        it is returned divided by 1 - beta**t: the next step needs it uncorrected
+        it is returned with bias correction: the next step needs it without
             return w, m, v -> return w, m_hat, v_hat
     """,
 )
@@ -123,11 +123,11 @@ def adamw_step(w, g, m, v, t, lr, beta1, beta2, eps, decay):
 # -- 3.2 cross-entropy, with its gradient ------------------------------------------------------------------------------
 
 
-def draw_logits(rng: np.random.Generator, spread: float = 0) -> Draw:
-    """z (T, V), labels (T,). spread: how far rows, as a whole, lie from zero."""
+def draw_logits(rng: np.random.Generator, offset: float = 0) -> Draw:
+    """z (T, V), labels (T,). offset: how far whole rows are from zero."""
     sizes = distinct_sizes("TV", rng)
     drawn = arrays(rng, sizes, z="T V")
-    drawn["z"] = 2 * drawn["z"] + spread * np.linspace(-1, 1, sizes["T"])[:, None]
+    drawn["z"] = 2 * drawn["z"] + offset * np.linspace(-1, 1, sizes["T"])[:, None]
     drawn["labels"] = rng.integers(sizes["V"], size=sizes["T"])
     return drawn
 
@@ -147,36 +147,36 @@ def draw_logits(rng: np.random.Generator, spread: float = 0) -> Draw:
             .mean() -> .sum() / z.size
         L is in bits: take np.log, not np.log2
             .mean() -> .mean() / np.log(2)
-        L adds up over all answers: only the one that really came counts
+        L adds up over all classes: only the label counts
             -log_p[tokens, labels].mean() -> -log_p.sum() / len(z)
-        L is the entropy of p, which knows nothing of the labels: take -ln p of the label
+        L is the entropy of p, which does not depend on the labels: take -ln p of the label
             -log_p[tokens, labels].mean() -> -(np.exp(log_p) * log_p).sum() / len(z)
-        L is 1 - p: the loss is -ln p, which grows without end where p goes to 0
+        L is 1 - p: the loss is -ln p, which has no upper bound as p approaches 0
             -log_p[tokens, labels].mean() -> 1 - np.exp(log_p[tokens, labels]).mean()
         L is -ln of the mean of p: first the logarithm, then the mean
             -log_p[tokens, labels].mean() -> -np.log(np.exp(log_p[tokens, labels]).mean())
         dz is not divided by T: L is a mean over the tokens
             dz / len(z) -> dz
-        dz has p alone: the label's own logit counts in the first term, too
+        dz is p alone: the first term also depends on the label's logit
             -= 1 -> -= 0
         dz: only p is divided by T: subtract 1 at the label first, then divide
             -= 1 -> -= len(z)
         dz has the wrong sign: a larger logit of the label makes the loss smaller
             dz / len(z) -> -dz / len(z)
-        dz is the gradient of p, -1 / p at the label: go on through softmax to z
+        dz is the gradient with respect to p, -1 / p at the label: continue through softmax to z
             dz = np.exp(log_p) -> dz = np.zeros_like(z)
             -= 1 -> = -1 / np.exp(log_p[tokens, labels])
-        dz is zero except at the labels: every logit of a row is in the denominator of softmax
+        dz is zero except at the labels: softmax's denominator contains every logit of a row
             dz = np.exp(log_p) -> dz = np.zeros_like(z)
             -= 1 -> = np.exp(log_p[tokens, labels]) - 1
-        dz has p (1 - p), the slope of one probability with respect to its own logit: the labels are missing
+        dz is p (1 - p), the derivative of one probability with respect to its own logit: the labels are missing
             dz[tokens, labels] -= 1 -> dz = dz * (1 - dz)
-        softmax goes down the columns: each row is one token, so axis=1
+        softmax runs over the columns: each row is one token, so use axis=1
             z.max(axis=1 -> z.max(axis=0
             .sum(axis=1 -> .sum(axis=0
-        large logits: e**z is infinite; subtract the largest logit of each row first, p stays the same
+        large logits: e**z overflows; subtract the largest logit of each row first, p does not change
             z = z - z.max(axis=1, keepdims=True) -> pass
-        large logits: e**z is infinite; subtract the largest logit of each row first, p stays the same
+        large logits: e**z overflows; subtract the largest logit of each row first, p does not change
             z = z - z.max(axis=1, keepdims=True) -> pass
             z - np.log(np.exp(z).sum(axis=1, keepdims=True)) -> np.log(np.exp(z) / np.exp(z).sum(axis=1)[:, None])
         one number is subtracted from all rows, and e**z of the lower ones is 0: each row has its own largest

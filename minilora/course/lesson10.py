@@ -12,9 +12,9 @@ from .exercises import Draw, exercise
 
 
 def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = None) -> Draw:
-    """A module, and patterns for it and for others, among them two keys that look as if they would fit.
+    """A module, and patterns for it and for others, among them two keys that only seem to match.
 
-    The keys that do fit are the last piece of the name, several, or the whole of it; twice: two keys fit in each
+    The keys that match are the last part of the name, several parts, or the whole name. twice: two keys match in each
     pattern, of which the first counts.
     """
     layer, other = (int(i) for i in rng.choice(np.arange(2, 10), 2, replace=False))
@@ -52,7 +52,7 @@ def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = 
     ),
     returns="the scale",
     mistakes="""
-        that is alpha alone: it is divided by r, or by its root
+        that is alpha alone: divide it by r, or by the root of r
             alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha
         use_rslora is ignored: with it, alpha / sqrt(r)
             alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / r
@@ -60,7 +60,7 @@ def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = 
             alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / np.sqrt(r)
         use_rslora is inverted: with it sqrt(r), without it r
             if use_rslora -> if not use_rslora
-        rsLoRA takes the root of r alone: alpha / sqrt(r), not sqrt(alpha / r)
+        rsLoRA takes the root of r only: alpha / sqrt(r), not sqrt(alpha / r)
             alpha / np.sqrt(r) -> np.sqrt(alpha / r)
         a key may have several parts, such as layers.1.self_attn.v_proj: compare it with the end of the whole name
             f".{name}".endswith(f".{ending}") -> name.split(".")[-1] == ending
@@ -77,7 +77,7 @@ def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = 
             f".{name}".endswith(f".{ending}") -> ending in name
         "proj" is not a module: before the ending there must be a dot, or nothing
             f".{name}".endswith(f".{ending}") -> name.endswith(ending)
-        where two keys fit, the first counts: stop there (break)
+        where two keys match, the first counts: stop there (break)
             next(fits, default) -> [default, *fits][-1]
         inverted: alpha is the numerator, r the denominator
             alpha / np.sqrt(r) -> np.sqrt(r) / alpha
@@ -99,13 +99,13 @@ def scale_of(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern):
 
 
 def draw_budget(rng: np.random.Generator) -> Draw:
-    """Four choices: two that the budget limits, one that it does not reach, one too dear."""
+    """Four choices: two that the budget limits, one that it does not limit, and one that is too large."""
     m, n = (int(size) for size in rng.permutation([37, 64, 90])[:2])
     choices = {
         "two": [(m, n), (m + 3, n + 50)],
         "many": [(m, n), (n, m + 7), (m + 1, n)] * int(rng.integers(2, 4)),
         "small": [(5, 9)],
-        "dear": [(30_000, 40_000)],
+        "large": [(30_000, 40_000)],
     }
     order = [list(choices)[i] for i in rng.permutation(4)]
     budget = int(rng.integers(6, 12)) * sum(sum(shape) for shape in choices["many"]) + 11
@@ -130,7 +130,7 @@ def draw_budget(rng: np.random.Generator) -> Draw:
             budget // per_rank -> -(-budget // per_rank)
         a rank is a whole number: divide with //
             budget // per_rank -> budget / per_rank
-        where not even rank 1 fits, the rank is 0
+        where even rank 1 exceeds the budget, the rank is 0
             budget // per_rank -> max(1, budget // per_rank)
         only B is counted, r m parameters: A has r n more
             m + n for -> m for
@@ -154,10 +154,10 @@ def ranks_for_budget(choices, budget):
 
 
 def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
-    """A valley over seven rates.
+    """Losses at seven rates, with one minimum.
 
-    lowest: "middle"; "lucky", where the first seed is the one that was lucky; "edge", where the bottom is not seen;
-        "cut", where the rate beside the best one diverged once.
+    lowest: "middle"; "lucky", where the first seed was lucky; "edge", where the minimum is outside the sweep; "cut",
+        where the rate next to the best one diverged once.
     """
     k, seeds = 7, 3
     rates = [float(f"{1e-4 * 3**i * rng.uniform(0.9, 1.1):.3g}") for i in range(k)]
@@ -166,7 +166,7 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     losses = 3 + 0.1 * np.abs(np.arange(k) - bottom) + np.array([0, 0.3, 0.6])[:, None]
     losses = losses + rng.uniform(0, 0.02, (seeds, k))
     if lowest != "edge":
-        losses[0, bottom - 1] -= 0.4 + 0.1  # one lucky seed; the mean stays above the valley's bottom
+        losses[0, bottom - 1] -= 0.4 + 0.1  # one lucky seed; the mean stays above the minimum
         losses[1:, bottom - 1] += 0.35
         losses[1, [bottom + 2, k - 1]] = np.nan
         losses[0, k - 1] = losses[2, k - 1] = 1  # so low that only the diverged seed keeps it out
@@ -183,11 +183,11 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     mistakes="""
         an edge is the first or the last rate of all that were tried, whether or not a neighbour diverged
             i in (0, len(rates) - 1) -> np.isinf(np.pad(means, 1, constant_values=np.inf)[[i, i + 2]]).any()
-        the best rate is at the edge of what was tried: the sweep was too narrow, return None
+        the best rate is at the edge of the sweep: it was too narrow, return None
             None if i in (0, len(rates) - 1) else ->
-        a rate counts although a seed diverged there: leave the rate out, not only the seed
+        a rate counts although a seed diverged there: leave out the rate, not only the seed
             losses.mean(axis=0) -> np.nanmean(losses, axis=0)
-        a rate counts although a seed diverged there: leave the rate out, not only the seed
+        a rate counts although a seed diverged there: leave out the rate, not only the seed
             losses.mean(axis=0) -> np.nanmean(losses, axis=0)
             None if i in (0, len(rates) - 1) else ->
         only the first seed is used: take the mean over all
@@ -200,7 +200,7 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
             np.argmin(means) -> np.argmax(np.where(np.isfinite(means), means, -np.inf))
         that is the lowest loss: return the rate at which it was reached
             None if i in (0, len(rates) - 1) else rates[i] -> means.min()
-        np.argmin takes nan for the smallest number: put infinity in its place first
+        np.argmin returns the index of a nan: replace nan by infinity first
             np.where(np.isfinite(means), means, np.inf) -> means
     """,
 )

@@ -1,4 +1,4 @@
-"""Lesson 14's exercises: the error that a rank cannot avoid, the rank that a task needs, and descent by hand."""
+"""Lesson 14's exercises: the smallest error of a rank, the rank that a task needs, and gradient descent by hand."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from .exercises import Draw, arrays, distinct_sizes, exercise
 from .lesson08 import lora_backward, lora_forward
 
-# -- 14.1 what is left at best -----------------------------------------------------------------------------------------
+# -- 14.1 the smallest error -------------------------------------------------------------------------------------------
 
 
 def draw_task(rng: np.random.Generator, pace: float = 0.75) -> Draw:
-    """Tokens that use some directions more than others, and a change whose pieces fall in size."""
+    """Tokens that use some directions more than others, and a change with decreasing singular values."""
     sizes = distinct_sizes("mnT", rng, low=14)
     T, n, m = (sizes[name] for name in "Tnm")
     x = rng.standard_normal((T, n)) * rng.permutation(1.5 ** -np.linspace(0, 6, n))
@@ -30,12 +30,12 @@ def draw_floor(rng: np.random.Generator, r: int | None = None) -> Draw:
 
 
 def outputs(x: Any, delta: Any) -> Any:
-    """The singular values of what the layer is to change."""
+    """The singular values of the change that the output needs."""
     return np.linalg.svd(x @ delta.T, compute_uv=False)
 
 
 def tail_of(delta: Any, r: int) -> Any:
-    """What is left of a change without its own r largest pieces."""
+    """A change without its r largest rank-one terms."""
     U, S, Vt = np.linalg.svd(delta, full_matrices=False)
     return (U[:, r:] * S[r:]) @ Vt[r:]
 
@@ -62,11 +62,11 @@ def tail_of(delta: Any, r: int) -> Any:
             sizes[r:] -> sizes
         summed over the tokens: divide by T, the number of rows of x
             / len(x) ->
-        averaged over the outputs, too: sum over the m outputs, average over the T tokens
+        also averaged over the outputs: sum over the m outputs, average over the T tokens
             len(x) -> (len(x) * len(delta))
-        that is what the r largest singular values remove: the error is what is left, sizes[r:]
+        that is what the r largest singular values remove: the error is what remains, sizes[r:]
             sizes[r:] -> sizes[:r]
-        only the first of the singular values that are left: all of them add to the error
+        only the first of the remaining singular values: all of them add to the error
             sizes[r:] -> sizes[r]
         the square root was taken: return the mean squared error
             return (sizes[r:] ** 2).sum() / len(x) -> return np.sqrt((sizes[r:] ** 2).sum() / len(x))
@@ -75,7 +75,7 @@ def tail_of(delta: Any, r: int) -> Any:
     """,
 )
 def floor(x, delta, r):
-    """x (T, n), delta (m, n), r -> the mean squared error that is left at best"""
+    """x (T, n), delta (m, n), r -> the smallest possible mean squared error"""
     sizes = np.linalg.svd(x @ delta.T, compute_uv=False)
     return (sizes[r:] ** 2).sum() / len(x)
 
@@ -103,17 +103,17 @@ def draw_needed(rng: np.random.Generator) -> Draw:
             floor(x, delta, r) -> outputs(x, delta)[r:].sum()
         one too many: r - 1 is enough
             return r -> return r + 1
-        one too few: with this r more than the share is left
+        one too few: with this r more than the share remains
             return r -> return r - 1
         those are the singular values of delta: use those of its effect on these tokens, x @ delta.T
             -> x = np.eye(delta.shape[1])
-        share is what may be left, not what must be gone: for 0.1, nine tenths must be gone
+        share is what may remain: for 0.1, the update must remove nine tenths
             share * -> (1 - share) *
         share is compared with the error itself: it is a share of the error at r = 0
             share * floor(x, delta, 0) -> share
         a share of the root of the error, not of the error: compare mean squared errors
             share * -> share**2 *
-        that rank leaves nothing: which rank is enough to leave the share?
+        that rank leaves no error: find the smallest rank that leaves at most the share
             return r -> return int(np.linalg.matrix_rank(x @ delta.T))
     """,
 )
@@ -130,8 +130,8 @@ def smallest_r(x, delta, share):
 
 
 def draw_descent(rng: np.random.Generator, steps: int | None = None) -> Draw:
-    """A layer, what it should give out, and an adapter of rank 1: there alpha / r is alpha / sqrt(r), so that a student
-    who wrote rsLoRA's variant of exercises 8 comes to the same.
+    """A layer, its target outputs, and an adapter of rank 1: there alpha / r equals alpha / sqrt(r), so that a student
+    who wrote rsLoRA's variant of exercises 8 gets the same result.
     """
     sizes = distinct_sizes("Tnm", rng) | {"r": 1}
     drawn = arrays(rng, sizes, x="T n", W="m n", y="T m", A="r n", B="m r")
@@ -159,7 +159,7 @@ def gradients(x: Any, W: Any, y: Any, A: Any, B: Any, alpha: float) -> Any:
             / len(x) ->
         g is divided by T m: the loss averages over the T tokens, and sums over the m outputs
             len(x) -> y.size
-        it goes uphill: g is output minus y, and a step subtracts the gradient
+        the loss grows: g is output minus y, and a step subtracts the gradient
             g = 2 -> g = -2
         only one step is taken: repeat all of it `steps` times
             range(steps) -> range(min(steps, 1))
@@ -171,9 +171,9 @@ def gradients(x: Any, W: Any, y: Any, A: Any, B: Any, alpha: float) -> Any:
         the gradients are computed once: compute them again in every step
             range(steps) -> range(min(steps, 1))
             A - lr * dA, B - lr * dB -> A - steps * lr * dA, B - steps * lr * dB
-        A is moved before dB is computed: take both gradients first, then move both
+        A is updated before dB is computed: compute both gradients first, then update both
             A, B = A - lr * dA, B - lr * dB -> A = A - lr * dA; B = B - lr * gradients(x, W, y, A, B, alpha)[1]
-        B is moved before dA is computed: take both gradients first, then move both
+        B is updated before dA is computed: compute both gradients first, then update both
             A, B = A - lr * dA, B - lr * dB -> B = B - lr * dB; A = A - lr * gradients(x, W, y, A, B, alpha)[0]
         x Wᵀ is missing in the output: lora_forward has it
             lora_forward(x, W -> lora_forward(x, 0 * W

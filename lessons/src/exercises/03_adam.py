@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercises 3: AdamW, and the loss of a classifier
 #
-# Two functions. With your `linear_backward` of exercise 2.3 they train a model, at the end of this page. They belong
+# Two functions. At the end of this page they train a model, with your `linear_backward` of exercise 2.3. They belong
 # to [lesson 3](../03_adam.ipynb).
 
 # %%
@@ -13,14 +13,14 @@ from minilora.course.mine import linear_backward, numerical_gradient, relative_e
 # %% [markdown]
 # ## 3.1 One step of AdamW
 #
-# Write a whole step for one array `w` with gradient `g`. All that you need is in the lesson: Adam's five formulas, and
-# in section 4 what the W stands for. Three things to decide with care:
+# Write a whole step for one array `w` with gradient `g`. All that you need is in the lesson: Adam's five formulas in
+# section 2, and weight decay in section 4. Three things need care:
 #
 # - `t` counts the steps and is 1 in the first one.
-# - `decay` is the λ of section 4. It has no part in m and v, and it is applied to the w that came in.
-# - Return new arrays: the caller's w, g, m and v stay as they are.
+# - `decay` is the λ of section 4. It does not enter m and v, and it is applied to the w that is passed.
+# - Return new arrays: the caller's w, g, m and v must not change.
 #
-# What you return as `m` and `v` is what goes into the next step, so it is not divided by anything.
+# Return `m` and `v` without bias correction: the next step needs them so.
 
 
 # %% points=4
@@ -31,17 +31,17 @@ def adamw_step(w, g, m, v, t, lr, beta1, beta2, eps, decay):
 # %% [markdown]
 # ## 3.2 Cross-entropy, with its gradient
 #
-# `z` has one row per token and one column per possible answer: the logits. `labels` holds for each token the number of
-# the answer that really came. With $p_t$ the softmax of row t,
+# `z` has one row per token and one column per class: the logits. `labels` contains for each token the index of the
+# right class. With $p_t$ the softmax of row t,
 #
 # $$L = -\frac{1}{T} \sum_t \ln p_{t,\,\text{label}_t}$$
 #
 # Return the loss L and its gradient with respect to z. For the gradient, write $\ln p_{t,i} = z_{ti} - \ln \sum_j
-# e^{z_{tj}}$ and derive it with pencil and paper: what is the slope of the second term with respect to $z_{ti}$? And
-# where does the first one count? The result is short.
+# e^{z_{tj}}$ and take the derivative with pencil and paper. What is the derivative of the second term with respect to
+# $z_{ti}$? For which i does the first term contribute? The result is short.
 #
-# Logits may be as large as 1000, and $e^{1000}$ is no number that a computer can keep. Softmax stays the same if a
-# number is subtracted from all logits of a row: which one would you take?
+# Logits may be as large as 1000, and $e^{1000}$ overflows. Softmax does not change if one number is subtracted from
+# all logits of a row: which number would you take?
 
 
 # %% points=4
@@ -50,8 +50,8 @@ def softmax_cross_entropy(z, labels):
 
 
 # %% [markdown]
-# Both `ok`? Then they train a model, with nothing of minilora's engine in it: which letter follows which, as in
-# section 5 of the lesson. Your check looks at the gradient first.
+# Both `ok`? Then they train the model of section 5 of the lesson, which predicts the next letter, without minilora's
+# engine. Your own check of exercise 1.1 looks at the gradient first.
 
 # %%
 text = " ".join(message["content"] for record in ml.read_records("legal") for message in record.messages).lower()
@@ -63,9 +63,7 @@ state = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in p
 try:
     z, labels = rng.standard_normal((4, 5)), np.array([0, 3, 3, 1])
     measured = numerical_gradient(lambda z: softmax_cross_entropy(z, labels)[0], z)
-    print(
-        f"gradient of z: {relative_error(softmax_cross_entropy(z, labels)[1], measured):.1e} apart from what is measured"
-    )
+    print(f"relative error of the gradient: {relative_error(softmax_cross_entropy(z, labels)[1], measured):.1e}")
     for t in range(1, 51):
         at = rng.integers(len(ids) - 1, size=2000)
         x = np.eye(27)[ids[at]]

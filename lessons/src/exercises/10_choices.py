@@ -1,11 +1,11 @@
 # %% [markdown]
-# # Exercises 10: settings that do what you think
+# # Exercises 10: hyperparameters that do what you think
 #
-# Three short functions: which scale a module really gets, which rank a budget allows, and which learning rate a sweep
-# has found, if it has found one. They belong to [lesson 10](../10_choices.ipynb).
+# Three short functions: the scale that a module gets, the rank that a budget allows, and the learning rate that a
+# sweep has found, if it has found one. They belong to [lesson 10](../10_choices.ipynb).
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then the cell below it. It tries
-# your function on new settings each time and prints one line: `ok`, `not written yet`, or what is wrong.
+# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then the cell below it. It
+# tries your function on new random inputs each time and prints one line: `ok`, `not written yet`, or what is wrong.
 
 # %%
 import numpy as np
@@ -13,10 +13,10 @@ import numpy as np
 # %% [markdown]
 # ## 10.1 The scale that a module gets
 #
-# The update of a module is scaled by α/r, or by α/√r where `use_rslora` is set. Patterns give some modules another rank
-# or another α: `rank_pattern={"v_proj": 4}` holds for each module whose name is `v_proj` or ends with `.v_proj`. Keys
-# here are plain names, such as `"v_proj"` or `"layers.1.self_attn.v_proj"`; the first key that fits counts. `"proj"`
-# fits no `q_proj`, since names are compared piece by piece, from dot to dot.
+# The update of a module is scaled by α/r, or by α/√r where `use_rslora` is set. Patterns give some modules another
+# rank or another α: `rank_pattern={"v_proj": 4}` holds for each module whose name is `v_proj` or ends with `.v_proj`.
+# Keys here are plain names, such as `"v_proj"` or `"layers.1.self_attn.v_proj"`; the first key that matches counts.
+# `"proj"` does not match `q_proj`: only whole parts between dots are compared.
 #
 # Return the factor before $BA$ for the module called `name`.
 
@@ -29,12 +29,13 @@ def scale_of(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern):
 # %% [markdown]
 # ## 10.2 The rank that a budget allows
 #
-# `choices` names some sets of matrices, as `{"q and v": [(128, 128), (64, 128)], ...}`: the shapes (m, n) of all that
-# get an adapter, blocks and all. Every choice may train at most `budget` numbers. Return a dict with the same keys: the
-# largest rank r, the same for all matrices of the choice, whose adapters together stay within the budget.
+# `choices` names some sets of matrices, as `{"q and v": [(128, 128), (64, 128)], ...}`: the shapes (m, n) of all
+# matrices that get an adapter, in all blocks. Every choice may have at most `budget` trainable parameters. Return a
+# dict with the same keys: the largest rank r, the same for all matrices of the choice, whose adapters together stay
+# within the budget.
 #
-# A rank is a whole number. It is 0 where not even rank 1 fits, and never more than the smallest side of a matrix, since
-# no update of that matrix can have a higher one.
+# A rank is a whole number. It is 0 where even rank 1 exceeds the budget. It is never larger than the smallest side of
+# a matrix of the choice, since no update of that matrix can have a higher rank.
 
 
 # %% points=2
@@ -45,11 +46,11 @@ def ranks_for_budget(choices, budget):
 # %% [markdown]
 # ## 10.3 What a sweep has found
 #
-# `losses` has a row for each seed and a column for each rate. Return the rate with the lowest mean loss over the seeds,
-# as a Python number, but
+# `losses` has a row for each seed and a column for each rate. Return the rate with the lowest mean loss over the
+# seeds, as a Python number, but
 #
-# - a rate at which any seed diverged (its loss is `nan`, not a number) is out, whatever the other seeds reached;
-# - if the best one is the first or the last of all `rates`, the sweep was too narrow: return `None`.
+# - a rate at which any seed diverged (its loss is `nan`, not a number) does not count, whatever the other seeds reached;
+# - if the best rate is the first or the last of all `rates`, the sweep was too narrow: return `None`.
 #
 # The rates are sorted, lowest first. At least one of them never diverges.
 
@@ -60,5 +61,5 @@ def best_rate(rates, losses):
 
 
 # %% [markdown]
-# Three times `ok`? `scale_of` is what [`LoraConfig.scale_of`](../../minilora/lora/config.py) computes. Programs that
-# thousands use have had each of these mistakes: α in place of α/r, rsLoRA's flag not read, patterns left out.
+# Three times `ok`? `scale_of` is what [`LoraConfig.scale_of`](../../minilora/lora/config.py) computes. Programs with
+# thousands of users had each of these mistakes: α instead of α/r, rsLoRA's flag not read, patterns ignored.
