@@ -7,7 +7,7 @@
 # for each trainable parameter: the **optimizer state**. In this lesson you
 #
 # 1. see where one learning rate fails, and how momentum helps,
-# 2. take Adam apart, and test its two parts separately,
+# 2. take Adam apart, and test its two parts,
 # 3. count the optimizer state, the larger part of what LoRA saves,
 # 4. see why the W in AdamW matters,
 # 5. train a small model of text.
@@ -173,7 +173,7 @@ show(
 #
 # Dividing by $\sqrt{\hat v}$ helps much where the parameters themselves differ. In the turned valley they do not, and
 # Adam without momentum is hardly better than plain SGD. Tuned momentum beats Adam in both. **A learning rate for each
-# parameter helps where gradients differ between parameters.** Do they, in a model? Section 5 looks.
+# parameter helps where gradients differ between parameters.** Do they? Section 5 looks.
 #
 # ## 3. Bias correction, and what Adam stores
 #

@@ -60,8 +60,8 @@ claim("standard deviation between seeds", noise, 0, 0.06)
 # %% [markdown]
 # Another seed means another initialisation of A and another order of the batches. It moves the loss by several
 # hundredths. **A difference smaller than that says nothing.** Most advice on hyperparameters does not report this
-# noise. Trials with the same seed see the same batches. So we compare seed by seed, and give the 95 % interval of the
-# mean difference (lesson 18). Where it contains zero, no difference was measured.
+# noise. Trials with the same seed see the same batches. So we compare seed by seed, and give the confidence interval
+# of the mean difference (lesson 18). Where it contains zero, no difference was measured.
 #
 # ## 2. The learning rate, and the rank
 #
@@ -133,14 +133,14 @@ claim("r = 8 above r = 64: upper end of the interval", same.high, 0, 0.1)
 # %% [markdown]
 # The first claim guards the others: if the lowest point is at the edge, the sweep was too narrow.
 #
-# There are three results. LoRA needs a learning rate several times higher; Schulman et al. (2025) found about 10 times
+# LoRA needs a learning rate several times higher; Schulman et al. (2025) found about 10 times
 # on models a thousand times larger. The rank hardly moves it: by a factor of 2 here, for 64 times the rank. And rank 1
 # reaches three quarters of the gain with a sixty-fourth of the parameters, but **it measurably loses**. Three seeds
 # cannot tell rank 8 from 64.
 #
-# The LoRA paper found no loss at rank 1: on GPT-3, r = 1 scored 73.4 and r = 64 scored 73.5. Our result contradicts
-# that, and so does the [claims page](../minilora/claims/README.md), for ranks 4 to 64 on q and v. One reason may be
-# the measure: a loss over many words shows small differences that an accuracy does not show.
+# The LoRA paper found no loss at rank 1: on GPT-3, r = 1 scored 73.4 and r = 64 scored 73.5. Our result on the tiny
+# base contradicts that, and so does the [claims page](../minilora/claims/README.md), for ranks 4 to 64 on q and v. One
+# reason may be the measure: a loss over many words shows small differences that an accuracy does not show.
 #
 # This task is an easy one: a new style, little knowledge. Lesson 14 asks the same of facts.
 #
@@ -164,14 +164,14 @@ claim("alpha times 4, a quarter of the rate: change over noise", (loud[2.5e-3] -
 # B and on A.
 #
 # Why is there an r in α/r? In the sweep α was 16, so the scale fell from 16 at r = 1 to a quarter at r = 64, and the
-# best rate stayed nearly where it was. Many recipes set α = 2r instead, which gives the scale 2 at every rank. At
+# best rate stayed nearly where it was. Many recipes set α = 2r, which gives the scale 2 at every rank. At
 # r = 64 that is eight times ours, and needs a lower rate. Both work, but you must know which of them you use.
 #
 # ## 4. Which matrices
 #
 # Each block has seven: `q_proj`, `k_proj`, `v_proj` and `o_proj` of attention, `gate_proj`, `up_proj` and `down_proj`
-# of the MLP. The LoRA paper adapts q and v. To compare fairly, attention must not have fewer
-# trainable parameters than the MLP. Each choice has a learning rate of its own, from a sweep as in section 2.
+# of the MLP. The LoRA paper adapts q and v. To compare fairly, attention must not have fewer trainable parameters than
+# the MLP. Each choice has a learning rate of its own, from a sweep as in section 2.
 #
 # > **Predict.** q and k decide where a token looks, v what it reads there, and the MLP what it computes from it. Order
 # > them: q and k; q and v; the MLP with rank 2; all seven with rank 1.
@@ -235,7 +235,7 @@ claim(
 # - LoRA's best learning rate is several times higher than full fine-tuning's, and hardly depends on the rank. A best
 #   rate at the edge of a sweep is not a result.
 # - α is almost the same hyperparameter as the rate: fix one, search the other.
-# - Rank 1 goes a long way and measurably loses; more than rank 8 gained nothing here.
+# - Rank 1 goes a long way and measurably loses; more than rank 8 gained nothing measurable.
 # - Adapt the MLP, or all linear layers, which include it.
 #
 # Read on in [`config.py`](../minilora/lora/config.py), where [`LoraConfig`](../minilora/lora/config.py) explains each

@@ -120,8 +120,8 @@ print(f"parameters of the change: {m * n:,}; of A and B with r = 27: {27 * (m + 
 # ## 3. A real model: is it the rank?
 #
 # Which kind is a real task? The first of two, on the tiny base, is made to be hard: four rows of 16 random words, to
-# be memorised. No word follows from anything else, so each must be stored. We take tokens that the base can tell
-# apart: 150 of its 2,048 tokens share one embedding, apparently because they were never trained. No adapter could
+# be memorised. No word follows from anything else, so each must be stored. We draw only tokens that the base can
+# tell apart: 150 others share one embedding, apparently because they were never trained, and no adapter could
 # separate them.
 #
 # There are two baselines. Guessing uniformly among the usable tokens costs ln 1,898. A model that knows the 64 words,
@@ -210,13 +210,13 @@ claim("price of LoRA on law: lower end of the interval", price.low, 0.001, 0.2)
 claim("price, in percent of what full fine-tuning gains", 100 * price.mean / (before - whole.mean()), 3, 28)
 
 # %% [markdown]
-# So this is the size of a "slight drop": about a tenth of the gain. More rank hardly helps: in lesson 10, three seeds
+# So this is the size of a "slight drop": about an eighth of the gain. More rank hardly helps: in lesson 10, three seeds
 # could not tell r = 64 from r = 8. LoRA does not change the embedding, and in lesson 7 a sixth of full fine-tuning's
 # gain was outside the 28 matrices.
 #
 # Others measured this on larger models. Biderman et al. (2024) found that LoRA falls short of full fine-tuning on code
 # and mathematics, on billions of tokens and on some 100,000 instructions, and forgets less. Schulman et al. (2025)
-# found no difference on small instruction sets, and one where a data set exceeds the adapter's capacity. On the tiny
+# found no difference on small instruction sets, and a gap where a data set exceeds the adapter's capacity. On the tiny
 # base we did *not* see less forgetting (lesson 6).
 #
 # How can you tell which kind your task is? Look at the *training* loss. First train four times as long: does it fall?

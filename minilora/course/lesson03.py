@@ -41,12 +41,12 @@ def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     theirs = Tensor(w.copy(), requires_grad=True)
     optimizer = AdamW([theirs], lr=0.01, weight_decay=0.1)
     m, v = np.zeros_like(w), np.zeros_like(w)
-    settings = {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "decay": 0.1}
+    hyperparameters = {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "decay": 0.1}
     for t in range(1, 11):
         g = rng.standard_normal(w.shape)
         theirs.grad = g.copy()
         optimizer.step()
-        w, m, v = answer(w=w, g=g, m=m, v=v, t=t, **settings)
+        w, m, v = answer(w=w, g=g, m=m, v=v, t=t, **hyperparameters)
     if not close(w, theirs.data, 1e-12):
         raise Wrong("each step alone is right, but after ten steps w differs from that of minilora's AdamW")
 

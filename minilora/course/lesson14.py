@@ -86,9 +86,9 @@ def floor(x, delta, r):
 def draw_needed(rng: np.random.Generator) -> Draw:
     """A task, and a share between two ranks."""
     drawn = draw_task(rng, pace=0.85)
-    energy = outputs(drawn["x"], drawn["delta"]) ** 2
+    squares = outputs(drawn["x"], drawn["delta"]) ** 2
     r = int(rng.integers(4, 7))
-    drawn["share"] = float((energy[r:].sum() + energy[r - 1 :].sum()) / 2 / energy.sum())
+    drawn["share"] = float((squares[r:].sum() + squares[r - 1 :].sum()) / 2 / squares.sum())
     return drawn
 
 

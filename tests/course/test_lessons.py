@@ -1,8 +1,10 @@
 """Lessons and exercises as they are shipped, and the program that builds them from their sources."""
 
 import copy
+import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from lessonfiles import BUILT, KEPT, LESSONS, build_program, run_here
@@ -186,10 +188,14 @@ def write_source(folder, text, name="01_demo"):
 
 @pytest.fixture(scope="module")
 def lesson(program, tmp_path_factory):
-    """A folder with a small lesson and its notebook, built once. Not to be changed."""
+    """A folder with a small lesson and its notebook, built once on a machine on which 1,000 seconds pass between any
+    two looks at the clock. Not to be changed.
+    """
     folder = tmp_path_factory.mktemp("lessons")
     target = write_source(folder, LESSON)
-    assert program.main([], folder) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "time", SimpleNamespace(perf_counter=itertools.count(0, 1000).__next__))
+        assert program.main([], folder) == 0
     return target
 
 
@@ -220,6 +226,10 @@ def test_a_lesson_keeps_its_text_pictures_and_measurements(lesson):
         setup == nothing == [] and text["text"] == ["the loss is 3.14159\n"] and measured["text"][0].strip().isdigit()
     )
     assert set(picture["data"]) == {"image/png", "text/plain"}
+
+
+def test_a_lesson_is_not_slow_because_the_machine_is_busy(lesson):
+    assert 0 < json.loads(lesson.read_text("utf-8"))["metadata"]["minilora"]["seconds"] < 100
 
 
 def test_a_second_build_gives_the_same_bytes(lesson, program):
