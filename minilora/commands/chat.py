@@ -170,16 +170,13 @@ def _session(chat: Chat) -> PromptSession[str]:
         "/save": PathCompleter(expanduser=True),
     }
 
-    def below() -> str:
-        return f" {chat.who} · {chat.talk.used} of {chat.talk.limit} tokens · /help"
-
     return PromptSession(
         completer=NestedCompleter({name: after.get(name) for name in chat.commands}),
         complete_style=CompleteStyle.READLINE_LIKE,  # on Tab, as in a shell: nothing opens while a question is typed
         complete_while_typing=False,
         reserve_space_for_menu=0,
         history=InMemoryHistory(),
-        bottom_toolbar=below,
+        bottom_toolbar=lambda: f" {chat.who} · {chat.talk.used} of {chat.talk.limit} tokens · /help",
     )
 
 

@@ -46,13 +46,11 @@ class Band:
     quantity: str
     low: float = -math.inf
     high: float = math.inf
-    against_below: float | None = None
-    against_above: float | None = None
+    against_below: float = -math.inf
+    against_above: float = math.inf
 
     def __post_init__(self):
-        below = -math.inf if self.against_below is None else self.against_below
-        above = math.inf if self.against_above is None else self.against_above
-        if not below <= self.low <= self.high <= above:
+        if not self.against_below <= self.low <= self.high <= self.against_above:
             raise ValueError(f"a band is against_below <= low <= high <= against_above, got {self}")
 
     def verdict(self, interval: Interval) -> Verdict:
@@ -62,11 +60,10 @@ class Band:
         >>> Band("loss", low=2, against_below=1).verdict(Interval.of([2.5, 2.6, 2.7]))
         <Verdict.REPRODUCED: 'reproduced'>
         """
-        below = -math.inf if self.against_below is None else self.against_below
-        above = math.inf if self.against_above is None else self.against_above
+        below, above = self.against_below, self.against_above
         if interval.high < below or interval.low > above:
             return Verdict.CONTRADICTED
-        if self.low <= interval.mean <= self.high and interval.low >= below and interval.high <= above:
+        if self.low <= interval.mean <= self.high and below <= interval.low and interval.high <= above:
             return Verdict.REPRODUCED
         return Verdict.NOT_HERE
 
@@ -76,8 +73,8 @@ class Band:
 
     def __str__(self) -> str:
         """In words: what holds, and what speaks against it."""
-        against = [f"below {self.against_below:g}"] if self.against_below is not None else []
-        against += [f"above {self.against_above:g}"] if self.against_above is not None else []
+        ends = {"below": self.against_below, "above": self.against_above}
+        against = [f"{side} {end:g}" for side, end in ends.items() if math.isfinite(end)]
         if math.isinf(self.low) or math.isinf(self.high):
             held = f"at most {self.high:g}" if math.isinf(self.low) else f"at least {self.low:g}"
         else:
