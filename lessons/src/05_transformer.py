@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, drawings, show
 from minilora.engine import attention, fused
 from minilora.models.load import TINY
 from minilora.pages.style import BASE
@@ -28,15 +28,22 @@ from minilora.pages.style import BASE
 # ## 1. The whole model as a program
 #
 # The **forward pass** of a Llama turns T token IDs into T rows of V scores, the **logits**: row t says which token may
-# follow token t. First, each token ID selects its row of a table, the **embedding**. Then come the blocks, all of the
-# same form. Each block adds to these rows twice: what **attention** took from other tokens, and what an **MLP**
-# (multilayer perceptron: here three matrices) computed from each token alone. These sums are the **residual
-# connections**. Finally the dot products of a row with all rows of the embedding are its logits. Before each of these
-# steps a **norm** (RMSNorm) scales every row to the same length.
+# follow token t.
+
+# %%
+figure, axes = plt.subplots(figsize=(9, 2), layout="constrained")
+drawings.llama(axes, blocks=4)
+show(figure, alt="Token IDs, embedding, a block with two branches, attention and MLP, then norm, embedding and logits.")
+
+# %% [markdown]
+# *How to read it.* From left to right: each token ID selects its row of a table, the **embedding**. Each block adds to
+# these rows twice: what **attention** took from other tokens, and what an **MLP** (multilayer perceptron: here three
+# matrices) computed from each token alone. These sums are the **residual connections**. Before each part a **norm**
+# (RMSNorm) scales every row to the same length. The dot products of the final rows with all rows of the embedding are
+# the logits.
 #
-# The forward pass takes some twenty lines. Two functions are imported: `rope`, which rotates queries and keys by their
-# position, and `attention`, which gives each token a weighted mean of rows of v: its own and those of earlier tokens.
-# Lesson 4 builds both.
+# Two functions are imported below: `rope`, which rotates queries and keys by their position, and `attention`, which
+# gives each token a weighted mean of rows of v: its own and those of earlier tokens. Lesson 4 builds both.
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -142,9 +149,9 @@ show(
 # *How to read it.* One panel per model, one bar per part, in percent of the model's parameters. The norms are too few
 # for a visible bar: their number is printed.
 #
-# The MLPs have more than half of the parameters in all three models. The embedding's share shrinks with size: its V · C
-# parameters grow with the hidden size, while the matrices of a block grow with its square. LoRA adapts the matrices of
-# the blocks: the larger the model, the larger their share.
+# The MLPs have more than half of the parameters in all three models. The embedding's share shrinks with size: its V ·
+# C parameters grow with the hidden size, while the matrices of a block grow with its square. LoRA adapts the matrices
+# of the blocks: the larger the model, the larger their share.
 #
 # One mistake is common. In the two smaller models the input embedding and the output embedding are **tied**: both are
 # the same table. Counting it twice gives, for SmolLM2-135M:
@@ -210,11 +217,11 @@ claim("without both", nothing, 15, 23)
 # %% [markdown]
 # Without attention the model is poor: it knows one token and none of those before it. Without MLPs, and without both,
 # it is worse than uniform guessing. A first idea: the embedding is tied. If nothing is added, a token's row is
-# multiplied with all rows of the same table, and its product with itself is the largest. So the model would confidently
-# repeat each token.
+# multiplied with all rows of the same table, and its product with itself is the largest. So the model would
+# confidently repeat each token.
 #
-# > **Predict.** At which share of positions is the token just read the most likely next one: without both? Without MLPs
-# > only?
+# > **Predict.** At which share of positions is the token just read the most likely next one: without both? Without
+# > MLPs only?
 
 # %%
 claim("without both, it repeats the token at a share of", repeated, 0.9, 1)
@@ -271,10 +278,10 @@ claim("what the first MLP adds, in lengths of the embedding's row", longer, 5, 2
 #
 # ## Sources
 #
-# - SmolLM2-135M: V 49,152, C 576, F 1,536, 30 blocks, H 9, K 3, tied
-#   ([its config.json](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct/blob/main/config.json)).
-# - Llama-2-7B: V 32,000, C 4,096, F 11,008, 32 blocks, H and K 32, not tied
-#   ([its config.json](https://huggingface.co/meta-llama/Llama-2-7b-hf/blob/main/config.json); the model:
-#   [Touvron et al. 2023](https://arxiv.org/abs/2307.09288)).
-# - RMSNorm: [Zhang and Sennrich 2019](https://arxiv.org/abs/1910.07467); the gated MLP, SwiGLU:
-#   [Shazeer 2020](https://arxiv.org/abs/2002.05202).
+# - SmolLM2-135M: V 49,152, C 576, F 1,536, 30 blocks, H 9, K 3, tied ([its
+#   config.json](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct/blob/main/config.json)).
+# - Llama-2-7B: V 32,000, C 4,096, F 11,008, 32 blocks, H and K 32, not tied ([its
+#   config.json](https://huggingface.co/meta-llama/Llama-2-7b-hf/blob/main/config.json); the model: [Touvron et al.
+#   2023](https://arxiv.org/abs/2307.09288)).
+# - RMSNorm: [Zhang and Sennrich 2019](https://arxiv.org/abs/1910.07467); the gated MLP, SwiGLU: [Shazeer
+#   2020](https://arxiv.org/abs/2002.05202).

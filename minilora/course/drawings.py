@@ -74,6 +74,49 @@ def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
     _bare(axes, (-0.55 * n, apart + 0.95 * n), (-0.8 * step, 2.8 * step + 2 * thin))
 
 
+def llama(axes: Any, blocks: int) -> None:
+    """The forward pass of a Llama from left to right: embedding, one of its blocks, and the tied output embedding."""
+    from matplotlib.patches import Rectangle
+
+    edge = ink(BLACK)
+
+    def box(x: float, y: float, width: float, text: str, color: str | None = BASE) -> None:
+        face: dict[str, Any] = {"facecolor": color, "alpha": PALE, "linewidth": 0} if color else {"facecolor": "none"}
+        axes.add_patch(Rectangle((x, y - 0.35), width, 0.7, edgecolor=edge, **face))
+        axes.text(x + width / 2, y, text, ha="center", va="center", color=edge)
+
+    def path(*corners: tuple[float, float]) -> None:
+        axes.plot(*zip(*corners[:-1], strict=True), color=edge, linewidth=1)
+        arrow = {"arrowstyle": "->", "color": edge, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", corners[-1], corners[-2], arrowprops=arrow)
+
+    box(-0.5, 0, 2.5, "embedding")
+    path((-1.2, 0), (-0.5, 0))
+    axes.text(-1.3, 0, "token IDs\n(T)", ha="right", va="center", color=edge)
+    axes.add_patch(Rectangle((2.6, -0.6), 12.4, 3.1, facecolor="none", edgecolor=edge, linestyle=":"))
+    axes.text(8.8, 2.65, f"a block ({blocks} of them)", ha="center", va="bottom", color=edge)
+    start = 2.0
+    for left, width, part in ((3.1, 2.6, "attention\nq, k, v, o"), (8.7, 3.6, "MLP\ngate, up, down")):
+        right = left + 2.3 + width
+        path((left, 0), (left, 1.6), (left + 0.4, 1.6))
+        box(left + 0.4, 1.6, 1.2, "norm", None)
+        path((left + 1.6, 1.6), (left + 2, 1.6))
+        axes.add_patch(Rectangle((left + 2, 1), width - 0.2, 1.2, facecolor=BASE, alpha=PALE, linewidth=0))
+        axes.text(left + 1.9 + width / 2, 1.6, part, ha="center", va="center", color=edge)
+        path((left + width + 1.8, 1.6), (right, 1.6), (right, 0.25))
+        path((start, 0), (right - 0.25, 0))
+        axes.text(right, 0, "+", ha="center", va="center", fontsize="large", color=edge)
+        start = right + 0.25
+    path((start, 0), (15.6, 0))
+    box(15.6, 0, 1.2, "norm", None)
+    path((16.8, 0), (17.3, 0))
+    box(17.3, 0, 2.5, "embedding")
+    path((19.8, 0), (20.5, 0))
+    axes.text(20.6, 0, "logits\n(T, V)", ha="left", va="center", color=edge)
+    axes.set(xlim=(-3.5, 22.4), ylim=(-0.8, 3.3))
+    axes.set_axis_off()
+
+
 def injection(axes: Any) -> None:
     """Modules of an attention block before and after injection: q_proj becomes a LoRA layer around the same weight."""
     from matplotlib.patches import Rectangle

@@ -65,6 +65,17 @@ def test_injection_freezes_both_weights_and_adds_a_and_b_to_one_layer(ground):
     assert len(left) == len(right) == 2 and max(left) < min(right)
 
 
+@pytest.mark.parametrize("ground", ["light", "dark"])
+def test_a_llama_has_a_norm_before_each_part_of_a_block_and_at_the_end(ground):
+    with theme(ground):
+        figure, axes = panels(height=2)
+        drawings.llama(axes, blocks=30)
+        assert problems(figure) == []
+    words = sorted((text.get_position()[0], text.get_text().split("\n")[0]) for text in axes.texts if text.get_text())
+    order = ["token IDs", "embedding", "norm", "attention", "+", "a block (30 of them)", "norm", "MLP", "+", "norm"]
+    assert [word for _, word in words] == [*order, "embedding", "logits"]
+
+
 @pytest.mark.parametrize("place, side", [((6, 0), "left"), ((-6, 0), "right")])
 def test_a_line_carries_its_label_in_its_own_colour(axes, place, side):
     drawings.line(axes, [1, 2, 3], [4.0, 5.0, 6.0], "loss", ORANGE, at=1, place=place)
