@@ -18,8 +18,7 @@ import numpy as np
 # ## 6.1 Only answers count
 #
 # A model must learn to answer, not to ask. So only tokens of answers are scored. Return their cross-entropy: the mean
-# of $-\log p$, where p is the probability that the model gave to the token before it read it; `log` is the natural
-# logarithm.
+# of $-\log p$ with the natural logarithm. Here p is the probability that the model gave to the token before it read it.
 #
 # You get the logits at all positions. Find out three things: which row of `logits` predicts which token, which tokens
 # are scored, and by what number to divide. A conversation may have several answers, and the first token of each is
