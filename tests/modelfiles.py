@@ -62,11 +62,11 @@ def vocabulary(merges=MERGES):
     return [*SPECIAL, *symbols, *(merge.replace(" ", "") for merge in merges)]
 
 
-def new_llama(**changes):
+def new_llama(gain=10, **changes):
     """A random Llama whose attention is far from uniform, so that the order of rotary pairs shows."""
     model = Llama(dataclasses.replace(CONFIG, **changes), np.random.default_rng(0))
     for _, parameter in model.named_parameters():
-        parameter.data = parameter.data * np.float32(10 if parameter.ndim == 2 else 1)
+        parameter.data = parameter.data * np.float32(gain if parameter.ndim == 2 else 1)
     return model
 
 
@@ -180,19 +180,7 @@ def as_dtype(w, dtype):
 def write_folder(folder, model, dtype="F32", change=None, tensors=None, shards=1):
     """Write a Llama as a Hugging Face folder; change and tensors replace or (None) leave out, as in `write_gguf`."""
     config = model.config
-    record = {
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tie_word_embeddings,
-    } | (change or {})
+    record = dataclasses.asdict(config) | {"model_type": "llama", "head_dim": None} | (change or {})
     folder.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in record.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import secondllama
+from modelfiles import write_gguf
 from peftfiles import adapted
 from smallmodels import Net, as_float64, lora_config, shaken
 
@@ -19,6 +21,12 @@ def base(tiny_config):
 @pytest.fixture
 def folder(base, tmp_path):
     return save_adapter(adapted(base(), target_modules=["q_proj", "v_proj"]), tmp_path / "adapter")
+
+
+@pytest.fixture
+def file(tmp_path):
+    """The GGUF file of `secondllama.new_model()`."""
+    return write_gguf(tmp_path / "base.gguf", secondllama.new_model())
 
 
 @pytest.fixture

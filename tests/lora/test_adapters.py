@@ -10,7 +10,6 @@ from smallmodels import EMBED, IDS, Net, as_float64, logits, shaken
 from smallmodels import lora_config as config
 
 import minilora as ml
-from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import (
     adapter_state,
     add_adapter,
@@ -119,12 +118,6 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tiny_conf
     assert weights(1) == weights(1) != weights(2)
 
 
-def test_an_adapter_follows_the_dtype_of_its_model(tiny_model):
-    add_adapter(as_float64(tiny_model), config())
-    assert {array.dtype for array in tiny_model.state_dict().values()} == {np.dtype(np.float64)}
-    assert logits(tiny_model).dtype == np.float64
-
-
 # -- the base ----------------------------------------------------------------------------------------------------------
 
 
@@ -147,14 +140,6 @@ def test_training_an_adapter_never_changes_the_base(tiny_model):
 # -- which modules -----------------------------------------------------------------------------------------------------
 
 
-def test_all_linear_finds_the_seven_matrices_of_every_block(tiny_model):
-    found = add_adapter(tiny_model, config())
-    assert len(found) == len(set(found)) == 14
-    assert {path.rpartition(".")[2] for path in found} == {
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("targets", "adapted"), [("all-linear", False), (r".*", True), ([*EMBED, "q_proj"], True), (["q_proj"], False)]
 )
@@ -174,13 +159,6 @@ def test_an_untied_head_can_be_adapted(tiny_config, rng):
     update = model.model(ids).data @ own.lora_A.data.T @ own.lora_B.data.T * (6 / 3)
     np.testing.assert_allclose(model(ids).data, logits + update, rtol=1e-4, atol=1e-6)
     assert model.loss(ids, ids).item() < loss - 1e-3
-
-
-def test_patterns_reach_the_weights(tiny_model):
-    add_adapter(tiny_model, config(r=4, lora_alpha=8, rank_pattern={"q_proj": 2}, alpha_pattern={"k_proj": 32}))
-    weights = {path.rpartition(".")[2]: m.adapters["default"] for path, m in lora_modules(tiny_model).items()}
-    got = {kind: (weights[kind].rank, weights[kind].scale) for kind in ("q_proj", "k_proj", "v_proj")}
-    assert got == {"q_proj": (2, 4.0), "k_proj": (4, 8.0), "v_proj": (4, 2.0)}
 
 
 class Own(Module):
@@ -214,45 +192,40 @@ def test_a_module_of_ones_own_can_be_adapted_and_without_a_linear_layer_the_reas
 # -- several adapters --------------------------------------------------------------------------------------------------
 
 
+NAMES = ["legal", "support", "medical"]
+
+
+def with_three(model):
+    """The model with three adapters that overlap in part."""
+    add_adapter(model, random(r=4, lora_alpha=2), name="legal", seed=1)
+    add_adapter(model, random(r=2, lora_alpha=3, target_modules=QV), name="support", seed=2)
+    add_adapter(model, random(r=3, lora_alpha=1, target_modules=["down_proj"]), name="medical", seed=3)
+    return model
+
+
 @pytest.fixture
 def three(tiny_model):
-    """A float64 model with three adapters that overlap in part, and its output without them."""
+    """A float64 model with three adapters, and its output without them."""
     before = logits(as_float64(tiny_model))
-    add_adapter(tiny_model, random(r=4, lora_alpha=2), name="legal", seed=1)
-    add_adapter(tiny_model, random(r=2, lora_alpha=3, target_modules=QV), name="support", seed=2)
-    add_adapter(tiny_model, random(r=3, lora_alpha=1, target_modules=["down_proj"]), name="medical", seed=3)
-    return tiny_model, before
+    return with_three(tiny_model), before
 
 
-@pytest.mark.parametrize(
-    "which", ["legal", "support", "medical", {"legal": 1}, {"support": -1, "medical": 2.0}, {"legal": 0}], ids=str
-)
-def test_the_output_is_that_of_the_base_plus_the_weighted_updates(three, which):
-    """Also when factors are given as integers: set_adapter(model, {"legal": 1}) computes and merges as "legal"."""
-    model, before = three
+FACTORS = st.dictionaries(st.sampled_from(NAMES), st.floats(-2, 2) | st.integers(-2, 2), min_size=1)
+
+
+@given(which=st.sampled_from(NAMES) | FACTORS)
+@settings(max_examples=20, deadline=None)
+def test_the_output_is_that_of_the_base_plus_the_weighted_updates_also_merged(which):
+    """Also when factors are given as integers."""
+    model = with_three(as_float64(Llama(Config(64, 16, 16, 1, 2, 1), np.random.default_rng(0))))
     set_adapter(model, which)
     factors = {which: 1.0} if isinstance(which, str) else which
-    expected = logits(updated_by_hand(model, factors))
-    np.testing.assert_allclose(logits(model), expected, rtol=1e-10, atol=1e-12)
-    assert which == {"legal": 0} or np.abs(expected - before).max() > 1e-3
+    assert {n: a.factor for n, a in model.adapters.items()} == {n: factors.get(n) for n in NAMES}
     assert not any(module.rows_differ for module in lora_modules(model).values())
-    assert {n: a.factor for n, a in model.adapters.items()} == {n: factors.get(n) for n in model.adapters}
+    expected = logits(updated_by_hand(model, factors))
+    np.testing.assert_allclose(logits(model), expected, rtol=1e-9, atol=1e-11)
     merge_adapter(model)
-    np.testing.assert_allclose(logits(model), expected, rtol=1e-10, atol=1e-12)
-
-
-@given(weights=st.lists(st.floats(-2, 2) | st.integers(-2, 2), min_size=3, max_size=3))
-@settings(max_examples=10, deadline=None)
-def test_any_combination_adds_up(weights):
-    model = as_float64(Llama(Config(32, 16, 16, 1, 2, 1), np.random.default_rng(0)))
-    names = ["legal", "support", "medical"]
-    for i, name in enumerate(names):
-        add_adapter(model, random(r=i + 1, lora_alpha=2), name=name, seed=i)
-    factors = dict(zip(names, weights, strict=True))
-    set_adapter(model, factors)
-    ids = IDS % 32
-    with no_grad():
-        np.testing.assert_allclose(model(ids).data, updated_by_hand(model, factors)(ids).data, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(logits(model), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_no_adapter_is_the_base_to_the_last_bit_and_the_latest_is_active_at_first(three):

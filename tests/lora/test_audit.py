@@ -12,13 +12,6 @@ from minilora.lora.layer import LoraLayer, LoraWeights
 from minilora.nn.module import sha256_of
 
 
-@pytest.fixture
-def model(tiny_model):
-    for seed, name in enumerate(["legal", "support"]):
-        ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False), name, seed=seed)
-    return tiny_model
-
-
 def test_the_audit_passes_and_leaves_the_model_as_it_was(model):
     ml.set_adapter(model, {"legal": 0.5})
     before, trained = model(IDS).data, set(model.trainable_parameters())

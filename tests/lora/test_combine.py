@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from smallmodels import Net
+from smallmodels import IDS, Net, chosen
 
 import minilora as ml
 from minilora.lora.adapters import adapter_weights, base_state, lora_modules
 from minilora.nn.llama import Llama
-
-IDS = np.array([[1, 2, 3, 4, 5, 6]])
 
 
 @pytest.fixture
@@ -17,11 +15,6 @@ def two(tiny_model):
         config = ml.LoraConfig(r=r, lora_alpha=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
         ml.add_adapter(tiny_model, config, name, seed=seed)
     return tiny_model
-
-
-def logits(model, which):
-    ml.set_adapter(model, which)
-    return model(IDS).data
 
 
 def test_svd_is_the_best_approximation_of_its_rank_and_exact_from_the_full_rank_on(two):
@@ -103,10 +96,10 @@ def test_a_combination_of_any_kinds_is_the_sum_and_comes_back_from_its_file(
     ml.add_adapter(tiny_model, plain, "plain", seed=2)
     tiny_model.eval()
     names, weights = ["kind", "plain"][:: 1 if first else -1], [0.75, -0.5][:: 1 if first else -1]
-    expected = logits(tiny_model, dict(zip(names, weights, strict=True)))
+    expected = chosen(tiny_model, dict(zip(names, weights, strict=True)))
     made = ml.combine_adapters(tiny_model, names, weights, method, "both", rank=7 if method == "svd" else None)
     assert made.error < 1e-5
-    combined = logits(tiny_model, "both")
+    combined = chosen(tiny_model, "both")
     np.testing.assert_allclose(combined, expected, atol=1e-5)
     for path, weights_of in adapter_weights(tiny_model, "both").items():
         assert weights_of.scale == tiny_model.adapters["both"].config.scale_of(path) == 1
@@ -115,7 +108,7 @@ def test_a_combination_of_any_kinds_is_the_sum_and_comes_back_from_its_file(
     other = Llama(tiny_config)
     other.load_state_dict(base_state(tiny_model))
     ml.load_adapter(other, ml.save_adapter(tiny_model, tmp_path, "both"), "there")
-    assert np.array_equal(logits(other, "there"), combined)
+    assert np.array_equal(chosen(other, "there"), combined)
     other.train()
     with_graph = other(IDS).data  # no dropout has come with it
     assert np.array_equal(with_graph, combined)
@@ -125,12 +118,12 @@ def test_ranks_that_add_up_to_more_than_a_matrix_can_have_are_kept_to_that_and_e
     for seed, name in enumerate(["a", "b"]):
         config = ml.LoraConfig(r=12, lora_alpha=12, target_modules=["k_proj", "q_proj"], init_lora_weights=False)
         ml.add_adapter(tiny_model, config, name, seed=seed)  # k is 16 x 32, q 32 x 32
-    expected = logits(tiny_model, {"a": 1.0, "b": 1.0})
+    expected = chosen(tiny_model, {"a": 1.0, "b": 1.0})
     made = ml.combine_adapters(tiny_model, ["a", "b"], [1, 1], "cat", name="both")
     assert sorted(set(made.ranks.values())) == [16, 24] and made.error < 1e-5
-    np.testing.assert_allclose(logits(tiny_model, "both"), expected, atol=1e-4)
+    np.testing.assert_allclose(chosen(tiny_model, "both"), expected, atol=1e-4)
     ml.load_adapter(tiny_model, ml.save_adapter(tiny_model, tmp_path, "both"), "there")
-    assert np.array_equal(logits(tiny_model, "there"), logits(tiny_model, "both"))
+    assert np.array_equal(chosen(tiny_model, "there"), chosen(tiny_model, "both"))
 
 
 @pytest.mark.parametrize(

@@ -36,39 +36,30 @@ SETTINGS = {
 every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 
 
-@pytest.fixture
-def base():
-    """A function that makes the same model again, without any adapter."""
-    return new_model
-
-
-@pytest.fixture
-def file(base, tmp_path):
-    return write_gguf(tmp_path / "base.gguf", base())
-
-
 # -- written here, computed by llama.cpp's rules -----------------------------------------------------------------------
 
 
-def test_the_second_llama_computes_the_base_alone(base, file):
-    assert distance(LlamaCpp(file).logits(IDS), logits(base())) < 1e-4
-
-
 @every_setting
-def test_base_and_adapter_file_give_the_logits_of_the_adapter(settings, base, file, tmp_path):
-    model = adapted(base(), **settings)
+def test_an_adapter_means_the_same_there_and_comes_back_from_its_file(settings, file, tmp_path):
+    model, other = adapted(new_model(), **settings), new_model()
+    assert distance(logits(model), logits(other)) > 0.1
     path = save_gguf_adapter(model, tmp_path / "adapter.gguf")
-    expected = logits(model)
-    assert distance(expected, logits(base())) > 0.1
-    assert distance(LlamaCpp(file, path).logits(IDS), expected) < 1e-4
+    assert distance(LlamaCpp(file, path).logits(IDS), logits(model)) < 1e-4
+    load_gguf_adapter(other, path)
+    assert distance(logits(other), logits(model)) < 1e-4
+    for name, module in lora_modules(model).items():
+        a, b = module.adapters["default"].factors()
+        share = lora_modules(other)[name].adapters["default"]
+        np.testing.assert_array_equal(share.lora_A.data, a)
+        np.testing.assert_allclose(share.delta(), (b * module.adapters["default"].scale) @ a, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"r": 2, "rank_pattern": {"q_proj": 4}}], ids=str)
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
-def test_an_adapter_on_embedding_or_head_means_the_same_there_and_comes_back(settings, target, base, tmp_path):
-    plain, other = base(tie_word_embeddings=False), base(tie_word_embeddings=False)
+def test_an_adapter_on_embedding_or_head_means_the_same_there_and_comes_back(settings, target, tmp_path):
+    plain, other = new_model(tie_word_embeddings=False), new_model(tie_word_embeddings=False)
     file = write_gguf(tmp_path / "base.gguf", plain)
-    model = adapted(base(tie_word_embeddings=False), target_modules=[target, "q_proj"], **settings)
+    model = adapted(new_model(tie_word_embeddings=False), target_modules=[target, "q_proj"], **settings)
     path = save_gguf_adapter(model, tmp_path / "adapter.gguf")
     assert distance(logits(model), logits(plain)) > 0.1
     assert distance(LlamaCpp(file, path).logits(IDS), logits(model)) < 1e-4
@@ -91,8 +82,8 @@ def test_any_rank_and_scale_means_the_same_there(tmp_path_factory, r, alpha, rsl
 
 
 @pytest.mark.parametrize("mistake", ["rows of B as in PEFT", "alpha for alpha / r", "rsLoRA's alpha as it is"])
-def test_the_comparison_notices(mistake, base, file, tmp_path, monkeypatch):
-    model = adapted(base(), use_rslora=True)
+def test_the_comparison_notices(mistake, file, tmp_path, monkeypatch):
+    model = adapted(new_model(), use_rslora=True)
     if mistake == "rows of B as in PEFT":
         monkeypatch.setattr(llamacpp, "to_pairs", lambda w, heads: w)
     reader = LlamaCpp(file, save_gguf_adapter(model, tmp_path / "adapter.gguf"))
@@ -100,8 +91,8 @@ def test_the_comparison_notices(mistake, base, file, tmp_path, monkeypatch):
     assert distance(reader.logits(IDS), logits(model)) > 1e-2
 
 
-def test_names_shapes_types_and_metadata_are_llama_cpps(base, tmp_path):
-    path = save_gguf_adapter(adapted(base(), r=3, lora_alpha=6, target_modules=["q_proj", "k_proj", "down_proj"],
+def test_names_shapes_types_and_metadata_are_llama_cpps(tmp_path):
+    path = save_gguf_adapter(adapted(new_model(), r=3, lora_alpha=6, target_modules=["q_proj", "k_proj", "down_proj"],
                                      layers_to_transform=1), tmp_path / "adapter.gguf")  # fmt: skip
     reader = gguf.GGUFReader(path)
     assert {t.name: (t.data.shape, t.tensor_type.name) for t in reader.tensors} == {
@@ -123,14 +114,14 @@ def test_names_shapes_types_and_metadata_are_llama_cpps(base, tmp_path):
     assert reader.fields["adapter.lora.alpha"].types == [gguf.GGUFValueType.FLOAT32]
 
 
-def test_the_alpha_that_is_written_and_what_is_folded_into_b(base, tmp_path):
+def test_the_alpha_that_is_written_and_what_is_folded_into_b(tmp_path):
     for change, alpha in (
         ({}, 8),
         ({"use_rslora": True}, 16),  # 8 * sqrt(4)
         ({"rank_pattern": {"q_proj": 2}}, 8),  # divided by each module's own rank
         ({"alpha_pattern": {"q_proj": 3}}, 8),  # what most modules have; q's B carries 3 / 8, and no other B a factor
     ):
-        model = adapted(base(), **change)
+        model = adapted(new_model(), **change)
         reader = gguf.GGUFReader(save_gguf_adapter(model, tmp_path / "adapter.gguf"))
         assert reader.fields["adapter.lora.alpha"].contents() == alpha
         stored, state = {t.name: t.data for t in reader.tensors}, adapter_state(model, "default")
@@ -138,8 +129,8 @@ def test_the_alpha_that_is_written_and_what_is_folded_into_b(base, tmp_path):
             np.testing.assert_array_equal(stored[f"blk.0.{name}"], state[f"model.layers.0.self_attn.{key}"])
 
 
-def test_a_float64_adapter_is_written_in_float32(base, file, tmp_path):
-    model = base()
+def test_a_float64_adapter_is_written_in_float32(file, tmp_path):
+    model = new_model()
     for parameter in dict(model.named_parameters()).values():
         parameter.data = parameter.data.astype(np.float64)
     adapted(model)
@@ -151,20 +142,8 @@ def test_a_float64_adapter_is_written_in_float32(base, file, tmp_path):
 # -- there and back ----------------------------------------------------------------------------------------------------
 
 
-@every_setting
-def test_an_adapter_comes_back_from_its_file(settings, base, tmp_path):
-    model, other = adapted(base(), **settings), base()
-    load_gguf_adapter(other, save_gguf_adapter(model, tmp_path / "adapter.gguf"))
-    assert distance(logits(other), logits(model)) < 1e-4
-    for path, module in lora_modules(model).items():
-        a, b = module.adapters["default"].factors()
-        share = lora_modules(other)[path].adapters["default"]
-        np.testing.assert_array_equal(share.lora_A.data, a)
-        np.testing.assert_allclose(share.delta(), (b * module.adapters["default"].scale) @ a, rtol=1e-5, atol=1e-6)
-
-
-def test_a_plain_adapter_crosses_peft_and_llama_cpp_bit_for_bit(base, tmp_path):
-    model, middle, other = adapted(base()), base(), base()
+def test_a_plain_adapter_crosses_peft_and_llama_cpp_bit_for_bit(tmp_path):
+    model, middle, other = adapted(new_model()), new_model(), new_model()
     load_adapter(middle, save_adapter(model, tmp_path / "peft"))
     load_adapter(other, save_gguf_adapter(middle, tmp_path / "adapter.gguf"))  # the very function that reads folders
     assert logits(other).tobytes() == logits(model).tobytes()
@@ -175,9 +154,9 @@ def test_a_plain_adapter_crosses_peft_and_llama_cpp_bit_for_bit(base, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_read_adapter_can_be_trained_saved_again_and_removed(base, tmp_path):
-    model = base()
-    load_gguf_adapter(model, save_gguf_adapter(adapted(base()), tmp_path / "first.gguf"), name="again")
+def test_a_read_adapter_can_be_trained_saved_again_and_removed(tmp_path):
+    model = new_model()
+    load_gguf_adapter(model, save_gguf_adapter(adapted(new_model()), tmp_path / "first.gguf"), name="again")
     model.loss(IDS[None], IDS[None]).backward()
     assert all(p.grad.any() for p in model.trainable_parameters().values())
     second = save_gguf_adapter(model, tmp_path / "second.gguf", name="again")
@@ -186,34 +165,34 @@ def test_a_read_adapter_can_be_trained_saved_again_and_removed(base, tmp_path):
     ]
     assert second.is_file() and tensors[0] == tensors[1]
     remove_adapter(model, "again")
-    assert logits(model).tobytes() == logits(base()).tobytes()
+    assert logits(model).tobytes() == logits(new_model()).tobytes()
 
 
 @pytest.mark.parametrize("alpha", [8.0, 0.0, None, 1.5])
-def test_files_of_others_are_scaled_by_llama_cpps_rule(alpha, base, file, rng, tmp_path):
+def test_files_of_others_are_scaled_by_llama_cpps_rule(alpha, file, rng, tmp_path):
     tensors = pair(rng) | pair(rng, "blk.1.attn_k.weight", m=16, r=2) | pair(rng, "blk.1.ffn_down.weight", n=64, r=7)
     path = write(tmp_path / "adapter.gguf", tensors, adapter_lora_alpha=alpha)
-    model = base()
+    model = new_model()
     load_gguf_adapter(model, path)
     expected = LlamaCpp(file)
     expected.lora = {name.removesuffix(".lora_a"): (array, tensors[name[:-1] + "b"])
                      for name, array in tensors.items() if name.endswith("a")}  # fmt: skip
     expected.alpha = alpha or 0.0
     assert distance(logits(model), expected.logits(IDS)) < 1e-3
-    assert distance(logits(model), logits(base())) > 0.1
+    assert distance(logits(model), logits(new_model())) > 0.1
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("F16", 1e-2), ("Q8_0", 0.5)])
-def test_files_in_fewer_bits_are_read(kind, limit, base, rng, tmp_path):
+def test_files_in_fewer_bits_are_read(kind, limit, rng, tmp_path):
     tensors = pair(rng, r=32)
-    models = [base(), base()]
+    models = [new_model(), new_model()]
     for model, stored in zip(models, ("F32", kind), strict=True):
         load_gguf_adapter(model, write(tmp_path / f"{stored}.gguf", tensors, stored))
     assert 0 < distance(logits(models[0]), logits(models[1])) < limit * np.abs(logits(models[0])).max()
 
 
-def test_every_matrix_of_a_model_file_can_be_adapted_under_its_name_there(base, file):
+def test_every_matrix_of_a_model_file_can_be_adapted_under_its_name_there(file):
     names = {t.name for t in gguf.GGUFReader(file).tensors if t.data.ndim == 2}
-    model = adapted(base(), target_modules="all-linear")
+    model = adapted(new_model(), target_modules="all-linear")
     modules = {llamacpp.llama_cpp_name(f"{path}.weight") for path in lora_modules(model)}
     assert modules == names - {"token_embd.weight"}

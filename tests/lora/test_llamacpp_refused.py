@@ -2,26 +2,13 @@
 
 import gguf
 import numpy as np
+import peftfiles
 import pytest
-from modelfiles import CONFIG, write_gguf
+from modelfiles import CONFIG
 from secondllama import QUERY, adapted, new_model, pair, write
 from smallmodels import Net
 
-from minilora.files.disk import ModelFileError
 from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter
-from minilora.nn.module import sha256_of
-
-
-@pytest.fixture
-def base():
-    """A function that makes the same model again, without any adapter."""
-    return new_model
-
-
-@pytest.fixture
-def file(base, tmp_path):
-    return write_gguf(tmp_path / "base.gguf", base())
-
 
 # -- what such a file cannot say ---------------------------------------------------------------------------------------
 
@@ -47,15 +34,15 @@ def test_what_llama_cpp_cannot_compute_is_refused_with_the_way_out(settings, wor
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_adapter_that_is_not_there_is_named_with_those_that_are(base, tmp_path):
+def test_an_adapter_that_is_not_there_is_named_with_those_that_are(tmp_path):
     with pytest.raises(ValueError, match=r"'legal'.*default"):
-        save_gguf_adapter(adapted(base()), tmp_path / "a.gguf", name="legal")
+        save_gguf_adapter(adapted(new_model()), tmp_path / "a.gguf", name="legal")
     with pytest.raises(ValueError, match="none"):
-        save_gguf_adapter(base(), tmp_path / "a.gguf")
+        save_gguf_adapter(new_model(), tmp_path / "a.gguf")
 
 
-def test_a_failed_write_leaves_the_file_of_before_and_no_debris(base, tmp_path, monkeypatch):
-    path = save_gguf_adapter(adapted(base()), tmp_path / "adapter.gguf")
+def test_a_failed_write_leaves_the_file_of_before_and_no_debris(tmp_path, monkeypatch):
+    path = save_gguf_adapter(adapted(new_model()), tmp_path / "adapter.gguf")
     before = path.read_bytes()
 
     def full(self, *arguments, **settings):
@@ -63,28 +50,15 @@ def test_a_failed_write_leaves_the_file_of_before_and_no_debris(base, tmp_path, 
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
     with pytest.raises(OSError, match="the disk is full"):
-        save_gguf_adapter(adapted(base(), r=2), path)
+        save_gguf_adapter(adapted(new_model(), r=2), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 # -- files that do not fit: refused, and the model stays as it was -----------------------------------------------------
 
 
-def refused(path, *words, model=None):
-    """Load the file, expect one line with the words, and find the model unchanged."""
-    model = model or new_model()
-
-    def state():
-        modules = [(name, type(module)) for name, module in model.named_modules()]
-        parameters = {name: (id(p.data), p.requires_grad) for name, p in model.named_parameters()}
-        return modules, parameters, repr(model.adapters), sha256_of(model.state_dict())
-
-    before = state()
-    with pytest.raises(ModelFileError) as caught:
-        load_gguf_adapter(model, path)
-    message = str(caught.value)
-    assert "\n" not in message and not [word for word in (path.name, *words) if word not in message], message
-    assert state() == before and list(model.adapters) == []
+def refused(path, *words):
+    peftfiles.refused(new_model(), path, path.name, *words)
 
 
 def test_a_file_that_says_it_is_something_else_is_refused(rng, tmp_path):
@@ -141,21 +115,21 @@ def test_a_kind_that_minilora_does_not_read_is_named(rng, tmp_path):
     refused(tmp_path / "a.gguf", "F64", "F32, F16")
 
 
-def test_a_missing_file_a_damaged_one_and_a_model_are_refused(base, file, tmp_path):
+def test_a_missing_file_a_damaged_one_and_a_model_are_refused(file, tmp_path):
     refused(tmp_path / "absent.gguf", "no such")
     (tmp_path / "text.gguf").write_text("hello")
     refused(tmp_path / "text.gguf", "not a GGUF file")
     refused(file, "general.type", "'adapter'")
-    whole = save_gguf_adapter(adapted(base()), tmp_path / "whole.gguf").read_bytes()
+    whole = save_gguf_adapter(adapted(new_model()), tmp_path / "whole.gguf").read_bytes()
     for share in (0.001, 0.01, 0.5, 0.99):
         path = tmp_path / "cut.gguf"
         path.write_bytes(whole[: int(share * len(whole))])
         refused(path, "")
 
 
-def test_a_name_that_is_taken_is_refused(base, tmp_path):
-    path = save_gguf_adapter(adapted(base()), tmp_path / "a.gguf")
-    model = base()
+def test_a_name_that_is_taken_is_refused(tmp_path):
+    path = save_gguf_adapter(adapted(new_model()), tmp_path / "a.gguf")
+    model = new_model()
     load_gguf_adapter(model, path)
     with pytest.raises(ValueError, match="already has an adapter called 'default'"):
         load_gguf_adapter(model, path)

@@ -78,18 +78,15 @@ def a_file_with_other_tensors(folder):
     refused(ModelFileError, load_adapter, new_model(), folder)
 
 
-def round_trip(folder):
-    model, other = adapted(), new_model()
+def round_trip(folder, **settings):
+    model, other = adapted(**settings), new_model()
     save_adapter(model, folder)
     load_adapter(other, folder)
     assert np.array_equal(logits(other), logits(model)), "another adapter came back from the file"
 
 
 def round_trip_with_rslora(folder):
-    model, other = adapted(use_rslora=True), new_model()
-    save_adapter(model, folder)
-    load_adapter(other, folder)
-    assert np.array_equal(logits(other), logits(model)), "another adapter came back from the file"
+    round_trip(folder, use_rslora=True)
 
 
 def a_loaded_adapter_goes_on_learning(folder):

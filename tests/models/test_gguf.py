@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelfiles import CHATML, CONFIG, IDS, SPECIAL, new_llama, new_tokenizer, stored_as, write_gguf
+from secondllama import new_model
 from smallmodels import logits
 
 from minilora.files.disk import ModelFileError
@@ -24,15 +25,8 @@ Q, EMBEDDING = "model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.wei
 
 
 @pytest.fixture
-def model(rng):
-    """A small Llama whose norms are not all one, so that a swapped norm would show."""
-    model = Llama(CONFIG, rng)
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            parameter.data = rng.uniform(0.5, 1.5, parameter.shape).astype(np.float32)
-        else:
-            parameter.data = parameter.data * np.float32(10)  # attention far from uniform, so that positions matter
-    return model
+def model():
+    return new_model()
 
 
 @cache

@@ -265,20 +265,13 @@ def test_merging_into_four_bits_writes_float_unless_asked_and_says_what_would_be
     assert kinds[0] == {"F16", "F32"} and "Q4_1" in kinds[1]
 
 
-def test_the_page_of_a_merge_in_four_bits(tmp_path):
-    for kept, verdict in ((0.49, "most of what was learned is lost"), (0.51, "part of what was learned is lost"),
-                          (0.91, "what was learned is kept")):  # fmt: skip
-        for kind, case in (("Q4_1", "stored"), ("F16", "if stored")):
-            lost = Requantised(matrices=14, error=7.05, codes_kept=0.9834, update_kept=kept)
-            page = str(MergeReport(tmp_path, kind, 98_400_000, 14, 0.0123, 15.25, lost))
-            assert page.splitlines() == [
-                f"wrote   {tmp_path}: {kind}, 98.4 MB, 14 matrices merged",
-                "check   read back: logits differ by at most 0.012 (largest logit 15.2)",
-                f"4 bits  {case} as Q4_1, {kept:.0%} of the update is kept: {verdict}",
-                "        (rounding 705% of the update's norm; 98.3% of codes unchanged)",
-                *["        --type q8_0 or f16 loses less; minilora export keeps base and adapter separate"]
-                * (kind == "Q4_1" and kept < 0.9),
-            ]
+@pytest.mark.parametrize(("kept", "verdict"), [(0.49, "most of"), (0.51, "part of"), (0.89, "part of"), (0.91, "")])
+def test_the_verdict_and_the_advice_depend_on_how_much_of_the_update_is_kept(tmp_path, kept, verdict):
+    lost = Requantised(matrices=14, error=7.05, codes_kept=0.9834, update_kept=kept)
+    for kind in ("Q4_1", "F16"):
+        page = str(MergeReport(tmp_path, kind, 98_400_000, 14, 0.0123, 15.25, lost))
+        assert f"{kept:.0%} of the update is kept: {verdict}" in page and "rounding 705%" in page
+        assert ("--type q8_0 or f16" in page) == (kind == "Q4_1" and kept < 0.9)
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])
@@ -290,20 +283,10 @@ def test_a_base_that_is_not_in_four_bits_has_no_such_lines(kind, tmp_path, adapt
 # -- export ------------------------------------------------------------------------------------------------------------
 
 
-def test_export_writes_an_adapter_that_computes_the_same(folder, adapter, tmp_path, capsys):
+def test_an_exported_adapter_can_be_merged_and_both_ways_agree(folder, adapter, tmp_path, capsys):
     out = tmp_path / "adapter.gguf"
     assert main(["export", "--base", str(folder), "--adapter", str(adapter), "--out", str(out)]) == 0
-    assert "14 matrices" in capsys.readouterr().out
-    models = [zoo.load(folder)[0] for _ in range(2)]
-    for model, path in zip(models, (adapter, out), strict=True):
-        load_adapter(model, path)
-    assert logits(models[0], IDS).tobytes() == logits(models[1], IDS).tobytes()
-
-
-def test_an_exported_adapter_can_be_merged_and_both_ways_agree(folder, adapter, tmp_path):
-    report = export(folder, adapter, tmp_path / "adapter.gguf")
-    out = report.path
-    assert (report.bytes, report.matrices) == (out.stat().st_size, 14)
+    assert f"{out.stat().st_size / 1e6:,.1f} MB, 14 matrices" in capsys.readouterr().out
     first = merge(folder, adapter, tmp_path / "first.gguf", kind="F32").path
     second = merge(folder, out, tmp_path / "second.gguf", kind="F32").path
     assert first.read_bytes() == second.read_bytes()

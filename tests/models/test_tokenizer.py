@@ -195,20 +195,6 @@ def test_a_gguf_without_a_usable_tokenizer_is_refused(build, change):
 # -- conversations -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer_next", [False, True])
-def test_a_chat_begins_with_the_default_system_line(tokenizer, answer_next):
-    opened = "<|im_start|>assistant\n" if answer_next else ""
-    assert tokenizer.render(HELLO, answer_next) == f"{SYSTEM}<|im_start|>user\nWho are you?<|im_end|>\n{opened}"
-
-
-def test_an_own_system_line_replaces_the_default(tokenizer):
-    chat = [{"role": "system", "content": "Be brief."}, *HELLO, {"role": "assistant", "content": "SmolLM."}]
-    assert tokenizer.render(chat) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho are you?<|im_end|>\n"
-        "<|im_start|>assistant\nSmolLM.<|im_end|>\n"
-    )
-
-
 def test_the_prompt_of_a_chat_is_the_beginning_of_the_answered_chat(tokenizer):
     answered = [*HELLO, {"role": "assistant", "content": "hello"}]
     prompt = tokenizer.encode_chat(HELLO, answer_next=True)

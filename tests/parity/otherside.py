@@ -1,6 +1,7 @@
 """Shared by the parity tests: torch, transformers and PEFT, set up; models on both sides; and how results compare."""
 
 import os
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -55,26 +56,23 @@ def distance(a, b):
 VOCAB = 96
 
 
-def random_llama(**settings):
-    """A small random model in transformers."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        **settings,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
+def random_llama(seed=0, rope_theta=10000.0, norms=1.0, **changes):
+    """A small random model in transformers, whose every part shows in the logits; norms: their smallest weight."""
+    shape = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    shape |= dict(num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2)
+    shape |= dict(rope_parameters={"rope_type": "default", "rope_theta": rope_theta})
+    torch.manual_seed(seed)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(shape | changes))).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.uniform_(norms, 2 - norms)
+    return model
 
 
-def small_pair(folder, tied):
-    """The same random model twice: transformers' and minilora's."""
-    theirs = random_llama(tie_word_embeddings=tied)
+def small_pair(folder, tied=True, **shape):
+    """The same random model twice: transformers' own, and minilora's reading of what transformers saved."""
+    theirs = random_llama(tie_word_embeddings=tied, **shape)
     theirs.save_pretrained(folder / "base")
     return theirs, load_folder(folder / "base")
 
@@ -86,13 +84,8 @@ def with_peft(theirs, **settings):
 def trained_by(theirs):
     """PEFT's trainable parameters under minilora's names."""
     named = {name: p for name, p in theirs.named_parameters() if p.requires_grad}
-    return {
-        name.removeprefix("base_model.model.")
-        .removesuffix(".weight")
-        .removesuffix(".default")
-        .replace(".base_layer.bias", ".bias"): p
-        for name, p in named.items()
-    }
+    ends = re.compile(r"^base_model\.model\.|(\.default)?(\.weight)?$|\.base_layer(?=\.bias)")
+    return {ends.sub("", name): p for name, p in named.items()}
 
 
 def ranks_and_scales(theirs):
@@ -104,8 +97,8 @@ def ranks_and_scales(theirs):
     }
 
 
-def text(rng):
-    return rng.integers(0, VOCAB, (2, 15))
+def text(rng, batch=2, length=15):
+    return rng.integers(0, VOCAB, (batch, length))
 
 
 def labelled(rng):
@@ -113,6 +106,23 @@ def labelled(rng):
     labels = ids.copy()
     labels[0, :8] = labels[1, :3] = -100
     return ids, labels
+
+
+def conversation(tokenizer):
+    """A question and its answer, ids (1, T), and labels of the answer's tokens alone."""
+    prompt = tokenizer.encode_chat([{"role": "user", "content": "What is the capital of France?"}], answer_next=True)
+    ids = np.array([prompt + tokenizer.encode("The city of light.<|im_end|>")])
+    labels = ids.copy()
+    labels[:, : len(prompt)] = -100
+    return ids, labels
+
+
+def assert_same_gradients(got, wanted):
+    """minilora's and torch's parameters, by name, have the same gradients."""
+    assert got.keys() == wanted.keys()
+    for name, p in wanted.items():
+        grad = p.grad.numpy()
+        np.testing.assert_allclose(got[name].grad, grad, rtol=1e-3, atol=2e-5 * np.abs(grad).max(), err_msg=name)
 
 
 def assert_same_step(theirs, ours, rng):
@@ -124,10 +134,7 @@ def assert_same_step(theirs, ours, rng):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     got = {name.replace(".adapters.default.", "."): p for name, p in ours.trainable_parameters().items()}
     wanted = trained_by(theirs)
-    assert got.keys() == wanted.keys()
-    for name, p in wanted.items():
-        grad = p.grad.numpy()
-        np.testing.assert_allclose(got[name].grad, grad, rtol=1e-3, atol=2e-5 * np.abs(grad).max(), err_msg=name)
+    assert_same_gradients(got, wanted)
     gradients = {name: p.grad.copy() for name, p in got.items()}
     # eps is large, because Adam's first step depends on the sign of a gradient even where that is a rounding error.
     settings = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-3}

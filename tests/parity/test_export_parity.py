@@ -5,37 +5,20 @@ import json
 
 import numpy as np
 import pytest
-from otherside import distance, parity, peft, torch, transformers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Core
+from modelfiles import IDS, new_llama, new_tokenizer
+from otherside import distance, logits_of, parity, peft, torch, transformers, with_peft
+from peftfiles import adapted
+from smallmodels import shaken
 
 from minilora.lora import peft as folders
-from minilora.lora.adapters import adapter_state, add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.models import load as zoo
 from minilora.models.folder import save_folder
 from minilora.models.merge import export, merge
-from minilora.models.tokenizer import Tokenizer
-from minilora.nn.llama import Config, Llama
 
 pytestmark = parity
 
-CONFIG = Config(
-    vocab_size=320,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    rope_theta=100000.0,
-)
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-)
-IDS = np.arange(24).reshape(2, 12) * 13 % CONFIG.vocab_size
 SETTINGS = {
     "every linear layer": {},
     "rsLoRA": {"use_rslora": True, "target_modules": ["q_proj", "k_proj"]},
@@ -50,53 +33,36 @@ every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTI
 @pytest.fixture(params=[True, False], ids=["tied head", "untied head"])
 def base(request, tmp_path):
     """The folder of a small random model with a byte-level tokenizer that splits digits."""
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Core(models.BPE({t: i for i, t in enumerate([*SPECIAL, *symbols, "he"])}, [("h", "e")]))
-    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    core.pre_tokenizer, core.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    words = Tokenizer(core, eos="<|im_end|>", template=TEMPLATE, bos="<|im_start|>", pad_id=0)
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=request.param)
-    model = Llama(config, np.random.default_rng(0))
-    state = {name: w * np.float32(8 if w.ndim == 2 else 1) for name, w in model.state_dict().items()}
-    return save_folder(tmp_path / "base", config, state, words)
+    model = new_llama(tie_word_embeddings=request.param)
+    return save_folder(tmp_path / "base", model.config, model.state_dict(), new_tokenizer())
 
 
 @pytest.fixture
 def adapter(base, tmp_path, settings):
-    model, _ = zoo.load(base)
-    add_adapter(model, LoraConfig(**({"r": 4, "lora_alpha": 8, "init_lora_weights": False} | settings)))
-    rng = np.random.default_rng(1)
-    for array in adapter_state(model, "default").values():
-        array += rng.normal(0, 0.1, array.shape).astype(array.dtype)
-    return save_adapter(model, tmp_path / "adapter")
+    return save_adapter(shaken(adapted(zoo.load(base)[0], **settings), seed=1), tmp_path / "adapter")
 
 
 def transformers_model(folder, **settings):
     return transformers.AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
 
 
-def logits_of(theirs):
-    with torch.no_grad():
-        return theirs(torch.from_numpy(IDS)).logits.float().numpy()
-
-
 @every_setting
 def test_a_merged_folder_gives_pefts_logits_in_transformers(base, adapter, tmp_path):
-    plain = logits_of(transformers_model(base, dtype=torch.float32))
+    plain = logits_of(transformers_model(base, dtype=torch.float32), IDS)
     beside = peft.PeftModel.from_pretrained(transformers_model(base, dtype=torch.float32), adapter).eval()
-    expected = logits_of(beside)
+    expected = logits_of(beside, IDS)
     assert distance(expected, plain) > 0.1
+    limit = 1e-4 * max(1, np.abs(expected).max())
     ours, _ = zoo.load(base)
     load_adapter(ours, adapter)
-    assert distance(ours(IDS).data, expected) < 1e-4 * max(1, np.abs(expected).max())
+    assert distance(ours(IDS).data, expected) < limit
     out = merge(base, adapter, tmp_path / "merged").path
     merged = transformers_model(out)
     assert merged.dtype == torch.float32
-    assert distance(logits_of(merged), expected) < 1e-4 * max(1, np.abs(expected).max())
+    assert distance(logits_of(merged, IDS), expected) < limit
     if "lm_head.weight" in zoo.load(out)[0].state_dict() and zoo.load(base)[0].config.tie_word_embeddings:
         return  # PEFT's own merge would now change the tied head as well, and with it every logit
-    assert distance(logits_of(beside.merge_and_unload()), logits_of(merged)) < 1e-4 * max(1, np.abs(expected).max())
+    assert distance(logits_of(beside.merge_and_unload(), IDS), logits_of(merged, IDS)) < limit
 
 
 @pytest.mark.parametrize("settings", [{}])
@@ -104,7 +70,7 @@ def test_a_merged_folder_in_float16_loads_in_transformers(base, adapter, tmp_pat
     merged = transformers_model(merge(base, adapter, tmp_path / "merged", kind="F16").path)
     assert merged.dtype == torch.float16
     ours, _ = zoo.load(tmp_path / "merged")
-    assert distance(logits_of(merged.float()), ours(IDS).data) < 1e-3
+    assert distance(logits_of(merged.float(), IDS), ours(IDS).data) < 1e-3
 
 
 @pytest.mark.parametrize("settings", [{}])
@@ -128,18 +94,18 @@ def test_a_merged_gguf_file_is_read_by_transformers_as_here(kind, base, adapter,
     got = dict(theirs.named_parameters())
     for name, array in ours.state_dict().items():
         np.testing.assert_array_equal(array, got[name].detach().numpy(), err_msg=name)
-    assert distance(logits_of(theirs), ours(IDS).data) < 1e-3
+    assert distance(logits_of(theirs, IDS), ours(IDS).data) < 1e-3
 
 
 @pytest.mark.parametrize(
     "settings", [{}, SETTINGS["rsLoRA"], SETTINGS["patterns"]], ids=["plain", "rsLoRA", "patterns"]
 )
 def test_an_adapter_that_went_through_llama_cpps_format_means_the_same_in_peft(base, adapter, tmp_path):
-    expected = logits_of(peft.PeftModel.from_pretrained(transformers_model(base), adapter).eval())
+    expected = logits_of(peft.PeftModel.from_pretrained(transformers_model(base), adapter).eval(), IDS)
     model, _ = zoo.load(base)
     load_adapter(model, export(base, adapter, tmp_path / "adapter.gguf").path)
     again = save_adapter(model, tmp_path / "again")
-    got = logits_of(peft.PeftModel.from_pretrained(transformers_model(base), again).eval())
+    got = logits_of(peft.PeftModel.from_pretrained(transformers_model(base), again).eval(), IDS)
     assert distance(got, expected) < 1e-4 * max(1, np.abs(expected).max())
 
 
@@ -148,16 +114,12 @@ def test_every_key_that_peft_writes_has_a_fate_here(tmp_path):
     keys = set(peft.LoraConfig(task_type="CAUSAL_LM").to_dict())
     own = {field.name for field in dataclasses.fields(LoraConfig)}
     assert keys <= own | folders._RECORDED | set(folders._UNSUPPORTED)
-    assert not own & (folders._RECORDED | set(folders._UNSUPPORTED)) and not folders._RECORDED & set(
-        folders._UNSUPPORTED
-    )
+    assert not own & (folders._RECORDED | set(folders._UNSUPPORTED))
+    assert not folders._RECORDED & set(folders._UNSUPPORTED)
 
 
-@pytest.mark.parametrize("settings", [{}])
-def test_pefts_defaults_are_accepted_and_survive_loading_and_saving(base, adapter, tmp_path):
-    theirs = peft.get_peft_model(
-        transformers_model(base), peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
-    )
+def test_pefts_defaults_are_accepted_and_survive_loading_and_saving(base, tmp_path):
+    theirs = with_peft(transformers_model(base), r=4, target_modules=["q_proj"])
     theirs.save_pretrained(tmp_path / "theirs")
     record = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
     model, _ = zoo.load(base)
@@ -167,14 +129,9 @@ def test_pefts_defaults_are_accepted_and_survive_loading_and_saving(base, adapte
     peft.PeftModel.from_pretrained(transformers_model(base), again)
 
 
-@pytest.mark.parametrize("settings", [{}])
-def test_a_pissa_adapter_that_peft_saved_unconverted_finds_its_start_again_here(base, adapter, tmp_path):
-    theirs = peft.get_peft_model(
-        transformers_model(base),
-        peft.LoraConfig(
-            task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa"
-        ),
-    ).eval()
+def test_a_pissa_adapter_that_peft_saved_unconverted_finds_its_start_again_here(base, tmp_path):
+    settings = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": "pissa"}
+    theirs = with_peft(transformers_model(base), r=4, lora_alpha=8, **settings).eval()
     torch.manual_seed(0)
     for name, p in theirs.named_parameters():
         if "lora_" in name:
@@ -182,4 +139,4 @@ def test_a_pissa_adapter_that_peft_saved_unconverted_finds_its_start_again_here(
     theirs.save_pretrained(tmp_path / "theirs")
     model, _ = zoo.load(base)
     load_adapter(model, tmp_path / "theirs")
-    assert distance(model(IDS).data, logits_of(theirs)) < 1e-3
+    assert distance(model(IDS).data, logits_of(theirs, IDS)) < 1e-3

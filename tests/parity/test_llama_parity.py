@@ -1,75 +1,48 @@
 """Parity with transformers: a Llama saved there gives the same numbers here, forward and backward."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-from otherside import distance, logits_of, parity, torch, transformers
+from modelfiles import new_tokenizer
+from otherside import (
+    assert_same_gradients,
+    distance,
+    labelled,
+    logits_of,
+    loss_of,
+    parity,
+    random_llama,
+    small_pair,
+    text,
+    torch,
+    transformers,
+)
 
 from minilora.engine.attention import Packing
 from minilora.engine.tensor import no_grad
-from minilora.files.gguf import to_halves, to_pairs
+from minilora.files.gguf import to_pairs
 from minilora.models import load as zoo
 from minilora.models.folder import load_folder
 from minilora.nn.llama import Llama
 
 pytestmark = parity
 
-VOCAB = 96
 SHAPES = {
     "grouped queries": {},
     "one key/value head": {"num_key_value_heads": 1},
     "as many key/value heads as query heads": {"num_key_value_heads": 4},
-    "untied head": {"tie_word_embeddings": False},
+    "untied head": {"tied": False},
     "heads wider than C/H": {"head_dim": 12},
-    "heads narrower than C/H": {"head_dim": 4, "tie_word_embeddings": False},
+    "heads narrower than C/H": {"head_dim": 4, "tied": False},
     "another rotary base": {"rope_theta": 100000.0},
     "a large epsilon": {"rms_norm_eps": 0.1},
     "three query heads per key, odd sizes": {"hidden_size": 30, "num_attention_heads": 3, "num_key_value_heads": 1,
                                              "intermediate_size": 45, "num_hidden_layers": 3},
 }  # fmt: skip
+both = partial(small_pair, norms=0.5)  # with norms of 1, an omitted norm would go unseen
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-
-
-def reference(seed=0, rope_theta=10000.0, **shape):
-    """A random LlamaForCausalLM. Its weights are large enough for every part of it to show in the logits."""
-    config = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-    config |= dict(num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=True)
-    config |= dict(rope_parameters={"rope_type": "default", "rope_theta": rope_theta}, initializer_range=0.25)
-    torch.manual_seed(seed)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(config | shape))).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "norm" in name:  # all ones as they come: an omitted norm weight would go unseen
-                weight.uniform_(0.5, 1.5)
-    return model
-
-
-def both(folder, **shape):
-    """The same model twice: transformers' own, and minilora's reading of what transformers saved."""
-    theirs = reference(**shape)
-    theirs.save_pretrained(folder)
-    return theirs, load_folder(folder)
-
-
-def text(rng, batch=3, length=17):
-    return rng.integers(0, VOCAB, (batch, length))
-
-
-def labelled(rng):
-    """Ids and labels; each row leaves another number of tokens unscored, at its start and inside."""
-    ids = text(rng)
-    labels = ids.copy()
-    labels[0, :9] = labels[1, 4:6] = labels[2, :1] = -100
-    return ids, labels
-
-
-def assert_same_gradients(ours, theirs):
-    wanted = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    got = {name: p.grad for name, p in ours.named_parameters()}
-    assert got.keys() == wanted.keys()
-    for name, grad in wanted.items():
-        np.testing.assert_allclose(got[name], grad, rtol=1e-3, atol=2e-5 * np.abs(grad).max(), err_msg=name)
 
 
 @every_shape
@@ -85,12 +58,12 @@ def test_logits_equal_transformers(shape, tmp_path, rng):
 def test_loss_and_every_gradient_equal_transformers(shape, tmp_path, rng):
     theirs, ours = both(tmp_path, **shape)
     ids, labels = labelled(rng)
-    expected = theirs(torch.from_numpy(ids), labels=torch.from_numpy(labels)).loss
+    expected = loss_of(theirs, ids, labels)
     expected.backward()
     loss = ours.loss(ids, labels)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert_same_gradients(ours, theirs)
+    assert_same_gradients(dict(ours.named_parameters()), dict(theirs.named_parameters()))
 
 
 def test_sequences_packed_in_one_row_have_the_loss_and_gradients_of_separate_rows(tmp_path, rng):
@@ -110,7 +83,7 @@ def test_sequences_packed_in_one_row_have_the_loss_and_gradients_of_separate_row
     loss = ours.loss(ids, labels, packing=Packing(prefix=5, ends=(11, 20, 22)))
     loss.backward()
     assert loss.item() == pytest.approx(expected.item() / scored, rel=1e-5)
-    assert_same_gradients(ours, theirs)
+    assert_same_gradients(dict(ours.named_parameters()), dict(theirs.named_parameters()))
 
 
 @pytest.mark.parametrize("mistake", ["rotary pairs left adjacent", "another rotary base"])
@@ -130,7 +103,7 @@ def test_the_comparison_notices_a_planted_mistake(mistake, tmp_path, rng):
 
 
 def test_a_checkpoint_in_bfloat16_and_in_several_files_loads_the_same(tmp_path, rng):
-    reference().to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="20KB")
+    random_llama().to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = text(rng)
@@ -139,9 +112,9 @@ def test_a_checkpoint_in_bfloat16_and_in_several_files_loads_the_same(tmp_path, 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_state_dict_is_a_transformers_checkpoint(tied, tmp_path, rng):
-    _, ours = both(tmp_path, seed=1, tie_word_embeddings=tied)
+    _, ours = both(tmp_path, tied, seed=1)
     state = {name: torch.from_numpy(array) for name, array in ours.state_dict().items()}
-    other = reference(seed=2, tie_word_embeddings=tied)
+    other = random_llama(seed=2, tie_word_embeddings=tied)
     missing, unexpected = other.load_state_dict(state, strict=False)
     assert not unexpected and missing == (["lm_head.weight"] if tied else [])
     ids = text(rng)
@@ -174,26 +147,20 @@ def test_greedy_decoding_picks_the_tokens_that_transformers_picks(tmp_path, rng)
     assert ids.tolist() == expected.tolist()
 
 
-def test_a_whole_folder_with_its_tokenizer_loads_by_path(tmp_path, rng):
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(BPE({token: i for i, token in enumerate([*alphabet, "he", "ll"])}, [("h", "e"), ("l", "l")]))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    core.add_special_tokens(["<end>", "<pad>"])
-    words = transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<pad>")
+def test_a_whole_folder_with_its_tokenizer_loads_by_path(tmp_path):
+    words = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=new_tokenizer().core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     words.chat_template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     words.save_pretrained(tmp_path)
-    theirs = reference(vocab_size=len(words))
+    theirs = random_llama(vocab_size=len(words))
     theirs.save_pretrained(tmp_path)
     ours, tokenizer = zoo.load(tmp_path)
-
     assert (tokenizer.eos_id, tokenizer.pad_id) == (words.eos_token_id, words.pad_token_id)
-    line = "hello, hélló  <end>\n"
+    line = "hello, hélló  <|im_end|>\n"
     ids = tokenizer.encode(line)
     assert ids == words(line)["input_ids"]
     chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hell"}]
@@ -201,12 +168,3 @@ def test_a_whole_folder_with_its_tokenizer_loads_by_path(tmp_path, rng):
         expected = words.apply_chat_template(chat, add_generation_prompt=answer_next, return_dict=False)
         assert tokenizer.encode_chat(chat, answer_next) == expected
     assert distance(ours(np.array([ids])).data, logits_of(theirs, np.array([ids]))) < 1e-4
-
-
-def test_the_two_rotary_layouts_are_those_of_the_conversion_script(rng):
-    """llama.cpp's convert_hf_to_gguf.py, `LlamaModel.permute`, written as there."""
-    heads, w = 3, rng.standard_normal((24, 5))
-    permuted = w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
-    np.testing.assert_array_equal(to_pairs(w, heads), permuted)
-    np.testing.assert_array_equal(to_halves(permuted, heads), w)
-    assert not np.array_equal(permuted, w)

@@ -3,39 +3,24 @@
 `pip install xllamacpp` brings llama.cpp as a library. It answers with the log-probability of every next token.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Core
+from modelfiles import CONFIG, new_llama, new_tokenizer
+from peftfiles import adapted
+from secondllama import distance
+from smallmodels import shaken
 
 from minilora.engine.tensor import no_grad
 from minilora.lora import llamacpp
-from minilora.lora.adapters import adapter_state, add_adapter
-from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.models import load as zoo
 from minilora.models.gguf import save_gguf
 from minilora.models.merge import export, merge
-from minilora.models.tokenizer import Tokenizer
-from minilora.nn.llama import Config, Llama
 
 cpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
 
 pytestmark = pytest.mark.parity
 
-CONFIG = Config(
-    vocab_size=320,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    rope_theta=100000.0,
-)
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 IDS = [5, 77, 130, 9, 260, 31, 200, 64]
 SETTINGS = {
     "every linear layer": {},
@@ -47,23 +32,11 @@ SETTINGS = {
 }
 
 
-def words():
-    """A byte-level tokenizer that splits digits, as SmolLM2's does."""
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Core(models.BPE({t: i for i, t in enumerate([*SPECIAL, *symbols, "he"])}, [("h", "e")]))
-    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    core.pre_tokenizer, core.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    return Tokenizer(core, eos="<|im_end|>", template="{{ messages }}", bos="<|im_start|>", pad_id=0)
-
-
 @pytest.fixture(params=[True, False], ids=["tied head", "untied head"])
 def base(request, tmp_path):
     """A small random model as a GGUF file."""
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=request.param)
-    model = Llama(config, np.random.default_rng(0))
-    state = {name: w * np.float32(8 if w.ndim == 2 else 1) for name, w in model.state_dict().items()}
-    return save_gguf(tmp_path / "base.gguf", config, state, words(), "F32")
+    model = new_llama(gain=8, tie_word_embeddings=request.param)
+    return save_gguf(tmp_path / "base.gguf", model.config, model.state_dict(), new_tokenizer(), "F32")
 
 
 @pytest.fixture
@@ -71,12 +44,7 @@ def adapter(base, settings, tmp_path):
     model, _ = zoo.load(base)
     if model.config.tie_word_embeddings and settings.get("target_modules", [""])[0] in ("embed_tokens", "lm_head"):
         pytest.skip("llama.cpp cannot adapt one use of a tied embedding")
-    add_adapter(model, LoraConfig(**({"r": 4, "lora_alpha": 8, "init_lora_weights": False} | settings)))
-    rng = np.random.default_rng(1)
-    for array in adapter_state(model, "default").values():
-        array *= np.float32(0.5)
-        array += rng.normal(0, 0.1, array.shape).astype(array.dtype)
-    return save_adapter(model, tmp_path / "adapter")
+    return save_adapter(shaken(adapted(model, **settings), seed=1), tmp_path / "adapter")
 
 
 def in_llama_cpp(model, adapter=None):
@@ -89,10 +57,10 @@ def in_llama_cpp(model, adapter=None):
     if adapter is not None:
         settings.lora_adapters = [cpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
     server = cpp.Server(settings)
-    letter = words().core.token_to_id("h")  # made to say a whole letter: for half of one it reports no scores
+    letter = new_tokenizer().core.token_to_id("h")  # made to say a whole letter: for half of one it reports no scores
     question = {"prompt": IDS, "n_predict": 1, "logprobs": CONFIG.vocab_size, "logit_bias": [[letter, 1000]]}
     answer = server.handle_completions(question)
-    scores = np.full(CONFIG.vocab_size, np.nan)
+    scores = np.full(CONFIG.vocab_size, np.nan)  # and therefore over every limit, where a token has no score
     for token in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
         scores[token["id"]] = token["logprob"]
     return scores
@@ -103,10 +71,6 @@ def here(model):
         logits = model(np.array([IDS])).data[0, -1].astype(np.float64)
     logits -= logits.max()
     return logits - np.log(np.exp(logits).sum())
-
-
-def distance(a, b):
-    return float(np.abs(a - b).max())  # NaN, and therefore over every limit, where a token has no score
 
 
 def test_the_base_gives_the_same_probabilities(base):

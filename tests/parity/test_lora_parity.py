@@ -15,6 +15,7 @@ from otherside import (
     small_pair,
     text,
     torch,
+    with_peft,
 )
 
 from minilora.files.disk import ModelFileError
@@ -66,10 +67,20 @@ def tensors_of(theirs, name="default"):
     return {key.removeprefix("base_model.model.").removesuffix(".weight"): value for key, value in state.items()}
 
 
+def same_adapter(pair, tmp_path, settings):
+    """Both models with one and the same trainable adapter, made here and read by PEFT."""
+    theirs, ours = pair
+    add_adapter(ours, LoraConfig(**settings), seed=3)
+    return peft.PeftModel.from_pretrained(theirs, save_adapter(ours, tmp_path / "a"), is_trainable=True).eval(), ours
+
+
 # -- adapters cross over -----------------------------------------------------------------------------------------------
 
 
-@every_setting
+ONE_BLOCK = {"r": 4, "lora_alpha": 8, "target_modules": r".*\.(q|up)_proj", "layers_to_transform": [1]}
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS.values(), ONE_BLOCK], ids=[*SETTINGS, "a pattern that PEFT refuses"])
 def test_an_adapter_made_here_means_the_same_in_peft(settings, pair, tmp_path, rng):
     theirs, ours = pair
     ids = text(rng)
@@ -90,8 +101,7 @@ def test_an_adapter_made_in_peft_means_the_same_here(settings, pair, tmp_path, r
     theirs, ours = pair
     ids = text(rng)
     base = logits_of(theirs, ids)
-    config = peft.LoraConfig(**settings, init_lora_weights=False, task_type="CAUSAL_LM")
-    theirs = peft.get_peft_model(theirs, config).eval()
+    theirs = with_peft(theirs, **settings, init_lora_weights=False).eval()
     theirs.save_pretrained(tmp_path / "adapter")
     load_adapter(ours, tmp_path / "adapter")
     assert adapter_state(ours, "default").keys() == tensors_of(theirs).keys()
@@ -102,7 +112,7 @@ def test_an_adapter_made_in_peft_means_the_same_here(settings, pair, tmp_path, r
 @every_setting
 def test_both_choose_the_same_modules_ranks_and_scales(settings, pair):
     theirs, ours = pair
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(**settings, task_type="CAUSAL_LM"))
+    theirs = with_peft(theirs, **settings)
     add_adapter(ours, LoraConfig(**settings))
     got = {path: module.adapters["default"] for path, module in lora_modules(ours).items()}
     assert {path: (weights.rank, weights.scale) for path, weights in got.items()} == ranks_and_scales(theirs)
@@ -110,23 +120,11 @@ def test_both_choose_the_same_modules_ranks_and_scales(settings, pair):
     assert sum(p.size for p in ours.trainable_parameters().values()) == trainable
 
 
-def test_a_regular_expression_limited_to_one_block_is_written_so_that_peft_accepts_it(pair, tmp_path, rng):
-    """PEFT refuses `layers_to_transform` beside a regular expression, minilora computes it."""
-    theirs, ours = pair
-    settings = {"target_modules": r".*\.(q|up)_proj", "layers_to_transform": [1], "init_lora_weights": False}
-    names = add_adapter(ours, LoraConfig(r=4, lora_alpha=8, **settings))
-    assert names == ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
-    save_adapter(ours, tmp_path / "adapter")
-    ids = text(rng)
-    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")
-    assert distance(ours(ids).data, logits_of(theirs, ids)) < 1e-4
-
-
 @pytest.mark.parametrize("init", ["orthogonal", "mica"])
 def test_an_initialisation_that_leaves_the_base_alone_crosses_over(init, pair, tmp_path, rng):
     theirs, ours = pair
     settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"], "init_lora_weights": init}
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(**settings, task_type="CAUSAL_LM")).eval()
+    theirs = with_peft(theirs, **settings).eval()
     with torch.no_grad():
         for name, p in theirs.named_parameters():
             if "lora_" in name:
@@ -143,7 +141,7 @@ def test_an_adapter_whose_initialisation_changed_the_base_weights_is_refused(ini
     theirs, ours = pair
     settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "init_lora_weights": init}
     before = next(iter(theirs.model.layers)).self_attn.q_proj.weight.detach().clone()
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(**settings, task_type="CAUSAL_LM"))
+    theirs = with_peft(theirs, **settings)
     after = theirs.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight
     assert not torch.equal(before, after)
     theirs.save_pretrained(tmp_path / "adapter")
@@ -152,10 +150,7 @@ def test_an_adapter_whose_initialisation_changed_the_base_weights_is_refused(ini
 
 
 def test_a_scale_of_alpha_instead_of_alpha_over_r_would_be_noticed(pair, tmp_path, rng):
-    theirs, ours = pair
-    add_adapter(ours, LoraConfig(**SETTINGS["q and v"], init_lora_weights=False))
-    save_adapter(ours, tmp_path / "adapter")
-    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")
+    theirs, ours = same_adapter(pair, tmp_path, SETTINGS["q and v"] | {"init_lora_weights": False})
     for module in lora_modules(ours).values():
         module.adapters["default"].scale = 8.0
     ids = text(rng)
@@ -167,7 +162,7 @@ def test_a_fresh_adapter_is_drawn_from_peft_s_distribution(init, pair):
     """The spread of A agrees, and its largest element, which tells uniform from normal; B is zero in both."""
     theirs, ours = pair
     settings = {"r": 16, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": init}
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(**settings, task_type="CAUSAL_LM"))
+    theirs = with_peft(theirs, **settings)
     add_adapter(ours, LoraConfig(**settings))
     expected = {key: value.numpy() for key, value in tensors_of(theirs).items()}
     for width in (32, 48):
@@ -203,9 +198,7 @@ def test_a_mix_of_two_adapters_is_peft_s_concatenation_of_them(pair, tmp_path, r
 
 @pytest.mark.parametrize("which", ["every linear layer", "patterns with rsLoRA"])
 def test_merged_weights_equal_peft_s_and_unmerging_gives_the_adapter_back(which, pair, tmp_path, rng):
-    theirs, ours = pair
-    add_adapter(ours, LoraConfig(**SETTINGS[which], init_lora_weights=False))
-    theirs = peft.PeftModel.from_pretrained(theirs, save_adapter(ours, tmp_path / "adapter"))
+    theirs, ours = same_adapter(pair, tmp_path, SETTINGS[which] | {"init_lora_weights": False})
     ids = text(rng)
     adapted = logits_of(theirs, ids)
     merge_adapter(ours)
@@ -220,14 +213,6 @@ def test_merged_weights_equal_peft_s_and_unmerging_gives_the_adapter_back(which,
 
 
 # -- training takes the same steps -------------------------------------------------------------------------------------
-
-
-def same_adapter(pair, tmp_path, settings):
-    """Both models with one and the same trainable adapter, made here and read by PEFT."""
-    theirs, ours = pair
-    add_adapter(ours, LoraConfig(**settings), seed=3)
-    save_adapter(ours, tmp_path / "adapter")
-    return peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter", is_trainable=True), ours
 
 
 @both_heads

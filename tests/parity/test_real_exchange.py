@@ -7,7 +7,7 @@ single layer could not hide; there they agree to about twelve digits.
 
 import numpy as np
 import pytest
-from otherside import distance, in_transformers, logits_of, own_logits, parity, peft, torch, transformers
+from otherside import conversation, distance, in_transformers, logits_of, own_logits, parity, peft, torch, transformers
 
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
@@ -41,13 +41,7 @@ every_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIA
 
 @pytest.fixture(scope="module")
 def text(smollm2):
-    """One conversation, (1, T) ids, and its labels: the answer's tokens."""
-    tokenizer = smollm2[1]
-    prompt = tokenizer.encode_chat([{"role": "user", "content": "What is the capital of France?"}], answer_next=True)
-    ids = np.array([prompt + tokenizer.encode("The city of light.<|im_end|>")])
-    labels = ids.copy()
-    labels[:, : len(prompt)] = -100
-    return ids, labels
+    return conversation(smollm2[1])
 
 
 @pytest.fixture

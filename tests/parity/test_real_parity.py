@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from otherside import (
     assert_same_curves,
+    conversation,
     distance,
     in_transformers,
     logits_of,
@@ -116,12 +117,6 @@ def test_every_weight_equals_transformers_reading_of_the_file(smollm2, reference
         np.testing.assert_array_equal(array, expected[name].detach().numpy(), err_msg=name)
 
 
-def test_logits_equal_transformers_reading_of_the_file(smollm2, reference):
-    ours, tokenizer = smollm2
-    ids = ids_of(tokenizer, "line breaks, code and digits")
-    assert distance(own_logits(ours, ids), logits_of(reference, ids)) < 1e-3
-
-
 def test_logits_and_loss_equal_transformers_with_these_very_weights(smollm2):
     ours, tokenizer = smollm2
     theirs = in_transformers(ours)
@@ -225,15 +220,10 @@ def test_one_lora_training_step_equals_peft_and_torch(smollm2, tmp_path, rng):
     theirs = peft.PeftModel.from_pretrained(theirs, save_adapter(ours, tmp_path), is_trainable=True)
     trained = {plain(name): p for name, p in theirs.named_parameters() if p.requires_grad}
 
-    prompt = tokenizer.encode_chat(QUESTION, answer_next=True)
-    ids = np.array([prompt + tokenizer.encode("The city of light.<|im_end|>")])
-    labels = ids.copy()
-    labels[:, : len(prompt)] = -100
+    ids, labels = conversation(tokenizer)
     settings = {"lr": 2e-4, "eps": 1e-6}
-    optimizer, reference = (
-        AdamW(ours.trainable_parameters(), **settings),
-        torch.optim.AdamW(trained.values(), **settings),
-    )
+    optimizer = AdamW(ours.trainable_parameters(), **settings)
+    reference = torch.optim.AdamW(trained.values(), **settings)
     loss, expected = ours.loss(ids, labels), loss_of(theirs, ids, labels)
     loss.backward()
     expected.backward()
@@ -267,10 +257,7 @@ def test_twenty_training_steps_give_the_losses_of_peft_and_torch(which, smollm2,
         lr = 5e-4
         add_adapter(ours, LoraConfig(r=8, lora_alpha=16, use_dora=which == "DoRA"), seed=0)
         theirs = peft.PeftModel.from_pretrained(theirs, save_adapter(ours, tmp_path), is_trainable=True)
-    prompt = tokenizer.encode_chat(QUESTION, answer_next=True)
-    ids = np.array([prompt + tokenizer.encode("The city of light.<|im_end|>")])
-    labels = ids.copy()
-    labels[:, : len(prompt)] = -100
+    ids, labels = conversation(tokenizer)
     settings = {"lr": lr, "eps": 1e-6, "weight_decay": 0.01}
     optimizer = AdamW(ours.trainable_parameters(), **settings)
     reference = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], **settings)

@@ -18,6 +18,7 @@ from otherside import (
     trained_by,
     with_peft,
 )
+from smallmodels import shaken
 
 from minilora.engine.tensor import Tensor
 from minilora.lora.adapters import (
@@ -80,10 +81,7 @@ def put(ours, theirs):
 
 def shake(ours, theirs, seed=9):
     """Move everything that is trained, on both sides alike, as training would."""
-    rng = np.random.default_rng(seed)
-    for array in adapter_state(ours, "default").values():
-        array += 0.1 * rng.standard_normal(array.shape).astype(array.dtype)
-    put(ours, theirs)
+    put(shaken(ours, seed=seed), theirs)
 
 
 # -- DoRA and the embedding --------------------------------------------------------------------------------------------
@@ -197,8 +195,7 @@ def test_a_converted_pissa_adapter_is_a_plain_one_in_peft(which, tmp_path, rng):
     """Trained here, doubled in rank, it means the same on PEFT's untouched base."""
     theirs, ours = small_pair(tmp_path, tied=True)
     add_adapter(ours, LoraConfig(r=4, lora_alpha=8, init_lora_weights="pissa", **PISSA[which]))
-    for array in adapter_state(ours, "default").values():
-        array += 0.1 * rng.standard_normal(array.shape).astype(np.float32)
+    shaken(ours)
     plain = config_with_initial(ours.adapters["default"].config)
     fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "init_lora_weights")
     theirs = with_peft(theirs, **{name: getattr(plain, name) for name in fields}).eval()
