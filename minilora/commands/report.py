@@ -219,7 +219,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not (folder / METRICS_FILE).is_file() and (found := find_runs(folder)):
         print(listing(found))
         return
-    if not folder.is_dir() and (near := nearest(folder.name, [each.folder.name for each in find_runs(folder.parent)])):
+    if not folder.is_dir() and (
+        near := nearest(folder.name, [Path(each["folder"]).name for each in find_runs(folder.parent)])
+    ):
         raise UsageError(f"{folder}: no such run; did you mean {folder.parent / near}? `minilora runs` lists all")
     metrics = read_metrics(folder)
     if arguments.picture:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,7 @@ from .shared import AS_JSON
 HELP = "list the finished runs of a folder: data, method, loss, date"
 USUAL = "runs"
 
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run. loss: before and after, on paraphrased questions, or else on what its data hold out."""
-
-    folder: Path
-    created: str
-    base: str
-    data: str
-    method: str
-    r: int | None
-    steps: int
-    loss: tuple[float, float] | None
-    bytes: int
+Run = dict[str, Any]  # a finished run, as `--json` prints it
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -43,33 +29,34 @@ def find_runs(folder: Path) -> list[Run]:
             found.append(_run(path.parent, read_json(path)))
         except (ModelFileError, LookupError, TypeError, ValueError):
             continue
-    return sorted(found, key=lambda run: run.created, reverse=True)
+    return sorted(found, key=lambda run: run["created"], reverse=True)
 
 
 def _run(folder: Path, metrics: dict[str, Any]) -> Run:
+    """loss: before and after, on paraphrased questions, or else on what its data hold out."""
     options, losses = metrics["options"], metrics["loss"]
-    set_of_loss = next((name for name in ("paraphrase", "unseen") if name in losses), None)
-    return Run(
-        folder=folder,
-        created=metrics["created"],
-        base=options["base"],
-        data=options["data"],
-        method=options["method"],
-        r=options.get("r") if options["method"] == "lora" else None,
-        steps=metrics["steps"],
-        loss=tuple(losses[set_of_loss]) if set_of_loss else None,
-        bytes=metrics["adapter_bytes"],
-    )
+    return {
+        "folder": folder.as_posix(),
+        "created": metrics["created"],
+        **{name: options[name] for name in ("base", "data", "method")},
+        "r": options.get("r") if options["method"] == "lora" else None,
+        "steps": metrics["steps"],
+        "loss": next((list(losses[name]) for name in ("paraphrase", "unseen") if name in losses), None),
+        "bytes": metrics["adapter_bytes"],
+    }
 
 
 def listing(runs: Sequence[Run]) -> str:
     """The runs as a table."""
     rows = [["run", "base", "data", "method", "steps", "loss before", "after", "change", "disk", "date"]]
     for run in runs:
-        losses = [plain(run.loss[0], 3), plain(run.loss[1], 3), change(*run.loss)] if run.loss else [NOTHING] * 3
-        method = f"LoRA, r={run.r}" if run.method == "lora" else run.method
-        row = [run.folder.as_posix(), Path(run.base).name, Path(run.data).name, method, f"{run.steps:,}"]
-        rows.append([*row, *losses, megabytes(run.bytes), run.created[:10]])
+        losses = [NOTHING] * 3
+        if run["loss"]:
+            before, after = run["loss"]
+            losses = [plain(before, 3), plain(after, 3), change(before, after)]
+        method = f"LoRA, r={run['r']}" if run["method"] == "lora" else run["method"]
+        row = [run["folder"], Path(run["base"]).name, Path(run["data"]).name, method, f"{run['steps']:,}"]
+        rows.append([*row, *losses, megabytes(run["bytes"]), run["created"][:10]])
     return "\n".join([*columns(rows, left=4), "", f"{counted(len(runs), 'run')}. minilora report RUN shows one."])
 
 
@@ -85,7 +72,4 @@ def run(arguments: argparse.Namespace) -> None:
     runs = find_runs(folder)
     if not runs:
         raise ValueError(f"{folder}: no finished runs; minilora finetune makes one in {USUAL}")
-    if arguments.json:
-        print(json.dumps([asdict(each) | {"folder": each.folder.as_posix()} for each in runs], indent=2))
-    else:
-        print(listing(runs))
+    print(json.dumps(runs, indent=2) if arguments.json else listing(runs))

@@ -212,16 +212,6 @@ def test_a_model_tells_its_adapter_its_base_and_whether_it_recomputes(tiny_confi
     assert known == replace(told, program=7, recompute=False)
 
 
-def test_a_packed_base_tells_its_bytes(tiny_config, rng):
-    model = Llama(tiny_config, rng)
-    packed = {n: Packed(quantize(w, "Q8_0"), "Q8_0") if w.shape[-1] == 32 and w.ndim == 2 else w
-              for n, w in model.state_dict().items()}  # fmt: skip
-    model.load_state_dict(packed)
-    add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear"))
-    ids = ids_of(rng, 1, 10)
-    assert Step.of(model, Batch(ids, ids)).base_bytes == sum(w.nbytes for w in packed.values())
-
-
 def test_a_step_with_an_adapter_nowhere_is_refused():
     with pytest.raises(ValueError, match=r"nothing is predicted for 'lm_head'; known: all-linear, q_proj, "):
         Step(MEDIUM, 1, 1, rank=RANK, targets=["q_proj", "lm_head"])
@@ -259,6 +249,7 @@ def test_a_packed_base_is_counted_with_its_bytes_and_keeps_no_more_for_backward(
     model.load_state_dict(state)
     add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear"))
     held = ledger(model, None, model.loss(ids, ids))
+    assert Step.of(model, Batch(ids, ids)).base_bytes == held.weights
     assert held.weights == sum(w.nbytes for w in state.values()) < 4 * base_parameters(config) / 3
     assert held.by_operation == predicted(config, list(SHAPES), 40, 39).by_operation
 

@@ -121,23 +121,17 @@ def test_names_that_markdown_and_a_shell_would_misread_are_quoted(tmp_path):
     assert f'"{out}"' in blocks(text, "python")[0]
 
 
-@pytest.mark.parametrize(
-    ("options", "lines"),
-    [
-        ({}, ["minilora export --adapter runs/legal --out legal.gguf",
-              'llama-cli -m "$(minilora pull smollm2)" --lora legal.gguf']),
-        ({"base": HUB}, ["minilora export --adapter runs/legal --out legal.gguf",
-                         'llama-cli -m "$(minilora pull smollm2)" --lora legal.gguf']),
-        ({"base": "m/x.gguf"}, ["minilora export --adapter runs/legal --out legal.gguf",
-                                "llama-cli -m m/x.gguf --lora legal.gguf"]),
-        ({"use_dora": True}, ["minilora merge --adapter runs/legal --out legal.gguf", "llama-cli -m legal.gguf"]),
-        ({"target_modules": ["embed_tokens"]}, ["minilora merge --adapter runs/legal --out legal.gguf",
-                                                "llama-cli -m legal.gguf"]),
-        ({"base": "tiny"}, ["minilora merge --adapter runs/legal --out legal.gguf", "llama-cli -m legal.gguf"]),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_llama_cpp_gets_the_adapter_where_it_can_hold_it_and_else_a_whole_model(options, lines, tmp_path):
+PULLED = '"$(minilora pull smollm2)"'
+BASES = [  # options -> the base with which llama.cpp loads the adapter; None where it can only load a merged model
+    ({}, PULLED), ({"base": HUB}, PULLED), ({"base": "m/x.gguf"}, "m/x.gguf"),
+    ({"use_dora": True}, None), ({"target_modules": ["embed_tokens"]}, None), ({"base": "tiny"}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "base"), BASES, ids=str)
+def test_llama_cpp_gets_the_adapter_where_it_can_hold_it_and_else_a_whole_model(options, base, tmp_path):
+    command, model = ("export", f"{base} --lora legal.gguf") if base else ("merge", "legal.gguf")
+    lines = [f"minilora {command} --adapter runs/legal --out legal.gguf", f"llama-cli -m {model}"]
     assert blocks(card_of(tmp_path, options), "bash")[-1].splitlines() == lines
 
 
@@ -158,7 +152,7 @@ def test_a_gguf_base_reaches_transformers_merged(tmp_path):
 def test_a_run_writes_its_card_and_the_commands_in_it_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, TERMS)), encoding="utf-8")
-    metrics = ml.finetune(Options(base="tiny", data="mine.jsonl", steps=2, out="runs/mine"))
+    metrics = ml.finetune(Options(base="tiny", data="mine.jsonl", steps=2, eval_records=1, out="runs/mine"))
     text = (tmp_path / "runs" / "mine" / "README.md").read_text(encoding="utf-8")
     assert metrics["base_sha256"][0] in text and "a LoRA adapter for tiny" in text
     notes = json.loads((tmp_path / "runs" / "mine" / "minilora.json").read_text())
