@@ -216,17 +216,14 @@ class _Audit:
     def merge(self) -> str:
         base = base_state(self.model)
         with in_float32(base.values()):  # products with a merged matrix are computed in float32
-            return self.merge_onto(base)
-
-    def merge_onto(self, base: dict[str, Array]) -> str:
-        unmerged = self.logits()
-        merge_adapter(self.model)
-        try:
-            once = self.logits()
+            unmerged = self.logits()
             merge_adapter(self.model)
-            twice = self.logits()
-        finally:
-            unmerge_adapter(self.model)
+            try:
+                once = self.logits()
+                merge_adapter(self.model)
+                twice = self.logits()
+            finally:
+                unmerge_adapter(self.model)
         if not np.array_equal(once, twice):
             raise AuditError("merge: merging twice differs from merging once")
         gap, largest = float(np.abs(once - unmerged).max()), float(np.abs(unmerged).max())
@@ -265,14 +262,14 @@ class _Audit:
 
     def gradients(self) -> dict[str, tuple[Array, Array]]:
         """dL/dA and dL/dB by module; zero for a missing gradient."""
-        pairs = {path: (own.lora_A, own.lora_B) for path, own in self.weights.items()}
         for parameter in self.model.trainable_parameters().values():
             parameter.grad = None
         loss = self.model.loss(self.ids, self.ids)
         if loss.requires_grad:
             loss.backward()
         found = {}
-        for path, pair in pairs.items():
+        for path, own in self.weights.items():
+            pair = (own.lora_A, own.lora_B)
             da, db = (array_module(p.data).zeros_like(p.data) if p.grad is None else p.grad for p in pair)
             found[path] = da, db
         for parameter in self.model.trainable_parameters().values():

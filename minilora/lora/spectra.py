@@ -57,7 +57,12 @@ def rank_for_variance(values: np.ndarray, share: float = 0.9) -> int:
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share!r}")
-    explained = np.cumsum(np.sort(_values(values))[::-1] ** 2)
+    values = np.asarray(to_numpy(values)).astype(np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError("singular values must be a list of finite numbers, none of them negative")
+    if not values.any():
+        raise ValueError("all singular values are zero, so there is no variance to explain")
+    explained = np.cumsum(np.sort(values)[::-1] ** 2)
     return int(np.searchsorted(explained, share * explained[-1] * (1 - 1e-12))) + 1  # tolerates rounding errors
 
 
@@ -141,8 +146,7 @@ def closest_cosines(w: np.ndarray, tuned: np.ndarray, k: int = 10) -> np.ndarray
     The signs of singular vectors are arbitrary and are ignored. Vectors of equal singular values are arbitrary too, and
     so are their cosines. w, tuned: (m, n). Raises ValueError for different shapes, or a k outside 1 to min(m, n).
     """
-    w, tuned = _matrix(dense(w), "W"), _matrix(dense(tuned), "the tuned matrix")
-    _refuse_two_shapes(w, tuned)
+    w, tuned = _of_one_shape(w, tuned)
     if not 1 <= k <= min(w.shape):
         raise ValueError(f"k must be between 1 and {min(w.shape)}, the number of singular vectors, got {k!r}")
     return np.abs(svd(w).u.T @ svd(tuned).u[:, :k]).max(axis=0)
@@ -171,8 +175,7 @@ def row_changes(w: np.ndarray, tuned: np.ndarray) -> tuple[float, float]:
     paper's columns are rows (outputs) here, as in `variants.py` and in PEFT. The computation is in float64, because
     1 - cos is tiny. Raises ValueError for different shapes, or a row of zeros, which has no direction.
     """
-    w, tuned = _matrix(dense(w), "W").astype(np.float64), _matrix(dense(tuned), "the tuned matrix").astype(np.float64)
-    _refuse_two_shapes(w, tuned)
+    w, tuned = (matrix.astype(np.float64) for matrix in _of_one_shape(w, tuned))
     before, after = np.linalg.norm(w, axis=1), np.linalg.norm(tuned, axis=1)
     if not (before.all() and after.all()):
         raise ValueError("a row of zeros has no direction")
@@ -180,9 +183,11 @@ def row_changes(w: np.ndarray, tuned: np.ndarray) -> tuple[float, float]:
     return float(np.abs(after - before).mean()), float((apart**2).sum(axis=1).mean() / 2)
 
 
-def _refuse_two_shapes(w: np.ndarray, tuned: np.ndarray) -> None:
+def _of_one_shape(w: np.ndarray, tuned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    w, tuned = _matrix(dense(w), "W"), _matrix(dense(tuned), "the tuned matrix")
     if w.shape != tuned.shape:
         raise ValueError(f"W is {w.shape} and the tuned matrix is {tuned.shape}: they must have the same shape")
+    return w, tuned
 
 
 def _directions(update: Update) -> np.ndarray:
@@ -207,12 +212,3 @@ def _matrix(x: Any, name: str) -> np.ndarray:
     if not np.isfinite(x).all():
         raise ValueError(f"{name} holds NaN or infinity: it has no singular values")
     return x
-
-
-def _values(values: Any) -> np.ndarray:
-    values = np.asarray(to_numpy(values)).astype(np.float64)
-    if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any():
-        raise ValueError("singular values must be a list of finite numbers, none of them negative")
-    if not values.any():
-        raise ValueError("all singular values are zero, so there is no variance to explain")
-    return values

@@ -35,13 +35,10 @@ def read_config(folder: Path) -> Config:
     if any(refused.values()):
         names = ", ".join(name for name, used in refused.items() if used)
         raise ModelFileError(f"{path}: minilora does not support this value of {names}")
+    required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     try:
         return Config(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            num_hidden_layers=raw["num_hidden_layers"],
-            num_attention_heads=raw["num_attention_heads"],
+            **{name: raw[name] for name in required},
             num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
             head_dim=raw.get("head_dim") or 0,
             max_position_embeddings=raw.get("max_position_embeddings", 2048),

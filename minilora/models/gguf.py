@@ -62,7 +62,7 @@ class GGUF:
             raise ModelFileError(f"{self.path}: architecture is {architecture!r}, minilora reads 'llama'")
         try:
             heads = int(self._value("attention.head_count"))
-            config = Config(
+            return Config(
                 vocab_size=int(self.tensors["model.embed_tokens.weight"].shape[1]),
                 hidden_size=int(self._value("embedding_length")),
                 intermediate_size=int(self._value("feed_forward_length")),
@@ -77,7 +77,6 @@ class GGUF:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{self.path}: invalid metadata: {error}") from error
-        return config
 
     def _value(self, key: str) -> Any:
         full = f"llama.{key}"
@@ -161,10 +160,12 @@ def save_gguf(
             tensors[llama_cpp_name(name)] = (np.asarray(stored.data), stored.tensor_type.name)
             continue
         w = in_pairs(name, to_numpy(dense(array)), config)
+        own = kind_of(w, kind, name)
         try:
-            tensors[llama_cpp_name(name)] = _packed(w, kind, name)
+            packed = w.astype(np.float32, copy=False) if w.ndim == 1 else quantize(w, own)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+        tensors[llama_cpp_name(name)] = (packed, own)
     description: dict[str, Any] = {"general.architecture": "llama", "general.type": "model"}
     if source is None:
         description |= _shape_metadata(config) | tokenizer_metadata(tokenizer, config.vocab_size)
@@ -191,11 +192,6 @@ def kind_of(w: np.ndarray, kind: str, name: str = "") -> str:
     if kind.startswith("Q") and w.shape[1] % BLOCK:
         return "F16"
     return "Q8_0" if kind == "Q4_1" and name in ("model.embed_tokens.weight", "lm_head.weight") else kind
-
-
-def _packed(w: np.ndarray, kind: str, name: str) -> tuple[np.ndarray, str]:
-    kind = kind_of(w, kind, name)
-    return (w.astype(np.float32, copy=False), kind) if w.ndim == 1 else (quantize(w, kind), kind)
 
 
 def _shape_metadata(config: Config) -> dict[str, Any]:

@@ -207,9 +207,8 @@ def export(
     save_gguf_adapter(model, out)
     expected = _logits(model)
     load_adapter(model, out, name="written")  # becomes the active one
-    return ExportReport(
-        out, out.stat().st_size, len(lora_modules(model)), float(np.abs(_logits(model) - expected).max())
-    )
+    apart = float(np.abs(_logits(model) - expected).max())
+    return ExportReport(out, out.stat().st_size, len(lora_modules(model)), apart)
 
 
 def requantised(
@@ -270,12 +269,7 @@ def _packed_in(source: GGUF, name: str) -> bool:
 def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format: str, overwrite: bool) -> Path:
     """The path of the base. Raises, before anything is loaded, if `out` cannot be written."""
     place = locate(base if base is not None else base_of({ADAPTER: Path(adapter)}))
-    _refuse_bad_out(out, {"base": place, "adapter": Path(adapter)}, format, overwrite)
-    return place
-
-
-def _refuse_bad_out(out: Path, sources: dict[str, Path], format: str, overwrite: bool) -> None:
-    for what, path in sources.items():
+    for what, path in (("base", place), ("adapter", Path(adapter))):
         if out.exists() and path.exists() and out.samefile(path):
             raise ValueError(f"{out} is the {what} itself: choose another name")
     if format == "gguf" and out.is_dir():
@@ -286,6 +280,7 @@ def _refuse_bad_out(out: Path, sources: dict[str, Path], format: str, overwrite:
     if format == "hf" and out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= replaceable):
         only = "; --overwrite (overwrite=True) replaces only a whole model" if out.is_dir() else ""
         raise ValueError(f"{out} exists: choose a new or empty folder{only}")
+    return place
 
 
 def _save_whole_folder(out: Path, config: Config, state: dict[str, Array], tokenizer: Tokenizer, kind: str) -> None:

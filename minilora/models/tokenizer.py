@@ -94,10 +94,8 @@ class Tokenizer:
         try:
             encoded = text.encode()
         except UnicodeEncodeError as error:
-            half, position = text[error.start], error.start
-            raise ValueError(
-                f"{half!r} at position {position} is half of a surrogate pair, not a character: remove it"
-            ) from error
+            half = f"{text[error.start]!r} at position {error.start} is half of a surrogate pair"
+            raise ValueError(f"{half}, not a character: remove it") from error
         if self.unknown_bytes.isdisjoint(encoded):
             return
         for position, character in enumerate(text):
@@ -281,14 +279,8 @@ def from_folder(folder: Path) -> Tokenizer:
         eos = known[0]
     if core.token_to_id(eos) is None:
         raise ModelFileError(f"{settings_path}: eos_token {eos!r} is not in the vocabulary of {path.name}")
-    pad = _token_text(settings.get("pad_token"))
-    return Tokenizer(
-        core,
-        eos,
-        template,
-        _token_text(settings.get("bos_token")) or "",
-        None if pad is None else core.token_to_id(pad),
-    )
+    pad, bos = _token_text(settings.get("pad_token")), _token_text(settings.get("bos_token")) or ""
+    return Tokenizer(core, eos, template, bos, None if pad is None else core.token_to_id(pad))
 
 
 def to_folder(tokenizer: Tokenizer, folder: Path) -> None:
