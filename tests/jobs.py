@@ -1,6 +1,9 @@
 """What tests of the jobs share: options of a quick one, a question as a conversation."""
 
+import numpy as np
+
 from minilora.nn.optim import AdamW
+from minilora.train import learn as learning
 from minilora.train.job import finetune
 from minilora.train.loop import Trainer
 from minilora.train.material import prepare
@@ -23,6 +26,20 @@ def material_of(options, tokenizer):
     return prepare(
         options.data, tokenizer, field=options.field, max_length=options.max_length, eval_records=options.eval_records
     )
+
+
+def same(left, right):
+    """Are these arrays by name the same to the last bit?"""
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def foresee(losses, monkeypatch):
+    """Let these be the validation losses of a job after the first, the second, ... step."""
+
+    def validate(trainer, sets):
+        trainer.history.validation.append((trainer.done, losses[trainer.done - 1]))
+
+    monkeypatch.setattr(learning, "validate", validate)
 
 
 def trained(chosen, **more):

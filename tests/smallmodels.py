@@ -26,17 +26,9 @@ SMALL = Config(
     num_key_value_heads=1,
     max_position_embeddings=16,
 )
-IN_A_LAYER = [
-    "input_layernorm",
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "post_attention_layernorm",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-]
+ATTENTION, MLP = (["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"])
+IN_A_LAYER = ["input_layernorm", *(f"self_attn.{name}" for name in ATTENTION)]
+IN_A_LAYER += ["post_attention_layernorm", *(f"mlp.{name}" for name in MLP)]
 
 
 def in_float64(model, gain=20):
@@ -88,9 +80,7 @@ def lora_config(r=3, lora_alpha=6, **settings):
 
 
 def as_float64(model):
-    for _, parameter in model.named_parameters():
-        parameter.data = parameter.data.astype(np.float64)
-    return model
+    return in_float64(model, gain=1)
 
 
 def shaken(model, name="default", seed=9):

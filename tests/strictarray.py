@@ -165,21 +165,8 @@ def _operator(name, in_place):
     return operate
 
 
-for _name in [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-]:
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul",
+              "and", "or", "xor", "lshift", "rshift"):  # fmt: skip
     setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__", in_place=False))
     setattr(ndarray, f"__r{_name}__", _operator(f"__r{_name}__", in_place=False))
     if _name != "matmul":  # CuPy's arrays have no @=

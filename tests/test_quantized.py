@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import strictarray
-from modelfiles import CHATML, CONFIG, IDS, new_tokenizer, write_folder, write_gguf
+from modelfiles import CHATML, CONFIG, IDS, new_llama, new_tokenizer, write_folder, write_gguf
 from smallmodels import logits
 
 from minilora.cli import main
@@ -49,25 +49,17 @@ WIDE = replace(CONFIG, hidden_size=64, intermediate_size=128, head_dim=16)  # ro
 FILES, KINDS = ("Q8_0", "Q4_1"), tuple(kind.lower() for kind in ROUNDED)
 
 
-def new_model(config):
-    model = Llama(config, np.random.default_rng(0))
-    for name, parameter in model.named_parameters():
-        if "norm" not in name:
-            parameter.data *= np.float32(10)  # attention far from uniform
-    return model
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A small model as a GGUF file of each kind."""
     folder = tmp_path_factory.mktemp("quantized")
-    return {kind: write_gguf(folder / f"{kind}.gguf", new_model(CONFIG), kind) for kind in ("F32", "F16", *FILES)}
+    return {kind: write_gguf(folder / f"{kind}.gguf", new_llama(), kind) for kind in ("F32", "F16", *FILES)}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small model as a Hugging Face folder."""
-    state = new_model(WIDE).state_dict()
+    state = new_llama(**vars(WIDE)).state_dict()
     return save_folder(tmp_path_factory.mktemp("rounded") / "base", WIDE, state, new_tokenizer())
 
 

@@ -46,13 +46,6 @@ SAMPLES = [sample(length, scored, i) for i, (length, scored) in enumerate([(9, 1
 # -- one process -------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_of_one_has_all_of_it_and_tells_nobody():
-    assert ALONE.share(SAMPLES) is SAMPLES and ALONE.mean is None and (ALONE.number, ALONE.size) == (0, 1)
-    assert ALONE.sum(2.0, 3) == (2.0, 3) and ALONE.join(["a"]) == ["a"] and ALONE.same(SAMPLES) is SAMPLES
-    assert ALONE.bytes_per_step(10) == 0 and ALONE.at_once(5) == 5
-    ALONE.ready(base="x"), ALONE.level([np.zeros(3)])
-
-
 def test_without_a_launcher_nothing_of_mpi_is_imported():
     code = (
         "import sys, minilora.cli; from minilora.nn.ranks import world, ALONE; assert world() is ALONE;"

@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from smallmodels import as_float64
 
 import minilora as ml
 from minilora.engine import tensor
@@ -52,12 +53,6 @@ def adapted(model, **settings):
     return model.train()
 
 
-def to_float64(model):
-    for _, p in model.named_parameters():
-        p.data = p.data.astype(np.float64)
-    return model
-
-
 def whole(model, *batch):
     loss = model.loss(*batch)
     loss.backward()
@@ -90,7 +85,7 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @each_batch
 def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole(tiny_model, batch, full, threads):
-    model = to_float64(tiny_model if full else adapted(tiny_model))
+    model = as_float64(tiny_model if full else adapted(tiny_model))
     expected = gradients(model, batch, whole)
     assert_close(gradients(model, batch), expected)
     assert loss_without_grad(model, Batch(*batch)) == pytest.approx(expected[0], rel=1e-12)
@@ -106,7 +101,7 @@ def test_three_micro_batches_on_two_threads_give_the_gradients_of_the_whole(tiny
     monkeypatch.setattr(step, "cores", lambda: 2)
     monkeypatch.setattr(parts, "GOOD", 40)
     monkeypatch.setattr(parts, "LEAST", 1)
-    model = to_float64(Llama(dataclasses.replace(tiny_config, tie_word_embeddings=tied), 0))
+    model = as_float64(Llama(dataclasses.replace(tiny_config, tie_word_embeddings=tied), 0))
     batch = IDS[:3], labelled(IDS[:3])
     assert len(divided(model, Batch(*batch))) == 3
     assert_close(gradients(model, batch), gradients(model, batch, whole))
@@ -151,7 +146,7 @@ def test_where_there_is_no_gradient_the_true_reason_is_given(tiny_config, thread
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
 def test_a_mixed_batch_keeps_its_rows_together(tiny_model, threads):
-    model = to_float64(adapted(tiny_model))
+    model = as_float64(adapted(tiny_model))
     ids, labels, _ = BATCHES["rows"]
     names = ["own", None] * 4
     with mixed_batch(model, names):
@@ -192,7 +187,7 @@ def test_only_the_micro_batches_in_progress_hold_activations(tiny_config, thread
 def test_samples_some_at_a_time_or_all_at_once_have_the_loss_and_gradient_of_their_packed_row(
     tiny_config, threads, monkeypatch
 ):
-    model = to_float64(adapted(Llama(dataclasses.replace(tiny_config, vocab_size=128), 0)))
+    model = as_float64(adapted(Llama(dataclasses.replace(tiny_config, vocab_size=128), 0)))
     row, seen, real = pack(SAMPLES), [], step.divided
     expected = gradients(model, (row.input_ids, row.labels, row.packing), whole)
     norm = np.sqrt(sum((grad**2).sum() for grad in expected[1].values()))
@@ -206,7 +201,7 @@ def test_samples_some_at_a_time_or_all_at_once_have_the_loss_and_gradient_of_the
 
 
 def test_a_training_step_is_what_one_writes_by_hand(tiny_config):
-    models = [to_float64(adapted(Llama(tiny_config, 0))) for _ in range(2)]
+    models = [as_float64(adapted(Llama(tiny_config, 0))) for _ in range(2)]
     mine, other = (AdamW(model.trainable_parameters(), lr=0.01) for model in models)
     for _ in range(3):
         loss, norm = training_step(models[0], mine, Batch(*BATCHES["rows"]), max_norm=0.01)

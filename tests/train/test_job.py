@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from jobs import asked, material_of, options, trained, trainer
+from jobs import asked, material_of, options, same, trained, trainer
 from modelfiles import CONFIG, TERMS
 
 import minilora as ml
@@ -34,10 +34,6 @@ KEYS = {
     "trainable_parameters", "total_parameters", "base_sha256", "loss", "keyword_recall", "seconds_per_step",
     "tokens_per_second", "peak_memory_bytes", "adapter_bytes", "base_bytes",
 }  # fmt: skip
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
 
 
 @pytest.fixture(scope="module")

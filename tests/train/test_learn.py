@@ -1,42 +1,21 @@
 """What happens beside the steps: validation, the best that is kept, the end that comes early."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from jobs import material_of, options, trained, trainer
+from jobs import foresee, material_of, options, same, trained, trainer
 
 import minilora as ml
 from minilora.train import checkpoint
-from minilora.train import learn as learning
 from minilora.train.job import finetune
 from minilora.train.learn import validate
-
-
-@pytest.fixture(autouse=True)
-def no_wait_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-def foresee(losses, monkeypatch):
-    """Let these be the validation losses after the first, the second, ... measurement."""
-
-    def validate(trainer, sets):
-        history = trainer.history
-        history.validation.append((trainer.done, losses[len(history.validation)]))
-
-    monkeypatch.setattr(learning, "validate", validate)
 
 
 def state_of(folder, home):
     model, _ = ml.load(home / "base")
     ml.load_adapter(model, folder)
     return ml.adapter_state(model, "default")
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
 
 
 def after(steps, home, chosen):

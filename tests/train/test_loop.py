@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from jobs import same
 from smallmodels import new_model, random_samples
 
 import minilora as ml
@@ -189,10 +190,6 @@ def run(config, steps=30, poison=None, **settings):
     if poison:
         poison(model)
     return model, fit(model, samples(), steps, lr=1e-2, batch_size=3, **settings)
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
 
 
 def test_the_history_has_one_entry_per_step_and_the_caller_hears_of_each(tiny_config):

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
-from jobs import options, trained
+from jobs import options, same, trained
 
 import minilora as ml
 from minilora.cli import main
@@ -67,10 +67,6 @@ def rebuilt(home, steps=5, method="lora", **given):
     norm, how = given.get("max_grad_norm", 1.0), {name: given[name] for name in FIT if name in given}
     history = ml.fit(model, samples, steps, optimizer=optimizer, max_norm=norm, **dict(batch_size=4) | how)
     return history.losses, ml.adapter_state(model, "default") if method == "lora" else model.state_dict()
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
 
 
 WAYS = {

@@ -11,22 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import options, trained
+from jobs import foresee, options, trained
 
 import minilora as ml
 from minilora.files import tensors
 from minilora.train import checkpoint, job
-from minilora.train import learn as learning
 from minilora.train.job import finetune
 from minilora.train.log import read_log
 from minilora.train.loop import Trainer
 
 CHECKPOINT = "run.partial/checkpoint"
-
-
-@pytest.fixture(autouse=True)
-def no_wait_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
@@ -43,15 +37,6 @@ def stop_at(monkeypatch):
         monkeypatch.setattr(job, "Trainer", Stopped)
 
     return stop
-
-
-def foresee(losses, monkeypatch):
-    """Let these be the validation losses after the first, the second, ... step."""
-
-    def validate(trainer, sets):
-        trainer.history.validation.append((trainer.done, losses[trainer.done - 1]))
-
-    monkeypatch.setattr(learning, "validate", validate)
 
 
 run = trained

@@ -82,9 +82,14 @@ def test_what_was_learned_stays_aside_and_is_named_when_the_job_ends_early(error
         place.began = True
         (place.partial / where).mkdir(exist_ok=True)
         (place.partial / where / "adapter_model.safetensors").write_text("half")
+        if where:
+            (place.partial / where / "state.json").write_text("{}")
         raise error
     kept = place.partial / where
-    assert said() == [f"the trained weights are in {kept}; talk to the model with: minilora chat --adapter {kept}"]
+    assert said() == [
+        f"the trained weights are in {kept}; talk to the model with: minilora chat --adapter {kept}",
+        *([f"resume with: minilora finetune --resume --overwrite --out {run}"] if where else []),
+    ]
     assert tree(run) == {"adapter_model.safetensors": b"old"} and sorted(os.listdir(run.parent)) == ["x", "x.partial"]
 
 
@@ -187,25 +192,3 @@ def test_a_finished_run_holds_only_files_that_overwriting_knows_and_is_refused_b
     with pytest.raises(ValueError, match="holds a finished run"):
         trained(chosen)
     assert os.listdir(tmp_path) == ["run"]
-
-
-def test_a_second_run_that_is_interrupted_leaves_the_first_as_it_was(home, tmp_path, monkeypatch, said):
-    chosen = options(home, tmp_path / "run", steps=1, eval_records=1, overwrite=True)
-    trained(chosen)
-    before = tree(tmp_path / "run")
-
-    def stop(*inputs):
-        if inputs[3] == "after":
-            raise KeyboardInterrupt
-        return real(*inputs)
-
-    real = job.evaluate
-    monkeypatch.setattr(job, "evaluate", stop)
-    with pytest.raises(KeyboardInterrupt):
-        trained(chosen)
-    assert tree(tmp_path / "run") == before
-    kept = tmp_path / "run.partial"
-    assert said()[-2:] == [
-        f"the trained weights are in {kept}; talk to the model with: minilora chat --adapter {kept}",
-        f"resume with: minilora finetune --resume --overwrite --out {tmp_path / 'run'}",
-    ]
