@@ -23,7 +23,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Options = TypeVar("Options")
-_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 BASE = "tiny, smollm2, a .gguf file, or a Hugging Face folder"  # help texts that several commands share
 PACKED: dict[str, Any] = {
@@ -37,39 +37,17 @@ BF16 = "multiply by the base's frozen matrices in bfloat16, where the processor 
 RECOMPUTE = "keep less for the backward pass, for a third more time"
 
 ELSEWHERE = {  # what other programs call it -> what it is called here
-    "--rank": "--r",
-    "--lora-r": "--r",
-    "--alpha": "--lora-alpha",
-    "--targets": "--target-modules",
-    "--learning-rate": "--lr",
-    "--batch": "--batch-size",
-    "--num-epochs": "--epochs",
-    "--num-train-epochs": "--epochs",
-    "--max-steps": "--steps",
-    "--iters": "--steps",
-    "--ask": "--prompt",
-    "--question": "--prompt",
-    "--model": "--base",
-    "--dataset": "--data",
-    "--output": "--out",
-    "--output-dir": "--out",
-    "--max-seq-length": "--max-length",
-    "--max-tokens": "--max-new-tokens",
-    "--load-in-4bit": "--quantized",
-    "--bfloat16": "--bf16",
-    "--gradient-checkpointing": "--recompute",
-    "--gradient-accumulation-steps": "--grad-accumulation",
-    "--dora": "--use-dora",
-    "--rslora": "--use-rslora",
-    "--dropout": "--lora-dropout",
-    "--init": "--init-lora-weights",
-    "--loraplus-lr-ratio": "--lora-plus",
-    "--lr-scheduler-type": "--schedule",
-    "--lr-schedule": "--schedule",
-    "--warmup-ratio": "--warmup",
-    "--max-norm": "--max-grad-norm",
-    "--grad-clip": "--max-grad-norm",
-}
+    "--rank": "--r", "--lora-r": "--r", "--alpha": "--lora-alpha", "--targets": "--target-modules",
+    "--learning-rate": "--lr", "--batch": "--batch-size", "--num-epochs": "--epochs",
+    "--num-train-epochs": "--epochs", "--max-steps": "--steps", "--iters": "--steps", "--ask": "--prompt",
+    "--question": "--prompt", "--model": "--base", "--dataset": "--data", "--output": "--out",
+    "--output-dir": "--out", "--max-seq-length": "--max-length", "--max-tokens": "--max-new-tokens",
+    "--load-in-4bit": "--quantized", "--bfloat16": "--bf16", "--gradient-checkpointing": "--recompute",
+    "--gradient-accumulation-steps": "--grad-accumulation", "--dora": "--use-dora", "--rslora": "--use-rslora",
+    "--dropout": "--lora-dropout", "--init": "--init-lora-weights", "--loraplus-lr-ratio": "--lora-plus",
+    "--lr-scheduler-type": "--schedule", "--lr-schedule": "--schedule", "--warmup-ratio": "--warmup",
+    "--max-norm": "--max-grad-norm", "--grad-clip": "--max-grad-norm",
+}  # fmt: skip
 
 
 class UsageError(Exception):
@@ -339,7 +317,7 @@ def _checked(read: Callable[[str], Any], metadata: Mapping[str, Any]) -> Callabl
         try:
             value = read(word)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {_KINDS.get(read, 'another value')}, got {word!r}") from error
+            raise argparse.ArgumentTypeError(f"expected {KINDS.get(read, 'another value')}, got {word!r}") from error
         if reason := _refusal(value, metadata):
             raise argparse.ArgumentTypeError(f"{reason}, got {word!r}")
         return value
@@ -376,7 +354,7 @@ def _kind_of_several(hint: Any) -> dict[str, Any]:
         try:
             return _word_or_truth(word) if bool in kinds else kinds[0](word)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {_KINDS[kinds[0]]}, got {word!r}") from error
+            raise argparse.ArgumentTypeError(f"expected {KINDS[kinds[0]]}, got {word!r}") from error
 
     return {"type": read, "nargs": "+", "action": "extend"}
 
@@ -407,7 +385,7 @@ def _pair(kind: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
         try:
             return key, kind(value)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {_KINDS[kind]} after {key}=, got {value!r}") from error
+            raise argparse.ArgumentTypeError(f"expected {KINDS[kind]} after {key}=, got {value!r}") from error
 
     return read
 

@@ -16,9 +16,7 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .options import check_value, flag, flag_fields, kinds_of, meaningful, nearest, or_none
-
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+from .options import KINDS, check_value, flag, flag_fields, kinds_of, meaningful, nearest, or_none
 
 
 def write(options: Any, *comments: str) -> str:
@@ -156,9 +154,7 @@ def _fit(value: Any, hint: Any) -> Any:
 
 def _name(kind: Any) -> str:
     origin = get_origin(kind)
-    if origin is None:
-        return _NAMES[kind]
-    return "a table" if issubclass(origin, Mapping) else "a list"
+    return KINDS[kind] if origin is None else "a table" if issubclass(origin, Mapping) else "a list"
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:

@@ -70,7 +70,7 @@ def test_report_of_a_run_that_lacks_a_key_names_its_file(key, finished, tmp_path
     assert complaint(capsys).startswith("metrics.json: not the metrics")
 
 
-@pytest.mark.parametrize("words", [["report"], ["--version"], ["--help"], ["finetune", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["report"], ["finetune", "--help"]], ids=" ".join)
 def test_output_that_nobody_reads_is_no_error(words, finished):
     reading, writing = os.pipe()
     os.close(reading)

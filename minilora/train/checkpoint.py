@@ -65,9 +65,8 @@ def save(partial: Path, state: State, trainer: Trainer, save_weights: Callable[[
     """
     with replacing_folder(partial / CHECKPOINT) as folder:
         save_weights(folder)
-        optimizer = _adamw(trainer)
-        for name, arrays in (("m", optimizer.m), ("v", optimizer.v)):
-            write_tensors(folder / f"moments_{name}.safetensors", dict(zip(trainer.parameters, arrays, strict=True)))
+        for name, moments in _moments(trainer).items():
+            write_tensors(folder / name, moments)
         dropout = {path: layer.state() for path, layer in _dropouts(trainer.model, adapter).items()}
         _write_state(folder, state, {"step": trainer.done, "dropout": dropout})
     forget_best(partial, but=state.history.best)
@@ -128,9 +127,8 @@ def read_state(partial: Path) -> State:
     try:
         history = History(**record["history"])
         history.validation = [(step, loss) for step, loss in history.validation]
-        history.validation_sets = {
-            name: [(step, loss) for step, loss in losses] for name, losses in history.validation_sets.items()
-        }
+        by_set = history.validation_sets.items()
+        history.validation_sets = {name: [(step, loss) for step, loss in losses] for name, losses in by_set}
         before = Measured(**record["before"])
         names = ("options", "base", "data", "trained", "last_loss")
         return State(history=history, before=before, **{name: record[name] for name in names})
@@ -152,10 +150,9 @@ def restore(partial: Path, state: State, trainer: Trainer, adapter: str) -> None
     folder = partial / CHECKPOINT
     record = read_json(folder / STATE_FILE)
     read_weights(folder, trainer.parameters)
-    optimizer = _adamw(trainer)
-    for name, arrays in (("m", optimizer.m), ("v", optimizer.v)):
-        _fill(folder / f"moments_{name}.safetensors", dict(zip(trainer.parameters, arrays, strict=True)))
-    optimizer.steps = record["step"]
+    for name, moments in _moments(trainer).items():
+        _fill(folder / name, moments)
+    _adamw(trainer).steps = record["step"]
     try:
         for path, layer in _dropouts(trainer.model, adapter).items():
             layer.restore(record["dropout"][path])
@@ -180,11 +177,8 @@ def _fill(path: Path, places: dict[str, Array]) -> None:
     """
     for key, found in each_tensor(path):
         place = places.pop(key, None)
-        if (
-            place is None
-            or place.ndim != found.ndim
-            or any(n > m for n, m in zip(place.shape, found.shape, strict=True))
-        ):
+        fits = place is not None and place.ndim == found.ndim
+        if not fits or any(n > m for n, m in zip(place.shape, found.shape, strict=True)):
             raise ModelFileError(f"{path}: {key} {found.shape} does not fit the trainable parameters of this run")
         place[...] = array_module(place).asarray(found[tuple(slice(n) for n in place.shape)])
     if places:
@@ -200,6 +194,12 @@ def _without_adapter(name: str) -> str:
 def _dropouts(model: Llama, adapter: str) -> dict[str, Any]:
     own = adapter_weights(model, adapter) if adapter in model.adapters else {}
     return {path: weights.dropout for path, weights in own.items() if weights.dropout is not None}
+
+
+def _moments(trainer: Trainer) -> dict[str, dict[str, Array]]:
+    """AdamW's moments by file and by parameter."""
+    files = {"moments_m.safetensors": _adamw(trainer).m, "moments_v.safetensors": _adamw(trainer).v}
+    return {file: dict(zip(trainer.parameters, arrays, strict=True)) for file, arrays in files.items()}
 
 
 def _adamw(trainer: Trainer) -> AdamW:

@@ -69,10 +69,7 @@ def finetune(options: Options, measure: bool = True, answers: bool = True, ranks
     if ranks.first:
         with RunFolder(options.folder, options.overwrite, options.resume) as place:
             return _run(options, measure, answers, ranks, place)
-    with (
-        hide_progress(),
-        suppress(TrainingError, KeyboardInterrupt),
-    ):  # the first rank has the same one, and ends the job
+    with hide_progress(), suppress(TrainingError, KeyboardInterrupt):  # the first rank has the same, and ends the job
         _run(options, measure, answers, ranks, None)
     return {}
 
@@ -191,11 +188,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         log.info(TOY)
     program = program_memory(base_bytes(model))
     material = prepare(
-        options.data,
-        tokenizer,
-        field=options.field,
-        max_length=options.max_length,
-        eval_records=options.eval_records,
+        options.data, tokenizer, field=options.field, max_length=options.max_length, eval_records=options.eval_records
     )
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
     if options.patience is not None and not material.validation_sets:
@@ -280,9 +273,8 @@ def _save_result(job: Job, trainer: Trainer, state: State, place: RunFolder | No
         if place is not None:
             job.save(place.partial / LAST)
         trainer.level()
-        state.last_loss = {
-            name: mean_loss(job.model, samples, ranks=job.ranks) for name, samples in job.material.scored.items()
-        }
+        scored = job.material.scored.items()
+        state.last_loss = {name: mean_loss(job.model, samples, ranks=job.ranks) for name, samples in scored}
         if place is not None:
             checkpoint.read_best(place.partial, kept["step"], trainer.parameters)
     if place is not None:
@@ -315,12 +307,9 @@ def _save_good_weights(job: Job, trainer: Trainer, partial: Path) -> None:
 def _memory(job: Job) -> dict[str, Any]:
     """Predicted for a training step, and measured for the process, where it computes on the CPU."""
     options, on_cpu = job.options, job.options.device == "cpu"
-    measured = peak_memory() if on_cpu else None
-    program = job.program if on_cpu else None
-    return {
-        "measured": measured,
-        **memory_of(job.model, job.material, options.batch_size, options.seed, job.ranks, program),
-    }
+    measured, program = (peak_memory(), job.program) if on_cpu else (None, None)
+    predicted = memory_of(job.model, job.material, options.batch_size, options.seed, job.ranks, program)
+    return {"measured": measured, **predicted}
 
 
 def _in_effect(model: Llama, options: Options) -> dict[str, Any]:

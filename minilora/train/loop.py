@@ -170,7 +170,10 @@ class Trainer:
         self.optimizer, self.peak = optimizer, optimizer.lr
         self.history = History() if history is None else history
         self.records_per_step, self.ranks = grad_accumulation * batch_size, ranks
-        self.few = self._is_small()
+        learning, whole = (
+            sum(p.size for p in each.values()) for each in (self.parameters, dict(model.named_parameters()))
+        )
+        self.few = learning < 0.5 * whole  # of an adapter, a copy costs some megabytes
         self.good: dict[str, Array] = {}  # the weights that gave the last finite loss, where they are few
         self.go_to(0)
 
@@ -227,11 +230,6 @@ class Trainer:
         batches = [batch[i : i + self.batch_size] for i in range(0, len(batch), self.batch_size)]
         self.history.tokens += sum(map(packed_length, batches))
         return loss
-
-    def _is_small(self) -> bool:
-        """Whether a copy of the trainable parameters costs little: some megabytes for an adapter."""
-        learning = sum(p.size for p in self.parameters.values())
-        return learning < 0.5 * sum(p.size for _, p in self.model.named_parameters())
 
 
 def _optimizer(model: Llama, given: Optimizer | None, lr: float | None, weight_decay: float) -> Optimizer:

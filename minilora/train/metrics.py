@@ -19,7 +19,7 @@ from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from ..nn.ranks import Ranks
 from .checkpoint import State
-from .loop import History, Trainer
+from .loop import Trainer
 from .material import Material, Measured, learned
 
 
@@ -34,6 +34,10 @@ def metrics_of(
     kept: which weights are the result, as `History.kept` gives them.
     """
     model, history, counts = trainer.model, state.history, count_parameters(trainer.model)
+    sizes = {  # of the gradients of a step, and of those of a step that trains the whole model
+        "sent": sum(p.size for p in trainer.parameters.values()),
+        "full_sent": sum(array.size for array in base_state(model).values()),
+    }
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "steps": len(history.losses),
@@ -48,13 +52,18 @@ def metrics_of(
         "total_parameters": counts.total,
         **_audited(model, state.base),
         **learned(material, state.before, after),
-        **_trained(history),
+        "train_loss": history.losses,
+        "validation_loss": history.validation,
+        "validation": history.validation_sets,
+        "seconds_per_step": history.seconds_per_step,
+        "tokens_per_second": history.tokens_per_second,
+        "training_seconds": sum(history.seconds),
         "kept": dict(kept),
         "last": {"loss": state.last_loss or after.loss},
         "base_bytes": base_bytes(model),
         "base_rounded_to": model.rounded_to,
         "ranks": trainer.ranks.size,
-        "bytes_per_step": _sent(trainer),
+        "bytes_per_step": {name: trainer.ranks.bytes_per_step(size) for name, size in sizes.items()},
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
     }
 
@@ -98,21 +107,3 @@ def _audited(model: Llama, before: str) -> dict[str, Any]:
             found["audit_failed"] = str(error)
     after = before if "base" in found["audit"] else sha256_of(base_state(model))  # the audit has just compared them
     return found | {"base_sha256": [before, after]}
-
-
-def _trained(history: History) -> dict[str, Any]:
-    return {
-        "train_loss": history.losses,
-        "validation_loss": history.validation,
-        "validation": history.validation_sets,
-        "seconds_per_step": history.seconds_per_step,
-        "tokens_per_second": history.tokens_per_second,
-        "training_seconds": sum(history.seconds),
-    }
-
-
-def _sent(trainer: Trainer) -> dict[str, int]:
-    """The bytes that a rank sends in each step, and those it would send if the whole model were trained."""
-    whole = sum(array.size for array in base_state(trainer.model).values())
-    mine = sum(p.size for p in trainer.parameters.values())
-    return {"sent": trainer.ranks.bytes_per_step(mine), "full_sent": trainer.ranks.bytes_per_step(whole)}

@@ -126,15 +126,6 @@ def test_tensors_come_back_packed_and_unpacked_from_any_layout_of_the_array(kind
     np.testing.assert_array_equal(unpack(tmp_path / "a.gguf", norm), [1, 2, 3])
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
-    files.write_gguf(tmp_path / "a.gguf", {"general.architecture": "llama"}, {})
-    before = (tmp_path / "a.gguf").read_bytes()
-    with pytest.raises(KeyError):
-        files.write_gguf(tmp_path / "a.gguf", {"general.architecture": "llama", "x.y": object()}, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
-    assert (tmp_path / "a.gguf").read_bytes() == before
-
-
 # -- what is no such file ----------------------------------------------------------------------------------------------
 
 

@@ -110,11 +110,6 @@ def test_train_and_eval_reach_every_module(model):
     assert all(module.training for _, module in model.train().named_modules())
 
 
-def test_a_module_without_forward_says_so():
-    with pytest.raises(NotImplementedError, match="Module defines no forward"):
-        Module()(1)
-
-
 # -- layers ------------------------------------------------------------------------------------------------------------
 
 

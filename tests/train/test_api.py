@@ -11,8 +11,8 @@ def ranks_and_seeds():
     for r in (1, 16):
         for seed in (0, 1):
             model, tokenizer = ml.load("tiny")
-            train = ml.encode_records(splits["train"][:32], tokenizer)
-            unseen = ml.encode_records(splits["test"][:8], tokenizer)
+            train = ml.encode_records(splits["train"][:16], tokenizer)
+            unseen = ml.encode_records(splits["test"][:4], tokenizer)
             ml.add_adapter(model, ml.LoraConfig(r=r, lora_alpha=2 * r), seed=seed)
             before = ml.mean_loss(model, unseen)
             ml.fit(model, train, steps=4, lr=1e-2, batch_size=4, seed=seed)

@@ -171,19 +171,13 @@ def test_the_file_of_a_run_repeats_it_to_the_last_byte_from_any_folder(flags, ho
     assert texts[0] == texts[1]
 
 
-@pytest.mark.usefixtures("unmeasured")
-def test_flags_take_precedence_over_the_file_of_a_run(home, plain, tmp_path, capsys):
-    words = ["--config", str(plain / "run.toml"), "--out", str(tmp_path / "run"), "--steps", "1", "--method", "full"]
-    assert main(["finetune", *words]) == 0
-    capsys.readouterr()
-    assert column(tmp_path / "run", "lr") == [2e-4]  # the method's own
-    assert (tmp_path / "run" / "model.safetensors").exists()
-
-
-def test_a_file_takes_precedence_over_the_options_that_a_resumed_run_began_with(tmp_path):
+def test_flags_take_precedence_over_a_file_and_a_file_over_what_a_resumed_run_began_with(plain, tmp_path):
     (tmp_path / "x.toml").write_text("r = 5", encoding="utf-8")
     chosen = read_options(ml.Options, Namespace(config=tmp_path / "x.toml", seed=7), {"r": 3, "seed": 1, "lr": 0.1})
     assert (chosen.r, chosen.seed, chosen.lr) == (5, 7, 0.1)
+    chosen = read_options(ml.Options, Namespace(config=plain / "run.toml", steps=1, method="full"), {})
+    assert (chosen.method, chosen.steps, chosen.learning_rate) == ("full", 1, 2e-4)  # the method's own rate
+    assert chosen.batch_size == 4
 
 
 def test_a_file_with_an_unknown_option_is_answered_with_the_nearest_one(tmp_path, capsys):
