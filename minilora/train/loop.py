@@ -170,10 +170,8 @@ class Trainer:
         self.optimizer, self.peak = optimizer, optimizer.lr
         self.history = History() if history is None else history
         self.records_per_step, self.ranks = grad_accumulation * batch_size, ranks
-        learning, whole = (
-            sum(p.size for p in each.values()) for each in (self.parameters, dict(model.named_parameters()))
-        )
-        self.few = learning < 0.5 * whole  # of an adapter, a copy costs some megabytes
+        whole = sum(p.size for _, p in model.named_parameters())
+        self.few = sum(p.size for p in self.parameters.values()) < 0.5 * whole  # an adapter: a copy is some megabytes
         self.good: dict[str, Array] = {}  # the weights that gave the last finite loss, where they are few
         self.go_to(0)
 
