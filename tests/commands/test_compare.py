@@ -278,7 +278,8 @@ def test_the_command_prints_the_table_and_leaves_picture_numbers_and_the_two_run
     assert memory["activations"] > 0 and memory["by_owner"]["moments"] == 8 * result["runs"]["full"]["total_parameters"]
 
 
-def test_a_run_in_its_own_process_gives_the_numbers_of_the_same_run_here(finished, tmp_path):
+def test_a_run_in_its_own_process_gives_the_numbers_of_the_same_run_here(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("minilora.train.job.run_picture", lambda metrics, path: path.touch())
     record = json.loads((finished[0] / "full-0.001.json").read_text())
     settings = {key: value for key, value in record["decides"].items() if key in Options.__dataclass_fields__}
     here = finetune(Options(**settings | {"out": str(tmp_path / "x")}))

@@ -149,7 +149,8 @@ def test_the_user_is_warned_if_others_can_reach_the_server(shop, opened, capsys)
 
 def test_the_demo_trains_what_is_missing_once_and_opens_the_page(tmp_path, monkeypatch, opened, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "STEPS", 2)
+    monkeypatch.setattr(demo, "STEPS", 1)
+    monkeypatch.setattr("minilora.train.job.run_picture", lambda metrics, path: path.touch())
     monkeypatch.setattr(demo, "DOMAINS", ("legal", "support"))
     (tmp_path / "runs" / "demo-legal.partial").mkdir(parents=True)  # what a demo leaves that was interrupted
     (tmp_path / "runs" / "demo-legal.partial" / WEIGHTS_FILE).write_bytes(b"")

@@ -328,12 +328,13 @@ def test_a_trial_is_what_finetune_measures_and_leaves_nothing(tiny_folder, tmp_p
 
     base, data = str(tiny_folder / "base"), str(tiny_folder / "data.jsonl")
     setting = SweepOptions(base=[base], data=[data], steps=[3], batch_size=[4], r=[2], eval_records=[2]).settings()[0]
+    monkeypatch.setattr("minilora.train.job.run_picture", lambda metrics, path: path.touch())
     with monkeypatch.context() as patch:  # a bar's lock would be reported as a leaked semaphore after Ctrl-C
         patch.setattr(progress, "_tqdm", None)
         patch.setattr(progress, "_shown", lambda: not progress._hidden.get())
         found = trial(setting, str(tmp_path / "work"))
     assert written(tmp_path) == []
-    metrics = finetune(as_options(setting, out=str(tmp_path / "run")))
+    metrics = finetune(as_options(setting, out=str(tmp_path / "run")), answers=False)
     assert found["validation_loss"] == metrics["kept"]["loss"]
     assert found["unseen_loss"] == metrics["loss"]["unseen"][1]
     assert found["trainable_parameters"] == metrics["trainable_parameters"] and found["steps"] == 3
