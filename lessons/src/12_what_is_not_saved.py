@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 12: What is not saved?
 #
-# "I train 2 % of the parameters, and the memory hardly shrinks." Who says this of LoRA has measured well. Lesson 11
-# counted what learns: weights, gradients, moments. Something else is held during a step, and freezing does not touch
+# "I train 2 % of the parameters, and the memory hardly shrinks." People who report this measured correctly. Lesson 11
+# counted weights, gradients and optimizer state. A training step holds something else, and freezing does not reduce
 # it. And what about time? "Slow training: faster", says the guide. Faster than what, and by how much?
 
 # %%
@@ -18,17 +18,18 @@ from minilora.measure.ledger import kept_arrays, ledger, peak
 from minilora.pages.style import FULL, LORA, ink, panels
 
 # %% [markdown]
-# ## 1. What one layer keeps
+# ## 1. What one layer saves for the backward pass
 #
-# Going backward needs numbers that going forward has computed. They are called **activations**, and an operation keeps
-# them until its turn comes. Take a linear layer, with g for the gradient that arrives at its output y:
+# The backward pass needs arrays that the forward pass has computed. They are called **activations**, and an operation
+# saves them until its backward step has run. Take a linear layer, with g for the gradient that arrives at its output
+# y:
 #
 # $$y = x W^\top \qquad dx = g\,W \qquad dW = g^\top x$$
 #
-# dW needs x. Freeze W, and nobody asks for dW any more: the engine drops it, and x with it. So far, so good.
+# dW needs x. If W is frozen, dW is not needed. The engine then drops x. So far, so good.
 #
-# > **Predict.** x has 32 numbers for each token. How many numbers per token does a layer with a learning W keep? One
-# > with a frozen W? And one with a frozen W and LoRA of rank 4 beside it?
+# > **Predict.** x has 32 numbers per token. How many numbers per token does a layer with a trainable W save? One with
+# > a frozen W? And one with a frozen W and LoRA of rank 4?
 
 # %%
 T, n, m, r = 50, 32, 24, 4
@@ -56,19 +57,19 @@ for name, y in layers.items():
     claim("   numbers for each token", sum(array.size for array in kept.values()) // T, expected, expected)
 
 # %% [markdown]
-# **Freezing W lets go of x; training A takes it back**, because $dA = s\,(g B)^\top x$. In addition $u = x A^\top$ is
-# kept, r numbers per token, for dB. LoRA keeps *more* than full fine-tuning here.
+# **Freezing W makes x unnecessary; training A makes it necessary again**, because $dA = s\,(g B)^\top x$. In addition,
+# $u = x A^\top$ is saved for dB: r numbers per token. Here LoRA saves *more* activations than full fine-tuning.
 #
-# ## 2. What a model keeps
+# ## 2. What a model saves
 #
-# A block does more than linear layers: norms, attention, an activation function. None of them has a large matrix to
-# freeze, and the gradient has to pass through all on its way to the first adapter.
+# A block has more than linear layers: norms, attention, an activation function. None of them has a large matrix to
+# freeze, and the gradient must pass through all of them to reach the first adapter.
 #
-# > **Predict.** A model with LoRA on all linear layers trains a few percent of its numbers. Beside full fine-tuning,
-# > what share of the activations does it keep: a tenth, a half, all?
+# > **Predict.** A model with LoRA on all linear layers trains a few percent of its parameters. What share of full
+# > fine-tuning's activations does it save: a tenth, a half, all?
 #
-# A random model is enough: bytes do not depend on what the numbers are. `ledger` follows the graph back from a loss and
-# adds up every array that it holds.
+# A randomly initialised model is enough, because bytes do not depend on values. `ledger` follows the graph back from
+# the loss and adds up every array that it holds.
 
 
 # %%
@@ -124,19 +125,19 @@ claim("all-linear: activations as a share of full fine-tuning's", share["all-lin
 claim("q and v: the same", share["q and v"], 0.85, 0.95)
 
 # %% [markdown]
-# All of them. With q and v alone it is a tenth less. The largest rows, `swiglu` and `attention`, are the same in all
-# columns. `linear` is the x that full fine-tuning keeps for dW; in the middle column it has become `lora_linear`: the
-# same x for dA, and u for dB. (It is small because most inputs come from a norm or from `swiglu`, and minilora computes
-# them again from what those keep.) A little is gained at the two ends of the model, where nothing learns.
+# All of them. With q and v alone, it is a tenth less. The largest rows, `swiglu` and `attention`, are the same in all
+# columns. `linear` is the x that full fine-tuning saves for dW. In the middle column it has become `lora_linear`: the
+# same x for dA, and u for dB. (This row is small because most inputs come from a norm or from `swiglu`, and minilora
+# recomputes them from what those save.) A little is saved at the two ends of the model, where nothing is trained.
 #
-# ## 3. The whole bill
+# ## 3. The memory of a whole step
 #
-# Weights, gradients and moments are counted as in lesson 11; activations follow from shapes and from the number of
-# tokens. `ml.predict_memory` adds it up before anything runs. Is it right? `peak` watches every array that NumPy asks
-# for and remembers the most. It runs a real step of full fine-tuning and of LoRA.
+# Weights, gradients and optimizer state are counted as in lesson 11. Activations follow from shapes and from the
+# number of tokens. `ml.predict_memory` computes the sum before anything runs. Is it right? `peak` tracks every array
+# that NumPy allocates and records the maximum, in a real step of full fine-tuning and of LoRA.
 #
-# > **Predict.** Lesson 11 had 3.7 times less memory for SmolLM2 with r = 8, whatever the text. What remains of that
-# > with 512 tokens in a step? With 8,192, all that the model can read?
+# > **Predict.** In lesson 11, SmolLM2 with r = 8 took 3.7 times less memory, whatever the length of the text. What
+# > remains of that factor with 512 tokens in a step? With 8,192, the model's context length?
 
 
 # %%
@@ -161,13 +162,13 @@ wide = predicted(small, 128, 512) / Job(small, 128).held()
 claim("where it is cautious, r = 128: predicted / measured", wide, 1.03, 1.25)
 
 # %% [markdown]
-# The prediction holds within a few percent where the rank is small. With a large one it is too high: it adds the
-# gradients of the whole adapter to all activations, and the two never meet in full.
+# The prediction holds within a few percent where the rank is small. With a large rank it is too high: it adds the
+# gradients of the whole adapter to all activations, although the two never exist in full at the same time.
 #
-# Now the real model. Two levers are drawn with it, which reach what freezing leaves. **Recomputation** keeps only the
-# input of each block and computes the block a second time on the way back; full fine-tuning can do that as well, so it
-# does so here. **Packed weights** stay in the 4 and 8 bits of their file; full fine-tuning cannot do that, since its
-# weights must change.
+# Now the real model. Two methods reduce what freezing leaves. **Activation checkpointing** (also called gradient
+# checkpointing, or recomputation) saves only the input of each block and computes the block a second time in the
+# backward pass. Full fine-tuning can use it, too, so it does here. **Quantised weights** stay in the 4 and 8 bits of
+# their file. Full fine-tuning cannot use them, because it must update the weights.
 
 # %%
 SMOLLM2 = ml.Config(
@@ -221,26 +222,30 @@ show(
 )
 
 # %% [markdown]
-# *How to read it.* Dashed lines are predicted, dots measured; on the orange line LoRA saves nothing. With short texts
-# the frozen weights decide, and the factor is near lesson 11's. With long texts activations decide, and it melts.
+# *How to read it.* Dots are measured, and all lines are predicted. On the orange line LoRA saves nothing. With short
+# texts the frozen weights dominate, and the factor is near lesson 11's. With long texts activations dominate, and the
+# saving shrinks.
 #
-# Who fine-tunes a *small* model on *long* texts will say that LoRA saves nothing, and be nearly right. What fits a
-# large model into a small machine is not freezing alone: it is freezing, packing and recomputing together.
+# *Why does 2,265 MB appear six times?* A step of full fine-tuning has two peaks: with all activations at the end of
+# the forward pass, and with all gradients at the end of the backward pass. The larger one counts. Up to 512 tokens it
+# is the second one, which does not depend on the number of tokens, or on checkpointing.
 #
-# *What minilora's own training does:* `ml.fit` cuts a batch of several texts into micro-batches, and takes each one
-# forward and backward before the next, so that the activations of all never exist together. One long text cannot be
-# cut.
+# If you fine-tune a *small* model on *long* texts, you will find that LoRA saves almost nothing. Freezing alone does
+# not fit a large model into a small machine: freezing, quantisation and activation checkpointing together do.
+#
+# *In minilora's own training*, `ml.fit` splits a batch into micro-batches and accumulates their gradients, so that
+# only one micro-batch has activations at a time. A single long text cannot be split.
 #
 # ## 4. Is it faster?
 #
-# Count first. Full fine-tuning has three products of the same size for each W: $x W^\top$, $g W$ for dx, and $g^\top x$
-# for dW. LoRA does without dW. In return it has six thin ones, two forward and four backward, each r/C of a large one
-# if W is square and C wide:
+# Count first. For each W, full fine-tuning has three matmuls of the same size: $x W^\top$, $g W$ for dx, and $g^\top
+# x$ for dW. LoRA does not need dW. Instead it has six small matmuls, two in the forward pass and four in the backward
+# pass. If W is square with width C, each costs r/C of a large one:
 #
 # $$\frac{\text{LoRA}}{\text{full fine-tuning}} \approx \frac{2 + 6\,r/C}{3}$$
 #
-# > **Predict.** From this: how many times faster can leaving out products make a step, at most? From which width on
-# > does r = 8 gain anything? And will a clock say the same?
+# > **Predict.** By this count, how many times faster can a step become at most? From which width on is r = 8 faster at
+# > all? And will the clock agree?
 
 
 # %%
@@ -281,35 +286,35 @@ for width in (64, 128, 256, 512):
     )
 
 # %% [markdown]
-# These are times, so yours will differ. In the narrowest model they jump from run to run: on our machine, with one
-# thread, from slower than full fine-tuning to faster than counting allows. Such a step consists of many small
-# operations, and the thin products are six more to start for each W. So "r = 8 pays from C = 6 r = 48" is right by
-# counting, and no clock can be relied on to show it. In the widest model LoRA gained *more* than the 1.5 times of the
-# products. That is Adam, which visits every number that learns and spares what is frozen: without Adam, it stayed below
-# 1.5 in all six runs that we made.
+# These are times, so yours will differ. In the narrowest model they vary most from run to run. Such a step consists of
+# many small operations, and the adapter starts six more for each W. So "r = 8 is faster from C = 6 r = 48 on" is right
+# by counting, but a clock does not show it reliably. In the widest model, LoRA gained *more* than the 1.5 times of the
+# matmuls. The reason is Adam, which updates every trainable parameter and skips the frozen ones: without Adam, every
+# row of this run is below 1.5.
 #
-# **The verdicts.** *Huge GPU memory: only small matrices are trained*: half true. Of weights, gradients and moments it
-# saves up to four times (lesson 11), of activations nothing; together 3.6 times at 64 tokens and 1.2 at 8,192 for
-# SmolLM2. *Slow training: faster*: it depends on width and rank. Products alone allow 1.5 times; the paper measured
-# 1.33, and in a narrow model there may be nothing.
+# **The verdicts.** *Huge GPU memory: only small matrices are trained*: half true. LoRA takes up to four times less
+# memory for weights, gradients and optimizer state (lesson 11), and saves no activations. Together that is 3.6 times
+# less at 64 tokens and 1.2 times at 8,192 for SmolLM2. *Slow training: faster*: it depends on width and rank. The
+# matmuls alone allow 1.5 times as fast; the paper measured 1.33, and in a narrow model there may be no gain.
 #
 # ## What to remember
 #
-# - A frozen matrix keeps no x. LoRA beside it takes x back, and adds r numbers per token.
-# - With LoRA on all linear layers activations are those of full fine-tuning. They grow with tokens; weights do not.
-# - So the factor depends on the text: near 4 for short ones, near 1 for long ones. Recomputing and packing are what
-#   helps.
-# - Two large products in place of three, and six thin ones: at most 1.5 times faster, apart from Adam.
+# - A frozen matrix does not save x. LoRA on it saves x again, and r more numbers per token.
+# - With LoRA on all linear layers, activations are those of full fine-tuning. They grow with the number of tokens;
+#   weights do not.
+# - So the factor depends on the length of the text: near 4 for short texts, near 1 for long ones. Activation
+#   checkpointing and quantisation help.
+# - Two large matmuls instead of three, and six small ones: at most 1.5 times as fast, apart from Adam.
 #
-# Read on in [`ledger.py`](../minilora/measure/ledger.py) (what is held), [`predict.py`](../minilora/measure/predict.py)
-# (what will be), [`fused.py`](../minilora/engine/fused.py) (what each operation keeps),
-# [`recompute.py`](../minilora/engine/recompute.py) and [`quant.py`](../minilora/files/quant.py) (the two levers).
-# `minilora memory` prints prediction and measurement for a model of yours, `minilora bench` the seconds. **Now you:**
-# [exercises 12](exercises/12_what_is_not_saved.ipynb).
+# Read on in [`ledger.py`](../minilora/measure/ledger.py) (what is held),
+# [`predict.py`](../minilora/measure/predict.py) (what will be held), [`fused.py`](../minilora/engine/fused.py) (what
+# each operation saves), [`recompute.py`](../minilora/engine/recompute.py) and [`quant.py`](../minilora/files/quant.py)
+# (checkpointing and quantisation). `minilora memory` prints prediction and measurement for your model, and `minilora
+# bench` the seconds. **Now you:** [exercises 12](exercises/12_what_is_not_saved.ipynb).
 #
 # ## Sources
 #
-# - LoRA, and 43.1 against 32.5 tokens per second: [Hu et al. 2021](https://arxiv.org/abs/2106.09685). Recomputation:
-#   [Chen et al. 2016](https://arxiv.org/abs/1604.06174). A frozen base in 4 bits: [Dettmers et al.
+# - LoRA, and 43.1 against 32.5 tokens per second: [Hu et al. 2021](https://arxiv.org/abs/2106.09685). Activation
+#   checkpointing: [Chen et al. 2016](https://arxiv.org/abs/1604.06174). A frozen base in 4 bits: [Dettmers et al.
 #   2023](https://arxiv.org/abs/2305.14314). SmolLM2 reads 8,192 tokens ([model
 #   card](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct)).
