@@ -37,23 +37,22 @@ rng = np.random.default_rng(0)
 x, W, A, B = (rng.standard_normal(shape) for shape in [(T, n), (m, n), (r, n), (m, r)])
 
 
-def learns(array):
-    """A tensor that asks for a gradient."""
+def trainable(array):
+    """A tensor that requires a gradient."""
     return ml.Tensor(array, requires_grad=True)
 
 
-layers = {  # x asks for a gradient in all three: layers below want to learn
-    "W learns": linear(learns(x), learns(W)),
-    "W frozen, nothing beside it": linear(learns(x), ml.Tensor(W)),
-    "W frozen, A and B beside it": lora_linear(learns(x), ml.Tensor(W), learns(A), learns(B), scale=2.0),
+layers = {  # x requires a gradient in all three, for the layers below
+    "W trainable": linear(trainable(x), trainable(W)),
+    "W frozen, no adapter": linear(trainable(x), ml.Tensor(W)),
+    "W frozen, with A and B": lora_linear(trainable(x), ml.Tensor(W), trainable(A), trainable(B), scale=2.0),
 }
 for name, y in layers.items():
-    kept = {
-        id(array): array for _, array in kept_arrays(y.node) if len(array) == T
-    }  # not the matrices: they stay anyhow
+    # only what has a row per token: the matrices stay in memory anyway
+    kept = {id(array): array for _, array in kept_arrays(y.node) if len(array) == T}
     shapes = ", ".join(str(array.shape) for array in kept.values()) or "nothing"
-    expected = {"W learns": n, "W frozen, nothing beside it": 0}.get(name, n + r)
-    print(f"{name}: keeps {shapes}")
+    expected = {"W trainable": n, "W frozen, no adapter": 0}.get(name, n + r)
+    print(f"{name}: saves {shapes}")
     claim("   numbers for each token", sum(array.size for array in kept.values()) // T, expected, expected)
 
 # %% [markdown]
@@ -85,18 +84,18 @@ class Job:
         self.ids = np.random.default_rng(0).integers(0, config.vocab_size, (rows, length))
 
     def passes(self):
-        """Forward and backward."""
+        """Forward pass and backward pass."""
         self.optimizer.zero_grad()
         self.model.loss(self.ids, self.ids).backward()
 
     def step(self):
-        """Forward, backward, Adam."""
+        """Forward pass, backward pass, Adam."""
         self.passes()
         self.optimizer.step()
 
     def held(self):
         """The most bytes that are held at any moment of a step."""
-        self.step()  # now Adam's moments exist
+        self.step()  # now the optimizer state exists
         self.optimizer.zero_grad()
         return ledger(self.model, self.optimizer).total + peak(self.step)
 
@@ -175,17 +174,17 @@ SMOLLM2 = ml.Config(
     vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
     num_attention_heads=9, num_key_value_heads=3,
 )  # fmt: skip
-numbers, table, norms = 134_515_008, 49152 * 576, 61 * 576
-packed = int((numbers - table - norms) * 20 / 32 + table * 34 / 32 + norms * 4)  # Q4_1, Q8_0, float32
+P, table, norms = 134_515_008, 49152 * 576, 61 * 576
+quantised = int((P - table - norms) * 20 / 32 + table * 34 / 32 + norms * 4)  # Q4_1, Q8_0, float32
 
 tokens = np.array([64, 128, 256, 512, 1024, 2048, 4096, 8192])
 curves = {  # options of full fine-tuning, of LoRA
     "SmolLM2": ({}, {}),
-    "SmolLM2, both recomputed": ({"recompute": True}, {"recompute": True}),
-    "the same, LoRA packed": ({"recompute": True}, {"recompute": True, "base_bytes": packed}),
+    "both with checkpointing": ({"recompute": True}, {"recompute": True}),
+    "and LoRA quantised": ({"recompute": True}, {"recompute": True, "base_bytes": quantised}),
 }
 factor = {}
-print(f"weights of SmolLM2: {4 * numbers / 1e6:.0f} MB in float32, {packed / 1e6:.1f} MB packed\n")
+print(f"weights of SmolLM2: {4 * P / 1e6:.0f} MB in float32, {quantised / 1e6:.1f} MB quantised\n")
 print(f"{'MB, full / LoRA':<26}" + "".join(f"{t:>9,} tokens" for t in (64, 512, 8192)))
 for name, (of_full, of_lora) in curves.items():
     full = [predicted(SMOLLM2, None, int(t), **of_full) for t in tokens]
@@ -193,21 +192,26 @@ for name, (of_full, of_lora) in curves.items():
     factor[name] = np.array(full) / lora
     print(f"{name:<26}" + "".join(f"{full[i] / 1e6:>9,.0f}/{lora[i] / 1e6:<6,.0f}" for i in (0, 3, 7)))
 plain = factor["SmolLM2"]
+same = predicted(SMOLLM2, None, 64) == predicted(SMOLLM2, None, 512)
+claim("full fine-tuning: as much memory at 512 tokens as at 64 (1: yes)", same, 1, 1)
 claim("SmolLM2, all-linear, r = 8: times less at 64 tokens", plain[0], 3.5, 3.8)
 claim("times less at 512 tokens", plain[3], 2.2, 2.6)
 claim("times less at 8,192 tokens", plain[7], 1.1, 1.3)
-claim("times less at 8,192 tokens, both recomputed", factor["SmolLM2, both recomputed"][7], 1.6, 1.9)
+claim("times less at 8,192 tokens, both with checkpointing", factor["both with checkpointing"][7], 1.6, 1.9)
 
 # %%
 figure, axes = panels(height=4.2)
+styles = dict(zip(factor, ("-", "--", ":"), strict=True))
 for name, values in factor.items():
-    axes.plot(tokens, values, "--", color=LORA, linewidth=2 if name == "SmolLM2" else 1.2)
+    axes.plot(tokens, values, styles[name], color=LORA, linewidth=2 if name == "SmolLM2" else 1.2)
     axes.annotate(name, (tokens[-1], values[-1]), (6, 0), textcoords="offset points", va="center", color=ink(LORA))
 axes.plot(
-    lengths, [predicted(small, None, t) / predicted(small, 8, t) for t in lengths], "--", color=LORA, linewidth=1.2
+    lengths, [predicted(small, None, t) / predicted(small, 8, t) for t in lengths], "-.", color=LORA, linewidth=1.2
 )
 axes.plot(lengths, measured, "o", color=LORA)
-axes.annotate("small model", (lengths[0], measured[0]), (-4, 12), textcoords="offset points", color=ink(LORA))
+axes.annotate(
+    "small model\n(dots: measured)", (lengths[0], measured[0]), (-4, 12), textcoords="offset points", color=ink(LORA)
+)
 axes.axhline(1, color=FULL, linewidth=1.5)
 axes.text(14, 0.9, "full fine-tuning", color=ink(FULL), va="top")
 axes.set(xscale="log", yscale="log", xlabel="tokens whose activations are held at the same time")
@@ -218,7 +222,7 @@ axes.minorticks_off()
 axes.spines[["top", "right"]].set_visible(False)
 show(
     figure,
-    alt="Times less memory with LoRA falls from almost 4 to near 1 as tokens grow; recomputing and packing lift it.",
+    alt="Times less memory with LoRA falls from almost 4 to near 1 as tokens grow; checkpointing and 4 bits raise it.",
 )
 
 # %% [markdown]
@@ -250,7 +254,7 @@ show(
 
 # %%
 def by_count(config, r):
-    """Multiplications with weights in a step, LoRA / full. The head has no adapter, and is frozen, too."""
+    """Multiply-accumulates with weights in a step, LoRA / full. The head is frozen and has no adapter."""
     C, F = config.hidden_size, config.intermediate_size
     keys = config.num_key_value_heads * config.head_dim
     matrices = [(C, C), (keys, C), (keys, C), (C, C), (F, C), (F, C), (C, F)] * config.num_hidden_layers
