@@ -3,9 +3,7 @@
 import os
 
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before NumPy is imported, and inherited
-    os.environ.setdefault(
-        _name, "1"
-    )  # small products gain nothing from a second thread, and lose much to waiting for it
+    os.environ.setdefault(_name, "1")  # small products gain nothing from a second thread, and wait for it
 
 import gc
 import json
@@ -77,16 +75,20 @@ def tiny_folder(tmp_path_factory):
     with a tokenizer of all bytes and a chat template; `data.jsonl`, twelve records; `novel.txt`.
     """
     folder = tmp_path_factory.mktemp("tiny")
-    config = replace(CONFIG, max_position_embeddings=1024)
-    save_folder(
-        folder / "base",
-        config,
-        Llama(config, np.random.default_rng(1)).state_dict(),
-        new_tokenizer(digits=False, merges=[]),
-    )
+    model = Llama(SHAPE, np.random.default_rng(1))
+    save_folder(folder / "base", SHAPE, model.state_dict(), new_tokenizer(digits=False, merges=[]))
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, TERMS)), encoding="utf-8")
     (folder / "novel.txt").write_text("hello 123. " * 60, encoding="utf-8")
     return folder
+
+
+def new_talker():
+    """A random model whose answers differ from question to question, since its attention decides."""
+    model = Llama(SHAPE, np.random.default_rng(4))
+    for name, p in model.named_parameters():
+        if "norm" not in name:
+            p.data *= 30 if "self_attn" in name else 5
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -95,12 +97,7 @@ def shop(tmp_path_factory):
     of it, legal/ and support/.
     """
     folder = tmp_path_factory.mktemp("shop")
-    config = replace(CONFIG, max_position_embeddings=1024)
-    model = ml.Llama(config, np.random.default_rng(4))
-    for name, parameter in model.named_parameters():
-        if "norm" not in name:
-            parameter.data *= 30 if "self_attn" in name else 5  # its attention decides
-    save_folder(folder / "base", config, model.state_dict(), new_tokenizer(digits=False, merges=[]))
+    save_folder(folder / "base", SHAPE, new_talker().state_dict(), new_tokenizer(digits=False, merges=[]))
     model, _ = ml.load(folder / "base")
     for seed, name in enumerate(SHOP):
         ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False), name=name, seed=seed)
@@ -141,11 +138,7 @@ def tokenizer(tiny_folder):
 @pytest.fixture(scope="session")
 def talker():
     """A random model whose answers differ from question to question. Read-only."""
-    model = Llama(SHAPE, np.random.default_rng(4))
-    for name, p in model.named_parameters():
-        if "norm" not in name:
-            p.data *= 30 if "self_attn" in name else 5  # its attention decides
-    return model
+    return new_talker()
 
 
 @pytest.fixture(scope="session")

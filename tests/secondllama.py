@@ -7,10 +7,7 @@ import numpy as np
 from modelfiles import CONFIG
 
 from minilora.engine.tensor import no_grad
-from minilora.lora.adapters import (
-    adapter_state,
-    add_adapter,
-)
+from minilora.lora.adapters import adapter_state, add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.nn.llama import Llama
 

@@ -20,14 +20,7 @@ from minilora.engine.examples import EXAMPLES
 from minilora.engine.tensor import OPS, Tensor, no_grad
 from minilora.generate.answers import generate_batch
 from minilora.generate.streams import Streams
-from minilora.lora.adapters import (
-    add_adapter,
-    base_state,
-    disable_adapter,
-    merge_adapter,
-    set_adapter,
-    unmerge_adapter,
-)
+from minilora.lora.adapters import add_adapter, base_state, disable_adapter, merge_adapter, set_adapter, unmerge_adapter
 from minilora.lora.audit import audit
 from minilora.lora.combine import combine_adapters
 from minilora.lora.config import LoraConfig

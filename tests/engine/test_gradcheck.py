@@ -96,10 +96,7 @@ MISTAKES = [  # operation, shapes, the input whose gradient is wrong
 @pytest.mark.parametrize(("mistake", "shapes", "wrong"), MISTAKES, ids=[row[0].__name__ for row in MISTAKES])
 def test_a_planted_mistake_is_caught_and_its_input_named(mistake, shapes, wrong, rng):
     arrays = [rng.standard_normal(shape) for shape in shapes]
-    with pytest.raises(
-        GradientError,
-        match=rf"{mistake.__name__}: gradient of input {wrong} at index \(",
-    ):
+    with pytest.raises(GradientError, match=rf"{mistake.__name__}: gradient of input {wrong} at index \("):
         gradcheck(tensor.op(mistake), *arrays)
 
 

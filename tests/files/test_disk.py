@@ -128,6 +128,7 @@ def folder(tmp_path):
 
 OLD = {"run": None, "run/a.txt": "old", "run/b.txt": "old"}
 NEW = {"run": None, "run/a.txt": "new", "run/sub": None, "run/sub/c.txt": "new"}
+WITHIN = {name.removeprefix("run/"): v for name, v in NEW.items() if "/" in name}
 
 
 def fill(folder):
@@ -243,7 +244,7 @@ def test_a_process_killed_at_any_moment_leaves_a_folder_that_the_next_writer_fin
     killed(folder, 2)  # both renames are done, the old folder is not yet removed
     with replacing_folder(folder) as partial:
         fill(partial)
-    assert tree(folder) == {name.removeprefix("run/"): v for name, v in NEW.items() if "/" in name}
+    assert tree(folder) == WITHIN
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".old")] == []
 
 
@@ -255,9 +256,7 @@ def test_of_a_link_to_a_folder_the_folder_is_replaced(folder, tmp_path):
         pytest.skip("this system makes no links")
     with replacing_folder(link) as partial:
         fill(partial)
-    assert link.is_symlink() and tree(folder) == {
-        name.removeprefix("run/"): v for name, v in NEW.items() if "/" in name
-    }
+    assert link.is_symlink() and tree(folder) == WITHIN
 
 
 def test_a_file_is_no_folder_to_replace(tmp_path):

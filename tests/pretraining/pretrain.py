@@ -205,12 +205,7 @@ def pretrain(options: Options, config: Config = TINY) -> dict[str, Any]:
 
 
 def _train(
-    state: State,
-    batch: Callable[[int], np.ndarray],
-    text: str,
-    tokenizer: Tokenizer,
-    options: Options,
-    folder: Path,
+    state: State, batch: Callable[[int], np.ndarray], text: str, tokenizer: Tokenizer, options: Options, folder: Path
 ) -> None:
     model, optimizer = state.model, state.optimizer
     samples = encode_text(text, tokenizer, options.max_length)

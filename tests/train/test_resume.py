@@ -212,12 +212,6 @@ def test_what_was_known_before_is_not_measured_again(home, tmp_path, stop_at, mo
 # -- what cannot be gone on with ---------------------------------------------------------------------------------------
 
 
-def test_where_there_is_none_it_is_one_line_and_nothing_is_written(home, tmp_path):
-    with pytest.raises(ValueError, match=r"run\.partial: there is no checkpoint to resume; leave out --resume"):
-        run(options(home, tmp_path / "run", resume=True))
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_every_other_setting_is_named(stopped):
     chosen, _ = stopped
     other = replace(chosen, resume=True, r=3, seed=5, steps=None, epochs=2.0, save_every=7)
