@@ -89,6 +89,7 @@ def test_save_and_load_merge_and_unmerge_bring_back_every_bit(
     load_adapter(there, folder)
     wanted, got = adapter_state(here, "default"), adapter_state(there, "default")
     assert wanted.keys() == got.keys() and all(got[k].tobytes() == wanted[k].tobytes() for k in wanted)
+    assert {array.dtype for array in wanted.values()} == {np.dtype(dtype)}
     before = output(here)
     assert before.dtype == dtype and output(there).tobytes() == before.tobytes()
     merge_adapter(there)

@@ -226,7 +226,8 @@ def test_pissa_starts_with_the_best_approximation_of_the_matrix(rng, shape, rslo
 def test_pissa_trains_as_if_the_residual_were_the_frozen_base(rng):
     layer, share = one_layer(rng, init_lora_weights="pissa")
     residual = layer.weight.data - share.scale * share.lora_B.data @ share.lora_A.data
-    share.lora_A.data += 0.1
+    for factor in (share.lora_A, share.lora_B):  # in place, as training does: the initial factors stay
+        factor.data += 0.1
     other = LoraLinear(Linear(6, 5))
     other.weight.data = residual
     other.adapters["a"] = LoraWeights(share.lora_A.data.copy(), share.lora_B.data.copy(), share.scale)
