@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Lesson 13: One base, many versions?
 #
-# A law office, a doctor's practice, a web shop and a bank want an assistant each. Four models, then? Or one base with
-# four adapters beside it: in the same memory, in the same process, even in the same batch. What does one version know
-# that the others do not? What does it cost to change from one to another? And who wants two of them at once, half of
-# each: what is lost?
+# A law office, a doctor's practice, a web shop and a bank each want an assistant. Do they need four models? Or one
+# base with four adapters: in the same memory, in the same process, even in the same batch? What does one adapter know
+# that the others do not? What does it cost to switch between them? And if you want two of them at once, half of each:
+# what is lost?
 
 # %%
 import re
@@ -19,13 +19,13 @@ from minilora.course import claim, show
 from minilora.pages.style import BLUE, ORANGE
 
 # %% [markdown]
-# ## 1. Four versions
+# ## 1. Four adapters
 #
 # Four sets of questions and answers come with minilora ([their card](../minilora/data/README.md)). Three of them
 # explain terms: of law, of medicine, of finance. The fourth is about a shop that was invented for it, so that no model
-# can know its rules beforehand. From each we train an adapter of rank 8 on every linear layer of the tiny base.
+# can know its rules beforehand. On each we train an adapter of rank 8 on every linear layer of the tiny base.
 #
-# > **Predict.** Four versions in one process: is the memory for weights 4 times that of the base, twice, or less?
+# > **Predict.** Four adapters in one process: is the memory for weights 4 times that of the base, twice, or less?
 
 # %%
 DOMAINS = ("legal", "medical", "support", "finance")
@@ -39,32 +39,32 @@ unseen = {
 
 
 def losses():
-    """What the model, as it is now, loses on what no version was trained on: nats per token, a number per domain."""
+    """The loss of the model on records from outside all training sets: nats per token, a number per domain."""
     return np.array([ml.mean_loss(model, unseen[name]) for name in DOMAINS])
 
 
 base = losses()
 for seed, name in enumerate(DOMAINS):
     config = ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-    adapted = ml.add_adapter(model, config, name=name, seed=seed)  # active now, and the only one that learns
+    adapted = ml.add_adapter(model, config, name=name, seed=seed)  # active now, and the only one that is trainable
     samples = ml.encode_records(records[name]["train"], tokenizer)
-    ml.fit(model, samples, steps=2 * len(samples) // 8, lr=8e-3)  # two passes, in batches of 8
+    ml.fit(model, samples, steps=2 * len(samples) // 8, lr=8e-3)  # two epochs, in batches of 8
 
 size = ml.count_parameters(model).total
-print(f"the base: {base_size:,} numbers; a version: {(size - base_size) // 4:,}, in {len(adapted)} matrices")
-claim("with four versions, the numbers are how many times the base's", size / base_size, 1.2965, 1.2966)
+print(f"the base: {base_size:,} parameters; an adapter: {(size - base_size) // 4:,}, in {len(adapted)} matrices")
+claim("with four adapters: parameters, as a multiple of the base's", size / base_size, 1.2965, 1.2966)
 
 # %% [markdown]
-# Less than a third more for four versions, where four models would be four times as much. And this is a small base: a
-# matrix of twice the width has four times the numbers, an adapter of the same rank only twice as many. The larger the
-# base, the less a version weighs; [lesson 11](11_how_much_smaller.ipynb) counts it.
+# Four adapters add less than a third to the base; four models would be four times as large. And this is a small base:
+# a matrix of twice the width has four times the parameters, and an adapter of the same rank only twice as many. The
+# larger the base, the smaller the relative size of an adapter; [lesson 11](11_how_much_smaller.ipynb) counts it.
 #
-# ## 2. Who knows what?
+# ## 2. Which adapter knows what?
 #
-# Which version is active is a choice, made with [`set_adapter`](../minilora/lora/adapters.py). `None` is the base
-# alone. Now each version meets each domain, in questions and answers that none was trained on.
+# You choose the active adapter with [`set_adapter`](../minilora/lora/adapters.py). `None` is the base alone. Now we
+# evaluate each adapter on each domain, with questions and answers from outside all training sets.
 #
-# > **Predict.** Draw a table, a row per version and a column per domain, and mark each cell: better than the base, as
+# > **Predict.** Draw a table, a row per adapter and a column per domain, and mark each cell: better than the base, as
 # > good, or worse? The diagonal is easy. What about the rest?
 
 # %%
@@ -72,30 +72,29 @@ table = []
 for name in DOMAINS:
     ml.set_adapter(model, name)
     table.append(losses())
-table = np.array(table)  # (version, domain)
+table = np.array(table)  # (adapter, domain)
 change = table - base
 elsewhere = ~np.eye(4, dtype=bool)
 print("change of the loss from the base, by domain:")
 for name, row in zip(DOMAINS, change, strict=True):
     print(f"  {name:<8}", *(f"{domain} {x:+.2f}  " for domain, x in zip(DOMAINS, row, strict=True)))
 next_best = np.where(elsewhere, table, np.inf).min(axis=0)
-claim("own domain: below the best of the other versions by, at least", (next_best - table.diagonal()).min(), 0.2, 0.8)
-claim("the shop's version elsewhere: loss added, on average", change[2, elsewhere[2]].mean(), 0.05, 0.5)
+claim("own domain: below the best of the other adapters by, at least", (next_best - table.diagonal()).min(), 0.2, 0.8)
+claim("the shop's adapter elsewhere: loss added, on average", change[2, elsewhere[2]].mean(), 0.05, 0.5)
 print(f"of {elsewhere.sum()} cells off the diagonal, {np.count_nonzero(change[elsewhere] > 0)} are worse than the base")
 
 # %% [markdown]
-# Each version is the best of all in its own domain, and by far. Elsewhere it is not neutral. The three that explain
-# terms have something in common ("A ... is ..."), and do each other little harm, here and there even some good. The
-# shop answers in another way, and whoever has learned its way is worse at all the rest. A version is not "the base, and
-# something more". It has been moved towards one thing, and so away from others.
+# Each adapter is the best of all in its own domain, and by far. Elsewhere it is not neutral. The three that explain
+# terms have something in common ("A ... is ..."). They harm each other little, and sometimes help. The shop answers in
+# another form, and its adapter is worse than the base on all other domains. An adapted model is not "the base, and
+# something more". It has moved towards one domain, and so away from others.
 #
-# ## 3. To each row its own
+# ## 3. A different adapter for each row
 #
-# The products with the frozen W are most of the work, and they are the same for all versions. So every row of a batch
-# can have an adapter of its own: $x W^\top$ once for all rows, and to each row its own thin $(x A_i^\top) B_i^\top$.
-# One process can serve thousands of versions in this way (Sheng et al. 2023).
-# [`mixed_batch`](../minilora/lora/mixed.py) does it here, and [`Streams`](../minilora/generate/streams.py) writes
-# answers with it.
+# The matmuls with the frozen W are most of the work, and they are the same for all adapters. So every row of a batch
+# can have its own adapter: $x W^\top$ once for all rows, and for each row its own small $(x A_i^\top) B_i^\top$. One
+# process can serve thousands of adapters in this way (Sheng et al. 2023). [`mixed_batch`](../minilora/lora/mixed.py)
+# does it here, and [`Streams`](../minilora/generate/streams.py) generates answers with it.
 
 # %%
 ids = np.array([unseen[name][0].ids[:48] for name in DOMAINS])  # (4, 48)
@@ -107,7 +106,7 @@ with ml.no_grad():
         ml.set_adapter(model, name)
         alone.append(model(row[None]).data[0])
 gap = np.abs(together - np.array(alone)).max() / np.abs(together).max()
-claim("four versions in one batch or one by one: logits differ by, of the largest", gap, 0, 1e-5)
+claim("four adapters in one batch or one by one: logits differ by, of the largest", gap, 0, 1e-5)
 
 
 def answer(prompts, choices):
@@ -123,11 +122,11 @@ for name, [text] in zip(("the base", *DOMAINS), answer(["What is a deposit?"], [
     print(f"{name}: {text[:200]}\n")
 
 # %% [markdown]
-# One question, one batch, five answers. What they say is worth nothing: this base has a million parameters, and learned
-# to talk from old government reports. But look at the *form*. Each of the four sets has one that no other has, and a
-# regular expression finds it.
+# One question, one batch, five answers. Their content is worthless: this base has a million parameters and was
+# pretrained on old government reports. But look at the *form*. Each of the four sets has a form that no other has, and
+# a regular expression finds it.
 #
-# > **Predict.** The shop's version is asked about law. Which form has the answer: the shop's, that of law, or none?
+# > **Predict.** The shop's adapter is asked about law. Which form has the answer: the shop's, that of law, or neither?
 
 # %%
 FORMS = {
@@ -144,8 +143,8 @@ def forms(texts):
     return [100 * np.mean([bool(re.search(form, text)) for text in texts]) for form in FORMS.values()]
 
 
-shares = np.array([forms(texts) for texts in answer(asked, DOMAINS)])  # (version, form)
-print(f"{len(asked)} questions, 12 of each domain, to each version: {len(DOMAINS) * len(asked)} answers")
+shares = np.array([forms(texts) for texts in answer(asked, DOMAINS)])  # (adapter, form)
+print(f"{len(asked)} questions, 12 of each domain, to each adapter: {len(DOMAINS) * len(asked)} answers")
 claim("own form, whatever is asked: percent of answers, at least", shares.diagonal().min(), 70, 100)
 claim("another's form: percent of answers, at most", shares[elsewhere].max(), 0, 5)
 
@@ -153,7 +152,7 @@ claim("another's form: percent of answers, at most", shares[elsewhere].max(), 0,
 better_worse = LinearSegmentedColormap.from_list("change", [BLUE, "white", ORANGE])
 often = LinearSegmentedColormap.from_list("often", ["white", BLUE])
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
-left.imshow(change, better_worse, vmin=-2.4, vmax=2.4)
+left.imshow(np.where(change > 0, 4 * change, change), better_worse, vmin=-2.4, vmax=2.4)
 right.imshow(shares, often, vmin=0, vmax=160)
 for i in range(4):
     for j in range(4):
@@ -165,27 +164,27 @@ for axes, columns, title in (
     (right, [f"form of\n{name}" for name in DOMAINS], "answers in the form of each domain"),
 ):
     axes.set_xticks(range(4), columns)
-    axes.set_yticks(range(4), [f"{name}\nversion" for name in DOMAINS])
+    axes.set_yticks(range(4), [f"{name}\nadapter" for name in DOMAINS])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(title)
 show(
     figure,
-    alt="Two maps of four by four: the loss is low on the diagonal alone, and forms stand on the diagonal alone.",
+    alt="Two maps of four by four: the loss is low on the diagonal alone, and so are the forms of the answers.",
 )
 
 # %% [markdown]
-# *How to read it.* A row is a version. Left, a column is a domain, and in brackets stands the change from the base:
-# blue is better, orange is worse. Right, the same versions answer the same questions of all domains, and a column is
-# the form of the answers.
+# *How to read it.* A row is an adapter. On the left, a column is a domain, and the change from the base is in
+# brackets: blue is better, orange is worse (drawn four times as strong, since it is small). On the right, the same
+# adapters answer the same questions of all domains, and a column is the form of the answers.
 #
-# The version decides, not the question. Whatever it is asked, the shop's version says "At Fernwhistle". An adapter does
-# not know where its domain ends: *you* must send each question to the right one.
+# The adapter decides the form, not the question. Whatever it is asked, the shop's adapter says "At Fernwhistle". An
+# adapter does not know where its domain ends: *you* must send each question to the right one.
 #
 # ## 4. Switching
 #
-# > **Predict.** What has to happen when another version becomes active? Which arrays are copied? How long does it take,
-# > beside loading the model anew?
+# > **Predict.** What has to happen when another adapter becomes active? Which arrays are copied? How long does it
+# > take, compared with loading the model again?
 
 # %% tags=["measured"]
 seconds = []
@@ -202,16 +201,17 @@ same = ml.sha256_of(ml.base_state(model)) == fingerprint
 claim("fingerprint of the base unchanged after all of this (1: yes)", same, 1, 1)
 
 # %% [markdown]
-# Nothing is copied. Every layer holds all of its A's and B's, and a switch says which of them take part. The base has
-# not changed by a bit since the first cell, and must not: four versions stand on it. (A version that is merged into the
-# weights saves the thin products, but only one at a time can be merged.)
+# Nothing is copied. Every layer holds all of its A's and B's, and a switch only sets which of them are used. The base
+# has not changed by a bit since the first cell, and it must not: four adapters depend on it. (An adapter that is
+# merged into the weights saves the small matmuls, but only one at a time can be merged.)
 #
 # ## 5. Half of each
 #
-# Updates can be added up: $W + w_1\,\Delta_1 + w_2\,\Delta_2$. So `set_adapter` takes weights, too. We measure how much
-# a mix keeps of what each version has gained in its own domain: 100 % is the version alone, 0 % is the base.
+# Updates can be added: $W + w_1\,\Delta_1 + w_2\,\Delta_2$. So `set_adapter` accepts weights, too: a *weighted
+# combination* of adapters. We measure how much of each adapter's gain in its own domain a combination keeps: 100 % is
+# the adapter alone, 0 % is the base.
 #
-# > **Predict.** Law and shop, half of each: is half of both gains kept? More is kept with both whole, is it not? And
+# > **Predict.** Law and shop, half of each: does it keep half of both gains? With both whole, does it keep more? And
 # > with all four, a quarter of each?
 
 # %%
@@ -247,24 +247,24 @@ print(
 )
 
 # %% [markdown]
-# Three surprises. **Half of an update brings much more than half of the gain**: on the way from the base to a version,
-# the first steps do most (the first two rows). So half of each can keep most of both, and what is lost is lost to the
-# other: more of law than of the shop. **Whole is worse than half.** Where both updates are added whole, W goes further
-# than either version ever went, to a place where neither was trained. And with all four whole, most is lost, or worse
-# than lost, while a quarter of each keeps most of everything.
+# There are three surprises. **Half of an update brings much more than half of the gain**: the first part of the update
+# lowers the loss most (the first two rows). So half of each can keep most of both gains. What is lost is lost to the
+# other adapter: more of law than of the shop. **Whole is worse than half.** With both updates whole, W moves further
+# than in either training, to a point where neither was trained. And with all four whole, most of the gains are lost or
+# turn negative, while a quarter of each keeps most of them.
 #
-# And the answers? They are not half in one form and half in the other: one of the two forms has won, and the other is
-# hardly heard, although most of both gains is kept. Weights can be mixed; ways to talk hardly can.
+# And the answers? They are not half in one form and half in the other: one form has won, and the other hardly appears,
+# although most of both gains is kept. Weights can be combined; forms of answers hardly can.
 #
-# ## 6. One adapter of two
+# ## 6. One adapter made from two
 #
-# A mix needs all its adapters in memory. Can it be one adapter, to be saved and merged as any other? Three ways are in
-# use ([`combine_adapters`](../minilora/lora/combine.py)). **cat** puts the factors side by side. **svd** keeps the 8
-# largest pieces of the sum, as lesson 14 takes a matrix apart. **linear** adds the A's up, and the B's: rank 8 again,
-# with almost no work.
+# A weighted combination needs all its adapters in memory. Can it be a single adapter, to be saved and merged like any
+# other? Three methods are in use ([`combine_adapters`](../minilora/lora/combine.py)). **cat** concatenates the
+# factors. **svd** keeps the 8 rank-one terms with the largest singular values of the sum (lesson 7). **linear** (a
+# linear merge) adds the A's, and adds the B's: the rank is 8 again, with almost no work.
 #
-# > **Predict.** One of the three does not compute the sum of the updates, not even nearly. Multiply out
-# > $(B_1 + B_2)(A_1 + A_2)$. Which one?
+# > **Predict.** One of the three does not compute the sum of the updates, not even nearly. Multiply out $(B_1 +
+# > B_2)(A_1 + A_2)$. Which one?
 
 # %%
 off = {}
@@ -278,24 +278,27 @@ claim("svd: off the sum, in percent", off["svd"], 20, 60)
 claim("linear: off the sum, in percent", off["linear"], 75, 120)
 
 # %% [markdown]
-# $(B_1 + B_2)(A_1 + A_2) = B_1 A_1 + B_2 A_2 + B_1 A_2 + B_2 A_1$. The last two are the update of nobody: B₁ has
-# learned to read what A₁ writes, and is given what A₂ writes. These **cross terms** are nearly as large as the sum
-# itself. That the loss forgives them here is luck: look how far off the matrix is. PEFT has the same three, under the
-# same names.
+# $(B_1 + B_2)(A_1 + A_2) = B_1 A_1 + B_2 A_2 + B_1 A_2 + B_2 A_1$. The last two terms were trained by nobody: B₁ was
+# trained on the outputs of A₁, and here it gets those of A₂. These **cross terms** are nearly as large as the sum
+# itself. The loss rises little here, but do not rely on that: look at the size of the error. PEFT has the same three
+# methods, under the same names.
 #
 # ## What to remember
 #
-# - One base and many adapters: each costs r (m + n) numbers per matrix, and the base is there once, unchanged.
-# - A version is best at its own, and worse than the base at what is far from it. It answers everything in its own way.
+# - One base and many adapters: each adapter has r (m + n) parameters per matrix, and the base exists once, unchanged.
+# - An adapter is best in its own domain, and worse than the base far from it. It gives every answer its own form.
 # - A switch copies nothing. In one batch, each row can have its own adapter, with the same result.
-# - Mixing adds updates. Weights that add up to 1 keep most of each gain; whole updates on top of each other do harm.
-# - Exactly one adapter of several: side by side (cat), and ranks add up. A's and B's added have cross terms.
+# - A combination adds updates. Weights that add up to 1 keep most of each gain; whole updates on top of each other do
+#   harm.
+# - One adapter that equals several exactly: concatenate (cat), and the ranks add up. A linear merge of A's and B's has
+#   cross terms.
 #
-# **Now you:** [exercises 13](exercises/13_many_versions.ipynb): join adapters, mix them, and give each row its own.
+# **Now you:** [exercises 13](exercises/13_many_versions.ipynb): join adapters, combine them, and give each row its
+# own.
 #
 # ## Sources
 #
-# - Thousands of adapters beside one base, mixed in a batch: [Sheng et al. 2023,
+# - Thousands of adapters on one base, different ones in a batch: [Sheng et al. 2023,
 #   S-LoRA](https://arxiv.org/abs/2311.03285).
-# - The ways to combine, under these names: PEFT,
+# - The methods of combination, under these names: PEFT,
 #   [`add_weighted_adapter`](https://huggingface.co/docs/peft/package_reference/lora).

@@ -1,14 +1,14 @@
 # %% [markdown]
 # # Lesson 16: Who are its relatives?
 #
-# Many papers have changed LoRA since it appeared, and report that their version is better. Most of them change one of
-# four things. Here are four relatives that are used in practice, one for each:
+# Many papers have changed LoRA since it appeared, and report that their variant is better. Most of them change one of
+# four things. Here are four variants that are used in practice, one for each:
 #
 # | name | what it changes | in minilora |
 # |---|---|---|
-# | [rsLoRA](https://arxiv.org/abs/2312.03732) | the scale: α / √r in place of α / r | `use_rslora=True` |
-# | [DoRA](https://arxiv.org/abs/2402.09353) | the form: lengths learn apart from directions | `use_dora=True` |
-# | [PiSSA](https://arxiv.org/abs/2404.02948) | the start: the largest part of W | `init_lora_weights="pissa"` |
+# | [rsLoRA](https://arxiv.org/abs/2312.03732) | the scale: α / √r instead of α / r | `use_rslora=True` |
+# | [DoRA](https://arxiv.org/abs/2402.09353) | the form: separate magnitudes and directions | `use_dora=True` |
+# | [PiSSA](https://arxiv.org/abs/2404.02948) | initialisation: the largest part of W | `init_lora_weights="pissa"` |
 # | [LoRA+](https://arxiv.org/abs/2402.12354) | the learning rate: B's is larger than A's | `ml.lora_plus(...)` |
 #
 # What does each of them do, where is it right, and which one is better?
@@ -24,19 +24,20 @@ from minilora.pages.style import LORA, ink
 # %% [markdown]
 # ## 1. What they have in common: they start as the base
 #
-# Lesson 8 starts with B at zero, so that nothing changes before something is learned. PiSSA breaks with that. It takes
-# W apart as lesson 7 did, $W = U S V^\top$, and gives the r largest parts of it to B and A. What is left of W, the
-# *residual* $W - s\,B_0 A_0$, is frozen.
+# In lesson 8, B is initialised to zero, so that the adapter changes nothing before it is trained. PiSSA is different.
+# It decomposes W as lesson 7 did, $W = U S V^\top$, and initialises B and A with the top r singular values and their
+# vectors. What is left of W, the *residual* $W - s\,B_0 A_0$, is frozen.
 #
-# > **Predict.** Five adapters of rank 8 are put on the tiny base: plain LoRA, rsLoRA, DoRA, PiSSA, and one whose A and
-# > B are both random. Whose first outputs are the base's: to the last bit, but for rounding, not at all?
+# > **Predict.** We add five adapters of rank 8 to the tiny base: plain LoRA, rsLoRA, DoRA, PiSSA, and one whose A and
+# > B are both random. Which of them give the base's outputs before training: to the last bit, up to rounding, not at
+# > all?
 
 # %%
 model, tokenizer = ml.load("tiny")
 records = ml.split_records(ml.read_records("legal"))
 samples = {split: ml.encode_records(part, tokenizer) for split, part in records.items()}
 input_ids = np.array([sample.ids[:64] for sample in samples["train"] if len(sample.ids) >= 64][:4])  # (4, 64)
-settings = {
+variants = {
     "LoRA": {},
     "rsLoRA": {"use_rslora": True},
     "DoRA": {"use_dora": True},
@@ -46,22 +47,22 @@ settings = {
 
 
 def logits():
-    """What the model says about four texts."""
+    """The logits of four texts."""
     with ml.no_grad():
         return model(input_ids).data
 
 
 def add(name, r=8, alpha=16, seed=0):
     """Put an adapter of this kind on every linear layer; return its parameters by name."""
-    config = ml.LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear", **settings[name])
+    config = ml.LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear", **variants[name])
     ml.add_adapter(model, config, name="trial", seed=seed)
     return model.trainable_parameters()
 
 
-base_logits, learning, largest = logits(), {}, {}
-for name in settings:
+base_logits, trainable, largest = logits(), {}, {}
+for name in variants:
     parameters = add(name)
-    learning[name] = ml.count_parameters(model).trainable
+    trainable[name] = ml.count_parameters(model).trainable
     changed = logits() != base_logits
     model.loss(input_ids, input_ids).backward()
     for factor in ("lora_A", "lora_B"):
@@ -71,10 +72,10 @@ for name in settings:
     ml.remove_adapter(model, "trial")
 
 # %% [markdown]
-# All four, to the last bit; only the control, random A and B, is another model. For PiSSA this is minilora's doing. It
-# never stores the residual, but computes $x W^\top + s\,x\,(BA - B_0 A_0)^\top$, and at the start the bracket is a
-# number minus itself. So the base's array stays whole, and other adapters can share it. With the residual stored, as
-# the paper writes it, W comes back up to rounding:
+# All four do, to the last bit; only the control, random A and B, is another model. For PiSSA this is due to minilora.
+# It never stores the residual, but computes $x W^\top + s\,x\,(BA - B_0 A_0)^\top$, and before training the bracket is
+# exactly zero. So the base's array stays unchanged, and other adapters can share it. If the residual is stored, as in
+# the paper, W is restored up to rounding:
 
 # %%
 matrix = "model.layers.0.self_attn.q_proj"
@@ -88,12 +89,13 @@ residual = W - np.float32(s) * (B @ A)
 x = np.random.default_rng(0).standard_normal((64, W.shape[1])).astype(np.float32)
 gap = np.abs(x @ residual.T + np.float32(s) * (x @ A.T) @ B.T - x @ W.T).max() / np.abs(x @ W.T).max()
 claim("residual stored: largest difference, as a share of the largest output", gap, 1e-8, 1e-5)
-energy = 100 * (1 - np.square(residual).sum() / np.square(W).sum())
-claim("energy of this W that A and B hold at the start, in percent", energy, 75, 81)
+explained = 100 * (1 - np.square(residual).sum() / np.square(W).sum())
+claim("share of W's squared Frobenius norm in A and B, in percent", explained, 75, 81)
 ml.remove_adapter(model, "trial")
 
 # %% [markdown]
-# What does PiSSA gain by its start? Lesson 8's start is half dead for one step: dA contains B, and B is zero.
+# What does PiSSA gain from its initialisation? With LoRA's, A is not trained in the first step: dA contains B, and B
+# is zero.
 
 # %%
 print("              largest dA   largest dB")
@@ -107,21 +109,21 @@ claim(
 )
 
 # %% [markdown]
-# ## 2. rsLoRA: which scale keeps the step equal?
+# ## 2. rsLoRA: which scale keeps the first step equal?
 #
-# Why is the update divided by r? So that you can change r without looking for a new learning rate. rsLoRA says that
-# this divides too much: more rank, and the adapter hardly moves; $\alpha/\sqrt r$ is right. Whether it is can be
-# measured: put an adapter on, take **one** step, see how far the outputs moved.
+# Why is the update divided by r? So that you can change r without tuning the learning rate again. The rsLoRA paper
+# says that this divides too much: with a large rank the adapter hardly moves, and $\alpha/\sqrt r$ is right. We can
+# measure this: add an adapter, take **one** step, and see how far the outputs moved.
 #
-# It depends on who takes the step. *SGD* moves each number by the learning rate η times its gradient. *Adam* divides
-# each gradient by its own size first; in the first step nothing is left of it but its sign.
+# The answer depends on the optimizer. *SGD* moves each parameter by the learning rate η times its gradient. *Adam*
+# first divides each gradient by its own size; in the first step only its sign is left.
 #
-# > **Predict.** α is 16. How far does the first step of r = 64 move the outputs, compared with r = 1: with α / r and
+# > **Predict.** α is 16. How far does the first step with r = 64 move the outputs, compared with r = 1: with α / r and
 # > SGD, with α / r and Adam, with α / √r and both?
 
 # %%
 ranks = [1, 8, 64]
-scales = {  # how to get each scale from the settings, as (name of the settings, alpha)
+scales = {  # how to get each scale, as (name of the variant, alpha)
     "α": lambda r: ("LoRA", 16 * r),
     "α / √r": lambda r: ("rsLoRA", 16),
     "α / r": lambda r: ("LoRA", 16),
@@ -130,7 +132,7 @@ optimizers = {"SGD": lambda p: ml.SGD(p, lr=1e-4), "Adam": lambda p: ml.AdamW(p,
 
 
 def move_of_one_step(optimizer, scale, r):
-    """How far one step moves the logits: the root mean square, averaged over three random starts of A."""
+    """How far one step moves the logits: the root mean square, averaged over three random initialisations of A."""
     lengths = []
     for seed in range(3):
         name, alpha = scales[scale](r)
@@ -170,22 +172,22 @@ for (optimizer, scale), low, high in zip(
     claim(f"{optimizer}, {scale}: move of r = 64, times that of r = 1", moves[optimizer, scale][-1], low, high)
 
 # %% [markdown]
-# *How to read it.* A level row of marks means that the first step is as large with one rank as with another; dashed is
-# what the two points below predict. With SGD, rsLoRA's **α / √r** is level and α / r falls as fast as r grows. With
-# Adam, which nearly everyone uses, **α / r** is the level one. With α alone, a mistake that programs have been shipped
-# with, the step grows with the rank under both.
+# *How to read it.* If the marks are level, the first step is equally large at all ranks. Dashed lines are the
+# predictions of the two points below. With SGD, rsLoRA's **α / √r** is level, and α / r falls in proportion to r. With
+# Adam, which nearly everyone uses, **α / r** is the level one. With α alone, a mistake that released programs have
+# made, the step grows with the rank under both.
 #
-# After one step A is still its random start, and B is minus η times what the optimizer makes of dB:
+# After one step A is still at its random initialisation, and B is minus η times what the optimizer makes of dB:
 #
 # - SGD: dB contains s, so $s\,BA = -\eta\,s^2\,g^\top x\,(A^\top A)$: two factors s, and in $A^\top A$ a sum of r
 #   terms. Level if $s^2 r$ is: $s = \alpha/\sqrt r$.
-# - Adam: every number of B moves by η, whatever s is. One factor s is left, and r terms. For one token, term k
-#   moves output i by $-\eta\,s\,\mathrm{sign}(g_i)\,|u_k|$: the same sign for every k, so they add up. Level if $s\,r$
-#   is: $s = \alpha / r$.
+# - Adam: every entry of B moves by η, whatever s is. One factor s is left, and r terms. For one token, term k moves
+#   output i by $-\eta\,s\,\mathrm{sign}(g_i)\,|u_k|$: the same sign for every k, so they add up. Level if $s\,r$ is:
+#   $s = \alpha / r$.
 #
-# So the proof in the rsLoRA paper, which follows gradient steps, holds where its assumption does. The first step is not
-# all of training; over a long one the paper finds that large ranks learn more with $\alpha/\sqrt r$. And at *one* rank
-# there is nothing to find: rsLoRA with α is LoRA with another α.
+# So the proof in the rsLoRA paper, which follows gradient steps, holds where its assumption does. The first step is
+# not the whole training: over a long one the paper finds that large ranks learn more with $\alpha/\sqrt r$. At *one*
+# rank there is no difference to find: rsLoRA is LoRA with another α.
 
 # %%
 rooted = ml.LoraConfig(r=64, lora_alpha=16, use_rslora=True).scale_of("any layer")
@@ -193,22 +195,23 @@ plain = ml.LoraConfig(r=64, lora_alpha=128).scale_of("any layer")
 claim("scale of rsLoRA with α = 16, minus that of LoRA with α = 128, at r = 64", rooted - plain, 0, 0)
 
 # %% [markdown]
-# ## 3. DoRA: how long, and where to
+# ## 3. DoRA: magnitude and direction
 #
-# A row of W is an arrow: it has a length and a direction. DoRA lets both learn on their own. LoRA turns the arrow,
-# $V = W + s\,BA$; then its length is set to a *magnitude* that is learned too, one number per row:
+# A row of W is a vector with a length and a direction. DoRA trains both separately. LoRA changes the direction, $V = W
+# + s\,BA$; then the length is set to a *magnitude* that is trained too, one parameter per row:
 #
 # $$y_i = \frac{\text{magnitude}_i}{\lVert V_i \rVert}\,(x V^\top)_i \qquad\qquad \text{magnitude} = \lVert W_i \rVert
-# \text{ at the start}$$
+# \text{ at initialisation}$$
 #
-# At the start the quotient is 1. The price is m more numbers per matrix, and a length in every step. The reason that
-# the paper gives: it looked at how far each matrix had turned in training, and how much its lengths had changed.
-# In full fine-tuning, where one was large the other was small. In LoRA both grew together.
+# At initialisation the quotient is 1. The cost is m more parameters per matrix, and the norms of all rows in every
+# step. The paper gives this reason: it measured how far the direction of each matrix had changed in training, and how
+# much its magnitudes had. In full fine-tuning, where one change was large the other was small. In LoRA both grew
+# together.
 #
-# The number for that is the *correlation*: 1 if two things always grow together, -1 if one grows where the other
-# shrinks, 0 if they have nothing to do with each other.
+# A *correlation* measures this: it is 1 if two quantities always grow together, -1 if one grows where the other
+# shrinks, 0 if they are unrelated.
 #
-# > **Predict.** The paper looked at a model of pictures and words. Does a model of a million numbers do the same in 30
+# > **Predict.** The paper looked at a vision-language model. Does a model of a million parameters do the same in 30
 # > steps? Which of full fine-tuning, LoRA and DoRA come out above zero, which below?
 
 # %%
@@ -217,7 +220,7 @@ losses, together = {}, {}
 
 
 def correlation(weights):
-    """Between how far each of 28 matrices turned and how much its rows' lengths changed."""
+    """Between change of direction and change of magnitude, over 28 matrices."""
     turned, longer = [], []
     for name, W in originals.items():
         V = weights[name]
@@ -228,7 +231,7 @@ def correlation(weights):
 
 
 def train(name, lr):
-    """30 steps of one kind at one rate; keep the loss on law that was held out, and the correlation."""
+    """30 steps of one kind at one rate; keep the loss on the validation set, and the correlation."""
     plus = name == "LoRA+"
     parameters = add("LoRA" if plus else name)
     faster = ml.lora_plus(parameters, ratio=16) if plus else None
@@ -244,25 +247,26 @@ full, _ = ml.load("tiny")
 ml.fit(full, samples["train"], steps=30, batch_size=4, lr=1e-3)
 for name in ("LoRA", "DoRA"):
     train(name, 1e-2)
-claim("DoRA: numbers that learn beyond LoRA's, one per row", learning["DoRA"] - learning["LoRA"], 5120, 5120)
-claim("full fine-tuning: correlation of turning and lengths", correlation(ml.base_state(full)), -0.8, -0.25)
+claim("DoRA: trainable parameters beyond LoRA's, one per row", trainable["DoRA"] - trainable["LoRA"], 5120, 5120)
+claim("full fine-tuning: correlation of direction and magnitude", correlation(ml.base_state(full)), -0.8, -0.25)
 claim("LoRA: the same", together["LoRA", 1e-2], 0.15, 0.75)
 claim("DoRA: how much lower than LoRA's", together["LoRA", 1e-2] - together["DoRA", 1e-2], 0.05, 0.9)
 
 # %% [markdown]
-# It does, in signs: the paper has -0.62 for full fine-tuning and +0.83 for LoRA. DoRA comes out between the two, there
-# (-0.31) and here; with three other seeds it was now above zero and now below, and always under LoRA's. So DoRA does
-# change *how* an adapter moves. Whether that makes it *better* is another question.
+# The signs agree: the paper has -0.62 for full fine-tuning and +0.83 for LoRA. DoRA comes out between the two, in the
+# paper (-0.31) and here. This is one seed. So DoRA does change *how* an adapter moves. Whether that makes it *better*
+# is another question.
 #
 # ## 4. Which one is better?
 #
-# LoRA+ is the simplest of all: the learning rate of B is multiplied by a number, here 16. The paper's argument is that
-# in wide models A and B need steps of different size, and that B's must be the larger ones.
+# LoRA+ is the simplest variant: it multiplies the learning rate of B by a factor, here 16. The paper argues that in
+# wide models A and B need different learning rates, with B's the larger one.
 #
-# Now the race. Four adapters of the same rank, 30 steps each, judged on terms of law that they never saw.
+# Now we compare them. Four adapters of the same rank are trained for 30 steps each, with one seed, and evaluated on
+# legal terms from the validation set.
 #
-# > **Predict.** First LoRA, PiSSA and LoRA+ take the same learning rate, 0.001. Who wins, and by how much? Then each
-# > takes the best of several rates. Who wins now?
+# > **Predict.** First LoRA, PiSSA and LoRA+ use the same learning rate, 0.001. Which is best, and by how much? Then
+# > each uses the best of several rates. Which is best now?
 
 # %%
 tried = {  # rates around each one's best, 0.001 among them; DoRA at LoRA's best only
@@ -291,26 +295,30 @@ claim("at 0.001: LoRA+ ahead of LoRA by", losses["LoRA", 1e-3] - losses["LoRA+",
 claim("each at its best rate: LoRA ahead of PiSSA by", best["PiSSA"] - best["LoRA"], -0.02, 0.15)
 claim("each at its best rate: LoRA ahead of LoRA+ by", best["LoRA+"] - best["LoRA"], -0.02, 0.15)
 claim("each at its best rate: LoRA ahead of DoRA by", best["DoRA"] - best["LoRA"], -0.05, 0.05)
-claim("plain LoRA: what its best rate is worth, against 0.001", losses["LoRA", 1e-3] - best["LoRA"], 0.2, 0.6)
+claim("plain LoRA: gain of its best rate over 0.001", losses["LoRA", 1e-3] - best["LoRA"], 0.2, 0.6)
 
 # %% [markdown]
-# Had we stopped at the column of 0.001, we would have a paper: both newcomers beat LoRA clearly. But what the column
-# shows is that 0.001 is too small for plain LoRA, and not for the others: LoRA+ is best there, PiSSA near its best.
-# Give LoRA a rate of its own, and the lead is gone; DoRA, tried at LoRA's best rate only, ends level with it. **Here
-# the rate is worth more than the relative.** (None of LoRA, PiSSA and LoRA+ is best at an edge of its rates, where a
-# better one could lie just outside the table.)
+# If we had stopped at the column of 0.001, we could have written a paper: both newcomers clearly beat LoRA. But the
+# table shows that 0.001 is too small for plain LoRA, and not for the others: LoRA+ is best there, PiSSA near its best.
+# With a learning rate of its own, LoRA is no longer behind; DoRA, run at LoRA's best rate only, ends level with it.
+# **Here the learning rate matters more than the variant.** (None of LoRA, PiSSA and LoRA+ is best at an edge of its
+# rates, where a better one could lie just outside the table.)
 #
-# This is one task, one small model, one rank and few steps. It does not refute papers that trained models thousands
-# of times larger: PiSSA reports 72.86 against 67.7 % on school mathematics, LoRA+ 1 to 2 % and up to twice the speed.
-# What it says is which question to ask of each of them: was the old method given a rate of its own?
+# This is one seed of one task, one small model, one rank and few steps. One seed cannot rank variants whose best
+# losses differ by less than 0.1; lesson 18 shows how to measure that. Nor does it refute papers that trained models
+# thousands of times larger: PiSSA reports 72.86 against 67.7 % on school mathematics, LoRA+ 1 to 2 % and up to twice
+# the speed. It shows which question to ask of each paper: was the baseline's learning rate tuned, too?
 #
 # ## What to remember
 #
-# - Scale, form, start, learning rate: a relative of LoRA changes one of these. All four here start as the base.
-# - α / √r keeps the first step's size over ranks for SGD, α / r for Adam. At one rank, rsLoRA is another α.
-# - DoRA separates length from direction, one more number per row, and moves a little more like full fine-tuning.
-# - PiSSA starts with the largest part of W, so that both gradients live from the first step. LoRA+ speeds up B.
-# - Compare each method at its own best learning rate, or you compare rates.
+# - Scale, form, initialisation, learning rate: a variant of LoRA changes one of these. All four here start as the
+#   base.
+# - α / √r keeps the size of the first step equal over ranks for SGD, α / r for Adam. At one rank, rsLoRA is another α.
+# - DoRA separates magnitude from direction, with one more parameter per row. It moves a little more like full
+#   fine-tuning.
+# - PiSSA starts with the largest part of W, so that neither gradient is zero in the first step. LoRA+ gives B a larger
+#   rate.
+# - Compare each method at its own best learning rate, or you compare learning rates.
 #
 # Read on in [`variants.py`](../minilora/lora/variants.py), where each of them is a few lines, and in
 # [`LoraConfig`](../minilora/lora/config.py). **Now you:** [exercises 16](exercises/16_relatives.ipynb).

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # Lesson 18: How do you know?
 #
-# A paper says that LoRA+ makes fine-tuning faster, up to about two times (Hayou et al. 2024). Here is a laptop and a
-# small model: is it true here? One run of each answers that in seconds, and the answer is wrong. So would be the answer
-# of three runs. This lesson takes one sentence through all that lies between a run and a result: a number, a band,
-# seeds, a control, a tuned baseline. Watch how often the verdict turns.
+# A paper says that LoRA+ makes fine-tuning up to about two times faster (Hayou et al. 2024). Here is a laptop and a
+# small model: is it true here? One run of each answers in seconds, and the answer is wrong. So is the answer of three
+# runs. This lesson takes one sentence through everything between a run and a result: a quantity, a band, seeds, a
+# control, a tuned baseline. Watch how often the verdict changes.
 #
-# LoRA+ itself is quickly said ([lesson 16](16_relatives.ipynb) has more): it is plain LoRA, but B's learning rate is
-# larger than A's, here 16 times.
+# LoRA+ is easy to state ([lesson 16](16_relatives.ipynb) has more): it is plain LoRA, but B's learning rate is larger
+# than A's, here 16 times.
 
 # %%
 import matplotlib.pyplot as plt
@@ -22,12 +22,12 @@ from minilora.pages.style import GREY, LORA, ink
 # %% [markdown]
 # ## 1. From a sentence to a number
 #
-# "Twice as fast" is no number yet. We make it one: **gain** = loss of LoRA after 30 steps, minus loss of LoRA+ after
-# 15, on terms of law that neither has seen. If the gain is zero or more, LoRA+ has come as far with half the steps: it
-# is at least twice as fast. If it is below zero, it is not.
+# "Twice as fast" is not a number yet. We make it one: **gain** = loss of LoRA after 30 steps, minus loss of LoRA+
+# after 15, on legal terms from the test set. If the gain is zero or more, LoRA+ has reached LoRA's loss with half the
+# steps: it is at least twice as fast. If it is below zero, it is not.
 #
-# The second half of this sentence is the *band*: which numbers speak for the claim, and which against it. It is written
-# down now, before anything has run. Section 6 shows why.
+# The second half of this rule is the *band*: which values support the claim, and which contradict it. We write it down
+# now, before any run. Section 6 shows why.
 
 # %%
 BAND = Band("LoRA after 30 steps minus LoRA+ after 15, in nats", low=0, against_below=0)
@@ -60,8 +60,8 @@ def say(name, gains):
 # %% [markdown]
 # ## 2. One run of each
 #
-# A script for a large model comes with the learning rate 0.0003. We take it for both (B's is then 0.0048 in LoRA+).
-# Same rate, same random start, same batches: what could be fairer?
+# A script for a large model comes with the learning rate 0.0003. We use it for both (B's is then 0.0048 in LoRA+). The
+# learning rate, the random initialisation and the batches are the same: what could be fairer?
 #
 # > **Predict.** Is LoRA+ after 15 steps ahead of LoRA after 30, or behind? And would you believe it?
 
@@ -73,16 +73,17 @@ say("one seed, one rate", gain)
 claim("gain with one seed", gain[0], 0.12, 0.34)
 
 # %% [markdown]
-# Reproduced, and by far: with half the steps, LoRA+ is well ahead. Many a report ends here.
+# Reproduced, and by far: with half the steps, LoRA+ is well ahead. Many reports end here.
 #
 # ## 3. Would it come out again?
 #
-# The start of A is random, and so is the order of the batches. Another *seed* gives another number. So take several,
-# and ask what their mean is worth. The rule is the mean ± t standard errors, where a *standard error* is the spread of
-# the numbers (their standard deviation), divided by the root of how many there are. Such an interval is to hold the
-# truth in 95 % of all cases. In many books t is 1.96.
+# The initialisation of A is random, and so is the order of the batches. Another *seed* gives another number. So run
+# several seeds, and ask how precise their mean is. The rule is the mean ± t standard errors, where the *standard
+# error* is the standard deviation of the numbers divided by the root of how many there are. A 95 % confidence interval
+# should contain the true value in 95 % of all cases. Many people use the factor 1.96. That is z, from the normal
+# distribution; it is right only if the standard deviation is known, or estimated from many numbers.
 #
-# > **Predict.** Three seeds, and 1.96. In how many percent of all cases does the interval hold the truth?
+# > **Predict.** Three seeds, and 1.96. In what percentage of all cases does the interval contain the true value?
 
 # %%
 rng = np.random.default_rng(0)
@@ -95,11 +96,12 @@ claim("± 1.96 standard errors: percent that hold the truth", hits[1.96], 79, 83
 claim("± 4.303 standard errors: percent that hold the truth", hits[student_t], 94, 96)
 
 # %% [markdown]
-# Far from what it promises. The spread itself is only a guess, made from three numbers, and often too small. Student's
-# t makes up for it: 4.303 for three numbers, 2.776 for five, and 1.96 for very many.
+# Far fewer than it promises. The standard deviation itself is only an estimate from three numbers, and often too
+# small. Student's t accounts for that: it is 4.303 for three numbers, 2.776 for five, and approaches 1.96 for very
+# many.
 #
-# One more thing. Do not compare the mean of one method with the mean of the other: subtract first, seed by seed. Both
-# had the same batches, and what made a seed hard for one made it hard for both. This is a *paired* difference.
+# There is a second point. Do not compare the mean of one method with the mean of the other: subtract first, seed by
+# seed. Both had the same batches, so a seed that was hard for one was hard for both. This is a *paired* difference.
 
 # %%
 train(("lora", usual, LONG), ("lora+", usual, SHORT))
@@ -108,14 +110,14 @@ claim("three seeds: mean gain", found.mean, 0.15, 0.31)
 claim("three seeds: lower end of the interval", found.low, 0.05, 0.3)
 
 # %% [markdown]
-# It would come out again, and again: the interval is far from zero. So LoRA+ is twice as fast? We know now that the
-# number is no accident. We do not know yet *what it is a number of*. No amount of seeds can tell.
+# It would come out again: the interval is far from zero. So LoRA+ is twice as fast? We now know that the number is not
+# an accident. We do not know yet *what it measures*. More seeds cannot tell.
 #
 # ## 4. The control
 #
-# A **control** takes the cause away and leaves all else as it is. Then the verdict must turn. If it does not, something
-# else did it. The cause is said to be that B learns faster than A. It can be taken away in two ways: give B the small
-# rate of A, or give A the large rate of B. Both are plain LoRA, in 15 steps.
+# A **control** removes the cause and leaves everything else unchanged. Then the verdict must change. If it does not,
+# something else is the cause. The stated cause is that B has a larger learning rate than A. It can be removed in two
+# ways: give B the small rate of A, or give A the large rate of B. Both are plain LoRA, with 15 steps.
 #
 # > **Predict.** What is the gain of each of the two? If A and B must differ, both are below zero.
 
@@ -128,18 +130,18 @@ claim("control, both at A's rate: mean gain", small.mean(), -0.12, -0.02)
 claim("control, both at B's rate: mean gain", large.mean(), 0.22, 0.45)
 
 # %% [markdown]
-# The first control turns the verdict, as it should, and who tries only this one is content. The second does not: plain
-# LoRA, A and B alike, is "twice as fast" as plain LoRA, and the gain is even larger. So it is not the *difference*
-# between A and B that did it. It is the size of the rate. We have not measured LoRA+; we have measured that 0.0003 is
-# too small.
+# The first control changes the verdict, as it should. If you try only this one, you are satisfied. The second does
+# not: plain LoRA, with equal rates for A and B, is "twice as fast" as plain LoRA, and the gain is even larger. So the
+# cause is not the *difference* between A and B. It is the size of the learning rate. We have not measured LoRA+; we
+# have measured that 0.0003 is too small.
 #
-# A control can fail to find a fault. Ask what else your change has changed, and take that away, too.
+# A control can miss a fault. Ask what else your change has changed, and remove that, too.
 #
-# ## 5. A baseline as good as it can be
+# ## 5. A tuned baseline
 #
-# Now each method gets its own best rate out of several, around half a decade apart. The rate is chosen on one set of
-# records (*validation*) and the gain is measured on another (*test*): the best of several looks better than it is, on
-# the very set where it was chosen.
+# Now each method gets its own best learning rate out of several, about half a decade apart. We choose the rate on the
+# *validation set* and measure the gain on the *test set*: the best of several looks better than it is on the set where
+# it was chosen.
 #
 # > **Predict.** What is left of the gain?
 
@@ -179,31 +181,33 @@ show(
 )
 
 # %% [markdown]
-# *How to read it.* A dot is a seed, a bar is the interval, and the grey ground is the band: right of zero, the claim
-# holds. Read from top to bottom: the same sentence, asked better each time.
+# *How to read it.* A dot is a seed, a bar is the interval, and the grey area is the band: right of zero, the claim
+# holds. Read from top to bottom: each row is a better test of the same sentence.
 #
-# Nothing is left, it has turned: against a tuned LoRA of 30 steps, LoRA+ of 15 steps is clearly behind. Even plain LoRA
-# of 15 steps, at a rate that nobody tuned, is nearer. **Contradicted**, then. What does the word say?
+# Nothing is left of the gain; its sign has changed. Compared with a tuned LoRA of 30 steps, LoRA+ of 15 steps is
+# clearly behind. Even plain LoRA of 15 steps, with a rate that nobody tuned, is closer. So the verdict is
+# **contradicted**. What does the word mean?
 #
 # | verdict | the interval |
 # |---|---|
-# | reproduced | its mean is in the band, and it does not reach what speaks against |
-# | contradicted | all of it lies where it speaks against |
+# | reproduced | its mean is in the band, and it does not reach values that contradict |
+# | contradicted | it lies entirely among values that contradict |
 # | not at this size | neither: too few seeds, or too small an effect |
 #
-# It speaks of *this* band: half the steps, a model of a million numbers, one task, a ratio of 16. The reason that the
-# paper gives is one for wide models, and its models were far wider. And it did sweep both rates; the mistakes of this
-# lesson are ours, made on purpose. But others have compared relatives of LoRA with a LoRA that was tuned as well as
-# they were, on models of several sizes, and found them within 1 to 2 % of each other (Lee et al. 2026).
+# It is about *this* band: half the steps, a model of a million parameters, one task, a ratio of 16. The paper's
+# argument is about wide models, and its models were far wider. And it did sweep both rates; the mistakes in this
+# lesson are ours, made on purpose. But others have compared variants of LoRA with an equally well tuned LoRA, on
+# models of several sizes, and found them within 1 to 2 % of each other (Lee et al. 2026).
 #
 # ## 6. The band that came afterwards
 #
-# Why must the band come first? Suppose that *nothing* is true: a method that changes nothing. Somebody measures ten
-# quantities with it (the loss on this and that, early and late, for several ranks), three seeds each. All is chance.
+# Why must the band come first? Suppose that *nothing* is true: a method changes nothing. Somebody measures ten
+# quantities with it (several losses, early and late, for several ranks), with three seeds each. All differences are
+# chance.
 #
-# > **Predict.** In how many percent of such empty worlds can something be "reproduced", if one may choose afterwards
-# > which of the ten the claim was about? If also which way it goes? If one may add seeds, one by one, until it looks
-# > good? If the mean counts, and intervals do not?
+# > **Predict.** In what percentage of such empty worlds can something be "reproduced", if you may choose afterwards
+# > which of the ten the claim was about? If you may also choose the sign? If you may add seeds, one by one, until it
+# > looks good? If only the mean counts, without an interval?
 
 # %%
 worlds = np.random.default_rng(1).standard_normal((400, 10, 10))  # (world, quantity, seed)
@@ -228,33 +232,33 @@ for (name, found_something), (low, high) in zip(researchers.items(), bands, stri
     claim(f"{name}: percent of empty worlds reproduced", 100 * np.mean([found_something(w) for w in worlds]), low, high)
 
 # %% [markdown]
-# Who named one quantity and its band before is fooled about as often as the interval promises: it misses in 5 % of all
-# cases, half of them on this side. Each freedom taken afterwards is one more ticket in a lottery, and with ten
-# quantities, two directions and as many draws as one likes, chance alone is "reproduced" in most worlds. Nobody has to
-# lie for that. It is enough to look first.
+# If you name one quantity and its band beforehand, you are wrong about as often as the interval promises: it misses in
+# 5 % of all cases, half of them on this side. Each choice made afterwards is another chance to win by luck. With ten
+# quantities, two signs and as many seeds as you like, chance alone is "reproduced" in most worlds. Nobody has to lie
+# for that. It is enough to look first.
 #
 # So the order is: sentence, number, band, seeds, control, run, verdict. In minilora a claim is one file in that order,
-# with a switch that takes the cause away or puts it in; `minilora reproduce` runs them, and a test holds that each
-# verdict can turn. The one on LoRA+ is [here](../minilora/claims/lora_plus.py), with another number for "faster": the
-# steps that each takes to a loss that both reach.
+# with a switch that removes or adds the cause. `minilora reproduce` runs them, and a test checks that each verdict can
+# change. The claim about LoRA+ is [here](../minilora/claims/lora_plus.py), with another measure of "faster": the
+# number of steps to a loss that both methods reach.
 #
 # ## What to remember
 #
 # - A claim is a number with a band, and the band is written down before the run.
-# - One seed has no interval. Three have a wide one: take Student's t, over paired differences.
-# - Seeds say whether a number comes out again, not what it means. A control does: take the cause away, nothing else.
-# - Tune the baseline as well as the new method: choose on validation, measure on test.
-# - There are three verdicts. What is chosen after looking has none.
+# - One seed has no interval. Three have a wide one: use Student's t, on paired differences.
+# - Seeds show whether a result is repeatable, not what it means. A control does: remove the cause, and nothing else.
+# - Tune the baseline as well as the new method: choose on the validation set, measure on the test set.
+# - There are three verdicts. A quantity chosen after looking at the results deserves none.
 #
-# Read on in [`Interval`](../minilora/measure/statistics.py),
-# [`Band` and `Claim`](../minilora/experiments/claim.py), and in
-# [`tiny_run`](../minilora/experiments/tiny.py). **Now you:** [exercises 18](exercises/18_how_do_you_know.ipynb): the
-# interval, the verdict, and a claim of your own in worlds whose truth is known.
+# Read on in [`Interval`](../minilora/measure/statistics.py), [`Band` and `Claim`](../minilora/experiments/claim.py),
+# and in [`tiny_run`](../minilora/experiments/tiny.py). **Now you:** [exercises
+# 18](exercises/18_how_do_you_know.ipynb): the interval, the verdict, and your own claim in worlds whose truth is
+# known.
 #
 # ## Sources
 #
 # - [Hayou, Ghosh & Yu 2024](https://arxiv.org/abs/2402.12354), LoRA+: up to about 2 times faster, from the abstract;
 #   the sweeps over both rates are in its experiments.
 # - [Lee et al. 2026](https://arxiv.org/abs/2602.04998), Learning Rate Matters: within 1 to 2 %, from the abstract.
-# - Student's t is 4.303 for two degrees of freedom and 2.776 for four: any table, as that of
+# - Student's t is 4.303 for two degrees of freedom and 2.776 for four: any table, such as that of
 #   [NIST](https://www.itl.nist.gov/div898/handbook/eda/section3/eda3672.htm).
