@@ -87,13 +87,13 @@ claim("gain with one seed", gain[0], 0.12, 0.34)
 
 # %%
 rng = np.random.default_rng(0)
-intervals = [Interval.of(rng.standard_normal(3)) for _ in range(4000)]  # the truth is 0
+intervals = [Interval.of(rng.standard_normal(3)) for _ in range(4000)]  # the true value is 0
 student_t = 4.303  # Student's t for three numbers, which Interval takes
 hits = {
     t: 100 * np.mean([abs(i.mean) <= t / student_t * (i.high - i.mean) for i in intervals]) for t in (1.96, student_t)
 }
-claim("± 1.96 standard errors: percent that hold the truth", hits[1.96], 79, 83)
-claim("± 4.303 standard errors: percent that hold the truth", hits[student_t], 94, 96)
+claim("± 1.96 standard errors: percent that contain the true value", hits[1.96], 79, 83)
+claim("± 4.303 standard errors: percent that contain the true value", hits[student_t], 94, 96)
 
 # %% [markdown]
 # Far fewer than it promises. The standard deviation itself is only an estimate from three numbers, and often too
@@ -153,8 +153,7 @@ for (variant, steps), rates in tried.items():
     means = [losses(variant, lr, steps, part="validation").mean() for lr in rates]
     best[variant] = rates[int(np.argmin(means))]
     at_edge += best[variant] in (rates[0], rates[-1])
-    told = [f"{mean:.3f}" if mean < min(means) + 0.5 else "much more" for mean in means]
-    print(f"{variant:<5} {steps} steps:", *(f"  {lr:g}: {mean}" for lr, mean in zip(rates, told, strict=True)))
+    print(f"{variant:<5} {steps} steps:", *(f"  {lr:g}: {mean:.2f}" for lr, mean in zip(rates, means, strict=True)))
 claim("how many are best at an edge of their rates", at_edge, 0, 0)
 found = say("each at its best rate", losses("lora", best["lora"], LONG) - losses("lora+", best["lora+"], SHORT))
 claim("each at its best rate: mean gain", found.mean, -0.26, -0.06)

@@ -80,7 +80,7 @@ def ends(shapes: Shapes, names: tuple[str, ...] = (*ATTENTION, *MLP), layer: str
     """,
 )
 def adapter_parameters(shapes, r):
-    """shapes: a dictionary of name -> shape, r: the rank -> how many numbers all A and B have together"""
+    """shapes: a dictionary of name -> shape, r: the rank -> how many parameters all A and B have together"""
     return sum(r * sum(shape) for name, shape in shapes.items() if "_proj" in name)
 
 

@@ -127,7 +127,7 @@ def draw_matrix(rng: np.random.Generator, r: int | None, lowest: bool) -> Draw:
     """,
 )
 def step_products(m, n, r=None, lowest=False):
-    """W (m, n), the rank r or None, lowest: dx is not needed -> multiplications per token, forward and backward"""
+    """W (m, n), the rank r or None, lowest: dx is not needed -> MACs per token, forward and backward"""
     if r is None:
         return (2 if lowest else 3) * m * n
     large = (1 if lowest else 2) * m * n  # x Wᵀ, g W

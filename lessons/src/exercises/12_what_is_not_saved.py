@@ -1,9 +1,9 @@
 # %% [markdown]
-# # Exercises 12: a ledger of activations and products
+# Exercises 12: a ledger of activations and matmuls
 #
-# Three functions: what linear layers keep for the way back, how much they compute, and from which length of text on
-# LoRA's saving is gone. They belong to [lesson 12](../12_what_is_not_saved.ipynb); the last one uses what you wrote for
-# lesson 11.
+# Three functions: what linear layers save for the backward pass, how much they compute, and at which length of text
+# LoRA's saving has shrunk. They belong to [lesson 12](../12_what_is_not_saved.ipynb); the last one uses what you wrote
+# for lesson 11.
 #
 # **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
 # tries your function on random sizes and prints one line: `ok`, `not written yet`, or what is wrong.
@@ -23,18 +23,18 @@ layers = [  # of one block: (what the layer reads, m, n)
 ]
 
 # %% [markdown]
-# ## 12.1 What do linear layers keep?
+# ## 12.1 What do linear layers save?
 #
 # The lesson looked at one layer. In a block several layers read the *same* array, and an array is held once, however
-# many operations keep it. `layers` is a list of (name of the array that the layer reads, m, n); layers with the same
-# name read the same array. Return how many bytes they keep together for the way back, in float32, for T tokens:
+# many operations save it. `layers` is a list of (name of the array that the layer reads, m, n); layers with the same
+# name read the same array. Return how many bytes they save together for the backward pass, in float32, for T tokens:
 #
-# - `r=None`: every W learns;
-# - `r=0`: every W is frozen, with nothing beside it;
-# - `r >= 1`: every W is frozen, with A and B of rank r beside it.
+# - `r=None`: every W is trainable;
+# - `r=0`: every W is frozen, without an adapter;
+# - `r >= 1`: every W is frozen, with an adapter A, B of rank r.
 #
-# Matrices are no activations: count only what has a row for each token. For the four layers above and 10 tokens, the
-# answer is 2,560 bytes with `r=None`.
+# Matrices are not activations: count only arrays with a row for each token. For the four layers above and 10 tokens,
+# the answer is 2,560 bytes with `r=None`.
 
 
 # %% points=2
@@ -45,28 +45,28 @@ def kept_bytes(layers, T, r=None):
 # %% [markdown]
 # ## 12.2 How much does a step compute?
 #
-# Count the multiplications in the matrix products of one linear layer, for *one token*, forward and backward together.
-# A product of (a, b) and (b, c) takes a b c of them. `r=None` means that W learns; otherwise W is frozen, with A and B
-# beside it. Now W need not be square.
+# Count the multiply-accumulate operations (MACs) in the matmuls of one linear layer, for *one token*, in forward and
+# backward pass together. A matmul of (a, b) and (b, c) takes a b c MACs. `r=None` means that W is trainable; otherwise
+# W is frozen, with an adapter A, B. Now W need not be square.
 #
-# There is one more case, which the lesson left out. Somewhere at the bottom of the model is a layer below which nothing
-# learns. Nobody asks for its dx, and no product is made for it: `lowest=True`. Go through all the products one by one,
-# and ask of each whether anybody still wants its result. A product that B A would form is none of them.
+# There is one more case, which the lesson left out. The lowest adapted layer of a model has no trainable parameter
+# below it. Its dx is not needed, and no matmul computes it: `lowest=True`. Go through all matmuls one by one, and ask
+# whether the result is still needed. The product B A is never formed.
 
 
 # %% points=3
 def step_products(m, n, r=None, lowest=False):
-    """W (m, n), the rank r or None, lowest: dx is not needed -> multiplications per token, forward and backward"""
+    """W (m, n), the rank r or None, lowest: dx is not needed -> MACs per token, forward and backward"""
 
 
 # %% [markdown]
 # ## 12.3 How long may a text be?
 #
 # Full fine-tuning holds `training_memory(shapes)` and the activations; LoRA holds `training_memory(shapes, r)` and its
-# own activations. `kept_full` and `kept_lora` are the bytes of activations of the whole model *for one token*. Add them
-# up for T tokens, and LoRA takes some factor less memory than full fine-tuning, which melts as T grows. Return the
-# smallest whole T for which LoRA takes *at most* `factor` times less. It is 1 if the factor is as small as that for one
-# token already.
+# own activations. `kept_full` and `kept_lora` are the bytes of activations of the whole model *for one token*. For T
+# tokens, LoRA then takes some factor less memory than full fine-tuning, and the factor shrinks as T grows. Return the
+# smallest whole T for which LoRA takes *at most* `factor` times less. It is 1 if the factor is already as small for
+# one token.
 #
 # In this sum everything is held at once. That is a little more than a real step holds, and good enough to plan with.
 

@@ -1,13 +1,13 @@
 # %% [markdown]
-# # Exercises 13: several as one, and each its own
+# Exercises 13: several adapters as one, and one for each row
 #
-# Three functions: adapters made into one, adapters mixed in a layer, and a batch in which every row has an adapter of
-# its own. They belong to [lesson 13](../13_many_versions.ipynb).
+# Three functions: adapters joined into one, a weighted combination of adapters in a layer, and a batch in which every
+# row has its own adapter. They belong to [lesson 13](../13_many_versions.ipynb).
 #
 # **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
 # tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong.
 #
-# An adapter is a dictionary, as the layer in exercises 9; no two need to have the same rank:
+# An adapter is a dictionary, like the layer in exercises 9; ranks may differ:
 #
 # | key | what it is |
 # |---|---|
@@ -24,10 +24,10 @@ import minilora as ml
 # %% [markdown]
 # ## 13.1 Several adapters as one
 #
-# `adapters` is a list, and `weights` a list of as many numbers; they need not add up to 1. Return one A of shape (R, n)
-# and one B of shape (m, R), with R the sum of the ranks, so that $B A$ is **exactly** the weighted sum of all updates.
-# The new adapter is used with the scale 1, so every factor must be in it already: A stays what it is, weights and scales
-# go into B.
+# `adapters` is a list, and `weights` a list of numbers of the same length; they need not add up to 1. Return one A of
+# shape (R, n) and one B of shape (m, R), with R the sum of the ranks, so that $B A$ is **exactly** the weighted sum of
+# all updates. The new adapter is used with the scale 1, so it must contain every factor: A stays unchanged, and
+# weights and scales go into B.
 #
 # What can you do with two matrices (m, 2) and (m, 3) so that, times the right (5, n), both products are added up?
 
@@ -38,10 +38,10 @@ def cat(adapters, weights):
 
 
 # %% [markdown]
-# ## 13.2 A mix, and no new adapter
+# ## 13.2 A weighted combination without a new adapter
 #
 # What `ml.set_adapter(model, {"legal": 0.5, "support": 0.5})` makes a layer compute: the base, and the updates, each
-# times its weight. The weights can change with every call, so nothing is joined, and no matrix of W's size is formed.
+# times its weight. The weights can change with every call, so nothing is joined, and no matrix of W's shape is formed.
 
 
 # %% points=2
@@ -50,13 +50,13 @@ def mix(x, W, adapters, weights):
 
 
 # %% [markdown]
-# ## 13.3 To each row its own
+# ## 13.3 An adapter for each row
 #
 # N users ask at the same time, T tokens each: `x` has the shape (N, T, n). Row i wants the adapter called `names[i]`;
 # `None` wants the base alone. `adapters` is a dictionary of them by name. Several rows may want the same one, and some
 # adapters may be wanted by nobody.
 #
-# The product with W is most of the work and the same for all: do it once, for all rows. Return y (N, T, m).
+# The matmul with W is most of the work and the same for all: do it once, for all rows. Return y (N, T, m).
 
 
 # %% points=3
@@ -67,8 +67,9 @@ def answer_rows(x, W, adapters, names):
 # %% [markdown]
 # ## Your `cat` in a model
 #
-# Nothing is left to write. Two adapters of rank 1, random numbers, are put on the tiny base. Your `cat` joins them in
-# every one of its 28 matrices, and the third adapter that comes of it is held against the library's mix of the two.
+# You do not write anything here. Two random adapters of rank 1 are added to the tiny base. Your `cat` joins them in
+# each of its 28 matrices, and the resulting third adapter is compared with the library's weighted combination of the
+# two.
 
 
 # %%

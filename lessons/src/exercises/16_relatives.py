@@ -2,7 +2,7 @@
 # # Exercises 16: DoRA and PiSSA by hand
 #
 # Three functions that belong to [lesson 16](../16_relatives.ipynb). Each turns one formula of a paper into a few lines
-# that work without ever making a second matrix of W's size, where that can be avoided.
+# that form no second matrix of W's shape, where that can be avoided.
 #
 # **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
 # tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong.
@@ -13,7 +13,7 @@
 # | `W` | (m, n) | the pretrained matrix, frozen |
 # | `A`, `B` | (r, n), (m, r) | the adapter |
 # | `alpha` | a number | the scale is s = alpha / r |
-# | `magnitude` | (m) | DoRA's: how long each row of the matrix is to be |
+# | `magnitude` | (m) | DoRA's: the length that each row of the matrix gets |
 # | `g` | (T, m) | ∂L/∂y |
 
 # %%
@@ -24,12 +24,12 @@ from minilora.course.mine import lora_backward, lora_forward  # your own, from e
 # %% [markdown]
 # ## 16.1 How long is each row?
 #
-# DoRA divides by the length of each row of $V = W + s\,BA$, in every step. The lesson forms V to find it. Do it without:
-# no array of W's shape may be computed on the way, and `W * W` is one.
+# DoRA divides by the norm of each row of $V = W + s\,BA$, in every step. The lesson forms V to find it. Do it without
+# V: you may compute no array of W's shape, and `W * W` is one.
 #
-# A row of V is $w + s\,bA$, with $w$ a row of W and $b$ a row of B. Write down the square of its length:
-# $|w + u|^2 = |w|^2 + 2\,w \cdot u + |u|^2$. For the first term, `np.einsum("mn,mn->m", W, W)` adds up the squares of
-# each row as it goes. In the other two, look for the parentheses that keep everything narrow, as lesson 8 did.
+# A row of V is $w + s\,bA$, with $w$ a row of W and $b$ a row of B. Write down the square of its length: $|w + u|^2 =
+# |w|^2 + 2\,w \cdot u + |u|^2$. For the first term, `np.einsum("mn,mn->m", W, W)` adds up the squares of each row as
+# it goes. In the other two, look for the parentheses that keep everything narrow, as lesson 8 did.
 
 
 # %% points=3
@@ -38,11 +38,11 @@ def dora_norm(W, A, B, alpha):
 
 
 # %% [markdown]
-# ## 16.2 PiSSA's start
+# ## 16.2 PiSSA's initialisation
 #
-# Take W apart with `U, S, Vt = np.linalg.svd(W, full_matrices=False)`; the largest numbers of S come first. Choose A and B
-# so that $s\,BA$ is the best approximation of W of rank r, and so that both have the same share in it: column k of B
-# and row k of A must be equally long. What is left of W is the residual, so that residual $+\,s\,BA$ is W.
+# Take W apart with `U, S, Vt = np.linalg.svd(W, full_matrices=False)`; the largest singular values come first. Choose
+# A and B so that $s\,BA$ is the best approximation of W of rank r, and so that both have the same share in it: column
+# k of B and row k of A must be equally long. What is left of W is the residual, so that residual $+\,s\,BA$ is W.
 
 
 # %% points=2
@@ -53,12 +53,12 @@ def pissa_start(W, r, alpha):
 # %% [markdown]
 # ## 16.3 DoRA's gradients, by hand
 #
-# DoRA's output i is that of LoRA, $y_i = (x V^\top)_i$, times $\text{magnitude}_i / \text{norms}_i$, where the norms are
-# those of 16.1. What does the loss say to the magnitudes, to A and to B? As in the paper, the norms are treated as
-# fixed numbers in the gradient, although they contain A and B.
+# DoRA's output i is that of LoRA, $y_i = (x V^\top)_i$, times $\text{magnitude}_i / \text{norms}_i$, where the norms
+# are those of 16.1. What are the gradients of the magnitudes, of A and of B? As in the paper, treat the norms as
+# constants in the gradient, although they depend on A and B.
 #
-# You have all the parts: your `dora_norm` from above, and `lora_forward` and `lora_backward` from lesson 8. Ask of each
-# of the two: what must I give it as its g?
+# You have all the parts: your `dora_norm` from above, and `lora_forward` and `lora_backward` from lesson 8. Ask of
+# each of the two: what must I give it as its g?
 
 
 # %% points=3
@@ -68,5 +68,5 @@ def dora_backward(x, W, A, B, magnitude, g, alpha):
 
 # %% [markdown]
 # Three times `ok`? Compare with minilora's own: `row_norms`, `dora_update` and `pissa_initial` in
-# [`variants.py`](../../minilora/lora/variants.py). And a question to think about: where B is zero and the magnitudes are
-# the lengths of W's rows, which of your three gradients are zero?
+# [`variants.py`](../../minilora/lora/variants.py). And a question to think about: where B is zero and the magnitudes
+# are the lengths of W's rows, which of your three gradients are zero?
