@@ -109,7 +109,7 @@ MEMORY_MISTAKES = """
         2 + moments -> 1 + moments
     the optimizer's arrays are missing: `moments` per trainable parameter
         (2 + moments) -> 2
-    that is Adam, which keeps two: here the optimizer keeps `moments` arrays
+    that is Adam, which stores two arrays: here the optimizer stores `moments` arrays
         (2 + moments) -> 4
     one array is too many: a weight, a gradient, and `moments` arrays of the optimizer
         2 + moments -> 3 + moments
@@ -121,11 +121,11 @@ MEMORY_MISTAKES = """
         4 * (2 + moments) -> (4 * (1 + moments) + (4 if r is None else frozen_bytes))
     LoRA: a frozen weight has no gradient, and you count one
         frozen_bytes * -> (frozen_bytes + 4) *
-    LoRA: a frozen weight has neither gradient nor moments, and you count them
+    LoRA: a frozen weight has neither gradient nor optimizer state, and you count them
         frozen_bytes * -> (frozen_bytes + 4 + 4 * moments) *
-    LoRA: that is the base alone; the adapter has weights, gradients and moments
+    LoRA: that is the base alone; the adapter has weights, gradients and optimizer state
         return -> return frozen_bytes * base if r is not None else
-    LoRA: that is full fine-tuning; a frozen weight has no gradient and no moments
+    LoRA: that is full fine-tuning; a frozen weight has no gradient and no optimizer state
         -> r = None
     full fine-tuning: nothing is frozen, so no weight takes `frozen_bytes`
         frozen = 0 if r is None else base -> frozen = base
@@ -162,9 +162,9 @@ def draw_step(rng: np.random.Generator, adapted: bool, frozen_bytes: float, mome
 def training_memory(shapes, r=None, frozen_bytes=4, moments=2):
     """shapes: a dictionary of name -> shape, r: the rank, None for full fine-tuning -> bytes"""
     base = sum(math.prod(shape) for shape in shapes.values())
-    learns = base if r is None else adapter_parameters(shapes, r)
+    trained = base if r is None else adapter_parameters(shapes, r)
     frozen = 0 if r is None else base
-    return frozen_bytes * frozen + 4 * (2 + moments) * learns
+    return frozen_bytes * frozen + 4 * (2 + moments) * trained
 
 
 variant("training_memory", IN_ATTENTION, mistakes=MEMORY_MISTAKES)
@@ -189,7 +189,7 @@ def draw_budget(rng: np.random.Generator, kind: str, names: tuple[str, ...] = (*
 RANK_MISTAKES = """
     the base is missing: its frozen weights are part of the budget
         budget - base -> budget
-    gradients and moments are missing: an adapter takes four arrays, not one
+    gradients and optimizer state are missing: an adapter takes four arrays, not one
         // one_more -> // (one_more // 4)
     Adam's two moments are missing: an adapter takes four arrays, not two
         // one_more -> // (one_more // 2)
@@ -199,7 +199,7 @@ RANK_MISTAKES = """
         (budget - base) // one_more -> math.ceil((budget - base) / one_more)
     a rank is a whole number: round down
         // one_more -> / one_more
-    the base is frozen: it has neither gradients nor moments
+    the base is frozen: it has neither gradients nor optimizer state
         budget - base -> budget - 4 * base
     where the budget is too small for the frozen base, the answer is 0
         max(0, (budget - base) // one_more) -> (budget - base) // one_more

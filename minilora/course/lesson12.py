@@ -166,7 +166,7 @@ def draw_text(rng: np.random.Generator, at_once: bool = False) -> Draw:
             -> kept_full, kept_lora = kept_lora, kept_full
         LoRA: that is the frozen base alone; the adapter is missing: training_memory(shapes, r)
             training_memory(shapes, r) -> training_memory(shapes, 0)
-        full fine-tuning: gradients and moments are missing: training_memory(shapes) has them
+        full fine-tuning: gradients and optimizer state are missing: training_memory(shapes) has them
             training_memory(shapes), -> training_memory(shapes, 0),
         rounded down, LoRA still takes more than `factor` times less: round up
             math.ceil -> math.floor

@@ -1,4 +1,4 @@
-"""Lesson 16's exercises: DoRA's lengths without the matrix, PiSSA's start, DoRA's gradients by hand."""
+"""Lesson 16's exercises: DoRA's lengths without the matrix, PiSSA's initialisation, DoRA's gradients by hand."""
 
 from __future__ import annotations
 

@@ -47,10 +47,10 @@ def draw_pairs(rng: np.random.Generator, n: int | None = None) -> Draw:
             d.std -> d.var
         twice too wide: student(n - 1) standard errors lie on each side of the mean
             student(len(d) - 1) -> 2 * student(len(d) - 1)
-        the seeds are paired: a[i] and b[i] had the same start and the same batches, so take a - b first; what is \
+        the seeds are paired: a[i] and b[i] had the same seed and batches, so take a - b first; what is \
         hard for both then cancels
             d.std(ddof=1) -> np.sqrt(a.var(ddof=1) + b.var(ddof=1))
-        the seeds are paired: a[i] and b[i] had the same start and the same batches, so take a - b first; what is \
+        the seeds are paired: a[i] and b[i] had the same seed and batches, so take a - b first; what is \
         hard for both then cancels
             d.std(ddof=1) -> np.sqrt(a.var(ddof=1) + b.var(ddof=1))
             student(len(d) - 1) -> student(2 * len(d) - 2)
