@@ -112,7 +112,7 @@ print("loss on what is trained, step by step:", *(f"{loss:.2f}" for loss in hist
 # %% [markdown]
 # ## Step 6: evaluate
 #
-# Measure the loss on the test set, and check that the base has not changed.
+# Measure the loss on the test set, and check that the base is unchanged.
 
 # %%
 after = {"LoRA": ml.mean_loss(model, samples["test"])}
@@ -329,9 +329,9 @@ claim("LoRA packed / full: times larger a model fits", 16 / (base_bytes / P + 16
 #   step: 73 %. The price: less than a tenth of the gain.
 # - Try LoRA first. Use full fine-tuning where it fits *and* a higher rank still helps.
 #
-# Read on in [`finetune`](../minilora/train/job.py), which does all of this in one command, and
-# [`peft.py`](../minilora/lora/peft.py), the folder. **Now you:** [exercises 15](exercises/15_for_real.ipynb): choose a
-# configuration for a machine, make the table from two runs, and put your own LoRA into SmolLM2.
+# Read on in [`finetune`](../minilora/train/job.py), which does all this, and [`peft.py`](../minilora/lora/peft.py),
+# the folder. **Now you:** [exercises 15](exercises/15_for_real.ipynb): choose a configuration for a machine, make the
+# table from two runs, and put your own LoRA into SmolLM2.
 #
 # ## Sources
 #

@@ -29,7 +29,8 @@ class Lesson:
     @property
     def head(self) -> str:
         """The line below a lesson's title."""
-        before = f"lesson{'s'[: len(self.needs) > 1]} {' and '.join(map(str, self.needs))}" if self.needs else ""
+        *others, last = map(str, self.needs or ("",))
+        before = f"lessons {', '.join(others)} and {last}" if others else f"lesson {last}" if last else ""
         needs = before or "Python and NumPy, matrix multiplication, derivatives"
         model = " It needs the real model: `minilora pull smollm2`, 98 MB." if self.needs_model else ""
         return f"*{self.minutes} minutes with the exercises. Before it: {needs}. You build: {self.builds}.*{model}"
@@ -50,19 +51,19 @@ LESSONS = {
         (9, "09_inject", "How is it put into a model?", 40, (8,), "injecting, merging, taking out again", True),
         (10, "10_choices", "What to choose: rank, alpha, targets?", 40, (9,), "small sweeps", True),
         (11, "11_how_much_smaller", "How much smaller is it?", 40, (8,), "a budget of parameters and bytes", True),
-        (12, "12_what_is_not_saved", "What is not saved?", 40, (11,), "a ledger of activations and products", True),
+        (12, "12_what_is_not_saved", "What is not saved?", 40, (11,), "a ledger of activations and matmuls", True),
         (
             13,
             "13_many_versions",
             "One base, many versions?",
             40,
             (9,),
-            "one adapter of many, mixes, a mixed batch",
+            "one adapter from several, combinations, a mixed batch",
             True,
         ),
         (14, "14_limits", "Where does it fail?", 35, (8,), "tasks that need rank", True),
         (15, "15_for_real", "How do I do it for real?", 45, (10, 11), "an adapter of a real model", True),
-        (16, "16_relatives", "Who are its relatives?", 40, (7, 8), "DoRA and PiSSA, from their papers", False),
+        (16, "16_relatives", "Who are its relatives?", 40, (3, 7, 8), "DoRA and PiSSA, from their papers", False),
         (18, "18_how_do_you_know", "How do you know?", 45, (10,), "a claim of your own, with its verdict", False),
     ]
 }
