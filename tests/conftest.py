@@ -4,6 +4,7 @@ import os
 
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before NumPy is imported, and inherited
     os.environ.setdefault(_name, "1")  # small products gain nothing from a second thread, and wait for it
+os.environ.pop("COLUMNS", None)  # pages are as wide as where there is no terminal, also in the processes of xdist
 
 import gc
 import json
