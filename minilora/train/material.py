@@ -174,7 +174,7 @@ def learned(material: Material, before: Measured, after: Measured) -> dict[str, 
 
 
 def _examples(material: Material, before: dict[str, list[str]], after: dict[str, list[str]]) -> list[dict[str, str]]:
-    """Three questions with both answers: two on what was trained, asked in other words if there are, one unseen."""
+    """Three questions with both answers: two training questions, paraphrased where there are such, and one unseen."""
     questions = material.asked | material.shown
     trained = "paraphrase" if "paraphrase" in questions else "train"
     wanted = [(trained, 0), (trained, 1), ("unseen", 0)]
