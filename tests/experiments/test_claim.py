@@ -26,6 +26,7 @@ BETWEEN = Band("share", low=-1, high=1, against_below=-2, against_above=2)
         (BETWEEN, -3, -3.5, -2.5, Verdict.CONTRADICTED),
         (BETWEEN, 3, 2.5, 3.5, Verdict.CONTRADICTED),
         (BETWEEN, 1.5, 1.4, 1.6, Verdict.NOT_HERE),
+        (BETWEEN, 0, -2, 2, Verdict.REPRODUCED),  # an interval may reach what speaks against the claim, and not beyond
         (Band("anything", low=0), -9, -10, -8, Verdict.NOT_HERE),  # nothing speaks against it
     ],
 )
