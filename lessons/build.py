@@ -1,7 +1,7 @@
 """Turn the sources in lessons/src into notebooks. Run it from anywhere:
 
     python lessons/build.py                       build all: lessons run, exercises lose their solutions
-    python lessons/build.py 08_lora               only the sources of this name
+    python lessons/build.py 09_lora               only the sources of this name
     python lessons/build.py --check               write nothing; say what does not match its source, and exit with 1
     python lessons/build.py --words               write changes of the text alone, without running a cell
     python lessons/build.py --fresh               run the cells tagged `measured` for new outputs, too
@@ -364,7 +364,7 @@ def hide_tests(notebook: nbformat.NotebookNode, overlay: Path) -> None:
 def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
     """The command line; `here` is the folder that holds src/. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Turn lesson sources into notebooks.")
-    parser.add_argument("names", nargs="*", help="names of sources, as 08_lora; all if none is given")
+    parser.add_argument("names", nargs="*", help="names of sources, as 09_lora; all if none is given")
     parser.add_argument("--check", action="store_true", help="compare and write nothing")
     parser.add_argument("--words", action="store_true", help="only the text has changed: run nothing")
     parser.add_argument("--fresh", action="store_true", help="do not keep what was measured before")

@@ -294,7 +294,7 @@ claim("only the first layer trainable", matmuls({0})[0], 3, 3)
 # trainable: the layers below are not even on the tape, and no activations are saved for their backward pass. But if
 # the *first* layer is trainable, the gradient must pass through all layers above, frozen or not. Freezing saves the
 # matmul for the gradient of each frozen matrix, not the backward pass. LoRA trains something in every layer, so
-# remember this for [lesson 12](12_what_is_not_saved.ipynb).
+# remember this for [lesson 14](14_what_is_not_saved.ipynb).
 #
 # **minilora's engine** does the same with more operations. As in PyTorch, a `Tensor` with `requires_grad=True` gets a
 # gradient, and within `no_grad()` nothing is recorded.

@@ -221,7 +221,7 @@ claim("Adam's bytes over the model's", (sizes["Adam's m"] + sizes["Adam's v"]) /
 # %% [markdown]
 # The optimizer state is twice as large as the model. With the gradients, training needs four times the model, 16 bytes
 # for each parameter. LoRA has few trainable parameters, so three of these four parts nearly vanish. [Lesson
-# 11](11_how_much_smaller.ipynb) adds up the memory.
+# 13](13_how_much_smaller.ipynb) adds up the memory.
 #
 # ## 4. The W in AdamW
 #

@@ -281,7 +281,7 @@ print(f"with uniform weights it would be {equal:.3f}")
 # %% [markdown]
 # Nobody programmed this. Training found it, because it lowers the loss. Of the matrices that compute queries, keys and
 # values, the [LoRA paper](https://arxiv.org/abs/2106.09685) adapts two in most of its experiments: `q_proj` and
-# `v_proj`. Lesson 10 compares the choices.
+# `v_proj`. Lesson 12 compares the choices.
 #
 # ## What to remember
 #

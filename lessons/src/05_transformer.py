@@ -258,7 +258,7 @@ claim("what the first MLP adds, in lengths of the embedding's row", longer, 5, 2
 # inputs. This is a likely reason; we have not tested it.
 #
 # Blocks of the same form do not do the same thing, and parameter counts do not tell which part matters. Remember this
-# when lesson 10 asks which matrices to adapt. (Other models may divide the work differently.)
+# when lesson 12 asks which matrices to adapt. (Other models may divide the work differently.)
 #
 # ## What to remember
 #

@@ -1,8 +1,8 @@
 """What an exercise is: a solution, draws to try answers on, and the mistakes that have a line of their own.
 
-A lesson's file (`lesson08.py`) declares its exercises with `@exercise` above the solution:
+A lesson's file (`lesson09.py`) declares its exercises with `@exercise` above the solution:
 
-    @exercise("8.2", draw=draw, returns="dA (r, n), dB (m, r)", mistakes=MISTAKES)
+    @exercise("9.2", draw=draw, returns="dA (r, n), dB (m, r)", mistakes=MISTAKES)
     def lora_gradients(x, W, A, B, g, alpha): ...
 
 The solution is written as a student writes it: lessons/build.py puts its text into the notebook. The student's
@@ -115,7 +115,7 @@ def exercise(
 ) -> Callable[[Callable], Callable]:
     """Declare an exercise. The decorated function is the solution, and its name is that of the student's function.
 
-    number: "8.2", the same in page, stub and test.
+    number: "9.2", the same in page, stub and test.
     draw: rng -> Draw, the arguments of one trial; or several such functions, which take turns. Sizes
         that an answer could take for one another must differ: `distinct_sizes`.
     returns: names and axes of what comes back, as "dA (r, n), dB (m, r)", or a name alone for a number: "the count".

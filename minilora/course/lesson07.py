@@ -1,4 +1,4 @@
-"""Lesson 7's exercises: terms that explain a share of an update, its best factors, and the overlap of two updates."""
+"""Lesson 7's exercises: the loss of the answers alone, the bytes of training, and a step with gradient accumulation."""
 
 from __future__ import annotations
 
@@ -6,187 +6,231 @@ from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, distinct_sizes, exercise
+from ..nn.llama import Config, Llama
+from ..nn.optim import SGD
+from .exercises import Draw, exercise, variant
+
+# -- 7.1 the loss of answers -------------------------------------------------------------------------------------------
 
 
-def falling(m: int, n: int, rng: np.random.Generator, pace: float = 0.85) -> np.ndarray:
-    """A matrix (m, n) whose singular values fall by about `pace` from one to the next."""
-    k = min(m, n)
-    U, _, Vt = np.linalg.svd(rng.standard_normal((m, n)), full_matrices=False)
-    return 3 * (U * (pace ** np.arange(k) * rng.uniform(0.95, 1, k))) @ Vt
-
-
-def singular_values(delta: np.ndarray) -> np.ndarray:
-    """The singular values, largest first."""
-    return np.linalg.svd(delta, compute_uv=False)
-
-
-# -- 7.1 how many terms ------------------------------------------------------------------------------------------------
-
-
-def draw_rank(rng: np.random.Generator) -> Draw:
-    """An update, and a share of variance that no number of terms explains exactly."""
-    sizes = distinct_sizes("nm", rng, low=20)
-    delta = falling(sizes["m"], sizes["n"], rng)
-    explained = np.cumsum(singular_values(delta) ** 2) / (singular_values(delta) ** 2).sum()
-    r = int(rng.integers(4, 9))
-    return Draw(sizes, delta=delta, share=float((explained[r - 2] + explained[r - 1]) / 2))
-
-
-def draw_one_term(rng: np.random.Generator) -> Draw:
-    """Rank 1: one term explains everything."""
-    sizes = distinct_sizes("nm", rng)
-    delta = np.outer(rng.standard_normal(sizes["m"]), rng.standard_normal(sizes["n"]))
-    return Draw(sizes, delta=delta, share=0.9)
+def draw_answers(rng: np.random.Generator, T: int | None = None) -> Draw:
+    """The logits at T positions, the tokens, and which of them are answers: two turns, as in a conversation."""
+    T, V = T or int(rng.integers(14, 20)), int(rng.integers(25, 40))
+    is_answer = np.zeros(T, bool)
+    if T > 2:
+        first = int(rng.integers(3, 5))
+        is_answer[first : first + 3] = True
+        is_answer[int(rng.integers(9, T - 1)) :] = True
+    else:
+        is_answer[1] = True
+    return Draw(
+        {"T": T, "V": V}, logits=2 * rng.standard_normal((T, V)), ids=rng.integers(0, V, T), is_answer=is_answer
+    )
 
 
 @exercise(
     "7.1",
-    draw=draw_rank,
-    smallest=draw_one_term,
-    returns="r",
+    draw=draw_answers,
+    smallest=lambda rng: draw_answers(rng, T=2),
+    returns="the loss",
     mistakes="""
-        singular values are added up, not their squares: the squared Frobenius norm is the sum of squares
-            ** 2 ->
-        squared twice: a term contributes its singular value squared, once
-            ** 2 -> ** 4
-        one too few: the term at index i is term number i + 1, and r counts terms
-            + 1 ->
-        one too many: one term fewer already explains the share
-            + 1 -> + 2
-        that many terms explain 1 - share: count until the share is explained, not until it is left
-            explained, share -> explained, 1 - share
-        those are the singular values above share times the largest: add squares up, and compare with their sum
-            np.searchsorted(explained, share) + 1 -> (np.sqrt(squares) >= share * np.sqrt(squares[0])).sum()
-        a share of the norm, not of the squared norm: leave out the square root
-            explained, share -> np.sqrt(explained), share
-        that is the full rank: how many of the terms explain the share?
-            np.searchsorted(explained, share) + 1 -> np.linalg.matrix_rank(delta)
-        a share of the number of terms, not of the squared norm
-            np.searchsorted(explained, share) + 1 -> round(share * min(delta.shape))
+        not shifted: the logits at position t predict the token at t + 1, not the one that was just read
+            np.arange(len(ids) - 1), ids[1:] -> np.arange(len(ids)), ids
+            is_answer[1:] -> is_answer
+        shifted the wrong way: a token is predicted at the position before it, not after it
+            np.arange(len(ids) - 1), ids[1:] -> np.arange(1, len(ids)), ids[:-1]
+            is_answer[1:] -> is_answer[:-1]
+        shifted twice: the logits at position t predict the token at t + 1, the next one
+            np.arange(len(ids) - 1), ids[1:] -> np.arange(len(ids) - 2), ids[2:]
+            is_answer[1:] -> is_answer[2:]
+        the mask is not shifted: the token predicted must be an answer, not the one it is predicted from
+            is_answer[1:] -> is_answer[:-1]
+        the first token of each answer is not scored: it is predicted from the prompt and is scored, too
+            is_answer[1:] -> is_answer[1:] & is_answer[:-1]
+        the prompt is scored, too: only tokens of answers count
+            p[is_answer[1:]] -> p
+        the mask is inverted: you scored the prompt, not the answers
+            is_answer[1:] -> ~is_answer[1:]
+        divided by the number of all tokens: the mean is over those that are scored
+            .mean() -> .sum() / len(ids)
+        divided by T - 1, the number of all predictions: the mean is over those that are scored
+            .mean() -> .sum() / (len(ids) - 1)
+        a sum, not a mean: divide by the number of scored tokens
+            .mean() -> .sum()
+        that is in bits: use the natural logarithm, np.log
+            np.log(p -> np.log2(p
+        the sign is wrong: the loss is -log p, and p is below 1
+            -np.log -> np.log
+        that is the perplexity, exp(loss): return the loss itself
+            -np.log(p[is_answer[1:]]).mean() -> np.exp(-np.log(p[is_answer[1:]]).mean())
+        that is the logarithm of a mean: return the mean of the logarithms
+            np.log(p[is_answer[1:]]).mean() -> np.log(p[is_answer[1:]].mean())
+        softmax is missing: logits are not probabilities yet
+            p = e / e.sum(axis=-1, keepdims=True) -> p = logits
+            np.log(p[is_answer[1:]]) -> p[is_answer[1:]]
+        the logarithm is missing: the loss is the mean of -log p, not of -p
+            np.log(p[is_answer[1:]]) -> p[is_answer[1:]]
     """,
 )
-def rank_for(delta, share):
-    """delta (m, n), share between 0 and 1 -> r, the number of rank-one terms"""
-    squares = np.linalg.svd(delta, compute_uv=False) ** 2
-    explained = np.cumsum(squares) / squares.sum()
-    return int(np.searchsorted(explained, share) + 1)
+def answer_loss(logits, ids, is_answer):
+    """logits (T, V), ids (T) integers, is_answer (T) booleans -> the loss, a number"""
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p = e / e.sum(axis=-1, keepdims=True)  # (T, V)
+    p = p[np.arange(len(ids) - 1), ids[1:]]  # (T - 1): of token t + 1, at position t
+    return -np.log(p[is_answer[1:]]).mean()
 
 
-# -- 7.2 two factors ---------------------------------------------------------------------------------------------------
+variant("answer_loss", {"natural logarithm": "logarithm to the base 2", "np.log(p": "np.log2(p"})
 
 
-def draw_factors(rng: np.random.Generator, r: int | None = None) -> Draw:
-    """An update and a rank."""
-    sizes = distinct_sizes("nm", rng, low=14) | {"r": int(rng.integers(3, 7)) if r is None else r}
-    return Draw(sizes, delta=falling(sizes["m"], sizes["n"], rng, pace=0.8), r=sizes["r"])
+# -- 7.2 bytes ---------------------------------------------------------------------------------------------------------
 
 
-def in_order(B: Any, A: Any) -> tuple[Any, Any]:
-    """B and A with the largest term of B A first. Each row of A gets the sign that makes its largest number positive:
-    the terms of a product have no order and no sign of their own.
-    """
-    order = np.argsort(-np.linalg.norm(B, axis=0) * np.linalg.norm(A, axis=1))
-    B, A = B[:, order], A[order]
-    signs = np.sign(np.take_along_axis(A, np.abs(A).argmax(axis=1)[:, None], axis=1))
-    return B * signs.T, A * signs
-
-
-def factors(result: Any, arguments: dict[str, Any]) -> Any:
-    """B and A as they are compared, if they are two factors."""
-    ndims = [np.ndim(part) for part in result] if isinstance(result, (tuple, list)) else []
-    return in_order(*result) if ndims == [2, 2] and np.shape(result[0])[1] == len(result[1]) else result
+def draw_shapes(rng: np.random.Generator, optimizer: str, some_frozen: bool = True) -> Draw:
+    """Shapes of parameters of very different sizes, some of them frozen."""
+    names = ["embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "norm"]
+    shapes = {name: (int(rng.integers(20, 90)), int(rng.integers(20, 90))) for name in names[:-1]}
+    shapes["norm"] = (int(rng.integers(50, 90)),)  # type: ignore[assignment]
+    frozen = {str(name) for name in rng.choice(names[:-1], 2, replace=False)} if some_frozen else set()
+    return Draw(shapes=shapes, frozen=sorted(frozen), optimizer=optimizer)
 
 
 @exercise(
     "7.2",
-    draw=draw_factors,
-    smallest=lambda rng: draw_factors(rng, r=1),
-    returns="B (m, r), A (r, n)",
-    observe=factors,
+    draw=[
+        lambda rng: draw_shapes(rng, "SGD"),  # in this order each mistake shows first where no other looks like it
+        lambda rng: draw_shapes(rng, "momentum"),
+        lambda rng: draw_shapes(rng, "AdamW"),
+    ],
+    smallest=lambda rng: draw_shapes(rng, "AdamW", some_frozen=False),
+    returns="the bytes",
+    tolerance=0,
     mistakes="""
-        the singular values are lost: B A has the directions of the update, but each of its terms has norm 1
-            * np.sqrt(S[:r]) ->
-            np.sqrt(S[:r])[:, None] * ->
-        each singular value is squared: give B and A the square root each, not the value itself
-            * np.sqrt(S[:r]) -> * S[:r]
-            np.sqrt(S[:r])[:, None] -> S[:r, None]
-        each term has the square root of its singular value: the root must be in B and in A, not in one of them
-            np.sqrt(S[:r])[:, None] * ->
-        B A is right, but B contains the singular values alone: column i of B must be as long as row i of A, so that \
-        each gets the square root
-            * np.sqrt(S[:r]) -> * S[:r]
-            np.sqrt(S[:r])[:, None] * ->
-        B A is right, but A contains the singular values alone: column i of B must be as long as row i of A, so that \
-        each gets the square root
-            * np.sqrt(S[:r]) ->
-            np.sqrt(S[:r])[:, None] -> S[:r, None]
-        those are the smallest singular values: np.linalg.svd gives the largest first
-            full_matrices=False) -> full_matrices=False); U, S, Vt = U[:, -r:], S[-r:], Vt[-r:]
-        B must have the shape (m, r) and A (r, n): you kept r - 1 singular values
-            -> r = r - 1
-        B must have the shape (m, r) and A (r, n): keep only r singular values
-            -> r = None
-        B and A are swapped: `return B, A`, in this order
-            return B, A -> return A, B
-        A is transposed: got (n, r), expected (r, n)
-            return B, A -> return B, A.T
-        the sign is wrong: B A comes to minus the update
-            return B, A -> return -B, A
-        return two arrays: `return B, A`
-            return B, A -> return B @ A
+        frozen parameters have no optimizer state
+            trainable * (1 + arrays) -> trainable + total * arrays
+        frozen parameters have no gradients
+            trainable * (1 + arrays) -> total + trainable * arrays
+        frozen parameters are in memory, too: the forward pass needs them
+            (total + -> (trainable +
+        the weights themselves are missing
+            total + trainable -> trainable
+        AdamW keeps two arrays per parameter, the first and second moment; you counted one
+            "AdamW": 2 -> "AdamW": 1
+        the optimizer state is missing
+            (1 + arrays) -> 1
+        momentum keeps one array per parameter, the mean of the gradients
+            "momentum": 1 -> "momentum": 2
+        plain SGD has no optimizer state
+            "SGD": 0 -> "SGD": 1
+        the gradients are missing
+            (1 + arrays) -> arrays
+        SGD keeps no array and momentum keeps one: only AdamW keeps two
+            [optimizer] -> ["AdamW"]
+        that is the number of elements: a float32 takes 4 bytes
+            return 4 * -> return
+        a float32 takes 4 bytes; 8 is float64's
+            return 4 * -> return 8 *
+        a float32 takes 4 bytes; 2 is float16's
+            return 4 * -> return 2 *
+        that is in bits: a float32 takes 32 bits, which are 4 bytes
+            return 4 * -> return 32 *
+        that is in MB: return bytes
+            return 4 * -> return 1e-6 * 4 *
+        an array of shape (m, n) has m times n elements, not m + n
+            int(np.prod(shape)) -> sum(shape)
+        you counted rows: an array of shape (m, n) has m n elements
+            int(np.prod(shape)) -> shape[0]
     """,
 )
-def best_rank_r(delta, r):
-    """delta (m, n), r -> B (m, r), A (r, n)"""
-    U, S, Vt = np.linalg.svd(delta, full_matrices=False)
-    B = U[:, :r] * np.sqrt(S[:r])
-    A = np.sqrt(S[:r])[:, None] * Vt[:r]
-    return B, A
+def training_bytes(shapes, frozen, optimizer):
+    """shapes {name: (m, n) or (n,)}, frozen [name, ...], optimizer a name -> bytes, an integer"""
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    total = sum(sizes.values())
+    trainable = total - sum(sizes[name] for name in frozen)
+    arrays = {"SGD": 0, "momentum": 1, "AdamW": 2}[optimizer]
+    return 4 * (total + trainable * (1 + arrays))
 
 
-# -- 7.3 do two updates agree ------------------------------------------------------------------------------------------
+# -- 7.3 gradient accumulation -----------------------------------------------------------------------------------------
 
 
-def draw_pair(rng: np.random.Generator, r: int | None = None) -> Draw:
-    """Two updates that share some of their directions, and a rank."""
-    sizes = distinct_sizes("nm", rng, low=14)
-    delta = falling(sizes["m"], sizes["n"], rng, pace=0.8)
-    other = delta + 0.12 * rng.standard_normal(delta.shape)
-    return Draw(sizes, delta=delta, other=other, r=int(rng.integers(4, 8)) if r is None else r)
+def draw_step(rng: np.random.Generator, count: int | None = None) -> Draw:
+    """A small model with gradients of an earlier step, micro-batches with different numbers of scored tokens, SGD."""
+    config = Config(23, 8, 12, 1, num_attention_heads=2, num_key_value_heads=1)
+    model = Llama(config, seed=int(rng.integers(2**31)))
+    for p in model.trainable_parameters().values():
+        p.data = (
+            8 * rng.standard_normal(p.shape) * (0.1 if p.ndim > 1 else 0.12)
+        )  # float64, far from the initialisation
+    parts = []
+    for i in range(count or 3):
+        ids = rng.integers(0, 23, (2, (9, 12, 7)[i]))
+        labels = ids.copy()
+        labels[:, : (6, 3, 1)[i]] = -100
+        parts.append((ids, labels))
+    model.loss(*parts[0]).backward()  # as after a step before this one
+    return Draw(model=model, parts=parts, optimizer=SGD(model.trainable_parameters(), lr=0.1))
+
+
+def what_came_of_it(result: Any, arguments: dict) -> tuple[Any, ...]:
+    """The returned loss, and all weights after the step as one vector."""
+    weights = [p.data.ravel() for p in arguments["model"].trainable_parameters().values()]
+    return result, np.concatenate(weights)
 
 
 @exercise(
     "7.3",
-    draw=draw_pair,
-    smallest=lambda rng: draw_pair(rng, r=1),
-    returns="the overlap",
+    draw=draw_step,
+    smallest=lambda rng: draw_step(rng, count=1),
+    returns="the loss, the weights afterwards (N)",
+    tolerance=1e-6,
+    changes=("model", "optimizer"),
+    observe=what_came_of_it,
     mistakes="""
-        the cosines are added up, not their squares
-            ((V1 @ V2.T) ** 2) -> np.abs(V1 @ V2.T)
-        that is the root of the sum: leave the squares as they are, then divide by r
-            ((V1 @ V2.T) ** 2).sum() -> np.linalg.norm(V1 @ V2.T)
-        it is not divided by r: two equal updates must give 1
-            / r ->
-        the mean divides by r², the number of pairs: two equal updates must give 1, so divide by r
-            .sum() / r -> .mean()
-        term i is compared with term i only: the same directions may come in another order, so compare each with each
-            (V1 @ V2.T) -> np.diag(V1 @ V2.T)
-        those are directions of the outputs (U): take those of the inputs, the rows of Vt
-            -> delta, other = delta.T, other.T
-        columns of Vt are taken: its rows are the directions, Vt[:r]
-            (delta, full_matrices=False)[2][:r] -> (delta, full_matrices=False)[2][:, :r].T
-            (other, full_matrices=False)[2][:r] -> (other, full_matrices=False)[2][:, :r].T
-        all directions are compared: keep the first r of each
-            -> r, k = None, min(delta.shape)
-            / r -> / k
-        the factors A are compared with their singular values: take the rows of Vt, of length 1
-            ((V1 @ V2.T) ** 2).sum() / r -> np.sum(V1 * V2) / np.linalg.norm(V1) / np.linalg.norm(V2)
-            return -> V1, V2 = best_rank_r(delta, r)[1], best_rank_r(other, r)[1]; return
+        a mean of means: a micro-batch with few scored tokens counts too much: weight each by its scored tokens
+            (count / total) -> (1 / len(parts))
+            loss.item() * count / total -> loss.item() / len(parts)
+        each micro-batch's gradient has the same weight: weight it by its share of the scored tokens
+            (count / total) -> (1 / len(parts))
+        losses and gradients are added without weights: the step is too large by the number of micro-batches
+            (loss * (count / total)) -> loss
+            loss.item() * count / total -> loss.item()
+        gradients are added without weights: the step is too large by the number of micro-batches
+            (loss * (count / total)) -> loss
+        the step is right, the loss is a mean of means: weight it by scored tokens, too
+            loss.item() * count / total -> loss.item() / len(parts)
+        the step is right, but the loss is that of the last micro-batch only
+            whole += loss.item() * count / total -> whole = loss.item()
+        gradients of the previous step are still there: clear them first with optimizer.zero_grad()
+            optimizer.zero_grad() -> pass
+        zero_grad() before each micro-batch deletes the gradients of earlier ones: call it once, before the first
+            loss = model -> optimizer.zero_grad(); loss = model
+        a step after each micro-batch: that is several small steps, not one on the whole batch
+            optimizer.step() -> pass
+            whole += -> optimizer.step(); whole +=
+        each micro-batch is a separate step: take one step, after the last micro-batch
+            optimizer.step() -> pass
+            whole += -> optimizer.step(); optimizer.zero_grad(); whole +=
+        no weight changes: call zero_grad() once, then backward() for each micro-batch, then step() once
+            optimizer.zero_grad() -> pass
+            optimizer.step() -> optimizer.zero_grad(); optimizer.step()
+        weighted by all tokens: those with the label -100 are not scored and must not count
+            (labels[:, 1:] != -100).sum() -> labels.size
+        weighted by the tokens that are not scored: count labels != -100
+            labels[:, 1:] != -100 -> labels == -100
+        the loss must be one number, got str
+            return whole -> return str(whole)
     """,
 )
-def overlap(delta, other, r):
-    """delta (m, n), other (m, n), r -> a number from 0 to 1"""
-    V1 = np.linalg.svd(delta, full_matrices=False)[2][:r]
-    V2 = np.linalg.svd(other, full_matrices=False)[2][:r]
-    return ((V1 @ V2.T) ** 2).sum() / r
+def step_in_parts(model, parts, optimizer):
+    """one step of the optimizer on all parts together -> the loss of the whole batch, a number"""
+    counts = [(labels[:, 1:] != -100).sum() for _, labels in parts]
+    total = sum(counts)
+    optimizer.zero_grad()
+    whole = 0.0
+    for (input_ids, labels), count in zip(parts, counts, strict=True):
+        loss = model.loss(input_ids, labels)
+        (loss * (count / total)).backward()
+        whole += loss.item() * count / total
+    optimizer.step()
+    return whole

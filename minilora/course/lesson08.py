@@ -1,4 +1,4 @@
-"""Lesson 8's exercises: the forward pass, the backward pass by hand, and the initialisation of an adapter."""
+"""Lesson 8's exercises: terms that explain a share of an update, its best factors, and the overlap of two updates."""
 
 from __future__ import annotations
 
@@ -6,255 +6,187 @@ from typing import Any
 
 import numpy as np
 
-import minilora as ml
-
-from ..engine.tensor import Tensor
-from .compare import Wrong, close, spread
-from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+from .exercises import Draw, distinct_sizes, exercise
 
 
-def draw(rng: np.random.Generator, r: int | None = None, **more: str) -> Draw:
-    """x (T, n), W (m, n), A (r, n), B (m, r), then what `more` names, then alpha."""
-    sizes = distinct_sizes("Tnm", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
-    drawn = arrays(rng, sizes, x="T n", W="m n", A="r n", B="m r", **more)
-    drawn["alpha"] = int(rng.choice([29, 31, 37, 41, 43, 47, 53, 59, 61]))  # primes above every r²: all scales differ
-    return drawn
+def falling(m: int, n: int, rng: np.random.Generator, pace: float = 0.85) -> np.ndarray:
+    """A matrix (m, n) whose singular values fall by about `pace` from one to the next."""
+    k = min(m, n)
+    U, _, Vt = np.linalg.svd(rng.standard_normal((m, n)), full_matrices=False)
+    return 3 * (U * (pace ** np.arange(k) * rng.uniform(0.95, 1, k))) @ Vt
 
 
-# -- 8.1 the forward pass ----------------------------------------------------------------------------------------------
+def singular_values(delta: np.ndarray) -> np.ndarray:
+    """The singular values, largest first."""
+    return np.linalg.svd(delta, compute_uv=False)
 
 
-def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """On tensors: the same output, and the right gradient of each through the engine."""
-    tensors = {name: Tensor(value, requires_grad=name != "W") for name, value in drawn.items() if name != "alpha"}
-    hint = "use only @, .T, +, *, / on what the function is given, so that the engine can differentiate it"
-    try:
-        result = answer(**tensors, alpha=drawn["alpha"])
-    except Wrong:
-        raise Wrong(f"right on NumPy arrays, but it stops on minilora's tensors: {hint}") from None
-    x, W, A, B = (drawn[name] for name in "xWAB")
-    scale, g = drawn["alpha"] / len(A), rng.standard_normal((len(x), len(W)))
-    gradients = {"x": g @ W + scale * (g @ B @ A), "A": scale * (g @ B).T @ x, "B": scale * g.T @ (x @ A.T)}
-    if isinstance(result, Tensor) and result.requires_grad and result.shape == g.shape:
-        result.backward(g)
-    for name, want in gradients.items():
-        got = tensors[name].grad
-        if got is None or not close(got, want):
-            raise Wrong(f"y is right, but the gradient of {name} is missing or wrong: {hint}")
+# -- 8.1 how many terms ------------------------------------------------------------------------------------------------
+
+
+def draw_rank(rng: np.random.Generator) -> Draw:
+    """An update, and a share of variance that no number of terms explains exactly."""
+    sizes = distinct_sizes("nm", rng, low=20)
+    delta = falling(sizes["m"], sizes["n"], rng)
+    explained = np.cumsum(singular_values(delta) ** 2) / (singular_values(delta) ** 2).sum()
+    r = int(rng.integers(4, 9))
+    return Draw(sizes, delta=delta, share=float((explained[r - 2] + explained[r - 1]) / 2))
+
+
+def draw_one_term(rng: np.random.Generator) -> Draw:
+    """Rank 1: one term explains everything."""
+    sizes = distinct_sizes("nm", rng)
+    delta = np.outer(rng.standard_normal(sizes["m"]), rng.standard_normal(sizes["n"]))
+    return Draw(sizes, delta=delta, share=0.9)
 
 
 @exercise(
     "8.1",
-    draw=draw,
-    smallest=lambda rng: draw(rng, r=1),
-    returns="y (T, m)",
-    also=judge_forward,
-    forbids={"m n": "right, but it forms a matrix of W's size: multiply x by A.T, then by B.T; B A is never needed"},
+    draw=draw_rank,
+    smallest=draw_one_term,
+    returns="r",
     mistakes="""
-        the scale is missing
-            * (alpha / r) ->
-        scale is alpha / r, not alpha
-            alpha / r -> alpha
-        scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            alpha / r -> alpha / r**0.5
-        scale is alpha / r, not r / alpha
-            alpha / r -> r / alpha
-        scale is alpha / r, not alpha * r
-            alpha / r -> alpha * r
-        scale is alpha / r with /, not //
-            alpha / r -> alpha // r
-        r is fixed at 8: it is the number of rows of A
-            A.shape[0] -> 8
-        the scale occurs once, not twice
-            (alpha / r) -> (alpha / r) ** 2
-        r is the number of rows of A, not of x: that is T, the number of tokens
-            A.shape[0] -> x.shape[0]
-        r is the number of rows of A, not n, the number of its columns
-            A.shape[0] -> A.shape[1]
-        r is the number of columns of B, not m, the number of its rows
-            A.shape[0] -> B.shape[0]
-        the update is missing: y is only x Wᵀ
-            + (x @ A.T) @ B.T * (alpha / r) ->
-        x Wᵀ is missing: y is only the update
-            x @ W.T + ->
-        only the update is scaled: you scaled x Wᵀ as well
-            x @ W.T + (x @ A.T) @ B.T -> (x @ W.T + (x @ A.T) @ B.T)
-        the update is added, not subtracted
-            W.T + -> W.T -
-        meets m
-            (x @ A.T) @ B.T -> (x @ B) @ A.T
-        do not fit number by number: is * meant to be @?
-            (x @ A.T) @ B.T -> (x * A.T)
-        right, but it forms a matrix of W's size
-            x @ W.T + (x @ A.T) @ B.T * (alpha / r) -> x @ (W + alpha / r * (B @ A)).T
-        y is right, but the gradient of B is missing or wrong
-            B.T -> (B.detach() if isinstance(B, ml.Tensor) else B).T
+        singular values are added up, not their squares: the squared Frobenius norm is the sum of squares
+            ** 2 ->
+        squared twice: a term contributes its singular value squared, once
+            ** 2 -> ** 4
+        one too few: the term at index i is term number i + 1, and r counts terms
+            + 1 ->
+        one too many: one term fewer already explains the share
+            + 1 -> + 2
+        that many terms explain 1 - share: count until the share is explained, not until it is left
+            explained, share -> explained, 1 - share
+        those are the singular values above share times the largest: add squares up, and compare with their sum
+            np.searchsorted(explained, share) + 1 -> (np.sqrt(squares) >= share * np.sqrt(squares[0])).sum()
+        a share of the norm, not of the squared norm: leave out the square root
+            explained, share -> np.sqrt(explained), share
+        that is the full rank: how many of the terms explain the share?
+            np.searchsorted(explained, share) + 1 -> np.linalg.matrix_rank(delta)
+        a share of the number of terms, not of the squared norm
+            np.searchsorted(explained, share) + 1 -> round(share * min(delta.shape))
     """,
 )
-def lora_forward(x, W, A, B, alpha):
-    """x (T, n), W (m, n), A (r, n), B (m, r) -> y (T, m)"""
-    r = A.shape[0]
-    return x @ W.T + (x @ A.T) @ B.T * (alpha / r)
+def rank_for(delta, share):
+    """delta (m, n), share between 0 and 1 -> r, the number of rank-one terms"""
+    squares = np.linalg.svd(delta, compute_uv=False) ** 2
+    explained = np.cumsum(squares) / squares.sum()
+    return int(np.searchsorted(explained, share) + 1)
 
 
-RS = {r"\frac{\alpha}{r}": r"\frac{\alpha}{\sqrt{r}}", "alpha / r": "alpha / r**0.5"}  # rsLoRA's scale
-variant("lora_forward", RS, also=None)
+# -- 8.2 two factors ---------------------------------------------------------------------------------------------------
 
 
-# -- 8.2 the backward pass ---------------------------------------------------------------------------------------------
+def draw_factors(rng: np.random.Generator, r: int | None = None) -> Draw:
+    """An update and a rank."""
+    sizes = distinct_sizes("nm", rng, low=14) | {"r": int(rng.integers(3, 7)) if r is None else r}
+    return Draw(sizes, delta=falling(sizes["m"], sizes["n"], rng, pace=0.8), r=sizes["r"])
 
 
-def by_the_engine(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
-    """The right gradients, computed by the engine instead of by hand."""
-    parts = {name: Tensor(value, requires_grad=True) for name, value in zip("xAB", (x, A, B), strict=True)}
-    lora_forward(parts["x"], Tensor(W), parts["A"], parts["B"], alpha).backward(g)
-    return tuple(part.grad for part in parts.values())
+def in_order(B: Any, A: Any) -> tuple[Any, Any]:
+    """B and A with the largest term of B A first. Each row of A gets the sign that makes its largest number positive:
+    the terms of a product have no order and no sign of their own.
+    """
+    order = np.argsort(-np.linalg.norm(B, axis=0) * np.linalg.norm(A, axis=1))
+    B, A = B[:, order], A[order]
+    signs = np.sign(np.take_along_axis(A, np.abs(A).argmax(axis=1)[:, None], axis=1))
+    return B * signs.T, A * signs
+
+
+def factors(result: Any, arguments: dict[str, Any]) -> Any:
+    """B and A as they are compared, if they are two factors."""
+    ndims = [np.ndim(part) for part in result] if isinstance(result, (tuple, list)) else []
+    return in_order(*result) if ndims == [2, 2] and np.shape(result[0])[1] == len(result[1]) else result
 
 
 @exercise(
     "8.2",
-    draw=lambda rng: draw(rng, g="T m"),
-    smallest=lambda rng: draw(rng, r=1, g="T m"),
-    returns="dx (T, n), dA (r, n), dB (m, r)",
-    by_hand=True,
-    forbids={"m n": "right, but it forms a matrix of W's size: g goes through B, then through A; B A is never needed"},
+    draw=draw_factors,
+    smallest=lambda rng: draw_factors(rng, r=1),
+    returns="B (m, r), A (r, n)",
+    observe=factors,
     mistakes="""
-        scale is alpha / r, not alpha
-            alpha / r -> alpha
-        the scale alpha / r is missing: it is in y, so it is in the gradients
-            alpha / r -> 1
-        the scale occurs once, not twice
-            alpha / r -> (alpha / r) ** 2
-        scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            alpha / r -> alpha / r**0.5
-        it is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
-            -> g = g / len(g)
-        the sign is wrong: the gradient points uphill, and the optimizer subtracts it
-            -> g = -g
-        dx: x is used twice, and its gradients add up: the path through W is missing
-            g @ W + ->
-        dx: x is used twice, and its gradients add up: the path through A and B is missing
-            + du @ A ->
-        dA has one slice per token: sum over the tokens, which all use the same matrix
-            du.T @ x -> du[:, :, None] * x[:, None, :]
-        dB has one slice per token: sum over the tokens, which all use the same matrix
-            (g.T @ (x @ A.T)) -> g[:, :, None] * (x @ A.T)[:, None, :]
-        dA has the shape of W: that is gᵀ x, the gradient of W; A receives g through B, as g B
-            du.T @ x -> g.T @ x
-        dB has the shape of W: that is gᵀ x, the gradient of W; B receives x through A, as x Aᵀ
-            scale * (g.T @ (x @ A.T)) -> g.T @ x
-        dA and dB are swapped: `return dx, dA, dB`, in this order
-            return dx, dA, dB -> return dx, dB, dA
-        the function changes its input g: make a new value instead of changing it (+=, *=)
-            -> g *= alpha / len(A)
-        by hand: write the gradient down yourself, without .backward()
-            by_the_engine
+        the singular values are lost: B A has the directions of the update, but each of its terms has norm 1
+            * np.sqrt(S[:r]) ->
+            np.sqrt(S[:r])[:, None] * ->
+        each singular value is squared: give B and A the square root each, not the value itself
+            * np.sqrt(S[:r]) -> * S[:r]
+            np.sqrt(S[:r])[:, None] -> S[:r, None]
+        each term has the square root of its singular value: the root must be in B and in A, not in one of them
+            np.sqrt(S[:r])[:, None] * ->
+        B A is right, but B contains the singular values alone: column i of B must be as long as row i of A, so that \
+        each gets the square root
+            * np.sqrt(S[:r]) -> * S[:r]
+            np.sqrt(S[:r])[:, None] * ->
+        B A is right, but A contains the singular values alone: column i of B must be as long as row i of A, so that \
+        each gets the square root
+            * np.sqrt(S[:r]) ->
+            np.sqrt(S[:r])[:, None] -> S[:r, None]
+        those are the smallest singular values: np.linalg.svd gives the largest first
+            full_matrices=False) -> full_matrices=False); U, S, Vt = U[:, -r:], S[-r:], Vt[-r:]
+        B must have the shape (m, r) and A (r, n): you kept r - 1 singular values
+            -> r = r - 1
+        B must have the shape (m, r) and A (r, n): keep only r singular values
+            -> r = None
+        B and A are swapped: `return B, A`, in this order
+            return B, A -> return A, B
+        A is transposed: got (n, r), expected (r, n)
+            return B, A -> return B, A.T
+        the sign is wrong: B A comes to minus the update
+            return B, A -> return -B, A
+        return two arrays: `return B, A`
+            return B, A -> return B @ A
     """,
 )
-def lora_backward(x, W, A, B, g, alpha):
-    """x (T, n), W (m, n), A (r, n), B (m, r), g (T, m) -> dx (T, n), dA (r, n), dB (m, r), all NumPy arrays"""
-    r = A.shape[0]
-    scale = alpha / r
-    du = scale * (g @ B)
-    dx = g @ W + du @ A
-    dA = du.T @ x
-    dB = scale * (g.T @ (x @ A.T))
-    return dx, dA, dB
+def best_rank_r(delta, r):
+    """delta (m, n), r -> B (m, r), A (r, n)"""
+    U, S, Vt = np.linalg.svd(delta, full_matrices=False)
+    B = U[:, :r] * np.sqrt(S[:r])
+    A = np.sqrt(S[:r])[:, None] * Vt[:r]
+    return B, A
 
 
-variant("lora_backward", RS)
+# -- 8.3 do two updates agree ------------------------------------------------------------------------------------------
 
 
-# -- 8.3 the initialisation --------------------------------------------------------------------------------------------
-
-
-def draw_start(rng: np.random.Generator) -> Draw:
-    """A wide W or a tall one: 1 / sqrt(n) and 1 / sqrt(m) differ clearly."""
-    sizes = {"m": int(rng.integers(40, 60)), "n": int(rng.integers(400, 500)), "r": int(rng.integers(9, 16))}
-    if rng.integers(2):
-        sizes["m"], sizes["n"] = sizes["n"], sizes["m"]
-    drawn = arrays(rng, sizes, W="m n")
-    drawn["r"], drawn["rng"] = sizes["r"], np.random.default_rng(int(rng.integers(2**31)))
-    return drawn
-
-
-def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """W frozen, A random and small, B zero: the first output is the base's, and not both gradients are zero."""
-    W, r, seed = drawn["W"], drawn["r"], int(rng.integers(2**31))
-
-    def start(seed: int) -> list[Tensor]:
-        result = answer(W=W, r=r, rng=np.random.default_rng(seed))
-        if not isinstance(result, (tuple, list)) or len(result) != 3:
-            raise Wrong("return three tensors: `return W, A, B`")
-        for name, part in zip("WAB", result, strict=True):
-            if not isinstance(part, Tensor):
-                raise Wrong(f"{name} must be a tensor, as ml.Tensor({name}), got {type(part).__name__}")
-        return list(result)
-
-    frozen, A, B = start(seed)
-    if not np.array_equal(frozen.data, W):
-        raise Wrong("W is no longer the base's matrix: its values must not change")
-    for name, part, axes in [("A", A, "r n"), ("B", B, "m r")]:
-        shape = tuple(answer.sizes[axis] for axis in axes.split())
-        if part.shape != shape:
-            raise Wrong(f"{name} must have the shape ({', '.join(axes.split())}) = {shape}, got {part.shape}")
-    if frozen.requires_grad:
-        nothing = A.requires_grad and B.requires_grad
-        raise Wrong(f"{'you froze nothing: ' if nothing else ''}W still requires a gradient (requires_grad)")
-    for name, part in [("A", A), ("B", B)]:
-        if not part.requires_grad:
-            raise Wrong(f"{name} is frozen and would never change: use ml.Tensor({name}, requires_grad=True)")
-    if not A.data.any():
-        if B.data.any():
-            raise Wrong("A and B are initialised the wrong way round: A random, B zero, as in the paper")
-        raise Wrong("A and B are both zero: then both gradients are zero, and neither ever changes")
-    if B.data.any():
-        raise Wrong("B must be initialised to zero: now the first output differs from the base's")
-    if not np.array_equal(A.data, start(seed)[1].data):
-        raise Wrong("the same seed gives a different A: draw it with the rng that is passed")
-    if np.array_equal(A.data, start(seed + 1)[1].data):
-        raise Wrong("another seed gives the same A: draw it with the rng that is passed")
-    spread(A.data, "A", "1 / sqrt(n)", 1 / np.sqrt(answer.sizes["n"]))
+def draw_pair(rng: np.random.Generator, r: int | None = None) -> Draw:
+    """Two updates that share some of their directions, and a rank."""
+    sizes = distinct_sizes("nm", rng, low=14)
+    delta = falling(sizes["m"], sizes["n"], rng, pace=0.8)
+    other = delta + 0.12 * rng.standard_normal(delta.shape)
+    return Draw(sizes, delta=delta, other=other, r=int(rng.integers(4, 8)) if r is None else r)
 
 
 @exercise(
     "8.3",
-    draw=draw_start,
-    returns="W (m, n), A (r, n), B (m, r)",
-    judge=judge_start,
+    draw=draw_pair,
+    smallest=lambda rng: draw_pair(rng, r=1),
+    returns="the overlap",
     mistakes="""
-        you froze nothing
-            ml.Tensor(W) -> ml.Tensor(W, requires_grad=True)
-        A is frozen and would never change
-            ml.Tensor(A, requires_grad=True) -> ml.Tensor(A)
-        B must be initialised to zero
-            np.zeros((m, r)) -> np.ones((m, r))
-        neither ever changes
-            rng.standard_normal((r, n)) / np.sqrt(n) -> np.zeros((r, n))
-        A and B are initialised the wrong way round
-            rng.standard_normal((r, n)) / np.sqrt(n) -> np.zeros((r, n))
-            np.zeros((m, r)) -> np.ones((m, r))
-        the same seed gives a different A
-            rng.standard_normal -> np.random.default_rng().standard_normal
-        another seed gives the same A
-            rng.standard_normal((r, n)) / np.sqrt(n) -> np.ones((r, n))
-        A's numbers are too large
-            / np.sqrt(n) ->
-        expected 1 / sqrt(n)
-            np.sqrt(n) -> np.sqrt(m)
-        half of them must be below zero
-            rng.standard_normal((r, n)) -> (rng.standard_normal((r, n)) + 1)
-        its values must not change
-            ml.Tensor(W) -> ml.Tensor(W + 1)
-        A must be a tensor
-            ml.Tensor(A, requires_grad=True) -> A
-        A must have the shape (r, n)
-            ml.Tensor(A, -> ml.Tensor(A.T,
+        the cosines are added up, not their squares
+            ((V1 @ V2.T) ** 2) -> np.abs(V1 @ V2.T)
+        that is the root of the sum: leave the squares as they are, then divide by r
+            ((V1 @ V2.T) ** 2).sum() -> np.linalg.norm(V1 @ V2.T)
+        it is not divided by r: two equal updates must give 1
+            / r ->
+        the mean divides by r², the number of pairs: two equal updates must give 1, so divide by r
+            .sum() / r -> .mean()
+        term i is compared with term i only: the same directions may come in another order, so compare each with each
+            (V1 @ V2.T) -> np.diag(V1 @ V2.T)
+        those are directions of the outputs (U): take those of the inputs, the rows of Vt
+            -> delta, other = delta.T, other.T
+        columns of Vt are taken: its rows are the directions, Vt[:r]
+            (delta, full_matrices=False)[2][:r] -> (delta, full_matrices=False)[2][:, :r].T
+            (other, full_matrices=False)[2][:r] -> (other, full_matrices=False)[2][:, :r].T
+        all directions are compared: keep the first r of each
+            -> r, k = None, min(delta.shape)
+            / r -> / k
+        the factors A are compared with their singular values: take the rows of Vt, of length 1
+            ((V1 @ V2.T) ** 2).sum() / r -> np.sum(V1 * V2) / np.linalg.norm(V1) / np.linalg.norm(V2)
+            return -> V1, V2 = best_rank_r(delta, r)[1], best_rank_r(other, r)[1]; return
     """,
 )
-def inject(W, r, rng):
-    """W (m, n) a NumPy array, r the rank, rng a NumPy generator -> W (m, n), A (r, n), B (m, r), all ml.Tensor"""
-    m, n = W.shape
-    A = rng.standard_normal((r, n)) / np.sqrt(n)
-    B = np.zeros((m, r))
-    return ml.Tensor(W), ml.Tensor(A, requires_grad=True), ml.Tensor(B, requires_grad=True)
+def overlap(delta, other, r):
+    """delta (m, n), other (m, n), r -> a number from 0 to 1"""
+    V1 = np.linalg.svd(delta, full_matrices=False)[2][:r]
+    V2 = np.linalg.svd(other, full_matrices=False)[2][:r]
+    return ((V1 @ V2.T) ** 2).sum() / r

@@ -1,314 +1,260 @@
-"""Lesson 9's exercises: merging an update into a weight, unmerging it, and injecting layers into a model."""
+"""Lesson 9's exercises: the forward pass, the backward pass by hand, and the initialisation of an adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..nn.layers import Linear
-from ..nn.module import Module, Parameter
-from .compare import Wrong, close
+import minilora as ml
+
+from ..engine.tensor import Tensor
+from .compare import Wrong, close, spread
 from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 
-# -- 9.1 and 9.2 a layer as a dictionary -------------------------------------------------------------------------------
+
+def draw(rng: np.random.Generator, r: int | None = None, **more: str) -> Draw:
+    """x (T, n), W (m, n), A (r, n), B (m, r), then what `more` names, then alpha."""
+    sizes = distinct_sizes("Tnm", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
+    drawn = arrays(rng, sizes, x="T n", W="m n", A="r n", B="m r", **more)
+    drawn["alpha"] = int(rng.choice([29, 31, 37, 41, 43, 47, 53, 59, 61]))  # primes above every r²: all scales differ
+    return drawn
 
 
-def layer(rng: np.random.Generator, square: bool = False, merged: bool = False, r: int | None = None) -> Draw:
-    """One layer. square: m = n = r, so that A B has the shape of B A. merged: its update is already in W."""
-    sizes = distinct_sizes("mn", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
-    if square:
-        sizes["n"] = sizes["r"] = sizes["m"]
-    drawn: dict[str, Any] = arrays(rng, sizes, W="m n", A="r n", B="m r")
-    drawn = {
-        "W": drawn["W"],
-        "A": drawn["A"],
-        "B": drawn["B"],
-        "alpha": int(rng.choice([29, 31, 37, 41])),
-        "kept": None,
-    }
-    if merged:
-        merge(drawn)
-    return Draw(sizes, layer=drawn)
+# -- 9.1 the forward pass ----------------------------------------------------------------------------------------------
 
 
-def seen(result: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The layer after a call."""
-    after = arguments["layer"]
-    return {"W": after.get("W"), "kept": after.get("kept")}
-
-
-def scale(layer: Any) -> float:
-    """alpha / r."""
-    return layer["alpha"] / len(layer["A"])
-
-
-def root(layer: Any) -> float:
-    """alpha / sqrt(r), rsLoRA's."""
-    return layer["alpha"] / len(layer["A"]) ** 0.5
-
-
-def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Callable[[Any], float] = scale) -> None:
-    """W is the merged matrix, the base's array is kept, and a second call changes nothing."""
-    own = drawn["layer"]
-    base, A, B, before = own["W"], own["A"].copy(), own["B"].copy(), own["W"].copy()
-    if own["kept"] is not None:
-        answer(layer=own)
-        if own["W"] is not base:
-            raise Wrong("merged twice: this layer is already merged (`kept` is not None) and must not change")
-        return
-    product, s = B @ A, scale_of(own)
-    answer(layer=own)
-    if not np.array_equal(base, before):
-        raise Wrong("the base's array was changed in place: W + ... makes a new array, += writes into the old one")
-    if own["kept"] is None:
-        raise Wrong("nothing is kept: store the base's array in layer['kept'], or the merge cannot be undone")
-    if own["kept"] is not base:
-        what = "a copy of the base's array" if np.array_equal(own["kept"], before) else "not the base's array"
-        raise Wrong(f"`kept` contains {what}: store the array itself that was layer['W'] before the merge")
-    if not (np.array_equal(own["A"], A) and np.array_equal(own["B"], B)):
-        raise Wrong("A or B was changed: only W and kept change")
-    got = own["W"]
-    if not isinstance(got, np.ndarray) or got.shape != before.shape:
-        raise Wrong(f"layer['W'] must stay an array of shape (m, n) = {before.shape}, got {np.shape(got)}")
-    update = got - before
-    if close(update, s * product, 1e-9):
-        return
-    for line, wrong in (
-        ("W is not changed: add the update to it", 0 * product),
-        ("the scale is missing", product),
-        ("the scale is alpha: divide it by r", own["alpha"] * product),
-        ("scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's", root(own) * product),
-        ("the update is added, not subtracted", -s * product),
-        ("the update is added twice", 2 * s * product),
-        ("W is only the update: add it to the base's weight", s * product - before),
-    ):
-        if close(update, wrong, 1e-9):
-            raise Wrong(line)
-    if A.shape == B.shape == before.shape and close(update, s * (A @ B), 1e-9):
-        raise Wrong("A B instead of B A: the shapes fit because this layer is square, but it is a different matrix")
-    raise Wrong(f"W + scale B A is expected: W[0, 0] moved by {update[0, 0]:.4g}, expected {s * product[0, 0]:.4g}")
+def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+    """On tensors: the same output, and the right gradient of each through the engine."""
+    tensors = {name: Tensor(value, requires_grad=name != "W") for name, value in drawn.items() if name != "alpha"}
+    hint = "use only @, .T, +, *, / on what the function is given, so that the engine can differentiate it"
+    try:
+        result = answer(**tensors, alpha=drawn["alpha"])
+    except Wrong:
+        raise Wrong(f"right on NumPy arrays, but it stops on minilora's tensors: {hint}") from None
+    x, W, A, B = (drawn[name] for name in "xWAB")
+    scale, g = drawn["alpha"] / len(A), rng.standard_normal((len(x), len(W)))
+    gradients = {"x": g @ W + scale * (g @ B @ A), "A": scale * (g @ B).T @ x, "B": scale * g.T @ (x @ A.T)}
+    if isinstance(result, Tensor) and result.requires_grad and result.shape == g.shape:
+        result.backward(g)
+    for name, want in gradients.items():
+        got = tensors[name].grad
+        if got is None or not close(got, want):
+            raise Wrong(f"y is right, but the gradient of {name} is missing or wrong: {hint}")
 
 
 @exercise(
     "9.1",
-    draw=[layer, lambda rng: layer(rng, square=True), lambda rng: layer(rng, merged=True)],
-    smallest=lambda rng: layer(rng, r=1),
-    returns="the layer",
-    judge=judge_merge,
-    changes=("layer",),
-    observe=seen,
+    draw=draw,
+    smallest=lambda rng: draw(rng, r=1),
+    returns="y (T, m)",
+    also=judge_forward,
+    forbids={"m n": "right, but it forms a matrix of W's size: multiply x by A.T, then by B.T; B A is never needed"},
     mistakes="""
-        nothing is kept
-            layer["kept"] is None -> False
         the scale is missing
-            scale * ->
-        the scale is alpha: divide it by r
-            / len(layer["A"]) ->
-        not alpha / sqrt(r), which is rsLoRA's
-            len(layer["A"]) -> len(layer["A"]) ** 0.5
-        A B instead of B A
-            -> A, B = layer["A"], layer["B"]
-            layer["B"] @ layer["A"] -> A @ B if A.shape == B.shape else B @ A
-        merged twice: this layer is already merged
-            layer["kept"] is None -> True
-        added, not subtracted
-            + scale -> - scale
-        the base's array was changed in place
-            layer["W"] = layer["W"] + -> layer["W"] +=
-        nothing is kept
-            layer["kept"] = layer["W"] -> pass
-        `kept` contains a copy of the base's array
-            layer["kept"] = layer["W"] -> layer["kept"] = layer["W"].copy()
-        `kept` contains not the base's array
-            layer["kept"] = layer["W"] -> pass
-            layer["B"] @ layer["A"]) -> layer["B"] @ layer["A"]); layer["kept"] = layer["W"]
+            * (alpha / r) ->
+        scale is alpha / r, not alpha
+            alpha / r -> alpha
+        scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
+            alpha / r -> alpha / r**0.5
+        scale is alpha / r, not r / alpha
+            alpha / r -> r / alpha
+        scale is alpha / r, not alpha * r
+            alpha / r -> alpha * r
+        scale is alpha / r with /, not //
+            alpha / r -> alpha // r
+        r is fixed at 8: it is the number of rows of A
+            A.shape[0] -> 8
+        the scale occurs once, not twice
+            (alpha / r) -> (alpha / r) ** 2
+        r is the number of rows of A, not of x: that is T, the number of tokens
+            A.shape[0] -> x.shape[0]
+        r is the number of rows of A, not n, the number of its columns
+            A.shape[0] -> A.shape[1]
+        r is the number of columns of B, not m, the number of its rows
+            A.shape[0] -> B.shape[0]
+        the update is missing: y is only x Wᵀ
+            + (x @ A.T) @ B.T * (alpha / r) ->
+        x Wᵀ is missing: y is only the update
+            x @ W.T + ->
+        only the update is scaled: you scaled x Wᵀ as well
+            x @ W.T + (x @ A.T) @ B.T -> (x @ W.T + (x @ A.T) @ B.T)
+        the update is added, not subtracted
+            W.T + -> W.T -
+        meets m
+            (x @ A.T) @ B.T -> (x @ B) @ A.T
+        do not fit number by number: is * meant to be @?
+            (x @ A.T) @ B.T -> (x * A.T)
+        right, but it forms a matrix of W's size
+            x @ W.T + (x @ A.T) @ B.T * (alpha / r) -> x @ (W + alpha / r * (B @ A)).T
+        y is right, but the gradient of B is missing or wrong
+            B.T -> (B.detach() if isinstance(B, ml.Tensor) else B).T
     """,
 )
-def merge(layer):
-    """Add the update to layer["W"] once. Keep the old array, unchanged, in layer["kept"]."""
-    if layer["kept"] is None:
-        scale = layer["alpha"] / len(layer["A"])
-        layer["kept"] = layer["W"]
-        layer["W"] = layer["W"] + scale * (layer["B"] @ layer["A"])
+def lora_forward(x, W, A, B, alpha):
+    """x (T, n), W (m, n), A (r, n), B (m, r) -> y (T, m)"""
+    r = A.shape[0]
+    return x @ W.T + (x @ A.T) @ B.T * (alpha / r)
 
 
-RS = {"alpha / r": "alpha / r**0.5", 'layer["alpha"] / len(layer["A"])': 'layer["alpha"] / len(layer["A"]) ** 0.5'}
-variant("merge", RS, judge=partial(judge_merge, scale_of=root))
+RS = {r"\frac{\alpha}{r}": r"\frac{\alpha}{\sqrt{r}}", "alpha / r": "alpha / r**0.5"}  # rsLoRA's scale
+variant("lora_forward", RS, also=None)
 
 
-def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """The kept array itself is restored; a layer that is not merged does not change."""
-    own = drawn["layer"]
-    W, kept = own["W"], own["kept"]
-    base = None if kept is None else kept.copy()
-    answer(layer=own)
-    if kept is None:
-        if own["W"] is None:
-            raise Wrong("a layer that is not merged has lost its W: where kept is None, there is nothing to do")
-        if own["W"] is not W or own["kept"] is not None:
-            raise Wrong("a layer that is not merged was changed: where kept is None, there is nothing to do")
-        return
-    if own["W"] is W:
-        raise Wrong("W is still the merged array")
-    if own["W"] is not kept:
-        exact = base is not None and isinstance(own["W"], np.ndarray) and np.array_equal(own["W"], base)
-        raise Wrong(
-            "W has the base's values, but it is a copy: restore the kept array itself"
-            if exact
-            else "W is not the base's weight bit for bit: subtraction rounds; restore the kept array"
-        )
-    if own["kept"] is not None:
-        raise Wrong("`kept` must be None again, or the next merge does nothing")
+# -- 9.2 the backward pass ---------------------------------------------------------------------------------------------
+
+
+def by_the_engine(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
+    """The right gradients, computed by the engine instead of by hand."""
+    parts = {name: Tensor(value, requires_grad=True) for name, value in zip("xAB", (x, A, B), strict=True)}
+    lora_forward(parts["x"], Tensor(W), parts["A"], parts["B"], alpha).backward(g)
+    return tuple(part.grad for part in parts.values())
 
 
 @exercise(
     "9.2",
-    draw=[lambda rng: layer(rng, merged=True), layer],
-    returns="the layer",
-    judge=judge_unmerge,
-    changes=("layer",),
-    observe=seen,
+    draw=lambda rng: draw(rng, g="T m"),
+    smallest=lambda rng: draw(rng, r=1, g="T m"),
+    returns="dx (T, n), dA (r, n), dB (m, r)",
+    by_hand=True,
+    forbids={"m n": "right, but it forms a matrix of W's size: g goes through B, then through A; B A is never needed"},
     mistakes="""
-        W is not the base's weight bit for bit: subtraction rounds
-            = layer["kept"] -> = layer["W"] - layer["alpha"] / len(layer["A"]) * (layer["B"] @ layer["A"])
-        W has the base's values, but it is a copy
-            = layer["kept"] -> = layer["kept"].copy()
-        `kept` must be None again
-            layer["W"], layer["kept"] = layer["kept"], None -> layer["W"] = layer["kept"]
-        W is still the merged array
-            layer["W"], layer["kept"] = layer["kept"], None -> layer["kept"] = None
-        `kept` must be None again
-            , None -> , layer["W"]
-        a layer that is not merged has lost its W
-            layer["kept"] is not None -> True
+        scale is alpha / r, not alpha
+            alpha / r -> alpha
+        the scale alpha / r is missing: it is in y, so it is in the gradients
+            alpha / r -> 1
+        the scale occurs once, not twice
+            alpha / r -> (alpha / r) ** 2
+        scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
+            alpha / r -> alpha / r**0.5
+        it is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
+            -> g = g / len(g)
+        the sign is wrong: the gradient points uphill, and the optimizer subtracts it
+            -> g = -g
+        dx: x is used twice, and its gradients add up: the path through W is missing
+            g @ W + ->
+        dx: x is used twice, and its gradients add up: the path through A and B is missing
+            + du @ A ->
+        dA has one slice per token: sum over the tokens, which all use the same matrix
+            du.T @ x -> du[:, :, None] * x[:, None, :]
+        dB has one slice per token: sum over the tokens, which all use the same matrix
+            (g.T @ (x @ A.T)) -> g[:, :, None] * (x @ A.T)[:, None, :]
+        dA has the shape of W: that is gᵀ x, the gradient of W; A receives g through B, as g B
+            du.T @ x -> g.T @ x
+        dB has the shape of W: that is gᵀ x, the gradient of W; B receives x through A, as x Aᵀ
+            scale * (g.T @ (x @ A.T)) -> g.T @ x
+        dA and dB are swapped: `return dx, dA, dB`, in this order
+            return dx, dA, dB -> return dx, dB, dA
+        the function changes its input g: make a new value instead of changing it (+=, *=)
+            -> g *= alpha / len(A)
+        by hand: write the gradient down yourself, without .backward()
+            by_the_engine
     """,
 )
-def unmerge(layer):
-    """Restore the array in layer["kept"]."""
-    if layer["kept"] is not None:
-        layer["W"], layer["kept"] = layer["kept"], None
+def lora_backward(x, W, A, B, g, alpha):
+    """x (T, n), W (m, n), A (r, n), B (m, r), g (T, m) -> dx (T, n), dA (r, n), dB (m, r), all NumPy arrays"""
+    r = A.shape[0]
+    scale = alpha / r
+    du = scale * (g @ B)
+    dx = g @ W + du @ A
+    dA = du.T @ x
+    dB = scale * (g.T @ (x @ A.T))
+    return dx, dA, dB
 
 
-# -- 9.3 injection -----------------------------------------------------------------------------------------------------
+variant("lora_backward", RS)
 
 
-class Half(Module):
-    """Part of a small model: names that end alike, and one linear layer inside a list."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.q_proj, self.v_proj = Linear(4, 3, rng=rng), Linear(4, 3, rng=rng)
-        self.group_proj, self.up_proj = Linear(4, 3, rng=rng), Linear(4, 3, rng=rng)
+# -- 9.3 the initialisation --------------------------------------------------------------------------------------------
 
 
-class Small(Module):
-    """A small model for the exercise."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.layers = [Half(rng), Half(rng)]
-        self.lm_head = Linear(4, 3, rng=rng)
-        self.scale = Parameter(np.ones(4, np.float32))
-
-
-class Adapted(Module):
-    """The module that make_layer returns: its B is trainable, and it knows which layer it replaces."""
-
-    def __init__(self, layer: Linear):
-        self.weight, self.replaces = layer.weight, (layer,)
-        self.B = Parameter(np.zeros((3, 2), np.float32))
+def draw_start(rng: np.random.Generator) -> Draw:
+    """A wide W or a tall one: 1 / sqrt(n) and 1 / sqrt(m) differ clearly."""
+    sizes = {"m": int(rng.integers(40, 60)), "n": int(rng.integers(400, 500)), "r": int(rng.integers(9, 16))}
+    if rng.integers(2):
+        sizes["m"], sizes["n"] = sizes["n"], sizes["m"]
+    drawn = arrays(rng, sizes, W="m n")
+    drawn["r"], drawn["rng"] = sizes["r"], np.random.default_rng(int(rng.integers(2**31)))
+    return drawn
 
 
-TARGETS = (["q_proj", "up_proj"], ["up_proj"], ["v_proj", "up_proj"])  # group_proj ends like up_proj
+def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+    """W frozen, A random and small, B zero: the first output is the base's, and not both gradients are zero."""
+    W, r, seed = drawn["W"], drawn["r"], int(rng.integers(2**31))
 
+    def start(seed: int) -> list[Tensor]:
+        result = answer(W=W, r=r, rng=np.random.default_rng(seed))
+        if not isinstance(result, (tuple, list)) or len(result) != 3:
+            raise Wrong("return three tensors: `return W, A, B`")
+        for name, part in zip("WAB", result, strict=True):
+            if not isinstance(part, Tensor):
+                raise Wrong(f"{name} must be a tensor, as ml.Tensor({name}), got {type(part).__name__}")
+        return list(result)
 
-def draw_model(rng: np.random.Generator, targets: Sequence[str] | None = None) -> Draw:
-    """A small model, targets and a function that makes layers."""
-    chosen = list(TARGETS[int(rng.integers(len(TARGETS)))] if targets is None else targets)
-    return Draw({}, model=Small(rng), targets=chosen, make_layer=Adapted)
-
-
-def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """Exactly the named layers are replaced; only they are trainable; a wrong name is refused."""
-    model, targets = drawn["model"], drawn["targets"]
-    before = dict(model.named_modules())
-    linear = {name for name, module in before.items() if isinstance(module, Linear)}
-    wanted = [name for name in before if name in linear and name.rpartition(".")[2] in targets]
-    names = answer(**drawn)
-    after = dict(model.named_modules())
-    replaced = [name for name in before if isinstance(after.get(name), Adapted)]
-    if extra := [name for name in replaced if name not in wanted]:
-        everywhere = len(replaced) == len(linear)
-        why = "every linear layer was" if everywhere else f"{extra[0]} was"
-        raise Wrong(f"{why} replaced, with targets {targets}: compare the whole name after the last dot")
-    if missing := [name for name in wanted if name not in replaced]:
-        raise Wrong(f"{missing[0]} was not replaced, with targets {targets}")
-    for name in wanted:
-        if after[name].replaces[0] is not before[name]:
-            raise Wrong(f"{name}: make_layer was called with a different layer from the one that is replaced")
-    learning = set(model.trainable_parameters())
-    if not learning:
-        raise Wrong("nothing is trainable: the adapters were frozen, too; freeze the model first, then inject")
-    if foreign := sorted(name for name in learning if not name.endswith(".B")):
-        raise Wrong(f"{foreign[0]} is still trainable: freeze the whole model before you inject")
-    if not isinstance(names, (list, tuple)) or sorted(map(str, names)) != sorted(wanted):
-        raise Wrong(f"return the names of the replaced layers, here {wanted[0]!r} and so on, got {names!r}")
-    if list(names) != wanted:
-        raise Wrong("return the names in the order of the model, as named_modules gives them")
-    fresh = Small(np.random.default_rng(0))
-    try:
-        answer(model=fresh, targets=[*targets, "v_porj"], make_layer=Adapted)
-    except Wrong as wrong:
-        if "ValueError" not in str(wrong):
-            raise
-    else:
-        raise Wrong("the misspelled target 'v_porj' was ignored: raise ValueError if a name matches no layer")
-    if any(isinstance(module, Adapted) for _, module in fresh.named_modules()) or not fresh.scale.requires_grad:
-        raise Wrong("the misspelled target was refused too late: the model was already changed")
+    frozen, A, B = start(seed)
+    if not np.array_equal(frozen.data, W):
+        raise Wrong("W is no longer the base's matrix: its values must not change")
+    for name, part, axes in [("A", A, "r n"), ("B", B, "m r")]:
+        shape = tuple(answer.sizes[axis] for axis in axes.split())
+        if part.shape != shape:
+            raise Wrong(f"{name} must have the shape ({', '.join(axes.split())}) = {shape}, got {part.shape}")
+    if frozen.requires_grad:
+        nothing = A.requires_grad and B.requires_grad
+        raise Wrong(f"{'you froze nothing: ' if nothing else ''}W still requires a gradient (requires_grad)")
+    for name, part in [("A", A), ("B", B)]:
+        if not part.requires_grad:
+            raise Wrong(f"{name} is frozen and would never change: use ml.Tensor({name}, requires_grad=True)")
+    if not A.data.any():
+        if B.data.any():
+            raise Wrong("A and B are initialised the wrong way round: A random, B zero, as in the paper")
+        raise Wrong("A and B are both zero: then both gradients are zero, and neither ever changes")
+    if B.data.any():
+        raise Wrong("B must be initialised to zero: now the first output differs from the base's")
+    if not np.array_equal(A.data, start(seed)[1].data):
+        raise Wrong("the same seed gives a different A: draw it with the rng that is passed")
+    if np.array_equal(A.data, start(seed + 1)[1].data):
+        raise Wrong("another seed gives the same A: draw it with the rng that is passed")
+    spread(A.data, "A", "1 / sqrt(n)", 1 / np.sqrt(answer.sizes["n"]))
 
 
 @exercise(
     "9.3",
-    draw=draw_model,
-    smallest=lambda rng: draw_model(rng, ["lm_head"]),
-    returns="the names",
-    judge=judge_add,
-    changes=("model",),
-    observe=lambda result, arguments: result,
+    draw=draw_start,
+    returns="W (m, n), A (r, n), B (m, r)",
+    judge=judge_start,
     mistakes="""
-        nothing is trainable: the adapters were frozen, too
-            model.requires_grad_(False) -> pass
-            return -> model.requires_grad_(False); return
-        is still trainable: freeze the whole model
-            model.requires_grad_(False) -> pass
-        compare the whole name after the last dot
-            n.split(".")[-1] in targets -> n.endswith(tuple(targets))
-        compare the whole name after the last dot
-            n.split(".")[-1] in targets -> any(target in n for target in targets)
-        every linear layer was replaced
-            and n.split(".")[-1] in targets ->
-        was not replaced
-            n.split(".")[-1] in targets -> n in targets
-            not any(name.split(".")[-1] == target for name in found) -> False
-        the misspelled target 'v_porj' was ignored
-            not any(name.split(".")[-1] == target for name in found) -> False
-        the misspelled target was refused too late
-            not any(name.split(".")[-1] == target for name in found) -> False
-            return -> last = [name.split(".")[-1] for name in found]; [last.index(target) for target in targets]; return
-        return the names of the replaced layers
-            list(found) -> len(found)
-        return the names in the order of the model
-            list(found) -> list(found)[::-1]
+        you froze nothing
+            ml.Tensor(W) -> ml.Tensor(W, requires_grad=True)
+        A is frozen and would never change
+            ml.Tensor(A, requires_grad=True) -> ml.Tensor(A)
+        B must be initialised to zero
+            np.zeros((m, r)) -> np.ones((m, r))
+        neither ever changes
+            rng.standard_normal((r, n)) / np.sqrt(n) -> np.zeros((r, n))
+        A and B are initialised the wrong way round
+            rng.standard_normal((r, n)) / np.sqrt(n) -> np.zeros((r, n))
+            np.zeros((m, r)) -> np.ones((m, r))
+        the same seed gives a different A
+            rng.standard_normal -> np.random.default_rng().standard_normal
+        another seed gives the same A
+            rng.standard_normal((r, n)) / np.sqrt(n) -> np.ones((r, n))
+        A's numbers are too large
+            / np.sqrt(n) ->
+        expected 1 / sqrt(n)
+            np.sqrt(n) -> np.sqrt(m)
+        half of them must be below zero
+            rng.standard_normal((r, n)) -> (rng.standard_normal((r, n)) + 1)
+        its values must not change
+            ml.Tensor(W) -> ml.Tensor(W + 1)
+        A must be a tensor
+            ml.Tensor(A, requires_grad=True) -> A
+        A must have the shape (r, n)
+            ml.Tensor(A, -> ml.Tensor(A.T,
     """,
 )
-def add_lora(model, targets, make_layer):
-    """model: an ml.Module; targets: a list of names such as "q_proj"; make_layer: Linear -> module -> list of names"""
-    found = {n: m for n, m in model.named_modules() if isinstance(m, Linear) and n.split(".")[-1] in targets}
-    for target in targets:
-        if not any(name.split(".")[-1] == target for name in found):
-            raise ValueError(f"no layer is called {target}")
-    model.requires_grad_(False)
-    for name, module in found.items():
-        model.set_submodule(name, make_layer(module))
-    return list(found)
+def inject(W, r, rng):
+    """W (m, n) a NumPy array, r the rank, rng a NumPy generator -> W (m, n), A (r, n), B (m, r), all ml.Tensor"""
+    m, n = W.shape
+    A = rng.standard_normal((r, n)) / np.sqrt(n)
+    B = np.zeros((m, r))
+    return ml.Tensor(W), ml.Tensor(A, requires_grad=True), ml.Tensor(B, requires_grad=True)

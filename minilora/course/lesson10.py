@@ -1,212 +1,314 @@
-"""Lesson 10's exercises: the scale that a module gets, the rank that a budget allows, the rate that a sweep found."""
+"""Lesson 10's exercises: merging an update into a weight, unmerging it, and injecting layers into a model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, exercise
+from ..nn.layers import Linear
+from ..nn.module import Module, Parameter
+from .compare import Wrong, close
+from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 
-# -- 10.1 the scale ----------------------------------------------------------------------------------------------------
+# -- 10.1 and 10.2 a layer as a dictionary -------------------------------------------------------------------------------
 
 
-def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = None) -> Draw:
-    """A module, and patterns for it and for others, among them two keys that only seem to match.
+def layer(rng: np.random.Generator, square: bool = False, merged: bool = False, r: int | None = None) -> Draw:
+    """One layer. square: m = n = r, so that A B has the shape of B A. merged: its update is already in W."""
+    sizes = distinct_sizes("mn", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
+    if square:
+        sizes["n"] = sizes["r"] = sizes["m"]
+    drawn: dict[str, Any] = arrays(rng, sizes, W="m n", A="r n", B="m r")
+    drawn = {
+        "W": drawn["W"],
+        "A": drawn["A"],
+        "B": drawn["B"],
+        "alpha": int(rng.choice([29, 31, 37, 41])),
+        "kept": None,
+    }
+    if merged:
+        merge(drawn)
+    return Draw(sizes, layer=drawn)
 
-    The keys that match are the last part of the name, several parts, or the whole name. twice: two keys match in each
-    pattern, of which the first counts.
-    """
-    layer, other = (int(i) for i in rng.choice(np.arange(2, 10), 2, replace=False))
-    name = f"model.layers.{layer}.self_attn.v_proj"
-    several, last = f"layers.{layer}.self_attn.v_proj", "v_proj"
-    fits = [(several, last), (last, several), (name, name)][int(rng.integers(2 if twice else 3))]
-    ranks, alphas = rng.permutation([5, 6, 7, 11, 13, 17]), rng.permutation([191, 211, 227, 251, 271, 293])
 
-    def pattern(key: str, values: np.ndarray) -> dict[str, int]:
-        keys = ["self_attn", "proj", f"layers.{other}.self_attn.v_proj", key]
-        keys = [last, several] if twice else [keys[i] for i in (0, 1, *rng.permutation([2, 3]))]
-        return {key: int(value) for key, value in zip(keys, values, strict=False)}
+def seen(result: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The layer after a call."""
+    after = arguments["layer"]
+    return {"W": after.get("W"), "kept": after.get("kept")}
 
-    return Draw(
-        None,
-        name=name,
-        r=int(ranks[-1]),
-        lora_alpha=int(alphas[-1]),
-        use_rslora=bool(rng.integers(2)) if rs is None else rs,
-        rank_pattern=pattern(fits[0], ranks),
-        alpha_pattern=pattern(fits[1], alphas),
-    )
+
+def scale(layer: Any) -> float:
+    """alpha / r."""
+    return layer["alpha"] / len(layer["A"])
+
+
+def root(layer: Any) -> float:
+    """alpha / sqrt(r), rsLoRA's."""
+    return layer["alpha"] / len(layer["A"]) ** 0.5
+
+
+def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Callable[[Any], float] = scale) -> None:
+    """W is the merged matrix, the base's array is kept, and a second call changes nothing."""
+    own = drawn["layer"]
+    base, A, B, before = own["W"], own["A"].copy(), own["B"].copy(), own["W"].copy()
+    if own["kept"] is not None:
+        answer(layer=own)
+        if own["W"] is not base:
+            raise Wrong("merged twice: this layer is already merged (`kept` is not None) and must not change")
+        return
+    product, s = B @ A, scale_of(own)
+    answer(layer=own)
+    if not np.array_equal(base, before):
+        raise Wrong("the base's array was changed in place: W + ... makes a new array, += writes into the old one")
+    if own["kept"] is None:
+        raise Wrong("nothing is kept: store the base's array in layer['kept'], or the merge cannot be undone")
+    if own["kept"] is not base:
+        what = "a copy of the base's array" if np.array_equal(own["kept"], before) else "not the base's array"
+        raise Wrong(f"`kept` contains {what}: store the array itself that was layer['W'] before the merge")
+    if not (np.array_equal(own["A"], A) and np.array_equal(own["B"], B)):
+        raise Wrong("A or B was changed: only W and kept change")
+    got = own["W"]
+    if not isinstance(got, np.ndarray) or got.shape != before.shape:
+        raise Wrong(f"layer['W'] must stay an array of shape (m, n) = {before.shape}, got {np.shape(got)}")
+    update = got - before
+    if close(update, s * product, 1e-9):
+        return
+    for line, wrong in (
+        ("W is not changed: add the update to it", 0 * product),
+        ("the scale is missing", product),
+        ("the scale is alpha: divide it by r", own["alpha"] * product),
+        ("scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's", root(own) * product),
+        ("the update is added, not subtracted", -s * product),
+        ("the update is added twice", 2 * s * product),
+        ("W is only the update: add it to the base's weight", s * product - before),
+    ):
+        if close(update, wrong, 1e-9):
+            raise Wrong(line)
+    if A.shape == B.shape == before.shape and close(update, s * (A @ B), 1e-9):
+        raise Wrong("A B instead of B A: the shapes fit because this layer is square, but it is a different matrix")
+    raise Wrong(f"W + scale B A is expected: W[0, 0] moved by {update[0, 0]:.4g}, expected {s * product[0, 0]:.4g}")
 
 
 @exercise(
     "10.1",
-    draw=[
-        draw_scale,
-        lambda rng: draw_scale(rng, rs=False),
-        lambda rng: draw_scale(rng, rs=True),
-        lambda rng: draw_scale(rng, twice=True),
-    ],
-    smallest=lambda rng: Draw(
-        None, name="v_proj", r=1, lora_alpha=3, use_rslora=True, rank_pattern={}, alpha_pattern={}
-    ),
-    returns="the scale",
+    draw=[layer, lambda rng: layer(rng, square=True), lambda rng: layer(rng, merged=True)],
+    smallest=lambda rng: layer(rng, r=1),
+    returns="the layer",
+    judge=judge_merge,
+    changes=("layer",),
+    observe=seen,
     mistakes="""
-        that is alpha alone: divide it by r, or by the root of r
-            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha
-        use_rslora is ignored: with it, alpha / sqrt(r)
-            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / r
-        alpha / sqrt(r) only where use_rslora is set, otherwise alpha / r
-            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / np.sqrt(r)
-        use_rslora is inverted: with it sqrt(r), without it r
-            if use_rslora -> if not use_rslora
-        rsLoRA takes the root of r only: alpha / sqrt(r), not sqrt(alpha / r)
-            alpha / np.sqrt(r) -> np.sqrt(alpha / r)
-        a key may have several parts, such as layers.1.self_attn.v_proj: compare it with the end of the whole name
-            f".{name}".endswith(f".{ending}") -> name.split(".")[-1] == ending
-        a key need not be the whole name: the name may end with it, after a dot
-            f".{name}".endswith(f".{ending}") -> name == ending
-        rank_pattern is ignored
-            picked(rank_pattern, r) -> r
-        alpha_pattern is ignored
-            picked(alpha_pattern, lora_alpha) -> lora_alpha
-        rank_pattern and alpha_pattern are ignored
-            picked(rank_pattern, r) -> r
-            picked(alpha_pattern, lora_alpha) -> lora_alpha
-        a key must be at the end of the name, not anywhere in it (endswith, not in)
-            f".{name}".endswith(f".{ending}") -> ending in name
-        "proj" is not a module: before the ending there must be a dot, or nothing
-            f".{name}".endswith(f".{ending}") -> name.endswith(ending)
-        where two keys match, the first counts: stop there (break)
-            next(fits, default) -> [default, *fits][-1]
-        inverted: alpha is the numerator, r the denominator
-            alpha / np.sqrt(r) -> np.sqrt(r) / alpha
-            else alpha / r -> else r / alpha
+        nothing is kept
+            layer["kept"] is None -> False
+        the scale is missing
+            scale * ->
+        the scale is alpha: divide it by r
+            / len(layer["A"]) ->
+        not alpha / sqrt(r), which is rsLoRA's
+            len(layer["A"]) -> len(layer["A"]) ** 0.5
+        A B instead of B A
+            -> A, B = layer["A"], layer["B"]
+            layer["B"] @ layer["A"] -> A @ B if A.shape == B.shape else B @ A
+        merged twice: this layer is already merged
+            layer["kept"] is None -> True
+        added, not subtracted
+            + scale -> - scale
+        the base's array was changed in place
+            layer["W"] = layer["W"] + -> layer["W"] +=
+        nothing is kept
+            layer["kept"] = layer["W"] -> pass
+        `kept` contains a copy of the base's array
+            layer["kept"] = layer["W"] -> layer["kept"] = layer["W"].copy()
+        `kept` contains not the base's array
+            layer["kept"] = layer["W"] -> pass
+            layer["B"] @ layer["A"]) -> layer["B"] @ layer["A"]); layer["kept"] = layer["W"]
     """,
 )
-def scale_of(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern):
-    """name such as "model.layers.0.mlp.up_proj"; two dicts from endings of names to a rank or an alpha -> the scale"""
-
-    def picked(pattern, default):
-        fits = (value for ending, value in pattern.items() if f".{name}".endswith(f".{ending}"))
-        return next(fits, default)
-
-    r, alpha = picked(rank_pattern, r), picked(alpha_pattern, lora_alpha)
-    return alpha / np.sqrt(r) if use_rslora else alpha / r
+def merge(layer):
+    """Add the update to layer["W"] once. Keep the old array, unchanged, in layer["kept"]."""
+    if layer["kept"] is None:
+        scale = layer["alpha"] / len(layer["A"])
+        layer["kept"] = layer["W"]
+        layer["W"] = layer["W"] + scale * (layer["B"] @ layer["A"])
 
 
-# -- 10.2 the budget ---------------------------------------------------------------------------------------------------
+RS = {"alpha / r": "alpha / r**0.5", 'layer["alpha"] / len(layer["A"])': 'layer["alpha"] / len(layer["A"]) ** 0.5'}
+variant("merge", RS, judge=partial(judge_merge, scale_of=root))
 
 
-def draw_budget(rng: np.random.Generator) -> Draw:
-    """Four choices: two that the budget limits, one that it does not limit, and one that is too large."""
-    m, n = (int(size) for size in rng.permutation([37, 64, 90])[:2])
-    choices = {
-        "two": [(m, n), (m + 3, n + 50)],
-        "many": [(m, n), (n, m + 7), (m + 1, n)] * int(rng.integers(2, 4)),
-        "small": [(5, 9)],
-        "large": [(30_000, 40_000)],
-    }
-    order = [list(choices)[i] for i in rng.permutation(4)]
-    budget = int(rng.integers(6, 12)) * sum(sum(shape) for shape in choices["many"]) + 11
-    return Draw(None, choices={key: choices[key] for key in order}, budget=budget)
+def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+    """The kept array itself is restored; a layer that is not merged does not change."""
+    own = drawn["layer"]
+    W, kept = own["W"], own["kept"]
+    base = None if kept is None else kept.copy()
+    answer(layer=own)
+    if kept is None:
+        if own["W"] is None:
+            raise Wrong("a layer that is not merged has lost its W: where kept is None, there is nothing to do")
+        if own["W"] is not W or own["kept"] is not None:
+            raise Wrong("a layer that is not merged was changed: where kept is None, there is nothing to do")
+        return
+    if own["W"] is W:
+        raise Wrong("W is still the merged array")
+    if own["W"] is not kept:
+        exact = base is not None and isinstance(own["W"], np.ndarray) and np.array_equal(own["W"], base)
+        raise Wrong(
+            "W has the base's values, but it is a copy: restore the kept array itself"
+            if exact
+            else "W is not the base's weight bit for bit: subtraction rounds; restore the kept array"
+        )
+    if own["kept"] is not None:
+        raise Wrong("`kept` must be None again, or the next merge does nothing")
 
 
 @exercise(
     "10.2",
-    draw=draw_budget,
-    smallest=lambda rng: Draw(None, choices={"one": [(3, 4)]}, budget=7),
-    returns="ranks",
+    draw=[lambda rng: layer(rng, merged=True), layer],
+    returns="the layer",
+    judge=judge_unmerge,
+    changes=("layer",),
+    observe=seen,
     mistakes="""
-        no rank is higher than the smallest side of a matrix: take the minimum
-            min(budget // per_rank, smallest) -> budget // per_rank
-        m n is the size of W: an adapter of rank r has r (m + n) parameters
-            sum(m + n -> sum(m * n
-        only the first matrix is counted: add up over all matrices of the choice
-            sum(m + n for m, n in shapes) -> sum(shapes[0])
-        each matrix gets the whole budget: the budget is for all matrices together
-            sum(m + n -> max(m + n
-        rounded up: that exceeds the budget
-            budget // per_rank -> -(-budget // per_rank)
-        a rank is a whole number: divide with //
-            budget // per_rank -> budget / per_rank
-        where even rank 1 exceeds the budget, the rank is 0
-            budget // per_rank -> max(1, budget // per_rank)
-        only B is counted, r m parameters: A has r n more
-            m + n for -> m for
-        only A is counted, r n parameters: B has r m more
-            m + n for -> n for
-        the limit is the smallest side of a matrix, not the largest
-            min(min(shape) for shape in shapes) -> max(max(shape) for shape in shapes)
+        W is not the base's weight bit for bit: subtraction rounds
+            = layer["kept"] -> = layer["W"] - layer["alpha"] / len(layer["A"]) * (layer["B"] @ layer["A"])
+        W has the base's values, but it is a copy
+            = layer["kept"] -> = layer["kept"].copy()
+        `kept` must be None again
+            layer["W"], layer["kept"] = layer["kept"], None -> layer["W"] = layer["kept"]
+        W is still the merged array
+            layer["W"], layer["kept"] = layer["kept"], None -> layer["kept"] = None
+        `kept` must be None again
+            , None -> , layer["W"]
+        a layer that is not merged has lost its W
+            layer["kept"] is not None -> True
     """,
 )
-def ranks_for_budget(choices, budget):
-    """choices {name: [(m, n), ...]}, budget a whole number -> {name: r}"""
-    ranks = {}
-    for name, shapes in choices.items():
-        per_rank = sum(m + n for m, n in shapes)
-        smallest = min(min(shape) for shape in shapes)
-        ranks[name] = min(budget // per_rank, smallest)
-    return ranks
+def unmerge(layer):
+    """Restore the array in layer["kept"]."""
+    if layer["kept"] is not None:
+        layer["W"], layer["kept"] = layer["kept"], None
 
 
-# -- 10.3 the sweep ----------------------------------------------------------------------------------------------------
+# -- 10.3 injection -----------------------------------------------------------------------------------------------------
 
 
-def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
-    """Losses at seven rates, with one minimum.
+class Half(Module):
+    """Part of a small model: names that end alike, and one linear layer inside a list."""
 
-    lowest: "middle"; "lucky", where the first seed was lucky; "edge", where the minimum is outside the sweep; "cut",
-        where the rate next to the best one diverged once.
-    """
-    k, seeds = 7, 3
-    rates = [float(f"{1e-4 * 3**i * rng.uniform(0.9, 1.1):.3g}") for i in range(k)]
-    inside = int(rng.integers(2, 4))
-    bottom = {"middle": inside, "lucky": inside, "edge": int(rng.choice([0, k - 1])), "cut": 3}[lowest]
-    losses = 3 + 0.1 * np.abs(np.arange(k) - bottom) + np.array([0, 0.3, 0.6])[:, None]
-    losses = losses + rng.uniform(0, 0.02, (seeds, k))
-    if lowest != "edge":
-        losses[0, bottom - 1] -= 0.4 + 0.1  # one lucky seed; the mean stays above the minimum
-        losses[1:, bottom - 1] += 0.35
-        losses[1, [bottom + 2, k - 1]] = np.nan
-        losses[0, k - 1] = losses[2, k - 1] = 1  # so low that only the diverged seed keeps it out
-    if lowest == "cut":
-        losses[2, bottom + 1] = np.nan
-    order = [0, *(1 + rng.permutation(seeds - 1))] if lowest == "lucky" else rng.permutation(seeds)
-    return Draw({"seeds": seeds, "k": k}, rates=rates, losses=losses[order])
+    def __init__(self, rng: np.random.Generator):
+        self.q_proj, self.v_proj = Linear(4, 3, rng=rng), Linear(4, 3, rng=rng)
+        self.group_proj, self.up_proj = Linear(4, 3, rng=rng), Linear(4, 3, rng=rng)
+
+
+class Small(Module):
+    """A small model for the exercise."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.layers = [Half(rng), Half(rng)]
+        self.lm_head = Linear(4, 3, rng=rng)
+        self.scale = Parameter(np.ones(4, np.float32))
+
+
+class Adapted(Module):
+    """The module that make_layer returns: its B is trainable, and it knows which layer it replaces."""
+
+    def __init__(self, layer: Linear):
+        self.weight, self.replaces = layer.weight, (layer,)
+        self.B = Parameter(np.zeros((3, 2), np.float32))
+
+
+TARGETS = (["q_proj", "up_proj"], ["up_proj"], ["v_proj", "up_proj"])  # group_proj ends like up_proj
+
+
+def draw_model(rng: np.random.Generator, targets: Sequence[str] | None = None) -> Draw:
+    """A small model, targets and a function that makes layers."""
+    chosen = list(TARGETS[int(rng.integers(len(TARGETS)))] if targets is None else targets)
+    return Draw({}, model=Small(rng), targets=chosen, make_layer=Adapted)
+
+
+def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+    """Exactly the named layers are replaced; only they are trainable; a wrong name is refused."""
+    model, targets = drawn["model"], drawn["targets"]
+    before = dict(model.named_modules())
+    linear = {name for name, module in before.items() if isinstance(module, Linear)}
+    wanted = [name for name in before if name in linear and name.rpartition(".")[2] in targets]
+    names = answer(**drawn)
+    after = dict(model.named_modules())
+    replaced = [name for name in before if isinstance(after.get(name), Adapted)]
+    if extra := [name for name in replaced if name not in wanted]:
+        everywhere = len(replaced) == len(linear)
+        why = "every linear layer was" if everywhere else f"{extra[0]} was"
+        raise Wrong(f"{why} replaced, with targets {targets}: compare the whole name after the last dot")
+    if missing := [name for name in wanted if name not in replaced]:
+        raise Wrong(f"{missing[0]} was not replaced, with targets {targets}")
+    for name in wanted:
+        if after[name].replaces[0] is not before[name]:
+            raise Wrong(f"{name}: make_layer was called with a different layer from the one that is replaced")
+    learning = set(model.trainable_parameters())
+    if not learning:
+        raise Wrong("nothing is trainable: the adapters were frozen, too; freeze the model first, then inject")
+    if foreign := sorted(name for name in learning if not name.endswith(".B")):
+        raise Wrong(f"{foreign[0]} is still trainable: freeze the whole model before you inject")
+    if not isinstance(names, (list, tuple)) or sorted(map(str, names)) != sorted(wanted):
+        raise Wrong(f"return the names of the replaced layers, here {wanted[0]!r} and so on, got {names!r}")
+    if list(names) != wanted:
+        raise Wrong("return the names in the order of the model, as named_modules gives them")
+    fresh = Small(np.random.default_rng(0))
+    try:
+        answer(model=fresh, targets=[*targets, "v_porj"], make_layer=Adapted)
+    except Wrong as wrong:
+        if "ValueError" not in str(wrong):
+            raise
+    else:
+        raise Wrong("the misspelled target 'v_porj' was ignored: raise ValueError if a name matches no layer")
+    if any(isinstance(module, Adapted) for _, module in fresh.named_modules()) or not fresh.scale.requires_grad:
+        raise Wrong("the misspelled target was refused too late: the model was already changed")
 
 
 @exercise(
     "10.3",
-    draw=[draw_sweep, *(partial(draw_sweep, lowest=lowest) for lowest in ("edge", "cut", "lucky"))],
-    returns="the rate",
+    draw=draw_model,
+    smallest=lambda rng: draw_model(rng, ["lm_head"]),
+    returns="the names",
+    judge=judge_add,
+    changes=("model",),
+    observe=lambda result, arguments: result,
     mistakes="""
-        an edge is the first or the last rate of all that were tried, whether or not a neighbour diverged
-            i in (0, len(rates) - 1) -> np.isinf(np.pad(means, 1, constant_values=np.inf)[[i, i + 2]]).any()
-        the best rate is at the edge of the sweep: it was too narrow, return None
-            None if i in (0, len(rates) - 1) else ->
-        a rate counts although a seed diverged there: leave out the rate, not only the seed
-            losses.mean(axis=0) -> np.nanmean(losses, axis=0)
-        a rate counts although a seed diverged there: leave out the rate, not only the seed
-            losses.mean(axis=0) -> np.nanmean(losses, axis=0)
-            None if i in (0, len(rates) - 1) else ->
-        only the first seed is used: take the mean over all
-            means, np.inf) -> losses[0], np.inf)
-        the best single run decides: that is luck, take the mean over the seeds
-            means, np.inf) -> losses.min(axis=0), np.inf)
-        that is the index of the best rate in the list: return the rate itself
-            else rates[i] -> else i
-        that is the rate with the highest loss: return the one with the lowest
-            np.argmin(means) -> np.argmax(np.where(np.isfinite(means), means, -np.inf))
-        that is the lowest loss: return the rate at which it was reached
-            None if i in (0, len(rates) - 1) else rates[i] -> means.min()
-        np.argmin returns the index of a nan: replace nan by infinity first
-            np.where(np.isfinite(means), means, np.inf) -> means
+        nothing is trainable: the adapters were frozen, too
+            model.requires_grad_(False) -> pass
+            return -> model.requires_grad_(False); return
+        is still trainable: freeze the whole model
+            model.requires_grad_(False) -> pass
+        compare the whole name after the last dot
+            n.split(".")[-1] in targets -> n.endswith(tuple(targets))
+        compare the whole name after the last dot
+            n.split(".")[-1] in targets -> any(target in n for target in targets)
+        every linear layer was replaced
+            and n.split(".")[-1] in targets ->
+        was not replaced
+            n.split(".")[-1] in targets -> n in targets
+            not any(name.split(".")[-1] == target for name in found) -> False
+        the misspelled target 'v_porj' was ignored
+            not any(name.split(".")[-1] == target for name in found) -> False
+        the misspelled target was refused too late
+            not any(name.split(".")[-1] == target for name in found) -> False
+            return -> last = [name.split(".")[-1] for name in found]; [last.index(target) for target in targets]; return
+        return the names of the replaced layers
+            list(found) -> len(found)
+        return the names in the order of the model
+            list(found) -> list(found)[::-1]
     """,
 )
-def best_rate(rates, losses):
-    """rates: a list of k numbers, losses (seeds, k) -> the best rate, or None where it is at an edge"""
-    means = losses.mean(axis=0)
-    means = np.where(np.isfinite(means), means, np.inf)
-    i = int(np.argmin(means))
-    return None if i in (0, len(rates) - 1) else rates[i]
+def add_lora(model, targets, make_layer):
+    """model: an ml.Module; targets: a list of names such as "q_proj"; make_layer: Linear -> module -> list of names"""
+    found = {n: m for n, m in model.named_modules() if isinstance(m, Linear) and n.split(".")[-1] in targets}
+    for target in targets:
+        if not any(name.split(".")[-1] == target for name in found):
+            raise ValueError(f"no layer is called {target}")
+    model.requires_grad_(False)
+    for name, module in found.items():
+        model.set_submodule(name, make_layer(module))
+    return list(found)

@@ -1,186 +1,212 @@
-"""Lesson 12's exercises: what layers keep, how much they compute, and where the saving ends."""
+"""Lesson 12's exercises: the scale that a module gets, the rank that a budget allows, the rate that a sweep found."""
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import numpy as np
 
 from .exercises import Draw, exercise
-from .lesson11 import draw_shapes, training_memory
 
-# -- 12.1 --------------------------------------------------------------------------------------------------------------
+# -- 12.1 the scale ----------------------------------------------------------------------------------------------------
 
 
-def draw_layers(rng: np.random.Generator, r: int | None) -> Draw:
-    """A block like a Llama's, whose sizes are all different, in another order each time."""
-    C, keys, F = 24 + int(rng.integers(8)), 13 + int(rng.integers(5)), 53 + int(rng.integers(20))
-    heads = C + 9 + int(rng.integers(4))
-    layers = [("x", heads, C), ("x", keys, C), ("x", keys, C), ("heads", C, heads)]
-    layers += [("y", F, C), ("y", F, C), ("active", C, F)]
-    return Draw(layers=[layers[i] for i in rng.permutation(len(layers))], T=int(rng.integers(70, 120)), r=r)
+def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = None) -> Draw:
+    """A module, and patterns for it and for others, among them two keys that only seem to match.
+
+    The keys that match are the last part of the name, several parts, or the whole name. twice: two keys match in each
+    pattern, of which the first counts.
+    """
+    layer, other = (int(i) for i in rng.choice(np.arange(2, 10), 2, replace=False))
+    name = f"model.layers.{layer}.self_attn.v_proj"
+    several, last = f"layers.{layer}.self_attn.v_proj", "v_proj"
+    fits = [(several, last), (last, several), (name, name)][int(rng.integers(2 if twice else 3))]
+    ranks, alphas = rng.permutation([5, 6, 7, 11, 13, 17]), rng.permutation([191, 211, 227, 251, 271, 293])
+
+    def pattern(key: str, values: np.ndarray) -> dict[str, int]:
+        keys = ["self_attn", "proj", f"layers.{other}.self_attn.v_proj", key]
+        keys = [last, several] if twice else [keys[i] for i in (0, 1, *rng.permutation([2, 3]))]
+        return {key: int(value) for key, value in zip(keys, values, strict=False)}
+
+    return Draw(
+        None,
+        name=name,
+        r=int(ranks[-1]),
+        lora_alpha=int(alphas[-1]),
+        use_rslora=bool(rng.integers(2)) if rs is None else rs,
+        rank_pattern=pattern(fits[0], ranks),
+        alpha_pattern=pattern(fits[1], alphas),
+    )
 
 
 @exercise(
     "12.1",
     draw=[
-        lambda rng: draw_layers(rng, int(rng.integers(3, 9))),
-        lambda rng: draw_layers(rng, None),
-        lambda rng: draw_layers(rng, 0),
+        draw_scale,
+        lambda rng: draw_scale(rng, rs=False),
+        lambda rng: draw_scale(rng, rs=True),
+        lambda rng: draw_scale(rng, twice=True),
     ],
-    returns="the bytes",
-    tolerance=0,
+    smallest=lambda rng: Draw(
+        None, name="v_proj", r=1, lora_alpha=3, use_rslora=True, rank_pattern={}, alpha_pattern={}
+    ),
+    returns="the scale",
     mistakes="""
-        LoRA: x is missing; dA is (g B)ᵀ x times the scale, so A needs the x that W does not
-            sum(inputs.values()) -> (0 if r else sum(inputs.values()))
-        LoRA: u = x Aᵀ is missing; dB needs it, r numbers per token and layer
-            + (r or 0) * len(layers) ->
-        LoRA: every layer has its own A and so its own u, even where layers read the same x
-            len(layers) -> len(inputs)
-        layers that read the same array save it once: q, k and v share one x
-            {name: n for name, m, n in layers} -> {i: n for i, (_, _, n) in enumerate(layers)}
-        r = 0: these layers have no trainable parameters, so dW is not needed, and x is not saved
-            return 0 -> pass
-        a linear layer saves its input, n numbers per token, and not its output: y is in no gradient of it
-            {name: n for name, m, n in layers} -> {i: m for i, (_, m, _) in enumerate(layers)}
-        the outputs are not saved: neither dx = g W nor dW = gᵀ x needs y
-            sum(inputs.values()) -> sum(inputs.values()) + sum(m for _, m, _ in layers)
-        LoRA: u is x Aᵀ, r numbers per token and layer; its product with Bᵀ is not saved
-            (r or 0) * len(layers) -> (sum(m for _, m, _ in layers) if r else 0)
-        those are the matrices: activations have a row for each token
-            -> return 4 * sum(m * n for _, m, n in layers)
-        that is the number of elements saved: a float32 takes 4 bytes
-            return 4 * -> return
-        a float32 takes 4 bytes, not 2
-            return 4 * -> return 2 *
-        a float32 takes 4 bytes, not 8
-            return 4 * -> return 8 *
-        that is for one token: there are T of them
-            4 * T * -> 4 *
+        that is alpha alone: divide it by r, or by the root of r
+            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha
+        use_rslora is ignored: with it, alpha / sqrt(r)
+            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / r
+        alpha / sqrt(r) only where use_rslora is set, otherwise alpha / r
+            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / np.sqrt(r)
+        use_rslora is inverted: with it sqrt(r), without it r
+            if use_rslora -> if not use_rslora
+        rsLoRA takes the root of r only: alpha / sqrt(r), not sqrt(alpha / r)
+            alpha / np.sqrt(r) -> np.sqrt(alpha / r)
+        a key may have several parts, such as layers.1.self_attn.v_proj: compare it with the end of the whole name
+            f".{name}".endswith(f".{ending}") -> name.split(".")[-1] == ending
+        a key need not be the whole name: the name may end with it, after a dot
+            f".{name}".endswith(f".{ending}") -> name == ending
+        rank_pattern is ignored
+            picked(rank_pattern, r) -> r
+        alpha_pattern is ignored
+            picked(alpha_pattern, lora_alpha) -> lora_alpha
+        rank_pattern and alpha_pattern are ignored
+            picked(rank_pattern, r) -> r
+            picked(alpha_pattern, lora_alpha) -> lora_alpha
+        a key must be at the end of the name, not anywhere in it (endswith, not in)
+            f".{name}".endswith(f".{ending}") -> ending in name
+        "proj" is not a module: before the ending there must be a dot, or nothing
+            f".{name}".endswith(f".{ending}") -> name.endswith(ending)
+        where two keys match, the first counts: stop there (break)
+            next(fits, default) -> [default, *fits][-1]
+        inverted: alpha is the numerator, r the denominator
+            alpha / np.sqrt(r) -> np.sqrt(r) / alpha
+            else alpha / r -> else r / alpha
     """,
 )
-def kept_bytes(layers, T, r=None):
-    """layers: a list of (name of the input, m, n), T: tokens, r: the rank or None -> bytes of activations"""
-    if r == 0:
-        return 0
-    inputs = {name: n for name, m, n in layers}
-    return 4 * T * (sum(inputs.values()) + (r or 0) * len(layers))
+def scale_of(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern):
+    """name such as "model.layers.0.mlp.up_proj"; two dicts from endings of names to a rank or an alpha -> the scale"""
+
+    def picked(pattern, default):
+        fits = (value for ending, value in pattern.items() if f".{name}".endswith(f".{ending}"))
+        return next(fits, default)
+
+    r, alpha = picked(rank_pattern, r), picked(alpha_pattern, lora_alpha)
+    return alpha / np.sqrt(r) if use_rslora else alpha / r
 
 
-# -- 12.2 --------------------------------------------------------------------------------------------------------------
+# -- 12.2 the budget ---------------------------------------------------------------------------------------------------
 
 
-def draw_matrix(rng: np.random.Generator, r: int | None, lowest: bool) -> Draw:
-    """A matrix that is not square."""
-    m, n = int(rng.integers(100, 200)), int(rng.integers(300, 400))
-    if rng.integers(2):
-        m, n = n, m
-    return Draw(m=m, n=n, r=r, lowest=lowest)
+def draw_budget(rng: np.random.Generator) -> Draw:
+    """Four choices: two that the budget limits, one that it does not limit, and one that is too large."""
+    m, n = (int(size) for size in rng.permutation([37, 64, 90])[:2])
+    choices = {
+        "two": [(m, n), (m + 3, n + 50)],
+        "many": [(m, n), (n, m + 7), (m + 1, n)] * int(rng.integers(2, 4)),
+        "small": [(5, 9)],
+        "large": [(30_000, 40_000)],
+    }
+    order = [list(choices)[i] for i in rng.permutation(4)]
+    budget = int(rng.integers(6, 12)) * sum(sum(shape) for shape in choices["many"]) + 11
+    return Draw(None, choices={key: choices[key] for key in order}, budget=budget)
 
 
 @exercise(
     "12.2",
-    draw=[
-        lambda rng: draw_matrix(rng, int(rng.integers(3, 20)), False),
-        lambda rng: draw_matrix(rng, None, False),
-        lambda rng: draw_matrix(rng, int(rng.integers(3, 20)), True),
-        lambda rng: draw_matrix(rng, None, True),
-    ],
-    smallest=lambda rng: draw_matrix(rng, 0, True),
-    returns="the count",
-    tolerance=0,
+    draw=draw_budget,
+    smallest=lambda rng: Draw(None, choices={"one": [(3, 4)]}, budget=7),
+    returns="ranks",
     mistakes="""
-        dx is missing: the layers below need g W, and du A
-            (2 if lowest else 3) * m -> 2 * m
-            (1 if lowest else 2) -> 1
-            (2 if lowest else 3) * r -> 2 * r
-        LoRA: dx needs W, too: g W is a large matmul, and freezing does not avoid it
-            (1 if lowest else 2) -> 1
-        LoRA: dx needs A, too: du A is one more small matmul
-            (2 if lowest else 3) * r -> 2 * r
-        that is the forward pass alone: the backward pass has its own matmuls
-            -> return m * n + (r or 0) * (m + n)
-        LoRA: W is frozen, so gᵀ x is never computed
-            (1 if lowest else 2) -> (2 if lowest else 3)
-        LoRA: the matmuls with A and B are missing, and their gradients
-            large + down + up -> large
-        LoRA: A and B have matmuls in the backward pass, too: g B, duᵀ x, gᵀ u, and du A
-            (2 if lowest else 3) * r -> r
-            3 * r * m -> r * m
-        LoRA: the forward pass has two small matmuls, x Aᵀ and u Bᵀ
-            (2 if lowest else 3) * r -> (1 if lowest else 2) * r
-            3 * r * m -> 2 * r * m
-        LoRA: 6 r n is right where W is square and dx is needed: A has r n parameters and B has m r
-            large + down + up -> large + 6 * r * n
-        lowest: dx is not needed, so neither g W nor du A is computed
-            -> lowest = False
-        lowest, LoRA: du A is a part of dx, which is not needed
-            (2 if lowest else 3) * r -> 3 * r
-        lowest, LoRA: g B is still needed, since dA is made from it
-            3 * r * m -> (2 if lowest else 3) * r * m
-        LoRA: B A is never formed
-            down + up -> down + up + m * n * r
-        count multiplications only, not additions (MACs, not FLOPs)
-            return (2 if -> return 2 * (2 if
-            return large + down + up -> return 2 * (large + down + up)
+        no rank is higher than the smallest side of a matrix: take the minimum
+            min(budget // per_rank, smallest) -> budget // per_rank
+        m n is the size of W: an adapter of rank r has r (m + n) parameters
+            sum(m + n -> sum(m * n
+        only the first matrix is counted: add up over all matrices of the choice
+            sum(m + n for m, n in shapes) -> sum(shapes[0])
+        each matrix gets the whole budget: the budget is for all matrices together
+            sum(m + n -> max(m + n
+        rounded up: that exceeds the budget
+            budget // per_rank -> -(-budget // per_rank)
+        a rank is a whole number: divide with //
+            budget // per_rank -> budget / per_rank
+        where even rank 1 exceeds the budget, the rank is 0
+            budget // per_rank -> max(1, budget // per_rank)
+        only B is counted, r m parameters: A has r n more
+            m + n for -> m for
+        only A is counted, r n parameters: B has r m more
+            m + n for -> n for
+        the limit is the smallest side of a matrix, not the largest
+            min(min(shape) for shape in shapes) -> max(max(shape) for shape in shapes)
     """,
 )
-def step_products(m, n, r=None, lowest=False):
-    """W (m, n), the rank r or None, lowest: dx is not needed -> MACs per token, forward and backward"""
-    if r is None:
-        return (2 if lowest else 3) * m * n
-    large = (1 if lowest else 2) * m * n  # x Wᵀ, g W
-    down = (2 if lowest else 3) * r * n  # x Aᵀ, duᵀ x, du A
-    up = 3 * r * m  # u Bᵀ, g B, gᵀ u
-    return large + down + up
+def ranks_for_budget(choices, budget):
+    """choices {name: [(m, n), ...]}, budget a whole number -> {name: r}"""
+    ranks = {}
+    for name, shapes in choices.items():
+        per_rank = sum(m + n for m, n in shapes)
+        smallest = min(min(shape) for shape in shapes)
+        ranks[name] = min(budget // per_rank, smallest)
+    return ranks
 
 
-# -- 12.3 --------------------------------------------------------------------------------------------------------------
+# -- 12.3 the sweep ----------------------------------------------------------------------------------------------------
 
 
-def draw_text(rng: np.random.Generator, at_once: bool = False) -> Draw:
-    """A model, its activations, and a factor between that of no tokens and that of many; or one that holds at once."""
-    r = int(rng.integers(2, 5))
-    whole = draw_shapes(rng, bool(rng.integers(2)))
-    shapes = {name: shape for name, shape in whole.items() if "mlp" not in name}  # 11.2 is alike in all its variants
-    kept_full, kept_lora = int(rng.integers(400, 460)), int(rng.integers(470, 560))
-    most = training_memory(shapes) / training_memory(shapes, r)
-    factor = most + 0.5 if at_once else 1 + (0.3 + 0.4 * rng.random()) * (most - 1)
-    return Draw(shapes=shapes, r=r, kept_full=kept_full, kept_lora=kept_lora, factor=round(float(factor), 3))
+def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
+    """Losses at seven rates, with one minimum.
+
+    lowest: "middle"; "lucky", where the first seed was lucky; "edge", where the minimum is outside the sweep; "cut",
+        where the rate next to the best one diverged once.
+    """
+    k, seeds = 7, 3
+    rates = [float(f"{1e-4 * 3**i * rng.uniform(0.9, 1.1):.3g}") for i in range(k)]
+    inside = int(rng.integers(2, 4))
+    bottom = {"middle": inside, "lucky": inside, "edge": int(rng.choice([0, k - 1])), "cut": 3}[lowest]
+    losses = 3 + 0.1 * np.abs(np.arange(k) - bottom) + np.array([0, 0.3, 0.6])[:, None]
+    losses = losses + rng.uniform(0, 0.02, (seeds, k))
+    if lowest != "edge":
+        losses[0, bottom - 1] -= 0.4 + 0.1  # one lucky seed; the mean stays above the minimum
+        losses[1:, bottom - 1] += 0.35
+        losses[1, [bottom + 2, k - 1]] = np.nan
+        losses[0, k - 1] = losses[2, k - 1] = 1  # so low that only the diverged seed keeps it out
+    if lowest == "cut":
+        losses[2, bottom + 1] = np.nan
+    order = [0, *(1 + rng.permutation(seeds - 1))] if lowest == "lucky" else rng.permutation(seeds)
+    return Draw({"seeds": seeds, "k": k}, rates=rates, losses=losses[order])
 
 
 @exercise(
     "12.3",
-    draw=[draw_text, draw_text, partial(draw_text, at_once=True)],
-    returns="the number of tokens",
-    tolerance=0,
+    draw=[draw_sweep, *(partial(draw_sweep, lowest=lowest) for lowest in ("edge", "cut", "lucky"))],
+    returns="the rate",
     mistakes="""
-        full fine-tuning has activations, too: they grow with the text on both sides
-            kept_lora - kept_full -> kept_lora
-        LoRA's activations are `kept_lora` for each token, and you take those of full fine-tuning for both
-            -> kept_lora = kept_full
-        full fine-tuning's activations are `kept_full` for each token, and you take LoRA's for both
-            -> kept_full = kept_lora
-        kept_full and kept_lora are swapped
-            -> kept_full, kept_lora = kept_lora, kept_full
-        LoRA: that is the frozen base alone; the adapter is missing: training_memory(shapes, r)
-            training_memory(shapes, r) -> training_memory(shapes, 0)
-        full fine-tuning: gradients and optimizer state are missing: training_memory(shapes) has them
-            training_memory(shapes), -> training_memory(shapes, 0),
-        rounded down, LoRA still takes more than `factor` times less: round up
-            math.ceil -> math.floor
-        a number of tokens is whole: round up
-            math.ceil -> float
-        one less is enough already
-            math.ceil( -> 2 + math.floor(
-        where the factor is that small for one token already, the answer is 1
-            max(1, math.ceil( -> (math.ceil(
-        a text has at least one token: the answer is 1, not 0
-            max(1 -> max(0
+        an edge is the first or the last rate of all that were tried, whether or not a neighbour diverged
+            i in (0, len(rates) - 1) -> np.isinf(np.pad(means, 1, constant_values=np.inf)[[i, i + 2]]).any()
+        the best rate is at the edge of the sweep: it was too narrow, return None
+            None if i in (0, len(rates) - 1) else ->
+        a rate counts although a seed diverged there: leave out the rate, not only the seed
+            losses.mean(axis=0) -> np.nanmean(losses, axis=0)
+        a rate counts although a seed diverged there: leave out the rate, not only the seed
+            losses.mean(axis=0) -> np.nanmean(losses, axis=0)
+            None if i in (0, len(rates) - 1) else ->
+        only the first seed is used: take the mean over all
+            means, np.inf) -> losses[0], np.inf)
+        the best single run decides: that is luck, take the mean over the seeds
+            means, np.inf) -> losses.min(axis=0), np.inf)
+        that is the index of the best rate in the list: return the rate itself
+            else rates[i] -> else i
+        that is the rate with the highest loss: return the one with the lowest
+            np.argmin(means) -> np.argmax(np.where(np.isfinite(means), means, -np.inf))
+        that is the lowest loss: return the rate at which it was reached
+            None if i in (0, len(rates) - 1) else rates[i] -> means.min()
+        np.argmin returns the index of a nan: replace nan by infinity first
+            np.where(np.isfinite(means), means, np.inf) -> means
     """,
 )
-def tokens_until(shapes, r, kept_full, kept_lora, factor):
-    """shapes: a dictionary of name -> shape, r: the rank, kept: bytes per token -> the smallest T"""
-    full, lora = training_memory(shapes), training_memory(shapes, r)
-    return max(1, math.ceil((full - factor * lora) / (factor * kept_lora - kept_full)))
+def best_rate(rates, losses):
+    """rates: a list of k numbers, losses (seeds, k) -> the best rate, or None where it is at an edge"""
+    means = losses.mean(axis=0)
+    means = np.where(np.isfinite(means), means, np.inf)
+    i = int(np.argmin(means))
+    return None if i in (0, len(rates) - 1) else rates[i]

@@ -1,279 +1,231 @@
-"""Lesson 13's exercises: several adapters as one, a weighted mix of them, and an adapter of its own for each row."""
+"""Lesson 13's exercises: count an adapter, predict the memory of training, choose a rank."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from .compare import Wrong
-from .exercises import Draw, arrays, distinct_sizes, exercise, variant
-from .watch import watched
+from ..nn.llama import Config, Llama
+from .exercises import Draw, exercise, variant
 
-# -- adapters as dictionaries ------------------------------------------------------------------------------------------
-
-
-def draw_adapters(rng: np.random.Generator, ranks: Sequence[int] | None = None) -> tuple[dict[str, int], list[Any]]:
-    """Sizes, and adapters of one matrix: of two or three ranks between 2 and 5, no two alike, if none are given."""
-    ranks = rng.permutation([2, 3, 4, 5])[: rng.integers(2, 4)].tolist() if ranks is None else ranks
-    sizes = distinct_sizes("Tnm", rng, low=15) | {"R": sum(ranks)}
-    alphas = rng.permutation([29, 31, 37, 41, 43, 47])  # primes above every r²: no two scales are alike
-    adapters = []
-    for r, alpha in zip(ranks, alphas, strict=False):
-        drawn = arrays(rng, {**sizes, "r": r}, A="r n", B="m r")
-        adapters.append({"A": drawn["A"], "B": drawn["B"], "alpha": int(alpha)})
-    return sizes, adapters
+Shapes = dict[str, tuple[int, ...]]
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def draw(rng: np.random.Generator, ranks: Sequence[int] | None = None, **axes: str) -> Draw:
-    """Arrays with these axes, adapters, and weights that do not add up to 1, no two alike."""
-    sizes, adapters = draw_adapters(rng, ranks)
-    drawn = arrays(rng, sizes, **axes)
-    drawn["adapters"] = adapters
-    drawn["weights"] = rng.permutation([0.3, 0.6, 0.9, 1.4, 1.7])[: len(adapters)].tolist()
-    return drawn
+def draw_shapes(rng: np.random.Generator, tied: bool) -> Shapes:
+    """The parameters of a small Llama whose adapter is large beside it, so that no mistake hides within one percent."""
+    config = Config(
+        vocab_size=int(rng.integers(100, 140)),
+        hidden_size=int(rng.choice([24, 32, 40])),
+        intermediate_size=int(rng.choice(np.arange(51, 91, 2))),  # 3/2 of no width: there two mistakes come to the same
+        num_hidden_layers=int(rng.integers(2, 4)),
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    return {name: tuple(parameter.shape) for name, parameter in Llama(config, rng).named_parameters()}
 
 
-def draw_alike(rng: np.random.Generator, **axes: str) -> Draw:
-    """Two adapters of one rank: there A's and B's can be added up, too."""
-    return draw(rng, [int(rng.integers(2, 6))] * 2, **axes)
+def numbers(shapes: Shapes) -> int:
+    """How many parameters the base has."""
+    return sum(map(math.prod, shapes.values()))
 
 
-def product(adapters: Any, weights: Any) -> Any:
-    """The sum of w s B A, an array of W's size."""
-    both = zip(adapters, weights, strict=True)
-    return sum(w * each["alpha"] / len(each["A"]) * (each["B"] @ each["A"]) for each, w in both)
+def ends(shapes: Shapes, names: tuple[str, ...] = (*ATTENTION, *MLP), layer: str = "") -> int:
+    """Σ (m + n) over the matrices of these names."""
+    return sum(sum(shape) for name, shape in shapes.items() if name.split(".")[-2] in names and layer in name)
 
 
-def added_up(adapters: Any, weights: Any, in_a: float = 0) -> Any:
-    """One adapter of scale 1, its A and B the sums of all A and B, which needs one rank for all.
-
-    in_a: the power of each weight that is in A; 1/2 is what is called linear.
-    """
-    both = list(zip(adapters, weights, strict=True))
-    A = sum(w**in_a * a["A"] for a, w in both)
-    B = sum(w ** (1 - in_a) * a["alpha"] / len(a["A"]) * a["B"] for a, w in both)
-    return [{"A": A, "B": B, "alpha": len(A)}], [1]
-
-
-# -- 13.1 several adapters as one --------------------------------------------------------------------------------------
+# -- 13.1 --------------------------------------------------------------------------------------------------------------
 
 
 @exercise(
     "13.1",
-    draw=[draw_alike, draw],
-    smallest=partial(draw, ranks=[1]),
-    returns="A (R, n), B (m, R)",
+    draw=lambda rng: Draw(shapes=draw_shapes(rng, tied=False), r=int(rng.integers(3, 9))),
+    smallest=lambda rng: Draw(shapes=draw_shapes(rng, tied=True), r=0),
+    returns="the count",
+    tolerance=0,
     mistakes="""
-        the weight is squared: it is in A and in B, and the product contains both
-            [a["A"] for a in adapters] -> [w * a["A"] for a, w in zip(adapters, weights)]
-        weight and scale are squared: they are in A and in B, and the product contains both
-            [a["A"] for a in adapters] -> [f * a["A"] for a, f in zip(adapters, factors)]
-        the scale is squared: it is in A and in B, and the product contains both
-            [a["A"] for a in adapters] -> [a["alpha"] / len(a["A"]) * a["A"] for a in adapters]
-        cross terms: a sum of B's times a sum of A's contains B1 A2 and B2 A1, too; concatenate them, R = r1 + r2
-            -> adapters, weights = added_up(adapters, weights)
-        cross terms: a sum of B's times a sum of A's contains B1 A2 and B2 A1, too; concatenate them, R = r1 + r2
-            -> adapters, weights = added_up(adapters, weights, in_a=0.5)
-        the scale alpha / r of each adapter is missing
-            w * a["alpha"] / len(a["A"]) -> w
-        the scale is alpha / r, not alpha
-            / len(a["A"]) ->
-        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            len(a["A"]) -> len(a["A"]) ** 0.5
-        each adapter has its own scale: that of the first is used for all
-            w * a["alpha"] / len(a["A"]) -> w * adapters[0]["alpha"] / len(adapters[0]["A"])
-        divided by too much: the r of alpha / r is each adapter's own, not R; and return a sum, not a mean
-            len(a["A"]) -> sum(len(b["A"]) for b in adapters)
-        the weights are missing
-            w * a["alpha"] -> a["alpha"]
-        the weights are divided by their sum: take them as they are, they need not add up to 1
-            -> weights = [w / sum(weights) for w in weights]
-        divided by too much: the r of alpha / r is each adapter's own, not R; and return a sum, not a mean
-            -> weights = [w / len(weights) for w in weights]
-        only the root of the weight is used: a weight that is in B alone is not split
-            w * a["alpha"] -> w**0.5 * a["alpha"]
-        B A is right, but the factors are in A: put them into B, so that A is unchanged
-            [a["A"] for a in adapters] -> [f * a["A"] for a, f in zip(adapters, factors)]
-            f * a["B"] -> a["B"]
-        B A is right, but the weight is in A: put it into B, so that A is unchanged
-            [a["A"] for a in adapters] -> [w * a["A"] for a, w in zip(adapters, weights)]
-            w * a["alpha"] -> a["alpha"]
-        B A is right, but half of the weight is in A: put it into B, so that A is unchanged
-            [a["A"] for a in adapters] -> [w**0.5 * a["A"] for a, w in zip(adapters, weights)]
-            w * a["alpha"] -> w**0.5 * a["alpha"]
-        A's and B's are in different orders: column k of B belongs to row k of A
-            for a in adapters] -> for a in adapters[::-1]]
-        concatenated along the wrong axis: the ranks add up, n and m stay: A (R, n), B (m, R)
-            axis=1 -> axis=0
-            for a in adapters]) -> for a in adapters], axis=1)
-        the function changes its input
-            -> for a, w in zip(adapters, weights): a["B"] *= w * a["alpha"] / len(a["A"])
-            f * a["B"] -> a["B"]
+        r is missing: an (m, n) matrix gets r (m + n) parameters
+            r * sum(shape) -> sum(shape)
+        an (m, n) matrix gets r (m + n) parameters, not r m n
+            r * sum(shape) -> r * math.prod(shape)
+        that counts the matrices themselves: an (m, n) matrix gets r (m + n) parameters
+            r * sum(shape) -> math.prod(shape)
+        you counted A alone, r n: B has m r more
+            r * sum(shape) -> r * shape[1]
+        you counted B alone, m r: A has r n more
+            r * sum(shape) -> r * shape[0]
+        2 r n is right only for square matrices: in general it is r (m + n)
+            r * sum(shape) -> 2 * r * shape[1]
+        2 r m is right only for square matrices: in general it is r (m + n)
+            r * sum(shape) -> 2 * r * shape[0]
+        "all-linear" leaves out the embedding and the head, and you counted both
+            "_proj" in name -> "norm" not in name
+        "all-linear" leaves out the embedding and the head, and you counted one of them
+            "_proj" in name -> "norm" not in name and "lm_head" not in name
+        you counted every parameter: norms, embedding and head get no adapter
+            if "_proj" in name ->
+        you counted q_proj and v_proj alone: all-linear is all seven of a block
+            "_proj" in name -> "q_proj" in name or "v_proj" in name
+        you counted attention alone: gate_proj, up_proj and down_proj get an adapter too
+            "_proj" in name -> "self_attn" in name
+        you counted the MLP alone: the four matrices of attention get an adapter too
+            "_proj" in name -> "mlp" in name
+        you counted one block: the model has several
+            "_proj" in name -> "_proj" in name and "layers.0." in name
     """,
 )
-def cat(adapters, weights):
-    """adapters: a list of {"A", "B", "alpha"}; weights: a list of numbers -> A (R, n), B (m, R)"""
-    factors = [w * a["alpha"] / len(a["A"]) for a, w in zip(adapters, weights, strict=True)]
-    A = np.concatenate([a["A"] for a in adapters])
-    B = np.concatenate([f * a["B"] for a, f in zip(adapters, factors, strict=True)], axis=1)
-    return A, B
+def adapter_parameters(shapes, r):
+    """shapes: a dictionary of name -> shape, r: the rank -> how many parameters all A and B have together"""
+    return sum(r * sum(shape) for name, shape in shapes.items() if "_proj" in name)
 
 
-RS = {
-    "alpha / r": "alpha / r**0.5",
-    '/ len(a["A"])': '/ len(a["A"]) ** 0.5',
-    '/ len(adapter["A"])': '/ len(adapter["A"]) ** 0.5',
+IN_ATTENTION = {  # words of the page in the form that adapts attention alone
+    "*all linear layers* of the blocks, whose names contain `_proj`. Embedding,": (
+        "*attention alone*, in the blocks, whose names contain `self_attn`. MLP, embedding,"
+    ),
+    "*all linear layers*": "*attention alone*",
+    '"_proj" in name': '"self_attn" in name',
+    "the count is 1,024. For SmolLM2-135M and r = 8 it is 2,442,240.": (
+        "the count is 448. For SmolLM2-135M and r = 8 it is 921,600."
+    ),
 }
-variant("cat", RS)
-
-FORMS = "right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B"
 
 
-def refuse_products(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
-    """Raise Wrong where the (m, n) matrix B A of an adapter is formed."""
-    own, seen = drawn["adapters"], set[tuple[int, ...]]()
-    keys = own if isinstance(own, dict) else range(len(own))
-    for key in keys:
-        own[key] = {name: watched(v, seen) if isinstance(v, np.ndarray) else v for name, v in own[key].items()}
-    answer(**drawn)
-    shape = drawn.sizes["m"], drawn.sizes["n"]
-    if {shape, shape[::-1]} & seen:
-        raise Wrong(FORMS)
+variant("adapter_parameters", IN_ATTENTION)
 
 
-# -- 13.2 a mix --------------------------------------------------------------------------------------------------------
+# -- 13.2 --------------------------------------------------------------------------------------------------------------
+
+
+MEMORY_MISTAKES = """
+    these are the weights alone: a trainable parameter also has a gradient and the optimizer's arrays
+        (2 + moments) -> 1
+    one array is missing: a trainable parameter has a weight, a gradient, and `moments` arrays of the optimizer
+        2 + moments -> 1 + moments
+    the optimizer's arrays are missing: `moments` per trainable parameter
+        (2 + moments) -> 2
+    that is Adam, which stores two arrays: here the optimizer stores `moments` arrays
+        (2 + moments) -> 4
+    one array is too many: a weight, a gradient, and `moments` arrays of the optimizer
+        2 + moments -> 3 + moments
+    LoRA: the base's weights are missing; frozen weights are in memory, too
+        frozen_bytes * frozen + ->
+    LoRA: a frozen weight takes `frozen_bytes`, and you count 4 bytes for it
+        frozen_bytes * -> 4 *
+    LoRA: the adapter is trained, so its weights take 4 bytes; only frozen weights take `frozen_bytes`
+        4 * (2 + moments) -> (4 * (1 + moments) + (4 if r is None else frozen_bytes))
+    LoRA: a frozen weight has no gradient, and you count one
+        frozen_bytes * -> (frozen_bytes + 4) *
+    LoRA: a frozen weight has neither gradient nor optimizer state, and you count them
+        frozen_bytes * -> (frozen_bytes + 4 + 4 * moments) *
+    LoRA: that is the base alone; the adapter has weights, gradients and optimizer state
+        return -> return frozen_bytes * base if r is not None else
+    LoRA: that is full fine-tuning; a frozen weight has no gradient and no optimizer state
+        -> r = None
+    full fine-tuning: nothing is frozen, so no weight takes `frozen_bytes`
+        frozen = 0 if r is None else base -> frozen = base
+    full fine-tuning: every weight is trained, so it takes 4 bytes and not `frozen_bytes`
+        4 * (2 + moments) -> (4 * (1 + moments) + (frozen_bytes if r is None else 4))
+    give bytes, not megabytes
+        frozen_bytes * frozen + 4 * -> 1e-6 * frozen_bytes * frozen + 4e-6 *
+    give bytes, not mebibytes
+        frozen_bytes * frozen + 4 * -> 2**-20 * frozen_bytes * frozen + 2**-18 *
+    give bytes, not bits
+        frozen_bytes * frozen + 4 * -> 8 * frozen_bytes * frozen + 32 *
+"""
+
+
+def draw_step(rng: np.random.Generator, adapted: bool, frozen_bytes: float, moments: int) -> Draw:
+    """A model, a rank or None, and what optimizer and base take."""
+    r = int(rng.integers(4, 12)) if adapted else None
+    shapes = draw_shapes(rng, bool(rng.integers(2)))
+    return Draw(shapes=shapes, r=r, frozen_bytes=frozen_bytes, moments=moments)
 
 
 @exercise(
     "13.2",
-    draw=[partial(draw_alike, x="T n", W="m n"), partial(draw, x="T n", W="m n")],
-    smallest=partial(draw, ranks=[1], x="T n", W="m n"),
-    returns="y (T, m)",
-    forbids={"m n": FORMS},
-    also=refuse_products,
-    mistakes="""
-        the weight is squared: it occurs in the update once
-            weight * scale -> weight**2 * scale
-        the scale is squared: it occurs in the update once
-            weight * scale -> weight * scale**2
-        cross terms: the sum of the A's is multiplied by the sum of the B's; each A has its own B
-            -> adapters, weights = added_up(adapters, weights)
-        cross terms: the sum of the A's is multiplied by the sum of the B's; each A has its own B
-            -> adapters, weights = added_up(adapters, weights, in_a=0.5)
-        the scale alpha / r of each adapter is missing
-            weight * scale -> weight
-        the scale is alpha / r, not alpha
-            / len(adapter["A"]) ->
-        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            len(adapter["A"]) -> len(adapter["A"]) ** 0.5
-        the weights are missing
-            weight * scale -> scale
-        x Wᵀ is added for each adapter: there is one base, and it counts once
-            y = x @ W.T -> y = 0
-            y = y + -> y = y + x @ W.T +
-        x Wᵀ is weighted, too: the weights are for the updates, and the base counts once
-            y = x @ W.T -> y = sum(weights) * (x @ W.T)
-        the weights are divided by their sum: take them as they are, they need not add up to 1
-            -> weights = [w / sum(weights) for w in weights]
-        x Wᵀ is missing: y is the updates alone
-            y = x @ W.T -> y = 0
-        only the last adapter is used: add the updates up
-            -> adapters, weights = adapters[-1:], weights[-1:]
-        only the first adapter is used: is the `return` inside the loop?
-            -> adapters, weights = adapters[:1], weights[:1]
-        the updates are added, not subtracted
-            y + weight -> y - weight
-        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
-            -> return x @ (W + product(adapters, weights)).T
-        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
-            (x @ adapter["A"].T @ adapter["B"].T) -> x @ (adapter["B"] @ adapter["A"]).T
-    """,
+    draw=[
+        partial(draw_step, adapted=True, frozen_bytes=2, moments=4),
+        partial(draw_step, adapted=False, frozen_bytes=1, moments=4),
+        partial(draw_step, adapted=True, frozen_bytes=0.625, moments=2),
+    ],
+    smallest=lambda rng: Draw(shapes=draw_shapes(rng, tied=True), r=0, frozen_bytes=2, moments=0),
+    returns="the memory in bytes",
+    tolerance=0.01,
+    mistakes=MEMORY_MISTAKES,
 )
-def mix(x, W, adapters, weights):
-    """x (T, n), W (m, n), adapters: a list of {"A", "B", "alpha"}, weights: a list of numbers -> y (T, m)"""
-    y = x @ W.T
-    for adapter, weight in zip(adapters, weights, strict=True):
-        scale = adapter["alpha"] / len(adapter["A"])
-        y = y + weight * scale * (x @ adapter["A"].T @ adapter["B"].T)
-    return y
+def training_memory(shapes, r=None, frozen_bytes=4, moments=2):
+    """shapes: a dictionary of name -> shape, r: the rank, None for full fine-tuning -> bytes"""
+    base = sum(math.prod(shape) for shape in shapes.values())
+    trained = base if r is None else adapter_parameters(shapes, r)
+    frozen = 0 if r is None else base
+    return frozen_bytes * frozen + 4 * (2 + moments) * trained
 
 
-variant("mix", RS)
+variant("training_memory", IN_ATTENTION, mistakes=MEMORY_MISTAKES)
 
 
-# -- 13.3 an adapter for each row --------------------------------------------------------------------------------------
-
-NAMES = ("legal", "medical", "support")
+# -- 13.3 --------------------------------------------------------------------------------------------------------------
 
 
-def draw_rows(rng: np.random.Generator, names: Sequence[str | None] | None = None) -> Draw:
-    """Rows that want different adapters; one adapter is wanted twice, and one row wants none."""
-    sizes, own = draw_adapters(rng, rng.permutation([2, 3, 4]).tolist())
-    wanted = [NAMES[i] for i in rng.permutation(3)]
-    if names is None:  # the second comes again at the end, so that order and repetition are seen
-        names = [wanted[2], wanted[1], None, wanted[0], wanted[1]]
-    sizes["N"] = len(names)
-    drawn = arrays(rng, sizes, x="N T n", W="m n")
-    drawn["adapters"], drawn["names"] = dict(zip(NAMES, own, strict=True)), list(names)
-    return drawn
+def draw_budget(rng: np.random.Generator, kind: str, names: tuple[str, ...] = (*ATTENTION, *MLP)) -> Draw:
+    """A budget that r fits to the last byte, one with something to spare, or one that holds no adapter at all."""
+    shapes, r = draw_shapes(rng, bool(rng.integers(2))), int(rng.integers(2, 20))
+    base, step = 4 * numbers(shapes), 16 * ends(shapes, names)
+    budget = {
+        "exact": base + r * step,
+        "spare": base + r * step + step // 2,
+        "none": base + step - 1,
+        "tiny": base // 2,
+    }
+    return Draw(shapes=shapes, budget=budget[kind])
+
+
+RANK_MISTAKES = """
+    the base is missing: its frozen weights are part of the budget
+        budget - base -> budget
+    gradients and optimizer state are missing: an adapter takes four arrays, not one
+        // one_more -> // (one_more // 4)
+    Adam's two moments are missing: an adapter takes four arrays, not two
+        // one_more -> // (one_more // 2)
+    one array is missing: an adapter takes four, two of them moments
+        // one_more -> // (one_more * 3 // 4)
+    rounded up, it does not fit: round down
+        (budget - base) // one_more -> math.ceil((budget - base) / one_more)
+    a rank is a whole number: round down
+        // one_more -> / one_more
+    the base is frozen: it has neither gradients nor optimizer state
+        budget - base -> budget - 4 * base
+    where the budget is too small for the frozen base, the answer is 0
+        max(0, (budget - base) // one_more) -> (budget - base) // one_more
+    one more fits exactly: a budget may be used to the last byte
+        budget - base -> budget - 1 - base
+"""
+BUDGETS = ("exact", "spare", "none", "tiny")
 
 
 @exercise(
     "13.3",
-    draw=draw_rows,
-    smallest=lambda rng: draw_rows(rng, [None]),
-    returns="y (N, T, m)",
-    forbids={"m n": FORMS},
-    also=refuse_products,
-    mistakes="""
-        every row gets the first row's adapter: names[i] belongs to row i
-            -> names = [next((name for name in names if name), None)] * len(names)
-        every row gets the last row's adapter: is it chosen before the rows are computed?
-            -> names = names[-1:] * len(names)
-        every row gets every update: row i gets that of names[i] alone
-            in enumerate(names) -> in [(i, name) for i in range(len(x)) for name in adapters]
-        every row gets the updates of all rows: y[i] += ..., not y += ...
-            y[i] += scale * (x[i] -> y += scale * (x
-        every row gets the updates of all rows: y[i] += ..., not y += ...
-            y[i] += -> y +=
-        an adapter reaches only the first row that asks for it: several rows may want the same one
-            name is not None -> name is not None and names.index(name) == i
-        the names are used in reverse: names[i] belongs to row i
-            -> names = names[::-1]
-        the rows come back in another order: row i of y belongs to row i of x
-            return y -> return np.concatenate([y[[n == name for n in names]] for name in dict.fromkeys(names)])
-        a row without a name is zero: None means the base alone, x Wᵀ
-            return y -> y[[name is None for name in names]] = 0; return y
-        a row with the name None gets an update: it is for the base alone
-            -> names = [name or names[0] or next(iter(adapters)) for name in names]
-        KeyError: None
-            name is not None -> True
-        x Wᵀ is missing: y is the updates alone
-            y = x @ W.T -> y = 0 * (x @ W.T)
-        x Wᵀ is added again for each adapter: it counts once in every row
-            return y -> return y + (len({*names} - {None}) or 1) * (x @ W.T)
-        the scale alpha / r of each adapter is missing
-            adapter["alpha"] / len(adapter["A"]) -> 1
-        the scale is alpha / r, not alpha
-            / len(adapter["A"]) ->
-        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            len(adapter["A"]) -> len(adapter["A"]) ** 0.5
-        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
-            (x[i] @ adapter["A"].T @ adapter["B"].T) -> x[i] @ (adapter["B"] @ adapter["A"]).T
-    """,
+    draw=[partial(draw_budget, kind=kind) for kind in BUDGETS],
+    returns="the rank",
+    tolerance=0,
+    mistakes=RANK_MISTAKES,
 )
-def answer_rows(x, W, adapters, names):
-    """x (N, T, n), W (m, n), adapters: {name: {"A", "B", "alpha"}}, names: N names or None -> y (N, T, m)"""
-    y = x @ W.T
-    for i, name in enumerate(names):
-        if name is not None:
-            adapter = adapters[name]
-            scale = adapter["alpha"] / len(adapter["A"])
-            y[i] += scale * (x[i] @ adapter["A"].T @ adapter["B"].T)
-    return y
+def largest_rank(shapes, budget):
+    """shapes: a dictionary of name -> shape, budget: bytes -> the largest r that fits, 0 if none does"""
+    base = training_memory(shapes, 0)
+    one_more = training_memory(shapes, 1) - base
+    return max(0, (budget - base) // one_more)
 
 
-variant("answer_rows", RS)
+variant(
+    "largest_rank",
+    IN_ATTENTION,
+    draw=[partial(draw_budget, kind=kind, names=ATTENTION) for kind in BUDGETS],
+    mistakes=RANK_MISTAKES,
+)

@@ -1,193 +1,186 @@
-"""Lesson 14's exercises: the smallest error of a rank, the rank that a task needs, and gradient descent by hand."""
+"""Lesson 14's exercises: what layers keep, how much they compute, and where the saving ends."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from functools import partial
 
 import numpy as np
 
-from .exercises import Draw, arrays, distinct_sizes, exercise
-from .lesson08 import lora_backward, lora_forward
+from .exercises import Draw, exercise
+from .lesson13 import draw_shapes, training_memory
 
-# -- 14.1 the smallest error -------------------------------------------------------------------------------------------
-
-
-def draw_task(rng: np.random.Generator, pace: float = 0.75) -> Draw:
-    """Tokens that use some directions more than others, and a change with decreasing singular values."""
-    sizes = distinct_sizes("mnT", rng, low=14)
-    T, n, m = (sizes[name] for name in "Tnm")
-    x = rng.standard_normal((T, n)) * rng.permutation(1.5 ** -np.linspace(0, 6, n))
-    delta = rng.standard_normal((m, n))
-    U, S, Vt = np.linalg.svd(delta, full_matrices=False)
-    return Draw(sizes, x=x, delta=4 * (U * pace ** np.arange(len(S))) @ Vt)
+# -- 14.1 --------------------------------------------------------------------------------------------------------------
 
 
-def draw_floor(rng: np.random.Generator, r: int | None = None) -> Draw:
-    """A task, and a rank."""
-    drawn = draw_task(rng)
-    drawn["r"] = int(rng.integers(2, 6)) if r is None else r
-    return drawn
-
-
-def outputs(x: Any, delta: Any) -> Any:
-    """The singular values of the change that the output needs."""
-    return np.linalg.svd(x @ delta.T, compute_uv=False)
-
-
-def tail_of(delta: Any, r: int) -> Any:
-    """A change without its r largest rank-one terms."""
-    U, S, Vt = np.linalg.svd(delta, full_matrices=False)
-    return (U[:, r:] * S[r:]) @ Vt[r:]
+def draw_layers(rng: np.random.Generator, r: int | None) -> Draw:
+    """A block like a Llama's, whose sizes are all different, in another order each time."""
+    C, keys, F = 24 + int(rng.integers(8)), 13 + int(rng.integers(5)), 53 + int(rng.integers(20))
+    heads = C + 9 + int(rng.integers(4))
+    layers = [("x", heads, C), ("x", keys, C), ("x", keys, C), ("heads", C, heads)]
+    layers += [("y", F, C), ("y", F, C), ("active", C, F)]
+    return Draw(layers=[layers[i] for i in rng.permutation(len(layers))], T=int(rng.integers(70, 120)), r=r)
 
 
 @exercise(
     "14.1",
-    draw=draw_floor,
-    smallest=lambda rng: draw_floor(rng, r=0),
-    returns="the error",
+    draw=[
+        lambda rng: draw_layers(rng, int(rng.integers(3, 9))),
+        lambda rng: draw_layers(rng, None),
+        lambda rng: draw_layers(rng, 0),
+    ],
+    returns="the bytes",
+    tolerance=0,
     mistakes="""
-        singular values are added up, not their squares
-            sizes[r:] ** 2 -> sizes[r:]
-        r + 1 singular values are removed: sizes[r:] begins after the first r
-            sizes[r:] -> sizes[r + 1 :]
-        r - 1 singular values are removed: sizes[r:] begins after the first r
-            sizes[r:] -> sizes[max(r - 1, 0) :]
-        those are the singular values of delta: use those of its effect on these tokens, x @ delta.T
-            x @ delta.T -> delta
-            / len(x) ->
-        those are the singular values of delta: use those of its effect on these tokens, x @ delta.T
-            x @ delta.T -> delta
-        delta was reduced to rank r without the tokens: reduce x @ delta.T, then the error is smaller
-            x @ delta.T -> x @ tail_of(delta, r).T
-            sizes[r:] -> sizes
-        summed over the tokens: divide by T, the number of rows of x
-            / len(x) ->
-        also averaged over the outputs: sum over the m outputs, average over the T tokens
-            len(x) -> (len(x) * len(delta))
-        that is what the r largest singular values remove: the error is what remains, sizes[r:]
-            sizes[r:] -> sizes[:r]
-        only the first of the remaining singular values: all of them add to the error
-            sizes[r:] -> sizes[r]
-        the square root was taken: return the mean squared error
-            return (sizes[r:] ** 2).sum() / len(x) -> return np.sqrt((sizes[r:] ** 2).sum() / len(x))
-        that is a share of the squared norm: return the error itself
-            len(x) -> (sizes**2).sum()
+        LoRA: x is missing; dA is (g B)ᵀ x times the scale, so A needs the x that W does not
+            sum(inputs.values()) -> (0 if r else sum(inputs.values()))
+        LoRA: u = x Aᵀ is missing; dB needs it, r numbers per token and layer
+            + (r or 0) * len(layers) ->
+        LoRA: every layer has its own A and so its own u, even where layers read the same x
+            len(layers) -> len(inputs)
+        layers that read the same array save it once: q, k and v share one x
+            {name: n for name, m, n in layers} -> {i: n for i, (_, _, n) in enumerate(layers)}
+        r = 0: these layers have no trainable parameters, so dW is not needed, and x is not saved
+            return 0 -> pass
+        a linear layer saves its input, n numbers per token, and not its output: y is in no gradient of it
+            {name: n for name, m, n in layers} -> {i: m for i, (_, m, _) in enumerate(layers)}
+        the outputs are not saved: neither dx = g W nor dW = gᵀ x needs y
+            sum(inputs.values()) -> sum(inputs.values()) + sum(m for _, m, _ in layers)
+        LoRA: u is x Aᵀ, r numbers per token and layer; its product with Bᵀ is not saved
+            (r or 0) * len(layers) -> (sum(m for _, m, _ in layers) if r else 0)
+        those are the matrices: activations have a row for each token
+            -> return 4 * sum(m * n for _, m, n in layers)
+        that is the number of elements saved: a float32 takes 4 bytes
+            return 4 * -> return
+        a float32 takes 4 bytes, not 2
+            return 4 * -> return 2 *
+        a float32 takes 4 bytes, not 8
+            return 4 * -> return 8 *
+        that is for one token: there are T of them
+            4 * T * -> 4 *
     """,
 )
-def floor(x, delta, r):
-    """x (T, n), delta (m, n), r -> the smallest possible mean squared error"""
-    sizes = np.linalg.svd(x @ delta.T, compute_uv=False)
-    return (sizes[r:] ** 2).sum() / len(x)
+def kept_bytes(layers, T, r=None):
+    """layers: a list of (name of the input, m, n), T: tokens, r: the rank or None -> bytes of activations"""
+    if r == 0:
+        return 0
+    inputs = {name: n for name, m, n in layers}
+    return 4 * T * (sum(inputs.values()) + (r or 0) * len(layers))
 
 
-# -- 14.2 the rank that is needed --------------------------------------------------------------------------------------
+# -- 14.2 --------------------------------------------------------------------------------------------------------------
 
 
-def draw_needed(rng: np.random.Generator) -> Draw:
-    """A task, and a share between two ranks."""
-    drawn = draw_task(rng, pace=0.85)
-    squares = outputs(drawn["x"], drawn["delta"]) ** 2
-    r = int(rng.integers(4, 7))
-    drawn["share"] = float((squares[r:].sum() + squares[r - 1 :].sum()) / 2 / squares.sum())
-    return drawn
+def draw_matrix(rng: np.random.Generator, r: int | None, lowest: bool) -> Draw:
+    """A matrix that is not square."""
+    m, n = int(rng.integers(100, 200)), int(rng.integers(300, 400))
+    if rng.integers(2):
+        m, n = n, m
+    return Draw(m=m, n=n, r=r, lowest=lowest)
 
 
 @exercise(
     "14.2",
-    draw=draw_needed,
-    smallest=lambda rng: Draw(None, x=rng.standard_normal((1, 3)), delta=rng.standard_normal((2, 3)), share=0.25),
-    returns="r",
+    draw=[
+        lambda rng: draw_matrix(rng, int(rng.integers(3, 20)), False),
+        lambda rng: draw_matrix(rng, None, False),
+        lambda rng: draw_matrix(rng, int(rng.integers(3, 20)), True),
+        lambda rng: draw_matrix(rng, None, True),
+    ],
+    smallest=lambda rng: draw_matrix(rng, 0, True),
+    returns="the count",
+    tolerance=0,
     mistakes="""
-        singular values are compared, not their squares
-            floor(x, delta, 0) -> outputs(x, delta).sum()
-            floor(x, delta, r) -> outputs(x, delta)[r:].sum()
-        one too many: r - 1 is enough
-            return r -> return r + 1
-        one too few: with this r more than the share remains
-            return r -> return r - 1
-        those are the singular values of delta: use those of its effect on these tokens, x @ delta.T
-            -> x = np.eye(delta.shape[1])
-        share is what may remain: for 0.1, the update must remove nine tenths
-            share * -> (1 - share) *
-        share is compared with the error itself: it is a share of the error at r = 0
-            share * floor(x, delta, 0) -> share
-        a share of the root of the error, not of the error: compare mean squared errors
-            share * -> share**2 *
-        that rank leaves no error: find the smallest rank that leaves at most the share
-            return r -> return int(np.linalg.matrix_rank(x @ delta.T))
+        dx is missing: the layers below need g W, and du A
+            (2 if lowest else 3) * m -> 2 * m
+            (1 if lowest else 2) -> 1
+            (2 if lowest else 3) * r -> 2 * r
+        LoRA: dx needs W, too: g W is a large matmul, and freezing does not avoid it
+            (1 if lowest else 2) -> 1
+        LoRA: dx needs A, too: du A is one more small matmul
+            (2 if lowest else 3) * r -> 2 * r
+        that is the forward pass alone: the backward pass has its own matmuls
+            -> return m * n + (r or 0) * (m + n)
+        LoRA: W is frozen, so gᵀ x is never computed
+            (1 if lowest else 2) -> (2 if lowest else 3)
+        LoRA: the matmuls with A and B are missing, and their gradients
+            large + down + up -> large
+        LoRA: A and B have matmuls in the backward pass, too: g B, duᵀ x, gᵀ u, and du A
+            (2 if lowest else 3) * r -> r
+            3 * r * m -> r * m
+        LoRA: the forward pass has two small matmuls, x Aᵀ and u Bᵀ
+            (2 if lowest else 3) * r -> (1 if lowest else 2) * r
+            3 * r * m -> 2 * r * m
+        LoRA: 6 r n is right where W is square and dx is needed: A has r n parameters and B has m r
+            large + down + up -> large + 6 * r * n
+        lowest: dx is not needed, so neither g W nor du A is computed
+            -> lowest = False
+        lowest, LoRA: du A is a part of dx, which is not needed
+            (2 if lowest else 3) * r -> 3 * r
+        lowest, LoRA: g B is still needed, since dA is made from it
+            3 * r * m -> (2 if lowest else 3) * r * m
+        LoRA: B A is never formed
+            down + up -> down + up + m * n * r
+        count multiplications only, not additions (MACs, not FLOPs)
+            return (2 if -> return 2 * (2 if
+            return large + down + up -> return 2 * (large + down + up)
     """,
 )
-def smallest_r(x, delta, share):
-    """x (T, n), delta (m, n), share between 0 and 1 -> the smallest rank that is enough"""
-    allowed = share * floor(x, delta, 0)
-    r = 0
-    while floor(x, delta, r) > allowed:
-        r += 1
-    return r
+def step_products(m, n, r=None, lowest=False):
+    """W (m, n), the rank r or None, lowest: dx is not needed -> MACs per token, forward and backward"""
+    if r is None:
+        return (2 if lowest else 3) * m * n
+    large = (1 if lowest else 2) * m * n  # x Wᵀ, g W
+    down = (2 if lowest else 3) * r * n  # x Aᵀ, duᵀ x, du A
+    up = 3 * r * m  # u Bᵀ, g B, gᵀ u
+    return large + down + up
 
 
-# -- 14.3 descent by hand ----------------------------------------------------------------------------------------------
+# -- 14.3 --------------------------------------------------------------------------------------------------------------
 
 
-def draw_descent(rng: np.random.Generator, steps: int | None = None) -> Draw:
-    """A layer, its target outputs, and an adapter of rank 1: there alpha / r equals alpha / sqrt(r), so that a student
-    who wrote rsLoRA's variant of exercises 8 gets the same result.
-    """
-    sizes = distinct_sizes("Tnm", rng) | {"r": 1}
-    drawn = arrays(rng, sizes, x="T n", W="m n", y="T m", A="r n", B="m r")
-    drawn["alpha"] = 1.5
-    drawn["lr"] = 0.002
-    drawn["steps"] = int(rng.integers(3, 7)) if steps is None else steps
-    return drawn
-
-
-def gradients(x: Any, W: Any, y: Any, A: Any, B: Any, alpha: float) -> Any:
-    """dA and dB of the loss."""
-    return lora_backward(x, W, A, B, 2 * (lora_forward(x, W, A, B, alpha) - y) / len(x), alpha)[1:]
+def draw_text(rng: np.random.Generator, at_once: bool = False) -> Draw:
+    """A model, its activations, and a factor between that of no tokens and that of many; or one that holds at once."""
+    r = int(rng.integers(2, 5))
+    whole = draw_shapes(rng, bool(rng.integers(2)))
+    shapes = {name: shape for name, shape in whole.items() if "mlp" not in name}  # 13.2 is alike in all its variants
+    kept_full, kept_lora = int(rng.integers(400, 460)), int(rng.integers(470, 560))
+    most = training_memory(shapes) / training_memory(shapes, r)
+    factor = most + 0.5 if at_once else 1 + (0.3 + 0.4 * rng.random()) * (most - 1)
+    return Draw(shapes=shapes, r=r, kept_full=kept_full, kept_lora=kept_lora, factor=round(float(factor), 3))
 
 
 @exercise(
     "14.3",
-    draw=draw_descent,
-    smallest=lambda rng: draw_descent(rng, steps=0),
-    returns="A (r, n), B (m, r)",
-    by_hand=True,
+    draw=[draw_text, draw_text, partial(draw_text, at_once=True)],
+    returns="the number of tokens",
+    tolerance=0,
     mistakes="""
-        the factor 2 is missing: the derivative of a square is twice what was squared
-            g = 2 * -> g =
-        g is not divided by T: the loss is a mean over the tokens
-            / len(x) ->
-        g is divided by T m: the loss averages over the T tokens, and sums over the m outputs
-            len(x) -> y.size
-        the loss grows: g is output minus y, and a step subtracts the gradient
-            g = 2 -> g = -2
-        only one step is taken: repeat all of it `steps` times
-            range(steps) -> range(min(steps, 1))
-        one step too many: range(steps) has `steps` steps
-            range(steps) -> range(steps + 1)
-        g is computed once: the output changes with every step, and g with it
-            g = 2 * (lora_forward(x, W, A, B, alpha) - y) / len(x) -> pass
-            -> g = 2 * (lora_forward(x, W, A, B, alpha) - y) / len(x)
-        the gradients are computed once: compute them again in every step
-            range(steps) -> range(min(steps, 1))
-            A - lr * dA, B - lr * dB -> A - steps * lr * dA, B - steps * lr * dB
-        A is updated before dB is computed: compute both gradients first, then update both
-            A, B = A - lr * dA, B - lr * dB -> A = A - lr * dA; B = B - lr * gradients(x, W, y, A, B, alpha)[1]
-        B is updated before dA is computed: compute both gradients first, then update both
-            A, B = A - lr * dA, B - lr * dB -> B = B - lr * dB; A = A - lr * gradients(x, W, y, A, B, alpha)[0]
-        x Wᵀ is missing in the output: lora_forward has it
-            lora_forward(x, W -> lora_forward(x, 0 * W
-        A and B are swapped: `return A, B`, in this order
-            return A, B -> return B, A
-        the function changes its input
-            -> given = A, B
-            return A, B -> given[0][:], given[1][:] = A, B; return given
+        full fine-tuning has activations, too: they grow with the text on both sides
+            kept_lora - kept_full -> kept_lora
+        LoRA's activations are `kept_lora` for each token, and you take those of full fine-tuning for both
+            -> kept_lora = kept_full
+        full fine-tuning's activations are `kept_full` for each token, and you take LoRA's for both
+            -> kept_full = kept_lora
+        kept_full and kept_lora are swapped
+            -> kept_full, kept_lora = kept_lora, kept_full
+        LoRA: that is the frozen base alone; the adapter is missing: training_memory(shapes, r)
+            training_memory(shapes, r) -> training_memory(shapes, 0)
+        full fine-tuning: gradients and optimizer state are missing: training_memory(shapes) has them
+            training_memory(shapes), -> training_memory(shapes, 0),
+        rounded down, LoRA still takes more than `factor` times less: round up
+            math.ceil -> math.floor
+        a number of tokens is whole: round up
+            math.ceil -> float
+        one less is enough already
+            math.ceil( -> 2 + math.floor(
+        where the factor is that small for one token already, the answer is 1
+            max(1, math.ceil( -> (math.ceil(
+        a text has at least one token: the answer is 1, not 0
+            max(1 -> max(0
     """,
 )
-def descend(x, W, y, A, B, alpha, lr, steps):
-    """x (T, n), W (m, n), y (T, m), A (r, n), B (m, r) -> A (r, n), B (m, r) after the last step"""
-    for _ in range(steps):
-        g = 2 * (lora_forward(x, W, A, B, alpha) - y) / len(x)
-        _, dA, dB = lora_backward(x, W, A, B, g, alpha)
-        A, B = A - lr * dA, B - lr * dB
-    return A, B
+def tokens_until(shapes, r, kept_full, kept_lora, factor):
+    """shapes: a dictionary of name -> shape, r: the rank, kept: bytes per token -> the smallest T"""
+    full, lora = training_memory(shapes), training_memory(shapes, r)
+    return max(1, math.ceil((full - factor * lora) / (factor * kept_lora - kept_full)))

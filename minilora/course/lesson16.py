@@ -1,249 +1,279 @@
-"""Lesson 16's exercises: DoRA's lengths without the matrix, PiSSA's initialisation, DoRA's gradients by hand."""
+"""Lesson 16's exercises: several adapters as one, a weighted mix of them, and an adapter of its own for each row."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..engine.tensor import Tensor
-from .exercises import Draw, arrays, distinct_sizes, exercise
-from .lesson07 import in_order
-from .lesson08 import lora_backward, lora_forward
+from .compare import Wrong
+from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+from .watch import watched
 
-ALPHAS = [29, 31, 37, 41, 43]  # primes above every r²: no two scales are alike
-
-
-def draw_layer(rng: np.random.Generator, r: int | None = None, **more: str) -> Draw:
-    """What `more` names, then W (m, n), A (r, n), B (m, r); alpha is put in last by who needs it."""
-    sizes = distinct_sizes("Tmn", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
-    return arrays(rng, sizes, **more, W="m n", A="r n", B="m r")
+# -- adapters as dictionaries ------------------------------------------------------------------------------------------
 
 
-# -- 16.1 the lengths of the rows --------------------------------------------------------------------------------------
+def draw_adapters(rng: np.random.Generator, ranks: Sequence[int] | None = None) -> tuple[dict[str, int], list[Any]]:
+    """Sizes, and adapters of one matrix: of two or three ranks between 2 and 5, no two alike, if none are given."""
+    ranks = rng.permutation([2, 3, 4, 5])[: rng.integers(2, 4)].tolist() if ranks is None else ranks
+    sizes = distinct_sizes("Tnm", rng, low=15) | {"R": sum(ranks)}
+    alphas = rng.permutation([29, 31, 37, 41, 43, 47])  # primes above every r²: no two scales are alike
+    adapters = []
+    for r, alpha in zip(ranks, alphas, strict=False):
+        drawn = arrays(rng, {**sizes, "r": r}, A="r n", B="m r")
+        adapters.append({"A": drawn["A"], "B": drawn["B"], "alpha": int(alpha)})
+    return sizes, adapters
 
 
-def draw_norm(rng: np.random.Generator, r: int | None = None) -> Draw:
-    """W, A, B, alpha, with an update about as long as W."""
-    drawn = draw_layer(rng, r)
-    drawn["alpha"] = int(rng.choice(ALPHAS))
-    drawn["B"] *= len(drawn["A"]) / drawn["alpha"]
+def draw(rng: np.random.Generator, ranks: Sequence[int] | None = None, **axes: str) -> Draw:
+    """Arrays with these axes, adapters, and weights that do not add up to 1, no two alike."""
+    sizes, adapters = draw_adapters(rng, ranks)
+    drawn = arrays(rng, sizes, **axes)
+    drawn["adapters"] = adapters
+    drawn["weights"] = rng.permutation([0.3, 0.6, 0.9, 1.4, 1.7])[: len(adapters)].tolist()
     return drawn
+
+
+def draw_alike(rng: np.random.Generator, **axes: str) -> Draw:
+    """Two adapters of one rank: there A's and B's can be added up, too."""
+    return draw(rng, [int(rng.integers(2, 6))] * 2, **axes)
+
+
+def product(adapters: Any, weights: Any) -> Any:
+    """The sum of w s B A, an array of W's size."""
+    both = zip(adapters, weights, strict=True)
+    return sum(w * each["alpha"] / len(each["A"]) * (each["B"] @ each["A"]) for each, w in both)
+
+
+def added_up(adapters: Any, weights: Any, in_a: float = 0) -> Any:
+    """One adapter of scale 1, its A and B the sums of all A and B, which needs one rank for all.
+
+    in_a: the power of each weight that is in A; 1/2 is what is called linear.
+    """
+    both = list(zip(adapters, weights, strict=True))
+    A = sum(w**in_a * a["A"] for a, w in both)
+    B = sum(w ** (1 - in_a) * a["alpha"] / len(a["A"]) * a["B"] for a, w in both)
+    return [{"A": A, "B": B, "alpha": len(A)}], [1]
+
+
+# -- 16.1 several adapters as one --------------------------------------------------------------------------------------
 
 
 @exercise(
     "16.1",
-    draw=draw_norm,
-    smallest=lambda rng: draw_norm(rng, r=1),
-    returns="the lengths (m)",
-    forbids={
-        "m n": "right, but an array of W's size is computed: V is never needed, and W * W is one, too; write the square"
-        " of the length as three terms, and take einsum for the first"
-    },
+    draw=[draw_alike, draw],
+    smallest=partial(draw, ranks=[1]),
+    returns="A (R, n), B (m, R)",
     mistakes="""
-        right, but an array of W's size is computed
-            -> return np.linalg.norm(W + alpha / len(A) * (B @ A), axis=1)
-        these are the lengths of the columns: each row of V, one output's weights, has a length
-            -> return np.linalg.norm(W + alpha / len(A) * (B @ A), axis=0)
-        this is one length for all of V: each row has its own
-            -> return np.linalg.norm(W + alpha / len(A) * (B @ A))
-        these are the lengths of W's rows: the update changes them
-            -> return np.linalg.norm(W, axis=1)
-        these are the lengths of the update's rows: W is missing
-            first + 2 * second + third -> third
-        the two lengths are added: that is right only where both rows point the same way; add squares
-            np.sqrt(first + 2 * second + third) -> np.sqrt(first) + np.sqrt(third)
-        the middle term is missing: |w + u|² = |w|² + 2 w·u + |u|², and W's rows are not at right angles to the \
-        update's
-            + 2 * second ->
-        the middle term occurs twice in a square: 2 w·u
-            2 * second -> second
-        the sign of the middle term is wrong: the update is added
-            + 2 * second -> - 2 * second
-        in the last term the scale is squared: |s u|² = s² |u|²
-            b @ (A @ A.T), b -> b @ (A @ A.T), B
-        the last term is the length of B's rows: A's rows are not of length 1 at right angles, so A Aᵀ counts
-            b @ (A @ A.T) -> b
-        these are the squares: take the root
-            np.sqrt(first + 2 * second + third) -> first + 2 * second + third
-        the scale alpha / r is missing
-            (alpha / len(A)) * B -> B
+        the weight is squared: it is in A and in B, and the product contains both
+            [a["A"] for a in adapters] -> [w * a["A"] for a, w in zip(adapters, weights)]
+        weight and scale are squared: they are in A and in B, and the product contains both
+            [a["A"] for a in adapters] -> [f * a["A"] for a, f in zip(adapters, factors)]
+        the scale is squared: it is in A and in B, and the product contains both
+            [a["A"] for a in adapters] -> [a["alpha"] / len(a["A"]) * a["A"] for a in adapters]
+        cross terms: a sum of B's times a sum of A's contains B1 A2 and B2 A1, too; concatenate them, R = r1 + r2
+            -> adapters, weights = added_up(adapters, weights)
+        cross terms: a sum of B's times a sum of A's contains B1 A2 and B2 A1, too; concatenate them, R = r1 + r2
+            -> adapters, weights = added_up(adapters, weights, in_a=0.5)
+        the scale alpha / r of each adapter is missing
+            w * a["alpha"] / len(a["A"]) -> w
         the scale is alpha / r, not alpha
-            alpha / len(A) -> alpha
+            / len(a["A"]) ->
         the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            len(A) -> np.sqrt(len(A))
+            len(a["A"]) -> len(a["A"]) ** 0.5
+        each adapter has its own scale: that of the first is used for all
+            w * a["alpha"] / len(a["A"]) -> w * adapters[0]["alpha"] / len(adapters[0]["A"])
+        divided by too much: the r of alpha / r is each adapter's own, not R; and return a sum, not a mean
+            len(a["A"]) -> sum(len(b["A"]) for b in adapters)
+        the weights are missing
+            w * a["alpha"] -> a["alpha"]
+        the weights are divided by their sum: take them as they are, they need not add up to 1
+            -> weights = [w / sum(weights) for w in weights]
+        divided by too much: the r of alpha / r is each adapter's own, not R; and return a sum, not a mean
+            -> weights = [w / len(weights) for w in weights]
+        only the root of the weight is used: a weight that is in B alone is not split
+            w * a["alpha"] -> w**0.5 * a["alpha"]
+        B A is right, but the factors are in A: put them into B, so that A is unchanged
+            [a["A"] for a in adapters] -> [f * a["A"] for a, f in zip(adapters, factors)]
+            f * a["B"] -> a["B"]
+        B A is right, but the weight is in A: put it into B, so that A is unchanged
+            [a["A"] for a in adapters] -> [w * a["A"] for a, w in zip(adapters, weights)]
+            w * a["alpha"] -> a["alpha"]
+        B A is right, but half of the weight is in A: put it into B, so that A is unchanged
+            [a["A"] for a in adapters] -> [w**0.5 * a["A"] for a, w in zip(adapters, weights)]
+            w * a["alpha"] -> w**0.5 * a["alpha"]
+        A's and B's are in different orders: column k of B belongs to row k of A
+            for a in adapters] -> for a in adapters[::-1]]
+        concatenated along the wrong axis: the ranks add up, n and m stay: A (R, n), B (m, R)
+            axis=1 -> axis=0
+            for a in adapters]) -> for a in adapters], axis=1)
+        the function changes its input
+            -> for a, w in zip(adapters, weights): a["B"] *= w * a["alpha"] / len(a["A"])
+            f * a["B"] -> a["B"]
     """,
 )
-def dora_norm(W, A, B, alpha):
-    """W (m, n), A (r, n), B (m, r) -> the lengths of the rows of W + (alpha / r) B A (m)"""
-    b = (alpha / len(A)) * B
-    first = np.einsum("mn,mn->m", W, W)
-    second = np.einsum("mr,mr->m", W @ A.T, b)
-    third = np.einsum("mr,mr->m", b @ (A @ A.T), b)
-    return np.sqrt(first + 2 * second + third)
+def cat(adapters, weights):
+    """adapters: a list of {"A", "B", "alpha"}; weights: a list of numbers -> A (R, n), B (m, R)"""
+    factors = [w * a["alpha"] / len(a["A"]) for a, w in zip(adapters, weights, strict=True)]
+    A = np.concatenate([a["A"] for a in adapters])
+    B = np.concatenate([f * a["B"] for a, f in zip(adapters, factors, strict=True)], axis=1)
+    return A, B
 
 
-# -- 16.2 PiSSA's start ------------------------------------------------------------------------------------------------
+RS = {
+    "alpha / r": "alpha / r**0.5",
+    '/ len(a["A"])': '/ len(a["A"]) ** 0.5',
+    '/ len(adapter["A"])': '/ len(adapter["A"]) ** 0.5',
+}
+variant("cat", RS)
+
+FORMS = "right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B"
 
 
-def draw_start(rng: np.random.Generator, r: int | None = None) -> Draw:
-    """W (m, n), wide or high, r and alpha."""
-    sizes = distinct_sizes("mn", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
-    drawn = arrays(rng, sizes, W="m n")
-    drawn["r"], drawn["alpha"] = sizes["r"], int(rng.choice(ALPHAS))
-    return drawn
+def refuse_products(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+    """Raise Wrong where the (m, n) matrix B A of an adapter is formed."""
+    own, seen = drawn["adapters"], set[tuple[int, ...]]()
+    keys = own if isinstance(own, dict) else range(len(own))
+    for key in keys:
+        own[key] = {name: watched(v, seen) if isinstance(v, np.ndarray) else v for name, v in own[key].items()}
+    answer(**drawn)
+    shape = drawn.sizes["m"], drawn.sizes["n"]
+    if {shape, shape[::-1]} & seen:
+        raise Wrong(FORMS)
 
 
-def factors(result: Any, arguments: dict[str, Any]) -> Any:
-    """A, B and the residual as they are compared: the terms of B A have no order and no sign of their own."""
-    if not isinstance(result, (tuple, list)) or [np.ndim(part) for part in result] != [2, 2, 2]:
-        return result
-    A, B, residual = result
-    if np.shape(B)[1] != len(A):
-        return result
-    B, A = in_order(B, A)
-    return A, B, residual
+# -- 16.2 a mix --------------------------------------------------------------------------------------------------------
 
 
 @exercise(
     "16.2",
-    draw=draw_start,
-    smallest=lambda rng: draw_start(rng, r=1),
-    returns="A (r, n), B (m, r), residual (m, n)",
-    observe=factors,
-    tolerance=1e-8,
+    draw=[partial(draw_alike, x="T n", W="m n"), partial(draw, x="T n", W="m n")],
+    smallest=partial(draw, ranks=[1], x="T n", W="m n"),
+    returns="y (T, m)",
+    forbids={"m n": FORMS},
+    also=refuse_products,
     mistakes="""
-        the scale is forgotten: B A alone is the part of W, but s B A is what counts; s must be divided out
-            S[:r] / s -> S[:r]
-        the scale is divided out twice: once is enough for A and B together, its root in each
-            np.sqrt(S[:r] / s) -> np.sqrt(S[:r]) / s
+        the weight is squared: it occurs in the update once
+            weight * scale -> weight**2 * scale
+        the scale is squared: it occurs in the update once
+            weight * scale -> weight * scale**2
+        cross terms: the sum of the A's is multiplied by the sum of the B's; each A has its own B
+            -> adapters, weights = added_up(adapters, weights)
+        cross terms: the sum of the A's is multiplied by the sum of the B's; each A has its own B
+            -> adapters, weights = added_up(adapters, weights, in_a=0.5)
+        the scale alpha / r of each adapter is missing
+            weight * scale -> weight
         the scale is alpha / r, not alpha
-            alpha / r -> alpha
+            / len(adapter["A"]) ->
         the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            alpha / r -> alpha / np.sqrt(r)
-        S is whole in both factors, so it counts squared: its root belongs in each
-            np.sqrt(S[:r] / s) -> S[:r] / np.sqrt(s)
-        S is missing: U and Vᵀ only give directions, S says how much of each
-            S[:r] / s -> S[:r] ** 0 / s
-        the root of S counts once: it belongs in A and in B
-            np.sqrt(S[:r] / s) -> np.sqrt(S[:r]) / s
-            root[:, None] * ->
-        these are the smallest singular values: svd returns the largest first
-            full_matrices=False) -> full_matrices=False); U, S, Vt = U[:, ::-1], S[::-1], Vt[::-1]
-        A and B are initialised as LoRA's, with an update of zero: PiSSA begins with the largest part of W
-            U[:, :r] * root -> 0 * U[:, :r]
-        s B A is not the best approximation of W of rank r: A's rows are the first r rows of Vᵀ, not its columns
-            full_matrices=False) -> full_matrices=False); Vt = np.pad(Vt, ((0, W.shape[1] - len(Vt)), (0, 0)))
-            Vt[:r] -> Vt[:, :r].T
-        s B A is right, but one of the two has more than its half: the root of S / s belongs in each
-            root[:, None] * ->
-            * root -> * root**2
-        s B A is right, but one of the two has more than its half: the root of S / s belongs in each
-            root[:, None] * -> root[:, None] ** 2 *
-            U[:, :r] * root -> U[:, :r]
-        the residual is W itself: then the part in A and B would count twice
-            W - s * (B @ A) -> W
-        the residual leaves out the scale: W - s B A, not W - B A
-            W - s * (B @ A) -> W - B @ A
-        the residual has the wrong sign: what is left of W is W - s B A
-            W - s -> W + s
-        the residual has the wrong sign: what is left of W is W - s B A
-            W - s * (B @ A) -> s * (B @ A) - W
-        the residual is the part in A and B: what is left of W is wanted
-            W - s -> s
+            len(adapter["A"]) -> len(adapter["A"]) ** 0.5
+        the weights are missing
+            weight * scale -> scale
+        x Wᵀ is added for each adapter: there is one base, and it counts once
+            y = x @ W.T -> y = 0
+            y = y + -> y = y + x @ W.T +
+        x Wᵀ is weighted, too: the weights are for the updates, and the base counts once
+            y = x @ W.T -> y = sum(weights) * (x @ W.T)
+        the weights are divided by their sum: take them as they are, they need not add up to 1
+            -> weights = [w / sum(weights) for w in weights]
+        x Wᵀ is missing: y is the updates alone
+            y = x @ W.T -> y = 0
+        only the last adapter is used: add the updates up
+            -> adapters, weights = adapters[-1:], weights[-1:]
+        only the first adapter is used: is the `return` inside the loop?
+            -> adapters, weights = adapters[:1], weights[:1]
+        the updates are added, not subtracted
+            y + weight -> y - weight
+        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
+            -> return x @ (W + product(adapters, weights)).T
+        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
+            (x @ adapter["A"].T @ adapter["B"].T) -> x @ (adapter["B"] @ adapter["A"]).T
     """,
 )
-def pissa_start(W, r, alpha):
-    """W (m, n), r the rank -> A (r, n), B (m, r), residual (m, n)"""
-    s = alpha / r
-    U, S, Vt = np.linalg.svd(W, full_matrices=False)
-    root = np.sqrt(S[:r] / s)
-    A, B = root[:, None] * Vt[:r], U[:, :r] * root
-    return A, B, W - s * (B @ A)
+def mix(x, W, adapters, weights):
+    """x (T, n), W (m, n), adapters: a list of {"A", "B", "alpha"}, weights: a list of numbers -> y (T, m)"""
+    y = x @ W.T
+    for adapter, weight in zip(adapters, weights, strict=True):
+        scale = adapter["alpha"] / len(adapter["A"])
+        y = y + weight * scale * (x @ adapter["A"].T @ adapter["B"].T)
+    return y
 
 
-# -- 16.3 DoRA's gradients ---------------------------------------------------------------------------------------------
+variant("mix", RS)
 
 
-def draw_dora(rng: np.random.Generator, r: int | None = None) -> Draw:
-    """x, W, A, B, magnitude (m), g, alpha; the magnitudes are not the lengths any more."""
-    drawn = draw_layer(rng, r, x="T n")
-    drawn["magnitude"] = rng.uniform(2, 9, drawn.sizes["m"])
-    drawn["g"] = rng.standard_normal((drawn.sizes["T"], drawn.sizes["m"]))
-    drawn["alpha"] = int(rng.choice(ALPHAS))
+# -- 16.3 an adapter for each row --------------------------------------------------------------------------------------
+
+NAMES = ("legal", "medical", "support")
+
+
+def draw_rows(rng: np.random.Generator, names: Sequence[str | None] | None = None) -> Draw:
+    """Rows that want different adapters; one adapter is wanted twice, and one row wants none."""
+    sizes, own = draw_adapters(rng, rng.permutation([2, 3, 4]).tolist())
+    wanted = [NAMES[i] for i in rng.permutation(3)]
+    if names is None:  # the second comes again at the end, so that order and repetition are seen
+        names = [wanted[2], wanted[1], None, wanted[0], wanted[1]]
+    sizes["N"] = len(names)
+    drawn = arrays(rng, sizes, x="N T n", W="m n")
+    drawn["adapters"], drawn["names"] = dict(zip(NAMES, own, strict=True)), list(names)
     return drawn
-
-
-def through_the_norm(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
-    """The gradient of everything, of the lengths as well."""
-    s = alpha / len(A)
-    V, own = W + s * (B @ A), dora_norm(W, A, B, alpha)
-    unit, G = V / own[:, None], g.T @ x
-    dV = (magnitude / own)[:, None] * (G - unit * (unit * G).sum(1, keepdims=True))
-    return (unit * G).sum(1), s * B.T @ dV, s * dV @ A.T
-
-
-def forms_gradient(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
-    """Right, by way of the gradient of W."""
-    s, own = alpha / len(A), dora_norm(W, A, B, alpha)
-    G = (g * (magnitude / own)).T @ x
-    return dora_backward(x, W, A, B, magnitude, g, alpha)[0], s * B.T @ G, s * G @ A.T
-
-
-def by_the_engine(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
-    """Right, and found by the engine."""
-    a, b, size = (Tensor(value, requires_grad=True) for value in (A, B, magnitude))
-    (lora_forward(Tensor(x), Tensor(W), a, b, alpha) * (size / dora_norm(W, A, B, alpha))).backward(g)
-    return size.grad, a.grad, b.grad
 
 
 @exercise(
     "16.3",
-    draw=draw_dora,
-    smallest=lambda rng: draw_dora(rng, r=1),
-    returns="dmagnitude (m), dA (r, n), dB (m, r)",
-    by_hand=True,
-    forbids={"m n": "right, but an array of W's size is computed: send g, scaled, through your lora_backward"},
+    draw=draw_rows,
+    smallest=lambda rng: draw_rows(rng, [None]),
+    returns="y (N, T, m)",
+    forbids={"m n": FORMS},
+    also=refuse_products,
     mistakes="""
-        dA and dB are plain LoRA's: g must be multiplied by magnitude / norms of each output
-            g * (magnitude / norms) -> g
-        the lengths are those of W's rows: that is right at initialisation only; later V = W + s B A counts
-            dora_norm(W, A, B, alpha) -> np.linalg.norm(W, axis=1)
-        the factor is magnitude / norms, not norms / magnitude
-            magnitude / norms -> norms / magnitude
-        the lengths are not used: y = magnitude / norms · x Vᵀ
-            .sum(axis=0) / norms -> .sum(axis=0)
-            magnitude / norms -> magnitude
-        the factor before g is magnitude / norms: the lengths are missing in it
-            magnitude / norms -> magnitude
-        dmagnitude is not divided by the lengths: y contains magnitude · (x Vᵀ / norms)
-            .sum(axis=0) / norms -> .sum(axis=0)
-        dmagnitude contains magnitude itself: y is linear in it, so its derivative does not
-            g * y -> g * y * magnitude
-        dmagnitude has one row per token: add them up, all tokens use the same magnitudes
-            (g * y).sum(axis=0) -> g * y
-        dmagnitude is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
-            .sum(axis=0) -> .mean(axis=0)
-        dmagnitude uses x Wᵀ alone: the magnitude multiplies x Vᵀ, which contains the update
-            g * y -> g * (x @ W.T)
-        dA lacks the factor magnitude / norms, dB has it
-            return -> dA = lora_backward(x, W, A, B, g, alpha)[1]; return
-        dB lacks the factor magnitude / norms, dA has it
-            return -> dB = lora_backward(x, W, A, B, g, alpha)[2]; return
-        the lengths are differentiated, too: correct calculus, but DoRA treats them as constants in the gradient
-            through_the_norm
-        the scale occurs twice: lora_backward takes alpha and divides by r itself
-            (magnitude / norms), alpha -> (magnitude / norms), alpha / len(A)
-        right, but an array of W's size is computed
-            forms_gradient
-        by hand: write the gradient down yourself, without .backward()
-            by_the_engine
+        every row gets the first row's adapter: names[i] belongs to row i
+            -> names = [next((name for name in names if name), None)] * len(names)
+        every row gets the last row's adapter: is it chosen before the rows are computed?
+            -> names = names[-1:] * len(names)
+        every row gets every update: row i gets that of names[i] alone
+            in enumerate(names) -> in [(i, name) for i in range(len(x)) for name in adapters]
+        every row gets the updates of all rows: y[i] += ..., not y += ...
+            y[i] += scale * (x[i] -> y += scale * (x
+        every row gets the updates of all rows: y[i] += ..., not y += ...
+            y[i] += -> y +=
+        an adapter reaches only the first row that asks for it: several rows may want the same one
+            name is not None -> name is not None and names.index(name) == i
+        the names are used in reverse: names[i] belongs to row i
+            -> names = names[::-1]
+        the rows come back in another order: row i of y belongs to row i of x
+            return y -> return np.concatenate([y[[n == name for n in names]] for name in dict.fromkeys(names)])
+        a row without a name is zero: None means the base alone, x Wᵀ
+            return y -> y[[name is None for name in names]] = 0; return y
+        a row with the name None gets an update: it is for the base alone
+            -> names = [name or names[0] or next(iter(adapters)) for name in names]
+        KeyError: None
+            name is not None -> True
+        x Wᵀ is missing: y is the updates alone
+            y = x @ W.T -> y = 0 * (x @ W.T)
+        x Wᵀ is added again for each adapter: it counts once in every row
+            return y -> return y + (len({*names} - {None}) or 1) * (x @ W.T)
+        the scale alpha / r of each adapter is missing
+            adapter["alpha"] / len(adapter["A"]) -> 1
+        the scale is alpha / r, not alpha
+            / len(adapter["A"]) ->
+        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
+            len(adapter["A"]) -> len(adapter["A"]) ** 0.5
+        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
+            (x[i] @ adapter["A"].T @ adapter["B"].T) -> x[i] @ (adapter["B"] @ adapter["A"]).T
     """,
 )
-def dora_backward(x, W, A, B, magnitude, g, alpha):
-    """x (T, n), W (m, n), A (r, n), B (m, r), magnitude (m), g (T, m) -> dmagnitude (m), dA (r, n), dB (m, r)"""
-    norms = dora_norm(W, A, B, alpha)
-    y = lora_forward(x, W, A, B, alpha)
-    dmagnitude = (g * y).sum(axis=0) / norms
-    _, dA, dB = lora_backward(x, W, A, B, g * (magnitude / norms), alpha)
-    return dmagnitude, dA, dB
+def answer_rows(x, W, adapters, names):
+    """x (N, T, n), W (m, n), adapters: {name: {"A", "B", "alpha"}}, names: N names or None -> y (N, T, m)"""
+    y = x @ W.T
+    for i, name in enumerate(names):
+        if name is not None:
+            adapter = adapters[name]
+            scale = adapter["alpha"] / len(adapter["A"])
+            y[i] += scale * (x[i] @ adapter["A"].T @ adapter["B"].T)
+    return y
+
+
+variant("answer_rows", RS)

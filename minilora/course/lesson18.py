@@ -1,245 +1,192 @@
-"""Lesson 18's exercises: the interval of a paired difference, a verdict, and a claim tried in worlds that are known."""
+"""Lesson 18's exercises: an adapter that fits a machine, and the table of a run from what it wrote down."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from ..experiments.claim import Verdict
-from ..measure.statistics import student
-from .compare import Wrong
-from .exercises import EXERCISES, Draw, exercise
-from .worlds import WORLDS
+from .exercises import Draw, exercise
+from .lesson13 import Shapes, ends, numbers
 
-REPRODUCED, NOT_HERE, CONTRADICTED = (str(verdict) for verdict in Verdict)
-# -- 18.1 the interval of a paired difference --------------------------------------------------------------------------
+HEAD = "lm_head.weight"
+GIB = 2**30
+
+# -- 18.1 --------------------------------------------------------------------------------------------------------------
 
 
-def draw_pairs(rng: np.random.Generator, n: int | None = None) -> Draw:
-    """Losses of two methods over n seeds: a seed that is hard for one is hard for the other."""
-    n = int(rng.integers(3, 8)) if n is None else n
-    hard = rng.normal(2.6, 0.2, n)
-    return Draw({"n": n}, a=hard + rng.normal(0.1, 0.05, n), b=hard + rng.normal(0, 0.05, n))
+def listed(rng: np.random.Generator) -> Shapes:
+    """What the file of a small language model lists, its head included: a model of real size, of shapes alone."""
+    C, keys = int(rng.choice([512, 576, 640, 768])), int(rng.choice([128, 192, 256]))
+    F, vocabulary = 64 * int(rng.integers(22, 34)), int(rng.integers(38_000, 52_000))
+    shapes: Shapes = {"model.embed_tokens.weight": (vocabulary, C)}
+    for i in range(int(rng.integers(18, 31))):
+        block = f"model.layers.{i}."
+        shapes |= {f"{block}input_layernorm.weight": (C,), f"{block}post_attention_layernorm.weight": (C,)}
+        shapes |= {f"{block}self_attn.{name}_proj.weight": (C, C) for name in "qo"}
+        shapes |= {f"{block}self_attn.{name}_proj.weight": (keys, C) for name in "kv"}
+        shapes |= {f"{block}mlp.{name}_proj.weight": (F, C) for name in ("gate", "up")}
+        shapes[f"{block}mlp.down_proj.weight"] = (C, F)
+    return shapes | {"model.norm.weight": (C,), HEAD: (vocabulary, C)}
+
+
+def in_memory(shapes: Shapes, tied: bool) -> int:
+    """Numbers of the base, the table that embedding and head share counted once."""
+    return numbers(shapes) - (math.prod(shapes[HEAD]) if tied else 0)
+
+
+def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, ranks: tuple[int, int]) -> Draw:
+    """A machine in which a rank of this range fits over a base of so many bytes a number, and a little is left over."""
+    shapes, r = listed(rng), int(rng.integers(*ranks))
+    activations = int(rng.integers(60, 120)) * 1_000_000
+    held = frozen_bytes * in_memory(shapes, tied) + 16 * (r + 0.5) * ends(shapes) + activations
+    return Draw(shapes=shapes, tied=tied, gib=held / GIB, activations=activations)
 
 
 @exercise(
     "18.1",
-    draw=draw_pairs,
-    smallest=lambda rng: draw_pairs(rng, n=2),
-    returns="mean, low, high",
+    draw=[
+        partial(draw_machine, tied=True, frozen_bytes=4, ranks=(45, 60)),
+        partial(draw_machine, tied=False, frozen_bytes=5 / 8, ranks=(20, 40)),
+        partial(draw_machine, tied=False, frozen_bytes=4, ranks=(3, 6)),
+        partial(draw_machine, tied=True, frozen_bytes=4, ranks=(280, 320)),
+    ],
+    smallest=partial(draw_machine, tied=True, frozen_bytes=0.4, ranks=(0, 1)),
+    returns="r, alpha, quantized",
+    tolerance=0,
     mistakes="""
-        this is the standard deviation of single seeds: that of their mean, the standard error, is sqrt(n) times smaller
-            / np.sqrt(len(d)) ->
-        1.96 is for very many seeds: with few, the standard deviation is itself uncertain; take student(n - 1)
-            student(len(d) - 1) -> 1.96
-        student(n) instead of student(n - 1): the mean uses one of the n degrees of freedom
-            student(len(d) - 1) -> student(len(d))
-        the standard deviation is too small: NumPy's std divides by n; with ddof=1 it divides by n - 1
-            ddof=1 -> ddof=0
-        this is the 90 % interval: for 95 % call student(n - 1) without a second argument
-            student(len(d) - 1) -> student(len(d) - 1, 0.9)
-        mean ± one standard error misses the truth in a third of all cases or more: multiply by student(n - 1)
-            student(len(d) - 1) * ->
-        this uses the variance: use its root, the standard deviation
-            d.std -> d.var
-        twice too wide: student(n - 1) standard errors lie on each side of the mean
-            student(len(d) - 1) -> 2 * student(len(d) - 1)
-        the seeds are paired: a[i] and b[i] had the same seed and batches, so take a - b first; what is \
-        hard for both then cancels
-            d.std(ddof=1) -> np.sqrt(a.var(ddof=1) + b.var(ddof=1))
-        the seeds are paired: a[i] and b[i] had the same seed and batches, so take a - b first; what is \
-        hard for both then cancels
-            d.std(ddof=1) -> np.sqrt(a.var(ddof=1) + b.var(ddof=1))
-            student(len(d) - 1) -> student(2 * len(d) - 2)
-        this is b - a: the sign says which is better, so return a - b
-            a - b -> b - a
-        this is the first seed alone: one seed has a difference, but no interval
-            -> return (a[0] - b[0],) * 3
-        these are the smallest and the largest difference: no 95 % interval, since they widen as seeds are added
-            d.mean() - half, d.mean() + half -> d.min(), d.max()
+        a GiB has 2**30 bytes: you counted GB, of 10**9, which are 7 % fewer
+            2**30 -> 10**9
+        the activations are missing: they need memory at the same time
+            - activations ->
+        the adapter's memory is left out: each of its parameters takes 16 bytes
+            math.floor(room / one_rank) -> 256 * (room >= 0)
+        you count the adapter's weights alone: with gradient and optimizer state a parameter takes 16 bytes, not 4
+            16 * -> 4 *
+        the optimizer state is missing, Adam's two moments: 16 bytes per trainable parameter, not 8
+            16 * -> 8 *
+        one array is missing: 16 bytes per trainable parameter, not 12
+            16 * -> 12 *
+        the embedding is counted twice: where `tied` is true, head and embedding are one table in memory
+            if not (tied and name == "lm_head.weight") ->
+        where `tied` is false, the head is a separate table, in memory in addition to the embedding
+            tied and name -> name
+        the base is more than its linear layers: embedding and norms need memory, too
+            not (tied and name == "lm_head.weight") -> "_proj" in name
+        the base is frozen: it has neither gradients nor optimizer state
+            (5 / 8 if quantized else 4) -> 16
+        alpha stays at 16 while r changes, and the scale with it: alpha / r must be 2 for every r
+            2 * r -> 16
+        alpha = r makes the scale 1: alpha / r must be 2
+            2 * r -> r
+        that is the scale: alpha divided by r is the scale
+            2 * r -> 2
+        where r = 8 does not fit with a base in float32, quantise the base: a parameter then takes 5 bits
+            (False, True) -> (False,)
+        the base is quantised although r = 8 or more fits with float32: dequantising takes time
+            (False, True) -> (True,)
+        a quantised parameter takes 5 bits and not 4: each block also has a scale and a minimum
+            5 / 8 -> 1 / 2
+        rounded up, it does not fit: round down
+            math.floor -> math.ceil
+        r is at most 256, however large the machine
+            min(256, math.floor(room / one_rank)) -> math.floor(room / one_rank)
     """,
 )
-def paired_interval(a, b):
-    """a (n), b (n) -> mean, low, high of a - b, as three numbers"""
-    d = a - b
-    half = student(len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
-    return d.mean(), d.mean() - half, d.mean() + half
+def choose_config(shapes, tied, gib, activations):
+    """shapes: a dictionary of name -> shape; tied: is the head the embedding?; gib: GiB; activations: bytes
+    -> r, alpha, quantized"""
+    P = sum(math.prod(shape) for name, shape in shapes.items() if not (tied and name == "lm_head.weight"))
+    one_rank = 16 * sum(sum(shape) for name, shape in shapes.items() if "_proj" in name)
+    for quantized in (False, True):
+        room = gib * 2**30 - activations - P * (5 / 8 if quantized else 4)
+        r = max(0, min(256, math.floor(room / one_rank)))
+        if r >= 8:
+            break
+    return r, 2 * r, quantized
 
 
-# -- 18.2 a verdict ----------------------------------------------------------------------------------------------------
+# -- 18.2 --------------------------------------------------------------------------------------------------------------
 
 
-def draw_case(rng: np.random.Generator) -> Draw:
-    """An interval somewhere about a band, and the number below which it speaks against the claim."""
-    against = float(rng.choice([-1, 1]) * rng.uniform(0.5, 1))
-    low = against + float(rng.uniform(0.5, 1))
-    high = low + float(rng.uniform(0.5, 1)) if rng.random() < 0.7 else math.inf
-    mean = float(rng.uniform(against - 1.5, low + 2))
-    half = float(rng.uniform(0.05, 1.5))
-    return Draw(None, interval=(mean, mean - half, mean + half), band=(low, high), against=against)
-
-
-def judge_verdict(answer: Callable[..., Any], drawn: Draw, rng: np.random.Generator) -> None:
-    """The right one of three, for a hundred intervals; whoever errs as a known mistake does gets its line."""
-    cases = [drawn, *(draw_case(rng) for _ in range(99))]
-    said = [answer(**case) for case in cases]
-    for one in said:
-        if one not in (REPRODUCED, NOT_HERE, CONTRADICTED):
-            raise Wrong(f"{one!r} is no verdict: there are {REPRODUCED!r}, {NOT_HERE!r} and {CONTRADICTED!r}")
-    right = [verdict(**case) for case in cases]
-    if said == right:
-        return
-    for mistake in EXERCISES["verdict"].forms[0].mistakes:
-        if said == [mistake.function(**case) for case in cases]:
-            raise Wrong(mistake.line)
-    case, got, want = next((c, a, b) for c, a, b in zip(cases, said, right, strict=True) if a != b)
-    mean, low, high = case["interval"]
-    raise Wrong(
-        f"mean {mean:.2f}, interval {low:.2f} to {high:.2f}, band {case['band'][0]:.2f} to {case['band'][1]:.2f},"
-        f" against below {case['against']:.2f}: you say {got!r}, it is {want!r}"
-    )
+def draw_run(rng: np.random.Generator, method: str) -> Draw:
+    """What a run of a small model wrote down, how many versions are kept, and a price."""
+    P = int(rng.integers(100, 400)) * 1_000_000
+    a = int(P * rng.uniform(0.01, 0.04))
+    lora = method == "lora"
+    before = float(rng.uniform(3, 4))
+    run = {
+        "method": method,
+        "base_parameters": P,
+        "trained_parameters": a if lora else P,
+        "peak_bytes": int(P * rng.uniform(6, 9) if lora else P * rng.uniform(18, 22)),
+        "base_bytes": 4 * P,
+        "version_bytes": 4 * a + 53_000 if lora else 4 * P,
+        "search_seconds": float(rng.uniform(100, 900)),
+        "seconds": float(rng.uniform(200, 2000)),
+        "cores": int(rng.integers(2, 9)),
+        "loss": [before, before * float(rng.uniform(0.7, 0.9))],
+    }
+    return Draw(run=run, versions=int(rng.integers(3, 30)), price=float(rng.uniform(0.02, 0.2)))
 
 
 @exercise(
     "18.2",
-    draw=draw_case,
-    returns="the verdict",
-    judge=judge_verdict,
+    draw=[partial(draw_run, method="lora"), partial(draw_run, method="full")],
+    returns="updated, memory, disk, dollars, change",
     mistakes="""
-        only the mean is used: an interval that reaches below `against` could be chance
-            and low >= against ->
-            high < against -> mean < against
-        reproduced by the mean alone: the interval must not reach below `against`, however good the mean is
-            and low >= against ->
-        contradicted by the mean alone: the whole interval, including its high end, must be below `against`
-            high < against -> mean < against
-        contradicted as soon as the interval reaches below `against`: all of it, including its high end, must be there
-            high < against -> low < against
-        what is not reproduced is not contradicted yet: too few seeds, or a small effect, is `not at this size`
-            "not at this size" -> "contradicted"
-        a mean outside the band is called contradicted: between band and `against` nothing is decided
-            high < against -> not band[0] <= mean <= band[1]
-        too strict: the mean must lie in the band, and the interval must stay out of `against`, not inside the band
-            band[0] <= mean <= band[1] and low >= against -> low >= band[0] and high <= band[1]
-        too kind: an interval that touches the band is not enough, its mean must lie in it
-            band[0] <= mean <= band[1] and -> high >= band[0] and low <= band[1] and
-        the band has two ends: a mean above the upper one is not what the claim says either
-            mean <= band[1] -> mean
-        zero is used instead of `against`: which numbers contradict a claim depends on the claim
-            low >= against -> low >= 0
-            high < against -> high < 0
+        the adapter is missing in the total: while it trains, the model has base_parameters and the adapter's
+            + (run["trained_parameters"] if lora else 0) ->
+        full fine-tuning trains the base itself: there is no adapter to add
+            (run["trained_parameters"] if lora else 0) -> run["trained_parameters"]
+        in percent: times 100
+            updated = 100 * -> updated =
+        that is how many times fewer are trained: return the percentage that is trained
+            100 * run["trained_parameters"] / total -> run["base_parameters"] / run["trained_parameters"]
+        a GB has 10**9 bytes: you divided by 2**30, which gives GiB
+            run["peak_bytes"] / 1e9 -> run["peak_bytes"] / 2**30
+        that is MB: a GB has 10**9 bytes
+            run["peak_bytes"] / 1e9 -> run["peak_bytes"] / 1e6
+        a GB has 10**9 bytes: these are GiB, of 2**30
+            if lora else 0)) / 1e9 -> if lora else 0)) / 2**30
+        the base is left out: an adapter is useless without it, and the base is needed once
+            + (run["base_bytes"] if lora else 0) ->
+        all adapters share one base: it is needed once, not once per adapter
+            (run["base_bytes"] if -> (versions * run["base_bytes"] if
+        a version of full fine-tuning is a whole model: it needs no base in addition
+            (run["base_bytes"] if lora else 0) -> run["base_bytes"]
+        that is one version: `versions` of them are kept
+            versions * run -> run
+        the price is for one core and hour: multiply by `cores`
+            * run["cores"] ->
+        the search for a learning rate is left out, but it costs money, too
+            (run["search_seconds"] + run["seconds"]) -> run["seconds"]
+        those are core minutes: an hour has 3,600 seconds
+            / 3600 -> / 60
+        the price is per hour, and you used it per second: divide by 3,600
+            / 3600 ->
+        in dollars, not in cents
+            dollars = price -> dollars = 100 * price
+        in percent of the loss before: you divided by the loss after
+            / before -> / after
+        the sign: after minus before, so that a loss that fell has a negative change
+            after - before -> before - after
+        that is the change in nats: return it in percent of the loss before
+            100 * (after - before) / before -> after - before
+        that is how much of the loss is left: return by how much it changed
+            (after - before) / before -> after / before
     """,
 )
-def verdict(interval, band, against):
-    """interval (mean, low, high), band (low, high), against: a number -> one of the three texts"""
-    mean, low, high = interval
-    if band[0] <= mean <= band[1] and low >= against:
-        return "reproduced"
-    return "contradicted" if high < against else "not at this size"
-
-
-# -- 18.3 a claim of one's own -----------------------------------------------------------------------------------------
-
-
-def interval_of(differences: Any) -> Any:
-    """The interval of differences; of one seed, the point."""
-    if len(differences) == 1:
-        return (differences[0],) * 3
-    return paired_interval(differences, 0 * differences)
-
-
-def by_the_normal(d: Any) -> Any:
-    """The interval from 1.96 standard errors."""
-    half = 1.96 * d.std(ddof=1) / math.sqrt(len(d))
-    return d.mean(), d.mean() - half, d.mean() + half
-
-
-def without_worst(losses: Any) -> Any:
-    """The differences, without the one that speaks most against the new method."""
-    d = losses["old"] - losses["new"]
-    return np.delete(d, np.argmin(d))
-
-
-def no_third(interval: Any, band: Any, against: float) -> str:
-    """What is not reproduced is contradicted."""
-    return REPRODUCED if verdict(interval, band, against) == REPRODUCED else CONTRADICTED
-
-
-def observed(result: Any, arguments: dict[str, Any]) -> Any:
-    """Pairs and lists of numbers as they are compared, whatever kind they come as."""
-    if not isinstance(result, (tuple, list)) or len(result) != 3:
-        return result
-    band, found, said = result
-    try:
-        return tuple(float(end) for end in band), np.array(found, float), said
-    except (TypeError, ValueError):
-        return result
-
-
-@exercise(
-    "18.3",
-    draw=WORLDS,
-    returns="band, differences (n), verdict",
-    observe=observed,
-    mistakes="""
-        one seed only: it has no interval, and chance may have chosen it; take every seed you are given
-            -> seeds = seeds[:1]
-            paired_interval(losses["old"], losses["new"]) -> interval_of(losses["old"] - losses["new"])
-        the baseline is untuned: `old` runs at the first rate of the list, `new` at its best; tune both alike
-            lr = best(method) -> lr = best(method) if method == "new" else rates[0]
-        both run at the first rate of the list, and none is tuned: the method that happens to suit that rate wins
-            lr = best(method) -> lr = rates[0]
-        the baseline runs at the rate that is best for `new`: a rate that suits one need not suit the other
-            lr = best(method) -> lr = best("new")
-        `new` runs at the baseline's best rate: being unfair to the new method is unfair, too; tune both alike
-            lr = best(method) -> lr = best("old")
-        the rate was chosen on the test set: then the test set has been used for tuning; choose on validation
-            ["validation"] -> ["test"]
-        measured where the rate was chosen: the best of several looks better than it is; measure on the test
-            ["test"] -> ["validation"]
-        the rate was chosen on the first seed alone: take the mean over all seeds
-            ["validation"] for seed in seeds -> ["validation"] for seed in seeds[:1]
-        each seed has its own rate: use one rate per method, the best by the mean over all seeds
-            best(method): -> best(method, seeds=seeds):
-            run(method, lr, seed)["test"] -> run(method, best(method, [seed]), seed)["test"]
-        the best seed of each was compared: that measures luck, and rewards trying more often
-            [run(method, lr, seed)["test"] for seed in seeds] -> [min(run(method, lr, s)["test"] for s in seeds)]
-            paired_interval(losses["old"], losses["new"]) -> interval_of(losses["old"] - losses["new"])
-        the seed that spoke against it was left out: a seed may go only for a reason fixed before the run
-            paired_interval(losses["old"], losses["new"]) -> interval_of(without_worst(losses))
-            losses["old"] - losses["new"], verdict -> without_worst(losses), verdict
-        the difference is new - old: losses are better when lower, so old - new says by how much new is ahead
-            paired_interval(losses["old"], losses["new"]) -> paired_interval(losses["new"], losses["old"])
-            losses["old"] - losses["new"], verdict -> losses["new"] - losses["old"], verdict
-        the band was moved after the numbers were seen: it comes from the sentence alone, (claimed, 0)
-            return band -> band = (min(claimed, interval[0]), 0.0); return band
-        the band was moved after the numbers were seen: it comes from the sentence alone, (claimed, 0)
-            return band -> band = interval[:2]; return band
-        the band is easier than the sentence: it says `at least claimed`, so the band begins there
-            (claimed, 0.0) -> (claimed / 2, 0.0)
-        all below `claimed` is called against it: a smaller gain than promised is no contradiction, a loss is
-            (claimed, 0.0) -> (claimed, claimed)
-        the verdict comes from 1.96 standard errors: with so few seeds take your paired_interval
-            paired_interval(losses["old"], losses["new"]) -> by_the_normal(losses["old"] - losses["new"])
-        the verdict comes from the mean alone: ask where the interval ends, with your verdict of 18.2
-            verdict(interval -> verdict(interval[:1] * 3
-        there are three verdicts: what these seeds cannot decide is `not at this size`
-            verdict(interval -> no_third(interval
-    """,
-)
-def my_claim(run, rates, seeds, claimed):
-    """run(method, lr, seed) -> {"validation": ..., "test": ...} -> band (low, against), differences (n), verdict"""
-
-    def best(method):
-        return min(rates, key=lambda lr: np.mean([run(method, lr, seed)["validation"] for seed in seeds]))
-
-    band = (claimed, 0.0)
-    losses = {}
-    for method in ("old", "new"):
-        lr = best(method)
-        losses[method] = np.array([run(method, lr, seed)["test"] for seed in seeds])
-    interval = paired_interval(losses["old"], losses["new"])
-    return band, losses["old"] - losses["new"], verdict(interval, (band[0], np.inf), band[1])
+def table_from_metrics(run, versions, price):
+    """run: a dictionary; versions: how many are kept; price: dollars per core and hour
+    -> updated, memory, disk, dollars, change"""
+    lora = run["method"] == "lora"
+    total = run["base_parameters"] + (run["trained_parameters"] if lora else 0)
+    updated = 100 * run["trained_parameters"] / total
+    memory = run["peak_bytes"] / 1e9
+    disk = (versions * run["version_bytes"] + (run["base_bytes"] if lora else 0)) / 1e9
+    hours = (run["search_seconds"] + run["seconds"]) / 3600
+    dollars = price * run["cores"] * hours
+    before, after = run["loss"]
+    return updated, memory, disk, dollars, 100 * (after - before) / before

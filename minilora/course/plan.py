@@ -36,7 +36,7 @@ class Lesson:
         return f"*{self.minutes} minutes with the exercises. Before it: {needs}. You build: {self.builds}.*{model}"
 
 
-WITH_MODEL = (15,)  # lessons that train the real model
+WITH_MODEL = (18,)  # lessons that train the real model
 LESSONS = {
     row[0]: Lesson(*row, needs_model=row[0] in WITH_MODEL)
     for row in [
@@ -45,28 +45,28 @@ LESSONS = {
         (3, "03_adam", "What does Adam keep?", 40, (2,), "AdamW, and the loss of a classifier", False),
         (4, "04_attention", "What is looked up?", 45, (2,), "attention, with its backward pass", False),
         (5, "05_transformer", "What is in a transformer?", 45, (2,), "a Llama, counted to the last parameter", True),
-        (6, "06_full_fine_tuning", "What does full fine-tuning cost?", 40, (2,), "a training loop", True),
-        (7, "07_low_rank", "Is the update low rank?", 30, (6,), "the spectrum of an update", False),
-        (8, "08_lora", "What is LoRA?", 50, (6,), "LoRA's layer, forward and backward", True),
-        (9, "09_inject", "How is it put into a model?", 40, (8,), "injecting, merging, taking out again", True),
-        (10, "10_choices", "What to choose: rank, alpha, targets?", 40, (9,), "small sweeps", True),
-        (11, "11_how_much_smaller", "How much smaller is it?", 40, (8,), "a budget of parameters and bytes", True),
-        (12, "12_what_is_not_saved", "What is not saved?", 40, (11,), "a ledger of activations and matmuls", True),
+        (7, "07_full_fine_tuning", "What does full fine-tuning cost?", 40, (2,), "a training loop", True),
+        (8, "08_low_rank", "Is the update low rank?", 30, (7,), "the spectrum of an update", False),
+        (9, "09_lora", "What is LoRA?", 50, (7,), "LoRA's layer, forward and backward", True),
+        (10, "10_inject", "How is it put into a model?", 40, (9,), "injecting, merging, taking out again", True),
+        (11, "11_how_do_you_know", "How do you know?", 45, (7,), "a claim of your own, with its verdict", False),
+        (12, "12_choices", "What to choose: rank, alpha, targets?", 40, (3, 10, 11), "small sweeps", True),
+        (13, "13_how_much_smaller", "How much smaller is it?", 40, (9,), "a budget of parameters and bytes", True),
+        (14, "14_what_is_not_saved", "What is not saved?", 40, (13,), "a ledger of activations and matmuls", True),
         (
-            13,
-            "13_many_versions",
+            16,
+            "16_many_versions",
             "One base, many versions?",
             40,
-            (9,),
+            (10,),
             "one adapter from several, combinations, a mixed batch",
             True,
         ),
-        (14, "14_limits", "Where does it fail?", 35, (8,), "tasks that need rank", True),
-        (15, "15_for_real", "How do I do it for real?", 45, (10, 11), "an adapter of a real model", True),
-        (16, "16_relatives", "Who are its relatives?", 40, (3, 7, 8), "DoRA and PiSSA, from their papers", False),
-        (18, "18_how_do_you_know", "How do you know?", 45, (10,), "a claim of your own, with its verdict", False),
+        (17, "17_limits", "Where does it fail?", 35, (3, 9), "tasks that need rank", True),
+        (18, "18_for_real", "How do I do it for real?", 45, (12, 13), "an adapter of a real model", True),
+        (19, "19_relatives", "Who are its relatives?", 40, (3, 8, 9), "DoRA and PiSSA, from their papers", False),
     ]
 }
 
-AFTERNOON = (1, 2, 6, 8, 9, 11, 15)  # what one afternoon holds
-TERM = ((1, 2), (3, 4), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (13, 14), (15, 16), (18,))  # lessons, week by week
+AFTERNOON = (1, 2, 7, 9, 10, 13, 18)  # what one afternoon holds
+TERM = ((1, 2), (3, 4), (5,), (7, 8), (9,), (10, 11), (12,), (13, 14), (16, 17), (18, 19))  # lessons, week by week

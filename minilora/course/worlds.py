@@ -1,4 +1,4 @@
-"""Simulated experiments for exercise 18.3, in which the true difference between two methods is known."""
+"""Simulated experiments for exercise 11.3, in which the true difference between two methods is known."""
 
 from __future__ import annotations
 

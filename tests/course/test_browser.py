@@ -86,7 +86,7 @@ def lab(tmp_path_factory):
         server.wait(30)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "exercises/08_lora.ipynb"])
+@pytest.mark.parametrize("name", [*NAMES, "exercises/09_lora.ipynb"])
 def test_a_notebook_runs_from_the_menu_without_an_error(page, lab, name):
     page.errors.clear()
     page.goto(lab.format(name), wait_until="domcontentloaded")

@@ -274,7 +274,7 @@ def test_what_stands_on_another_exercise_names_that_one(double):
     double_by_rank.__code__ = double_by_rank.__code__.replace(co_name="double")
     for answer in (lambda x, names: largest_rank({}, 1), double_by_rank):
         assert judged(double, answer, rng()) == (
-            "it calls largest_rank, which is not written yet: do exercise 11.3 first"
+            "it calls largest_rank, which is not written yet: do exercise 13.3 first"
         )
 
 
@@ -438,7 +438,7 @@ def test_check_prints_one_line_with_the_exercises_number(capfd):
         raise NotImplementedError
 
     assert check(lora_forward) is None and check(inject) is None
-    assert capfd.readouterr() == ("8.1  ok\n8.3  not written yet\n", "")
+    assert capfd.readouterr() == ("9.1  ok\n9.3  not written yet\n", "")
 
 
 @pytest.mark.parametrize("variable, value", [("NBGRADER_EXECUTION", "autograde"), ("MINILORA_STRICT", "1")])
@@ -448,10 +448,10 @@ def test_check_raises_under_a_grader(variable, value, monkeypatch, capfd):
     def inject(W, r, rng):
         raise NotImplementedError
 
-    with pytest.raises(AssertionError, match=r"^8.3  not written yet$"):
+    with pytest.raises(AssertionError, match=r"^9.3  not written yet$"):
         check(inject)
     assert check(lora_forward) is None
-    assert capfd.readouterr() == ("8.1  ok\n", "")
+    assert capfd.readouterr() == ("9.1  ok\n", "")
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def run(folder, text, name="work.py"):
 def folder(tmp_path_factory):
     """A folder in which two exercises were solved. Not to be changed."""
     folder = tmp_path_factory.mktemp("student")
-    assert run(folder, SCRIPT) == "8.1  ok (lora_forward is kept in mine.py)\n8.3  ok (inject is kept in mine.py)\n"
+    assert run(folder, SCRIPT) == "9.1  ok (lora_forward is kept in mine.py)\n9.3  ok (inject is kept in mine.py)\n"
     return folder
 
 
@@ -81,7 +81,7 @@ def test_what_passes_is_kept_with_what_it_needs(folder):
     assert (
         "def down(" in text
         and "class Down:\n    # a class" in text
-        and "import math" not in text.split("# 8.1")[0].replace("from math", "")
+        and "import math" not in text.split("# 9.1")[0].replace("from math", "")
     )
     kept = mine.load(folder / "mine.py")
     assert set(EXERCISES) & set(kept) == {"lora_forward", "inject"}
@@ -94,9 +94,9 @@ def test_a_later_exercise_takes_it_and_says_what_is_missing(folder):
     text += "from minilora.course import check\ndef largest_rank(shapes, budget): return lora_backward()\n"
     text += "check(largest_rank)"
     assert run(folder, text, "later.py").splitlines() == [
-        "lora_backward is not in mine.py yet: do exercise 8.2 first",
+        "lora_backward is not in mine.py yet: do exercise 9.2 first",
         "None",
-        "11.3  it calls lora_backward, which is not written yet: do exercise 8.2 first",
+        "13.3  it calls lora_backward, which is not written yet: do exercise 9.2 first",
     ]
 
 
@@ -160,7 +160,7 @@ check(lora_forward)
 def test_constants_and_decorated_classes_are_kept_and_exercises_stand_in_the_order_of_their_numbers(tmp_path):
     assert run(tmp_path, NEEDS).count("is kept in mine.py") == 2
     text = (tmp_path / "mine.py").read_text("utf-8")
-    assert text.index("# 8.1 lora_forward") < text.index("# 11.1 adapter_parameters")
+    assert text.index("# 9.1 lora_forward") < text.index("# 13.1 adapter_parameters")
     shapes = {"q_proj": (2, 3), "norm": (5,)}
     assert mine.load(tmp_path / "mine.py")["adapter_parameters"](shapes, 4) == 20
 
@@ -169,10 +169,10 @@ def test_what_is_wrong_and_what_comes_from_a_module_is_not_kept(tmp_path, monkey
     run(tmp_path, SCRIPT.replace("FACTOR = 1", "FACTOR = 2").replace("check(inject)", ""))
     assert not (tmp_path / "mine.py").exists()
     monkeypatch.chdir(tmp_path)
-    assert not mine.keep(types.FunctionType((lambda: 0).__code__, {"__name__": "other"}), "8.1", None)
+    assert not mine.keep(types.FunctionType((lambda: 0).__code__, {"__name__": "other"}), "9.1", None)
     own = types.FunctionType((lambda: 0).__code__, {"__name__": "__main__"})
     monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
-    assert not mine.keep(own, "8.1", None) and not list(tmp_path.glob("mine.py"))
+    assert not mine.keep(own, "9.1", None) and not list(tmp_path.glob("mine.py"))
 
 
 def test_a_broken_file_is_one_line(tmp_path):
@@ -190,23 +190,23 @@ def test_progress_shows_what_passes_what_fails_and_where_to_go_on(folder, tmp_pa
     (tmp_path / "exercises" / "mine.py").write_text(text, "utf-8")
     lines = progress(tmp_path).splitlines()
     rows = {line.split()[0]: line.split(maxsplit=2)[-1] for line in lines if line.strip()[:2] in ("8.", "11")}
-    assert rows["8.1"] == "ok" and rows["8.2"] == "not written yet" and "too small" in rows["8.3"]
+    assert rows["9.1"] == "ok" and rows["9.2"] == "not written yet" and "too small" in rows["9.3"]
     assert any("What is LoRA?" in line and line.endswith("1 of 3") for line in lines)
     assert f"1 of {len(EXERCISES)} exercises pass (read from {tmp_path / 'exercises' / 'mine.py'})" in lines
     first = min(EXERCISES.values(), key=lambda e: [int(n) for n in e.number.split(".")])
-    go_on = "8.2" if first.number == "8.1" else first.number
+    go_on = "9.2" if first.number == "9.1" else first.number
     assert lines[-1].startswith(f"continue with {go_on} in exercises/")
 
 
 def test_progress_knows_the_variant(tmp_path):
     text = SCRIPT.replace("alpha / A.shape[0]", "alpha / A.shape[0] ** 0.5").replace("check(inject)", "")
     run(tmp_path, text.replace("check(lora_forward)", "check(lora_forward, variant=1)"))
-    assert "# 8.1 lora_forward, variant 1\n" in (tmp_path / "mine.py").read_text("utf-8")
-    assert any(line.split() == ["8.1", "lora_forward", "ok"] for line in progress(tmp_path).splitlines())
+    assert "# 9.1 lora_forward, variant 1\n" in (tmp_path / "mine.py").read_text("utf-8")
+    assert any(line.split() == ["9.1", "lora_forward", "ok"] for line in progress(tmp_path).splitlines())
 
 
 def test_progress_before_the_first_exercise_and_without_a_folder(tmp_path):
-    (tmp_path / "08_lora.ipynb").touch()
+    (tmp_path / "09_lora.ipynb").touch()
     assert f"0 of {len(EXERCISES)} exercises pass (no mine.py in {tmp_path} yet" in progress(tmp_path)
     with pytest.raises(NotADirectoryError, match="there is no folder"):
         progress(tmp_path / "nowhere")
@@ -240,13 +240,13 @@ def test_course_copies_lessons_exercises_and_a_map_and_leaves_what_was_changed(t
     shipped = [p.relative_to(source).as_posix() for p in source.rglob("*.ipynb") if "checkpoint" not in p.as_posix()]
     assert names == sorted([*shipped, "README.md", "exercises/mine.py"]) and f"{len(names)} files written" in said
     assert "nothing to write" in copy_course(target)
-    (target / "08_lora.ipynb").write_text("mine")
+    (target / "09_lora.ipynb").write_text("mine")
     (target / "README.md").unlink()
     said = copy_course(target)
-    assert "1 files written" in said and "left as they are, since they differ: 08_lora.ipynb" in said
-    assert (target / "08_lora.ipynb").read_text() == "mine"
+    assert "1 files written" in said and "left as they are, since they differ: 09_lora.ipynb" in said
+    assert (target / "09_lora.ipynb").read_text() == "mine"
     with pytest.raises(NotADirectoryError):
-        copy_course(target / "08_lora.ipynb")
+        copy_course(target / "09_lora.ipynb")
 
 
 def test_a_copied_notebook_shows_no_answer_and_leads_nowhere_that_is_not_there(tmp_path):
@@ -265,11 +265,11 @@ def test_a_copied_notebook_shows_no_answer_and_leads_nowhere_that_is_not_there(t
     [
         ("[`lora_linear`](../minilora/engine/fused.py)", "`lora_linear` (`minilora/engine/fused.py`)"),
         ("[lines](../minilora/engine/fused.py#L3-L9).", "lines (`minilora/engine/fused.py`)."),
-        ("[exercises](exercises/08_lora.ipynb#x)", "[exercises](exercises/08_lora.ipynb#x)"),
+        ("[exercises](exercises/09_lora.ipynb#x)", "[exercises](exercises/09_lora.ipynb#x)"),
         ("[a paper](https://arxiv.org/abs/2106.09685)", "[a paper](https://arxiv.org/abs/2106.09685)"),
     ],
 )
 def test_a_link_to_a_file_that_is_not_copied_becomes_the_name_of_the_file(text, shown):
     notebook = json.dumps({"cells": [{"cell_type": "markdown", "source": [text]}]})
-    copied = json.loads(to_read(notebook, "08_lora.ipynb", {"exercises/08_lora.ipynb"}))
+    copied = json.loads(to_read(notebook, "09_lora.ipynb", {"exercises/09_lora.ipynb"}))
     assert "".join(copied["cells"][0]["source"]) == shown

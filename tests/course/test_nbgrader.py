@@ -46,7 +46,7 @@ def course(tmp_path_factory):
     """A course folder with its released exercises, three students' submissions, and their grades."""
     folder = tmp_path_factory.mktemp("course")
     overlay = tmp_path_factory.mktemp("overlay")
-    (overlay / "08_lora.py").write_text(OVERLAY, "utf-8")
+    (overlay / "09_lora.py").write_text(OVERLAY, "utf-8")
     run(folder, str(LESSONS / "build.py"), "--instructor", ".", "--overlay", str(overlay))
     for name in EXERCISES:
         run(folder, "-m", "nbgrader", "generate_assignment", name)
@@ -60,7 +60,7 @@ def course(tmp_path_factory):
         last["source"] = f"def {last['metadata']['nbgrader']['grade_id']}(*arguments):\n    pass"
         submit(folder, "wrong", name, json.dumps(right))
         submit(folder, "empty", name, stub)
-        if name == "08_lora":
+        if name == "09_lora":
             answers[0]["source"] = "".join(answers[0]["source"]) + "\nlora_forward.sly = True"
             for cell, answer in zip(solution_cells(right), answers, strict=True):
                 cell["source"] = answer["source"]
@@ -122,9 +122,9 @@ def test_the_feedback_tells_the_student_what_is_wrong(course, name):
 
 
 def test_an_overlay_is_in_no_release_and_counts_in_grading(course, grades):
-    assert float(grades["08_lora", "sly"]["score"]) == 8 - 2
-    released = (course / "release" / "08_lora" / "08_lora.ipynb").read_text("utf-8")
-    assert "sly" not in released and "HIDDEN" not in released and "sly" in source_of(course, "08_lora")
+    assert float(grades["09_lora", "sly"]["score"]) == 8 - 2
+    released = (course / "release" / "09_lora" / "09_lora.ipynb").read_text("utf-8")
+    assert "sly" not in released and "HIDDEN" not in released and "sly" in source_of(course, "09_lora")
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -135,10 +135,10 @@ def test_nbgrader_releases_what_the_repository_ships(course, name):
 
 
 def test_a_variant_asks_for_another_answer_and_an_overlay_must_fit(tmp_path):
-    run(tmp_path, str(LESSONS / "build.py"), "--instructor", ".", "--variant", "1", "08_lora")
-    source = source_of(tmp_path, "08_lora")
+    run(tmp_path, str(LESSONS / "build.py"), "--instructor", ".", "--variant", "1", "09_lora")
+    source = source_of(tmp_path, "09_lora")
     assert "check(lora_forward, variant=1)" in source and "\\\\frac{\\\\alpha}{\\\\sqrt{r}}" in source
-    (tmp_path / "08_lora.py").write_text("def test_laura(laura):\n    pass\n")
-    command = [sys.executable, str(LESSONS / "build.py"), "--instructor", ".", "--overlay", ".", "08_lora"]
+    (tmp_path / "09_lora.py").write_text("def test_laura(laura):\n    pass\n")
+    command = [sys.executable, str(LESSONS / "build.py"), "--instructor", ".", "--overlay", ".", "09_lora"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "test_laura, which belongs to no exercise there: test_lora_forward" in done.stdout

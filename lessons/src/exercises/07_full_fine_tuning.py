@@ -1,0 +1,75 @@
+# %% [markdown]
+# # Exercises 7: the loss, the memory and the gradients of a training step
+#
+# Three functions that belong to [lesson 7](../07_full_fine_tuning.ipynb). Replace `raise NotImplementedError`, run the
+# cell, then run the check below it.
+#
+# | name | shape | what it is |
+# |---|---|---|
+# | `logits` | (T, V) | row t: the scores of all V tokens (the logits), computed after token t has been read |
+# | `ids` | (T) | the tokens of a conversation, as integers |
+# | `is_answer` | (T) | True where a token belongs to an answer |
+# | `labels` | (B, T) | the ids, and -100 where a token is not scored |
+
+# %%
+import numpy as np
+
+# %% [markdown]
+# ## 7.1 Only answers count
+#
+# A model must learn to answer, not to ask. So only tokens of answers are scored. Return their cross-entropy: the mean
+# of $-\log p$ with the natural logarithm. Here p is the probability that the model gave to the token before it read it.
+#
+# You get the logits at all positions. Find out three things: which row of `logits` predicts which token, which tokens
+# are scored, and by what number to divide. A conversation may have several answers, and the first token of each is
+# scored, too. Token 0 is never part of an answer.
+
+
+# %% points=3
+def answer_loss(logits, ids, is_answer):
+    """logits (T, V), ids (T) integers, is_answer (T) booleans -> the loss, a number"""
+
+
+# %% [markdown]
+# ## 7.2 Any optimizer, and some parameters frozen
+#
+# The lesson counts the bytes of full fine-tuning with AdamW. Now some parameters are frozen, and the optimizer may be
+# another one. `shapes` maps the name of each parameter to its shape, `frozen` lists the names of frozen parameters, and
+# `optimizer` is one of
+#
+# - `"SGD"`, which has no optimizer state,
+# - `"momentum"`, which keeps a running mean of the gradients,
+# - `"AdamW"`, which keeps running means of the gradients and of their squares.
+#
+# Return the bytes of weights, gradients and optimizer state. Everything is stored in float32.
+
+
+# %% points=2
+def training_bytes(shapes, frozen, optimizer):
+    """shapes {name: (m, n) or (n,)}, frozen [name, ...], optimizer a name -> bytes, an integer"""
+
+
+# %% [markdown]
+# ## 7.3 A step on a batch that is too large
+#
+# The activations saved for the backward pass grow with the number of tokens. If a batch does not fit into memory, it is
+# split into micro-batches. Each `backward()` *adds* to the gradients that are already there (**gradient
+# accumulation**), and the optimizer takes one step at the end. Done correctly, the weights and the loss are the same as
+# if the whole batch had been computed at once.
+#
+# `parts` is a list of micro-batches, pairs (input_ids, labels). `model.loss(input_ids, labels)` is a tensor: the
+# **mean** over the scored tokens of that micro-batch; `.item()` is its value as a number. The loss of the whole batch
+# is the mean over all its scored tokens, and the micro-batches have different numbers of them. `labels[:, 1:] != -100`
+# marks the scored tokens (the first token of a row has no token before it and is never scored). Gradients of an earlier
+# step may still be there. Return the loss of the whole batch as a number.
+
+
+# %% points=3
+def step_in_parts(model, parts, optimizer):
+    """one step of the optimizer on all parts together -> the loss of the whole batch, a number"""
+
+
+# %% [markdown]
+# Three times `ok`? minilora's [`loss_and_grad`](../../minilora/nn/step.py) does what you did in 7.3, with one
+# micro-batch per CPU core. Try `training_bytes` on the shapes of the tiny model, with nothing frozen, and compare with
+# the lesson's ledger.

@@ -1,0 +1,249 @@
+"""Lesson 19's exercises: DoRA's lengths without the matrix, PiSSA's initialisation, DoRA's gradients by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..engine.tensor import Tensor
+from .exercises import Draw, arrays, distinct_sizes, exercise
+from .lesson08 import in_order
+from .lesson09 import lora_backward, lora_forward
+
+ALPHAS = [29, 31, 37, 41, 43]  # primes above every r²: no two scales are alike
+
+
+def draw_layer(rng: np.random.Generator, r: int | None = None, **more: str) -> Draw:
+    """What `more` names, then W (m, n), A (r, n), B (m, r); alpha is put in last by who needs it."""
+    sizes = distinct_sizes("Tmn", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
+    return arrays(rng, sizes, **more, W="m n", A="r n", B="m r")
+
+
+# -- 19.1 the lengths of the rows --------------------------------------------------------------------------------------
+
+
+def draw_norm(rng: np.random.Generator, r: int | None = None) -> Draw:
+    """W, A, B, alpha, with an update about as long as W."""
+    drawn = draw_layer(rng, r)
+    drawn["alpha"] = int(rng.choice(ALPHAS))
+    drawn["B"] *= len(drawn["A"]) / drawn["alpha"]
+    return drawn
+
+
+@exercise(
+    "19.1",
+    draw=draw_norm,
+    smallest=lambda rng: draw_norm(rng, r=1),
+    returns="the lengths (m)",
+    forbids={
+        "m n": "right, but an array of W's size is computed: V is never needed, and W * W is one, too; write the square"
+        " of the length as three terms, and take einsum for the first"
+    },
+    mistakes="""
+        right, but an array of W's size is computed
+            -> return np.linalg.norm(W + alpha / len(A) * (B @ A), axis=1)
+        these are the lengths of the columns: each row of V, one output's weights, has a length
+            -> return np.linalg.norm(W + alpha / len(A) * (B @ A), axis=0)
+        this is one length for all of V: each row has its own
+            -> return np.linalg.norm(W + alpha / len(A) * (B @ A))
+        these are the lengths of W's rows: the update changes them
+            -> return np.linalg.norm(W, axis=1)
+        these are the lengths of the update's rows: W is missing
+            first + 2 * second + third -> third
+        the two lengths are added: that is right only where both rows point the same way; add squares
+            np.sqrt(first + 2 * second + third) -> np.sqrt(first) + np.sqrt(third)
+        the middle term is missing: |w + u|² = |w|² + 2 w·u + |u|², and W's rows are not at right angles to the \
+        update's
+            + 2 * second ->
+        the middle term occurs twice in a square: 2 w·u
+            2 * second -> second
+        the sign of the middle term is wrong: the update is added
+            + 2 * second -> - 2 * second
+        in the last term the scale is squared: |s u|² = s² |u|²
+            b @ (A @ A.T), b -> b @ (A @ A.T), B
+        the last term is the length of B's rows: A's rows are not of length 1 at right angles, so A Aᵀ counts
+            b @ (A @ A.T) -> b
+        these are the squares: take the root
+            np.sqrt(first + 2 * second + third) -> first + 2 * second + third
+        the scale alpha / r is missing
+            (alpha / len(A)) * B -> B
+        the scale is alpha / r, not alpha
+            alpha / len(A) -> alpha
+        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
+            len(A) -> np.sqrt(len(A))
+    """,
+)
+def dora_norm(W, A, B, alpha):
+    """W (m, n), A (r, n), B (m, r) -> the lengths of the rows of W + (alpha / r) B A (m)"""
+    b = (alpha / len(A)) * B
+    first = np.einsum("mn,mn->m", W, W)
+    second = np.einsum("mr,mr->m", W @ A.T, b)
+    third = np.einsum("mr,mr->m", b @ (A @ A.T), b)
+    return np.sqrt(first + 2 * second + third)
+
+
+# -- 19.2 PiSSA's start ------------------------------------------------------------------------------------------------
+
+
+def draw_start(rng: np.random.Generator, r: int | None = None) -> Draw:
+    """W (m, n), wide or high, r and alpha."""
+    sizes = distinct_sizes("mn", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
+    drawn = arrays(rng, sizes, W="m n")
+    drawn["r"], drawn["alpha"] = sizes["r"], int(rng.choice(ALPHAS))
+    return drawn
+
+
+def factors(result: Any, arguments: dict[str, Any]) -> Any:
+    """A, B and the residual as they are compared: the terms of B A have no order and no sign of their own."""
+    if not isinstance(result, (tuple, list)) or [np.ndim(part) for part in result] != [2, 2, 2]:
+        return result
+    A, B, residual = result
+    if np.shape(B)[1] != len(A):
+        return result
+    B, A = in_order(B, A)
+    return A, B, residual
+
+
+@exercise(
+    "19.2",
+    draw=draw_start,
+    smallest=lambda rng: draw_start(rng, r=1),
+    returns="A (r, n), B (m, r), residual (m, n)",
+    observe=factors,
+    tolerance=1e-8,
+    mistakes="""
+        the scale is forgotten: B A alone is the part of W, but s B A is what counts; s must be divided out
+            S[:r] / s -> S[:r]
+        the scale is divided out twice: once is enough for A and B together, its root in each
+            np.sqrt(S[:r] / s) -> np.sqrt(S[:r]) / s
+        the scale is alpha / r, not alpha
+            alpha / r -> alpha
+        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
+            alpha / r -> alpha / np.sqrt(r)
+        S is whole in both factors, so it counts squared: its root belongs in each
+            np.sqrt(S[:r] / s) -> S[:r] / np.sqrt(s)
+        S is missing: U and Vᵀ only give directions, S says how much of each
+            S[:r] / s -> S[:r] ** 0 / s
+        the root of S counts once: it belongs in A and in B
+            np.sqrt(S[:r] / s) -> np.sqrt(S[:r]) / s
+            root[:, None] * ->
+        these are the smallest singular values: svd returns the largest first
+            full_matrices=False) -> full_matrices=False); U, S, Vt = U[:, ::-1], S[::-1], Vt[::-1]
+        A and B are initialised as LoRA's, with an update of zero: PiSSA begins with the largest part of W
+            U[:, :r] * root -> 0 * U[:, :r]
+        s B A is not the best approximation of W of rank r: A's rows are the first r rows of Vᵀ, not its columns
+            full_matrices=False) -> full_matrices=False); Vt = np.pad(Vt, ((0, W.shape[1] - len(Vt)), (0, 0)))
+            Vt[:r] -> Vt[:, :r].T
+        s B A is right, but one of the two has more than its half: the root of S / s belongs in each
+            root[:, None] * ->
+            * root -> * root**2
+        s B A is right, but one of the two has more than its half: the root of S / s belongs in each
+            root[:, None] * -> root[:, None] ** 2 *
+            U[:, :r] * root -> U[:, :r]
+        the residual is W itself: then the part in A and B would count twice
+            W - s * (B @ A) -> W
+        the residual leaves out the scale: W - s B A, not W - B A
+            W - s * (B @ A) -> W - B @ A
+        the residual has the wrong sign: what is left of W is W - s B A
+            W - s -> W + s
+        the residual has the wrong sign: what is left of W is W - s B A
+            W - s * (B @ A) -> s * (B @ A) - W
+        the residual is the part in A and B: what is left of W is wanted
+            W - s -> s
+    """,
+)
+def pissa_start(W, r, alpha):
+    """W (m, n), r the rank -> A (r, n), B (m, r), residual (m, n)"""
+    s = alpha / r
+    U, S, Vt = np.linalg.svd(W, full_matrices=False)
+    root = np.sqrt(S[:r] / s)
+    A, B = root[:, None] * Vt[:r], U[:, :r] * root
+    return A, B, W - s * (B @ A)
+
+
+# -- 19.3 DoRA's gradients ---------------------------------------------------------------------------------------------
+
+
+def draw_dora(rng: np.random.Generator, r: int | None = None) -> Draw:
+    """x, W, A, B, magnitude (m), g, alpha; the magnitudes are not the lengths any more."""
+    drawn = draw_layer(rng, r, x="T n")
+    drawn["magnitude"] = rng.uniform(2, 9, drawn.sizes["m"])
+    drawn["g"] = rng.standard_normal((drawn.sizes["T"], drawn.sizes["m"]))
+    drawn["alpha"] = int(rng.choice(ALPHAS))
+    return drawn
+
+
+def through_the_norm(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
+    """The gradient of everything, of the lengths as well."""
+    s = alpha / len(A)
+    V, own = W + s * (B @ A), dora_norm(W, A, B, alpha)
+    unit, G = V / own[:, None], g.T @ x
+    dV = (magnitude / own)[:, None] * (G - unit * (unit * G).sum(1, keepdims=True))
+    return (unit * G).sum(1), s * B.T @ dV, s * dV @ A.T
+
+
+def forms_gradient(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
+    """Right, by way of the gradient of W."""
+    s, own = alpha / len(A), dora_norm(W, A, B, alpha)
+    G = (g * (magnitude / own)).T @ x
+    return dora_backward(x, W, A, B, magnitude, g, alpha)[0], s * B.T @ G, s * G @ A.T
+
+
+def by_the_engine(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
+    """Right, and found by the engine."""
+    a, b, size = (Tensor(value, requires_grad=True) for value in (A, B, magnitude))
+    (lora_forward(Tensor(x), Tensor(W), a, b, alpha) * (size / dora_norm(W, A, B, alpha))).backward(g)
+    return size.grad, a.grad, b.grad
+
+
+@exercise(
+    "19.3",
+    draw=draw_dora,
+    smallest=lambda rng: draw_dora(rng, r=1),
+    returns="dmagnitude (m), dA (r, n), dB (m, r)",
+    by_hand=True,
+    forbids={"m n": "right, but an array of W's size is computed: send g, scaled, through your lora_backward"},
+    mistakes="""
+        dA and dB are plain LoRA's: g must be multiplied by magnitude / norms of each output
+            g * (magnitude / norms) -> g
+        the lengths are those of W's rows: that is right at initialisation only; later V = W + s B A counts
+            dora_norm(W, A, B, alpha) -> np.linalg.norm(W, axis=1)
+        the factor is magnitude / norms, not norms / magnitude
+            magnitude / norms -> norms / magnitude
+        the lengths are not used: y = magnitude / norms · x Vᵀ
+            .sum(axis=0) / norms -> .sum(axis=0)
+            magnitude / norms -> magnitude
+        the factor before g is magnitude / norms: the lengths are missing in it
+            magnitude / norms -> magnitude
+        dmagnitude is not divided by the lengths: y contains magnitude · (x Vᵀ / norms)
+            .sum(axis=0) / norms -> .sum(axis=0)
+        dmagnitude contains magnitude itself: y is linear in it, so its derivative does not
+            g * y -> g * y * magnitude
+        dmagnitude has one row per token: add them up, all tokens use the same magnitudes
+            (g * y).sum(axis=0) -> g * y
+        dmagnitude is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
+            .sum(axis=0) -> .mean(axis=0)
+        dmagnitude uses x Wᵀ alone: the magnitude multiplies x Vᵀ, which contains the update
+            g * y -> g * (x @ W.T)
+        dA lacks the factor magnitude / norms, dB has it
+            return -> dA = lora_backward(x, W, A, B, g, alpha)[1]; return
+        dB lacks the factor magnitude / norms, dA has it
+            return -> dB = lora_backward(x, W, A, B, g, alpha)[2]; return
+        the lengths are differentiated, too: correct calculus, but DoRA treats them as constants in the gradient
+            through_the_norm
+        the scale occurs twice: lora_backward takes alpha and divides by r itself
+            (magnitude / norms), alpha -> (magnitude / norms), alpha / len(A)
+        right, but an array of W's size is computed
+            forms_gradient
+        by hand: write the gradient down yourself, without .backward()
+            by_the_engine
+    """,
+)
+def dora_backward(x, W, A, B, magnitude, g, alpha):
+    """x (T, n), W (m, n), A (r, n), B (m, r), magnitude (m), g (T, m) -> dmagnitude (m), dA (r, n), dB (m, r)"""
+    norms = dora_norm(W, A, B, alpha)
+    y = lora_forward(x, W, A, B, alpha)
+    dmagnitude = (g * y).sum(axis=0) / norms
+    _, dA, dB = lora_backward(x, W, A, B, g * (magnitude / norms), alpha)
+    return dmagnitude, dA, dB
