@@ -49,7 +49,7 @@ LESSONS = {
         (8, "08_low_rank", "Is the update low rank?", 30, (7,), "the spectrum of an update", False),
         (9, "09_lora", "What is LoRA?", 50, (7,), "LoRA's layer, forward and backward", True),
         (10, "10_inject", "How is it put into a model?", 40, (9,), "injecting, merging, taking out again", True),
-        (11, "11_how_do_you_know", "How do you know?", 45, (7,), "a claim of your own, with its verdict", False),
+        (11, "11_how_do_you_know", "How do you know?", 45, (9,), "a claim of your own, with its verdict", False),
         (12, "12_choices", "What to choose: rank, alpha, targets?", 40, (3, 10, 11), "small sweeps", True),
         (13, "13_how_much_smaller", "How much smaller is it?", 40, (9,), "a budget of parameters and bytes", True),
         (14, "14_what_is_not_saved", "What is not saved?", 40, (13,), "a ledger of activations and matmuls", True),
