@@ -13,7 +13,7 @@ from ..nn.module import Module, Parameter
 from .compare import Wrong, close
 from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 
-# -- 10.1 and 10.2 a layer as a dictionary -------------------------------------------------------------------------------
+# -- 10.1 and 10.2 a layer as a dictionary -----------------------------------------------------------------------------
 
 
 def layer(rng: np.random.Generator, square: bool = False, merged: bool = False, r: int | None = None) -> Draw:
@@ -192,7 +192,7 @@ def unmerge(layer):
         layer["W"], layer["kept"] = layer["kept"], None
 
 
-# -- 10.3 injection -----------------------------------------------------------------------------------------------------
+# -- 10.3 injection ----------------------------------------------------------------------------------------------------
 
 
 class Half(Module):
