@@ -248,6 +248,44 @@ def test_a_fresh_build_measures_again_and_changes_nothing_else(lesson, program, 
     assert program.main([], tmp_path) == 0 and outputs(target)[-1] == measured  # kept, since the code is the same
 
 
+@pytest.mark.parametrize(
+    "wheel, folder, installed",
+    [
+        ("https://host/minilora.whl", "clone/lessons", "https://host/minilora.whl"),
+        ("", "clone/lessons", "clone"),
+        ("", "elsewhere", None),
+        ("", "elsewhere/pyproject", None),
+    ],
+)
+def test_the_first_cell_installs_a_given_wheel_or_the_clone_and_no_other_package(
+    wheel, folder, installed, program, tmp_path, monkeypatch, capsys
+):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    for path in ("clone/lessons", "clone/minilora/course", "elsewhere/pyproject"):
+        (tmp_path / path).mkdir(parents=True)
+    (tmp_path / "elsewhere" / "pyproject.toml").touch()  # of another project
+    monkeypatch.chdir(tmp_path / folder)
+    monkeypatch.setenv("MINILORA_WHEEL", wheel)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    shell, asked = InteractiveShell(), []
+    shell.register_magic_function(asked.append, magic_name="pip")
+    assert shell.run_cell(program.SETUP).success
+    printed = capsys.readouterr().out
+    if installed:
+        place = installed if ":" in installed else tmp_path / installed
+        assert asked == [f'install --quiet "{place}"'] and printed == ""
+    else:
+        assert asked == [] and printed.count("\n") == 1 and "%env MINILORA_WHEEL=URL" in printed
+
+
+def test_where_minilora_is_installed_the_first_cell_does_nothing(program, tmp_path, monkeypatch, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    monkeypatch.chdir(tmp_path)
+    assert InteractiveShell().run_cell(program.SETUP).success and capsys.readouterr().out == ""
+
+
 def test_words_alone_are_written_without_running_and_code_is_refused(lesson, program, tmp_path, monkeypatch, capsys):
     target = write_source(tmp_path, LESSON.replace("# # A lesson", "# # A better lesson"))
     monkeypatch.setattr(program, "run", lambda notebook: pytest.fail("a cell was run"))
@@ -255,6 +293,8 @@ def test_words_alone_are_written_without_running_and_code_is_refused(lesson, pro
     target.write_bytes(lesson.read_bytes())
     assert program.main(["--words"], tmp_path) == 0
     assert outputs(target) == outputs(lesson) and b"# A better lesson" in target.read_bytes()
+    monkeypatch.setattr(program, "SETUP", "import minilora")  # the cell that installs is no part of the lesson
+    assert program.main(["--words"], tmp_path) == 0 and b'"import minilora"' in target.read_bytes()
     write_source(tmp_path, LESSON.replace("3.14159", "3"))
     assert program.main(["--words"], tmp_path) == 1 and "the code has changed, too" in capsys.readouterr().out
 
