@@ -44,8 +44,9 @@ import nbformat
 
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
-from minilora.course.pages import course_map, filled, mistakes, plans, variants
+from minilora.course.pages import course_map, filled, mistakes, outcomes, plans, variants
 from minilora.course.plan import LESSONS
+from minilora.course.times import words_of_prose
 from minilora.models import load as zoo
 
 HERE = Path(__file__).resolve().parent
@@ -308,10 +309,9 @@ def sizes(notebook: nbformat.NotebookNode) -> dict[str, int]:
     """What LIMITS is about."""
     cells = [cell for cell in notebook.cells if not is_setup(cell)]
     prose = " ".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    prose = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)|[|#*>-]", " ", prose, flags=re.DOTALL)
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     return {
-        "words of prose": len(prose.split()),
+        "words of prose": words_of_prose(prose),
         "cells": len(cells),
         "lines of imports": len(re.findall(r"^\s*(?:import|from) ", code, re.MULTILINE)),
         "seconds": notebook.metadata.get("minilora", {}).get("seconds", 0),
@@ -347,7 +347,7 @@ def pages() -> dict[Path, str]:
     """The pages beside this program as they should be, their tables made from the plan and from the exercises."""
     tables = {
         "README.md": {"map": course_map(HERE), "plans": plans()},
-        "INSTRUCTORS.md": {"variants": variants(), "mistakes": mistakes()},
+        "INSTRUCTORS.md": {"outcomes": outcomes(), "variants": variants(), "mistakes": mistakes()},
     }
     return {HERE / name: filled((HERE / name).read_text("utf-8"), **parts) for name, parts in tables.items()}
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from .exercises import EXERCISES, Exercise
-from .plan import AFTERNOON, LESSONS, TERM, Lesson
+from .plan import AFTERNOON, LESSONS, OUTCOMES, SESSION, TERM, Lesson
 
 
 def exercises_of(lesson: Lesson) -> list[Exercise]:
@@ -25,7 +26,7 @@ def course_map(folder: Path) -> str:
         cells = [
             f"**{lesson.number}**" if lesson.essential else f"{lesson.number}",
             f"[{lesson.question}]({lesson.name}.ipynb)",
-            str(lesson.minutes),
+            " + ".join(str(part) for part in (lesson.minutes[0], sum(lesson.minutes[1:])) if part),
             ", ".join(map(str, lesson.needs)),
             lesson.builds,
             exercises,
@@ -36,19 +37,46 @@ def course_map(folder: Path) -> str:
 
 def plans() -> str:
     """One afternoon and one term, with their minutes."""
-    minutes = sum(LESSONS[number].minutes for number in AFTERNOON)
+    hours = [sum(sum(lesson.minutes) for lesson in lessons) / 60 for lessons in (essential(), LESSONS.values())]
+    twice = listed(lesson.number for lesson in LESSONS.values() if len(lesson.parts) > 1)
+    afternoon = [number for number in AFTERNOON if number in LESSONS]
     lines = [
-        "**One afternoon**: lessons " + ", ".join(map(str, AFTERNOON)) + f", {minutes} minutes with their exercises.",
+        f"**One afternoon**: lessons {listed(afternoon)} without their exercises, "
+        f"{sum(LESSONS[number].minutes[0] for number in afternoon)} minutes.",
         "",
-        "**One term**, a session a week:",
+        f"**One lesson a session**: with its exercises, each lesson fits {SESSION} minutes; lessons {twice} take two "
+        f"such sessions. The essential path takes {hours[0]:.0f} hours, the whole course {hours[1]:.0f}.",
         "",
-        "| week | lessons | minutes |",
-        "|---|---|---|",
+        "**One term**: a week is one session in class for reading and running the lessons, and exercises at home.",
+        "",
+        "| week | lessons | minutes in class | at home |",
+        "|---|---|---|---|",
     ]
     for week, numbers in enumerate(TERM, 1):
-        names = "; ".join(f"{number}. {LESSONS[number].question}" for number in numbers)
-        lines.append(f"| {week} | {names} | {sum(LESSONS[number].minutes for number in numbers)} |")
+        lessons = [LESSONS[number] for number in numbers if number in LESSONS]
+        names = "; ".join(f"{lesson.number}. {lesson.question}" for lesson in lessons)
+        home = sum(sum(lesson.minutes[1:]) for lesson in lessons)
+        lines.append(f"| {week} | {names} | {sum(lesson.minutes[0] for lesson in lessons)} | {home} |")
     return "\n".join(lines)
+
+
+def essential() -> list[Lesson]:
+    """The lessons of the essential path."""
+    return [lesson for lesson in LESSONS.values() if lesson.essential]
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """ "1, 2 and 3"."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def outcomes() -> str:
+    """What students can do after each lesson."""
+    rows = ["| lesson | students can |", "|---|---|"]
+    for lesson in LESSONS.values():
+        rows.append(f"| {lesson.number}. {lesson.question} | {'; '.join(OUTCOMES[lesson.number])} |")
+    return "\n".join(rows)
 
 
 def variants() -> str:

@@ -11,8 +11,10 @@ from lessonfiles import BUILT, KEPT, LESSONS, build_program, run_here
 
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
+from minilora.course.pages import exercises_of
 from minilora.course.plan import LESSONS as PLAN
-from minilora.course.plan import Lesson
+from minilora.course.plan import OUTCOMES, SESSION, TERM, Lesson
+from minilora.course.times import exercise_minutes, reading_minutes, rounded
 
 SOURCES = sorted(path.relative_to(LESSONS / "src") for path in (LESSONS / "src").rglob("[0-9]*.py"))
 
@@ -147,6 +149,70 @@ def test_a_lesson_asks_before_it_shows_and_ends_with_what_to_remember(name):
     assert "**Predict.**" in words and "\n## What to remember" in words and "](../minilora/" in words
     assert f"](exercises/{name})" in words or not (LESSONS / "exercises" / name).exists()
     assert any("claim(" in "".join(cell["source"]) for cell in code_cells(name))
+
+
+@pytest.mark.parametrize("lesson", PLAN.values(), ids=lambda lesson: lesson.name)
+def test_the_minutes_of_the_plan_are_those_counted(lesson):
+    counted = [reading_minutes(BUILT[f"{lesson.name}.ipynb"])]
+    counted += [exercise_minutes(BUILT[f"exercises/{lesson.name}.ipynb"], e) for e in exercises_of(lesson)]
+    wanted = f"plan.py needs the minutes {tuple(map(rounded, counted))}"
+    assert len(lesson.minutes) == len(counted), wanted
+    assert all(abs(a - b) <= max(5, 0.1 * b) for a, b in zip(lesson.minutes, counted, strict=True)), wanted
+    assert abs(sum(lesson.minutes) - sum(counted)) <= 0.1 * sum(counted), wanted
+    assert all(0 < sum(part) <= SESSION for part in lesson.parts) and sum(lesson.parts, ()) == lesson.minutes
+
+
+def test_minutes_are_counted_by_what_a_reader_does():
+    picture = {"data": {"image/png": "", "text/plain": "as (claimed: 1 to 2)"}}
+    said = {"text": ["a: 1 (claimed: exactly that): holds\n", "b: 2 (claimed: 1 to 3): holds\n"]}
+    cells = [
+        {"cell_type": "markdown", "source": "*10 minutes with the exercises: a head of the plan.*\n" + 300 * "word "},
+        {"cell_type": "code", "source": "import os\n" * 80, "metadata": {"tags": ["setup"]}, "outputs": []},
+        {"cell_type": "code", "source": "x = 1\n\n" * 16, "metadata": {}, "outputs": [picture, said]},
+    ]
+    assert reading_minutes({"cells": cells}) == 2 + 2 + 2 + 1
+    first = EXERCISES["numerical_gradient"]
+    lines = len(source_of(first.forms[0].reference)[1].split("\n")) - 1
+    page = "# Exercises\n\n## 1.1 A task\n\n" + 147 * "word " + "\n\n## 1.2 Another\n\n" + 999 * "word "
+    page = {"cells": [{"cell_type": "markdown", "source": page}]}
+    assert exercise_minutes(page, first) == 5 + 1 + 2.5 * lines
+    with pytest.raises(ValueError, match=r"no section ## 9\.1"):
+        exercise_minutes(page, EXERCISES["lora_forward"])
+
+
+def test_a_lesson_that_is_longer_than_a_session_has_two_parts_as_equal_as_can_be():
+    def parts(*minutes):
+        return Lesson(7, "07_demo", "Does it?", minutes, (), "nothing", True).parts
+
+    assert parts(40, 30, 20) == ((40, 30, 20),) and parts(15) == ((15,),)
+    assert parts(40, 15, 55, 10) == ((40, 15), (55, 10)) and parts(30, 20, 20, 25) == ((30, 20), (20, 25))
+    head = Lesson(7, "07_demo", "Does it?", (40, 15, 55, 10), (2, 3), "nothing", True).head
+    assert head == (
+        "*120 minutes with the exercises, 40 without; part two begins with exercise 7.2. "
+        "Before it: lessons 2 and 3. You build: nothing.*"
+    )
+    assert Lesson(0, "00_demo", "Does it?", (15,), (1,), "it", True).head == (
+        "*15 minutes. Before it: lesson 1. You build: it.*"
+    )
+
+
+def test_a_term_holds_every_lesson_once_and_no_week_is_longer_than_a_session():
+    weeks = [[number for number in week if number in PLAN] for week in TERM]
+    assert sorted(sum(weeks, [])) == sorted(number for number in PLAN if number)  # lesson 0 is read before
+    assert all(sum(PLAN[number].minutes[0] for number in week) <= SESSION for week in weeks)
+
+
+VERBS = {
+    "build", "calculate", "choose", "combine", "compare", "construct", "count", "decide", "derive", "describe",
+    "design", "distinguish", "encode", "explain", "find", "fine-tune", "implement", "judge", "list", "measure",
+    "merge", "predict", "state", "test", "tune",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lesson", PLAN.values(), ids=lambda lesson: lesson.name)
+def test_a_lesson_has_three_outcomes_that_begin_with_verbs(lesson):
+    assert len(set(OUTCOMES[lesson.number])) == 3
+    assert all(line.partition(" ")[0] in VERBS and not line.endswith(".") for line in OUTCOMES[lesson.number])
 
 
 # -- the program that builds them --------------------------------------------------------------------------------------
@@ -302,7 +368,7 @@ def test_words_alone_are_written_without_running_and_code_is_refused(lesson, pro
 def test_a_lesson_that_needs_the_real_model_keeps_its_outputs_where_there_is_none(
     lesson, program, replayed, tmp_path, monkeypatch, capsys
 ):
-    needs = {1: Lesson(1, "01_demo", "Does it?", 5, (), "nothing", True, needs_model=True)}
+    needs = {1: Lesson(1, "01_demo", "Does it?", (5,), (), "nothing", True, needs_model=True)}
     monkeypatch.setattr(program, "LESSONS", needs)
     target = write_source(tmp_path, LESSON)
     monkeypatch.setattr(program.zoo, "find", lambda name: tmp_path)

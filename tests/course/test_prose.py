@@ -20,7 +20,7 @@ FREE = [  # what is no claim: formulas, code, addresses, numbers of headings and
     r"```.*?```", r"\$\$.*?\$\$", r"\$[^$]*\$", r"`[^`]*`", r"\]\([^)]*\)", r"https?://\S+", r"^#+ \d+\.",
     r"\b(?:[Ll]essons?|[Ee]xercises?|[Ss]ections?|[Ss]teps?|[Tt]ables?|[Ff]igures?)\s+\d[\d.]*"
     r"(?:(?:,| and| to)\s+\d[\d.]*)*", r"\(\d+(?:, \d+)+\)", r"\d[\d,]* × \d[\d,]*",
-    r"^\*\d+ minutes with the exercises.*$",
+    r"^\*\d+ minutes\b.*$",
 ]  # fmt: skip
 SOURCES = re.compile(r"^## Sources\b.*", re.MULTILINE | re.DOTALL)
 
