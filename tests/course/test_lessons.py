@@ -198,7 +198,7 @@ def test_a_lesson_that_is_longer_than_a_session_has_two_parts_as_equal_as_can_be
 
 def test_a_term_holds_every_lesson_once_and_no_week_is_longer_than_a_session():
     weeks = [[number for number in week if number in PLAN] for week in TERM]
-    assert sorted(sum(weeks, [])) == sorted(number for number in PLAN if number)  # lesson 0 is read before
+    assert sorted(itertools.chain(*weeks)) == sorted(number for number in PLAN if number)  # lesson 0 is read before
     assert all(sum(PLAN[number].minutes[0] for number in week) <= SESSION for week in weeks)
 
 
