@@ -145,7 +145,7 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
             groups[title] = parser.add_argument_group(title)
         settings = settings_of(kinds[item.name], item.metadata)
         groups.get(title or "", parser).add_argument(
-            flag(item.name), default=argparse.SUPPRESS, help=_help(item), **settings
+            flag(item.name), dest=item.name, default=argparse.SUPPRESS, help=_help(item), **settings
         )
 
 
@@ -290,7 +290,7 @@ def flag(name: str) -> str:
     >>> flag("lora_alpha")
     '--lora-alpha'
     """
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.replace('_', '-').lower()}"
 
 
 def flag_fields(options: type) -> list[Field[Any]]:

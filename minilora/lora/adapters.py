@@ -393,6 +393,7 @@ def _refuse_misfit(path: str, module: Module, config: LoraConfig, weights: LoraW
         raise ValueError(f"{path} is a {type(module).__name__}, but its adapter weights are for a {kind.__name__}")
     for setting, asked, has in (
         ("use_dora", config.use_dora, weights.lora_magnitude_vector is not None),
+        ("freeze_A", config.freeze_A, weights.freeze_A),
         ("init_lora_weights='pissa'", config.init_lora_weights == "pissa", weights.initial is not None),
     ):
         if asked != has:

@@ -5,7 +5,7 @@ scale       each module's factor is alpha / r (alpha / sqrt(r) with rsLoRA), rec
 count       the adapter has r (m + n) parameters for each adapted matrix
 off         with the adapter off, the output is the base's, bit for bit
 initial     with B = 0 the output is bit-identical to the base's, dL/dA is exactly zero, and dL/dB is not zero
-gradient    with B not zero, every A and every B has a gradient
+gradient    with B not zero, every B and every A that is not frozen has a gradient
 merge       merged and unmerged outputs agree, unmerging restores the base's own arrays, and merging twice adds once
 file        after saving and loading the adapter is identical, bit for bit
 base        the base's arrays have the same SHA-256 before and after all other checks
@@ -130,7 +130,7 @@ class _Audit:
         learning = self.model.trainable_parameters()
         if foreign := [path for path in learning if f".adapters.{self.name}." not in path]:
             raise AuditError(f"trainable: {foreign[0]} is trainable and not part of adapter {self.name!r}")
-        expected = len(adapter_state(self.model, self.name))
+        expected = len(adapter_state(self.model, self.name)) - sum(own.freeze_A for own in self.weights.values())
         if len(learning) != expected:
             raise AuditError(f"trainable: only {len(learning)} of the adapter's {expected} matrices are trainable")
         return f"{len(learning)} matrices of the adapter, nothing else"
@@ -209,9 +209,10 @@ class _Audit:
         if not all(bool(own.lora_B.data.any()) for own in self.weights.values()):
             return "B is still zero: nothing to check"
         for path, (da, db) in self.gradients().items():
-            if not (bool(da.any()) and bool(db.any())):
-                raise AuditError(f"gradient: the gradient of A or B of {path} is zero")
-        return f"all {2 * len(self.weights)} matrices have one"
+            if bool(da.any()) is self.weights[path].freeze_A or not bool(db.any()):
+                raise AuditError(f"gradient: the gradient of A or B of {path} is zero, or a frozen A has one")
+        frozen = sum(own.freeze_A for own in self.weights.values())
+        return f"all {2 * len(self.weights) - frozen} trainable matrices have one"
 
     def merge(self) -> str:
         base = base_state(self.model)

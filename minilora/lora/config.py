@@ -29,6 +29,8 @@ class LoraConfig:
     bias: "none"; "lora_only" also trains the biases of the adapted layers, "all" every bias. A Llama has no biases.
     use_rslora: scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
     use_dora: train the magnitude of each row separately from its direction (arXiv 2402.09353; see variants.py).
+    freeze_A: keep A as it was initialised and train B only: LoRA-FA (Zhang et al. 2023, arXiv 2308.03303). The layer's
+        input is then not needed in the backward pass. PEFT has no such field, so it is saved in minilora.json.
     init_lora_weights: True: A uniform in ±1/sqrt(n) and B zero, so that the initial update is zero; "gaussian": A from
         N(0, 1/r²) and B zero; "pissa": both from the largest singular vectors of the base's matrix (arXiv 2404.02948;
         see variants.py); False: both random, for tests. On an embedding A is zero and B from N(0, 1), as in PEFT.
@@ -47,6 +49,7 @@ class LoraConfig:
     bias: str = "none"
     use_rslora: bool = False
     use_dora: bool = False
+    freeze_A: bool = False
     init_lora_weights: bool | str = True
 
     def __post_init__(self):
@@ -68,7 +71,7 @@ class LoraConfig:
             if value is not None and not all(isinstance(item, kind) for item in items):
                 raise ValueError(f"{name} must be one {kind.__name__} or a list of them, got {value!r}")
             object.__setattr__(self, name, _as_list(value))
-        for name in ("use_rslora", "use_dora"):
+        for name in ("use_rslora", "use_dora", "freeze_A"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         p = self.lora_dropout

@@ -43,6 +43,7 @@ class LoraWeights(Module):
     lora_magnitude_vector: DoRA's magnitude of each row, (m).
     initial: PiSSA's initial A and B.
     bias: the adapter's own bias, (m). It replaces the layer's, so that the base never changes.
+    freeze_A: whether A stays as initialised while B is trained.
     dropout: applied to the input of A.
     """
 
@@ -54,6 +55,13 @@ class LoraWeights(Module):
         self.initial: tuple[Array, Array] | None = None
         self.bias: Parameter | None = None
         self.dropout: Dropout | None = None
+        self.freeze_A = False
+
+    def requires_grad_(self, wanted: bool = True) -> Module:
+        """Freeze or unfreeze these weights; A never becomes trainable with `freeze_A`."""
+        super().requires_grad_(wanted)
+        self.lora_A.requires_grad = wanted and not self.freeze_A
+        return self
 
     @property
     def rank(self) -> int:
@@ -296,7 +304,7 @@ def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np
     config: the adapter's hyperparameters.
     rng: the generator that draws A, and B where it is random.
 
-    Raises ValueError if the rank is larger than the matrix allows, or for PiSSA on an embedding.
+    Raises ValueError if the rank is larger than the matrix allows, or for PiSSA or a frozen A on an embedding.
     """
     like, init = base.weight.data, config.init_lora_weights
     embeds = isinstance(base, Embedding)
@@ -305,6 +313,8 @@ def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np
         raise ValueError(f"r={r} is too large for {name} ({m} x {n}), whose rank is at most {min(m, n)}: lower r")
     if embeds and init == "pissa":
         raise ValueError(f"init_lora_weights='pissa' is for linear layers: leave {name} out of target_modules")
+    if embeds and config.freeze_A:
+        raise ValueError(f"freeze_A: on an embedding A is zero and would stay so: leave {name} out of target_modules")
     if init == "pissa":
         a, b = pissa_initial(dense(like), r, scale)
     else:
@@ -312,6 +322,7 @@ def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np
     xp = array_module(like)
     a, b = xp.asarray(a, dtype=like.dtype, order="C"), xp.asarray(b, dtype=like.dtype, order="C")
     weights = (EmbeddingWeights if embeds else LoraWeights)(a, b, scale)
+    weights.freeze_A = config.freeze_A
     if init == "pissa":
         weights.initial = (a.copy(), b.copy())  # training changes A and B in place
     if config.use_dora:

@@ -104,9 +104,9 @@ def save_adapter(
     data: a record of the training data for `minilora.json`; if left out, as loaded.
     overwrite: replace any adapter in the folder.
 
-    `minilora.json` identifies the base, so that the adapter is not loaded onto another one, and stores the state of
-    dropout, so that training can continue with the same masks. Options in a loaded adapter's file that minilora does
-    not use are written again.
+    `minilora.json` identifies the base, so that the adapter is not loaded onto another one, and stores whether A is
+    frozen and the state of dropout, so that training can continue. Options in a loaded adapter's file that minilora
+    does not use are written again.
 
     Raises ValueError for an unknown name, or a folder with another adapter.
     """
@@ -118,7 +118,7 @@ def save_adapter(
     config = config_with_initial(known.config)
     record: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True}
     record |= {"base_model_name_or_path": None, **known.record}
-    record |= {f.name: getattr(config, f.name) for f in fields(config)}
+    record |= {f.name: getattr(config, f.name) for f in fields(config) if f.name != "freeze_A"}
     if known.config.init_lora_weights is True:  # a loaded adapter's file may say otherwise
         record["init_lora_weights"] = known.record.get("init_lora_weights", True)
     source = getattr(model, "source", None)
@@ -131,6 +131,8 @@ def save_adapter(
     write_json(folder / CONFIG_FILE, record, sort_keys=True)
     base = provenance_of_base(model, folder, base_model or source or record["base_model_name_or_path"], base_sha256)
     provenance: dict[str, Any] = {"format": FORMAT, "base": base}
+    if config.freeze_A:
+        provenance["config"] = {"freeze_A": True}
     if data := data or known.data:
         provenance["data"] = dict(data)
     if dropout := {path: one.dropout.state() for path, one in weights.items() if one.dropout is not None}:
@@ -189,7 +191,7 @@ def load_adapter(
         return
     record, provenance = _read_record(folder / CONFIG_FILE), read_provenance(folder)
     refuse_other_base(model, folder, force, base_sha256)
-    config = _config_of(record, folder / CONFIG_FILE)
+    config = _config_of(record, provenance, folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     tensors = read_tensors(path, mapped)
     _refuse_another_width(model, tensors, path)
@@ -247,7 +249,7 @@ def _drop_base_copies(model: Module, modules: list[str], tensors: dict[str, np.n
 
 def read_adapter_config(folder: Path) -> LoraConfig:
     """The LoraConfig of a PEFT folder. Raises ModelFileError for a key that would change what is computed."""
-    return _config_of(_read_record(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    return _config_of(_read_record(folder / CONFIG_FILE), read_provenance(folder), folder / CONFIG_FILE)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -258,12 +260,12 @@ def _read_record(path: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _config_of(record: dict[str, Any], path: Path) -> LoraConfig:
+def _config_of(record: dict[str, Any], provenance: Mapping[str, Any], path: Path) -> LoraConfig:
     if record.get("peft_type") != "LORA":
         raise ModelFileError(f"{path}: peft_type is {record.get('peft_type')!r}, expected 'LORA'")
     if not isinstance(base := record.get("base_model_name_or_path"), str | None):
         raise ModelFileError(f"{path}: base_model_name_or_path is a {type(base).__name__}, expected a text")
-    own = {f.name for f in fields(LoraConfig)}
+    own = {f.name for f in fields(LoraConfig)} - {"freeze_A"}
     for key, value in record.items():
         if key in own or key in _RECORDED:
             continue
@@ -279,6 +281,6 @@ def _config_of(record: dict[str, Any], path: Path) -> LoraConfig:
     if init != "pissa":
         values["init_lora_weights"] = True  # the initial values do not matter, because the file's replace them
     try:
-        return LoraConfig(**values)
+        return LoraConfig(**values, freeze_A=provenance.get("config", {}).get("freeze_A", False))
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: {error}") from error

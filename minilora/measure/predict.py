@@ -85,6 +85,7 @@ class Step:
     tokens, scored: those whose activations exist at the same time, in `rows` of equal length: the whole batch if it is
         computed at once; if it is divided, the micro-batches of all `threads`, which take `rounds` for the batch.
     rank: of the adapter on the modules named in `targets` of every block; None for full fine-tuning.
+    freeze_A: whether only B is trained.
     base_bytes: the size of the base's weights, if they are not float32.
     recompute: activation checkpointing: a block saves only its input.
     program: the size of Python and libraries, which shapes do not give.
@@ -95,6 +96,7 @@ class Step:
     scored: int
     rank: int | None = None
     targets: Collection[str] = tuple(SHAPES)
+    freeze_A: bool = False
     rows: int = 1
     threads: int = 1
     rounds: int = 1
@@ -131,7 +133,16 @@ class Step:
     @property
     def adapter_parameters(self) -> int:
         """The number of parameters in all A and B."""
-        across = sum(sum(SHAPES[name](self.config)) for name in self.adapted)  # m + n of each
+        return self._factors(True)
+
+    @property
+    def trained_parameters(self) -> int:
+        """The number of parameters that get a gradient: the base's, those in all A and B, or those in all B."""
+        return base_parameters(self.config) if self.rank is None else self._factors(not self.freeze_A)
+
+    def _factors(self, with_A: bool) -> int:
+        shapes = [SHAPES[name](self.config) for name in self.adapted]
+        across = sum(m + (n if with_A else 0) for m, n in shapes)
         return (self.rank or 0) * self.config.num_hidden_layers * across
 
 
@@ -155,6 +166,7 @@ def _fields_of(model: Llama) -> dict[str, Any]:
     return {
         "rank": max(ranks[name] for name in targets) if targets else None,
         "targets": targets or tuple(SHAPES),
+        "freeze_A": any(adapter.config.freeze_A for adapter in model.adapters.values()),
         "base_bytes": sum(array.nbytes for array in base_state(model).values()),
         "recompute": model.model.recompute,
     }
@@ -167,8 +179,7 @@ def predict_memory(step: Step) -> Memory:
     full; for full fine-tuning the result is the larger of both ends.
     """
     config, threads = step.config, step.threads
-    base, adapter = base_parameters(config), step.adapter_parameters
-    trained = base if step.rank is None else adapter
+    base, adapter, trained = base_parameters(config), step.adapter_parameters, step.trained_parameters
     table = config.vocab_size * config.hidden_size
     activations = recomputed_activations(step) if step.recompute else kept_activations(step)
     of_loss, of_block = _scratch(step)
@@ -186,7 +197,7 @@ def predict_memory(step: Step) -> Memory:
         )
 
     if step.rank is not None:
-        return held(adapter, activations, threads * max(of_loss, of_block))
+        return held(trained, activations, threads * max(of_loss, of_block))
     # Every thread computes the head's gradient first and the embedding's last; tied, the two are added. After a first
     # round all gradients exist.
     gradients, more = (base, threads * table) if step.rounds > 1 else (table, (threads - 1) * table)
@@ -227,7 +238,8 @@ def _kept_by_block(step: Step, tokens: int, flows: bool) -> tuple[Counter[str], 
 
     def linear(width: int, computed_again: bool, *names: str) -> bool:  # layers that share one input of this width
         mine = [name for name in names if name in adapted]
-        kept = (rank or 0) * len(mine) + (width if mine and not computed_again else 0)  # x Aᵀ of each, and x
+        saves_x = mine and not computed_again and not step.freeze_A
+        kept = (rank or 0) * len(mine) + (width if saves_x else 0)  # x Aᵀ of each, and x
         numbers["linear" if rank is None else "lora_linear"] += kept
         return bool(mine)
 

@@ -149,7 +149,7 @@ def restore(partial: Path, state: State, trainer: Trainer, adapter: str) -> None
     """Restore weights, optimizer state, dropout and history. Raises ModelFileError for a damaged checkpoint."""
     folder = partial / CHECKPOINT
     record = read_json(folder / STATE_FILE)
-    read_weights(folder, trainer.parameters)
+    read_weights(folder, trainer.model, adapter)
     for name, moments in _moments(trainer).items():
         _fill(folder / name, moments)
     _adamw(trainer).steps = record["step"]
@@ -162,12 +162,14 @@ def restore(partial: Path, state: State, trainer: Trainer, adapter: str) -> None
     trainer.go_to(record["step"])
 
 
-def read_weights(folder: Path, parameters: Mapping[str, Parameter]) -> None:
-    """Read the files of an adapter's or a model's folder into these trainable parameters of a model."""
+def read_weights(folder: Path, model: Llama, adapter: str) -> None:
+    """Read the files of an adapter's or a model's folder into the adapter, or into the trainable parameters."""
     if (folder / WEIGHTS_FILE).is_file():
-        _fill(folder / WEIGHTS_FILE, {peft_name(_without_adapter(name)): p.data for name, p in parameters.items()})
+        own = adapter_weights(model, adapter).items()
+        parts = [(f"{path}.{name}", p) for path, weights in own for name, p in weights.named_parameters()]
+        _fill(folder / WEIGHTS_FILE, {peft_name(name): p.data for name, p in parts})
     else:
-        _fill(folder / MODEL_FILE, {name: p.data for name, p in parameters.items()})
+        _fill(folder / MODEL_FILE, {name: p.data for name, p in model.trainable_parameters().items()})
 
 
 def _fill(path: Path, places: dict[str, Array]) -> None:
@@ -183,12 +185,6 @@ def _fill(path: Path, places: dict[str, Array]) -> None:
         place[...] = array_module(place).asarray(found[tuple(slice(n) for n in place.shape)])
     if places:
         raise ModelFileError(f"{path}: {next(iter(places))} is missing")
-
-
-def _without_adapter(name: str) -> str:
-    """model.layers.0.q_proj.adapters.default.lora_A -> model.layers.0.q_proj.lora_A"""
-    module, _, rest = name.partition(".adapters.")
-    return f"{module}.{rest.partition('.')[2]}"
 
 
 def _dropouts(model: Llama, adapter: str) -> dict[str, Any]:

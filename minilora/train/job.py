@@ -93,7 +93,7 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
         _train(job, trainer, state, place)
     elif place is not None:
         place.began = True
-        checkpoint.read_weights(place.partial, trainer.parameters)
+        checkpoint.read_weights(place.partial, job.model, ADAPTER)
     memory = _memory(job) if place is not None else {}
     trainer.level()
     after = evaluate(job.model, job.tokenizer, job.material, "after", ranks)

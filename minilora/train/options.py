@@ -73,6 +73,7 @@ class Options:
     )
     use_rslora: bool = option(False, "rsLoRA: the scale is alpha / sqrt(r)", **_NEW)
     use_dora: bool = option(False, "DoRA: train the length of each row of a weight apart from its direction", **_NEW)
+    freeze_A: bool = option(False, "LoRA-FA: keep A as it was initialised, and train B only", **_NEW)
     init_lora_weights: bool | str = option(
         True,
         "initialisation of the update: zero (true, gaussian), the principal part of the weight (pissa), or random "

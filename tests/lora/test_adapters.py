@@ -293,6 +293,7 @@ def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatc
         (lambda m: add_adapter(m, config(rank_pattern={"v_proj": 17}), "new"), "r=17 is too large for .*v_proj"),
         (lambda m: add_adapter(m, config(target_modules=EMBED, r=33), "new"), r"r=33 .*embed_tokens \(32 x 64\)"),
         (lambda m: add_adapter(m, config(target_modules=EMBED, init_lora_weights="pissa"), "new"), "leave model.embed"),
+        (lambda m: add_adapter(m, config(target_modules=EMBED, freeze_A=True), "new"), "A is zero and would stay so"),
         (lambda m: add_adapter(m, config(exclude_modules=".*"), "new"), "no module"),
         (lambda m: add_adapter(m, config(target_modules=["q_proj"]), "legal"), "already has an adapter called 'legal'"),
         (lambda m: add_adapter(m, config(), ""), "name"),

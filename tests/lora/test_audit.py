@@ -125,6 +125,7 @@ def test_the_report_counts_factors_and_vectors(tiny_config, rng, bias, dora):
         {},
         {"use_rslora": True},
         {"use_dora": True},
+        {"freeze_A": True},
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "gaussian", "lora_dropout": 0.5},
         {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"up_proj": 7}},

@@ -165,6 +165,7 @@ WRONG = {  # field: values, and the words of the error
     "bias": ([True, "some"], "bias must be"),
     "use_rslora": (["false", 1], "use_rslora must be True or False"),
     "use_dora": ([1, None], "use_dora must be True or False"),
+    "freeze_A": (["true", 1], "freeze_A must be True or False"),
     "init_lora_weights": (["pizza", "olora", 1, None], "init_lora_weights must be"),
 }
 

@@ -42,6 +42,7 @@ from minilora.nn.optim import AdamW
         {"use_rslora": True, "lora_alpha": 0.5, "use_dora": True},
         {"target_modules": ["q_proj"], "exclude_modules": r".*layers\.0.*"},
         {"target_modules": ["embed_tokens"], "use_dora": True},
+        {"freeze_A": True},
     ],
     ids=str,
 )
@@ -51,13 +52,14 @@ def test_an_adapter_comes_back_bit_identical_and_saving_it_again_writes_the_same
     load_adapter(other, first, name="again")
     assert logits(other).tobytes() == logits(model).tobytes()
     assert sha256_of(adapter_state(other, "again")) == sha256_of(adapter_state(model, "default"))
+    assert len(other.trainable_parameters()) == len(model.trainable_parameters())
     scales = [{path: m.adapters[name].scale for path, m in lora_modules(x).items()}
               for x, name in ((model, "default"), (other, "again"))]  # fmt: skip
     assert scales[0] == scales[1]
     second = save_adapter(other, tmp_path / "second", name="again")
     assert (second / WEIGHTS).read_bytes() == (first / WEIGHTS).read_bytes()
     assert (second / NOTES).read_bytes() == (first / NOTES).read_bytes()
-    assert record_of(second) | {"init_lora_weights": False} == record_of(first)
+    assert record_of(second) | {"init_lora_weights": False} == record_of(first) and "freeze_A" not in record_of(first)
 
 
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens"]
@@ -360,6 +362,7 @@ def test_an_invalid_file_is_refused_by_entry(base, tmp_path):
     cases += [(json.dumps({key: [1]}), f"{key} is a list, expected an object") for key in ("base", "data", "dropout")]
     cases += [(json.dumps({"base": {key: 3}}), f"{key} of the base is a int, expected a text")
               for key in ("name", "path", "sha256", "rounded_to", "unrounded_sha256")]  # fmt: skip
+    cases += [(json.dumps({"config": {"freeze_A": 1}}), "freeze_A of the config is a int, expected true or false")]
     cases += [(json.dumps({"base": {"shape": "x"}}), "shape of the base is a str, expected an object")]
     cases += [(json.dumps({"data": {key: 3}}), f"{key} of the data is a int, expected a text")
               for key in ("name", "path", "sha256", "system", "split")]  # fmt: skip

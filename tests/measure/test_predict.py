@@ -40,14 +40,16 @@ TARGETS = {
     "o+down": ["o_proj", "down_proj"],
     "gate": ["gate_proj"],
 }
+EVERY = [pytest.param(targets, False, id=name) for name, targets in TARGETS.items()]
+EVERY += [pytest.param(TARGETS[name], True, id=f"{name}, A frozen") for name in ("all-linear", "q+v", "o+down")]
 
 
-def trainable(config, targets, recompute=False, rng=None):
+def trainable(config, targets, recompute=False, rng=None, freeze_A=False):
     """A model ready to be trained; `targets` is None for all of its weights."""
     model = Llama(config, rng or np.random.default_rng(0))
     model.model.recompute = recompute
     if targets is not None:
-        add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
+        add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, freeze_A=freeze_A))
     return model
 
 
@@ -201,11 +203,12 @@ def test_without_a_number_there_are_as_many_threads_as_cores(rng, monkeypatch):
 # -- the description of a step -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS.keys())
-def test_a_model_tells_its_adapter_its_base_and_whether_it_recomputes(tiny_config, rng, targets):
-    model, ids = trainable(tiny_config, targets, recompute=True), ids_of(rng, 2, 70)
+@pytest.mark.parametrize(("targets", "freeze_A"), EVERY)
+def test_a_model_tells_its_adapter_its_base_and_whether_it_recomputes(tiny_config, rng, targets, freeze_A):
+    model, ids = trainable(tiny_config, targets, recompute=True, freeze_A=freeze_A), ids_of(rng, 2, 70)
     base_bytes = 4 * base_parameters(tiny_config)
     adapter = {} if targets is None else {"rank": RANK, "targets": tuple(name for name in SHAPES if name in targets)}
+    adapter["freeze_A"] = freeze_A
     told = Step(tiny_config, 140, 138, rows=1, threads=2, base_bytes=base_bytes, recompute=True, **adapter)
     assert Step.of(model, Batch(ids, ids), threads=2) == told
     known = Step.of(model, Batch(ids, ids), threads=2, program=7, recompute=False)
@@ -221,12 +224,15 @@ def test_a_step_with_an_adapter_nowhere_is_refused():
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS.keys())
-def test_the_graph_holds_what_was_predicted_operation_by_operation_to_the_byte(tiny_config, rng, targets, recompute):
+@pytest.mark.parametrize(("targets", "freeze_A"), EVERY)
+def test_the_graph_holds_what_was_predicted_operation_by_operation_to_the_byte(
+    tiny_config, rng, targets, freeze_A, recompute
+):
     config = replace(tiny_config, head_dim=6, tie_word_embeddings=targets is None)
-    model, ids = trainable(config, targets, recompute), ids_of(rng, 2, 70)  # more than one window of attention
+    model = trainable(config, targets, recompute, freeze_A=freeze_A)
+    ids = ids_of(rng, 2, 70)  # more than one window of attention
     held = ledger(model, AdamW(model.trainable_parameters()), model.loss(ids, ids))
-    told = predicted(config, targets, 140, 138, rows=2, recompute=recompute, rounds=2)
+    told = predicted(config, targets, 140, 138, rows=2, recompute=recompute, rounds=2, freeze_A=freeze_A)
     assert held.by_operation == told.by_operation
     for owner in ("weights", "adapter", "moments", "activations"):
         assert getattr(held, owner) == getattr(told, owner)

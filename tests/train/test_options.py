@@ -97,7 +97,7 @@ def test_the_adapter_is_the_one_asked_for():
     settings = dict(
         r=3, lora_alpha=5.0, target_modules=["q_proj", "v_proj"], exclude_modules=["v_proj"], layers_to_transform=[1],
         rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 3.0}, lora_dropout=0.1, bias="lora_only", use_rslora=True,
-        use_dora=True, init_lora_weights="gaussian",
+        use_dora=True, freeze_A=True, init_lora_weights="gaussian",
     )  # fmt: skip
     assert settings.keys() == {field.name for field in fields(LoraConfig)}
     assert Options(**settings).lora_config() == LoraConfig(**settings)
@@ -110,7 +110,7 @@ def test_a_step_takes_all_batches_that_are_accumulated():
 
 ADAPTER = dict(r="8", lora_alpha="16", target_modules="q_proj", exclude_modules="q_proj", layers_to_transform="0",
                rank_pattern="q_proj=8", alpha_pattern="q_proj=16", lora_dropout="0", bias="none", use_rslora=None,
-               use_dora=None, init_lora_weights="true", lora_plus="1", strength="1")  # fmt: skip
+               use_dora=None, freeze_A=None, init_lora_weights="true", lora_plus="1", strength="1")  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "value"), ADAPTER.items())

@@ -40,7 +40,7 @@ def plain(home, tmp_path_factory):
 ADAPTER = {  # options of the adapter, all of which are LoraConfig's
     "r": 3, "lora_alpha": 6.0, "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"], "use_rslora": True,
     "exclude_modules": ["down_proj"], "layers_to_transform": [1], "rank_pattern": {"q_proj": 5}, "lora_dropout": 0.5,
-    "alpha_pattern": {"v_proj": 64.0}, "init_lora_weights": "gaussian",
+    "alpha_pattern": {"v_proj": 64.0}, "init_lora_weights": "gaussian", "freeze_A": True,
 }  # fmt: skip
 TRAINING = {  # options of training, the first five with the names of `fit`
     "warmup": 0.4, "schedule": "linear", "batch_size": 2, "grad_accumulation": 2, "seed": 3, "lr": 1e-2,

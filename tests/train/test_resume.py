@@ -52,6 +52,7 @@ LEARNED = ("train_loss", "validation_loss", "validation", "kept", "steps")
 WAYS = {
     "dora, LoRA+, dropout in recomputed blocks": dict(use_dora=True, lora_plus=8.0, lora_dropout=0.3, recompute=True),
     "pissa": dict(init_lora_weights="pissa"),
+    "A frozen": dict(freeze_A=True, lora_plus=8.0, eval_every=1),
     "embedding": dict(target_modules=["embed_tokens", "q_proj"], use_rslora=True),
     "patience": dict(patience=2, eval_every=1, steps=12, lora_dropout=0.1),
     "best is not last, and is scaled": dict(strength=0.5, eval_every=1),
