@@ -231,7 +231,7 @@ print(f"ten subjects, ten models to store: {10 * 4 * smollm2 / 1e6:,.0f} MB")
 # [`AdamW`](../minilora/nn/optim.py) is the optimizer; [`ledger`](../minilora/measure/ledger.py) counts the bytes in
 # memory; [`encode_record`](../minilora/data/samples.py) makes ids and labels.
 #
-# **Now you:** [exercises 6](exercises/07_full_fine_tuning.ipynb): the loss of answers, the bytes of any optimizer, and
+# **Now you:** [exercises 7](exercises/07_full_fine_tuning.ipynb): the loss of answers, the bytes of any optimizer, and
 # a step on a batch that does not fit into memory.
 #
 # ## Sources

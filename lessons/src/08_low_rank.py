@@ -209,7 +209,7 @@ claim("8 directions at random: law gained", lucky[0], 0, 25)
 #   of low rank is *enough*.
 #
 # In the code, [`delta_weight`](../minilora/lora/adapters.py) gives the update of an adapter. **Now you:** [exercises
-# 7](exercises/08_low_rank.ipynb).
+# 8](exercises/08_low_rank.ipynb).
 #
 # ## Sources
 #

@@ -299,7 +299,7 @@ print(f"to store: an adapter of {stored / 1e6:.2f} MB, in addition to a base of 
 # To read the code, see [`fused.py`](../minilora/engine/fused.py) (the operation),
 # [`layer.py`](../minilora/lora/layer.py) (the layer), [`adapters.py`](../minilora/lora/adapters.py) (adding an adapter,
 # switching it off) and [`audit.py`](../minilora/lora/audit.py) (these properties, checked for any adapter). **Now
-# you:** [exercises 8](exercises/09_lora.ipynb).
+# you:** [exercises 9](exercises/09_lora.ipynb).
 #
 # ## Sources
 #

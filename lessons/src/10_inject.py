@@ -249,7 +249,7 @@ print(len(report.checks), "checks passed:", ", ".join(check for check, found in 
 # - To undo a merge, restore the old array. Subtraction leaves rounding errors in thousands of entries.
 # - A hash proves that the base has not changed.
 #
-# **Now you:** [exercises 9](exercises/10_inject.ipynb): write merging and injection yourself. At the end, your own
+# **Now you:** [exercises 10](exercises/10_inject.ipynb): write merging and injection yourself. At the end, your own
 # layer from lesson 9 is trained in the tiny base.
 #
 # ## Sources

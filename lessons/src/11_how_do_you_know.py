@@ -251,7 +251,7 @@ for (name, found_something), (low, high) in zip(researchers.items(), bands, stri
 #
 # Read on in [`Interval`](../minilora/measure/statistics.py), [`Band` and `Claim`](../minilora/experiments/claim.py),
 # and in [`tiny_run`](../minilora/experiments/tiny.py). **Now you:** [exercises
-# 18](exercises/11_how_do_you_know.ipynb): the interval, the verdict, and your own claim in worlds whose truth is
+# 11](exercises/11_how_do_you_know.ipynb): the interval, the verdict, and your own claim in worlds whose truth is
 # known.
 #
 # ## Sources

@@ -239,7 +239,7 @@ claim(
 # - Adapt the MLP, or all linear layers, which include it.
 #
 # Read on in [`config.py`](../minilora/lora/config.py), where [`LoraConfig`](../minilora/lora/config.py) explains each
-# option, and in [`loop.py`](../minilora/train/loop.py). **Now you:** [exercises 10](exercises/12_choices.ipynb).
+# option, and in [`loop.py`](../minilora/train/loop.py). **Now you:** [exercises 12](exercises/12_choices.ipynb).
 #
 # ## Sources
 #

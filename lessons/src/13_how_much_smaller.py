@@ -303,7 +303,7 @@ print(f"to keep a version: {2 * 175:,} GB as a copy, {2 * 4 * models['GPT-3'][2]
 #
 # Read on in [`counts.py`](../minilora/measure/counts.py) (counting), [`predict.py`](../minilora/measure/predict.py)
 # (bytes of a step), [`peft.py`](../minilora/lora/peft.py) (the file). **Now you:** [exercises
-# 11](exercises/13_how_much_smaller.ipynb).
+# 13](exercises/13_how_much_smaller.ipynb).
 #
 # ## Sources
 #

@@ -257,9 +257,10 @@ def by_count(config, r):
     """Multiply-accumulates with weights in a step, LoRA / full. The head is frozen and has no adapter."""
     C, F = config.hidden_size, config.intermediate_size
     keys = config.num_key_value_heads * config.head_dim
-    matrices = [(C, C), (keys, C), (keys, C), (C, C), (F, C), (F, C), (C, F)] * config.num_hidden_layers
-    large = sum(m * n for m, n in matrices) + config.vocab_size * C
-    return (2 * large + 3 * r * sum(m + n for m, n in matrices)) / (3 * large)
+    block = np.array([(C, C), (keys, C), (keys, C), (C, C), (F, C), (F, C), (C, F)])
+    large = config.num_hidden_layers * block.prod(axis=1).sum() + config.vocab_size * C
+    small = config.num_hidden_layers * r * block.sum()
+    return (2 * large + 3 * small) / (3 * large)
 
 
 claim("r = 8, C = 48: counted LoRA / full", (2 + 6 * 8 / 48) / 3, 1, 1)
@@ -314,7 +315,7 @@ for width in (64, 128, 256, 512):
 # [`predict.py`](../minilora/measure/predict.py) (what will be held), [`fused.py`](../minilora/engine/fused.py) (what
 # each operation saves), [`recompute.py`](../minilora/engine/recompute.py) and [`quant.py`](../minilora/files/quant.py)
 # (checkpointing and quantisation). `minilora memory` prints prediction and measurement for your model, and `minilora
-# bench` the seconds. **Now you:** [exercises 12](exercises/14_what_is_not_saved.ipynb).
+# bench` the seconds. **Now you:** [exercises 14](exercises/14_what_is_not_saved.ipynb).
 #
 # ## Sources
 #

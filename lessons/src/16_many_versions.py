@@ -293,7 +293,7 @@ claim("linear: off the sum, in percent", off["linear"], 75, 120)
 # - One adapter that equals several exactly: concatenate (cat), and the ranks add up. A linear merge of A's and B's has
 #   cross terms.
 #
-# **Now you:** [exercises 13](exercises/16_many_versions.ipynb): join adapters, combine them, and give each row its
+# **Now you:** [exercises 16](exercises/16_many_versions.ipynb): join adapters, combine them, and give each row its
 # own.
 #
 # ## Sources

@@ -232,7 +232,7 @@ claim("price, in percent of what full fine-tuning gains", 100 * price.mean / (be
 # - Train to the end, then compare r with 4 r, and only then blame the rank.
 #
 # Read on in [`fused.py`](../minilora/engine/fused.py) (the layer that was trained here) and
-# [`optim.py`](../minilora/nn/optim.py). **Now you:** [exercises 14](exercises/17_limits.ipynb).
+# [`optim.py`](../minilora/nn/optim.py). **Now you:** [exercises 17](exercises/17_limits.ipynb).
 #
 # ## Sources
 #

@@ -330,7 +330,7 @@ claim("LoRA packed / full: times larger a model fits", 16 / (base_bytes / P + 16
 # - Try LoRA first. Use full fine-tuning where it fits *and* a higher rank still helps.
 #
 # Read on in [`finetune`](../minilora/train/job.py), which does all this, and [`peft.py`](../minilora/lora/peft.py),
-# the folder. **Now you:** [exercises 15](exercises/18_for_real.ipynb): choose a configuration for a machine, make the
+# the folder. **Now you:** [exercises 18](exercises/18_for_real.ipynb): choose a configuration for a machine, make the
 # table from two runs, and put your own LoRA into SmolLM2.
 #
 # ## Sources

@@ -321,7 +321,7 @@ claim("plain LoRA: gain of its best rate over 0.001", losses["LoRA", 1e-3] - bes
 # - Compare each method at its own best learning rate, or you compare learning rates.
 #
 # Read on in [`variants.py`](../minilora/lora/variants.py), where each of them is a few lines, and in
-# [`LoraConfig`](../minilora/lora/config.py). **Now you:** [exercises 16](exercises/19_relatives.ipynb).
+# [`LoraConfig`](../minilora/lora/config.py). **Now you:** [exercises 19](exercises/19_relatives.ipynb).
 #
 # ## Sources
 #

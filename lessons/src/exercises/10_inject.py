@@ -64,7 +64,7 @@ def add_lora(model, targets, make_layer):
 # %% [markdown]
 # ## Your LoRA trains a model
 #
-# You need to write nothing here. The layer below uses *your* `lora_forward` and *your* `inject` of exercises 8, and
+# You need to write nothing here. The layer below uses *your* `lora_forward` and *your* `inject` of exercises 9, and
 # *your* `add_lora` injects it into the tiny base. It is trained for forty steps on questions about law:
 
 

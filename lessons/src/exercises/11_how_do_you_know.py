@@ -1,5 +1,5 @@
 # %% [markdown]
-# Exercises 11: your own claim
+# # Exercises 11: your own claim
 #
 # Three functions that belong to [lesson 11](../11_how_do_you_know.ipynb): an interval, a verdict, and a claim that is
 # tested with both. The last one runs in simulated worlds whose true gain is known.

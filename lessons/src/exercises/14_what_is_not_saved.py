@@ -1,5 +1,5 @@
 # %% [markdown]
-# Exercises 14: a ledger of activations and matmuls
+# # Exercises 14: a ledger of activations and matmuls
 #
 # Three functions: what linear layers save for the backward pass, how much they compute, and at which length of text
 # LoRA's saving has shrunk. They belong to [lesson 14](../14_what_is_not_saved.ipynb); the last one uses what you wrote

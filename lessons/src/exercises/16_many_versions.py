@@ -1,5 +1,5 @@
 # %% [markdown]
-# Exercises 16: several adapters as one, and one for each row
+# # Exercises 16: several adapters as one, and one for each row
 #
 # Three functions: adapters joined into one, a weighted combination of adapters in a layer, and a batch in which every
 # row has its own adapter. They belong to [lesson 16](../16_many_versions.ipynb).
@@ -7,7 +7,7 @@
 # **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
 # tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong.
 #
-# An adapter is a dictionary, like the layer in exercises 9; ranks may differ:
+# An adapter is a dictionary, like the layer in exercises 10; ranks may differ:
 #
 # | key | what it is |
 # |---|---|

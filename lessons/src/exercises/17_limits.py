@@ -51,7 +51,7 @@ def smallest_r(x, delta, share):
 # %% [markdown]
 # ## 17.3 Train to this error
 #
-# Train an adapter with plain gradient descent, using the two functions that you wrote in exercises 8: no engine, no
+# Train an adapter with plain gradient descent, using the two functions that you wrote in exercises 9: no engine, no
 # optimizer. The loss is that of 17.1,
 #
 # $$L = \frac{1}{T} \sum_{t,i} (\hat y_{ti} - y_{ti})^2$$

@@ -18,7 +18,7 @@ from minilora.course.mine import add_lora, inject, lora_forward  # your own, fro
 # %% [markdown]
 # ## 18.1 Choose a configuration for a machine
 #
-# `shapes` is a dictionary with the name and shape of every matrix and norm in a model's file, as in exercises 11. The
+# `shapes` is a dictionary with the name and shape of every matrix and norm in a model's file, as in exercises 13. The
 # adapter goes on *all linear layers*, whose names contain `_proj`, with r (m + n) parameters for each (m, n). Where
 # `tied` is true, the head is the embedding: the file lists `lm_head.weight`, but memory holds the table once.
 #

@@ -54,7 +54,7 @@ def pissa_start(W, r, alpha):
 # ## 19.3 DoRA's gradients, by hand
 #
 # DoRA's output i is that of LoRA, $y_i = (x V^\top)_i$, times $\text{magnitude}_i / \text{norms}_i$, where the norms
-# are those of 16.1. What are the gradients of the magnitudes, of A and of B? As in the paper, treat the norms as
+# are those of 19.1. What are the gradients of the magnitudes, of A and of B? As in the paper, treat the norms as
 # constants in the gradient, although they depend on A and B.
 #
 # You have all the parts: your `dora_norm` from above, and `lora_forward` and `lora_backward` from lesson 9. Ask of
