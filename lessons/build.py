@@ -337,6 +337,8 @@ def make_course(folder: Path, sources: list[Path], variant: int | None, overlay:
     shutil.copy(HERE / "nbgrader_config.py", folder)
     for source in sources:
         notebook = read_source(source, variant)
+        if not any("nbgrader" in cell.metadata for cell in notebook.cells):
+            continue  # the self-test: nothing in it is graded
         if overlay and (own := overlay / source.name).exists():
             hide_tests(notebook, own)
         write(notebook, folder / "source" / source.stem / f"{source.stem}.ipynb")

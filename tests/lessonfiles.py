@@ -12,6 +12,8 @@ LESSONS = Path(__file__).parents[1] / "lessons"
 NOTEBOOKS = [path for path in sorted(LESSONS.rglob("[0-9]*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
 BUILT = {path.relative_to(LESSONS).as_posix(): json.loads(path.read_text("utf-8")) for path in NOTEBOOKS}
 KEPT = [name for name in BUILT if "/" not in name]  # the lessons
+SELF_TEST = "exercises/00_self_test.ipynb"  # no exercises of a lesson: nothing in it is graded
+GRADED = [name for name in BUILT if name.startswith("exercises/") and name != SELF_TEST]
 
 
 def build_program():

@@ -17,6 +17,8 @@ Open the notebooks in JupyterLab (`pip install jupyterlab && jupyter lab`), less
 
 {table}
 
+`exercises/00_self_test.ipynb` asks ten short questions about what the course assumes.
+
 In `exercises/` you write the functions yourself. `check` says in one line what is wrong, and keeps what is right in
 `exercises/mine.py`, from where later exercises take it. `minilora progress` shows what is solved and what is next.
 

@@ -8,6 +8,7 @@ show        show a figure, with an alternative text
 import importlib
 import pkgutil
 
+from . import selftest  # noqa: F401  registers the questions of the self-test
 from .claims import claim
 from .judge import check
 from .show import show

@@ -23,6 +23,7 @@ from .compare import TOLERANCE
 from .edits import Mistake, parse, replaced
 
 EXERCISES: dict[str, Exercise] = {}  # by the name of the function that the student writes
+QUESTIONS: dict[str, Exercise] = {}  # of the self-test, which are no exercises of a lesson
 
 
 class Draw(dict):
@@ -88,6 +89,7 @@ class Exercise:
     forbids: Mapping[str, str]
     changes: Sequence[str]
     observe: Callable[..., Any] | None
+    read: str = ""  # what to read if the answer is wrong
 
     @property
     def lesson(self) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..engine.tensor import Tensor
 from .compare import Wrong, as_parts, compare, named, same
-from .exercises import EXERCISES, Draw, Exercise, Form
+from .exercises import EXERCISES, QUESTIONS, Draw, Exercise, Form
 from .mine import keep, methods_of
 from .watch import plain, readable_output, time_limit, watched, without_the_engine
 
@@ -43,9 +43,11 @@ def check(function: Callable, variant: int | None = None) -> None:
     that is not right raises AssertionError with the line instead of printing it.
     """
     line = verdict(function, np.random.default_rng(), variant)
-    exercise = EXERCISES.get(getattr(function, "__name__", ""))
+    exercise = known().get(getattr(function, "__name__", ""))
     if exercise:
-        if line == OK and keep(function, exercise.number, variant):
+        if line not in (OK, NOT_YET) and exercise.read:
+            line += f" (to read: {exercise.read})"
+        if line == OK and exercise.name in EXERCISES and keep(function, exercise.number, variant):
             line += f" ({exercise.name} is kept in mine.py)"
         line = f"{exercise.number}  {line}"
     right = exercise and line.startswith(f"{exercise.number}  {OK}")
@@ -54,13 +56,18 @@ def check(function: Callable, variant: int | None = None) -> None:
     print(line)
 
 
+def known() -> dict[str, Exercise]:
+    """All that `check` can mark, by name: the exercises, and the questions of the self-test."""
+    return EXERCISES | QUESTIONS
+
+
 def verdict(function: Callable, rng: np.random.Generator, variant: int | None = None) -> str:
     """The line that `check` prints, without the exercise's number."""
     name = getattr(function, "__name__", None)
-    if not callable(function) or name not in EXERCISES:
+    if not callable(function) or name not in known():
         what = f"{name!r}" if callable(function) and name else f"a value of type {type(function).__name__}"
         return f"{what} is not an exercise: check one of {', '.join(EXERCISES)}, without parentheses after the name"
-    return judged(EXERCISES[name], function, rng, variant)
+    return judged(known()[name], function, rng, variant)
 
 
 def judged(exercise: Exercise, function: Callable, rng: np.random.Generator, variant: int | None = None) -> str:

@@ -1,10 +1,11 @@
 """What holds for every exercise: the right answer passes, each known mistake gets its own line, the stub fails."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from lessonfiles import LESSONS, build_program, run_here
+from lessonfiles import GRADED, LESSONS, build_program, run_here
 
 import minilora as ml
 from minilora.course import mine
@@ -12,7 +13,8 @@ from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.judge import NOT_YET, OK, Trials, judged, line_of, readable_output
 
-SOURCES = {path.stem: path.read_text("utf-8") for path in (LESSONS / "src" / "exercises").glob("[0-9]*.py")}
+PAGES = [Path(name).stem for name in GRADED]
+SOURCES = {name: (LESSONS / "src" / "exercises" / f"{name}.py").read_text("utf-8") for name in PAGES}
 BARE_NUMBER = re.compile(r"is [-\d.,e+nan]+, expected [-\d.,e+]+")  # says that it is wrong, not why
 DRAWS = 10
 

@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from lessonfiles import GRADED, LESSONS
 
 from minilora.course.judge import EXERCISES as EXERCISES_OF
 
 pytest.importorskip("nbgrader", reason="needs pip install '.[lessons,instructor]'")
 
-LESSONS = Path(__file__).parents[2] / "lessons"
-EXERCISES = sorted(path.stem for path in (LESSONS / "exercises").glob("*.ipynb"))
+EXERCISES = sorted(Path(name).stem for name in GRADED)
 OVERLAY = """
 import math
 
