@@ -81,6 +81,11 @@ def ranks(full):
     return trial
 
 
+def frozen(loss):
+    rates = {"lora": 1e-2, "lora-fa": 3e-2}
+    return tiny({"lora": 3.0, "lora-fa": loss}, rates, lambda trial: trial.get("variant", "lora"))
+
+
 def gains(lora, full):
     """Losses on the test after training, from 10.0; the rates in the middle are the best."""
 
@@ -225,6 +230,7 @@ WORLDS = {
     "capacity": (capacity(0.9, 0.5), 0.4, capacity(0.5, 0.9), -0.4),
     "dora-directions": (correlations(0.8, -0.3, -0.6), 1.1, correlations(-0.1, 0.5, 0.4), -0.6),
     "forgets-less": (forgetting(0.3, 0.5), 1 - 0.3 / 0.5, forgetting(0.5, 0.3), 1 - 0.5 / 0.3),
+    "frozen-a": (frozen(3.03), 1, frozen(3.3), 10),
     "full-rank-updates": (ranks(120), 15, ranks(4), 0.5),
     "introduction-complex": (gains(8.0, 6.0), 0.5, gains(6.0, 6.0), 1),
     "introduction-cost": (first_to(10, 40), 0.5 * 10 / 40, first_to(40, 10), 0.5 * 40 / 10),

@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rslora": {"use_rslora": True},
     "lora+": {},
     "dora": {"use_dora": True},
+    "lora-fa": {"freeze_A": True},
     "pissa": {"init_lora_weights": "pissa"},
 }
 FULL = "full"
