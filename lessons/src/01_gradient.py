@@ -283,6 +283,23 @@ print(f"with backward(): {1000 * backward:.1f} ms, as long as {backward / second
 # Hours, for one of the thousands of steps of a training. The **backward pass** computes the whole gradient in the time
 # of a few forward passes, however many parameters there are. How is that possible? [Lesson 2](02_tape.ipynb) answers.
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+#
+# def layer(x, W):
+#     return torch.tanh(x @ W.T)
+#
+# x, W = (torch.tensor(array, requires_grad=True) for array in (x, W))  # float64
+# # Central differences for every element; raises GradcheckError where a gradient is wrong.
+# passed = torch.autograd.gradcheck(layer, (x, W), eps=1e-5)
+# layer(x, W).backward(torch.tensor(c))
+# dx, dW = x.grad, W.grad
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - Measure a derivative with a **central difference**: its error is of order $h^2$, that of a one-sided one of order

@@ -311,6 +311,24 @@ with ml.no_grad():
     print("within no_grad, a matmul is recorded:", (weights[0] @ weights[1]).requires_grad)
 
 # %% [markdown]
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+#
+# weights = [torch.tensor(layer, requires_grad=True) for layer in layers]
+# weights[0].requires_grad = False  # frozen
+# x = torch.tensor(inputs)
+# for weight in weights:
+#     x = (x @ weight).tanh()  # no tape: each result has its grad_fn
+# x.sum().backward()
+# grads = [weight.grad for weight in weights]  # None for the frozen one
+# with torch.no_grad():
+#     recorded = (weights[1] @ weights[2]).requires_grad  # False
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - Along a path derivatives are multiplied; where paths meet they are **added**. If you overwrite instead of add,

@@ -324,6 +324,24 @@ claim("lower end of that interval", lead.low, 0.001, 0.02)
 # rest. On all letters Adam leads by less than 1 % of the loss. Kunstner et al. (2024) find the same for rare words in
 # large language models, and name it as a main reason for Adam's success there.
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+# from torch.nn import functional as F
+#
+# W = torch.zeros(27, 27, dtype=torch.float64, requires_grad=True)
+# before, after = torch.from_numpy(ids[:-1]), torch.from_numpy(ids[1:])
+# optimizer = torch.optim.AdamW([W], lr=0.2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+# for step in range(50):
+#     optimizer.zero_grad()
+#     F.cross_entropy(W[before], after).backward()  # of the logits: softmax is part of it
+#     optimizer.step()
+# m, v = optimizer.state[W]["exp_avg"], optimizer.state[W]["exp_avg_sq"]
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - SGD has one learning rate for all parameters, and the steepest direction limits it. Momentum helps in the others.

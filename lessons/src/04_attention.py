@@ -283,6 +283,23 @@ print(f"with uniform weights it would be {equal:.3f}")
 # values, the [LoRA paper](https://arxiv.org/abs/2106.09685) adapts two in most of its experiments: `q_proj` and
 # `v_proj`. Lesson 12 compares the choices.
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+# from torch.nn import functional as F
+#
+# q, k, v = (torch.from_numpy(array) for array in (q, k, v))  # (T, D)
+# # The scores are divided by √D inside, and masked before softmax.
+# y = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
+# # Grouped-query attention: 4 query heads share 2 heads of keys and values. Heads come before tokens.
+# q4 = q.reshape(1, 10, 4, 2).transpose(1, 2)  # (B, H, T, D)
+# k2, v2 = (x[:, :4].reshape(1, 10, 2, 2).transpose(1, 2) for x in (k, v))  # (B, K, T, D)
+# grouped = F.scaled_dot_product_attention(q4, k2, v2, is_causal=True, enable_gqa=True)
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - Attention is a soft lookup: scores of a query with all keys, softmax, and the weighted mean of the values.

@@ -260,6 +260,24 @@ claim("what the first MLP adds, in lengths of the embedding's row", longer, 5, 2
 # Blocks of the same form do not do the same thing, and parameter counts do not tell which part matters. Remember this
 # when lesson 12 asks which matrices to adapt. (Other models may divide the work differently.)
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+# from transformers import LlamaConfig, LlamaForCausalLM
+#
+# shape = LlamaConfig(vocab_size=2048, hidden_size=128, intermediate_size=384,
+#                     num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+#                     rms_norm_eps=1e-5, tie_word_embeddings=True)
+# theirs = LlamaForCausalLM(shape)
+# state = {name: torch.tensor(array) for name, array in weights.items()}
+# theirs.load_state_dict(state, strict=False)  # strict would ask for lm_head, which is tied
+# logits = theirs(torch.tensor(ids)[None]).logits[0]  # (T, V)
+# number = theirs.num_parameters()  # the tied embedding counts once
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - A Llama is an embedding, blocks that each add the outputs of attention and of an MLP, and the output embedding.

@@ -214,6 +214,23 @@ print(f"ten subjects, ten models to store: {10 * 4 * smollm2 / 1e6:,.0f} MB")
 # %% [markdown]
 # The result of full fine-tuning is also a whole model. Each subject needs its own, and they share nothing.
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+# from transformers import AutoModelForCausalLM
+#
+# theirs = AutoModelForCausalLM.from_pretrained("tiny")
+# optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3, weight_decay=0)
+# ids, labels = (torch.tensor(rows) for rows in ml.collate(law["train"][:8]))  # -100: not scored
+# optimizer.zero_grad()
+# loss = theirs(input_ids=ids, labels=labels).loss  # labels are shifted inside
+# loss.backward()
+# optimizer.step()
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - Score only the answers. The label -100 marks tokens that are not scored.

@@ -198,6 +198,21 @@ claim("8 directions at random: law gained", lucky[0], 0, 25)
 # then truncated. An update that has rank 1 from the first step can use its one term where it helps most: lesson 12
 # trains one.
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+#
+# delta = torch.tensor(updates["model.layers.0.self_attn.q_proj.weight"])
+# U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+# first = S[0] * torch.outer(U[:, 0], Vh[0])  # the largest rank-one term
+# total = torch.linalg.matrix_norm(delta) ** 2  # the squared Frobenius norm
+# share = S[:8].square().sum() / total  # explained by the top 8
+# rank = torch.linalg.matrix_rank(delta)
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - A matrix is a sum of rank-one terms. Their squared singular values add up to its squared Frobenius norm. The sum of

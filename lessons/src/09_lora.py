@@ -287,6 +287,24 @@ print(f"to store: an adapter of {stored / 1e6:.2f} MB, in addition to a base of 
 # Not a single bit of the base changed. This follows from how the [engine](../minilora/engine/tensor.py) works: W has no
 # `requires_grad`, so its gradient is never computed. That saves computation and memory; lessons 13 and 14 count both.
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# from torch import nn
+#
+# class LoraLinear(nn.Module):  # PEFT has such a layer: base_layer, lora_A, lora_B, scaling
+#     def __init__(self, base, r, alpha):
+#         super().__init__()
+#         self.base, self.scale = base.requires_grad_(False), alpha / r
+#         self.A = nn.Linear(base.in_features, r, bias=False)  # nn.Linear's initialisation is PEFT's
+#         self.B = nn.Linear(r, base.out_features, bias=False)
+#         nn.init.zeros_(self.B.weight)
+#     def forward(self, x):
+#         return self.base(x) + self.scale * self.B(self.A(x))
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - LoRA adds $s\,(x A^\top) B^\top$ to a frozen $x W^\top$, with $s = \alpha/r$. A projects down to r features, and B

@@ -240,6 +240,25 @@ report = ml.audit(model, "legal")
 print(len(report.checks), "checks passed:", ", ".join(check for check, found in report.checks))
 
 # %% [markdown]
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+# from peft import LoraConfig, get_peft_model
+# from transformers import AutoModelForCausalLM
+#
+# # A and B are both random, as if they had been trained. The base is frozen first.
+# config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
+# model = get_peft_model(AutoModelForCausalLM.from_pretrained("tiny"), config)
+# ids = torch.tensor(input_ids)
+# on = model(ids).logits
+# with model.disable_adapter():
+#     off = model(ids).logits
+# merged = model.merge_and_unload()(ids).logits  # of an ordinary model again
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - Injection replaces modules. The new module has the base's own weight, frozen. Freeze first, then inject, then count

@@ -229,6 +229,22 @@ claim(
 # best learning rate. But the rate has no natural limit: with α four times as large, which is like four times the rate,
 # the loss rose by 0.20.
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# from peft import LoraConfig, get_peft_model
+# from peft.tuners.lora import LoraLayer
+# from transformers import AutoModelForCausalLM
+#
+# config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", use_rslora=True,  # α / √r
+#                     rank_pattern={"down_proj": 16}, alpha_pattern={"down_proj": 32})
+# model = get_peft_model(AutoModelForCausalLM.from_pretrained("tiny"), config)
+# scales = {name: (layer.r["default"], layer.scaling["default"])
+#           for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - First measure the noise between seeds; then believe differences that are larger.

@@ -293,6 +293,24 @@ print(f"to keep a version: {2 * 175:,} GB as a copy, {2 * 4 * models['GPT-3'][2]
 # optimizer state take at most four times less with Adam in float32. Activations and speed are the subject of [lesson
 # 14](14_what_is_not_saved.ipynb).
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+# from peft import LoraConfig, get_peft_model
+# from transformers import LlamaConfig, LlamaForCausalLM
+#
+# shape = LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+#                     num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)
+# with torch.device("meta"):  # shapes without memory, like ml.Llama.empty
+#     base = LlamaForCausalLM(shape)
+# config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+# model = get_peft_model(base, config, low_cpu_mem_usage=True)
+# trainable, total = model.get_nb_trainable_parameters()  # or print_trainable_parameters()
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - The adapter of an (m, n) matrix has r (m + n) parameters.

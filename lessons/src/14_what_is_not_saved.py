@@ -302,6 +302,25 @@ for width in (64, 128, 256, 512):
 # less at 64 tokens and 1.2 times at 8,192 for SmolLM2. *Slow training: faster*: it depends on width and rank. The
 # matmuls alone allow 1.5 times as fast; the paper measured 1.33, and in a narrow model there may be no gain.
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+# from torch.utils.checkpoint import checkpoint
+#
+# def saved(f):  # numbers per token that the graph of f(x) saves
+#     kept = []
+#     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+#         f(x)
+#     return sum(t.numel() for t in {t.data_ptr(): t for t in kept}.values() if len(t) == T) // T
+#
+# x, W, A, B = (torch.tensor(array, requires_grad=array is not W) for array in (x, W, A, B))
+# lora = lambda x: x @ W.T + 2.0 * (x @ A.T) @ B.T
+# numbers = saved(lora), saved(lambda x: checkpoint(lora, x, use_reentrant=False))
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - A frozen matrix does not save x. LoRA on it saves x again, and r more numbers per token.

@@ -283,6 +283,26 @@ claim("linear: off the sum, in percent", off["linear"], 75, 120)
 # itself. The loss rises little here, but do not rely on that: look at the size of the error. PEFT has the same three
 # methods, under the same names.
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+# from peft import PeftModel
+# from transformers import AutoModelForCausalLM
+#
+# base = AutoModelForCausalLM.from_pretrained("tiny")
+# # Folders that ml.save_adapter has written.
+# model = PeftModel.from_pretrained(base, "legal", adapter_name="legal")
+# model.load_adapter("support", adapter_name="support")
+# model.set_adapter("support")
+# # A batch with a different adapter for each row.
+# mixed = model(torch.tensor(ids[:3]), adapter_names=["legal", "support", "__base__"]).logits
+# model.add_weighted_adapter(["legal", "support"], [0.5, 0.5], "both", combination_type="cat")
+# model.set_adapter("both")
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - One base and many adapters: each adapter has r (m + n) parameters per matrix, and the base exists once, unchanged.

@@ -320,6 +320,25 @@ claim("LoRA packed / full: times larger a model fits", 16 / (base_bytes / P + 16
 #    you need a higher rank. If no affordable rank is enough, use full fine-tuning.
 # 5. **Is speed your only reason?** Look at the row of the table: a somewhat shorter step is a weak reason.
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# from peft import PeftModel
+# from transformers import AutoModelForCausalLM, AutoTokenizer
+# from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+#
+# base = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32")
+# # The adapter of step 7. A new one would be get_peft_model(base, LoraConfig(...)).
+# model = PeftModel.from_pretrained(base, folder, is_trainable=True)
+# rows = [{"input_ids": list(s.ids), "labels": list(s.labels)} for s in samples["train"]]
+# arguments = TrainingArguments(max_steps=12, per_device_train_batch_size=4, learning_rate=2e-3)
+# collator = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(base.name_or_path))  # pads
+# Trainer(model, arguments, collator, train_dataset=rows).train()
+# model.save_pretrained("continued")  # ml.load_adapter reads it
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - There are eight steps: model, data, target modules and rank, freeze, train, evaluate, save, use. Most work is in

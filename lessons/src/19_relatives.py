@@ -309,6 +309,24 @@ claim("plain LoRA: gain of its best rate over 0.001", losses["LoRA", 1e-3] - bes
 # thousands of times larger: PiSSA reports 72.86 against 67.7 % on school mathematics, LoRA+ 1 to 2 % and up to twice
 # the speed. It shows which question to ask of each paper: was the baseline's learning rate tuned, too?
 #
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+# from peft import LoraConfig, get_peft_model
+# from peft.optimizers import create_loraplus_optimizer
+# from transformers import AutoModelForCausalLM
+#
+# models = {}
+# for name, options in variants.items():  # section 1's: the options are PEFT's
+#     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", **options)
+#     models[name] = get_peft_model(AutoModelForCausalLM.from_pretrained("tiny"), config)
+# optimizer = create_loraplus_optimizer(models["LoRA"], torch.optim.AdamW,
+#                                       lr=1e-3, loraplus_lr_ratio=16)
+# ```
+#
+# </details>
+#
 # ## What to remember
 #
 # - Scale, form, initialisation, learning rate: a variant of LoRA changes one of these. All four here start as the

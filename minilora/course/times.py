@@ -19,12 +19,12 @@ PER_EXERCISE = 5.0  # to understand the question and the checker's line
 PER_SOLUTION_LINE = 2.5  # of the shortest solution that we know
 STEP = 5  # minutes in the plan are multiples of this
 
-NO_PROSE = r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)|[|#*>-]"
+NO_PROSE = r"<details>.*?</details>|\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)|[|#*>-]"
 HEAD = re.compile(r"^\*\d+ minutes\b.*$", re.MULTILINE)  # what the plan puts below a title
 
 
 def words_of_prose(text: str) -> int:
-    """The words of Markdown without its formulas, code, addresses and marks, and without a lesson's head."""
+    """The words of Markdown, without formulas, code, folded parts, addresses, marks, and a lesson's head."""
     return len(re.sub(NO_PROSE, " ", HEAD.sub("", text), flags=re.DOTALL).split())
 
 
