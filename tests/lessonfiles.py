@@ -12,6 +12,15 @@ LESSONS = Path(__file__).parents[1] / "lessons"
 NOTEBOOKS = [path for path in sorted(LESSONS.rglob("[0-9]*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
 BUILT = {path.relative_to(LESSONS).as_posix(): json.loads(path.read_text("utf-8")) for path in NOTEBOOKS}
 KEPT = [name for name in BUILT if "/" not in name]  # the lessons
+GLOSSARY = [  # of lessons/README.md: term, what it is, lesson, its names in PyTorch and in PEFT
+    [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+    for line in (LESSONS / "README.md")
+    .read_text("utf-8")
+    .partition("\n## Glossary\n")[2]
+    .partition("\n## ")[0]
+    .splitlines()
+    if line.startswith("| ") and not line.startswith("| term ")
+]
 SELF_TEST = "exercises/00_self_test.ipynb"  # no exercises of a lesson: nothing in it is graded
 GRADED = [name for name in BUILT if name.startswith("exercises/") and name != SELF_TEST]
 

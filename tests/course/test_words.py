@@ -3,18 +3,9 @@
 import re
 
 import pytest
-from lessonfiles import LESSONS
+from lessonfiles import GLOSSARY, LESSONS
 
 SOURCES = {path.stem: path for path in sorted((LESSONS / "src").glob("[0-9]*.py"))}
-GLOSSARY = [
-    [cell.strip() for cell in line.strip().strip("|").split(" | ")]
-    for line in (LESSONS / "README.md")
-    .read_text("utf-8")
-    .partition("\n## Glossary\n")[2]
-    .partition("\n## ")[0]
-    .splitlines()
-    if line.startswith("| ") and not line.startswith("| term ")
-]
 PRIVATE = {  # a word of our own: what the field says
     r"numbers? that learn\w*": "trainable parameters",
     r"(?:the )?way (?:there|back)": "forward pass, backward pass",

@@ -1,12 +1,13 @@
 """Parity of the folded blocks in the lessons, "The same in PyTorch": each runs, and gives what minilora gives."""
 
 import ast
+import inspect
 import re
 import symtable
 
 import numpy as np
 import pytest
-from lessonfiles import LESSONS
+from lessonfiles import GLOSSARY, LESSONS
 from otherside import distance, logits_of, own_logits, parity, peft, ranks_and_scales, torch, transformers
 from smallmodels import shaken
 
@@ -315,3 +316,42 @@ def test_a_block_is_short_and_needs_torch_transformers_and_peft_alone(name):
 @pytest.mark.parametrize("name", LESSON)
 def test_every_folded_part_of_a_lesson_is_such_a_block(name):
     assert LESSON[name].count("<details>") == LESSON[name].count("The same in PyTorch") == (name in BLOCKS)
+
+
+# -- the glossary ------------------------------------------------------------------------------------------------------
+
+pytest.importorskip("peft.optimizers")
+ROOTS = {
+    "peft": peft,
+    "torch": torch,
+    "nn": torch.nn,
+    "F": torch.nn.functional,
+    "Tensor": torch.Tensor,
+    "transformers": transformers,
+}
+NAMES = sorted({name for row in GLOSSARY for cell in row[3:] for name in re.findall("`([^`]+)`", cell)})
+
+
+def exists(name):
+    """Raises an error if `module.name` or `name(argument=...)` does not exist in these libraries."""
+    node = ast.parse(name, mode="eval").body
+    if not isinstance(node, ast.Call):
+        eval(name, vars(peft) | ROOTS)
+        return
+    found = eval(ast.unparse(node.func), vars(peft) | ROOTS)
+    try:
+        arguments = set(inspect.signature(found).parameters)
+    except ValueError:  # written in C++: its documentation starts with its arguments
+        arguments = set(re.findall(r"(\w+)=", found.__doc__.partition("->")[0]))
+    assert {keyword.arg for keyword in node.keywords} <= arguments, f"{name} has the arguments {sorted(arguments)}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_of_the_glossary_exists(name):
+    exists(name)
+
+
+@pytest.mark.parametrize("name", ["F.attention", "LoraConfig(rank=8)", "F.scaled_dot_product_attention(causal=True)"])
+def test_a_name_that_does_not_exist_is_found(name):
+    with pytest.raises((AttributeError, AssertionError)):
+        exists(name)
