@@ -133,15 +133,14 @@ def with_check(cell: nbformat.NotebookNode, variant: int | None) -> list[nbforma
 
 
 def say_variant(notebook: nbformat.NotebookNode, variant: int) -> None:
-    """Put a variant's words in place of those of the public form, in all cells."""
+    """Put a variant's words in place of those of the public form, in all cells. Exercises of a page may share words."""
     names = [cell.metadata.nbgrader.grade_id for cell in notebook.cells if "nbgrader" in cell.metadata]
-    for name in names:
-        for old, new in EXERCISES[name].form(variant).replaces.items() if name in EXERCISES else ():
-            before = [cell.source for cell in notebook.cells]
-            for cell in notebook.cells:
-                cell.source = cell.source.replace(old, new) if new not in cell.source else cell.source
-            if before == [cell.source for cell in notebook.cells] and not any(new in text for text in before):
-                raise LessonError(f"variant {variant} of {name} replaces {old!r}, which the page does not hold")
+    asked = [EXERCISES[name].form(variant) for name in names if name in EXERCISES]
+    for old, new in dict(pair for form in asked for pair in form.replaces.items()).items():
+        if not any(old in cell.source for cell in notebook.cells):
+            raise LessonError(f"variant {variant} replaces {old!r}, which the page does not hold")
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(old, new)
 
 
 def run(notebook: nbformat.NotebookNode) -> None:

@@ -34,11 +34,13 @@ class Mistake:
     line: what the checker prints.
     steps: edits "old -> new" of the solution's body, or the name of one function.
     solution: what the edits change.
+    otherwise: for a variant, the first form's mistake: it is taken where the edits do not fit the variant's solution.
     """
 
     line: str
     steps: Sequence[str]
     solution: Callable
+    otherwise: Mistake | None = None
 
     @cached_property
     def function(self) -> Callable:
@@ -49,6 +51,8 @@ class Mistake:
         for step in self.steps:
             edit = EDIT.fullmatch(step)
             if not edit or (edit[1] and body.count(edit[1]) != 1):
+                if self.otherwise:
+                    return self.otherwise.function
                 count = body.count(edit[1]) if edit else 0
                 raise ValueError(
                     f"mistake {self.line!r} of {self.solution.__name__}: {step!r} must be old -> new, where the old "
@@ -56,6 +60,17 @@ class Mistake:
                 )
             body = body.replace(edit[1], edit[2]) if edit[1] else f"    {edit[2]}\n{body}"
         return compiled(head + body, self.solution)
+
+    def within(self, solution: Callable, replaces: Mapping[str, str]) -> Mistake:
+        """The same mistake in a variant's solution; these words are replaced in its line and in its edits."""
+        return Mistake(swapped(self.line, replaces), [swapped(step, replaces) for step in self.steps], solution, self)
+
+
+def swapped(text: str, replaces: Mapping[str, str]) -> str:
+    """The text with these words replaced, one after the other."""
+    for old, new in replaces.items():
+        text = text.replace(old, new)
+    return text
 
 
 def parse(text: str, solution: Callable) -> list[Mistake]:
@@ -77,10 +92,7 @@ def source_of(solution: Callable) -> tuple[str, str]:
 
 def replaced(solution: Callable, replaces: Mapping[str, str], **names: Callable) -> Callable:
     """The solution of a variant: these texts are replaced wherever they occur, and it calls these functions."""
-    text = "".join(source_of(solution))
-    for old, new in replaces.items():
-        text = text.replace(old, new)
-    return compiled(text, solution, **names)
+    return compiled(swapped("".join(source_of(solution)), replaces), solution, **names)
 
 
 class _Text(importlib.abc.InspectLoader):

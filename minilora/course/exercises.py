@@ -58,13 +58,15 @@ def arrays(rng: np.random.Generator, sizes: Mapping[str, int], **axes: str) -> D
 class Form:
     """One form of an exercise: the form that all readers see, or a variant for one group of a class.
 
-    replaces: what a variant's page says in place of the first form's words. See `exercise` for the rest.
+    replaces: what a variant's page says in place of the first form's words. changes: what differs, for the instructor.
+    See `exercise` for the rest.
     """
 
     reference: Callable
     draw: Drawing | Sequence[Drawing]
     mistakes: Sequence[Mistake]
     replaces: Mapping[str, str] = field(default_factory=dict)
+    changes: str = ""
     smallest: Drawing | None = None
     judge: Callable[..., None] | None = None
     also: Callable[..., None] | None = None
@@ -138,7 +140,7 @@ def exercise(
         name = solution.__name__
         if name in EXERCISES:
             raise ValueError(f"two exercises are called {name}: {EXERCISES[name].number} and {number}")
-        form = Form(solution, draw, parse(mistakes, solution), {}, smallest, judge, also)
+        form = Form(solution, draw, parse(mistakes, solution), smallest=smallest, judge=judge, also=also)
         EXERCISES[name] = Exercise(
             number, name, parse_returns(returns), [form], tolerance, by_hand, forbids or {}, changes, observe
         )
@@ -147,23 +149,27 @@ def exercise(
     return register
 
 
-def variant(name: str, replaces: Mapping[str, str], **differs: Any) -> None:
+def variant(
+    name: str, replaces: Mapping[str, str], changes: str = "", lines: Mapping[str, str] | None = None, **differs: Any
+) -> None:
     """Add another form to an exercise. `--variant 1` of lessons/build.py asks for it.
 
     name: the exercise's.
     replaces: {words in the exercise's page: words in this form}, in text, stub and solution. The solution then calls
-        the solutions that earlier exercises of its page have in this form.
-    differs: draw, mistakes, smallest, judge or also, where they differ from the first form's. `mistakes` are edits of
-        this form's solution. Without them the first form's mistakes stay in force; one that gives the right answer of
-        this form is not a mistake here.
+        the solutions that other exercises have in this form.
+    changes: what is different, in words and without code of the answer, for the table in INSTRUCTORS.md.
+    lines: words to replace in the first form's mistakes alone: in their lines and in their edits.
+    differs: draw, smallest, judge or also, where they differ from the first form's.
+
+    The mistakes are those of the first form, made in this form's solution where their edits fit it. One that gives
+    the right answer of this form is not a mistake here.
     """
     whole = EXERCISES[name]
     first, number = whole.forms[0], len(whole.forms)
-    page = [e for e in EXERCISES.values() if e.lesson == whole.lesson and len(e.forms) > number]
-    solution = replaced(first.reference, replaces, **{e.name: e.forms[number].reference for e in page})
-    if "mistakes" in differs:
-        differs["mistakes"] = parse(differs["mistakes"], solution)
-    form = replace(first, reference=solution, replaces=replaces, **differs)
+    called = [EXERCISES[word] for word in first.reference.__code__.co_names if word in EXERCISES and word != name]
+    solution = replaced(first.reference, replaces, **{e.name: e.form(number).reference for e in called})
+    mistakes = [mistake.within(solution, {**replaces, **(lines or {})}) for mistake in first.mistakes]
+    form = replace(first, reference=solution, mistakes=mistakes, replaces=replaces, changes=changes, **differs)
     EXERCISES[name] = replace(whole, forms=[*whole.forms, form])
 
 

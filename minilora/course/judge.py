@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..engine.tensor import Tensor
+from . import mine
 from .compare import Wrong, as_parts, compare, named, same
 from .exercises import EXERCISES, QUESTIONS, Draw, Exercise, Form
-from .mine import keep, methods_of
 from .watch import plain, readable_output, time_limit, watched, without_the_engine
 
 DRAWS = 3  # random arguments that every answer is tried on
@@ -47,7 +47,7 @@ def check(function: Callable, variant: int | None = None) -> None:
     if exercise:
         if line not in (OK, NOT_YET) and exercise.read:
             line += f" (to read: {exercise.read})"
-        if line == OK and exercise.name in EXERCISES and keep(function, exercise.number, variant):
+        if line == OK and exercise.name in EXERCISES and mine.keep(function, exercise.number, variant):
             line += f" ({exercise.name} is kept in mine.py)"
         line = f"{exercise.number}  {line}"
     right = exercise and line.startswith(f"{exercise.number}  {OK}")
@@ -73,6 +73,7 @@ def verdict(function: Callable, rng: np.random.Generator, variant: int | None = 
 def judged(exercise: Exercise, function: Callable, rng: np.random.Generator, variant: int | None = None) -> str:
     """The line for a function, whatever its name, as an answer to this exercise."""
     form = exercise.form(variant)
+    mine.VARIANT = variant
     try:
         with readable_output(), time_limit():
             line = line_of(function, Trials(exercise, form, rng))
@@ -319,7 +320,9 @@ class Answer:
     def explain(self, error: Exception) -> str:
         """Which line of the function failed and why, with the names of the axes if shapes do not fit."""
         place, trace = "", error.__traceback__
-        own = [method.__code__ for method in methods_of(self.function)] if hasattr(self.function, "__dict__") else []
+        own = (
+            [method.__code__ for method in mine.methods_of(self.function)] if hasattr(self.function, "__dict__") else []
+        )
         while trace is not None:
             code = trace.tb_frame.f_code
             if code in own:

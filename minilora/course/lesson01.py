@@ -102,6 +102,32 @@ def numerical_gradient(f, x, eps=1e-5):
     return gradient
 
 
+variant(
+    "numerical_gradient",
+    {
+        "the central difference with the step `eps`.": "the central difference of two points whose distance is `eps`.",
+        "eps the step ->": "eps the distance ->",
+        "x[place] += eps": "x[place] += eps / 2",
+        "x[place] -= 2 * eps": "x[place] -= eps",
+        "/ (2 * eps)": "/ eps",
+    },
+    "`eps` is the distance of the two points, not that of each from x",
+    lines={
+        "this is (f(x + eps) - f(x)) / eps": "this is one value at x itself",
+        "this is (f(x) - f(x - eps)) / eps": "this is one value at x itself",
+        "subtract eps from": "subtract eps / 2 from",
+        "add eps to": "add eps / 2 to",
+        "divide by 2 eps": "divide by eps",
+        "divided by 2 eps: take f(x + eps) - f(x - eps)": "divided by eps: take f(x + eps / 2) - f(x - eps / 2)",
+        "2 eps apart": "eps apart",
+        "distance, 2 eps": "distance, eps",
+        "x[place] -= eps -> x[place] -= eps": "x[place] -= eps -> x[place] -= eps / 2",
+        "/ eps -> / eps": "/ eps -> / (eps / 2)",
+        "/ eps -> / (4 * eps)": "/ eps -> / (2 * eps)",
+    },
+)
+
+
 # -- 1.2 how far apart two gradients are -------------------------------------------------------------------------------
 
 
@@ -178,6 +204,20 @@ def relative_error(got, expected):
     return difference / size if size > 0 else 0.0
 
 
+variant(
+    "relative_error",
+    {
+        r"\max\big(\max |\text{got}|,\; \max |\text{expected}|\big)": r"\max |\text{got}| + \max |\text{expected}|",
+        "max(np.abs(got).max(), np.abs(expected).max())": "np.abs(got).max() + np.abs(expected).max()",
+    },
+    "the two largest elements are added in the denominator",
+    lines={
+        "take the largest of both arrays": "take the sum of both maxima",
+        "the largest element of both arrays counts": "the largest elements of both arrays are added",
+    },
+)
+
+
 # -- 1.3 a gradient by formula -----------------------------------------------------------------------------------------
 
 
@@ -231,4 +271,4 @@ HALF = {
 }
 
 
-variant("mse_gradient", HALF)
+variant("mse_gradient", HALF, "the loss is half the sum of the squares, not their mean")

@@ -74,6 +74,35 @@ def unbroadcast(g, shape):
     return g.sum(axis=ones, keepdims=True)
 
 
+def given_array(big: str, small: str) -> Callable[[np.random.Generator], Draw]:
+    """A draw of g, and of the array before broadcasting."""
+
+    def draw(rng: np.random.Generator) -> Draw:
+        drawn = stretched(big, small)(rng)
+        return Draw(drawn.sizes, g=drawn["g"], x=rng.standard_normal(drawn["shape"]))
+
+    return draw
+
+
+variant(
+    "unbroadcast",
+    {
+        "gradient of the array that had the shape `shape` before broadcasting. The result has\nexactly that shape:": (
+            "gradient of `x`, the array before broadcasting. The result has\nexactly the shape of x:"
+        ),
+        "unbroadcast(g, shape)": "unbroadcast(g, x)",
+        "shape: a tuple, the shape before -> an array of that shape": "x: the array before -> an array of x's shape",
+        "len(shape)": "x.ndim",
+        "enumerate(shape)": "enumerate(x.shape)",
+        "unbroadcast(g, b.shape)": "unbroadcast(g, b)",
+    },
+    "it gets the array before broadcasting, not its shape",
+    draw=[given_array("T m", "m"), given_array("T m", "T 1"), given_array("B T m", "1 m"), given_array("B T m", "T 1"),
+          given_array("B T m", "B 1 m")],
+    smallest=given_array("T m", "T m"),
+)  # fmt: skip
+
+
 # -- 2.2 a backward pass without a tape --------------------------------------------------------------------------------
 
 
@@ -151,6 +180,10 @@ class Counted(list):
 
     reads = 0
 
+    def swapped(self) -> Counted:
+        """The same, its pairs the other way round."""
+        return Counted([pair[::-1] for pair in pairs] for pairs in self)
+
     def __getitem__(self, i: Any) -> Any:
         self.reads += 1
         if self.reads > 100 * len(self):
@@ -165,7 +198,7 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     if len(drawn["edges"]) > 1:  # once in each check, with the smallest draw
         return
     ladder = Counted([[], *([(i, 0.5), (i, 0.5)] for i in range(60))])
-    chain: list[list[tuple[int, float]]] = [[], *([(i, 1.0), (0, 1.0)] for i in range(5000))]
+    chain = Counted([[], *([(i, 1.0), (0, 1.0)] for i in range(5000))])
     chain[1] = [(0, 1.0)]
     try:
         if not close(np.asarray(answer(edges=ladder, last=60), dtype=float), np.ones(61)):
@@ -245,6 +278,30 @@ def graph_gradients(edges, last):
     return slopes
 
 
+def slopes_first(drawn: Draw) -> Draw:
+    """The same graph, its pairs the other way round."""
+    return Draw(edges=[[pair[::-1] for pair in pairs] for pairs in drawn["edges"]], last=drawn["last"])
+
+
+def judge_large_swapped(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+    """`judge_large`, for pairs (slope, parent)."""
+    judge_large(lambda edges, last: answer(edges=edges.swapped(), last=last), drawn, rng)
+
+
+variant(
+    "graph_gradients",
+    {
+        "pairs `(parent, slope)`": "pairs `(slope, parent)`",
+        "a list of (parent, slope)": "a list of (slope, parent)",
+        "for parent, _ in": "for _, parent in",
+        "for parent, slope in": "for slope, parent in",
+    },
+    "the pairs hold the slope first",
+    draw=lambda rng: slopes_first(draw_graph(rng)),
+    also=judge_large_swapped,
+)
+
+
 # -- 2.3 a layer -------------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +354,23 @@ OTHER_LAYOUT = {
     "g @ W, g.T @ x": "g @ W.T, x.T @ g",
     "W = rng.standard_normal((3, 4))": "W = rng.standard_normal((4, 3))",
     "(x @ W.T + b)": "(x @ W + b)",
+    "unbroadcast(g, b.shape)": "unbroadcast(g, b)",
 }
 
 
-variant("linear_backward", OTHER_LAYOUT, draw=layer("n m"), smallest=layer("n m", T=1, n=4, m=3))
+variant(
+    "linear_backward",
+    OTHER_LAYOUT,
+    "W is stored as (inputs, outputs)",
+    lines={
+        "g @ W ->": "g @ W.T ->",
+        "-> g.T @ x, g @ W": "-> x.T @ g, g @ W.T",
+        "-> np.ones_like(g) @ W": "-> np.ones_like(g) @ W.T",
+        "-> (g + b) @ W": "-> (g + b) @ W.T",
+        "g.T @ x -> g[:, :, None] * x[:, None, :]": "x.T @ g -> x[:, :, None] * g[:, None, :]",
+        "g.T @ x -> g.T @ x / len(x)": "x.T @ g -> x.T @ g / len(x)",
+        "g.T @ x -> np.ones_like(g).T @ x": "x.T @ g -> x.T @ np.ones_like(g)",
+    },
+    draw=layer("n m"),
+    smallest=layer("n m", T=1, n=4, m=3),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from ..engine.tensor import Tensor
 from ..nn.optim import AdamW
 from .compare import Wrong, close
-from .exercises import Draw, arrays, distinct_sizes, exercise
+from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 
 # -- 3.1 one step of AdamW ---------------------------------------------------------------------------------------------
 
@@ -120,6 +121,48 @@ def adamw_step(w, g, m, v, t, lr, beta1, beta2, eps, decay):
     return w, m, v
 
 
+def from_zero(draw: Callable[..., Draw]) -> Callable[[np.random.Generator], Draw]:
+    """The same draw, with steps that are counted from 0."""
+
+    def drawn(rng: np.random.Generator) -> Draw:
+        found = draw(rng)
+        found["t"] -= 1
+        return found
+
+    return drawn
+
+
+def judge_training_from_zero(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+    """`judge_training`, with steps that are counted from 0."""
+    judge_training(lambda t, **rest: answer(**(drawn | rest | {"t": t - 1})), Draw(t=drawn["t"] + 1), rng)
+
+
+variant(
+    "adamw_step",
+    {
+        "- `t` counts the steps and is 1 in the first one.": "- `t` counts the steps and is 0 in the first one.",
+        "t = 1, 2, ...;": "t = 0, 1, ...;",
+        "beta1**t": "beta1 ** (t + 1)",
+        "beta2**t": "beta2 ** (t + 1)",
+        "*state[name], t, 0.1": "*state[name], t - 1, 0.1",
+        'x @ parameters["W"].T + parameters': 'x @ parameters["W"] + parameters',  # as in this form of 2.3
+    },
+    "the steps are counted from 0",
+    lines={
+        "t is already 1 in the first step": "t is 0 in the first step, so they use t + 1",
+        "beta1 ** (t + 1) -> beta1 ** (t + 1)": "beta1 ** (t + 1) -> beta1 ** (t + 2)",
+        "beta2 ** (t + 1) -> beta2 ** (t + 1)": "beta2 ** (t + 1) -> beta2 ** (t + 2)",
+        "beta1 ** (t + 1) -> beta1 ** (t - 1)": "beta1 ** (t + 1) -> beta1**t",
+        "beta2 ** (t + 1) -> beta2 ** (t - 1)": "beta2 ** (t + 1) -> beta2**t",
+        "the bias corrections use t + 1": "the bias corrections use t + 2",
+        "use t - 1: in the first step that is 0": "use t: in the first step it is 0",
+    },
+    draw=from_zero(draw_step),
+    smallest=from_zero(draw_first),
+    also=judge_training_from_zero,
+)
+
+
 # -- 3.2 cross-entropy, with its gradient ------------------------------------------------------------------------------
 
 
@@ -195,3 +238,20 @@ def softmax_cross_entropy(z, labels):
     dz = np.exp(log_p)
     dz[tokens, labels] -= 1
     return loss, dz / len(z)
+
+
+variant(
+    "softmax_cross_entropy",
+    {
+        r"$$L = -\frac{1}{T} \sum_t": r"$$L = -\sum_t",
+        "[tokens, labels].mean()": "[tokens, labels].sum()",
+        "dz / len(z)": "dz",
+        "loss {loss:.3f}": "loss {loss / 2000:.3f}",
+    },
+    "the loss is the sum over the tokens, not their mean",
+    lines={
+        "L is the sum over the tokens: it is the mean": "L is the mean over the tokens: it is the sum",
+        "by T · V: the mean is over the T tokens": "by T · V: it is the sum over the T tokens",
+        "dz is not divided by T: L is a mean over the tokens": "dz is divided by T: L is a sum over the tokens",
+    },
+)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, arrays, distinct_sizes, exercise
+from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 
 
 def softmax(scores: Any, axis: int = -1) -> Any:
@@ -58,6 +58,40 @@ def draw_softmax(rng: np.random.Generator, T: int | None = None) -> Draw:
 def softmax_vjp(p, g):
     """p (T, S) probabilities, each row a softmax, g (T, S) -> the gradient of the scores (T, S)"""
     return p * (g - (p * g).sum(axis=-1, keepdims=True))
+
+
+def draw_columns(rng: np.random.Generator, T: int | None = None) -> Draw:
+    """p (S, T), columns that add up to 1, and g (S, T)."""
+    drawn = draw_softmax(rng, T)
+    return Draw(drawn.sizes, p=drawn["p"].T.copy(), g=drawn["g"].T.copy())
+
+
+COLUMNS = {
+    "A row of scores": "A column of scores",
+    "all scores of a row, p does not change. So each row of your result adds up\nto zero.": (
+        "all scores of a column, p does not change. So each column of your result\nadds up to zero."
+    ),
+    "p (T, S) probabilities, each row a softmax, g (T, S) -> the gradient of the scores (T, S)": (
+        "p (S, T) probabilities, each column a softmax, g (S, T) -> the gradient of the scores (S, T)"
+    ),
+    "(p * g).sum(axis=-1, keepdims=True)": "(p * g).sum(axis=0, keepdims=True)",
+}
+variant(
+    "softmax_vjp",
+    COLUMNS,
+    "each column is a softmax, not each row",
+    lines={
+        "of its row": "of its column",
+        "each row is": "each column is",
+        "a row is a softmax": "a column is a softmax",
+        "the row of probabilities": "the column of probabilities",
+        "along the last axis": "along the first axis",
+        "axis=-1 -> axis=0": "axis=0 -> axis=-1",
+        "axis=-1": "axis=0",
+    },
+    draw=draw_columns,
+    smallest=lambda rng: draw_columns(rng, T=1),
+)
 
 
 # -- 4.2 attention -----------------------------------------------------------------------------------------------------
@@ -131,6 +165,20 @@ def grouped_attention(q, k, v):
     return np.einsum("hts,shd->thd", weights, v[:, own])
 
 
+BY_D = {
+    "scores divided by $\\sqrt D$, the causal mask": "the causal mask",
+    "The rest is as in the lesson:": "As in µP, scores are divided by D, not by its root. The rest is as in lesson 4:",
+    r"\mathrm{softmax}(q k^\top / \sqrt D)": r"\mathrm{softmax}(q k^\top / D)",
+    "np.sqrt(D)": "D",
+}
+variant(
+    "grouped_attention",
+    BY_D,
+    "scores are divided by the width of a head, not by its root",
+    lines={"sqrt(D), not by D": "D, not by its root", "sqrt(D)": "D"},
+)
+
+
 # -- 4.3 its gradients -------------------------------------------------------------------------------------------------
 
 
@@ -183,3 +231,17 @@ def attention_vjp(q, k, v, g):
     p /= p.sum(axis=-1, keepdims=True)
     ds = softmax_vjp(p, g @ v.T) / np.sqrt(D)
     return ds @ k, ds.T @ q, p.T @ g
+
+
+variant(
+    "attention_vjp",
+    BY_D
+    | {
+        "softmax_vjp(p, g @ v.T)": "softmax_vjp(p.T, v @ g.T).T",
+        "with **your** `softmax_vjp`, from the scores to q\nand k. Apart": (
+            "with **your** `softmax_vjp`, which takes columns,\nfrom the scores to q and k. Apart"
+        ),
+    },
+    "scores are divided by the width of a head, and the function of 4.1 takes columns",
+    lines={"1 / sqrt(D)": "1 / D", "g @ v.T) / np.sqrt(D)": "g.T).T / D"},
+)

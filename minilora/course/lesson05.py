@@ -10,7 +10,7 @@ import numpy as np
 from ..measure.counts import count_parameters
 from ..nn.llama import Config, Llama
 from .compare import Wrong
-from .exercises import Draw, arrays, distinct_sizes, exercise
+from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 
 # -- 5.1 counting ------------------------------------------------------------------------------------------------------
 
@@ -101,6 +101,26 @@ def count_llama(config):
     return tables * V * C + config.num_hidden_layers * block + C
 
 
+variant(
+    "count_llama",
+    {
+        "Return the number of parameters as a formula: the check refuses an answer that builds a model.\nTry it on a "
+        'model that you know from the lesson: `count_llama(ml.load("tiny")[0].config)`.': (
+            "This model is no Llama: as in Qwen2, q_proj, k_proj and\nv_proj have biases, one number for each output. "
+            "Return the number of parameters as a formula."
+        ),
+        "of the Llama that it describes": "of the model that it describes",
+        "+ 3 * F * C + 2 * C": "+ 3 * F * C + 2 * C + H * D + 2 * K * D",
+    },
+    "three of the matrices have biases, as in Qwen2",
+    lines={
+        "+ 2 * C -> + 2 * C + H * D + 2 * K * D": "H * D + 2 * K * D -> H * D + 2 * K * D",
+        "you counted biases: a Llama's linear layers have none": "o_proj and the MLP have no biases here",
+    },
+    also=None,
+)
+
+
 # -- 5.2 the norm ------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +179,18 @@ def rms_norm_vjp(x, w, g, eps):
     return dx, dw
 
 
+variant(
+    "rms_norm_vjp",
+    {
+        r"$$y = \frac{x}{\mathrm{rms}(x)}\,w": r"$$y = \frac{x}{\mathrm{rms}(x)}\,(1 + w)",
+        "all tokens share `w`.": "all tokens share `w`, which Gemma stores as the difference from 1.",
+        "gw = g * w": "gw = g * (1 + w)",
+        "(g * x * w / np.sqrt": "(g * x * (1 + w) / np.sqrt",
+    },
+    "the factor is 1 + w, as in Gemma",
+)
+
+
 # -- 5.3 the gate ------------------------------------------------------------------------------------------------------
 
 
@@ -205,3 +237,30 @@ def swiglu_vjp(gate, up, g):
     dgate = g * up * (s + gate * s * (1 - s))
     dup = g * gate * s
     return dgate, dup
+
+
+variant(
+    "swiglu_vjp",
+    {
+        r"\mathrm{silu}(\mathit{gate})\,\mathit{up} \qquad\qquad \mathrm{silu}(z) = z\,\sigma(z)": (
+            r"\sigma(\mathit{gate})\,\mathit{up}"
+        ),
+        "the product rule, twice.": "the product rule. (This is the first gate of its kind, GLU.)",
+        "(s + gate * s * (1 - s))": "s * (1 - s)",
+        "g * gate * s": "g * s",
+    },
+    "the gate is a sigmoid, not a SiLU",
+    lines={
+        "y is silu(gate) times up": "y is the sigmoid of gate, times up",
+        "silu(gate) = gate times its sigmoid": "the sigmoid of gate",
+        "silu(gate)": "the sigmoid of gate",
+        "silu(z) is z times the sigmoid, and you treated the sigmoid as constant: a term is missing": (
+            "that is the sigmoid itself: its derivative is needed"
+        ),
+        "silu(z) is z times the sigmoid, and you treated the z in front as constant: a term is missing": (
+            "the gate is the sigmoid alone, without z in front"
+        ),
+        "that multiplies with silu itself; what is needed is its derivative": "that is silu; this gate is a sigmoid",
+        "silu bends smoothly": "the sigmoid bends smoothly",
+    },
+)

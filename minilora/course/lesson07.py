@@ -80,7 +80,17 @@ def answer_loss(logits, ids, is_answer):
     return -np.log(p[is_answer[1:]]).mean()
 
 
-variant("answer_loss", {"natural logarithm": "logarithm to the base 2", "np.log(p": "np.log2(p"})
+variant(
+    "answer_loss",
+    {"natural logarithm": "logarithm to the base 2", "np.log(p": "np.log2(p"},
+    "the loss is in bits, not in nats",
+    lines={
+        "that is in bits: use the natural logarithm, np.log": "that is in nats: use np.log2",
+        "np.log2(p -> np.log2(p": "np.log2(p -> np.log(p",
+        "exp(loss)": "2 ** loss",
+        "np.exp(-np": "np.exp2(-np",
+    },
+)
 
 
 # -- 7.2 bytes ---------------------------------------------------------------------------------------------------------
@@ -149,6 +159,21 @@ def training_bytes(shapes, frozen, optimizer):
     trainable = total - sum(sizes[name] for name in frozen)
     arrays = {"SGD": 0, "momentum": 1, "AdamW": 2}[optimizer]
     return 4 * (total + trainable * (1 + arrays))
+
+
+variant(
+    "training_bytes",
+    {"Everything is stored in float32.": "Everything is stored in bfloat16.", "return 4 *": "return 2 *"},
+    "everything is stored in 16 bits",
+    lines={
+        "return 2 * -> return 2 *": "return 2 * -> return 4 *",
+        "a float32 takes 4 bytes; 2 is float16's": "a bfloat16 takes 2 bytes; 4 is float32's",
+        "a float32 takes 4 bytes": "a bfloat16 takes 2 bytes",
+        "a float32 takes 32 bits, which are 4 bytes": "a bfloat16 takes 16 bits, which are 2 bytes",
+        "return 32 *": "return 16 *",
+        "1e-6 * 4 *": "1e-6 * 2 *",
+    },
+)
 
 
 # -- 7.3 gradient accumulation -----------------------------------------------------------------------------------------
@@ -234,3 +259,18 @@ def step_in_parts(model, parts, optimizer):
         whole += loss.item() * count / total
     optimizer.step()
     return whole
+
+
+variant(
+    "step_in_parts",
+    {
+        "Return the loss of the whole batch as a number.": "Return the perplexity of the whole batch, exp of its loss.",
+        "-> the loss of the whole batch, a number": "-> the perplexity of the whole batch, a number",
+        "    return whole": "    return np.exp(whole)",
+    },
+    "the perplexity is returned, not the loss",
+    lines={
+        "the loss must be one number, got str": "the loss must be one number",
+        "return whole -> return str(whole)": "return np.exp(whole) -> return str(whole)",
+    },
+)

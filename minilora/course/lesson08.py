@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, distinct_sizes, exercise
+from .exercises import Draw, distinct_sizes, exercise, variant
 
 
 def falling(m: int, n: int, rng: np.random.Generator, pace: float = 0.85) -> np.ndarray:
@@ -33,11 +33,11 @@ def draw_rank(rng: np.random.Generator) -> Draw:
     return Draw(sizes, delta=delta, share=float((explained[r - 2] + explained[r - 1]) / 2))
 
 
-def draw_one_term(rng: np.random.Generator) -> Draw:
+def draw_one_term(rng: np.random.Generator, share: float = 0.9) -> Draw:
     """Rank 1: one term explains everything."""
     sizes = distinct_sizes("nm", rng)
     delta = np.outer(rng.standard_normal(sizes["m"]), rng.standard_normal(sizes["n"]))
-    return Draw(sizes, delta=delta, share=0.9)
+    return Draw(sizes, delta=delta, share=share)
 
 
 @exercise(
@@ -71,6 +71,36 @@ def rank_for(delta, share):
     squares = np.linalg.svd(delta, compute_uv=False) ** 2
     explained = np.cumsum(squares) / squares.sum()
     return int(np.searchsorted(explained, share) + 1)
+
+
+def draw_left(rng: np.random.Generator) -> Draw:
+    """An update, and a share of variance that may be left unexplained."""
+    drawn = draw_rank(rng)
+    drawn["share"] = 1 - drawn["share"]
+    return drawn
+
+
+variant(
+    "rank_for",
+    {
+        "How many terms explain a share of the variance?": "How many terms leave a share of the variance?",
+        "explain at least `share` of the variance.": "leave at most `share` of the variance unexplained.",
+        "so a share of 0.6 needs one term and 0.7 needs two.": "so a share of 0.4 needs one term and 0.3 needs two.",
+        "np.searchsorted(explained, share)": "np.searchsorted(explained, 1 - share)",
+    },
+    "the share is what may be left unexplained",
+    lines={
+        "explained, share -> explained, 1 - share": "explained, 1 - share -> explained, share",
+        "explained, share -> np": "explained, 1 - share -> 1 - np",
+        "that many terms explain 1 - share: count until the share is explained, not until it is left": (
+            "that many terms explain the share: count until no more than the share is left"
+        ),
+        "already explains the share": "already leaves no more than the share",
+        "terms explain the share?": "terms leave no more than the share?",
+    },
+    draw=draw_left,
+    smallest=lambda rng: draw_one_term(rng, share=0.1),
+)
 
 
 # -- 8.2 two factors ---------------------------------------------------------------------------------------------------
@@ -145,6 +175,24 @@ def best_rank_r(delta, r):
     return B, A
 
 
+variant(
+    "best_rank_r",
+    {
+        "Choose the balanced pair, in which\ncolumn i of B is as long as row i of A.": (
+            "Choose the pair in which every row of A has\nlength 1."
+        ),
+        "U[:, :r] * np.sqrt(S[:r])": "U[:, :r] * S[:r]",
+        "np.sqrt(S[:r])[:, None] * Vt[:r]": "Vt[:r]",
+    },
+    "B holds the singular values, and the rows of A have length 1",
+    lines={
+        "column i of B must be as long as row i of A, so that each gets the square root": "the rows of A have length 1",
+        "the root must be in B and in A, not in one of them": "B takes the whole value",
+        "give B and A the square root each, not the value itself": "it belongs in B, once",
+    },
+)
+
+
 # -- 8.3 do two updates agree ------------------------------------------------------------------------------------------
 
 
@@ -190,3 +238,28 @@ def overlap(delta, other, r):
     V1 = np.linalg.svd(delta, full_matrices=False)[2][:r]
     V2 = np.linalg.svd(other, full_matrices=False)[2][:r]
     return ((V1 @ V2.T) ** 2).sum() / r
+
+
+variant(
+    "overlap",
+    {
+        "Do they use the same directions of the input?": "Do they use the same directions of the output?",
+        "compares the r input directions with the largest singular values. They are rows of length 1,": (
+            "compares the r directions with the largest singular values. Here they are columns of length 1,"
+        ),
+        "it is about r/n, so compare each value with r/n.": "it is about r/m, so compare each value with r/m.",
+        "(delta, full_matrices=False)[2][:r]": "(delta, full_matrices=False)[0][:, :r].T",
+        "(other, full_matrices=False)[2][:r]": "(other, full_matrices=False)[0][:, :r].T",
+    },
+    "directions of the output are compared, not those of the input",
+    lines={
+        "those are directions of the outputs (U): take those of the inputs, the rows of Vt": (
+            "those are directions of the inputs (Vt): take those of the outputs, the columns of U"
+        ),
+        "columns of Vt are taken: its rows are the directions, Vt[:r]": (
+            "rows of U are taken: its columns are the directions, U[:, :r]"
+        ),
+        "[2][:, :r].T": "[0][:r]",
+        "the rows of Vt, of length 1": "the columns of U, of length 1",
+    },
+)

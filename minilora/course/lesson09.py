@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def lora_forward(x, W, A, B, alpha):
 
 
 RS = {r"\frac{\alpha}{r}": r"\frac{\alpha}{\sqrt{r}}", "alpha / r": "alpha / r**0.5"}  # rsLoRA's scale
-variant("lora_forward", RS, also=None)
+variant("lora_forward", RS, "the scale is that of rsLoRA", also=None)
 
 
 # -- 9.2 the backward pass ---------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def lora_backward(x, W, A, B, g, alpha):
     return dx, dA, dB
 
 
-variant("lora_backward", RS)
+variant("lora_backward", RS, "the scale is that of rsLoRA")
 
 
 # -- 9.3 the initialisation --------------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ def draw_start(rng: np.random.Generator) -> Draw:
     return drawn
 
 
-def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator, power: float = 0.5, of: str = "n") -> None:
     """W frozen, A random and small, B zero: the first output is the base's, and not both gradients are zero."""
     W, r, seed = drawn["W"], drawn["r"], int(rng.integers(2**31))
 
@@ -214,7 +215,8 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         raise Wrong("the same seed gives a different A: draw it with the rng that is passed")
     if np.array_equal(A.data, start(seed + 1)[1].data):
         raise Wrong("another seed gives the same A: draw it with the rng that is passed")
-    spread(A.data, "A", "1 / sqrt(n)", 1 / np.sqrt(answer.sizes["n"]))
+    expected = f"1 / sqrt({of})" if power == 0.5 else f"1 / {of}"
+    spread(A.data, "A", expected, answer.sizes[of] ** -power)
 
 
 @exercise(
@@ -258,3 +260,15 @@ def inject(W, r, rng):
     A = rng.standard_normal((r, n)) / np.sqrt(n)
     B = np.zeros((m, r))
     return ml.Tensor(W), ml.Tensor(A, requires_grad=True), ml.Tensor(B, requires_grad=True)
+
+
+variant(
+    "inject",
+    {
+        r"`rng.standard_normal`, divided by $\sqrt{n}$.": "`rng.standard_normal`, divided by r.",
+        "rng.standard_normal((r, n)) / np.sqrt(n)": "rng.standard_normal((r, n)) / r",
+    },
+    "A is divided by the rank",
+    lines={"1 / sqrt(n)": "1 / r"},
+    judge=partial(judge_start, power=1, of="r"),
+)

@@ -16,8 +16,12 @@ from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 # -- 10.1 and 10.2 a layer as a dictionary -----------------------------------------------------------------------------
 
 
-def layer(rng: np.random.Generator, square: bool = False, merged: bool = False, r: int | None = None) -> Draw:
-    """One layer. square: m = n = r, so that A B has the shape of B A. merged: its update is already in W."""
+def layer(
+    rng: np.random.Generator, square: bool = False, merged: bool = False, r: int | None = None, key: str = "kept"
+) -> Draw:
+    """One layer. square: m = n = r, so that A B has the shape of B A. merged: its update is already in W, and the
+    base's array under `key`.
+    """
     sizes = distinct_sizes("mn", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
     if square:
         sizes["n"] = sizes["r"] = sizes["m"]
@@ -31,13 +35,26 @@ def layer(rng: np.random.Generator, square: bool = False, merged: bool = False, 
     }
     if merged:
         merge(drawn)
+    drawn[key] = drawn.pop("kept")
     return Draw(sizes, layer=drawn)
 
 
 def seen(result: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """The layer after a call."""
     after = arguments["layer"]
-    return {"W": after.get("W"), "kept": after.get("kept")}
+    return {name: after.get(name) for name in ("W", key_of(after))}
+
+
+def key_of(layer: dict[str, Any]) -> str:
+    """The name under which the base's array is kept: that of the first form, or of its variant."""
+    return "base" if "base" in layer else "kept"
+
+
+def whole(layer: dict[str, Any], key: str) -> None:
+    """Raise Wrong for a layer that has lost a key."""
+    for name in ("W", "A", "B", "alpha", key):
+        if name not in layer:
+            raise Wrong(f"the layer has lost its {name!r}: change what is stored there, and leave the key")
 
 
 def scale(layer: Any) -> float:
@@ -53,21 +70,24 @@ def root(layer: Any) -> float:
 def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Callable[[Any], float] = scale) -> None:
     """W is the merged matrix, the base's array is kept, and a second call changes nothing."""
     own = drawn["layer"]
+    key = key_of(own)
     base, A, B, before = own["W"], own["A"].copy(), own["B"].copy(), own["W"].copy()
-    if own["kept"] is not None:
+    if own[key] is not None:
         answer(layer=own)
+        whole(own, key)
         if own["W"] is not base:
-            raise Wrong("merged twice: this layer is already merged (`kept` is not None) and must not change")
+            raise Wrong(f"merged twice: this layer is already merged (`{key}` is not None) and must not change")
         return
     product, s = B @ A, scale_of(own)
     answer(layer=own)
+    whole(own, key)
     if not np.array_equal(base, before):
         raise Wrong("the base's array was changed in place: W + ... makes a new array, += writes into the old one")
-    if own["kept"] is None:
-        raise Wrong("nothing is kept: store the base's array in layer['kept'], or the merge cannot be undone")
-    if own["kept"] is not base:
-        what = "a copy of the base's array" if np.array_equal(own["kept"], before) else "not the base's array"
-        raise Wrong(f"`kept` contains {what}: store the array itself that was layer['W'] before the merge")
+    if own[key] is None:
+        raise Wrong(f"nothing is kept: store the base's array in layer['{key}'], or the merge cannot be undone")
+    if own[key] is not base:
+        what = "a copy of the base's array" if np.array_equal(own[key], before) else "not the base's array"
+        raise Wrong(f"`{key}` contains {what}: store the array itself that was layer['W'] before the merge")
     if not (np.array_equal(own["A"], A) and np.array_equal(own["B"], B)):
         raise Wrong("A or B was changed: only W and kept change")
     got = own["W"]
@@ -136,20 +156,34 @@ def merge(layer):
 
 
 RS = {"alpha / r": "alpha / r**0.5", 'layer["alpha"] / len(layer["A"])': 'layer["alpha"] / len(layer["A"]) ** 0.5'}
-variant("merge", RS, judge=partial(judge_merge, scale_of=root))
+NAMED_BASE = {"`kept`": "`base`", 'layer["kept"]': 'layer["base"]'}
+variant(
+    "merge",
+    RS | NAMED_BASE,
+    "the scale is that of rsLoRA, and the base's array has another key",
+    draw=[
+        partial(layer, key="base"),
+        partial(layer, key="base", square=True),
+        partial(layer, key="base", merged=True),
+    ],
+    smallest=partial(layer, r=1, key="base"),
+    judge=partial(judge_merge, scale_of=root),
+)
 
 
 def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     """The kept array itself is restored; a layer that is not merged does not change."""
     own = drawn["layer"]
-    W, kept = own["W"], own["kept"]
+    key = key_of(own)
+    W, kept = own["W"], own[key]
     base = None if kept is None else kept.copy()
     answer(layer=own)
+    whole(own, key)
     if kept is None:
         if own["W"] is None:
-            raise Wrong("a layer that is not merged has lost its W: where kept is None, there is nothing to do")
-        if own["W"] is not W or own["kept"] is not None:
-            raise Wrong("a layer that is not merged was changed: where kept is None, there is nothing to do")
+            raise Wrong(f"a layer that is not merged has lost its W: where {key} is None, there is nothing to do")
+        if own["W"] is not W or own[key] is not None:
+            raise Wrong(f"a layer that is not merged was changed: where {key} is None, there is nothing to do")
         return
     if own["W"] is W:
         raise Wrong("W is still the merged array")
@@ -160,8 +194,8 @@ def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             if exact
             else "W is not the base's weight bit for bit: subtraction rounds; restore the kept array"
         )
-    if own["kept"] is not None:
-        raise Wrong("`kept` must be None again, or the next merge does nothing")
+    if own[key] is not None:
+        raise Wrong(f"`{key}` must be None again, or the next merge does nothing")
 
 
 @exercise(
@@ -190,6 +224,14 @@ def unmerge(layer):
     """Restore the array in layer["kept"]."""
     if layer["kept"] is not None:
         layer["W"], layer["kept"] = layer["kept"], None
+
+
+variant(
+    "unmerge",
+    NAMED_BASE,
+    "the base's array has another key",
+    draw=[partial(layer, merged=True, key="base"), partial(layer, key="base")],
+)
 
 
 # -- 10.3 injection ----------------------------------------------------------------------------------------------------
@@ -312,3 +354,37 @@ def add_lora(model, targets, make_layer):
     for name, module in found.items():
         model.set_submodule(name, make_layer(module))
     return list(found)
+
+
+def judge_pairs(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+    """`judge_add`, and the old layers come back by name."""
+
+    def names(**arguments: Any) -> Any:
+        before = dict(arguments["model"].named_modules())
+        found = answer(**arguments)
+        if not isinstance(found, dict):
+            raise Wrong(f"return a dictionary of name -> the layer that was replaced, got {type(found).__name__}")
+        if any(found[name] is not before.get(name) for name in found):
+            raise Wrong("the values of the dictionary are the layers that were replaced, not those that replace them")
+        return list(found)
+
+    judge_add(names, drawn, rng)
+
+
+variant(
+    "add_lora",
+    {
+        "Return the names of the replaced layers, in\nthe order of the model.": (
+            "Return a dictionary: the name of each replaced layer, in the\norder of the model, and the old layer."
+        ),
+        "make_layer: Linear -> module -> list of names": "make_layer: Linear -> module -> {name: old layer}",
+        "return list(found)": "return found",
+    },
+    "the replaced layers are returned with their names",
+    lines={
+        "list(found) -> len(found)": "return found -> return list(found)",
+        "return the names of the replaced layers": "return a dictionary",
+        "list(found) -> list(found)[::-1]": "return found -> return dict(list(found.items())[::-1])",
+    },
+    judge=judge_pairs,
+)

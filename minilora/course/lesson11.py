@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from ..experiments.claim import Verdict
 from ..measure.statistics import student
 from .compare import Wrong
-from .exercises import EXERCISES, Draw, exercise
+from .exercises import EXERCISES, Draw, exercise, variant
 from .worlds import WORLDS
 
 REPRODUCED, NOT_HERE, CONTRADICTED = (str(verdict) for verdict in Verdict)
@@ -69,6 +70,25 @@ def paired_interval(a, b):
     return d.mean(), d.mean() - half, d.mean() + half
 
 
+variant(
+    "paired_interval",
+    {
+        "By how much does b lie below a?": "By how much does b lie above a?",
+        "difference $d = a - b$": "difference $d = b - a$",
+        "mean, low, high of a - b": "mean, low, high of b - a",
+        "d = a - b": "d = b - a",
+        'paired_interval(losses["old"], losses["new"])': 'paired_interval(losses["new"], losses["old"])',
+    },
+    "the difference is counted the other way round",
+    lines={
+        "a - b -> b - a": "b - a -> a - b",
+        "this is b - a: the sign says which is better, so return a - b": "this is a - b: return b - a",
+        "so take a - b first": "so take b - a first",
+        "(a[0] - b[0],)": "(b[0] - a[0],)",
+    },
+)
+
+
 # -- 11.2 a verdict ----------------------------------------------------------------------------------------------------
 
 
@@ -82,17 +102,18 @@ def draw_case(rng: np.random.Generator) -> Draw:
     return Draw(None, interval=(mean, mean - half, mean + half), band=(low, high), against=against)
 
 
-def judge_verdict(answer: Callable[..., Any], drawn: Draw, rng: np.random.Generator) -> None:
+def judge_verdict(answer: Callable[..., Any], drawn: Draw, rng: np.random.Generator, number: int = 0) -> None:
     """The right one of three, for a hundred intervals; whoever errs as a known mistake does gets its line."""
     cases = [drawn, *(draw_case(rng) for _ in range(99))]
     said = [answer(**case) for case in cases]
     for one in said:
         if one not in (REPRODUCED, NOT_HERE, CONTRADICTED):
             raise Wrong(f"{one!r} is no verdict: there are {REPRODUCED!r}, {NOT_HERE!r} and {CONTRADICTED!r}")
-    right = [verdict(**case) for case in cases]
+    form = EXERCISES["verdict"].forms[number]
+    right = [form.reference(**case) for case in cases]
     if said == right:
         return
-    for mistake in EXERCISES["verdict"].forms[0].mistakes:
+    for mistake in form.mistakes:
         if said == [mistake.function(**case) for case in cases]:
             raise Wrong(mistake.line)
     case, got, want = next((c, a, b) for c, a, b in zip(cases, said, right, strict=True) if a != b)
@@ -139,6 +160,29 @@ def verdict(interval, band, against):
     if band[0] <= mean <= band[1] and low >= against:
         return "reproduced"
     return "contradicted" if high < against else "not at this size"
+
+
+variant(
+    "verdict",
+    {
+        '"contradicted"`: the whole interval lies below `against`.': (
+            '"contradicted"`: the whole interval lies below the band, and the mean below `against`.'
+        ),
+        "if high < against else": "if mean < against and high < band[0] else",
+    },
+    "the interval must lie below the band, and its mean below `against`, to contradict",
+    lines={
+        "high < against -> mean < against": "mean < against and high < band[0] -> mean < against",
+        "contradicted by the mean alone: the whole interval, including its high end, must be below `against`": (
+            "contradicted by the mean alone: the whole interval, including its high end, must be below the band"
+        ),
+        "high < against -> low < against": "mean < against and high < band[0] -> low < against",
+        "high < against -> not": "mean < against and high < band[0] -> not",
+        "high < against -> high < 0": "mean < against -> mean < 0",
+        "all of it, including its high end, must be there": "its mean must be there, and all of it below the band",
+    },
+    judge=partial(judge_verdict, number=1),
+)
 
 
 # -- 11.3 a claim of one's own -----------------------------------------------------------------------------------------
@@ -243,3 +287,22 @@ def my_claim(run, rates, seeds, claimed):
         losses[method] = np.array([run(method, lr, seed)["test"] for seed in seeds])
     interval = paired_interval(losses["old"], losses["new"])
     return band, losses["old"] - losses["new"], verdict(interval, (band[0], np.inf), band[1])
+
+
+variant(
+    "my_claim",
+    {
+        "below which it is clearly wrong\n   (new is behind old).": (
+            "below which it is clearly wrong\n   (new is not even half of `claimed` ahead)."
+        ),
+        'paired_interval(losses["old"], losses["new"])': 'paired_interval(losses["new"], losses["old"])',
+        "(claimed, 0.0)": "(claimed, claimed / 2)",
+    },
+    "less than half of the claimed difference speaks against it",
+    lines={
+        "0.0); return band": "claimed / 2); return band",
+        "(claimed, 0)": "(claimed, claimed / 2)",
+        "(claimed / 2, 0.0)": "(claimed / 2, claimed / 2)",
+        "a loss is": "less than half of it is",
+    },
+)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from .exercises import Draw, exercise
+from .exercises import Draw, exercise, variant
 
 # -- 12.1 the scale ----------------------------------------------------------------------------------------------------
 
@@ -95,10 +96,43 @@ def scale_of(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern):
     return alpha / np.sqrt(r) if use_rslora else alpha / r
 
 
+def reversed_keys(draw: Callable[..., Draw]) -> Callable[[np.random.Generator], Draw]:
+    """The same draw, its patterns in the opposite order."""
+
+    def drawn(rng: np.random.Generator) -> Draw:
+        found = draw(rng)
+        for pattern in ("rank_pattern", "alpha_pattern"):
+            found[pattern] = dict(reversed(found[pattern].items()))
+        return found
+
+    return drawn
+
+
+variant(
+    "scale_of",
+    {
+        "the first key that matches counts.": "the last key that matches counts.",
+        "next(fits, default)": "[default, *fits][-1]",
+        "config.py) computes.": "config.py) computes, where the first key counts.",
+    },
+    "the last key that matches counts",
+    draw=[
+        reversed_keys(draw_scale),
+        reversed_keys(partial(draw_scale, rs=False)),
+        reversed_keys(partial(draw_scale, rs=True)),
+        reversed_keys(partial(draw_scale, twice=True)),
+    ],
+    lines={
+        "[default, *fits][-1] -> [default, *fits][-1]": "[default, *fits][-1] -> next(fits, default)",
+        "where two keys match, the first counts: stop there (break)": "where two keys match, the last one counts",
+    },
+)
+
+
 # -- 12.2 the budget ---------------------------------------------------------------------------------------------------
 
 
-def draw_budget(rng: np.random.Generator) -> Draw:
+def draw_budget(rng: np.random.Generator, most: int = 12) -> Draw:
     """Four choices: two that the budget limits, one that it does not limit, and one that is too large."""
     m, n = (int(size) for size in rng.permutation([37, 64, 90])[:2])
     choices = {
@@ -108,7 +142,7 @@ def draw_budget(rng: np.random.Generator) -> Draw:
         "large": [(30_000, 40_000)],
     }
     order = [list(choices)[i] for i in rng.permutation(4)]
-    budget = int(rng.integers(6, 12)) * sum(sum(shape) for shape in choices["many"]) + 11
+    budget = int(rng.integers(6, most)) * sum(sum(shape) for shape in choices["many"]) + 11
     return Draw(None, choices={key: choices[key] for key in order}, budget=budget)
 
 
@@ -148,6 +182,25 @@ def ranks_for_budget(choices, budget):
         smallest = min(min(shape) for shape in shapes)
         ranks[name] = min(budget // per_rank, smallest)
     return ranks
+
+
+variant(
+    "ranks_for_budget",
+    {
+        "A rank is a whole number. It is 0 where even rank 1 exceeds the budget.": (
+            "A rank is a multiple of 2. It is 0 where even rank 2 exceeds the budget."
+        ),
+        "min(budget // per_rank, smallest)": "min(budget // per_rank, smallest) // 2 * 2",
+    },
+    "ranks are even",
+    lines={
+        "rank 1": "rank 2",
+        "smallest) // 2 * 2 -> budget // per_rank": "smallest) -> budget // per_rank",
+        "max(1, budget": "max(2, budget",
+    },
+    draw=lambda rng: draw_budget(rng, 13),
+    smallest=lambda rng: Draw(None, choices={"one": [(3, 4)]}, budget=14),
+)
 
 
 # -- 12.3 the sweep ----------------------------------------------------------------------------------------------------
@@ -210,3 +263,33 @@ def best_rate(rates, losses):
     means = np.where(np.isfinite(means), means, np.inf)
     i = int(np.argmin(means))
     return None if i in (0, len(rates) - 1) else rates[i]
+
+
+def transposed(draw: Callable[..., Draw]) -> Callable[[np.random.Generator], Draw]:
+    """The same draw, a row for each rate."""
+
+    def drawn(rng: np.random.Generator) -> Draw:
+        found = draw(rng)
+        return Draw(found.sizes, rates=found["rates"], losses=found["losses"].T.copy())
+
+    return drawn
+
+
+variant(
+    "best_rate",
+    {
+        "a row for each seed and a column for each rate.": "a row for each rate and a column for each seed.",
+        "losses (seeds, k)": "losses (k, seeds)",
+        "losses.mean(axis=0)": "losses.mean(axis=1)",
+    },
+    "the table of losses is transposed",
+    lines={
+        "np.nanmean(losses, axis=0)": "np.nanmean(losses, axis=1)",
+        "losses[0]": "losses[:, 0]",
+        "losses.min(axis=0)": "losses.min(axis=1)",
+    },
+    draw=[
+        transposed(draw_sweep),
+        *(transposed(partial(draw_sweep, lowest=lowest)) for lowest in ("edge", "cut", "lucky")),
+    ],
+)

@@ -96,7 +96,7 @@ IN_ATTENTION = {  # words of the page in the form that adapts attention alone
 }
 
 
-variant("adapter_parameters", IN_ATTENTION)
+variant("adapter_parameters", IN_ATTENTION, "attention alone is adapted")
 
 
 # -- 13.2 --------------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def training_memory(shapes, r=None, frozen_bytes=4, moments=2):
     return frozen_bytes * frozen + 4 * (2 + moments) * trained
 
 
-variant("training_memory", IN_ATTENTION, mistakes=MEMORY_MISTAKES)
+variant("training_memory", IN_ATTENTION, "attention alone is adapted")
 
 
 # -- 13.3 --------------------------------------------------------------------------------------------------------------
@@ -226,6 +226,6 @@ def largest_rank(shapes, budget):
 variant(
     "largest_rank",
     IN_ATTENTION,
+    "attention alone is adapted",
     draw=[partial(draw_budget, kind=kind, names=ATTENTION) for kind in BUDGETS],
-    mistakes=RANK_MISTAKES,
 )

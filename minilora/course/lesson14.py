@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from .exercises import Draw, exercise
+from .exercises import Draw, exercise, variant
 from .lesson13 import draw_shapes, training_memory
 
 # -- 14.1 --------------------------------------------------------------------------------------------------------------
@@ -66,6 +66,25 @@ def kept_bytes(layers, T, r=None):
         return 0
     inputs = {name: n for name, m, n in layers}
     return 4 * T * (sum(inputs.values()) + (r or 0) * len(layers))
+
+
+variant(
+    "kept_bytes",
+    {
+        "for the backward pass, in float32, for T tokens:": "for the backward pass, in bfloat16, for T tokens:",
+        "the answer is 2,560 bytes with": "the answer is 1,280 bytes with",
+        "return 4 * T": "return 2 * T",
+    },
+    "activations take 16 bits",
+    lines={
+        "return 4 * -> return 2 *": "return 2 * -> return 4 *",
+        "return 4 * ->": "return 2 * ->",
+        "4 * T * -> 4 *": "2 * T * -> 2 *",
+        "return 4 * sum": "return 2 * sum",
+        "a float32 takes 4 bytes, not 2": "a bfloat16 takes 2 bytes, not 4",
+        "a float32 takes 4 bytes": "a bfloat16 takes 2 bytes",
+    },
+)
 
 
 # -- 14.2 --------------------------------------------------------------------------------------------------------------
@@ -136,16 +155,35 @@ def step_products(m, n, r=None, lowest=False):
     return large + down + up
 
 
+variant(
+    "step_products",
+    {
+        "Count the multiply-accumulate operations (MACs) in": "Count the floating-point operations (FLOPs) in",
+        "takes a b c MACs.": "takes 2 a b c FLOPs: a multiplication and an addition each.",
+        "MACs per token": "FLOPs per token",
+        "return (2 if lowest else 3) * m * n": "return 2 * (2 if lowest else 3) * m * n",
+        "return large + down + up": "return 2 * (large + down + up)",
+    },
+    "additions are counted, too",
+    lines={
+        "count multiplications only, not additions (MACs, not FLOPs)": "count additions, too (FLOPs, not MACs)",
+        "return (2 if -> return 2 * (2 if": "return 2 * (2 if -> return (2 if",
+        "-> return 2 * (2 * (large + down + up))": "-> return large + down + up",
+        "return m * n + (r or 0) * (m + n)": "return 2 * (m * n + (r or 0) * (m + n))",
+    },
+)
+
+
 # -- 14.3 --------------------------------------------------------------------------------------------------------------
 
 
-def draw_text(rng: np.random.Generator, at_once: bool = False) -> Draw:
+def draw_text(rng: np.random.Generator, at_once: bool = False, frozen_bytes: int = 4) -> Draw:
     """A model, its activations, and a factor between that of no tokens and that of many; or one that holds at once."""
     r = int(rng.integers(2, 5))
     whole = draw_shapes(rng, bool(rng.integers(2)))
     shapes = {name: shape for name, shape in whole.items() if "mlp" not in name}  # 13.2 is alike in all its variants
     kept_full, kept_lora = int(rng.integers(400, 460)), int(rng.integers(470, 560))
-    most = training_memory(shapes) / training_memory(shapes, r)
+    most = training_memory(shapes) / training_memory(shapes, r, frozen_bytes)
     factor = most + 0.5 if at_once else 1 + (0.3 + 0.4 * rng.random()) * (most - 1)
     return Draw(shapes=shapes, r=r, kept_full=kept_full, kept_lora=kept_lora, factor=round(float(factor), 3))
 
@@ -184,3 +222,20 @@ def tokens_until(shapes, r, kept_full, kept_lora, factor):
     """shapes: a dictionary of name -> shape, r: the rank, kept: bytes per token -> the smallest T"""
     full, lora = training_memory(shapes), training_memory(shapes, r)
     return max(1, math.ceil((full - factor * lora) / (factor * kept_lora - kept_full)))
+
+
+HALF = "training_memory(shapes, r, frozen_bytes=2)"
+variant(
+    "tokens_until",
+    {
+        "LoRA holds `training_memory(shapes, r)` and its": f"LoRA holds\n`{HALF}` and its",
+        "training_memory(shapes), training_memory(shapes, r)": f"training_memory(shapes), {HALF}",
+    },
+    "LoRA's base takes 16 bits",
+    draw=[partial(draw_text, frozen_bytes=2, at_once=at_once) for at_once in (False, False, True)],
+    lines={
+        "training_memory(shapes, r)": HALF,
+        "training_memory(shapes, 0)": "training_memory(shapes, 0, frozen_bytes=2)",
+        "(shapes), -> training_memory(shapes, 0, frozen_bytes=2),": "(shapes), -> training_memory(shapes, 0),",
+    },
+)

@@ -127,7 +127,7 @@ RS = {
     '/ len(a["A"])': '/ len(a["A"]) ** 0.5',
     '/ len(adapter["A"])': '/ len(adapter["A"]) ** 0.5',
 }
-variant("cat", RS)
+variant("cat", RS, "the scale is that of rsLoRA")
 
 FORMS = "right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B"
 
@@ -201,7 +201,7 @@ def mix(x, W, adapters, weights):
     return y
 
 
-variant("mix", RS)
+variant("mix", RS, "the scale is that of rsLoRA")
 
 
 # -- 16.3 an adapter for each row --------------------------------------------------------------------------------------
@@ -276,4 +276,4 @@ def answer_rows(x, W, adapters, names):
     return y
 
 
-variant("answer_rows", RS)
+variant("answer_rows", RS, "the scale is that of rsLoRA")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, arrays, distinct_sizes, exercise
+from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 from .lesson09 import lora_backward, lora_forward
 
 # -- 17.1 the smallest error -------------------------------------------------------------------------------------------
@@ -80,6 +80,26 @@ def floor(x, delta, r):
     return (sizes[r:] ** 2).sum() / len(x)
 
 
+OVER_ALL = {  # the loss of 17.1 and of 17.3
+    "squares summed over the outputs, averaged over the T tokens.": "squares averaged over all outputs of all tokens.",
+    r"$$L = \frac{1}{T} \sum_{t,i}": r"$$L = \frac{1}{Tm} \sum_{t,i}",
+}
+variant(
+    "floor",
+    OVER_ALL | {".sum() / len(x)": ".sum() / (len(x) * len(delta))"},
+    "the error is averaged over the outputs, too",
+    lines={
+        "/ len(x) ->": "/ (len(x) * len(delta)) ->",
+        "len(x) -> (len(x) * len(delta))": "(len(x) * len(delta)) -> len(x)",
+        "len(x) -> (sizes**2).sum()": "(len(x) * len(delta)) -> (sizes**2).sum()",
+        "also averaged over the outputs: sum over the m outputs, average over the T tokens": (
+            "summed over the outputs: average over the T tokens and the m outputs"
+        ),
+        "summed over the tokens: divide by T, the number of rows of x": "a sum: divide by T m, the number of outputs",
+    },
+)
+
+
 # -- 17.2 the rank that is needed --------------------------------------------------------------------------------------
 
 
@@ -124,6 +144,39 @@ def smallest_r(x, delta, share):
     while floor(x, delta, r) > allowed:
         r += 1
     return r
+
+
+def draw_removed(rng: np.random.Generator) -> Draw:
+    """A task, and the share of the error that must go."""
+    drawn = draw_needed(rng)
+    drawn["share"] = 1 - drawn["share"]
+    return drawn
+
+
+variant(
+    "smallest_r",
+    {
+        "Return the smallest r whose smallest possible error is at most `share`\nof that. With `share=0.1`, the update "
+        "must remove nine tenths of the error.": (
+            "Return the smallest r with which at least `share` of it can be\nremoved. With `share=0.9`, a tenth of the "
+            "error may be left."
+        ),
+        "share * floor(x, delta, 0)": "(1 - share) * floor(x, delta, 0)",
+    },
+    "the share is what must be removed",
+    lines={
+        "share is what may remain: for 0.1, the update must remove nine tenths": (
+            "share is what must be removed: for 0.9, a tenth may remain"
+        ),
+        "share * -> (1 - share) *": "(1 - share) * -> share *",
+        "share * -> share**2 *": "(1 - share) * -> (1 - share) ** 2 *",
+        "that leaves at most the share": "that removes at least the share",
+        "with this r more than the share remains": "with this r less than the share is removed",
+        "(1 - share) * floor(x, delta, 0) -> share": "(1 - share) * floor(x, delta, 0) -> 1 - share",
+    },
+    draw=draw_removed,
+    smallest=lambda rng: Draw(None, x=rng.standard_normal((1, 3)), delta=rng.standard_normal((2, 3)), share=0.75),
+)
 
 
 # -- 17.3 descent by hand ----------------------------------------------------------------------------------------------
@@ -191,3 +244,18 @@ def descend(x, W, y, A, B, alpha, lr, steps):
         _, dA, dB = lora_backward(x, W, A, B, g, alpha)
         A, B = A - lr * dA, B - lr * dB
     return A, B
+
+
+variant(
+    "descend",
+    OVER_ALL | {"- y) / len(x)": "- y) / y.size"},
+    "the loss is averaged over the outputs, too",
+    lines={
+        "len(x) -> y.size": "y.size -> len(x)",
+        "/ len(x) ->": "/ y.size ->",
+        "not divided by T: the loss is a mean over the tokens": "not divided by T m: the loss is a mean over both",
+        "g is divided by T m: the loss averages over the T tokens, and sums over the m outputs": (
+            "g is divided by T: the loss averages over the T tokens and the m outputs"
+        ),
+    },
+)

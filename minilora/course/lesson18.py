@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from .exercises import Draw, exercise
+from .exercises import Draw, exercise, variant
 from .lesson13 import Shapes, ends, numbers
 
 HEAD = "lm_head.weight"
@@ -107,6 +107,26 @@ def choose_config(shapes, tied, gib, activations):
     return r, 2 * r, quantized
 
 
+variant(
+    "choose_config",
+    {
+        "but at most 256;": "but at most 128;",
+        "the scale alpha / r is 2. Our": "the scale alpha / r is 4. Our",
+        "min(256, ": "min(128, ",
+        "return r, 2 * r, quantized": "return r, 4 * r, quantized",
+    },
+    "the scale and the highest rank",
+    lines={
+        "256": "128",
+        "alpha / r must be 2": "alpha / r must be 4",
+        "        2 * r -> 16": "4 * r -> 16",
+        "2 * r -> r": "4 * r -> r",
+        "2 * r -> 2": "4 * r -> 4",
+        "2 * r -> 16": "4 * r -> 16",
+    },
+)
+
+
 # -- 18.2 --------------------------------------------------------------------------------------------------------------
 
 
@@ -190,3 +210,25 @@ def table_from_metrics(run, versions, price):
     dollars = price * run["cores"] * hours
     before, after = run["loss"]
     return updated, memory, disk, dollars, 100 * (after - before) / before
+
+
+variant(
+    "table_from_metrics",
+    {
+        "- `memory`: the peak in GB, of 10⁹ bytes.": "- `memory`: the peak in GiB, of 2³⁰ bytes.",
+        "- `dollars`: the cost at `price` dollars per core and hour.": (
+            "- `dollars`: the cost at `price` dollars per hour, for all cores together."
+        ),
+        "price: dollars per core and hour": "price: dollars per hour",
+        'run["peak_bytes"] / 1e9': 'run["peak_bytes"] / 2**30',
+        'price * run["cores"] * hours': "price * hours",
+    },
+    "the unit of memory, and what the price is for",
+    lines={
+        '/ 2**30 -> run["peak_bytes"] / 2**30': '/ 2**30 -> run["peak_bytes"] / 1e9',
+        "a GB has 10**9 bytes: you divided by 2**30, which gives GiB": "a GiB has 2**30 bytes: you divided by 10**9",
+        "that is MB: a GB has 10**9 bytes": "that is MB: a GiB has 2**30 bytes",
+        '* run["cores"] ->': 'price * -> price * run["cores"] *',
+        "the price is for one core and hour: multiply by `cores`": "the price is for all cores: do not multiply",
+    },
+)

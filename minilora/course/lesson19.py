@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.tensor import Tensor
-from .exercises import Draw, arrays, distinct_sizes, exercise
+from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 from .lesson08 import in_order
 from .lesson09 import lora_backward, lora_forward
 
@@ -81,6 +81,22 @@ def dora_norm(W, A, B, alpha):
     second = np.einsum("mr,mr->m", W @ A.T, b)
     third = np.einsum("mr,mr->m", b @ (A @ A.T), b)
     return np.sqrt(first + 2 * second + third)
+
+
+RS = {"the scale is s = alpha / r": "the scale is s = alpha / r**0.5", "(alpha / r) B A": "(alpha / r**0.5) B A"}
+variant(
+    "dora_norm",
+    RS | {"(alpha / len(A))": "(alpha / len(A) ** 0.5)"},
+    "the scale is that of rsLoRA",
+    lines={
+        "the scale alpha / r": "the scale alpha / sqrt(r)",
+        "is alpha / r, not alpha / sqrt(r), which is rsLoRA's": "is alpha / sqrt(r), rsLoRA's, not alpha / r",
+        "the scale is alpha / r": "the scale is alpha / sqrt(r)",
+        "alpha / len(A) -> alpha": "alpha / len(A) ** 0.5 -> alpha",
+        "len(A) -> np.sqrt(len(A))": "len(A) ** 0.5 -> len(A)",
+        "alpha / len(A) * (B @ A)": "alpha / len(A) ** 0.5 * (B @ A)",
+    },
+)
 
 
 # -- 19.2 PiSSA's start ------------------------------------------------------------------------------------------------
@@ -160,6 +176,19 @@ def pissa_start(W, r, alpha):
     root = np.sqrt(S[:r] / s)
     A, B = root[:, None] * Vt[:r], U[:, :r] * root
     return A, B, W - s * (B @ A)
+
+
+variant(
+    "pissa_start",
+    RS | {"s = alpha / r\n": "s = alpha / r**0.5\n"},
+    "the scale is that of rsLoRA",
+    lines={
+        "alpha / r -> alpha / np.sqrt(r)": "alpha / r**0.5 -> alpha / r",
+        "is alpha / r, not alpha / sqrt(r), which is rsLoRA's": "is alpha / sqrt(r), rsLoRA's, not alpha / r",
+        "the scale is alpha / r": "the scale is alpha / sqrt(r)",
+        "alpha / r -> alpha": "alpha / r**0.5 -> alpha",
+    },
+)
 
 
 # -- 19.3 DoRA's gradients ---------------------------------------------------------------------------------------------
@@ -247,3 +276,11 @@ def dora_backward(x, W, A, B, magnitude, g, alpha):
     dmagnitude = (g * y).sum(axis=0) / norms
     _, dA, dB = lora_backward(x, W, A, B, g * (magnitude / norms), alpha)
     return dmagnitude, dA, dB
+
+
+variant(
+    "dora_backward",
+    RS,
+    "the scale is that of rsLoRA",
+    lines={"alpha and divides by r": "alpha and divides by the root of r"},
+)

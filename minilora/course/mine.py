@@ -5,7 +5,8 @@ A function that passes its check is written to mine.py in the notebook's folder.
     from minilora.course.mine import numerical_gradient
 
 which reads that file. If the function is not there yet, a line says which exercise to do first, and a placeholder
-raises NotImplementedError when it is called. Under nbgrader, which has no such file, it is the solution.
+raises NotImplementedError when it is called. Under nbgrader, which has no such file, it is the solution, in the variant
+of the exercise that is checked.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ HEAD = '''"""Functions of mine that passed their check. Written by `check`; late
 See what is done with `minilora progress`.
 """
 '''
+VARIANT: int | None = None  # of the exercise that is checked
 MARK = re.compile(r"^# (\d+\.\d+) (\w+)(?:, variant (\d+))?$", re.MULTILINE)
 
 
@@ -43,7 +45,7 @@ def __getattr__(name: str) -> Any:
         if found is not None:
             return found
     if os.environ.get("NBGRADER_EXECUTION"):
-        return EXERCISES[name].forms[0].reference
+        return lambda *arguments, **settings: EXERCISES[name].form(VARIANT).reference(*arguments, **settings)
     line = f"{name} is not in {FILE} yet: do exercise {EXERCISES[name].number} first"
     print(line)
 

@@ -84,9 +84,7 @@ def variants() -> str:
     rows = ["| exercise | forms | what changes |", "|---|---|---|"]
     for exercise in in_order():
         if len(exercise.forms) > 1:
-            changes = "; ".join(
-                f"`{old}` becomes `{new}`" for form in exercise.forms[1:] for old, new in form.replaces.items()
-            )
+            changes = "; ".join(form.changes for form in exercise.forms[1:])
             rows.append(f"| {exercise.number} `{exercise.name}` | {len(exercise.forms)} | {changes} |")
     return "\n".join(rows)
 
