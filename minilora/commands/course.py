@@ -1,4 +1,4 @@
-"""`minilora course`: copy lessons and exercises out of the installed package."""
+"""`minilora course`: copy lessons and exercises out of the installed package, or make slides of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-HELP = "copy the lessons and exercises into a folder of your own"
+HELP = "copy the lessons and exercises into a folder of your own, or make slides of them"
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)[^)\s]*\)")  # to a file
 README = """# minilora: the course
 
@@ -27,13 +27,28 @@ Names such as `minilora/engine/fused.py` are files of the installed package. `he
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The folder."""
-    parser.add_argument("folder", metavar="DIR", help="a folder, made if it is not there; nothing in it is overwritten")
+    """The folder, and what to write into it."""
+    parser.add_argument(
+        "folder", metavar="DIR", help="a folder, made if it is not there; notebooks are not overwritten"
+    )
+    parser.add_argument("--slides", action="store_true", help="write slides instead: questions, claims and figures")
+    parser.add_argument(
+        "--reveal", metavar="PLACE", help="with --slides: a folder or URL of reveal.js (default: a CDN)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Copy lessons and exercises out of the installed package."""
-    print(copy_course(Path(arguments.folder)))
+    from ..course.slides import REVEAL, write_slides
+
+    folder = Path(arguments.folder)
+    if arguments.reveal and not arguments.slides:
+        raise ValueError("--reveal belongs to --slides: add it, or leave --reveal out")
+    if not arguments.slides:
+        print(copy_course(folder))
+        return
+    pages = write_slides(notebooks(), folder, arguments.reveal or REVEAL)
+    print(f"slides of {len(pages)} lessons written to {folder}\nopen {folder / 'index.html'} in a browser")
 
 
 def notebooks() -> Path:
