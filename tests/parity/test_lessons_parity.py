@@ -198,6 +198,7 @@ def lesson14(run, rng):
     T = 50
     x, W, A, B = (rng.standard_normal(shape) for shape in [(T, 32), (24, 32), (4, 32), (24, 4)])
     theirs = run(x=x, W=W, A=A, B=B, T=T)
+    assert [name for name in "xWAB" if theirs[name].requires_grad] == ["x", "A", "B"]
     layer = lambda x: lora_linear(x, ml.Tensor(W), trained(A), trained(B), scale=2.0)
     for got, y in zip(theirs["numbers"], (layer(trained(x)), recomputed(layer, trained(x))), strict=True):
         saved = {id(array): array.size for _, array in kept_arrays(y.node) if len(array) == T}
