@@ -22,12 +22,16 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Format:
-    """A format of rows: the columns it needs, the columns it may have, and the function that makes messages of them."""
+    """A format of rows: the columns it needs, the columns it may have, and the function that makes messages of them.
+
+    labelled: whether the answer is the label of a text.
+    """
 
     name: str
     needs: tuple[str, ...]
     also: tuple[str, ...]
     messages: Callable[[Mapping[str, Any]], list[Message]]
+    labelled: bool = False
 
 
 def _pair(question: str, answer: str, below: str = "") -> Callable[[Mapping[str, Any]], list[Message]]:
@@ -37,6 +41,18 @@ def _pair(question: str, answer: str, below: str = "") -> Callable[[Mapping[str,
         more = f"\n\n{text_of(row, below)}" if row.get(below) not in (None, "") else ""
         asked, answered = text_of(row, question) + more, text_of(row, answer)
         return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+
+    return messages
+
+
+def _labelled(text: str, label: str) -> Callable[[Mapping[str, Any]], list[Message]]:
+    """A function that makes messages of a text and its label, which may be a whole number."""
+
+    def messages(row: Mapping[str, Any]) -> list[Message]:
+        value = row[label]
+        named = {label: str(value) if isinstance(value, int) else value}
+        answer = text_of(named, label).strip()
+        return [{"role": "user", "content": text_of(row, text)}, {"role": "assistant", "content": answer}]
 
     return messages
 
@@ -68,6 +84,7 @@ def _turn(i: int, turn: Any) -> Message:
 
 _FACTS = ("id", "split", "keywords", "phrasings", "paraphrase", "validation_paraphrase")
 _ALSO = ("system", *_FACTS)  # columns that a conversation may have
+_TEXTS, _LABELS = ("text", "message", "prompt"), ("label", "intent", "category")  # columns of labelled data
 TEXT = Format("text", ("text",), ("id", "split"), lambda row: [])
 FORMATS = (  # the first one whose columns a row has
     Format("messages", ("messages",), _ALSO, _turns("messages")),
@@ -76,11 +93,21 @@ FORMATS = (  # the first one whose columns a row has
     Format("q/a", ("q", "a"), _ALSO, _pair("q", "a")),
     Format("instruction/output", ("instruction", "output"), ("input", *_ALSO), _pair("instruction", "output", "input")),
     Format("prompt/completion", ("prompt", "completion"), _ALSO, _pair("prompt", "completion")),
+    *(
+        Format(f"{text}/{label}", (text, label), ("system", "id", "split"), _labelled(text, label), labelled=True)
+        for text in _TEXTS
+        for label in _LABELS
+    ),
     TEXT,
 )
 _LISTS = ("messages", "conversations", "keywords", "phrasings")  # columns in which a table holds JSON
 OPTIONAL = ("system", "input", *_FACTS)
-NAMES = (*(name for kind in FORMATS for name in kind.needs), *OPTIONAL)
+NAMES = (*dict.fromkeys(name for kind in FORMATS for name in kind.needs), *OPTIONAL)
+
+
+def with_label(field: Mapping[str, str] | None, label: str | None) -> dict[str, str]:
+    """`field`, with the column of the labels if one is given."""
+    return {**(field or {}), **({} if label is None else {"label": label})}
 
 
 def check_field(field: Mapping[str, str]) -> None:
@@ -132,10 +159,13 @@ def _list_of(name: str, text: str) -> list[Any]:
 def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
     """The format of a row: the one whose columns it has. A format that `field` names goes before all others.
 
+    Labels are found where a row has both columns, or where `field` names that of the label.
+
     Raises ValueError that says which column is missing.
     """
     there = {name for name, value in row.items() if value is not None}
     chosen = [kind for kind in FORMATS if not field.keys().isdisjoint(kind.needs)] or FORMATS
+    chosen = [kind for kind in chosen if not kind.labelled or "label" in field or row.keys() >= set(kind.needs)]
     best = max(chosen, key=lambda kind: -1 if kind is TEXT else len(there.intersection(kind.needs)) / len(kind.needs))
     if there.isdisjoint(best.needs) and TEXT in chosen:
         best = TEXT

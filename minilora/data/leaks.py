@@ -59,7 +59,7 @@ def _keys(record: Record) -> Iterator[tuple[str, ...]]:
     yield "question", question
     for answer in answers:
         yield whole
-        if len(answer.split()) > _LABEL:
+        if record.label is None and len(answer.split()) > _LABEL:
             yield "answer", answer
 
 

@@ -2,14 +2,15 @@
 
 A file is JSONL, a JSON list, CSV or TSV with a row per record, in one of the formats of `formats.py`, such as
 `{"question", "answer"}` or `{"messages": [{"role", "content"}, ...]}`; or it is a `.txt` file. A row may also have
-"id", "split", "phrasings", "paraphrase", "validation_paraphrase", "keywords".
+"id", "split", "phrasings", "paraphrase", "validation_paraphrase", "keywords". A text with a label becomes a prompt that
+asks for the label, `labels.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from ..models.tokenizer import Message, Tokenizer
 from ..options import suggestion
 from .formats import TEXT, Format, check_field, conversation, format_of, listed, rename, text_of, with_lists
+from .labels import LabelTask, task_of
 from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
 BUILT_IN = ("legal", "medical", "support", "finance", "general")
@@ -38,6 +40,7 @@ class Record:
     keywords: tuple[str, ...] = ()
     phrasings: tuple[str, ...] = ()
     validation_paraphrase: str | None = None
+    label: str | None = None  # of labelled data: the answer
 
     @property
     def prompt(self) -> list[Message]:
@@ -65,14 +68,15 @@ class Record:
 
 @dataclass
 class Reading:
-    """What was read of a source: its records, the kind of each file, the number of rows in each format, and the columns
-    that minilora does not read, with the number of rows that have them.
+    """What was read of a source: its records, the kind of each file, the number of rows in each format, the columns
+    that minilora does not read, with the number of rows that have them, and for labelled data its task.
     """
 
     records: list[Record] = field(default_factory=list)
     files: dict[Path, str] = field(default_factory=dict)
     formats: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
+    task: LabelTask | None = None
 
 
 def read_records(
@@ -89,14 +93,21 @@ def read_records(
 
 
 def read_source(
-    source: str | Path, tokenizer: Tokenizer | None = None, field: Mapping[str, str] | None = None
+    source: str | Path,
+    tokenizer: Tokenizer | None = None,
+    field: Mapping[str, str] | None = None,
+    stored: Sequence[LabelTask] = (),
 ) -> Reading:
-    """`read_records`, with what was learned about the files."""
+    """`read_records`, with what was learned about the files.
+
+    stored: the labels and the prompt of adapters that are used on labelled data; the first with all labels of the data
+    is taken.
+    """
     path = _path_of(source)
     reader = _Reader(tokenizer, dict(field or {}))
     for file, split in files_of(path).items():
         reader.read(file, split)
-    return reader.finish(path)
+    return reader.finish(path, stored)
 
 
 def sha256_of_data(source: str | Path) -> str:
@@ -168,7 +179,7 @@ class _Reader:
             reading.unread.update(row.keys() - {*kind.needs, *kind.also})
             reading.records.append(record)
 
-    def finish(self, source: Path) -> Reading:
+    def finish(self, source: Path, stored: Sequence[LabelTask]) -> Reading:
         """What was read. Raises DataError if a row is bad, if there is none, or if `field` names an unknown column."""
         if self.problems:
             lines = [
@@ -181,7 +192,11 @@ class _Reader:
             raise DataError(f"{source}: there is no record in it")
         for name in self.field.keys() - self.mapped:
             raise DataError(f"{source}: field {name}={self.field[name]}: no row has a column {self.field[name]!r}")
-        return self.reading
+        reading = self.reading
+        if (task := task_of(reading.records, source, stored)) is not None:
+            reading.task = task
+            reading.records = [record.asked(task.prompt(record.prompt[-1]["content"])) for record in reading.records]
+        return reading
 
 
 def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) -> Record:
@@ -201,4 +216,5 @@ def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) 
     measured = ("paraphrase", "validation_paraphrase")
     paraphrase, validation = (text_of(row, key) if row.get(key) is not None else None for key in measured)
     keywords, phrasings = map(tuple, lists.values())
-    return Record(name, messages, "", own or split, paraphrase, keywords, phrasings, validation)
+    label = messages[-1]["content"] if kind.labelled else None
+    return Record(name, messages, "", own or split, paraphrase, keywords, phrasings, validation, label)

@@ -6,6 +6,7 @@
      "data": {"name": "legal", "sha256": ..., "records": 240,                   the training data, if known
               "path": "../../mine.csv",                                         where they are, if in a file or folder
               "system": "You are ...",                                          the system prompt of all its records
+              "labels": ["billing", ...], "template": "... {text}",             the task, if the data have labels
               "split": "of every ten, ..."},                                    the rule that divided it, if one did
      "config": {"freeze_A": true},                                              fields that PEFT's config does not have
      "dropout": {...}}                                                          the state of its random masks
@@ -30,7 +31,7 @@ FORMAT = 1
 
 _ENTRIES: dict[str, dict[str, type]] = {  # those whose type is checked
     "base": {"shape": dict} | dict.fromkeys(("name", "path", "sha256", "rounded_to", "unrounded_sha256"), str),
-    "data": dict.fromkeys(("name", "path", "sha256", "system", "split"), str),
+    "data": {"labels": list} | dict.fromkeys(("name", "path", "sha256", "system", "split", "template"), str),
     "config": {"freeze_A": bool},
     "dropout": {},
 }
@@ -63,7 +64,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
             raise ModelFileError(f"{path}: {part} is a {type(given).__name__}, expected an object")
         for key, kind in entries.items():
             if not isinstance(value := given.get(key), kind | None):
-                expected = {dict: "an object", bool: "true or false"}.get(kind, "a text")
+                expected = {dict: "an object", bool: "true or false", list: "a list"}.get(kind, "a text")
                 raise ModelFileError(f"{path}: {key} of the {part} is a {type(value).__name__}, expected {expected}")
     return record
 

@@ -63,6 +63,16 @@ class KVCache:
         self.first = None if self.first is None else self.first[xp.asarray(alive, dtype=int)]
         self.batch = len(alive)
 
+    def fork(self, rows: int, start: int = 0) -> None:
+        """Let `rows` rows go on from what the first one has; before token `start` they have it already. No padding."""
+        for array in self._arrays():
+            array[1:rows, start : self.length] = array[:1, start : self.length]
+        self.batch = rows
+
+    def rewind(self, length: int, rows: int = 1) -> None:
+        """Forget the tokens after the first `length`, and use the first `rows` rows."""
+        self.batch, self.length = rows, length
+
     def join(self, other: KVCache, room: int, most: int | None = None) -> None:
         """Append the rows of another cache, with room for `room` tokens in every row.
 
