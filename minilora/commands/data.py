@@ -17,20 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from ..data.formats import TEXT, check_field
+from ..data.formats import TEXT, check_field, with_label
 from ..data.leaks import NAMED, leaks, repeated
 from ..data.records import Reading, Record, read_source
 from ..data.rows import SPLITS
 from ..data.samples import encode_records, encode_text, truncate, warning_of_control_tokens
-from ..data.splits import by_split, describe_splits, follows_rule, is_one_text, split_text
+from ..data.splits import by_split, check_labels, describe_splits, follows_rule, is_one_text, split_text
 from ..engine.fused import NOT_SCORED
 from ..measure.loss import evenly
 from ..models.load import find, known_as, load_tokenizer
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
 from ..options import BASE, add_flags, check, from_flags, option
-from ..pages.text import WIDTH, counted, rule, terminal_width, wrapped
-from ..train.options import FIELD, Options
+from ..pages.text import WIDTH, columns, counted, rule, shortened, terminal_width, wrapped
+from ..train.options import FIELD, LABEL, Options
 
 BRACKETS = ("[[", "]]")  # around what is scored
 UNDERLINED = ("\x1b[1;4m", "\x1b[0m")  # the same in a terminal
@@ -45,6 +45,7 @@ class LookOptions:
 
     base: str = option(Options.base, f"the model whose tokens are counted: {BASE}")
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
+    label: str | None = option(None, LABEL, metavar="COLUMN")
     max_length: int = option(Options.max_length, "tokens per record; longer ones are truncated", least=8)
 
     def __post_init__(self):
@@ -65,7 +66,8 @@ def look(source: str | Path, options: LookOptions | None = None) -> dict[str, An
     short = known_as(options.base)
     tokens_of = options.base if short is None or find(short) is not None else "tiny"
     tokenizer = load_tokenizer(tokens_of)
-    reading = read_source(source, tokenizer, options.field)
+    field = with_label(options.field, options.label)
+    reading = read_source(source, tokenizer, field)
     records, alone = reading.records, is_one_text(reading.records)
     splits = by_split(records)
     lengths = _lengths(records, splits, tokenizer, options.max_length)
@@ -73,14 +75,15 @@ def look(source: str | Path, options: LookOptions | None = None) -> dict[str, An
         "source": str(source),
         "base": options.base,
         "tokens_of": tokens_of,
-        "field": dict(options.field or {}),
+        "field": field,
         "max_length": options.max_length,
         "files": {str(path): kind for path, kind in reading.files.items()},
         "formats": dict(reading.formats),
         "not_read": dict(reading.unread),
         "splits": _splits(reading, lengths),
         "records_with": _with_facts(records),
-        "warnings": warning_of_control_tokens(records, tokenizer),
+        "warnings": [*warning_of_control_tokens(records, tokenizer), *check_labels(splits, source)],
+        "labels": {label: _of_label(label, splits) for label in reading.task.labels} if reading.task else {},
         "lengths": lengths,
         "leaks": [{"record": x.record.id, "trained": x.trained.id, "same": x.same} for x in leaks(splits)],
         "repeated": [{"record": again.id, "first": first.id} for again, first in repeated(splits["train"])],
@@ -97,6 +100,10 @@ def _splits(reading: Reading, lengths: Mapping[str, Mapping[str, int]]) -> str:
         return "as the files say" if len(reading.files) > 1 else "as the records say"
     sizes = {name: lengths.get(name, {}).get("records", 0) for name in SPLITS}
     return describe_splits(sizes, text=is_one_text(reading.records))
+
+
+def _of_label(label: str, splits: Mapping[str, Sequence[Record]]) -> dict[str, int]:
+    return {name: sum(record.label == label for record in part) for name, part in splits.items()}
 
 
 def _with_facts(records: Sequence[Record]) -> dict[str, int]:
@@ -181,6 +188,10 @@ def page(seen: Mapping[str, Any], width: int = WIDTH, marks: tuple[str, str] = B
     lines += ["", rule(f"tokens, as {seen['tokens_of']} counts them", width), *_table(seen)]
     for note in _notes(seen):
         lines += wrapped(note, width)
+    if labels := seen["labels"]:
+        names = list(next(iter(labels.values())))
+        rows = [[shortened(label, 40), *map(str, counts.values())] for label, counts in labels.items()]
+        lines += ["", rule(counted(len(labels), "label"), width), *columns([["", *names], *rows])]
     invisible = sum(map(len, marks)) if marks == UNDERLINED else 0  # they take no column
     lines += ["", rule(f"as the model sees them, {marks[0]}scored{marks[1]}", width + invisible)]
     lines += _examples(seen, width, marks)

@@ -30,12 +30,12 @@ from ..measure.scores import (
     RECALL,
     MeasuredSet,
     Scores,
-    interval_as_json,
     measure,
     read_sets,
     resampled,
     summary,
 )
+from ..measure.statistics import interval_as_json
 from ..models.with_adapters import BASE_NAME, load_with_adapters
 from ..options import BASE, check, option, refuse_other_settings
 from ..pages.text import NARROWEST, WIDTH, columns, listed, percent, rule, wrapped

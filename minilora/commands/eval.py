@@ -11,19 +11,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..data.formats import with_label
+from ..data.labels import stored_tasks
 from ..data.records import BUILT_IN, sha256_of_data
 from ..data.rows import SPLITS
+from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
-from ..measure.scores import LOSS, RECALL, measure, read_sets, summary
+from ..measure.labels import ZERO_SHOT, label_report, score, shots_that_fit
+from ..measure.scores import LOSS, RECALL, MeasuredSet, measure, read_sets, summary
 from ..models.load import dtype_of
+from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import BASE_NAME, base_of, load_with_adapters, named_folders
-from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
+from ..nn.llama import Llama
+from ..options import BASE, BF16, PACKED, UsageError, add_flags, check, from_flags, option
 from ..pages.card import HELD_OUT
+from ..pages.labels import label_lines
 from ..pages.style import check_picture, save
-from ..pages.text import NOTHING, counted, interval, percent, plain, rule, shortened, wrapped
+from ..pages.text import NARROWEST, NOTHING, counted, interval, percent, plain, rule, shortened, wrapped
 from ..progress import log
 from ..train.material import Material
-from ..train.options import Options
+from ..train.options import LABEL, Options
 from .shared import AS_JSON
 
 KINDS = {  # of sets -> what the page calls their records
@@ -47,6 +54,7 @@ class EvalOptions:
     )
     split: str | None = option(None, "measure this split alone (default: what finetune holds out)", choices=SPLITS)
     field: Mapping[str, str] | None = option(None, "columns of the data under other names, such as question=q")
+    label: str | None = option(None, LABEL, metavar="COLUMN")
     base: str | None = option(None, f"{BASE} (default: the one that the adapters were trained on)")
     limit: int | None = option(
         None,
@@ -56,6 +64,9 @@ class EvalOptions:
     max_length: int = option(Options.max_length, "tokens per record; longer records are truncated", least=8)
     no_recall: bool = option(False, "measure the loss alone, without answers: a fraction of the time")
     matrix: str | None = option(None, "draw a heat map, a .png or an .svg file", metavar="PICTURE")
+    confusion: str | None = option(
+        None, "draw the confusion matrix and the calibration of the first labelled set", metavar="PICTURE"
+    )
     seed: int = option(0, "seed of the bootstrap draws behind the intervals", least=0)
     quantized: bool | str = option(False, **PACKED)
     bf16: bool = option(False, BF16)
@@ -65,8 +76,8 @@ class EvalOptions:
     def __post_init__(self):
         named_folders(self.adapter or ())  # refuses names that cannot be
         check(self)
-        if self.matrix is not None:
-            check_picture(Path(self.matrix))
+        for picture in filter(None, (self.matrix, self.confusion)):
+            check_picture(Path(picture))
 
 
 def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
@@ -90,21 +101,46 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         options.max_length,
         options.limit,
         Options.eval_records,
-        options.field,
+        with_label(options.field, options.label),
         trained=[source for source in data if source in own.values() or _trained_on(source, folders)],
         split=options.split,
+        stored=stored_tasks(folders.values()),
     )
     for each in sets:
-        material = Material([], [], {each.name: each.samples}, {} if options.no_recall else {each.name: each.asked})
+        asked, labelled = ({}, None) if options.no_recall else ({each.name: each.asked}, each.labelled)
+        material = Material([], [], {each.name: each.samples}, asked, labelled=labelled)
         material.refuse_what_is_longer(model.config.max_position_embeddings, each.data, tokenizer)
     adapters = {BASE_NAME: None, **{name: name for name in folders}}
     scores = measure(model, tokenizer, adapters, sets, answers=not options.no_recall)
+    labels = {} if options.no_recall else _labels(model, tokenizer, sets, own, options.seed)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": str(base),
         "adapters": {name: {"folder": str(folder), "trained_on": own[name]} for name, folder in folders.items()},
         **summary(scores, sets, options.seed),
+        "labels": labels,
     }
+
+
+def _labels(
+    model: Llama, tokenizer: Tokenizer, sets: Sequence[MeasuredSet], own: Mapping[str, str | None], seed: int
+) -> dict[str, Any]:
+    """`label_report` of each labelled set, in which the adapter in question is the one that was trained on it."""
+    found = {}
+    for each in sets:
+        if (held := each.labelled) is None:
+            continue
+        contenders: dict[str, tuple[Choice, int]] = {ZERO_SHOT: (None, 0)}
+        if shots := shots_that_fit(held, tokenizer, model.config.max_position_embeddings):
+            contenders[f"base, {shots}-shot"] = None, shots
+        contenders |= {name: (name, 0) for name in sorted(own, key=lambda name: own[name] == each.data)}
+        logprobs = {}
+        for name, (choice, shots) in contenders.items():
+            set_adapter(model, choice)
+            logprobs[name] = score(model, tokenizer, held, shots)
+        set_adapter(model, None)
+        found[each.name] = label_report(held, logprobs, seed)
+    return found
 
 
 # -- what an adapter was trained on ------------------------------------------------------------------------------------
@@ -151,6 +187,8 @@ def page(result: Mapping[str, Any]) -> str:
         lines += [rule(title), *_values(result["scores"][name])]
         if differences := result["differences"][name]:
             lines += ["", *_changes(differences)]
+        if name in result.get("labels", {}):
+            lines += ["", *label_lines(result["labels"][name], NARROWEST)]
         lines.append("")
     return "\n".join([*lines, *wrapped(of_intervals(result))])
 
@@ -197,9 +235,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print a table of adapters on data sets, or its numbers; with --matrix draw a heat map, too."""
     from ..pages.figures import matrix_figure
+    from ..pages.labels import labels_figure
 
     options = from_flags(EvalOptions, arguments)
     result = evaluate_adapters(options)
     if options.matrix:
         save(matrix_figure(result), Path(options.matrix))
+    if options.confusion and not result["labels"]:
+        raise UsageError("--confusion needs labelled data: name the column of the labels with --label")
+    if options.confusion:
+        save(labels_figure(next(iter(result["labels"].values()))), Path(options.confusion))
     print(json.dumps(result, indent=2) if arguments.json else page(result))

@@ -12,6 +12,7 @@ from typing import Any
 from ..files.disk import read_json
 from ..options import UsageError, nearest
 from ..pages.figures import smoothed, validation_losses
+from ..pages.labels import label_lines
 from ..pages.text import (
     WIDTH,
     change,
@@ -53,7 +54,8 @@ def page(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     options = metrics["options"]
     method = {"lora": "LoRA", "full": "full"}[options["method"]]
     title = rule(f"{method} fine-tuning of {options['base']} on {options['data']}", width)
-    lines = [title, *_answers(metrics, width), "", *_learned(metrics, width), "", *_cost(metrics, width)]
+    labels = ["", *label_lines(metrics["labels"], width)] if "labels" in metrics else []
+    lines = [title, *_answers(metrics, width), "", *_learned(metrics, width), *labels, "", *_cost(metrics, width)]
     flag = "adapter" if options["method"] == "lora" else "base"  # an adapter names its base
     lines += ["", *wrapped(f"Saved in {options['out']}. To talk to it:", width)]
     return "\n".join([*lines, f"  minilora chat --{flag} {options['out']}"])
@@ -226,8 +228,13 @@ def run(arguments: argparse.Namespace) -> None:
     metrics = read_metrics(folder)
     if arguments.picture:
         from ..pages.figures import run_figure
+        from ..pages.labels import labels_figure
         from ..pages.style import save_themes
 
-        print(*save_themes(lambda: run_figure(metrics), Path(arguments.picture)), sep="\n")
+        path = Path(arguments.picture)
+        print(*save_themes(lambda: run_figure(metrics), path), sep="\n")
+        if "labels" in metrics:
+            of_labels = path.with_stem(f"{path.stem}-labels")
+            print(*save_themes(lambda: labels_figure(metrics["labels"]), of_labels), sep="\n")
         return
     print(json.dumps(metrics, indent=2) if arguments.json else page(metrics, terminal_width()))

@@ -5,16 +5,14 @@ Both are stored with an adapter (`lora/provenance.py`), so that whoever uses it 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from ..lora.provenance import read_provenance
 from .formats import listed
-from .rows import SPLITS, DataError
-
-if TYPE_CHECKING:
-    from .records import Record
+from .rows import DataError
 
 LISTED = 30  # labels, at most, that the prompt lists
 TEXT = "{text}"  # where the text goes
@@ -64,21 +62,23 @@ class LabelTask:
         return prompt[len(before) : len(prompt) - len(after)]
 
 
-def task_of(records: Sequence[Record], source: object, stored: Sequence[LabelTask] = ()) -> LabelTask | None:
-    """The task of records as they were read, or None if they have no labels.
+def task_of(
+    labels: Sequence[tuple[str, str | None]], source: object, stored: Sequence[LabelTask] = ()
+) -> LabelTask | None:
+    """The task of records, or None if none of them has a label.
 
+    labels: the id of each record, and its label or None.
     stored: the tasks of adapters that are used on them; the first that has all of their labels is taken.
 
     Raises DataError where only some records have a label, and for one label alone.
     """
-    labels = {record.label for record in records}
-    if labels <= {None}:
+    found = {label for _, label in labels if label is not None}
+    without = [name for name, label in labels if label is None]
+    if not found:
         return None
-    if None in labels:
-        without = [record.id for record in records if record.label is None]
-        rest = f"{len(records) - len(without):,} records have a label and {len(without):,} have none"
+    if without:
+        rest = f"{len(labels) - len(without):,} records have a label and {len(without):,} have none"
         raise DataError(f"{source}: {rest} ({listed(without, 5)}): give each record a label, or leave those out")
-    found = {str(label) for label in labels}
     if fitting := [task for task in stored if found.issubset(task.labels)]:
         return fitting[0]
     if len(found) == 1:
@@ -86,20 +86,7 @@ def task_of(records: Sequence[Record], source: object, stored: Sequence[LabelTas
     return LabelTask.of(found)
 
 
-def check_labels(splits: Mapping[str, Sequence[Record]], source: object) -> list[str]:
-    """Warnings, one line each, about labels that hardly can be learned. splits: the records of each split.
-
-    Raises DataError for a label that is to be told apart and is never trained on.
-    """
-    counts = Counter(record.label for record in splits[SPLITS[0]])
-    for name in SPLITS[1:]:
-        new = [record for record in splits[name] if record.label is not None and record.label not in counts]
-        if new:
-            also = f", and {len(new) - 1} more such records" if len(new) > 1 else ""
-            raise DataError(
-                f"{source}: {new[0].id} ({name}) has the label {new[0].label!r}, which no training record has{also}: "
-                "add training records with it, or leave it out"
-            )
-    once = [f"{label!r}" for label, count in counts.items() if label is not None and count == 1]
-    few = f"{len(once)} labels are" if len(once) > 1 else "1 label is"
-    return [f"{few} in one training record only: {listed(once, 5)}; is it a typing error?"] if once else []
+def stored_tasks(folders: Iterable[Path]) -> list[LabelTask]:
+    """The tasks that adapters in these folders were trained on, as far as they were."""
+    found = [LabelTask.stored(read_provenance(folder).get("data", {})) for folder in folders]
+    return [task for task in found if task is not None]

@@ -193,7 +193,7 @@ class _Reader:
         for name in self.field.keys() - self.mapped:
             raise DataError(f"{source}: field {name}={self.field[name]}: no row has a column {self.field[name]!r}")
         reading = self.reading
-        if (task := task_of(reading.records, source, stored)) is not None:
+        if (task := task_of([(r.id, r.label) for r in reading.records], source, stored)) is not None:
             reading.task = task
             reading.records = [record.asked(task.prompt(record.prompt[-1]["content"])) for record in reading.records]
         return reading

@@ -3,10 +3,12 @@
 Every command divides a file by this rule, so that `eval` tests on the records that `finetune` did not train on.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
+from .formats import listed
 from .records import Record
 from .rows import SPLITS, DataError
 from .samples import encode_text
@@ -72,3 +74,22 @@ def split_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, li
     trained = len(sequences) - 2 * tenth
     ends = (0, trained, trained + tenth, len(sequences))
     return {name: sequences[ends[i] : ends[i + 1]] for i, name in enumerate(SPLITS)}
+
+
+def check_labels(splits: Mapping[str, Sequence[Record]], source: object) -> list[str]:
+    """Warnings, one line each, about labels that hardly can be learned. splits: the records of each split.
+
+    Raises DataError for a label that is to be told apart and is never trained on.
+    """
+    counts = Counter(record.label for record in splits[SPLITS[0]])
+    for name in SPLITS[1:] if counts else ():
+        new = [record for record in splits[name] if record.label is not None and record.label not in counts]
+        if new:
+            also = f", and {len(new) - 1} more such records" if len(new) > 1 else ""
+            raise DataError(
+                f"{source}: {new[0].id} ({name}) has the label {new[0].label!r}, which no training record has{also}: "
+                "add training records with it, or leave it out"
+            )
+    once = [f"{label!r}" for label, count in counts.items() if label is not None and count == 1]
+    few = f"{len(once)} labels are" if len(once) > 1 else "1 label is"
+    return [f"{few} in one training record only: {listed(once, 5)}; is it a typing error?"] if once else []

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import BUILT_IN, Record, read_records
+from ..data.labels import LabelTask
+from ..data.records import BUILT_IN, Record, read_source
 from ..data.rows import SPLITS
 from ..data.samples import encode_records, truncate
 from ..data.splits import by_split, follows_rule, is_one_text, split_text
@@ -21,9 +22,10 @@ from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
 from ..nn.parts import Sample
 from ..progress import log, progress
+from .labels import Labelled
 from .loss import evenly, held_out, sample_losses, scored_tokens
 from .recall import answer_all, recalls
-from .statistics import CONFIDENCE, RESAMPLES, Interval, Resampled
+from .statistics import CONFIDENCE, RESAMPLES, Resampled, interval_as_json
 
 LOSS, RECALL = "loss", "keyword_recall"
 
@@ -33,7 +35,7 @@ Remember = Callable[[tuple[str, str, str], Callable[[], np.ndarray]], np.ndarray
 @dataclass(frozen=True)
 class MeasuredSet:
     """Records to measure on. data: the source they are from. kind: "paraphrase", "unseen", "all" or the name of a
-    split. asked: those that have keywords, for recall.
+    split. asked: those that have keywords, for recall. labelled: those that have labels.
     """
 
     name: str
@@ -41,6 +43,7 @@ class MeasuredSet:
     kind: str
     samples: list[Sample]
     asked: list[Record]
+    labelled: Labelled | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def read_sets(
     field: Mapping[str, str] | None = None,
     trained: Sequence[str] = (),
     split: str | None = None,
+    stored: Sequence[LabelTask] = (),
 ) -> list[MeasuredSet]:
     """The sets of each data set: what `finetune` holds out of it, or all of it.
 
@@ -78,6 +82,7 @@ def read_sets(
     trained: those of `data` that an adapter was trained on; if they name no split, they are divided as `finetune`
         divides them.
     split: measure this split alone, "train", "validation" or "test", in place of what is held out.
+    stored: the labels that the adapters were trained on.
 
     Raises DataError for bad data, ValueError for the same data twice, and for a split without records.
     """
@@ -87,7 +92,8 @@ def read_sets(
     sets: list[MeasuredSet] = []
     for source in data:
         called = Path(source).stem if stems[Path(source).stem] == 1 else source
-        records = read_records(source, tokenizer, field)
+        reading = read_source(source, tokenizer, field, stored)
+        records, task = reading.records, reading.task
         chosen: list[tuple[str, list[Sample], list[Record]]]
         if is_one_text(records) and (split or source in trained):
             sequences = split_text(records[0].text, tokenizer, max_length)[split or "test"]
@@ -107,7 +113,9 @@ def read_sets(
                 log.info(f"{name}: {longer} of {len(whole)} records are {limits}")
             if not samples:
                 raise ValueError(f"{source}: nothing is left to score within --max-length {max_length}")
-            sets.append(MeasuredSet(name, source, kind, samples, [record for record in own if record.keywords]))
+            examples = by_split(records)["train"] if kind not in ("all", "train") else []
+            labelled = None if task is None else Labelled(task, own, examples)
+            sets.append(MeasuredSet(name, source, kind, samples, [one for one in own if one.keywords], labelled))
     return sets
 
 
@@ -242,9 +250,3 @@ def _differences(scores: Mapping[str, Scores], seed: int) -> list[dict[str, Any]
 
 def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
-
-
-def interval_as_json(interval: Interval) -> dict[str, float | None]:
-    """An interval as JSON holds it: what is not finite is None."""
-    numbers = {"value": interval.mean, "low": interval.low, "high": interval.high}
-    return {name: x if math.isfinite(x) else None for name, x in numbers.items()}

@@ -56,6 +56,23 @@ class Interval:
         return f"Interval(mean={self.mean:.4}, low={self.low:.4}, high={self.high:.4}, n={self.n})"
 
 
+def interval_as_json(interval: Interval) -> dict[str, float | None]:
+    """An interval as JSON holds it: what is not finite is None."""
+    numbers = {"value": interval.mean, "low": interval.low, "high": interval.high}
+    return {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+
+
+def wilson(right: int, n: int) -> Interval:
+    """A share with Wilson's score interval (1927, doi 10.2307/2276774), which has a width also where all are right.
+
+    >>> wilson(8, 10)
+    Interval(mean=0.8, low=0.4902, high=0.9433, n=10)
+    """
+    z, share = 1.959963984540054, right / n  # of the normal distribution, for 95 %
+    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n)), n)
+
+
 def student(freedom: int, share: float = 0.95) -> float:
     """The t within ±t of which Student's distribution has `share` of its values, for that many degrees of freedom.
 
@@ -101,12 +118,7 @@ class Resampled:
         self.draws = np.full((RESAMPLES, len(amounts)), math.nan)  # (2000, K)
         if self.records < 2:
             return
-        rng, step = np.random.default_rng(seed), max(1, _AT_ONCE // self.records)
-        for start in range(0, RESAMPLES, step):
-            drawn = self.draws[start : start + step]
-            each = np.full(self.records, 1 / self.records)
-            times = rng.multinomial(self.records, each, size=len(drawn))  # how often each record is drawn
-            drawn[:] = times @ amounts.T / (times @ weights)[:, None]
+        self.draws[:] = bootstrap(self.records, lambda times: times @ amounts.T / (times @ weights)[:, None], seed)
 
     def mean(self, k: int) -> Interval:
         """The mean of adapter k."""
@@ -118,6 +130,21 @@ class Resampled:
 
     def interval(self, number: float, draws: np.ndarray) -> Interval:
         """A number that was computed from the means, and the middle 95 % of the same from each draw."""
-        tail = 50 * (1 - CONFIDENCE)
-        low, high = np.percentile(draws, (tail, 100 - tail))
-        return Interval(float(number), float(low), float(high), self.records)
+        return Interval(float(number), *middle(draws), self.records)
+
+
+def bootstrap(records: int, of: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> np.ndarray:
+    """A number from each of 2,000 draws of the records, or several: (2000, ...).
+
+    of: the numbers of some draws at a time, from how often each record was drawn, (draws, records).
+    """
+    rng, step = np.random.default_rng(seed), max(1, _AT_ONCE // records)
+    each, sizes = np.full(records, 1 / records), [min(step, RESAMPLES - i) for i in range(0, RESAMPLES, step)]
+    return np.concatenate([of(rng.multinomial(records, each, size=size)) for size in sizes])
+
+
+def middle(draws: np.ndarray) -> tuple[float, float]:
+    """The ends of the middle 95 % of the draws."""
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(draws, (tail, 100 - tail))
+    return float(low), float(high)

@@ -216,7 +216,7 @@ def _matrix_panel(figure: Any, axes: Any, result: Mapping[str, Any], adapters: l
     change = values - values[0]
     most = max(least, np.nanmax(np.abs(change), initial=0))
     ground = mpl.rcParams["figure.facecolor"]
-    colors: list[Any] = [_blend(ground, ORANGE), ground, _blend(ground, BLUE)][:: 1 if more_is_better else -1]
+    colors: list[Any] = [blend(ground, ORANGE), ground, blend(ground, BLUE)][:: 1 if more_is_better else -1]
     even = FuncNorm((lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x * x), -most, most)
     image = axes.imshow(change, LinearSegmentedColormap.from_list("change", colors), even, aspect="auto")
     for j, (name, found) in enumerate(scores.items()):
@@ -254,7 +254,8 @@ def _matrix_name(name: str, about: Mapping[str, Any]) -> str:
     return f"{stem}\n{SECOND_LINES[kind]}" if kind else stem
 
 
-def _blend(ground: str, color: str) -> tuple[float, ...]:
+def blend(ground: str, color: str) -> tuple[float, ...]:
+    """The strongest colour of a heat map, on which text is legible."""
     from matplotlib.colors import to_rgb
 
     return tuple(STRONGEST * x + (1 - STRONGEST) * y for x, y in zip(to_rgb(color), to_rgb(ground), strict=True))

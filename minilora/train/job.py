@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.labels import stored_tasks
 from ..data.records import BUILT_IN, sha256_of_data
 from ..files.disk import remove_folder, replacing, write_json
 from ..generate.conversation import TOY
@@ -34,6 +35,8 @@ from ..nn.optim import AdamW
 from ..nn.ranks import ALONE, Ranks
 from ..pages.card import write_card
 from ..pages.figures import run_picture
+from ..pages.labels import labels_figure
+from ..pages.style import save
 from ..progress import hide_progress, log
 from ..version import __version__
 from . import checkpoint
@@ -44,7 +47,17 @@ from .loop import Trainer, TrainingError
 from .material import Material, evaluate, prepare
 from .metrics import base_bytes, memory_of, metrics_of
 from .options import Options
-from .run_folder import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
+from .run_folder import (
+    CHECKPOINT,
+    LABELS_PICTURE,
+    LAST,
+    LOG_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    OPTIONS_FILE,
+    PICTURE_FILE,
+    RunFolder,
+)
 
 ADAPTER = "default"
 
@@ -110,6 +123,8 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
     if answers:
         write_card(place.partial, metrics, vars(Options()))
         run_picture(metrics, place.partial / PICTURE_FILE)
+        if "labels" in metrics:
+            save(labels_figure(metrics["labels"]), place.partial / LABELS_PICTURE)
     place.finish()
     return metrics
 
@@ -140,7 +155,9 @@ class Job:
         options, adapter = self.options, self.model.adapters.get(ADAPTER)
         if adapter is not None:  # for its folder's minilora.json
             material = self.material
-            known = {"system": material.system, "split": material.split}
+            known: dict[str, Any] = {"system": material.system, "split": material.split}
+            if material.task is not None:
+                known |= material.task.entry()
             if options.data not in BUILT_IN:
                 known["path"] = path_from(options.folder, options.data)
             adapter.data = {
@@ -188,15 +205,20 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         log.info(TOY)
     program = program_memory(base_bytes(model))
     material = prepare(
-        options.data, tokenizer, field=options.field, max_length=options.max_length, eval_records=options.eval_records
+        options.data,
+        tokenizer,
+        field=options.columns,
+        max_length=options.max_length,
+        eval_records=options.eval_records,
+        stored=stored_tasks([] if options.adapter is None else [Path(options.adapter)]),
     )
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
     if options.patience is not None and not material.validation_sets:
         raise ValueError(f"{options.data}: no records are held out for validation, so leave out patience")
     if not measure:
-        material = replace(material, scored={}, asked={}, shown={})
+        material = replace(material, scored={}, asked={}, shown={}, labelled=None)
     elif not answers:
-        material = replace(material, asked={}, shown={})
+        material = replace(material, asked={}, shown={}, labelled=None)
     install = _installer(model, options)
     return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, ranks)
 

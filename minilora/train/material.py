@@ -9,10 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from ..data.formats import listed
+from ..data.labels import LabelTask
 from ..data.leaks import leaks, warning_of_leaks
-from ..data.records import Record, read_records
+from ..data.records import Record, read_records, read_source
 from ..data.samples import encode_records, truncate, warning_of_control_tokens
-from ..data.splits import RULE, TEXT_RULE, describe_splits, follows_rule, is_one_text, split_records, split_text
+from ..data.splits import (
+    RULE,
+    TEXT_RULE,
+    check_labels,
+    describe_splits,
+    follows_rule,
+    is_one_text,
+    split_records,
+    split_text,
+)
+from ..measure.labels import ZERO_SHOT, Labelled, label_report, score, shots_that_fit
 from ..measure.loss import Item, evenly, held_out, mean_loss
 from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
 from ..models.tokenizer import Tokenizer
@@ -35,6 +47,8 @@ class Material:
     system: str | None = None  # the system prompt of all records, if they have the same one
     split: str | None = None  # the rule that divided data in which no record names a split
     sampled_from: dict[str, int] = field(default_factory=dict)  # the records of each set of which a sample is measured
+    task: LabelTask | None = None  # of labelled data
+    labelled: Labelled | None = None  # the records whose labels are asked for, if the data have labels
 
     @property
     def validation_sets(self) -> dict[str, list[Sample]]:
@@ -62,6 +76,8 @@ class Material:
         trained = [wording for sample in self.train for wording in (sample, *sample.others)]
         validation = [*self.validation, *self.validation_paraphrase]
         samples = [*trained, *validation, *(sample for scored in self.scored.values() for sample in scored)]
+        if self.labelled is not None:  # these are never cut
+            samples += encode_records(self.labelled.records, tokenizer)
         longest = max(len(sample.ids) for sample in samples)
         if longest > limit:
             raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")
@@ -82,11 +98,14 @@ class Material:
 
 @dataclass
 class Measured:
-    """What a model knew at one time: mean loss, keyword recall and the answers themselves, by set."""
+    """What a model knew at one time: mean loss, keyword recall and the answers themselves, by set; and of labelled data
+    the log-likelihoods of the labels, (N, L), by what was asked.
+    """
 
     loss: dict[str, float] = field(default_factory=dict)
     recall: dict[str, float] = field(default_factory=dict)
     answers: dict[str, list[str]] = field(default_factory=dict)
+    labels: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
 def prepare(
@@ -96,6 +115,7 @@ def prepare(
     field: Mapping[str, str] | None = None,
     max_length: int,
     eval_records: int,
+    stored: Sequence[LabelTask] = (),
 ) -> Material:
     """Read and encode the data.
 
@@ -103,16 +123,19 @@ def prepare(
     field: columns of the data that have other names.
     max_length: the tokens of a record; longer ones are truncated, which is logged.
     eval_records: the most records of each set that are measured.
+    stored: the labels of the adapter that is trained further, if it has some.
 
     Raises DataError listing every bad line, ValueError when nothing is left to train on.
     """
-    records = read_records(data, tokenizer, field)
+    reading = read_source(data, tokenizer, field, stored)
+    records, task = reading.records, reading.task
     for line in warning_of_control_tokens(records, tokenizer):
         log.warning("%s", line)
     general = read_records("general", tokenizer)
     asked: dict[str, list[Record]] = {}
     shown: dict[str, list[Record]] = {}
     sampled_from: dict[str, int] = {}
+    labelled = None
     if is_one_text(records):
         parts = split_text(records[0].text, tokenizer, max_length)
         log.info(describe_splits({name: len(part) for name, part in parts.items()}, text=True))
@@ -120,7 +143,20 @@ def prepare(
         for name, part in (("validation", parts["validation"]), ("unseen", parts["test"])):
             samples[name] = _sampled(part, name, eval_records, sampled_from)
     else:
-        samples, asked, shown = _of_records(records, tokenizer, max_length, eval_records, sampled_from)
+        splits = split_records(records)
+        if task is not None:
+            columns = ", ".join(reading.formats)
+            log.info(f"{data}: {len(task.labels)} labels ({columns}): {listed(task.labels)}")
+            for line in check_labels(splits, data):
+                log.warning(line)
+        sets = _sets(records, splits, eval_records, sampled_from)
+        samples = {
+            name: encode_records(chosen, tokenizer, name == "train", max_length) for name, chosen in sets.items()
+        }
+        if task is None:
+            asked, shown = _questions(sets)
+        elif sets["unseen"]:
+            labelled = Labelled(task, sets["unseen"], splits["train"])
     for name, whole in samples.items():
         samples[name], longer, dropped = truncate(whole, max_length)
         if longer:
@@ -134,7 +170,8 @@ def prepare(
     reworded = samples.get("validation_paraphrase", [])
     system = common_system(records)
     rule = None if not follows_rule(records) else TEXT_RULE if is_one_text(records) else RULE
-    return Material(samples["train"], samples["validation"], scored, asked, shown, reworded, system, rule, sampled_from)
+    sets_of_samples = (samples["train"], samples["validation"], scored)
+    return Material(*sets_of_samples, asked, shown, reworded, system, rule, sampled_from, task, labelled)
 
 
 def common_system(records: Sequence[Record]) -> str | None:
@@ -161,15 +198,28 @@ def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, when: str, 
             result.answers[name] = answer_all(model, tokenizer, records, ranks=ranks)
             if name in material.asked:
                 result.recall[name] = keyword_recall(result.answers[name], records)
+    if (held := material.labelled) is not None:
+        found = {ZERO_SHOT if when == "before" else when: 0}
+        if when == "before" and (shots := shots_that_fit(held, tokenizer, model.config.max_position_embeddings)):
+            found[f"base, {shots}-shot"] = shots
+        result.labels = {name: score(model, tokenizer, held, n, ranks).tolist() for name, n in found.items()}
     return result
 
 
-def learned(material: Material, before: Measured, after: Measured) -> dict[str, Any]:
-    """What a job's metrics hold of two measurements: losses, recalls and some answers, before and after."""
+def learned(material: Material, before: Measured, after: Measured, trained: str) -> dict[str, Any]:
+    """What a job's metrics hold of two measurements: losses, recalls and some answers, before and after; and of labels
+    `label_report`, in which the trained model is called `trained`.
+    """
+    labels = {}
+    if material.labelled is not None:
+        (found,) = after.labels.values()
+        scores = {name: np.array(each) for name, each in {**before.labels, trained: found}.items()}
+        labels = {"labels": label_report(material.labelled, scores)}
     return {
         "loss": {name: [loss, after.loss[name]] for name, loss in before.loss.items()},
         "keyword_recall": {name: [recall, after.recall[name]] for name, recall in before.recall.items()},
         "answers": _examples(material, before.answers, after.answers),
+        **labels,
     }
 
 
@@ -188,34 +238,32 @@ def _examples(material: Material, before: dict[str, list[str]], after: dict[str,
     return chosen
 
 
-def _of_records(
-    records: Sequence[Record],
-    tokenizer: Tokenizer,
-    max_length: int,
-    eval_records: int,
-    sampled_from: dict[str, int],
-) -> tuple[dict[str, list[Sample]], dict[str, list[Record]], dict[str, list[Record]]]:
-    """Records by set, encoded; those of them that have keywords to look for; where none has, a few to show."""
-    splits = split_records(records)
+def _sets(
+    records: Sequence[Record], splits: Mapping[str, list[Record]], eval_records: int, sampled_from: dict[str, int]
+) -> dict[str, list[Record]]:
+    """Records by set."""
     if follows_rule(records):
         log.info(describe_splits({name: len(part) for name, part in splits.items()}))
     for line in warning_of_leaks(leaks(splits)):
         log.info(line)
     reworded = [r.asked(r.validation_paraphrase) for r in splits["train"] if r.validation_paraphrase is not None]
     measured = held_out(splits, eval_records)
-    sets = {
+    return {
         "train": splits["train"],
         "validation": _sampled(splits["validation"], "validation", eval_records, sampled_from),
         "validation_paraphrase": evenly(reworded, eval_records),
         "paraphrase": measured["paraphrase"],
         "unseen": _sampled(measured["unseen"], "unseen", eval_records, sampled_from),
     }
+
+
+def _questions(sets: Mapping[str, list[Record]]) -> tuple[dict[str, list[Record]], dict[str, list[Record]]]:
+    """The records that have keywords to look for, by set; where none has, a few to show."""
     asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
     asked = {name: chosen for name, chosen in asked.items() if chosen}
     trained = "paraphrase" if sets["paraphrase"] else "train"
     shown = {name: _few(sets[name]) for name in (trained, "unseen") if name not in asked}
-    encoded = {name: encode_records(chosen, tokenizer, name == "train", max_length) for name, chosen in sets.items()}
-    return encoded, asked, {name: chosen for name, chosen in shown.items() if chosen}
+    return asked, {name: chosen for name, chosen in shown.items() if chosen}
 
 
 def _sampled(items: Sequence[Item], name: str, most: int, sampled_from: dict[str, int]) -> list[Item]:

@@ -51,7 +51,7 @@ def metrics_of(
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,
         **_audited(model, state.base),
-        **learned(material, state.before, after),
+        **learned(material, state.before, after, "LoRA" if model.adapters else "full fine-tuning"),
         "train_loss": history.losses,
         "validation_loss": history.validation,
         "validation": history.validation_sets,

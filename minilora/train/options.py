@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import toml
-from ..data.formats import check_field
+from ..data.formats import check_field, with_label
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
 from ..options import BASE, BF16, PACKED, RECOMPUTE, check, flag_fields, option, without_conflicts
@@ -18,6 +18,7 @@ from .run_folder import OPTIONS_FILE, RunFolder
 
 _FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
 FIELD = "columns of the data that have other names: question=q answer=a reads q and a"
+LABEL = "the column with the label of each text (default: one called label, intent or category, next to a text)"
 _ANYHOW = ("out", "overwrite", "resume", "save_every")  # these do not change what is learned
 _LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
 _NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": None}}  # what a trained adapter has
@@ -37,6 +38,7 @@ class Options:
         path=True,
     )
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows=("data",))
+    label: str | None = option(None, LABEL, metavar="COLUMN", follows=("data",))
     method: str = option("lora", "what is trained: an adapter, or the whole model", choices=("lora", "full"))
     out: str | None = option(None, "folder for the results (default: runs/<data>, <data>-<base>, <data>-full)")
     overwrite: bool = option(
@@ -186,6 +188,11 @@ class Options:
         """The options of the interrupted run in the same folder; none where there is no such run."""
         file = RunFolder(self.folder).partial / OPTIONS_FILE
         return toml.read(Options, file) if file.is_file() else {}
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """`field`, with the column of the labels."""
+        return with_label(self.field, self.label)
 
     @property
     def learning_rate(self) -> float:

@@ -13,6 +13,7 @@ from ..lora.peft import CONFIG_FILE, PROVENANCE_FILE, WEIGHTS_FILE
 from ..progress import log
 
 METRICS_FILE, PICTURE_FILE, OPTIONS_FILE, LOG_FILE = "metrics.json", "picture.png", "run.toml", "log.csv"
+LABELS_PICTURE = "picture-labels.png"
 MODEL_FILE = "model.safetensors"
 LAST = "last"  # the folder for the last adapter, where another one was best
 CHECKPOINT, STATE_FILE = "checkpoint", "state.json"

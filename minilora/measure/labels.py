@@ -1,0 +1,210 @@
+"""How well labels are told apart: accuracy, macro-F1, confusion, calibration; and what a model has to be better than.
+
+Every contender gives probabilities (N, L) for N records and L labels, and chooses the most probable label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..data.labels import LabelTask
+from ..data.records import Record
+from ..generate.labels import label_logprobs, label_probabilities
+from ..models.tokenizer import Tokenizer
+from ..nn.llama import Llama
+from ..nn.ranks import ALONE, Ranks
+from .statistics import Interval, Resampled, bootstrap, interval_as_json, middle, wilson
+
+SHOTS = 8  # examples in the prompt of the base, at most
+BINS = 10  # of confidence
+MAJORITY, CLASSIC, ZERO_SHOT = "majority class", "TF-IDF + logistic regression", "base, zero-shot"
+MISSING = "needs scikit-learn: pip install 'minilora[benchmarks]'"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Records to label. examples: the training records, for the baselines; there may be none."""
+
+    task: LabelTask
+    records: Sequence[Record]
+    examples: Sequence[Record] = field(default=())
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The number of each record's label: (N,)."""
+        return numbers(self.records, self.task)
+
+
+def numbers(records: Sequence[Record], task: LabelTask) -> np.ndarray:
+    """The number of each record's label in the task: (N,)."""
+    return np.array([task.labels.index(str(record.label)) for record in records])
+
+
+def score(model: Llama, tokenizer: Tokenizer, held: Labelled, shots: int = 0, ranks: Ranks = ALONE) -> np.ndarray:
+    """The log-likelihood of each label for each record, (N, L), by the adapters that are active.
+
+    shots: training records that are put before the question, as earlier turns of the conversation.
+    ranks: the processes that share the work; all of them must call this.
+    """
+    chosen = few_shot(held.examples, shots)
+    turns = [message for record in chosen for message in record.messages if message["role"] != "system"]
+    talks = [[*record.prompt[:-1], *turns, record.prompt[-1]] for record in held.records]
+    mine = talks[ranks.number :: ranks.size]
+    return np.array(ranks.join(list(label_logprobs(model, tokenizer, mine, held.task.labels)) if mine else []))
+
+
+def few_shot(records: Sequence[Record], shots: int) -> list[Record]:
+    """The first record of each label, then the second of each, and so on: so many."""
+    seen: dict[str | None, int] = {}
+    turn = []
+    for record in records:
+        seen[record.label] = seen.get(record.label, 0) + 1
+        turn.append(seen[record.label])
+    order = sorted(range(len(records)), key=lambda i: (turn[i], i))
+    return [records[i] for i in order[:shots]]
+
+
+def shots_that_fit(held: Labelled, tokenizer: Tokenizer, limit: int) -> int:
+    """How many examples of `few_shot`, up to SHOTS, fit before every record in a model that sees `limit` tokens."""
+
+    def length(records: Sequence[Record]) -> list[int]:
+        return [len(tokenizer.encode_chat(list(record.messages))) for record in records]
+
+    room = limit - max(length(held.records)) - max(len(tokenizer.encode(label)) for label in held.task.labels)
+    return int((np.cumsum(length(few_shot(held.examples, SHOTS))) <= room).sum())
+
+
+# -- contenders that are no language models ----------------------------------------------------------------------------
+
+
+def majority(held: Labelled) -> np.ndarray:
+    """The shares of the labels in the training records, whatever the text: (N, L)."""
+    counts = np.bincount(numbers(held.examples, held.task), minlength=len(held.task.labels))
+    return np.tile(counts / counts.sum(), (len(held.records), 1))
+
+
+def classic(held: Labelled) -> np.ndarray | None:
+    """TF-IDF of words and pairs of words, and logistic regression: (N, L). None without scikit-learn."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+    except ImportError:
+        return None
+    known = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        LogisticRegression(C=10, max_iter=1000),
+    )
+    texts, tested = (
+        [held.task.text(record.prompt[-1]["content"]) for record in each] for each in (held.examples, held.records)
+    )
+    known.fit(texts, numbers(held.examples, held.task))
+    p = np.zeros((len(held.records), len(held.task.labels)))
+    p[:, known.classes_] = known.predict_proba(tested)
+    return p
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def confusion(truth: np.ndarray, chosen: np.ndarray, labels: int) -> np.ndarray:
+    """How many records of each label (row) were given each label (column): (L, L)."""
+    return np.bincount(truth * labels + chosen, minlength=labels * labels).reshape(labels, labels)
+
+
+def macro_f1(truth: np.ndarray, chosen: np.ndarray, labels: int, times: np.ndarray | None = None) -> np.ndarray:
+    """The mean over labels of F1 = 2 TP / (2 TP + FP + FN): for each row of `times`, how often each record counts.
+
+    truth, chosen: (N,). A label that is neither a record's own nor given to one does not count, as in scikit-learn.
+    """
+    times = np.ones((1, len(truth))) if times is None else times
+    real, given = np.eye(labels)[truth], np.eye(labels)[chosen]  # (N, L)
+    hits, either = times @ (real * given), times @ (real + given)  # (R, L)
+    with np.errstate(invalid="ignore"):
+        return np.nanmean(2 * hits / either, axis=1)
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
+    """The records by confidence, in bins of equal width: how many, their mean confidence, the share that is right."""
+    places = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    found = []
+    for place in np.unique(places):
+        inside = places == place
+        mean, share = float(confidence[inside].mean()), float(right[inside].mean())
+        found.append({"from": place / BINS, "records": int(inside.sum()), "confidence": mean, "accuracy": share})
+    return found
+
+
+def calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
+    """ECE: the mean distance of confidence and accuracy over the bins, weighted by records (Guo et al. 2017, arXiv
+    1706.04599).
+    """
+    gaps = [one["records"] * abs(one["confidence"] - one["accuracy"]) for one in bins]
+    return sum(gaps) / sum(one["records"] for one in bins)
+
+
+def label_report(held: Labelled, models: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, Any]:
+    """Everything that pages, pictures and metrics say of labels, as JSON stores it.
+
+    models: log-likelihoods (N, L) by name; the last one is the model in question, whose confusion matrix and mistakes
+    are given, and whose accuracy is compared with that of every other contender, on the same records.
+    seed: of the bootstrap draws.
+    """
+    truth, labels = held.truth, held.task.labels
+    contenders: dict[str, np.ndarray | None] = {}
+    if held.examples:
+        contenders = {MAJORITY: majority(held), CLASSIC: classic(held)}
+    contenders |= {name: label_probabilities(logprobs) for name, logprobs in models.items()}
+    known = {name: p for name, p in contenders.items() if p is not None}
+    *_, subject = known
+    chosen = {name: p.argmax(axis=1) for name, p in known.items()}
+    right = Resampled(np.array([each == truth for each in chosen.values()], float), np.ones(len(truth)), seed)
+    rows: list[dict[str, Any]] = []
+    for name in contenders:
+        if name not in known:
+            rows.append({"name": name, "missing": MISSING})
+            continue
+        k, bins = list(known).index(name), reliability(known[name].max(axis=1), chosen[name] == truth)
+        rows.append(
+            {
+                "name": name,
+                "accuracy": interval_as_json(wilson(int((chosen[name] == truth).sum()), len(truth))),
+                "macro_f1": interval_as_json(_macro_f1(truth, chosen[name], len(labels), seed)),
+                "ece": calibration_error(bins),
+                "reliability": bins,
+                "lead": interval_as_json(right.difference(len(known) - 1, k)),  # of the model's accuracy over this one
+            }
+        )
+    return {
+        "labels": list(labels),
+        "records": len(truth),
+        "subject": subject,
+        "rows": rows,
+        "confusion": confusion(truth, chosen[subject], len(labels)).tolist(),
+        "mistakes": _mistakes(held, known[subject]),
+    }
+
+
+def _macro_f1(truth: np.ndarray, chosen: np.ndarray, labels: int, seed: int) -> Interval:
+    value = float(macro_f1(truth, chosen, labels)[0])
+    draws = bootstrap(len(truth), lambda times: macro_f1(truth, chosen, labels, times), seed)
+    return Interval(value, *middle(draws), len(truth))
+
+
+def _mistakes(held: Labelled, p: np.ndarray) -> list[dict[str, Any]]:
+    """The records that were given a wrong label, the most confident first."""
+    wrong = np.flatnonzero(p.argmax(axis=1) != held.truth).tolist()
+    return [
+        {
+            "id": held.records[i].id,
+            "text": held.task.text(held.records[i].prompt[-1]["content"]),
+            "label": held.records[i].label,
+            "chosen": held.task.labels[int(p[i].argmax())],
+            "confidence": float(p[i].max()),
+        }
+        for i in sorted(wrong, key=lambda i: -p[i].max())
+    ]

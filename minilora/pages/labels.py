@@ -1,0 +1,150 @@
+"""What is printed and drawn of labels that were told apart: contenders, confusion matrix, calibration and mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .style import BLUE, GREY, LORA, ink, panels
+from .text import WIDTH, columns, counted, interval, percent, plain, rule, shortened, wrapped
+
+MATRIX = 16  # labels, at most, whose confusion matrix is printed; of more, the most frequent confusions are
+SHOWN = 5  # mistakes, and confusions
+
+
+def label_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
+    """A report of `label_report` as text."""
+    yield rule(f"{counted(len(report['labels']), 'label')}, {counted(report['records'], 'record')}", width)
+    table = [["", "accuracy, %", "macro-F1, %", "ECE, points"]]
+    for row in report["rows"]:
+        if "missing" in row:
+            table.append([row["name"], row["missing"]])
+            continue
+        table.append([row["name"], shown(row["accuracy"]), shown(row["macro_f1"]), plain(100 * row["ece"], 1)])
+    yield from _table(table)
+    yield from wrapped(
+        "[low, high]: 95 % intervals, of accuracy Wilson's, of macro-F1 and of differences the bootstrap's. ECE: the "
+        "mean distance between confidence and accuracy.",
+        width,
+    )
+    yield from ("", *wrapped(verdict(report), width), "")
+    yield from _confusion(report)
+    yield from ("", *_calibration(report), "")
+    yield from _mistakes(report, width)
+
+
+def shown(found: Mapping[str, float | None], sign: bool = False) -> str:
+    """A share with its interval, in percent."""
+    value, low, high = (None if x is None else 100 * x for x in (found["value"], found["low"], found["high"]))
+    return interval(value, low, high, 1, sign)
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """Whether the model is more accurate than every other contender, in a sentence."""
+    subject = report["subject"]
+    others = [row for row in report["rows"] if "accuracy" in row and row["name"] != subject]
+    if not others:
+        return f"{subject} was compared with nothing."
+    best = max(others, key=lambda row: row["accuracy"]["value"])
+    points = f"{shown(best['lead'], sign=True)} points of accuracy"
+    low, high = (best["lead"][end] or 0.0 for end in ("low", "high"))
+    if high < 0:
+        return f"{best['name']} is better than {subject}, which has {points}: use {best['name']}."
+    if low <= 0:
+        return f"{subject} is not clearly better than {best['name']}: {points}."
+    return f"{subject} is better than the best of the others, {best['name']}: {points}."
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells, flush left; a remark in place of cells may be as long as the line."""
+    short = [row for row in rows if len(row) != 2]
+    widths = [max(len(row[j]) for row in (rows if j == 0 else short)) + 3 for j in range(len(short[0]))]
+    return ["".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
+
+
+def _confusion(report: Mapping[str, Any]) -> Iterator[str]:
+    labels, counts = report["labels"], np.array(report["confusion"])
+    if len(labels) <= MATRIX:
+        yield f"confusion matrix of {report['subject']}: a row for each true label, a column for each label given"
+        cells = [[f"{j + 1}" for j in range(len(labels))]]
+        cells += [[f"{n}" if n else "." for n in row] for row in counts]
+        names = ["", *(f"{i + 1:>2} {shortened(label, 30)}" for i, label in enumerate(labels))]
+        yield from columns([[name, *row] for name, row in zip(names, cells, strict=True)])
+        return
+    yield f"the most frequent confusions of {report['subject']}"
+    np.fill_diagonal(counts, 0)
+    for place in np.argsort(-counts, axis=None, kind="stable")[:SHOWN]:
+        i, j = divmod(int(place), len(labels))
+        if counts[i, j]:
+            yield f"  {counts[i, j]:>3}  {labels[i]} taken for {labels[j]}"
+
+
+def _calibration(report: Mapping[str, Any]) -> Iterator[str]:
+    (bins,) = (row["reliability"] for row in report["rows"] if row["name"] == report["subject"])
+    low = [round(100 * one["from"]) for one in bins]
+    yield from columns(
+        [
+            ["confidence, %", *(f"{a}-{a + 10}" for a in low)],
+            ["records", *(f"{one['records']:,}" for one in bins)],
+            ["of them right, %", *(plain(100 * one["accuracy"]) for one in bins)],
+        ]
+    )
+
+
+def _mistakes(report: Mapping[str, Any], width: int) -> Iterator[str]:
+    wrong = report["mistakes"]
+    if not wrong:
+        yield "no mistakes"
+        return
+    yield f"{counted(len(wrong), 'mistake')}{', the most confident first' if len(wrong) > 1 else ''}"
+    for one in wrong[:SHOWN]:
+        text = shortened(" ".join(one["text"].split()), 2 * width)
+        said = f"{one['label']} was taken for {one['chosen']} ({percent(one['confidence'])}): {text}"
+        yield from wrapped(said, width, first="  ", indent="    ")
+    if len(wrong) > SHOWN:
+        yield f"  and {len(wrong) - SHOWN:,} more"
+
+
+def labels_figure(report: Mapping[str, Any]) -> Any:
+    """The confusion matrix and the reliability diagram of a report, as a matplotlib figure."""
+    labels = report["labels"]
+    size = max(3.4, 0.34 * len(labels) + 1.6)
+    figure, (matrix, curve) = panels(2, width=2 * size + 2, height=size + 0.4, ratios=(1.25, 1))
+    _draw_matrix(matrix, report)
+    _draw_reliability(curve, report)
+    return figure
+
+
+def _draw_matrix(axes: Any, report: Mapping[str, Any]) -> None:
+    import matplotlib as mpl
+    from matplotlib.colors import LinearSegmentedColormap
+
+    from .figures import blend
+
+    labels, counts = report["labels"], np.array(report["confusion"])
+    ground = mpl.rcParams["figure.facecolor"]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, LinearSegmentedColormap.from_list("shares", [ground, blend(ground, BLUE)]), vmin=0, vmax=1)
+    for i, j in np.argwhere(counts):
+        axes.text(
+            j, i, f"{counts[i, j]}", ha="center", va="center", fontweight="bold" if i == j else "normal", fontsize=9
+        )
+    names = [shortened(label, 24) for label in labels]
+    axes.set_xticks(range(len(labels)), names, rotation=90)
+    axes.set_yticks(range(len(labels)), names)
+    axes.tick_params(length=0, labelsize=9)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel=f"label given by {report['subject']}", ylabel="true label", title="Confusion matrix, records")
+
+
+def _draw_reliability(axes: Any, report: Mapping[str, Any]) -> None:
+    (row,) = (row for row in report["rows"] if row["name"] == report["subject"])
+    bins = row["reliability"]
+    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1)
+    at, right = ([100 * one[key] for one in bins] for key in ("confidence", "accuracy"))
+    axes.plot(at, right, color=LORA, marker="o", linewidth=1.5, clip_on=False)
+    axes.text(97, 3, f"ECE {plain(100 * row['ece'], 1)} points", ha="right", color=ink(LORA))
+    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence, %", ylabel="of these records right, %")
+    axes.set_title("Reliability (dashed: confidence is accuracy)")
