@@ -23,7 +23,7 @@ from ..models.load import dtype_of
 from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import BASE_NAME, base_of, load_with_adapters, named_folders
 from ..nn.llama import Llama
-from ..options import BASE, BF16, PACKED, UsageError, add_flags, check, from_flags, option
+from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
 from ..pages.card import HELD_OUT
 from ..pages.labels import label_lines
 from ..pages.style import check_picture, save
@@ -106,6 +106,8 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         split=options.split,
         stored=stored_tasks(folders.values()),
     )
+    if options.confusion and not any(each.labelled for each in sets):
+        raise ValueError("--confusion needs labelled data: name the column of the labels with --label")
     for each in sets:
         asked, labelled = ({}, None) if options.no_recall else ({each.name: each.asked}, each.labelled)
         material = Material([], [], {each.name: each.samples}, asked, labelled=labelled)
@@ -241,8 +243,6 @@ def run(arguments: argparse.Namespace) -> None:
     result = evaluate_adapters(options)
     if options.matrix:
         save(matrix_figure(result), Path(options.matrix))
-    if options.confusion and not result["labels"]:
-        raise UsageError("--confusion needs labelled data: name the column of the labels with --label")
     if options.confusion:
         save(labels_figure(next(iter(result["labels"].values()))), Path(options.confusion))
     print(json.dumps(result, indent=2) if arguments.json else page(result))

@@ -77,8 +77,8 @@ def task_of(
     if not found:
         return None
     if without:
-        rest = f"{len(labels) - len(without):,} records have a label and {len(without):,} have none"
-        raise DataError(f"{source}: {rest} ({listed(without, 5)}): give each record a label, or leave those out")
+        bare = f"no label for {len(without):,} of {len(labels):,} records ({listed(without, 5)})"
+        raise DataError(f"{source}: {bare}: give each record one, or leave those out")
     if fitting := [task for task in stored if found.issubset(task.labels)]:
         return fitting[0]
     if len(found) == 1:

@@ -10,14 +10,14 @@ import numpy as np
 from .style import BLUE, GREY, LORA, ink, panels
 from .text import WIDTH, columns, counted, interval, percent, plain, rule, shortened, wrapped
 
-MATRIX = 16  # labels, at most, whose confusion matrix is printed; of more, the most frequent confusions are
+MATRIX = 12  # labels, at most, whose confusion matrix is printed; of more, the most frequent confusions are
 SHOWN = 5  # mistakes, and confusions
 
 
 def label_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
     """A report of `label_report` as text."""
     yield rule(f"{counted(len(report['labels']), 'label')}, {counted(report['records'], 'record')}", width)
-    table = [["", "accuracy, %", "macro-F1, %", "ECE, points"]]
+    table = [["", "accuracy, %", "macro-F1, %", "ECE, %"]]
     for row in report["rows"]:
         if "missing" in row:
             table.append([row["name"], row["missing"]])
@@ -60,17 +60,17 @@ def verdict(report: Mapping[str, Any]) -> str:
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells, flush left; a remark in place of cells may be as long as the line."""
     short = [row for row in rows if len(row) != 2]
-    widths = [max(len(row[j]) for row in (rows if j == 0 else short)) + 3 for j in range(len(short[0]))]
+    widths = [max(len(row[j]) for row in (rows if j == 0 else short)) + 2 for j in range(len(short[0]))]
     return ["".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
 
 
 def _confusion(report: Mapping[str, Any]) -> Iterator[str]:
     labels, counts = report["labels"], np.array(report["confusion"])
     if len(labels) <= MATRIX:
-        yield f"confusion matrix of {report['subject']}: a row for each true label, a column for each label given"
+        yield f"confusion matrix of {report['subject']} (row: true label, column: label given)"
         cells = [[f"{j + 1}" for j in range(len(labels))]]
         cells += [[f"{n}" if n else "." for n in row] for row in counts]
-        names = ["", *(f"{i + 1:>2} {shortened(label, 30)}" for i, label in enumerate(labels))]
+        names = ["", *(f"{i + 1:>2} {shortened(label, 24)}" for i, label in enumerate(labels))]
         yield from columns([[name, *row] for name, row in zip(names, cells, strict=True)])
         return
     yield f"the most frequent confusions of {report['subject']}"
@@ -144,7 +144,9 @@ def _draw_reliability(axes: Any, report: Mapping[str, Any]) -> None:
     bins = row["reliability"]
     axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1)
     at, right = ([100 * one[key] for one in bins] for key in ("confidence", "accuracy"))
-    axes.plot(at, right, color=LORA, marker="o", linewidth=1.5, clip_on=False)
+    axes.plot(at, right, color=LORA, linewidth=1.5, clip_on=False)
+    sizes = [20 + 250 * one["records"] / report["records"] for one in bins]
+    axes.scatter(at, right, sizes, color=LORA, clip_on=False, zorder=3)
     axes.text(97, 3, f"ECE {plain(100 * row['ece'], 1)} points", ha="right", color=ink(LORA))
     axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence, %", ylabel="of these records right, %")
-    axes.set_title("Reliability (dashed: confidence is accuracy)")
+    axes.set_title("Reliability (area: records)")

@@ -1,0 +1,138 @@
+"""Labelled data: which columns are found, what the prompt is, what is refused, and in which words."""
+
+import csv
+import json
+
+import pytest
+
+from minilora.data.labels import LISTED, LabelTask
+from minilora.data.leaks import leaks
+from minilora.data.records import DataError, read_source
+from minilora.data.splits import by_split, check_labels
+
+ROWS = [("where is it", "delivery"), ("pay me", "refund"), ("not here", "delivery"), ("money back", "refund")]
+
+
+def write(path, rows, text="text", label="label", **more):
+    path.write_text("\n".join(json.dumps({text: a, label: b} | more) for a, b in rows), encoding="utf-8")
+    return path
+
+
+def texts(reading):
+    return [(reading.task.text(record.prompt[-1]["content"]), record.label) for record in reading.records]
+
+
+@pytest.mark.parametrize("text", ["text", "message", "prompt"])
+@pytest.mark.parametrize("label", ["label", "intent", "category"])
+def test_labels_are_found_by_the_names_of_the_columns_in_a_file_a_table_and_a_folder(tmp_path, text, label):
+    path = write(tmp_path / "a.jsonl", ROWS, text, label, record=7)
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([(text, label), *ROWS])
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "train.jsonl", ROWS, text, label)
+    for source in (path, tmp_path / "a.csv", tmp_path / "folder"):
+        reading = read_source(source)
+        assert texts(reading) == ROWS and reading.task.labels == ("delivery", "refund")
+        record = reading.records[0]
+        assert record.messages[-1] == {"role": "assistant", "content": "delivery"}
+        assert record.prompt[-1]["content"] == reading.task.prompt("where is it") and len(record.messages) == 2
+    assert read_source(path).unread == {"record": 4}
+
+
+def test_a_label_column_of_any_name_is_named_and_others_stay_what_they_were(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS, "body", "topic")
+    assert texts(read_source(path, field={"label": "topic", "text": "body"})) == ROWS
+    assert texts(read_source(write(path, ROWS, "text", "topic"), field={"label": "topic"})) == ROWS
+    plain = read_source(write(path, ROWS, "text", "topic"))
+    assert plain.task is None and plain.records[0].text == "where is it"
+    both = read_source(write(path, ROWS, "prompt", "completion", category="x"))
+    assert both.task is None and both.formats == {"prompt/completion": 4}
+    chosen = read_source(write(path, ROWS, "prompt", "completion", category="x"), field={"label": "completion"})
+    assert texts(chosen) == ROWS
+
+
+def test_labels_may_be_numbers_and_their_white_space_does_not_count(tmp_path):
+    reading = read_source(write(tmp_path / "a.jsonl", [("a", 1), ("b", 0), ("c", " 1 ")]))
+    assert texts(reading) == [("a", "1"), ("b", "0"), ("c", "1")] and reading.task.labels == ("0", "1")
+
+
+def test_the_prompt_lists_few_labels_and_not_many_and_the_text_comes_out_of_it_again():
+    few, many = (LabelTask.of(f"l{i:02}" for i in range(n)) for n in (LISTED, LISTED + 1))
+    assert all(label in few.template for label in few.labels)
+    assert not any(label in many.template for label in many.labels)
+    for task in (few, many, LabelTask.of(["a {text} b", "c"])):
+        for text in ("", "hello\n{text} there", "Message: x"):
+            assert task.text(task.prompt(text)) == text
+        assert LabelTask.stored(task.entry()) == task == LabelTask.stored(json.loads(json.dumps(task.entry())))
+    assert LabelTask.stored({"name": "legal"}) is None
+
+
+@pytest.mark.parametrize(
+    "data", [{"labels": ["a"]}, {"labels": ["a", 1]}, {"labels": ["a", ""]}, {"labels": ["a", "b"], "template": "x"}]
+)
+def test_a_stored_task_that_cannot_be_used_is_refused(data):
+    with pytest.raises(ValueError, match="labels must be two texts or more, with a template that has {text}"):
+        LabelTask.stored({"template": "{text}"} | data)
+
+
+def test_a_stored_task_is_taken_where_it_has_all_labels_of_the_data(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    wide = LabelTask(("delivery", "other", "refund"), "{text}?")
+    narrow = LabelTask(("delivery", "other"), "{text}!")
+    assert read_source(path, stored=[narrow, wide]).task == wide
+    assert read_source(path, stored=[wide]).records[0].prompt[-1]["content"] == "where is it?"
+    assert read_source(path, stored=[narrow]).task == LabelTask.of(["delivery", "refund"])
+    assert read_source(write(path, ROWS[:1]), stored=[wide]).task == wide  # one label is enough to measure on
+
+
+def refusal(path, **settings):
+    with pytest.raises(DataError) as caught:
+        read_source(path, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_each_mistake_is_one_line_that_says_what_to_do(tmp_path):
+    path = tmp_path / "a.jsonl"
+    assert refusal(write(path, ROWS), field={"label": "topic"}).endswith(
+        "a.jsonl:1: field label=topic: no such column; there are text, label (4 rows: lines 1, 2, 3, 4)"
+    )
+    assert refusal(write(path, ROWS, "body", "topic"), field={"label": "topic"}).startswith(
+        f"{path}:1: text/label needs a column text; there are label, body: name the column with --field text=..."
+    )
+    assert "1: text must be a non-empty text, got ' '" in refusal(write(path, [(" ", "a"), ("x", "b")]))
+    assert "1: text must be a non-empty text, got None" in refusal(write(path, [(None, "a"), ("x", "b")]))
+    assert "2: label must be a non-empty text, got ''" in refusal(write(path, [("x", "a"), ("x", "")]))
+    assert "1: label must be a non-empty text, got 0.5" in refusal(write(path, [("x", 0.5), ("x", "a")]))
+    alone = refusal(write(path, ROWS[::2]))
+    assert alone == f"{path}: all records have the label 'delivery': at least two are needed"
+    path.write_text('{"text": "a", "label": "b"}\n{"question": "c", "answer": "d"}', encoding="utf-8")
+    assert "a.jsonl: no label for 1 of 2 records (line-2): give each record one" in refusal(path)
+
+
+def splits_of(tmp_path, *rows):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(dict(zip(("text", "label", "split"), r, strict=True))) for r in rows))
+    return by_split(read_source(path).records)
+
+
+def test_a_label_that_is_never_trained_is_refused_and_one_that_is_seen_once_is_named(tmp_path):
+    train = [(text, label, "train") for text, label in ROWS]
+    assert check_labels(splits_of(tmp_path, *train, ("x", "refund", "test")), "mine") == []
+    for split in ("validation", "test"):
+        bad = splits_of(tmp_path, *train, ("x", "new", split), ("y", "new", split))
+        with pytest.raises(
+            DataError, match=rf"^mine: line-5 \({split}\) has the label 'new', which no training record"
+        ):
+            check_labels(bad, "mine")
+    (line,) = check_labels(splits_of(tmp_path, *train, ("x", "refnud", "train")), "mine")
+    assert line == "1 label is in one training record only: 'refnud'; is it a typing error?"
+    only_tests = splits_of(tmp_path, ("x", "a", "test"), ("y", "b", "test"))
+    assert check_labels(only_tests, "mine") == []
+
+
+def test_the_same_text_in_training_and_test_is_a_leak_and_the_same_long_label_is_none(tmp_path):
+    long = "my parcel has not come yet"
+    rows = [("one", long, "train"), ("two", "b", "train"), ("three", long, "test"), ("two", "b", "test")]
+    (leak,) = leaks(splits_of(tmp_path, *rows))
+    assert (leak.record.id, leak.trained.id) == ("line-4", "line-2")

@@ -1,0 +1,101 @@
+"""Labels as answers: their log-likelihoods are those of whole sequences, whatever is shared, cached or in the batch."""
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.data.labels import LabelTask
+from minilora.engine.fused import NOT_SCORED
+from minilora.generate import labels as scoring
+from minilora.generate.labels import label_logprobs, label_probabilities, label_task
+
+LABELS = ["bill", "billing", "a label of several words", "x"]
+ASK = [{"role": "user", "content": "Which label fits the message?\n\nMessage: where is it"}]
+TALKS = [
+    ASK,
+    [{"role": "user", "content": "Which label fits the message?\n\nMessage: hello, and much more of it"}],
+    [*ASK, {"role": "assistant", "content": "x"}, {"role": "user", "content": "and this"}],
+    [{"role": "system", "content": "Be brief."}, *ASK],
+]
+
+
+def brute_force(model, tokenizer, talk, label):
+    """The whole sequence, one at a time: the log-probabilities of the last answer and its end token, added up."""
+    record = ml.Record("x", (*talk, {"role": "assistant", "content": label}))
+    sample = ml.encode_record(record, tokenizer)
+    logits = model(np.array([sample.ids])).data[0].astype(np.float64)
+    logprobs = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    logprobs -= logits.max(-1, keepdims=True)
+    end = max(i for i, token in enumerate(sample.labels) if token != NOT_SCORED)
+    total, at = 0.0, end
+    while sample.labels[at] != NOT_SCORED:
+        total += logprobs[at - 1, sample.ids[at]]
+        at -= 1
+    assert end - at >= 2  # the end token as well
+    return total
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 16])
+@pytest.mark.parametrize("talks", [TALKS, TALKS[:2], TALKS[:1], TALKS[2:3]])
+def test_log_likelihoods_are_those_of_the_whole_sequences(talker, tokenizer, monkeypatch, at_once, talks):
+    monkeypatch.setattr(scoring, "AT_ONCE", at_once)
+    found = label_logprobs(talker, tokenizer, talks, LABELS)
+    expected = [[brute_force(talker, tokenizer, talk, label) for label in LABELS] for talk in talks]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert len({round(x, 2) for x in found.ravel()}) == found.size
+
+
+def test_little_memory_gives_the_same(talker, tokenizer, monkeypatch):
+    usual = label_logprobs(talker, tokenizer, TALKS, LABELS)
+    monkeypatch.setattr(scoring, "CACHE_BYTES", 1)
+    np.testing.assert_allclose(label_logprobs(talker, tokenizer, TALKS, LABELS), usual, rtol=1e-4)
+
+
+def test_probabilities_add_up_to_1_and_are_softmax_of_the_sums(talker, tokenizer):
+    logprobs = label_logprobs(talker, tokenizer, TALKS, LABELS)
+    p = label_probabilities(logprobs)
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    np.testing.assert_allclose(np.log(p[:, :1] / p), logprobs[:, :1] - logprobs)
+    assert label_probabilities(np.array([[-2000.0, -2001.0]])) == pytest.approx(
+        np.array([[1, np.exp(-1)]]) / (1 + np.exp(-1))
+    )
+
+
+def test_a_mixed_batch_computes_with_the_adapter_that_is_named(loaded):
+    model, tokenizer = loaded
+    found = {}
+    for choice in (None, "legal", {"legal": 0.5, "support": 0.5}):
+        ml.set_adapter(model, choice)
+        active = label_logprobs(model, tokenizer, TALKS, LABELS)
+        ml.set_adapter(model, "support")
+        named = label_logprobs(model, tokenizer, TALKS, LABELS, mixed=True, choice=choice)
+        np.testing.assert_allclose(named, active, rtol=1e-3)
+        found[str(choice)] = named
+    ml.set_adapter(model, None)
+    assert all(not np.allclose(found["None"], other) for name, other in found.items() if name != "None")
+
+
+def test_a_message_that_is_too_long_is_refused(talker, tokenizer):
+    long = [{"role": "user", "content": "x" * 1100}]
+    with pytest.raises(
+        ValueError, match="a message with its label has 1[0-9]+ tokens, the model can see 1024: shorten"
+    ):
+        label_logprobs(talker, tokenizer, [ASK, long], LABELS)
+
+
+def test_a_choice_has_a_task_if_all_of_its_adapters_were_trained_on_the_same_labels(loaded):
+    model, _ = loaded
+    one, other = LabelTask.of(["a", "b"]), LabelTask.of(["a", "c"])
+    adapters = [model.adapters[name] for name in ("legal", "support")]
+    both, before = {"legal": 0.5, "support": 0.5}, [adapter.data for adapter in adapters]
+    try:
+        assert label_task(model, None) is label_task(model, "legal") is label_task(model, both) is None
+        adapters[0].data = one.entry()
+        assert label_task(model, "legal") == one and label_task(model, both) is None
+        adapters[1].data = other.entry()
+        assert label_task(model, both) is None
+        adapters[1].data = one.entry()
+        assert label_task(model, both) == one
+    finally:
+        for adapter, data in zip(adapters, before, strict=True):
+            adapter.data = data

@@ -1,0 +1,192 @@
+"""Accuracy, macro-F1, confusion and calibration against their definitions; and the contenders of a model."""
+
+import builtins
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora.data.labels import LabelTask
+from minilora.data.records import Record
+from minilora.generate.labels import label_logprobs
+from minilora.measure.labels import (
+    CLASSIC,
+    MAJORITY,
+    MISSING,
+    SHOTS,
+    Labelled,
+    calibration_error,
+    classic,
+    confusion,
+    few_shot,
+    label_report,
+    macro_f1,
+    majority,
+    reliability,
+    score,
+    shots_that_fit,
+)
+from minilora.measure.statistics import wilson
+
+TASK = LabelTask.of(["a", "b", "c"])
+PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
+
+
+def records(*pairs, system=None):
+    before = () if system is None else ({"role": "system", "content": system},)
+    return [
+        Record(
+            f"r{i}",
+            (*before, {"role": "user", "content": TASK.prompt(text)}, {"role": "assistant", "content": label}),
+            label=label,
+        )
+        for i, (text, label) in enumerate(pairs)
+    ]
+
+
+TRAIN = records(("red one", "a"), ("red two", "a"), ("blue one", "b"), ("red", "a"), ("green", "c"), ("blue", "b"))
+HELD = Labelled(TASK, records(("red", "a"), ("blue", "b"), ("two green", "c"), ("blue red", "a")), TRAIN)
+
+
+def by_hand(pairs):
+    """The mean of F1 over labels that occur, from precision and recall, counted one by one."""
+    scores = []
+    for label in sorted({x for pair in pairs for x in pair}):
+        hits = sum(a == b == label for a, b in pairs)
+        given_it, have_it = sum(b == label for _, b in pairs), sum(a == label for a, _ in pairs)
+        precision, recall = (hits / n if n else 0 for n in (given_it, have_it))
+        scores.append(2 * precision * recall / (precision + recall) if hits else 0)
+    return sum(scores) / len(scores)
+
+
+@given(PAIRS)
+def test_macro_f1_is_its_definition_and_the_confusion_matrix_adds_up(pairs):
+    truth, chosen = np.array(pairs).T
+    assert macro_f1(truth, chosen, 4)[0] == pytest.approx(by_hand(pairs))
+    matrix = confusion(truth, chosen, 4)
+    assert matrix.sum() == len(pairs) and np.trace(matrix) == (truth == chosen).sum()
+    assert all(matrix[i, j] == pairs.count((i, j)) for i in range(4) for j in range(4))
+    twice = macro_f1(np.repeat(truth, 2), np.repeat(chosen, 2), 4)
+    assert macro_f1(truth, chosen, 4, np.full((1, len(pairs)), 2)) == pytest.approx(twice)
+
+
+def test_macro_f1_is_that_of_scikit_learn(rng):
+    metrics = pytest.importorskip("sklearn.metrics", reason="needs pip install '.[benchmarks]'")
+    truth, chosen = rng.integers(0, 5, (2, 60))
+    assert macro_f1(truth, chosen, 9)[0] == pytest.approx(metrics.f1_score(truth, chosen, average="macro"))
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40))
+def test_reliability_has_every_record_in_the_bin_of_its_confidence(pairs):
+    confidence, right = (np.array(each) for each in zip(*pairs, strict=True))
+    bins = reliability(confidence, right)
+    assert sum(one["records"] for one in bins) == len(pairs)
+    assert sum(one["records"] * one["accuracy"] for one in bins) == pytest.approx(right.sum())
+    assert all(one["from"] - 1e-9 <= one["confidence"] <= one["from"] + 0.1 + 1e-9 for one in bins)
+    by_definition = 0.0
+    for low in sorted({min(int(c * 10), 9) for c in confidence}):
+        inside = [(c, r) for c, r in pairs if min(int(c * 10), 9) == low]
+        by_definition += abs(sum(c for c, _ in inside) - sum(r for _, r in inside)) / len(pairs)
+    assert calibration_error(bins) == pytest.approx(by_definition)
+
+
+def test_wilsons_interval_is_that_of_the_score_test_and_has_a_width_where_all_are_right():
+    for right, n in ((8, 10), (0, 5), (5, 5), (37, 200)):
+        found = wilson(right, n)
+        assert found.low <= found.mean == right / n <= found.high and found.high - found.low > 0.01
+        for end in {found.low, found.high} - {0.0, 1.0}:  # where the test is at its limit
+            assert abs(right / n - end) / math.sqrt(end * (1 - end) / n) == pytest.approx(1.959964, rel=1e-5)
+    assert wilson(5, 5).high == 1 and wilson(0, 5).low == 0
+
+
+def test_the_majority_is_that_of_the_training_records():
+    p = majority(HELD)
+    assert p.shape == (4, 3) and p[0].tolist() == pytest.approx([3 / 6, 2 / 6, 1 / 6]) and (p == p[0]).all()
+
+
+def test_tf_idf_learns_from_the_training_records_and_never_sees_the_prompt_around_a_text():
+    pytest.importorskip("sklearn", reason="needs pip install '.[benchmarks]'")
+    p = classic(HELD)
+    assert p.argmax(axis=1)[:3].tolist() == [0, 1, 2] and p.sum(axis=1) == pytest.approx(np.ones(4))
+    other = LabelTask(TASK.labels, "red red blue {text} green?")
+
+    def moved(part):
+        return [record.asked(other.prompt(TASK.text(record.prompt[-1]["content"]))) for record in part]
+
+    np.testing.assert_allclose(classic(Labelled(other, moved(HELD.records), moved(TRAIN))), p)
+    two = Labelled(TASK, HELD.records, TRAIN[:3])  # of three labels two are trained
+    assert (classic(two)[:, 2] == 0).all()
+
+
+def test_without_scikit_learn_the_row_says_how_to_get_it(monkeypatch):
+    load = builtins.__import__
+
+    def refuse(name, *rest):
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return load(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    report = label_report(HELD, {"it": np.zeros((4, 3))})
+    assert report["rows"][1] == {"name": CLASSIC, "missing": MISSING} and "benchmarks" in MISSING
+
+
+def test_examples_are_of_every_label_in_turn():
+    assert [r.id for r in few_shot(TRAIN, 5)] == ["r0", "r2", "r4", "r1", "r5"]
+    assert few_shot(TRAIN, 0) == [] and len(few_shot(TRAIN, 99)) == len(TRAIN)
+
+
+def test_examples_stand_before_the_question_and_after_the_system_prompt(talker, tokenizer):
+    held = Labelled(TASK, records(("x", "a"), ("yy", "b"), system="Be brief."), TRAIN)
+    talks = [
+        [record.messages[0], *TRAIN[0].messages, *TRAIN[2].messages, record.messages[1]] for record in held.records
+    ]
+    np.testing.assert_allclose(score(talker, tokenizer, held, 2), label_logprobs(talker, tokenizer, talks, TASK.labels))
+    alone = [list(record.messages[:-1]) for record in held.records]
+    np.testing.assert_allclose(score(talker, tokenizer, held), label_logprobs(talker, tokenizer, alone, TASK.labels))
+
+
+def test_only_as_many_examples_are_given_as_fit(talker, tokenizer):
+    short = [len(tokenizer.encode_chat(list(record.messages))) for record in few_shot(TRAIN, SHOTS)]
+    longest = max(len(tokenizer.encode_chat(list(record.messages))) for record in HELD.records)
+    for n in range(len(TRAIN) + 1):
+        limit = longest + 1 + sum(short[:n])
+        assert shots_that_fit(HELD, tokenizer, limit) == n
+    assert shots_that_fit(HELD, tokenizer, longest) == 0
+    many = Labelled(TASK, HELD.records, TRAIN * 4)
+    assert shots_that_fit(many, tokenizer, 10**6) == SHOTS
+    n = shots_that_fit(HELD, tokenizer, 700)
+    assert score(talker, tokenizer, HELD, n).shape == (4, 3)
+
+
+def report_of(*chosen, held=HELD):
+    """A report of models that choose these labels, with a confidence of about 0.8."""
+    sure = {f"model {i}": np.log(np.where(np.eye(3)[list(each)] == 1, 0.8, 0.1)) for i, each in enumerate(chosen)}
+    return label_report(held, sure)
+
+
+def test_a_report_is_of_the_last_model_and_compares_it_with_all():
+    report = report_of((0, 0, 0, 0), (0, 1, 1, 0))
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows)[:2] == [MAJORITY, CLASSIC] and report["subject"] == "model 1" and report["records"] == 4
+    assert report["confusion"] == [[2, 0, 0], [0, 1, 0], [0, 1, 0]] and report["labels"] == ["a", "b", "c"]
+    assert rows["model 1"]["accuracy"]["value"] == 0.75 and rows["model 0"]["accuracy"]["value"] == 0.5
+    assert rows["model 0"]["lead"]["value"] == 0.25 and rows["model 1"]["lead"]["value"] == 0
+    low, value, high = (rows["model 1"]["macro_f1"][key] for key in ("low", "value", "high"))
+    assert value == pytest.approx((1 + 2 / 3 + 0) / 3) and low < value < high
+    (mistake,) = report["mistakes"]
+    expected = {"id": "r2", "text": "two green", "label": "c", "chosen": "b", "confidence": pytest.approx(0.8)}
+    assert mistake == expected
+    assert rows["model 1"]["ece"] == pytest.approx(0.05)
+
+
+def test_without_training_records_only_models_are_compared():
+    report = report_of((0, 1, 2, 0), held=Labelled(TASK, HELD.records))
+    assert [row["name"] for row in report["rows"]] == ["model 0"] and report["mistakes"] == []
+
+
+def test_mistakes_begin_with_the_most_confident():
+    sure = np.log([[0.2, 0.5, 0.3], [0.5, 0.4, 0.1], [0.9, 0.05, 0.05], [0.6, 0.2, 0.2]])
+    assert [one["confidence"] for one in label_report(HELD, {"it": sure})["mistakes"]] == pytest.approx([0.9, 0.5, 0.5])

@@ -1,0 +1,202 @@
+"""A job on labelled data: what it learns, reports, stores and shows, and that the stored labels are used again."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from commandline import complaint, job
+from figure_check import problems
+from jobs import material_of, options
+from planted import planted
+
+import minilora as ml
+from minilora.cli import main
+from minilora.commands.eval import EvalOptions, evaluate_adapters, page
+from minilora.data.labels import LabelTask
+from minilora.data.records import read_source
+from minilora.measure.labels import Labelled, label_report, score
+from minilora.pages.labels import label_lines, labels_figure, verdict
+from minilora.pages.style import theme
+from minilora.train.job import finetune
+from minilora.train.options import Options
+
+
+def test_the_tiny_base_learns_a_label_that_one_word_decides(tmp_path):
+    model, tokenizer = ml.load("tiny")
+    reading = read_source(planted(tmp_path / "own.jsonl"))
+    splits = ml.split_records(reading.records)
+    held = Labelled(reading.task, [*splits["validation"], *splits["test"]], splits["train"])
+    ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16), name="own", seed=0)
+    before = score(model, tokenizer, held)
+    ml.fit(model, ml.encode_records(splits["train"], tokenizer), 60, lr=1e-2, batch_size=6)
+    *_, untrained, trained = label_report(held, {"before": before, "after": score(model, tokenizer, held)})["rows"]
+    assert untrained["accuracy"]["value"] < 0.5 and trained["accuracy"]["value"] >= 0.9
+    assert trained["macro_f1"]["value"] >= 0.9 and untrained["lead"]["low"] > 0
+
+
+@pytest.fixture(scope="module")
+def run(home, tmp_path_factory):
+    """A run on labelled data: its folder, its data, its metrics."""
+    folder = tmp_path_factory.mktemp("labels")
+    data = planted(folder / "own.jsonl")
+    metrics = finetune(options(home, folder / "run", data=str(data), steps=8, lr=0.03))
+    return folder / "run", data, metrics
+
+
+def test_the_metrics_have_the_report_and_the_folder_the_picture_and_the_labels(run):
+    folder, data, metrics = run
+    report = metrics["labels"]
+    assert report == json.loads((folder / "metrics.json").read_text())["labels"] and metrics["answers"] == []
+    names = [row["name"] for row in report["rows"]]
+    expected = ["majority class", "TF-IDF + logistic regression", "base, zero-shot", "base, 8-shot", "LoRA"]
+    assert names == expected and report["subject"] == "LoRA" and report["records"] == 6
+    assert np.sum(report["confusion"]) == 6 and len(report["mistakes"]) == 6 - np.trace(report["confusion"])
+    assert (folder / "picture-labels.png").stat().st_size > 10_000
+    stored = json.loads((folder / "minilora.json").read_text())["data"]
+    assert LabelTask.stored(stored) == read_source(data).task
+    again = Options.read(folder / "run.toml", overwrite=True)
+    assert again.label is None and again.columns == {}
+
+
+def test_the_trained_row_is_that_of_the_adapter_and_the_base_rows_are_those_of_the_base(home, run):
+    folder, data, metrics = run
+    found = evaluate_adapters(EvalOptions(adapter=[str(folder)], base=str(home / "base"), data=[str(data)]))
+    (report,) = found["labels"].values()
+    rows = {row["name"]: row for row in report["rows"]}
+    for row in metrics["labels"]["rows"]:
+        again = rows["run" if row["name"] == "LoRA" else row["name"]]
+        assert again["accuracy" if "accuracy" in row else "missing"] == row.get("accuracy", row.get("missing"))
+        if "ece" in row:
+            assert again["ece"] == pytest.approx(row["ece"], abs=1e-4)
+    assert report["subject"] == "run" and report["confusion"] == metrics["labels"]["confusion"]
+    assert "\n".join(label_lines(report, 80)) in page(found)
+    assert max(map(len, page(found).splitlines())) <= 80
+
+
+def test_a_file_without_training_records_is_measured_with_the_stored_labels(home, run, tmp_path):
+    rows = [{"text": "the invoice please", "label": "bill"}, {"text": "pay it now", "label": "bill"}]
+    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = EvalOptions(adapter=[str(run[0])], base=str(home / "base"), data=[str(tmp_path / "new.jsonl")])
+    report = evaluate_adapters(settings)["labels"]["new"]
+    assert report["labels"] == ["bill", "other", "parcel"] and np.sum(report["confusion"][1:]) == 0
+    assert [row["name"] for row in report["rows"]] == ["base, zero-shot", "run"]
+
+
+def test_the_subject_is_the_adapter_that_was_trained_on_the_set(home, run):
+    own = f"mine={run[0]}"
+    shutil.copytree(run[0], run[0].parent / "elsewhere", dirs_exist_ok=True)
+    other = run[0].parent / "elsewhere" / "minilora.json"
+    record = json.loads(other.read_text())
+    other.write_text(json.dumps(record | {"data": record["data"] | {"name": "gone", "path": "gone"}}))
+    for adapters in ([own, f"z={other.parent}"], [f"z={other.parent}", own]):
+        found = evaluate_adapters(EvalOptions(adapter=adapters, base=str(home / "base"), data=[str(run[1])]))
+        (report,) = found["labels"].values()
+        assert report["subject"] == "mine" and {"z", "mine"} < {row["name"] for row in report["rows"]}
+
+
+def test_losses_alone_ask_for_no_labels(home, run):
+    settings = dict(adapter=[str(run[0])], base=str(home / "base"), data=[str(run[1])])
+    assert evaluate_adapters(EvalOptions(**settings, no_recall=True))["labels"] == {}
+
+
+def test_an_adapter_that_is_trained_further_keeps_its_prompt(home, run, tmp_path):
+    fewer = [{"text": f"the invoice {i}", "label": "bill"} for i in range(5)]
+    fewer += [{"text": f"the courier {i}", "label": "parcel"} for i in range(5)]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, fewer)))
+    settings = options(home, tmp_path / "next", data=str(tmp_path / "more.jsonl"), steps=1, adapter=str(run[0]))
+    finetune(settings, measure=False, answers=False)
+    stored = json.loads((tmp_path / "next" / "minilora.json").read_text())["data"]
+    assert stored["labels"] == ["bill", "other", "parcel"]
+
+
+def test_all_labels_are_logged_and_one_that_is_seen_once_is_warned_of(home, tmp_path, tokenizer, said):
+    data = planted(tmp_path / "own.jsonl")
+    data.write_text(data.read_text() + '\n{"text": "hm", "label": "parcle", "split": "train"}')
+    material = material_of(options(home, "unused", data=str(data)), tokenizer)
+    assert f"{data}: 4 labels (text/label): bill, other, parcel, parcle" in said()
+    assert "1 label is in one training record only: 'parcle'; is it a typing error?" in said()
+    assert material.labelled.task.labels == ("bill", "other", "parcel", "parcle") and len(material.train) == 37
+    assert material.asked == material.shown == {}
+
+
+def test_a_record_that_the_model_cannot_see_whole_is_refused_before_training(home, tmp_path, tokenizer):
+    data = planted(tmp_path / "own.jsonl")
+    data.write_text(data.read_text() + json.dumps({"text": "x" * 1100, "label": "bill", "split": "test"}).join("\n\n"))
+    with pytest.raises(ValueError, match=r"a record has 1\d\d\d tokens, the model can see 1024"):
+        material_of(options(home, "x", data=str(data)), tokenizer).refuse_what_is_longer(1024, "own", tokenizer)
+
+
+def test_the_commands_name_the_column(home, tmp_path, capsys):
+    data = planted(tmp_path / "own.jsonl")
+    data.write_text(data.read_text().replace('"label"', '"queue"'))
+    assert main([*job(home, "--data", data, "--label", "topic", "--out", tmp_path / "run")]) == 1
+    assert "field label=topic: no such column; there are text, queue, split" in complaint(capsys)
+    assert main(["data", str(data), "--base", "tiny", "--label", "queue"]) == 0
+    out = capsys.readouterr().out
+    assert "-- 3 labels ---" in out and "bill       12           2     2" in out
+    assert f"minilora finetune --data {data} --field label=queue --base tiny" in " ".join(out.split())
+    words = ["eval", "--base", home / "base", "--data", data, "--label", "queue", "--confusion", tmp_path / "c.svg"]
+    assert main([str(word) for word in words]) == 0
+    assert (tmp_path / "c.svg").is_file() and "confusion matrix of base, 8-shot" in capsys.readouterr().out
+    words[words.index(data)] = home / "data.jsonl"
+    assert main([str(word) for word in words if word not in ("--label", "queue")]) == 1
+    assert complaint(capsys) == "--confusion needs labelled data: name the column of the labels with --label"
+
+
+# -- the page and the picture ------------------------------------------------------------------------------------------
+
+
+def report_of(n, records=40, lead=(0.1, 0.02, 0.2)):
+    """A report with `n` labels, of which some are confused."""
+    labels = [f"label number {i}" for i in range(n)]
+    counts = np.eye(n, dtype=int) * (records // n)
+    counts[0, 1] += records - counts.sum()
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    bins = [{"from": 0.9, "records": records, "confidence": 0.95, "accuracy": 0.5}]
+    rows = [
+        {"name": name, "accuracy": interval, "macro_f1": interval, "ece": 0.45, "reliability": bins,
+         "lead": dict(zip(("value", "low", "high"), lead, strict=True))}
+        for name in ("base, zero-shot", "LoRA")
+    ]  # fmt: skip
+    mistakes = [{"id": "x", "text": "a\nlong text " * 30, "label": "a", "chosen": "b", "confidence": 0.9}] * 7
+    return {"labels": labels, "records": records, "subject": "LoRA", "rows": rows, "confusion": counts.tolist(),
+            "mistakes": mistakes}  # fmt: skip
+
+
+def test_the_page_shows_the_matrix_of_few_labels_and_the_confusions_of_many():
+    few, many = ("\n".join(label_lines(report_of(n, 46), 80)) for n in (4, 40))
+    assert "confusion matrix of LoRA" in few and " 1 label number 0  11   2   .   ." in few
+    assert "the most frequent confusions of LoRA" in many and "  6  label number 0 taken for label number 1" in many
+    for text in (few, many):
+        assert "90-100" in text and "7 mistakes, the most confident first" in text and "and 2 more" in text
+        assert "a was taken for b (90 %): a long text" in text and max(map(len, text.splitlines())) <= 80
+    assert "no mistakes" in list(label_lines(report_of(4) | {"mistakes": []}))
+
+
+@pytest.mark.parametrize(
+    ("lead", "words"),
+    [
+        ((0.1, 0.02, 0.2), "LoRA is better than the best of the others, base, zero-shot: +10.0 [+2.0, +20.0] points"),
+        ((0.1, -0.02, 0.2), "LoRA is not clearly better than base, zero-shot: +10.0 [-2.0, +20.0] points of accuracy."),
+        ((-0.1, -0.2, 0.0), "LoRA is not clearly better than base, zero-shot: -10.0 [-20.0, 0.0] points of accuracy."),
+        ((-0.1, -0.2, -0.05), "base, zero-shot is better than LoRA, which has -10.0 [-20.0, -5.0] points of accuracy: "
+                              "use base, zero-shot."),
+        ((0.1, None, None), "LoRA is not clearly better than base, zero-shot: +10.0 points of accuracy."),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_who_is_better(lead, words):
+    assert verdict(report_of(4, lead=lead)).startswith(words)
+
+
+@pytest.mark.parametrize("name", ["light", "dark"])
+@pytest.mark.parametrize("n", [2, 8, 16])
+def test_the_picture_can_be_read(name, n):
+    with theme(name):
+        figure = labels_figure(report_of(n, 45))
+        assert problems(figure) == []
+        assert {text.get_text() for text in figure.axes[0].texts} == {
+            str(c) for c in np.unique(report_of(n, 45)["confusion"]) if c
+        }
+        assert math.isclose(figure.axes[1].lines[1].get_xdata()[0], 95)
