@@ -222,7 +222,7 @@ def _ufunc(name):
 
 _UFUNCS = (
     "add", "subtract", "multiply", "divide", "maximum", "minimum", "exp", "log", "sqrt", "tanh", "cos", "sin", "abs",
-    "isfinite", "matmul",
+    "isfinite", "logaddexp", "matmul",
 )  # fmt: skip
 _FUNCTIONS = (
     "arange", "empty", "zeros", "ones", "full", "empty_like", "zeros_like", "ones_like", "full_like", "where", "einsum",

@@ -325,6 +325,30 @@ def cross_entropy(logits, labels: Array, scored: Array | None = None):
 
 
 @op
+def preference_loss(*log_p, reference: Array, beta: Array):
+    """The mean of -log σ(margin) over N pairs of answers      log_p: 2 N scalars  reference (N)  beta (N)  ->  scalar
+
+    margin = beta (log π(chosen) - log π(rejected) - reference): direct preference optimisation, Rafailov et al. 2023
+    (arXiv 2305.18290), equation 7.
+    log_p: the log-probability of each whole answer, summed over its tokens: chosen, rejected, chosen, ...
+    reference: log π(chosen) - log π(rejected) of the model before training.
+    Saves σ(-margin), one number per pair.
+    """
+    xp = array_module(log_p[0])
+    each = xp.stack(log_p)  # (2 N)
+    beta = xp.asarray(beta, each.dtype)
+    margin = beta * (each[::2] - each[1::2] - xp.asarray(reference, each.dtype))  # (N)
+    wrong = xp.exp(-xp.logaddexp(0, margin))  # σ(-margin): the probability of the other order
+    slope = beta * wrong / len(margin)  # of the loss, towards the rejected answer
+
+    def vjp(i: int, sign: float):
+        return lambda g: g * sign * slope[i]
+
+    vjps = [vjp(i, sign) for i in range(len(margin)) for sign in (-1.0, 1.0)]
+    return xp.logaddexp(0, -margin).mean(), *vjps
+
+
+@op
 def linear_cross_entropy(
     x, w, labels: Array, scored: Array | None = None, block: int = TOKEN_BLOCK, vocab_block: int = VOCAB_BLOCK
 ):

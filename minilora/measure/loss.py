@@ -48,12 +48,12 @@ def mean_loss(model: Llama, samples: Sequence[Sample], batch_size: int = 16, ran
         for i in range(0, len(ordered), batch_size):
             batch = ordered[i : i + batch_size]
             if mine := ranks.share(batch):
-                scored = sum(sample.scored for sample in mine)
-                total += loss_without_grad(model, mine) * scored
-                count += scored
+                weight = sum(sample.weight for sample in mine)
+                total += loss_without_grad(model, mine) * weight
+                count += weight
             bar.update(len(batch))
-    whole, tokens = ranks.sum(total, count)
-    return whole / tokens
+    whole, weights = ranks.sum(total, count)
+    return whole / weights
 
 
 def sample_losses(model: Llama, samples: Sequence[Sample]) -> np.ndarray:

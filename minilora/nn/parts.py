@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..engine.attention import Packing
 from ..engine.backend import Array
-from ..engine.fused import NOT_SCORED
+from ..engine.fused import NOT_SCORED, preference_loss
+from ..engine.tensor import Tensor
 
 LEAST = 64  # tokens of a micro-batch: with fewer, matmuls lose more than a second core gains
 GOOD = 256  # with more, matmuls gain little, and the activations saved for the backward pass grow
@@ -39,10 +41,68 @@ class Sample:
     def scored(self) -> int:
         return len(self.labels) - self.labels.count(NOT_SCORED)
 
+    @property
+    def weight(self) -> int:
+        """Its weight in a mean loss: the number of its scored tokens."""
+        return self.scored
+
     def in_turn(self, turn: int) -> Sample:
         """The sample of epoch `turn`, from 0: this one, then the others, then this one again."""
         wordings = (self, *self.others)
         return wordings[turn % len(wordings)]
+
+    @property
+    def sequences(self) -> tuple[Sample, ...]:
+        """What a packed row holds of it: itself."""
+        return (self,)
+
+
+@dataclass(frozen=True, repr=False)
+class Pair:
+    """A chosen and a rejected answer to the same prompt, for preference optimisation (DPO).
+
+    chosen, rejected: the prompt with each answer; the tokens of the answers are scored.
+    reference: log π(chosen) - log π(rejected) of the model before training (see `with_reference`).
+    beta: how strongly training is held near that model; DPO's β.
+    """
+
+    chosen: Sample
+    rejected: Sample
+    reference: float = 0.0
+    beta: float = 0.1
+    others: ClassVar[tuple[Sample, ...]] = ()
+
+    def __repr__(self) -> str:
+        return f"Pair({self.chosen}, {self.rejected}, reference {self.reference:.3g}, beta {self.beta:g})"
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.chosen.ids + self.rejected.ids
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        return self.chosen.labels + self.rejected.labels
+
+    @property
+    def scored(self) -> int:
+        return self.chosen.scored + self.rejected.scored
+
+    @property
+    def weight(self) -> int:
+        """Its weight in a mean loss: pairs count alike, however long they are."""
+        return 1
+
+    def in_turn(self, turn: int) -> Pair:
+        """The same pair in every epoch."""
+        return self
+
+    @property
+    def sequences(self) -> tuple[Sample, ...]:
+        """What a packed row holds of it: both answers, each with the prompt."""
+        return self.chosen, self.rejected
+
+
+Example = Sample | Pair  # what a model is trained on
 
 
 @dataclass(frozen=True)
@@ -58,14 +118,43 @@ class Batch:
         """How many tokens are scored."""
         return int((self.labels[:, 1:] != NOT_SCORED).sum())
 
+    @property
+    def weight(self) -> int:
+        """Its weight in a mean loss."""
+        return self.scored
+
+    def loss(self, model: Any) -> Tensor:
+        """The model's mean cross-entropy per scored token."""
+        return model.loss(self.input_ids, self.labels, self.packing)
+
+
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """A packed row of pairs: chosen, rejected, chosen, and so on."""
+
+    pairs: tuple[Pair, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        """Its weight in a mean loss: the number of pairs."""
+        return len(self.pairs)
+
+    def loss(self, model: Any) -> Tensor:
+        """DPO's loss, a mean over pairs."""
+        losses = model.loss_of_each(self.input_ids, self.labels, self.packing)
+        counts = [sample.scored for pair in self.pairs for sample in pair.sequences]
+        log_p = [loss * -float(count) for loss, count in zip(losses, counts, strict=True)]
+        reference, beta = (np.array([getattr(pair, name) for pair in self.pairs]) for name in ("reference", "beta"))
+        return preference_loss(*log_p, reference=reference, beta=beta)
+
 
 # -- batches of samples ------------------------------------------------------------------------------------------------
 
 
-def check_samples(samples: Iterable[Sample]) -> None:
-    """Raise TypeError if anything in `samples` is not a Sample."""
+def check_samples(samples: Iterable[Example]) -> None:
+    """Raise TypeError if anything in `samples` is not a Sample or a Pair."""
     for sample in samples:
-        if not isinstance(sample, Sample):
+        if not isinstance(sample, Example):
             raise TypeError(
                 f"expected samples, got a {type(sample).__name__}: call encode_records(records, tokenizer) first"
             )
@@ -90,51 +179,60 @@ def collate(samples: Sequence[Sample], pad_id: int = 0) -> tuple[np.ndarray, np.
     return input_ids, labels
 
 
-def pack(samples: Sequence[Sample]) -> Batch:
+def pack(samples: Sequence[Example]) -> Batch:
     """Put samples into one row without padding; the prefix that all of them share occurs once.
 
     In a chat the common prefix is the system message: a fifth of a short record's tokens, computed once per step.
     """
-    prefix = common_prefix(samples)
-    ids, labels, ends = list(samples[0].ids[:prefix]), [NOT_SCORED] * prefix, []
-    for sample in samples:
+    prefix, sequences = common_prefix(samples), _sequences(samples)
+    ids, labels, ends = list(sequences[0].ids[:prefix]), [NOT_SCORED] * prefix, []
+    for sample in sequences:
         ids += sample.ids[prefix:]
         labels += sample.labels[prefix:]
         ends.append(len(ids))
-    return Batch(np.array([ids], np.int64), np.array([labels], np.int64), Packing(prefix, tuple(ends)))
+    row = np.array([ids], np.int64), np.array([labels], np.int64), Packing(prefix, tuple(ends))
+    pairs = tuple(sample for sample in samples if isinstance(sample, Pair))
+    return PairBatch(*row, pairs) if pairs else Batch(*row)
 
 
-def packed_length(samples: Sequence[Sample]) -> int:
+def packed_length(samples: Sequence[Example]) -> int:
     """How many tokens `pack(samples)` has."""
-    shared = common_prefix(samples)
-    return sum(len(sample.ids) for sample in samples) - (len(samples) - 1) * shared
+    shared, sequences = common_prefix(samples), _sequences(samples)
+    return sum(len(sample.ids) for sample in sequences) - (len(sequences) - 1) * shared
 
 
-def common_prefix(samples: Sequence[Sample]) -> int:
+def common_prefix(samples: Sequence[Example]) -> int:
     """How many unscored tokens all samples begin with. Each sample keeps at least one unscored token, since its first
     scored token must be predicted from its own sequence.
     """
     check_samples(samples)
-    if len(samples) < 2:
+    sequences = _sequences(samples)
+    if len(sequences) < 2:
         return 0
-    limit = min(next(i for i, label in enumerate(s.labels) if label != NOT_SCORED) for s in samples) - 1
-    first = samples[0].ids
+    limit = min(next(i for i, label in enumerate(s.labels) if label != NOT_SCORED) for s in sequences) - 1
+    first = sequences[0].ids
     for i in range(max(limit, 0)):
-        if any(sample.ids[i] != first[i] for sample in samples):
+        if any(sample.ids[i] != first[i] for sample in sequences):
             return i
     return max(limit, 0)
+
+
+def _sequences(samples: Sequence[Example]) -> list[Sample]:
+    return [sequence for sample in samples for sequence in sample.sequences]
 
 
 # -- micro-batches -----------------------------------------------------------------------------------------------------
 
 
-def micro_batches(batch: Batch | Sequence[Sample], threads: int) -> list[Batch]:
+def micro_batches(batch: Batch | Sequence[Example], threads: int) -> list[Batch]:
     """Divide a batch, or samples that are not packed yet, so that `threads` micro-batches can be computed at a time.
 
     A micro-batch in which no token is scored is left out. If there is no other, the batch is returned whole.
     """
     if not isinstance(batch, Batch):
         return [pack([batch[i] for i in part]) for part in divided_samples(batch, threads)]
+    if isinstance(batch, PairBatch):
+        return micro_batches(batch.pairs, threads)
     ids, labels, packing = batch.input_ids, batch.labels, batch.packing
     count = _count(ids.size, len(packing.ends) if packing else len(ids), threads)
     if count == 1:
@@ -147,10 +245,11 @@ def micro_batches(batch: Batch | Sequence[Sample], threads: int) -> list[Batch]:
     return [part for part in parts if part.scored] or [batch]
 
 
-def divided_samples(samples: Sequence[Sample], threads: int) -> list[list[int]]:
+def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]:
     """The samples of each micro-batch that `micro_batches` makes, by index."""
     tokens, shared = packed_length(samples), common_prefix(samples)
-    return spread([len(sample.ids) - shared for sample in samples], _count(tokens, len(samples), threads))
+    lengths = [len(sample.ids) - shared * len(sample.sequences) for sample in samples]
+    return spread(lengths, _count(tokens, len(samples), threads))
 
 
 def _count(tokens: int, sequences: int, threads: int) -> int:

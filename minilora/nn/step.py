@@ -18,7 +18,7 @@ from ..engine.parallel import cores, values, values_and_gradients
 from ..engine.tensor import Tensor, is_recording, no_grad
 from .llama import Llama
 from .optim import Optimizer, clip_grad_norm
-from .parts import Batch, Sample, divided_samples, micro_batches, pack
+from .parts import Batch, Example, Sample, divided_samples, micro_batches, pack
 
 Mean = Callable[[Sequence[Tensor], Array, int], Array]  # see `training_step`
 
@@ -50,7 +50,7 @@ def loss_and_grad(model: Llama, input_ids: Array, labels: Array, packing: Packin
 def training_step(
     model: Llama,
     optimizer: Optimizer,
-    batch: Batch | Sequence[Sample],
+    batch: Batch | Sequence[Example],
     max_norm: float = math.inf,
     at_once: int | None = None,
     mean: Mean | None = None,
@@ -63,7 +63,7 @@ def training_step(
     max_norm: gradients are clipped to this common norm.
     at_once: accumulate gradients: samples computed at a time, also on a GPU. The result is that of the whole batch, the
         memory is that of `at_once` samples.
-    mean: if the samples are one process's part of a batch, perhaps none of it, mean(parameters, loss, scored tokens)
+    mean: if the samples are one process's part of a batch, perhaps none of it, mean(parameters, loss, weight)
         turns loss and gradients into those of the whole batch (see ranks.py).
 
     Returns the loss and the gradients' norm before clipping. Raises NotFiniteError if one of them is not finite, before
@@ -73,8 +73,8 @@ def training_step(
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are reported below
         loss = _loss_and_grad(model, batch, at_once) if batch or mean is None else 0.0
         if mean is not None:
-            scored = batch.scored if isinstance(batch, Batch) else sum(sample.scored for sample in batch)
-            loss = mean(optimizer.parameters, loss, scored)
+            weight = batch.weight if isinstance(batch, Batch) else sum(sample.weight for sample in batch)
+            loss = mean(optimizer.parameters, loss, weight)
         norm = clip_grad_norm(optimizer.parameters, max_norm)
     value, norm = to_floats(loss, norm)  # the only time in a step that the host waits for a GPU
     for what, number in (("loss", value), ("gradient", norm)):
@@ -84,7 +84,7 @@ def training_step(
     return value, norm
 
 
-def loss_without_grad(model: Llama, batch: Batch | Sequence[Sample]) -> float:
+def loss_without_grad(model: Llama, batch: Batch | Sequence[Example]) -> float:
     """The loss of a batch, or of samples, computed on all cores: for evaluation."""
     batches = divided(model, batch)
     with no_grad():
@@ -108,7 +108,7 @@ def losses_without_grad(model: Llama, samples: Sequence[Sample]) -> list[float]:
     return [loss for _, loss in sorted(by_index)]
 
 
-def divided(model: Llama, batch: Batch | Sequence[Sample], threads: int | None = None) -> list[Batch]:
+def divided(model: Llama, batch: Batch | Sequence[Example], threads: int | None = None) -> list[Batch]:
     """The micro-batches in which a model computes a batch, or samples. threads: None for all cores."""
     arrays = [model.head_weight.data, *((batch.input_ids, batch.labels) if isinstance(batch, Batch) else ())]
     on_host = all(array_module(x) is np for x in arrays)
@@ -117,7 +117,7 @@ def divided(model: Llama, batch: Batch | Sequence[Sample], threads: int | None =
     return micro_batches(batch, threads or cores())
 
 
-def _loss_and_grad(model: Llama, batch: Batch | Sequence[Sample], at_once: int | None = None) -> Array:
+def _loss_and_grad(model: Llama, batch: Batch | Sequence[Example], at_once: int | None = None) -> Array:
     accumulated = [batch]
     if at_once is not None and not isinstance(batch, Batch):
         accumulated = [batch[i : i + at_once] for i in range(0, len(batch), at_once)]
@@ -156,12 +156,12 @@ def _why_nothing_trains(model: Llama) -> str:
 
 
 def _loss_of(model: Llama, batch: Batch) -> Callable[[], Tensor]:
-    return partial(model.loss, batch.input_ids, batch.labels, batch.packing)
+    return partial(batch.loss, model)
 
 
 def _weights(batches: Sequence[Batch]) -> list[float]:
-    """The fraction of the scored tokens that is in each micro-batch."""
+    """The share of each micro-batch in the mean: of scored tokens, or of pairs."""
     if len(batches) == 1:
         return [1.0]  # without counting, which would make the host wait for a GPU
-    scored = sum(batch.scored for batch in batches)
-    return [batch.scored / scored for batch in batches]
+    whole = sum(batch.weight for batch in batches)
+    return [batch.weight / whole for batch in batches]

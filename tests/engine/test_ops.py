@@ -121,6 +121,21 @@ def composed_cross_entropy(logits, labels):
     return -logits.reshape(-1, logits.shape[-1]).softmax().log()[scored, labels.reshape(-1)[scored]].mean()
 
 
+def pairs(count):
+    def make(rng):
+        numbers = {name: rng.uniform(0.1, 2, count) for name in ("reference", "beta")}
+        return [rng.standard_normal(()) for _ in range(2 * count)], numbers
+
+    return make
+
+
+def composed_preference_loss(*log_p, reference, beta):
+    margins = [
+        b * (c - r - at) for c, r, at, b in zip(log_p[::2], log_p[1::2], reference.tolist(), beta.tolist(), strict=True)
+    ]
+    return sum(-margin.sigmoid().log() for margin in margins) / len(margins)
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +255,7 @@ ROWS = {
         composed=composed_attention,
     ),
     "cross_entropy": Row([labelled("abv"), labelled("av")], NOTHING, composed=composed_cross_entropy),
+    "preference_loss": Row([pairs(1), pairs(3)], NOTHING, composed=composed_preference_loss),
     "linear_cross_entropy": Row(
         [
             labelled("abc,vc"),

@@ -1,0 +1,127 @@
+"""DPO: the loss of pairs is that of equation 7, whole, in micro-batches and on several threads; training follows it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from smallmodels import as_float64
+
+import minilora as ml
+from minilora.engine.tensor import no_grad
+from minilora.lora.adapters import add_adapter, disable_adapter
+from minilora.lora.config import LoraConfig
+from minilora.measure.loss import mean_loss
+from minilora.measure.preferences import log_ratios, preferences, with_reference
+from minilora.nn import step
+from minilora.nn.llama import Llama
+from minilora.nn.optim import SGD
+from minilora.nn.parts import Pair, Sample, pack, packed_length
+from minilora.nn.step import training_step
+from minilora.train.loop import fit
+
+
+def sample(rng, asked, answered):
+    ids = (1, 2, 3, 4, *rng.integers(5, 60, asked + answered).tolist())
+    return Sample(ids, (*[-100] * (4 + asked), *ids[4 + asked :]))
+
+
+@pytest.fixture
+def pairs(rng):
+    """Pairs of several lengths, with references and betas of their own."""
+    sizes = [(3, 20, 25), (30, 12, 5), (8, 40, 31), (2, 1, 9), (17, 26, 26)]
+    return [
+        Pair(sample(rng, a, c), sample(rng, a, r), reference=rng.normal(), beta=rng.uniform(0.1, 0.9))
+        for a, c, r in sizes
+    ]
+
+
+def adapted(config, **settings):
+    model = as_float64(Llama(config, 0))
+    add_adapter(model, LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, **settings), "own", seed=1)
+    return as_float64(model)
+
+
+def log_p(model, one):
+    """log π(answer), from the logits of the whole sequence: no packing, no fused loss."""
+    with no_grad():
+        logits = model(np.array([one.ids])).data[0]
+    logits = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return sum(logits[i - 1, token] for i, token in enumerate(one.labels) if token != -100)
+
+
+def by_hand(model, pairs):
+    margins = [p.beta * (log_p(model, p.chosen) - log_p(model, p.rejected) - p.reference) for p in pairs]
+    return np.mean([np.log1p(np.exp(-margin)) for margin in margins])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("at_once", [None, 1, 3])
+def test_loss_and_gradient_are_those_of_equation_7(tiny_config, pairs, rng, monkeypatch, threads, at_once):
+    monkeypatch.setattr(step, "cores", lambda: threads)
+    model = adapted(replace(tiny_config, vocab_size=64))
+    parameters = model.trainable_parameters()
+    loss, _ = training_step(model, SGD(parameters, lr=0.0), pairs, at_once=at_once)
+    assert loss == pytest.approx(by_hand(model, pairs), rel=1e-9)
+    direction = {name: rng.standard_normal(p.shape) for name, p in parameters.items()}
+    slope, eps = sum((p.grad * direction[name]).sum() for name, p in parameters.items()), 1e-5
+    ends = []
+    for sign in (1, -1):
+        for name, p in parameters.items():
+            p.data += sign * eps * direction[name]
+        ends.append(by_hand(model, pairs))
+        for name, p in parameters.items():
+            p.data -= sign * eps * direction[name]
+    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-5)
+
+
+def test_each_pair_has_the_same_weight_in_a_mean_however_long_it_is(tiny_config, pairs):
+    model = adapted(replace(tiny_config, vocab_size=64))
+    assert mean_loss(model, pairs, batch_size=2) == pytest.approx(by_hand(model, pairs), rel=1e-9)
+    assert mean_loss(model, pairs) == pytest.approx(np.mean([by_hand(model, [pair]) for pair in pairs]), rel=1e-9)
+
+
+def test_a_packed_row_of_pairs_holds_both_answers_of_each(pairs):
+    row = pack(pairs)
+    assert row.input_ids.size == packed_length(pairs)
+    scored = sum(label != -100 for pair in pairs for label in pair.labels)
+    assert row.scored == scored == sum(pair.scored for pair in pairs) and row.weight == len(pairs)
+
+
+def test_the_reference_is_the_model_before_training_and_its_loss_is_log_2(tiny_config, pairs):
+    model = adapted(replace(tiny_config, vocab_size=64))
+    ratios = [log_p(model, pair.chosen) - log_p(model, pair.rejected) for pair in pairs]
+    np.testing.assert_allclose(log_ratios(model, pairs), ratios, rtol=1e-9)
+    referred = with_reference(model, pairs)
+    assert [pair.beta for pair in referred] == [pair.beta for pair in pairs]
+    assert mean_loss(model, referred) == pytest.approx(np.log(2), rel=1e-9)
+    assert preferences(model, referred)["margin"] == pytest.approx(0, abs=1e-9)
+    with disable_adapter(model):
+        assert not np.allclose(log_ratios(model, pairs), ratios)
+
+
+def test_the_page_of_preferences_counts_pairs_and_shifts(tiny_config, pairs):
+    model = adapted(replace(tiny_config, vocab_size=64))
+    ratios = log_ratios(model, pairs)
+    shifted = [replace(p, reference=r - d, beta=0.5) for p, r, d in zip(pairs, ratios, (1, -2, 3, 4, -1), strict=True)]
+    found = preferences(model, shifted)
+    assert found == {"chosen": np.mean(ratios > 0), "accuracy": 3 / 5, "margin": pytest.approx(0.5)}
+
+
+def test_training_on_pairs_prefers_what_was_chosen_and_leaves_the_base_alone():
+    model, tokenizer = ml.load("tiny")
+    asked = [{"role": "user", "content": "Who may see my notes?"}]
+    answers = [("Nobody but you.", "Everybody who asks."), ("Only your doctor.", "All of them, I think, or more.")]
+    pairs = []
+    for good, bad in answers:
+        both = [[*asked, {"role": "assistant", "content": text}] for text in (good, bad)]
+        chosen, rejected = (ml.encode_records([ml.Record("x", tuple(m))], tokenizer)[0] for m in both)
+        pairs.append(Pair(chosen, rejected, beta=0.5))
+    base = ml.sha256_of(ml.base_state(model))
+    ml.add_adapter(model, ml.LoraConfig(r=4, lora_alpha=8))
+    pairs = with_reference(model, pairs)
+    history = fit(model, pairs, 12, lr=3e-3, batch_size=2)
+    found = preferences(model, pairs)
+    assert history.losses[0] == pytest.approx(np.log(2), rel=1e-3) and history.losses[-1] < 0.3
+    assert found["accuracy"] == 1 and found["margin"] > 1
+    assert ml.sha256_of(ml.base_state(model)) == base
+    assert history.tokens == 12 * packed_length(pairs)
