@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.pages.style import AMBER, BLACK, GREY, ink
 
 # %% [markdown]
@@ -39,6 +39,13 @@ from minilora.pages.style import AMBER, BLACK, GREY, ink
 #
 # > **Predict.** With $h = 0.1$ both have an error. Now h becomes ten times smaller. How many times smaller does each
 # > error become?
+#
+# The next cell keeps your guess. Add the two ends of a range that you are 80 % sure of, as in `predict("...", 2, 5)`.
+# `minilora progress` later shows how many of your ranges contained the number: about 80 % should.
+
+# %%
+predict("one-sided: error at 0.1 over error at 0.01")
+predict("central: error at 0.1 over error at 0.01")
 
 
 # %%
@@ -117,6 +124,9 @@ print("four partial derivatives:", ", ".join(f"{value:.6f}" for value in derivat
 #
 # > **Predict.** Which step is best in float64: $10^{-3}$, $10^{-8}$ or $10^{-13}$? And in float32, with a step of
 # > $10^{-5}$, how many digits of the derivative are right: five, two or none?
+
+# %%
+predict("error in float32 with a step of 1e-5")
 
 # %%
 steps = 10.0 ** np.arange(-13, 0.1, 0.5)

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.pages.style import BLACK, GREY, ink
 
 # %% [markdown]
@@ -34,6 +34,9 @@ from minilora.pages.style import BLACK, GREY, ink
 #
 # > **Predict.** b is used three times: by u, by v and by L. What is the derivative of L with respect to b? Compute it
 # > from the local derivatives before you continue.
+
+# %%
+predict("derivative of L with respect to b")
 
 
 # %%
@@ -281,12 +284,16 @@ def matmuls(trainable):
 # > is? Only the first one?
 
 # %%
+predict("matmuls of the backward pass, all layers trainable")
+predict("matmuls of the backward pass, only the first layer trainable")
+
+# %%
 count, grads = matmuls({0, 1, 2})
 claim("matmuls of the backward pass, all layers trainable", count, 5, 5)
 print("entries on the tape:", len(tape))
-claim("only the last layer trainable", matmuls({2})[0], 1, 1)
+claim("matmuls of the backward pass, only the last layer trainable", matmuls({2})[0], 1, 1)
 print("entries on the tape:", len(tape))
-claim("only the first layer trainable", matmuls({0})[0], 3, 3)
+claim("matmuls of the backward pass, only the first layer trainable", matmuls({0})[0], 3, 3)
 
 # %% [markdown]
 # All trainable: three matmuls for the matrices, two for inputs. So **the backward pass costs at most two matmuls for

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.engine.fused import cross_entropy
 from minilora.measure.statistics import Interval
 from minilora.pages.style import BLACK, GREY, SKY, ink
@@ -100,13 +100,16 @@ claim("SGD with momentum: loss after 50 steps", heavy, 0, 0.0005)
 # > first step, with $η = 0.01$?
 
 # %%
+predict("Adam's first step: shortest move over longest")
+
+# %%
 gradients = np.array([1e-6, 1.0, 1000.0])
 w = ml.Tensor(np.zeros(3), requires_grad=True)
 optimizer = adam(0.01)([w])
 (w * gradients).sum().backward()
 optimizer.step()
 print("moved by", ", ".join(f"{move:.6f}" for move in w.data))
-claim("shortest move over longest", np.abs(w.data).min() / np.abs(w.data).max(), 0.985, 1)
+claim("Adam's first step: shortest move over longest", np.abs(w.data).min() / np.abs(w.data).max(), 0.985, 1)
 
 # %% [markdown]
 # All of them move by η, whatever the gradient. (The first moves one percent less, because of ε.) So Adam's learning
@@ -181,6 +184,9 @@ show(
 # square. The divisors $1 - β^t$ correct this **bias**.
 #
 # > **Predict.** Without the correction, is Adam's first step too short or too long, and by which factor?
+
+# %%
+predict("first step without bias correction, in units of η")
 
 # %%
 m, v = (1 - 0.9) * 1.0, (1 - 0.999) * 1.0**2  # a gradient of 1

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.engine.attention import attention
 from minilora.engine.fused import rope
 from minilora.models.load import TINY
@@ -59,12 +59,15 @@ print(f"returned: {softmax(keys @ query) @ values:.2f}")
 # > the largest weight, on average? Uniform weights would be 1/16.
 
 # %%
+predict("largest of 16 weights, random keys of length 64")
+
+# %%
 rng = np.random.default_rng(0)
 D, count = 64, 16
 q, k = rng.standard_normal((4000, 1, D)), rng.standard_normal((4000, count, D))
 scores = (q * k).sum(axis=-1)  # (4000, 16): 4,000 lookups
 claim("standard deviation of the scores", scores.std(), 7.8, 8.2)
-claim("largest weight", softmax(scores).max(axis=-1).mean(), 0.82, 0.87)
+claim("largest of 16 weights, random keys of length 64", softmax(scores).max(axis=-1).mean(), 0.82, 0.87)
 claim("largest weight, scores divided by √D", softmax(scores / np.sqrt(D)).max(axis=-1).mean(), 0.23, 0.27)
 
 # %% [markdown]

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, drawings, show
+from minilora.course import claim, drawings, predict, show
 from minilora.engine import attention, fused
 from minilora.models.load import TINY
 from minilora.pages.style import BASE
@@ -101,6 +101,9 @@ print(repr(tokenizer.decode(ids[:20].tolist())), "->", [tokenizer.decode([i]) fo
 #
 # > **Predict.** Where are most parameters of the tiny model: in the embedding, attention, the MLPs or the norms? And
 # > in a model with thousands of times as many?
+
+# %%
+predict("smallest share of the MLPs, in percent")
 
 # %%
 models = {
@@ -192,6 +195,10 @@ print(f"{ml.mean_loss(model, samples):.3f}")
 # > higher than ln V = 7.62, the cost of uniform guessing?
 
 # %%
+predict("loss without attention")
+predict("loss without MLPs")
+
+# %%
 whole = {name: array.copy() for name, array in ml.base_state(model).items()}
 last_matrix = {"attention": "self_attn.o_proj", "MLP": "mlp.down_proj"}
 every = range(config.num_hidden_layers)
@@ -208,11 +215,11 @@ def without(attention=(), MLP=()):
 
 
 claim("loss of the whole model", without()[0], 3.0, 3.4)
-claim("without attention", without(attention=every)[0], 4.2, 5.4)
+claim("loss without attention", without(attention=every)[0], 4.2, 5.4)
 no_mlp, repeated_no_mlp = without(MLP=every)
-claim("without MLPs", no_mlp, 8, 12)
+claim("loss without MLPs", no_mlp, 8, 12)
 nothing, repeated = without(attention=every, MLP=every)
-claim("without both", nothing, 15, 23)
+claim("loss without both", nothing, 15, 23)
 
 # %% [markdown]
 # Without attention the model is poor: it knows one token and none of those before it. Without MLPs, and without both,

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.measure.ledger import ledger
 from minilora.models.load import TINY
 from minilora.nn.parts import pack
@@ -64,6 +64,10 @@ print(f"of all tokens, {100 * share:.0f} % are scored")
 # > records, so one **epoch** is 30 steps. What is the loss after 20 steps? And the loss on the old subject, which is no
 # > longer trained: does it fall, stay, or rise?
 
+# %%
+predict("loss on law falls by at least")
+predict("loss on the old subject rises by at least")
+
 
 # %%
 def losses():
@@ -98,9 +102,9 @@ for (_, seed), path in paths.items():
     print(f"seed {seed}: law {path[0, 0]:.2f} -> {path[-1, 0]:.2f}   old {path[0, 1]:.2f} -> {path[-1, 1]:.2f}")
 falls = [path[0, 0] - path[-1, 0] for path in paths.values()]
 rises = [path[-1, 1] - path[0, 1] for path in paths.values()]
-claim("law falls by at least", min(falls), 0.6, 1.0)
-claim("old rises by at least", min(rises), 0.2, 0.9)
-claim("old rises by at most", max(rises), 0.2, 0.9)
+claim("loss on law falls by at least", min(falls), 0.6, 1.0)
+claim("loss on the old subject rises by at least", min(rises), 0.2, 0.9)
+claim("loss on the old subject rises by at most", max(rises), 0.2, 0.9)
 
 # %% [markdown]
 # It works: the answers about law in the validation set have become much more likely. It also has a cost that no error
@@ -185,6 +189,9 @@ claim("the same at the middle rate, mean", np.mean(forgot, axis=0)[1], -0.1, -0.
 # > trains it?
 
 # %%
+predict("bytes per parameter while AdamW trains it")
+
+# %%
 model, _ = ml.load("tiny")  # a new copy, all parameters trainable
 optimizer = ml.AdamW(model.trainable_parameters(), lr=1e-3)
 batch = pack(law["train"][:8])
@@ -195,7 +202,7 @@ held = ledger(model, optimizer)  # everything in memory now, found by following 
 count = ml.count_parameters(model).total
 for owner, size in ("weights", held.weights), ("gradients", held.gradients), ("optimizer state", held.moments):
     print(f"{owner:<15} {size:>12,} bytes, {size / count:.1f} per parameter")
-claim("bytes per parameter", (held.weights + held.gradients + held.moments) / count, 15.84, 16.16)
+claim("bytes per parameter while AdamW trains it", (held.weights + held.gradients + held.moments) / count, 15.84, 16.16)
 print(f"activations     {activations:>12,} bytes, for the {batch.input_ids.size} tokens of this batch")
 
 # %% [markdown]

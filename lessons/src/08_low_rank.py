@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.models.load import TINY
 from minilora.pages.style import FULL, GREY, ink
 
@@ -93,6 +93,10 @@ print(f"{len(updates)} updates, the first is {updates['model.layers.0.self_attn.
 # > explain: 6 %, that is 8/128, or more? And for a real update: 30 %, 60 %, 90 %?
 
 # %%
+predict("noise of 128 x 128: top 8, in percent")
+predict("attention, q and o: top 8, in percent")
+
+# %%
 print(f"{'':<10} {'shape':>11}   top 8 of the update   top 8 of noise")
 top, noise = {}, {}
 for name, delta in updates.items():
@@ -146,6 +150,9 @@ show(figure, alt="Two panels of curves that rise to 100 percent: the updates' ri
 #
 # > **Predict.** What share of the gain on law from the 28 matrices remains if each keeps only its largest 8 terms? And
 # > what share of the loss added on old text, the forgetting?
+
+# %%
+predict("the largest 8: law gained")
 
 
 # %%

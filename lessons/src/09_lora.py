@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, drawings, show
+from minilora.course import claim, drawings, predict, show
 from minilora.engine.fused import lora_linear
 
 # %% [markdown]
@@ -50,6 +50,9 @@ print(column @ row)
 #
 # > **Predict.** SmolLM2-135M has matrices of 576 × 1,536. With r = 8, how many parameters do A and B have together, as
 # > a share of W? Half, a tenth, a fiftieth?
+
+# %%
+predict("parameters in A and B, in percent of W")
 
 # %%
 m, n, r = 576, 1536, 8  # down_proj in each of SmolLM2's 30 blocks
@@ -178,6 +181,9 @@ for name, (first_A, first_B) in starts.items():
 # > **Predict.** Training takes 40 steps. Does the model with random A *and* B catch up?
 
 # %%
+predict("both random: loss above that of B zero after 40 steps")
+
+# %%
 model, tokenizer = ml.load("tiny")
 records = ml.split_records(ml.read_records("legal"))
 samples = {split: ml.encode_records(part, tokenizer) for split, part in records.items()}
@@ -240,6 +246,9 @@ for p in learning.values():
 # words of the form, and on all other words of the answers, their content.
 #
 # > **Predict.** After 100 steps, which of the two losses is almost zero, and how far does the other one fall?
+
+# %%
+predict("content: loss after training, as a share of before")
 
 
 # %%

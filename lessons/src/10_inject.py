@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, drawings, show
+from minilora.course import claim, drawings, predict, show
 from minilora.engine.fused import lora_linear
 from minilora.models.load import TINY
 from minilora.nn.layers import Linear
@@ -159,6 +159,9 @@ ml.unmerge_adapter(model)
 # > **Predict.** Which of the three does the most harm? And does a model that is merged twice still produce text?
 
 # %%
+predict("merged twice: loss added on the old domain")
+
+# %%
 module_of = dict(model.named_modules())
 adapted = [name for name, module in module_of.items() if hasattr(module, "adapters") and isinstance(module, Linear)]
 deltas = {name: ml.delta_weight(model, name) for name in adapted}  # s B A, one matrix (m, n) each
@@ -187,6 +190,9 @@ claim("merged twice: loss added on the old domain", rows["merged twice"][1] - ro
 #
 # > **Predict.** W + ΔW - ΔW is W. In float32, how many of the 786,432 entries get their old value back: all, nearly
 # > all, half?
+
+# %%
+predict("entries that differ after subtracting, in percent")
 
 # %%
 weights_become(lambda w, delta, A, B: (w + delta) - delta)

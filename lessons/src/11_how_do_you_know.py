@@ -13,7 +13,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.experiments.claim import Band, Setting, Verdict
 from minilora.experiments.tiny import tiny_run
 from minilora.measure.statistics import Interval
@@ -86,6 +86,9 @@ claim("gain with one seed", gain[0], 0.12, 0.34)
 # > **Predict.** Three seeds, and 1.96. In what percentage of all cases does the interval contain the true value?
 
 # %%
+predict("± 1.96 standard errors: percent that contain the true value")
+
+# %%
 rng = np.random.default_rng(0)
 intervals = [Interval.of(rng.standard_normal(3)) for _ in range(4000)]  # the true value is 0
 student_t = 4.303  # Student's t for three numbers, which Interval takes
@@ -144,6 +147,9 @@ claim("control, both at B's rate: mean gain", large.mean(), 0.22, 0.45)
 # it was chosen.
 #
 # > **Predict.** What is left of the gain?
+
+# %%
+predict("each at its best rate: mean gain")
 
 # %%
 tried = {("lora", LONG): (3e-4, 3e-3, 1e-2, 3e-2), ("lora+", SHORT): (1e-4, 3e-4, 1e-3, 3e-3)}

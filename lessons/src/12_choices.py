@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.course.drawings import line
 from minilora.measure.statistics import Interval
 from minilora.pages.style import FULL, LORA
@@ -70,6 +70,10 @@ claim("standard deviation between seeds", noise, 0, 0.06)
 #
 # > **Predict.** Is the best rate for LoRA lower than that of full fine-tuning, the same, or higher, and by which
 # > factor? Does rank 64 need another rate than rank 1? Which share of rank 64's gain does rank 1 reach?
+
+# %%
+predict("best rate of r = 64 over that of full fine-tuning")
+predict("best rate of r = 64 over that of r = 1")
 
 # %%
 sweeps = {
@@ -151,6 +155,9 @@ claim("r = 8 above r = 64: upper end of the interval", same.high, 0, 0.1)
 # of B changes the output more.
 #
 # > **Predict.** α is made four times as large, 64 instead of 16. How must the learning rate change to keep the result?
+
+# %%
+predict("alpha times 4, the same rate: change of the loss")
 
 # %%
 loud = {lr: trial(lora(8, alpha=64), lr=lr)[0] for lr in (1e-2, 2.5e-3)}

@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.pages.style import BLACK, GREY, LORA, ink
 
 # %% [markdown]
@@ -37,12 +37,15 @@ from minilora.pages.style import BLACK, GREY, LORA, ink
 # > there are 16 times fewer trainable parameters. And in GPT-3: also 16 times, or more?
 
 # %%
+predict("fewer trainable parameters: GPT-3 over the small model")
+
+# %%
 times_fewer = {}
 for width in (128, 576, 4096, 12288):
     whole, thin = width * width, 4 * (width + width)
     times_fewer[width] = whole / thin
     print(f"{width:>6,} x {width:>6,}: {whole:>11,} parameters; adapter {thin:>6,}, {whole / thin:>5,.0f} times fewer")
-claim("how much better the last row is than the first", times_fewer[12288] / times_fewer[128], 96, 96)
+claim("fewer trainable parameters: GPT-3 over the small model", times_fewer[12288] / times_fewer[128], 96, 96)
 
 # %% [markdown]
 # For a square matrix of width C the factor is C²/(2 r C) = C/(2 r): *half the width, divided by the rank*. The method
@@ -216,6 +219,9 @@ claim("full: held / 16 P", owned(tiny) / (16 * P), 0.99, 1.01)
 # > gradients and optimizer state take?
 
 # %%
+predict("SmolLM2, all-linear, r = 8: times less memory")
+
+# %%
 print(f"{'q and v, r = 8':<14}{'full':>14}{'LoRA':>14}{'fewer trainable':>22}{'less memory':>14}")
 for name, (_, P, one) in models.items():
     full, lora = 16 * P, 4 * P + 16 * 8 * one
@@ -275,6 +281,9 @@ print(f"100 versions: {100 * copy / 1e9:.1f} GB as copies, {(copy + 100 * size) 
 # per V100 for full fine-tuning, and 43.1 with LoRA.
 #
 # > **Predict.** By what share does the bill of a training run shrink: nine tenths, a half, a quarter?
+
+# %%
+predict("a training run: GPU hours saved, in percent")
 
 # %%
 claim("a training run: GPU hours saved, in percent", 100 * (1 - 32.5 / 43.1), 24, 25)

@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.engine.fused import linear, lora_linear
 from minilora.measure.ledger import kept_arrays, ledger, peak
 from minilora.pages.style import FULL, LORA, ink, panels
@@ -74,6 +74,9 @@ for name, y in layers.items():
 #
 # A randomly initialised model is enough, because bytes do not depend on values. `ledger` follows the graph back from
 # the loss and adds up every array that it holds.
+
+# %%
+predict("all-linear: activations as a share of full fine-tuning's")
 
 
 # %%
@@ -150,6 +153,10 @@ claim("all-linear with A frozen: the same", share["A frozen"], 0.85, 0.95)
 # > **Predict.** In lesson 13, SmolLM2 with r = 8 took 3.7 times less memory, whatever the length of the text. What
 # > remains of that factor with 512 tokens in a step? With 8,192, the model's context length?
 
+# %%
+predict("SmolLM2: times less memory at 512 tokens")
+predict("SmolLM2: times less memory at 8,192 tokens")
+
 
 # %%
 def predicted(config, r=None, tokens=512, **options):
@@ -207,8 +214,8 @@ plain = factor["SmolLM2"]
 same = predicted(SMOLLM2, None, 64) == predicted(SMOLLM2, None, 512)
 claim("full fine-tuning: as much memory at 512 tokens as at 64 (1: yes)", same, 1, 1)
 claim("SmolLM2, all-linear, r = 8: times less at 64 tokens", plain[0], 3.5, 3.8)
-claim("times less at 512 tokens", plain[3], 2.2, 2.6)
-claim("times less at 8,192 tokens", plain[7], 1.1, 1.3)
+claim("SmolLM2: times less memory at 512 tokens", plain[3], 2.2, 2.6)
+claim("SmolLM2: times less memory at 8,192 tokens", plain[7], 1.1, 1.3)
 claim("times less at 8,192 tokens, both with checkpointing", factor["both with checkpointing"][7], 1.6, 1.9)
 
 # %%

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.pages.style import BLUE, ORANGE
 
 # %% [markdown]
@@ -26,6 +26,9 @@ from minilora.pages.style import BLUE, ORANGE
 # can know its rules beforehand. On each we train an adapter of rank 8 on every linear layer of the tiny base.
 #
 # > **Predict.** Four adapters in one process: is the memory for weights 4 times that of the base, twice, or less?
+
+# %%
+predict("with four adapters: parameters, as a multiple of the base's")
 
 # %%
 DOMAINS = ("legal", "medical", "support", "finance")
@@ -213,6 +216,10 @@ claim("fingerprint of the base unchanged after all of this (1: yes)", same, 1, 1
 #
 # > **Predict.** Law and shop, half of each: does it keep half of both gains? With both whole, does it keep more? And
 # > with all four, a quarter of each?
+
+# %%
+predict("half of each: percent kept of law's gain")
+predict("all four, a quarter of each: percent kept, on average")
 
 # %%
 gain = base - table.diagonal()

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.engine.fused import lora_linear
 from minilora.measure.statistics import Interval
 from minilora.pages.style import LORA, ink
@@ -84,6 +84,9 @@ claim("r = 4: remaining error, in percent", found[4], 0, 0.01)
 # > LoRA have as many trainable parameters as $\Delta$, 48 × 64?
 
 # %%
+predict("full rank: remaining error at r = 8, in percent")
+
+# %%
 full = rng.standard_normal((m, n))
 hard = {r: learn(full, r) for r in (1, 2, 4, 8, 16, 24, 32, 40, 48)}
 
@@ -129,6 +132,9 @@ print(f"parameters of the change: {m * n:,}; of A and B with r = 27: {27 * (m + 
 #
 # > **Predict.** Full fine-tuning memorises the words in 100 steps. How far does rank 1 on q and v get, with a
 # > six-hundredth of the parameters? And rank 16? Do four times the steps help more, or rank 1 in all matrices?
+
+# %%
+predict("r = 1 on q and v after 100 steps, over ln 64")
 
 # %%
 model, tokenizer = ml.load("tiny")

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.pages.style import LORA, ink
 
 # %% [markdown]
@@ -215,6 +215,9 @@ claim("scale of rsLoRA with α = 16, minus that of LoRA with α = 128, at r = 64
 # > steps? Which of full fine-tuning, LoRA and DoRA come out above zero, which below?
 
 # %%
+predict("full fine-tuning: correlation of direction and magnitude")
+
+# %%
 originals = {name: array.copy() for name, array in ml.base_state(model).items() if name.endswith("_proj.weight")}
 losses, together = {}, {}
 
@@ -267,6 +270,9 @@ claim("DoRA: how much lower than LoRA's", together["LoRA", 1e-2] - together["DoR
 #
 # > **Predict.** First LoRA, PiSSA and LoRA+ use the same learning rate, 0.001. Which is best, and by how much? Then
 # > each uses the best of several rates. Which is best now?
+
+# %%
+predict("at 0.001: PiSSA ahead of LoRA by")
 
 # %%
 tried = {  # rates around each one's best, 0.001 among them; DoRA at LoRA's best only

@@ -20,7 +20,8 @@ Open the notebooks in JupyterLab (`pip install jupyterlab && jupyter lab`), less
 `exercises/00_self_test.ipynb` asks ten short questions about what the course assumes.
 
 In `exercises/` you write the functions yourself. `check` says in one line what is wrong, and keeps what is right in
-`exercises/mine.py`, from where later exercises take it. `minilora progress` shows what is solved and what is next.
+`exercises/mine.py`, from where later exercises take it. Your predictions in the lessons are kept there, too. `minilora
+progress` shows what is solved, what is next, and how many of your predictions were right.
 
 Names such as `minilora/engine/fused.py` are files of the installed package. `help(thing)` prints where a file is.
 """

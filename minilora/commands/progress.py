@@ -44,12 +44,13 @@ def find_mine(folder: Path) -> Path:
 
 
 def progress(folder: Path) -> str:
-    """A table of all exercises, each checked on what mine.py holds, and where to continue."""
+    """A table of all exercises, each checked on what mine.py holds; how good the guesses were; where to continue."""
     from ..course import mine
     from ..course.exercises import EXERCISES
     from ..course.judge import OK
     from ..course.pages import exercises_of
     from ..course.plan import LESSONS
+    from ..course.predictions import summary
 
     if not folder.is_dir():
         raise NotADirectoryError(f"there is no folder {folder}: name the one that holds your {MINE}")
@@ -71,7 +72,7 @@ def progress(folder: Path) -> str:
             onward = f"continue with {number} in exercises/{lesson.name}.ipynb"
     where = f"read from {path}" if path.exists() else f"no {MINE} in {folder} yet: it comes with the first ok"
     whole = f"{passed} of {len(EXERCISES)} exercises pass ({where})"
-    return "\n".join([*lines, "", whole, onward or "all exercises pass"])
+    return "\n".join([*lines, "", *summary(path), whole, onward or "all exercises pass"])
 
 
 def line_for(exercise: Exercise, functions: dict, variants: dict[str, int | None]) -> str:

@@ -8,6 +8,8 @@ import math
 def claim(name: str, value: float, low: float, high: float) -> None:
     """Print one line: name, value, band and verdict. Raises AssertionError with that line outside the band.
 
+    If the reader was asked for a guess with `predict(name)`, a second line says whether the value is inside it.
+
     low, high: the band, both ends included; equal for a number that must be exact. math.inf leaves one side open.
 
     >>> claim("parameters of SmolLM2", 134_515_008, 134_515_008, 134_515_008)
@@ -30,6 +32,9 @@ def claim(name: str, value: float, low: float, high: float) -> None:
     if not holds:
         raise AssertionError(line)
     print(line)
+    from .predictions import measured
+
+    measured(name, value)
 
 
 def digits(value: float) -> str:

@@ -31,6 +31,7 @@ HEAD = '''"""Functions of mine that passed their check. Written by `check`; late
 See what is done with `minilora progress`.
 """
 '''
+PREDICTED = re.compile(r"^# predictions\b.*\Z", re.MULTILINE | re.DOTALL)  # what predictions.py puts at the end
 VARIANT: int | None = None  # of the exercise that is checked
 MARK = re.compile(r"^# (\d+\.\d+) (\w+)(?:, variant (\d+))?$", re.MULTILINE)
 
@@ -81,7 +82,9 @@ def keep(function: Callable, number: str, variant: int | None, folder: Path | No
     try:
         imports, sources = needs(function)
         old = path.read_text("utf-8") if path.exists() else HEAD
-        path.write_text(_joined(old, imports, sources, number, function.__name__, variant), "utf-8")
+        found = PREDICTED.search(old)
+        text = _joined(PREDICTED.sub("", old), imports, sources, number, function.__name__, variant)
+        path.write_text(text + (f"\n\n{found[0]}" if found else ""), "utf-8")
     except (OSError, TypeError, IndexError, SyntaxError):
         return False
     return True
