@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+from .compare import digits
+from .predictions import measured
+
 
 def claim(name: str, value: float, low: float, high: float) -> None:
     """Print one line: name, value, band and verdict. Raises AssertionError with that line outside the band.
@@ -32,13 +35,4 @@ def claim(name: str, value: float, low: float, high: float) -> None:
     if not holds:
         raise AssertionError(line)
     print(line)
-    from .predictions import measured
-
     measured(name, value)
-
-
-def digits(value: float) -> str:
-    """A number for readers: integers in full, others with four digits."""
-    if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"

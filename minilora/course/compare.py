@@ -147,3 +147,10 @@ def spread(values: np.ndarray, what: str, expected: str, want: float) -> None:
         raise Wrong(f"{what}'s numbers are too {size}: standard deviation {deviation:.3g}, expected {expected}")
     if not abs(mean) < 6 * want / math.sqrt(values.size):
         raise Wrong(f"{what}'s numbers have the mean {mean:.3g}: half of them must be below zero, half above")
+
+
+def digits(value: float) -> str:
+    """A number for readers: integers in full, others with four digits."""
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"

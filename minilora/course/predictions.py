@@ -11,8 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .claims import digits
-from .compare import is_number
+from .compare import digits, is_number
 from .mine import FILE, HEAD, PREDICTED
 
 MEANT = 0.8  # the share of ranges that should contain the number

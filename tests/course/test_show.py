@@ -12,7 +12,7 @@ from lessonfiles import build_program
 from PIL import Image
 
 from minilora.course import claim, show
-from minilora.course.claims import digits
+from minilora.course.compare import digits
 
 
 @pytest.mark.parametrize(
