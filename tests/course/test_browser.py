@@ -104,3 +104,19 @@ def test_a_notebook_runs_from_the_menu_without_an_error(page, lab, name):
         assert any("image/png" in output.get("data", {}) for output in outputs)
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+
+def test_the_folded_block_of_a_lesson_opens_with_its_code(page, lab):
+    page.goto(lab.format("09_lora.ipynb"), wait_until="domcontentloaded")
+    page.wait_for_function(STARTED, timeout=120_000)
+    page.evaluate("""() => {
+        const book = window.jupyterapp.shell.currentWidget.content;
+        return book.scrollToItem(book.activeCellIndex = book.widgets.length - 1);
+    }""")
+    block = page.locator("details", has_text="The same in PyTorch")
+    code = block.locator("pre code")
+    code.wait_for(state="attached")
+    assert not code.is_visible()
+    block.locator("summary").click()
+    assert code.is_visible() and code.inner_text().startswith("from torch import nn\n")
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
