@@ -47,9 +47,11 @@ Data
   split_records      records by split: train, validation, test
   encode_record      one conversation as a sample: token ids, and labels for the answers alone
   encode_records     the same for many
+  encode_pairs       records with a chosen and a rejected answer as pairs, for DPO
   encode_text        a text as samples of some length
   Record             one conversation and what is known about it
   Sample             token ids and their labels
+  Pair               a chosen and a rejected answer to one prompt, as samples
   collate            samples as the rows of a padded batch: input ids and labels
   DataError          every bad line of a data file
 
@@ -57,6 +59,8 @@ Training
   fit                train whatever is trainable for some steps
   History            what happened: losses, seconds, tokens
   TrainingError      at which step numbers ceased to be finite, and what to try
+  with_reference     pairs with a model as DPO's reference: before training on them
+  preferences        which of two answers a model prefers, and by how much more than its reference
   mean_loss          the loss per scored token over samples
   answer_all         a model's answers to the questions of records
   keyword_recall     the share of expected words that answers contain
@@ -77,7 +81,7 @@ Importing this package loads NumPy and no other third-party package; the rest is
 
 from .data.records import Record, read_records
 from .data.rows import DataError
-from .data.samples import encode_record, encode_records, encode_text
+from .data.samples import encode_pairs, encode_record, encode_records, encode_text
 from .data.splits import split_records
 from .engine.gradcheck import GradientError, gradcheck
 from .engine.tensor import Tensor, no_grad, op
@@ -104,6 +108,7 @@ from .lora.variants import lora_plus
 from .measure.counts import count_parameters
 from .measure.loss import mean_loss
 from .measure.predict import Step, predict_memory
+from .measure.preferences import preferences, with_reference
 from .measure.recall import answer_all, keyword_recall
 from .models.hub import pull
 from .models.load import load
@@ -111,7 +116,7 @@ from .nn.layers import Linear
 from .nn.llama import Config, Llama
 from .nn.module import Module, Parameter, sha256_of
 from .nn.optim import SGD, AdamW
-from .nn.parts import Sample, collate
+from .nn.parts import Pair, Sample, collate
 from .nn.step import loss_and_grad
 from .progress import show_progress
 from .train.job import finetune
@@ -132,6 +137,7 @@ __all__ = [
     "LoraConfig",
     "Module",
     "Options",
+    "Pair",
     "Parameter",
     "Record",
     "Sample",
@@ -150,6 +156,7 @@ __all__ = [
     "count_parameters",
     "delta_weight",
     "disable_adapter",
+    "encode_pairs",
     "encode_record",
     "encode_records",
     "encode_text",
@@ -168,6 +175,7 @@ __all__ = [
     "no_grad",
     "op",
     "predict_memory",
+    "preferences",
     "pull",
     "read_records",
     "remove_adapter",
@@ -178,4 +186,5 @@ __all__ = [
     "show_progress",
     "split_records",
     "unmerge_adapter",
+    "with_reference",
 ]

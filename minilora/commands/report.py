@@ -81,6 +81,12 @@ def _learned(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     for name, (before, after) in metrics["loss"].items():
         cells = [plain(before, 3), plain(after, 3), change(before, after)]
         yield _row(f"loss, {SETS[name]}", *cells, *([plain(last[name], 3)] if name in last else []))
+    for name, found in metrics.get("preferences", {}).items():
+        (before, after), margin = found["chosen"], found["margin"][1]
+        points = f"{signed(100 * (after - before), 1)} points"
+        yield _row(f"chosen preferred, {SETS[name]}", percent(before, 1), percent(after, 1), points)
+        yield _row("  more than before, share of pairs", "", percent(found["accuracy"][1], 1))
+        yield _row("  margin (nats, times beta)", "", plain(margin, 3))
     for name, (before, after) in metrics["keyword_recall"].items():
         points = f"{signed(100 * (after - before), 1)} points"
         yield _row(f"keyword recall, {SETS[name]}", percent(before, 1), percent(after, 1), points)

@@ -25,6 +25,7 @@ class Format:
     """A format of rows: the columns it needs, the columns it may have, and the function that makes messages of them.
 
     labelled: whether the answer is the label of a text.
+    preferred: whether the answer is preferred to another one, which the row has as well.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Format:
     also: tuple[str, ...]
     messages: Callable[[Mapping[str, Any]], list[Message]]
     labelled: bool = False
+    preferred: bool = False
 
 
 def _pair(question: str, answer: str, below: str = "") -> Callable[[Mapping[str, Any]], list[Message]]:
@@ -55,6 +57,32 @@ def _labelled(text: str, label: str) -> Callable[[Mapping[str, Any]], list[Messa
         return [{"role": "user", "content": text_of(row, text)}, {"role": "assistant", "content": answer}]
 
     return messages
+
+
+def _preferred(row: Mapping[str, Any]) -> list[Message]:
+    """The prompt, a text or messages, and the chosen answer, as TRL writes them."""
+    prompt = row["prompt"]
+    if not isinstance(prompt, list):
+        messages: list[Message] = [{"role": "user", "content": text_of(row, "prompt")}]
+    else:
+        messages = [_turn(i, turn) for i, turn in enumerate(prompt, 1)]
+        if not messages or messages[-1]["role"] != "user":
+            raise ValueError("the last message of the prompt must be the user's: the question")
+    chosen, rejected = answer_of(row, "chosen"), answer_of(row, "rejected")
+    if chosen == rejected:
+        raise ValueError(f"chosen and rejected are the same answer ({_short(chosen)}): there is nothing to prefer")
+    return [*messages, {"role": "assistant", "content": chosen}]
+
+
+def answer_of(row: Mapping[str, Any], name: str) -> str:
+    """An answer that is a text, or a list with one message of the assistant."""
+    value = row[name]
+    if not isinstance(value, list):
+        return text_of(row, name)
+    turns = [_turn(i, turn) for i, turn in enumerate(value, 1)]
+    if [turn["role"] for turn in turns] != ["assistant"]:
+        raise ValueError(f"{name} must be a text, or a list with one message of the assistant, got {_short(value)}")
+    return turns[0]["content"]
 
 
 def _turns(key: str) -> Callable[[Mapping[str, Any]], list[Message]]:
@@ -93,6 +121,7 @@ FORMATS = (  # the first one whose columns a row has
     Format("q/a", ("q", "a"), _ALSO, _pair("q", "a")),
     Format("instruction/output", ("instruction", "output"), ("input", *_ALSO), _pair("instruction", "output", "input")),
     Format("prompt/completion", ("prompt", "completion"), _ALSO, _pair("prompt", "completion")),
+    Format("prompt/chosen/rejected", ("prompt", "chosen", "rejected"), _ALSO, _preferred, preferred=True),
     *(
         Format(f"{text}/{label}", (text, label), ("system", "id", "split"), _labelled(text, label), labelled=True)
         for text in _TEXTS

@@ -18,7 +18,18 @@ from typing import Any
 
 from ..models.tokenizer import Message, Tokenizer
 from ..options import suggestion
-from .formats import TEXT, Format, check_field, conversation, format_of, listed, rename, text_of, with_lists
+from .formats import (
+    TEXT,
+    Format,
+    answer_of,
+    check_field,
+    conversation,
+    format_of,
+    listed,
+    rename,
+    text_of,
+    with_lists,
+)
 from .labels import LabelTask, task_of
 from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
@@ -41,6 +52,7 @@ class Record:
     phrasings: tuple[str, ...] = ()
     validation_paraphrase: str | None = None
     label: str | None = None  # of labelled data: the answer
+    rejected: str | None = None  # of preferences: the answer that the last message is preferred to
 
     @property
     def prompt(self) -> list[Message]:
@@ -163,7 +175,8 @@ class _Reader:
                 kind = format_of(row, field)
                 record = _record(kind, with_lists(row, kind), name, split)
                 if self.tokenizer is not None:
-                    for text in (record.text, *(m["content"] for m in record.messages), *record.other_questions):
+                    said = [m["content"] for m in record.messages]
+                    for text in (record.text, *said, record.rejected or "", *record.other_questions):
                         self.tokenizer.check(text)
                 if record.id in seen:
                     raise ValueError(f"id {record.id!r} is already the id of {unit} {seen[record.id]}")
@@ -217,4 +230,5 @@ def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) 
     paraphrase, validation = (text_of(row, key) if row.get(key) is not None else None for key in measured)
     keywords, phrasings = map(tuple, lists.values())
     label = messages[-1]["content"] if kind.labelled else None
-    return Record(name, messages, "", own or split, paraphrase, keywords, phrasings, validation, label)
+    rejected = answer_of(row, "rejected") if kind.preferred else None
+    return Record(name, messages, "", own or split, paraphrase, keywords, phrasings, validation, label, rejected)

@@ -6,16 +6,18 @@ Of a conversation only the assistant's words are scored, with the token that end
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
+from typing import TypeVar, cast
 
 import numpy as np
 
 from ..engine.fused import NOT_SCORED
 from ..models.tokenizer import Tokenizer
-from ..nn.parts import Sample
+from ..nn.parts import Example, Pair, Sample
 from ..progress import progress
 from .formats import listed
 from .records import Record
 
+One = TypeVar("One", bound=Example)
 _AT_ONCE = 256  # records whose texts are encoded together: work for all cores, in little memory
 _QUICK = 2000  # records that are encoded in about a second: no progress is shown
 _INTS: dict[int, int] = {}  # one object for each token id: a large data set takes half the memory
@@ -129,20 +131,34 @@ def _divided(ids: Sequence[int], max_length: int) -> list[Sample]:
     return [Sample(tuple(row), (NOT_SCORED, *row[1:])) for row in sequences if len(row) > 1]
 
 
-def truncate(samples: Sequence[Sample], max_length: int) -> tuple[list[Sample], int, int]:
-    """Truncate samples to `max_length` tokens. Returns those that still have a scored token, how many samples were
-    truncated, and how many of these have no scored token left and are dropped.
+def encode_pairs(records: Sequence[Record], tokenizer: Tokenizer, beta: float = 0.1) -> list[Pair]:
+    """Records with a chosen and a rejected answer as pairs, in their order. beta: DPO's.
+
+    Raises ValueError for a record without a rejected answer.
     """
-    longer = sum(len(sample.ids) > max_length for sample in samples)
-    short = [
-        Sample(sample.ids[:max_length], sample.labels[:max_length], tuple(truncate(sample.others, max_length)[0]))
-        for sample in samples
+    if without := [record.id for record in records if record.rejected is None]:
+        raise ValueError(
+            f"record {without[0]} has no rejected answer: DPO needs the columns prompt, chosen and rejected"
+        )
+    rejected = [
+        replace(record, messages=(*record.prompt, {"role": "assistant", "content": record.rejected or ""}))
+        for record in records
     ]
-    scored = [sample for sample in short if sample.scored]
+    sides = zip(encode_records(records, tokenizer), encode_records(rejected, tokenizer), strict=True)
+    return [Pair(chosen, other, beta=beta) for chosen, other in sides]
+
+
+def truncate(samples: Sequence[One], max_length: int) -> tuple[list[One], int, int]:
+    """Truncate samples or pairs to `max_length` tokens. Returns those in which every answer still has a scored token,
+    how many were truncated, and how many of these are dropped.
+    """
+    longer = sum(any(len(each.ids) > max_length for each in sample.sequences) for sample in samples)
+    short = [cast(One, sample.truncated(max_length)) for sample in samples]
+    scored = [sample for sample in short if all(each.scored for each in sample.sequences)]
     return scored, longer, len(short) - len(scored)
 
 
-def epochs(samples: Sequence[Sample], batch_size: int, seed: int) -> Iterator[list[Sample]]:
+def epochs(samples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:
     """Batches of samples without end: every epoch has each sample once, in a new order that `seed` determines.
 
     Each epoch takes the next phrasing of a sample that has `others`; which phrasing is first differs by sample.

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.records import Record
 from ..nn.llama import Llama
-from ..nn.parts import Sample, check_samples
+from ..nn.parts import Example, Sample, check_samples
 from ..nn.ranks import ALONE, Ranks
 from ..nn.step import loss_without_grad, losses_without_grad
 from ..progress import progress
@@ -34,7 +34,7 @@ def evenly(items: Sequence[Item], most: int | None) -> list[Item]:
     return list(items[:: math.ceil(len(items) / (most or len(items) or 1)) or 1])
 
 
-def mean_loss(model: Llama, samples: Sequence[Sample], batch_size: int = 16, ranks: Ranks = ALONE) -> float:
+def mean_loss(model: Llama, samples: Sequence[Example], batch_size: int = 16, ranks: Ranks = ALONE) -> float:
     """The mean cross-entropy per scored token over all samples, in nats. Raises ValueError for no samples.
 
     ranks: the processes that share the work; all of them must call this.

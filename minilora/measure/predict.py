@@ -18,7 +18,7 @@ from ..engine.parallel import cores
 from ..lora.adapters import base_state
 from ..lora.layer import LoraLayer
 from ..nn.llama import Config, Llama
-from ..nn.parts import Batch, Sample, micro_batches
+from ..nn.parts import Batch, Example, micro_batches
 from ..nn.step import divided
 
 FLOAT, INTEGER = 4, 8  # bytes of a float32, and of the int64 of ids and labels
@@ -109,7 +109,7 @@ class Step:
 
     @classmethod
     def of(
-        cls, model: Llama | Config, batch: Batch | Sequence[Sample], threads: int | None = None, **known: Any
+        cls, model: Llama | Config, batch: Batch | Sequence[Example], threads: int | None = None, **known: Any
     ) -> Step:
         """The step of `loss_and_grad` on a batch, or on samples, and of AdamW.
 

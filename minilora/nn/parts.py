@@ -7,9 +7,9 @@ packed row, sequences are never split; each micro-batch computes their common pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -45,6 +45,12 @@ class Sample:
     def weight(self) -> int:
         """Its weight in a mean loss: the number of its scored tokens."""
         return self.scored
+
+    def truncated(self, length: int) -> Self:
+        """Its first `length` tokens, and those of the others that then have a scored token."""
+        others = (other.truncated(length) for other in self.others)
+        kept = tuple(other for other in others if other.scored)
+        return replace(self, ids=self.ids[:length], labels=self.labels[:length], others=kept)
 
     def in_turn(self, turn: int) -> Sample:
         """The sample of epoch `turn`, from 0: this one, then the others, then this one again."""
@@ -91,6 +97,10 @@ class Pair:
     def weight(self) -> int:
         """Its weight in a mean loss: pairs count alike, however long they are."""
         return 1
+
+    def truncated(self, length: int) -> Self:
+        """The first `length` tokens of both."""
+        return replace(self, chosen=self.chosen.truncated(length), rejected=self.rejected.truncated(length))
 
     def in_turn(self, turn: int) -> Pair:
         """The same pair in every epoch."""

@@ -29,7 +29,7 @@ import numpy as np
 from ..engine.backend import Array
 from ..engine.parallel import keep_threads, processors
 from ..engine.tensor import Tensor
-from .parts import Sample, spread
+from .parts import Example, spread
 
 Item = TypeVar("Item")
 Same = TypeVar("Same")
@@ -57,7 +57,7 @@ class Ranks:
         """Whether this is the rank that decides, writes and prints."""
         return self.number == 0
 
-    def share(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+    def share(self, samples: Sequence[Example]) -> Sequence[Example]:
         """This rank's share of a batch: about as many tokens as each of the others has."""
         return samples
 
@@ -111,7 +111,7 @@ class Several(Ranks):
         self.comm, self.in_place, self.host = comm, in_place, host
         self.number, self.size = comm.Get_rank(), comm.Get_size()
 
-    def share(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+    def share(self, samples: Sequence[Example]) -> Sequence[Example]:
         """Whole samples, the longest first, each to the rank with the fewest tokens so far; possibly none."""
         return [samples[i] for i in spread([len(sample.ids) for sample in samples], self.size)[self.number]]
 

@@ -210,6 +210,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         field=options.columns,
         max_length=options.max_length,
         eval_records=options.eval_records,
+        beta=options.beta if options.loss == "dpo" else None,
         stored=stored_tasks([] if options.adapter is None else [Path(options.adapter)]),
     )
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
@@ -220,6 +221,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     elif not answers:
         material = replace(material, asked={}, shown={}, labelled=None)
     install = _installer(model, options)
+    material.refer_to(model)  # a new adapter changes nothing yet, and one that is trained further is in place
     return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, ranks)
 
 

@@ -15,14 +15,14 @@ from ..lora.adapters import activate
 from ..measure.loss import mean_loss
 from ..nn.llama import Llama
 from ..nn.optim import AdamW
-from ..nn.parts import Sample
+from ..nn.parts import Example
 from ..progress import log, progress
 from .loop import Trainer
 
 
 def learn(
     trainer: Trainer,
-    validation: Mapping[str, Sequence[Sample]],
+    validation: Mapping[str, Sequence[Example]],
     scale: float,
     *,
     eval_every: int,
@@ -70,7 +70,7 @@ def learn(
                 raise KeyboardInterrupt
 
 
-def validate(trainer: Trainer, sets: Mapping[str, Sequence[Sample]]) -> None:
+def validate(trainer: Trainer, sets: Mapping[str, Sequence[Example]]) -> None:
     """Measure the loss on each set and add it to the history, with their mean, which decides which weights are best.
 
     Each set has the same weight, whatever its length: the loss on paraphrases shows whether the training data are

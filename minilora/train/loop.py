@@ -16,7 +16,7 @@ from ..lora.adapters import adapter_weights
 from ..lora.layer import LoraWeights
 from ..nn.llama import Llama
 from ..nn.optim import SCHEDULES, AdamW, Optimizer
-from ..nn.parts import Sample, check_samples, packed_length
+from ..nn.parts import Example, check_samples, packed_length
 from ..nn.ranks import ALONE, Ranks
 from ..nn.step import NotFiniteError, training_step
 from ..options import check_value
@@ -74,7 +74,7 @@ class History:
 
 def fit(
     model: Llama,
-    samples: Sequence[Sample],
+    samples: Sequence[Example],
     steps: int,
     lr: float | None = None,
     batch_size: int = 8,
@@ -144,7 +144,7 @@ class Trainer:
     def __init__(
         self,
         model: Llama,
-        samples: Sequence[Sample],
+        samples: Sequence[Example],
         steps: int,
         optimizer: Optimizer,
         *,

@@ -13,7 +13,7 @@ from ..data.formats import listed
 from ..data.labels import LabelTask
 from ..data.leaks import leaks, warning_of_leaks
 from ..data.records import Record, read_records, read_source
-from ..data.samples import encode_records, truncate, warning_of_control_tokens
+from ..data.samples import encode_pairs, encode_records, truncate, warning_of_control_tokens
 from ..data.splits import (
     RULE,
     TEXT_RULE,
@@ -26,10 +26,11 @@ from ..data.splits import (
 )
 from ..measure.labels import ZERO_SHOT, Labelled, label_report, score, shots_that_fit
 from ..measure.loss import Item, evenly, held_out, mean_loss
+from ..measure.preferences import preferences, with_reference
 from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
 from ..models.tokenizer import Tokenizer
 from ..nn.llama import Llama
-from ..nn.parts import Sample
+from ..nn.parts import Example, Pair
 from ..nn.ranks import ALONE, Ranks
 from ..progress import log, progress
 
@@ -38,12 +39,12 @@ from ..progress import log, progress
 class Material:
     """The data, read and encoded: the training set, the sets that are measured, the questions that are asked."""
 
-    train: list[Sample]
-    validation: list[Sample]
-    scored: dict[str, list[Sample]]  # "paraphrase", "unseen", "general"
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    scored: dict[str, Sequence[Example]]  # "paraphrase", "unseen", "general"
     asked: dict[str, list[Record]]  # the same for keyword recall
     shown: dict[str, list[Record]] = field(default_factory=dict)  # asked for the page only: they have no keywords
-    validation_paraphrase: list[Sample] = field(default_factory=list)  # training records, paraphrased
+    validation_paraphrase: Sequence[Example] = ()  # training records, paraphrased
     system: str | None = None  # the system prompt of all records, if they have the same one
     split: str | None = None  # the rule that divided data in which no record names a split
     sampled_from: dict[str, int] = field(default_factory=dict)  # the records of each set of which a sample is measured
@@ -51,7 +52,7 @@ class Material:
     labelled: Labelled | None = None  # the records whose labels are asked for, if the data have labels
 
     @property
-    def validation_sets(self) -> dict[str, list[Sample]]:
+    def validation_sets(self) -> dict[str, Sequence[Example]]:
         """The validation sets: "unseen" and "paraphrase", as far as the data have them."""
         sets = {"unseen": self.validation, "paraphrase": self.validation_paraphrase}
         return {name: samples for name, samples in sets.items() if samples}
@@ -68,6 +69,18 @@ class Material:
                     digest.update(np.array([len(wording.ids), *wording.ids, *wording.labels], "<i8").tobytes())
         return digest.hexdigest()
 
+    def refer_to(self, model: Llama) -> None:
+        """Give every pair this model as DPO's reference."""
+
+        def referred(samples: Sequence[Example]) -> Sequence[Example]:
+            pairs = [sample for sample in samples if isinstance(sample, Pair)]
+            return with_reference(model, pairs) if pairs else samples
+
+        self.train, self.validation, self.validation_paraphrase = (
+            referred(samples) for samples in (self.train, self.validation, self.validation_paraphrase)
+        )
+        self.scored = {name: referred(samples) for name, samples in self.scored.items()}
+
     def refuse_what_is_longer(self, limit: int, source: str, tokenizer: Tokenizer) -> None:
         """Raise ValueError when a record, or a question and its answer, is longer than a model that sees `limit`.
 
@@ -78,7 +91,7 @@ class Material:
         samples = [*trained, *validation, *(sample for scored in self.scored.values() for sample in scored)]
         if self.labelled is not None:  # these are never cut
             samples += encode_records(self.labelled.records, tokenizer)
-        longest = max(len(sample.ids) for sample in samples)
+        longest = max(len(each.ids) for sample in samples for each in sample.sequences)
         if longest > limit:
             raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")
 
@@ -106,6 +119,7 @@ class Measured:
     recall: dict[str, float] = field(default_factory=dict)
     answers: dict[str, list[str]] = field(default_factory=dict)
     labels: dict[str, list[list[float]]] = field(default_factory=dict)
+    preferences: dict[str, dict[str, float]] = field(default_factory=dict)  # of pairs, by set
 
 
 def prepare(
@@ -116,6 +130,7 @@ def prepare(
     max_length: int,
     eval_records: int,
     stored: Sequence[LabelTask] = (),
+    beta: float | None = None,
 ) -> Material:
     """Read and encode the data.
 
@@ -124,6 +139,7 @@ def prepare(
     max_length: the tokens of a record; longer ones are truncated, which is logged.
     eval_records: the most records of each set that are measured.
     stored: the labels of the adapter that is trained further, if it has some.
+    beta: DPO's, for pairs of a chosen and a rejected answer instead of samples.
 
     Raises DataError listing every bad line, ValueError when nothing is left to train on.
     """
@@ -135,11 +151,14 @@ def prepare(
     asked: dict[str, list[Record]] = {}
     shown: dict[str, list[Record]] = {}
     sampled_from: dict[str, int] = {}
+    samples: dict[str, list[Example]] = {}
     labelled = None
+    if beta is not None and is_one_text(records):
+        raise ValueError(f"{data} is a text: DPO needs the columns prompt, chosen and rejected")
     if is_one_text(records):
         parts = split_text(records[0].text, tokenizer, max_length)
         log.info(describe_splits({name: len(part) for name, part in parts.items()}, text=True))
-        samples = {"train": parts["train"]}
+        samples = {"train": list(parts["train"])}
         for name, part in (("validation", parts["validation"]), ("unseen", parts["test"])):
             samples[name] = _sampled(part, name, eval_records, sampled_from)
     else:
@@ -150,9 +169,11 @@ def prepare(
             for line in check_labels(splits, data):
                 log.warning(line)
         sets = _sets(records, splits, eval_records, sampled_from)
-        samples = {
-            name: encode_records(chosen, tokenizer, name == "train", max_length) for name, chosen in sets.items()
-        }
+        for name, chosen in sets.items():
+            if beta is None:
+                samples[name] = list(encode_records(chosen, tokenizer, name == "train", max_length))
+            else:
+                samples[name] = list(encode_pairs(chosen, tokenizer, beta))
         if task is None:
             asked, shown = _questions(sets)
         elif sets["unseen"]:
@@ -165,8 +186,10 @@ def prepare(
             log.info(f"{name}: {longer} of {len(whole)} records are longer than {limit} and were truncated{lost}")
     if not samples["train"]:
         raise ValueError(f"{data}: nothing is left to train on within --max-length {max_length}")
-    samples["general"] = encode_records(general, tokenizer)  # never cut: the same measure for every run
-    scored = {name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)}
+    samples["general"] = list(encode_records(general, tokenizer))  # never cut: the same measure for every run
+    scored: dict[str, Sequence[Example]] = {
+        name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)
+    }
     reworded = samples.get("validation_paraphrase", [])
     system = common_system(records)
     rule = None if not follows_rule(records) else TEXT_RULE if is_one_text(records) else RULE
@@ -192,6 +215,8 @@ def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, when: str, 
     with progress(f"loss {when}", sum(map(len, material.scored.values())), "record"):
         for name, samples in material.scored.items():
             result.loss[name] = mean_loss(model, samples, ranks=ranks)
+            if pairs := [sample for sample in samples if isinstance(sample, Pair)]:
+                result.preferences[name] = preferences(model, pairs)
     questions = material.asked | material.shown
     with progress(f"answers {when}", sum(map(len, questions.values())), "answer"):
         for name, records in questions.items():
@@ -215,6 +240,11 @@ def learned(material: Material, before: Measured, after: Measured, trained: str)
         (found,) = after.labels.values()
         scores = {name: np.array(each) for name, each in {**before.labels, trained: found}.items()}
         labels = {"labels": label_report(material.labelled, scores)}
+    if before.preferences:
+        labels["preferences"] = {
+            name: {kind: [value, after.preferences[name][kind]] for kind, value in found.items()}
+            for name, found in before.preferences.items()
+        }
     return {
         "loss": {name: [loss, after.loss[name]] for name, loss in before.loss.items()},
         "keyword_recall": {name: [recall, after.recall[name]] for name, recall in before.recall.items()},

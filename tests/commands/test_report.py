@@ -291,3 +291,11 @@ def test_a_picture_that_cannot_be_written_is_an_error_in_one_line(runs, capsys):
     assert main(["report", str(runs / "legal"), "--picture", str(runs)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "a picture is a .png or an .svg file" in line
+
+
+def test_preferences_are_three_rows():
+    found = {"chosen": [0.5, 0.875], "accuracy": [0.0, 0.75], "margin": [0.0, 1.25]}
+    text = page(METRICS | {"preferences": {"unseen": found}})
+    rows = {line[:38].strip(): line[38:].split() for line in text.splitlines()}
+    assert rows["chosen preferred, unseen questions"] == ["50.0", "%", "87.5", "%", "+37.5", "points"]
+    assert rows["more than before, share of pairs"] == ["75.0", "%"] and rows["margin (nats, times beta)"] == ["1.250"]

@@ -25,6 +25,7 @@ WAYS = {  # format: a row that asks ASK and answers TELL
     "q/a": {"q": ASK, "a": TELL},
     "instruction/output": {"instruction": ASK, "input": "", "output": TELL},
     "prompt/completion": {"prompt": ASK, "completion": TELL},
+    "prompt/chosen/rejected": {"prompt": ASK, "chosen": TELL, "rejected": "No idea."},
 }
 QA = WAYS["q/a"]
 WAYS_AND_TEXT = WAYS | {"text": {"text": f"{ASK} {TELL}"}}
@@ -112,7 +113,7 @@ def test_each_row_of_a_file_may_have_another_format_and_further_columns(tmp_path
     assert [record.messages for record in read_records(tmp_path / "data.jsonl")] == [messages for _, messages in ROWS]
     jsonl(tmp_path / "data.jsonl", WAYS_AND_TEXT.values())
     reading = read_source(tmp_path / "data.jsonl")
-    assert [record.messages or record.text for record in reading.records] == [ASKED] * 6 + [f"{ASK} {TELL}"]
+    assert [record.messages or record.text for record in reading.records] == [ASKED] * len(WAYS) + [f"{ASK} {TELL}"]
     assert reading.formats == dict.fromkeys(WAYS_AND_TEXT, 1)
 
 
@@ -293,6 +294,11 @@ BROKEN = [  # a file, its content, part of the message
     ("a.csv", "q,a\nx,y,z\n", ":2: 3 cells under a heading of 2: put a text that contains ',' in quotes"),
     ("a.csv", 'q,a\nx,"y\nz,z\n', ":2: not CSV (unexpected end of data): nothing after it was read; is a"),
     ("a.csv", "q,a,q\nx,y,z\n", ":1: column 'q' is twice in the heading"),
+    ("a.csv", "chosen,rejected\nx,y\n", "prompt/chosen/rejected needs a column prompt; there are chosen, rejected: n"),
+    ("a.csv", "prompt,chosen,rejected\nx,y,y\n", ":2: chosen and rejected are the same answer ('y'): there is nothing"),
+    ("a.csv", "prompt,chosen,rejected\nx,y,\n", ":2: rejected must be a non-empty text, got None"),
+    ("a.jsonl", '{"prompt": [], "chosen": "y", "rejected": "z"}', "the last message of the prompt must be the user's"),
+    ("a.jsonl", '{"prompt": "x", "chosen": [{"role": "user", "content": "y"}], "rejected": "z"}', "chosen must be a"),
     ("a.csv", "q,a\nx\n", ":2: a must be a non-empty text, got None"),
     ("a.csv", "q,a,keywords\nx,y,[claim\n", """:2: keywords must be a list, such as ["...", "..."], got '[claim'"""),
     ("a.jsonl", '{"q": "x", "a": "y"}\n{"q": "x", "a" "y"}\n', ":2: not JSON (Expecting ':' delimiter at column 16)"),
@@ -372,3 +378,15 @@ def test_two_files_for_one_split_and_a_record_that_contradicts_its_file_are_refu
     ]
     jsonl(tmp_path / "valid.csv", [QA])
     assert message_of(tmp_path) == f"{tmp_path}: val.jsonl and valid.csv are both for validation: keep one of them"
+
+
+def test_preferences_in_trls_two_forms_are_the_same_record_and_train_the_chosen_answer(tmp_path):
+    said = {"prompt": ASK, "chosen": TELL, "rejected": "No idea."}
+    turns = {
+        "prompt": [{"role": "user", "content": ASK}],
+        "chosen": [{"role": "assistant", "content": TELL}],
+        "rejected": [{"role": "assistant", "content": "No idea."}],
+    }
+    jsonl(tmp_path / "data.jsonl", [said | {"id": "a"}, turns | {"id": "b"}])
+    first, second = read_records(tmp_path / "data.jsonl")
+    assert first.messages == second.messages == ASKED and first.rejected == second.rejected == "No idea."

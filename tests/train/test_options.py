@@ -128,6 +128,7 @@ def test_a_file_of_options_has_every_default_written_out_but_what_was_not_given(
     (tmp_path / "run.toml").write_text(Options().text(), encoding="utf-8")
     read = toml.read(Options, tmp_path / "run.toml")
     usual = asdict(Options(lr=2e-3, strength=0.65))  # the method's own, which may be another one in a later version
+    del usual["beta"]  # it means something with DPO alone
     of_this_call = {item.name for item in flag_fields(Options) if not item.metadata["recorded"]}
     assert read == {name: value for name, value in usual.items() if value is not None and name not in of_this_call}
     assert "overwrite" in of_this_call

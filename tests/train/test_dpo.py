@@ -1,0 +1,122 @@
+"""`finetune --loss dpo`: the base, or the adapter that is trained further, is the reference; a stop changes no byte."""
+
+import json
+import math
+
+import pytest
+from jobs import options
+
+import minilora as ml
+from minilora.data.samples import encode_pairs, truncate
+from minilora.measure.loss import sample_losses
+from minilora.nn.parts import Pair, Sample
+from minilora.train import job
+from minilora.train.job import finetune
+from minilora.train.loop import Trainer
+
+ROWS = [
+    {"prompt": f"What is word {i}?", "chosen": f"Word {i} is a claim.", "rejected": f"I do not like {i * i} or {i}."}
+    | {"split": ("train", "train", "train", "validation", "test")[i % 5]}
+    for i in range(15)
+]
+
+
+@pytest.fixture
+def pairs(home, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    return lambda out, **change: options(
+        home, tmp_path / out, **dict(data=str(path), loss="dpo", lr=2e-2, beta=0.3, batch_size=3) | change
+    )
+
+
+def test_the_base_is_the_reference_and_never_changes(pairs, home):
+    chosen = pairs("run", steps=12)
+    metrics = finetune(chosen, answers=False)
+    before, after = metrics["loss"]["unseen"]
+    assert before == pytest.approx(math.log(2)) and after < before and metrics["train_loss"][0] == pytest.approx(before)
+    assert metrics["base_sha256"][0] == metrics["base_sha256"][1] and metrics["options"]["beta"] == 0.3
+    told = metrics["preferences"]["unseen"]
+    assert told["margin"][0] == 0 < told["margin"][1] and told["accuracy"][1] > 0.5
+    model, tokenizer = ml.load(home / "base")
+    records = [r for r in ml.read_records(chosen.data) if r.split == "test"]
+    sides = [[s for pair in encode_pairs(records, tokenizer) for s in pair.sequences][i::2] for i in (0, 1)]
+    base = [sample_losses(model, side) for side in sides]
+    ml.load_adapter(model, chosen.out)
+    now = [sample_losses(model, side) for side in sides]
+    margins = 0.3 * ((now[1] - now[0]) - (base[1] - base[0]))
+    assert told["margin"][1] == pytest.approx(margins.mean(), rel=1e-3)
+
+
+def test_an_adapter_that_is_trained_further_is_its_own_reference(pairs):
+    finetune(pairs("first", loss="sft", beta=0.1), answers=False)
+    metrics = finetune(pairs("second", adapter=pairs("first").out, lr=1e-9, steps=1), answers=False)
+    assert metrics["loss"]["unseen"] == pytest.approx([math.log(2)] * 2, abs=1e-6)
+
+
+def test_full_fine_tuning_needs_no_second_model_either(pairs):
+    metrics = finetune(pairs("full", method="full", lr=1e-2), answers=False)
+    assert metrics["loss"]["unseen"][0] == pytest.approx(math.log(2))
+    assert metrics["train_loss"][-1] < metrics["train_loss"][0]
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(pairs, monkeypatch, further):
+    more = {}
+    if further:
+        finetune(pairs("first", loss="sft", beta=0.1), measure=False)
+        more = {"adapter": pairs("first").out}
+
+    class Stopped(Trainer):
+        def step(self):
+            if self.done == 3:
+                raise KeyboardInterrupt
+            return super().step()
+
+    straight = finetune(pairs("straight", **more), measure=False)
+    monkeypatch.setattr(job, "Trainer", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(pairs("run", **more), measure=False)
+    monkeypatch.setattr(job, "Trainer", Trainer)
+    resumed = finetune(pairs("run", resume=True, **more), measure=False)
+    assert resumed["train_loss"] == straight["train_loss"] and resumed["validation_loss"] == straight["validation_loss"]
+
+
+def test_sft_on_preferences_learns_the_chosen_answers(pairs, home):
+    chosen = pairs("sft", loss="sft", beta=0.1, steps=30)
+    metrics = finetune(chosen, answers=False)
+    assert "preferences" not in metrics and metrics["loss"]["unseen"][1] < metrics["loss"]["unseen"][0]
+
+
+def test_a_pair_is_cut_on_both_sides_and_dropped_where_an_answer_is_gone():
+    def sample(n):
+        return Sample(tuple(range(n)), (-100, -100, *range(2, n)))
+
+    kept, longer, dropped = truncate([Pair(sample(5), sample(9)), Pair(sample(3), sample(4))], 4)
+    assert [(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in kept] == [(4, 4), (3, 4)] and longer == 1
+    assert dropped == 0 and truncate([Pair(sample(5), sample(9), 1.5, 0.7)], 2) == ([], 1, 1)
+    assert truncate([Pair(sample(5), sample(9), 1.5, 0.7)], 8)[0][0].reference == 1.5
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"q": "x", "a": "y", "id": "odd"}],
+            "record odd has no rejected answer: DPO needs the columns prompt, chosen",
+        ),
+        ([{"text": "A long text. " * 99}], "is a text: DPO needs the columns prompt, chosen and rejected"),
+    ],
+)
+def test_data_without_preferences_are_refused_in_one_line(pairs, tmp_path, rows, message):
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=message) as caught:
+        finetune(pairs("run", data=str(tmp_path / "other.jsonl")))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_defaults_are_those_of_preferences():
+    usual = ml.Options(loss="dpo")
+    assert (usual.learning_rate, usual.adapter_scale, usual.beta) == (pytest.approx(2e-4), 1.0, 0.1)
+    with pytest.raises(ValueError, match="beta"):
+        ml.Options(loss="dpo", beta=0.0)
