@@ -9,7 +9,7 @@ from lessonfiles import BUILT, KEPT, LESSONS
 
 from minilora.course.plan import LESSONS as PLAN
 
-PAGES = [LESSONS / "README.md", LESSONS / "INSTRUCTORS.md", LESSONS / "src" / "TEMPLATE.md"]
+PAGES = [*sorted(LESSONS.glob("*.md")), LESSONS / "src" / "TEMPLATE.md"]
 
 each_lesson = pytest.mark.parametrize("name", KEPT)
 each_notebook = pytest.mark.parametrize("name", sorted(BUILT))
