@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.labels import LabelTask
 from ..files.disk import replacing
 from ..lora.adapters import Choice, factors_of, set_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.llama import Llama
 from ..progress import log
+from .labels import label_task, ranked_labels
 from .streams import Streams, check_settings
 
 MAX_NEW_TOKENS = 256  # of an answer, in a chat, on the page and for a request that does not say
@@ -105,9 +107,16 @@ class Talk:
     def ask(self, question: str, show: Callable[[str], None]) -> bool:
         """Answer the next question: `show` gets the answer piece by piece. False for an answer that was cut.
 
+        Adapters that were trained on labels give the question alone a label, whatever was said before.
+
         An answer that an exception stops, such as Ctrl-C, is kept as far as it came. Raises ValueError for a question
         that the model cannot read, or that is too long even alone; nothing has changed then.
         """
+        if (task := label_task(self.model, self.choice)) is not None:
+            label, shown = self._label(task, question, self.choice)
+            show(shown)
+            self.turns.append(Turn(question, label, name_of(self.choice)))
+            return True
         start = self._start_that_fits(question, self.choice)
         streams = Streams(self.model, self.tokenizer, slots=1, mixed=False)
         answer = streams.add(self._messages(start, question, self.choice), **self._settings())
@@ -133,18 +142,32 @@ class Talk:
         shown when the first has ended. The conversation stays as it was. Raises ValueError as `ask` does.
         """
         alone = len(self.turns)
-        for choice in versions.values():
-            self._start_that_fits(question, choice, alone)
+        tasks = {name: label_task(self.model, choice) for name, choice in versions.items()}
+        for name, choice in versions.items():
+            if tasks[name] is None:
+                self._start_that_fits(question, choice, alone)
         streams = Streams(self.model, self.tokenizer, slots=len(versions))
         answers = {
             name: streams.add(self._messages(alone, question, choice), choice, **self._settings())
             for name, choice in versions.items()
+            if tasks[name] is None
         }
-        for name, answer in answers.items():
+        for name, choice in versions.items():
+            if (task := tasks[name]) is not None:
+                yield name, self._label(task, question, choice)[1]
+                continue
+            answer = answers[name]
             yield name, answer.new_text()
             while not answer.finished:
                 streams.step()
                 yield name, answer.new_text()
+
+    def _label(self, task: LabelTask, question: str, choice: Choice) -> tuple[str, str]:
+        """The label of a question, and what is shown: with its probability, and the next two."""
+        messages = with_system([{"role": "user", "content": question}], self.system_for(choice))
+        (label, p), *others = ranked_labels(self.model, self.tokenizer, task, messages, choice)
+        rest = ", ".join(f"{name} {100 * q:.0f} %" for name, q in others[:2])
+        return label, f"{label} ({100 * p:.0f} %; then {rest})"
 
     def save(self, path: Path) -> None:
         """Write what was said: as text, or as {"messages": ...} for `finetune --data` if the name ends in .jsonl.

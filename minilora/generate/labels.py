@@ -45,6 +45,22 @@ def label_probabilities(logprobs: np.ndarray) -> np.ndarray:
     return p / p.sum(axis=1, keepdims=True)
 
 
+def ranked_labels(
+    model: Llama, tokenizer: Tokenizer, task: LabelTask, messages: Sequence[Message], choice: Choice
+) -> list[tuple[str, float]]:
+    """The labels for the last message, each with its probability, the likeliest first.
+
+    messages: a system prompt is taken into account, earlier questions and answers are not.
+    choice: who decides, as in a mixed batch.
+
+    Raises ValueError for a message that is too long for the model.
+    """
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    talk = [*system, {"role": "user", "content": task.prompt(messages[-1]["content"])}]
+    (p,) = label_probabilities(label_logprobs(model, tokenizer, [talk], task.labels, True, choice))
+    return [(task.labels[i], float(p[i])) for i in np.argsort(-p, kind="stable")]
+
+
 def label_logprobs(
     model: Llama,
     tokenizer: Tokenizer,

@@ -6,6 +6,7 @@ function that came with the request.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import queue
@@ -17,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..data.labels import LabelTask
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
+from ..generate.labels import label_task, ranked_labels
 from ..generate.streams import Answer, Streams
 from ..lora.adapters import adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
@@ -26,7 +29,7 @@ from ..models.with_adapters import BASE_NAME
 from ..nn.llama import Llama
 from ..nn.module import sha256_of
 from ..progress import log
-from .protocol import ApiError, Piece, Request, Version, unknown_model
+from .protocol import ApiError, Piece, Request, Version, refuse_label_fields, unknown_model
 
 Result = TypeVar("Result")
 
@@ -119,6 +122,10 @@ class Engine:
             seconds = min(60, math.ceil(self.seconds * (1 + max(ahead, 0) / self.slots)))
             line = f"{ahead} answers wait for a place already: ask again in {seconds} s"
             raise ApiError(429, line, code="rate_limit_exceeded", headers={"retry-after": str(seconds)})
+        task = label_task(self.model, request.choice)
+        if task is not None and not isinstance(request.messages, str):
+            return self._label(request, request.messages, task, tell)
+        refuse_label_fields(request)
         answer = self.streams.add(
             request.messages,
             request.choice,
@@ -131,6 +138,18 @@ class Engine:
         )
         self.jobs[request] = Job(answer, tell)
         return answer.prompt_tokens
+
+    def _label(
+        self, request: Request, messages: Sequence[Message], task: LabelTask, tell: Callable[[Piece], None]
+    ) -> int:
+        """Answer with a label at once; the answers that are running wait for it as for a prompt."""
+        began = time.monotonic()
+        labels = ranked_labels(self.model, self.tokenizer, task, messages, request.choice)
+        label, p = labels[0]
+        text = json.dumps({"label": label, "probability": p}, ensure_ascii=False) if request.as_json else label
+        tokens = len(self.tokenizer.encode(text))
+        tell(Piece(text, tokens, "stop", seconds=time.monotonic() - began, labels=labels))
+        return len(self.tokenizer.encode_chat(messages, answer_next=True))
 
     def cancel(self, request: Request) -> None:
         """End an answer that nobody waits for; its place is free at once."""
@@ -217,7 +236,8 @@ class Engine:
 
     def _version(self, name: str) -> Version:
         size = sum(array.nbytes for array in adapter_state(self.model, name).values())
-        return Version(name, size, system_of(self.model, name))
+        task = label_task(self.model, name)
+        return Version(name, size, system_of(self.model, name), labels=None if task is None else task.labels)
 
 
 def _answer(function: Callable[[], Any], future: Future[Any]) -> None:

@@ -2,7 +2,9 @@
 
 https://platform.openai.com/docs/api-reference/chat and .../completions. A field that would change the answer and is not
 supported is refused, never ignored. `model` is an adapter's name, "base", or a mix as in a chat: "legal=0.7
-support=0.3".
+support=0.3". An adapter that was trained on labels answers the last message with its most likely label, whatever the
+temperature; `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with the
+`response_format` "json_object" the answer is {"label": ..., "probability": ...}.
 """
 
 import json
@@ -20,7 +22,7 @@ from ..options import suggestion
 
 _READ = (
     *("model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens"),
-    *("stop", "seed"),
+    *("stop", "seed", "logprobs", "response_format"),
 )
 _READ_TEXT = ("prompt", *(name for name in _READ if name not in ("messages", "max_completion_tokens")))
 _HARMLESS = (  # they do not change an answer
@@ -33,8 +35,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {  # they would change an answer, except wit
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "logprobs": (False,),
     "logit_bias": ({},),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -85,7 +85,8 @@ class Request:
     """A request that was read and checked. No two are equal.
 
     messages: the conversation to answer, or the text to continue. choice: who answers. limit: tokens of the answer, if
-    the request says.
+    the request says. top_labels, as_json: for adapters with labels, how many log-probabilities are told besides that of
+    the answer, if any, and whether the answer is a JSON object.
     """
 
     messages: Sequence[Message] | str
@@ -99,6 +100,8 @@ class Request:
     stream: bool = False
     usage: bool = False
     usage_always: bool = False
+    top_labels: int | None = None
+    as_json: bool = False
 
     @property
     def param(self) -> str:
@@ -111,7 +114,8 @@ class Piece:
     """The next piece of an answer.
 
     tokens: of the answer so far. finished: how it ended, in the last piece. error: why there is no more of it.
-    seconds: from the request to this piece, by the engine's clock.
+    seconds: from the request to this piece, by the engine's clock. labels: with their probabilities, the likeliest
+    first, where the answer is one.
     """
 
     text: str
@@ -119,6 +123,7 @@ class Piece:
     finished: str | None = None
     error: str | None = None
     seconds: float = 0.0
+    labels: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -126,18 +131,20 @@ class Version:
     """What can answer: the base or an adapter.
 
     size: bytes of its own weights. system: the system prompt that it was trained under. note: what users should know.
+    labels: those that are its answers, if it was trained on labels.
     """
 
     name: str
     size: int
     system: str | None = None
     note: str | None = None
+    labels: tuple[str, ...] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def entry(self) -> dict[str, Any]:
-        """Its row of GET /v1/models; `size_bytes`, `system` and `note` are additions."""
+        """Its row of GET /v1/models; `size_bytes`, `system`, `note` and `labels` are additions."""
         known = {"id": self.name, "object": "model", "created": self.created, "owned_by": "minilora"}
-        return known | {"size_bytes": self.size, "system": self.system, "note": self.note}
+        return known | {"size_bytes": self.size, "system": self.system, "note": self.note, "labels": self.labels}
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
@@ -188,7 +195,23 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
         stream=stream,
         usage=_truth(options, "include_usage"),
         usage_always=_truth(options, "continuous_usage_stats"),
+        top_labels=int(_number(fields, "top_logprobs", 0, 20, whole=True) or 0) if _truth(fields, "logprobs") else None,
+        as_json=_as_json(fields.get("response_format", {"type": "text"})),
     )
+
+
+def refuse_label_fields(request: Request) -> None:
+    """Raise ApiError for fields that only mean something to an adapter with labels."""
+    for name, given in (("logprobs", request.top_labels is not None), ("response_format", request.as_json)):
+        if given:
+            line = f"{name} is for adapters that were trained on labels: leave it out"
+            raise ApiError(400, line, name, "unsupported_parameter")
+
+
+def _as_json(value: Any) -> bool:
+    kinds = ({"type": "text"}, {"type": "json_object"})
+    _check(value in kinds, "response_format", '{"type": "text"}, or {"type": "json_object"} for labels')
+    return bool(value == kinds[1])
 
 
 def read_choice(model: str, names: Collection[str]) -> Choice:
@@ -312,7 +335,7 @@ class Reply:
     def whole(self, text: str, last: Piece) -> dict[str, Any]:
         """The answer to a request without `stream`."""
         message = {"role": "assistant", "content": text, "refusal": None}
-        choice = _choice({"message": message} if self.chat else {"text": text}, last.finished)
+        choice = _choice({"message": message} if self.chat else {"text": text}, last.finished, self._logprobs(last))
         return self._object([choice], "") | {"usage": self._usage(last.tokens)}
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
@@ -333,12 +356,21 @@ class Reply:
 
     def _chunk(self, delta: dict[str, Any], reason: str | None, piece: Piece) -> dict[str, Any]:
         """A chunk. `seconds`, next to the counts that `continuous_usage_stats` asks for, is an addition."""
-        chunk = self._object([_choice({"delta": delta} if self.chat else {"text": piece.text}, reason)])
+        said = {"delta": delta} if self.chat else {"text": piece.text}
+        chunk = self._object([_choice(said, reason, self._logprobs(piece) if piece.text else None)])
         if self.request.usage or self.request.usage_always:
             chunk["usage"] = self._usage(piece.tokens) if self.request.usage_always else None
         if self.request.usage_always:
             chunk["seconds"] = round(piece.seconds, 4)
         return chunk
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
+        """The log-probabilities of labels, if they were asked for."""
+        if self.request.top_labels is None or not piece.labels:
+            return None
+        told = [{"token": label, "logprob": math.log(p) if p > 0 else -9999.0, "bytes": list(label.encode())}
+                for label, p in piece.labels]  # fmt: skip
+        return {"content": [{**told[0], "top_logprobs": told[: self.request.top_labels]}], "refusal": None}
 
     def _object(self, choices: list[dict[str, Any]], part: str = ".chunk") -> dict[str, Any]:
         kind = f"chat.completion{part}" if self.chat else "text_completion"
@@ -352,8 +384,8 @@ class Reply:
         }
 
 
-def _choice(said: dict[str, Any], reason: str | None) -> dict[str, Any]:
-    return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+def _choice(said: dict[str, Any], reason: str | None, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}
 
 
 def event(value: dict[str, Any] | str) -> bytes:

@@ -5,9 +5,11 @@ import json
 import pytest
 
 import minilora as ml
+from minilora.data.labels import LabelTask
 from minilora.data.records import read_records
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk, system_of
+from minilora.generate.labels import label_logprobs, label_probabilities
 from minilora.generate.streams import Streams
 
 
@@ -277,3 +279,48 @@ def test_nothing_is_overwritten_and_nothing_said_is_no_file(talk, tmp_path):
     with pytest.raises(FileExistsError, match="is there already"):
         talk.save(tmp_path / "talk.txt")
     assert (tmp_path / "talk.txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def task(model, monkeypatch):
+    """The adapter legal was trained on labels."""
+    task = LabelTask.of(["bill", "billing", "parcel"])
+    monkeypatch.setattr(model.adapters["legal"], "data", task.entry())
+    return task
+
+
+def expected_label(model, tokenizer, task, question):
+    ml.set_adapter(model, "legal")
+    (p,) = label_probabilities(label_logprobs(model, tokenizer, [said(task.prompt(question))], task.labels))
+    (label, first), *others = sorted(zip(task.labels, p, strict=True), key=lambda one: -one[1])
+    return label, f"{label} ({100 * first:.0f} %; then {', '.join(f'{name} {100 * q:.0f} %' for name, q in others)})"
+
+
+def test_an_adapter_with_labels_answers_with_the_likeliest_whatever_was_said(talk, model, tokenizer, task, tmp_path):
+    answer(talk, "hello")
+    talk.choose("legal")
+    label, shown = expected_label(model, tokenizer, task, "x")
+    assert answer(talk, "x") == shown == answer(talk, "x") and talk.turns[-1].answer == label
+    talk.save(tmp_path / "talk.jsonl")
+    assert json.loads((tmp_path / "talk.jsonl").read_text())["messages"][-1]["content"] == label
+    with pytest.raises(ValueError, match="a message with its label has"):
+        talk.ask("x" * 1100, print)
+    talk.choose({"legal": 0.5, "support": 0.5})
+    assert "%" not in answer(talk, "x")
+
+
+def test_labels_and_answers_are_compared_in_their_order(talk, model, tokenizer, task):
+    versions = {"support": "support", "legal": "legal", "base": None}
+    found = dict.fromkeys(versions, "")
+    order = []
+    for name, piece in talk.compare("x", versions):
+        found[name] += piece
+        order.append(name)
+    assert (
+        found["legal"] == expected_label(model, tokenizer, task, "x")[1]
+        and sorted(order, key=list(versions).index) == order
+    )
+    for name in ("support", "base"):
+        ml.set_adapter(model, versions[name])
+        assert found[name] == generate(model, tokenizer, "x", 12)
+    assert talk.turns == []

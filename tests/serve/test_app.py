@@ -10,6 +10,8 @@ import pytest
 from serving import QUESTION, serving
 
 import minilora as ml
+from minilora.data.labels import LabelTask
+from minilora.generate.labels import label_logprobs, label_probabilities
 from minilora.models.folder import save_folder
 from minilora.serve.app import App
 from minilora.serve.protocol import ApiError
@@ -138,6 +140,68 @@ def test_an_adapter_is_asked_under_its_system_prompt_unless_the_request_has_one(
     ml.set_adapter(model, None)
     plain = complete(client, "base", max_tokens=8).usage.prompt_tokens
     assert plain == len(tokenizer.encode_chat(QUESTION, answer_next=True))
+
+
+@pytest.fixture
+def labels(server, monkeypatch):
+    """The adapter legal was trained on labels: its task."""
+    task = LabelTask.of(["bill", "billing", "parcel"])
+    monkeypatch.setattr(server.engine.model.adapters["legal"], "data", task.entry() | {"system": "Be brief."})
+    return task
+
+
+def test_an_adapter_with_labels_answers_with_one_and_tells_probabilities(client, loaded, labels):
+    model, tokenizer = loaded
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": labels.prompt("hello")}]
+    ml.set_adapter(model, "legal")
+    (p,) = label_probabilities(label_logprobs(model, tokenizer, [talk], labels.labels))
+    ml.set_adapter(model, None)
+    likeliest = [labels.labels[i] for i in np.argsort(-p)]
+    said = complete(client, logprobs=True, top_logprobs=2, temperature=1.5, max_tokens=1).choices[0]
+    assert said.message.content == likeliest[0] and said.finish_reason == "stop"
+    (told,) = said.logprobs.content
+    assert [one.token for one in told.top_logprobs] == likeliest[:2] and bytes(told.bytes).decode() == likeliest[0]
+    assert [told.logprob, *(one.logprob for one in told.top_logprobs)] == pytest.approx(
+        [np.log(x) for x in np.sort(p)[::-1][[0, 0, 1]]], rel=1e-3
+    )
+    every = complete(client, logprobs=True, top_logprobs=20).choices[0].logprobs.content[0].top_logprobs
+    assert sum(np.exp(one.logprob) for one in every) == pytest.approx(1)
+    plain = complete(client).choices[0]
+    assert plain.message.content == likeliest[0] and plain.logprobs is None
+    as_json = complete(client, response_format={"type": "json_object"}).choices[0].message.content
+    assert json.loads(as_json) == {"label": likeliest[0], "probability": pytest.approx(p.max(), rel=1e-3)}
+    chunks = list(complete(client, stream=True, logprobs=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == likeliest[0]
+    assert [bool(chunk.choices[0].logprobs) for chunk in chunks] == [False, True, False]
+    assert chunks[1].choices[0].logprobs.content[0].top_logprobs == [] and chunks[2].choices[0].finish_reason == "stop"
+
+
+def test_a_label_is_that_of_the_last_message(client, labels):
+    def told(*messages):
+        answer = client.chat.completions.create(model="legal", messages=list(messages), logprobs=True)
+        return answer.choices[0].logprobs.content[0].logprob
+
+    before = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "parcel"}]
+    assert told(*before, *QUESTION) == told(*QUESTION) != told(before[0])
+    assert told({"role": "system", "content": "Be long."}, *QUESTION) != told(*QUESTION)
+    with pytest.raises(openai.BadRequestError, match="a message with its label has 1[0-9]+ tokens, the model can see"):
+        client.chat.completions.create(model="legal", messages=[{"role": "user", "content": "x" * 960}], max_tokens=1)
+
+
+def test_log_probabilities_and_json_are_for_labels(client, labels):
+    for fields, name in (
+        ({"logprobs": True}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ):
+        with pytest.raises(
+            openai.BadRequestError, match=f"{name} is for adapters that were trained on labels"
+        ) as caught:
+            complete(client, "support", **fields)
+        assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+    assert complete(client, "support", logprobs=False, response_format={"type": "text"}, max_tokens=2).choices
+    with pytest.raises(openai.BadRequestError, match="logprobs is for adapters"):
+        complete(client, "legal=0.5 support=0.5", logprobs=True)
+    assert continued(client, "a", max_tokens=3).usage.completion_tokens > 0  # a text to continue has no label
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

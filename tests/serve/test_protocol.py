@@ -95,9 +95,10 @@ def test_who_answers(model, choice):
         ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage", "true or false"),
         ({"n": 2}, "n", "n is not supported here"),
         ({"tools": [{}]}, "tools", "not supported"),
-        ({"logprobs": True}, "logprobs", "not supported"),
+        ({"logprobs": 3}, "logprobs", "true or false"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "a whole number from 0 to 20"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", 'or {"type": "json_object"} for labels'),
         ({"temprature": 0.5}, "temprature", "did you mean temperature?"),
     ],
 )
@@ -170,4 +171,5 @@ def test_an_event_is_one_line_of_ascii():
 def test_a_model_has_what_clients_read_and_its_size():
     entry = Version("legal", 10, "Be brief.", created=5).entry()
     openai = {"id": "legal", "object": "model", "created": 5, "owned_by": "minilora"}
-    assert entry == openai | {"size_bytes": 10, "system": "Be brief.", "note": None}
+    assert entry == openai | {"size_bytes": 10, "system": "Be brief.", "note": None, "labels": None}
+    assert Version("routing", 10, labels=("a", "b")).entry()["labels"] == ("a", "b")
