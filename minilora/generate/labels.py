@@ -28,8 +28,10 @@ from ..nn.cache import KVCache
 from ..nn.llama import Llama
 from ..progress import progress
 
-AT_ONCE = 16  # labels that are computed together, at most,
+RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one,
 CACHE_BYTES = 2**28  # in a KV cache of so many bytes
+
+Compute = Callable[[Sequence[Sequence[int]], KVCache, bool], np.ndarray]
 
 
 def label_task(model: Llama, choice: Choice) -> LabelTask | None:
@@ -82,31 +84,50 @@ def label_logprobs(
     room = max(len(one.prompt) + max(map(len, one.answers)) for one in asked)
     if room > (limit := model.config.max_position_embeddings):
         raise ValueError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
-    shared = _same([one.prompt[:-1] for one in asked]) if len(asked) > 1 else 0
     row = model.new_cache(1, room)
-    bytes_of_row = sum(array.nbytes for array in (*row.keys, *row.values))
-    rows = max(1, min(len(labels), AT_ONCE, CACHE_BYTES // bytes_of_row))
-    cache = row if rows == 1 else model.new_cache(rows, room)
+    most = max(1, CACHE_BYTES // sum(array.nbytes for array in (*row.keys, *row.values)))
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
     found = np.empty((len(asked), len(labels)))
     with no_grad(), _computing(model, mixed, choice) as compute, progress("labels", len(asked), "record") as bar:
-        if shared:
-            cache.rewind(0)
-            compute([asked[0].prompt[:shared]], cache, True)
-            cache.fork(rows)
-        for i, one in enumerate(asked):
-            cache.rewind(shared)
-            first = compute([one.prompt[shared:]], cache, True)[0, -1]  # (V), of the first token after the prompt
-            cache.fork(rows, shared)
-            for start in range(0, len(labels), rows):
-                answers = one.answers[start : start + rows]
-                cache.rewind(len(one.prompt), len(answers))
-                longest = max(map(len, answers))
-                padded = [(answer + answer[-1:] * longest)[: longest - 1] for answer in answers]  # (rows, T-1)
-                after = compute(padded, cache, False) if longest > 1 else np.empty((len(answers), 0))
-                for j, answer in enumerate(answers):
-                    each = [first[answer[0]], *(after[j, t, token] for t, token in enumerate(answer[1:]))]
-                    found[i, start + j] = sum(each[one.skipped[start + j] :])
-            bar.update(1)
+        prefix = None
+        if len(asked) > 1 and (shared := _same([one.prompt[:-1] for one in asked])):
+            prefix = model.new_cache(1, shared)
+            compute([asked[0].prompt[:shared]], prefix, True)
+        for start in range(0, len(asked), min(RECORDS, most)):
+            batch = order[start : start + min(RECORDS, most)]
+            found[batch] = _of_batch(model, [asked[i] for i in batch], prefix, compute, min(LABELS, most))
+            bar.update(len(batch))
+    return found
+
+
+def _of_batch(
+    model: Llama, asked: Sequence[_Asked], prefix: KVCache | None, compute: Compute, at_once: int
+) -> np.ndarray:
+    """`label_logprobs` of some conversations: one label at a time for all, or of a single one `at_once` labels."""
+    longest, count = max(len(one.prompt) for one in asked), len(asked[0].answers)
+    padding = np.array([longest - len(one.prompt) for one in asked])
+    room = longest + max(len(answer) for one in asked for answer in one.answers)
+    cache = model.new_cache(len(asked), room, padding if padding.any() else None)
+    if prefix is not None and padding.max() <= prefix.length:
+        cache.begin(prefix)
+    rows = [([0] * int(n) + one.prompt)[cache.length :] for n, one in zip(padding, asked, strict=True)]
+    first = compute(rows, cache, True)[:, -1]  # (B, V), of the first token after each prompt
+    step = len(asked)
+    if step == 1:
+        step = min(at_once, count)
+        cache.reserve(step, room, step)
+        cache.keep([0] * step)
+    pairs = [(i, j) for j in range(count) for i in range(len(asked))]
+    found = np.empty((len(asked), count))
+    for start in range(0, len(pairs), step):
+        part = pairs[start : start + step]
+        answers = [asked[i].answers[j] for i, j in part]
+        cache.batch, cache.length, tokens = len(part), longest, max(map(len, answers)) - 1
+        padded = [(answer + answer[-1:] * tokens)[:tokens] for answer in answers]
+        after = compute(padded, cache, False) if tokens else np.empty((len(part), 0, 0))  # (rows, T, V)
+        for (i, j), answer, later in zip(part, answers, after, strict=True):
+            each = [first[i, answer[0]], *later[range(len(answer) - 1), answer[1:]]]
+            found[i, j] = sum(each[asked[i].skipped[j] :])
     return found
 
 
@@ -141,14 +162,12 @@ class _Asked:
 
 
 @contextmanager
-def _computing(
-    model: Llama, mixed: bool, choice: Choice
-) -> Iterator[Callable[[list[list[int]], KVCache, bool], np.ndarray]]:
+def _computing(model: Llama, mixed: bool, choice: Choice) -> Iterator[Compute]:
     """A function in this block: tokens (B, T), a cache, and whether only the last token counts -> log-probabilities of
     the next token (B, T or 1, V).
     """
 
-    def logprobs(tokens: list[list[int]], cache: KVCache, last: bool) -> np.ndarray:
+    def logprobs(tokens: Sequence[Sequence[int]], cache: KVCache, last: bool) -> np.ndarray:
         logits = to_numpy(model(np.array(tokens), cache, last=last).data).astype(np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
@@ -158,7 +177,7 @@ def _computing(
         return
     with mixed_batch(model, [choice]) as rows:
 
-        def chosen(tokens: list[list[int]], cache: KVCache, last: bool) -> np.ndarray:
+        def chosen(tokens: Sequence[Sequence[int]], cache: KVCache, last: bool) -> np.ndarray:
             rows.choose([choice] * len(tokens))
             return logprobs(tokens, cache, last)
 

@@ -63,15 +63,14 @@ class KVCache:
         self.first = None if self.first is None else self.first[xp.asarray(alive, dtype=int)]
         self.batch = len(alive)
 
-    def fork(self, rows: int, start: int = 0) -> None:
-        """Let `rows` rows go on from what the first one has; before token `start` they have it already. No padding."""
-        for array in self._arrays():
-            array[1:rows, start : self.length] = array[:1, start : self.length]
-        self.batch = rows
-
-    def rewind(self, length: int, rows: int = 1) -> None:
-        """Forget the tokens after the first `length`, and use the first `rows` rows."""
-        self.batch, self.length = rows, length
+    def begin(self, prefix: KVCache) -> None:
+        """Let every row begin with the tokens of the one row of `prefix`, up to its length: fewer of them where the
+        row has padding, of which there must be no more.
+        """
+        self.length = prefix.length
+        for array, known in zip(self._arrays(), prefix._arrays(), strict=True):
+            for row, start in enumerate(self._starts()):
+                array[row, int(start) : self.length] = known[0, : self.length - int(start)]
 
     def join(self, other: KVCache, room: int, most: int | None = None) -> None:
         """Append the rows of another cache, with room for `room` tokens in every row.

@@ -36,13 +36,14 @@ def brute_force(model, tokenizer, talk, label):
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 16])
-@pytest.mark.parametrize("talks", [TALKS, TALKS[:2], TALKS[:1], TALKS[2:3]])
+@pytest.mark.parametrize("talks", [TALKS, TALKS[:2], TALKS[:1], TALKS[2:3], TALKS[:3] * 2])
 def test_log_likelihoods_are_those_of_the_whole_sequences(talker, tokenizer, monkeypatch, at_once, talks):
-    monkeypatch.setattr(scoring, "AT_ONCE", at_once)
+    monkeypatch.setattr(scoring, "RECORDS", at_once)
+    monkeypatch.setattr(scoring, "LABELS", at_once)
     found = label_logprobs(talker, tokenizer, talks, LABELS)
     expected = [[brute_force(talker, tokenizer, talk, label) for label in LABELS] for talk in talks]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert len({round(x, 2) for x in found.ravel()}) == found.size
+    assert len({round(x, 2) for x in found[:3].ravel()}) == found[:3].size
 
 
 def test_little_memory_gives_the_same(talker, tokenizer, monkeypatch):
