@@ -1,0 +1,126 @@
+"""The messages with labels are what their card says: counts, labels, no overlap of the splits, and hard for word counts."""
+
+import json
+import re
+from collections import Counter
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from asking import likeness, words
+
+DATA = files("minilora") / "data"
+CARD = (DATA / "SKILLS.md").read_text(encoding="utf-8")
+LABELS = {
+    "legal": "employment tenancy family inheritance consumer injury criminal debt other",
+    "medical": "appointment prescription results symptom emergency medicine document billing other",
+    "support": "delivery change return damage repair payment account product other",
+    "finance": "card fraud transfer loan fees login account invest other",
+}
+COUNTS = {"train": 400, "validation": 100, "test": 200}
+OTHER = {"train": 32, "validation": 8, "test": 16}
+each_domain = pytest.mark.parametrize("domain", LABELS)
+
+
+@cache
+def text_of(domain):
+    return (DATA / f"{domain}-labels.jsonl").read_text(encoding="utf-8")
+
+
+@cache
+def records_of(domain):
+    return [json.loads(line) for line in text_of(domain).splitlines()]
+
+
+def runs(text, n=5):
+    """The runs of n words of a text, in which every digit counts as the same."""
+    found = words(re.sub(r"\d", "0", text))
+    return {tuple(found[i : i + n]) for i in range(len(found) - n + 1)}
+
+
+def runs_in_two_splits(records):
+    places = {}
+    for record in records:
+        for run in runs(record["text"]):
+            places.setdefault(run, set()).add(record["split"])
+    return [" ".join(run) for run, splits in places.items() if len(splits) > 1]
+
+
+def alike_in_two_splits(records, most):
+    alike = likeness([set(words(record["text"])) for record in records])
+    splits = np.array([record["split"] for record in records])
+    close = np.triu((alike > most) & (splits[:, None] != splits))
+    return [(records[i]["text"], records[j]["text"]) for i, j in np.argwhere(close)]
+
+
+@each_domain
+def test_every_line_has_the_fields_of_the_card_and_clean_text(domain):
+    text, records = text_of(domain), records_of(domain)
+    assert text.isascii() and text.endswith("}\n") and "\r" not in text and len(text) < 150_000
+    assert all(list(record) == ["text", "label", "split", "record"] for record in records)
+    assert all(record["record"].startswith(record["label"] + "/") for record in records)
+    assert all(record["text"] == " ".join(record["text"].split()) != "" for record in records)
+    assert max(len(record["text"].split()) for record in records) <= 40
+
+
+@each_domain
+def test_splits_and_labels_have_the_sizes_of_the_card(domain):
+    records, labels = records_of(domain), LABELS[domain].split()
+    assert Counter(record["split"] for record in records) == COUNTS
+    count = Counter((record["split"], record["label"]) for record in records)
+    assert {label for _, label in count} == set(labels) and len(labels) == 9
+    for split, each in OTHER.items():
+        assert count[split, "other"] == each
+        named = [count[split, label] for label in labels if label != "other"]
+        assert max(named) - min(named) <= 1 and min(named) >= {"train": 46, "validation": 11, "test": 23}[split]
+    section = CARD.partition(f"### {domain}-labels")[2].partition("\n#")[0]
+    assert re.findall(r"^\| `([a-z]+)` \|", section, re.MULTILINE) == labels
+
+
+@each_domain
+def test_no_text_and_no_record_occurs_twice(domain):
+    records = records_of(domain)
+    for values in ([" ".join(words(r["text"])) for r in records], [r["record"] for r in records]):
+        assert [value for value, times in Counter(values).items() if times > 1] == []
+
+
+@each_domain
+def test_no_template_or_near_copy_spans_two_splits(domain):
+    records = records_of(domain)
+    assert runs_in_two_splits(records) == [] and alike_in_two_splits(records, 0.36) == []
+    long = [record for record in records if len(record["text"]) > 60]
+    train, test = (next(r for r in long if r["split"] == split) for split in ("train", "test"))
+    copied = [train, test | {"text": train["text"].upper()}]
+    assert runs_in_two_splits(copied) and alike_in_two_splits(copied, 0.36)
+
+
+@each_domain
+def test_openings_come_from_no_template(domain):
+    openings = Counter(tuple(words(record["text"])[:3]) for record in records_of(domain))
+    (opening, times), *_ = openings.most_common(1)
+    assert times <= 0.02 * openings.total(), f"{times} texts begin with {opening}"
+
+
+def test_no_text_occurs_in_two_domains():
+    texts = Counter(" ".join(words(r["text"])) for domain in LABELS for r in records_of(domain))
+    assert {text for text, times in texts.items() if times > 1 and len(text) > 20} == set()
+
+
+@each_domain
+def test_word_counts_find_less_than_85_percent_of_the_labels(domain):
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    def part(split):
+        records = [record for record in records_of(domain) if record["split"] == split]
+        return [record["text"] for record in records], [record["label"] for record in records]
+
+    def fitted(c):
+        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=c, max_iter=2000))
+        return model.fit(*part("train"))
+
+    best = max((fitted(c) for c in (1, 10, 100)), key=lambda model: model.score(*part("validation")))
+    assert 1 / 9 < best.score(*part("test")) < 0.85
