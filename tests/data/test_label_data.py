@@ -1,4 +1,4 @@
-"""The messages with labels are what their card says: counts, labels, no overlap of the splits, and hard for word counts."""
+"""The messages with labels are what their card says: counts, labels, splits apart, and hard for word counts."""
 
 import json
 import re
