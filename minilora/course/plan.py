@@ -123,6 +123,15 @@ LESSONS = {
             True,
         ),
         (
+            15,
+            "15_how_few_bits",
+            "How few bits are enough?",
+            (45, 20, 20, 25),
+            (9, 13),
+            "4-bit blocks, and QLoRA's backward pass",
+            False,
+        ),
+        (
             16,
             "16_many_versions",
             "One base, many versions?",
