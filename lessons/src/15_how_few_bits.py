@@ -72,15 +72,16 @@ for block in (normal.size, 1024, 256, 64, 16):
         claim("blocks of 64, with an outlier: error over that without", errors[1] / errors[0], 1, 1.2)
 
 # %% [markdown]
-# With one scale, the outlier rounds nearly all others to zero. A block confines the damage to its own weights. It costs
-# bits: a float16 scale adds 16 / block to each parameter. Even without outliers, the maximum of a small block is lower,
-# so its steps are finer. Between 256 and 16, half of the error costs almost one bit. 64 is QLoRA's compromise.
+# With one scale, the outlier rounds nearly all other weights to zero. A block confines the damage to its own weights.
+# Even without outliers, the maximum of a small block is lower, so its steps are finer. But the float16 scale adds 16 /
+# block bits to each parameter. From blocks of 256 to blocks of 16, the error halves for almost one bit more. QLoRA has
+# blocks of 64.
 #
 # ## 2. Where should sixteen levels lie?
 #
 # Most weights are near zero, and few are near the largest. Equal steps spend levels where there are few weights.
-# **NF4** (4-bit NormalFloat, QLoRA) takes quantiles of the normal distribution as its levels. They are dense where
-# weights are frequent, so all codes are used more evenly. FP4 is a floating-point number with one bit of fraction.
+# **NF4** (4-bit NormalFloat, QLoRA) takes quantiles of the normal distribution as its levels, so they are dense where
+# weights are frequent. FP4 is a floating-point number with one bit of fraction.
 #
 # > **Predict.** By how much is NF4's squared error smaller than INT4's, on normal weights? On those of a trained model?
 
@@ -227,6 +228,8 @@ for start, name, color, style, place in (
     line(axes, x, middle, name, color, at=-1 if start else 1, place=place, **style)
 axes.set(yscale="log", xlabel="bits per parameter, with the scales", ylabel="added to the loss (nats per token)")
 axes.set(ylim=(1e-4, 4), xlim=(2, 9))
+axes.set_yticks([0.001, 0.01, 0.1, 1], ["0.001", "0.01", "0.1", "1"])
+axes.minorticks_off()
 show(
     figure,
     alt="The added loss falls from 1.6 at 2 bits to a thousandth of that at 8; NF4 lies below equal steps at 4 bits.",
@@ -236,13 +239,13 @@ show(
 # *How to read it.* The axis of the loss is logarithmic. A marker is the middle one of three measurements, and a bar
 # reaches from the lowest to the highest.
 #
-# Each bit less multiplies the squared error by more than four, and the loss grows even faster. There is a knee: 5 bits
-# are nearly free, 4 cost a few hundredths, 3 cost almost a quarter of what LoRA gains, and 2 break the model. (Two bits
-# with equal steps are three levels, -1, 0 and 1: one code in four is unused.)
+# Each bit less multiplies the squared error by more than four, and from 4 bits down the loss grows faster still. There
+# is a knee: 5 bits are nearly free, 4 cost a few hundredths, 3 cost almost a quarter of what LoRA gains, and 2 break
+# the model. (Two bits with equal steps are three levels, -1, 0 and 1: one code in four is unused.)
 #
-# What this does *not* show: that NF4 beats INT4 in loss at 4 bits. It has less error, but the bars are about as long as
-# the difference. In exercise 15.2 you build NF levels for fewer bits, where the difference is clear. Other models have
-# other weights: measure yours.
+# What this does *not* show: that NF4 beats INT4 in loss at 4 bits, or blocks of 64 those of 128. The error is smaller,
+# but the bars are about as long as the difference. In exercise 15.2 you build NF levels for fewer bits, where the
+# difference is clear. Other models have other weights: measure yours.
 #
 # ## 5. QLoRA's step
 #
@@ -261,6 +264,7 @@ show(
 small, _ = ml.load("tiny", quantized="nf4")
 layer = dict(small.named_modules())["model.layers.0.self_attn.k_proj"]
 print(layer.weight.data)
+W = original["model.layers.0.self_attn.k_proj.weight"]
 x, A, B = (rng.standard_normal(shape) for shape in [(3, 128), (2, 128), (64, 2)])
 
 
@@ -388,15 +392,35 @@ for name in ("NF4", "2 bits"):
 
 # %% [markdown]
 # At 4 bits the second explanation holds. The error costs 0.015, as much after training as before, and adapters that
-# have never seen it do as well: their difference has an interval around zero. (Three seeds cannot exclude a repair of
+# have never seen it do as well: the interval of the difference contains zero. (Three seeds cannot exclude a repair of
 # 0.02.) At 2 bits the first one holds: training on the quantised base repairs most of the error. But not all, and the
-# result is no better than the untrained float32 base.
+# result is no better than the untrained float32 base. All runs have one learning rate; another might repair more. LoftQ
+# goes further and initialises A and B so that they undo a part of the error.
 #
 # **Merging is another matter.** The merged matrix $\tilde W + s\,BA$ is dense, in float32. If you quantise it again,
 # its values round to levels anew. At 4 bits you pay the error of rounding a second time. At 2 bits, nearly all that
 # training has repaired is lost: an adapter's small update is below half a step. So keep the adapter next to a quantised
 # base. Or merge it into the original base, on which it does slightly better (column "used on float32"). Measure what
 # you ship.
+#
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+#
+# # transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+# #     bnb_4bit_use_double_quant=True) quantises a model while it is loaded, on a GPU; by hand:
+# levels = torch.tensor(LEVELS["NF4"])
+# blocks = torch.tensor(W).view(-1, 64)
+# absmax = blocks.abs().amax(1, keepdim=True)
+# codes = torch.bucketize(blocks / absmax, (levels[1:] + levels[:-1]) / 2)
+# x, A, B = (torch.tensor(array, requires_grad=True) for array in (x, A, B))
+# W4 = (levels[codes] * absmax).view(W.shape).double()  # in each step, for both passes
+# y = x @ W4.T + 2.0 * (x @ A.T) @ B.T
+# y.sum().backward()
+# ```
+#
+# </details>
 #
 # ## What to remember
 #
@@ -416,4 +440,5 @@ for name in ("NF4", "2 bits"):
 #
 # - QLoRA: NF4, blocks of 64, double quantisation (from 0.5 to 0.127 bits per parameter, about 3 GB for 65 billion
 #   parameters), 65 billion parameters on a GPU of 48 GB, 16-bit performance preserved: [Dettmers et al.
-#   2023](https://arxiv.org/abs/2305.14314). Its scales have 8-bit floats, ours 8-bit integers.
+#   2023](https://arxiv.org/abs/2305.14314). Its scales have 8-bit floats, ours 8-bit integers. LoftQ: [Li et al.
+#   2023](https://arxiv.org/abs/2310.08659).

@@ -126,7 +126,7 @@ LESSONS = {
             15,
             "15_how_few_bits",
             "How few bits are enough?",
-            (45, 20, 20, 25),
+            (55, 15, 25, 25),
             (9, 13),
             "4-bit blocks, and QLoRA's backward pass",
             False,

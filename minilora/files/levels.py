@@ -3,7 +3,7 @@
 A row is divided into blocks of 64 values that share one float32 scale, their largest magnitude. Each value is stored as
 the index of the nearest level on that scale: 4 + 32 bytes per block, 0.5 + 4 / 64 = 0.5625 bytes per value.
 
-    NF4    quantiles of the normal distribution, which trained matrices resemble: all levels are used about as often
+    NF4    quantiles of the normal distribution, which trained matrices resemble: dense where weights are frequent
     FP4    floating point with 1 bit for the sign, 2 for the exponent, 1 for the fraction (E2M1)
     INT4   the integers from -7 to 7, divided by 7
 

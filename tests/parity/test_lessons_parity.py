@@ -15,6 +15,8 @@ import minilora as ml
 from minilora.engine.attention import attention
 from minilora.engine.fused import cross_entropy, lora_linear
 from minilora.engine.recompute import recomputed
+from minilora.files.levels import LEVELS
+from minilora.files.quant import Packed, codes_of, quantize
 from minilora.lora.adapters import lora_modules
 from minilora.lora.spectra import svd
 from minilora.measure.ledger import kept_arrays
@@ -203,6 +205,20 @@ def lesson14(run, rng):
     for got, y in zip(theirs["numbers"], (layer(trained(x)), recomputed(layer, trained(x))), strict=True):
         saved = {id(array): array.size for _, array in kept_arrays(y.node) if len(array) == T}
         assert got == sum(saved.values()) // T > 0
+
+
+def lesson15(run, rng):
+    W, x = rng.standard_normal((24, 128), np.float32), rng.standard_normal((5, 128))
+    A, B = rng.standard_normal((2, 128)), rng.standard_normal((24, 2))
+    theirs = run(W=W, x=x, A=A, B=B, LEVELS=LEVELS)
+    raw = quantize(W, "NF4")
+    assert np.array_equal(theirs["codes"].view(W.shape), codes_of(raw, "NF4"))
+    inputs = trained(x), trained(A), trained(B)
+    y = lora_linear(inputs[0], ml.Parameter(Packed(raw, "NF4"), requires_grad=False), *inputs[1:], scale=2.0)
+    y.sum().backward()
+    same(theirs["y"], y.data, 1e-12)
+    for name, tensor in zip("xAB", inputs, strict=True):
+        same(theirs[name].grad, tensor.grad, 1e-12)
 
 
 def lesson16(run, rng):
