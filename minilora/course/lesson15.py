@@ -14,15 +14,13 @@ from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 def draw_weights(rng: np.random.Generator, blocks: int | None = None) -> Draw:
     """Weights whose blocks differ in size, and none of which lies between two codes to the last bit."""
     block = int(rng.choice([16, 32]))
-    m, blocks = (
-        int(rng.integers(20, 30)) if blocks is None else 1,
-        int(rng.integers(5, 9)) if blocks is None else blocks,
-    )
-    W = rng.standard_normal((m, blocks, block)) * rng.uniform(0.2, 3, (m, blocks, 1))
-    x = W / (np.abs(W).max(axis=-1, keepdims=True) / 7).astype(np.float16)
+    m, count = (int(rng.integers(20, 30)), int(rng.integers(5, 9))) if blocks is None else (1, blocks)
+    w = rng.standard_normal((m, count, block)) * rng.uniform(0.2, 3, (m, count, 1))
+    x = w / (np.abs(w).max(axis=-1, keepdims=True) / 7).astype(np.float16)
     between = np.abs(x - np.floor(x) - 0.5) < 1e-4
-    W = np.where(between, 0.99 * W, W).astype(np.float32).reshape(m, blocks * block)
-    return Draw({"m": m, "n": blocks * block, "n / block": blocks, "n / 2": blocks * block // 2}, W=W, block=block)
+    n = count * block
+    W = np.where(between, 0.99 * w, w).astype(np.float32).reshape(m, n)
+    return Draw({"m": m, "n": n, "n / block": count, "n / 2": n // 2}, W=W, block=block)
 
 
 @exercise(
