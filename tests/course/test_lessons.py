@@ -139,8 +139,9 @@ def test_minutes_are_counted_by_what_a_reader_does():
         {"cell_type": "markdown", "source": "*10 minutes with the exercises: a head of the plan.*\n" + 300 * "word "},
         {"cell_type": "code", "source": "import os\n" * 80, "metadata": {"tags": ["setup"]}, "outputs": []},
         {"cell_type": "code", "source": "x = 1\n\n" * 16, "metadata": {}, "outputs": [picture, said]},
+        {"cell_type": "code", "source": "", "metadata": {}, "outputs": [picture]},
     ]
-    assert reading_minutes({"cells": cells}) == 2 + 2 + 2 + 1
+    assert reading_minutes({"cells": cells}) == 2 + 2 + 2 * 2 + 1
     first = EXERCISES["numerical_gradient"]
     lines = len(source_of(first.forms[0].reference)[1].split("\n")) - 1
     page = "# Exercises\n\n## 1.1 A task\n\n" + 147 * "word " + "\n\n## 1.2 Another\n\n" + 999 * "word "

@@ -114,6 +114,7 @@ def test_reveal_js_comes_from_a_folder_that_is_copied(nbconvert, one_lesson, tmp
     [page] = write_slides(one_lesson, tmp_path / "slides", str(tmp_path / "release"))
     assert '<script src="reveal.js/dist/reveal.js">' in page.read_text("utf-8")
     assert (tmp_path / "slides" / "reveal.js" / "dist" / "reveal.js").read_text() == "// reveal"
+    assert write_slides(one_lesson, tmp_path / "slides", str(tmp_path / "release")) == [page]  # anew
     with pytest.raises(FileNotFoundError, match=r"holds no dist/reveal\.js: unpack a release"):
         write_slides(one_lesson, tmp_path / "slides", str(tmp_path))
 
