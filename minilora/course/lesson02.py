@@ -10,6 +10,7 @@ import numpy as np
 
 from .compare import Wrong, close
 from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+from .hunts import hunt
 
 # -- 2.1 undo broadcasting ---------------------------------------------------------------------------------------------
 
@@ -373,4 +374,124 @@ variant(
     },
     draw=layer("n m"),
     smallest=layer("n m", T=1, n=4, m=3),
+)
+
+
+# -- 2.4 a bug hunt ----------------------------------------------------------------------------------------------------
+
+
+def gradients(f: Any, *arrays: Any) -> Any:
+    """The gradients of f, which computes one number from as many values, with respect to these arrays."""
+    tape: list[Any] = []
+
+    def record(value: Any, *inputs: Any) -> Any:
+        tape.append((Value(value), inputs))
+        return tape[-1][0]
+
+    def fitted(g: Any, shape: Any) -> Any:
+        while np.ndim(g) > len(shape):
+            g = g.sum(axis=0)
+        return g.sum(axis=tuple(i for i, size in enumerate(shape) if size == 1), keepdims=True)
+
+    class Value:
+        def __init__(self, value: Any):
+            self.value, self.grad = np.asarray(value, dtype=float), 0.0
+
+        def __add__(self, other: Any) -> Any:
+            return record(self.value + other.value, (self, lambda g: g), (other, lambda g: g))
+
+        def __mul__(self, other: Any) -> Any:
+            a, b = self.value, other.value
+            return record(a * b, (self, lambda g: g * b), (other, lambda g: g * a))
+
+        def __matmul__(self, other: Any) -> Any:
+            a, b = self.value, other.value
+            return record(a @ b, (self, lambda g: g @ b.T), (other, lambda g: a.T @ g))
+
+        def tanh(self) -> Any:
+            y = np.tanh(self.value)
+            return record(y, (self, lambda g: g * (1 - y * y)))
+
+        def sum(self) -> Any:
+            return record(self.value.sum(), (self, lambda g: np.full(self.value.shape, g)))
+
+    values = [Value(array) for array in arrays]
+    f(*values).grad = np.ones(())
+    for result, inputs in reversed(tape):
+        for x, vjp in inputs if np.ndim(result.grad) or result.grad else ():
+            x.grad = x.grad + fitted(np.asarray(vjp(result.grad)), x.value.shape)
+    return [x.grad + np.zeros(x.value.shape) for x in values]
+
+
+BROKEN_ENGINES = """
+    an array that is used once for each row
+        g = g.sum(axis=0) -> g = g[0]
+    an array that has an axis of length 1
+        return g.sum(axis=tuple -> return g.mean(axis=tuple
+    a value that is used more than once
+        x.grad = x.grad + fitted -> x.grad = fitted
+    tanh
+        1 - y * y -> 1 - self.value**2
+    the matrix product
+        lambda g: a.T @ g -> lambda g: (g.T @ a).reshape(b.shape)
+    the elementwise product
+        (other, lambda g: g * a) -> (other, lambda g: g * b)
+"""
+MEAN = {
+    "`.sum()`": "`.mean()`",
+    "(x + b).sum()": "(x + b).mean()",
+    ".sum(), ": ".mean(), ",
+    "each = 1\n": "each = 1 / 12\n",
+}
+
+
+@exercise(
+    "2.4",
+    draw=lambda rng: Draw(None, gradients=gradients),
+    returns="nothing",
+    judge=hunt(gradients, BROKEN_ENGINES),
+    mistakes="""
+        5 of 6 caught; one that survives breaks an array that is used once for each row
+            assert np.allclose(gradients(lambda x, b: (x + b).sum(), x, b)[1], 3 * each) -> pass
+        5 of 6 caught; one that survives breaks an array that has an axis of length 1
+            assert np.allclose(gradients(lambda x, c: (x + c).sum(), x, c)[1], 4 * each) -> pass
+        5 of 6 caught; one that survives breaks a value that is used more than once
+            assert np.allclose(gradients(lambda x: (x + x).sum(), x)[0], 2 * each) -> pass
+        5 of 6 caught; one that survives breaks tanh
+            x.tanh().sum(), x -> x.tanh().sum(), 0 * x
+            1 - np.tanh(x) ** 2 -> 1
+        5 of 6 caught; one that survives breaks the matrix product
+            x @ W).sum(), x, W)[1] -> x @ W).sum(), x, W)[0]
+            x.sum(axis=0)[:, None] -> W.sum(axis=1)
+        5 of 6 caught; one that survives breaks the elementwise product
+            (x * y).sum(), x, y)[1], each * x -> (x * y).sum(), y, y)[1], each * y
+        0 of 6 caught: broken versions pass, too
+            -> return
+        your test must pass on the right version, but stops AssertionError: always
+            -> assert False, "always"
+        your test must pass on the right version, but stops NameError
+            -> gradient(lambda x: x, 1)
+    """,
+)
+def test_engine(gradients):
+    """gradients(f, *arrays) -> a list: passes if the engine is right, raises AssertionError if it is broken"""
+    rng = np.random.default_rng(0)
+    W, x, y = rng.standard_normal((4, 4)), rng.standard_normal((3, 4)), rng.standard_normal((3, 4))
+    b, c = rng.standard_normal(4), rng.standard_normal((3, 1))
+    each = 1
+    assert np.allclose(gradients(lambda x, b: (x + b).sum(), x, b)[1], 3 * each)
+    assert np.allclose(gradients(lambda x, c: (x + c).sum(), x, c)[1], 4 * each)
+    assert np.allclose(gradients(lambda x: (x + x).sum(), x)[0], 2 * each)
+    assert np.allclose(gradients(lambda x: x.tanh().sum(), x)[0], each * (1 - np.tanh(x) ** 2))
+    assert np.allclose(gradients(lambda x, W: (x @ W).sum(), x, W)[1], each * x.sum(axis=0)[:, None])
+    assert np.allclose(gradients(lambda x, y: (x * y).sum(), x, y)[1], each * x)
+
+
+ENGINE_OF_MEANS = {"def sum(self)": "def mean(self)", "self.value.sum()": "self.value.mean()",
+                   "np.full(self.value.shape, g)": "np.full(self.value.shape, g / self.value.size)"}  # fmt: skip
+variant(
+    "test_engine",
+    MEAN,
+    "the functions end with a mean, not with a sum",
+    judge=hunt(gradients, BROKEN_ENGINES, ENGINE_OF_MEANS),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from ..nn.llama import Config, Llama
 from ..nn.optim import SGD
 from .exercises import Draw, exercise, variant
+from .hunts import hunt
 
 # -- 7.1 the loss of answers -------------------------------------------------------------------------------------------
 
@@ -273,4 +275,110 @@ variant(
         "the loss must be one number, got str": "the loss must be one number",
         "return whole -> return str(whole)": "return np.exp(whole) -> return str(whole)",
     },
+)
+
+
+# -- 7.4 a bug hunt ----------------------------------------------------------------------------------------------------
+
+
+def training(weights: Any, frozen: Any, lr: float, beta: float, decay: float) -> Any:
+    """A training run: SGD with momentum and weight decay, micro-batches, and states that are saved and resumed."""
+    run = SimpleNamespace(weights=dict(weights), means={n: 0 * w for n, w in weights.items() if n not in frozen})
+
+    def step(parts: Any) -> None:
+        run.weights = {n: (1 - lr * decay) * w if n in run.means else w for n, w in run.weights.items()}
+        for name, mean in run.means.items():
+            g = sum(part[name] for part in parts) / len(parts)
+            run.means[name] = beta * mean + g
+            run.weights[name] = run.weights[name] - lr * run.means[name]
+
+    def save() -> Any:
+        return {"weights": dict(run.weights), "means": dict(run.means)}
+
+    def resume(saved: Any) -> None:
+        run.weights, run.means = dict(saved["weights"]), dict(saved["means"])
+
+    run.step, run.save, run.resume = step, save, resume
+    return run
+
+
+BROKEN_RUNS = """
+    a step on several micro-batches
+        / len(parts) ->
+    the frozen weights, in a step
+        (1 - lr * decay) * w if n in run.means else w -> (1 - lr * decay) * w
+    what a second step takes over from the first
+        beta * mean + g -> mean + g
+    what was saved, when the run continues
+        "means": dict(run.means)} -> "means": run.means}
+    the optimizer state, when a run is resumed
+        dict(saved["means"]) -> {name: 0 * mean for name, mean in saved["means"].items()}
+    the frozen weights, when a run is resumed
+        dict(saved["means"]) -> {name: saved["means"].get(name, 0 * w) for name, w in saved["weights"].items()}
+"""
+
+
+@exercise(
+    "7.4",
+    draw=lambda rng: Draw(None, training=training),
+    returns="nothing",
+    judge=hunt(training, BROKEN_RUNS),
+    mistakes="""
+        5 of 6 caught; one that survives breaks a step on several micro-batches
+            [g, more] -> [{name: 3 * gradient for name, gradient in g.items()}]
+        5 of 6 caught; one that survives breaks the frozen weights, in a step
+            decay=0.2 -> decay=0
+            kept = 0.98 -> kept = 1
+        5 of 6 caught; one that survives breaks what a second step takes over from the first
+            beta=0.5 -> beta=1
+            0.5 * mean -> mean
+        5 of 6 caught; one that survives breaks what was saved, when the run continues
+            run.step([g]) -> pass
+            assert np.allclose(run.weights["A"], second) -> pass
+        4 of 6 caught; one that survives breaks what was saved, when the run continues
+            assert np.allclose(again.weights["A"], second) -> pass
+        5 of 6 caught; one that survives breaks the frozen weights, when a run is resumed
+            assert np.array_equal(again.weights["W"], ones["W"]) -> pass
+        0 of 6 caught: broken versions pass, too
+            -> return
+        your test must pass on the right version, but stops AssertionError
+            kept = 0.98 -> kept = 0.8
+    """,
+)
+def test_training(training):
+    """training(weights, frozen, lr, beta, decay) -> a run: passes if it is right, raises AssertionError if not"""
+    g = {"W": np.array([1.0, 2.0]), "A": np.array([3.0, -1.0])}
+    more = {name: 5 * gradient for name, gradient in g.items()}
+    ones = {"W": np.ones(2), "A": np.ones(2)}
+
+    def start():
+        return training(ones, ["W"], lr=0.1, beta=0.5, decay=0.2)
+
+    run = start()
+    run.step([g, more])
+    kept = 0.98
+    mean = 3 * g["A"]
+    first = kept - 0.1 * mean
+    assert np.allclose(run.weights["A"], first)
+    assert np.array_equal(run.weights["W"], ones["W"])
+    saved = run.save()
+    run.step([g])
+    second = kept * first - 0.1 * (0.5 * mean + g["A"])
+    assert np.allclose(run.weights["A"], second)
+    again = start()
+    again.resume(saved)
+    again.step([g])
+    assert np.allclose(again.weights["A"], second)
+    assert np.array_equal(again.weights["W"], ones["W"])
+
+
+variant(
+    "test_training",
+    {
+        r"$m \leftarrow \beta m + g$": r"$m \leftarrow \beta m + (1 - \beta)\, g$",
+        "mean = 3 * g": "mean = 1.5 * g",
+        '0.5 * mean + g["A"]': '0.5 * mean + 0.5 * g["A"]',
+    },
+    "momentum is a running mean of the gradients, not a sum",
+    judge=hunt(training, BROKEN_RUNS, {"beta * mean + g": "beta * mean + (1 - beta) * g"}),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..nn.layers import Linear
 from ..nn.module import Module, Parameter
 from .compare import Wrong, close
 from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+from .hunts import hunt
 
 # -- 10.1 and 10.2 a layer as a dictionary -----------------------------------------------------------------------------
 
@@ -387,4 +389,98 @@ variant(
         "list(found) -> list(found)[::-1]": "return found -> return dict(list(found.items())[::-1])",
     },
     judge=judge_pairs,
+)
+
+
+# -- 10.4 a bug hunt ---------------------------------------------------------------------------------------------------
+
+
+def lora(W: Any, r: int, alpha: float, rng: np.random.Generator) -> Any:
+    """A layer with LoRA that can be merged, saved and resumed."""
+    m, n = W.shape
+    A, B = rng.uniform(-1, 1, (r, n)) / np.sqrt(n), np.zeros((m, r))
+    layer = SimpleNamespace(W=W, A=A, B=B, alpha=alpha, trainable=["A", "B"])
+
+    def scale() -> Any:
+        return layer.alpha / len(layer.A)
+
+    def forward(x: Any) -> Any:
+        return x @ layer.W.T + scale() * (x @ layer.A.T @ layer.B.T)
+
+    def merged() -> Any:
+        return layer.W + scale() * (layer.B @ layer.A)
+
+    def save() -> Any:
+        return {"A": layer.A.copy(), "B": layer.B.copy(), "alpha": layer.alpha}
+
+    def resume(saved: Any) -> None:
+        layer.A, layer.B, layer.alpha = saved["A"].copy(), saved["B"].copy(), saved["alpha"]
+        layer.trainable = ["A", "B"]
+
+    layer.forward, layer.merged, layer.save, layer.resume = forward, merged, save, resume
+    return layer
+
+
+BROKEN_LAYERS = """
+    a new layer, before any training
+        np.zeros((m, r)) -> 0.01 * rng.standard_normal((m, r))
+    what a new layer can learn
+        rng.uniform(-1, 1, (r, n)) -> np.zeros((r, n))
+    the output of a layer that has been trained
+        scale() * (x -> layer.alpha * (x
+    the merged matrix
+        scale() * (layer.B -> layer.alpha * (layer.B
+    what is trained, when training is resumed
+        layer.trainable = ["A", "B"] -> layer.trainable = ["W", "A", "B"]
+    the output of a layer that was resumed
+        saved["B"].copy(), saved["alpha"] -> saved["B"].copy(), layer.alpha
+"""
+
+
+@exercise(
+    "10.4",
+    draw=lambda rng: Draw(None, lora=lora),
+    returns="nothing",
+    judge=hunt(lora, BROKEN_LAYERS),
+    mistakes="""
+        5 of 6 caught; one that survives breaks a new layer, before any training
+            assert np.array_equal(layer.forward(x), x @ W.T) -> pass
+        5 of 6 caught; one that survives breaks what a new layer can learn
+            assert layer.A.any() -> layer.A = rng.standard_normal((2, 5))
+        5 of 6 caught; one that survives breaks the output of a layer that has been trained
+            assert np.allclose(layer.forward(x), y) -> pass
+        5 of 6 caught; one that survives breaks the merged matrix
+            assert np.allclose(x @ layer.merged().T, y) -> pass
+        5 of 6 caught; one that survives breaks what is trained, when training is resumed
+            assert sorted(again.trainable) == ["A", "B"] -> pass
+        5 of 6 caught; one that survives breaks the output of a layer that was resumed
+            alpha=1 -> alpha=6
+        0 of 6 caught: broken versions pass, too
+            -> return
+        your test must pass on the right version, but stops AssertionError
+            3 * layer.B -> 6 * layer.B
+    """,
+)
+def test_lora(lora):
+    """lora(W, r, alpha, rng) -> a layer: passes if it is right, raises AssertionError if it is broken"""
+    rng = np.random.default_rng(0)
+    W, x = rng.standard_normal((3, 5)), rng.standard_normal((4, 5))
+    layer = lora(W, r=2, alpha=6, rng=rng)
+    assert np.array_equal(layer.forward(x), x @ W.T)
+    assert layer.A.any()
+    layer.B = rng.standard_normal((3, 2))
+    y = x @ (W + 3 * layer.B @ layer.A).T
+    assert np.allclose(layer.forward(x), y)
+    assert np.allclose(x @ layer.merged().T, y)
+    again = lora(W, r=2, alpha=1, rng=rng)
+    again.resume(layer.save())
+    assert np.allclose(again.forward(x), layer.forward(x))
+    assert sorted(again.trainable) == ["A", "B"]
+
+
+variant(
+    "test_lora",
+    RS | {"3 * layer.B": "6 / 2**0.5 * layer.B"},
+    "the scale is that of rsLoRA",
+    judge=hunt(lora, BROKEN_LAYERS, {"layer.alpha / len(layer.A)": "layer.alpha / len(layer.A) ** 0.5"}),
 )

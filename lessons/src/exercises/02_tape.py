@@ -46,7 +46,7 @@ def unbroadcast(g, shape):
 # path would take forever.
 
 
-# %% points=4
+# %% points=3
 def graph_gradients(edges, last):
     """edges: for each node a list of (parent, slope); last: the number of a node -> an array, a derivative per node"""
 
@@ -60,9 +60,30 @@ def graph_gradients(edges, last):
 # `g`, of shape (T, m), return the gradients of all three. Your `unbroadcast` computes one of them.
 
 
-# %% points=2
+# %% points=1
 def linear_backward(x, W, b, g):
     """x (T, n), W (m, n), b (m,), g (T, m) -> dx (T, n), dW (m, n), db (m,)"""
+
+
+# %% [markdown]
+# ## 2.4 A bug hunt: a test for an engine
+#
+# Now you write a **test** instead of the code. It is called with an engine, a function `gradients(f, *arrays)`, which
+# returns a list: the gradient of the number `f(*values)` with respect to each array. `f` computes with `+`, `*` (elementwise),
+# `@`, `.tanh()` and `.sum()` of the engine's values; `+` and `*` broadcast as in NumPy. For example,
+# `gradients(lambda x, b: (x + b).sum(), x, b)` returns two arrays, of the shapes of x and b.
+#
+# A test calls the engine on small cases whose gradients you know, and compares: `assert np.allclose(got, expected)`.
+#
+# The check runs your test on the right version and on six broken ones. Each broken version has one mistake, of a kind that
+# real projects had. Your test must pass on the right one, and should fail (with an `AssertionError`, or any other error) on
+# all six. The line says how many it caught, and what a survivor breaks. You do not see the versions: think of what must
+# hold, and assert it.
+
+
+# %% points=2
+def test_engine(gradients):
+    """gradients(f, *arrays) -> a list: passes if the engine is right, raises AssertionError if it is broken"""
 
 
 # %% [markdown]

@@ -25,7 +25,7 @@ import numpy as np
 # scored, too. Token 0 is never part of an answer.
 
 
-# %% points=3
+# %% points=2
 def answer_loss(logits, ids, is_answer):
     """logits (T, V), ids (T) integers, is_answer (T) booleans -> the loss, a number"""
 
@@ -44,7 +44,7 @@ def answer_loss(logits, ids, is_answer):
 # Return the bytes of weights, gradients and optimizer state. Everything is stored in float32.
 
 
-# %% points=2
+# %% points=1
 def training_bytes(shapes, frozen, optimizer):
     """shapes {name: (m, n) or (n,)}, frozen [name, ...], optimizer a name -> bytes, an integer"""
 
@@ -67,6 +67,30 @@ def training_bytes(shapes, frozen, optimizer):
 # %% points=3
 def step_in_parts(model, parts, optimizer):
     """one step of the optimizer on all parts together -> the loss of the whole batch, a number"""
+
+
+# %% [markdown]
+# ## 7.4 A bug hunt: a test for a training loop
+#
+# Now you write a **test** instead of the code. It is called with `training(weights, frozen, lr, beta, decay)`, which returns a
+# run. `weights` is a dictionary of arrays, and `frozen` a list of names. A run has
+#
+# - `run.weights`: a dictionary with the current arrays. The arrays that were passed never change.
+# - `run.step(parts)`: one step. `parts` is a list of micro-batches of equal size, each a dictionary with the gradients of *all*
+#   weights; g is their mean. A weight that is not frozen has a momentum m, which begins at 0: first $m \leftarrow \beta m + g$,
+#   then the weight becomes (1 - lr · decay) times itself, minus lr · m. Frozen weights stay as they are.
+# - `run.save()` returns what a run needs to continue later, and `run.resume(saved)` makes a new run, which was started with
+#   the same arguments, continue exactly where the saved one was.
+#
+# The check runs your test on the right version and on six broken ones. Each broken version has one mistake, of a kind that
+# real projects had. Your test must pass on the right one, and should fail (with an `AssertionError`, or any other error) on
+# all six. The line says how many it caught, and what a survivor breaks. You do not see the versions: think of what must
+# hold, and assert it.
+
+
+# %% points=2
+def test_training(training):
+    """training(weights, frozen, lr, beta, decay) -> a run: passes if it is right, raises AssertionError if not"""
 
 
 # %% [markdown]

@@ -30,7 +30,7 @@ from minilora.nn.layers import Linear
 # array, unchanged, under `kept`. Do not change a layer that is already merged.
 
 
-# %% points=3
+# %% points=2
 def merge(layer):
     """Add the update to layer["W"] once. Keep the old array, unchanged, in layer["kept"]."""
 
@@ -56,9 +56,32 @@ def unmerge(layer):
 # You need: `model.named_modules()`, `model.requires_grad_(False)`, `model.set_submodule(name, module)`.
 
 
-# %% points=4
+# %% points=3
 def add_lora(model, targets, make_layer):
     """model: an ml.Module; targets: a list of names such as "q_proj"; make_layer: Linear -> module -> list of names"""
+
+
+# %% [markdown]
+# ## 10.4 A bug hunt: a test for a LoRA layer
+#
+# Now you write a **test** instead of the code. It is called with `lora(W, r, alpha, rng)`, which returns a layer around the
+# frozen matrix W (m, n), ready to train. The layer has
+#
+# - `layer.A` (r, n) and `layer.B` (m, r), which a test may replace as training does; the scale is alpha / r,
+# - `layer.trainable`: a list of the names of what is trained, among `"W"`, `"A"` and `"B"`,
+# - `layer.forward(x)` for x (T, n), and `layer.merged()`, the one matrix (m, n) that gives the same output,
+# - `layer.save()`, which returns the adapter, and `layer.resume(saved)`, after which a new layer around the same W computes
+#   what the saved one did, and can be trained further as before.
+#
+# The check runs your test on the right version and on six broken ones. Each broken version has one mistake, of a kind that
+# real projects had. Your test must pass on the right one, and should fail (with an `AssertionError`, or any other error) on
+# all six. The line says how many it caught, and what a survivor breaks. You do not see the versions: think of what must
+# hold, and assert it.
+
+
+# %% points=2
+def test_lora(lora):
+    """lora(W, r, alpha, rng) -> a layer: passes if it is right, raises AssertionError if it is broken"""
 
 
 # %% [markdown]
