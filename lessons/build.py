@@ -127,7 +127,8 @@ def with_check(cell: nbformat.NotebookNode, variant: int | None) -> list[nbforma
     cell.source = f"{stub.rstrip()}\n    ### BEGIN SOLUTION\n{body.rstrip()}\n    ### END SOLUTION"
     cell.metadata["nbgrader"] = GRADED | {"grade_id": name}
     argument = "" if variant is None else f", variant={variant}"
-    source = f"from minilora.course import check\n\ncheck({name}{argument})"
+    share = f", points={points}" if name.startswith("test_") else ""  # a bug hunt: a part of the points can be won
+    source = f"from minilora.course import check\n\ncheck({name}{argument}{share})"
     settings = CHECK | {"grade_id": f"check_{name}", "points": points}
     return [cell, nbformat.v4.new_code_cell(source, metadata={"nbgrader": settings})]
 

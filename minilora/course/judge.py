@@ -32,15 +32,17 @@ OK = "ok"
 NOT_YET = "not written yet"
 
 
-def check(function: Callable, variant: int | None = None) -> None:
+def check(function: Callable, variant: int | None = None, points: float = 0) -> float | None:
     """Try a function on random inputs and print one line: "ok", "not written yet", or what is wrong with it.
 
     function: your answer to an exercise. The exercise is found by the function's name. A right answer is stored in
         mine.py in the current folder, from where later exercises take it.
     variant: which form of the exercise; the default is the one that all readers see.
+    points: what a bug hunt is worth. Under nbgrader a test that catches some broken versions gets its share of them,
+        which is returned, since nbgrader reads a number below a cell as points.
 
-    Returns None. Under nbgrader, which sets NBGRADER_EXECUTION, or with MINILORA_STRICT=1 in the environment, an answer
-    that is not right raises AssertionError with the line instead of printing it.
+    Returns None otherwise. Under nbgrader, which sets NBGRADER_EXECUTION, or with MINILORA_STRICT=1 in the
+    environment, an answer that is not right raises AssertionError with the line instead of printing it.
     """
     line = verdict(function, np.random.default_rng(), variant)
     exercise = known().get(getattr(function, "__name__", ""))
@@ -51,9 +53,14 @@ def check(function: Callable, variant: int | None = None) -> None:
             line += f" ({exercise.name} is kept in mine.py)"
         line = f"{exercise.number}  {line}"
     right = exercise and line.startswith(f"{exercise.number}  {OK}")
+    part = re.search(r"  ([1-9]\d*) of (\d+) caught", line) if points else None
+    if part and os.environ.get("NBGRADER_EXECUTION"):
+        print(line)
+        return round(points * int(part[1]) / int(part[2]), 2)
     if not right and (os.environ.get("NBGRADER_EXECUTION") or os.environ.get("MINILORA_STRICT") == "1"):
         raise AssertionError(line)
     print(line)
+    return None
 
 
 def known() -> dict[str, Exercise]:

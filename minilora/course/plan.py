@@ -54,7 +54,15 @@ LESSONS = {
     row[0]: Lesson(*row, needs_model=row[0] in WITH_MODEL)
     for row in [
         (1, "01_gradient", "Can a gradient be measured?", (30, 35, 20, 10), (), "a check for any derivative", True),
-        (2, "02_tape", "How does code differentiate itself?", (35, 15, 55, 10), (1,), "an engine of 40 lines", True),
+        (
+            2,
+            "02_tape",
+            "How does code differentiate itself?",
+            (35, 15, 55, 10, 30),
+            (1,),
+            "an engine of 40 lines",
+            True,
+        ),
         (3, "03_adam", "What does Adam keep?", (40, 20, 25), (2,), "AdamW, and the loss of a classifier", False),
         (4, "04_attention", "What is looked up?", (35, 10, 25, 20), (2,), "attention, with its backward pass", False),
         (
@@ -70,7 +78,7 @@ LESSONS = {
             7,
             "07_full_fine_tuning",
             "What does full fine-tuning cost?",
-            (25, 15, 20, 30),
+            (25, 15, 20, 30, 60),
             (2,),
             "a training loop",
             True,
@@ -81,7 +89,7 @@ LESSONS = {
             10,
             "10_inject",
             "How is it put into a model?",
-            (30, 15, 10, 25),
+            (30, 15, 10, 25, 40),
             (9,),
             "injecting, merging, taking out again",
             True,

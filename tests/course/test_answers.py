@@ -135,6 +135,7 @@ e /= e.sum(axis=-1, keepdims=True)
 labels[:, 1:] != -100  # exercise 7.3: which tokens are scored
 U, S, Vt = np.linalg.svd(delta, full_matrices=False)  # lesson 8: how NumPy is called
 (np.linalg.svd(delta, compute_uv=False) ** 2).sum()
+rng = np.random.default_rng(0).standard_normal
 rng.standard_normal((r, n)) / np.sqrt(n)  # lesson 17: a random matrix
 """)
 )

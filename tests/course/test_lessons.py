@@ -93,7 +93,11 @@ def test_a_released_exercise_has_stubs_that_each_have_a_graded_check(name):
     lesson = int(name.split("/")[1][:2])
     assert asked == [e.name for e in sorted(EXERCISES.values(), key=lambda e: e.number) if e.lesson == lesson]
     assert all("".join(cell["source"]).endswith("raise NotImplementedError") for cell in stubs)
-    assert ["".join(cell["source"]).splitlines()[-1] for cell in checks] == [f"check({name})" for name in asked]
+    share = {
+        name: f", points={cell['metadata']['nbgrader']['points']}" for name, cell in zip(asked, checks, strict=True)
+    }
+    called = [f"check({name}{share[name] if name.startswith('test_') else ''})" for name in asked]
+    assert ["".join(cell["source"]).splitlines()[-1] for cell in checks] == called
     assert all(not cell["metadata"]["editable"] for cell in checks)
     assert sum(cell["metadata"]["nbgrader"]["points"] for cell in checks) == 8
 
