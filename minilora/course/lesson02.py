@@ -439,9 +439,9 @@ BROKEN_ENGINES = """
 """
 MEAN = {
     "`.sum()`": "`.mean()`",
-    "(x + b).sum()": "(x + b).mean()",
+    ".tanh().sum(), x, y)": ".tanh().mean(), x, y)",
     ".sum(), ": ".mean(), ",
-    "each = 1\n": "each = 1 / 12\n",
+    "np.random.default_rng(0), 1\n": "np.random.default_rng(0), 1 / 12\n",
 }
 
 
@@ -475,10 +475,8 @@ MEAN = {
 )
 def test_engine(gradients):
     """gradients(f, *arrays) -> a list: passes if the engine is right, raises AssertionError if it is broken"""
-    rng = np.random.default_rng(0)
-    W, x, y = rng.standard_normal((4, 4)), rng.standard_normal((3, 4)), rng.standard_normal((3, 4))
-    b, c = rng.standard_normal(4), rng.standard_normal((3, 1))
-    each = 1
+    rng, each = np.random.default_rng(0), 1
+    W, x, y, b, c = (rng.standard_normal(shape) for shape in [(4, 4), (3, 4), (3, 4), 4, (3, 1)])
     assert np.allclose(gradients(lambda x, b: (x + b).sum(), x, b)[1], 3 * each)
     assert np.allclose(gradients(lambda x, c: (x + c).sum(), x, c)[1], 4 * each)
     assert np.allclose(gradients(lambda x: (x + x).sum(), x)[0], 2 * each)

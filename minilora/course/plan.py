@@ -58,7 +58,7 @@ LESSONS = {
             2,
             "02_tape",
             "How does code differentiate itself?",
-            (35, 15, 55, 10, 30),
+            (35, 15, 55, 10, 25),
             (1,),
             "an engine of 40 lines",
             True,

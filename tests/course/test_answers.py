@@ -135,7 +135,8 @@ e /= e.sum(axis=-1, keepdims=True)
 labels[:, 1:] != -100  # exercise 7.3: which tokens are scored
 U, S, Vt = np.linalg.svd(delta, full_matrices=False)  # lesson 8: how NumPy is called
 (np.linalg.svd(delta, compute_uv=False) ** 2).sum()
-rng = np.random.default_rng(0).standard_normal
+rng = np.random.default_rng(0)
+x, y, z = rng.standard_normal((3, 4)), rng.standard_normal((4, 5))
 rng.standard_normal((r, n)) / np.sqrt(n)  # lesson 17: a random matrix
 """)
 )

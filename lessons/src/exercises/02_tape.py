@@ -71,7 +71,7 @@ def linear_backward(x, W, b, g):
 # Now you write a **test** instead of the code. It is called with an engine, a function `gradients(f, *arrays)`, which
 # returns a list: the gradient of the number `f(*values)` with respect to each array. `f` computes with `+`, `*` (elementwise),
 # `@`, `.tanh()` and `.sum()` of the engine's values; `+` and `*` broadcast as in NumPy. For example,
-# `gradients(lambda x, b: (x + b).sum(), x, b)` returns two arrays, of the shapes of x and b.
+# `gradients(lambda x, y: (x * y + y).tanh().sum(), x, y)` returns two arrays, of the shapes of x and y.
 #
 # A test calls the engine on small cases whose gradients you know, and compares: `assert np.allclose(got, expected)`.
 #
