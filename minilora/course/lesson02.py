@@ -476,7 +476,7 @@ MEAN = {
 def test_engine(gradients):
     """gradients(f, *arrays) -> a list: passes if the engine is right, raises AssertionError if it is broken"""
     rng, each = np.random.default_rng(0), 1
-    W, x, y, b, c = (rng.standard_normal(shape) for shape in [(4, 4), (3, 4), (3, 4), 4, (3, 1)])
+    W, x, y, b, c = (rng.standard_normal(shape) for shape in [(4, 4), (3, 4), (3, 4), (4,), (3, 1)])
     assert np.allclose(gradients(lambda x, b: (x + b).sum(), x, b)[1], 3 * each)
     assert np.allclose(gradients(lambda x, c: (x + c).sum(), x, c)[1], 4 * each)
     assert np.allclose(gradients(lambda x: (x + x).sum(), x)[0], 2 * each)
