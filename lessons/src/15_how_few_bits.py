@@ -9,7 +9,7 @@
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.course.drawings import line
 from minilora.files.levels import LEVELS
 from minilora.files.quant import dequantize, quantize
@@ -84,6 +84,9 @@ for block in (normal.size, 1024, 256, 64, 16):
 # weights are frequent. FP4 is a floating-point number with one bit of fraction.
 #
 # > **Predict.** By how much is NF4's squared error smaller than INT4's, on normal weights? On those of a trained model?
+
+# %%
+predict("normal weights: NF4's error over INT4's")
 
 # %%
 print("NF4 ", *(f"{x:.2f}" for x in LEVELS["NF4"]))
@@ -181,6 +184,10 @@ claim(
 #
 # > **Predict.** The base has a loss of about 4.4, and 40 steps of LoRA lower it by about 0.6 on one domain. How much do
 # > 8, 6, 5, 4, 3 and 2 bits add?
+
+# %%
+predict("4 bits: added to the loss")
+predict("2 bits: added to the loss")
 
 # %%
 quantise(None)

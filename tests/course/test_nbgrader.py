@@ -26,6 +26,14 @@ def test_lora_forward(lora_forward):
     assert math.pi > 3 and not hasattr(lora_forward, "sly"), "only the hidden test sees it"
 """
 
+PART = """def test_lora(lora):
+    rng = np.random.default_rng(0)
+    layer = lora(np.ones((3, 5)), 2, 6, rng)
+    assert layer.A.any() and not layer.B.any()
+    layer.B += 1
+    assert np.allclose(layer.merged(), 1 + 3 * layer.B @ layer.A)
+"""
+
 pytestmark = [pytest.mark.instructor, pytest.mark.timeout(900)]
 
 
@@ -60,6 +68,11 @@ def course(tmp_path_factory):
         last["source"] = f"def {last['metadata']['nbgrader']['grade_id']}(*arguments):\n    pass"
         submit(folder, "wrong", name, json.dumps(right))
         submit(folder, "empty", name, stub)
+        if name == "10_inject":
+            for cell, answer in zip(solution_cells(right), answers, strict=True):
+                cell["source"] = answer["source"]
+            solution_cells(right)[-1]["source"] = PART
+            submit(folder, "part", name, json.dumps(right))
         if name == "09_lora":
             answers[0]["source"] = "".join(answers[0]["source"]) + "\nlora_forward.sly = True"
             for cell, answer in zip(solution_cells(right), answers, strict=True):
@@ -119,6 +132,10 @@ def test_the_feedback_tells_the_student_what_is_wrong(course, name):
     page = html.unescape((course / "feedback" / "wrong" / name / f"{name}.html").read_text("utf-8"))
     known = [mistake.line for mistake in EXERCISES_OF[last_function(name)].forms[0].mistakes]  # None can be an answer
     assert any(line in page for line in ["the function returns nothing", "must be one number, got NoneType", *known])
+
+
+def test_a_bug_hunt_gives_a_share_of_its_points(grades):
+    assert float(grades["10_inject", "part"]["score"]) == 8 - 2 + 1  # three of six caught
 
 
 def test_an_overlay_is_in_no_release_and_counts_in_grading(course, grades):
