@@ -3,8 +3,8 @@
 #
 # A language model reads neither words nor messages. It reads one sequence of integers, and it is trained to predict the
 # next one. This lesson follows a record from its messages to these integers, and to the labels that determine what is
-# learned. Then it trains the tiny base with five sets of labels. One set is right. The others contain mistakes that
-# real projects have made. With all five the training loss falls to almost nothing.
+# learned. Then it trains the tiny base with five sets of labels. One set is right. Each of the others contains one
+# mistake that is easy to make. With all five the training loss falls close to zero.
 
 # %%
 import json
@@ -31,8 +31,8 @@ german = "Der Mieter zahlt die Miete im Voraus, und der Vermieter muss die Wohnu
 # **tokenizer** converts text to ids and back. Most language models use **byte-level BPE** (byte-pair encoding). The
 # vocabulary starts with the 256 bytes, so every text can be written. Then the most frequent pair of adjacent tokens in
 # a large text becomes a new token, the pair is joined everywhere, and the pairs are counted again. Each of these rounds
-# adds a **merge** to a list. Pairs are counted within words only. A word includes the space before it, which the
-# library `tokenizers` prints as `Ġ`.
+# adds a **merge** to a list. Pairs are counted within words only, and a word includes the space before it. The library
+# `tokenizers` prints each byte as a character, and a space as `Ġ`.
 #
 # > **Predict.** Which pair of adjacent characters is the most frequent in English, if a space counts as a character?
 
@@ -49,7 +49,7 @@ claim("rank of the first merge among the pairs of law", list(pairs[order]).index
 claim("tokens: 3 special ones, 256 bytes, and the merges", len(tokenizer), 3 + 256 + len(merges), 3 + 256 + len(merges))
 
 # %% [markdown]
-# Why 2,048 tokens and not 300 or 50,000? Here is the same text, encoded with only the first merges:
+# Why 2,048 tokens, and not fewer or more? Here are two texts, encoded with only the first merges:
 
 # %%
 width = model.config.hidden_size
@@ -65,9 +65,9 @@ embedding = size * width / ml.count_parameters(model).total
 claim("share of the embedding in all parameters", embedding, 0.24, 0.26)
 
 # %% [markdown]
-# More tokens make sequences shorter, so that more text fits into the context and each step does more. They also make
-# the embedding larger, and rare tokens are seen too rarely to be learned. The merges were learned on speeches, so law
-# needs more tokens per word. A language that the tokenizer has not seen needs many more.
+# A larger vocabulary makes sequences shorter: more text fits into the context, and a step reads more text. It also
+# makes the embedding larger, here a quarter of all parameters, and its rarest tokens occur too seldom to be learned
+# well. The merges were learned on English speeches: a word of the law records needs 1.77 tokens, a German word 3.18.
 #
 # > **Predict.** How many tokens does each of these have: `law`, the same word after a space, `1862`, and one emoji?
 
@@ -81,15 +81,15 @@ different = set(tokenizer.encode("law")) & set(tokenizer.encode(" law"))
 claim("tokens that 'law' and ' law' share", len(different), 0, 0)
 
 # %% [markdown]
-# To the model, `law` and ` law` have nothing in common. A prompt that ends with a space therefore asks for something
-# else than one without. This tokenizer splits numbers into digits, so that all numbers follow one rule. An emoji that
-# was not merged is written as its 4 bytes, and `ï` as 2. Decoding gives back exactly the text that was encoded.
+# `law` and ` law` have no token in common. So a prompt that ends with a space is a different prompt: the model
+# continues it with other tokens. This tokenizer splits numbers into digits, so that all numbers follow one rule. An
+# emoji without a merge is encoded as its 4 bytes, and `ï` as 2. Decoding gives back exactly the text that was encoded.
 #
 # ## 2. From messages to one sequence
 #
 # A conversation is a list of messages, each with a role: system, user or assistant. The **chat template**, a small
-# Jinja program stored with the tokenizer, renders all of them as one text. **Special tokens** such as `<|im_end|>` mark
-# the turns.
+# Jinja program stored with the tokenizer, renders all of them as one text. **Special tokens** mark the turns; the one
+# after an answer, here `<|im_end|>`, is the **end token**, at which generation stops.
 
 # %%
 FACTS = """bakery Mira two, library Otto three, harbor Ada four, quarry Jonas five,
@@ -161,10 +161,11 @@ ids, labels = ml.collate(right[:1])
 first = int(np.flatnonzero(labels[0] != -100)[0])
 labels[0, first + 1 :] = -100  # one scored token
 for position, name in (first, "the scored token itself"), (first - 1, "the token before it"):
-    other = ids.copy()
-    other[0, position] = 500
-    change = abs(model.loss(other, labels).item() - model.loss(ids, labels).item())
-    claim(f"change of the loss if the input has another token for {name}", change, 0, 0 if position == first else 20)
+    changed = ids.copy()
+    changed[0, position] = 500
+    change = abs(model.loss(changed, labels).item() - model.loss(ids, labels).item())
+    low, high = (0, 0) if position == first else (1, 20)
+    claim(f"change of the loss if the input has another token for {name}", change, low, high)
 
 # %% [markdown]
 # The scored token itself does not matter: it is predicted before it is read. If you also shift the labels, they are
@@ -259,14 +260,14 @@ claim("the lower end of this interval", cost.low, 0.001, 0.1)
 #   model knows how answers continue, and never begins one.
 # - **End not scored.** The answers are right, but most of them do not stop: they run on until `max_new_tokens`.
 # - **Prompt scored.** This is the mildest: after the same 40 steps the loss of the answers is 0.10 higher (interval
-#   above), since a part of each step went into learning to ask. Scoring prompts can even be a deliberate choice: with
+#   above), since part of each gradient comes from the prompt. Scoring prompts can even be a deliberate choice: with
 #   long prompts and short answers, or with few records, it improved instruction tuning ([Shi et al.
 #   2024](https://arxiv.org/abs/2405.14394)).
 #
 # The end token is lost in three common ways. The template does not write it. Or a record is truncated, which removes
 # its end. Or padding is masked by its id, while the padding token *is* the end token, as here and in many models. The
-# last is a [known problem](https://github.com/huggingface/transformers/issues/23530) of a data collator of
-# transformers.
+# last is a [known problem](https://github.com/huggingface/transformers/issues/23530) of transformers'
+# `DataCollatorForLanguageModeling`.
 
 # %%
 samples = ml.encode_records(law, tokenizer)
@@ -311,14 +312,25 @@ claim("loss of the padded batch minus that of the row", padded - in_a_row, -1e-5
 wrong = labels.copy()
 for i, sample in enumerate(mixed):
     wrong[i, len(sample.ids) :] = tokenizer.pad_id
-scored = model.loss(ids, wrong).item()
-print(f"loss {padded:.2f}; if the padding is scored {scored:.2f}")
-claim("change of the loss if the padding is scored", abs(scored - padded), 0.5, 3)
+claim("share of padding among the scored tokens, if it is scored", 1 - row.scored / (wrong != -100).sum(), 0.4, 0.5)
+claim("loss with scored padding minus the right loss", model.loss(ids, wrong).item() - padded, 0.5, 3)
 
 # %% [markdown]
 # Packing wastes no tokens, so minilora trains with it. (The row is even shorter than all records together: the tokens
-# that all of them begin with are computed once.) If padding is scored, the loss is mostly about padding, and most of
-# the gradient is, too.
+# that all of them begin with are computed once.) If padding is scored, nearly half of this batch's loss is about
+# padding.
+#
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python from transformers import AutoTokenizer, DataCollatorForSeq2Seq
+#
+# theirs = AutoTokenizer.from_pretrained("tiny") features = [] for record in facts: prompt =
+# theirs.apply_chat_template(record.prompt, add_generation_prompt=True, return_dict=False) ids =
+# theirs.apply_chat_template(list(record.messages), return_dict=False) labels = [-100 if t < len(prompt) else i for t, i
+# in enumerate(ids)] features.append({"input_ids": ids, "labels": [*labels[:-1], -100]})  # ids end with a new line
+# batch = DataCollatorForSeq2Seq(theirs)(features)  # it pads labels with -100 ```
+#
+# </details>
 #
 # ## What to remember
 #
@@ -329,9 +341,9 @@ claim("change of the loss if the padding is scored", abs(scored - padded), 0.5, 
 #
 # ## In minilora
 #
-# [`Tokenizer`](../minilora/models/tokenizer.py) encodes and renders;
-# [`encode_record`](../minilora/data/samples.py) makes the labels, and `truncate` there drops records without a scored
-# token; [`collate` and `pack`](../minilora/nn/parts.py) make batches.
+# [`Tokenizer`](../minilora/models/tokenizer.py) encodes and renders; [`encode_record`](../minilora/data/samples.py)
+# makes the labels, and `truncate` there drops records without a scored token; [`collate` and
+# `pack`](../minilora/nn/parts.py) make batches.
 #
 # **Now you:** [exercises 6](exercises/06_what_the_model_reads.ipynb): encoding with given merges, ids and labels of a
 # conversation, and a padded batch.

@@ -36,8 +36,8 @@ for message in records["train"][0].messages:
 #
 # The loss is the **cross-entropy**: the mean of $-\ln p$, where p is the probability that the model gave to the token
 # that really came next. A loss of 3 means a typical probability of $e^{-3}$, about 1 in 20. ($e$ to the loss, here
-# about 20, is called the **perplexity**.) Which tokens count? The model must learn to answer, not to ask. So a record
-# becomes two rows: `ids`, the tokens, and `labels`, the same tokens with -100 at every position that is not scored.
+# about 20, is called the **perplexity**.) Only the answers are scored: lesson 6 showed how a record becomes `ids` and
+# `labels`, with -100 at every token that is not scored.
 
 # %%
 sample = law["train"][0]
@@ -49,7 +49,7 @@ share = np.mean([s.scored / len(s.ids) for s in law["train"]])
 print(f"of all tokens, {100 * share:.0f} % are scored")
 
 # %% [markdown]
-# The token that ends an answer is scored as well. A model that never learns to produce it never stops.
+# The end token of an answer is scored as well, so that the model learns to stop.
 #
 # ## 2. The training loop
 #
@@ -223,18 +223,12 @@ print(f"ten subjects, ten models to store: {10 * 4 * smollm2 / 1e6:,.0f} MB")
 #
 # <details><summary>The same in PyTorch</summary>
 #
-# ```python
-# import torch
-# from transformers import AutoModelForCausalLM
+# ```python import torch from transformers import AutoModelForCausalLM
 #
-# theirs = AutoModelForCausalLM.from_pretrained("tiny")
-# optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3, weight_decay=0)
-# ids, labels = (torch.tensor(rows) for rows in ml.collate(law["train"][:8]))  # -100: not scored
-# optimizer.zero_grad()
-# loss = theirs(input_ids=ids, labels=labels).loss  # labels are shifted inside
-# loss.backward()
-# optimizer.step()
-# ```
+# theirs = AutoModelForCausalLM.from_pretrained("tiny") optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3,
+# weight_decay=0) ids, labels = (torch.tensor(rows) for rows in ml.collate(law["train"][:8]))  # -100: not scored
+# optimizer.zero_grad() loss = theirs(input_ids=ids, labels=labels).loss  # labels are shifted inside loss.backward()
+# optimizer.step() ```
 #
 # </details>
 #

@@ -78,7 +78,7 @@ LESSONS = {
             6,
             "06_what_the_model_reads",
             "What does the model read?",
-            (30, 20, 15, 15),
+            (45, 30, 20, 30),
             (2,),
             "ids, labels and batches of records",
             True,

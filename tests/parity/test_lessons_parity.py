@@ -114,6 +114,16 @@ def lesson05(run, rng):
     assert theirs["number"] == ml.count_parameters(model).total
 
 
+def lesson06(run, rng):
+    _, tokenizer = ml.load("tiny")
+    facts = ml.read_records("legal")[:5]
+    theirs = run(facts=facts)["batch"]
+    samples = ml.encode_records(facts, tokenizer)
+    for name, rows in zip(("input_ids", "labels"), ml.collate(samples, tokenizer.pad_id), strict=True):
+        same(theirs[name], rows, 0)
+    assert theirs["attention_mask"].sum(1).tolist() == [len(sample.ids) for sample in samples]
+
+
 def lesson07(run, rng):
     model, tokenizer = ml.load("tiny")
     law = {"train": ml.encode_records(ml.read_records("legal")[:12], tokenizer)}

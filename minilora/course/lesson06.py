@@ -1,0 +1,270 @@
+"""Lesson 6's exercises: a word as tokens, ids and labels of a conversation, and a padded batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import combinations, pairwise
+
+import numpy as np
+
+from .compare import same
+from .exercises import EXERCISES, Draw, exercise, variant
+
+# -- 6.1 encoding a word -----------------------------------------------------------------------------------------------
+
+
+def learned(words: list[str], count: int, encode: Callable) -> list[tuple[str, str]]:
+    """The merges that byte-pair encoding learns from these words."""
+    merges: list[tuple[str, str]] = []
+    for _ in range(count):
+        pairs = Counter(pair for word in words for pair in pairwise(encode(word, merges)))
+        merges.append(max(pairs, key=lambda pair: pairs[pair]))
+    return merges
+
+
+def draw_word(rng: np.random.Generator, variant: int = 0) -> Draw:
+    """A word over three letters and merges learned from such words, until no two known mistakes give the same."""
+    form = EXERCISES["encode_word"].form(variant)
+    while True:
+        words = ["".join(rng.choice(list("abc"), int(rng.integers(4, 20)), p=[0.6, 0.25, 0.15])) for _ in range(12)]
+        drawn = Draw(word="".join(words[:3]), merges=learned(words[:8], 8, form.reference))
+        results = [form.reference(*drawn.values()), *(mistake.function(*drawn.values()) for mistake in form.mistakes)]
+        if not any(same(one, other) for one, other in combinations(results, 2)):
+            return drawn
+
+
+def leftmost_first(word, merges):  # type: ignore[no-untyped-def]
+    """The leftmost pair that is any of the merges, again and again."""
+    tokens = list(word)
+    i = 0
+    while i < len(tokens) - 1:
+        if (tokens[i], tokens[i + 1]) in merges:
+            tokens[i : i + 2] = [tokens[i] + tokens[i + 1]]
+            i = 0
+        else:
+            i += 1
+    return tokens
+
+
+def longest_first(word, merges):  # type: ignore[no-untyped-def]
+    """From the left, always the longest token of the vocabulary."""
+    vocabulary, tokens = {*word, *(left + right for left, right in merges)}, []
+    while word:
+        end = max(end for end in range(1, len(word) + 1) if word[:end] in vocabulary)
+        tokens.append(word[:end])
+        word = word[end:]
+    return tokens
+
+
+@exercise(
+    "6.1",
+    draw=draw_word,
+    smallest=lambda rng: Draw(word=str(rng.choice(list("abc"))), merges=[]),
+    returns="the tokens",
+    mistakes="""
+        the order of the merges decides, not the place in the word: apply the first merge everywhere, then the second
+            leftmost_first
+        the longest token first is another method (WordPiece): apply the merges one after the other
+            longest_first
+        the merges are applied from the last to the first: begin with the one that was learned first
+            in merges -> in merges[::-1]
+        a merge joins its pair everywhere in the word, not only at its first place
+            token == right -> token == right and left + right not in joined
+        a merge joins tokens, which may be longer than one character
+            token == right -> token == right and len(left + right) == 2
+        left and right are swapped: the left token of a merge comes first
+            joined[-1] == left and token == right -> joined[-1] == right and token == left
+        of three equal tokens in a row the first two are joined: a joined token is not joined again by the same merge
+            for token in tokens -> for i, token in enumerate(tokens)
+            joined[-1] == left -> tokens[i - 1] == left
+        the last merge is missing
+            in merges -> in merges[:-1]
+        the first merge is missing
+            in merges -> in merges[1:]
+        no merge is applied: these are the characters
+            tokens = joined -> pass
+        return a list of tokens, not one text
+            return tokens -> return " ".join(tokens)
+    """,
+)
+def encode_word(word, merges):
+    """word a text, merges [(left, right), ...] in the order in which they were learned -> tokens, a list of texts"""
+    tokens = list(word)
+    for left, right in merges:
+        joined = []
+        for token in tokens:
+            if joined and joined[-1] == left and token == right:
+                joined[-1] = left + right
+            else:
+                joined.append(token)
+        tokens = joined
+    return tokens
+
+
+variant(
+    "encode_word",
+    {
+        "the characters of the word": "the characters of the word and a mark `_` for its end",
+        "list(word)": "[*word, '_']",
+    },
+    draw=partial(draw_word, variant=1),
+)
+
+
+# -- 6.2 ids and labels of a conversation ------------------------------------------------------------------------------
+
+
+def draw_turns(rng: np.random.Generator, cut: bool) -> Draw:
+    """A conversation with a system message and two answers, the last of which is truncated if `cut`."""
+    fresh = iter(rng.permutation(np.arange(10, 500)).tolist())  # no id occurs twice, except in headers
+    headers = {role: [next(fresh) for _ in range(3)] for role in ("system", "user", "assistant")}
+    turns = [
+        (role, headers[role], [next(fresh) for _ in range(int(rng.integers(3, 8)))])
+        for role in ("system", "user", "assistant", "user", "assistant")
+    ]
+    T = sum(len(header) + len(content) + 1 for _, header, content in turns)
+    return Draw(turns=turns, eos_id=next(fresh), max_length=T - 2 if cut else T + int(rng.integers(1, 9)))
+
+
+def draw_one_turn(rng: np.random.Generator) -> Draw:
+    """A question and an answer of one token each."""
+    header, question, answer, eos_id = rng.permutation(np.arange(10, 500))[:4].tolist()
+    return Draw(turns=[("user", [header], [question]), ("assistant", [header], [answer])], eos_id=eos_id, max_length=99)
+
+
+def end_put_back(turns, eos_id, max_length):  # type: ignore[no-untyped-def]
+    """An end token stands at the end of what is truncated."""
+    input_ids, labels = ids_and_labels(turns, eos_id, 10**6)
+    if len(labels) > max_length:
+        input_ids, labels = ([*row[: max_length - 1], eos_id] for row in (input_ids, labels))
+    return input_ids, labels
+
+
+@exercise(
+    "6.2",
+    draw=[partial(draw_turns, cut=False), partial(draw_turns, cut=True)],
+    smallest=draw_one_turn,
+    returns="input_ids, labels",
+    mistakes="""
+        the prompt is scored, too: only the content of the assistant's turns and its end token are
+            [-100] * len(turn)) -> turn)
+            [-100] * len(header) -> list(header)
+        the header of an answer is scored: it is given at generation, so it is part of the prompt
+            [-100] * len(header) -> (list(header) if role == "assistant" else [-100] * len(header))
+        the content of the system message is scored: only the assistant's is
+            role == "assistant" -> role != "user"
+        the mask is inverted: you scored questions, not answers
+            role == "assistant" -> role != "assistant"
+        the end token of an answer is not scored: the model would never learn to stop
+            (turn if -> ([*content, -100] if
+        the end tokens of questions are scored: only those of answers are
+            [-100] * len(turn)) -> [-100] * len(content) + [eos_id])
+        the first token of an answer is not scored: it is predicted from the prompt, and is scored, too
+            (turn if -> ([-100, *turn[1:]] if
+        only the last answer is scored: a conversation may have several
+            role == "assistant" -> content is turns[-1][2]
+        the end token is missing in input_ids and labels: each turn ends with one
+            [*content, eos_id] -> [*content]
+        the labels are shifted: they stand at their own tokens, since the model's loss shifts them
+            return -> labels = [*labels[1:], -100]; return
+        the labels are shifted to the right: they stand at their own tokens
+            return -> labels = [-100, *labels[:-1]]; return
+        truncated from the left: keep the first max_length tokens, which hold the question
+            input_ids[:max_length], labels[:max_length] -> input_ids[-max_length:], labels[-max_length:]
+        the labels are not truncated, input_ids are
+            labels[:max_length] -> labels
+        nothing is truncated: keep at most max_length tokens
+            input_ids[:max_length], labels[:max_length] -> input_ids, labels
+        a truncated answer does not end there: put no end token in place of what was cut off
+            end_put_back
+        a token that is not scored has the label -100, not 0
+            [-100] * len(header) -> [0] * len(header)
+            [-100] * len(turn) -> [0] * len(turn)
+        input_ids and labels are swapped: return input_ids first
+            input_ids[:max_length], labels[:max_length] -> labels[:max_length], input_ids[:max_length]
+    """,
+)
+def ids_and_labels(turns, eos_id, max_length):
+    """turns [(role, header, content), ...] -> input_ids, labels: two lists of at most max_length integers"""
+    input_ids, labels = [], []
+    for role, header, content in turns:
+        turn = [*content, eos_id]
+        input_ids += [*header, *turn]
+        labels += [-100] * len(header) + (turn if role == "assistant" else [-100] * len(turn))
+    return input_ids[:max_length], labels[:max_length]
+
+
+variant("ids_and_labels", {"the first `max_length`": "the last `max_length`", "[:max_length]": "[-max_length:]"})
+
+
+# -- 6.3 a padded batch ------------------------------------------------------------------------------------------------
+
+
+def draw_samples(rng: np.random.Generator, count: int | None = None) -> Draw:
+    """Samples of different lengths: a question, its end token, an answer, its end token, which is also the padding."""
+    pad_id = int(rng.integers(3, 9))
+    samples = []
+    for i in range(count or 4):
+        asked, answered = int(rng.integers(4, 7)), int(rng.integers(3, 5)) + 2 * i
+        ids = [*rng.integers(10, 500, asked).tolist(), pad_id, *rng.integers(10, 500, answered).tolist(), pad_id]
+        samples.append((ids, [-100] * (asked + 1) + ids[asked + 1 :]))
+    order = rng.permutation(len(samples))
+    return Draw({"B": len(samples)}, samples=[samples[i] for i in order], pad_id=pad_id)
+
+
+@exercise(
+    "6.3",
+    draw=draw_samples,
+    smallest=partial(draw_samples, count=1),
+    returns="input_ids (B, T), labels (B, T), attention_mask (B, T)",
+    mistakes="""
+        padded on the left: the tokens come first, and the padding after them
+            input_ids[i, : len(ids)] -> input_ids[i, T - len(ids) :]
+            labels[i, : len(ids)] -> labels[i, T - len(ids) :]
+            attention_mask[i, : len(ids)] -> attention_mask[i, T - len(ids) :]
+        padding is scored: its label is -100, not pad_id
+            T), -100) -> T), pad_id)
+        padding has the label 0: 0 is a token; -100 is the label of what is not scored
+            T), -100) -> T), 0)
+        the end tokens of answers are not scored: their id is pad_id, and you masked every pad_id
+            return -> labels[input_ids == pad_id] = -100; return
+        the prompts are scored, too: copy the labels of each sample
+            labels[i, : len(ids)] = marked -> labels[i, : len(ids)] = ids
+        padded with 0: use pad_id
+            T), pad_id) -> T), 0)
+        attention_mask is 0 at end tokens, whose id is pad_id: count tokens, do not compare ids
+            return -> attention_mask = (input_ids != pad_id).astype(int); return
+        attention_mask is 0 at the prompt: the model must read it; only padding is hidden
+            return -> attention_mask = (labels != -100).astype(int); return
+        attention_mask is inverted: 1 for a token, 0 for padding
+            return -> attention_mask = 1 - attention_mask; return
+        attention_mask is 1 everywhere: it must be 0 at the padding
+            np.zeros -> np.ones
+        truncated to the shortest sample: T is the length of the longest
+            T = len(samples), max( -> T = len(samples), min(
+            = ids -> = ids[:T]
+            = marked -> = marked[:T]
+        one column too many: T is the length of the longest sample
+            for ids, _ in samples) -> for ids, _ in samples) + 1
+        labels are shifted: each stands below its own token
+            return -> labels = np.roll(labels, -1, axis=1); return
+        input_ids and labels are swapped: return input_ids, labels, attention_mask
+            return input_ids, labels -> return labels, input_ids
+    """,
+)
+def padded_batch(samples, pad_id):
+    """samples [(ids, labels), ...] of lists -> input_ids (B, T), labels (B, T), attention_mask (B, T), all integers"""
+    B, T = len(samples), max(len(ids) for ids, _ in samples)
+    input_ids = np.full((B, T), pad_id)
+    labels = np.full((B, T), -100)
+    attention_mask = np.zeros((B, T), int)
+    for i, (ids, marked) in enumerate(samples):
+        input_ids[i, : len(ids)] = ids
+        labels[i, : len(ids)] = marked
+        attention_mask[i, : len(ids)] = 1
+    return input_ids, labels, attention_mask
+
+
+variant("padded_batch", {"on the right": "on the left", "[i, : len(ids)]": "[i, T - len(ids) :]"})
