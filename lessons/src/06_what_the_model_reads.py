@@ -322,13 +322,18 @@ claim("loss with scored padding minus the right loss", model.loss(ids, wrong).it
 #
 # <details><summary>The same in PyTorch</summary>
 #
-# ```python from transformers import AutoTokenizer, DataCollatorForSeq2Seq
+# ```python
+# from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 #
-# theirs = AutoTokenizer.from_pretrained("tiny") features = [] for record in facts: prompt =
-# theirs.apply_chat_template(record.prompt, add_generation_prompt=True, return_dict=False) ids =
-# theirs.apply_chat_template(list(record.messages), return_dict=False) labels = [-100 if t < len(prompt) else i for t, i
-# in enumerate(ids)] features.append({"input_ids": ids, "labels": [*labels[:-1], -100]})  # ids end with a new line
-# batch = DataCollatorForSeq2Seq(theirs)(features)  # it pads labels with -100 ```
+# tok = AutoTokenizer.from_pretrained("tiny")
+# features = []
+# for record in facts:
+#     prompt = tok.apply_chat_template(record.prompt, add_generation_prompt=True, return_dict=False)
+#     ids = tok.apply_chat_template(list(record.messages), return_dict=False)
+#     labels = [-100 if t < len(prompt) else i for t, i in enumerate(ids)]
+#     features.append({"input_ids": ids, "labels": [*labels[:-1], -100]})  # ids end with a new line
+# batch = DataCollatorForSeq2Seq(tok)(features)  # it pads labels with -100
+# ```
 #
 # </details>
 #

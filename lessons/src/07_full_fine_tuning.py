@@ -223,12 +223,18 @@ print(f"ten subjects, ten models to store: {10 * 4 * smollm2 / 1e6:,.0f} MB")
 #
 # <details><summary>The same in PyTorch</summary>
 #
-# ```python import torch from transformers import AutoModelForCausalLM
+# ```python
+# import torch
+# from transformers import AutoModelForCausalLM
 #
-# theirs = AutoModelForCausalLM.from_pretrained("tiny") optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3,
-# weight_decay=0) ids, labels = (torch.tensor(rows) for rows in ml.collate(law["train"][:8]))  # -100: not scored
-# optimizer.zero_grad() loss = theirs(input_ids=ids, labels=labels).loss  # labels are shifted inside loss.backward()
-# optimizer.step() ```
+# theirs = AutoModelForCausalLM.from_pretrained("tiny")
+# optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3, weight_decay=0)
+# ids, labels = (torch.tensor(rows) for rows in ml.collate(law["train"][:8]))  # -100: not scored
+# optimizer.zero_grad()
+# loss = theirs(input_ids=ids, labels=labels).loss  # labels are shifted inside
+# loss.backward()
+# optimizer.step()
+# ```
 #
 # </details>
 #

@@ -96,9 +96,8 @@ def encode_word(word, merges):
         joined = []
         for token in tokens:
             if joined and joined[-1] == left and token == right:
-                joined[-1] = left + right
-            else:
-                joined.append(token)
+                token = joined.pop() + right
+            joined.append(token)
         tokens = joined
     return tokens
 

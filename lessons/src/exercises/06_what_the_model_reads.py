@@ -40,9 +40,9 @@ def encode_word(word, merges):
 # "user" or "assistant"; `header` holds the ids that begin a turn, and `content` those of the message. In the sequence
 # each turn is its header, its content, and the end token.
 #
-# Return `input_ids` and `labels`, two lists of equal length. Every answer is scored: the model must produce its
-# content, and must stop after it. The model's loss shifts the labels. If the sequence is too long, keep the first
-# `max_length` tokens of both lists.
+# Return `input_ids` and `labels`, two lists of equal length. Every answer is scored: the model must produce its content,
+# and must stop after it. The model's loss shifts the labels. If the sequence is too long for the model, keep only
+# the first `max_length` tokens of both lists.
 
 
 # %% points=3
