@@ -108,6 +108,7 @@ variant(
         "the characters of the word": "the characters of the word and a mark `_` for its end",
         "list(word)": "[*word, '_']",
     },
+    "a mark for the end of the word is a token as well",
     draw=partial(draw_word, variant=1),
 )
 
@@ -195,7 +196,11 @@ def ids_and_labels(turns, eos_id, max_length):
     return input_ids[:max_length], labels[:max_length]
 
 
-variant("ids_and_labels", {"the first `max_length`": "the last `max_length`", "[:max_length]": "[-max_length:]"})
+variant(
+    "ids_and_labels",
+    {"the first `max_length`": "the last `max_length`", "[:max_length]": "[-max_length:]"},
+    "of a long record the last tokens are kept",
+)
 
 
 # -- 6.3 a padded batch ------------------------------------------------------------------------------------------------
@@ -266,4 +271,8 @@ def padded_batch(samples, pad_id):
     return input_ids, labels, attention_mask
 
 
-variant("padded_batch", {"on the right": "on the left", "[i, : len(ids)]": "[i, T - len(ids) :]"})
+variant(
+    "padded_batch",
+    {"on the right": "on the left", "[i, : len(ids)]": "[i, T - len(ids) :]"},
+    "shorter samples are padded on the left",
+)
