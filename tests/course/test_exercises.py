@@ -8,10 +8,13 @@ import pytest
 from lessonfiles import GRADED, LESSONS, build_program, run_here
 
 import minilora as ml
-from minilora.course import mine
+from minilora.course import lesson15, mine
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.judge import NOT_YET, OK, Trials, judged, line_of, readable_output
+from minilora.engine.fused import lora_linear
+from minilora.files.levels import LEVELS
+from minilora.files.quant import Packed, codes_of, dequantize, quantize
 
 PAGES = [Path(name).stem for name in GRADED]
 SOURCES = {name: (LESSONS / "src" / "exercises" / f"{name}.py").read_text("utf-8") for name in PAGES}
@@ -142,3 +145,23 @@ def test_the_terms_of_a_product_may_come_in_any_order_and_with_either_sign(name)
         return tuple(parts)
 
     assert {judged(EXERCISES[name], other, rng) for _ in range(3)} == {OK}
+
+
+def test_the_solutions_of_lesson_15_agree_with_the_package():
+    levels, rng = lesson15.normal_levels(4), np.random.default_rng(0)
+    assert np.abs(levels - LEVELS["NF4"]).max() < 1e-6
+    w = rng.standard_normal((24, 128)).astype(np.float32)
+    raw, (scales, packed) = quantize(w, "INT4"), lesson15.quantize_int4(w, 64)
+    codes = np.stack([packed >> 4, packed & 15], axis=-1).reshape(w.shape)
+    assert (codes != codes_of(raw, "INT4") + 1).mean() < 0.01  # the package's scales are float32
+    back = (codes - 8.0) * np.repeat(scales.astype(float), 64, axis=1)
+    assert scales.dtype == np.float16 and np.abs(back - dequantize(raw, "INT4")).mean() < 0.002
+
+    raw = quantize(w, "NF4")
+    x, a, b = (ml.Tensor(rng.standard_normal(shape), requires_grad=True) for shape in [(5, 128), (2, 128), (24, 2)])
+    g = rng.standard_normal((5, 24))
+    lora_linear(x, ml.Parameter(Packed(raw, "NF4"), requires_grad=False), a, b, scale=3.0).backward(g)
+    absmax = np.abs(w.reshape(24, 2, 64)).max(axis=-1)
+    wanted = lesson15.qlora_backward(x.data, codes_of(raw, "NF4"), absmax, levels, a.data, b.data, g, 6)
+    for tensor, gradient in zip((x, a, b), wanted, strict=True):
+        assert np.abs(tensor.grad - gradient).max() < 1e-5
