@@ -474,6 +474,16 @@ def test_an_error_in_an_answer_shows_its_line_and_no_traceback():
     assert verdict(largest_rank, rng()) == "at `return shapes[\"head\"]`: KeyError: 'head'"
 
 
+@pytest.mark.parametrize("name", ["merge", "unmerge"])
+@pytest.mark.parametrize("key, variant", [("kept", None), ("base", 1), ("W", None), ("A", 1)])
+def test_a_layer_that_has_lost_a_key_is_one_line(name, key, variant):
+    def answer(layer):
+        del layer[key]
+
+    said = judged(EXERCISES[name], answer, rng(), variant)
+    assert said == f"the layer has lost its {key!r}: change what is stored there, and leave the key"
+
+
 def test_importing_the_checker_loads_numpy_and_no_other_third_party_package():
     code = (
         "import sys; import minilora.course; "
