@@ -35,3 +35,24 @@ def likeness(sets):
         row[[number[word] for word in chosen]] = 1
     shared, size = table @ table.T, table.sum(1)
     return shared / np.maximum(size[:, None] + size - shared, 1)
+
+
+def runs(text, n=5):
+    """The runs of n words of a text, in which every digit counts as the same."""
+    found = words(re.sub(r"\d", "0", text))
+    return {tuple(found[i : i + n]) for i in range(len(found) - n + 1)}
+
+
+def runs_in_two_splits(records):
+    places = {}
+    for record in records:
+        for run in runs(record["text"]):
+            places.setdefault(run, set()).add(record["split"])
+    return [" ".join(run) for run, splits in places.items() if len(splits) > 1]
+
+
+def alike_in_two_splits(records, most):
+    alike = likeness([set(words(record["text"])) for record in records])
+    splits = np.array([record["split"] for record in records])
+    close = np.triu((alike > most) & (splits[:, None] != splits))
+    return [(records[i]["text"], records[j]["text"]) for i, j in np.argwhere(close)]

@@ -6,9 +6,8 @@ from collections import Counter
 from functools import cache
 from importlib.resources import files
 
-import numpy as np
 import pytest
-from asking import likeness, words
+from asking import alike_in_two_splits, runs_in_two_splits, words
 
 DATA = files("minilora") / "data"
 CARD = (DATA / "SKILLS.md").read_text(encoding="utf-8")
@@ -31,27 +30,6 @@ def text_of(domain):
 @cache
 def records_of(domain):
     return [json.loads(line) for line in text_of(domain).splitlines()]
-
-
-def runs(text, n=5):
-    """The runs of n words of a text, in which every digit counts as the same."""
-    found = words(re.sub(r"\d", "0", text))
-    return {tuple(found[i : i + n]) for i in range(len(found) - n + 1)}
-
-
-def runs_in_two_splits(records):
-    places = {}
-    for record in records:
-        for run in runs(record["text"]):
-            places.setdefault(run, set()).add(record["split"])
-    return [" ".join(run) for run, splits in places.items() if len(splits) > 1]
-
-
-def alike_in_two_splits(records, most):
-    alike = likeness([set(words(record["text"])) for record in records])
-    splits = np.array([record["split"] for record in records])
-    close = np.triu((alike > most) & (splits[:, None] != splits))
-    return [(records[i]["text"], records[j]["text"]) for i, j in np.argwhere(close)]
 
 
 @each_domain

@@ -1,0 +1,125 @@
+"""The messages with fields are what their card says: values fit the schema and are in the text, splits are apart."""
+
+import json
+import re
+from collections import Counter
+from functools import cache
+from importlib.resources import files
+
+import pytest
+from asking import alike_in_two_splits, runs_in_two_splits, words
+
+DATA = files("minilora") / "data"
+CARD = (DATA / "SKILLS.md").read_text(encoding="utf-8")
+DOMAINS = sorted(path.name.partition("-")[0] for path in DATA.iterdir() if path.name.endswith("-fields.jsonl"))
+KINDS = {"string": str, "number": (int, float), "array": list, "null": type(None)}
+each_domain = pytest.mark.parametrize("domain", DOMAINS)
+
+
+@cache
+def text_of(domain):
+    return (DATA / f"{domain}-fields.jsonl").read_text(encoding="utf-8")
+
+
+def records_of(domain):
+    return [json.loads(line) for line in text_of(domain).splitlines()]
+
+
+def schema_of(domain):
+    return json.loads((DATA / f"{domain}-fields.schema.json").read_text(encoding="utf-8"))
+
+
+def fits(value, rule):
+    """Whether a value is what a property of a schema asks for."""
+    kinds = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
+    return (
+        isinstance(
+            value, tuple(KINDS[kind] if kind != "number" else float for kind in kinds) + (int,) * ("number" in kinds)
+        )
+        and not isinstance(value, bool)
+        and value in rule.get("enum", [value])
+        and (value is None or "pattern" not in rule or re.search(rule["pattern"], value) is not None)
+        and (not isinstance(value, list) or all(fits(one, rule["items"]) for one in value))
+    )
+
+
+def stated(value, rule, text):
+    """Whether a value is in the text, if it is none of a given set: the exact words, or the number."""
+    if value is None or "enum" in rule:
+        return True
+    if isinstance(value, list):
+        return len(set(value)) == len(value) and all(one and one in text for one in value)
+    if isinstance(value, str):
+        return value.strip() == value != "" and value in text
+    return value in {float(number) for number in re.findall(r"\d+(?:\.\d+)?", re.sub(r"(\d),(\d{3})", r"\1\2", text))}
+
+
+@each_domain
+def test_every_line_has_the_fields_of_the_card_and_clean_text(domain):
+    text, records = text_of(domain), records_of(domain)
+    assert text.isascii() and text.endswith("}\n") and "\r" not in text and len(text) < 150_000
+    assert all(list(record) == ["text", "fields", "split", "record"] for record in records)
+    assert all(record["text"] == " ".join(record["text"].split()) != "" for record in records)
+    assert max(len(record["text"].split()) for record in records) <= 50
+    assert Counter(record["split"] for record in records) == {"train": 200, "validation": 50, "test": 100}
+    for values in ([" ".join(words(r["text"])) for r in records], [r["record"] for r in records]):
+        assert [value for value, times in Counter(values).items() if times > 1] == []
+
+
+@each_domain
+def test_every_value_fits_the_schema_and_is_in_the_text(domain):
+    schema = schema_of(domain)
+    rules = schema["properties"]
+    assert 4 <= len(rules) <= 6 and schema["required"] == list(rules) and schema["additionalProperties"] is False
+    for record in records_of(domain):
+        fields, text = record["fields"], record["text"]
+        assert list(fields) == list(rules), text
+        wrong = [n for n, value in fields.items() if not (fits(value, rules[n]) and stated(value, rules[n], text))]
+        assert wrong == [], text
+
+
+def test_a_bad_value_is_noticed():
+    rules = schema_of("support")["properties"]
+    for name, value in (
+        ("order_number", "FW1"),
+        ("problem", None),
+        ("problem", "lost"),
+        ("refund", True),
+        ("contact", "a@b"),
+    ):
+        assert not fits(value, rules[name]), name
+    amount = {"type": ["number", "null"]}
+    assert fits(5, amount) and fits(5.5, amount) and fits(None, amount) and not fits("5", amount)
+    assert stated(1200, amount, "I paid 1,200.") and not stated(12, amount, "I paid 1,200.")
+    assert not stated("tent", rules["product"], "my boots") and not stated(["x"], rules["contact"], "no number")
+
+
+@each_domain
+def test_every_field_is_often_filled_and_every_choice_occurs_in_train_and_test(domain):
+    rules, records = schema_of(domain)["properties"], records_of(domain)
+    for name, rule in rules.items():
+        for split, least in (("train", 8), ("test", 3)):
+            values = [record["fields"][name] for record in records if record["split"] == split]
+            if "enum" in rule:
+                count = Counter(values)
+                assert min(count[choice] for choice in rule["enum"]) >= least, (name, split, count)
+            else:
+                filled = sum(value not in (None, []) for value in values) / len(values)
+                assert filled >= 0.25, (name, split, filled)
+
+
+@each_domain
+def test_no_template_or_near_copy_spans_two_splits(domain):
+    records = records_of(domain)
+    assert runs_in_two_splits(records) == [] and alike_in_two_splits(records, 0.36) == []
+
+
+def test_all_files_of_skills_are_small_together():
+    sizes = [len(path.read_bytes()) for path in DATA.iterdir() if re.search(r"-(labels|fields)\.", path.name)]
+    assert sum(sizes) < 1_000_000
+
+
+@each_domain
+def test_the_card_describes_every_field(domain):
+    section = CARD.partition(f"### {domain}-fields")[2].partition("\n#")[0]
+    assert re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE) == list(schema_of(domain)["properties"])
