@@ -44,12 +44,15 @@ import nbformat
 
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
+from minilora.course.map import map_figure
 from minilora.course.pages import course_map, filled, mistakes, outcomes, plans, variants
 from minilora.course.plan import LESSONS
 from minilora.course.times import words_of_prose
 from minilora.models import load as zoo
+from minilora.pages.style import save_themes
 
 HERE = Path(__file__).resolve().parent
+MAP = HERE / "pictures" / "course-map.svg"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 SAME = 0.01  # --check: how much a number may move, relatively; another processor rounds in another way
@@ -395,6 +398,7 @@ def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
     if options.pages:
         for path, text in pages().items():
             path.write_text(text, "utf-8")
+        save_themes(map_figure, MAP)
         return 0
     if options.instructor:
         exercises = [source for source in sources if source.parent.name == "exercises"]

@@ -15,7 +15,8 @@ SESSION = 90  # minutes: no part of a lesson takes longer
 class Lesson:
     """One lesson.
 
-    minutes: to read and run it, then for each of its exercises; `times` counts them, and a test compares.
+    minutes: to read and run it, then for each of its exercises; `times` counts them, and a test compares. A lesson
+        without exercises is only read and run, and expects nothing of its reader.
     needs: the numbers of the lessons to do before.
     needs_model: whether it trains the real model, which must be pulled first.
     """
@@ -42,7 +43,7 @@ class Lesson:
         """The line below a lesson's title."""
         *others, last = map(str, self.needs or ("",))
         before = f"lessons {', '.join(others)} and {last}" if others else f"lesson {last}" if last else ""
-        needs = before or "Python and NumPy, matrix multiplication, derivatives"
+        needs = before or ("Python and NumPy, matrix multiplication, derivatives" if self.minutes[1:] else "nothing")
         model = " It needs the real model: `minilora pull smollm2`, 98 MB." if self.needs_model else ""
         halves = f"; part two begins with exercise {self.number}.{len(self.parts[0])}" if len(self.parts) > 1 else ""
         solved = f" with the exercises, {self.minutes[0]} without{halves}" if len(self.minutes) > 1 else ""
@@ -53,6 +54,7 @@ WITH_MODEL = (18,)  # lessons that train the real model
 LESSONS = {
     row[0]: Lesson(*row, needs_model=row[0] in WITH_MODEL)
     for row in [
+        (0, "00_what_can_lora_do", "What can LoRA do?", (15,), (), "an adapter that knows ten facts of yours", True),
         (1, "01_gradient", "Can a gradient be measured?", (30, 35, 20, 10), (), "a check for any derivative", True),
         (
             2,
@@ -171,8 +173,8 @@ LESSONS = {
     ]
 }
 
-AFTERNOON = (1, 2, 7, 9, 10, 13, 18)  # lessons of one afternoon, without their exercises
-TERM = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16), (17, 18), (19,))  # lessons by weeks
+AFTERNOON = (0, 1, 2, 7, 9, 10, 13, 18)  # lessons of one afternoon, without their exercises
+TERM = ((0, 1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16), (17, 18), (19,))  # lessons by weeks
 
 OUTCOMES = {  # by lesson, what you can do afterwards: each begins with a verb
     0: (
