@@ -5,7 +5,7 @@
     python lessons/build.py --check               write nothing; say what does not match its source, and exit with 1
     python lessons/build.py --words               write changes of the text alone, without running a cell
     python lessons/build.py --fresh               run the cells tagged `measured` for new outputs, too
-    python lessons/build.py --pages               write the tables of README.md, INSTRUCTORS.md and MISTAKES.md
+    python lessons/build.py --pages               write the tables of README.md, INSTRUCTORS.md and MISTAKES.md, and the map
     python lessons/build.py --instructor FOLDER   a course folder for nbgrader, its exercises with their solutions
         --variant 1                               in another form of the exercises than the public one
         --overlay FOLDER                          with tests of your own, from FOLDER/NN_name.py
@@ -383,9 +383,7 @@ def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
     parser.add_argument("--words", action="store_true", help="only the text has changed: run nothing")
     parser.add_argument("--fresh", action="store_true", help="do not keep what was measured before")
     parser.add_argument("--instructor", type=Path, metavar="FOLDER", help="make a course folder for nbgrader")
-    parser.add_argument(
-        "--pages", action="store_true", help="write the tables of README.md, INSTRUCTORS.md and MISTAKES.md"
-    )
+    parser.add_argument("--pages", action="store_true", help="write the tables of the pages, and the map of the course")
     parser.add_argument("--variant", type=int, metavar="NUMBER", help="with --instructor: which form of the exercises")
     parser.add_argument("--overlay", type=Path, metavar="FOLDER", help="with --instructor: hidden tests of your own")
     options = parser.parse_args(arguments)
