@@ -23,7 +23,9 @@ def test_the_quoted_answers_and_sizes_are_those_of_the_log():
     assert hub.SOURCES["smollm2"].size == pytest.approx(98e6, rel=0.01)
 
 
-@pytest.mark.parametrize("number, answers", [(r"right answers of SmolLM2: (\d+)", 10), (r"right answers after: (\d+)", 10)])
+@pytest.mark.parametrize(
+    "number, answers", [(r"right answers of SmolLM2: (\d+)", 10), (r"right answers after: (\d+)", 10)]
+)
 def test_all_ten_facts_were_learned_in_the_run_that_is_shown(number, answers):
     printed = "\n".join("".join(o.get("text", "")) for cell in CELLS for o in cell.get("outputs", []))
     assert [int(found) for found in re.findall(number, printed)] == [answers]
