@@ -20,11 +20,7 @@ FREE = [  # what is no claim: formulas, code, addresses, numbers of headings and
     r"```.*?```", r"\$\$.*?\$\$", r"\$[^$]*\$", r"`[^`]*`", r"\]\([^)]*\)", r"https?://\S+", r"^#+ \d+\.",
     r"\b(?:[Ll]essons?|[Ee]xercises?|[Ss]ections?|[Ss]teps?|[Tt]ables?|[Ff]igures?)\s+\d[\d.]*"
     r"(?:(?:,| and| to)\s+\d[\d.]*)*", r"\(\d+(?:, \d+)+\)", r"\d[\d,]* × \d[\d,]*",
-<<<<<<< HEAD
     r"^\*\d+ minutes\b.*$",
-=======
-    r"^\*\d+ minutes with(?: the|out) exercises.*$",
->>>>>>> a13923b (Lesson 0, What can LoRA do?: ten facts, a real model, four adapters, and the map of the course)
 ]  # fmt: skip
 SOURCES = re.compile(r"^## Sources\b.*", re.MULTILINE | re.DOTALL)
 
