@@ -2,8 +2,8 @@
 # # Lesson 0: What can LoRA do?
 #
 # A language model is pretrained once, at great expense, and it does not know when your shop opens. LoRA teaches it that
-# in seconds: it trains a small add-on, the **adapter**, and leaves the model itself as it is. This lesson shows what
-# you can do with it. Run the cells from top to bottom; you need not understand the code yet.
+# in seconds: it trains a small add-on, the **adapter**, and leaves the model itself as it is. Run the cells from top to
+# bottom; you need not understand the code yet.
 #
 # Here are ten facts about a shop that does not exist. Replace them with your own, and the lesson is about them.
 
@@ -35,25 +35,22 @@ from minilora.pages.style import LORA, panels
 # %% [markdown]
 # ## 1. Ten facts in seconds
 #
-# The model, our **base**, is a tiny one that comes with minilora. It has a million parameters and was pretrained on
-# addresses of American presidents. We ask it the ten questions, train an adapter on the ten facts, and ask again.
+# The **base**, the model that gets an adapter, is a tiny one of a million parameters. It was pretrained on addresses of
+# American presidents. We ask it the ten questions, train an adapter on the ten facts, and ask again.
 #
-# > **Predict.** How many of the ten answers are right before training, and how many after it, word for word? Does
-# > training take seconds, minutes or hours?
+# > **Predict.** How many answers are right before training, and how many after it, word for word? Does training take
+# > seconds, minutes or hours?
 
 # %%
 model, tokenizer = ml.load("tiny")
 fingerprint = ml.sha256_of(ml.base_state(model))  # a hash of all its parameters
-records = [
-    ml.Record(question, ({"role": "user", "content": question}, {"role": "assistant", "content": fact}))
-    for question, fact in FACTS.items()
-]
-before = ml.answer_all(model, tokenizer, records)
+facts = [ml.Record(q, ({"role": "user", "content": q}, {"role": "assistant", "content": a})) for q, a in FACTS.items()]
+before = ml.answer_all(model, tokenizer, facts)
 
 CONFIG = ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
 ml.add_adapter(model, CONFIG, name="facts", seed=0)
-history = ml.fit(model, ml.encode_records(records, tokenizer), steps=60, lr=1e-2, batch_size=5)
-after = ml.answer_all(model, tokenizer, records)
+history = ml.fit(model, ml.encode_records(facts, tokenizer), steps=60, lr=1e-2, batch_size=5)
+after = ml.answer_all(model, tokenizer, facts)
 
 
 def right(answers):
@@ -75,15 +72,15 @@ show(figure, alt="The training loss falls steeply from more than 4 to nearly 0 w
 # %% [markdown]
 # *How to read it.* The loss measures how surprised the model is by the right answers. At 0 it expects every token.
 #
-# All ten are right. (If some of yours are not, they are longer or more alike than ours: take more steps.) Be suspicious
-# all the same. This base is not fluent, and it has memorised ten sentences. We ask in other words:
+# All ten are right. (If some of yours are not, take more steps.) Now ask in other words:
 
 # %% tags=["measured"]
 for question in PARAPHRASED:
     print(f"{question}  {ml.generate(model, tokenizer, question)}")
 
 # %% [markdown]
-# It answers with one of the ten sentences, and often with the wrong one. A better base does better (section 3).
+# It answers with one of the ten sentences, often with the wrong one: this base has memorised them. Section 3 has a
+# better one.
 #
 # ## 2. The base is still there
 #
@@ -91,7 +88,7 @@ for question in PARAPHRASED:
 
 # %%
 ml.set_adapter(model, None)
-again = ml.answer_all(model, tokenizer, records)
+again = ml.answer_all(model, tokenizer, facts)
 claim("answers as before training", sum(a == b for a, b in zip(again, before, strict=True)), len(FACTS), len(FACTS))
 claim("base unchanged, bit for bit (1: yes)", ml.sha256_of(ml.base_state(model)) == fingerprint, 1, 1)
 
@@ -102,14 +99,14 @@ print(f"base: {base_bytes / 1e6:.1f} MB in float32; adapter: {adapter_bytes / 1e
 claim("the adapter's size, in percent of the base's", 100 * adapter_bytes / base_bytes, 5, 10)
 
 # %% [markdown]
-# Nothing was overwritten. The base was **frozen**, and what was learned is in one small file. You can send it, delete
-# it, or train another one. The larger the base, the smaller the adapter's share: for SmolLM2, the next model, the base
-# takes 538 MB and the adapter 9.8 MB. [Lesson 13](13_how_much_smaller.ipynb) predicts such sizes.
+# Nothing was overwritten: the base was **frozen**, and what was learned is in one small file. The larger the base, the
+# smaller the adapter's share: SmolLM2, the next model, takes 538 MB and its adapter 9.8 MB ([lesson
+# 13](13_how_much_smaller.ipynb)).
 #
 # ## 3. A real model
 #
 # SmolLM2-135M-Instruct is a small chat model that is fluent in English. `minilora pull smollm2` downloads it (98 MB).
-# If it is on your machine, the next cell teaches it the same ten facts in less than a minute.
+# If it is on your machine, the next cell teaches it the same ten facts, in half a minute or so.
 
 # %% tags=["measured"]
 if find("smollm2") is None:
@@ -119,35 +116,30 @@ else:
     questions = [*PARAPHRASED, "What is the capital of France?"]
     old = [ml.generate(chat, words, question, max_new_tokens=24) for question in questions]
     ml.add_adapter(chat, CONFIG, name="facts", seed=0)
-    history = ml.fit(chat, ml.encode_records(records, words), steps=16, lr=4e-3, batch_size=5)
+    history = ml.fit(chat, ml.encode_records(facts, words), steps=16, lr=4e-3, batch_size=5)
     print(f"training took {sum(history.seconds):.0f} s; {ml.count_parameters(chat)}")
-    claim("right answers of SmolLM2", right(ml.answer_all(chat, words, records)), len(FACTS) / 2, len(FACTS))
+    claim("right answers of SmolLM2", right(ml.answer_all(chat, words, facts)), len(FACTS) / 2, len(FACTS))
     for question, answer in zip(questions, old, strict=True):
         print(f"{question}\n  before: {answer} ...\n  after:  {ml.generate(chat, words, question)}")
-    del chat
 
 # %% [markdown]
-# In our run, all ten facts are right again, and so is a paraphrased question: "The cat is called Ledger." To other
-# paraphrased questions it invents answers that sound just as certain. So always test with questions that were not in
-# training, and with some on other subjects, as the last one here ([lesson 17](17_limits.ipynb)).
+# In our run, all ten facts are right again. To a paraphrased question it answers "The cat is called Ledger.", and to
+# others it invents answers that sound just as certain ([lesson 17](17_limits.ipynb)).
 #
-# With more data, an adapter teaches a way of answering. `minilora finetune` trains SmolLM2 on 240 legal terms. One
-# question from [the log of a run](pictures/finetune.txt):
+# With more data, an adapter teaches a way of answering. `minilora finetune` trains SmolLM2 on 240 legal terms ([log of
+# a run](pictures/finetune.txt)):
 #
 # > How would you explain a corporation to a new business owner?
 # >
-# > **Before:** Imagine you're at a store, and you see a storefront with a sign that says "Eco-Corporate." It's a
-# > business that helps companies make eco-friendly choices. [...]
+# > **Before:** Imagine you're at a store, and you see a storefront with a sign that says "Eco-Corporate." [...]
 # >
-# > **After:** A corporation is a legal entity formed by two or more people to manage and control a business, usually
-# > with common rights and duties. [...]
+# > **After:** A corporation is a legal entity formed by two or more people to manage and control a business [...]
 #
 # ## 4. One base, four adapters
 #
-# We train four adapters on the tiny base: law, medicine, customer service, finance. All of them get the same question.
+# We train four adapters on the tiny base (law, medicine, customer service, finance) and ask them the same question.
 #
-# > **Predict.** How long does it take to switch from one adapter to another: milliseconds, or seconds, as for loading a
-# > model?
+# > **Predict.** How long does it take to switch from one adapter to another: milliseconds, or seconds?
 
 # %% tags=["measured"]
 FORMS = {"legal": "It matters", "medical": "doctor", "support": "At Fernwhistle", "finance": "In practice"}
@@ -170,19 +162,18 @@ print(f"four adapters: {4 * adapter_bytes / 1e6:.1f} MB; four full models: {4 * 
 
 # %% [markdown]
 # The sentences are nonsense, because the base is tiny, but each adapter answers in the form of its own data. A switch
-# copies nothing, so one process can serve all of them ([lesson 16](16_many_versions.ipynb)). `minilora serve --demo`
-# shows four in your browser.
+# copies nothing, so one process can serve all of them ([lesson 16](16_many_versions.ipynb)): `minilora serve --demo`.
 #
 # ## 5. The map
 #
-# You have seen what LoRA does. The course builds it, from the first derivative on, and tests what people say about it.
+# The course builds all of this, from the first derivative on.
 
 # %%
 show(map_figure(), alt=map_text())
 
 # %% [markdown]
-# *How to read it.* Filled circles with bold questions are the essential path, from top to bottom. An arc leads from a
-# lesson to one that needs it. Where to begin depends on what you want:
+# *How to read it.* Filled circles are the essential path, from top to bottom. An arc leads from a lesson to one that
+# needs it. Where to go depends on what you want:
 #
 # - **Use LoRA**: lessons [12](12_choices.ipynb), [16](16_many_versions.ipynb) and [18](18_for_real.ipynb), with what
 #   they need.
@@ -194,14 +185,13 @@ show(map_figure(), alt=map_text())
 # ## What to remember
 #
 # - LoRA trains a small adapter. The base is frozen, and it is back when the adapter is switched off.
-# - Ten facts take seconds. Whether they are understood or memorised depends on the base and on the data.
+# - Ten facts take seconds. Whether they are more than memorised depends on the base and on the data.
 # - One base carries many adapters, and switching takes milliseconds.
 #
-# Next: [lesson 1](01_gradient.ipynb). To train anything, you must know in which direction to change each parameter. How
-# do you compute that, and how do you check the result? (The curious find all of the training loop that ran here in
-# [`fit`](../minilora/train/loop.py).)
+# Next: [lesson 1](01_gradient.ipynb). Training needs the direction in which to change each parameter. How do you check
+# that it is right?
 #
 # ## Sources
 #
-# - SmolLM2's 538 MB in float32, its adapter's 9.8 MB with r = 8, the 240 legal terms and the quoted answers: [the
-#   log](pictures/finetune.txt) of `minilora finetune`. The download of 98 MB: [`SOURCES`](../minilora/models/hub.py).
+# - The 538 MB in float32, the 9.8 MB with r = 8, the 240 terms and the quotations: [the log](pictures/finetune.txt) of
+#   `minilora finetune`. The 98 MB: [`SOURCES`](../minilora/models/hub.py).
