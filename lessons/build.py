@@ -5,7 +5,7 @@
     python lessons/build.py --check               write nothing; say what does not match its source, and exit with 1
     python lessons/build.py --words               write changes of the text alone, without running a cell
     python lessons/build.py --fresh               run the cells tagged `measured` for new outputs, too
-    python lessons/build.py --pages               write the tables of README.md, INSTRUCTORS.md and MISTAKES.md, and the map
+    python lessons/build.py --pages               write the tables of the pages, and the map of the course
     python lessons/build.py --instructor FOLDER   a course folder for nbgrader, its exercises with their solutions
         --variant 1                               in another form of the exercises than the public one
         --overlay FOLDER                          with tests of your own, from FOLDER/NN_name.py

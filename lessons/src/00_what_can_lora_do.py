@@ -36,7 +36,7 @@ from minilora.pages.style import LORA, panels
 # ## 1. Ten facts in seconds
 #
 # The **base**, the model that gets an adapter, is a tiny one of a million parameters. It was pretrained on addresses of
-# American presidents. We ask it the ten questions, train an adapter on the ten facts, and ask again.
+# American presidents. We ask, train an adapter on the ten facts, and ask again.
 #
 # > **Predict.** How many answers are right before training, and how many after it, word for word? Does training take
 # > seconds, minutes or hours?
@@ -106,7 +106,7 @@ claim("the adapter's size, in percent of the base's", 100 * adapter_bytes / base
 # ## 3. A real model
 #
 # SmolLM2-135M-Instruct is a small chat model that is fluent in English. `minilora pull smollm2` downloads it (98 MB).
-# If it is on your machine, the next cell teaches it the same ten facts, in half a minute or so.
+# If it is on your machine, the next cell teaches it the same ten facts.
 
 # %% tags=["measured"]
 if find("smollm2") is None:
@@ -173,7 +173,7 @@ show(map_figure(), alt=map_text())
 
 # %% [markdown]
 # *How to read it.* Filled circles are the essential path, from top to bottom. An arc leads from a lesson to one that
-# needs it. Where to go depends on what you want:
+# needs it. Where to go:
 #
 # - **Use LoRA**: lessons [12](12_choices.ipynb), [16](16_many_versions.ipynb) and [18](18_for_real.ipynb), with what
 #   they need.
