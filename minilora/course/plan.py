@@ -54,7 +54,7 @@ WITH_MODEL = (18,)  # lessons that train the real model
 LESSONS = {
     row[0]: Lesson(*row, needs_model=row[0] in WITH_MODEL)
     for row in [
-        (0, "00_what_can_lora_do", "What can LoRA do?", (20,), (), "an adapter that knows ten facts of yours", True),
+        (0, "00_what_can_lora_do", "What can LoRA do?", (22,), (), "an adapter that knows ten facts of yours", True),
         (1, "01_gradient", "Can a gradient be measured?", (30, 35, 20, 10), (), "a check for any derivative", True),
         (
             2,
