@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..data.formats import with_label
 from ..data.records import read_records, sha256_of_data
 from ..data.splits import has_validation, split_records
 from ..engine.parallel import processors
@@ -136,7 +137,7 @@ def _inputs(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     bases = dict.fromkeys(one["base"] for one in settings)
     data = {one["data"]: one for one in settings}
     for name, one in data.items():
-        records = read_records(name, field=one["field"])
+        records = read_records(name, field=with_label(one["field"], one["label"]))
         if not has_validation(records, partial(load_tokenizer, one["base"]), one["max_length"]):
             advice = 'use 10 records or more, or name some with "split": "validation"'
             raise ValueError(f"{name} has nothing for validation, by which trials are compared: {advice}")
@@ -163,7 +164,8 @@ def _guess(setting: Mapping[str, Any]) -> float:
     if (steps := setting.get("steps")) is not None:
         seen = steps * setting["batch_size"] * setting["grad_accumulation"]
     else:
-        seen = setting["epochs"] * len(split_records(read_records(setting["data"], field=setting["field"]))["train"])
+        records = read_records(setting["data"], field=with_label(setting["field"], setting["label"]))
+        seen = setting["epochs"] * len(split_records(records)["train"])
     return seen * (PER_RECORD + PER_BYTE * size)
 
 
