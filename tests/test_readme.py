@@ -3,6 +3,7 @@
 A block after the line `<!-- needs the real model -->` runs where the real model is at hand.
 """
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -45,17 +46,22 @@ def test_files_that_a_page_names_exist(page):
 
 
 def test_the_commands_for_data_of_ones_own_run_from_top_to_bottom(tmp_path, monkeypatch, capsys):
-    """As they are in the README, in an empty folder with a mine.csv, on the tiny base and for two steps."""
+    """As they are in the README, in a folder with the data that they name, on the tiny base and for two steps."""
     block = README[README.index("## Use it on your own data") :].partition("```bash\n")[2].partition("```")[0]
     commands = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
     rows = [f"What is term {i}?,Term {i} is the word for thing number {i}." for i in range(30)]
     (tmp_path / "mine.csv").write_text("question,answer\n" + "\n".join(rows), encoding="utf-8")
+    mail = [f"message number {i},{'even' if i % 2 else 'odd'}" for i in range(30)]
+    (tmp_path / "mail.csv").write_text("text,topic\n" + "\n".join(mail), encoding="utf-8")
+    pairs = [{"prompt": f"Is {i} odd?", "chosen": "See.", "rejected": f"It is {i}."} for i in range(30)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     for words in commands:
         if words[0] == "finetune":
             words += ["--base", "tiny", "--steps", "2"]
         assert main(words) == 0, capsys.readouterr().err
-    assert {"merged", "mine.gguf", "mine.csv", "runs"} == {path.name for path in tmp_path.iterdir()}
+    data = {"mine.csv", "mail.csv", "pairs.jsonl"}
+    assert {"merged", "mine.gguf", "runs"} | data == {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("page", ["README.md", "minilora/README.md", "lessons/README.md"])
