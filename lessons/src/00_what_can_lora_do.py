@@ -27,7 +27,7 @@ import tempfile
 from time import perf_counter
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.course.map import map_figure, map_text
 from minilora.models.hub import find
 from minilora.pages.style import LORA, panels
@@ -40,6 +40,11 @@ from minilora.pages.style import LORA, panels
 #
 # > **Predict.** How many answers are right before training, and how many after it, word for word? Does training take
 # > seconds, minutes or hours?
+#
+# The next cell keeps your guess. Add the two ends of a range that you are 80 % sure of, as in `predict("...", 2, 5)`.
+
+# %%
+predict("right answers after")
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -85,6 +90,9 @@ for question in PARAPHRASED:
 # ## 2. The base is still there
 #
 # > **Predict.** We switch the adapter off. How many answers are exactly those from before training?
+
+# %%
+predict("answers as before training")
 
 # %%
 ml.set_adapter(model, None)

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
-from minilora.course import claim, show
+from minilora.course import claim, predict, show
 from minilora.measure.statistics import Interval
 from minilora.nn.parts import pack
 from minilora.pages.style import GREY, VALIDATION
@@ -70,6 +70,9 @@ claim("share of the embedding in all parameters", embedding, 0.24, 0.26)
 # well. The merges were learned on English speeches: a word of the law records needs 1.77 tokens, a German word 3.18.
 #
 # > **Predict.** How many tokens does each of these have: `law`, the same word after a space, `1862`, and one emoji?
+
+# %%
+predict("tokens of one emoji")
 
 # %%
 for text in ("law", " law", "Law", " government", "1862", "🙂", "naïve", "a  b"):
@@ -280,6 +283,10 @@ for most in (64, 96, 128):
 #
 # > **Predict.** With the right labels all 12 answers were right. How many are right if the prompt lacks the generation
 # > prompt? And if the prompt is written as "User: ... Assistant: "?
+
+# %%
+predict("no generation prompt: begin right, best seed")
+predict("another template: begin right, best seed")
 
 # %%
 for name, correct in asked.items():
