@@ -120,3 +120,35 @@ def test_the_folded_block_of_a_lesson_opens_with_its_code(page, lab):
     block.locator("summary").click()
     assert code.is_visible() and code.inner_text().startswith("from torch import nn\n")
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+
+WRITE = """([start, source]) => {
+    const cells = window.jupyterapp.shell.currentWidget.content.widgets;
+    const at = cells.findIndex(cell => cell.model.sharedModel.source.includes(start));
+    cells[at].model.sharedModel.setSource(source);
+    window.jupyterapp.shell.currentWidget.content.activeCellIndex = at;
+}"""
+RUN = "() => window.jupyterapp.commands.execute('notebook:run-cell-and-select-next')"
+OUTPUT = """() => {
+    const panel = window.jupyterapp.shell.currentWidget, cells = panel.content.widgets;
+    const cell = cells[panel.content.activeCellIndex - 1].model.toJSON();
+    const text = (cell.outputs ?? []).map(output => output.text ?? output.ename ?? '').join('');
+    return panel.sessionContext.session.kernel.status === 'idle' && text ? text : false;
+}"""
+
+
+def test_a_student_answers_an_exercise_wrong_and_then_right_and_it_is_kept(page, lab):
+    """The answer is typed into the stub's cell; the cell below it checks."""
+    page.goto(lab.format("exercises/09_lora.ipynb"), wait_until="domcontentloaded")
+    page.wait_for_function(STARTED, timeout=120_000)
+    page.evaluate(WRITE, ["import numpy as np", "import numpy as np\nimport minilora as ml"])
+    page.evaluate(RUN)
+    said = []
+    for scale in ("alpha", "(alpha / len(A))"):
+        answer = f"def lora_forward(x, W, A, B, alpha):\n    return x @ W.T + (x @ A.T) @ B.T * {scale}"
+        page.evaluate(WRITE, ["def lora_forward", answer])
+        page.evaluate(RUN)  # the stub, and then its check
+        page.evaluate(RUN)
+        said.append(page.wait_for_function(OUTPUT, timeout=60_000, polling=200).json_value())
+    assert said == ["9.1  scale is alpha / r, not alpha\n", "9.1  ok (lora_forward is kept in mine.py)\n"]
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
