@@ -108,7 +108,7 @@ def _of_batch(
     padding = np.array([longest - len(one.prompt) for one in asked])
     room = longest + max(len(answer) for one in asked for answer in one.answers)
     cache = model.new_cache(len(asked), room, padding if padding.any() else None)
-    if prefix is not None and padding.max() <= prefix.length:
+    if prefix is not None:
         cache.begin(prefix)
     rows = [([0] * int(n) + one.prompt)[cache.length :] for n, one in zip(padding, asked, strict=True)]
     first = compute(rows, cache, True)[:, -1]  # (B, V), of the first token after each prompt

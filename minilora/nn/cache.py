@@ -64,13 +64,14 @@ class KVCache:
         self.batch = len(alive)
 
     def begin(self, prefix: KVCache) -> None:
-        """Let every row begin with the tokens of the one row of `prefix`, up to its length: fewer of them where the
-        row has padding, of which there must be no more.
+        """Let every row begin with the tokens of the one row of `prefix`, up to its length: fewer of them, or none,
+        where the row has padding.
         """
         self.length = prefix.length
         for array, known in zip(self._arrays(), prefix._arrays(), strict=True):
             for row, start in enumerate(self._starts()):
-                array[row, int(start) : self.length] = known[0, : self.length - int(start)]
+                count = max(self.length - int(start), 0)
+                array[row, self.length - count : self.length] = known[0, :count]
 
     def join(self, other: KVCache, room: int, most: int | None = None) -> None:
         """Append the rows of another cache, with room for `room` tokens in every row.

@@ -46,6 +46,12 @@ def test_log_likelihoods_are_those_of_the_whole_sequences(talker, tokenizer, mon
     assert len({round(x, 2) for x in found[:3].ravel()}) == found[:3].size
 
 
+def test_some_padding_may_be_longer_than_the_shared_beginning_and_some_shorter(talker, tokenizer):
+    talks = [[{"role": "user", "content": "Message: " + "x" * n}] for n in (200, 185, 165, 1)]
+    expected = [[brute_force(talker, tokenizer, talk, label) for label in LABELS] for talk in talks]
+    np.testing.assert_allclose(label_logprobs(talker, tokenizer, talks, LABELS), expected, rtol=1e-4)
+
+
 def test_little_memory_gives_the_same(talker, tokenizer, monkeypatch):
     usual = label_logprobs(talker, tokenizer, TALKS, LABELS)
     monkeypatch.setattr(scoring, "CACHE_BYTES", 1)
