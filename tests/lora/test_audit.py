@@ -102,6 +102,18 @@ def test_a_merged_update_that_is_off_by_a_percent_is_noticed(model, monkeypatch)
         ml.audit(model, "legal")
 
 
+def test_a_frozen_a_that_is_trained_all_the_same_is_noticed(tiny_model):
+    ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, freeze_A=True, init_lora_weights=False))
+    weights = next(iter(ml.lora.adapters.adapter_weights(tiny_model, "default").values()))
+    real = type(weights).requires_grad_
+    weights.requires_grad_ = lambda wanted=True: (
+        real(weights, wanted),
+        setattr(weights.lora_A, "requires_grad", wanted),
+    )
+    with pytest.raises(ml.AuditError, match=r"^trainable: only|frozen A has one"):
+        ml.audit(tiny_model, "default")
+
+
 def test_the_audit_of_an_adapter_that_is_not_there_names_those_that_are(model):
     with pytest.raises(ValueError, match="no adapter called 'nobody'; it has: legal, support"):
         ml.audit(model, "nobody")

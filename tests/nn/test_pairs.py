@@ -15,7 +15,7 @@ from minilora.measure.preferences import log_ratios, preferences, with_reference
 from minilora.nn import step
 from minilora.nn.llama import Llama
 from minilora.nn.optim import SGD
-from minilora.nn.parts import Pair, Sample, pack, packed_length
+from minilora.nn.parts import Pair, Sample, divided_samples, micro_batches, pack, packed_length
 from minilora.nn.step import training_step
 from minilora.train.loop import fit
 
@@ -87,6 +87,20 @@ def test_a_packed_row_of_pairs_holds_both_answers_of_each(pairs):
     assert row.scored == scored == sum(pair.scored for pair in pairs) and row.weight == len(pairs)
 
 
+def test_micro_batches_hold_each_pair_whole_and_have_about_as_many_tokens(rng):
+    pairs = [Pair(sample(rng, 60, 20), sample(rng, 60, n)) for n in (20, 160, 20, 160)]
+    for batch in (pairs, pack(pairs)):
+        found = micro_batches(batch, 2)
+        assert len(found) > 1 and sorted(p.rejected.scored for each in found for p in each.pairs) == [20, 20, 160, 160]
+    prefix = tuple(range(80))  # held once in a row, so it counts for neither answer of a pair
+
+    def begun(own):
+        return Sample((*prefix, *[7] * own), (*[-100] * 81, *[7] * (own - 1)))
+
+    parts = divided_samples([Pair(begun(100), begun(100)), *[Pair(begun(5), begun(5))] * 9], 2)
+    assert sorted(map(len, parts)) == [1, 9]
+
+
 def test_the_reference_is_the_model_before_training_and_its_loss_is_log_2(tiny_config, pairs):
     model = adapted(replace(tiny_config, vocab_size=64))
     ratios = [log_p(model, pair.chosen) - log_p(model, pair.rejected) for pair in pairs]
@@ -102,9 +116,11 @@ def test_the_reference_is_the_model_before_training_and_its_loss_is_log_2(tiny_c
 def test_the_page_of_preferences_counts_pairs_and_shifts(tiny_config, pairs):
     model = adapted(replace(tiny_config, vocab_size=64))
     ratios = log_ratios(model, pairs)
-    shifted = [replace(p, reference=r - d, beta=0.5) for p, r, d in zip(pairs, ratios, (1, -2, 3, 4, -1), strict=True)]
+    shifts = np.where(ratios > 0, [-1, -2, -3, -4, -5], [1, 2, 3, 4, 5])  # away from what is preferred
+    shifted = [replace(p, reference=r - d, beta=0.5) for p, r, d in zip(pairs, ratios, shifts, strict=True)]
     found = preferences(model, shifted)
-    assert found == {"chosen": np.mean(ratios > 0), "accuracy": 3 / 5, "margin": pytest.approx(0.5)}
+    assert 0 < found["chosen"] == np.mean(ratios > 0) != found["accuracy"] == np.mean(shifts > 0)
+    assert found["margin"] == pytest.approx(0.5 * shifts.mean())
 
 
 def test_training_on_pairs_prefers_what_was_chosen_and_leaves_the_base_alone():

@@ -82,6 +82,15 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(pairs, monkeypatch, fur
     assert resumed["train_loss"] == straight["train_loss"] and resumed["validation_loss"] == straight["validation_loss"]
 
 
+def test_the_chosen_answer_is_the_last_message_and_the_rejected_one_the_other(pairs, home):
+    _, tokenizer = ml.load(home / "base")
+    records = ml.read_records(pairs("run").data)
+    for pair, row in zip(encode_pairs(records, tokenizer), ROWS, strict=True):
+        for answer, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            scored = [token for token, label in zip(side.ids, side.labels, strict=True) if label != -100]
+            assert tokenizer.decode(scored).startswith(row[answer])
+
+
 def test_sft_on_preferences_learns_the_chosen_answers(pairs, home):
     chosen = pairs("sft", loss="sft", beta=0.1, steps=30)
     metrics = finetune(chosen, answers=False)
@@ -95,6 +104,8 @@ def test_a_pair_is_cut_on_both_sides_and_dropped_where_an_answer_is_gone():
     kept, longer, dropped = truncate([Pair(sample(5), sample(9)), Pair(sample(3), sample(4))], 4)
     assert [(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in kept] == [(4, 4), (3, 4)] and longer == 1
     assert dropped == 0 and truncate([Pair(sample(5), sample(9), 1.5, 0.7)], 2) == ([], 1, 1)
+    late = Sample(tuple(range(9)), (*[-100] * 6, 6, 7, 8))
+    assert truncate([Pair(sample(5), late)], 4) == ([], 1, 1)  # one answer is gone
     assert truncate([Pair(sample(5), sample(9), 1.5, 0.7)], 8)[0][0].reference == 1.5
 
 
