@@ -209,8 +209,8 @@ class _Audit:
         if not all(bool(own.lora_B.data.any()) for own in self.weights.values()):
             return "B is still zero: nothing to check"
         for path, (da, db) in self.gradients().items():
-            if bool(da.any()) is self.weights[path].freeze_A or not bool(db.any()):
-                raise AuditError(f"gradient: the gradient of A or B of {path} is zero, or a frozen A has one")
+            if not bool(db.any()) or not (bool(da.any()) or self.weights[path].freeze_A):
+                raise AuditError(f"gradient: the gradient of A or B of {path} is zero")
         frozen = sum(own.freeze_A for own in self.weights.values())
         return f"all {2 * len(self.weights) - frozen} trainable matrices have one"
 

@@ -110,7 +110,7 @@ def test_a_frozen_a_that_is_trained_all_the_same_is_noticed(tiny_model):
         real(weights, wanted),
         setattr(weights.lora_A, "requires_grad", wanted),
     )
-    with pytest.raises(ml.AuditError, match=r"^trainable: only|frozen A has one"):
+    with pytest.raises(ml.AuditError, match=r"^trainable: only"):
         ml.audit(tiny_model, "default")
 
 
