@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.records import DOMAINS
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import samples_of
 from ..measure.loss import mean_loss
@@ -23,7 +24,6 @@ CLAIM = Claim(
     band=Band("loss that NF4 adds over what the better of FP4 and Int4 adds", high=0.95, against_above=1),
     second_hand=True,
 )
-DOMAINS = ("legal", "medical", "support", "finance")
 KINDS = ("nf4", "fp4", "int4")
 
 

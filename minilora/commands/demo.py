@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..data.records import DOMAINS
 from ..progress import log
 from ..train.job import finetune
 from ..train.options import Options
 from ..train.run_folder import METRICS_FILE
-from .domains import DOMAINS
 
 BASE = "tiny"
 STEPS = 150

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import read_records
+from ..data.records import DOMAINS, read_records
 from ..data.splits import split_records
 from ..experiments.memo import path_of, remember
 from ..files.disk import write_json
@@ -47,7 +47,6 @@ from ..train.run_folder import CHECKPOINT, METRICS_FILE, STATE_FILE, RunFolder
 from .eval import of_intervals, shown
 from .report import read_metrics
 
-DOMAINS = ("legal", "medical", "support", "finance")
 MERGES = ("linear", "svd")  # ways of `combine_adapters`, and names of what they make
 RESULT_FILE, PICTURE_FILE, MEASURED = "domains.json", "domains.png", "measured"
 

@@ -22,7 +22,7 @@ from .statistics import Interval, Resampled, bootstrap, interval_as_json, middle
 SHOTS = 8  # examples in the prompt of the base, at most
 BINS = 10  # of confidence
 MAJORITY, CLASSIC, ZERO_SHOT = "majority class", "TF-IDF + logistic regression", "base, zero-shot"
-MISSING = "needs scikit-learn: pip install 'minilora[benchmarks]'"
+MISSING = "needs pip install 'minilora[benchmarks]'"
 
 
 @dataclass(frozen=True)

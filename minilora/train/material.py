@@ -34,6 +34,8 @@ from ..nn.parts import Example, Pair
 from ..nn.ranks import ALONE, Ranks
 from ..progress import log, progress
 
+LABELS_ASKED = 200  # records of the test set, at most, whose labels are asked for: few of them would be a noisy measure
+
 
 @dataclass
 class Material:
@@ -177,7 +179,7 @@ def prepare(
         if task is None:
             asked, shown = _questions(sets)
         elif sets["unseen"]:
-            labelled = Labelled(task, sets["unseen"], splits["train"])
+            labelled = Labelled(task, evenly(splits["test"], max(eval_records, LABELS_ASKED)), splits["train"])
     for name, whole in samples.items():
         samples[name], longer, dropped = truncate(whole, max_length)
         if longer:
