@@ -1,0 +1,78 @@
+"""The preference pairs are what their card says: counts, splits apart, lengths, and length alone does not decide."""
+
+import json
+import re
+from collections import Counter
+from functools import cache
+from importlib.resources import files
+
+import pytest
+from asking import runs
+
+DATA = files("minilora") / "data"
+DOMAINS = [name for name in ("legal", "medical", "support", "finance") if (DATA / f"{name}-pairs.jsonl").is_file()]
+each_domain = pytest.mark.parametrize("domain", DOMAINS)
+
+
+@cache
+def text_of(domain):
+    return (DATA / f"{domain}-pairs.jsonl").read_text(encoding="utf-8")
+
+
+@cache
+def pairs_of(domain):
+    return [json.loads(line) for line in text_of(domain).splitlines()]
+
+
+def ratios(domain):
+    """The words of each rejected answer, divided by those of the chosen one."""
+    return [len(pair["rejected"].split()) / len(pair["chosen"].split()) for pair in pairs_of(domain)]
+
+
+def test_the_card_names_the_files_that_exist():
+    section = (DATA / "SKILLS.md").read_text(encoding="utf-8").partition("## Preferences")[2].partition("\n## ")[0]
+    assert sorted(set(re.findall(r"(\w+)-pairs\.jsonl", section))) == sorted(DOMAINS) != []
+
+
+@each_domain
+def test_every_line_has_the_fields_of_the_card_and_clean_text(domain):
+    text, pairs = text_of(domain), pairs_of(domain)
+    assert text.isascii() and text.endswith("}\n") and "\r" not in text and len(text) < 150_000
+    assert all(list(pair) == ["prompt", "chosen", "rejected", "split", "id"] for pair in pairs)
+    assert all(value == " ".join(value.split()) != "" for pair in pairs for value in pair.values())
+    assert Counter(pair["split"] for pair in pairs) == {"train": 140, "validation": 30, "test": 30}
+    for field in ("id", "prompt", "chosen", "rejected"):
+        assert len({pair[field].lower() for pair in pairs}) == 200
+    assert all(pair["chosen"] != pair["rejected"] for pair in pairs)
+
+
+@each_domain
+def test_every_topic_has_25_pairs_and_occurs_in_every_split(domain):
+    topics = Counter(pair["id"].partition("/")[0] for pair in pairs_of(domain))
+    assert set(topics.values()) == {25} and all(re.fullmatch(r"[a-z]+/[a-z0-9-]+", p["id"]) for p in pairs_of(domain))
+    for split in ("validation", "test"):
+        assert {pair["id"].partition("/")[0] for pair in pairs_of(domain) if pair["split"] == split} == set(topics)
+
+
+@each_domain
+def test_no_prompt_of_the_test_or_validation_set_shares_five_words_with_another_split(domain):
+    places = {}
+    for pair in pairs_of(domain):
+        for run in runs(pair["prompt"]):
+            places.setdefault(run, set()).add(pair["split"])
+    assert [run for run, splits in places.items() if len(splits) > 1] == []
+
+
+@each_domain
+def test_chosen_answers_have_the_lengths_of_the_card(domain):
+    for pair in pairs_of(domain):
+        assert 15 <= len(pair["chosen"].split()) <= 45, pair["id"]
+        assert 1 <= len(re.findall(r"[.!?](?= |$)", pair["chosen"])) <= 3, pair["id"]
+
+
+@each_domain
+def test_length_alone_does_not_decide(domain):
+    ratio = ratios(domain)
+    assert sum(each <= 1.3 for each in ratio) >= 200 / 3
+    assert 50 <= sum(each > 1 for each in ratio) < 150  # "the shorter one is chosen"
+    assert 50 <= sum(each < 1 for each in ratio) < 150  # "the longer one is chosen"
