@@ -170,7 +170,7 @@ print(f"four adapters: {4 * adapter_bytes / 1e6:.1f} MB; four full models: {4 * 
 
 # %% [markdown]
 # The sentences are nonsense, because the base is tiny, but each adapter answers in the form of its own data. A switch
-# copies nothing, so one process can serve all of them ([lesson 16](16_many_versions.ipynb)): `minilora serve --demo`.
+# copies nothing, so one process can serve all of them ([lesson 16](16_many_adapters.ipynb)): `minilora serve --demo`.
 #
 # ## 5. The map
 #
@@ -183,7 +183,7 @@ show(map_figure(), alt=map_text())
 # *How to read it.* Filled circles are the essential path, from top to bottom. An arc leads from a lesson to one that
 # needs it. Where to go:
 #
-# - **Use LoRA**: lessons [12](12_choices.ipynb), [16](16_many_versions.ipynb) and [18](18_for_real.ipynb), with what
+# - **Use LoRA**: lessons [12](12_choices.ipynb), [16](16_many_adapters.ipynb) and [18](18_for_real.ipynb), with what
 #   they need.
 # - **Understand it**: the essential path, or from [lesson 9](09_lora.ipynb) on if you have trained neural networks.
 # - **Judge papers about it**: lessons [11](11_how_do_you_know.ipynb), [17](17_limits.ipynb) and

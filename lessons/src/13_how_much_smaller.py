@@ -268,12 +268,12 @@ copy = 4 * P
 claim("adapter's file / 4 bytes per trained parameter", size / (4 * a), 1, 1.01)
 claim("files of adapters in one copy of SmolLM2", copy / size, 54, 56)
 print(f"tensors in the file: {len(ml.adapter_state(smollm2, 'all'))}")
-print(f"100 versions: {100 * copy / 1e9:.1f} GB as copies, {(copy + 100 * size) / 1e9:.2f} GB as base and adapters")
+print(f"100 tasks: {100 * copy / 1e9:.1f} GB as copies, {(copy + 100 * size) / 1e9:.2f} GB as base and adapters")
 
 # %% [markdown]
 # The half percent above 1 is the names of 420 tensors. There is a condition: an adapter is useless without its base,
-# so the base must be stored once. If you keep a single version of SmolLM2, whose distributed file has 98 MB, you store
-# 98 + 10 MB. That is no great saving. With a hundred versions, it is.
+# so the base must be stored once. If you keep a single adapter of SmolLM2, whose distributed file has 98 MB, you store
+# 98 + 10 MB. That is no great saving. With a hundred adapters, it is.
 #
 # ## 6. Money
 #
@@ -290,13 +290,13 @@ claim("a training run: GPU hours saved, in percent", 100 * (1 - 32.5 / 43.1), 24
 cards = {name: int(np.ceil(gigabytes / 32)) for name, gigabytes in (("full", 1200), ("LoRA", 350))}
 few = cards["full"] / cards["LoRA"]
 print(f"to be able to start: {cards['full']} cards of 32 GB in full, {cards['LoRA']} with LoRA, {few:.1f} times fewer")
-print(f"to keep a version: {2 * 175:,} GB as a copy, {2 * 4 * models['GPT-3'][2] / 1e9:.4f} GB as an adapter of r = 4")
+print(f"to keep one more: {2 * 175:,} GB as a copy, {2 * 4 * models['GPT-3'][2] / 1e9:.4f} GB as an adapter of r = 4")
 
 # %% [markdown]
 # A run costs a quarter less. The *smallest machine* that can run it has 11 cards instead of 38, and that decides who
-# can do it at all. A stored version costs thousands of times less.
+# can do it at all. A stored adapter costs thousands of times less.
 #
-# **The verdicts so far.** *Storage: small*: true for each version beyond the base, 55 times less for SmolLM2
+# **The verdicts so far.** *Storage: small*: true for each adapter beyond the base, 55 times less for SmolLM2
 # (all-linear), 9,285 for GPT-3 (q and v, r = 4). *High cost: much cheaper*: true for the smallest machine and for
 # storage; the GPU hours of a run fall by a quarter in the paper. *Huge memory*: half true; weights, gradients and
 # optimizer state take at most four times less with Adam in float32. Activations and speed are the subject of [lesson
@@ -326,7 +326,7 @@ print(f"to keep a version: {2 * 175:,} GB as a copy, {2 * 4 * models['GPT-3'][2]
 # - With q and v adapted, there are about 3 C/r times fewer trainable parameters: width over rank. Depth cancels.
 # - A factor in parameters is not a factor in bytes: the frozen weights stay. With Adam in float32 the limit is four
 #   times less memory; it depends on the optimizer and the number format.
-# - On disk a version costs its trained parameters, and nothing more.
+# - On disk an adapter costs its trained parameters, and nothing more.
 #
 # Read on in [`counts.py`](../minilora/measure/counts.py) (counting), [`predict.py`](../minilora/measure/predict.py)
 # (bytes of a step), [`peft.py`](../minilora/lora/peft.py) (the file). **Now you:** [exercises

@@ -213,7 +213,7 @@ table = {  # row: (unit, LoRA, full)
     "memory, peak of the process": ("MB", peak["LoRA"] / 1e6, peak["full"] / 1e6),
     "time of a step": ("core seconds", seconds["LoRA"], seconds["full"]),
     "cost of 1,000 steps": ("dollars", dollars["LoRA"], dollars["full"]),
-    "a version on disk": ("MB", disk["LoRA"] / 1e6, disk["full"] / 1e6),
+    "an adapter or model on disk": ("MB", disk["LoRA"] / 1e6, disk["full"] / 1e6),
     "gained on unseen terms": ("nats", gains["LoRA"], gains["full"]),
 }
 for row, (unit, lora, other) in table.items():
@@ -225,9 +225,9 @@ for y, (unit, lora, other) in enumerate(table.values()):
     share = 100 * lora / other
     axes.plot([share, 100], [y, y], color=LORA, linewidth=1.5, alpha=0.35)
     axes.plot(share, y, "o", color=LORA, markersize=8)
-    beside, side = ((-9, 0), "right") if share < 100 else ((9, 0), "left")
+    offset, side = ((-9, 0), "right") if share < 100 else ((9, 0), "left")
     axes.annotate(
-        f"{share:.3g} %", (share, y), beside, textcoords="offset points", ha=side, va="center", color=ink(LORA)
+        f"{share:.3g} %", (share, y), offset, textcoords="offset points", ha=side, va="center", color=ink(LORA)
     )
     axes.text(1500, y, f"{lora:,.3g} of {other:,.4g} {unit}", va="center")
 axes.axvline(100, color=FULL, linewidth=1.5)
@@ -250,7 +250,7 @@ show(
 # - **GPU cost**: about five times less memory, because there are no gradients and no optimizer state for the base
 #   *and* the base is quantised. Freezing alone would leave the base in float32. Activations remain (lesson 14). The
 #   process holds more than we predicted, because Python and its libraries need memory, too.
-# - **Speed**: a step of LoRA takes 73 % of the time. It needs two large matmuls instead of three per matrix, and no
+# - **Speed**: a step of LoRA takes about three quarters of the time. It needs two large matmuls instead of three per matrix, and no
 #   Adam update for frozen parameters. Dequantising costs some of that. It is far from 55 times as fast.
 # - **Cost**: per step on the same machine, this is the ratio of the times and nothing else. It becomes *much* cheaper
 #   where LoRA fits a smaller machine.
@@ -296,7 +296,7 @@ else:
 #
 # ## When should you use LoRA?
 #
-# The introduction says: with limited resources, for fast experiments, for many versions. Here is the same decision
+# The introduction says: with limited resources, for fast experiments, for many adapters. Here is the same decision
 # with measured values:
 #
 # > **Predict.** Your machine has 16 GB. How many parameters may a model have for full fine-tuning with Adam in
@@ -306,18 +306,18 @@ else:
 share = a / P  # trainable parameters per parameter of the base
 for gigabytes in (8, 16, 24, 80):
     room = 0.75 * gigabytes * 1e9  # a quarter is left for activations
-    whole, lora, packed = (room / each / 1e9 for each in (16, 4 + 16 * share, base_bytes / P + 16 * share))
-    print(f"{gigabytes:>3} GB: full {whole:>4.1f} billion, LoRA {lora:>5.1f}, LoRA on a packed base {packed:>5.1f}")
-for versions in (1, 10, 100):
-    print(f"{versions:>3} versions: {versions * disk['full'] / 1e9:.2f} GB in full, ", end="")
-    print(f"{(disk['full'] + versions * disk['LoRA']) / 1e9:.2f} GB as base and adapters")
-claim("LoRA packed / full: times larger a model fits", 16 / (base_bytes / P + 16 * share), 2, 26)
+    whole, lora, quantised = (room / each / 1e9 for each in (16, 4 + 16 * share, base_bytes / P + 16 * share))
+    print(f"{gigabytes:>3} GB: full {whole:>4.1f} billion, LoRA {lora:>5.1f}, LoRA, quantised base {quantised:>5.1f}")
+for count in (1, 10, 100):
+    print(f"{count:>3} adapters or models: {count * disk['full'] / 1e9:.2f} GB in full, ", end="")
+    print(f"{(disk['full'] + count * disk['LoRA']) / 1e9:.2f} GB as base and adapters")
+claim("LoRA quantised / full: times larger a model fits", 16 / (base_bytes / P + 16 * share), 2, 26)
 
 # %% [markdown]
 # 1. **Does full fine-tuning fit?** It needs 16 bytes per parameter, plus activations. If it does not fit, use LoRA.
 #    This decides most cases.
-# 2. **How many versions do you need?** From two on, use adapters: each further version costs only its trained
-#    parameters, and switching needs no reload. If you keep a single version, disk space is no argument.
+# 2. **How many tasks do you have?** From two on, use adapters: each further one costs only its trained
+#    parameters, and switching needs no reload. If you keep a single one, disk space is no argument.
 # 3. **Must the base stay unchanged?** With LoRA it does, to the last bit, and a hash can prove it.
 # 4. **Is the task large?** Train with r and with 4r (lesson 17). If the loss on the *training* set falls each time,
 #    you need a higher rank. If no affordable rank is enough, use full fine-tuning.

@@ -152,8 +152,8 @@ LESSONS = {
         ),
         (
             16,
-            "16_many_versions",
-            "One base, many versions?",
+            "16_many_adapters",
+            "One base, many adapters?",
             (35, 15, 20, 25),
             (10,),
             "one adapter from several, combinations, a mixed batch",

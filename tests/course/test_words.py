@@ -27,7 +27,6 @@ PRIVATE = {  # a word of our own: what the field says
 }
 ALLOWED = {  # what is no private word there
     "04_attention": ["spread"],  # of weights over tokens, the verb
-    "18_for_real": ["beside", "packed"],  # names in cells whose outputs were measured
 }
 
 

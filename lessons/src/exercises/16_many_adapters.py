@@ -2,7 +2,7 @@
 # # Exercises 16: several adapters as one, and one for each row
 #
 # Three functions: adapters joined into one, a weighted combination of adapters in a layer, and a batch in which every
-# row has its own adapter. They belong to [lesson 16](../16_many_versions.ipynb).
+# row has its own adapter. They belong to [lesson 16](../16_many_adapters.ipynb).
 #
 # **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
 # tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Lesson 16: One base, many versions?
+# # Lesson 16: One base, many adapters?
 #
 # A law office, a doctor's practice, a web shop and a bank each want an assistant. Do they need four models? Or one
 # base with four adapters: in the same memory, in the same process, even in the same batch? What does one adapter know
@@ -320,7 +320,7 @@ claim("linear: off the sum, in percent", off["linear"], 75, 120)
 # - One adapter that equals several exactly: concatenate (cat), and the ranks add up. A linear merge of A's and B's has
 #   cross terms.
 #
-# **Now you:** [exercises 16](exercises/16_many_versions.ipynb): join adapters, combine them, and give each row its
+# **Now you:** [exercises 16](exercises/16_many_adapters.ipynb): join adapters, combine them, and give each row its
 # own.
 #
 # ## Sources
