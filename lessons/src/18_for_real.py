@@ -250,8 +250,8 @@ show(
 # - **GPU cost**: about five times less memory, because there are no gradients and no optimizer state for the base
 #   *and* the base is quantised. Freezing alone would leave the base in float32. Activations remain (lesson 14). The
 #   process holds more than we predicted, because Python and its libraries need memory, too.
-# - **Speed**: a step of LoRA takes about three quarters of the time. It needs two large matmuls instead of three per matrix, and no
-#   Adam update for frozen parameters. Dequantising costs some of that. It is far from 55 times as fast.
+# - **Speed**: a step of LoRA takes about three quarters of the time. It needs two large matmuls instead of three per
+#   matrix, and no Adam update for frozen parameters. Dequantising costs some of that. It is far from 55 times as fast.
 # - **Cost**: per step on the same machine, this is the ratio of the times and nothing else. It becomes *much* cheaper
 #   where LoRA fits a smaller machine.
 # - **A slight drop in performance**: the last row, 8 % of the gain. This is one seed with few steps, and the learning
@@ -348,7 +348,7 @@ claim("LoRA quantised / full: times larger a model fits", 16 / (base_bytes / P +
 #   the second, and most mistakes are found in the sixth.
 # - Predict parameters and memory before you train. Afterwards, measure on a test set.
 # - Tens of times less: trainable parameters and disk. About five times less: memory, with a quantised base. Time per
-#   step: 73 %. The price: less than a tenth of the gain.
+#   step: three quarters. The price: less than a tenth of the gain.
 # - Try LoRA first. Use full fine-tuning where it fits *and* a higher rank still helps.
 #
 # Read on in [`finetune`](../minilora/train/job.py), which does all this, and [`peft.py`](../minilora/lora/peft.py),
