@@ -34,7 +34,7 @@ from .labels import LabelTask, task_of
 from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
 DOMAINS = ("legal", "medical", "support", "finance")
-BUILT_IN = (*DOMAINS, "general", *(f"{domain}-labels" for domain in DOMAINS))
+BUILT_IN = (*DOMAINS, "general", *(f"{domain}-labels" for domain in DOMAINS), "legal-pairs")
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
 _VARYING = re.compile(r"got .*|'.*'|\d+")  # what differs between messages about the same kind of mistake
