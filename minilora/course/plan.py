@@ -173,7 +173,7 @@ LESSONS = {
     ]
 }
 
-AFTERNOON = (0, 1, 2, 7, 9, 10, 13, 18)  # lessons of one afternoon, without their exercises
+AFTERNOON = (0, 1, 2, 6, 7, 9, 10, 13, 18)  # lessons of one afternoon, without their exercises
 TERM = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16), (17, 18), (19,))  # lessons by weeks
 
 OUTCOMES = {  # by lesson, what you can do afterwards: each begins with a verb
