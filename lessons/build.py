@@ -12,7 +12,7 @@
 
 A source is a Python file in jupytext's percent format; src/TEMPLATE.md says what it holds. A second build gives the
 same bytes: cells are named after what they hold, times and versions are left out. What no two runs share, such as
-measured seconds, stands in cells tagged `measured` (`# %% tags=["measured"]`), which keep their outputs from the build
+measured seconds, is in cells tagged `measured` (`# %% tags=["measured"]`), which keep their outputs from the build
 before as long as their code is the same.
 
 A lesson that needs the real model (plan.py says which) is run where the model is. Elsewhere its outputs stay what they

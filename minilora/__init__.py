@@ -11,7 +11,7 @@ Models
   Config             the shape of a Llama model
   Llama              the model: ids in, logits or a loss out
   generate           an answer to a conversation, whole or as a stream
-  Streams            many answers at a time, each with an adapter of its own
+  Streams            many answers at a time, each with its own adapter
 
 Adapters
   LoraConfig         rank, scale, target modules and variant of an adapter

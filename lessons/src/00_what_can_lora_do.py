@@ -77,7 +77,7 @@ show(figure, alt="The training loss falls steeply from more than 4 to nearly 0 w
 # %% [markdown]
 # *How to read it.* The loss measures how surprised the model is by the right answers. At 0 it expects every token.
 #
-# All ten are right. (If some of yours are not, take more steps.) Now ask in other words:
+# All ten are right. (If some of yours are not, take more steps.) Now paraphrase three questions:
 
 # %% tags=["measured"]
 for question in PARAPHRASED:

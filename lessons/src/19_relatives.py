@@ -306,7 +306,7 @@ claim("plain LoRA: gain of its best rate over 0.001", losses["LoRA", 1e-3] - bes
 # %% [markdown]
 # If we had stopped at the column of 0.001, we could have written a paper: both newcomers clearly beat LoRA. But the
 # table shows that 0.001 is too small for plain LoRA, and not for the others: LoRA+ is best there, PiSSA near its best.
-# With a learning rate of its own, LoRA is no longer behind; DoRA, run at LoRA's best rate only, ends level with it.
+# With its own learning rate, LoRA is no longer behind; DoRA, run at LoRA's best rate only, ends level with it.
 # **Here the learning rate matters more than the variant.** (None of LoRA, PiSSA and LoRA+ is best at an edge of its
 # rates, where a better one could lie just outside the table.)
 #

@@ -1,4 +1,4 @@
-"""Lesson 16's exercises: several adapters as one, a weighted mix of them, and an adapter of its own for each row."""
+"""Lesson 16's exercises: several adapters as one, a weighted mix of them, and each row's own adapter."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def tiny_run(
 def lora_config(
     r: int, alpha: float, targets: str | Sequence[str] | Mapping[str, int], variant: str = "lora"
 ) -> LoraConfig:
-    """The adapter that `tiny_run` trains. targets may give each module's name a rank of its own."""
+    """The adapter that `tiny_run` trains. targets may give each module's name its own rank."""
     more: dict[str, Any] = dict(VARIANTS[variant])
     if isinstance(targets, Mapping):
         more["rank_pattern"], targets = dict(targets), list(targets)

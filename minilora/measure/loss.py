@@ -35,7 +35,9 @@ def evenly(items: Sequence[Item], most: int | None) -> list[Item]:
 
 
 def mean_loss(model: Llama, samples: Sequence[Example], batch_size: int = 16, ranks: Ranks = ALONE) -> float:
-    """The mean cross-entropy per scored token over all samples, in nats. Raises ValueError for no samples.
+    """The mean cross-entropy per scored token over all samples, in nats; of pairs DPO's loss per pair.
+
+    Raises ValueError for no samples.
 
     ranks: the processes that share the work; all of them must call this.
     """

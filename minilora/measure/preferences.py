@@ -28,6 +28,7 @@ def with_reference(model: Llama, pairs: Sequence[Pair]) -> list[Pair]:
 def preferences(model: Llama, pairs: Sequence[Pair]) -> dict[str, float]:
     """What a model prefers.
 
+    "loss": DPO's, the mean over pairs of -log σ(beta (log-ratio - reference)), which `mean_loss` computes as well.
     "chosen": the share of pairs whose chosen answer is more probable than the rejected one.
     "accuracy": the share of pairs in which this has shifted towards the chosen answer since the reference.
     "margin": DPO's mean implicit reward, beta (log-ratio - reference), in nats.
@@ -35,6 +36,7 @@ def preferences(model: Llama, pairs: Sequence[Pair]) -> dict[str, float]:
     ratios = log_ratios(model, pairs)
     margins = np.array([pair.beta for pair in pairs]) * (ratios - np.array([pair.reference for pair in pairs]))
     return {
+        "loss": float(np.logaddexp(0, -margins).mean()),
         "chosen": float((ratios > 0).mean()),
         "accuracy": float((margins > 0).mean()),
         "margin": float(margins.mean()),

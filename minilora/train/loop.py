@@ -91,6 +91,7 @@ def fit(
 ) -> History:
     """Train the trainable parameters for `steps` steps, and return the history.
 
+    samples: samples, or pairs for DPO, which have had their reference from `with_reference`.
     lr: the peak learning rate, 1e-3 by default. It rises during the first `warmup` share of the steps, and then falls
         to zero along half a "cosine" or a "linear" line, or stays "constant": `schedule`.
     batch_size: samples per batch. Every epoch takes all samples once, in a new order that `seed` decides; of a sample

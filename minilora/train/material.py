@@ -216,9 +216,11 @@ def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, when: str, 
     result = Measured()
     with progress(f"loss {when}", sum(map(len, material.scored.values())), "record"):
         for name, samples in material.scored.items():
-            result.loss[name] = mean_loss(model, samples, ranks=ranks)
             if pairs := [sample for sample in samples if isinstance(sample, Pair)]:
                 result.preferences[name] = preferences(model, pairs)
+                result.loss[name] = result.preferences[name].pop("loss")
+            else:
+                result.loss[name] = mean_loss(model, samples, ranks=ranks)
     questions = material.asked | material.shown
     with progress(f"answers {when}", sum(map(len, questions.values())), "answer"):
         for name, records in questions.items():
@@ -237,13 +239,13 @@ def learned(material: Material, before: Measured, after: Measured, trained: str)
     """What a job's metrics hold of two measurements: losses, recalls and some answers, before and after; and of labels
     `label_report`, in which the trained model is called `trained`.
     """
-    labels = {}
+    more: dict[str, Any] = {}
     if material.labelled is not None:
         (found,) = after.labels.values()
         scores = {name: np.array(each) for name, each in {**before.labels, trained: found}.items()}
-        labels = {"labels": label_report(material.labelled, scores)}
+        more["labels"] = label_report(material.labelled, scores)
     if before.preferences:
-        labels["preferences"] = {
+        more["preferences"] = {
             name: {kind: [value, after.preferences[name][kind]] for kind, value in found.items()}
             for name, found in before.preferences.items()
         }
@@ -251,7 +253,7 @@ def learned(material: Material, before: Measured, after: Measured, trained: str)
         "loss": {name: [loss, after.loss[name]] for name, loss in before.loss.items()},
         "keyword_recall": {name: [recall, after.recall[name]] for name, recall in before.recall.items()},
         "answers": _examples(material, before.answers, after.answers),
-        **labels,
+        **more,
     }
 
 

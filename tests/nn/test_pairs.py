@@ -119,6 +119,7 @@ def test_the_page_of_preferences_counts_pairs_and_shifts(tiny_config, pairs):
     shifts = np.where(ratios > 0, [-1, -2, -3, -4, -5], [1, 2, 3, 4, 5])  # away from what is preferred
     shifted = [replace(p, reference=r - d, beta=0.5) for p, r, d in zip(pairs, ratios, shifts, strict=True)]
     found = preferences(model, shifted)
+    assert found["loss"] == pytest.approx(mean_loss(model, shifted), rel=1e-9)
     assert 0 < found["chosen"] == np.mean(ratios > 0) != found["accuracy"] == np.mean(shifts > 0)
     assert found["margin"] == pytest.approx(0.5 * shifts.mean())
 

@@ -160,7 +160,7 @@ def load_checkpoint(folder: Path, state: State) -> None:
 
 
 def pretrain(options: Options, config: Config = TINY) -> dict[str, Any]:
-    """Run the whole job and return its record, which also stands in `<out>/training.json`.
+    """Run the whole job and return its record, which is also in `<out>/training.json`.
 
     Writes a Hugging Face folder with float16 weights, the excerpt that its validation loss is measured on, and every
     `options.every` steps a checkpoint. Raises ValueError for bad input before anything is written, TrainingError when
