@@ -22,7 +22,7 @@ from ..measure.scores import LOSS, RECALL, MeasuredSet, measure, read_sets, summ
 from ..models.load import dtype_of
 from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import BASE_NAME, base_of, load_with_adapters, named_folders
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
 from ..pages.card import HELD_OUT
 from ..pages.labels import label_lines
@@ -125,7 +125,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
 
 
 def _labels(
-    model: Llama, tokenizer: Tokenizer, sets: Sequence[MeasuredSet], own: Mapping[str, str | None], seed: int
+    model: LanguageModel, tokenizer: Tokenizer, sets: Sequence[MeasuredSet], own: Mapping[str, str | None], seed: int
 ) -> dict[str, Any]:
     """`label_report` of each labelled set, in which the adapter in question is the one that was trained on it."""
     found = {}

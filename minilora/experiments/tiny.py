@@ -27,7 +27,7 @@ from ..lora.variants import lora_plus
 from ..measure.loss import evenly, mean_loss
 from ..models.load import load
 from ..models.tokenizer import Tokenizer
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.optim import AdamW
 from ..nn.parts import Sample
 from ..train.loop import fit
@@ -126,12 +126,12 @@ def lora_config(
 
 
 @cache
-def tiny_base() -> tuple[Llama, Tokenizer]:
+def tiny_base() -> tuple[LanguageModel, Tokenizer]:
     """The tiny base, read once in a process. After changing its weights, `reset` it."""
     return load("tiny")
 
 
-def reset(model: Llama) -> None:
+def reset(model: LanguageModel) -> None:
     """Restore the model of `tiny_base`: no adapter, every weight as it was read."""
     if _NAME in model.adapters:
         remove_adapter(model, _NAME)

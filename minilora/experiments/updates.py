@@ -27,7 +27,7 @@ from ..lora.adapters import add_adapter, lora_modules
 from ..lora.config import LoraConfig
 from ..lora.spectra import Update, row_changes
 from ..models.load import load
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..train.loop import fit
 from .memo import code_sha256, keep, path_of, recall
 
@@ -112,7 +112,7 @@ def base_matrices(base: str, modules: tuple[str, ...] = KEPT) -> dict[str, np.nd
     return _matrices(load(base)[0], modules)
 
 
-def _matrices(model: Llama, modules: Sequence[str] = KEPT) -> dict[str, np.ndarray]:
+def _matrices(model: LanguageModel, modules: Sequence[str] = KEPT) -> dict[str, np.ndarray]:
     found = {name.removesuffix(".weight"): dense(p.data) for name, p in model.named_parameters()}
     return {name: to_numpy(w) for name, w in found.items() if name.rpartition(".")[2] in modules}
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, overload
 
 from ..models.tokenizer import Message, Tokenizer
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..progress import progress
 from .streams import Answer, Streams
 
 
 @overload
 def generate(
-    model: Llama,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     messages: Sequence[Message] | str,
     max_new_tokens: int = 64,
@@ -23,7 +23,7 @@ def generate(
 ) -> str: ...
 @overload
 def generate(
-    model: Llama,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     messages: Sequence[Message] | str,
     max_new_tokens: int = 64,
@@ -34,7 +34,7 @@ def generate(
     top_p: float = 1.0,
 ) -> Iterator[str]: ...
 def generate(
-    model: Llama,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     messages: Sequence[Message] | str,
     max_new_tokens: int = 64,
@@ -61,7 +61,7 @@ def generate(
 
 
 def generate_batch(
-    model: Llama,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     conversations: Sequence[Sequence[Message]],
     max_new_tokens: int = 64,

@@ -10,7 +10,7 @@ from ..data.labels import LabelTask
 from ..files.disk import replacing
 from ..lora.adapters import Choice, factors_of, set_adapter
 from ..models.tokenizer import Message, Tokenizer
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..progress import log
 from .labels import label_task, ranked_labels
 from .streams import Streams, check_settings
@@ -43,7 +43,7 @@ def name_of(choice: Choice) -> str:
     return "base" if choice is None else choice
 
 
-def system_of(model: Llama, choice: Choice) -> str | None:
+def system_of(model: LanguageModel, choice: Choice) -> str | None:
     """The system prompt that all adapters of a choice were trained under; None if there is none, or several."""
     adapters = [model.adapters[name] for name in factors_of(choice) if name in model.adapters]
     prompts = {adapter.data.get("system") for adapter in adapters}
@@ -71,7 +71,7 @@ class Talk:
 
     def __init__(
         self,
-        model: Llama,
+        model: LanguageModel,
         tokenizer: Tokenizer,
         max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = 0.0,

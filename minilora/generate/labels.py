@@ -25,7 +25,7 @@ from ..lora.adapters import Choice, factors_of
 from ..lora.mixed import mixed_batch
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import KVCache
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..progress import progress
 
 RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one,
@@ -34,7 +34,7 @@ CACHE_BYTES = 2**28  # in a KV cache of so many bytes
 Compute = Callable[[Sequence[Sequence[int]], KVCache, bool], np.ndarray]
 
 
-def label_task(model: Llama, choice: Choice) -> LabelTask | None:
+def label_task(model: LanguageModel, choice: Choice) -> LabelTask | None:
     """The labels that all adapters of a choice were trained on; None if there are none, or several sets of them."""
     adapters = [model.adapters[name] for name in factors_of(choice) if name in model.adapters]
     tasks = {LabelTask.stored(adapter.data) for adapter in adapters}
@@ -48,7 +48,7 @@ def label_probabilities(logprobs: np.ndarray) -> np.ndarray:
 
 
 def ranked_labels(
-    model: Llama, tokenizer: Tokenizer, task: LabelTask, messages: Sequence[Message], choice: Choice
+    model: LanguageModel, tokenizer: Tokenizer, task: LabelTask, messages: Sequence[Message], choice: Choice
 ) -> list[tuple[str, float]]:
     """The labels for the last message, each with its probability, the likeliest first.
 
@@ -64,7 +64,7 @@ def ranked_labels(
 
 
 def label_logprobs(
-    model: Llama,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     talks: Sequence[Sequence[Message]],
     labels: Sequence[str],
@@ -101,7 +101,7 @@ def label_logprobs(
 
 
 def _of_batch(
-    model: Llama, asked: Sequence[_Asked], prefix: KVCache | None, compute: Compute, at_once: int
+    model: LanguageModel, asked: Sequence[_Asked], prefix: KVCache | None, compute: Compute, at_once: int
 ) -> np.ndarray:
     """`label_logprobs` of some conversations: one label at a time for all, or of a single one `at_once` labels."""
     longest, count = max(len(one.prompt) for one in asked), len(asked[0].answers)
@@ -162,7 +162,7 @@ class _Asked:
 
 
 @contextmanager
-def _computing(model: Llama, mixed: bool, choice: Choice) -> Iterator[Compute]:
+def _computing(model: LanguageModel, mixed: bool, choice: Choice) -> Iterator[Compute]:
     """A function in this block: tokens (B, T), a cache, and whether only the last token counts -> log-probabilities of
     the next token (B, T or 1, V).
     """

@@ -21,7 +21,7 @@ from ..lora.adapters import Choice, check_known, factors_of, refuse_merged
 from ..lora.mixed import mixed_batch
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import STEP, KVCache
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 
 UNFINISHED = "\ufffd"  # what an incomplete character is decoded to
 PREFILL = 512  # prompt tokens computed in one step, at most: running answers wait for them
@@ -129,7 +129,7 @@ class Streams:
     mixed: False computes every answer with the adapters that are active or merged on the model; `add` takes none then.
     """
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer, slots: int = 16, mixed: bool = True):
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, slots: int = 16, mixed: bool = True):
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
         self.model, self.tokenizer, self.slots, self.mixed = model, tokenizer, slots, mixed

@@ -22,7 +22,7 @@ import numpy as np
 from ..engine.backend import Array, array_module, dense, to_numpy
 from ..engine.tensor import no_grad
 from ..files.quant import in_float32
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from .adapters import (
     activate,
@@ -74,7 +74,9 @@ class AuditReport:
         return "\n".join(lines)
 
 
-def audit(model: Llama, name: str, input_ids: Array | None = None, base_sha256: str | None = None) -> AuditReport:
+def audit(
+    model: LanguageModel, name: str, input_ids: Array | None = None, base_sha256: str | None = None
+) -> AuditReport:
     """Check that an adapter satisfies what every LoRA adapter must. See the list at the top of audit.py.
 
     model: with the adapter. Afterwards it is as before, except that gradients are cleared.
@@ -111,7 +113,7 @@ class _Audit:
 
     CHECKS = ("trainable", "scale", "count", "off", "initial", "gradient", "merge", "file")
 
-    def __init__(self, model: Llama, name: str, weights: dict[str, LoraWeights], ids: Array, digest: str):
+    def __init__(self, model: LanguageModel, name: str, weights: dict[str, LoraWeights], ids: Array, digest: str):
         self.model, self.name, self.weights, self.ids, self.digest = model, name, weights, ids, digest
         self.config = model.adapters[name].config
         self.modules = {path: module for path, module in lora_modules(model).items() if path in weights}

@@ -33,7 +33,7 @@ from ..files.gguf import (
 )
 from ..files.quant import BYTES_PER_BLOCK
 from ..files.tensors import check_fit
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from .adapters import adapter_weights, install_adapter, plan_adapter
 from .config import LoraConfig
 
@@ -41,7 +41,7 @@ _EMBEDDING = "model.embed_tokens"
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
-def save_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> Path:
+def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "default") -> Path:
     """Write one adapter as a GGUF file for llama.cpp, in float32, and return the path. It appears whole or not at all.
 
     Raises ValueError for an unknown name, or for an adapter that llama.cpp's files cannot express and must be merged.
@@ -65,7 +65,7 @@ def save_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> 
     return path
 
 
-def load_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> None:
+def load_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "default") -> None:
     """Read a llama.cpp adapter into the model as a new, active adapter.
 
     Raises ModelFileError, with the model unchanged, for tensors that are not factors of a known matrix, do not fit, or
@@ -111,7 +111,7 @@ def load_gguf_adapter(model: Llama, path: str | Path, name: str = "default") -> 
     install_adapter(model, config, name, weights)
 
 
-def _pairs(model: Llama, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _pairs(model: LanguageModel, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """A (r, n) and B (m, r) of every adapted module. Raises ValueError if llama.cpp could not compute the adapter.
 
     PiSSA's update has twice the rank here, and llama.cpp adds it to the unchanged base.

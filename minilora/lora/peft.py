@@ -17,7 +17,7 @@ import numpy as np
 from ..engine.backend import Array, array_module, dense, to_numpy
 from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.module import Module
 from .adapters import adapter_weights, base_state, install_adapter, plan_adapter
 from .config import LoraConfig
@@ -165,7 +165,7 @@ def saved_state(model: Module, name: str) -> dict[str, Array]:
 
 
 def load_adapter(
-    model: Llama,
+    model: LanguageModel,
     folder: str | Path,
     name: str = "default",
     force: bool = False,
@@ -209,7 +209,7 @@ def load_adapter(
     install_adapter(model, config, name, weights, record, provenance.get("data"), folder.resolve())
 
 
-def _refuse_another_width(model: Llama, tensors: Mapping[str, np.ndarray], path: Path) -> None:
+def _refuse_another_width(model: LanguageModel, tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Raise a short ModelFileError for an adapter of a model with another width, instead of a list of all tensors.
 
     In a folder that PEFT wrote, only the tensors show the base's shape.

@@ -21,6 +21,7 @@ from ..lora.config import LoraConfig
 from ..models.gguf import save_gguf
 from ..models.load import load, locate
 from ..models.tokenizer import Tokenizer
+from ..nn.language_model import LanguageModel
 from ..nn.llama import Config, Llama
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
@@ -116,7 +117,7 @@ def full(settings: Settings) -> Work:
     return _training(model, settings)
 
 
-def _training(model: Llama, settings: Settings, whole: bool = False) -> Work:
+def _training(model: LanguageModel, settings: Settings, whole: bool = False) -> Work:
     model.train()
     batch = settings.batch(model.config.vocab_size)
     optimizer = AdamW(model.trainable_parameters(), lr=1e-4)

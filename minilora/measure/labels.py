@@ -15,7 +15,7 @@ from ..data.labels import LabelTask
 from ..data.records import Record
 from ..generate.labels import label_logprobs, label_probabilities
 from ..models.tokenizer import Tokenizer
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.ranks import ALONE, Ranks
 from .statistics import Interval, Resampled, bootstrap, interval_as_json, middle, wilson
 
@@ -44,7 +44,9 @@ def numbers(records: Sequence[Record], task: LabelTask) -> np.ndarray:
     return np.array([task.labels.index(str(record.label)) for record in records])
 
 
-def score(model: Llama, tokenizer: Tokenizer, held: Labelled, shots: int = 0, ranks: Ranks = ALONE) -> np.ndarray:
+def score(
+    model: LanguageModel, tokenizer: Tokenizer, held: Labelled, shots: int = 0, ranks: Ranks = ALONE
+) -> np.ndarray:
     """The log-likelihood of each label for each record, (N, L), by the adapters that are active.
 
     shots: training records that are put before the question, as earlier turns of the conversation.

@@ -18,12 +18,12 @@ from typing import Any
 from ..engine.backend import Array
 from ..engine.tensor import Node, Tensor
 from ..lora.adapters import base_state
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.optim import AdamW
 from .predict import Memory
 
 
-def ledger(model: Llama, optimizer: AdamW | None = None, loss: Tensor | None = None) -> Memory:
+def ledger(model: LanguageModel, optimizer: AdamW | None = None, loss: Tensor | None = None) -> Memory:
     """What is held now, by owner, in bytes. Scratch and program are 0: a finished operation has freed its scratch.
 
     loss: the result of `model.loss`, before its backward pass; what its graph holds counts as activations.

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..data.records import Record
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.parts import Example, Sample, check_samples
 from ..nn.ranks import ALONE, Ranks
 from ..nn.step import loss_without_grad, losses_without_grad
@@ -34,7 +34,7 @@ def evenly(items: Sequence[Item], most: int | None) -> list[Item]:
     return list(items[:: math.ceil(len(items) / (most or len(items) or 1)) or 1])
 
 
-def mean_loss(model: Llama, samples: Sequence[Example], batch_size: int = 16, ranks: Ranks = ALONE) -> float:
+def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int = 16, ranks: Ranks = ALONE) -> float:
     """The mean cross-entropy per scored token over all samples, in nats; of pairs DPO's loss per pair.
 
     Raises ValueError for no samples.
@@ -58,7 +58,7 @@ def mean_loss(model: Llama, samples: Sequence[Example], batch_size: int = 16, ra
     return whole / weights
 
 
-def sample_losses(model: Llama, samples: Sequence[Sample]) -> np.ndarray:
+def sample_losses(model: LanguageModel, samples: Sequence[Sample]) -> np.ndarray:
     """The loss of each sample in nats, summed over its scored tokens: (N,)."""
     losses: list[float] = []
     with progress("loss", len(samples), "record") as bar:

@@ -17,7 +17,8 @@ from ..engine.fused import TOKEN_BLOCK, VOCAB_BLOCK
 from ..engine.parallel import cores
 from ..lora.adapters import base_state
 from ..lora.layer import LoraLayer
-from ..nn.llama import Config, Llama
+from ..nn.language_model import LanguageModel
+from ..nn.llama import Config
 from ..nn.parts import Batch, Example, micro_batches
 from ..nn.step import divided
 
@@ -109,7 +110,7 @@ class Step:
 
     @classmethod
     def of(
-        cls, model: Llama | Config, batch: Batch | Sequence[Example], threads: int | None = None, **known: Any
+        cls, model: LanguageModel | Config, batch: Batch | Sequence[Example], threads: int | None = None, **known: Any
     ) -> Step:
         """The step of `loss_and_grad` on a batch, or on samples, and of AdamW.
 
@@ -155,7 +156,7 @@ def alive_at_once(batches: Sequence[Batch], threads: int | None = None) -> tuple
     return largest, math.ceil(len(batches) / len(largest))
 
 
-def _fields_of(model: Llama) -> dict[str, Any]:
+def _fields_of(model: LanguageModel) -> dict[str, Any]:
     ranks = {
         name.rpartition(".")[2]: weights.rank
         for name, module in model.named_modules()
@@ -168,7 +169,7 @@ def _fields_of(model: Llama) -> dict[str, Any]:
         "targets": targets or tuple(SHAPES),
         "freeze_A": any(adapter.config.freeze_A for adapter in model.adapters.values()),
         "base_bytes": sum(array.nbytes for array in base_state(model).values()),
-        "recompute": model.model.recompute,
+        "recompute": model.decoder.recompute,
     }
 
 

@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.parts import Pair
 from .loss import sample_losses
 
 
-def log_ratios(model: Llama, pairs: Sequence[Pair]) -> np.ndarray:
+def log_ratios(model: LanguageModel, pairs: Sequence[Pair]) -> np.ndarray:
     """log π(chosen) - log π(rejected) of each pair, summed over the tokens of the answers: (N,)."""
     losses = sample_losses(model, [sample for pair in pairs for sample in pair.sequences])
     return losses[1::2] - losses[::2]
 
 
-def with_reference(model: Llama, pairs: Sequence[Pair]) -> list[Pair]:
+def with_reference(model: LanguageModel, pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs with this model as DPO's reference: call it before training.
 
     A reference model never changes, so its log-probabilities are computed once. With LoRA the base needs no second copy
@@ -25,7 +25,7 @@ def with_reference(model: Llama, pairs: Sequence[Pair]) -> list[Pair]:
     return [replace(pair, reference=float(ratio)) for pair, ratio in zip(pairs, log_ratios(model, pairs), strict=True)]
 
 
-def preferences(model: Llama, pairs: Sequence[Pair]) -> dict[str, float]:
+def preferences(model: LanguageModel, pairs: Sequence[Pair]) -> dict[str, float]:
     """What a model prefers.
 
     "loss": DPO's, the mean over pairs of -log σ(beta (log-ratio - reference)), which `mean_loss` computes as well.

@@ -11,7 +11,7 @@ import numpy as np
 from ..data.records import Record
 from ..generate.answers import generate_batch
 from ..models.tokenizer import Tokenizer
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.ranks import ALONE, Ranks
 from ..progress import progress
 
@@ -19,7 +19,7 @@ ANSWER_TOKENS = 64  # where a measured answer is cut off
 
 
 def answer_all(
-    model: Llama,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     records: Sequence[Record],
     max_new_tokens: int = ANSWER_TOKENS,

@@ -19,7 +19,7 @@ from ..data.samples import encode_records, truncate
 from ..data.splits import by_split, follows_rule, is_one_text, split_text
 from ..lora.adapters import Choice, set_adapter
 from ..models.tokenizer import Tokenizer
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.parts import Sample
 from ..progress import log, progress
 from .labels import Labelled
@@ -143,7 +143,7 @@ def _chosen(
 
 
 def measure(
-    model: Llama,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     adapters: Mapping[str, Choice],
     sets: Sequence[MeasuredSet],

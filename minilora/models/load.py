@@ -9,7 +9,7 @@ from ..engine import bfloat16
 from ..engine.backend import is_packed, to_device
 from ..engine.parallel import leave_cores
 from ..files.disk import ModelFileError, reading
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..options import BASE, suggestion
 from ..progress import log
 from .folder import load_folder
@@ -47,7 +47,7 @@ def load(
     recompute: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
-) -> tuple[Llama, Tokenizer]:
+) -> tuple[LanguageModel, Tokenizer]:
     """Load a model and its tokenizer.
 
     name: "tiny", "smollm2" (pulled if missing), its name on Hugging Face, a GGUF file, or a Hugging Face folder.
@@ -91,7 +91,7 @@ def load(
             parameter.data.in_bfloat16 = True
         if device != "cpu":
             parameter.data = to_device(parameter.data, device)
-    model.model.recompute = recompute
+    model.decoder.recompute = recompute
     short = known_as(name)
     model.source = short or str(name)
     model.hub_name = SOURCES[short].hub if short in SOURCES else None

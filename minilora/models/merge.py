@@ -19,7 +19,8 @@ from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_stat
 from ..lora.llamacpp import save_gguf_adapter
 from ..lora.peft import load_adapter
 from ..lora.provenance import read_provenance
-from ..nn.llama import Config, Llama
+from ..nn.language_model import LanguageModel
+from ..nn.llama import Config
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, in_pairs, save_gguf
 from .load import locate
@@ -302,7 +303,7 @@ def _check_same(path: Path, state: dict[str, Array], written: dict[str, Array]) 
             )
 
 
-def _logits(model: Llama) -> np.ndarray:
+def _logits(model: LanguageModel) -> np.ndarray:
     ids = (np.arange(32) * 7919 % model.config.vocab_size).reshape(2, 16)
     ids = ids[:, : model.config.max_position_embeddings]
     with no_grad():

@@ -11,7 +11,7 @@ from ..files.disk import ModelFileError, read_json
 from ..lora.adapters import base_state, set_adapter
 from ..lora.peft import CONFIG_FILE, load_adapter, read_adapter_config
 from ..lora.provenance import read_provenance
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from ..progress import log
 from .hub import known_as
@@ -85,7 +85,7 @@ def load_with_adapters(
     device: str = "cpu",
     force: bool = False,
     dtype: str = "float32",
-) -> tuple[Llama, Tokenizer]:
+) -> tuple[LanguageModel, Tokenizer]:
     """Load a base and adapters for it. None of them is active: call `set_adapter` to choose.
 
     named: folders, or llama.cpp adapter files, by the adapters' names.

@@ -14,7 +14,7 @@ STEP = 64  # the capacity grows in multiples of so many tokens
 class KVCache:
     """Keys and values of all tokens so far, so that generation computes each token once.
 
-    `Llama.new_cache` makes one.
+    `LanguageModel.new_cache` makes one.
 
     blocks: the number of transformer blocks; each has two arrays, keys and values.
     shape: of each array, (rows, capacity, K, D).

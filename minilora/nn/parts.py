@@ -117,7 +117,7 @@ Example = Sample | Pair  # what a model is trained on
 
 @dataclass(frozen=True)
 class Batch:
-    """The arguments of `Llama.loss`: input_ids and labels (B, T), and the packing of sequences into a row, if any."""
+    """The arguments of `LanguageModel.loss`: input_ids and labels (B, T), and the packing of sequences, if any."""
 
     input_ids: Array
     labels: Array

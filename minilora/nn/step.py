@@ -16,7 +16,7 @@ from ..engine.attention import Packing
 from ..engine.backend import Array, array_module, to_floats, to_numpy
 from ..engine.parallel import cores, values, values_and_gradients
 from ..engine.tensor import Tensor, is_recording, no_grad
-from .llama import Llama
+from .language_model import LanguageModel
 from .optim import Optimizer, clip_grad_norm
 from .parts import Batch, Example, Sample, divided_samples, micro_batches, pack
 
@@ -31,7 +31,7 @@ class NotFiniteError(ArithmeticError):
         self.what, self.value = what, value
 
 
-def loss_and_grad(model: Llama, input_ids: Array, labels: Array, packing: Packing | None = None) -> Tensor:
+def loss_and_grad(model: LanguageModel, input_ids: Array, labels: Array, packing: Packing | None = None) -> Tensor:
     """Forward and backward pass at once: return the loss, and add the gradients of trainable parameters to `.grad`.
 
     The result is that of `loss = model.loss(input_ids, labels, packing); loss.backward()`. But the batch is computed in
@@ -39,7 +39,7 @@ def loss_and_grad(model: Llama, input_ids: Array, labels: Array, packing: Packin
     fixed order: the same batch gives the same bits. On a GPU, and inside `mixed_batch`, the batch is not divided.
 
     model: a model with something trainable.
-    input_ids, labels, packing: as for `Llama.loss`.
+    input_ids, labels, packing: as for `LanguageModel.loss`.
 
     Returns a scalar without a graph. Raises ValueError for a batch that the model cannot read, and RuntimeError if
     nothing is trainable, an adapter is merged, or inside `no_grad()`.
@@ -48,7 +48,7 @@ def loss_and_grad(model: Llama, input_ids: Array, labels: Array, packing: Packin
 
 
 def training_step(
-    model: Llama,
+    model: LanguageModel,
     optimizer: Optimizer,
     batch: Batch | Sequence[Example],
     max_norm: float = math.inf,
@@ -84,7 +84,7 @@ def training_step(
     return value, norm
 
 
-def loss_without_grad(model: Llama, batch: Batch | Sequence[Example]) -> float:
+def loss_without_grad(model: LanguageModel, batch: Batch | Sequence[Example]) -> float:
     """The loss of a batch, or of samples, computed on all cores: for evaluation."""
     batches = divided(model, batch)
     with no_grad():
@@ -92,7 +92,7 @@ def loss_without_grad(model: Llama, batch: Batch | Sequence[Example]) -> float:
     return to_floats(sum(x * w for x, w in zip(found, _weights(batches), strict=True)))[0]
 
 
-def losses_without_grad(model: Llama, samples: Sequence[Sample]) -> list[float]:
+def losses_without_grad(model: LanguageModel, samples: Sequence[Sample]) -> list[float]:
     """The loss of each sample alone, computed on all cores."""
     xp = array_module(model.head_weight.data)
     parts = divided_samples(samples, cores()) if xp is np else [list(range(len(samples)))]
@@ -108,7 +108,7 @@ def losses_without_grad(model: Llama, samples: Sequence[Sample]) -> list[float]:
     return [loss for _, loss in sorted(by_index)]
 
 
-def divided(model: Llama, batch: Batch | Sequence[Example], threads: int | None = None) -> list[Batch]:
+def divided(model: LanguageModel, batch: Batch | Sequence[Example], threads: int | None = None) -> list[Batch]:
     """The micro-batches in which a model computes a batch, or samples. threads: None for all cores."""
     arrays = [model.head_weight.data, *((batch.input_ids, batch.labels) if isinstance(batch, Batch) else ())]
     on_host = all(array_module(x) is np for x in arrays)
@@ -117,7 +117,7 @@ def divided(model: Llama, batch: Batch | Sequence[Example], threads: int | None 
     return micro_batches(batch, threads or cores())
 
 
-def _loss_and_grad(model: Llama, batch: Batch | Sequence[Example], at_once: int | None = None) -> Array:
+def _loss_and_grad(model: LanguageModel, batch: Batch | Sequence[Example], at_once: int | None = None) -> Array:
     accumulated = [batch]
     if at_once is not None and not isinstance(batch, Batch):
         accumulated = [batch[i : i + at_once] for i in range(0, len(batch), at_once)]
@@ -129,7 +129,7 @@ def _loss_and_grad(model: Llama, batch: Batch | Sequence[Example], at_once: int 
     return losses[0] if len(losses) == 1 else sum(x * w for x, w in zip(losses, weights, strict=True))
 
 
-def _forward_and_backward(model: Llama, batches: Sequence[Batch], weights: Sequence[float]) -> list[Array]:
+def _forward_and_backward(model: LanguageModel, batches: Sequence[Batch], weights: Sequence[float]) -> list[Array]:
     """The loss of each micro-batch; the gradients of their weighted sum are added to `.grad`."""
 
     def loss_of(each: Batch) -> Tensor:
@@ -145,7 +145,7 @@ def _forward_and_backward(model: Llama, batches: Sequence[Batch], weights: Seque
     return [loss.data]
 
 
-def _why_nothing_trains(model: Llama) -> str:
+def _why_nothing_trains(model: LanguageModel) -> str:
     if not is_recording():
         return "no gradients are computed inside no_grad(): train outside of it"
     if any(module.merged for _, module in model.named_modules()):
@@ -155,7 +155,7 @@ def _why_nothing_trains(model: Llama) -> str:
     return "nothing is trainable: add an adapter, or unfreeze the model with requires_grad_()"
 
 
-def _loss_of(model: Llama, batch: Batch) -> Callable[[], Tensor]:
+def _loss_of(model: LanguageModel, batch: Batch) -> Callable[[], Tensor]:
     return partial(batch.loss, model)
 
 

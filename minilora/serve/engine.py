@@ -26,7 +26,7 @@ from ..lora.adapters import adapter_state, base_state, factors_of, remove_adapte
 from ..lora.peft import load_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..models.with_adapters import BASE_NAME
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from ..progress import log
 from .protocol import ApiError, Piece, Request, Version, refuse_label_fields, unknown_model
@@ -55,7 +55,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: Llama, tokenizer: Tokenizer, slots: int = 16, waiting: int = 64, context: int | None = None
+        self, model: LanguageModel, tokenizer: Tokenizer, slots: int = 16, waiting: int = 64, context: int | None = None
     ):
         self.model, self.tokenizer, self.slots, self.waiting = model, tokenizer, slots, waiting
         limit = model.config.max_position_embeddings

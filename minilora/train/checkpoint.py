@@ -22,7 +22,7 @@ from ..files.disk import ModelFileError, read_json, replacing_folder, write_json
 from ..files.tensors import each_tensor, write_tensors
 from ..lora.adapters import adapter_weights
 from ..lora.peft import WEIGHTS_FILE, peft_name
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.module import Parameter
 from ..nn.optim import AdamW
 from ..options import refuse_other_settings
@@ -162,7 +162,7 @@ def restore(partial: Path, state: State, trainer: Trainer, adapter: str) -> None
     trainer.go_to(record["step"])
 
 
-def read_weights(folder: Path, model: Llama, adapter: str) -> None:
+def read_weights(folder: Path, model: LanguageModel, adapter: str) -> None:
     """Read the files of an adapter's or a model's folder into the adapter, or into the trainable parameters."""
     if (folder / WEIGHTS_FILE).is_file():
         own = adapter_weights(model, adapter).items()
@@ -187,7 +187,7 @@ def _fill(path: Path, places: dict[str, Array]) -> None:
         raise ModelFileError(f"{path}: {next(iter(places))} is missing")
 
 
-def _dropouts(model: Llama, adapter: str) -> dict[str, Any]:
+def _dropouts(model: LanguageModel, adapter: str) -> dict[str, Any]:
     own = adapter_weights(model, adapter) if adapter in model.adapters else {}
     return {path: weights.dropout for path, weights in own.items() if weights.dropout is not None}
 

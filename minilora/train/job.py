@@ -29,7 +29,7 @@ from ..models.folder import save_folder
 from ..models.hub import known_as
 from ..models.load import dtype_of, load
 from ..models.tokenizer import Tokenizer
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from ..nn.optim import AdamW
 from ..nn.ranks import ALONE, Ranks
@@ -141,7 +141,7 @@ class Job:
     """
 
     options: Options
-    model: Llama
+    model: LanguageModel
     tokenizer: Tokenizer
     material: Material
     install: Callable[[], object]
@@ -225,7 +225,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, ranks)
 
 
-def _installer(model: Llama, options: Options) -> Callable[[], object]:
+def _installer(model: LanguageModel, options: Options) -> Callable[[], object]:
     """Read or plan what will be trained, and refuse what does not fit. Returns the function that puts it in place."""
     if options.method == "full":
         return lambda: model.requires_grad_(True)
@@ -336,7 +336,7 @@ def _memory(job: Job) -> dict[str, Any]:
     return {"measured": measured, **predicted}
 
 
-def _in_effect(model: Llama, options: Options) -> dict[str, Any]:
+def _in_effect(model: LanguageModel, options: Options) -> dict[str, Any]:
     """The options that took effect: of an adapter that was trained before, its own."""
     values = asdict(options.in_effect()) | {"out": str(options.folder)}
     if options.adapter is not None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..lora.adapters import activate
 from ..measure.loss import mean_loss
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.optim import AdamW
 from ..nn.parts import Example
 from ..progress import log, progress
@@ -114,7 +114,7 @@ def _named_errors(step: int) -> Iterator[None]:
 
 
 @contextmanager
-def _scaled(model: Llama, scale: float) -> Iterator[None]:
+def _scaled(model: LanguageModel, scale: float) -> Iterator[None]:
     """In this block the adapter has this scale. A model that is trained whole has no adapter."""
     activate(model, dict.fromkeys(model.adapters, scale))
     try:

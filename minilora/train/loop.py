@@ -14,7 +14,7 @@ from ..data.samples import epochs
 from ..engine.backend import Array
 from ..lora.adapters import adapter_weights
 from ..lora.layer import LoraWeights
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.optim import SCHEDULES, AdamW, Optimizer
 from ..nn.parts import Example, check_samples, packed_length
 from ..nn.ranks import ALONE, Ranks
@@ -73,7 +73,7 @@ class History:
 
 
 def fit(
-    model: Llama,
+    model: LanguageModel,
     samples: Sequence[Example],
     steps: int,
     lr: float | None = None,
@@ -144,7 +144,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Llama,
+        model: LanguageModel,
         samples: Sequence[Example],
         steps: int,
         optimizer: Optimizer,
@@ -231,7 +231,7 @@ class Trainer:
         return loss
 
 
-def _optimizer(model: Llama, given: Optimizer | None, lr: float | None, weight_decay: float) -> Optimizer:
+def _optimizer(model: LanguageModel, given: Optimizer | None, lr: float | None, weight_decay: float) -> Optimizer:
     """The optimizer given, or AdamW. Raises ValueError for what neither could follow."""
     if given is not None:
         if lr is not None:

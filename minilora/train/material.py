@@ -29,7 +29,7 @@ from ..measure.loss import Item, evenly, held_out, mean_loss
 from ..measure.preferences import preferences, with_reference
 from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
 from ..models.tokenizer import Tokenizer
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.parts import Example, Pair
 from ..nn.ranks import ALONE, Ranks
 from ..progress import log, progress
@@ -71,7 +71,7 @@ class Material:
                     digest.update(np.array([len(wording.ids), *wording.ids, *wording.labels], "<i8").tobytes())
         return digest.hexdigest()
 
-    def refer_to(self, model: Llama) -> None:
+    def refer_to(self, model: LanguageModel) -> None:
         """Give every pair this model as DPO's reference."""
 
         def referred(samples: Sequence[Example]) -> Sequence[Example]:
@@ -206,7 +206,9 @@ def common_system(records: Sequence[Record]) -> str | None:
     return prompt if role == "system" and not others else None
 
 
-def evaluate(model: Llama, tokenizer: Tokenizer, material: Material, when: str, ranks: Ranks = ALONE) -> Measured:
+def evaluate(
+    model: LanguageModel, tokenizer: Tokenizer, material: Material, when: str, ranks: Ranks = ALONE
+) -> Measured:
     """Measure a model on all sets.
 
     material: the sets that are scored, and the questions that are asked.

@@ -15,7 +15,7 @@ from ..lora.adapters import base_state
 from ..lora.audit import AuditError, audit
 from ..measure.counts import count_parameters
 from ..measure.predict import Step, kept_activations, predict_memory, recomputed_activations
-from ..nn.llama import Llama
+from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from ..nn.ranks import Ranks
 from .checkpoint import State
@@ -68,13 +68,13 @@ def metrics_of(
     }
 
 
-def base_bytes(model: Llama) -> int:
+def base_bytes(model: LanguageModel) -> int:
     """The bytes of the base's arrays in memory."""
     return sum(array.nbytes for array in base_state(model).values())
 
 
 def memory_of(
-    model: Llama, material: Material, batch_size: int, seed: int, ranks: Ranks, program: int | None
+    model: LanguageModel, material: Material, batch_size: int, seed: int, ranks: Ranks, program: int | None
 ) -> dict[str, Any]:
     """The memory of a training step, predicted for the largest of the first batches, for the share of this rank.
 
@@ -94,7 +94,7 @@ def memory_of(
     }
 
 
-def _audited(model: Llama, before: str) -> dict[str, Any]:
+def _audited(model: LanguageModel, before: str) -> dict[str, Any]:
     """The promises that the audit of the adapter found to hold, or the broken one, which does not end the job.
 
     before: the fingerprint of the base when the run began. That of the base now is returned next to it.

@@ -1,0 +1,214 @@
+"""What every language model has, whatever its blocks: logits, a loss that never holds all logits, a KV cache, checks.
+
+A family defines its config, its blocks and a decoder, and derives its class from `LanguageModel`: `Llama`, `GPT2`,
+`Gemma3`. Everything else (training, adapters, generation, memory) is written for a `LanguageModel`.
+
+Shapes: B batch, T tokens, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+
+from ..engine import fused
+from ..engine.attention import Packing
+from ..engine.backend import Array, array_module, to_device_of
+from ..engine.recompute import recomputed
+from ..engine.tensor import Tensor
+from .cache import KVCache
+from .layers import Embedding, Linear
+from .module import Module
+
+
+class LanguageModel(Module):
+    """A language model: logits of the next token, and the loss of a labelled text.
+
+    Its weights are random; seed is a number or a generator, and the same seed gives the same weights.
+    `empty(config)` has zeros instead, to load weights into: they take neither time nor memory.
+
+    A family's class sets `config` and its modules in `_build`, and names its `decoder` and its `embedding`. The head is
+    the embedding's table if `config.tie_word_embeddings`, otherwise `lm_head`. A config has at least vocab_size,
+    hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, max_position_embeddings and
+    tie_word_embeddings.
+    """
+
+    source: str | None = None  # the argument of `minilora.load` that it was loaded with: "smollm2", a path
+    hub_name: str | None = None  # its name on Hugging Face, if known: for PEFT
+    rounded_to: str | None = None  # the kind that its matrices were rounded to when it was loaded: "nf4"
+    unrounded_sha256: str | None = None  # of a rounded model: its fingerprint before rounding
+    config: Any
+    lm_head: Linear
+
+    def __init__(self, config: Any, seed: int | np.random.Generator = 0):
+        self._build(config, np.random.default_rng(seed))
+
+    @classmethod
+    def empty(cls, config: Any) -> Self:
+        """A model whose matrices are zero, for `load_state_dict` or for counting."""
+        model = cls.__new__(cls)
+        model._build(config, None)
+        return model
+
+    def _build(self, config: Any, rng: np.random.Generator | None) -> None:
+        raise NotImplementedError
+
+    @property
+    def decoder(self) -> Any:
+        """The module from token ids (B, T) to vectors (B, T, C). Its `recompute` switches checkpointing on."""
+        raise NotImplementedError
+
+    @property
+    def embedding(self) -> Embedding:
+        """The module from token ids to the vectors that the blocks start with."""
+        raise NotImplementedError
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output embedding (V, C): the input embedding itself if the two are tied."""
+        return self.embedding.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def forward(self, input_ids: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
+        """Logits: input_ids (B, T) -> (B, T, V), or (B, 1, V) of the last token only, if `last`."""
+        input_ids = self.check_ids(input_ids)
+        if isinstance(input_ids, np.ndarray):
+            (input_ids,) = to_device_of(self.head_weight.data, input_ids)
+        x = self.decoder(input_ids, cache)  # (B, T, C)
+        x = x[:, -1:] if last else x
+        return fused.linear(x, self.head_weight) if self.config.tie_word_embeddings else self.lm_head(x)
+
+    def new_cache(self, rows: int, capacity: int, first: Array | None = None) -> KVCache:
+        """An empty KV cache for `forward`, with room for `capacity` tokens in each row. first: as for `KVCache`."""
+        config = self.config
+        shape = (rows, capacity, config.num_key_value_heads, config.head_dim)
+        return KVCache(config.num_hidden_layers, shape, self.head_weight.data, first)
+
+    def loss(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> Tensor:
+        """The mean cross-entropy of predicting each label from the tokens before it.
+
+        input_ids: (B, T) integers.
+        labels: (B, T), the same ids, -100 for a token that is not scored. They are shifted here, as in Hugging Face:
+            position t predicts label t + 1. Logits are computed for scored tokens only, a block at a time.
+        packing: of several sequences in the row (B is 1 then); the first own token of each must not be labelled.
+
+        `loss_and_grad` computes the same loss and its gradients, faster and in less memory. Raises ValueError for a
+        batch that the model cannot read, or in which no token is scored.
+        """
+        return self._head_loss(*self._scored_states(input_ids, labels, packing))
+
+    def loss_of_each(self, input_ids: Array, labels: Array, packing: Packing) -> list[Tensor]:
+        """The loss of each sequence of a packed row alone, in their order. Each must have a scored label."""
+        x, shifted, scored = self._scored_states(input_ids, labels, packing)
+        scored = (shifted[0] != fused.NOT_SCORED).nonzero()[0] if scored is None else scored
+        spans = packing.own_spans()
+        return [self._head_loss(x, shifted, scored[(scored >= start) & (scored < end)]) for start, end in spans]
+
+    def _scored_states(
+        self, input_ids: Array, labels: Array, packing: Packing | None
+    ) -> tuple[Tensor, Array, Array | None]:
+        """The head's arguments: x (B, T, C), the shifted labels (B, T), and the indices of scored ones, if known."""
+        input_ids, labels = self.check_batch(input_ids, labels, packing)
+        shifted = array_module(labels).full_like(labels, fused.NOT_SCORED)
+        shifted[:, :-1] = labels[:, 1:]
+        scored = None
+        if isinstance(input_ids, np.ndarray) and isinstance(labels, np.ndarray):
+            scored = np.flatnonzero(shifted != fused.NOT_SCORED)  # on the host, which would have to wait for a GPU
+            input_ids, shifted, scored = to_device_of(self.head_weight.data, input_ids, shifted, scored)
+        return self.decoder(input_ids, packing=packing), shifted, scored
+
+    def _head_loss(self, x: Tensor, shifted: Array, scored: Array | None) -> Tensor:
+        if not self.config.tie_word_embeddings and type(self.lm_head) is not Linear:
+            return fused.cross_entropy(self.lm_head(x), shifted, scored)  # the head has an adapter
+        return fused.linear_cross_entropy(x, self.head_weight, shifted, scored=scored)
+
+    def check_batch(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> tuple[Array, Array]:
+        """Return both as integer arrays (B, T); raise ValueError for another shape, length or range."""
+        input_ids = self.check_ids(input_ids, packing)
+        labels = np.asarray(labels) if isinstance(labels, (list, tuple)) else labels
+        if labels.shape != input_ids.shape:
+            raise ValueError(f"labels have shape {labels.shape}, input_ids {input_ids.shape}: they must be equal")
+        return input_ids, labels
+
+    def check_ids(self, input_ids: Array, packing: Packing | None = None) -> Array:
+        """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype, length or range.
+
+        The range is checked on the host only, which would have to wait for a GPU.
+        """
+        ids = np.asarray(input_ids) if isinstance(input_ids, (list, tuple)) else input_ids
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise ValueError(f"input_ids must be integers of shape (B, T), got {ids.dtype} of shape {ids.shape}")
+        if (
+            isinstance(ids, np.ndarray)
+            and ids.size
+            and not (int(ids.min()) >= 0 and int(ids.max()) < self.config.vocab_size)
+        ):
+            raise ValueError(
+                f"input_ids must lie in 0..{self.config.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}"
+            )
+        if packing and (len(ids) != 1 or packing.ends[-1] != ids.shape[1]):
+            raise ValueError(f"a packing of {packing.ends[-1]} tokens does not describe input_ids of shape {ids.shape}")
+        longest = max(packing.positions()) + 1 if packing else ids.shape[1]
+        if longest > self.config.max_position_embeddings:
+            raise ValueError(
+                f"{longest} tokens are more than the {self.config.max_position_embeddings} the model can see"
+            )
+        return ids
+
+
+def through_blocks(blocks: Sequence[Module], x: Tensor, context: Any, recompute: bool = False) -> Tensor:
+    """x (B, T, C) after all blocks, (B, T, C). The KV cache of the context, if it has one, grows by T tokens.
+
+    blocks: each is called with x, the context and its own number.
+    recompute: activation checkpointing: save only each block's input, see engine/recompute.py.
+    """
+    for i, layer in enumerate(blocks):
+        block = partial(layer, context=context, layer=i)
+        x = recomputed(block, x) if recompute else block(x)
+    if context.cache is not None:
+        context.cache.length += x.shape[1]
+    return x
+
+
+def positions_of(input_ids: Array, cache: KVCache | None, packing: Packing | None) -> Array:
+    """Each token's position in its own sequence, (1 or B, T) integers: after the cached ones, or as in the packing.
+
+    Padding on the left has position 0.
+    """
+    xp = array_module(input_ids)
+    if packing is not None:
+        return xp.concatenate([xp.arange(p.start, p.stop) for p in packing.ranges()])[None]  # (1, T)
+    start = 0 if cache is None else cache.length
+    positions = xp.arange(start, start + input_ids.shape[1])[None]  # (1, T)
+    if cache is not None and cache.first is not None:
+        positions = xp.maximum(positions - cache.first[:, None], 0)  # (B, T)
+    return positions
+
+
+def rotary_angles(positions: Array, frequencies: Array, dtype: Any) -> tuple[Array, Array]:
+    """cos and sin of position × frequency, each (1 or B, T, 1, D/2), computed in float64 and rounded once.
+
+    positions: (1 or B, T). frequencies: (D/2). dtype: of the results.
+    """
+    xp = array_module(positions)
+    angles = (positions[..., None] * frequencies)[:, :, None]  # (1 or B, T, 1, D/2)
+    return xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype)
+
+
+def check_sizes(config: Any, *names: str) -> None:
+    """Raise ValueError unless these fields of a config are positive integers."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_numbers(config: Any, *names: str) -> None:
+    """Raise ValueError unless these fields of a config are positive finite numbers."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
