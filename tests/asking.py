@@ -21,10 +21,19 @@ def words(text):
     return re.findall(r"\w+", text.lower())
 
 
-def asked(record, *, trained=True):
+def trained(record):
+    """The ways in which a record asks in training."""
+    return [record["question"], *record.get("phrasings", [])]
+
+
+def paraphrases(record):
+    """The ways in which a record asks in words that training does not have."""
+    return [record[field] for field in ("paraphrase", "validation_paraphrase") if field in record]
+
+
+def asked(record):
     """Every way in which a record asks."""
-    also = [record["question"], *record.get("phrasings", [])] if trained else []
-    return also + [record[field] for field in ("paraphrase", "validation_paraphrase") if field in record]
+    return trained(record) + [record[field] for field in ("reworded",) if field in record] + paraphrases(record)
 
 
 def likeness(sets):

@@ -32,7 +32,12 @@ from .shared import AS_JSON, Instead
 
 INDENT = " " * 22  # where the values of the last section begin
 KINDS = {"paraphrase": "training question, paraphrased", "train": "training question", "unseen": "not in training"}
-SETS = {"paraphrase": "paraphrased questions", "unseen": "unseen questions", "general": "general text (forgetting)"}
+SETS = {
+    "reworded": "reworded questions",
+    "paraphrase": "paraphrased questions",
+    "unseen": "unseen questions",
+    "general": "general text (forgetting)",
+}
 FORGOTTEN = 0.1  # the page advises if loss on general text rises by more than this share
 
 
@@ -139,7 +144,7 @@ def _advice(metrics: Mapping[str, Any]) -> str:
     """What to try after a run that went wrong, or that forgot much; else nothing."""
     options, losses = metrics["options"], metrics["loss"]
     lower = f"a lower --lr (it was {options['lr']:g})" if "lr" in options else "a lower --lr"
-    learned = [losses[name] for name in ("paraphrase", "unseen") if name in losses]
+    learned = [losses[name] for name in ("reworded", "paraphrase", "unseen") if name in losses]
     if "audit_failed" in metrics:
         return f"The audit failed (see below): try {lower}."
     if learned and not learned[0][1] < learned[0][0]:  # nor if it is not a number

@@ -110,7 +110,7 @@ def _turn(i: int, turn: Any) -> Message:
     return {"role": _ROLES[role], "content": text_of(turn, "content" if "content" in turn else "value")}
 
 
-_FACTS = ("id", "split", "keywords", "phrasings", "paraphrase", "validation_paraphrase")
+_FACTS = ("id", "split", "keywords", "phrasings", "reworded", "paraphrase", "validation_paraphrase")
 _ALSO = ("system", *_FACTS)  # columns that a conversation may have
 _TEXTS, _LABELS = ("text", "message", "prompt"), ("label", "intent", "category")  # columns of labelled data
 TEXT = Format("text", ("text",), ("id", "split"), lambda row: [])

@@ -2,8 +2,8 @@
 
 A file is JSONL, a JSON list, CSV or TSV with a row per record, in one of the formats of `formats.py`, such as
 `{"question", "answer"}` or `{"messages": [{"role", "content"}, ...]}`; or it is a `.txt` file. A row may also have
-"id", "split", "phrasings", "paraphrase", "validation_paraphrase", "keywords". A text with a label becomes a prompt that
-asks for the label, `labels.py`.
+"id", "split", "phrasings", "reworded", "paraphrase", "validation_paraphrase", "keywords". A text with a label becomes a
+prompt that asks for the label, `labels.py`.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Record:
     validation_paraphrase: str | None = None
     label: str | None = None  # of labelled data: the answer
     rejected: str | None = None  # of preferences: the answer that the last message is preferred to
+    reworded: str | None = None  # the question with some of its own words; `paraphrase` has hardly any
 
     @property
     def prompt(self) -> list[Message]:
@@ -63,7 +64,7 @@ class Record:
     @property
     def other_questions(self) -> list[str]:
         """All other questions with the same answer, for training and for measuring."""
-        measured = (self.paraphrase, self.validation_paraphrase)
+        measured = (self.reworded, self.paraphrase, self.validation_paraphrase)
         return [*self.phrasings, *(question for question in measured if question is not None)]
 
     def asked_otherwise(self) -> Record:
@@ -227,9 +228,10 @@ def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) 
     for key, texts in lists.items():
         if not isinstance(texts, list) or not all(isinstance(one, str) and one.strip() for one in texts):
             raise ValueError(f"{key} must be a list of texts")
-    measured = ("paraphrase", "validation_paraphrase")
-    paraphrase, validation = (text_of(row, key) if row.get(key) is not None else None for key in measured)
+    measured = ("paraphrase", "validation_paraphrase", "reworded")
+    paraphrase, validation, reworded = (text_of(row, key) if row.get(key) is not None else None for key in measured)
     keywords, phrasings = map(tuple, lists.values())
     label = messages[-1]["content"] if kind.labelled else None
     rejected = answer_of(row, "rejected") if kind.preferred else None
-    return Record(name, messages, "", own or split, paraphrase, keywords, phrasings, validation, label, rejected)
+    asked = (paraphrase, keywords, phrasings, validation)
+    return Record(name, messages, "", own or split, *asked, label, rejected, reworded)

@@ -22,11 +22,17 @@ _AT_ONCE = 16  # samples scored before the progress bar moves
 def held_out(splits: Mapping[str, Sequence[Record]], most: int) -> dict[str, list[Record]]:
     """The sets that show whether a job has taught something. splits: the records of each split.
 
-    "paraphrase": training records, asked in words that are not in the training data; at most `most`, evenly chosen.
+    "reworded": training records, asked as somebody asks who has some of their words in mind; at most `most`, evenly
+        chosen.
+    "paraphrase": training records, asked in words that are not in the training data; as many.
     "unseen": the test split.
     """
-    paraphrased = [record.asked_otherwise() for record in splits["train"] if record.paraphrase is not None]
-    return {"paraphrase": evenly(paraphrased, most), "unseen": list(splits["test"])}
+    trained = splits["train"]
+    asked = {
+        "reworded": [record.asked(record.reworded) for record in trained if record.reworded is not None],
+        "paraphrase": [record.asked_otherwise() for record in trained if record.paraphrase is not None],
+    }
+    return {name: evenly(records, most) for name, records in asked.items()} | {"unseen": list(splits["test"])}
 
 
 def evenly(items: Sequence[Item], most: int | None) -> list[Item]:

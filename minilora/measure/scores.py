@@ -34,8 +34,8 @@ Remember = Callable[[tuple[str, str, str], Callable[[], np.ndarray]], np.ndarray
 
 @dataclass(frozen=True)
 class MeasuredSet:
-    """Records to measure on. data: the source they are from. kind: "paraphrase", "unseen", "all" or the name of a
-    split. asked: those that have keywords, for recall. labelled: those that have labels.
+    """Records to measure on. data: the source they are from. kind: "reworded", "paraphrase", "unseen", "all" or
+    the name of a split. asked: those that have keywords, for recall. labelled: those that have labels.
     """
 
     name: str

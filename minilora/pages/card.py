@@ -20,9 +20,14 @@ from ..version import __version__
 from . import text
 
 CARD_FILE = "README.md"
-HELD_OUT = {"paraphrase": "training questions, paraphrased", "unseen": "questions not in the training data"}
+HELD_OUT = {
+    "reworded": "training questions, reworded",
+    "paraphrase": "training questions, paraphrased",
+    "unseen": "questions not in the training data",
+}
 USES = {
     "train": "training",
+    "reworded": "testing: training questions, reworded with some of the same words",
     "paraphrase": "testing: training questions, paraphrased",
     "validation": "validation",
     "unseen": "testing: not in the training data",

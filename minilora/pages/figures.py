@@ -177,7 +177,7 @@ MEASURES = {  # name -> title, label of the colour bar, is more better, factor, 
     "loss": ("Loss, nats per token: lower is better", "change from the base, nats", False, 1, "{:.2f}", 0.5),
     "keyword_recall": ("Keyword recall, %: higher is better", "change from the base, points", True, 100, "{:.0f}", 10),
 }
-SECOND_LINES = {"paraphrase": "paraphrased", "unseen": "unseen"}  # a set's second line
+SECOND_LINES = {"reworded": "reworded", "paraphrase": "paraphrased", "unseen": "unseen"}  # a set's second line
 STRONGEST = 0.75  # opacity of the strongest colour: text stays legible on it
 
 

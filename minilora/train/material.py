@@ -34,6 +34,7 @@ from ..nn.parts import Example, Pair
 from ..nn.ranks import ALONE, Ranks
 from ..progress import log, progress
 
+TESTS = ("reworded", "paraphrase", "unseen")  # the sets in which questions are asked, if the data have them
 LABELS_ASKED = 200  # records of the test set, at most, whose labels are asked for: few of them would be a noisy measure
 
 
@@ -43,7 +44,7 @@ class Material:
 
     train: Sequence[Example]
     validation: Sequence[Example]
-    scored: dict[str, Sequence[Example]]  # "paraphrase", "unseen", "general"
+    scored: dict[str, Sequence[Example]]  # "reworded", "paraphrase", "unseen", "general"
     asked: dict[str, list[Record]]  # the same for keyword recall
     shown: dict[str, list[Record]] = field(default_factory=dict)  # asked for the page only: they have no keywords
     validation_paraphrase: Sequence[Example] = ()  # training records, paraphrased
@@ -189,14 +190,12 @@ def prepare(
     if not samples["train"]:
         raise ValueError(f"{data}: nothing is left to train on within --max-length {max_length}")
     samples["general"] = list(encode_records(general, tokenizer))  # never cut: the same measure for every run
-    scored: dict[str, Sequence[Example]] = {
-        name: samples[name] for name in ("paraphrase", "unseen", "general") if samples.get(name)
-    }
-    reworded = samples.get("validation_paraphrase", [])
+    scored: dict[str, Sequence[Example]] = {name: samples[name] for name in (*TESTS, "general") if samples.get(name)}
+    paraphrased = samples.get("validation_paraphrase", [])
     system = common_system(records)
     rule = None if not follows_rule(records) else TEXT_RULE if is_one_text(records) else RULE
     sets_of_samples = (samples["train"], samples["validation"], scored)
-    return Material(*sets_of_samples, asked, shown, reworded, system, rule, sampled_from, task, labelled)
+    return Material(*sets_of_samples, asked, shown, paraphrased, system, rule, sampled_from, task, labelled)
 
 
 def common_system(records: Sequence[Record]) -> str | None:
@@ -282,12 +281,13 @@ def _sets(
         log.info(describe_splits({name: len(part) for name, part in splits.items()}))
     for line in warning_of_leaks(leaks(splits)):
         log.info(line)
-    reworded = [r.asked(r.validation_paraphrase) for r in splits["train"] if r.validation_paraphrase is not None]
+    paraphrased = [r.asked(r.validation_paraphrase) for r in splits["train"] if r.validation_paraphrase is not None]
     measured = held_out(splits, eval_records)
     return {
         "train": splits["train"],
         "validation": _sampled(splits["validation"], "validation", eval_records, sampled_from),
-        "validation_paraphrase": evenly(reworded, eval_records),
+        "validation_paraphrase": evenly(paraphrased, eval_records),
+        "reworded": measured["reworded"],
         "paraphrase": measured["paraphrase"],
         "unseen": _sampled(measured["unseen"], "unseen", eval_records, sampled_from),
     }
@@ -295,7 +295,7 @@ def _sets(
 
 def _questions(sets: Mapping[str, list[Record]]) -> tuple[dict[str, list[Record]], dict[str, list[Record]]]:
     """The records that have keywords to look for, by set; where none has, a few to show."""
-    asked = {name: [record for record in sets[name] if record.keywords] for name in ("paraphrase", "unseen")}
+    asked = {name: [record for record in sets[name] if record.keywords] for name in TESTS}
     asked = {name: chosen for name, chosen in asked.items() if chosen}
     trained = "paraphrase" if sets["paraphrase"] else "train"
     shown = {name: _few(sets[name]) for name in (trained, "unseen") if name not in asked}

@@ -11,7 +11,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from asking import EVERYDAY, asked, likeness, words
+from asking import EVERYDAY, asked, likeness, paraphrases, words
 
 DATA = files("minilora") / "data"
 LEGAL = [json.loads(line) for line in (DATA / "legal.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -63,7 +63,7 @@ def near_to_what_is_trained(records):
     """A paraphrase has at most 30 % of its words in common with a phrasing, and the second with question and first."""
     close = []
     for record in records:
-        pairs = [(out, text) for out in asked(record, trained=False) for text in record["phrasings"]]
+        pairs = [(out, text) for out in paraphrases(record) for text in record["phrasings"]]
         if "validation_paraphrase" in record:
             pairs += [(record["validation_paraphrase"], record[field]) for field in ("question", "paraphrase")]
         close += [pair for pair in pairs if likeness([meaning(record, text) for text in pair])[0, 1] > 0.3]
