@@ -114,9 +114,9 @@ def test_matrices_hold_the_bytes_of_the_file_and_norms_are_float32(both, files, 
         if w.ndim == 1:
             assert w.dtype == np.float32 and type(w) is np.ndarray
         else:
-            assert (w.kind, w.nbytes) == (stored.tensor_type.name, stored.n_bytes)
-    np.testing.assert_array_equal(packed.state_dict()[V].raw, source.tensors[V].data)
-    np.testing.assert_array_equal(packed.state_dict()[Q].raw, to_halves(np.array(source.tensors[Q].data), 4))
+            assert (w.kind, w.nbytes) == (stored.kind, stored.nbytes)
+    np.testing.assert_array_equal(packed.state_dict()[V].raw, source.tensors[V].raw())
+    np.testing.assert_array_equal(packed.state_dict()[Q].raw, to_halves(source.tensors[Q].raw(), 4))
     assert_equal(packed.state_dict(), dense.state_dict())
     assert count_parameters(packed).total == count_parameters(dense).total
     assert {name for name in packed.trainable_parameters() if "norm" not in name} == set()
@@ -151,7 +151,7 @@ def test_the_model_does_not_depend_on_its_file(files, tmp_path):
 
 def test_damaged_steps_are_named_when_the_matrix_stays_packed(files, tmp_path):
     content, source = bytearray(files["Q4_1"].read_bytes()), GGUF(files["Q4_1"])
-    at = int(source.tensors[V].data_offset)
+    at = int(source.tensors[V].offset)
     content[at : at + 2] = np.float16(np.nan).tobytes()
     (tmp_path / "m.gguf").write_bytes(content)
     with pytest.raises(ModelFileError, match=rf"{V} holds NaN"):
@@ -326,7 +326,7 @@ def test_smollm2_takes_the_bytes_of_its_file_and_computes_what_the_dense_model_c
     dense, tokenizer = smollm2
     packed, _ = zoo.load("smollm2", quantized=True)
     source, state = GGUF(zoo.find("smollm2")), packed.state_dict()
-    assert sum(w.nbytes for w in state.values()) == sum(t.n_bytes for t in source.tensors.values()) == 96_576_768
+    assert sum(w.nbytes for w in state.values()) == sum(t.nbytes for t in source.tensors.values()) == 96_576_768
     assert sum(is_packed(w) for w in state.values()) == 211
     ids = np.array([tokenizer.encode("The capital of France is Paris.")])
     with no_grad():

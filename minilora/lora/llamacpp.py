@@ -24,13 +24,13 @@ from ..files.disk import ModelFileError
 from ..files.gguf import (
     hugging_face_name,
     llama_cpp_name,
-    open_gguf,
     reordered,
     to_halves,
     to_pairs,
-    unpack,
+    values_of,
     write_gguf,
 )
+from ..files.gguf_header import read_header
 from ..files.quant import BYTES_PER_BLOCK
 from ..files.tensors import check_fit
 from ..nn.language_model import LanguageModel
@@ -160,12 +160,8 @@ def _config(ranks: dict[str, int], alpha: float) -> LoraConfig:
 
 def _read(path: Path) -> tuple[float, dict[str, np.ndarray]]:
     """alpha and every tensor of the file, as float32. Raises ModelFileError unless it is a LoRA for a Llama."""
-    reader = open_gguf(path)
-    try:
-        metadata = {key: field.contents() for key, field in reader.fields.items()}
-        kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
-    except Exception as error:
-        raise ModelFileError(f"{path}: damaged GGUF file ({error}); get it again") from error
+    header = read_header(path)
+    metadata = {key: field.value for key, field in header.fields.items()}
     for key, wanted in (("general.type", "adapter"), ("general.architecture", "llama"), ("adapter.type", "lora")):
         if metadata.get(key) != wanted:
             raise ModelFileError(f"{path}: {key} is {metadata.get(key)!r}, expected {wanted!r}")
@@ -174,11 +170,11 @@ def _read(path: Path) -> tuple[float, dict[str, np.ndarray]]:
     alpha = metadata.get("adapter.lora.alpha", 0.0)  # as in llama.cpp, a missing alpha is 0
     if not isinstance(alpha, float) or not 0 <= alpha < np.inf:
         raise ModelFileError(f"{path}: adapter.lora.alpha is {alpha!r}, expected a number of at least 0")
-    if unknown := sorted(set(kinds.values()) - set(BYTES_PER_BLOCK)):
+    if unknown := sorted({tensor.kind for tensor in header.tensors} - set(BYTES_PER_BLOCK)):
         raise ModelFileError(
             f"{path}: unknown quantisation type {', '.join(unknown)}; minilora reads {', '.join(BYTES_PER_BLOCK)}"
         )
     try:
-        return alpha, {tensor.name: unpack(path, tensor) for tensor in reader.tensors}
+        return alpha, {tensor.name: values_of(tensor) for tensor in header.tensors}
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error

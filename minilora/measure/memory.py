@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -123,8 +124,7 @@ def shape_of(base: str, quantized: bool | str = False, bf16: bool = False) -> tu
     if not quantized:
         return file.config(), None
     sizes = (  # what is not quantised is loaded as float32
-        int(tensor.n_bytes) if tensor.tensor_type.name.startswith("Q") else FLOAT * int(tensor.n_elements)
-        for tensor in file.tensors.values()
+        tensor.nbytes if tensor.kind.startswith("Q") else FLOAT * prod(tensor.shape) for tensor in file.tensors.values()
     )
     return file.config(), sum(sizes)
 

@@ -16,17 +16,8 @@ import numpy as np
 from ..engine.backend import Array, dense, to_numpy
 from ..engine.parallel import cores
 from ..files.disk import ModelFileError
-from ..files.gguf import (
-    Field,
-    hugging_face_name,
-    llama_cpp_name,
-    open_gguf,
-    read_raw,
-    reordered,
-    to_halves,
-    to_pairs,
-    write_gguf,
-)
+from ..files.gguf import hugging_face_name, llama_cpp_name, reordered, to_halves, to_pairs, write_gguf
+from ..files.gguf_header import read_header
 from ..files.quant import BLOCK, BYTES_PER_BLOCK, Packed, dequantize, quantize
 from ..nn.llama import Config, Llama, check_claims
 from .rounded import load_rounded
@@ -41,14 +32,11 @@ class GGUF:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        reader = open_gguf(self.path)
-        try:
-            self.fields = {key: Field(field) for key, field in reader.fields.items()}
-            self.metadata: dict[str, Any] = {key: field.value for key, field in self.fields.items()}
-            self.tensors = {hugging_face_name(t.name): t for t in reader.tensors}
-        except Exception as error:
-            raise ModelFileError(f"{self.path}: damaged GGUF file ({error}); get it again") from error
-        unknown = sorted({t.tensor_type.name for t in self.tensors.values()} - set(BYTES_PER_BLOCK))
+        header = read_header(self.path)
+        self.fields = header.fields
+        self.metadata: dict[str, Any] = {key: field.value for key, field in self.fields.items()}
+        self.tensors = {hugging_face_name(tensor.name): tensor for tensor in header.tensors}
+        unknown = sorted({tensor.kind for tensor in self.tensors.values()} - set(BYTES_PER_BLOCK))
         if unknown:
             raise ModelFileError(
                 f"{self.path}: unknown quantisation type {', '.join(unknown)}; "
@@ -63,7 +51,7 @@ class GGUF:
         try:
             heads = int(self._value("attention.head_count"))
             return Config(
-                vocab_size=int(self.tensors["model.embed_tokens.weight"].shape[1]),
+                vocab_size=int(self.tensors["model.embed_tokens.weight"].shape[0]),
                 hidden_size=int(self._value("embedding_length")),
                 intermediate_size=int(self._value("feed_forward_length")),
                 num_hidden_layers=int(self._value("block_count")),
@@ -87,11 +75,11 @@ class GGUF:
     def weight(self, name: str, config: Config, quantized: bool = False) -> np.ndarray | Packed:
         """One tensor in Hugging Face's layout: a new float32 array; with `quantized`, a quantised matrix as stored."""
         tensor = self.tensors[name]
-        raw, kind = read_raw(self.path, tensor), tensor.tensor_type.name
+        raw, kind = tensor.raw(), tensor.kind
         raw = reordered(to_halves, name, raw, config.num_attention_heads, config.num_key_value_heads)  # whole rows
         if quantized and kind.startswith("Q"):
             return Packed(raw, kind)
-        return dequantize(raw, kind).reshape(tensor.shape[::-1])
+        return dequantize(raw, kind).reshape(tensor.shape)
 
     def tokenizer(self) -> Tokenizer:
         """The file's tokenizer. Raises ModelFileError for a kind other than byte-level BPE."""
@@ -108,14 +96,14 @@ class GGUF:
         from concurrent.futures import ThreadPoolExecutor
 
         config = self.config()
-        if quantized and not any(t.tensor_type.name.startswith("Q") for t in self.tensors.values()):
-            kinds = ", ".join(sorted({t.tensor_type.name for t in self.tensors.values()}))
+        if quantized and not any(t.kind.startswith("Q") for t in self.tensors.values()):
+            kinds = ", ".join(sorted({t.kind for t in self.tensors.values()}))
             raise ModelFileError(
                 f"{self.path}: the file holds no quantised matrices, only {kinds}: load it without quantized, or with "
                 "a kind, such as nf4"
             )
         try:
-            check_claims(config, {name: tuple(t.shape[::-1].tolist()) for name, t in self.tensors.items()})
+            check_claims(config, {name: t.shape for name, t in self.tensors.items()})
             if kind is not None:
                 return load_rounded(config, self.tensors, lambda name: self.weight(name, config), kind)
             with ThreadPoolExecutor(cores()) as pool:  # unpacking releases the GIL
@@ -156,8 +144,8 @@ def save_gguf(
     tensors: dict[str, tuple[np.ndarray, str]] = {}
     for name, array in state.items():
         stored = source.tensors[name] if source is not None and name in unchanged else None
-        if stored is not None and kind.startswith("Q") and stored.tensor_type.name.startswith("Q"):
-            tensors[llama_cpp_name(name)] = (np.asarray(stored.data), stored.tensor_type.name)
+        if stored is not None and kind.startswith("Q") and stored.kind.startswith("Q"):
+            tensors[llama_cpp_name(name)] = (stored.raw(), stored.kind)
             continue
         w = in_pairs(name, to_numpy(dense(array)), config)
         own = kind_of(w, kind, name)
@@ -170,8 +158,8 @@ def save_gguf(
     if source is None:
         description |= _shape_metadata(config) | tokenizer_metadata(tokenizer, config.vocab_size)
     else:
-        internal = ("GGUF.", "general.architecture", "general.alignment")
-        description |= {key: field for key, field in source.fields.items() if not key.startswith(internal)}
+        anew = ("general.architecture", "general.alignment")
+        description |= {key: field for key, field in source.fields.items() if key not in anew}
     description |= {"general.file_type": _FILE_TYPES[kind], "general.quantization_version": 2}
     write_gguf(path, description, tensors)
     return path

@@ -240,7 +240,7 @@ def requantised(
             continue
         w, merged = (in_pairs(name, dense(state[name]), config) for state in (before, after))
         packed = quantize(merged, kind)
-        own = np.asarray(source.tensors[name].data) if source and _packed_in(source, name) else quantize(w, kind)
+        own = source.tensors[name].raw() if source and _packed_in(source, name) else quantize(w, kind)
         stored, delta = dequantize(packed, kind), merged - w
         rounding += float(np.square(stored - merged).sum(dtype=np.float64))
         update += float(np.square(delta).sum(dtype=np.float64))
@@ -264,7 +264,7 @@ def _fits(w: Array, kind: str) -> bool:
 
 
 def _packed_in(source: GGUF, name: str) -> bool:
-    return name in source.tensors and source.tensors[name].tensor_type.name == "Q4_1"
+    return name in source.tensors and source.tensors[name].kind == "Q4_1"
 
 
 def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format: str, overwrite: bool) -> Path:

@@ -1,0 +1,236 @@
+"""The header of a GGUF file: its metadata, and where each tensor lies. A damaged file is refused, whatever it claims.
+
+All numbers are little-endian. A text is its length and its bytes; a dimension that changes fastest comes first.
+
+    magic "GGUF", version, number of tensors, number of entries
+    entries    key, type, value; an array is the type of its items, their number, and the items
+    tensors    name, number of dimensions, dimensions, type, offset from the beginning of the data
+    data       begins at the next multiple of general.alignment, 32 by default
+
+A model can be split into several files: `m-00001-of-00003.gguf` and so on, each with a header and its own tensors.
+Source: gguf.md in ggml's docs, and llama.cpp's gguf-split.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .disk import ModelFileError, reading
+
+_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))  # struct's letters
+_TEXT, _ARRAY = 8, 9
+_MOST_DIMENSIONS = 4  # in ggml
+
+
+@dataclass(frozen=True)
+class Field:
+    """One metadata entry: its value, its stored type, and the type of an array's items (numbers of GGUFValueType)."""
+
+    value: Any
+    type: int
+    item_type: int | None = None
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file.
+
+    name: llama.cpp's. shape: outermost dimension first, as in NumPy. kind: "Q4_1" and so on.
+    path, offset, nbytes: where its bytes lie.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    path: Path
+    offset: int
+    nbytes: int
+
+    def raw(self) -> np.ndarray:
+        """The stored bytes with the rows of the file: a new array (m, bytes per row) uint8; (1, bytes) of a vector.
+
+        Read from the file, not through a memory map, whose pages would count as the process's memory.
+        """
+        with reading(self.path):
+            return np.fromfile(self.path, np.uint8, self.nbytes, offset=self.offset).reshape(prod(self.shape[:-1]), -1)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF file, or all parts of a split one, say of themselves: metadata by key, and tensors."""
+
+    fields: dict[str, Field]
+    tensors: list[StoredTensor]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a GGUF file; of a split one, whichever part is given, the first one's metadata and all tensors.
+
+    Raises ModelFileError if it is missing, cut off, damaged, or no GGUF file; if it has tensors of a type that the gguf
+    library does not know; and if another part is missing.
+    """
+    header = _read_file(path)
+    count = _number(path, header, "split.count", 0)
+    if count <= 1:
+        return header
+    named = re.fullmatch(rf"(.*)-\d{{5}}-of-{count:05}\.gguf", path.name)
+    if named is None:
+        raise ModelFileError(
+            f"{path}: one of {count} parts of a split model, expected a name such as m-00001-of-{count:05}.gguf"
+        )
+    parts = [path.with_name(f"{named[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+    for i, part in enumerate(parts, 1):
+        if not part.is_file():
+            raise ModelFileError(f"{part}: no such file: part {i} of {count} of a split model is missing; get it")
+    headers = [_read_file(part) for part in parts]
+    for i, (part, each) in enumerate(zip(parts, headers, strict=True)):
+        if (found := (_number(part, each, "split.no", -1), _number(part, each, "split.count", 0))) != (i, count):
+            raise ModelFileError(f"{part}: split.no and split.count are {found}, expected {(i, count)}: get it again")
+    tensors = [tensor for each in headers for tensor in each.tensors]
+    if (claimed := _number(path, headers[0], "split.tensors.count", len(tensors))) != len(tensors):
+        raise ModelFileError(f"{path}: {claimed} tensors claimed, but its {count} parts hold {len(tensors)}")
+    fields = {key: field for key, field in headers[0].fields.items() if not key.startswith("split.")}
+    return Header(fields, _named_once(path, tensors))
+
+
+def _number(path: Path, header: Header, key: str, default: int) -> int:
+    value = header.fields[key].value if key in header.fields else default
+    if not isinstance(value, int) or value > 99_999:  # a number of a part has five digits
+        raise ModelFileError(f"{path}: {key} is {value!r}, expected a whole number below 100000")
+    return value
+
+
+def _named_once(path: Path, tensors: list[StoredTensor]) -> list[StoredTensor]:
+    names: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in names:
+            raise ModelFileError(f"{path}: two tensors are called {tensor.name!r}")
+        names.add(tensor.name)
+    return tensors
+
+
+def _read_file(path: Path) -> Header:
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such model file")
+    with reading(path), path.open("rb") as file:
+        if (magic := file.read(4)) != b"GGUF":
+            raise ModelFileError(f"{path}: not a GGUF file (it starts with {magic!r})")
+        try:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _Reader(path, content).header()
+        except ModelFileError:
+            raise
+        except (ValueError, struct.error, RecursionError) as error:
+            raise ModelFileError(f"{path}: cut off or damaged GGUF file ({error}); get it again") from error
+
+
+class _Reader:
+    """Reads one value after another. Raises struct.error or ValueError at the end of the file and for nonsense."""
+
+    def __init__(self, path: Path, content: mmap.mmap):
+        self.path, self.content, self.at = path, content, 4
+
+    def header(self) -> Header:
+        version = self.number("I")
+        if version & 0xFFFF == 0:
+            raise ModelFileError(f"{self.path}: big-endian GGUF file; expected a little-endian one")
+        if version not in (2, 3):
+            raise ModelFileError(f"{self.path}: GGUF version {version}; minilora reads versions 2 and 3")
+        tensors, entries = self.number("Q"), self.number("Q")
+        fields: dict[str, Field] = {}
+        for _ in range(entries):  # absurd numbers end with the file
+            key = self.text()
+            if key in fields:
+                raise ValueError(f"{key!r} occurs twice")
+            fields[key] = self.field()
+        described = [self.tensor() for _ in range(tensors)]
+        alignment = fields["general.alignment"].value if "general.alignment" in fields else 32
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise ValueError(f"general.alignment is {alignment!r}, expected a power of 2")
+        start = -(-self.at // alignment) * alignment
+        found = [self.placed(start, alignment, *each) for each in described]
+        return Header(fields, _named_once(self.path, found))
+
+    def number(self, letter: str) -> Any:
+        return self.numbers(f"<{letter}")[0]
+
+    def numbers(self, form: str) -> tuple[Any, ...]:
+        found = struct.unpack_from(form, self.content, self.at)  # fails at the end of the file
+        self.at += struct.calcsize(form)
+        return found
+
+    def text(self) -> str:
+        return self.texts(1)[0]
+
+    def texts(self, count: int) -> list[str]:
+        content, at, length_at, found = self.content, self.at, struct.Struct("<Q").unpack_from, []
+        for _ in range(count):  # a tokenizer has 100,000 texts: this is the loop that takes the time
+            (length,) = length_at(content, at)
+            end = at + 8 + length
+            if end > len(content):
+                raise ValueError("it ends in the middle of a text")
+            found.append(content[at + 8 : end].decode())
+            at = end
+        self.at = at
+        return found
+
+    def field(self) -> Field:
+        kind = self.number("I")
+        if kind != _ARRAY:
+            return Field(self.values(kind, 1)[0], kind)
+        item_type, value = self.array()
+        return Field(value, kind, item_type)
+
+    def array(self) -> tuple[int, list[Any]]:
+        """The innermost items' type, and the items; an array can hold arrays."""
+        kind, count = self.numbers("<IQ")
+        if kind != _ARRAY:
+            return kind, self.values(kind, count)
+        inner = [self.array() for _ in range(count)]
+        return inner[-1][0] if inner else kind, [items for _, items in inner]
+
+    def values(self, kind: int, count: int) -> list[Any]:
+        if kind == _TEXT:
+            return self.texts(count)
+        if kind not in _SCALARS:
+            raise ValueError(f"a value of the unknown type {kind}")
+        return list(self.numbers(f"<{count}{_SCALARS[kind]}"))
+
+    def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
+        """Name, shape, number of the type, and offset of the next tensor."""
+        name, dimensions = self.text(), self.number("I")
+        if not 1 <= dimensions <= _MOST_DIMENSIONS:
+            raise ValueError(f"{name!r} has {dimensions} dimensions, expected 1 to {_MOST_DIMENSIONS}")
+        shape = self.numbers(f"<{dimensions}Q")[::-1]
+        return name, shape, *self.numbers("<IQ")
+
+    def placed(self, start: int, alignment: int, name: str, shape: tuple[int, ...], number: int, offset: int) -> Any:
+        if number not in _kinds():
+            raise ModelFileError(
+                f"{self.path}: tensor {name} is of the unknown type {number}: try pip install --upgrade gguf, or "
+                "get a file of another type, such as Q4_K_M"
+            )
+        kind, block, size = _kinds()[number]
+        if shape[-1] % block:
+            raise ValueError(f"{name!r} has rows of {shape[-1]} values, which are no whole blocks of {kind}")
+        nbytes = prod(shape) // block * size
+        if 0 in shape or offset % alignment or start + offset + nbytes > len(self.content):
+            raise ValueError(f"{name!r} of shape {shape} at offset {offset} is not inside the file")
+        return StoredTensor(name, shape, kind, self.path, start + offset, nbytes)
+
+
+@cache
+def _kinds() -> dict[int, tuple[str, int, int]]:
+    """The name, values per block and bytes per block of each type that the gguf library knows, by its number."""
+    from gguf import GGML_QUANT_SIZES  # imported here, so that `import minilora` loads only NumPy
+
+    return {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
