@@ -9,6 +9,7 @@ m outputs and n inputs of a linear map.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from .backend import Array, adds_products, array_module, factor, is_packed
@@ -198,22 +199,23 @@ def embedding(w, ids):
 
 
 @op(recomputable=True)
-def rms_norm(x, w, eps: float):
-    """y = x / rms(x) * w,  rms(x) = sqrt(mean(x²) + eps) over the last axis      x (..., C)  w (C)  ->  (..., C)
+def rms_norm(x, w, eps: float, offset: float = 0.0):
+    """y = x / rms(x) * (w + offset),  rms(x) = sqrt(mean(x²) + eps) over the last axis      x (..., C)  w (C)
 
-    Zhang & Sennrich 2019 (arXiv 1910.07467). Saves x and one value per row.
+    Zhang & Sennrich 2019 (arXiv 1910.07467). offset: 1 in Gemma, whose w starts at 0. Saves x and one value per row.
     """
     xp = array_module(x)
+    factors = w + offset if offset else w
     inv = xp.einsum("...c,...c->...", x, x)[..., None]  # (..., 1): Σ x² without an array of squares
     inv /= x.shape[-1]
     inv += eps
     xp.sqrt(inv, out=inv)
     xp.divide(1, inv, out=inv)
     y = x * inv
-    y *= w
+    y *= factors
 
     def dx(g):  # x · inv depends on x in two ways: directly, and through inv
-        out = g * w
+        out = g * factors
         along = xp.einsum("...c,...c->...", out, x)[..., None]  # the gradient's component along x
         along *= inv * inv / x.shape[-1]
         out -= x * along
@@ -224,6 +226,44 @@ def rms_norm(x, w, eps: float):
         return (rows(g) * (rows(x) * rows(inv))).sum(axis=0)
 
     return y, dx, dw
+
+
+@op(recomputable=True)
+def layer_norm(x, w, bias, eps: float):
+    """y = (x - mean(x)) / std(x) * w + bias,  std(x) = sqrt(var(x) + eps) over the last axis      x (..., C)  w (C)
+
+    Ba, Kiros & Hinton 2016 (arXiv 1607.06450). Saves x and two values per row.
+    """
+    xp = array_module(x)
+    mean = x.mean(axis=-1, keepdims=True)  # (..., 1)
+
+    def centred() -> Array:  # computed again in the backward pass instead of saved
+        return x - mean
+
+    y = centred()
+    inv = xp.einsum("...c,...c->...", y, y)[..., None]  # (..., 1)
+    inv /= x.shape[-1]
+    inv += eps
+    xp.sqrt(inv, out=inv)
+    xp.divide(1, inv, out=inv)
+    y *= inv
+    y *= w
+    y += bias
+
+    def dx(g):  # what a shift of x, or a stretch of x - mean, would change, is removed: y does not depend on either
+        out, z = g * w, centred()
+        along = xp.einsum("...c,...c->...", out, z)[..., None]
+        along *= inv * inv / x.shape[-1]
+        out -= out.mean(axis=-1, keepdims=True)
+        z *= along
+        out -= z
+        out *= inv
+        return out
+
+    def dw(g):
+        return (rows(g) * (rows(centred()) * rows(inv))).sum(axis=0)
+
+    return y, dx, dw, lambda g: rows(g).sum(axis=0)
 
 
 @op
@@ -248,6 +288,59 @@ def rope(x, cos: Array, sin: Array):
     return rotate(x, sin), lambda g: rotate(g, -sin)
 
 
+def silu(z: Array) -> tuple[Array, Callable[[], Array]]:
+    """z σ(z), where σ(z) = 1 / (1 + e⁻ᶻ), and a function that returns its derivative."""
+    s = z * 0.5
+    array_module(z).tanh(s, out=s)
+    s *= 0.5
+    s += 0.5
+    y = z * s
+    return y, lambda: s + y * (1 - s)
+
+
+def gelu_tanh(z: Array) -> tuple[Array, Callable[[], Array]]:
+    """z Φ(z), Φ the normal distribution function in the approximation by tanh, and a function for its derivative.
+
+    Hendrycks & Gimpel 2016 (arXiv 1606.08415). Hugging Face calls it gelu_new and gelu_pytorch_tanh.
+    """
+    c, cubic = (2 / math.pi) ** 0.5, 0.044715
+    square = z * z
+    phi = square * (c * cubic)
+    phi += c
+    phi *= z
+    array_module(z).tanh(phi, out=phi)  # tanh(c (z + 0.044715 z³))
+    phi += 1
+    phi *= 0.5  # Φ(z)
+
+    def slope() -> Array:  # Φ + z dΦ/dz, with dΦ/dz = 2 Φ (1 - Φ) c (1 + 3 · 0.044715 z²)
+        return phi * (1 + (1 - phi) * z * (square * (6 * c * cubic) + 2 * c))
+
+    return z * phi, slope
+
+
+Activation = Callable[[Array], tuple[Array, Callable[[], Array]]]
+
+
+@op(recomputable=True)
+def gelu(x, block: int = 64):
+    """x Φ(x), see `gelu_tanh`      x (..., F)  ->  (..., F)
+
+    Saves its input. block: as for `swiglu`.
+    """
+    shape, x = x.shape, rows(x)  # (N, F)
+    y = array_module(x).empty_like(x)
+    for i, j in blocks(len(x), block):
+        y[i:j] = gelu_tanh(x[i:j])[0]
+
+    def dx(g):
+        out = array_module(x).array(rows(g))
+        for i, j in blocks(len(x), block):
+            out[i:j] *= gelu_tanh(x[i:j])[1]()
+        return out.reshape(shape)
+
+    return y.reshape(shape), dx
+
+
 @op(recomputable=True)
 def swiglu(gate, up, block: int = 64):
     """silu(gate) * up,  silu(z) = z / (1 + e⁻ᶻ)      gate, up (..., F)  ->  (..., F)
@@ -255,32 +348,36 @@ def swiglu(gate, up, block: int = 64):
     Shazeer 2020 (arXiv 2002.05202). Saves its two inputs and computes the sigmoid again in the backward pass.
     block: rows computed at a time, so that temporary arrays stay in the processor's cache.
     """
-    xp, shape, gate, up = array_module(gate), gate.shape, rows(gate), rows(up)  # (N, F)
+    return _gated(silu, gate, up, block)
 
-    def sigmoid(z: Array) -> Array:
-        s = z * 0.5
-        xp.tanh(s, out=s)
-        s *= 0.5
-        s += 0.5
-        return s
+
+@op(recomputable=True)
+def geglu(gate, up, block: int = 64):
+    """gelu(gate) * up, with `gelu_tanh`      gate, up (..., F)  ->  (..., F)
+
+    Shazeer 2020 (arXiv 2002.05202). Saves its two inputs. block: as for `swiglu`.
+    """
+    return _gated(gelu_tanh, gate, up, block)
+
+
+def _gated(activation: Activation, gate: Array, up: Array, block: int) -> tuple:
+    """The value of activation(gate) * up and its two VJPs."""
+    xp, shape, gate, up = array_module(gate), gate.shape, rows(gate), rows(up)  # (N, F)
 
     def backward(g):
         g = rows(g)
         dgate, dup = xp.empty_like(gate), xp.empty_like(up)
         for i, j in blocks(len(gate), block):
-            s = sigmoid(gate[i:j])
-            silu = gate[i:j] * s
-            xp.multiply(g[i:j], silu, out=dup[i:j])
-            s += silu * (1 - s)  # d silu / d gate = s + gate s (1 - s)
+            value, slope = activation(gate[i:j])
+            xp.multiply(g[i:j], value, out=dup[i:j])
+            s = slope()
             s *= g[i:j]
             xp.multiply(s, up[i:j], out=dgate[i:j])
         return dgate.reshape(shape), dup.reshape(shape)
 
     y = xp.empty_like(gate)
     for i, j in blocks(len(gate), block):
-        s = sigmoid(gate[i:j])
-        s *= gate[i:j]
-        xp.multiply(s, up[i:j], out=y[i:j])
+        xp.multiply(activation(gate[i:j])[0], up[i:j], out=y[i:j])
     return y.reshape(shape), *shared_backward(backward, 2)
 
 

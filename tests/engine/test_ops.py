@@ -1,6 +1,7 @@
 """Every operation has a row in a table; its values, gradients, dtypes, saved arrays and side effects are checked."""
 
 import importlib
+import math
 import pkgutil
 import weakref
 from collections.abc import Callable
@@ -108,6 +109,15 @@ def composed_mixed_lora_linear(x, w, *thin, parts):
 
 def composed_attention(q, k, v, first=None, packing=None, block=None):
     return textbook_attention(q, k, v, mask_of(q.shape[1], k.shape[1], first, packing))
+
+
+def composed_layer_norm(x, w, bias, eps):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / ((centred * centred).mean(axis=-1, keepdims=True) + eps).sqrt() * w + bias
+
+
+def composed_gelu(x, block=None):
+    return x * 0.5 * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh())
 
 
 def composed_rope(x, cos, sin):
@@ -233,15 +243,32 @@ ROWS = {
     ),
     "embedding": Row([embedding_inputs], NOTHING, composed=lambda w, ids: w[ids]),
     "rms_norm": Row(
-        [draw("ab5,5", eps=1e-5), draw("a3,3", eps=0.1), draw("4,4", eps=1e-5), draw("an,n", eps=0.5)],
+        [
+            draw("ab5,5", eps=1e-5),
+            draw("a3,3", eps=0.1),
+            draw("4,4", eps=1e-5),
+            draw("an,n", eps=0.5),
+            draw("ab3,3", eps=0.2, offset=1.0),
+        ],
         {(0,): (0, 1)},
-        composed=lambda x, w, eps: x / ((x * x).mean(axis=-1, keepdims=True) + eps).sqrt() * w,
+        composed=lambda x, w, eps, offset=0.0: x / ((x * x).mean(axis=-1, keepdims=True) + eps).sqrt() * (w + offset),
+    ),
+    "layer_norm": Row(
+        [draw("ab5,5,5", eps=1e-5), draw("a3,3,3", eps=0.1), draw("4,4,4", eps=1e-5), draw("an,n,n", eps=0.5)],
+        {(0,): (0, 1, 2), (1,): (0, 1, 2), (2,): (0, 1, 2)},
+        composed=composed_layer_norm,
     ),
     "rope": Row([rope_inputs(batch=False), rope_inputs(batch=True)], NOTHING, composed=composed_rope),
+    "gelu": Row([draw("abf"), draw("f"), draw("4bf", block=3)], FIRST, composed=composed_gelu),
     "swiglu": Row(
         [draw("abf,abf"), draw("f,f"), draw("4bf,4bf", block=3)],
         {(0, 1): (0, 1)},
         composed=lambda gate, up, block=64: gate * gate.sigmoid() * up,
+    ),
+    "geglu": Row(
+        [draw("abf,abf"), draw("f,f"), draw("4bf,4bf", block=3)],
+        {(0, 1): (0, 1)},
+        composed=lambda gate, up, block=64: composed_gelu(gate) * up,
     ),
     "attention": Row(
         [
