@@ -78,7 +78,7 @@ def plan_adapter(model: Module, config: LoraConfig, name: str, seed: int = 0) ->
             "are minilora.Linear layers"
         )
     targets = find_targets(list(candidates), config)
-    _refuse_other_biases(config, linear, targets)
+    _refuse_other_biases(config, modules, targets)
     rng = np.random.default_rng(seed)
     return {path: new_weights(path, candidates[path], config, rng) for path in targets}
 
@@ -112,7 +112,7 @@ def install_adapter(
         if isinstance(module, LoraLayer):
             place = module
         elif isinstance(module, Embedding):
-            place = LoraEmbedding(module, tied=_is_tied(model))
+            place = LoraEmbedding(module, tied=_is_head(model, module))
             model.set_submodule(path, place)
         else:
             assert isinstance(module, Linear)  # _refuse_misfit let nothing else through
@@ -377,9 +377,9 @@ def _refuse_tied_head(config: LoraConfig, linear: Mapping[str, Linear]) -> None:
         )
 
 
-def _refuse_other_biases(config: LoraConfig, linear: Mapping[str, Linear], targets: Iterable[str]) -> None:
+def _refuse_other_biases(config: LoraConfig, modules: Mapping[str, Module], targets: Iterable[str]) -> None:
     """An adapter trains a copy of a bias, so that the base never changes, and only adapted modules can hold one."""
-    others = [path for path, module in linear.items() if module.bias is not None and path not in targets]
+    others = [path for path, own in modules.items() if getattr(own, "bias", None) is not None and path not in targets]
     if config.bias == "all" and others:
         raise ValueError(
             f"bias='all' would train the bias of {others[0]}, which gets no adapter: add it to target_modules, or use "
@@ -401,5 +401,7 @@ def _refuse_misfit(path: str, module: Module, config: LoraConfig, weights: LoraW
             raise ValueError(f"{path}: expected weights {wanted} {setting}, as in the config, got weights {given} it")
 
 
-def _is_tied(model: Module) -> bool:
-    return bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
+def _is_head(model: Module, table: Embedding) -> bool:
+    """Whether the model's head uses this table, too."""
+    config = getattr(model, "config", None)
+    return bool(getattr(config, "tie_word_embeddings", False)) and getattr(model, "embedding", table) is table

@@ -204,8 +204,9 @@ class LoraLinear(LoraLayer, Linear):
         active = [] if self.unmerged is not None else self.active_adapters()
         if not active:
             return super().forward(x)
-        if self.bias is None and all(lora.is_plain and not lora.drops for lora, _ in active):
-            return self.all_plain(x, active)
+        if all(lora.is_plain and not lora.drops for lora, _ in active):
+            y = self.all_plain(x, active)
+            return y if self.bias is None else y + self.bias
         product = fused.linear(x, self.weight)
         y = product if self.bias is None else product + self.bias
         for lora, factor in ((lora, _of_each_row(factor)) for lora, factor in active):

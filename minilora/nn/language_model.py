@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
 import numpy as np
 
 from ..engine import fused
-from ..engine.attention import Packing
+from ..engine.attention import Packing, attention
 from ..engine.backend import Array, array_module, to_device_of
 from ..engine.recompute import recomputed
 from ..engine.tensor import Tensor
@@ -157,6 +158,24 @@ class LanguageModel(Module):
                 f"{longest} tokens are more than the {self.config.max_position_embeddings} the model can see"
             )
         return ids
+
+
+@dataclass
+class Context:
+    """What every block needs besides its input: the KV cache, and the packing of sequences into a row."""
+
+    cache: KVCache | None
+    packing: Packing | None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, context: Context, layer: int, **settings: Any) -> Tensor:
+    """`attention` of q (B, T, H, D) over k and v (B, T, K, D), and over those of earlier tokens in the KV cache.
+
+    layer: the block's number, for the cache. settings: of `attention`.
+    """
+    if (cache := context.cache) is None:
+        return attention(q, k, v, packing=context.packing, **settings)
+    return attention(q, *cache.extend(layer, k.data, v.data), first=cache.first, **settings)
 
 
 def through_blocks(blocks: Sequence[Module], x: Tensor, context: Any, recompute: bool = False) -> Tensor:

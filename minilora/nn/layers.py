@@ -53,15 +53,27 @@ class Embedding(Module):
 
 
 class RMSNorm(Module):
-    """x / rms(x) * weight      weight (width), initially 1."""
+    """x / rms(x) * (weight + offset)      weight (width), initially 1 - offset. offset: 1 in Gemma, 0 elsewhere."""
+
+    def __init__(self, width: int, eps: float = 1e-5, offset: float = 0.0):
+        self.weight = Parameter(np.full(width, 1 - offset, np.float32))
+        self.eps, self.offset = eps, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., width) -> (..., width)"""
+        return fused.rms_norm(x, self.weight, eps=self.eps, offset=self.offset)
+
+
+class LayerNorm(Module):
+    """(x - mean(x)) / std(x) * weight + bias      weight (width), initially 1; bias (width), initially 0."""
 
     def __init__(self, width: int, eps: float = 1e-5):
-        self.weight = Parameter(np.ones(width, np.float32))
+        self.weight, self.bias = Parameter(np.ones(width, np.float32)), Parameter(np.zeros(width, np.float32))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., width) -> (..., width)"""
-        return fused.rms_norm(x, self.weight, eps=self.eps)
+        return fused.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
 def normal(rng: np.random.Generator | None, shape: tuple[int, ...], std: float) -> np.ndarray:

@@ -1,0 +1,113 @@
+"""Every family in small: cache, padding, packing, gradients, checkpointing, micro-batches, adapters."""
+
+import numpy as np
+import pytest
+from smallmodels import in_float64
+
+from minilora.engine.attention import Packing
+from minilora.engine.tensor import no_grad
+from minilora.lora.adapters import add_adapter, merge_adapter, merged_state, unmerge_adapter
+from minilora.lora.config import LoraConfig
+from minilora.nn.gpt2 import GPT2, GPT2Config
+from minilora.nn.step import loss_and_grad
+
+V = 11
+FAMILIES = {
+    "gpt2": (GPT2, GPT2Config(V, 6, 2, 2, max_position_embeddings=16)),
+    "gpt2, untied": (GPT2, GPT2Config(V, 6, 1, 3, 5, max_position_embeddings=16, tie_word_embeddings=False)),
+}
+
+
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+def new(request):
+    """A function that makes the same small model in float64 every time, whose every part shows."""
+    family, config = request.param
+
+    def make():
+        model, rng = in_float64(family(config, 0)), np.random.default_rng(1)
+        for _, p in model.named_parameters():
+            p.data += 0.3 * rng.standard_normal(p.shape) * (p.ndim == 1)
+        return model
+
+    return make
+
+
+def test_token_by_token_with_a_cache_equals_all_tokens_at_once(new, ids):
+    model, rest = new(), [4, 1, 2]
+    cache, ends = model.new_cache(2, capacity=7), np.cumsum(rest)
+    with no_grad():
+        parts = [model(ids[:, end - n : end], cache).data for n, end in zip(rest, ends, strict=True)]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), model(ids).data, rtol=1e-10, atol=1e-10)
+
+
+def test_a_batch_padded_on_the_left_equals_its_rows_alone(new, ids):
+    model, first = new(), np.array([0, 3])
+    cache = model.new_cache(2, capacity=8, first=first)
+    with no_grad():
+        prompt, step = model(ids, cache).data, model(np.array([[1], [2]]), cache).data
+        for row, pad in enumerate(first):
+            alone = model(np.r_[ids[row, pad:], row + 1][None]).data[0]
+            np.testing.assert_allclose(prompt[row, pad:], alone[:-1], rtol=1e-10, atol=1e-10)
+            np.testing.assert_allclose(step[row, 0], alone[-1], rtol=1e-10, atol=1e-10)
+
+
+def test_packed_sequences_have_the_loss_and_gradients_of_separate_rows(new, rng):
+    rows = [rng.integers(0, V, n) for n in (8, 6, 9)]
+    for row in rows:
+        row[:2] = 3, 5  # the common prefix
+    ids = np.concatenate([[3, 5], *(row[2:] for row in rows)])[None]
+    labels = np.concatenate([[-100, -100], *(np.r_[-100, row[3:]] for row in rows)])[None]
+    packed, alone = new(), new()
+    packed.loss(ids, labels, Packing(2, (8, 12, 19))).backward()
+    for row in rows:
+        own = np.r_[-100, -100, -100, row[3:]]
+        alone.loss(row[None], own[None]).backward(np.float64((len(row) - 3) / (labels != -100).sum()))
+    for (name, p), (_, q) in zip(packed.named_parameters(), alone.named_parameters(), strict=True):
+        np.testing.assert_allclose(p.grad, q.grad, rtol=1e-8, atol=1e-9, err_msg=name)
+
+
+def test_every_parameters_gradient_is_the_slope_along_a_random_direction(new, rng):
+    model, ids, labels = new(), np.array([[1, 5, 1, 9, 2, 0, 4]]), np.array([[1, 5, -100, 9, 2, 0, 4]])
+    model.loss(ids, labels).backward()
+    for name, p in model.named_parameters():
+        direction, middle = rng.standard_normal(p.shape), p.data
+        around = []
+        for sign in (1, -1):
+            p.data = middle + sign * 1e-5 * direction
+            around.append(model.loss(ids, labels).item())
+        p.data = middle
+        slope = (around[0] - around[1]) / 2e-5
+        assert (p.grad * direction).sum() == pytest.approx(slope, rel=1e-5, abs=1e-8), name
+
+
+@pytest.mark.parametrize("settings", [None, {}, {"use_dora": True}, {"bias": "lora_only"}], ids=str)
+def test_recomputed_and_divided_training_equals_plain_training(new, ids, settings):
+    found = []
+    for recompute in (False, True):
+        for step in (lambda model: model.loss(ids, ids).backward(), lambda model: loss_and_grad(model, ids, ids)):
+            model = new()
+            if settings is not None:
+                add_adapter(model, LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, **settings))
+            model.decoder.recompute = recompute
+            step(model)
+            found.append({name: p.grad for name, p in model.trainable_parameters().items()})
+    for other in found[1:]:
+        for name, grad in found[0].items():
+            np.testing.assert_allclose(other[name], grad, rtol=1e-9, atol=1e-10, err_msg=name)
+            assert grad.any()
+
+
+def test_an_adapter_on_all_linear_layers_starts_as_the_base_and_merges_into_it(new, ids):
+    model = new()
+    base = model(ids).data
+    assert "lm_head" not in add_adapter(model, LoraConfig(r=2, lora_alpha=4))
+    np.testing.assert_array_equal(model(ids).data, base)
+    for name, p in model.trainable_parameters().items():
+        p.data += np.random.default_rng(len(name)).standard_normal(p.shape)
+    apart = model(ids).data
+    assert np.abs(apart - base).max() > 0.1
+    merge_adapter(model)
+    np.testing.assert_allclose(model(ids).data, apart, rtol=1e-9, atol=1e-9)
+    assert merged_state(model).keys() == new().state_dict().keys()
+    unmerge_adapter(model)
+    np.testing.assert_allclose(model(ids).data, apart, rtol=1e-9, atol=1e-9)
