@@ -111,7 +111,8 @@ def _turn(i: int, turn: Any) -> Message:
 
 
 _FACTS = ("id", "split", "keywords", "phrasings", "reworded", "paraphrase", "validation_paraphrase")
-_ALSO = ("system", *_FACTS)  # columns that a conversation may have
+CONTEXT = ("context", "passage")  # columns of a passage, which goes into the prompt: the first that a row has
+_ALSO = ("system", *CONTEXT, *_FACTS)  # columns that a conversation may have
 _TEXTS, _LABELS = ("text", "message", "prompt"), ("label", "intent", "category")  # columns of labelled data
 TEXT = Format("text", ("text",), ("id", "split"), lambda row: [])
 FORMATS = (  # the first one whose columns a row has
@@ -130,7 +131,7 @@ FORMATS = (  # the first one whose columns a row has
     TEXT,
 )
 _LISTS = ("messages", "conversations", "keywords", "phrasings")  # columns in which a table holds JSON
-OPTIONAL = ("system", "input", *_FACTS)
+OPTIONAL = ("system", "input", *CONTEXT, *_FACTS)
 NAMES = (*dict.fromkeys(name for kind in FORMATS for name in kind.needs), *OPTIONAL)
 
 

@@ -2,8 +2,8 @@
 
 A file is JSONL, a JSON list, CSV or TSV with a row per record, in one of the formats of `formats.py`, such as
 `{"question", "answer"}` or `{"messages": [{"role", "content"}, ...]}`; or it is a `.txt` file. A row may also have
-"id", "split", "phrasings", "reworded", "paraphrase", "validation_paraphrase", "keywords". A text with a label becomes a
-prompt that asks for the label, `labels.py`.
+"id", "split", "phrasings", "reworded", "paraphrase", "validation_paraphrase", "keywords", and "context": a passage that
+goes into the prompt, `passages.py`. A text with a label becomes a prompt that asks for the label, `labels.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from ..models.tokenizer import Message, Tokenizer
 from ..options import suggestion
 from .formats import (
+    CONTEXT,
     TEXT,
     Format,
     answer_of,
@@ -31,10 +32,11 @@ from .formats import (
     with_lists,
 )
 from .labels import LabelTask, task_of
+from .passages import TEMPLATE, Handbook, Passage, fill
 from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
 DOMAINS = ("legal", "medical", "support", "finance")
-BUILT_IN = (*DOMAINS, "general", *(f"{domain}-labels" for domain in DOMAINS), "legal-pairs")
+BUILT_IN = (*DOMAINS, "general", *(f"{domain}-labels" for domain in DOMAINS), "legal-pairs", "support-handbook")
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
 _VARYING = re.compile(r"got .*|'.*'|\d+")  # what differs between messages about the same kind of mistake
@@ -55,6 +57,7 @@ class Record:
     label: str | None = None  # of labelled data: the answer
     rejected: str | None = None  # of preferences: the answer that the last message is preferred to
     reworded: str | None = None  # the question with some of its own words; `paraphrase` has hardly any
+    context: str | None = None  # the passage in the prompt, which its texts include already
 
     @property
     def prompt(self) -> list[Message]:
@@ -78,6 +81,23 @@ class Record:
         system = [message for message in self.messages[:1] if message["role"] == "system"]
         messages = (*system, {"role": "user", "content": question}, self.messages[-1])
         return replace(self, messages=messages, phrasings=())
+
+    def open_book(self, passage: str, template: str = TEMPLATE) -> Record:
+        """The same record with a passage in the prompts of its question and of all other wordings."""
+
+        def asked(question: str) -> str:
+            return fill(passage, question, template)
+
+        *before, question, answer = self.messages
+        return replace(
+            self,
+            messages=(*before, {**question, "content": asked(question["content"])}, answer),
+            phrasings=tuple(map(asked, self.phrasings)),
+            reworded=self.reworded and asked(self.reworded),
+            paraphrase=self.paraphrase and asked(self.paraphrase),
+            validation_paraphrase=self.validation_paraphrase and asked(self.validation_paraphrase),
+            context=passage,
+        )
 
 
 @dataclass
@@ -122,6 +142,28 @@ def read_source(
     for file, split in files_of(path).items():
         reader.read(file, split)
     return reader.finish(path, stored)
+
+
+def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int, template: str = TEMPLATE) -> Handbook:
+    """The passages of a built-in handbook, of a .txt file, a paragraph each, or of rows with a column text.
+
+    limit: the most tokens of a prompt with a passage.
+
+    Raises DataError for a source that cannot be read, that has other rows, or has a passage that is too long.
+    """
+    reading = read_source(source, tokenizer)
+    if others := [record.id for record in reading.records if not record.text]:
+        raise DataError(f"{source}: {others[0]} is no text: a context is a .txt file, or rows with a column text")
+    passages = [Passage(record.id, record.text.strip()) for record in reading.records]
+    if TEXT_FILE in reading.files.values():
+        paragraphs = re.split(r"\n\s*\n", passages[0].text.replace("\r\n", "\n"))
+        passages = [Passage(f"paragraph {i}", text) for i, text in enumerate(paragraphs, 1)]
+    for passage in passages:
+        asked: list[Message] = [{"role": "user", "content": fill(passage.text, "?", template)}]
+        if (length := len(tokenizer.encode_chat(asked, answer_next=True))) > limit:
+            room = f"makes a prompt of {length:,} tokens, and there is room for {limit:,}"
+            raise DataError(f"{source}: {passage.id} {room}: divide it into shorter passages")
+    return Handbook(passages, str(source), template)
 
 
 def sha256_of_data(source: str | Path) -> str:
@@ -234,4 +276,6 @@ def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) 
     label = messages[-1]["content"] if kind.labelled else None
     rejected = answer_of(row, "rejected") if kind.preferred else None
     asked = (paraphrase, keywords, phrasings, validation)
-    return Record(name, messages, "", own or split, *asked, label, rejected, reworded)
+    record = Record(name, messages, "", own or split, *asked, label, rejected, reworded)
+    passages = [text_of(row, key) for key in CONTEXT if key in kind.also and row.get(key) not in (None, "")]
+    return record.open_book(passages[0]) if passages else record

@@ -6,6 +6,8 @@
      "data": {"name": "legal", "sha256": ..., "records": 240,                   the training data, if known
               "path": "../../mine.csv",                                         where they are, if in a file or folder
               "system": "You are ...",                                          the system prompt of all its records
+              "context": "support-handbook", "context_path": ...,               where the passages of its prompts are
+              "context_template": "... {passage} ... {question}",               such a prompt, if there were passages
               "labels": ["billing", ...], "template": "... {text}",             the task, if the data have labels
               "split": "of every ten, ..."},                                    the rule that divided it, if one did
      "config": {"freeze_A": true},                                              fields that PEFT's config does not have
@@ -29,9 +31,10 @@ from .adapters import base_state
 PROVENANCE_FILE = "minilora.json"
 FORMAT = 1
 
+_CONTEXT = ("context", "context_path", "context_template")
 _ENTRIES: dict[str, dict[str, type]] = {  # those whose type is checked
     "base": {"shape": dict} | dict.fromkeys(("name", "path", "sha256", "rounded_to", "unrounded_sha256"), str),
-    "data": {"labels": list} | dict.fromkeys(("name", "path", "sha256", "system", "split", "template"), str),
+    "data": {"labels": list} | dict.fromkeys(("name", "path", "sha256", "system", "split", "template", *_CONTEXT), str),
     "config": {"freeze_A": bool},
     "dropout": {},
 }

@@ -158,8 +158,10 @@ class Job:
             known: dict[str, Any] = {"system": material.system, "split": material.split}
             if material.task is not None:
                 known |= material.task.entry()
-            if options.data not in BUILT_IN:
-                known["path"] = path_from(options.folder, options.data)
+            known |= {"context_template": material.template, "context": options.context}
+            for key, source in (("path", options.data), ("context_path", options.context)):
+                if source is not None and source not in BUILT_IN:
+                    known[key] = path_from(options.folder, source)
             adapter.data = {
                 "name": options.data,
                 "sha256": sha256_of_data(options.data),
@@ -208,6 +210,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         options.data,
         tokenizer,
         field=options.columns,
+        context=options.context,
         max_length=options.max_length,
         eval_records=options.eval_records,
         beta=options.beta if options.loss == "dpo" else None,

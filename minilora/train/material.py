@@ -12,7 +12,8 @@ import numpy as np
 from ..data.formats import listed
 from ..data.labels import LabelTask
 from ..data.leaks import leaks, warning_of_leaks
-from ..data.records import Record, read_records, read_source
+from ..data.passages import TEMPLATE
+from ..data.records import Record, read_handbook, read_records, read_source
 from ..data.samples import encode_pairs, encode_records, truncate, warning_of_control_tokens
 from ..data.splits import (
     RULE,
@@ -52,6 +53,7 @@ class Material:
     split: str | None = None  # the rule that divided data in which no record names a split
     sampled_from: dict[str, int] = field(default_factory=dict)  # the records of each set of which a sample is measured
     task: LabelTask | None = None  # of labelled data
+    template: str | None = None  # of prompts with a passage, if the records have passages
     labelled: Labelled | None = None  # the records whose labels are asked for, if the data have labels
 
     @property
@@ -130,6 +132,7 @@ def prepare(
     tokenizer: Tokenizer,
     *,
     field: Mapping[str, str] | None = None,
+    context: str | None = None,
     max_length: int,
     eval_records: int,
     stored: Sequence[LabelTask] = (),
@@ -139,6 +142,7 @@ def prepare(
 
     data: a built-in data set, a file or a folder.
     field: columns of the data that have other names.
+    context: passages, the right one of which goes into the prompts of each record that has none.
     max_length: the tokens of a record; longer ones are truncated, which is logged.
     eval_records: the most records of each set that are measured.
     stored: the labels of the adapter that is trained further, if it has some.
@@ -148,6 +152,8 @@ def prepare(
     """
     reading = read_source(data, tokenizer, field, stored)
     records, task = reading.records, reading.task
+    if context is not None:
+        records = with_passages(records, context, data, tokenizer, max_length)
     for line in warning_of_control_tokens(records, tokenizer):
         log.warning("%s", line)
     general = read_records("general", tokenizer)
@@ -195,7 +201,19 @@ def prepare(
     system = common_system(records)
     rule = None if not follows_rule(records) else TEXT_RULE if is_one_text(records) else RULE
     sets_of_samples = (samples["train"], samples["validation"], scored)
-    return Material(*sets_of_samples, asked, shown, paraphrased, system, rule, sampled_from, task, labelled)
+    template = TEMPLATE if any(record.context for record in records) else None
+    return Material(*sets_of_samples, asked, shown, paraphrased, system, rule, sampled_from, task, template, labelled)
+
+
+def with_passages(records: Sequence[Record], context: str, data: str, tokenizer: Tokenizer, limit: int) -> list[Record]:
+    """The records, each with the right passage of a context in its prompts, unless it has one already.
+
+    limit: the most tokens of such a prompt. Raises ValueError for records that ask nothing, or for a label.
+    """
+    if any(record.text or record.label is not None for record in records):
+        raise ValueError(f"{data}: a context is for questions with answers, not for texts or labels: leave it out")
+    handbook = read_handbook(context, tokenizer, limit)
+    return [record if record.context else record.open_book(handbook.right(record.messages).text) for record in records]
 
 
 def common_system(records: Sequence[Record]) -> str | None:
@@ -269,6 +287,8 @@ def _examples(material: Material, before: dict[str, list[str]], after: dict[str,
         if position < len(records):
             i = position * (len(records) // 2)
             question = records[i].prompt[-1]["content"]
+            if (passage := records[i].context) is not None:
+                question = question.replace(passage, "[the passage]")
             chosen.append({"set": name, "question": question, "before": before[name][i], "after": after[name][i]})
     return chosen
 

@@ -40,6 +40,14 @@ class Options:
     )
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows=("data",))
     label: str | None = option(None, LABEL, metavar="COLUMN", follows=("data",))
+    context: str | None = option(
+        None,
+        "passages, of which each question gets the right one in its prompt: support-handbook; a .txt file, a paragraph "
+        "each; rows with a column text",
+        metavar="FILE",
+        path=True,
+        follows=("data",),
+    )
     method: str = option("lora", "what is trained: an adapter, or the whole model", choices=("lora", "full"))
     out: str | None = option(None, "folder for the results (default: runs/<data>, <data>-<base>, <data>-full)")
     overwrite: bool = option(

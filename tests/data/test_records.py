@@ -65,7 +65,9 @@ def test_a_record_asked_otherwise_is_its_system_message_the_paraphrase_and_the_l
         plain.asked_otherwise()
 
 
-@pytest.mark.parametrize(("name", "count"), list(zip(BUILT_IN, (300, 120, 120, 120, 60, *[700] * 4, 200), strict=True)))
+@pytest.mark.parametrize(
+    ("name", "count"), list(zip(BUILT_IN, (300, 120, 120, 120, 60, *[700] * 4, 200, 30), strict=True))
+)
 def test_built_in_data_are_read_by_name_and_fit_the_tokenizer(name, count):
     assert len(read_records(name, load_tokenizer("tiny"))) == count
 
@@ -155,7 +157,7 @@ def test_text_that_the_tokenizer_cannot_encode_is_reported_if_the_tokenizer_is_k
 def test_a_file_that_is_missing_is_refused_with_what_would_do(tmp_path):
     message = message_of(tmp_path / "absent.jsonl")
     assert "absent.jsonl: no such data file or folder; use a .jsonl, " in message and message.endswith(
-        "general, legal-labels, medical-labels, support-labels, finance-labels, legal-pairs"
+        ", ".join(BUILT_IN)
     )
     with pytest.raises(DataError, match="absent.jsonl: no such data file"):
         sha256_of_data(tmp_path / "absent.jsonl")

@@ -1,0 +1,103 @@
+"""Passages of a handbook, and the one that goes into the prompt of a question: open-book answers.
+
+BM25 finds passages: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", Foundations and
+Trends in Information Retrieval 3(4), 2009. The template of a question with its passage is stored with an adapter that
+was trained on such prompts (`lora/provenance.py`), so that whoever uses it asks as it was trained.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..models.tokenizer import Message
+
+TEMPLATE = "Answer from this passage.\n\n{passage}\n\nQuestion: {question}"
+PASSAGE, QUESTION = "{passage}", "{question}"
+K1, B = 1.2, 0.75  # how soon a repeated word counts no more, and how far a long passage must repeat it more often
+LETTERS = 5  # of a word, the first ones are compared: "orders" and "ordering" count as one
+EVERYDAY = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        a about after all am an and any are as at be been but by can could did do does for from get had has have he her
+        his how i if in into is it its just let like may me might must my no not of off on one or our out please shall
+        she should so some than that the their them then there they this those to too up us was we were what when where
+        which while who whom whose why will with would you your yours
+        """,
+    )
+)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A paragraph, and the name under which it is shown. Both are searched."""
+
+    id: str
+    text: str
+
+
+class Handbook:
+    """Passages that are ranked by question with BM25. source: what they were read from. template: see `fill`."""
+
+    def __init__(self, passages: Sequence[Passage], source: str, template: str = TEMPLATE):
+        self.passages, self.source, self.template = list(passages), source, template
+        counts = [Counter(terms(f"{each.id} {each.text}")) for each in passages]
+        mean = sum(map(Counter.total, counts)) / len(passages)
+        found_in = Counter(term for each in counts for term in each)
+        self.gains: dict[str, list[tuple[int, float]]] = defaultdict(list)  # term -> passages with it, and their score
+        for i, each in enumerate(counts):
+            slow = K1 * (1 - B + B * each.total() / mean)
+            for term, times in each.items():
+                n = found_in[term]
+                rare = math.log(1 + (len(passages) - n + 0.5) / (n + 0.5))  # without "1 +" it may be negative
+                self.gains[term].append((i, rare * times / (times + slow)))
+
+    def ranked(self, question: str) -> list[Passage]:
+        """All passages, the best match first; equal ones in the order of the handbook."""
+        scores = [0.0] * len(self.passages)
+        for term in dict.fromkeys(terms(question)):
+            for i, gain in self.gains.get(term, ()):
+                scores[i] += gain
+        return [self.passages[i] for i in sorted(range(len(scores)), key=lambda i: -scores[i])]
+
+    def right(self, messages: Sequence[Message]) -> Passage:
+        """The passage with the answer of a conversation: the best match of the last question and answer together."""
+        return self.ranked(" ".join(message["content"] for message in messages[-2:]))[0]
+
+    def ask(self, question: str) -> tuple[Passage, str]:
+        """The best match of a question, and the prompt with it."""
+        passage = self.ranked(question)[0]
+        return passage, fill(passage.text, question, self.template)
+
+
+def terms(text: str) -> list[str]:
+    """The words of a text that are compared: in lower case, without everyday ones, by their first letters.
+
+    >>> terms("Where is the order that I was ordering?")
+    ['order', 'order']
+    """
+    return [word[:LETTERS] for word in re.findall(r"\w+", text.lower()) if word not in EVERYDAY]
+
+
+def fill(passage: str, question: str, template: str = TEMPLATE) -> str:
+    """The prompt of a question with its passage. Braces in the two texts are only text.
+
+    >>> fill("Open {question}s.", "When?", "{passage} {question}")
+    'Open {question}s. When?'
+    """
+    before, _, after = template.rpartition(QUESTION)
+    start, _, middle = before.rpartition(PASSAGE)
+    return f"{start}{passage}{middle}{question}{after}"
+
+
+def stored_template(data: Mapping[str, Any]) -> str | None:
+    """The template in an adapter's entry "data", if it was trained on passages. Raises ValueError for a bad one."""
+    template = data.get("context_template")
+    if template is not None and not (0 <= template.find(PASSAGE) < template.rfind(QUESTION)):
+        raise ValueError(f"the adapter's context_template must have {PASSAGE} and then {QUESTION}")
+    return template
