@@ -1,0 +1,152 @@
+"""Passages: BM25 against its formula, prompts with a passage, and handbooks that cannot be read."""
+
+import json
+import math
+
+import pytest
+
+from minilora.data.passages import K1, B, Handbook, Passage, fill, stored_template, terms
+from minilora.data.records import read_handbook, read_records
+from minilora.data.rows import DataError
+from minilora.data.samples import encode_record
+from minilora.engine.fused import NOT_SCORED
+from minilora.models.load import load_tokenizer
+from minilora.train.material import with_passages
+
+TEXTS = (
+    "A heron eats fish and fish eat flies.",
+    "The heron sleeps near reeds, tall reeds, green reeds, old reeds.",
+    "Owls.",
+)
+BOOK = Handbook([Passage(f"p{i}", text) for i, text in enumerate(TEXTS)], "birds")
+ROW = {"question": "Who eats fish?", "answer": "A heron does.", "phrasings": ["What eats fish?"], "paraphrase": "Fish?",
+       "reworded": "Which bird?", "validation_paraphrase": "Eaten?", "keywords": ["heron"]}  # fmt: skip
+WORDINGS = ("reworded", "paraphrase", "validation_paraphrase")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("tiny")
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def by_formula(question, i):
+    """The score of passage i, term by term, as the paper has it."""
+    documents = [terms(f"p{j} {text}") for j, text in enumerate(TEXTS)]
+    mean, score = sum(map(len, documents)) / len(documents), 0.0
+    for term in set(terms(question)):
+        f, n = documents[i].count(term), sum(term in document for document in documents)
+        rarity = math.log(1 + (len(documents) - n + 0.5) / (n + 0.5))
+        score += rarity * f / (f + K1 * (1 - B + B * len(documents[i]) / mean))
+    return score
+
+
+@pytest.mark.parametrize(
+    "question", ["heron", "Is a heron near reeds?", "fish fish fish heron", "the owl", "p1", "zebra"]
+)
+def test_passages_are_ranked_by_the_papers_score_and_equal_ones_stay_in_order(question):
+    scores = [by_formula(question, i) for i in range(len(TEXTS))]
+    expected = sorted(range(len(TEXTS)), key=lambda i: (-scores[i], i))
+    assert [passage.id for passage in BOOK.ranked(question)] == [f"p{i}" for i in expected]
+
+
+def test_scores_are_the_papers_and_a_word_that_is_repeated_gains_less_each_time():
+    for term in terms("heron fish reeds sleeps owls"):
+        assert dict(BOOK.gains[term]) == pytest.approx({i: by_formula(term, i) for i, _ in BOOK.gains[term]})
+    once, twice, thrice = (Handbook([Passage("a", "owl " * n), Passage("b", "heron")], "x") for n in (1, 2, 3))
+    a, b, c = (dict(book.gains["owl"])[0] for book in (once, twice, thrice))
+    assert 0 < a < b < c and c - b < b - a
+
+
+def test_the_right_passage_is_found_with_the_answer_and_the_found_one_without():
+    messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Near reeds."}]
+    assert BOOK.right(messages).id == "p1"
+    passage, prompt = BOOK.ask("What do flies fear?")
+    assert passage.id == "p0" and passage.text in prompt and prompt.endswith("Question: What do flies fear?")
+
+
+def test_a_prompt_has_both_texts_once_whatever_they_contain():
+    odd = "{question} {passage} \\1 {"
+    for passage, question in (("text", odd), (odd, "why?"), (odd, odd)):
+        assert fill(passage, question, "P: {passage} Q: {question}!") == f"P: {passage} Q: {question}!"
+
+
+def test_every_wording_gets_the_passage_and_scored_tokens_are_those_of_the_answer(tmp_path, tokenizer):
+    (closed,) = read_records(write(tmp_path / "a.jsonl", ROW))
+    (own,) = read_records(write(tmp_path / "b.jsonl", {**ROW, "passage": TEXTS[0]}), tokenizer)
+    (given,) = with_passages([closed], write(tmp_path / "c.jsonl", {"text": TEXTS[0]}), "a", tokenizer, 500)
+    assert own.context == given.context == TEXTS[0] and closed.context is None
+    assert own.messages == given.messages and own.messages[-1] == closed.messages[-1]
+    assert own.phrasings == tuple(fill(TEXTS[0], text) for text in closed.phrasings)
+    for name in WORDINGS:
+        assert getattr(own, name) == getattr(given, name) == fill(TEXTS[0], ROW[name])
+    for record in (own, own.asked_otherwise(), own.asked(own.phrasings[0])):
+        sample, bare = encode_record(record, tokenizer), encode_record(closed, tokenizer)
+        scored = [i for i in sample.labels if i != NOT_SCORED]
+        assert scored == [i for i in bare.labels if i != NOT_SCORED]
+        assert all(label in (NOT_SCORED, i) for i, label in zip(sample.ids, sample.labels, strict=True))
+        assert tokenizer.decode(scored) == ROW["answer"]
+
+
+def test_a_rows_own_passage_goes_before_that_of_the_context_and_an_empty_cell_is_none(tmp_path, tokenizer):
+    rows = [{**ROW, "context": "Own."}, {**ROW, "context": ""}, {"q": "Why?", "a": "So.", "context": None}]
+    records = read_records(write(tmp_path / "a.jsonl", *rows))
+    assert [record.context for record in records] == ["Own.", None, None]
+    handbook = write(tmp_path / "h.jsonl", *({"text": text} for text in TEXTS))
+    filled = with_passages(records, handbook, "a", tokenizer, 500)
+    assert [record.context for record in filled[:2]] == ["Own.", TEXTS[0]] and filled[0] is records[0]
+
+
+def test_the_passage_goes_before_the_last_question_of_a_conversation(tmp_path):
+    turns = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi."), ("user", "Why?"), ("assistant", "So.")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    (record,) = read_records(write(tmp_path / "a.jsonl", {"messages": messages, "context": "Because."}))
+    assert list(record.messages[:3]) == messages[:3] and record.messages[3]["content"] == fill("Because.", "Why?")
+
+
+def test_a_text_file_is_a_passage_for_each_paragraph(tmp_path, tokenizer):
+    path = tmp_path / "book.txt"
+    path.write_bytes("\ufeffOne\r\nline.\r\n\r\n \r\nTwo.\n\n\nThree.\n".encode())
+    passages = read_handbook(path, tokenizer, 100).passages
+    assert [" ".join(each.text.split()) for each in passages] == ["One line.", "Two.", "Three."]
+    assert [each.id for each in passages] == ["paragraph 1", "paragraph 2", "paragraph 3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.txt", None, "no such data file"),
+        ("empty.txt", b"", "the file is empty"),
+        ("blank.txt", b" \n\n", "the file is empty"),
+        ("latin.txt", "Caf\u00e9".encode("latin-1"), "cannot be read as UTF-8"),
+        ("latin.jsonl", '{"text": "Caf\u00e9"}'.encode("latin-1"), "cannot be read as UTF-8"),
+        ("talk.jsonl", b'{"question": "Why?", "answer": "So."}', "line-1 is no text"),
+        ("long.txt", b"One.\n\n" + b"word " * 300, "paragraph 2 makes a prompt of"),
+    ],
+)
+def test_a_handbook_that_cannot_be_used_is_refused_in_one_line(tmp_path, tokenizer, name, content, said):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_handbook(path, tokenizer, 200)
+    assert str(path) in str(caught.value) and said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("row", [{"text": "a story"}, {"text": "hello", "label": "greeting"}])
+def test_texts_and_labels_take_no_context(tmp_path, tokenizer, row):
+    other = {**row, "label": "parting"} if "label" in row else row
+    records = read_records(write(tmp_path / "a.jsonl", row, other))
+    with pytest.raises(ValueError, match="a context is for questions with answers"):
+        with_passages(records, "support-handbook", "a.jsonl", tokenizer, 500)
+
+
+def test_a_stored_template_must_have_its_two_places_in_order():
+    assert stored_template({}) is None and stored_template({"context_template": "{passage} {question}"})
+    for bad in ("{question} {passage}", "{passage}", "", "{question}"):
+        with pytest.raises(ValueError, match="context_template must have"):
+            stored_template({"context_template": bad})
