@@ -36,7 +36,12 @@ from .passages import TEMPLATE, Handbook, Passage, fill
 from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
 DOMAINS = ("legal", "medical", "support", "finance")
-BUILT_IN = (*DOMAINS, "general", *(f"{domain}-labels" for domain in DOMAINS), "legal-pairs", "support-handbook")
+BUILT_IN = (
+    *DOMAINS,
+    "general",
+    *(f"{domain}-{kind}" for kind in ("labels", "pairs") for domain in DOMAINS),
+    "support-handbook",
+)
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
 _VARYING = re.compile(r"got .*|'.*'|\d+")  # what differs between messages about the same kind of mistake

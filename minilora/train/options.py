@@ -34,8 +34,8 @@ class Options:
     base: str = option("smollm2", BASE, path=True)
     data: str = option(
         "legal",
-        "legal, medical, support, finance, or one of these with -labels; a .jsonl, .json, .csv, .txt file; a folder of "
-        "train, valid, test",
+        "legal, medical, support, finance, or one of these with -labels or -pairs; a .jsonl, .json, .csv, .txt file; a "
+        "folder of train, valid, test",
         path=True,
     )
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows=("data",))

@@ -9,8 +9,9 @@ from importlib.resources import files
 import pytest
 from asking import runs
 
+from minilora.data.records import BUILT_IN, DOMAINS
+
 DATA = files("minilora") / "data"
-DOMAINS = [name for name in ("legal", "medical", "support", "finance") if (DATA / f"{name}-pairs.jsonl").is_file()]
 each_domain = pytest.mark.parametrize("domain", DOMAINS)
 
 
@@ -31,7 +32,8 @@ def ratios(domain):
 
 def test_the_card_names_the_files_that_exist():
     section = (DATA / "SKILLS.md").read_text(encoding="utf-8").partition("## Preferences")[2].partition("\n## ")[0]
-    assert sorted(set(re.findall(r"(\w+)-pairs\.jsonl", section))) == sorted(DOMAINS) != []
+    assert sorted(set(re.findall(r"(\w+)-pairs\.jsonl", section))) == sorted(DOMAINS)
+    assert {f"{domain}-pairs" for domain in DOMAINS} <= {*BUILT_IN}
 
 
 @each_domain
@@ -76,3 +78,25 @@ def test_length_alone_does_not_decide(domain):
     assert sum(each <= 1.3 for each in ratio) >= 200 / 3
     assert 50 <= sum(each > 1 for each in ratio) < 150  # "the shorter one is chosen"
     assert 50 <= sum(each < 1 for each in ratio) < 150  # "the longer one is chosen"
+
+
+def best_word(domain):
+    """The word whose presence tells the chosen answer best, and the share of the pairs in which it does."""
+    found = Counter()
+    for pair in pairs_of(domain):
+        chosen, rejected = (set(re.findall(r"[a-z']+", pair[answer].lower())) for answer in ("chosen", "rejected"))
+        found.update(chosen)
+        found.subtract(rejected)
+    word = max(found, key=lambda word: abs(found[word]))
+    return word, 0.5 + abs(found[word]) / 2 / len(pairs_of(domain))
+
+
+@each_domain
+def test_no_single_word_gives_the_chosen_answer_away_and_the_card_says_which_is_best(domain):
+    word, share = best_word(domain)
+    assert share < 0.8
+    card = (DATA / "SKILLS.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"\| `{domain}-pairs\.jsonl` \|.*", card)
+    means = [sum(len(pair[answer].split()) for pair in pairs_of(domain)) / 200 for answer in ("chosen", "rejected")]
+    shorter = sum(ratio > 1 for ratio in ratios(domain)) / 200
+    assert f'| {means[0]:.1f}, {means[1]:.1f} | {100 * shorter:.0f} % | "{word}": {100 * share:.0f} % |' in row
