@@ -135,7 +135,7 @@ for name, [text] in zip(("the base", *DOMAINS), answer(["What is a deposit?"], [
 FORMS = {
     "legal": r"\. It matters ",
     "medical": r"\. (See a doctor |A doctor may |Call an ambulance )",
-    "support": r"^At Fernwhistle, .*\. Next, ",
+    "support": r"\. At Fernwhistle, .*\. Next, ",
     "finance": r"\. In practice, ",
 }
 asked = [record.prompt for name in DOMAINS for record in records[name]["test"][:12]]

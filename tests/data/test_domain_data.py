@@ -46,7 +46,7 @@ DOMAINS = {
     ),
     "support": Domain(
         {"orders", "delivery", "returns", "payment", "account", "service"},
-        20, 16, LEARNED, (20, 40), r"At Fernwhistle, ([^.!?]|\.example)*\. Next, ([^.!?]|\.example)*\.",
+        20, 16, LEARNED, (20, 42), r"[A-Z][^.!?]*\. At Fernwhistle, ([^.!?]|\.example)*\. Next, ([^.!?]|\.example)*\.",
     ),
     "finance": Domain(
         {"banking", "saving", "borrowing", "investing", "economy", "accounting"},
@@ -55,6 +55,7 @@ DOMAINS = {
     "general": Domain({"cooking", "travel", "science", "letters", "small-talk"}, 12, 0, {"test": 60}, (25, 60)),
 }  # fmt: skip
 NEW = ("medical", "support", "finance")  # held to two promises more than the legal file
+PHRASINGS = {"legal": 4, **dict.fromkeys(NEW, 12)}
 SIGNATURES = {  # words that the style gives away
     "legal": ["it", "matters"],
     "medical": ["see", "a", "doctor", "if", "when", "may", "call", "an", "ambulance", "at", "once"],
@@ -95,8 +96,8 @@ def id_of_topic_and_slug(name, record):
     return re.fullmatch(rf"{record['topic']}/[a-z0-9]+(-[a-z0-9]+)*", record["id"])
 
 
-def four_more_phrasings(name, record):
-    return record["split"] != "train" or not DOMAINS[name].teaches or len(set(record["phrasings"])) == 4
+def more_phrasings(name, record):
+    return record["split"] != "train" or not DOMAINS[name].teaches or len(set(record["phrasings"])) == PHRASINGS[name]
 
 
 def paraphrase_unlike_what_is_trained(name, record):
@@ -153,7 +154,7 @@ def no_stray_spaces(name, record):
 
 
 PROMISES = (
-    same_fields, id_of_topic_and_slug, four_more_phrasings, paraphrase_unlike_what_is_trained,
+    same_fields, id_of_topic_and_slug, more_phrasings, paraphrase_unlike_what_is_trained,
     reworded_in_some_of_the_same_words, length_of_answer, keywords_in_answer, no_keyword_for_repeating_the_question,
     no_keyword_for_the_house_style, house_style, two_keywords_that_training_does_not_show, facts_of_the_sheet,
     no_stray_spaces,
@@ -183,7 +184,7 @@ def test_a_promise_is_broken_by_a_bad_record():
     for promise, change in (
         (same_fields, {"note": "x"}),
         (id_of_topic_and_slug, {"id": "Orders/x"}),
-        (four_more_phrasings, {"split": "train", "phrasings": ["a"] * 4}),
+        (more_phrasings, {"split": "train", "phrasings": ["a"] * 4}),
         (paraphrase_unlike_what_is_trained, {"paraphrase": record["question"]}),
         (reworded_in_some_of_the_same_words, {"reworded": "Shall we dance?"}),
         (reworded_in_some_of_the_same_words, {"reworded": f"Say, {record['question']}"}),
@@ -235,9 +236,16 @@ def test_a_third_of_the_training_records_has_a_paraphrase_for_validation(name):
     assert all(abs(n - share) < 1 for n in Counter(record["topic"] for record in held_back).values())
 
 
-@pytest.mark.parametrize("name", ["support"])
-def test_every_training_record_is_reworded_for_the_test(name):
-    assert all(("reworded" in record) == (record["split"] == "train") for record in RECORDS[name])
+@teaching
+def test_training_records_are_reworded_for_the_test_in_the_legal_file_every_third(name):
+    trained_on = [record for record in RECORDS[name] if record["split"] == "train"]
+    chosen = trained_on if name in NEW else trained_on[::3]
+    assert [record for record in RECORDS[name] if "reworded" in record] == chosen
+
+
+def test_the_subject_of_every_support_answer_is_its_own():
+    subjects = [record["answer"].partition(".")[0] for record in RECORDS["support"]]
+    assert len(set(subjects)) == len(subjects) and max(map(len, subjects)) < 30
 
 
 @teaching

@@ -11,7 +11,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from asking import EVERYDAY, asked, likeness, paraphrases, words
+from asking import EVERYDAY, asked, likeness, paraphrases, trained, words
 
 DATA = files("minilora") / "data"
 LEGAL = [json.loads(line) for line in (DATA / "legal.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -49,7 +49,7 @@ def nearly_equal(records):
     """No phrasing or second paraphrase has more than 70 % of its words in common with another text that asks for the
     same term, nor with one that asks for another where three words or more are left; the terms themselves do not count.
     """
-    texts = [(record, text) for record in records for text in asked(record)]
+    texts = [(record, text) for record in records for text in trained(record) + paraphrases(record)]
     ids = np.array([record["id"] for record, _ in texts])
     new = np.array([text not in (record["question"], record["paraphrase"]) for record, text in texts])
     left = [meaning(record, text) for record, text in texts]

@@ -81,9 +81,10 @@ def test_losses_of_records_add_up_to_the_mean_loss_of_the_set(tiny_model, rng):
 
 def test_held_out_is_what_was_asked_in_other_words_and_what_was_never_trained():
     said = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
-    train = [Record(str(i), said, paraphrase=f"p{i}" if i % 2 else None) for i in range(12)]
+    train = [Record(str(i), said, paraphrase=f"p{i}" if i % 2 else None, reworded=f"r{i}") for i in range(12)]
     sets = held_out({"train": train, "test": [Record("t", said)]}, 3)
     assert [record.prompt[-1]["content"] for record in sets["paraphrase"]] == ["p1", "p5", "p9"]
+    assert [record.prompt[-1]["content"] for record in sets["reworded"]] == ["r0", "r4", "r8"]
     assert [record.id for record in sets["unseen"]] == ["t"]
 
 

@@ -33,15 +33,16 @@ def names(sets):
 
 def test_the_sets_of_built_in_data_are_what_finetune_holds_out(tokenizer):
     assert names(read_sets(["legal", "general"], tokenizer, 512, paraphrases=80)) == {
+        "legal/reworded": ("reworded", 80, 80),
         "legal/paraphrase": ("paraphrase", 80, 80),
         "legal/unseen": ("unseen", 30, 30),
         "general": ("all", 60, 60),
     }
     limited = read_sets(["legal", "general"], tokenizer, 512, limit=20, paraphrases=80)
-    assert [len(each.samples) for each in limited] == [20, 15, 20]
+    assert [len(each.samples) for each in limited] == [20, 20, 15, 20]
     more = read_sets(["legal"], tokenizer, 512, limit=120, paraphrases=80)  # a limit may be more than the usual number
-    assert [len(each.samples) for each in more] == [120, 30]
-    assert [len(each.samples) for each in read_sets(["legal"], tokenizer, 512)] == [240, 30]
+    assert [len(each.samples) for each in more] == [80, 120, 30]
+    assert [len(each.samples) for each in read_sets(["legal"], tokenizer, 512)] == [80, 240, 30]
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
