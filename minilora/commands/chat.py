@@ -12,12 +12,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.records import read_handbook
 from ..files.disk import reading
-from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of
+from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of, without_passages
 from ..generate.streams import check_settings
 from ..lora.adapters import Choice
 from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
-from .shared import adapters
+from ..pages.text import shortened
+from ..progress import log
+from .shared import CONTEXT, adapters
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -42,6 +45,7 @@ class ChatOptions:
     system: str | None = option(
         None, "the system prompt (default: the one that the adapter was trained under, if any)", metavar="TEXT"
     )
+    context: str | None = option(None, CONTEXT, metavar="FILE")
     max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, at most")
     temperature: float = option(0.0, "0 takes the most likely token; above 0, tokens are drawn")
     top_p: float = option(1.0, "draw only from the most likely tokens that have this probability together")
@@ -75,9 +79,15 @@ def run(arguments: argparse.Namespace) -> None:
     model, tokenizer = load_with_adapters(
         named, options.base, options.quantized, options.device, options.force, dtype_of(options.bf16)
     )
-    talk = Talk(
-        model, tokenizer, options.max_new_tokens, options.temperature, options.top_p, options.seed, options.system
-    )
+    handbook = None
+    if options.context is not None:
+        handbook = read_handbook(
+            options.context, tokenizer, model.config.max_position_embeddings - options.max_new_tokens
+        )
+    for line in without_passages(model, handbook):
+        log.info(line)
+    drawn = (options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    talk = Talk(model, tokenizer, *drawn, options.system, handbook)
     to_terminal = sys.stdout.isatty()
     chat = Chat(talk, list(named), Screen() if to_terminal else Output())
     if named:
@@ -228,6 +238,8 @@ class Chat:
     def answer(self, question: str) -> None:
         """Show the answer of the version that is chosen."""
         self.question = question
+        if (passage := self.talk.passage(question, self.talk.choice)) is not None:
+            self.output.note(f"(passage {passage.id}: {shortened(passage.text, 60)})")
         began = False
 
         def show(piece: str) -> None:
@@ -265,7 +277,8 @@ class Chat:
                 if name != shown:
                     if shown:
                         self.output.end()
-                    self.output.title(f"{name}:")
+                    passage = self.talk.passage(question, None if name == "base" else name)
+                    self.output.title(f"{name}:" if passage is None else f"{name}, with passage {passage.id}:")
                     shown = name
                 self.output.piece(piece)
         finally:

@@ -13,11 +13,13 @@ from typing import Any
 
 from ..data.formats import with_label
 from ..data.labels import stored_tasks
-from ..data.records import BUILT_IN, sha256_of_data
+from ..data.records import BUILT_IN, read_handbook, sha256_of_data
 from ..data.rows import SPLITS
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure.labels import ZERO_SHOT, label_report, score, shots_that_fit
+from ..measure.open_book import open_book_report
+from ..measure.recall import ANSWER_TOKENS
 from ..measure.scores import LOSS, RECALL, MeasuredSet, measure, read_sets, summary
 from ..models.load import dtype_of
 from ..models.tokenizer import Tokenizer
@@ -26,6 +28,7 @@ from ..nn.language_model import LanguageModel
 from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
 from ..pages.card import HELD_OUT
 from ..pages.labels import label_lines
+from ..pages.open_book import open_book_lines
 from ..pages.style import check_picture, save
 from ..pages.text import NARROWEST, NOTHING, counted, interval, percent, plain, rule, shortened, wrapped
 from ..progress import log
@@ -55,6 +58,9 @@ class EvalOptions:
     split: str | None = option(None, "measure this split alone (default: what finetune holds out)", choices=SPLITS)
     field: Mapping[str, str] | None = option(None, "columns of the data under other names, such as question=q")
     label: str | None = option(None, LABEL, metavar="COLUMN")
+    context: str | None = option(
+        None, "ask with passages, too: the right one, and the best match of the question", metavar="FILE"
+    )
     base: str | None = option(None, f"{BASE} (default: the one that the adapters were trained on)")
     limit: int | None = option(
         None,
@@ -67,6 +73,9 @@ class EvalOptions:
     confusion: str | None = option(
         None, "draw the confusion matrix and the calibration of the first labelled set", metavar="PICTURE"
     )
+    passages: str | None = option(
+        None, "with --context, draw keyword recall with and without passages, of the first set", metavar="PICTURE"
+    )
     seed: int = option(0, "seed of the bootstrap draws behind the intervals", least=0)
     quantized: bool | str = option(False, **PACKED)
     bf16: bool = option(False, BF16)
@@ -76,8 +85,12 @@ class EvalOptions:
     def __post_init__(self):
         named_folders(self.adapter or ())  # refuses names that cannot be
         check(self)
-        for picture in filter(None, (self.matrix, self.confusion)):
+        for picture in filter(None, (self.matrix, self.confusion, self.passages)):
             check_picture(Path(picture))
+        if self.context is not None and self.no_recall:
+            raise ValueError("--context measures answers: leave out --no-recall")
+        if self.passages is not None and self.context is None:
+            raise ValueError("--passages draws what --context FILE measures: give both")
 
 
 def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
@@ -113,7 +126,20 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         material = Material([], [], {each.name: each.samples}, asked, labelled=labelled)
         material.refuse_what_is_longer(model.config.max_position_embeddings, each.data, tokenizer)
     adapters = {BASE_NAME: None, **{name: name for name in folders}}
-    scores = measure(model, tokenizer, adapters, sets, answers=not options.no_recall)
+    open_book = {}
+    if options.context is not None:
+        handbook = read_handbook(options.context, tokenizer, model.config.max_position_embeddings - ANSWER_TOKENS)
+        asked = {each.name: each.asked for each in sets if each.asked}
+        if not asked:
+            raise ValueError(f"{', '.join(data)}: no record has keywords, by which answers with passages are measured")
+        if own_passages := [r.id for records in asked.values() for r in records if r.context is not None]:
+            raise ValueError(f"{own_passages[0]} has a passage of its own: leave out --context")
+        open_book = {
+            name: open_book_report(model, tokenizer, adapters, records, handbook, options.seed)
+            for name, records in asked.items()
+        }
+    closed_book = not (options.no_recall or options.context)  # the reports have these answers as well
+    scores = measure(model, tokenizer, adapters, sets, answers=closed_book)
     labels = {} if options.no_recall else _labels(model, tokenizer, sets, own, options.seed)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -121,6 +147,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         "adapters": {name: {"folder": str(folder), "trained_on": own[name]} for name, folder in folders.items()},
         **summary(scores, sets, options.seed),
         "labels": labels,
+        "open_book": open_book,
     }
 
 
@@ -191,6 +218,8 @@ def page(result: Mapping[str, Any]) -> str:
             lines += ["", *_changes(differences)]
         if name in result.get("labels", {}):
             lines += ["", *label_lines(result["labels"][name], NARROWEST)]
+        if name in result.get("open_book", {}):
+            lines += ["", *open_book_lines(result["open_book"][name])]
         lines.append("")
     return "\n".join([*lines, *wrapped(of_intervals(result))])
 
@@ -238,6 +267,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print a table of adapters on data sets, or its numbers; with --matrix draw a heat map, too."""
     from ..pages.figures import matrix_figure
     from ..pages.labels import labels_figure
+    from ..pages.open_book import open_book_figure
 
     options = from_flags(EvalOptions, arguments)
     result = evaluate_adapters(options)
@@ -245,4 +275,6 @@ def run(arguments: argparse.Namespace) -> None:
         save(matrix_figure(result), Path(options.matrix))
     if options.confusion:
         save(labels_figure(next(iter(result["labels"].values()))), Path(options.confusion))
+    if options.passages:
+        save(open_book_figure(next(iter(result["open_book"].values()))), Path(options.passages))
     print(json.dumps(result, indent=2) if arguments.json else page(result))

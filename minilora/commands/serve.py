@@ -12,7 +12,7 @@ from typing import Any
 from ..generate.conversation import MAX_NEW_TOKENS
 from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
 from ..progress import log
-from .shared import adapters
+from .shared import CONTEXT, adapters
 
 HELP = "let a page and OpenAI's clients ask a base and its adapters"
 _LIMITS: dict[str, Any] = {"group": "limits"}
@@ -27,6 +27,7 @@ class ServeOptions:
         (), "folders of adapters, such as runs/legal or legal=runs/legal", metavar="[NAME=]DIR"
     )
     base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)")
+    context: str | None = option(None, CONTEXT, metavar="FILE")
     demo: bool = option(
         False, "serve four adapters of the tiny base, which are trained first if they are missing, and open the page"
     )
@@ -36,7 +37,7 @@ class ServeOptions:
 
     slots: int = option(16, "answers that are computed at a time; more wait", least=1, **_LIMITS)
     queue: int = option(64, "answers that may wait; more are refused", least=0, **_LIMITS)
-    context: int = option(
+    context_length: int = option(
         2048, "tokens of a conversation and its answer, at most what the model can see", least=2, **_LIMITS
     )
     max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, if the request does not say", least=1, **_LIMITS)
@@ -50,6 +51,8 @@ class ServeOptions:
     def __post_init__(self):
         if self.demo and (self.adapter or self.base):
             raise ValueError("--demo has its own base and adapters: leave out --adapter and --base, or --demo")
+        if (self.context or "").isdecimal():
+            raise ValueError("--context is a file of passages; the number of tokens is --context-length")
         check(self)
 
 
@@ -67,6 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     named = adapters(options.adapter)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise RuntimeError(f"minilora serve needs {' and '.join(missing)}: pip install 'minilora[serve]'")
+    from ..data.records import read_handbook
+    from ..generate.conversation import without_passages
     from ..models.load import dtype_of
     from ..models.with_adapters import load_with_adapters
     from ..serve.app import App
@@ -82,8 +87,13 @@ def run(arguments: argparse.Namespace) -> None:
         model, tokenizer = load_with_adapters(
             named, base, options.quantized, options.device, options.force, dtype_of(options.bf16)
         )
-        with Engine(model, tokenizer, options.slots, options.queue, options.context) as engine:
-            server = Server(App(engine, Path.cwd(), options.max_new_tokens), options.host, listener)
+        handbook = None
+        if options.context is not None:
+            handbook = read_handbook(options.context, tokenizer, options.context_length - options.max_new_tokens)
+        for line in without_passages(model, handbook):
+            log.info(line)
+        with Engine(model, tokenizer, options.slots, options.queue, options.context_length) as engine:
+            server = Server(App(engine, Path.cwd(), options.max_new_tokens, handbook), options.host, listener)
             listener.listen()
             address = f"http://{_reachable(options.host)}:{listener.getsockname()[1]}"
             names = ", ".join(engine.versions)

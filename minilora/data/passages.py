@@ -42,10 +42,10 @@ class Passage:
 
 
 class Handbook:
-    """Passages that are ranked by question with BM25. source: what they were read from. template: see `fill`."""
+    """Passages that are ranked by question with BM25. source: what they were read from."""
 
-    def __init__(self, passages: Sequence[Passage], source: str, template: str = TEMPLATE):
-        self.passages, self.source, self.template = list(passages), source, template
+    def __init__(self, passages: Sequence[Passage], source: str):
+        self.passages, self.source = list(passages), source
         counts = [Counter(terms(f"{each.id} {each.text}")) for each in passages]
         mean = sum(map(Counter.total, counts)) / len(passages)
         found_in = Counter(term for each in counts for term in each)
@@ -69,10 +69,10 @@ class Handbook:
         """The passage with the answer of a conversation: the best match of the last question and answer together."""
         return self.ranked(" ".join(message["content"] for message in messages[-2:]))[0]
 
-    def ask(self, question: str) -> tuple[Passage, str]:
+    def ask(self, question: str, template: str = TEMPLATE) -> tuple[Passage, str]:
         """The best match of a question, and the prompt with it."""
         passage = self.ranked(question)[0]
-        return passage, fill(passage.text, question, self.template)
+        return passage, fill(passage.text, question, template)
 
 
 def terms(text: str) -> list[str]:

@@ -149,7 +149,7 @@ def read_source(
     return reader.finish(path, stored)
 
 
-def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int, template: str = TEMPLATE) -> Handbook:
+def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handbook:
     """The passages of a built-in handbook, of a .txt file, a paragraph each, or of rows with a column text.
 
     limit: the most tokens of a prompt with a passage.
@@ -164,11 +164,11 @@ def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int, template
         paragraphs = re.split(r"\n\s*\n", passages[0].text.replace("\r\n", "\n"))
         passages = [Passage(f"paragraph {i}", text) for i, text in enumerate(paragraphs, 1)]
     for passage in passages:
-        asked: list[Message] = [{"role": "user", "content": fill(passage.text, "?", template)}]
+        asked: list[Message] = [{"role": "user", "content": fill(passage.text, "?")}]
         if (length := len(tokenizer.encode_chat(asked, answer_next=True))) > limit:
             room = f"makes a prompt of {length:,} tokens, and there is room for {limit:,}"
             raise DataError(f"{source}: {passage.id} {room}: divide it into shorter passages")
-    return Handbook(passages, str(source), template)
+    return Handbook(passages, str(source))
 
 
 def sha256_of_data(source: str | Path) -> str:

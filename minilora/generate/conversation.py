@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.labels import LabelTask
+from ..data.passages import TEMPLATE, Handbook, Passage, stored_template
 from ..files.disk import replacing
 from ..lora.adapters import Choice, factors_of, set_adapter
 from ..models.tokenizer import Message, Tokenizer
@@ -61,12 +62,46 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
     return [{"role": "system", "content": system}, *messages]
 
 
+def template_of(model: LanguageModel, choice: Choice) -> str | None:
+    """The template of a question with its passage for a choice of adapters: the one that they were trained on.
+
+    That is None if they were trained without passages, or on labels. The base, and an adapter whose training nobody
+    wrote down, can be asked either way: theirs is TEMPLATE.
+    """
+    adapters = [model.adapters[name] for name in factors_of(choice) if name in model.adapters]
+    templates = {stored_template(adapter.data) if adapter.data else TEMPLATE for adapter in adapters} or {TEMPLATE}
+    return templates.pop() if len(templates) == 1 else None
+
+
+def open_book(
+    model: LanguageModel, choice: Choice, handbook: Handbook | None, messages: Sequence[Message]
+) -> tuple[list[Message], Passage | None]:
+    """The messages with the best passage for the last question in its prompt, and this passage.
+
+    They stay as they are, and there is no passage, without a handbook or where `template_of` the choice is None.
+    """
+    template = template_of(model, choice)
+    if handbook is None or template is None or messages[-1]["role"] != "user":
+        return list(messages), None
+    passage, prompt = handbook.ask(messages[-1]["content"], template)
+    return [*messages[:-1], {"role": "user", "content": prompt}], passage
+
+
+def without_passages(model: LanguageModel, handbook: Handbook | None) -> list[str]:
+    """One line that names the adapters that learned to read passages, if there is no handbook; else none."""
+    readers = [name for name, adapter in model.adapters.items() if stored_template(adapter.data)]
+    if handbook is not None or not readers:
+        return []
+    return [f"{', '.join(readers)} learned to answer from passages: --context FILE gives some to look them up in"]
+
+
 class Talk:
     """A conversation under way.
 
     temperature, top_p, seed, max_new_tokens: as for `Streams.add`. system: the system prompt; None for the one that the
-    adapters were trained under. turns: all that was said. seen_from: the first turn that the model still sees; earlier
-    ones no longer fit. used: tokens of the last question, what came before it, and its answer.
+    adapters were trained under. handbook: passages, the best of which is put before each question. turns: all that was
+    said. seen_from: the first turn that the model still sees; earlier ones no longer fit. used: tokens of the last
+    question, what came before it, and its answer.
     """
 
     def __init__(
@@ -78,9 +113,10 @@ class Talk:
         top_p: float = 1.0,
         seed: int = 0,
         system: str | None = None,
+        handbook: Handbook | None = None,
     ):
         check_settings(max_new_tokens, temperature, seed, top_p)
-        self.model, self.tokenizer, self.system = model, tokenizer, system
+        self.model, self.tokenizer, self.system, self.handbook = model, tokenizer, system, handbook
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
         self.limit = model.config.max_position_embeddings
         self.asked = 0
@@ -103,6 +139,10 @@ class Talk:
     def system_for(self, choice: Choice) -> str | None:
         """The system prompt under which a choice of adapters is asked."""
         return system_of(self.model, choice) if self.system is None else self.system
+
+    def passage(self, question: str, choice: Choice) -> Passage | None:
+        """The passage that a choice of adapters is given with a question, if any."""
+        return open_book(self.model, choice, self.handbook, [{"role": "user", "content": question}])[1]
 
     def ask(self, question: str, show: Callable[[str], None]) -> bool:
         """Answer the next question: `show` gets the answer piece by piece. False for an answer that was cut.
@@ -201,7 +241,8 @@ class Talk:
     def _messages(self, start: int, question: str, choice: Choice) -> list[Message]:
         """What a choice of adapters is asked: the question, after what was said from a turn on."""
         said = [*self._said(start), {"role": "user", "content": question}]
-        return with_system(said, self.system_for(choice))
+        asked, _ = open_book(self.model, choice, self.handbook, said)
+        return with_system(asked, self.system_for(choice))
 
     def _start_that_fits(self, question: str, choice: Choice, start: int | None = None) -> int:
         """The first turn from which everything fits, with the question and its answer."""

@@ -20,8 +20,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Send
 
+from ..data.passages import Handbook
 from ..files.disk import ModelFileError
-from ..generate.conversation import MAX_NEW_TOKENS, system_of, with_system
+from ..generate.conversation import MAX_NEW_TOKENS, open_book, system_of, with_system
 from .bounds import error_response, json_response
 from .engine import Engine
 from .protocol import ApiError, Piece, Reply, Request, event, read_json_object, read_request, unknown_model
@@ -34,10 +35,17 @@ class App:
     """The handlers of all addresses.
 
     folder: adapters can be added from inside it only. default_limit: tokens of an answer where a request does not say.
+    handbook: passages, the best of which is put before the last question of a conversation.
     """
 
-    def __init__(self, engine: Engine, folder: Path, default_limit: int = MAX_NEW_TOKENS):
-        self.engine, self.folder, self.default_limit = engine, folder.resolve(), default_limit
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        default_limit: int = MAX_NEW_TOKENS,
+        handbook: Handbook | None = None,
+    ):
+        self.engine, self.folder, self.default_limit, self.handbook = engine, folder.resolve(), default_limit, handbook
         self.page, self.policy = read_page()
 
     def asgi(self) -> Starlette:
@@ -124,8 +132,10 @@ class App:
         chat = http.url.path.endswith("/chat/completions")
         request = read_request(read_json_object(await http.body()), self.engine.versions, chat)
         if not isinstance(request.messages, str):
-            system = system_of(self.engine.model, request.choice)
-            request = replace(request, messages=with_system(request.messages, system))
+            model = self.engine.model
+            asked, passage = open_book(model, request.choice, self.handbook, request.messages)
+            messages = with_system(asked, system_of(model, request.choice))
+            request = replace(request, messages=messages, passage=passage)
         request = replace(request, limit=await self._limit(request))
         pieces = self._pieces(request)
         first = await anext(pieces)  # the number of the prompt's tokens: it runs, or waits for a place

@@ -4,7 +4,8 @@ https://platform.openai.com/docs/api-reference/chat and .../completions. A field
 supported is refused, never ignored. `model` is an adapter's name, "base", or a mix as in a chat: "legal=0.7
 support=0.3". An adapter that was trained on labels answers the last message with its most likely label, whatever the
 temperature; `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with the
-`response_format` "json_object" the answer is {"label": ..., "probability": ...}.
+`response_format` "json_object" the answer is {"label": ..., "probability": ...}. Where the server looks up passages,
+the answer and the first chunk say which one it was given: {"context": {"id": ..., "text": ...}}.
 """
 
 import json
@@ -15,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..data.passages import Passage
 from ..lora.adapters import Choice
 from ..models.tokenizer import Message
 from ..models.with_adapters import BASE_NAME, read_combination
@@ -84,9 +86,9 @@ class ApiError(Exception):
 class Request:
     """A request that was read and checked. No two are equal.
 
-    messages: the conversation to answer, or the text to continue. choice: who answers. limit: tokens of the answer, if
-    the request says. top_labels, as_json: for adapters with labels, how many log-probabilities are told besides that of
-    the answer, if any, and whether the answer is a JSON object.
+    messages: the conversation to answer, or the text to continue. choice: who answers. limit: tokens of the answer,
+    if the request says. passage: that was put into the messages. top_labels, as_json: for adapters with labels, how
+    many log-probabilities are told besides that of the answer, if any, and whether the answer is a JSON object.
     """
 
     messages: Sequence[Message] | str
@@ -102,6 +104,7 @@ class Request:
     usage_always: bool = False
     top_labels: int | None = None
     as_json: bool = False
+    passage: Passage | None = None
 
     @property
     def param(self) -> str:
@@ -336,7 +339,7 @@ class Reply:
         """The answer to a request without `stream`."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = _choice({"message": message} if self.chat else {"text": text}, last.finished, self._logprobs(last))
-        return self._object([choice], "") | {"usage": self._usage(last.tokens)}
+        return self._object([choice], "") | {"usage": self._usage(last.tokens)} | self._context()
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
         """The chunks of a stream that a piece becomes: its text, if any, and after the last piece how it ended."""
@@ -352,7 +355,12 @@ class Reply:
     def begin(self) -> list[dict[str, Any]]:
         """The first chunk of a conversation's answer, which has the role."""
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return [self._chunk(delta, None, Piece("", 0))] if self.chat else []
+        return [self._chunk(delta, None, Piece("", 0)) | self._context()] if self.chat else []
+
+    def _context(self) -> dict[str, Any]:
+        """The passage that the answer was given, an addition."""
+        passage = self.request.passage
+        return {} if passage is None else {"context": {"id": passage.id, "text": passage.text}}
 
     def _chunk(self, delta: dict[str, Any], reason: str | None, piece: Piece) -> dict[str, Any]:
         """A chunk. `seconds`, next to the counts that `continuous_usage_stats` asks for, is an addition."""

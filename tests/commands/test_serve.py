@@ -112,6 +112,7 @@ def test_a_host_that_is_none(capsys):
         (["--adapter", "base=a"], "'base' is the model without an adapter"),
         (["--demo", "--adapter", "a"], "--demo has its own base and adapters"),
         (["--port", "70000"], "port must be from 0 to 65535"),
+        (["--context", "2048"], "--context is a file of passages; the number of tokens is --context-length"),
     ],
 )
 def test_what_means_nothing_is_refused(flags, said, capsys):
@@ -123,6 +124,20 @@ def test_packages_that_are_missing_are_named(monkeypatch, capsys):
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
     assert status("serve", "--base", "tiny") == 1
     assert complaint(capsys) == "minilora serve needs starlette and uvicorn: pip install 'minilora[serve]'"
+
+
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("chat", "--prompt", "hello")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "no such data file"), (b"", "the file is empty"), (b"\xff\xe9", "cannot be read as UTF-8"),
+     (b"owl " * 3000, "paragraph 1 makes a prompt of")],
+)  # fmt: skip
+def test_a_context_that_cannot_be_used_is_one_line(command, content, said, shop, tmp_path, capsys):
+    path = tmp_path / "book.txt"
+    if content is not None:
+        path.write_bytes(content)
+    assert status(*command, "--base", shop / "base", "--context", path) == 1
+    assert f"{path}: " in (line := complaint(capsys)) and said in line
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from serving import QUESTION, serving
 
 import minilora as ml
 from minilora.data.labels import LabelTask
+from minilora.data.passages import Handbook, Passage
 from minilora.generate.labels import label_logprobs, label_probabilities
 from minilora.models.folder import save_folder
 from minilora.serve.app import App
@@ -67,6 +68,20 @@ def test_an_answer_whole_and_as_a_stream(client, expected, loaded, model):
     assert ends == [None] * (len(chunks) - 2) + [answer.choices[0].finish_reason]
     assert chunks[-1].choices == [] and chunks[-1].usage == answer.usage
     assert len({chunk.id for chunk in chunks}) == 1 and chunks[0].id != answer.id
+
+
+def test_an_answer_and_the_first_chunk_say_which_passage_was_looked_up(client, server, expected, monkeypatch):
+    handbook = Handbook([Passage("birds/owl", "An owl says hello."), Passage("birds/heron", "A heron is silent.")], "x")
+    plain = complete(client, max_tokens=8)
+    monkeypatch.setattr(server.app, "handbook", handbook)
+    answer = complete(client, max_tokens=8)
+    assert answer.context == {"id": "birds/owl", "text": "An owl says hello."} and not hasattr(plain, "context")
+    assert answer.usage.prompt_tokens > plain.usage.prompt_tokens
+    assert answer.choices[0].message.content != plain.choices[0].message.content
+    first, *rest = complete(client, max_tokens=8, stream=True)
+    assert first.context == answer.context and not any(hasattr(chunk, "context") for chunk in rest)
+    monkeypatch.setattr(server.engine.model.adapters["legal"], "data", {"name": "legal"})  # trained without passages
+    assert complete(client, max_tokens=8).choices == plain.choices
 
 
 def test_seed_temperature_top_p_and_stop_decide_the_answer(client, expected):

@@ -1,0 +1,80 @@
+"""Weights or prompt? The same questions closed-book, with the right passage, and with the one that is found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..data.passages import Handbook
+from ..data.records import Record
+from ..generate.conversation import template_of
+from ..lora.adapters import Choice, set_adapter
+from ..models.tokenizer import Tokenizer
+from ..nn.language_model import LanguageModel
+from ..progress import log
+from .recall import answer_all, recalls
+from .statistics import Resampled, interval_as_json
+
+CLOSED, RIGHT, FOUND = "closed", "right", "found"  # no passage; the one with the answer; the best match of the question
+ALONE = "the passage alone"  # without a model: the whole passage is the answer
+AT = (1, 3)  # passages in which the right one may be
+
+
+def open_book_report(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    adapters: Mapping[str, Choice],
+    records: Sequence[Record],
+    handbook: Handbook,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How much of its keywords each record is answered with: by each adapter, and by the passage alone.
+
+    adapters: by name. One that was trained without passages is asked without any.
+    records: questions with keywords. Their right passages are those that question and answer find together.
+    seed: of the bootstrap draws behind the intervals.
+
+    Returns `hits`, the share of questions whose right passage is among the first ones that BM25 finds, by their number,
+    and `rows`: the name, the kind of prompt (CLOSED, RIGHT, FOUND), keyword recall with its interval, tokens of a
+    prompt, and seconds for an answer, of which many are computed at a time. The model ends as its base alone.
+    """
+    questions = [record.prompt[-1]["content"] for record in records]
+    ranked = [handbook.ranked(question) for question in questions]
+    right = [handbook.right(record.messages) for record in records]
+    places = np.array([order.index(passage) for order, passage in zip(ranked, right, strict=True)])
+    passages = {RIGHT: right, FOUND: [order[0] for order in ranked]}
+    rows: list[dict[str, Any]] = []
+    shares: list[list[float]] = []
+    for name, choice in adapters.items():
+        template = template_of(model, choice)
+        set_adapter(model, choice)
+        for kind in (CLOSED, *passages):
+            if kind == CLOSED:
+                asked = list(records)
+            elif template is None:
+                continue
+            else:
+                asked = [r.open_book(p.text, template) for r, p in zip(records, passages[kind], strict=True)]
+            log.info(f"{name}, {kind}: {len(asked)} answers")
+            began = time.perf_counter()
+            shares.append(recalls(answer_all(model, tokenizer, asked), asked))
+            seconds = (time.perf_counter() - began) / len(asked)
+            lengths = [len(tokenizer.encode_chat(record.prompt, answer_next=True)) for record in asked]
+            rows.append({"name": name, "kind": kind, "prompt_tokens": float(np.mean(lengths)), "seconds": seconds})
+    set_adapter(model, None)
+    for kind, chosen in passages.items():
+        shares.append(recalls([passage.text for passage in chosen], records))
+        rows.append({"name": ALONE, "kind": kind, "prompt_tokens": None, "seconds": None})
+    draws = Resampled(np.array(shares), np.ones(len(records)), seed)
+    for i, row in enumerate(rows):
+        row["keyword_recall"] = interval_as_json(draws.mean(i))
+    return {
+        "context": handbook.source,
+        "passages": len(handbook.passages),
+        "records": len(records),
+        "hits": {str(n): float((places < n).mean()) for n in AT},
+        "rows": rows,
+    }

@@ -1,0 +1,95 @@
+"""Conversations with passages: what is asked, what is shown, and who is asked without any."""
+
+import json
+
+import pytest
+
+import minilora as ml
+from minilora.commands.chat import Chat, Output
+from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
+from minilora.generate.answers import generate
+from minilora.generate.conversation import Talk, open_book, template_of, without_passages
+
+BOOK = Handbook([Passage("birds/heron", "A heron eats fish."), Passage("birds/owl", "An owl eats mice.")], "birds")
+QUESTION = "What does the owl eat?"
+PROMPT = fill("An owl eats mice.", QUESTION)
+OTHER = "Read: {passage} Then say: {question}"
+
+
+@pytest.fixture
+def model(loaded):
+    ml.set_adapter(loaded[0], None)
+    yield loaded[0]
+    ml.set_adapter(loaded[0], None)
+
+
+@pytest.fixture
+def trained(model, monkeypatch):
+    """The support adapter learned to read passages, in its own template; the legal one learned without any."""
+    monkeypatch.setattr(model.adapters["support"], "data", {"name": "x", "context_template": OTHER})
+    monkeypatch.setattr(model.adapters["legal"], "data", {"name": "legal"})
+
+
+@pytest.fixture
+def talk(model, loaded):
+    return Talk(model, loaded[1], 12, handbook=BOOK)
+
+
+def answer(talk, question=QUESTION):
+    pieces = []
+    talk.ask(question, pieces.append)
+    return "".join(pieces)
+
+
+def test_the_best_passage_is_in_the_prompt_and_not_in_what_was_said(talk, model, loaded, tmp_path):
+    first = answer(talk)
+    assert first == generate(model, loaded[1], PROMPT, 12) != generate(model, loaded[1], QUESTION, 12)
+    second = answer(talk, "And a heron?")
+    roles = ("user", "assistant", "user")
+    said = zip(roles, (QUESTION, first, fill("A heron eats fish.", "And a heron?")), strict=True)
+    messages = [{"role": role, "content": text} for role, text in said]
+    assert second == generate(model, loaded[1], messages, 12)
+    talk.save(tmp_path / "talk.jsonl")
+    (saved,) = map(json.loads, (tmp_path / "talk.jsonl").read_text().splitlines())
+    assert [m["content"] for m in saved["messages"]] == [QUESTION, first, "And a heron?", second]
+
+
+@pytest.mark.parametrize(
+    ("choice", "template"),
+    [(None, TEMPLATE), ("support", OTHER), ("legal", None), ({"legal": 0.5, "support": 0.5}, None)],
+    ids=str,
+)
+def test_everybody_is_asked_as_it_was_trained(model, trained, choice, template):
+    assert template_of(model, choice) == template
+    messages, passage = open_book(model, choice, BOOK, [{"role": "user", "content": QUESTION}])
+    if template is None:
+        assert (messages, passage) == ([{"role": "user", "content": QUESTION}], None)
+    else:
+        assert messages[0]["content"] == fill("An owl eats mice.", QUESTION, template) and passage.id == "birds/owl"
+
+
+def test_an_adapter_without_a_record_of_its_training_may_read_and_no_answer_is_asked_anything(model):
+    assert template_of(model, "legal") == TEMPLATE
+    said = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Mice"}]
+    assert open_book(model, None, BOOK, said) == (said, None) and open_book(model, None, None, said[:1])[1] is None
+
+
+def test_readers_without_passages_are_named(model, trained):
+    assert without_passages(model, BOOK) == []
+    (line,) = without_passages(model, None)
+    assert line.startswith("support learned to answer from passages") and "--context FILE" in line
+
+
+def test_a_passage_that_leaves_no_room_is_one_line(talk):
+    talk.limit = 40
+    with pytest.raises(ValueError, match="are more than the 40 that the model can see"):
+        talk.ask(QUESTION, print)
+
+
+def test_the_chat_shows_the_passage_before_each_answer(talk, trained, capsys):
+    chat = Chat(talk, ["legal", "support"], Output())
+    chat.handle(QUESTION)
+    assert capsys.readouterr().err.startswith("(passage birds/owl: An owl eats mice.)\n")
+    chat.handle("/compare")
+    out = capsys.readouterr().out
+    assert "base, with passage birds/owl:" in out and "support, with passage birds/owl:" in out and "legal:\n" in out

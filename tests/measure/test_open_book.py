@@ -1,0 +1,68 @@
+"""Answers with and without passages, from a model that repeats its prompt: what is known of them in advance."""
+
+import pytest
+from figure_check import problems
+
+from minilora.data.passages import Handbook, Passage
+from minilora.data.records import Record
+from minilora.measure import open_book
+from minilora.pages.open_book import open_book_figure, open_book_lines
+from minilora.pages.style import theme
+
+TEXTS = {"a": "Herons eat fish in ponds.", "b": "Owls sleep in barns.", "c": "Cats."}
+BOOK = Handbook([Passage(*each) for each in TEXTS.items()], "x")
+
+
+def record(name, question, answer, *keywords):
+    messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    return Record(name, messages, keywords=keywords)
+
+
+RECORDS = [
+    record("1", "What do herons eat?", "They eat fish in ponds.", "fish", "ponds"),
+    record("2", "Who sleeps, herons full of fish?", "Owls sleep in barns.", "barns", "fish"),
+    record("3", "Which one?", "Cats.", "cats"),
+]
+
+
+@pytest.fixture
+def report(loaded, monkeypatch):
+    model, tokenizer = loaded
+    monkeypatch.setattr(model.adapters["legal"], "data", {"name": "legal"})
+    monkeypatch.setattr(open_book, "answer_all", lambda m, t, records: [r.prompt[-1]["content"] for r in records])
+    return open_book.open_book_report(model, tokenizer, {"base": None, "facts": "legal"}, RECORDS, BOOK)
+
+
+def recall(report, name, kind):
+    (row,) = (row for row in report["rows"] if (row["name"], row["kind"]) == (name, kind))
+    return row["keyword_recall"]["value"]
+
+
+def test_hits_count_the_right_passages_among_the_first(report):
+    assert report["hits"] == {"1": pytest.approx(1 / 3), "3": 1.0} and report["records"] == 3 == report["passages"]
+
+
+def test_recall_is_that_of_the_prompts_passage(report):
+    closed, right, found = (recall(report, "base", kind) for kind in ("closed", "right", "found"))
+    assert closed == pytest.approx((0 + 1 / 2 + 0) / 3)  # question 2 says fish
+    assert right == 1.0 and found == pytest.approx((1 + 1 / 2 + 0) / 3)
+    alone = recall(report, open_book.ALONE, "right"), recall(report, open_book.ALONE, "found")
+    assert alone == pytest.approx(((1 + 1 / 2 + 1) / 3, (1 + 1 / 2 + 0) / 3))
+
+
+def test_an_adapter_that_was_trained_without_passages_is_asked_without(report, loaded):
+    assert [row["kind"] for row in report["rows"] if row["name"] == "facts"] == ["closed"]
+    rows = {row["kind"]: row for row in report["rows"] if row["name"] == "base"}
+    assert rows["closed"]["prompt_tokens"] < rows["right"]["prompt_tokens"] and rows["right"]["seconds"] >= 0
+
+
+def test_the_page_and_the_picture_show_every_row(report):
+    page = "\n".join(open_book_lines(report))
+    assert "base" in page and "the passage alone" in page and "50.0" in page
+    assert "BM25 finds the right passage first for 33 % and among the first 3 for 100 %" in " ".join(page.split())
+    for name in ("light", "dark"):
+        with theme(name):
+            figure = open_book_figure(report)
+            assert problems(figure) == []
+    bars = sum(len(axes.patches) for axes in figure.axes)
+    assert bars == len(report["rows"])

@@ -1,0 +1,92 @@
+"""A job with passages: what is trained on, stored and measured, and how adapters are asked afterwards."""
+
+import json
+
+import pytest
+from jobs import options
+from modelfiles import TERMS
+
+from minilora.commands.eval import EvalOptions, evaluate_adapters, page
+from minilora.data.passages import TEMPLATE, fill
+from minilora.generate.conversation import template_of
+from minilora.models.with_adapters import load_with_adapters
+from minilora.train.job import finetune
+from minilora.train.material import prepare
+
+PASSAGES = [f"Number {i} greets with hello, and it is {i}." for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def run(home, tmp_path_factory):
+    """A run with passages from a file: its folder, the file, its metrics."""
+    folder = tmp_path_factory.mktemp("context")
+    book = folder / "book.txt"
+    book.write_text("\n\n".join(PASSAGES), encoding="utf-8")
+    return folder / "run", book, finetune(options(home, folder / "run", context=str(book), steps=2))
+
+
+def test_every_prompt_that_is_trained_or_measured_has_its_passage(home, run, tokenizer):
+    material = prepare(str(home / "data.jsonl"), tokenizer, context=str(run[1]), max_length=512, eval_records=80)
+    wanted = [fill(passage, term["question"]) for passage, term in zip(PASSAGES, TERMS, strict=True)]
+    for sample, prompt in zip(material.train, wanted, strict=False):
+        assert prompt in tokenizer.decode(sample.ids)
+    assert [r.prompt[-1]["content"] for r in material.asked["unseen"]] == wanted[10:]
+    paraphrased = [fill(passage, term["paraphrase"]) for passage, term in zip(PASSAGES, TERMS, strict=True)]
+    assert [r.prompt[-1]["content"] for r in material.asked["paraphrase"]] == paraphrased[:8]
+    assert material.template == TEMPLATE
+
+
+def test_the_adapter_knows_its_template_and_where_the_passages_are(run):
+    folder, book, metrics = run
+    data = json.loads((folder / "minilora.json").read_text())["data"]
+    assert data["context_template"] == TEMPLATE and data["context"] == str(book)
+    assert (folder / data["context_path"]).resolve() == book.resolve()
+    shown = [answer["question"] for answer in metrics["answers"]]
+    assert shown and all("[the passage]" in question and "greets" not in question for question in shown)
+
+
+def test_an_adapter_that_was_trained_without_passages_stores_none(home, tmp_path):
+    finetune(options(home, tmp_path / "run", steps=1), measure=False, answers=False)
+    assert not [key for key in json.loads((tmp_path / "run/minilora.json").read_text())["data"] if "context" in key]
+    model, _ = load_with_adapters({"plain": tmp_path / "run"}, str(home / "base"))
+    assert template_of(model, "plain") is None
+
+
+def test_eval_asks_with_and_without_passages(home, run):
+    folder, book, _ = run
+    values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(folder)], split="test")
+    result = evaluate_adapters(EvalOptions(**values, context=str(book)))
+    (report,) = result["open_book"].values()
+    assert [(row["name"], row["kind"]) for row in report["rows"]] == [
+        (name, kind) for name in ("base", "run") for kind in ("closed", "right", "found")
+    ] + [("the passage alone", kind) for kind in ("right", "found")]
+    assert report["hits"] == {"1": 1.0, "3": 1.0} and report["rows"][-1]["keyword_recall"]["value"] == 1.0
+    assert "12 passages of" in page(result)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"passages": "x.png"}, "give both"),
+        ({"context": "x.txt", "no_recall": True}, "leave out --no-recall"),
+        ({"context": "x.txt", "passages": "x.pdf"}, "a .png or an .svg file"),
+    ],
+)
+def test_eval_refuses_what_means_nothing(change, words):
+    with pytest.raises(ValueError, match=words):
+        EvalOptions(**change)
+
+
+def test_eval_refuses_records_without_keywords_and_with_their_own_passages(home, run, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "Why?", "answer": "So."}\n', encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text(json.dumps({**TERMS[0], "context": "Own."}) + "\n", encoding="utf-8")
+    for name, words in (("a", "no record has keywords"), ("b", "x/0 has a passage of its own")):
+        chosen = EvalOptions(base=str(home / "base"), data=[str(tmp_path / f"{name}.jsonl")], context=str(run[1]))
+        with pytest.raises(ValueError, match=words):
+            evaluate_adapters(chosen)
+
+
+def test_a_passage_that_is_longer_than_a_record_may_be_is_one_line(home, run, tmp_path):
+    with pytest.raises(ValueError, match="paragraph 1 makes a prompt of .* room for 64: divide it") as caught:
+        finetune(options(home, tmp_path / "run", context=str(run[1]), max_length=64))
+    assert "\n" not in str(caught.value)
