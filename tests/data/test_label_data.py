@@ -17,8 +17,16 @@ LABELS = {
     "support": "delivery change return damage repair payment account product other",
     "finance": "card fraud transfer loan fees login account invest other",
 }
-COUNTS = {"train": 400, "validation": 100, "test": 200}
-OTHER = {"train": 32, "validation": 8, "test": 16}
+KINDS = ("indirect", "ordinary")
+COUNTS = {
+    "indirect": {"train": 400, "validation": 100, "test": 200},
+    "ordinary": {"train": 400, "validation": 50, "test": 112},
+}
+LEAST = {
+    "indirect": {"train": 46, "validation": 11, "test": 23},
+    "ordinary": {"train": 46, "validation": 6, "test": 13},
+}
+OTHER = {"indirect": {"train": 32, "validation": 8, "test": 16}, "ordinary": {"train": 32, "validation": 2, "test": 8}}
 each_domain = pytest.mark.parametrize("domain", LABELS)
 
 
@@ -35,8 +43,8 @@ def records_of(domain):
 @each_domain
 def test_every_line_has_the_fields_of_the_card_and_clean_text(domain):
     text, records = text_of(domain), records_of(domain)
-    assert text.isascii() and text.endswith("}\n") and "\r" not in text and len(text) < 150_000
-    assert all(list(record) == ["text", "label", "split", "record"] for record in records)
+    assert text.isascii() and text.endswith("}\n") and "\r" not in text and len(text) < 250_000
+    assert all(list(record) == ["text", "label", "kind", "split", "record"] for record in records)
     assert all(record["record"].startswith(record["label"] + "/") for record in records)
     assert all(record["text"] == " ".join(record["text"].split()) != "" for record in records)
     assert max(len(record["text"].split()) for record in records) <= 40
@@ -45,13 +53,15 @@ def test_every_line_has_the_fields_of_the_card_and_clean_text(domain):
 @each_domain
 def test_splits_and_labels_have_the_sizes_of_the_card(domain):
     records, labels = records_of(domain), LABELS[domain].split()
-    assert Counter(record["split"] for record in records) == COUNTS
-    count = Counter((record["split"], record["label"]) for record in records)
-    assert {label for _, label in count} == set(labels) and len(labels) == 9
-    for split, each in OTHER.items():
-        assert count[split, "other"] == each
-        named = [count[split, label] for label in labels if label != "other"]
-        assert max(named) - min(named) <= 1 and min(named) >= {"train": 46, "validation": 11, "test": 23}[split]
+    count = Counter((record["kind"], record["split"], record["label"]) for record in records)
+    assert {kind for kind, _, _ in count} == set(KINDS) and {label for _, _, label in count} == set(labels)
+    assert len(labels) == 9
+    for kind in KINDS:
+        for split, size in COUNTS[kind].items():
+            assert sum(count[kind, split, label] for label in labels) == size
+            assert count[kind, split, "other"] == OTHER[kind][split]
+            named = [count[kind, split, label] for label in labels if label != "other"]
+            assert max(named) - min(named) <= 1 and min(named) >= LEAST[kind][split]
     section = CARD.partition(f"### {domain}-labels")[2].partition("\n#")[0]
     assert re.findall(r"^\| `([a-z]+)` \|", section, re.MULTILINE) == labels
 
@@ -92,8 +102,8 @@ def test_word_counts_find_less_than_85_percent_of_the_labels(domain):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    def part(split):
-        records = [record for record in records_of(domain) if record["split"] == split]
+    def part(split, kinds=KINDS):
+        records = [r for r in records_of(domain) if r["split"] == split and r["kind"] in kinds]
         return [record["text"] for record in records], [record["label"] for record in records]
 
     def fitted(c):
@@ -101,4 +111,5 @@ def test_word_counts_find_less_than_85_percent_of_the_labels(domain):
         return model.fit(*part("train"))
 
     best = max((fitted(c) for c in (1, 10, 100)), key=lambda model: model.score(*part("validation")))
-    assert 1 / 9 < best.score(*part("test")) < 0.85
+    for kinds in (KINDS, *((kind,) for kind in KINDS)):
+        assert 1 / 9 < best.score(*part("test", kinds)) < 0.85
