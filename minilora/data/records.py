@@ -40,6 +40,7 @@ BUILT_IN = (
     *DOMAINS,
     "general",
     *(f"{domain}-{kind}" for kind in ("labels", "pairs") for domain in DOMAINS),
+    "medical-handbook",
     "support-handbook",
 )
 _SHOWN = 20  # kinds of mistakes that are listed
