@@ -67,17 +67,32 @@ def textbook_attention(q: Tensor, k: Tensor, v: Tensor, mask: Array | None = Non
 
 
 class Window(NamedTuple):
-    """Queries start..stop of a row, and the keys that any of them sees: the prefix, and first..last."""
+    """Queries start..stop of a row, and the keys that any of them sees. position: of the first one in its sequence.
+
+    The keys are those at the positions from `low` on, up to the row's index `last`. The tokens of their own sequence
+    begin at the index `first`; before them comes the prefix.
+    """
 
     start: int
     stop: int
+    position: int
+    low: int
     first: int
     last: int
 
 
 @op
-def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Packing | None = None):
-    """softmax(q kᵀ / √D) v for every head, with a causal mask: each token sees itself and the tokens before it.
+def attention(
+    q,
+    k,
+    v,
+    first: Array | None = None,
+    block: int = 64,
+    packing: Packing | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+):
+    """softmax(scale q kᵀ) v for every head, with a causal mask: each token sees itself and the tokens before it.
 
     Saves q, k, v and log Σ exp(scores) of every query; the weights are computed again in the backward pass, a block at
     a time.
@@ -88,15 +103,23 @@ def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Pac
     first: (B) integers, the first key that is not padding, for prompts padded on the left.
     block: queries computed at a time, so that the whole (T, S) scores never exist.
     packing: the sequences that share the row without seeing each other.
+    window: how many tokens each token sees, itself included; None for all. Keys outside of it are not even computed
+        with (sliding window attention, Beltagy et al. 2020, arXiv 2004.05150; Mistral 7B, arXiv 2310.06825).
+    scale: of the scores; None for 1 / √D.
     """
     xp = array_module(q)
     (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
-    G, scale = H // K, 1 / math.sqrt(D)
+    G, scale = H // K, 1 / math.sqrt(D) if scale is None else scale
     keys = k.transpose(0, 2, 1, 3)  # (B, K, S, D)
     values = v.transpose(0, 2, 1, 3)  # (B, K, S, D)
     prefix = packing.prefix if packing else 0
-    spans = packing.spans() if packing else [(0, T)]
-    windows = [Window(s + i, s + j, s, S - T + s + j) for s, e in spans for i, j in blocks(e - s, block)]
+    spans = zip(packing.spans(), packing.ranges(), strict=True) if packing else [((0, T), range(S - T, S))]
+
+    def window_of(start: int, at: range, i: int, j: int) -> Window:  # queries i..j of a span, whose positions are `at`
+        low = 0 if window is None else max(0, at.start + i - window + 1)
+        return Window(start + i, start + j, at.start + i, low, start, S - T + start + j)
+
+    windows = [window_of(s, at, i, j) for (s, e), at in spans for i, j in blocks(e - s, block)]
 
     def grouped(x: Array, at: Window) -> Array:  # the window's queries of (B, T, H, D) -> (B, K, G t, D)
         t = at.stop - at.start
@@ -109,23 +132,24 @@ def attention(q, k, v, first: Array | None = None, block: int = 64, packing: Pac
 
     def seen(x: Array, at: Window) -> Array:  # (B, K, S, D) -> (B, K, s, D)
         if at.first <= prefix:
-            return x[:, :, : at.last]
-        own = x[:, :, at.first : at.last]
-        return xp.concatenate((x[:, :, :prefix], own), axis=2) if prefix else own
+            return x[:, :, at.low : at.last]
+        own = x[:, :, at.first + max(at.low - prefix, 0) : at.last]
+        return xp.concatenate((x[:, :, at.low : prefix], own), axis=2) if at.low < prefix else own
 
     def add_seen(total: Array, part: Array, at: Window) -> None:  # the VJP of seen: adds part at its place in total
         if at.first <= prefix:
-            total[:, :, : at.last] += part
+            total[:, :, at.low : at.last] += part
         else:
-            total[:, :, :prefix] += part[:, :, :prefix]
-            total[:, :, at.first : at.last] += part[:, :, prefix:]
+            common = max(prefix - at.low, 0)  # of the keys, those of the prefix
+            total[:, :, at.low : at.low + common] += part[:, :, :common]
+            total[:, :, at.first + max(at.low - prefix, 0) : at.last] += part[:, :, common:]
 
     def hidden(at: Window) -> Array:  # -inf where a query must not see a key, (B or 1, 1, 1, t, s)
-        key = xp.arange(at.last)
-        if at.first > prefix:
-            key = xp.concatenate((key[:prefix], key[at.first :]))
-        query = xp.arange(S - T + at.start, S - T + at.stop)[:, None]
+        query = xp.arange(at.position, at.position + at.stop - at.start)[:, None]
+        key = xp.arange(at.low, at.position + at.stop - at.start)
         masked = key > query  # the future, (t, s)
+        if window is not None:
+            masked |= key <= query - window
         if first is None:
             return xp.where(masked, -xp.inf, 0)[None, None, None]
         padding = (key < first[:, None, None]) & (key != query)  # padding sees itself, so that no row is all -inf

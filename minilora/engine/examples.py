@@ -74,7 +74,7 @@ EXAMPLES: dict[str, Callable[[np.random.Generator], Inputs]] = {
     "gelu": _normal((2, 3, 4)),
     "swiglu": _normal((2, 3, 4), (2, 3, 4)),
     "geglu": _normal((2, 3, 4), (2, 3, 4)),
-    "attention": _normal((2, 4, 4, 6), (2, 5, 2, 6), (2, 5, 2, 6), block=3),
+    "attention": _normal((2, 4, 4, 6), (2, 5, 2, 6), (2, 5, 2, 6), block=3, window=3),
     "cross_entropy": _normal((2, 3, 6), labels=_LABELS),
     "preference_loss": _normal((), (), (), (), reference=np.array([0.3, -1.0]), beta=np.array([0.5, 2.0])),
     "linear_cross_entropy": _normal((2, 3, 4), (6, 4), labels=_LABELS, block=2),

@@ -211,10 +211,15 @@ def transpose(a, axes: Sequence[int] | None = None):
 def getitem(a, index: Any):
     """a[index], for any index NumPy accepts. An element selected twice receives both gradients."""
     xp, shape, dtype = array_module(a), a.shape, a.dtype
+    parts = index if isinstance(index, tuple) else (index,)
+    once = all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in parts)
 
     def da(g):
         out = xp.zeros(shape, dtype)
-        xp.add.at(out, index, g)
+        if once:  # no element is selected twice
+            out[index] = g
+        else:
+            xp.add.at(out, index, g)
         return out
 
     return xp.asarray(a[index]), da

@@ -107,8 +107,13 @@ def composed_mixed_lora_linear(x, w, *thin, parts):
     return y
 
 
-def composed_attention(q, k, v, first=None, packing=None, block=None):
-    return textbook_attention(q, k, v, mask_of(q.shape[1], k.shape[1], first, packing))
+def composed_attention(q, k, v, first=None, packing=None, block=None, window=None, scale=None):
+    T, S, D = q.shape[1], *k.shape[1::2]
+    mask = mask_of(T, S, first, packing)
+    if window is not None:
+        at = np.array(packing.positions()) if packing else np.arange(S)
+        mask = np.where(at <= at[S - T :, None] - window, -np.inf, mask)
+    return textbook_attention(q if scale is None else q * (scale * D**0.5), k, v, mask)
 
 
 def composed_layer_norm(x, w, bias, eps):
@@ -277,6 +282,11 @@ ROWS = {
             attention_inputs(T=2, S=5, first=np.array([1, 4])),
             attention_inputs(B=1, T=8, packing=PACKED, block=2),
             attention_inputs(B=1, T=6, packing=Packing(prefix=0, ends=(3, 6))),
+            attention_inputs(T=1, S=5, window=2, scale=0.3),
+            attention_inputs(T=7, window=3, block=2),
+            attention_inputs(T=3, S=7, first=np.array([1, 3]), window=2, block=2),
+            *(attention_inputs(B=1, T=8, packing=PACKED, block=2, window=n) for n in (1, 2, 3, 5)),
+            attention_inputs(B=1, T=11, packing=Packing(prefix=4, ends=(7, 11)), block=2, window=3),
         ],
         {(0, 1, 2): (0, 1, 2)},
         composed=composed_attention,
