@@ -41,6 +41,9 @@ TERMS = [  # records to fine-tune on: 8 to train, 2 to validate, 2 to test
     }
     for i in range(12)
 ]
+_LLAMA_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta",
+                 "tie_word_embeddings")  # fmt: skip
 _NAMES = {  # Hugging Face's part of a name -> llama.cpp's
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk",
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -180,7 +183,8 @@ def as_dtype(w, dtype):
 def write_folder(folder, model, dtype="F32", change=None, tensors=None, shards=1):
     """Write a Llama as a Hugging Face folder; change and tensors replace or (None) leave out, as in `write_gguf`."""
     config = model.config
-    record = dataclasses.asdict(config) | {"model_type": "llama", "head_dim": None} | (change or {})
+    shape = {key: value for key, value in dataclasses.asdict(config).items() if key in _LLAMA_FIELDS}
+    record = shape | {"model_type": "llama"} | (change or {})
     folder.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in record.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""GGUF files: write one, and translate llama.cpp's tensor names and layout. gguf_header.py reads them.
+"""GGUF files: write one, and reorder rotary pairs as llama.cpp does. gguf_header.py reads them.
 
 The `gguf` library writes the format. It is imported where it is used, so that `import minilora` loads only NumPy.
 """
@@ -15,39 +15,6 @@ from ..engine.backend import Array
 from .disk import replacing
 from .gguf_header import Field, StoredTensor
 from .quant import dequantize
-
-_BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LLAMA_CPP_BLOCK_NAMES = {theirs: own for own, theirs in _BLOCK_NAMES.items()}
-_LLAMA_CPP_TOP_NAMES = {theirs: own for own, theirs in _TOP_NAMES.items()}
-
-
-def hugging_face_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. An unknown part stays as it is."""
-    stem, _, suffix = name.rpartition(".")
-    if stem.startswith("blk."):
-        _, number, part = stem.split(".", 2)
-        return f"model.layers.{number}.{_BLOCK_NAMES.get(part, part)}.{suffix}"
-    return f"{_TOP_NAMES.get(stem, stem)}.{suffix}"
-
-
-def llama_cpp_name(name: str) -> str:
-    """The inverse of `hugging_face_name`: `model.layers.3.self_attn.q_proj.weight` -> `blk.3.attn_q.weight`."""
-    stem, _, suffix = name.rpartition(".")
-    if stem.startswith("model.layers."):
-        number, part = stem.removeprefix("model.layers.").split(".", 1)
-        return f"blk.{number}.{_LLAMA_CPP_BLOCK_NAMES[part]}.{suffix}"
-    return f"{_LLAMA_CPP_TOP_NAMES[stem]}.{suffix}"
 
 
 def values_of(tensor: StoredTensor) -> np.ndarray:

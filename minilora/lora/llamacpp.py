@@ -22,17 +22,13 @@ import numpy as np
 from ..engine.backend import array_module, to_numpy
 from ..files.disk import ModelFileError
 from ..files.gguf import (
-    hugging_face_name,
-    llama_cpp_name,
-    reordered,
-    to_halves,
-    to_pairs,
     values_of,
     write_gguf,
 )
 from ..files.gguf_header import read_header
 from ..files.quant import BYTES_PER_BLOCK
 from ..files.tensors import check_fit
+from ..nn.families import FAMILIES, Family
 from ..nn.language_model import LanguageModel
 from .adapters import adapter_weights, install_adapter, plan_adapter
 from .config import LoraConfig
@@ -54,13 +50,13 @@ def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
     if not _TINY <= alpha <= _LARGEST:
         raise ValueError(f"alpha {alpha:g} is outside the range of float32, in which llama.cpp stores it")
     tensors: dict[str, tuple[np.ndarray, str]] = {}
-    heads = model.config.num_attention_heads, model.config.num_key_value_heads
+    family = FAMILIES[model.config.model_type]
     for module, (a, b) in pairs.items():
-        b = reordered(to_pairs, module, b, *heads) * b.dtype.type(wanted[module] / alpha)
-        tensor = llama_cpp_name(f"{module}.weight")
+        b = family.to_llama_cpp(module, b, model.config) * b.dtype.type(wanted[module] / alpha)
+        tensor = family.llama_cpp_name(f"{module}.weight")
         tensors[f"{tensor}.lora_a"] = (np.asarray(a.T if module == _EMBEDDING else a, np.float32), "F32")
         tensors[f"{tensor}.lora_b"] = (np.asarray(b, np.float32), "F32")
-    metadata = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
+    metadata = {"general.architecture": family.gguf, "general.type": "adapter", "adapter.type": "lora"}
     write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, tensors)
     return path
 
@@ -72,19 +68,20 @@ def load_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
     hold NaN.
     """
     path = Path(path)
-    alpha, tensors = _read(path)
+    family = FAMILIES[model.config.model_type]
+    alpha, tensors = _read(path, family.gguf)
     pairs: dict[str, dict[str, np.ndarray]] = {}
     for tensor, array in tensors.items():
         stem, _, end = tensor.rpartition(".")
-        module = _module_of(stem)
+        module = _module_of(stem, family)
         if end not in ("lora_a", "lora_b") or module is None:
             raise ModelFileError(
-                f"{path}: unexpected tensor {tensor}; expected lora_a and lora_b of a Llama's matrices"
+                f"{path}: unexpected tensor {tensor}; expected lora_a and lora_b of the model's matrices"
             )
         pairs.setdefault(module, {})[end] = array
     for module, pair in pairs.items():
         for end in {"lora_a", "lora_b"} - set(pair):
-            raise ModelFileError(f"{path}: missing {llama_cpp_name(f'{module}.weight')}.{end}")
+            raise ModelFileError(f"{path}: missing {family.llama_cpp_name(f'{module}.weight')}.{end}")
         if pair["lora_b"].ndim != 2 or not pair["lora_b"].shape[1]:
             raise ModelFileError(f"{path}: lora_b of {module} has shape {pair['lora_b'].shape}, expected (m, r)")
     if not pairs:
@@ -96,17 +93,16 @@ def load_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
         raise ModelFileError(f"{path}: {error}") from error
     places = {}
     for module, own in weights.items():
-        tensor = llama_cpp_name(f"{module}.weight")
+        tensor = family.llama_cpp_name(f"{module}.weight")
         places[f"{tensor}.lora_a"] = (module, own.lora_A)
         places[f"{tensor}.lora_b"] = (module, own.lora_B)
-    flipped = f"{llama_cpp_name(_EMBEDDING + '.weight')}.lora_a"
+    flipped = f"{family.llama_cpp_name(_EMBEDDING + '.weight')}.lora_a"
     shapes = {key: p.shape[::-1] if key == flipped else p.shape for key, (_, p) in places.items()}
     check_fit(tensors, shapes, f"{path} does not fit this model")
-    heads = model.config.num_attention_heads, model.config.num_key_value_heads
     for key, (module, parameter) in places.items():
         array = tensors[key].T if key == flipped else tensors[key]
         if key.endswith("lora_b"):
-            array = reordered(to_halves, module, array, *heads)
+            array = family.from_llama_cpp(module, array, model.config)
         parameter.data = array_module(parameter.data).asarray(array, dtype=parameter.dtype, order="C")
     install_adapter(model, config, name, weights)
 
@@ -136,12 +132,10 @@ def _pairs(model: LanguageModel, name: str) -> dict[str, tuple[np.ndarray, np.nd
     return pairs
 
 
-def _module_of(tensor: str) -> str | None:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj`; None for anything but a matrix of a Llama."""
-    if not re.fullmatch(r"(blk\.\d+\.[a-z_]+|token_embd|output)\.weight", tensor) or "norm" in tensor:
-        return None
-    name = hugging_face_name(tensor)
-    known = name.startswith(("model.embed_tokens.", "lm_head.")) or ".self_attn." in name or ".mlp." in name
+def _module_of(tensor: str, family: Family) -> str | None:
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj`; None for anything but a matrix of the family."""
+    name = family.hugging_face_name(tensor)
+    known = name != tensor and tensor.endswith(".weight") and "norm" not in tensor
     return name.removesuffix(".weight") if known else None
 
 
@@ -158,11 +152,13 @@ def _config(ranks: dict[str, int], alpha: float) -> LoraConfig:
     )
 
 
-def _read(path: Path) -> tuple[float, dict[str, np.ndarray]]:
-    """alpha and every tensor of the file, as float32. Raises ModelFileError unless it is a LoRA for a Llama."""
+def _read(path: Path, architecture: str) -> tuple[float, dict[str, np.ndarray]]:
+    """alpha and every tensor of the file, as float32. Raises ModelFileError unless it is a LoRA for this
+    architecture.
+    """
     header = read_header(path)
     metadata = {key: field.value for key, field in header.fields.items()}
-    for key, wanted in (("general.type", "adapter"), ("general.architecture", "llama"), ("adapter.type", "lora")):
+    for key, wanted in (("general.type", "adapter"), ("general.architecture", architecture), ("adapter.type", "lora")):
         if metadata.get(key) != wanted:
             raise ModelFileError(f"{path}: {key} is {metadata.get(key)!r}, expected {wanted!r}")
     if "adapter.alora.invocation_tokens" in metadata:

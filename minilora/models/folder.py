@@ -4,55 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..engine.backend import Array
 from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import read_tensors, write_tensors
-from ..nn.llama import Config, Llama, check_claims
+from ..nn.families import check_claims, config_from_json, config_to_json, empty_model
+from ..nn.language_model import LanguageModel
 from .rounded import load_rounded
 from .tokenizer import Tokenizer, to_folder
 
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")  # what `save_folder` writes
 
 
-def read_config(folder: Path) -> Config:
-    """`config.json` as a Config. Raises ModelFileError for an architecture or option that minilora does not support."""
+def read_config(folder: Path) -> Any:
+    """`config.json` as a config. Raises ModelFileError for a family or a field that minilora does not support."""
     path = folder / "config.json"
-    raw = read_json(path)
-    if raw.get("model_type") != "llama":
-        raise ModelFileError(f"{path}: model_type is {raw.get('model_type')!r}, minilora reads 'llama'")
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ModelFileError(f"{path}: rope_parameters and rope_scaling must be objects, got {rope!r}")
-    refused = {
-        "attention_bias": bool(raw.get("attention_bias")),
-        "mlp_bias": bool(raw.get("mlp_bias")),
-        "hidden_act": raw.get("hidden_act", "silu") != "silu",
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-    }
-    if any(refused.values()):
-        names = ", ".join(name for name, used in refused.items() if used)
-        raise ModelFileError(f"{path}: minilora does not support this value of {names}")
-    required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     try:
-        return Config(
-            **{name: raw[name] for name in required},
-            num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-            head_dim=raw.get("head_dim") or 0,
-            max_position_embeddings=raw.get("max_position_embeddings", 2048),
-            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-            rope_theta=rope.get("rope_theta") or raw.get("rope_theta") or 10000.0,
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
-        )
-    except KeyError as error:
-        raise ModelFileError(f"{path}: {error} is missing") from error
-    except (TypeError, ValueError) as error:
+        return config_from_json(read_json(path))
+    except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
 
 
-def load_folder(folder: Path, kind: str | None = None) -> Llama:
+def load_folder(folder: Path, kind: str | None = None) -> LanguageModel:
     """Load a Hugging Face model folder in float32, or with its matrices quantised to `kind`, such as "NF4".
 
     Raises ModelFileError that names the file and what is wrong with it.
@@ -80,14 +56,14 @@ def load_folder(folder: Path, kind: str | None = None) -> Llama:
         check_claims(config, {name: w.shape for name, w in state.items()})
         if kind is not None:
             return load_rounded(config, state, lambda name: state[name].astype(np.float32, copy=False), kind)
-        model = Llama.empty(config)
+        model = empty_model(config)
         model.load_state_dict(state)
     except ValueError as error:  # not ModelFileError alone: the length of a row may not be a multiple of the block
         raise ModelFileError(f"{folder}: {error}") from error
     return model
 
 
-def save_folder(folder: str | Path, config: Config, state: Mapping[str, Array], tokenizer: Tokenizer) -> Path:
+def save_folder(folder: str | Path, config: Any, state: Mapping[str, Array], tokenizer: Tokenizer) -> Path:
     """Write `config.json`, the tokenizer's files and `model.safetensors`, in this order; return the folder.
 
     folder: is created if missing. Each file appears whole or not at all.
@@ -97,9 +73,7 @@ def save_folder(folder: str | Path, config: Config, state: Mapping[str, Array], 
     folder.mkdir(parents=True, exist_ok=True)
     eos = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     dtype = str(next(iter(state.values())).dtype)
-    record = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "dtype": dtype}
-    record |= {name: getattr(config, name) for name in config.__dataclass_fields__} | eos
-    write_json(folder / "config.json", record)
+    write_json(folder / "config.json", config_to_json(config) | {"dtype": dtype} | eos)
     to_folder(tokenizer, folder)
     write_tensors(folder / "model.safetensors", state)
     return folder

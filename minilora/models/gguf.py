@@ -1,4 +1,4 @@
-"""Read and write Llama models as GGUF files, llama.cpp's single-file format.
+"""Read and write models as GGUF files, llama.cpp's single-file format.
 
 The `gguf` library reads the container; names, layout and values are converted here. llama.cpp stores the rows of q and
 k as adjacent rotary pairs, Hugging Face and minilora store them as halves. Without reordering, the loss is finite and
@@ -16,10 +16,20 @@ import numpy as np
 from ..engine.backend import Array, dense, to_numpy
 from ..engine.parallel import cores
 from ..files.disk import ModelFileError
-from ..files.gguf import hugging_face_name, llama_cpp_name, reordered, to_halves, to_pairs, write_gguf
+from ..files.gguf import values_of, write_gguf
 from ..files.gguf_header import read_header
 from ..files.quant import BLOCK, BYTES_PER_BLOCK, Packed, dequantize, quantize
-from ..nn.llama import Config, Llama, check_claims
+from ..nn.families import (
+    ARCHITECTURES,
+    FAMILIES,
+    ROPE_DIVISORS,
+    as_llama_cpp_has_it,
+    check_claims,
+    config_from_gguf,
+    config_to_gguf,
+    empty_model,
+)
+from ..nn.language_model import LanguageModel
 from .rounded import load_rounded
 from .tokenizer import Tokenizer, from_gguf, tokenizer_metadata
 
@@ -35,7 +45,8 @@ class GGUF:
         header = read_header(self.path)
         self.fields = header.fields
         self.metadata: dict[str, Any] = {key: field.value for key, field in self.fields.items()}
-        self.tensors = {hugging_face_name(tensor.name): tensor for tensor in header.tensors}
+        self.family = ARCHITECTURES.get(str(self.metadata.get("general.architecture")), FAMILIES["llama"])
+        self.tensors = {self.family.hugging_face_name(tensor.name): tensor for tensor in header.tensors}
         unknown = sorted({tensor.kind for tensor in self.tensors.values()} - set(BYTES_PER_BLOCK))
         if unknown:
             raise ModelFileError(
@@ -43,40 +54,20 @@ class GGUF:
                 f"minilora reads {', '.join(BYTES_PER_BLOCK)}"
             )
 
-    def config(self) -> Config:
-        """The model's shape. Raises ModelFileError for another architecture, or missing or invalid metadata."""
-        architecture = self.metadata.get("general.architecture")
-        if architecture != "llama":
-            raise ModelFileError(f"{self.path}: architecture is {architecture!r}, minilora reads 'llama'")
+    def config(self) -> Any:
+        """The model's config. Raises ModelFileError for another architecture, or missing or invalid metadata."""
+        divisors = self.tensors.get(ROPE_DIVISORS)
         try:
-            heads = int(self._value("attention.head_count"))
-            return Config(
-                vocab_size=int(self.tensors["model.embed_tokens.weight"].shape[0]),
-                hidden_size=int(self._value("embedding_length")),
-                intermediate_size=int(self._value("feed_forward_length")),
-                num_hidden_layers=int(self._value("block_count")),
-                num_attention_heads=heads,
-                num_key_value_heads=int(self.metadata.get("llama.attention.head_count_kv", heads)),
-                head_dim=int(self.metadata.get("llama.rope.dimension_count", 0)),
-                max_position_embeddings=int(self._value("context_length")),
-                rms_norm_eps=float(f"{self._value('attention.layer_norm_rms_epsilon'):.6g}"),  # 9.99999975e-06 -> 1e-05
-                rope_theta=float(self.metadata.get("llama.rope.freq_base", 10000.0)),
-                tie_word_embeddings="lm_head.weight" not in self.tensors,
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            shapes = {tensor.name: tensor.shape for tensor in self.tensors.values()}
+            return config_from_gguf(self.metadata, shapes, None if divisors is None else values_of(divisors))
+        except (TypeError, ValueError) as error:
             raise ModelFileError(f"{self.path}: invalid metadata: {error}") from error
 
-    def _value(self, key: str) -> Any:
-        full = f"llama.{key}"
-        if full not in self.metadata:
-            raise KeyError(f"{full} is missing")
-        return self.metadata[full]
-
-    def weight(self, name: str, config: Config, quantized: bool = False) -> np.ndarray | Packed:
+    def weight(self, name: str, config: Any, quantized: bool = False) -> np.ndarray | Packed:
         """One tensor in Hugging Face's layout: a new float32 array; with `quantized`, a quantised matrix as stored."""
         tensor = self.tensors[name]
         raw, kind = tensor.raw(), tensor.kind
-        raw = reordered(to_halves, name, raw, config.num_attention_heads, config.num_key_value_heads)  # whole rows
+        raw = self.family.from_llama_cpp(name, raw, config)  # whole rows
         if quantized and kind.startswith("Q"):
             return Packed(raw, kind)
         return dequantize(raw, kind).reshape(tensor.shape)
@@ -85,7 +76,7 @@ class GGUF:
         """The file's tokenizer. Raises ModelFileError for a kind other than byte-level BPE."""
         return from_gguf(self.path, self.metadata)
 
-    def load(self, quantized: bool = False, kind: str | None = None) -> Llama:
+    def load(self, quantized: bool = False, kind: str | None = None) -> LanguageModel:
         """The whole model, in float32 and trainable.
 
         quantized: keep quantised matrices as they are stored, frozen.
@@ -102,14 +93,15 @@ class GGUF:
                 f"{self.path}: the file holds no quantised matrices, only {kinds}: load it without quantized, or with "
                 "a kind, such as nf4"
             )
+        shapes = {name: t.shape for name, t in self.tensors.items() if name != ROPE_DIVISORS}
         try:
-            check_claims(config, {name: t.shape for name, t in self.tensors.items()})
+            check_claims(config, shapes)
             if kind is not None:
-                return load_rounded(config, self.tensors, lambda name: self.weight(name, config), kind)
+                return load_rounded(config, shapes, lambda name: self.weight(name, config), kind)
             with ThreadPoolExecutor(cores()) as pool:  # unpacking releases the GIL
-                weights = pool.map(lambda name: self.weight(name, config, quantized), self.tensors)
-                state = dict(zip(self.tensors, weights, strict=True))
-            model = Llama.empty(config)
+                weights = pool.map(lambda name: self.weight(name, config, quantized), shapes)
+                state = dict(zip(shapes, weights, strict=True))
+            model = empty_model(config)
             model.load_state_dict(state)
         except ValueError as error:  # not ModelFileError alone: the heads may not divide the rows
             raise ModelFileError(f"{self.path}: {error}") from error
@@ -121,7 +113,7 @@ class GGUF:
 
 def save_gguf(
     path: str | Path,
-    config: Config,
+    config: Any,
     state: Mapping[str, Array],
     tokenizer: Tokenizer,
     kind: str = "F16",
@@ -141,11 +133,14 @@ def save_gguf(
     Raises ModelFileError for a tokenizer that a GGUF file cannot express, ValueError for values too large for `kind`.
     """
     path = Path(path)
-    tensors: dict[str, tuple[np.ndarray, str]] = {}
+    config, state = as_llama_cpp_has_it(config, state)
+    family = FAMILIES[config.model_type]
+    metadata, computed = config_to_gguf(config)
+    tensors = {name: (w, "F32") for name, w in computed.items()}
     for name, array in state.items():
         stored = source.tensors[name] if source is not None and name in unchanged else None
         if stored is not None and kind.startswith("Q") and stored.kind.startswith("Q"):
-            tensors[llama_cpp_name(name)] = (stored.raw(), stored.kind)
+            tensors[family.llama_cpp_name(name)] = (stored.raw(), stored.kind)
             continue
         w = in_pairs(name, to_numpy(dense(array)), config)
         own = kind_of(w, kind, name)
@@ -153,21 +148,21 @@ def save_gguf(
             packed = w.astype(np.float32, copy=False) if w.ndim == 1 else quantize(w, own)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        tensors[llama_cpp_name(name)] = (packed, own)
-    description: dict[str, Any] = {"general.architecture": "llama", "general.type": "model"}
+        tensors[family.llama_cpp_name(name)] = (packed, own)
     if source is None:
-        description |= _shape_metadata(config) | tokenizer_metadata(tokenizer, config.vocab_size)
+        metadata |= tokenizer_metadata(tokenizer, config.vocab_size)
     else:
         anew = ("general.architecture", "general.alignment")
-        description |= {key: field for key, field in source.fields.items() if key not in anew}
-    description |= {"general.file_type": _FILE_TYPES[kind], "general.quantization_version": 2}
-    write_gguf(path, description, tensors)
+        metadata = {key: metadata[key] for key in ("general.architecture", "general.type")}
+        metadata |= {key: field for key, field in source.fields.items() if key not in anew}
+    metadata |= {"general.file_type": _FILE_TYPES[kind], "general.quantization_version": 2}
+    write_gguf(path, metadata, tensors)
     return path
 
 
-def in_pairs(name: str, w: np.ndarray, config: Config) -> np.ndarray:
-    """A tensor in llama.cpp's layout: the rows of q and k as adjacent rotary pairs, other tensors unchanged."""
-    return reordered(to_pairs, name, w, config.num_attention_heads, config.num_key_value_heads)
+def in_pairs(name: str, w: np.ndarray, config: Any) -> np.ndarray:
+    """A tensor in llama.cpp's layout: in some families, the rows of q and k as adjacent rotary pairs."""
+    return FAMILIES[config.model_type].to_llama_cpp(name, w, config)
 
 
 def kind_of(w: np.ndarray, kind: str, name: str = "") -> str:
@@ -180,20 +175,3 @@ def kind_of(w: np.ndarray, kind: str, name: str = "") -> str:
     if kind.startswith("Q") and w.shape[1] % BLOCK:
         return "F16"
     return "Q8_0" if kind == "Q4_1" and name in ("model.embed_tokens.weight", "lm_head.weight") else kind
-
-
-def _shape_metadata(config: Config) -> dict[str, Any]:
-    return {
-        "llama.vocab_size": config.vocab_size,
-        "llama.context_length": config.max_position_embeddings,
-        "llama.embedding_length": config.hidden_size,
-        "llama.block_count": config.num_hidden_layers,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_attention_heads,
-        "llama.attention.head_count_kv": config.num_key_value_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.value_length": config.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": float(config.rope_theta),
-    }

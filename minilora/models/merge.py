@@ -5,8 +5,10 @@ Both read the written file back and compare it. For 4-bit bases `merge` also mea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +21,8 @@ from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_stat
 from ..lora.llamacpp import save_gguf_adapter
 from ..lora.peft import load_adapter
 from ..lora.provenance import read_provenance
+from ..nn.families import as_llama_cpp_has_it
 from ..nn.language_model import LanguageModel
-from ..nn.llama import Config
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, in_pairs, save_gguf
 from .load import locate
@@ -182,7 +184,7 @@ def merge(
         written = GGUF(out).load()
         size = out.stat().st_size
     if kind == "F32":
-        _check_same(out, state, written.state_dict())
+        _check_same(out, state if format == "hf" else as_llama_cpp_has_it(config, state)[1], written.state_dict())
     expected, got = _logits(model), _logits(written)
     apart, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
     return MergeReport(out, kind, size, len(changed), apart, largest, lost, rounded_to)
@@ -216,7 +218,7 @@ def requantised(
     before: dict[str, Array],
     after: dict[str, Array],
     changed: set[str],
-    config: Config,
+    config: Any,
     source: GGUF | None = None,
     kind: str = "Q4_1",
 ) -> Requantised:
@@ -284,7 +286,7 @@ def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format
     return place
 
 
-def _save_whole_folder(out: Path, config: Config, state: dict[str, Array], tokenizer: Tokenizer, kind: str) -> None:
+def _save_whole_folder(out: Path, config: Any, state: dict[str, Array], tokenizer: Tokenizer, kind: str) -> None:
     if kind == "F16":
         with np.errstate(over="ignore"):  # reported below
             half = {name: dense(w).astype(np.float16) for name, w in state.items()}
@@ -295,7 +297,7 @@ def _save_whole_folder(out: Path, config: Config, state: dict[str, Array], token
         save_folder(partial, config, state, tokenizer)
 
 
-def _check_same(path: Path, state: dict[str, Array], written: dict[str, Array]) -> None:
+def _check_same(path: Path, state: Mapping[str, Array], written: Mapping[str, Array]) -> None:
     for name, w in state.items():
         if not np.array_equal(dense(w), written[name]):
             raise ModelFileError(

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..engine.backend import Array
 from ..files.quant import ROUNDED, Packed, bytes_of_row, quantize
-from ..nn.llama import Config, Llama
+from ..nn.families import empty_model
+from ..nn.language_model import LanguageModel
 from ..nn.module import Fingerprint
 
 _SCORES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -37,7 +38,7 @@ def rounded_to(quantized: bool | str) -> str | None:
     return kind
 
 
-def load_rounded(config: Config, names: Collection[str], read: Callable[[str], Any], kind: str) -> Llama:
+def load_rounded(config: Any, names: Collection[str], read: Callable[[str], Any], kind: str) -> LanguageModel:
     """A model whose matrices are quantised to `kind`.
 
     config: the model's shape.
@@ -54,7 +55,7 @@ def load_rounded(config: Config, names: Collection[str], read: Callable[[str], A
         w = read(name)
         fingerprint.add(name, w)
         state[name] = w if w.ndim == 1 else _round(name, w, kind)
-    model = Llama.empty(config)
+    model = empty_model(config)
     model.load_state_dict(state)
     model.rounded_to, model.unrounded_sha256 = kind.lower(), fingerprint.hexdigest()
     return model
@@ -68,10 +69,10 @@ def _round(name: str, w: np.ndarray, kind: str) -> Packed:
         raise ValueError(f"{name}: {error}") from error
 
 
-def rounded_bytes(config: Config, kind: str) -> int:
+def rounded_bytes(config: Any, kind: str) -> int:
     """The bytes of a base of this shape that is quantised to `kind`. Raises ValueError as `load_rounded` does."""
     size = 0
-    for name, w in Llama.empty(config).state_dict().items():
+    for name, w in empty_model(config).state_dict().items():
         try:
             size += w.nbytes if w.ndim == 1 else len(w) * bytes_of_row(w.shape[1], _kind_of(name, kind))
         except ValueError as error:

@@ -58,6 +58,11 @@ class LanguageModel(Module):
     def _build(self, config: Any, rng: np.random.Generator | None) -> None:
         raise NotImplementedError
 
+    @classmethod
+    def claims(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        """The shapes of a few tensors, which show every size of the config: see `families.check_claims`."""
+        raise NotImplementedError
+
     @property
     def decoder(self) -> Any:
         """The module from token ids (B, T) to vectors (B, T, C). Its `recompute` switches checkpointing on."""
@@ -168,10 +173,10 @@ class Context:
     packing: Packing | None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, context: Context, layer: int, **settings: Any) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, context: Any, layer: int, **settings: Any) -> Tensor:
     """`attention` of q (B, T, H, D) over k and v (B, T, K, D), and over those of earlier tokens in the KV cache.
 
-    layer: the block's number, for the cache. settings: of `attention`.
+    context: has cache and packing. layer: the block's number, for the cache. settings: of `attention`.
     """
     if (cache := context.cache) is None:
         return attention(q, k, v, packing=context.packing, **settings)

@@ -8,20 +8,27 @@ Shapes: B batch, T tokens, C width, H query heads, K key/value heads, D head wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..engine import fused
-from ..engine.attention import Packing, attention
+from ..engine.attention import Packing
 from ..engine.backend import Array, array_module
 from ..engine.tensor import Tensor
-from ..files.disk import ModelFileError
 from .cache import KVCache
-from .language_model import LanguageModel, check_numbers, check_sizes, positions_of, rotary_angles, through_blocks
+from .language_model import (
+    LanguageModel,
+    attend,
+    check_numbers,
+    check_sizes,
+    positions_of,
+    rotary_angles,
+    through_blocks,
+)
 from .layers import Embedding, Linear, RMSNorm
 from .module import Module
+from .rope import RopeScaling, frequencies
 
 
 @dataclass(frozen=True)
@@ -42,13 +49,28 @@ class Config:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     tie_word_embeddings: bool = True
+    # What Llama's relatives add. model_type: a key of families.FAMILIES.
+    model_type: str = "llama"
+    rope_scaling: RopeScaling | None = None  # Llama 3.1: slower rotations for longer texts
+    attention_bias: bool = False  # Qwen2 (arXiv 2407.10671): a bias on q, k and v
+    qk_norm: bool = False  # Qwen3 (arXiv 2505.09388): RMSNorm of every head's q and k, before the rotation
+    sliding_window: int | None = None  # Mistral 7B (arXiv 2310.06825): how many tokens a token sees, itself included
+    no_rope_layer_interval: int = 0  # SmolLM3: such a layer rotates nothing (NoPE, arXiv 2501.18795); 0: all rotate
+    shared_mlp: bool = False  # Granite 4.0: gate and up are one matrix, under other names
+    embedding_multiplier: float = 1.0  # Granite 3.0 and 4.0: four factors, as in μP (arXiv 2203.03466)
+    attention_multiplier: float = 0.0  # of q kᵀ; 0: 1 / √head_dim
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0  # logits are divided by it
 
     def __post_init__(self):
         if self.head_dim == 0 and all(isinstance(n, int) and n for n in (self.hidden_size, self.num_attention_heads)):
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         check_sizes(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                     "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
-        check_numbers(self, "rms_norm_eps", "rope_theta")
+        check_numbers(self, "rms_norm_eps", "rope_theta", "embedding_multiplier", "residual_multiplier",
+                      "logits_scaling")  # fmt: skip
+        check_sizes(self, *(name for name in ("sliding_window", "no_rope_layer_interval") if getattr(self, name)))
+        check_numbers(self, *(["attention_multiplier"] if self.attention_multiplier else []))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly"
@@ -73,22 +95,26 @@ class Attention(Module):
     def __init__(self, config: Config, rng: np.random.Generator | None = None):
         C, D = config.hidden_size, config.head_dim
         self.config = config
-        self.q_proj = Linear(C, config.num_attention_heads * D, rng=rng)
-        self.k_proj = Linear(C, config.num_key_value_heads * D, rng=rng)
-        self.v_proj = Linear(C, config.num_key_value_heads * D, rng=rng)
+        self.q_proj = Linear(C, config.num_attention_heads * D, config.attention_bias, rng)
+        self.k_proj = Linear(C, config.num_key_value_heads * D, config.attention_bias, rng)
+        self.v_proj = Linear(C, config.num_key_value_heads * D, config.attention_bias, rng)
         self.o_proj = Linear(config.num_attention_heads * D, C, rng=rng)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(D, config.rms_norm_eps), RMSNorm(D, config.rms_norm_eps)
 
     def forward(self, x: Tensor, context: Context, layer: int = 0) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""
         B, T, _ = x.shape
-        D = self.config.head_dim
-        q = fused.rope(self.q_proj(x).reshape(B, T, -1, D), context.cos, context.sin)  # (B, T, H, D)
-        k = fused.rope(self.k_proj(x).reshape(B, T, -1, D), context.cos, context.sin)  # (B, T, K, D)
+        config, D = self.config, self.config.head_dim
+        q = self.q_proj(x).reshape(B, T, -1, D)  # (B, T, H, D)
+        k = self.k_proj(x).reshape(B, T, -1, D)  # (B, T, K, D)
         v = self.v_proj(x).reshape(B, T, -1, D)  # (B, T, K, D)
-        if (cache := context.cache) is None:
-            y = attention(q, k, v, packing=context.packing)  # (B, T, H, D)
-        else:
-            y = attention(q, *cache.extend(layer, k.data, v.data), first=cache.first)  # (B, T, H, D)
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if not config.no_rope_layer_interval or (layer + 1) % config.no_rope_layer_interval:
+            q, k = (fused.rope(z, context.cos, context.sin) for z in (q, k))
+        scale = config.attention_multiplier or None
+        y = attend(q, k, v, context, layer, window=config.sliding_window, scale=scale)  # (B, T, H, D)
         return self.o_proj(y.reshape(B, T, -1))
 
 
@@ -106,6 +132,20 @@ class MLP(Module):
         return self.down_proj(fused.swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
+class SharedMLP(Module):
+    """The same, with gate and up in one matrix: the shared expert of Granite 4.0, in a model without other experts."""
+
+    def __init__(self, config: Config, rng: np.random.Generator | None = None):
+        C, self.width = config.hidden_size, config.intermediate_size
+        self.input_linear = Linear(C, 2 * self.width, rng=rng)
+        self.output_linear = Linear(self.width, C, rng=rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)"""
+        both = self.input_linear(x)  # (B, T, 2 F)
+        return self.output_linear(fused.swiglu(both[..., : self.width], both[..., self.width :]))
+
+
 class Block(Module):
     """One layer: norm, attention, residual add; norm, MLP, residual add."""
 
@@ -113,12 +153,17 @@ class Block(Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, rng)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config, rng)
+        self.multiplier = config.residual_multiplier
+        if config.shared_mlp:
+            self.shared_mlp = SharedMLP(config, rng)
+        else:
+            self.mlp = MLP(config, rng)
 
     def forward(self, x: Tensor, context: Context, layer: int = 0) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""
-        x = x + self.self_attn(self.input_layernorm(x), context, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        mlp = self.shared_mlp if hasattr(self, "shared_mlp") else self.mlp
+        x = x + scaled(self.self_attn(self.input_layernorm(x), context, layer), self.multiplier)
+        return x + scaled(mlp(self.post_attention_layernorm(x)), self.multiplier)
 
 
 class Decoder(Module):
@@ -133,15 +178,20 @@ class Decoder(Module):
 
     def forward(self, input_ids: Array, cache: KVCache | None = None, packing: Packing | None = None) -> Tensor:
         """input_ids (B, T) -> (B, T, C)"""
-        x = self.embed_tokens(input_ids)  # (B, T, C)
+        x = scaled(self.embed_tokens(input_ids), self.config.embedding_multiplier)  # (B, T, C)
         cos, sin = rotary_angles(positions_of(input_ids, cache, packing), self.frequencies(), x.dtype)
         x = through_blocks(self.layers, x, Context(cos, sin, cache, packing), self.recompute)
-        return self.norm(x)
+        return scaled(self.norm(x), 1 / self.config.logits_scaling)
 
     def frequencies(self) -> Array:
         """By how much each pair of q and k turns from one position to the next, (D/2), float64."""
-        D = self.config.head_dim
-        return self.config.rope_theta ** (-array_module(self.norm.weight.data).arange(0, D, 2) / D)
+        config = self.config
+        return frequencies(config.rope_theta, config.head_dim, config.rope_scaling, array_module(self.norm.weight.data))
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """x · factor: Granite's multipliers, which are 1 in all other families."""
+    return x if factor == 1 else x * factor
 
 
 class Llama(LanguageModel):
@@ -167,23 +217,14 @@ class Llama(LanguageModel):
     def embedding(self) -> Embedding:
         return self.model.embed_tokens
 
-
-def check_claims(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ModelFileError if tensors of these shapes contradict the `config` that their file claims.
-
-    Called before a model is made, so that an absurd config takes neither memory nor time.
-    """
-    if config.num_hidden_layers > len(shapes):
-        raise ModelFileError(f"{config.num_hidden_layers} layers claimed, {len(shapes)} tensors held")
-    C, D, first = config.hidden_size, config.head_dim, "model.layers.0."
-    claimed = {
-        "model.embed_tokens.weight": (config.vocab_size, C),
-        f"{first}self_attn.q_proj.weight": (config.num_attention_heads * D, C),
-        f"{first}self_attn.k_proj.weight": (config.num_key_value_heads * D, C),
-        f"{first}mlp.gate_proj.weight": (config.intermediate_size, C),
-    }
-    for name, shape in claimed.items():
-        if name not in shapes:
-            raise ModelFileError(f"missing {name}")
-        if tuple(shapes[name]) != shape:
-            raise ModelFileError(f"{name} has shape {tuple(shapes[name])}, but {shape} is claimed")
+    @classmethod
+    def claims(cls, config: Config) -> dict[str, tuple[int, ...]]:
+        """The shapes of a few tensors, which show every size of the config: see `families.check_claims`."""
+        C, D, F = config.hidden_size, config.head_dim, config.intermediate_size
+        mlp, width = ("shared_mlp.input_linear", 2 * F) if config.shared_mlp else ("mlp.gate_proj", F)
+        return {
+            "model.embed_tokens.weight": (config.vocab_size, C),
+            "model.layers.0.self_attn.q_proj.weight": (config.num_attention_heads * D, C),
+            "model.layers.0.self_attn.k_proj.weight": (config.num_key_value_heads * D, C),
+            f"model.layers.0.{mlp}.weight": (width, C),
+        }

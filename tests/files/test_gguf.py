@@ -5,37 +5,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelfiles import gguf_name, new_llama, permute, write_gguf
+from modelfiles import new_llama, permute, write_gguf
 
 from minilora.files import gguf as files
-from minilora.files.gguf import hugging_face_name, llama_cpp_name, to_halves, to_pairs, values_of
+from minilora.files.gguf import to_halves, to_pairs, values_of
 from minilora.files.gguf_header import read_header
 from minilora.files.quant import quantize
 
 Q, K, V = (f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv")
-
-
-# -- names -------------------------------------------------------------------------------------------------------------
-
-
-def test_every_name_of_a_llama_becomes_llama_cpps_and_comes_back():
-    names = list(new_llama(tie_word_embeddings=False).state_dict())
-    assert len(names) == 21
-    for name in names:
-        assert llama_cpp_name(name) == gguf_name(name)
-        assert hugging_face_name(gguf_name(name)) == name
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        ("blk.12.attn_q.bias", "model.layers.12.self_attn.q_proj.bias"),
-        ("blk.0.attn_q_norm.weight", "model.layers.0.attn_q_norm.weight"),
-        ("rope_freqs.weight", "rope_freqs.weight"),
-    ],
-)
-def test_an_unknown_part_of_a_name_stays_as_it_is(theirs, ours):
-    assert hugging_face_name(theirs) == ours
 
 
 # -- the two layouts of q and k ----------------------------------------------------------------------------------------

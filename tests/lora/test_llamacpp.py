@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from modelfiles import write_gguf
 from secondllama import IDS, LlamaCpp, adapted, distance, logits, new_model, pair, write
 
-from minilora.lora import llamacpp
 from minilora.lora.adapters import (
     adapter_state,
     lora_modules,
@@ -20,6 +19,8 @@ from minilora.lora.adapters import (
 )
 from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.nn import families
+from minilora.nn.families import FAMILIES
 from minilora.nn.module import sha256_of
 
 SETTINGS = {
@@ -85,7 +86,7 @@ def test_any_rank_and_scale_means_the_same_there(tmp_path_factory, r, alpha, rsl
 def test_the_comparison_notices(mistake, file, tmp_path, monkeypatch):
     model = adapted(new_model(), use_rslora=True)
     if mistake == "rows of B as in PEFT":
-        monkeypatch.setattr(llamacpp, "to_pairs", lambda w, heads: w)
+        monkeypatch.setattr(families, "to_pairs", lambda w, heads: w)
     reader = LlamaCpp(file, save_gguf_adapter(model, tmp_path / "adapter.gguf"))
     reader.alpha = {"alpha for alpha / r": 8.0 * 4, "rsLoRA's alpha as it is": 8.0}.get(mistake, reader.alpha)
     assert distance(reader.logits(IDS), logits(model)) > 1e-2
@@ -194,5 +195,5 @@ def test_files_in_fewer_bits_are_read(kind, limit, rng, tmp_path):
 def test_every_matrix_of_a_model_file_can_be_adapted_under_its_name_there(file):
     names = {t.name for t in gguf.GGUFReader(file).tensors if t.data.ndim == 2}
     model = adapted(new_model(), target_modules="all-linear")
-    modules = {llamacpp.llama_cpp_name(f"{path}.weight") for path in lora_modules(model)}
+    modules = {FAMILIES["llama"].llama_cpp_name(f"{path}.weight") for path in lora_modules(model)}
     assert modules == names - {"token_embd.weight"}

@@ -12,6 +12,7 @@ from smallmodels import logits
 from minilora.files.disk import ModelFileError
 from minilora.models.folder import FILES, load_folder, read_config, save_folder
 from minilora.models.tokenizer import from_folder
+from minilora.nn.families import FAMILIES
 from minilora.nn.llama import Llama
 
 Q, UP = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"
@@ -91,11 +92,25 @@ def test_config_json_is_read_with_hugging_faces_defaults(model, tmp_path):
 
 UNSUPPORTED = [
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
+    (
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 4,
+                "high_freq_factor": 1,
+                "original_max_position_embeddings": 32,
+            }
+        },
+        "low_freq_factor",
+    ),
+    ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ({"final_logit_softcapping": 30.0}, "final_logit_softcapping (here 30.0)"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_scaling"),
     ({"rope_scaling": "linear"}, "rope"),
     *(({field: True}, field) for field in ("attention_bias", "mlp_bias")),
-    *(({"model_type": value}, repr(value)) for value in ("mistral", None)),
+    *(({"model_type": value}, repr(value)) for value in ("falcon", None)),
     *(({field: None}, field) for field in ("hidden_size", "vocab_size", "num_hidden_layers")),
     *(({"hidden_size": value}, "hidden_size") for value in ("32", 32.0, -32)),
     ({"hidden_act": "gelu"}, "hidden_act"),
@@ -200,9 +215,14 @@ def test_what_is_saved_says_what_transformers_reads_and_comes_back(tied, pad, tm
     tokenizer = new_tokenizer(pad=pad)
     folder = save_folder(tmp_path / "a" / "m", model.config, model.state_dict(), tokenizer)
     assert {path.name for path in folder.iterdir()} == set(FILES)
-    assert json.loads((folder / "config.json").read_text()) == dataclasses.asdict(model.config) | {
+    own = [field.name for field in FAMILIES["llama"].fields]
+    assert json.loads((folder / "config.json").read_text()) == {name: getattr(model.config, name) for name in own} | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_interleaved": False,
+        "rope_scaling": None,
         "hidden_act": "silu",
         "dtype": "float32",
         "eos_token_id": 2,

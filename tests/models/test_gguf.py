@@ -17,8 +17,8 @@ from secondllama import new_model
 from smallmodels import logits
 
 from minilora.files.disk import ModelFileError
-from minilora.files.gguf import hugging_face_name
 from minilora.models.gguf import GGUF, kind_of, save_gguf
+from minilora.nn.families import FAMILIES
 from minilora.nn.llama import Llama
 
 Q, EMBEDDING = "model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"
@@ -110,7 +110,7 @@ def test_the_loaded_weights_do_not_depend_on_the_file(model, tmp_path):
 
 def test_forgetting_to_reorder_q_and_k_changes_the_logits(model, tmp_path, monkeypatch):
     path = write_gguf(tmp_path / "m.gguf", model)
-    monkeypatch.setattr("minilora.models.gguf.to_halves", lambda w, heads: w)
+    monkeypatch.setattr("minilora.nn.families.to_halves", lambda w, heads: w)
     wrong = logits(GGUF(path).load(), IDS)
     assert np.isfinite(wrong).all()  # this is what makes the mistake a trap
     assert abs(wrong - logits(model, IDS)).max() > 0.1
@@ -189,7 +189,7 @@ def test_metadata_that_are_missing_or_contradict_the_tensors_are_refused(model, 
 
 def test_another_architecture_is_refused(model, tmp_path):
     path = write_gguf(tmp_path / "m.gguf", model, change={"general.architecture": "falcon"})
-    with refused(path, "'falcon'", "'llama'"):
+    with refused(path, "'falcon'", "minilora reads granite, llama, "):
         read(path)
 
 
@@ -249,7 +249,7 @@ def test_tensors_have_the_type_that_kind_of_gives(kind, tmp_path):
     config = dataclasses.replace(CONFIG, tie_word_embeddings=False, intermediate_size=48)
     state = Llama(config, np.random.default_rng(0)).state_dict()
     path = save_gguf(tmp_path / "m.gguf", config, state, new_tokenizer(), kind)
-    kinds = {hugging_face_name(t.name): t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
+    kinds = {FAMILIES["llama"].hugging_face_name(t.name): t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
     assert kinds == {name: kind_of(w, kind, name) for name, w in state.items()}
     for name, found in kinds.items():
         table, broken = name in (EMBEDDING, "lm_head.weight"), "down_proj" in name and kind[0] == "Q"

@@ -15,8 +15,9 @@ from minilora.engine.tensor import no_grad
 from minilora.files.disk import ModelFileError
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
+from minilora.nn.families import check_claims
 from minilora.nn.layers import Linear
-from minilora.nn.llama import Llama, check_claims
+from minilora.nn.llama import Llama
 
 
 def log_softmax(z):

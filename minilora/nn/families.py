@@ -1,0 +1,478 @@
+"""The families of models: how each is written in Hugging Face's files and in llama.cpp's, one row each.
+
+`FAMILIES` says which class computes a family, and under which names its fields and tensors are stored. What reads and
+writes files (models/folder.py, models/gguf.py, lora/llamacpp.py) knows no family. Sources: transformers' configurations
+and llama.cpp's convert_hf_to_gguf.py.
+
+Both formats are read strictly. A field that minilora does not know is refused, because it may change the result.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ..engine.backend import Array
+from ..files.disk import ModelFileError
+from ..files.gguf import reordered, to_halves, to_pairs
+from .language_model import LanguageModel
+from .llama import Config, Llama
+from .rope import RopeScaling, frequencies
+
+_REQUIRED: Any = object()
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a config, and where the files have it.
+
+    name: of the config's field.
+    json: its key in config.json.
+    gguf: its key in GGUF metadata, without the architecture before it; "" if it has none there.
+    default, gguf_default: its value where one of the files has none; a function gets what was read before it. Without
+        a default it is required.
+    """
+
+    name: str
+    json: str
+    gguf: str = ""
+    default: Any = _REQUIRED
+    gguf_default: Any = _REQUIRED
+
+    def read(self, found: Mapping[str, Any], before: Mapping[str, Any], gguf: bool = False) -> Any:
+        """Its value in config.json, or in metadata. Raises KeyError if it is missing."""
+        key, default = (self.gguf, self.gguf_default) if gguf else (self.json, self.default)
+        if key not in found and default is _REQUIRED:
+            raise KeyError(key)
+        return found[key] if key in found else default(before) if callable(default) else default
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    model_type, class_name: in config.json, and transformers' class.
+    gguf: llama.cpp's name of the architecture.
+    model, config: the class that computes it, and that of its config.
+    fields: of the config, that files have.
+    always: of the config, that all models of this family have.
+    only: keys of config.json that would change the result, with the values that minilora computes; a list may hold any.
+    ignored: keys of config.json that do not change the result, besides those of all families.
+    plain: rewrites what config.json says in another form, as fields. stored: the inverse, from a config.
+    gguf_only: as `only`, for metadata.
+    gguf_stored: more metadata, from a config. Raises ValueError for a model that llama.cpp cannot compute.
+    tensors: llama.cpp's name of every tensor, without its ending, and Hugging Face's; {} is the block's number.
+    permuted: whether llama.cpp stores the rows of q and k as adjacent rotary pairs instead of halves.
+    """
+
+    model_type: str
+    class_name: str
+    gguf: str
+    model: type[LanguageModel]
+    config: type[Any]
+    fields: tuple[Field, ...]
+    tensors: Mapping[str, str]
+    permuted: bool = False
+    always: Mapping[str, Any] = field(default_factory=dict)
+    only: Mapping[str, tuple] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    plain: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    stored: Callable[[Any], dict[str, Any]] = lambda config: {}
+    gguf_only: Mapping[str, tuple] = field(default_factory=dict)
+    gguf_stored: Callable[[Any], dict[str, Any]] = lambda config: {}
+
+    # -- names and layout of tensors ----------------------------------------------------------------------------------
+    def hugging_face_name(self, name: str) -> str:
+        """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. An unknown name stays as it is."""
+        return _translated(name, self.tensors) or name
+
+    def llama_cpp_name(self, name: str) -> str:
+        """The inverse of `hugging_face_name`. Raises KeyError for an unknown name."""
+        found = _translated(name, {theirs: own for own, theirs in self.tensors.items()})
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def to_llama_cpp(self, name: str, w: Array, config: Any) -> Array:
+        """A tensor (m, ...), or LoRA's B of a matrix, with its rows in llama.cpp's order. name: Hugging Face's."""
+        heads = config.num_attention_heads, config.num_key_value_heads
+        return reordered(to_pairs, name, w, *heads) if self.permuted else w
+
+    def from_llama_cpp(self, name: str, w: Array, config: Any) -> Array:
+        """The inverse of `to_llama_cpp`; w may also be the packed rows."""
+        heads = config.num_attention_heads, config.num_key_value_heads
+        return reordered(to_halves, name, w, *heads) if self.permuted else w
+
+
+def _translated(name: str, table: Mapping[str, str]) -> str | None:
+    stem, _, ending = name.rpartition(".")
+    number = re.search(r"(?<=\.)\d+(?=\.)", stem)
+    found = table.get(stem.replace(f".{number[0]}.", ".{}.", 1) if number else stem)
+    return None if found is None else f"{found.format(number[0] if number else '')}.{ending}"
+
+
+def check_claims(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ModelFileError if tensors of these shapes contradict the `config` that their file claims.
+
+    Called before a model is made, so that an absurd config takes neither memory nor time.
+    """
+    if config.num_hidden_layers > len(shapes):
+        raise ModelFileError(f"{config.num_hidden_layers} layers claimed, {len(shapes)} tensors held")
+    for name, shape in FAMILIES[config.model_type].model.claims(config).items():
+        if name not in shapes:
+            raise ModelFileError(f"missing {name}")
+        if tuple(shapes[name]) != shape:
+            raise ModelFileError(f"{name} has shape {tuple(shapes[name])}, but {shape} is claimed")
+
+
+def empty_model(config: Any) -> LanguageModel:
+    """A model of the config's family whose matrices are zero, for `load_state_dict` or for counting."""
+    return FAMILIES[config.model_type].model.empty(config)
+
+
+# -- config.json -------------------------------------------------------------------------------------------------------
+
+# They name things, say how weights are stored or how training began, or choose what a call returns. Dropout is one of
+# them: it is part of training, and minilora's is an option of the adapter (lora_dropout).
+_IGNORED = {
+    "_attn_implementation",
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "auto_map",
+    "bos_token_id",
+    "dtype",
+    "embd_pdrop",
+    "eos_token_id",
+    "initializer_range",
+    "is_llama_config",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "pretraining_tp",
+    "resid_pdrop",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+    "transformers.js_config",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
+}
+
+
+def config_from_json(raw: Mapping[str, Any]) -> Any:
+    """The config in `config.json`. Raises ValueError for a family, a field or a value that minilora does not know."""
+    family = FAMILIES.get(str(raw.get("model_type")))
+    if family is None:
+        raise ValueError(f"model_type is {raw.get('model_type')!r}, minilora reads {', '.join(sorted(FAMILIES))}")
+    raw = family.plain({key: value for key, value in raw.items() if value is not None})  # null: as if it were not there
+    values: dict[str, Any] = {"model_type": family.model_type, **family.always}
+    for each in family.fields:
+        try:
+            values[each.name] = each.read(raw, values)
+        except KeyError as error:
+            raise ValueError(f"{error} is missing") from error
+    known = {each.json for each in family.fields} | _IGNORED | family.ignored
+    _refuse({key: value for key, value in raw.items() if key not in known}, family.only, "field")
+    return _made(family, values)
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """What `config.json` says of a model with this config, for transformers."""
+    family = FAMILIES[config.model_type]
+    record = {"architectures": [family.class_name], "model_type": family.model_type}
+    record |= {key: values[0] for key, values in family.only.items() if key != "layer_types"}
+    return record | {each.json: getattr(config, each.name) for each in family.fields} | family.stored(config)
+
+
+def _refuse(found: Mapping[str, Any], only: Mapping[str, tuple], what: str) -> None:
+    for key, value in found.items():
+        if key not in only:
+            raise ValueError(f"minilora does not know the {what} {key} (here {value!r}), which may change the result")
+        if not all(each in only[key] for each in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"minilora does not support this value of {key}: {value!r}, only {only[key][0]!r}")
+
+
+def _made(family: Family, values: Mapping[str, Any]) -> Any:
+    try:
+        return family.config(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+# -- GGUF metadata -----------------------------------------------------------------------------------------------------
+
+_GGUF_ONLY = {
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (1.0,),
+    "attention.causal": (True,),
+}
+_GGUF_HEAD_DIM = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+_GGUF_IGNORED = {"vocab_size", "rope.scaling.original_context_length", "rope.scaling.finetuned", "tensor_data_layout"}
+ROPE_DIVISORS = "rope_freqs.weight"  # llama.cpp's tensor for Llama 3's scaling
+_ROPE_SCALING = "minilora.rope_scaling"  # what it was computed from, which llama.cpp does not store
+
+
+def config_from_gguf(
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], divisors: Array | None = None
+) -> Any:
+    """The config in a GGUF file's metadata.
+
+    shapes: of its tensors, by llama.cpp's names.
+    divisors: the tensor ROPE_DIVISORS, if the file has it.
+
+    Raises ValueError for an architecture, a key or a value that minilora does not know.
+    """
+    name = metadata.get("general.architecture")
+    family = ARCHITECTURES.get(str(name))
+    if family is None:
+        raise ValueError(f"architecture is {name!r}, minilora reads {', '.join(sorted(ARCHITECTURES))}")
+    own = {k.removeprefix(f"{name}."): v for k, v in metadata.items() if k.startswith(f"{name}.")}
+    values: dict[str, Any] = {"model_type": family.model_type, **family.always}
+    if "token_embd.weight" not in shapes:
+        raise ValueError(f"missing {family.tensors['token_embd']}.weight")
+    values["vocab_size"] = int(shapes["token_embd.weight"][0])
+    values["tie_word_embeddings"] = "output.weight" not in shapes
+    lengths = {key: int(own[key]) for key in _GGUF_HEAD_DIM if key in own}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"minilora does not support heads of different widths: {lengths}")
+    values["head_dim"] = next(iter(lengths.values()), 0)
+    for each in family.fields:
+        if each.gguf and each.name not in values:
+            try:
+                values[each.name] = _number(each.read(own, values, gguf=True))
+            except KeyError as error:
+                raise ValueError(f"{name}.{each.gguf} is missing") from error
+    if divisors is not None and issubclass(family.config, Config):
+        values["rope_scaling"] = _scaling_of(divisors, values, metadata.get(_ROPE_SCALING))
+    known = {each.gguf for each in family.fields} | _GGUF_IGNORED | set(_GGUF_HEAD_DIM)
+    only = {**_GGUF_ONLY, **family.gguf_only}
+    _refuse({key: value for key, value in own.items() if key not in known or key in family.gguf_only}, only, "key")
+    return _made(family, values)
+
+
+def _number(value: Any) -> Any:
+    """9.99999975e-06, as stored in float32 -> 1e-05."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _scaling_of(divisors: Array, values: Mapping[str, Any], record: list[float] | None) -> RopeScaling:
+    """The scaling that a file's divisors (D/2) were computed from: as recorded, or as in all of Llama 3."""
+    factor, low, high, original = record or (float(divisors.max()), 1.0, 4.0, 8192)
+    scaling = RopeScaling(factor, low, high, int(original))
+    expected = scaling.divisors(frequencies(values["rope_theta"], 2 * len(divisors)))
+    if not np.allclose(divisors, expected, rtol=1e-4):
+        raise ValueError(f"{ROPE_DIVISORS} is not Llama 3's scaling of rotary frequencies, the only one minilora reads")
+    return scaling
+
+
+def config_to_gguf(config: Any) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Metadata of a GGUF file with this config, and tensors that are no parameters, by llama.cpp's names.
+
+    Raises ValueError for a model that llama.cpp cannot compute.
+    """
+    family = FAMILIES[config.model_type]
+    metadata: dict[str, Any] = {"general.architecture": family.gguf, "general.type": "model"}
+    for each in family.fields:
+        if each.gguf:
+            real = isinstance(family.config.__dataclass_fields__[each.name].default, float)
+            value = getattr(config, each.name)
+            metadata[f"{family.gguf}.{each.gguf}"] = float(value) if real else value
+    metadata |= {f"{family.gguf}.{key}": config.head_dim for key in _GGUF_HEAD_DIM} | family.gguf_stored(config)
+    if not isinstance(config, Config) or (scaling := config.rope_scaling) is None:
+        return metadata, {}
+    divisors = scaling.divisors(frequencies(config.rope_theta, config.head_dim)).astype(np.float32)
+    return metadata | {_ROPE_SCALING: [float(n) for n in vars(scaling).values()]}, {ROPE_DIVISORS: divisors}
+
+
+def as_llama_cpp_has_it(config: Any, state: Mapping[str, Array]) -> tuple[Any, Mapping[str, Array]]:
+    """A config and arrays by name in the form that can be written to a GGUF file.
+
+    They come back unchanged, except that Granite 4.0's one matrix of gate and up is divided, as in Granite 3.0.
+    """
+    if not getattr(config, "shared_mlp", False):
+        return config, state
+    divided: dict[str, Array] = {}
+    for name, w in state.items():
+        stem, _, ending = name.rpartition(".")
+        if stem.endswith(".shared_mlp.input_linear"):
+            block = stem.removesuffix("shared_mlp.input_linear")
+            half = len(w) // 2
+            divided |= {f"{block}mlp.gate_proj.{ending}": w[:half], f"{block}mlp.up_proj.{ending}": w[half:]}
+        else:
+            divided[name.replace(".shared_mlp.output_linear.", ".mlp.down_proj.")] = w
+    return replace(config, model_type="granite", shared_mlp=False), divided  # type: ignore[call-arg]
+
+
+# -- the rows ----------------------------------------------------------------------------------------------------------
+
+
+def _plain_rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """Rotary positions as the fields rope_theta and rope_scaling. transformers has used two names and two places."""
+    rest = {key: value for key, value in raw.items() if key not in ("rope_parameters", "rope_scaling")}
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_parameters and rope_scaling must be objects, got {rope!r}")
+    rope = {key: value for key, value in rope.items() if value is not None}
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    rest |= {key: rope.pop(key) for key in ("rope_theta",) if key in rope}
+    rope.pop("type", None)
+    if kind == "llama3":
+        try:
+            rest["rope_scaling"] = RopeScaling(**rope)
+        except TypeError as error:
+            raise ValueError(f"rope_scaling: {error}".replace("RopeScaling.__init__() ", "")) from error
+    elif kind != "default" or rope:
+        unknown = f"the kind {kind!r}" if kind != "default" else f"the field {min(rope)}"
+        raise ValueError(f"minilora does not support {unknown} of rope_scaling, only 'default' and 'llama3'")
+    return rest
+
+
+def _stored_rope(config: Config) -> dict[str, Any]:
+    if config.rope_scaling is None:
+        return {}
+    return {"rope_scaling": {"rope_type": "llama3", **asdict(config.rope_scaling)}}
+
+
+def _kv_heads(values: Mapping[str, Any]) -> int:
+    return values["num_attention_heads"]
+
+
+def _shape(*more: Field, tied: bool = False, context: int = 2048, epsilon: float = 1e-6) -> tuple[Field, ...]:
+    """The fields of Llama and its relatives, and more; what transformers assumes where config.json says nothing."""
+    return (
+        Field("vocab_size", "vocab_size", "vocab_size"),
+        Field("hidden_size", "hidden_size", "embedding_length"),
+        Field("num_hidden_layers", "num_hidden_layers", "block_count"),
+        Field("num_attention_heads", "num_attention_heads", "attention.head_count"),
+        Field("num_key_value_heads", "num_key_value_heads", "attention.head_count_kv", _kv_heads, _kv_heads),
+        Field("head_dim", "head_dim", default=0),
+        Field("max_position_embeddings", "max_position_embeddings", "context_length", context),
+        Field("rms_norm_eps", "rms_norm_eps", "attention.layer_norm_rms_epsilon", epsilon),
+        Field("rope_theta", "rope_theta", "rope.freq_base", 10000.0, 10000.0),
+        Field("tie_word_embeddings", "tie_word_embeddings", default=tied),
+        *more,
+    )
+
+
+_WIDTH = Field("intermediate_size", "intermediate_size", "feed_forward_length")
+_SCALING = Field("rope_scaling", "rope_scaling", default=None)
+_MULTIPLIERS = (
+    Field("embedding_multiplier", "embedding_multiplier", "embedding_scale", 1.0, 1.0),
+    Field("attention_multiplier", "attention_multiplier", "attention.scale", 1.0, 0.0),
+    Field("residual_multiplier", "residual_multiplier", "residual_scale", 1.0, 1.0),
+    Field("logits_scaling", "logits_scaling", "logit_scale", 1.0),
+)
+_TENSORS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "blk.{}.attn_norm": "model.layers.{}.input_layernorm",
+    "blk.{}.attn_q": "model.layers.{}.self_attn.q_proj",
+    "blk.{}.attn_k": "model.layers.{}.self_attn.k_proj",
+    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
+    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
+    "blk.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_gate": "model.layers.{}.mlp.gate_proj",
+    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
+    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
+}
+_QK_NORMS = {f"blk.{{}}.attn_{x}_norm": f"model.layers.{{}}.self_attn.{x}_norm" for x in "qk"}
+_SILU = {"hidden_act": ("silu",)}
+_NO_BIAS = {"attention_bias": (False,), "mlp_bias": (False,)}
+_NO_WINDOW = {"use_sliding_window": (False,), "layer_types": ("full_attention",)}
+_NO_MAMBA = ("mamba_chunk_size", "mamba_conv_bias", "mamba_d_conv", "mamba_d_head", "mamba_d_state", "mamba_expand",
+             "mamba_n_groups", "mamba_n_heads", "mamba_proj_bias", "time_step_limit")  # fmt: skip
+_NO_EXPERTS = ("init_method", "intermediate_size", "layers_block_type", "num_experts_per_tok", "output_router_logits",
+               "router_aux_loss_coef")  # fmt: skip
+_WINDOW_UNUSED = frozenset(("sliding_window", "max_window_layers"))  # what use_sliding_window would choose
+
+
+def _up_to_the_window(config: Config) -> dict[str, Any]:
+    """llama.cpp's architecture `llama` has no window, but computes the same up to its length."""
+    length = config.max_position_embeddings
+    return {"llama.context_length": length if config.sliding_window is None else min(length, config.sliding_window)}
+
+
+_LLAMA = Family(
+    "llama", "LlamaForCausalLM", "llama", Llama, Config, _shape(_WIDTH, _SCALING), _TENSORS,
+    permuted=True, plain=_plain_rope, stored=_stored_rope,
+    only=_SILU | _NO_BIAS | {"rope_interleaved": (False,)},
+)  # fmt: skip
+_MISTRAL = replace(
+    _LLAMA, model_type="mistral", class_name="MistralForCausalLM", gguf_stored=_up_to_the_window, only=_SILU,
+    fields=_shape(_WIDTH, Field("sliding_window", "sliding_window", default=None), context=131072),
+)  # fmt: skip
+_QWEN2 = replace(
+    _LLAMA, model_type="qwen2", class_name="Qwen2ForCausalLM", gguf="qwen2", permuted=False,
+    always={"attention_bias": True}, fields=_shape(_WIDTH, context=32768), only=_SILU | _NO_WINDOW,
+    ignored=_WINDOW_UNUSED,
+)  # fmt: skip
+_QWEN3 = replace(
+    _QWEN2, model_type="qwen3", class_name="Qwen3ForCausalLM", gguf="qwen3", always={"qk_norm": True},
+    only=_SILU | _NO_WINDOW | {"attention_bias": (False,)}, tensors=_TENSORS | _QK_NORMS,
+)  # fmt: skip
+_GRANITE = replace(
+    _LLAMA, model_type="granite", class_name="GraniteForCausalLM", gguf="granite", only=_SILU | _NO_BIAS,
+    fields=_shape(_WIDTH, *_MULTIPLIERS), gguf_only={"rope.scaling.finetuned": (True,)},
+)  # fmt: skip
+
+
+def _stored_granite_hybrid(config: Config) -> dict[str, Any]:
+    layers = ["full_attention"] * config.num_hidden_layers
+    return {"layer_types": layers, "num_experts_per_tok": 0, "mamba_n_heads": 1}  # Mamba is not used, but checked
+
+
+_GRANITE_HYBRID = replace(
+    _GRANITE, model_type="granitemoehybrid", class_name="GraniteMoeHybridForCausalLM", always={"shared_mlp": True},
+    fields=_shape(Field("intermediate_size", "shared_intermediate_size", "feed_forward_length"), *_MULTIPLIERS),
+    only=_SILU | {"attention_bias": (False,), "num_local_experts": (0,), "position_embedding_type": ("rope",),
+                  "layer_types": ("full_attention", "attention"), "normalization_function": ("rmsnorm",)},
+    ignored=frozenset(_NO_MAMBA + _NO_EXPERTS),
+    stored=_stored_granite_hybrid,
+)  # fmt: skip
+
+
+def _plain_smollm3(raw: dict[str, Any]) -> dict[str, Any]:
+    """`no_rope_layers`, 0 for a layer without rotation, as `no_rope_layer_interval`."""
+    raw = _plain_rope(raw)
+    layers = raw.pop("no_rope_layers", None)
+    if isinstance(layers, list) and layers:
+        interval = layers.index(0) + 1 if 0 in layers else 0
+        if layers != [int(not interval or (i + 1) % interval != 0) for i in range(len(layers))]:
+            raise ValueError(f"minilora supports no_rope_layers with a 0 at every n-th place only, not {layers}")
+        raw["no_rope_layer_interval"] = interval
+    return raw
+
+
+def _stored_smollm3(config: Config) -> dict[str, Any]:
+    interval = config.no_rope_layer_interval
+    layers = [int(not interval or (i + 1) % interval != 0) for i in range(config.num_hidden_layers)]
+    return {"no_rope_layers": layers, "layer_types": ["full_attention"] * len(layers)}
+
+
+def _every_fourth(config: Config) -> dict[str, Any]:
+    if config.no_rope_layer_interval != 4:
+        raise ValueError("llama.cpp computes SmolLM3 only with a no_rope_layer_interval of 4, this model has "
+                         f"{config.no_rope_layer_interval}: write a folder instead")  # fmt: skip
+    return {}
+
+
+_SMOLLM3 = replace(
+    _LLAMA, model_type="smollm3", class_name="SmolLM3ForCausalLM", gguf="smollm3",
+    always={"no_rope_layer_interval": 4},
+    fields=_shape(_WIDTH, Field("no_rope_layer_interval", "no_rope_layer_interval", default=4), tied=True,
+                  context=32768),
+    only=_SILU | _NO_BIAS | _NO_WINDOW, ignored=_WINDOW_UNUSED, plain=_plain_smollm3, stored=_stored_smollm3,
+    gguf_stored=_every_fourth,
+)  # fmt: skip
+FAMILIES = {each.model_type: each for each in (_LLAMA, _MISTRAL, _QWEN2, _QWEN3, _GRANITE, _GRANITE_HYBRID, _SMOLLM3)}
+ARCHITECTURES = {each.gguf: each for each in reversed(FAMILIES.values())}  # llama.cpp has one for several of them
