@@ -98,6 +98,22 @@ def gguf_name(name):
     return name
 
 
+# The bytes of a block of each kind, and where its float16 steps are; the library cannot quantise the last two.
+STEPS = {"Q4_0": (18, [0]), "Q4_1": (20, [0, 2]), "Q5_0": (22, [0]), "Q8_0": (34, [0]), "Q4_K": (144, [0, 2]),
+         "Q6_K": (210, [208])}  # fmt: skip
+RANDOM = ("Q4_K", "Q6_K")
+
+
+def random_blocks(shape, kind, rng):
+    """A matrix (m, n) of random blocks with values below about 1, packed: (m, bytes per row) uint8."""
+    (values, size), m = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]], shape[0]
+    raw = rng.integers(0, 256, (m * shape[1] // values, size), dtype=np.uint8)
+    for at in STEPS[kind][1]:
+        step = rng.uniform(-1, 1, (len(raw), 1)) / (1024 if kind in RANDOM else 64)
+        raw[:, at : at + 2] = step.astype(np.float16).view(np.uint8)
+    return raw.reshape(m, -1)
+
+
 def stored_as(state, kind):
     """What is left of the weights after they were stored as `kind`: matrices rounded, norms exact, by the library."""
     quant = gguf.GGMLQuantizationType[kind]
@@ -153,6 +169,8 @@ def write_gguf(path, model, kind="F32", permuted=True, change=None, tensors=None
             writer.add_tensor(gguf_name(name), w)
         elif kind == "F16":
             writer.add_tensor(gguf_name(name), w.astype(np.float16))
+        elif kind in RANDOM:
+            writer.add_tensor(gguf_name(name), random_blocks(w.shape, kind, np.random.default_rng(0)), raw_dtype=quant)
         else:
             writer.add_tensor(gguf_name(name), gguf.quants.quantize(w, quant), raw_dtype=quant)
     writer.write_header_to_file()

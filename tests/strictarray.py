@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 float16, float32, float64, complex128, bool_ = np.float16, np.float32, np.float64, np.complex128, np.bool_
-int8, int32, int64, uint8, uint16, uint32 = np.int8, np.int32, np.int64, np.uint8, np.uint16, np.uint32
+int8, int16, int32, int64, uint8, uint16, uint32 = np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32
 inf, nan, pi, newaxis, finfo = np.inf, np.nan, np.pi, None, np.finfo
 
 crossings: list[str] = []
@@ -138,7 +138,7 @@ _REDUCTIONS = dict(sum="axis dtype out keepdims", mean="axis dtype out keepdims"
                    min="axis out keepdims", any="axis out keepdims", all="axis out keepdims")  # fmt: skip
 for _name, _allowed in dict(
     astype="order copy", reshape="order", transpose="", swapaxes="", ravel="order", copy="order", view="", fill="",
-    take="axis out", cumsum="axis dtype out", argmax="axis keepdims", **_REDUCTIONS,
+    take="axis out", repeat="axis", cumsum="axis dtype out", argmax="axis keepdims", **_REDUCTIONS,
 ).items():  # fmt: skip
     setattr(ndarray, _name, _method(_name, *_allowed.split()))
 
@@ -227,7 +227,7 @@ _UFUNCS = (
 _FUNCTIONS = (
     "arange", "empty", "zeros", "ones", "full", "empty_like", "zeros_like", "ones_like", "full_like", "where", "einsum",
     "concatenate", "stack", "expand_dims", "broadcast_to", "moveaxis", "transpose", "swapaxes", "argsort",
-    "ascontiguousarray",
+    "ascontiguousarray", "unpackbits",
 )  # fmt: skip
 globals().update({name: _ufunc(name) for name in _UFUNCS} | {name: _function(name, np) for name in _FUNCTIONS})
 

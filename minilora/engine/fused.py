@@ -53,14 +53,17 @@ Thin = tuple[Array, Array] | None
 def product(x: Array, w: Array, thin: Thin = None) -> Array:
     """x wᵀ, plus s t if thin = (s, t)      x (N, n)  w (m, n), maybe packed  s (N, r)  t (r, m)  ->  (N, m)
 
-    A packed w is unpacked `VOCAB_BLOCK` rows at a time, so that a whole head never exists. A few rows of x, as in
-    generation, are multiplied as (w xᵀ)ᵀ: BLAS then copies x into the order it needs instead of the far larger w.
+    A packed w is unpacked `VOCAB_BLOCK` rows at a time, so that a whole head never exists; for a few rows of x, as in
+    generation, it is not unpacked at all. With a few rows of x, a dense w is multiplied as (w xᵀ)ᵀ: BLAS then copies x
+    into the order it needs instead of the far larger w.
     """
     if thin is not None:
         if adds_products(w):
             return factor(w).T.onto(thin[0] @ thin[1], x)
         return add_product(product(x, w), *thin)
     if is_packed(w):
+        if not is_recording() and (y := w.product_of_few(x)) is not None:
+            return y
         parts = [product(x, factor(w, a, b)) for a, b in blocks(len(w), VOCAB_BLOCK)]
         return parts[0] if len(parts) == 1 else array_module(x).concatenate(parts, axis=1)
     if 1 < len(x) <= 32 and len(x) * w.size > 1 << 17:

@@ -12,9 +12,26 @@ from typing import Any
 import numpy as np
 
 from ..engine.backend import Array
-from .disk import replacing
-from .gguf_header import Field, StoredTensor
-from .quant import dequantize
+from .disk import ModelFileError, replacing
+from .gguf_header import Field, Header, StoredTensor, read_header
+from .quant import PACKED, dequantize, readable
+
+
+def read_gguf(path: Path) -> Header:
+    """`read_header`, and an error also for a tensor of a type that nobody here can dequantise."""
+    header = read_header(path)
+    for tensor in header.tensors:
+        if not readable(tensor.kind):
+            raise ModelFileError(
+                f"{path}: tensor {tensor.name} is stored as {tensor.kind}, which neither minilora nor the gguf library "
+                "dequantises: get a file of another type, such as Q4_K_M"
+            )
+    return header
+
+
+def stays_packed(tensor: StoredTensor) -> bool:
+    """True for a matrix that a `Packed` can hold as it is stored."""
+    return len(tensor.shape) == 2 and tensor.kind in PACKED
 
 
 def values_of(tensor: StoredTensor) -> np.ndarray:

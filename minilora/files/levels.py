@@ -57,14 +57,13 @@ def scales(packed: Array) -> Array:
     return packed.view(xp.float32)[:, :1].copy()
 
 
-def unpack(packed: Array, out: Array, kind: str) -> None:
-    """Dequantise blocks (blocks, 36) uint8 into out (blocks, 64) float32.
+def unscaled(packed: Array, kind: str) -> Array:
+    """The levels of blocks (blocks, 36) uint8 before they are scaled: (blocks, 64) float32.
 
     Each byte is looked up in a table of all 256 pairs of levels: both values are copied as one item of 8 bytes.
     """
     xp = array_module(packed)
-    out[...] = _pairs(kind, xp).take(packed[:, 4:]).view(xp.float32)
-    out *= scales(packed)
+    return _pairs(kind, xp).take(packed[:, 4:]).view(xp.float32)
 
 
 @cache

@@ -1,37 +1,35 @@
-"""Quantised weights: llama.cpp's block formats, how to quantise and dequantise, and matrices that stay quantised while
-a model is used and adapters are trained on it.
+"""Quantised weights: quantise and dequantise, and matrices that stay quantised while a model is used and adapters are
+trained on it. blocks.py has the formats.
 
-A row is divided into blocks of 32 values that share one float16 step d (and, in Q4_1, one float16 minimum m):
-
-    Q8_0   d, 32 signed bytes q                  w = d q          34 bytes for 32 values, 8.5 bits each
-    Q4_1   d, m, 16 bytes of two 4-bit codes q   w = d q + m      20 bytes for 32 values, 5 bits each
-
-In Q4_1 byte i holds value i in its low half and value i + 16 in its high half.
-Source: the block structures in llama.cpp's ggml-common.h.
-
-NF4, FP4 and INT4 (levels.py) do not occur in .gguf files: a model is rounded to these when it is loaded.
+A matrix that is stored in one of these formats is a `Packed`: its bytes, as they are in the file. A matmul with many
+rows dequantises it, some rows at a time. A matmul with few rows, as in generation, is computed on the codes: within
+a group of values with one scale, x wᵀ = scale (x codesᵀ) + offset Σ x.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ..engine import bfloat16
 from ..engine.backend import Array, array_module, to_device
+from ..engine.parallel import cores, has_one_core
 from . import levels
+from .blocks import LAYOUTS, Layout, half_to_float32, unpack
 
 BLOCK = 32
 PIECE = 4096  # blocks dequantised at a time on the host: half a megabyte, which fits the processor's cache
-BYTES_PER_BLOCK = {"F32": 4 * BLOCK, "F16": 2 * BLOCK, "Q8_0": 2 + BLOCK, "Q4_1": 4 + BLOCK // 2}  # in .gguf files
+FEW = 8  # rows: with more, dequantising once is faster than computing on codes
 _PLAIN = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2)}  # kind: (values per block, bytes per block)
-_PACKED = {kind: (BLOCK, BYTES_PER_BLOCK[kind]) for kind in ("Q8_0", "Q4_1")}
-_PACKED |= dict.fromkeys(levels.LEVELS, (levels.BLOCK, levels.BYTES))
-_UNITS = _PLAIN | _PACKED
+_UNITS = _PLAIN | {kind: (layout.values, layout.nbytes) for kind, layout in LAYOUTS.items()}
+PACKED = tuple(kind for kind in _UNITS if kind != "F32")  # the kinds that a matrix can keep in memory
 ROUNDED = ("NF4", "FP4", "INT4", "Q8_0", "Q4_1")  # the kinds that the matrices of any model can be rounded to
 
 
@@ -39,29 +37,56 @@ ROUNDED = ("NF4", "FP4", "INT4", "Q8_0", "Q4_1")  # the kinds that the matrices 
 def dequantize(raw: Array, kind: str) -> Array:
     """Dequantise a stored matrix: raw (m, bytes per row) uint8 -> (m, n) float32, a new array.
 
-    kind: "F32", "F16", "BF16", "Q8_0", "Q4_1", "NF4", "FP4" or "INT4". Raises ValueError for another kind, or rows that
-    are no whole blocks.
+    kind: "F32", "F16", "BF16", a kind of blocks.py, or another one of a GGUF file, which the gguf library dequantises
+        on the host, far more slowly. Raises ValueError for an unknown kind, or rows that are no whole blocks.
     """
     xp, (m, width) = array_module(raw), raw.shape
     n = _values_in(width, kind)
+    if kind == "F32":
+        return raw.view(xp.float32).copy()
+    if kind == "F16":
+        return half_to_float32(raw.view(xp.int16))
     if kind == "BF16":
         return bfloat16.to_float32(raw.view(xp.uint16))
-    if kind in _PLAIN:
-        return raw.view(xp.float32 if kind == "F32" else xp.float16).astype(xp.float32)
-    out, (block, size) = xp.empty((m, n), xp.float32), _PACKED[kind]
-    packed, values = raw.reshape(-1, size), out.reshape(-1, block)
-    unpack = {"Q8_0": _unpack_q8_0, "Q4_1": _unpack_q4_1}.get(kind) or partial(levels.unpack, kind=kind)
-    step = PIECE if xp is np else max(1, len(packed))
+    if kind not in LAYOUTS:
+        return _by_library(raw, kind)
+    layout, out = LAYOUTS[kind], xp.empty((m, n), xp.float32)
+    packed, values = raw.reshape(-1, layout.nbytes), out.reshape(-1, layout.values)
+    step = PIECE * BLOCK // layout.values if xp is np else max(1, len(packed))
     for i in range(0, len(packed), step):
-        unpack(packed[i : i + step], values[i : i + step])
+        unpack(packed[i : i + step], values[i : i + step], layout)
     return out
+
+
+@cache
+def readable(kind: str) -> bool:
+    """True if `dequantize` knows this kind, by itself or through the gguf library."""
+    if kind in _UNITS:
+        return True
+    try:
+        _by_library(np.zeros((1, _library_units(kind)[1]), np.uint8), kind)
+    except (KeyError, NotImplementedError):
+        return False
+    return True
+
+
+def _by_library(raw: np.ndarray, kind: str) -> np.ndarray:
+    from gguf import GGMLQuantizationType, quants  # imported here, so that `import minilora` loads only NumPy
+
+    return quants.dequantize(raw, GGMLQuantizationType[kind])
+
+
+def _library_units(kind: str) -> tuple[int, int]:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    return GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
 
 
 def _values_in(width: int, kind: str) -> int:
     """How many values a row of `width` bytes holds. Raises ValueError for an unknown kind or no whole blocks."""
-    if kind not in _UNITS:
-        raise ValueError(f"cannot read quantisation type {kind}; known: {', '.join(_UNITS)}")
-    block, whole = _UNITS[kind]
+    if not readable(kind):
+        raise ValueError(f"cannot read quantisation type {kind}")
+    block, whole = _UNITS.get(kind) or _library_units(kind)
     if width % whole:
         raise ValueError(f"a {kind} row of {width} bytes is not a multiple of {whole}")
     return width // whole * block
@@ -81,40 +106,12 @@ def bytes_of_row(n: int, kind: str) -> int:
     return n // block * whole
 
 
-def _unpack_q8_0(packed: Array, out: Array) -> None:
-    xp = array_module(packed)
-    out[...] = packed[:, 2:].view(xp.int8)
-    out *= _steps(packed, "Q8_0").astype(xp.float32)
-
-
-def _unpack_q4_1(packed: Array, out: Array) -> None:
-    xp = array_module(packed)
-    steps = _steps(packed, "Q4_1").astype(xp.float32)  # (blocks, 2)
-    codes = packed.view(xp.uint32)[:, 1:].copy()  # (blocks, 4): eight codes in each uint32
-    low, high = codes & 0x0F0F0F0F, codes >> 4 & 0x0F0F0F0F
-    item = xp.complex128  # only as a type of 16 bytes: concatenating the halves is fast if each is one item
-    out[...] = xp.concatenate((low.view(item), high.view(item)), axis=1).view(xp.uint8)
-    out *= steps[:, :1]
-    out += steps[:, 1:]
-
-
-def _steps(packed: Array, kind: str) -> Array:
-    """The float16 d, in Q4_1 also m, of each block, (blocks, 1 or 2), copied fast as one item of 2 or 4 bytes.
-
-    For NF4, FP4 and INT4, the float32 scales.
-    """
-    if kind in levels.LEVELS:
-        return levels.scales(packed)
-    xp = array_module(packed)
-    return packed.view(xp.uint16 if kind == "Q8_0" else xp.uint32)[:, :1].copy().view(xp.float16)
-
-
 class Packed:
     """A frozen quantised matrix, stored as bytes and dequantised for each matmul.
 
     raw: (m, bytes per row) uint8 on the host or a GPU.
-    kind: "BF16", "Q8_0", "Q4_1", "NF4", "FP4" or "INT4".
-    in_bfloat16: matmuls are computed in bfloat16, as those of kind "BF16" always are.
+    kind: one of PACKED.
+    in_bfloat16: matmuls are computed in bfloat16 (bfloat16.py).
 
     Its shape, dtype and size are those of the float32 matrix (m, n) that it represents; `nbytes` are the stored bytes.
     Arithmetic with it is a TypeError, since NumPy would dequantise it element by element.
@@ -128,9 +125,9 @@ class Packed:
     __array_ufunc__ = None  # array @ packed is a TypeError
 
     def __init__(self, raw: Array, kind: str, in_bfloat16: bool = False):
-        if kind in ("F32", "F16"):
-            raise ValueError(f"a matrix of kind {kind} is not packed: use dequantize()")
-        self.raw, self.kind, self.in_bfloat16 = raw, kind, in_bfloat16 or kind == "BF16"
+        if kind not in PACKED:
+            raise ValueError(f"a matrix of kind {kind} is not kept packed: use dequantize()")
+        self.raw, self.kind, self.in_bfloat16 = raw, kind, in_bfloat16
         self.shape = (len(raw), _values_in(raw.shape[1], kind))
 
     @property
@@ -166,14 +163,66 @@ class Packed:
             bits[i - start : i - start + step] = bfloat16.rounded(self.unpack(i, min(i + step, stop)))
         return bfloat16.BFloat16(bits)
 
+    def product_of_few(self, x: Array) -> Array | None:
+        """x wᵀ without the whole w in float32, x (N, n) -> (N, m); None where dequantising is faster.
+
+        Rows of w are divided among the cores; those of a part are computed some at a time, in the processor's cache.
+        """
+        on_host = isinstance(x, np.ndarray) and x.dtype == np.float32
+        if len(x) > FEW or not on_host or (self.kind == "BF16" and self.in_bfloat16):
+            return None
+        out = np.empty((len(x), len(self)), x.dtype)
+        layout = LAYOUTS.get(self.kind)
+        parts = 1 if layout is None or has_one_core.get() or self.size < 1 << 18 else cores()
+        if parts == 1:
+            self._product(x, layout, out)
+            return out
+        ends = [len(self) * i // parts for i in range(parts + 1)]
+        for done in [
+            _threads(os.getpid(), parts).submit(Packed(self.raw[i:j], self.kind)._product, x, layout, out[:, i:j])
+            for i, j in pairwise(ends)
+        ]:
+            done.result()
+        return out
+
+    def _product(self, x: np.ndarray, layout: Layout | None, out: np.ndarray) -> None:
+        """x wᵀ into `out`. A tile has 256 rows at most: larger ones the BLAS library would divide among the cores."""
+        (m, n), N = self.shape, len(x)
+        step = max(1, _TILE // n)
+        if layout is None:
+            for i in range(0, m, step):
+                np.matmul(x, self.unpack(i, i + step).T, out=out[:, i : i + step])
+            return
+        groups = n // layout.values * layout.groups  # G, in a row; each of k values
+        step, xs = min(step, 256), x.reshape(N, groups, -1)  # (N, G, k)
+        sums, xs = xs.sum(axis=-1), np.ascontiguousarray(xs.transpose(1, 2, 0))  # (N, G), (G, k, N)
+        codes, packed = np.empty((step, groups, xs.shape[1]), x.dtype), self.raw.reshape(-1, layout.nbytes)
+        for i in range(0, m, step):
+            rows = min(step, m - i)
+            blocks = packed[i * n // layout.values : (i + rows) * n // layout.values]
+            tile = codes[:rows]  # (rows, G, k)
+            tile.reshape(len(blocks), -1)[...] = layout.codes(blocks)
+            scale, offset = layout.steps(blocks)
+            dots = np.matmul(tile.swapaxes(0, 1), xs)  # (G, rows, N)
+            y = out[:, i : i + rows]
+            np.einsum("gmn,mg->nm", dots, scale.reshape(rows, groups), out=y)
+            if offset is not None:
+                y += sums @ offset.reshape(rows, groups).T
+
     def is_finite(self) -> bool:
-        """True if every value is finite. Codes always are, so the steps, minima and scales decide."""
-        if self.kind == "BF16":
-            exponents = 0x7F80  # all ones in infinity and NaN
-            pieces = (self.raw[i : i + 1024].view(np.uint16) for i in range(0, len(self), 1024))
-            return all(bool((piece & exponents != exponents).all()) for piece in pieces)
-        steps = _steps(self.raw.reshape(-1, _PACKED[self.kind][1]), self.kind)
-        return bool(array_module(steps).isfinite(steps).all())
+        """True if every value is finite. Codes always are, so scales and offsets decide."""
+        for i in range(0, len(self), 1024):
+            raw = self.raw[i : i + 1024]
+            if self.kind in LAYOUTS:
+                layout = LAYOUTS[self.kind]
+                found = [s for s in layout.steps(raw.reshape(-1, layout.nbytes)) if s is not None]
+                if not all(bool(array_module(s).isfinite(s).all()) for s in found):
+                    return False
+            else:
+                exponents = {"F16": 0x7C00, "BF16": 0x7F80}[self.kind]  # all ones in infinity and NaN
+                if (raw.view(np.uint16) & exponents == exponents).any():
+                    return False
+        return True
 
     def to(self, device: str) -> Packed:
         """The same matrix on `"cpu"` or `"cuda"`; it is copied in its packed form."""
@@ -184,6 +233,15 @@ class Packed:
 
     def __repr__(self) -> str:
         return f"Packed({self.shape[0]} x {self.shape[1]}, {self.kind}, {self.nbytes:,} bytes)"
+
+
+_TILE = 1 << 18  # values of a tile
+
+
+@cache
+def _threads(process: int, count: int) -> ThreadPoolExecutor:
+    """Threads that wait for work. `process` is in the key because a copy of this process (fork) has none of them."""
+    return ThreadPoolExecutor(count)
 
 
 @contextmanager
@@ -215,8 +273,10 @@ def quantize(w: np.ndarray, kind: str) -> np.ndarray:
         if kind == "F16":
             _check_half(plain, kind)
         return plain.view(np.uint8)
-    out, (block, size) = np.empty((m, width), np.uint8), _PACKED[kind]
-    pack = {"Q8_0": _pack_q8_0, "Q4_1": _pack_q4_1}.get(kind) or partial(levels.pack, kind=kind)
+    pack = _PACK.get(kind) or (partial(levels.pack, kind=kind) if kind in levels.LEVELS else None)
+    if pack is None:
+        raise ValueError(f"minilora cannot write {kind}; it writes {', '.join((*_PLAIN, *_PACK, *levels.LEVELS))}")
+    out, (block, size) = np.empty((m, width), np.uint8), _UNITS[kind]
     rows = max(1, PIECE * BLOCK // n)  # a piece at a time, so that temporary arrays fit the processor's cache
     for i in range(0, m, rows):
         pack(np.asarray(w[i : i + rows], np.float32).reshape(-1, block), out[i : i + rows].reshape(-1, size))
@@ -225,10 +285,10 @@ def quantize(w: np.ndarray, kind: str) -> np.ndarray:
 
 def codes_of(raw: np.ndarray, kind: str = "Q4_1") -> np.ndarray:
     """The 4-bit codes of packed rows: raw (m, bytes per row) uint8 -> (m, n) uint8, each 0 to 15."""
-    packed = raw.reshape(raw.shape[0], -1, _PACKED[kind][1])[..., 4:]  # (m, blocks, bytes of codes)
-    low, high = packed & 15, packed >> 4
-    pairs = np.concatenate([low, high], axis=-1) if kind == "Q4_1" else np.stack([high, low], axis=-1)
-    return pairs.reshape(raw.shape[0], -1)
+    packed = raw.reshape(-1, _UNITS[kind][1])
+    if kind == "Q4_1":
+        return LAYOUTS[kind].codes(packed).reshape(raw.shape[0], -1)
+    return np.stack([packed[:, 4:] >> 4, packed[:, 4:] & 15], axis=-1).reshape(raw.shape[0], -1)
 
 
 def _pack_q8_0(w: np.ndarray, out: np.ndarray) -> None:
@@ -246,6 +306,9 @@ def _pack_q4_1(w: np.ndarray, out: np.ndarray) -> None:
     out[:, 4:] = q[:, :16] | q[:, 16:] << 4
     out[:, :2] = _half(d, "Q4_1")
     out[:, 2:4] = _half(low, "Q4_1")
+
+
+_PACK = {"Q8_0": _pack_q8_0, "Q4_1": _pack_q4_1}
 
 
 def _inverse(d: np.ndarray) -> np.ndarray:

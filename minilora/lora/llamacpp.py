@@ -21,12 +21,7 @@ import numpy as np
 
 from ..engine.backend import array_module, to_numpy
 from ..files.disk import ModelFileError
-from ..files.gguf import (
-    values_of,
-    write_gguf,
-)
-from ..files.gguf_header import read_header
-from ..files.quant import BYTES_PER_BLOCK
+from ..files.gguf import read_gguf, values_of, write_gguf
 from ..files.tensors import check_fit
 from ..nn.families import FAMILIES, Family
 from ..nn.language_model import LanguageModel
@@ -156,7 +151,7 @@ def _read(path: Path, architecture: str) -> tuple[float, dict[str, np.ndarray]]:
     """alpha and every tensor of the file, as float32. Raises ModelFileError unless it is a LoRA for this
     architecture.
     """
-    header = read_header(path)
+    header = read_gguf(path)
     metadata = {key: field.value for key, field in header.fields.items()}
     for key, wanted in (("general.type", "adapter"), ("general.architecture", architecture), ("adapter.type", "lora")):
         if metadata.get(key) != wanted:
@@ -166,10 +161,6 @@ def _read(path: Path, architecture: str) -> tuple[float, dict[str, np.ndarray]]:
     alpha = metadata.get("adapter.lora.alpha", 0.0)  # as in llama.cpp, a missing alpha is 0
     if not isinstance(alpha, float) or not 0 <= alpha < np.inf:
         raise ModelFileError(f"{path}: adapter.lora.alpha is {alpha!r}, expected a number of at least 0")
-    if unknown := sorted({tensor.kind for tensor in header.tensors} - set(BYTES_PER_BLOCK)):
-        raise ModelFileError(
-            f"{path}: unknown quantisation type {', '.join(unknown)}; minilora reads {', '.join(BYTES_PER_BLOCK)}"
-        )
     try:
         return alpha, {tensor.name: values_of(tensor) for tensor in header.tensors}
     except ValueError as error:

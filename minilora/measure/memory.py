@@ -13,6 +13,7 @@ import numpy as np
 from ..engine import bfloat16
 from ..engine.parallel import cores
 from ..engine.tensor import no_grad
+from ..files.gguf import stays_packed
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
 from ..models.folder import read_config
@@ -123,8 +124,8 @@ def shape_of(base: str, quantized: bool | str = False, bf16: bool = False) -> tu
     file = GGUF(path)
     if not quantized:
         return file.config(), None
-    sizes = (  # what is not quantised is loaded as float32
-        tensor.nbytes if tensor.kind.startswith("Q") else FLOAT * prod(tensor.shape) for tensor in file.tensors.values()
+    sizes = (  # what does not stay packed is loaded as float32
+        tensor.nbytes if stays_packed(tensor) else FLOAT * prod(tensor.shape) for tensor in file.tensors.values()
     )
     return file.config(), sum(sizes)
 

@@ -16,9 +16,8 @@ import numpy as np
 from ..engine.backend import Array, dense, to_numpy
 from ..engine.parallel import cores
 from ..files.disk import ModelFileError
-from ..files.gguf import values_of, write_gguf
-from ..files.gguf_header import read_header
-from ..files.quant import BLOCK, BYTES_PER_BLOCK, Packed, dequantize, quantize
+from ..files.gguf import read_gguf, stays_packed, values_of, write_gguf
+from ..files.quant import BLOCK, Packed, dequantize, quantize
 from ..nn.families import (
     ARCHITECTURES,
     FAMILIES,
@@ -42,17 +41,11 @@ class GGUF:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        header = read_header(self.path)
+        header = read_gguf(self.path)
         self.fields = header.fields
         self.metadata: dict[str, Any] = {key: field.value for key, field in self.fields.items()}
         self.family = ARCHITECTURES.get(str(self.metadata.get("general.architecture")), FAMILIES["llama"])
         self.tensors = {self.family.hugging_face_name(tensor.name): tensor for tensor in header.tensors}
-        unknown = sorted({tensor.kind for tensor in self.tensors.values()} - set(BYTES_PER_BLOCK))
-        if unknown:
-            raise ModelFileError(
-                f"{self.path}: unknown quantisation type {', '.join(unknown)}; "
-                f"minilora reads {', '.join(BYTES_PER_BLOCK)}"
-            )
 
     def config(self) -> Any:
         """The model's config. Raises ModelFileError for another architecture, or missing or invalid metadata."""
@@ -68,7 +61,7 @@ class GGUF:
         tensor = self.tensors[name]
         raw, kind = tensor.raw(), tensor.kind
         raw = self.family.from_llama_cpp(name, raw, config)  # whole rows
-        if quantized and kind.startswith("Q"):
+        if quantized and stays_packed(tensor):
             return Packed(raw, kind)
         return dequantize(raw, kind).reshape(tensor.shape)
 
@@ -87,7 +80,7 @@ class GGUF:
         from concurrent.futures import ThreadPoolExecutor
 
         config = self.config()
-        if quantized and not any(t.kind.startswith("Q") for t in self.tensors.values()):
+        if quantized and not any(map(stays_packed, self.tensors.values())):
             kinds = ", ".join(sorted({t.kind for t in self.tensors.values()}))
             raise ModelFileError(
                 f"{self.path}: the file holds no quantised matrices, only {kinds}: load it without quantized, or with "

@@ -64,7 +64,7 @@ def load_rounded(config: Any, names: Collection[str], read: Callable[[str], Any]
 def _round(name: str, w: np.ndarray, kind: str) -> Packed:
     own = _kind_of(name, kind)
     try:
-        return Packed(quantize(w, own), own)
+        return Packed(quantize(w, own), own, in_bfloat16=own == "BF16")
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

@@ -137,7 +137,9 @@ def _training(point: Point) -> Callable[[], None]:
     model = Llama(config, np.random.default_rng(0))
     if point.bf16:
         state = model.state_dict()
-        model.load_state_dict({n: w if w.ndim == 1 else Packed(quantize(w, "BF16"), "BF16") for n, w in state.items()})
+        model.load_state_dict(
+            {n: w if w.ndim == 1 else Packed(quantize(w, "BF16"), "BF16", True) for n, w in state.items()}
+        )
     for i in range(point.adapters):
         add_adapter(model, LoraConfig(r=point.rank, lora_alpha=16, target_modules="all-linear"), f"adapter-{i}", seed=i)
     batch = point.batch_of_ids()

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tracemalloc
 
 import gguf
 import numpy as np
@@ -10,13 +11,16 @@ import strictarray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from modelfiles import STEPS, random_blocks
 
 from minilora.engine import fused
 from minilora.engine.backend import array_module
 from minilora.engine.gradcheck import gradcheck
+from minilora.engine.tensor import no_grad
 from minilora.files import levels
+from minilora.files.blocks import LAYOUTS, half_to_float32
 from minilora.files.quant import (
-    BYTES_PER_BLOCK,
+    FEW,
     PIECE,
     ROUNDED,
     Packed,
@@ -27,8 +31,9 @@ from minilora.files.quant import (
     quantize,
 )
 
-IN_GGUF, LEVELS = ("F32", "F16", "Q8_0", "Q4_1"), ("NF4", "FP4", "INT4")
-each_in_gguf = pytest.mark.parametrize("kind", IN_GGUF)
+WRITTEN, LEVELS = ("F32", "F16", "Q8_0", "Q4_1"), ("NF4", "FP4", "INT4")
+each_written = pytest.mark.parametrize("kind", WRITTEN)
+each_in_gguf = pytest.mark.parametrize("kind", ("F32", "F16", "BF16", *STEPS))
 each_of_levels = pytest.mark.parametrize("kind", LEVELS)
 each_rounded = pytest.mark.parametrize("kind", ROUNDED)
 PUBLISHED = [  # NF4 in bitsandbytes: functional.py, get_4bit_type
@@ -48,10 +53,11 @@ def in_library(w, kind):
 
 def steps_of(raw, kind):
     """The floats in packed rows, as a view to write to: (rows, blocks, floats per block)."""
-    dtype = np.float32 if kind in ("F32", *LEVELS) else np.float16
-    count = {"F32": 32, "F16": 32, "Q8_0": 1, "Q4_1": 2}.get(kind, 1)
-    blocks = raw.reshape(len(raw), -1, BYTES_PER_BLOCK.get(kind, levels.BYTES))
-    return blocks[..., : count * np.dtype(dtype).itemsize].view(dtype)
+    if kind in ("F32", "F16", *LEVELS):
+        blocks = raw.reshape(len(raw), -1, {"F32": 128, "F16": 64}.get(kind, levels.BYTES))
+        return blocks.view(np.float16 if kind == "F16" else np.float32)[..., : 1 if kind in LEVELS else 32]
+    size, places = STEPS[kind]
+    return raw.reshape(len(raw), -1, size)[..., places[0] : places[-1] + 2].view(np.float16)
 
 
 # -- the kinds of GGUF files -------------------------------------------------------------------------------------------
@@ -59,20 +65,47 @@ def steps_of(raw, kind):
 
 @each_in_gguf
 @given(data=st.data(), rows=st.integers(1, 4), blocks=st.integers(1, 3))
-@settings(max_examples=30)
+@settings(max_examples=25)
 def test_any_block_has_the_values_of_the_gguf_library(kind, data, rows, blocks):
-    raw = data.draw(arrays(np.uint8, (rows, blocks * BYTES_PER_BLOCK[kind])))
-    steps = steps_of(raw, kind)
-    steps[~np.isfinite(steps)] = 1
+    values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    raw = data.draw(arrays(np.uint8, (rows, blocks * size)))
+    if kind in STEPS:
+        steps = steps_of(raw, kind)
+        steps[~np.isfinite(steps)] = 1
     before = raw.copy()
     w = dequantize(raw, kind)
-    assert w.shape == (rows, 32 * blocks) and w.dtype == np.float32
+    assert w.shape == (rows, values * blocks) and w.dtype == np.float32
     np.testing.assert_array_equal(w, of_library(raw, kind))
     w[:] = 7
     np.testing.assert_array_equal(raw, before)  # neither changed nor shared
 
 
-@each_in_gguf
+def test_every_float16_has_its_value():
+    bits = np.arange(-(2**15), 2**15).astype(np.int16)
+    np.testing.assert_array_equal(half_to_float32(bits), bits.view(np.float16).astype(np.float32))
+    finite = bits[np.isfinite(bits.view(np.float16))]
+    np.testing.assert_array_equal(half_to_float32(finite), finite.view(np.float16).astype(np.float32))
+
+
+def test_every_kind_that_the_library_dequantises_is_read_and_no_other(rng):
+    known = set()
+    for kind, (values, size) in gguf.GGML_QUANT_SIZES.items():
+        raw = rng.integers(0, 256, (2, 2 * size), dtype=np.uint8)
+        try:
+            with np.errstate(all="ignore"):
+                expected = gguf.quants.dequantize(raw, kind)
+        except NotImplementedError:
+            with pytest.raises(ValueError, match=f"cannot read quantisation type {kind.name}"):
+                dequantize(raw, kind.name)
+            continue
+        known.add(kind.name)
+        got = dequantize(raw, kind.name)
+        assert got.shape == (2, 2 * values) and got.dtype == np.float32
+        np.testing.assert_array_equal(got, expected, err_msg=kind.name)
+    assert {"Q2_K", "Q3_K", "Q5_1", "Q5_K", "IQ4_XS", "MXFP4"} <= known and "I32" not in known
+
+
+@each_written
 @given(data=st.data(), rows=st.integers(1, 4), blocks=st.integers(1, 3))
 @settings(max_examples=30)
 def test_packing_gives_the_bytes_of_the_gguf_library(kind, data, rows, blocks):
@@ -126,7 +159,7 @@ def test_bits_per_value_and_errors_of_at_most_half_a_step(kind, bits, rng):
     assert np.abs(dequantize(raw, kind) - w).max() <= step + rounded
 
 
-@pytest.mark.parametrize("kind", (*IN_GGUF, *LEVELS))
+@pytest.mark.parametrize("kind", (*WRITTEN, *LEVELS))
 def test_packing_takes_any_layout_float_type_and_number_of_rows_and_changes_nothing(kind, rng):
     w = rng.standard_normal((1024, 300), np.float32)  # more than one piece
     before = w.copy()
@@ -137,7 +170,7 @@ def test_packing_takes_any_layout_float_type_and_number_of_rows_and_changes_noth
     np.testing.assert_array_equal(w, before)
 
 
-@pytest.mark.parametrize("kind", (*IN_GGUF, "BF16", *LEVELS))
+@pytest.mark.parametrize("kind", (*WRITTEN, "BF16", *LEVELS))
 def test_rows_that_are_no_whole_blocks_are_refused_in_one_line(kind):
     whole = {"F32": 1, "F16": 1, "BF16": 1, "Q8_0": 32, "Q4_1": 32}.get(kind, 64)
     size = bytes_of_row(whole, kind)
@@ -149,18 +182,24 @@ def test_rows_that_are_no_whole_blocks_are_refused_in_one_line(kind):
         ):
             with pytest.raises(ValueError, match=message):
                 call()
-    for call in (dequantize, *([Packed] if kind not in ("F32", "F16") else [])):
+    for call in (dequantize, *([Packed] if kind != "F32" else [])):
         with pytest.raises(ValueError, match=f"^a {kind} row of {size + 1} bytes is not a multiple of {size}$"):
             call(np.zeros((2, size + 1), np.uint8), kind)
 
 
-@pytest.mark.parametrize("kind", ["Q4_K", "Q5_0", "q8_0", ""])
-def test_an_unknown_kind_is_refused_with_the_known_ones(kind):
-    raw = np.zeros((1, 34), np.uint8)
-    for call in (lambda: dequantize(raw, kind), lambda: Packed(raw, kind), lambda: bytes_of_row(32, kind),
-                 lambda: quantize(np.zeros((1, 32), np.float32), kind)):  # fmt: skip
-        with pytest.raises(ValueError, match=re.escape(f"type {kind}; known: F32, F16, BF16, Q8_0, Q4_1, NF4")):
+@pytest.mark.parametrize("kind", ["Q9_9", "q8_0", "I32", ""])
+def test_an_unknown_kind_is_refused_and_one_that_is_only_read_is_not_written(kind):
+    raw, w = np.zeros((1, 34), np.uint8), np.zeros((1, 256), np.float32)
+    with pytest.raises(ValueError, match=f"^cannot read quantisation type {kind}$"):
+        dequantize(raw, kind)
+    with pytest.raises(ValueError, match=f"a matrix of kind {kind} is not kept packed"):
+        Packed(raw, kind)
+    for call in (lambda: bytes_of_row(32, kind), lambda: quantize(w, kind)):
+        with pytest.raises(ValueError, match=re.escape(f"type {kind}; known: F32, F16, BF16, Q4_0, Q4_1")):
             call()
+    for only_read in ("Q4_0", "Q6_K"):
+        with pytest.raises(ValueError, match=f"cannot write {only_read}; it writes F32, F16, BF16, Q8_0, Q4_1, NF4"):
+            quantize(w, only_read)
 
 
 # -- sixteen levels ----------------------------------------------------------------------------------------------------
@@ -279,9 +318,43 @@ def test_numpy_does_not_unpack_a_packed_matrix_by_itself_and_a_plain_one_is_none
     for use in (np.asarray, lambda w: np.ones(150, np.float32) @ w, lambda w: w.raw[0, 0] * w):
         with pytest.raises(TypeError):
             use(packed)
-    for kind in ("F32", "F16"):
-        with pytest.raises(ValueError, match=f"a matrix of kind {kind} is not packed"):
+    for kind in ("F32", "Q5_K"):
+        with pytest.raises(ValueError, match=f"a matrix of kind {kind} is not kept packed"):
             Packed(np.zeros((2, 64), np.uint8), kind)
+
+
+@pytest.mark.parametrize("kind", [*LAYOUTS, "F16", "BF16"])
+@pytest.mark.parametrize("shape", [(1, 256), (600, 512), (2, 2**18 + 256)])
+def test_a_product_with_few_rows_is_computed_without_the_whole_matrix_and_close_to_it(kind, shape, rng, monkeypatch):
+    if kind in STEPS:
+        raw = random_blocks(shape, kind, rng)
+    elif kind == "BF16":
+        raw = rng.standard_normal(shape, np.float32).view(np.uint8).reshape(*shape, 4)[..., 2:].reshape(shape[0], -1)
+    else:
+        raw = quantize(rng.standard_normal(shape, np.float32), kind)
+    w, packed = dequantize(raw, kind), Packed(raw, kind)
+    monkeypatch.setattr("minilora.files.quant.cores", lambda: 3)
+    for rows in (1, 2, FEW):
+        x = rng.standard_normal((rows, shape[1])).astype(np.float32)
+        y = packed.product_of_few(x)
+        exact, bound = x.astype(np.float64) @ w.T, np.abs(x) @ np.abs(w.T)
+        assert y.shape == (rows, shape[0]) and y.dtype == np.float32
+        assert (np.abs(y - exact) <= 1e-5 * bound + 1e-30).all()
+        np.testing.assert_array_equal(y, packed.product_of_few(x))
+        with no_grad():
+            np.testing.assert_array_equal(y, fused.product(x, packed))
+    assert packed.product_of_few(np.ones((FEW + 1, shape[1]), np.float32)) is None
+
+
+def test_a_product_with_few_rows_holds_a_small_part_of_the_matrix(rng):
+    packed = Packed(random_blocks((4096, 1024), "Q4_K", rng), "Q4_K")
+    x = np.ones((1, 1024), np.float32)
+    packed.product_of_few(x)
+    tracemalloc.start()
+    packed.product_of_few(x)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < 0.4 * packed.size * 4  # of the matrix in float32
 
 
 @each_rounded

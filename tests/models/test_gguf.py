@@ -193,10 +193,12 @@ def test_another_architecture_is_refused(model, tmp_path):
         read(path)
 
 
-def test_an_unknown_quantisation_type_is_named_with_the_known_ones(model, tmp_path):
-    path = write_gguf(tmp_path / "m.gguf", model, "Q5_0")
-    with refused(path, "Q5_0", "F32, F16, Q8_0, Q4_1"):
-        read(path)
+def test_a_tensor_that_nobody_dequantises_is_refused_by_name(model, tmp_path):
+    for kind in (np.int32, np.int8, np.float64):
+        path = write_gguf(tmp_path / "m.gguf", model, tensors={"model.norm.weight": np.ones(32, kind)})
+        name = {"int32": "I32", "int8": "I8", "float64": "F64"}[kind.__name__]
+        with refused(path, f"tensor output_norm.weight is stored as {name}, which neither"):
+            read(path)
 
 
 def test_a_big_endian_file_is_refused(model, tmp_path, monkeypatch):
