@@ -109,8 +109,9 @@ def _records(metrics: Mapping[str, Any]) -> str:
     uses = {"validation": "validation", "unseen": "testing"}
     whole = {name: f" of {count:,}" for name, count in metrics.get("sampled_from", {}).items()}
     parts += [f"{records[name]:,}{whole.get(name, '')} for {use}" for name, use in uses.items() if records.get(name)]
-    also = records.get("paraphrase")
-    return ", ".join(parts) + (f"; {counted(also, 'paraphrased training question')} for testing" if also else "")
+    kinds = {"reworded": "reworded", "paraphrase": "paraphrased"}
+    also = [counted(records[name], f"{kind} training question") for name, kind in kinds.items() if records.get(name)]
+    return ", ".join(parts) + (f"; {' and '.join(also)} for testing" if also else "")
 
 
 def _course(metrics: Mapping[str, Any], width: int) -> Iterator[str]:

@@ -111,12 +111,14 @@ def learned(metrics):
 COUNTS = [  # data, records, the line
     ("own.jsonl", TRAINED["records"], "240 training records, 30 for validation, 29 for testing; "
      "80 paraphrased training questions for testing"),
+    ("own.jsonl", {"train": 9, "reworded": 1, "paraphrase": 4}, "9 training records; 1 reworded training question and "
+     "4 paraphrased training questions for testing"),
     ("own.jsonl", {"train": 1, "validation": 0, "unseen": 3}, "1 training record, 3 for testing"),
     ("a/novel.txt", {"train": 1800, "unseen": 2, "general": 60}, "1,800 training sequences, 2 for testing"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("data", "records", "line"), COUNTS, ids=["splits", "one", "text"])
+@pytest.mark.parametrize(("data", "records", "line"), COUNTS, ids=["splits", "one", "reworded", "text"])
 def test_the_page_counts_its_records(data, records, line):
     lines = learned(changed(options={"data": data}) | {"records": records})
     assert " ".join(lines[: lines.index("")]) == line
