@@ -41,7 +41,8 @@ def page(result: dict[str, Any]) -> str:
     """What `report` returned, owner by owner, in 80 columns."""
     job, peak = Job(**result["job"]), result["process_peak"]
     predicted, measured = Memory(**result["predicted"]), Memory(**result["measured"])
-    what = "all parameters" if job.rank is None else f"LoRA of rank {job.r} on {', '.join(job.targets)}"
+    what = f"LoRA of rank {job.r} on {', '.join(job.targets or ['all linear layers'])}"
+    what = "all parameters" if job.rank is None else what
     extras = [f"quantized {job.quantized}" if isinstance(job.quantized, str) else "quantized"] * bool(job.quantized)
     extras += ["bf16"] * job.bf16 + ["recompute"] * job.recompute
     words = [what, f"{job.batch_size} x {job.length} tokens", counted(result["threads"], "thread"), *extras]

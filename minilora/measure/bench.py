@@ -27,8 +27,8 @@ from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import training_step
 from ..options import BASE, check, option
+from .blocks import matrices
 from .memory import shape_of
-from .predict import SHAPES
 from .turns import Contender, Work, serve
 
 SMOLLM2 = Config(
@@ -77,7 +77,7 @@ def floor(settings: Settings) -> Work:
     """The matrix products that every LoRA step needs: y = x Wᵀ and dx = g W of every frozen matrix."""
     config, rng = settings.config(), np.random.default_rng(0)
     tokens = settings.batch_size * settings.length
-    shapes = [shape(config) for shape in SHAPES.values()] * config.num_hidden_layers
+    shapes = [(m, n) for _, m, n in matrices(config)] * config.num_hidden_layers
     shapes.append((config.vocab_size, config.hidden_size))
     weights = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
     inputs = {n: rng.standard_normal((tokens, n), dtype=np.float32) for n in {n for shape in shapes for n in shape}}
@@ -94,8 +94,8 @@ def floor(settings: Settings) -> Work:
 def floor_arithmetic(settings: Settings) -> int:
     """FLOPs of one step of `floor`: a multiplication and an addition count as two."""
     config = settings.config()
-    matrices = config.num_hidden_layers * sum(m * n for m, n in (shape(config) for shape in SHAPES.values()))
-    return 4 * settings.batch_size * settings.length * (matrices + config.vocab_size * config.hidden_size)
+    in_blocks = config.num_hidden_layers * sum(m * n for _, m, n in matrices(config))
+    return 4 * settings.batch_size * settings.length * (in_blocks + config.vocab_size * config.hidden_size)
 
 
 def lora(settings: Settings, whole: bool = False, **options: Any) -> Work:

@@ -27,7 +27,7 @@ from ..nn.step import divided, training_step
 from ..options import BASE, BF16, PACKED, RECOMPUTE, check, option
 from ..progress import progress
 from .ledger import ledger, peak
-from .predict import FLOAT, SHAPES, Memory, Step, alive_at_once, check_targets, predict_memory
+from .predict import FLOAT, Memory, Step, alive_at_once, predict_memory
 from .process import apart, peak_memory, program_memory
 
 STEPS = 2  # the first one writes the optimizer state for the first time
@@ -55,13 +55,12 @@ class Job:
             raise ValueError("quantised weights cannot be trained: leave out --quantized, or use --method lora")
         if self.method == "full" and self.bf16:
             raise ValueError("weights in bfloat16 cannot be trained: leave out --bf16, or use --method lora")
-        check_targets(self.targets)
 
     @property
-    def targets(self) -> Sequence[str]:
-        """The names of the adapted modules."""
+    def targets(self) -> Sequence[str] | None:
+        """The names of the adapted modules; None for all of a block."""
         if self.target_modules == "all-linear":
-            return tuple(SHAPES)
+            return None
         return (self.target_modules,) if isinstance(self.target_modules, str) else tuple(self.target_modules)
 
     @property
@@ -146,7 +145,7 @@ def measure_step(given: dict[str, Any]) -> dict[str, Any]:
             model.loss(few, few)  # gives the matrix library its work space, which it keeps
         program = program_memory(sum(parameter.data.nbytes for _, parameter in model.named_parameters()))
         if job.rank:
-            add_adapter(model, LoraConfig(r=job.rank, lora_alpha=2 * job.rank, target_modules=list(job.targets)))
+            add_adapter(model, LoraConfig(r=job.rank, lora_alpha=2 * job.rank, target_modules=job.target_modules))
         optimizer = AdamW(model.trainable_parameters(), lr=1e-4)
 
         def step() -> None:

@@ -17,22 +17,14 @@ from ..engine.fused import TOKEN_BLOCK, VOCAB_BLOCK
 from ..engine.parallel import cores
 from ..lora.adapters import base_state
 from ..lora.layer import LoraLayer
+from ..nn.gemma3 import Gemma3Config
+from ..nn.gpt2 import GPT2Config
 from ..nn.language_model import LanguageModel
-from ..nn.llama import Config
 from ..nn.parts import Batch, Example, micro_batches
 from ..nn.step import divided
+from .blocks import Saves, block_of, matrices, names_of
 
 FLOAT, INTEGER = 4, 8  # bytes of a float32, and of the int64 of ids and labels
-
-SHAPES = {  # (outputs, inputs) of a block's matrices
-    "q_proj": lambda c: (c.num_attention_heads * c.head_dim, c.hidden_size),
-    "k_proj": lambda c: (c.num_key_value_heads * c.head_dim, c.hidden_size),
-    "v_proj": lambda c: (c.num_key_value_heads * c.head_dim, c.hidden_size),
-    "o_proj": lambda c: (c.hidden_size, c.num_attention_heads * c.head_dim),
-    "gate_proj": lambda c: (c.intermediate_size, c.hidden_size),
-    "up_proj": lambda c: (c.intermediate_size, c.hidden_size),
-    "down_proj": lambda c: (c.hidden_size, c.intermediate_size),
-}
 
 
 @dataclass(frozen=True)
@@ -65,18 +57,20 @@ class Memory:
         return sum(self.by_owner().values())
 
 
-def base_parameters(config: Config) -> int:
-    """The number of parameters of a Llama model with this shape."""
-    C = config.hidden_size
-    block = sum(m * n for m, n in (shape(config) for shape in SHAPES.values())) + 2 * C
-    embeddings = config.vocab_size * C * (1 if config.tie_word_embeddings else 2)
-    return embeddings + config.num_hidden_layers * block + C
+def base_parameters(config: Any) -> int:
+    """The number of parameters of a model with this shape."""
+    tables = config.vocab_size * (1 if config.tie_word_embeddings else 2)
+    tables += config.max_position_embeddings if isinstance(config, GPT2Config) else 0
+    block = block_of(config)
+    last_norm = next(part.parameters for part in block if isinstance(part, Saves))
+    return tables * config.hidden_size + config.num_hidden_layers * sum(p.parameters for p in block) + last_norm
 
 
-def check_targets(names: Iterable[str]) -> None:
+def check_targets(names: Iterable[str], config: Any) -> None:
     """Raise ValueError for a module that is not one of a block's matrices."""
-    if unknown := set(names) - set(SHAPES):
-        raise ValueError(f"nothing is predicted for {min(unknown)!r}; known: all-linear, {', '.join(SHAPES)}")
+    known = names_of(config)
+    if unknown := set(names) - set(known):
+        raise ValueError(f"nothing is predicted for {min(unknown)!r}; known: all-linear, {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -85,18 +79,19 @@ class Step:
 
     tokens, scored: those whose activations exist at the same time, in `rows` of equal length: the whole batch if it is
         computed at once; if it is divided, the micro-batches of all `threads`, which take `rounds` for the batch.
-    rank: of the adapter on the modules named in `targets` of every block; None for full fine-tuning.
+    rank: of the adapter on the modules named in `targets` of every block, all of them if None; None for full
+        fine-tuning.
     freeze_A: whether only B is trained.
     base_bytes: the size of the base's weights, if they are not float32.
     recompute: activation checkpointing: a block saves only its input.
     program: the size of Python and libraries, which shapes do not give.
     """
 
-    config: Config
+    config: Any
     tokens: int
     scored: int
     rank: int | None = None
-    targets: Collection[str] = tuple(SHAPES)
+    targets: Collection[str] | None = None
     freeze_A: bool = False
     rows: int = 1
     threads: int = 1
@@ -106,11 +101,11 @@ class Step:
     program: int = 0
 
     def __post_init__(self):
-        check_targets(self.targets)
+        check_targets(self.targets or (), self.config)
 
     @classmethod
     def of(
-        cls, model: LanguageModel | Config, batch: Batch | Sequence[Example], threads: int | None = None, **known: Any
+        cls, model: LanguageModel | Any, batch: Batch | Sequence[Example], threads: int | None = None, **known: Any
     ) -> Step:
         """The step of `loss_and_grad` on a batch, or on samples, and of AdamW.
 
@@ -118,10 +113,10 @@ class Step:
         threads: None for all cores. On a GPU a batch is not divided.
         known: further fields, which replace what is known from the model.
         """
-        if isinstance(model, Config):
-            config, batches = model, micro_batches(batch, threads or cores())
-        else:
+        if isinstance(model, LanguageModel):
             config, batches, known = model.config, divided(model, batch, threads), _fields_of(model) | known
+        else:
+            config, batches = model, micro_batches(batch, threads or cores())
         alive, rounds = alive_at_once(batches, threads)
         tokens, scored = sum(each.input_ids.size for each in alive), sum(each.scored for each in alive)
         return cls(config, tokens, scored, rows=len(alive[0].input_ids), threads=len(alive), rounds=rounds, **known)
@@ -129,7 +124,7 @@ class Step:
     @property
     def adapted(self) -> set[str]:
         """The names of the modules that are trained, with an adapter or whole."""
-        return set(SHAPES if self.rank is None else self.targets)
+        return set(names_of(self.config) if self.rank is None or self.targets is None else self.targets)
 
     @property
     def adapter_parameters(self) -> int:
@@ -142,8 +137,7 @@ class Step:
         return base_parameters(self.config) if self.rank is None else self._factors(not self.freeze_A)
 
     def _factors(self, with_A: bool) -> int:
-        shapes = [SHAPES[name](self.config) for name in self.adapted]
-        across = sum(m + (n if with_A else 0) for m, n in shapes)
+        across = sum(m + (n if with_A else 0) for name, m, n in matrices(self.config) if name in self.adapted)
         return (self.rank or 0) * self.config.num_hidden_layers * across
 
 
@@ -163,10 +157,10 @@ def _fields_of(model: LanguageModel) -> dict[str, Any]:
         if isinstance(module, LoraLayer)
         for weights in module.adapters.values()
     }
-    targets = tuple(name for name in SHAPES if name in ranks)
+    targets = tuple(name for name in names_of(model.config) if name in ranks)
     return {
         "rank": max(ranks[name] for name in targets) if targets else None,
-        "targets": targets or tuple(SHAPES),
+        "targets": targets or None,
         "freeze_A": any(adapter.config.freeze_A for adapter in model.adapters.values()),
         "base_bytes": sum(array.nbytes for array in base_state(model).values()),
         "recompute": model.decoder.recompute,
@@ -222,54 +216,46 @@ def kept_activations(step: Step) -> dict[str, int]:
 def recomputed_activations(step: Step) -> dict[str, int]:
     """The same with activation checkpointing: every block saves only its input (engine/recompute.py)."""
     around, config = _kept_around(step), step.config
-    around["recomputed"] = around.pop("rope") + FLOAT * config.num_hidden_layers * step.tokens * config.hidden_size
+    around["recomputed"] = around.pop("rope", 0) + FLOAT * config.num_hidden_layers * step.tokens * config.hidden_size
     return dict(around)
 
 
 def _kept_by_block(step: Step, tokens: int, flows: bool) -> tuple[Counter[str], bool]:
     """What one block saves, and whether a gradient flows into it. flows: does one flow to what is before the block?
 
-    A norm or SwiGLU to which a gradient flows saves its inputs, from which linear layers compute its output again. In a
-    first block, with nothing trained before it, the linear layers save that output themselves.
+    A norm or activation to which a gradient flows saves its inputs, from which linear layers compute its output again.
+    In a first block, with nothing trained before it, the linear layers save that output themselves.
     """
-    config, rank, adapted = step.config, step.rank, step.adapted
-    C, F = config.hidden_size, config.intermediate_size
-    heads, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    numbers = Counter[str]()  # per token
-
-    def linear(width: int, computed_again: bool, *names: str) -> bool:  # layers that share one input of this width
-        mine = [name for name in names if name in adapted]
-        saves_x = mine and not computed_again and not step.freeze_A
-        kept = (rank or 0) * len(mine) + (width if saves_x else 0)  # x Aᵀ of each, and x
-        numbers["linear" if rank is None else "lora_linear"] += kept
-        return bool(mine)
-
-    def norm() -> None:
-        numbers["rms_norm"] += C + 1 if flows else 0  # x and one number
-
-    norm()
-    if linear(C, flows, "q_proj", "k_proj", "v_proj") or flows:
-        flows = True
-        numbers["attention"] += heads + 2 * keys + config.num_attention_heads  # q, k, v, and one number per head
-    flows = linear(heads, False, "o_proj") or flows
-    norm()
-    active = linear(C, flows, "gate_proj", "up_proj") or flows
-    numbers["swiglu"] += 2 * F if active else 0
-    flows = linear(F, active, "down_proj") or active
+    numbers, computed_again = Counter[str](), False  # per token; is what the next linear layers read computed again?
+    for part in block_of(step.config):
+        if isinstance(part, Saves):
+            numbers[part.operation] += part.values if flows else 0
+            computed_again = part.again and flows
+        else:
+            mine = [name for name in part.outputs if name in step.adapted]
+            saves_x = mine and not computed_again and not step.freeze_A
+            kept = (step.rank or 0) * len(mine) + (part.width if saves_x else 0)  # x Aᵀ of each, and x
+            numbers["linear" if step.rank is None else "lora_linear"] += kept
+            flows, computed_again = bool(mine) or flows, False
     return Counter({name: FLOAT * tokens * n for name, n in numbers.items() if n}), flows
 
 
 def _kept_around(step: Step) -> Counter[str]:
     """What is saved outside of the blocks: the rotary angles that all share, and what comes before and after."""
-    C, tokens, scored = step.config.hidden_size, step.tokens, step.scored
+    config, tokens, scored = step.config, step.tokens, step.scored
+    C, norm = config.hidden_size, next(part for part in block_of(config) if isinstance(part, Saves))
     kept = Counter(
-        rope=FLOAT * tokens // step.rows * step.config.head_dim,  # cos and sin
-        rms_norm=FLOAT * tokens * (C + 1),
-        linear_cross_entropy=FLOAT * scored * C + INTEGER * (tokens + scored),  # dx, labels, where they stand
+        linear_cross_entropy=FLOAT * scored * C + INTEGER * (tokens + scored)  # dx, labels, where they stand
     )
+    kept[norm.operation] = FLOAT * tokens * norm.values
     if step.rank is None:
         kept["embedding"] = INTEGER * tokens  # the ids
         kept["linear_cross_entropy"] += FLOAT * scored * (C + 1) + INTEGER * scored  # for dw: x, log Σ exp, the targets
+    if not isinstance(config, GPT2Config):
+        pairs = 2 if isinstance(config, Gemma3Config) else 1  # of cos and sin
+        kept["rope"] = pairs * FLOAT * tokens // step.rows * config.head_dim
+    elif step.rank is None:
+        kept["embedding"] += INTEGER * tokens // step.rows  # the positions
     return kept
 
 
@@ -281,7 +267,9 @@ def _scratch(step: Step) -> tuple[int, int]:
     whole = together == scored and vocabulary == config.vocab_size
     of_loss = together * vocabulary * (1 if whole else 2)  # logits: of a block of tokens and vocabulary, and the last
     of_loss += 2 * scored * C  # x, and the rows of the right answers
-    of_block = tokens * (3 * F + C)  # the gradients of SwiGLU's output and inputs, and of the block's output
+    saving = [part for part in block_of(config) if isinstance(part, Saves)]
+    activation = next(part.values for part in saving if part.again and not part.parameters)
+    of_block = tokens * (F + activation + C)  # the gradients of its output and inputs, and of the block's output
     if step.recompute:
         of_block += sum(_kept_by_block(step, tokens, True)[0].values()) // FLOAT
     if step.base_bytes is not None and step.base_bytes < FLOAT // 2 * base_parameters(config):

@@ -31,8 +31,9 @@ from minilora.files.quant import Packed, quantize
 from minilora.lora.adapters import add_adapter, base_state, set_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.measure.blocks import matrices
 from minilora.measure.counts import count_parameters
-from minilora.measure.predict import SHAPES, Step, predict_memory
+from minilora.measure.predict import Step, predict_memory
 from minilora.models.load import find, load
 from minilora.models.rounded import rounded_bytes
 from minilora.nn.llama import Config, Llama
@@ -154,7 +155,7 @@ def _training(point: Point) -> Callable[[], None]:
 def multiplications(point: Point) -> int:
     """Multiplications of a training step, in its matrix products alone."""
     config, tokens = point.config(), point.batch * point.length
-    shapes = [shape(config) for shape in SHAPES.values()]
+    shapes = [(m, n) for _, m, n in matrices(config)]
     frozen = sum(m * n for m, n in shapes) * config.num_hidden_layers + config.vocab_size * config.hidden_size
     low_rank = point.rank * sum(m + n for m, n in shapes) * config.num_hidden_layers
     # Attention: two products forward; backward five, since it computes the scores again. Half of each is masked.

@@ -10,8 +10,9 @@ from minilora.engine.backend import is_packed
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.measure import bench
+from minilora.measure.blocks import matrices
 from minilora.measure.counts import count_parameters
-from minilora.measure.predict import SHAPES, base_parameters
+from minilora.measure.predict import base_parameters
 from minilora.nn.llama import Llama
 
 TINY = replace(CONFIG, max_position_embeddings=bench.PROMPT + bench.NEW)
@@ -57,13 +58,13 @@ def test_a_mode_trains_the_model_it_names(file, monkeypatch, mode, packed, recom
     counts = count_parameters(model)
     assert model.model.recompute is recomputes and whole is (mode == "lora-backward")
     assert is_packed(model.model.layers[0].self_attn.q_proj.weight.data) is packed
-    adapter = 2 * sum(sum(shape(TINY)) for shape in SHAPES.values()) * TINY.num_hidden_layers
+    adapter = 2 * sum(m + n for _, m, n in matrices(TINY)) * TINY.num_hidden_layers
     assert counts.trainable == (base_parameters(TINY) if mode == "full" else adapter)
 
 
 def test_the_floor_counts_every_matrix_there_and_back(file):
-    matrices = base_parameters(TINY) - TINY.hidden_size * (2 * TINY.num_hidden_layers + 1)  # all but the norms
-    assert bench.floor_arithmetic(bench.Settings(str(file), batch_size=2, length=8)) == 2 * 2 * 16 * matrices
+    products = base_parameters(TINY) - TINY.hidden_size * (2 * TINY.num_hidden_layers + 1)  # all but the norms
+    assert bench.floor_arithmetic(bench.Settings(str(file), batch_size=2, length=8)) == 2 * 2 * 16 * products
 
 
 @pytest.mark.parametrize("mode", ["generate", "generate-8", "load", "load-quantized", "import", "floor"])

@@ -5,8 +5,9 @@ from smallmodels import lora_config as config
 
 from minilora.lora.adapters import add_adapter
 from minilora.measure.bench import SMOLLM2
+from minilora.measure.blocks import names_of
 from minilora.measure.counts import ParameterCounts, count_parameters
-from minilora.measure.predict import SHAPES, Step
+from minilora.measure.predict import Step
 from minilora.nn.layers import Linear
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import Module
@@ -75,7 +76,7 @@ def test_the_formula_gives_the_numbers_of_published_models_with_q_and_v_adapted(
 
 @pytest.mark.parametrize(
     ("r", "targets", "adapter"),
-    [(8, ("q_proj", "v_proj"), 460_800), (8, tuple(SHAPES), 2_442_240), (16, tuple(SHAPES), 4_884_480)],
+    [(8, ("q_proj", "v_proj"), 460_800), (8, names_of(SMOLLM2), 2_442_240), (16, names_of(SMOLLM2), 4_884_480)],
 )
 def test_the_formula_gives_smollm2_s_numbers_and_what_a_small_model_has(r, targets, adapter, tiny_config):
     assert Step(SMOLLM2, 1, 1, rank=r, targets=targets).adapter_parameters == adapter

@@ -15,9 +15,12 @@ from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.measure import predict
 from minilora.measure.bench import SMOLLM2
+from minilora.measure.blocks import names_of
 from minilora.measure.counts import count_parameters
 from minilora.measure.ledger import kept_arrays, ledger, peak
-from minilora.measure.predict import SHAPES, Memory, Step, alive_at_once, base_parameters, predict_memory
+from minilora.measure.predict import Memory, Step, alive_at_once, base_parameters, predict_memory
+from minilora.nn.gemma3 import Gemma3, Gemma3Config
+from minilora.nn.gpt2 import GPT2, GPT2Config
 from minilora.nn.llama import Config, Llama
 from minilora.nn.optim import AdamW
 from minilora.nn.parts import Batch, micro_batches
@@ -31,10 +34,10 @@ MEDIUM = Config(
     num_attention_heads=4,
     num_key_value_heads=2,
 )
-RANK = 3
+RANK, NAMES = 3, names_of(MEDIUM)
 TARGETS = {
     "full": None,
-    "all-linear": list(SHAPES),
+    "all-linear": list(NAMES),
     "q+v": ["q_proj", "v_proj"],
     "v": ["v_proj"],
     "o+down": ["o_proj", "down_proj"],
@@ -207,7 +210,7 @@ def test_without_a_number_there_are_as_many_threads_as_cores(rng, monkeypatch):
 def test_a_model_tells_its_adapter_its_base_and_whether_it_recomputes(tiny_config, rng, targets, freeze_A):
     model, ids = trainable(tiny_config, targets, recompute=True, freeze_A=freeze_A), ids_of(rng, 2, 70)
     base_bytes = 4 * base_parameters(tiny_config)
-    adapter = {} if targets is None else {"rank": RANK, "targets": tuple(name for name in SHAPES if name in targets)}
+    adapter = {} if targets is None else {"rank": RANK, "targets": tuple(name for name in NAMES if name in targets)}
     adapter["freeze_A"] = freeze_A
     told = Step(tiny_config, 140, 138, rows=1, threads=2, base_bytes=base_bytes, recompute=True, **adapter)
     assert Step.of(model, Batch(ids, ids), threads=2) == told
@@ -239,6 +242,33 @@ def test_the_graph_holds_what_was_predicted_operation_by_operation_to_the_byte(
     assert held.gradients == held.scratch == held.program == 0
 
 
+FAMILIES = {
+    "gpt2": (GPT2, GPT2Config(64, 12, 2, 3, 20), ["c_attn", "c_proj"], ["c_fc"]),
+    "gemma3": (
+        Gemma3,
+        Gemma3Config(64, 12, 20, 3, 4, 2, 6, sliding_window=8),
+        ["q_proj", "k_proj", "up_proj"],
+        ["o_proj"],
+    ),
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(("family", "config", "some", "one"), FAMILIES.values(), ids=FAMILIES)
+def test_other_families_hold_what_was_predicted_to_the_byte(rng, family, config, some, one, recompute):
+    for targets in (None, "all-linear", some, one):
+        model, ids = family(config, 0), ids_of(rng, 2, 70)
+        model.decoder.recompute = recompute
+        if targets is not None:
+            add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
+        held = ledger(model, AdamW(model.trainable_parameters()), model.loss(ids, ids))
+        told = predict_memory(replace(Step.of(model, Batch(ids, ids), threads=1), rounds=2))
+        assert held.by_operation == told.by_operation
+        for owner in ("weights", "adapter", "moments", "activations"):
+            assert getattr(held, owner) == getattr(told, owner)
+        assert base_parameters(config) == count_parameters(family.empty(config)).total
+
+
 def test_a_packed_row_with_unscored_tokens_holds_what_was_predicted(tiny_config, rng):
     model, ids = trainable(tiny_config, TARGETS["all-linear"]), ids_of(rng, 1, 90)
     labels = ids.copy()
@@ -257,7 +287,7 @@ def test_a_packed_base_is_counted_with_its_bytes_and_keeps_no_more_for_backward(
     held = ledger(model, None, model.loss(ids, ids))
     assert Step.of(model, Batch(ids, ids)).base_bytes == held.weights
     assert held.weights == sum(w.nbytes for w in state.values()) < 4 * base_parameters(config) / 3
-    assert held.by_operation == predicted(config, list(SHAPES), 40, 39).by_operation
+    assert held.by_operation == predicted(config, list(NAMES), 40, 39).by_operation
 
 
 def test_after_backward_gradients_are_held_and_activations_no_more(tiny_config, rng):

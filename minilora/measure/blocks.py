@@ -1,0 +1,93 @@
+"""What one block of each family is made of, as far as memory is concerned: its operations in their order.
+
+Each operation's docstring says what it saves for the backward pass; here are its numbers of values per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..nn.gemma3 import Gemma3Config
+from ..nn.gpt2 import GPT2Config
+
+
+@dataclass(frozen=True)
+class Saves:
+    """An operation that saves `values` values per token if a gradient flows to it.
+
+    again: linear layers after it compute its value again instead of saving it.
+    parameters: how many it has.
+    """
+
+    operation: str
+    values: int
+    again: bool = False
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class Linears:
+    """Linear layers that read the same input, `width` values per token. outputs: of each, by its name.
+
+    bias: whether they have one.
+    """
+
+    width: int
+    outputs: Mapping[str, int]
+    bias: bool = False
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.outputs.values()) * (self.width + self.bias)
+
+
+Part = Saves | Linears
+
+
+def block_of(config: Any) -> list[Part]:
+    """The operations of one block of a model with this config; those that save nothing are left out."""
+    if isinstance(config, GPT2Config):
+        return _gpt2(config)
+    C, F, H, K = (
+        config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads,
+    )  # fmt: skip
+    heads, keys, gemma = H * config.head_dim, K * config.head_dim, isinstance(config, Gemma3Config)
+    norm = Saves("rms_norm", C + 1, again=True, parameters=C)  # x and one value
+    parts: list[Part] = [norm, Linears(C, {"q_proj": heads, "k_proj": keys, "v_proj": keys})]
+    if gemma:
+        parts.append(Saves("rms_norm", heads + keys + H + K, parameters=2 * config.head_dim))
+    parts.append(Saves("attention", heads + 2 * keys + H))  # q, k, v, and one value per head
+    parts.append(Linears(heads, {"o_proj": C}))
+    parts += [norm, norm] if gemma else [norm]
+    parts.append(Linears(C, {"gate_proj": F, "up_proj": F}))
+    parts.append(Saves("geglu" if gemma else "swiglu", 2 * F, again=True))
+    parts.append(Linears(F, {"down_proj": C}))
+    return [*parts, norm] if gemma else parts
+
+
+def _gpt2(config: GPT2Config) -> list[Part]:
+    C, F = config.hidden_size, config.intermediate_size
+    norm = Saves("layer_norm", C + 2, again=True, parameters=2 * C)
+    return [
+        norm,
+        Linears(C, {"c_attn": 3 * C}, bias=True),
+        Saves("attention", 3 * C + config.num_attention_heads),
+        Linears(C, {"c_proj": C}, bias=True),
+        norm,
+        Linears(C, {"c_fc": F}, bias=True),
+        Saves("gelu", F, again=True),
+        Linears(F, {"c_proj": C}, bias=True),
+    ]
+
+
+def matrices(config: Any) -> list[tuple[str, int, int]]:
+    """(name, outputs, inputs) of every matrix of a block. A name may occur twice."""
+    layers = [part for part in block_of(config) if isinstance(part, Linears)]
+    return [(name, m, part.width) for part in layers for name, m in part.outputs.items()]
+
+
+def names_of(config: Any) -> tuple[str, ...]:
+    """The names of the modules of a block that have a matrix: what "all-linear" adapts."""
+    return tuple(dict.fromkeys(name for name, _, _ in matrices(config)))
