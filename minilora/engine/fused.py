@@ -208,17 +208,16 @@ def rms_norm(x, w, eps: float, offset: float = 0.0):
     Zhang & Sennrich 2019 (arXiv 1910.07467). offset: 1 in Gemma, whose w starts at 0. Saves x and one value per row.
     """
     xp = array_module(x)
-    factors = w + offset if offset else w
     inv = xp.einsum("...c,...c->...", x, x)[..., None]  # (..., 1): Σ x² without an array of squares
     inv /= x.shape[-1]
     inv += eps
     xp.sqrt(inv, out=inv)
     xp.divide(1, inv, out=inv)
     y = x * inv
-    y *= factors
+    y *= w + offset if offset else w
 
     def dx(g):  # x · inv depends on x in two ways: directly, and through inv
-        out = g * factors
+        out = g * (w + offset if offset else w)
         along = xp.einsum("...c,...c->...", out, x)[..., None]  # the gradient's component along x
         along *= inv * inv / x.shape[-1]
         out -= x * along

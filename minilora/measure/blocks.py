@@ -55,16 +55,23 @@ def block_of(config: Any) -> list[Part]:
     )  # fmt: skip
     heads, keys, gemma = H * config.head_dim, K * config.head_dim, isinstance(config, Gemma3Config)
     norm = Saves("rms_norm", C + 1, again=True, parameters=C)  # x and one value
-    parts: list[Part] = [norm, Linears(C, {"q_proj": heads, "k_proj": keys, "v_proj": keys})]
-    if gemma:
-        parts.append(Saves("rms_norm", heads + keys + H + K, parameters=2 * config.head_dim))
-    parts.append(Saves("attention", heads + 2 * keys + H))  # q, k, v, and one value per head
-    parts.append(Linears(heads, {"o_proj": C}))
-    parts += [norm, norm] if gemma else [norm]
-    parts.append(Linears(C, {"gate_proj": F, "up_proj": F}))
-    parts.append(Saves("geglu" if gemma else "swiglu", 2 * F, again=True))
-    parts.append(Linears(F, {"down_proj": C}))
-    return [*parts, norm] if gemma else parts
+    qkv = Linears(C, {"q_proj": heads, "k_proj": keys, "v_proj": keys}, bias=getattr(config, "attention_bias", False))
+    up, down = Linears(C, {"gate_proj": F, "up_proj": F}), Linears(F, {"down_proj": C})
+    if getattr(config, "shared_mlp", False):
+        up, down = Linears(C, {"input_linear": 2 * F}), Linears(F, {"output_linear": C})
+    of_heads = [Saves("rms_norm", heads + keys + H + K, parameters=2 * config.head_dim)]  # q, k and one value per head
+    return [
+        norm,
+        qkv,
+        *(of_heads if gemma or config.qk_norm else []),
+        Saves("attention", heads + 2 * keys + H),  # q, k, v, and one value per head
+        Linears(heads, {"o_proj": C}),
+        *([norm, norm] if gemma else [norm]),
+        up,
+        Saves("geglu" if gemma else "swiglu", 2 * F, again=True),
+        down,
+        *([norm] if gemma else []),
+    ]
 
 
 def _gpt2(config: GPT2Config) -> list[Part]:

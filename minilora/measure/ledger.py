@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from ..engine.backend import Array
-from ..engine.tensor import Node, Tensor
+from ..engine.tensor import OPS, Node, Tensor
 from ..lora.adapters import base_state
 from ..nn.language_model import LanguageModel
 from ..nn.optim import AdamW
@@ -71,7 +71,7 @@ def kept_arrays(start: Node) -> Iterator[tuple[str, Array]]:
     visited = {id(node.recompute) for node in nodes}
     for node in nodes:
         for _, vjp, _ in node.edges or ():
-            yield from _held_by(vjp, "", visited)
+            yield from _held_by(vjp, node.name, visited)
 
 
 def _graph(start: Node) -> list[Node]:
@@ -98,7 +98,8 @@ def _held_by(x: Any, operation: str, visited: set[int]) -> Iterator[tuple[str, A
         inside = vars(x).values()
     elif getattr(x, "__closure__", None) and id(x) not in visited:
         visited.add(id(x))
-        operation = x.__qualname__.partition(".")[0]  # "attention.<locals>.backward" belongs to attention
+        name = x.__qualname__.partition(".")[0]  # "attention.<locals>.backward" belongs to attention
+        operation = name if name in OPS else operation
         inside = [cell.cell_contents for cell in x.__closure__ if _is_filled(cell)]
     for part in inside:
         yield from _held_by(part, operation, visited)

@@ -17,7 +17,6 @@ from ..engine.fused import TOKEN_BLOCK, VOCAB_BLOCK
 from ..engine.parallel import cores
 from ..lora.adapters import base_state
 from ..lora.layer import LoraLayer
-from ..nn.gemma3 import Gemma3Config
 from ..nn.gpt2 import GPT2Config
 from ..nn.language_model import LanguageModel
 from ..nn.parts import Batch, Example, micro_batches
@@ -252,7 +251,7 @@ def _kept_around(step: Step) -> Counter[str]:
         kept["embedding"] = INTEGER * tokens  # the ids
         kept["linear_cross_entropy"] += FLOAT * scored * (C + 1) + INTEGER * scored  # for dw: x, log Σ exp, the targets
     if not isinstance(config, GPT2Config):
-        pairs = 2 if isinstance(config, Gemma3Config) else 1  # of cos and sin
+        pairs = len(set(getattr(config, "layer_types", "1")))  # of cos and sin: one for each type of layer
         kept["rope"] = pairs * FLOAT * tokens // step.rows * config.head_dim
     elif step.rank is None:
         kept["embedding"] += INTEGER * tokens // step.rows  # the positions

@@ -159,11 +159,11 @@ class Decoder(Module):
         return self.norm(through_blocks(self.layers, x, context, self.recompute))
 
     def angles(self, positions: Array, dtype: np.dtype) -> dict[str, tuple[Array, Array]]:
-        """cos and sin of every token's rotations, (1 or B, T, 1, D/2) each, for both types of layers."""
+        """cos and sin of every token's rotations, (1 or B, T, 1, D/2) each, for each type of layer."""
         config, D = self.config, self.config.head_dim
         exponents = -array_module(positions).arange(0, D, 2) / D  # (D/2)
         bases = {SLIDING: config.rope_local_base_freq, FULL: config.rope_theta}
-        return {kind: rotary_angles(positions, base**exponents, dtype) for kind, base in bases.items()}
+        return {kind: rotary_angles(positions, bases[kind] ** exponents, dtype) for kind in set(config.layer_types)}
 
 
 class Gemma3(LanguageModel):

@@ -119,7 +119,7 @@ def test_the_command_prints_what_the_report_returned(monkeypatch, capsys):
     ("flags", "status", "reason"),
     [
         (["--method", "full", "--quantized"], 2, "--quantized"),
-        (["--target-modules", "q_proj", "foo"], 2, "'foo'"),
+        (["--target-modules", "q_proj", "foo"], 1, "'foo'"),
         (["--base", "tiny", "--length", "9999"], 1, "9999 tokens"),
         (["--base", "tiny", "--quantized"], 1, "no quantised matrices"),
         (["--base", "tiny", "--r", "999"], 1, "r=999"),
