@@ -23,7 +23,7 @@ from ..engine.backend import array_module, to_numpy
 from ..files.disk import ModelFileError
 from ..files.gguf import read_gguf, values_of, write_gguf
 from ..files.tensors import check_fit
-from ..nn.families import FAMILIES, Family
+from ..nn.families import FAMILIES, GATE_UP, Family
 from ..nn.language_model import LanguageModel
 from .adapters import adapter_weights, install_adapter, plan_adapter
 from .config import LoraConfig
@@ -52,7 +52,7 @@ def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
         tensors[f"{tensor}.lora_a"] = (np.asarray(a.T if module == _EMBEDDING else a, np.float32), "F32")
         tensors[f"{tensor}.lora_b"] = (np.asarray(b, np.float32), "F32")
     metadata = {"general.architecture": family.gguf, "general.type": "adapter", "adapter.type": "lora"}
-    write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, tensors)
+    write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, _divided(tensors))
     return path
 
 
@@ -66,6 +66,8 @@ def load_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
     family = FAMILIES[model.config.model_type]
     alpha, tensors = _read(path, family.gguf)
     pairs: dict[str, dict[str, np.ndarray]] = {}
+    if GATE_UP in family.tensors:
+        tensors = _joined(tensors, path)
     for tensor, array in tensors.items():
         stem, _, end = tensor.rpartition(".")
         module = _module_of(stem, family)
@@ -132,6 +134,33 @@ def _module_of(tensor: str, family: Family) -> str | None:
     name = family.hugging_face_name(tensor)
     known = name != tensor and tensor.endswith(".weight") and "norm" not in tensor
     return name.removesuffix(".weight") if known else None
+
+
+def _divided(tensors: dict[str, tuple[np.ndarray, str]]) -> dict[str, tuple[np.ndarray, str]]:
+    """Granite 4.0's matrix of gate and up as llama.cpp has it, in two: each with its rows of B, and the same A."""
+    divided: dict[str, tuple[np.ndarray, str]] = {}
+    for key, (array, kind) in tensors.items():
+        if ".ffn_gate_up." in key:
+            halves = np.split(array, 2) if key.endswith("lora_b") else (array, array)
+            divided |= {
+                key.replace("gate_up", each): (half, kind) for each, half in zip(("gate", "up"), halves, strict=True)
+            }
+        else:
+            divided[key] = array, kind
+    return divided
+
+
+def _joined(tensors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """The inverse of `_divided`. Raises ModelFileError for a gate and an up that do not share one A."""
+    joined = dict(tensors)
+    for key in [key for key in tensors if ".ffn_gate." in key or ".ffn_up." in key]:
+        gate, up = (key.replace(".ffn_up.", ".ffn_gate."), key.replace(".ffn_gate.", ".ffn_up."))
+        both = [tensors[each] for each in (gate, up) if each in tensors]
+        if len(both) < 2 or (key.endswith("lora_a") and not np.array_equal(both[0], both[1])):
+            raise ModelFileError(f"{path}: gate and up are one matrix in this model, but {gate} and {up} differ")
+        joined.pop(key)
+        joined[gate.replace("gate", "gate_up")] = both[0] if key.endswith("lora_a") else np.concatenate(both)
+    return joined
 
 
 def _config(ranks: dict[str, int], alpha: float) -> LoraConfig:

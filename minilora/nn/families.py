@@ -386,6 +386,13 @@ _TENSORS = {
     "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
 }
 _QK_NORMS = {f"blk.{{}}.attn_{x}_norm": f"model.layers.{{}}.self_attn.{x}_norm" for x in "qk"}
+GATE_UP = (
+    "blk.{}.ffn_gate_up"  # Granite 4.0 has gate and up in one matrix; llama.cpp, which has two, has no name for it
+)
+_ONE_MLP = {
+    GATE_UP: "model.layers.{}.shared_mlp.input_linear",
+    "blk.{}.ffn_down": "model.layers.{}.shared_mlp.output_linear",
+}
 _SILU = {"hidden_act": ("silu",)}
 _NO_BIAS = {"attention_bias": (False,), "mlp_bias": (False,)}
 _NO_WINDOW = {"use_sliding_window": (False,), "layer_types": ("full_attention",)}
@@ -433,6 +440,7 @@ def _stored_granite_hybrid(config: Config) -> dict[str, Any]:
 
 _GRANITE_HYBRID = replace(
     _GRANITE, model_type="granitemoehybrid", class_name="GraniteMoeHybridForCausalLM", always={"shared_mlp": True},
+    tensors={name: own for name, own in _TENSORS.items() if ".mlp." not in own} | _ONE_MLP,
     fields=_shape(Field("intermediate_size", "shared_intermediate_size", "feed_forward_length"), *_MULTIPLIERS),
     only=_SILU | {"attention_bias": (False,), "num_local_experts": (0,), "position_embedding_type": ("rope",),
                   "layer_types": ("full_attention", "attention"), "normalization_function": ("rmsnorm",)},

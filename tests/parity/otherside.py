@@ -33,6 +33,18 @@ def in_transformers(ours):
     return transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state).eval()
 
 
+def in_double(theirs, monkeypatch):
+    """A model in float64 throughout: transformers computes norms and rotations in float32 by name."""
+    for name in ("float32", "float"):
+        monkeypatch.setattr(torch, name, torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    theirs = theirs.double()
+    for module in theirs.modules():
+        if type(module).__name__.endswith("RotaryEmbedding"):
+            module.__init__(theirs.config)
+    return theirs
+
+
 def logits_of(theirs, ids, **inputs):
     with torch.no_grad():
         return theirs(torch.from_numpy(ids), **inputs).logits.numpy()
