@@ -43,14 +43,14 @@ def message_of(path, *tokenizer):
 
 def test_everything_that_a_row_says_is_in_its_record(write):
     known = {"id": "x/lien", "topic": "x", "split": "test", "paraphrase": "Define lien.", "keywords": ["claim"]}
-    known |= {"phrasings": ["A lien?", "Explain lien."], "validation_paraphrase": "Lien: what?"}
+    known |= {"phrasings": ["A lien?", "Explain lien."], "validation_paraphrase": "Lien: what?", "reworded": "lien?"}
     path = write(QA | known, "", "  ", {"messages": [m | {"name": "x"} for m in TALK]})
     record, talk = read_records(path)
     phrasings = ("A lien?", "Explain lien.")
     assert record == Record(
-        "x/lien", (USER, ASSISTANT), "", "test", "Define lien.", ("claim",), phrasings, "Lien: what?"
+        "x/lien", (USER, ASSISTANT), "", "test", "Define lien.", ("claim",), phrasings, "Lien: what?", reworded="lien?"
     )
-    assert record.prompt == [USER] and record.other_questions == [*phrasings, "Define lien.", "Lien: what?"]
+    assert record.prompt == [USER] and record.other_questions == [*phrasings, "lien?", "Define lien.", "Lien: what?"]
     assert talk == Record("line-4", tuple(TALK)) and talk.prompt == TALK[:-1]
     assert read_records(write("One.", "Two.", name="novel.txt")) == [Record("novel", (), "One.\nTwo.")]
 

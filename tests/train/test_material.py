@@ -95,6 +95,19 @@ def test_the_sets_are_those_of_the_splits_and_only_records_with_keywords_are_ask
     assert material.scored["paraphrase"][0] == samples[0] != material.train[0]
 
 
+def test_reworded_questions_are_scored_and_asked_apart_from_paraphrased_ones(home, tmp_path, tokenizer):
+    terms = [term | {"reworded": f"{term['id']} is what?"} if i in (1, 11) else term for i, term in enumerate(TERMS)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
+    material = material_of(options(home, "unused", data=str(tmp_path / "data.jsonl")), tokenizer)
+    assert list(material.scored) == ["reworded", "paraphrase", "unseen", "general"] and len(material.train) == 8
+    (asked,) = material.asked["reworded"]  # that of a test record is no rewording of what was trained
+    assert (
+        asked.prompt[-1]["content"] == "x/1 is what?"
+        and asked.messages[-1] == material.asked["paraphrase"][1].messages[-1]
+    )
+    assert material.scored["reworded"] == ml.encode_records([asked], tokenizer)
+
+
 SHOWN = [  # records, what each of them is without, the questions asked for the page alone
     (TERMS, [], {}),
     (TERMS, ["keywords"], {"paraphrase": ["Define 0.", "Define 4."], "unseen": ["What is 10?", "What is 11?"]}),
