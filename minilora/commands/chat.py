@@ -12,15 +12,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.records import read_handbook
 from ..files.disk import reading
-from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of, without_passages
+from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of
 from ..generate.streams import check_settings
 from ..lora.adapters import Choice
 from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
 from ..pages.text import shortened
-from ..progress import log
-from .shared import CONTEXT, adapters
+from .shared import CONTEXT, adapters, read_context
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -79,13 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
     model, tokenizer = load_with_adapters(
         named, options.base, options.quantized, options.device, options.force, dtype_of(options.bf16)
     )
-    handbook = None
-    if options.context is not None:
-        handbook = read_handbook(
-            options.context, tokenizer, model.config.max_position_embeddings - options.max_new_tokens
-        )
-    for line in without_passages(model, handbook):
-        log.info(line)
+    room = model.config.max_position_embeddings - options.max_new_tokens
+    handbook = read_context(options.context, model, tokenizer, room)
     drawn = (options.max_new_tokens, options.temperature, options.top_p, options.seed)
     talk = Talk(model, tokenizer, *drawn, options.system, handbook)
     to_terminal = sys.stdout.isatty()

@@ -34,7 +34,14 @@ from ..train.options import FIELD, LABEL, Options
 
 BRACKETS = ("[[", "]]")  # around what is scored
 UNDERLINED = ("\x1b[1;4m", "\x1b[0m")  # the same in a terminal
-FACTS = ("phrasings", "reworded", "paraphrase", "validation_paraphrase", "keywords")  # optional entries of records
+FACTS = (
+    "phrasings",
+    "reworded",
+    "paraphrase",
+    "validation_paraphrase",
+    "keywords",
+    "context",
+)  # optional entries of records
 COUNTED = 5_000  # records of a split whose tokens are counted; of more, a sample
 _LINES = 14  # lines of an example, at most
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..generate.conversation import MAX_NEW_TOKENS
 from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
 from ..progress import log
-from .shared import CONTEXT, adapters
+from .shared import CONTEXT, adapters, read_context
 
 HELP = "let a page and OpenAI's clients ask a base and its adapters"
 _LIMITS: dict[str, Any] = {"group": "limits"}
@@ -70,8 +70,6 @@ def run(arguments: argparse.Namespace) -> None:
     named = adapters(options.adapter)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise RuntimeError(f"minilora serve needs {' and '.join(missing)}: pip install 'minilora[serve]'")
-    from ..data.records import read_handbook
-    from ..generate.conversation import without_passages
     from ..models.load import dtype_of
     from ..models.with_adapters import load_with_adapters
     from ..serve.app import App
@@ -87,12 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
         model, tokenizer = load_with_adapters(
             named, base, options.quantized, options.device, options.force, dtype_of(options.bf16)
         )
-        handbook = None
-        if options.context is not None:
-            handbook = read_handbook(options.context, tokenizer, options.context_length - options.max_new_tokens)
-        for line in without_passages(model, handbook):
-            log.info(line)
         with Engine(model, tokenizer, options.slots, options.queue, options.context_length) as engine:
+            handbook = read_context(options.context, model, tokenizer, engine.context - options.max_new_tokens)
             server = Server(App(engine, Path.cwd(), options.max_new_tokens, handbook), options.host, listener)
             listener.listen()
             address = f"http://{_reachable(options.host)}:{listener.getsockname()[1]}"

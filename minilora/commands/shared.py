@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import toml
 from ..options import BASE, UsageError, from_flags
+from ..progress import log
+
+if TYPE_CHECKING:
+    from ..data.passages import Handbook
+    from ..models.tokenizer import Tokenizer
+    from ..nn.language_model import LanguageModel
 
 Given = TypeVar("Given")
 
@@ -59,3 +65,17 @@ def one_adapter(words: Sequence[str]) -> tuple[str, Path]:
     if len(named) > 1:
         raise UsageError(f"one adapter at a time: {', '.join(named)} are {len(named)}")
     return named.popitem()
+
+
+def read_context(source: str | None, model: LanguageModel, tokenizer: Tokenizer, tokens: int) -> Handbook | None:
+    """The passages of --context, if it is given. Otherwise, adapters that learned to read some are named in the log.
+
+    tokens: the most that a prompt with a passage may have.
+    """
+    from ..data.records import read_handbook
+    from ..generate.conversation import without_passages
+
+    handbook = None if source is None else read_handbook(source, tokenizer, tokens)
+    for line in without_passages(model, handbook):
+        log.info(line)
+    return handbook

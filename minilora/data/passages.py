@@ -90,14 +90,14 @@ def fill(passage: str, question: str, template: str = TEMPLATE) -> str:
     >>> fill("Open {question}s.", "When?", "{passage} {question}")
     'Open {question}s. When?'
     """
-    before, _, after = template.rpartition(QUESTION)
-    start, _, middle = before.rpartition(PASSAGE)
-    return f"{start}{passage}{middle}{question}{after}"
+    before, _, rest = template.partition(PASSAGE)
+    between, _, after = rest.partition(QUESTION)
+    return f"{before}{passage}{between}{question}{after}"
 
 
 def stored_template(data: Mapping[str, Any]) -> str | None:
     """The template in an adapter's entry "data", if it was trained on passages. Raises ValueError for a bad one."""
     template = data.get("context_template")
-    if template is not None and not (0 <= template.find(PASSAGE) < template.rfind(QUESTION)):
+    if template is not None and not (0 <= template.find(PASSAGE) < template.find(QUESTION)):
         raise ValueError(f"the adapter's context_template must have {PASSAGE} and then {QUESTION}")
     return template

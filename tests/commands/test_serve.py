@@ -130,7 +130,7 @@ def test_packages_that_are_missing_are_named(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("content", "said"),
     [(None, "no such data file"), (b"", "the file is empty"), (b"\xff\xe9", "cannot be read as UTF-8"),
-     (b"owl " * 3000, "paragraph 1 makes a prompt of")],
+     (b"owl " * 200, "paragraph 1 makes a prompt of")],
 )  # fmt: skip
 def test_a_context_that_cannot_be_used_is_one_line(command, content, said, shop, tmp_path, capsys):
     path = tmp_path / "book.txt"

@@ -46,7 +46,8 @@ def by_formula(question, i):
 
 
 @pytest.mark.parametrize(
-    "question", ["heron", "Is a heron near reeds?", "fish fish fish heron", "the owl", "p1", "zebra"]
+    "question",
+    ["heron", "Is a heron near reeds?", "fish fish fish heron", "heron " * 9 + "owls", "the owl", "p1", "zebra"],
 )
 def test_passages_are_ranked_by_the_papers_score_and_equal_ones_stay_in_order(question):
     scores = [by_formula(question, i) for i in range(len(TEXTS))]
@@ -65,6 +66,10 @@ def test_scores_are_the_papers_and_a_word_that_is_repeated_gains_less_each_time(
 def test_the_right_passage_is_found_with_the_answer_and_the_found_one_without():
     messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Near reeds."}]
     assert BOOK.right(messages).id == "p1"
+    assert (
+        BOOK.right([*messages, {"role": "user", "content": "Owls?"}, {"role": "assistant", "content": "Yes."}]).id
+        == "p2"
+    )
     passage, prompt = BOOK.ask("What do flies fear?")
     assert passage.id == "p0" and passage.text in prompt and prompt.endswith("Question: What do flies fear?")
 
