@@ -61,6 +61,7 @@ class Family:
     fields: of the config, that files have.
     always: of the config, that all models of this family have.
     only: keys of config.json that would change the result, with the values that minilora computes; a list may hold any.
+    needed: of these keys, those that must be there, because transformers assumes another value where they are not.
     ignored: keys of config.json that do not change the result, besides those of all families.
     plain: rewrites what config.json says in another form, as fields. stored: the inverse, from a config.
     gguf_only: as `only`, for metadata.
@@ -79,6 +80,7 @@ class Family:
     permuted: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
     only: Mapping[str, tuple] = field(default_factory=dict)
+    needed: tuple[str, ...] = ()
     ignored: frozenset[str] = frozenset()
     plain: Callable[[dict[str, Any]], dict[str, Any]] = dict
     stored: Callable[[Any], dict[str, Any]] = lambda config: {}
@@ -178,6 +180,8 @@ def config_from_json(raw: Mapping[str, Any]) -> Any:
             values[each.name] = each.read(raw, values)
         except KeyError as error:
             raise ValueError(f"{error} is missing") from error
+    if absent := [key for key in family.needed if key not in raw]:
+        raise ValueError(f"{absent[0]!r} is missing; minilora supports only {family.only[absent[0]][0]!r}")
     known = {each.json for each in family.fields} | _IGNORED | family.ignored
     _refuse({key: value for key, value in raw.items() if key not in known}, family.only, "field")
     return _made(family, values)
@@ -434,7 +438,7 @@ _GRANITE = replace(
 
 
 def _stored_granite_hybrid(config: Config) -> dict[str, Any]:
-    layers = ["full_attention"] * config.num_hidden_layers
+    layers = ["attention"] * config.num_hidden_layers
     return {"layer_types": layers, "num_experts_per_tok": 0, "mamba_n_heads": 1}  # Mamba is not used, but checked
 
 
@@ -443,7 +447,8 @@ _GRANITE_HYBRID = replace(
     tensors={name: own for name, own in _TENSORS.items() if ".mlp." not in own} | _ONE_MLP,
     fields=_shape(Field("intermediate_size", "shared_intermediate_size", "feed_forward_length"), *_MULTIPLIERS),
     only=_SILU | {"attention_bias": (False,), "num_local_experts": (0,), "position_embedding_type": ("rope",),
-                  "layer_types": ("full_attention", "attention"), "normalization_function": ("rmsnorm",)},
+                  "layer_types": ("attention", "full_attention"), "normalization_function": ("rmsnorm",)},
+    needed=("num_local_experts", "position_embedding_type", "layer_types"),
     ignored=frozenset(_NO_MAMBA + _NO_EXPERTS),
     stored=_stored_granite_hybrid,
 )  # fmt: skip
@@ -453,17 +458,20 @@ def _plain_smollm3(raw: dict[str, Any]) -> dict[str, Any]:
     """`no_rope_layers`, 0 for a layer without rotation, as `no_rope_layer_interval`."""
     raw = _plain_rope(raw)
     layers = raw.pop("no_rope_layers", None)
-    if isinstance(layers, list) and layers:
-        interval = layers.index(0) + 1 if 0 in layers else 0
-        if layers != [int(not interval or (i + 1) % interval != 0) for i in range(len(layers))]:
+    if layers and layers != _rotated(raw.get("no_rope_layer_interval", 4), len(layers)):
+        raw["no_rope_layer_interval"] = layers.index(0) + 1 if 0 in layers else 0
+        if layers != _rotated(raw["no_rope_layer_interval"], len(layers)):
             raise ValueError(f"minilora supports no_rope_layers with a 0 at every n-th place only, not {layers}")
-        raw["no_rope_layer_interval"] = interval
     return raw
 
 
+def _rotated(interval: int, layers: int) -> list[int]:
+    """1 for each layer that rotates q and k, 0 for each that does not."""
+    return [int(not interval or (i + 1) % interval != 0) for i in range(layers)]
+
+
 def _stored_smollm3(config: Config) -> dict[str, Any]:
-    interval = config.no_rope_layer_interval
-    layers = [int(not interval or (i + 1) % interval != 0) for i in range(config.num_hidden_layers)]
+    layers = _rotated(config.no_rope_layer_interval, config.num_hidden_layers)
     return {"no_rope_layers": layers, "layer_types": ["full_attention"] * len(layers)}
 
 

@@ -1,9 +1,31 @@
-"""The table of families: names of tensors, and what is refused."""
+"""The table of families: names of tensors, what Llama's switches compute, and what is refused."""
 
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from modelfiles import gguf_name, new_llama
+from peftfiles import adapted
+from smallmodels import IDS, in_float64, logits
 
-from minilora.nn.families import FAMILIES
+from minilora.engine.backend import dense, is_packed
+from minilora.engine.tensor import no_grad
+from minilora.lora.adapters import merge_adapter
+from minilora.models.rounded import load_rounded
+from minilora.nn.families import (
+    ARCHITECTURES,
+    FAMILIES,
+    ROPE_DIVISORS,
+    as_llama_cpp_has_it,
+    config_from_gguf,
+    config_from_json,
+    config_to_gguf,
+    config_to_json,
+)
+from minilora.nn.llama import Config, Llama
+from minilora.nn.rope import RopeScaling
+from minilora.nn.step import loss_and_grad
 
 LLAMA = FAMILIES["llama"]
 
@@ -23,3 +45,229 @@ def test_an_unknown_name_stays_as_it_is_and_is_never_written():
         LLAMA.llama_cpp_name("model.layers.0.self_attn.q_norm.weight")
     assert LLAMA.hugging_face_name("blk.12.attn_q.bias") == "model.layers.12.self_attn.q_proj.bias"
     assert FAMILIES["qwen3"].hugging_face_name("blk.0.attn_q_norm.weight") == "model.layers.0.self_attn.q_norm.weight"
+
+
+# -- the switches of Llama's config ------------------------------------------------------------------------------------
+
+PLAIN = Config(64, 32, 48, 2, 4, 2, max_position_embeddings=32)
+SWITCHES = {
+    "qwen2": {"attention_bias": True},
+    "qwen3": {"qk_norm": True, "head_dim": 12},
+    "mistral": {"sliding_window": 4},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "llama": {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 24)},
+    "granite": {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4,
+                "logits_scaling": 2.0},
+    "granitemoehybrid": {"shared_mlp": True, "residual_multiplier": 0.4},
+}  # fmt: skip
+every_switch = pytest.mark.parametrize("family", SWITCHES)
+
+
+def made(family, **changes):
+    """A model with large random weights and biases, in float64."""
+    config = replace(PLAIN, model_type=family, **SWITCHES[family] | changes)
+    model, rng = in_float64(Llama(config, 0), gain=10), np.random.default_rng(1)
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            p.data = rng.standard_normal(p.shape)
+    return model
+
+
+@every_switch
+def test_each_switch_changes_the_result(family):
+    model = made(family)
+    for name, value in SWITCHES[family].items():
+        if name in ("head_dim", "shared_mlp"):
+            continue
+        other = Llama(replace(model.config, **{name: PLAIN.__dict__[name]}))
+        other.load_state_dict({key: model.state_dict()[key] for key in other.state_dict()})
+        assert np.abs(logits(other) - logits(model)).max() > 1e-2, (name, value)
+
+
+@every_switch
+def test_the_gradient_of_the_whole_model_is_the_slope_of_its_loss(family, rng):
+    model = made(family)
+    ids = rng.integers(0, 64, (2, 9))
+    loss_and_grad(model, ids, ids)
+    kinds = {}
+    for name, p in model.named_parameters():  # along one random direction for each kind of parameter
+        kinds.setdefault(".".join(name.split(".")[-2:]), []).append((p, rng.standard_normal(p.shape)))
+    for kind, each in kinds.items():
+        sides = []
+        for way in (1e-6, -2e-6):
+            for p, direction in each:
+                p.data = p.data + way * direction
+            with no_grad():
+                sides.append(model.loss(ids, ids).item())
+        for p, direction in each:
+            p.data = p.data + 1e-6 * direction
+        slope = sum((p.grad * direction).sum() for p, direction in each)
+        assert slope == pytest.approx((sides[0] - sides[1]) / 2e-6, rel=1e-5, abs=1e-6), kind
+
+
+@every_switch
+def test_recomputing_and_dividing_change_neither_loss_nor_gradients(family, rng):
+    ids = rng.integers(0, 64, (3, 20))
+    found = []
+    for recompute in (False, True):
+        model = adapted(made(family), target_modules="all-linear")
+        model.decoder.recompute = recompute
+        for _ in range(2):  # divided into micro-batches, and whole
+            for p in model.trainable_parameters().values():
+                p.grad = None
+            loss = loss_and_grad(model, ids, ids) if not found else model.loss(ids, ids)
+            if found:
+                loss.backward()
+            found.append((loss.item(), {name: p.grad.copy() for name, p in model.trainable_parameters().items()}))
+    for loss, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-12)
+        for name, grad in gradients.items():
+            np.testing.assert_allclose(grad, found[0][1][name], rtol=1e-8, atol=1e-12, err_msg=name)
+
+
+@every_switch
+def test_rows_that_join_a_cache_are_answered_as_alone(family, rng):
+    """A long and a short prompt, padded on the left, then token by token."""
+    model = made(family)
+    texts = [rng.integers(0, 64, n) for n in (12, 7)]
+    caches = [model.new_cache(1, 16), model.new_cache(1, 16)]
+    with no_grad():
+        for text, cache in zip(texts, caches, strict=True):
+            model(text[None, :-3], cache)
+        caches[0].join(caches[1], room=16)
+        parts = [
+            model(np.stack([text[-3 + t : len(text) - 2 + t] for text in texts]), caches[0]).data for t in range(3)
+        ]
+    got = np.concatenate(parts, axis=1)
+    for row, text in zip(got, texts, strict=True):
+        np.testing.assert_allclose(row, logits(model, text[None])[0, -3:], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "NF4"])
+@every_switch
+def test_a_quantised_base_computes_with_its_rounded_matrices_and_its_own_biases(family, kind, rng):
+    config = replace(
+        PLAIN, model_type=family, hidden_size=64, intermediate_size=64, **SWITCHES[family] | {"head_dim": 16}
+    )
+    state = {name: w.astype(np.float32) for name, w in in_float64(Llama(config, 0), gain=10).state_dict().items()}
+    packed = load_rounded(config, state, state.__getitem__, kind)
+    dense_one = Llama.empty(config)
+    dense_one.load_state_dict({name: dense(w) for name, w in packed.state_dict().items()})
+    for name, w in packed.state_dict().items():
+        assert is_packed(w) == (w.ndim == 2)
+        assert w.ndim == 2 or np.array_equal(w, state[name])
+    np.testing.assert_allclose(logits(packed), logits(dense_one), rtol=1e-3, atol=1e-3)
+    tuned = adapted(packed, target_modules="all-linear")
+    assert np.isfinite(loss_and_grad(tuned, IDS, IDS).item())
+    before = logits(tuned)
+    merge_adapter(tuned)
+    np.testing.assert_allclose(logits(tuned), before, rtol=1e-3, atol=1e-3)
+
+
+# -- config.json and metadata ------------------------------------------------------------------------------------------
+
+
+@every_switch
+def test_a_config_comes_back_from_both_formats(family):
+    config = made(family, **({"no_rope_layer_interval": 4} if family == "smollm3" else {})).config
+    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+    if family == "granitemoehybrid":
+        config, _ = as_llama_cpp_has_it(config, {})
+    metadata, tensors = config_to_gguf(config)
+    shapes = {"token_embd.weight": (64, 32)}
+    again = config_from_gguf(metadata, shapes, tensors.get(ROPE_DIVISORS))
+    if family == "mistral":  # llama.cpp has no window: its context ends where the window would hide something
+        assert again == replace(config, model_type="llama", sliding_window=None, max_position_embeddings=4)
+    else:
+        assert again == config
+
+
+def test_llama_3s_files_from_elsewhere_say_only_the_divisors():
+    config = replace(PLAIN, head_dim=64, rope_theta=500000.0, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192))
+    metadata, tensors = config_to_gguf(config)
+    metadata.pop("minilora.rope_scaling")
+    shapes, divisors = {"token_embd.weight": (64, 32)}, tensors[ROPE_DIVISORS]
+    assert config_from_gguf(metadata, shapes, divisors) == config
+    assert divisors.min() == 1 and divisors.max() == 32 and len(set(divisors.tolist())) == 5
+    with pytest.raises(ValueError, match="not Llama 3's scaling"):
+        config_from_gguf(metadata, shapes, np.linspace(1, 8, 32, dtype=np.float32))
+
+
+def test_smollm3_with_another_interval_is_no_gguf_file():
+    with pytest.raises(ValueError, match="no_rope_layer_interval of 4, this model has 2: write a folder"):
+        config_to_gguf(made("smollm3").config)
+
+
+GRANITE = config_to_json(replace(PLAIN, model_type="granitemoehybrid", shared_mlp=True))
+REFUSED = [
+    ({"model_type": "falcon"}, "'falcon', minilora reads granite, granitemoehybrid, "),
+    ({"model_type": "gpt_neox"}, "minilora reads"),
+    ({"use_rope": False}, "does not know the field use_rope (here False)"),
+    ({"attention_bias": True}, "attention_bias: True, only False"),
+    ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+    ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    ({"model_type": "qwen3", "attention_bias": True}, "attention_bias"),
+    ({"model_type": "mistral", "layer_types": ["full_attention"]}, "layer_types"),
+    ({"model_type": "mistral", "sliding_window": -1}, "sliding_window must be a positive integer"),
+    ({"model_type": "smollm3", "no_rope_layers": [1, 0, 0, 1]}, "no_rope_layers"),
+    ({"model_type": "granite", "residual_multiplier": 0}, "residual_multiplier must be a positive number"),
+    ({"model_type": "granite", "attention_multiplier": "x"}, "attention_multiplier"),
+    (GRANITE | {"layer_types": ["attention", "mamba"]}, "layer_types"),
+    (GRANITE | {"num_local_experts": 8}, "num_local_experts"),
+    (GRANITE | {"position_embedding_type": "nope"}, "position_embedding_type"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
+def test_what_would_change_the_result_is_refused(change, message):
+    family = change.get("model_type", "llama")
+    record = config_to_json(replace(PLAIN, model_type=family)) if family in FAMILIES else config_to_json(PLAIN)
+    with pytest.raises(ValueError) as caught:
+        config_from_json(record | change)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["position_embedding_type", "num_local_experts", "layer_types"])
+def test_a_granite_whose_defaults_would_be_another_model_is_refused(missing):
+    """transformers' defaults for these are Mamba layers, eight experts, and no rotation."""
+    with pytest.raises(ValueError, match=missing):
+        config_from_json({key: value for key, value in GRANITE.items() if key != missing})
+
+
+PUBLISHED = {  # what the hub's config.json files hold besides shapes
+    "llama": {"_name_or_path": "x", "attention_dropout": 0.0, "is_llama_config": True, "pretraining_tp": 1,
+              "rope_interleaved": False, "rope_scaling": None, "transformers.js_config": {}, "use_cache": True},
+    "qwen2": {"max_window_layers": 21, "sliding_window": 32768, "use_sliding_window": False, "torch_dtype": "bfloat16"},
+    "qwen3": {"max_window_layers": 28, "sliding_window": None, "rope_scaling": None, "attention_bias": False},
+    "mistral": {"sliding_window": 4096, "transformers_version": "4.34.0.dev0"},
+    "granite": {"attention_dropout": 0.1, "mlp_bias": False, "rope_scaling": None},
+    "granitemoehybrid": {"init_method": "mup", "mamba_n_heads": 48, "mamba_d_head": 64, "num_experts_per_tok": 0,
+                         "router_aux_loss_coef": 0.01, "normalization_function": "rmsnorm"},
+    "smollm3": {"max_window_layers": 28, "no_rope_layers": [1, 1, 1, 0, 1], "pretraining_tp": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_the_fields_of_published_models_are_known(family):
+    said = {
+        "llama": {"rope_scaling": None},
+        "smollm3": {"no_rope_layer_interval": 4},
+        "mistral": {"sliding_window": 4096},
+    }
+    config = replace(PLAIN, model_type=family, **SWITCHES[family] | said.get(family, {}))
+    assert config_from_json(config_to_json(config) | PUBLISHED[family]) == config
+
+
+def test_unknown_metadata_and_heads_of_two_widths_are_refused():
+    metadata, _ = config_to_gguf(PLAIN)
+    shapes = {"token_embd.weight": (64, 32)}
+    assert config_from_gguf(metadata | {"general.name": "x", "llama.rope.scaling.type": "none"}, shapes) == PLAIN
+    unknown = {"expert_count": 8, "rope.scaling.type": "yarn", "attn_softcapping": 30.0, "rope.dimension_count": 4,
+               "attention.value_length": 4}  # fmt: skip
+    for key, value in unknown.items():
+        with pytest.raises(ValueError, match=key.replace(".", r"\.")):
+            config_from_gguf(metadata | {f"llama.{key}": value}, shapes)
+    granite, _ = config_to_gguf(replace(PLAIN, model_type="granite"))
+    assert ARCHITECTURES["granite"].model_type == "granite" and ARCHITECTURES["llama"].model_type == "llama"
+    with pytest.raises(ValueError, match="finetuned"):  # Granite's way to say that nothing is rotated
+        config_from_gguf(granite | {"granite.rope.scaling.finetuned": False}, shapes)
