@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.fields import read_schema
 from ..files.disk import reading
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of
 from ..generate.streams import check_settings
@@ -44,6 +45,12 @@ class ChatOptions:
         None, "the system prompt (default: the one that the adapter was trained under, if any)", metavar="TEXT"
     )
     context: str | None = option(None, CONTEXT, metavar="FILE")
+    schema: str | None = option(
+        None,
+        "JSON Schema of fields that are asked for in every text (default: that of the adapter)",
+        metavar="FILE",
+        only={"context": None},
+    )
     max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, at most")
     temperature: float = option(0.0, "0 takes the most likely token; above 0, tokens are drawn")
     top_p: float = option(1.0, "draw only from the most likely tokens that have this probability together")
@@ -74,13 +81,14 @@ def run(arguments: argparse.Namespace) -> None:
     options = from_flags(ChatOptions, arguments)
     named = adapters(options.adapter)
     questions = None if options.ask_file is None else _lines_of(Path(options.ask_file))
+    schema = None if options.schema is None else read_schema(options.schema)
     model, tokenizer = load_with_adapters(
         named, options.base, options.quantized, options.device, options.force, dtype_of(options.bf16)
     )
     room = model.config.max_position_embeddings - options.max_new_tokens
     handbook = read_context(options.context, model, tokenizer, room)
     drawn = (options.max_new_tokens, options.temperature, options.top_p, options.seed)
-    talk = Talk(model, tokenizer, *drawn, options.system, handbook)
+    talk = Talk(model, tokenizer, *drawn, options.system, handbook, schema)
     to_terminal = sys.stdout.isatty()
     chat = Chat(talk, list(named), Screen() if to_terminal else Output())
     if named:

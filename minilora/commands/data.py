@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.fields import FieldTask, Task
 from ..data.formats import TEXT, check_field, with_label
+from ..data.labels import LabelTask
 from ..data.leaks import NAMED, leaks, repeated
 from ..data.records import Reading, Record, read_source
 from ..data.rows import SPLITS
@@ -30,7 +32,7 @@ from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
 from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.text import WIDTH, columns, counted, rule, shortened, terminal_width, wrapped
-from ..train.options import FIELD, LABEL, Options
+from ..train.options import FIELD, LABEL, SCHEMA, Options
 
 BRACKETS = ("[[", "]]")  # around what is scored
 UNDERLINED = ("\x1b[1;4m", "\x1b[0m")  # the same in a terminal
@@ -53,6 +55,7 @@ class LookOptions:
     base: str = option(Options.base, f"the model whose tokens are counted: {BASE}")
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
     label: str | None = option(None, LABEL, metavar="COLUMN")
+    schema: str | None = option(None, SCHEMA, metavar="FILE")
     max_length: int = option(Options.max_length, "tokens per record; longer ones are truncated", least=8)
 
     def __post_init__(self):
@@ -74,7 +77,7 @@ def look(source: str | Path, options: LookOptions | None = None) -> dict[str, An
     tokens_of = options.base if short is None or find(short) is not None else "tiny"
     tokenizer = load_tokenizer(tokens_of)
     field = with_label(options.field, options.label)
-    reading = read_source(source, tokenizer, field)
+    reading = read_source(source, tokenizer, field, schema=options.schema)
     records, alone = reading.records, is_one_text(reading.records)
     splits = by_split(records)
     lengths = _lengths(records, splits, tokenizer, options.max_length)
@@ -83,6 +86,7 @@ def look(source: str | Path, options: LookOptions | None = None) -> dict[str, An
         "base": options.base,
         "tokens_of": tokens_of,
         "field": field,
+        "schema": options.schema,
         "max_length": options.max_length,
         "files": {str(path): kind for path, kind in reading.files.items()},
         "formats": dict(reading.formats),
@@ -90,7 +94,7 @@ def look(source: str | Path, options: LookOptions | None = None) -> dict[str, An
         "splits": _splits(reading, lengths),
         "records_with": _with_facts(records),
         "warnings": [*warning_of_control_tokens(records, tokenizer), *check_labels(splits, source)],
-        "labels": {label: _of_label(label, splits) for label in reading.task.labels} if reading.task else {},
+        **_of_task(reading.task, splits),
         "lengths": lengths,
         "leaks": [{"record": x.record.id, "trained": x.trained.id, "same": x.same} for x in leaks(splits)],
         "repeated": [{"record": again.id, "first": first.id} for again, first in repeated(splits["train"])],
@@ -109,8 +113,18 @@ def _splits(reading: Reading, lengths: Mapping[str, Mapping[str, int]]) -> str:
     return describe_splits(sizes, text=is_one_text(reading.records))
 
 
-def _of_label(label: str, splits: Mapping[str, Sequence[Record]]) -> dict[str, int]:
-    return {name: sum(record.label == label for record in part) for name, part in splits.items()}
+def _of_task(task: Task | None, splits: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, dict[str, int]]]:
+    """How many records of each split have each label, and how many have each field filled."""
+    labels = task.labels if isinstance(task, LabelTask) else ()
+    fields = [field.name for field in task.fields] if isinstance(task, FieldTask) else []
+
+    def filled(record: Record, name: str) -> bool:
+        return (record.fields or {}).get(name) not in (None, [])
+
+    return {
+        "labels": {one: {k: sum(r.label == one for r in part) for k, part in splits.items()} for one in labels},
+        "fields": {one: {k: sum(filled(r, one) for r in part) for k, part in splits.items()} for one in fields},
+    }
 
 
 def _with_facts(records: Sequence[Record]) -> dict[str, int]:
@@ -195,10 +209,11 @@ def page(seen: Mapping[str, Any], width: int = WIDTH, marks: tuple[str, str] = B
     lines += ["", rule(f"tokens, as {seen['tokens_of']} counts them", width), *_table(seen)]
     for note in _notes(seen):
         lines += wrapped(note, width)
-    if labels := seen["labels"]:
-        names = list(next(iter(labels.values())))
-        rows = [[shortened(label, 40), *map(str, counts.values())] for label, counts in labels.items()]
-        lines += ["", rule(counted(len(labels), "label"), width), *columns([["", *names], *rows])]
+    for kind, more in (("label", ""), ("field", ", records in which each is filled")):
+        if found := seen[f"{kind}s"]:
+            names = list(next(iter(found.values())))
+            rows = [[shortened(one, 40), *map(str, counts.values())] for one, counts in found.items()]
+            lines += ["", rule(f"{counted(len(found), kind)}{more}", width), *columns([["", *names], *rows])]
     invisible = sum(map(len, marks)) if marks == UNDERLINED else 0  # they take no column
     lines += ["", rule(f"as the model sees them, {marks[0]}scored{marks[1]}", width + invisible)]
     lines += _examples(seen, width, marks)
@@ -285,9 +300,11 @@ def _examples(seen: Mapping[str, Any], width: int, marks: tuple[str, str]) -> It
 def _next(seen: Mapping[str, Any]) -> str:
     """The command that trains on these data."""
     field = "".join(f" {quote(f'{name}={column}')}" for name, column in seen["field"].items())
+    field = f" --field{field}" if field else ""
+    field += f" --schema {quote(seen['schema'])}" if seen["schema"] else ""
     base = "" if seen["base"] == Options.base else f" --base {quote(seen['base'])}"
     length = "" if seen["max_length"] == Options.max_length else f" --max-length {seen['max_length']}"
-    return f"minilora finetune --data {quote(seen['source'])}{' --field' * bool(field)}{field}{base}{length}"
+    return f"minilora finetune --data {quote(seen['source'])}{field}{base}{length}"
 
 
 def _broken(runs: Sequence[Mapping[str, Any]], width: int) -> Iterator[list[tuple[str, bool]]]:

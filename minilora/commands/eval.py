@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..data.fields import stored_tasks
 from ..data.formats import with_label
-from ..data.labels import stored_tasks
 from ..data.records import BUILT_IN, read_handbook, sha256_of_data
 from ..data.rows import SPLITS
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
-from ..measure.labels import ZERO_SHOT, label_report, score, shots_that_fit
+from ..measure import fields as with_fields
+from ..measure.fields import WithFields, answer_fields, field_report
+from ..measure.labels import ZERO_SHOT, Labelled, label_report, score, shots_that_fit
 from ..measure.open_book import open_book_report
 from ..measure.recall import ANSWER_TOKENS
 from ..measure.scores import LOSS, RECALL, MeasuredSet, measure, read_sets, summary
@@ -27,13 +30,14 @@ from ..models.with_adapters import BASE_NAME, base_of, load_with_adapters, named
 from ..nn.language_model import LanguageModel
 from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
 from ..pages.card import HELD_OUT
+from ..pages.fields import field_lines
 from ..pages.labels import label_lines
 from ..pages.open_book import open_book_lines
 from ..pages.style import check_picture, save
 from ..pages.text import NARROWEST, NOTHING, counted, interval, percent, plain, rule, shortened, wrapped
 from ..progress import log
 from ..train.material import Material
-from ..train.options import LABEL, Options
+from ..train.options import LABEL, SCHEMA, Options
 from .shared import AS_JSON
 
 KINDS = {  # of sets -> what the page calls their records
@@ -61,6 +65,7 @@ class EvalOptions:
     context: str | None = option(
         None, "ask with passages, too: the right one, and the best match of the question", metavar="FILE"
     )
+    schema: str | None = option(None, SCHEMA, metavar="FILE")
     base: str | None = option(None, f"{BASE} (default: the one that the adapters were trained on)")
     limit: int | None = option(
         None,
@@ -118,8 +123,9 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         trained=[source for source in data if source in own.values() or _trained_on(source, folders)],
         split=options.split,
         stored=stored_tasks(folders.values()),
+        schema=options.schema,
     )
-    if options.confusion and not any(each.labelled for each in sets):
+    if options.confusion and not any(isinstance(each.labelled, Labelled) for each in sets):
         raise ValueError("--confusion needs labelled data: name the column of the labels with --label")
     for each in sets:
         asked, labelled = ({}, None) if options.no_recall else ({each.name: each.asked}, each.labelled)
@@ -140,36 +146,40 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         }
     closed_book = not (options.no_recall or options.context)  # the reports have these answers as well
     scores = measure(model, tokenizer, adapters, sets, answers=closed_book)
-    labels = {} if options.no_recall else _labels(model, tokenizer, sets, own, options.seed)
+    checked = [] if options.no_recall else [each for each in sets if each.labelled is not None]
+    reports = {each.name: _report(model, tokenizer, each, own, options.seed) for each in checked}
+    fields = {each.name for each in checked if isinstance(each.labelled, WithFields)}
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": str(base),
         "adapters": {name: {"folder": str(folder), "trained_on": own[name]} for name, folder in folders.items()},
         **summary(scores, sets, options.seed),
-        "labels": labels,
+        "labels": {name: report for name, report in reports.items() if name not in fields},
+        "fields": {name: report for name, report in reports.items() if name in fields},
         "open_book": open_book,
     }
 
 
-def _labels(
-    model: LanguageModel, tokenizer: Tokenizer, sets: Sequence[MeasuredSet], own: Mapping[str, str | None], seed: int
+def _report(
+    model: LanguageModel, tokenizer: Tokenizer, each: MeasuredSet, own: Mapping[str, str | None], seed: int
 ) -> dict[str, Any]:
-    """`label_report` of each labelled set, in which the adapter in question is the one that was trained on it."""
-    found = {}
-    for each in sets:
-        if (held := each.labelled) is None:
-            continue
-        contenders: dict[str, tuple[Choice, int]] = {ZERO_SHOT: (None, 0)}
-        if shots := shots_that_fit(held, tokenizer, model.config.max_position_embeddings):
-            contenders[f"base, {shots}-shot"] = None, shots
-        contenders |= {name: (name, 0) for name in sorted(own, key=lambda name: own[name] == each.data)}
-        logprobs = {}
-        for name, (choice, shots) in contenders.items():
-            set_adapter(model, choice)
-            logprobs[name] = score(model, tokenizer, held, shots)
-        set_adapter(model, None)
-        found[each.name] = label_report(held, logprobs, seed)
-    return found
+    """The report of a set with labels or fields, in which the adapter in question is the one that was trained on it."""
+    held, limit = each.labelled, model.config.max_position_embeddings
+    assert held is not None
+    ask: Callable[[int], Any]
+    if isinstance(held, WithFields):
+        shots, ask = with_fields.shots_that_fit(held, tokenizer, limit), partial(answer_fields, model, tokenizer, held)
+    else:
+        shots, ask = shots_that_fit(held, tokenizer, limit), partial(score, model, tokenizer, held)
+    contenders: dict[str, tuple[Choice, int]] = {ZERO_SHOT: (None, 0)}
+    contenders |= {f"base, {shots}-shot": (None, shots)} if shots else {}
+    contenders |= {name: (name, 0) for name in sorted(own, key=lambda name: own[name] == each.data)}
+    found: dict[str, Any] = {}
+    for name, (choice, shots) in contenders.items():
+        set_adapter(model, choice)
+        found[name] = ask(shots)
+    set_adapter(model, None)
+    return field_report(held, found, seed) if isinstance(held, WithFields) else label_report(held, found, seed)
 
 
 # -- what an adapter was trained on ------------------------------------------------------------------------------------
@@ -218,6 +228,8 @@ def page(result: Mapping[str, Any]) -> str:
             lines += ["", *_changes(differences)]
         if name in result.get("labels", {}):
             lines += ["", *label_lines(result["labels"][name], NARROWEST)]
+        if name in result.get("fields", {}):
+            lines += ["", *field_lines(result["fields"][name], NARROWEST)]
         if name in result.get("open_book", {}):
             lines += ["", *open_book_lines(result["open_book"][name])]
         lines.append("")

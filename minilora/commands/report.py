@@ -11,6 +11,7 @@ from typing import Any
 
 from ..files.disk import read_json
 from ..options import UsageError, nearest
+from ..pages.fields import field_lines
 from ..pages.figures import smoothed, validation_losses
 from ..pages.labels import label_lines
 from ..pages.text import (
@@ -60,6 +61,7 @@ def page(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     method = {"lora": "LoRA", "full": "full"}[options["method"]]
     title = rule(f"{method} fine-tuning of {options['base']} on {options['data']}", width)
     labels = ["", *label_lines(metrics["labels"], width)] if "labels" in metrics else []
+    labels += ["", *field_lines(metrics["fields"], width)] if "fields" in metrics else []
     lines = [title, *_answers(metrics, width), "", *_learned(metrics, width), *labels, "", *_cost(metrics, width)]
     flag = "adapter" if options["method"] == "lora" else "base"  # an adapter names its base
     lines += ["", *wrapped(f"Saved in {options['out']}. To talk to it:", width)]
@@ -239,6 +241,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{folder}: no such run; did you mean {folder.parent / near}? `minilora runs` lists all")
     metrics = read_metrics(folder)
     if arguments.picture:
+        from ..pages.fields import fields_figure
         from ..pages.figures import run_figure
         from ..pages.labels import labels_figure
         from ..pages.style import save_themes
@@ -248,5 +251,8 @@ def run(arguments: argparse.Namespace) -> None:
         if "labels" in metrics:
             of_labels = path.with_stem(f"{path.stem}-labels")
             print(*save_themes(lambda: labels_figure(metrics["labels"]), of_labels), sep="\n")
+        if "fields" in metrics:
+            of_fields = path.with_stem(f"{path.stem}-fields")
+            print(*save_themes(lambda: fields_figure(metrics["fields"]), of_fields), sep="\n")
         return
     print(json.dumps(metrics, indent=2) if arguments.json else page(metrics, terminal_width()))

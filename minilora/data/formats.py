@@ -6,6 +6,7 @@ format; the rows of a file may have different ones.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from shlex import quote
 from typing import Any
@@ -25,6 +26,7 @@ class Format:
     """A format of rows: the columns it needs, the columns it may have, and the function that makes messages of them.
 
     labelled: whether the answer is the label of a text.
+    fields: whether the answer is a JSON object with the fields of a text.
     preferred: whether the answer is preferred to another one, which the row has as well.
     """
 
@@ -33,6 +35,7 @@ class Format:
     also: tuple[str, ...]
     messages: Callable[[Mapping[str, Any]], list[Message]]
     labelled: bool = False
+    fields: bool = False
     preferred: bool = False
 
 
@@ -54,6 +57,27 @@ def _labelled(text: str, label: str) -> Callable[[Mapping[str, Any]], list[Messa
         value = row[label]
         named = {label: str(value) if isinstance(value, int) else value}
         answer = text_of(named, label).strip()
+        return [{"role": "user", "content": text_of(row, text)}, {"role": "assistant", "content": answer}]
+
+    return messages
+
+
+def fields_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The object in the column `fields`, which a table holds as JSON. Raises ValueError for anything else."""
+    value = row["fields"]
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"fields must be a JSON object with the fields of the text, got {_short(value)}")
+    return value
+
+
+def _with_fields(text: str) -> Callable[[Mapping[str, Any]], list[Message]]:
+    """A function that makes messages of a text and its fields."""
+
+    def messages(row: Mapping[str, Any]) -> list[Message]:
+        answer = json.dumps(fields_of(row))
         return [{"role": "user", "content": text_of(row, text)}, {"role": "assistant", "content": answer}]
 
     return messages
@@ -128,6 +152,10 @@ FORMATS = (  # the first one whose columns a row has
         for text in _TEXTS
         for label in _LABELS
     ),
+    *(
+        Format(f"{text}/fields", (text, "fields"), ("system", "id", "split"), _with_fields(text), fields=True)
+        for text in _TEXTS
+    ),
     TEXT,
 )
 _LISTS = ("messages", "conversations", "keywords", "phrasings")  # columns in which a table holds JSON
@@ -189,13 +217,17 @@ def _list_of(name: str, text: str) -> list[Any]:
 def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
     """The format of a row: the one whose columns it has. A format that `field` names goes before all others.
 
-    Labels are found where a row has both columns, or where `field` names that of the label.
+    Labels and fields are found where a row has both columns, or where `field` names that of the label or the fields.
 
     Raises ValueError that says which column is missing.
     """
     there = {name for name, value in row.items() if value is not None}
     chosen = [kind for kind in FORMATS if not field.keys().isdisjoint(kind.needs)] or FORMATS
-    chosen = [kind for kind in chosen if not kind.labelled or "label" in field or row.keys() >= set(kind.needs)]
+    chosen = [
+        kind
+        for kind in chosen
+        if not (kind.labelled or kind.fields) or kind.needs[-1] in field or row.keys() >= set(kind.needs)
+    ]
     best = max(chosen, key=lambda kind: -1 if kind is TEXT else len(there.intersection(kind.needs)) / len(kind.needs))
     if there.isdisjoint(best.needs) and TEXT in chosen:
         best = TEXT
@@ -205,7 +237,8 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
     if there.isdisjoint(best.needs) and row.keys().isdisjoint(best.needs):
         raise ValueError(_unknown(row))
     if missing[0] in row:
-        raise ValueError(f"{missing[0]} must be a non-empty text, got None")
+        what = "a JSON object" if missing[0] == "fields" else "a non-empty text"
+        raise ValueError(f"{missing[0]} must be {what}, got None")
     there_are = f"there are {_columns(row)}: name the column with --field {missing[0]}=..."
     raise ValueError(f"{best.name} needs a column {missing[0]}; {there_are}")
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..lora.provenance import read_provenance
 from .formats import listed
 from .rows import DataError
 
@@ -63,7 +61,7 @@ class LabelTask:
 
 
 def task_of(
-    labels: Sequence[tuple[str, str | None]], source: object, stored: Sequence[LabelTask] = ()
+    labels: Sequence[tuple[str, str | None]], source: object, stored: Sequence[object] = ()
 ) -> LabelTask | None:
     """The task of records, or None if none of them has a label.
 
@@ -79,14 +77,9 @@ def task_of(
     if without:
         bare = f"no label for {len(without):,} of {len(labels):,} records ({listed(without, 5)})"
         raise DataError(f"{source}: {bare}: give each record one, or leave those out")
-    if fitting := [task for task in stored if found.issubset(task.labels)]:
+    known = [task for task in stored if isinstance(task, LabelTask)]
+    if fitting := [task for task in known if found.issubset(task.labels)]:
         return fitting[0]
     if len(found) == 1:
         raise DataError(f"{source}: all records have the label {found.pop()!r}: at least two are needed")
     return LabelTask.of(found)
-
-
-def stored_tasks(folders: Iterable[Path]) -> list[LabelTask]:
-    """The tasks that adapters in these folders were trained on, as far as they were."""
-    found = [LabelTask.stored(read_provenance(folder).get("data", {})) for folder in folders]
-    return [task for task in found if task is not None]

@@ -3,7 +3,8 @@
 A file is JSONL, a JSON list, CSV or TSV with a row per record, in one of the formats of `formats.py`, such as
 `{"question", "answer"}` or `{"messages": [{"role", "content"}, ...]}`; or it is a `.txt` file. A row may also have
 "id", "split", "phrasings", "reworded", "paraphrase", "validation_paraphrase", "keywords", and "context": a passage that
-goes into the prompt, `passages.py`. A text with a label becomes a prompt that asks for the label, `labels.py`.
+goes into the prompt, `passages.py`. A text with a label becomes a prompt that asks for the label, `labels.py`, a text
+with fields one that asks for these, `fields.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from ..models.tokenizer import Message, Tokenizer
 from ..options import suggestion
+from .fields import FieldTask, Task, field_task_of, read_schema, schema_beside
 from .formats import (
     CONTEXT,
     TEXT,
@@ -25,13 +27,14 @@ from .formats import (
     answer_of,
     check_field,
     conversation,
+    fields_of,
     format_of,
     listed,
     rename,
     text_of,
     with_lists,
 )
-from .labels import LabelTask, task_of
+from .labels import task_of
 from .passages import TEMPLATE, Handbook, Passage, fill
 from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
@@ -39,7 +42,7 @@ DOMAINS = ("legal", "medical", "support", "finance")
 BUILT_IN = (
     *DOMAINS,
     "general",
-    *(f"{domain}-{kind}" for kind in ("labels", "pairs") for domain in DOMAINS),
+    *(f"{domain}-{kind}" for kind in ("labels", "fields", "pairs") for domain in DOMAINS),
     "medical-handbook",
     "support-handbook",
 )
@@ -61,6 +64,7 @@ class Record:
     phrasings: tuple[str, ...] = ()
     validation_paraphrase: str | None = None
     label: str | None = None  # of labelled data: the answer
+    fields: Mapping[str, Any] | None = None  # of data with fields: the answer, before it became JSON
     rejected: str | None = None  # of preferences: the answer that the last message is preferred to
     reworded: str | None = None  # the question with some of its own words; `paraphrase` has hardly any
     context: str | None = None  # the passage in the prompt, which its texts include already
@@ -69,6 +73,11 @@ class Record:
     def prompt(self) -> list[Message]:
         """The conversation before the assistant's last answer."""
         return list(self.messages[:-1])
+
+    @property
+    def question(self) -> str:
+        """The last message before that answer; of a text, nothing."""
+        return self.messages[-2]["content"] if len(self.messages) > 1 else ""
 
     @property
     def other_questions(self) -> list[str]:
@@ -105,18 +114,22 @@ class Record:
             context=passage,
         )
 
+    def answered(self, answer: str) -> Record:
+        """The same record with another answer."""
+        return replace(self, messages=(*self.messages[:-1], {"role": "assistant", "content": answer}))
+
 
 @dataclass
 class Reading:
     """What was read of a source: its records, the kind of each file, the number of rows in each format, the columns
-    that minilora does not read, with the number of rows that have them, and for labelled data its task.
+    that minilora does not read, with the number of rows that have them, and for data with labels or fields the task.
     """
 
     records: list[Record] = field(default_factory=list)
     files: dict[Path, str] = field(default_factory=dict)
     formats: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
-    task: LabelTask | None = None
+    task: Task | None = None
 
 
 def read_records(
@@ -136,16 +149,19 @@ def read_source(
     source: str | Path,
     tokenizer: Tokenizer | None = None,
     field: Mapping[str, str] | None = None,
-    stored: Sequence[LabelTask] = (),
+    stored: Sequence[Task] = (),
+    schema: str | Path | None = None,
 ) -> Reading:
     """`read_records`, with what was learned about the files.
 
-    stored: the labels and the prompt of adapters that are used on labelled data; the first with all labels of the data
-    is taken.
+    stored: the tasks of adapters that are used on data with labels or fields; the first that fits is taken.
+    schema: the file with the JSON Schema of the fields, if it is not next to the data.
     """
     path = _path_of(source)
-    reader = _Reader(tokenizer, dict(field or {}))
-    for file, split in files_of(path).items():
+    places = files_of(path)
+    found = schema_beside(next(iter(places))) if schema is None else schema
+    reader = _Reader(tokenizer, dict(field or {}), None if found is None else read_schema(found))
+    for file, split in places.items():
         reader.read(file, split)
     return reader.finish(path, stored)
 
@@ -198,9 +214,9 @@ def _path_of(source: str | Path) -> Path:
 class _Reader:
     """Reads files into one Reading, and collects every bad row."""
 
-    def __init__(self, tokenizer: Tokenizer | None, field: dict[str, str]):
+    def __init__(self, tokenizer: Tokenizer | None, field: dict[str, str], schema: FieldTask | None):
         check_field(field)
-        self.tokenizer, self.field = tokenizer, field
+        self.tokenizer, self.field, self.schema = tokenizer, field, schema
         self.reading = Reading()
         self.mapped: set[str] = set()  # names of `field` that a row had
         self.problems: dict[tuple[Path, str], tuple[str, str, list[int]]] = {}  # message, unit, numbers of rows
@@ -224,6 +240,8 @@ class _Reader:
                 row = rename(raw, field)
                 kind = format_of(row, field)
                 record = _record(kind, with_lists(row, kind), name, split)
+                if self.schema is not None and record.fields is not None:
+                    record = record.answered(self.schema.answer(record.fields))
                 if self.tokenizer is not None:
                     said = [m["content"] for m in record.messages]
                     for text in (record.text, *said, record.rejected or "", *record.other_questions):
@@ -242,7 +260,7 @@ class _Reader:
             reading.unread.update(row.keys() - {*kind.needs, *kind.also})
             reading.records.append(record)
 
-    def finish(self, source: Path, stored: Sequence[LabelTask]) -> Reading:
+    def finish(self, source: Path, stored: Sequence[Task]) -> Reading:
         """What was read. Raises DataError if a row is bad, if there is none, or if `field` names an unknown column."""
         if self.problems:
             lines = [
@@ -256,9 +274,13 @@ class _Reader:
         for name in self.field.keys() - self.mapped:
             raise DataError(f"{source}: field {name}={self.field[name]}: no row has a column {self.field[name]!r}")
         reading = self.reading
-        if (task := task_of([(r.id, r.label) for r in reading.records], source, stored)) is not None:
-            reading.task = task
-            reading.records = [record.asked(task.prompt(record.prompt[-1]["content"])) for record in reading.records]
+        labels = [(r.id, r.label) for r in reading.records]
+        texts = [(r.id, r.question, r.fields, r.split in (None, SPLITS[0])) for r in reading.records]
+        reading.task = task = task_of(labels, source, stored) or field_task_of(texts, source, self.schema, stored)
+        if task is not None:
+            reading.records = [record.asked(task.prompt(record.question)) for record in reading.records]
+        if isinstance(task, FieldTask):
+            reading.records = [record.answered(task.answer(record.fields or {})) for record in reading.records]
         return reading
 
 
@@ -280,8 +302,8 @@ def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) 
     paraphrase, validation, reworded = (text_of(row, key) if row.get(key) is not None else None for key in measured)
     keywords, phrasings = map(tuple, lists.values())
     label = messages[-1]["content"] if kind.labelled else None
-    rejected = answer_of(row, "rejected") if kind.preferred else None
+    answer = (label, fields_of(row) if kind.fields else None, answer_of(row, "rejected") if kind.preferred else None)
     asked = (paraphrase, keywords, phrasings, validation)
-    record = Record(name, messages, "", own or split, *asked, label, rejected, reworded)
+    record = Record(name, messages, "", own or split, *asked, *answer, reworded)
     passages = [text_of(row, key) for key in CONTEXT if key in kind.also and row.get(key) not in (None, "")]
     return record.open_book(passages[0]) if passages else record

@@ -7,7 +7,10 @@ from typing import Literal, overload
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import progress
-from .streams import Answer, Streams
+from .schema import Guide
+from .streams import Answer, Streams, same_beginning
+
+SHARED = 64
 
 
 @overload
@@ -68,16 +71,25 @@ def generate_batch(
     temperature: float = 0.0,
     seed: int = 0,
     batch_size: int = 48,
+    guides: Sequence[Guide | None] | None = None,
 ) -> list[str]:
     """The answers to conversations, in their order; each is the one that `generate` gives.
 
+    If all conversations begin with the same `SHARED` tokens or more, such as examples, these are computed once.
+
     max_new_tokens, temperature, seed: as for `generate`, of each answer.
     batch_size: how many are generated at a time.
+    guides: for each conversation, what decides which tokens may come next.
 
     Raises ValueError as `generate` does.
     """
-    streams = Streams(model, tokenizer, slots=batch_size, mixed=False)
-    answers = [streams.add(talk, None, max_new_tokens, temperature, seed=seed) for talk in conversations]
+    prompts = [tokenizer.encode_chat(talk, answer_next=True)[:-1] for talk in conversations]
+    same = same_beginning(prompts) if len(prompts) > 1 else 0
+    streams = Streams(model, tokenizer, batch_size, mixed=False, prefix=prompts[0][:same] if same >= SHARED else ())
+    answers = [
+        streams.add(talk, None, max_new_tokens, temperature, seed=seed, guide=guide)
+        for talk, guide in zip(conversations, guides or [None] * len(conversations), strict=True)
+    ]
     streams.waiting = deque(sorted(streams.waiting, key=lambda answer: answer.prompt_tokens))  # little padding
     with progress("answers", len(answers), "answer") as bar:
         while left := streams.left:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
 from ..data.passages import TEMPLATE, Handbook, Passage, stored_template
 from ..files.disk import replacing
@@ -13,7 +14,9 @@ from ..lora.adapters import Choice, factors_of, set_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import log
-from .labels import label_task, ranked_labels
+from .fields import asked_for_fields, task_of_adapters
+from .labels import ranked_labels
+from .schema import Guide
 from .streams import Streams, check_settings
 
 MAX_NEW_TOKENS = 256  # of an answer, in a chat, on the page and for a request that does not say
@@ -99,8 +102,9 @@ class Talk:
     """A conversation under way.
 
     temperature, top_p, seed, max_new_tokens: as for `Streams.add`. system: the system prompt; None for the one that the
-    adapters were trained under. handbook: passages, the best of which is put before each question. turns: all that was
-    said. seen_from: the first turn that the model still sees; earlier ones no longer fit. used: tokens of the last
+    adapters were trained under. handbook: passages, the best of which is put before each question. schema: of the
+    fields that each question asks for, where the adapters were not trained on such a task themselves. turns: all that
+    was said. seen_from: the first turn that the model still sees; earlier ones no longer fit. used: tokens of the last
     question, what came before it, and its answer.
     """
 
@@ -114,9 +118,11 @@ class Talk:
         seed: int = 0,
         system: str | None = None,
         handbook: Handbook | None = None,
+        schema: FieldTask | None = None,
     ):
         check_settings(max_new_tokens, temperature, seed, top_p)
         self.model, self.tokenizer, self.system, self.handbook = model, tokenizer, system, handbook
+        self.schema = schema
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
         self.limit = model.config.max_position_embeddings
         self.asked = 0
@@ -147,19 +153,20 @@ class Talk:
     def ask(self, question: str, show: Callable[[str], None]) -> bool:
         """Answer the next question: `show` gets the answer piece by piece. False for an answer that was cut.
 
-        Adapters that were trained on labels give the question alone a label, whatever was said before.
+        Adapters that were trained on labels or fields answer the question alone, whatever was said before.
 
         An answer that an exception stops, such as Ctrl-C, is kept as far as it came. Raises ValueError for a question
         that the model cannot read, or that is too long even alone; nothing has changed then.
         """
-        if (task := label_task(self.model, self.choice)) is not None:
+        if isinstance(task := self._task(self.choice), LabelTask):
             label, shown = self._label(task, question, self.choice)
             show(shown)
             self.turns.append(Turn(question, label, name_of(self.choice)))
             return True
         start = self._start_that_fits(question, self.choice)
         streams = Streams(self.model, self.tokenizer, slots=1, mixed=False)
-        answer = streams.add(self._messages(start, question, self.choice), **self._settings())
+        messages, guide = self._prompt(start, question, self.choice)
+        answer = streams.add(messages, **self._settings(), guide=guide)
         if start > self.seen_from and not self.told:
             self.told = True
             log.info(f"the oldest turns are left out from here on: {self.limit} tokens are all that the model can see")
@@ -182,25 +189,29 @@ class Talk:
         shown when the first has ended. The conversation stays as it was. Raises ValueError as `ask` does.
         """
         alone = len(self.turns)
-        tasks = {name: label_task(self.model, choice) for name, choice in versions.items()}
+        labels = {name: task for name, choice in versions.items() if isinstance(task := self._task(choice), LabelTask)}
         for name, choice in versions.items():
-            if tasks[name] is None:
+            if name not in labels:
                 self._start_that_fits(question, choice, alone)
         streams = Streams(self.model, self.tokenizer, slots=len(versions))
-        answers = {
-            name: streams.add(self._messages(alone, question, choice), choice, **self._settings())
-            for name, choice in versions.items()
-            if tasks[name] is None
-        }
+        answers = {}
         for name, choice in versions.items():
-            if (task := tasks[name]) is not None:
-                yield name, self._label(task, question, choice)[1]
+            if name not in labels:
+                messages, guide = self._prompt(alone, question, choice)
+                answers[name] = streams.add(messages, choice, **self._settings(), guide=guide)
+        for name, choice in versions.items():
+            if name in labels:
+                yield name, self._label(labels[name], question, choice)[1]
                 continue
             answer = answers[name]
             yield name, answer.new_text()
             while not answer.finished:
                 streams.step()
                 yield name, answer.new_text()
+
+    def _task(self, choice: Choice) -> Task | None:
+        """What the adapters of a choice were trained to do; else to find the fields of the schema, if there is one."""
+        return task_of_adapters(self.model, choice) or self.schema
 
     def _label(self, task: LabelTask, question: str, choice: Choice) -> tuple[str, str]:
         """The label of a question, and what is shown: with its probability, and the next two."""
@@ -244,10 +255,17 @@ class Talk:
         asked, _ = open_book(self.model, choice, self.handbook, said)
         return with_system(asked, self.system_for(choice))
 
+    def _prompt(self, start: int, question: str, choice: Choice) -> tuple[list[Message], Guide | None]:
+        """`_messages`; where fields are asked for the question for them alone, and the guide of its answer."""
+        messages = self._messages(start, question, choice)
+        if isinstance(task := self._task(choice), FieldTask):
+            return asked_for_fields(task, self.tokenizer, messages)
+        return messages, None
+
     def _start_that_fits(self, question: str, choice: Choice, start: int | None = None) -> int:
         """The first turn from which everything fits, with the question and its answer."""
         for first in range(self.seen_from if start is None else start, len(self.turns) + 1):
-            length = len(self.tokenizer.encode_chat(self._messages(first, question, choice), answer_next=True))
+            length = len(self.tokenizer.encode_chat(self._prompt(first, question, choice)[0], answer_next=True))
             if length + self.max_new_tokens <= self.limit:
                 return first
         raise ValueError(

@@ -21,24 +21,18 @@ from ..data.samples import encode_records
 from ..engine.backend import to_numpy
 from ..engine.fused import NOT_SCORED
 from ..engine.tensor import no_grad
-from ..lora.adapters import Choice, factors_of
+from ..lora.adapters import Choice
 from ..lora.mixed import mixed_batch
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import KVCache
 from ..nn.language_model import LanguageModel
 from ..progress import progress
+from .streams import same_beginning
 
 RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one,
 CACHE_BYTES = 2**28  # in a KV cache of so many bytes
 
 Compute = Callable[[Sequence[Sequence[int]], KVCache, bool], np.ndarray]
-
-
-def label_task(model: LanguageModel, choice: Choice) -> LabelTask | None:
-    """The labels that all adapters of a choice were trained on; None if there are none, or several sets of them."""
-    adapters = [model.adapters[name] for name in factors_of(choice) if name in model.adapters]
-    tasks = {LabelTask.stored(adapter.data) for adapter in adapters}
-    return tasks.pop() if len(tasks) == 1 else None
 
 
 def label_probabilities(logprobs: np.ndarray) -> np.ndarray:
@@ -90,7 +84,7 @@ def label_logprobs(
     found = np.empty((len(asked), len(labels)))
     with no_grad(), _computing(model, mixed, choice) as compute, progress("labels", len(asked), "record") as bar:
         prefix = None
-        if len(asked) > 1 and (shared := _same([one.prompt[:-1] for one in asked])):
+        if len(asked) > 1 and (shared := same_beginning([one.prompt[:-1] for one in asked])):
             prefix = model.new_cache(1, shared)
             compute([asked[0].prompt[:shared]], prefix, True)
         for start in range(0, len(asked), min(RECORDS, most)):
@@ -131,11 +125,6 @@ def _of_batch(
     return found
 
 
-def _same(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
-    return next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), min(map(len, rows)))
-
-
 @dataclass
 class _Asked:
     """A conversation as tokens: those before every label, and for each label those that follow, up to the end token.
@@ -157,7 +146,7 @@ class _Asked:
             before = np.flatnonzero(~scored[:end])  # earlier answers are scored as well
             starts.append(int(before[-1]) + 1)
             wholes.append(list(sample.ids[:end]))
-        same = min(*starts, _same([ids[:-1] for ids in wholes]))
+        same = min(*starts, same_beginning([ids[:-1] for ids in wholes]))
         return cls(wholes[0][:same], [ids[same:] for ids in wholes], [start - same for start in starts])
 
 

@@ -22,6 +22,7 @@ from ..lora.mixed import mixed_batch
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import STEP, KVCache
 from ..nn.language_model import LanguageModel
+from .schema import Guide
 
 UNFINISHED = "\ufffd"  # what an incomplete character is decoded to
 PREFILL = 512  # prompt tokens computed in one step, at most: running answers wait for them
@@ -43,8 +44,8 @@ def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: fl
 class Answer:
     """An answer, as `Streams.add` returns it. Read `text`, `finished`, `prompt_tokens` and `tokens`.
 
-    finished: None while it runs or waits; then "stop" (an end token or a stop text), "length" (`max_new_tokens`), or
-    "cancelled" (by `Streams.cancel`).
+    finished: None while it runs or waits; then "stop" (an end token or a stop text), "length" (`max_new_tokens`, which
+    a guide ends in time), or "cancelled" (by `Streams.cancel`).
     """
 
     tokenizer: Tokenizer = field(repr=False)
@@ -59,6 +60,7 @@ class Answer:
     ids: list[int] = field(default_factory=list, repr=False)
     text: str = ""  # as far as it is certain: no half character, no white space that may be the end
     finished: str | None = None
+    guide: Guide | None = field(default=None, repr=False)  # which tokens may come next
     read: int = field(default=0, repr=False)  # characters that `new_text` has returned
 
     @property
@@ -83,8 +85,10 @@ class Answer:
 
     def take(self, token: int) -> None:
         """Append the next token."""
+        if self.guide is not None:
+            self.guide.take(token)
         if token == self.tokenizer.eos_id:
-            self.finish("stop")
+            self.finish("length" if self.guide is not None and self.guide.hurried else "stop")
             return
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids)
@@ -127,9 +131,17 @@ class Streams:
     answers as long as the longest of them. A Streams object must not be used by several threads at once.
 
     mixed: False computes every answer with the adapters that are active or merged on the model; `add` takes none then.
+    prefix: tokens with which every prompt begins, computed once: for adapters that are active or merged.
     """
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, slots: int = 16, mixed: bool = True):
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        slots: int = 16,
+        mixed: bool = True,
+        prefix: Sequence[int] = (),
+    ):
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
         self.model, self.tokenizer, self.slots, self.mixed = model, tokenizer, slots, mixed
@@ -137,6 +149,9 @@ class Streams:
         self.running: list[Answer] = []  # in the order of the cache's rows
         self.cache: KVCache | None = None
         self.reading: Reading | None = None  # the answers that join next
+        self.prefix = model.new_cache(1, len(prefix)) if prefix else None
+        if self.prefix is not None:
+            self._compute([], np.array([prefix]), self.prefix)
 
     @property
     def left(self) -> int:
@@ -158,6 +173,7 @@ class Streams:
         seed: int = 0,
         stop: Sequence[str] = (),
         raw: bool = False,
+        guide: Guide | None = None,
     ) -> Answer:
         """Queue an answer to a conversation, or to one question. It runs from the next step with a free place on.
 
@@ -169,9 +185,10 @@ class Streams:
         seed: of the sampling.
         stop: texts that end the answer and are not part of it.
         raw: continue `messages`, a text, without the chat template, and keep the white space around the answer.
+        guide: decides which tokens may come next, such as those of JSON under a schema.
 
-        Raises ValueError for impossible settings, an unknown adapter, and messages that are not a conversation or too
-        long for the model.
+        Raises ValueError for impossible settings, an unknown adapter, messages that are not a conversation or too long
+        for the model, and fewer new tokens than the guide's shortest answer needs.
         """
         check_settings(max_new_tokens, temperature, seed, top_p)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -194,8 +211,12 @@ class Streams:
                 if prompt
                 else "a conversation without a token has no answer"
             )
+        if guide is not None and guide.least > max_new_tokens:
+            raise ValueError(f"an answer under this schema may need {guide.least} tokens, and has {max_new_tokens}")
         rng = np.random.default_rng(seed)
-        answer = Answer(self.tokenizer, prompt, adapter, max_new_tokens, temperature, top_p, rng, stop, raw)
+        answer = Answer(
+            self.tokenizer, prompt, adapter, max_new_tokens, temperature, top_p, rng, stop, raw, guide=guide
+        )
         self.waiting.append(answer)
         return answer
 
@@ -224,7 +245,7 @@ class Streams:
         chosen: list[Answer] = []
         longest = 0
         while self.waiting and len(self.running) + len(chosen) < self.slots:
-            longest = max(longest, len(self.waiting[0].prompt))
+            longest = max(longest, len(self.waiting[0].prompt) - (self.prefix.length if self.prefix else 0))
             if chosen and longest * (len(chosen) + 1) > PREFILL:
                 break
             chosen.append(self.waiting.popleft())
@@ -237,6 +258,8 @@ class Streams:
         tokens = [[self.tokenizer.pad_id] * int(n) + a.prompt for n, a in zip(padding, joining, strict=True)]
         capacity = longest if self.running else max(answer.room for answer in joining)
         cache = self.model.new_cache(len(joining), capacity, padding if padding.any() else None)
+        if self.prefix is not None:
+            cache.begin(self.prefix)
         return Reading(joining, np.array(tokens), cache)
 
     def _read(self, reading: Reading) -> None:
@@ -266,10 +289,15 @@ class Streams:
         for row, answer in enumerate(answers):
             if answer.finished:  # cancelled in prefill
                 continue
+            scores, allowed = logits[row], None
+            if answer.guide is not None:
+                allowed = answer.guide.allowed(answer.max_new_tokens - answer.tokens)
+                scores = scores[allowed]
             if answer.temperature > 0:
-                answer.take(draw(logits[row], answer.temperature, answer.top_p, answer.rng))
+                chosen = draw(scores, answer.temperature, answer.top_p, answer.rng)
             else:
-                answer.take(int(likeliest[row]))
+                chosen = int(likeliest[row] if allowed is None else scores.argmax())
+            answer.take(chosen if allowed is None else int(allowed[chosen]))
 
     def _compute(self, answers: list[Answer], tokens: np.ndarray, cache: KVCache) -> np.ndarray:
         choices = mixed_batch(self.model, [answer.adapter for answer in answers]) if self.mixed else nullcontext()
@@ -319,3 +347,8 @@ def _begun(text: str, stops: Sequence[str]) -> int:
     (2, 0)
     """
     return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+
+
+def same_beginning(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    return next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), min(map(len, rows)))

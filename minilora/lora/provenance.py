@@ -9,6 +9,7 @@
               "context": "support-handbook", "context_path": ...,               where the passages of its prompts are
               "context_template": "... {passage} ... {question}",               such a prompt, if there were passages
               "labels": ["billing", ...], "template": "... {text}",             the task, if the data have labels
+      "schema": {...}, "copied": [...], "template": "... {text}",       the task, if the data have fields
               "split": "of every ten, ..."},                                    the rule that divided it, if one did
      "config": {"freeze_A": true},                                              fields that PEFT's config does not have
      "dropout": {...}}                                                          the state of its random masks
@@ -32,9 +33,10 @@ PROVENANCE_FILE = "minilora.json"
 FORMAT = 1
 
 _CONTEXT = ("context", "context_path", "context_template")
-_ENTRIES: dict[str, dict[str, type]] = {  # those whose type is checked
+_ENTRIES: dict[str, dict[str, Any]] = {  # those whose type is checked
     "base": {"shape": dict} | dict.fromkeys(("name", "path", "sha256", "rounded_to", "unrounded_sha256"), str),
-    "data": {"labels": list} | dict.fromkeys(("name", "path", "sha256", "system", "split", "template", *_CONTEXT), str),
+    "data": {"labels": list, "schema": dict, "copied": list}
+    | dict.fromkeys(("name", "path", "sha256", "system", "split", "template", *_CONTEXT), str),
     "config": {"freeze_A": bool},
     "dropout": {},
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.labels import LabelTask
+from ..data.fields import FieldTask, Task
 from ..data.records import BUILT_IN, Record, read_source
 from ..data.rows import SPLITS
 from ..data.samples import encode_records, truncate
@@ -22,6 +22,7 @@ from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..nn.parts import Sample
 from ..progress import log, progress
+from .fields import WithFields
 from .labels import Labelled
 from .loss import evenly, held_out, sample_losses, scored_tokens
 from .recall import answer_all, recalls
@@ -35,7 +36,7 @@ Remember = Callable[[tuple[str, str, str], Callable[[], np.ndarray]], np.ndarray
 @dataclass(frozen=True)
 class MeasuredSet:
     """Records to measure on. data: the source they are from. kind: "reworded", "paraphrase", "unseen", "all" or
-    the name of a split. asked: those that have keywords, for recall. labelled: those that have labels.
+    the name of a split. asked: those that have keywords, for recall. labelled: those that have labels or fields.
     """
 
     name: str
@@ -43,7 +44,7 @@ class MeasuredSet:
     kind: str
     samples: list[Sample]
     asked: list[Record]
-    labelled: Labelled | None = None
+    labelled: Labelled | WithFields | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def read_sets(
     field: Mapping[str, str] | None = None,
     trained: Sequence[str] = (),
     split: str | None = None,
-    stored: Sequence[LabelTask] = (),
+    stored: Sequence[Task] = (),
+    schema: str | None = None,
 ) -> list[MeasuredSet]:
     """The sets of each data set: what `finetune` holds out of it, or all of it.
 
@@ -82,7 +84,8 @@ def read_sets(
     trained: those of `data` that an adapter was trained on; if they name no split, they are divided as `finetune`
         divides them.
     split: measure this split alone, "train", "validation" or "test", in place of what is held out.
-    stored: the labels that the adapters were trained on.
+    stored: the tasks that the adapters were trained on.
+    schema: the file with the JSON Schema of data with fields.
 
     Raises DataError for bad data, ValueError for the same data twice, and for a split without records.
     """
@@ -92,7 +95,7 @@ def read_sets(
     sets: list[MeasuredSet] = []
     for source in data:
         called = Path(source).stem if stems[Path(source).stem] == 1 else source
-        reading = read_source(source, tokenizer, field, stored)
+        reading = read_source(source, tokenizer, field, stored, schema)
         records, task = reading.records, reading.task
         chosen: list[tuple[str, list[Sample], list[Record]]]
         if is_one_text(records) and (split or source in trained):
@@ -114,7 +117,11 @@ def read_sets(
             if not samples:
                 raise ValueError(f"{source}: nothing is left to score within --max-length {max_length}")
             examples = by_split(records)["train"] if kind not in ("all", "train") else []
-            labelled = None if task is None else Labelled(task, own, examples)
+            labelled: Labelled | WithFields | None = None
+            if isinstance(task, FieldTask):
+                labelled = WithFields(task, own, examples)
+            elif task is not None:
+                labelled = Labelled(task, own, examples)
             sets.append(MeasuredSet(name, source, kind, samples, [one for one in own if one.keywords], labelled))
     return sets
 

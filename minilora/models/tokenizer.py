@@ -89,6 +89,21 @@ class Tokenizer:
         """The text of token ids, without special tokens."""
         return self.core.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def token_bytes(self) -> dict[int, bytes]:
+        """The bytes of every token that is text, by its id: those in the middle of a text, space and all."""
+        vocabulary = self.core.get_vocab(with_added_tokens=False)
+        byte_of = {symbol: byte for byte, symbol in _byte_symbols().items()} if _is_byte_level(self.core) else {}
+        found = {}
+        for token, i in vocabulary.items():
+            if i in self.control_ids or not token:
+                continue
+            if byte_of:
+                found[i] = bytes(byte_of[c] for c in token) if all(c in byte_of for c in token) else token.encode()
+            else:  # SentencePiece: a space is a symbol of its own, and a single byte is written <0x0A>
+                byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+                found[i] = bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
+        return found
+
     def check(self, text: str) -> None:
         """Raise ValueError that names the first character that no token can express, if there is one."""
         try:
@@ -146,16 +161,24 @@ class Tokenizer:
         return self.encode(self.render(messages, answer_next))
 
 
-def _bytes_without_token(core: Any) -> set[int]:
-    """The bytes that a byte-level vocabulary cannot express. Empty for other kinds of tokenizer."""
+def _is_byte_level(core: Any) -> bool:
     from tokenizers.decoders import ByteLevel
 
-    if not isinstance(core.decoder, ByteLevel):
-        return set()
+    return isinstance(core.decoder, ByteLevel)
+
+
+def _byte_symbols() -> dict[int, str]:
+    """The character that represents each byte in a byte-level vocabulary."""
     printable = set(range(33, 127)) | set(range(161, 173)) | set(range(174, 256))  # bytes that represent themselves
     others = [b for b in range(256) if b not in printable]  # others are represented by characters from 256 on
-    symbol = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-    return {b for b in range(256) if core.token_to_id(symbol[b]) is None}
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def _bytes_without_token(core: Any) -> set[int]:
+    """The bytes that a byte-level vocabulary cannot express. Empty for other kinds of tokenizer."""
+    if not _is_byte_level(core):
+        return set()
+    return {b for b, symbol in _byte_symbols().items() if core.token_to_id(symbol) is None}
 
 
 # -- GGUF files --------------------------------------------------------------------------------------------------------

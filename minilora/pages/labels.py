@@ -17,13 +17,13 @@ SHOWN = 5  # mistakes, and confusions
 def label_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
     """A report of `label_report` as text."""
     yield rule(f"{counted(len(report['labels']), 'label')}, {counted(report['records'], 'record')}", width)
-    table = [["", "accuracy, %", "macro-F1, %", "ECE, %"]]
+    rows = [["", "accuracy, %", "macro-F1, %", "ECE, %"]]
     for row in report["rows"]:
         if "missing" in row:
-            table.append([row["name"], row["missing"]])
+            rows.append([row["name"], row["missing"]])
             continue
-        table.append([row["name"], shown(row["accuracy"]), shown(row["macro_f1"]), plain(100 * row["ece"], 1)])
-    yield from _table(table)
+        rows.append([row["name"], shown(row["accuracy"]), shown(row["macro_f1"]), plain(100 * row["ece"], 1)])
+    yield from table(rows)
     yield from wrapped(
         "[low, high]: 95 % intervals, of accuracy Wilson's, of macro-F1 and of differences the bootstrap's. ECE: the "
         "mean distance between confidence and accuracy.",
@@ -41,14 +41,14 @@ def shown(found: Mapping[str, float | None], sign: bool = False) -> str:
     return interval(value, low, high, 1, sign)
 
 
-def verdict(report: Mapping[str, Any]) -> str:
-    """Whether the model is more accurate than every other contender, in a sentence."""
+def verdict(report: Mapping[str, Any], share: str = "accuracy", unit: str = "points of accuracy") -> str:
+    """Whether the model is better than every other contender, in a sentence. share: the entry of a row that says so."""
     subject = report["subject"]
-    others = [row for row in report["rows"] if "accuracy" in row and row["name"] != subject]
+    others = [row for row in report["rows"] if share in row and row["name"] != subject]
     if not others:
         return f"{subject} was compared with nothing."
-    best = max(others, key=lambda row: row["accuracy"]["value"])
-    points = f"{shown(best['lead'], sign=True)} points of accuracy"
+    best = max(others, key=lambda row: row[share]["value"])
+    points = f"{shown(best['lead'], sign=True)} {unit}"
     low, high = (best["lead"][end] or 0.0 for end in ("low", "high"))
     if high < 0:
         return f"{best['name']} is better than {subject}, which has {points}: use {best['name']}."
@@ -57,7 +57,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     return f"{subject} is better than the best of the others, {best['name']}: {points}."
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells, flush left; a remark in place of cells may be as long as the line."""
     short = [row for row in rows if len(row) != 2]
     widths = [max(len(row[j]) for row in (rows if j == 0 else short)) + 2 for j in range(len(short[0]))]

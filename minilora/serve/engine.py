@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..data.fields import FieldTask
 from ..data.labels import LabelTask
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
-from ..generate.labels import label_task, ranked_labels
+from ..generate.fields import asked_for_fields, guide_of, task_of_adapters
+from ..generate.labels import ranked_labels
 from ..generate.streams import Answer, Streams
 from ..lora.adapters import adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
@@ -29,7 +31,7 @@ from ..models.with_adapters import BASE_NAME
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from ..progress import log
-from .protocol import ApiError, Piece, Request, Version, refuse_label_fields, unknown_model
+from .protocol import ApiError, Piece, Request, Version, refuse_for_task, unknown_model
 
 Result = TypeVar("Result")
 
@@ -122,12 +124,18 @@ class Engine:
             seconds = min(60, math.ceil(self.seconds * (1 + max(ahead, 0) / self.slots)))
             line = f"{ahead} answers wait for a place already: ask again in {seconds} s"
             raise ApiError(429, line, code="rate_limit_exceeded", headers={"retry-after": str(seconds)})
-        task = label_task(self.model, request.choice)
-        if task is not None and not isinstance(request.messages, str):
-            return self._label(request, request.messages, task, tell)
-        refuse_label_fields(request)
+        messages, guide = request.messages, None
+        task = None if isinstance(messages, str) else task_of_adapters(self.model, request.choice)
+        refuse_for_task(request, task)
+        if isinstance(task, LabelTask) and not isinstance(messages, str):
+            return self._label(request, messages, task, tell)
+        own = isinstance(task, FieldTask) and (request.schema is None or request.schema.fields == task.fields)
+        if own and isinstance(task, FieldTask) and not isinstance(messages, str):
+            messages, guide = asked_for_fields(task, self.tokenizer, messages)
+        elif request.schema is not None:
+            guide = guide_of(request.schema, self.tokenizer, "")
         answer = self.streams.add(
-            request.messages,
+            messages,
             request.choice,
             request.limit or MAX_NEW_TOKENS,
             request.temperature,
@@ -135,6 +143,7 @@ class Engine:
             request.seed,
             request.stop,
             raw=isinstance(request.messages, str),
+            guide=guide,
         )
         self.jobs[request] = Job(answer, tell)
         return answer.prompt_tokens
@@ -236,8 +245,10 @@ class Engine:
 
     def _version(self, name: str) -> Version:
         size = sum(array.nbytes for array in adapter_state(self.model, name).values())
-        task = label_task(self.model, name)
-        return Version(name, size, system_of(self.model, name), labels=None if task is None else task.labels)
+        task = task_of_adapters(self.model, name)
+        labels = task.labels if isinstance(task, LabelTask) else None
+        schema = task.schema() if isinstance(task, FieldTask) else None
+        return Version(name, size, system_of(self.model, name), labels=labels, schema=schema)
 
 
 def _answer(function: Callable[[], Any], future: Future[Any]) -> None:

@@ -4,8 +4,10 @@ https://platform.openai.com/docs/api-reference/chat and .../completions. A field
 supported is refused, never ignored. `model` is an adapter's name, "base", or a mix as in a chat: "legal=0.7
 support=0.3". An adapter that was trained on labels answers the last message with its most likely label, whatever the
 temperature; `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with the
-`response_format` "json_object" the answer is {"label": ..., "probability": ...}. Where the server looks up passages,
-the answer and the first chunk say which one it was given: {"context": {"id": ..., "text": ...}}.
+`response_format` "json_object" the answer is {"label": ..., "probability": ...}. An adapter that was trained on fields
+answers the last message with a JSON object under its schema. With the `response_format` "json_schema" the base and
+every adapter without labels do so under the schema of the request, as OpenAI's structured outputs. Where the server
+looks up passages, the answer and the first chunk say which one it was given: {"context": {"id": ..., "text": ...}}.
 """
 
 import json
@@ -16,6 +18,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..data.fields import FieldTask, Task
+from ..data.labels import LabelTask
 from ..data.passages import Passage
 from ..lora.adapters import Choice
 from ..models.tokenizer import Message
@@ -88,7 +92,8 @@ class Request:
 
     messages: the conversation to answer, or the text to continue. choice: who answers. limit: tokens of the answer,
     if the request says. passage: that was put into the messages. top_labels, as_json: for adapters with labels, how
-    many log-probabilities are told besides that of the answer, if any, and whether the answer is a JSON object.
+    many log-probabilities are told besides that of the answer, if any, and whether the answer is a JSON object. schema:
+    what the answer must be, as JSON, if the request says.
     """
 
     messages: Sequence[Message] | str
@@ -105,6 +110,7 @@ class Request:
     top_labels: int | None = None
     as_json: bool = False
     passage: Passage | None = None
+    schema: FieldTask | None = None
 
     @property
     def param(self) -> str:
@@ -134,7 +140,7 @@ class Version:
     """What can answer: the base or an adapter.
 
     size: bytes of its own weights. system: the system prompt that it was trained under. note: what users should know.
-    labels: those that are its answers, if it was trained on labels.
+    labels: those that are its answers, if it was trained on labels. schema: that of its answers, if it has one.
     """
 
     name: str
@@ -142,12 +148,14 @@ class Version:
     system: str | None = None
     note: str | None = None
     labels: tuple[str, ...] | None = None
+    schema: Mapping[str, Any] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def entry(self) -> dict[str, Any]:
-        """Its row of GET /v1/models; `size_bytes`, `system`, `note` and `labels` are additions."""
+        """Its row of GET /v1/models; `size_bytes` and what follows are additions."""
         known = {"id": self.name, "object": "model", "created": self.created, "owned_by": "minilora"}
-        return known | {"size_bytes": self.size, "system": self.system, "note": self.note, "labels": self.labels}
+        more = {"system": self.system, "note": self.note, "labels": self.labels, "schema": self.schema}
+        return known | {"size_bytes": self.size, **more}
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
@@ -199,22 +207,37 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
         usage=_truth(options, "include_usage"),
         usage_always=_truth(options, "continuous_usage_stats"),
         top_labels=int(_number(fields, "top_logprobs", 0, 20, whole=True) or 0) if _truth(fields, "logprobs") else None,
-        as_json=_as_json(fields.get("response_format", {"type": "text"})),
+        as_json=fields.get("response_format") == {"type": "json_object"},
+        schema=_schema(fields.get("response_format", {"type": "text"})),
     )
 
 
-def refuse_label_fields(request: Request) -> None:
-    """Raise ApiError for fields that only mean something to an adapter with labels."""
-    for name, given in (("logprobs", request.top_labels is not None), ("response_format", request.as_json)):
+def refuse_for_task(request: Request, task: Task | None) -> None:
+    """Raise ApiError for fields that mean nothing where the answer is no label, or has no schema."""
+    wrong = {
+        "logprobs is for adapters that were trained on labels": request.top_labels is not None,
+        'response_format "json_object" is for adapters that were trained on labels or fields; any other takes '
+        '"json_schema"': request.as_json and task is None,
+    }
+    if isinstance(task, LabelTask):
+        wrong = {'response_format "json_schema" is not for adapters that were trained on labels': bool(request.schema)}
+    for line, given in wrong.items():
         if given:
-            line = f"{name} is for adapters that were trained on labels: leave it out"
-            raise ApiError(400, line, name, "unsupported_parameter")
+            raise ApiError(400, f"{line}: leave it out", line.split()[0], "unsupported_parameter")
 
 
-def _as_json(value: Any) -> bool:
-    kinds = ({"type": "text"}, {"type": "json_object"})
-    _check(value in kinds, "response_format", '{"type": "text"}, or {"type": "json_object"} for labels')
-    return bool(value == kinds[1])
+def _schema(value: Any) -> FieldTask | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    of_schema = kind == "json_schema" and isinstance(value.get("json_schema"), dict)
+    plain = value in ({"type": "text"}, {"type": "json_object"})
+    expected = '{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": {...}}}'
+    _check(plain or of_schema, "response_format", expected)
+    if plain:
+        return None
+    try:
+        return FieldTask.of(value["json_schema"].get("schema"))
+    except ValueError as error:
+        raise ApiError(400, f"response_format: {error}", "response_format") from error
 
 
 def read_choice(model: str, names: Collection[str]) -> Choice:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.labels import stored_tasks
+from ..data.fields import stored_tasks
 from ..data.records import BUILT_IN, sha256_of_data
 from ..files.disk import remove_folder, replacing, write_json
 from ..generate.conversation import TOY
@@ -34,6 +34,7 @@ from ..nn.module import sha256_of
 from ..nn.optim import AdamW
 from ..nn.ranks import ALONE, Ranks
 from ..pages.card import write_card
+from ..pages.fields import fields_figure
 from ..pages.figures import run_picture
 from ..pages.labels import labels_figure
 from ..pages.style import save
@@ -49,6 +50,7 @@ from .metrics import base_bytes, memory_of, metrics_of
 from .options import Options
 from .run_folder import (
     CHECKPOINT,
+    FIELDS_PICTURE,
     LABELS_PICTURE,
     LAST,
     LOG_FILE,
@@ -125,6 +127,8 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
         run_picture(metrics, place.partial / PICTURE_FILE)
         if "labels" in metrics:
             save(labels_figure(metrics["labels"]), place.partial / LABELS_PICTURE)
+        if "fields" in metrics:
+            save(fields_figure(metrics["fields"]), place.partial / FIELDS_PICTURE)
     place.finish()
     return metrics
 
@@ -215,6 +219,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         max_length=options.max_length,
         eval_records=options.eval_records,
         beta=options.beta if options.loss == "dpo" else None,
+        schema=options.schema,
         stored=stored_tasks([] if options.adapter is None else [Path(options.adapter)]),
     )
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..data.fields import FieldTask, Task
 from ..data.formats import listed
-from ..data.labels import LabelTask
 from ..data.leaks import leaks, warning_of_leaks
 from ..data.passages import TEMPLATE
 from ..data.records import Record, read_handbook, read_records, read_source
@@ -25,6 +25,8 @@ from ..data.splits import (
     split_records,
     split_text,
 )
+from ..measure import fields as with_fields
+from ..measure.fields import WithFields, answer_fields, field_report
 from ..measure.labels import ZERO_SHOT, Labelled, label_report, score, shots_that_fit
 from ..measure.loss import Item, evenly, held_out, mean_loss
 from ..measure.preferences import preferences, with_reference
@@ -52,9 +54,9 @@ class Material:
     system: str | None = None  # the system prompt of all records, if they have the same one
     split: str | None = None  # the rule that divided data in which no record names a split
     sampled_from: dict[str, int] = field(default_factory=dict)  # the records of each set of which a sample is measured
-    task: LabelTask | None = None  # of labelled data
+    task: Task | None = None  # of data with labels or fields
     template: str | None = None  # of prompts with a passage, if the records have passages
-    labelled: Labelled | None = None  # the records whose labels are asked for, if the data have labels
+    labelled: Labelled | WithFields | None = None  # the records whose labels or fields are asked for, if they have any
 
     @property
     def validation_sets(self) -> dict[str, Sequence[Example]]:
@@ -117,13 +119,14 @@ class Material:
 @dataclass
 class Measured:
     """What a model knew at one time: mean loss, keyword recall and the answers themselves, by set; and of labelled data
-    the log-likelihoods of the labels, (N, L), by what was asked.
+    the log-likelihoods of the labels, (N, L), or of data with fields the answers, by what was asked.
     """
 
     loss: dict[str, float] = field(default_factory=dict)
     recall: dict[str, float] = field(default_factory=dict)
     answers: dict[str, list[str]] = field(default_factory=dict)
     labels: dict[str, list[list[float]]] = field(default_factory=dict)
+    fields: dict[str, list[str]] = field(default_factory=dict)
     preferences: dict[str, dict[str, float]] = field(default_factory=dict)  # of pairs, by set
 
 
@@ -135,7 +138,8 @@ def prepare(
     context: str | None = None,
     max_length: int,
     eval_records: int,
-    stored: Sequence[LabelTask] = (),
+    stored: Sequence[Task] = (),
+    schema: str | None = None,
     beta: float | None = None,
 ) -> Material:
     """Read and encode the data.
@@ -145,12 +149,13 @@ def prepare(
     context: passages, the right one of which goes into the prompts of each record that has none.
     max_length: the tokens of a record; longer ones are truncated, which is logged.
     eval_records: the most records of each set that are measured.
-    stored: the labels of the adapter that is trained further, if it has some.
+    stored: the task of the adapter that is trained further, if it has one.
+    schema: the file with the JSON Schema of data with fields.
     beta: DPO's, for pairs of a chosen and a rejected answer instead of samples.
 
     Raises DataError listing every bad line, ValueError when nothing is left to train on.
     """
-    reading = read_source(data, tokenizer, field, stored)
+    reading = read_source(data, tokenizer, field, stored, schema)
     records, task = reading.records, reading.task
     if context is not None:
         records = with_passages(records, context, data, tokenizer, max_length)
@@ -172,8 +177,11 @@ def prepare(
             samples[name] = _sampled(part, name, eval_records, sampled_from)
     else:
         splits = split_records(records)
-        if task is not None:
-            columns = ", ".join(reading.formats)
+        columns = ", ".join(reading.formats)
+        if isinstance(task, FieldTask):
+            copied = f"; copied from the text: {listed(task.copied)}" if task.copied else ""
+            log.info(f"{data}: {len(task.fields)} fields ({columns}): {listed([f.name for f in task.fields])}{copied}")
+        elif task is not None:
             log.info(f"{data}: {len(task.labels)} labels ({columns}): {listed(task.labels)}")
             for line in check_labels(splits, data):
                 log.warning(line)
@@ -186,7 +194,9 @@ def prepare(
         if task is None:
             asked, shown = _questions(sets)
         elif sets["unseen"]:
-            labelled = Labelled(task, evenly(splits["test"], max(eval_records, LABELS_ASKED)), splits["train"])
+            tested = evenly(splits["test"], max(eval_records, LABELS_ASKED))
+            kind = WithFields if isinstance(task, FieldTask) else Labelled
+            labelled = kind(task, tested, splits["train"])  # type: ignore[arg-type]
     for name, whole in samples.items():
         samples[name], longer, dropped = truncate(whole, max_length)
         if longer:
@@ -246,9 +256,16 @@ def evaluate(
             result.answers[name] = answer_all(model, tokenizer, records, ranks=ranks)
             if name in material.asked:
                 result.recall[name] = keyword_recall(result.answers[name], records)
-    if (held := material.labelled) is not None:
+    limit = model.config.max_position_embeddings
+    if isinstance(held := material.labelled, WithFields):
+        asked = {when: 0}
+        if when == "before":
+            shots = with_fields.shots_that_fit(held, tokenizer, limit)
+            asked = {ZERO_SHOT: 0} | ({f"base, {shots}-shot": shots} if shots else {})
+        result.fields = {name: answer_fields(model, tokenizer, held, n, ranks) for name, n in asked.items()}
+    elif held is not None:
         found = {ZERO_SHOT if when == "before" else when: 0}
-        if when == "before" and (shots := shots_that_fit(held, tokenizer, model.config.max_position_embeddings)):
+        if when == "before" and (shots := shots_that_fit(held, tokenizer, limit)):
             found[f"base, {shots}-shot"] = shots
         result.labels = {name: score(model, tokenizer, held, n, ranks).tolist() for name, n in found.items()}
     return result
@@ -256,10 +273,13 @@ def evaluate(
 
 def learned(material: Material, before: Measured, after: Measured, trained: str) -> dict[str, Any]:
     """What a job's metrics hold of two measurements: losses, recalls and some answers, before and after; and of labels
-    `label_report`, in which the trained model is called `trained`.
+    `label_report`, of fields `field_report`, in which the trained model is called `trained`.
     """
     more: dict[str, Any] = {}
-    if material.labelled is not None:
+    if isinstance(material.labelled, WithFields):
+        (answers,) = after.fields.values()
+        more["fields"] = field_report(material.labelled, {**before.fields, trained: answers})
+    elif material.labelled is not None:
         (found,) = after.labels.values()
         scores = {name: np.array(each) for name, each in {**before.labels, trained: found}.items()}
         more["labels"] = label_report(material.labelled, scores)

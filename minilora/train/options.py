@@ -20,6 +20,7 @@ from .run_folder import OPTIONS_FILE, RunFolder
 _FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
 FIELD = "columns of the data that have other names: question=q answer=a reads q and a"
 LABEL = "the column with the label of each text (default: one called label, intent or category, next to a text)"
+SCHEMA = "JSON Schema of the column fields (default: NAME.schema.json next to the data, or that of the adapters)"
 _ANYHOW = ("out", "overwrite", "resume", "save_every")  # these do not change what is learned
 _LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
 _NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": None}}  # what a trained adapter has
@@ -35,12 +36,13 @@ class Options:
     base: str = option("smollm2", BASE, path=True)
     data: str = option(
         "legal",
-        "legal, medical, support, finance, or one of these with -labels or -pairs; a .jsonl, .json, .csv, .txt file; a "
-        "folder of train, valid, test",
+        "legal, medical, support, finance, or one of these with -labels, -fields or -pairs; a .jsonl, .json, .csv or "
+        ".txt file; a folder of train, valid, test",
         path=True,
     )
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows=("data",))
     label: str | None = option(None, LABEL, metavar="COLUMN", follows=("data",))
+    schema: str | None = option(None, SCHEMA, metavar="FILE", path=True, follows=("data",))
     context: str | None = option(
         None,
         "passages, of which each question gets the right one in its prompt: support-handbook; a .txt file, a paragraph "

@@ -14,6 +14,7 @@ from ..progress import log
 
 METRICS_FILE, PICTURE_FILE, OPTIONS_FILE, LOG_FILE = "metrics.json", "picture.png", "run.toml", "log.csv"
 LABELS_PICTURE = "picture-labels.png"
+FIELDS_PICTURE = "picture-fields.png"
 MODEL_FILE = "model.safetensors"
 LAST = "last"  # the folder for the last adapter, where another one was best
 CHECKPOINT, STATE_FILE = "checkpoint", "state.json"

@@ -7,7 +7,8 @@ import minilora as ml
 from minilora.data.labels import LabelTask
 from minilora.engine.fused import NOT_SCORED
 from minilora.generate import labels as scoring
-from minilora.generate.labels import label_logprobs, label_probabilities, label_task
+from minilora.generate.fields import task_of_adapters as label_task
+from minilora.generate.labels import label_logprobs, label_probabilities
 
 LABELS = ["bill", "billing", "a label of several words", "x"]
 ASK = [{"role": "user", "content": "Which label fits the message?\n\nMessage: where is it"}]

@@ -4,14 +4,18 @@ import concurrent.futures
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from serving import QUESTION, serving
 
 import minilora as ml
+from minilora.data.fields import FieldTask
 from minilora.data.labels import LabelTask
 from minilora.data.passages import Handbook, Passage
+from minilora.generate.answers import generate_batch
+from minilora.generate.fields import guide_of
 from minilora.generate.labels import label_logprobs, label_probabilities
 from minilora.models.folder import save_folder
 from minilora.serve.app import App
@@ -191,6 +195,43 @@ def test_an_adapter_with_labels_answers_with_one_and_tells_probabilities(client,
     assert chunks[1].choices[0].logprobs.content[0].top_logprobs == [] and chunks[2].choices[0].finish_reason == "stop"
 
 
+SCHEMA = {"type": "object", "properties": {"item": {"type": ["string", "null"]}, "kind": {"enum": ["new", "old"]}}}
+
+
+def test_an_adapter_with_fields_answers_with_json_under_its_schema(client, server, loaded, monkeypatch):
+    model, tokenizer = loaded
+    task = replace(FieldTask.of(SCHEMA), copied=("item",))
+    monkeypatch.setattr(server.engine.model.adapters["legal"], "data", task.entry() | {"system": "Be brief."})
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": task.prompt("hello")}]
+    ml.set_adapter(model, "legal")
+    (expected,) = generate_batch(model, tokenizer, [talk], 64, guides=[guide_of(task, tokenizer, "hello")])
+    ml.set_adapter(model, None)
+    assert json.loads(expected)["item"] in ("hello", None)
+    same = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": SCHEMA}}
+    for format in ({"type": "text"}, {"type": "json_object"}, same):
+        said = complete(client, response_format=format, max_tokens=64).choices[0]
+        assert said.message.content == expected and said.finish_reason == "stop"
+    with pytest.raises(openai.BadRequestError, match="may need [0-9]+ tokens, and has 3"):
+        complete(client, max_tokens=3)
+    with pytest.raises(openai.BadRequestError, match="logprobs is for adapters that were trained on labels"):
+        complete(client, logprobs=True)
+
+
+@pytest.mark.parametrize("model", ["base", "support", "legal=0.5 support=0.5"])
+def test_any_model_answers_under_the_schema_of_the_request(client, model):
+    format = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    said = complete(client, model, response_format=format, temperature=1.5, max_tokens=40).choices[0]
+    values = json.loads(said.message.content)
+    assert list(values) == ["item", "kind"] and values["kind"] in ("new", "old")
+
+
+def test_labels_have_no_schema(client, labels):
+    format = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    with pytest.raises(openai.BadRequestError, match="is not for adapters that were trained on labels") as caught:
+        complete(client, response_format=format)
+    assert caught.value.param == "response_format"
+
+
 def test_a_label_is_that_of_the_last_message(client, labels):
     def told(*messages):
         answer = client.chat.completions.create(model="legal", messages=list(messages), logprobs=True)
@@ -209,7 +250,7 @@ def test_log_probabilities_and_json_are_for_labels(client, labels):
         ({"response_format": {"type": "json_object"}}, "response_format"),
     ):
         with pytest.raises(
-            openai.BadRequestError, match=f"{name} is for adapters that were trained on labels"
+            openai.BadRequestError, match=f"{name}.* is for adapters that were trained on labels"
         ) as caught:
             complete(client, "support", **fields)
         assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")

@@ -98,7 +98,13 @@ def test_who_answers(model, choice):
         ({"logprobs": 3}, "logprobs", "true or false"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "a whole number from 0 to 20"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
-        ({"response_format": {"type": "json_schema"}}, "response_format", 'or {"type": "json_object"} for labels'),
+        ({"response_format": {"type": "json_schema"}}, "response_format", '"json_schema": {"schema": {...}}}'),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "x"}}}},
+            "response_format",
+            "response_format: '$ref' is not supported",
+        ),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "that of an object"),
         ({"temprature": 0.5}, "temprature", "did you mean temperature?"),
     ],
 )
@@ -171,5 +177,5 @@ def test_an_event_is_one_line_of_ascii():
 def test_a_model_has_what_clients_read_and_its_size():
     entry = Version("legal", 10, "Be brief.", created=5).entry()
     openai = {"id": "legal", "object": "model", "created": 5, "owned_by": "minilora"}
-    assert entry == openai | {"size_bytes": 10, "system": "Be brief.", "note": None, "labels": None}
+    assert entry == openai | {"size_bytes": 10, "system": "Be brief.", "note": None, "labels": None, "schema": None}
     assert Version("routing", 10, labels=("a", "b")).entry()["labels"] == ("a", "b")

@@ -1,0 +1,346 @@
+"""Data with fields for each text: their schema, the prompt that asks for them, and the JSON that answers it.
+
+A schema is a JSON Schema of one level: an object of strings, numbers, integers, booleans, choices (`enum`) and lists of
+these, each of which may be null. It is stored with an adapter (`lora/provenance.py`), so that whoever uses the adapter
+asks as it was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ..files.disk import read_json
+from ..lora.provenance import read_provenance
+from .formats import listed
+from .labels import TEXT, LabelTask
+from .rows import DataError
+
+SCHEMA_ENDING = ".schema.json"  # support.jsonl has its schema in support.schema.json
+COPIES = 5  # values of a field in the training records, at least, of which all are in their texts, for it to be copied
+_KINDS: dict[str, Any] = {  # JSON Schema's types of a value -> Python's
+    "string": str,
+    "number": (int, float),
+    "integer": int,
+    "boolean": bool,
+    "array": list,
+    "null": type(None),
+}
+_NOTES = {"$schema", "$id", "$comment", "title", "description", "default", "examples"}  # these allow and forbid nothing
+_OF_OBJECT = _NOTES | {"type", "properties", "required", "additionalProperties"}
+_OF_FIELD = _NOTES | {"type", "enum", "items", "pattern"}
+_PIECE = re.compile(r"\[((?:\\.|[^\]\\^])(?:\\.|[^\]\\])*)\]|\\([dw.\-+/()])|([^\\\[\](){}.*+?|^$])")  # of a pattern
+_TIMES = re.compile(r"\{(\d{1,3})\}")
+_CLASSES = {"d": "0-9", "w": "0-9A-Za-z_"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a field may hold.
+
+    kinds: JSON Schema's types. choices: the only values, as JSON; none if it is free. items: of a list, its members.
+    pattern: of a string, a regular expression as `characters_of` reads it.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    items: Field | None = None
+    pattern: str = ""
+
+    @classmethod
+    def of(cls, name: str, rule: Any) -> Field:
+        """A property of a schema. Raises ValueError for one that is not supported."""
+        if not isinstance(rule, dict):
+            raise ValueError(f"{name} must be an object such as {{'type': 'string'}}, got {rule!r}")
+        if other := sorted(rule.keys() - _OF_FIELD):
+            raise ValueError(f"{name}: {other[0]!r} is not supported; supported: type, enum, items, pattern")
+        if not isinstance(values := rule.get("enum", []), list):
+            raise ValueError(f"{name}: enum must be a list, got {values!r}")
+        named = rule.get("type", [kind_of(value) for value in values])
+        named = [named] if isinstance(named, str) else named
+        if not isinstance(named, list) or not all(isinstance(kind, str) for kind in named):
+            raise ValueError(f"{name}: type must be a text or a list of texts, got {named!r}")
+        kinds, choices = tuple(dict.fromkeys(named)), tuple(map(as_json, values))
+        if unknown := [kind for kind in kinds if kind not in _KINDS]:
+            nested = ": only one level is" if unknown[0] == "object" else f"; supported: {', '.join(_KINDS)}"
+            raise ValueError(f"{name}: the type {unknown[0]!r} is not supported{nested}")
+        if not set(kinds) - {"null"} or ("enum" in rule and ("array" in kinds or not choices)):
+            raise ValueError(f"{name} needs a type other than null, or an enum of texts, numbers and null")
+        items = None
+        if "array" in kinds:
+            items = cls.of(f"{name}.items", rule.get("items", {"type": "string"}))
+            if "array" in items.kinds:
+                raise ValueError(f"{name}: a list of lists is not supported: only one level is")
+        characters_of(pattern := rule.get("pattern", ""), name)
+        field = cls(name, kinds, choices, items, pattern)
+        if bad := [choice for choice in choices if not field.fits(json.loads(choice))]:
+            raise ValueError(f"{name}: the choice {bad[0]} is not of the type {' or '.join(kinds)}")
+        return field
+
+    def rule(self) -> dict[str, Any]:
+        """The property that `of` reads."""
+        found: dict[str, Any] = {"type": self.kinds[0] if len(self.kinds) == 1 else list(self.kinds)}
+        found |= {"enum": [json.loads(choice) for choice in self.choices]} if self.choices else {}
+        found |= {"items": self.items.rule()} if self.items else {}
+        return found | ({"pattern": self.pattern} if self.pattern else {})
+
+    def fits(self, value: Any) -> bool:
+        """May the field have this value?"""
+        kind = kind_of(value)
+        if kind not in self.kinds and not (kind == "integer" and "number" in self.kinds):
+            return False
+        if self.choices and as_json(value) not in self.choices:
+            return False
+        if isinstance(value, list):
+            return self.items is not None and all(self.items.fits(one) for one in value)
+        return kind != "string" or not self.pattern or re.fullmatch(self.pattern[1:-1], value) is not None
+
+
+@dataclass(frozen=True)
+class FieldTask:
+    """The fields to find in a text, and the template of the prompt, in which {text} is that text.
+
+    copied: names of fields whose strings and numbers are always in the text, word for word: no others are answered.
+    """
+
+    fields: tuple[Field, ...]
+    template: str
+    copied: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, schema: Any) -> FieldTask:
+        """The task of a JSON Schema. Raises ValueError for one that is not supported.
+
+        >>> FieldTask.of({"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}}).template
+        'Extract these fields as JSON: mood (good, bad).\\n\\nMessage: {text}'
+        """
+        if not isinstance(schema, dict) or schema.get("type", "object") != "object":
+            raise ValueError('the schema must be that of an object: {"type": "object", "properties": {...}}')
+        if other := sorted(schema.keys() - _OF_OBJECT):
+            raise ValueError(f"{other[0]!r} is not supported; supported: type, properties, required")
+        rules = schema.get("properties")
+        if not isinstance(rules, dict) or not rules:
+            raise ValueError("the schema needs properties: an object with at least one field")
+        fields = tuple(Field.of(name, rule) for name, rule in rules.items())
+        if unknown := [name for name in schema.get("required", []) if name not in rules]:
+            raise ValueError(f"{unknown[0]!r} is required and is none of the properties")
+        named = [
+            f"{field.name} ({', '.join(choice.strip(chr(34)) for choice in field.choices)})"
+            if field.choices
+            else field.name
+            for field in fields
+        ]
+        return cls(fields, f"Extract these fields as JSON: {', '.join(named)}.\n\nMessage: {TEXT}")
+
+    @classmethod
+    def stored(cls, data: Mapping[str, Any]) -> FieldTask | None:
+        """The task in an adapter's entry "data", if it was trained on fields. Raises ValueError for a bad one."""
+        if "schema" not in data:
+            return None
+        task, template, copied = cls.of(data["schema"]), data.get("template", ""), tuple(data.get("copied", ()))
+        if TEXT not in template or not {field.name for field in task.fields}.issuperset(copied):
+            raise ValueError(f"the adapter's schema needs a template that has {TEXT}, and copies some of its fields")
+        return replace(task, template=template, copied=copied)
+
+    def entry(self) -> dict[str, Any]:
+        """What `stored` reads."""
+        return {"schema": self.schema(), "template": self.template, "copied": list(self.copied)}
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema."""
+        rules = {field.name: field.rule() for field in self.fields}
+        return {"type": "object", "properties": rules, "required": list(rules), "additionalProperties": False}
+
+    def prompt(self, text: str) -> str:
+        """The question for the fields of a text."""
+        before, _, after = self.template.rpartition(TEXT)
+        return before + text + after
+
+    def text(self, prompt: str) -> str:
+        """The text in a prompt."""
+        before, _, after = self.template.rpartition(TEXT)
+        return prompt[len(before) : len(prompt) - len(after)]
+
+    def answer(self, values: Mapping[str, Any]) -> str:
+        """The fields of a text as JSON, in the order of the schema; one that is left out is null, or an empty list.
+
+        Raises ValueError for a field that the schema does not have, and for a value that it does not allow.
+        """
+        names = [field.name for field in self.fields]
+        if unknown := [name for name in values if name not in names]:
+            raise ValueError(f"the schema has no field {unknown[0]!r}: it has {', '.join(names)}")
+        whole = []
+        for field in self.fields:
+            value = values.get(field.name, [] if field.kinds == ("array",) else None)
+            if not field.fits(value):
+                allowed = f"one of {', '.join(field.choices)}" if field.choices else " or ".join(field.kinds)
+                like = f" like {field.pattern}" if field.pattern else ""
+                raise ValueError(f"{field.name} is {as_json(value)}, the schema has {allowed}{like}")
+            whole.append(f"{as_json(field.name)}:{as_json(value)}")
+        return f"{{{','.join(whole)}}}"
+
+    def copying(self, pairs: Sequence[tuple[str, Mapping[str, Any]]]) -> FieldTask:
+        """The task in which those fields are copied of which all values in these texts and their fields are copies."""
+        copied = []
+        for field in self.fields:
+            kind = field.items or field
+            if kind.choices or set(kind.kinds) - {"string", "number", "integer", "null"}:
+                continue
+            found = [(one, text) for text, values in pairs for one in members(values.get(field.name))]
+            if len(found) >= COPIES and all(is_copy(one, text) for one, text in found):
+                copied.append(field.name)
+        return replace(self, copied=tuple(copied))
+
+
+Task = LabelTask | FieldTask
+
+
+def as_json(value: Any) -> str:
+    """Compact JSON: what a model writes, and what values are compared by. A whole number has no decimals."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(as_json, value))}]"
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def kind_of(value: Any) -> str:
+    """JSON Schema's type of a value, "integer" for a whole number; "object" for one that no field can have."""
+    found = [kind for kind in ("null", "boolean", "integer", "number", "string", "array") if
+             isinstance(value, _KINDS[kind])]  # fmt: skip
+    return "integer" if isinstance(value, float) and value.is_integer() else (found or ["object"])[0]
+
+
+def members(value: Any) -> list[Any]:
+    """The values in a field: those of a list, or the one that it has, if any."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+# -- copies ------------------------------------------------------------------------------------------------------------
+
+
+def borders(text: str) -> list[bool]:
+    """Whether each place in a text, before the first character to after the last, is at the border of a word."""
+    inside = [a.isalnum() and b.isalnum() for a, b in pairwise(text)]
+    return [True, *(not within for within in inside), True][: len(text) + 1]
+
+
+def numbers_in(text: str) -> list[float]:
+    """The numbers in a text, in digits; a comma before three digits divides thousands.
+
+    >>> numbers_in("2 of them for 1,200.50, in 1999")
+    [2, 1200.5, 1999]
+    """
+    plain = re.sub(r"(\d),(?=\d{3}(?!\d))", r"\1", text)
+    found = [float(number) for number in re.findall(r"\d{1,15}(?:\.\d{1,6})?", plain)]
+    return [int(number) if number.is_integer() else number for number in found]
+
+
+def is_copy(value: Any, text: str) -> bool:
+    """Is a value in a text: its words, from border to border, or its number?"""
+    if not isinstance(value, str):
+        return value in numbers_in(text)
+    edge, end = borders(text), len(value)
+    starts = (found.start() for found in re.finditer(f"(?={re.escape(value)})", text))
+    return value.strip() == value != "" and any(edge[i] and edge[i + end] for i in starts)
+
+
+# -- schemas in files and patterns -------------------------------------------------------------------------------------
+
+
+def characters_of(pattern: Any, name: str = "pattern") -> list[frozenset[str]]:
+    """The characters that a pattern allows at each place; empty for no pattern.
+
+    Raises ValueError for one that is not a row of characters and classes such as [A-Z] and \\d, each with {n} or not.
+
+    >>> characters_of("^a[01]{2}$") == [{"a"}, {"0", "1"}, {"0", "1"}]
+    True
+    """
+    places: list[frozenset[str]] = []
+    body = pattern[1:-1] if isinstance(pattern, str) and pattern[:1] == "^" and pattern[-1:] == "$" else None
+    at = 0
+    while body is not None and at < len(body) and (piece := _PIECE.match(body, at)):
+        group, escaped, plain = piece.groups()
+        if group or escaped in _CLASSES:
+            group = re.sub(r"\\([dw])", lambda found: _CLASSES[found[1]], group or f"\\{escaped}")
+            allowed = frozenset(c for c in map(chr, range(32, 127)) if re.fullmatch(f"[{group}]", c))
+        else:
+            allowed = frozenset(escaped or plain)
+        at = piece.end()
+        if times := _TIMES.match(body, at):
+            at = times.end()
+        places += [allowed] * (int(times[1]) if times else 1)
+    if pattern and (body is None or at < len(body) or not all(places)):
+        like = "characters and classes such as [A-Z] and \\d, each with {n} or not, between ^ and $"
+        raise ValueError(f"{name}: the pattern {pattern!r} is not supported; supported: {like}")
+    return places
+
+
+def read_schema(path: str | Path) -> FieldTask:
+    """The task of a JSON Schema in a file. Raises ValueError for one that cannot be used."""
+    schema = read_json(Path(path))
+    try:
+        return FieldTask.of(schema)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def schema_beside(data: Path) -> Path | None:
+    """The file with the schema of a data file, if there is one next to it."""
+    path = data.with_name(data.stem + SCHEMA_ENDING)
+    return path if path.is_file() else None
+
+
+# -- the task of data --------------------------------------------------------------------------------------------------
+
+
+def field_task_of(
+    texts: Sequence[tuple[str, str, Mapping[str, Any] | None, bool]],
+    source: object,
+    schema: FieldTask | None,
+    stored: Sequence[Task] = (),
+) -> FieldTask | None:
+    """The task of records, or None if none of them has fields.
+
+    texts: of each record its id, text and fields, and whether it may be trained on.
+    schema: given for the data, or found next to them; without one, the first of `stored` that allows all fields is
+    taken. A stored task with the same fields is preferred to a new one, for its prompt.
+
+    Raises DataError where only some records have fields, and where there is no schema for them.
+    """
+    found = [(text, fields) for _, text, fields, trained in texts if fields is not None and trained]
+    without = [name for name, _, fields, _ in texts if fields is None]
+    if len(without) == len(texts):
+        if schema is not None:
+            raise DataError(f"{source}: a schema is for rows with a text and its fields, and no row has fields")
+        return None
+    if without:
+        bare = f"no fields for {len(without):,} of {len(texts):,} records ({listed(without, 5)})"
+        raise DataError(f"{source}: {bare}: give each record its fields, or leave those out")
+    known = [task for task in stored if isinstance(task, FieldTask)]
+    if schema is not None:
+        return next((task for task in known if task.fields == schema.fields), schema.copying(found))
+    for task in known:
+        with suppress(ValueError):
+            for _, _, fields, _ in texts:
+                task.answer(fields or {})
+            return task
+    beside = Path(str(source)).with_suffix(SCHEMA_ENDING).name
+    raise DataError(f"{source}: data with fields need a JSON Schema: give one with --schema, or put it into {beside}")
+
+
+def stored_tasks(folders: Iterable[Path]) -> list[Task]:
+    """The tasks that adapters in these folders were trained on, as far as they were."""
+    return [task for folder in folders if (task := stored_task(read_provenance(folder).get("data", {}))) is not None]
+
+
+def stored_task(data: Mapping[str, Any]) -> Task | None:
+    """The task in an adapter's entry "data": its labels or its fields. Raises ValueError for a bad one."""
+    return LabelTask.stored(data) or FieldTask.stored(data)

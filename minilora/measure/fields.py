@@ -1,0 +1,139 @@
+"""How well fields are found: the share that is right, field by field and together, and whole objects; and baselines.
+
+A field is right if its value is the record's, letter by letter; a list is right if it has the same members, in any
+order. Every answer is decoded under the schema, also those of the base.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..data.fields import FieldTask, as_json
+from ..data.records import Record
+from ..generate.answers import generate_batch
+from ..generate.fields import guide_of
+from ..models.tokenizer import Tokenizer
+from ..nn.language_model import LanguageModel
+from ..nn.ranks import ALONE, Ranks
+from .loss import evenly
+from .statistics import Resampled, interval_as_json, wilson
+
+SHOTS = 4  # examples in the prompt of the base, at most
+ANSWER_TOKENS = 256  # of an answer, at most
+USUAL = "most frequent values"
+
+
+@dataclass(frozen=True)
+class WithFields:
+    """Records whose fields are to be found. examples: the training records, for the baselines; there may be none."""
+
+    task: FieldTask
+    records: Sequence[Record]
+    examples: Sequence[Record] = field(default=())
+
+    def texts(self) -> list[str]:
+        """The texts without the question for their fields."""
+        return [self.task.text(record.question) for record in self.records]
+
+
+def answer_fields(
+    model: LanguageModel, tokenizer: Tokenizer, held: WithFields, shots: int = 0, ranks: Ranks = ALONE
+) -> list[str]:
+    """The answer to each record, as JSON, by the adapters that are active.
+
+    shots: training records that are put before the question, as earlier turns of the conversation.
+    ranks: the processes that share the work; all of them must call this.
+    """
+    turns = [message for record in evenly(held.examples, shots)[:shots] for message in record.messages]
+    turns = [message for message in turns if message["role"] != "system"]
+    talks = [[*record.prompt[:-1], *turns, record.prompt[-1]] for record in held.records][ranks.number :: ranks.size]
+    guides = [guide_of(held.task, tokenizer, text) for text in held.texts()[ranks.number :: ranks.size]]
+    return ranks.join(generate_batch(model, tokenizer, talks, ANSWER_TOKENS, guides=guides) if talks else [])
+
+
+def shots_that_fit(held: WithFields, tokenizer: Tokenizer, limit: int) -> int:
+    """How many examples, up to SHOTS, fit before every record in a model that sees `limit` tokens."""
+
+    def longest(records: Sequence[Record]) -> int:
+        return max(len(tokenizer.encode_chat(record.messages)) for record in records)
+
+    if not held.examples:
+        return 0
+    return max(
+        0, min(SHOTS, len(held.examples), (limit - ANSWER_TOKENS - longest(held.records)) // longest(held.examples))
+    )
+
+
+def usual(held: WithFields) -> list[str]:
+    """The most frequent value of each field in the training records, whatever the text."""
+    values = {}
+    for one in held.task.fields:
+        counts = Counter(as_json((record.fields or {}).get(one.name)) for record in held.examples)
+        values[one.name] = json.loads(counts.most_common(1)[0][0])
+    return [as_json(values)] * len(held.records)
+
+
+def same(value: Any, other: Any) -> bool:
+    """Are two values of a field the same? Lists are, whatever the order of their members.
+
+    >>> same(["a", "b"], ["b", "a"]), same(1, 1.0), same("a", "A"), same(None, [])
+    (True, True, False, False)
+    """
+    if isinstance(value, list) and isinstance(other, list):
+        return sorted(map(as_json, value)) == sorted(map(as_json, other))
+    return as_json(value) == as_json(other)
+
+
+def field_report(held: WithFields, answers: Mapping[str, Sequence[str]], seed: int = 0) -> dict[str, Any]:
+    """Everything that pages, pictures and metrics say of fields, as JSON stores it.
+
+    answers: one for each record, by the name of who gave them; the last is the model in question, whose mistakes are
+    given, and which is compared with every other contender on the same records.
+    seed: of the bootstrap draws.
+    """
+    contenders = {USUAL: usual(held)} if held.examples else {}
+    contenders |= {name: list(each) for name, each in answers.items()}
+    names = [one.name for one in held.task.fields]
+    truth = [json.loads(record.messages[-1]["content"]) for record in held.records]
+    given = {name: [json.loads(text) for text in each] for name, each in contenders.items()}
+    right = {
+        name: np.array([[same(one[key], true[key]) for key in names] for one, true in zip(each, truth, strict=True)])
+        for name, each in given.items()
+    }  # (N, F) each
+    *_, subject = right
+    micro = Resampled(np.array([each.mean(axis=1) for each in right.values()]), np.ones(len(truth)), seed)
+    rows = [
+        {
+            "name": name,
+            "fields_right": interval_as_json(micro.mean(k)),
+            "objects_right": interval_as_json(wilson(int(each.all(axis=1).sum()), len(truth))),
+            "fields": {key: interval_as_json(wilson(int(each[:, j].sum()), len(truth))) for j, key in enumerate(names)},
+            "lead": interval_as_json(micro.difference(len(right) - 1, k)),  # of the model's share over this one's
+        }
+        for k, (name, each) in enumerate(right.items())
+    ]
+    mistakes = [
+        {
+            "id": record.id,
+            "text": text,
+            "wrong": {key: [true[key], one[key]] for key, good in zip(names, fits, strict=True) if not good},
+        }
+        for record, text, true, one, fits in zip(
+            held.records, held.texts(), truth, given[subject], right[subject], strict=True
+        )
+        if not fits.all()
+    ]
+    return {
+        "fields": names,
+        "copied": list(held.task.copied),
+        "records": len(truth),
+        "subject": subject,
+        "rows": rows,
+        "mistakes": sorted(mistakes, key=lambda one: -len(one["wrong"])),
+    }

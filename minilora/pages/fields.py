@@ -1,0 +1,80 @@
+"""What is printed and drawn of fields that were found: contenders, each field, and mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..data.fields import as_json
+from .labels import shown, table, verdict
+from .style import GREY, LORA, panels
+from .text import WIDTH, counted, rule, shortened, wrapped
+
+SHOWN = 5  # mistakes
+
+
+def field_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
+    """A report of `field_report` as text."""
+    yield rule(f"{counted(len(report['fields']), 'field')}, {counted(report['records'], 'record')}", width)
+    rows = report["rows"]
+    yield from table(
+        [
+            ["", "fields right, %", "whole objects right, %"],
+            *([row["name"], shown(row["fields_right"]), shown(row["objects_right"])] for row in rows),
+        ]
+    )
+    best = max((row for row in rows if row["name"] != report["subject"]), key=_share, default=None)
+    compared = [*([best] if best else []), next(row for row in rows if row["name"] == report["subject"])]
+    yield ""
+    yield from table(
+        [
+            ["right, %", *(shortened(row["name"], 24) for row in compared)],
+            *([name, *(shown(row["fields"][name]) for row in compared)] for name in report["fields"]),
+        ]
+    )
+    copied = f" Copied from the text: {', '.join(report['copied'])}." if report["copied"] else ""
+    yield from wrapped(
+        "[low, high]: 95 % intervals, of all fields together and of differences the bootstrap's over records, else "
+        f"Wilson's. Every answer, also the base's, is decoded under the schema.{copied}",
+        width,
+    )
+    yield from ("", *wrapped(verdict(report, "fields_right", "points of fields right"), width), "")
+    yield from _mistakes(report, width)
+
+
+def _share(row: Mapping[str, Any]) -> float:
+    return float(row["fields_right"]["value"])
+
+
+def _mistakes(report: Mapping[str, Any], width: int) -> Iterator[str]:
+    wrong = report["mistakes"]
+    if not wrong:
+        yield "no mistakes"
+        return
+    yield f"{counted(len(wrong), 'record')} with a mistake{', those with most first' if len(wrong) > 1 else ''}"
+    for one in wrong[:SHOWN]:
+        pairs = ((name, *(shortened(as_json(value), 40) for value in both)) for name, both in one["wrong"].items())
+        found = "; ".join(f"{name} is {true}, got {got}" for name, true, got in pairs)
+        text = shortened(" ".join(one["text"].split()), 2 * width)
+        yield from wrapped(f"{found}: {text}", width, first="  ", indent="    ")
+    if len(wrong) > SHOWN:
+        yield f"  and {len(wrong) - SHOWN:,} more"
+
+
+def fields_figure(report: Mapping[str, Any]) -> Any:
+    """The share that is right of each field, of the model and of the best other contender, as a matplotlib figure."""
+    others = [row for row in report["rows"] if row["name"] != report["subject"]]
+    (subject,) = (row for row in report["rows"] if row["name"] == report["subject"])
+    drawn = [(subject, LORA, "o")] + ([(max(others, key=_share), GREY, "s")] if others else [])
+    names = [*report["fields"], "all fields"]
+    figure, axes = panels(width=6.4, height=0.42 * len(names) + 1.5)
+    for row, color, marker in drawn:
+        shares = [*(row["fields"][name] for name in report["fields"]), row["fields_right"]]
+        at, low, high = ([100 * (share[key] or 0) for share in shares] for key in ("value", "low", "high"))
+        axes.hlines(range(len(names)), low, high, color=color, linewidth=1.5)
+        axes.plot(at, range(len(names)), color=color, marker=marker, linestyle="", label=row["name"], clip_on=False)
+    axes.set_yticks(range(len(names)), [shortened(name, 24) for name in names])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="right, %", title=f"Fields of {counted(report['records'], 'record')}")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure

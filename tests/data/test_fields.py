@@ -1,0 +1,192 @@
+"""Data with fields: which schemas are understood, how rows become prompts and answers, and what is refused."""
+
+import json
+
+import pytest
+from commandline import complaint
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora.cli import main
+from minilora.data.fields import (
+    FieldTask,
+    borders,
+    characters_of,
+    is_copy,
+    kind_of,
+    numbers_in,
+    read_schema,
+)
+from minilora.data.records import read_source
+from minilora.data.rows import DataError
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"item": {"type": ["string", "null"]}, "price": {"type": "number"}, "kind": {"enum": ["new", "old"]}},
+}
+ROWS = [
+    {"text": f"item{i} costs {i}.5, it is {kind}", "fields": {"kind": kind, "price": i + 0.5, "item": f"item{i}"}}
+    for i in range(10)
+    for kind in ("new", "old")
+]
+
+
+def data(path, rows=ROWS, schema=SCHEMA):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    if schema is not None:
+        path.with_name(f"{path.stem}.schema.json").write_text(json.dumps(schema))
+    return path
+
+
+def test_rows_become_prompts_that_name_the_fields_and_json_in_the_order_of_the_schema(tmp_path):
+    reading = read_source(data(tmp_path / "own.jsonl"))
+    first = reading.records[0]
+    asked = "Extract these fields as JSON: item, price, kind (new, old).\n\nMessage: item0 costs 0.5, it is new"
+    assert [m["content"] for m in first.messages] == [asked, '{"item":"item0","price":0.5,"kind":"new"}']
+    assert reading.task.copied == ("item", "price") and reading.formats == {"text/fields": 20}
+    assert reading.task.text(asked) == ROWS[0]["text"]
+
+
+def test_the_schema_may_be_given_and_the_fields_be_json_in_a_table(tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps(SCHEMA))
+    table = tmp_path / "own.csv"
+    table.write_text('body,json\n"a new one, 5","{""kind"": ""new"", ""price"": 5}"\n')
+    reading = read_source(table, field={"text": "body", "fields": "json"}, schema=tmp_path / "s.json")
+    assert reading.records[0].messages[-1]["content"] == '{"item":null,"price":5,"kind":"new"}'
+    assert reading.task.copied == ()  # one value is no evidence
+
+
+def test_the_task_of_an_adapter_is_preferred_for_its_prompt(tmp_path):
+    path = data(tmp_path / "own.jsonl")
+    of_schema = FieldTask.of(SCHEMA)
+    stored = FieldTask(of_schema.fields, "Which? {text}", ("item",))
+    other = FieldTask.of({"properties": {"x": {"type": "string"}}})
+    assert read_source(path, stored=[other, stored]).task is stored
+    path.with_name("own.schema.json").unlink()
+    assert read_source(path, stored=[other, stored]).task is stored
+    with pytest.raises(DataError, match=r"give one with --schema, or put it into own\.schema\.json"):
+        read_source(path, stored=[other])
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "b c", 'd"', "\u00e9"]),
+        st.sampled_from([
+            {"type": "string"}, {"type": ["integer", "null"]}, {"enum": [1, None, "a"]}, {"type": "boolean"},
+            {"type": "array", "items": {"type": "number"}}, {"type": "string", "pattern": "^a[bc]{2}$"},
+        ]),
+        min_size=1,
+    )
+)  # fmt: skip
+def test_a_task_is_the_same_when_it_was_stored(properties):
+    task = FieldTask.of({"properties": properties})
+    assert FieldTask.stored(json.loads(json.dumps(task.entry()))) == task
+
+
+def test_what_is_stored_is_checked():
+    entry = FieldTask.of(SCHEMA).entry()
+    assert FieldTask.stored({"name": "legal"}) is None
+    for wrong in ({"template": "x"}, {"copied": ["y"]}):
+        with pytest.raises(ValueError, match="needs a template that has {text}, and copies some of its fields"):
+            FieldTask.stored(entry | wrong)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ([], "the schema must be that of an object"),
+        ({"type": "array"}, "the schema must be that of an object"),
+        ({"anyOf": []}, "'anyOf' is not supported; supported: type, properties, required"),
+        ({"properties": {}}, "needs properties"),
+        ({"properties": {"a": {"type": "object"}}}, "a: the type 'object' is not supported: only one level is"),
+        ({"properties": {"a": {"$ref": "#/x"}}}, "a: '$ref' is not supported; supported: type, enum, items, pattern"),
+        ({"properties": {"a": {"type": "string", "minLength": 2}}}, "a: 'minLength' is not supported"),
+        ({"properties": {"a": {"anyOf": []}}}, "a: 'anyOf' is not supported"),
+        ({"properties": {"a": {"type": "text"}}}, "a: the type 'text' is not supported; supported: string, number"),
+        ({"properties": {"a": 5}}, "a must be an object such as"),
+        ({"properties": {"a": {"type": "null"}}}, "a needs a type other than null"),
+        ({"properties": {"a": {"type": 5}}}, "a: type must be a text or a list of texts, got 5"),
+        ({"properties": {"a": {}}}, "a needs a type other than null, or an enum"),
+        ({"properties": {"a": {"enum": []}}}, "a needs a type other than null, or an enum"),
+        ({"properties": {"a": {"enum": "ab"}}}, "a: enum must be a list, got 'ab'"),
+        ({"properties": {"a": {"type": "string", "enum": ["x", 5]}}}, "a: the choice 5 is not of the type string"),
+        ({"properties": {"a": {"type": "array", "items": {"type": "array"}}}}, "a: a list of lists is not supported"),
+        ({"properties": {"a": {"type": "array", "items": {"type": "object"}}}}, "a.items: the type 'object'"),
+        ({"properties": {"a": {"type": "string", "pattern": "^a+$"}}}, "a: the pattern '^a+$' is not supported"),
+        ({"properties": {"a": {"type": "string", "pattern": "a"}}}, "a: the pattern 'a' is not supported"),
+        ({"properties": {"a": {"type": "string"}}, "required": ["b"]}, "'b' is required and is none of the properties"),
+    ],
+)
+def test_a_schema_that_is_not_supported_is_refused_in_one_line(schema, said, tmp_path, capsys):
+    with pytest.raises(ValueError) as error:
+        FieldTask.of(schema)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    if isinstance(schema, dict):
+        path = data(tmp_path / "own.jsonl", schema=schema)
+        assert main(["data", str(path), "--base", "tiny"]) == 1
+        assert complaint(capsys).startswith(f"{tmp_path / 'own.schema.json'}: ")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"text": "a", "fields": {"price": "5", "kind": "new"}}], ':1: price is "5", the schema has number'),
+        (
+            [{"text": "a", "fields": {"price": 5, "kind": "big"}}],
+            ':1: kind is "big", the schema has one of "new"',
+        ),
+        ([{"text": "a", "fields": {"price": 5}}], ":1: kind is null, the schema has one of"),
+        ([{"text": "a", "fields": {"cost": 5}}], ":1: the schema has no field 'cost': it has item, price, kind"),
+        ([{"text": "a", "fields": None}], ":1: fields must be a JSON object, got None"),
+        ([{"text": "a", "fields": "x"}], ":1: fields must be a JSON object with the fields of the text, got 'x'"),
+        ([{"text": "a", "fields": {}}], ":1: fields must be a JSON object with the fields of the text, got {}"),
+        ([{"text": "", "fields": {"price": 5, "kind": "new"}}], ":1: text must be a non-empty text"),
+        ([*ROWS, {"text": "no fields here"}], "no fields for 1 of 21 records (line-21)"),
+        ([{"text": "a"}], "a schema is for rows with a text and its fields, and no row has fields"),
+    ],
+)
+def test_rows_that_contradict_the_schema_are_refused_with_their_line(rows, said, tmp_path):
+    with pytest.raises(DataError) as error:
+        read_source(data(tmp_path / "own.jsonl", rows))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_schema_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "s.json"
+    for text, said in (("{", "not readable as JSON"), ("[]", "expected a JSON object"), ("{}", "needs properties")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read_schema(path)
+    with pytest.raises(ValueError, match="no such file"):
+        read_schema(tmp_path / "none.json")
+
+
+def test_without_columns_of_fields_a_text_is_a_text(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"text": "one"}\n{"text": "two"}')
+    reading = read_source(tmp_path / "own.jsonl")
+    assert reading.task is None and [record.text for record in reading.records] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "copied"),
+    [
+        ("tent", "my tent!", True), ("ten", "my tent", False), ("ent", "my tent", False), ("my", "my tent", True),
+        (" my", "my tent", False), ("", "my", False), ("a-b", "(a-b)", True), ("x.", "x. y", True),
+        ("ab", "aab ab", True), (5, "5 of 10", True), (1, "5 of 10", False), (1200, "for 1,200", True),
+        (1200.5, "1,200.50 it was", True), (200, "for 1,200", False), (12, "in 12,13", True),
+    ],
+)  # fmt: skip
+def test_a_copy_is_whole_words_or_a_number(value, text, copied):
+    assert is_copy(value, text) == copied
+
+
+@given(st.text(max_size=12))
+def test_borders_and_numbers_are_those_of_the_text(text):
+    assert len(borders(text)) == len(text) + 1 and borders(text)[0] and borders(text)[-1]
+    assert all(isinstance(number, int | float) and number >= 0 for number in numbers_in(text))
+
+
+def test_kinds_are_those_of_json_schema():
+    kinds = {None: "null", True: "boolean", 0: "integer", 5.0: "integer", 0.5: "number", "x": "string"}
+    assert {value: kind_of(value) for value in kinds} == kinds and kind_of([]) == "array" and kind_of({}) == "object"
+    assert characters_of("") == [] and characters_of(r"^\d\.$") == [set("0123456789"), {"."}]

@@ -1,0 +1,166 @@
+"""Answers under a schema: whatever the model would like to say, they parse, they fit, and they end in time."""
+
+import json
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minilora as ml
+from minilora.data.fields import FieldTask, is_copy, members, read_schema
+from minilora.data.records import read_source
+from minilora.generate.answers import generate_batch
+from minilora.generate.fields import guide_of
+from minilora.generate.schema import Guide, Language, vocabulary_of
+from minilora.models.load import load_tokenizer
+
+TEXTS = ["", "a", 'The "Big\\Tent", FW12345678, 1,200.50, 3 May; caf\u00e9 \U0001f600!', "I paid 12, then 7.5.\nBob"]
+SCALARS = {
+    "string": {"type": "string"},
+    "number": {"type": "number"},
+    "integer": {"type": "integer"},
+    "boolean": {"type": "boolean"},
+    "code": {"type": "string", "pattern": r"^FW\d{2}[0-9]{6}$"},
+    "odd": {"type": "string", "pattern": r'^"[a-c\\]{3}\.$'},
+    "choice": {"enum": ["a", "ab", 'caf\u00e9 "x"', None, 1, 12, True, 1.5]},
+}
+scalars = st.sampled_from(list(SCALARS.values()))
+rules = scalars | scalars.map(lambda rule: {"type": "array", "items": rule}) | scalars.map(
+    lambda rule: rule | ({"type": [rule["type"], "null"]} if "type" in rule else {})
+)  # fmt: skip
+schemas = st.dictionaries(st.sampled_from(["a", "b c", 'd"', "\u00e9", "e\\"]), rules, min_size=1, max_size=4).map(
+    lambda rules: {"type": "object", "properties": rules}
+)
+
+
+@cache
+def tiny():
+    return load_tokenizer("tiny")
+
+
+def write(guide, tokenizer, tokens, seed, bias=0.0):
+    """What a model of random taste writes. bias: how much it likes long tokens."""
+    rng, ids = np.random.default_rng(seed), []
+    while True:
+        allowed = guide.allowed(tokens - len(ids))
+        length = np.array([len(guide.vocabulary.bytes_of.get(int(i), b"")) for i in allowed])
+        token = int(allowed[(rng.gumbel(size=len(allowed)) + bias * length).argmax()])
+        guide.take(token)
+        if token == tokenizer.eos_id:
+            return ids
+        ids.append(token)
+        if len(ids) == tokens:
+            return ids
+
+
+@given(schemas, st.sampled_from(TEXTS), st.integers(0, 99), st.integers(0, 60), st.sampled_from([-1.0, 0.0, 1.0]))
+def test_the_answer_parses_fits_and_ends_for_every_schema_and_any_model(schema, text, seed, more, bias):
+    names = tuple(schema["properties"])
+    task = FieldTask.of(schema)
+    task = FieldTask(task.fields, task.template, names[: seed % (len(names) + 1)])
+    guide = Guide(Language.of(task, text), vocabulary_of(tiny()))
+    tokens = guide.least + more
+    ids = write(guide, tiny(), tokens, seed, bias)
+    assert len(ids) <= tokens
+    values = json.loads(tiny().decode(ids))
+    assert list(values) == list(names) and all(f.fits(values[f.name]) for f in task.fields)
+    for field in task.fields:
+        free = (field.items or field).choices or {"boolean"} & set((field.items or field).kinds)
+        for one in [] if free or field.name not in task.copied else members(values[field.name]):
+            assert is_copy(one, text) or not any(is_copy(word, text) for word in words_like(one, field, text)), one
+
+
+def words_like(value, field, text):
+    """What could have been copied instead of a value."""
+    kind = field.items or field
+    if not isinstance(value, str):
+        whole = "number" not in kind.kinds
+        return [float(n) for n in re.findall(r"\d+(?:\.\d+)?" if not whole else r"\d+", text.replace(",", ""))]
+    return re.findall(kind.pattern[1:-1] if kind.pattern else r"\w+", text)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.booleans())
+def test_every_string_can_be_answered_letter_by_letter(text, copied):
+    task = FieldTask.of({"properties": {"x": {"type": "string"}}})
+    task = FieldTask(task.fields, task.template, ("x",) if copied else ())
+    value = text.strip() if copied else text
+    if (copied and not is_copy(value, text)) or re.search(r"[\x00-\x07\x0b\x0e-\x1f]", text):
+        return
+    answer = task.answer({"x": value})
+    guide = Guide(Language.of(task, text), vocabulary_of(tiny()))
+    for token in tiny().encode(answer):
+        assert token in guide.allowed(1000)
+        guide.take(token)
+    assert guide.allowed(1).tolist() == [tiny().eos_id] and not guide.hurried
+
+
+@pytest.mark.parametrize("value", [0, -1, 12.5, 1200, -0.001, 999999999999999])
+def test_numbers_are_those_of_json(value):
+    task = FieldTask.of({"properties": {"x": {"type": "number"}}})
+    guide = Guide(Language.of(task), vocabulary_of(tiny()))
+    for token in tiny().encode(task.answer({"x": value})):
+        assert token in guide.allowed(1000)
+        guide.take(token)
+    for wrong in ("01", "1.", "-", ".5", "+1", "1e5", "--1"):
+        guide = Guide(Language.of(task), vocabulary_of(tiny()))
+        with pytest.raises(KeyError):
+            for token in tiny().encode(f'{{"x":{wrong}}}'):
+                guide.take(token)
+
+
+@pytest.mark.parametrize("domain", ["legal", "medical", "support", "finance"])
+def test_the_trained_answers_of_the_skills_can_be_given(domain):
+    reading = read_source(f"{domain}-fields")
+    for record in reading.records[::20]:
+        guide = guide_of(reading.task, tiny(), reading.task.text(record.question))
+        for token in tiny().encode(record.messages[-1]["content"]):
+            assert token in guide.allowed(300)
+            guide.take(token)
+        assert guide.allowed(1).tolist() == [tiny().eos_id]
+
+
+def test_a_token_that_leaves_no_time_to_end_is_left_out_and_that_is_told(tokenizer):
+    task = FieldTask.of({"properties": {"x": {"type": "string"}, "y": {"enum": ["long choice"]}}})
+    guide = Guide(Language.of(task), vocabulary_of(tokenizer))
+    assert guide.least == len('{"x":"","y":"long choice"}')
+    for token in tokenizer.encode('{"x":"'):
+        guide.take(token)
+    left = guide.least
+    assert tokenizer.encode("a")[0] in guide.allowed(left + 4) and not guide.hurried
+    assert tokenizer.encode("a")[0] in guide.allowed(left + 1)
+    assert guide.allowed(left).tolist() == tokenizer.encode('"') and guide.hurried
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_batch_of_a_model_gives_objects_that_fit(talker, tokenizer, copied):
+    items = {"type": "array", "items": {"enum": ["u", "v"]}}
+    task = FieldTask.of({"properties": {"x": {"type": ["string", "null"]}, "n": {"type": "number"}, "k": items}})
+    task = FieldTask(task.fields, task.template, ("x", "n") if copied else ())
+    texts = ["abc 12 de", "x" * 90, "7"]
+    talks = [[{"role": "user", "content": task.prompt(text)}] for text in texts]
+    answers = generate_batch(talker, tokenizer, talks, 60, guides=[guide_of(task, tokenizer, text) for text in texts])
+    alone = [generate_batch(talker, tokenizer, [talk], 60, guides=[guide_of(task, tokenizer, text)])[0]
+             for talk, text in zip(talks, texts, strict=True)]  # fmt: skip
+    assert answers == alone  # with and without a shared beginning
+    for answer, text in zip(answers, texts, strict=True):
+        values = json.loads(answer)
+        assert task.answer(values) == answer
+        assert not copied or values["x"] is None or values["x"] in text
+    least = len('{"x":"","n":1,"k":[]}' if not copied else '{"x":"7","n":7,"k":[]}')
+    with pytest.raises(ValueError, match=f"an answer under this schema may need {least} tokens, and has {least - 1}"):
+        ml.Streams(talker, tokenizer).add("x", max_new_tokens=least - 1, guide=guide_of(task, tokenizer, "7"))
+
+
+def test_a_schema_of_the_real_size_takes_little_time_per_token(tmp_path):
+    tokenizer, (record, *_) = tiny(), read_source("legal-fields").records
+    task = read_schema(ml.__path__[0] + "/data/legal-fields.schema.json")
+    guide = guide_of(task, tokenizer, "")
+    for token in tokenizer.encode(record.messages[-1]["content"]):
+        guide.allowed(300)
+        guide.take(token)
+    states = len(guide.language.tokens)
+    again = guide_of(task, tokenizer, "other text")
+    assert again.language is guide.language and states < 150  # nothing is computed twice

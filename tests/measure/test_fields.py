@@ -1,0 +1,87 @@
+"""Fields: what is counted as right, and the numbers against those of plain Python."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minilora.data.fields import FieldTask
+from minilora.data.records import Record
+from minilora.measure.fields import SHOTS, USUAL, WithFields, answer_fields, field_report, same, shots_that_fit, usual
+
+TASK = FieldTask.of(
+    {"properties": {"a": {"type": ["string", "null"]}, "n": {"type": ["number", "null"]}, "l": {"type": "array"}}}
+)
+
+
+def record(i, a=None, n=None, members=()):
+    answer = TASK.answer({"a": a, "n": n, "l": list(members)})
+    asked = {"role": "user", "content": TASK.prompt(f"text {i}")}
+    return Record(f"r{i}", (asked, {"role": "assistant", "content": answer}), fields=json.loads(answer))
+
+
+RECORDS = [record(0, "x", 1, ["p", "q"]), record(1, None, 2.5), record(2, "y", None, ["p"]), record(3, "x", 1)]
+
+
+def held(examples=()):
+    return WithFields(TASK, RECORDS, examples)
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "are"),
+    [
+        ("x", "x", True), ("x", "X", False), ("x", "x ", False), (1, 1.0, True), (1, True, False), (None, [], False),
+        (["p", "q"], ["q", "p"], True), (["p", "p"], ["p"], False), (["p"], ["p", "p"], False), ([], [], True),
+        (0, None, False), ("1", 1, False),
+    ],
+)  # fmt: skip
+def test_values_are_the_same_letter_by_letter_and_lists_in_any_order(value, other, are):
+    assert same(value, other) is are is same(other, value)
+
+
+def test_the_report_counts_fields_and_objects():
+    given = [{"a": "x", "n": 1, "l": ["q", "p"]}, {"a": "z", "n": 2.5}]
+    given += [{"a": "y", "n": 0, "l": ["p", "q"]}, {"a": "x", "n": 1}]
+    answers = [TASK.answer(fields) for fields in given]
+    truth = [record.messages[-1]["content"] for record in RECORDS]
+    report = field_report(held(), {"base, zero-shot": truth, "LoRA": answers})
+    base, lora = report["rows"]
+    assert base["fields_right"]["value"] == base["objects_right"]["value"] == 1 and base["lead"]["value"] < 0
+    assert lora["fields_right"]["value"] == pytest.approx(9 / 12) and lora["objects_right"]["value"] == 0.5
+    assert {name: one["value"] for name, one in lora["fields"].items()} == {"a": 0.75, "n": 0.75, "l": 0.75}
+    assert lora["lead"] == {"value": 0.0, "low": 0.0, "high": 0.0} and report["subject"] == "LoRA"
+    assert base["lead"]["value"] == pytest.approx(-3 / 12) and base["lead"]["low"] <= -3 / 12 <= base["lead"]["high"]
+    first, second = report["mistakes"]
+    assert (first["id"], first["text"]) == ("r2", "text 2")
+    assert first["wrong"] == {"n": [None, 0], "l": [["p"], ["p", "q"]]}
+    assert second["wrong"] == {"a": [None, "z"]}
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_the_most_frequent_values_are_those_of_the_training_records():
+    examples = [record(i, a, n) for i, (a, n) in enumerate([("x", 3), (None, 3), (None, 4)])]
+    report = field_report(held(examples), {"LoRA": usual(held(examples))})
+    assert usual(held(examples)) == ['{"a":null,"n":3,"l":[]}'] * 4
+    assert [row["name"] for row in report["rows"]] == [USUAL, "LoRA"]
+    assert report["rows"][0]["fields"]["l"]["value"] == 0.5 and report["rows"][0]["fields"]["n"]["value"] == 0
+
+
+def test_as_many_examples_as_fit_are_put_before_the_question(talker, tokenizer):
+    examples = [record(i, "x" * 50) for i in range(9)]
+    longest = max(len(tokenizer.encode_chat(one.messages)) for one in (*RECORDS, *examples))
+    for room, least in ((256 + longest * 2, 0), (256 + longest * 4, 2), (10**6, SHOTS)):
+        found = shots_that_fit(held(examples), tokenizer, room)
+        assert least <= found <= SHOTS
+        assert 256 + found * longest <= room
+    assert shots_that_fit(held(), tokenizer, 10**6) == 0
+    zero, two = (answer_fields(talker, tokenizer, held(examples), shots) for shots in (0, 2))
+    assert zero != two and all(list(json.loads(answer)) == ["a", "n", "l"] for answer in zero + two)
+
+
+def test_answers_are_copies_where_the_task_says_so(talker, tokenizer):
+    copying = WithFields(replace(TASK, copied=("a", "l")), RECORDS)
+    found = [json.loads(answer) for answer in answer_fields(talker, tokenizer, copying)]
+    pieces = {None, "text", "0", "1", "2", "3", *(f"text {i}" for i in range(4))}
+    assert all({one["a"], *one["l"]} <= pieces for one in found)
+    assert np.all([f"{i}" in str(one) or i not in one["l"] for i, one in enumerate(found)])
