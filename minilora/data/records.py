@@ -43,8 +43,7 @@ BUILT_IN = (
     *DOMAINS,
     "general",
     *(f"{domain}-{kind}" for kind in ("labels", "fields", "pairs") for domain in DOMAINS),
-    "medical-handbook",
-    "support-handbook",
+    *(f"{domain}-handbook" for domain in ("medical", "support", "finance")),
 )
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
