@@ -15,9 +15,12 @@ _language = lru_cache(maxsize=8)(Language.of)  # that of a task which copies not
 
 
 def task_of_adapters(model: LanguageModel, choice: Choice) -> Task | None:
-    """The task that all adapters of a choice were trained on: labels or fields. None if there is none, or several."""
+    """The task that all adapters of a choice were trained on: labels or fields. None if there is none, or several.
+
+    Without an adapter it is that of the whole model, if that was fine-tuned on one.
+    """
     adapters = [model.adapters[name] for name in factors_of(choice) if name in model.adapters]
-    tasks = {stored_task(adapter.data) for adapter in adapters}
+    tasks = {stored_task(trained.data) for trained in adapters or [model]}
     return tasks.pop() if len(tasks) == 1 else None
 
 

@@ -9,6 +9,7 @@ from ..engine import bfloat16
 from ..engine.backend import is_packed, to_device
 from ..engine.parallel import leave_cores
 from ..files.disk import ModelFileError, reading
+from ..lora.provenance import read_provenance
 from ..nn.language_model import LanguageModel
 from ..options import BASE, suggestion
 from ..progress import log
@@ -94,6 +95,7 @@ def load(
     model.decoder.recompute = recompute
     short = known_as(name)
     model.source = short or str(name)
+    model.data = read_provenance(path).get("data", {})
     model.hub_name = SOURCES[short].hub if short in SOURCES else None
     return model, tokenizer
 

@@ -9,9 +9,10 @@ Shapes: B batch, T tokens, C width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -39,6 +40,7 @@ class LanguageModel(Module):
     """
 
     source: str | None = None  # the argument of `minilora.load` that it was loaded with: "smollm2", a path
+    data: Mapping[str, Any] = MappingProxyType({})  # what the whole model was fine-tuned on: see lora/provenance.py
     hub_name: str | None = None  # its name on Hugging Face, if known: for PEFT
     rounded_to: str | None = None  # the kind that its matrices were rounded to when it was loaded: "nf4"
     unrounded_sha256: str | None = None  # of a rounded model: its fingerprint before rounding

@@ -21,7 +21,7 @@ from ..files.disk import remove_folder, replacing, write_json
 from ..generate.conversation import TOY
 from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
 from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
-from ..lora.provenance import path_from
+from ..lora.provenance import FORMAT, PROVENANCE_FILE, path_from
 from ..lora.variants import lora_plus
 from ..measure.loss import mean_loss
 from ..measure.process import peak_memory, program_memory
@@ -156,22 +156,21 @@ class Job:
     def begin(self, state: State) -> Trainer:
         """Put the trainable parameters in place and return their trainer."""
         self.install()
-        options, adapter = self.options, self.model.adapters.get(ADAPTER)
-        if adapter is not None:  # for its folder's minilora.json
-            material = self.material
-            known: dict[str, Any] = {"system": material.system, "split": material.split}
-            if material.task is not None:
-                known |= material.task.entry()
-            known |= {"context_template": material.template, "context": options.context}
-            for key, source in (("path", options.data), ("context_path", options.context)):
-                if source is not None and source not in BUILT_IN:
-                    known[key] = path_from(options.folder, source)
-            adapter.data = {
-                "name": options.data,
-                "sha256": sha256_of_data(options.data),
-                "records": len(material.train),
-                **{name: text for name, text in known.items() if text is not None},
-            }
+        options, material = self.options, self.material
+        known: dict[str, Any] = {"system": material.system, "split": material.split}
+        if material.task is not None:
+            known |= material.task.entry()
+        known |= {"context_template": material.template, "context": options.context}
+        for key, source in (("path", options.data), ("context_path", options.context)):
+            if source is not None and source not in BUILT_IN:
+                known[key] = path_from(options.folder, source)
+        trained = self.model.adapters.get(ADAPTER, self.model)
+        trained.data = {  # for its folder's minilora.json
+            "name": options.data,
+            "sha256": sha256_of_data(options.data),
+            "records": len(material.train),
+            **{name: text for name, text in known.items() if text is not None},
+        }
         parameters = self.model.trainable_parameters()
         scale = None if options.lora_plus is None else lora_plus(parameters, options.lora_plus)
         return Trainer(
@@ -201,6 +200,7 @@ class Job:
             save_adapter(self.model, folder, ADAPTER, base_sha256=self.base, overwrite=True)
         else:
             save_folder(folder, self.model.config, self.model.state_dict(), self.tokenizer)
+            write_json(folder / PROVENANCE_FILE, {"format": FORMAT, "data": self.model.data})
 
 
 def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job:

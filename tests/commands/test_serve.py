@@ -166,14 +166,16 @@ def test_the_demo_trains_what_is_missing_once_and_opens_the_page(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "STEPS", 1)
     monkeypatch.setattr("minilora.train.job.run_picture", lambda metrics, path: path.touch())
-    monkeypatch.setattr(demo, "DOMAINS", ("legal", "support"))
+    monkeypatch.setattr(demo, "DOMAINS", ("legal",))
+    monkeypatch.setattr(demo, "SKILLS", ("support-labels", "support-fields"))
     (tmp_path / "runs" / "demo-legal.partial").mkdir(parents=True)  # what a demo leaves that was interrupted
     (tmp_path / "runs" / "demo-legal.partial" / WEIGHTS_FILE).write_bytes(b"")
     assert status("serve", "--demo", "--port", 0) == 0
     said = capsys.readouterr().err.splitlines()
     told = [line for line in said if line.startswith("training") and line.endswith(")")]
-    assert told == ["training legal on the tiny base (1 of 2)", "training support on the tiny base (2 of 2)"]
-    assert any(line.startswith("base, legal, support: http://") for line in said)
+    names = ["legal", "support-labels", "support-fields"]
+    assert told == [f"training {name} on the tiny base ({i} of 3)" for i, name in enumerate(names, 1)]
+    assert any(line.startswith(f"base, {', '.join(names)}: http://") for line in said)
     assert status("serve", "--demo", "--port", 0, "--no-open") == 0
     assert "training" not in capsys.readouterr().err
     assert len(joined(opened)) == 1 and opened[0].startswith("http://127.0.0.1:")

@@ -5,13 +5,17 @@ variable CHROMIUM names, or playwright's own (`playwright install chromium`).
 """
 
 import json
+import math
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 from browsers import chromium
 from serving import serving
 
+from minilora.data.fields import FieldTask
+from minilora.data.labels import LabelTask
 from minilora.serve.app import read_page
 
 PAGE, POLICY = read_page()
@@ -276,6 +280,54 @@ def test_what_the_server_notes_of_its_models_is_shown(page, served):
         assert page.locator("#system").get_attribute("placeholder") == "each adapter's own"
     finally:
         served.engine.versions = versions
+
+
+@pytest.fixture(scope="module")
+def skilled(shop, tmp_path_factory):
+    """The shop, whose adapters were trained on labels and on fields: its address, and its engine."""
+    folder = tmp_path_factory.mktemp("skilled")
+    shutil.copytree(shop, folder, dirs_exist_ok=True)
+    schema = {"properties": {"item_name": {"type": ["string", "null"]}, "tags": {"type": "array"},
+                             "kind": {"enum": ["new", "old"]}}}  # fmt: skip
+    for name, task in (("legal", LabelTask.of(["bill", "billing", "parcel", "x"])), ("support", FieldTask.of(schema))):
+        record = json.loads((folder / name / "minilora.json").read_text())
+        (folder / name / "minilora.json").write_text(json.dumps(record | {"data": task.entry()}))
+    with serving(folder, folder, default_limit=64) as served:
+        yield served
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_message_gets_its_label_with_odds_and_its_fields(browser, skilled, scheme):
+    with browser.new_context(color_scheme=scheme) as context:
+        page = context.new_page()
+        page.goto(skilled.address)
+        page.get_by_role("checkbox", name="legal").wait_for()
+        assert not page.get_by_role("switch").is_visible()  # skills are not mixed
+        bodies = sent(page)
+        page.get_by_role("button", name="A message to sort").click()
+        page.wait_for_function(DONE)
+        message = bodies["legal"]["messages"][-1]["content"]
+        assert bodies.keys() == {"legal", "support"} and "tent" in message
+        talk = [{"role": "user", "content": message}]
+        fields = {"model": "legal", "messages": talk, "logprobs": True, "top_logprobs": 3}
+        told = json.loads(skilled.send("POST", "/v1/chat/completions", fields)[2])["choices"][0]
+        odds = told["logprobs"]["content"][0]["top_logprobs"]
+        card = page.get_by_role("article", name="legal")
+        assert card.locator("dt").all_inner_texts() == [one["token"] for one in odds]
+        assert card.locator("dd").all_inner_texts()[1::2] == [f"{100 * math.exp(one['logprob']):.0f} %" for one in odds]
+        fields = {"model": "support", "messages": talk, "max_tokens": 64}
+        told = json.loads(skilled.send("POST", "/v1/chat/completions", fields)[2])["choices"][0]
+        answer = json.loads(told["message"]["content"])
+        card = page.get_by_role("article", name="support")
+        assert card.locator("dt").all_inner_texts() == ["item name", "tags", "kind"]
+        tags = " \u00b7 ".join(answer["tags"]) or "not said"
+        shown = [answer["item_name"] or "not said", tags, answer["kind"]]
+        assert [text.strip() for text in card.locator("dd").all_inner_texts()] == [text.strip() for text in shown]
+        ratios = page.evaluate(CONTRAST, "dt, dd")
+        assert len(ratios) > 8 and all(ratio >= 4.5 for text, ratio in ratios), ratios
+        ask(page, "again")
+        assert len(bodies["support"]["messages"]) == 1  # a skill looks at the message alone
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 SCREENS = {"wide": {}, "dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 390, "height": 844}}}

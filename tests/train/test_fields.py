@@ -89,6 +89,15 @@ def test_new_data_are_measured_and_a_chat_answers_under_the_stored_schema(home, 
     }  # fmt: skip
 
 
+def test_a_model_that_was_fine_tuned_as_a_whole_keeps_the_schema(home, run, tmp_path, capsys):
+    settings = options(home, tmp_path / "full", data=str(run[1]), steps=1, method="full")
+    finetune(settings, measure=False, answers=False)
+    model, _ = ml.load(tmp_path / "full")
+    assert FieldTask.stored(model.data) == read_source(run[1]).task
+    assert main(["chat", "--base", str(tmp_path / "full"), "--prompt", "pay x, gus"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == list(SCHEMA["properties"])
+
+
 def test_a_chat_with_the_base_answers_under_a_schema_that_is_given(home, tmp_path, capsys):
     (tmp_path / "s.json").write_text(json.dumps(SCHEMA))
     words = ["chat", "--base", str(home / "base"), "--schema", str(tmp_path / "s.json"), "--prompt", "hello"]
