@@ -11,7 +11,8 @@ from modelfiles import TERMS
 
 import minilora as ml
 from minilora.cli import main
-from minilora.pages.card import write_card
+from minilora.pages.card import HELD_OUT, USES, write_card
+from minilora.train.material import TESTS
 from minilora.train.options import Options
 
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -110,6 +111,14 @@ def test_what_newer_metrics_and_a_run_file_say_is_told(tmp_path):
     assert "scale: it is off" in text and "--config run.toml" in text
     assert "What it learned" not in card_of(tmp_path, loss={}, keyword_recall={}, answers=[])  # nothing was measured
     assert "recall" not in card_of(tmp_path, keyword_recall={})
+
+
+def test_every_set_of_questions_is_named_in_words(tmp_path):
+    sets = {name: [3.0, 1.5] for name in TESTS}
+    card = card_of(tmp_path, loss=sets, keyword_recall=sets, records={"train": 9} | dict.fromkeys(TESTS, 4))
+    for name in TESTS:
+        assert f"| loss, {HELD_OUT[name]} | 3.000 | 1.500 |" in card and f"keyword recall, {HELD_OUT[name]} |" in card
+        assert USES[name] in card
 
 
 def test_names_that_markdown_and_a_shell_would_misread_are_quoted(tmp_path):
