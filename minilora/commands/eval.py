@@ -16,6 +16,7 @@ from ..data.fields import stored_tasks
 from ..data.formats import with_label
 from ..data.records import BUILT_IN, read_handbook, sha256_of_data
 from ..data.rows import SPLITS
+from ..generate.fields import task_of_adapters
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure import fields as with_fields
@@ -122,7 +123,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         with_label(options.field, options.label),
         trained=[source for source in data if source in own.values() or _trained_on(source, folders)],
         split=options.split,
-        stored=stored_tasks(folders.values()),
+        stored=stored_tasks([*folders.values(), Path(base)]),
         schema=options.schema,
     )
     if options.confusion and not any(isinstance(each.labelled, Labelled) for each in sets):
@@ -171,8 +172,9 @@ def _report(
         shots, ask = with_fields.shots_that_fit(held, tokenizer, limit), partial(answer_fields, model, tokenizer, held)
     else:
         shots, ask = shots_that_fit(held, tokenizer, limit), partial(score, model, tokenizer, held)
-    contenders: dict[str, tuple[Choice, int]] = {ZERO_SHOT: (None, 0)}
-    contenders |= {f"base, {shots}-shot": (None, shots)} if shots else {}
+    whole = task_of_adapters(model, None) is not None
+    contenders: dict[str, tuple[Choice, int]] = {"full fine-tuning" if whole else ZERO_SHOT: (None, 0)}
+    contenders |= {f"base, {shots}-shot": (None, shots)} if shots and not whole else {}
     contenders |= {name: (name, 0) for name in sorted(own, key=lambda name: own[name] == each.data)}
     found: dict[str, Any] = {}
     for name, (choice, shots) in contenders.items():

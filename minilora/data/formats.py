@@ -137,6 +137,7 @@ def _turn(i: int, turn: Any) -> Message:
 _FACTS = ("id", "split", "keywords", "phrasings", "reworded", "paraphrase", "validation_paraphrase")
 CONTEXT = ("context", "passage")  # columns of a passage, which goes into the prompt: the first that a row has
 _ALSO = ("system", *CONTEXT, *_FACTS)  # columns that a conversation may have
+_ABOUT_LABELLED = ("system", "id", "split", "kind")
 _TEXTS, _LABELS = ("text", "message", "prompt"), ("label", "intent", "category")  # columns of labelled data
 TEXT = Format("text", ("text",), ("id", "split"), lambda row: [])
 FORMATS = (  # the first one whose columns a row has
@@ -148,7 +149,7 @@ FORMATS = (  # the first one whose columns a row has
     Format("prompt/completion", ("prompt", "completion"), _ALSO, _pair("prompt", "completion")),
     Format("prompt/chosen/rejected", ("prompt", "chosen", "rejected"), _ALSO, _preferred, preferred=True),
     *(
-        Format(f"{text}/{label}", (text, label), ("system", "id", "split"), _labelled(text, label), labelled=True)
+        Format(f"{text}/{label}", (text, label), _ABOUT_LABELLED, _labelled(text, label), labelled=True)
         for text in _TEXTS
         for label in _LABELS
     ),

@@ -4,7 +4,7 @@ A file is JSONL, a JSON list, CSV or TSV with a row per record, in one of the fo
 `{"question", "answer"}` or `{"messages": [{"role", "content"}, ...]}`; or it is a `.txt` file. A row may also have
 "id", "split", "phrasings", "reworded", "paraphrase", "validation_paraphrase", "keywords", and "context": a passage that
 goes into the prompt, `passages.py`. A text with a label becomes a prompt that asks for the label, `labels.py`, a text
-with fields one that asks for these, `fields.py`.
+with fields one that asks for these, `fields.py`. The row of a label may have a "kind".
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Record:
     rejected: str | None = None  # of preferences: the answer that the last message is preferred to
     reworded: str | None = None  # the question with some of its own words; `paraphrase` has hardly any
     context: str | None = None  # the passage in the prompt, which its texts include already
+    kind: str | None = None  # of labelled data: how the text is written; accuracy is also reported by kind
 
     @property
     def prompt(self) -> list[Message]:
@@ -303,6 +304,7 @@ def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) 
     label = messages[-1]["content"] if kind.labelled else None
     answer = (label, fields_of(row) if kind.fields else None, answer_of(row, "rejected") if kind.preferred else None)
     asked = (paraphrase, keywords, phrasings, validation)
-    record = Record(name, messages, "", own or split, *asked, *answer, reworded)
+    group = str(row["kind"]) if kind.labelled and row.get("kind") is not None else None
+    record = Record(name, messages, "", own or split, *asked, *answer, reworded, kind=group)
     passages = [text_of(row, key) for key in CONTEXT if key in kind.also and row.get(key) not in (None, "")]
     return record.open_book(passages[0]) if passages else record

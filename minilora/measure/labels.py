@@ -21,6 +21,7 @@ from .statistics import Interval, Resampled, bootstrap, interval_as_json, middle
 
 SHOTS = 8  # examples in the prompt of the base, at most
 BINS = 10  # of confidence
+KINDS = 5  # of texts, at most, whose accuracy is reported apart
 MAJORITY, CLASSIC, ZERO_SHOT = "majority class", "TF-IDF + logistic regression", "base, zero-shot"
 MISSING = "needs pip install 'minilora[benchmarks]'"
 
@@ -164,6 +165,7 @@ def label_report(held: Labelled, models: Mapping[str, np.ndarray], seed: int = 0
     known = {name: p for name, p in contenders.items() if p is not None}
     *_, subject = known
     chosen = {name: p.argmax(axis=1) for name, p in known.items()}
+    kinds = _kinds(held.records)
     right = Resampled(np.array([each == truth for each in chosen.values()], float), np.ones(len(truth)), seed)
     rows: list[dict[str, Any]] = []
     for name in contenders:
@@ -175,6 +177,10 @@ def label_report(held: Labelled, models: Mapping[str, np.ndarray], seed: int = 0
             {
                 "name": name,
                 "accuracy": interval_as_json(wilson(int((chosen[name] == truth).sum()), len(truth))),
+                "accuracy_of_kind": {
+                    kind: interval_as_json(wilson(int((chosen[name] == truth)[those].sum()), len(those)))
+                    for kind, those in kinds.items()
+                },
                 "macro_f1": interval_as_json(_macro_f1(truth, chosen[name], len(labels), seed)),
                 "ece": calibration_error(bins),
                 "reliability": bins,
@@ -184,11 +190,19 @@ def label_report(held: Labelled, models: Mapping[str, np.ndarray], seed: int = 0
     return {
         "labels": list(labels),
         "records": len(truth),
+        "kinds": {kind: len(those) for kind, those in kinds.items()},
         "subject": subject,
         "rows": rows,
         "confusion": confusion(truth, chosen[subject], len(labels)).tolist(),
         "mistakes": _mistakes(held, known[subject]),
     }
+
+
+def _kinds(records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """The places of the records of each kind, where every record names one of a few kinds."""
+    named = np.array([record.kind or "" for record in records])
+    kinds = {str(kind): np.flatnonzero(named == kind) for kind in np.unique(named)}
+    return kinds if 1 < len(kinds) <= KINDS and "" not in kinds else {}
 
 
 def _macro_f1(truth: np.ndarray, chosen: np.ndarray, labels: int, seed: int) -> Interval:

@@ -24,6 +24,8 @@ def label_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
             continue
         rows.append([row["name"], shown(row["accuracy"]), shown(row["macro_f1"]), plain(100 * row["ece"], 1)])
     yield from table(rows)
+    if report.get("kinds"):
+        yield from ("", *table(_by_kind(report)), "")
     yield from wrapped(
         "[low, high]: 95 % intervals, of accuracy Wilson's, of macro-F1 and of differences the bootstrap's. ECE: the "
         "mean distance between confidence and accuracy.",
@@ -55,6 +57,14 @@ def verdict(report: Mapping[str, Any], share: str = "accuracy", unit: str = "poi
     if low <= 0:
         return f"{subject} is not clearly better than {best['name']}: {points}."
     return f"{subject} is better than the best of the others, {best['name']}: {points}."
+
+
+def _by_kind(report: Mapping[str, Any]) -> list[list[str]]:
+    """The accuracy of each contender in each kind of text."""
+    heads = [f"{kind} ({records:,})" for kind, records in report["kinds"].items()]
+    rows = [row for row in report["rows"] if "missing" not in row]
+    each = [[row["name"], *(shown(row["accuracy_of_kind"][kind]) for kind in report["kinds"])] for row in rows]
+    return [["accuracy by kind, %", *heads], *each]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

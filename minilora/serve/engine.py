@@ -24,7 +24,7 @@ from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
 from ..generate.fields import asked_for_fields, guide_of, task_of_adapters
 from ..generate.labels import ranked_labels
 from ..generate.streams import Answer, Streams
-from ..lora.adapters import adapter_state, base_state, factors_of, remove_adapter
+from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..models.with_adapters import BASE_NAME
@@ -68,7 +68,7 @@ class Engine:
         self.seconds = 1.0  # that an answer takes, about
         self.digest: str | None = None  # the base's fingerprint, from when it is first needed
         size, note = sum(array.nbytes for array in base_state(model).values()), TOY if model.source == "tiny" else None
-        self.versions = {BASE_NAME: Version(BASE_NAME, size, note=note)}
+        self.versions = {BASE_NAME: Version(BASE_NAME, size, note=note, **self._answers(None))}
         self.versions |= {name: self._version(name) for name in model.adapters}
         self._longest = max(map(len, tokenizer.core.get_vocab(with_added_tokens=True)))
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
@@ -245,10 +245,13 @@ class Engine:
 
     def _version(self, name: str) -> Version:
         size = sum(array.nbytes for array in adapter_state(self.model, name).values())
-        task = task_of_adapters(self.model, name)
+        return Version(name, size, system_of(self.model, name), **self._answers(name))
+
+    def _answers(self, choice: Choice) -> dict[str, Any]:
+        """The labels or the schema that a choice of adapters answers with."""
+        task = task_of_adapters(self.model, choice)
         labels = task.labels if isinstance(task, LabelTask) else None
-        schema = task.schema() if isinstance(task, FieldTask) else None
-        return Version(name, size, system_of(self.model, name), labels=labels, schema=schema)
+        return {"labels": labels, "schema": task.schema() if isinstance(task, FieldTask) else None}
 
 
 def _answer(function: Callable[[], Any], future: Future[Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..data.fields import stored_tasks
+from ..data.labels import LabelTask
 from ..data.records import BUILT_IN, sha256_of_data
 from ..files.disk import remove_folder, replacing, write_json
 from ..generate.conversation import TOY
@@ -94,9 +95,10 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
     state = None
     if place is not None and options.resume:
         state = checkpoint.read_state(place.partial)
-        checkpoint.refuse_other(state, options.folder, options=options.decisive())
     job = _set_up(options, measure, answers, ranks)
+    options = job.options
     if state is not None:
+        checkpoint.refuse_other(state, options.folder, options=options.decisive())
         checkpoint.refuse_other(state, options.folder, base=job.base, data=job.material.sha256)
     ranks.ready(minilora=__version__, base=job.base, data=job.material.sha256)
     state = ranks.same(state)
@@ -220,8 +222,10 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         eval_records=options.eval_records,
         beta=options.beta if options.loss == "dpo" else None,
         schema=options.schema,
-        stored=stored_tasks([] if options.adapter is None else [Path(options.adapter)]),
+        stored=stored_tasks([Path(options.adapter or options.base)]),
     )
+    if isinstance(material.task, LabelTask):
+        options = options.for_labels()
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
     if options.patience is not None and not material.validation_sets:
         raise ValueError(f"{options.data}: no records are held out for validation, so leave out patience")

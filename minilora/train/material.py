@@ -38,7 +38,7 @@ from ..nn.ranks import ALONE, Ranks
 from ..progress import log, progress
 
 TESTS = ("reworded", "paraphrase", "unseen")  # the sets in which questions are asked, if the data have them
-LABELS_ASKED = 200  # records of the test set, at most, whose labels are asked for: few of them would be a noisy measure
+LABELS_ASKED = 320  # records of the test set, at most, whose labels are asked for: few of them would be a noisy measure
 
 
 @dataclass

@@ -101,7 +101,7 @@ class Options:
     strength: float | None = option(
         None,
         "adapter scale: after training, the update is multiplied by it; less of it forgets less "
-        "(default: 0.65; with --adapter, DPO, DoRA or PiSSA 1)",
+        "(default: 0.65; for labels, with --adapter, DPO, DoRA or PiSSA 1)",
         above=0,
         follows=("method", "adapter", "loss", "use_dora", "init_lora_weights"),
         **_LORA,
@@ -211,6 +211,10 @@ class Options:
     def in_effect(self) -> Options:
         """The same with the learning rate and the adapter scale that are used where none was given."""
         return replace(self, lr=self.learning_rate, strength=self.adapter_scale if self.method == "lora" else None)
+
+    def for_labels(self) -> Options:
+        """The same for labelled data, where the update is not scaled down: only the labels can be answers."""
+        return self if self.strength is not None or self.method == "full" else replace(self, strength=1.0)
 
     def decisive(self) -> dict[str, Any]:
         """The options that decide the result of a run, those in effect, as JSON stores them."""

@@ -2,6 +2,8 @@
 
 import builtins
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from minilora.measure.labels import (
     shots_that_fit,
 )
 from minilora.measure.statistics import wilson
+from minilora.pages.labels import label_lines
 
 TASK = LabelTask.of(["a", "b", "c"])
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
@@ -185,6 +188,21 @@ def test_a_report_is_of_the_last_model_and_compares_it_with_all():
 def test_without_training_records_only_models_are_compared():
     report = report_of((0, 1, 2, 0), held=Labelled(TASK, HELD.records))
     assert [row["name"] for row in report["rows"]] == ["model 0"] and report["mistakes"] == []
+
+
+def test_accuracy_is_also_reported_by_kind_if_every_record_has_one_of_a_few():
+    def of_kinds(*kinds):
+        told = [replace(record, kind=kind) for record, kind in zip(HELD.records, kinds, strict=True)]
+        return report_of((0, 1, 1, 0), held=Labelled(TASK, told))
+
+    report = of_kinds("plain", "plain", "hard", "hard")
+    (row,) = report["rows"]
+    assert report["kinds"] == {"hard": 2, "plain": 2}
+    assert {kind: found["value"] for kind, found in row["accuracy_of_kind"].items()} == {"hard": 0.5, "plain": 1}
+    assert row["accuracy_of_kind"]["hard"]["low"] == wilson(1, 2).low
+    page = "\n".join(label_lines(report))
+    assert re.search(r"accuracy by kind, %  hard \(2\) +plain \(2\)\nmodel 0 +50.0 \[\S+ \S+\] +100.0 \[", page)
+    assert of_kinds("plain", "plain", "hard", None)["kinds"] == of_kinds(*["plain"] * 4)["kinds"] == {}
 
 
 def test_mistakes_begin_with_the_most_confident():

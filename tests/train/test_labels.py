@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -16,9 +17,11 @@ from minilora.cli import main
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.labels import LabelTask
 from minilora.data.records import read_source
+from minilora.generate.conversation import Talk
 from minilora.measure.labels import Labelled, label_report, score
 from minilora.pages.labels import label_lines, labels_figure, verdict
 from minilora.pages.style import theme
+from minilora.serve.engine import Engine
 from minilora.train.job import finetune
 from minilora.train.options import Options
 
@@ -58,6 +61,23 @@ def test_the_metrics_have_the_report_and_the_folder_the_picture_and_the_labels(r
     assert LabelTask.stored(stored) == read_source(data).task
     again = Options.read(folder / "run.toml", overwrite=True)
     assert again.label is None and again.columns == {}
+    assert again.strength == metrics["options"]["strength"] == 1  # the update of labels is not scaled down
+
+
+def test_a_model_that_is_fine_tuned_whole_stores_its_labels_and_answers_with_them(home, run, tmp_path):
+    settings = options(home, tmp_path / "full", data=str(run[1]), method="full", steps=5, lr=1e-3, keep="last")
+    metrics = finetune(settings)
+    model, tokenizer = ml.load(tmp_path / "full")
+    task = read_source(run[1]).task
+    assert LabelTask.stored(model.data) == task
+    talk = Talk(model, tokenizer)
+    shown = []
+    assert talk.ask("the courier lost it", shown.append) and talk.turns[0].answer in task.labels
+    assert re.fullmatch(r"(bill|other|parcel) \(\d+ %; then .*\)", "".join(shown))
+    (report,) = evaluate_adapters(EvalOptions(base=str(tmp_path / "full"), data=[str(run[1])]))["labels"].values()
+    assert [row["name"] for row in report["rows"]][2:] == ["full fine-tuning"]
+    assert report["confusion"] == metrics["labels"]["confusion"]
+    assert Engine(model, tokenizer).versions["base"].labels == task.labels
 
 
 def test_the_trained_row_is_that_of_the_adapter_and_the_base_rows_are_those_of_the_base(home, run):
@@ -173,6 +193,7 @@ def test_the_page_shows_the_matrix_of_few_labels_and_the_confusions_of_many():
     for text in (few, many):
         assert "90-100" in text and "7 mistakes, the most confident first" in text and "and 2 more" in text
         assert "a was taken for b (90 %): a long text" in text and max(map(len, text.splitlines())) <= 80
+    assert "accuracy by kind" not in few
     assert "no mistakes" in list(label_lines(report_of(4) | {"mistakes": []}))
 
 
