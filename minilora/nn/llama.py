@@ -69,8 +69,9 @@ class Config:
                     "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
         check_numbers(self, "rms_norm_eps", "rope_theta", "embedding_multiplier", "residual_multiplier",
                       "logits_scaling")  # fmt: skip
-        check_sizes(self, *(name for name in ("sliding_window", "no_rope_layer_interval") if getattr(self, name)))
-        check_numbers(self, *(["attention_multiplier"] if self.attention_multiplier else []))
+        counts = {"sliding_window": None, "no_rope_layer_interval": 0}  # and what stands for none
+        check_sizes(self, *(name for name, none in counts.items() if getattr(self, name) != none))
+        check_numbers(self, *(["attention_multiplier"] if self.attention_multiplier != 0 else []))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly"

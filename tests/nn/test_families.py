@@ -208,7 +208,7 @@ REFUSED = [
     ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     ({"model_type": "qwen3", "attention_bias": True}, "attention_bias"),
     ({"model_type": "mistral", "layer_types": ["full_attention"]}, "layer_types"),
-    ({"model_type": "mistral", "sliding_window": -1}, "sliding_window must be a positive integer"),
+    ({"model_type": "mistral", "sliding_window": 0}, "sliding_window must be a positive integer"),
     ({"model_type": "smollm3", "no_rope_layers": [1, 0, 0, 1]}, "no_rope_layers"),
     ({"model_type": "granite", "residual_multiplier": 0}, "residual_multiplier must be a positive number"),
     ({"model_type": "granite", "attention_multiplier": "x"}, "attention_multiplier"),

@@ -2,13 +2,13 @@
 
 import os
 import re
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from minilora.engine.tensor import no_grad
 from minilora.models.folder import load_folder
+from minilora.nn.families import config_to_json
 from minilora.nn.optim import AdamW, clip_grad_norm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
@@ -26,9 +26,9 @@ parity = [
 
 def in_transformers(ours):
     """minilora's model in transformers: a LlamaConfig of the same numbers, and the same arrays, not copied."""
-    shape = asdict(ours.config)
-    rope = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
-    config = transformers.LlamaConfig(**shape, rope_parameters=rope, eos_token_id=2, bos_token_id=1, pad_token_id=2)
+    config = transformers.LlamaConfig.from_dict(
+        config_to_json(ours.config) | {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 2}
+    )
     state = {name: torch.from_numpy(array) for name, array in ours.state_dict().items()}
     return transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state).eval()
 
