@@ -56,6 +56,14 @@ def test_the_schema_may_be_given_and_the_fields_be_json_in_a_table(tmp_path):
     assert reading.task.copied == ()  # one value is no evidence
 
 
+def test_only_training_records_decide_what_is_copied(tmp_path):
+    rows = [row | {"split": "train"} for row in ROWS]
+    rows += [{"text": "x", "split": "test", "fields": {"item": "not there", "price": 7, "kind": "new"}}]
+    assert read_source(data(tmp_path / "own.jsonl", rows)).task.copied == ("item", "price")
+    rows[-1]["split"] = "train"
+    assert read_source(data(tmp_path / "own.jsonl", rows)).task.copied == ()
+
+
 def test_the_task_of_an_adapter_is_preferred_for_its_prompt(tmp_path):
     path = data(tmp_path / "own.jsonl")
     of_schema = FieldTask.of(SCHEMA)

@@ -154,6 +154,25 @@ def test_a_batch_of_a_model_gives_objects_that_fit(talker, tokenizer, copied):
         ml.Streams(talker, tokenizer).add("x", max_new_tokens=least - 1, guide=guide_of(task, tokenizer, "7"))
 
 
+def test_an_answer_that_had_to_end_was_cut(talker, tokenizer):
+    task = FieldTask.of({"properties": {"x": {"type": "string"}}})
+    streams = ml.Streams(talker, tokenizer)
+    short, _ = (streams.add("x", None, n, guide=guide_of(task, tokenizer, "")) for n in (12, 200))
+    while streams.busy:
+        streams.step()
+    assert short.finished == "length" and len(json.loads(short.text)["x"]) >= 1
+    task = FieldTask.of({"properties": {"x": {"enum": ["a"]}}})
+    whole = streams.add("x", None, 12, guide=guide_of(task, tokenizer, ""))
+    while streams.busy:
+        streams.step()
+    assert (whole.text, whole.finished) == ('{"x":"a"}', "stop")
+    hurried = streams.add("x", None, 12, guide=guide_of(task, tokenizer, ""))
+    hurried.guide.hurried = True  # the end token came all the same, since one token had several bytes
+    for token in [*tokenizer.encode('{"x":"a"}'), tokenizer.eos_id]:
+        hurried.take(token)
+    assert (hurried.text, hurried.finished) == ('{"x":"a"}', "length")
+
+
 def test_a_schema_of_the_real_size_takes_little_time_per_token(tmp_path):
     tokenizer, (record, *_) = tiny(), read_source("legal-fields").records
     task = read_schema(ml.__path__[0] + "/data/legal-fields.schema.json")
@@ -164,3 +183,14 @@ def test_a_schema_of_the_real_size_takes_little_time_per_token(tmp_path):
     states = len(guide.language.tokens)
     again = guide_of(task, tokenizer, "other text")
     assert again.language is guide.language and states < 150  # nothing is computed twice
+
+
+def test_strings_are_valid_utf8():
+    wide = [*range(0x80, 0x800), *range(0x800, 0x110000, 0x40)]  # all pairs of first bytes
+    begun = {chr(c).encode()[:2] for c in wide if not 0xD800 <= c < 0xE000}
+    language = Language.of(FieldTask.of({"properties": {"x": {"type": "string"}}}))
+    state = language.state([0])
+    for byte in b'{"x":"':
+        state = language.after(state)[byte]
+    found = {bytes([a, b]) for a, after in language.after(state).items() for b in language.after(after) if a >= 0x80}
+    assert found == begun

@@ -211,6 +211,9 @@ def test_an_adapter_with_fields_answers_with_json_under_its_schema(client, serve
     for format in ({"type": "text"}, {"type": "json_object"}, same):
         said = complete(client, response_format=format, max_tokens=64).choices[0]
         assert said.message.content == expected and said.finish_reason == "stop"
+    other = {"type": "object", "properties": {"z": {"enum": ["y"]}}}
+    format = {"type": "json_schema", "json_schema": {"name": "x", "schema": other}}
+    assert complete(client, response_format=format).choices[0].message.content == '{"z":"y"}'
     with pytest.raises(openai.BadRequestError, match="may need [0-9]+ tokens, and has 3"):
         complete(client, max_tokens=3)
     with pytest.raises(openai.BadRequestError, match="logprobs is for adapters that were trained on labels"):
