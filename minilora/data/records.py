@@ -42,8 +42,7 @@ DOMAINS = ("legal", "medical", "support", "finance")
 BUILT_IN = (
     *DOMAINS,
     "general",
-    *(f"{domain}-{kind}" for kind in ("labels", "fields", "pairs") for domain in DOMAINS),
-    *(f"{domain}-handbook" for domain in ("medical", "support", "finance")),
+    *(f"{domain}-{kind}" for kind in ("labels", "fields", "pairs", "handbook") for domain in DOMAINS),
 )
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
