@@ -170,11 +170,20 @@ LESSONS = {
             "DoRA and PiSSA, from their papers",
             False,
         ),
+        (
+            21,
+            "21_preferences",
+            "Can it learn what people prefer?",
+            (40, 20, 15, 25),
+            (2, 6, 9),
+            "DPO's loss, and a training with a frozen reference",
+            False,
+        ),
     ]
 }
 
 AFTERNOON = (0, 1, 2, 6, 7, 9, 10, 13, 18)  # lessons of one afternoon, without their exercises
-TERM = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16), (17, 18), (19,))  # lessons by weeks
+TERM = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16), (17, 18), (19, 21))  # lessons by weeks
 
 OUTCOMES = {  # by lesson, what you can do afterwards: each begins with a verb
     0: (
@@ -276,5 +285,10 @@ OUTCOMES = {  # by lesson, what you can do afterwards: each begins with a verb
         "implement DoRA's norm and PiSSA's initialisation",
         "explain for which optimizer each scale keeps the first step equal over ranks",
         "judge a comparison of methods by how the baseline was tuned",
+    ),
+    21: (
+        "derive DPO's loss from a reward and a distance to the reference model",
+        "implement the loss on pairs, with a reference that stays frozen",
+        "measure what a preference run has changed, and what it has cost",
     ),
 }

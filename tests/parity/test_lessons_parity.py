@@ -293,6 +293,20 @@ def lesson19(run, rng):
     assert got == pytest.approx(wanted)
 
 
+def lesson21(run, rng):
+    model, tokenizer = ml.load("tiny")
+    ml.add_adapter(model, ml.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), name="a", seed=1)
+    (pair,) = ml.with_reference(model, ml.encode_pairs(ml.read_records("legal-pairs")[:1], tokenizer, beta=0.3))
+    for parameter in model.trainable_parameters().values():  # an adapter that is no longer the base
+        parameter.data += rng.normal(0, 0.02, parameter.shape).astype(np.float32)
+    ml.save_adapter(model, "preferred", name="a")
+    theirs = run(pair=pair)
+    loss = ml.mean_loss(model, [pair])
+    assert abs(loss - np.log(2)) > 1e-2  # it has moved
+    assert theirs["loss"].item() == pytest.approx(loss, rel=1e-4)
+    assert theirs["reference"].item() == pytest.approx(pair.reference, rel=1e-4)
+
+
 COMPARED = {name: globals().get(f"lesson{name[:2]}") for name in BLOCKS}
 
 
