@@ -174,7 +174,7 @@ LESSONS = {
             21,
             "21_preferences",
             "Can it learn what people prefer?",
-            (40, 20, 15, 25),
+            (30, 20, 15, 30),
             (2, 6, 9),
             "DPO's loss, and a training with a frozen reference",
             False,
