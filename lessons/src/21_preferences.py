@@ -120,7 +120,8 @@ pairs = {split: ml.encode_pairs(part, tokenizer) for split, part in records.item
 train = ml.with_reference(model, pairs["train"])
 unseen = pairs["validation"] + pairs["test"]  # 60 pairs that no run below is trained on
 before = ml.sha256_of(ml.base_state(model))
-ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name="trial", seed=0)
+config = ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+ml.add_adapter(model, config, name="trial", seed=0)
 claim("DPO's loss before the first step", ml.mean_loss(model, train), 0.69314, 0.69315)
 ml.remove_adapter(model, "trial")
 pair = train[0]
@@ -186,7 +187,7 @@ base, base_general, moved, forgot = answer_log_p(), ml.mean_loss(model, general)
 
 def run(name, samples, lr):
     """Train a new adapter; keep what it has changed, and leave it active."""
-    ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name=f"run-{len(moved)}", seed=0)
+    ml.add_adapter(model, config, name=f"run-{len(moved)}", seed=0)
     ml.fit(model, samples, steps=20, batch_size=8, lr=lr)
     moved[name], forgot[name] = answer_log_p() - base, ml.mean_loss(model, general) - base_general
     chosen, rejected = moved[name]

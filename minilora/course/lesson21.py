@@ -33,7 +33,7 @@ def smallest_answer(rng: np.random.Generator) -> Draw:
     returns="the log-probability",
     mistakes="""
         these are averaged log-probabilities: DPO sums them, since the probabilities of tokens are multiplied
-            .sum() -> .mean()
+            np.sum( -> np.mean(
         the sign is wrong: this is the loss, and the log-probability is its negative
             return -> return -
         nothing is shifted: logits[t] are the scores for the token at position t + 1
@@ -49,7 +49,7 @@ def smallest_answer(rng: np.random.Generator) -> Draw:
         large scores overflow: subtract the largest of each row before you take exponentials
             scores = scores - scores.max(axis=-1, keepdims=True) ->
         these are probabilities that are added up: take logarithms first, then add
-            return log_p[ -> return np.exp(log_p)[
+            np.sum(log_p[ -> np.sum(np.exp(log_p)[
         these are the most probable tokens: take the log-probability of the label
             wanted[scored] -> log_p.argmax(axis=-1)[scored]
     """,
@@ -60,7 +60,7 @@ def answer_log_p(logits, labels):
     scores = scores - scores.max(axis=-1, keepdims=True)
     log_p = scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
     scored = np.flatnonzero(wanted != -100)
-    return log_p[scored, wanted[scored]].sum()
+    return np.sum(log_p[scored, wanted[scored]])
 
 
 variant(
@@ -70,14 +70,14 @@ variant(
             "SimPO compares answers per token. The log-probability of an answer is *averaged over its tokens*"
         ),
         "the log-probability of the answer": "the mean log-probability of the answer's tokens",
-        ".sum()": ".mean()",
+        "np.sum(": "np.mean(",
     },
     "log-probabilities are averaged over the tokens, as in SimPO",
     lines={
         "these are averaged log-probabilities: DPO sums them, since the probabilities of tokens are multiplied": (
             "these are summed log-probabilities: SimPO averages them"
         ),
-        ".sum() -> .mean()": ".mean() -> .sum()",
+        "np.sum( -> np.mean(": "np.mean( -> np.sum(",
     },
 )
 
@@ -136,7 +136,7 @@ def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
 
 variant(
     "dpo_loss",
-    {"*mean over all\n# pairs*": "*sum over all\n# pairs*", ".mean()": ".sum()"},
+    {"*mean over all pairs*": "*sum over all pairs*", ".mean()": ".sum()"},
     "the loss is the sum over all pairs",
     lines={
         "this is the sum over all pairs, not their mean": "this is the mean over all pairs, not their sum",

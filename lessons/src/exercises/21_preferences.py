@@ -36,8 +36,10 @@ def answer_log_p(logits, labels):
 # ## 21.2 DPO's loss
 #
 # The margin of a pair is beta times (the log-ratio of the trained model minus that of the reference), where a log-ratio
-# is log π(chosen) - log π(rejected). The loss of a pair is $-\log \sigma(\text{margin})$. Return the *mean over all
-# pairs*. Margins may be as low as -1,000: `np.logaddexp(0, x)` is $\log(1 + e^x)$ and does not overflow.
+# is log π(chosen) - log π(rejected). The loss of a pair is $-\log \sigma(\text{margin})$.
+#
+# Return the *mean over all pairs*. Margins may be as low as -1,000: `np.logaddexp(0, x)` is $\log(1 + e^x)$ and does
+# not overflow.
 
 
 # %% points=2
