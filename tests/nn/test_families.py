@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from modelfiles import gguf_name, new_llama
 from peftfiles import adapted
-from smallmodels import IDS, in_float64, logits
+from smallmodels import IDS, IN_A_LAYER, MLP, in_float64, logits
 
 from minilora.engine.backend import dense, is_packed
 from minilora.engine.tensor import no_grad
@@ -74,6 +74,15 @@ def made(family, **changes):
 
 
 @every_switch
+def test_a_block_has_the_parameters_that_transformers_has(family):
+    more = {"qwen2": {f"self_attn.{x}_proj.bias" for x in "qkv"}, "qwen3": {f"self_attn.{x}_norm.weight" for x in "qk"},
+            "granitemoehybrid": {"shared_mlp.input_linear.weight", "shared_mlp.output_linear.weight"}}  # fmt: skip
+    names = {f"{name}.weight" for name in IN_A_LAYER} | more.get(family, set())
+    names -= {f"mlp.{name}.weight" for name in MLP} if family == "granitemoehybrid" else set()
+    assert {name for name, _ in made(family).model.layers[1].named_parameters()} == names
+
+
+@every_switch
 def test_each_switch_changes_the_result(family):
     model = made(family)
     for name, value in SWITCHES[family].items():
@@ -82,6 +91,19 @@ def test_each_switch_changes_the_result(family):
         other = Llama(replace(model.config, **{name: PLAIN.__dict__[name]}))
         other.load_state_dict({key: model.state_dict()[key] for key in other.state_dict()})
         assert np.abs(logits(other) - logits(model)).max() > 1e-2, (name, value)
+
+
+def test_granites_multipliers_are_a_llama_with_scaled_matrices():
+    model = made("granite", tie_word_embeddings=False)
+    by, state = model.config, dict(model.state_dict())
+    factors = {"embed_tokens": by.embedding_multiplier, "q_proj": by.attention_multiplier * by.head_dim**0.5,
+               "o_proj": by.residual_multiplier, "down_proj": by.residual_multiplier,
+               "lm_head": 1 / by.logits_scaling}  # fmt: skip
+    for name, w in state.items():
+        state[name] = w * factors.get(name.split(".")[-2], 1)
+    plain = Llama.empty(replace(PLAIN, tie_word_embeddings=False))
+    plain.load_state_dict(state)
+    np.testing.assert_allclose(logits(model), logits(plain), rtol=1e-9, atol=1e-9)
 
 
 @every_switch
@@ -193,6 +215,12 @@ def test_llama_3s_files_from_elsewhere_say_only_the_divisors():
         config_from_gguf(metadata, shapes, np.linspace(1, 8, 32, dtype=np.float32))
 
 
+def test_rotary_pairs_are_adjacent_where_llama_cpp_rotates_neighbours():
+    """Its llama_model_rope_type: NORM for these, NEOX (halves) for Qwen2 and Qwen3."""
+    permuted = {name for name in SWITCHES if FAMILIES[name].permuted}
+    assert permuted == {"llama", "mistral", "granite", "granitemoehybrid", "smollm3"}
+
+
 def test_smollm3_with_another_interval_is_no_gguf_file():
     with pytest.raises(ValueError, match="no_rope_layer_interval of 4, this model has 2: write a folder"):
         config_to_gguf(made("smollm3").config)
@@ -225,6 +253,12 @@ def test_what_would_change_the_result_is_refused(change, message):
     with pytest.raises(ValueError) as caught:
         config_from_json(record | change)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_multiplier_that_granite_does_not_give_is_one_as_in_transformers():
+    said = config_to_json(made("granite").config)
+    config = config_from_json({key: value for key, value in said.items() if key not in SWITCHES["granite"]})
+    assert all(getattr(config, name) == 1 for name in SWITCHES["granite"])
 
 
 @pytest.mark.parametrize("missing", ["position_embedding_type", "num_local_experts", "layer_types"])
