@@ -12,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ..data.labels import LabelTask
 from ..data.records import Record
 from ..data.samples import encode_records
-from ..engine.backend import to_numpy
+from ..engine.backend import array_module, to_numpy
 from ..engine.fused import NOT_SCORED
-from ..engine.tensor import no_grad
+from ..engine.parallel import cores, values
+from ..engine.tensor import Tensor, no_grad
 from ..lora.adapters import Choice
 from ..lora.mixed import mixed_batch
 from ..models.tokenizer import Message, Tokenizer
@@ -67,7 +69,8 @@ def label_logprobs(
 ) -> np.ndarray:
     """The log-likelihood of each label as the answer to each conversation: (N, L), in nats.
 
-    The tokens that all conversations begin with are computed once, the rest of each once for all labels.
+    The tokens that all conversations begin with are computed once, the rest of each once for all labels. Each core
+    computes other conversations.
 
     mixed: compute with `choice`, as in a mixed batch; False for the adapters that are active or merged on the model.
     choice: a name, a weighted combination, or None for the base alone.
@@ -79,7 +82,8 @@ def label_logprobs(
     if room > (limit := model.config.max_position_embeddings):
         raise ValueError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
     row = model.new_cache(1, room)
-    most = max(1, CACHE_BYTES // sum(array.nbytes for array in (*row.keys, *row.values)))
+    threads = cores() if not mixed and array_module(model.head_weight.data) is np else 1
+    most = max(1, CACHE_BYTES // (threads * sum(array.nbytes for array in (*row.keys, *row.values))))
     order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
     found = np.empty((len(asked), len(labels)))
     with no_grad(), _computing(model, mixed, choice) as compute, progress("labels", len(asked), "record") as bar:
@@ -87,10 +91,18 @@ def label_logprobs(
         if len(asked) > 1 and (shared := same_beginning([one.prompt[:-1] for one in asked])):
             prefix = model.new_cache(1, shared)
             compute([asked[0].prompt[:shared]], prefix, True)
-        for start in range(0, len(asked), min(RECORDS, most)):
-            batch = order[start : start + min(RECORDS, most)]
-            found[batch] = _of_batch(model, [asked[i] for i in batch], prefix, compute, min(LABELS, most))
+
+        def of_batch(batch: list[int]) -> Tensor:
+            logprobs = _of_batch(model, [asked[i] for i in batch], prefix, compute, min(LABELS, most))
             bar.update(len(batch))
+            return Tensor(logprobs)
+
+        size = min(RECORDS, most)
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        functions, threads = [partial(of_batch, batch) for batch in batches], min(threads, len(batches))
+        each = values(functions, threads) if threads > 1 else [function().data for function in functions]
+    for batch, logprobs in zip(batches, each, strict=True):
+        found[batch] = logprobs
     return found
 
 
