@@ -85,8 +85,8 @@ def label_logprobs(
     threads = cores() if not mixed and array_module(model.head_weight.data) is np else 1
     most = max(1, CACHE_BYTES // (threads * sum(array.nbytes for array in (*row.keys, *row.values))))
     order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
-    found = np.empty((len(asked), len(labels)))
-    with no_grad(), _computing(model, mixed, choice) as compute, progress("labels", len(asked), "record") as bar:
+    found, total = np.empty((len(asked), len(labels))), len(asked) if len(asked) > 1 else 0  # a single one has no bar
+    with no_grad(), _computing(model, mixed, choice) as compute, progress("labels", total, "record") as bar:
         prefix = None
         if len(asked) > 1 and (shared := same_beginning([one.prompt[:-1] for one in asked])):
             prefix = model.new_cache(1, shared)
