@@ -9,6 +9,8 @@ from importlib.resources import files
 import pytest
 from asking import alike_in_two_splits, runs_in_two_splits, words
 
+from minilora.data.records import read_records
+
 DATA = files("minilora") / "data"
 CARD = (DATA / "SKILLS.md").read_text(encoding="utf-8")
 LABELS = {
@@ -69,6 +71,7 @@ def test_splits_and_labels_have_the_sizes_of_the_card(domain):
 @each_domain
 def test_no_text_and_no_record_occurs_twice(domain):
     records = records_of(domain)
+    assert [record.kind for record in read_records(f"{domain}-labels")] == [record["kind"] for record in records]
     for values in ([" ".join(words(r["text"])) for r in records], [r["record"] for r in records]):
         assert [value for value, times in Counter(values).items() if times > 1] == []
 

@@ -44,7 +44,7 @@ def run(home, tmp_path_factory):
     """A run on labelled data: its folder, its data, its metrics."""
     folder = tmp_path_factory.mktemp("labels")
     data = planted(folder / "own.jsonl")
-    metrics = finetune(options(home, folder / "run", data=str(data), steps=40, lr=0.03, keep="last"))
+    metrics = finetune(options(home, folder / "run", data=str(data), steps=40, lr=0.03, keep="last", strength=None))
     return folder / "run", data, metrics
 
 
@@ -78,6 +78,16 @@ def test_a_model_that_is_fine_tuned_whole_stores_its_labels_and_answers_with_the
     assert [row["name"] for row in report["rows"]][2:] == ["full fine-tuning"]
     assert report["confusion"] == metrics["labels"]["confusion"]
     assert Engine(model, tokenizer).versions["base"].labels == task.labels
+    fewer = [{"text": f"{i} on the invoice", "label": label} for i, label in enumerate(("bill", "other") * 3)]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, fewer)))
+    above = dict(base=str(tmp_path / "full"), data=str(tmp_path / "more.jsonl"), steps=1)
+    finetune(options(home, tmp_path / "above", **above), measure=False, answers=False)
+    assert LabelTask.stored(json.loads((tmp_path / "above" / "minilora.json").read_text())["data"]) == task
+
+
+def test_a_strength_that_is_given_is_kept_and_full_fine_tuning_has_none():
+    assert Options(strength=0.5).for_labels().strength == 0.5 and Options().for_labels().adapter_scale == 1
+    assert Options(method="full").for_labels().strength is None
 
 
 def test_the_trained_row_is_that_of_the_adapter_and_the_base_rows_are_those_of_the_base(home, run):
