@@ -112,7 +112,7 @@ def test_a_kind_that_minilora_does_not_read_is_named(rng, tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    refused(tmp_path / "a.gguf", "F64", "F32, F16")
+    refused(tmp_path / "a.gguf", "F64", "which neither minilora")
 
 
 def test_a_missing_file_a_damaged_one_and_a_model_are_refused(file, tmp_path):
