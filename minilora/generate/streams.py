@@ -87,7 +87,7 @@ class Answer:
         """Append the next token."""
         if self.guide is not None:
             self.guide.take(token)
-        if token == self.tokenizer.eos_id:
+        if token in self.tokenizer.end_ids:
             self.finish("length" if self.guide is not None and self.guide.hurried else "stop")
             return
         self.ids.append(token)

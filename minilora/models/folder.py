@@ -71,7 +71,8 @@ def save_folder(folder: str | Path, config: Any, state: Mapping[str, Array], tok
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    eos = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    ends = sorted(tokenizer.end_ids)
+    eos = {"eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     dtype = str(next(iter(state.values())).dtype)
     write_json(folder / "config.json", config_to_json(config) | {"dtype": dtype} | eos)
     to_folder(tokenizer, folder)

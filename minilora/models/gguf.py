@@ -29,8 +29,9 @@ from ..nn.families import (
     empty_model,
 )
 from ..nn.language_model import LanguageModel
+from .gguf_tokenizer import from_gguf, tokenizer_metadata
 from .rounded import load_rounded
-from .tokenizer import Tokenizer, from_gguf, tokenizer_metadata
+from .tokenizer import Tokenizer
 
 GGUF_KINDS = ("F32", "F16", "Q8_0", "Q4_1")
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_1": 3, "Q8_0": 7}  # llama.cpp's number for the type of most tensors

@@ -1,14 +1,13 @@
 """Tokenizers and chat templates: text to token ids and back, and conversations to text.
 
-The libraries `tokenizers` and `jinja2` do the work. This file builds them from a GGUF file or a Hugging Face folder,
-and refuses text that they would drop silently.
+The libraries `tokenizers` and `jinja2` do the work. This file builds them from a Hugging Face folder, and refuses text
+that they would drop silently. gguf_tokenizer.py builds them from a GGUF file.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,18 @@ class Tokenizer:
     template: a Jinja chat template; a plain one if left out.
     bos: the text of the token that begins a text, for the template.
     pad_id: the id of the padding token; `eos_id` if left out.
+    other_ends: the ids of further tokens that end an answer, as Llama 3 and Gemma have them. Only control tokens count.
     """
 
-    def __init__(self, core: Any, eos: str, template: str | None = None, bos: str = "", pad_id: int | None = None):
+    def __init__(
+        self,
+        core: Any,
+        eos: str,
+        template: str | None = None,
+        bos: str = "",
+        pad_id: int | None = None,
+        other_ends: Iterable[int] = (),
+    ):
         core.no_padding()  # a folder's file may ask for padding, which adds tokens, or truncation, which drops them
         core.no_truncation()
         self.core = core
@@ -51,6 +59,7 @@ class Tokenizer:
         self.unknown_bytes = _bytes_without_token(core)
         control = {i: re.escape(token.content) for i, token in core.get_added_tokens_decoder().items() if token.special}
         self.control_ids = frozenset(control)
+        self.end_ids = frozenset({eos_id, *other_ends} & {eos_id, *control})
         self._control = re.compile(f"(?=({'|'.join(control.values())}))." if control else r"(?!)", re.DOTALL)
 
     def __len__(self) -> int:
@@ -181,92 +190,6 @@ def _bytes_without_token(core: Any) -> set[int]:
     return {b for b, symbol in _byte_symbols().items() if core.token_to_id(symbol) is None}
 
 
-# -- GGUF files --------------------------------------------------------------------------------------------------------
-
-
-def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer in a GGUF file's metadata: byte-level BPE, in the variants `smollm` and `gpt-2`.
-
-    Raises ModelFileError for other kinds.
-    """
-    from tokenizers import AddedToken, decoders, pre_tokenizers
-    from tokenizers import Tokenizer as Core
-    from tokenizers.models import BPE
-
-    kind, splitting = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
-    if kind != "gpt2" or splitting not in ("smollm", "gpt-2"):
-        raise ModelFileError(
-            f"{path}: tokenizer {kind!r}/{splitting!r} is not supported; supported: 'gpt2' with 'smollm' or 'gpt-2'"
-        )
-    try:
-        tokens = meta["tokenizer.ggml.tokens"]
-        merges = [tuple(merge.split(" ", 1)) for merge in meta["tokenizer.ggml.merges"]]
-        special = [t for t, kind in zip(tokens, meta["tokenizer.ggml.token_type"], strict=True) if kind == 3]
-        eos = tokens[meta["tokenizer.ggml.eos_token_id"]]
-        bos = tokens[meta["tokenizer.ggml.bos_token_id"]] if "tokenizer.ggml.bos_token_id" in meta else ""
-        core = Core(BPE({t: i for i, t in enumerate(tokens)}, merges))
-    except Exception as error:
-        raise ModelFileError(f"{path}: unusable tokenizer data: {error}") from error
-    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    digits = [pre_tokenizers.Digits(individual_digits=True)] if splitting == "smollm" else []
-    core.pre_tokenizer = pre_tokenizers.Sequence([*digits, by_bytes])
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    pad_id = meta.get("tokenizer.ggml.padding_token_id")
-    return Tokenizer(core, eos, meta.get("tokenizer.chat_template"), bos, pad_id)
-
-
-def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """A byte-level BPE tokenizer as metadata of a GGUF file. Ids below `vocab_size` without a token are padded.
-
-    Raises ModelFileError, with the reason, for a tokenizer that llama.cpp would run differently.
-    """
-    record = json.loads(tokenizer.core.to_str())
-    model = record["model"]
-    off = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-    used = [key for key in off if model.get(key)] + ["normalizer"] * (record.get("normalizer") is not None)
-    added = {entry["content"]: entry["special"] for entry in record["added_tokens"]}
-    if model["type"] != "BPE" or (record.get("decoder") or {}).get("type") != "ByteLevel":
-        used.append("something other than byte-level BPE")
-    if used or (splitting := _splitting(record.get("pre_tokenizer") or {})) is None:
-        what = ", ".join(used) or "this way of splitting text into words"
-        raise ModelFileError(f"the tokenizer uses {what}: minilora cannot write it to a GGUF file")
-    if plain := [token for token, special in added.items() if not special]:
-        raise ModelFileError(
-            f"the tokenizer's added token {plain[0]!r} is not special: minilora cannot write it to GGUF"
-        )
-    if not model["merges"]:
-        raise ModelFileError("the tokenizer has no merges, which a GGUF file cannot express")
-    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
-    kinds = [5] * vocab_size  # 5: unused, 3: control, 1: normal
-    for token, i in tokenizer.core.get_vocab(with_added_tokens=True).items():
-        tokens[i], kinds[i] = token, 3 if token in added else 1
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    bos_id = tokenizer.core.token_to_id(tokenizer.bos) if tokenizer.bos else None
-    begins = tokenizer.core.encode("a").ids[:1] == [bos_id]
-    ids = {"bos": bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id}
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": splitting,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.merges": merges,
-        **{f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items() if i is not None},
-        "tokenizer.ggml.add_bos_token": begins,
-        "tokenizer.chat_template": tokenizer.template,
-    }
-
-
-def _splitting(record: dict[str, Any]) -> str | None:
-    """llama.cpp's name for a pre-tokenizer: `smollm` first splits off single digits, `gpt-2` does not; or None."""
-    steps = record.get("pretokenizers", [record])
-    digits = [step for step in steps if step.get("type") == "Digits" and step.get("individual_digits")]
-    by_bytes = [step for step in steps if step.get("type") == "ByteLevel"]
-    if len(by_bytes) != 1 or by_bytes[0].get("add_prefix_space") or not by_bytes[0].get("use_regex", True):
-        return None
-    return {1: "gpt-2", 2: "smollm"}.get(len(steps)) if steps == [*digits, *by_bytes] else None
-
-
 # -- Hugging Face folders ----------------------------------------------------------------------------------------------
 
 
@@ -303,7 +226,17 @@ def from_folder(folder: Path) -> Tokenizer:
     if core.token_to_id(eos) is None:
         raise ModelFileError(f"{settings_path}: eos_token {eos!r} is not in the vocabulary of {path.name}")
     pad, bos = _token_text(settings.get("pad_token")), _token_text(settings.get("bos_token")) or ""
-    return Tokenizer(core, eos, template, bos, None if pad is None else core.token_to_id(pad))
+    pad_id = None if pad is None else core.token_to_id(pad)
+    return Tokenizer(core, eos, template, bos, pad_id, _end_ids(folder))
+
+
+def _end_ids(folder: Path) -> list[int]:
+    """The tokens that end an answer, by `generation_config.json` and `config.json`: a number or a list in each."""
+    found: list[Any] = []
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        ids = read_json(path).get("eos_token_id") if path.is_file() else None
+        found += ids if isinstance(ids, list) else [ids]
+    return [i for i in found if isinstance(i, int)]
 
 
 def to_folder(tokenizer: Tokenizer, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Tokenizers and chat templates: nothing is dropped in silence, and the ids are those of the model's own tokenizer."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -20,9 +21,11 @@ from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minilora.files.disk import ModelFileError
+from minilora.models import gguf_tokenizer
 from minilora.models import load as zoo
 from minilora.models.gguf import GGUF, save_gguf
-from minilora.models.tokenizer import from_folder, tokenizer_metadata
+from minilora.models.gguf_tokenizer import tokenizer_metadata
+from minilora.models.tokenizer import from_folder, to_folder
 from minilora.nn.llama import Llama
 
 CHATML = (  # SmolLM2's
@@ -162,9 +165,21 @@ def test_special_tokens_are_recognised_in_text_and_left_out_when_decoding(tokeni
 
 
 def test_a_token_is_special_only_if_the_file_says_so(build):
-    kinds = [4, 3, 3, *[1] * (len(IDS) - 3)]  # user-defined, control, control, normal ...
+    kinds = [1, 3, 3, *[1] * (len(IDS) - 3)]  # normal, control, control, normal ...
     ids = build(**{"ggml.token_type": kinds}).encode("<|endoftext|><|im_end|>")
     assert ids == [*spelled("<|endoftext|>"), 2]
+
+
+def test_a_token_that_is_defined_by_the_user_is_found_in_any_text_and_is_no_control_token(build):
+    tokenizer = build(**{"ggml.token_type": [4, 3, 3, *[1] * (len(IDS) - 3)]})
+    assert tokenizer.encode("a<|endoftext|>") == [*spelled("a"), 0] and tokenizer.decode([0]) == "<|endoftext|>"
+    assert 0 not in tokenizer.control_ids and tokenizer.plain("<|endoftext|>") == "<|endoftext|>"
+
+
+def test_every_end_token_of_the_file_ends_an_answer(build):
+    assert build().end_ids == {2}
+    assert build(**{"ggml.eot_token_id": 1, "ggml.eom_token_id": 0}).end_ids == {0, 1, 2}
+    assert build(**{"ggml.eot_token_id": 9}).end_ids == {2}  # an ordinary token ends nothing
 
 
 def test_ids_of_special_tokens_come_from_the_file(tokenizer, build):
@@ -179,7 +194,7 @@ def test_ids_of_special_tokens_come_from_the_file(tokenizer, build):
 
 
 UNUSABLE = [
-    {"ggml.model": "llama"}, {"ggml.pre": "qwen2"}, {"ggml.pre": None}, {"ggml.tokens": None}, {"ggml.merges": None},
+    {"ggml.model": "llama"}, {"ggml.pre": "qwen9"}, {"ggml.pre": None}, {"ggml.tokens": None}, {"ggml.merges": None},
     {"ggml.merges": ["h"]}, {"ggml.merges": ["h zzz"]}, {"ggml.token_type": [1, 3]}, {"ggml.token_type": None},
     {"ggml.eos_token_id": 10**6}, {"ggml.eos_token_id": None}, {"chat_template": 7},
 ]  # fmt: skip
@@ -385,14 +400,8 @@ def changed(name, value, of=lambda core: core):
     return tokenizer
 
 
-def with_added_token():
-    tokenizer = new_tokenizer()
-    tokenizer.core.add_tokens(["plain"])
-    return tokenizer
-
-
 def test_a_tokenizer_that_llama_cpp_would_run_differently_is_refused():
-    model = {"ignore_merges": True, "byte_fallback": True, "dropout": 0.1, "continuing_subword_prefix": "##",
+    model = {"byte_fallback": True, "dropout": 0.1, "continuing_subword_prefix": "##",
              "end_of_word_suffix": "</w>"}  # fmt: skip
     splittings = [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Whitespace()]
     splittings += [
@@ -407,15 +416,36 @@ def test_a_tokenizer_that_llama_cpp_would_run_differently_is_refused():
         )
     ]
     for tokenizer, reason in (
-        (changed("normalizer", normalizers.NFC()), "normalizer"),
+        (changed("normalizer", normalizers.NFKC()), "words"),
+        (changed("normalizer", normalizers.NFC()), "words"),  # only with the pattern of Qwen
         (changed("decoder", decoders.Fuse()), "byte-level"),
         *((changed("pre_tokenizer", splitting), "words") for splitting in splittings),
         *((changed(key, value, lambda core: core.model), key) for key, value in model.items()),
-        (with_added_token(), "'plain'"),
+        (changed("ignore_merges", True, lambda core: core.model), "words"),
         (new_tokenizer(merges=[]), "no merges"),
     ):
         with pytest.raises(ModelFileError, match=reason):
             tokenizer_metadata(tokenizer, CONFIG.vocab_size)
+
+
+def test_all_that_a_gguf_file_can_say_of_a_tokenizer_comes_back(tmp_path):
+    """Each way of splitting, tokens defined by the user, and several end tokens."""
+    for name in gguf_tokenizer.SPLITTINGS:
+        tokenizer = split_as(name)
+        meta = tokenizer_metadata(tokenizer, CONFIG.vocab_size)
+        assert meta["tokenizer.ggml.pre"] == name
+        back = gguf_tokenizer.from_gguf(tmp_path, meta)
+        assert back.end_ids == tokenizer.end_ids == {0, 2} and back.core.to_str() == tokenizer.core.to_str()
+        to_folder(tokenizer, tmp_path)
+        (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 0, 12]}')
+        assert from_folder(tmp_path).end_ids == {0, 2}
+
+
+def split_as(name):
+    """A tokenizer whose core is built from a GGUF file's metadata with this way of splitting."""
+    meta = tokenizer_metadata(new_tokenizer(), CONFIG.vocab_size)
+    meta["tokenizer.ggml.token_type"][-9] = 4
+    return gguf_tokenizer.from_gguf(Path(), meta | {"tokenizer.ggml.pre": name, "tokenizer.ggml.eot_token_id": 0})
 
 
 # -- the real one ------------------------------------------------------------------------------------------------------
