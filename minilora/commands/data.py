@@ -35,7 +35,7 @@ from ..pages.text import WIDTH, columns, counted, rule, shortened, terminal_widt
 from ..train.options import FIELD, LABEL, SCHEMA, Options
 
 BRACKETS = ("[[", "]]")  # around what is scored
-UNDERLINED = ("\x1b[1;4m", "\x1b[0m")  # the same in a terminal
+UNDERLINED = ("\x1b[1;4;32m", "\x1b[0m")  # the same in a terminal, bold and green
 FACTS = (
     "phrasings",
     "reworded",

@@ -79,17 +79,40 @@ def _conversation(record: Record, text: str, ids: list[int], tokenizer: Tokenize
         if message["role"] != "assistant":
             continue
         answer, before = message["content"], tokenizer.render(record.messages[:i], answer_next=True)
+        if not text.startswith(before):
+            before = _found_before(record, i, text, ids, tokenizer)
         start = _answer_start(before, text, ids, tokenizer, lengths)
         # Usually the first end token is the answer's own, and the answer need not be encoded to find its end.
-        usual = tokenizer.eos not in answer and text.startswith(f"{before}{answer}{tokenizer.eos}")
-        end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:] else len(ids)
+        usual = any(end not in answer and text.startswith(f"{before}{answer}{end}") for end in tokenizer.ends)
+        end = next((place for place in range(start, len(ids)) if ids[place] in tokenizer.end_ids), len(ids))
         if not usual or end == len(ids):
             said = tokenizer.encode(tokenizer.plain(answer))
             if ids[start : start + len(said)] == said:  # False if the template trims or merges
                 end = start + len(said)
-        end += end < len(ids) and ids[end] == tokenizer.eos_id
+        end += end < len(ids) and ids[end] in tokenizer.end_ids
         labels[start:end] = ids[start:end]
     return Sample(tuple(ids), tuple(labels))
+
+
+def _found_before(record: Record, i: int, text: str, ids: list[int], tokenizer: Tokenizer) -> str:
+    """What comes before answer i in a conversation whose beginning is not the prompt, as some templates render it.
+
+    Rendered with two other answers in its place, the conversation changes where the answer begins. Raises ValueError if
+    the words are not there, or if tokens reach across that place, so that a label would belong to another token.
+    """
+    changed = [
+        tokenizer.render([*record.messages[:i], {**record.messages[i], "content": other}, *record.messages[i + 1 :]])
+        for other in ("0", "1")
+    ]
+    apart = (j for j, letters in enumerate(zip(*changed, text, strict=False)) if len(set(letters)) > 1)
+    before = text[: next(apart, len(text))]
+    answer, start = tokenizer.plain(record.messages[i]["content"]), tokenizer.encode(before)
+    if not text.startswith(answer, len(before)) or ids[: len(start)] != start:
+        raise ValueError(
+            f"record {record.id}: the model's chat template renders the prompt of answer {i} differently from the "
+            "whole conversation, and its words cannot be told apart: use another base, or one answer in each record"
+        )
+    return before
 
 
 def _answer_start(before: str, text: str, ids: list[int], tokenizer: Tokenizer, lengths: dict[str, int]) -> int:

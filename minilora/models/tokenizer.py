@@ -60,6 +60,7 @@ class Tokenizer:
         control = {i: re.escape(token.content) for i, token in core.get_added_tokens_decoder().items() if token.special}
         self.control_ids = frozenset(control)
         self.end_ids = frozenset({eos_id, *other_ends} & {eos_id, *control})
+        self.ends = [core.id_to_token(i) for i in sorted(self.end_ids)]
         self._control = re.compile(f"(?=({'|'.join(control.values())}))." if control else r"(?!)", re.DOTALL)
 
     def __len__(self) -> int:

@@ -122,7 +122,10 @@ def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone
         labels = [NOT_SCORED] * len(ids)
         for i, message in enumerate(record.messages):
             if message["role"] == "assistant":
-                start = len(tokenizer.encode_chat(record.messages[:i], answer_next=True))
+                before = tokenizer.render(record.messages[:i], answer_next=True)
+                if not tokenizer.render(record.messages).startswith(before):
+                    before = tokenizer.render(record.messages[:i]) + "<|im_start|>assistant\n"
+                start = len(tokenizer.encode(before))
                 answer = tokenizer.encode(tokenizer.plain(message["content"]))
                 end = start + len(answer)
                 if ids[start:end] != answer:
@@ -142,6 +145,35 @@ def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone
     ]
     monkeypatch.setattr(samples, "_AT_ONCE", 50)
     assert encode_records(records, tokenizer) == [looked_for(record) for record in records]
+
+
+THINKING = CHATML.replace(  # Qwen3's way: an empty thought before the last answer alone, or in the prompt as well
+    "m['content']", "('<think></think>' if loop.last and m['role'] == 'assistant' else '') + m['content']"
+)
+
+
+@pytest.mark.parametrize("prompt", ["assistant\n", "assistant\n<think></think>", "assistant\n<think>"])
+def test_a_thought_before_the_answer_shifts_no_label(build, prompt):
+    tokenizer = build(THINKING.replace("assistant\n", prompt))
+    for talk, answers in ((TALK[:3], ["Hi 12."]), (TALK, ["Hi 12.", "So."])):
+        *first, last = scored_text(encode_record(Record("talk", tuple(talk)), tokenizer), tokenizer)
+        assert first == [f"{answer}<|im_end|>" for answer in answers[:-1]]
+        assert last.endswith(f"{answers[-1]}<|im_end|>")
+        assert last.removesuffix(f"{answers[-1]}<|im_end|>") in ("", "<think></think>", "</think>")
+
+
+def test_answers_that_cannot_be_found_in_a_conversation_are_refused_in_one_line(build):
+    tokenizer = build(CHATML.replace("m['content']", "m['content'] | upper").replace("assistant\n", "assistant\n>"))
+    with pytest.raises(ValueError, match="record talk: the model's chat template renders the prompt of answer 2 diff"):
+        encode_record(Record("talk", tuple(TALK)), tokenizer)
+
+
+def test_each_end_token_ends_the_scored_part(build):
+    other = CHATML.replace("'<|im_end|>'", "('<|endoftext|>' if m['role'] == 'assistant' else '<|im_end|>')")
+    core = build(other)
+    tokenizer = Tokenizer(core.core, core.eos, other, other_ends=[core.core.token_to_id("<|endoftext|>")])
+    sample = encode_record(Record("talk", tuple(TALK)), tokenizer)
+    assert scored_text(sample, tokenizer) == ["Hi 12.<|endoftext|>", "So.<|endoftext|>"]
 
 
 def test_further_phrasings_are_encoded_if_asked_for(tokenizer):
