@@ -322,6 +322,7 @@ claim("LoRA quantised / full: times larger a model fits", 16 / (base_bytes / P +
 # 4. **Is the task large?** Train with r and with 4r (lesson 17). If the loss on the *training* set falls each time,
 #    you need a higher rank. If no affordable rank is enough, use full fine-tuning.
 # 5. **Is speed your only reason?** Look at the row of the table: a somewhat shorter step is a weak reason.
+# 6. **Will the facts change?** Then put them into the prompt, not into the weights (lesson 17, section 4).
 #
 # <details><summary>The same in PyTorch</summary>
 #
