@@ -65,7 +65,8 @@ def page(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     lines = [title, *_answers(metrics, width), "", *_learned(metrics, width), *labels, "", *_cost(metrics, width)]
     flag = "adapter" if options["method"] == "lora" else "base"  # an adapter names its base
     lines += ["", *wrapped(f"Saved in {options['out']}. To talk to it:", width)]
-    return "\n".join([*lines, f"  minilora chat --{flag} {options['out']}"])
+    context = f" --context {options['context']}" if options.get("context") else ""
+    return "\n".join([*lines, f"  minilora chat --{flag} {options['out']}{context}"])
 
 
 def _answers(metrics: Mapping[str, Any], width: int) -> Iterator[str]:

@@ -71,6 +71,7 @@ def _values(metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
         "source": source,
         "base_name": source.hub.rpartition("/")[2] if source else _file_name(base).removesuffix(".gguf"),
         "data_name": _file_name(options["data"]),
+        "context": _file_name(options["context"]) if options.get("context") else None,
         "built_in": options["data"] in BUILT_IN,
         "trained": metrics["trainable_parameters"],
         "total": total,
@@ -114,7 +115,7 @@ def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
         always = name in _ALWAYS and (options["method"] == "lora" or name not in _SHAPE)
         if name not in _NEVER and (always or (name not in _ALWAYS and value not in (defaults.get(name), None))):
             word = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            shown[name] = _file_name(word) if name == "adapter" else word
+            shown[name] = _file_name(word) if name in ("adapter", "context") else word
     return shown
 
 

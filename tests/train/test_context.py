@@ -6,6 +6,7 @@ import pytest
 from jobs import options
 from modelfiles import TERMS
 
+from minilora.commands import report
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.passages import TEMPLATE, fill
 from minilora.generate.conversation import template_of
@@ -43,6 +44,13 @@ def test_the_adapter_knows_its_template_and_where_the_passages_are(run):
     assert (folder / data["context_path"]).resolve() == book.resolve()
     shown = [answer["question"] for answer in metrics["answers"]]
     assert shown and all("[the passage]" in question and "greets" not in question for question in shown)
+
+
+def test_page_and_card_say_how_to_talk_with_passages_and_the_card_no_folder_of_the_author(run):
+    folder, book, metrics = run
+    assert report.page(metrics).endswith(f"minilora chat --adapter {folder} --context {book}")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"minilora chat --adapter {folder} --context book.txt" in card and str(book) not in card
 
 
 def test_an_adapter_that_was_trained_without_passages_stores_none(home, tmp_path):
