@@ -16,6 +16,7 @@ from serving import serving
 
 from minilora.data.fields import FieldTask
 from minilora.data.labels import LabelTask
+from minilora.data.passages import Handbook, Passage
 from minilora.serve.app import read_page
 
 PAGE, POLICY = read_page()
@@ -84,6 +85,16 @@ def texts(page):
     return {
         card.get_attribute("aria-label"): card.locator(".text").inner_text() for card in page.locator("article").all()
     }
+
+
+def test_an_answer_shows_its_passage_folded(page, served, monkeypatch):
+    monkeypatch.setattr(served.app, "handbook", Handbook([Passage("birds/owl", "An owl says <b>hello</b>.")], "birds"))
+    ask(page)
+    passage = page.locator("article details").first
+    assert passage.locator("summary").inner_text() == "passage birds/owl"
+    assert not passage.get_by_text("An owl says").is_visible()
+    passage.locator("summary").click()
+    assert passage.get_by_text("An owl says <b>hello</b>.").is_visible()
 
 
 def test_a_question_is_answered_by_base_and_adapters_side_by_side(page, served):
