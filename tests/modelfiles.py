@@ -156,7 +156,8 @@ def write_gguf(path, model, kind="F32", permuted=True, change=None, tensors=None
         if isinstance(value, list):
             writer.add_array(key, value)
         elif value is not None:
-            add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+            kinds = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32, bool: writer.add_bool}
+            add = kinds[type(value)]
             add(key, value)
     quant = gguf.GGMLQuantizationType[kind]
     for name, w in (model.state_dict() | (tensors or {})).items():

@@ -1,4 +1,4 @@
-"""`minilora export`: write an adapter as a file for llama.cpp."""
+"""`minilora export`: write an adapter as a file for llama.cpp, or as a folder for mlx-lm."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import argparse
 
 from .shared import ADAPTER, BASE_OF_ADAPTER, FORCE, OVERWRITE, one_adapter
 
-HELP = "write an adapter as a file for llama.cpp"
+HELP = "write an adapter as a file for llama.cpp, or as a folder for mlx-lm"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The adapter and the file."""
     parser.add_argument("--base", **BASE_OF_ADAPTER)
     parser.add_argument("--adapter", **ADAPTER)
-    parser.add_argument("--out", required=True, help="a file that ends in .gguf")
+    parser.add_argument("--out", required=True, help="a file that ends in .gguf; for mlx, a new folder")
+    parser.add_argument("--format", choices=("gguf", "mlx"), default="gguf", help="for llama.cpp (default), or mlx-lm")
     parser.add_argument("--overwrite", **OVERWRITE)
     parser.add_argument("--force", **FORCE)
 
@@ -23,4 +24,5 @@ def run(arguments: argparse.Namespace) -> None:
     from ..models.merge import export
 
     _, folder = one_adapter(arguments.adapter)
-    print(export(arguments.base, folder, arguments.out, arguments.overwrite, arguments.force))
+    given = (arguments.out, arguments.overwrite, arguments.force, arguments.format)
+    print(export(arguments.base, folder, *given))

@@ -19,6 +19,7 @@ from ..files.levels import LEVELS
 from ..files.quant import bytes_of_row, codes_of, dequantize, quantize
 from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_state, set_adapter
 from ..lora.llamacpp import save_gguf_adapter
+from ..lora.mlx import save_mlx_adapter
 from ..lora.peft import load_adapter
 from ..lora.provenance import read_provenance
 from ..nn.families import as_llama_cpp_has_it
@@ -26,6 +27,7 @@ from ..nn.language_model import LanguageModel
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, in_pairs, save_gguf
 from .load import locate
+from .modelfile import write_modelfile
 from .tokenizer import Tokenizer
 from .with_adapters import base_of, load_with_adapters
 
@@ -88,6 +90,8 @@ class MergeReport:
         if self.logit_error:
             found = f"logits differ by at most {self.logit_error:.2g} (largest logit {self.largest_logit:.3g})"
         lines.append(f"check   read back: {found}")
+        if self.path.suffix == ".gguf":
+            lines.append(f"ollama  ollama create NAME -f {self.path.with_suffix('.Modelfile')}")
         if self.rounded_to is not None:
             lines.append(f"base    as in its file; the adapter was trained on it quantised to {self.rounded_to}")
         if (lost := self.requantised) is not None:
@@ -108,13 +112,14 @@ class ExportReport:
     path: Path
     bytes: int
     matrices: int
-    logit_error: float
+    logit_error: float | None  # of a folder for mlx-lm, which is not read back
 
     def __str__(self) -> str:
-        return (
-            f"wrote   {self.path}: llama.cpp adapter, F32, {self.bytes / 1e6:,.1f} MB, {self.matrices} matrices\n"
-            f"check   read back: logits differ by at most {self.logit_error:.2g}"
-        )
+        what = "mlx-lm" if self.logit_error is None else "llama.cpp"
+        wrote = f"wrote   {self.path}: {what} adapter, F32, {self.bytes / 1e6:,.1f} MB, {self.matrices} matrices"
+        if self.logit_error is None:
+            return wrote
+        return f"{wrote}\ncheck   read back: logits differ by at most {self.logit_error:.2g}"
 
 
 def resolve(out: Path, format: str | None, kind: str | None) -> tuple[str, str]:
@@ -181,6 +186,7 @@ def merge(
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_gguf(out, config, state, tokenizer, kind, source, unchanged=set(before) - changed)
+        write_modelfile(out, tokenizer)
         written = GGUF(out).load()
         size = out.stat().st_size
     if kind == "F32":
@@ -191,21 +197,30 @@ def merge(
 
 
 def export(
-    base: str | Path | None, adapter: str | Path, out: str | Path, overwrite: bool = False, force: bool = False
+    base: str | Path | None,
+    adapter: str | Path,
+    out: str | Path,
+    overwrite: bool = False,
+    force: bool = False,
+    format: str = "gguf",
 ) -> ExportReport:
-    """Write an adapter folder as a llama.cpp adapter file, and compare the file with it.
+    """Write an adapter folder as a llama.cpp adapter file, and compare the file with it; or as mlx-lm's folder.
 
     base, adapter, force: as for `merge`.
-    out: a file that ends in .gguf.
+    out: a file that ends in .gguf; for mlx-lm, a new folder.
     overwrite: replace a file at `out`, unless it is the base or the adapter.
+    format: "gguf" or "mlx".
 
     Raises ValueError for an adapter that such a file cannot express, or if `out` is invalid or exists.
     """
     out = Path(out)
-    resolve(out, "gguf", "F32")
-    place = _locate_base(base, adapter, out, "gguf", overwrite)
+    resolve(out, "gguf" if format == "gguf" else "hf", "F32")
+    place = _locate_base(base, adapter, out, "gguf" if format == "gguf" else "hf", overwrite and format == "gguf")
     model, _ = load_with_adapters({ADAPTER: Path(adapter)}, place, force=force)
     set_adapter(model, ADAPTER)
+    if format == "mlx":
+        save_mlx_adapter(model, out)
+        return ExportReport(out, sum(file.stat().st_size for file in out.iterdir()), len(lora_modules(model)), None)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_gguf_adapter(model, out)
     expected = _logits(model)

@@ -1,0 +1,57 @@
+"""Adapters for mlx-lm, which runs models on Apple's GPUs: a folder of `adapters.safetensors` and `adapter_config.json`.
+
+mlx-lm computes y = x Wᵀ + scale (x lora_a) lora_b: its matrices are PEFT's transposed, and one rank and one scale hold
+for all modules. Lower ranks are filled up with zeros, and another scale is multiplied into lora_b. It gives an adapter
+to every module of a block that is named in "keys"; those without tensors in the file have no effect, since a new lora_b
+is zero.
+Source: mlx-lm's tuner/utils.py (load_adapters, linear_to_lora_layers) and tuner/lora.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from ..engine.backend import to_numpy
+from ..files.disk import replacing_folder, write_json
+from ..files.tensors import write_tensors
+from ..nn.language_model import LanguageModel
+from .adapters import adapter_weights
+
+_BLOCKS = "model.layers."
+
+
+def save_mlx_adapter(model: LanguageModel, folder: str | Path, name: str = "default") -> Path:
+    """Write one adapter as mlx-lm reads it, in float32, and return the folder. It appears whole or not at all.
+
+    Raises ValueError for an unknown name, and for an adapter that mlx-lm's files cannot express and must be merged.
+    """
+    folder = Path(folder)
+    weights = adapter_weights(model, name)
+    for module, own in weights.items():
+        what = None if module.startswith(_BLOCKS) else "an adapter outside of the blocks"
+        what = "DoRA's magnitudes" if own.lora_magnitude_vector is not None else what
+        what = "a trained bias" if own.bias is not None else what
+        if what is not None:
+            raise ValueError(
+                f"{module}: mlx-lm's adapter files cannot hold {what} in this form: merge the adapter instead"
+            )
+    pairs = {module: [to_numpy(each) for each in own.factors()] for module, own in weights.items()}
+    rank = max(len(a) for a, _ in pairs.values())
+    scale = Counter(float(own.scale) for own in weights.values()).most_common(1)[0][0]
+    tensors = {}
+    for module, (a, b) in pairs.items():
+        missing = rank - len(a)
+        tensors[f"{module}.lora_a"] = np.pad(a.T, ((0, 0), (0, missing)))  # (n, r)
+        quotient = b.dtype.type(float(weights[module].scale) / scale)
+        tensors[f"{module}.lora_b"] = np.pad(b.T * quotient, ((0, missing), (0, 0)))  # (r, m)
+    keys = sorted({module.removeprefix(_BLOCKS).partition(".")[2] for module in pairs})
+    settings = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}
+    with replacing_folder(folder) as partial:
+        write_json(
+            partial / "adapter_config.json", {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": settings}
+        )
+        write_tensors(partial / "adapters.safetensors", tensors)
+    return folder
