@@ -29,6 +29,7 @@ from ..nn.families import (
     empty_model,
 )
 from ..nn.language_model import LanguageModel
+from ..progress import log
 from .gguf_tokenizer import from_gguf, tokenizer_metadata
 from .rounded import load_rounded
 from .tokenizer import Tokenizer
@@ -130,6 +131,8 @@ def save_gguf(
     config, state = as_llama_cpp_has_it(config, state)
     family = FAMILIES[config.model_type]
     metadata, computed = config_to_gguf(config)
+    if (length := metadata[f"{family.gguf}.context_length"]) < config.max_position_embeddings:
+        log.warning("llama.cpp has no sliding window for this model: the context of the file is %d tokens", length)
     tensors = {name: (w, "F32") for name, w in computed.items()}
     for name, array in state.items():
         stored = source.tensors[name] if source is not None and name in unchanged else None

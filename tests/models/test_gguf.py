@@ -312,6 +312,13 @@ def test_an_alignment_of_the_source_is_not_copied_since_tensors_are_laid_out_ane
     np.testing.assert_array_equal(logits(GGUF(path).load(), IDS), logits(model, IDS))
 
 
+def test_a_window_that_llama_cpp_does_not_have_ends_the_context_and_says_so(tmp_path, caplog):
+    config = dataclasses.replace(CONFIG, model_type="mistral", sliding_window=7)
+    path = save_gguf(tmp_path / "m.gguf", config, Llama(config).state_dict(), new_tokenizer(), "F32")
+    assert "the context of the file is 7 tokens" in caplog.text
+    assert GGUF(path).config() == dataclasses.replace(CONFIG, max_position_embeddings=7)
+
+
 # -- the real one ------------------------------------------------------------------------------------------------------
 
 
