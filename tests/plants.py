@@ -11,7 +11,7 @@ from minilora.lora import adapters, layer, peft, variants
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.layer import LoraLayer, LoraWeights
-from minilora.nn import families
+from minilora.nn import family
 from minilora.nn.llama import Block, Config, Llama
 from minilora.nn.module import Module
 from minilora.nn.optim import AdamW
@@ -88,7 +88,7 @@ def rows_of_a_in_another_order(plant):
 
 
 def q_and_k_not_permuted(plant):
-    plant.setattr(families, "to_pairs", lambda w, heads: w)
+    plant.setattr(family, "to_pairs", lambda w, heads: w)
 
 
 def a_resumed_adapter_that_is_frozen(plant):

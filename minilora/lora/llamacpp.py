@@ -23,12 +23,12 @@ from ..engine.backend import array_module, to_numpy
 from ..files.disk import ModelFileError
 from ..files.gguf import read_gguf, values_of, write_gguf
 from ..files.tensors import check_fit
-from ..nn.families import FAMILIES, GATE_UP, Family
+from ..nn.families import FAMILIES, GATE_UP
+from ..nn.family import Family
 from ..nn.language_model import LanguageModel
 from .adapters import adapter_weights, install_adapter, plan_adapter
 from .config import LoraConfig
 
-_EMBEDDING = "model.embed_tokens"
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
@@ -49,7 +49,8 @@ def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
     for module, (a, b) in pairs.items():
         b = family.to_llama_cpp(module, b, model.config) * b.dtype.type(wanted[module] / alpha)
         tensor = family.llama_cpp_name(f"{module}.weight")
-        tensors[f"{tensor}.lora_a"] = (np.asarray(a.T if module == _EMBEDDING else a, np.float32), "F32")
+        a = a.T if module == family.tensors["token_embd"] else a
+        tensors[f"{tensor}.lora_a"] = (np.asarray(a, np.float32), "F32")
         tensors[f"{tensor}.lora_b"] = (np.asarray(b, np.float32), "F32")
     metadata = {"general.architecture": family.gguf, "general.type": "adapter", "adapter.type": "lora"}
     write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, _divided(tensors))
@@ -93,7 +94,7 @@ def load_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
         tensor = family.llama_cpp_name(f"{module}.weight")
         places[f"{tensor}.lora_a"] = (module, own.lora_A)
         places[f"{tensor}.lora_b"] = (module, own.lora_B)
-    flipped = f"{family.llama_cpp_name(_EMBEDDING + '.weight')}.lora_a"
+    flipped = f"{family.llama_cpp_name(family.tensors['token_embd'] + '.weight')}.lora_a"
     shapes = {key: p.shape[::-1] if key == flipped else p.shape for key, (_, p) in places.items()}
     check_fit(tensors, shapes, f"{path} does not fit this model")
     for key, (module, parameter) in places.items():
@@ -121,10 +122,10 @@ def _pairs(model: LanguageModel, name: str) -> dict[str, tuple[np.ndarray, np.nd
             )
         a, b = weights.factors()
         pairs[module] = to_numpy(a), to_numpy(b)
-    if _EMBEDDING in pairs and model.config.tie_word_embeddings:
+    table = FAMILIES[model.config.model_type].tensors["token_embd"]
+    if table in pairs and model.config.tie_word_embeddings:
         raise ValueError(
-            "model.embed_tokens: llama.cpp would apply this update to the tied head as well, and fail: merge the "
-            "adapter instead"
+            f"{table}: llama.cpp would apply this update to the tied head as well, and fail: merge the adapter instead"
         )
     return pairs
 

@@ -17,6 +17,7 @@ import numpy as np
 from ..engine.backend import Array, array_module, dense, to_numpy
 from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
+from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Module
 from .adapters import adapter_weights, base_state, install_adapter, plan_adapter
@@ -40,10 +41,11 @@ _SUFFIXES = {
 }
 
 # The keys of PEFT's adapter_config.json (0.21). LoraConfig's own fields are used. Keys in _RECORDED do not affect the
-# computation. Other keys, also unknown ones, are accepted only if they are off, and otherwise refused with the reason.
-# All accepted keys are stored, and written again by `save_adapter`.
+# computation; fan_in_fan_out only says how the base's matrices are stored, and PEFT corrects it by the layer. Other
+# keys, also unknown ones, are accepted only if they are off, and otherwise refused with the reason. All accepted keys
+# are stored, and written again by `save_adapter`.
 _RECORDED = {
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core", "peft_type",
+    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_type",
     "peft_version", "revision", "runtime_config", "task_type",
 }  # fmt: skip
 _UNSUPPORTED = {
@@ -52,7 +54,6 @@ _UNSUPPORTED = {
     "corda_config": "CorDA, which changes the base weights",
     "ensure_weight_tying": "one update for both uses of a tied embedding",
     "eva_config": "EVA's redistributed ranks",
-    "fan_in_fan_out": "matrices stored transposed, as GPT-2's are",
     "kasa_config": "KaSA, which cuts the base weights",
     "layer_replication": "a base whose layers are repeated",
     "layers_pattern": "layers under another name than 'layers'",
@@ -121,6 +122,9 @@ def save_adapter(
     record |= {f.name: getattr(config, f.name) for f in fields(config) if f.name != "freeze_A"}
     if known.config.init_lora_weights is True:  # a loaded adapter's file may say otherwise
         record["init_lora_weights"] = known.record.get("init_lora_weights", True)
+    family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
+    if family is not None and family.transposed:
+        record["fan_in_fan_out"] = True
     source = getattr(model, "source", None)
     if base_model is not None or not record["base_model_name_or_path"]:
         record["base_model_name_or_path"] = base_model or getattr(model, "hub_name", None) or source

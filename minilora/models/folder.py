@@ -11,7 +11,7 @@ import numpy as np
 from ..engine.backend import Array
 from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import read_tensors, write_tensors
-from ..nn.families import check_claims, config_from_json, config_to_json, empty_model
+from ..nn.families import FAMILIES, check_claims, config_from_json, config_to_json, empty_model
 from ..nn.language_model import LanguageModel
 from .rounded import load_rounded
 from .tokenizer import Tokenizer, to_folder
@@ -51,7 +51,7 @@ def load_folder(folder: Path, kind: str | None = None) -> LanguageModel:
         state = {name: w.astype(np.float32, copy=False) for name, w in state.items()}
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)  # some files store a tied embedding twice
-    state = {name: w for name, w in state.items() if not name.endswith("rotary_emb.inv_freq")}  # computed, not trained
+    state = FAMILIES[config.model_type].from_hugging_face(state)
     try:
         check_claims(config, {name: w.shape for name, w in state.items()})
         if kind is not None:
@@ -76,5 +76,5 @@ def save_folder(folder: str | Path, config: Any, state: Mapping[str, Array], tok
     dtype = str(next(iter(state.values())).dtype)
     write_json(folder / "config.json", config_to_json(config) | {"dtype": dtype} | eos)
     to_folder(tokenizer, folder)
-    write_tensors(folder / "model.safetensors", state)
+    write_tensors(folder / "model.safetensors", FAMILIES[config.model_type].to_hugging_face(state))
     return folder

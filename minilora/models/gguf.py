@@ -22,6 +22,7 @@ from ..nn.families import (
     ARCHITECTURES,
     FAMILIES,
     ROPE_DIVISORS,
+    TABLES,
     as_llama_cpp_has_it,
     check_claims,
     config_from_gguf,
@@ -62,10 +63,9 @@ class GGUF:
         """One tensor in Hugging Face's layout: a new float32 array; with `quantized`, a quantised matrix as stored."""
         tensor = self.tensors[name]
         raw, kind = tensor.raw(), tensor.kind
-        raw = self.family.from_llama_cpp(name, raw, config)  # whole rows
         if quantized and stays_packed(tensor):
-            return Packed(raw, kind)
-        return dequantize(raw, kind).reshape(tensor.shape)
+            return Packed(self.family.from_llama_cpp(name, raw, config), kind)  # whole rows
+        return self.family.from_llama_cpp(name, dequantize(raw, kind).reshape(tensor.shape), config)
 
     def tokenizer(self) -> Tokenizer:
         """The file's tokenizer. Raises ModelFileError for a kind other than byte-level BPE."""
@@ -171,4 +171,4 @@ def kind_of(w: np.ndarray, kind: str, name: str = "") -> str:
         return "F32"
     if kind.startswith("Q") and w.shape[1] % BLOCK:
         return "F16"
-    return "Q8_0" if kind == "Q4_1" and name in ("model.embed_tokens.weight", "lm_head.weight") else kind
+    return "Q8_0" if kind == "Q4_1" and name in TABLES else kind

@@ -17,11 +17,9 @@ import numpy as np
 
 from ..engine.backend import Array
 from ..files.quant import ROUNDED, Packed, bytes_of_row, quantize
-from ..nn.families import empty_model
+from ..nn.families import TABLES, empty_model
 from ..nn.language_model import LanguageModel
 from ..nn.module import Fingerprint
-
-_SCORES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def rounded_to(quantized: bool | str) -> str | None:
@@ -81,4 +79,4 @@ def rounded_bytes(config: Any, kind: str) -> int:
 
 
 def _kind_of(name: str, kind: str) -> str:
-    return "Q8_0" if name in _SCORES and kind != "BF16" else kind
+    return "Q8_0" if name in TABLES and kind != "BF16" else kind

@@ -9,112 +9,20 @@ Both formats are read strictly. A field that minilora does not know is refused, 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from ..engine.backend import Array
 from ..files.disk import ModelFileError
-from ..files.gguf import reordered, to_halves, to_pairs
+from .family import Family, Field
+from .gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
+from .gpt2 import GPT2, GPT2Config
 from .language_model import LanguageModel
 from .llama import Config, Llama
 from .rope import RopeScaling, frequencies
-
-_REQUIRED: Any = object()
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field of a config, and where the files have it.
-
-    name: of the config's field.
-    json: its key in config.json.
-    gguf: its key in GGUF metadata, without the architecture before it; "" if it has none there.
-    default, gguf_default: its value where one of the files has none; a function gets what was read before it. Without
-        a default it is required.
-    """
-
-    name: str
-    json: str
-    gguf: str = ""
-    default: Any = _REQUIRED
-    gguf_default: Any = _REQUIRED
-
-    def read(self, found: Mapping[str, Any], before: Mapping[str, Any], gguf: bool = False) -> Any:
-        """Its value in config.json, or in metadata. Raises KeyError if it is missing."""
-        key, default = (self.gguf, self.gguf_default) if gguf else (self.json, self.default)
-        if key not in found and default is _REQUIRED:
-            raise KeyError(key)
-        return found[key] if key in found else default(before) if callable(default) else default
-
-
-@dataclass(frozen=True)
-class Family:
-    """One architecture.
-
-    model_type, class_name: in config.json, and transformers' class.
-    gguf: llama.cpp's name of the architecture.
-    model, config: the class that computes it, and that of its config.
-    fields: of the config, that files have.
-    always: of the config, that all models of this family have.
-    only: keys of config.json that would change the result, with the values that minilora computes; a list may hold any.
-    needed: of these keys, those that must be there, because transformers assumes another value where they are not.
-    ignored: keys of config.json that do not change the result, besides those of all families.
-    plain: rewrites what config.json says in another form, as fields. stored: the inverse, from a config.
-    gguf_only: as `only`, for metadata.
-    gguf_stored: more metadata, from a config. Raises ValueError for a model that llama.cpp cannot compute.
-    tensors: llama.cpp's name of every tensor, without its ending, and Hugging Face's; {} is the block's number.
-    permuted: whether llama.cpp stores the rows of q and k as adjacent rotary pairs instead of halves.
-    """
-
-    model_type: str
-    class_name: str
-    gguf: str
-    model: type[LanguageModel]
-    config: type[Any]
-    fields: tuple[Field, ...]
-    tensors: Mapping[str, str]
-    permuted: bool = False
-    always: Mapping[str, Any] = field(default_factory=dict)
-    only: Mapping[str, tuple] = field(default_factory=dict)
-    needed: tuple[str, ...] = ()
-    ignored: frozenset[str] = frozenset()
-    plain: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    stored: Callable[[Any], dict[str, Any]] = lambda config: {}
-    gguf_only: Mapping[str, tuple] = field(default_factory=dict)
-    gguf_stored: Callable[[Any], dict[str, Any]] = lambda config: {}
-
-    # -- names and layout of tensors ----------------------------------------------------------------------------------
-    def hugging_face_name(self, name: str) -> str:
-        """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. An unknown name stays as it is."""
-        return _translated(name, self.tensors) or name
-
-    def llama_cpp_name(self, name: str) -> str:
-        """The inverse of `hugging_face_name`. Raises KeyError for an unknown name."""
-        found = _translated(name, {theirs: own for own, theirs in self.tensors.items()})
-        if found is None:
-            raise KeyError(name)
-        return found
-
-    def to_llama_cpp(self, name: str, w: Array, config: Any) -> Array:
-        """A tensor (m, ...), or LoRA's B of a matrix, with its rows in llama.cpp's order. name: Hugging Face's."""
-        heads = config.num_attention_heads, config.num_key_value_heads
-        return reordered(to_pairs, name, w, *heads) if self.permuted else w
-
-    def from_llama_cpp(self, name: str, w: Array, config: Any) -> Array:
-        """The inverse of `to_llama_cpp`; w may also be the packed rows."""
-        heads = config.num_attention_heads, config.num_key_value_heads
-        return reordered(to_halves, name, w, *heads) if self.permuted else w
-
-
-def _translated(name: str, table: Mapping[str, str]) -> str | None:
-    stem, _, ending = name.rpartition(".")
-    number = re.search(r"(?<=\.)\d+(?=\.)", stem)
-    found = table.get(stem.replace(f".{number[0]}.", ".{}.", 1) if number else stem)
-    return None if found is None else f"{found.format(number[0] if number else '')}.{ending}"
 
 
 def check_claims(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -248,7 +156,8 @@ def config_from_gguf(
     lengths = {key: int(own[key]) for key in _GGUF_HEAD_DIM if key in own}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"minilora does not support heads of different widths: {lengths}")
-    values["head_dim"] = next(iter(lengths.values()), 0)
+    if "head_dim" in family.config.__dataclass_fields__:
+        values["head_dim"] = next(iter(lengths.values()), 0)
     for each in family.fields:
         if each.gguf and each.name not in values:
             try:
@@ -300,8 +209,12 @@ def config_to_gguf(config: Any) -> tuple[dict[str, Any], dict[str, Array]]:
 def as_llama_cpp_has_it(config: Any, state: Mapping[str, Array]) -> tuple[Any, Mapping[str, Array]]:
     """A config and arrays by name in the form that can be written to a GGUF file.
 
-    They come back unchanged, except that Granite 4.0's one matrix of gate and up is divided, as in Granite 3.0.
+    They come back unchanged, except that Granite 4.0's one matrix of gate and up is divided, as in Granite 3.0, and
+    that Gemma's norms are rounded as if 1 had been added and subtracted.
     """
+    if offset := FAMILIES[config.model_type].norm_offset:
+        norms = {name: (w + offset) - offset for name, w in state.items() if name.endswith("norm.weight")}
+        return config, {**state, **norms}
     if not getattr(config, "shared_mlp", False):
         return config, state
     divided: dict[str, Array] = {}
@@ -490,5 +403,93 @@ _SMOLLM3 = replace(
     only=_SILU | _NO_BIAS | _NO_WINDOW, ignored=_WINDOW_UNUSED, plain=_plain_smollm3, stored=_stored_smollm3,
     gguf_stored=_every_fourth,
 )  # fmt: skip
-FAMILIES = {each.model_type: each for each in (_LLAMA, _MISTRAL, _QWEN2, _QWEN3, _GRANITE, _GRANITE_HYBRID, _SMOLLM3)}
+_GPT2 = Family(
+    "gpt2", "GPT2LMHeadModel", "gpt2", GPT2, GPT2Config,
+    (
+        Field("vocab_size", "vocab_size", "vocab_size"),
+        Field("hidden_size", "n_embd", "embedding_length"),
+        Field("num_hidden_layers", "n_layer", "block_count"),
+        Field("num_attention_heads", "n_head", "attention.head_count"),
+        Field("intermediate_size", "n_inner", "feed_forward_length", 0),
+        Field("max_position_embeddings", "n_positions", "context_length", 1024),
+        Field("layer_norm_epsilon", "layer_norm_epsilon", "attention.layer_norm_epsilon", 1e-5),
+        Field("tie_word_embeddings", "tie_word_embeddings", default=True),
+    ),
+    {
+        "token_embd": "transformer.wte",
+        "position_embd": "transformer.wpe",
+        "output_norm": "transformer.ln_f",
+        "output": "lm_head",
+        "blk.{}.attn_norm": "transformer.h.{}.ln_1",
+        "blk.{}.attn_qkv": "transformer.h.{}.attn.c_attn",
+        "blk.{}.attn_output": "transformer.h.{}.attn.c_proj",
+        "blk.{}.ffn_norm": "transformer.h.{}.ln_2",
+        "blk.{}.ffn_up": "transformer.h.{}.mlp.c_fc",
+        "blk.{}.ffn_down": "transformer.h.{}.mlp.c_proj",
+    },
+    only={"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
+          "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
+    ignored=frozenset(("attn_pdrop", "n_ctx", "reorder_and_upcast_attn", "summary_activation", "summary_first_dropout",
+                       "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params")),
+    transposed=("attn.c_attn.weight", "c_proj.weight", "mlp.c_fc.weight"), prefix="transformer.",
+)  # fmt: skip
+
+
+def _plain_gemma3(raw: dict[str, Any]) -> dict[str, Any]:
+    """The bases of both rotations as fields, from any of the three forms that transformers has used."""
+    rest = {key: value for key, value in raw.items() if key not in ("rope_parameters", "sliding_window_pattern")}
+    rest.pop("_sliding_window_pattern", None)
+    every = raw.get("sliding_window_pattern", raw.get("_sliding_window_pattern", 6))
+    types = raw.get("layer_types") or [
+        FULL if (i + 1) % every == 0 else SLIDING for i in range(int(raw.get("num_hidden_layers", 0)))
+    ]
+    for kind, name in ((FULL, "rope_theta"), (SLIDING, "rope_local_base_freq")):
+        rope = dict((raw.get("rope_parameters") or {}).get(kind) or {})
+        if "rope_theta" in rope:
+            rest[name] = rope.pop("rope_theta")
+        if rope.pop("rope_type", "default") != "default" or rope:
+            raise ValueError("minilora does not support scaled rotations of Gemma 3 (rope_parameters), only 'default'")
+    return rest | {"layer_types": tuple(types)}
+
+
+def _stored_gemma3(config: Gemma3Config) -> dict[str, Any]:
+    bases = {FULL: config.rope_theta, SLIDING: config.rope_local_base_freq}
+    return {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()}}
+
+
+def _gemma3_of_llama_cpp(config: Gemma3Config) -> dict[str, Any]:
+    usual = replace(config, layer_types=(), query_pre_attn_scalar=0.0)
+    if usual != config:
+        raise ValueError("llama.cpp computes Gemma 3 only if every sixth layer sees all tokens, and scores are divided "
+                         "by the root of head_dim: write a folder instead")  # fmt: skip
+    return {}
+
+
+_GEMMA3 = Family(
+    "gemma3_text", "Gemma3ForCausalLM", "gemma3", Gemma3, Gemma3Config,
+    (
+        *(each for each in _shape(_WIDTH, tied=True, context=131072) if each.name not in ("head_dim", "rope_theta")),
+        Field("head_dim", "head_dim", default=256),
+        Field("rope_theta", "rope_theta", "rope.freq_base", 1e6, 1e6),
+        Field("rope_local_base_freq", "rope_local_base_freq", "rope.freq_base_swa", 1e4, 1e4),
+        Field("sliding_window", "sliding_window", "attention.sliding_window", 4096),
+        Field("layer_types", "layer_types", default=()),
+        Field("query_pre_attn_scalar", "query_pre_attn_scalar", default=256.0),
+    ),
+    _TENSORS | _QK_NORMS | {
+        "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+        "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
+        "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+    },
+    only={"hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False,),
+          "use_bidirectional_attention": (False,)},
+    ignored=frozenset(("hidden_act", "cache_implementation")),
+    plain=_plain_gemma3, stored=_stored_gemma3, gguf_stored=_gemma3_of_llama_cpp, norm_offset=1.0,
+    gguf_only={"attention.sliding_window_pattern": (6,)},
+)  # fmt: skip
+
+_ROWS = (_LLAMA, _MISTRAL, _QWEN2, _QWEN3, _GRANITE, _GRANITE_HYBRID, _SMOLLM3, _GPT2, _GEMMA3)
+FAMILIES = {each.model_type: each for each in _ROWS}
+TABLES = {f"{each.tensors[x]}.weight" for each in _ROWS for x in ("token_embd", "position_embd", "output")
+          if x in each.tensors}  # fmt: skip
 ARCHITECTURES = {each.gguf: each for each in reversed(FAMILIES.values())}  # llama.cpp has one for several of them

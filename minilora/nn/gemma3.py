@@ -57,12 +57,14 @@ class Gemma3Config:
     rope_local_base_freq: float = 10_000.0  # of layers with a window
     sliding_window: int = 512  # tokens that a token sees in these layers, itself included
     layer_types: tuple[str, ...] = ()  # of each layer; (): every sixth sees all tokens
-    query_pre_attn_scalar: float = 256.0  # scores are q kᵀ divided by its root
+    query_pre_attn_scalar: float = 0.0  # scores are q kᵀ divided by its root; 0: head_dim
     tie_word_embeddings: bool = True
+    model_type: str = "gemma3_text"
 
     def __post_init__(self):
         check_sizes(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                     "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")  # fmt: skip
+        object.__setattr__(self, "query_pre_attn_scalar", self.query_pre_attn_scalar or float(self.head_dim))
         check_numbers(self, "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -188,3 +190,14 @@ class Gemma3(LanguageModel):
     @property
     def embedding(self) -> Embedding:
         return self.model.embed_tokens
+
+    @classmethod
+    def claims(cls, config: Gemma3Config) -> dict[str, tuple[int, ...]]:
+        """The shapes of a few tensors, which show every size of the config: see `families.check_claims`."""
+        C, D, F = config.hidden_size, config.head_dim, config.intermediate_size
+        return {
+            "model.embed_tokens.weight": (config.vocab_size, C),
+            "model.layers.0.self_attn.q_proj.weight": (config.num_attention_heads * D, C),
+            "model.layers.0.self_attn.k_proj.weight": (config.num_key_value_heads * D, C),
+            "model.layers.0.mlp.gate_proj.weight": (F, C),
+        }

@@ -40,6 +40,7 @@ class GPT2Config:
     max_position_embeddings: int = 1024
     layer_norm_epsilon: float = 1e-5
     tie_word_embeddings: bool = True
+    model_type: str = "gpt2"
 
     def __post_init__(self):
         if self.intermediate_size == 0 and isinstance(self.hidden_size, int):
@@ -145,6 +146,16 @@ class GPT2(LanguageModel):
     @property
     def embedding(self) -> Embedding:
         return self.transformer.wte
+
+    @classmethod
+    def claims(cls, config: GPT2Config) -> dict[str, tuple[int, ...]]:
+        """The shapes of a few tensors, which show every size of the config: see `families.check_claims`."""
+        C = config.hidden_size
+        return {
+            "transformer.wte.weight": (config.vocab_size, C),
+            "transformer.wpe.weight": (config.max_position_embeddings, C),
+            "transformer.h.0.mlp.c_fc.weight": (config.intermediate_size, C),
+        }
 
 
 def residual_std(config: GPT2Config) -> float:

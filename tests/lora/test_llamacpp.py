@@ -23,7 +23,7 @@ from minilora.lora.adapters import (
 )
 from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter
 from minilora.lora.peft import load_adapter, save_adapter
-from minilora.nn import families
+from minilora.nn import family
 from minilora.nn.families import FAMILIES
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
@@ -91,7 +91,7 @@ def test_any_rank_and_scale_means_the_same_there(tmp_path_factory, r, alpha, rsl
 def test_the_comparison_notices(mistake, file, tmp_path, monkeypatch):
     model = adapted(new_model(), use_rslora=True)
     if mistake == "rows of B as in PEFT":
-        monkeypatch.setattr(families, "to_pairs", lambda w, heads: w)
+        monkeypatch.setattr(family, "to_pairs", lambda w, heads: w)
     reader = LlamaCpp(file, save_gguf_adapter(model, tmp_path / "adapter.gguf"))
     reader.alpha = {"alpha for alpha / r": 8.0 * 4, "rsLoRA's alpha as it is": 8.0}.get(mistake, reader.alpha)
     assert distance(reader.logits(IDS), logits(model)) > 1e-2

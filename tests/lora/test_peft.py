@@ -243,7 +243,7 @@ def test_adapters_in_other_float_types_are_read_as_the_models_own(base, folder, 
 # Keys that PEFT 0.21 writes, with a value under which they change what is computed.
 REFUSED = {
     "alora_invocation_tokens": [1, 2], "arrow_config": {"top_k": 3}, "corda_config": {"x": 1},
-    "ensure_weight_tying": True, "eva_config": {"rho": 2}, "fan_in_fan_out": True, "kasa_config": {"x": 1},
+    "ensure_weight_tying": True, "eva_config": {"rho": 2}, "kasa_config": {"x": 1},
     "layer_replication": [[0, 2]], "layers_pattern": "h", "loftq_config": {"loftq_bits": 4}, "lora_bias": True,
     "lora_ga_config": {"x": 1}, "megatron_config": {"x": 1}, "modules_to_save": ["lm_head"],
     "monteclora_config": {"x": 1}, "qalora_group_size": 32, "target_parameters": ["experts"],

@@ -110,7 +110,7 @@ def test_the_loaded_weights_do_not_depend_on_the_file(model, tmp_path):
 
 def test_forgetting_to_reorder_q_and_k_changes_the_logits(model, tmp_path, monkeypatch):
     path = write_gguf(tmp_path / "m.gguf", model)
-    monkeypatch.setattr("minilora.nn.families.to_halves", lambda w, heads: w)
+    monkeypatch.setattr("minilora.nn.family.to_halves", lambda w, heads: w)
     wrong = logits(GGUF(path).load(), IDS)
     assert np.isfinite(wrong).all()  # this is what makes the mistake a trap
     assert abs(wrong - logits(model, IDS)).max() > 0.1
@@ -189,7 +189,7 @@ def test_metadata_that_are_missing_or_contradict_the_tensors_are_refused(model, 
 
 def test_another_architecture_is_refused(model, tmp_path):
     path = write_gguf(tmp_path / "m.gguf", model, change={"general.architecture": "falcon"})
-    with refused(path, "'falcon'", "minilora reads granite, llama, "):
+    with refused(path, "'falcon'", "minilora reads gemma3, gpt2, granite, llama, "):
         read(path)
 
 
