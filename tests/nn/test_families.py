@@ -12,6 +12,7 @@ from smallmodels import IDS, IN_A_LAYER, MLP, in_float64, logits
 from minilora.engine.backend import dense, is_packed
 from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import merge_adapter
+from minilora.models.gguf import kind_of
 from minilora.models.rounded import load_rounded
 from minilora.nn.families import (
     ARCHITECTURES,
@@ -23,6 +24,8 @@ from minilora.nn.families import (
     config_to_gguf,
     config_to_json,
 )
+from minilora.nn.gemma3 import FULL, SLIDING
+from minilora.nn.gpt2 import GPT2, GPT2Config
 from minilora.nn.llama import Config, Llama
 from minilora.nn.rope import RopeScaling
 from minilora.nn.step import loss_and_grad
@@ -228,7 +231,7 @@ def test_smollm3_with_another_interval_is_no_gguf_file():
 
 GRANITE = config_to_json(replace(PLAIN, model_type="granitemoehybrid", shared_mlp=True))
 REFUSED = [
-    ({"model_type": "falcon"}, "'falcon', minilora reads granite, granitemoehybrid, "),
+    ({"model_type": "falcon"}, "'falcon', minilora reads gemma3_text, gpt2, granite, granitemoehybrid, "),
     ({"model_type": "gpt_neox"}, "minilora reads"),
     ({"use_rope": False}, "does not know the field use_rope (here False)"),
     ({"attention_bias": True}, "attention_bias: True, only False"),
@@ -305,3 +308,58 @@ def test_unknown_metadata_and_heads_of_two_widths_are_refused():
     assert ARCHITECTURES["granite"].model_type == "granite" and ARCHITECTURES["llama"].model_type == "llama"
     with pytest.raises(ValueError, match="finetuned"):  # Granite's way to say that nothing is rotated
         config_from_gguf(granite | {"granite.rope.scaling.finetuned": False}, shapes)
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["whole names", "names of old checkpoints"])
+def test_a_checkpoint_of_gpt2_is_transposed_there_and_back_without_its_buffers(bare):
+    model = GPT2(GPT2Config(11, 6, 1, 2, 5, 8))
+    family, own = FAMILIES["gpt2"], model.state_dict()
+    stored = family.to_hugging_face(own)
+    assert stored["transformer.h.0.attn.c_attn.weight"].shape == (6, 18)
+    assert stored["transformer.h.0.mlp.c_proj.weight"].shape == (5, 6)
+    assert stored["transformer.wpe.weight"].shape == (8, 6)
+    stored |= {"transformer.h.0.attn.bias": np.ones((1, 1, 8, 8)), "transformer.h.0.attn.masked_bias": np.ones(())}
+    if bare:
+        stored = {name.removeprefix("transformer."): w for name, w in stored.items()}
+    again = family.from_hugging_face(stored)
+    assert again.keys() == own.keys()
+    assert all(np.array_equal(w, own[name]) for name, w in again.items())
+
+
+def test_gemmas_norms_are_stored_with_one_added_and_come_back():
+    family, config, w = FAMILIES["gemma3_text"], config_from_json(GEMMA), np.array([0.25, -0.5], np.float32)
+    stored = family.to_llama_cpp("model.layers.0.self_attn.q_norm.weight", w, config)
+    np.testing.assert_array_equal(stored, [1.25, 0.5])
+    np.testing.assert_array_equal(family.from_llama_cpp("model.layers.0.self_attn.q_norm.weight", stored, config), w)
+    assert family.to_llama_cpp("model.layers.0.self_attn.q_proj.weight", w, config) is w
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "NF4"])
+def test_tables_keep_eight_bits_in_every_family(kind):
+    model = GPT2(GPT2Config(11, 64, 1, 2, 64, 8))
+    state = model.state_dict()
+    if kind == "NF4":
+        small = load_rounded(model.config, state, state.__getitem__, kind).state_dict()
+        kinds = {name: w.kind for name, w in small.items() if w.ndim == 2}
+    else:
+        kinds = {name: kind_of(w, kind, name) for name, w in state.items() if w.ndim == 2}
+    assert {name for name, own in kinds.items() if own == "Q8_0"} == {
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+    }
+    assert len(kinds) == 6
+
+
+GEMMA = {"model_type": "gemma3_text", "vocab_size": 11, "hidden_size": 6, "intermediate_size": 5,
+         "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+
+
+def test_the_forms_of_gemmas_config_say_the_same():
+    old = GEMMA | {"rope_theta": 5e5, "rope_local_base_freq": 2e4, "sliding_window_pattern": 2}
+    rope = {kind: {"rope_type": "default", "rope_theta": base} for kind, base in ((FULL, 5e5), (SLIDING, 2e4))}
+    new = GEMMA | {"rope_parameters": rope, "layer_types": [SLIDING, FULL] * 2}
+    assert config_from_json(old) == config_from_json(new) == config_from_json(config_to_json(config_from_json(new)))
+    with pytest.raises(ValueError, match="scaled rotations of Gemma 3"):
+        config_from_json(GEMMA | {"rope_parameters": {FULL: {"rope_type": "linear", "factor": 8.0}}})
+    with pytest.raises(ValueError, match="rope_scaling"):
+        config_from_json(GEMMA | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})

@@ -8,6 +8,7 @@ from minilora.engine.attention import Packing
 from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import add_adapter, merge_adapter, merged_state, unmerge_adapter
 from minilora.lora.config import LoraConfig
+from minilora.nn.gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
 from minilora.nn.gpt2 import GPT2, GPT2Config
 from minilora.nn.step import loss_and_grad
 
@@ -15,6 +16,7 @@ V = 11
 FAMILIES = {
     "gpt2": (GPT2, GPT2Config(V, 6, 2, 2, max_position_embeddings=16)),
     "gpt2, untied": (GPT2, GPT2Config(V, 6, 1, 3, 5, max_position_embeddings=16, tie_word_embeddings=False)),
+    "gemma3": (Gemma3, Gemma3Config(V, 6, 5, 2, 2, 1, 4, 16, sliding_window=3, layer_types=(SLIDING, FULL))),
 }
 
 
