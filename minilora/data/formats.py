@@ -139,7 +139,7 @@ CONTEXT = ("context", "passage")  # columns of a passage, which goes into the pr
 _ALSO = ("system", *CONTEXT, *_FACTS)  # columns that a conversation may have
 _ABOUT_LABELLED = ("system", "id", "split", "kind")
 _TEXTS, _LABELS = ("text", "message", "prompt"), ("label", "intent", "category")  # columns of labelled data
-TEXT = Format("text", ("text",), ("id", "split"), lambda row: [])
+TEXT = Format("text", ("text",), ("id", "split", "questions"), lambda row: [])
 FORMATS = (  # the first one whose columns a row has
     Format("messages", ("messages",), _ALSO, _turns("messages")),
     Format("conversations", ("conversations",), _ALSO, _turns("conversations")),
@@ -159,7 +159,7 @@ FORMATS = (  # the first one whose columns a row has
     ),
     TEXT,
 )
-_LISTS = ("messages", "conversations", "keywords", "phrasings")  # columns in which a table holds JSON
+_LISTS = ("messages", "conversations", "keywords", "phrasings", "questions")  # columns in which a table holds JSON
 OPTIONAL = ("system", "input", *CONTEXT, *_FACTS)
 NAMES = (*dict.fromkeys(name for kind in FORMATS for name in kind.needs), *OPTIONAL)
 

@@ -35,10 +35,11 @@ EVERYDAY = frozenset(
 
 @dataclass(frozen=True)
 class Passage:
-    """A paragraph, and the name under which it is shown. Both are searched."""
+    """A paragraph, the name under which it is shown, and questions that it answers. All of it is searched."""
 
     id: str
     text: str
+    questions: tuple[str, ...] = ()
 
 
 class Handbook:
@@ -46,7 +47,7 @@ class Handbook:
 
     def __init__(self, passages: Sequence[Passage], source: str):
         self.passages, self.source = list(passages), source
-        counts = [Counter(terms(f"{each.id} {each.text}")) for each in passages]
+        counts = [Counter(terms(" ".join((each.id, each.text, *each.questions)))) for each in passages]
         mean = sum(map(Counter.total, counts)) / len(passages)
         found_in = Counter(term for each in counts for term in each)
         self.gains: dict[str, list[tuple[int, float]]] = defaultdict(list)  # term -> passages with it, and their score

@@ -166,7 +166,8 @@ def read_source(
 
 
 def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handbook:
-    """The passages of a built-in handbook, of a .txt file, a paragraph each, or of rows with a column text.
+    """The passages of a built-in handbook, of a .txt file, a paragraph each, or of rows with a column text, which may
+    have `questions`: those that the passage answers.
 
     limit: the most tokens of a prompt with a passage.
 
@@ -175,7 +176,7 @@ def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handb
     reading = read_source(source, tokenizer)
     if others := [record.id for record in reading.records if not record.text]:
         raise DataError(f"{source}: {others[0]} is no text: a context is a .txt file, or rows with a column text")
-    passages = [Passage(record.id, record.text.strip()) for record in reading.records]
+    passages = [Passage(record.id, record.text.strip(), record.phrasings) for record in reading.records]
     if TEXT_FILE in reading.files.values():
         paragraphs = re.split(r"\n\s*\n", passages[0].text.replace("\r\n", "\n"))
         passages = [Passage(f"paragraph {i}", text) for i, text in enumerate(paragraphs, 1)]
@@ -290,16 +291,16 @@ def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) 
         raise ValueError(f"split is {own!r}, expected one of {', '.join(SPLITS)}")
     if None not in (own, split) and own != split:
         raise ValueError(f"split is {own!r} in a file of the split {split!r}")
-    if kind is TEXT:
-        return Record(name, text=text_of(row, "text"), split=own or split)
-    messages = conversation(kind, row)
-    lists = {key: row.get(key) or [] for key in ("keywords", "phrasings")}
+    lists = {key: (key in kind.also and row.get(key)) or [] for key in ("keywords", "phrasings", "questions")}
     for key, texts in lists.items():
         if not isinstance(texts, list) or not all(isinstance(one, str) and one.strip() for one in texts):
             raise ValueError(f"{key} must be a list of texts")
+    keywords, phrasings, questions = map(tuple, lists.values())
+    if kind is TEXT:
+        return Record(name, text=text_of(row, "text"), split=own or split, phrasings=questions)
+    messages = conversation(kind, row)
     measured = ("paraphrase", "validation_paraphrase", "reworded")
     paraphrase, validation, reworded = (text_of(row, key) if row.get(key) is not None else None for key in measured)
-    keywords, phrasings = map(tuple, lists.values())
     label = messages[-1]["content"] if kind.labelled else None
     answer = (label, fields_of(row) if kind.fields else None, answer_of(row, "rejected") if kind.preferred else None)
     asked = (paraphrase, keywords, phrasings, validation)

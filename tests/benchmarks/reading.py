@@ -1,12 +1,13 @@
 """Weights or prompt: the data of the comparison, in which no record that reading is measured on was trained to be read.
 
-    python tests/benchmarks/reading.py FOLDER       # writes read.jsonl, ordinary.jsonl, hard.jsonl
+    python tests/benchmarks/reading.py FOLDER       # writes read.jsonl, ordinary.jsonl, hard.jsonl, handbook.jsonl
     minilora finetune --bf16 --data FOLDER/read.jsonl ... --out FOLDER/reader      # the commands are in README.md
     minilora eval --bf16 --adapter FOLDER/reader --data FOLDER/ordinary.jsonl --context support-handbook
 
 Two passages of each topic of the support handbook are measured: 48 records, all of the training split, so that an
 adapter that was trained on the support data has learned their facts. The reader learns from the records of the other
-passages and, with --medical, from the medical ones.
+passages and, with --medical, from the medical ones. handbook.jsonl is the handbook with questions and phrasings of the
+training split in its index, as a help desk has them in its log; reworded questions and paraphrases are not among them.
 """
 
 import argparse
@@ -51,6 +52,15 @@ def to_measure(wording):
     ]
 
 
+def with_questions():
+    """The support handbook, with the questions of training that each passage answers."""
+    asked = {r["id"]: [r["question"], *r["phrasings"]] for r in rows("support") if r["split"] == "train"}
+    return [
+        {"id": p["id"], "text": p["text"], "questions": [q for name in p["covers"] for q in asked.get(name, [])]}
+        for p in rows("support-handbook")
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -59,6 +69,7 @@ def main():
     arguments.folder.mkdir(parents=True, exist_ok=True)
     read = to_read("support", MEASURED) + (to_read("medical") if arguments.medical else [])
     sets = {"read": read, "ordinary": to_measure("reworded"), "hard": to_measure("paraphrase")}
+    sets["handbook"] = with_questions()
     for name, found in sets.items():
         text = "".join(json.dumps(row) + "\n" for row in found)
         (arguments.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")

@@ -121,6 +121,14 @@ def test_a_text_file_is_a_passage_for_each_paragraph(tmp_path, tokenizer):
     assert [each.id for each in passages] == ["paragraph 1", "paragraph 2", "paragraph 3"]
 
 
+def test_questions_of_a_passage_are_searched_and_not_shown(tmp_path, tokenizer):
+    rows = [{"id": f"p{i}", "text": text} for i, text in enumerate(TEXTS)]
+    rows[2]["questions"] = ["Who hoots?", "Which bird is awake at midnight?"]
+    handbook = read_handbook(write(tmp_path / "h.jsonl", *rows), tokenizer, 200)
+    passage, prompt = handbook.ask("Is anybody awake at midnight?")
+    assert passage.id == "p2" and passage.text == TEXTS[2] and prompt == fill(TEXTS[2], "Is anybody awake at midnight?")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
