@@ -332,6 +332,9 @@ def test_gemmas_norms_are_stored_with_one_added_and_come_back():
     np.testing.assert_array_equal(stored, [1.25, 0.5])
     np.testing.assert_array_equal(family.from_llama_cpp("model.layers.0.self_attn.q_norm.weight", stored, config), w)
     assert family.to_llama_cpp("model.layers.0.self_attn.q_proj.weight", w, config) is w
+    fine = {"model.norm.weight": np.array([1e-9, 0.3], np.float32)}  # 1 + 1e-9 is 1 in float32
+    rounded = as_llama_cpp_has_it(config, fine)[1]["model.norm.weight"]
+    np.testing.assert_array_equal(rounded, [0, np.float32(1.3) - np.float32(1)])
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "NF4"])

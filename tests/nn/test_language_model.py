@@ -1,13 +1,16 @@
 """Every family in small: cache, padding, packing, gradients, checkpointing, micro-batches, adapters."""
 
+import json
+
 import numpy as np
 import pytest
 from smallmodels import in_float64
 
 from minilora.engine.attention import Packing
 from minilora.engine.tensor import no_grad
-from minilora.lora.adapters import add_adapter, merge_adapter, merged_state, unmerge_adapter
+from minilora.lora.adapters import add_adapter, base_state, merge_adapter, merged_state, unmerge_adapter
 from minilora.lora.config import LoraConfig
+from minilora.lora.peft import save_adapter
 from minilora.nn.gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
 from minilora.nn.gpt2 import GPT2, GPT2Config
 from minilora.nn.step import loss_and_grad
@@ -113,3 +116,22 @@ def test_an_adapter_on_all_linear_layers_starts_as_the_base_and_merges_into_it(n
     assert merged_state(model).keys() == new().state_dict().keys()
     unmerge_adapter(model)
     np.testing.assert_allclose(model(ids).data, apart, rtol=1e-9, atol=1e-9)
+
+
+def test_an_adapter_on_learned_positions_changes_no_head(ids):
+    model = in_float64(GPT2(GPT2Config(V, 6, 1, 2, max_position_embeddings=16)))
+    add_adapter(model, LoraConfig(r=2, lora_alpha=4, target_modules=["wpe", "c_fc"], init_lora_weights=False))
+    apart = model(ids).data
+    merge_adapter(model)
+    state = merged_state(model)
+    assert "lm_head.weight" not in state
+    assert np.abs(state["transformer.wpe.weight"] - base_state(model)["transformer.wpe.weight"]).max() > 0.1
+    np.testing.assert_allclose(model(ids).data, apart, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("family", "config", "transposed"), [(*FAMILIES["gpt2"], True), (*FAMILIES["gemma3"], None)])
+def test_peft_is_told_where_the_base_stores_its_matrices_transposed(tmp_path, family, config, transposed):
+    model = family(config)
+    add_adapter(model, LoraConfig(r=2, lora_alpha=4))
+    record = json.loads((save_adapter(model, tmp_path / "a", base_sha256="0" * 64) / "adapter_config.json").read_text())
+    assert record.get("fan_in_fan_out") is transposed
