@@ -264,13 +264,15 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 # shown without a model, holds all keywords.
 #
 # The usual rule is: facts that change go into the prompt, form and skill into the weights. What we measured supports
-# one half of it and limits the other:
+# the first half of it and limits the second:
 #
 # 1. **Facts that change go into the prompt.** A new price is one line of the handbook. In the weights it is another
 #    training run, which also moves what was right before.
 # 2. **Form and skill go into the weights**, and reading is a skill. For a model of this size it is a hard one: more
 #    steps, more passages or a larger base must come first.
-# 3. **Measure the two halves apart**: how often the right passage is found, and how much of the right passage is said.
+# 3. **Improve the retriever first.** With the questions of the training data in its index, it finds the right passage
+#    for 91 % of the ordinary questions and for 42 % of the hard ones.
+# 4. **Measure the two halves apart**: how often the right passage is found, and how much of the right passage is said.
 #    `minilora eval --context FILE` prints both. Until the second is high, show the passage with the answer, as
 #    `minilora chat --context FILE` and `minilora serve` do.
 #
@@ -295,4 +297,5 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 #   2025](https://thinkingmachines.ai/blog/lora/).
 # - BM25: [Robertson and Zaragoza 2009](https://doi.org/10.1561/1500000019).
 # - SmolLM2 with passages, 24 questions: 10 % of the keywords untrained, 26 % after 50 steps of 8 questions (400);
-#   general text 3.48 and 3.99 nats: [how it was measured](../tests/benchmarks/README.md).
+#   general text 3.48 and 3.99 nats. BM25 with questions in its index: 91 % and 42 %. [How all of it was
+#   measured](../tests/benchmarks/README.md).
