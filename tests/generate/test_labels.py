@@ -70,8 +70,12 @@ def test_probabilities_add_up_to_1_and_are_softmax_of_the_sums(talker, tokenizer
     )
 
 
-def test_a_mixed_batch_computes_with_the_adapter_that_is_named(loaded):
+def test_a_mixed_batch_computes_with_the_adapter_that_is_named(loaded, monkeypatch):
     model, tokenizer = loaded
+    monkeypatch.setattr(
+        scoring, "cores", lambda: 2
+    )  # but a mixed batch cannot be divided: its rows are set for all of it
+    monkeypatch.setattr(scoring, "RECORDS", 1)
     found = {}
     for choice in (None, "legal", {"legal": 0.5, "support": 0.5}):
         ml.set_adapter(model, choice)

@@ -80,6 +80,8 @@ def test_a_model_that_is_fine_tuned_whole_stores_its_labels_and_answers_with_the
     assert Engine(model, tokenizer).versions["base"].labels == task.labels
     fewer = [{"text": f"{i} on the invoice", "label": label} for i, label in enumerate(("bill", "other") * 3)]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, fewer)))
+    found = evaluate_adapters(EvalOptions(base=str(tmp_path / "full"), data=[str(tmp_path / "more.jsonl")]))["labels"]
+    assert found["more"]["labels"] == list(task.labels)
     above = dict(base=str(tmp_path / "full"), data=str(tmp_path / "more.jsonl"), steps=1)
     finetune(options(home, tmp_path / "above", **above), measure=False, answers=False)
     assert LabelTask.stored(json.loads((tmp_path / "above" / "minilora.json").read_text())["data"]) == task
