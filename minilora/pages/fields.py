@@ -68,11 +68,12 @@ def fields_figure(report: Mapping[str, Any]) -> Any:
     drawn = [(subject, LORA, "o")] + ([(max(others, key=_share), GREY, "s")] if others else [])
     names = [*report["fields"], "all fields"]
     figure, axes = panels(width=6.4, height=0.42 * len(names) + 1.5)
-    for row, color, marker in drawn:
+    for (row, color, marker), aside in zip(drawn, (-0.12, 0.12), strict=False):
         shares = [*(row["fields"][name] for name in report["fields"]), row["fields_right"]]
         at, low, high = ([100 * (share[key] or 0) for share in shares] for key in ("value", "low", "high"))
-        axes.hlines(range(len(names)), low, high, color=color, linewidth=1.5)
-        axes.plot(at, range(len(names)), color=color, marker=marker, linestyle="", label=row["name"], clip_on=False)
+        places = [place + aside for place in range(len(names))]
+        axes.hlines(places, low, high, color=color, linewidth=1.5)
+        axes.plot(at, places, color=color, marker=marker, linestyle="", label=row["name"], clip_on=False)
     axes.set_yticks(range(len(names)), [shortened(name, 24) for name in names])
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="right, %", title=f"Fields of {counted(report['records'], 'record')}")
