@@ -90,6 +90,8 @@ def provenance_of_base(
     entry = {"name": name, "sha256": sha256 or sha256_of(base_state(model)), "shape": _shape_of(model)}
     if (kind := getattr(model, "rounded_to", None)) is not None:
         entry |= {"rounded_to": kind, "unrounded_sha256": getattr(model, "unrounded_sha256", None)}
+    if (revision := getattr(model, "revision", None)) is not None:
+        entry["revision"] = revision
     if name is not None and Path(name).exists():
         entry["path"] = path_from(folder, name)
     return entry

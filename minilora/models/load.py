@@ -16,6 +16,7 @@ from ..progress import log
 from .folder import load_folder
 from .gguf import GGUF
 from .hub import SOURCES, TINY, find, known_as, pull
+from .repository import download, is_repository, revision_of
 from .rounded import rounded_to
 from .tokenizer import Tokenizer, from_folder
 
@@ -23,10 +24,12 @@ __all__ = ["TINY", "dtype_of", "load", "load_tokenizer", "locate", "sha256_of_ba
 
 
 def locate(name: str | Path) -> Path:
-    """The path of a base: the file of a named model, pulled if missing, the folder of "tiny", or the given path."""
+    """The path of a base: the file of a named model, pulled if missing, the folder of "tiny", or the given path; for
+    a name on huggingface.co, the folder of its files, downloaded if missing.
+    """
     short = known_as(name)
     if short is None:
-        return Path(name)
+        return download(str(name)) if is_repository(name) else Path(name)
     return find(short) or pull(short)
 
 
@@ -51,7 +54,8 @@ def load(
 ) -> tuple[LanguageModel, Tokenizer]:
     """Load a model and its tokenizer.
 
-    name: "tiny", "smollm2" (pulled if missing), its name on Hugging Face, a GGUF file, or a Hugging Face folder.
+    name: "tiny", "smollm2" (pulled if missing), a name on huggingface.co (repository.py), a GGUF file, or a Hugging
+        Face folder.
     quantized: True keeps the matrices that a GGUF file stores as Q4_1 or Q8_0 quantised, and frozen; they are unpacked
         whenever a matrix product needs them, which takes time and a fifth of the memory. A kind, "nf4", "fp4", "int4",
         "q8_0" or "q4_1", quantises the matrices of any base. All other weights are float32, and trainable until an
@@ -96,6 +100,7 @@ def load(
     short = known_as(name)
     model.source = short or str(name)
     model.data = read_provenance(path).get("data", {})
+    model.revision = revision_of(name, path)
     model.hub_name = SOURCES[short].hub if short in SOURCES else None
     return model, tokenizer
 

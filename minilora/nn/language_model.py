@@ -41,6 +41,7 @@ class LanguageModel(Module):
 
     source: str | None = None  # the argument of `minilora.load` that it was loaded with: "smollm2", a path
     data: Mapping[str, Any] = MappingProxyType({})  # what the whole model was fine-tuned on: see lora/provenance.py
+    revision: str | None = None  # of a model that was loaded by its name on Hugging Face
     hub_name: str | None = None  # its name on Hugging Face, if known: for PEFT
     rounded_to: str | None = None  # the kind that its matrices were rounded to when it was loaded: "nf4"
     unrounded_sha256: str | None = None  # of a rounded model: its fingerprint before rounding

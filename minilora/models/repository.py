@@ -1,0 +1,68 @@
+"""Models by their names on huggingface.co, such as `Qwen/Qwen3-0.6B` or `Qwen/Qwen3-0.6B@REVISION`.
+
+The library `huggingface_hub` (pip install 'minilora[hub]') downloads, and keeps its cache, tokens (HF_TOKEN), mirror
+(HF_ENDPOINT) and offline switch (HF_HUB_OFFLINE). Only safetensors and the texts of config and tokenizer are
+downloaded: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ..files.disk import ModelFileError
+
+FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
+         "tokenizer_config.json", "chat_template.jinja")  # fmt: skip
+
+
+def is_repository(name: str | Path) -> bool:
+    """True for `ORGANISATION/NAME`, maybe with `@REVISION`, if it is no path: a folder that exists takes precedence.
+
+    >>> is_repository("Qwen/Qwen3-0.6B"), is_repository("models/base.gguf"), is_repository("tiny")
+    (True, False, False)
+    """
+    text = str(name)
+    named = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", text) is not None and not text.endswith(".gguf")
+    return named and not Path(text).exists() and not Path(text).parent.exists()
+
+
+def download(name: str) -> Path:
+    """The folder of a repository's files in the library's cache, downloaded if missing.
+
+    Its own name is the revision. Raises ModelFileError in one line: without the library, without a network, for an
+    unknown name or revision, for a model whose terms were not accepted, and if the disk is full.
+    """
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError as error:
+        raise ModelFileError(
+            f"{name}: no such path; for a name on huggingface.co: pip install 'minilora[hub]'"
+        ) from error
+    repository, _, revision = name.partition("@")
+    where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        found = snapshot_download(
+            repository, revision=revision or None, allow_patterns=list(FILES), endpoint=os.environ.get("HF_ENDPOINT")
+        )
+    except errors.GatedRepoError as error:
+        raise ModelFileError(f"{name}: accept its terms at {where}/{repository}, then: hf auth login") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelFileError(f"{name}: no such model at {where}, or a private one: hf auth login") from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelFileError(f"{name}: {repository} has no revision {revision!r}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise ModelFileError(f"{name}: not in the cache, and {where} cannot be reached: check the network") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a full disk, a broken connection, a name that is none
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelFileError(f"{name}: cannot be downloaded from {where}: {why}") from error
+    folder = Path(found)
+    if not any(folder.glob("*.safetensors")):
+        raise ModelFileError(f"{name}: holds no safetensors, and nothing else is loaded: choose a converted model")
+    return folder
+
+
+def revision_of(name: str | Path, folder: Path) -> str | None:
+    """The revision of a repository's files in the cache; None for a base that is none."""
+    return folder.name if is_repository(name) else None
