@@ -173,7 +173,7 @@ class Packed:
             return None
         out = np.empty((len(x), len(self)), x.dtype)
         layout = LAYOUTS.get(self.kind)
-        parts = 1 if layout is None or has_one_core.get() or self.size < 1 << 18 else cores()
+        parts = 1 if layout is None or has_one_core.get() or self.size < 1 << 18 else min(cores(), len(self))
         if parts == 1:
             self._product(x, layout, out)
             return out
@@ -196,18 +196,19 @@ class Packed:
         groups = n // layout.values * layout.groups  # G, in a row; each of k values
         step, xs = min(step, 256), x.reshape(N, groups, -1)  # (N, G, k)
         sums, xs = xs.sum(axis=-1), np.ascontiguousarray(xs.transpose(1, 2, 0))  # (N, G), (G, k, N)
-        codes, packed = np.empty((step, groups, xs.shape[1]), x.dtype), self.raw.reshape(-1, layout.nbytes)
+        packed = self.raw.reshape(-1, layout.nbytes)
+        scale, offset = layout.steps(packed)
+        scale = scale.reshape(m, groups)
+        codes = np.empty((min(step, m), groups, xs.shape[1]), x.dtype)
         for i in range(0, m, step):
-            rows = min(step, m - i)
-            blocks = packed[i * n // layout.values : (i + rows) * n // layout.values]
-            tile = codes[:rows]  # (rows, G, k)
+            rows = slice(i, min(i + step, m))
+            blocks = packed[rows.start * n // layout.values : rows.stop * n // layout.values]
+            tile = codes[: rows.stop - i]  # (rows, G, k)
             tile.reshape(len(blocks), -1)[...] = layout.codes(blocks)
-            scale, offset = layout.steps(blocks)
             dots = np.matmul(tile.swapaxes(0, 1), xs)  # (G, rows, N)
-            y = out[:, i : i + rows]
-            np.einsum("gmn,mg->nm", dots, scale.reshape(rows, groups), out=y)
-            if offset is not None:
-                y += sums @ offset.reshape(rows, groups).T
+            np.einsum("gmn,mg->nm", dots, scale[rows], out=out[:, rows])
+        if offset is not None:
+            out += sums @ offset.reshape(m, groups).T
 
     def is_finite(self) -> bool:
         """True if every value is finite. Codes always are, so scales and offsets decide."""

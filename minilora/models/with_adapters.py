@@ -16,7 +16,6 @@ from ..nn.module import sha256_of
 from ..progress import log
 from .hub import known_as
 from .load import load
-from .repository import is_repository
 from .tokenizer import Tokenizer
 
 BASE_NAME = "base"  # the name of the model without an adapter in commands
@@ -155,12 +154,12 @@ def _base_named_in(folder: Path) -> str | Path | None:
     if name:
         if (known := known_as(name)) is not None:
             return known
-        if is_repository(name):
-            return name
         places += [Path(name), folder / name]
     if not places:
         return None
     if (there := next((place for place in places if place.exists()), None)) is None:
+        if name and entry.get("revision"):
+            return name  # on the hub
         raise ModelFileError(
             f"{folder}: made for the base {name}, which is not here: give its folder or .gguf file with --base"
         )
