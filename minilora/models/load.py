@@ -56,8 +56,8 @@ def load(
 
     name: "tiny", "smollm2" (pulled if missing), a name on huggingface.co (repository.py), a GGUF file, or a Hugging
         Face folder.
-    quantized: True keeps the matrices that a GGUF file stores as Q4_1 or Q8_0 quantised, and frozen; they are unpacked
-        whenever a matrix product needs them, which takes time and a fifth of the memory. A kind, "nf4", "fp4", "int4",
+    quantized: True keeps the matrices of a GGUF file as they are stored (quant.PACKED has the kinds), and frozen. They
+        take a fifth of the memory, and time: a product with many rows unpacks them. A kind, "nf4", "fp4", "int4",
         "q8_0" or "q4_1", quantises the matrices of any base. All other weights are float32, and trainable until an
         adapter freezes them.
     recompute: activation checkpointing: save only each block's input, and compute the block again in the backward pass.
