@@ -15,6 +15,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", **ADAPTER)
     parser.add_argument("--out", required=True, help="a file that ends in .gguf; for mlx, a new folder")
     parser.add_argument("--format", choices=("gguf", "mlx"), default="gguf", help="for llama.cpp (default), or mlx-lm")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="in which the adapter is stored"
+    )
     parser.add_argument("--overwrite", **OVERWRITE)
     parser.add_argument("--force", **FORCE)
 
@@ -24,5 +27,5 @@ def run(arguments: argparse.Namespace) -> None:
     from ..models.merge import export
 
     _, folder = one_adapter(arguments.adapter)
-    given = (arguments.out, arguments.overwrite, arguments.force, arguments.format)
+    given = (arguments.out, arguments.overwrite, arguments.force, arguments.format, arguments.dtype)
     print(export(arguments.base, folder, *given))

@@ -32,8 +32,10 @@ from .config import LoraConfig
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
-def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "default") -> Path:
-    """Write one adapter as a GGUF file for llama.cpp, in float32, and return the path. It appears whole or not at all.
+def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "default", dtype: str = "float32") -> Path:
+    """Write one adapter as a GGUF file for llama.cpp, in float32 or float16, and return the path.
+
+    It appears whole or not at all.
 
     Raises ValueError for an unknown name, or for an adapter that llama.cpp's files cannot express and must be merged.
     """
@@ -45,13 +47,14 @@ def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
     if not _TINY <= alpha <= _LARGEST:
         raise ValueError(f"alpha {alpha:g} is outside the range of float32, in which llama.cpp stores it")
     tensors: dict[str, tuple[np.ndarray, str]] = {}
+    kind = {"float32": "F32", "float16": "F16"}[dtype]
     family = FAMILIES[model.config.model_type]
     for module, (a, b) in pairs.items():
         b = family.to_llama_cpp(module, b, model.config) * b.dtype.type(wanted[module] / alpha)
         tensor = family.llama_cpp_name(f"{module}.weight")
         a = a.T if module == family.tensors["token_embd"] else a
-        tensors[f"{tensor}.lora_a"] = (np.asarray(a, np.float32), "F32")
-        tensors[f"{tensor}.lora_b"] = (np.asarray(b, np.float32), "F32")
+        tensors[f"{tensor}.lora_a"] = (np.asarray(a, dtype), kind)
+        tensors[f"{tensor}.lora_b"] = (np.asarray(b, dtype), kind)
     metadata = {"general.architecture": family.gguf, "general.type": "adapter", "adapter.type": "lora"}
     write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, _divided(tensors))
     return path

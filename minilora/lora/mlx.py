@@ -23,8 +23,8 @@ from .adapters import adapter_weights
 _BLOCKS = "model.layers."
 
 
-def save_mlx_adapter(model: LanguageModel, folder: str | Path, name: str = "default") -> Path:
-    """Write one adapter as mlx-lm reads it, in float32, and return the folder. It appears whole or not at all.
+def save_mlx_adapter(model: LanguageModel, folder: str | Path, name: str = "default", dtype: str = "float32") -> Path:
+    """Write one adapter as mlx-lm reads it, in float32 or float16; return the folder. It appears whole or not at all.
 
     Raises ValueError for an unknown name, and for an adapter that mlx-lm's files cannot express and must be merged.
     """
@@ -53,5 +53,5 @@ def save_mlx_adapter(model: LanguageModel, folder: str | Path, name: str = "defa
         write_json(
             partial / "adapter_config.json", {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": settings}
         )
-        write_tensors(partial / "adapters.safetensors", tensors)
+        write_tensors(partial / "adapters.safetensors", {name: w.astype(dtype) for name, w in tensors.items()})
     return folder

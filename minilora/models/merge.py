@@ -113,10 +113,13 @@ class ExportReport:
     bytes: int
     matrices: int
     logit_error: float | None  # of a folder for mlx-lm, which is not read back
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         what = "mlx-lm" if self.logit_error is None else "llama.cpp"
-        wrote = f"wrote   {self.path}: {what} adapter, F32, {self.bytes / 1e6:,.1f} MB, {self.matrices} matrices"
+        wrote = (
+            f"wrote   {self.path}: {what} adapter, {self.dtype}, {self.bytes / 1e6:,.1f} MB, {self.matrices} matrices"
+        )
         if self.logit_error is None:
             return wrote
         return f"{wrote}\ncheck   read back: logits differ by at most {self.logit_error:.2g}"
@@ -203,6 +206,7 @@ def export(
     overwrite: bool = False,
     force: bool = False,
     format: str = "gguf",
+    dtype: str = "float32",
 ) -> ExportReport:
     """Write an adapter folder as a llama.cpp adapter file, and compare the file with it; or as mlx-lm's folder.
 
@@ -210,6 +214,7 @@ def export(
     out: a file that ends in .gguf; for mlx-lm, a new folder.
     overwrite: replace a file at `out`, unless it is the base or the adapter.
     format: "gguf" or "mlx".
+    dtype: "float32", or "float16" in half the space.
 
     Raises ValueError for an adapter that such a file cannot express, or if `out` is invalid or exists.
     """
@@ -219,14 +224,16 @@ def export(
     model, _ = load_with_adapters({ADAPTER: Path(adapter)}, place, force=force)
     set_adapter(model, ADAPTER)
     if format == "mlx":
-        save_mlx_adapter(model, out)
-        return ExportReport(out, sum(file.stat().st_size for file in out.iterdir()), len(lora_modules(model)), None)
+        save_mlx_adapter(model, out, dtype=dtype)
+        return ExportReport(
+            out, sum(file.stat().st_size for file in out.iterdir()), len(lora_modules(model)), None, dtype
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_gguf_adapter(model, out)
+    save_gguf_adapter(model, out, dtype=dtype)
     expected = _logits(model)
     load_adapter(model, out, name="written")  # becomes the active one
     apart = float(np.abs(_logits(model) - expected).max())
-    return ExportReport(out, out.stat().st_size, len(lora_modules(model)), apart)
+    return ExportReport(out, out.stat().st_size, len(lora_modules(model)), apart, dtype)
 
 
 def requantised(

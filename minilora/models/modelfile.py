@@ -32,7 +32,7 @@ def template_of(tokenizer: Tokenizer) -> str:
     user = {"role": "user", "content": _PROMPT}
     bare = tokenizer.render([user], answer_next=True)
     full = tokenizer.render([{"role": "system", "content": _SYSTEM}, user], answer_next=True)
-    if tokenizer.bos:
+    if tokenizer.bos and "bos_token" in tokenizer.template:
         bare, full = (text.removeprefix(tokenizer.bos) for text in (bare, full))
     before, system, after = full.partition(_SYSTEM)
     end = "{{ .Response }}" + tokenizer.eos

@@ -168,6 +168,16 @@ def test_answers_that_cannot_be_found_in_a_conversation_are_refused_in_one_line(
         encode_record(Record("talk", tuple(TALK)), tokenizer)
 
 
+def test_an_answer_whose_first_token_begins_before_it_is_refused_where_the_prompt_is_another(build):
+    tokenizer = build("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+                      "{% if add_generation_prompt %}assistant:>{% endif %}")  # fmt: skip
+    question = {"role": "user", "content": "Why?"}
+    sample = encode_record(Record("talk", (question, {"role": "assistant", "content": "So."})), tokenizer)
+    assert scored_text(sample, tokenizer) == ["So.<|im_end|>"]
+    with pytest.raises(ValueError, match="cannot be told apart"):  # " hello" is one token
+        encode_record(Record("talk", (question, {"role": "assistant", "content": "hello"})), tokenizer)
+
+
 def test_each_end_token_ends_the_scored_part(build):
     other = CHATML.replace("'<|im_end|>'", "('<|endoftext|>' if m['role'] == 'assistant' else '<|im_end|>')")
     core = build(other)

@@ -45,6 +45,9 @@ def test_mlx_computes_what_the_adapter_computes(name, tmp_path):
     assert np.abs(expected - logits(new_llama(gain=4), IDS)).max() > 1e-2
     folder = save_mlx_adapter(model, tmp_path / "mlx")
     np.testing.assert_allclose(as_mlx_reads_it(folder, new_llama(gain=4)), expected, rtol=1e-3, atol=1e-4)
+    half = save_mlx_adapter(model, tmp_path / "half", dtype="float16")
+    assert {w.dtype for w in read_tensors(half / "adapters.safetensors").values()} == {np.dtype(np.float16)}
+    assert np.abs(as_mlx_reads_it(half, new_llama(gain=4)) - expected).max() < 0.02 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(

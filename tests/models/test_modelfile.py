@@ -37,6 +37,11 @@ def test_the_template_in_gos_form_gives_the_models_own_prompt(name):
         assert got == expected + "So.<|im_end|>"
 
 
+def test_a_turn_that_begins_with_the_beginning_token_itself_keeps_it():
+    template = template_of(new_tokenizer(bos="<|im_start|>"))  # as SmolLM2's
+    assert in_go(template, Prompt="Why?").startswith("<|im_start|>user\nWhy?")
+
+
 def test_the_file_names_the_model_next_to_it_and_every_end_token(tmp_path):
     tokenizer = new_tokenizer()
     tokenizer.ends = ["<|im_end|>", "<|endoftext|>"]

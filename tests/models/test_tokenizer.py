@@ -441,6 +441,18 @@ def test_all_that_a_gguf_file_can_say_of_a_tokenizer_comes_back(tmp_path):
         assert from_folder(tmp_path).end_ids == {0, 2}
 
 
+def test_each_way_of_splitting_has_its_words():
+    """Digits one by one, three at a time or all; a letter and its accent composed; a word that is a token."""
+    numbers = {"gpt-2": ["123", "1"], "smollm": list("1231"), "qwen2": list("1231"), "llama-bpe": ["123", "1"],
+               "dbrx": ["123", "1"]}  # fmt: skip
+    for name, expected in numbers.items():
+        tokenizer = split_as(name)
+        assert [tokenizer.core.id_to_token(i) for i in tokenizer.encode("1231")] == expected, name
+        assert (tokenizer.encode("a\u0308") == tokenizer.encode("ä")) == (name == "qwen2")
+        assert tokenizer.core.model.ignore_merges == (name == "llama-bpe")
+        assert (len(tokenizer.encode("hello\nhello")) == 3) == (len(tokenizer.encode("\nhello")) == 2)
+
+
 def split_as(name):
     """A tokenizer whose core is built from a GGUF file's metadata with this way of splitting."""
     meta = tokenizer_metadata(new_tokenizer(), CONFIG.vocab_size)
