@@ -8,7 +8,17 @@ import pytest
 
 from minilora.data.fields import FieldTask
 from minilora.data.records import Record
-from minilora.measure.fields import SHOTS, USUAL, WithFields, answer_fields, field_report, same, shots_that_fit, usual
+from minilora.measure.fields import (
+    ANSWER_TOKENS,
+    SHOTS,
+    USUAL,
+    WithFields,
+    answer_fields,
+    field_report,
+    same,
+    shots_that_fit,
+    usual,
+)
 
 TASK = FieldTask.of(
     {"properties": {"a": {"type": ["string", "null"]}, "n": {"type": ["number", "null"]}, "l": {"type": "array"}}}
@@ -70,10 +80,10 @@ def test_the_most_frequent_values_are_those_of_the_training_records():
 def test_as_many_examples_as_fit_are_put_before_the_question(talker, tokenizer):
     examples = [record(i, "x" * 50) for i in range(9)]
     longest = max(len(tokenizer.encode_chat(one.messages)) for one in (*RECORDS, *examples))
-    for room, least in ((256 + longest * 2, 0), (256 + longest * 4, 2), (10**6, SHOTS)):
+    for room, least in ((ANSWER_TOKENS + longest * 2, 0), (ANSWER_TOKENS + longest * 4, 2), (10**6, SHOTS)):
         found = shots_that_fit(held(examples), tokenizer, room)
         assert least <= found <= SHOTS
-        assert 256 + found * longest <= room
+        assert ANSWER_TOKENS + found * longest <= room
     assert shots_that_fit(held(), tokenizer, 10**6) == 0
     zero, two = (answer_fields(talker, tokenizer, held(examples), shots) for shots in (0, 2))
     assert zero != two and all(list(json.loads(answer)) == ["a", "n", "l"] for answer in zero + two)
