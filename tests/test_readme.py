@@ -55,13 +55,18 @@ def test_the_commands_for_data_of_ones_own_run_from_top_to_bottom(tmp_path, monk
     (tmp_path / "mail.csv").write_text("text,topic\n" + "\n".join(mail), encoding="utf-8")
     pairs = [{"prompt": f"Is {i} odd?", "chosen": "See.", "rejected": f"It is {i}."} for i in range(30)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    forms = [{"text": f"Part {i} is late.", "fields": {"part": str(i)}} for i in range(30)]
+    (tmp_path / "forms.jsonl").write_text("\n".join(map(json.dumps, forms)), encoding="utf-8")
+    schema = {"type": "object", "properties": {"part": {"type": "string"}}, "required": ["part"]}
+    (tmp_path / "forms.json").write_text(json.dumps(schema), encoding="utf-8")
+    (tmp_path / "handbook.txt").write_text("Term 1 is a word.\n\nTerm 2 is another.\n", encoding="utf-8")
+    given = {path.name for path in tmp_path.iterdir()}
     monkeypatch.chdir(tmp_path)
     for words in commands:
         if words[0] == "finetune":
             words += ["--base", "tiny", "--steps", "2"]
         assert main(words) == 0, capsys.readouterr().err
-    data = {"mine.csv", "mail.csv", "pairs.jsonl"}
-    assert {"merged", "mine.gguf", "runs"} | data == {path.name for path in tmp_path.iterdir()}
+    assert {"merged", "mine.gguf", "runs"} | given == {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("page", ["README.md", "minilora/README.md", "lessons/README.md"])
