@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..pages.style import BASE, BLACK, PALE, A, B, ink
+from ..pages.style import BASE, BLACK, LORA, PALE, A, B, ink
 
 
 def line(
@@ -145,6 +145,52 @@ def injection(axes: Any) -> None:
     arrow(2.85, "same array")
     arrow(0.85, "same array")
     axes.set(xlim=(-0.1, 12.5), ylim=(-0.1, 4.7))
+    axes.set_axis_off()
+
+
+def four_blocks(axes: Any) -> None:
+    """GPT-2, Llama, Qwen3 and Gemma 3 from the tokens below to the logits above, one block each; shaded: a change."""
+    from matplotlib.patches import Rectangle
+
+    edge = ink(BLACK)
+    attention = {"GPT-2": "attention", "Llama": "attention\nRoPE, fewer k, v", "Qwen3": "attention\nnormed q, k",
+                 "Gemma 3": "attention, normed q, k\nwindow in 5 of 6"}  # fmt: skip
+    mlp = {"GPT-2": "MLP: GELU", "Llama": "MLP: SwiGLU", "Qwen3": "MLP: SwiGLU", "Gemma 3": "MLP: GeGLU"}
+    for column, name in enumerate(attention):
+        left, gemma, first = 3.4 * column, name == "Gemma 3", name == "GPT-2"
+        norm = "LayerNorm" if first else "RMSNorm, 1 + w" if gemma else "RMSNorm"
+        new_norm = name in ("Llama", "Gemma 3")
+        after = (norm, 0.55, True) if gemma else None
+        stack = [
+            ("tokens + positions" if first else "tokens · √C" if gemma else "tokens", 0.55, new_norm),
+            (norm, 0.55, new_norm),
+            (attention[name], 1.0, not first),
+            after,
+            ("+", 0.3, False),
+            (norm, 0.55, new_norm),
+            (mlp[name], 0.7, new_norm),
+            after,
+            ("+", 0.3, False),
+            (norm, 0.55, new_norm),
+            ("logits", 0.55, False),
+        ]
+        y = 0.0
+        for box in stack:
+            if box is None:
+                y += 0.8  # the place of a norm that only Gemma 3 has
+                continue
+            text, height, changed = box
+            middle = left + 1.5
+            if text != "+":
+                face: dict[str, Any] = {"facecolor": LORA, "alpha": PALE} if changed else {"facecolor": "none"}
+                axes.add_patch(Rectangle((left, y), 3, height, edgecolor=edge, **face))
+            axes.text(middle, y + height / 2, text, ha="center", va="center", color=edge)
+            if text != "logits":
+                arrow = {"arrowstyle": "->", "color": edge, "shrinkA": 0, "shrinkB": 0}
+                axes.annotate("", (middle, y + height + 0.25), (middle, y + height), arrowprops=arrow)
+            y += height + 0.25
+        axes.text(left + 1.5, -0.3, name, ha="center", va="top", color=edge, fontweight="bold")
+    axes.set(xlim=(-0.2, 13.4), ylim=(-0.9, 8.9))
     axes.set_axis_off()
 
 

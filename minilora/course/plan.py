@@ -171,6 +171,15 @@ LESSONS = {
             False,
         ),
         (
+            20,
+            "20_what_differs",
+            "What differs between models?",
+            (30, 20, 15),
+            (5,),
+            "the backward pass of LayerNorm, and the base of a rotation",
+            False,
+        ),
+        (
             21,
             "21_preferences",
             "Can it learn what people prefer?",
@@ -183,7 +192,18 @@ LESSONS = {
 }
 
 AFTERNOON = (0, 1, 2, 6, 7, 9, 10, 13, 18)  # lessons of one afternoon, without their exercises
-TERM = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16), (17, 18), (19, 21))  # lessons by weeks
+TERM = (
+    (1, 2),
+    (3, 4),
+    (5, 6),
+    (7, 8),
+    (9, 10),
+    (11, 12),
+    (13, 14),
+    (15, 16),
+    (17, 18),
+    (19, 20, 21),
+)  # lessons by weeks
 
 OUTCOMES = {  # by lesson, what you can do afterwards: each begins with a verb
     0: (
@@ -285,6 +305,11 @@ OUTCOMES = {  # by lesson, what you can do afterwards: each begins with a verb
         "implement DoRA's norm and PiSSA's initialisation",
         "explain for which optimizer each scale keeps the first step equal over ranks",
         "judge a comparison of methods by how the baseline was tuned",
+    ),
+    20: (
+        "name the choices in which GPT-2, Llama, Qwen3 and Gemma 3 differ",
+        "count where a model's parameters are, and what its KV cache stores for each token",
+        "test whether a model works beyond the length that it was trained on",
     ),
     21: (
         "derive DPO's loss from a reward and a distance to the reference model",

@@ -21,6 +21,7 @@ from minilora.lora.adapters import lora_modules
 from minilora.lora.spectra import svd
 from minilora.measure.ledger import kept_arrays
 from minilora.models.folder import save_folder
+from minilora.nn.gpt2 import GPT2, GPT2Config
 from minilora.nn.optim import clip_grad_norm
 
 pytestmark = [*parity, pytest.mark.filterwarnings("ignore:'pin_memory':UserWarning")]
@@ -291,6 +292,17 @@ def lesson19(run, rng):
     got = {name.removeprefix("base_model.model.").replace(".default.weight", ""): rate[id(p)]
            for name, p in named if p.requires_grad}  # fmt: skip
     assert got == pytest.approx(wanted)
+
+
+def lesson20(run, rng):
+    model = GPT2(GPT2Config(16, 32, 2, 2, max_position_embeddings=96))
+    theirs = run(V=16, TESTED=96, C=32, L=2, H=2)["theirs"]
+    assert theirs.num_parameters() == ml.count_parameters(model).total
+    for name, p in theirs.named_parameters():
+        w = p.detach().numpy()
+        dict(model.named_parameters())[name].data = w.T if "c_" in name and w.ndim == 2 else w
+    ids = rng.integers(16, size=(2, 24))
+    same(own_logits(model, ids), logits_of(theirs.eval(), ids), 1e-4)
 
 
 def lesson21(run, rng):

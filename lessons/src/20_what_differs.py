@@ -1,0 +1,262 @@
+# %% [markdown]
+# # Lesson 20: What differs between models?
+#
+# Lesson 5 took one Llama apart. The models that people fine-tune today have other names: Qwen, Gemma, Granite. How
+# different are they? Here are four of them side by side, from GPT-2 (2019) to Gemma 3 (2025): what changed, where the
+# parameters are, and, on small models that you train yourself, what some of the changes buy.
+
+# %%
+from collections import Counter
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import minilora as ml
+from minilora.course import claim, drawings, predict, show
+from minilora.nn import gemma3, gpt2, layers
+from minilora.pages.style import AMBER, BLUE, GREEN, GREY, PURPLE, ink
+
+# %% [markdown]
+# ## 1. What is in a block?
+
+# %%
+figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+drawings.four_blocks(axes)
+show(figure, alt="Four columns of boxes, a block of GPT-2, Llama, Qwen3 and Gemma 3 each; shaded boxes are new")
+
+# %% [markdown]
+# *How to read it.* Each column is one model with one of its blocks, from the tokens below to the logits above. A shaded
+# box is different from the column to its left.
+#
+# | | GPT-2 | Llama 3.2 | Qwen3 | Gemma 3 |
+# |---|---|---|---|---|
+# | positions | a learned vector each | RoPE | RoPE | RoPE, two bases |
+# | norm | LayerNorm with bias | RMSNorm | RMSNorm, also of q and k | RMSNorm times 1 + w, more of them |
+# | MLP | GELU | SwiGLU | SwiGLU | GeGLU |
+# | key/value heads | as many as query heads | fewer | fewer | one |
+# | a token sees | all earlier ones | all | all | all in every sixth layer, else 512 |
+#
+# Everything else is the same: a residual stream, attention and an MLP that add to it, one table of embeddings. So LoRA
+# works on all of them. [`gpt2.py`](../minilora/nn/gpt2.py) and [`gemma3.py`](../minilora/nn/gemma3.py) are the whole
+# models; Qwen3 is a [Llama](../minilora/nn/llama.py) with a switch.
+#
+# ## 2. Where are the parameters?
+#
+# A model made with `empty` takes no memory, so even a large one can be counted.
+#
+# > **Predict.** Gemma 3 270M has a vocabulary of 262,144 tokens and a width of 640. Which share of its parameters, in
+# > percent, is in the embedding?
+
+# %%
+predict("Gemma 3 270M: percent of all parameters in the embedding")
+
+# %%
+models = {
+    "GPT-2": gpt2.GPT2.empty(gpt2.GPT2Config(50257, 768, 12, 12)),
+    "Llama 3.2 1B": ml.Llama.empty(ml.Config(128256, 2048, 8192, 16, 32, 8, head_dim=64)),
+    "Qwen3 0.6B": ml.Llama.empty(ml.Config(151936, 1024, 3072, 28, 16, 8, head_dim=128, qk_norm=True)),
+    "Gemma 3 270M": gemma3.Gemma3.empty(gemma3.Gemma3Config(262144, 640, 2048, 18, 4, 1)),
+}
+parts = {}
+for name, model in models.items():
+    parts[name] = Counter()
+    for path, p in model.named_parameters():
+        is_norm = "norm" in path or "ln_" in path
+        part = "norms" if is_norm else "attention" if "attn" in path else "MLP" if "mlp" in path else "embedding"
+        parts[name]["positions" if "wpe" in path else part] += p.size
+    print(f"{name:<13}" + "".join(f"{part} {count:>13,}   " for part, count in sorted(parts[name].items())))
+totals = {name: counts.total() for name, counts in parts.items()}
+claim("GPT-2: parameters", totals["GPT-2"], 124_439_808, 124_439_808)
+claim("Llama 3.2 1B: parameters", totals["Llama 3.2 1B"], 1_235_814_400, 1_235_814_400)
+claim("Qwen3 0.6B: parameters", totals["Qwen3 0.6B"], 596_049_920, 596_049_920)
+claim("Gemma 3 270M: parameters", totals["Gemma 3 270M"], 268_098_176, 268_098_176)
+embedded = 100 * parts["Gemma 3 270M"]["embedding"] / totals["Gemma 3 270M"]
+claim("Gemma 3 270M: percent of all parameters in the embedding", embedded, 62.5, 62.6)
+
+# %%
+figure, axes = plt.subplots(figsize=(9, 2.8), layout="constrained")
+colors = {"embedding": GREY, "positions": AMBER, "attention": BLUE, "MLP": GREEN}
+for row, name in enumerate(reversed(models)):
+    start = 0.0
+    for part, color in colors.items():
+        share = 100 * parts[name][part] / totals[name]
+        axes.barh(row, share, left=start, color=color, height=0.6)
+        if share > 8:
+            axes.text(start + share / 2, row, f"{part} {share:.0f} %", ha="center", va="center", color="black")
+        start += share
+axes.set_yticks(range(len(models)), list(reversed(models)))
+axes.set(xlim=(0, 100), xlabel="percent of the parameters")
+show(figure, alt="Bars of four models: the share of the embedding is largest in Gemma 3, nearly two thirds")
+
+# %% [markdown]
+# *How to read it.* Norms are too few to be seen, and so are GPT-2's positions. In small models of today the vocabulary
+# dominates. An adapter on "all-linear" leaves the embedding out: in Gemma 3 270M it adapts a third of the model.
+#
+# ## 3. What must be stored for each token?
+#
+# While a model writes, it stores keys and values of every token (lesson 4). Fewer key/value heads make this KV cache
+# smaller.
+
+# %%
+for name, model in models.items():
+    config = model.config
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    print(f"{name:<13} {values:>7,} values for each token, {2 * values:>7,} bytes in bfloat16")
+config = models["Gemma 3 270M"].config
+full = config.layer_types.count(gemma3.FULL)
+claim("Gemma 3 270M: layers that must remember more than 512 tokens", full, 3, 3)
+
+# %% [markdown]
+# ## 4. What does a choice buy?
+#
+# Now we train five small models from scratch, with the same budget, on a task that needs attention: copying. A text
+# repeats eight random letters again and again. The first eight cannot be known; every later one is the letter eight
+# places before it. The training texts have 32 letters. Then we test on texts of 96.
+#
+# > **Predict.** All five learn the task. Which of them still copy beyond letter 32?
+
+# %%
+predict("GPT-2 beyond the trained length: loss in nats per letter")
+
+# %%
+V, C, L, H, PERIOD, TRAINED, TESTED = 16, 32, 2, 2, 8, 32, 96
+config = ml.Config(V, C, 88, L, H, 1, max_position_embeddings=TESTED)
+windows = gemma3.Gemma3Config(
+    V, C, 88, L, H, 1, C // H, TESTED, sliding_window=16, layer_types=(gemma3.SLIDING, gemma3.FULL)
+)
+
+
+def new_gpt2(norm=layers.LayerNorm):
+    """A small GPT-2, if asked with other norms."""
+    model = gpt2.GPT2(gpt2.GPT2Config(V, C, L, H, max_position_embeddings=TESTED))
+    for block in model.transformer.h:
+        block.ln_1, block.ln_2 = norm(C), norm(C)
+    model.transformer.ln_f = norm(C)
+    return model
+
+
+small = {
+    "GPT-2": new_gpt2(),
+    "GPT-2 with RMSNorm": new_gpt2(layers.RMSNorm),
+    "Llama": ml.Llama(config),
+    "Qwen3": ml.Llama(ml.Config(V, C, 88, L, H, 1, max_position_embeddings=TESTED, qk_norm=True)),
+    "Gemma 3": gemma3.Gemma3(windows),
+}
+
+
+def texts(rng, rows, length):
+    """Letters (rows, length) that repeat after PERIOD."""
+    return np.tile(rng.integers(0, V, (rows, PERIOD)), (1, length // PERIOD))
+
+
+def train(model, steps=150, lr=1e-2):
+    """Train on texts of TRAINED letters; the first PERIOD of each are not scored."""
+    rng, optimizer = np.random.default_rng(0), ml.AdamW(model.trainable_parameters(), lr=lr, weight_decay=0)
+    for step in range(steps):
+        optimizer.lr = lr * min(1, (step + 1) / 10)
+        ids = texts(rng, 16, TRAINED)
+        labels = np.where(np.arange(TRAINED) < PERIOD, -100, ids)
+        optimizer.zero_grad()
+        model.loss(ids, labels).backward()
+        optimizer.step()
+
+
+def loss_by_place(model):
+    """The mean loss of each letter of long texts, from the second on (TESTED - 1)."""
+    ids = texts(np.random.default_rng(1), 32, TESTED)
+    with ml.no_grad():
+        logits = model(ids).data[:, :-1].astype(np.float64)  # (B, T, V)
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return -np.take_along_axis(log_p, ids[:, 1:, None], axis=-1)[..., 0].mean(axis=0)
+
+
+curves = {}
+for name, model in small.items():
+    train(model)
+    curves[name] = loss_by_place(model)
+
+# %%
+figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+styles = {"GPT-2": (GREY, "-"), "GPT-2 with RMSNorm": (GREY, "--"), "Llama": (BLUE, "-"), "Qwen3": (PURPLE, "-"),
+          "Gemma 3": (GREEN, "-")}  # fmt: skip
+for name, (color, dashes) in styles.items():
+    axes.plot(np.arange(2, TESTED + 1), curves[name], dashes, color=color, label=name)
+axes.axvline(TRAINED, color=ink("#000000"), linewidth=1, linestyle=":")
+axes.set(xlabel="place in the text (trained up to the dotted line)", ylabel="loss (nats)", ylim=(0, None))
+axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+show(figure, alt="Loss by place: beyond the trained length GPT-2 jumps, Llama and Qwen3 rise, Gemma 3 stays at zero")
+
+
+def mean_loss(name, first, last):
+    """The mean loss of letters number first to last."""
+    return float(curves[name][first - 2 : last - 1].mean())
+
+
+for name in small:
+    inside, beyond = mean_loss(name, PERIOD + 9, TRAINED), mean_loss(name, TRAINED + 17, TESTED)
+    print(f"{name:<19} letters 17 to 32: {inside:6.3f}    letters 49 to 96: {beyond:6.3f}")
+    if name != "Llama":
+        claim(f"{name}: loss of letters 17 to 32", inside, 0, 0.3)
+claim("GPT-2 beyond the trained length: loss in nats per letter", mean_loss("GPT-2", 49, 96), 4, 10)
+claim("GPT-2 with RMSNorm beyond it", mean_loss("GPT-2 with RMSNorm", 49, 96), 4, 10)
+claim("Qwen3 beyond it", mean_loss("Qwen3", 49, 96), 0.8, 8)
+claim("Gemma 3 beyond it", mean_loss("Gemma 3", 49, 96), 0, 0.3)
+claim("Qwen3's loss minus Llama's, letters 17 to 32", mean_loss("Qwen3", 17, 32) - mean_loss("Llama", 17, 32), -2, -0.2)
+
+# %% [markdown]
+# *How to read it.* A uniform guess costs ln 16. A loss far above it means confident mistakes.
+#
+# - **Positions.** GPT-2 learns fastest here, and fails at once beyond the dotted line: the vectors of later positions
+#   were never trained. RoPE has an angle for every position, but scores at distances that never occurred in training
+#   are as untrained as GPT-2's vectors: Llama and Qwen3 fail more slowly.
+# - **Windows.** A layer that sees the last few letters meets only distances from training, however long the text is. So
+#   Gemma 3 copies on and on. This is a reason for windows in most layers, besides the smaller cache.
+# - **Norms of q and k.** They are the only difference between Llama and Qwen3. They bound the scores, so that the same
+#   learning rate goes further.
+# - **LayerNorm or RMSNorm.** No difference can be seen: RMSNorm saves work, not loss
+#   ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467)).
+#
+# This is one seed and one task, in which eight letters back are enough.
+#
+# ## 5. What differs for LoRA?
+#
+# Names. "all-linear" finds every linear layer of all four. A list of names must be the model's:
+
+# %%
+for name, model in small.items():
+    names = ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4), name="trial")
+    print(f"{name:<19} {len(names):>2} layers: {', '.join(dict.fromkeys(n.rpartition('.')[2] for n in names))}")
+claim("GPT-2: adapted layers of a block", len(ml.adapter_state(small["GPT-2"], "trial")) / (2 * L), 4, 4)
+
+# %% [markdown]
+# <details><summary>The same in PyTorch</summary>
+#
+# ```python
+# import torch
+# from transformers import GPT2Config, GPT2LMHeadModel
+#
+# shape = GPT2Config(V, TESTED, C, L, H, bos_token_id=1, eos_token_id=1)
+# theirs = GPT2LMHeadModel(shape)
+# print(theirs.num_parameters())
+# long = torch.randint(V, (1, TESTED))
+# print(theirs(long, labels=long).loss.item(), np.log(V))  # untrained: a uniform guess
+# ```
+#
+# </details>
+#
+# ## What to remember
+#
+# - Four families, one skeleton: what changed is norms, the gate, positions, and who sees whom.
+# - In small models the vocabulary can hold most of the parameters.
+# - The KV cache depends on layers, key/value heads and head width.
+# - A model works at the positions and distances that it was trained on. A window meets no others.
+# - LoRA is the same on all of them. Only the names of the modules differ.
+#
+# ## Sources
+#
+# - Shapes of the models, from their `config.json` (openai-community/gpt2, meta-llama/Llama-3.2-1B, Qwen/Qwen3-0.6B,
+#   google/gemma-3-270m): vocabularies of 50257, 128256, 151936 and 262,144 tokens; Gemma's width of 640 and its windows
+#   of 512 tokens.
+# - [GPT-2](https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf),
+#   [Llama 3](https://arxiv.org/abs/2407.21783), [Qwen3](https://arxiv.org/abs/2505.09388),
+#   [Gemma 3](https://arxiv.org/abs/2503.19786).
