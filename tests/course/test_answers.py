@@ -138,6 +138,7 @@ U, S, Vt = np.linalg.svd(delta, full_matrices=False)  # lesson 8: how NumPy is c
 rng = np.random.default_rng(0)
 x, y, z = rng.standard_normal((3, 4)), rng.standard_normal((4, 5))
 rng.standard_normal((r, n)) / np.sqrt(n)  # lesson 17: a random matrix
+z - z.mean(axis=-1, keepdims=True)  # lesson 15: numbers less their mean
 logits[:-1]  # exercise 21.1: all rows but the last, and which labels are scored
 wanted != -100
 """)
