@@ -256,8 +256,8 @@ claim("GPT-2: adapted layers of a block", len(ml.adapter_state(small["GPT-2"], "
 #
 # - Shapes of the models, from their `config.json` ([GPT-2](https://huggingface.co/openai-community/gpt2),
 #   [Llama 3.2 1B](https://huggingface.co/meta-llama/Llama-3.2-1B), [Qwen3 0.6B](https://huggingface.co/Qwen/Qwen3-0.6B),
-#   [Gemma 3 270M](https://huggingface.co/google/gemma-3-270m)): vocabularies of 50257, 128256, 151936 and 262,144 tokens;
-#   Gemma's width of 640 and its windows of 512 tokens.
+#   [Gemma 3 270M](https://huggingface.co/google/gemma-3-270m)): vocabularies of 50257, 128256, 151936 and 262,144
+#   tokens; Gemma's width of 640 and its windows of 512 tokens.
 # - [GPT-2](https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf),
 #   [Llama 3](https://arxiv.org/abs/2407.21783), [Qwen3](https://arxiv.org/abs/2505.09388),
 #   [Gemma 3](https://arxiv.org/abs/2503.19786).
