@@ -166,8 +166,9 @@ def loss_by_place(model):
     ids = texts(np.random.default_rng(1), 32, TESTED)
     with ml.no_grad():
         logits = model(ids).data[:, :-1].astype(np.float64)  # (B, T, V)
-    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    return -np.take_along_axis(log_p, ids[:, 1:, None], axis=-1)[..., 0].mean(axis=0)
+    p = np.exp(logits)
+    p /= p.sum(axis=-1, keepdims=True)
+    return -np.log(np.take_along_axis(p, ids[:, 1:, None], axis=-1))[..., 0].mean(axis=0)
 
 
 curves = {}
@@ -251,6 +252,10 @@ claim("GPT-2: adapted layers of a block", len(ml.adapter_state(small["GPT-2"], "
 # - The KV cache depends on layers, key/value heads and head width.
 # - A model works at the positions and distances that it was trained on. A sliding window meets no others.
 # - LoRA is the same on all of them. Only the names of the modules differ.
+#
+# `ml.load` takes a folder or a GGUF file of each family. Read on in [`gpt2.py`](../minilora/nn/gpt2.py),
+# [`gemma3.py`](../minilora/nn/gemma3.py) and the [table of families](../minilora/nn/families.py).
+# **Now you:** [exercises 20](exercises/20_what_differs.ipynb).
 #
 # ## Sources
 #

@@ -202,7 +202,8 @@ TERM = (
     (13, 14),
     (15, 16),
     (17, 18),
-    (19, 20, 21),
+    (19,),
+    (20, 21),
 )  # lessons by weeks
 
 OUTCOMES = {  # by lesson, what you can do afterwards: each begins with a verb
@@ -307,7 +308,7 @@ OUTCOMES = {  # by lesson, what you can do afterwards: each begins with a verb
         "judge a comparison of methods by how the baseline was tuned",
     ),
     20: (
-        "name the choices in which GPT-2, Llama, Qwen3 and Gemma 3 differ",
+        "list the choices in which GPT-2, Llama, Qwen3 and Gemma 3 differ",
         "count where a model's parameters are, and what its KV cache stores for each token",
         "test whether a model works beyond the length that it was trained on",
     ),
