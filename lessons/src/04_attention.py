@@ -225,7 +225,8 @@ def maps(ids):
     found, far = [], 0.0
     with ml.no_grad():
         x = model.model.embed_tokens(ids)  # (1, T, C)
-        cos, sin = model.model.angles(ids, None, None)
+        angles = np.arange(ids.shape[1])[None, :, None, None] * model.model.frequencies()  # (1, T, 1, D/2)
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         for block in model.model.layers:
             own, h = block.self_attn, block.input_layernorm(x)
             q = rope(own.q_proj(h).reshape(1, -1, 4, 32), cos, sin).data[0]  # (T, H, D)
