@@ -236,11 +236,12 @@ claim("GPT-2: adapted layers of a block", len(ml.adapter_state(small["GPT-2"], "
 # import torch
 # from transformers import GPT2Config, GPT2LMHeadModel
 #
-# shape = GPT2Config(V, TESTED, C, L, H, bos_token_id=1, eos_token_id=1)
+# sizes = dict(vocab_size=V, n_positions=TESTED, n_embd=C, n_layer=L, n_head=H)
+# shape = GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)
 # theirs = GPT2LMHeadModel(shape)
 # print(theirs.num_parameters())
 # long = torch.randint(V, (1, TESTED))
-# print(theirs(long, labels=long).loss.item(), np.log(V))  # untrained: a uniform guess
+# print(theirs(long, labels=long).loss.item())  # untrained: about ln V, a uniform guess
 # ```
 #
 # </details>

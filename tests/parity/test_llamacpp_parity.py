@@ -16,7 +16,7 @@ from minilora.lora.peft import load_adapter, save_adapter
 from minilora.models import load as zoo
 from minilora.models.gguf import save_gguf
 from minilora.models.merge import export, merge
-from minilora.nn import families
+from minilora.nn import family
 
 cpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
 
@@ -93,7 +93,7 @@ def test_an_exported_adapter_gives_the_same_probabilities(base, adapter, tmp_pat
 def test_the_comparison_notices_rows_of_b_left_in_pefts_order(base, adapter, tmp_path, monkeypatch):
     model, _ = zoo.load(base)
     load_adapter(model, adapter)
-    monkeypatch.setattr(families, "to_pairs", lambda w, heads: w)
+    monkeypatch.setattr(family, "to_pairs", lambda w, heads: w)
     out = llamacpp.save_gguf_adapter(model, tmp_path / "wrong.gguf")
     assert distance(in_llama_cpp(base, out), here(model)) > 1e-2
 

@@ -76,7 +76,7 @@ def assert_same_function(ours, theirs, folder, smollm2, ids, exact):
     """The adapter does much, and the same on both sides: in float32 up to rounding, in float64 to eleven digits."""
     got, base = own_logits(ours, ids), own_logits(smollm2[0], ids)
     assert distance(got, base) > 1
-    assert distance(got, logits_of(theirs.eval(), ids)) < 1e-5 * np.abs(got).max()
+    assert distance(got, logits_of(theirs.eval(), ids)) < 3e-5 * np.abs(got).max()
     ours = copy_of(smollm2, np.float64)
     load_adapter(ours, folder, force=True)  # to a hash, float64 is another base
     exact()
