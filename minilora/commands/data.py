@@ -36,14 +36,8 @@ from ..train.options import FIELD, LABEL, SCHEMA, Options
 
 BRACKETS = ("[[", "]]")  # around what is scored
 UNDERLINED = ("\x1b[1;4;32m", "\x1b[0m")  # the same in a terminal, bold and green
-FACTS = (
-    "phrasings",
-    "reworded",
-    "paraphrase",
-    "validation_paraphrase",
-    "keywords",
-    "context",
-)  # optional entries of records
+# Optional entries of records.
+FACTS = ("phrasings", "reworded", "paraphrase", "validation_paraphrase", "keywords", "context")
 COUNTED = 5_000  # records of a split whose tokens are counted; of more, a sample
 _LINES = 14  # lines of an example, at most
 

@@ -240,8 +240,7 @@ def _plain_rope(raw: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"rope_parameters and rope_scaling must be objects, got {rope!r}")
     rope = {key: value for key, value in rope.items() if value is not None}
     kind = rope.pop("rope_type", rope.pop("type", "default"))
-    rest |= {key: rope.pop(key) for key in ("rope_theta",) if key in rope}
-    rope.pop("type", None)
+    rest |= {"rope_theta": rope.pop("rope_theta")} if "rope_theta" in rope else {}
     if kind == "llama3":
         try:
             rest["rope_scaling"] = RopeScaling(**rope)
@@ -303,9 +302,8 @@ _TENSORS = {
     "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
 }
 _QK_NORMS = {f"blk.{{}}.attn_{x}_norm": f"model.layers.{{}}.self_attn.{x}_norm" for x in "qk"}
-GATE_UP = (
-    "blk.{}.ffn_gate_up"  # Granite 4.0 has gate and up in one matrix; llama.cpp, which has two, has no name for it
-)
+# Granite 4.0 has gate and up in one matrix; llama.cpp, which has two, has no name for it.
+GATE_UP = "blk.{}.ffn_gate_up"
 _ONE_MLP = {
     GATE_UP: "model.layers.{}.shared_mlp.input_linear",
     "blk.{}.ffn_down": "model.layers.{}.shared_mlp.output_linear",

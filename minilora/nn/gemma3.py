@@ -25,6 +25,7 @@ from .language_model import (
     Context,
     LanguageModel,
     attend,
+    check_heads,
     check_numbers,
     check_sizes,
     positions_of,
@@ -33,6 +34,7 @@ from .language_model import (
 )
 from .layers import Embedding, Linear, RMSNorm
 from .module import Module
+from .rope import frequencies
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -66,12 +68,7 @@ class Gemma3Config:
                     "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")  # fmt: skip
         object.__setattr__(self, "query_pre_attn_scalar", self.query_pre_attn_scalar or float(self.head_dim))
         check_numbers(self, "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        check_heads(self)
         every_sixth = (FULL if (i + 1) % 6 == 0 else SLIDING for i in range(self.num_hidden_layers))
         types = tuple(self.layer_types or every_sixth)
         object.__setattr__(self, "layer_types", types)
@@ -162,10 +159,10 @@ class Decoder(Module):
 
     def angles(self, positions: Array, dtype: np.dtype) -> dict[str, tuple[Array, Array]]:
         """cos and sin of every token's rotations, (1 or B, T, 1, D/2) each, for each type of layer."""
-        config, D = self.config, self.config.head_dim
-        exponents = -array_module(positions).arange(0, D, 2) / D  # (D/2)
+        config, xp = self.config, array_module(positions)
         bases = {SLIDING: config.rope_local_base_freq, FULL: config.rope_theta}
-        return {kind: rotary_angles(positions, bases[kind] ** exponents, dtype) for kind in set(config.layer_types)}
+        turns = {kind: frequencies(bases[kind], config.head_dim, xp=xp) for kind in set(config.layer_types)}
+        return {kind: rotary_angles(positions, each, dtype) for kind, each in turns.items()}
 
 
 class Gemma3(LanguageModel):
@@ -176,28 +173,4 @@ class Gemma3(LanguageModel):
     """
 
     config: Gemma3Config
-
-    def _build(self, config: Gemma3Config, rng: np.random.Generator | None) -> None:
-        self.config = config
-        self.model = Decoder(config, rng)
-        if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, rng=rng)
-
-    @property
-    def decoder(self) -> Decoder:
-        return self.model
-
-    @property
-    def embedding(self) -> Embedding:
-        return self.model.embed_tokens
-
-    @classmethod
-    def claims(cls, config: Gemma3Config) -> dict[str, tuple[int, ...]]:
-        """The shapes of a few tensors, which show every size of the config: see `families.check_claims`."""
-        C, D, F = config.hidden_size, config.head_dim, config.intermediate_size
-        return {
-            "model.embed_tokens.weight": (config.vocab_size, C),
-            "model.layers.0.self_attn.q_proj.weight": (config.num_attention_heads * D, C),
-            "model.layers.0.self_attn.k_proj.weight": (config.num_key_value_heads * D, C),
-            "model.layers.0.mlp.gate_proj.weight": (F, C),
-        }
+    decoder_class = Decoder

@@ -132,20 +132,9 @@ class GPT2(LanguageModel):
     """
 
     config: GPT2Config
-
-    def _build(self, config: GPT2Config, rng: np.random.Generator | None) -> None:
-        self.config = config
-        self.transformer = Decoder(config, rng)
-        if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, rng=rng)
-
-    @property
-    def decoder(self) -> Decoder:
-        return self.transformer
-
-    @property
-    def embedding(self) -> Embedding:
-        return self.transformer.wte
+    decoder_class = Decoder
+    decoder_name = "transformer"
+    embedding_name = "wte"
 
     @classmethod
     def claims(cls, config: GPT2Config) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, C width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -33,11 +33,15 @@ class LanguageModel(Module):
     Its weights are random; seed is a number or a generator, and the same seed gives the same weights.
     `empty(config)` has zeros instead, to load weights into: they take neither time nor memory.
 
-    A family's class sets `config` and its modules in `_build`, and names its `decoder` and its `embedding`. The head is
-    the embedding's table if `config.tie_word_embeddings`, otherwise `lm_head`. A config has at least vocab_size,
-    hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, max_position_embeddings and
-    tie_word_embeddings.
+    A family's class says which module its decoder is, and the names that Hugging Face gives to the decoder and to the
+    embedding in it. The head is the embedding's table if `config.tie_word_embeddings`, otherwise `lm_head`. A config
+    has at least vocab_size, hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim,
+    max_position_embeddings and tie_word_embeddings.
     """
+
+    decoder_class: Callable[..., Module]  # from token ids (B, T) to vectors (B, T, C); its `recompute`: checkpointing
+    decoder_name = "model"
+    embedding_name = "embed_tokens"
 
     source: str | None = None  # the argument of `minilora.load` that it was loaded with: "smollm2", a path
     data: Mapping[str, Any] = MappingProxyType({})  # what the whole model was fine-tuned on: see lora/provenance.py
@@ -59,22 +63,31 @@ class LanguageModel(Module):
         return model
 
     def _build(self, config: Any, rng: np.random.Generator | None) -> None:
-        raise NotImplementedError
+        self.config = config
+        setattr(self, self.decoder_name, self.decoder_class(config, rng))
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, rng=rng)
 
     @classmethod
     def claims(cls, config: Any) -> dict[str, tuple[int, ...]]:
         """The shapes of a few tensors, which show every size of the config: see `families.check_claims`."""
-        raise NotImplementedError
+        C, D, F = config.hidden_size, config.head_dim, config.intermediate_size
+        return {
+            "model.embed_tokens.weight": (config.vocab_size, C),
+            "model.layers.0.self_attn.q_proj.weight": (config.num_attention_heads * D, C),
+            "model.layers.0.self_attn.k_proj.weight": (config.num_key_value_heads * D, C),
+            "model.layers.0.mlp.gate_proj.weight": (F, C),
+        }
 
     @property
     def decoder(self) -> Any:
         """The module from token ids (B, T) to vectors (B, T, C). Its `recompute` switches checkpointing on."""
-        raise NotImplementedError
+        return getattr(self, self.decoder_name)
 
     @property
     def embedding(self) -> Embedding:
         """The module from token ids to the vectors that the blocks start with."""
-        raise NotImplementedError
+        return getattr(self.decoder, self.embedding_name)
 
     @property
     def head_weight(self) -> Tensor:
@@ -231,6 +244,16 @@ def check_sizes(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_heads(config: Any) -> None:
+    """Raise ValueError unless query heads share key/value heads evenly, and heads can be rotated in pairs."""
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise ValueError(
+            f"{config.num_attention_heads} query heads cannot share {config.num_key_value_heads} key/value heads evenly"
+        )
+    if config.head_dim % 2:
+        raise ValueError(f"head_dim must be even for rotary positions, got {config.head_dim}")
 
 
 def check_numbers(config: Any, *names: str) -> None:

@@ -20,6 +20,7 @@ from .cache import KVCache
 from .language_model import (
     LanguageModel,
     attend,
+    check_heads,
     check_numbers,
     check_sizes,
     positions_of,
@@ -72,12 +73,7 @@ class Config:
         counts = {"sliding_window": None, "no_rope_layer_interval": 0}  # and what stands for none
         check_sizes(self, *(name for name, none in counts.items() if getattr(self, name) != none))
         check_numbers(self, *(["attention_multiplier"] if self.attention_multiplier != 0 else []))
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        check_heads(self)
 
 
 @dataclass
@@ -203,29 +199,13 @@ class Llama(LanguageModel):
     """
 
     config: Config
-
-    def _build(self, config: Config, rng: np.random.Generator | None) -> None:
-        self.config = config
-        self.model = Decoder(config, rng)
-        if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, rng=rng)
-
-    @property
-    def decoder(self) -> Decoder:
-        return self.model
-
-    @property
-    def embedding(self) -> Embedding:
-        return self.model.embed_tokens
+    decoder_class = Decoder
 
     @classmethod
     def claims(cls, config: Config) -> dict[str, tuple[int, ...]]:
         """The shapes of a few tensors, which show every size of the config: see `families.check_claims`."""
-        C, D, F = config.hidden_size, config.head_dim, config.intermediate_size
-        mlp, width = ("shared_mlp.input_linear", 2 * F) if config.shared_mlp else ("mlp.gate_proj", F)
-        return {
-            "model.embed_tokens.weight": (config.vocab_size, C),
-            "model.layers.0.self_attn.q_proj.weight": (config.num_attention_heads * D, C),
-            "model.layers.0.self_attn.k_proj.weight": (config.num_key_value_heads * D, C),
-            f"model.layers.0.{mlp}.weight": (width, C),
-        }
+        shapes = super().claims(config)
+        if config.shared_mlp:
+            F, C = shapes.pop("model.layers.0.mlp.gate_proj.weight")
+            shapes["model.layers.0.shared_mlp.input_linear.weight"] = 2 * F, C
+        return shapes
