@@ -19,7 +19,7 @@ from typing import Any
 from ..files.disk import read_json
 from ..lora.provenance import read_provenance
 from .formats import listed
-from .labels import TEXT, LabelTask
+from .labels import TEXT, Asking, LabelTask
 from .rows import DataError
 
 SCHEMA_ENDING = ".schema.json"  # support.jsonl has its schema in support.schema.json
@@ -104,7 +104,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class FieldTask:
+class FieldTask(Asking):
     """The fields to find in a text, and the template of the prompt, in which {text} is that text.
 
     copied: names of fields whose strings and numbers are always in the text, word for word: no others are answered.
@@ -157,16 +157,6 @@ class FieldTask:
         """The JSON Schema."""
         rules = {field.name: field.rule() for field in self.fields}
         return {"type": "object", "properties": rules, "required": list(rules), "additionalProperties": False}
-
-    def prompt(self, text: str) -> str:
-        """The question for the fields of a text."""
-        before, _, after = self.template.rpartition(TEXT)
-        return before + text + after
-
-    def text(self, prompt: str) -> str:
-        """The text in a prompt."""
-        before, _, after = self.template.rpartition(TEXT)
-        return prompt[len(before) : len(prompt) - len(after)]
 
     def answer(self, values: Mapping[str, Any]) -> str:
         """The fields of a text as JSON, in the order of the schema; one that is left out is null, or an empty list.

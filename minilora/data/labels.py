@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..models.tokenizer import Message
 from .formats import listed
 from .rows import DataError
 
@@ -16,8 +17,29 @@ LISTED = 30  # labels, at most, that the prompt lists
 TEXT = "{text}"  # where the text goes
 
 
+class Asking:
+    """What a task asks: a template of the prompt, in which {text} is the text that it is about."""
+
+    template: str
+
+    def prompt(self, text: str) -> str:
+        """The question about a text."""
+        before, _, after = self.template.rpartition(TEXT)
+        return before + text + after
+
+    def text(self, prompt: str) -> str:
+        """The text in a prompt."""
+        before, _, after = self.template.rpartition(TEXT)
+        return prompt[len(before) : len(prompt) - len(after)]
+
+    def asked(self, messages: Sequence[Message]) -> list[Message]:
+        """The question about the last message, after the system prompt, if there is one. Earlier turns do not count."""
+        system = [message for message in messages[:1] if message["role"] == "system"]
+        return [*system, {"role": "user", "content": self.prompt(messages[-1]["content"])}]
+
+
 @dataclass(frozen=True)
-class LabelTask:
+class LabelTask(Asking):
     """A set of labels, and the template of the prompt, in which {text} is the text that gets one of them."""
 
     labels: tuple[str, ...]
@@ -48,16 +70,6 @@ class LabelTask:
     def entry(self) -> dict[str, Any]:
         """What `stored` reads."""
         return {"labels": list(self.labels), "template": self.template}
-
-    def prompt(self, text: str) -> str:
-        """The question for the label of a text."""
-        before, _, after = self.template.rpartition(TEXT)
-        return before + text + after
-
-    def text(self, prompt: str) -> str:
-        """The text in a prompt."""
-        before, _, after = self.template.rpartition(TEXT)
-        return prompt[len(before) : len(prompt) - len(after)]
 
 
 def task_of(

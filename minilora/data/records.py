@@ -44,6 +44,7 @@ BUILT_IN = (
     "general",
     *(f"{domain}-{kind}" for kind in ("labels", "fields", "pairs", "handbook") for domain in DOMAINS),
 )
+MEASURED = ("reworded", "paraphrase", "validation_paraphrase")  # other questions of a record, for measuring only
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
 _VARYING = re.compile(r"got .*|'.*'|\d+")  # what differs between messages about the same kind of mistake
@@ -81,7 +82,7 @@ class Record:
     @property
     def other_questions(self) -> list[str]:
         """All other questions with the same answer, for training and for measuring."""
-        measured = (self.reworded, self.paraphrase, self.validation_paraphrase)
+        measured = (getattr(self, key) for key in MEASURED)
         return [*self.phrasings, *(question for question in measured if question is not None)]
 
     def asked_otherwise(self) -> Record:
@@ -103,15 +104,9 @@ class Record:
             return fill(passage, question, template)
 
         *before, question, answer = self.messages
-        return replace(
-            self,
-            messages=(*before, {**question, "content": asked(question["content"])}, answer),
-            phrasings=tuple(map(asked, self.phrasings)),
-            reworded=self.reworded and asked(self.reworded),
-            paraphrase=self.paraphrase and asked(self.paraphrase),
-            validation_paraphrase=self.validation_paraphrase and asked(self.validation_paraphrase),
-            context=passage,
-        )
+        messages = (*before, {**question, "content": asked(question["content"])}, answer)
+        others: dict[str, Any] = {key: asked(text) for key in MEASURED if (text := getattr(self, key)) is not None}
+        return replace(self, messages=messages, phrasings=tuple(map(asked, self.phrasings)), context=passage, **others)
 
     def answered(self, answer: str) -> Record:
         """The same record with another answer."""
@@ -299,12 +294,18 @@ def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) 
     if kind is TEXT:
         return Record(name, text=text_of(row, "text"), split=own or split, phrasings=questions)
     messages = conversation(kind, row)
-    measured = ("paraphrase", "validation_paraphrase", "reworded")
-    paraphrase, validation, reworded = (text_of(row, key) if row.get(key) is not None else None for key in measured)
-    label = messages[-1]["content"] if kind.labelled else None
-    answer = (label, fields_of(row) if kind.fields else None, answer_of(row, "rejected") if kind.preferred else None)
-    asked = (paraphrase, keywords, phrasings, validation)
-    group = str(row["kind"]) if kind.labelled and row.get("kind") is not None else None
-    record = Record(name, messages, "", own or split, *asked, *answer, reworded, kind=group)
+    measured: dict[str, Any] = {key: text_of(row, key) for key in MEASURED if row.get(key) is not None}
+    record = Record(
+        name,
+        messages,
+        split=own or split,
+        keywords=keywords,
+        phrasings=phrasings,
+        label=messages[-1]["content"] if kind.labelled else None,
+        fields=fields_of(row) if kind.fields else None,
+        rejected=answer_of(row, "rejected") if kind.preferred else None,
+        kind=str(row["kind"]) if kind.labelled and row.get("kind") is not None else None,
+        **measured,
+    )
     passages = [text_of(row, key) for key in CONTEXT if key in kind.also and row.get(key) not in (None, "")]
     return record.open_book(passages[0]) if passages else record

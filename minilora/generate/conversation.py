@@ -14,7 +14,7 @@ from ..lora.adapters import Choice, factors_of, set_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import log
-from .fields import asked_for_fields, task_of_adapters
+from .fields import guide_of, task_of_adapters
 from .labels import ranked_labels
 from .schema import Guide
 from .streams import Streams, check_settings
@@ -165,7 +165,7 @@ class Talk:
             return True
         start = self._start_that_fits(question, self.choice)
         streams = Streams(self.model, self.tokenizer, slots=1, mixed=False)
-        messages, guide = self._prompt(start, question, self.choice)
+        messages, guide = self._messages(start, question, self.choice), self._guide(question, self.choice)
         answer = streams.add(messages, **self._settings(), guide=guide)
         if start > self.seen_from and not self.told:
             self.told = True
@@ -197,7 +197,7 @@ class Talk:
         answers = {}
         for name, choice in versions.items():
             if name not in labels:
-                messages, guide = self._prompt(alone, question, choice)
+                messages, guide = self._messages(alone, question, choice), self._guide(question, choice)
                 answers[name] = streams.add(messages, choice, **self._settings(), guide=guide)
         for name, choice in versions.items():
             if name in labels:
@@ -250,22 +250,20 @@ class Talk:
         return [message for turn in self.turns[start:] for message in turn.messages()]
 
     def _messages(self, start: int, question: str, choice: Choice) -> list[Message]:
-        """What a choice of adapters is asked: the question, after what was said from a turn on."""
+        """What a choice of adapters is asked: the question, after what was said from a turn on; for fields it alone."""
         said = [*self._said(start), {"role": "user", "content": question}]
         asked, _ = open_book(self.model, choice, self.handbook, said)
-        return with_system(asked, self.system_for(choice))
+        messages = with_system(asked, self.system_for(choice))
+        return task.asked(messages) if isinstance(task := self._task(choice), FieldTask) else messages
 
-    def _prompt(self, start: int, question: str, choice: Choice) -> tuple[list[Message], Guide | None]:
-        """`_messages`; where fields are asked for the question for them alone, and the guide of its answer."""
-        messages = self._messages(start, question, choice)
-        if isinstance(task := self._task(choice), FieldTask):
-            return asked_for_fields(task, self.tokenizer, messages)
-        return messages, None
+    def _guide(self, question: str, choice: Choice) -> Guide | None:
+        """What keeps the answer within a schema, where a choice of adapters is asked for fields."""
+        return guide_of(task, self.tokenizer, question) if isinstance(task := self._task(choice), FieldTask) else None
 
     def _start_that_fits(self, question: str, choice: Choice, start: int | None = None) -> int:
         """The first turn from which everything fits, with the question and its answer."""
         for first in range(self.seen_from if start is None else start, len(self.turns) + 1):
-            length = len(self.tokenizer.encode_chat(self._prompt(first, question, choice)[0], answer_next=True))
+            length = len(self.tokenizer.encode_chat(self._messages(first, question, choice), answer_next=True))
             if length + self.max_new_tokens <= self.limit:
                 return first
         raise ValueError(

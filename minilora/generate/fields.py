@@ -1,13 +1,12 @@
-"""Fields as answers: the question for the fields of a text, and JSON that the schema allows as the answer."""
+"""Fields as answers: which task a choice of adapters has, and what keeps its answers within a schema."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 from ..data.fields import FieldTask, Task, stored_task
 from ..lora.adapters import Choice, factors_of
-from ..models.tokenizer import Message, Tokenizer
+from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from .schema import Guide, Language, vocabulary_of
 
@@ -28,13 +27,3 @@ def guide_of(task: FieldTask, tokenizer: Tokenizer, text: str) -> Guide:
     """What keeps the answer for a text within the schema."""
     language = Language.of(task, text) if task.copied else _language(task)
     return Guide(language, vocabulary_of(tokenizer))
-
-
-def asked_for_fields(task: FieldTask, tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[Message], Guide]:
-    """What a model is asked for the fields of the last message, and the guide of its answer.
-
-    messages: a system prompt is taken into account, earlier questions and answers are not.
-    """
-    text = messages[-1]["content"]
-    system = [message for message in messages[:1] if message["role"] == "system"]
-    return [*system, {"role": "user", "content": task.prompt(text)}], guide_of(task, tokenizer, text)

@@ -53,9 +53,7 @@ def ranked_labels(
 
     Raises ValueError for a message that is too long for the model.
     """
-    system = [message for message in messages[:1] if message["role"] == "system"]
-    talk = [*system, {"role": "user", "content": task.prompt(messages[-1]["content"])}]
-    (p,) = label_probabilities(label_logprobs(model, tokenizer, [talk], task.labels, True, choice))
+    (p,) = label_probabilities(label_logprobs(model, tokenizer, [task.asked(messages)], task.labels, True, choice))
     return [(task.labels[i], float(p[i])) for i in np.argsort(-p, kind="stable")]
 
 

@@ -21,6 +21,7 @@ from ..generate.fields import guide_of
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..nn.ranks import ALONE, Ranks
+from .labels import with_examples
 from .loss import evenly
 from .statistics import Resampled, interval_as_json, wilson
 
@@ -50,9 +51,7 @@ def answer_fields(
     shots: training records that are put before the question, as earlier turns of the conversation.
     ranks: the processes that share the work; all of them must call this.
     """
-    turns = [message for record in evenly(held.examples, shots)[:shots] for message in record.messages]
-    turns = [message for message in turns if message["role"] != "system"]
-    talks = [[*record.prompt[:-1], *turns, record.prompt[-1]] for record in held.records][ranks.number :: ranks.size]
+    talks = with_examples(held.records, evenly(held.examples, shots)[:shots])[ranks.number :: ranks.size]
     guides = [guide_of(held.task, tokenizer, text) for text in held.texts()[ranks.number :: ranks.size]]
     return ranks.join(generate_batch(model, tokenizer, talks, ANSWER_TOKENS, guides=guides) if talks else [])
 

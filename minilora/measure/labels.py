@@ -14,7 +14,7 @@ import numpy as np
 from ..data.labels import LabelTask
 from ..data.records import Record
 from ..generate.labels import label_logprobs, label_probabilities
-from ..models.tokenizer import Tokenizer
+from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..nn.ranks import ALONE, Ranks
 from .statistics import Interval, Resampled, bootstrap, interval_as_json, middle, wilson
@@ -53,11 +53,15 @@ def score(
     shots: training records that are put before the question, as earlier turns of the conversation.
     ranks: the processes that share the work; all of them must call this.
     """
-    chosen = few_shot(held.examples, shots)
-    turns = [message for record in chosen for message in record.messages if message["role"] != "system"]
-    talks = [[*record.prompt[:-1], *turns, record.prompt[-1]] for record in held.records]
+    talks = with_examples(held.records, few_shot(held.examples, shots))
     mine = talks[ranks.number :: ranks.size]
     return np.array(ranks.join(list(label_logprobs(model, tokenizer, mine, held.task.labels)) if mine else []))
+
+
+def with_examples(records: Sequence[Record], examples: Sequence[Record]) -> list[list[Message]]:
+    """The prompt of each record, with the examples before its question as earlier turns of the conversation."""
+    turns = [message for example in examples for message in example.messages if message["role"] != "system"]
+    return [[*record.prompt[:-1], *turns, record.prompt[-1]] for record in records]
 
 
 def few_shot(records: Sequence[Record], shots: int) -> list[Record]:

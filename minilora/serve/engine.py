@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from ..data.fields import FieldTask
 from ..data.labels import LabelTask
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
-from ..generate.fields import asked_for_fields, guide_of, task_of_adapters
+from ..generate.fields import guide_of, task_of_adapters
 from ..generate.labels import ranked_labels
 from ..generate.streams import Answer, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
@@ -131,7 +131,7 @@ class Engine:
             return self._label(request, messages, task, tell)
         own = isinstance(task, FieldTask) and (request.schema is None or request.schema.fields == task.fields)
         if own and isinstance(task, FieldTask) and not isinstance(messages, str):
-            messages, guide = asked_for_fields(task, self.tokenizer, messages)
+            messages, guide = task.asked(messages), guide_of(task, self.tokenizer, messages[-1]["content"])
         elif request.schema is not None:
             guide = guide_of(request.schema, self.tokenizer, "")
         answer = self.streams.add(
