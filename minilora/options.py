@@ -376,7 +376,7 @@ def _word_or_truth(word: str) -> bool | str:
 
 
 def _pair(kind: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
-    """How KEY=VALUE is read. A key may be a pattern with a = of its own, unless the value may be any text."""
+    """How KEY=VALUE is read. A key may be a pattern that contains a =, unless the value may be any text."""
 
     def read(word: str) -> tuple[str, Any]:
         key, sign, value = word.partition("=") if kind is str else word.rpartition("=")

@@ -50,12 +50,14 @@ def run(setting: Setting) -> dict[str, Any]:
     return {
         "measured": [high / low for high, low in zip(rates["LoRA, r = 8"], below, strict=True)],
         "best rates": rates,
-        "largest over smallest of LoRA's": spread([rates[name] for name in contenders if name != FULL_NAME]),
+        "largest over smallest of LoRA's": largest_over_smallest(
+            [rates[name] for name in contenders if name != FULL_NAME]
+        ),
         "tried": {name: each["tried"] for name, each in found.items()},
     }
 
 
-def spread(rates: list[list[float]]) -> list[float]:
+def largest_over_smallest(rates: list[list[float]]) -> list[float]:
     """For each seed, the largest of the ranks' best rates over the smallest."""
     return [max(of_seed) / min(of_seed) for of_seed in zip(*rates, strict=True)]
 

@@ -1,6 +1,6 @@
 """`minilora compare`: LoRA and full fine-tuning on the same data, in the same order, each at its best learning rate.
 
-Every run is one of `finetune`, in a process of its own, so that its peak memory is its own. For each method a short run
+Every run is one of `finetune`, in its own process, so that its peak memory is its own. For each method a short run
 tries every learning rate of a grid, of which the validation loss chooses, and a longer run follows at the best one. A
 finished run is kept, and not repeated when the same command is given again.
 """

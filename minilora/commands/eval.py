@@ -140,7 +140,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         if not asked:
             raise ValueError(f"{', '.join(data)}: no record has keywords, by which answers with passages are measured")
         if own_passages := [r.id for records in asked.values() for r in records if r.context is not None]:
-            raise ValueError(f"{own_passages[0]} has a passage of its own: leave out --context")
+            raise ValueError(f"{own_passages[0]} has its own passage: leave out --context")
         open_book = {
             name: open_book_report(model, tokenizer, adapters, records, handbook, options.seed)
             for name, records in asked.items()

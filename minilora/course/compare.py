@@ -135,7 +135,7 @@ def as_parts(result: Any, names: list[str], wanted: list[Any]) -> list[Any]:
     return list(result)
 
 
-def spread(values: np.ndarray, what: str, expected: str, want: float) -> None:
+def check_deviation(values: np.ndarray, what: str, expected: str, want: float) -> None:
     """Raise Wrong unless random numbers have mean 0 and the standard deviation `want`, which `expected` spells.
 
     Accepts any distribution. The bounds are 6 standard errors for the mean, and a fifth for the standard deviation of

@@ -53,7 +53,7 @@ def first(g: Any, axis: Any, keepdims: bool = False) -> Any:
             g = g.sum(axis=tuple(range(g.ndim - len(shape)))) -> front = g.ndim - len(shape)
             if size == 1 -> if size == 1 != g.shape[axis]
             return g.sum(axis=ones, keepdims=True) -> return g.sum(axis=ones, keepdims=True) if ones else g
-        this is the mean: each use is a path of its own, and paths add up
+        this is the mean: each use is a separate path, and paths add up
             g.sum(axis=tuple -> g.mean(axis=tuple
             g.sum(axis=ones -> g.mean(axis=ones
         this is the first of several uses: all of them count, so add up

@@ -10,7 +10,7 @@ import numpy as np
 import minilora as ml
 
 from ..engine.tensor import Tensor
-from .compare import Wrong, close, spread
+from .compare import Wrong, check_deviation, close
 from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 
 
@@ -216,7 +216,7 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator, power: float
     if np.array_equal(A.data, start(seed + 1)[1].data):
         raise Wrong("another seed gives the same A: draw it with the rng that is passed")
     expected = f"1 / sqrt({of})" if power == 0.5 else f"1 / {of}"
-    spread(A.data, "A", expected, answer.sizes[of] ** -power)
+    check_deviation(A.data, "A", expected, answer.sizes[of] ** -power)
 
 
 @exercise(

@@ -38,7 +38,7 @@ def draw_norm(rng: np.random.Generator, N: int | None = None) -> Draw:
             gw.mean(axis=-1, keepdims=True) - z -> gw.sum(axis=-1, keepdims=True) - z
         dx: the variance is a mean over C numbers, so its gradient has a 1 / C
             (gw * z).mean -> (gw * z).sum
-        dx: the path through the standard deviation has a minus: a larger spread makes everything smaller
+        dx: the path through the standard deviation has a minus: a larger one makes everything smaller
             - z * (gw -> + z * (gw
         dx: the factor 1 / std(x) is missing
             dx = inv * -> dx =

@@ -115,7 +115,7 @@ def draw_pairs(rng: np.random.Generator, n: int | None = None, wide: float = 1.0
         beta multiplies the loss: it belongs inside the sigmoid
             beta * (ratio - ref_ratio) -> ratio - ref_ratio
             np.logaddexp(0, -margin).mean() -> beta * np.logaddexp(0, -margin).mean()
-        the mean is taken before the logarithm: each pair has a loss of its own
+        the mean is taken before the logarithm: each pair has its own loss
             -margin).mean() -> -margin.mean())
         this is the sum over all pairs, not their mean
             .mean() -> .sum()

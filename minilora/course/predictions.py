@@ -1,6 +1,6 @@
 """Predictions: the range in which readers expect a number before the lesson measures it, and how often they were right.
 
-A lesson asks with `predict(NAME)`, in a cell of its own. The reader adds a range, and the later `claim(NAME, ...)` says
+A lesson asks with `predict(NAME)`, in its own cell. The reader adds a range, and the later `claim(NAME, ...)` says
 whether the number was inside it. Both are kept at the end of mine.py, from where `minilora progress` reads them.
 """
 

@@ -31,7 +31,7 @@ from . import levels
 class Layout:
     """How one kind stores a block.
 
-    values, nbytes: of a block. groups: how many groups of its values have a scale of their own.
+    values, nbytes: of a block. groups: how many groups of its values have their own scale.
     codes: packed (blocks, nbytes) uint8 -> (blocks, values) uint8 or int8; the levels themselves where the codes are
         indices of levels, float32.
     steps: packed -> the scale of each group, and what is added to it or None, (blocks, groups) float32 each.

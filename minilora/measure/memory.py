@@ -1,4 +1,4 @@
-"""The memory of a training step: predicted from shapes, then measured in a process of its own."""
+"""The memory of a training step: predicted from shapes, then measured in its own process."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Job:
 
 
 def report(job: Job) -> dict[str, Any]:
-    """Predict, measure in a process of its own, and return both: what `minilora memory --json` prints.
+    """Predict, measure in its own process, and return both: what `minilora memory --json` prints.
 
     Raises ValueError for what cannot be predicted, RuntimeError with the reason when the measured step fails.
     """

@@ -1,4 +1,4 @@
-"""Fair timings on a busy machine: each contender is a process of its own, and all take turns.
+"""Fair timings on a busy machine: each contender has its own process, and all take turns.
 
 What slows one turn slows its neighbours too, so ratios of medians are reliable even if the seconds are not. The peak
 memory of a process is the contender's alone.
@@ -26,7 +26,7 @@ from typing import IO, Any
 from ..progress import progress
 from .process import peak_memory
 
-Work = Callable[[], float | None]  # does the work once; may return seconds of its own instead of those it took
+Work = Callable[[], float | None]  # does the work once; may return its own seconds instead of those it took
 
 
 class BenchError(RuntimeError):

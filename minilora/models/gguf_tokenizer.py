@@ -74,7 +74,7 @@ def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
         _add_tokens(core, tokens, kinds)
         ids = {key: meta.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom", "bos", "padding")}
         eos, bos = tokens[ids["eos"]], "" if ids["bos"] is None else tokens[ids["bos"]]
-    except Exception as error:  # damaged lists, and the library has no error type of its own
+    except Exception as error:  # damaged lists, and the library defines no error type
         raise ModelFileError(f"{path}: unusable tokenizer data: {error}") from error
     others = [i for key in ("eot", "eom") if (i := ids[key]) is not None]
     return Tokenizer(core, eos, meta.get("tokenizer.chat_template"), bos, ids["padding"], others)

@@ -49,11 +49,15 @@ def download(name: str) -> Path:
     except errors.GatedRepoError as error:
         raise ModelFileError(f"{name}: accept its terms at {where}/{repository}, then: hf auth login") from error
     except errors.RepositoryNotFoundError as error:
-        raise ModelFileError(f"{name}: no such model at {where}, or a private one: hf auth login") from error
+        raise ModelFileError(
+            f"{name}: no such path here, no such model at {where}, or a private one: hf auth login"
+        ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelFileError(f"{name}: {repository} has no revision {revision!r}") from error
     except errors.LocalEntryNotFoundError as error:
-        raise ModelFileError(f"{name}: not in the cache, and {where} cannot be reached: check the network") from error
+        raise ModelFileError(
+            f"{name}: no such path here, not in the cache, and {where} cannot be reached: check the network"
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:  # a full disk, a broken connection, a name that is none
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelFileError(f"{name}: cannot be downloaded from {where}: {why}") from error

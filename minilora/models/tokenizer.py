@@ -109,7 +109,7 @@ class Tokenizer:
                 continue
             if byte_of:
                 found[i] = bytes(byte_of[c] for c in token) if all(c in byte_of for c in token) else token.encode()
-            else:  # SentencePiece: a space is a symbol of its own, and a single byte is written <0x0A>
+            else:  # SentencePiece: a space is a separate symbol, and a single byte is written <0x0A>
                 byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
                 found[i] = bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
         return found
@@ -207,7 +207,7 @@ def from_folder(folder: Path) -> Tokenizer:
         raise ModelFileError(f"{path}: no such file")
     try:
         core = Core.from_file(str(path))
-    except Exception as error:  # the library has no error type of its own
+    except Exception as error:  # the library defines no error type
         raise ModelFileError(f"{path}: unusable tokenizer ({error})") from error
     settings_path = folder / "tokenizer_config.json"
     settings = read_json(settings_path) if settings_path.is_file() else {}

@@ -263,7 +263,7 @@ def micro_batches(batch: Batch | Sequence[Example], threads: int) -> list[Batch]
     if packing is None:
         parts = [Batch(*rows) for rows in zip(np.array_split(ids, count), np.array_split(labels, count), strict=True)]
     else:
-        found = spread([end - start for start, end in packing.own_spans()], count)
+        found = divided([end - start for start, end in packing.own_spans()], count)
         parts = [_chosen(batch, packing, part, score_prefix=not i) for i, part in enumerate(found)]
     return [part for part in parts if part.scored] or [batch]
 
@@ -272,7 +272,7 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
     """The samples of each micro-batch that `micro_batches` makes, by index."""
     tokens, shared = packed_length(samples), common_prefix(samples)
     lengths = [len(sample.ids) - shared * len(sample.sequences) for sample in samples]
-    return spread(lengths, _count(tokens, len(samples), threads))
+    return divided(lengths, _count(tokens, len(samples), threads))
 
 
 def _count(tokens: int, sequences: int, threads: int) -> int:
@@ -280,7 +280,7 @@ def _count(tokens: int, sequences: int, threads: int) -> int:
     return max(1, min(threads * rounds, sequences, tokens // LEAST))
 
 
-def spread(lengths: Sequence[int], count: int) -> list[list[int]]:
+def divided(lengths: Sequence[int], count: int) -> list[list[int]]:
     """Divide sequences, by index, into `count` parts: the longest first, each to the part with the fewest tokens."""
     parts: list[list[int]] = [[] for _ in range(count)]
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -29,7 +29,7 @@ import numpy as np
 from ..engine.backend import Array
 from ..engine.parallel import keep_threads, processors
 from ..engine.tensor import Tensor
-from .parts import Example, spread
+from .parts import Example, divided
 
 Item = TypeVar("Item")
 Same = TypeVar("Same")
@@ -113,7 +113,7 @@ class Several(Ranks):
 
     def share(self, samples: Sequence[Example]) -> Sequence[Example]:
         """Whole samples, the longest first, each to the rank with the fewest tokens so far; possibly none."""
-        return [samples[i] for i in spread([len(sample.ids) for sample in samples], self.size)[self.number]]
+        return [samples[i] for i in divided([len(sample.ids) for sample in samples], self.size)[self.number]]
 
     def bytes_per_step(self, parameters: int) -> int:
         """Four for each parameter, for the loss and for the number of tokens."""

@@ -2,7 +2,7 @@
 
 Where the libraries have a setting, it is used. uvicorn (server.py) limits the bytes of a request's head, refuses what
 is not HTTP, and closes a connection on which no other request follows. Starlette's TrustedHostMiddleware refuses a
-`Host` that is not a name of this server: a page from elsewhere could otherwise reach the server under a name of its own
+`Host` that is not a name of this server: a page from elsewhere could otherwise reach the server under its own name
 that leads here (DNS rebinding). They have no setting for the following, which is why it is written here:
 
 - the time that a request's body may take (`Guard`), and, in most versions of Starlette, its size;

@@ -14,7 +14,7 @@ import pytest
 
 import minilora as ml
 from minilora.course import check, judge, watch
-from minilora.course.compare import Wrong, close, compare, named, number, same, spread
+from minilora.course.compare import Wrong, check_deviation, close, compare, named, number, same
 from minilora.course.exercises import EXERCISES, Draw, arrays, distinct_sizes, exercise, parse_returns
 from minilora.course.judge import Trials, judged, line_of, verdict
 
@@ -401,10 +401,10 @@ def test_arrays_have_the_shapes_that_their_axes_say():
     assert named((), {"n": 4}) == "()"
 
 
-def test_random_numbers_are_judged_by_mean_and_spread():
+def test_random_numbers_are_judged_by_mean_and_standard_deviation():
     good = rng().standard_normal((9, 500)) / 20
-    spread(good, "A", "1 / sqrt(n)", 1 / 20)
-    spread(rng().uniform(-1, 1, (9, 500)) * np.sqrt(3) / 20, "A", "1 / sqrt(n)", 1 / 20)
+    check_deviation(good, "A", "1 / sqrt(n)", 1 / 20)
+    check_deviation(rng().uniform(-1, 1, (9, 500)) * np.sqrt(3) / 20, "A", "1 / sqrt(n)", 1 / 20)
     for bad, line in [
         (3 * good, "too large"),
         (good / 3, "too small"),
@@ -414,7 +414,7 @@ def test_random_numbers_are_judged_by_mean_and_spread():
         (np.nan * good, "small"),
     ]:
         with pytest.raises(Wrong, match=line):
-            spread(bad, "A", "1 / sqrt(n)", 1 / 20)
+            check_deviation(bad, "A", "1 / sqrt(n)", 1 / 20)
 
 
 def test_tensors_are_compared_with_what_they_ask_for():

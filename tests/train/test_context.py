@@ -88,7 +88,7 @@ def test_eval_refuses_what_means_nothing(change, words):
 def test_eval_refuses_records_without_keywords_and_with_their_own_passages(home, run, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "Why?", "answer": "So."}\n', encoding="utf-8")
     (tmp_path / "b.jsonl").write_text(json.dumps({**TERMS[0], "context": "Own."}) + "\n", encoding="utf-8")
-    for name, words in (("a", "no record has keywords"), ("b", "x/0 has a passage of its own")):
+    for name, words in (("a", "no record has keywords"), ("b", "x/0 has its own passage")):
         chosen = EvalOptions(base=str(home / "base"), data=[str(tmp_path / f"{name}.jsonl")], context=str(run[1]))
         with pytest.raises(ValueError, match=words):
             evaluate_adapters(chosen)
