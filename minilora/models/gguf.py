@@ -1,8 +1,8 @@
 """Read and write models as GGUF files, llama.cpp's single-file format.
 
-The `gguf` library reads the container; names, layout and values are converted here. llama.cpp stores the rows of q and
-k as adjacent rotary pairs, Hugging Face and minilora store them as halves. Without reordering, the loss is finite and
-plausible, and the model is wrong.
+files/gguf.py reads and writes the container; names, layout and values are converted here. For Llama and some of its
+relatives llama.cpp stores the rows of q and k as adjacent rotary pairs, Hugging Face and minilora store them as halves.
+Without reordering, the loss is finite and plausible, and the model is wrong.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class GGUF:
         return self.family.from_llama_cpp(name, dequantize(raw, kind).reshape(tensor.shape), config)
 
     def tokenizer(self) -> Tokenizer:
-        """The file's tokenizer. Raises ModelFileError for a kind other than byte-level BPE."""
+        """The file's tokenizer. Raises ModelFileError for a kind that gguf_tokenizer.py does not know."""
         return from_gguf(self.path, self.metadata)
 
     def load(self, quantized: bool = False, kind: str | None = None) -> LanguageModel:
