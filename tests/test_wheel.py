@@ -45,7 +45,7 @@ def test_the_wheel_holds_every_notebook_and_no_source_of_one(wheel):
 
 
 def test_the_wheel_holds_every_file_that_the_package_reads(wheel):
-    kinds = {".html", ".jinja", ".jsonl", ".json", ".safetensors", ".txt", ".typed"}
+    kinds = {".html", ".jinja", ".jsonl", ".json", ".safetensors", ".toml", ".txt", ".typed"}
     files = [path for path in (ROOT / "minilora").rglob("*") if path.suffix in kinds and "claims" not in path.parts]
     named = {path.relative_to(ROOT).as_posix() for path in files}
     assert "minilora/data/legal.jsonl" in named and named <= set(zipfile.ZipFile(wheel).namelist())

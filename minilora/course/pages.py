@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .exercises import EXERCISES, Exercise
-from .plan import AFTERNOON, LESSONS, OUTCOMES, SESSION, TERM, Lesson
+from .plan import AFTERNOON, LESSONS, SESSION, TERM, Lesson
 
 
 def exercises_of(lesson: Lesson) -> list[Exercise]:
@@ -75,7 +75,7 @@ def outcomes() -> str:
     """What students can do after each lesson."""
     rows = ["| lesson | students can |", "|---|---|"]
     for lesson in LESSONS.values():
-        rows.append(f"| {lesson.number}. {lesson.question} | {'; '.join(OUTCOMES[lesson.number])} |")
+        rows.append(f"| {lesson.number}. {lesson.question} | {'; '.join(lesson.outcomes)} |")
     return "\n".join(rows)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .pages import escaped
-from .plan import LESSONS, OUTCOMES, Lesson
+from .plan import LESSONS, Lesson
 
 REVEAL = "https://unpkg.com/reveal.js@4.6.1"
 CLAIM = re.compile(r"^(.+): (\S+) \(claimed: (.+)\): holds$", re.MULTILINE)
@@ -94,7 +94,7 @@ def write_slides(source: Path, target: Path, reveal: str = REVEAL) -> list[Path]
 
 def reduced(notebook: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
     """A notebook of a lesson's slides, each cell marked as nbconvert wants it."""
-    goals = "\n".join(f"- {outcome}" for outcome in OUTCOMES[lesson.number])
+    goals = "\n".join(f"- {outcome}" for outcome in lesson.outcomes)
     first = [f"# Lesson {lesson.number}: {lesson.question}\n\nAfter this lesson you can\n\n{goals}"]
     cells: list[dict[str, Any]] = []
     for slide in [first, *slides(notebook)]:

@@ -13,7 +13,7 @@ from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.pages import exercises_of
 from minilora.course.plan import LESSONS as PLAN
-from minilora.course.plan import OUTCOMES, SESSION, TERM, Lesson
+from minilora.course.plan import SESSION, TERM, Lesson
 from minilora.course.times import exercise_minutes, reading_minutes, rounded
 
 SOURCES = sorted(path.relative_to(LESSONS / "src") for path in (LESSONS / "src").rglob("[0-9]*.py"))
@@ -186,8 +186,8 @@ VERBS = {
 
 @pytest.mark.parametrize("lesson", PLAN.values(), ids=lambda lesson: lesson.name)
 def test_a_lesson_has_three_outcomes_that_begin_with_verbs(lesson):
-    assert len(set(OUTCOMES[lesson.number])) == 3
-    assert all(line.partition(" ")[0] in VERBS and not line.endswith(".") for line in OUTCOMES[lesson.number])
+    assert len(set(lesson.outcomes)) == 3
+    assert all(line.partition(" ")[0] in VERBS and not line.endswith(".") for line in lesson.outcomes)
 
 
 # -- the program that builds them --------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from lessonfiles import BUILT, KEPT, LESSONS
 
 from minilora.cli import main
 from minilora.course.plan import LESSONS as PLAN
-from minilora.course.plan import OUTCOMES
 from minilora.course.slides import MOST_CLAIMS, REVEAL, reduced, slides, write_slides
 
 
@@ -87,7 +86,7 @@ def test_every_claim_figure_and_question_of_a_lesson_is_on_one_slide_and_no_code
     assert (code - {"\n"}) & set(shown.splitlines(keepends=True)) == set()
     kinds = {cell["metadata"]["slideshow"]["slide_type"] for cell in cells}
     assert kinds == {"slide", "fragment", "-"} and cells[0]["metadata"]["slideshow"]["slide_type"] == "slide"
-    assert lesson.question in cells[0]["source"] and all(line in cells[0]["source"] for line in OUTCOMES[lesson.number])
+    assert lesson.question in cells[0]["source"] and all(line in cells[0]["source"] for line in lesson.outcomes)
 
 
 @pytest.fixture
