@@ -1,14 +1,14 @@
 """Known mistakes as edits of the solution.
 
-A solution is written once, as a function in a lesson's file. A mistake is the line that the checker prints, and below
-it what the student wrote instead:
+A solution is written once, as a function in a lesson's file, lesson09.py. Below `# 9.1 lora_forward` in
+mistakes/lesson09.txt are the mistakes that the checker knows: the line that it prints, and indented what the student
+wrote instead.
 
     scale is alpha / r, not alpha
         alpha / r -> alpha
 
 Several edits below one line are made together. `old ->` removes a text, and `-> statement` puts a statement before the
-body. A mistake that is no small change of the solution names a function of
-the same file instead of an edit.
+body. A mistake that is no small change of the solution names a function of the lesson's file instead of an edit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 EDIT = re.compile(r"(.*?)(?:^| )->(?: |$)(.*)")  # "old -> new"; either may be empty
@@ -71,6 +72,18 @@ def swapped(text: str, replaces: Mapping[str, str]) -> str:
     for old, new in replaces.items():
         text = text.replace(old, new)
     return text
+
+
+def listed(number: str, name: str) -> str:
+    """What mistakes/lesson09.txt lists for an exercise: number "9.1", name "lora_forward"."""
+    return _sections(int(number.partition(".")[0]))[f"{number} {name}"]
+
+
+@cache
+def _sections(lesson: int) -> dict[str, str]:
+    text = (Path(__file__).parent / "mistakes" / f"lesson{lesson:02}.txt").read_text("utf-8")
+    _, *parts = re.split(r"^# (.+)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def parse(text: str, solution: Callable) -> list[Mistake]:

@@ -2,11 +2,12 @@
 
 A lesson's file (`lesson09.py`) declares its exercises with `@exercise` above the solution:
 
-    @exercise("9.2", draw=draw, returns="dA (r, n), dB (m, r)", mistakes=MISTAKES)
+    @exercise("9.2", draw=draw, returns="dA (r, n), dB (m, r)")
     def lora_gradients(x, W, A, B, g, alpha): ...
 
 The solution is written as a student writes it: lessons/build.py puts its text into the notebook. The student's
-function is found by the solution's name. `edits.py` says what `mistakes` contains, `judge.py` judges answers.
+function is found by the solution's name. Its known mistakes are in mistakes/lesson09.txt, which `edits.py` reads;
+`judge.py` judges answers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .compare import TOLERANCE
-from .edits import Mistake, parse, replaced
+from .edits import Mistake, listed, parse, replaced
 
 EXERCISES: dict[str, Exercise] = {}  # by the name of the function that the student writes
 QUESTIONS: dict[str, Exercise] = {}  # of the self-test, which are no exercises of a lesson
@@ -107,7 +108,7 @@ def exercise(
     *,
     draw: Drawing | Sequence[Drawing],
     returns: str,
-    mistakes: str,
+    mistakes: str | None = None,
     smallest: Drawing | None = None,
     judge: Callable[..., None] | None = None,
     also: Callable[..., None] | None = None,
@@ -123,8 +124,8 @@ def exercise(
     draw: rng -> Draw, the arguments of one trial; or several such functions, which take turns. Sizes
         that an answer could take for one another must differ: `distinct_sizes`.
     returns: names and axes of what comes back, as "dA (r, n), dB (m, r)", or a name alone for a number: "the count".
-    mistakes: for each known mistake the line that the checker prints, and indented below it the edits of the solution
-        that make it (`edits.py`). An answer that gives the same result gets this line. At least five per exercise.
+    mistakes: the known ones, at least five (`edits.py`); left out, those of mistakes/lessonNN.txt. An answer that gives
+        the result of one gets its line.
     smallest: rng -> Draw, the smallest case that makes sense (r = 0, one token), tried last.
     judge: judge(call, draw, rng), for what cannot be compared with the solution, such as a random initialisation.
         Raises Wrong. `call(**arguments)` calls the student's function. With it, nothing is compared with the solution.
@@ -140,7 +141,8 @@ def exercise(
         name = solution.__name__
         if name in EXERCISES:
             raise ValueError(f"two exercises are called {name}: {EXERCISES[name].number} and {number}")
-        form = Form(solution, draw, parse(mistakes, solution), smallest=smallest, judge=judge, also=also)
+        known = parse(listed(number, name) if mistakes is None else mistakes, solution)
+        form = Form(solution, draw, known, smallest=smallest, judge=judge, also=also)
         EXERCISES[name] = Exercise(
             number, name, parse_returns(returns), [form], tolerance, by_hand, forbids or {}, changes, observe
         )

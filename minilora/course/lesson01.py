@@ -46,45 +46,6 @@ def no_copies(f: Any, x: Any, eps: float = 1e-5) -> Any:
     draw=[lambda rng: draw_function(rng, 2), lambda rng: draw_function(rng, 1), lambda rng: draw_function(rng, 3)],
     smallest=one_number,
     returns="the gradient (shape of x)",
-    mistakes="""
-        one-sided: this is (f(x + eps) - f(x)) / eps; subtract eps from each element as well, and divide by 2 eps
-            x[place] -= 2 * eps -> x[place] -= eps
-            / (2 * eps) -> / eps
-        one-sided: this is (f(x) - f(x - eps)) / eps; add eps to each element as well, and divide by 2 eps
-            x[place] += eps -> x[place] += 0
-            x[place] -= 2 * eps -> x[place] -= eps
-            / (2 * eps) -> / eps
-        the difference is one-sided, but it is divided by 2 eps: take f(x + eps) - f(x - eps)
-            x[place] -= 2 * eps -> x[place] -= eps
-        twice too large: up and down are 2 eps apart
-            / (2 * eps) -> / eps
-        half of what it should be: up and down are 2 eps apart
-            / (2 * eps) -> / (4 * eps)
-        `/ 2 * eps` divides by 2 and then multiplies by eps: write / (2 * eps)
-            / (2 * eps) -> / 2 * eps
-        this is the difference alone: a derivative is the difference divided by the distance, 2 eps
-            (above - below) / (2 * eps) -> above - below
-        the sign is wrong: up minus down, not down minus up
-            above - below -> below - above
-        the step is fixed at 1e-5: use the argument eps
-            -> eps = 1e-5
-        all elements are changed at once: that gives one derivative for all; change one, and leave the others
-            np.ndindex(x.shape) -> [...]
-            old = x[place] -> old = x.copy()
-        whole rows are changed at once: x[i] is a row; np.ndindex(x.shape) goes through single elements
-            np.ndindex(x.shape) -> range(len(x))
-            old = x[place] -> old = x[place].copy()
-        an element stays changed while the next one is measured: restore the old value each time
-            x = x.copy() -> pass
-            x[place] = old -> pass
-        an element stays changed while the next one is measured: restore the old value each time
-            x[place] = old -> pass
-        x is not restored exactly: adding and subtracting eps rounds, so keep the old value, or a copy
-            x = x.copy() -> pass
-            x[place] = old -> x[place] += eps
-        zero everywhere: `up = x` makes no copy, so that up and down are one array; write x.copy()
-            no_copies
-    """,
     tolerance=1e-7,
 )
 def numerical_gradient(f, x, eps=1e-5):
@@ -163,37 +124,6 @@ def draw_zeros(rng: np.random.Generator) -> Draw:
     ],
     smallest=draw_zeros,
     returns="the error",
-    mistakes="""
-        nothing is divided: an error of 0.01 is small compared with 5, and large compared with 0.001
-            difference / size if size > 0 else 0.0 -> difference
-        the differences keep their signs: where got is too small, the largest one misses it; take np.abs
-            np.abs(got - expected) -> (got - expected)
-        each error is divided by its own element: derivatives near zero then dominate; take the largest of both arrays
-            np.abs(got - expected).max() -> np.abs(got - expected)
-            difference / size -> (difference / np.maximum(abs(got), abs(expected))).max()
-        each error is divided by its own element: derivatives near zero then dominate; take the largest of both arrays
-            np.abs(got - expected).max() -> np.abs(got - expected)
-            difference / size -> (difference / abs(expected)).max()
-        it is divided by the largest of expected: the largest element of both arrays counts
-            max(np.abs(got).max(), np.abs(expected).max()) -> np.abs(expected).max()
-        it is divided by the largest of got: the largest element of both arrays counts
-            max(np.abs(got).max(), np.abs(expected).max()) -> np.abs(got).max()
-        the signs are kept in the denominator: -5 is a larger derivative than 2, so take np.abs before max
-            np.abs(got).max(), np.abs(expected).max() -> got.max(), expected.max()
-        the denominator is the sum of two maxima: take the larger one
-            max(np.abs(got).max(), np.abs(expected).max()) -> np.abs(got).max() + np.abs(expected).max()
-        this is the mean error: one wrong derivative among many is lost in it; take the largest
-            np.abs(got - expected).max() -> np.abs(got - expected).mean()
-        this is the sum of the errors, which grows with the size of the array: take the largest
-            np.abs(got - expected).max() -> np.abs(got - expected).sum()
-        these are norms of whole arrays: one wrong derivative among many would be lost in them; take the largest
-            np.abs(got - expected).max() -> np.linalg.norm(got - expected)
-            np.abs(got).max(), np.abs(expected).max() -> np.linalg.norm(got), np.linalg.norm(expected)
-        the shapes differ, and NumPy broadcast one array to the other: return np.inf there
-            got.shape != expected.shape -> False
-        both are zero everywhere, and 0 is divided by 0: return 0 there
-            difference / size if size > 0 else 0.0 -> difference / size
-    """,
 )
 def relative_error(got, expected):
     """got, expected: arrays -> a number: 0 where they agree, np.inf where their shapes differ"""
@@ -232,30 +162,6 @@ def draw_layer(rng: np.random.Generator) -> Draw:
     smallest=lambda rng: arrays(rng, {"T": 1, "m": 2, "n": 3}, W="m n", x="T n", t="T m"),
     returns="dW (m, n)",
     by_hand=True,
-    mistakes="""
-        half of what it should be: the derivative of a square, e², is 2e
-            2 / error.size -> 1 / error.size
-        it is divided by T: the mean is over all T · m elements
-            error.size -> len(t)
-        it is divided by m: the mean is over all T · m elements
-            error.size -> t.shape[1]
-        this is the gradient of the sum: the loss is the mean over all T · m elements
-            2 / error.size -> 2
-        this is the gradient of half the sum: look at the factor before the sum
-            2 / error.size -> 1
-        the sign is wrong: the difference is y - t, so L grows with y where y is too large
-            x @ W.T - t -> t - x @ W.T
-        it is divided by m · n, the size of W: the mean is over the T · m elements of y
-            error.size -> W.size
-        the target is missing: the difference is y - t
-            x @ W.T - t -> x @ W.T
-        one slice per token: every token uses the same W, so add them up
-            error.T @ x -> error[:, :, None] * x[:, None, :]
-        the square is still there: the derivative of e² is 2e
-            (2 / error.size) * error.T -> (1 / error.size) * (error**2).T
-        this is the loss itself: return its gradient, an array of W's shape
-            (2 / error.size) * error.T @ x -> (error**2).mean()
-    """,
 )
 def mse_gradient(W, x, t):
     """W (m, n), x (T, n), t (T, m) -> dW (m, n)"""

@@ -44,29 +44,6 @@ def first(g: Any, axis: Any, keepdims: bool = False) -> Any:
     ],
     smallest=stretched("T m", "T m"),
     returns="the gradient (shape)",
-    mistakes="""
-        an axis of length 1 is gone: a (3, 1) gets a (3, 1), not a (3,): keepdims=True
-            , keepdims=True ->
-        an axis of length 1 was broadcast, too: add up over it, and keep it with length 1
-            g.sum(axis=ones, keepdims=True) -> g
-        there are extra axes in front: shapes are aligned at their last axis, so add up over those in front
-            g = g.sum(axis=tuple(range(g.ndim - len(shape)))) -> front = g.ndim - len(shape)
-            if size == 1 -> if size == 1 != g.shape[axis]
-            return g.sum(axis=ones, keepdims=True) -> return g.sum(axis=ones, keepdims=True) if ones else g
-        this is the mean: each use is a separate path, and paths add up
-            g.sum(axis=tuple -> g.mean(axis=tuple
-            g.sum(axis=ones -> g.mean(axis=ones
-        this is the first of several uses: all of them count, so add up
-            g.sum(axis=tuple -> first(g, axis=tuple
-            g.sum(axis=ones -> first(g, axis=ones
-        everything is added up, even the axes that were not broadcast: keep those
-            g.sum(axis=ones, keepdims=True) -> np.full(shape, g.sum())
-        the first axis is added up, whatever the shape says: compare the shapes, axis by axis, from the last one
-            g = g.sum(axis=tuple(range(g.ndim - len(shape)))) -> return g.sum(axis=0)
-        the last axes are added up: shapes are aligned at their last axis, so the extra ones are in front
-            range(g.ndim - len(shape)) -> range(len(shape), g.ndim)
-            return g.sum(axis=ones, keepdims=True) -> return g
-    """,
 )
 def unbroadcast(g, shape):
     """g: the gradient of the broadcast array; shape: a tuple, the shape before -> an array of that shape"""
@@ -220,41 +197,6 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     smallest=lambda rng: Draw(edges=[[]], last=0),  # an input alone
     returns="slopes (nodes)",
     also=judge_large,
-    mistakes="""
-        the slope of a node used twice is overwritten by the last use: paths add up, so write += instead of =
-            slopes[parent] += slope * slopes[node] -> slopes[parent] = slope * slopes[node]
-        a node passes its slope on before all its uses have added theirs: wait until it is complete
-            ready = [last] -> ready, came = [last], {last}
-            if waiting[parent] == 0 -> if parent not in came and not came.add(parent)
-        a node passes its slope on before all its uses have added theirs: wait until it is complete
-            ready = [last] -> ready, came = [last], {last}
-            ready.pop() -> ready.pop(0)
-            if waiting[parent] == 0 -> if parent not in came and not came.add(parent)
-        a node passes everything on each time something arrives, so early shares count twice: wait until it is complete
-            if waiting[parent] == 0 -> if True
-        the nodes are processed by number, which says nothing about the order: find the order from the edges
-            by_number
-        this starts at the inputs: start at last, whose derivative is known
-            inputs_first
-        local derivatives are added along a path: along a path multiply, where paths meet add
-            slope * slopes[node] -> slope + slopes[node]
-        only the slope on the edge is added: multiply it by what has arrived at the node
-            slope * slopes[node] -> slope
-        the slope on the edge is left out: multiply what has arrived at the node by it
-            slope * slopes[node] -> slopes[node]
-        some nodes wait forever, for uses that last does not depend on: count only the uses on paths from last
-            {last}, [last] -> set(range(len(edges))), list(range(len(edges)))
-        all are zero: the derivative of last with respect to itself is 1
-            slopes[last] = 1 -> slopes[last] = 0
-        the derivative of last with respect to itself is 1
-            return slopes -> return slopes * (np.arange(len(edges)) != last)
-        a parent that is listed twice counts once: v · v uses v twice, so loop over all pairs
-            -> edges = [list(dict(pairs).items()) for pairs in edges]
-        right, but it follows every path
-            every_path
-        too deep for recursion: keep a list
-            by_recursion
-    """,
 )
 def graph_gradients(edges, last):
     """edges: for each node a list of (parent, slope); last: the number of a node -> an array, a derivative per node"""
@@ -317,32 +259,6 @@ def layer(W: str, **sizes: int) -> Callable[[np.random.Generator], Draw]:
     smallest=layer("m n", T=1, n=4, m=3),
     returns="dx (T, n), dW (m, n), db (m)",
     by_hand=True,
-    mistakes="""
-        db: it is g itself, one row per token: b is used by every token, so add up over them
-            unbroadcast(g, b.shape) -> g
-        db: this is the mean over the tokens: if the loss is a mean, g already contains 1 / T: add up
-            unbroadcast(g, b.shape) -> g.mean(axis=0)
-        db: it is added up over the outputs: b has one element per output, so add up over the tokens
-            unbroadcast(g, b.shape) -> g.sum(axis=1)
-        db: everything is added up: only the tokens share an element of b
-            unbroadcast(g, b.shape) -> np.full(len(b), g.sum())
-        db: it has the shape (1, m): b has one axis, so its gradient has one
-            unbroadcast(g, b.shape) -> g.sum(axis=0, keepdims=True)
-        db: the derivative of y with respect to b is 1, but the loss comes after y: g is missing
-            unbroadcast(g, b.shape) -> np.ones(len(b))
-        dW: one slice per token: all of them use the same W, so add them up
-            g.T @ x -> g[:, :, None] * x[:, None, :]
-        dW: it is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
-            g.T @ x -> g.T @ x / len(x)
-        dW: g is missing: the loss comes after y
-            g.T @ x -> np.ones_like(g).T @ x
-        dx: g is missing: the loss comes after y
-            g @ W -> np.ones_like(g) @ W
-        dx: b is added to g: an added constant does not change the gradient of x
-            g @ W -> (g + b) @ W
-        dx and dW are swapped: `return dx, dW, db`, in this order
-            g @ W, g.T @ x -> g.T @ x, g @ W
-    """,
 )
 def linear_backward(x, W, b, g):
     """x (T, n), W (m, n), b (m,), g (T, m) -> dx (T, n), dW (m, n), db (m,)"""
@@ -450,28 +366,6 @@ MEAN = {
     draw=lambda rng: Draw(None, gradients=gradients),
     returns="nothing",
     judge=hunt(gradients, BROKEN_ENGINES),
-    mistakes="""
-        5 of 6 caught; one that survives breaks an array that is used once for each row
-            assert np.allclose(gradients(lambda x, b: (x + b).sum(), x, b)[1], 3 * each) -> pass
-        5 of 6 caught; one that survives breaks an array that has an axis of length 1
-            assert np.allclose(gradients(lambda x, c: (x + c).sum(), x, c)[1], 4 * each) -> pass
-        5 of 6 caught; one that survives breaks a value that is used more than once
-            assert np.allclose(gradients(lambda x: (x + x).sum(), x)[0], 2 * each) -> pass
-        5 of 6 caught; one that survives breaks tanh
-            x.tanh().sum(), x -> x.tanh().sum(), 0 * x
-            1 - np.tanh(x) ** 2 -> 1
-        5 of 6 caught; one that survives breaks the matrix product
-            x @ W).sum(), x, W)[1] -> x @ W).sum(), x, W)[0]
-            x.sum(axis=0)[:, None] -> W.sum(axis=1)
-        5 of 6 caught; one that survives breaks the elementwise product
-            (x * y).sum(), x, y)[1], each * x -> (x * y).sum(), y, y)[1], each * y
-        0 of 6 caught: broken versions pass, too
-            -> return
-        your test must pass on the right version, but stops AssertionError: always
-            -> assert False, "always"
-        your test must pass on the right version, but stops NameError
-            -> gradient(lambda x: x, 1)
-    """,
 )
 def test_engine(gradients):
     """gradients(f, *arrays) -> a list: passes if the engine is right, raises AssertionError if it is broken"""

@@ -32,28 +32,6 @@ def draw_softmax(rng: np.random.Generator, T: int | None = None) -> Draw:
     smallest=lambda rng: draw_softmax(rng, T=1),
     returns="ds (T, S)",
     by_hand=True,
-    mistakes="""
-        softmax divides by a sum, so a score moves every probability of its row: something is subtracted from g
-            (g - (p * g).sum(axis=-1, keepdims=True)) -> g
-        p (1 - p) is how a probability moves with its own score alone; the others of its row move too
-            (g - (p * g).sum(axis=-1, keepdims=True)) -> (1 - p) * g
-        the sum that is subtracted weights each g by its p
-            (p * g).sum -> g.sum
-        what is subtracted is the mean of g weighted by p, not the plain mean
-            (p * g).sum -> g.mean
-        each row is a separate softmax: sum along the last axis, and keep that axis
-            axis=-1, keepdims=True ->
-        wrong axis: a row is a softmax, so the sum goes along the last axis
-            axis=-1 -> axis=0
-        the factor p in front is missing: a probability near zero hardly moves
-            return p * -> return
-        the sign is wrong: a larger score makes its own probability larger
-            return p * -> return -p *
-        the sum is subtracted, not added: the row of probabilities keeps adding up to 1
-            g - -> g +
-        p are the probabilities already: no second softmax
-            -> p = softmax(p)
-    """,
 )
 def softmax_vjp(p, g):
     """p (T, S) probabilities, each row a softmax, g (T, S) -> the gradient of the scores (T, S)"""
@@ -113,45 +91,6 @@ def draw_heads(rng: np.random.Generator, whole: bool = False) -> Draw:
     draw=draw_heads,
     smallest=lambda rng: draw_heads(rng, whole=True),
     returns="y (T, H, D)",
-    mistakes="""
-        the scores are not divided by sqrt(D)
-            / np.sqrt(D) ->
-        the scores are divided by sqrt(D), not by D
-            np.sqrt(D) -> D
-        the scores are divided by sqrt(D), not multiplied
-            / np.sqrt(D) -> * np.sqrt(D)
-        the scores are divided by sqrt(D), the width of a head; you took H, the number of heads
-            np.sqrt(D) -> np.sqrt(H)
-        the causal mask is missing: a token sees itself and earlier tokens
-            np.arange(S) > -> np.arange(S) > S +
-        the mask starts in the wrong corner: the queries are the last T of S tokens, query t is at position S - T + t
-            np.arange(S - T, S) -> np.arange(T)
-        a token sees itself, too: your mask hides it
-            np.arange(S) > -> np.arange(S) >=
-        the mask is the wrong way round: it hides the past and shows the future
-            np.arange(S) > -> np.arange(S) <
-        masked after softmax: the weights no longer add up to 1, and the future still counts in the denominator
-            np.where(future, -np.inf, scores) -> scores
-            ", weights, v -> ", np.where(future, 0, weights), v
-        a masked score of 0 is a score like any other: it must be -inf, because exp(-inf) is 0
-            -np.inf -> 0
-        softmax along the wrong axis: for each query the weights of its keys add up to 1, along the last axis
-            -np.inf -> -1e30
-            scores.max(axis=-1 -> scores.max(axis=1
-            weights.sum(axis=-1 -> weights.sum(axis=1
-        softmax is missing: scores are not yet weights
-            weights = np.exp(scores - scores.max(axis=-1, keepdims=True)) -> weights = np.where(future, 0, scores)
-            weights /= weights.sum(axis=-1, keepdims=True) -> pass
-        softmax is half done: exp(scores) must be divided by their sum
-            scores - scores.max(axis=-1, keepdims=True) -> scores
-            weights /= weights.sum(axis=-1, keepdims=True) -> pass
-        the key heads are assigned in turn (h % K): neighbours share one, so head h reads key head h // (H // K)
-            // (H // K) -> % K
-        all query heads read key head 0: head h reads key head h // (H // K)
-            // (H // K) -> // H
-        the output is a weighted sum of v, not of k
-            v[:, own] -> k[:, own]
-    """,
 )
 def grouped_attention(q, k, v):
     """q (T, H, D), k (S, K, D), v (S, K, D) -> y (T, H, D)"""
@@ -194,34 +133,6 @@ def draw_one_head(rng: np.random.Generator, T: int | None = None) -> Draw:
     smallest=lambda rng: draw_one_head(rng, T=2),
     returns="dq (T, D), dk (T, D), dv (T, D)",
     by_hand=True,
-    mistakes="""
-        the 1 / sqrt(D) of the scores is missing in the backward pass
-            g @ v.T) / np.sqrt(D) -> g @ v.T)
-        1 / sqrt(D) occurs once in the backward pass, not twice
-            g @ v.T) / np.sqrt(D) -> g @ v.T) / D
-        the weights are those of attention without a mask: hide the future before softmax
-            np.tri(T, dtype=bool) -> True
-        the gradient of p is not yet that of the scores: apply softmax_vjp first
-            softmax_vjp(p, g @ v.T) -> g @ v.T
-        p * g is half of softmax_vjp: a score moves all weights of its row
-            softmax_vjp(p, g @ v.T) -> p * (g @ v.T)
-        dv: row s collects from every query that read it: p must be transposed
-            p.T @ g -> p @ g
-        dk: row s collects from every query that compared itself with it: ds must be transposed
-            ds.T @ q -> ds @ q
-        dq: row t collects over the keys it was compared with: ds is not transposed here
-            ds @ k -> ds.T @ k
-        dv: the attention weights are missing: a value that was read with a small weight gets a small gradient
-            p.T @ g -> np.tri(T).T @ g
-        the gradient of one factor of a product contains the other: dq contains k, and dk contains q
-            ds @ k, ds.T @ q -> ds @ q, ds.T @ k
-        dq and dk are swapped: `return dq, dk, dv`, in this order
-            ds @ k, ds.T @ q -> ds.T @ q, ds @ k
-        dv is returned first: `return dq, dk, dv`, in this order
-            ds @ k, ds.T @ q, p.T @ g -> p.T @ g, ds @ k, ds.T @ q
-        it is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
-            -> g = g / len(g)
-    """,
 )
 def attention_vjp(q, k, v, g):
     """q, k, v, g (T, D) -> dq, dk, dv (T, D) each"""

@@ -56,41 +56,6 @@ def counted(config: Config) -> int:
     returns="the count",
     also=from_the_shape,
     tolerance=0,
-    mistakes="""
-        the embedding is counted twice: where tie_word_embeddings is true, input and output share one table
-            1 if config.tie_word_embeddings else 2 -> 2
-        the head is missing: where tie_word_embeddings is false, the output has its own table
-            1 if config.tie_word_embeddings else 2 -> 1
-        the embedding is missing: V rows of C parameters
-            1 if config.tie_word_embeddings else 2 -> 0 if config.tie_word_embeddings else 1
-        k_proj and v_proj are narrower than q_proj: they have num_key_value_heads heads
-            2 * K * D * C -> 2 * H * D * C
-        k_proj and v_proj have num_key_value_heads heads, not one
-            2 * K * D * C -> 2 * D * C
-        a head is config.head_dim wide, which need not be hidden_size / num_attention_heads
-            config.head_dim -> C // config.num_attention_heads
-        the norms are missing: two in each block and one at the end, C parameters each
-            + 2 * C ->
-            block + C -> block
-        the last norm is missing: C parameters before the output
-            block + C -> block
-        each block has two norms: one before attention, one before the MLP
-            + 2 * C -> + C
-        the norms of the blocks are missing: two in each
-            + 2 * C ->
-        an MLP has three matrices: gate_proj, up_proj and down_proj; you counted two
-            3 * F -> 2 * F
-        attention has four matrices: q_proj, k_proj, v_proj and o_proj; o_proj is missing
-            2 * H * D * C -> H * D * C
-        attention has four matrices: k_proj and v_proj are two, and you counted one of them
-            2 * K * D * C -> K * D * C
-        that is one block: there are num_hidden_layers
-            config.num_hidden_layers * block -> block
-        you counted biases: a Llama's linear layers have none
-            + 2 * C -> + 2 * C + H * D + 2 * K * D + 2 * C + 2 * F
-        right, but it builds a model
-            counted
-    """,
 )
 def count_llama(config):
     """config: an ml.Config -> the number of parameters of the Llama that it describes"""
@@ -138,37 +103,6 @@ def draw_norm(rng: np.random.Generator, N: int | None = None) -> Draw:
     smallest=lambda rng: draw_norm(rng, N=1),
     returns="dx (N, C), dw (C)",
     by_hand=True,
-    mistakes="""
-        dx: x is used twice, in the numerator and in rms(x): the path through rms(x) is missing
-            gw - x * inv**2 * (gw * x).mean(axis=-1, keepdims=True) -> gw
-        dx: w is missing: y is x / rms(x) times w, so x receives g w
-            gw = g * w -> gw = g
-        dx: rms(x) contains a mean over C numbers, so its gradient has a 1 / C
-            (gw * x).mean -> (gw * x).sum
-        dx: 1 / rms(x) is a power of -1/2: its derivative has rms(x) cubed in the denominator, one factor is missing
-            inv**2 -> inv
-        dx: the path through rms(x) has rms(x) cubed in its denominator: two factors are missing
-            x * inv**2 * -> x *
-        dx: the path through rms(x) has a minus: a longer x makes everything smaller
-            gw - x -> gw + x
-        eps is missing: rms(x) = sqrt(mean(x²) + eps)
-            + eps ->
-        eps is inside the root: rms(x) = sqrt(mean(x²) + eps)
-            np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) -> (np.sqrt((x * x).mean(axis=-1)[:, None]) + eps)
-        rms(x) contains the mean of x², not the sum
-            (x * x).mean -> (x * x).sum
-            (gw * x).mean -> (gw * x).sum
-        wrong axis: every token, that is every row, is divided by its own rms
-            (x * x).mean(axis=-1 -> (x * x).mean(axis=0
-        dw has one row per token: add them up, all tokens use the same w
-            (g * x * inv).sum(axis=0) -> g * x * inv
-        dw: w is multiplied by x / rms(x), and you took x
-            (g * x * inv) -> (g * x)
-        dw: add up over the tokens, no mean: if the loss is a mean, g already contains 1 / T
-            inv).sum(axis=0) -> inv).mean(axis=0)
-        dx and dw are swapped: `return dx, dw`, in this order
-            return dx, dw -> return dw, dx
-    """,
 )
 def rms_norm_vjp(x, w, g, eps):
     """x (N, C), w (C), g (N, C) -> dx (N, C), dw (C)"""
@@ -206,30 +140,6 @@ def draw_gate(rng: np.random.Generator, N: int | None = None) -> Draw:
     smallest=lambda rng: draw_gate(rng, N=1),
     returns="dgate (N, F), dup (N, F)",
     by_hand=True,
-    mistakes="""
-        dgate: that is the derivative of the sigmoid; silu(z) is z times the sigmoid, a product of two
-            (s + gate * s * (1 - s)) -> s * (1 - s)
-        dgate: silu(z) is z times the sigmoid, and you treated the sigmoid as constant: a term is missing
-            (s + gate * s * (1 - s)) -> s
-        dgate: silu(z) is z times the sigmoid, and you treated the z in front as constant: a term is missing
-            s + gate -> gate
-        dgate: the second term has a plus: the sigmoid grows with z
-            s + gate -> s - gate
-        dgate: the factor up is missing: y is silu(gate) times up
-            g * up * -> g *
-        dgate: that multiplies with silu itself; what is needed is its derivative
-            (s + gate * s * (1 - s)) -> gate * s
-        dgate: that is the derivative of ReLU; silu bends smoothly
-            (s + gate * s * (1 - s)) -> (gate > 0)
-        dup: up is multiplied by silu(gate), and you took gate
-            g * gate * s -> g * gate
-        dup: up is multiplied by silu(gate) = gate times its sigmoid, and you took the sigmoid
-            g * gate * s -> g * s
-        dup: a product gives each factor the other one: dup is made with silu(gate), not with up
-            g * gate * s -> g * up
-        dgate and dup are swapped: `return dgate, dup`, in this order
-            return dgate, dup -> return dup, dgate
-    """,
 )
 def swiglu_vjp(gate, up, g):
     """gate, up, g (N, F) -> dgate (N, F), dup (N, F)"""

@@ -63,31 +63,6 @@ def longest_first(word, merges):  # type: ignore[no-untyped-def]
     draw=draw_word,
     smallest=lambda rng: Draw(word=str(rng.choice(list("abc"))), merges=[]),
     returns="the tokens",
-    mistakes="""
-        the order of the merges decides, not the place in the word: apply the first merge everywhere, then the second
-            leftmost_first
-        the longest token first is another method (WordPiece): apply the merges one after the other
-            longest_first
-        the merges are applied from the last to the first: begin with the one that was learned first
-            in merges -> in merges[::-1]
-        a merge joins its pair everywhere in the word, not only at its first place
-            token == right -> token == right and left + right not in joined
-        a merge joins tokens, which may be longer than one character
-            token == right -> token == right and len(left + right) == 2
-        left and right are swapped: the left token of a merge comes first
-            joined[-1] == left and token == right -> joined[-1] == right and token == left
-        of three equal tokens in a row the first two are joined: a joined token is not joined again by the same merge
-            for token in tokens -> for i, token in enumerate(tokens)
-            joined[-1] == left -> tokens[i - 1] == left
-        the last merge is missing
-            in merges -> in merges[:-1]
-        the first merge is missing
-            in merges -> in merges[1:]
-        no merge is applied: these are the characters
-            tokens = joined -> pass
-        return a list of tokens, not one text
-            return tokens -> return " ".join(tokens)
-    """,
 )
 def encode_word(word, merges):
     """word a text, merges [(left, right), ...] in the order in which they were learned -> tokens, a list of texts"""
@@ -147,44 +122,6 @@ def end_put_back(turns, eos_id, max_length):  # type: ignore[no-untyped-def]
     draw=[partial(draw_turns, cut=False), partial(draw_turns, cut=True)],
     smallest=draw_one_turn,
     returns="input_ids, labels",
-    mistakes="""
-        the prompt is scored, too: only the content of the assistant's turns and its end token are
-            [-100] * len(turn)) -> turn)
-            [-100] * len(header) -> list(header)
-        the header of an answer is scored: it is given at generation, so it is part of the prompt
-            [-100] * len(header) -> (list(header) if role == "assistant" else [-100] * len(header))
-        the content of the system message is scored: only the assistant's is
-            role == "assistant" -> role != "user"
-        the mask is inverted: you scored questions, not answers
-            role == "assistant" -> role != "assistant"
-        the end token of an answer is not scored: the model would never learn to stop
-            (turn if -> ([*content, -100] if
-        the end tokens of questions are scored: only those of answers are
-            [-100] * len(turn)) -> [-100] * len(content) + [eos_id])
-        the first token of an answer is not scored: it is predicted from the prompt, and is scored, too
-            (turn if -> ([-100, *turn[1:]] if
-        only the last answer is scored: a conversation may have several
-            role == "assistant" -> content is turns[-1][2]
-        the end token is missing in input_ids and labels: each turn ends with one
-            [*content, eos_id] -> [*content]
-        the labels are shifted: they stand at their own tokens, since the model's loss shifts them
-            return -> labels = [*labels[1:], -100]; return
-        the labels are shifted to the right: they stand at their own tokens
-            return -> labels = [-100, *labels[:-1]]; return
-        truncated from the left: keep the first max_length tokens, which hold the question
-            input_ids[:max_length], labels[:max_length] -> input_ids[-max_length:], labels[-max_length:]
-        the labels are not truncated, input_ids are
-            labels[:max_length] -> labels
-        nothing is truncated: keep at most max_length tokens
-            input_ids[:max_length], labels[:max_length] -> input_ids, labels
-        a truncated answer does not end there: put no end token in place of what was cut off
-            end_put_back
-        a token that is not scored has the label -100, not 0
-            [-100] * len(header) -> [0] * len(header)
-            [-100] * len(turn) -> [0] * len(turn)
-        input_ids and labels are swapped: return input_ids first
-            input_ids[:max_length], labels[:max_length] -> labels[:max_length], input_ids[:max_length]
-    """,
 )
 def ids_and_labels(turns, eos_id, max_length):
     """turns [(role, header, content), ...] -> input_ids, labels: two lists of at most max_length integers"""
@@ -223,40 +160,6 @@ def draw_samples(rng: np.random.Generator, count: int | None = None) -> Draw:
     draw=draw_samples,
     smallest=partial(draw_samples, count=1),
     returns="input_ids (B, T), labels (B, T), attention_mask (B, T)",
-    mistakes="""
-        padded on the left: the tokens come first, and the padding after them
-            input_ids[i, : len(ids)] -> input_ids[i, T - len(ids) :]
-            labels[i, : len(ids)] -> labels[i, T - len(ids) :]
-            attention_mask[i, : len(ids)] -> attention_mask[i, T - len(ids) :]
-        padding is scored: its label is -100, not pad_id
-            T), -100) -> T), pad_id)
-        padding has the label 0: 0 is a token; -100 is the label of what is not scored
-            T), -100) -> T), 0)
-        the end tokens of answers are not scored: their id is pad_id, and you masked every pad_id
-            return -> labels[input_ids == pad_id] = -100; return
-        the prompts are scored, too: copy the labels of each sample
-            labels[i, : len(ids)] = marked -> labels[i, : len(ids)] = ids
-        padded with 0: use pad_id
-            T), pad_id) -> T), 0)
-        attention_mask is 0 at end tokens, whose id is pad_id: count tokens, do not compare ids
-            return -> attention_mask = (input_ids != pad_id).astype(int); return
-        attention_mask is 0 at the prompt: the model must read it; only padding is hidden
-            return -> attention_mask = (labels != -100).astype(int); return
-        attention_mask is inverted: 1 for a token, 0 for padding
-            return -> attention_mask = 1 - attention_mask; return
-        attention_mask is 1 everywhere: it must be 0 at the padding
-            np.zeros -> np.ones
-        truncated to the shortest sample: T is the length of the longest
-            T = len(samples), max( -> T = len(samples), min(
-            = ids -> = ids[:T]
-            = marked -> = marked[:T]
-        one column too many: T is the length of the longest sample
-            for ids, _ in samples) -> for ids, _ in samples) + 1
-        labels are shifted: each stands below its own token
-            return -> labels = np.roll(labels, -1, axis=1); return
-        input_ids and labels are swapped: return input_ids, labels, attention_mask
-            return input_ids, labels -> return labels, input_ids
-    """,
 )
 def padded_batch(samples, pad_id):
     """samples [(ids, labels), ...] of lists -> input_ids (B, T), labels (B, T), attention_mask (B, T), all integers"""

@@ -35,44 +35,6 @@ def draw_answers(rng: np.random.Generator, T: int | None = None) -> Draw:
     draw=draw_answers,
     smallest=lambda rng: draw_answers(rng, T=2),
     returns="the loss",
-    mistakes="""
-        not shifted: the logits at position t predict the token at t + 1, not the one that was just read
-            np.arange(len(ids) - 1), ids[1:] -> np.arange(len(ids)), ids
-            is_answer[1:] -> is_answer
-        shifted the wrong way: a token is predicted at the position before it, not after it
-            np.arange(len(ids) - 1), ids[1:] -> np.arange(1, len(ids)), ids[:-1]
-            is_answer[1:] -> is_answer[:-1]
-        shifted twice: the logits at position t predict the token at t + 1, the next one
-            np.arange(len(ids) - 1), ids[1:] -> np.arange(len(ids) - 2), ids[2:]
-            is_answer[1:] -> is_answer[2:]
-        the mask is not shifted: the token predicted must be an answer, not the one it is predicted from
-            is_answer[1:] -> is_answer[:-1]
-        the first token of each answer is not scored: it is predicted from the prompt and is scored, too
-            is_answer[1:] -> is_answer[1:] & is_answer[:-1]
-        the prompt is scored, too: only tokens of answers count
-            p[is_answer[1:]] -> p
-        the mask is inverted: you scored the prompt, not the answers
-            is_answer[1:] -> ~is_answer[1:]
-        divided by the number of all tokens: the mean is over those that are scored
-            .mean() -> .sum() / len(ids)
-        divided by T - 1, the number of all predictions: the mean is over those that are scored
-            .mean() -> .sum() / (len(ids) - 1)
-        a sum, not a mean: divide by the number of scored tokens
-            .mean() -> .sum()
-        that is in bits: use the natural logarithm, np.log
-            np.log(p -> np.log2(p
-        the sign is wrong: the loss is -log p, and p is below 1
-            -np.log -> np.log
-        that is the perplexity, exp(loss): return the loss itself
-            -np.log(p[is_answer[1:]]).mean() -> np.exp(-np.log(p[is_answer[1:]]).mean())
-        that is the logarithm of a mean: return the mean of the logarithms
-            np.log(p[is_answer[1:]]).mean() -> np.log(p[is_answer[1:]].mean())
-        softmax is missing: logits are not probabilities yet
-            p = e / e.sum(axis=-1, keepdims=True) -> p = logits
-            np.log(p[is_answer[1:]]) -> p[is_answer[1:]]
-        the logarithm is missing: the loss is the mean of -log p, not of -p
-            np.log(p[is_answer[1:]]) -> p[is_answer[1:]]
-    """,
 )
 def answer_loss(logits, ids, is_answer):
     """logits (T, V), ids (T) integers, is_answer (T) booleans -> the loss, a number"""
@@ -117,42 +79,6 @@ def draw_shapes(rng: np.random.Generator, optimizer: str, some_frozen: bool = Tr
     smallest=lambda rng: draw_shapes(rng, "AdamW", some_frozen=False),
     returns="the bytes",
     tolerance=0,
-    mistakes="""
-        frozen parameters have no optimizer state
-            trainable * (1 + arrays) -> trainable + total * arrays
-        frozen parameters have no gradients
-            trainable * (1 + arrays) -> total + trainable * arrays
-        frozen parameters are in memory, too: the forward pass needs them
-            (total + -> (trainable +
-        the weights themselves are missing
-            total + trainable -> trainable
-        AdamW keeps two arrays per parameter, the first and second moment; you counted one
-            "AdamW": 2 -> "AdamW": 1
-        the optimizer state is missing
-            (1 + arrays) -> 1
-        momentum keeps one array per parameter, the mean of the gradients
-            "momentum": 1 -> "momentum": 2
-        plain SGD has no optimizer state
-            "SGD": 0 -> "SGD": 1
-        the gradients are missing
-            (1 + arrays) -> arrays
-        SGD keeps no array and momentum keeps one: only AdamW keeps two
-            [optimizer] -> ["AdamW"]
-        that is the number of elements: a float32 takes 4 bytes
-            return 4 * -> return
-        a float32 takes 4 bytes; 8 is float64's
-            return 4 * -> return 8 *
-        a float32 takes 4 bytes; 2 is float16's
-            return 4 * -> return 2 *
-        that is in bits: a float32 takes 32 bits, which are 4 bytes
-            return 4 * -> return 32 *
-        that is in MB: return bytes
-            return 4 * -> return 1e-6 * 4 *
-        an array of shape (m, n) has m times n elements, not m + n
-            int(np.prod(shape)) -> sum(shape)
-        you counted rows: an array of shape (m, n) has m n elements
-            int(np.prod(shape)) -> shape[0]
-    """,
 )
 def training_bytes(shapes, frozen, optimizer):
     """shapes {name: (m, n) or (n,)}, frozen [name, ...], optimizer a name -> bytes, an integer"""
@@ -213,41 +139,6 @@ def what_came_of_it(result: Any, arguments: dict) -> tuple[Any, ...]:
     tolerance=1e-6,
     changes=("model", "optimizer"),
     observe=what_came_of_it,
-    mistakes="""
-        a mean of means: a micro-batch with few scored tokens counts too much: weight each by its scored tokens
-            (count / total) -> (1 / len(parts))
-            loss.item() * count / total -> loss.item() / len(parts)
-        each micro-batch's gradient has the same weight: weight it by its share of the scored tokens
-            (count / total) -> (1 / len(parts))
-        losses and gradients are added without weights: the step is too large by the number of micro-batches
-            (loss * (count / total)) -> loss
-            loss.item() * count / total -> loss.item()
-        gradients are added without weights: the step is too large by the number of micro-batches
-            (loss * (count / total)) -> loss
-        the step is right, the loss is a mean of means: weight it by scored tokens, too
-            loss.item() * count / total -> loss.item() / len(parts)
-        the step is right, but the loss is that of the last micro-batch only
-            whole += loss.item() * count / total -> whole = loss.item()
-        gradients of the previous step are still there: clear them first with optimizer.zero_grad()
-            optimizer.zero_grad() -> pass
-        zero_grad() before each micro-batch deletes the gradients of earlier ones: call it once, before the first
-            loss = model -> optimizer.zero_grad(); loss = model
-        a step after each micro-batch: that is several small steps, not one on the whole batch
-            optimizer.step() -> pass
-            whole += -> optimizer.step(); whole +=
-        each micro-batch is a separate step: take one step, after the last micro-batch
-            optimizer.step() -> pass
-            whole += -> optimizer.step(); optimizer.zero_grad(); whole +=
-        no weight changes: call zero_grad() once, then backward() for each micro-batch, then step() once
-            optimizer.zero_grad() -> pass
-            optimizer.step() -> optimizer.zero_grad(); optimizer.step()
-        weighted by all tokens: those with the label -100 are not scored and must not count
-            (labels[:, 1:] != -100).sum() -> labels.size
-        weighted by the tokens that are not scored: count labels != -100
-            labels[:, 1:] != -100 -> labels == -100
-        the loss must be one number, got str
-            return whole -> return str(whole)
-    """,
 )
 def step_in_parts(model, parts, optimizer):
     """one step of the optimizer on all parts together -> the loss of the whole batch, a number"""
@@ -323,27 +214,6 @@ BROKEN_RUNS = """
     draw=lambda rng: Draw(None, training=training),
     returns="nothing",
     judge=hunt(training, BROKEN_RUNS),
-    mistakes="""
-        5 of 6 caught; one that survives breaks a step on several micro-batches
-            [g, more] -> [{name: 3 * gradient for name, gradient in g.items()}]
-        5 of 6 caught; one that survives breaks the frozen weights, in a step
-            decay=0.2 -> decay=0
-            kept = 0.98 -> kept = 1
-        5 of 6 caught; one that survives breaks what a second step takes over from the first
-            beta=0.5 -> beta=1
-            0.5 * mean -> mean
-        5 of 6 caught; one that survives breaks what was saved, when the run continues
-            run.step([g]) -> pass
-            assert np.allclose(run.weights["A"], second) -> pass
-        4 of 6 caught; one that survives breaks what was saved, when the run continues
-            assert np.allclose(again.weights["A"], second) -> pass
-        5 of 6 caught; one that survives breaks the frozen weights, when a run is resumed
-            assert np.array_equal(again.weights["W"], ones["W"]) -> pass
-        0 of 6 caught: broken versions pass, too
-            -> return
-        your test must pass on the right version, but stops AssertionError
-            kept = 0.98 -> kept = 0.8
-    """,
 )
 def test_training(training):
     """training(weights, frozen, lr, beta, decay) -> a run: passes if it is right, raises AssertionError if not"""

@@ -45,26 +45,6 @@ def draw_one_term(rng: np.random.Generator, share: float = 0.9) -> Draw:
     draw=draw_rank,
     smallest=draw_one_term,
     returns="r",
-    mistakes="""
-        singular values are added up, not their squares: the squared Frobenius norm is the sum of squares
-            ** 2 ->
-        squared twice: a term contributes its singular value squared, once
-            ** 2 -> ** 4
-        one too few: the term at index i is term number i + 1, and r counts terms
-            + 1 ->
-        one too many: one term fewer already explains the share
-            + 1 -> + 2
-        that many terms explain 1 - share: count until the share is explained, not until it is left
-            explained, share -> explained, 1 - share
-        those are the singular values above share times the largest: add squares up, and compare with their sum
-            np.searchsorted(explained, share) + 1 -> (np.sqrt(squares) >= share * np.sqrt(squares[0])).sum()
-        a share of the norm, not of the squared norm: leave out the square root
-            explained, share -> np.sqrt(explained), share
-        that is the full rank: how many of the terms explain the share?
-            np.searchsorted(explained, share) + 1 -> np.linalg.matrix_rank(delta)
-        a share of the number of terms, not of the squared norm
-            np.searchsorted(explained, share) + 1 -> round(share * min(delta.shape))
-    """,
 )
 def rank_for(delta, share):
     """delta (m, n), share between 0 and 1 -> r, the number of rank-one terms"""
@@ -134,38 +114,6 @@ def factors(result: Any, arguments: dict[str, Any]) -> Any:
     smallest=lambda rng: draw_factors(rng, r=1),
     returns="B (m, r), A (r, n)",
     observe=factors,
-    mistakes="""
-        the singular values are lost: B A has the directions of the update, but each of its terms has norm 1
-            * np.sqrt(S[:r]) ->
-            np.sqrt(S[:r])[:, None] * ->
-        each singular value is squared: give B and A the square root each, not the value itself
-            * np.sqrt(S[:r]) -> * S[:r]
-            np.sqrt(S[:r])[:, None] -> S[:r, None]
-        each term has the square root of its singular value: the root must be in B and in A, not in one of them
-            np.sqrt(S[:r])[:, None] * ->
-        B A is right, but B contains the singular values alone: column i of B must be as long as row i of A, so that \
-        each gets the square root
-            * np.sqrt(S[:r]) -> * S[:r]
-            np.sqrt(S[:r])[:, None] * ->
-        B A is right, but A contains the singular values alone: column i of B must be as long as row i of A, so that \
-        each gets the square root
-            * np.sqrt(S[:r]) ->
-            np.sqrt(S[:r])[:, None] -> S[:r, None]
-        those are the smallest singular values: np.linalg.svd gives the largest first
-            full_matrices=False) -> full_matrices=False); U, S, Vt = U[:, -r:], S[-r:], Vt[-r:]
-        B must have the shape (m, r) and A (r, n): you kept r - 1 singular values
-            -> r = r - 1
-        B must have the shape (m, r) and A (r, n): keep only r singular values
-            -> r = None
-        B and A are swapped: `return B, A`, in this order
-            return B, A -> return A, B
-        A is transposed: got (n, r), expected (r, n)
-            return B, A -> return B, A.T
-        the sign is wrong: B A comes to minus the update
-            return B, A -> return -B, A
-        return two arrays: `return B, A`
-            return B, A -> return B @ A
-    """,
 )
 def best_rank_r(delta, r):
     """delta (m, n), r -> B (m, r), A (r, n)"""
@@ -209,29 +157,6 @@ def draw_pair(rng: np.random.Generator, r: int | None = None) -> Draw:
     draw=draw_pair,
     smallest=lambda rng: draw_pair(rng, r=1),
     returns="the overlap",
-    mistakes="""
-        the cosines are added up, not their squares
-            ((V1 @ V2.T) ** 2) -> np.abs(V1 @ V2.T)
-        that is the root of the sum: leave the squares as they are, then divide by r
-            ((V1 @ V2.T) ** 2).sum() -> np.linalg.norm(V1 @ V2.T)
-        it is not divided by r: two equal updates must give 1
-            / r ->
-        the mean divides by r², the number of pairs: two equal updates must give 1, so divide by r
-            .sum() / r -> .mean()
-        term i is compared with term i only: the same directions may come in another order, so compare each with each
-            (V1 @ V2.T) -> np.diag(V1 @ V2.T)
-        those are directions of the outputs (U): take those of the inputs, the rows of Vt
-            -> delta, other = delta.T, other.T
-        columns of Vt are taken: its rows are the directions, Vt[:r]
-            (delta, full_matrices=False)[2][:r] -> (delta, full_matrices=False)[2][:, :r].T
-            (other, full_matrices=False)[2][:r] -> (other, full_matrices=False)[2][:, :r].T
-        all directions are compared: keep the first r of each
-            -> r, k = None, min(delta.shape)
-            / r -> / k
-        the factors A are compared with their singular values: take the rows of Vt, of length 1
-            ((V1 @ V2.T) ** 2).sum() / r -> np.sum(V1 * V2) / np.linalg.norm(V1) / np.linalg.norm(V2)
-            return -> V1, V2 = best_rank_r(delta, r)[1], best_rank_r(other, r)[1]; return
-    """,
 )
 def overlap(delta, other, r):
     """delta (m, n), other (m, n), r -> a number from 0 to 1"""

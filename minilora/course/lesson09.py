@@ -51,46 +51,6 @@ def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     returns="y (T, m)",
     also=judge_forward,
     forbids={"m n": "right, but it forms a matrix of W's size: multiply x by A.T, then by B.T; B A is never needed"},
-    mistakes="""
-        the scale is missing
-            * (alpha / r) ->
-        scale is alpha / r, not alpha
-            alpha / r -> alpha
-        scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            alpha / r -> alpha / r**0.5
-        scale is alpha / r, not r / alpha
-            alpha / r -> r / alpha
-        scale is alpha / r, not alpha * r
-            alpha / r -> alpha * r
-        scale is alpha / r with /, not //
-            alpha / r -> alpha // r
-        r is fixed at 8: it is the number of rows of A
-            A.shape[0] -> 8
-        the scale occurs once, not twice
-            (alpha / r) -> (alpha / r) ** 2
-        r is the number of rows of A, not of x: that is T, the number of tokens
-            A.shape[0] -> x.shape[0]
-        r is the number of rows of A, not n, the number of its columns
-            A.shape[0] -> A.shape[1]
-        r is the number of columns of B, not m, the number of its rows
-            A.shape[0] -> B.shape[0]
-        the update is missing: y is only x Wᵀ
-            + (x @ A.T) @ B.T * (alpha / r) ->
-        x Wᵀ is missing: y is only the update
-            x @ W.T + ->
-        only the update is scaled: you scaled x Wᵀ as well
-            x @ W.T + (x @ A.T) @ B.T -> (x @ W.T + (x @ A.T) @ B.T)
-        the update is added, not subtracted
-            W.T + -> W.T -
-        meets m
-            (x @ A.T) @ B.T -> (x @ B) @ A.T
-        do not fit number by number: is * meant to be @?
-            (x @ A.T) @ B.T -> (x * A.T)
-        right, but it forms a matrix of W's size
-            x @ W.T + (x @ A.T) @ B.T * (alpha / r) -> x @ (W + alpha / r * (B @ A)).T
-        y is right, but the gradient of B is missing or wrong
-            B.T -> (B.detach() if isinstance(B, ml.Tensor) else B).T
-    """,
 )
 def lora_forward(x, W, A, B, alpha):
     """x (T, n), W (m, n), A (r, n), B (m, r) -> y (T, m)"""
@@ -119,38 +79,6 @@ def by_the_engine(x: Any, W: Any, A: Any, B: Any, g: Any, alpha: float) -> Any:
     returns="dx (T, n), dA (r, n), dB (m, r)",
     by_hand=True,
     forbids={"m n": "right, but it forms a matrix of W's size: g goes through B, then through A; B A is never needed"},
-    mistakes="""
-        scale is alpha / r, not alpha
-            alpha / r -> alpha
-        the scale alpha / r is missing: it is in y, so it is in the gradients
-            alpha / r -> 1
-        the scale occurs once, not twice
-            alpha / r -> (alpha / r) ** 2
-        scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            alpha / r -> alpha / r**0.5
-        it is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
-            -> g = g / len(g)
-        the sign is wrong: the gradient points uphill, and the optimizer subtracts it
-            -> g = -g
-        dx: x is used twice, and its gradients add up: the path through W is missing
-            g @ W + ->
-        dx: x is used twice, and its gradients add up: the path through A and B is missing
-            + du @ A ->
-        dA has one slice per token: sum over the tokens, which all use the same matrix
-            du.T @ x -> du[:, :, None] * x[:, None, :]
-        dB has one slice per token: sum over the tokens, which all use the same matrix
-            (g.T @ (x @ A.T)) -> g[:, :, None] * (x @ A.T)[:, None, :]
-        dA has the shape of W: that is gᵀ x, the gradient of W; A receives g through B, as g B
-            du.T @ x -> g.T @ x
-        dB has the shape of W: that is gᵀ x, the gradient of W; B receives x through A, as x Aᵀ
-            scale * (g.T @ (x @ A.T)) -> g.T @ x
-        dA and dB are swapped: `return dx, dA, dB`, in this order
-            return dx, dA, dB -> return dx, dB, dA
-        the function changes its input g: make a new value instead of changing it (+=, *=)
-            -> g *= alpha / len(A)
-        by hand: write the gradient down yourself, without .backward()
-            by_the_engine
-    """,
 )
 def lora_backward(x, W, A, B, g, alpha):
     """x (T, n), W (m, n), A (r, n), B (m, r), g (T, m) -> dx (T, n), dA (r, n), dB (m, r), all NumPy arrays"""
@@ -224,35 +152,6 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator, power: float
     draw=draw_start,
     returns="W (m, n), A (r, n), B (m, r)",
     judge=judge_start,
-    mistakes="""
-        you froze nothing
-            ml.Tensor(W) -> ml.Tensor(W, requires_grad=True)
-        A is frozen and would never change
-            ml.Tensor(A, requires_grad=True) -> ml.Tensor(A)
-        B must be initialised to zero
-            np.zeros((m, r)) -> np.ones((m, r))
-        neither ever changes
-            rng.standard_normal((r, n)) / np.sqrt(n) -> np.zeros((r, n))
-        A and B are initialised the wrong way round
-            rng.standard_normal((r, n)) / np.sqrt(n) -> np.zeros((r, n))
-            np.zeros((m, r)) -> np.ones((m, r))
-        the same seed gives a different A
-            rng.standard_normal -> np.random.default_rng().standard_normal
-        another seed gives the same A
-            rng.standard_normal((r, n)) / np.sqrt(n) -> np.ones((r, n))
-        A's numbers are too large
-            / np.sqrt(n) ->
-        expected 1 / sqrt(n)
-            np.sqrt(n) -> np.sqrt(m)
-        half of them must be below zero
-            rng.standard_normal((r, n)) -> (rng.standard_normal((r, n)) + 1)
-        its values must not change
-            ml.Tensor(W) -> ml.Tensor(W + 1)
-        A must be a tensor
-            ml.Tensor(A, requires_grad=True) -> A
-        A must have the shape (r, n)
-            ml.Tensor(A, -> ml.Tensor(A.T,
-    """,
 )
 def inject(W, r, rng):
     """W (m, n) a NumPy array, r the rank, rng a NumPy generator -> W (m, n), A (r, n), B (m, r), all ml.Tensor"""

@@ -31,37 +31,6 @@ def draw_pairs(rng: np.random.Generator, n: int | None = None) -> Draw:
     draw=draw_pairs,
     smallest=lambda rng: draw_pairs(rng, n=2),
     returns="mean, low, high",
-    mistakes="""
-        this is the standard deviation of single seeds: that of their mean, the standard error, is sqrt(n) times smaller
-            / np.sqrt(len(d)) ->
-        1.96 is for very many seeds: with few, the standard deviation is itself uncertain; take student(n - 1)
-            student(len(d) - 1) -> 1.96
-        student(n) instead of student(n - 1): the mean uses one of the n degrees of freedom
-            student(len(d) - 1) -> student(len(d))
-        the standard deviation is too small: NumPy's std divides by n; with ddof=1 it divides by n - 1
-            ddof=1 -> ddof=0
-        this is the 90 % interval: for 95 % call student(n - 1) without a second argument
-            student(len(d) - 1) -> student(len(d) - 1, 0.9)
-        mean ± one standard error misses the truth in a third of all cases or more: multiply by student(n - 1)
-            student(len(d) - 1) * ->
-        this uses the variance: use its root, the standard deviation
-            d.std -> d.var
-        twice too wide: student(n - 1) standard errors lie on each side of the mean
-            student(len(d) - 1) -> 2 * student(len(d) - 1)
-        the seeds are paired: a[i] and b[i] had the same seed and batches, so take a - b first; what is \
-        hard for both then cancels
-            d.std(ddof=1) -> np.sqrt(a.var(ddof=1) + b.var(ddof=1))
-        the seeds are paired: a[i] and b[i] had the same seed and batches, so take a - b first; what is \
-        hard for both then cancels
-            d.std(ddof=1) -> np.sqrt(a.var(ddof=1) + b.var(ddof=1))
-            student(len(d) - 1) -> student(2 * len(d) - 2)
-        this is b - a: the sign says which is better, so return a - b
-            a - b -> b - a
-        this is the first seed alone: one seed has a difference, but no interval
-            -> return (a[0] - b[0],) * 3
-        these are the smallest and the largest difference: no 95 % interval, since they widen as seeds are added
-            d.mean() - half, d.mean() + half -> d.min(), d.max()
-    """,
 )
 def paired_interval(a, b):
     """a (n), b (n) -> mean, low, high of a - b, as three numbers"""
@@ -129,30 +98,6 @@ def judge_verdict(answer: Callable[..., Any], drawn: Draw, rng: np.random.Genera
     draw=draw_case,
     returns="the verdict",
     judge=judge_verdict,
-    mistakes="""
-        only the mean is used: an interval that reaches below `against` could be chance
-            and low >= against ->
-            high < against -> mean < against
-        reproduced by the mean alone: the interval must not reach below `against`, however good the mean is
-            and low >= against ->
-        contradicted by the mean alone: the whole interval, including its high end, must be below `against`
-            high < against -> mean < against
-        contradicted as soon as the interval reaches below `against`: all of it, including its high end, must be there
-            high < against -> low < against
-        what is not reproduced is not contradicted yet: too few seeds, or a small effect, is `not at this size`
-            "not at this size" -> "contradicted"
-        a mean outside the band is called contradicted: between band and `against` nothing is decided
-            high < against -> not band[0] <= mean <= band[1]
-        too strict: the mean must lie in the band, and the interval must stay out of `against`, not inside the band
-            band[0] <= mean <= band[1] and low >= against -> low >= band[0] and high <= band[1]
-        too kind: an interval that touches the band is not enough, its mean must lie in it
-            band[0] <= mean <= band[1] and -> high >= band[0] and low <= band[1] and
-        the band has two ends: a mean above the upper one is not what the claim says either
-            mean <= band[1] -> mean
-        zero is used instead of `against`: which numbers contradict a claim depends on the claim
-            low >= against -> low >= 0
-            high < against -> high < 0
-    """,
 )
 def verdict(interval, band, against):
     """interval (mean, low, high), band (low, high), against: a number -> one of the three texts"""
@@ -228,51 +173,6 @@ def observed(result: Any, arguments: dict[str, Any]) -> Any:
     draw=WORLDS,
     returns="band, differences (n), verdict",
     observe=observed,
-    mistakes="""
-        one seed only: it has no interval, and chance may have chosen it; take every seed you are given
-            -> seeds = seeds[:1]
-            paired_interval(losses["old"], losses["new"]) -> interval_of(losses["old"] - losses["new"])
-        the baseline is untuned: `old` runs at the first rate of the list, `new` at its best; tune both alike
-            lr = best(method) -> lr = best(method) if method == "new" else rates[0]
-        both run at the first rate of the list, and none is tuned: the method that happens to suit that rate wins
-            lr = best(method) -> lr = rates[0]
-        the baseline runs at the rate that is best for `new`: a rate that suits one need not suit the other
-            lr = best(method) -> lr = best("new")
-        `new` runs at the baseline's best rate: being unfair to the new method is unfair, too; tune both alike
-            lr = best(method) -> lr = best("old")
-        the rate was chosen on the test set: then the test set has been used for tuning; choose on validation
-            ["validation"] -> ["test"]
-        measured where the rate was chosen: the best of several looks better than it is; measure on the test
-            ["test"] -> ["validation"]
-        the rate was chosen on the first seed alone: take the mean over all seeds
-            ["validation"] for seed in seeds -> ["validation"] for seed in seeds[:1]
-        each seed has its own rate: use one rate per method, the best by the mean over all seeds
-            best(method): -> best(method, seeds=seeds):
-            run(method, lr, seed)["test"] -> run(method, best(method, [seed]), seed)["test"]
-        the best seed of each was compared: that measures luck, and rewards trying more often
-            [run(method, lr, seed)["test"] for seed in seeds] -> [min(run(method, lr, s)["test"] for s in seeds)]
-            paired_interval(losses["old"], losses["new"]) -> interval_of(losses["old"] - losses["new"])
-        the seed that spoke against it was left out: a seed may go only for a reason fixed before the run
-            paired_interval(losses["old"], losses["new"]) -> interval_of(without_worst(losses))
-            losses["old"] - losses["new"], verdict -> without_worst(losses), verdict
-        the difference is new - old: losses are better when lower, so old - new says by how much new is ahead
-            paired_interval(losses["old"], losses["new"]) -> paired_interval(losses["new"], losses["old"])
-            losses["old"] - losses["new"], verdict -> losses["new"] - losses["old"], verdict
-        the band was moved after the numbers were seen: it comes from the sentence alone, (claimed, 0)
-            return band -> band = (min(claimed, interval[0]), 0.0); return band
-        the band was moved after the numbers were seen: it comes from the sentence alone, (claimed, 0)
-            return band -> band = interval[:2]; return band
-        the band is easier than the sentence: it says `at least claimed`, so the band begins there
-            (claimed, 0.0) -> (claimed / 2, 0.0)
-        all below `claimed` is called against it: a smaller gain than promised is no contradiction, a loss is
-            (claimed, 0.0) -> (claimed, claimed)
-        the verdict comes from 1.96 standard errors: with so few seeds take your paired_interval
-            paired_interval(losses["old"], losses["new"]) -> by_the_normal(losses["old"] - losses["new"])
-        the verdict comes from the mean alone: ask where the interval ends, with your verdict of 11.2
-            verdict(interval -> verdict(interval[:1] * 3
-        there are three verdicts: what these seeds cannot decide is `not at this size`
-            verdict(interval -> no_third(interval
-    """,
 )
 def my_claim(run, rates, seeds, claimed):
     """run(method, lr, seed) -> {"validation": ..., "test": ...} -> band (low, against), differences (n), verdict"""

@@ -52,38 +52,6 @@ def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = 
         None, name="v_proj", r=1, lora_alpha=3, use_rslora=True, rank_pattern={}, alpha_pattern={}
     ),
     returns="the scale",
-    mistakes="""
-        that is alpha alone: divide it by r, or by the root of r
-            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha
-        use_rslora is ignored: with it, alpha / sqrt(r)
-            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / r
-        alpha / sqrt(r) only where use_rslora is set, otherwise alpha / r
-            alpha / np.sqrt(r) if use_rslora else alpha / r -> alpha / np.sqrt(r)
-        use_rslora is inverted: with it sqrt(r), without it r
-            if use_rslora -> if not use_rslora
-        rsLoRA takes the root of r only: alpha / sqrt(r), not sqrt(alpha / r)
-            alpha / np.sqrt(r) -> np.sqrt(alpha / r)
-        a key may have several parts, such as layers.1.self_attn.v_proj: compare it with the end of the whole name
-            f".{name}".endswith(f".{ending}") -> name.split(".")[-1] == ending
-        a key need not be the whole name: the name may end with it, after a dot
-            f".{name}".endswith(f".{ending}") -> name == ending
-        rank_pattern is ignored
-            picked(rank_pattern, r) -> r
-        alpha_pattern is ignored
-            picked(alpha_pattern, lora_alpha) -> lora_alpha
-        rank_pattern and alpha_pattern are ignored
-            picked(rank_pattern, r) -> r
-            picked(alpha_pattern, lora_alpha) -> lora_alpha
-        a key must be at the end of the name, not anywhere in it (endswith, not in)
-            f".{name}".endswith(f".{ending}") -> ending in name
-        "proj" is not a module: before the ending there must be a dot, or nothing
-            f".{name}".endswith(f".{ending}") -> name.endswith(ending)
-        where two keys match, the first counts: stop there (break)
-            next(fits, default) -> [default, *fits][-1]
-        inverted: alpha is the numerator, r the denominator
-            alpha / np.sqrt(r) -> np.sqrt(r) / alpha
-            else alpha / r -> else r / alpha
-    """,
 )
 def scale_of(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern):
     """name such as "model.layers.0.mlp.up_proj"; two dicts from endings of names to a rank or an alpha -> the scale"""
@@ -151,28 +119,6 @@ def draw_budget(rng: np.random.Generator, most: int = 12) -> Draw:
     draw=draw_budget,
     smallest=lambda rng: Draw(None, choices={"one": [(3, 4)]}, budget=7),
     returns="ranks",
-    mistakes="""
-        no rank is higher than the smallest side of a matrix: take the minimum
-            min(budget // per_rank, smallest) -> budget // per_rank
-        m n is the size of W: an adapter of rank r has r (m + n) parameters
-            sum(m + n -> sum(m * n
-        only the first matrix is counted: add up over all matrices of the choice
-            sum(m + n for m, n in shapes) -> sum(shapes[0])
-        each matrix gets the whole budget: the budget is for all matrices together
-            sum(m + n -> max(m + n
-        rounded up: that exceeds the budget
-            budget // per_rank -> -(-budget // per_rank)
-        a rank is a whole number: divide with //
-            budget // per_rank -> budget / per_rank
-        where even rank 1 exceeds the budget, the rank is 0
-            budget // per_rank -> max(1, budget // per_rank)
-        only B is counted, r m parameters: A has r n more
-            m + n for -> m for
-        only A is counted, r n parameters: B has r m more
-            m + n for -> n for
-        the limit is the smallest side of a matrix, not the largest
-            min(min(shape) for shape in shapes) -> max(max(shape) for shape in shapes)
-    """,
 )
 def ranks_for_budget(choices, budget):
     """choices {name: [(m, n), ...]}, budget a whole number -> {name: r}"""
@@ -233,29 +179,6 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     "12.3",
     draw=[draw_sweep, *(partial(draw_sweep, lowest=lowest) for lowest in ("edge", "cut", "lucky"))],
     returns="the rate",
-    mistakes="""
-        an edge is the first or the last rate of all that were tried, whether or not a neighbour diverged
-            i in (0, len(rates) - 1) -> np.isinf(np.pad(means, 1, constant_values=np.inf)[[i, i + 2]]).any()
-        the best rate is at the edge of the sweep: it was too narrow, return None
-            None if i in (0, len(rates) - 1) else ->
-        a rate counts although a seed diverged there: leave out the rate, not only the seed
-            losses.mean(axis=0) -> np.nanmean(losses, axis=0)
-        a rate counts although a seed diverged there: leave out the rate, not only the seed
-            losses.mean(axis=0) -> np.nanmean(losses, axis=0)
-            None if i in (0, len(rates) - 1) else ->
-        only the first seed is used: take the mean over all
-            means, np.inf) -> losses[0], np.inf)
-        the best single run decides: that is luck, take the mean over the seeds
-            means, np.inf) -> losses.min(axis=0), np.inf)
-        that is the index of the best rate in the list: return the rate itself
-            else rates[i] -> else i
-        that is the rate with the highest loss: return the one with the lowest
-            np.argmin(means) -> np.argmax(np.where(np.isfinite(means), means, -np.inf))
-        that is the lowest loss: return the rate at which it was reached
-            None if i in (0, len(rates) - 1) else rates[i] -> means.min()
-        np.argmin returns the index of a nan: replace nan by infinity first
-            np.where(np.isfinite(means), means, np.inf) -> means
-    """,
 )
 def best_rate(rates, losses):
     """rates: a list of k numbers, losses (seeds, k) -> the best rate, or None where it is at an edge"""

@@ -31,34 +31,6 @@ def draw_layers(rng: np.random.Generator, r: int | None) -> Draw:
     ],
     returns="the bytes",
     tolerance=0,
-    mistakes="""
-        LoRA: x is missing; dA is (g B)ᵀ x times the scale, so A needs the x that W does not
-            sum(inputs.values()) -> (0 if r else sum(inputs.values()))
-        LoRA: u = x Aᵀ is missing; dB needs it, r numbers per token and layer
-            + (r or 0) * len(layers) ->
-        LoRA: every layer has its own A and so its own u, even where layers read the same x
-            len(layers) -> len(inputs)
-        layers that read the same array save it once: q, k and v share one x
-            {name: n for name, m, n in layers} -> {i: n for i, (_, _, n) in enumerate(layers)}
-        r = 0: these layers have no trainable parameters, so dW is not needed, and x is not saved
-            return 0 -> pass
-        a linear layer saves its input, n numbers per token, and not its output: y is in no gradient of it
-            {name: n for name, m, n in layers} -> {i: m for i, (_, m, _) in enumerate(layers)}
-        the outputs are not saved: neither dx = g W nor dW = gᵀ x needs y
-            sum(inputs.values()) -> sum(inputs.values()) + sum(m for _, m, _ in layers)
-        LoRA: u is x Aᵀ, r numbers per token and layer; its product with Bᵀ is not saved
-            (r or 0) * len(layers) -> (sum(m for _, m, _ in layers) if r else 0)
-        those are the matrices: activations have a row for each token
-            -> return 4 * sum(m * n for _, m, n in layers)
-        that is the number of elements saved: a float32 takes 4 bytes
-            return 4 * -> return
-        a float32 takes 4 bytes, not 2
-            return 4 * -> return 2 *
-        a float32 takes 4 bytes, not 8
-            return 4 * -> return 8 *
-        that is for one token: there are T of them
-            4 * T * -> 4 *
-    """,
 )
 def kept_bytes(layers, T, r=None):
     """layers: a list of (name of the input, m, n), T: tokens, r: the rank or None -> bytes of activations"""
@@ -109,41 +81,6 @@ def draw_matrix(rng: np.random.Generator, r: int | None, lowest: bool) -> Draw:
     smallest=lambda rng: draw_matrix(rng, 0, True),
     returns="the count",
     tolerance=0,
-    mistakes="""
-        dx is missing: the layers below need g W, and du A
-            (2 if lowest else 3) * m -> 2 * m
-            (1 if lowest else 2) -> 1
-            (2 if lowest else 3) * r -> 2 * r
-        LoRA: dx needs W, too: g W is a large matmul, and freezing does not avoid it
-            (1 if lowest else 2) -> 1
-        LoRA: dx needs A, too: du A is one more small matmul
-            (2 if lowest else 3) * r -> 2 * r
-        that is the forward pass alone: the backward pass has its own matmuls
-            -> return m * n + (r or 0) * (m + n)
-        LoRA: W is frozen, so gᵀ x is never computed
-            (1 if lowest else 2) -> (2 if lowest else 3)
-        LoRA: the matmuls with A and B are missing, and their gradients
-            large + down + up -> large
-        LoRA: A and B have matmuls in the backward pass, too: g B, duᵀ x, gᵀ u, and du A
-            (2 if lowest else 3) * r -> r
-            3 * r * m -> r * m
-        LoRA: the forward pass has two small matmuls, x Aᵀ and u Bᵀ
-            (2 if lowest else 3) * r -> (1 if lowest else 2) * r
-            3 * r * m -> 2 * r * m
-        LoRA: 6 r n is right where W is square and dx is needed: A has r n parameters and B has m r
-            large + down + up -> large + 6 * r * n
-        lowest: dx is not needed, so neither g W nor du A is computed
-            -> lowest = False
-        lowest, LoRA: du A is a part of dx, which is not needed
-            (2 if lowest else 3) * r -> 3 * r
-        lowest, LoRA: g B is still needed, since dA is made from it
-            3 * r * m -> (2 if lowest else 3) * r * m
-        LoRA: B A is never formed
-            down + up -> down + up + m * n * r
-        count multiplications only, not additions (MACs, not FLOPs)
-            return (2 if -> return 2 * (2 if
-            return large + down + up -> return 2 * (large + down + up)
-    """,
 )
 def step_products(m, n, r=None, lowest=False):
     """W (m, n), the rank r or None, lowest: dx is not needed -> MACs per token, forward and backward"""
@@ -193,30 +130,6 @@ def draw_text(rng: np.random.Generator, at_once: bool = False, frozen_bytes: int
     draw=[draw_text, draw_text, partial(draw_text, at_once=True)],
     returns="the number of tokens",
     tolerance=0,
-    mistakes="""
-        full fine-tuning has activations, too: they grow with the text on both sides
-            kept_lora - kept_full -> kept_lora
-        LoRA's activations are `kept_lora` for each token, and you take those of full fine-tuning for both
-            -> kept_lora = kept_full
-        full fine-tuning's activations are `kept_full` for each token, and you take LoRA's for both
-            -> kept_full = kept_lora
-        kept_full and kept_lora are swapped
-            -> kept_full, kept_lora = kept_lora, kept_full
-        LoRA: that is the frozen base alone; the adapter is missing: training_memory(shapes, r)
-            training_memory(shapes, r) -> training_memory(shapes, 0)
-        full fine-tuning: gradients and optimizer state are missing: training_memory(shapes) has them
-            training_memory(shapes), -> training_memory(shapes, 0),
-        rounded down, LoRA still takes more than `factor` times less: round up
-            math.ceil -> math.floor
-        a number of tokens is whole: round up
-            math.ceil -> float
-        one less is enough already
-            math.ceil( -> 2 + math.floor(
-        where the factor is that small for one token already, the answer is 1
-            max(1, math.ceil( -> (math.ceil(
-        a text has at least one token: the answer is 1, not 0
-            max(1 -> max(0
-    """,
 )
 def tokens_until(shapes, r, kept_full, kept_lora, factor):
     """shapes: a dictionary of name -> shape, r: the rank, kept: bytes per token -> the smallest T"""

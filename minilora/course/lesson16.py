@@ -66,53 +66,6 @@ def added_up(adapters: Any, weights: Any, in_a: float = 0) -> Any:
     draw=[draw_alike, draw],
     smallest=partial(draw, ranks=[1]),
     returns="A (R, n), B (m, R)",
-    mistakes="""
-        the weight is squared: it is in A and in B, and the product contains both
-            [a["A"] for a in adapters] -> [w * a["A"] for a, w in zip(adapters, weights)]
-        weight and scale are squared: they are in A and in B, and the product contains both
-            [a["A"] for a in adapters] -> [f * a["A"] for a, f in zip(adapters, factors)]
-        the scale is squared: it is in A and in B, and the product contains both
-            [a["A"] for a in adapters] -> [a["alpha"] / len(a["A"]) * a["A"] for a in adapters]
-        cross terms: a sum of B's times a sum of A's contains B1 A2 and B2 A1, too; concatenate them, R = r1 + r2
-            -> adapters, weights = added_up(adapters, weights)
-        cross terms: a sum of B's times a sum of A's contains B1 A2 and B2 A1, too; concatenate them, R = r1 + r2
-            -> adapters, weights = added_up(adapters, weights, in_a=0.5)
-        the scale alpha / r of each adapter is missing
-            w * a["alpha"] / len(a["A"]) -> w
-        the scale is alpha / r, not alpha
-            / len(a["A"]) ->
-        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            len(a["A"]) -> len(a["A"]) ** 0.5
-        each adapter has its own scale: that of the first is used for all
-            w * a["alpha"] / len(a["A"]) -> w * adapters[0]["alpha"] / len(adapters[0]["A"])
-        divided by too much: the r of alpha / r is each adapter's own, not R; and return a sum, not a mean
-            len(a["A"]) -> sum(len(b["A"]) for b in adapters)
-        the weights are missing
-            w * a["alpha"] -> a["alpha"]
-        the weights are divided by their sum: take them as they are, they need not add up to 1
-            -> weights = [w / sum(weights) for w in weights]
-        divided by too much: the r of alpha / r is each adapter's own, not R; and return a sum, not a mean
-            -> weights = [w / len(weights) for w in weights]
-        only the root of the weight is used: a weight that is in B alone is not split
-            w * a["alpha"] -> w**0.5 * a["alpha"]
-        B A is right, but the factors are in A: put them into B, so that A is unchanged
-            [a["A"] for a in adapters] -> [f * a["A"] for a, f in zip(adapters, factors)]
-            f * a["B"] -> a["B"]
-        B A is right, but the weight is in A: put it into B, so that A is unchanged
-            [a["A"] for a in adapters] -> [w * a["A"] for a, w in zip(adapters, weights)]
-            w * a["alpha"] -> a["alpha"]
-        B A is right, but half of the weight is in A: put it into B, so that A is unchanged
-            [a["A"] for a in adapters] -> [w**0.5 * a["A"] for a, w in zip(adapters, weights)]
-            w * a["alpha"] -> w**0.5 * a["alpha"]
-        A's and B's are in different orders: column k of B belongs to row k of A
-            for a in adapters] -> for a in adapters[::-1]]
-        concatenated along the wrong axis: the ranks add up, n and m stay: A (R, n), B (m, R)
-            axis=1 -> axis=0
-            for a in adapters]) -> for a in adapters], axis=1)
-        the function changes its input
-            -> for a, w in zip(adapters, weights): a["B"] *= w * a["alpha"] / len(a["A"])
-            f * a["B"] -> a["B"]
-    """,
 )
 def cat(adapters, weights):
     """adapters: a list of {"A", "B", "alpha"}; weights: a list of numbers -> A (R, n), B (m, R)"""
@@ -154,43 +107,6 @@ def refuse_products(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     returns="y (T, m)",
     forbids={"m n": FORMS},
     also=refuse_products,
-    mistakes="""
-        the weight is squared: it occurs in the update once
-            weight * scale -> weight**2 * scale
-        the scale is squared: it occurs in the update once
-            weight * scale -> weight * scale**2
-        cross terms: the sum of the A's is multiplied by the sum of the B's; each A has its own B
-            -> adapters, weights = added_up(adapters, weights)
-        cross terms: the sum of the A's is multiplied by the sum of the B's; each A has its own B
-            -> adapters, weights = added_up(adapters, weights, in_a=0.5)
-        the scale alpha / r of each adapter is missing
-            weight * scale -> weight
-        the scale is alpha / r, not alpha
-            / len(adapter["A"]) ->
-        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            len(adapter["A"]) -> len(adapter["A"]) ** 0.5
-        the weights are missing
-            weight * scale -> scale
-        x Wᵀ is added for each adapter: there is one base, and it counts once
-            y = x @ W.T -> y = 0
-            y = y + -> y = y + x @ W.T +
-        x Wᵀ is weighted, too: the weights are for the updates, and the base counts once
-            y = x @ W.T -> y = sum(weights) * (x @ W.T)
-        the weights are divided by their sum: take them as they are, they need not add up to 1
-            -> weights = [w / sum(weights) for w in weights]
-        x Wᵀ is missing: y is the updates alone
-            y = x @ W.T -> y = 0
-        only the last adapter is used: add the updates up
-            -> adapters, weights = adapters[-1:], weights[-1:]
-        only the first adapter is used: is the `return` inside the loop?
-            -> adapters, weights = adapters[:1], weights[:1]
-        the updates are added, not subtracted
-            y + weight -> y - weight
-        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
-            -> return x @ (W + product(adapters, weights)).T
-        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
-            (x @ adapter["A"].T @ adapter["B"].T) -> x @ (adapter["B"] @ adapter["A"]).T
-    """,
 )
 def mix(x, W, adapters, weights):
     """x (T, n), W (m, n), adapters: a list of {"A", "B", "alpha"}, weights: a list of numbers -> y (T, m)"""
@@ -228,42 +144,6 @@ def draw_rows(rng: np.random.Generator, names: Sequence[str | None] | None = Non
     returns="y (N, T, m)",
     forbids={"m n": FORMS},
     also=refuse_products,
-    mistakes="""
-        every row gets the first row's adapter: names[i] belongs to row i
-            -> names = [next((name for name in names if name), None)] * len(names)
-        every row gets the last row's adapter: is it chosen before the rows are computed?
-            -> names = names[-1:] * len(names)
-        every row gets every update: row i gets that of names[i] alone
-            in enumerate(names) -> in [(i, name) for i in range(len(x)) for name in adapters]
-        every row gets the updates of all rows: y[i] += ..., not y += ...
-            y[i] += scale * (x[i] -> y += scale * (x
-        every row gets the updates of all rows: y[i] += ..., not y += ...
-            y[i] += -> y +=
-        an adapter reaches only the first row that asks for it: several rows may want the same one
-            name is not None -> name is not None and names.index(name) == i
-        the names are used in reverse: names[i] belongs to row i
-            -> names = names[::-1]
-        the rows come back in another order: row i of y belongs to row i of x
-            return y -> return np.concatenate([y[[n == name for n in names]] for name in dict.fromkeys(names)])
-        a row without a name is zero: None means the base alone, x Wᵀ
-            return y -> y[[name is None for name in names]] = 0; return y
-        a row with the name None gets an update: it is for the base alone
-            -> names = [name or names[0] or next(iter(adapters)) for name in names]
-        KeyError: None
-            name is not None -> True
-        x Wᵀ is missing: y is the updates alone
-            y = x @ W.T -> y = 0 * (x @ W.T)
-        x Wᵀ is added again for each adapter: it counts once in every row
-            return y -> return y + (len({*names} - {None}) or 1) * (x @ W.T)
-        the scale alpha / r of each adapter is missing
-            adapter["alpha"] / len(adapter["A"]) -> 1
-        the scale is alpha / r, not alpha
-            / len(adapter["A"]) ->
-        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            len(adapter["A"]) -> len(adapter["A"]) ** 0.5
-        right, but it forms a matrix of W's size: multiply x by each adapter's A, then by its B
-            (x[i] @ adapter["A"].T @ adapter["B"].T) -> x[i] @ (adapter["B"] @ adapter["A"]).T
-    """,
 )
 def answer_rows(x, W, adapters, names):
     """x (N, T, n), W (m, n), adapters: {name: {"A", "B", "alpha"}}, names: N names or None -> y (N, T, m)"""

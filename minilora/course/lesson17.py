@@ -45,34 +45,6 @@ def tail_of(delta: Any, r: int) -> Any:
     draw=draw_floor,
     smallest=lambda rng: draw_floor(rng, r=0),
     returns="the error",
-    mistakes="""
-        singular values are added up, not their squares
-            sizes[r:] ** 2 -> sizes[r:]
-        r + 1 singular values are removed: sizes[r:] begins after the first r
-            sizes[r:] -> sizes[r + 1 :]
-        r - 1 singular values are removed: sizes[r:] begins after the first r
-            sizes[r:] -> sizes[max(r - 1, 0) :]
-        those are the singular values of delta: use those of its effect on these tokens, x @ delta.T
-            x @ delta.T -> delta
-            / len(x) ->
-        those are the singular values of delta: use those of its effect on these tokens, x @ delta.T
-            x @ delta.T -> delta
-        delta was reduced to rank r without the tokens: reduce x @ delta.T, then the error is smaller
-            x @ delta.T -> x @ tail_of(delta, r).T
-            sizes[r:] -> sizes
-        summed over the tokens: divide by T, the number of rows of x
-            / len(x) ->
-        also averaged over the outputs: sum over the m outputs, average over the T tokens
-            len(x) -> (len(x) * len(delta))
-        that is what the r largest singular values remove: the error is what remains, sizes[r:]
-            sizes[r:] -> sizes[:r]
-        only the first of the remaining singular values: all of them add to the error
-            sizes[r:] -> sizes[r]
-        the square root was taken: return the mean squared error
-            return (sizes[r:] ** 2).sum() / len(x) -> return np.sqrt((sizes[r:] ** 2).sum() / len(x))
-        that is a share of the squared norm: return the error itself
-            len(x) -> (sizes**2).sum()
-    """,
 )
 def floor(x, delta, r):
     """x (T, n), delta (m, n), r -> the smallest possible mean squared error"""
@@ -117,25 +89,6 @@ def draw_needed(rng: np.random.Generator) -> Draw:
     draw=draw_needed,
     smallest=lambda rng: Draw(None, x=rng.standard_normal((1, 3)), delta=rng.standard_normal((2, 3)), share=0.25),
     returns="r",
-    mistakes="""
-        singular values are compared, not their squares
-            floor(x, delta, 0) -> outputs(x, delta).sum()
-            floor(x, delta, r) -> outputs(x, delta)[r:].sum()
-        one too many: r - 1 is enough
-            return r -> return r + 1
-        one too few: with this r more than the share remains
-            return r -> return r - 1
-        those are the singular values of delta: use those of its effect on these tokens, x @ delta.T
-            -> x = np.eye(delta.shape[1])
-        share is what may remain: for 0.1, the update must remove nine tenths
-            share * -> (1 - share) *
-        share is compared with the error itself: it is a share of the error at r = 0
-            share * floor(x, delta, 0) -> share
-        a share of the root of the error, not of the error: compare mean squared errors
-            share * -> share**2 *
-        that rank leaves no error: find the smallest rank that leaves at most the share
-            return r -> return int(np.linalg.matrix_rank(x @ delta.T))
-    """,
 )
 def smallest_r(x, delta, share):
     """x (T, n), delta (m, n), share between 0 and 1 -> the smallest rank that is enough"""
@@ -205,37 +158,6 @@ def gradients(x: Any, W: Any, y: Any, A: Any, B: Any, alpha: float) -> Any:
     smallest=lambda rng: draw_descent(rng, steps=0),
     returns="A (r, n), B (m, r)",
     by_hand=True,
-    mistakes="""
-        the factor 2 is missing: the derivative of a square is twice what was squared
-            g = 2 * -> g =
-        g is not divided by T: the loss is a mean over the tokens
-            / len(x) ->
-        g is divided by T m: the loss averages over the T tokens, and sums over the m outputs
-            len(x) -> y.size
-        the loss grows: g is output minus y, and a step subtracts the gradient
-            g = 2 -> g = -2
-        only one step is taken: repeat all of it `steps` times
-            range(steps) -> range(min(steps, 1))
-        one step too many: range(steps) has `steps` steps
-            range(steps) -> range(steps + 1)
-        g is computed once: the output changes with every step, and g with it
-            g = 2 * (lora_forward(x, W, A, B, alpha) - y) / len(x) -> pass
-            -> g = 2 * (lora_forward(x, W, A, B, alpha) - y) / len(x)
-        the gradients are computed once: compute them again in every step
-            range(steps) -> range(min(steps, 1))
-            A - lr * dA, B - lr * dB -> A - steps * lr * dA, B - steps * lr * dB
-        A is updated before dB is computed: compute both gradients first, then update both
-            A, B = A - lr * dA, B - lr * dB -> A = A - lr * dA; B = B - lr * gradients(x, W, y, A, B, alpha)[1]
-        B is updated before dA is computed: compute both gradients first, then update both
-            A, B = A - lr * dA, B - lr * dB -> B = B - lr * dB; A = A - lr * gradients(x, W, y, A, B, alpha)[0]
-        x Wᵀ is missing in the output: lora_forward has it
-            lora_forward(x, W -> lora_forward(x, 0 * W
-        A and B are swapped: `return A, B`, in this order
-            return A, B -> return B, A
-        the function changes its input
-            -> given = A, B
-            return A, B -> given[0][:], given[1][:] = A, B; return given
-    """,
 )
 def descend(x, W, y, A, B, alpha, lr, steps):
     """x (T, n), W (m, n), y (T, m), A (r, n), B (m, r) -> A (r, n), B (m, r) after the last step"""

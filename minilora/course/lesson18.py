@@ -55,44 +55,6 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
     smallest=partial(draw_machine, tied=True, frozen_bytes=0.4, ranks=(0, 1)),
     returns="r, alpha, quantized",
     tolerance=0,
-    mistakes="""
-        a GiB has 2**30 bytes: you counted GB, of 10**9, which are 7 % fewer
-            2**30 -> 10**9
-        the activations are missing: they need memory at the same time
-            - activations ->
-        the adapter's memory is left out: each of its parameters takes 16 bytes
-            math.floor(room / one_rank) -> 256 * (room >= 0)
-        you count the adapter's weights alone: with gradient and optimizer state a parameter takes 16 bytes, not 4
-            16 * -> 4 *
-        the optimizer state is missing, Adam's two moments: 16 bytes per trainable parameter, not 8
-            16 * -> 8 *
-        one array is missing: 16 bytes per trainable parameter, not 12
-            16 * -> 12 *
-        the embedding is counted twice: where `tied` is true, head and embedding are one table in memory
-            if not (tied and name == "lm_head.weight") ->
-        where `tied` is false, the head is a separate table, in memory in addition to the embedding
-            tied and name -> name
-        the base is more than its linear layers: embedding and norms need memory, too
-            not (tied and name == "lm_head.weight") -> "_proj" in name
-        the base is frozen: it has neither gradients nor optimizer state
-            (5 / 8 if quantized else 4) -> 16
-        alpha stays at 16 while r changes, and the scale with it: alpha / r must be 2 for every r
-            2 * r -> 16
-        alpha = r makes the scale 1: alpha / r must be 2
-            2 * r -> r
-        that is the scale: alpha divided by r is the scale
-            2 * r -> 2
-        where r = 8 does not fit with a base in float32, quantise the base: a parameter then takes 5 bits
-            (False, True) -> (False,)
-        the base is quantised although r = 8 or more fits with float32: dequantising takes time
-            (False, True) -> (True,)
-        a quantised parameter takes 5 bits and not 4: each block also has a scale and a minimum
-            5 / 8 -> 1 / 2
-        rounded up, it does not fit: round down
-            math.floor -> math.ceil
-        r is at most 256, however large the machine
-            min(256, math.floor(room / one_rank)) -> math.floor(room / one_rank)
-    """,
 )
 def choose_config(shapes, tied, gib, activations):
     """shapes: a dictionary of name -> shape; tied: is the head the embedding?; gib: GiB; activations: bytes
@@ -155,48 +117,6 @@ def draw_run(rng: np.random.Generator, method: str) -> Draw:
     "18.2",
     draw=[partial(draw_run, method="lora"), partial(draw_run, method="full")],
     returns="updated, memory, disk, dollars, change",
-    mistakes="""
-        the adapter is missing in the total: while it trains, the model has base_parameters and the adapter's
-            + (run["trained_parameters"] if lora else 0) ->
-        full fine-tuning trains the base itself: there is no adapter to add
-            (run["trained_parameters"] if lora else 0) -> run["trained_parameters"]
-        in percent: times 100
-            updated = 100 * -> updated =
-        that is how many times fewer are trained: return the percentage that is trained
-            100 * run["trained_parameters"] / total -> run["base_parameters"] / run["trained_parameters"]
-        a GB has 10**9 bytes: you divided by 2**30, which gives GiB
-            run["peak_bytes"] / 1e9 -> run["peak_bytes"] / 2**30
-        that is MB: a GB has 10**9 bytes
-            run["peak_bytes"] / 1e9 -> run["peak_bytes"] / 1e6
-        a GB has 10**9 bytes: these are GiB, of 2**30
-            if lora else 0)) / 1e9 -> if lora else 0)) / 2**30
-        the base is left out: an adapter is useless without it, and the base is needed once
-            + (run["base_bytes"] if lora else 0) ->
-        all adapters share one base: it is needed once, not once per adapter
-            (run["base_bytes"] if -> (versions * run["base_bytes"] if
-        a version of full fine-tuning is a whole model: it needs no base in addition
-            (run["base_bytes"] if lora else 0) -> run["base_bytes"]
-        that is one version: `versions` of them are kept
-            versions * run -> run
-        the price is for one core and hour: multiply by `cores`
-            * run["cores"] ->
-        the search for a learning rate is left out, but it costs money, too
-            (run["search_seconds"] + run["seconds"]) -> run["seconds"]
-        those are core minutes: an hour has 3,600 seconds
-            / 3600 -> / 60
-        the price is per hour, and you used it per second: divide by 3,600
-            / 3600 ->
-        in dollars, not in cents
-            dollars = price -> dollars = 100 * price
-        in percent of the loss before: you divided by the loss after
-            / before -> / after
-        the sign: after minus before, so that a loss that fell has a negative change
-            after - before -> before - after
-        that is the change in nats: return it in percent of the loss before
-            100 * (after - before) / before -> after - before
-        that is how much of the loss is left: return by how much it changed
-            (after - before) / before -> after / before
-    """,
 )
 def table_from_metrics(run, versions, price):
     """run: a dictionary; versions: how many are kept; price: dollars per core and hour

@@ -40,39 +40,6 @@ def draw_norm(rng: np.random.Generator, r: int | None = None) -> Draw:
         "m n": "right, but an array of W's size is computed: V is never needed, and W * W is one, too; write the square"
         " of the length as three terms, and take einsum for the first"
     },
-    mistakes="""
-        right, but an array of W's size is computed
-            -> return np.linalg.norm(W + alpha / len(A) * (B @ A), axis=1)
-        these are the lengths of the columns: each row of V, one output's weights, has a length
-            -> return np.linalg.norm(W + alpha / len(A) * (B @ A), axis=0)
-        this is one length for all of V: each row has its own
-            -> return np.linalg.norm(W + alpha / len(A) * (B @ A))
-        these are the lengths of W's rows: the update changes them
-            -> return np.linalg.norm(W, axis=1)
-        these are the lengths of the update's rows: W is missing
-            first + 2 * second + third -> third
-        the two lengths are added: that is right only where both rows point the same way; add squares
-            np.sqrt(first + 2 * second + third) -> np.sqrt(first) + np.sqrt(third)
-        the middle term is missing: |w + u|² = |w|² + 2 w·u + |u|², and W's rows are not at right angles to the \
-        update's
-            + 2 * second ->
-        the middle term occurs twice in a square: 2 w·u
-            2 * second -> second
-        the sign of the middle term is wrong: the update is added
-            + 2 * second -> - 2 * second
-        in the last term the scale is squared: |s u|² = s² |u|²
-            b @ (A @ A.T), b -> b @ (A @ A.T), B
-        the last term is the length of B's rows: A's rows are not of length 1 at right angles, so A Aᵀ counts
-            b @ (A @ A.T) -> b
-        these are the squares: take the root
-            np.sqrt(first + 2 * second + third) -> first + 2 * second + third
-        the scale alpha / r is missing
-            (alpha / len(A)) * B -> B
-        the scale is alpha / r, not alpha
-            alpha / len(A) -> alpha
-        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            len(A) -> np.sqrt(len(A))
-    """,
 )
 def dora_norm(W, A, B, alpha):
     """W (m, n), A (r, n), B (m, r) -> the lengths of the rows of W + (alpha / r) B A (m)"""
@@ -128,46 +95,6 @@ def factors(result: Any, arguments: dict[str, Any]) -> Any:
     returns="A (r, n), B (m, r), residual (m, n)",
     observe=factors,
     tolerance=1e-8,
-    mistakes="""
-        the scale is forgotten: B A alone is the part of W, but s B A is what counts; s must be divided out
-            S[:r] / s -> S[:r]
-        the scale is divided out twice: once is enough for A and B together, its root in each
-            np.sqrt(S[:r] / s) -> np.sqrt(S[:r]) / s
-        the scale is alpha / r, not alpha
-            alpha / r -> alpha
-        the scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's
-            alpha / r -> alpha / np.sqrt(r)
-        S is whole in both factors, so it counts squared: its root belongs in each
-            np.sqrt(S[:r] / s) -> S[:r] / np.sqrt(s)
-        S is missing: U and Vᵀ only give directions, S says how much of each
-            S[:r] / s -> S[:r] ** 0 / s
-        the root of S counts once: it belongs in A and in B
-            np.sqrt(S[:r] / s) -> np.sqrt(S[:r]) / s
-            root[:, None] * ->
-        these are the smallest singular values: svd returns the largest first
-            full_matrices=False) -> full_matrices=False); U, S, Vt = U[:, ::-1], S[::-1], Vt[::-1]
-        A and B are initialised as LoRA's, with an update of zero: PiSSA begins with the largest part of W
-            U[:, :r] * root -> 0 * U[:, :r]
-        s B A is not the best approximation of W of rank r: A's rows are the first r rows of Vᵀ, not its columns
-            full_matrices=False) -> full_matrices=False); Vt = np.pad(Vt, ((0, W.shape[1] - len(Vt)), (0, 0)))
-            Vt[:r] -> Vt[:, :r].T
-        s B A is right, but one of the two has more than its half: the root of S / s belongs in each
-            root[:, None] * ->
-            * root -> * root**2
-        s B A is right, but one of the two has more than its half: the root of S / s belongs in each
-            root[:, None] * -> root[:, None] ** 2 *
-            U[:, :r] * root -> U[:, :r]
-        the residual is W itself: then the part in A and B would count twice
-            W - s * (B @ A) -> W
-        the residual leaves out the scale: W - s B A, not W - B A
-            W - s * (B @ A) -> W - B @ A
-        the residual has the wrong sign: what is left of W is W - s B A
-            W - s -> W + s
-        the residual has the wrong sign: what is left of W is W - s B A
-            W - s * (B @ A) -> s * (B @ A) - W
-        the residual is the part in A and B: what is left of W is wanted
-            W - s -> s
-    """,
 )
 def pissa_start(W, r, alpha):
     """W (m, n), r the rank -> A (r, n), B (m, r), residual (m, n)"""
@@ -233,41 +160,6 @@ def by_the_engine(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha:
     returns="dmagnitude (m), dA (r, n), dB (m, r)",
     by_hand=True,
     forbids={"m n": "right, but an array of W's size is computed: send g, scaled, through your lora_backward"},
-    mistakes="""
-        dA and dB are plain LoRA's: g must be multiplied by magnitude / norms of each output
-            g * (magnitude / norms) -> g
-        the lengths are those of W's rows: that is right at initialisation only; later V = W + s B A counts
-            dora_norm(W, A, B, alpha) -> np.linalg.norm(W, axis=1)
-        the factor is magnitude / norms, not norms / magnitude
-            magnitude / norms -> norms / magnitude
-        the lengths are not used: y = magnitude / norms · x Vᵀ
-            .sum(axis=0) / norms -> .sum(axis=0)
-            magnitude / norms -> magnitude
-        the factor before g is magnitude / norms: the lengths are missing in it
-            magnitude / norms -> magnitude
-        dmagnitude is not divided by the lengths: y contains magnitude · (x Vᵀ / norms)
-            .sum(axis=0) / norms -> .sum(axis=0)
-        dmagnitude contains magnitude itself: y is linear in it, so its derivative does not
-            g * y -> g * y * magnitude
-        dmagnitude has one row per token: add them up, all tokens use the same magnitudes
-            (g * y).sum(axis=0) -> g * y
-        dmagnitude is divided by the number of tokens: if the loss is a mean, g already contains 1 / T
-            .sum(axis=0) -> .mean(axis=0)
-        dmagnitude uses x Wᵀ alone: the magnitude multiplies x Vᵀ, which contains the update
-            g * y -> g * (x @ W.T)
-        dA lacks the factor magnitude / norms, dB has it
-            return -> dA = lora_backward(x, W, A, B, g, alpha)[1]; return
-        dB lacks the factor magnitude / norms, dA has it
-            return -> dB = lora_backward(x, W, A, B, g, alpha)[2]; return
-        the lengths are differentiated, too: correct calculus, but DoRA treats them as constants in the gradient
-            through_the_norm
-        the scale occurs twice: lora_backward takes alpha and divides by r itself
-            (magnitude / norms), alpha -> (magnitude / norms), alpha / len(A)
-        right, but an array of W's size is computed
-            forms_gradient
-        by hand: write the gradient down yourself, without .backward()
-            by_the_engine
-    """,
 )
 def dora_backward(x, W, A, B, magnitude, g, alpha):
     """x (T, n), W (m, n), A (r, n), B (m, r), magnitude (m), g (T, m) -> dmagnitude (m), dA (r, n), dB (m, r)"""

@@ -25,40 +25,6 @@ def draw_norm(rng: np.random.Generator, N: int | None = None) -> Draw:
     smallest=lambda rng: draw_norm(rng, N=1),
     returns="dx (N, C), dw (C), dbias (C)",
     by_hand=True,
-    mistakes="""
-        dx: that is RMSNorm's: the mean is subtracted from x, so the mean of g w is subtracted from its gradient
-            gw - gw.mean(axis=-1, keepdims=True) - z -> gw - z
-        dx: the path through the standard deviation is missing
-            keepdims=True) - z * (gw * z).mean(axis=-1, keepdims=True)) -> keepdims=True))
-        dx: the mean is missing in x - mean(x): the normalised x, and not x, is multiplied by w
-            z = (x - x.mean(axis=-1, keepdims=True)) * inv -> z = x * inv
-        dx: w is missing: y is the normalised x times w, so the normalised x receives g w
-            gw = g * w -> gw = g
-        dx: the mean over C numbers has a 1 / C in its gradient
-            gw.mean(axis=-1, keepdims=True) - z -> gw.sum(axis=-1, keepdims=True) - z
-        dx: the variance is a mean over C numbers, so its gradient has a 1 / C
-            (gw * z).mean -> (gw * z).sum
-        dx: the path through the standard deviation has a minus: a larger one makes everything smaller
-            - z * (gw -> + z * (gw
-        dx: the factor 1 / std(x) is missing
-            dx = inv * -> dx =
-        eps is missing: std(x) = sqrt(var(x) + eps)
-            + eps ->
-        wrong axis: every token, that is every row, has its own mean
-            z = (x - x.mean(axis=-1, keepdims=True)) -> z = (x - x.mean(axis=0))
-        dw has one row per token: add them up, all tokens use the same w
-            dw = (g * z).sum(axis=0) -> dw = g * z
-        dw: w is multiplied by the normalised x, and you took x
-            dw = (g * z) -> dw = (g * x)
-        dw: add up over the tokens, no mean: if the loss is a mean, g already contains 1 / T
-            dw = (g * z).sum(axis=0) -> dw = (g * z).mean(axis=0)
-        dbias: the bias is added after the multiplication by w: its gradient has no w
-            g.sum(axis=0) -> gw.sum(axis=0)
-        dbias has one row per token: add them up, all tokens use the same bias
-            dx, dw, g.sum(axis=0) -> dx, dw, g
-        dw and dbias are swapped: `return dx, dw, dbias`, in this order
-            return dx, dw, g.sum(axis=0) -> return dx, g.sum(axis=0), dw
-    """,
 )
 def layer_norm_vjp(x, w, g, eps):
     """x (N, C), w (C), g (N, C) -> dx (N, C), dw (C), dbias (C)"""
@@ -97,26 +63,6 @@ def draw_rotation(rng: np.random.Generator, slow: int | None = None) -> Draw:
     smallest=lambda rng: draw_rotation(rng, slow=1),
     returns="the base",
     tolerance=1e-8,
-    mistakes="""
-        a whole turn is 2 pi: the angle T * frequency is compared with it, not with 1
-            T / (2 * np.pi) -> T
-        a whole turn is 2 pi, not pi
-            (2 * np.pi) -> np.pi
-        off by one: pairs are counted from 0, so the last one has the number D / 2 - 1
-            D // 2 - 1 - slow -> D // 2 - slow
-        off by one: the pair just before the slow ones turns exactly once
-            D // 2 - 1 - slow -> D // 2 - 2 - slow
-        there are D / 2 pairs, not D
-            D // 2 - 1 - slow -> D - 1 - slow
-        slow pairs have the largest numbers: count from the end
-            D // 2 - 1 - slow -> slow
-        the frequency is base to the power of -2 i / D: a factor of 2 is missing
-            D / (2 * i) -> D / i
-        solved for the wrong side: raise to D / (2 i), not to 2 i / D
-            D / (2 * i) -> 2 * i / D
-        that is 1 / base
-            (T / (2 * np.pi)) -> (2 * np.pi / T)
-    """,
 )
 def rope_base(D, T, slow):
     """D the head's width, T a number of tokens, slow a number of pairs -> the base"""

@@ -31,28 +31,6 @@ def smallest_answer(rng: np.random.Generator) -> Draw:
     draw=[draw_answer, lambda rng: draw_answer(rng, large=2000.0)],
     smallest=smallest_answer,
     returns="the log-probability",
-    mistakes="""
-        these are averaged log-probabilities: DPO sums them, since the probabilities of tokens are multiplied
-            np.sum( -> np.mean(
-        the sign is wrong: this is the loss, and the log-probability is its negative
-            return -> return -
-        nothing is shifted: logits[t] are the scores for the token at position t + 1
-            logits[:-1], labels[1:] -> logits, labels
-        shifted the wrong way: logits[t] are the scores for the token at position t + 1, not at t - 1
-            logits[:-1], labels[1:] -> logits[1:], labels[:-1]
-        the prompt is counted, too: positions with the label -100 do not belong to the answer
-            wanted != -100 -> wanted != -1
-        these are scores, not log-probabilities: subtract the logarithm of the sum of their exponentials
-            np.log(np.exp(scores).sum(axis=-1, keepdims=True)) -> 0
-        the scores of a row are those of all tokens of the vocabulary: normalise over the last axis
-            np.exp(scores).sum(axis=-1 -> np.exp(scores).sum(axis=0
-        large scores overflow: subtract the largest of each row before you take exponentials
-            scores = scores - scores.max(axis=-1, keepdims=True) ->
-        these are probabilities that are added up: take logarithms first, then add
-            np.sum(log_p[ -> np.sum(np.exp(log_p)[
-        these are the most probable tokens: take the log-probability of the label
-            wanted[scored] -> log_p.argmax(axis=-1)[scored]
-    """,
 )
 def answer_log_p(logits, labels):
     """logits (T, V), labels (T) with -100 for tokens that are not scored -> the log-probability of the answer"""
@@ -101,31 +79,6 @@ def draw_pairs(rng: np.random.Generator, n: int | None = None, wide: float = 1.0
     draw=[draw_pairs, lambda rng: draw_pairs(rng, wide=3000.0)],
     smallest=lambda rng: draw_pairs(rng, 1),
     returns="the loss",
-    mistakes="""
-        the sign is wrong: this loss falls when the rejected answer becomes more probable
-            np.logaddexp(0, -margin) -> np.logaddexp(0, margin)
-        the reference is missing: without it nothing holds the model near the base
-            (ratio - ref_ratio) -> ratio
-        the reference is added: it must be subtracted, so that the margin is 0 before the first step
-            ratio - ref_ratio -> ratio + ref_ratio
-        beta is missing: the margin is beta times the difference of the log-ratios
-            beta * (ratio -> (ratio
-        beta divides: the margin is beta times the difference of the log-ratios
-            beta * (ratio - ref_ratio) -> (ratio - ref_ratio) / beta
-        beta multiplies the loss: it belongs inside the sigmoid
-            beta * (ratio - ref_ratio) -> ratio - ref_ratio
-            np.logaddexp(0, -margin).mean() -> beta * np.logaddexp(0, -margin).mean()
-        the mean is taken before the logarithm: each pair has its own loss
-            -margin).mean() -> -margin.mean())
-        this is the sum over all pairs, not their mean
-            .mean() -> .sum()
-        these are probabilities of the wrong order: the loss is the negative logarithm of that of the right order
-            np.logaddexp(0, -margin).mean() -> np.exp(-np.logaddexp(0, margin)).mean()
-        the rejected answers are missing: a preference compares two answers
-            ratio, ref_ratio = chosen - rejected, ref_chosen - ref_rejected -> ratio, ref_ratio = chosen, ref_chosen
-        that overflows: use np.logaddexp(0, -margin) instead of an exponential
-            np.logaddexp(0, -margin) -> -np.log(1 / (1 + np.exp(-margin)))
-    """,
 )
 def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
     """Log-probabilities of N pairs by the trained model and by the reference, each (N); beta -> DPO's loss"""
@@ -170,39 +123,6 @@ def draw_training(rng: np.random.Generator, steps: int | None = None) -> Draw:
     draw=draw_training,
     smallest=lambda rng: draw_training(rng, steps=1),
     returns="the scores (K)",
-    mistakes="""
-        the reference is not frozen: it follows the model, so every margin is 0 and every pair weighs one half
-            moved = scores - reference -> moved = scores - scores
-        the reference is another name of the array that you change in place: it follows the model, so copy it
-            scores.copy() -> scores
-            scores = scores + lr -> scores += lr
-        the given array is changed: make a new one
-            scores = scores + lr -> scores += lr
-        the reference is missing: a margin is measured from where the model began
-            moved = scores - reference -> moved = scores
-        the sign is wrong: the rejected answers become more probable
-            scores + lr -> scores - lr
-        the weight is that of the right order: a pair that is in the right order already must count less
-            np.exp(beta * -> np.exp(-beta *
-        the factor beta is missing in the gradient: the margin contains it, so its derivative does, too
-            weight = beta / -> weight = 1 /
-        beta is missing in the margin
-            np.exp(beta * (moved[chosen] - moved[rejected])) -> np.exp(moved[chosen] - moved[rejected])
-        every pair counts the same: the gradient of a pair contains the sigmoid of minus its margin
-            / (1 + np.exp(beta * (moved[chosen] - moved[rejected]))) ->
-        this is the sum of the pairs' losses, not their mean
-            move[chosen] += weight / len(pairs) -> move[chosen] += weight
-            move[rejected] -= weight / len(pairs) -> move[rejected] -= weight
-        only the chosen answers move: the score of the rejected one gets the opposite gradient
-            move[rejected] -= weight / len(pairs) ->
-        an answer that occurs in several pairs gets a gradient from each: add them up
-            move[chosen] += -> move[chosen] =
-            move[rejected] -= weight -> move[rejected] = -weight
-        the scores change within a step: all pairs of a step are computed with the same scores
-            -= weight / len(pairs) -> -= weight / len(pairs); scores = scores + lr * move; move = np.zeros(len(scores))
-        this is one step: take `steps` of them
-            range(steps) -> range(1)
-    """,
 )
 def dpo_training(scores, pairs, beta, lr, steps):
     """scores (K), pairs: a list of (chosen, rejected), beta, the learning rate, steps -> the scores afterwards (K)"""

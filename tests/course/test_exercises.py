@@ -62,6 +62,14 @@ def test_five_mistakes_get_lines_of_their_own(exercise):
     assert len({mistake.line for mistake in exercise.forms[0].mistakes}) >= 5
 
 
+def test_every_list_of_mistakes_belongs_to_an_exercise():
+    files = sorted((Path(mine.__file__).parent / "mistakes").glob("lesson*.txt"))
+    headings = [
+        line.removeprefix("# ") for file in files for line in file.read_text("utf-8").splitlines() if line[:1] == "#"
+    ]
+    assert sorted(headings) == sorted(f"{exercise.number} {exercise.name}" for exercise in EXERCISES.values())
+
+
 @each_exercise
 def test_every_exercise_has_a_variant_and_what_changes_is_said_without_its_code(exercise):
     assert len(exercise.forms) >= 2
