@@ -15,6 +15,7 @@ from typing import Any
 from ..data.fields import stored_tasks
 from ..data.formats import with_label
 from ..data.records import BUILT_IN, read_handbook, sha256_of_data
+from ..data.repository import is_dataset
 from ..data.rows import SPLITS
 from ..generate.fields import task_of_adapters
 from ..lora.adapters import Choice, set_adapter
@@ -188,12 +189,12 @@ def _report(
 
 
 def data_of(folder: Path) -> str | None:
-    """The data that an adapter was trained on: a built-in name, or a file or folder that is still there.
+    """The data that an adapter was trained on: a built-in name, one on huggingface.co, or a file or folder still there.
 
     It is looked for from where the adapter is, then from the current folder. None where it is unknown or gone.
     """
     data = read_provenance(folder).get("data", {})
-    if (name := data.get("name")) in BUILT_IN:
+    if (name := data.get("name")) in BUILT_IN or (name and is_dataset(name)):
         return str(name)
     places = [os.path.normpath(folder / data["path"])] if "path" in data else []
     places += [str(name)] if name else []

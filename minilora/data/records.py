@@ -1,6 +1,6 @@
 """Data files as records: conversations or texts, checked row by row before anything is trained.
 
-A file is JSONL, a JSON list, CSV or TSV with a row per record, in one of the formats of `formats.py`, such as
+A file is JSONL, a JSON list, CSV, TSV or Parquet with a row per record, in one of the formats of `formats.py`, such as
 `{"question", "answer"}` or `{"messages": [{"role", "content"}, ...]}`; or it is a `.txt` file. A row may also have
 "id", "split", "phrasings", "reworded", "paraphrase", "validation_paraphrase", "keywords", and "context": a passage that
 goes into the prompt, `passages.py`. A text with a label becomes a prompt that asks for the label, `labels.py`, a text
@@ -36,7 +36,8 @@ from .formats import (
 )
 from .labels import task_of
 from .passages import TEMPLATE, Handbook, Passage, fill
-from .rows import JSON_LIST, SPLITS, TEXT_FILE, DataError, files_of, read_rows
+from .repository import fetched, is_dataset
+from .rows import JSON_LIST, PARQUET, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
 DOMAINS = ("legal", "medical", "support", "finance")
 BUILT_IN = (
@@ -129,7 +130,8 @@ class Reading:
 def read_records(
     source: str | Path, tokenizer: Tokenizer | None = None, field: Mapping[str, str] | None = None
 ) -> list[Record]:
-    """Read a file, a folder of train, valid and test files, or one of BUILT_IN by its name.
+    """Read a file, a folder of train, valid and test files, a data set by its name on huggingface.co (repository.py),
+    or one of BUILT_IN by its name.
 
     tokenizer: if given, text that it cannot encode is reported too.
     field: the file's names of columns, by minilora's: `{"question": "q"}` reads the column q as the question.
@@ -151,13 +153,13 @@ def read_source(
     stored: the tasks of adapters that are used on data with labels or fields; the first that fits is taken.
     schema: the file with the JSON Schema of the fields, if it is not next to the data.
     """
-    path = _path_of(source)
-    places = files_of(path)
+    places = _files(source)
     found = schema_beside(next(iter(places))) if schema is None else schema
     reader = _Reader(tokenizer, dict(field or {}), None if found is None else read_schema(found))
+    splits = Counter(places.values())
     for file, split in places.items():
-        reader.read(file, split)
-    return reader.finish(path, stored)
+        reader.read(file, split, split if splits[split] == 1 else file.stem)
+    return reader.finish(source if is_dataset(source) else _path_of(source), stored)
 
 
 def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handbook:
@@ -187,11 +189,22 @@ def sha256_of_data(source: str | Path) -> str:
     """The SHA-256 of a source as `sha256sum` prints it; of a folder, that of the lines it prints for the files read."""
     import hashlib
 
-    path, lines = _path_of(source), []
-    for file in files_of(path):
+    lines = []
+    for file in _files(source):
         with file.open("rb") as opened:
             lines.append(f"{hashlib.file_digest(opened, 'sha256').hexdigest()}  {file.name}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest() if path.is_dir() else lines[0].split()[0]
+    several = len(lines) > 1 or (not is_dataset(source) and _path_of(source).is_dir())
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if several else lines[0].split()[0]
+
+
+def revision_of_data(source: str | Path) -> str | None:
+    """The revision of a data set on huggingface.co; None for other data."""
+    return fetched(str(source))[0] if is_dataset(source) else None
+
+
+def _files(source: str | Path) -> dict[Path, str | None]:
+    """The files of a source, each with its split."""
+    return fetched(str(source))[1] if is_dataset(source) else files_of(_path_of(source))
 
 
 def _path_of(source: str | Path) -> Path:
@@ -200,8 +213,8 @@ def _path_of(source: str | Path) -> Path:
     if not path.exists():
         meant = suggestion(str(source), BUILT_IN)
         raise DataError(
-            f"{source}: no such data file or folder{meant}; use a .jsonl, .json, .csv, .tsv "
-            f"or .txt file, a folder with a train file, or {', '.join(BUILT_IN)}"
+            f"{source}: no such data file or folder{meant}; use a .jsonl, .json, .csv, .tsv, .parquet "
+            f"or .txt file, a folder with a train file, a name on huggingface.co, or {', '.join(BUILT_IN)}"
         )
     return path
 
@@ -216,19 +229,19 @@ class _Reader:
         self.mapped: set[str] = set()  # names of `field` that a row had
         self.problems: dict[tuple[Path, str], tuple[str, str, list[int]]] = {}  # message, unit, numbers of rows
 
-    def read(self, path: Path, split: str | None) -> None:
-        """Read one file. split: what its rows are for, if the file says so."""
+    def read(self, path: Path, split: str | None, prefix: str | None) -> None:
+        """Read one file. split: what its rows are for, if the file says so. prefix: of the names of its rows."""
         reading = self.reading
         kind_of_file, rows = read_rows(path)
         reading.files[path] = kind_of_file
         field = {} if kind_of_file == TEXT_FILE else self.field
         seen: dict[str, int] = {}
-        unit = "record" if kind_of_file == JSON_LIST else "line"  # all of a list may be one line
+        unit = {JSON_LIST: "record", PARQUET: "row"}.get(kind_of_file, "line")  # all of a list may be one line
         for position, (line, raw) in enumerate(rows, 1):
             number = position if unit == "record" else line
             name = path.stem if kind_of_file == TEXT_FILE else f"{unit}-{number}"
-            if split is not None and kind_of_file != TEXT_FILE:
-                name = f"{split}/{name}"  # unlike those of the folder's other files
+            if prefix and kind_of_file != TEXT_FILE:
+                name = f"{prefix}/{name}"  # unlike those of the folder's other files
             try:
                 if isinstance(raw, ValueError):
                     raise raw
@@ -245,6 +258,7 @@ class _Reader:
                     raise ValueError(f"id {record.id!r} is already the id of {unit} {seen[record.id]}")
             except ValueError as error:
                 place = str(path) if kind_of_file == TEXT_FILE else f"{path}:{line}"
+                place = f"{path}: row {line}" if unit == "row" else place
                 place += f": record {position}" if unit == "record" else ""
                 key = path, _VARYING.sub("", str(error))
                 self.problems.setdefault(key, (f"{place}: {error}", unit, []))[2].append(number)
@@ -255,7 +269,7 @@ class _Reader:
             reading.unread.update(row.keys() - {*kind.needs, *kind.also})
             reading.records.append(record)
 
-    def finish(self, source: Path, stored: Sequence[Task]) -> Reading:
+    def finish(self, source: str | Path, stored: Sequence[Task]) -> Reading:
         """What was read. Raises DataError if a row is bad, if there is none, or if `field` names an unknown column."""
         if self.problems:
             lines = [

@@ -1,10 +1,10 @@
-"""Data files of every kind as rows: JSONL, a JSON list, a table with a heading, a text; one file, or one per split."""
+"""Data files as rows: JSONL, a JSON list, a table with a heading, Parquet, text; one file, or one per split."""
 
 import codecs
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -14,14 +14,17 @@ from typing import Any, TextIO
 from .formats import NAMES, listed
 
 SPLITS = ("train", "validation", "test")
-TEXT_FILE, JSON_LIST = "text", "JSON list"  # kinds of file
-_SPLIT_NAMES = {"train": "train", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"), "test": "test"}
+TEXT_FILE, JSON_LIST, PARQUET = "text", "JSON list", "Parquet"  # kinds of file
+SPLIT_NAMES = {  # as files are called -> the split
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 _NO_TEXT = {  # the first bytes of a file that is not text -> what it is, and what to do
     b"\x1f\x8b": "compressed with gzip: decompress it first (gunzip)",
     b"BZh": "compressed with bzip2: decompress it first (bunzip2)",
     b"\xfd7zXZ": "compressed with xz: decompress it first (unxz)",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: decompress it first (unzstd)",
-    b"PAR1": 'a Parquet file: write it as JSONL first (pandas: read_parquet(...).to_json(..., "records", lines=True))',
     b"ARROW1": "an Arrow file: write it as JSONL first (datasets: load_from_disk(...).to_json(...))",
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save the sheet as CSV",
     b"%PDF": "a PDF: save its text as .txt first",
@@ -48,7 +51,7 @@ def files_of(path: Path) -> dict[Path, str | None]:
     inside = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
     found: dict[str, Path] = {}
     for item in inside:
-        split = _SPLIT_NAMES.get(item.stem.lower())
+        split = SPLIT_NAMES.get(item.stem.lower())
         if split is None:
             continue
         if split in found:
@@ -57,8 +60,8 @@ def files_of(path: Path) -> dict[Path, str | None]:
     if "train" not in found:
         there = listed([item.name for item in inside]) or "no files"
         raise DataError(
-            f"{path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .txt), and may have valid and test; "
-            f"there are {there}"
+            f"{path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .parquet, .txt), and may have valid "
+            f"and test; there are {there}"
         )
     return {found[split]: split for split in SPLITS if split in found}
 
@@ -68,7 +71,10 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
 
     A text file is one row, {"text": ...}. Raises DataError for a file that is not text.
     """
-    encoding = _encoding(path)
+    head = _head(path)
+    if head.startswith(b"PAR1"):
+        return PARQUET, _parquet(path)
+    encoding = _encoding(path, head)
     with _opened(path, encoding) as file:
         lines = iter(lambda: file.readline(_FIRST), "")  # a list may be one line of a gigabyte
         first, second = islice(chain((line.strip() for line in lines if line.strip()), ("", "")), 2)
@@ -100,13 +106,17 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
     return "JSONL", reading(_lines)
 
 
-def _encoding(path: Path) -> str:
-    """UTF-8, or UTF-16 if the file's first bytes say so. Raises DataError for a file that is not text."""
+def _head(path: Path) -> bytes:
+    """The first bytes of a file. Raises DataError for one that cannot be read."""
     try:
         with path.open("rb") as file:
-            head = file.read(8)
+            return file.read(8)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _encoding(path: Path, head: bytes) -> str:
+    """UTF-8, or UTF-16 if the file's first bytes say so. Raises DataError for a file that is not text."""
     for magic, what in _NO_TEXT.items():
         if head.startswith(magic):
             raise DataError(f"{path}: {what}")
@@ -192,3 +202,32 @@ def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
             yield number, ValueError(f"{more}: put a text that contains {comma!r} in quotes")
         else:
             yield number, dict(zip(heading, [*(cell or None for cell in cells), *[None] * len(heading)], strict=False))
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a Parquet file as dicts, a thousand at a time. A label that is a number with a name is its name.
+
+    Raises DataError without the library pyarrow, and for a damaged file.
+    """
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise DataError(f"{path}: a Parquet file: pip install 'minilora[hub]' to read it") from error
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = _class_names(file.schema_arrow.metadata or {})
+            for batch in file.iter_batches(1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    labels = {key: each[row[key]] for key, each in names.items() if row.get(key) in range(len(each))}
+                    yield number, row | labels
+    except (OSError, ArrowException) as error:
+        raise DataError(f"{path}: a Parquet file that cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of the numbers in each column of labels, as the library `datasets` stores them in a file's schema."""
+    about = json.loads(metadata.get(b"huggingface", b"{}"))
+    features = about.get("info", {}).get("features", {})
+    return {key: each["names"] for key, each in features.items() if isinstance(each, dict) and "names" in each}

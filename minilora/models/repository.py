@@ -1,14 +1,15 @@
-"""Models by their names on huggingface.co, such as `Qwen/Qwen3-0.6B` or `Qwen/Qwen3-0.6B@REVISION`.
+"""Repositories by their names on huggingface.co, such as `Qwen/Qwen3-0.6B` or `Qwen/Qwen3-0.6B@REVISION`.
 
 The library `huggingface_hub` (pip install 'minilora[hub]') downloads, and keeps its cache, tokens (HF_TOKEN), mirror
-(HF_ENDPOINT) and offline switch (HF_HUB_OFFLINE). Only safetensors and the texts of config and tokenizer are
-downloaded: nothing is ever unpickled.
+(HF_ENDPOINT) and offline switch (HF_HUB_OFFLINE). Of a model, only safetensors and the texts of config and tokenizer
+are downloaded: nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..files.disk import ModelFileError
@@ -29,10 +30,20 @@ def is_repository(name: str | Path) -> bool:
 
 
 def download(name: str) -> Path:
-    """The folder of a repository's files in the library's cache, downloaded if missing.
+    """The folder of a model's files, as `snapshot`. Raises ModelFileError also for a model without safetensors."""
+    folder = snapshot(name, FILES)
+    if not any(folder.glob("*.safetensors")):
+        raise ModelFileError(f"{name}: holds no safetensors, and nothing else is loaded: choose a converted model")
+    return folder
 
-    Its own name is the revision. Raises ModelFileError in one line: without the library, without a network, for an
-    unknown name or revision, for a model whose terms were not accepted, and if the disk is full.
+
+def snapshot(name: str, files: Sequence[str], kind: str = "model") -> Path:
+    """The folder of a repository's files in the library's cache, downloaded if missing. Its own name is the revision.
+
+    files: which files, as names or patterns. kind: "model" or "dataset".
+
+    Raises ModelFileError in one line: without the library, without a network, for an unknown name or revision, for a
+    repository whose terms were not accepted, and if the disk is full.
     """
     try:
         from huggingface_hub import errors, snapshot_download
@@ -44,13 +55,18 @@ def download(name: str) -> Path:
     where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         found = snapshot_download(
-            repository, revision=revision or None, allow_patterns=list(FILES), endpoint=os.environ.get("HF_ENDPOINT")
+            repository,
+            repo_type=kind,
+            revision=revision or None,
+            allow_patterns=list(files),
+            endpoint=os.environ.get("HF_ENDPOINT"),
         )
     except errors.GatedRepoError as error:
-        raise ModelFileError(f"{name}: accept its terms at {where}/{repository}, then: hf auth login") from error
+        page = f"{where}/datasets/{repository}" if kind == "dataset" else f"{where}/{repository}"
+        raise ModelFileError(f"{name}: accept its terms at {page}, then: hf auth login") from error
     except errors.RepositoryNotFoundError as error:
         raise ModelFileError(
-            f"{name}: no such path here, no such model at {where}, or a private one: hf auth login"
+            f"{name}: no such path here, no such {kind} at {where}, or a private one: hf auth login"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelFileError(f"{name}: {repository} has no revision {revision!r}") from error
@@ -58,13 +74,10 @@ def download(name: str) -> Path:
         raise ModelFileError(
             f"{name}: no such path here, not in the cache, and {where} cannot be reached: check the network"
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:  # a full disk, a broken connection, a name that is none
+    except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # a full disk, a broken connection
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelFileError(f"{name}: cannot be downloaded from {where}: {why}") from error
-    folder = Path(found)
-    if not any(folder.glob("*.safetensors")):
-        raise ModelFileError(f"{name}: holds no safetensors, and nothing else is loaded: choose a converted model")
-    return folder
+    return Path(found)
 
 
 def revision_of(name: str | Path, folder: Path) -> str | None:

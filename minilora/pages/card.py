@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.records import BUILT_IN
+from ..data.repository import is_dataset
 from ..files.disk import replacing
 from ..models.hub import SOURCES, known_as
 from ..version import __version__
@@ -70,7 +71,7 @@ def _values(metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
         "known": known,
         "source": source,
         "base_name": source.hub.rpartition("/")[2] if source else _file_name(base).removesuffix(".gguf"),
-        "data_name": _file_name(options["data"]),
+        "data_name": options["data"] if is_dataset(options["data"]) else _file_name(options["data"]),
         "context": _file_name(options["context"]) if options.get("context") else None,
         "built_in": options["data"] in BUILT_IN,
         "trained": metrics["trainable_parameters"],

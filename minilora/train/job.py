@@ -17,7 +17,8 @@ import numpy as np
 
 from ..data.fields import stored_tasks
 from ..data.labels import LabelTask
-from ..data.records import BUILT_IN, sha256_of_data
+from ..data.records import BUILT_IN, revision_of_data, sha256_of_data
+from ..data.repository import is_dataset
 from ..files.disk import remove_folder, replacing, write_json
 from ..generate.conversation import TOY
 from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
@@ -164,15 +165,17 @@ class Job:
             known |= material.task.entry()
         known |= {"context_template": material.template, "context": options.context}
         for key, source in (("path", options.data), ("context_path", options.context)):
-            if source is not None and source not in BUILT_IN:
+            if source is not None and source not in BUILT_IN and not is_dataset(source):
                 known[key] = path_from(options.folder, source)
         trained = self.model.adapters.get(ADAPTER, self.model)
         trained.data = {  # for its folder's minilora.json
             "name": options.data,
             "sha256": sha256_of_data(options.data),
+            "revision": revision_of_data(options.data),
             "records": len(material.train),
-            **{name: text for name, text in known.items() if text is not None},
+            **known,
         }
+        trained.data = {name: value for name, value in trained.data.items() if value is not None}
         parameters = self.model.trainable_parameters()
         scale = None if options.lora_plus is None else lora_plus(parameters, options.lora_plus)
         return Trainer(

@@ -11,13 +11,14 @@ from typing import Any
 
 from .. import toml
 from ..data.formats import check_field, with_label
+from ..data.repository import is_dataset
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
 from ..nn.parts import OPENING
 from ..options import BASE, BF16, PACKED, RECOMPUTE, check, flag_fields, option, without_conflicts
 from .run_folder import OPTIONS_FILE, RunFolder
 
-_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".gguf")
+_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gguf")
 FIELD = "columns of the data that have other names: question=q answer=a reads q and a"
 LABEL = "the column with the label of each text (default: one called label, intent or category, next to a text)"
 SCHEMA = "JSON Schema of the column fields (default: NAME.schema.json next to the data, or that of the adapters)"
@@ -36,8 +37,8 @@ class Options:
     base: str = option("smollm2", BASE, path=True)
     data: str = option(
         "legal",
-        "legal, medical, support, finance, or one of these with -labels, -fields or -pairs; a .jsonl, .json, .csv or "
-        ".txt file; a folder of train, valid, test",
+        "legal, medical, support, finance, or one of these with -labels, -fields or -pairs; a .jsonl, .json, .csv, "
+        ".parquet or .txt file; a folder of train, valid, test; a name on huggingface.co, org/set or org/set:train",
         path=True,
     )
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows=("data",))
@@ -274,7 +275,12 @@ class Options:
 
 
 def _name_of(source: str) -> str:
-    """A word for a data set or a base: the last part of its path, without the ending of a file."""
+    """A word for a data set or a base: the last part of its path, without the ending of a file; on huggingface.co its
+    name and its split.
+    """
+    if is_dataset(source):
+        name, _, split = source.partition(":")
+        return "-".join([name.partition("@")[0].partition("/")[2], *filter(None, split.split("/"))])
     path = Path(source)
     name = path.name or path.resolve().name  # of "."
     return Path(name).stem if path.suffix.lower() in _FORMATS else name

@@ -315,7 +315,7 @@ def test_a_broken_file_is_answered_with_the_place(tmp_path, name, content, reaso
 
 FOREIGN = [  # the first bytes, the message
     (gzip.compress(b'{"q": "x", "a": "y"}'), "compressed with gzip: decompress it first"),
-    (b"PAR1\x15\x04", "a Parquet file: write it as JSONL first"),
+    (b"PAR1\x15\x04", "a Parquet file"),
     (b"PK\x03\x04\x14\x00", "a zip archive or a spreadsheet: unpack it, or save the sheet as CSV"),
     (b"BZh91AY", "compressed with bzip2"),
     (b"%PDF-1.7", "a PDF: save its text as .txt first"),
@@ -365,7 +365,7 @@ def test_a_folder_without_train_is_answered_with_what_is_there(tmp_path):
     for name in ("a.csv", "test.jsonl", "train.jsonl.gz", ".hidden"):
         (tmp_path / name).write_text("")
     line = message_of(tmp_path)
-    assert line.startswith(f"{tmp_path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .txt)")
+    assert line.startswith(f"{tmp_path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .parquet, .txt)")
     assert line.endswith("there are a.csv, test.jsonl, train.jsonl.gz")
 
 

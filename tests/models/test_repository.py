@@ -1,15 +1,12 @@
 """Models by their names on a hub, here a server on the loopback: what is downloaded, and each error in one line."""
 
-import hashlib
 import json
-import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from loopback_hub import environment, serving
 from modelfiles import CONFIG, new_tokenizer
 
 from minilora.models.folder import save_folder
@@ -50,52 +47,17 @@ def hub(tmp_path):
     pickled = {"config.json": b"{}", "pytorch_model.bin": b"a pickle"}
     models = {"org/good": {path.name: path.read_bytes() for path in folder.iterdir()}, "org/pickled": pickled}
 
-    class Hub(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def answer(self, status, content=b"", **headers):
-            self.send_response(status)
-            for key, value in {"Content-Length": str(len(content)), "X-Repo-Commit": SHA, **headers}.items():
-                self.send_header(key.replace("_", "-"), value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def do_GET(self):
-            path = self.path.partition("?")[0].removeprefix("/api/models").strip("/")
-            name = "/".join(path.split("/")[:2])
-            if name == "org/gated":
-                return self.answer(403, X_Error_Code="GatedRepo", X_Error_Message="gated")
-            if name not in models:
-                return self.answer(401, X_Error_Code="RepoNotFound")
-            files = models[name]
-            if "/resolve/" in path:
-                content = files[path.split("/", 4)[4]]
-                return self.answer(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"')
-            if "/revision/" in path and path.split("/revision/")[1] not in ("main", SHA):
-                return self.answer(404, X_Error_Code="RevisionNotFound")
-            if "/tree/" in path:
-                kind, oid = {"type": "file"}, "0" * 40
-                tree = [kind | {"path": file, "size": len(content), "oid": oid} for file, content in files.items()]
-                return self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")
-            about = {"id": name, "sha": SHA, "siblings": [{"rfilename": file} for file in files]}
-            return self.answer(200, json.dumps(about).encode(), Content_Type="application/json")
-
-        do_HEAD = do_GET
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving({"models": models}, SHA) as address:
+        yield address
 
 
 def ask(endpoint, home, *names):
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "cache"), "HF_HUB_DISABLE_XET": "1"}
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *names], capture_output=True, text=True, cwd=home, env=kept | settings
+        [sys.executable, "-c", SCRIPT, *names],
+        capture_output=True,
+        text=True,
+        cwd=home,
+        env=environment(endpoint, home),
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from jobs import asked, material_of, options, same, trained, trainer
 from modelfiles import CONFIG, TERMS
 
 import minilora as ml
+from minilora.commands.eval import data_of
 from minilora.commands.report import page
+from minilora.data import records as reading
 from minilora.data.splits import RULE
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
 from minilora.lora.config import LoraConfig
@@ -256,3 +259,16 @@ def test_losses_before_are_the_bases_and_losses_after_the_adapters(talk):
         assert talk[1]["loss"][name] == pytest.approx([before[name], mean_loss(model, samples)], rel=1e-6)
         assert before[name] != pytest.approx(mean_loss(model, samples), rel=1e-3)
     assert talk[1]["validation_loss"][-1][1] == pytest.approx(mean_loss(model, material.validation), rel=1e-6)
+
+
+def test_a_data_set_on_the_hub_is_recorded_with_its_revision_and_found_again(home, tmp_path, monkeypatch):
+    chosen = options(home, None, steps=1, keep="last")
+    monkeypatch.chdir(tmp_path)
+    files = {Path(chosen.data): None}
+    monkeypatch.setattr(reading, "fetched", lambda source: ("c" * 40, files))
+    named = replace(chosen, data="org/set:main/train", out=None, eval_records=1)
+    finetune(named, measure=False)
+    assert named.folder.name.startswith("set-main-train")
+    data = read_provenance(named.folder)["data"]
+    assert (data["name"], data["revision"], "path" in data) == ("org/set:main/train", "c" * 40, False)
+    assert data_of(named.folder) == "org/set:main/train"
