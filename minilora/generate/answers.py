@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, overload
 
 from ..models.tokenizer import Message, Tokenizer
+from ..nn.cache import rows_at_once
 from ..nn.language_model import LanguageModel
 from ..progress import progress
 from .schema import Guide
@@ -78,14 +79,16 @@ def generate_batch(
     If all conversations begin with the same `SHARED` tokens or more, such as examples, these are computed once.
 
     max_new_tokens, temperature, seed: as for `generate`, of each answer.
-    batch_size: how many are generated at a time.
+    batch_size: how many are generated at a time, at most; fewer if their KV cache would be too large.
     guides: for each conversation, what decides which tokens may come next.
 
     Raises ValueError as `generate` does.
     """
     prompts = [tokenizer.encode_chat(talk, answer_next=True)[:-1] for talk in conversations]
     same = same_beginning(prompts) if len(prompts) > 1 else 0
-    streams = Streams(model, tokenizer, batch_size, mixed=False, prefix=prompts[0][:same] if same >= SHARED else ())
+    room = max(map(len, prompts), default=0) + max_new_tokens
+    slots = min(batch_size, rows_at_once(model.new_cache(1, room)))
+    streams = Streams(model, tokenizer, slots, mixed=False, prefix=prompts[0][:same] if same >= SHARED else ())
     answers = [
         streams.add(talk, None, max_new_tokens, temperature, seed=seed, guide=guide)
         for talk, guide in zip(conversations, guides or [None] * len(conversations), strict=True)

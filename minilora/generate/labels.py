@@ -26,13 +26,12 @@ from ..engine.tensor import Tensor, no_grad
 from ..lora.adapters import Choice
 from ..lora.mixed import mixed_batch
 from ..models.tokenizer import Message, Tokenizer
-from ..nn.cache import KVCache
+from ..nn.cache import KVCache, rows_at_once
 from ..nn.language_model import LanguageModel
 from ..progress import progress
 from .streams import same_beginning
 
-RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one,
-CACHE_BYTES = 2**28  # in a KV cache of so many bytes
+RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one
 
 Compute = Callable[[Sequence[Sequence[int]], KVCache, bool], np.ndarray]
 
@@ -79,9 +78,8 @@ def label_logprobs(
     room = max(len(one.prompt) + max(map(len, one.answers)) for one in asked)
     if room > (limit := model.config.max_position_embeddings):
         raise ValueError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
-    row = model.new_cache(1, room)
     threads = cores() if not mixed and array_module(model.head_weight.data) is np else 1
-    most = max(1, CACHE_BYTES // (threads * sum(array.nbytes for array in (*row.keys, *row.values))))
+    most = max(1, rows_at_once(model.new_cache(1, room)) // threads)
     order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
     found, total = np.empty((len(asked), len(labels))), len(asked) if len(asked) > 1 else 0  # a single one has no bar
     with no_grad(), _computing(model, mixed, choice) as compute, progress("labels", total, "record") as bar:

@@ -9,6 +9,12 @@ import numpy as np
 from ..engine.backend import Array, array_module
 
 STEP = 64  # the capacity grows in multiples of so many tokens
+BYTES_AT_ONCE = 2**29  # of the cache of a batch whose size we choose, at most
+
+
+def rows_at_once(row: KVCache) -> int:
+    """How many rows such as this one, of a batch whose size we choose, are computed at a time."""
+    return max(1, BYTES_AT_ONCE // sum(array.nbytes for array in row._arrays()))
 
 
 class KVCache:

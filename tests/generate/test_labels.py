@@ -9,6 +9,7 @@ from minilora.engine.fused import NOT_SCORED
 from minilora.generate import labels as scoring
 from minilora.generate.fields import task_of_adapters as label_task
 from minilora.generate.labels import label_logprobs, label_probabilities
+from minilora.nn import cache
 
 LABELS = ["bill", "billing", "a label of several words", "x"]
 ASK = [{"role": "user", "content": "Which label fits the message?\n\nMessage: where is it"}]
@@ -56,7 +57,7 @@ def test_some_padding_may_be_longer_than_the_shared_beginning_and_some_shorter(t
 
 def test_little_memory_gives_the_same(talker, tokenizer, monkeypatch):
     usual = label_logprobs(talker, tokenizer, TALKS, LABELS)
-    monkeypatch.setattr(scoring, "CACHE_BYTES", 1)
+    monkeypatch.setattr(cache, "BYTES_AT_ONCE", 1)
     np.testing.assert_allclose(label_logprobs(talker, tokenizer, TALKS, LABELS), usual, rtol=1e-4)
 
 
