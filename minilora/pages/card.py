@@ -13,12 +13,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..data.labels import TEXT
+from ..data.passages import PASSAGE, QUESTION
 from ..data.records import BUILT_IN
 from ..data.repository import is_dataset
 from ..files.disk import replacing
+from ..lora.provenance import read_provenance
 from ..models.hub import SOURCES, known_as
 from ..version import __version__
 from . import text
+from .labels import shown
 
 CARD_FILE = "README.md"
 HELD_OUT = {
@@ -34,6 +38,10 @@ USES = {
     "unseen": "testing: not in the training data",
     "general": "testing: general text, to measure forgetting",
 }
+_SHARES = {
+    "labels": (("accuracy", "accuracy, %"), ("macro_f1", "macro-F1, %")),
+    "fields": (("fields_right", "fields right, %"), ("objects_right", "whole objects right, %")),
+}
 _SHAPE = ("r", "lora_alpha", "target_modules")
 _ALWAYS = (*_SHAPE, "lr", "batch_size", "max_length", "seed")  # shown even if they are defaults
 _NEVER = ("base", "data", "method", "out", "steps", "epochs", "device", "overwrite", "resume", "eval_records")
@@ -47,7 +55,8 @@ def write_card(folder: str | Path, metrics: Mapping[str, Any], defaults: Mapping
     defaults: of the options. Options that have their default are left out of the card.
     """
     path = Path(folder) / CARD_FILE
-    page = _template().render(**_values(metrics, defaults), repeats=(Path(folder) / "run.toml").is_file())
+    values = _values(metrics, defaults) | _asked(read_provenance(path.parent).get("data", {}))
+    page = _template().render(**values, repeats=(path.parent / "run.toml").is_file())
     with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path
@@ -85,7 +94,22 @@ def _values(metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
         "settings": _settings(options, defaults),
         "sets": HELD_OUT | {"general": "general text"},
         "uses": USES,
+        "tasks": [_compared(metrics[name], *shares) for name, shares in _SHARES.items() if metrics.get(name)],
     }
+
+
+def _asked(data: Mapping[str, Any]) -> dict[str, Any]:
+    """How the training data asked: the template of their prompts and its places, and their system prompt."""
+    template = data.get("template") or data.get("context_template")
+    places = [place for place in (TEXT, PASSAGE, QUESTION) if template and place in template]
+    return {"template": template, "places": places, "system": data.get("system")}
+
+
+def _compared(report: Mapping[str, Any], *shares: tuple[str, str]) -> tuple[list[str], list[list[str]]]:
+    """The heads and rows of a table of contenders, from a report of labels or fields."""
+    rows = [row for row in report["rows"] if "missing" not in row]
+    heads = [text.counted(report["records"], "text"), *(head for _, head in shares)]
+    return heads, [[row["name"], *(shown(row[share]) for share, _ in shares)] for row in rows]
 
 
 def _head(options: Mapping[str, Any], source: Any) -> dict[str, Any]:

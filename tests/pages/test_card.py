@@ -113,6 +113,44 @@ def test_what_newer_metrics_and_a_run_file_say_is_told(tmp_path):
     assert "recall" not in card_of(tmp_path, keyword_recall={})
 
 
+@pytest.mark.parametrize(
+    ("data", "asked"),
+    [
+        ({}, [{"role": "user", "content": "..."}]),
+        (
+            {"template": 'Which "label", a {b}?\n\n{text}', "system": "Be brief."},
+            [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": 'Which "label", a {b}?\n\n...'},
+            ],
+        ),
+        ({"context_template": "{passage}: {question}!"}, [{"role": "user", "content": "...: ...!"}]),
+    ],
+)
+def test_the_prompt_is_the_one_of_the_training_data(data, asked, tmp_path):
+    (tmp_path / "minilora.json").write_text(json.dumps({"format": 1, "data": data}))
+    (code,) = blocks(card_of(tmp_path), "python")
+    (lines,) = re.findall(r"^((?:prompt|messages).*^)inputs", code, re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(lines, names)
+    assert names["messages"] == asked
+
+
+def test_a_task_is_compared_with_the_other_contenders(tmp_path):
+    share = {"value": 0.805, "low": 0.7, "high": 0.9}
+    rows = [
+        {"name": "base, 8-shot", "accuracy": share, "macro_f1": share | {"value": 0.25}},
+        {"name": "TF-IDF", "missing": "not installed"},
+    ]
+    text = card_of(tmp_path, labels={"records": 312, "rows": rows})
+    assert (
+        "| 312 texts | accuracy, % | macro-F1, % |\n|---|--:|--:|\n| base, 8-shot | 80.5 [70.0, 90.0] | 25.0 [" in text
+    )
+    assert "TF-IDF" not in text
+    rows = [{"name": "LoRA", "fields_right": share, "objects_right": share | {"value": 0.12}}]
+    assert "| LoRA | 80.5 [70.0, 90.0] | 12.0 [" in card_of(tmp_path, fields={"records": 1, "rows": rows})
+
+
 def test_every_set_of_questions_is_named_in_words(tmp_path):
     sets = {name: [3.0, 1.5] for name in TESTS}
     card = card_of(tmp_path, loss=sets, keyword_recall=sets, records={"train": 9} | dict.fromkeys(TESTS, 4))
