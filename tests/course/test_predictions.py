@@ -192,14 +192,13 @@ def calls(source, name):
     return [(n.args[0].value if isinstance(n.args[0], ast.Constant) else None, n) for n in found]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_a_lesson_asks_below_a_question_for_numbers_that_it_measures_later(path):
-    text = path.read_text("utf-8")
-    asked, claimed = calls(text, "predict"), dict(calls(text, "claim"))
-    assert 1 <= len(asked) <= 4 and len({name for name, _ in asked}) == len(asked)
-    for name, call in asked:
-        assert len(call.args) == 1 and claimed[name].lineno > call.lineno
-    cells = re.split(r"(?m)^# %%", text)
-    for before, cell in pairwise(cells):
-        if "\npredict(" in cell:
-            assert "**Predict.**" in before and set(re.findall(r"(?m)^\w+", cell)) == {"predict"}
+def test_a_lesson_asks_below_a_question_for_numbers_that_it_measures_later():
+    for path in SOURCES:
+        text = path.read_text("utf-8")
+        asked, claimed = calls(text, "predict"), dict(calls(text, "claim"))
+        assert 1 <= len(asked) <= 4 and len({name for name, _ in asked}) == len(asked), path.name
+        for name, call in asked:
+            assert len(call.args) == 1 and claimed[name].lineno > call.lineno, path.name
+        for before, cell in pairwise(re.split(r"(?m)^# %%", text)):
+            if "\npredict(" in cell:
+                assert "**Predict.**" in before and set(re.findall(r"(?m)^\w+", cell)) == {"predict"}, path.name

@@ -2,17 +2,14 @@
 
 import ast
 import re
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from lessonfiles import BUILT, KEPT, LESSONS
 
-from minilora.course.plan import LESSONS as PLAN
-
 PAGES = [*sorted(LESSONS.glob("*.md")), LESSONS / "src" / "TEMPLATE.md"]
-
-each_lesson = pytest.mark.parametrize("name", KEPT)
-each_notebook = pytest.mark.parametrize("name", sorted(BUILT))
 
 NUMBER = re.compile(r"(?<![\w.,-])\d[\d,_]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w]|\.\d|-bit)")
 ANY_NUMBER = re.compile(r"(?<![A-Za-z_])\d[\d,_]*(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -72,14 +69,13 @@ def without_origin(notebook):
     return found
 
 
-@each_lesson
-def test_every_number_in_the_text_is_computed_in_code_or_cited(name):
-    assert without_origin(BUILT[name]) == []
+def test_every_number_in_the_text_is_computed_in_code_or_cited():
+    found = {name: without_origin(BUILT[name]) for name in KEPT}
+    assert {name: numbers for name, numbers in found.items() if numbers} == {}
 
 
-@each_lesson
-def test_every_number_under_sources_has_its_citation(name):
-    for text in SOURCES.findall(words(BUILT[name])):
+def test_every_number_under_sources_has_its_citation():
+    for text in (text for name in KEPT for text in SOURCES.findall(words(BUILT[name]))):
         entries = [entry for entry in re.split(r"^[-*] ", text, flags=re.MULTILINE)[1:] if NUMBER.search(entry)]
         assert [entry for entry in entries if "](" not in entry] == []
 
@@ -115,6 +111,7 @@ def test_the_reader_of_numbers_finds_what_has_no_origin(text, found):
 # -- links -------------------------------------------------------------------------------------------------------------
 
 
+@cache
 def defined(path):
     """The names that a Python file defines at any depth, with their lines."""
     names = {}
@@ -148,16 +145,10 @@ def dead_links(text, folder):
     return dead
 
 
-@each_notebook
-def test_no_link_of_a_notebook_is_dead(name):
-    planned = {f"{lesson.name}.ipynb" for lesson in PLAN.values()}  # lessons that are still to be written
-    dead = dead_links(words(BUILT[name]), (LESSONS / name).parent)
-    assert [link for link in dead if Path(link).name not in planned] == []
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page.exists()], ids=lambda page: page.name)
-def test_no_link_of_a_page_is_dead(page):
-    assert dead_links(page.read_text("utf-8"), page.parent) == []
+def test_no_link_of_a_notebook_or_page_is_dead():
+    texts = {LESSONS / name: words(notebook) for name, notebook in BUILT.items()}
+    texts |= {page: page.read_text("utf-8") for page in PAGES}
+    assert [(path.name, link) for path, text in texts.items() for link in dead_links(text, path.parent)] == []
 
 
 @pytest.mark.parametrize(
@@ -178,10 +169,10 @@ def test_the_reader_of_links_finds_the_dead_ones(link, dead):
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-@each_lesson
-def test_every_picture_has_a_text_and_a_sentence_how_to_read_it(name):
-    cells = BUILT[name]["cells"]
-    for cell, below in zip(cells, [*cells[1:], None], strict=True):
+def test_every_picture_has_a_text_and_a_sentence_how_to_read_it():
+    for cell, below in pairwise(cell for name in KEPT for cell in (*BUILT[name]["cells"], None)):
+        if cell is None:
+            continue
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 assert len(output["metadata"]["image/png"]["alt"].split()) >= 4, "show(figure, alt=...) draws it"

@@ -6,6 +6,7 @@ import pkgutil
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -305,14 +306,14 @@ ROWS = {
     ),
 }  # fmt: skip
 
-each_case = pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        pytest.param(name, make, id=f"{name}-{i}")
-        for name, row in ROWS.items()
-        for i, make in enumerate([EXAMPLES[name], *row.cases])
-    ],
-)
+each_operation = pytest.mark.parametrize("name", ROWS)
+
+
+def cases(name, rng):
+    """The arrays and settings of an operation's cases, its example first; a case that fails tells its number."""
+    for number, make in enumerate([EXAMPLES[name], *ROWS[name].cases]):
+        print(f"case {number} of {name}")
+        yield make(rng)
 
 
 def test_every_operation_has_a_row_and_an_example_and_every_fused_one_a_composition():
@@ -339,54 +340,55 @@ def assert_all_close(found, expected, **tolerance):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
-@each_case
-def test_values_and_gradients_are_right(name, make, rng):
+@each_operation
+def test_values_and_gradients_are_right(name, rng):
     operation, row = OPS[name], ROWS[name]
     for _ in range(2):
-        arrays, settings = make(rng)
-        value = operation(*arrays, **settings).data
-        assert isinstance(value, np.ndarray)
-        np.testing.assert_allclose(value, row.expected(*arrays, **settings), rtol=1e-11, atol=1e-12)
-        if row.composed:
-            g = rng.standard_normal(value.shape)
-            found, expected = (gradients(f, arrays, settings, g) for f in (operation, row.composed))
-            assert_all_close(found, expected, rtol=1e-9, atol=1e-12)
-    gradcheck(lambda *inputs: operation(*inputs, **settings), *arrays, tolerance=1e-6)
+        for arrays, settings in cases(name, rng):
+            value = operation(*arrays, **settings).data
+            assert isinstance(value, np.ndarray)
+            np.testing.assert_allclose(value, row.expected(*arrays, **settings), rtol=1e-11, atol=1e-12)
+            if row.composed:
+                g = rng.standard_normal(value.shape)
+                found, expected = (gradients(f, arrays, settings, g) for f in (operation, row.composed))
+                assert_all_close(found, expected, rtol=1e-9, atol=1e-12)
+    for arrays, settings in cases(name, rng):
+        gradcheck(partial(operation, **settings), *arrays, tolerance=1e-6)
 
 
-@each_case
-def test_inputs_and_g_stay_as_they_are_and_float32_stays_float32(name, make, rng):
-    arrays, settings = make(rng)
-    for array in arrays:
-        array.setflags(write=False)
-    value, *vjps = OPS[name].forward(*arrays, **settings)
-    g = rng.standard_normal(np.shape(value))
-    g.setflags(write=False)
-    for array, vjp in zip(arrays, vjps, strict=False):
-        assert vjp(g).shape == array.shape
-    singles = [array.astype(np.float32) for array in arrays]
-    settings = {k: v.astype(np.float32) if k in ("cos", "sin") else v for k, v in settings.items()}
-    single = OPS[name](*singles, **settings).data
-    np.testing.assert_allclose(single, value, rtol=1e-3, atol=1e-4)
-    assert {x.dtype for x in (single, *gradients(OPS[name], singles, settings, np.ones_like(single)))} == {single.dtype}
-    assert single.dtype == np.float32
+@each_operation
+def test_inputs_and_g_stay_as_they_are_and_float32_stays_float32(name, rng):
+    for arrays, settings in cases(name, rng):
+        for array in arrays:
+            array.setflags(write=False)
+        value, *vjps = OPS[name].forward(*arrays, **settings)
+        g = rng.standard_normal(np.shape(value))
+        g.setflags(write=False)
+        for array, vjp in zip(arrays, vjps, strict=False):
+            assert vjp(g).shape == array.shape
+        singles = [array.astype(np.float32) for array in arrays]
+        settings = {k: v.astype(np.float32) if k in ("cos", "sin") else v for k, v in settings.items()}
+        single = OPS[name](*singles, **settings).data
+        np.testing.assert_allclose(single, value, rtol=1e-3, atol=1e-4)
+        found = gradients(OPS[name], singles, settings, np.ones_like(single))
+        assert {x.dtype for x in (single, *found)} == {single.dtype} and single.dtype == np.float32
 
 
-@each_case
-def test_neither_memory_layout_nor_freezing_other_inputs_changes_a_gradient(name, make, rng):
-    arrays, settings = make(rng)
-    shape = np.shape(ROWS[name].expected(*arrays, **settings))
-    together = gradients(OPS[name], arrays, settings, np.full(shape, 0.7))
-    strided = [np.array(array, order="F") for array in arrays]
-    stretched = gradients(OPS[name], strided, settings, np.broadcast_to(0.7, shape))  # as the gradient of sum
-    assert_all_close(together, stretched, rtol=1e-12, atol=1e-12)
-    for i, one in enumerate(together):
-        alone = gradients(OPS[name], arrays, settings, np.full(shape, 0.7), trained=[i])
-        np.testing.assert_array_equal(alone[i], one)
-        assert [grad is None for grad in alone] == [j != i for j in range(len(arrays))]
+@each_operation
+def test_neither_memory_layout_nor_freezing_other_inputs_changes_a_gradient(name, rng):
+    for arrays, settings in cases(name, rng):
+        shape = np.shape(ROWS[name].expected(*arrays, **settings))
+        together = gradients(OPS[name], arrays, settings, np.full(shape, 0.7))
+        strided = [np.array(array, order="F") for array in arrays]
+        stretched = gradients(OPS[name], strided, settings, np.broadcast_to(0.7, shape))  # as the gradient of sum
+        assert_all_close(together, stretched, rtol=1e-12, atol=1e-12)
+        for i, one in enumerate(together):
+            alone = gradients(OPS[name], arrays, settings, np.full(shape, 0.7), trained=[i])
+            np.testing.assert_array_equal(alone[i], one)
+            assert [grad is None for grad in alone] == [j != i for j in range(len(arrays))]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@each_operation
 def test_an_operation_saves_exactly_the_arrays_its_gradients_need(no_gc, rng, name):
     for trained, kept in ROWS[name].keeps.items():
         arrays, settings = EXAMPLES[name](rng)
