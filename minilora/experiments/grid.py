@@ -19,7 +19,13 @@ TARGETS = {  # what papers call these modules -> their names
     "mlp": ["gate_proj", "up_proj", "down_proj"],
 }
 USUAL = {"base": "tiny", "strength": 1.0}  # defaults other than finetune's: an update is compared unscaled
-NOT_TRIED = ("out", "overwrite", "resume", "save_every")  # options of finetune that say where its results go
+NOT_TRIED = (
+    "out",
+    "overwrite",
+    "resume",
+    "save_every",
+    "report_to",
+)  # options of finetune that say where its results go
 FOUND = {item.name: item for item in flag_fields(Options) if item.name not in NOT_TRIED}
 MOST = 1000  # trials that are made without being asked for by number
 

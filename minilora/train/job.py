@@ -50,6 +50,7 @@ from .loop import Trainer, TrainingError
 from .material import Material, evaluate, prepare
 from .metrics import base_bytes, memory_of, metrics_of
 from .options import Options
+from .reporting import check_service, reporter_to
 from .run_folder import (
     CHECKPOINT,
     FIELDS_PICTURE,
@@ -210,6 +211,8 @@ class Job:
 
 def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job:
     """Load the base and the data, and refuse what does not fit, before anything is computed."""
+    if options.report_to is not None:
+        check_service(options.report_to)
     if ranks.size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
     model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options.bf16))
@@ -262,6 +265,7 @@ def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) ->
     """Train, from the start or from the checkpoint, and save the result; also where training breaks off."""
     options, epoch = job.options, math.ceil(len(job.material.train) / job.options.records_per_step)
     files = {} if place is None else _files(job, trainer, state, place)
+    finish_report = files.pop("finish_report", lambda: None)
     if options.keep == "last":
         files.pop("save_best", None)
     try:
@@ -282,11 +286,13 @@ def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) ->
         if place is not None:
             _save_good_weights(job, trainer, place.partial)
         raise
+    finally:
+        finish_report()
     _save_result(job, trainer, state, place)
 
 
-def _files(job: Job, trainer: Trainer, state: State, place: RunFolder) -> dict[str, Callable[[], object]]:
-    """Begin or restore the files of a run, and return the functions by which `learn` adds to them."""
+def _files(job: Job, trainer: Trainer, state: State, place: RunFolder) -> dict[str, Callable[..., object]]:
+    """Begin or restore the files of a run, and return the functions by which `learn` adds to them, and the last one."""
     partial, on_cpu = place.partial, job.options.device == "cpu"
     if job.options.resume:
         checkpoint.restore(partial, state, trainer, ADAPTER)
@@ -294,9 +300,19 @@ def _files(job: Job, trainer: Trainer, state: State, place: RunFolder) -> dict[s
         with replacing(partial / OPTIONS_FILE) as file:
             file.write_text(job.options.text(), encoding="utf-8")
     place.began = True
-    rows = Log(partial / LOG_FILE, state.history)
+    rows, options, report = Log(partial / LOG_FILE, state.history), job.options, None
+    if options.report_to is not None:
+        config = _in_effect(job.model, options)
+        report = reporter_to(options.report_to, partial, options.folder.name, config, trainer.done)
+
+    def each_step(values: dict[str, float]) -> None:
+        rows.row(peak_memory() if on_cpu else None)
+        if report is not None:
+            report.log(values, step=trainer.done)
+
     return {
-        "each_step": lambda: rows.row(peak_memory() if on_cpu else None),
+        "each_step": each_step,
+        "finish_report": report.finish if report is not None else lambda: None,
         "save": lambda: checkpoint.save(partial, state, trainer, job.save, ADAPTER),
         "save_best": lambda: checkpoint.save_best(partial, trainer),
     }

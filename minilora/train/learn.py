@@ -28,7 +28,7 @@ def learn(
     eval_every: int,
     save_every: float,
     patience: int | None,
-    each_step: Callable[[], object] = lambda: None,
+    each_step: Callable[[dict[str, float]], object] = lambda values: None,
     save: Callable[[], object] = lambda: None,
     save_best: Callable[[], object] = lambda: None,
 ) -> None:
@@ -38,7 +38,7 @@ def learn(
     scale: the adapter scale of these measurements, the one with which the adapter will be saved.
     eval_every, save_every: numbers of steps. Every rank has the same; the first rank decides when to stop.
     patience: None never stops early.
-    each_step: called after each step.
+    each_step: called after each step, and its validation if there was one, with `values_of` the step.
     save: writes a checkpoint: every `save_every` steps, and on Ctrl-C.
     save_best: called when the last validation loss is the lowest.
 
@@ -56,13 +56,14 @@ def learn(
         while not stop:
             loss = trainer.step()
             bar.update(text=f"loss={loss:.3f}, tokens/s={history.tokens_per_second:.0f}")
-            each_step()
             with _named_errors(trainer.done):
                 if trainer.done % eval_every == 0 or trainer.done == trainer.steps:
                     with _scaled(trainer.model, scale):
                         validate(trainer, validation)
                     if history.best is not None and history.best == history.validation[-1]:
                         save_best()
+            each_step(values_of(trainer))
+            with _named_errors(trainer.done):
                 stop, interrupt = ranks.same((finished(), bool(interrupted)))
                 if interrupt or trainer.done % save_every == 0:
                     save()
@@ -82,6 +83,21 @@ def validate(trainer: Trainer, sets: Mapping[str, Sequence[Example]]) -> None:
         history.validation_sets.setdefault(name, []).append((trainer.done, loss))
     if losses:
         history.validation.append((trainer.done, sum(losses.values()) / len(losses)))
+
+
+def values_of(trainer: Trainer) -> dict[str, float]:
+    """The values of the last step, under the names of Hugging Face's Trainer: train/loss, train/grad_norm before
+    clipping, train/learning_rate, train/epoch; after a validation eval/loss, and eval/NAME_loss of each set.
+    """
+    history, step = trainer.history, trainer.done
+    values = {
+        "train/loss": history.losses[-1],
+        "train/grad_norm": history.norms[-1],
+        "train/learning_rate": history.rates[-1],
+        "train/epoch": step * trainer.records_per_step / len(trainer.samples),
+    }
+    sets = {"loss": history.validation} | {f"{name}_loss": each for name, each in history.validation_sets.items()}
+    return values | {f"eval/{name}": each[-1][1] for name, each in sets.items() if each and each[-1][0] == step}
 
 
 def _begin_together(trainer: Trainer) -> None:

@@ -16,13 +16,14 @@ from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
 from ..nn.parts import OPENING
 from ..options import BASE, BF16, PACKED, RECOMPUTE, check, flag_fields, option, without_conflicts
+from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
 _FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gguf")
 FIELD = "columns of the data that have other names: question=q answer=a reads q and a"
 LABEL = "the column with the label of each text (default: one called label, intent or category, next to a text)"
 SCHEMA = "JSON Schema of the column fields (default: NAME.schema.json next to the data, or that of the adapters)"
-_ANYHOW = ("out", "overwrite", "resume", "save_every")  # these do not change what is learned
+_ANYHOW = ("out", "overwrite", "resume", "save_every", "report_to")  # these do not change what is learned
 _LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
 _NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": None}}  # what a trained adapter has
 _TRAINING: dict[str, Any] = {"group": "training"}
@@ -163,6 +164,13 @@ class Options:
         "best",
         "which weights are the result: those with the best validation loss, or the last",
         choices=("best", "last"),
+        **_MEASURING,
+    )
+    report_to: str | None = option(
+        None,
+        "where the loss, gradient norm and learning rate of each step go as well: OUT/tensorboard, trackio or wandb; "
+        "they stay on this machine unless WANDB_MODE or TRACKIO_SPACE_ID is set",
+        choices=tuple(REPORTERS),
         **_MEASURING,
     )
 

@@ -15,6 +15,7 @@ from ..progress import log
 METRICS_FILE, PICTURE_FILE, OPTIONS_FILE, LOG_FILE = "metrics.json", "picture.png", "run.toml", "log.csv"
 LABELS_PICTURE = "picture-labels.png"
 FIELDS_PICTURE = "picture-fields.png"
+TENSORBOARD = "tensorboard"  # the folder of its files
 MODEL_FILE = "model.safetensors"
 LAST = "last"  # the folder for the last adapter, where another one was best
 CHECKPOINT, STATE_FILE = "checkpoint", "state.json"
@@ -22,7 +23,7 @@ CHECKPOINT, STATE_FILE = "checkpoint", "state.json"
 # What a finished run's folder may hold. A folder with anything else in it is not the run's to replace.
 FILES = (
     CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, "config.json", "tokenizer.json", "tokenizer_config.json", MODEL_FILE,
-    METRICS_FILE, "picture*.png", "picture*.svg", OPTIONS_FILE, LOG_FILE, "README.md", LAST,
+    METRICS_FILE, "picture*.png", "picture*.svg", OPTIONS_FILE, LOG_FILE, "README.md", LAST, TENSORBOARD,
 )  # fmt: skip
 
 
