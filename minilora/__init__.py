@@ -83,7 +83,7 @@ from .data.records import Record, read_records
 from .data.rows import DataError
 from .data.samples import encode_pairs, encode_record, encode_records, encode_text
 from .data.splits import split_records
-from .engine.gradcheck import GradientError, gradcheck
+from .engine.gradcheck import GradientError
 from .engine.tensor import Tensor, no_grad, op
 from .generate.answers import generate
 from .generate.streams import Streams
@@ -112,6 +112,7 @@ from .measure.preferences import preferences, with_reference
 from .measure.recall import answer_all, keyword_recall
 from .models.hub import pull
 from .models.load import load
+from .nn.gradcheck import gradcheck
 from .nn.layers import Linear
 from .nn.llama import Config, Llama
 from .nn.module import Module, Parameter, sha256_of

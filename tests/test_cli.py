@@ -174,14 +174,14 @@ def test_a_finished_job_writes_its_results_and_the_command_on_its_page_works(
 
 def break_at_the_third_step(monkeypatch, how):
     """how: is given the loss of that training step and returns another, or raises."""
-    steps, real = [], step._loss_and_grad
+    steps, real = [], step.add_gradients
 
     def loss_and_grad(*inputs):
         loss = real(*inputs)
         steps.append(loss)
         return how(loss) if len(steps) == 3 else loss
 
-    monkeypatch.setattr(step, "_loss_and_grad", loss_and_grad)
+    monkeypatch.setattr(step, "add_gradients", loss_and_grad)
 
 
 @pytest.mark.usefixtures("unmeasured")

@@ -18,6 +18,7 @@ from minilora.generate import answers as talk
 from minilora.lora.peft import load_adapter
 from minilora.models import load as zoo
 from minilora.models import with_adapters
+from minilora.nn import gradcheck
 from minilora.nn.module import sha256_of
 
 
@@ -209,3 +210,14 @@ def test_gradcheck_finds_a_wrong_gradient_and_names_the_operation(capsys, monkey
     monkeypatch.setattr(examples, "OPS", {"neg": lambda x: x * Tensor(x.data)})  # x², with half its gradient
     assert status("gradcheck") == 1
     assert complaint(capsys).startswith("neg: ")
+
+
+def test_gradcheck_of_a_model_checks_all_of_it_and_names_what_is_wrong(capsys, monkeypatch):
+    assert status("gradcheck", "--base", "tiny") == 0
+    line = capsys.readouterr().out
+    assert line.startswith("tiny: the gradients of 38 parameters with 1,049,728 elements agree")
+    assert float(line.split()[-1]) < 1e-6
+    real = gradcheck.loss_without_grad
+    monkeypatch.setattr(gradcheck, "loss_without_grad", lambda *a: 1.001 * real(*a))
+    assert status("gradcheck", "--base", "tiny") == 1
+    assert "gradient of model." in complaint(capsys)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import singledispatch
 
 import numpy as np
 
@@ -34,8 +35,11 @@ class GradcheckReport:
         return f"{self.name:<24} {self.elements:>6} derivatives, largest relative error {self.max_relative_error:.1e}"
 
 
+@singledispatch
 def gradcheck(f: F, *arrays: np.ndarray, eps: float = 1e-5, tolerance: float = 1e-6, seed: int = 0) -> GradcheckReport:
     """Check f's gradient with respect to every element of every array. Returns a GradcheckReport.
+
+    Of a model, `ml.gradcheck(model, samples)`, see nn/gradcheck.py.
 
     f: takes as many tensors as there are arrays, and returns a tensor of any shape.
     arrays: the inputs, of any float dtype; they are copied to float64.

@@ -44,7 +44,7 @@ def loss_and_grad(model: LanguageModel, input_ids: Array, labels: Array, packing
     Returns a scalar without a graph. Raises ValueError for a batch that the model cannot read, and RuntimeError if
     nothing is trainable, an adapter is merged, or inside `no_grad()`.
     """
-    return Tensor(_loss_and_grad(model, Batch(*model.check_batch(input_ids, labels, packing), packing)))
+    return Tensor(add_gradients(model, Batch(*model.check_batch(input_ids, labels, packing), packing)))
 
 
 def training_step(
@@ -71,7 +71,7 @@ def training_step(
     """
     optimizer.zero_grad()
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are reported below
-        loss = _loss_and_grad(model, batch, at_once) if batch or mean is None else 0.0
+        loss = add_gradients(model, batch, at_once) if batch or mean is None else 0.0
         if mean is not None:
             weight = batch.weight if isinstance(batch, Batch) else sum(sample.weight for sample in batch)
             loss = mean(optimizer.parameters, loss, weight)
@@ -117,7 +117,11 @@ def divided(model: LanguageModel, batch: Batch | Sequence[Example], threads: int
     return micro_batches(batch, threads or cores())
 
 
-def _loss_and_grad(model: LanguageModel, batch: Batch | Sequence[Example], at_once: int | None = None) -> Array:
+def add_gradients(model: LanguageModel, batch: Batch | Sequence[Example], at_once: int | None = None) -> Array:
+    """The loss of a batch, or of samples; the gradients of trainable parameters are added to `.grad`.
+
+    at_once: as for `training_step`.
+    """
     accumulated = [batch]
     if at_once is not None and not isinstance(batch, Batch):
         accumulated = [batch[i : i + at_once] for i in range(0, len(batch), at_once)]

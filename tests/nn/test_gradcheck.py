@@ -1,0 +1,92 @@
+"""The gradient check of a whole model finds a mistake of one per cent anywhere, and says where it is."""
+
+import re
+
+import numpy as np
+import pytest
+from smallmodels import SMALL, new_model, random_samples, shaken
+
+import minilora as ml
+from minilora.engine import tensor
+from minilora.nn.module import Module
+
+SAMPLES = random_samples(np.random.default_rng(0), (6, 5), SMALL.vocab_size)
+PLACES = [
+    f"model.layers.{i}.{name}" for i in (0, 1) for name in ("self_attn", "self_attn.q_proj", "mlp", "mlp.up_proj")
+]
+
+
+class Mistaken(Module):
+    """A module whose output is right and whose gradient is one per cent too large."""
+
+    def __init__(self, inner, slope):
+        self.inner, self.slope = inner, slope
+
+    def forward(self, *inputs):
+        return self.slope(self.inner(*inputs))
+
+
+@pytest.fixture
+def slope(monkeypatch):
+    monkeypatch.setattr(tensor, "OPS", {})
+
+    @tensor.op
+    def slope(x):
+        return x, lambda g: 1.01 * g
+
+    return slope
+
+
+def model_of(seed):
+    return new_model(SMALL, seed).requires_grad_()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_per_cent_in_one_place_is_found_and_located(seed, slope):
+    model = model_of(seed)
+    place = PLACES[seed % len(PLACES)]
+    wrong = Mistaken(model.get_submodule(place), slope)
+    model.set_submodule(place, wrong)
+    names = [name for name, _ in model.named_parameters()]
+    last = [name for name in names if name.startswith(f"{place}.inner")][-1]
+    with pytest.raises(ml.GradientError, match="relative error .*, tolerance 1e-06") as raised:
+        ml.gradcheck(model, SAMPLES, seed=seed)
+    assert str(raised.value).endswith(f"the last of them {last}")
+
+
+def test_the_named_element_is_wrong_by_as_much(slope):
+    model = model_of(0)
+    model.model.layers[1].mlp = Mistaken(model.model.layers[1].mlp, slope)
+    with pytest.raises(ml.GradientError) as raised:
+        ml.gradcheck(model, SAMPLES)
+    name, got, expected = re.match(
+        r"gradient of (\S+) at \(.*\): got (\S+), expected (\S+) \(", str(raised.value)
+    ).groups()
+    assert float(got) != pytest.approx(float(expected), rel=1e-3) and name in dict(model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"init_lora_weights": "pissa", "lora_dropout": 0.5}, {"target_modules": ["embed_tokens"]}]
+)
+def test_of_an_adapter_that_is_right_nothing_is_said_and_nothing_changes(settings):
+    model = new_model(SMALL)
+    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, **{"target_modules": "all-linear", **settings}), seed=0)
+    shaken(model)
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    report = ml.gradcheck(model, SAMPLES)
+    assert report.elements == sum(p.size for p in model.trainable_parameters().values())
+    assert 0 < report.max_relative_error < 1e-6
+    assert model.training and all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
+    assert all(p.grad is None for p in model.trainable_parameters().values())
+
+
+def test_gradients_from_before_do_not_count():
+    model = model_of(3)
+    for parameter in model.trainable_parameters().values():
+        parameter.grad = np.ones(parameter.shape, np.float32)
+    ml.gradcheck(model, SAMPLES)
+
+
+def test_nothing_trainable_is_an_error():
+    with pytest.raises(RuntimeError, match="nothing is trainable"):
+        ml.gradcheck(new_model(SMALL).requires_grad_(False), SAMPLES)
