@@ -55,6 +55,16 @@ def arrays(rng: np.random.Generator, sizes: Mapping[str, int], **axes: str) -> D
     return Draw(sizes, **{name: rng.standard_normal(shape) for name, shape in shapes.items()})
 
 
+def changed(draw: Drawing, change: Callable[[Draw], Mapping[str, Any]]) -> Drawing:
+    """The same draw, some of its arguments replaced: `changed(draw, lambda drawn: {"t": drawn["t"] - 1})`."""
+
+    def drawn(rng: np.random.Generator) -> Draw:
+        found = draw(rng)
+        return Draw(found.sizes, **{**found, **change(found)})
+
+    return drawn
+
+
 @dataclass(frozen=True)
 class Form:
     """One form of an exercise: the form that all readers see, or a variant for one group of a class.

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from .compare import Wrong, close
-from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+from .exercises import Draw, arrays, changed, distinct_sizes, exercise, variant
 from .hunts import hunt
 
 # -- 2.1 undo broadcasting ---------------------------------------------------------------------------------------------
+
+BROADCAST = [("T m", "m"), ("T m", "T 1"), ("B T m", "1 m"), ("B T m", "T 1"), ("B T m", "B 1 m")]  # to axes, from axes
 
 
 def stretched(big: str, small: str) -> Callable[[np.random.Generator], Draw]:
@@ -35,13 +37,7 @@ def first(g: Any, axis: Any, keepdims: bool = False) -> Any:
 
 @exercise(
     "2.1",
-    draw=[
-        stretched("T m", "m"),
-        stretched("T m", "T 1"),
-        stretched("B T m", "1 m"),
-        stretched("B T m", "T 1"),
-        stretched("B T m", "B 1 m"),
-    ],
+    draw=[stretched(big, small) for big, small in BROADCAST],
     smallest=stretched("T m", "T m"),
     returns="the gradient (shape)",
 )
@@ -75,10 +71,9 @@ variant(
         "unbroadcast(g, b.shape)": "unbroadcast(g, b)",
     },
     "it gets the array before broadcasting, not its shape",
-    draw=[given_array("T m", "m"), given_array("T m", "T 1"), given_array("B T m", "1 m"), given_array("B T m", "T 1"),
-          given_array("B T m", "B 1 m")],
+    draw=[given_array(big, small) for big, small in BROADCAST],
     smallest=given_array("T m", "T m"),
-)  # fmt: skip
+)
 
 
 # -- 2.2 a backward pass without a tape --------------------------------------------------------------------------------
@@ -221,11 +216,6 @@ def graph_gradients(edges, last):
     return slopes
 
 
-def slopes_first(drawn: Draw) -> Draw:
-    """The same graph, its pairs the other way round."""
-    return Draw(edges=[[pair[::-1] for pair in pairs] for pairs in drawn["edges"]], last=drawn["last"])
-
-
 def judge_large_swapped(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     """`judge_large`, for pairs (slope, parent)."""
     judge_large(lambda edges, last: answer(edges=edges.swapped(), last=last), drawn, rng)
@@ -240,7 +230,7 @@ variant(
         "for parent, slope in": "for slope, parent in",
     },
     "the pairs hold the slope first",
-    draw=lambda rng: slopes_first(draw_graph(rng)),
+    draw=changed(draw_graph, lambda drawn: {"edges": [[pair[::-1] for pair in pairs] for pairs in drawn["edges"]]}),
     also=judge_large_swapped,
 )
 

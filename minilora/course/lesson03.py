@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..engine.tensor import Tensor
 from ..nn.optim import AdamW
 from .compare import Wrong, close
-from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+from .exercises import Draw, arrays, changed, distinct_sizes, exercise, variant
 
 # -- 3.1 one step of AdamW ---------------------------------------------------------------------------------------------
 
@@ -69,15 +69,7 @@ def adamw_step(w, g, m, v, t, lr, beta1, beta2, eps, decay):
     return w, m, v
 
 
-def from_zero(draw: Callable[..., Draw]) -> Callable[[np.random.Generator], Draw]:
-    """The same draw, with steps that are counted from 0."""
-
-    def drawn(rng: np.random.Generator) -> Draw:
-        found = draw(rng)
-        found["t"] -= 1
-        return found
-
-    return drawn
+from_zero = partial(changed, change=lambda drawn: {"t": drawn["t"] - 1})  # a draw, its steps counted from 0
 
 
 def judge_training_from_zero(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:

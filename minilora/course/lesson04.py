@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+from .exercises import Draw, arrays, changed, distinct_sizes, exercise, variant
 
 
-def softmax(scores: Any, axis: int = -1) -> Any:
-    """Positive numbers that add up to 1 along an axis."""
-    e = np.exp(scores - scores.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
+def softmax(scores: Any) -> Any:
+    """Positive numbers that add up to 1 along the last axis."""
+    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
 
 
 # -- 4.1 softmax -------------------------------------------------------------------------------------------------------
@@ -38,10 +39,9 @@ def softmax_vjp(p, g):
     return p * (g - (p * g).sum(axis=-1, keepdims=True))
 
 
-def draw_columns(rng: np.random.Generator, T: int | None = None) -> Draw:
+def columns(drawn: Draw) -> dict[str, Any]:
     """p (S, T), columns that add up to 1, and g (S, T)."""
-    drawn = draw_softmax(rng, T)
-    return Draw(drawn.sizes, p=drawn["p"].T.copy(), g=drawn["g"].T.copy())
+    return {name: array.T.copy() for name, array in drawn.items()}
 
 
 COLUMNS = {
@@ -67,8 +67,8 @@ variant(
         "axis=-1 -> axis=0": "axis=0 -> axis=-1",
         "axis=-1": "axis=0",
     },
-    draw=draw_columns,
-    smallest=lambda rng: draw_columns(rng, T=1),
+    draw=changed(draw_softmax, columns),
+    smallest=changed(partial(draw_softmax, T=1), columns),
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, distinct_sizes, exercise, variant
+from .exercises import Draw, changed, distinct_sizes, exercise, variant
 
 
 def falling(m: int, n: int, rng: np.random.Generator, pace: float = 0.85) -> np.ndarray:
@@ -53,13 +53,6 @@ def rank_for(delta, share):
     return int(np.searchsorted(explained, share) + 1)
 
 
-def draw_left(rng: np.random.Generator) -> Draw:
-    """An update, and a share of variance that may be left unexplained."""
-    drawn = draw_rank(rng)
-    drawn["share"] = 1 - drawn["share"]
-    return drawn
-
-
 variant(
     "rank_for",
     {
@@ -78,7 +71,7 @@ variant(
         "already explains the share": "already leaves no more than the share",
         "terms explain the share?": "terms leave no more than the share?",
     },
-    draw=draw_left,
+    draw=changed(draw_rank, lambda drawn: {"share": 1 - drawn["share"]}),
     smallest=lambda rng: draw_one_term(rng, share=0.1),
 )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, exercise, variant
+from .exercises import Draw, Drawing, changed, exercise, variant
 
 # -- 12.1 the scale ----------------------------------------------------------------------------------------------------
 
@@ -40,14 +40,17 @@ def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = 
     )
 
 
+SCALES: list[Drawing] = [
+    draw_scale,
+    partial(draw_scale, rs=False),
+    partial(draw_scale, rs=True),
+    partial(draw_scale, twice=True),
+]
+
+
 @exercise(
     "12.1",
-    draw=[
-        draw_scale,
-        lambda rng: draw_scale(rng, rs=False),
-        lambda rng: draw_scale(rng, rs=True),
-        lambda rng: draw_scale(rng, twice=True),
-    ],
+    draw=SCALES,
     smallest=lambda rng: Draw(
         None, name="v_proj", r=1, lora_alpha=3, use_rslora=True, rank_pattern={}, alpha_pattern={}
     ),
@@ -64,16 +67,9 @@ def scale_of(name, r, lora_alpha, use_rslora, rank_pattern, alpha_pattern):
     return alpha / np.sqrt(r) if use_rslora else alpha / r
 
 
-def reversed_keys(draw: Callable[..., Draw]) -> Callable[[np.random.Generator], Draw]:
-    """The same draw, its patterns in the opposite order."""
-
-    def drawn(rng: np.random.Generator) -> Draw:
-        found = draw(rng)
-        for pattern in ("rank_pattern", "alpha_pattern"):
-            found[pattern] = dict(reversed(found[pattern].items()))
-        return found
-
-    return drawn
+def reversed_keys(drawn: Draw) -> dict[str, Any]:
+    """Both patterns in the opposite order."""
+    return {name: dict(reversed(drawn[name].items())) for name in ("rank_pattern", "alpha_pattern")}
 
 
 variant(
@@ -84,12 +80,7 @@ variant(
         "config.py) computes.": "config.py) computes, where the first key counts.",
     },
     "the last key that matches counts",
-    draw=[
-        reversed_keys(draw_scale),
-        reversed_keys(partial(draw_scale, rs=False)),
-        reversed_keys(partial(draw_scale, rs=True)),
-        reversed_keys(partial(draw_scale, twice=True)),
-    ],
+    draw=[changed(draw, reversed_keys) for draw in SCALES],
     lines={
         "[default, *fits][-1] -> [default, *fits][-1]": "[default, *fits][-1] -> next(fits, default)",
         "where two keys match, the first counts: stop there (break)": "where two keys match, the last one counts",
@@ -175,9 +166,12 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     return Draw({"seeds": seeds, "k": k}, rates=rates, losses=losses[order])
 
 
+SWEEPS = [partial(draw_sweep, lowest=lowest) for lowest in ("middle", "edge", "cut", "lucky")]
+
+
 @exercise(
     "12.3",
-    draw=[draw_sweep, *(partial(draw_sweep, lowest=lowest) for lowest in ("edge", "cut", "lucky"))],
+    draw=SWEEPS,
     returns="the rate",
 )
 def best_rate(rates, losses):
@@ -186,16 +180,6 @@ def best_rate(rates, losses):
     means = np.where(np.isfinite(means), means, np.inf)
     i = int(np.argmin(means))
     return None if i in (0, len(rates) - 1) else rates[i]
-
-
-def transposed(draw: Callable[..., Draw]) -> Callable[[np.random.Generator], Draw]:
-    """The same draw, a row for each rate."""
-
-    def drawn(rng: np.random.Generator) -> Draw:
-        found = draw(rng)
-        return Draw(found.sizes, rates=found["rates"], losses=found["losses"].T.copy())
-
-    return drawn
 
 
 variant(
@@ -211,8 +195,5 @@ variant(
         "losses[0]": "losses[:, 0]",
         "losses.min(axis=0)": "losses.min(axis=1)",
     },
-    draw=[
-        transposed(draw_sweep),
-        *(transposed(partial(draw_sweep, lowest=lowest)) for lowest in ("edge", "cut", "lucky")),
-    ],
+    draw=[changed(draw, lambda drawn: {"losses": drawn["losses"].T.copy()}) for draw in SWEEPS],
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+from .exercises import Draw, arrays, changed, distinct_sizes, exercise, variant
 from .lesson09 import lora_backward, lora_forward
 
 # -- 17.1 the smallest error -------------------------------------------------------------------------------------------
@@ -99,13 +99,6 @@ def smallest_r(x, delta, share):
     return r
 
 
-def draw_removed(rng: np.random.Generator) -> Draw:
-    """A task, and the share of the error that must go."""
-    drawn = draw_needed(rng)
-    drawn["share"] = 1 - drawn["share"]
-    return drawn
-
-
 variant(
     "smallest_r",
     {
@@ -127,7 +120,7 @@ variant(
         "with this r more than the share remains": "with this r less than the share is removed",
         "(1 - share) * floor(x, delta, 0) -> share": "(1 - share) * floor(x, delta, 0) -> 1 - share",
     },
-    draw=draw_removed,
+    draw=changed(draw_needed, lambda drawn: {"share": 1 - drawn["share"]}),
     smallest=lambda rng: Draw(None, x=rng.standard_normal((1, 3)), delta=rng.standard_normal((2, 3)), share=0.75),
 )
 

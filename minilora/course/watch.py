@@ -33,15 +33,15 @@ class Watched(np.ndarray):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **settings: Any) -> Any:
         if out is not None:
-            settings["out"] = tuple(_plain(x) for x in out)
-        result = getattr(ufunc, method)(*map(_plain, inputs), **_plain(settings))
+            settings["out"] = tuple(plain(x) for x in out)
+        result = getattr(ufunc, method)(*map(plain, inputs), **plain(settings))
         if out is not None:
             self.seen.update(x.shape for x in out if x is not None)
             return out[0] if len(out) == 1 else out
         return self._note(result)
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, settings: Any) -> Any:
-        return self._note(function(*_plain(arguments), **_plain(settings)))
+        return self._note(function(*plain(arguments), **plain(settings)))
 
     def _note(self, result: Any) -> Any:
         if isinstance(result, tuple):
@@ -62,18 +62,15 @@ def watched(array: np.ndarray, seen: set[tuple[int, ...]]) -> Watched:
     return view
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value with plain arrays instead of watched ones, also inside tuples, lists and dictionaries."""
     if isinstance(value, Watched):
         return value.view(np.ndarray)
     if type(value) in (tuple, list):
-        return type(value)(_plain(part) for part in value)
+        return type(value)(plain(part) for part in value)
     if type(value) is dict:
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: plain(part) for name, part in value.items()}
     return value
-
-
-plain = _plain
 
 
 @contextlib.contextmanager
