@@ -9,22 +9,10 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from ..pages.template import template
+
 HELP = "copy the lessons and exercises into a folder of your own, or make slides of them"
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)[^)\s]*\)")  # to a file
-README = """# minilora: the course
-
-Open the notebooks in JupyterLab (`pip install jupyterlab && jupyter lab`), lesson by lesson:
-
-{table}
-
-`exercises/00_self_test.ipynb` asks ten short questions about what the course assumes.
-
-In `exercises/` you write the functions yourself. `check` says in one line what is wrong, and keeps what is right in
-`exercises/mine.py`, from where later exercises take it. Your predictions in the lessons are kept there, too. `minilora
-progress` shows what is solved, what is next, and how many of your predictions were right.
-
-Names such as `minilora/engine/fused.py` are files of the installed package. `help(thing)` prints where a file is.
-"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +56,7 @@ def copy_course(target: Path) -> str:
     """
     from ..course import mine
     from ..course.pages import course_map
+    from ..course.slides import TEMPLATES
 
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{target} is a file: name a folder for the course")
@@ -76,7 +65,7 @@ def copy_course(target: Path) -> str:
     paths = {name: path for name, path in paths.items() if not {".ipynb_checkpoints", "src"} & {*path.parts}}
     names = {*paths, "README.md", "exercises/mine.py"}
     texts = {name: to_read(path.read_text("utf-8"), name, names) for name, path in paths.items()}
-    texts["README.md"] = README.format(table=course_map(source))
+    texts["README.md"] = template(TEMPLATES / "README.md.jinja").render(table=course_map(source))
     texts["exercises/mine.py"] = mine.HEAD
     written, kept = 0, []
     for name, text in texts.items():

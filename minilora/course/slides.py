@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..pages.template import template
 from .pages import escaped
 from .plan import LESSONS, Lesson
 
@@ -19,41 +20,7 @@ PREDICT = re.compile(r"^> \*\*Predict\.\*\*.*(?:\n>.*)*", re.MULTILINE)
 MOST_CLAIMS = 5  # on a slide
 CLAIMED = " (claimed: "
 
-# nbconvert's own template, but reveal.js is loaded without RequireJS and jQuery, so that a folder is enough for it.
-TEMPLATE = """{%- extends 'reveal/index.html.j2' -%}
-{%- block html_head_js -%}{%- endblock -%}
-{%- block html_head_css -%}
-<style>
-.reveal .slides { text-align: left; }
-.reveal .jp-Cell h1 { font-size: 46px; text-transform: none; }
-.reveal .jp-Cell h2 { font-size: 34px; text-transform: none; }
-.reveal .jp-Cell, .reveal .jp-RenderedHTMLCommon { font-size: 24px; line-height: 1.3; padding: 1px 0; }
-.reveal .jp-Cell ul { margin: 0 0 0 1em; }
-.reveal .jp-Cell blockquote { width: auto; margin: 8px 0; padding: 0.3em 0.8em; box-shadow: none; }
-.reveal .jp-InputPrompt, .reveal .jp-Collapser { display: none; }
-.reveal .jp-Cell img { display: block; margin: 0 auto; max-width: 900px; max-height: 540px; }
-</style>
-{%- endblock -%}
-{%- block footer_js -%}
-<script src="{{ resources.reveal.url_prefix }}/dist/reveal.js"></script>
-<script>
-Reveal.initialize({ hash: true, slideNumber: true, transition: "none", width: 960, height: 700 });
-Reveal.on("slidechanged", (event) => window.MathJax?.Hub?.Rerender(event.currentSlide));
-</script>
-{%- endblock -%}
-"""
-INDEX = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>minilora: the slides</title>
-<meta name="viewport" content="width=device-width">
-<style>:root {{ color-scheme: light dark; }}
-body {{ font: 18px/1.6 sans-serif; margin: 2em auto; max-width: 40em; }}</style>
-</head><body><h1>Slides of the lessons</h1>
-<ol style="list-style: none; padding: 0">
-{rows}
-</ol>
-<p>Arrow keys turn the pages, and claims appear one by one. Add <code>?print-pdf</code> to an address to print it.</p>
-</body></html>
-"""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_slides(source: Path, target: Path, reveal: str = REVEAL) -> list[Path]:
@@ -77,8 +44,9 @@ def write_slides(source: Path, target: Path, reveal: str = REVEAL) -> list[Path]
             )
         shutil.copytree(Path(reveal) / "dist", target / "reveal.js" / "dist", dirs_exist_ok=True)
         reveal = "reveal.js"
-    exporter = SlidesExporter(raw_template=TEMPLATE, reveal_url_prefix=reveal)
-    written, rows = [], []
+    raw = (TEMPLATES / "slides.html.jinja").read_text("utf-8")
+    exporter = SlidesExporter(raw_template=raw, reveal_url_prefix=reveal)
+    written, lessons = [], []
     for lesson in LESSONS.values():
         path = source / f"{lesson.name}.ipynb"
         if not path.exists():
@@ -87,8 +55,9 @@ def write_slides(source: Path, target: Path, reveal: str = REVEAL) -> list[Path]
         page, _ = exporter.from_notebook_node(from_dict(notebook), {"metadata": {"name": lesson.question}})
         written.append(target / f"{lesson.name}.html")
         written[-1].write_text(page, "utf-8")
-        rows.append(f'<li>{lesson.number}. <a href="{lesson.name}.html">{lesson.question}</a></li>')
-    (target / "index.html").write_text(INDEX.format(rows="\n".join(rows)), "utf-8")
+        lessons.append(lesson)
+    index = template(TEMPLATES / "slides-index.html.jinja").render(lessons=lessons)
+    (target / "index.html").write_text(index, "utf-8")
     return written
 
 

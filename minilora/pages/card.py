@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from ..files.disk import replacing
 from ..lora.provenance import read_provenance
 from ..models.hub import SOURCES, known_as
 from ..version import __version__
-from . import text
 from .labels import shown
+from .template import TEMPLATES, template
+from .text import counted, wrapped
 
 CARD_FILE = "README.md"
 HELD_OUT = {
@@ -68,7 +68,8 @@ def write_card(folder: str | Path, metrics: Mapping[str, Any], defaults: Mapping
     """
     path = Path(folder) / CARD_FILE
     values = _values(metrics, defaults) | _asked(read_provenance(path.parent).get("data", {}))
-    page = _template().render(**values, repeats=(path.parent / "run.toml").is_file())
+    repeats = (path.parent / "run.toml").is_file()
+    page = template(TEMPLATES / "card.md.jinja").render(**values, answer=_answer, repeats=repeats)
     with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path
@@ -112,15 +113,15 @@ def _values(metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 
 def _asked(data: Mapping[str, Any]) -> dict[str, Any]:
     """How the training data asked: the template of their prompts and its places, and their system prompt."""
-    template = data.get("template") or data.get("context_template")
-    places = [place for place in (TEXT, PASSAGE, QUESTION) if template and place in template]
-    return {"template": template, "places": places, "system": data.get("system")}
+    asked = data.get("template") or data.get("context_template")
+    places = [place for place in (TEXT, PASSAGE, QUESTION) if asked and place in asked]
+    return {"template": asked, "places": places, "system": data.get("system")}
 
 
 def _compared(report: Mapping[str, Any], *shares: tuple[str, str]) -> tuple[list[str], list[list[str]]]:
     """The heads and rows of a table of contenders, from a report of labels or fields."""
     rows = [row for row in report["rows"] if "missing" not in row]
-    heads = [text.counted(report["records"], "text"), *(head for _, head in shares)]
+    heads = [counted(report["records"], "text"), *(head for _, head in shares)]
     return heads, [[row["name"], *(shown(row[share]) for share, _ in shares)] for row in rows]
 
 
@@ -159,33 +160,12 @@ def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-@cache
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    made = Environment(
-        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )  # without autoescape: the page is Markdown
-    made.filters |= {name: getattr(text, name) for name in ("counted", "percent", "plain", "signed")}
-    made.filters |= {"megabytes": text.megabytes, "duration": text.duration, "quote": shlex.quote, "code": _code}
-    made.filters |= {"json": lambda value: json.dumps(value, ensure_ascii=False), "answer": _answer}
-    made.globals["change"] = text.change
-    return made.get_template("card.md.jinja")
-
-
 def _file_name(path: str) -> str:
     """The last part of a path: the rest of it is nobody's business."""
     return Path(path).name or Path(path).resolve().name
 
 
-def _code(words: str) -> str:
-    """Text as code in Markdown, also inside a table, whatever it contains."""
-    words = " ".join(words.split()).replace("|", "\\|")
-    return f"`` {words} ``" if "`" in words else f"`{words}`"
-
-
 def _answer(words: str, when: str) -> str:
     """An answer as an indented block."""
     said = " ".join(words.split()) or "(nothing)"
-    return "\n".join(text.wrapped(said, 96, first=f"      {when:<7}", indent=" " * 13))
+    return "\n".join(wrapped(said, 96, first=f"      {when:<7}", indent=" " * 13))

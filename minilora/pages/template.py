@@ -1,0 +1,42 @@
+"""Pages that are written as templates (Jinja's), with the words of text.py as filters."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from . import text
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@cache
+def template(file: Path) -> Any:
+    """The template in a file: `template(TEMPLATES / "card.md.jinja").render(...)`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(file.parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # without autoescape: most pages are Markdown
+    words = ("counted", "duration", "megabytes", "percent", "plain", "signed")
+    made.filters |= {name: getattr(text, name) for name in words}
+    made.filters |= {"quote": shlex.quote, "code": code, "json": lambda value: json.dumps(value, ensure_ascii=False)}
+    made.globals["change"] = text.change
+    return made.get_template(file.name)
+
+
+def code(words: str) -> str:
+    """Text as code in Markdown, also inside a table, whatever it contains.
+
+    >>> code("a | b"), code("a `b`")
+    ('`a \\\\| b`', '`` a `b` ``')
+    """
+    words = " ".join(words.split()).replace("|", "\\|")
+    return f"`` {words} ``" if "`" in words else f"`{words}`"
