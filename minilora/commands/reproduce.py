@@ -24,6 +24,7 @@ from ..files.disk import write_json
 from ..measure.environment import circumstances, machine, versions
 from ..measure.statistics import Interval
 from ..options import UsageError, add_flags, check, from_flags, option
+from ..pages.template import TEMPLATES, template
 from ..pages.text import counted, duration, shortened, terminal_width
 from ..progress import log, progress
 from .shared import AS_JSON
@@ -232,14 +233,6 @@ def _place(name: str, file: ClaimFile, options: ReproduceOptions) -> tuple[Path,
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
-HEAD = """# What papers say, run here
-
-Each claim is a sentence of a paper, a band that was fixed before the run, and what was measured. A claim is
-*reproduced* if the mean over seeds is inside the band and its 95 % interval (Student's, over seeds) does not reach the
-values that speak against the claim. It is *contradicted* if the whole interval speaks against it, and otherwise *not at
-this size*. The verdict is about this experiment, on small models, and not about the paper's own.
-"""
-
 
 def write_page(result: Mapping[str, Any], folder: Path) -> Path:
     """Draw the picture of every claim, for light and dark pages, and write the page. Returns the page's path.
@@ -278,63 +271,22 @@ def summary(result: Mapping[str, Any]) -> str:
 
 def page(result: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
     """The page as Markdown. drawn: the stem of each claim's picture."""
-    lines = [HEAD, *_circumstances(result), "", *_table(result["claims"])]
-    for name, found in result["claims"].items():
-        lines += ["", f"## {name}", "", *_claim(found)]
-        if name in drawn:
-            lines += ["", _picture(drawn[name], name, found)]
-        elif "no_picture" in found:
-            lines += ["", f"No picture: {found['no_picture']}"]
-    return "\n".join(lines) + "\n"
-
-
-def _circumstances(result: Mapping[str, Any]) -> Iterator[str]:
-    options, claims = result["options"], list(result["claims"].values())
-    if options["small"]:
-        yield "**Smallest form**, with matrices or the tiny base: it tests the programs, and not the papers.\n"
-    if options["switched"]:
-        turned = sum(found.get("turned", False) for found in claims)
-        yield f"**The effect of each claim is switched off**: {turned} of {counted(len(claims), 'verdict')} turned.\n"
-    days = sorted({found["created"][:10] for found in claims if "created" in found})
-    when = f"; measured {days[0]} to {days[-1]}" if len(days) > 1 else ""
-    yield f"{circumstances(dict(result))}{when}; {result['seconds'] / 60:.1f} minutes in all."
-    counts = {verdict: sum(found.get("verdict") == verdict for found in claims) for verdict in Verdict}
-    failed = sum("failed" in found for found in claims)
-    said = [f"{n} {verdict}" for verdict, n in counts.items()] + ([f"{failed} failed"] if failed else [])
-    yield f"{counted(len(claims), 'claim')}: {', '.join(said)}."
-
-
-def _table(claims: Mapping[str, Any]) -> Iterator[str]:
-    yield "| claim | source | measured | band | mean [95 % interval] | verdict |"
-    yield "|---|---|---|---|---|---|"
-    for name, found in claims.items():
-        if "failed" in found:
-            cells = [found.get("source", ""), "", "", "", f"failed: {found['failed']}"]
-        else:
-            source = f"{found['source']}, {found['where']}{' (second-hand)' * found['second_hand']}"
-            band = found["band"]
-            cells = [source, band["quantity"], band["text"], _interval(found), f"**{found['verdict']}**"]
-        yield f"| [{name}](#{name}) | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _claim(found: Mapping[str, Any]) -> Iterator[str]:
-    if "source" in found:
-        yield f"**The paper** ({found['source']}, {found['where']}): {found['says']}"
-        if found["second_hand"]:
-            yield "\nSecond-hand: the paper itself could not be read; this is what others report of it."
-        yield f"\n**Run here** ({found['base']}): {found['here']}"
-        yield f"\n**Switched off**, the verdict must turn: {found['switch']}"
-    if "failed" in found:
-        yield f"\n**Failed**: {found['failed']}"
-        return
-    seeds = ", ".join(map(str, found["seeds"]))
-    yield f"\n**Band**, {found['band']['quantity']}: {found['band']['text']}"
-    yield f"\n**Measured**, seeds {seeds}: {_numbers(found['numbers']['measured'])}; mean {_interval(found)}"
-    yield f"\n**Verdict: {found['verdict']}**" + (f" {_turned(found)}" if "turned" in found else "")
-    if found["verdict"] != Verdict.REPRODUCED and "turned" not in found:
-        yield f"\n{found['explained'] or 'The reason is not known yet.'}"
-    if rows := list(_rows(found["numbers"])):
-        yield from ("", "| number | value |", "|---|---|", *rows)
+    claims = list(result["claims"].values())
+    counts = {str(verdict): sum(found.get("verdict") == verdict for found in claims) for verdict in Verdict}
+    failed = len(failures(result))
+    return template(TEMPLATES / "claims.md.jinja").render(
+        result,
+        circumstances=circumstances(dict(result)),
+        days=sorted({found["created"][:10] for found in claims if "created" in found}),
+        drawn=drawn,
+        interval=_interval,
+        numbers=_numbers,
+        pictures=PICTURES,
+        rows=_rows,
+        turned=sum(found.get("turned", False) for found in claims),
+        turning=_turned,
+        verdicts=[f"{n} {what}" for what, n in (counts | ({"failed": failed} if failed else {})).items()],
+    )
 
 
 def _turned(found: Mapping[str, Any]) -> str:
@@ -366,9 +318,3 @@ def _numbers(value: Any) -> str:
 def _interval(found: Mapping[str, Any]) -> str:
     one = found["interval"]
     return f"{one['mean']:.4g}" + (f" [{one['low']:.4g}, {one['high']:.4g}]" if one["n"] > 1 else "")
-
-
-def _picture(stem: str, name: str, found: Mapping[str, Any]) -> str:
-    alt = f"{name}: {found['band']['quantity']}, {_interval(found)}".replace('"', "'")
-    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{PICTURES}/{stem}-dark.png">'
-    return f'<picture>{dark}<img src="{PICTURES}/{stem}.png" alt="{alt}"></picture>'
