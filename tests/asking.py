@@ -1,6 +1,7 @@
 """How records of questions and answers ask, and how much two ways of asking have in common."""
 
 import re
+from collections import Counter, defaultdict
 
 import numpy as np
 
@@ -44,6 +45,21 @@ def likeness(sets):
         row[[number[word] for word in chosen]] = 1
     shared, size = table @ table.T, table.sum(1)
     return shared / np.maximum(size[:, None] + size - shared, 1)
+
+
+def pairs_alike(sets, least):
+    """The pairs [i, j], i < j, of sets whose likeness is above `least`.
+
+    Such sets share a word among the rarest of each: of n words, all but least * n are looked up.
+    """
+    count = Counter(word for one in sets for word in one)
+    places = defaultdict(list)
+    for i, one in enumerate(sets):
+        rarest = sorted(one, key=lambda word: (count[word], word))[: len(one) - int(least * len(one))]
+        others = {j for word in rarest for j in places[word]}
+        yield from ([j, i] for j in others if len(one & sets[j]) > least * len(one | sets[j]))
+        for word in rarest:
+            places[word].append(i)
 
 
 def runs(text, n=5):

@@ -39,8 +39,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests marked as slow, and the runs of claims, run where they are asked for."""
-    for mark in ("slow", "claims"):
+    """Tests that take long, that need a browser or that repeat others run where their mark is asked for."""
+    for mark in ("slow", "claims", "long", "browser"):
         if mark not in config.option.markexpr:
             for item in items:
                 if item.get_closest_marker(mark):

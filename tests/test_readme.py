@@ -26,6 +26,7 @@ def test_there_are_blocks():
     ("needs_real", "code"),
     [pytest.param(bool(mark), code, marks=[pytest.mark.real] if mark else []) for mark, code in BLOCKS],
 )
+@pytest.mark.long
 def test_a_block_runs_in_an_empty_folder_and_prints_what_it_says(needs_real, code, tmp_path, monkeypatch, capsys):
     if needs_real and zoo.find("smollm2") is None:
         pytest.skip("needs the real model: minilora pull smollm2")
@@ -45,6 +46,7 @@ def test_files_that_a_page_names_exist(page):
     assert [name for name in named if not blanks.search(name) and not (ROOT / name).exists()] == []
 
 
+@pytest.mark.long
 def test_the_commands_for_data_of_ones_own_run_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     """As they are in the README, in a folder with the data that they name, on the tiny base and for two steps."""
     block = README[README.index("## Use it on your own data") :].partition("```bash\n")[2].partition("```")[0]
@@ -64,7 +66,7 @@ def test_the_commands_for_data_of_ones_own_run_from_top_to_bottom(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     for words in commands:
         if words[0] == "finetune":
-            words += ["--base", "tiny", "--steps", "2"]
+            words += ["--base", "tiny", "--steps", "2", "--eval-records", "4"]
         assert main(words) == 0, capsys.readouterr().err
     assert {"merged", "mine.gguf", "runs"} | given == {path.name for path in tmp_path.iterdir()}
 

@@ -265,6 +265,7 @@ def finished(home, tmp_path_factory):
     return folder, out.getvalue(), [str(word) for word in words]
 
 
+@pytest.mark.long
 def test_the_command_prints_the_table_and_leaves_picture_numbers_and_the_two_runs(finished):
     folder, out, _ = finished
     result = json.loads((folder / COMPARISON_FILE).read_text())
@@ -278,6 +279,7 @@ def test_the_command_prints_the_table_and_leaves_picture_numbers_and_the_two_run
     assert memory["activations"] > 0 and memory["by_owner"]["moments"] == 8 * result["runs"]["full"]["total_parameters"]
 
 
+@pytest.mark.long
 def test_a_run_in_its_own_process_gives_the_numbers_of_the_same_run_here(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("minilora.train.job.run_picture", lambda metrics, path: path.touch())
     record = json.loads((finished[0] / "full-0.001.json").read_text())
@@ -287,6 +289,7 @@ def test_a_run_in_its_own_process_gives_the_numbers_of_the_same_run_here(finishe
         assert json.loads(json.dumps(here[name])) == record["result"][name]
 
 
+@pytest.mark.long
 def test_the_same_command_shows_the_same_again_and_json_gives_the_numbers(finished, capsys, monkeypatch):
     folder, out, words = finished
     monkeypatch.setattr(job, "apart", lambda *arguments: pytest.fail("a finished run was made again"))

@@ -120,6 +120,7 @@ def test_other_adapters_are_measured_anew(copied, monkeypatch):
         compare_domains(copied)
 
 
+@pytest.mark.long
 def test_an_interrupted_run_is_continued_by_the_same_command(finished, copied, monkeypatch, caplog):
     caplog.set_level("INFO", "minilora")
     shutil.rmtree(copied.run("support").folder)

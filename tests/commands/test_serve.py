@@ -162,6 +162,7 @@ def test_the_user_is_warned_if_others_can_reach_the_server(shop, opened, capsys)
     assert "http://127.0.0.1:" in first and second.startswith("warning: others can reach it")
 
 
+@pytest.mark.long
 def test_the_demo_trains_what_is_missing_once_and_opens_the_page(tmp_path, monkeypatch, opened, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "STEPS", 1)

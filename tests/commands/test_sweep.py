@@ -307,6 +307,7 @@ def test_a_table_that_is_none_is_named(tiny_folder, no_training, tmp_path, capsy
 # -- real trials -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_whole_sweep_in_processes(tiny_folder, tmp_path):
     base, data = str(tiny_folder / "base"), str(tiny_folder / "data.jsonl")
     options = SweepOptions(

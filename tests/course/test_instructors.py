@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from lessonfiles import LESSONS
 
 from minilora.course.plan import LESSONS as PLAN
@@ -54,6 +55,7 @@ def test_the_page_for_instructors_is_read_in_ten_minutes_and_names_every_page():
     assert [page for page in sorted(pages) if f"]({page})" not in INSTRUCTORS] == []
 
 
+@pytest.mark.long
 def test_the_code_of_the_capstone_runs():
     [code] = re.findall(r"```python\n(.*?)```", CAPSTONE, re.DOTALL)
     scope = {}

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from asking import EVERYDAY, asked, likeness, paraphrases, runs, trained, words
+from asking import EVERYDAY, asked, likeness, pairs_alike, paraphrases, runs, trained, words
 
 from minilora.measure.recall import contains
 
@@ -75,11 +75,9 @@ every_file = pytest.mark.parametrize("name", DOMAINS)
 teaching = pytest.mark.parametrize("name", TEACHING)
 
 
-@cache
 def ways_of_asking():
-    """Every question of every file: its file, its record's id, its words that mean something."""
-    found = [(name, r["id"], question) for name in DOMAINS for r in RECORDS[name] for question in asked(r)]
-    return found, likeness([set(words(question)) - EVERYDAY for _, _, question in found])
+    """Every question of every file: its file, its record's id, its text."""
+    return [(name, r["id"], question) for name in DOMAINS for r in RECORDS[name] for question in asked(r)]
 
 
 # -- what holds of each record: a promise of the card is a function of a file's name and one of its records ------------
@@ -255,11 +253,18 @@ def test_phrasings_come_from_no_template(name):
 
 
 def test_no_record_asks_what_another_record_of_any_file_asks_or_nearly_that():
-    found, alike = ways_of_asking()
+    found = ways_of_asking()
     count = Counter(" ".join(words(question)) for _, _, question in found)
     assert [question for question, times in count.items() if times > 1] == []
-    near = ((found[i], found[j]) for i, j in np.argwhere(alike > 0.7))
-    assert [(one, other) for one, other in near if one[:2] != other[:2] and one[0] in TEACHING] == []
+    near = ((found[i], found[j]) for i, j in pairs_alike([set(words(text)) - EVERYDAY for *_, text in found], 0.7))
+    assert [pair for pair in near if pair[0][:2] != pair[1][:2] and {pair[0][0], pair[1][0]} & {*TEACHING}] == []
+
+
+def test_sets_that_are_alike_are_found_as_in_the_table_of_all_pairs(rng):
+    sets = [set(rng.choice(30, rng.integers(0, 9)).tolist()) for _ in range(300)]
+    sets[3:6] = [set(range(10)), set(range(1, 10)), set(range(3, 10))]
+    for least in (0.3, 0.7, 0.9):
+        assert sorted(pairs_alike(sets, least)) == np.argwhere(np.triu(likeness(sets) > least, 1)).tolist()
 
 
 def test_no_two_answers_of_different_splits_or_domains_share_half_of_their_words():

@@ -27,6 +27,7 @@ def test_the_prediction_is_that_of_a_step_and_of_the_adapters_that_are_not_activ
     assert growth.predicted_bytes(replace(SMALL, adapters=3)) == step.total + 2 * step.adapter
 
 
+@pytest.mark.long
 def test_what_is_measured_is_drawn_with_its_prediction(tmp_path):
     sweeps = {"adapters": growth.Sweep("adapters", (1, 3))}
     paths = list(growth.draw_growth(tmp_path, SMALL, sweeps))
@@ -50,6 +51,7 @@ def test_pictures_of_growth_can_be_read(name):
         assert predicted.get_ydata()[at] == pytest.approx(measured.get_ydata()[at])  # where the speed is taken from
 
 
+@pytest.mark.long
 def test_many_adapters_on_one_base_hold_what_is_predicted():
     one, four = growth.measure_many("tiny", (1, 4), mapped=False)
     assert four.predicted_bytes > one.predicted_bytes and one.seconds > 0

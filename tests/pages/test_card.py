@@ -196,6 +196,7 @@ def test_a_gguf_base_reaches_transformers_merged(tmp_path):
     assert 'base = "legal-merged"' in blocks(text, "python")[0]
 
 
+@pytest.mark.long
 def test_a_run_writes_its_card_and_the_commands_in_it_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, TERMS)), encoding="utf-8")

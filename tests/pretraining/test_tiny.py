@@ -78,6 +78,7 @@ def test_it_knows_the_marks_of_a_chat(tiny):
     assert tokenizer.decode([scores.argmax()]).startswith("a")  # assistant
 
 
+@pytest.mark.long
 def test_fine_tuning_it_needs_no_network(no_network, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ["--base", "tiny", "--steps", "3", "--batch-size", "2", "--eval-records", "2"]

@@ -21,6 +21,7 @@ from minilora.pages.style import theme
 from minilora.train.job import finetune
 
 
+@pytest.mark.long
 def test_the_tiny_base_learns_fields_that_one_word_decides(tmp_path):
     model, tokenizer = ml.load("tiny")
     reading = read_source(planted_fields(tmp_path / "own.jsonl"))

@@ -23,6 +23,7 @@ from minilora.lora.provenance import read_provenance
 from minilora.measure.counts import count_parameters
 from minilora.measure.loss import mean_loss
 from minilora.measure.predict import Step, base_parameters, predict_memory
+from minilora.measure.recall import answer_all
 from minilora.models.load import load
 from minilora.nn.module import sha256_of
 from minilora.train import job
@@ -218,7 +219,9 @@ def talk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("talk")
     (folder / "data.jsonl").write_text("\n".join(json.dumps(dialogue(*fact)) for fact in FACTS), encoding="utf-8")
     chosen = options(folder, folder / "run", base="tiny", batch_size=2, lr=1e-2)
-    return chosen, finetune(chosen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minilora.train.material.answer_all", answer_all)  # whole answers
+        return chosen, finetune(chosen)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from minilora.train.job import finetune
 from minilora.train.options import Options
 
 
+@pytest.mark.long
 def test_the_tiny_base_learns_a_label_that_one_word_decides(tmp_path):
     model, tokenizer = ml.load("tiny")
     reading = read_source(planted(tmp_path / "own.jsonl"))

@@ -325,7 +325,7 @@ def test_a_checkpoint_is_written_every_so_many_steps(change, steps, home, tmp_pa
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to begin many processes quickly")
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(5, marks=pytest.mark.long), pytest.param(50, marks=pytest.mark.slow)])
 def test_a_process_killed_again_and_again_goes_on_from_its_last_checkpoint_to_the_same_end(kills, home, tmp_path):
     shutil.copy(home / "data.jsonl", tmp_path)
     program = [sys.executable, str(Path(__file__).with_name("killed.py")), str(tmp_path), str(kills)]
