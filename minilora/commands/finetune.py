@@ -16,7 +16,11 @@ HELP = "fine-tune a model on a data file, and report what it learned and what it
 def add(parser: argparse.ArgumentParser) -> None:
     """The flags are the fields of Options; --config names a file of them."""
     add_flags(parser, Options)
-    parser.add_argument("--config", metavar="FILE", help="a TOML file of options, such as runs/legal/run.toml")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a TOML file of options, such as runs/legal/run.toml; or facts, which teaches facts, not only the form",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

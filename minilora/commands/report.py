@@ -39,6 +39,7 @@ SETS = {
     "unseen": "unseen questions",
     "general": "general text (forgetting)",
 }
+RECALLED = 0.5  # the page advises if recall of reworded training questions is below this
 FORGOTTEN = 0.1  # the page advises if loss on general text rises by more than this share
 
 
@@ -160,6 +161,9 @@ def _advice(metrics: Mapping[str, Any]) -> str:
         elif options.get("strength") and not options.get("use_dora") and options.get("init_lora_weights") != "pissa":
             ways[0] = f"a lower --strength (it was {options['strength']:g})"
         return f"Loss on general text rose by {change(*losses['general'])[1:]}: try {listed(ways, 'or')}."
+    _, recalled = metrics["keyword_recall"].get("reworded", (0.0, 1.0))
+    if recalled < RECALLED and options.get("phrasings") == 1:
+        return "The answers have the form, and few of the facts: --config facts teaches those, and takes longer."
     return ""
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..nn.language_model import LanguageModel
 
 Given = TypeVar("Given")
+RECIPES = Path(__file__).parents[1] / "train"
 
 AS_JSON: dict[str, Any] = {"action": "store_true", "help": "print the result as JSON"}
 BASE_OF_ADAPTER: dict[str, Any] = {"help": f"{BASE} (default: the one that the adapter's folder names)"}
@@ -43,10 +44,16 @@ def read_options(options: type[Given], arguments: argparse.Namespace, below: Map
     below = dict(below or {})
     if arguments.config is not None:
         try:
-            below |= toml.read(options, Path(arguments.config))
+            below |= toml.read(options, _recipe(arguments.config) or Path(arguments.config))
         except ValueError as error:
             raise UsageError(error) from error
     return from_flags(options, arguments, below)
+
+
+def _recipe(name: str) -> Path | None:
+    """The file of options of this name that comes along, unless there is such a file here."""
+    path = RECIPES / f"{name}.toml"
+    return path if path.is_file() and not Path(name).exists() else None
 
 
 def adapters(words: Sequence[str]) -> dict[str, Path]:

@@ -172,6 +172,7 @@ def test_the_page_says_what_was_kept(change, sentence):
 
 
 FORGOT, HELPLESS = "Loss on general text rose by 10 %: try ", "Loss did not fall: try "
+FEW = "The answers have the form, and few of the facts: --config facts teaches those, and takes longer."
 ADVICE = [  # what is different, the last line
     ({}, None),
     ({"loss": {"general": [2.0, 2.2]}}, None),
@@ -184,6 +185,9 @@ ADVICE = [  # what is different, the last line
      FORGOT + "a lower --lr (it was 0.05), fewer --epochs or --method lora."),
     ({"loss": {"paraphrase": [3.0, 3.0]}}, HELPLESS + "a lower --lr (it was 0.05)."),
     ({"loss": {"paraphrase": [3.0, float("nan")]}}, HELPLESS + "a lower --lr (it was 0.05)."),
+    ({"keyword_recall": {"reworded": [0.0, 0.49]}, "options": {"phrasings": 1}}, FEW),
+    ({"keyword_recall": {"reworded": [0.0, 0.5]}, "options": {"phrasings": 1}}, None),
+    ({"keyword_recall": {"reworded": [0.0, 0.4]}, "options": {"phrasings": 4}}, None),
     ({"audit_failed": "A or B receives none"}, "The audit failed (see below): try a lower --lr (it was 0.05)."),
 ]  # fmt: skip
 
