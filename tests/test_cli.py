@@ -149,7 +149,10 @@ def test_a_folder_in_which_nothing_can_be_written_is_named(tiny_folder, capsys):
 
 @pytest.mark.parametrize(
     ("method", "folder", "weights"),
-    [("lora", "runs/data-base", "adapter_model.safetensors"), ("full", "runs/data-base-full", "model.safetensors")],
+    [
+        ("lora", "runs/data-base", "adapter_model.safetensors"),
+        pytest.param("full", "runs/data-base-full", "model.safetensors", marks=pytest.mark.long),
+    ],
 )
 def test_a_finished_job_writes_its_results_and_the_command_on_its_page_works(
     method, folder, weights, tiny_folder, tmp_path, capsys

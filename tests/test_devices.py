@@ -278,10 +278,10 @@ def test_ids_may_be_lists_host_arrays_or_device_arrays(device, tiny_config):
 
 @pytest.mark.real
 @pytest.mark.gpu
-def test_the_real_model_agrees(device, smollm2):
+def test_the_real_model_agrees(device, request):
     if device.exact:
         pytest.skip("the stand-in shows nothing here that the small model does not")
-    model, words = smollm2
+    model, words = request.getfixturevalue("smollm2")
     ids = np.array([words.encode("A contract is a promise that the law will enforce.")])
     other = device.move(copy.deepcopy(model))
     with no_grad():

@@ -325,6 +325,7 @@ def test_a_job_over_a_rounded_base(tiny_folder, tmp_path, capsys, monkeypatch):
     assert "--quantized nf4" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_smollm2_takes_the_bytes_of_its_file_and_computes_what_the_dense_model_computes(smollm2):
     dense, tokenizer = smollm2

@@ -59,6 +59,7 @@ def numbers(result):
 # -- what is trained and measured --------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_every_adapter_is_measured_on_every_set(finished):
     options, result, lines = finished
     assert list(result["sets"]) == [f"{d}/{kind}" for d in DOMAINS for kind in ("paraphrase", "unseen")] + ["general"]
@@ -69,6 +70,7 @@ def test_every_adapter_is_measured_on_every_set(finished):
     assert json.loads((options.folder / "domains.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result))
 
 
+@pytest.mark.long
 def test_each_pair_is_mixed_half_and_half_and_measured_on_both_of_its_domains(finished):
     options, result, _ = finished
     assert len(result["mixes"]) == 12 and len({(one["mix"], one["on"]) for one in result["mixes"]}) == 12
@@ -84,6 +86,7 @@ def test_each_pair_is_mixed_half_and_half_and_measured_on_both_of_its_domains(fi
     assert one["loss"]["base"] == scores["base"]["loss"] and one["loss"]["alone"] == scores["finance"]["loss"]
 
 
+@pytest.mark.long
 def test_the_merged_are_the_four_of_equal_weight(finished):
     options, result, _ = finished
     model, tokenizer = ml.load(options.base)
@@ -100,11 +103,13 @@ def test_the_merged_are_the_four_of_equal_weight(finished):
 # -- what is not done twice --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_what_is_finished_is_neither_trained_nor_measured_again(finished, copied):
     result = compare_domains(copied)
     assert numbers(result) == numbers(finished[1]) and result["trained_now"] == []
 
 
+@pytest.mark.long
 def test_an_interrupted_measurement_continues_where_it_stopped(finished, copied, monkeypatch):
     gone = sorted((copied.folder / "measured").glob("loss-*"))
     for path in gone[5:]:
@@ -114,6 +119,7 @@ def test_an_interrupted_measurement_continues_where_it_stopped(finished, copied,
     assert numbers(compare_domains(copied)) == numbers(finished[1]) and len(calls) == len(gone) - 5 == 7 * 9 + 12 - 5
 
 
+@pytest.mark.long
 def test_other_adapters_are_measured_anew(copied, monkeypatch):
     shutil.copy(copied.run("finance").folder / WEIGHTS_FILE, copied.run("support").folder)
     with pytest.raises(AssertionError, match="done again"):
@@ -139,6 +145,7 @@ def test_an_interrupted_run_is_continued_by_the_same_command(finished, copied, m
     assert result["trained_now"] == ["support"]
 
 
+@pytest.mark.long
 def test_a_run_with_other_settings_is_refused_before_anything_is_trained(copied, monkeypatch):
     path = copied.run("medical").folder / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -154,6 +161,7 @@ def test_a_run_with_other_settings_is_refused_before_anything_is_trained(copied,
     assert [(each.data, each.overwrite) for each in trained] == [("legal", True), ("medical", True)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("file", "overwrite", "refusal"),
     [
@@ -222,6 +230,7 @@ def test_what_gained_nothing_has_no_share():
 # -- page and picture --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_page_has_a_line_for_each_adapter_and_pair_and_fits_its_columns(finished):
     for width in (100, 80):
         lines = domains_page(finished[1], width).splitlines()
@@ -234,6 +243,7 @@ def test_the_page_has_a_line_for_each_adapter_and_pair_and_fits_its_columns(fini
     assert "linear and svd: the four adapters merged into one, each with weight 0.25." in last
 
 
+@pytest.mark.long
 def test_the_page_says_what_did_not_hold(finished):
     result = json.loads(json.dumps(finished[1]))
     for best in result["best_on_own"].values():
@@ -245,6 +255,7 @@ def test_the_page_says_what_did_not_hold(finished):
     assert line.split()[:2] == ["medical", "loss"]
 
 
+@pytest.mark.long
 def test_the_heat_map_shows_paraphrased_questions_and_general_text(finished):
     shown = drawn(finished[1])
     assert list(shown["sets"]) == list(shown["scores"]) == [*(f"{domain}/paraphrase" for domain in DOMAINS), "general"]

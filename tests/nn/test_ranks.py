@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -253,7 +254,9 @@ def test_answers_are_given_together_and_counted_once(talker, tokenizer):
 
 @pytest.fixture
 def undrawn(monkeypatch):
+    """Jobs draw no picture and answer briefly."""
     monkeypatch.setattr(job, "run_picture", lambda metrics, path: path.touch())
+    monkeypatch.setattr("minilora.train.material.answer_all", partial(answer_all, max_new_tokens=8))
 
 
 def together(size, chosen, **more):

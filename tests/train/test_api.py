@@ -2,6 +2,8 @@
 
 import inspect
 
+import pytest
+
 import minilora as ml
 
 
@@ -20,6 +22,7 @@ def ranks_and_seeds():
     return results
 
 
+@pytest.mark.long
 def test_ranks_are_compared_over_seeds_in_twenty_lines_of_public_names():
     assert len(inspect.getsource(ranks_and_seeds).splitlines()) <= 20
     results = ranks_and_seeds()
