@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,7 @@ from ..data.rows import SPLITS
 from ..generate.fields import task_of_adapters
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
-from ..measure import fields as with_fields
-from ..measure.fields import WithFields, answer_fields, field_report
-from ..measure.labels import ZERO_SHOT, Labelled, label_report, score, shots_that_fit
+from ..measure.labels import ZERO_SHOT, Labelled
 from ..measure.open_book import open_book_report
 from ..measure.recall import ANSWER_TOKENS
 from ..measure.scores import LOSS, RECALL, MeasuredSet, measure, read_sets, summary
@@ -127,11 +124,11 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         stored=stored_tasks([*folders.values(), Path(base)]),
         schema=options.schema,
     )
-    if options.confusion and not any(isinstance(each.labelled, Labelled) for each in sets):
+    if options.confusion and not any(isinstance(each.checked, Labelled) for each in sets):
         raise ValueError("--confusion needs labelled data: name the column of the labels with --label")
     for each in sets:
-        asked, labelled = ({}, None) if options.no_recall else ({each.name: each.asked}, each.labelled)
-        material = Material([], [], {each.name: each.samples}, asked, labelled=labelled)
+        asked, checked = ({}, None) if options.no_recall else ({each.name: each.asked}, each.checked)
+        material = Material([], [], {each.name: each.samples}, asked, checked=checked)
         material.refuse_what_is_longer(model.config.max_position_embeddings, each.data, tokenizer)
     adapters = {BASE_NAME: None, **{name: name for name in folders}}
     open_book = {}
@@ -148,16 +145,16 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         }
     closed_book = not (options.no_recall or options.context)  # the reports have these answers as well
     scores = measure(model, tokenizer, adapters, sets, answers=closed_book)
-    checked = [] if options.no_recall else [each for each in sets if each.labelled is not None]
-    reports = {each.name: _report(model, tokenizer, each, own, options.seed) for each in checked}
-    fields = {each.name for each in checked if isinstance(each.labelled, WithFields)}
+    reports: dict[str, dict[str, Any]] = {"labels": {}, "fields": {}}
+    for each in sets if not options.no_recall else ():
+        if each.checked is not None:
+            reports[each.checked.key][each.name] = _report(model, tokenizer, each, own, options.seed)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": str(base),
         "adapters": {name: {"folder": str(folder), "trained_on": own[name]} for name, folder in folders.items()},
         **summary(scores, sets, options.seed),
-        "labels": {name: report for name, report in reports.items() if name not in fields},
-        "fields": {name: report for name, report in reports.items() if name in fields},
+        **reports,
         "open_book": open_book,
     }
 
@@ -166,23 +163,19 @@ def _report(
     model: LanguageModel, tokenizer: Tokenizer, each: MeasuredSet, own: Mapping[str, str | None], seed: int
 ) -> dict[str, Any]:
     """The report of a set with labels or fields, in which the adapter in question is the one that was trained on it."""
-    held, limit = each.labelled, model.config.max_position_embeddings
+    held = each.checked
     assert held is not None
-    ask: Callable[[int], Any]
-    if isinstance(held, WithFields):
-        shots, ask = with_fields.shots_that_fit(held, tokenizer, limit), partial(answer_fields, model, tokenizer, held)
-    else:
-        shots, ask = shots_that_fit(held, tokenizer, limit), partial(score, model, tokenizer, held)
+    shots = held.shots_that_fit(tokenizer, model.config.max_position_embeddings)
     whole = task_of_adapters(model, None) is not None
     contenders: dict[str, tuple[Choice, int]] = {"full fine-tuning" if whole else ZERO_SHOT: (None, 0)}
     contenders |= {f"base, {shots}-shot": (None, shots)} if shots and not whole else {}
     contenders |= {name: (name, 0) for name in sorted(own, key=lambda name: own[name] == each.data)}
-    found: dict[str, Any] = {}
+    found = {}
     for name, (choice, shots) in contenders.items():
         set_adapter(model, choice)
-        found[name] = ask(shots)
+        found[name] = held.ask(model, tokenizer, shots)
     set_adapter(model, None)
-    return field_report(held, found, seed) if isinstance(held, WithFields) else label_report(held, found, seed)
+    return held.report(found, seed)
 
 
 # -- what an adapter was trained on ------------------------------------------------------------------------------------

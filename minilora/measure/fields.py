@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..data.fields import FieldTask, as_json
+from ..data.fields import FieldTask, Task, as_json
 from ..data.records import Record
 from ..generate.answers import generate_batch
 from ..generate.fields import guide_of
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..nn.ranks import ALONE, Ranks
-from .labels import with_examples
+from .labels import Checked, Labelled, with_examples
 from .loss import evenly
 from .statistics import Resampled, interval_as_json, wilson
 
@@ -31,42 +31,79 @@ USUAL = "most frequent values"
 
 
 @dataclass(frozen=True)
-class WithFields:
-    """Records whose fields are to be found. examples: the training records, for the baselines; there may be none."""
+class WithFields(Checked):
+    """Records whose fields are to be found. An answer is a text, JSON under the schema."""
 
     task: FieldTask
-    records: Sequence[Record]
-    examples: Sequence[Record] = field(default=())
+    key = "fields"
 
     def texts(self) -> list[str]:
         """The texts without the question for their fields."""
         return [self.task.text(record.question) for record in self.records]
 
+    def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0, ranks: Ranks = ALONE) -> list[str]:
+        """The answer to each record, as JSON."""
+        talks = with_examples(self.records, evenly(self.examples, shots)[:shots])[ranks.number :: ranks.size]
+        guides = [guide_of(self.task, tokenizer, text) for text in self.texts()[ranks.number :: ranks.size]]
+        return ranks.join(generate_batch(model, tokenizer, talks, ANSWER_TOKENS, guides=guides) if talks else [])
 
-def answer_fields(
-    model: LanguageModel, tokenizer: Tokenizer, held: WithFields, shots: int = 0, ranks: Ranks = ALONE
-) -> list[str]:
-    """The answer to each record, as JSON, by the adapters that are active.
+    def shots_that_fit(self, tokenizer: Tokenizer, limit: int) -> int:
+        """How many examples, up to SHOTS, fit before every record, however long they are."""
 
-    shots: training records that are put before the question, as earlier turns of the conversation.
-    ranks: the processes that share the work; all of them must call this.
-    """
-    talks = with_examples(held.records, evenly(held.examples, shots)[:shots])[ranks.number :: ranks.size]
-    guides = [guide_of(held.task, tokenizer, text) for text in held.texts()[ranks.number :: ranks.size]]
-    return ranks.join(generate_batch(model, tokenizer, talks, ANSWER_TOKENS, guides=guides) if talks else [])
+        def longest(records: Sequence[Record]) -> int:
+            return max(len(tokenizer.encode_chat(record.messages)) for record in records)
 
+        if not self.examples:
+            return 0
+        fitting = (limit - ANSWER_TOKENS - longest(self.records)) // longest(self.examples)
+        return max(0, min(SHOTS, len(self.examples), fitting))
 
-def shots_that_fit(held: WithFields, tokenizer: Tokenizer, limit: int) -> int:
-    """How many examples, up to SHOTS, fit before every record in a model that sees `limit` tokens."""
-
-    def longest(records: Sequence[Record]) -> int:
-        return max(len(tokenizer.encode_chat(record.messages)) for record in records)
-
-    if not held.examples:
-        return 0
-    return max(
-        0, min(SHOTS, len(held.examples), (limit - ANSWER_TOKENS - longest(held.records)) // longest(held.examples))
-    )
+    def report(self, answers: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+        """The share of fields and of whole objects that is right, mistakes, and the most frequent values."""
+        contenders = {USUAL: usual(self)} if self.examples else {}
+        contenders |= {name: list(each) for name, each in answers.items()}
+        names = [one.name for one in self.task.fields]
+        truth = [json.loads(record.messages[-1]["content"]) for record in self.records]
+        given = {name: [json.loads(text) for text in each] for name, each in contenders.items()}
+        right = {
+            name: np.array(
+                [[same(one[key], true[key]) for key in names] for one, true in zip(each, truth, strict=True)]
+            )
+            for name, each in given.items()
+        }  # (N, F) each
+        *_, subject = right
+        micro = Resampled(np.array([each.mean(axis=1) for each in right.values()]), np.ones(len(truth)), seed)
+        rows = [
+            {
+                "name": name,
+                "fields_right": interval_as_json(micro.mean(k)),
+                "objects_right": interval_as_json(wilson(int(each.all(axis=1).sum()), len(truth))),
+                "fields": {
+                    key: interval_as_json(wilson(int(each[:, j].sum()), len(truth))) for j, key in enumerate(names)
+                },
+                "lead": interval_as_json(micro.difference(len(right) - 1, k)),  # of the model's share over this one's
+            }
+            for k, (name, each) in enumerate(right.items())
+        ]
+        mistakes = [
+            {
+                "id": record.id,
+                "text": text,
+                "wrong": {key: [true[key], one[key]] for key, good in zip(names, fits, strict=True) if not good},
+            }
+            for record, text, true, one, fits in zip(
+                self.records, self.texts(), truth, given[subject], right[subject], strict=True
+            )
+            if not fits.all()
+        ]
+        return {
+            "fields": names,
+            "copied": list(self.task.copied),
+            "records": len(truth),
+            "subject": subject,
+            "rows": rows,
+            "mistakes": sorted(mistakes, key=lambda one: -len(one["wrong"])),
+        }
 
 
 def usual(held: WithFields) -> list[str]:
@@ -89,50 +126,8 @@ def same(value: Any, other: Any) -> bool:
     return as_json(value) == as_json(other)
 
 
-def field_report(held: WithFields, answers: Mapping[str, Sequence[str]], seed: int = 0) -> dict[str, Any]:
-    """Everything that pages, pictures and metrics say of fields, as JSON stores it.
-
-    answers: one for each record, by the name of who gave them; the last is the model in question, whose mistakes are
-    given, and which is compared with every other contender on the same records.
-    seed: of the bootstrap draws.
-    """
-    contenders = {USUAL: usual(held)} if held.examples else {}
-    contenders |= {name: list(each) for name, each in answers.items()}
-    names = [one.name for one in held.task.fields]
-    truth = [json.loads(record.messages[-1]["content"]) for record in held.records]
-    given = {name: [json.loads(text) for text in each] for name, each in contenders.items()}
-    right = {
-        name: np.array([[same(one[key], true[key]) for key in names] for one, true in zip(each, truth, strict=True)])
-        for name, each in given.items()
-    }  # (N, F) each
-    *_, subject = right
-    micro = Resampled(np.array([each.mean(axis=1) for each in right.values()]), np.ones(len(truth)), seed)
-    rows = [
-        {
-            "name": name,
-            "fields_right": interval_as_json(micro.mean(k)),
-            "objects_right": interval_as_json(wilson(int(each.all(axis=1).sum()), len(truth))),
-            "fields": {key: interval_as_json(wilson(int(each[:, j].sum()), len(truth))) for j, key in enumerate(names)},
-            "lead": interval_as_json(micro.difference(len(right) - 1, k)),  # of the model's share over this one's
-        }
-        for k, (name, each) in enumerate(right.items())
-    ]
-    mistakes = [
-        {
-            "id": record.id,
-            "text": text,
-            "wrong": {key: [true[key], one[key]] for key, good in zip(names, fits, strict=True) if not good},
-        }
-        for record, text, true, one, fits in zip(
-            held.records, held.texts(), truth, given[subject], right[subject], strict=True
-        )
-        if not fits.all()
-    ]
-    return {
-        "fields": names,
-        "copied": list(held.task.copied),
-        "records": len(truth),
-        "subject": subject,
-        "rows": rows,
-        "mistakes": sorted(mistakes, key=lambda one: -len(one["wrong"])),
-    }
+def checked_of(task: Task | None, records: Sequence[Record], examples: Sequence[Record]) -> Checked | None:
+    """The records of a task with their examples; None without a task."""
+    if task is None:
+        return None
+    return WithFields(task, records, examples) if isinstance(task, FieldTask) else Labelled(task, records, examples)

@@ -6,8 +6,8 @@ Every contender gives probabilities (N, L) for N records and L labels, and choos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,35 +27,113 @@ MISSING = "needs pip install 'minilora[benchmarks]'"
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Records to label. examples: the training records, for the baselines; there may be none."""
+class Checked:
+    """Records whose answers can be checked: `Labelled`, or `WithFields` (fields.py).
+
+    task: what is asked. examples: the training records, for the baselines and for few-shot prompts; there may be none.
+    """
+
+    task: Any
+    records: Sequence[Record]
+    examples: Sequence[Record] = ()
+    key: ClassVar[str]  # of the report, in metrics and in what `minilora eval --json` prints
+
+    def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0, ranks: Ranks = ALONE) -> Sequence[Any]:
+        """The answer to each record, as JSON stores it, by the adapters that are active.
+
+        shots: training records that are put before the question, as earlier turns of the conversation.
+        ranks: the processes that share the work; all of them must call this.
+        """
+        raise NotImplementedError
+
+    def shots_that_fit(self, tokenizer: Tokenizer, limit: int) -> int:
+        """How many examples fit before every record in a model that sees `limit` tokens."""
+        raise NotImplementedError
+
+    def report(self, answers: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+        """Everything that pages, pictures and metrics say of the answers, as JSON stores it.
+
+        answers: of `ask`, by the name of who gave them. The last one's is the model in question, whose mistakes are
+        given, and which is compared with every other contender on the same records.
+        seed: of the bootstrap draws.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Labelled(Checked):
+    """Records to label. An answer is the log-likelihood of each label: (N, L) of all records."""
 
     task: LabelTask
-    records: Sequence[Record]
-    examples: Sequence[Record] = field(default=())
+    key = "labels"
 
     @property
     def truth(self) -> np.ndarray:
         """The number of each record's label: (N,)."""
         return numbers(self.records, self.task)
 
+    def ask(
+        self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0, ranks: Ranks = ALONE
+    ) -> list[list[float]]:
+        """The log-likelihood of each label for each record, (N, L)."""
+        mine = with_examples(self.records, few_shot(self.examples, shots))[ranks.number :: ranks.size]
+        return ranks.join(label_logprobs(model, tokenizer, mine, self.task.labels).tolist() if mine else [])
+
+    def shots_that_fit(self, tokenizer: Tokenizer, limit: int) -> int:
+        """How many examples of `few_shot`, up to SHOTS, fit before every record."""
+
+        def length(records: Sequence[Record]) -> list[int]:
+            return [len(tokenizer.encode_chat(list(record.messages))) for record in records]
+
+        room = limit - max(length(self.records)) - max(len(tokenizer.encode(label)) for label in self.task.labels)
+        return int((np.cumsum(length(few_shot(self.examples, SHOTS))) <= room).sum())
+
+    def report(self, answers: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+        """Accuracy, macro-F1, confusion, calibration, mistakes and baselines."""
+        truth, labels = self.truth, self.task.labels
+        contenders: dict[str, np.ndarray | None] = {}
+        if self.examples:
+            contenders = {MAJORITY: majority(self), CLASSIC: classic(self)}
+        contenders |= {name: label_probabilities(np.asarray(logprobs)) for name, logprobs in answers.items()}
+        known = {name: p for name, p in contenders.items() if p is not None}
+        *_, subject = known
+        chosen = {name: p.argmax(axis=1) for name, p in known.items()}
+        kinds = _kinds(self.records)
+        right = Resampled(np.array([each == truth for each in chosen.values()], float), np.ones(len(truth)), seed)
+        rows: list[dict[str, Any]] = []
+        for name in contenders:
+            if name not in known:
+                rows.append({"name": name, "missing": MISSING})
+                continue
+            k, bins = list(known).index(name), reliability(known[name].max(axis=1), chosen[name] == truth)
+            rows.append(
+                {
+                    "name": name,
+                    "accuracy": interval_as_json(wilson(int((chosen[name] == truth).sum()), len(truth))),
+                    "accuracy_of_kind": {
+                        kind: interval_as_json(wilson(int((chosen[name] == truth)[those].sum()), len(those)))
+                        for kind, those in kinds.items()
+                    },
+                    "macro_f1": interval_as_json(_macro_f1(truth, chosen[name], len(labels), seed)),
+                    "ece": calibration_error(bins),
+                    "reliability": bins,
+                    "lead": interval_as_json(right.difference(len(known) - 1, k)),  # of the model over this one
+                }
+            )
+        return {
+            "labels": list(labels),
+            "records": len(truth),
+            "kinds": {kind: len(those) for kind, those in kinds.items()},
+            "subject": subject,
+            "rows": rows,
+            "confusion": confusion(truth, chosen[subject], len(labels)).tolist(),
+            "mistakes": _mistakes(self, known[subject]),
+        }
+
 
 def numbers(records: Sequence[Record], task: LabelTask) -> np.ndarray:
     """The number of each record's label in the task: (N,)."""
     return np.array([task.labels.index(str(record.label)) for record in records])
-
-
-def score(
-    model: LanguageModel, tokenizer: Tokenizer, held: Labelled, shots: int = 0, ranks: Ranks = ALONE
-) -> np.ndarray:
-    """The log-likelihood of each label for each record, (N, L), by the adapters that are active.
-
-    shots: training records that are put before the question, as earlier turns of the conversation.
-    ranks: the processes that share the work; all of them must call this.
-    """
-    talks = with_examples(held.records, few_shot(held.examples, shots))
-    mine = talks[ranks.number :: ranks.size]
-    return np.array(ranks.join(list(label_logprobs(model, tokenizer, mine, held.task.labels)) if mine else []))
 
 
 def with_examples(records: Sequence[Record], examples: Sequence[Record]) -> list[list[Message]]:
@@ -73,16 +151,6 @@ def few_shot(records: Sequence[Record], shots: int) -> list[Record]:
         turn.append(seen[record.label])
     order = sorted(range(len(records)), key=lambda i: (turn[i], i))
     return [records[i] for i in order[:shots]]
-
-
-def shots_that_fit(held: Labelled, tokenizer: Tokenizer, limit: int) -> int:
-    """How many examples of `few_shot`, up to SHOTS, fit before every record in a model that sees `limit` tokens."""
-
-    def length(records: Sequence[Record]) -> list[int]:
-        return [len(tokenizer.encode_chat(list(record.messages))) for record in records]
-
-    room = limit - max(length(held.records)) - max(len(tokenizer.encode(label)) for label in held.task.labels)
-    return int((np.cumsum(length(few_shot(held.examples, SHOTS))) <= room).sum())
 
 
 # -- contenders that are no language models ----------------------------------------------------------------------------
@@ -152,54 +220,6 @@ def calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
     """
     gaps = [one["records"] * abs(one["confidence"] - one["accuracy"]) for one in bins]
     return sum(gaps) / sum(one["records"] for one in bins)
-
-
-def label_report(held: Labelled, models: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, Any]:
-    """Everything that pages, pictures and metrics say of labels, as JSON stores it.
-
-    models: log-likelihoods (N, L) by name; the last one is the model in question, whose confusion matrix and mistakes
-    are given, and whose accuracy is compared with that of every other contender, on the same records.
-    seed: of the bootstrap draws.
-    """
-    truth, labels = held.truth, held.task.labels
-    contenders: dict[str, np.ndarray | None] = {}
-    if held.examples:
-        contenders = {MAJORITY: majority(held), CLASSIC: classic(held)}
-    contenders |= {name: label_probabilities(logprobs) for name, logprobs in models.items()}
-    known = {name: p for name, p in contenders.items() if p is not None}
-    *_, subject = known
-    chosen = {name: p.argmax(axis=1) for name, p in known.items()}
-    kinds = _kinds(held.records)
-    right = Resampled(np.array([each == truth for each in chosen.values()], float), np.ones(len(truth)), seed)
-    rows: list[dict[str, Any]] = []
-    for name in contenders:
-        if name not in known:
-            rows.append({"name": name, "missing": MISSING})
-            continue
-        k, bins = list(known).index(name), reliability(known[name].max(axis=1), chosen[name] == truth)
-        rows.append(
-            {
-                "name": name,
-                "accuracy": interval_as_json(wilson(int((chosen[name] == truth).sum()), len(truth))),
-                "accuracy_of_kind": {
-                    kind: interval_as_json(wilson(int((chosen[name] == truth)[those].sum()), len(those)))
-                    for kind, those in kinds.items()
-                },
-                "macro_f1": interval_as_json(_macro_f1(truth, chosen[name], len(labels), seed)),
-                "ece": calibration_error(bins),
-                "reliability": bins,
-                "lead": interval_as_json(right.difference(len(known) - 1, k)),  # of the model's accuracy over this one
-            }
-        )
-    return {
-        "labels": list(labels),
-        "records": len(truth),
-        "kinds": {kind: len(those) for kind, those in kinds.items()},
-        "subject": subject,
-        "rows": rows,
-        "confusion": confusion(truth, chosen[subject], len(labels)).tolist(),
-        "mistakes": _mistakes(held, known[subject]),
-    }
 
 
 def _kinds(records: Sequence[Record]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.fields import FieldTask, Task
+from ..data.fields import Task
 from ..data.records import BUILT_IN, Record, read_source
 from ..data.rows import SPLITS
 from ..data.samples import encode_records, truncate
@@ -22,8 +22,8 @@ from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..nn.parts import Sample
 from ..progress import log, progress
-from .fields import WithFields
-from .labels import Labelled
+from .fields import checked_of
+from .labels import Checked
 from .loss import evenly, held_out, sample_losses, scored_tokens
 from .recall import answer_all, recalls
 from .statistics import CONFIDENCE, RESAMPLES, Resampled, interval_as_json
@@ -36,7 +36,7 @@ Remember = Callable[[tuple[str, str, str], Callable[[], np.ndarray]], np.ndarray
 @dataclass(frozen=True)
 class MeasuredSet:
     """Records to measure on. data: the source they are from. kind: "reworded", "paraphrase", "unseen", "all" or
-    the name of a split. asked: those that have keywords, for recall. labelled: those that have labels or fields.
+    the name of a split. asked: those that have keywords, for recall. checked: those that have labels or fields.
     """
 
     name: str
@@ -44,7 +44,7 @@ class MeasuredSet:
     kind: str
     samples: list[Sample]
     asked: list[Record]
-    labelled: Labelled | WithFields | None = None
+    checked: Checked | None = None
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,8 @@ def read_sets(
             if not samples:
                 raise ValueError(f"{source}: nothing is left to score within --max-length {max_length}")
             examples = by_split(records)["train"] if kind not in ("all", "train") else []
-            labelled: Labelled | WithFields | None = None
-            if isinstance(task, FieldTask):
-                labelled = WithFields(task, own, examples)
-            elif task is not None:
-                labelled = Labelled(task, own, examples)
-            sets.append(MeasuredSet(name, source, kind, samples, [one for one in own if one.keywords], labelled))
+            asked = [one for one in own if one.keywords]
+            sets.append(MeasuredSet(name, source, kind, samples, asked, checked_of(task, own, examples)))
     return sets
 
 

@@ -14,7 +14,7 @@ SHOWN = 5  # mistakes
 
 
 def field_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
-    """A report of `field_report` as text."""
+    """A report of `WithFields` as text."""
     yield rule(f"{counted(len(report['fields']), 'field')}, {counted(report['records'], 'record')}", width)
     rows = report["rows"]
     yield from table(

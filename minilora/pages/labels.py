@@ -15,7 +15,7 @@ SHOWN = 5  # mistakes, and confusions
 
 
 def label_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
-    """A report of `label_report` as text."""
+    """A report of `Labelled` as text."""
     yield rule(f"{counted(len(report['labels']), 'label')}, {counted(report['records'], 'record')}", width)
     rows = [["", "accuracy, %", "macro-F1, %", "ECE, %"]]
     for row in report["rows"]:

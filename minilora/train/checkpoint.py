@@ -31,7 +31,7 @@ from .loop import History, Trainer
 from .material import Measured
 from .run_folder import CHECKPOINT, MODEL_FILE, STATE_FILE
 
-FORMAT = 2  # of state.json and the files next to it
+FORMAT = 3  # of state.json and the files next to it
 
 
 @dataclass

@@ -236,9 +236,9 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     if options.patience is not None and not material.validation_sets:
         raise ValueError(f"{options.data}: no records are held out for validation, so leave out patience")
     if not measure:
-        material = replace(material, scored={}, asked={}, shown={}, labelled=None)
+        material = replace(material, scored={}, asked={}, shown={}, checked=None)
     elif not answers:
-        material = replace(material, asked={}, shown={}, labelled=None)
+        material = replace(material, asked={}, shown={}, checked=None)
     install = _installer(model, options)
     material.refer_to(model)  # a new adapter changes nothing yet, and one that is trained further is in place
     return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, ranks)

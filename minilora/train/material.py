@@ -25,9 +25,8 @@ from ..data.splits import (
     split_records,
     split_text,
 )
-from ..measure import fields as with_fields
-from ..measure.fields import WithFields, answer_fields, field_report
-from ..measure.labels import ZERO_SHOT, Labelled, label_report, score, shots_that_fit
+from ..measure.fields import checked_of
+from ..measure.labels import ZERO_SHOT, Checked
 from ..measure.loss import Item, evenly, held_out, mean_loss
 from ..measure.preferences import preferences, with_reference
 from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
@@ -56,7 +55,7 @@ class Material:
     sampled_from: dict[str, int] = field(default_factory=dict)  # the records of each set of which a sample is measured
     task: Task | None = None  # of data with labels or fields
     template: str | None = None  # of prompts with a passage, if the records have passages
-    labelled: Labelled | WithFields | None = None  # the records whose labels or fields are asked for, if they have any
+    checked: Checked | None = None  # the records whose labels or fields are asked for, if they have any
 
     @property
     def validation_sets(self) -> dict[str, Sequence[Example]]:
@@ -96,8 +95,8 @@ class Material:
         trained = [wording for sample in self.train for wording in (sample, *sample.others)]
         validation = [*self.validation, *self.validation_paraphrase]
         samples = [*trained, *validation, *(sample for scored in self.scored.values() for sample in scored)]
-        if self.labelled is not None:  # these are never cut
-            samples += encode_records(self.labelled.records, tokenizer)
+        if self.checked is not None:  # these are never cut
+            samples += encode_records(self.checked.records, tokenizer)
         longest = max(len(each.ids) for sample in samples for each in sample.sequences)
         if longest > limit:
             raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")
@@ -118,15 +117,14 @@ class Material:
 
 @dataclass
 class Measured:
-    """What a model knew at one time: mean loss, keyword recall and the answers themselves, by set; and of labelled data
-    the log-likelihoods of the labels, (N, L), or of data with fields the answers, by what was asked.
+    """What a model knew at one time: mean loss, keyword recall and the answers themselves, by set; and what
+    `Checked.ask` answered, by who was asked.
     """
 
     loss: dict[str, float] = field(default_factory=dict)
     recall: dict[str, float] = field(default_factory=dict)
     answers: dict[str, list[str]] = field(default_factory=dict)
-    labels: dict[str, list[list[float]]] = field(default_factory=dict)
-    fields: dict[str, list[str]] = field(default_factory=dict)
+    checked: dict[str, list[Any]] = field(default_factory=dict)
     preferences: dict[str, dict[str, float]] = field(default_factory=dict)  # of pairs, by set
 
 
@@ -166,7 +164,7 @@ def prepare(
     shown: dict[str, list[Record]] = {}
     sampled_from: dict[str, int] = {}
     samples: dict[str, list[Example]] = {}
-    labelled = None
+    checked: Checked | None = None
     if beta is not None and is_one_text(records):
         raise ValueError(f"{data} is a text: DPO needs the columns prompt, chosen and rejected")
     if is_one_text(records):
@@ -195,8 +193,7 @@ def prepare(
             asked, shown = _questions(sets)
         elif sets["unseen"]:
             tested = evenly(splits["test"], max(eval_records, LABELS_ASKED))
-            kind = WithFields if isinstance(task, FieldTask) else Labelled
-            labelled = kind(task, tested, splits["train"])  # type: ignore[arg-type]
+            checked = checked_of(task, tested, splits["train"])
     for name, whole in samples.items():
         samples[name], longer, dropped = truncate(whole, max_length)
         if longer:
@@ -212,7 +209,7 @@ def prepare(
     rule = None if not follows_rule(records) else TEXT_RULE if is_one_text(records) else RULE
     sets_of_samples = (samples["train"], samples["validation"], scored)
     template = TEMPLATE if any(record.context for record in records) else None
-    return Material(*sets_of_samples, asked, shown, paraphrased, system, rule, sampled_from, task, template, labelled)
+    return Material(*sets_of_samples, asked, shown, paraphrased, system, rule, sampled_from, task, template, checked)
 
 
 def with_passages(records: Sequence[Record], context: str, data: str, tokenizer: Tokenizer, limit: int) -> list[Record]:
@@ -256,33 +253,22 @@ def evaluate(
             result.answers[name] = answer_all(model, tokenizer, records, ranks=ranks)
             if name in material.asked:
                 result.recall[name] = keyword_recall(result.answers[name], records)
-    limit = model.config.max_position_embeddings
-    if isinstance(held := material.labelled, WithFields):
-        asked = {when: 0}
-        if when == "before":
-            shots = with_fields.shots_that_fit(held, tokenizer, limit)
-            asked = {ZERO_SHOT: 0} | ({f"base, {shots}-shot": shots} if shots else {})
-        result.fields = {name: answer_fields(model, tokenizer, held, n, ranks) for name, n in asked.items()}
-    elif held is not None:
-        found = {ZERO_SHOT if when == "before" else when: 0}
-        if when == "before" and (shots := shots_that_fit(held, tokenizer, limit)):
-            found[f"base, {shots}-shot"] = shots
-        result.labels = {name: score(model, tokenizer, held, n, ranks).tolist() for name, n in found.items()}
+    if (held := material.checked) is not None:
+        asked = {ZERO_SHOT if when == "before" else when: 0}
+        if when == "before" and (shots := held.shots_that_fit(tokenizer, model.config.max_position_embeddings)):
+            asked[f"base, {shots}-shot"] = shots
+        result.checked = {name: list(held.ask(model, tokenizer, n, ranks)) for name, n in asked.items()}
     return result
 
 
 def learned(material: Material, before: Measured, after: Measured, trained: str) -> dict[str, Any]:
     """What a job's metrics hold of two measurements: losses, recalls and some answers, before and after; and of labels
-    `label_report`, of fields `field_report`, in which the trained model is called `trained`.
+    or fields the report, in which the trained model is called `trained`.
     """
     more: dict[str, Any] = {}
-    if isinstance(material.labelled, WithFields):
-        (answers,) = after.fields.values()
-        more["fields"] = field_report(material.labelled, {**before.fields, trained: answers})
-    elif material.labelled is not None:
-        (found,) = after.labels.values()
-        scores = {name: np.array(each) for name, each in {**before.labels, trained: found}.items()}
-        more["labels"] = label_report(material.labelled, scores)
+    if (held := material.checked) is not None:
+        (answers,) = after.checked.values()
+        more[held.key] = held.report({**before.checked, trained: answers})
     if before.preferences:
         more["preferences"] = {
             name: {kind: [value, after.preferences[name][kind]] for kind, value in found.items()}

@@ -13,10 +13,7 @@ from minilora.measure.fields import (
     SHOTS,
     USUAL,
     WithFields,
-    answer_fields,
-    field_report,
     same,
-    shots_that_fit,
     usual,
 )
 
@@ -55,7 +52,7 @@ def test_the_report_counts_fields_and_objects():
     given += [{"a": "y", "n": 0, "l": ["p", "q"]}, {"a": "x", "n": 1}]
     answers = [TASK.answer(fields) for fields in given]
     truth = [record.messages[-1]["content"] for record in RECORDS]
-    report = field_report(held(), {"base, zero-shot": truth, "LoRA": answers})
+    report = held().report({"base, zero-shot": truth, "LoRA": answers})
     base, lora = report["rows"]
     assert base["fields_right"]["value"] == base["objects_right"]["value"] == 1 and base["lead"]["value"] < 0
     assert lora["fields_right"]["value"] == pytest.approx(9 / 12) and lora["objects_right"]["value"] == 0.5
@@ -71,7 +68,7 @@ def test_the_report_counts_fields_and_objects():
 
 def test_the_most_frequent_values_are_those_of_the_training_records():
     examples = [record(i, a, n) for i, (a, n) in enumerate([("x", 3), (None, 3), (None, 4)])]
-    report = field_report(held(examples), {"LoRA": usual(held(examples))})
+    report = held(examples).report({"LoRA": usual(held(examples))})
     assert usual(held(examples)) == ['{"a":null,"n":3,"l":[]}'] * 4
     assert [row["name"] for row in report["rows"]] == [USUAL, "LoRA"]
     assert report["rows"][0]["fields"]["l"]["value"] == 0.5 and report["rows"][0]["fields"]["n"]["value"] == 0
@@ -81,17 +78,17 @@ def test_as_many_examples_as_fit_are_put_before_the_question(talker, tokenizer):
     examples = [record(i, "x" * 50) for i in range(9)]
     longest = max(len(tokenizer.encode_chat(one.messages)) for one in (*RECORDS, *examples))
     for room, least in ((ANSWER_TOKENS + longest * 2, 0), (ANSWER_TOKENS + longest * 4, 2), (10**6, SHOTS)):
-        found = shots_that_fit(held(examples), tokenizer, room)
+        found = held(examples).shots_that_fit(tokenizer, room)
         assert least <= found <= SHOTS
         assert ANSWER_TOKENS + found * longest <= room
-    assert shots_that_fit(held(), tokenizer, 10**6) == 0
-    zero, two = (answer_fields(talker, tokenizer, held(examples), shots) for shots in (0, 2))
+    assert held().shots_that_fit(tokenizer, 10**6) == 0
+    zero, two = (held(examples).ask(talker, tokenizer, shots) for shots in (0, 2))
     assert zero != two and all(list(json.loads(answer)) == ["a", "n", "l"] for answer in zero + two)
 
 
 def test_answers_are_copies_where_the_task_says_so(talker, tokenizer):
     copying = WithFields(replace(TASK, copied=("a", "l")), RECORDS)
-    found = [json.loads(answer) for answer in answer_fields(talker, tokenizer, copying)]
+    found = [json.loads(answer) for answer in copying.ask(talker, tokenizer)]
     pieces = {None, "text", "0", "1", "2", "3", *(f"text {i}" for i in range(4))}
     assert all({one["a"], *one["l"]} <= pieces for one in found)
     assert np.all([f"{i}" in str(one) or i not in one["l"] for i, one in enumerate(found)])

@@ -23,12 +23,9 @@ from minilora.measure.labels import (
     classic,
     confusion,
     few_shot,
-    label_report,
     macro_f1,
     majority,
     reliability,
-    score,
-    shots_that_fit,
 )
 from minilora.measure.statistics import wilson
 from minilora.pages.labels import label_lines
@@ -132,7 +129,7 @@ def test_without_scikit_learn_the_row_says_how_to_get_it(monkeypatch):
         return load(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    report = label_report(HELD, {"it": np.zeros((4, 3))})
+    report = HELD.report({"it": np.zeros((4, 3))})
     assert report["rows"][1] == {"name": CLASSIC, "missing": MISSING} and "benchmarks" in MISSING
 
 
@@ -146,9 +143,9 @@ def test_examples_stand_before_the_question_and_after_the_system_prompt(talker, 
     talks = [
         [record.messages[0], *TRAIN[0].messages, *TRAIN[2].messages, record.messages[1]] for record in held.records
     ]
-    np.testing.assert_allclose(score(talker, tokenizer, held, 2), label_logprobs(talker, tokenizer, talks, TASK.labels))
+    np.testing.assert_allclose(held.ask(talker, tokenizer, 2), label_logprobs(talker, tokenizer, talks, TASK.labels))
     alone = [list(record.messages[:-1]) for record in held.records]
-    np.testing.assert_allclose(score(talker, tokenizer, held), label_logprobs(talker, tokenizer, alone, TASK.labels))
+    np.testing.assert_allclose(held.ask(talker, tokenizer), label_logprobs(talker, tokenizer, alone, TASK.labels))
 
 
 def test_only_as_many_examples_are_given_as_fit(talker, tokenizer):
@@ -156,18 +153,18 @@ def test_only_as_many_examples_are_given_as_fit(talker, tokenizer):
     longest = max(len(tokenizer.encode_chat(list(record.messages))) for record in HELD.records)
     for n in range(len(TRAIN) + 1):
         limit = longest + 1 + sum(short[:n])
-        assert shots_that_fit(HELD, tokenizer, limit) == n
-    assert shots_that_fit(HELD, tokenizer, longest) == 0
+        assert HELD.shots_that_fit(tokenizer, limit) == n
+    assert HELD.shots_that_fit(tokenizer, longest) == 0
     many = Labelled(TASK, HELD.records, TRAIN * 4)
-    assert shots_that_fit(many, tokenizer, 10**6) == SHOTS
-    n = shots_that_fit(HELD, tokenizer, 700)
-    assert score(talker, tokenizer, HELD, n).shape == (4, 3)
+    assert many.shots_that_fit(tokenizer, 10**6) == SHOTS
+    n = HELD.shots_that_fit(tokenizer, 700)
+    assert np.shape(HELD.ask(talker, tokenizer, n)) == (4, 3)
 
 
 def report_of(*chosen, held=HELD):
     """A report of models that choose these labels, with a confidence of about 0.8."""
     sure = {f"model {i}": np.log(np.where(np.eye(3)[list(each)] == 1, 0.8, 0.1)) for i, each in enumerate(chosen)}
-    return label_report(held, sure)
+    return held.report(sure)
 
 
 def test_a_report_is_of_the_last_model_and_compares_it_with_all():
@@ -207,4 +204,4 @@ def test_accuracy_is_also_reported_by_kind_if_every_record_has_one_of_a_few():
 
 def test_mistakes_begin_with_the_most_confident():
     sure = np.log([[0.2, 0.5, 0.3], [0.5, 0.4, 0.1], [0.9, 0.05, 0.05], [0.6, 0.2, 0.2]])
-    assert [one["confidence"] for one in label_report(HELD, {"it": sure})["mistakes"]] == pytest.approx([0.9, 0.5, 0.5])
+    assert [one["confidence"] for one in HELD.report({"it": sure})["mistakes"]] == pytest.approx([0.9, 0.5, 0.5])

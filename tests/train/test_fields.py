@@ -15,7 +15,7 @@ from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.fields import FieldTask
 from minilora.data.records import read_source
 from minilora.measure import fields as measuring
-from minilora.measure.fields import WithFields, answer_fields, field_report
+from minilora.measure.fields import WithFields
 from minilora.pages.fields import field_lines, fields_figure
 from minilora.pages.style import theme
 from minilora.train.job import finetune
@@ -28,9 +28,9 @@ def test_the_tiny_base_learns_fields_that_one_word_decides(tmp_path):
     splits = ml.split_records(reading.records)
     held = WithFields(reading.task, splits["test"], splits["train"])
     ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16), name="own", seed=0)
-    before = answer_fields(model, tokenizer, held)
+    before = held.ask(model, tokenizer)
     ml.fit(model, ml.encode_records(splits["train"], tokenizer), 40, lr=1e-2, batch_size=6)
-    report = field_report(held, {"before": before, "after": answer_fields(model, tokenizer, held)})
+    report = held.report({"before": before, "after": held.ask(model, tokenizer)})
     _, untrained, trained = report["rows"]
     for name in ("kind", "tags"):
         assert trained["fields"][name]["value"] >= 0.9 > untrained["fields"][name]["value"]

@@ -18,7 +18,7 @@ from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.labels import LabelTask
 from minilora.data.records import read_source
 from minilora.generate.conversation import Talk
-from minilora.measure.labels import Labelled, label_report, score
+from minilora.measure.labels import Labelled
 from minilora.pages.labels import label_lines, labels_figure, verdict
 from minilora.pages.style import theme
 from minilora.serve.engine import Engine
@@ -33,9 +33,9 @@ def test_the_tiny_base_learns_a_label_that_one_word_decides(tmp_path):
     splits = ml.split_records(reading.records)
     held = Labelled(reading.task, [*splits["validation"], *splits["test"]], splits["train"])
     ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16), name="own", seed=0)
-    before = score(model, tokenizer, held)
+    before = held.ask(model, tokenizer)
     ml.fit(model, ml.encode_records(splits["train"], tokenizer), 60, lr=1e-2, batch_size=6)
-    *_, untrained, trained = label_report(held, {"before": before, "after": score(model, tokenizer, held)})["rows"]
+    *_, untrained, trained = held.report({"before": before, "after": held.ask(model, tokenizer)})["rows"]
     assert untrained["accuracy"]["value"] < 0.5 and trained["accuracy"]["value"] >= 0.9
     assert trained["macro_f1"]["value"] >= 0.9 and untrained["lead"]["low"] > 0
 
@@ -151,7 +151,7 @@ def test_all_labels_are_logged_and_one_that_is_seen_once_is_warned_of(home, tmp_
     material = material_of(options(home, "unused", data=str(data)), tokenizer)
     assert f"{data}: 4 labels (text/label): bill, other, parcel, parcle" in said()
     assert "1 label is in one training record only: 'parcle'; is it a typing error?" in said()
-    assert material.labelled.task.labels == ("bill", "other", "parcel", "parcle") and len(material.train) == 37
+    assert material.checked.task.labels == ("bill", "other", "parcel", "parcle") and len(material.train) == 37
     assert material.asked == material.shown == {}
 
 
