@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..data.fields import as_json
-from .labels import shown, table, verdict
+from .labels import mistakes, shown, table, verdict
 from .style import GREY, LORA, panels
 from .text import WIDTH, counted, rule, shortened, wrapped
-
-SHOWN = 5  # mistakes
 
 
 def field_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
@@ -39,26 +37,17 @@ def field_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
         width,
     )
     yield from ("", *wrapped(verdict(report, "fields_right", "points of fields right"), width), "")
-    yield from _mistakes(report, width)
+    wrong = report["mistakes"]
+    yield from mistakes(wrong, f"{counted(len(wrong), 'record')} with a mistake", "those with most first", _said, width)
 
 
 def _share(row: Mapping[str, Any]) -> float:
     return float(row["fields_right"]["value"])
 
 
-def _mistakes(report: Mapping[str, Any], width: int) -> Iterator[str]:
-    wrong = report["mistakes"]
-    if not wrong:
-        yield "no mistakes"
-        return
-    yield f"{counted(len(wrong), 'record')} with a mistake{', those with most first' if len(wrong) > 1 else ''}"
-    for one in wrong[:SHOWN]:
-        pairs = ((name, *(shortened(as_json(value), 40) for value in both)) for name, both in one["wrong"].items())
-        found = "; ".join(f"{name} is {true}, got {got}" for name, true, got in pairs)
-        text = shortened(" ".join(one["text"].split()), 2 * width)
-        yield from wrapped(f"{found}: {text}", width, first="  ", indent="    ")
-    if len(wrong) > SHOWN:
-        yield f"  and {len(wrong) - SHOWN:,} more"
+def _said(one: Mapping[str, Any]) -> str:
+    pairs = ((name, *(shortened(as_json(value), 40) for value in both)) for name, both in one["wrong"].items())
+    return "; ".join(f"{name} is {true}, got {got}" for name, true, got in pairs)
 
 
 def fields_figure(report: Mapping[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ def label_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
     yield from ("", *wrapped(verdict(report), width), "")
     yield from _confusion(report)
     yield from ("", *_calibration(report), "")
-    yield from _mistakes(report, width)
+    wrong = report["mistakes"]
+    yield from mistakes(wrong, counted(len(wrong), "mistake"), "the most confident first", _said, width)
 
 
 def shown(found: Mapping[str, float | None], sign: bool = False) -> str:
@@ -103,18 +104,23 @@ def _calibration(report: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _mistakes(report: Mapping[str, Any], width: int) -> Iterator[str]:
-    wrong = report["mistakes"]
+def mistakes(
+    wrong: Sequence[Mapping[str, Any]], heading: str, order: str, said: Callable[[Mapping[str, Any]], str], width: int
+) -> Iterator[str]:
+    """The first few of a report's mistakes. order: which come first. said: what was wrong in one of them."""
     if not wrong:
         yield "no mistakes"
         return
-    yield f"{counted(len(wrong), 'mistake')}{', the most confident first' if len(wrong) > 1 else ''}"
+    yield f"{heading}, {order}" if len(wrong) > 1 else heading
     for one in wrong[:SHOWN]:
         text = shortened(" ".join(one["text"].split()), 2 * width)
-        said = f"{one['label']} was taken for {one['chosen']} ({percent(one['confidence'])}): {text}"
-        yield from wrapped(said, width, first="  ", indent="    ")
+        yield from wrapped(f"{said(one)}: {text}", width, first="  ", indent="    ")
     if len(wrong) > SHOWN:
         yield f"  and {len(wrong) - SHOWN:,} more"
+
+
+def _said(one: Mapping[str, Any]) -> str:
+    return f"{one['label']} was taken for {one['chosen']} ({percent(one['confidence'])})"
 
 
 def labels_figure(report: Mapping[str, Any]) -> Any:
