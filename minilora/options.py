@@ -17,7 +17,8 @@ import math
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -52,6 +53,15 @@ ELSEWHERE = {  # what other programs call it -> what it is called here
 
 class UsageError(Exception):
     """Arguments that parse but mean nothing: exit status 2."""
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """In this block a ValueError becomes a UsageError: it is the arguments that are wrong."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(error) from error
 
 
 def option(
@@ -167,12 +177,11 @@ def from_flags(
             given[name] = _without_doubles(flag(name), value)
         elif len(value) == 1 and str in kinds_of(kinds[name]):  # all-linear, or a pattern
             given[name] = value[0]
-    try:
+    with usage_errors():
         lower = without_conflicts(options, given, below or {})
         meaningful(options, given | lower, given, flag)
-        return options(**lower | given)
-    except ValueError as error:
-        raise UsageError(error) from error
+        chosen = options(**lower | given)
+    return chosen
 
 
 def meaningful(

@@ -16,7 +16,7 @@ from ..measure.bench import MODES, NEW, PROMPT, Settings, contender, floor_arith
 from ..measure.environment import circumstances, machine, versions
 from ..measure.process import apart
 from ..measure.turns import Measured, take_turns
-from ..options import UsageError, add_flags, from_flags
+from ..options import UsageError, add_flags, from_flags, usage_errors
 from ..pages.text import columns, millions, plain, wrapped
 from ..progress import progress
 from .shared import AS_JSON
@@ -38,10 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.random_weights and "base" in arguments:
         raise UsageError("--random-weights takes the shape of SmolLM2: leave out --base")
     settings, modes = from_flags(Settings, arguments), arguments.modes or list(MODES)
-    try:
+    with usage_errors():
         check(modes, arguments.rounds)
-    except ValueError as error:
-        raise UsageError(error) from error
     if arguments.random_weights:
         with tempfile.TemporaryDirectory(prefix="minilora-bench-") as folder:
             path = str(Path(folder) / "random.gguf")

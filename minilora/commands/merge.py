@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..options import UsageError
+from ..options import usage_errors
 from .shared import ADAPTER, BASE_OF_ADAPTER, FORCE, OVERWRITE, one_adapter
 
 HELP = "write base and adapter as one model"
@@ -32,10 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Write one whole model; print how it compares with the merged one, and what 4 bits lose."""
     from ..models.merge import merge, resolve
 
-    try:
+    with usage_errors():
         resolve(Path(arguments.out), arguments.format, arguments.type)
-    except ValueError as error:
-        raise UsageError(error) from error
     _, folder = one_adapter(arguments.adapter)
     given = (arguments.out, arguments.format, arguments.type, arguments.overwrite, arguments.force)
     print(merge(arguments.base, folder, *given))

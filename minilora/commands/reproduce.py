@@ -23,7 +23,7 @@ from ..experiments.trials import reason
 from ..files.disk import write_json
 from ..measure.environment import circumstances, machine, versions
 from ..measure.statistics import Interval
-from ..options import UsageError, add_flags, check, from_flags, option
+from ..options import add_flags, check, from_flags, option, usage_errors
 from ..pages.template import TEMPLATES, template
 from ..pages.text import counted, duration, shortened, terminal_width
 from ..progress import log, progress
@@ -84,10 +84,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(listing(terminal_width()))
         return
     options = from_flags(ReproduceOptions, arguments)
-    try:
+    with usage_errors():
         chosen(arguments.names)
-    except ValueError as error:
-        raise UsageError(error) from error
     result = reproduce(arguments.names, options)
     path = write_page(result, options.folder)
     print(json.dumps(result, indent=2) if arguments.json else f"{summary(result)}\n\nWritten to {path}")

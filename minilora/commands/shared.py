@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import toml
-from ..options import BASE, UsageError, from_flags
+from ..options import BASE, UsageError, from_flags, usage_errors
 from ..progress import log
 
 if TYPE_CHECKING:
@@ -43,10 +43,8 @@ def read_options(options: type[Given], arguments: argparse.Namespace, below: Map
     """The options that flags and the file of --config ask for, the flags first. below: what holds besides."""
     below = dict(below or {})
     if arguments.config is not None:
-        try:
+        with usage_errors():
             below |= toml.read(options, _recipe(arguments.config) or Path(arguments.config))
-        except ValueError as error:
-            raise UsageError(error) from error
     return from_flags(options, arguments, below)
 
 
@@ -60,10 +58,9 @@ def adapters(words: Sequence[str]) -> dict[str, Path]:
     """Adapters as a command is given them, DIR or NAME=DIR, by name."""
     from ..models.with_adapters import named_folders
 
-    try:
-        return named_folders(words)
-    except ValueError as error:
-        raise UsageError(error) from error
+    with usage_errors():
+        named = named_folders(words)
+    return named
 
 
 def one_adapter(words: Sequence[str]) -> tuple[str, Path]:

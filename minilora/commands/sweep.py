@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..experiments.grid import Sweep, SweepOptions
-from ..options import UsageError, add_flags
+from ..options import add_flags, usage_errors
 from ..pages.text import columns, counted, duration, interval, rule, terminal_width
 from .compare_table import NAMES
 from .shared import AS_JSON, read_options
@@ -39,10 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
     from ..pages.sweep import sweep_figure
 
     options: Sweep = read_options(SweepOptions, arguments)
-    try:
+    with usage_errors():
         options.settings()
-    except ValueError as error:
-        raise UsageError(error) from error
     result = sweep(options)
     print(json.dumps(result, indent=2) if arguments.json else page(result, terminal_width()))
     if sweep_figure(result) is not None:
