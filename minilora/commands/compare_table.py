@@ -14,7 +14,8 @@ from ..experiments.claim import FEW, LOW, SLIGHT, SPARED, Band, Verdict
 from ..experiments.tuned import first_step
 from ..measure.environment import circumstances
 from ..measure.statistics import Interval
-from ..pages.text import WIDTH, columns, counted, duration, megabytes, percent, plain, rule, wrapped
+from ..pages.template import TEMPLATES, template
+from ..pages.text import WIDTH, columns, duration, megabytes, percent, plain
 from .report import SETS
 
 Metrics = dict[str, Any]  # of a run, as `finetune` returns them
@@ -23,11 +24,6 @@ METHODS = ("lora", "full")
 NAMES = {"lora": "LoRA", "full": "full fine-tuning"}
 WORDS = dict(zip(Verdict, ("held", "in part", "not held"), strict=True))
 HELD, IN_PART, NOT = WORDS.values()
-
-RULES = """
-LoRA's share of full fine-tuning decides. Held: at most 1/10 of what is trained and stored, 1/3 of memory, time and
-money, 1/2 of what is forgotten; at least 95 % of what is gained. In part: at most 1/2, 9/10 and 9/10; at least 80 %.
-"""
 
 CLAIMS = {
     "few": "It trains very few parameters",
@@ -172,15 +168,21 @@ SHOWN: dict[str, Callable[[Any], str]] = {  # unit -> how it is printed
 
 def page(result: dict[str, Any], width: int = WIDTH) -> str:
     """The comparison as text of at most `width` columns, 80 or more."""
-    options, table = result["options"], rows(result)
-    steps, records = counted(options["steps"], "step"), counted(options["batch_size"], "record")
-    title = f"LoRA and full fine-tuning: {options['base']} on {options['data']}, {steps} of {records}"
-    lines = [rule(title, width), *_claims(table, width)]
-    lines += [rule("why some claims did not hold, or only in part", width)]
-    lines += [line for reason in _reasons(result, table) for line in wrapped(reason, width, indent="  ")]
-    lines += [rule("how it was measured", width)]
-    lines += [line for note in (*_search(result), *_method(result)) for line in wrapped(note, width, indent="  ")]
-    return "\n".join(lines)
+    table, (lora, full) = rows(result), (result["runs"][method]["peak_memory_bytes"] for method in METHODS)
+    freed, total = (each["by_owner"]["gradients"] + each["by_owner"]["moments"] for each in (lora, full))
+    text = template(TEMPLATES / "compare.txt.jinja").render(
+        result,
+        best={method: best_validation(result["runs"][method]) for method in METHODS},
+        circumstances=circumstances(result),
+        freed=freed,
+        missed={row.claim for row in table if row.verdict != HELD},
+        names=NAMES,
+        stays=lora["by_owner"]["weights"] + lora["activations"],
+        table=list(_claims(table, width)),
+        total=total,
+        width=width,
+    )
+    return text.rstrip("\n")
 
 
 def _claims(table: Sequence[Row], width: int) -> Iterator[str]:
@@ -198,63 +200,3 @@ def _claims(table: Sequence[Row], width: int) -> Iterator[str]:
         yield from (
             f"{line:<{room}}  {row.verdict}" for row, line in zip(table, lines, strict=True) if row.claim == claim
         )
-
-
-def _reasons(result: dict[str, Any], table: Sequence[Row]) -> Iterator[str]:
-    """A paragraph for each claim that did not hold in all of its rows."""
-    lora, full = (result["runs"][method] for method in METHODS)
-    missed = {row.claim for row in table if row.verdict != HELD}
-    memory, owners = lora["peak_memory_bytes"], [run["peak_memory_bytes"]["by_owner"] for run in (lora, full)]
-    freed, total = (megabytes(each["gradients"] + each["moments"]) for each in owners)
-    stays = megabytes(owners[0]["weights"] + memory["activations"])
-    faster = plain(full["seconds_per_step"] / lora["seconds_per_step"], 2)
-    reasons = {
-        "few": "Parameters: an update of rank r has r (m + n) parameters for a matrix with m n. That is few if "
-        "matrices are wide.",
-        "memory": f"Memory: freezing reduces gradients and optimizer state from {total} to {freed}. Weights and "
-        f"activations stay ({stays}): every layer still passes a gradient on, and saves what its backward pass needs. "
-        "(Full fine-tuning may reach its peak at the end of the backward pass, when its activations are freed.)",
-        "fast": "Speed: full fine-tuning multiplies matrices three times in a step, LoRA twice, and small ones in "
-        "addition: at most 1.5 times the work. The rest is AdamW, which updates every trainable parameter. Here a step "
-        f"of LoRA is {faster} times as fast. Fewer trainable parameters do not learn in fewer steps.",
-        "cheap": "Money: on one machine, money is time. LoRA is much cheaper if it runs on a smaller machine, one that "
-        "is too small for full fine-tuning.",
-        "small": "Disk: an adapter is r (m + n) numbers for each matrix of m n. That is small if matrices are wide.",
-        "learns": "Learning: LoRA gained less than 95 % of what full fine-tuning gained, or nothing.",
-        "untouched": "Forgetting: measured with the adapter active; without it, the model is the base, bit by bit.",
-    }
-    yield from (reasons[claim] for claim in CLAIMS if claim in missed)
-
-
-def _search(result: dict[str, Any]) -> Iterator[str]:
-    steps, found = result["options"]["search_steps"], result["search"]
-    for method in METHODS:
-        tried, best = found[method]["tried"], found[method]["best"]
-        if not tried:
-            yield f"Learning rate of {NAMES[method]}: {best:g}, as given."
-            continue
-        losses = ", ".join(f"{lr:g}: {'diverged' if loss is None else plain(loss, 3)}" for lr, loss in tried)
-        chosen = f"by the validation loss after {counted(steps, 'step')} ({losses})"
-        line = f"Learning rate of {NAMES[method]}: {best:g}, {chosen}."
-        if found[method]["at_edge"]:
-            line += f" It is at the edge of what was tried: a wider grid may find a better one (--{method}-lr)."
-        elif found[method]["added"]:
-            line += " The grid was extended by one, since its best was at the edge."
-        yield line
-
-
-def _method(result: dict[str, Any]) -> Iterator[str]:
-    runs, options = result["runs"], result["options"]
-    (step, loss), (step_full, loss_full) = (best_validation(runs[method]) for method in METHODS)
-    lora, full = (
-        f"LoRA {plain(loss, 3)} after {counted(step, 'step')}",
-        f"full {plain(loss_full, 3)} after {step_full:,}",
-    )
-    yield f"Best validation loss: {lora}, {full}."
-    yield f"Dollars: {options['price']:g} per core hour, an assumption; training alone, without the search."
-    yield "LoRA's update is not scaled down after training, as finetune does by default to forget less (--strength)."
-    yield "One seed, the same order of records. Ratio: LoRA / full; if there is a base, of the changes from it."
-    yield " ".join(RULES.split())
-    yield "Not measured here: very different tasks, larger models, GPUs."
-    yield f"{circumstances(result)}; {duration(result['wall_seconds'])} in all."
-    yield f"Written to {options['out']}: the runs, compare.json, picture.png."

@@ -25,9 +25,10 @@ def template(file: Path) -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # without autoescape: most pages are Markdown
-    words = ("counted", "duration", "megabytes", "percent", "plain", "signed")
+    words = ("counted", "duration", "megabytes", "percent", "plain", "rule", "signed")
     made.filters |= {name: getattr(text, name) for name in words}
-    made.filters |= {"quote": shlex.quote, "code": code, "json": lambda value: json.dumps(value, ensure_ascii=False)}
+    made.filters |= {"json": lambda value: json.dumps(value, ensure_ascii=False)}
+    made.filters |= {"code": code, "note": note, "quote": shlex.quote}
     made.globals["change"] = text.change
     return made.get_template(file.name)
 
@@ -40,3 +41,8 @@ def code(words: str) -> str:
     """
     words = " ".join(words.split()).replace("|", "\\|")
     return f"`` {words} ``" if "`" in words else f"`{words}`"
+
+
+def note(words: str, width: int) -> str:
+    """Words as an indented paragraph of at most `width` columns."""
+    return "".join(f"{line}\n" for line in text.wrapped(" ".join(words.split()), width, indent="  "))
