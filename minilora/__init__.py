@@ -6,7 +6,7 @@
     loss = ml.loss_and_grad(model, input_ids, labels)
 
 Models
-  load               load a model and its tokenizer: "tiny", "smollm2", a GGUF file or a Hugging Face folder
+  load               load a model and its tokenizer: "tiny", "smollm2", a GGUF file, a folder or one on huggingface.co
   pull               download a named model and verify its SHA-256
   Config             the shape of a Llama model
   Llama              the model: ids in, logits or a loss out

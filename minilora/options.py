@@ -26,7 +26,8 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 Options = TypeVar("Options")
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
-BASE = "tiny, smollm2, a .gguf file, or a Hugging Face folder"  # help texts that several commands share
+# Help texts that several commands share.
+BASE = "tiny, smollm2, a .gguf file, a Hugging Face folder, or a name on huggingface.co"
 PACKED: dict[str, Any] = {
     "help": "keep the base's matrices packed, as its .gguf file holds them, or rounded to KIND (nf4, fp4, int4, q8_0, "
     "q4_1): less memory, more time",

@@ -22,8 +22,9 @@ FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safete
 def read_config(folder: Path) -> Any:
     """`config.json` as a config. Raises ModelFileError for a family or a field that minilora does not support."""
     path = folder / "config.json"
+    raw = read_json(path)
     try:
-        return config_from_json(read_json(path))
+        return config_from_json(raw)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
 
@@ -44,6 +45,12 @@ def load_folder(folder: Path, kind: str | None = None) -> LanguageModel:
             raise ModelFileError(f"{index}: {escaping[0]!r} is outside the folder")
     else:
         files = ["model.safetensors"]
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+        if pickles and not (folder / files[0]).exists():
+            raise ModelFileError(
+                f"{folder}: holds {pickles[0]} and no safetensors, and nothing is unpickled: choose a converted model, "
+                "or convert it with transformers (save_pretrained)"
+            )
     state: dict[str, np.ndarray] = {}
     for name in files:
         state.update(read_tensors(folder / name, mapped=kind is not None))

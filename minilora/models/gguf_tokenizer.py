@@ -74,6 +74,8 @@ def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
         _add_tokens(core, tokens, kinds)
         ids = {key: meta.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom", "bos", "padding")}
         eos, bos = tokens[ids["eos"]], "" if ids["bos"] is None else tokens[ids["bos"]]
+    except KeyError as error:
+        raise ModelFileError(f"{path}: the tokenizer is incomplete: {error} is missing") from error
     except Exception as error:  # damaged lists, and the library defines no error type
         raise ModelFileError(f"{path}: unusable tokenizer data: {error}") from error
     others = [i for key in ("eot", "eom") if (i := ids[key]) is not None]

@@ -136,5 +136,6 @@ def _unknown(name: str | Path) -> ModelFileError:
     known = ("tiny", *SOURCES)
     meant = suggestion(str(name), known)
     return ModelFileError(
-        f"{name}: no such model{meant}; use {', '.join(known)}, a .gguf file, or a Hugging Face folder"
+        f"{name}: no such model{meant}; use {', '.join(known)}, a .gguf file, a Hugging Face folder, or a name on "
+        "huggingface.co, such as Qwen/Qwen3-0.6B"
     )

@@ -204,7 +204,10 @@ def from_folder(folder: Path) -> Tokenizer:
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ModelFileError(f"{path}: no such file")
+        raise ModelFileError(
+            f"{path}: no such file: copy the tokenizer of the original model, or write one with transformers "
+            "(AutoTokenizer.from_pretrained, then save_pretrained)"
+        )
     try:
         core = Core.from_file(str(path))
     except Exception as error:  # the library defines no error type

@@ -302,7 +302,9 @@ _TENSORS = {
     "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
 }
 _QK_NORMS = {f"blk.{{}}.attn_{x}_norm": f"model.layers.{{}}.self_attn.{x}_norm" for x in "qk"}
-# Granite 4.0 has gate and up in one matrix; llama.cpp, which has two, has no name for it.
+# Granite 4.0 has gate and up in one matrix; llama.cpp, which has two, has no name for it. A GGUF file of Granite 4.0
+# cannot be told from one of Granite 3.0: both say "granite", hold the same tensors and compute the same. It loads as
+# Granite 3.0, and an adapter for it has Granite 3.0's names.
 GATE_UP = "blk.{}.ffn_gate_up"
 _ONE_MLP = {
     GATE_UP: "model.layers.{}.shared_mlp.input_linear",

@@ -29,7 +29,7 @@ def refused(folder, *words):
     with pytest.raises(ModelFileError) as caught:
         load_folder(folder)
     message = str(caught.value)
-    assert str(folder) in message and "\n" not in message
+    assert message.count(str(folder)) == 1 and "\n" not in message
     assert not [word for word in words if word not in message], message
 
 
@@ -144,6 +144,16 @@ def test_a_missing_file_is_named(model, tmp_path, file):
     folder = write_folder(tmp_path / "m", model, shards=2)
     (folder / file).unlink()
     refused(folder, "model.safetensors" if file == INDEX else file, "no such file")
+
+
+def test_a_folder_of_pickles_and_one_without_tokenizer_are_told_what_to_do(model, tmp_path):
+    folder = write_folder(tmp_path / "m", model)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(folder, "holds pytorch_model.bin and no safetensors", "convert")
+    (folder / "config.json").unlink()
+    refused(folder, "config.json: no such file")
+    with pytest.raises(ModelFileError, match=r"^[^\n]*tokenizer.json: no such file: copy the tokenizer [^\n]*$"):
+        from_folder(folder)
 
 
 def test_absurd_sizes_are_refused_before_anything_is_allocated(model, tmp_path):

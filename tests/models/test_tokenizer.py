@@ -207,6 +207,12 @@ def test_a_gguf_without_a_usable_tokenizer_is_refused(build, change):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["tokens", "merges", "token_type"])
+def test_a_part_of_a_gguf_tokenizer_that_is_missing_is_named(build, key):
+    with pytest.raises(ModelFileError, match=rf"the tokenizer is incomplete: 'tokenizer.ggml.{key}' is missing$"):
+        build(**{f"ggml.{key}": None})
+
+
 # -- conversations -----------------------------------------------------------------------------------------------------
 
 
