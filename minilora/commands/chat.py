@@ -17,9 +17,9 @@ from ..files.disk import reading
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of
 from ..generate.streams import check_settings
 from ..lora.adapters import Choice
-from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
+from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.text import shortened
-from .shared import CONTEXT, adapters, read_context
+from .shared import CONTEXT, Loading, adapters, read_context
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -30,7 +30,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could steer a ter
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions:
+class ChatOptions(Loading):
     """Which model to talk to, and how it answers. Raises ValueError for values that are not possible."""
 
     adapter: Sequence[str] = option(
@@ -55,10 +55,6 @@ class ChatOptions:
     temperature: float = option(0.0, "0 takes the most likely token; above 0, tokens are drawn")
     top_p: float = option(1.0, "draw only from the most likely tokens that have this probability together")
     seed: int = option(0, "seed of the draws, for a temperature above 0")
-    quantized: bool | str = option(False, **PACKED)
-    bf16: bool = option(False, BF16)
-    force: bool = option(False, "accept adapters of another base of the same shape")
-    device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
 
     def __post_init__(self):
         check(self)
@@ -75,16 +71,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises RuntimeError at the end of a pipe or a file of which some lines could not be answered.
     """
-    from ..models.load import dtype_of
-    from ..models.with_adapters import load_with_adapters
-
     options = from_flags(ChatOptions, arguments)
     named = adapters(options.adapter)
     questions = None if options.ask_file is None else _lines_of(Path(options.ask_file))
     schema = None if options.schema is None else read_schema(options.schema)
-    model, tokenizer = load_with_adapters(
-        named, options.base, options.quantized, options.device, options.force, dtype_of(options.bf16)
-    )
+    model, tokenizer = options.load(named, options.base)
     room = model.config.max_position_embeddings - options.max_new_tokens
     handbook = read_context(options.context, model, tokenizer, room)
     drawn = (options.max_new_tokens, options.temperature, options.top_p, options.seed)

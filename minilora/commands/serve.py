@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..generate.conversation import MAX_NEW_TOKENS
-from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
+from ..options import BASE, add_flags, check, from_flags, option
 from ..progress import log
-from .shared import CONTEXT, adapters, read_context
+from .shared import CONTEXT, Loading, adapters, read_context
 
 HELP = "let a page and OpenAI's clients ask a base and its adapters"
 _LIMITS: dict[str, Any] = {"group": "limits"}
-_MACHINE: dict[str, Any] = {"group": "memory and device"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(Loading):
     """What is served, to whom, and how much at a time. Raises ValueError for values that are not possible."""
 
     adapter: Sequence[str] = option(
@@ -42,11 +41,6 @@ class ServeOptions:
     )
     max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, if the request does not say", least=1, **_LIMITS)
     connections: int = option(128, "connections at a time; of more, the one idle longest is closed", least=1, **_LIMITS)
-
-    quantized: bool | str = option(False, **PACKED, **_MACHINE)
-    bf16: bool = option(False, BF16, **_MACHINE)
-    device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
-    force: bool = option(False, "accept adapters of another base of the same shape")
 
     def __post_init__(self):
         if self.demo and (self.adapter or self.base):
@@ -70,8 +64,6 @@ def run(arguments: argparse.Namespace) -> None:
     named = adapters(options.adapter)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise RuntimeError(f"minilora serve needs {' and '.join(missing)}: pip install 'minilora[serve]'")
-    from ..models.load import dtype_of
-    from ..models.with_adapters import load_with_adapters
     from ..serve.app import App
     from ..serve.bounds import is_loopback
     from ..serve.engine import Engine
@@ -82,9 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
         base = options.base
         if options.demo:
             base, named = demo_folders()
-        model, tokenizer = load_with_adapters(
-            named, base, options.quantized, options.device, options.force, dtype_of(options.bf16)
-        )
+        model, tokenizer = options.load(named, base)
         with Engine(model, tokenizer, options.slots, options.queue, options.context_length) as engine:
             handbook = read_context(options.context, model, tokenizer, engine.context - options.max_new_tokens)
             server = Server(App(engine, Path.cwd(), options.max_new_tokens, handbook), options.host, listener)

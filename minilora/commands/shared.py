@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import toml
-from ..options import BASE, UsageError, from_flags, usage_errors
+from ..options import BASE, BF16, PACKED, UsageError, from_flags, option, usage_errors
 from ..progress import log
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Given = TypeVar("Given")
 RECIPES = Path(__file__).parents[1] / "train"
 
+_MACHINE: dict[str, Any] = {"group": "memory and device"}
 AS_JSON: dict[str, Any] = {"action": "store_true", "help": "print the result as JSON"}
 BASE_OF_ADAPTER: dict[str, Any] = {"help": f"{BASE} (default: the one that the adapter's folder names)"}
 ADAPTER: dict[str, Any] = {
@@ -30,6 +32,23 @@ ADAPTER: dict[str, Any] = {
 CONTEXT = "passages, of which each question gets the best match: support-handbook, a .txt file or rows with texts"
 FORCE: dict[str, Any] = {"action": "store_true", "help": "accept an adapter of another base of the same shape"}
 OVERWRITE: dict[str, Any] = {"action": "store_true", "help": "replace a model or file that is there already"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a base and its adapters are loaded: options that several commands have."""
+
+    quantized: bool | str = option(False, **PACKED, **_MACHINE)
+    bf16: bool = option(False, BF16, **_MACHINE)
+    device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
+    force: bool = option(False, "accept adapters of another base of the same shape", **_MACHINE)
+
+    def load(self, folders: Mapping[str, Path], base: str | Path | None) -> tuple[LanguageModel, Tokenizer]:
+        """The base with these adapters, by name; without a base, the one that they name."""
+        from ..models.load import dtype_of
+        from ..models.with_adapters import load_with_adapters
+
+        return load_with_adapters(folders, base, self.quantized, self.device, self.force, dtype_of(self.bf16))
 
 
 class Instead(argparse.Action):
