@@ -7,13 +7,12 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..engine import bfloat16
 from ..measure.bench import MODES, NEW, PROMPT, Settings, contender, floor_arithmetic, write_random
-from ..measure.environment import circumstances, machine, versions
+from ..measure.environment import circumstances, here_and_now
 from ..measure.process import apart
 from ..measure.turns import Measured, take_turns
 from ..options import UsageError, add_flags, from_flags, usage_errors
@@ -88,9 +87,7 @@ def measure(settings: Settings, modes: Sequence[str] = tuple(MODES), rounds: int
             results |= take_turns(chosen, rounds)
     first = results["floor"].median if "floor" in results else None
     return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
+        **here_and_now(),
         "settings": asdict(settings) | {"rounds": rounds},
         "left_out": left_out,
         "floor_gflops": floor_arithmetic(settings) / first / 1e9 if first else None,

@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ..data.splits import has_validation
 from ..experiments.memo import as_json, remember
 from ..experiments.tuned import best_rate, next_rate
 from ..files.disk import read_json, remove_folder, write_json
-from ..measure.environment import machine, versions
+from ..measure.environment import here_and_now
 from ..measure.process import apart
 from ..models.load import load_tokenizer, sha256_of_base
 from ..options import BASE, UsageError, add_flags, check, flag, flag_fields, from_flags, option, refuse_other_settings
@@ -136,9 +135,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
     found = {method: runs.found(method, search[method]["best"], compared=True) for method in METHODS}
     result: dict[str, Any] = {
         "options": asdict(options) | {"out": str(options.folder), "search_steps": options.tries},
-        "machine": machine(),
-        "versions": versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **here_and_now(),
         "search": search,
         "runs": found,
         "peak_bytes": {method: _peak(tries[method].values(), found[method]) for method in METHODS},

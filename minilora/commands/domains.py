@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ..files.disk import write_json
 from ..lora.adapters import Choice
 from ..lora.combine import combine_adapters
 from ..lora.peft import WEIGHTS_FILE
+from ..measure.environment import now
 from ..measure.scores import (
     LOSS,
     RECALL,
@@ -113,7 +113,7 @@ def compare_domains(options: DomainsOptions) -> dict[str, Any]:
     )
     alone = {key: {name: s for name, s in found.items() if name not in pairs} for key, found in scores.items()}
     result = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "base": options.base,
         "adapters": {name: {"folder": str(path), "trained_on": name} for name, path in folders.items()},
         "merged": merged,

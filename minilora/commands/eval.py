@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,15 @@ from ..data.rows import SPLITS
 from ..generate.fields import task_of_adapters
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
+from ..measure.environment import now
 from ..measure.labels import ZERO_SHOT, Labelled
 from ..measure.open_book import open_book_report
 from ..measure.recall import ANSWER_TOKENS
 from ..measure.scores import LOSS, RECALL, MeasuredSet, measure, read_sets, summary
-from ..models.load import dtype_of
 from ..models.tokenizer import Tokenizer
-from ..models.with_adapters import BASE_NAME, base_of, load_with_adapters, named_folders
+from ..models.with_adapters import BASE_NAME, base_of, named_folders
 from ..nn.language_model import LanguageModel
-from ..options import BASE, BF16, PACKED, add_flags, check, from_flags, option
+from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.card import HELD_OUT
 from ..pages.fields import field_lines
 from ..pages.labels import label_lines
@@ -37,7 +36,7 @@ from ..pages.text import NARROWEST, NOTHING, counted, interval, percent, plain, 
 from ..progress import log
 from ..train.material import Material
 from ..train.options import LABEL, SCHEMA, Options
-from .shared import AS_JSON
+from .shared import AS_JSON, Loading
 
 KINDS = {  # of sets -> what the page calls their records
     **HELD_OUT,
@@ -49,7 +48,7 @@ KINDS = {  # of sets -> what the page calls their records
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class EvalOptions(Loading):
     """Which adapters to measure on which data, and how. Raises ValueError for values that mean nothing."""
 
     adapter: Sequence[str] | None = option(None, "folders of adapters; NAME is shown in the table", metavar="NAME=DIR")
@@ -81,10 +80,6 @@ class EvalOptions:
         None, "with --context, draw keyword recall with and without passages, of the first set", metavar="PICTURE"
     )
     seed: int = option(0, "seed of the bootstrap draws behind the intervals", least=0)
-    quantized: bool | str = option(False, **PACKED)
-    bf16: bool = option(False, BF16)
-    device: str = option("cpu", "where to compute", choices=("cpu", "cuda"))
-    force: bool = option(False, "accept adapters of another base of the same shape")
 
     def __post_init__(self):
         named_folders(self.adapter or ())  # refuses names that cannot be
@@ -109,9 +104,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     if not options.data:
         for folder in folders.values():
             _warn_of_other_data(folder)
-    model, tokenizer = load_with_adapters(
-        folders, base, options.quantized, options.device, options.force, dtype_of(options.bf16)
-    )
+    model, tokenizer = options.load(folders, base)
     sets = read_sets(
         data,
         tokenizer,
@@ -150,7 +143,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         if each.checked is not None:
             reports[each.checked.key][each.name] = _report(model, tokenizer, each, own, options.seed)
     return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "base": str(base),
         "adapters": {name: {"folder": str(folder), "trained_on": own[name]} for name, folder in folders.items()},
         **summary(scores, sets, options.seed),

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..experiments.claim import Claim, ClaimFile, Setting, Verdict, claim_names,
 from ..experiments.memo import as_json, code_sha256, keep, path_of, recall
 from ..experiments.trials import reason
 from ..files.disk import write_json
-from ..measure.environment import circumstances, machine, versions
+from ..measure.environment import circumstances, here_and_now
 from ..measure.statistics import Interval
 from ..options import add_flags, check, from_flags, option, usage_errors
 from ..pages.template import TEMPLATES, template
@@ -154,9 +153,7 @@ def reproduce(names: Sequence[str] = (), options: ReproduceOptions | None = None
         if not isinstance(files[name], str) and all(_kept(name, files[name], form) for form in forms):
             found[name] = _found(name, files[name], options)
     result = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
+        **here_and_now(),
         "options": asdict(options) | {"out": str(options.folder)},
         "seconds": sum(one["seconds"] for one in found.values()),
         "claims": {name: found[name] for name in sorted(found)},
@@ -210,9 +207,7 @@ def _record(name: str, file: Any, options: ReproduceOptions) -> Found:
             numbers,
             seeds=setting.seeds,
             seconds=time.perf_counter() - start,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine=machine(),
-            versions=versions(),
+            **here_and_now(),
         )
     return {"numbers": record["result"]} | {k: v for k, v in record.items() if k not in ("decides", "result")}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,16 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "blas": f"{blas['name']} {blas['version']}",
     }
+
+
+def now() -> str:
+    """The date and the time, UTC, as results store them."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def here_and_now() -> dict[str, Any]:
+    """What every result stores of its circumstances: date, machine, versions."""
+    return {"created": now(), "machine": machine(), "versions": versions()}
 
 
 def circumstances(result: dict[str, Any]) -> str:

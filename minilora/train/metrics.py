@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from ..data.samples import epochs
 from ..lora.adapters import base_state
 from ..lora.audit import AuditError, audit
 from ..measure.counts import count_parameters
+from ..measure.environment import now
 from ..measure.predict import Step, kept_activations, predict_memory, recomputed_activations
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
@@ -39,7 +39,7 @@ def metrics_of(
         "full_sent": sum(array.size for array in base_state(model).values()),
     }
     return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "steps": len(history.losses),
         "planned_steps": trainer.steps,
         "records": {
