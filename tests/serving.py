@@ -73,10 +73,18 @@ class Served:
 
     def until(self, **state):
         """Wait until so many run, and so many wait."""
-        end = time.monotonic() + 30
-        while self.engine.state() != state:
-            assert time.monotonic() < end, self.engine.state()
-            time.sleep(0.005)
+        wait_until(self.engine.state, state)
+
+    def until_said(self, *lines):
+        """Wait until a terminal would have shown these lines: a fault is logged after the client has its answer."""
+        wait_until(lambda: tuple(self.said), lines)
+
+
+def wait_until(look, wanted):
+    end = time.monotonic() + 30
+    while look() != wanted:
+        assert time.monotonic() < end, look()
+        time.sleep(0.005)
 
 
 def read_response(connection):
