@@ -73,9 +73,17 @@ def product(x: Array, w: Array, thin: Thin = None) -> Array:
 
 def product_back(g: Array, w: Array, thin: Thin = None) -> Array:
     """g w, plus s t if thin = (s, t)      g (N, m)  w (m, n), maybe packed  s (N, r)  t (r, n)  ->  (N, n)"""
-    if thin is None:
+    if thin is not None:
+        if adds_products(w):
+            return factor(w).onto(thin[0] @ thin[1], g)
+        return add_product(product_back(g, w), *thin)
+    if adds_products(w) or not is_packed(w):
         return g @ factor(w)
-    return factor(w).onto(thin[0] @ thin[1], g) if adds_products(w) else add_product(g @ factor(w), *thin)
+    parts = (g[:, a:b] @ factor(w, a, b) for a, b in blocks(len(w), VOCAB_BLOCK))
+    out = next(parts)
+    for part in parts:
+        out += part
+    return out
 
 
 def add_product(out: Array, thin: Array, wide: Array, block: int = 128) -> Array:

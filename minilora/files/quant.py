@@ -8,8 +8,9 @@ a group of values with one scale, x wᵀ = scale (x codesᵀ) + offset Σ x.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
@@ -138,6 +139,11 @@ class Packed:
     def nbytes(self) -> int:
         return self.raw.nbytes
 
+    @property
+    def multiplied_as_stored(self) -> bool:
+        """True if matmuls use the stored values themselves: bfloat16, computed in bfloat16."""
+        return self.kind == "BF16" and self.in_bfloat16
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -147,14 +153,26 @@ class Packed:
         return dequantize(raw.reshape(-1, raw.shape[-1]), self.kind).reshape(*raw.shape[:-1], self.shape[1])
 
     def unpack(self, start: int = 0, stop: int | None = None) -> Array:
-        """The values of rows start..stop, (rows, n) float32, a new array."""
-        return self[start:stop]
+        """The values of rows start..stop, (rows, n) float32, a new array. All cores dequantise, unless one is left."""
+        raw = self.raw[start:stop]
+        if not isinstance(raw, np.ndarray):
+            return dequantize(raw, self.kind)
+        out = np.empty((len(raw), self.shape[1]), np.float32)
+        step = max(1, PIECE * BLOCK // self.shape[1])
+
+        def fill(first: int, end: int) -> None:
+            for i in range(first, end, step):
+                j = min(i + step, end)
+                out[i:j] = dequantize(raw[i:j], self.kind)
+
+        _on_all_cores(fill, *out.shape)
+        return out
 
     def factor(self, start: int = 0, stop: int | None = None) -> Array:
         """Rows start..stop as the factor of a matmul: their values in float32 or in bfloat16."""
         if not self.in_bfloat16:
             return self.unpack(start, stop)
-        if self.kind == "BF16":
+        if self.multiplied_as_stored:
             return bfloat16.BFloat16(self.raw[start:stop].view(np.uint16))
         start, stop, _ = slice(start, stop).indices(len(self))
         bits = np.empty((stop - start, self.shape[1]), np.uint16)
@@ -169,33 +187,30 @@ class Packed:
         Rows of w are divided among the cores; those of a part are computed some at a time, in the processor's cache.
         """
         on_host = isinstance(x, np.ndarray) and x.dtype == np.float32
-        if len(x) > FEW or not on_host or (self.kind == "BF16" and self.in_bfloat16):
+        if len(x) > FEW or not on_host or self.multiplied_as_stored:
             return None
         out = np.empty((len(x), len(self)), x.dtype)
         layout = LAYOUTS.get(self.kind)
-        parts = 1 if layout is None or has_one_core.get() or self.size < 1 << 18 else min(cores(), len(self))
-        if parts == 1:
-            self._product(x, layout, out)
-            return out
-        ends = [len(self) * i // parts for i in range(parts + 1)]
-        for done in [
-            _threads(os.getpid(), parts).submit(Packed(self.raw[i:j], self.kind)._product, x, layout, out[:, i:j])
-            for i, j in pairwise(ends)
-        ]:
-            done.result()
+
+        def compute(i: int, j: int) -> None:
+            Packed(self.raw[i:j], self.kind)._product(x, layout, out[:, i:j])
+
+        _on_all_cores(compute, *self.shape)
         return out
 
     def _product(self, x: np.ndarray, layout: Layout | None, out: np.ndarray) -> None:
-        """x wᵀ into `out`. A tile has 256 rows at most: larger ones the BLAS library would divide among the cores."""
+        """x wᵀ into `out`. Tiles and groups are small: larger matmuls the BLAS library would divide among the cores."""
         (m, n), N = self.shape, len(x)
-        step = max(1, _TILE // n)
+        step = min(max(1, _TILE // n), 256)
+        groups = n // math.gcd(n, 64) if layout is None else n // layout.values * layout.groups  # G, in a row
+        xs = x.reshape(N, groups, -1)  # (N, G, k)
+        sums, xs = xs.sum(axis=-1), np.ascontiguousarray(xs.transpose(1, 2, 0))  # (N, G), (G, k, N)
         if layout is None:
             for i in range(0, m, step):
-                np.matmul(x, self.unpack(i, i + step).T, out=out[:, i : i + step])
+                tile = dequantize(self.raw[i : i + step], self.kind)
+                dots = np.matmul(tile.reshape(len(tile), groups, -1).swapaxes(0, 1), xs)  # (G, rows, N)
+                out[:, i : i + step] = dots.sum(axis=0).T
             return
-        groups = n // layout.values * layout.groups  # G, in a row; each of k values
-        step, xs = min(step, 256), x.reshape(N, groups, -1)  # (N, G, k)
-        sums, xs = xs.sum(axis=-1), np.ascontiguousarray(xs.transpose(1, 2, 0))  # (N, G), (G, k, N)
         packed = self.raw.reshape(-1, layout.nbytes)
         scale, offset = layout.steps(packed)
         scale = scale.reshape(m, groups)
@@ -237,6 +252,17 @@ class Packed:
 
 
 _TILE = 1 << 18  # values of a tile
+
+
+def _on_all_cores(task: Callable[[int, int], None], rows: int, width: int) -> None:
+    """task(i, j) for parts i..j of the rows, one for each core; for all of a small matrix, or if one core is left."""
+    parts = 1 if has_one_core.get() or rows * width < 1 << 18 else min(cores(), rows)
+    if parts == 1:
+        task(0, rows)
+        return
+    ends = [rows * i // parts for i in range(parts + 1)]
+    for done in [_threads(os.getpid(), parts).submit(task, i, j) for i, j in pairwise(ends)]:
+        done.result()
 
 
 @cache
