@@ -36,6 +36,13 @@ PACKED: dict[str, Any] = {
     "alone": True,
 }
 BF16 = "multiply by the base's frozen matrices in bfloat16, where the processor can: faster, half the memory for them"
+DTYPE: dict[str, Any] = {
+    "help": "type of the base's frozen matrices in memory: as the files of a folder have them, or float32, which takes "
+    "twice the memory of a folder in 16 bits, and less time, mainly if that is float16",
+    "choices": ("auto", "float32"),
+    "only": {"quantized": False, "bf16": False},
+}
+FROZEN = DTYPE | {"only": DTYPE["only"] | {"method": "lora"}}  # the same for a command that can train all weights
 RECOMPUTE = "keep less for the backward pass, for a third more time"
 
 ELSEWHERE = {  # what other programs call it -> what it is called here

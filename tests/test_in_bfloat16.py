@@ -72,7 +72,7 @@ def test_a_machine_that_cannot_says_so_in_one_line_and_computes_in_float32(monke
 
 def test_other_dtypes_devices_and_methods_are_refused(capsys):
     for settings, message in (
-        (dict(dtype="float16"), "dtype must be 'float32' or 'bfloat16', got 'float16'"),
+        (dict(dtype="float16"), "dtype must be 'float32', 'auto' or 'bfloat16', got 'float16'"),
         (dict(dtype="bfloat16", device="cuda"), "dtype 'bfloat16' is for device 'cpu'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -106,8 +106,9 @@ def test_matrices_are_the_nearest_bfloat16s_and_norms_are_float32():
             assert (w.kind, w.nbytes) == ("BF16", exact[name].nbytes // 2)
             np.testing.assert_array_equal(w.unpack(), bfloat16.to_float32(bfloat16.rounded(exact[name])))
     held = sum(w.nbytes for w in model.state_dict().values())
-    sizes = {bf16: step_of(Job(base="tiny", bf16=bf16)).base_bytes for bf16 in (False, True)}
-    assert sizes == {False: None, True: held}  # as memory is predicted
+    steps = {bf16: step_of(Job(base="tiny", bf16=bf16)) for bf16 in (False, True)}
+    assert (steps[False].base_bytes, steps[True].base_bytes) == (None, held)  # as memory is predicted
+    assert not steps[False].unpacks and not steps[True].unpacks
 
 
 @here

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import toml
-from ..options import BASE, BF16, PACKED, UsageError, from_flags, option, usage_errors
+from ..options import BASE, BF16, DTYPE, PACKED, UsageError, from_flags, option, usage_errors
 from ..progress import log
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Loading:
 
     quantized: bool | str = option(False, **PACKED, **_MACHINE)
     bf16: bool = option(False, BF16, **_MACHINE)
+    dtype: str = option("auto", **DTYPE, **_MACHINE)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
     force: bool = option(False, "accept adapters of another base of the same shape", **_MACHINE)
 
@@ -48,7 +49,7 @@ class Loading:
         from ..models.load import dtype_of
         from ..models.with_adapters import load_with_adapters
 
-        return load_with_adapters(folders, base, self.quantized, self.device, self.force, dtype_of(self.bf16))
+        return load_with_adapters(folders, base, self.quantized, self.device, self.force, dtype_of(self))
 
 
 class Instead(argparse.Action):

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..engine.backend import Array
 from .disk import ModelFileError, replacing
-from .gguf_header import Field, Header, StoredTensor, read_header
-from .quant import PACKED, dequantize, readable
+from .gguf_header import Field, Header, read_header
+from .quant import readable
 
 
 def read_gguf(path: Path) -> Header:
@@ -27,16 +27,6 @@ def read_gguf(path: Path) -> Header:
                 "dequantises: get a file of another type, such as Q4_K_M"
             )
     return header
-
-
-def stays_packed(tensor: StoredTensor) -> bool:
-    """True for a matrix that a `Packed` can hold as it is stored."""
-    return len(tensor.shape) == 2 and tensor.kind in PACKED
-
-
-def values_of(tensor: StoredTensor) -> np.ndarray:
-    """One tensor as a new float32 array, in the layout of the file."""
-    return dequantize(tensor.raw(), tensor.kind).reshape(tensor.shape)
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[np.ndarray, str]]) -> None:

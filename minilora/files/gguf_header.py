@@ -22,9 +22,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .disk import ModelFileError, reading
+from .stored import StoredTensor
 
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))  # struct's letters
 _TEXT, _ARRAY = 8, 9
@@ -38,30 +37,6 @@ class Field:
     value: Any
     type: int
     item_type: int | None = None
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a file.
-
-    name: llama.cpp's. shape: outermost dimension first, as in NumPy. kind: "Q4_1" and so on.
-    path, offset, nbytes: where its bytes lie.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    path: Path
-    offset: int
-    nbytes: int
-
-    def raw(self) -> np.ndarray:
-        """The stored bytes with the rows of the file: a new array (m, bytes per row) uint8; (1, bytes) of a vector.
-
-        Read from the file, not through a memory map, whose pages would count as the process's memory.
-        """
-        with reading(self.path):
-            return np.fromfile(self.path, np.uint8, self.nbytes, offset=self.offset).reshape(prod(self.shape[:-1]), -1)
 
 
 @dataclass(frozen=True)

@@ -1,78 +1,58 @@
-"""Safetensors files: read and write named arrays. bfloat16, which NumPy lacks, is read as float32."""
+"""Safetensors files: read and write named arrays."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..engine import bfloat16
 from ..engine.backend import Array, dense, is_packed, to_numpy
 from .disk import ModelFileError, replacing
+from .stored import StoredTensor
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+_KINDS = ("F64", "F32", "F16", "BF16")
 
 
-def read_tensors(path: Path, mapped: bool = False) -> dict[str, np.ndarray]:
-    """Every tensor of one safetensors file, as new arrays.
-
-    mapped: as views into the file instead, which stays open. The system reads their pages when they are used, and can
-    drop them again; writing to them changes memory, never the file. bfloat16 is not mapped.
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file by name; only its header is read.
 
     Raises ModelFileError for a missing or damaged file, or for tensors that are not floating point.
     """
-    from safetensors import deserialize
-
-    with _opened(path) as file:
-        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
-        if wrong := sorted({kind for kind in kinds.values() if kind not in (*_DTYPES, "BF16")}):
-            raise ModelFileError(f"{path}: cannot read tensors of type {', '.join(wrong)}; expected F32, F16 or BF16")
-        if "BF16" not in kinds.values():
-            return _views(path) if mapped else {name: file.get_tensor(name) for name in kinds}
-        return {name: _from_bytes(view) for name, view in deserialize(path.read_bytes())}
-
-
-def each_tensor(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a safetensors file one after another, so that no two of them need to be in memory.
-
-    Raises ModelFileError for a missing or damaged file. Types are NumPy's: not for bfloat16.
-    """
-    with _opened(path) as file:
-        for name in file.keys():  # noqa: SIM118 - not a dict
-            yield name, file.get_tensor(name)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise ModelFileError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="np") as file:
-            yield file
+        with safe_open(path, framework="np"), path.open("rb") as file:  # the library checks the header
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(start - 8))
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path}: damaged safetensors file ({error})") from error
-
-
-def _views(path: Path) -> dict[str, np.ndarray]:
-    """Views into a file that the library has validated. The library itself returns only copies."""
-    whole = np.asarray(np.memmap(path, np.uint8, mode="c"))
-    start = 8 + int(whole[:8].view("<u8")[0])
-    header: dict[str, Any] = json.loads(whole[8:start].tobytes())
     header.pop("__metadata__", None)
-    places = {name: whole[start:][slice(*about["data_offsets"])] for name, about in header.items()}
-    return {name: places[name].view(_DTYPES[about["dtype"]]).reshape(about["shape"]) for name, about in header.items()}
+    if wrong := sorted({about["dtype"] for about in header.values()} - {*_KINDS}):
+        raise ModelFileError(f"{path}: cannot read tensors of type {', '.join(wrong)}; expected F32, F16 or BF16")
+    places = {name: about["data_offsets"] for name, about in header.items()}
+    return {
+        name: StoredTensor(name, tuple(header[name]["shape"]), header[name]["dtype"], path, start + begin, end - begin)
+        for name, (begin, end) in places.items()
+    }
 
 
-def _from_bytes(view: dict[str, Any]) -> np.ndarray:
-    if view["dtype"] == "BF16":
-        return bfloat16.to_float32(np.frombuffer(view["data"], np.uint16)).reshape(view["shape"])
-    return np.frombuffer(view["data"], _DTYPES[view["dtype"]]).reshape(view["shape"]).copy()
+def read_tensors(path: Path, mapped: bool = False) -> dict[str, np.ndarray]:
+    """Every tensor of one safetensors file, as new arrays; bfloat16, which NumPy lacks, as float32.
+
+    mapped: as views into the file instead, see `StoredTensor.raw`; bfloat16 is not mapped.
+
+    Raises ModelFileError as `stored_tensors`.
+    """
+    return {name: tensor.array(mapped) for name, tensor in stored_tensors(path).items()}
+
+
+def each_tensor(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The same one after another, so that no two of them need to be in memory."""
+    return ((name, tensor.array()) for name, tensor in stored_tensors(path).items())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:

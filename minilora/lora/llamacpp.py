@@ -21,7 +21,8 @@ import numpy as np
 
 from ..engine.backend import array_module, to_numpy
 from ..files.disk import ModelFileError
-from ..files.gguf import read_gguf, values_of, write_gguf
+from ..files.gguf import read_gguf, write_gguf
+from ..files.stored import values_of
 from ..files.tensors import check_fit
 from ..nn.families import FAMILIES, GATE_UP
 from ..nn.family import Family

@@ -13,21 +13,22 @@ import numpy as np
 from ..engine import bfloat16
 from ..engine.parallel import cores
 from ..engine.tensor import no_grad
-from ..files.gguf import stays_packed
+from ..files.quant import PACKED as PACKED_KINDS
+from ..files.stored import stays_packed
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
-from ..models.folder import read_config
+from ..models.folder import read_config, stored_parameters
 from ..models.gguf import GGUF
-from ..models.load import dtype_of, load, locate
+from ..models.load import dtype_of, kept_types, load, locate
 from ..models.rounded import rounded_bytes, rounded_to
 from ..nn.llama import Config
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import divided, training_step
-from ..options import BASE, BF16, PACKED, RECOMPUTE, check, option
+from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, option
 from ..progress import progress
 from .ledger import ledger, peak
-from .predict import FLOAT, Memory, Step, alive_at_once, predict_memory
+from .predict import FLOAT, Memory, Step, alive_at_once, base_parameters, predict_memory
 from .process import apart, peak_memory, program_memory
 
 STEPS = 2  # the first one writes the optimizer state for the first time
@@ -47,6 +48,7 @@ class Job:
     length: int = option(128, "tokens per sequence", least=2)
     quantized: bool | str = option(False, **PACKED, only={"method": "lora"})
     bf16: bool = option(False, BF16, only={"method": "lora"})
+    dtype: str = option("auto", **FROZEN)
     recompute: bool = option(False, RECOMPUTE)
 
     def __post_init__(self):
@@ -98,16 +100,24 @@ def report(job: Job) -> dict[str, Any]:
 
 def step_of(job: Job) -> Step:
     """The step, from the header of the model's file alone. Raises ValueError for one that the model cannot take."""
-    config, base_bytes = shape_of(job.base, job.quantized, job.bf16 and bfloat16.why_not() is None)
+    dtype = dtype_of(job)
+    config, base_bytes = shape_of(job.base, job.quantized, dtype)
+    as_it_is = dtype == "bfloat16" and not job.quantized and bfloat16.why_not() is None
     return Step.of(
-        config, job.batch(config), rank=job.rank, targets=job.targets, base_bytes=base_bytes, recompute=job.recompute
+        config,
+        job.batch(config),
+        rank=job.rank,
+        targets=job.targets,
+        base_bytes=base_bytes,
+        unpacks=base_bytes is not None and base_bytes < FLOAT * base_parameters(config) and not as_it_is,
+        recompute=job.recompute,
     )
 
 
-def shape_of(base: str, quantized: bool | str = False, bf16: bool = False) -> tuple[Config, int | None]:
+def shape_of(base: str, quantized: bool | str = False, dtype: str = "float32") -> tuple[Config, int | None]:
     """A base's shape, from its file's header, and the bytes of its weights if they are not float32 (else None)."""
     kind, path = rounded_to(quantized), locate(base)
-    if bf16 and not quantized:
+    if dtype == "bfloat16" and not quantized and bfloat16.why_not() is None:
         kind = "BF16"
     if kind is not None:
         config = read_config(path) if path.is_dir() else GGUF(path).config()
@@ -119,14 +129,16 @@ def shape_of(base: str, quantized: bool | str = False, bf16: bool = False) -> tu
         if quantized:
             what = "a Hugging Face folder holds no quantised matrices"
             raise ValueError(f"{path}: {what}: leave out --quantized, or quantise them: --quantized nf4")
-        return read_config(path), None
-    file = GGUF(path)
-    if not quantized:
-        return file.config(), None
-    sizes = (  # what does not stay packed is loaded as float32
-        tensor.nbytes if stays_packed(tensor) else FLOAT * prod(tensor.shape) for tensor in file.tensors.values()
-    )
-    return file.config(), sum(sizes)
+        config, kept = read_config(path), kept_types(base, quantized, dtype)
+        tensors = stored_parameters(path, config)
+    else:
+        file = GGUF(path)
+        config, tensors, kept = file.config(), file.tensors, PACKED_KINDS if quantized else ()
+    packed = [tensor for tensor in tensors.values() if tensor.kind in kept and stays_packed(tensor)]
+    if not packed:
+        return config, None
+    size = sum(prod(tensor.shape) for tensor in tensors.values()) - sum(prod(tensor.shape) for tensor in packed)
+    return config, FLOAT * size + sum(tensor.nbytes for tensor in packed)  # what does not stay packed is float32
 
 
 def measure_step(given: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +150,7 @@ def measure_step(given: dict[str, Any]) -> dict[str, Any]:
     job = Job(**given)
     with progress("memory", STEPS + 3, "stage") as bar:
         bar.update(0, text="loading")
-        model, _ = load(job.base, job.quantized, job.recompute, dtype=dtype_of(job.bf16))
+        model, _ = load(job.base, job.quantized, job.recompute, dtype=dtype_of(job))
         batch = job.batch(model.config)
         few = batch.input_ids[:1, :16]
         with no_grad():

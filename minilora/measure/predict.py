@@ -13,8 +13,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..engine.backend import is_packed
 from ..engine.fused import TOKEN_BLOCK, VOCAB_BLOCK
 from ..engine.parallel import cores
+from ..files.quant import BLOCK, PIECE
 from ..lora.adapters import base_state
 from ..lora.layer import LoraLayer
 from ..nn.gpt2 import GPT2Config
@@ -82,6 +84,7 @@ class Step:
         fine-tuning.
     freeze_A: whether only B is trained.
     base_bytes: the size of the base's weights, if they are not float32.
+    unpacks: whether matmuls dequantise its matrices, or widen those of 16 bits, before use.
     recompute: activation checkpointing: a block saves only its input.
     program: the size of Python and libraries, which shapes do not give.
     """
@@ -96,6 +99,7 @@ class Step:
     threads: int = 1
     rounds: int = 1
     base_bytes: int | None = None
+    unpacks: bool = False
     recompute: bool = False
     program: int = 0
 
@@ -156,12 +160,13 @@ def _fields_of(model: LanguageModel) -> dict[str, Any]:
         if isinstance(module, LoraLayer)
         for weights in module.adapters.values()
     }
-    targets = tuple(name for name in names_of(model.config) if name in ranks)
+    targets, base = tuple(name for name in names_of(model.config) if name in ranks), base_state(model)
     return {
         "rank": max(ranks[name] for name in targets) if targets else None,
         "targets": targets or None,
         "freeze_A": any(adapter.config.freeze_A for adapter in model.adapters.values()),
-        "base_bytes": sum(array.nbytes for array in base_state(model).values()),
+        "base_bytes": sum(array.nbytes for array in base.values()),
+        "unpacks": any(is_packed(array) and not array.multiplied_as_stored for array in base.values()),
         "recompute": model.decoder.recompute,
     }
 
@@ -264,15 +269,16 @@ def _scratch(step: Step) -> tuple[int, int]:
     C, F, vocabulary = config.hidden_size, config.intermediate_size, min(VOCAB_BLOCK, config.vocab_size)
     together = scored if step.rank is None else min(TOKEN_BLOCK, scored)  # dw takes all tokens at a time
     whole = together == scored and vocabulary == config.vocab_size
-    of_loss = together * vocabulary * (1 if whole else 2)  # logits: of a block of tokens and vocabulary, and the last
+    logits, piece = together * vocabulary, PIECE * BLOCK  # piece: of values, dequantised at a time
+    of_loss = logits if whole else 2 * logits  # of a block of tokens and vocabulary, and the last
+    if step.unpacks:  # the block's rows of the head, too, which are made before the last ones are freed
+        of_loss = max(of_loss, logits + vocabulary * C) + vocabulary * C + piece
     of_loss += 2 * scored * C  # x, and the rows of the right answers
     saving = [part for part in block_of(config) if isinstance(part, Saves)]
     activation = next(part.values for part in saving if part.again and not part.parameters)
-    of_block = tokens * (F + activation + C)  # the gradients of its output and inputs, and of the block's output
+    unpacked = max(min(VOCAB_BLOCK, m) * n for _, m, n in matrices(config)) + piece if step.unpacks else 0
+    # The gradients of its output and of the block's, and those of its inputs, before which a matrix is unpacked.
+    of_block = tokens * (F + C) + max(tokens * activation, unpacked)
     if step.recompute:
         of_block += sum(_kept_by_block(step, tokens, True)[0].values()) // FLOAT
-    if step.base_bytes is not None and step.base_bytes < FLOAT // 2 * base_parameters(config):
-        # Quantised to fewer bits than bfloat16, which is used as it is: dequantised for use.
-        of_loss += 2 * vocabulary * C  # a block of the head, before the last one is freed
-        of_block += F * C
     return of_loss, of_block

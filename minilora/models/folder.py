@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..engine.backend import Array
 from ..files.disk import ModelFileError, read_json, write_json
-from ..files.tensors import read_tensors, write_tensors
+from ..files.quant import Packed
+from ..files.stored import StoredTensor, stays_packed, values_of
+from ..files.tensors import stored_tensors, write_tensors
 from ..nn.families import FAMILIES, check_claims, config_from_json, config_to_json, empty_model
 from ..nn.language_model import LanguageModel
 from .rounded import load_rounded
@@ -29,12 +29,36 @@ def read_config(folder: Path) -> Any:
         raise ModelFileError(f"{path}: {error}") from error
 
 
-def load_folder(folder: Path, kind: str | None = None) -> LanguageModel:
+def load_folder(folder: Path, kind: str | None = None, kept: Collection[str] = ()) -> LanguageModel:
     """Load a Hugging Face model folder in float32, or with its matrices quantised to `kind`, such as "NF4".
 
-    Raises ModelFileError that names the file and what is wrong with it.
+    kept: the types of matrices that stay as they are stored, mapped from the file: of "F32", "F16", "BF16". Those of 16
+        bits are frozen, and products widen them.
+
+    One tensor is read after another. Raises ModelFileError that names the file and what is wrong with it.
     """
     config = read_config(folder)
+    stored = stored_parameters(folder, config)
+
+    def weight(name: str) -> Array:
+        tensor = stored[name]
+        if tensor.kind not in kept or len(tensor.shape) != 2:
+            return values_of(tensor)
+        return Packed(tensor.raw(mapped=True), tensor.kind) if stays_packed(tensor) else tensor.array(mapped=True)
+
+    try:
+        check_claims(config, {name: tensor.shape for name, tensor in stored.items()})
+        if kind is not None:
+            return load_rounded(config, stored, weight, kind)
+        model = empty_model(config)
+        model.load_state_dict({name: weight(name) for name in stored})
+    except ValueError as error:  # not ModelFileError alone: the length of a row may not be a multiple of the block
+        raise ModelFileError(f"{folder}: {error}") from error
+    return model
+
+
+def stored_parameters(folder: Path, config: Any) -> dict[str, StoredTensor]:
+    """The model's tensors in all files of the folder, by its own names. Raises ModelFileError for a damaged file."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
@@ -51,23 +75,10 @@ def load_folder(folder: Path, kind: str | None = None) -> LanguageModel:
                 f"{folder}: holds {pickles[0]} and no safetensors, and nothing is unpickled: choose a converted model, "
                 "or convert it with transformers (save_pretrained)"
             )
-    state: dict[str, np.ndarray] = {}
-    for name in files:
-        state.update(read_tensors(folder / name, mapped=kind is not None))
-    if kind is None:
-        state = {name: w.astype(np.float32, copy=False) for name, w in state.items()}
+    stored = {name: tensor for file in files for name, tensor in stored_tensors(folder / file).items()}
     if config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)  # some files store a tied embedding twice
-    state = FAMILIES[config.model_type].from_hugging_face(state)
-    try:
-        check_claims(config, {name: w.shape for name, w in state.items()})
-        if kind is not None:
-            return load_rounded(config, state, lambda name: state[name].astype(np.float32, copy=False), kind)
-        model = empty_model(config)
-        model.load_state_dict(state)
-    except ValueError as error:  # not ModelFileError alone: the length of a row may not be a multiple of the block
-        raise ModelFileError(f"{folder}: {error}") from error
-    return model
+        stored.pop("lm_head.weight", None)  # some files store a tied embedding twice
+    return FAMILIES[config.model_type].from_hugging_face(stored)
 
 
 def save_folder(folder: str | Path, config: Any, state: Mapping[str, Array], tokenizer: Tokenizer) -> Path:

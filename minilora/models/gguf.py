@@ -16,8 +16,9 @@ import numpy as np
 from ..engine.backend import Array, dense, to_numpy
 from ..engine.parallel import cores
 from ..files.disk import ModelFileError
-from ..files.gguf import read_gguf, stays_packed, values_of, write_gguf
+from ..files.gguf import read_gguf, write_gguf
 from ..files.quant import BLOCK, Packed, dequantize, quantize
+from ..files.stored import stays_packed, values_of
 from ..nn.families import (
     ARCHITECTURES,
     FAMILIES,

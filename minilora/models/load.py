@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from ..engine import bfloat16
 from ..engine.backend import is_packed, to_device
@@ -20,7 +21,7 @@ from .repository import download, is_repository, revision_of
 from .rounded import rounded_to
 from .tokenizer import Tokenizer, from_folder
 
-__all__ = ["TINY", "dtype_of", "load", "load_tokenizer", "locate", "sha256_of_base"]
+__all__ = ["TINY", "dtype_of", "kept_types", "load", "load_tokenizer", "locate", "sha256_of_base"]
 
 
 def locate(name: str | Path) -> Path:
@@ -62,9 +63,13 @@ def load(
         adapter freezes them.
     recompute: activation checkpointing: save only each block's input, and compute the block again in the backward pass.
     device: "cpu" or "cuda".
-    dtype: "float32", or "bfloat16" for products with frozen matrices (see engine/bfloat16.py). The matrices are rounded
-        to it, or unpacked to it if they are quantised, and frozen. Trainable parameters, and everything between the
-        products, are float32. On a machine without bfloat16, float32 is used, and a line in the log says so.
+    dtype: of the matrices. Trainable parameters, and everything between matmuls, are always float32.
+        "float32": all of them, trainable until an adapter freezes them.
+        "auto", for a folder: they stay in the type of its files, mapped from them, which must not be overwritten
+        meanwhile. Those in bfloat16 or float16 are frozen and take half of the memory; matmuls widen them to float32.
+        "bfloat16": matmuls with frozen matrices are computed in bfloat16 (see engine/bfloat16.py). The matrices are
+        rounded to it, or unpacked to it if they are quantised, and frozen. On a machine without bfloat16 matmuls are
+        in float32, and a line in the log says so.
 
     Raises ModelFileError that names the file and what is wrong with it, ValueError for an unknown option.
     """
@@ -80,7 +85,7 @@ def load(
                     f"{path}: a Hugging Face folder holds no quantised matrices: load it without quantized, or with a "
                     "kind, such as nf4"
                 )
-            model, tokenizer = load_folder(path, kind), from_folder(path)
+            model, tokenizer = load_folder(path, kind, kept_types(name, quantized, dtype)), from_folder(path)
         elif path.suffix == ".gguf":
             file = GGUF(path)
             model, tokenizer = file.load(quantized is True, kind), file.tokenizer()
@@ -116,14 +121,23 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     raise _unknown(name)
 
 
-def dtype_of(bf16: bool) -> str:
-    """The `dtype` of `load` for the flag --bf16."""
-    return "bfloat16" if bf16 else "float32"
+def kept_types(name: str | Path, quantized: bool | str, dtype: str) -> tuple[str, ...]:
+    """The types of matrices that `load` keeps as a folder's files have them."""
+    if quantized or known_as(name) == "tiny":  # which is stored in float16 only to be a small file
+        return ()
+    return {"auto": ("F32", "F16", "BF16"), "bfloat16": ("BF16",)}.get(dtype, ())
+
+
+def dtype_of(options: Any) -> str:
+    """The `dtype` of `load` for the flags --bf16 and --dtype; weights that are trained are float32."""
+    if getattr(options, "method", "lora") == "full":
+        return "float32"
+    return "bfloat16" if options.bf16 else options.dtype
 
 
 def _in_bfloat16(dtype: str, device: str) -> bool:
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}")
+    if dtype not in ("float32", "auto", "bfloat16"):
+        raise ValueError(f"dtype must be 'float32', 'auto' or 'bfloat16', got {dtype!r}")
     if dtype == "bfloat16" and device != "cpu":
         raise ValueError("dtype 'bfloat16' is for device 'cpu': leave out one of the two")
     if dtype == "bfloat16" and (reason := bfloat16.why_not()) is not None:

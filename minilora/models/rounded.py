@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array
+from ..engine.backend import Array, is_packed
 from ..files.quant import ROUNDED, Packed, bytes_of_row, quantize
 from ..nn.families import TABLES, empty_model
 from ..nn.language_model import LanguageModel
@@ -41,7 +41,7 @@ def load_rounded(config: Any, names: Collection[str], read: Callable[[str], Any]
 
     config: the model's shape.
     names: of its tensors.
-    read: returns the tensor with this name in float32; called for one tensor after another.
+    read: returns the tensor with this name, in float32 or already of that kind; called for one after another.
     kind: such as "NF4".
 
     Raises ValueError that names a matrix whose rows are not a multiple of the block size, and ModelFileError if the
@@ -52,7 +52,7 @@ def load_rounded(config: Any, names: Collection[str], read: Callable[[str], Any]
     for name in sorted(names):
         w = read(name)
         fingerprint.add(name, w)
-        state[name] = w if w.ndim == 1 else _round(name, w, kind)
+        state[name] = w if w.ndim == 1 or is_packed(w) else _round(name, w, kind)
     model = empty_model(config)
     model.load_state_dict(state)
     model.rounded_to, model.unrounded_sha256 = kind.lower(), fingerprint.hexdigest()

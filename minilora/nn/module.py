@@ -41,7 +41,7 @@ class Parameter(Tensor):
     def requires_grad(self, wanted: bool) -> None:
         if wanted and is_packed(self.data):
             raise ValueError(
-                "a packed matrix is frozen: load the model without quantized, and in float32, to train its weights"
+                'a packed matrix is frozen: load the model without quantized, and with dtype="float32", to train it'
             )
         Tensor.requires_grad.fset(self, wanted)  # type: ignore[attr-defined]
 

@@ -215,7 +215,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         check_service(options.report_to)
     if ranks.size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
-    model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options.bf16))
+    model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options))
     if known_as(options.base) == "tiny":
         log.info(TOY)
     program = program_memory(base_bytes(model))

@@ -83,7 +83,7 @@ def memory_of(
     batches = zip(epochs(material.train, batch_size, seed), range(20), strict=False)
     steps = (Step.of(model, ranks.share(samples), program=program or 0) for samples, _ in batches)
     step = max(steps, key=lambda step: step.tokens)
-    mine, full = predict_memory(step), predict_memory(replace(step, rank=None, base_bytes=None))
+    mine, full = predict_memory(step), predict_memory(replace(step, rank=None, base_bytes=None, unpacks=False))
     saved = recomputed_activations(step) if step.recompute else kept_activations(step)
     return {
         "predicted": mine.total,

@@ -15,7 +15,7 @@ from ..data.repository import is_dataset
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
 from ..nn.parts import OPENING
-from ..options import BASE, BF16, PACKED, RECOMPUTE, check, flag_fields, option, without_conflicts
+from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, flag_fields, option, without_conflicts
 from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
@@ -176,6 +176,7 @@ class Options:
 
     quantized: bool | str = option(False, **PACKED, only={"method": "lora"}, **_MACHINE)
     bf16: bool = option(False, BF16, only={"method": "lora"}, **_MACHINE)
+    dtype: str = option("auto", **FROZEN, **_MACHINE)
     recompute: bool = option(False, RECOMPUTE, **_MACHINE)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
 

@@ -1,17 +1,19 @@
 """`minilora memory`: what it measures is what it predicted, and the page."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 from commandline import status as run
-from modelfiles import CONFIG, new_llama, new_tokenizer
+from modelfiles import CONFIG, new_llama, new_tokenizer, write_folder
 
 import minilora as ml
 from minilora.cli import main
 from minilora.commands.memory import OWNERS, page
-from minilora.measure.memory import Job, measure_step, report, shape_of
-from minilora.measure.predict import Memory
+from minilora.measure.memory import Job, measure_step, report, shape_of, step_of
+from minilora.measure.predict import Memory, predict_memory
 from minilora.models.gguf import save_gguf
+from minilora.models.tokenizer import to_folder
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,25 @@ def test_the_bytes_of_a_quantised_file_are_those_of_the_loaded_model_though_some
     path = save_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), new_tokenizer(), kind="Q4_1")
     loaded, _ = ml.load(path, quantized=True)
     assert shape_of(str(path), True) == (loaded.config, sum(w.nbytes for w in loaded.state_dict().values()))
+
+
+WIDE = dict(vocab_size=4100, hidden_size=256, intermediate_size=768, num_hidden_layers=4, head_dim=64,
+            max_position_embeddings=400)  # fmt: skip
+WAYS = [{}, {"recompute": True}, {"quantized": "nf4"}]
+
+
+@pytest.mark.parametrize("how", WAYS, ids=str)
+def test_the_memory_of_a_step_over_weights_in_16_bits_is_predicted_within_2_percent(how, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "wide"
+    if not folder.exists():
+        to_folder(new_tokenizer(), write_folder(folder, new_llama(1, **WIDE), "BF16", shards=2))
+    job = Job(base=str(folder), r=2, batch_size=1, length=400, **how)
+    measured = replace(Memory(**measure_step(asdict(job))["memory"]), program=0)
+    told = predict_memory(step_of(job))
+    assert told.total == pytest.approx(measured.total, rel=0.02)
+    assert replace(told, scratch=0) == replace(measured, scratch=0)  # all else to the byte
+    dense = step_of(replace(job, quantized=False, dtype="float32"))
+    assert told.weights < 0.51 * predict_memory(dense).weights and not dense.unpacks
 
 
 def test_the_page_shows_every_owner_and_operation_and_the_error_of_the_prediction(result):

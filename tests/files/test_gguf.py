@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from modelfiles import new_llama, permute, write_gguf
 
 from minilora.files import gguf as files
-from minilora.files.gguf import to_halves, to_pairs, values_of
+from minilora.files.gguf import to_halves, to_pairs
 from minilora.files.gguf_header import read_header
 from minilora.files.quant import quantize
+from minilora.files.stored import values_of
 
 Q, K, V = (f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv")
 

@@ -9,6 +9,7 @@ import pytest
 from minilora.files import gguf as files
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf_header import read_header
+from minilora.files.stored import values_of
 
 
 def write(path, tensors, metadata=None, endianess=gguf.GGUFEndian.LITTLE, alignment=None):
@@ -58,7 +59,7 @@ def test_all_parts_are_read_whichever_is_given(tmp_path):
         }
         assert [tensor.name for tensor in header.tensors] == list(tensors)
         for tensor in header.tensors:
-            np.testing.assert_array_equal(files.values_of(tensor), tensors[tensor.name])
+            np.testing.assert_array_equal(values_of(tensor), tensors[tensor.name])
 
 
 def test_a_missing_part_and_parts_that_do_not_belong_together_are_named(tmp_path):
@@ -121,7 +122,7 @@ def test_a_file_cut_off_at_any_byte_of_its_header_is_refused(tmp_path):
 def test_tensors_begin_where_the_alignment_says_and_another_place_is_refused(tmp_path):
     for alignment in (None, 8, 1024):
         for tensor in read_header(write(tmp_path / "a.gguf", TWO, alignment=alignment)).tensors:
-            np.testing.assert_array_equal(files.values_of(tensor), TWO[tensor.name])
+            np.testing.assert_array_equal(values_of(tensor), TWO[tensor.name])
             assert tensor.offset % (alignment or 32) == 0
     for wrong in (0, 3, "32"):
         refused(write(tmp_path / "a.gguf", TWO, {"general.alignment": wrong}), "general.alignment is .* a power of 2")

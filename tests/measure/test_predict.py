@@ -105,7 +105,7 @@ def test_logits_are_scratch_of_one_block_of_tokens():
     assert block == 4 * 2 * 256 * (words + width)
 
 
-@pytest.mark.parametrize("known", [{"rank": 8}, {"rank": 8, "recompute": True}, {"rank": 8, "base_bytes": 96_576_768}])
+@pytest.mark.parametrize("known", [{"rank": 8}, {"rank": 8, "recompute": True}, {"rank": 8, "unpacks": True}])
 def test_threads_have_scratch_of_their_own_each_for_its_own_tokens(known):
     one = predict_memory(Step(SMOLLM2, 300, 290, **known))
     two = predict_memory(Step(SMOLLM2, 600, 580, threads=2, **known))
@@ -137,25 +137,31 @@ def test_recomputation_trades_activations_for_one_block_of_scratch():
     assert again.total - again.activations - again.scratch == kept.total - kept.activations - kept.scratch
 
 
+PIECE = 4 * 131072  # bytes of the values that are dequantised at a time
+PACKED = {"base_bytes": 96_576_768, "unpacks": True}
+
+
 def test_a_packed_base_takes_what_it_is_told_and_scratch_for_unpacking():
-    dense, packed = (predict_memory(Step(SMOLLM2, 256, 256, rank=8, base_bytes=n)) for n in (None, 96_576_768))
+    dense, packed = (predict_memory(Step(SMOLLM2, 256, 256, rank=8, **known)) for known in ({}, PACKED))
     assert packed.weights == 96_576_768
-    assert packed.scratch - dense.scratch == 4 * 2 * 2048 * SMOLLM2.hidden_size
+    logits = 4 * 256 * 2048  # two blocks of the head exist with one block of logits, or one with two
+    assert packed.scratch - dense.scratch == 4 * 2 * 2048 * SMOLLM2.hidden_size - logits + PIECE
     assert packed.activations == dense.activations
 
 
-def test_over_a_packed_base_a_block_unpacks_its_largest_matrix():
-    long = Step(SMOLLM2, 4096, 8, rank=8)  # few tokens are scored: a block has more scratch than the loss
-    dense, packed = (predict_memory(replace(long, base_bytes=n)) for n in (None, 96_576_768))
-    assert packed.scratch - dense.scratch == 4 * SMOLLM2.intermediate_size * SMOLLM2.hidden_size
+def test_over_a_packed_base_a_block_unpacks_a_matrix_before_the_gradients_of_its_activation_exist():
+    F, C = SMOLLM2.intermediate_size, SMOLLM2.hidden_size
+    for tokens, more in ((4096, 0), (64, 4 * F * (C - 2 * 64) + PIECE)):  # few are scored: a block has the most scratch
+        long = Step(replace(SMOLLM2, vocab_size=64), tokens, 8, rank=8)
+        dense, packed = (predict_memory(replace(long, **known)) for known in ({}, PACKED))
+        assert packed.scratch - dense.scratch == more
 
 
-def test_weights_in_bfloat16_are_used_as_they_are_and_need_no_room_to_be_unpacked():
+def test_weights_in_bfloat16_that_are_multiplied_as_they_are_need_no_room_to_be_unpacked():
     half = 2 * base_parameters(SMOLLM2)
-    for step in (Step(SMOLLM2, 256, 256, rank=8), Step(SMOLLM2, 4096, 8, rank=8)):
-        dense = predict_memory(step)
-        assert predict_memory(replace(step, base_bytes=half)).scratch == dense.scratch
-        assert predict_memory(replace(step, base_bytes=half - 1)).scratch > dense.scratch
+    for step in (Step(SMOLLM2, 256, 256, rank=8), Step(SMOLLM2, 64, 8, rank=8)):
+        as_stored, widened = (predict_memory(replace(step, base_bytes=half, unpacks=on)) for on in (False, True))
+        assert as_stored.scratch == predict_memory(step).scratch < widened.scratch
 
 
 # -- how much of a batch is alive --------------------------------------------------------------------------------------
@@ -289,7 +295,8 @@ def test_a_packed_base_is_counted_with_its_bytes_and_keeps_no_more_for_backward(
     model.load_state_dict(state)
     add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear"))
     held = ledger(model, None, model.loss(ids, ids))
-    assert Step.of(model, Batch(ids, ids)).base_bytes == held.weights
+    step = Step.of(model, Batch(ids, ids))
+    assert (step.base_bytes, step.unpacks) == (held.weights, True)
     assert held.weights == sum(w.nbytes for w in state.values()) < 4 * base_parameters(config) / 3
     assert held.by_operation == predicted(config, list(NAMES), 40, 39).by_operation
 

@@ -6,14 +6,28 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from modelfiles import CHATML, CONFIG, IDS, as_dtype, new_llama, new_tokenizer, write_folder, write_safetensors
+from modelfiles import (
+    CHATML,
+    CONFIG,
+    IDS,
+    as_dtype,
+    file_behind,
+    new_llama,
+    new_tokenizer,
+    write_folder,
+    write_safetensors,
+)
 from smallmodels import logits
 
+from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
-from minilora.models.folder import FILES, load_folder, read_config, save_folder
+from minilora.files.tensors import write_tensors
+from minilora.models.folder import FILES, load_folder, read_config, save_folder, stored_parameters
 from minilora.models.tokenizer import from_folder
 from minilora.nn.families import FAMILIES
+from minilora.nn.gpt2 import GPT2, GPT2Config
 from minilora.nn.llama import Llama
+from minilora.nn.module import sha256_of
 
 Q, UP = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"
 INDEX = "model.safetensors.index.json"
@@ -255,3 +269,63 @@ def test_a_tokenizer_without_a_first_token_says_so(tmp_path):
     folder = save_folder(tmp_path, CONFIG, Llama(CONFIG).state_dict(), new_tokenizer(bos=""))
     assert json.loads((folder / "tokenizer_config.json").read_text())["bos_token"] is None
     assert from_folder(folder).bos == ""
+
+
+# -- in the type of the files ------------------------------------------------------------------------------------------
+
+ALL = ("F32", "F16", "BF16")
+
+
+def peak_of_loading(folder, **how):
+    """The most bytes of arrays that existed at a time; mapped files are not among them."""
+    tracemalloc.start()
+    try:
+        load_folder(folder, **how)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", ALL)
+def test_matrices_may_stay_as_they_are_stored_mapped_from_the_files(model, tmp_path, dtype, shards):
+    folder = write_folder(tmp_path / "m", model, dtype, shards=shards)
+    kept, plain = load_folder(folder, kept=ALL), load_folder(folder)
+    stored = stored_parameters(folder, CONFIG)
+    for name, w in kept.state_dict().items():
+        if w.ndim == 1:
+            assert type(w) is np.ndarray and w.dtype == np.float32
+            continue
+        assert is_packed(w) == (dtype != "F32") and w.nbytes == stored[name].nbytes
+        assert file_behind(w.raw if is_packed(w) else w) is not None
+        assert kept.trainable_parameters().keys().isdisjoint({name}) == is_packed(w)
+    assert sha256_of(kept.state_dict()) == sha256_of(plain.state_dict())
+    np.testing.assert_allclose(logits(kept, IDS), logits(plain, IDS), rtol=1e-5, atol=1e-6)
+    others = load_folder(folder, kept=[each for each in ALL if each != dtype])
+    assert not any(is_packed(w) for w in others.state_dict().values())
+
+
+def test_matrices_that_are_stored_transposed_may_stay_in_16_bits(tmp_path, rng):
+    gpt2 = GPT2(GPT2Config(48, 12, 2, 3, 20, 16), rng)
+    save_folder(tmp_path, gpt2.config, gpt2.state_dict(), new_tokenizer())
+    tensors = {name: w.astype(np.float16) for name, w in FAMILIES["gpt2"].to_hugging_face(gpt2.state_dict()).items()}
+    write_tensors(tmp_path / "model.safetensors", tensors)
+    kept, plain = load_folder(tmp_path, kept=ALL), load_folder(tmp_path)
+    assert sum(map(is_packed, kept.state_dict().values())) == 10
+    np.testing.assert_allclose(logits(kept, IDS % 48), logits(plain, IDS % 48), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ALL)
+def test_no_more_than_one_tensor_is_in_memory_beyond_the_model(tmp_path, rng, dtype, monkeypatch):
+    """Of two files, in float32, quantised, and as they are stored. To quantise a tensor takes five times its size."""
+    changes = dict(vocab_size=512, hidden_size=64, intermediate_size=768, num_hidden_layers=16, head_dim=16)
+    model = Llama(dataclasses.replace(CONFIG, **changes), rng)
+    folder = write_folder(tmp_path / "m", model, dtype, shards=2)
+    for place in ("folder", "rounded"):  # zeros count, though they take no memory until written
+        monkeypatch.setattr(f"minilora.models.{place}.empty_model", lambda config: model)
+    for how in ({}, {"kind": "Q8_0"}, {"kept": ALL}):
+        load_folder(folder, **how)  # imports
+        most = peak_of_loading(folder, **how)
+        arrays = model.state_dict().values()
+        own = sum(w.nbytes for w in arrays if not (how.get("kept") and w.ndim == 2))  # mapped, it takes none
+        assert most < own + 4 * 6 * max(w.size for w in arrays) + 200_000, how

@@ -48,7 +48,7 @@ def test_a_name_that_is_no_model_is_refused_with_what_there_is(tmp_path, monkeyp
     ("settings", "error", "words"),
     [
         ({"device": "tpu"}, ValueError, "'tpu'"),
-        ({"dtype": "float16"}, ValueError, "'float32' or 'bfloat16', got 'float16'"),
+        ({"dtype": "float16"}, ValueError, "'float32', 'auto' or 'bfloat16', got 'float16'"),
         ({"dtype": "bfloat16", "device": "cuda"}, ValueError, "leave out one of the two"),
         ({"quantized": "nf5"}, ValueError, "one of true, false, nf4, .*got 'nf5'"),
         ({"quantized": True}, ModelFileError, "no quantised matrices"),
