@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -11,7 +12,14 @@ import pytest
 import minilora
 
 ROOT = Path(minilora.__file__).parent
-FILES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
+
+
+@cache
+def trees():
+    """The syntax trees of the package's files, by their path within it."""
+    paths = {path.relative_to(ROOT).as_posix(): path for path in ROOT.rglob("*.py")}
+    return {file: ast.parse(path.read_text(encoding="utf-8")) for file, path in paths.items()}
+
 
 # A folder imports from itself and from the floors below it.
 FLOORS = (
@@ -58,28 +66,31 @@ def part_of(file):
 
 
 def parts_used(file):
-    names = (name.split(".") for name in imported_names(file, FILES[file]))
+    names = (name.split(".") for name in imported_names(file, trees()[file]))
     return {name[1] for name in names if name[0] == "minilora" and len(name) > 1 and name[1] in STOREY}
 
 
 def test_every_part_has_a_storey():
-    assert {part_of(file) for file in FILES} - set(STOREY) == {"__init__"}
+    assert {part_of(file) for file in trees()} - set(STOREY) == {"__init__"}
 
 
 def test_imports_go_one_way():
-    own = {file: STOREY.get(part_of(file), max(STOREY.values())) for file in FILES}
-    assert [(file, part) for file in FILES for part in parts_used(file) if STOREY[part] > own[file]] == []
+    own = {file: STOREY.get(part_of(file), max(STOREY.values())) for file in trees()}
+    assert [(file, part) for file in trees() for part in parts_used(file) if STOREY[part] > own[file]] == []
 
 
-MODULES = {
-    ".".join(["minilora", *file.removesuffix(".py").split("/")]).removesuffix(".__init__"): file for file in FILES
-}
+@cache
+def modules():
+    """The files by the names of their modules."""
+    names = {file: ".".join(["minilora", *file.removesuffix(".py").split("/")]) for file in trees()}
+    return {name.removesuffix(".__init__"): file for file, name in names.items()}
 
 
 def files_used(file):
     """The files that a file imports from, also where only its types need them."""
-    names = imported_names(file, FILES[file])
-    return {MODULES.get(name) or MODULES[name.rpartition(".")[0]] for name in names if name.startswith("minilora")}
+    names = imported_names(file, trees()[file])
+    known = modules()
+    return {known.get(name) or known[name.rpartition(".")[0]] for name in names if name.startswith("minilora")}
 
 
 def circle(uses):
@@ -92,7 +103,7 @@ def circle(uses):
 
 
 def test_no_file_is_imported_by_what_it_imports():
-    assert circle({file: files_used(file) for file in FILES}) is None
+    assert circle({file: files_used(file) for file in trees()}) is None
 
 
 def test_a_circle_is_noticed():
@@ -162,7 +173,7 @@ def dangers(file, tree):
 
 
 def test_no_file_unpickles_or_evaluates():
-    assert [(file, danger) for file in FILES for danger in dangers(file, FILES[file])] == []
+    assert [(file, danger) for file in trees() for danger in dangers(file, trees()[file])] == []
 
 
 @pytest.mark.parametrize(
@@ -200,8 +211,8 @@ def undocumented(tree, owner=""):
 
 
 def test_every_file_function_class_and_method_says_what_it_is():
-    assert [file for file, tree in FILES.items() if not ast.get_docstring(tree)] == []
-    assert [(file, name) for file, tree in FILES.items() for name in undocumented(tree)] == []
+    assert [file for file, tree in trees().items() if not ast.get_docstring(tree)] == []
+    assert [(file, name) for file, tree in trees().items() for name in undocumented(tree)] == []
 
 
 def test_a_missing_docstring_is_noticed():
