@@ -157,6 +157,7 @@ def test_a_claim_from_second_hand_says_so_and_two_seeds_have_an_interval(shelf):
     result = run([], ReproduceOptions(jobs=1, seeds=[0, 5]))
     text = page(result, {})
     assert text.count("(second-hand)") == text.count("Second-hand: ") == 1
+    assert text.index("## also-good") < text.index("## good") < text.index("Second-hand: ")
     assert "| Euclid, Elements, book 5 (second-hand) |" in text and "mean 2.025 [1.707, 2.343]" in text
     assert "reproduced        2.025 [1.707, 2.343]" in summary(result)
 
@@ -164,7 +165,9 @@ def test_a_claim_from_second_hand_says_so_and_two_seeds_have_an_interval(shelf):
 def test_what_is_not_reproduced_is_explained(shelf):
     rewritten(shelf, "good", "low=1.5, against_below=1", "low=9, against_below=8")
     rewritten(shelf, "also_good", "low=1.5, against_below=1", "low=9")
+    rewritten(shelf, "also_good", '"Euclid"', '"Euclid | Elements"')
     text = page(run([], SERIAL), {})
+    assert r"| Euclid \| Elements, Elements, book 5 |" in text  # a column is not divided
     assert "**Verdict: contradicted**\n\nBy half." in text
     assert "**Verdict: not at this size**\n\nThe reason is not known yet." in text
 

@@ -15,7 +15,7 @@ import pytest
 import minilora as ml
 from minilora.course import check, judge, watch
 from minilora.course.compare import Wrong, check_deviation, close, compare, named, number, same
-from minilora.course.exercises import EXERCISES, Draw, arrays, distinct_sizes, exercise, parse_returns
+from minilora.course.exercises import EXERCISES, Draw, arrays, changed, distinct_sizes, exercise, parse_returns
 from minilora.course.judge import Trials, judged, line_of, verdict
 
 
@@ -368,6 +368,12 @@ def test_what_an_answer_prints_stays_and_its_warnings_are_one_line_on_stdout(dou
 
 
 # -- exercises and their forms -----------------------------------------------------------------------------------------
+
+
+def test_a_changed_draw_keeps_its_sizes_and_its_other_arguments():
+    draw = changed(lambda rng: Draw({"n": 2}, a=1, b=rng.integers(9)), lambda drawn: {"a": drawn["a"] + 1})
+    found, same = draw(np.random.default_rng(0)), np.random.default_rng(0).integers(9)
+    assert (found, found.sizes, list(found)) == ({"a": 2, "b": same}, {"n": 2}, ["a", "b"])
 
 
 def test_a_name_belongs_to_one_exercise_and_each_kind_of_draw_has_its_turn(double):

@@ -153,7 +153,7 @@ def test_only_as_many_examples_are_given_as_fit(talker, tokenizer):
     longest = max(len(tokenizer.encode_chat(list(record.messages))) for record in HELD.records)
     for n in range(len(TRAIN) + 1):
         limit = longest + 1 + sum(short[:n])
-        assert HELD.shots_that_fit(tokenizer, limit) == n
+        assert HELD.shots_that_fit(tokenizer, limit) == n and HELD.shots_that_fit(tokenizer, limit - 1) == max(0, n - 1)
     assert HELD.shots_that_fit(tokenizer, longest) == 0
     many = Labelled(TASK, HELD.records, TRAIN * 4)
     assert many.shots_that_fit(tokenizer, 10**6) == SHOTS
