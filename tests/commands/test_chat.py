@@ -5,14 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import minilora as ml
 from minilora.cli import main
-from minilora.commands.chat import Chat, Output, Screen
+from minilora.commands.chat import Chat, ChatOptions, Output, Screen
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk
+from minilora.models import load, with_adapters
 
 
 @pytest.fixture
@@ -369,3 +371,11 @@ def test_without_a_terminal_no_library_for_one_is_loaded(words):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout and "\x1b" not in done.stdout + done.stderr
+
+
+def test_all_options_of_loading_reach_the_loader(monkeypatch):
+    monkeypatch.setattr(load, "dtype_of", lambda bf16: f"bf16: {bf16}")
+    monkeypatch.setattr(with_adapters, "load_with_adapters", lambda *given: given)
+    options = ChatOptions(quantized="nf4", device="cuda", force=True, bf16=True)
+    given = ({"legal": Path("runs/legal")}, "tiny", "nf4", "cuda", True, "bf16: True")
+    assert options.load({"legal": Path("runs/legal")}, "tiny") == given
