@@ -305,6 +305,7 @@ def test_an_adapter_trained_over_a_rounded_base_belongs_to_the_base_before_round
 # -- whole jobs --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_job_over_a_rounded_base(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = Llama(replace(WIDE, max_position_embeddings=1024), np.random.default_rng(1))

@@ -324,6 +324,7 @@ def test_a_whole_sweep_in_processes(tiny_folder, tmp_path):
     assert result["time"]["jobs"] == 2 and set(result["best"]) == {"lora", "full"}
 
 
+@pytest.mark.long
 def test_a_trial_is_what_finetune_measures_and_leaves_nothing(tiny_folder, tmp_path, monkeypatch):
     from minilora.train.job import finetune
 

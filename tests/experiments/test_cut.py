@@ -21,6 +21,7 @@ def test_all_directions_leave_all_of_the_gain_and_the_base_is_as_it_was():
     assert sha256_of(base_state(model)) == before
 
 
+@pytest.mark.long
 def test_random_directions_are_worth_less():
     first, random = (cut_update(lr=1e-3, seed=0, ranks=[4], at_random=way, **FEW)["left"]["4"] for way in (False, True))
     assert random < first

@@ -32,7 +32,7 @@ def test_one_job_or_one_trial_is_this_process(trials, jobs):
     assert [one["process"] for one in found] == [os.getpid()] * len(trials)
 
 
-@pytest.mark.parametrize(("cores", "share"), [(4, 2), (1, 1)])
+@pytest.mark.parametrize(("cores", "share"), [(4, 2), pytest.param(1, 1, marks=pytest.mark.long)])
 def test_each_process_has_its_share_of_the_cores(monkeypatch, cores, share):
     monkeypatch.setattr(trials, "processors", lambda: cores)
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)

@@ -283,7 +283,7 @@ JOBS = {
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("way", JOBS)
+@pytest.mark.parametrize("way", ["full", "dora", pytest.param("lora", marks=pytest.mark.long)])
 def test_a_whole_job_gives_the_numbers_of_one_process(way, home, tmp_path, said):
     more = {} if way == "lora" else QUICK
     alone = finetune(options(home, tmp_path / "alone", eval_records=2, **JOBS[way]), **more)

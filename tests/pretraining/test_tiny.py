@@ -13,12 +13,8 @@ from pretrain import score
 
 import minilora as ml
 from minilora.cli import main
-from minilora.data.records import read_records
-from minilora.data.samples import encode_record
 from minilora.files.tensors import read_tensors
-from minilora.measure.loss import mean_loss
 from minilora.models.load import TINY
-from minilora.train.loop import fit
 
 CARD = (TINY / "README.md").read_text(encoding="utf-8")
 RECORD = json.loads((TINY / "training.json").read_text(encoding="utf-8"))
@@ -89,14 +85,3 @@ def test_fine_tuning_it_needs_no_network(no_network, tmp_path, monkeypatch, caps
     assert main(["chat", "--base", "tiny", "--adapter", "runs/legal-tiny", "--prompt", "What is a tort?"]) == 0
     assert main(["merge", "--base", "tiny", "--adapter", "runs/legal-tiny", "--out", "whole.gguf"]) == 0
     assert ml.load("whole.gguf")[0].config.vocab_size == 2048
-
-
-def test_twenty_steps_of_lora_teach_it_the_form_of_the_legal_answers():
-    model, tokenizer = ml.load("tiny")
-    samples = [encode_record(record, tokenizer) for record in read_records("legal")]
-    learned, unseen = samples[:64], samples[-16:]
-    ml.add_adapter(model, ml.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), "legal", seed=0)
-    before = mean_loss(model, unseen)
-    fit(model, learned, 20, lr=5e-3, batch_size=8)
-    assert mean_loss(model, unseen) < before - 0.25
-    ml.audit(model, "legal")

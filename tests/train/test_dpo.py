@@ -60,7 +60,7 @@ def test_full_fine_tuning_needs_no_second_model_either(pairs):
     assert metrics["train_loss"][-1] < metrics["train_loss"][0]
 
 
-@pytest.mark.parametrize("further", [False, True])
+@pytest.mark.parametrize("further", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(pairs, monkeypatch, further):
     more = {}
     if further:

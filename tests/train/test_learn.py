@@ -148,6 +148,7 @@ def test_what_is_trained_and_asked_in_other_words_is_validated_beside_what_is_un
 # -- what must not cost the page ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_learning_rate_that_is_far_too_high_ends_with_metrics_and_says_which_promise_is_broken(tmp_path):
     chosen = ml.Options(
         base="tiny", data="support", out=str(tmp_path / "run"), lr=5.0, steps=12, eval_records=2, max_length=64
