@@ -1,7 +1,8 @@
 """A picture of the page, after a question: python tests/screenshot.py ADDRESS QUESTION FILE.png [dark]
 
-ADDRESS is that of a server at work. lessons/pictures/serve.png was taken from the four of `minilora compare --domains`.
-Needs what tests/serve/test_page.py needs.
+ADDRESS is that of a server at work. lessons/pictures/serve.png was taken from adapters for
+support-labels, support-fields and, with --config facts, support. Needs what
+tests/serve/test_page.py needs.
 """
 
 import sys
@@ -17,6 +18,8 @@ def take(address, question, file, scheme="light"):
         page.get_by_role("checkbox").first.wait_for()
         if page.get_by_role("switch").is_visible():
             page.get_by_role("switch").check()
+        for box in page.get_by_role("checkbox").all():
+            box.check()
         page.get_by_label("Question", exact=True).fill(question)
         page.keyboard.press("Enter")
         page.wait_for_function(
