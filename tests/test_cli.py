@@ -235,6 +235,15 @@ def test_a_toy_is_called_a_toy(tmp_path, capsys):
     assert lines[0].startswith("tiny is a toy model") and "absent.jsonl: no such data file" in lines[-1]
 
 
+def test_where_bfloat16_would_be_faster_a_large_base_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(finetune.bfloat16, "hint", lambda: "faster: --bf16")
+    words = ["finetune", "--base", "tiny", "--data", "absent.jsonl"]
+    for large, flags, told in ((0, [], True), (1e9, [], False), (0, ["--method", "full"], False)):
+        monkeypatch.setattr(finetune, "LARGE", large)
+        assert status(*words, *flags) == 1
+        assert ("faster: --bf16" in capsys.readouterr().err) == told
+
+
 def test_a_run_that_was_never_begun_cannot_go_on(tmp_path, capsys):
     assert status("finetune", "--resume", "--base", "tiny") == 1
     file = os.path.join("runs", "legal-tiny.partial")

@@ -26,6 +26,7 @@ import numpy as np
 from .backend import Array
 from .parallel import cores, has_one_core
 
+CPUINFO = Path("/proc/cpuinfo")
 _NAMES = ("libdnnl.so.3", "libdnnl.so.3.7", "libdnnl.so.3.6")  # of the Python package, and of distributions
 
 
@@ -86,6 +87,18 @@ def why_not() -> str | None:
     except _Missing as error:
         return str(error)
     return None
+
+
+def hint() -> str | None:
+    """How to compute faster, in a sentence, where the processor multiplies bfloat16; None elsewhere."""
+    try:
+        processor = CPUINFO.read_text()
+    except OSError:  # another system, which oneDNN is not called on
+        return None
+    if not any(name in processor for name in ("avx512_bf16", "amx_bf16")):
+        return None
+    first = "" if why_not() is None else "pip install 'minilora[bf16]', then "
+    return f"this processor multiplies bfloat16, which is faster: {first}--bf16"
 
 
 # -- oneDNN ------------------------------------------------------------------------------------------------------------

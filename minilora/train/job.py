@@ -19,6 +19,7 @@ from ..data.fields import stored_tasks
 from ..data.labels import LabelTask
 from ..data.records import BUILT_IN, revision_of_data, sha256_of_data
 from ..data.repository import is_dataset
+from ..engine import bfloat16
 from ..files.disk import remove_folder, replacing, write_json
 from ..generate.conversation import TOY
 from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
@@ -65,6 +66,7 @@ from .run_folder import (
 )
 
 ADAPTER = "default"
+LARGE = 1e8  # bytes of a base for which bfloat16 is suggested
 
 
 def finetune(options: Options, measure: bool = True, answers: bool = True, ranks: Ranks = ALONE) -> dict[str, Any]:
@@ -218,7 +220,11 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options))
     if known_as(options.base) == "tiny":
         log.info(TOY)
-    program = program_memory(base_bytes(model))
+    size = base_bytes(model)
+    slow = options.method == "lora" and options.device == "cpu" and not options.bf16 and size > LARGE
+    if slow and (faster := bfloat16.hint()):
+        log.info(faster)
+    program = program_memory(size)
     material = prepare(
         options.data,
         tokenizer,
