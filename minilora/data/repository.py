@@ -29,8 +29,7 @@ def is_dataset(source: str | Path) -> bool:
     (True, False, False)
     """
     name = str(source).partition(":")[0]
-    is_path = Path(source).exists() or name.lower().endswith((*SUFFIXES, ".txt"))
-    return not is_path and is_repository(name)
+    return is_repository(name) and not name.lower().endswith((*SUFFIXES, ".txt"))
 
 
 @cache

@@ -7,7 +7,9 @@ import sys
 import pytest
 from loopback_hub import environment, serving
 
-from minilora.data.repository import _split_of, is_dataset
+from minilora.data import repository
+from minilora.data.records import DataError, read_records
+from minilora.data.repository import _by_split, _split_of, is_dataset
 
 pytest.importorskip("huggingface_hub", reason="pip install 'minilora[hub]'")
 SHA = "b" * 40
@@ -157,9 +159,24 @@ def test_the_name_of_a_file_says_its_split(file, split):
     assert _split_of(file) == split
 
 
-def test_parquet_is_read_like_any_other_file(tmp_path):
-    from minilora.data.records import DataError, read_records
+def test_what_describes_data_is_no_data():
+    assert _by_split("org/set", ["dataset_infos.json", ".git/a.json", "a.json"]) == {"train": ["a.json"]}
 
+
+def test_the_files_are_those_of_the_revision_and_rows_of_several_files_have_names_of_their_own(tmp_path, monkeypatch):
+    folder, asked = tmp_path / SHA, []
+    folder.mkdir()
+    names = [f"train-0000{i}-of-00002.jsonl" for i in range(2)] + ["test.jsonl"]
+    for name in names:
+        (folder / name).write_bytes(jsonl(name))
+    monkeypatch.setattr(repository, "snapshot", lambda *given: asked.append(given) or folder)
+    monkeypatch.setattr(repository, "_names_of", lambda *_: names)
+    ids = [record.id for record in read_records("org/shards@v1")]
+    assert ids == ["train-00000-of-00002/line-1", "train-00001-of-00002/line-1", "test/line-1"]
+    assert asked == [("org/shards@v1", ["README.md"], "dataset"), (f"org/shards@{SHA}", names, "dataset")]
+
+
+def test_parquet_is_read_like_any_other_file(tmp_path):
     talk = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a{i}"}] for i in range(1001)]
     (tmp_path / "talk.parquet").write_bytes(parquet({"messages": talk}))
     records = read_records(tmp_path / "talk.parquet")

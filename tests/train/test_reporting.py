@@ -10,8 +10,9 @@ from jobs import options, trained
 from minilora.train import reporting
 from minilora.train.loop import TrainingError
 from minilora.train.reporting import reporter_to
+from minilora.train.run_folder import RunFolder
 
-STEPS = {"steps": 4, "batch_size": 4, "eval_every": 2}
+STEPS = {"steps": 4, "batch_size": 2, "grad_accumulation": 2, "eval_every": 2}
 
 
 def test_tensorboard_reads_the_values_of_every_step_under_the_names_of_the_trainer(home, tmp_path):
@@ -33,6 +34,7 @@ def test_tensorboard_reads_the_values_of_every_step_under_the_names_of_the_train
     logged = [tuple(map(float, row.split(",")[2:4])) for row in rows]
     shown = zip(curve("train/learning_rate"), curve("train/grad_norm"), strict=True)
     assert logged == [(rate, norm) for (_, rate), (_, norm) in shown]
+    RunFolder(tmp_path / "run", overwrite=True).refuse()  # no: the folder is the run's own
 
 
 def test_the_steps_after_the_checkpoint_of_a_resumed_run_are_those_that_were_taken_again(tmp_path):
