@@ -335,7 +335,7 @@ HELP = "check a data file: its format, splits, duplicates, lengths in tokens, an
 def add(parser: argparse.ArgumentParser) -> None:
     """A data file, and the fields of LookOptions."""
     add_flags(parser, LookOptions)
-    parser.add_argument("source", metavar="FILE", help="a data file, a folder of train, valid and test, or legal")
+    parser.add_argument("source", metavar="FILE", help="as --data of finetune: a file, a folder, a name")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 
