@@ -39,6 +39,8 @@ def load_folder(folder: Path, kind: str | None = None, kept: Collection[str] = (
     """
     config = read_config(folder)
     stored = stored_parameters(folder, config)
+    if kind is not None and not kept:
+        kept = ("F16", "BF16")  # until they are quantised, some rows at a time
 
     def weight(name: str) -> Array:
         tensor = stored[name]

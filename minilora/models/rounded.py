@@ -13,9 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-import numpy as np
-
-from ..engine.backend import Array, is_packed
+from ..engine.backend import Array, dense, is_packed
 from ..files.quant import ROUNDED, Packed, bytes_of_row, quantize
 from ..nn.families import TABLES, empty_model
 from ..nn.language_model import LanguageModel
@@ -41,7 +39,7 @@ def load_rounded(config: Any, names: Collection[str], read: Callable[[str], Any]
 
     config: the model's shape.
     names: of its tensors.
-    read: returns the tensor with this name, in float32 or already of that kind; called for one after another.
+    read: returns the tensor with this name, in float32 or packed; called for one after another.
     kind: such as "NF4".
 
     Raises ValueError that names a matrix whose rows are not a multiple of the block size, and ModelFileError if the
@@ -52,17 +50,19 @@ def load_rounded(config: Any, names: Collection[str], read: Callable[[str], Any]
     for name in sorted(names):
         w = read(name)
         fingerprint.add(name, w)
-        state[name] = w if w.ndim == 1 or is_packed(w) else _round(name, w, kind)
+        state[name] = w if w.ndim == 1 else _round(name, w, kind)
     model = empty_model(config)
     model.load_state_dict(state)
     model.rounded_to, model.unrounded_sha256 = kind.lower(), fingerprint.hexdigest()
     return model
 
 
-def _round(name: str, w: np.ndarray, kind: str) -> Packed:
+def _round(name: str, w: Array, kind: str) -> Packed:
     own = _kind_of(name, kind)
+    if is_packed(w) and w.kind == own:
+        return w
     try:
-        return Packed(quantize(w, own), own, in_bfloat16=own == "BF16")
+        return Packed(quantize(dense(w) if own == "BF16" else w, own), own, in_bfloat16=own == "BF16")
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

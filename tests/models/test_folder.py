@@ -21,6 +21,7 @@ from smallmodels import logits
 
 from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
+from minilora.files.quant import quantize
 from minilora.files.tensors import write_tensors
 from minilora.models.folder import FILES, load_folder, read_config, save_folder, stored_parameters
 from minilora.models.tokenizer import from_folder
@@ -313,6 +314,17 @@ def test_matrices_that_are_stored_transposed_may_stay_in_16_bits(tmp_path, rng):
     kept, plain = load_folder(tmp_path, kept=ALL), load_folder(tmp_path)
     assert sum(map(is_packed, kept.state_dict().values())) == 10
     np.testing.assert_allclose(logits(kept, IDS % 48), logits(plain, IDS % 48), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_matrices_in_16_bits_are_quantised_as_if_they_had_been_widened_first(model, tmp_path, dtype):
+    folder = write_folder(tmp_path / "m", model, dtype)
+    plain = load_folder(folder)
+    rounded = load_folder(folder, "Q8_0")
+    assert rounded.unrounded_sha256 == sha256_of(plain.state_dict())
+    for name, w in plain.state_dict().items():
+        if w.ndim == 2:
+            np.testing.assert_array_equal(rounded.state_dict()[name].raw, quantize(w, "Q8_0"))
 
 
 @pytest.mark.parametrize("dtype", ALL)
