@@ -161,7 +161,8 @@ def test_records_that_lose_their_whole_answer_are_told_and_left_out(home, tmp_pa
     ]
 
 
-def test_measuring_shows_progress_by_stage(talker, tokenizer, capsys):
+def test_measuring_shows_progress_by_stage(talker, tokenizer, capsys, monkeypatch):
+    monkeypatch.setattr("minilora.train.material.answer_all", ml.answer_all)  # whole answers
     record = Record("a", ({"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}), keywords=("y",))
     samples = ml.encode_records([record] * 3, tokenizer)
     sets = sets_of(train=samples, scored={"unseen": samples, "general": samples[:1]}, asked={"unseen": [record]})

@@ -260,7 +260,7 @@ def change_state(folder, **change):
 DAMAGED = [  # what is done to the checkpoint, what is said
     (
         lambda folder: change_state(folder, format=0),
-        r"checkpoint of minilora .* in format 0; minilora .* reads format 2",
+        r"checkpoint of minilora .* in format 0; minilora .* reads format 3",
     ),
     (lambda folder: change_state(folder, before=3), "not the state of a run"),
     (lambda folder: change_state(folder, history={}, options={}, format=None), "in format None"),
