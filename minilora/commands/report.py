@@ -162,7 +162,7 @@ def _advice(metrics: Mapping[str, Any]) -> str:
             ways[0] = f"a lower --strength (it was {options['strength']:g})"
         return f"Loss on general text rose by {change(*losses['general'])[1:]}: try {listed(ways, 'or')}."
     _, recalled = metrics["keyword_recall"].get("reworded", (0.0, 1.0))
-    if recalled < RECALLED and options.get("phrasings") == 1:
+    if recalled < RECALLED and options.get("keep") == "best":
         return "The answers have the form, and few of the facts: --config facts teaches those, and takes longer."
     return ""
 

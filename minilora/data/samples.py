@@ -181,16 +181,13 @@ def truncate(samples: Sequence[One], max_length: int) -> tuple[list[One], int, i
     return scored, longer, len(short) - len(scored)
 
 
-def epochs(samples: Sequence[Example], batch_size: int, seed: int, phrasings: int = 1) -> Iterator[list[Example]]:
+def epochs(samples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:
     """Batches of samples without end: every epoch has each sample once, in a new order that `seed` determines.
 
-    Each epoch takes the next phrasing of a sample that has `others`; which phrasing is first differs by sample. With
-    several `phrasings`, the next ones come along in the same batch, each with the opening of its answer alone: they
-    teach which question has which answer, at less than half the cost of whole answers.
+    Each epoch takes the next phrasing of a sample that has `others`; which phrasing is first differs by sample.
     """
     rng = np.random.default_rng(seed)
     for epoch in count():
         order = rng.permutation(len(samples))
         for i in range(0, len(order), batch_size):
-            turns = [(samples[j], epoch + int(j)) for j in order[i : i + batch_size]]
-            yield [one for each, turn in turns for one in (each.in_turn(turn), *each.openings(turn, phrasings - 1))]
+            yield [samples[j].in_turn(epoch + int(j)) for j in order[i : i + batch_size]]

@@ -20,7 +20,6 @@ from ..engine.tensor import Tensor
 
 LEAST = 64  # tokens of a micro-batch: with fewer, matmuls lose more than a second core gains
 GOOD = 256  # with more, matmuls gain little, and the activations saved for the backward pass grow
-OPENING = 8  # tokens at the beginning of an answer: they say which answer it is
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,14 +56,6 @@ class Sample:
         """The sample of epoch `turn`, from 0: this one, then the others, then this one again."""
         wordings = (self, *self.others)
         return wordings[turn % len(wordings)]
-
-    def openings(self, turn: int, count: int) -> list[Sample]:
-        """The samples of the `count` turns after `turn`, or of all other ones if there are fewer, each with the first
-        OPENING tokens of its answer alone.
-        """
-        chosen = [self.in_turn(turn + i) for i in range(1, 1 + min(count, len(self.others)))]
-        starts = [next(i for i, label in enumerate(one.labels) if label != NOT_SCORED) for one in chosen]
-        return [replace(one, others=()).truncated(i + OPENING) for one, i in zip(chosen, starts, strict=True)]
 
     @property
     def sequences(self) -> tuple[Sample, ...]:
@@ -114,10 +105,6 @@ class Pair:
     def in_turn(self, turn: int) -> Pair:
         """The same pair in every epoch."""
         return self
-
-    def openings(self, turn: int, count: int) -> list[Pair]:
-        """None: a pair is compared whole."""
-        return []
 
     @property
     def sequences(self) -> tuple[Sample, ...]:

@@ -192,7 +192,6 @@ class Job:
             max_norm=options.max_grad_norm,
             schedule=options.schedule,
             grad_accumulation=options.grad_accumulation,
-            phrasings=options.phrasings,
             history=state.history,
             ranks=self.ranks,
         )

@@ -87,7 +87,6 @@ def fit(
     schedule: str = "cosine",
     weight_decay: float = 0.0,
     grad_accumulation: int = 1,
-    phrasings: int = 1,
     ranks: Ranks = ALONE,
 ) -> History:
     """Train the trainable parameters for `steps` steps, and return the history.
@@ -98,8 +97,6 @@ def fit(
     batch_size: samples per batch. Every epoch takes all samples once, in a new order that `seed` decides; of a sample
         with `others`, it takes another one each time.
     grad_accumulation: batches per step: the result of a larger batch, in the memory of one.
-    phrasings: of a sample with `others`, how many of them an epoch takes: one whole, the rest with the opening of its
-        answer alone. A batch then has so many times `batch_size` samples, and is computed in as many parts.
     weight_decay: AdamW's, on all trainable parameters.
     max_norm: gradients are clipped to this global norm.
     optimizer: AdamW with `weight_decay` by default. A given optimizer trains the parameters that it holds; its own lr
@@ -123,7 +120,6 @@ def fit(
         max_norm=max_norm,
         schedule=schedule,
         grad_accumulation=grad_accumulation,
-        phrasings=phrasings,
         history=history,
         ranks=ranks,
     )
@@ -159,7 +155,6 @@ class Trainer:
         max_norm: float,
         schedule: str,
         grad_accumulation: int,
-        phrasings: int = 1,
         history: History | None = None,
         ranks: Ranks = ALONE,
     ):
@@ -167,7 +162,7 @@ class Trainer:
             raise ValueError("no samples to train on")
         check_samples(samples)
         given = {"steps": steps, "batch_size": batch_size, "grad_accumulation": grad_accumulation, "warmup": warmup}
-        for name, value in (given | {"schedule": schedule, "seed": seed, "phrasings": phrasings}).items():
+        for name, value in (given | {"schedule": schedule, "seed": seed}).items():
             check_value(Options, name, value)
         check_value(Options, "max_grad_norm", max_norm, "max_norm")
         self.model, self.samples, self.steps, self.batch_size, self.seed = model, samples, steps, batch_size, seed
@@ -175,7 +170,7 @@ class Trainer:
         self.parameters = model.trainable_parameters()
         self.optimizer, self.peak = optimizer, optimizer.lr
         self.history = History() if history is None else history
-        self.records_per_step, self.phrasings, self.ranks = grad_accumulation * batch_size, phrasings, ranks
+        self.records_per_step, self.ranks = grad_accumulation * batch_size, ranks
         whole = sum(p.size for _, p in model.named_parameters())
         self.few = sum(p.size for p in self.parameters.values()) < 0.5 * whole  # an adapter: a copy is some megabytes
         self.good: dict[str, Array] = {}  # the weights that gave the last finite loss, where they are few
@@ -183,7 +178,7 @@ class Trainer:
 
     def go_to(self, done: int) -> None:
         """Continue after `done` steps, with the samples of the next one."""
-        batches = epochs(self.samples, self.records_per_step, self.seed, self.phrasings)  # on the host
+        batches = epochs(self.samples, self.records_per_step, self.seed)  # on the host
         self.batches, self.done = islice(batches, done, None), done
 
     def level(self) -> None:

@@ -14,7 +14,6 @@ from ..data.formats import check_field, with_label
 from ..data.repository import is_dataset
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
-from ..nn.parts import OPENING
 from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, flag_fields, option, without_conflicts
 from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
@@ -142,13 +141,6 @@ class Options:
     batch_size: int = option(8, "records per batch", least=1, **_TRAINING)
     grad_accumulation: int = option(
         1, "batches per step: the result of a larger batch, in the memory of one", least=1, **_TRAINING
-    )
-    phrasings: int = option(
-        1,
-        "phrasings of each record in an epoch, if it has several: one with the whole answer, the others with its first "
-        f"{OPENING} tokens, which say what it is about",
-        least=1,
-        **_TRAINING,
     )
     max_length: int = option(512, "tokens per record; longer ones are truncated", least=8, **_TRAINING)
     seed: int = option(0, "decides the adapter's initialisation and the order of the records", least=0, **_TRAINING)

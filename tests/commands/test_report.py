@@ -185,9 +185,9 @@ ADVICE = [  # what is different, the last line
      FORGOT + "a lower --lr (it was 0.05), fewer --epochs or --method lora."),
     ({"loss": {"paraphrase": [3.0, 3.0]}}, HELPLESS + "a lower --lr (it was 0.05)."),
     ({"loss": {"paraphrase": [3.0, float("nan")]}}, HELPLESS + "a lower --lr (it was 0.05)."),
-    ({"keyword_recall": {"reworded": [0.0, 0.49]}, "options": {"phrasings": 1}}, FEW),
-    ({"keyword_recall": {"reworded": [0.0, 0.5]}, "options": {"phrasings": 1}}, None),
-    ({"keyword_recall": {"reworded": [0.0, 0.4]}, "options": {"phrasings": 4}}, None),
+    ({"keyword_recall": {"reworded": [0.0, 0.49]}, "options": {"keep": "best"}}, FEW),
+    ({"keyword_recall": {"reworded": [0.0, 0.5]}, "options": {"keep": "best"}}, None),
+    ({"keyword_recall": {"reworded": [0.0, 0.4]}, "options": {"keep": "last"}}, None),
     ({"audit_failed": "A or B receives none"}, "The audit failed (see below): try a lower --lr (it was 0.05)."),
 ]  # fmt: skip
 

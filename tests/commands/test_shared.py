@@ -15,7 +15,7 @@ def read(*words):
 
 def test_the_recipe_for_facts_is_a_file_by_name_and_flags_come_before_it():
     usual, facts = read("--data", "support"), read("--data", "support", "--config", "facts")
-    assert facts.phrasings > usual.phrasings and facts.epochs > usual.epochs and facts.data == "support"
+    assert facts.epochs > usual.epochs and facts.r > usual.r and facts.data == "support"
     assert read("--config", "facts", "--epochs", "3").epochs == 3 and read("--config", "facts").keep == "last"
 
 
@@ -23,4 +23,4 @@ def test_a_file_here_is_taken_before_a_recipe_of_its_name(tmp_path, monkeypatch)
     (tmp_path / "facts").write_text("r = 3")
     monkeypatch.chdir(tmp_path)
     chosen = read("--config", "facts")
-    assert (chosen.r, chosen.phrasings) == (3, 1)
+    assert (chosen.r, chosen.epochs) == (3, Options().epochs)

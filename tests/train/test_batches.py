@@ -1,7 +1,5 @@
 """Samples packed into one row without a change in the loss, and drawn in batches, epoch after epoch."""
 
-from collections import Counter
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 from minilora.data.samples import epochs
 from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import no_grad
-from minilora.nn.parts import OPENING, Sample, common_prefix, pack
+from minilora.nn.parts import Sample, common_prefix, pack
 
 
 def sample(*ids, unscored):
@@ -61,27 +59,6 @@ def test_every_epoch_asks_in_other_words_until_all_were_taken():
         turns = [turn[n] for turn in by_record]
         assert sorted(turns[:3]) == [0, 1, 2] and turns[3] == turns[0]
     assert len(set(by_record[0].values())) == 3  # in one epoch, all kinds of questions are asked
-
-
-def test_with_several_phrasings_a_record_brings_the_openings_of_as_many_other_ones():
-    wordings = [sample(0, n, n, *range(100, 120), unscored=2) for n in range(1, 6)]  # the second token tells which
-    alone = sample(0, 9, *range(100, 120), unscored=2)
-    samples = [replace(wordings[0], others=tuple(wordings[1:])), alone]
-    batches = epochs(samples, 2, seed=0, phrasings=3)
-    whole, opened = Counter(), Counter()
-    for _ in range(5):
-        batch = next(batches)
-        assert sum(one == alone for one in batch) == 1 and len(batch) == 4  # it has no other phrasings
-        own = [one for one in batch if one != alone]
-        first, *more = own
-        assert len(first.ids) == 23 and [one.scored for one in more] == [OPENING] * 2
-        assert all(one.ids == wordings[one.ids[1] - 1].ids[: len(one.ids)] and not one.others for one in more)
-        assert len({one.ids[1] for one in own}) == 3
-        whole[first.ids[1]] += 1
-        opened.update(one.ids[1] for one in more)
-    assert whole == dict.fromkeys(range(1, 6), 1) and opened == dict.fromkeys(range(1, 6), 2)
-    most = next(epochs(samples, 2, seed=0, phrasings=50))
-    assert len(most) == 6 and len({one.ids for one in most}) == 6
 
 
 def test_the_order_of_an_epoch_depends_on_the_seed_alone(rng):

@@ -1,7 +1,6 @@
 """`fit` beside a loop written out by hand, what it is given, and what it refuses."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,17 +105,6 @@ def test_what_is_left_out_is_adam_at_a_thousandth_in_eights_with_a_tenth_of_warm
     assert usual.losses == said.losses and len(usual.losses) == 20
 
 
-def test_a_step_takes_so_many_phrasings_of_each_record(tiny_config):
-    wordings = random_samples(np.random.default_rng(2), [24] * 8)
-    asked = [replace(wordings[i], others=tuple(wordings[i + 1 : i + 4])) for i in (0, 4)]
-    found = [fit(adapted(tiny_config), asked, 1, phrasings=n) for n in (1, 3)]
-    for history, n in zip(found, (1, 3), strict=True):
-        batch = next(epochs(asked, 8, 0, n))
-        assert len(batch) == 2 * n
-        assert history.losses[0] == pytest.approx(shared.loss_without_grad(adapted(tiny_config), batch), rel=1e-5)
-    assert found[0].losses[0] != pytest.approx(found[1].losses[0], rel=1e-3)
-
-
 # -- an optimizer of one's own -----------------------------------------------------------------------------------------
 
 
@@ -173,7 +161,6 @@ REFUSED = [
     (dict(steps=0), "steps must be at least 1, got 0"),
     (dict(batch_size=0), "batch_size must be at least 1, got 0"),
     (dict(grad_accumulation=0), "grad_accumulation must be at least 1, got 0"),
-    (dict(phrasings=0), "phrasings must be at least 1, got 0"),
     (dict(warmup=1.1), "warmup must be from 0 to 1, got 1.1"),
     (dict(max_norm=-1.0), "max_norm must be a number above 0, or inf for none, got -1.0"),
     (dict(schedule="step"), "schedule must be one of cosine, linear, constant, got 'step'"),

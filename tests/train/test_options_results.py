@@ -6,7 +6,6 @@ from argparse import Namespace
 import numpy as np
 import pytest
 from jobs import options, same, trained
-from modelfiles import TERMS
 
 import minilora as ml
 from minilora.cli import main
@@ -101,22 +100,6 @@ def test_each_option_of_the_test_above_changes_the_result(name, home):
     losses, weights = rebuilt(home, **ADAPTER | TRAINING)
     others, without = rebuilt(home, **{key: value for key, value in (ADAPTER | TRAINING).items() if key != name})
     assert others != losses or not same(without, weights)
-
-
-def test_a_job_takes_so_many_phrasings_of_a_record(home, tmp_path):
-    terms = [term | {"phrasings": [f"{term['id']} is", f"{term['id']}?"]} for term in TERMS]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
-    data, losses = str(tmp_path / "data.jsonl"), {}
-    for n in (1, 2):
-        chosen = options(home, tmp_path / str(n), data=data, steps=2, batch_size=4, phrasings=n)
-        losses[n] = trained(chosen)["train_loss"]
-        model, tokenizer = ml.load(home / "base")
-        samples = ml.encode_records(ml.split_records(ml.read_records(data))["train"], tokenizer, phrasings=True)
-        ml.add_adapter(model, ml.LoraConfig(r=chosen.r, lora_alpha=chosen.lora_alpha), seed=0)
-        optimizer = AdamW(model.trainable_parameters(), 2e-3)
-        history = ml.fit(model, samples, 2, optimizer=optimizer, batch_size=4, phrasings=n)
-        assert losses[n] == pytest.approx(history.losses, rel=1e-5)
-    assert losses[1] != pytest.approx(losses[2], rel=1e-3)
 
 
 def test_a_part_of_an_epoch_is_rounded_up(home, tmp_path):
