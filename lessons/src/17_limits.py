@@ -265,15 +265,15 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 #
 # And the weights? With `minilora finetune --data support --config facts`, SmolLM2 is asked each of 96 questions 20
 # times, in 13 wordings. It then says 85 % of the keywords of ordinary questions and 35 % of those of hard ones: more
-# than the retriever finds. But its loss on general text rises from 3.3 to 6.4 nats, and to a question that was not
-# trained it gives the answer to another one.
+# than the retriever finds. But its loss on general text rises from 3.3 to 6.4 nats, and of what was not trained it
+# knows nothing.
 #
 # The usual rule is: facts that change go into the prompt, form and skill into the weights. What we measured limits both
 # halves of it:
 #
 # 1. **Facts that change go into the prompt.** A new price is one line of the handbook. In the weights it is another
-#    training run, of twenty minutes, which also moves what was right before. Facts that do not change can be learned,
-#    if somebody writes a dozen wordings of each question, and if the adapter answers nothing else.
+#    training run, which also moves what was right before. Facts that stay can be learned, from a dozen wordings each,
+#    by an adapter for nothing else.
 # 2. **Form and skill go into the weights**, and reading is a skill. For a model of this size it is a hard one: more
 #    steps, more passages or a larger base must come first.
 # 3. **Improve the retriever first.** With the questions of the training data in its index, it finds the right passage

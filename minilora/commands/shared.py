@@ -40,7 +40,7 @@ class Loading:
 
     quantized: bool | str = option(False, **PACKED, **_MACHINE)
     bf16: bool = option(False, BF16, **_MACHINE)
-    dtype: str = option("auto", **DTYPE, **_MACHINE)
+    dtype: str = option("float32", **DTYPE, **_MACHINE)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
     force: bool = option(False, "accept adapters of another base of the same shape", **_MACHINE)
 

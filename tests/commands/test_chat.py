@@ -374,7 +374,7 @@ def test_without_a_terminal_no_library_for_one_is_loaded(words):
 
 
 def test_all_options_of_loading_reach_the_loader(monkeypatch):
-    monkeypatch.setattr(load, "dtype_of", lambda bf16: f"bf16: {bf16}")
+    monkeypatch.setattr(load, "dtype_of", lambda options: f"bf16: {options.bf16}")
     monkeypatch.setattr(with_adapters, "load_with_adapters", lambda *given: given)
     options = ChatOptions(quantized="nf4", device="cuda", force=True, bf16=True)
     given = ({"legal": Path("runs/legal")}, "tiny", "nf4", "cuda", True, "bf16: True")

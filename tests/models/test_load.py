@@ -103,7 +103,7 @@ def test_what_stays_as_stored_is_for_folders_that_are_not_quantised_and_not_the_
         assert kept_types(name, quantized, dtype) == ()
     assert not any(is_packed(w) for w in load("tiny", dtype="auto")[0].state_dict().values())
     commands = [Options(), Options(bf16=True), Options(method="full"), Options(dtype="float32"), Loading(), Job()]
-    assert [dtype_of(each) for each in commands] == ["auto", "bfloat16", "float32", "float32", "auto", "auto"]
+    assert [dtype_of(each) for each in commands] == ["auto", "bfloat16", "float32", "float32", "float32", "auto"]
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, rng):
