@@ -37,8 +37,8 @@ PACKED: dict[str, Any] = {
 }
 BF16 = "multiply by the base's frozen matrices in bfloat16, where the processor can: faster, half the memory for them"
 DTYPE: dict[str, Any] = {
-    "help": "type of the base's frozen matrices in memory: as the files of a folder have them (auto), or float32, which "
-    "takes twice the memory of a folder in 16 bits, and less time: for an answer a third, for a training step 0.8 to 0.9",
+    "help": "type of the base's frozen matrices in memory: as the files of a folder have them (auto), or float32: "
+    "twice the memory of 16 bits and less time, a third for an answer, 0.8 to 0.9 for a step of training",
     "choices": ("auto", "float32"),
     "only": {"quantized": False, "bf16": False},
 }
