@@ -214,7 +214,7 @@ def test_gradcheck_finds_a_wrong_gradient_and_names_the_operation(capsys, monkey
 
 def test_gradcheck_of_a_model_checks_all_of_it_and_names_what_is_wrong(capsys, monkeypatch):
     assert status("gradcheck", "--base", "tiny") == 0
-    line = capsys.readouterr().out
+    (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("tiny: the gradients of 38 parameters with 1,049,728 elements agree")
     assert float(line.split()[-1]) < 1e-6
     real = gradcheck.loss_without_grad

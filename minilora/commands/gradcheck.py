@@ -37,7 +37,6 @@ def _check_model(base: str, seed: int) -> None:
     from ..nn.gradcheck import gradcheck_model
 
     model, tokenizer = load(base)
-    model.requires_grad_()
     text = encode_records(read_records("general")[:1], tokenizer)[0].truncated(TOKENS)
     report = gradcheck_model(model, [text], seed=seed)
     count = len(model.trainable_parameters())

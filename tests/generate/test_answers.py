@@ -44,15 +44,16 @@ def test_answers_in_a_batch_are_those_given_one_by_one_and_in_order(talker, toke
     assert len(set(together)) > 1
 
 
-def test_a_batch_whose_cache_would_be_too_large_is_computed_in_parts(talker, tokenizer, monkeypatch):
+@pytest.mark.parametrize(("room_for", "at_once"), [(2, 2), (0.5, 1)])
+def test_a_batch_whose_cache_would_be_too_large_is_computed_in_parts(room_for, at_once, talker, tokenizer, monkeypatch):
     talks, rows = [asked(q * 3) for q in QUESTIONS], []
     whole = generate_batch(talker, tokenizer, talks, 12)
     room = max(len(tokenizer.encode_chat(talk, answer_next=True)) for talk in talks) + 11
     of_one_row = sum(array.nbytes for array in talker.new_cache(1, room)._arrays())
-    monkeypatch.setattr(cache, "BYTES_AT_ONCE", 2 * of_one_row)
+    monkeypatch.setattr(cache, "BYTES_AT_ONCE", int(room_for * of_one_row))
     compute = streams.Streams._compute
     monkeypatch.setattr(streams.Streams, "_compute", lambda *a: rows.append(len(a[2])) or compute(*a))
-    assert generate_batch(talker, tokenizer, talks, 12) == whole and max(rows) == 2 < len(talks)
+    assert generate_batch(talker, tokenizer, talks, 12) == whole and max(rows) == at_once < len(talks)
 
 
 def test_progress_counts_answers_as_they_end_and_not_prompts(talker, tokenizer, monkeypatch):

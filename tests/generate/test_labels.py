@@ -55,6 +55,20 @@ def test_some_padding_may_be_longer_than_the_shared_beginning_and_some_shorter(t
     np.testing.assert_allclose(label_logprobs(talker, tokenizer, talks, LABELS), expected, rtol=1e-4)
 
 
+def test_all_threads_together_keep_within_the_memory(talker, tokenizer, monkeypatch):
+    talks, rows, new_cache = [ASK] * 8, [], talker.new_cache
+    of_one_row = sum(array.nbytes for array in new_cache(1, 128)._arrays())
+    monkeypatch.setattr(scoring, "cores", lambda: 2)
+    monkeypatch.setattr(talker, "new_cache", lambda count, *room: rows.append(count) or new_cache(count, *room))
+    monkeypatch.setattr(cache, "BYTES_AT_ONCE", 4 * of_one_row)
+    label_logprobs(talker, tokenizer, talks, LABELS)
+    most = max(rows)
+    rows.clear()
+    monkeypatch.setattr(scoring, "cores", lambda: 1)
+    label_logprobs(talker, tokenizer, talks, LABELS)
+    assert 2 * most <= max(rows) < len(talks)
+
+
 def test_little_memory_gives_the_same(talker, tokenizer, monkeypatch):
     usual = label_logprobs(talker, tokenizer, TALKS, LABELS)
     monkeypatch.setattr(cache, "BYTES_AT_ONCE", 1)

@@ -54,6 +54,25 @@ def test_one_per_cent_in_one_place_is_found_and_located(seed, slope):
     assert str(raised.value).endswith(f"the last of them {last}")
 
 
+def test_of_a_gradient_with_one_wrong_row_an_element_of_that_row_is_named(monkeypatch):
+    monkeypatch.setattr(tensor, "OPS", {})
+
+    @tensor.op
+    def first(x):
+        return x, lambda g: g * np.where(np.arange(x.shape[-1]) == 0, 1.5, 1.0)
+
+    model = model_of(1)
+    model.set_submodule(
+        "model.layers.1.mlp.up_proj", Mistaken(model.get_submodule("model.layers.1.mlp.up_proj"), first)
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "up_proj.inner" in name
+    with pytest.raises(
+        ml.GradientError, match=r"gradient of model.layers.1.mlp.up_proj.inner.weight at \(0, \d\): got"
+    ):
+        ml.gradcheck(model, SAMPLES)
+
+
 def test_the_named_element_is_wrong_by_as_much(slope):
     model = model_of(0)
     model.model.layers[1].mlp = Mistaken(model.model.layers[1].mlp, slope)
