@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,7 +62,19 @@ def serving(repositories, sha):
     server.server_close()
 
 
-def environment(endpoint, home):
-    """The variables of a process that asks this hub, with its cache in `home`."""
+def answer_of(script, endpoint, home, *words, before=None):
+    """The JSON that a script prints last, in its own process, which asks this hub: the library reads HF_* at import.
+
+    home: its folder, with its cache. before: called in the process first.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    return kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        capture_output=True,
+        text=True,
+        cwd=home,
+        env=kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "cache"), "HF_HUB_DISABLE_XET": "1"},
+        preexec_fn=before,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

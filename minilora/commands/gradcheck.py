@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from ..options import BASE
+
 HELP = "compare every operation's gradient, or a whole model's, with central differences"
 TOKENS = 48  # of the text whose loss is differentiated
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The model, and the seed of the random inputs or directions."""
-    parser.add_argument(
-        "--base", help="check all gradients of this model instead: tiny, smollm2, a .gguf file or a Hugging Face folder"
-    )
+    parser.add_argument("--base", help=f"check all gradients of this model instead: {BASE}")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
 

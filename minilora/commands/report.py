@@ -39,7 +39,8 @@ SETS = {
     "unseen": "unseen questions",
     "general": "general text (forgetting)",
 }
-RECALLED = 0.5  # the page advises if recall of reworded training questions is below this
+RECALLED = 0.5  # the page advises if recall of reworded training questions is below this,
+OFTEN = 10  # and each record was seen less often
 FORGOTTEN = 0.1  # the page advises if loss on general text rises by more than this share
 
 
@@ -162,8 +163,9 @@ def _advice(metrics: Mapping[str, Any]) -> str:
             ways[0] = f"a lower --strength (it was {options['strength']:g})"
         return f"Loss on general text rose by {change(*losses['general'])[1:]}: try {listed(ways, 'or')}."
     _, recalled = metrics["keyword_recall"].get("reworded", (0.0, 1.0))
-    if recalled < RECALLED and options.get("keep") == "best":
-        return "The answers have the form, and few of the facts: --config facts teaches those, and takes longer."
+    per_step = options.get("batch_size", 1) * options.get("grad_accumulation", 1)
+    if recalled < RECALLED and metrics["steps"] * per_step < OFTEN * metrics.get("records", {}).get("train", 0):
+        return "The answers have few of the facts: given many phrasings of each question, try --config facts."
     return ""
 
 

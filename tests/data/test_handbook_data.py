@@ -1,4 +1,4 @@
-"""The handbooks are what their card says: every fact once, with its keywords, in other words than the answer's."""
+"""The handbooks are what their card says: every fact once, with its keywords, paraphrased from the answer's."""
 
 import json
 import re

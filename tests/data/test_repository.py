@@ -1,11 +1,10 @@
 """Data sets by their names on a hub, here on the loopback: which files are read, and each error in one line."""
 
 import json
-import subprocess
 import sys
 
 import pytest
-from loopback_hub import environment, serving
+from loopback_hub import answer_of, serving
 
 from minilora.data import repository
 from minilora.data.records import DataError, read_records
@@ -75,16 +74,7 @@ def ask(endpoint, home, *sources, largest=None):
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
 
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *sources],
-        capture_output=True,
-        text=True,
-        cwd=home,
-        env=environment(endpoint, home),
-        preexec_fn=limit if largest else None,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return answer_of(SCRIPT, endpoint, home, *sources, before=limit if largest else None)
 
 
 READ = ("org/splits", "org/splits:train", "org/alone", "org/subsets:de", "org/unnamed:a/test_sft", "org/splits@main")

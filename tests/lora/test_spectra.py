@@ -149,8 +149,8 @@ def test_chance_is_what_random_directions_see(rng):
 def test_new_directions_above_all_of_ws_are_intruders_and_grown_ones_are_not(rng, dtype):
     n = 64
     w, u, v = planted(rng, n, n, np.linspace(1, 0.5, n), dtype)
-    spread = np.linalg.qr((u @ np.sign(rng.standard_normal((n, 2)))) / np.sqrt(n))[0]  # |cosine| 1/√n with each of W's
-    tuned = w + (50 * spread @ basis(rng, n, 2).T).astype(dtype)
+    even = np.linalg.qr((u @ np.sign(rng.standard_normal((n, 2)))) / np.sqrt(n))[0]  # |cosine| 1/√n with each of W's
+    tuned = w + (50 * even @ basis(rng, n, 2).T).astype(dtype)
     assert intruder_dimensions(w, tuned, k=2) == 2 and closest_cosines(w, tuned, 2).max() < 0.45
     grown = w + (9 * u[:, 3:5] @ v[:, 3:5].T).astype(dtype)
     np.testing.assert_allclose(closest_cosines(w, grown, 2), 1, atol=1e-3)

@@ -38,8 +38,8 @@ def test_intervals_hold_the_true_mean_as_often_as_they_say(rng):
     for _ in range(tries):
         found = resampled(rng.normal(3, 1, size)).mean(0)
         caught += found.low <= 3 <= found.high
-    spread = math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / tries)  # 2 points; the percentile bootstrap lacks about 1
-    assert CONFIDENCE - 0.01 - 3 * spread < caught / tries < CONFIDENCE + 3 * spread
+    deviation = math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / tries)  # 2 points; the percentile bootstrap lacks about 1
+    assert CONFIDENCE - 0.01 - 3 * deviation < caught / tries < CONFIDENCE + 3 * deviation
 
 
 def test_a_paired_difference_is_narrower_than_one_of_records_that_have_nothing_in_common(rng):

@@ -1,12 +1,8 @@
 """Models by their names on a hub, here a server on the loopback: what is downloaded, and each error in one line."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from loopback_hub import environment, serving
+from loopback_hub import answer_of, serving
 from modelfiles import CONFIG, new_tokenizer
 
 from minilora.models.folder import save_folder
@@ -52,15 +48,7 @@ def hub(tmp_path):
 
 
 def ask(endpoint, home, *names):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *names],
-        capture_output=True,
-        text=True,
-        cwd=home,
-        env=environment(endpoint, home),
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return answer_of(SCRIPT, endpoint, home, *names)
 
 
 def test_safetensors_and_texts_alone_are_downloaded_and_the_revision_is_recorded(hub, tmp_path):

@@ -106,6 +106,28 @@ def test_gradients_from_before_do_not_count():
     ml.gradcheck(model, SAMPLES)
 
 
+@pytest.mark.parametrize("gradient", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_is_wrong(gradient, monkeypatch):
+    monkeypatch.setattr(tensor, "OPS", {})
+
+    @tensor.op
+    def broken(x):
+        return x, lambda g: np.full_like(g, gradient)
+
+    model = model_of(2)
+    model.model.layers[1].mlp = Mistaken(model.model.layers[1].mlp, broken)
+    with pytest.raises(ml.GradientError, match=r"relative error inf, .*the last of them model\.layers\.1\.mlp\.inner"):
+        ml.gradcheck(model, SAMPLES)
+
+
+def test_a_gradient_that_is_zero_everywhere_is_right_where_nothing_changes():
+    model = model_of(4)
+    model.model.embed_tokens.weight.data[:] = 0  # no hidden state, no logit, whatever the other weights are
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "layers" in name
+    assert ml.gradcheck(model, SAMPLES).max_relative_error < 1e-6
+
+
 def test_nothing_trainable_is_an_error():
     with pytest.raises(RuntimeError, match="nothing is trainable"):
         ml.gradcheck(new_model(SMALL).requires_grad_(False), SAMPLES)

@@ -159,7 +159,7 @@ def test_a_scale_of_alpha_instead_of_alpha_over_r_would_be_noticed(pair, tmp_pat
 
 @pytest.mark.parametrize("init", [True, "gaussian"])
 def test_a_fresh_adapter_is_drawn_from_peft_s_distribution(init, pair):
-    """The spread of A agrees, and its largest element, which tells uniform from normal; B is zero in both."""
+    """A agrees in standard deviation and in its largest element, which tells uniform from normal; B is zero in both."""
     theirs, ours = pair
     settings = {"r": 16, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": init}
     theirs = with_peft(theirs, **settings)
