@@ -21,7 +21,7 @@ from ..data.records import read_records
 from ..data.samples import encode_records
 from ..data.splits import split_records
 from ..engine.backend import Array
-from ..lora.adapters import add_adapter, remove_adapter
+from ..lora.adapters import add_adapter, lora_modules, remove_adapter
 from ..lora.config import ALL_LINEAR, LoraConfig
 from ..lora.variants import lora_plus
 from ..measure.loss import evenly, mean_loss
@@ -38,6 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora+": {},
     "dora": {"use_dora": True},
     "lora-fa": {"freeze_A": True},
+    "zero-a": {"init_lora_weights": False},
+    "lora-fb": {"init_lora_weights": False},
     "pissa": {"init_lora_weights": "pissa"},
 }
 FULL = "full"
@@ -60,6 +62,7 @@ def tiny_run(
     every: int = 0,
     held_out: int = 30,
     shuffled: bool = False,
+    records: int | None = None,
 ) -> dict[str, Any]:
     """Train the tiny base on a domain and return losses in nats per scored token.
 
@@ -67,7 +70,8 @@ def tiny_run(
     method: "lora" or "full", which trains every weight.
     r, alpha: LoRA's. alpha is 32 for every r, so that the scale is alpha / r, as in "LoRA Without Regret".
     targets: module names, or a rank for each name.
-    variant: "lora", "rslora", "lora+" (B learns `ratio` times as fast), "dora" or "pissa".
+    variant: "lora", "rslora", "lora+" (B learns `ratio` times as fast), "dora", "pissa", "lora-fa" (A is frozen),
+        "zero-a" (A is initialised to zero and B at random) or "lora-fb" (the same, and B is frozen).
     ratio: of LoRA+.
     steps, batch_size: the length of training, and records per step.
     data: a domain that comes with minilora, or a path.
@@ -76,6 +80,7 @@ def tiny_run(
     every: if given, `curve` has (step, validation loss) after every so many steps, from 0 on.
     held_out: records, at most, in each of the sets that are measured.
     shuffled: every token of the vocabulary means another one, the same everywhere: a language to be learned anew.
+    records: of the training set, drawn by `seed`; all if left out.
 
     Returns {"validation", "test": on records that were not trained on; "general": on everyday questions, where a rise
     is forgetting; "before": these three of the base; "train": the loss of every step; "curve"; "trained": how many
@@ -87,6 +92,8 @@ def tiny_run(
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     model, _ = tiny_base()
     sets = samples_of(data, shuffled)
+    chosen = np.random.default_rng(seed).permutation(len(sets["train"]))[:records]
+    training = [sets["train"][i] for i in sorted(chosen)]
     held = {name: evenly(sets[name], held_out) for name in MEASURED}
     before = dict(_before(data, held_out, shuffled))
     curve = [(0, before["validation"])] if every else []
@@ -102,12 +109,12 @@ def tiny_run(
             model.requires_grad_(True)
         else:
             add_adapter(model, lora_config(r, alpha, targets, variant), _NAME, seed)
+            if variant in ("zero-a", "lora-fb"):
+                zero_a(model, freeze_b=variant == "lora-fb")
         parameters = model.trainable_parameters()
         faster = lora_plus(parameters, ratio) if method != FULL and variant == "lora+" else None
         optimizer = AdamW(parameters, lr, weight_decay=0.0, lr_scale=faster)
-        history = fit(
-            model, sets["train"], steps, batch_size=batch_size, seed=seed, optimizer=optimizer, each_step=look
-        )
+        history = fit(model, training, steps, batch_size=batch_size, seed=seed, optimizer=optimizer, each_step=look)
         after = {name: mean_loss(model, samples) for name, samples in held.items()}
     finally:
         reset(model)
@@ -123,6 +130,14 @@ def lora_config(
     if isinstance(targets, Mapping):
         more["rank_pattern"], targets = dict(targets), list(targets)
     return LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, **more)
+
+
+def zero_a(model: LanguageModel, freeze_b: bool) -> None:
+    """Set A of `tiny_run`'s adapter to zero. B is random, with variance 1/r; freeze_b: only A is trained."""
+    for module in lora_modules(model).values():
+        weights = module.adapters[_NAME]
+        weights.lora_A.data[...] = 0
+        weights.lora_B.requires_grad = not freeze_b
 
 
 @cache

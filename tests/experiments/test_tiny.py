@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from minilora.experiments import tiny
 from minilora.experiments.tiny import VARIANTS, lora_config, samples_of, tiny_base, tiny_run
 from minilora.lora.adapters import base_state
 from minilora.nn.module import sha256_of
+from minilora.train.loop import fit
 
 FEW = {"steps": 2, "batch_size": 1, "data": "support", "held_out": 2}
 
@@ -33,6 +36,40 @@ def test_full_fine_tuning_trains_every_weight_and_each_module_may_have_its_own_r
     whole = sum(p.size for _, p in tiny_base()[0].named_parameters())
     assert tiny_run(lr=1e-3, method="full", **FEW)["trained"] == whole
     assert tiny_run(lr=1e-2, targets={"q_proj": 3, "v_proj": 4}, **FEW)["trained"] == 4 * (3 * 256 + 4 * 192)
+
+
+@pytest.mark.parametrize(("variant", "frozen"), [("zero-a", set()), ("lora-fa", {"lora_A"}), ("lora-fb", {"lora_B"})])
+def test_either_factor_can_be_zero_at_first_or_frozen(monkeypatch, variant, frozen):
+    seen = []
+
+    def look(model, *more, **settings):
+        factors = {name: p for name, p in model.named_parameters() if "lora_" in name}
+        before = {name: p.data.copy() for name, p in factors.items()}
+        history = fit(model, *more, **settings)
+        seen.append({name: (before[name], p.data.copy()) for name, p in factors.items()})
+        return history
+
+    monkeypatch.setattr(tiny, "fit", look)
+    result = tiny_run(lr=1e-2, variant=variant, **FEW)
+    zero = "lora_B" if variant == "lora-fa" else "lora_A"
+    assert result["train"][0] == tiny_run(lr=1e-2, **FEW)["train"][0]  # no update yet: the base's loss
+    for name, (before, after) in seen[0].items():
+        assert before.any() != (zero in name), name
+        assert np.array_equal(before, after) == any(factor in name for factor in frozen), name
+    b = np.concatenate([before.ravel() for name, (before, _) in seen[0].items() if "lora_B" in name])
+    assert zero == "lora_B" or b.var() == pytest.approx(1 / 8, rel=0.05)
+
+
+def test_of_all_records_some_can_be_drawn(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        tiny, "fit", lambda model, samples, *more, **rest: seen.append(samples) or fit(model, samples, *more, **rest)
+    )
+    for more in ({}, {"records": 5}, {"records": 5, "seed": 1}):
+        tiny_run(lr=1e-2, **FEW, **more)
+    whole, few, other = seen
+    assert whole == samples_of("support")["train"] and len({sample.ids for sample in few}) == 5
+    assert few != other and all(sample in whole for sample in few + other)
 
 
 def test_lora_plus_is_lora_at_a_ratio_of_one():
