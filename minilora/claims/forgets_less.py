@@ -15,7 +15,7 @@ from ..train.loop import fit
 
 CLAIM = Claim(
     source="Biderman et al. 2024, LoRA Learns Less and Forgets Less, arXiv 2405.09673",
-    where="section 4.3, figure 4",
+    where="version 2, section 4.3, figure 3",
     says="Llama-2-7B on code and mathematics: LoRA and full fine-tuning lie on about the same curve of learning and"
     " forgetting, LoRA where less is learned and forgotten. On code, some of its points forget less for as much"
     " learned.",
@@ -26,11 +26,13 @@ CLAIM = Claim(
     base="tiny",
     minutes=5,
     band=Band("forgotten less by LoRA (share of full's)", low=0.1, against_below=0),
-    second_hand=True,
     explained={
-        "not at this size": "Both have forgotten about as much: they lie on one curve, as the paper mostly found.",
-        "contradicted": "LoRA has forgotten more: its best learning rate is large, and rank 8, a sixteenth of a layer's"
-        " width (in Llama-2-7B a five-hundredth), restrains little.",
+        "not at this size": "Both have forgotten about as much: they lie on one curve, as the paper mostly found. The"
+        " band asks for the exception, code, where LoRA forgets less for as much learned; in mathematics the paper's"
+        " full fine-tuning is ahead. What the title says holds here as well: at the end of training LoRA has learned"
+        " 18 to 20 % less and forgotten 46 to 49 % less.",
+        "contradicted": "LoRA has forgotten more: its best learning rate is large, and rank 8, a sixteenth of a"
+        " layer's width (in Llama-2-7B a five-hundredth), restrains little.",
     },
 )
 

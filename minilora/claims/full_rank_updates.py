@@ -21,6 +21,7 @@ CLAIM = Claim(
     minutes=4,
     band=Band("rank for 90 % of full fine-tuning's variance, over LoRA's r (median)", low=10, against_below=1),
     seeds=(0,),
+    one_rate="The learning rates of the shared runs on SmolLM2 were not searched: each run takes minutes.",
 )
 
 

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..experiments.claim import FEW, Claim, Setting
+from ..experiments.claim import FEW, Claim, Effect, Setting
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
 from ..lora.layer import LoraLayer
@@ -23,6 +23,7 @@ CLAIM = Claim(
     minutes=0.2,
     band=FEW.of("bytes of an adapter, as a share of all weights"),
     seeds=(0,),
+    effect=Effect(paper=1e-4, none=1, spread=0),
 )
 
 

@@ -20,9 +20,10 @@ CLAIM = Claim(
     band=SLIGHT.of("share of full fine-tuning's gain that LoRA reaches"),
     explained={
         "not at this size": "LoRA reached four fifths of full fine-tuning's gain: it is behind by more than slightly."
-        " A quarter of the tiny base is its embedding, which full fine-tuning changes word by word, and LoRA leaves"
-        " frozen; and a matrix 128 wide may change by rank 8 only. Larger bases know the words already, and have more"
-        " room in the same rank: papers that find no loss look at those."
+        " A large part of the difference is the embedding, a quarter of the tiny base, which full fine-tuning changes"
+        " word by word, and LoRA leaves frozen. Of full fine-tuning with a frozen embedding LoRA reaches 0.92. The"
+        " rank is not the reason: r = 64 gains no more than r = 8. Larger bases know the words already: papers that"
+        " find no loss look at those.",
     },
 )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import Band, Claim, Effect, Setting
 from ..files.quant import dequantize, quantize
 from ..models.load import load
 
@@ -21,6 +21,11 @@ CLAIM = Claim(
     second_hand=True,
     band=Band("share of the error's nuclear norm that is saved (mean)", low=0.02, against_below=0),
     seeds=(0,),
+    explained={
+        "reproduced": "The band only asks whether anything is saved. The paper's own share is 19.4 % on average; here"
+        " it is 23 %, with matrices that are smaller, so that 8 directions are a larger part of them."
+    },
+    effect=Effect(paper=0.194, none=0, spread=0),
 )
 
 

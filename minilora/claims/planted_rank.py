@@ -21,6 +21,7 @@ CLAIM = Claim(
     base="matrices",
     minutes=0.3,
     band=Band("largest distance from the squared norm beyond rank r (share)", low=0, high=0.01, against_above=0.1),
+    one_rate="There is one method, and no other to compare it with.",
 )
 
 

@@ -16,13 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..experiments.claim import Claim, ClaimFile, Setting, Verdict, claim_names, read_claim
+from ..experiments.claim import Claim, ClaimFile, Setting, Verdict, claim_names, read_claim, write_new
 from ..experiments.memo import as_json, code_sha256, keep, path_of, recall
 from ..experiments.trials import reason
 from ..files.disk import write_json
 from ..measure.environment import circumstances, here_and_now
 from ..measure.statistics import Interval
 from ..options import add_flags, check, from_flags, option, usage_errors
+from ..pages.claims import counts, merged
 from ..pages.template import TEMPLATES, template
 from ..pages.text import counted, duration, shortened, terminal_width
 from ..progress import log, progress
@@ -74,19 +75,33 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, ReproduceOptions)
     parser.add_argument("names", nargs="*", metavar="NAME", help="claims, such as planted-rank (default: all)")
     parser.add_argument("--list", action="store_true", help="name all claims, with source, base and minutes")
+    parser.add_argument("--new", metavar="NAME", help="write the file of a new claim, with blanks to fill in")
+    parser.add_argument("--into", metavar="FOLDER", help="also put what was run on the page that is there")
     parser.add_argument("--json", **AS_JSON)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the claims that have changed, write the page, print the verdicts."""
+    if arguments.new:
+        with usage_errors():
+            path = write_new(arguments.new)
+        print(f"Written to {path}\nFill in each TODO, then: minilora reproduce {arguments.new} --small")
+        return
     if arguments.list:
         print(listing(terminal_width()))
         return
     options = from_flags(ReproduceOptions, arguments)
     with usage_errors():
-        chosen(arguments.names)
+        asked = chosen(arguments.names)
+        if arguments.into and not (Path(arguments.into) / PAGE_FILE).is_file():
+            raise ValueError(f"{arguments.into} has no {PAGE_FILE}: give the folder of a page, such as minilora/claims")
+        if arguments.into and (options.small or options.switched):
+            raise ValueError("--into takes claims in their whole form, without --small and --switched")
     result = reproduce(arguments.names, options)
     path = write_page(result, options.folder)
+    if arguments.into:
+        claims = {name: found for name, found in result["claims"].items() if name in asked}
+        write_page(result | {"claims": claims}, Path(arguments.into), replace_page=False)
     print(json.dumps(result, indent=2) if arguments.json else f"{summary(result)}\n\nWritten to {path}")
     if failed := failures(result):
         count = f"{len(failed)} of {counted(len(result['claims']), 'claim')}"
@@ -186,6 +201,7 @@ def _found(name: str, file: Any, options: ReproduceOptions) -> Found:
         found |= (record := _record(name, file, options))
         band, interval = claim.band_of(options.small), Interval.of(record["numbers"]["measured"])
         verdict = band.verdict(interval)
+        found |= {"power": claim.effect.told(claim.band, len(claim.seeds)) if claim.effect else ""}
         found |= {"band": {"quantity": band.quantity, "text": str(band)}, "interval": asdict(interval)}
         found |= {"verdict": str(verdict), "explained": "" if options.switched else claim.explained.get(verdict, "")}
         if options.switched:
@@ -227,8 +243,10 @@ def _place(name: str, file: ClaimFile, options: ReproduceOptions) -> tuple[Path,
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def write_page(result: Mapping[str, Any], folder: Path) -> Path:
+def write_page(result: Mapping[str, Any], folder: Path, replace_page: bool = True) -> Path:
     """Draw the picture of every claim, for light and dark pages, and write the page. Returns the page's path.
+
+    replace_page: False keeps the claims that the page in this folder has besides.
 
     For a picture that cannot be drawn, the page has a line with the reason.
     """
@@ -246,7 +264,8 @@ def write_page(result: Mapping[str, Any], folder: Path) -> Path:
         except Exception as error:
             found["no_picture"] = f"{type(error).__name__}: {error}"
     path = folder / PAGE_FILE
-    path.write_text(page(result, drawn), encoding="utf-8")
+    text = page(result, drawn)
+    path.write_text(text if replace_page else merged(path.read_text("utf-8"), text, Verdict), encoding="utf-8")
     return path
 
 
@@ -265,8 +284,7 @@ def summary(result: Mapping[str, Any]) -> str:
 def page(result: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
     """The page as Markdown. drawn: the stem of each claim's picture."""
     claims = list(result["claims"].values())
-    counts = {str(verdict): sum(found.get("verdict") == verdict for found in claims) for verdict in Verdict}
-    failed = len(failures(result))
+    rows = [f"**{found['verdict']}**" if "verdict" in found else "" for found in claims]
     return template(TEMPLATES / "claims.md.jinja").render(
         result,
         circumstances=circumstances(dict(result)),
@@ -278,7 +296,7 @@ def page(result: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
         rows=_rows,
         turned=sum(found.get("turned", False) for found in claims),
         turning=_turned,
-        verdicts=[f"{n} {what}" for what, n in (counts | ({"failed": failed} if failed else {})).items()],
+        verdicts=counts(rows, Verdict),
     )
 
 

@@ -14,13 +14,18 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..measure.statistics import Interval
+import numpy as np
+
+from ..measure.statistics import Interval, student
+from ..pages.template import TEMPLATES
+from ..pages.text import counted
 from .trials import has_failed, run_trials
 
 CLAIMS = "minilora.claims"  # the package whose files are the claims; they are found by listing it
@@ -60,12 +65,15 @@ class Band:
         >>> Band("loss", low=2, against_below=1).verdict(Interval.of([2.5, 2.6, 2.7]))
         <Verdict.REPRODUCED: 'reproduced'>
         """
-        below, above = self.against_below, self.against_above
-        if interval.high < below or interval.low > above:
+        if interval.high < self.against_below or interval.low > self.against_above:
             return Verdict.CONTRADICTED
-        if self.low <= interval.mean <= self.high and below <= interval.low and interval.high <= above:
-            return Verdict.REPRODUCED
-        return Verdict.NOT_HERE
+        passed = self.passed(interval.mean, interval.low, interval.high)
+        return Verdict.REPRODUCED if passed else Verdict.NOT_HERE
+
+    def passed(self, mean: Any, low: Any, high: Any) -> Any:
+        """Whether a run with this mean and this interval is called reproduced; for arrays, each."""
+        inside = (self.low <= mean) & (mean <= self.high)
+        return inside & (self.against_below <= low) & (high <= self.against_above)
 
     def of(self, quantity: str) -> Band:
         """The same limits for another quantity."""
@@ -80,6 +88,43 @@ class Band:
         else:
             held = f"{self.low:g} to {self.high:g}"
         return f"{held}; against it: {' or '.join(against)}" if against else held
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a band has to tell apart, in its unit: written down before the run, for the power of the band.
+
+    paper: what the paper's statement would be measured as here.
+    none: what is measured where the statement is wrong.
+    spread: the standard deviation between seeds, measured in a pilot.
+    short: why the band does not reach 5 and 80 %, where it does not.
+    """
+
+    paper: float
+    none: float
+    spread: float
+    short: str = ""
+
+    def power(self, band: Band, seeds: int, runs: int = 4000) -> tuple[float, float]:
+        """The shares of simulated runs that the band calls reproduced: without the effect, and with the paper's.
+
+        A run is `seeds` draws from a normal distribution. One draw has no interval.
+        """
+        draws = np.random.default_rng(0).standard_normal((runs, seeds)) * self.spread
+        half = student(seeds - 1) * draws.std(axis=1, ddof=1) / math.sqrt(seeds) if seeds > 1 else np.zeros(runs)
+        means = [draws.mean(axis=1) + effect for effect in (self.none, self.paper)]
+        none, paper = (float(np.mean(band.passed(mean, mean - half, mean + half))) for mean in means)
+        return none, paper
+
+    def told(self, band: Band, seeds: int) -> str:
+        """The power in a sentence."""
+        none, paper = self.power(band, seeds)
+        found = (
+            f"Its power, simulated with {counted(seeds, 'seed')} and a standard deviation between seeds of"
+            f" {self.spread:g}: without an effect ({self.none:g}) {100 * none:.0f} % of runs pass, with the paper's"
+            f" ({self.paper:g}) {100 * paper:.0f} %."
+        )
+        return f"{found} {self.short}".strip()
 
 
 # What the vague words of introductions to LoRA mean here, as shares of full fine-tuning's number.
@@ -141,7 +186,9 @@ class Claim:
     minutes: of one core.
     band: of `measured`. small_band: of the small form, if that needs its own.
     second_hand: the paper itself could not be read.
-    explained: a paragraph with the reason, by verdict, for what is not reproduced.
+    explained: by verdict, a paragraph: the reason for what is not reproduced, a caveat for what is.
+    effect: what the band has to tell apart. The page shows how often the band would pass with it and without it.
+    one_rate: why contenders share a learning rate, where they do. Otherwise `tuned` finds each one's best.
     """
 
     source: str
@@ -156,6 +203,8 @@ class Claim:
     second_hand: bool = False
     explained: Mapping[str, str] = field(default_factory=dict)
     small_band: Band | None = None
+    effect: Effect | None = None
+    one_rate: str = ""
 
     def verdict(self, numbers: Mapping[str, Any], small: bool = False) -> Verdict:
         """What these numbers of `run` say about the claim."""
@@ -176,6 +225,17 @@ class ClaimFile(Protocol):
 
     def picture(self, numbers: dict[str, Any]) -> Any:
         """A matplotlib figure of what `run` returned."""
+
+
+def write_new(name: str) -> Path:
+    """Write the file of a new claim, with blanks to fill in. Raises ValueError for a name that is taken, or is none."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        raise ValueError(f"expected a name in small letters, digits and dashes, such as rate-ten-times; got {name!r}")
+    path = Path(importlib.import_module(CLAIMS).__path__[0]) / f"{name.replace('-', '_')}.py"
+    if path.exists():
+        raise ValueError(f"{path} is there already: choose another name, or fill in that file")
+    path.write_text((TEMPLATES / "claim.py.txt").read_text("utf-8"), "utf-8")
+    return path
 
 
 def claim_names() -> list[str]:

@@ -4,6 +4,8 @@
     result = tiny_run(lr=1e-3, method="full")
     result = tiny_run(lr=1e-2, targets=["q_proj", "v_proj"], r=4, variant="dora", data="support", seed=1)
     result = tiny_run(lr=1e-2, targets={"q_proj": 6, "v_proj": 8})   # a rank for each
+    result = tiny_run(lr=1e-2, frozen=["lora_B"])                    # B stays at its initialisation
+    result = tiny_run(lr=1e-3, method="full", frozen=["embed_tokens"])
 
     many = setting.each(tiny_run, [{"lr": lr, "seed": seed} for lr in (3e-3, 1e-2) for seed in setting.seeds])
 
@@ -63,10 +65,12 @@ def tiny_run(
     held_out: int = 30,
     shuffled: bool = False,
     records: int | None = None,
+    frozen: Sequence[str] = (),
+    schedule: str = "cosine",
 ) -> dict[str, Any]:
     """Train the tiny base on a domain and return losses in nats per scored token.
 
-    lr: the peak; warm-up and cosine are `fit`'s.
+    lr: the peak, after `fit`'s warm-up. schedule: `fit`'s.
     method: "lora" or "full", which trains every weight.
     r, alpha: LoRA's. alpha is 32 for every r, so that the scale is alpha / r, as in "LoRA Without Regret".
     targets: module names, or a rank for each name.
@@ -81,6 +85,7 @@ def tiny_run(
     held_out: records, at most, in each of the sets that are measured.
     shuffled: every token of the vocabulary means another one, the same everywhere: a language to be learned anew.
     records: of the training set, drawn by `seed`; all if left out.
+    frozen: parameters whose names contain one of these words are not trained: "lora_A", "lora_B", "embed_tokens".
 
     Returns {"validation", "test": on records that were not trained on; "general": on everyday questions, where a rise
     is forgetting; "before": these three of the base; "train": the loss of every step; "curve"; "trained": how many
@@ -111,10 +116,18 @@ def tiny_run(
             add_adapter(model, lora_config(r, alpha, targets, variant), _NAME, seed)
             if variant in ("zero-a", "lora-fb"):
                 zero_a(model, freeze_b=variant == "lora-fb")
+        for word in frozen:
+            if not (found := [parameter for name, parameter in model.named_parameters() if word in name]):
+                raise ValueError(f"no parameter's name contains {word!r}, which is to be frozen")
+            for parameter in found:
+                parameter.requires_grad = False
         parameters = model.trainable_parameters()
         faster = lora_plus(parameters, ratio) if method != FULL and variant == "lora+" else None
         optimizer = AdamW(parameters, lr, weight_decay=0.0, lr_scale=faster)
-        history = fit(model, training, steps, batch_size=batch_size, seed=seed, optimizer=optimizer, each_step=look)
+        history = fit(
+            model, training, steps, batch_size=batch_size, seed=seed, optimizer=optimizer, each_step=look,
+            schedule=schedule,
+        )  # fmt: skip
         after = {name: mean_loss(model, samples) for name, samples in held.items()}
     finally:
         reset(model)

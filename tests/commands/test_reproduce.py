@@ -10,6 +10,7 @@ from minilora.commands.reproduce import ReproduceOptions, chosen, failures, list
 from minilora.commands.reproduce import reproduce as run
 from minilora.experiments import claim as claims
 from minilora.experiments import memo
+from minilora.pages.claims import rows_of, sections_of
 
 GOOD = '''"""Exact: twice a number is more than once."""
 
@@ -223,6 +224,64 @@ def test_a_picture_that_cannot_be_drawn_is_a_line(shelf, tmp_path):
     rewritten(shelf, "good", 'numbers["measured"])\n    return', 'numbers["nothing"])\n    return')
     text = write_page(run(["good"], SERIAL), tmp_path / "runs/claims").read_text("utf-8")
     assert "No picture: KeyError: 'nothing'" in text
+
+
+def test_a_claim_that_is_run_anew_goes_into_a_page_and_all_others_stay(shelf, tmp_path, capsys):
+    folder = write_page(run([], SERIAL), tmp_path / "page").parent
+    before = (folder / "README.md").read_text("utf-8")
+    rewritten(shelf, "good", "low=1.5, against_below=1", "low=9, against_below=8")
+    (shelf / "more.py").write_text(GOOD.replace("Euclid", "Eudoxus"), encoding="utf-8")
+    assert status("reproduce", "good", "more", "--jobs=1", "--into", str(folder)) == 0
+    text = (folder / "README.md").read_text("utf-8")
+    assert list(rows_of(text)) == list(sections_of(text)) == ["also-good", "good", "more"]
+    assert "3 claims: 2 reproduced, 0 not at this size, 1 contradicted." in text and "2 claims" not in text
+    assert rows_of(text)["also-good"] == rows_of(before)["also-good"] and "Eudoxus" in sections_of(text)["more"]
+    assert sections_of(text)["also-good"] == sections_of(before)["also-good"]
+    assert "**contradicted**" in rows_of(text)["good"] and "**Verdict: contradicted**" in sections_of(text)["good"]
+    assert len(list((folder / "pictures").iterdir())) == 6
+    whole = write_page(run([], SERIAL), tmp_path / "whole").read_text("utf-8")
+    assert text.partition("\n\n| claim")[2] == whole.partition("\n\n| claim")[2]  # as if all had been run at once
+    capsys.readouterr()
+    assert status("reproduce", "good", "--into", str(tmp_path)) == 2
+    assert "has no README.md: give the folder of a page" in complaint(capsys)
+    assert status("reproduce", "good", "--small", "--into", str(folder)) == 2
+
+
+def test_a_new_claim_has_a_file_with_blanks_that_runs_as_it_is(shelf, monkeypatch, capsys):
+    assert status("reproduce", "--new", "my-claim") == 0
+    out = capsys.readouterr().out
+    assert f"Written to {shelf / 'my_claim.py'}" in out and "my-claim --small" in out
+    assert "my-claim" in claims.claim_names()
+    text = (shelf / "my_claim.py").read_text("utf-8")
+    assert text.count("TODO") > 8
+    (shelf / "my_claim.py").write_text(text.replace("from ..", "from minilora."), encoding="utf-8")
+    file = claims.read_claim("my-claim")
+    off = lambda trial: abs(trial["lr"] / (3e-2 if trial.get("variant") else 1e-2) - 1)
+    world = lambda **trial: {"validation": off(trial), "test": 2.0 - 0.1 * ("variant" in trial), "trained": 1}
+    monkeypatch.setattr(claims, "run_trials", lambda function, trials, *more, **most: [world(**one) for one in trials])
+    for small in (False, True):
+        numbers = file.run(claims.Setting(small=small))
+        assert numbers["measured"] == pytest.approx([5.0] * 3) and file.CLAIM.verdict(numbers) == "reproduced"
+        assert file.run(claims.Setting(small=small, switched=True))["measured"] == [0.0] * 3
+    assert file.picture(numbers)
+
+
+@pytest.mark.parametrize("name", ["good", "My-claim", "my_claim", "1st", "a--b", "-a", "a/b", "a-", "../a"])
+def test_a_name_that_is_taken_or_none_is_refused_in_a_line(shelf, name, capsys):
+    before = {path: path.read_text("utf-8") for path in shelf.rglob("*.py")}
+    assert status("reproduce", f"--new={name}") == 2
+    assert "there already" in (said := complaint(capsys)) or "in small letters, digits and dashes" in said
+    assert {path: path.read_text("utf-8") for path in shelf.rglob("*.py")} == before
+
+
+def test_a_caveat_stands_beside_a_verdict_that_holds_and_power_beside_the_band(shelf):
+    rewritten(shelf, "good", '"contradicted": "By half."', '"reproduced": "For whole numbers."')
+    rewritten(shelf, "good", "Band, Claim", "Band, Claim, Effect")
+    rewritten(shelf, "good", "explained=", "effect=Effect(paper=2, none=1, spread=0.01), explained=")
+    text = page(run([], SERIAL), {})
+    assert text.count("**Verdict: reproduced**\n\nFor whole numbers.") == 1
+    assert "against it: below 1. Its power, simulated with 3 seeds" in text
+    assert text.count("Its power") == 1 and "not known" not in text
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(capsys, tmp_path, monkeypatch):

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from minilora.experiments import claim as claims
-from minilora.experiments.claim import Band, Claim, Setting, Verdict, read_claim
+from minilora.experiments.claim import Band, Claim, Effect, Setting, Verdict, read_claim
 from minilora.measure.statistics import Interval
 
 UP = Band("ratio", low=2, against_below=1)
@@ -54,6 +55,32 @@ def test_a_claim_in_small_has_its_own_band_where_it_needs_one():
     assert Claim(**told).verdict(numbers, small=True) == Verdict.NOT_HERE
     assert Claim(**told, small_band=Band("ratio", low=1)).verdict(numbers, small=True) == Verdict.REPRODUCED
     assert Claim(**told, small_band=Band("ratio", low=1)).verdict(numbers) == Verdict.NOT_HERE
+
+
+def test_power_is_the_share_of_simulated_runs_that_pass():
+    band = Band("x", low=1, against_below=0)
+    none, paper = Effect(paper=1, none=0, spread=0.01).power(band, 3)
+    assert none == 0 and paper == pytest.approx(0.5, abs=0.03)  # half of the means are below the band's end
+    assert Effect(2, 0, 0.01).power(band, 3) == (0, 1)
+    none, paper = Effect(paper=2, none=0, spread=1).power(band, 1)  # one seed has no interval: Φ(-1) and Φ(1)
+    assert none == pytest.approx(0.159, abs=0.02) and paper == pytest.approx(0.841, abs=0.02)
+    wide = Effect(2, 0, 1.5).power(band, 2)[1]
+    assert wide < 0.2 < 0.8 < Effect(2, 0, 1.5).power(band, 30)[1]  # two seeds: the interval reaches below zero
+
+
+def test_what_a_run_passes_is_what_its_verdict_says():
+    rng = np.random.default_rng(0)
+    for band in (UP, BETWEEN):
+        for mean, half in rng.uniform([-3, 0], [4, 2], (50, 2)):
+            said = band.verdict(Interval(mean, mean - half, mean + half, 3)) == Verdict.REPRODUCED
+            assert said == bool(band.passed(np.array([mean]), np.array([mean - half]), np.array([mean + half]))[0])
+
+
+def test_power_in_words():
+    told = Effect(paper=2, none=0, spread=0.1).told(Band("x", low=1, against_below=0), 3)
+    assert "3 seeds and a standard deviation between seeds of 0.1: without an effect (0) 0 % of runs pass" in told
+    assert told.endswith("with the paper's (2) 100 %.")
+    assert Effect(2, 0, 0.1, "Too few seeds.").told(UP, 3).endswith("%. Too few seeds.")
 
 
 def root(x):

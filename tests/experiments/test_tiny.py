@@ -72,6 +72,24 @@ def test_of_all_records_some_can_be_drawn(monkeypatch):
     assert few != other and all(sample in whole for sample in few + other)
 
 
+def test_what_is_frozen_is_not_trained():
+    whole, embedding = tiny_run(lr=1e-3, method="full", **FEW), tiny_base()[0].config.vocab_size * 128
+    without = tiny_run(lr=1e-3, method="full", frozen=["embed_tokens"], **FEW)
+    assert whole["trained"] - without["trained"] == embedding and whole["test"] != without["test"]
+    a, both = tiny_run(lr=1e-2, frozen=["lora_B"], **FEW), tiny_run(lr=1e-2, frozen=["lora_A"], **FEW)
+    assert a["test"] == a["before"]["test"] and both["test"] != both["before"]["test"]  # B is zero at first
+    assert both == tiny_run(lr=1e-2, variant="lora-fa", **FEW)
+    with pytest.raises(ValueError, match="no parameter's name contains 'lora_C'"):
+        tiny_run(lr=1e-2, frozen=["lora_C"], **FEW)
+    assert tiny_run(lr=1e-3, method="full", **FEW) == whole  # nothing stays frozen
+
+
+def test_the_schedule_is_the_loops():
+    few = FEW | {"steps": 4}
+    constant, cosine = tiny_run(lr=1e-2, schedule="constant", **few), tiny_run(lr=1e-2, **few)
+    assert constant["train"][:2] == cosine["train"][:2] and constant["test"] != cosine["test"]
+
+
 def test_lora_plus_is_lora_at_a_ratio_of_one():
     plain, same = tiny_run(lr=1e-2, **FEW), tiny_run(lr=1e-2, variant="lora+", ratio=1, **FEW)
     assert same["test"] == plain["test"]
