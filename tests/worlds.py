@@ -149,7 +149,9 @@ def four_bits(nf4, fp4, int4):
 
 def first_losses(pissa):
     def trial(lr, steps, seed=0, variant="lora", **more):
-        return {"train": [3.0 + seed + (pissa if variant == "pissa" else 0) + (i == 0) for i in range(steps)]}
+        off = abs(log10(lr / {"lora": 10**-1.75, "pissa": 10**-2.5}[variant]))
+        more = off + (pissa if variant == "pissa" else 0)
+        return {"validation": 5 + off, "train": [3.0 + seed + more + (i == 0) for i in range(steps)]}
 
     return trial
 

@@ -4,42 +4,50 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
+from ..experiments.tuned import tuned
 
 CLAIM = Claim(
     source="PiSSA (Meng et al. 2024, arXiv 2404.02948)",
     where="abstract; section 5.1 and the figure of losses",
     says="With the principal singular values and vectors as A and B, and the rest frozen, training converges faster"
     " than LoRA, which starts from noise and zero: the loss falls sooner in the first steps, and ends lower.",
-    here="PiSSA and LoRA, rank 8 and scale 1 as in the paper, on every linear map of the tiny base, at the same"
-    " learning rate of 5e-3 and on the same batches of the legal records. Measured: the mean training loss of the"
-    " first 30 steps, PiSSA's minus LoRA's.",
-    switch="PiSSA's adapter is initialised as LoRA's is.",
+    here="PiSSA and LoRA, rank 8 and scale 1 as in the paper, on every linear map of the tiny base: 30 steps on law,"
+    " on the same batches, each at its own best learning rate (four to a decade, by validation loss). Measured: the"
+    " mean training loss of the 30 steps, PiSSA's minus LoRA's. (In an earlier form both had a rate of 5e-3, which is"
+    " too low for LoRA.)",
+    switch="The effect is put in by hand: LoRA trains at 1e-3.",
     base="tiny",
-    minutes=1,
+    minutes=2,
     second_hand=True,
     band=Band("mean loss of the first steps, PiSSA minus LoRA (nats)", high=-0.02, against_above=0.02),
-    one_rate="Both have 5e-3, as the papers compare them: the paragraph below the verdict has the rates of their own.",
-    explained={
-        "reproduced": "The verdict is about one learning rate for both, 5e-3, which is too low for LoRA. With each at"
-        " its own best rate it vanishes: LoRA's mean loss of the first 30 steps at 1e-2 is 3.671, and PiSSA's at 5e-3"
-        " is 3.685, higher by 0.014 [0.002, 0.026].",
-    },
+    explained=dict.fromkeys(
+        ("not at this size", "contradicted"),
+        "Each at its own best rate, PiSSA (5.6e-3) is behind LoRA (1.8e-2) in all three seeds: in the mean of the first"
+        " 30 steps by 0.023 nats (the first three alone are lower), and in the validation loss afterwards by 0.049. The"
+        " interval begins at 0.01996, where 0.02 would contradict the paper. Earlier, both were trained at 5e-3, which"
+        " is too low for LoRA: PiSSA was ahead by 0.065 (reproduced). Here rank 8 is a sixteenth of the"
+        " width; in the paper's models the adapter is a far smaller part, and training is far longer.",
+    ),
 )
+BEGIN = {"pissa": 5e-3, "lora": 1e-2}
+TOO_LOW = 1e-3
 
 
 def run(setting: Setting) -> dict[str, Any]:
     """The training losses of both, for every seed."""
-    steps = 10 if setting.small else 30
-    common: dict[str, Any] = {"lr": 5e-3, "r": 8, "alpha": 8, "steps": steps, "held_out": 2}
-    ways = ("lora" if setting.switched else "pissa", "lora")
-    trials = [common | {"variant": way, "seed": seed} for way in ways for seed in setting.seeds]
-    curves = [one["train"] for one in setting.each(tiny_run, trials)]
-    n = len(setting.seeds)
-    pissa, lora = curves[:n], curves[n:]
+    few: dict[str, Any] = {"steps": 10, "held_out": 2} if setting.small else {"steps": 30}
+    contenders = {way: {"lr": lr, "alpha": 8, "variant": way, **few} for way, lr in BEGIN.items()}
+    if setting.switched:
+        contenders["lora"]["lr"] = TOO_LOW
+    walk = not (setting.small or setting.switched)
+    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, per_decade=4, walk=walk)
+    pissa, lora = ([one["train"] for one in found[way]["runs"]] for way in contenders)
     return {
-        "measured": [(sum(own) - sum(other)) / steps for own, other in zip(pissa, lora, strict=True)],
+        "measured": [(sum(own) - sum(other)) / len(own) for own, other in zip(pissa, lora, strict=True)],
         "pissa": pissa,
         "lora": lora,
+        "rates": {way: one["lr"] for way, one in found.items()},
+        "validation": {way: [run["validation"] for run in one["runs"]] for way, one in found.items()},
     }
 
 
