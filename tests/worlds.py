@@ -225,12 +225,50 @@ def weights(q, k, pair, four):
     return tiny(losses, key=lambda trial: ", ".join(name.removesuffix("_proj") for name in trial["targets"]))
 
 
+def redundant(apart):
+    def train(seed, steps, optimizer):
+        losses = {name: [3.0, 2.0, 1.0] for name in ("original", "equivalent", "alpha alone")}
+        return {"apart": apart if optimizer == "adam" else 0.9, "losses": losses}
+
+    return train
+
+
+def rounded_scales(error):
+    def quantised(bits, seed, records):
+        plain = bits == 32
+        return {"bits": 0.5 if plain else 0.13, "error": 2.0 if plain else 2.0 * error, "loss": 3.0}
+
+    return quantised
+
+
+def costs(merged):
+    """The merged adapter multiplies one of the three things that are counted."""
+    base = {"operations": 100, "MACs": 1000, "parameters read": 500}
+
+    def count(seed, r, tokens):
+        adapter = {name: 1.2 * n for name, n in base.items()}
+        own = base | {"MACs": merged * base["MACs"]}
+        return {"base": base, "adapter": adapter, "merged": own, "apart": 1e-6, "NF4": 7.0}
+
+    return count
+
+
+def left_of_error(share):
+    def starts(kind, r, iterations, **more):
+        after_five = share if (kind, r) == ("NF4", 8) else 0.4
+        return {"rest": [1.0] * 5 + [after_five] + [0.1] * (iterations - 5), "loss": [3.0] * (iterations + 1)}
+
+    return starts
+
+
 # claim -> the world where the paper is right and the measure there, the world where it is wrong and the measure there
 WORLDS = {
+    "alpha-is-a-rate": (redundant(1e-9), 1e-9, redundant(0.5), 0.5),
     "amplified-directions": (amplified(16.0), [16, 17, 18], amplified(-5.0), [-5, -4, -3]),
     "batch-size": (batches(3.3), 0.2, batches(3.0), -0.1),
     "capacity": (capacity(0.9, 0.5), 0.4, capacity(0.5, 0.9), -0.4),
     "dora-directions": (correlations(0.8, -0.3, -0.6), 1.1, correlations(-0.1, 0.5, 0.4), -0.6),
+    "double-quantisation": (rounded_scales(1.0), 0.37, rounded_scales(2.0), 0.37 - 0.5),
     "forgets-less": (forgetting(0.3, 0.5), 1 - 0.3 / 0.5, forgetting(0.5, 0.3), 1 - 0.5 / 0.3),
     "frozen-a": (frozen(3.03), 1, frozen(3.3), 10),
     "full-rank-updates": (ranks(120), 15, ranks(4), 0.5),
@@ -238,8 +276,10 @@ WORLDS = {
     "introduction-cost": (first_to(10, 40), 0.5 * 10 / 40, first_to(40, 10), 0.5 * 40 / 10),
     "introduction-quality": (gains(6.1, 6.0), 3.9 / 4, gains(8.0, 6.0), 0.5),
     "intruder-dimensions": (intruders(1, 0), 2, intruders(0, 3), -2),
+    "loftq-start": (left_of_error(0.8), 0.2, left_of_error(1.0), 0),
     "lora-plus": (sooner(20, 5), 4, sooner(5, 20), 0.25),
     "low-rank-update": (cut(0.95), [0.95, 0.96, 0.97], cut(0.3), [0.3, 0.31, 0.32]),
+    "merged-adds-nothing": (costs(1.0), 1e-6, costs(1.1), 0.1),
     "mlp-before-attention": (modules(3.3, 3.0), 10, modules(2.7, 3.0), -10),
     "nf4-below-others": (four_bits(0.1, 0.4, 0.2), 0.5, four_bits(0.8, 0.2, 0.3), [4, 8 / 3, 8 / 3]),
     "pissa-first-steps": (first_losses(-0.1), -0.1, first_losses(0.1), 0.1),

@@ -1,0 +1,59 @@
+"""What the trials of claims compute, by numbers known by hand."""
+
+import numpy as np
+import pytest
+
+from minilora.claims import alpha_is_a_rate, double_quantisation, loftq_start, merged_adds_nothing
+from minilora.experiments.tiny import tiny_base
+
+
+def test_scales_in_eight_bits_are_off_by_half_a_step_at_most_and_each_bit_is_counted():
+    scale = np.random.default_rng(0).uniform(0.5, 1.5, 600).astype(np.float32)
+    back, bits = double_quantisation.second(scale, 8)
+    assert bits == 600 * 8 + 3 * 32 + 32  # three groups of at most 256, and the mean
+    steps = [np.abs(scale[i : i + 256] - scale.mean()).max() / 127 for i in (0, 256, 512)]
+    assert (np.abs(back - scale) <= 0.501 * np.repeat(steps, 256)[:600]).all() and (back != scale).any()
+    same, plain = double_quantisation.second(scale, 32)
+    assert (same == scale).all() and plain == 600 * 32
+
+
+def test_quantised_scales_change_the_matrices_a_little_and_the_base_not_at_all():
+    before = {name: p.data.copy() for name, p in tiny_base()[0].named_parameters()}
+    eight, two, plain = (double_quantisation.quantised(bits, 0, 1) for bits in (8, 2, 32))
+    assert 1 < eight["error"] / plain["error"] < 1.01 < two["error"] / plain["error"]
+    assert plain["bits"] == 0.5 and 0.125 < eight["bits"] < 0.135
+    assert all((p.data == before[name]).all() for name, p in tiny_base()[0].named_parameters())
+
+
+def test_a_part_of_the_error_is_its_best_approximation_or_lies_between_random_directions():
+    error = np.random.default_rng(0).standard_normal((12, 20))
+    best, drawn = (loftq_start.part(error, 3, rng) for rng in (None, np.random.default_rng(1)))
+    assert np.linalg.norm(error - best) ** 2 == pytest.approx((np.linalg.svd(error)[1][3:] ** 2).sum())
+    assert np.linalg.matrix_rank(drawn) == 3 and np.sum(drawn * (error - drawn)) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_first_start_is_qloras_and_each_iteration_leaves_less():
+    rest = loftq_start.starts("NF4", 8, 3, seed=0, at_random=False, layers=1, records=1)["rest"]
+    assert rest[0] == 1 and rest[0] > rest[1] > rest[2] > rest[3]
+
+
+def test_an_adapter_costs_its_two_factors_until_it_is_merged():
+    found = merged_adds_nothing.count(seed=0, r=2, tokens=3)
+    maps = [p.shape for name, p in tiny_base()[0].named_parameters() if name.endswith("_proj.weight")]
+    inside, added = sum(m * n for m, n in maps), 2 * sum(m + n for m, n in maps)
+    base, adapter, merged = (found[form] for form in ("base", "adapter", "merged"))
+    head = 2048 * 128
+    assert base["MACs"] == 3 * (inside + head) and adapter["MACs"] == base["MACs"] + 3 * added
+    assert base["parameters read"] == sum(p.size for _, p in tiny_base()[0].named_parameters())
+    assert adapter["parameters read"] == base["parameters read"] + added and merged == base
+    assert adapter["operations"] == base["operations"] + 2 * len(maps)  # two more matrix products in each
+    assert 0 < found["apart"] < 1e-5 and found["NF4"] == pytest.approx(32 / 4.5)
+
+
+def test_the_equivalent_form_has_the_same_product_and_alpha_alone_has_not():
+    alpha, p, q = alpha_is_a_rate.FORMS["equivalent"]
+    assert alpha * p * q == pytest.approx(1) and p != q and alpha_is_a_rate.FORMS["alpha alone"] == (alpha, 1, 1)
+    found = alpha_is_a_rate.train(0, 5, "adam")
+    assert found["apart"] < 1e-12 < 1e-3 < alpha_is_a_rate.train(0, 5, "sgd")["apart"]
+    own, same, other = found["losses"].values()
+    assert own == pytest.approx(same) and own[0] == other[0] and own[-1] < other[-1] < own[0]
