@@ -26,6 +26,12 @@ def tiny(test, best=1e-2, key=lambda trial: trial.get("method", "lora"), **found
     return trial
 
 
+def trained(trial, best):
+    """`train_update`'s result: a file that is named by what was trained, and the validation loss."""
+    off = log10(trial["lr"] / best[trial["method"]]) ** 2
+    return {"file": f"{trial['method']} {trial.get('r', 8)} {trial['seed']}", "validation": 5 + off}
+
+
 def amplified(few):
     def look(base, r, seed, emphasised, folder):
         factors = [few + seed, few + seed, 900.0] if r == 4 else [1.0, 2.0, 3.0]
@@ -112,7 +118,10 @@ def first_to(lora, full):
 
 
 def intruders(lora, full):
-    def count(base, seed, folder):
+    def count(**trial):
+        if "method" in trial:
+            return trained(trial, {"lora": 3e-2, "full": 1e-3})
+        assert trial["lora"] == f"lora 8 {trial['seed']}" and trial["full"] == f"full 8 {trial['seed']}"
         found = {"lora": [lora, lora + 2], "full": [full, full], "full, scaled": [7, 7], "noise": [8, 8]}
         return found | {"low rank": [9, 9]}
 

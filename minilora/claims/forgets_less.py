@@ -84,10 +84,12 @@ def picture(numbers: dict[str, Any]) -> Any:
     from ..pages import style
 
     figure, axes = style.panels(width=7, height=4)
+    ends = []
     for name, color in (("LoRA", style.LORA), ("full", style.FULL)):
         for lr, path in numbers["paths"][name].items():
             alpha = 1 if lr == f"{numbers['lr'][name]:g}" else style.PALE
             axes.plot(path["new"], path["old"], "o-", color=color, alpha=alpha)
-            axes.annotate(f"{name}, {lr} ", (path["new"][-1], path["old"][-1]), color=style.ink(color), ha="right")
-    axes.set(xlabel="loss on legal terms (nats)", ylabel="loss on presidents' addresses (nats)", xmargin=0.2)
+            ends.append((path["old"][-1], f"{name}, {lr}", color))
+    axes.set(xlabel="loss on legal terms (nats)", ylabel="loss on presidents' addresses (nats)", xmargin=0.05)
+    style.name_lines(axes, ends)
     return figure

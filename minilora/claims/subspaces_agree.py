@@ -67,7 +67,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """φ(1, 1) by layer over chance, and the table of φ(i, j)."""
-    from ..pages.style import BASE, A, B, ink, panels
+    from ..pages.style import BASE, A, B, panels
 
     figure, (lines, table) = panels(2, width=11)
     for side, text, marker, color in (("a", "A", "o", A), ("left", "B A, left", "s", B)):
@@ -75,9 +75,8 @@ def picture(numbers: dict[str, Any]) -> Any:
             ys = [y for name, y in numbers[side].items() if kind in name]
             look = {"color": color, "marker": marker, "fillstyle": filled, "label": f"{text}, {kind}"}
             lines.plot(ys, markersize=5, linewidth=0.8, **look)
-    lines.axhline(numbers["chance"], color=BASE, linestyle="--")
+    lines.axhline(numbers["chance"], color=BASE, linestyle="--", label=f"chance for A: {numbers['chance']:.4f}")
     lines.axhline(0.5, color=BASE, linewidth=0.8)
-    lines.text(0, numbers["chance"] + 0.02, f"chance for A: {numbers['chance']:.4f}", color=ink(BASE))
     lines.xaxis.get_major_locator().set_params(integer=True)
     lines.set(xlabel="layer", ylabel="φ(1, 1)", ylim=(0, 1.02), title="The first direction of both adapters")
     lines.legend(frameon=False, ncols=2, loc="upper right", fontsize=9)

@@ -26,6 +26,7 @@ from ..files.tensors import read_tensors, write_tensors
 from ..lora.adapters import add_adapter, lora_modules
 from ..lora.config import LoraConfig
 from ..lora.spectra import Update, row_changes
+from ..measure.loss import evenly, mean_loss
 from ..models.load import load
 from ..nn.language_model import LanguageModel
 from ..train.loop import fit
@@ -34,6 +35,7 @@ from .memo import code_sha256, keep, path_of, recall
 METHODS = ("lora", "dora", "full")
 ALPHA = 16.0
 KEPT = ("q_proj", "v_proj", "down_proj")  # all linear maps are trained; of full fine-tuning all would be 425 MB
+HELD_OUT = 30  # records of the validation set
 LOOKS = 4  # at the changes of length and direction: a quarter of the steps, a half, ..., as in DoRA's section 3.2
 ADAPTER = "default"
 
@@ -64,8 +66,9 @@ def train_update(
     r: LoRA's and DoRA's.
     folder: where; None is a folder that lasts as long as this process. Two processes that ask for one run train once.
 
-    Returns `file` for `read_update`, `losses` of each step, and `changes`: for the steps of four looks, by module,
-    (ΔM, ΔD) as `row_changes` measures them. Raises ValueError for another method.
+    Returns `file` for `read_update`, `losses` of each step, `validation`, the loss afterwards, by which `tuned` chooses
+    a rate, and `changes`: for the steps of four looks, by module, (ΔM, ΔD) as `row_changes` measures them. Raises
+    ValueError for another method.
     """
     from filelock import FileLock
 
@@ -122,7 +125,8 @@ def _train(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of the file, and the record of the run."""
     model, tokenizer = load(base)
-    samples = encode_records(split_records(read_records(data))["train"], tokenizer)
+    splits = split_records(read_records(data))
+    samples, held = (encode_records(splits[name], tokenizer) for name in ("train", "validation"))
     start = {name: w.copy() for name, w in _matrices(model).items()}
     if method != "full":
         add_adapter(model, LoraConfig(r=r, lora_alpha=ALPHA, use_dora=method == "dora"), ADAPTER, seed)
@@ -145,7 +149,10 @@ def _train(
         kept |= {f"{name}.lora_B": to_numpy(one.lora_B.data) * one.scale for name, one in adapters.items()}
     else:
         kept = {f"{name}.delta": w - start[name] for name, w in now().items()}
-    return kept, {"losses": history.losses, "changes": changes}
+    model.eval()
+    return kept, {
+        "losses": history.losses, "changes": changes, "validation": mean_loss(model, evenly(held, HELD_OUT))
+    }  # fmt: skip
 
 
 @cache
