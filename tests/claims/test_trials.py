@@ -5,6 +5,7 @@ import pytest
 
 from minilora.claims import alpha_is_a_rate, double_quantisation, loftq_start, merged_adds_nothing
 from minilora.experiments.tiny import tiny_base
+from minilora.files.quant import dequantize, quantize
 
 
 def test_scales_in_eight_bits_are_off_by_half_a_step_at_most_and_each_bit_is_counted():
@@ -13,6 +14,7 @@ def test_scales_in_eight_bits_are_off_by_half_a_step_at_most_and_each_bit_is_cou
     assert bits == 600 * 8 + 3 * 32 + 32  # three groups of at most 256, and the mean
     steps = [np.abs(scale[i : i + 256] - scale.mean()).max() / 127 for i in (0, 256, 512)]
     assert (np.abs(back - scale) <= 0.501 * np.repeat(steps, 256)[:600]).all() and (back != scale).any()
+    assert len(np.unique(double_quantisation.second(scale, 2)[0][:256])) == 3  # two bits: -1, 0 and 1
     same, plain = double_quantisation.second(scale, 32)
     assert (same == scale).all() and plain == 600 * 32
 
@@ -35,6 +37,9 @@ def test_a_part_of_the_error_is_its_best_approximation_or_lies_between_random_di
 def test_the_first_start_is_qloras_and_each_iteration_leaves_less():
     rest = loftq_start.starts("NF4", 8, 3, seed=0, at_random=False, layers=1, records=1)["rest"]
     assert rest[0] == 1 and rest[0] > rest[1] > rest[2] > rest[3]
+    maps = [p.data for name, p in tiny_base()[0].named_parameters() if "layers.0" in name and "_proj" in name]
+    values = [np.linalg.svd(w - dequantize(quantize(w, "NF4"), "NF4"), compute_uv=False) for w in maps]
+    assert rest[1] == pytest.approx(np.mean([np.linalg.norm(s[8:]) / np.linalg.norm(s) for s in values]), rel=1e-4)
 
 
 def test_an_adapter_costs_its_two_factors_until_it_is_merged():
@@ -57,3 +62,11 @@ def test_the_equivalent_form_has_the_same_product_and_alpha_alone_has_not():
     assert found["apart"] < 1e-12 < 1e-3 < alpha_is_a_rate.train(0, 5, "sgd")["apart"]
     own, same, other = found["losses"].values()
     assert own == pytest.approx(same) and own[0] == other[0] and own[-1] < other[-1] < own[0]
+
+
+def test_two_runs_are_as_far_apart_as_at_their_worst_step(monkeypatch):
+    def path(seed, steps, optimizer, alpha, p, q):
+        return [np.ones((2, 2)), np.ones((2, 2)) * (1 if alpha == 1 else 1.5), np.ones((2, 2))], [0.0]
+
+    monkeypatch.setattr(alpha_is_a_rate, "_path", path)
+    assert alpha_is_a_rate.train(0, 3, "adam")["apart"] == 0.5
