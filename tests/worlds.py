@@ -270,6 +270,44 @@ def left_of_error(share):
     return starts
 
 
+def early(apart):
+    """All ranks begin at 4.0 and gain 1.0 on average by the first look, where they lie so far apart; then more."""
+
+    def trial(lr, r, seed, every, **sizes):
+        off = {1: apart / 2, 8: 0.0, 64: -apart / 2}[r]
+        return {"curve": [(0, 4.0), (every, 3.0 + off), (2 * every, 2.9 + 3 * off)]}
+
+    return trial
+
+
+def learned(low, full):
+    """Gains on the test, from 10.0 on; that of r = 2 may be a function of the seed, that of r = 8 is 2.0."""
+    losses = {2: (lambda seed: 10.0 - low(seed)) if callable(low) else 10.0 - low, 8: 8.0, "full": 10.0 - full}
+    kind = lambda trial: trial.get("method") or trial.get("r", 8)
+    return tiny(losses, {2: 1e-2, 8: 1e-2, "full": 1e-3}, kind)
+
+
+def factors(b, a):
+    """What LoRA gains is 4.0."""
+    losses = {"lora": 6.0, "lora-fa": 10.0 - b, "lora-fb": 10.0 - a}
+    return tiny(losses, {"lora": 1e-2, "lora-fa": 3e-2, "lora-fb": 3e-3}, lambda trial: trial.get("variant", "lora"))
+
+
+def first_zero(a, best=1e-3):
+    return tiny({"lora": 3.0, "zero-a": a}, {"lora": 1e-2, "zero-a": best}, lambda trial: trial.get("variant", "lora"))
+
+
+def added(mlp, both):
+    kind = lambda trial: "both" if trial.get("targets", "all-linear") == "all-linear" else "q_proj" in trial["targets"]
+    return tiny({"both": both, False: mlp, True: 9.0}, key=kind)
+
+
+def from_few(lora, full):
+    """Only of ten records anything is known."""
+    world = tiny({"lora": lora, "full": full}, {"lora": 3e-3, "full": 3e-4})
+    return lambda records, **trial: world(**trial) if records == 10 else None
+
+
 # claim -> the world where the paper is right and the measure there, the world where it is wrong and the measure there
 WORLDS = {
     "alpha-is-a-rate": (redundant(1e-9), 1e-9, redundant(0.5), 0.5),
@@ -278,6 +316,8 @@ WORLDS = {
     "capacity": (capacity(0.9, 0.5), 0.4, capacity(0.5, 0.9), -0.4),
     "dora-directions": (correlations(0.8, -0.3, -0.6), 1.1, correlations(-0.1, 0.5, 0.4), -0.6),
     "double-quantisation": (rounded_scales(1.0), 0.37, rounded_scales(2.0), 0.37 - 0.5),
+    "early-curves": (early(0.05), 0.05, early(0.5), 0.5),
+    "few-records": (from_few(4.0, 4.2), 5, from_few(4.2, 3.99), -5),
     "forgets-less": (forgetting(0.3, 0.5), 1 - 0.3 / 0.5, forgetting(0.5, 0.3), 1 - 0.5 / 0.3),
     "frozen-a": (frozen(3.03), 1, frozen(3.3), 10),
     "full-rank-updates": (ranks(120), 15, ranks(4), 0.5),
@@ -285,15 +325,18 @@ WORLDS = {
     "introduction-cost": (first_to(10, 40), 0.5 * 10 / 40, first_to(40, 10), 0.5 * 40 / 10),
     "introduction-quality": (gains(6.1, 6.0), 3.9 / 4, gains(8.0, 6.0), 0.5),
     "intruder-dimensions": (intruders(1, 0), 2, intruders(0, 3), -2),
+    "learns-less": (learned(3.0, 4.0), 0.25, learned(4.4, 4.0), -0.1),
     "loftq-start": (left_of_error(0.8), 0.2, left_of_error(1.0), 0),
     "lora-plus": (sooner(20, 5), 4, sooner(5, 20), 0.25),
     "low-rank-update": (cut(0.95), [0.95, 0.96, 0.97], cut(0.3), [0.3, 0.31, 0.32]),
     "merged-adds-nothing": (costs(1.0), 1e-6, costs(1.1), 0.1),
+    "mlp-and-attention": (added(3.003, 3.0), 0.1, added(3.3, 3.0), 10),
     "mlp-before-attention": (modules(3.3, 3.0), 10, modules(2.7, 3.0), -10),
     "nf4-below-others": (four_bits(0.1, 0.4, 0.2), 0.5, four_bits(0.8, 0.2, 0.3), [4, 8 / 3, 8 / 3]),
     "pissa-first-steps": (first_losses(-0.1), -0.1, first_losses(0.1), 0.1),
     "pissa-quantised-rest": (saved(0.2), 0.2, saved(-0.2), -0.2),
     "planted-rank": (planted(0.005), 0.005, planted(0.5), 0.5),
+    "random-a-suffices": (factors(3.8, 3.2), 0.15, factors(3.2, 3.8), -0.15),
     "rank-hardly-matters": (
         by_rank([0.0, 0.003, 0.015, 0.01]),
         [15 / 11, 15 / 11, 18 / 11],
@@ -306,5 +349,6 @@ WORLDS = {
     "training-on-4-bits": (over_four_bits(2.01), 0.005, over_four_bits(2.2), 0.1),
     "variants-within-two-percent": (variants(3.03), 100 * (3.1 / 3 - 1), variants(3.3), 10),
     "which-weights": (weights(3.3, 3.6, 3.0, 2.9), 10, weights(2.7, 3.9, 2.8, 3.0), -10),
+    "zero-b-start": (first_zero(3.06), 2, first_zero(2.94), -2),
 }
 WITHOUT_TRIALS = ("introduction-files", "introduction-memory", "introduction-speed")  # they measure by themselves

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from worlds import SEEDS, WITHOUT_TRIALS, WORLDS
+from worlds import SEEDS, WITHOUT_TRIALS, WORLDS, early, factors, first_zero, learned
 
 from minilora.claims import introduction_cost, introduction_memory, introduction_speed
 from minilora.experiments.claim import Setting, Verdict, claim_names, read_claim
@@ -66,6 +66,22 @@ def test_with_the_effect_switched_off_other_trials_are_run(name):
     except KeyError:  # a contender that this world does not know: another trial
         return
     assert sorted(set(on.asked)) != sorted(set(off.asked)) or numbers["measured"] != other["measured"]
+
+
+def test_what_some_claims_store_beside_their_measure():
+    world = learned(lambda seed: 3.0 + seed, 4.0)
+    assert measured("learns-less", world)[0]["gain"] == {"LoRA, r = 2": 4, "LoRA, r = 8": 2, "full fine-tuning": 4}
+    shares = measured("random-a-suffices", factors(3.8, 3.2))[0]["share of LoRA's gain"]
+    for name, share in (("B alone", 0.95), ("A alone", 0.8)):
+        assert shares[name] == pytest.approx([share] * 3, abs=1e-3)
+    rates = measured("zero-b-start", first_zero(3.06, best=1.5e-3))[0]["best rate by parabola"]
+    assert rates == pytest.approx({"B zero, A random": 1e-2, "A zero, B random": 1.5e-3})
+    same = measured("zero-b-start", first_zero(3.06), switched=True)[0]
+    assert same["measured"] == [0, 0, 0] and set(same["rates"].values()) == {1e-2}
+    curves = measured("early-curves", early(0.05))[0]
+    assert curves["spread at each look"] == pytest.approx([0.05, 0.15 / 1.1]) and curves["steps"] == [0, 5, 10]
+    assert curves["losses"]["r = 1"] == pytest.approx([4, 3.025, 2.975])
+    assert curves["losses"]["r = 64"] == pytest.approx([4, 2.975, 2.825])
 
 
 @pytest.mark.claims

@@ -1,0 +1,54 @@
+"""LoRA Learns Less and Forgets Less: with the usual low ranks, LoRA learns less than full fine-tuning."""
+
+from statistics import mean
+from typing import Any
+
+from ..experiments.claim import Band, Claim, Setting
+from ..experiments.tiny import FULL, tiny_run
+from ..experiments.tuned import as_numbers, tuned
+from ..pages import style
+from ..pages.rates import rates_figure
+
+CLAIM = Claim(
+    source="Biderman et al. 2024, LoRA Learns Less and Forgets Less (arXiv 2405.09673)",
+    where="section 4.1, figure 1",
+    says="Llama-2-7B, each method at its best learning rate: with the usual low ranks LoRA learns less of the new"
+    " domain than full fine-tuning, and the results are ordered by rank. HumanEval after training on instructions in"
+    " code: 0.358 with r = 16, 0.417 with r = 64, 0.498 with r = 256, and 0.497 with full fine-tuning. In mathematics,"
+    " r = 64 nearly suffices: 0.624 on GSM8K, compared with 0.642.",
+    here="LoRA with r = 2 and 8 on every linear layer, and full fine-tuning of every weight, the embedding"
+    " included; 30 steps on law, each at its own best learning rate by validation loss. r = 2 is as small compared with"
+    " the width of 128 as r = 64 is compared with Llama's 4,096. Measured: how much less r = 2 gains on the test set.",
+    switch="LoRA with r = 2 is replaced by full fine-tuning.",
+    base="tiny",
+    minutes=1.5,
+    band=Band("LoRA's gain with r = 2 below full fine-tuning's (share)", low=0.05, against_below=0),
+)
+RANKS = (2, 8)
+LOW, FULL_NAME = "LoRA, r = 2", "full fine-tuning"
+BEGIN = {"lora": 1e-2, FULL: 1e-3}
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    """Tune every rank and full fine-tuning, and compare their gains on the test set."""
+    few: dict[str, Any] = {"steps": 6, "batch_size": 2, "held_out": 4} if setting.small else {"steps": 30}
+    contenders: dict[str, dict[str, Any]] = {
+        f"LoRA, r = {r}": {"lr": BEGIN["lora"], "r": r, **few} for r in RANKS if r == 2 or not setting.small
+    }
+    contenders[FULL_NAME] = {"lr": BEGIN[FULL], "method": FULL, **few}
+    if setting.switched:
+        contenders[LOW] = contenders[FULL_NAME]
+    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small)
+    gains = {name: [run["before"]["test"] - run["test"] for run in one["runs"]] for name, one in found.items()}
+    less = {
+        name: [1 - lora / full for lora, full in zip(gain, gains[FULL_NAME], strict=True)]
+        for name, gain in gains.items()
+    }
+    return {"measured": less[LOW], "gain": {name: mean(gain) for name, gain in gains.items()}, **as_numbers(found)}
+
+
+def picture(numbers: dict[str, Any]) -> Any:
+    """Losses by learning rate, and with each seed."""
+    names = dict(zip(numbers["tried"], (style.SKY, style.LORA), strict=False))
+    colors = names | {FULL_NAME: style.FULL}
+    return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed", colors)
