@@ -76,6 +76,14 @@ def test_what_a_run_passes_is_what_its_verdict_says():
             assert said == bool(band.passed(np.array([mean]), np.array([mean - half]), np.array([mean + half]))[0])
 
 
+def test_a_simulated_run_is_judged_as_a_run_of_as_many_seeds():
+    band, effect = Band("x", low=1, against_below=0), Effect(paper=1.2, none=0.3, spread=0.7)
+    draws = np.random.default_rng(0).standard_normal((200, 3)) * effect.spread
+    for at, share in zip((effect.none, effect.paper), effect.power(band, 3, runs=200), strict=True):
+        passed = [band.verdict(Interval.of(draw + at)) == Verdict.REPRODUCED for draw in draws]
+        assert share == np.mean(passed)
+
+
 def test_power_in_words():
     told = Effect(paper=2, none=0, spread=0.1).told(Band("x", low=1, against_below=0), 3)
     assert "3 seeds and a standard deviation between seeds of 0.1: without an effect (0) 0 % of runs pass" in told
