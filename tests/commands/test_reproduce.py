@@ -230,15 +230,17 @@ def test_a_claim_that_is_run_anew_goes_into_a_page_and_all_others_stay(shelf, tm
     folder = write_page(run([], SERIAL), tmp_path / "page").parent
     before = (folder / "README.md").read_text("utf-8")
     rewritten(shelf, "good", "low=1.5, against_below=1", "low=9, against_below=8")
-    (shelf / "more.py").write_text(GOOD.replace("Euclid", "Eudoxus"), encoding="utf-8")
-    assert status("reproduce", "good", "more", "--jobs=1", "--into", str(folder)) == 0
+    (shelf / "a_more.py").write_text(GOOD.replace("Euclid", "Eudoxus"), encoding="utf-8")
+    rewritten(shelf, "also_good", "Twice is more.", "More is twice.")
+    assert status("reproduce", "good", "a-more", "--jobs=1", "--into", str(folder)) == 0
     text = (folder / "README.md").read_text("utf-8")
-    assert list(rows_of(text)) == list(sections_of(text)) == ["also-good", "good", "more"]
+    assert list(rows_of(text)) == list(sections_of(text)) == ["a-more", "also-good", "good"]
     assert "3 claims: 2 reproduced, 0 not at this size, 1 contradicted." in text and "2 claims" not in text
-    assert rows_of(text)["also-good"] == rows_of(before)["also-good"] and "Eudoxus" in sections_of(text)["more"]
+    assert rows_of(text)["also-good"] == rows_of(before)["also-good"] and "Eudoxus" in sections_of(text)["a-more"]
     assert sections_of(text)["also-good"] == sections_of(before)["also-good"]
     assert "**contradicted**" in rows_of(text)["good"] and "**Verdict: contradicted**" in sections_of(text)["good"]
     assert len(list((folder / "pictures").iterdir())) == 6
+    rewritten(shelf, "also_good", "More is twice.", "Twice is more.")
     whole = write_page(run([], SERIAL), tmp_path / "whole").read_text("utf-8")
     assert text.partition("\n\n| claim")[2] == whole.partition("\n\n| claim")[2]  # as if all had been run at once
     capsys.readouterr()
