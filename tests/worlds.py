@@ -303,6 +303,19 @@ def from_few(lora, full):
     return lambda records, **trial: world(**trial) if records == 10 else None
 
 
+def halved(undone, lost):
+    """0.5 nats are lost on old texts and 1 gained on new ones; halving changes both, at the best rate."""
+
+    def train(lr, seed=0, **more):
+        off = log10(lr / 1e-2) ** 2
+        path = lambda back, cost: [[3.0 + cost * step, 2.5 - 0.5 * back * step] for step in (0, 1, 2)]
+        own = path(0.0, 0.0) if off else path(undone, lost)
+        paths = {"intruders": own, "others": path(0.1, 0.9), "all": path(0.5, 0.5)}
+        return {"validation": 5 + off, "before": [4.0, 2.0], "count": 2.0, **paths}
+
+    return train
+
+
 # claim -> the world where the paper is right and the measure there, the world where it is wrong and the measure there
 WORLDS = {
     "alpha-is-a-rate": (redundant(1e-9), 1e-9, redundant(0.5), 0.5),
@@ -321,6 +334,7 @@ WORLDS = {
     "introduction-quality": (gains(6.1, 6.0), 3.9 / 4, gains(8.0, 6.0), 0.5),
     "intruder-dimensions": (intruders(1, 0), 2, intruders(0, 3), -2),
     "learns-less": (learned(3.0, 4.0), 0.25, learned(4.4, 4.0), -0.1),
+    "intruders-scaled-down": (halved(0.4, 0.05), 0.35, halved(0.1, 0.3), -0.2),
     "loftq-start": (left_of_error(0.8), 0.2, left_of_error(1.0), 0),
     "lora-plus": (sooner(20, 5), 4, sooner(5, 20), 0.25),
     "low-rank-update": (cut(0.95), [0.95, 0.96, 0.97], cut(0.3), [0.3, 0.31, 0.32]),

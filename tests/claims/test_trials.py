@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from minilora.claims import alpha_is_a_rate, double_quantisation, loftq_start, merged_adds_nothing
+from minilora.claims import (
+    alpha_is_a_rate,
+    double_quantisation,
+    intruders_scaled_down,
+    loftq_start,
+    merged_adds_nothing,
+)
 from minilora.experiments.tiny import tiny_base
 from minilora.files.quant import dequantize, quantize
 
@@ -70,3 +76,23 @@ def test_two_runs_are_as_far_apart_as_at_their_worst_step(monkeypatch):
 
     monkeypatch.setattr(alpha_is_a_rate, "_path", path)
     assert alpha_is_a_rate.train(0, 3, "adam")["apart"] == 0.5
+
+
+def test_an_intruder_is_found_and_as_many_others_of_the_first_ten():
+    w = np.zeros((16, 20))
+    w[range(16), range(16)] = np.arange(16, 0, -1)
+    u, v = np.ones(16) / 4, np.eye(20)[19]  # every |cosine| with W's left singular vectors is 1/4
+    parts = intruders_scaled_down.directions(w, w + 100 * np.outer(u, v))
+    assert parts["count"] == 1 and np.linalg.matrix_rank(parts["others"]) == 1
+    cosine = np.sum(parts["intruders"] * np.outer(u, v)) / np.linalg.norm(parts["intruders"])
+    assert cosine > 0.98 and np.linalg.norm(parts["others"]) < 16 < 99 < np.linalg.norm(parts["intruders"])
+    assert abs(np.sum(parts["others"] * parts["intruders"])) < 1e-9
+
+
+def test_what_is_scaled_by_zero_is_gone_and_the_base_is_as_before():
+    before = {name: p.data.copy() for name, p in tiny_base()[0].named_parameters()}
+    found = intruders_scaled_down.train(3e-2, steps=3, held_out=2, factors=[1.0, 0.0])
+    assert found["all"][1] == pytest.approx(found["before"], rel=1e-5) and found["all"][0] != found["all"][1]
+    assert found["intruders"][0] == found["others"][0] == found["all"][0]
+    assert found["validation"] > 0 and 0 <= found["count"] <= 10
+    assert all((p.data == before[name]).all() for name, p in tiny_base()[0].named_parameters())
