@@ -246,6 +246,43 @@ report = ml.audit(model, "legal")
 print(len(report.checks), "checks passed:", ", ".join(check for check, found in report.checks))
 
 # %% [markdown]
+# ## 5. Are its gradients right?
+#
+# Lesson 1 moved every element of an input and measured how the loss changes. Here 77,824 elements are trained, and each
+# would need two forward passes. Move all elements of one matrix at once instead, along a random direction $u$: the loss
+# changes by $\langle g, u \rangle$ per unit, where $g$ is the gradient. That is one number per matrix, and any mistake in
+# $g$ changes it. Would it find a small one? `slightly_wrong` does nothing in the forward pass, and makes the gradient 1 %
+# too large. We put it in front of one of the 28 layers.
+#
+# > **Predict.** How many forward passes check the A and B of all 28 layers? And what is found?
+
+# %%
+predict("forward passes that check all gradients of the adapter")
+
+# %%
+print(ml.gradcheck(model, samples["train"][:2]))
+claim("forward passes that check all gradients of the adapter", 2 * len(model.trainable_parameters()), 112, 112)
+
+
+@ml.op
+def slightly_wrong(x):
+    """y = x, with a wrong VJP."""
+    return x.copy(), lambda g: 1.01 * g
+
+
+layer = model.model.layers[2].mlp.down_proj
+layer.forward = lambda x: type(layer).forward(layer, slightly_wrong(x))
+try:
+    ml.gradcheck(model, samples["train"][:2])
+except ml.GradientError as error:
+    print(error)
+del layer.forward
+
+# %% [markdown]
+# Two for each A and each B. The loss of this model is right, and it would train nearly as well. But the check names the
+# last parameter whose gradient is wrong, B of up_proj: the mistake is between it and down_proj, whose gradients are
+# right. Run this check whenever you have written an operation or a layer.
+#
 # <details><summary>The same in PyTorch</summary>
 #
 # ```python
@@ -273,6 +310,7 @@ print(len(report.checks), "checks passed:", ", ".join(check for check, found in 
 # - Merging computes W + (α/r) B A, exact up to rounding. Do it once, with the scale, and with B A in this order.
 # - To undo a merge, restore the old array. Subtraction leaves rounding errors in thousands of entries.
 # - A hash proves that the base has not changed.
+# - One random direction per matrix checks the gradients of a whole model.
 #
 # **Now you:** [exercises 10](exercises/10_inject.ipynb): write merging and injection yourself. At the end, your own
 # layer from lesson 9 is trained in the tiny base.
