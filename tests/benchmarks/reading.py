@@ -1,19 +1,24 @@
 """Weights or prompt: the data of the comparison, in which no record that reading is measured on was trained to be read.
 
     python tests/benchmarks/reading.py FOLDER       # writes read.jsonl, ordinary.jsonl, hard.jsonl, handbook.jsonl
-    minilora finetune --bf16 --data FOLDER/read.jsonl ... --out FOLDER/reader      # the commands are in README.md
-    minilora eval --bf16 --adapter FOLDER/reader --data FOLDER/ordinary.jsonl --context support-handbook
+    minilora finetune --data FOLDER/read.jsonl ... --out FOLDER/reader      # the commands are in README.md
+    minilora eval --adapter FOLDER/reader --data FOLDER/ordinary.jsonl --context support-handbook
 
 Two passages of each topic of the support handbook are measured: 48 records, all of the training split, so that an
 adapter that was trained on the support data has learned their facts. The reader learns from the records of the other
-passages and, with --medical, from the medical ones. handbook.jsonl is the handbook with questions and phrasings of the
-training split in its index, as a help desk has them in its log; reworded questions and paraphrases are not among them.
+support passages and of the medical, finance and legal ones, each asked in one of its wordings, and its answers quote:
+they are the shortest run of sentences of the passage that has all keywords. With --own-words the answers are those of
+the data, which say the same in other words. handbook.jsonl is the handbook with questions and phrasings of the training
+split in its index, as a help desk has them in its log; reworded questions and paraphrases are not among them.
 """
 
 import argparse
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
+
+from minilora.measure.recall import contains
 
 DATA = files("minilora") / "data"
 WORDINGS = ("phrasings", "reworded", "paraphrase", "validation_paraphrase")
@@ -28,7 +33,14 @@ def rows(name):
     return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def to_read(domain, without=()):
+def quotation(text, keywords):
+    """The shortest run of sentences with as many of the keywords as three sentences can have."""
+    sentences = re.split(r"(?<=[.!?;:])\s+", text)
+    runs = [" ".join(sentences[i : i + n]) for n in (1, 2, 3) for i in range(len(sentences) - n + 1)]
+    return max(runs, key=lambda run: (sum(contains(run, word) for word in keywords), -len(run)))
+
+
+def to_read(domain, own_words, without=()):
     """Every record with its passage, and with all of its wordings as phrasings; without those of some passages."""
     passages = [passage for passage in rows(f"{domain}-handbook") if passage["id"] not in without]
     context = {name: passage["text"] for passage in passages for name in passage["covers"]}
@@ -37,8 +49,10 @@ def to_read(domain, without=()):
         if record["id"] in context:
             wordings = [record.get(name, []) for name in WORDINGS]
             phrasings = [text for each in wordings for text in ([each] if isinstance(each, str) else each)]
-            kept = {name: record[name] for name in ("id", "question", "answer")}
-            found.append({**kept, "phrasings": phrasings, "context": context[record["id"]], "split": "train"})
+            passage = context[record["id"]]
+            answer = record["answer"] if own_words else quotation(passage, record["keywords"])
+            kept = {"id": record["id"], "question": record["question"], "answer": answer, "phrasings": phrasings}
+            found.append({**kept, "context": passage, "split": "train"})
     return found
 
 
@@ -64,10 +78,12 @@ def with_questions():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--medical", action="store_true", help="read the medical passages, too")
+    parser.add_argument("--own-words", action="store_true", help="the data's answers instead of quotations")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    read = to_read("support", MEASURED) + (to_read("medical") if arguments.medical else [])
+    read = to_read("support", arguments.own_words, MEASURED)
+    for domain in ("medical", "finance", "legal"):
+        read += to_read(domain, arguments.own_words)
     sets = {"read": read, "ordinary": to_measure("reworded"), "hard": to_measure("paraphrase")}
     sets["handbook"] = with_questions()
     for name, found in sets.items():
