@@ -18,6 +18,9 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+
+from minilora.data.passages import Handbook, Passage
 from minilora.measure.recall import contains
 
 DATA = files("minilora") / "data"
@@ -33,11 +36,27 @@ def rows(name):
     return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def runs(text, length):
+    """All runs of so many sentences."""
+    sentences = re.split(r"(?<=[.!?;:])\s+", text)
+    return [" ".join(sentences[i : i + length]) for i in range(len(sentences) - length + 1)]
+
+
 def quotation(text, keywords):
     """The shortest run of sentences with as many of the keywords as three sentences can have."""
-    sentences = re.split(r"(?<=[.!?;:])\s+", text)
-    runs = [" ".join(sentences[i : i + n]) for n in (1, 2, 3) for i in range(len(sentences) - n + 1)]
-    return max(runs, key=lambda run: (sum(contains(run, word) for word in keywords), -len(run)))
+    found = [run for length in (1, 2, 3) for run in runs(text, length)]
+    return max(found, key=lambda run: (sum(contains(run, word) for word in keywords), -len(run)))
+
+
+def recall_of_sentences(wording, length):
+    """Keyword recall, %, if the answer is the run of sentences of the right passage that BM25 ranks first."""
+    context = {name: passage["text"] for passage in rows("support-handbook") for name in passage["covers"]}
+    found = []
+    for record in to_measure(wording):
+        passages = [Passage(str(i), run) for i, run in enumerate(runs(context[record["id"]], length))]
+        best = Handbook(passages, "sentences").ranked(record["question"])[0].text
+        found.append(np.mean([contains(best, word) for word in record["keywords"]]))
+    return 100 * np.mean(found)
 
 
 def to_read(domain, own_words, without=()):
@@ -90,6 +109,9 @@ def main():
         text = "".join(json.dumps(row) + "\n" for row in found)
         (arguments.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
         print(f"{arguments.folder / name}.jsonl: {len(found)} records")
+    for wording in ("reworded", "paraphrase"):
+        each = ", ".join(f"{length}: {recall_of_sentences(wording, length):.1f} %" for length in (1, 2, 3))
+        print(f"{wording}: recall of the sentences of the right passage that BM25 finds, by their number: {each}")
 
 
 if __name__ == "__main__":
