@@ -303,6 +303,23 @@ def from_few(lora, full):
     return lambda records, **trial: world(**trial) if records == 10 else None
 
 
+def vectors(vera):
+    losses = {("lora", 8): 6.0, ("lora", 1): 7.0, ("vera", 128): vera}
+    best = {("lora", 8): 1e-2, ("lora", 1): 3.16e-3, ("vera", 128): 0.1}
+    return tiny(losses, best, lambda trial: (trial["method"], trial["r"]))
+
+
+def by_scaling(root_falls, plain_falls):
+    """The test loss falls so far from the first rank to the last, and the validation loss by 0.3 for both."""
+
+    def train(lr, root, seed=0, **more):
+        off = log10(lr / (3.16e-3 if root else 1e-2)) ** 2
+        losses = {"validation": [5.0, 4.9, 4.7], "test": [3.0, 2.5, 3.0 - (root_falls if root else plain_falls)]}
+        return {"validation": 5 + off, "by rank": {name: [x + off for x in each] for name, each in losses.items()}}
+
+    return train
+
+
 def halved(undone, lost):
     """0.5 nats are lost on old texts and 1 gained on new ones; halving changes both, at the best rate."""
 
@@ -353,10 +370,12 @@ WORLDS = {
         3 / 5,
     ),
     "rate-ten-times": (best_rates(1e-2), 10, best_rates(1e-3), 1),
+    "rslora-final-loss": (by_scaling(0.1, 0.02), 0.08, by_scaling(0.0, 0.05), -0.05),
     "rslora-first-step": (first_change(0.1), 0.1, first_change(-0.9), -0.9),
     "subspaces-agree": (overlaps(0.6), [0.6, 0.61, 0.62], overlaps(0.0), [0, 0.01, 0.02]),
     "training-on-4-bits": (over_four_bits(2.01), 0.005, over_four_bits(2.2), 0.1),
     "variants-within-two-percent": (variants(3.03), 100 * (3.1 / 3 - 1), variants(3.3), 10),
+    "vera": (vectors(6.04), 3.96 / 4, vectors(8.0), 0.5),
     "which-weights": (weights(3.3, 3.6, 3.0, 2.9), 10, weights(2.7, 3.9, 2.8, 3.0), -10),
     "zero-b-start": (first_zero(3.06), 2, first_zero(2.94), -2),
 }
