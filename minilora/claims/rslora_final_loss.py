@@ -40,8 +40,9 @@ def train(lr: float, root: bool, seed: int = 0, ranks: Any = RANKS, **sizes: Any
 def run(setting: Setting) -> dict[str, Any]:
     """Tune the rate of both scalings, and compare how the test loss falls with the rank."""
     few: dict[str, Any] = {"steps": 8, "batch_size": 2, "held_out": 4, "ranks": [4, 64]} if setting.small else {}
+    begin = dict.fromkeys(BEGIN, BEGIN["alpha / r"]) if setting.switched else BEGIN
     contenders = {
-        name: {"lr": lr, "root": "sqrt" in name and not setting.switched, **few} for name, lr in BEGIN.items()
+        name: {"lr": lr, "root": "sqrt" in name and not setting.switched, **few} for name, lr in begin.items()
     }
     found = tuned(setting.attempt, train, contenders, setting.seeds, walk=not setting.small)
     tests = {name: [run["by rank"]["test"] for run in each["runs"]] for name, each in found.items()}

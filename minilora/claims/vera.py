@@ -28,20 +28,18 @@ CLAIM = Claim(
     band=SLIGHT.of("share of LoRA's gain that VeRA reaches with a ninth of its parameters"),
     second_hand=True,
     explained={
-        "not at this size": "VeRA ends where LoRA of rank 1 does (3.498 and 3.505), which has about as many"
-        " parameters: between a fifth and a sixth of the gain of rank 8 is missing. r = 128 is the width of this base;"
-        " the paper's bases are six times as wide and more. Not tried: a larger r, a rate of its own for each vector."
+        "not at this size": "VeRA ends where LoRA of rank 1 does (3.498 and 3.505), with about as many parameters, and"
+        " lacks a sixth of rank 8's gain. The paper's bases are six times as wide and more. Larger r was not tried."
     },
 )
-LONGEST = 384  # inputs or outputs of a layer
 
 
 class VeraWeights(LoraWeights):
-    """diag(d) A (r, n) and diag(b) B (m, r): d (r, 1) and b (m, 1) are trained, A and B are the same in every layer."""
+    """diag(d) A (r, n) and diag(b) B (m, r): the vectors d (r, 1) and b (m, 1) are trained, A and B are shared."""
 
     def __init__(self, m: int, n: int, r: int, seed: int):
-        a, b = np.random.default_rng(seed).uniform(-1, 1, (2, r, LONGEST)).astype(np.float32)  # as He et al. 2015
-        self.shared = a[:, :n] * np.float32(np.sqrt(6 / LONGEST)), b[:, :m].T * np.float32(np.sqrt(6 / r))
+        a, b = np.random.default_rng(seed).uniform(-1, 1, (2, r, 384)).astype(np.float32)
+        self.shared = a[:, :n] * np.float32(np.sqrt(6 / 384)), b[:, :m].T * np.float32(np.sqrt(6 / r))
         super().__init__(np.full((r, 1), 0.1, np.float32), np.zeros((m, 1), np.float32), scale=1.0)
 
     @property
