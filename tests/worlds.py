@@ -33,8 +33,11 @@ def trained(trial, best):
 
 
 def amplified(few):
-    def look(base, r, seed, emphasised, folder):
-        factors = [few + seed, few + seed, 900.0] if r == 4 else [1.0, 2.0, 3.0]
+    def look(file=None, emphasised=False, **trial):
+        if file is None:
+            return trained(trial, {"lora": 3e-2})
+        _, r, seed = file.split()
+        factors = [few + int(seed), few + int(seed), 900.0] if r == "4" else [1.0, 2.0, 3.0]
         return {"factor": factors, **{name: [1.0, 2.0, 3.0] for name in ("update", "seen", "top", "chance")}}
 
     return look
@@ -208,10 +211,13 @@ def overlaps(a):
     return compare
 
 
-def over_four_bits(nf4):
-    def train(quantized, seed, steps, held_out):
-        after = nf4 if quantized else 2.0
-        return {"before": 4.0, "after": after if steps else 4.0, "train": [3.0, after]}
+def over_four_bits(left):
+    """Rounding costs 0.1 before training; `left` of it afterwards, at the best rate."""
+
+    def train(quantized, lr, seed, steps, held_out):
+        off = abs(log10(lr / (3.16e-2 if quantized else 1e-2)))
+        after = 2.0 + off + (0.1 * left if quantized else 0)
+        return {"before": 4.1 if quantized else 4.0, "after": after, "validation": 5 + off, "train": [3.0, after]}
 
     return train
 
@@ -373,7 +379,7 @@ WORLDS = {
     "rslora-final-loss": (by_scaling(0.1, 0.02), 0.08, by_scaling(0.0, 0.05), -0.05),
     "rslora-first-step": (first_change(0.1), 0.1, first_change(-0.9), -0.9),
     "subspaces-agree": (overlaps(0.6), [0.6, 0.61, 0.62], overlaps(0.0), [0, 0.01, 0.02]),
-    "training-on-4-bits": (over_four_bits(2.01), 0.005, over_four_bits(2.2), 0.1),
+    "training-on-4-bits": (over_four_bits(0.1), 0.9, over_four_bits(1.5), -0.5),
     "variants-within-two-percent": (variants(3.03), 100 * (3.1 / 3 - 1), variants(3.3), 10),
     "vera": (vectors(6.04), 3.96 / 4, vectors(8.0), 0.5),
     "which-weights": (weights(3.3, 3.6, 3.0, 2.9), 10, weights(2.7, 3.9, 2.8, 3.0), -10),

@@ -10,17 +10,23 @@ from .planted_rank import train as train_matrix
 SOURCE = "The usual introduction to LoRA"
 RATES = {"lora": (5e-3, 1e-2, 2e-2), "full": (5e-4, 1e-3, 2e-3)}  # tried for each; the best on validation is taken
 COMPLEX_RATES = {"lora": (5e-3, 1e-2, 2e-2), "full": (2e-3, 4e-3, 8e-3)}
+FROZEN = "full, embedding frozen"
 
 
-def best_runs(setting: Setting, shuffled: bool = False) -> dict[str, list[dict[str, Any]]]:
-    """For each method, the run of every seed at the learning rate that is best on validation, over all seeds."""
+def best_runs(setting: Setting, shuffled: bool = False, frozen: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """For each method, the run of every seed at the learning rate that is best on validation, over all seeds.
+
+    frozen: also full fine-tuning of all but the embedding, which LoRA does not train either.
+    """
     rates = COMPLEX_RATES if shuffled else RATES
     sizes = {"steps": 8, "every": 4, "held_out": 4} if setting.small else {"steps": 96, "every": 8, "held_out": 24}
-    contenders = {
+    contenders: dict[str, dict[str, Any]] = {
         method: {"method": method, "lr": rates[method][-1:] if setting.small else rates[method], "alpha": 16.0}
         | {"shuffled": shuffled, **sizes}
         for method in ("lora", "full")
     }
+    if frozen:
+        contenders[FROZEN] = contenders["full"] | {"frozen": ["embed_tokens"]}
     found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, search=setting.seeds)
     return {name: [run | {"lr": one["lr"]} for run in one["runs"]] for name, one in found.items()}
 
@@ -44,8 +50,9 @@ def gain(setting: Setting, complex_change: bool) -> dict[str, Any]:
     """The share of full fine-tuning's gain that LoRA gains, for a change that is complex or one that is not."""
     if setting.small:
         return matrix_shares(setting, full_rank=complex_change)
-    runs = best_runs(setting, shuffled=complex_change)
-    return {"measured": shares(runs), **losses_of(runs)}
+    runs = best_runs(setting, shuffled=complex_change, frozen=True)
+    of_frozen = shares({"lora": runs["lora"], "full": runs[FROZEN]})
+    return {"measured": shares(runs), "share of the gain with a frozen embedding": of_frozen, **losses_of(runs)}
 
 
 def losses_of(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
