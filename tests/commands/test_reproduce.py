@@ -291,8 +291,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(capsys, tmp_path, monkeypa
     assert status("reproduce", "planted-rnk") == 2
     assert "no claim is called 'planted-rnk'; did you mean planted-rank?" in complaint(capsys)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="did you mean rslora-first-step"):
-        chosen(["rslora"])
+    with pytest.raises(ValueError, match="did you mean which-weights"):
+        chosen(["weights"])
     assert chosen(["planted_rank.py"]) == ["planted-rank"]
 
 
