@@ -144,8 +144,8 @@ claim("r = 8 above r = 64: upper end of the interval", same.high, 0, 0.1)
 # cannot tell rank 8 from 64.
 #
 # The LoRA paper found no loss at rank 1: on GPT-3, r = 1 scored 73.4 and r = 64 scored 73.5. Our result on the tiny
-# base contradicts that. On the [claims page](../minilora/claims/README.md), for q and v, r = 4 has 0.86 of the gain of
-# r = 64. One reason may be the measure: a loss over many words shows small differences that an accuracy does not show.
+# base contradicts that, and on the [claims page](../minilora/claims/README.md) r = 4 gains less than r = 64, on q and
+# v. One reason may be the measure: a loss over many words shows small differences that an accuracy does not show.
 #
 # This task is an easy one: a new style, little knowledge. Lesson 17 asks the same of facts.
 #

@@ -259,9 +259,8 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 # %% [markdown]
 # So the retriever already fails for nearly half of the ordinary questions, and for three of four hard ones. And a
 # passage helps only a model that reads. Given the *right* one, SmolLM2 says 7 % of the keywords of ordinary questions.
-# With LoRA, after 480 examples of how *other* passages are quoted, it says 42 %: nearly every answer is a quotation,
-# word for word, but often of the neighbouring sentence. Two sentences that BM25 finds in the passage say 48 %, without
-# a model. Its loss on general text rises from 3.28 to 3.58 nats. The passage itself holds all keywords.
+# With LoRA, after 480 examples of how *other* passages are quoted, it says 42 %: it quotes, but often the neighbouring
+# sentence. Two sentences that BM25 finds in the passage say 48 %. General text rises from 3.28 to 3.58 nats.
 #
 # And the weights? With `minilora finetune --data support --config facts`, SmolLM2 is asked each of 96 questions 20
 # times, in 13 wordings. It then says 85 % of the keywords of ordinary questions and 35 % of those of hard ones: more
@@ -274,8 +273,8 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 # 1. **Facts that change go into the prompt.** A new price is one line of the handbook. In the weights it is another
 #    training run, which also moves what was right before. Facts that stay can be learned, from a dozen wordings each,
 #    by an adapter for nothing else.
-# 2. **Form and skill go into the weights**, and reading is a skill. For a model of this size it is a hard one. To quote
-#    is the easier half of it, to choose what is quoted the harder one. Compare with a search before you train.
+# 2. **Form and skill go into the weights**, and reading is a skill. For a model of this size it is a hard one: to quote
+#    is easy, to choose is not. Compare it with a search.
 # 3. **Improve the retriever first.** With the questions of the training data in its index, it finds the right passage
 #    for 91 % of the ordinary questions and for 42 % of the hard ones.
 # 4. **Measure the two halves apart**: how often the right passage is found, and how much of the right passage is said.
