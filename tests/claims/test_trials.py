@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 
 from minilora.claims import (
+    _introduction,
     alpha_is_a_rate,
     double_quantisation,
     intruders_scaled_down,
     loftq_start,
     merged_adds_nothing,
+    rslora_final_loss,
+    vera,
 )
+from minilora.experiments.claim import Setting
 from minilora.experiments.tiny import tiny_base
 from minilora.files.quant import dequantize, quantize
 
@@ -96,3 +100,39 @@ def test_what_is_scaled_by_zero_is_gone_and_the_base_is_as_before():
     assert found["intruders"][0] == found["others"][0] == found["all"][0]
     assert found["validation"] > 0 and 0 <= found["count"] <= 10
     assert all((p.data == before[name]).all() for name, p in tiny_base()[0].named_parameters())
+
+
+def test_vera_shares_two_random_matrices_and_trains_two_vectors():
+    wide, narrow = vera.VeraWeights(16, 384, 128, seed=3), vera.VeraWeights(384, 24, 128, seed=3)
+    (a, b), (a_of_narrow, b_of_narrow) = wide.shared, narrow.shared
+    assert (a[:, :24] == a_of_narrow).all() and (b == b_of_narrow[:16]).all()
+    assert a.std() == pytest.approx(np.sqrt(2 / 384), rel=0.02)  # Kaiming's variances: 2 / n, and 2 / r
+    assert b_of_narrow.std() == pytest.approx(np.sqrt(2 / 128), rel=0.02)
+    assert (wide.lora_A.data == np.float32(0.1) * a).all() and (wide.lora_B.data == 0).all()
+    assert {name: p.shape for name, p in wide.named_parameters()} == {"d": (128, 1), "b": (16, 1)}
+
+
+def test_both_scalings_are_those_of_rslora_and_of_lora(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        rslora_final_loss,
+        "tiny_run",
+        lambda *_, **trial: asked.append(trial) or {"validation": 1.0, "test": trial["r"]},
+    )
+    for root in (True, False):
+        assert rslora_final_loss.train(1e-2, root, ranks=[4, 8])["by rank"]["test"] == [4, 8]
+    assert [trial["variant"] for trial in asked] == ["rslora"] * 2 + ["lora"] * 2
+
+
+def test_lora_is_also_compared_with_full_fine_tuning_that_leaves_the_embedding(monkeypatch):
+    ends = {"lora": 3.5, "full": 2.0, _introduction.FROZEN: 3.0}  # of 4.0 before
+
+    def tuned(each, function, contenders, seeds, search):
+        assert [one.get("frozen") for one in contenders.values()] == [None, None, ["embed_tokens"]]
+        assert contenders[_introduction.FROZEN]["method"] == "full"
+        runs = {name: {"before": {"test": 4.0}, "test": end, "curve": []} for name, end in ends.items()}
+        return {name: {"lr": 1.0, "runs": [runs[name]] * len(seeds)} for name in contenders}
+
+    monkeypatch.setattr(_introduction, "tuned", tuned)
+    found = _introduction.gain(Setting(seeds=(0, 1)), complex_change=False)
+    assert found["measured"] == [0.25, 0.25] and found["share of the gain with a frozen embedding"] == [0.5, 0.5]

@@ -18,6 +18,8 @@ BETWEEN = Band("share", low=-1, high=1, against_below=-2, against_above=2)
     [
         (UP, 3, 2.5, 3.5, Verdict.REPRODUCED),
         (UP, 2, 1, 3, Verdict.REPRODUCED),  # both ends belong to the band
+        (BETWEEN, 0.5, -1.9, 2.1, Verdict.NOT_HERE),  # an end that speaks against it
+        (BETWEEN, 0.5, -2.1, 1.9, Verdict.NOT_HERE),
         (UP, 3, 0.9, 5.1, Verdict.NOT_HERE),  # too wide to tell
         (UP, 1.5, 1.4, 1.6, Verdict.NOT_HERE),
         (UP, 0.5, 0.1, 0.9, Verdict.CONTRADICTED),
