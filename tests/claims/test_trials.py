@@ -6,6 +6,7 @@ import pytest
 from minilora.claims import (
     _introduction,
     alpha_is_a_rate,
+    amplified_directions,
     double_quantisation,
     intruders_scaled_down,
     loftq_start,
@@ -16,6 +17,7 @@ from minilora.claims import (
 from minilora.experiments.claim import Setting
 from minilora.experiments.tiny import tiny_base
 from minilora.files.quant import dequantize, quantize
+from minilora.lora.spectra import amplification
 
 
 def test_scales_in_eight_bits_are_off_by_half_a_step_at_most_and_each_bit_is_counted():
@@ -136,3 +138,16 @@ def test_lora_is_also_compared_with_full_fine_tuning_that_leaves_the_embedding(m
     monkeypatch.setattr(_introduction, "tuned", tuned)
     found = _introduction.gain(Setting(seeds=(0, 1)), complex_change=False)
     assert found["measured"] == [0.25, 0.25] and found["share of the gain with a frozen embedding"] == [0.5, 0.5]
+
+
+def test_the_table_of_amplification_is_of_the_queries_alone(monkeypatch, rng):
+    w, other, update = (rng.standard_normal((12, 12)) for _ in range(3))
+    monkeypatch.setattr(amplified_directions, "base_matrices", lambda base: {"a.q_proj": w, "a.k_proj": other})
+    low = (update[:, :2], update[:2])
+    monkeypatch.setattr(amplified_directions, "read_update", lambda file: {"a.q_proj": low, "a.k_proj": low})
+    row = amplification(low, w)
+    assert amplified_directions.look("file", False) == {name: [getattr(row, name)] for name in amplified_directions.ROW}
+    emphasised = amplified_directions.look("file", True)
+    assert emphasised["update"] == pytest.approx([row.update]) and emphasised["seen"] == pytest.approx(
+        emphasised["top"]
+    )
