@@ -13,7 +13,7 @@ from minilora.experiments.claim import Setting, Verdict, claim_names, read_claim
 from minilora.pages.claims import COUNTS, counts, rows_of, sections_of
 from minilora.pages.style import save_themes
 
-FOLDER = Path(read_claim("planted-rank").__file__).parent
+FOLDER = Path(__file__).parents[2] / "minilora/claims"  # of the clone: an installed package has no page
 BASES = {"matrices", "tiny", "smollm2"}
 LINES = 96  # of a claim's file: a page
 NAMES = claim_names()
