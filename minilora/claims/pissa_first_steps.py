@@ -38,7 +38,7 @@ def run(setting: Setting) -> dict[str, Any]:
     few: dict[str, Any] = {"steps": 10, "held_out": 2} if setting.small else {"steps": 30}
     contenders = {way: {"lr": lr, "alpha": 8, "variant": way, **few} for way, lr in BEGIN.items()}
     if setting.switched:
-        contenders["lora"]["lr"] = TOO_LOW
+        contenders["lora" if not setting.small else "pissa"]["lr"] = TOO_LOW
     walk = not (setting.small or setting.switched)
     found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, per_decade=4, walk=walk)
     pissa, lora = ([one["train"] for one in found[way]["runs"]] for way in contenders)
