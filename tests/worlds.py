@@ -290,8 +290,14 @@ def learned(low, full):
 
 def factors(b, a):
     """What LoRA gains is 4.0."""
-    losses = {"lora": 6.0, "lora-fa": 10.0 - b, "lora-fb": 10.0 - a}
-    return tiny(losses, {"lora": 1e-2, "lora-fa": 3e-2, "lora-fb": 3e-3}, lambda trial: trial.get("variant", "lora"))
+    losses = {"lora": 6.0, "lora-fa": 10.0 - b, "zero-a": 10.0 - a}
+    world = tiny(losses, {"lora": 1e-2, "lora-fa": 3e-2, "zero-a": 3e-3}, lambda trial: trial.get("variant", "lora"))
+
+    def trial(frozen=(), **trial):
+        assert list(frozen) == ["lora_B"] * (trial.get("variant") == "zero-a")
+        return world(**trial)
+
+    return trial
 
 
 def first_zero(a, best=1e-3):

@@ -24,7 +24,7 @@ CLAIM = Claim(
     minutes=7,
     band=Band("‖ΔW‖ / ‖Uᵀ W V‖ of W_q at r = 4 (median over layers)", low=10, against_below=1),
     small_band=Band("the same after 16 steps", low=2, against_below=1),
-    effect=Effect(paper=21.5, none=1, spread=1.3),
+    effect=Effect(paper=21.5, none=1, std=1.3),
     explained={
         "not at this size": "ΔW amplifies, by 4 and not by 21. The paper's first conclusion holds: at r = 4 W_q has two"
         " to three times the norm in ΔW's directions that it has in random ones. At r = 64 the factor is far lower, as"

@@ -18,12 +18,12 @@ CLAIM = Claim(
     switch="All three have r = 8.",
     base="tiny",
     minutes=1,
-    band=Band("spread of the ranks after 5 steps (share of the gain so far)", high=0.1, against_above=0.25),
+    band=Band("range of the ranks after 5 steps (share of the gain so far)", high=0.1, against_above=0.25),
     one_rate="The statement is about ranks at one learning rate; 0.01 is the best of r = 8 here.",
     explained={
         "contradicted": "r = 1 begins slower: after 5 steps it has gained 0.10 nats, r = 8 0.38 and r = 64 0.40. The"
         " last two are 5 % apart and would pass. At a tenth of the learning rate (10 steps, two seeds, 15 records) the"
-        " statement nearly holds: after 5 steps r = 1 has gained 0.103, r = 8 and r = 64 0.115, and the spread is 12"
+        " statement nearly holds: after 5 steps r = 1 has gained 0.103, r = 8 and r = 64 0.115, and the range is 12"
         " and 10 %. The equality is one of expectations: a single random direction is far from its expectation, and at"
         " a large rate that costs. The source saw a lower best learning rate with r = 1 as well.",
     },
@@ -42,8 +42,8 @@ def run(setting: Setting) -> dict[str, Any]:
     found = [result["curve"] for result in setting.each(tiny_run, trials)]
     by_seed = [found[i : i + len(RANKS)] for i in range(0, len(found), len(RANKS))]
     return {
-        "measured": [spread(curves, EARLY) for curves in by_seed],
-        "spread at each look": [mean(spread(curves, i) for curves in by_seed) for i in range(1, len(found[0]))],
+        "measured": [range_at(curves, EARLY) for curves in by_seed],
+        "range at each look": [mean(range_at(curves, i) for curves in by_seed) for i in range(1, len(found[0]))],
         "steps": [step for step, _ in found[0]],
         "losses": {
             f"r = {r}": [mean(look) for look in zip(*([loss for _, loss in seed[i]] for seed in by_seed), strict=True)]
@@ -52,7 +52,7 @@ def run(setting: Setting) -> dict[str, Any]:
     }
 
 
-def spread(curves: list[Any], look: int) -> float:
+def range_at(curves: list[Any], look: int) -> float:
     """The highest less the lowest loss at one look, as a share of the mean gain since the first look."""
     losses = [curve[look][1] for curve in curves]
     return (max(losses) - min(losses)) / (curves[0][0][1] - mean(losses))

@@ -6,7 +6,7 @@ from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import FULL, tiny_run
 from ..experiments.tuned import as_numbers, tuned
 from ..pages import style
-from ..pages.rates import rates_figure
+from ..pages.rates import losses_figure
 
 CLAIM = Claim(
     source="Hu et al. 2021, LoRA (arXiv 2106.09685)",
@@ -50,4 +50,4 @@ def run(setting: Setting) -> dict[str, Any]:
 def picture(numbers: dict[str, Any]) -> Any:
     """Losses by learning rate, and with each seed."""
     colors = {"LoRA": style.LORA, "full fine-tuning": style.FULL}
-    return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed", colors)
+    return losses_figure(numbers, colors)

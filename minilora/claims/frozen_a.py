@@ -5,7 +5,7 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import as_numbers, tuned
-from ..pages.rates import rates_figure
+from ..pages.rates import losses_figure
 
 CLAIM = Claim(
     source="LoRA-FA (Zhang et al. 2023, arXiv 2308.03303)",
@@ -20,7 +20,7 @@ CLAIM = Claim(
     minutes=2,
     band=Band("test loss with A frozen above LoRA's, %", high=2, against_above=4),
     small_band=Band("the same with eight steps, at rates that were best for sixty", high=4, against_above=6),
-    effect=Effect(paper=0, none=4, spread=0.64),
+    effect=Effect(paper=0, none=4, std=0.64),
 )
 NAMES = {"lora": "LoRA", "lora-fa": "LoRA-FA"}
 ONE_RATE = 3.16e-4
@@ -40,4 +40,4 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Losses by learning rate, and with each seed."""
-    return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed")
+    return losses_figure(numbers)

@@ -23,7 +23,7 @@ CLAIM = Claim(
     minutes=0.2,
     band=FEW.of("bytes of an adapter, as a share of all weights"),
     seeds=(0,),
-    effect=Effect(paper=1e-4, none=1, spread=0),
+    effect=Effect(paper=1e-4, none=1, std=0),
 )
 
 

@@ -20,7 +20,7 @@ CLAIM = Claim(
     base="smollm2",
     minutes=4,
     band=Band("time of a step with LoRA, as a share of full fine-tuning's", high=0.9, against_above=1.0 - 1e-9),
-    effect=Effect(paper=0.75, none=1, spread=0.011),
+    effect=Effect(paper=0.75, none=1, std=0.011),
 )
 TURNS = 3
 

@@ -32,7 +32,7 @@ CLAIM = Claim(
         " 0.54, and random directions with LoRA's singular values have 0.58. An earlier form on SmolLM2, 40 steps at"
         " an untuned rate, found none: its update was too small (largest singular value 0.4 to 1.4, W's 3 to 82)."
     },
-    effect=Effect(paper=1, none=0, spread=0.2),
+    effect=Effect(paper=1, none=0, std=0.2),
 )
 TOLD = {
     "lora": "LoRA, r = 8",

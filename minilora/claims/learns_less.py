@@ -7,7 +7,7 @@ from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import FULL, tiny_run
 from ..experiments.tuned import as_numbers, tuned
 from ..pages import style
-from ..pages.rates import rates_figure
+from ..pages.rates import losses_figure
 
 CLAIM = Claim(
     source="Biderman et al. 2024, LoRA Learns Less and Forgets Less (arXiv 2405.09673)",
@@ -51,4 +51,4 @@ def picture(numbers: dict[str, Any]) -> Any:
     """Losses by learning rate, and with each seed."""
     names = dict(zip(numbers["tried"], (style.SKY, style.LORA), strict=False))
     colors = names | {FULL_NAME: style.FULL}
-    return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed", colors)
+    return losses_figure(numbers, colors)

@@ -30,7 +30,7 @@ CLAIM = Claim(
     minutes=1.5,
     band=Band("steps LoRA takes, over the steps LoRA+ takes, to the loss that both reach", low=1.2, against_below=1.0),
     explained=dict.fromkeys(("not at this size", "contradicted"), WHY),
-    effect=Effect(paper=2, none=1, spread=0.21),
+    effect=Effect(paper=2, none=1, std=0.21),
 )
 KINDS: dict[str, dict[str, Any]] = {"LoRA": {"variant": "lora"}, "LoRA+": {"variant": "lora+", "ratio": 16}}
 BEST = {"LoRA": 1e-2, "LoRA+": 1e-3}  # where the search begins, and what the small form takes

@@ -27,7 +27,7 @@ CLAIM = Claim(
         " update trained to be cut, as an adapter's is."
     },
     effect=Effect(
-        paper=0.9, none=0.5, spread=0.005, short="The band begins at the paper's own share, so that only half pass."
+        paper=0.9, none=0.5, std=0.005, short="The band begins at the paper's own share, so that only half pass."
     ),
 )
 RANKS = (1, 2, 4, 8, 16, 32, 64)

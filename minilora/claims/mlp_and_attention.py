@@ -6,7 +6,7 @@ from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import as_numbers, tuned
 from ..lora.config import ALL_LINEAR
-from ..pages.rates import rates_figure
+from ..pages.rates import losses_figure
 
 CLAIM = Claim(
     source="Schulman et al. 2025, LoRA Without Regret (thinkingmachines.ai/blog/lora)",
@@ -40,4 +40,4 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Losses by learning rate, and with each seed."""
-    return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed")
+    return losses_figure(numbers)

@@ -5,7 +5,7 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import as_numbers, tuned
-from ..pages.rates import rates_figure
+from ..pages.rates import losses_figure
 from ..pages.style import A, B
 
 ATTENTION = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 12)
@@ -48,9 +48,4 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Losses by learning rate, and with each seed."""
-    return rates_figure(
-        numbers["tried"],
-        numbers["loss on the test"],
-        "loss on the test, a dot per seed",
-        dict(zip(numbers["tried"], (A, B), strict=True)),
-    )
+    return losses_figure(numbers, dict(zip(numbers["tried"], (A, B), strict=True)))

@@ -25,7 +25,7 @@ CLAIM = Claim(
         "reproduced": "The band only asks whether anything is saved. The paper's own share is 19.4 % on average; here"
         " it is 23 %, with matrices that are smaller, so that 8 directions are a larger part of them."
     },
-    effect=Effect(paper=0.194, none=0, spread=0),
+    effect=Effect(paper=0.194, none=0, std=0),
 )
 
 

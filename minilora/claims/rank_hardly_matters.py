@@ -26,7 +26,7 @@ CLAIM = Claim(
         " than the twentieth that the band allows. q and v of a model 128 wide are a small part of it, in which more"
         " rank is more room. The earlier form, in standard deviations between seeds (7.5), was called contradicted."
     },
-    effect=Effect(paper=0.995, none=4 / 64, spread=0.01),
+    effect=Effect(paper=0.995, none=4 / 64, std=0.01),
 )
 
 

@@ -29,7 +29,7 @@ CLAIM = Claim(
         " explanation. Two differences are left: its learning rate is constant, where this one falls along a cosine,"
         " and two rates to a decade are a coarse search.",
     },
-    effect=Effect(paper=10, none=1, spread=1.4),
+    effect=Effect(paper=10, none=1, std=1.4),
 )
 RANKS = (2, 8, 32)
 FULL_NAME = "full fine-tuning"

@@ -30,7 +30,7 @@ CLAIM = Claim(
         "reproduced": "The theorem is about SGD. Under Adam, with which adapters are trained, alpha / sqrt(r) makes"
         " the first step grow with the rank (slope 0.50), and alpha / r keeps it the same for every rank.",
     },
-    effect=Effect(paper=0, none=-0.5, spread=0.03),
+    effect=Effect(paper=0, none=-0.5, std=0.03),
 )
 LR = {"sgd": 1e-2, "adam": 1e-4}  # small: the change is then proportional to it
 

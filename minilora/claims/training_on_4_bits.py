@@ -25,7 +25,7 @@ CLAIM = Claim(
     minutes=4,
     band=Band("share of the loss by rounding that training recovers", low=0.8, against_below=0.2),
     seeds=tuple(range(9)),
-    effect=Effect(paper=1, none=0, spread=0.6),
+    effect=Effect(paper=1, none=0, std=0.6),
     explained={
         "not at this size": "Rounding costs 0.013 nats before training and 0.009 after it, on average: a third is gone."
         " But seeds differ by as much as the whole cost, which is 0.3 % of the loss: this base in NF4 has hardly"

@@ -5,7 +5,7 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import as_numbers, tuned
-from ..pages.rates import rates_figure
+from ..pages.rates import losses_figure
 
 CLAIM = Claim(
     source="Lee, Ko, Chen & Yeh 2026, Learning Rate Matters: Vanilla LoRA May Suffice for LLM Fine-tuning "
@@ -21,7 +21,7 @@ CLAIM = Claim(
     minutes=3,
     band=Band("loss of the worst of five variants above that of the best, %", high=2, against_above=4),
     small_band=Band("the same with eight steps, at rates that were best for sixty", high=3.5, against_above=8),
-    effect=Effect(paper=1.5, none=4, spread=0.42),
+    effect=Effect(paper=1.5, none=4, std=0.42),
 )
 BEGIN = {"lora": 1e-2, "rslora": 3.16e-3, "lora+": 1e-3, "dora": 1e-2, "pissa": 3.16e-3}
 NAMES = {"lora": "LoRA", "rslora": "rsLoRA", "lora+": "LoRA+", "dora": "DoRA", "pissa": "PiSSA"}
@@ -47,4 +47,4 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Losses by learning rate, and with each seed."""
-    return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed")
+    return losses_figure(numbers)

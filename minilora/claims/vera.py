@@ -11,7 +11,7 @@ from ..lora.adapters import add_adapter, lora_modules
 from ..lora.layer import LoraWeights
 from ..measure.loss import evenly, mean_loss
 from ..nn.module import Parameter
-from ..pages.rates import rates_figure
+from ..pages.rates import losses_figure
 from ..train.loop import fit
 
 CLAIM = Claim(
@@ -93,4 +93,4 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Losses by learning rate, and with each seed."""
-    return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed")
+    return losses_figure(numbers)

@@ -5,7 +5,7 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import as_numbers, tuned
-from ..pages.rates import rates_figure
+from ..pages.rates import losses_figure
 
 CLAIM = Claim(
     source="Hu et al. 2021, LoRA (arXiv 2106.09685)",
@@ -59,4 +59,4 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Losses by learning rate, and with each seed."""
-    return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed")
+    return losses_figure(numbers)

@@ -6,7 +6,7 @@ from ..experiments.claim import Band, Claim, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import as_numbers, tuned, vertex
 from ..pages import style
-from ..pages.rates import rates_figure
+from ..pages.rates import losses_figure
 
 CLAIM = Claim(
     source="Hayou, Ghosh & Yu 2024, The Impact of Initialization on LoRA Finetuning Dynamics (arXiv 2406.08447)",
@@ -49,4 +49,4 @@ def run(setting: Setting) -> dict[str, Any]:
 def picture(numbers: dict[str, Any]) -> Any:
     """Losses by learning rate, and with each seed."""
     colors = {B_ZERO: style.B, A_ZERO: style.A}
-    return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed", colors)
+    return losses_figure(numbers, colors)

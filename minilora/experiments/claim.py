@@ -96,13 +96,13 @@ class Effect:
 
     paper: what the paper's statement would be measured as here.
     none: what is measured where the statement is wrong.
-    spread: the standard deviation between seeds, measured in a pilot.
+    std: the standard deviation between seeds, measured in a pilot.
     short: why the band does not reach 5 and 80 %, where it does not.
     """
 
     paper: float
     none: float
-    spread: float
+    std: float
     short: str = ""
 
     def power(self, band: Band, seeds: int, runs: int = 4000) -> tuple[float, float]:
@@ -110,7 +110,7 @@ class Effect:
 
         A run is `seeds` draws from a normal distribution. One draw has no interval.
         """
-        draws = np.random.default_rng(0).standard_normal((runs, seeds)) * self.spread
+        draws = np.random.default_rng(0).standard_normal((runs, seeds)) * self.std
         half = student(seeds - 1) * draws.std(axis=1, ddof=1) / math.sqrt(seeds) if seeds > 1 else np.zeros(runs)
         means = [draws.mean(axis=1) + effect for effect in (self.none, self.paper)]
         none, paper = (float(np.mean(band.passed(mean, mean - half, mean + half))) for mean in means)
@@ -121,7 +121,7 @@ class Effect:
         none, paper = self.power(band, seeds)
         found = (
             f"Its power, simulated with {counted(seeds, 'seed')} and a standard deviation between seeds of"
-            f" {self.spread:g}: without an effect ({self.none:g}) {100 * none:.0f} % of runs pass, with the paper's"
+            f" {self.std:g}: without an effect ({self.none:g}) {100 * none:.0f} % of runs pass, with the paper's"
             f" ({self.paper:g}) {100 * paper:.0f} %."
         )
         return f"{found} {self.short}".strip()

@@ -41,7 +41,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True},
     "lora-fa": {"freeze_A": True},
     "zero-a": {"init_lora_weights": False},
-    "lora-fb": {"init_lora_weights": False},
     "pissa": {"init_lora_weights": "pissa"},
 }
 FULL = "full"
@@ -74,8 +73,8 @@ def tiny_run(
     method: "lora" or "full", which trains every weight.
     r, alpha: LoRA's. alpha is 32 for every r, so that the scale is alpha / r, as in "LoRA Without Regret".
     targets: module names, or a rank for each name.
-    variant: "lora", "rslora", "lora+" (B learns `ratio` times as fast), "dora", "pissa", "lora-fa" (A is frozen),
-        "zero-a" (A is initialised to zero and B at random) or "lora-fb" (the same, and B is frozen).
+    variant: "lora", "rslora", "lora+" (B learns `ratio` times as fast), "dora", "pissa", "lora-fa" (A is frozen) or
+        "zero-a" (A is initialised to zero, and B at random with variance 1/r).
     ratio: of LoRA+.
     steps, batch_size: the length of training, and records per step.
     data: a domain that comes with minilora, or a path.
@@ -114,8 +113,9 @@ def tiny_run(
             model.requires_grad_(True)
         else:
             add_adapter(model, lora_config(r, alpha, targets, variant), _NAME, seed)
-            if variant in ("zero-a", "lora-fb"):
-                zero_a(model, freeze_b=variant == "lora-fb")
+            if variant == "zero-a":
+                for module in lora_modules(model).values():
+                    module.adapters[_NAME].lora_A.data[...] = 0
         for word in frozen:
             if not (found := [parameter for name, parameter in model.named_parameters() if word in name]):
                 raise ValueError(f"no parameter's name contains {word!r}, which is to be frozen")
@@ -143,14 +143,6 @@ def lora_config(
     if isinstance(targets, Mapping):
         more["rank_pattern"], targets = dict(targets), list(targets)
     return LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, **more)
-
-
-def zero_a(model: LanguageModel, freeze_b: bool) -> None:
-    """Set A of `tiny_run`'s adapter to zero. B is random, with variance 1/r; freeze_b: only A is trained."""
-    for module in lora_modules(model).values():
-        weights = module.adapters[_NAME]
-        weights.lora_A.data[...] = 0
-        weights.lora_B.requires_grad = not freeze_b
 
 
 @cache

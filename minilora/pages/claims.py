@@ -37,7 +37,7 @@ def counts(rows: Iterable[str], verdicts: Iterable[str]) -> str:
 
 
 def merged(page: str, part: str, verdicts: Iterable[str]) -> str:
-    """The page with the rows and sections of `part`, another such page, added or instead of its own."""
+    """The page with the rows and sections of `part`, another such page, added, or in the place of those that it has."""
     rows, sections = rows_of(page) | rows_of(part), sections_of(page) | sections_of(part)
     head = COUNTS.sub(f"{counts(rows.values(), verdicts)}.", page.partition(SECTION)[0])
     table = ROW.sub("", head).rstrip() + "".join(f"\n{rows[name]}" for name in sorted(rows))

@@ -24,6 +24,11 @@ def rates_figure(
     return figure
 
 
+def losses_figure(numbers: Mapping[str, Any], colors: Mapping[str, str] | None = None) -> Any:
+    """`rates_figure` of what `as_numbers` stores: losses by learning rate, and the test loss of each seed."""
+    return rates_figure(numbers["tried"], numbers["loss on the test"], "loss on the test, a dot per seed", colors)
+
+
 def draw_rates(
     axes: Any, tried: Mapping[str, Sequence[Sequence[Any]]], colors: Mapping[str, str] | None = None
 ) -> None:

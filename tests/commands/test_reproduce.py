@@ -279,7 +279,7 @@ def test_a_name_that_is_taken_or_none_is_refused_in_a_line(shelf, name, capsys):
 def test_a_caveat_stands_beside_a_verdict_that_holds_and_power_beside_the_band(shelf):
     rewritten(shelf, "good", '"contradicted": "By half."', '"reproduced": "For whole numbers."')
     rewritten(shelf, "good", "Band, Claim", "Band, Claim, Effect")
-    rewritten(shelf, "good", "explained=", "effect=Effect(paper=2, none=1, spread=0.01), explained=")
+    rewritten(shelf, "good", "explained=", "effect=Effect(paper=2, none=1, std=0.01), explained=")
     text = page(run([], SERIAL), {})
     assert text.count("**Verdict: reproduced**\n\nFor whole numbers.") == 1
     assert "against it: below 1. Its power, simulated with 3 seeds" in text

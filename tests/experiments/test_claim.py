@@ -61,10 +61,10 @@ def test_a_claim_in_small_has_its_own_band_where_it_needs_one():
 
 def test_power_is_the_share_of_simulated_runs_that_pass():
     band = Band("x", low=1, against_below=0)
-    none, paper = Effect(paper=1, none=0, spread=0.01).power(band, 3)
+    none, paper = Effect(paper=1, none=0, std=0.01).power(band, 3)
     assert none == 0 and paper == pytest.approx(0.5, abs=0.03)  # half of the means are below the band's end
     assert Effect(2, 0, 0.01).power(band, 3) == (0, 1)
-    none, paper = Effect(paper=2, none=0, spread=1).power(band, 1)  # one seed has no interval: Φ(-1) and Φ(1)
+    none, paper = Effect(paper=2, none=0, std=1).power(band, 1)  # one seed has no interval: Φ(-1) and Φ(1)
     assert none == pytest.approx(0.159, abs=0.02) and paper == pytest.approx(0.841, abs=0.02)
     wide = Effect(2, 0, 1.5).power(band, 2)[1]
     assert wide < 0.2 < 0.8 < Effect(2, 0, 1.5).power(band, 30)[1]  # two seeds: the interval reaches below zero
@@ -79,15 +79,15 @@ def test_what_a_run_passes_is_what_its_verdict_says():
 
 
 def test_a_simulated_run_is_judged_as_a_run_of_as_many_seeds():
-    band, effect = Band("x", low=1, against_below=0), Effect(paper=1.2, none=0.3, spread=0.7)
-    draws = np.random.default_rng(0).standard_normal((200, 3)) * effect.spread
+    band, effect = Band("x", low=1, against_below=0), Effect(paper=1.2, none=0.3, std=0.7)
+    draws = np.random.default_rng(0).standard_normal((200, 3)) * effect.std
     for at, share in zip((effect.none, effect.paper), effect.power(band, 3, runs=200), strict=True):
         passed = [band.verdict(Interval.of(draw + at)) == Verdict.REPRODUCED for draw in draws]
         assert share == np.mean(passed)
 
 
 def test_power_in_words():
-    told = Effect(paper=2, none=0, spread=0.1).told(Band("x", low=1, against_below=0), 3)
+    told = Effect(paper=2, none=0, std=0.1).told(Band("x", low=1, against_below=0), 3)
     assert "3 seeds and a standard deviation between seeds of 0.1: without an effect (0) 0 % of runs pass" in told
     assert told.endswith("with the paper's (2) 100 %.")
     assert Effect(2, 0, 0.1, "Too few seeds.").told(UP, 3).endswith("%. Too few seeds.")

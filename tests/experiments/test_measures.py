@@ -79,7 +79,7 @@ def test_what_some_claims_store_beside_their_measure():
     same = measured("zero-b-start", first_zero(3.06), switched=True)[0]
     assert same["measured"] == [0, 0, 0] and set(same["rates"].values()) == {1e-2}
     curves = measured("early-curves", early(0.05))[0]
-    assert curves["spread at each look"] == pytest.approx([0.05, 0.15 / 1.1]) and curves["steps"] == [0, 5, 10]
+    assert curves["range at each look"] == pytest.approx([0.05, 0.15 / 1.1]) and curves["steps"] == [0, 5, 10]
     assert curves["losses"]["r = 1"] == pytest.approx([4, 3.025, 2.975])
     assert curves["losses"]["r = 64"] == pytest.approx([4, 2.975, 2.825])
 
