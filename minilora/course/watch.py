@@ -86,11 +86,12 @@ def without_the_engine() -> Iterator[None]:
 
 @contextlib.contextmanager
 def time_limit(seconds: float = SECONDS) -> Iterator[None]:
-    """Raise Wrong in the code within it after that many seconds. Only the main thread has a limit.
+    """Raise Wrong in the code within it after that many seconds. Only the main thread has a limit,
+    and none has one in a browser, where no thread can wait for the time.
 
     It interrupts as Ctrl-C does, on every system. A Ctrl-C of the user still raises KeyboardInterrupt.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "emscripten":
         yield
         return
     lock, state = threading.Lock(), {"running": True, "late": False}

@@ -11,6 +11,7 @@ arrival, so that the same batch gives the same bits.
 from __future__ import annotations
 
 import os
+import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, copy_context
@@ -32,7 +33,12 @@ THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB
 
 
 def processors() -> int:
-    """How many processors this process may use. Only Linux knows; elsewhere it is all of the machine's."""
+    """How many processors this process may use. Only Linux knows; elsewhere it is all of the machine's.
+
+    It is 1 in a browser, where no thread can be started.
+    """
+    if sys.platform == "emscripten":
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -112,9 +118,13 @@ def _in_threads(task: Callable[[int, int], Array], count: int, threads: int) -> 
             found[i] = task(i, thread)
 
     contexts = [copy_context() for _ in range(threads)]  # so that no_grad() and the like apply in every thread
-    with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(contexts[t].run, work, t) for t in range(threads)]:
-            future.result()
+    with _controller().limit(limits=1, user_api="blas"):
+        if threads == 1:
+            contexts[0].run(work, 0)
+            return found
+        with ThreadPoolExecutor(threads) as pool:
+            for future in [pool.submit(contexts[t].run, work, t) for t in range(threads)]:
+                future.result()
     return found
 
 

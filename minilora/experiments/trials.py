@@ -17,10 +17,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +139,8 @@ def _together(function: Callable[..., Any], left: dict[int, Trial], jobs: int, f
 
 def _executor(jobs: int) -> Executor:
     """What the trials run in: under mpiexec the other ranks, else processes here."""
+    from concurrent.futures import ProcessPoolExecutor  # imported here, since a browser's Python has no processes
+
     here = multiprocessing.get_context("spawn")
     return world().pool or ProcessPoolExecutor(jobs, mp_context=here, initializer=_begin)
 
@@ -152,7 +153,9 @@ def _begin() -> None:
 
 
 def _end_with(sentinel: int) -> None:
-    wait_for([sentinel])
+    from multiprocessing.connection import wait
+
+    wait([sentinel])
     os._exit(1)
 
 

@@ -119,13 +119,11 @@ def _errors_about(path: Path, partial: Path, size: int | None = None) -> Iterato
 
 
 def _lack_of_space(error: Exception) -> str | None:
-    """Why a file was not written, if space was lacking: as Python, safetensors (in Rust) and NumPy report it."""
+    """Why a file was not written, if space was lacking: as Python and NumPy report it."""
     if re.search(r"\d+ requested and \d+ written", str(error)):  # NumPy says no more
         return "the disk is full, or files may not be that large (ulimit -f)"
-    in_rust = re.search(r"\(os error (\d+)\)", str(error))
-    code: Any = int(in_rust[1]) if in_rust else getattr(error, "errno", None)
-    full, disk_full_of_windows = "the disk is full", 112
-    return {errno.ENOSPC: full, disk_full_of_windows: full, errno.EDQUOT: "the disk quota is used up",
+    code: Any = getattr(error, "errno", None)
+    return {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
             errno.EFBIG: "files may not be that large (ulimit -f)"}.get(code)  # fmt: skip
 
 

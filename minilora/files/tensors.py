@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,32 +14,53 @@ from ..engine.backend import Array, dense, is_packed, to_numpy
 from .disk import ModelFileError, replacing
 from .stored import StoredTensor
 
-_KINDS = ("F64", "F32", "F16", "BF16")
+_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file by name; only its header is read.
 
+    The file is the header's length in eight bytes, the header in JSON, and the tensors' bytes, one after another:
+
+        {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ..., "__metadata__": {"format": "pt"}}
+
     Raises ModelFileError for a missing or damaged file, or for tensors that are not floating point.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise ModelFileError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="np"), path.open("rb") as file:  # the library checks the header
+        with path.open("rb") as file:
+            size = path.stat().st_size
             start = 8 + int.from_bytes(file.read(8), "little")
+            if not 8 < start <= size:
+                raise ValueError(f"a header of {start - 8:,} bytes in a file of {size:,}")
             header = json.loads(file.read(start - 8))
-    except (SafetensorError, OSError) as error:
+        header.pop("__metadata__", None)
+        if wrong := sorted({str(about["dtype"]) for about in header.values()} - {*_WIDTHS}):
+            raise ModelFileError(f"{path}: cannot read tensors of type {', '.join(wrong)}; expected F32, F16 or BF16")
+        stored = [_stored(name, about, path, start) for name, about in header.items()]
+        end = start
+        for tensor in sorted(stored, key=lambda tensor: (tensor.offset, tensor.nbytes)):
+            if tensor.offset != end:
+                raise ValueError(f"{tensor.name} begins at byte {tensor.offset:,}, expected {end:,}")
+            end += tensor.nbytes
+        if end != size:
+            raise ValueError(f"its tensors end at byte {end:,} of {size:,}")
+    except ModelFileError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{path}: damaged safetensors file ({error})") from error
-    header.pop("__metadata__", None)
-    if wrong := sorted({about["dtype"] for about in header.values()} - {*_KINDS}):
-        raise ModelFileError(f"{path}: cannot read tensors of type {', '.join(wrong)}; expected F32, F16 or BF16")
-    places = {name: about["data_offsets"] for name, about in header.items()}
-    return {
-        name: StoredTensor(name, tuple(header[name]["shape"]), header[name]["dtype"], path, start + begin, end - begin)
-        for name, (begin, end) in places.items()
-    }
+    return {tensor.name: tensor for tensor in stored}
+
+
+def _stored(name: str, about: Mapping[str, Any], path: Path, start: int) -> StoredTensor:
+    """A tensor of the header. Raises ValueError, KeyError or TypeError if its entry makes no sense."""
+    shape, (begin, end) = about["shape"], about["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError(f"{name} has shape {shape} and offsets {begin}, {end}: expected integers from 0")
+    if end - begin != prod(shape) * _WIDTHS[about["dtype"]]:
+        raise ValueError(f"{name} has {end - begin:,} bytes for shape {shape} in {about['dtype']}")
+    return StoredTensor(name, tuple(shape), about["dtype"], path, start + begin, end - begin)
 
 
 def read_tensors(path: Path, mapped: bool = False) -> dict[str, np.ndarray]:
@@ -56,12 +79,25 @@ def each_tensor(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
-    """Write arrays to one safetensors file, packed ones dequantised. The file appears completely or not at all."""
-    from safetensors.numpy import save_file
+    """Write arrays to one safetensors file, packed ones dequantised. The file appears completely or not at all.
 
+    As other writers do, the tensors of the widest type come first, each type in the order of names, so that each begins
+    at a multiple of its own width; spaces fill the header up to a multiple of eight bytes.
+    """
     arrays = {name: np.ascontiguousarray(to_numpy(dense(array))) for name, array in tensors.items()}
-    with replacing(path, sum(array.nbytes for array in arrays.values())) as partial:
-        save_file(arrays, partial, metadata={"format": "pt"})
+    arrays = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        kind = f"{array.dtype.kind.upper()}{8 * array.itemsize}"  # F32, I64
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path, end) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(array.data)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # NaN and infinity are reported below

@@ -1,7 +1,8 @@
 """Tokenizers and chat templates: text to token ids and back, and conversations to text.
 
 The libraries `tokenizers` and `jinja2` do the work. This file builds them from a Hugging Face folder, and refuses text
-that they would drop silently. gguf_tokenizer.py builds them from a GGUF file.
+that they would drop silently. gguf_tokenizer.py builds them from a GGUF file. Where `tokenizers` is missing, as in a
+browser, bpe.py does its work for the tiny base.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.disk import ModelFileError, read_json, replacing, write_json
+from .bpe import SYMBOLS, BytePairs, bytes_of
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
@@ -27,7 +29,7 @@ _PLAIN_TEMPLATE = (  # for models without a chat template
 class Tokenizer:
     """Encodes text and conversations for one model.
 
-    core: a tokenizer of the `tokenizers` library.
+    core: a tokenizer of the `tokenizers` library, or `BytePairs`.
     eos: the text of the token that ends an answer; its id is `eos_id`.
     template: a Jinja chat template; a plain one if left out.
     bos: the text of the token that begins a text, for the template.
@@ -102,13 +104,13 @@ class Tokenizer:
     def token_bytes(self) -> dict[int, bytes]:
         """The bytes of every token that is text, by its id: those in the middle of a text, space and all."""
         vocabulary = self.core.get_vocab(with_added_tokens=False)
-        byte_of = {symbol: byte for byte, symbol in _byte_symbols().items()} if _is_byte_level(self.core) else {}
+        byte_level = _is_byte_level(self.core)
         found = {}
         for token, i in vocabulary.items():
             if i in self.control_ids or not token:
                 continue
-            if byte_of:
-                found[i] = bytes(byte_of[c] for c in token) if all(c in byte_of for c in token) else token.encode()
+            if byte_level:
+                found[i] = bytes_of(token)
             else:  # SentencePiece: a space is a separate symbol, and a single byte is written <0x0A>
                 byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
                 found[i] = bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
@@ -172,23 +174,14 @@ class Tokenizer:
 
 
 def _is_byte_level(core: Any) -> bool:
-    from tokenizers.decoders import ByteLevel
-
-    return isinstance(core.decoder, ByteLevel)
-
-
-def _byte_symbols() -> dict[int, str]:
-    """The character that represents each byte in a byte-level vocabulary."""
-    printable = set(range(33, 127)) | set(range(161, 173)) | set(range(174, 256))  # bytes that represent themselves
-    others = [b for b in range(256) if b not in printable]  # others are represented by characters from 256 on
-    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    return isinstance(core, BytePairs) or type(core.decoder).__name__ == "ByteLevel"
 
 
 def _bytes_without_token(core: Any) -> set[int]:
     """The bytes that a byte-level vocabulary cannot express. Empty for other kinds of tokenizer."""
     if not _is_byte_level(core):
         return set()
-    return {b for b, symbol in _byte_symbols().items() if core.token_to_id(symbol) is None}
+    return {b for b, symbol in SYMBOLS.items() if core.token_to_id(symbol) is None}
 
 
 # -- Hugging Face folders ----------------------------------------------------------------------------------------------
@@ -200,8 +193,6 @@ def from_folder(folder: Path) -> Tokenizer:
     It is in `tokenizer.json`; special tokens and chat template are in `tokenizer_config.json`. Raises ModelFileError if
     it is missing or unusable.
     """
-    from tokenizers import Tokenizer as Core
-
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelFileError(
@@ -209,7 +200,7 @@ def from_folder(folder: Path) -> Tokenizer:
             "(AutoTokenizer.from_pretrained, then save_pretrained)"
         )
     try:
-        core = Core.from_file(str(path))
+        core: Any = _core_class().from_file(str(path))
     except Exception as error:  # the library defines no error type
         raise ModelFileError(f"{path}: unusable tokenizer ({error})") from error
     settings_path = folder / "tokenizer_config.json"
@@ -232,6 +223,14 @@ def from_folder(folder: Path) -> Tokenizer:
     pad, bos = _token_text(settings.get("pad_token")), _token_text(settings.get("bos_token")) or ""
     pad_id = None if pad is None else core.token_to_id(pad)
     return Tokenizer(core, eos, template, bos, pad_id, _end_ids(folder))
+
+
+def _core_class() -> Any:
+    try:
+        from tokenizers import Tokenizer as Core
+    except ImportError:
+        return BytePairs
+    return Core
 
 
 def _end_ids(folder: Path) -> list[int]:

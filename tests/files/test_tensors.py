@@ -40,6 +40,17 @@ def test_what_is_written_is_read_back_mapped_or_one_by_one_or_as_new_arrays(tmp_
     assert json.loads(header)["__metadata__"] == {"format": "pt"}  # what PEFT and transformers look for
 
 
+def test_a_written_file_is_the_librarys_byte_for_byte(tmp_path, rng):
+    library = pytest.importorskip("safetensors.numpy", reason="needs safetensors: pip install '.[test]'")
+    tensors = {f"w.{i}": rng.standard_normal((i, 3)).astype(np.dtype(f"f{2 << i % 3}")) for i in (7, 1, 0, 5, 2, 3)}
+    tensors |= {"scalar": np.float32(2), "Ġ": np.arange(3.0), "every other": np.ones((4, 4), np.float32)[:, ::2]}
+    for i in range(9):  # headers of every length modulo 8
+        chosen = {name + "x" * i: np.ascontiguousarray(w) for name, w in tensors.items()}
+        write_tensors(tmp_path / "ours", chosen)
+        library.save_file(chosen, tmp_path / "theirs", metadata={"format": "pt"})
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
 @pytest.mark.parametrize("with_bf16", [False, True])
 def test_each_type_is_read_as_itself_and_bfloat16_as_float32_writable(dtype, with_bf16, tmp_path):
@@ -50,15 +61,51 @@ def test_each_type_is_read_as_itself_and_bfloat16_as_float32_writable(dtype, wit
     np.testing.assert_array_equal(got, w)
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [(None, "no such file"), (b"", "damaged safetensors file"), (b"\xff" * 64, "damaged safetensors file")],
-)
-def test_a_file_that_is_missing_or_damaged_is_named_in_one_line(tmp_path, content, words):
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def content(header, data=8):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(data)
+
+
+DAMAGED = {
+    "empty": b"",
+    "no length": b"\x01",
+    "a header longer than the file": b"\xff" * 64,
+    "an empty header": content(b""),
+    "no JSON": content(b"{'w': 1}"),
+    "no text": content(b"\xff\xfe"),
+    "nested too deeply": content(b'{"w":' * 100_000),
+    "a list": content([]),
+    "an entry that is no object": content({"w": 3}),
+    "a type that is no text": content({"w": entry(dtype=[])}),
+    "no shape": content({"w": {"dtype": "F32", "data_offsets": [0, 8]}}),
+    "a shape that is no list": content({"w": entry(shape=2)}),
+    "a negative dimension": content({"w": entry(shape=(-1, -2))}),
+    "a dimension that is no integer": content({"w": entry(shape=(2.0,))}),
+    "a shape of other size": content({"w": entry(shape=(3,))}),
+    "a shape of huge size": content({"w": entry(shape=(1 << 40, 1 << 40))}),
+    "one offset": content({"w": entry(offsets=(8,))}),
+    "offsets that are texts": content({"w": entry(offsets=("0", "8"))}),
+    "offsets in the wrong order": content({"w": entry(offsets=(8, 0))}),
+    "offsets before the data": content({"w": entry(offsets=(-8, 0))}),
+    "a hole": content({"w": entry(offsets=(4, 12))}, 12),
+    "an overlap": content({"v": entry(), "w": entry(offsets=(4, 12))}, 12),
+    "cut off": content({"w": entry()}, 7),
+    "bytes after the end": content({"w": entry()}, 9),
+    "line breaks": content({"w\nx": entry(offsets=(4, 12))}, 12),
+}
+
+
+@pytest.mark.parametrize("content", [None, *DAMAGED.values()], ids=["missing", *DAMAGED])
+def test_a_file_that_is_missing_or_damaged_is_named_in_one_line(tmp_path, content):
     path = tmp_path / "t.safetensors"
     if content is not None:
         path.write_bytes(content)
     for read in (read_tensors, lambda path: list(each_tensor(path))):
+        words = "no such file" if content is None else "damaged safetensors file|cannot read tensors of type"
         with pytest.raises(ModelFileError, match=words) as caught:
             read(path)
         assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)

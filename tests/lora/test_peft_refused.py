@@ -1,14 +1,12 @@
 """Adapter folders that do not fit are refused, the model stays as it was, and files appear whole or not at all."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import safetensors.numpy
 from peftfiles import CONFIG, FIRST, NOTES, WEIGHTS, adapted, change_tensors, refused, rewrite
 from smallmodels import logits
 
 import minilora as ml
+from minilora.files import disk
 from minilora.files.disk import ModelFileError
 from minilora.files.tensors import read_tensors, write_tensors
 from minilora.lora.adapters import (
@@ -95,27 +93,23 @@ def test_files_that_are_missing_damaged_or_cut_off_are_named(base, folder, tmp_p
 # -- files appear whole or not at all ----------------------------------------------------------------------------------
 
 
-WRITERS = {"weights": (safetensors.numpy, "save_file", 1), "config": (Path, "write_bytes", 0)}
+@pytest.mark.parametrize("failing", [1, 2], ids=["weights", "config"])
+def test_a_failed_save_leaves_the_old_files_or_whole_new_ones_and_nothing_else(base, folder, monkeypatch, failing):
+    flush, flushed, before = disk._flush, [], {path.name: path.read_bytes() for path in folder.iterdir()}
 
+    def half(path):
+        flushed.append(path)
+        if len(flushed) == failing:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            raise OSError(28, "No space left on device")
+        flush(path)
 
-@pytest.mark.parametrize("owner", WRITERS.values(), ids=WRITERS)
-def test_a_failed_save_leaves_the_old_files_or_whole_new_ones_and_nothing_else(base, folder, monkeypatch, owner):
-    module, name, position = owner
-    write, before = getattr(module, name), {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    def half(*arguments, **settings):
-        write(*arguments, **settings)
-        content = arguments[position].read_bytes()
-        with arguments[position].open("wb") as file:
-            file.write(content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, name, half)
+    monkeypatch.setattr(disk, "_flush", half)
     with pytest.raises(OSError, match="the disk is full"):
         save_adapter(adapted(base()), folder, overwrite=True)
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert after == before | {WEIGHTS: after[WEIGHTS]} and read_tensors(folder / WEIGHTS)
-    assert (after == before) == (name == "save_file")
+    assert (after == before) == (failing == 1)
 
 
 COPIES = {  # of the base's table: is it still the base's?
