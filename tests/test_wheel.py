@@ -51,6 +51,10 @@ def test_the_wheel_holds_every_file_that_the_package_reads(wheel):
     assert "minilora/data/legal.jsonl" in named and named <= set(zipfile.ZipFile(wheel).namelist())
 
 
+def test_the_wheel_is_small_enough_for_a_browser(wheel):
+    assert wheel.stat().st_size < 6e6
+
+
 def test_the_course_comes_out_of_the_wheel(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+HAS_BLAS = sys.platform != "emscripten"
 Array = Any  # a numpy.ndarray or a cupy.ndarray: both offer the same methods, neither has a common base class
 
 
@@ -49,7 +50,33 @@ def factor(w: Array, start: int = 0, stop: int | None = None) -> Array:
 
     Their values, as of `dense`, or a matrix in bfloat16 (bfloat16.py) if a packed matrix computes in it.
     """
-    return w.factor(start, stop) if is_packed(w) else w[start:stop]
+    return w.factor(start, stop) if is_packed(w) else fast_factor(w[start:stop])
+
+
+def fast_factor(w: Array) -> Array:
+    """A matrix as the right factor of a matmul: itself, or in a browser, where NumPy has no BLAS, an `EinsumFactor`."""
+    return w if HAS_BLAS else EinsumFactor(w)
+
+
+class EinsumFactor:
+    """A matrix (k, m) as the right factor, x @ w, whose product `einsum` computes.
+
+    Without a BLAS library `einsum` is two to four times as fast as NumPy's matmul, and a training step of the tiny base
+    twice as fast.
+    """
+
+    __array_ufunc__ = None  # so that array @ factor calls __rmatmul__
+
+    def __init__(self, w: np.ndarray):
+        self.w = w
+
+    @property
+    def T(self) -> EinsumFactor:
+        """The transposed matrix."""
+        return EinsumFactor(self.w.T)
+
+    def __rmatmul__(self, x: np.ndarray) -> np.ndarray:
+        return np.einsum("nk,km->nm", x, self.w, order="C")
 
 
 def adds_products(w: Array) -> bool:

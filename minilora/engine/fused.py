@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from .backend import Array, adds_products, array_module, factor, is_packed
+from .backend import Array, adds_products, array_module, factor, fast_factor, is_packed
 from .tensor import is_recording, op, shared_backward
 
 Recompute = Callable[[], Array] | None
@@ -68,7 +68,7 @@ def product(x: Array, w: Array, thin: Thin = None) -> Array:
         return parts[0] if len(parts) == 1 else array_module(x).concatenate(parts, axis=1)
     if 1 < len(x) <= 32 and len(x) * w.size > 1 << 17:
         return array_module(x).ascontiguousarray((w @ x.T).T)
-    return x @ w.T
+    return x @ fast_factor(w).T
 
 
 def product_back(g: Array, w: Array, thin: Thin = None) -> Array:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilora.engine import fused
+from minilora.engine import backend, fused
 from minilora.engine.attention import Packing, attention, textbook_attention
 from minilora.engine.tensor import Tensor, no_grad
 
@@ -50,6 +50,25 @@ def test_a_packed_head_is_never_unpacked_whole(rng, tokens):
     packed = Recorder(w)
     np.testing.assert_allclose(fused.product(x, packed), x @ w.T, rtol=1e-12)
     assert packed.asked == [fused.VOCAB_BLOCK, fused.VOCAB_BLOCK, 7]
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_without_blas_products_and_the_loss_are_the_same(rng, monkeypatch, tokens):
+    x, w, a, b = (rng.standard_normal(shape) for shape in ((tokens, 80), (90, 80), (3, 80), (90, 3)))
+    head, labels = rng.standard_normal((fused.VOCAB_BLOCK + 7, 80)), rng.integers(0, fused.VOCAB_BLOCK, tokens)
+    ways = [
+        lambda: run(lambda *each: fused.lora_linear(*each, scale=2.0), x, w, a, b),
+        lambda: run(lambda *each: fused.linear_cross_entropy(*each, labels), x, head),
+    ]
+    with_blas = [way() for way in ways]
+    assert type(backend.factor(w)) is np.ndarray
+    monkeypatch.setattr(backend, "HAS_BLAS", False)
+    assert type(backend.factor(w)) is type(backend.factor(w).T) is backend.EinsumFactor
+    y = fused.product(x, w)
+    np.testing.assert_allclose(y, x @ w.T, rtol=1e-11, atol=1e-11)
+    assert y.flags.c_contiguous and fused.product_back(y, w).flags.c_contiguous
+    for one, other in zip(with_blas, (way() for way in ways), strict=True):
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 32, 33])

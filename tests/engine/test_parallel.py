@@ -147,3 +147,14 @@ def test_processors_are_those_this_process_may_use_or_where_no_system_call_tells
     else:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: allowed, raising=False)
     assert parallel.processors() == parallel.cores() == expected
+    monkeypatch.setattr("sys.platform", "emscripten")
+    assert parallel.processors() == 1  # a browser's Python cannot start a thread
+
+
+def test_with_one_thread_none_is_started(monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", None)
+    w = Tensor(np.ones(2), requires_grad=True)
+    functions = [lambda: (w * w).sum(), lambda: w.sum()]
+    assert parallel.values(functions, 1) == [2, 2]
+    assert parallel.values_and_gradients(functions, [1.0, 1.0], 1) == [2, 2]
+    np.testing.assert_array_equal(w.grad, [3, 3])
