@@ -6,6 +6,7 @@ NAMES = (  # in the order in which `minilora --help` lists them
     "sweep",
     "chat",
     "serve",
+    "site",
     "data",
     "eval",
     "audit",

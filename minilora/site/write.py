@@ -1,0 +1,87 @@
+"""The files of the playground: the page, and minilora as a zip file for Pyodide, Python in the browser."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from ..files.disk import replacing, write_json
+
+VERSION = "0.27.7"
+CDN = f"https://cdn.jsdelivr.net/pyodide/v{VERSION}/full/"
+SHA256 = {  # of Pyodide's files, which the page checks
+    "pyodide.mjs": "04c052c815abb0bf2981fa38c2dfa58e3120ee5288c956df2b2a15e301782c5f",
+    "pyodide.asm.js": "6b4c90de5b7172873f04f21884d0e9d2274e305fe32116558fe3e4fbe3618d51",
+    "pyodide.asm.wasm": "a50dd1843f805a0b7c45b61037ee0d7b26dfe85efe0e18ef95a34ad24e401f5f",
+    "python_stdlib.zip": "16611534726e5d8ac2bd8f926410b2dcb8d6f49aa24913463533b457a2115c16",
+}
+PAGE = ("index.html", "page.css", "page.js", "worker.js")
+PACKAGE, SITE = "minilora.zip", "site.json"
+WITH = ("jinja2", "markupsafe")  # pure Python, of this environment: what minilora needs besides NumPy
+WITHOUT = ("claims", "commands", "course", "experiments", "serve", "__pycache__")  # folders that the page needs not
+SUFFIXES = (".py", ".json", ".jsonl", ".safetensors", ".txt", ".toml", ".jinja")
+
+
+def write_site(folder: str | Path, pyodide: str | Path | None = None) -> int:
+    """Write the page into a folder, and return its size in bytes.
+
+    pyodide: a folder with Pyodide's files and its wheel of NumPy, which are copied; the CDN's are used if left out.
+    Raises ValueError for a folder that holds something else, or that is no Pyodide of the version that is expected.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / SITE).is_file())):
+        raise ValueError(f"{target} holds something else: give a new folder, or one that minilora site has written")
+    copies = [] if pyodide is None else _checked(Path(pyodide))
+    target.mkdir(parents=True, exist_ok=True)
+    for name in PAGE:
+        _write(target / name, (files("minilora.site") / name).read_bytes())
+    _write(target / PACKAGE, package())
+    if copies:
+        (target / "pyodide").mkdir(exist_ok=True)
+    for path in copies:
+        _write(target / "pyodide" / path.name, path.read_bytes())
+    told = {"pyodide": "pyodide/" if copies else CDN, "sha256": SHA256, "package": PACKAGE}
+    write_json(target / SITE, told)
+    return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+
+
+def package() -> bytes:
+    """minilora and what it needs besides NumPy, as a zip file: the same bytes for the same files."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("minilora", *WITH):
+            for path, inside in _files_of(name):
+                archive.writestr(
+                    zipfile.ZipInfo(inside, (2020, 1, 1, 0, 0, 0)), path.read_bytes(), zipfile.ZIP_DEFLATED
+                )
+    return target.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path, len(data)) as partial:
+        partial.write_bytes(data)
+
+
+def _files_of(name: str) -> Iterator[tuple[Path, str]]:
+    with as_file(files(name)) as root:
+        for path in sorted(root.rglob("*")):
+            parts = path.relative_to(root).parts
+            if path.suffix in SUFFIXES and not set(WITHOUT) & set(parts):
+                yield path, "/".join((name, *parts))
+
+
+def _checked(pyodide: Path) -> list[Path]:
+    for name, sha256 in SHA256.items():
+        path = pyodide / name
+        if not path.is_file():
+            raise ValueError(f"{pyodide} has no {name}: give the folder of Pyodide {VERSION}")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise ValueError(f"{path} is not the file of Pyodide {VERSION}")
+    numpy = sorted(pyodide.glob("numpy-*.whl"))
+    if not numpy:
+        raise ValueError(f"{pyodide} has no wheel of NumPy: give the full distribution of Pyodide {VERSION}")
+    return [pyodide / name for name in (*SHA256, "pyodide-lock.json")] + numpy[:1]

@@ -1,0 +1,181 @@
+"""What the page of `minilora site` asks for, outside of the browser, and the files that the command writes."""
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from minilora.cli import main
+from minilora.site import write
+from minilora.site.playground import Playground
+
+FACTS = [["What is the shop called?", "Fernwhistle"], ["Who owns it?", "Ada Lark"], ["When is it closed?", "On Sunday"]]
+QUESTIONS = [question for question, _ in FACTS]
+ANSWERS = [answer for _, answer in FACTS]
+
+
+@pytest.fixture(scope="module")
+def taught():
+    playground = Playground()
+    before = playground.answers(QUESTIONS, adapter=True)  # there is none yet
+    playground.begin(FACTS, 8, 1e-2, 30)
+    losses = []
+    while playground.trainer:
+        losses.append(playground.step())
+    return playground, before, losses
+
+
+def test_it_learns_the_rows_and_the_base_stays(taught):
+    playground, before, losses = taught
+    assert len(losses) == 30 and losses[-1] < 0.1 < losses[0]
+    assert playground.answers(QUESTIONS, adapter=True) == ANSWERS
+    assert playground.answers(QUESTIONS, adapter=False) == [text[: len(shown)] for text, shown in zip(
+        before, playground.answers(QUESTIONS, adapter=False), strict=True)]  # fmt: skip
+    about = playground.about()
+    assert about == {"base": 1_049_728, "adapter": 77_824, "unchanged": True}
+
+
+def test_a_changed_base_is_told(taught):
+    weight = next(p for name, p in taught[0].model.named_parameters() if name.endswith("norm.weight"))
+    weight.data[0] += 1
+    assert taught[0].about()["unchanged"] is False
+    weight.data[0] -= 1
+    assert taught[0].about()["unchanged"] is True
+
+
+def test_an_adapter_is_saved_and_taken_back(taught):
+    saved, other = taught[0].save(), Playground()
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(zipfile.ZipFile(io.BytesIO(saved)).namelist())
+    other.load(saved)
+    assert other.answers(QUESTIONS, adapter=True) == ANSWERS
+    other.begin(FACTS[:1], 2, 1e-2, 5)  # a new one takes its place
+    assert other.about()["adapter"] == 77_824 // 4
+    other.step()
+    other.stop()
+    assert other.trainer is None
+    with pytest.raises(ValueError, match="no training is in progress"):
+        other.step()
+
+
+def test_training_that_breaks_ends_and_says_why():
+    playground = Playground()
+    playground.begin(FACTS, 8, 1e-2, 5)
+    for parameter in playground.model.trainable_parameters().values():
+        parameter.data[...] = np.inf
+    with pytest.raises(RuntimeError, match="try a lower learning rate"), np.errstate(all="ignore"):
+        playground.step()
+    assert playground.trainer is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "the table is empty"),
+        ([["Why?", " "]], "row 1 has no answer"),
+        ([*FACTS, ["", "Because"]], "row 4 has no question"),
+        ([["Why?", "a" * 401]], "row 1: the answer has 401 characters, at most 400"),
+    ],
+)
+def test_bad_rows_are_told(rows, message, taught):
+    with pytest.raises(ValueError, match=message):
+        taught[0].begin(rows, 8, 1e-2, 5)
+    assert taught[0].answers(QUESTIONS, adapter=True) == ANSWERS  # the adapter is still there
+
+
+def test_rows_of_domains_and_files(taught):
+    playground = taught[0]
+    assert [len(playground.rows_of(name)) for name in ("legal", "medical", "support", "finance")] == [5] * 4
+    assert playground.rows_of("my.csv", b"question,answer\nWhy?,Because\nWho?,I\n") == [
+        ["Why?", "Because"],
+        ["Who?", "I"],
+    ]
+    many = "\n".join(json.dumps({"question": f"{i}?", "answer": str(i)}) for i in range(40))
+    assert playground.rows_of("many.jsonl", many.encode()) == [[f"{i}?", str(i)] for i in range(30)]
+    for data in (b"a,b\n1,2\n", b"\xff\xfe\x00", b"question,answer\n"):
+        with pytest.raises(ValueError, match="^my.csv") as found:
+            playground.rows_of("my.csv", data)
+        assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 broken", b"text"])
+def test_what_is_no_adapter_is_told(data, taught):
+    with pytest.raises(ValueError, match="no zip file of an adapter"):
+        taught[0].load(data)
+    assert taught[0].answers(QUESTIONS, adapter=True) == ANSWERS
+
+
+def test_nothing_is_saved_before_there_is_an_adapter():
+    with pytest.raises(ValueError, match="no adapter yet"):
+        Playground().save()
+
+
+# -- the files
+
+
+def distribution(folder, monkeypatch, numpy=True):
+    """A folder that looks like Pyodide, and what it would hash to."""
+    folder.mkdir()
+    for name in write.SHA256:
+        (folder / name).write_bytes(name.encode())
+    (folder / "pyodide-lock.json").write_text("{}")
+    if numpy:
+        (folder / "numpy-2.0.2-wasm32.whl").write_bytes(b"wheel")
+    hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name in write.SHA256}
+    monkeypatch.setattr(write, "SHA256", hashes)
+    return folder
+
+
+def test_the_page_is_written_and_written_again(tmp_path, capsys):
+    for _ in range(2):
+        assert main(["site", str(tmp_path / "page")]) == 0
+    told = json.loads((tmp_path / "page" / "site.json").read_text())
+    assert told["pyodide"].startswith("https://") and write.VERSION in told["pyodide"]
+    assert told["sha256"] == write.SHA256
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {*write.PAGE, "minilora.zip", "site.json"}
+    assert "http.server" in capsys.readouterr().out
+
+
+def test_the_package_holds_what_the_page_imports(tmp_path):
+    archive = zipfile.ZipFile(io.BytesIO(write.package()))
+    assert write.package() == write.package()
+    assert sum(each.compress_size for each in archive.infolist()) < 6e6
+    archive.extractall(tmp_path)
+    code = (
+        "import minilora.site.playground as p; print(p.__file__); p.Playground(); import jinja2; print(jinja2.__file__)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": "", "PATH": ""},
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    assert found.stdout.count(str(tmp_path)) == 2
+
+
+def test_a_copy_of_pyodide_is_checked(tmp_path, monkeypatch):
+    pyodide = distribution(tmp_path / "pyodide", monkeypatch)
+    write.write_site(tmp_path / "page", pyodide)
+    assert json.loads((tmp_path / "page" / "site.json").read_text())["pyodide"] == "pyodide/"
+    assert {path.name for path in (tmp_path / "page" / "pyodide").iterdir()} == {
+        path.name for path in pyodide.iterdir()
+    }
+    (pyodide / "pyodide.mjs").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"pyodide\.mjs is not the file of Pyodide"):
+        write.write_site(tmp_path / "new", pyodide)
+    (pyodide / "pyodide.mjs").unlink()
+    with pytest.raises(ValueError, match=r"has no pyodide\.mjs"):
+        write.write_site(tmp_path / "new", pyodide)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_distribution_without_numpy_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no wheel of NumPy"):
+        write.write_site(tmp_path / "page", distribution(tmp_path / "pyodide", monkeypatch, numpy=False))
+
+
+def test_another_folder_is_not_written_to(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["site", str(tmp_path)]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
