@@ -38,7 +38,7 @@ function addRow(question = "", answer = "") {
 function show(rows) {
   at("rows").replaceChildren();
   rows.forEach((row) => addRow(...row));
-  at("result").hidden = true;
+  at("result").hidden = at("score").hidden = true;
 }
 
 const cells = () => [...at("rows").rows].map((row) => [...row.cells]);
@@ -132,7 +132,7 @@ const heard = {
   loading: ({ what }) => say(`Loading ${what} ...`),
   started: () => { setBusy(false); say("Ready."); },
   answers: ({ adapter, answers }) => answered(adapter ? 3 : 2, answers),
-  began: (about) => { at("result").hidden = false; at("score-after").textContent = "..."; numbers(about); },
+  began: (about) => { at("result").hidden = at("score").hidden = false; at("score-after").textContent = "..."; numbers(about); },
   step: ({ done, steps, loss, seconds: took }) => {
     losses.push(loss);
     seconds.push(took);

@@ -79,6 +79,7 @@ onmessage = async ({ data: message }) => {
     await jobs[message.do](message);
   } catch (error) {
     running = false;
+    console.debug(error); // the whole of it, for those who look for a fault in minilora
     say({ did: message.do, error: line(error) });
   }
 };

@@ -1,0 +1,138 @@
+"""The page of `minilora site` in a headless Chromium, from a plain static server: it teaches, and is taught.
+
+Needs pip install '.[test-lessons]', a Chromium (see tests/browsers.py), and in the variable MINILORA_PYODIDE a folder of
+Pyodide with its wheel of NumPy.
+"""
+
+import functools
+import os
+import re
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from browsers import chromium
+
+from minilora.site.write import write_site
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+PYODIDE = os.environ.get("MINILORA_PYODIDE")
+ENDED = "() => /^(Taught|Stopped)/.test(document.getElementById('status').textContent)"
+WAIT = 300_000  # ms: two cores are shared by other tests
+
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    if not PYODIDE:
+        pytest.skip("needs MINILORA_PYODIDE, a folder of Pyodide")
+    folder = tmp_path_factory.mktemp("site") / "below"
+    write_site(folder, PYODIDE)
+    handler = functools.partial(Silent, directory=folder.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/below/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def page(address):
+    pytest.importorskip("playwright", reason="needs pip install '.[test-lessons]'")
+    with chromium() as browser:
+        page = browser.new_page()
+        page.complaints, page.asked = [], []
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and page.complaints.append(message.text))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(address)
+        page.wait_for_function("() => document.getElementById('status').textContent === 'Ready.'", timeout=WAIT)
+        yield page
+        assert page.complaints == []
+        assert all(url.startswith((address, "data:", "blob:")) for url in page.asked)  # nothing leaves the tab
+
+
+def status(page):
+    return page.locator("#status").inner_text()
+
+
+def teach(page, steps=60):
+    page.get_by_label("Steps").fill(str(steps))
+    page.get_by_role("button", name="Teach").click()
+
+
+def said(page, column):
+    return [row.locator("td").nth(column).inner_text() for row in page.locator("#rows tr").all()]
+
+
+def test_ten_facts_are_learned_saved_and_loaded_again(page, tmp_path):
+    teach(page)
+    page.wait_for_function(ENDED, timeout=WAIT)
+    assert status(page) == "Taught after 60 steps."
+    assert page.locator("#score").inner_text() == "0 of 10 → 10 of 10 answered right"
+    assert said(page, 3) == said(page, 1) and not set(said(page, 2)) & set(said(page, 1))
+    assert "unchanged" in page.locator("#numbers").inner_text()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the adapter").click()
+    download.value.save_as(tmp_path / "adapter.zip")
+
+    page.get_by_label("Rank r").fill("1")
+    teach(page, steps=1)  # another adapter, which knows nothing
+    page.wait_for_function(
+        "() => document.getElementById('status').textContent.startsWith('Taught after 1 ')", timeout=WAIT
+    )
+    assert "high" in status(page) and page.locator("#score-after").inner_text() == "0 of 10"
+    page.get_by_label("Rank r").fill("8")
+    page.get_by_label("Load an adapter").set_input_files(tmp_path / "adapter.zip")
+    page.wait_for_function("() => document.getElementById('status').textContent.includes('is loaded')", timeout=WAIT)
+    page.get_by_label("Ask something").fill("Who owns the shop?")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.locator("#asked").get_by_text("adapter: Ada Lark").wait_for(timeout=WAIT)
+    page.get_by_label("Adapter on").uncheck()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.wait_for_function("() => document.querySelectorAll('#asked p').length === 2", timeout=WAIT)
+    assert "Ada Lark" not in page.locator("#asked").inner_text()
+
+
+def test_training_is_stopped_and_the_page_stays_awake(page):
+    teach(page, steps=200)
+    page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Step 3')", timeout=WAIT)
+    assert re.fullmatch(r"Step 3\d? of 200, loss [\d.]+, about \d+ s left", status(page))
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_function(ENDED, timeout=WAIT)
+    assert re.match(r"Stopped after \d+ steps\.", status(page))
+    assert page.get_by_role("button", name="Teach").is_enabled()
+
+
+def test_broken_data_is_told_in_one_line(page, tmp_path):
+    (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
+    page.get_by_label("Load a file").set_input_files(tmp_path / "mine.csv")
+    page.locator("#status.fault").wait_for(timeout=WAIT)
+    assert status(page) == "mine.csv:1: expected columns such as question and answer, or text; there is a, b" or (
+        status(page).startswith("mine.csv:") and "\n" not in status(page)
+    )
+    (tmp_path / "mine.csv").write_text("question,answer\nWho?,Me\nWhy <b>?,Because\n")
+    page.get_by_label("Load a file").set_input_files(tmp_path / "mine.csv")
+    page.wait_for_function("() => document.querySelectorAll('#rows tr').length === 2", timeout=WAIT)
+    assert said(page, 0) == ["Who?", "Why <b>?"] and status(page) == "2 rows."
+
+
+def test_a_domain_fills_the_table(page):
+    page.get_by_role("button", name="Law").click()
+    page.wait_for_function("() => document.querySelectorAll('#rows tr').length === 5", timeout=WAIT)
+    assert "offer" in said(page, 0)[0]
+
+
+def test_a_changed_file_of_pyodide_is_refused(page, address, tmp_path_factory):
+    [folder] = tmp_path_factory.getbasetemp().glob("site*/below")
+    path = folder / "pyodide" / "pyodide.mjs"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\n")
+    other = page.context.browser.new_page()
+    other.goto(address)
+    other.locator("#status.fault").wait_for(timeout=WAIT)
+    assert "pyodide.mjs could not be loaded, or is not the file that was expected" in status(other)
+    path.write_bytes(whole)
