@@ -1,7 +1,7 @@
 """The page of `minilora site` in a headless Chromium, from a plain static server: it teaches, and is taught.
 
-Needs pip install '.[test-lessons]', a Chromium (see tests/browsers.py), and in the variable MINILORA_PYODIDE a folder of
-Pyodide with its wheel of NumPy.
+Needs the extra test-lessons, a Chromium (see tests/browsers.py), and in the variable MINILORA_PYODIDE a folder of Pyodide
+with its wheel of NumPy.
 """
 
 import functools
