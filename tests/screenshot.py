@@ -1,4 +1,5 @@
 """A picture of the page, after a question: python tests/screenshot.py ADDRESS QUESTION FILE.png [dark]
+Of the page of `minilora site`, after teaching: python tests/screenshot.py ADDRESS "" FILE.png [dark]
 
 ADDRESS is that of a server at work. lessons/pictures/serve.png was taken from adapters for
 support-labels, support-fields and, with --config facts, support. Needs what
@@ -28,5 +29,16 @@ def take(address, question, file, scheme="light"):
         page.screenshot(path=file, full_page=True)
 
 
+def take_site(address, file, scheme="light"):
+    """Teach the ten facts, and take the upper part of the page."""
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1080, "height": 960}, color_scheme=scheme)
+        page.goto(address)
+        page.get_by_role("button", name="Teach").and_(page.locator(":enabled")).click(timeout=300_000)
+        page.get_by_text("Taught after").wait_for(timeout=300_000)
+        page.screenshot(path=file)
+
+
 if __name__ == "__main__":
-    take(*sys.argv[1:])
+    address, question, *rest = sys.argv[1:]
+    take(address, question, *rest) if question else take_site(address, *rest)

@@ -44,6 +44,8 @@ function show(rows) {
 const cells = () => [...at("rows").rows].map((row) => [...row.cells]);
 const written = () => cells().map((row) => row.slice(0, 2).map((cell) => cell.textContent.trim())).filter(([q, a]) => q || a);
 
+let known = 0; // rows that the adapter answers right
+
 function answered(column, answers) {
   const rows = cells().filter(([q, a]) => q.textContent.trim() || a.textContent.trim());
   let right = 0;
@@ -55,6 +57,7 @@ function answered(column, answers) {
     cell.classList.toggle("right", same);
     right += same;
   });
+  if (column === 3) known = right;
   at(column === 2 ? "score-before" : "score-after").textContent = `${right} of ${answers.length}`;
 }
 
@@ -144,8 +147,9 @@ const heard = {
   taught: (about) => {
     setBusy(false);
     numbers(about);
-    const worse = losses.at(-1) > 2;
-    say(`${about.stopped ? "Stopped" : "Taught"} after ${losses.length} steps.${worse ? " The loss is still high: try a lower learning rate, or more steps." : ""}`);
+    const advice = losses.at(-1) > 2 ? " The loss is still high: try a lower learning rate, or more steps."
+      : known < taught.length ? " Not all is known yet: try more steps." : "";
+    say(`${about.stopped ? "Stopped" : "Taught"} after ${losses.length} steps.${advice}`);
   },
   asked: ({ question, adapter, base, answer }) => {
     const lines = [["", question], ["base", base], ...(adapter ? [["adapter", answer]] : [])];
