@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import zipfile
 from collections.abc import Iterator
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 
 from ..files.disk import replacing, write_json
@@ -21,7 +22,7 @@ SHA256 = {  # of Pyodide's files, which the page checks
 }
 PAGE = ("index.html", "page.css", "page.js", "worker.js")
 PACKAGE, SITE = "minilora.zip", "site.json"
-WITH = ("jinja2", "markupsafe")  # pure Python, of this environment: what minilora needs besides NumPy
+WITH = ("jinja2", "markupsafe", "threadpoolctl")  # pure Python, of this environment: what minilora needs besides NumPy
 WITHOUT = ("claims", "commands", "course", "experiments", "serve", "__pycache__")  # folders that the page needs not
 SUFFIXES = (".py", ".json", ".jsonl", ".safetensors", ".txt", ".toml", ".jinja")
 
@@ -67,11 +68,18 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _files_of(name: str) -> Iterator[tuple[Path, str]]:
-    with as_file(files(name)) as root:
-        for path in sorted(root.rglob("*")):
-            parts = path.relative_to(root).parts
-            if path.suffix in SUFFIXES and not set(WITHOUT) & set(parts):
-                yield path, "/".join((name, *parts))
+    """The files of an installed package, or of a module that is one file, and their places in the zip file."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"the package {name} is missing here: pip install {name}")
+    root = Path(spec.origin)
+    if not spec.submodule_search_locations:
+        yield root, root.name
+        return
+    for path in sorted(root.parent.rglob("*")):
+        parts = path.relative_to(root.parent).parts
+        if path.suffix in SUFFIXES and not set(WITHOUT) & set(parts):
+            yield path, "/".join((name, *parts))
 
 
 def _checked(pyodide: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """The page of `minilora site` in a headless Chromium, from a plain static server: it teaches, and is taught.
 
-Needs the extra test-lessons, a Chromium (see tests/browsers.py), and in the variable MINILORA_PYODIDE a folder of Pyodide
-with its wheel of NumPy.
+Needs the extra test-lessons, a Chromium (see tests/browsers.py), and a folder of Pyodide with its wheel of NumPy, which
+the variable MINILORA_PYODIDE names.
 """
 
 import functools
@@ -27,11 +27,16 @@ class Silent(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def folder(tmp_path_factory):
     if not PYODIDE:
         pytest.skip("needs MINILORA_PYODIDE, a folder of Pyodide")
     folder = tmp_path_factory.mktemp("site") / "below"
     write_site(folder, PYODIDE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder):
     handler = functools.partial(Silent, directory=folder.parent)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -60,7 +65,7 @@ def status(page):
 
 
 def teach(page, steps=60):
-    page.get_by_label("Steps").fill(str(steps))
+    page.get_by_label("Steps", exact=True).fill(str(steps))
     page.get_by_role("button", name="Teach").click()
 
 
@@ -126,8 +131,7 @@ def test_a_domain_fills_the_table(page):
     assert "offer" in said(page, 0)[0]
 
 
-def test_a_changed_file_of_pyodide_is_refused(page, address, tmp_path_factory):
-    [folder] = tmp_path_factory.getbasetemp().glob("site*/below")
+def test_a_changed_file_of_pyodide_is_refused(page, address, folder):
     path = folder / "pyodide" / "pyodide.mjs"
     whole = path.read_bytes()
     path.write_bytes(whole + b"\n")

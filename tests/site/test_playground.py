@@ -145,12 +145,12 @@ def test_the_package_holds_what_the_page_imports(tmp_path):
     assert write.package() == write.package()
     assert sum(each.compress_size for each in archive.infolist()) < 6e6
     archive.extractall(tmp_path)
-    code = (
-        "import minilora.site.playground as p; print(p.__file__); p.Playground(); import jinja2; print(jinja2.__file__)"
-    )
+    names = ["minilora", *write.WITH]
+    code = f"import minilora.site.playground as p; p.Playground(); import {', '.join(names)}; "
+    code += f"print({', '.join(f'{name}.__file__' for name in names)})"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": "", "PATH": ""},
                            capture_output=True, text=True, check=True)  # fmt: skip
-    assert found.stdout.count(str(tmp_path)) == 2
+    assert found.stdout.count(str(tmp_path)) == len(names)
 
 
 def test_a_copy_of_pyodide_is_checked(tmp_path, monkeypatch):
