@@ -42,6 +42,7 @@ FLOORS = (
     "claims",
     "serve",
     "course",
+    "site",
     "commands",
     "cli",
     "__main__",
