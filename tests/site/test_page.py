@@ -125,6 +125,22 @@ def test_broken_data_is_told_in_one_line(page, tmp_path):
     assert said(page, 0) == ["Who?", "Why <b>?"] and status(page) == "2 rows."
 
 
+PASTE = """text => {
+    const data = new DataTransfer();
+    data.setData("text/plain", text);
+    document.querySelector("#rows td").dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, bubbles: true }));
+}"""
+
+
+@pytest.mark.parametrize("text", ["question,answer\nA?,B\nC?,D", "question\tanswer\nA?\tB\nC?\tD",
+                                  '[{"question": "A?", "answer": "B"},\n{"question": "C?", "answer": "D"}]'])  # fmt: skip
+def test_a_pasted_table_fills_the_table(page, text):
+    page.evaluate(PASTE, text)
+    page.wait_for_function("() => document.querySelector('#rows td').textContent === 'A?'", timeout=WAIT)
+    assert (said(page, 0), said(page, 1)) == (["A?", "C?"], ["B", "D"])
+    page.get_by_role("button", name="Ten facts").click()
+
+
 def test_a_domain_fills_the_table(page):
     page.get_by_role("button", name="Law").click()
     page.wait_for_function("() => document.querySelectorAll('#rows tr').length === 5", timeout=WAIT)
