@@ -128,12 +128,19 @@ def test_broken_data_is_told_in_one_line(page, tmp_path):
 PASTE = """text => {
     const data = new DataTransfer();
     data.setData("text/plain", text);
-    document.querySelector("#rows td").dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, bubbles: true }));
+    const event = new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
+    document.querySelector("#rows td").dispatchEvent(event);
 }"""
 
 
-@pytest.mark.parametrize("text", ["question,answer\nA?,B\nC?,D", "question\tanswer\nA?\tB\nC?\tD",
-                                  '[{"question": "A?", "answer": "B"},\n{"question": "C?", "answer": "D"}]'])  # fmt: skip
+TABLES = [
+    "question,answer\nA?,B\nC?,D",
+    "question\tanswer\nA?\tB\nC?\tD",
+    '[{"question": "A?", "answer": "B"},\n{"question": "C?", "answer": "D"}]',
+]
+
+
+@pytest.mark.parametrize("text", TABLES)
 def test_a_pasted_table_fills_the_table(page, text):
     page.evaluate(PASTE, text)
     page.wait_for_function("() => document.querySelector('#rows td').textContent === 'A?'", timeout=WAIT)
