@@ -346,6 +346,12 @@ def test_a_check_leaves_no_thread_behind(double):
     assert not any(timer.is_alive() for timer in timers)
 
 
+def test_in_a_browser_a_check_starts_no_thread(double, monkeypatch):
+    monkeypatch.setattr(watch.sys, "platform", "emscripten")
+    monkeypatch.setattr(threading.Thread, "start", None)  # calling it is an error
+    assert judged(double, right, rng()) == "ok"
+
+
 def test_the_interrupt_of_the_user_stays_one(double):
     def stopped(x, names):
         raise KeyboardInterrupt

@@ -64,11 +64,14 @@ def test_without_blas_products_and_the_loss_are_the_same(rng, monkeypatch, token
     assert type(backend.factor(w)) is np.ndarray
     monkeypatch.setattr(backend, "HAS_BLAS", False)
     assert type(backend.factor(w)) is type(backend.factor(w).T) is backend.EinsumFactor
-    y = fused.product(x, w)
-    np.testing.assert_allclose(y, x @ w.T, rtol=1e-11, atol=1e-11)
-    assert y.flags.c_contiguous and fused.product_back(y, w).flags.c_contiguous
+    for order in "CF":
+        y = fused.product(np.asarray(x, order=order), w)
+        np.testing.assert_allclose(y, x @ w.T, rtol=1e-11, atol=1e-11)
+        assert y.flags.c_contiguous and fused.product_back(np.asarray(y, order=order), w).flags.c_contiguous
     for one, other in zip(with_blas, (way() for way in ways), strict=True):
         assert_same(one, other)
+    monkeypatch.setattr(backend.EinsumFactor, "__rmatmul__", lambda factor, x: "by einsum")
+    assert fused.product(x, w) == fused.product_back(y, w) == "by einsum"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 32, 33])

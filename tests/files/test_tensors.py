@@ -111,6 +111,16 @@ def test_a_file_that_is_missing_or_damaged_is_named_in_one_line(tmp_path, conten
         assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
+def test_an_empty_tensor_may_lie_anywhere_between_others(tmp_path):
+    (tmp_path / "t").write_bytes(content({"w": entry(), "first": entry(shape=(0, 3), offsets=(0, 0)),
+                                          "last": entry(shape=(0,), offsets=(8, 8))}))  # fmt: skip
+    assert {name: w.shape for name, w in read_tensors(tmp_path / "t").items()} == {
+        "w": (2,),
+        "first": (0, 3),
+        "last": (0,),
+    }
+
+
 def test_types_that_are_not_floating_point_are_listed(tmp_path):
     tensors = {"a": ("I64", (1,), bytes(8)), "b": ("U8", (1,), bytes(1)), "c": as_dtype(np.float32([1]), "F32")}
     with pytest.raises(ModelFileError, match="cannot read tensors of type I64, U8; expected F32, F16 or BF16"):

@@ -62,6 +62,23 @@ def test_texts_of_tokens_are_those_of_the_library(both, texts):
         assert ours == theirs
 
 
+def test_tokens_that_were_added_later_are_those_of_the_library():
+    record = json.loads(FILE.read_text("utf-8"))
+    for i, (content, special) in enumerate([("<|im_end|>!", True), ("hello", False), ("ä b", False)], 2048):
+        record["added_tokens"].append(record["added_tokens"][0] | {"id": i, "content": content, "special": special})
+    ours, theirs = bpe.BytePairs(record), Core.from_str(json.dumps(record))
+    texts = ["<|im_end|>!<|im_end|>", "Othello says hello.", "ä bä  b", "hell o"]
+    found = [[each.ids for each in core.encode_batch_fast(texts, add_special_tokens=False)] for core in (ours, theirs)]
+    assert found[0] == found[1] and found[0][0] == [2048, 2]
+    for ids in found[0]:
+        for skip in (True, False):
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+    for inside in (True, False):
+        assert ours.get_vocab(inside) == theirs.get_vocab(inside)
+    assert ours.get_vocab_size() == theirs.get_vocab_size() == 2051
+    assert all(f(2049) == "hello" and f(2051) is None for f in (ours.id_to_token, theirs.id_to_token))
+
+
 def test_the_lowest_rank_is_merged_first_and_everywhere():
     ranks = {("b", "c"): 0, ("a", "b"): 1, ("a", "bc"): 2}
     assert bpe.merged("abcabab", ranks) == ["abc", "ab", "ab"]
@@ -90,7 +107,10 @@ CHANGES = {
     "a normalizer": lambda r: r.update(normalizer={"type": "NFC"}),
     "another decoder": lambda r: r.update(decoder={"type": "Fuse"}),
     "tokens added around": lambda r: r.update(post_processor={"type": "TemplateProcessing"}),
-    "a token that takes spaces": lambda r: r["added_tokens"][0].update(lstrip=True),
+    "a token that takes the spaces before it": lambda r: r["added_tokens"][0].update(lstrip=True),
+    "a token that takes the spaces after it": lambda r: r["added_tokens"][1].update(rstrip=True),
+    "a token that is a whole word": lambda r: r["added_tokens"][2].update(single_word=True),
+    "a token of normalized text": lambda r: r["added_tokens"][2].update(normalized=True),
     "no merges": lambda r: r["model"].pop("merges"),
     "no model": lambda r: r.pop("model"),
     "a list": lambda r: r.update(model=[]),
