@@ -16,8 +16,9 @@ const send = (message) => worker.postMessage(message);
 const number = (n) => n.toLocaleString("en");
 const size = (bytes) => (bytes < 1e6 ? `${Math.round(bytes / 1e3)} KB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
-function say(text, fault = false) {
+function say(text, fault = false, spoken = true) { // spoken: by a screen reader; not each of sixty steps
   at("status").textContent = text;
+  if (spoken) at("spoken").textContent = text;
   at("status").classList.toggle("fault", fault);
 }
 
@@ -29,7 +30,7 @@ function addRow(question = "", answer = "") {
     const cell = row.insertCell();
     cell.textContent = text; // text is never markup
     cell.dataset.head = head;
-    if (own) Object.assign(cell, { contentEditable: "plaintext-only", role: "textbox", ariaLabel: head, tabIndex: 0 });
+    if (own) Object.assign(cell, { contentEditable: "plaintext-only", role: "textbox", ariaLabel: `${head} ${row.rowIndex}`, tabIndex: 0 });
     else cell.className = "said";
   }
   return row;
@@ -132,7 +133,7 @@ function numbers({ base, adapter, unchanged }) {
 }
 
 const heard = {
-  loading: ({ what }) => say(`Loading ${what} ...`),
+  loading: ({ what }) => say(`Loading ${what} ...`, false, false),
   started: () => { setBusy(false); say("Ready."); },
   answers: ({ adapter, answers }) => answered(adapter ? 3 : 2, answers),
   began: (about) => { at("result").hidden = at("score").hidden = false; at("score-after").textContent = "..."; numbers(about); },
@@ -141,7 +142,7 @@ const heard = {
     seconds.push(took);
     const each = seconds.slice(-10).reduce((sum, s) => sum + s, 0) / Math.min(10, seconds.length);
     at("bar").value = done / steps;
-    say(`Step ${done} of ${steps}, loss ${loss.toFixed(2)}, about ${Math.ceil(each * (steps - done))} s left`);
+    say(`Step ${done} of ${steps}, loss ${loss.toFixed(2)}, about ${Math.ceil(each * (steps - done))} s left`, false, false);
     draw();
   },
   taught: (about) => {
@@ -150,6 +151,7 @@ const heard = {
     const advice = losses.at(-1) > 2 ? " The loss is still high: try a lower learning rate, or more steps."
       : known < taught.length ? " Not all is known yet: try more steps." : "";
     say(`${about.stopped ? "Stopped" : "Taught"} after ${losses.length} steps.${advice}`);
+    at("spoken").textContent += ` ${known} of ${taught.length} answered right.`;
   },
   asked: ({ question, adapter, base, answer }) => {
     const lines = [["", question], ["base", base], ...(adapter ? [["adapter", answer]] : [])];

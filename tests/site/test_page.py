@@ -80,6 +80,7 @@ def test_ten_facts_are_learned_saved_and_loaded_again(page, tmp_path):
     assert page.locator("#score").inner_text() == "0 of 10 → 10 of 10 answered right"
     assert said(page, 3) == said(page, 1) and not set(said(page, 2)) & set(said(page, 1))
     assert "unchanged" in page.locator("#numbers").inner_text()
+    assert page.get_by_role("status").inner_text() == "Taught after 60 steps. 10 of 10 answered right."  # read out
     with page.expect_download() as download:
         page.get_by_role("button", name="Download the adapter").click()
     download.value.save_as(tmp_path / "adapter.zip")
@@ -102,9 +103,24 @@ def test_ten_facts_are_learned_saved_and_loaded_again(page, tmp_path):
     assert "Ada Lark" not in page.locator("#asked").inner_text()
 
 
+def test_it_is_used_by_keyboard(page):
+    page.get_by_role("textbox", name="Answer 1", exact=True).focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("Acorn")
+    page.get_by_label("Steps", exact=True).fill("2")
+    page.get_by_role("textbox", name="Answer 1", exact=True).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "() => document.getElementById('status').textContent.startsWith('Taught after 2')", timeout=WAIT
+    )
+    assert said(page, 1)[0] == "Acorn"
+    page.get_by_role("button", name="Ten facts").click()
+
+
 def test_training_is_stopped_and_the_page_stays_awake(page):
     teach(page, steps=200)
     page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Step 3')", timeout=WAIT)
+    assert "Step" not in page.get_by_role("status").inner_text()  # sixty steps are not read out
     assert re.fullmatch(r"Step 3\d? of 200, loss [\d.]+, about \d+ s left", status(page))
     page.get_by_role("button", name="Stop").click()
     page.wait_for_function(ENDED, timeout=WAIT)
