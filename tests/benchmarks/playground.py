@@ -2,9 +2,9 @@
 
     python tests/benchmarks/playground.py PYODIDE [--rounds 5]
 
-PYODIDE is a folder of Pyodide with its wheel of NumPy. Each round begins with an empty cache. Memory is the resident set
-of the browser's largest process, which is the page's, at the end of training. Needs the extra test-lessons, psutil and
-a Chromium.
+PYODIDE is a folder of Pyodide with its wheel of NumPy. Each round begins with an empty cache. Memory is the resident
+set of the browser's largest process, which is the page's, at the end of training. Needs the extra test-lessons, psutil
+and a Chromium.
 """
 
 import argparse
