@@ -61,8 +61,8 @@ def fast_factor(w: Array) -> Array:
 class EinsumFactor:
     """A matrix (k, m) as the right factor, x @ w, whose product `einsum` computes.
 
-    Without a BLAS library `einsum` is two to four times as fast as NumPy's matmul, and a training step of the tiny base
-    twice as fast.
+    Without a BLAS library `einsum` is 1.8 times as fast as `x @ w.T`, 4 times as fast as `x @ w`, and a training step
+    of the tiny base takes half the time.
     """
 
     __array_ufunc__ = None  # so that array @ factor calls __rmatmul__

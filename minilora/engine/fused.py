@@ -88,7 +88,8 @@ def product_back(g: Array, w: Array, thin: Thin = None) -> Array:
 
 def add_product(out: Array, thin: Array, wide: Array, block: int = 128) -> Array:
     """out += thin @ wide, a block of rows at a time: each block's product is added while it is still in the cache."""
-    wide = array_module(wide).ascontiguousarray(wide)  # with a transposed view, each of the small products costs more
+    # With a transposed view, each of the small products would cost more.
+    wide = fast_factor(array_module(wide).ascontiguousarray(wide))
     for i, j in blocks(len(out), block):
         out[i:j] += thin[i:j] @ wide
     return out
