@@ -40,6 +40,20 @@ def test_it_learns_the_rows_and_the_base_stays(taught):
     assert about == {"base": 1_049_728, "adapter": 77_824, "unchanged": True}
 
 
+def test_spaces_around_a_text_do_not_matter():
+    samples = []
+    for rows in ([["Why?", "Because"]], [[" Why? ", "\tBecause "]]):
+        playground = Playground()
+        playground.begin(rows, 1, 1e-2, 1)
+        samples.append(playground.trainer.samples)
+    assert samples[0] == samples[1]
+
+
+def test_an_answer_is_told_without_spaces_around_it(taught, monkeypatch):
+    monkeypatch.setattr("minilora.site.playground.generate_batch", lambda *given: [" On Sunday\n"])
+    assert taught[0].answers(QUESTIONS[:1], adapter=True) == ["On Sunday"]
+
+
 def test_a_changed_base_is_told(taught):
     weight = next(p for name, p in taught[0].model.named_parameters() if name.endswith("norm.weight"))
     weight.data[0] += 1
@@ -51,8 +65,11 @@ def test_a_changed_base_is_told(taught):
 def test_an_adapter_is_saved_and_taken_back(taught):
     saved, other = taught[0].save(), Playground()
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(zipfile.ZipFile(io.BytesIO(saved)).namelist())
-    other.load(saved)
-    assert other.answers(QUESTIONS, adapter=True) == ANSWERS
+    for _ in range(2):  # the second takes the place of the first
+        other.load(saved)
+        assert other.answers(QUESTIONS, adapter=True) == ANSWERS
+    config = json.loads(zipfile.ZipFile(io.BytesIO(saved)).read("adapter_config.json"))
+    assert (config["r"], config["lora_alpha"]) == (8, 16)
     other.begin(FACTS[:1], 2, 1e-2, 5)  # a new one takes its place
     assert other.about()["adapter"] == 77_824 // 4
     other.step()
@@ -94,6 +111,8 @@ def test_rows_of_domains_and_files(taught):
         ["Why?", "Because"],
         ["Who?", "I"],
     ]
+    told = {"messages": [{"role": role, "content": role} for role in ("system", "user", "assistant")]}
+    assert playground.rows_of("my.jsonl", json.dumps(told).encode()) == [["user", "assistant"]]
     many = "\n".join(json.dumps({"question": f"{i}?", "answer": str(i)}) for i in range(40))
     assert playground.rows_of("many.jsonl", many.encode()) == [[f"{i}?", str(i)] for i in range(30)]
     for data in (b"a,b\n1,2\n", b"\xff\xfe\x00", b"question,answer\n"):
@@ -155,7 +174,8 @@ def test_the_package_holds_what_the_page_imports(tmp_path):
 
 def test_a_copy_of_pyodide_is_checked(tmp_path, monkeypatch):
     pyodide = distribution(tmp_path / "pyodide", monkeypatch)
-    write.write_site(tmp_path / "page", pyodide)
+    size = write.write_site(tmp_path / "page", pyodide)
+    assert size == sum(path.stat().st_size for path in (tmp_path / "page").rglob("*") if path.is_file())
     assert json.loads((tmp_path / "page" / "site.json").read_text())["pyodide"] == "pyodide/"
     assert {path.name for path in (tmp_path / "page" / "pyodide").iterdir()} == {
         path.name for path in pyodide.iterdir()
