@@ -76,7 +76,7 @@ class EinsumFactor:
         return EinsumFactor(self.w.T)
 
     def __rmatmul__(self, x: np.ndarray) -> np.ndarray:
-        return np.einsum("nk,km->nm", x, self.w, order="C")
+        return np.ascontiguousarray(np.einsum("nk,km->nm", x, self.w))  # order="C" would take twice the time
 
 
 def adds_products(w: Array) -> bool:
