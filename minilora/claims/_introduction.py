@@ -8,8 +8,8 @@ from ..experiments.tuned import tuned
 from .planted_rank import train as train_matrix
 
 SOURCE = "The usual introduction to LoRA"
-RATES = {"lora": (5e-3, 1e-2, 2e-2), "full": (5e-4, 1e-3, 2e-3)}  # tried for each; the best on validation is taken
-COMPLEX_RATES = {"lora": (5e-3, 1e-2, 2e-2), "full": (2e-3, 4e-3, 8e-3)}
+BEGIN = {"lora": 1e-2, "full": 1e-3}  # the learning rates where the search begins
+BEGIN_COMPLEX = {"lora": 1e-2, "full": 4.64e-3}
 FROZEN = "full, embedding frozen"
 
 
@@ -18,16 +18,16 @@ def best_runs(setting: Setting, shuffled: bool = False, frozen: bool = False) ->
 
     frozen: also full fine-tuning of all but the embedding, which LoRA does not train either.
     """
-    rates = COMPLEX_RATES if shuffled else RATES
+    begin = BEGIN_COMPLEX if shuffled else BEGIN
     sizes = {"steps": 8, "every": 4, "held_out": 4} if setting.small else {"steps": 96, "every": 8, "held_out": 24}
     contenders: dict[str, dict[str, Any]] = {
-        method: {"method": method, "lr": rates[method][-1:] if setting.small else rates[method], "alpha": 16.0}
-        | {"shuffled": shuffled, **sizes}
+        method: {"method": method, "lr": begin[method], "alpha": 16.0, "shuffled": shuffled, **sizes}
         for method in ("lora", "full")
     }
     if frozen:
         contenders[FROZEN] = contenders["full"] | {"frozen": ["embed_tokens"]}
-    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, search=setting.seeds)
+    walk = not setting.small
+    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, setting.seeds, per_decade=3, walk=walk)
     return {name: [run | {"lr": one["lr"]} for run in one["runs"]] for name, one in found.items()}
 
 

@@ -14,8 +14,8 @@ CLAIM = Claim(
     source=SOURCE,
     where="why LoRA matters: high cost, much cheaper experiments",
     says="Experiments are much cheaper with LoRA than with full fine-tuning.",
-    here="A machine is paid by time. Both methods teach the tiny base legal answers, each at the best of three"
-    " learning rates, until the validation loss that both reach. Measured: the steps of each, times the time of one"
+    here="A machine is paid by time. Both methods teach the tiny base legal answers, each at its best"
+    " learning rate, until the validation loss that both reach. Measured: the steps of each, times the time of one"
     " step, which is timed in turns (in the smallest form, its multiplications). Much cheaper is defined as at most a"
     " third of the cost.",
     switch="The effect is put in by hand: full fine-tuning needs a machine of ten times the price.",
