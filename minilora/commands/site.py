@@ -23,4 +23,4 @@ def run(arguments: argparse.Namespace) -> None:
     with usage_errors():
         size = write_site(arguments.folder, arguments.pyodide)
     print(f"Written to {arguments.folder}: {size / 1e6:.1f} MB. To look at it:")
-    print(f"  python -m http.server --directory {arguments.folder}")
+    print(f"  python -m http.server --directory {arguments.folder}    and open http://localhost:8000")
