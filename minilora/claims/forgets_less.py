@@ -29,6 +29,11 @@ CLAIM = Claim(
     base="tiny",
     minutes=5,
     band=Band("forgotten less by LoRA at the end (share of full's)", low=0.1, against_below=0),
+    explained={
+        "reproduced": "It forgets less because it learns less: it has learned 17 to 21 % less, and forgotten 13 to 17 %"
+        " less. At the lowest loss on legal terms that both reach, it has forgotten 61 to 76 % more: the two are not on"
+        " one curve here. The band is that of an earlier form, which compared at this loss and was not reproduced.",
+    },
 )
 BEGIN = {"lora": 1e-2, FULL: 2.15e-3}
 
@@ -66,14 +71,14 @@ def run(setting: Setting) -> dict[str, Any]:
     return {
         "measured": less["old"],
         "learned less at the end": less["new"],
-        "forgotten less at the same loss": [1 - _forgotten(lora, full) / _forgotten(full, lora) for lora, full in pairs],
+        "forgotten less at the same loss": [1 - _lost(lora, full) / _lost(full, lora) for lora, full in pairs],
         "rates": {name: one["lr"] for name, one in found.items()},
         "tried": {name: one["tried"] for name, one in found.items()},
         "paths": {name: [[run["new"], run["old"]] for run in one["runs"]] for name, one in found.items()},
     }
 
 
-def _forgotten(path: dict[str, Any], other: dict[str, Any]) -> float:
+def _lost(path: dict[str, Any], other: dict[str, Any]) -> float:
     at = max(min(path["new"]), min(other["new"]))  # the lowest new loss that both reach
     step = first_step(list(enumerate(path["new"])), at)
     return float(np.interp(step, range(len(path["old"])), path["old"]) - path["old"][0])
@@ -81,8 +86,7 @@ def _forgotten(path: dict[str, Any], other: dict[str, Any]) -> float:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """Old loss against new, a path for each seed."""
-    figure, axes = style.panels(width=7, height=4)
-    ends = []
+    (figure, axes), ends = style.panels(width=7, height=4), []
     for name, color in (("LoRA", style.LORA), ("full", style.FULL)):
         for new, old in numbers["paths"][name]:
             axes.plot(new, old, "o-", color=color)

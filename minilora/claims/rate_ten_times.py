@@ -27,8 +27,8 @@ CLAIM = Claim(
         "not at this size": "LoRA's best rate is about four times full fine-tuning's, and nearly the same for r = 2,"
         " 8 and 32: it hardly depends on the rank, as claimed, but the factor is smaller. The reason is not known."
         " The source found the factor to be the same for models of all sizes, so that the small width is no"
-        " explanation. Two differences are left: its learning rate is constant, where this one falls along a cosine,"
-        " and two rates to a decade are a coarse search.",
+        " explanation. The schedule and the search are none either: a rate that falls along a cosine, and two rates"
+        " to a decade, gave the same factor.",
     },
     effect=Effect(paper=10, none=1, std=1.4),
 )
