@@ -22,9 +22,9 @@ CLAIM = Claim(
     band=Band("growth of LoRA's gap from small to large batches (nats)", low=0.02, against_below=0),
     seeds=tuple(range(9)),
     explained={
-        "reproduced": "LoRA's gap grows from 0.153 to 0.175 nats, by little more than the band asks for: with three seeds the"
-        " interval reached below zero, with nine it does not. The paper's gap grows at batch sizes above 32, with 10,000"
-        " examples; here there are 240.",
+        "reproduced": "LoRA's gap grows from 0.153 to 0.175 nats, by little more than the band asks for: with three"
+        " seeds the interval reached below zero, with nine it does not. The paper's gap grows at batch"
+        " sizes above 32, with 10,000 examples; here there are 240.",
     },
 )
 

@@ -8,9 +8,10 @@ Two passages of each topic of the support handbook are measured: 48 records, all
 adapter that was trained on the support data has learned their facts. The reader learns from the records of the other
 support passages and of the medical, finance and legal ones, each asked in one of its wordings, and its answers quote:
 they are the shortest run of sentences of the passage that has all keywords. With --own-words the answers are those of
-the data, which paraphrase the passage. With --turns each line of read.jsonl is a conversation of so many questions about
-one passage, which stands in it once: more questions for the same number of tokens. handbook.jsonl is the handbook with questions and phrasings of the training
-split in its index, as a help desk has them in its log; reworded questions and paraphrases are not among them.
+the data, which paraphrase the passage. With --turns each line of read.jsonl is a conversation of so many questions
+about one passage, which stands in it once: more questions for the same number of tokens. handbook.jsonl is the handbook
+with questions and phrasings of the training split in its index, as a help desk has them in its log; reworded questions
+and paraphrases are not among them.
 """
 
 import argparse

@@ -129,7 +129,8 @@ def test_both_scalings_are_those_of_rslora_and_of_lora(monkeypatch):
 def test_lora_is_also_compared_with_full_fine_tuning_that_leaves_the_embedding(monkeypatch):
     ends = {"lora": 3.5, "full": 2.0, _introduction.FROZEN: 3.0}  # of 4.0 before
 
-    def tuned(each, function, contenders, seeds, search):
+    def tuned(each, function, contenders, seeds, search, walk, **how):
+        assert walk and search == seeds  # until both neighbours are worse, by the mean of all seeds
         assert [one.get("frozen") for one in contenders.values()] == [None, None, ["embed_tokens"]]
         assert contenders[_introduction.FROZEN]["method"] == "full"
         runs = {name: {"before": {"test": 4.0}, "test": end, "curve": []} for name, end in ends.items()}
