@@ -39,7 +39,7 @@ def learn(
     eval_every, save_every: numbers of steps. Every rank has the same; the first rank decides when to stop.
     patience: None never stops early.
     each_step: called after each step, and its validation if there was one, with `values_of` the step.
-    save: writes a checkpoint: every `save_every` steps, and on Ctrl-C.
+    save: writes a checkpoint: every `save_every` steps, and on Ctrl-C or SIGTERM.
     save_best: called when the last validation loss is the lowest.
 
     Raises KeyboardInterrupt after the checkpoint that Ctrl-C asks for; OSError when something cannot be written, which
@@ -151,7 +151,8 @@ def _out_of_patience(validation: Sequence[tuple[int, float]], patience: int | No
 def _interrupts() -> Iterator[list[int]]:
     """In this block the first Ctrl-C is only noted, in the list, so that each step is taken whole or not at all.
 
-    The second Ctrl-C raises KeyboardInterrupt at once. A handler other than Python's own is left in place.
+    So is SIGTERM, by which `kill`, `timeout` and batch systems ask a program to end. The second signal raises
+    KeyboardInterrupt at once. A handler other than Python's own is left in place.
     """
     noted: list[int] = []
 
@@ -162,16 +163,15 @@ def _interrupts() -> Iterator[list[int]]:
         with suppress(RuntimeError):  # while the same file is being written to
             log.info("\nstopping after this step; Ctrl-C again stops at once")  # below the bar
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
-        yield noted
-        return
+    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    taken = {number: usual for number, usual in own.items() if signal.getsignal(number) == usual}
     try:
-        signal.signal(signal.SIGINT, note)
+        for number in taken:
+            signal.signal(number, note)
     except ValueError:  # only the main thread receives signals
-        yield noted
-        return
+        taken = {}
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, usual in taken.items():
+            signal.signal(number, usual)

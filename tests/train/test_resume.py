@@ -25,13 +25,13 @@ CHECKPOINT = "run.partial/checkpoint"
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Let a job be interrupted, as by Ctrl-C, in the midst of one step."""
+    """Let a job be interrupted, as by Ctrl-C or `kill`, in the midst of one step."""
 
-    def stop(step):
+    def stop(step, sent=signal.SIGINT):
         class Stopped(Trainer):
             def step(self):
                 if self.done + 1 == step:
-                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(sent)
                 return super().step()
 
         monkeypatch.setattr(job, "Trainer", Stopped)
@@ -131,6 +131,26 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on_and_whom_to_talk_to(stop
     assert isinstance(ml.generate(model, tokenizer, "What is 1?"), str)
     assert len(read_log(tmp_path / "run.partial" / "log.csv")) == 4
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_kill_finishes_the_step_and_leaves_a_checkpoint_to_go_on_from(home, tmp_path, stop_at, monkeypatch):
+    stop_at(3, signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run(options(home, tmp_path / "run"))
+    assert json.loads((tmp_path / CHECKPOINT / "state.json").read_text())["step"] == 3
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.setattr(job, "Trainer", Trainer)
+    assert run(options(home, tmp_path / "run", resume=True))["steps"] == 6
+
+
+def test_a_programs_own_handlers_stay(home, tmp_path, stop_at):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        stop_at(2, signal.SIGTERM)
+        assert run(options(home, tmp_path / "run"))["steps"] == 6 and heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_stays(home, tmp_path, monkeypatch):
