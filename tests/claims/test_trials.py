@@ -7,10 +7,13 @@ from minilora.claims import (
     _introduction,
     alpha_is_a_rate,
     amplified_directions,
+    batch_size,
     double_quantisation,
+    forgets_less,
     intruders_scaled_down,
     loftq_start,
     merged_adds_nothing,
+    rate_ten_times,
     rslora_final_loss,
     vera,
 )
@@ -139,6 +142,47 @@ def test_lora_is_also_compared_with_full_fine_tuning_that_leaves_the_embedding(m
     monkeypatch.setattr(_introduction, "tuned", tuned)
     found = _introduction.gain(Setting(seeds=(0, 1)), complex_change=False)
     assert found["measured"] == [0.25, 0.25] and found["share of the gain with a frozen embedding"] == [0.5, 0.5]
+
+
+class Asked(Exception):
+    """What a claim asks of `tuned`."""
+
+
+@pytest.mark.parametrize(
+    ("claim", "all_seeds", "per_decade"), [(batch_size, False, 4), (forgets_less, True, 3), (rate_ten_times, True, 4)]
+)
+def test_each_contender_searches_its_rate_until_both_neighbours_are_worse(claim, all_seeds, per_decade, monkeypatch):
+    def tuned(each, function, contenders, seeds, search=None, per_decade=2, walk=True):
+        raise Asked(contenders, search, per_decade, walk)
+
+    monkeypatch.setattr(claim, "tuned", tuned)
+    with pytest.raises(Asked) as asked:
+        claim.run(Setting(seeds=(3, 4)))
+    contenders, search, found, walk = asked.value.args
+    assert (search, found, walk) == ((3, 4) if all_seeds else None, per_decade, True)
+    if claim is rate_ten_times:  # as in the paper
+        assert {one["schedule"] for one in contenders.values()} == {"constant"}
+    if claim is forgets_less:
+        assert [one["method"] for one in contenders.values()] == ["lora", "full"]
+
+
+def test_forgetting_is_followed_on_both_texts_at_a_constant_rate(monkeypatch):
+    losses = iter([4.0, 2.0, 3.5, 2.5, 3.0, 2.75])  # new and old, in turns
+
+    def fit(model, samples, steps, lr, batch_size, seed, schedule, each_step):
+        assert (steps, lr, schedule) == (4, 1e-3, "constant")
+        for step in range(1, steps + 1):
+            each_step(step)
+
+    monkeypatch.setattr(forgets_less, "fit", fit)
+    monkeypatch.setattr(forgets_less, "mean_loss", lambda model, samples: next(losses))
+    found = forgets_less.path(1e-3, "full", 0, steps=4, every=2)
+    assert found == {"validation": 3.0, "new": [4.0, 3.5, 3.0], "old": [2.0, 2.5, 2.75]}
+
+
+def test_what_is_forgotten_at_the_same_loss_is_read_between_two_points():
+    slow, quick = {"new": [4.0, 3.0], "old": [2.0, 3.0]}, {"new": [4.0, 3.5, 2.5], "old": [2.0, 2.1, 2.4]}
+    assert forgets_less._lost(slow, quick) == 1.0 and forgets_less._lost(quick, slow) == pytest.approx(0.25)
 
 
 def test_the_table_of_amplification_is_of_the_queries_alone(monkeypatch, rng):

@@ -58,6 +58,7 @@ def test_the_page_states_the_band_and_the_sentences_of_the_file(name):
     claim, page = read_claim(name).CLAIM, (FOLDER / "README.md").read_text("utf-8")
     section = sections_of(page)[name]
     assert f"**Band**, {claim.band.quantity}: {claim.band}" in section, "the band is not the one of the run"
+    assert f"seeds {', '.join(map(str, claim.seeds))}: " in section
     for words in (claim.says, claim.here, claim.switch):
         assert words in section, words
     verdict = rows_of(page)[name].split("**")[1]
