@@ -129,18 +129,20 @@ def test_both_scalings_are_those_of_rslora_and_of_lora(monkeypatch):
     assert [trial["variant"] for trial in asked] == ["rslora"] * 2 + ["lora"] * 2
 
 
-def test_lora_is_also_compared_with_full_fine_tuning_that_leaves_the_embedding(monkeypatch):
+@pytest.mark.parametrize("complex_change", [False, True])
+def test_lora_is_also_compared_with_full_fine_tuning_that_leaves_the_embedding(complex_change, monkeypatch):
     ends = {"lora": 3.5, "full": 2.0, _introduction.FROZEN: 3.0}  # of 4.0 before
 
     def tuned(each, function, contenders, seeds, search, walk, **how):
         assert walk and search == seeds  # until both neighbours are worse, by the mean of all seeds
         assert [one.get("frozen") for one in contenders.values()] == [None, None, ["embed_tokens"]]
         assert contenders[_introduction.FROZEN]["method"] == "full"
+        assert [one["shuffled"] for one in contenders.values()] == [complex_change] * 3
         runs = {name: {"before": {"test": 4.0}, "test": end, "curve": []} for name, end in ends.items()}
         return {name: {"lr": 1.0, "runs": [runs[name]] * len(seeds)} for name in contenders}
 
     monkeypatch.setattr(_introduction, "tuned", tuned)
-    found = _introduction.gain(Setting(seeds=(0, 1)), complex_change=False)
+    found = _introduction.gain(Setting(seeds=(0, 1)), complex_change=complex_change)
     assert found["measured"] == [0.25, 0.25] and found["share of the gain with a frozen embedding"] == [0.5, 0.5]
 
 
@@ -180,9 +182,12 @@ def test_forgetting_is_followed_on_both_texts_at_a_constant_rate(monkeypatch):
     assert found == {"validation": 3.0, "new": [4.0, 3.5, 3.0], "old": [2.0, 2.5, 2.75]}
 
 
-def test_what_is_forgotten_at_the_same_loss_is_read_between_two_points():
+def test_what_is_forgotten_at_the_same_loss_is_read_between_two_points(monkeypatch):
     slow, quick = {"new": [4.0, 3.0], "old": [2.0, 3.0]}, {"new": [4.0, 3.5, 2.5], "old": [2.0, 2.1, 2.4]}
     assert forgets_less._lost(slow, quick) == 1.0 and forgets_less._lost(quick, slow) == pytest.approx(0.25)
+    of = lambda path: {"lr": 1e-3, "tried": [], "runs": [path]}
+    monkeypatch.setattr(forgets_less, "tuned", lambda *given, **more: {"LoRA": of(slow), "full": of(quick)})
+    assert forgets_less.run(Setting())["forgotten less at the same loss"] == [pytest.approx(1 - 1.0 / 0.25)]
 
 
 def test_the_table_of_amplification_is_of_the_queries_alone(monkeypatch, rng):
