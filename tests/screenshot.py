@@ -32,7 +32,7 @@ def take(address, question, file, scheme="light"):
 def take_site(address, file, scheme="light"):
     """Teach the ten facts, and take the upper part of the page."""
     with chromium() as browser:
-        page = browser.new_page(viewport={"width": 1080, "height": 960}, color_scheme=scheme)
+        page = browser.new_page(viewport={"width": 1080, "height": 760}, color_scheme=scheme)
         page.goto(address)
         page.get_by_role("button", name="Teach").and_(page.locator(":enabled")).click(timeout=300_000)
         page.get_by_text("Taught after").wait_for(timeout=300_000)
