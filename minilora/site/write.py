@@ -23,7 +23,7 @@ SHA256 = {  # of Pyodide's files, which the page checks
 PAGE = ("index.html", "page.css", "page.js", "worker.js")
 PACKAGE, SITE = "minilora.zip", "site.json"
 WITH = ("jinja2", "markupsafe", "threadpoolctl")  # pure Python, of this environment: what minilora needs besides NumPy
-WITHOUT = ("claims", "commands", "course", "experiments", "serve", "__pycache__")  # folders that the page needs not
+WITHOUT = ("claims", "commands", "course", "experiments", "serve", "__pycache__")  # folders that the page does not need
 SUFFIXES = (".py", ".json", ".jsonl", ".safetensors", ".txt", ".toml", ".jinja")
 
 

@@ -121,7 +121,11 @@ def test_training_is_stopped_and_the_page_stays_awake(page):
     teach(page, steps=200)
     page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Step 3')", timeout=WAIT)
     assert "Step" not in page.get_by_role("status").inner_text()  # sixty steps are not read out
-    assert re.fullmatch(r"Step 3\d? of 200, loss [\d.]+, about \d+ s left", status(page))
+    assert re.fullmatch(r"Step \d+ of 200, loss [\d.]+, about \d+ s left", status(page))
+    other = page.context.browser.new_page()  # somebody looks at another tab meanwhile
+    other.bring_to_front()
+    page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Step 5')", timeout=WAIT)
+    other.close()
     page.get_by_role("button", name="Stop").click()
     page.wait_for_function(ENDED, timeout=WAIT)
     assert re.match(r"Stopped after \d+ steps\.", status(page))
@@ -170,6 +174,20 @@ def test_a_domain_fills_the_table(page):
     assert "offer" in said(page, 0)[0]
 
 
+def test_a_lack_of_memory_is_told_in_one_line(page, address, folder):
+    other = page.context.browser.new_page()
+    worker = (folder / "worker.js").read_text()
+    fault = "(() => { throw new RangeError('Array buffer allocation failed'); })()"
+    changed = worker.replace("playground.step()", fault)
+    other.route("**/worker.js", lambda route: route.fulfill(body=changed, content_type="text/javascript"))
+    other.goto(address)
+    other.get_by_role("button", name="Teach").and_(other.locator(":enabled")).click(timeout=WAIT)
+    other.locator("#status.fault").wait_for(timeout=WAIT)
+    assert status(other) == "out of memory: use a lower rank, fewer rows, or shorter answers"
+    assert changed != worker and other.get_by_role("button", name="Teach").is_enabled()
+    other.close()
+
+
 def test_a_changed_file_of_pyodide_is_refused(page, address, folder):
     path = folder / "pyodide" / "pyodide.mjs"
     whole = path.read_bytes()
@@ -179,3 +197,4 @@ def test_a_changed_file_of_pyodide_is_refused(page, address, folder):
     other.locator("#status.fault").wait_for(timeout=WAIT)
     assert "pyodide.mjs could not be loaded, or is not the file that was expected" in status(other)
     path.write_bytes(whole)
+    other.close()
