@@ -8,22 +8,19 @@ Two passages of each topic of the support handbook are measured: 48 records, all
 adapter that was trained on the support data has learned their facts. The reader learns from the records of the other
 support passages and of the medical, finance and legal ones, each asked in one of its wordings, and its answers quote:
 they are the shortest run of sentences of the passage that has all keywords. With --own-words the answers are those of
-the data, which paraphrase the passage. With --turns each line of read.jsonl is a conversation of so many questions
-about one passage, which stands in it once: more questions for the same number of tokens. handbook.jsonl is the handbook
-with questions and phrasings of the training split in its index, as a help desk has them in its log; reworded questions
-and paraphrases are not among them.
+the data, which paraphrase the passage. handbook.jsonl is the handbook with questions and phrasings of the training
+split in its index, as a help desk has them in its log; reworded questions and paraphrases are not among them.
 """
 
 import argparse
 import json
 import re
-from collections import defaultdict
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from minilora.data.passages import Handbook, Passage, fill
+from minilora.data.passages import Handbook, Passage
 from minilora.measure.recall import contains
 
 DATA = files("minilora") / "data"
@@ -78,26 +75,6 @@ def to_read(domain, own_words, without=()):
     return found
 
 
-def conversations(read, count, turns):
-    """So many conversations, each about one passage: its records take turns, each time in another wording."""
-    of_passage, rng, found = defaultdict(list), np.random.default_rng(0), []
-    for record in read:
-        of_passage[record["context"]].append(record)
-    while len(found) < count:
-        for i in rng.permutation(len(of_passage)):
-            passage, records = list(of_passage.items())[i]
-            messages = []
-            for turn in range(turns):
-                if turn % len(records) == 0:
-                    order = rng.permutation(len(records))
-                record = records[order[turn % len(records)]]
-                question = str(rng.choice([record["question"], *record["phrasings"]]))
-                asked = question if messages else fill(passage, question)
-                messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": record["answer"]}]
-            found.append({"messages": messages, "split": "train"})
-    return found[:count]
-
-
 def to_measure(wording):
     """The records of the measured passages, asked in one of their wordings, without passages."""
     measured = {name for passage in rows("support-handbook") if passage["id"] in MEASURED for name in passage["covers"]}
@@ -121,15 +98,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--own-words", action="store_true", help="the data's answers instead of quotations")
-    parser.add_argument("--turns", type=int, help="questions of one passage in a conversation")
-    parser.add_argument("--conversations", type=int, default=600)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     read = to_read("support", arguments.own_words, MEASURED)
     for domain in ("medical", "finance", "legal"):
         read += to_read(domain, arguments.own_words)
-    if arguments.turns:
-        read = conversations(read, arguments.conversations, arguments.turns)
     sets = {"read": read, "ordinary": to_measure("reworded"), "hard": to_measure("paraphrase")}
     sets["handbook"] = with_questions()
     for name, found in sets.items():
