@@ -34,7 +34,7 @@ PART = """def test_lora(lora):
     assert np.allclose(layer.merged(), 1 + 3 * layer.B @ layer.A)
 """
 
-pytestmark = [pytest.mark.instructor, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.instructor, pytest.mark.timeout(1800)]
 
 
 def run(course, *command):
@@ -44,7 +44,7 @@ def run(course, *command):
         "IPYTHONDIR": str(course / ".ipython"),
     }
     done = subprocess.run(
-        [sys.executable, *command], cwd=course, env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, *command], cwd=course, env=environment, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
