@@ -3,7 +3,6 @@
 // The page sends {do, ...}; each message is answered by {did, ...} or {error}. During training there are also messages
 // {did: "step", done, steps, loss, seconds}. Between two steps the worker reads its messages, so that "stop" arrives.
 
-const PLACE = "/home/pyodide/minilora.zip";
 let pyodide, playground, running = false;
 const say = (message, transfer = []) => postMessage(message, transfer);
 
@@ -66,12 +65,12 @@ const jobs = {
   load: ({ data }) => { playground.load(pyodide.toPy(data)); say({ did: "loaded", ...about() }); },
 };
 
-const WORDS = { MemoryError: "out of memory: use a lower rank, fewer rows, or shorter answers" };
+const NO_MEMORY = "out of memory: use a lower rank, fewer rows, or shorter answers";
 function line(error) { // the last line of a traceback, without the class: what a person can act on
   const last = String(error?.message ?? error).trim().split("\n").at(-1);
   const [, kind, words] = last.match(/^(?:[\w.]+\.)?(\w+(?:Error|Exception)): ?(.*)$/s) ?? [, "", last];
-  if (/memory|Array buffer allocation/i.test(kind + last)) return WORDS.MemoryError;
-  return WORDS[kind] ?? (words || last);
+  if (/memory|Array buffer allocation/i.test(kind + last)) return NO_MEMORY;
+  return words || last;
 }
 
 onmessage = async ({ data: message }) => {
