@@ -11,9 +11,9 @@ import types
 import numpy as np
 import pytest
 
-from minilora.commands.course import copy_course, notebooks, to_read
 from minilora.commands.progress import progress
 from minilora.course import mine
+from minilora.course.copy import copy_course, notebooks, to_read
 from minilora.course.exercises import EXERCISES
 
 SCRIPT = """

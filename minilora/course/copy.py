@@ -1,0 +1,75 @@
+"""Lessons and exercises for a reader: copied out of the package, without outputs."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from ..pages.template import template
+from . import mine
+from .pages import course_map
+from .slides import TEMPLATES
+
+LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)[^)\s]*\)")  # to a file
+
+
+def notebooks() -> Path:
+    """The folder of lessons, in the installed package or in the clone. Raises FileNotFoundError without one."""
+    package = Path(__file__).parents[1]
+    for folder in (package / "course" / "notebooks", package.parent / "lessons"):
+        if any(folder.glob("[0-9]*.ipynb")):
+            return folder
+    raise FileNotFoundError("this installation holds no lessons: install minilora again, or take them from a clone")
+
+
+def copy_course(target: Path) -> str:
+    """Write lessons, exercises, an empty mine.py and a README.md into a folder; returns what was done, in lines.
+
+    A file that is there and differs is left alone: it may be the reader's work.
+    """
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"{target} is a file: name a folder for the course")
+    source = notebooks()
+    paths = {path.relative_to(source).as_posix(): path for path in sorted(source.rglob("[0-9]*.ipynb"))}
+    paths = {name: path for name, path in paths.items() if not {".ipynb_checkpoints", "src"} & {*path.parts}}
+    names = {*paths, "README.md", "exercises/mine.py"}
+    texts = {name: to_read(path.read_text("utf-8"), name, names) for name, path in paths.items()}
+    texts["README.md"] = template(TEMPLATES / "README.md.jinja").render(table=course_map(source))
+    texts["exercises/mine.py"] = mine.HEAD
+    written, kept = 0, []
+    for name, text in texts.items():
+        path = target / name
+        if path.exists():
+            if path.read_text("utf-8") != text:
+                kept.append(name)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8", newline="\n")
+        written += 1
+    lines = [f"{written} files written to {target}" if written else f"nothing to write: {target} holds the course"]
+    if kept:
+        lines.append(f"left as they are, since they differ: {', '.join(kept)} (delete or rename one to get it anew)")
+    return "\n".join([*lines, f"begin with: jupyter lab {target / min(paths)}"])
+
+
+def to_read(text: str, name: str, names: Collection[str]) -> str:
+    """A notebook as a reader gets it: without outputs, so that no answer is below a question before it is asked.
+
+    name: where the notebook goes. names: what else is there. A link to anything else would lead nowhere, so it becomes
+    the name of the file.
+    """
+
+    def linked(found: re.Match[str]) -> str:
+        file = posixpath.normpath(posixpath.join(posixpath.dirname(name), found[2]))
+        return found[0] if file in names else f"{found[1]} (`{file.removeprefix('../')}`)"
+
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": None}
+        else:
+            cell["source"] = LINK.sub(linked, "".join(cell["source"])).splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
