@@ -13,7 +13,7 @@ import numpy as np
 from ..engine.fused import NOT_SCORED
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Example, Pair, Sample
-from ..progress import progress
+from ..progress import log, progress
 from .formats import listed
 from .records import Record
 
@@ -179,6 +179,16 @@ def truncate(samples: Sequence[One], max_length: int) -> tuple[list[One], int, i
     short = [cast(One, sample.truncated(max_length)) for sample in samples]
     scored = [sample for sample in short if all(each.scored for each in sample.sequences)]
     return scored, longer, len(short) - len(scored)
+
+
+def truncate_and_log(name: str, samples: Sequence[One], max_length: int) -> list[One]:
+    """What `truncate` leaves of a set. A line in the log says how many of its records were too long, if any."""
+    kept, longer, dropped = truncate(samples, max_length)
+    if longer:
+        lost = f", and {dropped} of them dropped: nothing of their answer was left" if dropped else ""
+        what = f"longer than --max-length {max_length} and were truncated{lost}"
+        log.info(f"{name}: {longer} of {len(samples)} records are {what}")
+    return kept
 
 
 def epochs(samples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:

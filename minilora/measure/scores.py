@@ -15,7 +15,7 @@ import numpy as np
 from ..data.fields import Task
 from ..data.records import BUILT_IN, Record, read_source
 from ..data.rows import SPLITS
-from ..data.samples import encode_records, truncate
+from ..data.samples import encode_records, truncate_and_log
 from ..data.splits import by_split, follows_rule, is_one_text, split_text
 from ..lora.adapters import Choice, set_adapter
 from ..models.tokenizer import Tokenizer
@@ -109,12 +109,7 @@ def read_sets(
             raise ValueError(f"{source}: no record of the split {split or 'test'!r}: leave out --split to measure all")
         for kind, whole, own in chosen:
             name = called if kind == "all" else f"{called}/{kind}"
-            samples, longer, dropped = truncate(whole, max_length)
-            if longer:
-                lost = f", and {dropped} of them dropped: nothing of their answer was left" if dropped else ""
-                limits = f"longer than --max-length {max_length} and were truncated{lost}"
-                log.info(f"{name}: {longer} of {len(whole)} records are {limits}")
-            if not samples:
+            if not (samples := truncate_and_log(name, whole, max_length)):
                 raise ValueError(f"{source}: nothing is left to score within --max-length {max_length}")
             examples = by_split(records)["train"] if kind not in ("all", "train") else []
             asked = [one for one in own if one.keywords]

@@ -14,7 +14,7 @@ from ..data.formats import listed
 from ..data.leaks import leaks, warning_of_leaks
 from ..data.passages import TEMPLATE
 from ..data.records import Record, read_handbook, read_records, read_source
-from ..data.samples import encode_pairs, encode_records, truncate, warning_of_control_tokens
+from ..data.samples import encode_pairs, encode_records, truncate_and_log, warning_of_control_tokens
 from ..data.splits import (
     RULE,
     TEXT_RULE,
@@ -194,12 +194,7 @@ def prepare(
         elif sets["unseen"]:
             tested = evenly(splits["test"], max(eval_records, LABELS_ASKED))
             checked = checked_of(task, tested, splits["train"])
-    for name, whole in samples.items():
-        samples[name], longer, dropped = truncate(whole, max_length)
-        if longer:
-            lost = f", and {dropped} of them dropped: nothing of their answer was left" if dropped else ""
-            limit = f"--max-length {max_length}"
-            log.info(f"{name}: {longer} of {len(whole)} records are longer than {limit} and were truncated{lost}")
+    samples = {name: truncate_and_log(name, whole, max_length) for name, whole in samples.items()}
     if not samples["train"]:
         raise ValueError(f"{data}: nothing is left to train on within --max-length {max_length}")
     samples["general"] = list(encode_records(general, tokenizer))  # never cut: the same measure for every run
