@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..files.disk import sha256_of_file
 from ..models.tokenizer import Message, Tokenizer
 from ..options import suggestion
 from .fields import FieldTask, Task, field_task_of, read_schema, schema_beside
@@ -189,10 +190,7 @@ def sha256_of_data(source: str | Path) -> str:
     """The SHA-256 of a source as `sha256sum` prints it; of a folder, that of the lines it prints for the files read."""
     import hashlib
 
-    lines = []
-    for file in _files(source):
-        with file.open("rb") as opened:
-            lines.append(f"{hashlib.file_digest(opened, 'sha256').hexdigest()}  {file.name}\n")
+    lines = [f"{sha256_of_file(file)}  {file.name}\n" for file in _files(source)]
     several = len(lines) > 1 or (not is_dataset(source) and _path_of(source).is_dir())
     return hashlib.sha256("".join(lines).encode()).hexdigest() if several else lines[0].split()[0]
 

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..files.disk import read_json, write_json
+from ..files.disk import read_json, sha256_of_file, write_json
 
 ROOT = Path(__file__).parents[1]  # the folder minilora/
 DATA = ("data", "weights")  # rooms whose files, code apart, decide results as well
@@ -72,7 +72,7 @@ def code_sha256(file: Path, root: Path = ROOT) -> str:
     layout decide no number, nor do the sentences and the band of a CLAIM, nor a `picture`: they may be changed.
     """
     data = (each for room in DATA for each in sorted((root / room).rglob("*")) if each.is_file())
-    parts = [f"{each.name} {_sha256(each)}" for each in data if each.suffix not in (".py", ".pyc", ".md")]
+    parts = [f"{each.name} {sha256_of_file(each)}" for each in data if each.suffix not in (".py", ".pyc", ".md")]
     parts += [f"{each.name} {_code(each)[0]}" for each in sorted(_used(file, root))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -118,8 +118,3 @@ def _only_words(node: ast.stmt) -> bool:
     if isinstance(node, ast.Assign):
         return any(isinstance(target, ast.Name) and target.id == "CLAIM" for target in node.targets)
     return isinstance(node, ast.FunctionDef) and node.name == "picture"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -32,6 +32,14 @@ def reading(path: Path) -> Iterator[None]:
         raise ModelFileError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
 
 
+def sha256_of_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    import hashlib  # here, so that `import minilora` is quick
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ModelFileError that names the file if it is missing, no JSON, or no object."""
     try:

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files.disk import ModelFileError, reading, replacing
+from ..files.disk import ModelFileError, reading, replacing, sha256_of_file
 from ..progress import log
 
 
@@ -128,14 +128,11 @@ def pull(name: str) -> Path:
 
 def verify(path: Path, source: Source) -> None:
     """Raise ModelFileError unless the file has the size and SHA-256 of `source`."""
-    import hashlib
-
     with reading(path):
         size = path.stat().st_size
         if size != source.size:
             raise ModelFileError(f"{path}: {size:,} bytes, expected {source.size:,}; delete it and pull again")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of_file(path)
     if digest != source.sha256:
         raise ModelFileError(f"{path}: sha256 is {digest}, expected {source.sha256}; delete it and pull again")
 

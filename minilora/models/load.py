@@ -9,7 +9,7 @@ from typing import Any
 from ..engine import bfloat16
 from ..engine.backend import is_packed, to_device
 from ..engine.parallel import leave_cores
-from ..files.disk import ModelFileError, reading
+from ..files.disk import ModelFileError, reading, sha256_of_file
 from ..lora.provenance import read_provenance
 from ..nn.language_model import LanguageModel
 from ..options import BASE, suggestion
@@ -41,8 +41,7 @@ def sha256_of_base(name: str | Path) -> str:
         raise ValueError(f"{path}: no such model; expected {BASE}")
     digest = hashlib.sha256()
     for each in [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file()):
-        with each.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of_file(each)))
     return digest.hexdigest()
 
 
