@@ -16,7 +16,7 @@ import io
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Playground:
     def __init__(self) -> None:
         self.model, self.tokenizer = load("tiny")
         self.trainer: Trainer | None = None
+        self.training = ExitStack()  # closed when the training ends: the model is then in `eval` again
         self.before, self.longest = self.fingerprint(), LONGEST
 
     def fingerprint(self) -> str:
@@ -73,11 +74,11 @@ class Playground:
         self.longest = MORE + max(sum(label >= 0 for label in sample.labels) for sample in samples)
         add_adapter(self.model, LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear"), NAME)
         optimizer = AdamW(self.model.trainable_parameters(), lr=lr)
-        self.trainer = Trainer(
+        trainer = Trainer(
             self.model, samples, steps, optimizer, batch_size=BATCH, seed=0, warmup=0.1, max_norm=1.0,
             schedule="cosine", grad_accumulation=1,
         )  # fmt: skip
-        self.trainer.__enter__()
+        self.trainer = self.training.enter_context(trainer)
 
     def step(self) -> float:
         """Take one training step, and return its loss. After the last one, `trainer` is None."""
@@ -94,9 +95,8 @@ class Playground:
 
     def stop(self) -> None:
         """End the training; the adapter stays as it is."""
-        if self.trainer is not None:
-            self.trainer.__exit__()
-            self.trainer = None
+        self.training.close()
+        self.trainer = None
 
     def forget(self) -> None:
         """Remove the adapter."""
