@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from ..options import flag, flag_fields, kinds_of, option
+from ..options import check_value, flag, flag_fields, kinds_of, option
 from ..train.options import Options
 from .memo import as_json
 
@@ -19,13 +19,7 @@ TARGETS = {  # what papers call these modules -> their names
     "mlp": ["gate_proj", "up_proj", "down_proj"],
 }
 USUAL = {"base": "tiny", "strength": 1.0}  # defaults other than finetune's: an update is compared unscaled
-NOT_TRIED = (
-    "out",
-    "overwrite",
-    "resume",
-    "save_every",
-    "report_to",
-)  # options of finetune that say where its results go
+NOT_TRIED = ("out", "overwrite", "resume", "save_every", "report_to")  # where finetune's results go
 FOUND = {item.name: item for item in flag_fields(Options) if item.name not in NOT_TRIED}
 MOST = 1000  # trials that are made without being asked for by number
 
@@ -45,17 +39,14 @@ class Sweep:
         choices=("grid", "random"),
         **_SWEEP,
     )
-    trials: int | None = option(None, f"how many: for random, and for a grid of more than {MOST}", **_SWEEP)
+    trials: int | None = option(None, f"how many: for random, and for a grid of more than {MOST}", least=1, **_SWEEP)
     jobs: int | None = option(
-        None, "trials at a time, each with its share of the cores (default: one per core)", **_SWEEP
+        None, "trials at a time, each with its share of the cores (default: one per core)", least=1, **_SWEEP
     )
 
     def __post_init__(self):
-        for name in ("trials", "jobs"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.search not in ("grid", "random"):
-            raise ValueError(f"search must be 'grid' or 'random', got {self.search!r}")
+        for name in ("search", "trials", "jobs"):
+            check_value(Sweep, name, getattr(self, name))
         if self.search == "random" and self.trials is None:
             raise ValueError("how many at random? give --trials N with --search random")
         for name in FOUND:
