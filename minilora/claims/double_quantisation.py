@@ -34,7 +34,7 @@ PLAIN, GROUP = 32, 256
 
 
 def quantised(bits: int, seed: int, records: int) -> dict[str, float]:
-    """Bits per parameter of the scales, squared error of all matrices, and the loss, with scales of so many bits."""
+    """Bits per parameter of the scales, squared error of all matrices, and the loss, with scales of this many bits."""
     model, _ = tiny_base()
     stored, error, count = 0, 0.0, 0
     try:
@@ -52,7 +52,7 @@ def quantised(bits: int, seed: int, records: int) -> dict[str, float]:
 
 
 def second(scale: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
-    """Scales (blocks) rounded to so many bits and back, and the bits that they take, with the groups' and the mean."""
+    """Scales (blocks) rounded to this many bits and back, and their bits, with the groups' and the mean."""
     if bits == PLAIN:
         return scale, PLAIN * len(scale)
     mean, most = scale.mean(), 2 ** (bits - 1) - 1

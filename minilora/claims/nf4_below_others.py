@@ -28,7 +28,7 @@ KINDS = ("nf4", "fp4", "int4")
 
 
 def losses(seed: int, records: int) -> dict[str, float]:
-    """The base's loss on so many records, in 32 bits and in each kind of four."""
+    """The base's loss on this many records, in 32 bits and in each kind of four."""
     every = [sample for data in DOMAINS for name in ("train", "test", "general") for sample in samples_of(data)[name]]
     chosen = np.random.default_rng(seed).choice(len(every), min(records, len(every)), replace=False)
     drawn = [every[i] for i in chosen]

@@ -30,7 +30,7 @@ CLAIM = Claim(
 
 
 def saved(seed: int, layers: int, ranks: list[int], smallest: bool) -> dict[str, list[float]]:
-    """By module: 1 - error with so many directions kept out / error with none, for each rank."""
+    """By module: 1 - error with this many directions kept out / error with none, for each rank."""
     found: dict[str, list[float]] = {}
     for name, w in load("tiny")[0].state_dict().items():
         if not name.endswith("_proj.weight") or int(name.split(".")[2]) >= layers:

@@ -149,7 +149,7 @@ def best_validation(run: Metrics) -> tuple[int, float]:
 
 
 def _seconds(run: Metrics, steps: float | None = None) -> float:
-    """The time of so many steps of training, or of all, without validation."""
+    """The time of this many steps of training, or of all, without validation."""
     return run["training_seconds"] * (1 if steps is None else steps / run["steps"])
 
 

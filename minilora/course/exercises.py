@@ -1,4 +1,4 @@
-"""What an exercise is: a solution, draws to try answers on, and the mistakes that have a line of their own.
+"""What an exercise is: a solution, draws to try answers on, and the mistakes that have their own message.
 
 A lesson's file (`lesson09.py`) declares its exercises with `@exercise` above the solution:
 
@@ -69,7 +69,7 @@ def changed(draw: Drawing, change: Callable[[Draw], Mapping[str, Any]]) -> Drawi
 class Form:
     """One form of an exercise: the form that all readers see, or a variant for one group of a class.
 
-    replaces: what a variant's page says in place of the first form's words. changes: what differs, for the instructor.
+    replaces: what a variant's page says instead of the first form's words. changes: what differs, for the instructor.
     See `exercise` for the rest.
     """
 

@@ -87,7 +87,7 @@ def draw_factors(rng: np.random.Generator, r: int | None = None) -> Draw:
 
 def in_order(B: Any, A: Any) -> tuple[Any, Any]:
     """B and A with the largest term of B A first. Each row of A gets the sign that makes its largest number positive:
-    the terms of a product have no order and no sign of their own.
+    the terms of a product have neither order nor sign.
     """
     order = np.argsort(-np.linalg.norm(B, axis=0) * np.linalg.norm(A, axis=1))
     B, A = B[:, order], A[order]

@@ -16,7 +16,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def draw_shapes(rng: np.random.Generator, tied: bool) -> Shapes:
-    """The parameters of a small Llama whose adapter is large beside it, so that no mistake hides within one percent."""
+    """A small Llama whose adapter is large compared with it, so that no mistake hides within one percent."""
     config = Config(
         vocab_size=int(rng.integers(100, 140)),
         hidden_size=int(rng.choice([24, 32, 40])),

@@ -78,7 +78,7 @@ def draw_start(rng: np.random.Generator, r: int | None = None) -> Draw:
 
 
 def factors(result: Any, arguments: dict[str, Any]) -> Any:
-    """A, B and the residual as they are compared: the terms of B A have no order and no sign of their own."""
+    """A, B and the residual as they are compared: the terms of B A have neither order nor sign."""
     if not isinstance(result, (tuple, list)) or [np.ndim(part) for part in result] != [2, 2, 2]:
         return result
     A, B, residual = result

@@ -51,7 +51,7 @@ variant(
 
 
 def draw_rotation(rng: np.random.Generator, slow: int | None = None) -> Draw:
-    """A head's width, a length, and how many pairs are to be slow."""
+    """A head's width, a length, and how many pairs must be slow."""
     D = int(rng.choice([16, 32, 64, 128]))
     slow = int(rng.integers(2, D // 4)) if slow is None else slow
     return Draw(D=D, T=int(rng.integers(600, 9000)), slow=slow)

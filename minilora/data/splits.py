@@ -79,7 +79,7 @@ def split_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, li
 def check_labels(splits: Mapping[str, Sequence[Record]], source: object) -> list[str]:
     """Warnings, one line each, about labels that hardly can be learned. splits: the records of each split.
 
-    Raises DataError for a label that is to be told apart and is never trained on.
+    Raises DataError for a label that must be recognised and is never trained on.
     """
     counts = Counter(record.label for record in splits[SPLITS[0]])
     for name in SPLITS[1:] if counts else ():

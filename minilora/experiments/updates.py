@@ -85,7 +85,7 @@ def train_update(
         if (record := recall(report, decides)) is None or not path.is_file():
             tensors, found = _train(**settings)
             write_tensors(path, tensors)
-            record = keep(report, decides, found)  # last: it says that the file beside it is whole
+            record = keep(report, decides, found)  # last: it says that the file next to it is complete
     return {"file": str(path)} | record["result"]
 
 

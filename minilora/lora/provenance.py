@@ -12,7 +12,7 @@ In the folder of a model that was fine-tuned as a whole there is one, too, which
               "context": "support-handbook", "context_path": ...,               where the passages of its prompts are
               "context_template": "... {passage} ... {question}",               such a prompt, if there were passages
               "labels": ["billing", ...], "template": "... {text}",             the task, if the data have labels
-      "schema": {...}, "copied": [...], "template": "... {text}",       the task, if the data have fields
+              "schema": {...}, "copied": [...], "template": ...,                the task, if the data have fields
               "split": "of every ten, ..."},                                    the rule that divided it, if one did
      "config": {"freeze_A": true},                                              fields that PEFT's config does not have
      "dropout": {...}}                                                          the state of its random masks

@@ -32,7 +32,7 @@ USUAL = "most frequent values"
 
 @dataclass(frozen=True)
 class WithFields(Checked):
-    """Records whose fields are to be found. An answer is a text, JSON under the schema."""
+    """Records whose fields the model must find. An answer is a text, JSON under the schema."""
 
     task: FieldTask
     key = "fields"

@@ -83,7 +83,7 @@ def read_sets(
     field: as for `read_records`.
     trained: those of `data` that an adapter was trained on; if they name no split, they are divided as `finetune`
         divides them.
-    split: measure this split alone, "train", "validation" or "test", in place of what is held out.
+    split: measure this split alone, "train", "validation" or "test", instead of the validation and test sets.
     stored: the tasks that the adapters were trained on.
     schema: the file with the JSON Schema of data with fields.
 

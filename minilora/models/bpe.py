@@ -79,7 +79,7 @@ def bytes_of(token: str) -> bytes:
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 _BYTE_LEVEL = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
-_KIND = {  # what a tokenizer.json must say beside its special tokens, its vocabulary and its merges
+_KIND = {  # what a tokenizer.json must say besides its special tokens, its vocabulary and its merges
     "normalizer": None,
     "pre_tokenizer": {
         "type": "Sequence",

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..engine.backend import Array, array_module
 
-STEP = 64  # the capacity grows in multiples of so many tokens
+STEP = 64  # the capacity grows in multiples of this many tokens
 BYTES_AT_ONCE = 2**28  # of the cache of a batch whose size we choose, at most
 
 
@@ -111,7 +111,7 @@ class KVCache:
         self.first = self.first - spare if int(self.first.max()) > spare else None
 
     def reserve(self, rows: int, room: int, most: int | None = None) -> None:
-        """Make the arrays large enough for so many rows and tokens. The number of rows doubles, up to `most`, so that
+        """Make the arrays large enough for this many rows and tokens. The number of rows doubles, up to `most`, so that
         joining rarely copies all rows.
         """
         have, capacity = self.keys[0].shape[:2]

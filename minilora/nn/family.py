@@ -84,7 +84,7 @@ class Family:
 
     # -- names and layout of tensors ----------------------------------------------------------------------------------
     def hugging_face_name(self, name: str) -> str:
-        """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. An unknown name stays as it is."""
+        """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. An unknown name is returned unchanged."""
         return _translated(name, self.tensors) or name
 
     def llama_cpp_name(self, name: str) -> str:

@@ -14,7 +14,7 @@ class RopeScaling:
     """Llama 3.1's scaling of the frequencies for longer texts (arXiv 2407.21783), rope_type "llama3" in config.json.
 
     A pair that turns less than `low_freq_factor` times in the original context turns `factor` times more slowly; one
-    that turns more than `high_freq_factor` times stays as it is; between them the change is gradual.
+    that turns more than `high_freq_factor` times is unchanged; between them the change is gradual.
 
     Raises ValueError for values that are not positive numbers, or not in order.
     """
@@ -35,7 +35,7 @@ class RopeScaling:
         """By what each frequency (D/2) is divided: llama.cpp's tensor `rope_freqs.weight`."""
         turns = self.original_max_position_embeddings * frequencies / (2 * math.pi)
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        kept = kept.clip(0, 1)  # 1: stays as it is
+        kept = kept.clip(0, 1)  # 1: unchanged
         return 1 / (kept + (1 - kept) / self.factor)
 
 

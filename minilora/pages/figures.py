@@ -30,7 +30,7 @@ def run_figure(metrics: Mapping[str, Any]) -> Any:
 
 
 def smoothed(losses: Sequence[float]) -> tuple[int, Any]:
-    """The number of steps that are averaged, and the moving average over so many."""
+    """The number of steps that are averaged, and the moving average over this many."""
     width = max(1, min(SMOOTHED, len(losses) // 4))
     return width, np.convolve(losses, np.ones(width) / width, mode="valid")
 

@@ -35,7 +35,7 @@ def rule(title: str, width: int = NARROWEST) -> str:
 def wrapped(line: str, width: int = NARROWEST, indent: str = "", first: str = "") -> list[str]:
     """A line as lines of at most `width` columns. No word is broken, so that paths and flags can be copied.
 
-    A line that fits stays as it is, with its runs of spaces. first, indent: what begins the first line and the others.
+    A line that fits is unchanged, with its runs of spaces. first, indent: what begins the first line and the others.
 
     >>> wrapped("the quick brown fox", 12, indent="  ")
     ['the quick', '  brown fox']
@@ -47,7 +47,7 @@ def wrapped(line: str, width: int = NARROWEST, indent: str = "", first: str = ""
 
 
 def shortened(text: str, width: int) -> str:
-    """The text, cut to so many columns.
+    """The text, cut to this many columns.
 
     >>> shortened("runs/a-long-name", 8)
     'runs/a-…'
@@ -56,7 +56,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> list[str]:
-    """Rows of cells as lines whose columns stand below each other. left: so many columns are flush left, the others
+    """Rows of cells as lines whose columns are aligned. left: this many columns are flush left, the others
     flush right. A row may have fewer cells than another.
 
     >>> columns([["", "loss"], ["base", "2.5"], ["legal", "1.25"]])
@@ -120,7 +120,7 @@ def signed(number: float, digits: int = 0) -> str:
 
 
 def plain(number: float, digits: int = 0) -> str:
-    """A number with so many digits after the point, thousands apart, never -0.
+    """A number with this many digits after the point, thousands apart, never -0.
 
     >>> plain(301800.4), plain(-0.2)
     ('301,800', '0')

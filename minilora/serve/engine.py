@@ -46,14 +46,14 @@ class Job:
 
 
 class Engine:
-    """A model and its adapters at work in a thread of their own.
+    """A model and its adapters in their own thread.
 
         with Engine(model, tokenizer) as engine:
             engine.call(lambda: engine.ask(Request(messages, "legal"), tell=print)).result()
 
     Every thread may use `call`, `count`, `state` and `versions` (what can answer, by name); the other methods are for
     functions that `call` runs. slots: answers computed at a time. waiting: how many more may wait. context: tokens of a
-    conversation and its answer, where that is to be fewer than the model can see.
+    conversation and its answer, where that must be fewer than the model can see.
     """
 
     def __init__(

@@ -94,7 +94,7 @@ class Playground:
         return loss
 
     def stop(self) -> None:
-        """End the training; the adapter stays as it is."""
+        """End the training; the adapter keeps its weights."""
         self.training.close()
         self.trainer = None
 

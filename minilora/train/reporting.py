@@ -100,5 +100,5 @@ def reporter_to(service: str, folder: Path, name: str, config: Mapping[str, Any]
     """
     try:
         return REPORTERS[service](folder, name, config, done)
-    except Exception as error:  # each library has errors of its own: without a login or a network, for example
+    except Exception as error:  # each library has its own errors: without a login or a network, for example
         raise ValueError(f"report_to {service}: {' '.join(str(error).split()) or type(error).__name__}") from error
