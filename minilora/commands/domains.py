@@ -25,16 +25,7 @@ from ..lora.adapters import Choice
 from ..lora.combine import combine_adapters
 from ..lora.peft import WEIGHTS_FILE
 from ..measure.environment import now
-from ..measure.scores import (
-    LOSS,
-    RECALL,
-    MeasuredSet,
-    Scores,
-    measure,
-    read_sets,
-    resampled,
-    summary,
-)
+from ..measure.scores import LOSS, RECALL, MeasuredSet, Scores, measure, read_sets, resampled, summary
 from ..measure.statistics import interval_as_json
 from ..models.with_adapters import BASE_NAME, load_with_adapters
 from ..options import BASE, check, option, refuse_other_settings

@@ -86,12 +86,7 @@ def draw_heads(rng: np.random.Generator, whole: bool = False) -> Draw:
     return arrays(rng, sizes, q="T H D", k="S K D", v="S K D")
 
 
-@exercise(
-    "4.2",
-    draw=draw_heads,
-    smallest=lambda rng: draw_heads(rng, whole=True),
-    returns="y (T, H, D)",
-)
+@exercise("4.2", draw=draw_heads, smallest=lambda rng: draw_heads(rng, whole=True), returns="y (T, H, D)")
 def grouped_attention(q, k, v):
     """q (T, H, D), k (S, K, D), v (S, K, D) -> y (T, H, D)"""
     (T, H, D), (S, K, _) = q.shape, k.shape

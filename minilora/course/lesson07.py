@@ -30,12 +30,7 @@ def draw_answers(rng: np.random.Generator, T: int | None = None) -> Draw:
     )
 
 
-@exercise(
-    "7.1",
-    draw=draw_answers,
-    smallest=lambda rng: draw_answers(rng, T=2),
-    returns="the loss",
-)
+@exercise("7.1", draw=draw_answers, smallest=lambda rng: draw_answers(rng, T=2), returns="the loss")
 def answer_loss(logits, ids, is_answer):
     """logits (T, V), ids (T) integers, is_answer (T) booleans -> the loss, a number"""
     e = np.exp(logits - logits.max(axis=-1, keepdims=True))

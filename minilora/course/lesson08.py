@@ -40,12 +40,7 @@ def draw_one_term(rng: np.random.Generator, share: float = 0.9) -> Draw:
     return Draw(sizes, delta=delta, share=share)
 
 
-@exercise(
-    "8.1",
-    draw=draw_rank,
-    smallest=draw_one_term,
-    returns="r",
-)
+@exercise("8.1", draw=draw_rank, smallest=draw_one_term, returns="r")
 def rank_for(delta, share):
     """delta (m, n), share between 0 and 1 -> r, the number of rank-one terms"""
     squares = np.linalg.svd(delta, compute_uv=False) ** 2
@@ -145,12 +140,7 @@ def draw_pair(rng: np.random.Generator, r: int | None = None) -> Draw:
     return Draw(sizes, delta=delta, other=other, r=int(rng.integers(4, 8)) if r is None else r)
 
 
-@exercise(
-    "8.3",
-    draw=draw_pair,
-    smallest=lambda rng: draw_pair(rng, r=1),
-    returns="the overlap",
-)
+@exercise("8.3", draw=draw_pair, smallest=lambda rng: draw_pair(rng, r=1), returns="the overlap")
 def overlap(delta, other, r):
     """delta (m, n), other (m, n), r -> a number from 0 to 1"""
     V1 = np.linalg.svd(delta, full_matrices=False)[2][:r]

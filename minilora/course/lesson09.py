@@ -147,12 +147,7 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator, power: float
     check_deviation(A.data, "A", expected, answer.sizes[of] ** -power)
 
 
-@exercise(
-    "9.3",
-    draw=draw_start,
-    returns="W (m, n), A (r, n), B (m, r)",
-    judge=judge_start,
-)
+@exercise("9.3", draw=draw_start, returns="W (m, n), A (r, n), B (m, r)", judge=judge_start)
 def inject(W, r, rng):
     """W (m, n) a NumPy array, r the rank, rng a NumPy generator -> W (m, n), A (r, n), B (m, r), all ml.Tensor"""
     m, n = W.shape

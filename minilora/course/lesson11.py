@@ -26,12 +26,7 @@ def draw_pairs(rng: np.random.Generator, n: int | None = None) -> Draw:
     return Draw({"n": n}, a=hard + rng.normal(0.1, 0.05, n), b=hard + rng.normal(0, 0.05, n))
 
 
-@exercise(
-    "11.1",
-    draw=draw_pairs,
-    smallest=lambda rng: draw_pairs(rng, n=2),
-    returns="mean, low, high",
-)
+@exercise("11.1", draw=draw_pairs, smallest=lambda rng: draw_pairs(rng, n=2), returns="mean, low, high")
 def paired_interval(a, b):
     """a (n), b (n) -> mean, low, high of a - b, as three numbers"""
     d = a - b
@@ -93,12 +88,7 @@ def judge_verdict(answer: Callable[..., Any], drawn: Draw, rng: np.random.Genera
     )
 
 
-@exercise(
-    "11.2",
-    draw=draw_case,
-    returns="the verdict",
-    judge=judge_verdict,
-)
+@exercise("11.2", draw=draw_case, returns="the verdict", judge=judge_verdict)
 def verdict(interval, band, against):
     """interval (mean, low, high), band (low, high), against: a number -> one of the three texts"""
     mean, low, high = interval
@@ -168,12 +158,7 @@ def observed(result: Any, arguments: dict[str, Any]) -> Any:
         return result
 
 
-@exercise(
-    "11.3",
-    draw=WORLDS,
-    returns="band, differences (n), verdict",
-    observe=observed,
-)
+@exercise("11.3", draw=WORLDS, returns="band, differences (n), verdict", observe=observed)
 def my_claim(run, rates, seeds, claimed):
     """run(method, lr, seed) -> {"validation": ..., "test": ...} -> band (low, against), differences (n), verdict"""
 

@@ -169,11 +169,7 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
 SWEEPS = [partial(draw_sweep, lowest=lowest) for lowest in ("middle", "edge", "cut", "lucky")]
 
 
-@exercise(
-    "12.3",
-    draw=SWEEPS,
-    returns="the rate",
-)
+@exercise("12.3", draw=SWEEPS, returns="the rate")
 def best_rate(rates, losses):
     """rates: a list of k numbers, losses (seeds, k) -> the best rate, or None where it is at an edge"""
     means = losses.mean(axis=0)

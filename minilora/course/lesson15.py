@@ -121,8 +121,4 @@ def qlora_backward(x, codes, scales, levels, A, B, g, alpha):
     return dx, dA, dB
 
 
-variant(
-    "qlora_backward",
-    {"alpha / r": "alpha / r**0.5"},
-    "the scale is that of rsLoRA",
-)
+variant("qlora_backward", {"alpha / r": "alpha / r**0.5"}, "the scale is that of rsLoRA")

@@ -40,12 +40,7 @@ def tail_of(delta: Any, r: int) -> Any:
     return (U[:, r:] * S[r:]) @ Vt[r:]
 
 
-@exercise(
-    "17.1",
-    draw=draw_floor,
-    smallest=lambda rng: draw_floor(rng, r=0),
-    returns="the error",
-)
+@exercise("17.1", draw=draw_floor, smallest=lambda rng: draw_floor(rng, r=0), returns="the error")
 def floor(x, delta, r):
     """x (T, n), delta (m, n), r -> the smallest possible mean squared error"""
     sizes = np.linalg.svd(x @ delta.T, compute_uv=False)
