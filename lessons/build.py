@@ -42,13 +42,14 @@ from typing import Any
 
 import jupytext
 import nbformat
+from tables import filled, mistakes, outcomes, plans, variants
+from times import words_of_prose
 
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.map import map_figure
-from minilora.course.pages import course_map, filled, mistakes, outcomes, plans, variants
+from minilora.course.pages import course_map
 from minilora.course.plan import LESSONS
-from minilora.course.times import words_of_prose
 from minilora.models import load as zoo
 from minilora.pages.style import save_themes
 

@@ -4,9 +4,9 @@ import re
 
 import pytest
 from lessonfiles import LESSONS
+from times import WORDS_PER_MINUTE, words_of_prose
 
 from minilora.course.plan import LESSONS as PLAN
-from minilora.course.times import WORDS_PER_MINUTE, words_of_prose
 
 QUESTIONS = (LESSONS / "QUESTIONS.md").read_text("utf-8")
 CAPSTONE = (LESSONS / "CAPSTONE.md").read_text("utf-8")

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 from lessonfiles import BUILT, GRADED, KEPT, LESSONS, build_program, run_here
+from times import exercise_minutes, reading_minutes, rounded
 
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.pages import exercises_of
 from minilora.course.plan import LESSONS as PLAN
 from minilora.course.plan import SESSION, TERM, Lesson
-from minilora.course.times import exercise_minutes, reading_minutes, rounded
 
 SOURCES = sorted(path.relative_to(LESSONS / "src") for path in (LESSONS / "src").rglob("[0-9]*.py"))
 

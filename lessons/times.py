@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .edits import source_of
-from .exercises import Exercise
+from minilora.course.edits import source_of
+from minilora.course.exercises import Exercise
 
 WORDS_PER_MINUTE = 150  # of technical prose
 CODE_LINES_PER_MINUTE = 8  # read, run, and compared with the output
