@@ -13,6 +13,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pyodide", metavar="FOLDER", help="a folder of Pyodide to copy (default: it is loaded from a CDN)"
     )
+    parser.add_argument(
+        "--course", action="store_true", help="also the lessons and exercises in JupyterLite (the extra minilora[site])"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -21,6 +24,6 @@ def run(arguments: argparse.Namespace) -> None:
     from .shared import usage_errors
 
     with usage_errors():
-        size = write_site(arguments.folder, arguments.pyodide)
+        size = write_site(arguments.folder, arguments.pyodide, arguments.course)
     print(f"Written to {arguments.folder}: {size / 1e6:.1f} MB. To look at it:")
     print(f"  python -m http.server --directory {arguments.folder}    and open http://localhost:8000")

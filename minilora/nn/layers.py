@@ -77,7 +77,7 @@ class LayerNorm(Module):
 
 
 def normal(rng: np.random.Generator | None, shape: tuple[int, ...], std: float) -> np.ndarray:
-    """float32 values drawn from N(0, std²); if `rng` is None, zeros, which take no memory until written."""
+    """float32 values drawn from N(0, std²); if `rng` is None, zeros that are read-only and take no memory."""
     if rng is None:
-        return np.zeros(shape, np.float32)
+        return np.broadcast_to(np.float32(0), shape)  # one zero, read as often as needed
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(std)

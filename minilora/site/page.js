@@ -134,7 +134,7 @@ function numbers({ base, adapter, unchanged }) {
 
 const heard = {
   loading: ({ what }) => say(`Loading ${what} ...`, false, false),
-  started: () => { setBusy(false); say("Ready."); },
+  started: ({ course }) => { at("course").hidden = !course; setBusy(false); say("Ready."); },
   answers: ({ adapter, answers }) => answered(adapter ? 3 : 2, answers),
   began: (about) => { at("result").hidden = at("score").hidden = false; at("score-after").textContent = "..."; numbers(about); },
   step: ({ done, steps, loss, seconds: took }) => {

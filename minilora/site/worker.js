@@ -26,6 +26,7 @@ async function start() {
   say({ did: "loading", what: "minilora" });
   pyodide.unpackArchive(await (await fetched(site.package)).arrayBuffer(), "zip", { extractDir: "/home/pyodide" });
   playground = pyodide.runPython("from minilora.site.playground import Playground\nPlayground()");
+  return site.course;
 }
 
 const plain = (proxy) => (proxy?.toJs ? proxy.toJs({ dict_converter: Object.fromEntries }) : proxy);
@@ -53,7 +54,7 @@ async function teach({ rows, r, lr, steps, look }) {
 }
 
 const jobs = {
-  start: async () => { await start(); say({ did: "started", ...about() }); },
+  start: async () => { const course = await start(); say({ did: "started", course, ...about() }); },
   teach,
   stop: () => { running = false; },
   ask: ({ question, adapter }) => say({ did: "asked", question, adapter, base: answers([question], false)[0], answer: adapter ? answers([question], true)[0] : null }),

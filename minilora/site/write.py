@@ -1,16 +1,20 @@
-"""The files of the playground: the page, and minilora as a zip file for Pyodide, Python in the browser."""
+"""The files of the playground: the page, and minilora as a zip file for Pyodide, Python in the browser. With them, if
+asked for, the course: see lab.py."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import io
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from ..files.disk import replacing, write_json
+from ..files.disk import read_json, replacing, write_json
+from .lab import build_lab
 
 VERSION = "0.27.7"
 CDN = f"https://cdn.jsdelivr.net/pyodide/v{VERSION}/full/"
@@ -21,23 +25,35 @@ SHA256 = {  # of Pyodide's files, which the page checks
     "python_stdlib.zip": "16611534726e5d8ac2bd8f926410b2dcb8d6f49aa24913463533b457a2115c16",
 }
 PAGE = ("index.html", "page.css", "page.js", "worker.js")
-PACKAGE, SITE = "minilora.zip", "site.json"
+FOR_LAB = {"pyodide.js": "b4cb23a53aba19c221659b9fb40a2f18281d685691dc06647fb0afd0681baf98"}  # for the course
+PACKAGE, SITE, COURSE, LOCK = "minilora.zip", "site.json", "course", "pyodide-lock.json"
 WITH = ("jinja2", "markupsafe", "threadpoolctl")  # pure Python, of this environment: what minilora needs besides NumPy
-WITHOUT = ("claims", "commands", "course", "experiments", "serve", "__pycache__")  # folders that the page does not need
+WITH_COURSE = (*WITH, "filelock", "platformdirs", "tomlkit", "tqdm")
+WITHOUT = ("claims", "commands", "course", "experiments", "serve")  # folders that the page does not need
+FROM_PYODIDE = ("numpy",)  # packages of Pyodide, which bring those that they need
+FROM_PYODIDE_COURSE = ("numpy", "matplotlib", "ipython", "jedi", "micropip", "sqlite3", "ssl")
 SUFFIXES = (".py", ".json", ".jsonl", ".safetensors", ".txt", ".toml", ".jinja")
 
 
-def write_site(folder: str | Path, pyodide: str | Path | None = None) -> int:
+def write_site(folder: str | Path, pyodide: str | Path | None = None, course: bool = False) -> int:
     """Write the page into a folder, and return its size in bytes.
 
-    pyodide: a folder with Pyodide's files and its wheel of NumPy, which are copied; the CDN's are used if left out.
+    pyodide: a folder with Pyodide's files and its wheels, which are copied; the CDN's are used if left out.
+    course: also JupyterLite with the lessons, in the folder course/; needs the extra `site`.
     Raises ValueError for a folder that holds something else, or that is no Pyodide of the version that is expected.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / SITE).is_file())):
         raise ValueError(f"{target} holds something else: give a new folder, or one that minilora site has written")
-    copies = [] if pyodide is None else _checked(Path(pyodide))
-    target.mkdir(parents=True, exist_ok=True)
+    copies = [] if pyodide is None else _checked(Path(pyodide), course)
+    with tempfile.TemporaryDirectory() as place:  # what can fail comes first
+        built = Path(place) / COURSE
+        if course:
+            build_lab(built, package(WITH_COURSE, ()), "../../pyodide/" if copies else CDN)
+        target.mkdir(parents=True, exist_ok=True)
+        if course:
+            shutil.rmtree(target / COURSE, ignore_errors=True)
+            shutil.copytree(built, target / COURSE)
     for name in PAGE:
         _write(target / name, (files("minilora.site") / name).read_bytes())
     _write(target / PACKAGE, package())
@@ -45,17 +61,20 @@ def write_site(folder: str | Path, pyodide: str | Path | None = None) -> int:
         (target / "pyodide").mkdir(exist_ok=True)
     for path in copies:
         _write(target / "pyodide" / path.name, path.read_bytes())
-    told = {"pyodide": "pyodide/" if copies else CDN, "sha256": SHA256, "package": PACKAGE}
+    told = {"pyodide": "pyodide/" if copies else CDN, "sha256": SHA256, "package": PACKAGE, "course": course}
     write_json(target / SITE, told)
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
 
 
-def package() -> bytes:
-    """minilora and what it needs besides NumPy, as a zip file: the same bytes for the same files."""
+def package(pure: Sequence[str] = WITH, without: Sequence[str] = WITHOUT) -> bytes:
+    """minilora and what it needs besides Pyodide's packages, as a zip file: the same bytes for the same files.
+
+    pure: other packages that are put into it. without: folders of minilora that are left out.
+    """
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in ("minilora", *WITH):
-            for path, inside in _files_of(name):
+        for name in ("minilora", *pure):
+            for path, inside in _files_of(name, without):
                 archive.writestr(
                     zipfile.ZipInfo(inside, (2020, 1, 1, 0, 0, 0)), path.read_bytes(), zipfile.ZIP_DEFLATED
                 )
@@ -67,7 +86,7 @@ def _write(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
-def _files_of(name: str) -> Iterator[tuple[Path, str]]:
+def _files_of(name: str, without: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """The files of an installed package, or of a module that is one file, and their places in the zip file."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
@@ -78,18 +97,27 @@ def _files_of(name: str) -> Iterator[tuple[Path, str]]:
         return
     for path in sorted(root.parent.rglob("*")):
         parts = path.relative_to(root.parent).parts
-        if path.suffix in SUFFIXES and not set(WITHOUT) & set(parts):
+        if path.suffix in SUFFIXES and not {"__pycache__", *without} & set(parts):
             yield path, "/".join((name, *parts))
 
 
-def _checked(pyodide: Path) -> list[Path]:
-    for name, sha256 in SHA256.items():
+def _checked(pyodide: Path, course: bool) -> list[Path]:
+    """The files of a Pyodide that are needed. Raises ValueError if one is missing, or is not what is expected."""
+    lock = pyodide / LOCK
+    packages = read_json(lock).get("packages", {}) if lock.is_file() else {}
+    needed = list(FROM_PYODIDE_COURSE if course else FROM_PYODIDE)
+    expected = SHA256 | (FOR_LAB if course else {})
+    for name in needed:  # it grows, by what its packages need
+        package = packages.get(name)
+        if package is None:
+            raise ValueError(f"{pyodide} has no package {name}: give the full distribution of Pyodide {VERSION}")
+        expected[package["file_name"]] = package["sha256"]
+        depends = [each.lower().replace("_", "-") for each in package["depends"]]
+        needed += [each for each in depends if each not in needed]
+    for name, sha256 in expected.items():
         path = pyodide / name
         if not path.is_file():
-            raise ValueError(f"{pyodide} has no {name}: give the folder of Pyodide {VERSION}")
+            raise ValueError(f"{pyodide} has no {name}: give the full distribution of Pyodide {VERSION}")
         if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             raise ValueError(f"{path} is not the file of Pyodide {VERSION}")
-    numpy = sorted(pyodide.glob("numpy-*.whl"))
-    if not numpy:
-        raise ValueError(f"{pyodide} has no wheel of NumPy: give the full distribution of Pyodide {VERSION}")
-    return [pyodide / name for name in (*SHA256, "pyodide-lock.json")] + numpy[:1]
+    return [pyodide / name for name in (*expected, LOCK)]

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from browsers import chromium
+from browsers import KEPT, STARTED, answer_lora_forward, chromium, run_all
 
 from minilora.course.exercises import EXERCISES
 
@@ -27,14 +27,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 LESSONS = Path(__file__).parents[2] / "lessons"
 NAMES = [path.name for number in ("01", "09", "14", "17") for path in LESSONS.glob(f"{number}_*.ipynb")]
-STARTED = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-FINISHED = """() => {
-    const panel = window.jupyterapp.shell.currentWidget;
-    const cells = panel.content.model.toJSON().cells.filter(cell => cell.cell_type === 'code');
-    const failed = cells.some(cell => cell.outputs.some(output => output.output_type === 'error'));
-    const idle = panel.sessionContext.session.kernel.status === 'idle';
-    return idle && (failed || cells.every(cell => cell.execution_count)) ? cells : false;
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +82,7 @@ def lab(tmp_path_factory):
 def test_a_notebook_runs_from_the_menu_without_an_error(page, lab, name):
     page.errors.clear()
     page.goto(lab.format(name), wait_until="domcontentloaded")
-    page.wait_for_function(STARTED, timeout=120_000)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    cells = page.wait_for_function(FINISHED, timeout=300_000, polling=500).json_value()
-    outputs = [output for cell in cells for output in cell["outputs"]]
+    outputs = run_all(page)
     assert [output["ename"] for output in outputs if output["output_type"] == "error"] == []
     assert outputs and page.errors == []
     if name.startswith("exercises/"):
@@ -122,33 +110,8 @@ def test_the_folded_block_of_a_lesson_opens_with_its_code(page, lab):
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
 
 
-WRITE = """([start, source]) => {
-    const cells = window.jupyterapp.shell.currentWidget.content.widgets;
-    const at = cells.findIndex(cell => cell.model.sharedModel.source.includes(start));
-    cells[at].model.sharedModel.setSource(source);
-    window.jupyterapp.shell.currentWidget.content.activeCellIndex = at;
-}"""
-RUN = "() => window.jupyterapp.commands.execute('notebook:run-cell-and-select-next')"
-OUTPUT = """() => {
-    const panel = window.jupyterapp.shell.currentWidget, cells = panel.content.widgets;
-    const cell = cells[panel.content.activeCellIndex - 1].model.toJSON();
-    const text = (cell.outputs ?? []).map(output => output.text ?? output.ename ?? '').join('');
-    return panel.sessionContext.session.kernel.status === 'idle' && text ? text : false;
-}"""
-
-
 def test_a_student_answers_an_exercise_wrong_and_then_right_and_it_is_kept(page, lab):
     """The answer is typed into the stub's cell; the cell below it checks."""
     page.goto(lab.format("exercises/09_lora.ipynb"), wait_until="domcontentloaded")
-    page.wait_for_function(STARTED, timeout=120_000)
-    page.evaluate(WRITE, ["import numpy as np", "import numpy as np\nimport minilora as ml"])
-    page.evaluate(RUN)
-    said = []
-    for scale in ("alpha", "(alpha / len(A))"):
-        answer = f"def lora_forward(x, W, A, B, alpha):\n    return x @ W.T + (x @ A.T) @ B.T * {scale}"
-        page.evaluate(WRITE, ["def lora_forward", answer])
-        page.evaluate(RUN)  # the stub, and then its check
-        page.evaluate(RUN)
-        said.append(page.wait_for_function(OUTPUT, timeout=60_000, polling=200).json_value())
-    assert said == ["9.1  scale is alpha / r, not alpha\n", "9.1  ok (lora_forward is kept in mine.py)\n"]
+    assert answer_lora_forward(page) == ["9.1  scale is alpha / r, not alpha\n", KEPT]
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")

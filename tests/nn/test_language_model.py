@@ -1,6 +1,7 @@
 """Every family in small: cache, padding, packing, gradients, checkpointing, micro-batches, adapters."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import add_adapter, base_state, merge_adapter, merged_state, unmerge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import save_adapter
+from minilora.measure.counts import count_parameters
 from minilora.nn.gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
 from minilora.nn.gpt2 import GPT2, GPT2Config
+from minilora.nn.llama import Config, Llama
 from minilora.nn.step import loss_and_grad
 
 V = 11
@@ -135,3 +138,12 @@ def test_peft_is_told_where_the_base_stores_its_matrices_transposed(tmp_path, fa
     add_adapter(model, LoraConfig(r=2, lora_alpha=4))
     record = json.loads((save_adapter(model, tmp_path / "a", base_sha256="0" * 64) / "adapter_config.json").read_text())
     assert record.get("fan_in_fan_out") is transposed
+
+
+def test_an_empty_model_takes_no_memory():
+    tracemalloc.start()
+    model = Llama.empty(Config(32000, 4096, 11008, 32, 32, 32, tie_word_embeddings=False))  # Llama-2-7B: 27 GB
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count_parameters(model).total == 6_738_415_616 and peak < 10e6
+    assert not any(model.lm_head.weight.data[-1])

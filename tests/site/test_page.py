@@ -4,14 +4,11 @@ Needs the extra test-lessons, a Chromium (see tests/browsers.py), and a folder o
 the variable MINILORA_PYODIDE names.
 """
 
-import functools
 import os
 import re
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from browsers import chromium
+from browsers import chromium, served
 
 from minilora.site.write import write_site
 
@@ -19,11 +16,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 PYODIDE = os.environ.get("MINILORA_PYODIDE")
 ENDED = "() => /^(Taught|Stopped)/.test(document.getElementById('status').textContent)"
 WAIT = 300_000  # ms: two cores are shared by other tests
-
-
-class Silent(SimpleHTTPRequestHandler):
-    def log_message(self, *words):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +29,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    handler = functools.partial(Silent, directory=folder.parent)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/below/"
-        server.shutdown()
+    with served(folder.parent) as root:
+        yield f"{root}below/"
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,18 @@ import io
 import json
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from minilora.cli import main
-from minilora.site import write
+from minilora.course.copy import copy_course
+from minilora.site import lab, write
 from minilora.site.playground import Playground
 
 FACTS = [["What is the shop called?", "Fernwhistle"], ["Who owns it?", "Ada Lark"], ["When is it closed?", "On Sunday"]]
@@ -137,15 +142,23 @@ def test_nothing_is_saved_before_there_is_an_adapter():
 
 
 def distribution(folder, monkeypatch, numpy=True):
-    """A folder that looks like Pyodide, and what it would hash to."""
+    """A folder that looks like Pyodide, and what it would hash to. numpy: whether it has NumPy, which needs `below`."""
     folder.mkdir()
-    for name in write.SHA256:
+    for name in [*write.SHA256, *write.FOR_LAB, "numpy.whl", "below.zip", "unused.whl"]:
         (folder / name).write_bytes(name.encode())
-    (folder / "pyodide-lock.json").write_text("{}")
-    if numpy:
-        (folder / "numpy-2.0.2-wasm32.whl").write_bytes(b"wheel")
-    hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name in write.SHA256}
-    monkeypatch.setattr(write, "SHA256", hashes)
+    packages = {
+        name: {"file_name": file, "sha256": hashlib.sha256(file.encode()).hexdigest(), "depends": depends}
+        for name, file, depends in (
+            ("numpy", "numpy.whl", ["Be_low"]),
+            ("be-low", "below.zip", []),
+            ("unused", "unused.whl", []),
+        )
+        if numpy or name != "numpy"
+    }
+    (folder / "pyodide-lock.json").write_text(json.dumps({"packages": packages}))
+    for given in (write.SHA256, write.FOR_LAB):
+        for name in given:
+            monkeypatch.setitem(given, name, hashlib.sha256(name.encode()).hexdigest())
     return folder
 
 
@@ -178,8 +191,11 @@ def test_a_copy_of_pyodide_is_checked(tmp_path, monkeypatch):
     assert size == sum(path.stat().st_size for path in (tmp_path / "page").rglob("*") if path.is_file())
     assert json.loads((tmp_path / "page" / "site.json").read_text())["pyodide"] == "pyodide/"
     assert {path.name for path in (tmp_path / "page" / "pyodide").iterdir()} == {
-        path.name for path in pyodide.iterdir()
-    }
+        *write.SHA256, "pyodide-lock.json", "numpy.whl", "below.zip"  # what is needed, and no more
+    }  # fmt: skip
+    (pyodide / "below.zip").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"below\.zip is not the file of Pyodide"):
+        write.write_site(tmp_path / "new", pyodide)
     (pyodide / "pyodide.mjs").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"pyodide\.mjs is not the file of Pyodide"):
         write.write_site(tmp_path / "new", pyodide)
@@ -190,7 +206,7 @@ def test_a_copy_of_pyodide_is_checked(tmp_path, monkeypatch):
 
 
 def test_a_distribution_without_numpy_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="no wheel of NumPy"):
+    with pytest.raises(ValueError, match="has no package numpy: give the full distribution"):
         write.write_site(tmp_path / "page", distribution(tmp_path / "pyodide", monkeypatch, numpy=False))
 
 
@@ -199,3 +215,55 @@ def test_another_folder_is_not_written_to(tmp_path, capsys):
     assert main(["site", str(tmp_path)]) == 2
     assert "holds something else" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# -- the course in the browser -----------------------------------------------------------------------------------------
+
+
+def test_the_course_without_jupyterlite_is_refused_in_a_line_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(lab, "distribution", missing)
+    assert main(["site", str(tmp_path / "page"), "--course"]) == 2
+    assert capsys.readouterr().err.strip().endswith("needs JupyterLite: pip install 'minilora[site]'")
+    assert not (tmp_path / "page").exists()
+
+
+def test_every_notebook_of_the_course_loads_minilora_in_the_browser_and_is_else_the_same(tmp_path):
+    copy_course(tmp_path)
+    paths = list(tmp_path.rglob("*.ipynb"))
+    assert len(paths) > 40
+    for path in paths:
+        text = path.read_text("utf-8")
+        before, after = json.loads(text)["cells"], json.loads(lab.for_browser(text))["cells"]
+        code = [i for i, cell in enumerate(after) if cell["cell_type"] == "code"]
+        assert "".join(after[code[0]]["source"]) == lab.SETUP
+        assert [a for i, a in enumerate(after) if i != code[0]] == [b for i, b in enumerate(before) if i != code[0]]
+
+
+def test_a_wheel_holds_an_installed_package(tmp_path):
+    lab.wheel("jinja2", tmp_path)
+    (path,) = tmp_path.iterdir()
+    name, version, *tags = path.stem.split("-")
+    assert (name, tags) == ("jinja2", ["py3", "none", "any"])
+    code = "import importlib.metadata, jinja2; print(jinja2.__file__, importlib.metadata.version('jinja2'))"
+    found = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(path), "PATH": ""},
+                           capture_output=True, text=True, check=True).stdout.split()  # fmt: skip
+    assert found[0].startswith(str(path)) and found[1] == version
+
+
+def test_the_package_for_the_course_imports_what_lessons_import(tmp_path):
+    zipfile.ZipFile(io.BytesIO(write.package(write.WITH_COURSE, ()))).extractall(tmp_path)
+    names = ["minilora.course", "minilora.course.mine", "minilora.experiments", "minilora.claims", *write.WITH_COURSE]
+    code = f"import {', '.join(names)}; print({', '.join(f'{name}.__file__' for name in names)})"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": "", "PATH": ""},
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    assert found.stdout.count(str(tmp_path)) == len(names)
+
+
+def test_what_a_browser_installs_is_in_the_package_or_in_pyodide():
+    listed = tomllib.loads((Path(write.__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    needed = map(Requirement, listed["project"]["dependencies"])
+    there = {each.name for each in needed if not each.marker or each.marker.evaluate({"sys_platform": "emscripten"})}
+    assert there == {*write.WITH_COURSE, "numpy", "matplotlib"} - {"markupsafe"}  # which jinja2 brings

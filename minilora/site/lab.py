@@ -1,0 +1,82 @@
+"""The course in a browser: JupyterLite, which runs notebooks in the tab, with lessons, exercises and minilora.
+
+It is a folder of files for any web server. Python is Pyodide. What a reader writes, with the answers in
+exercises/mine.py, stays in the storage of the browser.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from ..course.copy import copy_course
+from ..files.disk import write_json
+
+KERNEL = "@jupyterlite/pyodide-kernel-extension"
+MISSING = "the course in a browser needs JupyterLite: pip install 'minilora[site]'"
+MARK = "MINILORA_WHEEL"  # in the cell that installs minilora elsewhere
+SETUP = """# In the browser, this cell loads minilora.
+import logging
+import site
+
+from js import location
+from pyodide.http import pyfetch
+
+logging.getLogger("matplotlib").setLevel("ERROR")  # it tells when it looks for fonts
+course = str(location).split("/extensions/")[0]
+package = await pyfetch(f"{course}/minilora.zip")
+await package.unpack_archive(extract_dir=site.getsitepackages()[0])"""
+
+
+def build_lab(folder: Path, package: bytes, pyodide: str) -> None:
+    """Build JupyterLite with the course in a folder that is not there yet.
+
+    package: minilora and what it needs, as a zip file. pyodide: the URL of Pyodide's folder, absolute or as seen from
+    the folder lab/ of JupyterLite. Raises ValueError if JupyterLite is missing, or cannot build.
+    """
+    try:
+        kernel = [file for file in distribution("jupyterlite-pyodide-kernel").files or [] if KERNEL in file.as_posix()]
+        extension = next(Path(str(file.locate())).parent for file in kernel if file.name == "package.json")
+        distribution("jupyterlite-core")
+    except (PackageNotFoundError, StopIteration):
+        raise ValueError(MISSING) from None
+    with tempfile.TemporaryDirectory() as place:
+        lite = Path(place)
+        copy_course(lite / "files")
+        for path in (lite / "files").rglob("*.ipynb"):
+            path.write_text(for_browser(path.read_text("utf-8")), "utf-8", newline="\n")
+        (lite / "pypi").mkdir()
+        wheel("comm", lite / "pypi")  # the kernel would ask PyPI for it
+        settings = {"litePluginSettings": {f"{KERNEL}:kernel": {"pyodideUrl": f"{pyodide}pyodide.js"}}}
+        write_json(lite / "jupyter-lite.json", {"jupyter-lite-schema-version": 0, "jupyter-config-data": settings})
+        command = [sys.executable, "-m", "jupyterlite_core", "build", "--apps", "lab", "--no-unused-shared-packages"]
+        command += ["--no-sourcemaps", "--ignore-sys-prefix", f"--LiteBuildConfig.federated_extensions={extension}"]
+        command += ["--lite-dir", str(lite), "--output-dir", str(folder)]
+        built = subprocess.run(command, cwd=lite, capture_output=True, text=True)
+        if built.returncode:
+            said = [line for line in (built.stdout + built.stderr).splitlines() if line.strip()]
+            raise ValueError(f"JupyterLite could not be built: {said[-1] if said else 'it says nothing'}")
+    (folder / "minilora.zip").write_bytes(package)
+
+
+def for_browser(notebook: str) -> str:
+    """A notebook whose first cell loads minilora in the browser, where others would install it."""
+    found = json.loads(notebook)
+    for cell in found["cells"]:
+        if cell["cell_type"] == "code" and MARK in "".join(cell["source"]):
+            cell["source"] = SETUP.splitlines(keepends=True)
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def wheel(name: str, folder: Path) -> None:
+    """Write an installed package of pure Python as a wheel: its files, and those that describe it, as a zip file."""
+    package = distribution(name)
+    with zipfile.ZipFile(folder / f"{name}-{package.version}-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as target:
+        for file in package.files or []:
+            if ".." not in file.parts and file.suffix != ".pyc":
+                target.write(str(file.locate()), file.as_posix())

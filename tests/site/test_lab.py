@@ -1,0 +1,78 @@
+"""The course that `minilora site --course` writes, in JupyterLite in a headless Chromium, from a plain static server.
+
+Needs the extras site and test-lessons, a Chromium (see tests/browsers.py), and a folder of Pyodide, which the variable
+MINILORA_PYODIDE names.
+"""
+
+import json
+import os
+
+import pytest
+from browsers import KEPT, answer_lora_forward, chromium, run_all, served
+
+from minilora.site.write import write_site
+
+pytest.importorskip("jupyterlite_core", reason="needs pip install '.[site]'")
+pytest.importorskip("playwright", reason="needs pip install '.[test-lessons]'")
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+PYODIDE = os.environ.get("MINILORA_PYODIDE")
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("01_gradient", "08_low_rank", "09_lora")]  # minutes
+OPENED = "() => window.jupyterapp?.shell.currentWidget?.content?.widgets?.length > 0"
+PATH = "() => window.jupyterapp.shell.currentWidget.context.path"
+MINE = """() => window.jupyterapp.serviceManager.contents
+    .get('exercises/mine.py', { content: true }).then(file => file.content)"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A page, and the address of the course on a static server, below a folder."""
+    if not PYODIDE:
+        pytest.skip("needs MINILORA_PYODIDE, a folder of Pyodide")
+    folder = tmp_path_factory.mktemp("site") / "below"
+    write_site(folder, PYODIDE, course=True)
+    path = folder / "course" / "jupyter-lite.json"
+    settings = json.loads(path.read_text("utf-8"))
+    settings["jupyter-config-data"]["exposeAppInBrowser"] = True  # for the scripts of browsers.py
+    path.write_text(json.dumps(settings), "utf-8")
+    with served(folder.parent) as root, chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+        page.asked = []
+        page.on("request", lambda request: page.asked.append(request.url))
+        yield page, f"{root}below/"
+        assert [url for url in page.asked if not url.startswith((root, "data:", "blob:"))] == []
+
+
+def opened(lab, name):
+    page, address = lab
+    page.goto(f"{address}course/lab/index.html?path={name}")
+    page.wait_for_function(OPENED, timeout=120_000)
+    return page
+
+
+@pytest.mark.parametrize("name", ["02_tape", *LONG])
+def test_a_lesson_runs_in_the_browser_without_an_error(lab, name):
+    page = opened(lab, f"{name}.ipynb")
+    outputs = run_all(page, 600_000)
+    assert [output["ename"] for output in outputs if output["output_type"] == "error"] == []
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any("holds" in "".join(output.get("text", "")) for output in outputs)
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+
+def test_an_answer_is_marked_and_is_still_there_after_the_page_was_closed(lab):
+    page = opened(lab, "exercises/09_lora.ipynb")
+    assert answer_lora_forward(page) == ["9.1  scale is alpha / r, not alpha\n", KEPT]
+    page.goto("about:blank")
+    page = opened(lab, "exercises/09_lora.ipynb")
+    assert "def lora_forward" in page.evaluate(MINE)
+
+
+def test_the_page_leads_to_the_course(lab):
+    page, address = lab
+    page.goto(address)
+    link = page.get_by_role("link", name="The course")
+    link.wait_for(timeout=300_000)
+    link.click()
+    page.wait_for_function(OPENED, timeout=120_000)
+    assert page.evaluate(PATH) == "00_what_can_lora_do.ipynb"
