@@ -166,11 +166,7 @@ class Decoder(Module):
 
 
 class Gemma3(LanguageModel):
-    """A language model: logits of the next token, and the loss of a labelled text (see language_model.py).
-
-    Its weights are random; seed is a number or a generator, and the same seed gives the same weights.
-    `Gemma3.empty(config)` has zeros instead, to load weights into: they take neither time nor memory.
-    """
+    """A Gemma 3 model. `LanguageModel` describes its logits, its loss and its random weights."""
 
     config: Gemma3Config
     decoder_class = Decoder

@@ -125,11 +125,7 @@ class Decoder(Module):
 
 
 class GPT2(LanguageModel):
-    """A language model: logits of the next token, and the loss of a labelled text (see language_model.py).
-
-    Its weights are random; seed is a number or a generator, and the same seed gives the same weights.
-    `GPT2.empty(config)` has zeros instead, to load weights into: they take neither time nor memory.
-    """
+    """A GPT-2 model. `LanguageModel` describes its logits, its loss and its random weights."""
 
     config: GPT2Config
     decoder_class = Decoder
