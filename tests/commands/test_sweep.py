@@ -128,6 +128,12 @@ def test_what_no_trial_can_be_is_refused_in_one_line(options, reason):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["resume", "save_every", "report_to"])
+def test_where_the_results_of_finetune_go_is_not_tried(name):
+    with pytest.raises(TypeError, match=name):
+        SweepOptions(**{name: [None]})
+
+
 # -- flags and files ---------------------------------------------------------------------------------------------------
 
 

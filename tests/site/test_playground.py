@@ -78,8 +78,10 @@ def test_an_adapter_is_saved_and_taken_back(taught):
     other.begin(FACTS[:1], 2, 1e-2, 5)  # a new one takes its place
     assert other.about()["adapter"] == 77_824 // 4
     other.step()
+    adapter = other.model.trainable_parameters().values()
+    assert other.model.training and any(p.grad is not None for p in adapter)
     other.stop()
-    assert other.trainer is None
+    assert other.trainer is None and not other.model.training and all(p.grad is None for p in adapter)
     with pytest.raises(ValueError, match="no training is in progress"):
         other.step()
 
