@@ -47,6 +47,14 @@ def pytest_collection_modifyitems(config, items):
                     item.add_marker(pytest.mark.skip(reason=f"{mark}: pytest -m {mark}"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk():
+    """A file that a job writes is read again, but no power fails: what `fsync` waits for is of no use here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which takes a descriptor, too, and fails for a closed one
+        yield
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from ..lora.adapters import base_state
 from ..lora.audit import AuditError, audit
 from ..measure.counts import count_parameters
 from ..measure.environment import now
-from ..measure.predict import Step, kept_activations, predict_memory, recomputed_activations
+from ..measure.predict import Step, alive_at_once, kept_activations, predict_memory, recomputed_activations
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
+from ..nn.parts import Example
 from ..nn.ranks import Ranks
+from ..nn.step import divided
 from .checkpoint import State
 from .loop import Trainer
 from .material import Material, Measured, learned
@@ -80,9 +82,12 @@ def memory_of(
 
     program: the bytes that the process held before it had a model, None where they do not count.
     """
+
+    def size(samples: Sequence[Example]) -> int:
+        return sum(each.input_ids.size for each in alive_at_once(divided(model, samples))[0])
+
     batches = zip(epochs(material.train, batch_size, seed), range(20), strict=False)
-    steps = (Step.of(model, ranks.share(samples), program=program or 0) for samples, _ in batches)
-    step = max(steps, key=lambda step: step.tokens)
+    step = Step.of(model, max((ranks.share(samples) for samples, _ in batches), key=size), program=program or 0)
     mine, full = predict_memory(step), predict_memory(replace(step, rank=None, base_bytes=None, unpacks=False))
     saved = recomputed_activations(step) if step.recompute else kept_activations(step)
     return {

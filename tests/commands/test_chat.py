@@ -164,7 +164,7 @@ def shown(monkeypatch, capsys):
     """A function that shows pieces of an answer on a terminal of some width, and returns what is on it."""
 
     def show(*pieces, columns=20):
-        monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
+        monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback=None: os.terminal_size((columns, 24)))
         screen = Screen()
         for piece in pieces:
             screen.piece(piece)

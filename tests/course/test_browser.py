@@ -20,9 +20,6 @@ from browsers import KEPT, STARTED, answer_lora_forward, chromium, run_all
 
 from minilora.course.exercises import EXERCISES
 
-pytest.importorskip("jupyterlab", reason="needs pip install '.[lessons,test-lessons]'")
-pytest.importorskip("playwright", reason="needs pip install '.[lessons,test-lessons]'")
-
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 LESSONS = Path(__file__).parents[2] / "lessons"
@@ -32,6 +29,7 @@ NAMES = [path.name for number in ("01", "09", "14", "17") for path in LESSONS.gl
 @pytest.fixture(scope="module")
 def page():
     """A page of a Chromium without a window. What the page itself reports as an error is in `page.errors`."""
+    pytest.importorskip("playwright", reason="needs pip install '.[lessons,test-lessons]'")
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 1600})
         page.errors = []
@@ -42,6 +40,7 @@ def page():
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """The address of a JupyterLab that serves a copy of lessons/, as `address.format(path)`."""
+    pytest.importorskip("jupyterlab", reason="needs pip install '.[lessons,test-lessons]'")
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(LESSONS, home / "lessons")
     for file in (home / "lessons").rglob("*.ipynb"):  # no output is there before the browser has run the cell

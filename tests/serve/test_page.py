@@ -19,6 +19,8 @@ from minilora.data.labels import LabelTask
 from minilora.data.passages import Handbook, Passage
 from minilora.serve.app import read_page
 
+pytestmark = pytest.mark.browser
+
 PAGE, POLICY = read_page()
 DONE = "() => document.querySelector('article') && !document.querySelector('.writes')"
 GONE = "The server does not answer. Is it still running?"

@@ -1,19 +1,13 @@
-"""What tests of jobs leave out: waiting for the disk, the picture of a run, and most of each answer.
+"""What tests of jobs leave out: the picture of a run, and most of each answer.
 
 `tests/test_cli.py` and `tests/pages` draw that picture; `tests/commands/test_eval.py` measures whole answers.
 """
 
-import os
 from functools import partial
 
 import pytest
 
 from minilora.measure.recall import answer_all
-
-
-@pytest.fixture(autouse=True)
-def no_wait_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(autouse=True, scope="module")
