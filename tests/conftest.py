@@ -167,6 +167,14 @@ def said(caplog):
     return lambda: caplog.messages
 
 
+@pytest.fixture(scope="module")
+def no_picture():
+    """Runs whose picture is an empty file: `tests/test_cli.py` and `tests/pages` draw it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "run_picture", lambda metrics, path: path.touch())
+        yield
+
+
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Jobs whose sets before and after are empty: what they train is in question, and not what it was good for."""

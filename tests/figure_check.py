@@ -28,7 +28,7 @@ def problems(figure: Any) -> list[str]:
     before = figure.canvas
     try:
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()
+        figure.draw_without_rendering()
         texts = list(_texts(figure, canvas.get_renderer()))
         found = [*_without_label(figure), *_small(texts), *_overlapping(texts), *_cut_off(figure, texts)]
         found += [*_crossed(figure, texts), *_off_palette(figure, texts)]

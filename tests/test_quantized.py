@@ -188,8 +188,8 @@ def test_what_cannot_be_packed_is_refused_in_one_line(files, folder, tmp_path, r
 
 # -- what is computed --------------------------------------------------------------------------------------------------
 
-CASES = [(kind, config) for kind in ("Q8_0", "Q4_1", "nf4") for config in CONFIGS]
-CASES += [(kind, "plain") for kind in (*FILES, *KINDS) if kind not in ("Q8_0", "Q4_1", "nf4")]
+CASES = [(kind, config) for kind in ("Q8_0", "nf4") for config in CONFIGS]
+CASES += [(kind, "plain") for kind in (*FILES, *KINDS) if kind not in ("Q8_0", "nf4")]
 
 
 @pytest.mark.parametrize(("kind", "config"), CASES)

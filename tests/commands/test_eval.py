@@ -18,7 +18,7 @@ from minilora.train.material import prepare
 
 
 @pytest.fixture(scope="module")
-def runs(home, tmp_path_factory):
+def runs(home, tmp_path_factory, no_picture):
     """Two runs on one base and one data set, and the metrics of the first."""
     folder = tmp_path_factory.mktemp("runs")
     metrics = finetune(options(home, folder / "one", steps=8, lr=0.03))

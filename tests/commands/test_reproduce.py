@@ -59,6 +59,20 @@ def shelf(tmp_path, monkeypatch):
     return package
 
 
+@pytest.fixture
+def quick_pictures(monkeypatch):
+    """Pictures are files without a figure: what is drawn is in question in other tests."""
+
+    def touched(draw, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        paths = [path, path.with_stem(f"{path.stem}-dark")]
+        for each in paths:
+            each.touch()
+        return paths
+
+    monkeypatch.setattr("minilora.pages.style.save_themes", touched)
+
+
 def rewritten(shelf, name, old, new):
     """Change a claim's file, as an editor does between two runs."""
     path = shelf / f"{name}.py"
@@ -120,7 +134,7 @@ def test_other_seeds_and_the_other_form_are_other_runs(shelf, tmp_path):
     assert turned["verdict"] == "contradicted" and (tmp_path / "runs/claims-switched/claims.json").is_file()
 
 
-def test_switched_off_the_page_says_whether_the_verdict_turned(shelf, tmp_path, capsys):
+def test_switched_off_the_page_says_whether_the_verdict_turned(shelf, tmp_path, capsys, quick_pictures):
     rewritten(shelf, "also_good", "0.5 if half else 2.0", "2.0")
     assert status("reproduce", "--jobs=1", "--switched", "--seeds", "0") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -178,7 +192,7 @@ def test_a_claim_that_was_kept_stays_on_the_page(shelf):
     assert list(run(["also-good"], SERIAL)["claims"]) == ["also-good", "good"]
 
 
-def test_a_claim_that_raises_is_a_row_and_the_others_go_on(shelf, capsys):
+def test_a_claim_that_raises_is_a_row_and_the_others_go_on(shelf, capsys, quick_pictures):
     rewritten(shelf, "also_good", '{"measured": factors', '{"measured": factors[5]')
     assert status("reproduce", "--jobs=1", "--seeds", "0") == 1
     out, err = capsys.readouterr()
@@ -226,7 +240,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_line(shelf, tmp_path):
     assert "No picture: KeyError: 'nothing'" in text
 
 
-def test_a_claim_that_is_run_anew_goes_into_a_page_and_all_others_stay(shelf, tmp_path, capsys):
+def test_a_claim_that_is_run_anew_goes_into_a_page_and_all_others_stay(shelf, tmp_path, capsys, quick_pictures):
     folder = write_page(run([], SERIAL), tmp_path / "page").parent
     before = (folder / "README.md").read_text("utf-8")
     rewritten(shelf, "good", "low=1.5, against_below=1", "low=9, against_below=8")

@@ -1,7 +1,7 @@
 """What holds for every exercise: the right answer passes, each known mistake gets its own line, the stub fails."""
 
 import re
-from itertools import product
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from minilora.files.quant import Packed, codes_of, dequantize, quantize
 PAGES = [Path(name).stem for name in GRADED]
 SOURCES = {name: (LESSONS / "src" / "exercises" / f"{name}.py").read_text("utf-8") for name in PAGES}
 BARE_NUMBER = re.compile(r"is [-\d.,e+nan]+, expected [-\d.,e+]+")  # says that it is wrong, not why
-DRAWS = (range(2), pytest.param(range(2, 10), marks=pytest.mark.long))
+DRAWS = (range(1), pytest.param(range(1, 10), marks=pytest.mark.long))
 
 
 def source_of_page(exercise):
@@ -33,7 +33,7 @@ def test_the_solution_passes_and_each_known_mistake_gets_its_line_whatever_is_dr
     for variant, form in enumerate(exercise.forms if 0 in seeds else exercise.forms[:1]):
         named = set()
         with readable_output():
-            for seed in seeds if variant == 0 else range(2):
+            for seed in seeds:
                 trials = Trials(exercise, form, np.random.default_rng(seed))
                 assert line_of(form.reference, trials) == OK, variant
                 for mistake in form.mistakes:
@@ -76,9 +76,9 @@ def test_the_stub_fails():
 
 def test_the_answer_of_another_variant_is_recognised():
     for name, exercise in EXERCISES.items():
-        for variant, (number, other) in product(range(len(exercise.forms)), enumerate(exercise.forms)):
-            said = judged(exercise, other.reference, np.random.default_rng(0), variant)
-            assert said == OK if number == variant else "another variant" in said, (name, variant, number)
+        for variant, number in permutations(range(len(exercise.forms)), 2):
+            said = judged(exercise, exercise.forms[number].reference, np.random.default_rng(0), variant)
+            assert "another variant" in said, (name, variant, number)
 
 
 def test_its_number_is_in_the_page_and_its_solution_is_not():

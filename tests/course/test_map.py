@@ -25,9 +25,10 @@ def content(svg):
     return re.findall(r"<!-- (.*?) -->", svg), [(int(a), int(b)) for a, b in re.findall(ARC, svg)]
 
 
-@pytest.mark.parametrize("ground", ["light", "dark"])
-@pytest.mark.parametrize("lessons", [PLAN, SMALL, {0: SMALL[0]}], ids=["plan", "small", "one"])
-def test_the_map_can_be_read(ground, lessons):
+@pytest.mark.parametrize(
+    ("lessons", "ground"), [(PLAN, "light"), (PLAN, "dark"), (SMALL, "light"), ({0: SMALL[0]}, "light")]
+)
+def test_the_map_can_be_read(lessons, ground):
     with theme(ground):
         assert problems(map_figure(lessons)) == []
 

@@ -105,16 +105,14 @@ def test_word_counts_find_less_than_85_percent_of_the_labels(domain):
     pytest.importorskip("sklearn", reason="needs scikit-learn")
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+
+    words = TfidfVectorizer(ngram_range=(1, 2)).fit(r["text"] for r in records_of(domain) if r["split"] == "train")
 
     def part(split, kinds=KINDS):
         records = [r for r in records_of(domain) if r["split"] == split and r["kind"] in kinds]
-        return [record["text"] for record in records], [record["label"] for record in records]
+        return words.transform([record["text"] for record in records]), [record["label"] for record in records]
 
-    def fitted(c):
-        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=c, max_iter=2000))
-        return model.fit(*part("train"))
-
-    best = max((fitted(c) for c in (1, 10, 100)), key=lambda model: model.score(*part("validation")))
+    fitted = (LogisticRegression(C=c, max_iter=2000, tol=1e-2).fit(*part("train")) for c in (1, 10, 100))
+    best = max(fitted, key=lambda model: model.score(*part("validation")))
     for kinds in (KINDS, *((kind,) for kind in KINDS)):
         assert 1 / 9 < best.score(*part("test", kinds)) < 0.85

@@ -83,7 +83,7 @@ def test_the_system_tells_the_peak_in_kilobytes_of_1024_bytes():
 def test_the_peak_is_this_process_own_and_not_that_of_the_program_that_started_it():
     if peak_memory() is None:
         pytest.skip("this system does not know it")
-    held = np.ones(50_000_000)
+    held = np.ones(25_000_000)
     assert apart(peak_memory) < held.nbytes
 
 

@@ -62,7 +62,6 @@ FAULTS = {  # what is drawn -> the line that names it
 
 @pytest.mark.parametrize(("fault", "line"), FAULTS.values(), ids=FAULTS)
 def test_a_fault_is_the_one_line_that_is_listed(figure, fault, line):
-    assert problems(figure) == []
     fault(figure.axes[0])
     found = problems(figure)
     assert len(found) == 1 and line in found[0], found

@@ -29,8 +29,7 @@ def drawn(rows):
     return sweep_figure({"settings": rows})
 
 
-@pytest.mark.parametrize("ground", ["light", "dark"])
-@pytest.mark.parametrize("rows", [RANKS, BOTH, GROUPS], ids=["ranks", "both", "modules"])
+@pytest.mark.parametrize(("rows", "ground"), [(RANKS, "light"), (BOTH, "light"), (GROUPS, "light"), (BOTH, "dark")])
 def test_any_sweep_can_be_read(rows, ground):
     with theme(ground):
         assert problems(drawn(rows)) == []

@@ -95,9 +95,14 @@ def test_every_option_does_what_it_names_to_the_last_bit(way, home, tmp_path):
         assert same(ml.adapter_state(model, "default"), weights)
 
 
+@pytest.fixture(scope="module")
+def with_all(home):
+    return rebuilt(home, **ADAPTER | TRAINING)
+
+
 @pytest.mark.parametrize("name", [*ADAPTER, *TRAINING])
-def test_each_option_of_the_test_above_changes_the_result(name, home):
-    losses, weights = rebuilt(home, **ADAPTER | TRAINING)
+def test_each_option_of_the_test_above_changes_the_result(name, home, with_all):
+    losses, weights = with_all
     others, without = rebuilt(home, **{key: value for key, value in (ADAPTER | TRAINING).items() if key != name})
     assert others != losses or not same(without, weights)
 
