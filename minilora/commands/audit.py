@@ -1,7 +1,5 @@
 """`minilora audit`: check that an adapter satisfies what every LoRA adapter must."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

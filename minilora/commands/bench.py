@@ -1,7 +1,5 @@
 """`minilora bench`: time and memory of every way to run a model, measured in turns on this machine."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

@@ -5,8 +5,6 @@ tries every learning rate of a grid, of which the validation loss chooses, and a
 finished run is kept, and not repeated when the same command is given again.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

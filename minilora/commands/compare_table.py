@@ -3,8 +3,6 @@
 Bands that were fixed before any run decide of each row whether its claim held. `page` prints the table.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """`minilora data`: what minilora makes of a data file, before hours are spent on training. It needs no weights."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

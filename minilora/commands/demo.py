@@ -2,8 +2,6 @@
 messages into labels and fields: trained once, kept in runs/.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ..data.records import DOMAINS

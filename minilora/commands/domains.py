@@ -4,8 +4,6 @@ Each domain is one run of `finetune` with its default options. A finished run is
 and what has been measured is not measured again: the same command continues where it was stopped.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

@@ -1,7 +1,5 @@
 """`minilora eval`: the loss and the keyword recall of adapters and their base on several data sets."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """`minilora export`: write an adapter as a file for llama.cpp, or as a folder for mlx-lm."""
 
-from __future__ import annotations
-
 import argparse
 
 from .shared import ADAPTER, BASE_OF_ADAPTER, FORCE, OVERWRITE, one_adapter

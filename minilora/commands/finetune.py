@@ -1,7 +1,5 @@
 """`minilora finetune`: fine-tune a model on a data file, and report what it learned and what it cost."""
 
-from __future__ import annotations
-
 import argparse
 from typing import cast
 

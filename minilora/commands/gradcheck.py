@@ -1,7 +1,5 @@
 """`minilora gradcheck`: compare every operation's gradient, or those of a whole model, with central differences."""
 
-from __future__ import annotations
-
 import argparse
 
 from ..options import BASE

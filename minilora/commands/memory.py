@@ -1,7 +1,5 @@
 """`minilora memory`: the memory of a training step by owner, predicted and measured."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """`minilora merge`: write base and adapter as one model."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

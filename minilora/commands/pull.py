@@ -1,7 +1,5 @@
 """`minilora pull`: download a model, or verify it if it is here already."""
 
-from __future__ import annotations
-
 import argparse
 
 HELP = "download a model, or verify it if it is here already"

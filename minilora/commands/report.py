@@ -1,7 +1,5 @@
 """`minilora report`: one page on what a fine-tuning run learned, forgot and cost, from its metrics."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -1,7 +1,5 @@
 """`minilora runs`: the finished fine-tuning runs of a folder, newest first."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`minilora sweep`: its flags, and the page that it prints."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence

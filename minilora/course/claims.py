@@ -1,7 +1,5 @@
 """A claim: a number that a lesson states, with a band that was fixed before it was computed."""
 
-from __future__ import annotations
-
 import math
 
 from .compare import digits

@@ -1,7 +1,5 @@
 """Compare an answer's result with the solution's, and say in one line how they differ."""
 
-from __future__ import annotations
-
 import math
 from itertools import permutations
 from typing import Any

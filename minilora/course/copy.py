@@ -1,7 +1,5 @@
 """Lessons and exercises for a reader: copied out of the package, without outputs."""
 
-from __future__ import annotations
-
 import json
 import posixpath
 import re

@@ -3,8 +3,6 @@
 Every function draws into the matplotlib axes that it gets, and returns nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ The right version is a function in a lesson's file. The broken ones are edits of
 (`edits.py`); their lines say what a broken version gets wrong, without saying how.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Lesson 1's exercises: measure a gradient, compare two, and derive a first one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Lesson 3's exercises: one step of AdamW, and cross-entropy with its gradient."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Lesson 4's exercises: the backward pass of softmax, grouped-query attention, and its backward pass by hand."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

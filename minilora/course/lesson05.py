@@ -1,7 +1,5 @@
 """Lesson 5's exercises: count a Llama, and derive the backward pass of its RMSNorm and of its gate by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from unittest.mock import patch
 

@@ -1,7 +1,5 @@
 """Lesson 6's exercises: a word as tokens, ids and labels of a conversation, and a padded batch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Lesson 7's exercises: the loss of the answers alone, the bytes of training, and a step with gradient accumulation."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

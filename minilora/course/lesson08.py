@@ -1,7 +1,5 @@
 """Lesson 8's exercises: terms that explain a share of an update, its best factors, and the overlap of two updates."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Lesson 9's exercises: the forward pass, the backward pass by hand, and the initialisation of an adapter."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

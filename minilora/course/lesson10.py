@@ -1,7 +1,5 @@
 """Lesson 10's exercises: merging an update into a weight, unmerging it, and injecting layers into a model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace

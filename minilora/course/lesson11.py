@@ -1,7 +1,5 @@
 """Lesson 11's exercises: the interval of a paired difference, a verdict, and a claim tried in worlds that are known."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

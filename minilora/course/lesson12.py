@@ -1,7 +1,5 @@
 """Lesson 12's exercises: the scale that a module gets, the rank that a budget allows, the rate that a sweep found."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

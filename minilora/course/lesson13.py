@@ -1,7 +1,5 @@
 """Lesson 13's exercises: count an adapter, predict the memory of training, choose a rank."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Lesson 14's exercises: what layers keep, how much they compute, and where the saving ends."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

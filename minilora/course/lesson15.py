@@ -1,7 +1,5 @@
 """Lesson 15's exercises: codes and scales of blocks, levels from quantiles, and QLoRA's backward pass."""
 
-from __future__ import annotations
-
 from statistics import NormalDist
 
 import numpy as np

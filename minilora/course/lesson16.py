@@ -1,7 +1,5 @@
 """Lesson 16's exercises: several adapters as one, a weighted mix of them, and each row's own adapter."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Lesson 17's exercises: the smallest error of a rank, the rank that a task needs, and gradient descent by hand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

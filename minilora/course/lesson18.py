@@ -1,7 +1,5 @@
 """Lesson 18's exercises: an adapter that fits a machine, and the table of a run from what it wrote down."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Lesson 19's exercises: DoRA's lengths without the matrix, PiSSA's initialisation, DoRA's gradients by hand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

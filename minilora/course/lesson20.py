@@ -1,7 +1,5 @@
 """Lesson 20's exercises: the backward pass of LayerNorm by hand, and the base of a rotation for a given length."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .exercises import Draw, arrays, distinct_sizes, exercise, variant

@@ -1,7 +1,5 @@
 """Lesson 21's exercises: the log-probability of an answer, DPO's loss, training with a reference that stays frozen."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .exercises import Draw, arrays, exercise, variant

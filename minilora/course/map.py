@@ -1,7 +1,5 @@
 """The map of the course: a picture of all lessons and of what each needs, drawn from the plan."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -9,8 +9,6 @@ raises NotImplementedError when it is called. Under nbgrader, which has no such 
 of the exercise that is checked.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import linecache

@@ -1,7 +1,5 @@
 """What pages of the course share: a lesson's exercises, the table of all lessons, and text as Markdown."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The map in lessons/README.md, the tables in INSTRUCTORS.md, the head of each les
 are made from it.
 """
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path

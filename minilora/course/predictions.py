@@ -4,8 +4,6 @@ A lesson asks with `predict(NAME)`, in its own cell. The reader adds a range, an
 whether the number was inside it. Both are kept at the end of mine.py, from where `minilora progress` reads them.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 from pathlib import Path

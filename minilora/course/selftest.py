@@ -1,7 +1,5 @@
 """The self-test: ten questions on what the course assumes. `check` marks an answer, and says what to read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

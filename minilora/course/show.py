@@ -1,7 +1,5 @@
 """Pictures in lessons: at twice the page's resolution, and with an alternative text."""
 
-from __future__ import annotations
-
 import base64
 import io
 from typing import Any

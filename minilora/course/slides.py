@@ -1,7 +1,5 @@
 """Slides of the lessons: their questions, claims and figures, as reveal.js pages that nbconvert writes."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Watch a student's function while it runs: the shapes it computes, calls of the engine, and the time it takes."""
 
-from __future__ import annotations
-
 import _thread
 import contextlib
 import signal

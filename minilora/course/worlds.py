@@ -1,7 +1,5 @@
 """Simulated experiments for exercise 11.3, in which the true difference between two methods is known."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
