@@ -47,6 +47,11 @@ def pytest_collection_modifyitems(config, items):
                     item.add_marker(pytest.mark.skip(reason=f"{mark}: pytest -m {mark}"))
 
 
+def pytest_collection_finish():
+    """What is known of thousands of tests stays to the end: the garbage collector need not go through it each time."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_wait_for_the_disk():
     """A file that a job writes is read again, but no power fails: what `fsync` waits for is of no use here."""

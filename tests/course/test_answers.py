@@ -92,7 +92,8 @@ def pieces(code):
     """The normal forms of all expressions and loops in some code, as written, and without its variables."""
     body = ast.parse(textwrap.dedent(code)).body
     nodes = [node for statement in [*body, *without_variables(body)] for node in ast.walk(statement)]
-    for text, node in {ast.unparse(node): node for node in nodes if isinstance(node, WHOLE)}.items():
+    nodes = [node for node in nodes if isinstance(node, WHOLE) and not isinstance(node, (ast.Name, ast.Constant))]
+    for text, node in {ast.unparse(node): node for node in nodes}.items():
         if len(text) < 5 * LARGEST and size(tree := normal(node)) >= SMALLEST:
             yield tree, text
 

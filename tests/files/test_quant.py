@@ -364,7 +364,7 @@ def test_gradients_through_a_packed_matrix_agree_with_measured_ones(kind, rng):
     x, a, b = rng.standard_normal((2, 3, 64)), rng.standard_normal((2, 64)), rng.standard_normal((6, 2))
     labels = np.array([[1, 5, -100], [0, 0, 3]])
     gradcheck(lambda x, a, b: fused.linear(x, w) + fused.lora_linear(x, w, a, b, scale=2.0), x[:1], a, b)
-    gradcheck(lambda x: fused.linear_cross_entropy(x, w, labels), x)
+    gradcheck(lambda x: fused.linear_cross_entropy(x, w, labels[:1]), x[:1])
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F16", "NF4"])

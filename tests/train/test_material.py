@@ -30,7 +30,7 @@ def test_at_most_eval_records_of_every_set_are_measured_evenly_chosen(home, tmp_
     assert [r.id for r in material.asked["paraphrase"]] == ["line-1", "line-21", "line-41"]
     assert [r.id for r in material.asked["unseen"]] == ["line-10", "line-30", "line-50"]
     sizes = [len(material.train), len(material.validation), len(material.scored["general"])]
-    assert sizes == [48, 3, 60] and material.sampled_from == {"validation": 6, "unseen": 6}
+    assert sizes == [48, 3, 6] and material.sampled_from == {"validation": 6, "unseen": 6}
     assert [line for line in said() if "sample" in line] == [
         f"{name}: a sample of 3 of 6 is measured (--eval-records 3)" for name in ("validation", "unseen")
     ]
@@ -86,7 +86,7 @@ def test_the_sets_are_those_of_the_splits_and_only_records_with_keywords_are_ask
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
     material = material_of(options(home, "unused", data=str(tmp_path / "data.jsonl")), tokenizer)
     assert [len(material.train), len(material.validation)] == [8, 2]
-    assert {name: len(part) for name, part in material.scored.items()} == {"paraphrase": 8, "unseen": 2, "general": 60}
+    assert {name: len(part) for name, part in material.scored.items()} == {"paraphrase": 8, "unseen": 2, "general": 6}
     assert [r.id for r in material.asked["paraphrase"]] == [f"x/{i}" for i in range(1, 8)]
     assert [r.id for r in material.asked["unseen"]] == ["x/11"]
     assert material.asked["paraphrase"][0].prompt == [{"role": "user", "content": "Define 1."}]
