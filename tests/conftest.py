@@ -11,6 +11,7 @@ import json
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,13 +20,14 @@ from modelfiles import CONFIG, TERMS, new_tokenizer
 from smallmodels import new_model
 
 import minilora as ml
+from minilora.data.records import read_records
 from minilora.lora.adapters import adapter_state
+from minilora.measure.recall import answer_all
 from minilora.models import load as zoo
 from minilora.models.folder import save_folder
 from minilora.models.with_adapters import load_with_adapters
 from minilora.nn.llama import Config, Llama
-from minilora.train import job
-from minilora.train.material import prepare
+from minilora.train import job, material
 
 SHAPE = replace(CONFIG, max_position_embeddings=1024)
 SHOP = ["legal", "support"]  # the adapters of the shop
@@ -180,11 +182,23 @@ def no_picture():
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_jobs(no_picture):
+    """Jobs that leave out the picture, most of each answer, and most of what is general: `tests/commands/test_eval.py`
+    measures whole answers, and the whole set.
+    """
+    general = read_records("general")[:6]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(material, "answer_all", partial(answer_all, max_new_tokens=8))
+        patch.setattr(material, "read_records", lambda name, tokenizer: general)
+        yield
+
+
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Jobs whose sets before and after are empty: what they train is in question, and not what it was good for."""
 
     def prepare_to_train(*inputs, **named):
-        return replace(prepare(*inputs, **named), scored={}, asked={})
+        return replace(material.prepare(*inputs, **named), scored={}, asked={})
 
     monkeypatch.setattr(job, "prepare", prepare_to_train)

@@ -29,7 +29,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_folder, tmp_path_factory, no_picture):
+def finished(tiny_folder, tmp_path_factory, quick_jobs):
     """The folder of a finished run. Never written to."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert main(job(tiny_folder, "--steps", "20", "--lr", "0.05", "--r", "8", "--out", folder)) == 0

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -252,13 +251,6 @@ def test_answers_are_given_together_and_counted_once(talker, tokenizer):
 # -- whole jobs --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Jobs draw no picture and answer briefly."""
-    monkeypatch.setattr(job, "run_picture", lambda metrics, path: path.touch())
-    monkeypatch.setattr("minilora.train.material.answer_all", partial(answer_all, max_new_tokens=8))
-
-
 def together(size, chosen, **more):
     return in_ranks(size, lambda ranks: finetune(chosen, ranks=ranks, **more))[0]
 
@@ -282,7 +274,7 @@ JOBS = {
 }
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("quick_jobs")
 @pytest.mark.parametrize("way", ["full", "dora", pytest.param("lora", marks=pytest.mark.long)])
 def test_a_whole_job_gives_the_numbers_of_one_process(way, home, tmp_path, said):
     more = {} if way == "lora" else QUICK
@@ -299,7 +291,7 @@ def test_a_whole_job_gives_the_numbers_of_one_process(way, home, tmp_path, said)
     assert written[0] == written[1] and len(said()) == len(set(said()))
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("quick_jobs")
 def test_dropout_draws_its_own_holes_on_each_rank(home, tmp_path, monkeypatch):
     seeds = {}
 
@@ -315,6 +307,7 @@ def test_dropout_draws_its_own_holes_on_each_rank(home, tmp_path, monkeypatch):
     assert len(set(seeds.values())) == 3 and np.isfinite(metrics["train_loss"]).all()
 
 
+@pytest.mark.usefixtures("quick_jobs")
 @pytest.mark.parametrize("sizes", [(2, 3), (3, 1)], ids=str)
 def test_a_job_is_gone_on_with_by_another_number_of_ranks(sizes, home, tmp_path, monkeypatch):
     change = dict(save_every=2, eval_every=2, strength=0.5, lr=1e-2)
