@@ -7,14 +7,13 @@
 # mistake that is easy to make. With all five the training loss falls close to zero.
 
 # %%
-import json
-
 import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora as ml
 from minilora.course import claim, predict, show
 from minilora.measure.statistics import Interval
+from minilora.models import bpe, hub
 from minilora.nn.parts import pack
 from minilora.pages.style import GREY, VALIDATION
 
@@ -31,19 +30,18 @@ german = "Der Mieter zahlt die Miete im Voraus, und der Vermieter muss die Wohnu
 # **tokenizer** converts text to ids and back. Most language models use **byte-level BPE** (byte-pair encoding). The
 # vocabulary starts with the 256 bytes, so every text can be written. Then the most frequent pair of adjacent tokens in
 # a large text becomes a new token, the pair is joined everywhere, and the pairs are counted again. Each of these rounds
-# adds a **merge** to a list. Pairs are counted within words only, and a word includes the space before it. The library
-# `tokenizers` prints each byte as a character, and a space as `Ġ`.
+# adds a **merge** to a list. Pairs are counted within words only, and a word includes the space before it. Each byte is
+# represented by a character, a space by `Ġ`. All of it is plain Python, in [bpe.py](../minilora/models/bpe.py).
 #
 # > **Predict.** Which pair of adjacent characters is the most frequent in English, if a space counts as a character?
 
 # %%
-core = tokenizer.core  # of the library tokenizers
-words = [word for word, _ in core.pre_tokenizer.pre_tokenize_str(english)]
+words = ["".join(bpe.SYMBOLS[byte] for byte in word.encode()) for word in bpe.words(english)]
 pairs, counts = np.unique([word[i : i + 2] for word in words for i in range(len(word) - 1)], return_counts=True)
 order = np.argsort(-counts)
 print("most frequent pairs in law:", {str(pairs[i]): int(counts[i]) for i in order[:4]})
-file = json.loads(core.to_str())  # what tokenizer.json contains
-merges = file["model"]["merges"]
+file = str(hub.TINY / "tokenizer.json")
+merges = list(bpe.BytePairs.from_file(file).ranks)  # in the order in which they were learned
 print("first merges of tiny:      ", *("".join(merge) for merge in merges[:12]))
 claim("rank of the first merge among the pairs of law", list(pairs[order]).index("".join(merges[0])) + 1, 1, 1)
 claim("tokens: 3 special ones, 256 bytes, and the merges", len(tokenizer), 3 + 256 + len(merges), 3 + 256 + len(merges))
@@ -55,8 +53,10 @@ claim("tokens: 3 special ones, 256 bytes, and the merges", len(tokenizer), 3 + 2
 width = model.config.hidden_size
 print("merges   vocabulary   tokens per word: law   German   parameters of the embedding")
 for count in (0, 200, 600, len(merges)):
-    first = type(core).from_str(json.dumps(file | {"model": file["model"] | {"merges": merges[:count]}}))
-    per_word = [len(first.encode(text).ids) / len(text.split()) for text in (english, german)]
+    first = bpe.BytePairs.from_file(file)
+    first.ranks = {merge: rank for rank, merge in enumerate(merges[:count])}
+    encoded = first.encode_batch_fast([english, german])
+    per_word = [len(e.ids) / len(text.split()) for e, text in zip(encoded, (english, german), strict=True)]
     size = 3 + 256 + count
     print(f"{count:>6,}   {size:>10,}   {per_word[0]:>20.2f}   {per_word[1]:>6.2f}   {size * width:>27,}")
 claim("tokens per word, law", per_word[0], 1.7, 1.85)
@@ -77,7 +77,7 @@ predict("tokens of one emoji")
 # %%
 for text in ("law", " law", "Law", " government", "1862", "🙂", "naïve", "a  b"):
     ids = tokenizer.encode(text)
-    print(f"{text!r:>14}  {len(ids)} tokens:", *(core.id_to_token(i) for i in ids))
+    print(f"{text!r:>14}  {len(ids)} tokens:", *(tokenizer.core.id_to_token(i) for i in ids))
     assert tokenizer.decode(ids) == text
 claim("tokens of one emoji", len(tokenizer.encode("🙂")), 4, 4)
 different = set(tokenizer.encode("law")) & set(tokenizer.encode(" law"))
@@ -135,7 +135,7 @@ def boxes(sample, per_row=13):
         x, y, scored = i % per_row, -(i // per_row), label != -100
         look = {"facecolor": VALIDATION, "linewidth": 2} if scored else {"facecolor": "white", "linestyle": "--"}
         axes.add_patch(plt.Rectangle((x + 0.03, y), 0.94, 0.5, edgecolor="black" if scored else GREY, **look))
-        text = core.id_to_token(token).replace("Ġ", "·").replace("Ċ", "↵").replace("<|im_", "<|")
+        text = tokenizer.core.id_to_token(token).replace("Ġ", "·").replace("Ċ", "↵").replace("<|im_", "<|")
         axes.text(x + 0.5, y + 0.24, text, ha="center", va="center", color="black")
         axes.text(x + 0.5, y - 0.17, label, ha="center", va="center", weight="bold" if scored else "normal")
     axes.set(xlim=(0, per_row), ylim=(0.7 - rows, 0.55))

@@ -20,6 +20,7 @@ from ..files.disk import write_json
 KERNEL = "@jupyterlite/pyodide-kernel-extension"
 MISSING = "the course in a browser needs JupyterLite: pip install 'minilora[site]'"
 MARK = "MINILORA_WHEEL"  # in the cell that installs minilora elsewhere
+SLOWER = 25  # times the seconds of two cores with a BLAS; measured 22 to 28 where a model is trained: lessons/README.md
 SETUP = """# In the browser, this cell loads minilora.
 import logging
 import site
@@ -65,8 +66,12 @@ def build_lab(folder: Path, package: bytes, pyodide: str) -> None:
 
 
 def for_browser(notebook: str) -> str:
-    """A notebook whose first cell loads minilora in the browser, where others would install it."""
+    """A notebook whose first cell loads minilora in the browser. Its head says if its cells take minutes there."""
     found = json.loads(notebook)
+    minutes = round(SLOWER * found["metadata"].get("minilora", {}).get("seconds", 0) / 60)
+    if minutes >= 3:
+        said = f"*In the browser all cells take about {minutes} minutes: run those that you want to see.*"
+        found["cells"][0]["source"] = ["".join(found["cells"][0]["source"]), "\n\n", said]
     for cell in found["cells"]:
         if cell["cell_type"] == "code" and MARK in "".join(cell["source"]):
             cell["source"] = SETUP.splitlines(keepends=True)

@@ -241,7 +241,12 @@ def test_every_notebook_of_the_course_loads_minilora_in_the_browser_and_is_else_
         before, after = json.loads(text)["cells"], json.loads(lab.for_browser(text))["cells"]
         code = [i for i, cell in enumerate(after) if cell["cell_type"] == "code"]
         assert "".join(after[code[0]]["source"]) == lab.SETUP
-        assert [a for i, a in enumerate(after) if i != code[0]] == [b for i, b in enumerate(before) if i != code[0]]
+        changed = {i for i, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]}
+        assert changed <= {0, code[0]}
+        seconds = json.loads(text)["metadata"].get("minilora", {}).get("seconds", 0)
+        head = "".join(after[0]["source"])
+        assert head.startswith("".join(before[0]["source"]))
+        assert (f"about {round(25 * seconds / 60)} minutes" in head) == (0 in changed) == (seconds >= 7)
 
 
 def test_a_wheel_holds_an_installed_package(tmp_path):

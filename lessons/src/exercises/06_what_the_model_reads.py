@@ -14,11 +14,10 @@
 # | `pad_id` | the id of the padding token |
 
 # %%
-import json
-
 import numpy as np
 
 import minilora as ml
+from minilora.models import bpe, hub
 
 # %% [markdown]
 # ## 6.1 Encode a word
@@ -74,10 +73,10 @@ def padded_batch(samples, pad_id):
 def compare_mine():
     """Compare my functions with minilora's on the records about law."""
     _, tokenizer = ml.load("tiny")
-    core, text = tokenizer.core, ml.read_records("legal")[0].messages[-1]["content"]
-    merges = [tuple(merge) for merge in json.loads(core.to_str())["model"]["merges"]]
-    words = [word for word, _ in core.pre_tokenizer.pre_tokenize_str(text)]
-    mine = [core.token_to_id(token) for word in words for token in encode_word(word, merges)]
+    text = ml.read_records("legal")[0].messages[-1]["content"]
+    merges = list(bpe.BytePairs.from_file(str(hub.TINY / "tokenizer.json")).ranks)  # pairs, the first one learned first
+    words = ["".join(bpe.SYMBOLS[byte] for byte in word.encode()) for word in bpe.words(text)]
+    mine = [tokenizer.core.token_to_id(token) for word in words for token in encode_word(word, merges)]
     print("the same tokens:", mine == tokenizer.encode(text))
 
     samples = ml.encode_records(ml.read_records("legal"), tokenizer)
