@@ -7,6 +7,7 @@ exercises/mine.py, stays in the storage of the browser.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from ..course.copy import copy_course
 from ..files.disk import write_json
 
+NEEDED = ("jupyterlite-core", "jupyterlite-pyodide-kernel", "jupyter-server", "comm")  # of the extra `site`
 KERNEL = "@jupyterlite/pyodide-kernel-extension"
 MISSING = "the course in a browser needs JupyterLite: pip install 'minilora[site]'"
 MARK = "MINILORA_WHEEL"  # in the cell that installs minilora elsewhere
@@ -41,11 +43,11 @@ def build_lab(folder: Path, package: bytes, pyodide: str) -> None:
     the folder lab/ of JupyterLite. Raises ValueError if JupyterLite is missing, or cannot build.
     """
     try:
-        kernel = [file for file in distribution("jupyterlite-pyodide-kernel").files or [] if KERNEL in file.as_posix()]
-        extension = next(Path(str(file.locate())).parent for file in kernel if file.name == "package.json")
-        distribution("jupyterlite-core")
-    except (PackageNotFoundError, StopIteration):
+        installed = {name: distribution(name) for name in NEEDED}
+    except PackageNotFoundError:
         raise ValueError(MISSING) from None
+    kernel = [file for file in installed["jupyterlite-pyodide-kernel"].files or [] if KERNEL in file.as_posix()]
+    extension = next(Path(str(file.locate())).parent for file in kernel if file.name == "package.json")
     with tempfile.TemporaryDirectory() as place:
         lite = Path(place)
         copy_course(lite / "files")
@@ -60,8 +62,8 @@ def build_lab(folder: Path, package: bytes, pyodide: str) -> None:
         command += ["--lite-dir", str(lite), "--output-dir", str(folder)]
         built = subprocess.run(command, cwd=lite, capture_output=True, text=True)
         if built.returncode:
-            said = [line for line in (built.stdout + built.stderr).splitlines() if line.strip()]
-            raise ValueError(f"JupyterLite could not be built: {said[-1] if said else 'it says nothing'}")
+            errors = re.findall(r"^\w+Error: .*", built.stdout + built.stderr, re.MULTILINE)
+            raise ValueError(f"JupyterLite could not be built: {errors[-1] if errors else built.stderr[-300:]}")
     (folder / "minilora.zip").write_bytes(package)
 
 
