@@ -104,20 +104,23 @@ def _files_of(name: str, without: Sequence[str]) -> Iterator[tuple[Path, str]]:
 def _checked(pyodide: Path, course: bool) -> list[Path]:
     """The files of a Pyodide that are needed. Raises ValueError if one is missing, or is not what is expected."""
     lock = pyodide / LOCK
-    packages = read_json(lock).get("packages", {}) if lock.is_file() else {}
+    whole = f"give the full distribution of Pyodide {VERSION}"
+    if not lock.is_file():
+        raise ValueError(f"{pyodide} has no {LOCK}: {whole}")
+    packages = read_json(lock).get("packages", {})
     needed = list(FROM_PYODIDE_COURSE if course else FROM_PYODIDE)
     expected = SHA256 | (FOR_LAB if course else {})
     for name in needed:  # it grows, by what its packages need
         package = packages.get(name)
         if package is None:
-            raise ValueError(f"{pyodide} has no package {name}: give the full distribution of Pyodide {VERSION}")
+            raise ValueError(f"{pyodide} has no package {name}: {whole}")
         expected[package["file_name"]] = package["sha256"]
         depends = [each.lower().replace("_", "-") for each in package["depends"]]
         needed += [each for each in depends if each not in needed]
     for name, sha256 in expected.items():
         path = pyodide / name
         if not path.is_file():
-            raise ValueError(f"{pyodide} has no {name}: give the full distribution of Pyodide {VERSION}")
+            raise ValueError(f"{pyodide} has no {name}: {whole}")
         if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             raise ValueError(f"{path} is not the file of Pyodide {VERSION}")
     return [pyodide / name for name in (*expected, LOCK)]

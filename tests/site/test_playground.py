@@ -207,6 +207,11 @@ def test_a_copy_of_pyodide_is_checked(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_that_is_no_pyodide_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no pyodide-lock\.json: give the full distribution of Pyodide 0"):
+        write.write_site(tmp_path / "page", tmp_path)
+
+
 def test_a_distribution_without_numpy_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has no package numpy: give the full distribution"):
         write.write_site(tmp_path / "page", distribution(tmp_path / "pyodide", monkeypatch, numpy=False))
