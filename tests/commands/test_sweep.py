@@ -115,6 +115,7 @@ def test_more_random_trials_begin_with_the_same_ones(rates):
         (dict(method=["full"], r=[1, 4]), "--r means nothing in any of these trials"),
         (dict(steps=[5], epochs=[1, 2]), "--epochs means nothing in any of these trials"),
         (dict(search="random"), "give --trials N"),
+        (dict(search="random", trials=0), "trials must be at least 1"),
         (dict(search="some"), "search must be one of grid, random, got 'some'"),
         (dict(search="random", trials=3, lr=[1e-3, -1e-2]), "lr must be a number above 0"),
         (dict(search="random", trials=3, lr=[-1e-3, 1e-2]), "lr must be a number above 0"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minilora.commands.progress import progress
-from minilora.course import mine
+from minilora.course import copy, mine
 from minilora.course.copy import copy_course, notebooks, to_read
 from minilora.course.exercises import EXERCISES
 
@@ -242,6 +242,8 @@ def test_course_copies_lessons_exercises_and_a_map_and_leaves_what_was_changed(t
     source = notebooks()
     shipped = [p.relative_to(source).as_posix() for p in source.rglob("*.ipynb") if "checkpoint" not in p.as_posix()]
     assert names == sorted([*shipped, "README.md", "exercises/mine.py"]) and f"{len(names)} files written" in said
+    assert said.endswith(f"jupyter lab {target / '00_what_can_lora_do.ipynb'}")
+    assert (target / "exercises" / "mine.py").read_text("utf-8") == mine.HEAD
     assert "nothing to write" in copy_course(target)
     (target / "09_lora.ipynb").write_text("mine")
     (target / "README.md").unlink()
@@ -263,9 +265,23 @@ def test_a_copied_notebook_shows_no_answer_and_leads_nowhere_that_is_not_there(t
             assert [place for place in places if ":" not in place and not (path.parent / place).exists()] == []
 
 
+def test_what_an_editor_has_left_among_the_lessons_is_not_copied(tmp_path, monkeypatch):
+    for name in ("00_first.ipynb", ".ipynb_checkpoints/00_first-checkpoint.ipynb", "exercises/00_first.ipynb"):
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).write_text('{"cells": []}')
+    monkeypatch.setattr(copy, "notebooks", lambda: tmp_path / "from")
+    monkeypatch.setattr(copy, "course_map", lambda source: "")
+    copy_course(tmp_path / "to")
+    assert {path.name for path in (tmp_path / "to").iterdir()} == {"00_first.ipynb", "README.md", "exercises"}
+
+
 @pytest.mark.parametrize(
     "text, shown",
     [
+        (
+            "[lesson 9](../09_lora.ipynb) and [answers](../README.md)",
+            "[lesson 9](../09_lora.ipynb) and answers (`README.md`)",
+        ),
         ("[`lora_linear`](../minilora/engine/fused.py)", "`lora_linear` (`minilora/engine/fused.py`)"),
         ("[lines](../minilora/engine/fused.py#L3-L9).", "lines (`minilora/engine/fused.py`)."),
         ("[exercises](exercises/09_lora.ipynb#x)", "[exercises](exercises/09_lora.ipynb#x)"),
@@ -274,5 +290,6 @@ def test_a_copied_notebook_shows_no_answer_and_leads_nowhere_that_is_not_there(t
 )
 def test_a_link_to_a_file_that_is_not_copied_becomes_the_name_of_the_file(text, shown):
     notebook = json.dumps({"cells": [{"cell_type": "markdown", "source": [text]}]})
-    copied = json.loads(to_read(notebook, "09_lora.ipynb", {"exercises/09_lora.ipynb"}))
+    name = "exercises/09_lora.ipynb" if "../09" in text else "09_lora.ipynb"
+    copied = json.loads(to_read(notebook, name, {"09_lora.ipynb", "exercises/09_lora.ipynb"}))
     assert "".join(copied["cells"][0]["source"]) == shown

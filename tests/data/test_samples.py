@@ -8,7 +8,14 @@ from tokenizers import Tokenizer as Core
 
 from minilora.data import samples
 from minilora.data.records import Record
-from minilora.data.samples import encode_record, encode_records, encode_text, truncate, warning_of_control_tokens
+from minilora.data.samples import (
+    encode_record,
+    encode_records,
+    encode_text,
+    truncate,
+    truncate_and_log,
+    warning_of_control_tokens,
+)
 from minilora.engine.fused import NOT_SCORED
 from minilora.models.gguf import GGUF
 from minilora.models.tokenizer import Tokenizer
@@ -207,6 +214,14 @@ def test_a_truncated_sample_and_its_others_are_the_beginnings_of_what_they_were(
         assert len(now.others) == len(before.others)
         for part, whole in zip((now, *now.others), (before, *before.others), strict=True):
             assert (part.ids, part.labels) == (whole.ids[:length], whole.labels[:length])
+
+
+def test_how_many_records_are_truncated_and_how_many_of_them_dropped_is_told(said):
+    samples = [Sample(tuple(range(size)), (*[NOT_SCORED] * first, *range(first, size)))
+               for size, first in ((4, 1), (9, 1), (9, 1), (9, 6))]  # fmt: skip
+    assert [len(sample.ids) for sample in truncate_and_log("train", samples, 5)] == [4, 5, 5]
+    assert truncate_and_log("test", samples, 9) == samples and len(said()) == 1
+    assert "train: 3 of 4 records" in said()[0] and "and 1 of them dropped" in said()[0]
 
 
 def test_a_text_that_spells_control_tokens_is_named_and_a_conversation_is_not(tokenizer):

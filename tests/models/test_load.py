@@ -1,6 +1,7 @@
 """Loading by name, from a GGUF file and from a Hugging Face folder; what cannot be read is one line."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from minilora.files.disk import ModelFileError
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
 from minilora.lora.config import LoraConfig
 from minilora.measure.memory import Job
-from minilora.models.load import dtype_of, kept_types, load, load_tokenizer
+from minilora.models.load import dtype_of, kept_types, load, load_tokenizer, sha256_of_base
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
@@ -29,6 +30,14 @@ def places(rng, tmp_path):
     file, folder = write_gguf(tmp_path / "m.gguf", model), write_folder(tmp_path / "folder", model)
     load_tokenizer(file).core.save(str(folder / "tokenizer.json"))
     return model, file, folder
+
+
+def test_the_fingerprint_of_a_base_is_that_of_the_digests_of_its_files_by_name(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).write_text(name)
+    a, b = (hashlib.sha256(name).digest() for name in (b"a", b"b"))
+    assert sha256_of_base(tmp_path / "a") == hashlib.sha256(a).hexdigest()
+    assert sha256_of_base(tmp_path) == hashlib.sha256(a + b).hexdigest()
 
 
 @pytest.mark.parametrize("kind", [str, Path])

@@ -147,3 +147,4 @@ def test_an_empty_model_takes_no_memory():
     tracemalloc.stop()
     assert count_parameters(model).total == 6_738_415_616 and peak < 10e6
     assert not any(model.lm_head.weight.data[-1])
+    assert {parameter.data.dtype for _, parameter in model.named_parameters()} == {np.dtype(np.float32)}

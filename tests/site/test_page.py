@@ -62,6 +62,10 @@ def said(page, column):
     return [row.locator("td").nth(column).inner_text() for row in page.locator("#rows tr").all()]
 
 
+def test_a_course_that_was_not_written_is_not_offered(page):
+    assert page.locator("#course").is_hidden()
+
+
 def test_ten_facts_are_learned_saved_and_loaded_again(page, tmp_path):
     teach(page)
     page.wait_for_function(ENDED, timeout=WAIT)

@@ -1,14 +1,22 @@
 """What the page of `minilora site` asks for, outside of the browser, and the files that the command writes."""
 
+import ast
+import asyncio
 import hashlib
 import io
 import json
+import logging
+import os
+import re
+import site
 import subprocess
 import sys
 import tomllib
 import zipfile
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -144,15 +152,16 @@ def test_nothing_is_saved_before_there_is_an_adapter():
 
 
 def distribution(folder, monkeypatch, numpy=True):
-    """A folder that looks like Pyodide, and what it would hash to. numpy: whether it has NumPy, which needs `below`."""
+    """A folder that looks like Pyodide, and what it would hash to. numpy: if it has NumPy, which needs two others."""
     folder.mkdir()
-    for name in [*write.SHA256, *write.FOR_LAB, "numpy.whl", "below.zip", "unused.whl"]:
+    for name in [*write.SHA256, *write.FOR_LAB, "numpy.whl", "below.zip", "beside.whl", "unused.whl"]:
         (folder / name).write_bytes(name.encode())
     packages = {
         name: {"file_name": file, "sha256": hashlib.sha256(file.encode()).hexdigest(), "depends": depends}
         for name, file, depends in (
-            ("numpy", "numpy.whl", ["Be_low"]),
+            ("numpy", "numpy.whl", ["Be_low", "beside"]),
             ("be-low", "below.zip", []),
+            ("beside", "beside.whl", []),
             ("unused", "unused.whl", []),
         )
         if numpy or name != "numpy"
@@ -193,7 +202,7 @@ def test_a_copy_of_pyodide_is_checked(tmp_path, monkeypatch):
     assert size == sum(path.stat().st_size for path in (tmp_path / "page").rglob("*") if path.is_file())
     assert json.loads((tmp_path / "page" / "site.json").read_text())["pyodide"] == "pyodide/"
     assert {path.name for path in (tmp_path / "page" / "pyodide").iterdir()} == {
-        *write.SHA256, "pyodide-lock.json", "numpy.whl", "below.zip"  # what is needed, and no more
+        *write.SHA256, "pyodide-lock.json", "numpy.whl", "below.zip", "beside.whl"  # what is needed, and no more
     }  # fmt: skip
     (pyodide / "below.zip").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"below\.zip is not the file of Pyodide"):
@@ -227,14 +236,135 @@ def test_another_folder_is_not_written_to(tmp_path, capsys):
 # -- the course in the browser -----------------------------------------------------------------------------------------
 
 
-def test_the_course_without_jupyterlite_is_refused_in_a_line_and_nothing_is_written(tmp_path, monkeypatch, capsys):
-    def missing(name):
-        raise PackageNotFoundError(name)
+@pytest.fixture
+def jupyterlite(monkeypatch):
+    """JupyterLite that looks as if it were installed. The set that is returned names packages that are missing."""
+    missing = set()
 
-    monkeypatch.setattr(lab, "distribution", missing)
+    def installed(name):
+        if name in missing:
+            raise PackageNotFoundError(name)
+        file = Path(lab.KERNEL) / "package.json"
+        return SimpleNamespace(files=[SimpleNamespace(as_posix=file.as_posix, name=file.name, locate=lambda: file)])
+
+    monkeypatch.setattr(lab, "distribution", installed)
+    monkeypatch.setattr(lab, "copy_course", lambda folder: folder.mkdir())
+    monkeypatch.setattr(lab, "wheel", lambda name, folder: None)
+    monkeypatch.setattr(write, "package", lambda *given: b"")
+    return missing
+
+
+@pytest.mark.parametrize("name", ["jupyterlite-core", "jupyterlite-pyodide-kernel", "comm"])
+def test_the_course_without_jupyterlite_is_refused_in_a_line_and_nothing_is_written(
+    name, tmp_path, jupyterlite, monkeypatch, capsys
+):
+    jupyterlite.add(name)
+    monkeypatch.setattr(lab.subprocess, "run", lambda *given, **named: pytest.fail("it is built"))
     assert main(["site", str(tmp_path / "page"), "--course"]) == 2
     assert capsys.readouterr().err.strip().endswith("needs JupyterLite: pip install 'minilora[site]'")
     assert not (tmp_path / "page").exists()
+
+
+def test_a_build_that_fails_is_told_in_its_last_line_and_nothing_is_written(tmp_path, jupyterlite, monkeypatch, capsys):
+    ended = SimpleNamespace(returncode=1, stdout="building\n", stderr="Traceback\nno space\n\n")
+    monkeypatch.setattr(lab.subprocess, "run", lambda *given, **named: ended)
+    assert main(["site", str(tmp_path / "page"), "--course"]) == 2
+    assert capsys.readouterr().err.strip().endswith("JupyterLite could not be built: no space")
+    assert not (tmp_path / "page").exists()
+
+
+def test_the_course_stands_beside_the_page_replaces_an_older_one_and_takes_the_same_pyodide(
+    tmp_path, monkeypatch, capsys
+):
+    built, page = [], tmp_path / "page"
+
+    def build(folder, package, pyodide):
+        built.append(pyodide)
+        folder.mkdir()
+        (folder / f"build {len(built)}").touch()
+
+    monkeypatch.setattr(write, "build_lab", build)
+    monkeypatch.setattr(write, "package", lambda *given: b"")
+    monkeypatch.setattr(write, "FROM_PYODIDE_COURSE", ("numpy", "unused"))
+    pyodide = distribution(tmp_path / "pyodide", monkeypatch)
+    for more in ([], ["--pyodide", str(pyodide)]):
+        assert main(["site", str(page), "--course", *more]) == 0
+    assert built[0] == write.CDN
+    assert (page / "course" / "lab" / built[1]).resolve() == (page / "pyodide").resolve()
+    assert json.loads((page / "site.json").read_text())["course"] is True
+    assert [path.name for path in (page / "course").iterdir()] == ["build 2"]
+    copied = {path.name for path in (page / "pyodide").iterdir()}
+    assert {"pyodide.js", "unused.whl"} < copied and len(copied) == len([*pyodide.iterdir()])
+    size = sum(path.stat().st_size for path in page.rglob("*") if path.is_file())
+    assert f"Written to {page}: {size / 1e6:.1f} MB." in capsys.readouterr().out
+    (pyodide / "pyodide.js").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"pyodide\.js is not the file of Pyodide"):
+        write.write_site(tmp_path / "new", pyodide, course=True)
+    assert not (tmp_path / "new").exists() and len(built) == 2
+
+
+@pytest.mark.long
+def test_the_course_that_jupyterlite_writes_is_complete(tmp_path):
+    pytest.importorskip("jupyterlite_core", reason="needs pip install '.[site]'")
+    page, pyodide = tmp_path / "page", os.environ.get("MINILORA_PYODIDE")
+    write.write_site(page, pyodide, course=True)
+    course = page / "course"
+    settings = json.loads((course / "jupyter-lite.json").read_text("utf-8"))["jupyter-config-data"]
+    kernel = settings["litePluginSettings"][f"{lab.KERNEL}:kernel"]
+    if pyodide:
+        assert (course / "lab" / kernel["pyodideUrl"]).resolve().samefile(page / "pyodide" / "pyodide.js")
+        assert json.loads((page / "pyodide" / write.LOCK).read_text("utf-8"))["info"]["version"] == write.VERSION
+    else:
+        assert kernel["pyodideUrl"] == f"{write.CDN}pyodide.js"
+    (extension,) = settings["federated_extensions"]  # what is installed here besides stays here
+    static = (course / "extensions" / extension["name"] / extension["load"]).parent
+    assert extension["name"] == lab.KERNEL and (static / Path(extension["load"]).name).is_file()
+    assert list(course.rglob("*.map")) == [] and not (course / "repl").exists()
+    assert sum(path.stat().st_size for path in course.rglob("*") if path.is_file()) < 30e6
+
+    # what the kernel loads, and from where: its code has a list of the packages that every notebook needs
+    code = "".join(path.read_text("utf-8") for path in static.glob("*.js"))
+    (loaded,) = {found[0] for found in re.finditer(r'\["[^\]]*"pyodide_kernel"[^\]]*\]', code)}
+    own = {}
+    for folder in (course / "pypi", static / "pypi"):
+        for name, about in json.loads((folder / "all.json").read_text("utf-8")).items():
+            own[name] = [folder / each["url"] for files in about["releases"].values() for each in files]
+    assert "comm" in own and all(path.is_file() for paths in own.values() for path in paths)
+    missing = {"micropip", *ast.literal_eval(loaded)} - {*own, *(each.replace("_", "-") for each in own)}
+    assert missing - {name.replace("-", "_") for name in own} <= {*write.FROM_PYODIDE_COURSE}
+    assert re.sub(r"\d+/full", "", write.CDN) in re.sub(r"\d+/full", "", code)  # the same but for the last number
+
+    copy_course(tmp_path / "copy")
+    copied = {path.relative_to(tmp_path / "copy"): path for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    written = {path.relative_to(course / "files"): path for path in (course / "files").rglob("*") if path.is_file()}
+    assert copied.keys() == written.keys()
+    for name, path in copied.items():
+        text = path.read_text("utf-8")
+        assert written[name].read_text("utf-8") == (lab.for_browser(text) if name.suffix == ".ipynb" else text)
+    package = set(zipfile.ZipFile(course / "minilora.zip").namelist())
+    assert {"minilora/course/mine.py", "minilora/claims/__init__.py", "filelock/__init__.py"} <= package
+    link = urlsplit(re.search(r'href="(course/[^"]*)"', (page / "index.html").read_text("utf-8"))[1])
+    assert (page / link.path).is_file() and (course / "files" / parse_qs(link.query)["path"][0]).is_file()
+
+
+def test_the_first_cell_takes_minilora_from_the_folder_of_the_course(monkeypatch):
+    asked = []
+
+    async def pyfetch(url):
+        asked.append(url)
+        return SimpleNamespace(unpack_archive=unpack_archive)
+
+    async def unpack_archive(extract_dir):
+        asked.append(extract_dir)
+
+    below = "https://example.org/below/course"
+    monkeypatch.setitem(sys.modules, "js", SimpleNamespace(location=f"{below}/extensions/{lab.KERNEL}/static/1.js"))
+    monkeypatch.setitem(sys.modules, "pyodide", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "pyodide.http", SimpleNamespace(pyfetch=pyfetch))
+    monkeypatch.setattr(logging.getLogger("matplotlib"), "level", logging.ERROR)  # put back at the end
+    cell = compile(lab.SETUP, "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    asyncio.run(eval(cell, {}))
+    assert asked == [f"{below}/minilora.zip", site.getsitepackages()[0]]
 
 
 def test_every_notebook_of_the_course_loads_minilora_in_the_browser_and_is_else_the_same(tmp_path):
@@ -265,8 +395,17 @@ def test_a_wheel_holds_an_installed_package(tmp_path):
     assert found[0].startswith(str(path)) and found[1] == version
 
 
+def test_a_program_outside_of_the_package_is_left_out_of_its_wheel(tmp_path):
+    lab.wheel("pytest", tmp_path)
+    names = zipfile.ZipFile(next(tmp_path.iterdir())).namelist()
+    assert "pytest/__init__.py" in names and not any(".." in name for name in names)
+
+
 def test_the_package_for_the_course_imports_what_lessons_import(tmp_path):
     zipfile.ZipFile(io.BytesIO(write.package(write.WITH_COURSE, ()))).extractall(tmp_path)
+    kinds = {path.suffix for path in Path(write.__file__).parents[1].rglob("*") if path.is_file()}
+    there = {path.suffix for path in (tmp_path / "minilora").rglob("*") if path.is_file()}
+    assert kinds - there <= {"", ".typed", ".pyc", ".md", ".png", ".html", ".css", ".js"}  # no file that a lesson reads
     names = ["minilora.course", "minilora.course.mine", "minilora.experiments", "minilora.claims", *write.WITH_COURSE]
     code = f"import {', '.join(names)}; print({', '.join(f'{name}.__file__' for name in names)})"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": "", "PATH": ""},
