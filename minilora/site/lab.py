@@ -62,8 +62,10 @@ def build_lab(folder: Path, package: bytes, pyodide: str) -> None:
         command += ["--lite-dir", str(lite), "--output-dir", str(folder)]
         built = subprocess.run(command, cwd=lite, capture_output=True, text=True)
         if built.returncode:
-            errors = re.findall(r"^\w+Error: .*", built.stdout + built.stderr, re.MULTILINE)
-            raise ValueError(f"JupyterLite could not be built: {errors[-1] if errors else built.stderr[-300:]}")
+            printed = built.stdout + built.stderr
+            errors = re.findall(r"^[\w.]+Error: .*", printed, re.MULTILINE)
+            said = errors[-1] if errors else " ".join(printed.split())[-300:]
+            raise ValueError(f"JupyterLite could not be built: {said}")
     (folder / "minilora.zip").write_bytes(package)
 
 

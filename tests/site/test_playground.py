@@ -254,7 +254,7 @@ def jupyterlite(monkeypatch):
     return missing
 
 
-@pytest.mark.parametrize("name", ["jupyterlite-core", "jupyterlite-pyodide-kernel", "comm"])
+@pytest.mark.parametrize("name", lab.NEEDED)
 def test_the_course_without_jupyterlite_is_refused_in_a_line_and_nothing_is_written(
     name, tmp_path, jupyterlite, monkeypatch, capsys
 ):
@@ -265,11 +265,20 @@ def test_the_course_without_jupyterlite_is_refused_in_a_line_and_nothing_is_writ
     assert not (tmp_path / "page").exists()
 
 
-def test_a_build_that_fails_is_told_in_its_last_line_and_nothing_is_written(tmp_path, jupyterlite, monkeypatch, capsys):
-    ended = SimpleNamespace(returncode=1, stdout="building\n", stderr="Traceback\nno space\n\n")
+@pytest.mark.parametrize(
+    ("stderr", "told"),
+    [
+        ("Traceback\na.b.DecodeError: no JSON\nwarning: slow\n\n", "a.b.DecodeError: no JSON"),
+        ("no\nspace\n\n", "building no space"),
+    ],
+)
+def test_a_build_that_fails_is_told_in_one_line_and_nothing_is_written(
+    stderr, told, tmp_path, jupyterlite, monkeypatch, capsys
+):
+    ended = SimpleNamespace(returncode=1, stdout="building\n", stderr=stderr)
     monkeypatch.setattr(lab.subprocess, "run", lambda *given, **named: ended)
     assert main(["site", str(tmp_path / "page"), "--course"]) == 2
-    assert capsys.readouterr().err.strip().endswith("JupyterLite could not be built: no space")
+    assert capsys.readouterr().err == f"minilora: JupyterLite could not be built: {told}\n"
     assert not (tmp_path / "page").exists()
 
 
