@@ -10,6 +10,7 @@ import pytest
 from lessonfiles import BUILT, GRADED, KEPT, LESSONS, build_program, run_here
 from times import exercise_minutes, reading_minutes, rounded
 
+import minilora as ml
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.pages import exercises_of
@@ -125,6 +126,21 @@ def test_a_lesson_asks_before_it_shows_and_ends_with_what_to_remember():
         assert "**Predict.**" in text and "\n## What to remember" in text and "](../minilora/" in text, name
         assert f"](exercises/{name})" in text or not (LESSONS / "exercises" / name).exists(), name
         assert any("claim(" in "".join(cell["source"]) for cell in code_cells(name)), name
+
+
+def test_lesson_6_without_merges_counts_bytes_and_with_all_of_them_what_the_tokenizer_counts():
+    outputs = [output for cell in code_cells("06_what_the_model_reads.ipynb") for output in cell["outputs"]]
+    (table,) = [text for each in outputs if (text := "".join(each.get("text", ""))).startswith("merges ")]
+    rows = [line.replace(",", "").split() for line in table.splitlines()[1:5]]
+    model, tokenizer = ml.load("tiny")
+    law = ml.split_records(ml.read_records("legal"))["train"]
+    text = "\n".join(record.messages[-1]["content"] for record in law)
+    for row, tokens in ((rows[0], len(text.encode())), (rows[-1], len(tokenizer.encode(text)))):
+        assert float(row[2]) == pytest.approx(tokens / len(text.split()), abs=0.006)
+    assert [int(row[1]) for row in rows] == [3 + 256 + int(row[0]) for row in rows] and int(rows[-1][1]) == len(
+        tokenizer
+    )
+    assert all(int(row[4]) == int(row[1]) * model.config.hidden_size for row in rows)
 
 
 def test_the_minutes_of_the_plan_are_those_counted():
