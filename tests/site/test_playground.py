@@ -408,6 +408,7 @@ def test_a_program_outside_of_the_package_is_left_out_of_its_wheel(tmp_path):
     lab.wheel("pytest", tmp_path)
     names = zipfile.ZipFile(next(tmp_path.iterdir())).namelist()
     assert "pytest/__init__.py" in names and not any(".." in name for name in names)
+    assert {"METADATA", "WHEEL", "RECORD"} <= {Path(name).name for name in names}  # what pip needs of a wheel
 
 
 def test_the_package_for_the_course_imports_what_lessons_import(tmp_path):
