@@ -22,7 +22,7 @@ NEEDED = ("jupyterlite-core", "jupyterlite-pyodide-kernel", "jupyter-server", "c
 KERNEL = "@jupyterlite/pyodide-kernel-extension"
 MISSING = "the course in a browser needs JupyterLite: pip install 'minilora[site]'"
 MARK = "MINILORA_WHEEL"  # in the cell that installs minilora elsewhere
-SLOWER = 25  # times the seconds of two cores with a BLAS; measured 22 to 28 where a model is trained: lessons/README.md
+SLOWER = 25  # times the seconds of two cores with a BLAS; measured 21 to 34 where a model is trained: lessons/README.md
 SETUP = """# In the browser, this cell loads minilora.
 import logging
 import site
