@@ -415,7 +415,17 @@ def test_the_package_for_the_course_imports_what_lessons_import(tmp_path):
     zipfile.ZipFile(io.BytesIO(write.package(write.WITH_COURSE, ()))).extractall(tmp_path)
     kinds = {path.suffix for path in Path(write.__file__).parents[1].rglob("*") if path.is_file()}
     there = {path.suffix for path in (tmp_path / "minilora").rglob("*") if path.is_file()}
-    assert kinds - there <= {"", ".typed", ".pyc", ".md", ".png", ".html", ".css", ".js"}  # no file that a lesson reads
+    assert kinds - there <= {
+        "",
+        ".typed",
+        ".pyc",
+        ".md",
+        ".png",
+        ".html",
+        ".css",
+        ".js",
+        ".ipynb",
+    }  # no file that a lesson reads
     names = ["minilora.course", "minilora.course.mine", "minilora.experiments", "minilora.claims", *write.WITH_COURSE]
     code = f"import {', '.join(names)}; print({', '.join(f'{name}.__file__' for name in names)})"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": "", "PATH": ""},
@@ -424,7 +434,7 @@ def test_the_package_for_the_course_imports_what_lessons_import(tmp_path):
 
 
 def test_what_a_browser_installs_is_in_the_package_or_in_pyodide():
-    listed = tomllib.loads((Path(write.__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    listed = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
     needed = map(Requirement, listed["project"]["dependencies"])
     there = {each.name for each in needed if not each.marker or each.marker.evaluate({"sys_platform": "emscripten"})}
     assert there == {*write.WITH_COURSE, "numpy", "matplotlib"} - {"markupsafe"}  # which jinja2 brings
