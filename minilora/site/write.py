@@ -45,22 +45,23 @@ def write_site(folder: str | Path, pyodide: str | Path | None = None, course: bo
     target = Path(folder)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / SITE).is_file())):
         raise ValueError(f"{target} holds something else: give a new folder, or one that minilora site has written")
-    copies = [] if pyodide is None else _checked(Path(pyodide), course)
+    copies = {} if pyodide is None else _read(Path(pyodide), course)
     with tempfile.TemporaryDirectory() as place:  # what can fail comes first
         built = Path(place) / COURSE
         if course:
             build_lab(built, package(WITH_COURSE, ()), "../../pyodide/" if copies else CDN)
         target.mkdir(parents=True, exist_ok=True)
+        for name in (COURSE, "pyodide"):  # of an earlier page
+            shutil.rmtree(target / name, ignore_errors=True)
         if course:
-            shutil.rmtree(target / COURSE, ignore_errors=True)
             shutil.copytree(built, target / COURSE)
     for name in PAGE:
         _write(target / name, (files("minilora.site") / name).read_bytes())
     _write(target / PACKAGE, package())
     if copies:
-        (target / "pyodide").mkdir(exist_ok=True)
-    for path in copies:
-        _write(target / "pyodide" / path.name, path.read_bytes())
+        (target / "pyodide").mkdir()
+    for name, data in copies.items():
+        _write(target / "pyodide" / name, data)
     told = {"pyodide": "pyodide/" if copies else CDN, "sha256": SHA256, "package": PACKAGE, "course": course}
     write_json(target / SITE, told)
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
@@ -101,8 +102,8 @@ def _files_of(name: str, without: Sequence[str]) -> Iterator[tuple[Path, str]]:
             yield path, "/".join((name, *parts))
 
 
-def _checked(pyodide: Path, course: bool) -> list[Path]:
-    """The files of a Pyodide that are needed. Raises ValueError if one is missing, or is not what is expected."""
+def _read(pyodide: Path, course: bool) -> dict[str, bytes]:
+    """The files of a Pyodide that are needed, by name. Raises ValueError if one is missing or not as expected."""
     lock = pyodide / LOCK
     whole = f"give the full distribution of Pyodide {VERSION}"
     if not lock.is_file():
@@ -117,10 +118,12 @@ def _checked(pyodide: Path, course: bool) -> list[Path]:
         expected[package["file_name"]] = package["sha256"]
         depends = [each.lower().replace("_", "-") for each in package["depends"]]
         needed += [each for each in depends if each not in needed]
+    found = {LOCK: lock.read_bytes()}
     for name, sha256 in expected.items():
         path = pyodide / name
         if not path.is_file():
             raise ValueError(f"{pyodide} has no {name}: {whole}")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        found[name] = path.read_bytes()
+        if hashlib.sha256(found[name]).hexdigest() != sha256:
             raise ValueError(f"{path} is not the file of Pyodide {VERSION}")
-    return [pyodide / name for name in (*expected, LOCK)]
+    return found

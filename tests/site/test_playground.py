@@ -183,6 +183,17 @@ def test_the_page_is_written_and_written_again(tmp_path, capsys):
     assert "http.server" in capsys.readouterr().out
 
 
+def test_a_page_that_is_written_again_keeps_nothing_of_the_one_before_and_can_take_its_pyodide(tmp_path, monkeypatch):
+    page = tmp_path / "page"
+    write.write_site(page, distribution(tmp_path / "pyodide", monkeypatch))
+    files = {path.name for path in (page / "pyodide").iterdir()}
+    (page / "course").mkdir()
+    write.write_site(page, page / "pyodide")
+    assert {path.name for path in (page / "pyodide").iterdir()} == files and not (page / "course").exists()
+    write.write_site(page)
+    assert not (page / "pyodide").exists()
+
+
 def test_the_package_holds_what_the_page_imports(tmp_path):
     archive = zipfile.ZipFile(io.BytesIO(write.package()))
     assert write.package() == write.package()
