@@ -21,7 +21,7 @@ from ..files.disk import write_json
 NEEDED = ("jupyterlite-core", "jupyterlite-pyodide-kernel", "jupyter-server", "comm")  # of the extra `site`
 KERNEL = "@jupyterlite/pyodide-kernel-extension"
 MISSING = "the course in a browser needs JupyterLite: pip install 'minilora[site]'"
-MARK = "MINILORA_WHEEL"  # in the cell that installs minilora elsewhere
+SETUP_TAG = "setup"  # of the cell that installs minilora elsewhere
 SLOWER = 25  # times the seconds of two cores with a BLAS; measured 21 to 34 where a model is trained: lessons/README.md
 SETUP = """# In the browser, this cell loads minilora.
 import logging
@@ -77,7 +77,7 @@ def for_browser(notebook: str) -> str:
         said = f"*In the browser all cells take about {minutes} minutes: run those that you want to see.*"
         found["cells"][0]["source"] = ["".join(found["cells"][0]["source"]), "\n\n", said]
     for cell in found["cells"]:
-        if cell["cell_type"] == "code" and MARK in "".join(cell["source"]):
+        if SETUP_TAG in cell["metadata"].get("tags", []):
             cell["source"] = SETUP.splitlines(keepends=True)
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 

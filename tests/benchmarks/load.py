@@ -70,7 +70,7 @@ def requests(names, clients, rounds, one):
 
 @contextmanager
 def served(base, folders, slots, *flags):
-    """The port of a server in a process of its own."""
+    """The port of a server in its own process."""
     adapters = [word for name, folder in folders.items() for word in ("--adapter", f"{name}={folder}")]
     command = [sys.executable, "-m", "minilora", "serve", "--base", str(base), "--port", "0", "--slots", str(slots)]
     process = subprocess.Popen([*command, *adapters, *flags], stderr=subprocess.PIPE, text=True)

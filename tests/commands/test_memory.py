@@ -18,7 +18,7 @@ from minilora.models.tokenizer import to_folder
 
 @pytest.fixture(scope="module")
 def result(tiny_folder):
-    """One job, measured in a process of its own."""
+    """One job, measured in its own process."""
     return report(Job(base=str(tiny_folder / "base"), r=4, length=40))
 
 

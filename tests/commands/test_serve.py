@@ -19,7 +19,7 @@ from minilora.serve.server import Server
 
 
 class Process:
-    """`minilora serve` in a process of its own, and the lines that it has said."""
+    """`minilora serve` in its own process, and the lines that it has said."""
 
     def __init__(self, shop, start, *flags):
         command = [sys.executable, "-m", "minilora", "serve", "--base", shop / "base", "--port", "0"]

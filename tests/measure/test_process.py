@@ -18,7 +18,7 @@ def here(monkeypatch):
 
 
 def answer(number, words):
-    """Run by a process of its own: returns something else each time if it is called twice."""
+    """Run by its own process: returns something else each time if it is called twice."""
     answer.calls = getattr(answer, "calls", 0) + 1
     print("not an answer")
     log.info("working")

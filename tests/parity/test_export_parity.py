@@ -87,7 +87,7 @@ def test_the_tokenizer_of_a_merged_folder_is_the_bases(base, adapter, tmp_path):
 @pytest.mark.parametrize("settings", [{}, SETTINGS["patterns"]], ids=["plain", "patterns"])
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
 def test_a_merged_gguf_file_is_read_by_transformers_as_here(kind, base, adapter, tmp_path):
-    """transformers reads GGUF with code of its own, so that a mistake in layout or packing shows."""
+    """transformers reads GGUF with its own code, so that a mistake in layout or packing shows."""
     out = merge(base, adapter, tmp_path / "merged.gguf", kind=kind).path
     theirs = transformers_model(tmp_path, gguf_file=out.name, dtype=torch.float32)
     ours, _ = zoo.load(out)

@@ -1,6 +1,6 @@
 """Parity on the real model: SmolLM2-135M-Instruct here and in transformers, from the same GGUF file.
 
-transformers reads the file with code of its own, so that a mistake in dequantising, in the rotary layout or in the
+transformers reads the file with its own code, so that a mistake in dequantising, in the rotary layout or in the
 tokenizer shows. A second copy gets its weights from minilora's state dict.
 """
 
