@@ -99,7 +99,8 @@ class Answer:
         elif self.tokens == self.max_new_tokens:
             self.finish("length")
         else:
-            certain = text[: len(text) - _begun(text, self.stop)].rstrip(UNFINISHED).rstrip()
+            known = text.rstrip(UNFINISHED)
+            certain = known[: len(known) - _begun(known, self.stop)].rstrip()
             self.text = max(self.text, certain, key=len)
 
     def finish(self, reason: str) -> None:

@@ -215,6 +215,8 @@ def test_an_answer_says_how_it_ended_and_the_end_mark_is_no_part_of_it(model, to
         ("a.b", ["b", "."], "a", ["a", ""]),
         ("xab", ["ab", "b", "xab"], "", ["", "", ""]),
         ("stop", ["stop"], "", ["", "", "", ""]),
+        ("aEND€", ["END€"], "a", ["a", *[""] * 6]),  # between its bytes the text ends with half a character
+        ("aENDé", ["END€"], None, ["a", *[""] * 4, "ENDé"]),
     ],
 )
 def test_a_stop_text_ends_an_answer_and_no_part_of_it_is_shown(model, tokenizer, written, stop, text, pieces):
