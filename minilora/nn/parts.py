@@ -24,7 +24,8 @@ GOOD = 256  # with more, matmuls gain little, and the activations saved for the 
 
 @dataclass(frozen=True, repr=False)
 class Sample:
-    """One sequence of token ids with its labels: the same ids, -100 for a token that is not scored.
+    """One sequence of token ids with its labels: the same ids, -100 for a token that is not scored, as the first one
+    never is, which nothing predicts.
 
     others: paraphrases of this sample. Each epoch takes one of them all.
     """
@@ -32,6 +33,10 @@ class Sample:
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     others: tuple[Sample, ...] = ()
+
+    def __post_init__(self):
+        if self.labels and self.labels[0] != NOT_SCORED:  # in a packed row, the sample before it would predict it
+            object.__setattr__(self, "labels", (NOT_SCORED, *self.labels[1:]))
 
     def __repr__(self) -> str:
         others = f", {len(self.others)} others" if self.others else ""
@@ -219,7 +224,8 @@ def common_prefix(samples: Sequence[Example]) -> int:
     sequences = _sequences(samples)
     if len(sequences) < 2:
         return 0
-    limit = min(next(i for i, label in enumerate(s.labels) if label != NOT_SCORED) for s in sequences) - 1
+    scored = (next((i for i, label in enumerate(s.labels) if label != NOT_SCORED), len(s.ids)) for s in sequences)
+    limit = min(scored) - 1
     first = sequences[0].ids
     for i in range(max(limit, 0)):
         if any(sample.ids[i] != first[i] for sample in sequences):

@@ -115,6 +115,18 @@ def test_a_padded_batch_has_the_loss_of_the_packed_one(tiny_model):
     assert tiny_model.loss(*ml.collate(found)).item() == pytest.approx(loss_without_grad(tiny_model, found), rel=1e-5)
 
 
+def test_samples_whose_labels_are_all_of_their_ids_have_the_loss_of_their_rows(tiny_model):
+    found = [Sample(ids, ids) for ids in ((5, 6, 7, 8), (5, 6, 9), (8, 9, 1, 2, 3))]  # the first tokens score as well
+    assert [sample.scored for sample in found] == [3, 2, 4]
+    assert loss_without_grad(tiny_model, found) == pytest.approx(tiny_model.loss(*collate(found)).item(), rel=1e-6)
+
+
+def test_a_sample_in_which_nothing_is_scored_changes_no_loss(tiny_model):
+    found = [Sample((5, 6, 7, 8), (-100, -100, 7, 8)), Sample((5, 6, 9), (-100, -100, 9))]
+    more = [*found, Sample((5, 6), (-100, -100)), Sample((), ())]
+    assert loss_without_grad(tiny_model, more) == pytest.approx(loss_without_grad(tiny_model, found), rel=1e-6)
+
+
 def test_a_sample_prints_in_one_line_and_its_wordings_take_turns():
     sample = Sample(tuple(range(500)), (-100,) * 400 + (1,) * 100)
     assert repr(sample) == "Sample(500 tokens, 100 scored)"
