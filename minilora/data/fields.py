@@ -37,6 +37,7 @@ _OF_OBJECT = _NOTES | {"type", "properties", "required", "additionalProperties"}
 _OF_FIELD = _NOTES | {"type", "enum", "items", "pattern"}
 _PIECE = re.compile(r"\[((?:\\.|[^\]\\^])(?:\\.|[^\]\\])*)\]|\\([dw.\-+/()])|([^\\\[\](){}.*+?|^$])")  # of a pattern
 _TIMES = re.compile(r"\{(\d{1,3})\}")
+LONGEST = 1000  # characters that a pattern may ask for
 _CLASSES = {"d": "0-9", "w": "0-9A-Za-z_"}
 
 
@@ -129,7 +130,9 @@ class FieldTask(Asking):
         if not isinstance(rules, dict) or not rules:
             raise ValueError("the schema needs properties: an object with at least one field")
         fields = tuple(Field.of(name, rule) for name, rule in rules.items())
-        if unknown := [name for name in schema.get("required", []) if name not in rules]:
+        if not isinstance(required := schema.get("required", []), list):
+            raise ValueError(f"required must be a list of names, got {required!r}")
+        if unknown := [name for name in required if name not in [*rules]]:
             raise ValueError(f"{unknown[0]!r} is required and is none of the properties")
         named = [
             f"{field.name} ({', '.join(choice.strip(chr(34)) for choice in field.choices)})"
@@ -257,20 +260,22 @@ def characters_of(pattern: Any, name: str = "pattern") -> list[frozenset[str]]:
     places: list[frozenset[str]] = []
     body = pattern[1:-1] if isinstance(pattern, str) and pattern[:1] == "^" and pattern[-1:] == "$" else None
     at = 0
-    while body is not None and at < len(body) and (piece := _PIECE.match(body, at)):
+    while body is not None and at < len(body) and len(places) <= LONGEST and (piece := _PIECE.match(body, at)):
         group, escaped, plain = piece.groups()
         if group or escaped in _CLASSES:
             group = re.sub(r"\\([dw])", lambda found: _CLASSES[found[1]], group or f"\\{escaped}")
-            allowed = frozenset(c for c in map(chr, range(32, 127)) if re.fullmatch(f"[{group}]", c))
+            allowed = frozenset()
+            with suppress(re.error):  # such as [z-a], which allows nothing
+                allowed = frozenset(c for c in map(chr, range(32, 127)) if re.fullmatch(f"[{group}]", c))
         else:
             allowed = frozenset(escaped or plain)
         at = piece.end()
         if times := _TIMES.match(body, at):
             at = times.end()
         places += [allowed] * (int(times[1]) if times else 1)
-    if pattern and (body is None or at < len(body) or not all(places)):
-        like = "characters and classes such as [A-Z] and \\d, each with {n} or not, between ^ and $"
-        raise ValueError(f"{name}: the pattern {pattern!r} is not supported; supported: {like}")
+    if pattern != "" and (body is None or at < len(body) or not all(places) or len(places) > LONGEST):
+        like = f"up to {LONGEST} characters and classes such as [A-Z] and \\d, each with {{n}} or not, between ^ and $"
+        raise ValueError(f"{name}: the pattern {pattern!r:.80} is not supported; supported: {like}")
     return places
 
 

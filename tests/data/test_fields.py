@@ -122,7 +122,13 @@ def test_what_is_stored_is_checked():
         ({"properties": {"a": {"type": "array", "items": {"type": "object"}}}}, "a.items: the type 'object'"),
         ({"properties": {"a": {"type": "string", "pattern": "^a+$"}}}, "a: the pattern '^a+$' is not supported"),
         ({"properties": {"a": {"type": "string", "pattern": "a"}}}, "a: the pattern 'a' is not supported"),
+        *(
+            ({"properties": {"a": {"type": "string", "pattern": wrong}}}, "is not supported; supported: up to 1000")
+            for wrong in ("^[z-a]$", r"^[\p]$", "^a{999}b{2}$", f"^{'a{999}' * 99999}$", [], None, 0)
+        ),
         ({"properties": {"a": {"type": "string"}}, "required": ["b"]}, "'b' is required and is none of the properties"),
+        ({"properties": {"a": {"type": "string"}}, "required": [["a"]]}, "is required and is none of the properties"),
+        ({"properties": {"a": {"type": "string"}}, "required": True}, "required must be a list of names, got True"),
     ],
 )
 def test_a_schema_that_is_not_supported_is_refused_in_one_line(schema, said, tmp_path, capsys):
