@@ -7,9 +7,11 @@ browser, bpe.py does its work for the tiny base.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from datetime import datetime
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,12 @@ _PLAIN_TEMPLATE = (  # for models without a chat template
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}{{ eos_token if m['role'] == 'assistant' "
     "else '' }}\n{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
 )
+_GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")  # marks the answers, to find them
+
+
+def _as_if(tag: re.Match[str]) -> str:
+    """Such a tag as one that Jinja knows, which changes nothing."""
+    return f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}"
 
 
 class Tokenizer:
@@ -161,10 +169,22 @@ class Tokenizer:
 
     @cached_property
     def _compiled_template(self) -> Any:
+        """The template, with the functions and tags that transformers gives to templates."""
+        from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment  # a template comes with a model and is not trusted
 
+        def raise_exception(message: str) -> None:
+            raise TemplateError(message)
+
+        settings = {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.loopcontrols"]}
+        environment = ImmutableSandboxedEnvironment(**settings)
+        environment.globals |= {
+            "raise_exception": raise_exception,
+            "strftime_now": lambda x: datetime.now().strftime(x),
+        }
+        environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
         try:
-            return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self.template)
+            return environment.from_string(_GENERATION.sub(_as_if, self.template))
         except Exception as error:  # not TemplateError alone: deep nesting is a RecursionError
             raise ModelFileError(f"the model's chat template does not parse: {error}") from error
 
@@ -207,6 +227,9 @@ def from_folder(folder: Path) -> Tokenizer:
     settings = read_json(settings_path) if settings_path.is_file() else {}
     template_path = folder / "chat_template.jinja"
     template = settings.get("chat_template")
+    if isinstance(template, list):  # several with names, such as the one for tools
+        usual = (each for each in template if isinstance(each, dict) and each.get("name") == "default")
+        template = next(usual, {}).get("template", template)
     if template_path.is_file():
         try:
             template = template_path.read_text(encoding="utf-8")

@@ -241,6 +241,16 @@ A: {{ message['content'] }}{{ eos_token }}
 {% endfor %}
 {% if add_generation_prompt %}
 A: {% endif %}"""
+OF_TRANSFORMERS = """{%- for message in messages -%}
+    {%- if message.role == "user" -%}
+        {{ message.content | tojson }}{% continue %}
+    {%- endif -%}
+    {% generation %}
+    {{ message.content }}
+    {%- endgeneration %}
+
+{%- endfor %}
+ {{ strftime_now("%Y") | length }}{% if not messages %}{{ raise_exception("say something") }}{% endif %}"""
 
 
 def test_templates_of_other_families_are_rendered_as_transformers_renders_them(build):
@@ -254,6 +264,14 @@ def test_templates_of_other_families_are_rendered_as_transformers_renders_them(b
     assert build(chat_template=INDENTED).render(HELLO, answer_next=True) == "Q: Who are you?\nA: "
     assert build(**{"ggml.bos_token_id": None}, chat_template=LLAMA).render(HELLO) == "[INST] Who are you? [/INST]"
     assert build().render(HELLO, answer_next=True) == "User: Who are you?\nAssistant: "  # without a template
+
+
+def test_templates_may_use_what_transformers_gives_them(build):
+    tokenizer = build(chat_template=OF_TRANSFORMERS)
+    talk = [{"role": "user", "content": "<ä>"}, {"role": "assistant", "content": "hello"}]
+    assert tokenizer.render(talk) == '"<ä>"    hello 4'  # as transformers 5 renders it
+    with pytest.raises(ModelFileError, match="say something"):
+        tokenizer.render([])
 
 
 @pytest.mark.parametrize(
@@ -316,6 +334,16 @@ def test_a_folders_file_can_neither_cut_texts_nor_fill_them_up(tokenizer, tmp_pa
 def test_a_template_file_goes_before_the_settings(folder):
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!", encoding="utf-8")
     assert from_folder(folder).render(HELLO) == "Who are you?!"
+
+
+def test_of_several_templates_with_names_the_default_is_taken(folder):
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages[0].content }}?"}]
+    write_settings(folder, eos_token="<|im_end|>", chat_template=named)
+    assert from_folder(folder).render(HELLO) == "Who are you??"
+    for wrong in (named[:1], [], ["default"]):
+        write_settings(folder, eos_token="<|im_end|>", chat_template=wrong)
+        with pytest.raises(ModelFileError, match="chat template is a list, expected a text"):
+            from_folder(folder)
 
 
 def test_special_tokens_are_read_in_both_spellings_or_guessed(folder, tmp_path):
