@@ -264,7 +264,7 @@ def characters_of(pattern: Any, name: str = "pattern") -> list[frozenset[str]]:
         group, escaped, plain = piece.groups()
         if group or escaped in _CLASSES:
             group = re.sub(r"\\([dw])", lambda found: _CLASSES[found[1]], group or f"\\{escaped}")
-            allowed = frozenset()
+            allowed: frozenset[str] = frozenset()
             with suppress(re.error):  # such as [z-a], which allows nothing
                 allowed = frozenset(c for c in map(chr, range(32, 127)) if re.fullmatch(f"[{group}]", c))
         else:
