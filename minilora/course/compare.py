@@ -29,7 +29,9 @@ def same(a: Any, b: Any, tolerance: float = TOLERANCE) -> bool:
         alike = isinstance(a, Tensor) and isinstance(b, Tensor) and a.requires_grad == b.requires_grad
         return alike and same(a.data, b.data, tolerance)
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)) or a.shape != b.shape or a.dtype != b.dtype:
+        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)) or a.shape != b.shape:
+            return False
+        if not _alike(a.dtype, b.dtype):
             return False
         if not np.issubdtype(a.dtype, np.number):
             return bool(np.array_equal(a, b))
@@ -42,8 +44,21 @@ def same(a: Any, b: Any, tolerance: float = TOLERANCE) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):
-        return list(a) == list(b) and all(same(a[key], b[key], tolerance) for key in a)
+        return a.keys() == b.keys() and all(same(a[key], b[key], tolerance) for key in a)
     return type(a) is type(b) and bool(a == b)
+
+
+def _alike(a: np.dtype, b: np.dtype) -> bool:
+    """Whether arrays of these types may be equal. Integers may have any width, which differs between systems."""
+    return a == b or a.kind == b.kind == "i"
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of an array, or of lists that would make one; () for all else."""
+    try:
+        return np.shape(value)
+    except (TypeError, ValueError):  # a tensor, or lists of different lengths
+        return ()
 
 
 def is_number(value: Any) -> bool:
@@ -81,7 +96,9 @@ def compare(
         value = number(got, what)
         if not abs(value - want) <= tolerance * abs(want):
             raise Wrong(f"{what} is {value:,.7g}, expected {want:,.7g}")
-    elif isinstance(want, (list, tuple, dict)) and isinstance(got, (list, tuple, dict)) and len(got) != len(want):
+    elif isinstance(want, (list, tuple, dict)) and not isinstance(got, dict if isinstance(want, dict) else (list, tuple)):
+        raise Wrong(f"{what} must be a {type(want).__name__}, got {type(got).__name__}")
+    elif isinstance(want, (list, tuple, dict)) and len(got) != len(want):
         raise Wrong(f"{what} has {len(got)} values, expected {len(want)}")
     elif not same(got, want, tolerance):
         short = [text if len(text) < 60 else text[:57] + "..." for text in map(repr, (got, want))]
@@ -96,8 +113,9 @@ def _compare_arrays(got: Any, want: np.ndarray, what: str, axes: str, sizes: dic
         raise Wrong(f"{what} is transposed: got ({', '.join(reversed(axes.split(', ')))}), expected ({axes})")
     if got.shape != want.shape:
         raise Wrong(f"{what} must have the shape {shape}, got {named(got.shape, sizes)}")
-    if got.dtype != want.dtype:
-        raise Wrong(f"{what} is {got.dtype}, expected {want.dtype}: keep the precision of the inputs")
+    if not _alike(got.dtype, want.dtype):
+        hint = ": keep the precision of the inputs" if want.dtype == np.float64 else ""
+        raise Wrong(f"{what} is {got.dtype}, expected {want.dtype}{hint}")
     if not np.issubdtype(want.dtype, np.number):
         if not np.array_equal(got, want):
             raise Wrong(f"{what} differs from what is expected in {int((got != want).sum())} places")
@@ -126,7 +144,7 @@ def as_parts(result: Any, names: list[str], wanted: list[Any]) -> list[Any]:
     if not isinstance(result, (tuple, list)) or len(result) != len(names):
         kind = "arrays" if all(isinstance(want, np.ndarray) for want in wanted) else "values"
         raise Wrong(f"return {COUNTS.get(len(names), len(names))} {kind}: {order}")
-    got, want = [np.shape(part) for part in result], [np.shape(part) for part in wanted]
+    got, want = [shape_of(part) for part in result], [shape_of(part) for part in wanted]
     if got != want and any(got == list(other) for other in permutations(want)):
         moved = [name for name, a, b in zip(names, got, want, strict=True) if a != b]
         raise Wrong(f"{' and '.join(moved)} are swapped: {order}, in this order")

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from .compare import shape_of
 from .exercises import Draw, changed, distinct_sizes, exercise, variant
 
 
@@ -90,7 +91,7 @@ def in_order(B: Any, A: Any) -> tuple[Any, Any]:
 
 def factors(result: Any, arguments: dict[str, Any]) -> Any:
     """B and A as they are compared, if they are two factors."""
-    ndims = [np.ndim(part) for part in result] if isinstance(result, (tuple, list)) else []
+    ndims = [len(shape_of(part)) for part in result] if isinstance(result, (tuple, list)) else []
     return in_order(*result) if ndims == [2, 2] and np.shape(result[0])[1] == len(result[1]) else result
 
 

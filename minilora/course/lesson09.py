@@ -23,7 +23,7 @@ def draw(rng: np.random.Generator, r: int | None = None, **more: str) -> Draw:
 # -- 9.1 the forward pass ----------------------------------------------------------------------------------------------
 
 
-def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
+def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator, power: float = 1) -> None:
     """On tensors: the same output, and the right gradient of each through the engine."""
     tensors = {name: Tensor(value, requires_grad=name != "W") for name, value in drawn.items() if name != "alpha"}
     hint = "use only @, .T, +, *, / on what the function is given, so that the engine can differentiate it"
@@ -32,7 +32,7 @@ def judge_forward(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     except Wrong:
         raise Wrong(f"right on NumPy arrays, but it stops on minilora's tensors: {hint}") from None
     x, W, A, B = (drawn[name] for name in "xWAB")
-    scale, g = drawn["alpha"] / len(A), rng.standard_normal((len(x), len(W)))
+    scale, g = drawn["alpha"] / len(A) ** power, rng.standard_normal((len(x), len(W)))
     gradients = {"x": g @ W + scale * (g @ B @ A), "A": scale * (g @ B).T @ x, "B": scale * g.T @ (x @ A.T)}
     if isinstance(result, Tensor) and result.requires_grad and result.shape == g.shape:
         result.backward(g)
@@ -57,7 +57,7 @@ def lora_forward(x, W, A, B, alpha):
 
 
 RS = {r"\frac{\alpha}{r}": r"\frac{\alpha}{\sqrt{r}}", "alpha / r": "alpha / r**0.5"}  # rsLoRA's scale
-variant("lora_forward", RS, "the scale is that of rsLoRA", also=None)
+variant("lora_forward", RS, "the scale is that of rsLoRA", also=partial(judge_forward, power=0.5))
 
 
 # -- 9.2 the backward pass ---------------------------------------------------------------------------------------------

@@ -67,10 +67,10 @@ def draw_case(rng: np.random.Generator) -> Draw:
 def judge_verdict(answer: Callable[..., Any], drawn: Draw, rng: np.random.Generator, number: int = 0) -> None:
     """The right one of three, for a hundred intervals; whoever errs as a known mistake does gets its line."""
     cases = [drawn, *(draw_case(rng) for _ in range(99))]
-    said = [answer(**case) for case in cases]
+    said = [str(answer(**case)) for case in cases]
     for one in said:
         if one not in (REPRODUCED, NOT_HERE, CONTRADICTED):
-            raise Wrong(f"{one!r} is no verdict: there are {REPRODUCED!r}, {NOT_HERE!r} and {CONTRADICTED!r}")
+            raise Wrong(f"{one[:40]!r} is no verdict: there are {REPRODUCED!r}, {NOT_HERE!r} and {CONTRADICTED!r}")
     form = EXERCISES["verdict"].forms[number]
     right = [form.reference(**case) for case in cases]
     if said == right:

@@ -61,9 +61,11 @@ def watched(array: np.ndarray, seen: set[tuple[int, ...]]) -> Watched:
 
 
 def plain(value: Any) -> Any:
-    """The value with plain arrays instead of watched ones, also inside tuples, lists and dictionaries."""
+    """The value with plain arrays and truth values, not watched ones or NumPy's, also in tuples, lists and dicts."""
     if isinstance(value, Watched):
         return value.view(np.ndarray)
+    if isinstance(value, np.bool_):
+        return bool(value)
     if type(value) in (tuple, list):
         return type(value)(plain(part) for part in value)
     if type(value) is dict:

@@ -96,7 +96,7 @@ KINDS = [
         [1.0],
         (1.0, 2.0),
         {"a": 1.0, "b": 2.0},
-        {"b": 2.0, "a": 1.0},
+        {"a": 1.0, "c": 2.0},
         {"a": 1.0},
     ),
     *(np.ones(2), np.ones(2, np.float32), np.ones((2, 1)), np.array(["a", "b"])),
@@ -503,3 +503,42 @@ def test_importing_the_checker_loads_numpy_and_no_other_third_party_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == []
+
+
+DRESSED = [  # exercise, what becomes of the solution's result: as right as before
+    ("padded_batch", lambda result: tuple(part.astype(np.int32) for part in result)),
+    ("choose_config", lambda result: (np.int64(result[0]), result[1], np.bool_(result[2]))),
+    ("ranks_for_budget", lambda ranks: dict(sorted(ranks.items(), reverse=True))),
+    ("verdict", np.array),
+]
+UNDRESSED = [
+    ("padded_batch", lambda result: ([[1, 2], [3]],) * 3, "must be a NumPy array"),
+    ("padded_batch", lambda result: (*result[:2], result[2] > 0), "attention_mask is bool, expected int64"),
+    ("ids_and_labels", lambda result: tuple(map(np.array, result)), "input_ids must be a list, got ndarray"),
+    ("ranks_for_budget", lambda ranks: list(ranks.values()), "ranks must be a dict, got list"),
+    ("step_in_parts", lambda loss: ml.Tensor(np.array(loss)), "the loss must be one number, got Tensor"),
+    ("best_rank_r", lambda result: ([[1.0], [2.0, 3.0]], result[1]), "B must be a NumPy array"),
+    ("pissa_start", lambda result: ([[1.0], [2.0, 3.0]], *result[1:]), "A must be a NumPy array"),
+    ("verdict", lambda result: np.array([1, 2]), "'[1 2]' is no verdict"),
+]
+
+
+def made_of(name, then):
+    """An answer: the solution's result, and what becomes of it."""
+    return lambda *arguments: then(EXERCISES[name].forms[0].reference(*arguments))
+
+
+@pytest.mark.parametrize(("name", "then"), DRESSED, ids=[name for name, _ in DRESSED])
+def test_numpys_numbers_and_another_order_of_a_dictionary_are_right(name, then):
+    assert judged(EXERCISES[name], made_of(name, then), rng()) == "ok"
+
+
+@pytest.mark.parametrize(("name", "then", "line"), UNDRESSED, ids=[line for *_, line in UNDRESSED])
+def test_a_result_of_another_kind_gets_a_line_that_says_so(name, then, line):
+    assert line in judged(EXERCISES[name], made_of(name, then), rng())
+
+
+def test_a_forward_pass_that_the_engine_cannot_follow_is_refused_in_every_variant():
+    for variant, power in ((0, 1), (1, 0.5)):
+        answer = lambda x, W, A, B, alpha, p=power: np.dot(x, W.T) + np.dot(x @ A.T, B.T) * (alpha / len(A) ** p)
+        assert "stops on minilora's tensors" in judged(EXERCISES["lora_forward"], answer, rng(), variant)
