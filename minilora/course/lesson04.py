@@ -43,7 +43,8 @@ def columns(drawn: Draw) -> dict[str, Any]:
 
 
 COLUMNS = {
-    "A row of scores": "A column of scores",
+    "A row of scores $s$ becomes a row of": "A column of scores $s$ becomes a column of",
+    "| `p` | (T, S) | attention weights: row t": "| `p` | (S, T) in 4.1 | attention weights: column t",
     "all scores of a row, p does not change. So each row of your result adds up\nto zero.": (
         "all scores of a column, p does not change. So each column of your result\nadds up to zero."
     ),

@@ -80,6 +80,7 @@ variant(
     {
         "the characters of the word": "the characters of the word and a mark `_` for its end",
         "list(word)": "[*word, '_']",
+        "in encode_word(word, merges)]": "in encode_word(word, merges)[:-1]]  # the mark is not minilora's",
     },
     "a mark for the end of the word is a token as well",
     draw=partial(draw_word, variant=1),
@@ -174,6 +175,13 @@ def padded_batch(samples, pad_id):
 
 variant(
     "padded_batch",
-    {"on the right": "on the left", "[i, : len(ids)]": "[i, T - len(ids) :]"},
+    {
+        "padded on the right": "padded on the left",
+        "[i, : len(ids)]": "[i, T - len(ids) :]",
+        "theirs = ml.collate(samples[:8], tokenizer.pad_id)": (
+            "backwards = [ml.Sample(s.ids[::-1], s.labels[::-1]) for s in samples[:8]]  # minilora pads on the right\n"
+            "    theirs = [rows[:, ::-1] for rows in ml.collate(backwards, tokenizer.pad_id)]"
+        ),
+    },
     "shorter samples are padded on the left",
 )

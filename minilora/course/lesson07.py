@@ -84,7 +84,11 @@ def training_bytes(shapes, frozen, optimizer):
 
 variant(
     "training_bytes",
-    {"Everything is stored in float32.": "Everything is stored in bfloat16.", "return 4 *": "return 2 *"},
+    {
+        "Everything is stored in float32.": "Everything is stored in bfloat16.",
+        "compare with\nthe lesson's ledger": "compare with\nhalf of the lesson's ledger",
+        "return 4 *": "return 2 *",
+    },
     "everything is stored in 16 bits",
     lines={
         "return 2 * -> return 2 *": "return 2 * -> return 4 *",

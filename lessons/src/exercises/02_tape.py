@@ -97,9 +97,9 @@ W = rng.standard_normal((3, 4))
 try:
     dx, dW, db = linear_backward(x, W, b, g)
     functions = {
-        "x": (dx, numerical_gradient(lambda x: (g * (x @ W.T + b)).sum(), x)),
-        "W": (dW, numerical_gradient(lambda W: (g * (x @ W.T + b)).sum(), W)),
-        "b": (db, numerical_gradient(lambda b: (g * (x @ W.T + b)).sum(), b)),
+        "x": (dx, numerical_gradient(lambda x: np.sum(g * (x @ W.T + b)), x)),
+        "W": (dW, numerical_gradient(lambda W: np.sum(g * (x @ W.T + b)), W)),
+        "b": (db, numerical_gradient(lambda b: np.sum(g * (x @ W.T + b)), b)),
     }
     for name, (mine, measured) in functions.items():
         print(f"gradient of {name}: relative error {relative_error(mine, measured):.1e}")
