@@ -96,11 +96,12 @@ def compare(
         value = number(got, what)
         if not abs(value - want) <= tolerance * abs(want):
             raise Wrong(f"{what} is {value:,.7g}, expected {want:,.7g}")
-    elif isinstance(want, (list, tuple, dict)) and not isinstance(got, dict if isinstance(want, dict) else (list, tuple)):
-        raise Wrong(f"{what} must be a {type(want).__name__}, got {type(got).__name__}")
-    elif isinstance(want, (list, tuple, dict)) and len(got) != len(want):
-        raise Wrong(f"{what} has {len(got)} values, expected {len(want)}")
     elif not same(got, want, tolerance):
+        if isinstance(want, (list, tuple, dict)):
+            if not isinstance(got, dict if isinstance(want, dict) else (list, tuple)):
+                raise Wrong(f"{what} must be a {type(want).__name__}, got {type(got).__name__}")
+            if len(got) != len(want):
+                raise Wrong(f"{what} has {len(got)} values, expected {len(want)}")
         short = [text if len(text) < 60 else text[:57] + "..." for text in map(repr, (got, want))]
         raise Wrong(f"{what} is {short[0]}, expected {short[1]}")
 

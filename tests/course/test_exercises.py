@@ -118,7 +118,7 @@ def test_the_solution_of_every_variant_passes(name, program, short):
         for exercise in asked:
             said = judged(exercise, scope[exercise.name], np.random.default_rng(0), number or None)
             assert said == OK, f"{exercise.name}, variant {number}: {said}"
-        errors = [float(error) for error in re.findall(r"relative error.* (\S+)", printed)]  # by the student's own check
+        errors = [float(error) for error in re.findall(r"relative error.* (\S+)", printed)]  # by their own check
         assert max(errors, default=0) < 1e-7 and ": False" not in printed, printed
         assert "distance" not in scope or scope["distance"]() < 1e-8
         if name == "06_what_the_model_reads":
