@@ -149,7 +149,7 @@ class App:
         """How many tokens the answer may have. Raises ApiError if they do not fit into the context."""
         context = self.engine.context
         try:
-            count = await asyncio.to_thread(self.engine.count, request.messages)
+            count = await asyncio.to_thread(self.engine.count, request)
         except ValueError as error:
             raise ApiError(400, str(error), request.param) from error
         limit = request.limit or max(min(self.default_limit, context - count), 1)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data.fields import FieldTask
+from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
 from ..generate.fields import guide_of, task_of_adapters
@@ -51,9 +51,9 @@ class Engine:
         with Engine(model, tokenizer) as engine:
             engine.call(lambda: engine.ask(Request(messages, "legal"), tell=print)).result()
 
-    Every thread may use `call`, `count`, `state` and `versions` (what can answer, by name); the other methods are for
-    functions that `call` runs. slots: answers computed at a time. waiting: how many more may wait. context: tokens of a
-    conversation and its answer, where that must be fewer than the model can see.
+    Every thread may use `call`, `asked`, `count`, `state` and `versions` (what can answer, by name); the other methods
+    are for functions that `call` runs. slots: answers computed at a time. waiting: how many more may wait. context:
+    tokens of a conversation and its answer, where that must be fewer than the model can see.
     """
 
     def __init__(
@@ -92,11 +92,23 @@ class Engine:
         self._inbox.put((function, future))
         return future
 
-    def count(self, messages: Sequence[Message] | str) -> int:
-        """The tokens of a conversation or text; for one that is far too long, some number that is too large as well.
+    def task(self, request: Request) -> Task | None:
+        """What the adapters of a request were trained to do, unless it continues a text or has another schema."""
+        task = None if isinstance(request.messages, str) else task_of_adapters(self.model, request.choice)
+        other = isinstance(task, FieldTask) and request.schema is not None and request.schema.fields != task.fields
+        return None if other else task
+
+    def asked(self, request: Request) -> Sequence[Message] | str:
+        """What the model reads: for labels and fields the question about the last message, else all messages."""
+        task = self.task(request)
+        return request.messages if task is None or isinstance(request.messages, str) else task.asked(request.messages)
+
+    def count(self, request: Request) -> int:
+        """The tokens of its prompt; for one that is far too long, some number that is too large as well.
 
         Raises ValueError for a conversation that the model's template cannot render.
         """
+        messages = self.asked(request)
         if isinstance(messages, str):
             text = self.tokenizer.plain(messages)
         else:
@@ -124,18 +136,15 @@ class Engine:
             seconds = min(60, math.ceil(self.seconds * (1 + max(ahead, 0) / self.slots)))
             line = f"{ahead} answers wait for a place already: ask again in {seconds} s"
             raise ApiError(429, line, code="rate_limit_exceeded", headers={"retry-after": str(seconds)})
-        messages, guide = request.messages, None
-        task = None if isinstance(messages, str) else task_of_adapters(self.model, request.choice)
+        task, messages = self.task(request), request.messages
         refuse_for_task(request, task)
-        if isinstance(task, LabelTask) and not isinstance(messages, str):
-            return self._label(request, messages, task, tell)
-        own = isinstance(task, FieldTask) and (request.schema is None or request.schema.fields == task.fields)
-        if own and isinstance(task, FieldTask) and not isinstance(messages, str):
-            messages, guide = task.asked(messages), guide_of(task, self.tokenizer, messages[-1]["content"])
-        elif request.schema is not None:
-            guide = guide_of(request.schema, self.tokenizer, "")
+        if isinstance(task, LabelTask):
+            return self._label(request, task, tell)
+        text = "" if isinstance(messages, str) else messages[-1]["content"]
+        schema = task or request.schema
+        guide = None if schema is None else guide_of(schema, self.tokenizer, text)
         answer = self.streams.add(
-            messages,
+            self.asked(request),
             request.choice,
             request.limit or MAX_NEW_TOKENS,
             request.temperature,
@@ -148,17 +157,16 @@ class Engine:
         self.jobs[request] = Job(answer, tell)
         return answer.prompt_tokens
 
-    def _label(
-        self, request: Request, messages: Sequence[Message], task: LabelTask, tell: Callable[[Piece], None]
-    ) -> int:
+    def _label(self, request: Request, task: LabelTask, tell: Callable[[Piece], None]) -> int:
         """Answer with a label at once; the answers that are running wait for it as for a prompt."""
         began = time.monotonic()
-        labels = ranked_labels(self.model, self.tokenizer, task, messages, request.choice)
+        assert not isinstance(request.messages, str)  # a text to continue has no task
+        labels = ranked_labels(self.model, self.tokenizer, task, request.messages, request.choice)
         label, p = labels[0]
         text = json.dumps({"label": label, "probability": p}, ensure_ascii=False) if request.as_json else label
         tokens = len(self.tokenizer.encode(text))
         tell(Piece(text, tokens, "stop", seconds=time.monotonic() - began, labels=labels))
-        return len(self.tokenizer.encode_chat(messages, answer_next=True))
+        return self.count(request)
 
     def cancel(self, request: Request) -> None:
         """End an answer that nobody waits for; its place is free at once."""

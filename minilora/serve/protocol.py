@@ -82,7 +82,7 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         """The JSON object that clients parse."""
-        line = " ".join(str(self).split())
+        line = _short(" ".join(str(self).split()), 1000)
         return {"error": {"message": line, "type": self.kind, "param": self.param, "code": self.code}}
 
 
@@ -183,7 +183,7 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
         if name in _ONLY and not any(value == nothing for nothing in _ONLY[name]):
             raise ApiError(400, f"{name} is not supported here: leave it out", name, "unsupported_parameter")
         if name not in (*read, *_HARMLESS, *_ONLY):
-            hint = suggestion(name, (*read, *_ONLY))
+            hint = suggestion(name := _short(name), (*read, *_ONLY))
             raise ApiError(400, f"unknown field {name!r}{hint}", name, "unknown_parameter")
     if "model" not in fields:
         raise ApiError(400, f"model is missing: one of {', '.join(names)}", "model", "missing_required_parameter")
@@ -264,8 +264,8 @@ def read_choice(model: str, names: Collection[str]) -> Choice:
 
 def unknown_model(name: str, names: Collection[str]) -> ApiError:
     """404 for an unknown name, with the known one that resembles it, or all."""
-    hint = suggestion(name, names) or f" (there is: {', '.join(names) or 'none'})"
-    return ApiError(404, f"the model {_short(name)!r} does not exist{hint}", "model", "model_not_found")
+    hint = suggestion(name := _short(name), names) or f" (there is: {', '.join(names) or 'none'})"
+    return ApiError(404, f"the model {name!r} does not exist{hint}", "model", "model_not_found")
 
 
 def _check(fits: bool, name: str, expected: str) -> None:
@@ -286,6 +286,9 @@ def _message(value: Any, where: str) -> Message:
     role, content = value.get("role"), value.get("content")
     known = isinstance(role, str) and role in _ROLES
     _check(known, f"{where}.role", f"one of {', '.join(_ROLES)}, got {_short(role)!r}")
+    if unread := [name for name in ("tool_calls", "function_call", "audio") if value.get(name)]:
+        name = f"{where}.{unread[0]}"
+        raise ApiError(400, f"{name} is not supported here: leave it out", name, "unsupported_parameter")
     parts = content if isinstance(content, list) else [{"text": content}]
     fits = all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts)
     _check(fits, f"{where}.content", f"text, or a list of parts of text, got {_kind(content)}")
@@ -342,9 +345,9 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, most: int = 80) -> str:
     text = str(value) if not isinstance(value, int) or abs(value) < 10**20 else "a very large number"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 # -- what goes out -----------------------------------------------------------------------------------------------------

@@ -243,8 +243,19 @@ def test_a_label_is_that_of_the_last_message(client, labels):
     before = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "parcel"}]
     assert told(*before, *QUESTION) == told(*QUESTION) != told(before[0])
     assert told({"role": "system", "content": "Be long."}, *QUESTION) != told(*QUESTION)
-    with pytest.raises(openai.BadRequestError, match="a message with its label has 1[0-9]+ tokens, the model can see"):
+    with pytest.raises(openai.BadRequestError, match="conversation is too long|has 1,?[0-9]+ tokens"):
         client.chat.completions.create(model="legal", messages=[{"role": "user", "content": "x" * 960}], max_tokens=1)
+
+
+def test_a_label_or_fields_can_be_asked_for_after_any_conversation(client, server, loaded, labels, monkeypatch):
+    before = [{"role": "user", "content": "x" * 999}, {"role": "assistant", "content": "y" * 999}]
+    for task in (labels, FieldTask.of(SCHEMA)):
+        monkeypatch.setattr(server.engine.model.adapters["legal"], "data", task.entry())
+        alone = complete(client, max_tokens=64)
+        after = client.chat.completions.create(model="legal", messages=[*before, *QUESTION], max_tokens=64)
+        assert after.choices[0].message == alone.choices[0].message
+        read = len(loaded[1].encode_chat(task.asked(QUESTION), answer_next=True))
+        assert alone.usage.prompt_tokens == after.usage.prompt_tokens == read
 
 
 def test_log_probabilities_and_json_are_for_labels(client, labels):

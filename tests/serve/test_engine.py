@@ -119,9 +119,9 @@ def test_names_that_are_taken_or_not_there(shop, engine):
 
 
 def test_tokens_are_counted_and_what_is_far_too_long_is_not_even_read(engine, monkeypatch):
-    assert engine.count(QUESTION) == len(engine.tokenizer.encode_chat(QUESTION, answer_next=True))
+    assert engine.count(Request(QUESTION)) == len(engine.tokenizer.encode_chat(QUESTION, answer_next=True))
     monkeypatch.setattr(engine.tokenizer, "encode", None)
-    assert engine.count([{"role": "user", "content": "x" * 1_000_000}]) > engine.context
+    assert engine.count(Request([{"role": "user", "content": "x" * 1_000_000}])) > engine.context
 
 
 def test_the_context_is_the_models_at_most(shop):

@@ -78,6 +78,7 @@ def test_who_answers(model, choice):
         ({"model": "\udfff"}, "model", "half a character"),
         ({"model": "legal=x"}, "model", "expected NAME=FACTOR"),
         ({"model": "legal=1 legal=2"}, "model", "each name once"),
+        ({"model": "=" * 99_999}, "model", "===="),
         ({"temperature": "hot"}, "temperature", "a number from 0 to 2"),
         ({"temperature": 2.1}, "temperature", "got '2.1'"),
         ({"temperature": float("nan")}, "temperature", "from 0 to 2"),
@@ -106,12 +107,25 @@ def test_who_answers(model, choice):
         ),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "that of an object"),
         ({"temprature": 0.5}, "temprature", "did you mean temperature?"),
+        ({"x" * 99_999: 1}, "x" * 77 + "...", "unknown field 'xxx"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}, *HELLO]},
+            "messages[0].tool_calls",
+            "messages[0].tool_calls is not supported here",
+        ),
     ],
 )
 def test_what_means_nothing_is_refused_with_the_name_of_the_field(fields, param, said):
     error = refused(**fields)
     assert (error.status, error.kind, error.param) == (400, "invalid_request_error", param)
     assert said in str(error)
+    assert len(error.body()["error"]["message"]) <= 1000
+
+
+def test_a_client_may_send_back_a_whole_message_of_ours():
+    ours = Reply(understood(), 9).whole("hi", Piece("", 1, "stop"))["choices"][0]["message"]
+    ours |= {"tool_calls": None, "function_call": None, "audio": None, "annotations": []}  # as its own client has it
+    assert understood(messages=[*HELLO, ours, *HELLO]).messages[1] == {"role": "assistant", "content": "hi"}
 
 
 def test_a_model_must_be_named():
