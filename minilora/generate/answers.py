@@ -11,7 +11,7 @@ from ..progress import progress
 from .schema import Guide
 from .streams import Answer, Streams, same_beginning
 
-SHARED = 64
+SHARED = 16
 
 
 @overload

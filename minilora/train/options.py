@@ -145,7 +145,7 @@ class Options:
     max_length: int = option(512, "tokens per record; longer ones are truncated", least=8, **_TRAINING)
     seed: int = option(0, "decides the adapter's initialisation and the order of the records", least=0, **_TRAINING)
 
-    eval_records: int = option(80, "records of each set that are measured, evenly chosen", least=1, **_MEASURING)
+    eval_records: int = option(40, "records of each set that are measured, evenly chosen", least=1, **_MEASURING)
     eval_every: int | None = option(
         None, "steps between measurements of the validation loss (default: an epoch)", least=1, **_MEASURING
     )

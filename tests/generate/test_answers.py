@@ -8,9 +8,9 @@ from jobs import asked
 from modelfiles import CONFIG
 
 from minilora.engine.tensor import Tensor
-from minilora.generate import streams
+from minilora.generate import answers, streams
 from minilora.generate.answers import generate, generate_batch
-from minilora.generate.streams import draw
+from minilora.generate.streams import draw, same_beginning
 from minilora.nn import cache
 from minilora.nn.llama import Llama
 from minilora.progress import progress
@@ -65,6 +65,19 @@ def test_progress_counts_answers_as_they_end_and_not_prompts(talker, tokenizer, 
     assert sum(counts[1:]) == 2 and len(counts) > 20 and not any(counts[:10])
 
 
+@pytest.mark.parametrize(("shared", "once"), [(16, True), (15, False)])
+def test_a_beginning_that_all_prompts_share_is_computed_once(shared, once, talker, tokenizer, monkeypatch):
+    talks = [asked("x" * shared + question) for question in ("What is bail?", "Who pays?", "Hm")]
+    own = same_beginning([tokenizer.encode_chat(talk, answer_next=True) for talk in talks])
+    monkeypatch.setattr(answers, "SHARED", own if once else own + 1)
+    computed, compute = [], streams.Streams._compute
+    monkeypatch.setattr(streams.Streams, "_compute", lambda *a: computed.append(a[2].shape) or compute(*a))
+    assert generate_batch(talker, tokenizer, talks, 6) == [generate(talker, tokenizer, talk, 6) for talk in talks]
+    assert ((1, own) in computed) == once
+    longest = max(len(tokenizer.encode_chat(talk, answer_next=True)) for talk in talks)
+    assert (3, longest - own * once) in computed
+
+
 class Script:
     """Instead of a model: each conversation gets its own sequence of tokens, by the number of rows still alive."""
 
@@ -87,7 +100,7 @@ def test_an_answer_ends_at_its_end_mark_and_the_others_go_on(tokenizer):
     assert tokenizer.eos_id == 2
     first, second = tokenizer.encode("ab"), tokenizer.encode("xyz12")
     model = Script([*first, 2], [*second, 2], vocabulary=len(tokenizer))
-    assert generate_batch(model, tokenizer, [asked("hello"), asked("hello")], 10) == ["ab", "xyz12"]
+    assert generate_batch(model, tokenizer, [asked("hello"), asked("world")], 10) == ["ab", "xyz12"]
     assert model.step == len(second) + 1
 
 
