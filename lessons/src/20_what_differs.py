@@ -28,17 +28,20 @@ show(figure, alt="Four columns of boxes, a block of GPT-2, Llama, Qwen3 and Gemm
 # *How to read it.* Each column is one model with one of its blocks, from the tokens below to the logits above. A shaded
 # box is different from the column to its left.
 #
-# | | GPT-2 | Llama 3.2 | Qwen3 | Gemma 3 |
+# | | GPT-2 | Llama 3.2 | Qwen3 | Gemma 3 270M |
 # |---|---|---|---|---|
+# | a token's vector | its row of the embedding | the same | the same | the same, times √C |
 # | positions | a learned vector each | RoPE | RoPE | RoPE, two bases |
 # | norm | LayerNorm with bias | RMSNorm | RMSNorm, also of q and k | RMSNorm times 1 + w, more of them |
+# | biases of the matrices | yes | no | no | no |
 # | MLP | GELU | SwiGLU | SwiGLU | GeGLU |
 # | key/value heads | as many as query heads | fewer | fewer | one |
 # | a token sees | all earlier ones | all | all | all in every sixth layer, else 512 |
 #
-# Everything else is the same: a residual stream, attention and an MLP that add to it, one table of embeddings. So LoRA
-# works on all of them. [`gpt2.py`](../minilora/nn/gpt2.py) and [`gemma3.py`](../minilora/nn/gemma3.py) are the whole
-# models; Qwen3 is a [Llama](../minilora/nn/llama.py) with a switch.
+# The skeleton is the same: a residual stream, attention and an MLP that add to it, and one table of embeddings, which
+# also computes the logits. So LoRA works on all of them. [`gpt2.py`](../minilora/nn/gpt2.py) and
+# [`gemma3.py`](../minilora/nn/gemma3.py) are the whole models; Qwen3 is a [Llama](../minilora/nn/llama.py) with a
+# switch.
 #
 # ## 2. Where are the parameters?
 #
@@ -107,13 +110,16 @@ full = config.layer_types.count(gemma3.FULL)
 claim("Gemma 3 270M: layers that must remember more than 512 tokens", full, 3, 3)
 
 # %% [markdown]
+# Qwen3 0.6B stores most, although two query heads share a key/value head: it has the most layers, and its heads are
+# twice as wide as Llama's. Most layers of Gemma 3 270M need not remember more than their window.
+#
 # ## 4. What does a choice buy?
 #
 # Now we train five small models from scratch, with the same budget, on a task that needs attention: copying. A text
 # repeats eight random letters again and again. The first eight cannot be known; every later one is the letter eight
 # places before it. The training texts have 32 letters. Then we test on texts of 96.
 #
-# > **Predict.** All five learn the task. Which of them still copy beyond letter 32?
+# > **Predict.** Which of them learn the task in the same number of steps? Which of them still copy beyond letter 32?
 
 # %%
 predict("GPT-2 beyond the trained length: loss in nats per letter")
@@ -212,8 +218,9 @@ claim("Qwen3's loss minus Llama's, letters 17 to 32", mean_loss("Qwen3", 17, 32)
 #   are as untrained as GPT-2's vectors: Llama and Qwen3 fail more slowly.
 # - **Windows.** A layer that sees the last few letters meets only distances from training, however long the text is. So
 #   Gemma 3 copies on and on. This is a reason for windows in most layers, besides the smaller cache.
-# - **Norms of q and k.** They are the only difference between Llama and Qwen3. They bound the scores, so that the same
-#   learning rate goes further.
+# - **Norms of q and k.** They are the only difference between Llama and Qwen3. With them the model copies after the
+#   same steps; Llama has learned only a part of the task. They bound the scores, which probably lets the same learning
+#   rate go further.
 # - **LayerNorm or RMSNorm.** No difference can be seen: RMSNorm saves work, not loss
 #   ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467)).
 #
