@@ -113,7 +113,7 @@ claim("Adam's first step: shortest move over longest", np.abs(w.data).min() / np
 
 # %% [markdown]
 # All of them move by η, whatever the gradient. (The first moves one percent less, because of ε.) So Adam's learning
-# rate is a **length**: the distance that a parameter moves per step while its gradient keeps its sign. If the loss is
+# rate is a **length**: the distance that a parameter moves per step while its gradient hardly changes. If the loss is
 # multiplied by 1000, SGD moves 1000 times as far. And Adam?
 
 # %%
@@ -174,9 +174,10 @@ show(
 # *How to read it.* All paths start at the upper left; each dot is one step, and the cross is the lowest point. Adam's
 # first steps are as long along the valley as across it.
 #
-# Dividing by $\sqrt{\hat v}$ helps much where the parameters themselves differ. In the turned valley they do not, and
-# Adam without momentum is hardly better than plain SGD. Tuned momentum beats Adam in both. **A learning rate for each
-# parameter helps where gradients differ between parameters.** Do they? Section 5 looks.
+# Both forms of Adam notice the turn, since they treat each parameter by itself; SGD does not, with or without
+# momentum. Dividing by $\sqrt{\hat v}$ helps much where the parameters themselves differ. In the turned valley they do
+# not, and Adam without momentum is hardly better than plain SGD. Tuned momentum beats Adam in both. **A learning rate
+# for each parameter helps where gradients differ between parameters.** Do they? Section 5 looks.
 #
 # ## 3. Bias correction, and what Adam stores
 #
@@ -328,7 +329,7 @@ claim("lower end of that interval", lead.low, 0.001, 0.02)
 #
 # Momentum explains a large part of the difference: with it, SGD reaches 0.83. The division by $\sqrt{\hat v}$ adds the
 # rest. On all letters Adam leads by less than 1 % of the loss. Kunstner et al. (2024) find the same for rare words in
-# large language models, and name it as a main reason for Adam's success there.
+# language models, and name it as a main reason for Adam's success there.
 #
 # <details><summary>The same in PyTorch</summary>
 #

@@ -179,10 +179,10 @@ claim("change of the last output, one layer", change[0], 0, 1e-12)
 claim("change of the last output, two layers", change[1], 0.001, 10)
 
 # %% [markdown]
-# In one layer nothing changes: a sum does not depend on the order of its terms. For the last token, "dog bites man" is
-# "man bites dog". In the second layer the order shows, because the causal mask depends on position: the first token
-# sees one token, the second sees two. So causal decoders can learn positions without any encoding of them ([Haviv et
-# al. 2022](https://arxiv.org/abs/2203.16634), [Kazemnejad et al. 2023](https://arxiv.org/abs/2305.19466)).
+# In one layer nothing changes: a sum does not depend on the order of its terms. For the full stop behind them, "dog
+# bites man" is "man bites dog". In the second layer the order shows, because the causal mask depends on position: the
+# first token sees one token, the second sees two. So causal decoders can learn positions without any encoding of them
+# ([Haviv et al. 2022](https://arxiv.org/abs/2203.16634), [Kazemnejad et al. 2023](https://arxiv.org/abs/2305.19466)).
 #
 # Most models encode positions all the same. Llama models use **rotary position embeddings** (RoPE, [Su et al.
 # 2021](https://arxiv.org/abs/2104.09864)): the elements of a query or key are taken in pairs, and each pair is rotated

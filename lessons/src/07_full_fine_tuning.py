@@ -55,10 +55,10 @@ print(f"of all tokens, {100 * share:.0f} % are scored")
 #
 # A training step has five parts: draw a **batch** of records, clear the old gradients, compute the loss (the **forward
 # pass**), compute the gradients (the **backward pass**, lesson 2), and change every parameter a little against its
-# gradient. The last part is the work of the optimizer, **AdamW**. For each parameter it keeps two running means, of the
-# gradient and of the squared gradient. It divides the first by the square root of the second, so that every parameter
-# moves at its own scale. (Lesson 3 writes it out.) Choices such as the learning rate `lr`, the **batch size** and the
-# number of steps are **hyperparameters**.
+# gradient. The last part is the work of the optimizer, **AdamW**. For each parameter it keeps two running means, of
+# the gradient and of the squared gradient. It divides the first by the square root of the second, so that a parameter
+# with small gradients moves as far as one with large gradients. (Lesson 3 writes it out.) Choices such as the learning
+# rate `lr`, the **batch size** and the number of steps are **hyperparameters**.
 #
 # > **Predict.** The loss on law is about 4.1 before training. The batch size is 8, and the training set has 240
 # > records, so one **epoch** is 30 steps. What is the loss after 20 steps? And the loss on the old subject, which is no

@@ -248,11 +248,11 @@ print(len(report.checks), "checks passed:", ", ".join(check for check, found in 
 # %% [markdown]
 # ## 5. Are its gradients right?
 #
-# Lesson 1 moved every element of an input and measured how the loss changes. Here 77,824 elements are trained, and each
-# would need two forward passes. Move all elements of one matrix at once instead, along a random direction $u$: the
-# loss changes by $\langle g, u \rangle$ per unit, where $g$ is the gradient. That is one number per matrix, and any
-# mistake in $g$ changes it. Would it find a small one? `slightly_wrong` does nothing in the forward pass, and makes the
-# gradient 1 % too large. We put it in front of one of the 28 layers.
+# Lesson 1 moved every element of an input and measured how the loss changes. Here 77,824 elements are trained, and
+# each would need two forward passes. Move all elements of one matrix at once instead, along a random direction $u$:
+# the loss changes by $\langle g, u \rangle$ per unit, where $g$ is the gradient. That is one number per matrix, and a
+# mistake in $g$ almost surely changes it. Would it find a small one? `slightly_wrong` does nothing in the forward
+# pass, and makes the gradient 1 % too large. We put it in front of one of the 28 layers.
 #
 # > **Predict.** How many forward passes check the A and B of all 28 layers? And what is found?
 

@@ -143,9 +143,10 @@ claim("r = 8 above r = 64: upper end of the interval", same.high, 0, 0.1)
 # reaches three quarters of the gain with a sixty-fourth of the parameters, but **it measurably loses**. Three seeds
 # cannot tell rank 8 from 64.
 #
-# The LoRA paper found no loss at rank 1: on GPT-3, r = 1 scored 73.4 and r = 64 scored 73.5. Our result on the tiny
-# base contradicts that, and on the [claims page](../minilora/claims/README.md) r = 4 gains less than r = 64, on q and
-# v. One reason may be the measure: a loss over many words shows small differences that an accuracy does not show.
+# The LoRA paper found no loss at rank 1 on q and v: on GPT-3, r = 1 scored 73.4 and r = 64 scored 73.5. Our result on
+# the tiny base contradicts that, and on the [claims page](../minilora/claims/README.md) r = 4 gains less than r = 64,
+# on q and v. One reason may be the measure: a loss over many words shows small differences that an accuracy does not
+# show.
 #
 # This task is an easy one: a new style, little knowledge. Lesson 17 asks the same of facts.
 #

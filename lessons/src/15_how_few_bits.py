@@ -19,10 +19,11 @@ from minilora.pages.style import BASE, LORA, ink, panels
 # %% [markdown]
 # ## 1. A scale for each block
 #
-# With 4 bits, a weight is one of sixteen codes. The simplest code is INT4: the integers from -7 to 7, times a scale.
-# The scale maps the largest magnitude to 7; this is *absmax* scaling. **Block-wise quantisation** gives each block of
-# consecutive weights its own scale. We compute what is left of W after quantising and dequantising it. `levels` are the
-# values that a code can have, from -1 to 1, and the scale of a block is stored in float16.
+# With 4 bits, a weight is one of sixteen codes. The simplest code is INT4: the integers from -7 to 7, times a scale
+# (one of the sixteen codes stays unused). The scale maps the largest magnitude to 7; this is *absmax* scaling.
+# **Block-wise quantisation** gives each block of consecutive weights its own scale. We compute what is left of W after
+# quantising and dequantising it. `levels` are the values that a code can have, from -1 to 1, and the scale of a block
+# is stored in float16.
 
 
 # %%
@@ -247,8 +248,8 @@ show(
 # reaches from the lowest to the highest.
 #
 # Each bit less multiplies the squared error by more than four, and from 4 bits down the loss grows faster still. There
-# is a knee: 5 bits are nearly free, 4 cost a few hundredths, 3 cost almost a quarter of what LoRA gains, and 2 break
-# the model. (Two bits with equal steps are three levels, -1, 0 and 1: one code in four is unused.)
+# is a knee: 5 bits are nearly free, 4 cost one or two hundredths, 3 cost almost a quarter of what LoRA gains, and 2
+# break the model. (Two bits with equal steps are three levels, -1, 0 and 1: one code in four is unused.)
 #
 # What this does *not* show: that NF4 beats INT4 in loss at 4 bits, or blocks of 64 those of 128. The error is smaller,
 # but the bars are about as long as the difference. In exercise 15.2 you build NF levels for fewer bits, where the

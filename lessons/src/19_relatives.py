@@ -203,10 +203,10 @@ claim("scale of rsLoRA with α = 16, minus that of LoRA with α = 128, at r = 64
 # $$y_i = \frac{\text{magnitude}_i}{\lVert V_i \rVert}\,(x V^\top)_i \qquad\qquad \text{magnitude} = \lVert W_i \rVert
 # \text{ at initialisation}$$
 #
-# At initialisation the quotient is 1. The cost is m more parameters per matrix, and the norms of all rows in every
-# step. The paper gives this reason: it measured how far the direction of each matrix had changed in training, and how
-# much its magnitudes had. In full fine-tuning, where one change was large the other was small. In LoRA both grew
-# together.
+# (The paper speaks of columns; PEFT, too, has one magnitude per output.) At initialisation the quotient is 1. The cost
+# is m more parameters per matrix, and the norms of all rows in every step. The paper gives this reason: it measured
+# how far the direction of each matrix had changed in training, and how much its magnitudes had. In full fine-tuning,
+# where one change was large the other was small. In LoRA both grew together.
 #
 # A *correlation* measures this: it is 1 if two quantities always grow together, -1 if one grows where the other
 # shrinks, 0 if they are unrelated.
