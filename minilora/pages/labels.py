@@ -70,7 +70,7 @@ def _by_kind(report: Mapping[str, Any]) -> list[list[str]]:
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells, flush left; a remark instead of cells may be as long as the line."""
-    short = [row for row in rows if len(row) != 2]
+    short = [row for row in rows if len(row) == len(rows[0])]
     widths = [max(len(row[j]) for row in (rows if j == 0 else short)) + 2 for j in range(len(short[0]))]
     return ["".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
 
