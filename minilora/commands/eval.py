@@ -86,6 +86,8 @@ class EvalOptions(Loading):
             check_picture(Path(picture))
         if self.context is not None and self.no_recall:
             raise ValueError("--context measures answers: leave out --no-recall")
+        if self.confusion is not None and self.no_recall:
+            raise ValueError("--confusion draws answers: leave out --no-recall")
         if self.passages is not None and self.context is None:
             raise ValueError("--passages draws what --context FILE measures: give both")
 

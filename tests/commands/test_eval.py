@@ -41,6 +41,7 @@ def write(folder, records, name="own.jsonl"):
     [
         ({"matrix": "x.pdf"}, r"a \.png or an \.svg file"),
         ({"matrix": "/proc/x.png"}, r"no picture can be written there"),
+        ({"confusion": "x.png", "no_recall": True}, "--confusion draws answers: leave out --no-recall"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(change, words):
