@@ -98,15 +98,16 @@ def read_sets(
         reading = read_source(source, tokenizer, field, stored, schema)
         records, task = reading.records, reading.task
         chosen: list[tuple[str, list[Sample], list[Record]]]
-        if is_one_text(records) and (split or source in trained):
-            sequences = split_text(records[0].text, tokenizer, max_length)[split or "test"]
+        divided = split_text(records[0].text, tokenizer, max_length) if is_one_text(records) else {}
+        if divided and (split or (source in trained and divided["test"])):
+            sequences = divided[split or "test"]
             chosen = [(split or "unseen", evenly(sequences, limit), [])] if sequences else []
         else:
             parts = _chosen(records, source, limit, paraphrases, source in trained, split)
             chosen = [(kind, evenly(encode_records(part, tokenizer, max_length=max_length), limit), part)
                       for kind, part in parts]  # fmt: skip
         if not chosen:
-            raise ValueError(f"{source}: no record of the split {split or 'test'!r}: leave out --split to measure all")
+            raise ValueError(f"{source}: no record of the split {split!r}: leave out --split to measure all")
         for kind, whole, own in chosen:
             name = called if kind == "all" else f"{called}/{kind}"
             if not (samples := truncate_and_log(name, whole, max_length)):

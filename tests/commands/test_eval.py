@@ -105,6 +105,15 @@ def test_data_that_an_adapter_was_trained_on_are_divided_as_for_training(tmp_pat
     assert len(own["unseen"]) == 1 and len(text["unseen"]) == 1
 
 
+def test_a_text_of_which_nothing_was_held_out_is_measured_whole_with_a_warning(home, tokenizer, caplog):
+    novel = str(home / "novel.txt")
+    (whole,) = read_sets([novel], tokenizer, 400, trained=[novel])
+    assert whole.kind == "all" and sum(len(sample.ids) for sample in whole.samples) > 600
+    assert "novel.txt: nothing is held out, so this loss includes training records" in caplog.text
+    with pytest.raises(ValueError, match=r"novel\.txt: no record of the split 'test': leave out --split"):
+        read_sets([novel], tokenizer, 400, trained=[novel], split="test")
+
+
 @pytest.fixture
 def moved(home, tmp_path, monkeypatch):
     """A folder, in which we are, with own.jsonl and an adapter in run/ that was trained on it."""
