@@ -237,8 +237,10 @@ def run(arguments: argparse.Namespace) -> None:
     from .runs import find_runs, listing
 
     folder = Path(arguments.run_folder)
-    if not (folder / METRICS_FILE).is_file() and (found := find_runs(folder)):
-        print(listing(found))
+    if arguments.picture and arguments.json:
+        raise UsageError("--picture draws and --json prints: leave out one of the two")
+    if not arguments.picture and not (folder / METRICS_FILE).is_file() and (found := find_runs(folder)):
+        print(json.dumps(found, indent=2) if arguments.json else listing(found))
         return
     if not folder.is_dir() and (
         near := nearest(folder.name, [Path(each["folder"]).name for each in find_runs(folder.parent)])

@@ -291,6 +291,12 @@ def test_report_shows_a_run_lists_a_folder_of_runs_and_suggests_one(runs, capsys
     assert "-- what it learned" in capsys.readouterr().out
     assert read_metrics(str(runs / "legal"))["steps"] == 40
     assert main(["report", str(runs)]) == 0 and "3 runs." in capsys.readouterr().out
+    assert main(["report", str(runs), "--json"]) == 0
+    assert [each["steps"] for each in json.loads(capsys.readouterr().out)] == [40] * 3
+    assert main(["report", str(runs), "--picture", "x.png"]) == 1
+    assert f"{runs / 'metrics.json'}: no such file" in capsys.readouterr().err
+    assert main(["report", str(runs / "legal"), "--json", "--picture", "x.png"]) == 2
+    assert "--picture draws and --json prints" in capsys.readouterr().err
     assert main(["report", str(runs / "legl")]) == 2
     assert f"did you mean {runs / 'legal'}?" in capsys.readouterr().err
 
