@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..files.disk import read_json
@@ -65,8 +66,8 @@ def page(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     lines = [title, *_answers(metrics, width), "", *_learned(metrics, width), *labels, "", *_cost(metrics, width)]
     flag = "adapter" if options["method"] == "lora" else "base"  # an adapter names its base
     lines += ["", *wrapped(f"Saved in {options['out']}. To talk to it:", width)]
-    context = f" --context {options['context']}" if options.get("context") else ""
-    return "\n".join([*lines, f"  minilora chat --{flag} {options['out']}{context}"])
+    context = f" --context {quote(options['context'])}" if options.get("context") else ""
+    return "\n".join([*lines, f"  minilora chat --{flag} {quote(options['out'])}{context}"])
 
 
 def _answers(metrics: Mapping[str, Any], width: int) -> Iterator[str]:

@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 
 from ..files.disk import put_back, remove_folder, swap_in
@@ -116,10 +117,11 @@ class RunFolder:
             remove_folder(self.partial)
         elif self.began:
             way = "--adapter" if (learned / WEIGHTS_FILE).is_file() else "--base"
-            log.info(f"the trained weights are in {learned}; talk to the model with: minilora chat {way} {learned}")
+            chat = f"minilora chat {way} {quote(str(learned))}"
+            log.info(f"the trained weights are in {learned}; talk to the model with: {chat}")
             if (self.partial / CHECKPOINT / STATE_FILE).is_file():
                 flags = "--resume --overwrite" if self.overwrite else "--resume"
-                log.info(f"resume with: minilora finetune {flags} --out {self.path}")
+                log.info(f"resume with: minilora finetune {flags} --out {quote(str(self.path))}")
         self._leave()
 
     def _unwritable(self, error: OSError) -> ValueError:

@@ -250,6 +250,8 @@ def test_a_path_that_is_longer_is_not_broken_so_that_it_can_be_copied():
     far = "/very" * 40
     shown = page(changed(options={"base": far, "data": far, "out": far}))
     assert f"  minilora chat --adapter {far}" in shown.split("\n") and columns(shown.replace(far, "")) <= 100
+    spaced = page(changed(options={"out": "my run", "context": "my passages.txt"}))
+    assert spaced.endswith("\n  minilora chat --adapter 'my run' --context 'my passages.txt'")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A run's folder is one unit: it appears whole or not at all, and nothing that stands there is lost unasked."""
 
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -91,6 +92,18 @@ def test_what_was_learned_stays_aside_and_is_named_when_the_job_ends_early(error
         *([f"resume with: minilora finetune --resume --overwrite --out {run}"] if where else []),
     ]
     assert tree(run) == {"adapter_model.safetensors": b"old"} and sorted(os.listdir(run.parent)) == ["x", "x.partial"]
+
+
+def test_the_commands_that_are_named_can_be_copied_whatever_the_folder_is_called(tmp_path, said):
+    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "my run") as place:
+        place.began = True
+        (place.partial / "checkpoint").mkdir()
+        for name in ("adapter_model.safetensors", "state.json"):
+            (place.partial / "checkpoint" / name).touch()
+        raise KeyboardInterrupt
+    chat, resume = (shlex.split(line.partition("with: ")[2]) for line in said())
+    assert chat == ["minilora", "chat", "--adapter", str(place.partial / "checkpoint")]
+    assert resume == ["minilora", "finetune", "--resume", "--out", str(tmp_path / "my run")]
 
 
 def test_where_nothing_was_learned_nothing_stays(tmp_path, said):
