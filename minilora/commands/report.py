@@ -106,7 +106,7 @@ def _learned(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
 
 
 def _records(metrics: Mapping[str, Any]) -> str:
-    """`240 training records, 110 for validation, 30 for testing; 80 paraphrased training questions for testing`."""
+    """`240 training records, 30 for validation, 30 for testing; 80 paraphrased training questions for testing`."""
     records = metrics["records"]
     what = "sequence" if metrics["options"]["data"].endswith(".txt") else "record"
     parts = [counted(records["train"], f"training {what}")]
@@ -115,7 +115,10 @@ def _records(metrics: Mapping[str, Any]) -> str:
     parts += [f"{records[name]:,}{whole.get(name, '')} for {use}" for name, use in uses.items() if records.get(name)]
     kinds = {"reworded": "reworded", "paraphrase": "paraphrased"}
     also = [counted(records[name], f"{kind} training question") for name, kind in kinds.items() if records.get(name)]
-    return ", ".join(parts) + (f"; {' and '.join(also)} for testing" if also else "")
+    asked = [f"{' and '.join(also)} for testing"] if also else []
+    if count := records.get("validation_paraphrase"):
+        asked.append(f"{count:,} paraphrased for validation")
+    return "; ".join([", ".join(parts), *asked])
 
 
 def _course(metrics: Mapping[str, Any], width: int) -> Iterator[str]:

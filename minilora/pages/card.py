@@ -35,6 +35,7 @@ USES = {
     "reworded": "testing: training questions, reworded with some of the same words",
     "paraphrase": "testing: training questions, paraphrased",
     "validation": "validation",
+    "validation_paraphrase": "validation: training questions, paraphrased",
     "unseen": "testing: not in the training data",
     "general": "testing: general text, to measure forgetting",
 }

@@ -36,6 +36,7 @@ def metrics_of(
     kept: which weights are the result, as `History.kept` gives them.
     """
     model, history, counts = trainer.model, state.history, count_parameters(trainer.model)
+    counted = {"validation_paraphrase": material.validation_paraphrase, **material.scored}
     sizes = {  # of the gradients of a step, and of those of a step that trains the whole model
         "sent": sum(p.size for p in trainer.parameters.values()),
         "full_sent": sum(array.size for array in base_state(model).values()),
@@ -46,8 +47,8 @@ def metrics_of(
         "planned_steps": trainer.steps,
         "records": {
             "train": len(material.train),
-            "validation": sum(map(len, material.validation_sets.values())),
-            **{name: len(scored) for name, scored in material.scored.items()},
+            "validation": len(material.validation),
+            **{name: len(samples) for name, samples in counted.items() if samples},
         },
         "sampled_from": material.sampled_from,
         "trainable_parameters": counts.trainable,

@@ -114,11 +114,13 @@ COUNTS = [  # data, records, the line
     ("own.jsonl", {"train": 9, "reworded": 1, "paraphrase": 4}, "9 training records; 1 reworded training question and "
      "4 paraphrased training questions for testing"),
     ("own.jsonl", {"train": 1, "validation": 0, "unseen": 3}, "1 training record, 3 for testing"),
+    ("own.jsonl", {"train": 240, "validation": 30, "validation_paraphrase": 80, "paraphrase": 80}, "240 training "
+     "records, 30 for validation; 80 paraphrased training questions for testing; 80 paraphrased for validation"),
     ("a/novel.txt", {"train": 1800, "unseen": 2, "general": 60}, "1,800 training sequences, 2 for testing"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("data", "records", "line"), COUNTS, ids=["splits", "one", "reworded", "text"])
+@pytest.mark.parametrize(("data", "records", "line"), COUNTS, ids=["splits", "one", "reworded", "both", "text"])
 def test_the_page_counts_its_records(data, records, line):
     lines = learned(changed(options={"data": data}) | {"records": records})
     assert " ".join(lines[: lines.index("")]) == line

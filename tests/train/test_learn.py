@@ -131,6 +131,8 @@ def test_what_is_trained_and_asked_in_other_words_is_validated_beside_what_is_un
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     chosen = options(home, tmp_path / "run", data=str(tmp_path / "data.jsonl"), steps=4, keep="last")
     metrics = trained(chosen)
+    counts = metrics["records"]
+    assert (counts["train"], counts["validation"], counts["validation_paraphrase"]) == (8, 2, 3)
     model, tokenizer = ml.load(home / "base")
     ml.load_adapter(model, tmp_path / "run")
     records = ml.read_records(tmp_path / "data.jsonl")
