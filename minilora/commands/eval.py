@@ -17,7 +17,7 @@ from ..generate.fields import task_of_adapters
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure.environment import now
-from ..measure.labels import ZERO_SHOT, Labelled
+from ..measure.labels import Labelled
 from ..measure.open_book import open_book_report
 from ..measure.recall import ANSWER_TOKENS
 from ..measure.scores import LOSS, RECALL, MeasuredSet, measure, read_sets, summary
@@ -160,7 +160,7 @@ def _report(
     assert held is not None
     shots = held.shots_that_fit(tokenizer, model.config.max_position_embeddings)
     whole = task_of_adapters(model, None) is not None
-    contenders: dict[str, tuple[Choice, int]] = {"full fine-tuning" if whole else ZERO_SHOT: (None, 0)}
+    contenders: dict[str, tuple[Choice, int]] = {"full fine-tuning" if whole else "base, zero-shot": (None, 0)}
     contenders |= {f"base, {shots}-shot": (None, shots)} if shots and not whole else {}
     contenders |= {name: (name, 0) for name in sorted(own, key=lambda name: own[name] == each.data)}
     found = {}

@@ -22,7 +22,7 @@ from .statistics import Interval, Resampled, bootstrap, interval_as_json, middle
 SHOTS = 8  # examples in the prompt of the base, at most
 BINS = 10  # of confidence
 KINDS = 5  # of texts, at most, whose accuracy is reported apart
-MAJORITY, CLASSIC, ZERO_SHOT = "majority class", "TF-IDF + logistic regression", "base, zero-shot"
+MAJORITY, CLASSIC = "majority class", "TF-IDF + logistic regression"
 MISSING = "needs pip install 'minilora[benchmarks]'"
 
 

@@ -89,6 +89,7 @@ def _values(metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
         "version": __version__,
         "lora": lora,
         "name": _file_name(options["out"]),
+        "before": "the adapter that it was trained from" if options.get("adapter") else "the base",
         "kind": f"a {variant} adapter for" if lora else "fine-tuned from",
         "out": options["out"],
         "known": known,

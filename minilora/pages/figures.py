@@ -75,7 +75,8 @@ def _run_losses(axes: Any, metrics: Mapping[str, Any]) -> None:
         axes.plot([0, len(losses)], before_and_after, color=PARAPHRASE, marker="s", markersize=7, linewidth=0)
         names.append((before_and_after[1], "paraphrased,\nbefore and after", PARAPHRASE))
     where = "step" if kept is None else f"step (ringed: {kept}, which was kept)"
-    axes.set(xlabel=where, ylabel="cross-entropy (nats per token)", title="What it learned")
+    loss = "DPO's loss (per pair)" if metrics["options"].get("loss") == "dpo" else "cross-entropy (nats per token)"
+    axes.set(xlabel=where, ylabel=loss, title="What it learned")
     axes.set_xlim(-0.02 * len(losses), 1.02 * len(losses))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     name_lines(axes, [name for name in names if np.isfinite(name[0])])

@@ -26,7 +26,7 @@ from ..data.splits import (
     split_text,
 )
 from ..measure.fields import checked_of
-from ..measure.labels import ZERO_SHOT, Checked
+from ..measure.labels import Checked
 from ..measure.loss import Item, evenly, held_out, mean_loss
 from ..measure.preferences import preferences, with_reference
 from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
@@ -249,9 +249,10 @@ def evaluate(
             if name in material.asked:
                 result.recall[name] = keyword_recall(result.answers[name], records)
     if (held := material.checked) is not None:
-        asked = {ZERO_SHOT if when == "before" else when: 0}
-        if when == "before" and (shots := held.shots_that_fit(tokenizer, model.config.max_position_embeddings)):
-            asked[f"base, {shots}-shot"] = shots
+        asked, who = {when: 0}, "old adapter" if model.adapters else "base"
+        if when == "before":
+            shots = held.shots_that_fit(tokenizer, model.config.max_position_embeddings)
+            asked = {f"{who}, zero-shot": 0} | ({f"{who}, {shots}-shot": shots} if shots else {})
         result.checked = {name: list(held.ask(model, tokenizer, n, ranks)) for name, n in asked.items()}
     return result
 

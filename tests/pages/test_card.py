@@ -106,7 +106,12 @@ def test_what_newer_metrics_and_a_run_file_say_is_told(tmp_path):
     assert "Kept: the adapter of step 90, where validation loss was lowest (2.250)." in text
     part = " ".join(card_of(tmp_path, {"strength": 0.65}, kept=kept).split())
     assert "where validation loss was lowest (2.250), its update scaled by 0.65." in part
-    assert "/home/me" not in card_of(tmp_path, {"adapter": "/home/me/runs/first"})
+    assert "Answers of the base and of this model" in text and "from that of the base." in text
+    further = card_of(tmp_path, {"adapter": "/home/me/runs/first"})
+    assert "/home/me" not in further and "Answers of the adapter that it was trained from and of this model" in further
+    assert "changed by +5 % from that of the adapter that it was trained from." in further
+    assert "cross-entropy in nats per token of the answers" in text
+    assert "Loss is DPO's, for each pair" in card_of(tmp_path, {"loss": "dpo"})
     assert "a DoRA adapter" in text and "| `use_dora` | `true` |" in text and "| `lora_plus` | `16.0` |" in text
     assert "scale: it is off" in text and "--config run.toml" in text
     assert "What it learned" not in card_of(tmp_path, loss={}, keyword_recall={}, answers=[])  # nothing was measured

@@ -106,6 +106,9 @@ def test_held_out_records_are_called_validation():
     curves, _ = run_figure(run_metrics()).axes
     names = ["training,\nmean of 9 steps", "paraphrased,\nbefore and after", "validation,\nunseen"]
     assert words(curves) == names and curves.get_xlabel() == "step"
+    assert curves.get_ylabel() == "cross-entropy (nats per token)"
+    preferences = run_figure(run_metrics() | {"options": {"method": "lora", "loss": "dpo"}})
+    assert preferences.axes[0].get_ylabel() == "DPO's loss (per pair)"
     assert words(run_figure(run_metrics(validation=[], paraphrase=False)).axes[0]) == ["training,\nmean of 9 steps"]
 
 

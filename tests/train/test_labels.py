@@ -140,9 +140,10 @@ def test_an_adapter_that_is_trained_further_keeps_its_prompt(home, run, tmp_path
     fewer += [{"text": f"the courier {i}", "label": "parcel"} for i in range(5)]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, fewer)))
     settings = options(home, tmp_path / "next", data=str(tmp_path / "more.jsonl"), steps=1, adapter=str(run[0]))
-    finetune(settings, measure=False, answers=False)
+    report = finetune(settings)["labels"]
     stored = json.loads((tmp_path / "next" / "minilora.json").read_text())["data"]
     assert stored["labels"] == ["bill", "other", "parcel"]
+    assert [row["name"] for row in report["rows"]][2:] == ["old adapter, zero-shot", "old adapter, 8-shot", "LoRA"]
 
 
 def test_all_labels_are_logged_and_one_that_is_seen_once_is_warned_of(home, tmp_path, tokenizer, said):
