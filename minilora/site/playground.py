@@ -23,6 +23,7 @@ from typing import Any
 from ..data.records import Record, read_records
 from ..data.rows import DataError
 from ..data.samples import encode_records
+from ..files.disk import ModelFileError
 from ..generate.answers import generate_batch
 from ..lora.adapters import add_adapter, base_state, disable_adapter, remove_adapter
 from ..lora.config import LoraConfig
@@ -33,7 +34,7 @@ from ..nn.module import sha256_of
 from ..nn.optim import AdamW
 from ..train.loop import Trainer
 
-NAME, BATCH, MOST_ROWS, MOST_CHARACTERS = "mine", 5, 30, 400
+NAMES, BATCH, MOST_ROWS, MOST_CHARACTERS = ("mine", "loaded"), 5, 30, 400
 LONGEST, MORE = 32, 8  # tokens of an answer: if nothing was taught, and beyond the longest one that was
 FEW = 5  # rows of a domain: its answers are long
 
@@ -70,9 +71,10 @@ class Playground:
         samples = encode_records([_record(i, *row) for i, row in enumerate(rows, 1)], self.tokenizer)
         if not samples:
             raise ValueError("the table is empty: write at least one question with its answer")
+        config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
         self.forget()
         self.longest = MORE + max(sum(label >= 0 for label in sample.labels) for sample in samples)
-        add_adapter(self.model, LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear"), NAME)
+        add_adapter(self.model, config, NAMES[0])
         optimizer = AdamW(self.model.trainable_parameters(), lr=lr)
         trainer = Trainer(
             self.model, samples, steps, optimizer, batch_size=BATCH, seed=0, warmup=0.1, max_norm=1.0,
@@ -98,11 +100,11 @@ class Playground:
         self.training.close()
         self.trainer = None
 
-    def forget(self) -> None:
-        """Remove the adapter."""
+    def forget(self, but: str = "") -> None:
+        """Remove the adapter, but not one of this name."""
         self.stop()
-        if self.model.adapters:
-            remove_adapter(self.model, NAME)
+        for name in {*self.model.adapters} - {but}:
+            remove_adapter(self.model, name)
 
     def rows_of(self, name: str, data: bytes | None = None) -> list[list[str]]:
         """The first questions and answers of a domain, or of a file's bytes, whose name tells the format."""
@@ -127,14 +129,15 @@ class Playground:
             raise ValueError("there is no adapter yet: teach one first")
         target = io.BytesIO()
         with tempfile.TemporaryDirectory() as folder:
-            save_adapter(self.model, Path(folder, NAME), NAME)
+            adapter = save_adapter(self.model, Path(folder, "adapter"), next(iter(self.model.adapters)))
             with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-                for path in sorted(Path(folder, NAME).iterdir()):
+                for path in sorted(adapter.iterdir()):
                     archive.write(path, path.name)
         return target.getvalue()
 
     def load(self, data: bytes) -> None:
-        """Take the adapter of such a zip file."""
+        """Take the adapter of such a zip file in place of the one that is there, which stays if the file is no such."""
+        new = next(name for name in NAMES if name not in self.model.adapters)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -144,8 +147,11 @@ class Playground:
                             Path(folder, name).write_bytes(archive.read(member))
             except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
                 raise ValueError(f"this is no zip file of an adapter: {error}") from None
-            self.forget()
-            load_adapter(self.model, folder, NAME)
+            try:
+                load_adapter(self.model, folder, new)
+            except ModelFileError as error:
+                raise ValueError(str(error).replace(f"{folder}/", "")) from None
+        self.forget(but=new)
 
 
 def _record(i: int, question: str, answer: str) -> Record:

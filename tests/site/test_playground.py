@@ -143,6 +143,18 @@ def test_what_is_no_adapter_is_told(data, taught):
     assert taught[0].answers(QUESTIONS, adapter=True) == ANSWERS
 
 
+@pytest.mark.parametrize("config", [None, "{", '{"r": 4}'])
+def test_a_wrong_adapter_or_rank_leaves_the_one_that_is_there(config, taught):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr(*("notes.txt", "") if config is None else ("adapter_config.json", config))
+    with pytest.raises(ValueError, match=r"^adapter_config.json: "):
+        taught[0].load(data.getvalue())
+    with pytest.raises(ValueError, match="r must be"):
+        taught[0].begin(FACTS, 0, 1e-2, 1)
+    assert taught[0].answers(QUESTIONS, adapter=True) == ANSWERS
+
+
 def test_nothing_is_saved_before_there_is_an_adapter():
     with pytest.raises(ValueError, match="no adapter yet"):
         Playground().save()
