@@ -27,13 +27,15 @@ SETUP = """# In the browser, this cell loads minilora.
 import logging
 import site
 
-from js import location
+from js import isSecureContext, location
 from pyodide.http import pyfetch
 
 logging.getLogger("matplotlib").setLevel("ERROR")  # it tells when it looks for fonts
 course = str(location).split("/extensions/")[0]
 package = await pyfetch(f"{course}/minilora.zip")
-await package.unpack_archive(extract_dir=site.getsitepackages()[0])"""
+await package.unpack_archive(extract_dir=site.getsitepackages()[0])
+if not isSecureContext:
+    print("This page has no HTTPS: the browser keeps no files, so mine.py is lost when the notebook is closed.")"""
 
 
 def build_lab(folder: Path, package: bytes, pyodide: str) -> None:

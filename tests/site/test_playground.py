@@ -379,7 +379,8 @@ def test_the_course_that_jupyterlite_writes_is_complete(tmp_path):
     assert (page / link.path).is_file() and (course / "files" / parse_qs(link.query)["path"][0]).is_file()
 
 
-def test_the_first_cell_takes_minilora_from_the_folder_of_the_course(monkeypatch):
+@pytest.mark.parametrize(("secure", "said"), [(True, ""), (False, "This page has no HTTPS")])
+def test_the_first_cell_takes_minilora_from_the_folder_of_the_course(secure, said, monkeypatch, capsys):
     asked = []
 
     async def pyfetch(url):
@@ -390,13 +391,15 @@ def test_the_first_cell_takes_minilora_from_the_folder_of_the_course(monkeypatch
         asked.append(extract_dir)
 
     below = "https://example.org/below/course"
-    monkeypatch.setitem(sys.modules, "js", SimpleNamespace(location=f"{below}/extensions/{lab.KERNEL}/static/1.js"))
+    page = SimpleNamespace(location=f"{below}/extensions/{lab.KERNEL}/static/1.js", isSecureContext=secure)
+    monkeypatch.setitem(sys.modules, "js", page)
     monkeypatch.setitem(sys.modules, "pyodide", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "pyodide.http", SimpleNamespace(pyfetch=pyfetch))
     monkeypatch.setattr(logging.getLogger("matplotlib"), "level", logging.ERROR)  # put back at the end
     cell = compile(lab.SETUP, "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     asyncio.run(eval(cell, {}))
     assert asked == [f"{below}/minilora.zip", site.getsitepackages()[0]]
+    assert capsys.readouterr().out[:22] == said
 
 
 def test_every_notebook_of_the_course_loads_minilora_in_the_browser_and_is_else_the_same(tmp_path):
