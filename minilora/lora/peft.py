@@ -41,36 +41,33 @@ _SUFFIXES = {
 }
 
 # The keys of PEFT's adapter_config.json (0.21). LoraConfig's own fields are used. Keys in _RECORDED do not affect the
-# computation; fan_in_fan_out only says how the base's matrices are stored, and PEFT corrects it by the layer. Other
-# keys, also unknown ones, are accepted only if they are off, and otherwise refused with the reason. All accepted keys
-# are stored, and written again by `save_adapter`.
+# computation: fan_in_fan_out only says how the base's matrices are stored, and PEFT corrects it by the layer; the ranks
+# that EVA (eva_config) has chosen are in rank_pattern; layers_pattern names the list of blocks, of which a model has
+# one; qalora_group_size is for use_qalora. Other keys, also unknown ones, are accepted only if they are off, and
+# otherwise refused with the reason. All accepted keys are stored, and written again by `save_adapter`.
 _RECORDED = {
-    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_type",
-    "peft_version", "revision", "runtime_config", "task_type",
+    "auto_mapping", "base_model_name_or_path", "eva_config", "fan_in_fan_out", "inference_mode", "layers_pattern",
+    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
 _UNSUPPORTED = {
     "alora_invocation_tokens": "activated LoRA, which works only after certain tokens",
     "arrow_config": "Arrow, which routes each token to one of several adapters",
     "corda_config": "CorDA, which changes the base weights",
     "ensure_weight_tying": "one update for both uses of a tied embedding",
-    "eva_config": "EVA's redistributed ranks",
     "kasa_config": "KaSA, which cuts the base weights",
     "layer_replication": "a base whose layers are repeated",
-    "layers_pattern": "layers under another name than 'layers'",
     "loftq_config": "LoftQ, which changes the base weights",
     "lora_bias": "a bias of B",
     "lora_ga_config": "LoRA-GA, which changes the base weights",
     "megatron_config": "Megatron's parallel layers",
     "modules_to_save": "whole layers trained together with the adapter",
     "monteclora_config": "MonteCLoRA's sampled weights",
-    "qalora_group_size": "QA-LoRA",
     "target_parameters": "adapters on bare parameters, as in mixtures of experts",
     "trainable_token_indices": "single trained rows of the embedding",
     "use_bdlora": "block-diagonal LoRA",
     "use_qalora": "QA-LoRA",
     "velora_config": "VeLoRA's compressed activations",
 }
-_HARMLESS = {"layers_pattern": "layers", "qalora_group_size": 16}  # besides None, False and empty values
 # Initialisations that leave the base unchanged, and PiSSA's, which can be recomputed from the base. The others (olora,
 # corda, loftq, pissa_niter_16, ...) change the base weights, and the changed ones are not in the adapter's folder.
 _KNOWN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "pissa")
@@ -273,7 +270,7 @@ def _config_of(record: dict[str, Any], provenance: Mapping[str, Any], path: Path
     for key, value in record.items():
         if key in own or key in _RECORDED:
             continue
-        if value and value != _HARMLESS.get(key):
+        if value:
             what = _UNSUPPORTED.get(key, "an unknown option")
             raise ModelFileError(f"{path}: minilora does not support {key} = {value!r}: {what}")
     if (init := record.get("init_lora_weights")) not in _KNOWN_INITIALISATIONS:
@@ -282,6 +279,8 @@ def _config_of(record: dict[str, Any], provenance: Mapping[str, Any], path: Path
     if missing:
         raise ModelFileError(f"{path}: {missing[0]} is missing")
     values = {key: value for key, value in record.items() if key in own and value is not None}
+    if values.get("layers_to_transform") == []:  # all of them
+        del values["layers_to_transform"]
     if init != "pissa":
         values["init_lora_weights"] = True  # the initial values do not matter, because the file's replace them
     try:

@@ -243,18 +243,18 @@ def test_adapters_in_other_float_types_are_read_as_the_models_own(base, folder, 
 # Keys that PEFT 0.21 writes, with a value under which they change what is computed.
 REFUSED = {
     "alora_invocation_tokens": [1, 2], "arrow_config": {"top_k": 3}, "corda_config": {"x": 1},
-    "ensure_weight_tying": True, "eva_config": {"rho": 2}, "kasa_config": {"x": 1},
-    "layer_replication": [[0, 2]], "layers_pattern": "h", "loftq_config": {"loftq_bits": 4}, "lora_bias": True,
+    "ensure_weight_tying": True, "kasa_config": {"x": 1},
+    "layer_replication": [[0, 2]], "loftq_config": {"loftq_bits": 4}, "lora_bias": True,
     "lora_ga_config": {"x": 1}, "megatron_config": {"x": 1}, "modules_to_save": ["lm_head"],
-    "monteclora_config": {"x": 1}, "qalora_group_size": 32, "target_parameters": ["experts"],
+    "monteclora_config": {"x": 1}, "target_parameters": ["experts"],
     "trainable_token_indices": [5], "use_bdlora": True, "use_qalora": True, "velora_config": {"x": 1},
     "an_option_of_tomorrow": {"x": 1},
 }  # fmt: skip
 ACCEPTED = {
     "auto_mapping": {"base_model_class": "LlamaForCausalLM"}, "base_model_name_or_path": "someone/model",
     "megatron_core": "megatron.core", "peft_version": "0.21.2", "revision": "main", "runtime_config": {"x": 1},
-    "task_type": "SEQ_2_SEQ_LM", "init_lora_weights": "orthogonal", "layers_pattern": None, "loftq_config": {},
-    "qalora_group_size": 16, "an_option_of_tomorrow": None, "a_second": False, "a_third": [], "bias": "none",
+    "task_type": "SEQ_2_SEQ_LM", "init_lora_weights": "eva", "eva_config": {"rho": 2}, "layers_pattern": ["layers"],
+    "loftq_config": {}, "qalora_group_size": 32, "an_option_of_tomorrow": None, "a_second": False, "a_third": [], "bias": "none",
 }  # fmt: skip
 INVALID = {
     "peft_type": ["IA3", None], "r": [0, "8", None], "lora_alpha": [None, 0, "16"], "use_rslora": ["false"],
@@ -293,6 +293,9 @@ def test_every_other_option_changes_nothing_and_is_written_again(base, folder, t
     assert logits(other).tobytes() == logits(model).tobytes()
     again = record_of(save_adapter(other, tmp_path / "again", name="loaded"))
     assert {key: again[key] for key in ACCEPTED} == ACCEPTED
+    rewrite(folder, {"layers_to_transform": []})  # for PEFT, all of them
+    load_adapter(other, folder, name="all")
+    assert logits(other).tobytes() == logits(model).tobytes()
     named = record_of(save_adapter(other, tmp_path / "named", name="loaded", base_model="x/y"))
     assert named["base_model_name_or_path"] == "x/y"
     remove_adapter(other, "loaded")  # what a file said does not carry over to another adapter
