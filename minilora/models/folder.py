@@ -61,8 +61,8 @@ def load_folder(folder: Path, kind: str | None = None, kept: Collection[str] = (
 
 def stored_parameters(folder: Path, config: Any) -> dict[str, StoredTensor]:
     """The model's tensors in all files of the folder, by its own names. Raises ModelFileError for a damaged file."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    index, whole = folder / "model.safetensors.index.json", (folder / "model.safetensors").is_file()
+    if index.is_file() and not whole:  # as in transformers, a single file goes first
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ModelFileError(f"{index}: weight_map is a {type(weight_map).__name__}, expected files by tensor name")
@@ -72,7 +72,7 @@ def stored_parameters(folder: Path, config: Any) -> dict[str, StoredTensor]:
     else:
         files = ["model.safetensors"]
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
-        if pickles and not (folder / files[0]).exists():
+        if pickles and not whole:
             raise ModelFileError(
                 f"{folder}: holds {pickles[0]} and no safetensors, and nothing is unpickled: choose a converted model, "
                 "or convert it with transformers (save_pretrained)"

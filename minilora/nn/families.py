@@ -18,7 +18,7 @@ import numpy as np
 from ..engine.backend import Array
 from ..files.disk import ModelFileError
 from .family import Family, Field
-from .gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
+from .gemma3 import FULL, SLIDING, Gemma3, Gemma3Config, every_nth
 from .gpt2 import GPT2, GPT2Config
 from .language_model import LanguageModel
 from .llama import Config, Llama
@@ -81,13 +81,15 @@ def config_from_json(raw: Mapping[str, Any]) -> Any:
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         raise ValueError(f"model_type is {raw.get('model_type')!r}, minilora reads {', '.join(sorted(FAMILIES))}")
-    raw = family.plain({key: value for key, value in raw.items() if value is not None})  # null: as if it were not there
     values: dict[str, Any] = {"model_type": family.model_type, **family.always}
-    for each in family.fields:
-        try:
+    try:
+        raw = family.plain({key: value for key, value in raw.items() if value is not None})  # null: as if not there
+        for each in family.fields:
             values[each.name] = each.read(raw, values)
-        except KeyError as error:
-            raise ValueError(f"{error} is missing") from error
+    except KeyError as error:
+        raise ValueError(f"{error} is missing") from error
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"a field has a value of the wrong type: {error}") from error
     if absent := [key for key in family.needed if key not in raw]:
         raise ValueError(f"{absent[0]!r} is missing; minilora supports only {family.only[absent[0]][0]!r}")
     known = {each.json for each in family.fields} | _IGNORED | family.ignored
@@ -440,9 +442,7 @@ def _plain_gemma3(raw: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in raw.items() if key not in ("rope_parameters", "sliding_window_pattern")}
     rest.pop("_sliding_window_pattern", None)
     every = raw.get("sliding_window_pattern", raw.get("_sliding_window_pattern", 6))
-    types = raw.get("layer_types") or [
-        FULL if (i + 1) % every == 0 else SLIDING for i in range(int(raw.get("num_hidden_layers", 0)))
-    ]
+    types = raw.get("layer_types") or every_nth(raw["num_hidden_layers"], every)
     for kind, name in ((FULL, "rope_theta"), (SLIDING, "rope_local_base_freq")):
         rope = dict((raw.get("rope_parameters") or {}).get(kind) or {})
         if "rope_theta" in rope:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,13 @@ from .module import Module
 from .rope import frequencies
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def every_nth(layers: Any, n: Any = 6) -> tuple[str, ...]:
+    """The types of layers of which every n-th sees all tokens. Raises ValueError for numbers that no model has."""
+    if not all(isinstance(number, int) and 0 < number < 10_000 for number in (layers, n)):
+        raise ValueError(f"no model has {layers!r} layers of which every {n!r}th sees all tokens")
+    return tuple(SLIDING if (i + 1) % n else FULL for i in range(layers))
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,7 @@ class Gemma3Config:
         object.__setattr__(self, "query_pre_attn_scalar", self.query_pre_attn_scalar or float(self.head_dim))
         check_numbers(self, "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar")
         check_heads(self)
-        every_sixth = (FULL if (i + 1) % 6 == 0 else SLIDING for i in range(self.num_hidden_layers))
-        types = tuple(self.layer_types or every_sixth)
+        types = tuple(self.layer_types or every_nth(self.num_hidden_layers))
         object.__setattr__(self, "layer_types", types)
         if len(types) != self.num_hidden_layers or set(types) - {SLIDING, FULL}:
             raise ValueError(f"layer_types must be {self.num_hidden_layers} of {SLIDING} and {FULL}, got {types}")

@@ -150,6 +150,7 @@ class Module:
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Set every parameter from `state`, strictly. Dtypes follow `state`, packed stays packed; shapes must agree.
+        The arrays become the model's own: give copies where another model is trained with them.
 
         Raises ModelFileError that lists missing, unexpected, misshapen and non-finite tensors, before any change.
         """

@@ -28,12 +28,13 @@ def test_what_is_written_is_read_back_mapped_or_one_by_one_or_as_new_arrays(tmp_
         "a": rng.standard_normal((3, 4)),
         "b.c": np.float32([[1, 2], [3, 4]]).T,
         "d": np.zeros((0, 5), np.float16),
+        "e": np.array(2.5),
     }
     write_tensors(path, tensors)
     for back in (read_tensors(path), read_tensors(path, mapped=True), dict(each_tensor(path))):
         assert back.keys() == tensors.keys()
         for name, w in tensors.items():
-            assert back[name].dtype == w.dtype
+            assert (back[name].dtype, back[name].shape) == (w.dtype, w.shape)
             np.testing.assert_array_equal(back[name], w)
         back["a"][:] = 0  # which never reaches the file
     header = path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")]

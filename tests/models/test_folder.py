@@ -66,6 +66,13 @@ def test_a_model_read_back_has_the_very_weights_that_were_stored(model, tmp_path
         np.testing.assert_array_equal(got, w, err_msg=name)
 
 
+def test_a_single_file_goes_before_the_parts_of_an_index(model, tmp_path):
+    """As in transformers: the index of an older model may have been left there, with its files or without."""
+    folder = write_folder(tmp_path / "m", model)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {Q: "model-00001-of-00002.safetensors"}}))
+    np.testing.assert_array_equal(load_folder(folder).state_dict()[Q], model.state_dict()[Q])
+
+
 def test_dtypes_may_be_mixed_in_one_file(model, tmp_path):
     folder = write_folder(tmp_path / "m", model)
     kinds = ["F32", "F16", "BF16"]
