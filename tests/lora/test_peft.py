@@ -254,7 +254,8 @@ ACCEPTED = {
     "auto_mapping": {"base_model_class": "LlamaForCausalLM"}, "base_model_name_or_path": "someone/model",
     "megatron_core": "megatron.core", "peft_version": "0.21.2", "revision": "main", "runtime_config": {"x": 1},
     "task_type": "SEQ_2_SEQ_LM", "init_lora_weights": "eva", "eva_config": {"rho": 2}, "layers_pattern": ["layers"],
-    "loftq_config": {}, "qalora_group_size": 32, "an_option_of_tomorrow": None, "a_second": False, "a_third": [], "bias": "none",
+    "loftq_config": {}, "qalora_group_size": 32, "an_option_of_tomorrow": None, "a_second": False, "a_third": [],
+    "bias": "none",
 }  # fmt: skip
 INVALID = {
     "peft_type": ["IA3", None], "r": [0, "8", None], "lora_alpha": [None, 0, "16"], "use_rslora": ["false"],

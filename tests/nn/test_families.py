@@ -371,8 +371,9 @@ def test_the_forms_of_gemmas_config_say_the_same():
 @pytest.mark.parametrize(
     "change",
     [{"num_hidden_layers": 10**9}, {"num_hidden_layers": "4"}, {"num_hidden_layers": None}, {"layer_types": 5},
-     {"sliding_window_pattern": 0}, {"sliding_window_pattern": [6]}, {"rope_parameters": 5}, {"rope_parameters": {FULL: 5}},
-     {"model_type": "smollm3", "no_rope_layers": "0101"}, {"model_type": "smollm3", "no_rope_layers": 5}], ids=str,
+     {"sliding_window_pattern": 0}, {"sliding_window_pattern": [6]}, {"rope_parameters": 5},
+     {"rope_parameters": {FULL: 5}}, {"model_type": "smollm3", "no_rope_layers": "0101"},
+     {"model_type": "smollm3", "no_rope_layers": 5}], ids=str,
 )  # fmt: skip
 def test_values_of_another_type_and_absurd_numbers_are_refused_at_once(change):
     with pytest.raises(ValueError):
