@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -130,10 +130,10 @@ def _finished(options: DomainsOptions, domain: str) -> bool:
     if not (run.folder / METRICS_FILE).is_file():
         RunFolder(run.folder, options.overwrite, resume=True).refuse()
         return False
-    now, then = run.decisive(), read_metrics(run.folder)["options"]
-    both = now.keys() & then.keys()
+    now, then = asdict(run.in_effect()), read_metrics(run.folder)["options"]
+    both = [name for name in run.decisive() if name in then]
     try:
-        then, now = ({name: each[name] for name in now if name in both} for each in (then, now))
+        then, now = ({name: each[name] for name in both} for each in (then, now))
         refuse_other_settings(str(run.folder), then, now, "--overwrite replaces it, --out chooses another folder")
     except ValueError:
         if not options.overwrite:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -143,6 +143,19 @@ def test_an_interrupted_run_is_continued_by_the_same_command(finished, copied, m
     result = compare_domains(copied)  # the same run, bit for bit: nothing is measured anew
     assert numbers(result) == numbers(finished[1]) and resumed == [False, True]
     assert result["trained_now"] == ["support"]
+
+
+def test_a_finished_run_is_known_again_however_the_path_of_its_base_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    options = DomainsOptions(base="./base", out="four")
+    run = options.run("legal")
+    run.folder.mkdir(parents=True)
+    (run.folder / "metrics.json").touch()
+    monkeypatch.setattr("minilora.commands.domains.read_metrics", lambda folder: {"options": asdict(run.in_effect())})
+    assert domains._finished(options, "legal")
+    with pytest.raises(ValueError, match=r"legal was started with other settings: base \./base, now tiny"):
+        domains._finished(replace(options, base="tiny"), "legal")
 
 
 @pytest.mark.long
