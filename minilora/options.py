@@ -208,6 +208,11 @@ def meaningful(
                 raise ValueError(f"{what}: leave out one of the two")
 
 
+def has_meaning(item: Field[Any], values: Mapping[str, Any]) -> bool:
+    """Whether an option means something with these values of the others: see `only`."""
+    return all(values[other] == needed for other, needed in item.metadata.get("only", {}).items())
+
+
 def without_conflicts(options: type, given: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `below`, such as those of a file, that do not conflict with those given."""
     items = {item.name: item for item in flag_fields(options)}

@@ -16,7 +16,7 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .options import KINDS, check_value, flag, flag_fields, kinds_of, meaningful, nearest, or_none
+from .options import KINDS, check_value, flag, flag_fields, has_meaning, kinds_of, meaningful, nearest, or_none
 
 
 def write(options: Any, *comments: str) -> str:
@@ -33,7 +33,7 @@ def write(options: Any, *comments: str) -> str:
     tables: dict[str, Any] = {}
     kinds = get_type_hints(type(options))
     for item in _recorded(type(options)):
-        if any(getattr(options, other) != needed for other, needed in item.metadata.get("only", {}).items()):
+        if not has_meaning(item, vars(options)):
             continue
         title, value, text = _heading(item), getattr(options, item.name), item.metadata["help"]
         table = tables.setdefault(title, tomlkit.table()) if title else document

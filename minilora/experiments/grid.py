@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from ..options import check_value, flag, flag_fields, kinds_of, option
+from ..options import check_value, flag, flag_fields, has_meaning, kinds_of, option
 from ..train.options import Options
 from .memo import as_json
 
@@ -89,8 +89,9 @@ class Sweep:
             values["lr"] = between[:1]
         if (count := math.prod(map(len, values.values()))) > 100 * MOST:
             raise ValueError(f"{count:,} combinations of these values are too many: give fewer values")
-        combinations = (_meaningful(dict(zip(values, one, strict=True))) for one in product(*values.values()))
-        found = list({json.dumps(one): one for one in combinations}.values())
+        combinations = [dict(zip(values, one, strict=True)) for one in product(*values.values())]
+        meant = ({name: one[name] for name in one if has_meaning(FOUND[name], one)} for one in combinations)
+        found = list({json.dumps(one): one for one in meant}.values())
         for name in FOUND:
             if getattr(self, name) is not None and not any(name in one for one in found):
                 raise ValueError(f"{flag(name)} means nothing in any of these trials: leave it out")
@@ -144,12 +145,3 @@ SweepOptions = make_dataclass(
     "SweepOptions", [_several(name, _HINTS[name]) for name in FOUND], bases=(Sweep,), frozen=True, kw_only=True
 )
 SweepOptions.__doc__ = "Options of finetune, each with several values, and how they are searched."
-
-
-def _meaningful(values: dict[str, Any]) -> dict[str, Any]:
-    """What means something in a combination: no rank with method full, no epochs if there are steps."""
-
-    def counts(name: str) -> bool:
-        return all(values[other] == needed for other, needed in FOUND[name].metadata.get("only", {}).items())
-
-    return {name: value for name, value in values.items() if counts(name)}

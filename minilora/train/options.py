@@ -14,7 +14,7 @@ from ..data.formats import check_field, with_label
 from ..data.repository import is_dataset
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
-from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, flag_fields, option, without_conflicts
+from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, flag_fields, has_meaning, option, without_conflicts
 from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
@@ -219,12 +219,16 @@ class Options:
         return self if self.strength is not None or self.method == "full" else replace(self, strength=1.0)
 
     def decisive(self) -> dict[str, Any]:
-        """The options that decide the result of a run, those in effect, as JSON stores them."""
+        """The options that decide the result of a run, those in effect, as JSON stores them.
+
+        Paths are relative to `folder`, so that the run is the same from wherever it is resumed.
+        """
         values = asdict(self.in_effect())
-        for item in flag_fields(Options):
-            if item.metadata["path"]:  # "./mine.jsonl" is "mine.jsonl"
-                values[item.name] = toml.moved(values[item.name], Path(), Path())
-        return json.loads(json.dumps({name: value for name, value in values.items() if name not in _ANYHOW}))
+        chosen = [item for item in flag_fields(Options) if item.name not in _ANYHOW and has_meaning(item, values)]
+        for item in chosen:
+            if item.metadata["path"]:
+                values[item.name] = toml.moved(values[item.name], Path(), self.folder)
+        return json.loads(json.dumps({item.name: values[item.name] for item in chosen}))
 
     def begun(self) -> dict[str, Any]:
         """The options of the interrupted run in the same folder; none where there is no such run."""

@@ -195,8 +195,10 @@ def test_a_file_of_options_finds_its_data_from_any_folder(tmp_path, monkeypatch)
     (chosen.folder / "run.toml").write_text(chosen.text(), encoding="utf-8")
     assert Options.read("runs/x/run.toml").decisive() == chosen.decisive()
     assert replace(chosen, data="./mine.jsonl").decisive() == chosen.decisive()
+    decisive = chosen.decisive()
     monkeypatch.chdir(tmp_path)
-    assert Options.read("there/runs/x/run.toml").data == "there/mine.jsonl"
+    found = Options.read("there/runs/x/run.toml", out="there/runs/x")
+    assert found.data == "there/mine.jsonl" and found.decisive() == decisive  # the run can be resumed from here
 
 
 def test_what_decides_a_run_is_json_and_holds_nothing_of_the_single_call():
@@ -204,3 +206,4 @@ def test_what_decides_a_run_is_json_and_holds_nothing_of_the_single_call():
     assert decisive == Options(target_modules=["q_proj"]).decisive() == json.loads(json.dumps(decisive))
     assert decisive["lr"] == 2e-3 and decisive["strength"] == 0.65
     assert not decisive.keys() & {"out", "overwrite", "resume", "save_every"}
+    assert Options(steps=5, epochs=20.0).decisive() == Options(steps=5).decisive()  # of what has no effect

@@ -239,8 +239,8 @@ def test_every_other_setting_is_named(stopped):
     with pytest.raises(ValueError) as refused:
         run(other)
     assert str(refused.value) == (
-        f"the run in {chosen.folder} was started with other settings: r 2, now 3; epochs 4.0, now 2.0; "
-        "steps 6, now none; seed 0, now 5; --overwrite starts again"
+        f"the run in {chosen.folder} was started with other settings: r 2, now 3; steps 6, now none; seed 0, now 5; "
+        "epochs none, now 2.0; --overwrite starts again"
     )
     assert run(replace(chosen, resume=True))["steps"] == 6  # nothing is lost
 
