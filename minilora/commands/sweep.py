@@ -50,7 +50,8 @@ def page(result: Mapping[str, Any], width: int) -> str:
     rows, trials = result["settings"], counted(result["trials"], "trial")
     seeds = max((row["validation_loss"]["n"] for row in rows if row["validation_loss"]), default=0)
     over = f"mean and 95 % interval over {seeds} seeds" if seeds > 1 else "of one seed each, so without intervals"
-    lines = [rule(trials, width), f"losses in nats per token, {over}", "", *_table(rows)]
+    dpo = "; DPO's are per pair" if rows[0]["loss"] == "dpo" else ""
+    lines = [rule(trials, width), f"losses in nats per token{dpo}, {over}", "", *_table(rows)]
     if len(rows) > ROWS:
         lines.append(f"... and {counted(len(rows) - ROWS, 'more setting')}")
     lines.append("")

@@ -84,6 +84,8 @@ class Sweep:
         does not accept.
         """
         values = {name: self.values(name) for name in FOUND}
+        if len(values["loss"]) > 1:
+            raise ValueError("loss: those of sft and of dpo cannot be compared: make a sweep for each")
         between = values["lr"] if self.search == "random" and len(values["lr"]) == 2 else None
         if between:
             values["lr"] = between[:1]

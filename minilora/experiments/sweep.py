@@ -276,6 +276,7 @@ def _summary(
     row: dict[str, Any] = {
         "varied": _values(setting, [name for name in varied if name != "seed"]),
         "method": setting["method"],
+        "loss": setting["loss"],
         "r": setting.get("r"),
         "target_modules": word(setting.get("target_modules")),
         "lr": as_options(setting).learning_rate,

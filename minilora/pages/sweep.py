@@ -8,7 +8,7 @@ from typing import Any
 from .rates import SHOWN, cut_above
 from .style import FULL, LORA, name_lines, panels
 
-LOSS = "validation loss (nats per token)"
+LOSS = {"sft": "validation loss (nats per token)", "dpo": "validation loss (DPO's, per pair)"}
 MARKS = "osD^v<>P"
 Row = Mapping[str, Any]
 
@@ -26,6 +26,7 @@ def sweep_figure(result: Mapping[str, Any]) -> Any:
     figure, axes = panels(len(kinds), width=1.2 + 4.6 * len(kinds), height=4.2)
     for each, draw in zip([axes] if len(kinds) == 1 else axes, kinds, strict=True):
         draw(each, rows)
+        each.set_ylabel(LOSS[rows[0]["loss"]])
     return figure
 
 
@@ -34,7 +35,7 @@ def _against_rate(axes: Any, rows: Sequence[Row]) -> None:
     most = min(map(_mean, rows)) + SHOWN
     near = [row["validation_loss"] for row in rows if _mean(row) <= most]
     cut_above(axes, [*map(_mean, rows), *(each[end] for each in near for end in ("low", "high"))])
-    axes.set(xlabel="learning rate", ylabel=LOSS, title="Learning rate, for each rank")
+    axes.set(xlabel="learning rate", title="Learning rate, for each rank")
     name_lines(axes, [(min(end, most), name, color) for end, name, color in names])
 
 
@@ -46,13 +47,13 @@ def _against_rank(axes: Any, rows: Sequence[Row]) -> None:
         axes.axhspan(best["low"], best["high"], color=FULL, alpha=0.15, linewidth=0)
         axes.axhline(best["mean"], color=FULL, linewidth=2)
         names.append((best["mean"], "full", FULL))
-    axes.set(xlabel="rank r", ylabel=LOSS, title="Rank, each at its best")
+    axes.set(xlabel="rank r", title="Rank, each at its best")
     name_lines(axes, names)
 
 
 def _against_parameters(axes: Any, rows: Sequence[Row]) -> None:
     names = _lines(axes, rows, "target_modules", "trainable_parameters", _targets(rows))
-    axes.set(xlabel="trainable parameters", ylabel=LOSS, title="Trainable parameters, each at its best")
+    axes.set(xlabel="trainable parameters", title="Trainable parameters, each at its best")
     name_lines(axes, names)
 
 

@@ -114,6 +114,7 @@ def test_more_random_trials_begin_with_the_same_ones(rates):
         (dict(lr=[0.0]), "lr must be a number above 0"),
         (dict(method=["full"], r=[1, 4]), "--r means nothing in any of these trials"),
         (dict(steps=[5], epochs=[1, 2]), "--epochs means nothing in any of these trials"),
+        (dict(loss=["sft", "dpo"]), "loss: those of sft and of dpo cannot be compared: make a sweep for each"),
         (dict(search="random"), "give --trials N"),
         (dict(search="random", trials=0), "trials must be at least 1"),
         (dict(search="some"), "search must be one of grid, random, got 'some'"),
@@ -423,6 +424,9 @@ def test_the_page_counts_one_trial_as_one():
     several = page(summed([3.0, 4.0], seed=[0, 1]) | {"time": {"made": 0}}, 80)
     assert "interval over 2 seeds" in several and "3.500 [-2.853, 9.853]" in several
     broken = page(summed([None]) | {"time": {"made": 0}}, 80)
+    assert "nats per token, of" in said
+    preferences = page(summed([3.0], loss=["dpo"]) | {"time": {"made": 0}}, 80)
+    assert "nats per token; DPO's are per pair, of one seed" in preferences
     assert "1 of 1 trial failed\n  why" in broken and "LoRA: no trial finished" in broken
 
 

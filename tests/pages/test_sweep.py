@@ -10,7 +10,7 @@ from minilora.pages.sweep import sweep_figure
 def row(loss, method="lora", r=8, lr=1e-3, targets="all-linear", half=0.05, parameters=None):
     count = parameters or (500_000 if method == "full" else 2_000 * r)
     interval = {"mean": loss, "low": loss - half, "high": loss + half, "n": 3}
-    told = {"method": method, "r": r if method == "lora" else None, "lr": lr, "target_modules": targets}
+    told = {"method": method, "loss": "sft", "r": r if method == "lora" else None, "lr": lr, "target_modules": targets}
     return told | {"validation_loss": interval, "trainable_parameters": count}
 
 
@@ -39,6 +39,8 @@ def test_what_was_not_varied_has_no_panel():
     def titles(rows):
         return [axes.get_xlabel() for axes in drawn(rows).axes]
 
+    assert {axes.get_ylabel() for axes in drawn(BOTH).axes} == {"validation loss (nats per token)"}
+    assert drawn([each | {"loss": "dpo"} for each in RANKS]).axes[0].get_ylabel() == "validation loss (DPO's, per pair)"
     assert titles(BOTH) == ["learning rate", "rank r", "trainable parameters"]
     assert titles([row(2.0), row(1.9, lr=1e-2)]) == ["learning rate"]
     assert titles([row(2.0), row(1.9, "full")]) == ["trainable parameters"]
