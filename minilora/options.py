@@ -100,7 +100,7 @@ def option(
     least, most, above: the limits of a number; `above` itself is not allowed.
     infinite: whether a number may be infinite.
     follows: other options that it depends on. Flags that change one of them also reset a file's value of this one.
-    path: in a file of options, a relative path is relative to the folder of that file.
+    path: whether it is a path or a name. In a file of options, a relative path is relative to the folder of that file.
     recorded: False for an option of a single call, which no file of options holds.
     """
     metadata = {"help": help, "group": group, "choices": choices, "metavar": metavar, "only": only, "alone": alone,
@@ -133,6 +133,8 @@ def _refusal(value: Any, metadata: Mapping[str, Any]) -> str | None:
     """What a value that is not allowed must be; None for one that is allowed, and for None itself."""
     if value is None:
         return None
+    if value == "" and metadata.get("path"):
+        return "must be a path or a name"
     if (choices := metadata.get("choices")) and value not in choices:
         return f"must be one of {', '.join(map(_word, choices))}"
     limits = {name: metadata[name] for name in ("least", "most", "above") if name in metadata}

@@ -180,7 +180,7 @@ def test_what_cannot_be_packed_is_refused_in_one_line(files, folder, tmp_path, r
             call()
     assert PACKED["choices"] == (True, False, *KINDS) and all(kind in PACKED["help"] for kind in KINDS)
     for kind in (True, "nf4"):
-        with pytest.raises(ValueError, match="packed weights cannot be trained"):
+        with pytest.raises(ValueError, match="quantized means nothing with method full"):
             Options(method="full", quantized=kind)
     assert main(["finetune", "--method", "full", "--quantized"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -44,8 +44,8 @@ _SEARCH: dict[str, Any] = {"group": "learning rates"}
 class CompareOptions:
     """What to compare on what. Raises ValueError for values that mean nothing."""
 
-    base: str = option("smollm2", BASE)
-    data: str = option("legal", Options.__dataclass_fields__["data"].metadata["help"])
+    base: str = option("smollm2", BASE, path=True)
+    data: str = option("legal", Options.__dataclass_fields__["data"].metadata["help"], path=True)
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
     out: str | None = option(None, "folder for runs, compare.json and picture (default: runs/compare-<data>[-<base>])")
     overwrite: bool = option(False, "replace finished runs that had other settings")

@@ -44,7 +44,7 @@ _LINES = 14  # lines of an example, at most
 class LookOptions:
     """How a data file is read, and whose tokens are counted. Raises ValueError for impossible values."""
 
-    base: str = option(Options.base, f"the model whose tokens are counted: {BASE}")
+    base: str = option(Options.base, f"the model whose tokens are counted: {BASE}", path=True)
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
     label: str | None = option(None, LABEL, metavar="COLUMN")
     schema: str | None = option(None, SCHEMA, metavar="FILE")

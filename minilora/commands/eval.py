@@ -62,7 +62,7 @@ class EvalOptions(Loading):
         None, "ask with passages, too: the right one, and the best match of the question", metavar="FILE"
     )
     schema: str | None = option(None, SCHEMA, metavar="FILE")
-    base: str | None = option(None, f"{BASE} (default: the one that the adapters were trained on)")
+    base: str | None = option(None, f"{BASE} (default: the one that the adapters were trained on)", path=True)
     limit: int | None = option(
         None,
         f"records of each set, evenly chosen (default: all; {Options.eval_records} paraphrases, as finetune)",

@@ -25,7 +25,7 @@ class ServeOptions(Loading):
     adapter: Sequence[str] = option(
         (), "folders of adapters, such as runs/legal or legal=runs/legal", metavar="[NAME=]DIR"
     )
-    base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)")
+    base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)", path=True)
     context: str | None = option(None, CONTEXT, metavar="FILE")
     demo: bool = option(
         False, "serve four adapters of the tiny base, which are trained first if they are missing, and open the page"

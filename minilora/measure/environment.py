@@ -51,8 +51,8 @@ def here_and_now() -> dict[str, Any]:
 
 def circumstances(result: dict[str, Any]) -> str:
     """Machine, versions and date of a result, on one line."""
-    where = result["machine"]
+    where, cores = result["machine"], result["machine"]["cores"]
     memory = [f"{where['memory_bytes'] / 1e9:.0f} GB"] if where["memory_bytes"] else []
-    machine = ", ".join([where["processor"], f"{where['cores']} cores", *memory, where["system"]])
+    machine = ", ".join([where["processor"], f"{cores} core{'s' * (cores > 1)}", *memory, where["system"]])
     packages = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return f"{machine}; {packages}; {result['created'][:10]}"

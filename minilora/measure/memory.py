@@ -25,7 +25,7 @@ from ..nn.llama import Config
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import divided, training_step
-from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, option
+from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, meaningful, option
 from ..progress import progress
 from .ledger import ledger, peak
 from .predict import FLOAT, Memory, Step, alive_at_once, base_parameters, predict_memory
@@ -38,7 +38,7 @@ STEPS = 2  # the first one writes the optimizer state for the first time
 class Job:
     """A training step on random tokens, all of which are scored."""
 
-    base: str = option("smollm2", BASE)
+    base: str = option("smollm2", BASE, path=True)
     method: str = option("lora", "what is trained", choices=("lora", "full"))
     r: int = option(8, "rank of the update", only={"method": "lora"}, least=1)
     target_modules: str | Sequence[str] = option(
@@ -53,10 +53,7 @@ class Job:
 
     def __post_init__(self):
         check(self)
-        if self.method == "full" and self.quantized:
-            raise ValueError("quantised weights cannot be trained: leave out --quantized, or use --method lora")
-        if self.method == "full" and self.bf16:
-            raise ValueError("weights in bfloat16 cannot be trained: leave out --bf16, or use --method lora")
+        meaningful(Job, vars(self), [name for name in ("quantized", "bf16") if getattr(self, name)])
 
     @property
     def targets(self) -> Sequence[str] | None:

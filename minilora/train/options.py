@@ -14,7 +14,19 @@ from ..data.formats import check_field, with_label
 from ..data.repository import is_dataset
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
-from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, flag_fields, has_meaning, option, without_conflicts
+from ..options import (
+    BASE,
+    BF16,
+    FROZEN,
+    PACKED,
+    RECOMPUTE,
+    check,
+    flag_fields,
+    has_meaning,
+    meaningful,
+    option,
+    without_conflicts,
+)
 from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
@@ -175,14 +187,8 @@ class Options:
     def __post_init__(self):
         check(self)
         check_field(self.field or {})
-        if self.method == "full":
-            if self.quantized:
-                raise ValueError("packed weights cannot be trained: leave out quantized, or use method lora")
-            if self.bf16:
-                raise ValueError("weights in bfloat16 cannot be trained: leave out bf16, or use method lora")
-            for name in ("adapter", "strength"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"method full trains no adapter: leave out {name}, or use method lora")
+        given = [name for name in ("quantized", "bf16", "adapter", "strength") if getattr(self, name)]
+        meaningful(Options, vars(self), given)
         if self.device == "cuda" and self.bf16:
             raise ValueError("bf16 is for device 'cpu': leave out one of the two")
         if self.adapter_scale != 1 and not self._plain:

@@ -54,10 +54,12 @@ def test_data_in_the_folder_one_is_in_give_its_name(tmp_path, monkeypatch):
 
 
 REFUSED = [  # options, the one line
-    (dict(method="full", quantized=True), "packed weights cannot be trained: leave out quantized, or use method lora"),
-    (dict(method="full", bf16=True), "weights in bfloat16 cannot be trained: leave out bf16, or use method lora"),
-    (dict(method="full", adapter="x"), "method full trains no adapter: leave out adapter, or use method lora"),
-    (dict(method="full", strength=0.5), "method full trains no adapter: leave out strength, or use method lora"),
+    (dict(method="full", quantized=True), "quantized means nothing with method full: leave out one of the two"),
+    (dict(method="full", bf16=True), "bf16 means nothing with method full: leave out one of the two"),
+    (dict(method="full", adapter="x"), "adapter means nothing with method full: leave out one of the two"),
+    (dict(method="full", strength=0.5), "strength means nothing with method full: leave out one of the two"),
+    (dict(base=""), "base must be a path or a name, got ''"),
+    (dict(data=""), "data must be a path or a name, got ''"),
     (dict(device="cuda", bf16=True), "bf16 is for device 'cpu': leave out one of the two"),
     (dict(strength=0.5, use_dora=True), r"strength 0\.5 is for plain LoRA: with DoRA or PiSSA leave it out"),
     (dict(strength=0.5, init_lora_weights="pissa"), r"strength 0\.5 is for plain LoRA: .*"),
