@@ -27,7 +27,7 @@ from ..measure.scores import LOSS, RECALL, MeasuredSet, Scores, measure, read_se
 from ..measure.statistics import interval_as_json
 from ..models.with_adapters import BASE_NAME, load_with_adapters
 from ..options import BASE, check, option, refuse_other_settings
-from ..pages.text import NARROWEST, WIDTH, columns, listed, percent, rule, wrapped
+from ..pages.text import NARROWEST, WIDTH, columns, duration, listed, percent, rule, wrapped
 from ..progress import log
 from ..train.checkpoint import read_state
 from ..train.job import finetune
@@ -44,7 +44,7 @@ RESULT_FILE, PICTURE_FILE, MEASURED = "domains.json", "domains.png", "measured"
 class DomainsOptions:
     """How to train and measure the four domains. Raises ValueError for values that mean nothing."""
 
-    base: str = option(Options.base, BASE)
+    base: str = option(Options.base, BASE, path=True)
     out: str | None = option(None, "folder for all results (default: runs, with each run where finetune puts it)")
     overwrite: bool = option(False, "replace runs that had other settings")
     steps: int | None = option(None, "steps of each run, instead of finetune's epochs")
@@ -147,8 +147,8 @@ def _train(options: DomainsOptions, todo: list[str]) -> None:
     records = {domain: len(split_records(read_records(domain))["train"]) for domain in todo}
     spent = done = 0.0
     for i, domain in enumerate(todo):
-        rest = spent / done * sum(records[name] for name in todo[i:]) / 60 if done else None
-        left = "" if rest is None else f", about {rest:.0f} minutes to go"
+        rest = spent / done * sum(records[name] for name in todo[i:]) if done else None
+        left = "" if rest is None else f", about {duration(rest)} to go"
         log.info(f"training {domain}: {i + 1} of {len(todo)}{left}")
         start, resume = time.monotonic(), _interrupted(options, domain)
         finetune(options.run(domain, overwrite=options.overwrite, resume=resume))
