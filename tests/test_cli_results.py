@@ -199,6 +199,8 @@ def test_flags_of_the_other_comparison_are_refused(words, reason, capsys):
 
 
 def test_gradcheck_prints_one_line_for_every_registered_operation(capsys):
+    assert status("gradcheck", "--seed", "-1") == 2
+    assert "--seed must be at least 0, got '-1'" in complaint(capsys)
     assert status("gradcheck", "--seed", "1") == 0
     *lines, summary = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(OPS)

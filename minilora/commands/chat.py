@@ -36,7 +36,7 @@ class ChatOptions(Loading):
     adapter: Sequence[str] = option(
         (), "folders of adapters, such as runs/legal or legal=runs/legal; the first answers first", metavar="[NAME=]DIR"
     )
-    base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)")
+    base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)", path=True)
     prompt: str | None = option(None, "ask one question, of every adapter, and end", only={"ask_file": None})
     ask_file: str | None = option(
         None, "ask each line of a text file, of every adapter, without the lines before it, and end", metavar="FILE"
@@ -58,6 +58,8 @@ class ChatOptions(Loading):
 
     def __post_init__(self):
         check(self)
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("--prompt is empty: give a question, or leave it out to talk")
         check_settings(self.max_new_tokens, self.temperature, self.seed, self.top_p)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..options import BASE
+from ..options import BASE, settings_of
 
 HELP = "compare every operation's gradient, or a whole model's, with central differences"
 TOKENS = 48  # of the text whose loss is differentiated
@@ -11,7 +11,7 @@ TOKENS = 48  # of the text whose loss is differentiated
 def add(parser: argparse.ArgumentParser) -> None:
     """The model, and the seed of the random inputs or directions."""
     parser.add_argument("--base", help=f"check all gradients of this model instead: {BASE}")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", default=0, help="default: %(default)s", **settings_of(int, {"least": 0}))
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -99,6 +99,8 @@ def read_context(source: str | None, model: LanguageModel, tokenizer: Tokenizer,
     from ..data.records import read_handbook
     from ..generate.conversation import without_passages
 
+    if source is not None and tokens < 1:
+        raise UsageError("--max-new-tokens leaves no room for a question and its passage: give fewer")
     handbook = None if source is None else read_handbook(source, tokenizer, tokens)
     for line in without_passages(model, handbook):
         log.info(line)
