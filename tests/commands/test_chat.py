@@ -350,7 +350,6 @@ def test_a_pipe_that_nobody_reads_any_longer_is_the_end(words, typed, monkeypatc
         (["--top-p", "0"], "top_p must lie above 0 and be at most 1, got 0"),
         (["--prompt", "a", "--ask-file", "b"], "--prompt means nothing with --ask-file b"),
         (["--prompt", " "], "--prompt is empty: give a question, or leave it out to talk"),
-        (["--base", ""], "--base must be a path or a name, got ''"),
         (
             ["--context", "support-handbook", "--max-new-tokens", "5000"],
             "--max-new-tokens leaves no room for a question",
