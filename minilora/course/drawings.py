@@ -69,7 +69,8 @@ def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
     axes.text(middle + 0.85 * (apart - middle), 2.5 * step, "times α/r", va="center")
     bar(middle, 2.75 * step, m, f"y: {m:,} features")
     axes.text(middle, 2.55 * step, "+", ha="center", va="center", fontsize="xx-large")
-    _bare(axes, (-0.55 * n, apart + 0.95 * n), (-0.8 * step, 2.8 * step + 2 * thin))
+    axes.set(xlim=(-0.55 * n, apart + 0.95 * n), ylim=(-0.8 * step, 2.8 * step + 2 * thin), aspect="equal")
+    axes.set_axis_off()
 
 
 def llama(axes: Any, blocks: int) -> None:
@@ -189,9 +190,4 @@ def four_blocks(axes: Any) -> None:
             y += height + 0.25
         axes.text(left + 1.5, -0.3, name, ha="center", va="top", color=edge, fontweight="bold")
     axes.set(xlim=(-0.2, 13.4), ylim=(-0.9, 8.9))
-    axes.set_axis_off()
-
-
-def _bare(axes: Any, x: tuple[float, float], y: tuple[float, float]) -> None:
-    axes.set(xlim=x, ylim=y, aspect="equal")
     axes.set_axis_off()

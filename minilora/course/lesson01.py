@@ -22,11 +22,6 @@ def draw_function(rng: np.random.Generator, axes: int) -> Draw:
     return Draw(f=f, x=x, eps=float(rng.uniform(0.05, 0.2)))
 
 
-def one_number(rng: np.random.Generator) -> Draw:
-    """x with a single element."""
-    return Draw(f=lambda x: float((x**3).sum()), x=rng.uniform(1, 2, 1), eps=0.1)
-
-
 def no_copies(f: Any, x: Any, eps: float = 1e-5) -> Any:
     """up and down are x itself."""
     gradient = np.zeros_like(x)
@@ -42,7 +37,7 @@ def no_copies(f: Any, x: Any, eps: float = 1e-5) -> Any:
 @exercise(
     "1.1",
     draw=[lambda rng: draw_function(rng, 2), lambda rng: draw_function(rng, 1), lambda rng: draw_function(rng, 3)],
-    smallest=one_number,
+    smallest=lambda rng: Draw(f=lambda x: float((x**3).sum()), x=rng.uniform(1, 2, 1), eps=0.1),
     returns="the gradient (shape of x)",
     tolerance=1e-7,
 )
@@ -107,11 +102,6 @@ def draw_shapes(rng: np.random.Generator) -> Draw:
     return Draw(sizes, got=got * 1.0, expected=expected)
 
 
-def draw_zeros(rng: np.random.Generator) -> Draw:
-    """Two arrays of zeros."""
-    return Draw(got=np.zeros((2, 3)), expected=np.zeros((2, 3)))
-
-
 @exercise(
     "1.2",
     draw=[
@@ -120,7 +110,7 @@ def draw_zeros(rng: np.random.Generator) -> Draw:
         lambda rng: draw_pair(rng, 0),
         draw_shapes,
     ],
-    smallest=draw_zeros,
+    smallest=lambda rng: Draw(got=np.zeros((2, 3)), expected=np.zeros((2, 3))),
     returns="the error",
 )
 def relative_error(got, expected):

@@ -80,9 +80,11 @@ def draw_factors(rng: np.random.Generator, r: int | None = None) -> Draw:
 
 
 def in_order(B: Any, A: Any) -> tuple[Any, Any]:
-    """B and A with the largest term of B A first. Each row of A gets the sign that makes its largest number positive:
-    the terms of a product have neither order nor sign.
+    """Two factors with the largest term of B A first. Each row of A gets the sign that makes its largest number
+    positive: the terms of a product have neither order nor sign. What is no product stays as it is.
     """
+    if [len(shape_of(B)), len(shape_of(A))] != [2, 2] or np.shape(B)[1] != len(A):
+        return B, A
     order = np.argsort(-np.linalg.norm(B, axis=0) * np.linalg.norm(A, axis=1))
     B, A = B[:, order], A[order]
     signs = np.sign(np.take_along_axis(A, np.abs(A).argmax(axis=1)[:, None], axis=1))
@@ -90,9 +92,8 @@ def in_order(B: Any, A: Any) -> tuple[Any, Any]:
 
 
 def factors(result: Any, arguments: dict[str, Any]) -> Any:
-    """B and A as they are compared, if they are two factors."""
-    ndims = [len(shape_of(part)) for part in result] if isinstance(result, (tuple, list)) else []
-    return in_order(*result) if ndims == [2, 2] and np.shape(result[0])[1] == len(result[1]) else result
+    """B and A as they are compared."""
+    return in_order(*result) if isinstance(result, (tuple, list)) and len(result) == 2 else result
 
 
 @exercise(

@@ -1,6 +1,6 @@
 """Lesson 10's exercises: merging an update into a weight, unmerging it, and injecting layers into a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,14 +25,7 @@ def layer(
     sizes = distinct_sizes("mn", rng) | {"r": int(rng.integers(2, 6)) if r is None else r}
     if square:
         sizes["n"] = sizes["r"] = sizes["m"]
-    drawn: dict[str, Any] = arrays(rng, sizes, W="m n", A="r n", B="m r")
-    drawn = {
-        "W": drawn["W"],
-        "A": drawn["A"],
-        "B": drawn["B"],
-        "alpha": int(rng.choice([29, 31, 37, 41])),
-        "kept": None,
-    }
+    drawn = dict(arrays(rng, sizes, W="m n", A="r n", B="m r"), alpha=int(rng.choice([29, 31, 37, 41])), kept=None)
     if merged:
         merge(drawn)
     drawn[key] = drawn.pop("kept")
@@ -57,18 +50,8 @@ def whole(layer: dict[str, Any], key: str) -> None:
             raise Wrong(f"the layer has lost its {name!r}: change what is stored there, and leave the key")
 
 
-def scale(layer: Any) -> float:
-    """alpha / r."""
-    return layer["alpha"] / len(layer["A"])
-
-
-def root(layer: Any) -> float:
-    """alpha / sqrt(r), rsLoRA's."""
-    return layer["alpha"] / len(layer["A"]) ** 0.5
-
-
-def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Callable[[Any], float] = scale) -> None:
-    """W is the merged matrix, the base's array is kept, and a second call changes nothing."""
+def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, power: float = 1) -> None:
+    """W is the merged matrix, the base's array is kept, and a second call changes nothing. power: of r in the scale."""
     own = drawn["layer"]
     key = key_of(own)
     base, A, B, before = own["W"], own["A"].copy(), own["B"].copy(), own["W"].copy()
@@ -78,7 +61,9 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
         if own["W"] is not base:
             raise Wrong(f"merged twice: this layer is already merged (`{key}` is not None) and must not change")
         return
-    product, s = B @ A, scale_of(own)
+    product, r = B @ A, len(A)
+    s, other = own["alpha"] / r**power, own["alpha"] / r ** (1.5 - power)
+    by, not_by = ("r", "sqrt(r), which is rsLoRA's") if power == 1 else ("sqrt(r)", "r")
     answer(layer=own)
     whole(own, key)
     if not np.array_equal(base, before):
@@ -89,7 +74,7 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
         what = "a copy of the base's array" if np.array_equal(own[key], before) else "not the base's array"
         raise Wrong(f"`{key}` contains {what}: store the array itself that was layer['W'] before the merge")
     if not (np.array_equal(own["A"], A) and np.array_equal(own["B"], B)):
-        raise Wrong("A or B was changed: only W and kept change")
+        raise Wrong(f"A or B was changed: only W and {key} change")
     got = own["W"]
     if not isinstance(got, np.ndarray) or got.shape != before.shape:
         raise Wrong(f"layer['W'] must stay an array of shape (m, n) = {before.shape}, got {np.shape(got)}")
@@ -99,8 +84,8 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, scale_of: Ca
     for line, wrong in (
         ("W is not changed: add the update to it", 0 * product),
         ("the scale is missing", product),
-        ("the scale is alpha: divide it by r", own["alpha"] * product),
-        ("scale is alpha / r, not alpha / sqrt(r), which is rsLoRA's", root(own) * product),
+        (f"the scale is alpha: divide it by {by}", own["alpha"] * product),
+        (f"scale is alpha / {by}, not alpha / {not_by}", other * product),
         ("the update is added, not subtracted", -s * product),
         ("the update is added twice", 2 * s * product),
         ("W is only the update: add it to the base's weight", s * product - before),
@@ -141,7 +126,7 @@ variant(
         partial(layer, key="base", merged=True),
     ],
     smallest=partial(layer, r=1, key="base"),
-    judge=partial(judge_merge, scale_of=root),
+    judge=partial(judge_merge, power=0.5),
 )
 
 

@@ -29,16 +29,12 @@ def listed(rng: np.random.Generator) -> Shapes:
     return shapes | {"model.norm.weight": (C,), HEAD: (vocabulary, C)}
 
 
-def in_memory(shapes: Shapes, tied: bool) -> int:
-    """Numbers of the base, the table that embedding and head share counted once."""
-    return numbers(shapes) - (math.prod(shapes[HEAD]) if tied else 0)
-
-
 def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, ranks: tuple[int, int]) -> Draw:
     """A machine in which a rank of this range fits over a base of so many bytes a number, and a little is left over."""
     shapes, r = listed(rng), int(rng.integers(*ranks))
     activations = int(rng.integers(60, 120)) * 1_000_000
-    held = frozen_bytes * in_memory(shapes, tied) + 16 * (r + 0.5) * ends(shapes) + activations
+    base = numbers(shapes) - (math.prod(shapes[HEAD]) if tied else 0)  # what embedding and head share counts once
+    held = frozen_bytes * base + 16 * (r + 0.5) * ends(shapes) + activations
     return Draw(shapes=shapes, tied=tied, gib=held / GIB, activations=activations)
 
 
