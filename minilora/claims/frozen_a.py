@@ -38,6 +38,4 @@ def run(setting: Setting) -> dict[str, Any]:
     return {"measured": [100 * (frozen / lora - 1) for frozen, lora in pairs], **numbers}
 
 
-def picture(numbers: dict[str, Any]) -> Any:
-    """Losses by learning rate, and with each seed."""
-    return losses_figure(numbers)
+picture = losses_figure  # losses by learning rate, and with each seed

@@ -40,11 +40,8 @@ def run(setting: Setting) -> dict[str, Any]:
         contenders[LOW] = contenders[FULL_NAME]
     found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small)
     gains = {name: [run["before"]["test"] - run["test"] for run in one["runs"]] for name, one in found.items()}
-    less = {
-        name: [1 - lora / full for lora, full in zip(gain, gains[FULL_NAME], strict=True)]
-        for name, gain in gains.items()
-    }
-    return {"measured": less[LOW], "gain": {name: mean(gain) for name, gain in gains.items()}, **as_numbers(found)}
+    less = [1 - lora / full for lora, full in zip(gains[LOW], gains[FULL_NAME], strict=True)]
+    return {"measured": less, "gain": {name: mean(gain) for name, gain in gains.items()}, **as_numbers(found)}
 
 
 def picture(numbers: dict[str, Any]) -> Any:

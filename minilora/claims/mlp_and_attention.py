@@ -38,6 +38,4 @@ def run(setting: Setting) -> dict[str, Any]:
     return {"measured": [100 * (one / both - 1) for one, both in pairs], **numbers}
 
 
-def picture(numbers: dict[str, Any]) -> Any:
-    """Losses by learning rate, and with each seed."""
-    return losses_figure(numbers)
+picture = losses_figure  # losses by learning rate, and with each seed

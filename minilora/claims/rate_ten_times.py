@@ -49,20 +49,14 @@ def run(setting: Setting) -> dict[str, Any]:
     steps = 1 if setting.small else 4  # to a factor of ten
     found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, search=setting.seeds, per_decade=steps)
     rates = {name: [vertex(tried) for tried in each["by_seed"].values()] for name, each in found.items()}
+    of_lora = [rates[name] for name in contenders if name != FULL_NAME]
     below = rates["LoRA, r = 32" if setting.switched else FULL_NAME]
     return {
         "measured": [high / low for high, low in zip(rates["LoRA, r = 8"], below, strict=True)],
         "best rates": rates,
-        "largest over smallest of LoRA's": largest_over_smallest(
-            [rates[name] for name in contenders if name != FULL_NAME]
-        ),
+        "largest over smallest of LoRA's": [max(of_seed) / min(of_seed) for of_seed in zip(*of_lora, strict=True)],
         "tried": {name: each["tried"] for name, each in found.items()},
     }
-
-
-def largest_over_smallest(rates: list[list[float]]) -> list[float]:
-    """For each seed, the largest of the ranks' best rates over the smallest."""
-    return [max(of_seed) / min(of_seed) for of_seed in zip(*rates, strict=True)]
 
 
 def picture(numbers: dict[str, Any]) -> Any:

@@ -45,6 +45,4 @@ def run(setting: Setting) -> dict[str, Any]:
     }
 
 
-def picture(numbers: dict[str, Any]) -> Any:
-    """Losses by learning rate, and with each seed."""
-    return losses_figure(numbers)
+picture = losses_figure  # losses by learning rate, and with each seed

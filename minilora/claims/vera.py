@@ -91,6 +91,4 @@ def run(setting: Setting) -> dict[str, Any]:
     return {"measured": [(before - own) / (before - other) for own, other in zip(vera, plain, strict=True)], **numbers}
 
 
-def picture(numbers: dict[str, Any]) -> Any:
-    """Losses by learning rate, and with each seed."""
-    return losses_figure(numbers)
+picture = losses_figure  # losses by learning rate, and with each seed

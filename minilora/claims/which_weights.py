@@ -57,6 +57,4 @@ def run(setting: Setting) -> dict[str, Any]:
     return {"measured": [100 * (min(q, k) / max(qv, four) - 1) for q, k, qv, four in pairs], **numbers}
 
 
-def picture(numbers: dict[str, Any]) -> Any:
-    """Losses by learning rate, and with each seed."""
-    return losses_figure(numbers)
+picture = losses_figure  # losses by learning rate, and with each seed
