@@ -165,4 +165,16 @@ HALF = {
 }
 
 
-variant("mse_gradient", HALF, "the loss is half the sum of the squares, not their mean")
+variant(
+    "mse_gradient",
+    HALF,
+    "the loss is half the sum of the squares, not their mean",
+    lines={
+        "half of what it should be: the derivative of a square, e², is 2e": (
+            "this is the gradient of half the mean: the loss is half the sum"
+        ),
+        "of the sum: the loss is the mean over all T · m elements": "of the whole sum: the loss is half of it",
+        "the mean is over all T · m elements": "the loss is half a sum, not a mean",
+        "the mean is over the T · m elements of y": "the loss is half a sum, not a mean",
+    },
+)

@@ -79,6 +79,7 @@ variant(
     lines={
         "+ 2 * C -> + 2 * C + H * D + 2 * K * D": "H * D + 2 * K * D -> H * D + 2 * K * D",
         "you counted biases: a Llama's linear layers have none": "o_proj and the MLP have no biases here",
+        "right, but it builds a model": "that is a Llama's count: three of the matrices have biases here",
     },
     also=None,
 )
@@ -120,6 +121,7 @@ variant(
         "(g * x * w / np.sqrt": "(g * x * (1 + w) / np.sqrt",
     },
     "the factor is 1 + w, as in Gemma",
+    lines={"times w, so": "times 1 + w, so", "receives g w": "receives g (1 + w)"},
 )
 
 

@@ -42,7 +42,7 @@ variant(
     {"natural logarithm": "logarithm to the base 2", "np.log(p": "np.log2(p"},
     "the loss is in bits, not in nats",
     lines={
-        "that is in bits: use the natural logarithm, np.log": "that is in nats: use np.log2",
+        "that is in bits: use the logarithm to the base 2, np.log": "that is in nats: use np.log2",
         "np.log2(p -> np.log2(p": "np.log2(p -> np.log(p",
         "exp(loss)": "2 ** loss",
         "np.exp(-np": "np.exp2(-np",

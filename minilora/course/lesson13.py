@@ -64,7 +64,16 @@ IN_ATTENTION = {  # words of the page in the form that adapts attention alone
 }
 
 
-variant("adapter_parameters", IN_ATTENTION, "attention alone is adapted")
+variant(
+    "adapter_parameters",
+    IN_ATTENTION,
+    "attention alone is adapted",
+    lines={
+        "all-linear is all seven of a block": "attention has four matrices",
+        '"all-linear" leaves out': "the adapter leaves out",
+        "get an adapter too": "get an adapter, and it gets none",
+    },
+)
 
 
 # -- 13.2 --------------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ variant(
         "gw = g * w": "gw = g * (1 + w)",
     },
     "the factor is 1 + w",
+    lines={"times w, so": "times 1 + w, so", "receives g w": "receives g (1 + w)"},
 )
 
 

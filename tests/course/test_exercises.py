@@ -9,7 +9,7 @@ import pytest
 from lessonfiles import GRADED, LESSONS, build_program, run_here
 
 import minilora as ml
-from minilora.course import lesson15, mine
+from minilora.course import lesson05, lesson15, mine
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.judge import NOT_YET, OK, Trials, judged, line_of, readable_output
@@ -79,6 +79,26 @@ def test_the_answer_of_another_variant_is_recognised():
         for variant, number in permutations(range(len(exercise.forms)), 2):
             said = judged(exercise, exercise.forms[number].reference, np.random.default_rng(0), variant)
             assert "another variant" in said, (name, variant, number)
+
+
+IN_A_VARIANT = [  # what a variant asks for is not what the first form does, and its lines say so
+    ("mse_gradient", lambda W, x, t: 2 * (x @ W.T - t).T @ x, "the whole sum: the loss is half of it"),
+    ("mse_gradient", lambda W, x, t: (x @ W.T - t).T @ x / (x @ W.T).size, "half the mean: the loss is half the sum"),
+    ("mse_gradient", lambda W, x, t: 2 / len(t) * (x @ W.T - t).T @ x, "divided by T: the loss is half a sum"),
+    ("answer_loss", EXERCISES["answer_loss"].forms[0].reference, "that is in nats: use np.log2"),
+    ("count_llama", lesson05.counted, "a Llama's count: three of the matrices have biases here"),
+    (
+        "adapter_parameters",
+        lambda shapes, r: r * sum(sum(s) for n, s in shapes.items() if "q_proj" in n or "v_proj" in n),
+        "attention has four matrices",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "answer", "line"), IN_A_VARIANT, ids=[line for *_, line in IN_A_VARIANT])
+def test_a_variants_lines_do_not_speak_of_the_first_form(name, answer, line):
+    exercise = EXERCISES[name]
+    assert line in line_of(answer, Trials(exercise, exercise.forms[1], np.random.default_rng(0)))
 
 
 def test_its_number_is_in_the_page_and_its_solution_is_not():
