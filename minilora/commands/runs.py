@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ Run = dict[str, Any]  # a finished run, as `--json` prints it
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """The runs in a folder, and in its folders, newest first. Files that are not metrics are passed over."""
+    """The run that a folder is, those in it, and in its folders, newest first. Other files are passed over."""
     found = []
-    for path in (*folder.glob(f"*/{METRICS_FILE}"), *folder.glob(f"*/*/{METRICS_FILE}")):  # deeper may be a whole disk
+    for path in chain(*(folder.glob(f"{depth}{METRICS_FILE}") for depth in ("", "*/", "*/*/"))):  # not a whole disk
         if any(part.endswith(".partial") for part in path.parts):
             continue
         try:

@@ -284,6 +284,7 @@ def test_runs_lists_the_finished_runs_newest_first(runs, capsys):
     assert last == "3 runs. minilora report RUN shows one." and len({len(line) for line in (head, *rows)}) == 1
     assert main(["runs", str(runs), "--json"]) == 0
     assert [each["data"] for each in json.loads(capsys.readouterr().out)] == ["own.jsonl"] * 3
+    assert main(["runs", str(runs / "legal")]) == 0 and "1 run. minilora report" in capsys.readouterr().out
 
 
 def test_a_folder_without_runs_is_an_error(tmp_path, capsys):
