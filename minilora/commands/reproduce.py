@@ -74,7 +74,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Names of claims, and the fields of ReproduceOptions."""
     add_flags(parser, ReproduceOptions)
     parser.add_argument("names", nargs="*", metavar="NAME", help="claims, such as planted-rank (default: all)")
-    parser.add_argument("--list", action="store_true", help="name all claims, with source, base and minutes")
+    parser.add_argument("--list", action="store_true", help="list them, with source, base and minutes")
     parser.add_argument("--new", metavar="NAME", help="write the file of a new claim, with blanks to fill in")
     parser.add_argument("--into", metavar="FOLDER", help="also put what was run on the page that is there")
     parser.add_argument("--json", **AS_JSON)
@@ -87,16 +87,18 @@ def run(arguments: argparse.Namespace) -> None:
             path = write_new(arguments.new)
         print(f"Written to {path}\nFill in each TODO, then: minilora reproduce {arguments.new} --small")
         return
-    if arguments.list:
-        print(listing(terminal_width()))
-        return
     options = from_flags(ReproduceOptions, arguments)
     with usage_errors():
         asked = chosen(arguments.names)
+        if arguments.list and arguments.json:
+            raise ValueError("--list prints text: leave out --json")
         if arguments.into and not (Path(arguments.into) / PAGE_FILE).is_file():
             raise ValueError(f"{arguments.into} has no {PAGE_FILE}: give the folder of a page, such as minilora/claims")
         if arguments.into and (options.small or options.switched):
             raise ValueError("--into takes claims in their whole form, without --small and --switched")
+    if arguments.list:
+        print(listing(asked, terminal_width()))
+        return
     result = reproduce(arguments.names, options)
     path = write_page(result, options.folder)
     if arguments.into:
@@ -120,10 +122,10 @@ def chosen(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(asked)) or known
 
 
-def listing(width: int = 80) -> str:
-    """Every claim on a line: name, source, base, minutes of one core; and the sum."""
+def listing(names: Sequence[str], width: int = 80) -> str:
+    """Each claim on a line: name, source, base, minutes of one core; and the sum."""
     lines, minutes, room = [], 0.0, max(10, width - NAME - 19)
-    for name in claim_names():
+    for name in names:
         if isinstance(file := _read(name), str):
             lines.append(f"{name:<{NAME}} {file}")
             continue

@@ -205,7 +205,7 @@ def test_a_file_that_cannot_be_read_is_a_row_as_well(shelf, text):
     (shelf / "broken.py").write_text(text, encoding="utf-8")
     result = run([], ReproduceOptions(jobs=1, seeds=[0]))
     assert failures(result) == ["broken"] and len(result["claims"]) == 3
-    assert "broken" in listing() and "failed" in page(result, {})
+    assert "broken" in listing(["broken"]) and "failed" in page(result, {})
 
 
 def test_a_trial_that_fails_says_with_which_settings(shelf):
@@ -321,3 +321,8 @@ def test_the_list_names_all_with_their_minutes(capsys):
     assert status("reproduce", "--list") == 0
     out = capsys.readouterr().out
     assert "planted-rank" in out and "minutes of one core in all" in out
+    assert status("reproduce", "--list", "planted-rank") == 0
+    line, total = capsys.readouterr().out.splitlines()
+    assert line.startswith("planted-rank ") and total.startswith("1 claim, ")
+    assert status("reproduce", "--list", "--json") == 2
+    assert "--list prints text: leave out --json" in capsys.readouterr().err
