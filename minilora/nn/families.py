@@ -83,7 +83,8 @@ def config_from_json(raw: Mapping[str, Any]) -> Any:
         raise ValueError(f"model_type is {raw.get('model_type')!r}, minilora reads {', '.join(sorted(FAMILIES))}")
     values: dict[str, Any] = {"model_type": family.model_type, **family.always}
     try:
-        raw = family.plain({key: value for key, value in raw.items() if value is not None})  # null: as if not there
+        # What is null is as if it were not there, but is not what transformers assumes.
+        raw = family.plain({key: value for key, value in {**family.assumed, **raw}.items() if value is not None})
         for each in family.fields:
             values[each.name] = each.read(raw, values)
     except KeyError as error:
@@ -264,7 +265,9 @@ def _kv_heads(values: Mapping[str, Any]) -> int:
     return values["num_attention_heads"]
 
 
-def _shape(*more: Field, tied: bool = False, context: int = 2048, epsilon: float = 1e-6) -> tuple[Field, ...]:
+def _shape(
+    *more: Field, tied: bool = False, context: int = 2048, epsilon: float = 1e-6, theta: float = 10000.0
+) -> tuple[Field, ...]:
     """The fields of Llama and its relatives, and more; what transformers assumes where config.json says nothing."""
     return (
         Field("vocab_size", "vocab_size", "vocab_size"),
@@ -275,7 +278,7 @@ def _shape(*more: Field, tied: bool = False, context: int = 2048, epsilon: float
         Field("head_dim", "head_dim", default=0),
         Field("max_position_embeddings", "max_position_embeddings", "context_length", context),
         Field("rms_norm_eps", "rms_norm_eps", "attention.layer_norm_rms_epsilon", epsilon),
-        Field("rope_theta", "rope_theta", "rope.freq_base", 10000.0, 10000.0),
+        Field("rope_theta", "rope_theta", "rope.freq_base", theta, 10000.0),
         Field("tie_word_embeddings", "tie_word_embeddings", default=tied),
         *more,
     )
@@ -336,15 +339,17 @@ _LLAMA = Family(
 _MISTRAL = replace(
     _LLAMA, model_type="mistral", class_name="MistralForCausalLM", gguf_stored=_up_to_the_window, only=_SILU,
     fields=_shape(_WIDTH, Field("sliding_window", "sliding_window", default=None), context=131072),
+    assumed={"num_key_value_heads": 8, "sliding_window": 4096},
 )  # fmt: skip
 _QWEN2 = replace(
     _LLAMA, model_type="qwen2", class_name="Qwen2ForCausalLM", gguf="qwen2", permuted=False,
     always={"attention_bias": True}, fields=_shape(_WIDTH, context=32768), only=_SILU | _NO_WINDOW,
-    ignored=_WINDOW_UNUSED,
+    ignored=_WINDOW_UNUSED, assumed={"num_key_value_heads": 32},
 )  # fmt: skip
 _QWEN3 = replace(
     _QWEN2, model_type="qwen3", class_name="Qwen3ForCausalLM", gguf="qwen3", always={"qk_norm": True},
     only=_SILU | _NO_WINDOW | {"attention_bias": (False,)}, tensors=_TENSORS | _QK_NORMS,
+    assumed={"num_key_value_heads": 32, "head_dim": 128},
 )  # fmt: skip
 _GRANITE = replace(
     _LLAMA, model_type="granite", class_name="GraniteForCausalLM", gguf="granite", only=_SILU | _NO_BIAS,
@@ -401,7 +406,8 @@ _SMOLLM3 = replace(
     _LLAMA, model_type="smollm3", class_name="SmolLM3ForCausalLM", gguf="smollm3",
     always={"no_rope_layer_interval": 4},
     fields=_shape(_WIDTH, Field("no_rope_layer_interval", "no_rope_layer_interval", default=4), tied=True,
-                  context=32768),
+                  context=32768, theta=2e6),
+    assumed={"num_key_value_heads": 4},
     only=_SILU | _NO_BIAS | _NO_WINDOW, ignored=_WINDOW_UNUSED, plain=_plain_smollm3, stored=_stored_smollm3,
     gguf_stored=_every_fourth,
 )  # fmt: skip
@@ -483,7 +489,7 @@ _GEMMA3 = Family(
     },
     only={"hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False,),
           "use_bidirectional_attention": (False,)},
-    ignored=frozenset(("hidden_act", "cache_implementation")),
+    ignored=frozenset(("hidden_act", "cache_implementation")), assumed={"num_key_value_heads": 4},
     plain=_plain_gemma3, stored=_stored_gemma3, gguf_stored=_gemma3_of_llama_cpp, norm_offset=1.0,
     gguf_only={"attention.sliding_window_pattern": (6,)},
 )  # fmt: skip

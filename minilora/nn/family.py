@@ -50,6 +50,7 @@ class Family:
     fields: of the config, that files have.
     always: of the config, that all models of this family have.
     only: keys of config.json that would change the result, with the values that minilora computes; a list may hold any.
+    assumed: what transformers assumes where `config.json` lacks a key, and not where the key is null.
     needed: of these keys, those that must be there, because transformers assumes another value where they are not.
     ignored: keys of config.json that do not change the result, besides those of all families.
     plain: rewrites what config.json says in another form, as fields. stored: the inverse, from a config.
@@ -72,6 +73,7 @@ class Family:
     permuted: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
     only: Mapping[str, tuple] = field(default_factory=dict)
+    assumed: Mapping[str, Any] = field(default_factory=dict)
     needed: tuple[str, ...] = ()
     ignored: frozenset[str] = frozenset()
     plain: Callable[[dict[str, Any]], dict[str, Any]] = dict

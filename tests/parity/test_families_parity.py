@@ -20,7 +20,7 @@ from minilora.models import load as zoo
 from minilora.models.folder import load_folder, save_folder
 from minilora.models.gguf import GGUF, save_gguf
 from minilora.models.merge import export, merge
-from minilora.nn.families import FAMILIES, as_llama_cpp_has_it
+from minilora.nn.families import FAMILIES, as_llama_cpp_has_it, config_from_json
 from minilora.nn.step import loss_and_grad
 
 pytestmark = [*parity, pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")]  # by PEFT
@@ -301,3 +301,28 @@ def test_a_gguf_file_comes_back_and_llama_cpp_answers_with_the_same_tokens(name,
     out = export(base if model.config.model_type in rewritten else path, adapter, tmp_path / "a.gguf").path
     if window is None:
         assert in_llama_cpp(path, ids, adapter=out) == greedy(adapted, ids) != tokens
+
+
+SHORT = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+SHORT |= {"intermediate_size": 45, "num_attention_heads": 32, "hidden_size": 128}
+ASSUMED = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "layer_norm_epsilon",
+           "tie_word_embeddings", "sliding_window", "query_pre_attn_scalar", *MULTIPLIERS)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in ROWS.values()} - {"GraniteMoeHybrid"}))
+@pytest.mark.parametrize("null", [False, True])
+def test_what_a_config_does_not_say_is_what_transformers_assumes(kind, null):
+    optional = {"Mistral": "sliding_window", "GPT2": "n_inner", "Gemma3Text": "pad_token_id"}
+    unsaid = {optional.get(kind, "num_key_value_heads"): None} if null else {}
+    sizes = {key: size for key, size in SHORT.items() if (kind, key) != ("GPT2", "intermediate_size")}
+    theirs = getattr(transformers, f"{kind}Config")(**sizes, **unsaid)
+    sizes = {theirs.attribute_map.get(key, key): size for key, size in sizes.items()}
+    ours = config_from_json({"model_type": theirs.model_type, **sizes, **unsaid})
+    for name in ASSUMED:
+        if hasattr(ours, name) and getattr(theirs, name, None) is not None:
+            assert getattr(ours, name) == getattr(theirs, name), name
+    rope = getattr(theirs, "rope_parameters", None) or {}
+    for base in (rope.get("rope_theta"), rope.get("full_attention", {}).get("rope_theta")):
+        assert base is None or base == ours.rope_theta
+    if kind == "Mistral":
+        assert ours.sliding_window == theirs.sliding_window
