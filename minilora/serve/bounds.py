@@ -175,9 +175,7 @@ class Guard:
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                known = {name for name, _ in message["headers"]}
-                safe = [item for item in _SAFE.items() if item[0] not in known]
-                message = {**message, "headers": [*message["headers"], *safe]}
+                message = {**message, "headers": [*message["headers"], *_SAFE.items()]}
             try:
                 async with asyncio.timeout(SEND_SECONDS):
                     await send(message)

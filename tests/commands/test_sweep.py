@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import fields
 
 import pytest
 from commandline import complaint, status, written
@@ -77,6 +78,8 @@ def test_groups_of_modules_have_names_and_lists_are_joined_by_commas(tmp_path):
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
     mlp = ["gate_proj", "up_proj", "down_proj"]
     assert targets == [["q_proj", "v_proj"], attention, mlp, "all-linear", ["q_proj", "o_proj"], "v_proj"]
+    said = [item.name for item in fields(SweepOptions) if "are groups" in item.metadata.get("help", "")]
+    assert said == ["target_modules"]
 
 
 def test_random_trials_are_so_many_of_the_grid_and_always_the_same():

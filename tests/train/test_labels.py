@@ -235,3 +235,7 @@ def test_the_picture_can_be_read(n, name):
             str(c) for c in np.unique(report_of(n, 45)["confusion"]) if c
         }
         assert math.isclose(figure.axes[1].lines[1].get_xdata()[0], 95)
+        named = [
+            [text.get_text() for text in axis.get_ticklabels()] for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis)
+        ]
+        assert named[0] == named[1] and len(set(named[0])) == n
