@@ -80,8 +80,8 @@ for text in ("law", " law", "Law", " government", "1862", "🙂", "naïve", "a  
     print(f"{text!r:>14}  {len(ids)} tokens:", *(tokenizer.core.id_to_token(i) for i in ids))
     assert tokenizer.decode(ids) == text
 claim("tokens of one emoji", len(tokenizer.encode("🙂")), 4, 4)
-different = set(tokenizer.encode("law")) & set(tokenizer.encode(" law"))
-claim("tokens that 'law' and ' law' share", len(different), 0, 0)
+shared = set(tokenizer.encode("law")) & set(tokenizer.encode(" law"))
+claim("tokens that 'law' and ' law' share", len(shared), 0, 0)
 
 # %% [markdown]
 # `law` and ` law` have no token in common. So a prompt that ends with a space is a different prompt: the model

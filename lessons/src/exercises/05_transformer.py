@@ -15,6 +15,7 @@
 # %%
 import numpy as np
 
+import minilora as ml
 from minilora.course.mine import numerical_gradient  # your own, from exercise 1.1
 
 # %% [markdown]

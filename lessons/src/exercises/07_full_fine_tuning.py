@@ -96,4 +96,5 @@ def test_training(training):
 # %% [markdown]
 # Three times `ok`? minilora's [`loss_and_grad`](../../minilora/nn/step.py) does what you did in 7.3, with one
 # micro-batch per CPU core. Try `training_bytes` on the shapes of the tiny model, with nothing frozen, and compare with
-# the lesson's ledger.
+# the lesson's ledger: after `import minilora as ml` and `model, _ = ml.load("tiny")`,
+# `{name: p.shape for name, p in model.named_parameters()}` gives the shapes.

@@ -77,6 +77,6 @@ def my_claim(run, rates, seeds, claimed):
 
 
 # %% [markdown]
-# Three times `ok`? Compare with minilora's own: `Interval` and `Band` in
-# [`claim.py`](../../minilora/experiments/claim.py). And a question to think about: in a world where new is ahead by
-# exactly `claimed`, how often does your experiment say `reproduced`, however many seeds it has?
+# Three times `ok`? Compare with minilora's own: `Interval` in [`statistics.py`](../../minilora/measure/statistics.py),
+# and `Band` in [`claim.py`](../../minilora/experiments/claim.py). And a question to think about: in a world where new
+# is ahead by exactly `claimed`, how often does your experiment say `reproduced`, however many seeds it has?

@@ -25,7 +25,8 @@ from minilora.course.mine import numerical_gradient  # your own, from exercise 1
 # for each token separately; all tokens share `w` and `b`. Given `g` = ∂L/∂y, find the gradients of x, w and b. Compared
 # with RMSNorm there is one path more: every element of x also changes the mean.
 #
-# A way to notice a mistake: y does not change when a number is added to a whole row of x. So each row of dx adds up to 0.
+# A way to notice a mistake: y does not change when a number is added to a whole row of x. So each row of dx adds up to
+# 0. And `numerical_gradient`, your own of exercise 1.1, can measure dx.
 
 
 # %% points=4
