@@ -252,18 +252,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{folder}: no such run; did you mean {folder.parent / near}? `minilora runs` lists all")
     metrics = read_metrics(folder)
     if arguments.picture:
-        from ..pages.fields import fields_figure
-        from ..pages.figures import run_figure
-        from ..pages.labels import labels_figure
+        from ..pages.figures import run_figure, task_figures
         from ..pages.style import save_themes
 
         path = Path(arguments.picture)
         print(*save_themes(lambda: run_figure(metrics), path), sep="\n")
-        if "labels" in metrics:
-            of_labels = path.with_stem(f"{path.stem}-labels")
-            print(*save_themes(lambda: labels_figure(metrics["labels"]), of_labels), sep="\n")
-        if "fields" in metrics:
-            of_fields = path.with_stem(f"{path.stem}-fields")
-            print(*save_themes(lambda: fields_figure(metrics["fields"]), of_fields), sep="\n")
+        for name, draw in task_figures(metrics).items():
+            print(*save_themes(draw, path.with_stem(f"{path.stem}-{name}")), sep="\n")
         return
     print(json.dumps(metrics, indent=2) if arguments.json else page(metrics, terminal_width()))

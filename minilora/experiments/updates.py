@@ -10,7 +10,6 @@ The same settings find the same file again, as long as the code that decides the
 import atexit
 import shutil
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,14 +109,14 @@ def read_update(file: str | Path) -> dict[str, Update]:
 
 
 @cache
-def base_matrices(base: str, modules: tuple[str, ...] = KEPT) -> dict[str, np.ndarray]:
-    """The base's own matrices (m, n) of the modules whose names end so, by module."""
-    return _matrices(load(base)[0], modules)
+def base_matrices(base: str) -> dict[str, np.ndarray]:
+    """The base's own matrices (m, n) of the modules that are KEPT, by module."""
+    return _matrices(load(base)[0])
 
 
-def _matrices(model: LanguageModel, modules: Sequence[str] = KEPT) -> dict[str, np.ndarray]:
+def _matrices(model: LanguageModel) -> dict[str, np.ndarray]:
     found = {name.removesuffix(".weight"): dense(p.data) for name, p in model.named_parameters()}
-    return {name: to_numpy(w) for name, w in found.items() if name.rpartition(".")[2] in modules}
+    return {name: to_numpy(w) for name, w in found.items() if name.rpartition(".")[2] in KEPT}
 
 
 def _train(

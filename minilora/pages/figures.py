@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .style import BLACK, BLUE, FULL, LORA, ORANGE, PARAPHRASE, VALIDATION, ink, name_lines, panels, save
+from .fields import fields_figure
+from .labels import labels_figure
+from .style import BLACK, BLUE, FULL, LORA, ORANGE, PARAPHRASE, VALIDATION, blend, ink, name_lines, panels, save
 from .text import megabytes, percent
 
 # -- a run -------------------------------------------------------------------------------------------------------------
@@ -19,6 +22,12 @@ SMOOTHED = 9  # steps: from one batch to the next the loss changes more than by 
 def run_picture(metrics: Mapping[str, Any], path: Path) -> None:
     """Write `run_figure` of a run's metrics. path: a .png or .svg file."""
     save(run_figure(metrics), path)
+
+
+def task_figures(metrics: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
+    """The functions that draw the labels or the fields of a run, by what is added to the name of its picture."""
+    drawn: dict[str, Callable[[Any], Any]] = {"labels": labels_figure, "fields": fields_figure}
+    return {name: partial(draw, metrics[name]) for name, draw in drawn.items() if name in metrics}
 
 
 def run_figure(metrics: Mapping[str, Any]) -> Any:
@@ -179,7 +188,6 @@ MEASURES = {  # name -> title, label of the colour bar, is more better, factor, 
     "keyword_recall": ("Keyword recall, %: higher is better", "change from the base, points", True, 100, "{:.0f}", 10),
 }
 SECOND_LINES = {"reworded": "reworded", "paraphrase": "paraphrased", "unseen": "unseen"}  # a set's second line
-STRONGEST = 0.75  # opacity of the strongest colour: text stays legible on it
 
 
 def matrix_figure(result: Mapping[str, Any]) -> Any:
@@ -253,10 +261,3 @@ def _matrix_cell(found: Mapping[str, float | None] | None, factor: float, form: 
 def _matrix_name(name: str, about: Mapping[str, Any]) -> str:
     stem, _, kind = name.rpartition("/") if about["kind"] in SECOND_LINES else (name, "", "")
     return f"{stem}\n{SECOND_LINES[kind]}" if kind else stem
-
-
-def blend(ground: str, color: str) -> tuple[float, ...]:
-    """The strongest colour of a heat map, on which text is legible."""
-    from matplotlib.colors import to_rgb
-
-    return tuple(STRONGEST * x + (1 - STRONGEST) * y for x, y in zip(to_rgb(color), to_rgb(ground), strict=True))

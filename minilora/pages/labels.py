@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import BLUE, GREY, LORA, ink, panels
+from .style import BLUE, GREY, LORA, blend, ink, panels
 from .text import WIDTH, columns, counted, interval, percent, plain, rule, shortened, wrapped
 
 MATRIX = 12  # labels, at most, whose confusion matrix is printed; of more, the most frequent confusions are
@@ -136,8 +136,6 @@ def labels_figure(report: Mapping[str, Any]) -> Any:
 def _draw_matrix(axes: Any, report: Mapping[str, Any]) -> None:
     import matplotlib as mpl
     from matplotlib.colors import LinearSegmentedColormap
-
-    from .figures import blend
 
     labels, counts = report["labels"], np.array(report["confusion"])
     ground = mpl.rcParams["figure.facecolor"]

@@ -56,14 +56,14 @@ def cut_above(axes: Any, losses: Sequence[float]) -> None:
     axes.set_ylim(lowest - room, min(highest, lowest + SHOWN) + room)
 
 
-def draw_seeds(axes: Any, measured: Mapping[str, Sequence[float]], label: str, color: str = BLUE) -> None:
+def draw_seeds(axes: Any, measured: Mapping[str, Sequence[float]], label: str) -> None:
     """Draw a row for each name, from the top down: a dot for each seed, a bar at their mean, the mean as a number."""
     for y, (_, values) in enumerate(measured.items()):
         mean = sum(values) / len(values)
-        axes.plot(values, [y] * len(values), color=color, marker="o", markersize=5, linewidth=0, alpha=0.6)
-        axes.plot([mean, mean], [y - 0.3, y + 0.3], color=color, linewidth=2)
+        axes.plot(values, [y] * len(values), color=BLUE, marker="o", markersize=5, linewidth=0, alpha=0.6)
+        axes.plot([mean, mean], [y - 0.3, y + 0.3], color=BLUE, linewidth=2)
         axes.annotate(
-            f"{mean:.3f}", (1.02, y), xycoords=("axes fraction", "data"), color=ink(color), va="center",
+            f"{mean:.3f}", (1.02, y), xycoords=("axes fraction", "data"), color=ink(BLUE), va="center",
             annotation_clip=False,
         )  # fmt: skip
     axes.set_yticks(range(len(measured)), list(measured))

@@ -31,6 +31,7 @@ GENERAL = BLACK  # on general text
 # A prediction is a dashed line, and measurements are dots, in the colour of the thing.
 
 SMALLEST = 9  # points: no text is smaller
+STRONGEST = 0.75  # opacity of the strongest colour of a heat map: text stays legible on it
 PALE = 0.35  # opacity of what is frozen, or only passed through
 DPI = 220  # pixels per inch of a figure that pages show at 110
 
@@ -161,6 +162,13 @@ def ink(color: str, ground: str | None = None) -> str:
         red, green, blue = (1 - 0.98 * (1 - x) if dark else 0.98 * x for x in rgb)
         rgb = (red, green, blue)
     return to_hex(rgb)
+
+
+def blend(ground: str, color: str) -> tuple[float, ...]:
+    """The strongest colour of a heat map, on which text is legible."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(STRONGEST * x + (1 - STRONGEST) * y for x, y in zip(to_rgb(color), to_rgb(ground), strict=True))
 
 
 def _contrast(one: float, other: float) -> float:

@@ -73,13 +73,13 @@ def columns(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> list[
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
+def counted(number: int, one: str) -> str:
     """A number with the noun that it counts.
 
-    >>> counted(1, "trial"), counted(1200, "trial"), counted(0, "loss", "losses")
-    ('1 trial', '1,200 trials', '0 losses')
+    >>> counted(1, "trial"), counted(1200, "trial")
+    ('1 trial', '1,200 trials')
     """
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {one if number == 1 else one + 's'}"
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:

@@ -37,9 +37,7 @@ from ..nn.module import sha256_of
 from ..nn.optim import AdamW
 from ..nn.ranks import ALONE, Ranks
 from ..pages.card import write_card
-from ..pages.fields import fields_figure
-from ..pages.figures import run_picture
-from ..pages.labels import labels_figure
+from ..pages.figures import run_picture, task_figures
 from ..pages.style import save
 from ..progress import hide_progress, log
 from ..version import __version__
@@ -54,8 +52,6 @@ from .options import Options
 from .reporting import check_service, reporter_to
 from .run_folder import (
     CHECKPOINT,
-    FIELDS_PICTURE,
-    LABELS_PICTURE,
     LAST,
     LOG_FILE,
     METRICS_FILE,
@@ -131,10 +127,8 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
     if answers:
         write_card(place.partial, metrics, vars(Options()))
         run_picture(metrics, place.partial / PICTURE_FILE)
-        if "labels" in metrics:
-            save(labels_figure(metrics["labels"]), place.partial / LABELS_PICTURE)
-        if "fields" in metrics:
-            save(fields_figure(metrics["fields"]), place.partial / FIELDS_PICTURE)
+        for name, draw in task_figures(metrics).items():
+            save(draw(), (place.partial / PICTURE_FILE).with_stem(f"picture-{name}"))
     place.finish()
     return metrics
 

@@ -14,8 +14,6 @@ from ..lora.peft import CONFIG_FILE, PROVENANCE_FILE, WEIGHTS_FILE
 from ..progress import log
 
 METRICS_FILE, PICTURE_FILE, OPTIONS_FILE, LOG_FILE = "metrics.json", "picture.png", "run.toml", "log.csv"
-LABELS_PICTURE = "picture-labels.png"
-FIELDS_PICTURE = "picture-fields.png"
 TENSORBOARD = "tensorboard"  # the folder of its files
 MODEL_FILE = "model.safetensors"
 LAST = "last"  # the folder for the last adapter, where another one was best

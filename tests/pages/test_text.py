@@ -57,8 +57,7 @@ def test_a_rule_and_a_shortened_text_have_the_width_that_was_asked_for():
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
-        (counted(1, "loss", "losses"), "1 loss"), (counted(2, "loss", "losses"), "2 losses"),
-        (counted(0, "run"), "0 runs"), (counted(1000, "run"), "1,000 runs"),
+        (counted(0, "run"), "0 runs"), (counted(1, "run"), "1 run"), (counted(1000, "run"), "1,000 runs"),
         (listed(["a"]), "a"), (listed(["a", "b"], "or"), "a or b"), (listed([]), ""),
         (percent(0.999), "100 %"), (change(4, 3), "-25 %"), (change(0, 1), ""), (change(1, float("nan")), ""),
         (interval(0.5, 0.25, None), "0.500"), (interval(0.5, -0.25, 0.75, 1, sign=True), "+0.5 [-0.2, +0.8]"),
