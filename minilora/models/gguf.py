@@ -57,7 +57,7 @@ class GGUF:
         try:
             shapes = {tensor.name: tensor.shape for tensor in self.tensors.values()}
             return config_from_gguf(self.metadata, shapes, None if divisors is None else values_of(divisors))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ModelFileError(f"{self.path}: invalid metadata: {error}") from error
 
     def weight(self, name: str, config: Any, quantized: bool = False) -> np.ndarray | Packed:
@@ -140,7 +140,7 @@ def save_gguf(
         if stored is not None and kind.startswith("Q") and stored.kind.startswith("Q"):
             tensors[family.llama_cpp_name(name)] = (stored.raw(), stored.kind)
             continue
-        w = in_pairs(name, to_numpy(dense(array)), config)
+        w = family.to_llama_cpp(name, to_numpy(dense(array)), config)
         own = kind_of(w, kind, name)
         try:
             packed = w.astype(np.float32, copy=False) if w.ndim == 1 else quantize(w, own)
@@ -156,11 +156,6 @@ def save_gguf(
     metadata |= {"general.file_type": _FILE_TYPES[kind], "general.quantization_version": 2}
     write_gguf(path, metadata, tensors)
     return path
-
-
-def in_pairs(name: str, w: np.ndarray, config: Any) -> np.ndarray:
-    """A tensor in llama.cpp's layout: in some families, the rows of q and k as adjacent rotary pairs."""
-    return FAMILIES[config.model_type].to_llama_cpp(name, w, config)
 
 
 def kind_of(w: np.ndarray, kind: str, name: str = "") -> str:

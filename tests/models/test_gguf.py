@@ -168,7 +168,7 @@ CONTRADICTIONS = {
     "llama.feed_forward_length": [2**31, 128],
     "llama.attention.head_count": [2**31, 8, 3, 0],
     "llama.attention.head_count_kv": [3, 1, 0, [2, 2]],
-    "llama.rope.dimension_count": [2**31, 7],
+    "llama.rope.dimension_count": [2**31, 7, float("inf")],
     "llama.rope.freq_base": [0.0, float("nan")],
     "llama.attention.layer_norm_rms_epsilon": [float("nan"), "small"],
     "llama.context_length": [0, "long"],
