@@ -130,9 +130,8 @@ class Tensor:
 
     def __array_function__(self, function: Any, types: Any, inputs: tuple, settings: dict) -> Any:
         """For NumPy's other functions, such as np.mean(tensor): as for `np.asarray(tensor)`."""
-        if self.requires_grad or hasattr(
-            Tensor, function.__name__
-        ):  # NumPy would call its method, with other arguments
+        has_method = hasattr(Tensor, function.__name__)  # NumPy would call it, with other arguments
+        if self.requires_grad or has_method:
             refuse_numpy(function.__name__)
         return function._implementation(*inputs, **settings)
 

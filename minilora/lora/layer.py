@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,24 +100,15 @@ class LoraWeights(Module):
         return dora_delta(w, low, self.lora_magnitude_vector.data, self.norms(w))
 
 
+def _stored_as(name: str) -> Any:
+    """Another name of an attribute."""
+    return property(lambda self: getattr(self, name), lambda self, value: setattr(self, name, value))
+
+
 class EmbeddingWeights(LoraWeights):
     """An adapter's weights in an embedding. PEFT calls them lora_embedding_A (r, V) and lora_embedding_B (C, r)."""
 
-    @property
-    def lora_A(self) -> Parameter:
-        return self.lora_embedding_A
-
-    @lora_A.setter
-    def lora_A(self, value: Parameter) -> None:
-        self.lora_embedding_A = value
-
-    @property
-    def lora_B(self) -> Parameter:
-        return self.lora_embedding_B
-
-    @lora_B.setter
-    def lora_B(self, value: Parameter) -> None:
-        self.lora_embedding_B = value
+    lora_A, lora_B = _stored_as("lora_embedding_A"), _stored_as("lora_embedding_B")
 
 
 class LoraLayer(Module):

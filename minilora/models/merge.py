@@ -22,10 +22,10 @@ from ..lora.llamacpp import save_gguf_adapter
 from ..lora.mlx import save_mlx_adapter
 from ..lora.peft import load_adapter
 from ..lora.provenance import read_provenance
-from ..nn.families import as_llama_cpp_has_it
+from ..nn.families import FAMILIES, as_llama_cpp_has_it
 from ..nn.language_model import LanguageModel
 from .folder import FILES, load_folder, save_folder
-from .gguf import GGUF, GGUF_KINDS, in_pairs, save_gguf
+from .gguf import GGUF, GGUF_KINDS, save_gguf
 from .load import locate
 from .modelfile import write_modelfile
 from .tokenizer import Tokenizer
@@ -257,12 +257,12 @@ def requantised(
     Four bits distinguish 16 values in a block of weights. An update below half a step changes no code unless the weight
     is near a boundary; then only the block's scale and minimum shift a little.
     """
-    rounding = update = along = 0.0
+    family, rounding, update, along = FAMILIES[config.model_type], 0.0, 0.0, 0.0
     kept = codes = matrices = 0
     for name in sorted(changed):
         if after[name].ndim != 2 or not _fits(after[name], kind):
             continue
-        w, merged = (in_pairs(name, dense(state[name]), config) for state in (before, after))
+        w, merged = (family.to_llama_cpp(name, dense(state[name]), config) for state in (before, after))
         packed = quantize(merged, kind)
         own = source.tensors[name].raw() if source and _packed_in(source, name) else quantize(w, kind)
         stored, delta = dequantize(packed, kind), merged - w

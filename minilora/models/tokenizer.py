@@ -29,11 +29,6 @@ _PLAIN_TEMPLATE = (  # for models without a chat template
 _GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")  # marks the answers, to find them
 
 
-def _as_if(tag: re.Match[str]) -> str:
-    """Such a tag as one that Jinja knows, which changes nothing."""
-    return f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}"
-
-
 class Tokenizer:
     """Encodes text and conversations for one model.
 
@@ -183,8 +178,9 @@ class Tokenizer:
             "strftime_now": lambda x: datetime.now().strftime(x),
         }
         environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+        plain = _GENERATION.sub(lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", self.template)
         try:
-            return environment.from_string(_GENERATION.sub(_as_if, self.template))
+            return environment.from_string(plain)
         except Exception as error:  # not TemplateError alone: deep nesting is a RecursionError
             raise ModelFileError(f"the model's chat template does not parse: {error}") from error
 

@@ -163,14 +163,10 @@ class LanguageModel(Module):
         ids = np.asarray(input_ids) if isinstance(input_ids, (list, tuple)) else input_ids
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"input_ids must be integers of shape (B, T), got {ids.dtype} of shape {ids.shape}")
-        if (
-            isinstance(ids, np.ndarray)
-            and ids.size
-            and not (int(ids.min()) >= 0 and int(ids.max()) < self.config.vocab_size)
-        ):
-            raise ValueError(
-                f"input_ids must lie in 0..{self.config.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}"
-            )
+        if isinstance(ids, np.ndarray) and ids.size:
+            least, largest, most = int(ids.min()), int(ids.max()), self.config.vocab_size - 1
+            if least < 0 or largest > most:
+                raise ValueError(f"input_ids must lie in 0..{most}, got {least}..{largest}")
         if packing and (len(ids) != 1 or packing.ends[-1] != ids.shape[1]):
             raise ValueError(f"a packing of {packing.ends[-1]} tokens does not describe input_ids of shape {ids.shape}")
         longest = max(packing.positions()) + 1 if packing else ids.shape[1]

@@ -41,11 +41,9 @@ class Linear(Module):
 class Embedding(Module):
     """The row `id` of a table      weight (num_embeddings, embedding_dim)."""
 
-    def __init__(
-        self, num_embeddings: int, embedding_dim: int, rng: np.random.Generator | None = None, std: float = 0.02
-    ):
+    def __init__(self, num_embeddings: int, embedding_dim: int, rng: np.random.Generator | None = None):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.weight = Parameter(normal(rng, (num_embeddings, embedding_dim), std))
+        self.weight = Parameter(normal(rng, (num_embeddings, embedding_dim), 0.02))
 
     def forward(self, ids: Array) -> Tensor:
         """ids (B, T) -> (B, T, embedding_dim)"""

@@ -33,11 +33,7 @@ class Parameter(Tensor):
     def __init__(self, data: Array, requires_grad: bool = True):
         super().__init__(data, requires_grad=requires_grad)
 
-    @property
-    def requires_grad(self) -> bool:
-        return self.node is not None
-
-    @requires_grad.setter
+    @Tensor.requires_grad.setter  # type: ignore[attr-defined]
     def requires_grad(self, wanted: bool) -> None:
         if wanted and is_packed(self.data):
             raise ValueError(

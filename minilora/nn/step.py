@@ -88,7 +88,7 @@ def loss_without_grad(model: LanguageModel, batch: Batch | Sequence[Example]) ->
     """The loss of a batch, or of samples, computed on all cores: for evaluation."""
     batches = divided(model, batch)
     with no_grad():
-        found = values([_loss_of(model, each) for each in batches], min(cores(), len(batches)))
+        found = values([partial(each.loss, model) for each in batches], min(cores(), len(batches)))
     return to_floats(sum(x * w for x, w in zip(found, _weights(batches), strict=True)))[0]
 
 
@@ -137,7 +137,7 @@ def _forward_and_backward(model: LanguageModel, batches: Sequence[Batch], weight
     """The loss of each micro-batch; the gradients of their weighted sum are added to `.grad`."""
 
     def loss_of(each: Batch) -> Tensor:
-        loss = _loss_of(model, each)()
+        loss = each.loss(model)
         if not loss.requires_grad:
             raise RuntimeError(_why_nothing_trains(model))
         return loss
@@ -157,10 +157,6 @@ def _why_nothing_trains(model: LanguageModel) -> str:
     if model.adapters:
         return "no active adapter is trainable: choose one with set_adapter"
     return "nothing is trainable: add an adapter, or unfreeze the model with requires_grad_()"
-
-
-def _loss_of(model: LanguageModel, batch: Batch) -> Callable[[], Tensor]:
-    return partial(batch.loss, model)
 
 
 def _weights(batches: Sequence[Batch]) -> list[float]:
