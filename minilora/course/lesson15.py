@@ -86,11 +86,8 @@ def draw_layer(rng: np.random.Generator, blocks: int | None = None, r: int | Non
     """A layer with a quantised W: codes, scales and levels, and an adapter."""
     blocks, block = int(rng.integers(3, 5)) if blocks is None else blocks, int(rng.integers(9, 12))
     r = int(rng.integers(2, 6)) if r is None else r
-    sizes = distinct_sizes("Tm", rng, 13, 26) | {
-        "n": blocks * block,
-        "n / block": blocks,
-        "r": r,
-    }  # n: 9 to 12, or 27 on
+    sizes = distinct_sizes("Tm", rng, 13, 26)  # n: 9 to 12, or 27 on
+    sizes |= {"n": blocks * block, "n / block": blocks, "r": r}
     drawn = arrays(rng, sizes, x="T n", A="r n", B="m r", g="T m")
     codes = rng.integers(0, 16, (sizes["m"], sizes["n"]))
     scales = rng.uniform(0.5, 2, (sizes["m"], blocks))

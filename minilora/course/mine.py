@@ -39,10 +39,8 @@ def __getattr__(name: str) -> Any:
     if name not in EXERCISES:
         raise AttributeError(f"no exercise is called {name}: there are {', '.join(EXERCISES)}")
     path = Path(FILE)
-    if path.exists():
-        found = load(path).get(name)
-        if found is not None:
-            return found
+    if path.exists() and (found := load(path).get(name)) is not None:
+        return found
     if os.environ.get("NBGRADER_EXECUTION"):
         return lambda *arguments, **settings: EXERCISES[name].form(VARIANT).reference(*arguments, **settings)
     line = f"{name} is not in {FILE} yet: do exercise {EXERCISES[name].number} first"
@@ -153,13 +151,8 @@ def _joined(old: str, imports: list[str], sources: list[str], number: str, name:
     mark = f"# {number} {name}" + ("" if variant is None else f", variant {variant}")
     kept[name] = mark + "\n" + "\n\n".join(sources)
     lines = head.rstrip().splitlines()
-    doc: list[str] = lines
-    have: list[str] = []
-    for i, line in enumerate(lines):
-        if line.startswith(("import ", "from ")):
-            doc, have = lines[:i], lines[i:]
-            break
-    have = [line for line in have if line.strip()]
+    first = next((i for i, line in enumerate(lines) if line.startswith(("import ", "from "))), len(lines))
+    doc, have = lines[:first], [line for line in lines[first:] if line.strip()]
     both = sorted({*have, *imports}, key=lambda line: (line.startswith("from"), line))
     order = sorted(kept.values(), key=lambda block: [int(n) for n in block.split()[1].split(".")])
     return "\n".join(["\n".join(doc).rstrip(), "", *both]).rstrip() + "\n\n\n" + "\n\n".join(order)
