@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -72,8 +73,10 @@ def verdict(function: Callable, rng: np.random.Generator, variant: int | None = 
     """The line that `check` prints, without the exercise's number."""
     name = getattr(function, "__name__", None)
     if not callable(function) or name not in known():
-        what = f"{name!r}" if callable(function) and name else f"a value of type {type(function).__name__}"
-        return f"{what} is not an exercise: check one of {', '.join(EXERCISES)}, without parentheses after the name"
+        if not callable(function) or not name:
+            return f"a value of type {type(function).__name__} is no answer: check the function itself, check(NAME)"
+        near = get_close_matches(name, known(), 1)
+        return f"{name!r} is not an exercise: {f'is {near[0]} meant?' if near else 'keep the name of the stub'}"
     return judged(known()[name], function, rng, variant)
 
 
