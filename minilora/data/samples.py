@@ -65,6 +65,7 @@ def _encoded(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
     for record, text, ids in zip(records, wholes, tokenizer.encode_all(wholes), strict=True):
         ids = [_INTS.setdefault(i, i) for i in ids]
         if record.text:
+            ids = tokenizer.begun(ids)
             ids = ids if ids[-1:] == [tokenizer.eos_id] else [*ids, tokenizer.eos_id]
             samples.append(Sample(tuple(ids), (NOT_SCORED, *ids[1:])))
         else:
@@ -146,7 +147,7 @@ def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
     """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored."""
-    return _divided(tokenizer.encode(text), max_length)
+    return _divided(tokenizer.begun(tokenizer.encode(text)), max_length)
 
 
 def _divided(ids: Sequence[int], max_length: int) -> list[Sample]:

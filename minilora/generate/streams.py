@@ -201,7 +201,7 @@ class Streams:
         elif adapter is not None:
             raise ValueError(f"these streams use the adapters that are active on the model, not {adapter!r}")
         if raw and isinstance(messages, str):
-            prompt = self.tokenizer.encode(self.tokenizer.plain(messages))
+            prompt = self.tokenizer.begun(self.tokenizer.encode(self.tokenizer.plain(messages)))
         else:
             talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
             prompt = self.tokenizer.encode_chat(talk, answer_next=True)

@@ -74,6 +74,9 @@ def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
         _add_tokens(core, tokens, kinds)
         ids = {key: meta.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom", "bos", "padding")}
         eos, bos = tokens[ids["eos"]], "" if ids["bos"] is None else tokens[ids["bos"]]
+        usual = kind == "llama" or splitting == SPLITTINGS["llama-bpe"]
+        if ids["bos"] is not None and meta.get("tokenizer.ggml.add_bos_token", usual):
+            core.post_processor = _first(bos, ids["bos"])
     except KeyError as error:
         raise ModelFileError(f"{path}: the tokenizer is incomplete: {error} is missing") from error
     except Exception as error:  # damaged lists, and the library defines no error type
@@ -127,6 +130,13 @@ def _sentencepiece(tokens: Sequence[str], kinds: Sequence[int], meta: Mapping[st
     return core
 
 
+def _first(bos: str, bos_id: int) -> Any:
+    """What puts a token before every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    return TemplateProcessing([bos, "$A"], [bos, "$A", "$B:1"], [(bos, bos_id)])
+
+
 def _add_tokens(core: Any, tokens: Sequence[str], kinds: Sequence[int]) -> None:
     """Control tokens, and tokens that are found in any text before it is split, as Qwen's `<tool_call>`."""
     from tokenizers import AddedToken
@@ -168,7 +178,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         kinds[i] = _NORMAL if token not in added else _CONTROL if added[token] else _USER_DEFINED
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     bos_id = tokenizer.core.token_to_id(tokenizer.bos) if tokenizer.bos else None
-    begins = tokenizer.core.encode("a").ids[:1] == [bos_id]
+    begins = tokenizer.begun([]) == [bos_id]
     others = sorted(tokenizer.end_ids - {tokenizer.eos_id})
     ids = {"bos": bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id}
     ids |= dict(zip(("eot", "eom"), others, strict=False))

@@ -100,6 +100,14 @@ class Tokenizer:
         """The control tokens that `encode` recognises in a text, each with the position at which its name begins."""
         return [(found.start(), found[1]) for found in self._control.finditer(text)]
 
+    def begun(self, ids: list[int]) -> list[int]:
+        """The ids of a text that is no conversation, after the token that begins one in this model, if there is one.
+
+        Llama and Gemma have one, which transformers and llama.cpp put there as well. A conversation's template has it.
+        """
+        first = self.core.encode("").ids[:1] if hasattr(self.core, "encode") else []
+        return [*first, *ids] if first and first[0] in self.control_ids and ids[:1] != first else ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return self.core.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -110,11 +110,11 @@ class Engine:
         """
         messages = self.asked(request)
         if isinstance(messages, str):
-            text = self.tokenizer.plain(messages)
+            text, more = self.tokenizer.plain(messages), len(self.tokenizer.begun([]))
         else:
-            text = self.tokenizer.render(messages, answer_next=True)
+            text, more = self.tokenizer.render(messages, answer_next=True), 0
         least = len(text) // self._longest  # no token is longer
-        return least if least > self.context else len(self.tokenizer.encode(text))
+        return least if least > self.context else len(self.tokenizer.encode(text)) + more
 
     def state(self) -> dict[str, int]:
         """How many answers are under way, and how many wait."""

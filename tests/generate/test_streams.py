@@ -230,6 +230,15 @@ def test_the_beginning_of_a_stop_text_is_shown_where_the_answer_ends_with_it(mod
     assert pieces == ["a", "", "<"] and answer.text == "a<"
 
 
+def test_a_text_to_continue_begins_as_the_model_expects_and_a_conversation_as_its_template_says(
+    model, tokenizer, monkeypatch
+):
+    monkeypatch.setattr(tokenizer, "begun", lambda ids: [7, *ids])
+    streams = Streams(model, tokenizer)
+    assert streams.add("ab", raw=True).prompt == [7, *tokenizer.encode("ab")]
+    assert streams.add("ab").prompt == tokenizer.encode_chat(asked("ab"), answer_next=True)
+
+
 def test_a_cancelled_answer_frees_its_place_and_the_others_never_notice(model, tokenizer, streams):
     answers = [streams.add(question, "legal", 12) for question in QUESTIONS]
     streams.step()

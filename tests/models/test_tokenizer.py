@@ -20,6 +20,8 @@ from modelfiles import (
 from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from minilora.data.records import Record
+from minilora.data.samples import encode_record, encode_text
 from minilora.files.disk import ModelFileError
 from minilora.models import gguf_tokenizer
 from minilora.models import load as zoo
@@ -334,6 +336,19 @@ def test_a_folders_file_can_neither_cut_texts_nor_fill_them_up(tokenizer, tmp_pa
 def test_a_template_file_goes_before_the_settings(folder):
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!", encoding="utf-8")
     assert from_folder(folder).render(HELLO) == "Who are you?!"
+
+
+def test_a_text_begins_with_the_models_first_token_where_transformers_puts_one(tokenizer, folder, build):
+    assert tokenizer.begun([5]) == [5] and from_folder(folder).begun([]) == []
+    core = Core.from_str(tokenizer.core.to_str())
+    core.post_processor = processors.TemplateProcessing("<|im_start|> $A", None, [("<|im_start|>", 1)])
+    core.save(str(folder / "tokenizer.json"))
+    for ours in (from_folder(folder), build(**{"ggml.add_bos_token": True})):
+        assert ours.begun(ours.encode("hello")) == core.encode("hello").ids == [1, *tokenizer.encode("hello")]
+        assert ours.begun([1, 5]) == [1, 5] and ours.encode_chat(HELLO)[:1] != [1, 1]
+        assert encode_text("hello hello", ours, 99)[0].ids[0] == 1 == encode_record(Record("a", text="x"), ours).ids[0]
+    assert build(splitting="llama-bpe").begun([]) == [1]  # where llama.cpp assumes it
+    assert build(splitting="llama-bpe", **{"ggml.add_bos_token": False}).begun([]) == []
 
 
 def test_of_several_templates_with_names_the_default_is_taken(folder):

@@ -120,6 +120,8 @@ def test_names_that_are_taken_or_not_there(shop, engine):
 
 def test_tokens_are_counted_and_what_is_far_too_long_is_not_even_read(engine, monkeypatch):
     assert engine.count(Request(QUESTION)) == len(engine.tokenizer.encode_chat(QUESTION, answer_next=True))
+    monkeypatch.setattr(engine.tokenizer, "begun", lambda ids: [7, *ids])
+    assert engine.count(Request("ab")) == 3
     monkeypatch.setattr(engine.tokenizer, "encode", None)
     assert engine.count(Request([{"role": "user", "content": "x" * 1_000_000}])) > engine.context
 
