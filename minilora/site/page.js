@@ -132,9 +132,18 @@ function numbers({ base, adapter, unchanged }) {
   at("save").disabled = false;
 }
 
+function lessons(course) { // opened in JupyterLab, each by a link
+  at("course").hidden = !course.length;
+  at("lessons").replaceChildren(...course.map(({ name, question }) => {
+    const item = document.createElement("li");
+    item.append(Object.assign(document.createElement("a"), { href: `course/lab/index.html?path=${name}.ipynb`, textContent: question }));
+    return item;
+  }));
+}
+
 const heard = {
   loading: ({ what }) => say(`Loading ${what} ...`, false, false),
-  started: ({ course }) => { at("course").hidden = !course; setBusy(false); say("Ready."); },
+  started: ({ course }) => { lessons(course); setBusy(false); say("Ready."); },
   answers: ({ adapter, answers }) => answered(adapter ? 3 : 2, answers),
   began: (about) => { at("result").hidden = at("score").hidden = false; at("score-after").textContent = "..."; numbers(about); },
   step: ({ done, steps, loss, seconds: took }) => {

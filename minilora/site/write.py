@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from ..course.plan import LESSONS
 from ..files.disk import read_json, replacing, write_json
 from .lab import build_lab
 
@@ -62,7 +63,9 @@ def write_site(folder: str | Path, pyodide: str | Path | None = None, course: bo
         (target / "pyodide").mkdir()
     for name, data in copies.items():
         _write(target / "pyodide" / name, data)
-    told = {"pyodide": "pyodide/" if copies else CDN, "sha256": SHA256, "package": PACKAGE, "course": course}
+    there = [lesson for lesson in LESSONS.values() if course and not lesson.needs_model]
+    lessons = [{"name": lesson.name, "question": lesson.question} for lesson in there]
+    told = {"pyodide": "pyodide/" if copies else CDN, "sha256": SHA256, "package": PACKAGE, "course": lessons}
     write_json(target / SITE, told)
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
 

@@ -11,6 +11,7 @@ import pytest
 from browsers import KEPT, answer_lora_forward, chromium, run_all, served
 
 from minilora.course.copy import notebooks
+from minilora.course.plan import LESSONS
 from minilora.site.write import write_site
 
 pytest.importorskip("jupyterlite_core", reason="needs pip install '.[site]'")
@@ -19,8 +20,8 @@ pytest.importorskip("playwright", reason="needs pip install '.[test-lessons]'")
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 PYODIDE = os.environ.get("MINILORA_PYODIDE")
 # All lessons but that of the real model; those that take minutes only with -m 'browser and slow'.
-LESSONS = sorted(path.stem for path in notebooks().glob("[0-9]*.ipynb") if not path.stem.startswith("18"))
-LESSONS = [name if name.startswith("02") else pytest.param(name, marks=pytest.mark.slow) for name in LESSONS]
+NAMES = sorted(path.stem for path in notebooks().glob("[0-9]*.ipynb") if not path.stem.startswith("18"))
+NAMES = [name if name.startswith("02") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 OPENED = "() => window.jupyterapp?.shell.currentWidget?.content?.widgets?.length > 0"
 PATH = "() => window.jupyterapp.shell.currentWidget.context.path"
 MINE = """() => window.jupyterapp.serviceManager.contents
@@ -53,7 +54,7 @@ def opened(lab, name):
     return page
 
 
-@pytest.mark.parametrize("name", LESSONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_lesson_runs_in_the_browser_without_an_error(lab, name):
     page = opened(lab, f"{name}.ipynb")
     outputs = run_all(page, 1_800_000)
@@ -71,11 +72,12 @@ def test_an_answer_is_marked_and_is_still_there_after_the_page_was_closed(lab):
     assert "def lora_forward" in page.evaluate(MINE)
 
 
-def test_the_page_leads_to_the_course(lab):
+def test_the_page_leads_to_the_course_and_to_each_lesson(lab):
     page, address = lab
-    page.goto(address)
-    link = page.get_by_role("link", name="The course")
-    link.wait_for(timeout=300_000)
-    link.click()
-    page.wait_for_function(OPENED, timeout=120_000)
-    assert page.evaluate(PATH) == "00_what_can_lora_do.ipynb"
+    for opened_by, name in (("The course", "00_what_can_lora_do"), (LESSONS[9].question, LESSONS[9].name)):
+        page.goto(address)
+        page.get_by_text("All lessons").click(timeout=300_000)
+        assert page.locator("#lessons a").count() == len(LESSONS) - 1  # one needs the real model
+        page.get_by_role("link", name=opened_by).click()
+        page.wait_for_function(OPENED, timeout=120_000)
+        assert page.evaluate(PATH) == f"{name}.ipynb"

@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 
 from minilora.cli import main
 from minilora.course.copy import copy_course
+from minilora.course.plan import LESSONS
 from minilora.site import lab, write
 from minilora.site.playground import Playground
 
@@ -189,6 +190,7 @@ def test_the_page_is_written_and_written_again(tmp_path, capsys):
     for _ in range(2):
         assert main(["site", str(tmp_path / "page")]) == 0
     told = json.loads((tmp_path / "page" / "site.json").read_text())
+    assert told["course"] == []
     assert told["pyodide"].startswith("https://") and write.VERSION in told["pyodide"]
     assert told["sha256"] == write.SHA256
     assert {path.name for path in (tmp_path / "page").iterdir()} == {*write.PAGE, "minilora.zip", "site.json"}
@@ -323,7 +325,8 @@ def test_the_course_stands_beside_the_page_replaces_an_older_one_and_takes_the_s
         assert main(["site", str(page), "--course", *more]) == 0
     assert built[0] == write.CDN
     assert (page / "course" / "lab" / built[1]).resolve() == (page / "pyodide").resolve()
-    assert json.loads((page / "site.json").read_text())["course"] is True
+    listed = json.loads((page / "site.json").read_text())["course"]
+    assert listed == [{"name": one.name, "question": one.question} for one in LESSONS.values() if one.number != 18]
     assert [path.name for path in (page / "course").iterdir()] == ["build 2"]
     copied = {path.name for path in (page / "pyodide").iterdir()}
     assert {"pyodide.js", "unused.whl"} < copied and len(copied) == len([*pyodide.iterdir()])
@@ -348,6 +351,8 @@ def test_the_course_that_jupyterlite_writes_is_complete(tmp_path):
         assert json.loads((page / "pyodide" / write.LOCK).read_text("utf-8"))["info"]["version"] == write.VERSION
     else:
         assert kernel["pyodideUrl"] == f"{write.CDN}pyodide.js"
+    listed = json.loads((page / "site.json").read_text("utf-8"))["course"]
+    assert listed and all((course / "files" / f"{one['name']}.ipynb").is_file() for one in listed)
     (extension,) = settings["federated_extensions"]  # what is installed here besides stays here
     static = (course / "extensions" / extension["name"] / extension["load"]).parent
     assert extension["name"] == lab.KERNEL and (static / Path(extension["load"]).name).is_file()
