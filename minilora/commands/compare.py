@@ -201,6 +201,9 @@ def train(given: dict[str, Any], measure: bool, lines: bool) -> dict[str, Any]:
         metrics = finetune(Options(**given), measure)
     except TrainingError as error:
         return {"failed": str(error)}
+    metrics["validation_loss"] = [(step, loss) for step, loss in metrics["validation_loss"] if math.isfinite(loss)]
+    if not metrics["validation_loss"]:
+        return {"failed": "no validation gave a finite loss"}
     return json.loads(json.dumps(metrics), parse_constant=lambda name: None)  # NaN and infinity are None
 
 

@@ -301,6 +301,13 @@ def test_the_same_command_shows_the_same_again_and_json_gives_the_numbers(finish
 def test_training_that_diverges_is_a_result_and_other_failures_name_the_run(chosen, tmp_path, monkeypatch):
     given = {"base": chosen.base, "data": chosen.data, "steps": 3, "batch_size": 4, "out": str(tmp_path / "x")}
     assert "at step" in train(given | {"lr": 1e30}, False, True)["failed"]
+    nan = float("nan")
+    found = {"validation_loss": [(2, 3.0), (4, nan)]}  # the last step went wrong
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "finetune", lambda *arguments: found)
+        assert train(given, True, True)["validation_loss"] == [[2, 3.0]]
+        found["validation_loss"] = [(4, nan)]
+        assert train(given, True, True) == {"failed": "no validation gave a finite loss"}
 
     def full(*arguments):
         raise RuntimeError("no room")
