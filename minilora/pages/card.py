@@ -155,7 +155,7 @@ def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
         always = name in _ALWAYS and (options["method"] == "lora" or name not in _SHAPE)
         if name not in _NEVER and (always or (name not in _ALWAYS and value not in (defaults.get(name), None))):
             word = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            shown[name] = _file_name(word) if name in ("adapter", "context") else word
+            shown[name] = _file_name(word) if name in ("adapter", "context", "schema") else word
     return shown
 
 

@@ -108,6 +108,7 @@ def test_what_newer_metrics_and_a_run_file_say_is_told(tmp_path):
     assert "where validation loss was lowest (2.250), its update scaled by 0.65." in part
     assert "Answers of the base and of this model" in text and "from that of the base." in text
     further = card_of(tmp_path, {"adapter": "/home/me/runs/first"})
+    assert "/home/me" not in card_of(tmp_path, {"schema": "/home/me/x.json", "context": "/home/me/y.txt"})
     assert "/home/me" not in further and "Answers of the adapter that it was trained from and of this model" in further
     assert "changed by +5 % from that of the adapter that it was trained from." in further
     assert "cross-entropy in nats per token of the answers" in text
