@@ -101,7 +101,9 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     base = options.base or base_of(folders)
     own = {name: data_of(folder) for name, folder in folders.items()}
     data = options.data or list(dict.fromkeys([*filter(None, own.values()), "general"]))
-    if not options.data:
+    if options.data:
+        own = {name: _as_given(place, folders[name], data) for name, place in own.items()}
+    else:
         for folder in folders.values():
             _warn_of_other_data(folder)
     model, tokenizer = options.load(folders, base)
@@ -112,7 +114,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         options.limit,
         Options.eval_records,
         with_label(options.field, options.label),
-        trained=[source for source in data if source in own.values() or _trained_on(source, folders)],
+        trained=[source for source in data if source in own.values()],
         split=options.split,
         stored=stored_tasks([*folders.values(), Path(base)]),
         schema=options.schema,
@@ -198,10 +200,11 @@ def _warn_of_other_data(folder: Path) -> None:
         log.warning(f"{place} has changed since {folder} was trained on it: the loss may include training records")
 
 
-def _trained_on(source: str, folders: Mapping[str, Path]) -> bool:
-    """Was one of the adapters trained on these data, perhaps under another name?"""
-    hashes = {read_provenance(folder).get("data", {}).get("sha256") for folder in folders.values()} - {None}
-    return bool(hashes) and sha256_of_data(source) in hashes
+def _as_given(place: str | None, folder: Path, data: Sequence[str]) -> str | None:
+    """The data at `place`, on which an adapter was trained, under the name by which `data` has them."""
+    sha256 = read_provenance(folder).get("data", {}).get("sha256")
+    same = (source for source in data if sha256 is not None and sha256_of_data(source) == sha256)
+    return place if place in data else next(same, place)
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

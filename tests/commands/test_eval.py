@@ -62,7 +62,7 @@ def test_the_numbers_are_those_that_finetune_reported(home, runs):
     assert max(map(len, page(result).splitlines())) <= 80
 
 
-def test_adapters_are_compared_with_the_base_and_with_each_other(home, runs):
+def test_adapters_are_compared_with_the_base_and_with_each_other(home, runs, tmp_path):
     named = [f"a={runs[0] / 'one'}", f"b={runs[0] / 'two'}"]
     result = measured(home, runs, adapter=named, limit=6, no_recall=True)
     found, scores = result["differences"]["general"], result["scores"]["general"]
@@ -71,6 +71,9 @@ def test_adapters_are_compared_with_the_base_and_with_each_other(home, runs):
         expected = scores[one["of"]]["loss"]["value"] - scores[one["less"]]["loss"]["value"]
         assert one["loss"]["value"] == pytest.approx(expected) and one["loss"]["low"] <= expected <= one["loss"]["high"]
     assert result["adapters"]["a"] == {"folder": str(runs[0] / "one"), "trained_on": str(home / "data.jsonl")}
+    copy = shutil.copy(home / "data.jsonl", tmp_path)  # the same data under another name
+    other = measured(home, runs, data=[str(copy)], limit=1, no_recall=True)
+    assert other["adapters"]["one"]["trained_on"] == str(copy) and list(other["sets"]) == list(result["sets"])[:2]
     assert "keyword_recall" not in scores["base"] and page(result).count(" -\n") == 6 * 3
 
 

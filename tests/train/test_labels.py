@@ -123,9 +123,11 @@ def test_the_subject_is_the_adapter_that_was_trained_on_the_set(home, run):
     shutil.copytree(run[0], run[0].parent / "elsewhere", dirs_exist_ok=True)
     other = run[0].parent / "elsewhere" / "minilora.json"
     record = json.loads(other.read_text())
-    other.write_text(json.dumps(record | {"data": record["data"] | {"name": "gone", "path": "gone"}}))
-    for adapters in ([own, f"z={other.parent}"], [f"z={other.parent}", own]):
-        found = evaluate_adapters(EvalOptions(adapter=adapters, base=str(home / "base"), data=[str(run[1])]))
+    gone = {"name": "gone", "path": "gone", "sha256": "0" * 64}
+    other.write_text(json.dumps(record | {"data": record["data"] | gone}))
+    copy = shutil.copy(run[1], other.parent / "copy.jsonl")  # the same data under another name
+    for adapters, data in (([own, f"z={other.parent}"], copy), ([f"z={other.parent}", own], run[1])):
+        found = evaluate_adapters(EvalOptions(adapter=adapters, base=str(home / "base"), data=[str(data)]))
         (report,) = found["labels"].values()
         assert report["subject"] == "mine" and {"z", "mine"} < {row["name"] for row in report["rows"]}
 
