@@ -72,7 +72,8 @@ def neg(a):
 @op
 def pow(a, exponent: float):
     """a ** exponent, for a constant exponent."""
-    return a**exponent, lambda g: g * exponent * a ** (exponent - 1)
+    less = exponent - 1 if exponent else 0  # a ** 0 is constant, also at 0
+    return a**exponent, lambda g: g * exponent * a**less
 
 
 @op

@@ -411,6 +411,9 @@ def test_gradients_at_kinks_and_ties():
     x = Tensor(np.array([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]]), requires_grad=True)
     x.max(axis=1).sum().backward()
     np.testing.assert_array_equal(x.grad, [[0, 0.5, 0.5], [1, 0, 0]])
+    x = Tensor([0.0, 2.0], requires_grad=True)
+    (x**0).sum().backward()
+    assert x.grad.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("operation", [ops.softmax, ops.sigmoid, ops.tanh])
