@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..data.fields import FieldTask, Task, stored_task
+from ..data.fields import FieldTask, Task, as_json, stored_task
 from ..lora.adapters import Choice, factors_of
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
@@ -24,6 +24,10 @@ def task_of_adapters(model: LanguageModel, choice: Choice) -> Task | None:
 
 
 def guide_of(task: FieldTask, tokenizer: Tokenizer, text: str) -> Guide:
-    """What keeps the answer for a text within the schema."""
+    """What keeps the answer for a text within the schema.
+
+    Raises ValueError for a schema with a character that no token can express: no answer could have it.
+    """
+    tokenizer.check(as_json(task.schema()))
     language = Language.of(task, text) if task.copied else _language(task)
     return Guide(language, vocabulary_of(tokenizer))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from modelfiles import CONFIG, write_gguf
 
 import minilora as ml
 from minilora.data.fields import FieldTask, is_copy, members, read_schema
@@ -15,7 +16,9 @@ from minilora.data.records import read_source
 from minilora.generate.answers import generate_batch
 from minilora.generate.fields import guide_of
 from minilora.generate.schema import Guide, Language, vocabulary_of
+from minilora.models.gguf import GGUF
 from minilora.models.load import load_tokenizer
+from minilora.nn.llama import Llama
 
 TEXTS = ["", "a", 'The "Big\\Tent", FW12345678, 1,200.50, 3 May; caf\u00e9 \U0001f600!', "I paid 12, then 7.5.\nBob"]
 SCALARS = {
@@ -152,6 +155,17 @@ def test_a_batch_of_a_model_gives_objects_that_fit(talker, tokenizer, copied):
     least = len('{"x":"","n":1,"k":[]}' if not copied else '{"x":"7","n":7,"k":[]}')
     with pytest.raises(ValueError, match=f"an answer under this schema may need {least} tokens, and has {least - 1}"):
         ml.Streams(talker, tokenizer).add("x", max_new_tokens=least - 1, guide=guide_of(task, tokenizer, "7"))
+
+
+@pytest.mark.parametrize(
+    "rule", [{"\U000e0067": {"type": "string"}}, {"a": {"enum": ["\U000e0067"]}}, {"a": {"pattern": "^\U000e0067$"}}]
+)
+def test_a_schema_with_a_character_that_no_token_has_is_refused_before_anything_is_computed(rule, tmp_path):
+    """No token could follow then, and the step of all answers would fail."""
+    tokenizer = GGUF(write_gguf(tmp_path / "m.gguf", Llama(CONFIG))).tokenizer()  # without some bytes, as SmolLM2's
+    task = FieldTask.of({"properties": {name: {"type": "string", **one} for name, one in rule.items()}})
+    with pytest.raises(ValueError, match="no token of this model can express the character"):
+        guide_of(task, tokenizer, "")
 
 
 def test_an_answer_that_had_to_end_was_cut(talker, tokenizer):
