@@ -47,7 +47,8 @@ claim("rank of the first merge among the pairs of law", list(pairs[order]).index
 claim("tokens: 3 special ones, 256 bytes, and the merges", len(tokenizer), 3 + 256 + len(merges), 3 + 256 + len(merges))
 
 # %% [markdown]
-# Why 2,048 tokens, and not fewer or more? Here are two texts, encoded with only the first merges:
+# It is the space and t, in law as in the speeches on which the merges were learned. Why 2,048 tokens, and not fewer or
+# more? Here are two texts, encoded with only the first merges:
 
 # %%
 width = model.config.hidden_size
