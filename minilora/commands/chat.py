@@ -165,7 +165,6 @@ def _session(chat: Chat) -> PromptSession[str]:
     """Line editing, the lines typed before, and completion of commands, adapters and files."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter, WordCompleter
-    from prompt_toolkit.history import InMemoryHistory
     from prompt_toolkit.shortcuts import CompleteStyle
 
     after: dict[str, Completer] = {
@@ -179,7 +178,6 @@ def _session(chat: Chat) -> PromptSession[str]:
         complete_style=CompleteStyle.READLINE_LIKE,  # on Tab, as in a shell: nothing opens while a question is typed
         complete_while_typing=False,
         reserve_space_for_menu=0,
-        history=InMemoryHistory(),
         bottom_toolbar=lambda: f" {chat.who} · {chat.talk.used} of {chat.talk.limit} tokens · /help",
     )
 

@@ -393,6 +393,7 @@ def test_the_page_fits_and_says_what_failed():
     assert max(map(len, said.splitlines())) <= 100
     assert "best of LoRA, by validation loss: lr 0.01" in said and "best of full fine-tuning" in said
     assert "1 of 4 trials failed" in said and "4 trials in 2.2 minutes, 2 at a time" in said
+    assert sum(line.endswith(" 1 failed") for line in said.splitlines()) == 1  # the row of its setting
 
 
 @pytest.mark.parametrize(
