@@ -235,7 +235,8 @@ def evaluate(
     ranks: the processes that share the work; all of them must call this.
     """
     result = Measured()
-    with progress(f"loss {when}", sum(map(len, material.scored.values())), "record"):
+    sequences = [sequence for samples in material.scored.values() for each in samples for sequence in each.sequences]
+    with progress(f"loss {when}", len(sequences), "record"):
         for name, samples in material.scored.items():
             if pairs := [sample for sample in samples if isinstance(sample, Pair)]:
                 result.preferences[name] = preferences(model, pairs)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from jobs import options
@@ -30,9 +31,12 @@ def pairs(home, tmp_path):
     )
 
 
-def test_the_base_is_the_reference_and_never_changes(pairs, home):
+def test_the_base_is_the_reference_and_never_changes(pairs, home, capsys):
     chosen = pairs("run", steps=12)
+    ml.show_progress()
     metrics = finetune(chosen, answers=False)
+    ml.show_progress(False)
+    assert re.findall(r"loss (before|after) .* (\d+)/\2 ", capsys.readouterr().err)  # a pair is two sequences
     before, after = metrics["loss"]["unseen"]
     assert before == pytest.approx(math.log(2)) and after < before and metrics["train_loss"][0] == pytest.approx(before)
     assert metrics["base_sha256"][0] == metrics["base_sha256"][1] and metrics["options"]["beta"] == 0.3
