@@ -201,7 +201,9 @@ def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     before, after = metrics["base_sha256"]
     same, sign = before == after, "=" if before == after else "->"
     if lora:
-        yield from row("disk", f"adapter {megabytes(saved)}, base {megabytes(base)} ({base / saved:,.0f} to 1)")
+        yield from row(
+            "disk", f"adapter {megabytes(saved)}; base in memory {megabytes(base)} ({base / saved:,.0f} to 1)"
+        )
         yield from row("base", f"{'unchanged' if same else 'CHANGED'}: sha256 {before[:16]} {sign} {after[:16]}")
     else:
         yield from row("disk", f"{megabytes(saved)}: a whole model")

@@ -59,7 +59,7 @@ memory of a step      1,000 MB predicted; peak of the process: 99.5 MB
                       program 200 MB, weights 800 MB, adapter 0.050 MB, optimizer state 2.0 MB
                       full fine-tuning would need 2,000 MB
 time                  1.23 s per step, 1,235 tokens/s; 1.5 minutes for 40 steps
-disk                  adapter 10.0 MB, base 540 MB (54 to 1)
+disk                  adapter 10.0 MB; base in memory 540 MB (54 to 1)
 base                  unchanged: sha256 0123456789abcdef = 0123456789abcdef
 audit                 2 checks passed: scale, base
 

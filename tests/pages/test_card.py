@@ -87,7 +87,7 @@ def test_the_figures_are_the_runs(tmp_path):
         "| training | 1.5 minutes, 1.23 s per step |",
         "| memory of a step, predicted | 1,000 MB |",
         "| memory of the process at its peak | 99.5 MB |",
-        "| adapter on disk | 10.0 MB; the base has 540 MB |",
+        "| adapter on disk | 10.0 MB; the base takes 540 MB in memory |",
         "- For questions that were not in the training data, its answers lack 94 % of the keywords.",
         "    Define tort.",
         "      before (nothing)",
