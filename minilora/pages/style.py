@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..files.disk import replacing
+
 # Okabe and Ito, Color Universal Design (2008): colours that the colour-blind can tell apart, too.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 AMBER, SKY, GREY, BLACK = "#E69F00", "#56B4E9", "#999999", "#000000"
@@ -90,15 +92,16 @@ def check_picture(path: Path) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as a .png or .svg file; the same figure gives the same bytes. Raises ValueError as
-    `check_picture`.
+    """Write a figure as a .png or .svg file, completely or not at all; the same figure gives the same bytes.
+
+    Raises ValueError as `check_picture`.
     """
     import matplotlib as mpl
 
     check_picture(path)
     kind = path.suffix.lower().removeprefix(".")
-    with mpl.rc_context({"svg.hashsalt": "minilora"}):
-        figure.savefig(path, dpi=DPI, format=kind, metadata={"Date": None} if kind == "svg" else {})
+    with mpl.rc_context({"svg.hashsalt": "minilora"}), replacing(path) as partial:
+        figure.savefig(partial, dpi=DPI, format=kind, metadata={"Date": None} if kind == "svg" else {})
 
 
 def save_themes(draw: Callable[[], Any], path: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from minilora.pages.style import (
     VALIDATION,
     check_picture,
     ink,
+    save,
     save_themes,
     theme,
 )
@@ -315,6 +316,20 @@ def test_pictures_are_written_for_light_and_dark_pages(tmp_path):
     light, dark = save_themes(lambda: run_figure(run_metrics()), tmp_path / "run.svg")
     assert (light.name, dark.name) == ("run.svg", "run-dark.svg")
     assert "fill: #0d1117" in dark.read_text() and "fill: #0d1117" not in light.read_text()
+
+
+def test_a_full_disk_costs_no_picture_that_is_there(tmp_path, monkeypatch):
+    figure, path = run_figure(run_metrics()), tmp_path / "picture.png"
+    path.write_bytes(b"old")
+
+    def half(to, **settings):
+        to.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figure, "savefig", half)
+    with pytest.raises(OSError, match=r"picture\.png: the disk is full"):
+        save(figure, path)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(tmp_path):
