@@ -100,6 +100,9 @@ class Sweep:
         for one in [*found, *({**found[0], "lr": lr} for lr in between or ())]:
             as_options(one)
         if self.search == "grid":
+            if (self.trials or len(found)) < len(found):
+                advice = "leave out --trials, or draw some with --search random"
+                raise ValueError(f"a grid makes all {len(found):,} trials, not {self.trials}: {advice}")
             return found
         draw = random.Random(0)  # with more trials, the first ones stay the same
         if between is None:

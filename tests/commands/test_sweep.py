@@ -119,6 +119,7 @@ def test_more_random_trials_begin_with_the_same_ones(rates):
         (dict(steps=[5], epochs=[1, 2]), "--epochs means nothing in any of these trials"),
         (dict(loss=["sft", "dpo"]), "loss: those of sft and of dpo cannot be compared: make a sweep for each"),
         (dict(search="random"), "give --trials N"),
+        (dict(r=[1, 2, 3], trials=2), "a grid makes all 3 trials, not 2: leave out --trials, or draw some"),
         (dict(search="random", trials=0), "trials must be at least 1"),
         (dict(search="some"), "search must be one of grid, random, got 'some'"),
         (dict(search="random", trials=3, lr=[1e-3, -1e-2]), "lr must be a number above 0"),
