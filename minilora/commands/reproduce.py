@@ -19,7 +19,7 @@ from typing import Any
 from ..experiments.claim import Claim, ClaimFile, Setting, Verdict, claim_names, read_claim, write_new
 from ..experiments.memo import as_json, code_sha256, keep, path_of, recall
 from ..experiments.trials import reason
-from ..files.disk import write_json
+from ..files.disk import replacing, write_json
 from ..measure.environment import circumstances, here_and_now
 from ..measure.statistics import Interval
 from ..options import add_flags, check, from_flags, option, usage_errors
@@ -27,6 +27,7 @@ from ..pages.claims import counts, merged
 from ..pages.template import TEMPLATES, template
 from ..pages.text import counted, duration, shortened, terminal_width
 from ..progress import log, progress
+from ..train.run_folder import unwritable
 from .shared import AS_JSON
 
 HELP = "run what papers say about LoRA, claim by claim, and write a page with the verdicts"
@@ -146,7 +147,10 @@ def reproduce(names: Sequence[str] = (), options: ReproduceOptions | None = None
     is also written to claims.json. Raises ValueError for an unknown name.
     """
     options, asked, found = options or ReproduceOptions(), chosen(names), dict[str, Found]()
-    options.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(options.folder, error) from error
     files = {name: _read(name) for name in claim_names()}
     forms = [options, options.on] if options.switched else [options]
     ahead = {
@@ -267,7 +271,10 @@ def write_page(result: Mapping[str, Any], folder: Path, replace_page: bool = Tru
             found["no_picture"] = f"{type(error).__name__}: {error}"
     path = folder / PAGE_FILE
     text = page(result, drawn)
-    path.write_text(text if replace_page else merged(path.read_text("utf-8"), text, Verdict), encoding="utf-8")
+    with replacing(path) as unfinished:
+        unfinished.write_text(
+            text if replace_page else merged(path.read_text("utf-8"), text, Verdict), encoding="utf-8"
+        )
     return path
 
 

@@ -32,6 +32,7 @@ from ..pages.text import counted, duration
 from ..progress import hide_progress, log, progress
 from ..train.job import finetune
 from ..train.options import Options
+from ..train.run_folder import unwritable
 from ..version import __version__
 from .grid import FOUND, MOST, Sweep, SweepOptions, as_options, word
 from .trials import run_trials, usual_jobs
@@ -192,8 +193,8 @@ def _alone(folder: Path) -> Iterator[None]:
                     Path(lock.lock_file).unlink()
     except Timeout as error:
         raise ValueError(f"{folder}: another sweep is running there; choose another --out") from error
-    except PermissionError as error:
-        raise ValueError(f"{folder}: cannot write results there ({error}); choose another --out") from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def _found(folder: Path, about: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, str]]:

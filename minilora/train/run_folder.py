@@ -86,7 +86,7 @@ class RunFolder:
                 raise ValueError(f"{self.path}: results cannot be written there; choose another --out") from error
             raise ValueError(f"{self.path}: another job is running there; choose another --out") from error
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.path, error) from error
         try:
             put_back(self.target)  # after a job that was killed between two renames
             put_back(self.partial / CHECKPOINT)
@@ -98,7 +98,7 @@ class RunFolder:
                 remove_folder(left) if left.is_dir() else left.unlink()
         except OSError as error:
             self._leave()
-            raise self._unwritable(error) from error
+            raise unwritable(self.path, error) from error
         except BaseException:
             self._leave()
             raise
@@ -122,11 +122,6 @@ class RunFolder:
                 log.info(f"resume with: minilora finetune {flags} --out {quote(str(self.path))}")
         self._leave()
 
-    def _unwritable(self, error: OSError) -> ValueError:
-        return ValueError(
-            f"{self.path}: results cannot be written there ({error.strerror or error}); choose another --out"
-        )
-
     def _leave(self) -> None:
         with suppress(OSError):  # Windows does that in the next line
             Path(self.lock.lock_file).unlink()
@@ -138,3 +133,8 @@ class RunFolder:
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def unwritable(path: Path, error: OSError) -> ValueError:
+    """The error for a folder of results that cannot be made or written to."""
+    return ValueError(f"{path}: results cannot be written there ({error.strerror or error}); choose another --out")

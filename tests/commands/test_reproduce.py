@@ -326,3 +326,11 @@ def test_the_list_names_all_with_their_minutes(capsys):
     assert line.startswith("planted-rank ") and total.startswith("1 claim, ")
     assert status("reproduce", "--list", "--json") == 2
     assert "--list prints text: leave out --json" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert status("reproduce", "planted-rank", "--small", "--out", tmp_path / "file") == 1
+    assert capsys.readouterr().err.endswith(
+        "file: results cannot be written there (File exists); choose another --out\n"
+    )

@@ -308,6 +308,9 @@ def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path, capsys)
     (tmp_path / "s/thesis.txt").write_text("mine")
     assert "s holds thesis.txt, which is no file of a sweep" in refused(capsys, *quick(tiny_folder, "--overwrite"))
     assert written(tmp_path / "s") == ["thesis.txt"]
+    (tmp_path / "file").touch()
+    said = refused(capsys, *quick(tiny_folder, "--out", "file/s"))
+    assert said == "file/s: results cannot be written there (Not a directory); choose another --out"
 
 
 def test_a_table_that_is_none_is_named(tiny_folder, no_training, tmp_path, capsys):
