@@ -80,10 +80,10 @@ class Field:
             if "array" in items.kinds:
                 raise ValueError(f"{name}: a list of lists is not supported: only one level is")
         characters_of(pattern := rule.get("pattern", ""), name)
-        field = cls(name, kinds, choices, items, pattern)
-        if bad := [choice for choice in choices if not field.fits(json.loads(choice))]:
+        free = cls(name, kinds, items=items, pattern=pattern)
+        if bad := [choice for choice in choices if not free.fits(json.loads(choice))]:
             raise ValueError(f"{name}: the choice {bad[0]} is not of the type {' or '.join(kinds)}")
-        return field
+        return replace(free, choices=choices)
 
     def rule(self) -> dict[str, Any]:
         """The property that `of` reads."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any
@@ -203,13 +204,13 @@ class Language:
                 back[after].append((1, node))
             for after in free:
                 back[after].append((0, node))
-        self.distance[self.end], found = 0, [self.end]
+        self.distance[self.end], found = 0, deque([self.end])  # the nearest first, so that few come twice
         while found:
-            node = found.pop()
+            node = found.popleft()
             for step, earlier in back[node]:
                 if self.distance[node] + step < self.distance[earlier]:
                     self.distance[earlier] = self.distance[node] + step
-                    found.append(earlier)
+                    (found.append if step else found.appendleft)(earlier)
 
     def state(self, nodes: Iterable[int]) -> State:
         """These nodes, and those that they lead to without a byte."""

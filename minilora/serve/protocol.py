@@ -57,6 +57,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {  # they would change an answer, except wit
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 200
+MAX_SCHEMA = 1 << 16  # characters, which the engine reads in half a second
 
 
 class ApiError(Exception):
@@ -234,8 +235,10 @@ def _schema(value: Any) -> FieldTask | None:
     _check(plain or of_schema, "response_format", expected)
     if plain:
         return None
+    schema = value["json_schema"].get("schema")
+    _check(len(json.dumps(schema)) <= MAX_SCHEMA, "response_format", f"a schema of at most {MAX_SCHEMA:,} characters")
     try:
-        return FieldTask.of(value["json_schema"].get("schema"))
+        return FieldTask.of(schema)
     except ValueError as error:
         raise ApiError(400, f"response_format: {error}", "response_format") from error
 

@@ -106,6 +106,16 @@ def test_who_answers(model, choice):
             "response_format: '$ref' is not supported",
         ),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "that of an object"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"properties": {"a": "x" * 65_536}}},
+                }
+            },
+            "response_format",
+            "a schema of at most 65,536 characters",
+        ),
         ({"temprature": 0.5}, "temprature", "did you mean temperature?"),
         ({"x" * 99_999: 1}, "x" * 77 + "...", "unknown field 'xxx"),
         (
