@@ -15,11 +15,6 @@ def falling(m: int, n: int, rng: np.random.Generator, pace: float = 0.85) -> np.
     return 3 * (U * (pace ** np.arange(k) * rng.uniform(0.95, 1, k))) @ Vt
 
 
-def singular_values(delta: np.ndarray) -> np.ndarray:
-    """The singular values, largest first."""
-    return np.linalg.svd(delta, compute_uv=False)
-
-
 # -- 8.1 how many terms ------------------------------------------------------------------------------------------------
 
 
@@ -27,7 +22,8 @@ def draw_rank(rng: np.random.Generator) -> Draw:
     """An update, and a share of variance that no number of terms explains exactly."""
     sizes = distinct_sizes("nm", rng, low=20)
     delta = falling(sizes["m"], sizes["n"], rng)
-    explained = np.cumsum(singular_values(delta) ** 2) / (singular_values(delta) ** 2).sum()
+    squares = np.linalg.svd(delta, compute_uv=False) ** 2
+    explained = np.cumsum(squares) / squares.sum()
     r = int(rng.integers(4, 9))
     return Draw(sizes, delta=delta, share=float((explained[r - 2] + explained[r - 1]) / 2))
 

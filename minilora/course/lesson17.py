@@ -123,7 +123,7 @@ variant(
 
 def draw_descent(rng: np.random.Generator, steps: int | None = None) -> Draw:
     """A layer, its target outputs, and an adapter of rank 1: there alpha / r equals alpha / sqrt(r), so that a student
-    who wrote rsLoRA's variant of exercises 8 gets the same result.
+    who wrote rsLoRA's variant of exercises 9 gets the same result.
     """
     sizes = distinct_sizes("Tnm", rng) | {"r": 1}
     drawn = arrays(rng, sizes, x="T n", W="m n", y="T m", A="r n", B="m r")
