@@ -26,10 +26,11 @@ STEPS, BATCH = 12, 4  # short: `minilora finetune` trains for several epochs
 # %% [markdown]
 # ## Step 1: choose a model
 #
-# The base must already be fluent, because LoRA teaches a domain and not a language (lesson 17). It must fit your
-# machine. And its licence must allow your use: SmolLM2's is Apache-2.0. A frozen base receives no small updates, so it
-# may be quantised (lesson 13). `quantized=True` keeps the matrices as they are stored in the file, in blocks of 4-bit
-# codes, with the embedding in 8-bit blocks. Each matrix is dequantised when a matmul needs it.
+# The base must already be fluent, because LoRA teaches a domain and not a language: the tiny base answered nonsense
+# (lesson 16). It must fit your machine. And its licence must allow your use: SmolLM2's is Apache-2.0. A frozen base
+# receives no small updates, so it may be quantised (lesson 13). `quantized=True` keeps the matrices as they are stored
+# in the file, in blocks of 4-bit codes, with the embedding in 8-bit blocks. Each matrix is dequantised when a matmul
+# needs it.
 
 # %%
 model, tokenizer = ml.load(BASE, quantized=BASE != "tiny")  # the tiny base is not quantised

@@ -67,8 +67,9 @@ def verdict(interval, band, against):
 #    measuring.
 # 3. **The verdict**: from your `paired_interval` and your `verdict`; the band has no upper end (`np.inf`).
 #
-# The check plants six worlds: the gain is real; there is hardly any, but the first rate of the list may suit the new
-# method alone; the gain may be chance, or new is worse. Your experiment does not know which, and must find out.
+# The check plants six worlds. In some the gain is real, in others it may be chance, or new is worse. In one there is
+# hardly any gain, but the first rate of the list may suit the new method alone. Your experiment does not know which,
+# and must find out.
 
 
 # %% points=3
