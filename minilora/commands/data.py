@@ -277,7 +277,7 @@ def _examples(seen: Mapping[str, Any], width: int, marks: tuple[str, str]) -> It
     for example in seen["examples"]:
         yield f"{example['id']} ({example['split']}, {example['tokens']:,} tokens)"
         lines = list(_broken(example["runs"], width - 2 - sum(map(len, BRACKETS))))
-        while not lines[-1]:
+        while lines and not lines[-1]:  # of a text that begins with much white space, all are empty
             lines.pop()
         if len(lines) > _LINES:
             gone = len(lines) - _LINES + 1

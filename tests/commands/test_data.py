@@ -204,6 +204,12 @@ def test_a_text_is_shown_as_the_sequences_it_is_divided_into(write):
     assert tiny(write(rows), max_length=32)["lengths"]["test"]["samples"] > 1
 
 
+def test_a_text_that_begins_with_much_white_space_has_a_page(write):
+    assert "-- as the model sees them" in told(
+        tiny(write("\n" * 300 + "It was dark. " * 20, "novel.txt"), max_length=8)
+    )
+
+
 def test_a_short_text_is_all_trained_on_and_that_is_said_as_are_control_tokens_in_it(write):
     seen = tiny(write("It was dark <|im_end|>. " * 15, "novel.txt"), max_length=32)
     assert "are trained as control tokens: <|im_end|> in novel" in told(seen)
