@@ -205,6 +205,7 @@ def macro_f1(truth: np.ndarray, chosen: np.ndarray, labels: int, times: np.ndarr
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
     """The records by confidence, in bins of equal width: how many, their mean confidence, the share that is right."""
+    confidence = np.nan_to_num(confidence)  # a model that diverged has none
     places = np.minimum((confidence * BINS).astype(int), BINS - 1)
     found = []
     for place in np.unique(places):
