@@ -205,13 +205,12 @@ class Streams:
         else:
             talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
             prompt = self.tokenizer.encode_chat(talk, answer_next=True)
-        limit = self.model.config.max_position_embeddings
-        if not prompt or len(prompt) + max_new_tokens > limit:
-            raise ValueError(
-                f"{len(prompt)} tokens and an answer of {max_new_tokens} are more than the {limit} the model can see"
-                if prompt
-                else "a conversation without a token has no answer"
-            )
+        length, limit = len(prompt), self.model.config.max_position_embeddings
+        if not prompt:
+            raise ValueError("a conversation without a token has no answer")
+        if length + max_new_tokens > limit:
+            both = f"{length} tokens and an answer of {max_new_tokens}"
+            raise ValueError(f"{both} are more than the {limit} the model can see")
         if guide is not None and guide.least > max_new_tokens:
             raise ValueError(f"an answer under this schema may need {guide.least} tokens, and has {max_new_tokens}")
         rng = np.random.default_rng(seed)

@@ -73,10 +73,8 @@ def plan_adapter(model: Module, config: LoraConfig, name: str, seed: int = 0) ->
     if config.target_modules != ALL_LINEAR:
         candidates |= {path: module for path, module in modules.items() if isinstance(module, Embedding)}
     if not candidates:
-        raise ValueError(
-            f"{type(model).__name__} has no layer that can be adapted: an adapter needs a module with attributes that "
-            "are minilora.Linear layers"
-        )
+        needed = "an adapter needs a module with attributes that are minilora.Linear layers"
+        raise ValueError(f"{type(model).__name__} has no layer that can be adapted: {needed}")
     targets = find_targets(list(candidates), config)
     _refuse_other_biases(config, modules, targets)
     rng = np.random.default_rng(seed)
@@ -261,9 +259,8 @@ def delta_weight(model: Module, module: str, name: str | None = None) -> Array:
     check_known(model, [] if name is None else [name])
     modules = lora_modules(model)
     if module not in modules:
-        raise ValueError(
-            f"no module called {module!r} has an adapter; modules that have one: {', '.join(modules) or 'none'}"
-        )
+        known = ", ".join(modules) or "none"
+        raise ValueError(f"no module called {module!r} has an adapter; modules that have one: {known}")
     return modules[module].delta_weight(_one_update(model) if name is None else {name: 1.0})
 
 

@@ -153,13 +153,11 @@ class Tokenizer:
         Raises ValueError for invalid messages, ModelFileError if the model's template does not parse or fails.
         """
         if isinstance(messages, str):
-            raise ValueError(
-                f'expected messages, [{{"role": "user", "content": {messages!r}}}], got {messages!r} alone'
-            )
+            like = {"role": "user", "content": messages}
+            raise ValueError(f"expected messages, [{like}], got {messages!r} alone")
         for i, message in enumerate(messages, 1):
-            if not isinstance(message, Mapping) or not all(
-                isinstance(message.get(k), str) for k in ("role", "content")
-            ):
+            texts = [message.get(key) for key in ("role", "content")] if isinstance(message, Mapping) else [None]
+            if not all(isinstance(text, str) for text in texts):
                 raise ValueError(f'message {i} must be a dict with texts "role" and "content", got {message!r}')
         said = [{**message, "content": self.plain(message["content"])} for message in messages]
         template = self._compiled_template

@@ -170,10 +170,8 @@ class LanguageModel(Module):
         if packing and (len(ids) != 1 or packing.ends[-1] != ids.shape[1]):
             raise ValueError(f"a packing of {packing.ends[-1]} tokens does not describe input_ids of shape {ids.shape}")
         longest = max(packing.positions()) + 1 if packing else ids.shape[1]
-        if longest > self.config.max_position_embeddings:
-            raise ValueError(
-                f"{longest} tokens are more than the {self.config.max_position_embeddings} the model can see"
-            )
+        if longest > (limit := self.config.max_position_embeddings):
+            raise ValueError(f"{longest} tokens are more than the {limit} the model can see")
         return ids
 
 
