@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import math
 import signal
 import sys
 import threading
@@ -66,6 +67,8 @@ def plain(value: Any) -> Any:
         return value.view(np.ndarray)
     if isinstance(value, np.bool_):
         return bool(value)
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return math.inf  # no float can be compared with it
     if type(value) in (tuple, list):
         return type(value)(plain(part) for part in value)
     if type(value) is dict:
