@@ -113,8 +113,7 @@ def mistakes(
         return
     yield f"{heading}, {order}" if len(wrong) > 1 else heading
     for one in wrong[:SHOWN]:
-        text = shortened(" ".join(one["text"].split()), 2 * width)
-        yield from wrapped(f"{said(one)}: {text}", width, first="  ", indent="    ")
+        yield from wrapped(f"{said(one)}: {shortened(one['text'], 2 * width)}", width, first="  ", indent="    ")
     if len(wrong) > SHOWN:
         yield f"  and {len(wrong) - SHOWN:,} more"
 

@@ -47,11 +47,12 @@ def wrapped(line: str, width: int = NARROWEST, indent: str = "", first: str = ""
 
 
 def shortened(text: str, width: int) -> str:
-    """The text, cut to this many columns.
+    """The text on one line, cut to this many columns.
 
-    >>> shortened("runs/a-long-name", 8)
-    'runs/a-…'
+    >>> shortened("runs/a-long-name", 8), shortened("a\\nb", 8)
+    ('runs/a-…', 'a b')
     """
+    text = " ".join(text.split())
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 

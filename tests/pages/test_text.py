@@ -52,6 +52,7 @@ def test_columns_stand_below_each_other():
 def test_a_rule_and_a_shortened_text_have_the_width_that_was_asked_for():
     assert len(rule("a title", 80)) == 80 and len(rule("a title" * 20, 80)) > 80  # a title is never cut
     assert shortened("x" * 9, 9) == "x" * 9 and len(shortened("x" * 10, 9)) == 9
+    assert shortened("a\n\n b", 9) == "a b"
 
 
 @pytest.mark.parametrize(
