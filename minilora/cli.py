@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from importlib import import_module
-from io import StringIO
+from io import StringIO, TextIOWrapper
 
 from .commands import NAMES
 from .nn.ranks import ALONE, Ranks, Several, world
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ranks: Ranks = ALONE
     words = sys.argv[1:] if argv is None else list(argv)
     shown = show_progress()
+    if isinstance(sys.stdout, TextIOWrapper):  # a letter that its encoding lacks is escaped, and no error after hours
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             ranks = world()

@@ -1,5 +1,6 @@
 """The command line: what it prints and writes, its exit status, and that every mistake is answered in one line."""
 
+import io
 import json
 import os
 import shutil
@@ -227,6 +228,16 @@ def test_a_run_goes_on_with_what_it_was_told_when_it_began(tiny_folder, tmp_path
     options = {name: metrics["options"][name] for name in ("steps", "lr", "lora_dropout", "r", "batch_size")}
     assert options == dict(steps=5, lr=0.01, lora_dropout=0.1, r=2, batch_size=4)
     assert metrics["steps"] == 5 and written(tmp_path) == ["run"]
+
+
+def test_what_the_encoding_of_the_output_lacks_is_escaped(tmp_path, monkeypatch):
+    rows = [{"question": f"\u00bfQu\u00e9 {i}?", "answer": f"{i}"} for i in range(3)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for flags, there in (([], b"\\xbfQu\\xe9 0?"), (["--json"], b"\\u00bfQu\\u00e9 0?")):
+        out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")  # as a pipe may be
+        monkeypatch.setattr("sys.stdout", out)
+        assert main(["data", "own.jsonl", "--base", "tiny", *flags]) == 0
+        assert there in out.buffer.getvalue()
 
 
 def test_a_toy_is_called_a_toy(tmp_path, capsys):

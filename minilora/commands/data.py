@@ -341,7 +341,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the page; in a terminal the scored text is underlined."""
     seen = look(arguments.source, from_flags(LookOptions, arguments))
     if arguments.json:
-        print(json.dumps(seen, indent=2, ensure_ascii=False))
+        print(json.dumps(seen, indent=2))
         return
     plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
     print(page(seen, terminal_width(), BRACKETS if plain else UNDERLINED))
