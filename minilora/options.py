@@ -112,10 +112,14 @@ def option(
     )
 
 
-def check(options: Any) -> None:
-    """Raise ValueError for the first option that has a value which is not allowed: for `__post_init__`."""
+def check(options: Any, *together: str) -> None:
+    """Raise ValueError for the first option that has a value which is not allowed: for `__post_init__`.
+
+    together: options that are refused where they are given and mean nothing with the values of the others.
+    """
     for item in flag_fields(type(options)):
         check_value(type(options), item.name, getattr(options, item.name))
+    meaningful(type(options), vars(options), [name for name in together if getattr(options, name)])
 
 
 def check_value(options: type, name: str, value: Any, called: str | None = None) -> None:

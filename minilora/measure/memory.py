@@ -25,7 +25,7 @@ from ..nn.llama import Config
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import divided, training_step
-from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, meaningful, option
+from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, option
 from ..progress import progress
 from .ledger import ledger, peak
 from .predict import FLOAT, Memory, Step, alive_at_once, base_parameters, predict_memory
@@ -52,8 +52,7 @@ class Job:
     recompute: bool = option(False, RECOMPUTE)
 
     def __post_init__(self):
-        check(self)
-        meaningful(Job, vars(self), [name for name in ("quantized", "bf16") if getattr(self, name)])
+        check(self, "quantized", "bf16")
 
     @property
     def targets(self) -> Sequence[str] | None:

@@ -14,19 +14,7 @@ from ..data.formats import check_field, with_label
 from ..data.repository import is_dataset
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
-from ..options import (
-    BASE,
-    BF16,
-    FROZEN,
-    PACKED,
-    RECOMPUTE,
-    check,
-    flag_fields,
-    has_meaning,
-    meaningful,
-    option,
-    without_conflicts,
-)
+from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, flag_fields, has_meaning, option, without_conflicts
 from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
@@ -185,10 +173,8 @@ class Options:
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
 
     def __post_init__(self):
-        check(self)
+        check(self, "quantized", "bf16", "adapter", "strength")
         check_field(self.field or {})
-        given = [name for name in ("quantized", "bf16", "adapter", "strength") if getattr(self, name)]
-        meaningful(Options, vars(self), given)
         if self.device == "cuda" and self.bf16:
             raise ValueError("bf16 is for device 'cpu': leave out one of the two")
         if self.adapter_scale != 1 and not self._plain:
