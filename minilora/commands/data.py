@@ -84,7 +84,7 @@ def look(source: str | Path, options: LookOptions | None = None) -> dict[str, An
         "formats": dict(reading.formats),
         "not_read": dict(reading.unread),
         "splits": _splits(reading, lengths),
-        "records_with": _with_facts(records),
+        "records_with": {name: n for name in FACTS if (n := sum(bool(getattr(record, name)) for record in records))},
         "warnings": [*warning_of_control_tokens(records, tokenizer), *check_labels(splits, source)],
         **_of_task(reading.task, splits),
         "lengths": lengths,
@@ -117,11 +117,6 @@ def _of_task(task: Task | None, splits: Mapping[str, Sequence[Record]]) -> dict[
         "labels": {one: {k: sum(r.label == one for r in part) for k, part in splits.items()} for one in labels},
         "fields": {one: {k: sum(filled(r, one) for r in part) for k, part in splits.items()} for one in fields},
     }
-
-
-def _with_facts(records: Sequence[Record]) -> dict[str, int]:
-    counts = {name: sum(bool(getattr(record, name)) for record in records) for name in FACTS}
-    return {name: count for name, count in counts.items() if count}
 
 
 def _lengths(

@@ -63,15 +63,10 @@ def read_options(options: type[Given], arguments: argparse.Namespace, below: Map
     """The options that flags and the file of --config ask for, the flags first. below: what holds besides."""
     below = dict(below or {})
     if arguments.config is not None:
+        here, recipe = Path(arguments.config), RECIPES / f"{arguments.config}.toml"
         with usage_errors():
-            below |= toml.read(options, _recipe(arguments.config) or Path(arguments.config))
+            below |= toml.read(options, recipe if recipe.is_file() and not here.exists() else here)
     return from_flags(options, arguments, below)
-
-
-def _recipe(name: str) -> Path | None:
-    """The file of options of this name that comes along, unless there is such a file here."""
-    path = RECIPES / f"{name}.toml"
-    return path if path.is_file() and not Path(name).exists() else None
 
 
 def adapters(words: Sequence[str]) -> dict[str, Path]:
