@@ -62,7 +62,8 @@ from .run_folder import (
 )
 
 ADAPTER = "default"
-LARGE = 1e8  # bytes of a base for which bfloat16 is suggested
+LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested
+HIGH = 1e-3  # a learning rate of full fine-tuning
 
 
 def finetune(options: Options, measure: bool = True, answers: bool = True, ranks: Ranks = ALONE) -> dict[str, Any]:
@@ -217,6 +218,8 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     slow = options.method == "lora" and options.device == "cpu" and not options.bf16 and size > LARGE
     if slow and (faster := bfloat16.hint()):
         log.info(faster)
+    if options.method == "full" and size > LARGE and (lr := options.learning_rate) >= HIGH:
+        log.info(f"lr {lr:g} is high for full fine-tuning, which mostly takes a tenth of LoRA's (--lr {lr / 10:g})")
     program = program_memory(size)
     material = prepare(
         options.data,

@@ -276,3 +276,16 @@ def test_a_data_set_on_the_hub_is_recorded_with_its_revision_and_found_again(hom
     data = read_provenance(named.folder)["data"]
     assert (data["name"], data["revision"], "path" in data) == ("org/set:main/train", "c" * 40, False)
     assert data_of(named.folder) == "org/set:main/train"
+
+
+@pytest.mark.parametrize(("method", "lr", "size", "hinted"), [
+    ("full", 1.5e-3, 0, True), ("full", None, 0, False), ("lora", 1.5e-3, 0, False), ("full", 1.5e-3, 1e8, False),
+])  # fmt: skip
+def test_a_learning_rate_of_loras_is_called_high_for_full_fine_tuning_of_a_large_base(
+    method, lr, size, hinted, home, tmp_path, monkeypatch, said
+):
+    monkeypatch.setattr(job, "LARGE", size)
+    monkeypatch.setattr(job.bfloat16, "hint", lambda: "")
+    finetune(options(home, tmp_path / "run", method=method, lr=lr, steps=1), measure=False)
+    hint = "lr 0.0015 is high for full fine-tuning, which mostly takes a tenth of LoRA's (--lr 0.00015)"
+    assert (hint in said()) == hinted
