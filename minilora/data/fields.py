@@ -1,8 +1,9 @@
 """Data with fields for each text: their schema, the prompt that asks for them, and the JSON that answers it.
 
 A schema is a JSON Schema of one level: an object of strings, numbers, integers, booleans, choices (`enum`) and lists of
-these, each of which may be null. It is stored with an adapter (`lora/provenance.py`), so that whoever uses the adapter
-asks as it was trained.
+these, each of which may be null. Pydantic's forms are understood: `anyOf` of a type and null, and `$ref` to an enum in
+`$defs`. The schema is stored with an adapter (`lora/provenance.py`), so that whoever uses the adapter asks as it was
+trained.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _KINDS: dict[str, Any] = {  # JSON Schema's types of a value -> Python's
     "null": type(None),
 }
 _NOTES = {"$schema", "$id", "$comment", "title", "description", "default", "examples"}  # these allow and forbid nothing
-_OF_OBJECT = _NOTES | {"type", "properties", "required", "additionalProperties"}
+_OF_OBJECT = _NOTES | {"type", "properties", "required", "additionalProperties", "$defs"}
 _OF_FIELD = _NOTES | {"type", "enum", "items", "pattern"}
 _PIECE = re.compile(r"\[((?:\\.|[^\]\\^])(?:\\.|[^\]\\])*)\]|\\([dw.\-+/()])|([^\\\[\](){}.*+?|^$])")  # of a pattern
 _TIMES = re.compile(r"\{(\d{1,3})\}")
@@ -56,12 +57,30 @@ class Field:
     pattern: str = ""
 
     @classmethod
-    def of(cls, name: str, rule: Any) -> Field:
-        """A property of a schema. Raises ValueError for one that is not supported."""
+    def of(cls, name: str, rule: Any, definitions: Mapping[str, Any] | None = None) -> Field:
+        """A property of a schema. Raises ValueError for one that is not supported.
+
+        definitions: the schema's $defs, which $ref may name.
+        """
         if not isinstance(rule, dict):
             raise ValueError(f"{name} must be an object such as {{'type': 'string'}}, got {rule!r}")
-        if other := sorted(rule.keys() - _OF_FIELD):
-            raise ValueError(f"{name}: {other[0]!r} is not supported; supported: type, enum, items, pattern")
+        if rule.keys() - _NOTES == {"$ref"}:
+            named = [one for key, one in (definitions or {}).items() if rule["$ref"] == f"#/$defs/{key}"]
+            if not named:
+                got = f"got {rule['$ref']!r:.80}"
+                raise ValueError(f"{name}: $ref must name one of $defs, which refer to no others, {got}")
+            return cls.of(name, named[0])  # which may not refer to another, or to itself
+        if rule.keys() - _NOTES == {"anyOf"}:
+            parts = rule["anyOf"] if isinstance(rule["anyOf"], list) else []
+            others = [part for part in parts if part != {"type": "null"}]
+            if len(parts) != 2 or len(others) != 1:
+                raise ValueError(f"{name}: 'anyOf' is not supported, except of one type and {{'type': 'null'}}")
+            field = cls.of(name, others[0], definitions)
+            choices = tuple(dict.fromkeys([*field.choices, "null"])) if field.choices else ()
+            return replace(field, kinds=tuple(dict.fromkeys([*field.kinds, "null"])), choices=choices)
+        if (other := sorted(rule.keys() - _OF_FIELD)) and rule.get("type") != "object":
+            supported = "type, enum, items, pattern, or $ref or anyOf alone"
+            raise ValueError(f"{name}: {other[0]!r} is not supported; supported: {supported}")
         if not isinstance(values := rule.get("enum", []), list):
             raise ValueError(f"{name}: enum must be a list, got {values!r}")
         named = rule.get("type", [kind_of(value) for value in values])
@@ -76,7 +95,7 @@ class Field:
             raise ValueError(f"{name} needs a type other than null, or an enum of texts, numbers and null")
         items = None
         if "array" in kinds:
-            items = cls.of(f"{name}.items", rule.get("items", {"type": "string"}))
+            items = cls.of(f"{name}.items", rule.get("items", {"type": "string"}), definitions)
             if "array" in items.kinds:
                 raise ValueError(f"{name}: a list of lists is not supported: only one level is")
         characters_of(pattern := rule.get("pattern", ""), name)
@@ -129,7 +148,9 @@ class FieldTask(Asking):
         rules = schema.get("properties")
         if not isinstance(rules, dict) or not rules:
             raise ValueError("the schema needs properties: an object with at least one field")
-        fields = tuple(Field.of(name, rule) for name, rule in rules.items())
+        if not isinstance(definitions := schema.get("$defs", {}), dict):
+            raise ValueError(f"$defs must be an object of rules, got {definitions!r:.80}")
+        fields = tuple(Field.of(name, rule, definitions) for name, rule in rules.items())
         if not isinstance(required := schema.get("required", []), list):
             raise ValueError(f"required must be a list of names, got {required!r}")
         if unknown := [name for name in required if name not in [*rules]]:

@@ -1,6 +1,8 @@
 """Data with fields: which schemas are understood, how rows become prompts and answers, and what is refused."""
 
 import json
+from enum import Enum
+from typing import Literal
 
 import pytest
 from commandline import complaint
@@ -91,6 +93,34 @@ def test_a_task_is_the_same_when_it_was_stored(properties):
     assert FieldTask.stored(json.loads(json.dumps(task.entry()))) == task
 
 
+def test_optional_fields_and_enums_of_pydantic_are_the_types_that_they_stand_for():
+    pydantic = pytest.importorskip("pydantic")
+
+    class Mood(Enum):
+        GOOD, BAD = "good", "bad"
+
+    class Message(pydantic.BaseModel):
+        name: str | None = pydantic.Field(None, description="of the sender")
+        mood: Mood | None = None
+        last: Mood = Mood.BAD
+        moods: list[Mood]
+        parts: list[int | None] | None
+        kind: Literal["new", None, "old"] | None = None
+
+    moods = ["good", "bad"]
+    plain = {
+        "name": {"type": ["string", "null"]},
+        "mood": {"type": ["string", "null"], "enum": [*moods, None]},
+        "last": {"type": "string", "enum": moods},
+        "moods": {"type": "array", "items": {"type": "string", "enum": moods}},
+        "parts": {"type": ["array", "null"], "items": {"type": ["integer", "null"]}},
+        "kind": {"type": ["string", "null"], "enum": ["new", None, "old"]},
+    }
+    task = FieldTask.of(Message.model_json_schema())
+    assert {field.name: field.rule() for field in task.fields} == plain
+    assert task == FieldTask.stored(json.loads(json.dumps(task.entry()))) == FieldTask.of({"properties": plain})
+
+
 def test_what_is_stored_is_checked():
     entry = FieldTask.of(SCHEMA).entry()
     assert FieldTask.stored({"name": "legal"}) is None
@@ -107,7 +137,23 @@ def test_what_is_stored_is_checked():
         ({"anyOf": []}, "'anyOf' is not supported; supported: type, properties, required"),
         ({"properties": {}}, "needs properties"),
         ({"properties": {"a": {"type": "object"}}}, "a: the type 'object' is not supported: only one level is"),
-        ({"properties": {"a": {"$ref": "#/x"}}}, "a: '$ref' is not supported; supported: type, enum, items, pattern"),
+        ({"properties": {"a": {"$ref": "#/x"}}}, "a: $ref must name one of $defs, which refer to no others, got '#/x'"),
+        ({"properties": {"a": {"$ref": ["A"]}}, "$defs": {"A": {}}}, "a: $ref must name one of $defs"),
+        (
+            {"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"$ref": "#/$defs/A"}}},
+            "a: $ref must name one of $defs, which refer to no others",
+        ),
+        (
+            {"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "object", "properties": {}}}},
+            "a: the type 'object' is not supported: only one level is",
+        ),
+        ({"properties": {"a": {"$ref": "#/$defs/A", "type": "string"}}, "$defs": {"A": {}}}, "or $ref or anyOf alone"),
+        ({"properties": {"a": {"type": "string"}}, "$defs": []}, "$defs must be an object of rules, got []"),
+        ({"properties": {"a": {"anyOf": {"type": "null"}}}}, "a: 'anyOf' is not supported, except of one type and"),
+        ({"properties": {"a": {"anyOf": [{"type": "null"}, {"type": "null"}]}}}, "a: 'anyOf' is not supported, except"),
+        ({"properties": {"a": {"anyOf": [{"type": "string"}] * 2}}}, "a: 'anyOf' is not supported, except of one type"),
+        ({"properties": {"a": {"anyOf": [{"type": "string"}]}}}, "a: 'anyOf' is not supported, except of one type"),
+        ({"properties": {"a": {"anyOf": [{"minLength": 2}, {"type": "null"}]}}}, "a: 'minLength' is not supported"),
         ({"properties": {"a": {"type": "string", "minLength": 2}}}, "a: 'minLength' is not supported"),
         ({"properties": {"a": {"anyOf": []}}}, "a: 'anyOf' is not supported"),
         ({"properties": {"a": {"type": "text"}}}, "a: the type 'text' is not supported; supported: string, number"),
