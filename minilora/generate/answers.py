@@ -98,7 +98,7 @@ def generate_batch(
         while left := streams.left:
             streams.step()
             bar.update(left - streams.left)
-    return [answer.text for answer in answers]
+    return [answer.new_text() for answer in answers]
 
 
 def _pieces(streams: Streams, answer: Answer) -> Iterator[str]:

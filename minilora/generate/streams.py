@@ -45,7 +45,7 @@ class Answer:
     """An answer, as `Streams.add` returns it. Read `text`, `finished`, `prompt_tokens` and `tokens`.
 
     finished: None while it runs or waits; then "stop" (an end token or a stop text), "length" (`max_new_tokens`, which
-    a guide ends in time), or "cancelled" (by `Streams.cancel`).
+    a guide ends in time), "cancelled" (by `Streams.cancel`), or "error". error: what its guide or its decoding raised.
     """
 
     tokenizer: Tokenizer = field(repr=False)
@@ -60,6 +60,7 @@ class Answer:
     ids: list[int] = field(default_factory=list, repr=False)
     text: str = ""  # as far as it is certain: no half character, no white space that may be the end
     finished: str | None = None
+    error: Exception | None = None
     guide: Guide | None = field(default=None, repr=False)  # which tokens may come next
     read: int = field(default=0, repr=False)  # characters that `new_text` has returned
 
@@ -79,7 +80,9 @@ class Answer:
         return len(self.prompt) + self.max_new_tokens
 
     def new_text(self) -> str:
-        """The text since the last call; joined, all pieces are the answer."""
+        """The text since the last call; joined, all pieces are the answer. Raises the error that ended the answer."""
+        if self.error is not None:
+            raise self.error
         piece, self.read = self.text[self.read :], len(self.text)
         return piece
 
@@ -227,7 +230,10 @@ class Streams:
             self._leave()
 
     def step(self) -> None:
-        """Give every running answer one token. Waiting answers join if there are free places."""
+        """Give every running answer one token. Waiting answers join if there are free places.
+
+        An error in one answer's guide or decoding ends that answer, and its `new_text` raises it.
+        """
         if self.running:
             assert self.cache is not None
             longest = max(len(answer.prompt) + answer.tokens for answer in self.running)
@@ -289,15 +295,18 @@ class Streams:
         for row, answer in enumerate(answers):
             if answer.finished:  # cancelled in prefill
                 continue
-            scores, allowed = logits[row], None
-            if answer.guide is not None:
-                allowed = answer.guide.allowed(answer.max_new_tokens - answer.tokens)
-                scores = scores[allowed]
-            if answer.temperature > 0:
-                chosen = draw(scores, answer.temperature, answer.top_p, answer.rng)
-            else:
-                chosen = int(likeliest[row] if allowed is None else scores.argmax())
-            answer.take(chosen if allowed is None else int(allowed[chosen]))
+            try:
+                scores, allowed = logits[row], None
+                if answer.guide is not None:
+                    allowed = answer.guide.allowed(answer.max_new_tokens - answer.tokens)
+                    scores = scores[allowed]
+                if answer.temperature > 0:
+                    chosen = draw(scores, answer.temperature, answer.top_p, answer.rng)
+                else:
+                    chosen = int(likeliest[row] if allowed is None else scores.argmax())
+                answer.take(chosen if allowed is None else int(allowed[chosen]))
+            except Exception as error:  # in what is this answer's alone: the others continue
+                answer.finished, answer.error = "error", error
 
     def _compute(self, answers: list[Answer], tokens: np.ndarray, cache: KVCache) -> np.ndarray:
         choices = mixed_batch(self.model, [answer.adapter for answer in answers]) if self.mixed else nullcontext()

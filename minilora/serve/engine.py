@@ -220,12 +220,17 @@ class Engine:
         try:
             self.streams.step()
         except Exception as error:  # the next request must find an engine at work
-            self._fail(error)
+            failed, self.jobs = [*self.jobs.values()], {}
+            self.streams = Streams(self.model, self.tokenizer, self.slots)
+            self._fail(error, failed)
+            self._let_go()
             return
         ended = []
         for request, job in self.jobs.items():
             answer = job.answer
-            if (text := answer.new_text()) or answer.finished:
+            if answer.error is not None:
+                self._fail(answer.error, [job])
+            elif (text := answer.new_text()) or answer.finished:
                 job.tell(Piece(text, answer.tokens, answer.finished, seconds=time.monotonic() - job.began))
             if answer.finished:
                 ended.append(request)
@@ -234,15 +239,12 @@ class Engine:
         if ended:
             self._let_go()
 
-    def _fail(self, error: Exception) -> None:
-        ending = "" if len(self.jobs) == 1 else "s"
-        line = f"{len(self.jobs)} answer{ending} could not be computed: {str(error) or type(error).__name__}"
-        log.error(line, exc_info="MINILORA_TRACEBACK" in os.environ)
-        failed, self.jobs = self.jobs, {}
-        self.streams = Streams(self.model, self.tokenizer, self.slots)
-        for job in failed.values():
+    def _fail(self, error: Exception, failed: Sequence[Job]) -> None:
+        line = f"{len(failed)} answer{'' if len(failed) == 1 else 's'} could not be computed"
+        shown = error if "MINILORA_TRACEBACK" in os.environ else None
+        log.error(f"{line}: {str(error) or type(error).__name__}", exc_info=shown)
+        for job in failed:
             job.tell(Piece("", job.answer.tokens, error="the answer could not be computed"))
-        self._let_go()
 
     def _let_go(self) -> None:
         """Remove the adapters that are leaving and that no answer needs any longer."""

@@ -7,7 +7,7 @@ from modelfiles import CONFIG
 
 import minilora as ml
 from minilora.generate import streams as streams_module
-from minilora.generate.answers import generate
+from minilora.generate.answers import generate, generate_batch
 from minilora.generate.streams import Streams, draw
 from minilora.lora.adapters import adapter_state
 from minilora.nn.llama import Llama
@@ -255,6 +255,44 @@ def test_a_cancelled_answer_frees_its_place_and_the_others_never_notice(model, t
     was = answers[1].finished
     streams.cancel(answers[1])
     assert answers[1].finished == was
+
+
+class Failing:
+    """A guide that allows every token, and fails at one."""
+
+    least, hurried = 1, False
+
+    def __init__(self, at, size):
+        self.at, self.ids = at, np.arange(size)
+
+    def allowed(self, left):
+        self.at -= 1
+        return self.ids if self.at >= 0 else 1 / 0
+
+    def take(self, token):
+        pass
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_an_error_in_one_answers_guide_ends_that_answer_alone(model, tokenizer, streams, at):
+    guides = [None, Failing(at, model.config.vocab_size), None, None]
+    answers = [streams.add(q, "legal", 12, guide=guide) for q, guide in zip(QUESTIONS, guides, strict=False)]
+    finish(streams)
+    bad = answers.pop(1)
+    assert (bad.finished, bad.tokens, type(bad.error)) == ("error", at, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        bad.new_text()
+    expected = [alone(model, tokenizer, question, "legal") for i, question in enumerate(QUESTIONS[:4]) if i != 1]
+    assert [answer.new_text() for answer in answers] == expected and not any(answer.error for answer in answers)
+
+
+def test_an_error_in_one_answers_decoding_ends_that_answer_alone(model, tokenizer, streams, monkeypatch):
+    good, bad = (streams.add(question, None, 5) for question in QUESTIONS[:2])
+    monkeypatch.setattr(bad, "take", lambda token: 1 / 0)
+    finish(streams)
+    assert bad.finished == "error" and good.text == alone(model, tokenizer, QUESTIONS[0], None, 5)
+    with pytest.raises(ZeroDivisionError):
+        generate_batch(model, tokenizer, [asked("x")], 5, guides=[Failing(1, model.config.vocab_size)])
 
 
 @pytest.mark.parametrize("gone", [[1], [0, 2], [0, 1, 2]])

@@ -58,6 +58,19 @@ def test_answers_of_several_are_computed_in_one_batch_and_are_as_if_alone(shop, 
     assert 2 in sizes and len(sizes) <= 13
 
 
+def test_an_error_in_one_answer_is_told_to_it_alone(shop):
+    with serving(shop, shop) as served:
+        hold = threading.Event()
+        served.engine.call(hold.wait)
+        (_, _, last), (bad, pieces, failed) = (start(served.engine, None, 6, wait=False) for _ in range(2))
+        served.engine.call(lambda: setattr(served.engine.jobs[bad].answer, "take", lambda token: 1 / 0))
+        hold.set()
+        assert failed.result(30).error == "the answer could not be computed" and pieces == [failed.result()]
+        assert last.result(30).tokens == 6 and last.result().error is None
+        served.until_said("1 answer could not be computed: division by zero")
+        assert served.engine.call(served.engine.state).result(30) == {"running": 0, "waiting": 0}
+
+
 def test_one_that_is_cancelled_frees_its_place_for_one_that_waits(engine):
     first, second = (start(engine, max_new_tokens=900, temperature=2.0) for _ in range(2))
     third = start(engine, max_new_tokens=2)
