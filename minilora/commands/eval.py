@@ -56,7 +56,9 @@ class EvalOptions(Loading):
         metavar="DATA",
     )
     split: str | None = option(None, "measure this split alone (default: what finetune holds out)", choices=SPLITS)
-    field: Mapping[str, str] | None = option(None, "columns of the data under other names, such as question=q")
+    field: Mapping[str, str] | None = option(
+        None, "columns of the data under other names, such as question=q (default: those of the adapter's training)"
+    )
     label: str | None = option(None, LABEL, metavar="COLUMN")
     context: str | None = option(
         None, "ask with passages, too: the right one, and the best match of the question", metavar="FILE"
@@ -113,7 +115,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         options.max_length,
         options.limit,
         Options.eval_records,
-        with_label(options.field, options.label),
+        _columns(options, data, {place: folders[name] for name, place in own.items()}),
         trained=[source for source in data if source in own.values()],
         split=options.split,
         stored=stored_tasks([*folders.values(), Path(base)]),
@@ -187,6 +189,20 @@ def data_of(folder: Path) -> str | None:
     places = [os.path.normpath(folder / data["path"])] if "path" in data else []
     places += [str(name)] if name else []
     return next((place for place in places if Path(place).exists()), None)
+
+
+def _columns(
+    options: EvalOptions, data: Sequence[str], trained: Mapping[str | None, Path]
+) -> dict[str, Mapping[str, str]]:
+    """The columns of each data set under other names: those given, or those of the adapter that was trained on it.
+
+    trained: the folder of that adapter, by data set. Without --data, what is given is about these alone.
+    """
+    stored = {source: read_provenance(folder).get("data", {}).get("field", {}) for source, folder in trained.items()}
+    given = with_label(options.field, options.label)
+    return {
+        source: given if given and (options.data or source in stored) else stored.get(source, {}) for source in data
+    }
 
 
 def _warn_of_other_data(folder: Path) -> None:

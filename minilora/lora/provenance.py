@@ -8,6 +8,7 @@ In the folder of a model that was fine-tuned as a whole there is one, too, which
      "data": {"name": "legal", "sha256": ..., "records": 240,                   the training data, if known
               "path": "../../mine.csv",                                         where they are, if in a file or folder
               "revision": "3f1c...",                                            of a data set on huggingface.co
+              "field": {"question": "q", "label": "kind"},                      their columns under other names
               "system": "You are ...",                                          the system prompt of all its records
               "context": "support-handbook", "context_path": ...,               where the passages of its prompts are
               "context_template": "... {passage} ... {question}",               such a prompt, if there were passages
@@ -38,7 +39,7 @@ FORMAT = 1
 _CONTEXT = ("context", "context_path", "context_template")
 _ENTRIES: dict[str, dict[str, Any]] = {  # those whose type is checked
     "base": {"shape": dict} | dict.fromkeys(("name", "path", "sha256", "rounded_to", "unrounded_sha256"), str),
-    "data": {"labels": list, "schema": dict, "copied": list}
+    "data": {"field": dict, "labels": list, "schema": dict, "copied": list}
     | dict.fromkeys(("name", "path", "sha256", "revision", "system", "split", "template", *_CONTEXT), str),
     "config": {"freeze_A": bool},
     "dropout": {},

@@ -69,7 +69,7 @@ def read_sets(
     max_length: int,
     limit: int | None = None,
     paraphrases: int | None = None,
-    field: Mapping[str, str] | None = None,
+    field: Mapping[str, Mapping[str, str]] | None = None,
     trained: Sequence[str] = (),
     split: str | None = None,
     stored: Sequence[Task] = (),
@@ -80,7 +80,7 @@ def read_sets(
     max_length: longer records are truncated.
     limit: records of each set, evenly chosen.
     paraphrases: records of a set of paraphrased questions, where `limit` is None.
-    field: as for `read_records`.
+    field: as for `read_records`, by data set.
     trained: those of `data` that an adapter was trained on; if they name no split, they are divided as `finetune`
         divides them.
     split: measure this split alone, "train", "validation" or "test", instead of the validation and test sets.
@@ -95,7 +95,7 @@ def read_sets(
     sets: list[MeasuredSet] = []
     for source in data:
         called = Path(source).stem if stems[Path(source).stem] == 1 else source
-        reading = read_source(source, tokenizer, field, stored, schema)
+        reading = read_source(source, tokenizer, (field or {}).get(source), stored, schema)
         records, task = reading.records, reading.task
         chosen: list[tuple[str, list[Sample], list[Record]]]
         divided = split_text(records[0].text, tokenizer, max_length) if is_one_text(records) else {}

@@ -158,7 +158,7 @@ class Job:
         """Put the trainable parameters in place and return their trainer."""
         self.install()
         options, material = self.options, self.material
-        known: dict[str, Any] = {"system": material.system, "split": material.split}
+        known: dict[str, Any] = {"field": options.columns or None, "system": material.system, "split": material.split}
         if material.task is not None:
             known |= material.task.entry()
         known |= {"context_template": material.template, "context": options.context}

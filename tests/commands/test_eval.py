@@ -151,6 +151,22 @@ def test_data_are_found_from_another_folder_and_what_is_gone_or_changed_is_logge
     assert sets == ["general"] and "no minilora.json that names its training data" in line
 
 
+def test_columns_under_other_names_are_those_of_training_unless_others_are_given(home, tmp_path):
+    asked = [{"ask" if key == "question" else key: value for key, value in one.items()} for one in TERMS]
+    other = write(tmp_path, [one | {"then": one["ask"][::-1]} for one in asked])
+    finetune(options(home, tmp_path / "run", data=other, steps=1, field={"question": "ask"}), measure=False)
+    given = dict(adapter=[str(tmp_path / "run")], base=str(home / "base"), no_recall=True)
+    found = evaluate_adapters(EvalOptions(**given))
+    assert list(found["sets"]) == ["own/paraphrase", "own/unseen", "general"]  # general has its own columns
+    assert (
+        evaluate_adapters(EvalOptions(**given, data=[other]))["scores"]["own/unseen"] == found["scores"]["own/unseen"]
+    )
+    changed = evaluate_adapters(EvalOptions(**given, field={"question": "then"}))["scores"]
+    assert changed["own/unseen"] != found["scores"]["own/unseen"] and changed["general"] == found["scores"]["general"]
+    with pytest.raises(ValueError, match="question=then: no such column"):  # data given are all read as the flags say
+        evaluate_adapters(EvalOptions(**given, data=[other, "general"], field={"question": "then"}))
+
+
 def test_built_in_data_are_found_by_their_name(tmp_path):
     for name, expected in (("legal", "legal"), ("gone.jsonl", None), (None, None)):
         (tmp_path / "minilora.json").write_text(json.dumps({"data": {"name": name}} if name else {}), encoding="utf-8")

@@ -82,7 +82,8 @@ def test_texts_are_measured_in_sequences_and_columns_may_have_other_names(home, 
     assert novel.name == "novel" and {len(sample.ids) for sample in novel.samples[:-1]} == {100} and novel.asked == []
     assert len(read_sets([str(home / "novel.txt")], tokenizer, 100, limit=3)[0].samples) == 3
     renamed = [{"q": one["question"], "a": one["answer"], "words": one["keywords"]} for one in TERMS]
-    (own,) = read_sets([write(tmp_path, renamed)], tokenizer, 512, field={"keywords": "words"})
+    path = write(tmp_path, renamed)
+    (own,) = read_sets([path], tokenizer, 512, field={path: {"keywords": "words"}})
     assert len(own.asked) == 12
 
 
