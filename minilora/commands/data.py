@@ -80,6 +80,7 @@ def look(source: str | Path, options: LookOptions | None = None) -> dict[str, An
         "field": field,
         "schema": options.schema,
         "max_length": options.max_length,
+        "loss": "dpo" if all(record.rejected is not None for record in records) else "sft",
         "files": {str(path): kind for path, kind in reading.files.items()},
         "formats": dict(reading.formats),
         "not_read": dict(reading.unread),
@@ -290,6 +291,7 @@ def _next(seen: Mapping[str, Any]) -> str:
     field = f" --field{field}" if field else ""
     field += f" --schema {quote(seen['schema'])}" if seen["schema"] else ""
     base = "" if seen["base"] == Options.base else f" --base {quote(seen['base'])}"
+    base += "" if seen["loss"] == Options.loss else f" --loss {seen['loss']}"
     length = "" if seen["max_length"] == Options.max_length else f" --max-length {seen['max_length']}"
     return f"minilora finetune --data {quote(seen['source'])}{field}{base}{length}"
 

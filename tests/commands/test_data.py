@@ -248,6 +248,16 @@ def test_folders_name_their_files_and_columns_under_other_names_are_in_the_comma
     )
 
 
+def test_the_command_for_pairs_alone_has_the_loss_that_learns_from_both_answers(write):
+    pairs = [{"prompt": f"{i}?", "chosen": f"{i}", "rejected": "no"} for i in range(3)]
+    for records, loss in (
+        (pairs, " --loss dpo"),
+        (QA[:3], ""),
+        ([*pairs, *QA[:3]], ""),
+    ):  # of both kinds, SFT takes all
+        assert page(tiny(write(records))).endswith(f"  minilora finetune --data data.jsonl --base tiny{loss}")
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 

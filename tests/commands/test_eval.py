@@ -155,7 +155,7 @@ def test_columns_under_other_names_are_those_of_training_unless_others_are_given
     asked = [{"ask" if key == "question" else key: value for key, value in one.items()} for one in TERMS]
     other = write(tmp_path, [one | {"then": one["ask"][::-1]} for one in asked])
     finetune(options(home, tmp_path / "run", data=other, steps=1, field={"question": "ask"}), measure=False)
-    given = dict(adapter=[str(tmp_path / "run")], base=str(home / "base"), no_recall=True)
+    given = dict(adapter=[str(tmp_path / "run")], base=str(home / "base"), no_recall=True, limit=2)
     found = evaluate_adapters(EvalOptions(**given))
     assert list(found["sets"]) == ["own/paraphrase", "own/unseen", "general"]  # general has its own columns
     assert (
