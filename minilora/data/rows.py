@@ -34,6 +34,7 @@ _KEY = re.compile(r'"([^"\\]*)"\s*:')
 _WRAPPED = re.compile(  # {"version": 1, "data": before a list of records
     rf'\s*{{\s*(?:{_KEY.pattern}\s*(?:"[^"\\]*"|[-+.\w]+)\s*,\s*)*{_KEY.pattern}\s*(?=\[\s*{{)'
 )
+_LARGEST = 1 << 30  # characters of a cell: Python's limit for the whole program is 131,072 until it is raised
 _FIRST = 1 << 16  # characters of a file's first line that decide its kind
 
 
@@ -179,6 +180,7 @@ def _elements(file: TextIO, start: int = 0) -> Iterator[tuple[int, Any]]:
 
 def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
     """The rows of a table, each with the line in which it begins, as dicts by the heading. An empty cell is None."""
+    csv.field_size_limit(max(csv.field_size_limit(), _LARGEST))
     reader = csv.reader(file, delimiter=comma, strict=True)
     heading: list[str] = []
     while True:

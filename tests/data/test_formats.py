@@ -251,6 +251,18 @@ def test_a_large_file_is_read_without_holding_it_a_second_time(tmp_path):
         assert peak < (2.2 if suffix == "json" else 1.5) * kept, suffix  # of a list, the text is held
 
 
+@pytest.mark.parametrize("limit", [1 << 17, (1 << 31) - 1])  # Python's own, and one that another library has raised
+def test_a_cell_of_a_table_may_be_as_long_as_a_text_elsewhere(tmp_path, limit):
+    text = "long " * 50_000 + "end"
+    table(tmp_path / "data.csv", [{"text": text}, {"text": "short"}])
+    before = csv.field_size_limit(limit)
+    try:
+        assert [record.text for record in read_records(tmp_path / "data.csv")] == [text, "short"]
+        assert csv.field_size_limit() >= limit
+    finally:
+        csv.field_size_limit(before)
+
+
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 
