@@ -77,6 +77,8 @@ def verdict(function: Callable, rng: np.random.Generator, variant: int | None = 
             return f"a value of type {type(function).__name__} is no answer: check the function itself, check(NAME)"
         near = get_close_matches(name, known(), 1)
         return f"{name!r} is not an exercise: {f'is {near[0]} meant?' if near else 'keep the name of the stub'}"
+    if not isinstance(variant, int | np.integer | None):
+        return f"variant must be a whole number such as variant=1, got {variant!r}"
     return judged(known()[name], function, rng, variant)
 
 
@@ -168,7 +170,7 @@ class Outcome:
     """The outcome of one call: the result, the arguments that were changed, and how; or the error."""
 
     def __init__(self, exercise: Exercise, function: Callable, drawn: Draw, copied: bool = True):
-        self.error: Exception | None = None
+        self.error: Exception | SystemExit | None = None
         self.changed: dict[str, Any] = {}  # arguments by name, as they are afterwards
         before = dict(drawn) if copied else copy.deepcopy(dict(drawn))
         arguments = copy.deepcopy(before) if copied else dict(drawn)
@@ -176,7 +178,7 @@ class Outcome:
             result = function(*arguments.values())
         except (NotImplementedError, Wrong):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.error = error
             return
         self.result = plain(result)
@@ -327,7 +329,7 @@ class Answer:
             return NotImplementedError()
         return Wrong(f"it calls {last}, which is not written yet: do exercise {EXERCISES[last].number} first")
 
-    def explain(self, error: Exception) -> str:
+    def explain(self, error: Exception | SystemExit) -> str:
         """Which line of the function failed and why, with the names of the axes if shapes do not fit."""
         place, trace = "", error.__traceback__
         own = (
@@ -348,4 +350,4 @@ class Answer:
             shapes = [tuple(map(int, re.findall(r"\d+", part))) for part in re.findall(r"\([^)]*\)", met[1])]
             these = " and ".join(named(shape, self.sizes) for shape in shapes)
             return f"{where}the shapes {these} do not fit number by number: is * meant to be @?"
-        return f"{where}{type(error).__name__}: {text}"
+        return f"{where}{type(error).__name__}{text and f': {text}'}"

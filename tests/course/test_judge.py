@@ -490,6 +490,20 @@ def test_an_error_in_an_answer_shows_its_line_and_no_traceback():
     assert verdict(largest_rank, rng()) == "at `return shapes[\"head\"]`: KeyError: 'head'"
 
 
+def test_an_answer_that_ends_the_program_is_an_error_like_others():
+    def largest_rank(shapes, budget):
+        sys.exit()
+
+    assert verdict(largest_rank, rng()) == "at `sys.exit()`: SystemExit"
+
+
+@pytest.mark.parametrize("variant", ["1", 1.0, [1]])
+def test_a_variant_that_is_no_whole_number_is_one_line(variant, capsys):
+    assert check(lora_forward, variant) is None
+    assert capsys.readouterr().out == f"9.1  variant must be a whole number such as variant=1, got {variant!r}\n"
+    assert verdict(lora_forward, rng(), np.int64(1)) == verdict(lora_forward, rng(), 1)
+
+
 @pytest.mark.parametrize("name", ["merge", "unmerge"])
 @pytest.mark.parametrize("key, variant", [("kept", None), ("base", 1), ("W", None), ("A", 1)])
 def test_a_layer_that_has_lost_a_key_is_one_line(name, key, variant):
