@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..models.tokenizer import Message
+from .rows import DataError
 
 TEMPLATE = "Answer from this passage.\n\n{passage}\n\nQuestion: {question}"
 PASSAGE, QUESTION = "{passage}", "{question}"
@@ -43,11 +44,16 @@ class Passage:
 
 
 class Handbook:
-    """Passages that are ranked by question with BM25. source: what they were read from."""
+    """Passages that are ranked by question with BM25. source: what they were read from.
+
+    Raises DataError if no passage has a word that can be searched.
+    """
 
     def __init__(self, passages: Sequence[Passage], source: str):
         self.passages, self.source = list(passages), source
         counts = [Counter(terms(" ".join((each.id, each.text, *each.questions)))) for each in passages]
+        if not any(counts):
+            raise DataError(f"{source}: no passage has a word to search for")
         mean = sum(map(Counter.total, counts)) / len(passages)
         found_in = Counter(term for each in counts for term in each)
         self.gains: dict[str, list[tuple[int, float]]] = defaultdict(list)  # term -> passages with it, and their score

@@ -138,6 +138,11 @@ def test_questions_of_a_passage_are_searched_and_not_shown(tmp_path, tokenizer):
         ("latin.txt", "Caf\u00e9".encode("latin-1"), "cannot be read as UTF-8"),
         ("latin.jsonl", '{"text": "Caf\u00e9"}'.encode("latin-1"), "cannot be read as UTF-8"),
         ("talk.jsonl", b'{"question": "Why?", "answer": "So."}', "line-1 is no text"),
+        (
+            "bare.jsonl",
+            b'{"id": "!", "text": "?!"}\n{"id": "of", "text": "It is."}\n',
+            "no passage has a word to search",
+        ),
         ("long.txt", b"One.\n\n" + b"word " * 300, "paragraph 2 makes a prompt of"),
     ],
 )
