@@ -36,7 +36,9 @@ _KINDS: dict[str, Any] = {  # JSON Schema's types of a value -> Python's
 _NOTES = {"$schema", "$id", "$comment", "title", "description", "default", "examples"}  # these allow and forbid nothing
 _OF_OBJECT = _NOTES | {"type", "properties", "required", "additionalProperties", "$defs"}
 _OF_FIELD = _NOTES | {"type", "enum", "items", "pattern"}
-_PIECE = re.compile(r"\[((?:\\.|[^\]\\^])(?:\\.|[^\]\\])*)\]|\\([dw.\-+/()])|([^\\\[\](){}.*+?|^$])")  # of a pattern
+_PIECE = re.compile(  # of a pattern; `re` warns of [[ and of doubled signs within a class, which may become operators
+    r"\[((?:\\.|[^\[\]\\^])(?:\\.|(?!--|&&|~~|\|\|)[^\]\\])*)\]|\\([dw.\-+/()])|([^\\\[\](){}.*+?|^$])"
+)
 _TIMES = re.compile(r"\{(\d{1,3})\}")
 LONGEST = 1000  # characters that a pattern may ask for
 _CLASSES = {"d": "0-9", "w": "0-9A-Za-z_"}

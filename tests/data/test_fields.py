@@ -1,6 +1,9 @@
 """Data with fields: which schemas are understood, how rows become prompts and answers, and what is refused."""
 
 import json
+import re
+import warnings
+from contextlib import suppress
 from enum import Enum
 from typing import Literal
 
@@ -170,7 +173,18 @@ def test_what_is_stored_is_checked():
         ({"properties": {"a": {"type": "string", "pattern": "a"}}}, "a: the pattern 'a' is not supported"),
         *(
             ({"properties": {"a": {"type": "string", "pattern": wrong}}}, "is not supported; supported: up to 1000")
-            for wrong in ("^[z-a]$", r"^[\p]$", "^a{999}b{2}$", f"^{'a{999}' * 99999}$", [], None, 0)
+            for wrong in (
+                "^[z-a]$",
+                "^[[]$",
+                "^[a&&b]$",
+                "^[+--]$",
+                r"^[\p]$",
+                "^a{999}b{2}$",
+                f"^{'a{999}' * 99999}$",
+                [],
+                None,
+                0,
+            )
         ),
         ({"properties": {"a": {"type": "string"}}, "required": ["b"]}, "'b' is required and is none of the properties"),
         ({"properties": {"a": {"type": "string"}}, "required": [["a"]]}, "is required and is none of the properties"),
@@ -185,6 +199,16 @@ def test_a_schema_that_is_not_supported_is_refused_in_one_line(schema, said, tmp
         path = data(tmp_path / "own.jsonl", schema=schema)
         assert main(["data", str(path), "--base", "tiny"]) == 1
         assert complaint(capsys).startswith(f"{tmp_path / 'own.schema.json'}: ")
+
+
+@given(st.text("a[&~|-^+\\d]", max_size=7))
+def test_no_pattern_makes_python_warn(inside):
+    re.purge()  # a pattern warns once
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with suppress(ValueError):
+            characters_of(f"^[{inside}]$")
+            re.compile(f"[{inside}]")
 
 
 @pytest.mark.parametrize(
