@@ -66,7 +66,8 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
 
     If the block fails, `path` stays as it was and the temporary file is removed. Even after a crash of the machine,
     `path` is the old file or the new one. A new file has the permissions that the umask gives, whatever library wrote
-    it; a file that replaces another has that file's. size: how many bytes will be written, for the error message.
+    it; a file that replaces another has that file's. A link is replaced by the file, and what it leads to stays: it may
+    be shared, as Hugging Face's cache is. size: how many bytes will be written, for the error message.
 
     Raises FileNotFoundError if there is no such folder, and OSError that says how much space is needed and free if the
     disk is full. Errors name `path`, not the temporary file.

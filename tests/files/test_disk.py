@@ -247,6 +247,18 @@ def test_a_process_killed_at_any_moment_leaves_a_folder_that_the_next_writer_fin
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".old")] == []
 
 
+def test_a_link_to_a_file_is_replaced_and_the_file_that_others_may_read_is_not(tmp_path):
+    (tmp_path / "blob").write_text("shared")
+    link = tmp_path / "model.safetensors"
+    try:
+        link.symlink_to("blob")
+    except OSError:
+        pytest.skip("this system makes no links")
+    with replacing(link) as partial:
+        partial.write_text("new")
+    assert tree(tmp_path) == {"blob": "shared", "model.safetensors": "new"} and not link.is_symlink()
+
+
 def test_of_a_link_to_a_folder_the_folder_is_replaced(folder, tmp_path):
     link = tmp_path / "latest"
     try:
