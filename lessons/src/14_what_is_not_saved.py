@@ -251,7 +251,9 @@ show(
 #
 # *Why does 2,265 MB appear six times?* A step of full fine-tuning has two peaks: with all activations at the end of
 # the forward pass, and with all gradients at the end of the backward pass. The larger one counts. Up to 512 tokens it
-# is the second one, which does not depend on the number of tokens, or on checkpointing.
+# is the second one, which does not depend on the number of tokens, or on checkpointing. It is larger than lesson 13's
+# sum of weights, gradients and optimizer state, because SmolLM2 uses one matrix as embedding and as head. For a moment
+# that matrix has two gradients, which are then added.
 #
 # If you fine-tune a *small* model on *long* texts, you will find that LoRA saves almost nothing. Freezing alone does
 # not fit a large model into a small machine: freezing, quantisation and activation checkpointing together do.
