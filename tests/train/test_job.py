@@ -109,6 +109,14 @@ def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp
     assert metrics["audit"] == {} and (tmp_path / "full" / "picture.png").is_file() and page(metrics)
 
 
+def test_a_run_that_diverges_ends_in_its_own_line_without_warnings_of_numpy(home, tmp_path):
+    for method, lr in (("lora", 1e20), ("lora", 1e38), ("full", 1e38)):
+        with pytest.raises(
+            TrainingError, match=r"at step 2 of 8: try a lower learning rate"
+        ):  # warnings are errors here
+            finetune(options(home, tmp_path / "run", method=method, lr=lr, steps=8, overwrite=True), measure=False)
+
+
 def test_the_best_adapter_so_far_is_kept_when_training_breaks_down(home, tmp_path, monkeypatch, said):
     class Broken(Trainer):
         def step(self):
