@@ -54,8 +54,8 @@ class History:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The step with the lowest validation loss, the first of equal ones, and that loss. None without validation."""
-        return min(self.validation, key=lambda at: at[1] if math.isfinite(at[1]) else math.inf, default=None)
+        """The step with the lowest validation loss, the first of equal ones, and that loss; None if none is finite."""
+        return min((at for at in self.validation if math.isfinite(at[1])), key=lambda at: at[1], default=None)
 
     @property
     def tokens_per_second(self) -> float:
@@ -64,7 +64,7 @@ class History:
     def kept(self, keep: str) -> dict[str, Any]:
         """Which weights are the result: of which step, whether as the "best" or the "last", with which validation loss.
 
-        keep: "best" or "last". Without validation the last ones are the result.
+        keep: "best" or "last". Without a finite validation loss the last ones are the result.
         """
         if keep == "best" and self.best is not None:
             step, loss = self.best

@@ -7,6 +7,7 @@ import pytest
 from jobs import foresee, material_of, options, same, trained, trainer
 
 import minilora as ml
+from minilora.commands.report import page
 from minilora.train import checkpoint
 from minilora.train.job import finetune
 from minilora.train.learn import validate
@@ -86,6 +87,17 @@ def test_training_stops_where_nothing_better_was_found(losses, patience, steps, 
     metrics = trained(replace(chosen, patience=patience))
     assert (metrics["steps"], metrics["planned_steps"], metrics["kept"]["step"]) == (steps, 6, kept)
     assert len(metrics["train_loss"]) == steps
+
+
+@pytest.mark.parametrize("nothing", [np.nan, np.inf])
+def test_where_no_validation_loss_is_a_number_none_was_lowest_and_the_last_weights_are_kept(
+    nothing, home, chosen, monkeypatch
+):
+    foresee([nothing] * 6, monkeypatch)
+    metrics = finetune(chosen, answers=False)
+    assert (metrics["kept"]["step"], metrics["kept"]["which"]) == (6, "last")
+    assert "of step 6, the last one." in page(metrics) and "was lowest" not in page(metrics)
+    assert same(state_of(chosen.folder, home), after(6, home, chosen)) and not (chosen.folder / "last").exists()
 
 
 def test_patience_needs_something_to_go_by(home, tmp_path):
