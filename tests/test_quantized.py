@@ -11,6 +11,7 @@ from modelfiles import CHATML, CONFIG, IDS, RANDOM, new_llama, new_tokenizer, wr
 from smallmodels import logits
 
 from minilora.cli import main
+from minilora.commands.shared import Loading
 from minilora.engine import fused
 from minilora.engine.backend import is_packed
 from minilora.engine.tensor import Tensor, no_grad
@@ -27,7 +28,6 @@ from minilora.models import load as zoo
 from minilora.models.folder import save_folder
 from minilora.models.gguf import GGUF, save_gguf
 from minilora.models.merge import merge
-from minilora.models.with_adapters import load_with_adapters
 from minilora.nn import module
 from minilora.nn.llama import Llama
 from minilora.nn.module import Parameter, sha256_of
@@ -287,9 +287,14 @@ def test_an_adapter_trained_over_a_rounded_base_belongs_to_the_base_before_round
     assert note["rounded_to"] == "nf4" and note["sha256"] == sha256_of(base_state(model))
     with caplog.at_level("INFO", "minilora"):
         for quantized in (False, "nf4", "fp4"):
-            loaded, _ = load_with_adapters({"one": tmp_path / "rounded"}, folder, quantized)
+            loaded, _ = Loading(quantized=quantized).load({"one": tmp_path / "rounded"}, folder)
             assert "one" in loaded.adapters
-    assert caplog.messages == ["one was trained on its base quantised to nf4, which --quantized nf4 gives"] * 2
+        place, own = str(tmp_path / "rounded"), ["--base", str(folder)]
+        assert main(["audit", place, *own]) == 0
+        assert main(["merge", "--adapter", place, *own, "--out", str(tmp_path / "m")]) == 0  # has no --quantized
+        assert main(["export", "--adapter", place, *own, "--out", str(tmp_path / "e.gguf")]) == 0
+    said = "was trained on its base quantised to nf4, which --quantized nf4 gives"
+    assert caplog.messages == [f"one {said}", f"one {said}", f"rounded {said}"]
     dense, _ = zoo.load(folder)
     trained(dense, PLAIN)
     save_adapter(dense, tmp_path / "dense")

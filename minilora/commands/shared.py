@@ -47,9 +47,12 @@ class Loading:
     def load(self, folders: Mapping[str, Path], base: str | Path | None) -> tuple[LanguageModel, Tokenizer]:
         """The base with these adapters, by name; without a base, the one that they name."""
         from ..models.load import dtype_of
-        from ..models.with_adapters import load_with_adapters
+        from ..models.with_adapters import load_with_adapters, log_other_rounding
 
-        return load_with_adapters(folders, base, self.quantized, self.device, self.force, dtype_of(self))
+        given = (self.quantized, self.device, self.force, dtype_of(self))
+        model, tokenizer = load_with_adapters(folders, base, *given)
+        log_other_rounding(model, folders)
+        return model, tokenizer
 
 
 class Instead(argparse.Action):

@@ -100,17 +100,20 @@ def load_with_adapters(
     else:
         _refuse_other_folders(named)
     model, tokenizer = load(base, quantized, device=device, dtype=dtype)
-    bases = {name: read_provenance(folder).get("base", {}) for name, folder in named.items()}
-    for name, entry in bases.items():
-        kind = entry.get("rounded_to")
-        if kind not in (None, "bf16", model.rounded_to):  # the differences of bfloat16 are small
-            log.info("%s was trained on its base quantised to %s, which --quantized %s gives", name, kind, kind)
-    stored = any(entry.get("sha256") for entry in bases.values())
+    stored = any(read_provenance(folder).get("base", {}).get("sha256") for folder in named.values())
     digest = sha256_of(base_state(model)) if stored and not force else None  # once for all of them
     for name, folder in named.items():
         load_adapter(model, folder, name, force, digest)
     set_adapter(model, None)
     return model, tokenizer
+
+
+def log_other_rounding(model: LanguageModel, named: Mapping[str, Path]) -> None:
+    """Log each adapter that was trained on its base quantised otherwise: for commands that have --quantized."""
+    for name, folder in named.items():
+        kind = read_provenance(folder).get("base", {}).get("rounded_to")
+        if kind not in (None, "bf16", model.rounded_to):  # the differences of bfloat16 are small
+            log.info("%s was trained on its base quantised to %s, which --quantized %s gives", name, kind, kind)
 
 
 def base_of(named: Mapping[str, Path]) -> str | Path:
