@@ -239,7 +239,7 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
         raise ValueError(_unknown(row))
     if missing[0] in row:
         what = "a JSON object" if missing[0] == "fields" else "a non-empty text"
-        raise ValueError(f"{missing[0]} must be {what}, got None")
+        raise ValueError(f"{missing[0]} must be {what}, got {_short(None)}")
     there_are = f"there are {_columns(row)}: name the column with --field {missing[0]}=..."
     raise ValueError(f"{best.name} needs a column {missing[0]}; {there_are}")
 
@@ -272,7 +272,7 @@ def text_of(row: Mapping[str, Any], key: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = "nothing (an empty cell, or null)" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -244,7 +244,8 @@ class _Reader:
                 if isinstance(raw, ValueError):
                     raise raw
                 row = rename(raw, field)
-                kind = format_of(row, field)
+                with_schema = self.schema is not None and "fields" in row  # which a column of labels is not
+                kind = format_of(row, {"fields": "fields", **field} if with_schema else field)
                 record = _record(kind, with_lists(row, kind), name, split)
                 if self.schema is not None and record.fields is not None:
                     record = record.answered(self.schema.answer(record.fields))
@@ -283,7 +284,8 @@ class _Reader:
         reading = self.reading
         labels = [(r.id, r.label) for r in reading.records]
         texts = [(r.id, r.question, r.fields, r.split in (None, SPLITS[0])) for r in reading.records]
-        reading.task = task = task_of(labels, source, stored) or field_task_of(texts, source, self.schema, stored)
+        labelled = task_of(labels, source, stored) if self.schema is None else None
+        reading.task = task = labelled or field_task_of(texts, source, self.schema, stored)
         if task is not None:
             reading.records = [record.asked(task.prompt(record.question)) for record in reading.records]
         if isinstance(task, FieldTask):

@@ -221,7 +221,7 @@ def test_no_pattern_makes_python_warn(inside):
         ),
         ([{"text": "a", "fields": {"price": 5}}], ":1: kind is null, the schema has one of"),
         ([{"text": "a", "fields": {"cost": 5}}], ":1: the schema has no field 'cost': it has item, price, kind"),
-        ([{"text": "a", "fields": None}], ":1: fields must be a JSON object, got None"),
+        ([{"text": "a", "fields": None}], ":1: fields must be a JSON object, got nothing (an empty cell, or null)"),
         ([{"text": "a", "fields": "x"}], ":1: fields must be a JSON object with the fields of the text, got 'x'"),
         ([{"text": "a", "fields": {}}], ":1: fields must be a JSON object with the fields of the text, got {}"),
         ([{"text": "", "fields": {"price": 5, "kind": "new"}}], ":1: text must be a non-empty text"),
@@ -233,6 +233,19 @@ def test_rows_that_contradict_the_schema_are_refused_with_their_line(rows, said,
     with pytest.raises(DataError) as error:
         read_source(data(tmp_path / "own.jsonl", rows))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_with_a_schema_the_fields_are_read_and_rows_that_have_labels_alone_are_refused(tmp_path):
+    both = [one | {"label": f"kind {i % 2}"} for i, one in enumerate(ROWS)]
+    (tmp_path / "both").mkdir()
+    reading, alone = read_source(data(tmp_path / "both" / "own.jsonl", both)), read_source(data(tmp_path / "own.jsonl"))
+    assert reading.task == alone.task and [one.messages for one in reading.records] == [
+        one.messages for one in alone.records
+    ]
+    assert reading.unread["label"] == len(ROWS)
+    labels = [{"text": one["text"], "label": one["label"]} for one in both]
+    with pytest.raises(DataError, match="a schema is for rows with a text and its fields, and no row has fields"):
+        read_source(data(tmp_path / "own.jsonl", labels))
 
 
 def test_a_file_that_is_no_schema_is_refused_in_one_line(tmp_path):

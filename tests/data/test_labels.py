@@ -101,7 +101,9 @@ def test_each_mistake_is_one_line_that_says_what_to_do(tmp_path):
         f"{path}:1: text/label needs a column text; there are label, body: name the column with --field text=..."
     )
     assert "1: text must be a non-empty text, got ' '" in refusal(write(path, [(" ", "a"), ("x", "b")]))
-    assert "1: text must be a non-empty text, got None" in refusal(write(path, [(None, "a"), ("x", "b")]))
+    assert "1: text must be a non-empty text, got nothing (an empty cell, or null)" in refusal(
+        write(path, [(None, "a"), ("x", "b")])
+    )
     assert "2: label must be a non-empty text, got ''" in refusal(write(path, [("x", "a"), ("x", "")]))
     assert "1: label must be a non-empty text, got 0.5" in refusal(write(path, [("x", 0.5), ("x", "a")]))
     alone = refusal(write(path, ROWS[::2]))
