@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from enum import Enum
 
 import numpy as np
 import pytest
@@ -226,6 +227,24 @@ def test_any_model_answers_under_the_schema_of_the_request(client, model):
     said = complete(client, model, response_format=format, temperature=1.5, max_tokens=40).choices[0]
     values = json.loads(said.message.content)
     assert list(values) == ["item", "kind"] and values["kind"] in ("new", "old")
+
+
+def test_a_class_of_pydantic_is_a_schema(client):
+    pydantic = pytest.importorskip("pydantic")
+
+    class Mood(Enum):
+        GOOD, BAD = "good", "bad"
+
+    class Found(pydantic.BaseModel):
+        mood: Mood | None
+        count: int | None = None
+
+    talk = [{"role": "user", "content": "hello"}]
+    for seed in range(3):
+        said = client.beta.chat.completions.parse(  # of every version
+            model="base", messages=talk, response_format=Found, temperature=1.5, seed=seed, max_tokens=60
+        )
+        assert isinstance(said.choices[0].message.parsed, Found)
 
 
 def test_labels_have_no_schema(client, labels):
