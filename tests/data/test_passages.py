@@ -155,6 +155,11 @@ def test_a_handbook_that_cannot_be_used_is_refused_in_one_line(tmp_path, tokeniz
     assert str(path) in str(caught.value) and said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_one_passage_with_a_word_is_enough():
+    handbook = Handbook([Passage("!", "It is."), Passage("?", "An owl.")], "x")
+    assert handbook.ask("Which owl?")[0].id == "?"
+
+
 @pytest.mark.parametrize("row", [{"text": "a story"}, {"text": "hello", "label": "greeting"}])
 def test_texts_and_labels_take_no_context(tmp_path, tokenizer, row):
     other = {**row, "label": "parting"} if "label" in row else row
