@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
+
+import numpy as np
 
 from minilora.pages.style import BLACK, PALETTE, SMALLEST, ink
 
@@ -128,9 +129,10 @@ def _small(texts: Sequence[Placed]) -> Iterator[str]:
 
 
 def _overlapping(texts: Sequence[Placed]) -> Iterator[str]:
-    for one, other in combinations(texts, 2):
-        if _common(one.box, other.box) is not None:
-            yield f"{one} and {other} overlap"
+    low, high = np.split(np.array([text.box.extents for text in texts]).reshape(-1, 4), 2, axis=1)
+    common = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low) > 1).all(axis=-1)
+    for one, other in np.argwhere(np.triu(common, 1)):
+        yield f"{texts[one]} and {texts[other]} overlap"
 
 
 def _cut_off(figure: Any, texts: Sequence[Placed]) -> Iterator[str]:
