@@ -147,7 +147,7 @@ def test_chat_answers_one_question_with_the_adapter_and_otherwise_without(tiny_f
 
 
 def evaluation(home, *flags):
-    usual = ["--base", home / "base", "--data", home / "data.jsonl", "general", "--limit", 3]
+    usual = ["--base", home / "base", "--data", home / "data.jsonl", "general", "--limit", 1]
     return ["eval", *usual, *flags]
 
 
@@ -221,5 +221,6 @@ def test_gradcheck_of_a_model_checks_all_of_it_and_names_what_is_wrong(capsys, m
     assert float(line.split()[-1]) < 1e-6
     real = gradcheck.loss_without_grad
     monkeypatch.setattr(gradcheck, "loss_without_grad", lambda *a: 1.001 * real(*a))
+    monkeypatch.setattr(gradcheck, "SEARCHED", 2)
     assert status("gradcheck", "--base", "tiny") == 1
     assert "minilora: gradient of model." in capsys.readouterr().err

@@ -189,7 +189,7 @@ def test_what_cannot_be_packed_is_refused_in_one_line(files, folder, tmp_path, r
 # -- what is computed --------------------------------------------------------------------------------------------------
 
 CASES = [(kind, config) for kind in ("Q8_0", "nf4") for config in CONFIGS]
-CASES += [(kind, "plain") for kind in (*FILES, *KINDS) if kind not in ("Q8_0", "nf4")]
+CASES += [(kind, "plain") for kind in (*FILES, "fp4", "int4") if kind != "Q8_0"]
 
 
 @pytest.mark.parametrize(("kind", "config"), CASES)
@@ -260,7 +260,7 @@ def test_on_a_device_the_bytes_are_moved_and_the_logits_are_the_hosts(files, kin
 # -- files out of it ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [*FILES, "nf4"])
+@pytest.mark.parametrize("kind", ["F16", "Q4_1", "Q6_K", "nf4"])
 def test_an_adapter_saved_over_one_base_loads_over_the_other_and_the_base_is_written_as_its_values(
     both, kind, folder, tmp_path
 ):

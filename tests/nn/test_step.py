@@ -39,7 +39,7 @@ BATCHES = {
     "packed": (IDS.reshape(1, -1), labelled(IDS.reshape(1, -1), PACKED), PACKED),
 }
 each_batch = pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
-with_threads = pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+with_threads = pytest.mark.parametrize("threads", [1, 3], indirect=True)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_samples_some_at_a_time_or_all_at_once_have_the_loss_and_gradient_of_the
     expected = gradients(model, (row.input_ids, row.labels, row.packing), whole)
     norm = np.sqrt(sum((grad**2).sum() for grad in expected[1].values()))
     monkeypatch.setattr(step, "divided", lambda model, samples: seen.append(len(samples)) or real(model, samples))
-    for at_once in (None, 1, 3, 6, 7, 99):
+    for at_once in (None, 1, 3, 99):
         seen.clear()
         loss, found = training_step(model, SGD(model.trainable_parameters(), lr=0.0), SAMPLES, at_once=at_once)
         assert sum(seen) == len(SAMPLES) and max(seen) == min(at_once or 7, 7)

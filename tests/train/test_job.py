@@ -4,6 +4,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,7 @@ def test_a_whole_model_is_kept_when_training_breaks_down_if_it_is_finite(value, 
 
 # -- a model that talks ------------------------------------------------------------------------------------------------
 
+ANSWER = 24  # tokens
 FACTS = [("army", "Congress", "train"), ("navy", "people", "train"), ("treaty", "Senate", "train"),
          ("tariff", "states", "train"), ("land", "Union", "validation"), ("debt", "nation", "test"),
          ("peace", "country", "test")]  # fmt: skip
@@ -218,7 +220,7 @@ def dialogue(thing, owner, split):
     turns = ["Let us speak of law.", "Very well.", f"What is {thing}?", f"The {thing} is of the {owner}."]
     messages = [{"role": role, "content": turn} for role, turn in zip(["user", "assistant"] * 2, turns, strict=True)]
     return {"id": thing, "messages": messages, "paraphrase": f"Tell me what {thing} is.", "split": split,
-            "keywords": ["well", "world", "the", owner]}  # fmt: skip
+            "keywords": ["well", "is", "of", owner]}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +230,7 @@ def talk(tmp_path_factory):
     (folder / "data.jsonl").write_text("\n".join(json.dumps(dialogue(*fact)) for fact in FACTS), encoding="utf-8")
     chosen = options(folder, folder / "run", base="tiny", batch_size=2, lr=1e-2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minilora.train.material.answer_all", answer_all)  # whole answers
+        patch.setattr("minilora.train.material.answer_all", partial(answer_all, max_new_tokens=ANSWER))
         return chosen, finetune(chosen)
 
 
@@ -238,12 +240,13 @@ def sides(talk):
     model, tokenizer = ml.load("tiny")
     splits = ml.split_records(ml.read_records(talk[0].data))
     sets = {"paraphrase": [r.asked_otherwise() for r in splits["train"]], "unseen": splits["test"]}
-    before = {name: [ml.generate(model, tokenizer, r.prompt) for r in records] for name, records in sets.items()}
+
+    def answers(records):
+        return [ml.generate(model, tokenizer, r.prompt, max_new_tokens=ANSWER) for r in records]
+
+    before = {name: answers(records) for name, records in sets.items()}
     ml.load_adapter(model, talk[0].folder)
-    return {
-        name: (records, before[name], [ml.generate(model, tokenizer, r.prompt) for r in records])
-        for name, records in sets.items()
-    }
+    return {name: (records, before[name], answers(records)) for name, records in sets.items()}
 
 
 def test_recall_before_is_the_bases_and_recall_after_the_adapters(talk, sides):

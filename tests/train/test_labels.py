@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -38,6 +39,14 @@ def test_the_tiny_base_learns_a_label_that_one_word_decides(tmp_path):
     *_, untrained, trained = held.report({"before": before, "after": held.ask(model, tokenizer)})["rows"]
     assert untrained["accuracy"]["value"] < 0.5 and trained["accuracy"]["value"] >= 0.9
     assert trained["macro_f1"]["value"] >= 0.9 and untrained["lead"]["low"] > 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_scikit_learn():
+    """It takes long to load: `tests/measure/test_labels.py` has what it learns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "sklearn", None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +237,7 @@ def test_the_verdict_says_who_is_better(lead, words):
     assert verdict(report_of(4, lead=lead)).startswith(words)
 
 
-@pytest.mark.parametrize(("n", "name"), [(2, "light"), (8, "light"), (16, "light"), (16, "dark")])
+@pytest.mark.parametrize(("n", "name"), [(2, "light"), (16, "dark")])
 def test_the_picture_can_be_read(n, name):
     with theme(name):
         figure = labels_figure(report_of(n, 45))

@@ -51,17 +51,15 @@ def weights(folder):
 LEARNED = ("train_loss", "validation_loss", "validation", "kept", "steps")
 WAYS = {
     "dora, LoRA+, dropout in recomputed blocks": dict(use_dora=True, lora_plus=8.0, lora_dropout=0.3, recompute=True),
-    "pissa": dict(init_lora_weights="pissa"),
-    "A frozen": dict(freeze_A=True, lora_plus=8.0, eval_every=1),
-    "embedding": dict(target_modules=["embed_tokens", "q_proj"], use_rslora=True),
+    "pissa, accumulation": dict(init_lora_weights="pissa", grad_accumulation=2, batch_size=2, schedule="linear",
+                                warmup=0.3, weight_decay=0.1),
     "patience": dict(patience=2, eval_every=1, steps=12, lora_dropout=0.1),
-    "best is not last, and is scaled": dict(strength=0.5, eval_every=1),
-    "the last is kept": dict(eval_every=1, keep="last"),
-    "in bfloat16, where the machine can": dict(bf16=True),
-    "accumulation": dict(grad_accumulation=2, batch_size=2, schedule="linear", warmup=0.3, weight_decay=0.1),
-    "epochs": dict(steps=None, epochs=3.5, batch_size=3, save_every=4),
+    "best is not last, and is scaled, in bfloat16, where the machine can": dict(strength=0.5, eval_every=1, bf16=True),
+    "A frozen, the last is kept": dict(freeze_A=True, lora_plus=8.0, eval_every=1, keep="last"),
+    "embedding, epochs": dict(target_modules=["embed_tokens", "q_proj"], use_rslora=True, steps=None, epochs=3.5,
+                              batch_size=3, save_every=4),
     "full, best is not last": dict(method="full", lr=1e-2, eval_every=1),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("way", WAYS)
