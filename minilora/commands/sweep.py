@@ -7,7 +7,7 @@ from typing import Any
 
 from ..experiments.grid import Sweep, SweepOptions
 from ..options import add_flags, usage_errors
-from ..pages.text import columns, counted, duration, interval, rule, terminal_width
+from ..pages.text import columns, counted, duration, interval, rule, terminal_width, wrapped
 from .compare_table import NAMES
 from .shared import AS_JSON, read_options
 
@@ -55,8 +55,12 @@ def page(result: Mapping[str, Any], width: int) -> str:
     if len(rows) > ROWS:
         lines.append(f"... and {counted(len(rows) - ROWS, 'more setting')}")
     lines.append("")
-    for method, best in result["best"].items():
-        lines += _best(method, best)
+    if "data" in rows[0]["varied"]:
+        lines += wrapped(
+            "Losses on different data cannot be compared: each has its own best, and there is no picture.", width
+        )
+    for group, best in result["best"].items():
+        lines += _best(group, best)
     if failed := result["failed"]:
         lines += ["", f"{len(failed)} of {trials} failed"]
         lines += [f"  {_named(one)}: {one['why']}".replace("  : ", "  ") for one in failed[:REASONS]]
@@ -84,9 +88,10 @@ def _loss(found: Mapping[str, Any] | None) -> str:
     return interval(found["mean"], *bounds) if found else "-"
 
 
-def _best(method: str, best: Mapping[str, Any] | None) -> Iterator[str]:
+def _best(group: str, best: Mapping[str, Any] | None) -> Iterator[str]:
+    method, *data = group.split(" on ", 1)
     if best is None:
-        yield f"{NAMES[method]}: no trial finished"
+        yield f"{' on '.join([NAMES[method], *data])}: no trial finished"
         return
     named = _named({name: value for name, value in best["varied"].items() if name != "method"})
     yield f"best of {NAMES[method]}, by validation loss" + (f": {named}" if named else "")

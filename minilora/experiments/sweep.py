@@ -250,7 +250,7 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
 def summarise(
     settings: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], varied: Sequence[str]
 ) -> dict[str, Any]:
-    """The trials by setting, all but the seed, the best first; the best of each method; what failed.
+    """The trials by setting, all but the seed, the best first; the best of each method on each data set; what failed.
 
     found: for each trial its numbers, or {"failed": why}. Every loss is a mean with its 95 % interval over seeds; for
     one seed it is that number alone. The validation loss decides which is best; the others are reported.
@@ -259,14 +259,22 @@ def summarise(
     for i, setting in enumerate(settings):
         groups.setdefault(json.dumps({k: v for k, v in setting.items() if k != "seed"}), []).append(i)
     rows = [_summary([settings[i] for i in group], [found[i] for i in group], varied) for group in groups.values()]
-    rows.sort(key=lambda row: row["validation_loss"]["mean"] if row["validation_loss"] else math.inf)
+    rows.sort(key=lambda row: (_data(row), row["validation_loss"]["mean"] if row["validation_loss"] else math.inf))
     failed = [(i, one["failed"]) for i, one in enumerate(found) if "failed" in one]
     return {
         "trials": len(settings),
         "failed": [{"trial": i, "why": why} | _values(settings[i], varied) for i, why in failed],
         "settings": rows,
-        "best": {method: _best(method, rows) for method in dict.fromkeys(row["method"] for row in rows)},
+        "best": {
+            " on ".join(filter(None, group)): _best(*group, rows)
+            for group in dict.fromkeys((row["method"], _data(row)) for row in rows)
+        },
     }
+
+
+def _data(row: Mapping[str, Any]) -> str:
+    """The data of a setting, if there are several: their losses cannot be compared."""
+    return row["varied"].get("data", "")
 
 
 def _summary(
@@ -296,11 +304,11 @@ def _values(setting: Mapping[str, Any], varied: Sequence[str]) -> dict[str, str]
     return {name: word(setting.get(name)) for name in varied}
 
 
-def _best(method: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The best of a method's settings in which no seed failed; and the learning rate to try next, if the best one is
-    the lowest or highest of those that were tried.
+def _best(method: str, data: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best of a method's settings on these data in which no seed failed; and the learning rate to try next, if the
+    best one is the lowest or highest of those that were tried.
     """
-    own = [row for row in rows if row["method"] == method and row["validation_loss"]]
+    own = [row for row in rows if (row["method"], _data(row)) == (method, data) and row["validation_loss"]]
     if not own:
         return None
     best = next((row for row in own if not row["failed"]), own[0])

@@ -14,14 +14,14 @@ Row = Mapping[str, Any]
 
 
 def sweep_figure(result: Mapping[str, Any]) -> Any:
-    """What a sweep found, as a matplotlib figure; None where none of the three was varied.
+    """What a sweep found, as a matplotlib figure; None where none of the three was varied, or the data were.
 
     result: as `minilora.experiments.sweep.sweep` returns it. In each panel a line joins settings of one kind, with all
     other options at their best; bands and bars are 95 % intervals over seeds.
     """
     rows = [row for row in result["settings"] if row["validation_loss"]]
     kinds = [draw for draw, key in _PANELS if len({row[key] for row in rows if row[key] is not None}) > 1]
-    if not kinds:
+    if not kinds or "data" in rows[0].get("varied", {}):
         return None
     figure, axes = panels(len(kinds), width=1.2 + 4.6 * len(kinds), height=4.2)
     for each, draw in zip([axes] if len(kinds) == 1 else axes, kinds, strict=True):

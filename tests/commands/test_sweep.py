@@ -12,6 +12,7 @@ from minilora.commands.sweep import page
 from minilora.experiments import sweep as sweeping
 from minilora.experiments.grid import SweepOptions, as_options
 from minilora.experiments.sweep import read_rows, summarise, sweep, trial
+from minilora.pages.sweep import sweep_figure
 
 
 @pytest.fixture(autouse=True)
@@ -383,6 +384,24 @@ def test_a_setting_of_which_a_seed_failed_is_not_the_best():
     result = summed([3.0, 3.0, 1.0, None], r=[1, 4], seed=[0, 1])
     assert result["best"]["lora"]["r"] == 1 and [one["trial"] for one in result["failed"]] == [3]
     assert summed([None, None], r=[1, 4])["best"] == {"lora": None}
+
+
+def test_losses_on_different_data_are_not_compared():
+    result = summed(
+        [3.0, 2.5, 2.0, 1.0, 1.5, 9.0, None, None], data=["legal", "general", "a on b", "gone"], lr=[1e-3, 1e-2]
+    )
+    named = [(key, best and best["varied"]["data"], best and best["lr"]) for key, best in result["best"].items()]
+    assert sorted(named) == [
+        ("lora on a on b", "a on b", 1e-3), ("lora on general", "general", 1e-2), ("lora on gone", None, None),
+        ("lora on legal", "legal", 1e-2),
+    ]  # fmt: skip
+    assert [row["varied"]["data"] for row in result["settings"]][::2] == ["a on b", "general", "gone", "legal"]
+    said = page(result | {"time": {"made": 0}}, 80)
+    assert "by validation loss: data legal, lr 0.01" in said and "LoRA on gone: no trial finished" in said
+    assert "Losses on different data cannot be compared" in said and sweep_figure(result) is None
+    one = summed([3.0, 2.0], data=["legal"], lr=[1e-3, 1e-2])
+    assert set(one["best"]) == {"lora"}
+    assert "cannot be compared" not in page(one | {"time": {"made": 0}}, 80)
 
 
 def test_the_best_setting_is_a_command():
