@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -111,6 +111,17 @@ class LoraConfig:
         """The factor on B A in the module with this name: alpha / r, or alpha / sqrt(r) with rsLoRA; never alpha."""
         rank = self.rank_of(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def unused_patterns(self, modules: Iterable[str]) -> list[str]:
+        """The patterns that match none of these modules, such as "rank_pattern 'q_prj'". PEFT ignores them, too."""
+        there = list(modules)
+        named = (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern))
+        return [
+            f"{name} {pattern!r}"
+            for name, patterns in named
+            for pattern in patterns
+            if not any(_by_pattern({pattern: True}, module, False) for module in there)
+        ]
 
 
 def _as_list(value: Any) -> Any:

@@ -110,6 +110,13 @@ def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp
     assert metrics["audit"] == {} and (tmp_path / "full" / "picture.png").is_file() and page(metrics)
 
 
+def test_a_pattern_that_matches_no_adapted_module_is_named(home, tmp_path, caplog):
+    patterns = {"rank_pattern": {"q_proj": 1, "nosuch": 4, "o_proj": 4}, "alpha_pattern": {"v_proj": 4, r"9\..*": 2}}
+    trained(options(home, tmp_path / "run", steps=1, target_modules=["q_proj", "v_proj"], **patterns))
+    found = [line.split(" matches no module")[0] for line in caplog.messages if " matches no module" in line]
+    assert found == ["rank_pattern 'nosuch'", "rank_pattern 'o_proj'", r"alpha_pattern '9\\..*'"]
+
+
 def test_a_run_that_diverges_ends_in_its_own_line_without_warnings_of_numpy(home, tmp_path):
     for method, lr in (("lora", 1e20), ("lora", 1e38), ("full", 1e38)):
         with pytest.raises(
