@@ -27,7 +27,7 @@ from ..data.fields import Field, FieldTask, as_json, borders, characters_of, is_
 from ..models.tokenizer import Tokenizer
 
 DIGITS, DECIMALS = 15, 6  # of a number, at most
-_PLAIN = frozenset(range(32, 127)) - set(b'"\\')  # ASCII that stands for itself in a JSON string
+_PLAIN = frozenset(range(32, 128)) - set(b'"\\')  # ASCII that stands for itself in a JSON string
 _AFTER = frozenset(range(0x80, 0xC0))  # the second and later bytes of a character in UTF-8
 _WIDE = (  # the first bytes of a character of two bytes and more, and those that may follow
     (range(0xC2, 0xE0), [_AFTER]),
@@ -162,7 +162,7 @@ class Language:
             for allowed in characters_of(pattern):
                 start = self.either([partial(self.literal, as_json(one)[1:-1]) for one in sorted(allowed)], start)
         elif text is not None and text.strip():
-            start = self._copy(text, start)
+            start = self._copy(text.rstrip(), start)  # no word follows the last
         else:
             start = self.many(self._character, start)
         return self.one_of(b'"', start)

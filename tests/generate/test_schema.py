@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from modelfiles import CONFIG, write_gguf
 
@@ -86,6 +86,8 @@ def words_like(value, field, text):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.booleans())
+@example("a\n", True)  # the white space at the end leads to no other word
+@example("\x7f", False)  # the one control character that JSON does not escape
 def test_every_string_can_be_answered_letter_by_letter(text, copied):
     task = FieldTask.of({"properties": {"x": {"type": "string"}}})
     task = FieldTask(task.fields, task.template, ("x",) if copied else ())
