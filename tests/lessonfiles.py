@@ -4,9 +4,12 @@ import contextlib
 import importlib.util
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build its grammar for 2 s: no notebook holds an IRI
 
 LESSONS = Path(__file__).parents[1] / "lessons"
 NOTEBOOKS = [path for path in sorted(LESSONS.rglob("[0-9]*.ipynb")) if ".ipynb_checkpoints" not in path.parts]

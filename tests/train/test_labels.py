@@ -74,6 +74,13 @@ def test_the_metrics_have_the_report_and_the_folder_the_picture_and_the_labels(r
     assert again.strength == metrics["options"]["strength"] == 1  # the update of labels is not scaled down
 
 
+@pytest.fixture
+def no_second_picture(monkeypatch):
+    """What `run` has drawn is not drawn again."""
+    monkeypatch.setattr("minilora.train.job.task_figures", lambda metrics: {})
+
+
+@pytest.mark.usefixtures("no_second_picture")
 def test_a_model_that_is_fine_tuned_whole_stores_its_labels_and_answers_with_them(home, run, tmp_path):
     settings = options(home, tmp_path / "full", data=str(run[1]), method="full", steps=5, lr=1e-3, keep="last")
     metrics = finetune(settings)
@@ -146,6 +153,7 @@ def test_losses_alone_ask_for_no_labels(home, run):
     assert evaluate_adapters(EvalOptions(**settings, no_recall=True))["labels"] == {}
 
 
+@pytest.mark.usefixtures("no_second_picture")
 def test_an_adapter_that_is_trained_further_keeps_its_prompt(home, run, tmp_path):
     fewer = [{"text": f"the invoice {i}", "label": "bill"} for i in range(5)]
     fewer += [{"text": f"the courier {i}", "label": "parcel"} for i in range(5)]
