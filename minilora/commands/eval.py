@@ -198,7 +198,8 @@ def _columns(
 
     trained: the folder of that adapter, by data set. Without --data, what is given is about these alone.
     """
-    stored = {source: read_provenance(folder).get("data", {}).get("field", {}) for source, folder in trained.items()}
+    stored = {source: read_provenance(folder).get("data", {}).get("field") or {} for source, folder in trained.items()}
+    stored = {source: {name: str(column) for name, column in field.items()} for source, field in stored.items()}
     given = with_label(options.field, options.label)
     return {
         source: given if given and (options.data or source in stored) else stored.get(source, {}) for source in data

@@ -165,6 +165,24 @@ def test_columns_under_other_names_are_those_of_training_unless_others_are_given
     assert changed["own/unseen"] != found["scores"]["own/unseen"] and changed["general"] == found["scores"]["general"]
     with pytest.raises(ValueError, match="question=then: no such column"):  # data given are all read as the flags say
         evaluate_adapters(EvalOptions(**given, data=[other, "general"], field={"question": "then"}))
+    notes = json.loads((tmp_path / "run" / "minilora.json").read_text())
+    for bad, said in (
+        ({"question": ["ask"]}, "no such column"),
+        ({"ask": "question"}, "reads no 'ask'"),
+        ("ask", "object"),
+    ):
+        notes["data"]["field"] = bad
+        (tmp_path / "run" / "minilora.json").write_text(json.dumps(notes))
+        with pytest.raises(ValueError, match=said):
+            evaluate_adapters(EvalOptions(**given))
+
+
+def test_the_column_of_the_labels_is_stored_with_the_others(home, tmp_path):
+    rows = [{"body": f"number {i}", "topic": "ab"[i % 2], "category": "x"} for i in range(12)]
+    chosen = options(home, tmp_path / "run", data=write(tmp_path, rows), steps=1, field={"text": "body"}, label="topic")
+    finetune(chosen, measure=False)
+    given = dict(adapter=[str(tmp_path / "run")], base=str(home / "base"), no_recall=True, data=[chosen.data])
+    assert list(evaluate_adapters(EvalOptions(**given))["sets"]) == ["own/unseen"]  # by category, all would be the same
 
 
 def test_built_in_data_are_found_by_their_name(tmp_path):

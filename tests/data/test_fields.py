@@ -244,8 +244,9 @@ def test_with_a_schema_the_fields_are_read_and_rows_that_have_labels_alone_are_r
     ]
     assert reading.unread["label"] == len(ROWS)
     labels = [{"text": one["text"], "label": one["label"]} for one in both]
-    with pytest.raises(DataError, match="a schema is for rows with a text and its fields, and no row has fields"):
-        read_source(data(tmp_path / "own.jsonl", labels))
+    for rows, field in ((labels, None), (both, {"label": "label"})):  # who names the labels wants them
+        with pytest.raises(DataError, match="a schema is for rows with a text and its fields, and no row has fields"):
+            read_source(data(tmp_path / "own.jsonl", rows), field=field)
 
 
 def test_a_file_that_is_no_schema_is_refused_in_one_line(tmp_path):

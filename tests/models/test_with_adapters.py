@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,13 @@ from minilora.files.disk import ModelFileError
 from minilora.models import hub, with_adapters
 from minilora.models import load as zoo
 from minilora.models.folder import save_folder
-from minilora.models.with_adapters import base_of, load_with_adapters, named_folders, read_combination
+from minilora.models.with_adapters import (
+    base_of,
+    load_with_adapters,
+    log_other_rounding,
+    named_folders,
+    read_combination,
+)
 from minilora.nn.module import sha256_of
 
 
@@ -302,3 +309,18 @@ def test_a_folder_that_is_no_adapter_is_refused_before_a_model_is_loaded(here, m
     monkeypatch.setattr(with_adapters, "load", None)
     refusal(lambda: load_with_adapters({"absent": here / "absent"}), "absent", CONFIG_FILE)
     refusal(lambda: load_with_adapters({"one": here / "models" / "one"}), "whole model", "--base")
+
+
+def test_an_adapter_is_named_that_was_trained_on_a_base_quantised_otherwise_but_not_for_bfloat16(tmp_path, caplog):
+    for then, now, said in (
+        ("nf4", None, 1),
+        ("nf4", "fp4", 1),
+        ("nf4", "nf4", 0),
+        ("bf16", None, 0),
+        (None, "nf4", 0),
+    ):
+        (tmp_path / NOTES).write_text(json.dumps({"base": {"rounded_to": then}}), encoding="utf-8")
+        caplog.clear()
+        with caplog.at_level("INFO", "minilora"):
+            log_other_rounding(SimpleNamespace(rounded_to=now), {"one": tmp_path})
+        assert len(caplog.messages) == said
