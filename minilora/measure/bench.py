@@ -48,7 +48,7 @@ PROMPT, NEW = 16, 64  # tokens that a generation reads and writes, per stream
 class Settings:
     """What is measured. base: a model's name, file or folder."""
 
-    base: str = option("smollm2", BASE, path=True)
+    base: str = option("smollm2", BASE)
     batch_size: int = option(4, "sequences per step", least=1)
     length: int = option(128, "tokens per sequence", least=2)
     r: int = 8

@@ -315,6 +315,7 @@ def test_pictures_are_written_for_light_and_dark_pages(tmp_path):
     light, dark = save_themes(lambda: panels()[0], tmp_path / "run.svg")
     assert (light.name, dark.name) == ("run.svg", "run-dark.svg")
     assert "fill: #0d1117" in dark.read_text() and "fill: #0d1117" not in light.read_text()
+    assert "<dc:date>" not in light.read_text()  # the same bytes on every day
 
 
 def test_a_full_disk_costs_no_picture_that_is_there(tmp_path, monkeypatch):

@@ -52,6 +52,13 @@ def test_a_finished_run_is_not_replaced_unasked(run):
     assert tree(run.parent) == {"x": None, "x/adapter_model.safetensors": b"old"}
 
 
+def test_below_a_file_no_folder_of_results_can_be_made(run):
+    out = run / "adapter_model.safetensors" / "x"
+    with pytest.raises(ValueError, match=r"/x: results cannot be written there \(.*\); choose another --out"):
+        RunFolder(out).__enter__()
+    assert tree(run) == {"adapter_model.safetensors": b"old"}
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_with_other_things_in_it_is_never_replaced(overwrite, run):
     (run / "notes.txt").write_text("mine")
