@@ -220,6 +220,7 @@ def write_folder(folder, model, dtype="F32", change=None, tensors=None, shards=1
     if shards == 1:
         write_safetensors(folder / "model.safetensors", dict(packed))
         return folder
+    (folder / "model.safetensors").unlink(missing_ok=True)  # a single file would go before the shards
     weight_map = {}
     for i in range(shards):
         file = f"model-{i + 1:05}-of-{shards:05}.safetensors"

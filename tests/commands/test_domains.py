@@ -5,6 +5,7 @@ import shutil
 import signal
 from dataclasses import asdict, replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -278,7 +279,7 @@ def test_the_heat_map_shows_paraphrased_questions_and_general_text(finished):
 def test_after_each_run_the_time_of_the_others_is_estimated_by_their_records(tmp_path, monkeypatch, said):
     clock = iter([0.0, 480.0, 0.0, 96.0, 0.0, 1.0])  # two seconds for each of 240 records, one for each of 96
     monkeypatch.setattr(domains, "finetune", lambda options: None)
-    monkeypatch.setattr(domains.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(domains, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     domains._train(DomainsOptions(out=str(tmp_path)), ["legal", "support", "medical"])
     begun = [f"training {name}: {i} of 3" for i, name in enumerate(("legal", "support", "medical"), 1)]
     assert said() == [begun[0], f"{begun[1]}, about 6.4 minutes to go", f"{begun[2]}, about 2.7 minutes to go"]
