@@ -19,7 +19,7 @@ def test_the_quoted_answers_and_sizes_are_those_of_the_log():
         assert len(answer) > 80 and f"{mark} {answer}" in LOG
     (question,) = re.findall(r"([^.?]*\?) \*\*Before", quoted)
     assert f"{question.strip()} (training question, paraphrased) before Imagine" in LOG
-    assert "adapter 9.8 MB, base 538 MB" in LOG and "240 training records" in LOG
+    assert "adapter 9.8 MB; base in memory 538 MB" in LOG and "240 training records" in LOG
     assert hub.SOURCES["smollm2"].size == pytest.approx(98e6, rel=0.01)
 
 
