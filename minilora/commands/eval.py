@@ -164,8 +164,9 @@ def _report(
     assert held is not None
     shots = held.shots_that_fit(tokenizer, model.config.max_position_embeddings)
     whole = task_of_adapters(model, None) is not None
-    contenders: dict[str, tuple[Choice, int]] = {"full fine-tuning" if whole else "base, zero-shot": (None, 0)}
-    contenders |= {f"base, {shots}-shot": (None, shots)} if shots and not whole else {}
+    contenders: dict[str, tuple[Choice, int]] = {f"base, {n or 'zero'}-shot": (None, n) for n in (0, shots)}
+    if whole:
+        contenders = {"full fine-tuning": (None, 0)}
     contenders |= {name: (name, 0) for name in sorted(own, key=lambda name: own[name] == each.data)}
     found = {}
     for name, (choice, shots) in contenders.items():

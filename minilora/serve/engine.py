@@ -110,11 +110,13 @@ class Engine:
         """
         messages = self.asked(request)
         if isinstance(messages, str):
-            text, more = self.tokenizer.plain(messages), len(self.tokenizer.begun([]))
+            text = self.tokenizer.plain(messages)
         else:
-            text, more = self.tokenizer.render(messages, answer_next=True), 0
-        least = len(text) // self._longest  # no token is longer
-        return least if least > self.context else len(self.tokenizer.encode(text)) + more
+            text = self.tokenizer.render(messages, answer_next=True)
+        if (least := len(text) // self._longest) > self.context:  # no token is longer
+            return least
+        ids = self.tokenizer.encode(text)
+        return len(self.tokenizer.begun(ids) if isinstance(messages, str) else ids)
 
     def state(self) -> dict[str, int]:
         """How many answers are under way, and how many wait."""

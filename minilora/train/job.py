@@ -66,7 +66,7 @@ LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are 
 HIGH = 1e-3  # a learning rate of full fine-tuning
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a run that diverges has lines of its own for that
+@np.errstate(over="ignore", invalid="ignore")  # a run that diverges says so itself
 def finetune(options: Options, measure: bool = True, answers: bool = True, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Run the whole job and return its metrics, which are also in `<out>/metrics.json`.
 

@@ -250,10 +250,11 @@ def evaluate(
             if name in material.asked:
                 result.recall[name] = keyword_recall(result.answers[name], records)
     if (held := material.checked) is not None:
-        asked, who = {when: 0}, "old adapter" if model.adapters else "base"
+        asked = {when: 0}
         if when == "before":
+            who = "old adapter" if model.adapters else "base"
             shots = held.shots_that_fit(tokenizer, model.config.max_position_embeddings)
-            asked = {f"{who}, zero-shot": 0} | ({f"{who}, {shots}-shot": shots} if shots else {})
+            asked = {f"{who}, {n or 'zero'}-shot": n for n in (0, shots)}
         result.checked = {name: list(held.ask(model, tokenizer, n, ranks)) for name, n in asked.items()}
     return result
 
