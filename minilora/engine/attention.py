@@ -1,7 +1,7 @@
 """Attention, in windows of queries: over plain and padded batches, a KV cache, and sequences packed into one row.
 
 Shapes: B batch, T tokens (queries), S keys (cached ones included), H query heads, K key/value heads, G = H / K queries
-per key head, D head width; t and s are the queries and keys of one window.
+per key head, D head width, P tokens that all rows begin with; t and s are the queries and keys of one window.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def attention(
     packing: Packing | None = None,
     window: int | None = None,
     scale: float | None = None,
+    beginning: tuple[Array, Array] | None = None,
 ):
     """softmax(scale q kᵀ) v for every head, with a causal mask: each token sees itself and the tokens before it.
 
@@ -106,12 +107,16 @@ def attention(
     window: how many tokens each token sees, itself included; None for all. Keys outside of it are not even computed
         with (sliding window attention, Beltagy et al. 2020, arXiv 2004.05150; Mistral 7B, arXiv 2310.06825).
     scale: of the scores; None for 1 / √D.
+    beginning: keys and values (1, P, K, D) of P tokens with which every row begins, before `first` and k, held once:
+        all rows' queries meet them in one product (Juravsky et al. 2024, arXiv 2402.05099). Without gradients.
     """
     xp = array_module(q)
     (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
     G, scale = H // K, 1 / math.sqrt(D) if scale is None else scale
     keys = k.transpose(0, 2, 1, 3)  # (B, K, S, D)
     values = v.transpose(0, 2, 1, 3)  # (B, K, S, D)
+    k0, v0 = (x[0].transpose(1, 0, 2) for x in beginning or (k[:1, :0], v[:1, :0]))  # (K, P, D)
+    P = k0.shape[1]
     prefix = packing.prefix if packing else 0
     spans = zip(packing.spans(), packing.ranges(), strict=True) if packing else [((0, T), range(S - T, S))]
 
@@ -164,7 +169,22 @@ def attention(
             x = x.reshape(B, K, G * t, -1)
         return x
 
+    def before(queries: Array, at: Window) -> Array:  # the scores of the keys that all rows begin with, (B, K, G t, P)
+        x = of_all_rows(queries, k0.swapaxes(-1, -2))
+        if window is not None:
+            query = P + xp.arange(at.position, at.position + at.stop - at.start)[:, None]
+            query = query if first is None else query - first[:, None, None]
+            masked = xp.arange(P) <= query - window  # (t, P) or (B, t, P)
+            x = x.reshape(B, K, G, -1, P) + xp.where(masked, -xp.inf, 0).reshape(-1, 1, 1, *masked.shape[-2:])
+        return x.reshape(B, K, -1, P).astype(queries.dtype, copy=False)
+
+    def of_all_rows(x: Array, y: Array) -> Array:  # x (B, K, n, m) @ y (K, m, p) -> (B, K, n, p), one product per K
+        rows = x.transpose(1, 0, 2, 3).reshape(K, -1, x.shape[3])  # (K, B n, m)
+        return (rows @ y).reshape(K, B, -1, y.shape[2]).transpose(1, 0, 2, 3)
+
     def backward(g):
+        if P:
+            raise ValueError("attention after a beginning that all rows share has no gradient: use no_grad")
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
         dkeys, dvalues = dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)  # (B, K, S, D)
         for at, less in zip(windows, lse, strict=True):
@@ -184,12 +204,17 @@ def attention(
 
     y, lse = xp.empty_like(q), []
     for at in windows:
-        e = scores(grouped(q, at) * scale, seen(keys, at), at)
+        queries = grouped(q, at) * scale
+        e = scores(queries, seen(keys, at), at)
+        if P:
+            e = xp.concatenate((before(queries, at), e), axis=-1)  # (B, K, G t, P + s)
         top = e.max(axis=-1, keepdims=True)
         e -= top
         xp.exp(e, out=e)
         total = e.sum(axis=-1, keepdims=True)  # (B, K, G t, 1)
-        mean = e @ seen(values, at)
+        mean = e[..., P:] @ seen(values, at)
+        if P:
+            mean += of_all_rows(e[..., :P], v0)
         mean /= total  # D values per query instead of s
         y[:, at.start : at.stop] = ungrouped(mean, at)
         lse.append(top + xp.log(total))

@@ -76,7 +76,8 @@ def generate_batch(
 ) -> list[str]:
     """The answers to conversations, in their order; each is the one that `generate` gives.
 
-    If all conversations begin with the same `SHARED` tokens or more, such as examples, these are computed once.
+    If all conversations begin with the same `SHARED` tokens or more, such as examples, these are computed once, and
+    their keys and values are held once for all.
 
     max_new_tokens, temperature, seed: as for `generate`, of each answer.
     batch_size: how many are generated at a time, at most; fewer if their KV cache would be too large.
@@ -86,9 +87,10 @@ def generate_batch(
     """
     prompts = [tokenizer.encode_chat(talk, answer_next=True)[:-1] for talk in conversations]
     same = same_beginning(prompts) if len(prompts) > 1 else 0
-    room = max(map(len, prompts), default=0) + max_new_tokens
+    prefix = prompts[0][:same] if same >= SHARED else ()
+    room = max(map(len, prompts), default=0) - len(prefix) + max_new_tokens
     slots = min(batch_size, rows_at_once(model.new_cache(1, room)))
-    streams = Streams(model, tokenizer, slots, mixed=False, prefix=prompts[0][:same] if same >= SHARED else ())
+    streams = Streams(model, tokenizer, slots, mixed=False, prefix=prefix)
     answers = [
         streams.add(talk, None, max_new_tokens, temperature, seed=seed, guide=guide)
         for talk, guide in zip(conversations, guides or [None] * len(conversations), strict=True)

@@ -66,8 +66,8 @@ def label_logprobs(
 ) -> np.ndarray:
     """The log-likelihood of each label as the answer to each conversation: (N, L), in nats.
 
-    The tokens that all conversations begin with are computed once, the rest of each once for all labels. Each core
-    computes other conversations.
+    The tokens that all conversations begin with are computed once, and held once for all; the rest of each is computed
+    once for all labels. Each core computes other conversations.
 
     mixed: compute with `choice`, as in a mixed batch; False for the adapters that are active or merged on the model.
     choice: a name, a weighted combination, or None for the base alone.
@@ -79,12 +79,13 @@ def label_logprobs(
     if room > (limit := model.config.max_position_embeddings):
         raise ValueError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
     threads = cores() if not mixed and array_module(model.head_weight.data) is np else 1
-    most = max(1, rows_at_once(model.new_cache(1, room)) // threads)
+    shared = same_beginning([one.prompt[:-1] for one in asked]) if len(asked) > 1 else 0
+    most = max(1, rows_at_once(model.new_cache(1, room - shared)) // threads)
     order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
     found, total = np.empty((len(asked), len(labels))), len(asked) if len(asked) > 1 else 0  # a single one has no bar
     with no_grad(), _computing(model, mixed, choice) as compute, progress("labels", total, "record") as bar:
         prefix = None
-        if len(asked) > 1 and (shared := same_beginning([one.prompt[:-1] for one in asked])):
+        if shared:
             prefix = model.new_cache(1, shared)
             compute([asked[0].prompt[:shared]], prefix, True)
 
@@ -106,13 +107,12 @@ def _of_batch(
     model: LanguageModel, asked: Sequence[_Asked], prefix: KVCache | None, compute: Compute, at_once: int
 ) -> np.ndarray:
     """`label_logprobs` of some conversations: one label at a time for all, or of a single one `at_once` labels."""
-    longest, count = max(len(one.prompt) for one in asked), len(asked[0].answers)
-    padding = np.array([longest - len(one.prompt) for one in asked])
+    prompts, count = [one.prompt[prefix.length if prefix else 0 :] for one in asked], len(asked[0].answers)
+    longest = max(map(len, prompts))
+    padding = np.array([longest - len(prompt) for prompt in prompts])
     room = longest + max(len(answer) for one in asked for answer in one.answers)
-    cache = model.new_cache(len(asked), room, padding if padding.any() else None)
-    if prefix is not None:
-        cache.begin(prefix)
-    rows = [([0] * int(n) + one.prompt)[cache.length :] for n, one in zip(padding, asked, strict=True)]
+    cache = model.new_cache(len(asked), room, padding if padding.any() else None, prefix)
+    rows = [[0] * int(n) + prompt for n, prompt in zip(padding, prompts, strict=True)]
     first = compute(rows, cache, True)[:, -1]  # (B, V), of the first token after each prompt
     step = len(asked)
     if step == 1:

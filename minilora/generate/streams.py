@@ -135,7 +135,7 @@ class Streams:
     answers as long as the longest of them. A Streams object must not be used by several threads at once.
 
     mixed: False computes every answer with the adapters that are active or merged on the model; `add` takes none then.
-    prefix: tokens with which every prompt begins, computed once: for adapters that are active or merged.
+    prefix: tokens with which every prompt begins, computed and held once: for adapters that are active or merged.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Streams:
         self.running: list[Answer] = []  # in the order of the cache's rows
         self.cache: KVCache | None = None
         self.reading: Reading | None = None  # the answers that join next
-        self.prefix = model.new_cache(1, len(prefix)) if prefix else None
+        self.before, self.prefix = len(prefix), model.new_cache(1, len(prefix)) if prefix else None
         if self.prefix is not None:
             self._compute([], np.array([prefix]), self.prefix)
 
@@ -236,7 +236,7 @@ class Streams:
         """
         if self.running:
             assert self.cache is not None
-            longest = max(len(answer.prompt) + answer.tokens for answer in self.running)
+            longest = max(len(answer.prompt) + answer.tokens for answer in self.running) - self.before
             if self.cache.length == self.cache.capacity or self.cache.length - longest > STEP:
                 self.cache.trim()  # positions that only answers had that have ended
             self._advance(self.running, np.array([answer.ids[-1:] for answer in self.running]), self.cache)  # (B, 1)
@@ -251,7 +251,7 @@ class Streams:
         chosen: list[Answer] = []
         longest = 0
         while self.waiting and len(self.running) + len(chosen) < self.slots:
-            longest = max(longest, len(self.waiting[0].prompt) - (self.prefix.length if self.prefix else 0))
+            longest = max(longest, len(self.waiting[0].prompt) - self.before)
             if chosen and longest * (len(chosen) + 1) > PREFILL:
                 break
             chosen.append(self.waiting.popleft())
@@ -259,13 +259,12 @@ class Streams:
 
     def _begin_to_read(self, joining: list[Answer]) -> Reading:
         """The prompts of answers, padded on the left to one length, with an empty cache."""
-        longest = max(len(answer.prompt) for answer in joining)
-        padding = np.array([longest - len(answer.prompt) for answer in joining])
-        tokens = [[self.tokenizer.pad_id] * int(n) + a.prompt for n, a in zip(padding, joining, strict=True)]
-        capacity = longest if self.running else max(answer.room for answer in joining)
-        cache = self.model.new_cache(len(joining), capacity, padding if padding.any() else None)
-        if self.prefix is not None:
-            cache.begin(self.prefix)
+        prompts = [answer.prompt[self.before :] for answer in joining]
+        longest = max(map(len, prompts))
+        padding = np.array([longest - len(prompt) for prompt in prompts])
+        tokens = [[self.tokenizer.pad_id] * int(n) + prompt for n, prompt in zip(padding, prompts, strict=True)]
+        capacity = longest if self.running else max(answer.room for answer in joining) - self.before
+        cache = self.model.new_cache(len(joining), capacity, padding if padding.any() else None, self.prefix)
         return Reading(joining, np.array(tokens), cache)
 
     def _read(self, reading: Reading) -> None:
@@ -278,7 +277,7 @@ class Streams:
             self._compute(reading.answers, part, reading.cache)
             return
         self._advance(reading.answers, part, reading.cache)
-        room = max(answer.room for answer in (*reading.answers, *self.running))
+        room = max(answer.room for answer in (*reading.answers, *self.running)) - self.before
         if self.cache is None:
             self.cache = reading.cache
             self.cache.reserve(self.cache.batch, room)

@@ -27,19 +27,40 @@ class KVCache:
     like: an array whose device and dtype they get.
     first: (B), each row's first token that is not padding. Rows of different lengths are padded on the left, and all
         end at `length`, where the next tokens go. None without padding.
+    beginning: a cache of one row with the tokens before all of these rows, which is held once for all. `length`,
+        `capacity` and `first` do not count its tokens.
     """
 
-    def __init__(self, blocks: int, shape: tuple[int, int, int, int], like: Array, first: Array | None = None):
+    def __init__(
+        self,
+        blocks: int,
+        shape: tuple[int, int, int, int],
+        like: Array,
+        first: Array | None = None,
+        beginning: KVCache | None = None,
+    ):
         xp = array_module(like)
         self.keys = [xp.zeros(shape, like.dtype) for _ in range(blocks)]
         self.values = [xp.zeros(shape, like.dtype) for _ in range(blocks)]
         self.first = None if first is None else xp.asarray(first)
+        self.beginning = beginning
         self.batch, self.length = shape[0], 0
 
     @property
     def capacity(self) -> int:
         """How many tokens a row has room for."""
         return self.keys[0].shape[1]
+
+    @property
+    def before(self) -> int:
+        """How many tokens all rows begin with."""
+        return self.beginning.length if self.beginning else 0
+
+    def shared(self, layer: int) -> tuple[Array, Array] | None:
+        """Keys and values of `layer` that all rows begin with, (1, P, K, D)."""
+        if (one := self.beginning) is None:
+            return None
+        return one.keys[layer][:, : one.length], one.values[layer][:, : one.length]
 
     def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Append k, v (B, T, K, D) of new tokens to those of `layer`; return all of them, (B, S, K, D)."""
@@ -69,20 +90,12 @@ class KVCache:
         self.first = None if self.first is None else self.first[xp.asarray(alive, dtype=int)]
         self.batch = len(alive)
 
-    def begin(self, prefix: KVCache) -> None:
-        """Let every row begin with the tokens of the one row of `prefix`, up to its length: fewer of them, or none,
-        where the row has padding.
-        """
-        self.length = prefix.length
-        for array, known in zip(self._arrays(), prefix._arrays(), strict=True):
-            for row, start in enumerate(self._starts()):
-                count = max(self.length - int(start), 0)
-                array[row, self.length - count : self.length] = known[0, :count]
-
     def join(self, other: KVCache, room: int, most: int | None = None) -> None:
         """Append the rows of another cache, with room for `room` tokens in every row.
 
-        All rows then end where the longest one does. most: the largest number of rows there will ever be, if known.
+        All rows then end where the longest one does. Both caches have the same beginning. most: the largest number of
+        rows there will ever be, if known.
+
         Raises ValueError if the longest row has more tokens than `room`.
         """
         self.trim()

@@ -103,11 +103,16 @@ class LanguageModel(Module):
         x = x[:, -1:] if last else x
         return fused.linear(x, self.head_weight) if self.config.tie_word_embeddings else self.lm_head(x)
 
-    def new_cache(self, rows: int, capacity: int, first: Array | None = None) -> KVCache:
-        """An empty KV cache for `forward`, with room for `capacity` tokens in each row. first: as for `KVCache`."""
+    def new_cache(
+        self, rows: int, capacity: int, first: Array | None = None, beginning: KVCache | None = None
+    ) -> KVCache:
+        """An empty KV cache for `forward`, with room for `capacity` tokens in each row.
+
+        first, beginning: as for `KVCache`.
+        """
         config = self.config
         shape = (rows, capacity, config.num_key_value_heads, config.head_dim)
-        return KVCache(config.num_hidden_layers, shape, self.head_weight.data, first)
+        return KVCache(config.num_hidden_layers, shape, self.head_weight.data, first, beginning)
 
     def loss(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> Tensor:
         """The mean cross-entropy of predicting each label from the tokens before it.
@@ -190,7 +195,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: Any, layer: int, **settings
     """
     if (cache := context.cache) is None:
         return attention(q, k, v, packing=context.packing, **settings)
-    return attention(q, *cache.extend(layer, k.data, v.data), first=cache.first, **settings)
+    known = cache.extend(layer, k.data, v.data)
+    return attention(q, *known, first=cache.first, beginning=cache.shared(layer), **settings)
 
 
 def through_blocks(blocks: Sequence[Module], x: Tensor, context: Any, recompute: bool = False) -> Tensor:
@@ -215,11 +221,11 @@ def positions_of(input_ids: Array, cache: KVCache | None, packing: Packing | Non
     xp = array_module(input_ids)
     if packing is not None:
         return xp.concatenate([xp.arange(p.start, p.stop) for p in packing.ranges()])[None]  # (1, T)
-    start = 0 if cache is None else cache.length
+    before, start = (0, 0) if cache is None else (cache.before, cache.length)
     positions = xp.arange(start, start + input_ids.shape[1])[None]  # (1, T)
     if cache is not None and cache.first is not None:
         positions = xp.maximum(positions - cache.first[:, None], 0)  # (B, T)
-    return positions
+    return before + positions
 
 
 def rotary_angles(positions: Array, frequencies: Array, dtype: Any) -> tuple[Array, Array]:

@@ -125,6 +125,31 @@ def test_a_row_padded_on_the_left_is_the_row_alone(inputs, data):
     assert np.isfinite(y).all() and not dk[:, :pad].any() and not dv[:, :pad].any()
 
 
+@given(attention_inputs(), st.data())
+@settings(max_examples=60)
+def test_a_beginning_held_once_is_the_same_as_one_in_every_row(inputs, data):
+    (q, k, v), block = inputs
+    B, S, T = len(q), k.shape[1], q.shape[1]
+    P, window = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([None, 1, 2, 4]))
+    padding = np.array(data.draw(st.lists(st.integers(0, S - 1), min_size=B, max_size=B)))
+    k0, v0 = np.random.default_rng(3).standard_normal((2, 1, P, *k.shape[2:]))
+    settings = {"window": window, "block": block, "scale": 0.7}
+    y = attention(q, k, v, first=padding if padding.any() else None, beginning=(k0, v0), **settings).data
+    for row, pad in enumerate(padding):
+        whole = [np.concatenate((first, x[row : row + 1, pad:]), axis=1) for first, x in ((k0, k), (v0, v))]
+        new = min(T, S - pad)  # the queries that are not padding
+        alone = attention(q[row : row + 1, T - new :], *whole, **settings).data
+        np.testing.assert_allclose(y[row : row + 1, T - new :], alone, rtol=1e-12, atol=1e-12)
+    assert np.isfinite(y).all()
+
+
+def test_a_beginning_held_once_has_no_gradient_and_says_so(rng):
+    q, k = rng.standard_normal((2, 1, 1, 1, 2))
+    y = attention(Tensor(q, requires_grad=True), k, k, beginning=(k, k))
+    with pytest.raises(ValueError, match="no gradient: use no_grad"):
+        y.backward(np.ones(y.shape))
+
+
 @given(st.integers(0, 3), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 5))
 @settings(max_examples=40)
 def test_packed_sequences_are_the_sequences_alone(prefix, lengths, block):

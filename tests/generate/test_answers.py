@@ -78,6 +78,17 @@ def test_a_beginning_that_all_prompts_share_is_computed_once(shared, once, talke
     assert (3, longest - own * once) in computed
 
 
+def test_a_beginning_that_all_prompts_share_is_held_once(talker, tokenizer, monkeypatch):
+    talks = [asked("x" * 90 + question) for question in ("What is bail?", "Who pays?", "Hm", "Is it so?", "Why?")]
+    prompts = [tokenizer.encode_chat(talk, answer_next=True) for talk in talks]
+    own = max(map(len, prompts)) - same_beginning(prompts) + 6
+    rows, new_cache, whole = [], talker.new_cache, [generate(talker, tokenizer, talk, 6) for talk in talks]
+    monkeypatch.setattr(cache, "BYTES_AT_ONCE", 4 * sum(array.nbytes for array in new_cache(1, own)._arrays()))
+    monkeypatch.setattr(talker, "new_cache", lambda *a: rows.append(a[:2]) or new_cache(*a))
+    assert generate_batch(talker, tokenizer, talks, 6) == whole
+    assert max(rows)[0] == 4 and max(room for count, room in rows if count > 1) < own
+
+
 class Script:
     """Instead of a model: each conversation gets its own sequence of tokens, by the number of rows still alive."""
 

@@ -56,7 +56,8 @@ def test_some_padding_may_be_longer_than_the_shared_beginning_and_some_shorter(t
 
 
 def test_all_threads_together_keep_within_the_memory(talker, tokenizer, monkeypatch):
-    talks, rows, new_cache = [ASK] * 8, [], talker.new_cache
+    talks = [[{"role": "user", "content": letter * 60}] for letter in "abcdefgh"]
+    rows, new_cache = [], talker.new_cache
     of_one_row = sum(array.nbytes for array in new_cache(1, 128)._arrays())
     monkeypatch.setattr(scoring, "cores", lambda: 2)
     monkeypatch.setattr(talker, "new_cache", lambda count, *room: rows.append(count) or new_cache(count, *room))

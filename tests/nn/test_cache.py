@@ -1,11 +1,15 @@
 """The KV cache: rows leave it, join it, and are moved; each continues as if it were alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from smallmodels import new_model
 
 from minilora.engine.tensor import no_grad
-from minilora.nn.cache import STEP
+from minilora.nn.cache import STEP, rows_at_once
+from minilora.nn.gemma3 import Gemma3, Gemma3Config
+from minilora.nn.gpt2 import GPT2, GPT2Config
 
 TEXT = np.arange(40) * 11 % 61
 
@@ -128,3 +132,46 @@ def test_rows_double_up_to_the_most_there_will_be_and_an_empty_cache_takes_new_o
     cache.trim()
     cache.join(read(model, TEXT[3:6]), room=20)
     assert_continues(model, cache, TEXT[3:7])
+
+
+def after(model, one, *rows):
+    """A cache that holds these rows, padded on the left, after those of the cache `one`, which are held once."""
+    longest = max(map(len, rows))
+    padding = np.array([longest - len(row) for row in rows])
+    cache = model.new_cache(len(rows), longest, padding if padding.any() else None, one)
+    with no_grad():
+        model(np.array([[0] * int(n) + list(row) for n, row in zip(padding, rows, strict=True)]), cache)
+    return cache
+
+
+FAMILIES = {
+    "llama": lambda config: new_model(config),
+    "mistral": lambda config: new_model(replace(config, sliding_window=5)),
+    "gpt2": lambda config: GPT2(GPT2Config(64, 6, 2, 2, max_position_embeddings=40), np.random.default_rng(0)),
+    "gemma3": lambda config: Gemma3(Gemma3Config(64, 6, 5, 2, 2, 1, 4, 40, sliding_window=4), np.random.default_rng(0)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_after_a_beginning_held_once_are_what_they_are_alone(family, tiny_config):
+    model, beginning = FAMILIES[family](tiny_config), TEXT[:9]
+    for _, p in model.named_parameters():
+        p.data += 0.3 * np.random.default_rng(p.size).standard_normal(p.shape).astype(p.dtype)
+    rows = [TEXT[i : i + n] for i, n in enumerate((4, 8, 3, 6, 2))]
+    whole, one = [np.concatenate((beginning, row)) for row in rows], read(model, beginning, capacity=12)
+    cache = after(model, one, *(row[:-1] for row in rows[:3]))
+    assert (cache.length, cache.before, cache.capacity) == (7, 9, 7)
+    cache.reserve(3, 12)
+    assert_continues(model, cache, *whole[:3])
+    joined = after(model, one, *(row[:-1] for row in rows[:3]))
+    joined.keep([2, 0])
+    joined.join(after(model, one, *(row[:-1] for row in rows[3:])), room=STEP)
+    joined.trim()
+    assert_continues(model, joined, whole[2], whole[0], *whole[3:])
+
+
+def test_a_beginning_held_once_leaves_room_for_more_rows_at_a_time(model, monkeypatch):
+    one = read(model, TEXT[:20])
+    bytes_of = lambda cache: sum(array.nbytes for array in cache._arrays())
+    monkeypatch.setattr("minilora.nn.cache.BYTES_AT_ONCE", 3 * bytes_of(model.new_cache(1, 24)))
+    assert rows_at_once(model.new_cache(1, 24)) == 3 and rows_at_once(model.new_cache(1, 4, None, one)) == 18
