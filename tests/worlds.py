@@ -70,7 +70,7 @@ def correlations(lora, dora, full):
 def forgetting(lora, full):
     """What each has forgotten at the end, at its best rate. At other rates it is nothing, and the new loss higher."""
 
-    def path(lr, method, seed, **sizes):
+    def path(lr, seed=0, method="lora", **sizes):
         off = abs(log10(lr / {"lora": 1e-2, "full": 2.15e-3}[method]))
         forgotten, new = {"lora": lora, "full": full}[method], [4.0, 3.2, (3.0 if method == "lora" else 2.8) + off]
         old = [2.0, 9.0, 2.0 + forgotten * (off < 0.01)]
@@ -390,4 +390,38 @@ WORLDS = {
     "which-weights": (weights(3.3, 3.6, 3.0, 2.9), 10, weights(2.7, 3.9, 2.8, 3.0), -10),
     "zero-b-start": (first_zero(3.06), 2, first_zero(2.94), -2),
 }
+
+
+def followed(lora, full, low=9.0):
+    """`followed_run`'s result at the best rates of a ladder. lora, full: (test loss from 10.0, loss that is forgotten,
+    first step with the validation loss 2.0). low: the test loss of LoRA with r = 2. The other seeds' validation loss is
+    highest where that of seed 0, which must choose the rate, is lowest.
+    """
+
+    def trial(lr, seed=0, method="lora", r=8, **sizes):
+        test, forgotten, step = {"lora": lora, "full": full}[method]
+        off = abs(log10(lr / {"lora": 10**-2.5, "full": 1e-4}[method])) * (1 if seed == 0 else -1)
+        curve = [(0, 4.0), (step, 2.0), (40, 2.0 if method == "lora" else 1.0)]
+        return {
+            "validation": 5 + off, "test": (low if r == 2 else test) + abs(off), "before": {"test": 10.0},
+            "curve": curve, "new": [loss for _, loss in curve], "old": [2.0, 2.0 + forgotten / 2, 2.0 + forgotten],
+            "trained": 100,
+        }  # fmt: skip
+
+    return trial
+
+
+# the same for the forms on SmolLM2
+ON_SMOLLM2 = {
+    "forgets-less": (followed((6.0, 0.3, 20), (6.0, 0.5, 20)), 0.4, followed((6.0, 0.5, 20), (6.0, 0.3, 20)), -2 / 3),
+    "introduction-cost": (
+        followed((6.0, 0.3, 10), (6.0, 0.5, 40)), 0.5 * 10 / 40, followed((6.0, 0.3, 40), (6.0, 0.5, 10)), 2.0
+    ),
+    "introduction-quality": (
+        followed((6.1, 0.3, 20), (6.0, 0.5, 20)), 3.9 / 4, followed((8.0, 0.3, 20), (6.0, 0.5, 20)), 0.5
+    ),
+    "learns-less": (
+        followed((6.5, 0.3, 20), (6.0, 0.5, 20), low=7.0), 0.25, followed((6.0, 0.3, 20), (6.0, 0.5, 20), 5.0), -0.25
+    ),
+}  # fmt: skip
 WITHOUT_TRIALS = ("introduction-files", "introduction-memory", "introduction-speed")  # they measure by themselves

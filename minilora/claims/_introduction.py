@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..experiments.claim import Setting
+from ..experiments.followed import FULL, LORA_8, followed_on_smollm2
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import tuned
 from .planted_rank import train as train_matrix
@@ -16,8 +17,16 @@ FROZEN = "full, embedding frozen"
 def best_runs(setting: Setting, shuffled: bool = False, frozen: bool = False) -> dict[str, list[dict[str, Any]]]:
     """For each method, the run of every seed at the learning rate that is best on validation, over all seeds.
 
-    frozen: also full fine-tuning of all but the embedding, which LoRA does not train either.
+    frozen: also full fine-tuning of all but the embedding, which LoRA does not train either; not on SmolLM2.
     """
+    if setting.on_smollm2:
+        found = followed_on_smollm2(setting.attempt, setting.seeds, setting.small, {"lora": LORA_8, "full": FULL})
+    else:
+        found = _tuned_on_tiny(setting, shuffled, frozen)
+    return {name: [run | {"lr": one["lr"]} for run in one["runs"]] for name, one in found.items()}
+
+
+def _tuned_on_tiny(setting: Setting, shuffled: bool, frozen: bool) -> dict[str, Any]:
     begin = BEGIN_COMPLEX if shuffled else BEGIN
     sizes = {"steps": 8, "every": 4, "held_out": 4} if setting.small else {"steps": 96, "every": 8, "held_out": 24}
     contenders: dict[str, dict[str, Any]] = {
@@ -27,8 +36,7 @@ def best_runs(setting: Setting, shuffled: bool = False, frozen: bool = False) ->
     if frozen:
         contenders[FROZEN] = contenders["full"] | {"frozen": ["embed_tokens"]}
     walk = not setting.small
-    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, setting.seeds, per_decade=3, walk=walk)
-    return {name: [run | {"lr": one["lr"]} for run in one["runs"]] for name, one in found.items()}
+    return tuned(setting.attempt, tiny_run, contenders, setting.seeds, setting.seeds, per_decade=3, walk=walk)
 
 
 def shares(runs: dict[str, list[dict[str, Any]]]) -> list[float]:
@@ -48,6 +56,8 @@ def matrix_shares(setting: Setting, full_rank: bool) -> dict[str, Any]:
 
 def gain(setting: Setting, complex_change: bool) -> dict[str, Any]:
     """The share of full fine-tuning's gain that LoRA gains, for a change that is complex or one that is not."""
+    if setting.on_smollm2:
+        return {"measured": shares(runs := best_runs(setting)), **losses_of(runs)}
     if setting.small:
         return matrix_shares(setting, full_rank=complex_change)
     runs = best_runs(setting, shuffled=complex_change, frozen=True)

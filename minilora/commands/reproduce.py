@@ -2,6 +2,7 @@
 
 A result is kept under the claim's name, its settings and the code that decides it: a claim of which nothing has changed
 is read, not run. Sentences and bands are not part of that: the verdict always follows the band as the file has it now.
+The form of a claim on SmolLM2 is run and kept like a claim, and told next to the first form.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ class ReproduceOptions:
     seeds: Sequence[int] | None = option(None, "seeds of every claim (default: the claim's own)", metavar="N")
     jobs: int | None = option(None, "runs at a time (default: as many as there are cores)", metavar="N", least=1)
     out: str | None = option(None, "folder of page, pictures, claims.json and kept results (default: runs/claims)")
-    small: bool = option(False, "each claim in its smallest form, which takes seconds")
-    switched: bool = option(False, "with the effect of each claim switched off, and as it is: does the verdict turn?")
+    small: bool = option(False, "each claim in its smallest form, which takes seconds, and none on SmolLM2 besides")
+    switched: bool = option(
+        False, "with the effect of each claim switched off, and as it is: does the verdict turn? Not for second forms"
+    )
 
     def __post_init__(self):
         if self.seeds is not None and (not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds)):
@@ -63,7 +66,11 @@ class ReproduceOptions:
     def setting(self, claim: Claim) -> Setting:
         """How one claim is run."""
         seeds = tuple(claim.seeds if self.seeds is None else self.seeds)
-        return Setting(self.small, self.switched, seeds, self.jobs, self.folder / KEPT)
+        return Setting(self.small, self.switched, seeds, self.jobs, self.folder / KEPT, claim.base)
+
+    def forms(self, claim: Claim) -> list[Claim]:
+        """What is run of a claim. The form on SmolLM2 is run whole, with the effect as it is, or not at all."""
+        return [claim] if self.small or self.switched else claim.forms
 
     @property
     def on(self) -> ReproduceOptions:
@@ -130,10 +137,13 @@ def listing(names: Sequence[str], width: int = 80) -> str:
         if isinstance(file := _read(name), str):
             lines.append(f"{name:<{NAME}} {file}")
             continue
-        claim, minutes = file.CLAIM, minutes + file.CLAIM.minutes
-        source = shortened(claim.source, room - 1)
-        lines.append(f"{name:<{NAME}} {source:<{room}}{claim.base:<10}{claim.minutes:>4g} min")
-    return "\n".join([*lines, f"{counted(len(lines), 'claim')}, {minutes:.0f} minutes of one core in all"])
+        sources = [file.CLAIM.source, "the same on SmolLM2"]
+        for claim, source, shown in zip(file.CLAIM.forms, sources, (name, ""), strict=False):
+            minutes += claim.minutes
+            source = shortened(source, room - 1)
+            lines.append(f"{shown:<{NAME}} {source:<{room}}{claim.base:<10}{claim.minutes:>4g} min")
+    count = counted(len(names), "claim")
+    return "\n".join([*lines, f"{count}, {minutes:.0f} minutes of one core in all, less where claims share runs"])
 
 
 # -- the runs ----------------------------------------------------------------------------------------------------------
@@ -152,12 +162,7 @@ def reproduce(names: Sequence[str] = (), options: ReproduceOptions | None = None
     except OSError as error:
         raise unwritable(options.folder, error) from error
     files = {name: _read(name) for name in claim_names()}
-    forms = [options, options.on] if options.switched else [options]
-    ahead = {
-        name: 60 * files[name].CLAIM.minutes * sum(_kept(name, files[name], form) is None for form in forms)
-        for name in asked
-        if not isinstance(files[name], str)
-    }
+    ahead = {name: 60 * _minutes(name, files[name], options) for name in asked if not isinstance(files[name], str)}
     if seconds := sum(ahead.values()):
         count = counted(sum(map(bool, ahead.values())), "claim")
         log.info("%s to run, about %s of one core", count, duration(seconds))
@@ -171,12 +176,12 @@ def reproduce(names: Sequence[str] = (), options: ReproduceOptions | None = None
         log.info("\nwhat is done is kept in %s: the same command continues from there", options.folder)
         raise
     for name in files.keys() - found.keys():
-        if not isinstance(files[name], str) and all(_kept(name, files[name], form) for form in forms):
+        if not isinstance(files[name], str) and not _minutes(name, files[name], options):
             found[name] = _found(name, files[name], options)
     result = {
         **here_and_now(),
         "options": asdict(options) | {"out": str(options.folder)},
-        "seconds": sum(one["seconds"] for one in found.values()),
+        "seconds": sum(form["seconds"] for one in found.values() for form in _forms(one)),
         "claims": {name: found[name] for name in sorted(found)},
     }
     write_json(options.folder / CLAIMS_FILE, result)
@@ -185,7 +190,12 @@ def reproduce(names: Sequence[str] = (), options: ReproduceOptions | None = None
 
 def failures(result: Mapping[str, Any]) -> list[str]:
     """The names of the claims that could not be run."""
-    return [name for name, one in result["claims"].items() if "failed" in one]
+    return [name for name, one in result["claims"].items() if any("failed" in form for form in _forms(one))]
+
+
+def _forms(found: Found) -> list[Found]:
+    """What was found of a claim, and of its form on SmolLM2."""
+    return [found, found["on_smollm2"]] if "on_smollm2" in found else [found]
 
 
 def _read(name: str) -> Any:
@@ -197,35 +207,40 @@ def _read(name: str) -> Any:
 
 
 def _found(name: str, file: Any, options: ReproduceOptions) -> Found:
-    """A claim's words and result, and the verdict that its band gives; switched off, whether it turned as well."""
+    """What was found of a claim; of its form on SmolLM2, where that is run, the same as "on_smollm2"."""
     if isinstance(file, str):
         return {"failed": file, "seconds": 0.0}
-    claim: Claim = file.CLAIM
+    found, *second = [_judged(name, file, claim, options) for claim in options.forms(file.CLAIM)]
+    return found | ({"on_smollm2": second[0]} if second else {})
+
+
+def _judged(name: str, file: Any, claim: Claim, options: ReproduceOptions) -> Found:
+    """A form's words and result, and the verdict that its band gives; switched off, whether it turned as well."""
     words = ("source", "where", "says", "here", "switch", "base", "second_hand")
     found, start = {word: getattr(claim, word) for word in words}, time.perf_counter()
     try:
-        found |= (record := _record(name, file, options))
+        found |= (record := _record(name, file, claim, options))
         band, interval = claim.band_of(options.small), Interval.of(record["numbers"]["measured"])
         verdict = band.verdict(interval)
         found |= {"power": claim.effect.told(claim.band, len(claim.seeds)) if claim.effect else ""}
         found |= {"band": {"quantity": band.quantity, "text": str(band)}, "interval": asdict(interval)}
         found |= {"verdict": str(verdict), "explained": "" if options.switched else claim.explained.get(verdict, "")}
         if options.switched:
-            on = claim.verdict(_record(name, file, options.on)["numbers"], options.small)
+            on = claim.verdict(_record(name, file, claim, options.on)["numbers"], options.small)
             found |= {"on": str(on), "turned": on != verdict}
     except Exception as error:
         return found | {"failed": reason(error), "seconds": time.perf_counter() - start}
     return found
 
 
-def _record(name: str, file: Any, options: ReproduceOptions) -> Found:
-    """What is kept of this claim, or what it finds now, which is then kept: numbers, seeds, seconds, machine."""
-    if (record := _kept(name, file, options)) is None:
-        start, setting = time.perf_counter(), options.setting(file.CLAIM)
+def _record(name: str, file: Any, claim: Claim, options: ReproduceOptions) -> Found:
+    """What is kept of this form, or what it finds now, which is then kept: numbers, seeds, seconds, machine."""
+    if (record := _kept(name, file, claim, options)) is None:
+        start, setting = time.perf_counter(), options.setting(claim)
         numbers = as_json(file.run(setting))
         Interval.of(numbers["measured"])
         record = keep(
-            *_place(name, file, options),
+            *_place(name, file, claim, options),
             numbers,
             seeds=setting.seeds,
             seconds=time.perf_counter() - start,
@@ -234,15 +249,23 @@ def _record(name: str, file: Any, options: ReproduceOptions) -> Found:
     return {"numbers": record["result"]} | {k: v for k, v in record.items() if k not in ("decides", "result")}
 
 
-def _kept(name: str, file: ClaimFile, options: ReproduceOptions) -> Found | None:
-    return recall(*_place(name, file, options))
+def _minutes(name: str, file: ClaimFile, options: ReproduceOptions) -> float:
+    """How long those forms of a claim take that are not kept."""
+    ways = [options, options.on] if options.switched else [options]
+    forms = [(claim, way) for claim in options.forms(file.CLAIM) for way in ways]
+    return sum(claim.minutes for claim, way in forms if _kept(name, file, claim, way) is None)
 
 
-def _place(name: str, file: ClaimFile, options: ReproduceOptions) -> tuple[Path, dict[str, Any]]:
-    """Where the numbers of a claim are kept, and all that decides them."""
+def _kept(name: str, file: ClaimFile, claim: Claim, options: ReproduceOptions) -> Found | None:
+    return recall(*_place(name, file, claim, options))
+
+
+def _place(name: str, file: ClaimFile, claim: Claim, options: ReproduceOptions) -> tuple[Path, dict[str, Any]]:
+    """Where the numbers of a form are kept, and all that decides them."""
     code = code_sha256(Path(str(file.__file__)))  # type: ignore[attr-defined]
-    setting = options.setting(file.CLAIM)
+    setting = options.setting(claim)
     decides = {"small": setting.small, "switched": setting.switched, "seeds": list(setting.seeds), "code": code}
+    decides |= {"base": setting.base}
     return path_of(options.folder / KEPT, name, decides), decides
 
 
@@ -261,14 +284,15 @@ def write_page(result: Mapping[str, Any], folder: Path, replace_page: bool = Tru
     pictures = folder / PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
     drawn = {}
-    for name, found in result["claims"].items():
-        if "failed" in found:
-            continue
-        try:
-            draw = partial(read_claim(name).picture, found["numbers"])
-            drawn[name] = save_themes(draw, pictures / f"{name}.png")[0].stem
-        except Exception as error:
-            found["no_picture"] = f"{type(error).__name__}: {error}"
+    for name, one in result["claims"].items():
+        for stem, found in zip((name, f"{name}-smollm2"), _forms(one), strict=False):
+            if "failed" in found:
+                continue
+            try:
+                draw = partial(read_claim(name).picture, found["numbers"])
+                drawn[stem] = save_themes(draw, pictures / f"{stem}.png")[0].stem
+            except Exception as error:
+                found["no_picture"] = f"{type(error).__name__}: {error}"
     path = folder / PAGE_FILE
     text = page(result, drawn)
     with replacing(path) as unfinished:
@@ -279,34 +303,52 @@ def write_page(result: Mapping[str, Any], folder: Path, replace_page: bool = Tru
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """The verdicts for a terminal, one claim on a line."""
+    """The verdicts for a terminal, one form of a claim on a line."""
     lines = []
-    for name, found in result["claims"].items():
-        if "failed" in found:
-            lines.append(f"{name:<{NAME}} failed: {found['failed']}")
-        else:
-            turned = f"  {_turned(found)}" if "turned" in found else ""
-            lines.append(f"{name:<{NAME}} {found['verdict']:<17} {_interval(found)}{turned}")
+    for name, one in result["claims"].items():
+        for shown, found in zip((name, "  on SmolLM2"), _forms(one), strict=False):
+            if "failed" in found:
+                lines.append(f"{shown:<{NAME}} failed: {found['failed']}")
+            else:
+                turned = f"  {_turned(found)}" if "turned" in found else ""
+                lines.append(f"{shown:<{NAME}} {found['verdict']:<17} {_interval(found)}{turned}")
     return "\n".join(lines)
 
 
 def page(result: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
     """The page as Markdown. drawn: the stem of each claim's picture."""
     claims = list(result["claims"].values())
-    rows = [f"**{found['verdict']}**" if "verdict" in found else "" for found in claims]
+    rows = [f" {_verdict(found, '**')} | {_on_smollm2(found)}" for found in claims]
+    forms = [form for found in claims for form in _forms(found)]
     return template(TEMPLATES / "claims.md.jinja").render(
         result,
         circumstances=circumstances(dict(result)),
-        days=sorted({found["created"][:10] for found in claims if "created" in found}),
+        days=sorted({found["created"][:10] for found in forms if "created" in found}),
         drawn=drawn,
         interval=_interval,
         numbers=_numbers,
+        on_smollm2=_on_smollm2,
         pictures=PICTURES,
-        rows=_rows,
+        table=_table,
         turned=sum(found.get("turned", False) for found in claims),
         turning=_turned,
+        verdict=_verdict,
         verdicts=counts(rows, Verdict),
     )
+
+
+def _verdict(found: Mapping[str, Any], mark: str) -> str:
+    """The verdict between marks of Markdown, by which `counts` tells the two forms apart; or why there is none."""
+    if "failed" in found:
+        return f"{'failed' if mark == '**' else '*failed*'}: {found['failed']}"
+    return f"{mark}{found['verdict']}{mark}"
+
+
+def _on_smollm2(found: Mapping[str, Any]) -> str:
+    """What the table says of a claim's form on SmolLM2; nothing where it has none, or where it is left out."""
+    if (form := found.get("on_smollm2")) is None:
+        return ""
+    return f"{'' if 'failed' in form else _interval(form)} {_verdict(form, '*')}".lstrip()
 
 
 def _turned(found: Mapping[str, Any]) -> str:
@@ -316,14 +358,25 @@ def _turned(found: Mapping[str, Any]) -> str:
     return "(did not turn, though it must: this experiment does not show the effect)"
 
 
-def _rows(numbers: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """Numbers, and short lists of them, a row each; what is nested, one level deep."""
+def _table(found: Found) -> Iterator[str]:
+    """Numbers, and short lists of them, a row each, under the table's head; both forms of a claim side by side."""
+    forms = [form for form in _forms(found) if "numbers" in form]
+    columns = [dict(_rows(form["numbers"])) for form in forms]
+    heads = [form["base"] for form in forms] if "on_smollm2" in found else ["value"]
+    if names := dict.fromkeys(name for column in columns for name in column):
+        yield f"| number | {' | '.join(heads)} |\n|{'---|' * (1 + len(heads))}"
+    for name in names:
+        yield f"| {name} | {' | '.join(column.get(name, '') for column in columns)} |"
+
+
+def _rows(numbers: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values; what is nested, one level deep."""
     for key, value in numbers.items():
         name = f"{before}{key}".replace("_", " ")
         if isinstance(value, dict) and not before:
             yield from _rows(value, f"{key}: ")
         elif key != "measured" and (text := _numbers(value)):
-            yield f"| {name} | {text} |"
+            yield name, text
 
 
 def _numbers(value: Any) -> str:

@@ -143,6 +143,7 @@ class Setting:
     seeds: one measured number for each.
     jobs: trials at a time; as many as there are cores if None.
     folder: where results are kept; nowhere if None.
+    base: that of the form, for a claim that also has one on SmolLM2, which is never switched.
     """
 
     small: bool = False
@@ -150,6 +151,12 @@ class Setting:
     seeds: tuple[int, ...] = (0, 1, 2)
     jobs: int | None = None
     folder: Path | None = None
+    base: str = "tiny"
+
+    @property
+    def on_smollm2(self) -> bool:
+        """Whether a claim on the tiny base is to run its second form."""
+        return self.base == "smollm2"
 
     @property
     def updates(self) -> str | None:
@@ -175,6 +182,20 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class OnSmolLM2:
+    """The second form of a claim on the tiny base: what is different on SmolLM2. The fields are those of `Claim`.
+
+    minutes: of one core, for this claim alone. Claims that share runs find those of the first.
+    band: that of the claim if None; fixed before the run as well.
+    """
+
+    here: str
+    minutes: float
+    band: Band | None = None
+    explained: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Claim:
     """What a paper says, and how it is tried here.
 
@@ -189,6 +210,8 @@ class Claim:
     explained: by verdict, a paragraph: the reason for what is not reproduced, a caveat for what is.
     effect: what the band has to tell apart. The page shows how often the band would pass with it and without it.
     one_rate: why contenders share a learning rate, where they do. Otherwise `tuned` finds each one's best.
+    on_smollm2: a second form, for a statement about pretrained models that runs on the tiny base. Each form has its own
+        verdict.
     """
 
     source: str
@@ -205,6 +228,16 @@ class Claim:
     small_band: Band | None = None
     effect: Effect | None = None
     one_rate: str = ""
+    on_smollm2: OnSmolLM2 | None = None
+
+    @property
+    def forms(self) -> list[Claim]:
+        """This claim, and its form on SmolLM2 as a claim of the same kind, where it has one."""
+        if (other := self.on_smollm2) is None:
+            return [self]
+        band, explained = other.band or self.band, other.explained
+        own = replace(self, base="smollm2", here=other.here, minutes=other.minutes, band=band, explained=explained)
+        return [self, replace(own, effect=None, on_smollm2=None)]
 
     def verdict(self, numbers: Mapping[str, Any], small: bool = False) -> Verdict:
         """What these numbers of `run` say about the claim."""

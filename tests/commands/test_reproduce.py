@@ -85,6 +85,13 @@ def rewritten(shelf, name, old, new):
         cache.unlink()
 
 
+# the same with a form on SmolLM2, where the factor is the negative of that on matrices
+BOTH = GOOD.replace("Band, Claim", "Band, Claim, OnSmolLM2").replace(
+    'explained=', 'on_smollm2=OnSmolLM2(here="Larger.", minutes=2, explained={"contradicted": "By size."}), explained='
+).replace("def double(seed, half):", "def double(seed, half, sign=1):").replace(
+    "    return (0.5", "    return sign * (0.5").replace(
+    "half=setting.switched)", "half=setting.switched, sign=-1 if setting.on_smollm2 else 1)"
+)  # fmt: skip
 SERIAL = ReproduceOptions(jobs=1)
 
 
@@ -263,6 +270,114 @@ def test_a_claim_that_is_run_anew_goes_into_a_page_and_all_others_stay(shelf, tm
     assert status("reproduce", "good", "--small", "--into", str(folder)) == 2
 
 
+@pytest.fixture
+def both(shelf):
+    """`good` has a form on SmolLM2 as well, and `also-good` has none."""
+    (shelf / "good.py").write_text(BOTH, encoding="utf-8")
+
+
+def test_both_forms_are_run_and_kept_and_each_has_its_own_verdict(shelf, both, tmp_path, caplog):
+    with caplog.at_level("INFO", "minilora"):
+        first = run([], SERIAL)
+    assert caplog.messages[0] == "2 claims to run, about 2.2 minutes of one core"
+    assert "on_smollm2" not in first["claims"]["also-good"] and runs(tmp_path) == 3
+    found = first["claims"]["good"]
+    form = found["on_smollm2"]
+    assert (found["base"], found["here"], found["verdict"], found["explained"]) == (
+        "matrices", "Multiplied.", "reproduced", "")  # fmt: skip
+    assert (form["base"], form["here"], form["verdict"], form["explained"]) == (
+        "smollm2", "Larger.", "contradicted", "By size.")  # fmt: skip
+    assert found["numbers"]["measured"] == [2.0, 2.01, 2.02] and form["numbers"]["measured"][0] == -2.0
+    assert first["seconds"] == pytest.approx(sum(one["seconds"] for one in (found, form, first["claims"]["also-good"])))
+    caplog.clear()
+    assert run(["good"], SERIAL)["claims"] == first["claims"] and runs(tmp_path) == 3 and caplog.messages == []
+    rewritten(shelf, "good", "minutes=2,", 'minutes=2, band=Band("factor", high=0, against_above=1),')
+    found = run(["good"], SERIAL)["claims"]["good"]
+    assert (found["verdict"], found["on_smollm2"]["verdict"]) == ("reproduced", "reproduced") and runs(tmp_path) == 3
+    rewritten(
+        shelf, "good", 'band=Band("factor", low=1.5, against_below=1)', 'band=Band("factor", low=9, against_below=8)'
+    )
+    found = run(["good"], SERIAL)["claims"]["good"]
+    assert (found["verdict"], found["on_smollm2"]["verdict"]) == ("contradicted", "reproduced")
+
+
+def test_a_form_that_fails_leaves_the_other_and_is_run_again(shelf, both, tmp_path, capsys, quick_pictures):
+    rewritten(shelf, "good", "    return sign", "    assert sign > 0, 'no such base'\n    return sign")
+    assert status("reproduce", "good", "--jobs=1", "--seeds", "0") == 1
+    out, err = capsys.readouterr()
+    first, second, *_ = out.splitlines()
+    assert first.split() == ["good", "reproduced", "2"] and second.startswith("  on SmolLM2 ")
+    assert second.endswith("failed: double(seed=0, half=False, sign=-1): AssertionError: no such base")
+    assert err.splitlines()[-1].endswith("1 of 1 claim could not be run: good")
+    text = (tmp_path / "runs/claims/README.md").read_text("utf-8")
+    assert "1 claim: 1 reproduced, 0 not at this size, 0 contradicted; on SmolLM2 1 of them: " in text
+    assert "0 contradicted, 1 failed." in text and "**On SmolLM2**: Larger. **Failed**: double(" in text
+    assert rows_of(text)["good"].endswith("| **reproduced** | *failed*: double(seed=0, half=False, sign=-1):"
+                                          " AssertionError: no such base |")  # fmt: skip
+    assert "good" not in run(["also-good"], ReproduceOptions(jobs=1, seeds=[0]))["claims"], "half of it is not kept"
+    rewritten(shelf, "good", "    assert sign > 0, 'no such base'\n", "")
+    assert not failures(run(["good"], ReproduceOptions(jobs=1, seeds=[0])))
+    rewritten(shelf, "good", "    return sign", "    assert sign < 0, 'no'\n    return sign")
+    result = run(["good"], ReproduceOptions(jobs=1, seeds=[0]))
+    text = page(result, {})
+    assert failures(result) == ["good"] and rows_of(text)["good"].endswith("| -2 *contradicted* |")
+    assert "2 claims: 1 reproduced, 0 not at this size, 0 contradicted, 1 failed; on SmolLM2 1 of them: 0" in text
+    assert "| number | smollm2 |" in text
+
+
+@pytest.mark.parametrize("how", [{"small": True}, {"switched": True}])
+def test_the_smallest_form_and_a_switched_one_are_of_the_first_form_alone(shelf, both, tmp_path, how):
+    result = run(["good"], ReproduceOptions(jobs=1, seeds=[0], **how))
+    assert "on_smollm2" not in result["claims"]["good"] and runs(tmp_path) == 1 + how.get("switched", False)
+    text = page(result, {})
+    assert rows_of(text)["good"].endswith("** |  |") and "**On SmolLM2**" not in text
+
+
+def test_the_page_has_both_forms_side_by_side(shelf, both, tmp_path, quick_pictures):
+    rewritten(shelf, "good", '"more": {', '"only": setting.base, "more": {')
+    rewritten(shelf, "good", 'return {"measured": factors, "only"', 'return {"measured": factors, f"on {setting.base}"')
+    text = write_page(run([], SERIAL), tmp_path / "runs/claims").read_text("utf-8")
+    section = sections_of(text)["good"]
+    assert (
+        "2 claims: 2 reproduced, 0 not at this size, 0 contradicted; on SmolLM2 1 of them: 0 reproduced, 0 not at"
+        in text
+    )
+    assert rows_of(text)["good"].endswith(
+        "2.01 [1.985, 2.035] | **reproduced** | -1.99 [-2.015, -1.965] *contradicted* |"
+    )
+    assert rows_of(text)["also-good"].endswith("| **reproduced** |  |")
+    assert "**On SmolLM2**: Larger. Measured on 20" in section and "SmolLM2" not in sections_of(text)["also-good"]
+    assert "seeds 0, 1, 2: -2, -1.99, -1.98; mean -1.99 [-2.015, -1.965]; **contradicted**\n\nBy size.\n" in section
+    lines = ["| number | matrices | smollm2 |", "|---|---|---|", "| on matrices | matrices |  |",
+             "| more: largest | 2.02 | -1.98 |", "| on smollm2 |  | smollm2 |"]  # fmt: skip
+    assert "\n".join(lines) in section and "| number | value |" in sections_of(text)["also-good"]
+    assert section.count("<picture>") == 2 and 'alt="good on SmolLM2: factor, -1.99 [' in section
+    drawn = {path.name for path in (tmp_path / "runs/claims/pictures").iterdir()}
+    assert {"good.png", "good-dark.png", "good-smollm2.png", "good-smollm2-dark.png"} < drawn and len(drawn) == 6
+    assert "\n\n\n" not in text.partition("\n## ")[2].replace("\n\n\n## ", "")
+    other = write_page(run([], SERIAL), tmp_path / "page").read_text("utf-8")
+    assert text == other
+
+
+def test_a_form_on_smollm2_goes_into_a_page_that_had_no_such_column(shelf, tmp_path, quick_pictures):
+    (shelf / "good.py").write_text(GOOD.replace('"Euclid"', '"Euclid | others"'), encoding="utf-8")
+    folder = write_page(run([], SERIAL), tmp_path / "page").parent
+    now = (folder / "README.md").read_text("utf-8")
+    old = now.replace(" on SmolLM2 |", "").replace("|---|---|---|---|---|---|---|", "|---|---|---|---|---|---|")
+    old = old.replace("**reproduced** |  |", "**reproduced** |").replace("its own verdict in the last column", "none")
+    assert old.partition("\n## ")[0].count("|---") == 6 and "SmolLM2, with none" in old
+    (folder / "README.md").write_text(old, encoding="utf-8")
+    rewritten(shelf, "also_good", GOOD, BOTH)
+    assert status("reproduce", "also-good", "--jobs=1", "--into", str(folder)) == 0
+    text = (folder / "README.md").read_text("utf-8")
+    whole = write_page(run([], SERIAL), tmp_path / "whole").read_text("utf-8")
+    assert text.partition("\n\n| claim")[2] == whole.partition("\n\n| claim")[2]
+    assert "its own verdict in the last column" in text and text.count("# What papers say") == 1
+    assert "2 claims: 2 reproduced, 0 not at this size, 0 contradicted; on SmolLM2 1 of them: 0 reproduced" in text
+    assert status("reproduce", "good", "--jobs=1", "--into", str(folder)) == 0
+    assert rows_of((folder / "README.md").read_text("utf-8"))["also-good"] == rows_of(text)["also-good"]
+
+
 def test_a_new_claim_has_a_file_with_blanks_that_runs_as_it_is(shelf, monkeypatch, capsys):
     assert status("reproduce", "--new", "my-claim") == 0
     out = capsys.readouterr().out
@@ -324,6 +439,10 @@ def test_the_list_names_all_with_their_minutes(capsys):
     assert status("reproduce", "--list", "planted-rank") == 0
     line, total = capsys.readouterr().out.splitlines()
     assert line.startswith("planted-rank ") and total.startswith("1 claim, ")
+    assert status("reproduce", "--list", "planted-rank", "learns-less") == 0
+    *_, second, total = capsys.readouterr().out.splitlines()
+    assert second.split() == ["the", "same", "on", "SmolLM2", "smollm2", "95", "min"]
+    assert total.startswith("2 claims, 97 minutes of one core in all, less where claims share runs")
     assert status("reproduce", "--list", "--json") == 2
     assert "--list prints text: leave out --json" in capsys.readouterr().err
 

@@ -33,6 +33,10 @@ def test_a_claim_says_all_there_is_to_say_on_a_page(name):
     assert claim.base in BASES and claim.minutes > 0 and claim.seeds and claim.band.quantity
     assert set(claim.explained) <= set(Verdict)
     assert "against it" in str(claim.band), "nothing could speak against it"
+    assert claim.on_smollm2 is None or claim.base == "tiny"
+    for form in claim.forms[1:]:
+        assert form.here.strip() and form.minutes > 0 and set(form.explained) <= set(Verdict)
+        assert "against it" in str(form.band)
     assert len((FOLDER / f"{name.replace('-', '_')}.py").read_text("utf-8").splitlines()) <= LINES
 
 
@@ -66,6 +70,20 @@ def test_the_page_states_the_band_and_the_sentences_of_the_file(name):
     assert not claim.effect or claim.effect.told(claim.band, len(claim.seeds)) in section
 
 
+def test_the_page_has_the_forms_on_smollm2_of_all_claims_that_have_one():
+    sections = sections_of((FOLDER / "README.md").read_text("utf-8"))
+    shown = [name for name in NAMES if "**On SmolLM2**: " in sections[name]]
+    for name in shown:
+        form = read_claim(name).CLAIM.forms[1]
+        told = sections[name].partition("**On SmolLM2**: ")[2]
+        assert told.startswith(form.here) and f"seeds {', '.join(map(str, form.seeds))}: " in told
+        verdict = told.split("**")[1]
+        assert verdict in set(Verdict) and form.explained.get(verdict, "") in told
+        assert (FOLDER / f"pictures/{name}-smollm2.png").is_file()
+        assert f"*{verdict}* |" in rows_of((FOLDER / "README.md").read_text("utf-8"))[name]
+    assert not shown or shown == [name for name in NAMES if read_claim(name).CLAIM.on_smollm2]
+
+
 @each_claim
 def test_a_band_has_the_power_to_tell_the_papers_effect_from_none_or_says_that_it_has_not(name):
     claim = read_claim(name).CLAIM
@@ -75,7 +93,17 @@ def test_a_band_has_the_power_to_tell_the_papers_effect_from_none_or_says_that_i
         assert reached != bool(effect.short), f"{none:.1%} without the effect, {paper:.1%} with it: {effect.short!r}"
 
 
-TRAIN = ("tiny_run", "fit", "AdamW", "SGD", "train_update", "shared_run", "cut_update", "train_matrix")  # what trains
+TRAIN = (
+    "tiny_run",
+    "followed_run",
+    "fit",
+    "AdamW",
+    "SGD",
+    "train_update",
+    "shared_run",
+    "cut_update",
+    "train_matrix",
+)  # what trains
 
 
 @each_claim
@@ -109,6 +137,16 @@ def test_its_smallest_form_has_a_verdict_and_a_picture(name, tmp_path):
     claim, numbers = read_claim(name), first(name)
     assert len(numbers["measured"]) == len(claim.CLAIM.seeds)
     assert claim.CLAIM.verdict(numbers, small=True) in Verdict
+    for file in save_themes(lambda: claim.picture(numbers), tmp_path / "picture.png"):
+        assert file.stat().st_size > 5000
+
+
+@pytest.mark.claims
+@pytest.mark.parametrize("name", [name for name in NAMES if read_claim(name).CLAIM.on_smollm2])
+def test_the_smallest_form_of_that_on_smollm2_has_a_verdict_and_a_picture(name, tmp_path):
+    claim = read_claim(name)
+    numbers = json.loads(json.dumps(claim.run(Setting(small=True, seeds=(0,), base="smollm2")), allow_nan=False))
+    assert len(numbers["measured"]) == 1 and claim.CLAIM.forms[1].verdict(numbers) in Verdict
     for file in save_themes(lambda: claim.picture(numbers), tmp_path / "picture.png"):
         assert file.stat().st_size > 5000
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from worlds import SEEDS, WITHOUT_TRIALS, WORLDS, early, factors, first_zero, learned
+from worlds import ON_SMOLLM2, SEEDS, WITHOUT_TRIALS, WORLDS, early, factors, first_zero, learned
 
 from minilora.claims import introduction_cost, introduction_memory, introduction_speed
 from minilora.experiments.claim import Setting, Verdict, claim_names, read_claim
@@ -44,6 +44,7 @@ def measured(name, world, **setting):
 
 def test_every_claim_has_its_worlds():
     assert sorted([*WORLDS, *WITHOUT_TRIALS]) == claim_names()
+    assert sorted(ON_SMOLLM2) == [name for name in claim_names() if read_claim(name).CLAIM.on_smollm2]
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -55,6 +56,27 @@ def test_the_measure_is_that_of_the_world_and_the_verdict_follows_it(name):
         assert found["measured"] == pytest.approx(by_hand, abs=2e-2 * np.max(np.abs(by_hand)))
         if (name, world) != ("variants-within-two-percent", right):  # where rsLoRA is 3 % worse
             assert read_claim(name).CLAIM.verdict(found) == verdict
+
+
+@pytest.mark.parametrize("name", ON_SMOLLM2)
+def test_the_form_on_smollm2_measures_the_same_and_its_verdict_follows_its_own_world(name):
+    right, expected, wrong, otherwise = ON_SMOLLM2[name]
+    tiny = measured(name, WORLDS[name][0])[0]
+    for world, by_hand, verdict in ((right, expected, Verdict.REPRODUCED), (wrong, otherwise, Verdict.CONTRADICTED)):
+        found = measured(name, world, base="smollm2")[0]
+        assert found["measured"] == pytest.approx([by_hand] * len(SEEDS), rel=2e-2)
+        assert read_claim(name).CLAIM.forms[1].verdict(found) == verdict
+        assert found.keys() == {key for key in tiny if "frozen" not in key}
+
+
+def test_the_forms_on_smollm2_share_their_runs():
+    world = ON_SMOLLM2["learns-less"][0]
+    asked = {name: set(measured(name, world, base="smollm2")[1].asked) for name in ON_SMOLLM2}
+    every = asked.pop("learns-less")
+    assert len(every) == 5 + 5 + 6, "three rates for seed 0, four of full fine-tuning, and two more seeds at the best"
+    for name, own in asked.items():
+        assert own == {run for run in every if '"r": 2' not in run}, name
+    assert all("followed_run" in run and "tiny" not in run for run in every)
 
 
 @pytest.mark.parametrize("name", WORLDS)
