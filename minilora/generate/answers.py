@@ -8,8 +8,9 @@ from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import rows_at_once
 from ..nn.language_model import LanguageModel
 from ..progress import progress
+from .prefix_cache import same_beginning
 from .schema import Guide
-from .streams import Answer, Streams, same_beginning
+from .streams import Answer, Streams
 
 SHARED = 16
 

@@ -16,6 +16,7 @@ from ..nn.language_model import LanguageModel
 from ..progress import log
 from .fields import guide_of, task_of_adapters
 from .labels import ranked_labels
+from .prefix_cache import PrefixCache
 from .schema import Guide
 from .streams import Streams, check_settings
 
@@ -125,7 +126,7 @@ class Talk:
         self.schema = schema
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
         self.limit = model.config.max_position_embeddings
-        self.asked = 0
+        self.asked, self.known = 0, PrefixCache()
         self.choose(None)
         self.clear()
 
@@ -135,6 +136,7 @@ class Talk:
             choice = {name: float(factor) for name, factor in choice.items()}
         set_adapter(self.model, choice)
         self.choice = choice
+        self.known.forget()  # what others computed
 
     def clear(self) -> None:
         """Forget everything that was said."""
@@ -164,7 +166,7 @@ class Talk:
             self.turns.append(Turn(question, label, name_of(self.choice)))
             return True
         start = self._start_that_fits(question, self.choice)
-        streams = Streams(self.model, self.tokenizer, slots=1, mixed=False)
+        streams = Streams(self.model, self.tokenizer, slots=1, mixed=False, known=self.known)
         messages, guide = self._messages(start, question, self.choice), self._guide(question, self.choice)
         answer = streams.add(messages, **self._settings(), guide=guide)
         if start > self.seen_from and not self.told:

@@ -29,7 +29,7 @@ from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import KVCache, rows_at_once
 from ..nn.language_model import LanguageModel
 from ..progress import progress
-from .streams import same_beginning
+from .prefix_cache import same_beginning
 
 RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one
 

@@ -22,6 +22,7 @@ from ..lora.mixed import mixed_batch
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import STEP, KVCache
 from ..nn.language_model import LanguageModel
+from .prefix_cache import PrefixCache
 from .schema import Guide
 
 UNFINISHED = "\ufffd"  # what an incomplete character is decoded to
@@ -136,6 +137,8 @@ class Streams:
 
     mixed: False computes every answer with the adapters that are active or merged on the model; `add` takes none then.
     prefix: tokens with which every prompt begins, computed and held once: for adapters that are active or merged.
+    known: keeps what was computed, so that a prompt which continues an earlier one is computed from there. Without
+        `mixed` it must be that of these active adapters alone.
     """
 
     def __init__(
@@ -145,10 +148,12 @@ class Streams:
         slots: int = 16,
         mixed: bool = True,
         prefix: Sequence[int] = (),
+        known: PrefixCache | None = None,
     ):
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
         self.model, self.tokenizer, self.slots, self.mixed = model, tokenizer, slots, mixed
+        self.known = PrefixCache(0) if known is None else known
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []  # in the order of the cache's rows
         self.cache: KVCache | None = None
@@ -251,20 +256,24 @@ class Streams:
         chosen: list[Answer] = []
         longest = 0
         while self.waiting and len(self.running) + len(chosen) < self.slots:
-            longest = max(longest, len(self.waiting[0].prompt) - self.before)
+            known, _ = self.known.longest(self.waiting[0].adapter, self.waiting[0].prompt)
+            longest = max(longest, len(self.waiting[0].prompt) - max(self.before, known))
             if chosen and longest * (len(chosen) + 1) > PREFILL:
                 break
             chosen.append(self.waiting.popleft())
         return chosen
 
     def _begin_to_read(self, joining: list[Answer]) -> Reading:
-        """The prompts of answers, padded on the left to one length, with an empty cache."""
+        """The prompts of answers, padded on the left to one length, and a cache with what is known of all of them."""
         prompts = [answer.prompt[self.before :] for answer in joining]
         longest = max(map(len, prompts))
         padding = np.array([longest - len(prompt) for prompt in prompts])
         tokens = [[self.tokenizer.pad_id] * int(n) + prompt for n, prompt in zip(padding, prompts, strict=True)]
         capacity = longest if self.running else max(answer.room for answer in joining) - self.before
         cache = self.model.new_cache(len(joining), capacity, padding if padding.any() else None, self.prefix)
+        known = [self.known.longest(answer.adapter, answer.prompt) for answer in joining]
+        unknown = max(len(prompt) - count for prompt, (count, _) in zip(prompts, known, strict=True))
+        cache.begin(longest - unknown, [row for _, row in known])
         return Reading(joining, np.array(tokens), cache)
 
     def _read(self, reading: Reading) -> None:
@@ -321,6 +330,9 @@ class Streams:
         alive = [row for row, answer in enumerate(self.running) if not answer.finished]
         if len(alive) == len(self.running):
             return
+        for row, answer in enumerate(self.running):
+            if answer.finished and self.cache is not None and self.known.most_bytes:
+                self.known.keep(answer.adapter, answer.prompt + answer.ids, self.cache.row(row))
         count = len(alive)
         movable = [row for row in alive if row >= count]
         rows = [row if not self.running[row].finished else movable.pop() for row in range(count)]
@@ -355,8 +367,3 @@ def _begun(text: str, stops: Sequence[str]) -> int:
     (2, 0)
     """
     return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-
-
-def same_beginning(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
-    return next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), min(map(len, rows)))

@@ -14,7 +14,7 @@ BYTES_AT_ONCE = 2**28  # of the cache of a batch whose size we choose, at most
 
 def rows_at_once(row: KVCache) -> int:
     """How many rows such as this one, of a batch whose size we choose, are computed at a time."""
-    return max(1, BYTES_AT_ONCE // sum(array.nbytes for array in row._arrays()))
+    return max(1, BYTES_AT_ONCE // row.nbytes)
 
 
 class KVCache:
@@ -50,6 +50,11 @@ class KVCache:
     def capacity(self) -> int:
         """How many tokens a row has room for."""
         return self.keys[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all keys and values, those of `beginning` apart."""
+        return sum(array.nbytes for array in self._arrays())
 
     @property
     def before(self) -> int:
@@ -89,6 +94,25 @@ class KVCache:
                 array[: len(alive), : self.length] = array[alive, : self.length]
         self.first = None if self.first is None else self.first[xp.asarray(alive, dtype=int)]
         self.batch = len(alive)
+
+    def row(self, i: int) -> KVCache:
+        """A copy of one row, without its padding."""
+        start = int(self._starts()[i])
+        one = KVCache(len(self.keys), (1, self.length - start, *self.keys[0].shape[2:]), self.keys[0])
+        for new, array in zip(one._arrays(), self._arrays(), strict=True):
+            new[0] = array[i, start : self.length]
+        one.length = one.capacity
+        return one
+
+    def begin(self, length: int, rows: Sequence[KVCache | None]) -> None:
+        """Let each row begin with the tokens of its own in `rows`, one row each, up to this length: fewer of them, or
+        none, where the row has padding.
+        """
+        for i, (row, start) in enumerate(zip(rows, self._starts(), strict=True)):
+            if row is not None and (count := length - int(start)) > 0:
+                for array, known in zip(self._arrays(), row._arrays(), strict=True):
+                    array[i, length - count : length] = known[0, :count]
+        self.length = length
 
     def join(self, other: KVCache, room: int, most: int | None = None) -> None:
         """Append the rows of another cache, with room for `room` tokens in every row.

@@ -23,6 +23,7 @@ from ..data.labels import LabelTask
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
 from ..generate.fields import guide_of, task_of_adapters
 from ..generate.labels import ranked_labels
+from ..generate.prefix_cache import PrefixCache
 from ..generate.streams import Answer, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
@@ -62,7 +63,7 @@ class Engine:
         self.model, self.tokenizer, self.slots, self.waiting = model, tokenizer, slots, waiting
         limit = model.config.max_position_embeddings
         self.context = min(context or limit, limit)
-        self.streams = Streams(model, tokenizer, slots)
+        self.streams = Streams(model, tokenizer, slots, known=PrefixCache())
         self.jobs: dict[Request, Job] = {}
         self.leaving: set[str] = set()  # adapters that are removed when their last answer has ended
         self.seconds = 1.0  # that an answer takes, about
@@ -223,7 +224,7 @@ class Engine:
             self.streams.step()
         except Exception as error:  # the next request must find an engine at work
             failed, self.jobs = [*self.jobs.values()], {}
-            self.streams = Streams(self.model, self.tokenizer, self.slots)
+            self.streams = Streams(self.model, self.tokenizer, self.slots, known=PrefixCache())
             self._fail(error, failed)
             self._let_go()
             return
@@ -253,6 +254,7 @@ class Engine:
         needed = {name for job in self.jobs.values() for name in factors_of(job.answer.adapter)}
         for name in self.leaving - needed:
             remove_adapter(self.model, name)
+            self.streams.known.forget(name)
             self.leaving.remove(name)
 
     def _version(self, name: str) -> Version:

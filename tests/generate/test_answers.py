@@ -10,7 +10,8 @@ from modelfiles import CONFIG
 from minilora.engine.tensor import Tensor
 from minilora.generate import answers, streams
 from minilora.generate.answers import generate, generate_batch
-from minilora.generate.streams import draw, same_beginning
+from minilora.generate.prefix_cache import same_beginning
+from minilora.generate.streams import draw
 from minilora.nn import cache
 from minilora.nn.llama import Llama
 from minilora.progress import progress
