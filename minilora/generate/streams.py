@@ -43,10 +43,11 @@ def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: fl
 
 @dataclass(eq=False)
 class Answer:
-    """An answer, as `Streams.add` returns it. Read `text`, `finished`, `prompt_tokens` and `tokens`.
+    """An answer, as `Streams.add` returns it. Read `text`, `finished`, `prompt_tokens`, `cached` and `tokens`.
 
     finished: None while it runs or waits; then "stop" (an end token or a stop text), "length" (`max_new_tokens`, which
     a guide ends in time), "cancelled" (by `Streams.cancel`), or "error". error: what its guide or its decoding raised.
+    cached: tokens of the prompt that were known from earlier answers.
     """
 
     tokenizer: Tokenizer = field(repr=False)
@@ -63,6 +64,7 @@ class Answer:
     finished: str | None = None
     error: Exception | None = None
     guide: Guide | None = field(default=None, repr=False)  # which tokens may come next
+    cached: int = 0
     read: int = field(default=0, repr=False)  # characters that `new_text` has returned
 
     @property
@@ -274,6 +276,8 @@ class Streams:
         known = [self.known.longest(answer.adapter, answer.prompt) for answer in joining]
         unknown = max(len(prompt) - count for prompt, (count, _) in zip(prompts, known, strict=True))
         cache.begin(longest - unknown, [row for _, row in known])
+        for answer, start in zip(joining, padding, strict=True):
+            answer.cached = max(cache.length - int(start), 0)
         return Reading(joining, np.array(tokens), cache)
 
     def _read(self, reading: Reading) -> None:

@@ -234,7 +234,8 @@ class Engine:
             if answer.error is not None:
                 self._fail(answer.error, [job])
             elif (text := answer.new_text()) or answer.finished:
-                job.tell(Piece(text, answer.tokens, answer.finished, seconds=time.monotonic() - job.began))
+                seconds = time.monotonic() - job.began
+                job.tell(Piece(text, answer.tokens, answer.finished, seconds=seconds, cached=answer.cached))
             if answer.finished:
                 ended.append(request)
         for request in ended:

@@ -124,8 +124,8 @@ class Piece:
     """The next piece of an answer.
 
     tokens: of the answer so far. finished: how it ended, in the last piece. error: why there is no more of it.
-    seconds: from the request to this piece, by the engine's clock. labels: with their probabilities, the likeliest
-    first, where the answer is one.
+    seconds: from the request to this piece, by the engine's clock. cached: tokens of the prompt that were known from
+    earlier answers. labels: with their probabilities, the likeliest first, where the answer is one.
     """
 
     text: str
@@ -133,6 +133,7 @@ class Piece:
     finished: str | None = None
     error: str | None = None
     seconds: float = 0.0
+    cached: int = 0
     labels: Sequence[tuple[str, float]] = ()
 
 
@@ -368,7 +369,7 @@ class Reply:
         """The answer to a request without `stream`."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = _choice({"message": message} if self.chat else {"text": text}, last.finished, self._logprobs(last))
-        return self._object([choice], "") | {"usage": self._usage(last.tokens)} | self._context()
+        return self._object([choice], "") | {"usage": self._usage(last)} | self._context()
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
         """The chunks of a stream that a piece becomes: its text, if any, and after the last piece how it ended."""
@@ -378,7 +379,7 @@ class Reply:
         if piece.finished:
             chunks.append(self._chunk({}, piece.finished, replace(piece, text="")))
             if self.request.usage:  # stream_options: {"include_usage": true}
-                chunks.append(self._object([]) | {"usage": self._usage(piece.tokens)})
+                chunks.append(self._object([]) | {"usage": self._usage(piece)})
         return chunks
 
     def begin(self) -> list[dict[str, Any]]:
@@ -396,7 +397,7 @@ class Reply:
         said = {"delta": delta} if self.chat else {"text": piece.text}
         chunk = self._object([_choice(said, reason, self._logprobs(piece) if piece.text else None)])
         if self.request.usage or self.request.usage_always:
-            chunk["usage"] = self._usage(piece.tokens) if self.request.usage_always else None
+            chunk["usage"] = self._usage(piece) if self.request.usage_always else None
         if self.request.usage_always:
             chunk["seconds"] = round(piece.seconds, 4)
         return chunk
@@ -413,11 +414,12 @@ class Reply:
         kind = f"chat.completion{part}" if self.chat else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.request.model, "choices": choices}
 
-    def _usage(self, tokens: int) -> dict[str, int]:
+    def _usage(self, piece: Piece) -> dict[str, Any]:
         return {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": tokens,
-            "total_tokens": self.prompt_tokens + tokens,
+            "completion_tokens": piece.tokens,
+            "total_tokens": self.prompt_tokens + piece.tokens,
+            "prompt_tokens_details": {"cached_tokens": piece.cached},
         }
 
 

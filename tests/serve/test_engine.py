@@ -109,6 +109,17 @@ def test_an_adapter_that_leaves_answers_to_the_end(shop, engine):
     assert list(engine.versions) == ["base", "law"]
 
 
+def test_another_adapter_of_the_same_name_knows_nothing_of_the_first(shop, engine):
+    for folder in ("legal", "support"):
+        for _ in range(2):
+            _, pieces, last = start(engine, "legal", 12)
+            last.result(30)
+            assert "".join(piece.text for piece in pieces) == alone(shop, folder, 12)
+        assert pieces[-1].cached > 0
+        engine.call(lambda: engine.remove_adapter("legal")).result(30)
+        engine.call(lambda: engine.add_adapter("legal", shop / "support")).result(30)
+
+
 def test_an_adapter_that_still_answers_keeps_its_name(shop, engine, monkeypatch):
     monkeypatch.setattr(engine.streams, "step", lambda: None)
     ask, _, _ = start(engine, {"legal": 0.5, "support": 0.5})

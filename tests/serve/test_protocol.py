@@ -181,10 +181,11 @@ def test_an_error_is_one_line_in_openais_form():
 
 def test_chunks_of_one_answer_belong_together_and_count_as_asked():
     reply = Reply(understood(stream=True, stream_options={"include_usage": True}), 9)
-    chunks = [*reply.begin(), *reply.chunks(Piece("a", 1)), *reply.chunks(Piece("", 2, "stop"))]
+    chunks = [*reply.begin(), *reply.chunks(Piece("a", 1)), *reply.chunks(Piece("", 2, "stop", cached=7))]
     assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in chunks}) == 1
     assert [chunk["usage"] for chunk in chunks[:3]] == [None] * 3 and chunks[3]["choices"] == []
-    assert chunks[3]["usage"] == {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+    usage = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+    assert chunks[3]["usage"] == {**usage, "prompt_tokens_details": {"cached_tokens": 7}}
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:3]] == [None, None, "stop"]
     assert not {"usage", "seconds"} & Reply(understood(stream=True), 9).begin()[0].keys()
     always = Reply(understood(stream=True, stream_options={"continuous_usage_stats": True}), 9)
