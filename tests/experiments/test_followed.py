@@ -11,7 +11,7 @@ from minilora.experiments.followed import CONTENDERS, FULL, LORA_2, LORA_8, foll
 from minilora.measure.loss import evenly, mean_loss
 from minilora.models.load import TINY
 
-FEW = {"base": "tiny", "steps": 2, "every": 1, "held_out": 2}
+FEW = {"base": "tiny", "steps": 1, "every": 1, "held_out": 2}
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -27,13 +27,13 @@ def test_each_look_has_the_losses_of_the_model_as_it_is_then(method):
     loss = lambda name: mean_loss(model, evenly(sets[name], 2))
     before = {name: loss(name) for name in sets}
     seen = [(before["validation"], before["old"])]
-    ml.fit(model, sets["train"], 2, 3e-3, 8, 5, each_step=lambda step: seen.append((loss("validation"), loss("old"))))
+    ml.fit(model, sets["train"], 1, 3e-3, 8, 5, each_step=lambda step: seen.append((loss("validation"), loss("old"))))
     new, old = map(list, zip(*seen, strict=True))
     assert found == {
         "new": new, "old": old, "curve": list(enumerate(new)), "validation": new[-1], "test": loss("test"),
         "before": {"test": before["test"]}, "trained": sum(p.size for p in model.trainable_parameters().values()),
     }  # fmt: skip
-    assert new[0] != new[1] != new[2] and old[0] != old[1] and found["test"] != before["test"]
+    assert new[0] != new[1] and old[0] != old[1] and found["test"] != before["test"]
     json.dumps(found, allow_nan=False)
 
 
