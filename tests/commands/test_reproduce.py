@@ -359,6 +359,16 @@ def test_the_page_has_both_forms_side_by_side(shelf, both, tmp_path, quick_pictu
     assert text == other
 
 
+def test_what_is_different_on_smollm2_is_stated_there(shelf, both, tmp_path):
+    assert "Larger. Measured on" in page(run(["good"], SERIAL), {}), "the band is the same, and is not repeated"
+    rewritten(shelf, "good", "minutes=2,", 'minutes=2, band=Band("factor", low=-5, against_below=-6),')
+    rewritten(shelf, "good", "    figure, axes", "    assert numbers['measured'][0] > 0\n    figure, axes")
+    text = write_page(run(["good"], SERIAL), tmp_path / "page").read_text("utf-8")
+    assert "**On SmolLM2**: Larger. Band: at least -5; against it: below -6. Measured on" in text
+    assert text.count("No picture on SmolLM2: AssertionError") == 1 and text.count("<picture>") == 1
+    assert "**reproduced**\n\n| number" in text, "nothing has to be explained"
+
+
 def test_a_form_on_smollm2_goes_into_a_page_that_had_no_such_column(shelf, tmp_path, quick_pictures):
     (shelf / "good.py").write_text(GOOD.replace('"Euclid"', '"Euclid | others"'), encoding="utf-8")
     folder = write_page(run([], SERIAL), tmp_path / "page").parent

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora.experiments import claim as claims
-from minilora.experiments.claim import Band, Claim, Effect, Setting, Verdict, read_claim
+from minilora.experiments.claim import Band, Claim, Effect, OnSmolLM2, Setting, Verdict, read_claim
 from minilora.measure.statistics import Interval
 
 UP = Band("ratio", low=2, against_below=1)
@@ -49,6 +49,20 @@ def test_bands_in_words():
     assert str(UP) == "at least 2; against it: below 1"
     assert str(BETWEEN) == "-1 to 1; against it: below -2 or above 2"
     assert str(Band("x", high=0.5)) == "at most 0.5"
+
+
+def test_a_form_on_smollm2_is_a_claim_with_the_band_of_the_first_form_or_its_own():
+    told = dict(source="S", where="", says="", here="tiny", switch="", base="tiny", minutes=1, band=UP, seeds=(4, 5))
+    told |= dict(explained={"reproduced": "tiny"}, effect=Effect(2, 1, 0.1))
+    assert [form.here for form in Claim(**told).forms] == ["tiny"]
+    first, second = Claim(**told, on_smollm2=OnSmolLM2("larger", 9)).forms
+    assert (first.base, first.minutes, first.explained) == ("tiny", 1, {"reproduced": "tiny"})
+    assert (second.base, second.here, second.minutes, second.explained) == ("smollm2", "larger", 9, {})
+    assert (second.source, second.band, second.seeds) == ("S", UP, (4, 5))
+    assert second.effect is None and second.forms == [second]  # the standard deviation was measured on the tiny base
+    other = Claim(**told, on_smollm2=OnSmolLM2("larger", 9, BETWEEN, {"reproduced": "why"}))
+    assert [form.band for form in other.forms] == [UP, BETWEEN] and other.forms[1].explained == {"reproduced": "why"}
+    assert [form.verdict({"measured": [0.5]}) for form in other.forms] == [Verdict.CONTRADICTED, Verdict.REPRODUCED]
 
 
 def test_a_claim_in_small_has_its_own_band_where_it_needs_one():

@@ -1,5 +1,6 @@
 """A run that is followed: what is measured at each look, by hand, and that claims ask for the same runs."""
 
+import inspect
 import json
 
 import pytest
@@ -63,6 +64,9 @@ def test_the_shared_runs_have_their_own_best_rates_for_the_first_seed():
     searched = [trial for trial in asked if trial.get("seed") != 1]
     assert len(asked) - len(searched) == 3, "the second seed is run at the best rates alone"
     assert not any(trial.keys() - {"lr", "method", "r", "seed"} for trial in asked), "SmolLM2, and the whole size"
+    sizes = {name: each.default for name, each in inspect.signature(followed_run).parameters.items()}
+    stated = {"base": "smollm2", "r": 8, "steps": 40, "every": 10, "schedule": "cosine"}
+    assert sizes.items() >= stated.items(), "what the claims say is run"
     asked.clear()
     followed_on_smollm2(each, [0], True, {"lora": LORA_8})
     assert asked == [{"lr": CONTENDERS[LORA_8]["lr"], **followed.FEW}] and followed.FEW["base"] == "tiny"

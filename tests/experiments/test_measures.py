@@ -79,6 +79,14 @@ def test_the_forms_on_smollm2_share_their_runs():
     assert all("followed_run" in run and "tiny" not in run for run in every)
 
 
+def test_cost_is_timed_on_the_base_of_the_form(monkeypatch):
+    paces = {"tiny": 0.5, "smollm2": 0.9}
+    monkeypatch.setattr(introduction_cost, "timed", lambda base, seeds: [(paces[base], 1.0)] * seeds)
+    for base, world in (("tiny", WORLDS), ("smollm2", ON_SMOLLM2)):
+        found = measured("introduction-cost", world["introduction-cost"][0], base=base)[0]
+        assert found["one step, LoRA over full"] == paces[base]
+
+
 @pytest.mark.parametrize("name", WORLDS)
 def test_with_the_effect_switched_off_other_trials_are_run(name):
     world = WORLDS[name][0]
