@@ -47,9 +47,9 @@ class ReproduceOptions:
     seeds: Sequence[int] | None = option(None, "seeds of every claim (default: the claim's own)", metavar="N")
     jobs: int | None = option(None, "runs at a time (default: as many as there are cores)", metavar="N", least=1)
     out: str | None = option(None, "folder of page, pictures, claims.json and kept results (default: runs/claims)")
-    small: bool = option(False, "each claim in its smallest form, which takes seconds, and none on SmolLM2 besides")
+    small: bool = option(False, "each claim in its smallest form, in seconds; without second forms on SmolLM2")
     switched: bool = option(
-        False, "with the effect of each claim switched off, and as it is: does the verdict turn? Not for second forms"
+        False, "the effect of each claim switched off, and on: does the verdict turn? Without second forms on SmolLM2"
     )
 
     def __post_init__(self):
