@@ -70,6 +70,16 @@ def test_all_threads_together_keep_within_the_memory(talker, tokenizer, monkeypa
     assert 2 * most <= max(rows) < len(talks)
 
 
+def test_what_two_conversations_begin_with_is_computed_once_and_held_once(talker, tokenizer, monkeypatch):
+    talks = [[{"role": "user", "content": "x" * 40 + letter}] for letter in "ab"]
+    sizes, forward = [], type(talker).forward
+    monkeypatch.setattr(
+        type(talker), "forward", lambda self, ids, *a, **k: sizes.append(ids.shape) or forward(self, ids, *a, **k)
+    )
+    label_logprobs(talker, tokenizer, talks, LABELS)
+    assert sizes[0][0] == 1 and sizes[0][1] > 40 and sizes[1][0] == 2 and sizes[1][1] < 40
+
+
 def test_little_memory_gives_the_same(talker, tokenizer, monkeypatch):
     usual = label_logprobs(talker, tokenizer, TALKS, LABELS)
     monkeypatch.setattr(cache, "BYTES_AT_ONCE", 1)
