@@ -9,7 +9,7 @@ import numpy as np
 from ..engine.backend import Array, array_module
 
 STEP = 64  # the capacity grows in multiples of this many tokens
-BYTES_AT_ONCE = 2**28  # of the cache of a batch whose size we choose, at most
+BYTES_AT_ONCE = 3 * 2**26  # of the cache of a batch whose size we choose, at most
 
 
 def rows_at_once(row: KVCache) -> int:
