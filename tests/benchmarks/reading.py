@@ -10,6 +10,11 @@ support passages and of the medical, finance and legal ones, each asked in one o
 they are the shortest run of sentences of the passage that has all keywords. With --own-words the answers are those of
 the data, which paraphrase the passage. handbook.jsonl is the handbook with questions and phrasings of the training
 split in its index, as a help desk has them in its log; reworded questions and paraphrases are not among them.
+
+    python tests/benchmarks/reading.py FOLDER --ask 120     # also trains an adapter that asks, for so many steps
+
+It learns to ask the question that two sentences of a passage answer, and the answer is then the two sentences after
+which the question is likeliest (the query likelihood of Ponte and Croft 1998, doi 10.1145/290941.291008).
 """
 
 import argparse
@@ -20,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+import minilora as ml
 from minilora.data.passages import Handbook, Passage
 from minilora.measure.recall import contains
 
@@ -57,6 +63,51 @@ def recall_of_sentences(wording, length):
         best = Handbook(passages, "sentences").ranked(record["question"])[0].text
         found.append(np.mean([contains(best, word) for word in record["keywords"]]))
     return 100 * np.mean(found)
+
+
+def asking(sentences, question):
+    """The conversation in which a model asks the question that these sentences answer."""
+    task = f"Read this and ask the question that it answers.\n\n{sentences}"
+    return ml.Record("", ({"role": "user", "content": task}, {"role": "assistant", "content": question}))
+
+
+def to_ask(domain, tokenizer, without=()):
+    """For every question and phrasing of training: the two sentences of its passage with the most keywords, and it."""
+    keywords = {record["id"]: record["keywords"] for record in rows(domain)}
+    samples = []
+    for record in to_read(domain, False, without):
+        found = [sum(contains(run, word) for word in keywords[record["id"]]) for run in runs(record["context"], 2)]
+        best = runs(record["context"], 2)[int(np.argmax(found))]
+        wordings = [record["question"], *record["phrasings"]]
+        samples += ml.encode_records([asking(best, question) for question in wordings], tokenizer)
+    return samples
+
+
+def recall_of_asked(model, tokenizer, wording):
+    """Keyword recall, %, if two sentences of the right passage are the answer: those that make the question likeliest."""
+    context = {name: passage["text"] for passage in rows("support-handbook") for name in passage["covers"]}
+    found = []
+    for record in to_measure(wording):
+        each = runs(context[record["id"]], 2)
+        samples = ml.encode_records([asking(run, record["question"]) for run in each], tokenizer)
+        best = each[int(np.argmin([ml.mean_loss(model, [sample]) for sample in samples]))]
+        found.append(np.mean([contains(best, word) for word in record["keywords"]]))
+    return 100 * np.mean(found)
+
+
+def ask(steps):
+    """Recall of the sentences that SmolLM2 chooses as it is, and with an adapter that learned to ask."""
+    model, tokenizer = ml.load("smollm2")
+    samples = to_ask("support", tokenizer, MEASURED)
+    for domain in ("medical", "finance", "legal"):
+        samples += to_ask(domain, tokenizer)
+    for name in ("base", "LoRA that asks"):
+        if name != "base":
+            ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name="asks")
+            ml.fit(model, samples, steps=steps, lr=1e-3, batch_size=8)
+        for wording in ("reworded", "paraphrase"):
+            recall = recall_of_asked(model, tokenizer, wording)
+            print(f"{wording}: recall of the sentences that {name} finds: {recall:.1f} %")
 
 
 def to_read(domain, own_words, without=()):
@@ -98,6 +149,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--own-words", action="store_true", help="the data's answers instead of quotations")
+    parser.add_argument("--ask", type=int, metavar="STEPS", help="train an adapter that asks; 10 minutes for 120 steps")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     read = to_read("support", arguments.own_words, MEASURED)
@@ -112,6 +164,8 @@ def main():
     for wording in ("reworded", "paraphrase"):
         each = ", ".join(f"{length}: {recall_of_sentences(wording, length):.1f} %" for length in (1, 2, 3))
         print(f"{wording}: recall of the sentences of the right passage that BM25 finds, by their number: {each}")
+    if arguments.ask:
+        ask(arguments.ask)
 
 
 if __name__ == "__main__":
