@@ -84,7 +84,7 @@ def to_ask(domain, tokenizer, without=()):
 
 
 def recall_of_asked(model, tokenizer, wording):
-    """Keyword recall, %, if two sentences of the right passage are the answer: those that make the question likeliest."""
+    """Keyword recall, %, of the two sentences of the right passage that make the question likeliest."""
     context = {name: passage["text"] for passage in rows("support-handbook") for name in passage["covers"]}
     found = []
     for record in to_measure(wording):
