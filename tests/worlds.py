@@ -392,18 +392,18 @@ WORLDS = {
 }
 
 
-def followed(lora, full, low=9.0):
+def followed(lora, full):
     """`followed_run`'s result at the best rates of a ladder. lora, full: (test loss from 10.0, loss that is forgotten,
-    first step with the validation loss 2.0). low: the test loss of LoRA with r = 2. The other seeds' validation loss is
-    highest where that of seed 0, which must choose the rate, is lowest.
+    first step with the validation loss 2.0). The other seeds' validation loss is highest where that of seed 0, which must
+    choose the rate, is lowest.
     """
 
-    def trial(lr, seed=0, method="lora", r=8, **sizes):
+    def trial(lr, seed=0, method="lora", **sizes):
         test, forgotten, step = {"lora": lora, "full": full}[method]
         off = abs(log10(lr / {"lora": 10**-2.5, "full": 1e-4}[method])) * (1 if seed == 0 else -1)
         curve = [(0, 4.0), (step, 2.0), (40, 2.0 if method == "lora" else 1.0)]
         return {
-            "validation": 5 + off, "test": (low if r == 2 else test) + abs(off), "before": {"test": 10.0},
+            "validation": 5 + off, "test": test + abs(off), "before": {"test": 10.0},
             "curve": curve, "new": [loss for _, loss in curve], "old": [2.0, 2.0 + forgotten / 2, 2.0 + forgotten],
             "trained": 100,
         }  # fmt: skip
@@ -421,7 +421,7 @@ ON_SMOLLM2 = {
         followed((6.1, 0.3, 20), (6.0, 0.5, 20)), 3.9 / 4, followed((8.0, 0.3, 20), (6.0, 0.5, 20)), 0.5
     ),
     "learns-less": (
-        followed((6.5, 0.3, 20), (6.0, 0.5, 20), low=7.0), 0.25, followed((6.0, 0.3, 20), (6.0, 0.5, 20), 5.0), -0.25
+        followed((7.0, 0.3, 20), (6.0, 0.5, 20)), 0.25, followed((5.0, 0.3, 20), (6.0, 0.5, 20)), -0.25
     ),
 }  # fmt: skip
 WITHOUT_TRIALS = ("introduction-files", "introduction-memory", "introduction-speed")  # they measure by themselves

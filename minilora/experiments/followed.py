@@ -22,9 +22,8 @@ from ..models.load import TINY, load
 from ..train.loop import fit
 from .tuned import Each, tuned
 
-LORA_2, LORA_8, FULL = "LoRA, r = 2", "LoRA, r = 8", "full fine-tuning"
+LORA_8, FULL = "LoRA, r = 8", "full fine-tuning"
 CONTENDERS: dict[str, dict[str, Any]] = {
-    LORA_2: {"lr": 2e-3, "r": 2},
     LORA_8: {"lr": 2e-3},
     FULL: {"lr": 2e-4, "method": "full"},
 }
@@ -81,7 +80,7 @@ def followed_on_smollm2(each: Each, seeds: Sequence[int], small: bool, names: Ma
     """`tuned` of the runs that claims share, each method at its best learning rate for the first seed.
 
     each, seeds, small: those of the claim's `Setting`. The smallest form takes a few steps of the tiny base.
-    names: by a claim's own name, one of LORA_2, LORA_8 and FULL.
+    names: by a claim's own name, LORA_8 or FULL.
     """
     contenders = {own: CONTENDERS[name] | (FEW if small else {}) for own, name in names.items()}
     return tuned(each, followed_run, contenders, seeds, walk=not small)
