@@ -394,8 +394,8 @@ WORLDS = {
 
 def followed(lora, full):
     """`followed_run`'s result at the best rates of a ladder. lora, full: (test loss from 10.0, loss that is forgotten,
-    first step with the validation loss 2.0). The other seeds' validation loss is highest where that of seed 0, which must
-    choose the rate, is lowest.
+    first step with the validation loss 2.0). The validation loss of the other seeds is highest where that of seed 0,
+    which must choose the rate, is lowest.
     """
 
     def trial(lr, seed=0, method="lora", **sizes):

@@ -142,8 +142,7 @@ def listing(names: Sequence[str], width: int = 80) -> str:
             minutes += claim.minutes
             source = shortened(source, room - 1)
             lines.append(f"{shown:<{NAME}} {source:<{room}}{claim.base:<10}{claim.minutes:>4g} min")
-    count = counted(len(names), "claim")
-    return "\n".join([*lines, f"{count}, {minutes:.0f} minutes of one core in all, less where claims share runs"])
+    return "\n".join([*lines, f"{counted(len(names), 'claim')}, {minutes:.0f} minutes of one core in all"])
 
 
 # -- the runs ----------------------------------------------------------------------------------------------------------

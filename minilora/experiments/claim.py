@@ -185,7 +185,7 @@ class Setting:
 class OnSmolLM2:
     """The second form of a claim on the tiny base: what is different on SmolLM2. The fields are those of `Claim`.
 
-    minutes: of one core, for this claim alone. Claims that share runs find those of the first.
+    minutes: of one core, where the claims before it in the alphabet have run: the runs that they share are kept.
     band: that of the claim if None; fixed before the run as well.
     """
 
