@@ -25,7 +25,13 @@ CLAIM = Claim(
         " Larger bases know the words already: papers that find no loss look at those.",
     },
     on_smollm2=OnSmolLM2(
-        here="The same with SmolLM2, 40 steps of 8; each best learning rate is that of the first seed.", minutes=70
+        here="The same with SmolLM2, 40 steps of 8; each best learning rate is that of the first seed.",
+        minutes=0.1,
+        explained={
+            "reproduced": "On a pretrained base LoRA with 1.8 % of the parameters reaches the loss of full fine-tuning:"
+            " what the two add to the base is the same within 1.4 %. So it is the base that decides: the tiny one has"
+            " still to learn its words.",
+        },
     ),
 )
 
