@@ -27,6 +27,7 @@ from .schema import Guide
 
 UNFINISHED = "\ufffd"  # what an incomplete character is decoded to
 PREFILL = 512  # prompt tokens computed in one step, at most: running answers wait for them
+JOINING = 2048  # tokens of prompts that join together, at most, those included that are known: they are held twice
 
 
 def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0) -> None:
@@ -256,11 +257,13 @@ class Streams:
     def _next_to_join(self) -> list[Answer]:
         """Waiting answers for the free places whose prompts, padded to the longest, can be computed in one step."""
         chosen: list[Answer] = []
-        longest = 0
+        longest = unknown = 0
         while self.waiting and len(self.running) + len(chosen) < self.slots:
             known, _ = self.known.longest(self.waiting[0].adapter, self.waiting[0].prompt)
-            longest = max(longest, len(self.waiting[0].prompt) - max(self.before, known))
-            if chosen and longest * (len(chosen) + 1) > PREFILL:
+            longest = max(longest, len(self.waiting[0].prompt) - self.before)
+            unknown = max(unknown, len(self.waiting[0].prompt) - max(self.before, known))
+            rows = len(chosen) + 1
+            if chosen and (unknown * rows > PREFILL or longest * rows > JOINING):
                 break
             chosen.append(self.waiting.popleft())
         return chosen

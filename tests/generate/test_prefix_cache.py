@@ -78,6 +78,19 @@ def test_a_turn_that_continues_computes_its_new_tokens_alone(model, tokenizer, k
     assert other.cached == 0 < more.cached < more.prompt_tokens - 1  # an adapter's keys and values are its own
 
 
+def test_what_is_known_joins_a_few_at_a_time(model, tokenizer, known, monkeypatch):
+    sizes, compute = [], Streams._compute
+    monkeypatch.setattr(Streams, "_compute", lambda *a: sizes.append(a[2].shape) or compute(*a))
+    asks = [(asked("x" * 90 + letter), None, 2) for letter in "abcdef"]
+    answers = run(Streams(model, tokenizer, slots=6, known=known), *asks)
+    monkeypatch.setattr(streams_module, "JOINING", 2 * answers[0].prompt_tokens)
+    for group, slots in ((2, 6), (1, 1)):
+        sizes.clear()
+        again = run(Streams(model, tokenizer, slots=slots, known=known), *asks)
+        assert [one.text for one in again] == [one.text for one in answers] and sizes[0] == (group, 1)
+        assert all(one.cached == one.prompt_tokens - 1 for one in again)
+
+
 def test_an_answer_that_is_cancelled_leaves_what_was_computed(model, tokenizer, known):
     streams = Streams(model, tokenizer, slots=2, known=known)
     answer = streams.add("hello " * 9, None, 50)
