@@ -1,4 +1,4 @@
-"""Prefix caching: a conversation goes on without computing again what was said before.
+"""Prefix caching: a conversation continues without computing again what was said before.
 
 The keys and values of the last answers and of their prompts are kept, and a prompt that begins with the same tokens,
 such as the next question or the same system prompt, is computed from there. SGLang (Zheng et al. 2023,
@@ -49,9 +49,10 @@ class PrefixCache:
         """How many tokens of a prompt are known, and the row that begins with them. The prompt's last token is never
         known: computing it gives the answer's first.
         """
-        mine = [one for one in self.kept if one.who == _who(choice)]
-        best = max(mine, key=lambda one: _same(one, prompt), default=None)
-        if best is None or not (count := min(_same(best, prompt), len(prompt) - 1)):
+        who = _who(choice)
+        mine = [(min(_same(one, prompt), len(prompt) - 1), one) for one in self.kept if one.who == who]
+        count, best = max(mine, key=lambda pair: pair[0], default=(0, None))
+        if best is None or not count:
             return 0, None
         self.kept.remove(best)
         self.kept.append(best)
