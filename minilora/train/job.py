@@ -113,7 +113,6 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
     elif place is not None:
         place.began = True
         checkpoint.read_weights(place.partial, job.model, ADAPTER)
-    memory = _memory(job) if place is not None else {}
     trainer.level()
     after = evaluate(job.model, job.tokenizer, job.material, "after", ranks)
     if place is None:
@@ -122,7 +121,7 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
     metrics = {
         "options": _in_effect(job.model, options),
         **metrics_of(trainer, job.material, state, after, state.history.kept(options.keep)),
-        "peak_memory_bytes": memory,
+        "peak_memory_bytes": _memory(job),  # at the end: the audit and all answers count
         "adapter_bytes": weights.stat().st_size,
     }
     write_json(place.partial / METRICS_FILE, metrics)
