@@ -6,9 +6,10 @@ from plants import adapted
 from smallmodels import IDS, Net, logits
 
 import minilora as ml
-from minilora.lora.adapters import adapter_state, base_state, is_merged
+from minilora.lora.adapters import adapter_state, base_state, is_merged, lora_modules
 from minilora.lora.audit import AuditError, _Audit, audit
 from minilora.lora.layer import LoraLayer, LoraWeights
+from minilora.measure.ledger import peak
 from minilora.nn.module import sha256_of
 
 
@@ -100,6 +101,13 @@ def test_a_merged_update_that_is_off_by_a_percent_is_noticed(model, monkeypatch)
     monkeypatch.setattr(LoraWeights, "delta", lambda self, w=None: real(self, w) * np.float32(1.01))
     with pytest.raises(AuditError, match="^merge: merged and unmerged logits differ"):
         ml.audit(model, "legal")
+
+
+def test_an_audit_holds_one_merged_matrix_at_a_time():
+    model, _ = ml.load("tiny")
+    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False), name="legal")
+    matrices = [module.weight.data.nbytes for module in lora_modules(model).values()]
+    assert peak(lambda: ml.audit(model, "legal")) < sum(matrices) / 2
 
 
 def test_a_frozen_a_that_is_trained_all_the_same_is_noticed(tiny_model):

@@ -28,6 +28,7 @@ from minilora.measure.recall import answer_all
 from minilora.models.load import load
 from minilora.nn.module import sha256_of
 from minilora.train import job
+from minilora.train import metrics as measuring
 from minilora.train.job import finetune
 from minilora.train.loop import Trainer, TrainingError
 
@@ -173,7 +174,9 @@ def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, mo
             super().__exit__(*error)
 
     monkeypatch.setattr(job, "Trainer", Timed)
-    monkeypatch.setattr(job, "peak_memory", lambda: 12345)
+    held = [4321]  # and while the adapter is audited:
+    monkeypatch.setattr(measuring, "audit", lambda *args, **how: held.append(12345) or ml.audit(*args, **how))
+    monkeypatch.setattr(job, "peak_memory", lambda: held[-1])
     monkeypatch.setattr(job, "program_memory", lambda arrays: 10 * arrays)
     metrics = trained(options(home, tmp_path / "run", steps=4))
     assert (metrics["seconds_per_step"], metrics["training_seconds"], metrics["tokens_per_second"]) == (2.5, 16.0, 50.0)
