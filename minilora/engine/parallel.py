@@ -118,13 +118,12 @@ def _in_threads(task: Callable[[int, int], Array], count: int, threads: int) -> 
             found[i] = task(i, thread)
 
     contexts = [copy_context() for _ in range(threads)]  # so that no_grad() and the like apply in every thread
-    with _controller().limit(limits=1, user_api="blas"):
-        if threads == 1:
-            contexts[0].run(work, 0)
-            return found
-        with ThreadPoolExecutor(threads) as pool:
-            for future in [pool.submit(contexts[t].run, work, t) for t in range(threads)]:
-                future.result()
+    if threads == 1:  # a matmul may use all cores
+        contexts[0].run(work, 0)
+        return found
+    with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(contexts[t].run, work, t) for t in range(threads)]:
+            future.result()
     return found
 
 
