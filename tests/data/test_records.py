@@ -67,7 +67,7 @@ def test_a_record_asked_otherwise_is_its_system_message_the_paraphrase_and_the_l
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    list(zip(BUILT_IN, (300, 120, 120, 120, 60, *[1574] * 4, *[350] * 4, *[200] * 4, 70, *[30] * 3), strict=True)),
+    list(zip(BUILT_IN, (300, 120, 120, 120, 60, *[2418] * 4, *[350] * 4, *[200] * 4, 70, *[30] * 3), strict=True)),
 )
 def test_built_in_data_are_read_by_name_and_fit_the_tokenizer(name, count):
     assert len(read_records(name, load_tokenizer("tiny"))) == count
