@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.fields import FieldTask, Task
 from ..data.formats import listed
+from ..data.labels import LabelTask
 from ..data.leaks import leaks, warning_of_leaks
 from ..data.passages import TEMPLATE
 from ..data.records import Record, read_handbook, read_records, read_source
@@ -37,7 +38,7 @@ from ..nn.ranks import ALONE, Ranks
 from ..progress import log, progress
 
 TESTS = ("reworded", "paraphrase", "unseen")  # the sets in which questions are asked, if the data have them
-LABELS_ASKED = 320  # records of the test set, at most, whose labels are asked for: few of them would be a noisy measure
+ASKED_LABELS = 320  # labelled records, at most, in the test and in validation: with few, noise decides
 
 
 @dataclass
@@ -183,7 +184,8 @@ def prepare(
             log.info(f"{data}: {len(task.labels)} labels ({columns}): {listed(task.labels)}")
             for line in check_labels(splits, data):
                 log.warning(line)
-        sets = _sets(records, splits, eval_records, sampled_from)
+        validated = max(eval_records, ASKED_LABELS) if isinstance(task, LabelTask) else eval_records
+        sets = _sets(records, splits, eval_records, validated, sampled_from)
         for name, chosen in sets.items():
             if beta is None:
                 samples[name] = list(encode_records(chosen, tokenizer, name == "train", max_length))
@@ -192,7 +194,7 @@ def prepare(
         if task is None:
             asked, shown = _questions(sets)
         elif sets["unseen"]:
-            tested = evenly(splits["test"], max(eval_records, LABELS_ASKED))
+            tested = evenly(splits["test"], max(eval_records, ASKED_LABELS))
             checked = checked_of(task, tested, splits["train"])
     samples = {name: truncate_and_log(name, whole, max_length) for name, whole in samples.items()}
     if not samples["train"]:
@@ -298,9 +300,13 @@ def _examples(material: Material, before: dict[str, list[str]], after: dict[str,
 
 
 def _sets(
-    records: Sequence[Record], splits: Mapping[str, list[Record]], eval_records: int, sampled_from: dict[str, int]
+    records: Sequence[Record],
+    splits: Mapping[str, list[Record]],
+    eval_records: int,
+    validated: int,
+    sampled_from: dict[str, int],
 ) -> dict[str, list[Record]]:
-    """Records by set."""
+    """Records by set: at most `validated` for validation, and `eval_records` for the other measures."""
     if follows_rule(records):
         log.info(describe_splits({name: len(part) for name, part in splits.items()}))
     for line in warning_of_leaks(leaks(splits)):
@@ -309,7 +315,7 @@ def _sets(
     measured = held_out(splits, eval_records)
     return {
         "train": splits["train"],
-        "validation": _sampled(splits["validation"], "validation", eval_records, sampled_from),
+        "validation": _sampled(splits["validation"], "validation", validated, sampled_from),
         "validation_paraphrase": evenly(paraphrased, eval_records),
         "reworded": measured["reworded"],
         "paraphrase": measured["paraphrase"],

@@ -10,7 +10,7 @@ import pytest
 from asking import alike_in_two_splits, runs_in_two_splits, words
 
 from minilora.data.records import read_records
-from minilora.train.material import LABELS_ASKED
+from minilora.train.material import ASKED_LABELS
 
 DATA = files("minilora") / "data"
 CARD = (DATA / "SKILLS.md").read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def test_splits_and_labels_have_the_sizes_of_the_card(domain):
             assert count[kind, split, "other"] == OTHER[kind][split]
             named = [count[kind, split, label] for label in labels if label != "other"]
             assert max(named) - min(named) <= 1 and min(named) >= LEAST[kind][split]
-    assert sum(size["test"] for size in COUNTS.values()) <= LABELS_ASKED  # `finetune` measures all of them
+    assert sum(size["test"] for size in COUNTS.values()) <= ASKED_LABELS  # `finetune` measures all of them
     section = CARD.partition(f"### {domain}-labels")[2].partition("\n#")[0]
     assert re.findall(r"^\| `([a-z]+)` \|", section, re.MULTILINE) == labels
 

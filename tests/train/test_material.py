@@ -7,7 +7,8 @@ from jobs import material_of, options
 from modelfiles import TERMS
 
 import minilora as ml
-from minilora.data.records import Record
+from minilora.data.records import Record, read_records
+from minilora.data.splits import split_records
 from minilora.nn.parts import Sample
 from minilora.progress import show_progress
 from minilora.train.material import Material, evaluate
@@ -43,6 +44,15 @@ def sets_of(**sets):
 
 
 LONG, SHORT = Sample((1,) * 11, (1,) * 11), Sample((1,) * 10, (1,) * 10)
+
+
+def test_labels_are_validated_with_all_messages_however_few_others_are_measured(home, tmp_path, tokenizer):
+    rows = [{"text": f"{word} {i}", "label": word} for i in range(60) for word in ("up", "down")]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    chosen = options(home, "unused", data=str(tmp_path / "data.jsonl"), eval_records=3)
+    material = material_of(chosen, tokenizer)
+    assert len(material.validation) == len(split_records(read_records(chosen.data))["validation"]) > 3
+    assert material.sampled_from == {"unseen": 12} and len(material.scored["unseen"]) == 3
 
 
 def test_the_fingerprint_depends_on_every_wording_and_label_of_training_and_validation_and_on_nothing_else():
