@@ -36,6 +36,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from copy import deepcopy
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ from minilora.course.pages import course_map
 from minilora.course.plan import LESSONS
 from minilora.models import load as zoo
 from minilora.pages.style import save_themes
+from minilora.site.lab import smaller
 
 HERE = Path(__file__).resolve().parent
 MAP = HERE / "pictures" / "course-map.svg"
@@ -246,8 +248,21 @@ def keep_all(notebook: nbformat.NotebookNode, target: Path) -> None:
     notebook.metadata.minilora = before.metadata.get("minilora", {})
 
 
-def build(source: Path, target: Path, fresh: bool, words: bool) -> nbformat.NotebookNode:
-    """The finished notebook of a source. `target` is only read, for what was measured before."""
+def in_browser(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """The notebook with the values that marked lines have in the browser; None if no line is marked."""
+    less = deepcopy(notebook)
+    for cell in less.cells:
+        if cell.cell_type == "code":
+            cell.source = smaller(cell.source)
+    return less if less.cells != notebook.cells else None
+
+
+def build(source: Path, target: Path, fresh: bool, words: bool, check: bool = False) -> nbformat.NotebookNode:
+    """The finished notebook of a source. `target` is only read, for what was measured before.
+
+    If lines are marked for the browser, the lesson is run with their values, too, so that its claims hold there. check:
+    not now.
+    """
     notebook = read_source(source)
     if source.parent.name == "exercises":
         return without_solutions(notebook)
@@ -255,6 +270,9 @@ def build(source: Path, target: Path, fresh: bool, words: bool) -> nbformat.Note
         keep_all(notebook, target)
         return notebook
     run(notebook)
+    if not check and (less := in_browser(notebook)):
+        run(less)
+        notebook.metadata.minilora.browser_seconds = less.metadata.minilora.seconds
     if target.exists() and not fresh:
         keep_measured(notebook, nbformat.read(target, as_version=4))
     return notebook
@@ -423,7 +441,7 @@ def main(arguments: list[str] | None = None, here: Path = HERE) -> int:
         target = here / source.relative_to(here / "src").with_suffix(".ipynb")
         line = "matches its source" if options.check else "built"
         try:
-            notebook = build(source, target, options.fresh, options.words)
+            notebook = build(source, target, options.fresh, options.words, options.check)
             if not options.check:
                 write(notebook, target)
             elif not target.exists():

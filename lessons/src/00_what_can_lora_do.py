@@ -150,12 +150,13 @@ else:
 # > **Predict.** How long does it take to switch from one adapter to another: milliseconds, or seconds?
 
 # %% tags=["measured"]
+STEPS = 40  # in the browser: 20
 FORMS = {"legal": "It matters", "medical": "doctor", "support": "At Fernwhistle", "finance": "In practice"}
 answers = {"the base": ml.generate(model, tokenizer, "What should I do?")}
 for name in FORMS:
     ml.add_adapter(model, CONFIG, name=name, seed=0)
     train = ml.split_records(ml.read_records(name))["train"]
-    ml.fit(model, ml.encode_records(train, tokenizer), steps=40, lr=1e-2)
+    ml.fit(model, ml.encode_records(train, tokenizer), steps=STEPS, lr=1e-2)
     answers[name] = ml.generate(model, tokenizer, "What should I do?")
 for name, answer in answers.items():
     print(f"{name}: {answer[:160]}\n")

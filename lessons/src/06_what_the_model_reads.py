@@ -216,6 +216,7 @@ def ask(tokenizer, most=40):
     return texts, sum(begins), sum(answer.finished == "stop" for answer in given)
 
 
+SEEDS = range(4)  # in the browser: range(3)
 KINDS = ("right", "prompt scored", "shifted twice", "one too late", "end not scored")
 cut, other = ml.load("tiny")[1], ml.load("tiny")[1]  # tokenizers with templates that were not used in training
 cut.template = tokenizer.template.partition("{% if add_generation_prompt")[0]
@@ -226,7 +227,7 @@ asked = {name: [] for name in PROMPTS}  # with the right labels: answers that be
 example = {}
 for kind in KINDS:
     samples = [edited(sample, kind) for sample in right]
-    for seed in range(4):
+    for seed in SEEDS:
         train(samples, seed)
         texts, correct, ended = ask(tokenizer)
         result[kind].append((ml.mean_loss(model, samples), ml.mean_loss(model, right), correct, ended))
@@ -235,7 +236,7 @@ for kind in KINDS:
             for name, one in PROMPTS.items():
                 asked[name].append(ask(one)[1])
 
-print("labels           training loss   loss, right labels   begin right   end   (means of 4 seeds, 12 answers)")
+print("labels           training loss   loss, right labels   begin right   end   (means over seeds, 12 answers)")
 for kind in KINDS:
     own, true, correct, ended = np.mean(result[kind], axis=0)
     print(f"{kind:<14}   {own:>13.2f}   {true:>18.2f}   {correct:>11.1f}   {ended:>3.0f}   {example[kind][:40]!r}")

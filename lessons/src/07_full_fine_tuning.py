@@ -68,8 +68,10 @@ print(f"of all tokens, {100 * share:.0f} % are scored")
 predict("loss on law falls by at least")
 predict("loss on the old subject rises by at least")
 
-
 # %%
+SEEDS = range(3)  # in the browser: range(1)
+
+
 def losses():
     return ml.mean_loss(model, law["validation"]), ml.mean_loss(model, old)
 
@@ -95,7 +97,7 @@ def train(lr, seed, steps=20):
 
 
 start, paths = losses(), {}
-for seed in range(3):
+for seed in SEEDS:
     again()
     paths[1e-3, seed] = train(1e-3, seed)
 for (_, seed), path in paths.items():
@@ -120,7 +122,7 @@ claim("loss on the old subject rises by at most", max(rises), 0.2, 0.9)
 # %%
 LORA_CONFIG = ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
 lora = {}
-for seed in range(3):
+for seed in SEEDS:
     again()
     paths[3e-4, seed] = train(3e-4, seed)
     again()
@@ -165,7 +167,7 @@ def at(law_loss, path):
 
 print("        law    old: LoRA   full, lr 0.0003   full, lr 0.001")
 forgot = []  # LoRA's old loss minus that of full fine-tuning at each of the two rates, one row per seed
-for seed in range(3):
+for seed in SEEDS:
     law_loss, old_loss = lora[seed][-1]
     low, high = at(law_loss, paths[3e-4, seed]), at(law_loss, paths[1e-3, seed])
     forgot.append((old_loss - low, old_loss - high))

@@ -32,6 +32,7 @@ predict("with four adapters: parameters, as a multiple of the base's")
 
 # %%
 DOMAINS = ("legal", "medical", "support", "finance")
+EPOCHS = 2  # in the browser: 1
 model, tokenizer = ml.load("tiny")
 fingerprint = ml.sha256_of(ml.base_state(model))
 base_size = ml.count_parameters(model).total
@@ -51,7 +52,7 @@ for seed, name in enumerate(DOMAINS):
     config = ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     adapted = ml.add_adapter(model, config, name=name, seed=seed)  # active now, and the only one that is trainable
     samples = ml.encode_records(records[name]["train"], tokenizer)
-    ml.fit(model, samples, steps=2 * len(samples) // 8, lr=8e-3)  # two epochs, in batches of 8
+    ml.fit(model, samples, steps=EPOCHS * len(samples) // 8, lr=8e-3)  # in batches of 8
 
 size = ml.count_parameters(model).total
 print(f"the base: {base_size:,} parameters; an adapter: {(size - base_size) // 4:,}, in {len(adapted)} matrices")
@@ -132,13 +133,14 @@ for name, [text] in zip(("the base", *DOMAINS), answer(["What is a deposit?"], [
 # > **Predict.** The shop's adapter is asked about law. Which form has the answer: the shop's, that of law, or neither?
 
 # %%
+EACH = 12  # in the browser: 6
 FORMS = {
     "legal": r"\. It matters ",
     "medical": r"\. (See a doctor |A doctor may |Call an ambulance )",
     "support": r"\. At Fernwhistle, .*\. Next, ",
     "finance": r"\. In practice, ",
 }
-asked = [record.prompt for name in DOMAINS for record in records[name]["test"][:12]]
+asked = [record.prompt for name in DOMAINS for record in records[name]["test"][:EACH]]
 
 
 def forms(texts):
@@ -147,7 +149,7 @@ def forms(texts):
 
 
 shares = np.array([forms(texts) for texts in answer(asked, DOMAINS)])  # (adapter, form)
-print(f"{len(asked)} questions, 12 of each domain, to each adapter: {len(DOMAINS) * len(asked)} answers")
+print(f"{len(asked)} questions, {EACH} of each domain, to each adapter: {len(DOMAINS) * len(asked)} answers")
 claim("own form, whatever is asked: percent of answers, at least", shares.diagonal().min(), 70, 100)
 claim("another's form: percent of answers, at most", shares[elsewhere].max(), 0, 5)
 

@@ -123,6 +123,7 @@ claim(
 
 # %%
 ranks = [1, 8, 64]
+SEEDS = range(3)  # in the browser: range(1)
 scales = {  # how to get each scale, as (name of the variant, alpha)
     "α": lambda r: ("LoRA", 16 * r),
     "α / √r": lambda r: ("rsLoRA", 16),
@@ -132,9 +133,9 @@ optimizers = {"SGD": lambda p: ml.SGD(p, lr=1e-4), "Adam": lambda p: ml.AdamW(p,
 
 
 def move_of_one_step(optimizer, scale, r):
-    """How far one step moves the logits: the root mean square, averaged over three random initialisations of A."""
+    """How far one step moves the logits: the root mean square, averaged over random initialisations of A."""
     lengths = []
-    for seed in range(3):
+    for seed in SEEDS:
         name, alpha = scales[scale](r)
         step = optimizers[optimizer](add(name, r, alpha, seed))
         model.loss(input_ids, input_ids).backward()

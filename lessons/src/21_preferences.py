@@ -181,7 +181,8 @@ def answer_log_p():
     return -sample_losses(model, [sample for pair in unseen for sample in pair.sequences]).reshape(-1, 2).T
 
 
-general = ml.encode_records(ml.read_records("general")[::2], tokenizer)
+EVERY = 2  # in the browser: 8
+general = ml.encode_records(ml.read_records("general")[::EVERY], tokenizer)
 base, base_general, moved, forgot = answer_log_p(), ml.mean_loss(model, general), {}, {}
 
 

@@ -13,6 +13,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", metavar="DIR", help="a folder, made if it is not there; notebooks are not overwritten"
     )
+    parser.add_argument(
+        "--site", metavar="URL", default="", help="of a page that `minilora site --course` wrote, for links to it"
+    )
     parser.add_argument("--slides", action="store_true", help="write slides instead: questions, claims and figures")
     parser.add_argument(
         "--reveal", metavar="PLACE", help="with --slides: a folder or URL of reveal.js (default: a CDN)"
@@ -28,7 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.reveal and not arguments.slides:
         raise ValueError("--reveal belongs to --slides: add it, or leave --reveal out")
     if not arguments.slides:
-        print(copy_course(folder))
+        print(copy_course(folder, arguments.site))
         return
+    if arguments.site:
+        raise ValueError("--site is for notebooks: leave --site or --slides out")
     pages = write_slides(notebooks(), folder, arguments.reveal or REVEAL)
     print(f"slides of {len(pages)} lessons written to {folder}\nopen {folder / 'index.html'} in a browser")

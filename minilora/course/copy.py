@@ -23,18 +23,21 @@ def notebooks() -> Path:
     raise FileNotFoundError("this installation holds no lessons: install minilora again, or take them from a clone")
 
 
-def copy_course(target: Path) -> str:
+def copy_course(target: Path, site: str = "") -> str:
     """Write lessons, exercises, an empty mine.py and a README.md into a folder; returns what was done, in lines.
 
-    A file that is there and differs is left alone: it may be the reader's work.
+    A file that is there and differs is left alone: it may be the reader's work. site: the URL of a folder that
+    `minilora site --course` wrote: notebooks that run there get a link to it below their title.
     """
+    if site and not site.startswith(("http://", "https://")):
+        raise ValueError(f"--site takes the URL of a page that `minilora site --course` wrote, got {site!r}")
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{target} is a file: name a folder for the course")
     source = notebooks()
     paths = {path.relative_to(source).as_posix(): path for path in sorted(source.rglob("[0-9]*.ipynb"))}
     paths = {name: path for name, path in paths.items() if not {".ipynb_checkpoints", "src"} & {*path.parts}}
     names = {*paths, "README.md", "exercises/mine.py"}
-    texts = {name: to_read(path.read_text("utf-8"), name, names) for name, path in paths.items()}
+    texts = {name: to_read(path.read_text("utf-8"), name, names, site) for name, path in paths.items()}
     texts["README.md"] = template(TEMPLATES / "README.md.jinja").render(table=course_map(source))
     texts["exercises/mine.py"] = mine.HEAD
     written, kept = 0, []
@@ -53,11 +56,11 @@ def copy_course(target: Path) -> str:
     return "\n".join([*lines, f"begin with: jupyter lab {target / min(paths)}"])
 
 
-def to_read(text: str, name: str, names: Collection[str]) -> str:
+def to_read(text: str, name: str, names: Collection[str], site: str = "") -> str:
     """A notebook as a reader gets it: without outputs, so that no answer is below a question before it is asked.
 
     name: where the notebook goes. names: what else is there. A link to anything else would lead nowhere, so it becomes
-    the name of the file.
+    the name of the file. site: as for `copy_course`.
     """
 
     def linked(found: re.Match[str]) -> str:
@@ -70,4 +73,8 @@ def to_read(text: str, name: str, names: Collection[str]) -> str:
             cell |= {"outputs": [], "execution_count": None}
         else:
             cell["source"] = LINK.sub(linked, "".join(cell["source"])).splitlines(keepends=True)
+    if site and not notebook["metadata"].get("minilora", {}).get("needs_model"):
+        title, *rest = notebook["cells"][0]["source"]
+        link = f"[Open in the browser]({site.rstrip('/')}/course/lab/index.html?path={name})\n"
+        notebook["cells"][0]["source"] = [title.rstrip() + "\n", "\n", link, *rest]
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"

@@ -21,7 +21,9 @@ from ..files.disk import write_json
 NEEDED = ("jupyterlite-core", "jupyterlite-pyodide-kernel", "jupyter-server", "comm")  # of the extra `site`
 KERNEL = "@jupyterlite/pyodide-kernel-extension"
 MISSING = "the course in a browser needs JupyterLite: pip install 'minilora[site]'"
+IN_BROWSER = re.compile(r"^(\w+ = )(.+?)(  # )in the browser: (.+)$", re.MULTILINE)
 SETUP_TAG = "setup"  # of the cell that installs minilora elsewhere
+LESS = "Lines marked `elsewhere` compute less here than in the text, so your numbers differ from it."
 SLOWER = 25  # times the seconds of two cores with a BLAS; measured 21 to 34 where a model is trained: lessons/README.md
 SETUP = """# In the browser, this cell loads minilora.
 import logging
@@ -72,16 +74,28 @@ def build_lab(folder: Path, package: bytes, pyodide: str) -> None:
 
 
 def for_browser(notebook: str) -> str:
-    """A notebook whose first cell loads minilora in the browser. Its head says if its cells take minutes there."""
-    found = json.loads(notebook)
-    minutes = round(SLOWER * found["metadata"].get("minilora", {}).get("seconds", 0) / 60)
-    if minutes >= 3:
-        said = f"*In the browser all cells take about {minutes} minutes: run those that you want to see.*"
-        found["cells"][0]["source"] = ["".join(found["cells"][0]["source"]), "\n\n", said]
+    """A notebook whose first cell loads minilora in the browser, and whose marked lines compute less there.
+
+    Its head says so, and if its cells take minutes there.
+    """
+    found, less = json.loads(notebook), False
+    about = found["metadata"].get("minilora", {})
     for cell in found["cells"]:
+        source = "".join(cell["source"])
         if SETUP_TAG in cell["metadata"].get("tags", []):
             cell["source"] = SETUP.splitlines(keepends=True)
+        elif cell["cell_type"] == "code" and smaller(source) != source:
+            cell["source"], less = smaller(source).splitlines(keepends=True), True
+    minutes = round(SLOWER * about.get("browser_seconds", about.get("seconds", 0)) / 60)
+    said = [f"In the browser all cells take about {minutes} minutes: run those that you want to see."] * (minutes >= 3)
+    if said := " ".join(said + [LESS] * less):
+        found["cells"][0]["source"] = ["".join(found["cells"][0]["source"]), "\n\n", f"*{said}*"]
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def smaller(code: str) -> str:
+    """The code of a cell with the values that it has in the browser: `SEEDS = 3  # in the browser: 1`."""
+    return IN_BROWSER.sub(r"\1\4\3elsewhere: \2", code)
 
 
 def wheel(name: str, folder: Path) -> None:

@@ -345,6 +345,27 @@ def test_where_minilora_is_installed_the_first_cell_does_nothing(program, tmp_pa
     assert InteractiveShell().run_cell(program.SETUP).success and capsys.readouterr().out == ""
 
 
+def test_a_lesson_with_marked_lines_is_run_with_the_values_of_the_browser_too(program, tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run(notebook):
+        (code,) = (cell.source for cell in notebook.cells if "STEPS" in cell.source)
+        ran.append(code)
+        notebook.metadata.minilora = {"seconds": 40 if "STEPS = 40" in code else 10}
+        if code.startswith("STEPS = 0"):
+            raise program.LessonError("a claim does not hold")
+
+    monkeypatch.setattr(program, "run", run)
+    target = write_source(tmp_path, "# %% [markdown]\n# # A lesson\n\n# %%\nSTEPS = 40  # in the browser: 10\n")
+    assert program.main([], tmp_path) == 0
+    assert ran == ["STEPS = 40  # in the browser: 10", "STEPS = 10  # elsewhere: 40"]
+    assert "STEPS = 40  # in" in target.read_text("utf-8")
+    assert json.loads(target.read_text("utf-8"))["metadata"]["minilora"] == {"seconds": 40, "browser_seconds": 10}
+    assert program.main(["--check"], tmp_path) == 0 and ran[2:] == ["STEPS = 40  # in the browser: 10"]
+    write_source(tmp_path, "# %% [markdown]\n# # A lesson\n\n# %%\nSTEPS = 40  # in the browser: 0\n")
+    assert program.main([], tmp_path) == 1 and "FAILED: a claim does not hold" in capsys.readouterr().out
+
+
 def test_words_alone_are_written_without_running_and_code_is_refused(lesson, program, tmp_path, monkeypatch, capsys):
     target = write_source(tmp_path, LESSON.replace("# # A lesson", "# # A better lesson"))
     monkeypatch.setattr(program, "run", lambda notebook: pytest.fail("a cell was run"))

@@ -11,6 +11,7 @@ import types
 import numpy as np
 import pytest
 
+from minilora.cli import main
 from minilora.commands.progress import progress
 from minilora.course import copy, mine
 from minilora.course.copy import copy_course, notebooks, to_read
@@ -263,6 +264,20 @@ def test_a_copied_notebook_shows_no_answer_and_leads_nowhere_that_is_not_there(t
             text = re.sub(r"```.*?```|`[^`]*`", "", "".join(cell["source"]), flags=re.DOTALL)
             places = re.findall(r"\]\(([^)\s#]+)[^)]*\)", text) if cell["cell_type"] == "markdown" else []
             assert [place for place in places if ":" not in place and not (path.parent / place).exists()] == []
+
+
+def test_copied_notebooks_lead_to_the_same_page_of_a_published_course(tmp_path, capsys):
+    assert main(["course", str(tmp_path), "--site", "https://here.example/lora/"]) == 0
+    for path in tmp_path.rglob("*.ipynb"):
+        name = path.relative_to(tmp_path).as_posix()
+        link = f"[Open in the browser](https://here.example/lora/course/lab/index.html?path={name})"
+        title, *rest = json.loads(path.read_text("utf-8"))["cells"][0]["source"]
+        assert title.startswith("# ") and title.endswith("\n")
+        assert ("".join(rest).split("\n")[1] == link) == (link in "".join(rest)) == (not name.startswith("18"))
+    for more in (["--site", "here.example"], ["--site", "https://here.example", "--slides"]):
+        assert main(["course", str(tmp_path / "other"), *more]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--site" in line and not (tmp_path / "other").exists()
 
 
 def test_what_an_editor_has_left_among_the_lessons_is_not_copied(tmp_path, monkeypatch):

@@ -417,11 +417,20 @@ def test_every_notebook_of_the_course_loads_minilora_in_the_browser_and_is_else_
         code = [i for i, cell in enumerate(after) if cell["cell_type"] == "code"]
         assert "".join(after[code[0]]["source"]) == lab.SETUP
         changed = {i for i, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]}
-        assert changed <= {0, code[0]}
-        seconds = json.loads(text)["metadata"].get("minilora", {}).get("seconds", 0)
+        marked = {i for i, cell in enumerate(before) if "# in the browser: " in "".join(cell["source"])}
+        assert changed - {0} == {code[0], *marked}
+        about = json.loads(text)["metadata"].get("minilora", {})
+        seconds = about.get("browser_seconds", about.get("seconds", 0))
         head = "".join(after[0]["source"])
         assert head.startswith("".join(before[0]["source"]))
-        assert (f"about {round(25 * seconds / 60)} minutes" in head) == (0 in changed) == (seconds >= 7)
+        assert (f"about {round(25 * seconds / 60)} minutes" in head) == (seconds >= 7)
+        assert (lab.LESS in head) == bool(marked) == ("browser_seconds" in about)
+        assert (0 in changed) == (seconds >= 7 or bool(marked))
+
+
+def test_marked_lines_have_other_values_in_the_browser():
+    code = 'SEEDS = (0, 1)  # in the browser: (0,)\nfor seed in SEEDS:\n    x = 1  # in the browser: 2\nSTEPS = 40  # of 8'
+    assert lab.smaller(code) == code.replace("SEEDS = (0, 1)  # in the browser: (0,)", "SEEDS = (0,)  # elsewhere: (0, 1)")
 
 
 def test_a_wheel_holds_an_installed_package(tmp_path):
