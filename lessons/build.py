@@ -151,14 +151,17 @@ def say_variant(notebook: nbformat.NotebookNode, variant: int) -> None:
             cell.source = cell.source.replace(old, new)
 
 
-def run(notebook: nbformat.NotebookNode) -> None:
-    """Run all cells in an empty folder. Raises LessonError for a cell that fails or writes to stderr."""
+def run(notebook: nbformat.NotebookNode, **variables: str) -> None:
+    """Run all cells in an empty folder, with more environment variables.
+
+    Raises LessonError for a cell that fails or writes to stderr.
+    """
     import matplotlib.font_manager  # noqa: F401  builds its cache here, where the message is in no cell
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
     environment = {name: value for name, value in os.environ.items() if name not in ("MINILORA_STRICT", "MPLBACKEND")}
-    environment["PYTHONHASHSEED"] = "0"
+    environment |= {"PYTHONHASHSEED": "0"} | variables
     if "PYTHONPATH" in environment:  # of a clone: it holds in another folder, too
         environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, environment["PYTHONPATH"].split(os.pathsep)))
     start, used = time.perf_counter(), sum(os.times()[2:4])  # used: by processes that this one started
@@ -271,7 +274,8 @@ def build(source: Path, target: Path, fresh: bool, words: bool, check: bool = Fa
         return notebook
     run(notebook)
     if not check and (less := in_browser(notebook)):
-        run(less)
+        with tempfile.TemporaryDirectory() as nothing:  # a browser has no downloaded model
+            run(less, MINILORA_CACHE=nothing)
         notebook.metadata.minilora.browser_seconds = less.metadata.minilora.seconds
     if target.exists() and not fresh:
         keep_measured(notebook, nbformat.read(target, as_version=4))
