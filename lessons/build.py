@@ -276,7 +276,6 @@ def build(source: Path, target: Path, fresh: bool, words: bool, check: bool = Fa
     if not check and (less := in_browser(notebook)):
         with tempfile.TemporaryDirectory() as nothing:  # a browser has no downloaded model
             run(less, MINILORA_CACHE=nothing)
-        notebook.metadata.minilora.browser_seconds = less.metadata.minilora.seconds
     if target.exists() and not fresh:
         keep_measured(notebook, nbformat.read(target, as_version=4))
     return notebook

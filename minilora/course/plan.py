@@ -27,6 +27,7 @@ class Lesson:
     builds: str
     essential: bool
     needs_model: bool = False
+    browser_minutes: int = 0
     outcomes: tuple[str, ...] = ()
 
     @property

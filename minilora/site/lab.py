@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from ..course.copy import copy_course
+from ..course.plan import LESSONS
 from ..files.disk import write_json
 
 NEEDED = ("jupyterlite-core", "jupyterlite-pyodide-kernel", "jupyter-server", "comm")  # of the extra `site`
@@ -24,11 +25,12 @@ MISSING = "the course in a browser needs JupyterLite: pip install 'minilora[site
 IN_BROWSER = re.compile(r"^(\w+ = )(.+?)(  # )in the browser: (.+)$", re.MULTILINE)
 SETUP_TAG = "setup"  # of the cell that installs minilora elsewhere
 LESS = "Lines marked `elsewhere` compute less here than in the text, so your numbers differ from it."
-SLOWER = 25  # times the seconds of two cores with a BLAS; measured 21 to 34 where a model is trained: lessons/README.md
-SETUP = """# In the browser, this cell loads minilora.
+SETUP = """# In the browser, this cell loads minilora, and what it needs: the kernel brings what a cell imports.
 import logging
 import site
 
+import matplotlib
+import numpy
 from js import isSecureContext, location
 from pyodide.http import pyfetch
 
@@ -55,8 +57,10 @@ def build_lab(folder: Path, package: bytes, pyodide: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         lite = Path(place)
         copy_course(lite / "files")
+        minutes = {f"{lesson.name}.ipynb": lesson.browser_minutes for lesson in LESSONS.values()}
         for path in (lite / "files").rglob("*.ipynb"):
-            path.write_text(for_browser(path.read_text("utf-8")), "utf-8", newline="\n")
+            own = minutes.get(path.relative_to(lite / "files").as_posix(), 0)
+            path.write_text(for_browser(path.read_text("utf-8"), own), "utf-8", newline="\n")
         (lite / "pypi").mkdir()
         wheel("comm", lite / "pypi")  # the kernel would ask PyPI for it
         settings = {"litePluginSettings": {f"{KERNEL}:kernel": {"pyodideUrl": f"{pyodide}pyodide.js"}}}
@@ -73,21 +77,19 @@ def build_lab(folder: Path, package: bytes, pyodide: str) -> None:
     (folder / "minilora.zip").write_bytes(package)
 
 
-def for_browser(notebook: str) -> str:
+def for_browser(notebook: str, minutes: int = 0) -> str:
     """A notebook whose first cell loads minilora in the browser, and whose marked lines compute less there.
 
-    Its head says so, and if its cells take minutes there.
+    Its head says so, and how many minutes its cells take there, if they do.
     """
     found, less = json.loads(notebook), False
-    about = found["metadata"].get("minilora", {})
     for cell in found["cells"]:
         source = "".join(cell["source"])
         if SETUP_TAG in cell["metadata"].get("tags", []):
             cell["source"] = SETUP.splitlines(keepends=True)
         elif cell["cell_type"] == "code" and smaller(source) != source:
             cell["source"], less = smaller(source).splitlines(keepends=True), True
-    minutes = round(SLOWER * about.get("browser_seconds", about.get("seconds", 0)) / 60)
-    said = [f"In the browser all cells take about {minutes} minutes: run those that you want to see."] * (minutes >= 3)
+    said = [f"In the browser all cells take about {minutes} minutes: run those that you want to see."] * bool(minutes)
     if said := " ".join(said + [LESS] * less):
         found["cells"][0]["source"] = ["".join(found["cells"][0]["source"]), "\n\n", f"*{said}*"]
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"

@@ -58,7 +58,7 @@ def opened(lab, name):
 def test_a_lesson_runs_in_the_browser_without_an_error(lab, name):
     page = opened(lab, f"{name}.ipynb")
     outputs = run_all(page, 1_800_000)
-    assert [output["ename"] for output in outputs if output["output_type"] == "error"] == []
+    assert [(output["ename"], output["evalue"]) for output in outputs if output["output_type"] == "error"] == []
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert any("holds" in "".join(output.get("text", "")) for output in outputs)
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")

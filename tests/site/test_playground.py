@@ -419,13 +419,10 @@ def test_every_notebook_of_the_course_loads_minilora_in_the_browser_and_is_else_
         changed = {i for i, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]}
         marked = {i for i, cell in enumerate(before) if "# in the browser: " in "".join(cell["source"])}
         assert changed - {0} == {code[0], *marked}
-        about = json.loads(text)["metadata"].get("minilora", {})
-        seconds = about.get("browser_seconds", about.get("seconds", 0))
-        head = "".join(after[0]["source"])
-        assert head.startswith("".join(before[0]["source"]))
-        assert (f"about {round(25 * seconds / 60)} minutes" in head) == (seconds >= 7)
-        assert (lab.LESS in head) == bool(marked) == ("browser_seconds" in about)
-        assert (0 in changed) == (seconds >= 7 or bool(marked))
+        head, minutes = ("".join(cells[0]["source"]) for cells in (after, json.loads(lab.for_browser(text, 7))["cells"]))
+        assert (0 in changed) == (lab.LESS in head) == bool(marked)
+        assert head.startswith("".join(before[0]["source"])) and "minutes: run those" not in head
+        assert f"*In the browser all cells take about 7 minutes: run those that you want to see.{' ' * bool(marked)}" in minutes
 
 
 def test_marked_lines_have_other_values_in_the_browser():
