@@ -255,8 +255,7 @@ def in_browser(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
     """The notebook with the values that marked lines have in the browser; None if no line is marked."""
     less = deepcopy(notebook)
     for cell in less.cells:
-        if cell.cell_type == "code":
-            cell.source = smaller(cell.source)
+        cell.source = smaller(cell.source)
     return less if less.cells != notebook.cells else None
 
 

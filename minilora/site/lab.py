@@ -87,7 +87,7 @@ def for_browser(notebook: str, minutes: int = 0) -> str:
         source = "".join(cell["source"])
         if SETUP_TAG in cell["metadata"].get("tags", []):
             cell["source"] = SETUP.splitlines(keepends=True)
-        elif cell["cell_type"] == "code" and smaller(source) != source:
+        elif smaller(source) != source:
             cell["source"], less = smaller(source).splitlines(keepends=True), True
     said = [f"In the browser all cells take about {minutes} minutes: run those that you want to see."] * bool(minutes)
     if said := " ".join(said + [LESS] * less):

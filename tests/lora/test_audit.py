@@ -103,6 +103,20 @@ def test_a_merged_update_that_is_off_by_a_percent_is_noticed(model, monkeypatch)
         ml.audit(model, "legal")
 
 
+def test_a_second_merge_that_changes_a_single_row_is_noticed(model, monkeypatch):
+    real = LoraLayer.merge
+
+    def merge(self):
+        again = self.merged
+        real(self)
+        if again:
+            self.weight.data[0] += np.float32(1)
+
+    monkeypatch.setattr(LoraLayer, "merge", merge)
+    with pytest.raises(AuditError, match="^merge: merging twice differs"):
+        ml.audit(model, "legal")
+
+
 def test_an_audit_holds_one_merged_matrix_at_a_time():
     model, _ = ml.load("tiny")
     ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False), name="legal")

@@ -419,15 +419,24 @@ def test_every_notebook_of_the_course_loads_minilora_in_the_browser_and_is_else_
         changed = {i for i, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]}
         marked = {i for i, cell in enumerate(before) if "# in the browser: " in "".join(cell["source"])}
         assert changed - {0} == {code[0], *marked}
-        head, minutes = ("".join(cells[0]["source"]) for cells in (after, json.loads(lab.for_browser(text, 7))["cells"]))
+        head, minutes = (
+            "".join(cells[0]["source"]) for cells in (after, json.loads(lab.for_browser(text, 7))["cells"])
+        )
         assert (0 in changed) == (lab.LESS in head) == bool(marked)
         assert head.startswith("".join(before[0]["source"])) and "minutes: run those" not in head
-        assert f"*In the browser all cells take about 7 minutes: run those that you want to see.{' ' * bool(marked)}" in minutes
+        assert (
+            f"*In the browser all cells take about 7 minutes: run those that you want to see.{' ' * bool(marked)}"
+            in minutes
+        )
 
 
 def test_marked_lines_have_other_values_in_the_browser():
-    code = 'SEEDS = (0, 1)  # in the browser: (0,)\nfor seed in SEEDS:\n    x = 1  # in the browser: 2\nSTEPS = 40  # of 8'
-    assert lab.smaller(code) == code.replace("SEEDS = (0, 1)  # in the browser: (0,)", "SEEDS = (0,)  # elsewhere: (0, 1)")
+    code = (
+        "SEEDS = (0, 1)  # in the browser: (0,)\nfor seed in SEEDS:\n    x = 1  # in the browser: 2\nSTEPS = 40  # of 8"
+    )
+    assert lab.smaller(code) == code.replace(
+        "SEEDS = (0, 1)  # in the browser: (0,)", "SEEDS = (0,)  # elsewhere: (0, 1)"
+    )
 
 
 def test_a_wheel_holds_an_installed_package(tmp_path):
