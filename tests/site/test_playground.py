@@ -375,9 +375,12 @@ def test_the_course_that_jupyterlite_writes_is_complete(tmp_path):
     copied = {path.relative_to(tmp_path / "copy"): path for path in (tmp_path / "copy").rglob("*") if path.is_file()}
     written = {path.relative_to(course / "files"): path for path in (course / "files").rglob("*") if path.is_file()}
     assert copied.keys() == written.keys()
+    minutes = {f"{lesson.name}.ipynb": lesson.browser_minutes for lesson in LESSONS.values()}
     for name, path in copied.items():
-        text = path.read_text("utf-8")
-        assert written[name].read_text("utf-8") == (lab.for_browser(text) if name.suffix == ".ipynb" else text)
+        text, own = path.read_text("utf-8"), minutes.get(name.as_posix(), 0)  # pages of exercises have the same names
+        assert written[name].read_text("utf-8") == (lab.for_browser(text, own) if name.suffix == ".ipynb" else text)
+    said = [name for name in written if "all cells take about" in written[name].read_text("utf-8")]
+    assert len(said) == sum(map(bool, minutes.values())) > 5
     package = set(zipfile.ZipFile(course / "minilora.zip").namelist())
     assert {"minilora/course/mine.py", "minilora/claims/__init__.py", "filelock/__init__.py"} <= package
     link = urlsplit(re.search(r'href="(course/[^"]*)"', (page / "index.html").read_text("utf-8"))[1])
@@ -428,6 +431,17 @@ def test_every_notebook_of_the_course_loads_minilora_in_the_browser_and_is_else_
             f"*In the browser all cells take about 7 minutes: run those that you want to see.{' ' * bool(marked)}"
             in minutes
         )
+
+
+def test_the_first_cell_imports_the_packages_of_pyodide_that_minilora_imports_itself():
+    """The kernel loads what a cell imports; a lesson may import NumPy or matplotlib through minilora alone."""
+    tree = ast.parse(lab.SETUP.replace("await ", ""))
+    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    inside = "".join(path.read_text("utf-8") for path in Path(write.__file__).parents[1].rglob("*.py"))
+    used = {
+        name for name in write.FROM_PYODIDE_COURSE if re.search(rf"^ *(import|from) {name}\b", inside, re.MULTILINE)
+    }
+    assert {"numpy", "matplotlib"} <= used - {"ssl", "sqlite3"} <= named
 
 
 def test_marked_lines_have_other_values_in_the_browser():
