@@ -368,6 +368,14 @@ def test_a_lesson_with_marked_lines_is_run_with_the_values_of_the_browser_too(pr
     assert program.main([], tmp_path) == 1 and "FAILED: a claim does not hold" in capsys.readouterr().out
 
 
+@pytest.mark.long
+def test_cells_see_the_variables_that_a_lesson_is_run_with(program):
+    cell = program.nbformat.v4.new_code_cell("import os\nprint(os.environ['MINILORA_CACHE'])")
+    notebook = program.nbformat.v4.new_notebook(cells=[cell])
+    program.run(notebook, MINILORA_CACHE="/nowhere")
+    assert notebook.cells[0].outputs[0].text == "/nowhere\n"
+
+
 def test_words_alone_are_written_without_running_and_code_is_refused(lesson, program, tmp_path, monkeypatch, capsys):
     target = write_source(tmp_path, LESSON.replace("# # A lesson", "# # A better lesson"))
     monkeypatch.setattr(program, "run", lambda notebook: pytest.fail("a cell was run"))
