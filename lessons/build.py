@@ -46,6 +46,7 @@ import nbformat
 from tables import filled, mistakes, outcomes, plans, variants
 from times import words_of_prose
 
+from minilora.course.copy import smaller
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.map import map_figure
@@ -53,7 +54,6 @@ from minilora.course.pages import course_map
 from minilora.course.plan import LESSONS
 from minilora.models import load as zoo
 from minilora.pages.style import save_themes
-from minilora.site.lab import smaller
 
 HERE = Path(__file__).resolve().parent
 MAP = HERE / "pictures" / "course-map.svg"

@@ -11,6 +11,7 @@ from . import mine
 from .pages import course_map
 from .slides import TEMPLATES
 
+IN_BROWSER = re.compile(r"^(\w+ = )(.+?)(  # )in the browser: (.+)$", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)[^)\s]*\)")  # to a file
 
 
@@ -78,3 +79,8 @@ def to_read(text: str, name: str, names: Collection[str], site: str = "") -> str
         link = f"[Open in the browser]({site.rstrip('/')}/course/lab/index.html?path={name})\n"
         notebook["cells"][0]["source"] = [title.rstrip() + "\n", "\n", link, *rest]
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def smaller(code: str) -> str:
+    """The code of a cell with the values that it has in the browser: `SEEDS = 3  # in the browser: 1`."""
+    return IN_BROWSER.sub(r"\1\4\3elsewhere: \2", code)

@@ -15,14 +15,13 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from ..course.copy import copy_course
+from ..course.copy import copy_course, smaller
 from ..course.plan import LESSONS
 from ..files.disk import write_json
 
 NEEDED = ("jupyterlite-core", "jupyterlite-pyodide-kernel", "jupyter-server", "comm")  # of the extra `site`
 KERNEL = "@jupyterlite/pyodide-kernel-extension"
 MISSING = "the course in a browser needs JupyterLite: pip install 'minilora[site]'"
-IN_BROWSER = re.compile(r"^(\w+ = )(.+?)(  # )in the browser: (.+)$", re.MULTILINE)
 SETUP_TAG = "setup"  # of the cell that installs minilora elsewhere
 LESS = "Lines marked `elsewhere` compute less here than in the text, so your numbers differ from it."
 SETUP = """# In the browser, this cell loads minilora, and what it needs: the kernel brings what a cell imports.
@@ -93,11 +92,6 @@ def for_browser(notebook: str, minutes: int = 0) -> str:
     if said := " ".join(said + [LESS] * less):
         found["cells"][0]["source"] = ["".join(found["cells"][0]["source"]), "\n\n", f"*{said}*"]
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-
-
-def smaller(code: str) -> str:
-    """The code of a cell with the values that it has in the browser: `SEEDS = 3  # in the browser: 1`."""
-    return IN_BROWSER.sub(r"\1\4\3elsewhere: \2", code)
 
 
 def wheel(name: str, folder: Path) -> None:

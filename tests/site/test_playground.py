@@ -23,7 +23,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from minilora.cli import main
-from minilora.course.copy import copy_course
+from minilora.course.copy import copy_course, smaller
 from minilora.course.plan import LESSONS
 from minilora.site import lab, write
 from minilora.site.playground import Playground
@@ -448,9 +448,7 @@ def test_marked_lines_have_other_values_in_the_browser():
     code = (
         "SEEDS = (0, 1)  # in the browser: (0,)\nfor seed in SEEDS:\n    x = 1  # in the browser: 2\nSTEPS = 40  # of 8"
     )
-    assert lab.smaller(code) == code.replace(
-        "SEEDS = (0, 1)  # in the browser: (0,)", "SEEDS = (0,)  # elsewhere: (0, 1)"
-    )
+    assert smaller(code) == code.replace("SEEDS = (0, 1)  # in the browser: (0,)", "SEEDS = (0,)  # elsewhere: (0, 1)")
 
 
 def test_a_wheel_holds_an_installed_package(tmp_path):
