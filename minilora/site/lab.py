@@ -88,9 +88,9 @@ def for_browser(notebook: str, minutes: int = 0) -> str:
             cell["source"] = SETUP.splitlines(keepends=True)
         elif smaller(source) != source:
             cell["source"], less = smaller(source).splitlines(keepends=True), True
-    said = [f"In the browser all cells take about {minutes} minutes: run those that you want to see."] * bool(minutes)
-    if said := " ".join(said + [LESS] * less):
-        found["cells"][0]["source"] = ["".join(found["cells"][0]["source"]), "\n\n", f"*{said}*"]
+    slow = f"In the browser all cells take about {minutes} minutes: run those that you want to see."
+    if said := [slow] * bool(minutes) + [LESS] * less:
+        found["cells"][0]["source"] = ["".join(found["cells"][0]["source"]), "\n\n", f"*{' '.join(said)}*"]
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
