@@ -181,7 +181,10 @@ def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     lora = metrics["options"]["method"] == "lora"
     trainable, total = metrics["trainable_parameters"], metrics["total_parameters"]
     memory = metrics["peak_memory_bytes"]
-    measured = "unknown on this system" if memory["measured"] is None else megabytes(memory["measured"])
+    measured = "unknown on this system"
+    if memory["measured"] is not None:
+        measured = megabytes(memory["measured"])
+        measured += f", while {memory['reached']}" if "reached" in memory else ""
     yield rule("what it cost", width)
     share = f"{trainable:,} of {total:,} ({percent(trainable / total, 3)})" if lora else f"all {total:,}"
     yield from row("trainable parameters", share)

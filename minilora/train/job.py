@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, path_from
 from ..lora.variants import lora_plus
 from ..measure.loss import mean_loss
-from ..measure.process import peak_memory, program_memory
+from ..measure.process import peak_memory, program_memory, release_memory
 from ..models.folder import save_folder
 from ..models.hub import known_as
 from ..models.load import dtype_of, load
@@ -106,15 +106,18 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
     state = ranks.same(state)
     if state is None:
         before = evaluate(job.model, job.tokenizer, job.material, "before", ranks)
+        job.ended("measuring the base")
         state = State(options.decisive(), job.base, job.material.sha256, before)
     trainer = job.begin(state)
     if not state.trained:
         _train(job, trainer, state, place)
+        job.ended("training")
     elif place is not None:
         place.began = True
         checkpoint.read_weights(place.partial, job.model, ADAPTER)
     trainer.level()
     after = evaluate(job.model, job.tokenizer, job.material, "after", ranks)
+    job.ended("measuring the result")
     if place is None:
         return {}
     weights = place.partial / (WEIGHTS_FILE if options.method == "lora" else MODEL_FILE)
@@ -142,7 +145,7 @@ class Job:
     """The parts of a job, the same on every rank.
 
     install: puts the trainable parameters in place. base: the fingerprint of the base's weights. program: the bytes
-    that the process held before it had a model, where they are known.
+    that the process held before it had a model, where they are known. peaks: the process's peak so far, by phase.
     """
 
     options: Options
@@ -153,6 +156,12 @@ class Job:
     base: str
     program: int | None
     ranks: Ranks
+    peaks: dict[str, int | None] = field(default_factory=dict)
+
+    def ended(self, phase: str) -> None:
+        """Note the process's peak, and give back what the phase no longer needs, so that the next one is not on top."""
+        self.peaks[phase] = peak_memory()
+        release_memory()
 
     def begin(self, state: State) -> Trainer:
         """Put the trainable parameters in place and return their trainer."""
@@ -368,8 +377,9 @@ def _memory(job: Job) -> dict[str, Any]:
     """Predicted for a training step, and measured for the process, where it computes on the CPU."""
     options, on_cpu = job.options, job.options.device == "cpu"
     measured, program = (peak_memory(), job.program) if on_cpu else (None, None)
+    reached = next((phase for phase, peak in job.peaks.items() if peak == measured), "checking the result")
     predicted = memory_of(job.model, job.material, options.batch_size, options.seed, job.ranks, program)
-    return {"measured": measured, **predicted}
+    return {"measured": measured, "reached": reached if measured else None, **predicted}
 
 
 def _in_effect(model: LanguageModel, options: Options) -> dict[str, Any]:

@@ -28,6 +28,7 @@ METRICS = {
     "peak_memory_bytes": {
         "predicted": 1_000_000_000,
         "measured": 99_500_000,
+        "reached": "training",
         "full_predicted": 2_000_000_000,
         "by_owner": {"program": 2e8, "weights": 799_950_000, "adapter": 50_000, "moments": 2_000_000, "scratch": 0},
     },
@@ -55,7 +56,7 @@ keyword recall, unseen questions          0.0 %    6.2 %   +6.2 points
 
 -- what it cost ------------------------------------------------------------------------------------
 trainable parameters  2,442,240 of 136,957,248 (1.783 %)
-memory of a step      1,000 MB predicted; peak of the process: 99.5 MB
+memory of a step      1,000 MB predicted; peak of the process: 99.5 MB, while training
                       program 200 MB, weights 800 MB, adapter 0.050 MB, optimizer state 2.0 MB
                       full fine-tuning would need 2,000 MB
 time                  1.23 s per step, 1,235 tokens/s; 1.5 minutes for 40 steps

@@ -1,5 +1,6 @@
 """A process that does one thing: its result, its failures, and its memory."""
 
+import platform
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from minilora.measure import process
-from minilora.measure.process import apart, peak_memory, program_memory
+from minilora.measure.process import apart, peak_memory, program_memory, release_memory
 from minilora.progress import log
 
 
@@ -94,3 +95,19 @@ def test_where_the_system_has_no_proc_the_peak_is_that_of_getrusage_and_where_it
     assert peak_memory() == pytest.approx(largest, rel=0.01) and program_memory(7) == pytest.approx(largest, rel=0.01)
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory() is None and program_memory(7) is None
+
+
+def freed():
+    """Run by its own process: what it holds, in MB, after it has freed 100 MB, and after it has given them back."""
+    arrays = [np.ones(8000) for _ in range(1600)]  # 64 kB each
+    last = arrays.pop()
+    del arrays
+    before = program_memory(0)
+    release_memory()
+    return [before / 1e6, program_memory(0) / 1e6, last.size]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps nothing, or cannot be told")
+def test_freed_memory_is_given_back_to_the_system(here):
+    before, after, _ = apart(freed)
+    assert after < before - 90

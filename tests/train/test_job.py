@@ -59,6 +59,26 @@ def test_the_metrics_have_every_promised_key_and_are_those_on_disk(finished):
     memory = metrics["peak_memory_bytes"]
     assert memory.keys() >= {"predicted", "measured", "full_predicted"}
     assert memory["predicted"] == sum(memory["by_owner"].values()) < memory["full_predicted"]
+    phases = "measuring the base", "training", "measuring the result", "checking the result"
+    assert memory["reached"] in phases if memory["measured"] else memory["reached"] is None
+
+
+@pytest.mark.parametrize(
+    ("function", "phase"),
+    [("prepare", "measuring the base"), ("_train", "training"), ("metrics_of", "checking the result")],
+)
+def test_the_metrics_name_the_phase_that_held_most(home, monkeypatch, function, phase):
+    held = [50]
+    monkeypatch.setattr(job, "peak_memory", lambda: held[0])
+    usual = getattr(job, function)
+
+    def hungry(*arguments, **options):
+        held[0] = 90
+        return usual(*arguments, **options)
+
+    monkeypatch.setattr(job, function, hungry)
+    memory = finetune(options(home, home / f"peak{function}"))["peak_memory_bytes"]
+    assert memory["measured"] == 90 and memory["reached"] == phase
 
 
 def test_the_metrics_count_what_was_there(finished, home):
