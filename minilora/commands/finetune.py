@@ -17,7 +17,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="a TOML file of options, such as runs/legal/run.toml; or facts, which teaches facts, not only the form",
+        help="a TOML file of options, such as runs/legal/run.toml; or what was best for facts or for labels: "
+        "facts teaches facts, not only the form; labels is for a thousand messages and more",
     )
 
 

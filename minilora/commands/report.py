@@ -157,7 +157,8 @@ def _advice(metrics: Mapping[str, Any]) -> str:
         return f"The audit failed (see below): try {lower}."
     if learned and not learned[0][1] < learned[0][0]:  # nor if it is not a number
         return f"Loss did not fall: try {lower}."
-    if "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:
+    forgets = "labels" not in metrics  # where only a label can be the answer, nobody reads another text of the model
+    if forgets and "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:
         ways = [lower, "fewer --epochs"]
         if options["method"] == "full":
             ways.append("--method lora")

@@ -19,6 +19,12 @@ def test_the_recipe_for_facts_is_a_file_by_name_and_flags_come_before_it():
     assert read("--config", "facts", "--epochs", "3").epochs == 3 and read("--config", "facts").keep == "last"
 
 
+def test_the_recipe_for_labels_passes_larger_batches_and_hides_a_part_of_what_they_say():
+    usual, labels = read("--data", "support-labels"), read("--data", "support-labels", "--config", "labels")
+    assert labels.batch_size > usual.batch_size and labels.lora_dropout > usual.lora_dropout == 0
+    assert labels.r == usual.r and labels.learning_rate == usual.learning_rate
+
+
 def test_a_file_here_is_taken_before_a_recipe_of_its_name(tmp_path, monkeypatch):
     (tmp_path / "facts").write_text("r = 3")
     monkeypatch.chdir(tmp_path)
