@@ -65,20 +65,30 @@ def test_the_metrics_have_every_promised_key_and_are_those_on_disk(finished):
 
 @pytest.mark.parametrize(
     ("function", "phase"),
-    [("prepare", "measuring the base"), ("_train", "training"), ("metrics_of", "checking the result")],
+    [
+        ("prepare", "measuring the base"),
+        ("_train", "training"),
+        ("evaluate", "measuring the result"),
+        ("metrics_of", "checking the result"),
+    ],
 )
-def test_the_metrics_name_the_phase_that_held_most(home, monkeypatch, function, phase):
-    held = [50]
+def test_the_metrics_name_the_phase_that_held_most_and_each_gives_back_what_it_freed(
+    home, monkeypatch, function, phase
+):
+    held, released = [50], []
     monkeypatch.setattr(job, "peak_memory", lambda: held[0])
+    monkeypatch.setattr(job, "release_memory", lambda: released.append(held[0]))
     usual = getattr(job, function)
 
     def hungry(*arguments, **options):
-        held[0] = 90
+        if "before" not in arguments:
+            held[0] = 90
         return usual(*arguments, **options)
 
     monkeypatch.setattr(job, function, hungry)
     memory = finetune(options(home, home / f"peak{function}"))["peak_memory_bytes"]
     assert memory["measured"] == 90 and memory["reached"] == phase
+    assert len(released) == 3 and released == sorted(released)
 
 
 def test_the_metrics_count_what_was_there(finished, home):
