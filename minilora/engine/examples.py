@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import fused
+from .backend import Array, array_module
 from .gradcheck import GradcheckReport, gradcheck
 from .tensor import OPS
 
@@ -37,6 +38,11 @@ def _positive(*shapes: tuple[int, ...], **settings: Any) -> Callable[[np.random.
     return lambda rng: ([rng.uniform(0.5, 2.0, shape) for shape in shapes], settings)
 
 
+def _weights(like: Array) -> Array:
+    """Different factors for the values of an array, as a mask has them."""
+    return array_module(like).arange(like.size, dtype=like.dtype).reshape(like.shape) / like.size
+
+
 _LABELS = np.array([[1, fused.NOT_SCORED, 3], [0, 5, 2]])
 _ANGLES = np.linspace(-3, 3, 12).reshape(1, 4, 1, 3)
 
@@ -63,6 +69,7 @@ EXAMPLES: dict[str, Callable[[np.random.Generator], Inputs]] = {
     "getitem": _normal((5, 4), index=np.array([0, 2, 2])),
     "concatenate": _normal((2, 3), (4, 3)),
     "linear": _normal((2, 3, 4), (5, 4), (5,)),
+    "masked": _normal((3, 4), mask=_weights),
     "lora_linear": _normal((2, 3, 4), (5, 4), (2, 4), (5, 2), scale=0.5),
     "mixed_lora_linear": _normal(
         (3, 2, 4), (5, 4), (2, 4), (5, 2), (1, 4), (5, 1), parts=[(np.array([0, 2]), 0.5), (None, 2.0)]

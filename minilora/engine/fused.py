@@ -117,29 +117,49 @@ def linear(x, w, bias=None, recompute: Recompute = None):
     return y.reshape(*shape[:-1], len(w)), dx, dw, lambda g: rows(g).sum(axis=0)
 
 
+Mask = Callable[[Array], Array]  # the factors of an array's values, (1 / (1 - p)) or 0, in its shape: always the same
+
+
+@op
+def masked(x, mask: Mask):
+    """x * mask      x (..., n)  ->  (..., n)
+
+    Saves nothing: the mask is drawn again, from its seed.
+    """
+    return x * mask(x), lambda g: g * mask(g)
+
+
 @op(wants_recompute=True)
-def lora_linear(x, w, a, b, scale: float, recompute: Recompute = None):
+def lora_linear(x, w, a, b, scale: float, mask: Mask | None = None, recompute: Recompute = None):
     """y = x wᵀ + scale (x aᵀ) bᵀ      x (..., n)  w (m, n), maybe packed  a (r, n)  b (m, r)  ->  y (..., m)
 
     The frozen product plus the low-rank update of Hu et al. 2021 (arXiv 2106.09685), section 4.1: a projects each
     token down to r values, b projects up again. The matrix b a (m, n) is never formed.
-    Saves x for da (or `recompute`, as in `linear`) and x aᵀ, r values per token, for db.
+    mask: dropout. The update then gets x * mask; the frozen product gets x.
+    Saves x for da (or `recompute`, as in `linear`) and x aᵀ, r values per token, for db. A mask is not saved.
     """
     shape, x = x.shape, rows(x)
-    xa = x @ a.T  # (N, r)
+    xa = (x if mask is None else x * mask(x)) @ a.T  # (N, r)
     xa *= scale
     y = product(x, w, (xa, b.T))  # (N, m)
     x_of = recompute or (lambda: x)
     gb_of = computed_once(lambda g: (rows(g) @ b) * scale)  # (N, r): shared by dx and da
+    mask_of = computed_once(mask) if mask is not None else None  # (N, n), so is the mask
 
     def dx(g):
-        return product_back(rows(g), w, (gb_of(g), a)).reshape(shape)
+        if mask_of is None:
+            return product_back(rows(g), w, (gb_of(g), a)).reshape(shape)
+        low = gb_of(g) @ a  # (N, n)
+        low *= mask_of(low)
+        low += product_back(rows(g), w)
+        return low.reshape(shape)
 
     def dw(g):  # w is frozen in LoRA: the engine drops this VJP, and it never runs
         return rows(g).T @ rows(x_of())
 
     def da(g):
-        return gb_of(g).T @ rows(x_of())  # (r, n)
+        x = rows(x_of())
+        return gb_of(g).T @ (x if mask_of is None else x * mask_of(x))  # (r, n)
 
     def db(g):
         return rows(g).T @ xa  # (m, r)

@@ -195,7 +195,8 @@ class LoraLinear(LoraLayer, Linear):
         active = [] if self.unmerged is not None else self.active_adapters()
         if not active:
             return super().forward(x)
-        if all(lora.is_plain and not lora.drops for lora, _ in active):
+        alone = len(active) == 1 and isinstance(active[0][1], float)
+        if all(lora.is_plain and (alone or not lora.drops) for lora, _ in active):
             y = self.all_plain(x, active)
             return y if self.bias is None else y + self.bias
         product = fused.linear(x, self.weight)
@@ -210,7 +211,8 @@ class LoraLinear(LoraLayer, Linear):
         """The output if every update is scale · B A and nothing else      x (..., n) -> (..., m)"""
         lora, factor = active[0]
         if len(active) == 1 and isinstance(factor, float):
-            return fused.lora_linear(x, self.weight, lora.lora_A, lora.lora_B, scale=lora.scale * factor)
+            mask = lora.dropout.draw() if lora.dropout is not None and lora.drops else None
+            return fused.lora_linear(x, self.weight, lora.lora_A, lora.lora_B, scale=lora.scale * factor, mask=mask)
         thin = [matrix for lora, _ in active for matrix in (lora.lora_A, lora.lora_B)]
         parts = [
             (None, lora.scale * factor) if isinstance(factor, float) else (factor.rows, factor.own * lora.scale)

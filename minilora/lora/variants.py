@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import fused
 from ..engine.backend import Array, array_module
 from ..engine.parallel import current_micro_batch
 from ..engine.recompute import remembered
@@ -54,11 +55,18 @@ class Dropout(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., n). Without active dropout it returns x itself."""
-        if not self.active:
-            return x
-        xp = array_module(x.data)
-        kept = xp.random.default_rng(remembered(self._draw)).random(x.shape, dtype=xp.float32) >= self.p
-        return x * (kept.astype(x.dtype) * (1 / (1 - self.p)))
+        return fused.masked(x, mask=self.draw()) if self.active else x
+
+    def draw(self) -> fused.Mask:
+        """The next mask, which is made from its seed wherever it is needed, and never held."""
+        seed, p = remembered(self._draw), self.p
+
+        def mask(like: Array) -> Array:
+            xp = array_module(like)
+            kept = xp.random.default_rng(seed).random(like.shape, dtype=xp.float32) >= p
+            return kept * like.dtype.type(1 / (1 - p))
+
+        return mask
 
     def _draw(self) -> int:
         """The seed of the next mask."""

@@ -99,6 +99,11 @@ def mask_of(t, s, first=None, packing=None):
     return mask
 
 
+def holes(like):
+    """A mask: every third value is dropped."""
+    return (np.arange(like.size).reshape(like.shape) % 3 > 0) * like.dtype.type(1.5)
+
+
 def composed_mixed_lora_linear(x, w, *thin, parts):
     y = x @ w.T
     for a, b, (at, scale) in zip(thin[::2], thin[1::2], parts, strict=True):
@@ -232,10 +237,21 @@ ROWS = {
         {(0,): (1,), (1,): (0,), (0, 2): (1,), (0, 1, 2): (0, 1)},
         composed=lambda x, w, bias=0.0: x @ w.T + bias,
     ),
+    "masked": Row(
+        [draw("abn", mask=holes), draw("n", mask=holes)],
+        {(0,): ()}, composed=lambda x, mask: x * mask(x.data),
+    ),
     "lora_linear": Row(
-        [draw("abn,mn,rn,mr", scale=2.0), draw("an,mn,rn,mr", scale=0.5), draw("n,mn,1n,m1", scale=1), many_rows],
+        [
+            draw("abn,mn,rn,mr", scale=2.0),
+            draw("an,mn,rn,mr", scale=0.5),
+            draw("n,mn,1n,m1", scale=1),
+            many_rows,
+            draw("abn,mn,rn,mr", scale=2.0, mask=holes),
+            draw("n,mn,1n,m1", scale=0.5, mask=holes),
+        ],
         {(0, 2, 3): (0, 1, 2, 3), (2, 3): (0, 3), (3,): (), (0,): (1, 2, 3)},
-        composed=lambda x, w, a, b, scale: x @ w.T + scale * ((x @ a.T) @ b.T),
+        composed=lambda x, w, a, b, scale, mask=np.ones_like: x @ w.T + scale * (((x * mask(x.data)) @ a.T) @ b.T),
     ),
     "mixed_lora_linear": Row(
         [

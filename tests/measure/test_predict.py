@@ -264,6 +264,17 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_dropout_holds_nothing_more(tiny_config, rng, recompute):
+    ids, found = ids_of(rng, 2, 70), []
+    for p in (0.0, 0.3):
+        model = Llama(tiny_config)
+        add_adapter(model, LoraConfig(r=RANK, lora_alpha=8, target_modules="all-linear", lora_dropout=p))
+        model.decoder.recompute = recompute
+        found.append(ledger(model, None, model.loss(ids, ids)).by_operation)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize(("family", "config", "some", "one"), FAMILIES.values(), ids=FAMILIES)
 def test_other_families_hold_what_was_predicted_to_the_byte(rng, family, config, some, one, recompute):
     for targets in (None, "all-linear", some, one):
