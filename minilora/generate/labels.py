@@ -129,7 +129,7 @@ def _of_batch(
         after = compute(padded, cache, False) if tokens else np.empty((len(part), 0, 0))  # (rows, T, V)
         for (i, j), answer, later in zip(part, answers, after, strict=True):
             each = [first[i, answer[0]], *later[range(len(answer) - 1), answer[1:]]]
-            found[i, j] = sum(each[asked[i].skipped[j] :])
+            found[i, j] = sum(map(float, each[asked[i].skipped[j] :]))
     return found
 
 
@@ -165,9 +165,10 @@ def _computing(model: LanguageModel, mixed: bool, choice: Choice) -> Iterator[Co
     """
 
     def logprobs(tokens: Sequence[Sequence[int]], cache: KVCache, last: bool) -> np.ndarray:
-        logits = to_numpy(model(np.array(tokens), cache, last=last).data).astype(np.float64)
-        logits -= logits.max(axis=-1, keepdims=True)
-        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        logits = to_numpy(model(np.array(tokens), cache, last=last).data)
+        logits -= logits.max(axis=-1, keepdims=True)  # in place: there are as many as tokens times vocabulary
+        logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        return logits
 
     if not mixed:
         yield logprobs
