@@ -63,6 +63,7 @@ from .run_folder import (
 
 ADAPTER = "default"
 LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested
+SAME = 0.99  # of the peak: Linux's counter lags a little behind
 HIGH = 1e-3  # a learning rate of full fine-tuning
 
 
@@ -377,7 +378,8 @@ def _memory(job: Job) -> dict[str, Any]:
     """Predicted for a training step, and measured for the process, where it computes on the CPU."""
     options, on_cpu = job.options, job.options.device == "cpu"
     measured, program = (peak_memory(), job.program) if on_cpu else (None, None)
-    reached = next((phase for phase, peak in job.peaks.items() if peak == measured), "checking the result")
+    held = {phase: peak for phase, peak in job.peaks.items() if peak and measured and peak >= SAME * measured}
+    reached = next(iter(held), "checking the result")
     predicted = memory_of(job.model, job.material, options.batch_size, options.seed, job.ranks, program)
     return {"measured": measured, "reached": reached if measured else None, **predicted}
 

@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,8 @@ def test_the_metrics_have_every_promised_key_and_are_those_on_disk(finished):
 def test_the_metrics_name_the_phase_that_held_most_and_each_gives_back_what_it_freed(
     home, monkeypatch, function, phase
 ):
-    held, released = [50], []
-    monkeypatch.setattr(job, "peak_memory", lambda: held[0])
+    held, released, looks = [50], [], count()
+    monkeypatch.setattr(job, "peak_memory", lambda: held[0] - next(looks) / 1000)  # the system's counter is not exact
     monkeypatch.setattr(job, "release_memory", lambda: released.append(held[0]))
     usual = getattr(job, function)
 
@@ -87,7 +88,7 @@ def test_the_metrics_name_the_phase_that_held_most_and_each_gives_back_what_it_f
 
     monkeypatch.setattr(job, function, hungry)
     memory = finetune(options(home, home / f"peak{function}"))["peak_memory_bytes"]
-    assert memory["measured"] == 90 and memory["reached"] == phase
+    assert memory["measured"] == pytest.approx(90, abs=1) and memory["reached"] == phase
     assert len(released) == 3 and released == sorted(released)
 
 
