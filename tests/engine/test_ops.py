@@ -417,6 +417,21 @@ def test_an_operation_saves_exactly_the_arrays_its_gradients_need(no_gc, rng, na
         assert all(array() is None for array in alive)
 
 
+@pytest.mark.parametrize(("name", "shapes"), [("masked", "an"), ("lora_linear", "an,mn,rn,mr")])
+def test_a_mask_is_not_held_but_made_again(no_gc, rng, name, shapes):
+    made = []
+
+    def mask(like):
+        made.append(weakref.ref(values := holes(like)))
+        return values
+
+    arrays, settings = draw(shapes, mask=mask, **({} if name == "masked" else {"scale": 2.0}))(rng)
+    y = OPS[name](*[Tensor(array, requires_grad=True) for array in arrays], **settings)
+    assert len(made) == 1 and made[0]() is None
+    y.backward(np.ones(y.shape))
+    assert len(made) == 2
+
+
 # -- single promises ---------------------------------------------------------------------------------------------------
 
 
