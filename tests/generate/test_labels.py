@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import new_talker
 
 import minilora as ml
 from minilora.data.labels import LabelTask
@@ -47,6 +48,14 @@ def test_log_likelihoods_are_those_of_the_whole_sequences(talker, tokenizer, mon
     expected = [[brute_force(talker, tokenizer, talk, label) for label in LABELS] for talk in talks]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert len({round(x, 2) for x in found[:3].ravel()}) == found[:3].size
+
+
+def test_a_model_that_is_very_sure_has_finite_log_likelihoods(tokenizer):
+    sure = new_talker()
+    sure.model.norm.weight.data *= 100
+    assert sure(np.array([[1, 2, 3]])).data.max() > 100  # exp of it has no float32
+    expected = [[brute_force(sure, tokenizer, talk, label) for label in LABELS] for talk in TALKS]
+    np.testing.assert_allclose(label_logprobs(sure, tokenizer, TALKS, LABELS), expected, rtol=1e-4)
 
 
 def test_some_padding_may_be_longer_than_the_shared_beginning_and_some_shorter(talker, tokenizer):

@@ -77,7 +77,7 @@ def test_the_metrics_name_the_phase_that_held_most_and_each_gives_back_what_it_f
     home, monkeypatch, function, phase
 ):
     held, released, looks = [50], [], count()
-    monkeypatch.setattr(job, "peak_memory", lambda: held[0] - next(looks) / 1000)  # the system's counter is not exact
+    monkeypatch.setattr(job, "peak_memory", lambda: held[0] + next(looks) / 1000)  # the system does not count exactly
     monkeypatch.setattr(job, "release_memory", lambda: released.append(held[0]))
     usual = getattr(job, function)
 
