@@ -19,7 +19,7 @@ from minilora.pages.style import FULL, LORA
 # %% [markdown]
 # ## 1. A fair trial
 #
-# One trial is 40 steps on the questions of law with batch size 4. The result is the loss (cross-entropy) on the
+# One trial is `STEPS` steps on the questions of law with batch size 4. The result is the loss (cross-entropy) on the
 # validation set. `None` is full fine-tuning.
 
 # %%
@@ -27,10 +27,11 @@ model, tokenizer = ml.load("tiny")
 records = ml.split_records(ml.read_records("legal"))
 law = {split: ml.encode_records(part, tokenizer) for split, part in records.items()}
 base = ml.mean_loss(model, law["validation"])
+STEPS = 40  # in the browser: 30
 
 
 def trial(config, lr, seed=0):
-    """The validation loss after 40 steps, and the number of trainable parameters."""
+    """The validation loss at the end, and the number of trainable parameters."""
     trained = model if config else ml.load("tiny")[0]
     if config:
         ml.add_adapter(trained, config, name="trial", seed=seed)
@@ -38,7 +39,7 @@ def trial(config, lr, seed=0):
         for _, parameter in trained.named_parameters():
             parameter.requires_grad = True
     trainable = ml.count_parameters(trained).trainable
-    ml.fit(trained, law["train"], steps=40, lr=lr, batch_size=4, seed=seed)
+    ml.fit(trained, law["train"], steps=STEPS, lr=lr, batch_size=4, seed=seed)
     loss = ml.mean_loss(trained, law["validation"])
     if config:
         ml.remove_adapter(trained, "trial")
@@ -197,7 +198,7 @@ def trials(*of):
     """The results of trials, each (choice, rate, seed), as above. They run in processes, one per core."""
     names = ("r", "targets", "lr", "seed")
     each = [dict(zip(names, (*choices[name][:2], lr, seed), strict=True)) for name, lr, seed in of]
-    return Setting().each(tiny_run, [one | {"alpha": 16, "steps": 40} for one in each])
+    return Setting().each(tiny_run, [one | {"alpha": 16, "steps": STEPS} for one in each])
 
 
 swept = iter(trials(*[(name, lr, 0) for name, (*_, rates) in choices.items() for lr in rates]))
