@@ -168,7 +168,7 @@ def test_an_answer_is_stopped_and_its_place_is_free(page, served):
     for _ in range(6):  # an answer that ends by itself, before it is stopped, is followed by another
         page.get_by_label("Question", exact=True).fill("hello")
         page.keyboard.press("Enter")
-        page.wait_for_function("() => document.querySelector('article .text')?.textContent.length > 5")
+        page.wait_for_function(f"() => document.querySelector('article .text')?.textContent.length > 5 || ({DONE})()")
         page.keyboard.press("Escape")
         page.wait_for_function(DONE)
         served.until(running=0, waiting=0)
