@@ -43,6 +43,13 @@ class Packing:
         starts = [(min(start, self.prefix), end - start) for start, end in self.spans()]
         return [range(first, first + length) for first, length in starts]
 
+    def layout(self) -> list[tuple[int, range, int]]:
+        """For each of the spans: its start, its tokens' positions, and what must be added to a position of its own
+        sequence to find the key in the row.
+        """
+        spans = zip(self.spans(), self.ranges(), strict=True)
+        return [(start, positions, start - positions.start) for (start, _), positions in spans]
+
     def positions(self) -> list[int]:
         """Each token's position in its own sequence."""
         return [n for positions in self.ranges() for n in positions]
@@ -67,18 +74,17 @@ def textbook_attention(q: Tensor, k: Tensor, v: Tensor, mask: Array | None = Non
 
 
 class Window(NamedTuple):
-    """Queries start..stop of a row, and the keys that any of them sees. position: of the first one in its sequence.
+    """Queries start..stop of a row, and the keys that any of them sees: those at the positions low..high.
 
-    The keys are those at the positions from `low` on, up to the row's index `last`. The tokens of their own sequence
-    begin at the index `first`; before them comes the prefix.
+    position: of the first query in its sequence. origin: of its own sequence's keys, the index minus the position.
     """
 
     start: int
     stop: int
     position: int
     low: int
-    first: int
-    last: int
+    high: int
+    origin: int
 
 
 @op
@@ -118,13 +124,13 @@ def attention(
     k0, v0 = (x[0].transpose(1, 0, 2) for x in beginning or (k[:1, :0], v[:1, :0]))  # (K, P, D)
     P = k0.shape[1]
     prefix = packing.prefix if packing else 0
-    spans = zip(packing.spans(), packing.ranges(), strict=True) if packing else [((0, T), range(S - T, S))]
+    layout = packing.layout() if packing else [(0, range(S - T, S), 0)]
 
-    def window_of(start: int, at: range, i: int, j: int) -> Window:  # queries i..j of a span, whose positions are `at`
+    def window_of(start: int, at: range, origin: int, i: int, j: int) -> Window:  # queries i..j of a span
         low = 0 if window is None else max(0, at.start + i - window + 1)
-        return Window(start + i, start + j, at.start + i, low, start, S - T + start + j)
+        return Window(start + i, start + j, at.start + i, low, at.start + j, origin)
 
-    windows = [window_of(s, at, i, j) for (s, e), at in spans for i, j in blocks(e - s, block)]
+    windows = [window_of(*span, i, j) for span in layout for i, j in blocks(len(span[1]), block)]
 
     def grouped(x: Array, at: Window) -> Array:  # the window's queries of (B, T, H, D) -> (B, K, G t, D)
         t = at.stop - at.start
@@ -136,22 +142,25 @@ def attention(
         return x.reshape(B, K, G, t, D).transpose(0, 3, 1, 2, 4).reshape(B, t, H, D)
 
     def seen(x: Array, at: Window) -> Array:  # (B, K, S, D) -> (B, K, s, D)
-        if at.first <= prefix:
-            return x[:, :, at.low : at.last]
-        own = x[:, :, at.first + max(at.low - prefix, 0) : at.last]
+        if at.origin == 0:
+            return x[:, :, at.low : at.high]
+        own = x[:, :, at.origin + max(at.low, prefix) : at.origin + at.high]
         return xp.concatenate((x[:, :, at.low : prefix], own), axis=2) if at.low < prefix else own
 
     def add_seen(total: Array, part: Array, at: Window) -> None:  # the VJP of seen: adds part at its place in total
-        if at.first <= prefix:
-            total[:, :, at.low : at.last] += part
+        if at.origin == 0:
+            total[:, :, at.low : at.high] += part
         else:
             common = max(prefix - at.low, 0)  # of the keys, those of the prefix
             total[:, :, at.low : at.low + common] += part[:, :, :common]
-            total[:, :, at.first + max(at.low - prefix, 0) : at.last] += part[:, :, common:]
+            total[:, :, at.origin + max(at.low, prefix) : at.origin + at.high] += part[:, :, common:]
 
-    def hidden(at: Window) -> Array:  # -inf where a query must not see a key, (B or 1, 1, 1, t, s)
-        query = xp.arange(at.position, at.position + at.stop - at.start)[:, None]
-        key = xp.arange(at.low, at.position + at.stop - at.start)
+    def first_hidden(at: Window) -> int:  # every query sees the keys before this position
+        return at.position if first is None and window is None else at.low
+
+    def hidden(at: Window) -> Array:  # -inf where a query must not see a key, from the first such key on
+        query = xp.arange(at.position, at.high)[:, None]
+        key = xp.arange(first_hidden(at), at.high)
         masked = key > query  # the future, (t, s)
         if window is not None:
             masked |= key <= query - window
@@ -165,7 +174,7 @@ def attention(
         x = queries @ own_keys.swapaxes(-1, -2)
         if first is not None or t > 1:
             x = x.reshape(B, K, G, t, -1)
-            x += hidden(at).astype(x.dtype)
+            x[..., first_hidden(at) - at.low :] += hidden(at).astype(x.dtype)
             x = x.reshape(B, K, G * t, -1)
         return x
 

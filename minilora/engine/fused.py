@@ -31,6 +31,13 @@ def blocks(length: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, length)
 
 
+def next_labels(labels: Array) -> Array:
+    """What each token has to predict: the label of the token after it. The last one, nothing. (B, T) -> (B, T)"""
+    shifted = array_module(labels).full_like(labels, NOT_SCORED)
+    shifted[:, :-1] = labels[:, 1:]
+    return shifted
+
+
 def computed_once(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """f, for two VJPs of one operation that both need it: the second call returns and frees the result of the first."""
     found: list[Array] = []

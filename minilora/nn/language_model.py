@@ -20,6 +20,7 @@ import numpy as np
 from ..engine import fused
 from ..engine.attention import Packing, attention
 from ..engine.backend import Array, array_module, to_device_of
+from ..engine.context_parallel import Shard, gathered
 from ..engine.recompute import recomputed
 from ..engine.tensor import Tensor
 from .cache import KVCache
@@ -120,7 +121,8 @@ class LanguageModel(Module):
         input_ids: (B, T) integers.
         labels: (B, T), the same ids, -100 for a token that is not scored. They are shifted here, as in Hugging Face:
             position t predicts label t + 1. Logits are computed for scored tokens only, a block at a time.
-        packing: of several sequences in the row (B is 1 then); the first own token of each must not be labelled.
+        packing: of several sequences in the row (B is 1 then); the first own token of each must not be labelled. With
+            a `Shard` of one sequence, the loss is the mean over those tokens of it that this thread computes.
 
         `loss_and_grad` computes the same loss and its gradients, faster and in less memory. Raises ValueError for a
         batch that the model cannot read, or in which no token is scored.
@@ -139,8 +141,9 @@ class LanguageModel(Module):
     ) -> tuple[Tensor, Array, Array | None]:
         """The head's arguments: x (B, T, C), the shifted labels (B, T), and the indices of scored ones, if known."""
         input_ids, labels = self.check_batch(input_ids, labels, packing)
-        shifted = array_module(labels).full_like(labels, fused.NOT_SCORED)
-        shifted[:, :-1] = labels[:, 1:]
+        shifted = fused.next_labels(labels)
+        if isinstance(packing, Shard):
+            input_ids, shifted = packing.own(input_ids), packing.own(shifted)
         scored = None
         if isinstance(input_ids, np.ndarray) and isinstance(labels, np.ndarray):
             scored = np.flatnonzero(shifted != fused.NOT_SCORED)  # on the host, which would have to wait for a GPU
@@ -194,7 +197,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: Any, layer: int, **settings
     context: has cache and packing. layer: the block's number, for the cache. settings: of `attention`.
     """
     if (cache := context.cache) is None:
-        return attention(q, k, v, packing=context.packing, **settings)
+        packing = context.packing
+        if isinstance(packing, Shard):
+            k, v = gathered(k, shard=packing), gathered(v, shard=packing)
+        return attention(q, k, v, packing=packing, **settings)
     known = cache.extend(layer, k.data, v.data)
     return attention(q, *known, first=cache.first, beginning=cache.shared(layer), **settings)
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..engine.attention import Packing
 from ..engine.backend import Array
-from ..engine.fused import NOT_SCORED, preference_loss
+from ..engine.context_parallel import Shard, shards
+from ..engine.fused import NOT_SCORED, next_labels, preference_loss
 from ..engine.tensor import Tensor
 
 LEAST = 64  # tokens of a micro-batch: with fewer, matmuls lose more than a second core gains
@@ -144,6 +145,27 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class ShardBatch(Batch):
+    """One sequence, of which each thread computes its own tokens. input_ids and labels are those of the whole."""
+
+    packing: Shard
+
+    @cached_property
+    def scored(self) -> int:
+        """How many of this thread's tokens have a label to predict."""
+        return int((self.packing.own(next_labels(self.labels)) != NOT_SCORED).sum())
+
+    def loss(self, model: Any) -> Tensor:
+        """The model's mean cross-entropy per scored token of this thread.
+
+        If there is none, a number of weight 0: the other threads need the keys and values of its tokens all the same.
+        """
+        if self.scored:
+            return super().loss(model)
+        return model.decoder(self.packing.own(self.input_ids), packing=self.packing).sum()
+
+
+@dataclass(frozen=True)
 class PairBatch(Batch):
     """A packed row of pairs: chosen, rejected, chosen, and so on."""
 
@@ -266,6 +288,19 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
     tokens, shared = packed_length(samples), common_prefix(samples)
     lengths = [len(sample.ids) - shared * len(sample.sequences) for sample in samples]
     return divided(lengths, _count(tokens, len(samples), threads))
+
+
+def sharded(batches: Sequence[Batch], threads: int) -> Sequence[Batch]:
+    """The same micro-batches or, if some of the threads would have none, long sequences divided among them, too."""
+    count = threads // len(batches)
+    return [shard for batch in batches for shard in _shards(batch, min(count, batch.input_ids.size // GOOD))]
+
+
+def _shards(batch: Batch, count: int) -> list[Batch]:
+    sequences = len(batch.packing.ends) if batch.packing else len(batch.input_ids)
+    if count < 2 or sequences > 1 or isinstance(batch, PairBatch) or not batch.scored:
+        return [batch]
+    return [ShardBatch(batch.input_ids, batch.labels, shard) for shard in shards(batch.input_ids.size, count)]
 
 
 def _count(tokens: int, sequences: int, threads: int) -> int:

@@ -18,7 +18,7 @@ from ..engine.parallel import cores, values, values_and_gradients
 from ..engine.tensor import Tensor, is_recording, no_grad
 from .language_model import LanguageModel
 from .optim import Optimizer, clip_grad_norm
-from .parts import Batch, Example, Sample, divided_samples, micro_batches, pack
+from .parts import Batch, Example, Sample, ShardBatch, divided_samples, micro_batches, pack, sharded
 
 Mean = Callable[[Sequence[Tensor], Array, int], Array]  # see `training_step`
 
@@ -86,9 +86,10 @@ def training_step(
 
 def loss_without_grad(model: LanguageModel, batch: Batch | Sequence[Example]) -> float:
     """The loss of a batch, or of samples, computed on all cores: for evaluation."""
-    batches = divided(model, batch)
+    batches = on_all_cores(model, divided(model, batch))
     with no_grad():
-        found = values([partial(each.loss, model) for each in batches], min(cores(), len(batches)))
+        losses = [partial(each.loss, model) for each in batches]
+        found = values(losses, min(cores(), len(batches)), partial(_release, batches))
     return to_floats(sum(x * w for x, w in zip(found, _weights(batches), strict=True)))[0]
 
 
@@ -111,10 +112,27 @@ def losses_without_grad(model: LanguageModel, samples: Sequence[Sample]) -> list
 def divided(model: LanguageModel, batch: Batch | Sequence[Example], threads: int | None = None) -> list[Batch]:
     """The micro-batches in which a model computes a batch, or samples. threads: None for all cores."""
     arrays = [model.head_weight.data, *((batch.input_ids, batch.labels) if isinstance(batch, Batch) else ())]
-    on_host = all(array_module(x) is np for x in arrays)
-    if not on_host or any(module.rows_differ for _, module in model.named_modules()):
+    if not _may_divide(model, *arrays):
         return [batch if isinstance(batch, Batch) else pack(batch)]
     return micro_batches(batch, threads or cores())
+
+
+def _may_divide(model: LanguageModel, *arrays: Array) -> bool:
+    on_host = all(array_module(x) is np for x in arrays)
+    return on_host and not any(module.rows_differ for _, module in model.named_modules())
+
+
+def on_all_cores(model: LanguageModel, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """The micro-batches, or their shards for context parallelism, where there are fewer than cores."""
+    arrays = (model.head_weight.data, *(each.input_ids for each in batches))
+    return sharded(batches, cores()) if _may_divide(model, *arrays) else batches
+
+
+def _release(batches: Sequence[Batch]) -> None:
+    """Wake the threads that wait for one that has failed."""
+    for each in batches:
+        if isinstance(each, ShardBatch):
+            each.packing.exchange.barrier.abort()
 
 
 def add_gradients(model: LanguageModel, batch: Batch | Sequence[Example], at_once: int | None = None) -> Array:
@@ -125,7 +143,7 @@ def add_gradients(model: LanguageModel, batch: Batch | Sequence[Example], at_onc
     accumulated = [batch]
     if at_once is not None and not isinstance(batch, Batch):
         accumulated = [batch[i : i + at_once] for i in range(0, len(batch), at_once)]
-    divisions = [divided(model, each) for each in accumulated]
+    divisions = [on_all_cores(model, divided(model, each)) for each in accumulated]
     weights = _weights([each for batches in divisions for each in batches])
     losses: list[Array] = []
     for batches in divisions:
@@ -143,7 +161,8 @@ def _forward_and_backward(model: LanguageModel, batches: Sequence[Batch], weight
         return loss
 
     if len(batches) > 1:
-        return values_and_gradients([partial(loss_of, each) for each in batches], weights, min(cores(), len(batches)))
+        losses, threads = [partial(loss_of, each) for each in batches], min(cores(), len(batches))
+        return values_and_gradients(losses, weights, threads, partial(_release, batches))
     loss = loss_of(batches[0])  # here BLAS may use all cores
     loss.backward(array_module(loss.data).full_like(loss.data, weights[0]))
     return [loss.data]

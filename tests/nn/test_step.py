@@ -1,5 +1,6 @@
 """Micro-batches on several cores, and blocks computed again in the backward pass, change no loss and no gradient."""
 
+import copy
 import dataclasses
 import tracemalloc
 
@@ -16,10 +17,19 @@ from minilora.lora.adapters import add_adapter, merge_adapter, set_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.mixed import mixed_batch
 from minilora.nn import parts, step
-from minilora.nn.llama import Llama
+from minilora.nn.gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
+from minilora.nn.gpt2 import GPT2, GPT2Config
+from minilora.nn.llama import MLP, Config, Llama
 from minilora.nn.optim import SGD, AdamW
-from minilora.nn.parts import Batch, Sample, pack
-from minilora.nn.step import NotFiniteError, divided, loss_and_grad, loss_without_grad, training_step
+from minilora.nn.parts import Batch, Sample, ShardBatch, pack
+from minilora.nn.step import (
+    NotFiniteError,
+    divided,
+    loss_and_grad,
+    loss_without_grad,
+    on_all_cores,
+    training_step,
+)
 
 IDS = np.arange(8 * 40).reshape(8, 40) * 7 % 61
 PACKED = Packing(6, (50, 130, 141, 230, 320))
@@ -93,6 +103,101 @@ def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole(tiny_model, 
     assert loss.node is None
     twice = {name: p.grad for name, p in model.trainable_parameters().items()}
     assert_close((loss.item(), twice), (expected[0], {name: 2 * grad for name, grad in expected[1].items()}))
+
+
+ONE = IDS.reshape(1, -1)
+LATE = np.where(np.arange(320) < 300, -100, ONE)  # so that most threads have nothing to predict
+
+
+FAMILIES = {
+    "llama": Llama(Config(64, 16, 24, 2, 4, 2, max_position_embeddings=320), 0),
+    "window": Llama(Config(64, 16, 24, 2, 4, 2, max_position_embeddings=320, sliding_window=70), 0),
+    "gpt2": GPT2(GPT2Config(64, 12, 2, 2, max_position_embeddings=320), 0),
+    "gemma3": Gemma3(Gemma3Config(64, 12, 10, 2, 2, 1, 6, sliding_window=9, layer_types=(SLIDING, FULL)), 0),
+}
+
+
+@pytest.mark.parametrize("settings", [None, {}, {"use_dora": True}, {"bias": "lora_only"}], ids=str)
+@pytest.mark.parametrize("labels", [labelled(ONE), LATE], ids=["all", "late"])
+@pytest.mark.parametrize("threads", [2, 5], indirect=True)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_long_sequence_on_several_threads_has_the_loss_and_the_gradients_of_the_whole(
+    family, monkeypatch, threads, labels, settings
+):
+    """Context parallelism: every thread computes some of the tokens, with and without checkpointing."""
+    monkeypatch.setattr(parts, "GOOD", 64)
+    model = as_float64(copy.deepcopy(FAMILIES[family]))
+    model = adapted(model, **settings) if settings is not None else model
+    for packing in (None, Packing(0, (320,))):
+        model.decoder.recompute = packing is not None
+        batch = ONE, labels, packing
+        assert len(on_all_cores(model, divided(model, Batch(*batch)))) == threads
+        expected = gradients(model, batch, whole)
+        assert_close(gradients(model, batch), expected)
+        assert loss_without_grad(model, Batch(*batch)) == pytest.approx(expected[0], rel=1e-12)
+    assert_equal(*(gradients(model, batch) for _ in range(2)))
+
+
+@pytest.mark.parametrize("threads", [4], indirect=True)
+def test_threads_share_sequences_only_where_some_would_have_none_and_each_gets_enough_tokens(monkeypatch, threads):
+    model = copy.deepcopy(FAMILIES["llama"])
+
+    def found(ids, packing=None):
+        return [(each.input_ids.size, type(each)) for each in on_all_cores(model, [Batch(ids, ids, packing)])]
+
+    monkeypatch.setattr(parts, "GOOD", 80)
+    assert found(ONE) == [(320, ShardBatch)] * 4
+    assert found(ONE[:, :319]) == [(319, ShardBatch)] * 3
+    assert found(ONE[:, :159]) == [(159, Batch)]
+    assert found(ONE, PACKED) == found(IDS) == [(320, Batch)]
+    assert found(np.full_like(ONE, -100)) == [(320, Batch)]  # nothing scored: the reason is given there
+    two = [Batch(row, row) for row in np.split(ONE, 2, axis=1)]
+    expected = [(160, ShardBatch)] * 4
+    assert [(each.input_ids.size, type(each)) for each in on_all_cores(model, two)] == expected
+    with mixed_batch(adapted(model), ["own"]):
+        assert found(ONE) == [(320, Batch)]
+
+
+@pytest.mark.parametrize("threads", [4], indirect=True)
+def test_two_sequences_on_four_threads_have_the_gradients_of_the_whole(monkeypatch, threads):
+    monkeypatch.setattr(parts, "GOOD", 64)
+    model, (ids, labels, _) = as_float64(adapted(copy.deepcopy(FAMILIES["llama"]))), BATCHES["rows"]
+    batch = ids.reshape(2, -1), labels.reshape(2, -1)
+    assert len(on_all_cores(model, divided(model, Batch(*batch)))) == 4
+    assert_close(gradients(model, batch), gradients(model, batch, whole))
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_a_failure_in_one_thread_of_a_sequence_is_raised_and_no_other_waits(monkeypatch, threads):
+    monkeypatch.setattr(parts, "GOOD", 64)
+    model = adapted(copy.deepcopy(FAMILIES["llama"]))
+    first, calls = MLP.forward, []
+
+    def fails_in_one(self, x):
+        calls.append(x)
+        if len(calls) == 2:
+            raise MemoryError("no room")
+        return first(self, x)
+
+    monkeypatch.setattr(MLP, "forward", fails_in_one)
+    for compute in (loss_and_grad, lambda model, *batch: loss_without_grad(model, Batch(*batch))):
+        calls.clear()
+        with pytest.raises(MemoryError, match="no room"):
+            compute(model, ONE, ONE)
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_threads_of_one_sequence_hold_together_what_one_thread_holds(monkeypatch, threads):
+    peaks = []
+    for least in (160, 400):  # two threads, one
+        monkeypatch.setattr(parts, "GOOD", least)
+        model = adapted(copy.deepcopy(FAMILIES["llama"]))
+        loss_and_grad(model, ONE, ONE)
+        tracemalloc.start()
+        loss_and_grad(model, ONE, ONE)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < 1.15 * peaks[1]
 
 
 @pytest.mark.parametrize("tied", [True, False])
