@@ -170,8 +170,8 @@ claim("milliseconds for a switch", 1000 * (perf_counter() - start) / 100, 0, 10)
 print(f"four adapters: {4 * adapter_bytes / 1e6:.1f} MB; four full models: {4 * base_bytes / 1e6:.1f} MB")
 
 # %% [markdown]
-# The sentences are nonsense, because the base is tiny, but each adapter answers in the form of its own data. A switch
-# copies nothing, so one process can serve all of them ([lesson 16](16_many_adapters.ipynb)): `minilora serve --demo`.
+# The sentences are nonsense, because the base is tiny, but each adapter answers in the form of its training data. A
+# switch copies nothing: one process serves all of them ([lesson 16](16_many_adapters.ipynb)): `minilora serve --demo`.
 #
 # ## 5. The map
 #

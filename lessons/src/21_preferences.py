@@ -227,7 +227,7 @@ show(figure, alt="60 pairs: SFT moves them to the right, DPO moves them down, bo
 # more: the loss sees only the difference.
 #
 # Do not read too much into the accuracy. Counting words finds all test pairs of these data as well
-# ([card](../minilora/data/SKILLS.md)): careful answers have words of their own.
+# ([card](../minilora/data/SKILLS.md)): careful answers use certain words.
 #
 # ## 6. What beta does
 #

@@ -67,7 +67,7 @@ class Record:
     label: str | None = None  # of labelled data: the answer
     fields: Mapping[str, Any] | None = None  # of data with fields: the answer, before it became JSON
     rejected: str | None = None  # of preferences: the answer that the last message is preferred to
-    reworded: str | None = None  # the question with some of its own words; `paraphrase` has hardly any
+    reworded: str | None = None  # the question with some of the same words; `paraphrase` has hardly any
     context: str | None = None  # the passage in the prompt, which its texts include already
     kind: str | None = None  # of labelled data: how the text is written; accuracy is also reported by kind
 

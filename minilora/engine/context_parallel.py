@@ -94,7 +94,7 @@ def shards(tokens: int, count: int) -> list[Shard]:
 def gathered(x, shard: Shard):
     """The keys or values of all tokens: x (1, t, K, D) of this thread's -> (1, T, K, D), one array for all threads.
 
-    Saves nothing. In the backward pass each thread gets the sum of all threads' gradients of its own tokens.
+    Saves nothing. In the backward pass each thread gets the sum of all threads' gradients of its tokens.
     """
 
     def dx(g):

@@ -82,7 +82,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
     """Write arrays to one safetensors file, packed ones dequantised. The file appears completely or not at all.
 
     As other writers do, the tensors of the widest type come first, each type in the order of names, so that each begins
-    at a multiple of its own width; spaces fill the header up to a multiple of eight bytes.
+    at a multiple of its width; spaces fill the header up to a multiple of eight bytes.
     """
     arrays = {name: np.asarray(to_numpy(dense(array)), order="C") for name, array in tensors.items()}
     arrays = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))

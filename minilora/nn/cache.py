@@ -105,7 +105,7 @@ class KVCache:
         return one
 
     def begin(self, length: int, rows: Sequence[KVCache | None]) -> None:
-        """Let each row begin with the tokens of its own cache in `rows`, up to this length: fewer of them, or
+        """Let each row begin with the tokens that its cache in `rows` has, up to this length: fewer of them, or
         none, where the row has padding.
         """
         for i, (row, start) in enumerate(zip(rows, self._starts(), strict=True)):

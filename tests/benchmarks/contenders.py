@@ -1,4 +1,4 @@
-"""What minilora is measured against, and what both sides do in ways of their own: one process each.
+"""What minilora is measured against, and what the two sides do differently: one process each.
 
 `python tests/benchmarks/contenders.py NAME FOLDER` answers as `minilora.measure.turns.serve` says. FOLDER is a Hugging
 Face copy of the model, which NAME "copy" writes. Random inputs are those of `minilora.measure.bench`.
