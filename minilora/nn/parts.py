@@ -298,7 +298,7 @@ def sharded(batches: Sequence[Batch], threads: int) -> Sequence[Batch]:
 
 def _shards(batch: Batch, count: int) -> list[Batch]:
     sequences = len(batch.packing.ends) if batch.packing else len(batch.input_ids)
-    if count < 2 or sequences > 1 or isinstance(batch, PairBatch) or not batch.scored:
+    if count < 2 or sequences > 1 or not batch.scored:
         return [batch]
     return [ShardBatch(batch.input_ids, batch.labels, shard) for shard in shards(batch.input_ids.size, count)]
 

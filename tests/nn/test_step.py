@@ -107,6 +107,7 @@ def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole(tiny_model, 
 
 ONE = IDS.reshape(1, -1)
 LATE = np.where(np.arange(320) < 300, -100, ONE)  # so that most threads have nothing to predict
+MIDDLE = np.where((np.arange(320) - 80) // 120, -100, ONE)  # begins and ends where threads meet
 
 
 FAMILIES = {
@@ -118,7 +119,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("settings", [None, {}, {"use_dora": True}, {"bias": "lora_only"}], ids=str)
-@pytest.mark.parametrize("labels", [labelled(ONE), LATE], ids=["all", "late"])
+@pytest.mark.parametrize("labels", [labelled(ONE), LATE, MIDDLE], ids=["all", "late", "middle"])
 @pytest.mark.parametrize("threads", [2, 5], indirect=True)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_long_sequence_on_several_threads_has_the_loss_and_the_gradients_of_the_whole(
