@@ -1,7 +1,7 @@
 """The base with examples in its prompt, on questions that are answered in free text: keyword recall, %.
 
     python tests/benchmarks/few_shot.py support:reworded medical:reworded legal:paraphrase
-    python tests/benchmarks/few_shot.py FOLDER/ordinary.jsonl:train --examples FOLDER/read.jsonl --context HANDBOOK
+    python tests/benchmarks/few_shot.py FOLDER/ordinary.jsonl:all --examples FOLDER/read.jsonl --context HANDBOOK
 
 Labels and fields have this baseline on the page of `minilora finetune`. Here the examples are training records of other
 questions, evenly chosen, as earlier turns of the conversation. The last line needs the files that reading.py writes.
@@ -21,8 +21,9 @@ from minilora.train.material import with_passages
 
 
 def questions(data, which, most):
-    """The records whose answers are measured: of a split, or of the training split in other words."""
-    splits = ml.split_records(ml.read_records(data))
+    """The records whose answers are measured: all, those of a split, or those of the training split in other words."""
+    records = ml.read_records(data)
+    splits = ml.split_records(records) | {"all": records}
     found = splits[which] if which in splits else held_out(splits, len(splits["train"]))[which]
     return evenly([record for record in found if record.keywords], most)
 
