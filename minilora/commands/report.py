@@ -157,7 +157,7 @@ def _advice(metrics: Mapping[str, Any]) -> str:
         return f"The audit failed (see below): try {lower}."
     if learned and not learned[0][1] < learned[0][0]:  # nor if it is not a number
         return f"Loss did not fall: try {lower}."
-    forgets = "labels" not in metrics  # where only a label can be the answer, nobody reads another text of the model
+    forgets = metrics.keys().isdisjoint(("labels", "fields"))  # where nothing else can be the answer, nobody reads it
     if forgets and "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:
         ways = [lower, "fewer --epochs"]
         if options["method"] == "full":

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from ..data.fields import stored_tasks
-from ..data.labels import LabelTask
 from ..data.records import BUILT_IN, revision_of_data, sha256_of_data
 from ..data.repository import is_dataset
 from ..engine import bfloat16
@@ -242,8 +241,8 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         schema=options.schema,
         stored=stored_tasks([Path(options.adapter or options.base)]),
     )
-    if isinstance(material.task, LabelTask):
-        options = options.for_labels()
+    if material.task is not None:
+        options = options.for_task()
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
     if options.patience is not None and not material.validation_sets:
         raise ValueError(f"{options.data}: no records are held out for validation, so leave out patience")

@@ -102,7 +102,7 @@ class Options:
     strength: float | None = option(
         None,
         "adapter scale: after training, the update is multiplied by it; less of it forgets less "
-        "(default: 0.65; for labels, with --adapter, DPO, DoRA or PiSSA 1)",
+        "(default: 0.65; for labels and fields, with --adapter, DPO, DoRA or PiSSA 1)",
         above=0,
         follows=("method", "adapter", "loss", "use_dora", "init_lora_weights"),
         **_LORA,
@@ -206,8 +206,8 @@ class Options:
         """The same with the learning rate and the adapter scale that are used where none was given."""
         return replace(self, lr=self.learning_rate, strength=self.adapter_scale if self.method == "lora" else None)
 
-    def for_labels(self) -> Options:
-        """The same for labelled data, where the update is not scaled down: only the labels can be answers."""
+    def for_task(self) -> Options:
+        """The same for labels and fields, where the update is not scaled down: no other text can be an answer."""
         return self if self.strength is not None or self.method == "full" else replace(self, strength=1.0)
 
     def decisive(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from planted_fields import SCHEMA, planted_fields
 import minilora as ml
 from minilora.cli import main
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
+from minilora.commands.report import page as finetune_page
 from minilora.data.fields import FieldTask
 from minilora.data.records import read_source
 from minilora.measure import fields as measuring
@@ -50,7 +51,7 @@ def run(home, tmp_path_factory):
     """A run on data with fields: its folder, its data, its metrics."""
     folder = tmp_path_factory.mktemp("fields")
     data = planted_fields(folder / "own.jsonl")
-    metrics = finetune(options(home, folder / "run", data=str(data), steps=20, lr=0.03, keep="last"))
+    metrics = finetune(options(home, folder / "run", data=str(data), steps=20, lr=0.03, keep="last", strength=None))
     return folder / "run", data, metrics
 
 
@@ -58,6 +59,7 @@ def test_the_metrics_have_the_report_and_the_folder_the_picture_and_the_schema(r
     folder, data, metrics = run
     report = metrics["fields"]
     assert report == json.loads((folder / "metrics.json").read_text())["fields"] and metrics["answers"] == []
+    assert metrics["options"]["strength"] == 1  # the update is not scaled down
     names = [row["name"] for row in report["rows"]]
     assert names == ["most frequent values", "base, zero-shot", "base, 4-shot", "LoRA"] and report["records"] == 8
     assert report["copied"] == ["name", "tags"] and "labels" not in metrics
@@ -154,3 +156,11 @@ def test_the_picture_can_be_read(name):
         assert problems(figure) == []
         shares = [line.get_xdata() for line in figure.axes[0].lines]
         assert np.allclose(shares[0], [90, 40, 90]) and np.allclose(shares[1], 40)
+
+
+def test_a_model_whose_answers_have_fields_need_not_keep_its_general_text(run):
+    _, _, metrics = run
+    worse = metrics | {"loss": {"general": [2.0, 3.0]}, "keyword_recall": {}}
+    words = "Loss on general text rose by 50 %"
+    assert words not in finetune_page(worse)
+    assert words in finetune_page({name: value for name, value in worse.items() if name != "fields"})

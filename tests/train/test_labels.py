@@ -106,8 +106,8 @@ def test_a_model_that_is_fine_tuned_whole_stores_its_labels_and_answers_with_the
 
 
 def test_a_strength_that_is_given_is_kept_and_full_fine_tuning_has_none():
-    assert Options(strength=0.5).for_labels().strength == 0.5 and Options().for_labels().adapter_scale == 1
-    assert Options(method="full").for_labels().strength is None
+    assert Options(strength=0.5).for_task().strength == 0.5 and Options().for_task().adapter_scale == 1
+    assert Options(method="full").for_task().strength is None
 
 
 def test_the_trained_row_is_that_of_the_adapter_and_the_base_rows_are_those_of_the_base(home, run):
