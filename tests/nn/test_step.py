@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import threading
 import tracemalloc
 
 import numpy as np
@@ -166,6 +167,22 @@ def test_two_sequences_on_four_threads_have_the_gradients_of_the_whole(monkeypat
     batch = ids.reshape(2, -1), labels.reshape(2, -1)
     assert len(on_all_cores(model, divided(model, Batch(*batch)))) == 4
     assert_close(gradients(model, batch), gradients(model, batch, whole))
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_each_thread_computes_its_share_of_the_tokens(monkeypatch, threads):
+    monkeypatch.setattr(parts, "GOOD", 64)
+    model, forward, seen = adapted(copy.deepcopy(FAMILIES["llama"])), MLP.forward, []
+
+    def watched(self, x):
+        seen.append((threading.get_ident(), x.shape[1]))
+        return forward(self, x)
+
+    monkeypatch.setattr(MLP, "forward", watched)
+    for compute in (loss_and_grad, lambda model, *batch: loss_without_grad(model, Batch(*batch))):
+        seen.clear()
+        compute(model, ONE, ONE)
+        assert len({thread for thread, _ in seen}) == 2 and {tokens for _, tokens in seen} == {160}
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
