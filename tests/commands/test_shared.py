@@ -25,6 +25,11 @@ def test_the_recipe_for_labels_passes_larger_batches_and_hides_a_part_of_what_th
     assert labels.r == usual.r and labels.learning_rate == usual.learning_rate
 
 
+def test_the_recipe_for_fields_passes_more_often():
+    usual, fields = read("--data", "support-fields"), read("--data", "support-fields", "--config", "fields")
+    assert fields.epochs > usual.epochs and fields.learning_rate == usual.learning_rate
+
+
 def test_a_file_here_is_taken_before_a_recipe_of_its_name(tmp_path, monkeypatch):
     (tmp_path / "facts").write_text("r = 3")
     monkeypatch.chdir(tmp_path)
