@@ -1,7 +1,8 @@
 """Samples, the batches they are packed into, and the micro-batches in which a batch is computed.
 
 Micro-batches need about the same work, for several cores, and are small, for little memory. Rows are never split. In a
-packed row, sequences are never split; each micro-batch computes their common prefix itself.
+packed row, sequences are never split; each micro-batch computes their common prefix itself. Only where some cores would
+have nothing to do, `sharded` divides long sequences among them.
 """
 
 from __future__ import annotations
