@@ -165,6 +165,8 @@ def _advice(metrics: Mapping[str, Any]) -> str:
         elif options.get("strength") and not options.get("use_dora") and options.get("init_lora_weights") != "pissa":
             ways[0] = f"a lower --strength (it was {options['strength']:g})"
         return f"Loss on general text rose by {change(*losses['general'])[1:]}: try {listed(ways, 'or')}."
+    if not forgets and metrics.get("kept", {}).get("which") == "best" and not _kept_earlier(metrics):
+        return "Validation loss was lowest at the last step: try more --epochs."
     _, recalled = metrics["keyword_recall"].get("reworded", (0.0, 1.0))
     per_step = options.get("batch_size", 1) * options.get("grad_accumulation", 1)
     if recalled < RECALLED and metrics["steps"] * per_step < OFTEN * metrics.get("records", {}).get("train", 0):

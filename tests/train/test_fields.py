@@ -164,3 +164,13 @@ def test_a_model_whose_answers_have_fields_need_not_keep_its_general_text(run):
     words = "Loss on general text rose by 50 %"
     assert words not in finetune_page(worse)
     assert words in finetune_page({name: value for name, value in worse.items() if name != "fields"})
+
+
+def test_more_epochs_are_advised_where_validation_loss_was_lowest_at_the_last_step(run):
+    _, _, metrics = run
+    steps, words = len(metrics["train_loss"]), "try more --epochs"
+    learned = metrics | {"loss": {"unseen": [2.0, 1.0]}, "kept": {"which": "best", "step": steps, "loss": 1.0}}
+    assert words in " ".join(finetune_page(learned).split())
+    assert words not in " ".join(finetune_page({name: x for name, x in learned.items() if name != "fields"}).split())
+    for other in ({"which": "best", "step": steps - 1}, {"which": "last", "step": steps}):
+        assert words not in " ".join(finetune_page(learned | {"kept": {"loss": 1.0} | other}).split())
