@@ -159,11 +159,13 @@ class ShardBatch(Batch):
     def loss(self, model: Any) -> Tensor:
         """The model's mean cross-entropy per scored token of this thread.
 
-        If there is none, a number of weight 0: the other threads need the keys and values of its tokens all the same.
+        If there is none, one token is scored with weight 0: other threads need the keys and values of these tokens.
         """
-        if self.scored:
-            return super().loss(model)
-        return model.decoder(self.packing.own(self.input_ids), packing=self.packing).sum()
+        labels = self.labels
+        if not self.scored:
+            labels, following = np.full_like(labels, NOT_SCORED), self.packing.positions()[0] + 1
+            labels[:, following] = self.input_ids[:, following]
+        return model.loss(self.input_ids, labels, self.packing)
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,14 @@ def test_one_long_sequence_on_several_threads_has_the_loss_and_the_gradients_of_
     assert_equal(*(gradients(model, batch) for _ in range(2)))
 
 
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_a_thread_without_labels_takes_part_where_only_the_head_is_trained(monkeypatch, threads):
+    monkeypatch.setattr(parts, "GOOD", 64)
+    config = Config(64, 16, 24, 2, 4, 2, max_position_embeddings=320, tie_word_embeddings=False)
+    model = as_float64(adapted(Llama(config, 0), target_modules=["lm_head"]))
+    assert_close(gradients(model, (ONE, LATE)), gradients(model, (ONE, LATE), whole))
+
+
 @pytest.mark.parametrize("threads", [4], indirect=True)
 def test_threads_share_sequences_only_where_some_would_have_none_and_each_gets_enough_tokens(monkeypatch, threads):
     model = copy.deepcopy(FAMILIES["llama"])
@@ -215,7 +223,7 @@ def test_threads_of_one_sequence_hold_together_what_one_thread_holds(monkeypatch
         loss_and_grad(model, ONE, ONE)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[0] < 1.15 * peaks[1]
+    assert peaks[0] < 1.5 * peaks[1]  # 2 if each held all; how much scratch exists at once is up to the threads
 
 
 @pytest.mark.parametrize("tied", [True, False])
