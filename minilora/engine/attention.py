@@ -22,8 +22,8 @@ class Packing:
     """Several sequences in one row, without padding: their common prefix once, then the rest of each sequence.
 
     prefix: the number of tokens that all sequences begin with. ends: where the rest of each sequence ends in the row;
-    the first rest begins at `prefix`. Every token sees the prefix and the earlier tokens of its own sequence, so it has
-    exactly the value it would have in a separate row, but the prefix is computed once instead of once per sequence.
+    the first rest begins at `prefix`. Every token sees the prefix and the earlier tokens of the same sequence, so it
+    has exactly the value it would have in a separate row, but the prefix is computed once instead of once per sequence.
     """
 
     prefix: int
@@ -44,8 +44,8 @@ class Packing:
         return [range(first, first + length) for first, length in starts]
 
     def layout(self) -> list[tuple[int, range, int]]:
-        """For each of the spans: its start, its tokens' positions, and what must be added to a position of its own
-        sequence to find the key in the row.
+        """For each of the spans: its start, its tokens' positions, and the origin: a key that is not of the prefix is
+        at the index origin + position.
         """
         spans = zip(self.spans(), self.ranges(), strict=True)
         return [(start, positions, start - positions.start) for (start, _), positions in spans]
@@ -76,7 +76,7 @@ def textbook_attention(q: Tensor, k: Tensor, v: Tensor, mask: Array | None = Non
 class Window(NamedTuple):
     """Queries start..stop of a row, and the keys that any of them sees: those at the positions low..high.
 
-    position: of the first query in its sequence. origin: of its own sequence's keys, the index minus the position.
+    position: of the first query in its sequence. origin: as in `Packing.layout`.
     """
 
     start: int

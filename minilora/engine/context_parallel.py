@@ -65,7 +65,7 @@ class Shard(Packing):
         return [range(part.start, part.stop) for part in self.parts(self.number)]
 
     def layout(self) -> list[tuple[int, range, int]]:
-        """Of both parts: its start among this thread's tokens, its positions, and 0: a key's index is its position."""
+        """Of both parts: start among this thread's tokens, positions, and origin 0: a key's index is its position."""
         first, second = self.ranges()
         return [(0, first, 0), (len(first), second, 0)]
 

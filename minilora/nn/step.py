@@ -35,9 +35,9 @@ def loss_and_grad(model: LanguageModel, input_ids: Array, labels: Array, packing
     """Forward and backward pass at once: return the loss, and add the gradients of trainable parameters to `.grad`.
 
     The result is that of `loss = model.loss(input_ids, labels, packing); loss.backward()`. But the batch is computed in
-    micro-batches, on all cores, and the activations of one are freed before the next begins. Long
-    sequences are divided as well where cores would be idle (context parallelism). Gradients are added in a fixed order:
-    the same batch gives the same bits. On a GPU, and inside `mixed_batch`, the batch is not divided.
+    micro-batches, on all cores, and the activations of one are freed before the next begins. Where cores
+    would be idle, long sequences are divided as well (context parallelism). Gradients are added in a fixed order: the
+    same batch gives the same bits. On a GPU, and inside `mixed_batch`, the batch is not divided.
 
     model: a model with something trainable.
     input_ids, labels, packing: as for `LanguageModel.loss`.
