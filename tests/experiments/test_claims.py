@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from minilora.experiments.claim import Setting, Verdict, claim_names, read_claim
+from minilora.experiments.trials import run_trials
 from minilora.pages.claims import COUNTS, counts, rows_of, sections_of
 from minilora.pages.style import save_themes
 
 FOLDER = Path(__file__).parents[2] / "minilora/claims"  # of the clone: an installed package has no page
 BASES = {"matrices", "tiny", "smollm2"}
 LINES = 96  # of a claim's file: a page
+SEEDS = 3  # of a smallest form, at most
 NAMES = claim_names()
 each_claim = pytest.mark.parametrize("name", NAMES)
 
@@ -115,10 +117,23 @@ def test_a_claim_that_trains_finds_each_contenders_best_rate_or_says_why_not(nam
         assert tuned or read_claim(name).CLAIM.one_rate, f"{', '.join(trained)} at rates set by hand, without a reason"
 
 
-def small(name, switched=False):
+@functools.cache
+def ran(function, trial):
+    """What the function returns, as JSON, for the arguments `trial`, which are JSON, too."""
+    return json.dumps(run_trials(function, [json.loads(trial)], jobs=1)[0])
+
+
+class Once(Setting):
+    """A trial that several claims need, or a claim and its switched form, is run once."""
+
+    def attempt(self, function, trials):
+        return [json.loads(ran(function, json.dumps(trial, sort_keys=True))) for trial in trials]
+
+
+def small(name, setting=Once, **more):
     """The numbers of the smallest form, as JSON keeps them."""
     claim = read_claim(name)
-    numbers = claim.run(Setting(small=True, switched=switched, seeds=claim.CLAIM.seeds))
+    numbers = claim.run(setting(**{"small": True, "seeds": claim.CLAIM.seeds[:SEEDS]} | more))
     return json.loads(json.dumps(numbers, allow_nan=False))
 
 
@@ -135,7 +150,7 @@ def first(name):
 @each_claim
 def test_its_smallest_form_has_a_verdict_and_a_picture(name, tmp_path):
     claim, numbers = read_claim(name), first(name)
-    assert len(numbers["measured"]) == len(claim.CLAIM.seeds)
+    assert len(numbers["measured"]) == len(claim.CLAIM.seeds[:SEEDS])
     assert claim.CLAIM.verdict(numbers, small=True) in Verdict
     for file in save_themes(lambda: claim.picture(numbers), tmp_path / "picture.png"):
         assert file.stat().st_size > 5000
@@ -145,7 +160,7 @@ def test_its_smallest_form_has_a_verdict_and_a_picture(name, tmp_path):
 @pytest.mark.parametrize("name", [name for name in NAMES if read_claim(name).CLAIM.on_smollm2])
 def test_the_smallest_form_of_that_on_smollm2_has_a_verdict_and_a_picture(name, tmp_path):
     claim = read_claim(name)
-    numbers = json.loads(json.dumps(claim.run(Setting(small=True, seeds=(0,), base="smollm2")), allow_nan=False))
+    numbers = small(name, seeds=(0,), base="smollm2")
     assert len(numbers["measured"]) == 1 and claim.CLAIM.forms[1].verdict(numbers) in Verdict
     for file in save_themes(lambda: claim.picture(numbers), tmp_path / "picture.png"):
         assert file.stat().st_size > 5000
@@ -155,7 +170,7 @@ def test_the_smallest_form_of_that_on_smollm2_has_a_verdict_and_a_picture(name, 
 @each_claim
 def test_its_smallest_form_gives_the_same_verdict_twice(name):
     verdict = read_claim(name).CLAIM.verdict
-    assert verdict(small(name), small=True) == verdict(first(name), small=True)
+    assert verdict(small(name, Setting), small=True) == verdict(first(name), small=True)
 
 
 @pytest.mark.claims
