@@ -134,7 +134,7 @@ def test_logits_and_loss_equal_transformers_with_these_very_weights(smollm2):
 def test_the_comparison_notices_queries_and_keys_left_in_the_file_s_rotary_layout(smollm2, reference):
     ours, tokenizer = smollm2
     heads = {"q_proj": ours.config.num_attention_heads, "k_proj": ours.config.num_key_value_heads}
-    wrong = Llama(ours.config)
+    wrong = Llama.empty(ours.config)
     wrong.load_state_dict(
         {
             name: to_pairs(array, heads[kind]) if (kind := name.split(".")[-2]) in heads else array
@@ -210,7 +210,7 @@ def test_one_lora_training_step_equals_peft_and_torch(smollm2, tmp_path, rng):
     """
     shared, tokenizer = smollm2
     theirs = in_transformers(shared)
-    ours = Llama(shared.config)
+    ours = Llama.empty(shared.config)
     ours.load_state_dict(shared.state_dict())  # the same arrays: an adapter never writes to them
     add_adapter(ours, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), seed=0)
     for name, array in adapter_state(ours, "default").items():
@@ -246,20 +246,20 @@ def test_one_lora_training_step_equals_peft_and_torch(smollm2, tmp_path, rng):
 
 
 @pytest.mark.parametrize("which", ["LoRA", "DoRA", "full"])
-def test_twenty_training_steps_give_the_losses_of_peft_and_torch(which, smollm2, tmp_path):
-    """The same data, the same start, AdamW on both sides: twenty losses, each within a relative 1e-3."""
+def test_training_steps_give_the_losses_of_peft_and_torch(which, smollm2, tmp_path):
+    """The same data, the same start, AdamW on both sides: five losses, each within a relative 1e-3."""
     shared, tokenizer = smollm2
     theirs = in_transformers(shared)
-    ours = Llama(shared.config)
+    ours = Llama.empty(shared.config)
     ours.load_state_dict({name: array.copy() for name, array in shared.state_dict().items()})
-    lr = 1e-5
+    lr = 4e-5
     if which != "full":
-        lr = 5e-4
+        lr = 2e-3
         add_adapter(ours, LoraConfig(r=8, lora_alpha=16, use_dora=which == "DoRA"), seed=0)
         theirs = peft.PeftModel.from_pretrained(theirs, save_adapter(ours, tmp_path), is_trainable=True)
     ids, labels = conversation(tokenizer)
     settings = {"lr": lr, "eps": 1e-6, "weight_decay": 0.01}
     optimizer = AdamW(ours.trainable_parameters(), **settings)
     reference = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], **settings)
-    losses = assert_same_curves(theirs, ours, optimizer, reference, [(ids, labels)], rtol=1e-3)
+    losses = assert_same_curves(theirs, ours, optimizer, reference, [(ids, labels)], steps=5, rtol=1e-3)
     assert losses[-1] < 0.7 * losses[0]
