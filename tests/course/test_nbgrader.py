@@ -66,27 +66,18 @@ def course(tmp_path_factory):
     run(folder, str(LESSONS / "build.py"), "--instructor", ".", "--overlay", str(overlay))
     of_each(folder, "generate_assignment")
     for name in EXERCISES:
-        stub = (LESSONS / "exercises" / f"{name}.ipynb").read_text("utf-8")  # what students get from the repository
-        right = json.loads(stub)
-        answers = solution_cells(json.loads(source_of(folder, name)))
-        for cell, answer in zip(solution_cells(right), answers, strict=True):
-            cell["source"] = answer["source"]
-        if name in WHOLE:
-            submit(folder, "right", name, json.dumps(right))
-            submit(folder, "empty", name, stub)
-        last = solution_cells(right)[-1]
-        last["source"] = f"def {last['metadata']['nbgrader']['grade_id']}(*arguments):\n    pass"
-        submit(folder, "wrong", name, json.dumps(right))
-        if name == "10_inject":
-            for cell, answer in zip(solution_cells(right), answers, strict=True):
-                cell["source"] = answer["source"]
-            solution_cells(right)[-1]["source"] = PART
-            submit(folder, "part", name, json.dumps(right))
-        if name == "09_lora":
-            answers[0]["source"] = "".join(answers[0]["source"]) + "\nlora_forward.sly = True"
-            for cell, answer in zip(solution_cells(right), answers, strict=True):
-                cell["source"] = answer["source"]
-            submit(folder, "sly", name, json.dumps(right))
+        notebook = json.loads((LESSONS / "exercises" / f"{name}.ipynb").read_text("utf-8"))  # of the repository
+        both = notebook, json.loads(source_of(folder, name))
+        empty, right = (["".join(cell["source"]) for cell in solution_cells(book)] for book in both)
+        handed_in = {"wrong": [*right[:-1], f"def {last_function(name)}(*arguments):\n    pass"]}
+        handed_in |= {"right": right, "empty": empty} if name in WHOLE else {}
+        handed_in |= {"part": [*right[:-1], PART]} if name == "10_inject" else {}
+        handed_in |= {"sly": [f"{right[0]}\nlora_forward.sly = True", *right[1:]]} if name == "09_lora" else {}
+        for student, sources in handed_in.items():
+            for cell, source in zip(solution_cells(notebook), sources, strict=True):
+                cell["source"] = source
+            (target := folder / "submitted" / student / name).mkdir(parents=True)
+            (target / f"{name}.ipynb").write_text(json.dumps(notebook), "utf-8")
     of_each(folder, "autograde", "--create")
     of_each(folder, "generate_feedback")
     run(folder, "-m", "nbgrader", "export", "--to", "grades.csv")
@@ -111,12 +102,6 @@ def last_function(name):
 
 def source_of(folder, name):
     return (folder / "source" / name / f"{name}.ipynb").read_text("utf-8")
-
-
-def submit(folder, student, name, text):
-    target = folder / "submitted" / student / name / f"{name}.ipynb"
-    target.parent.mkdir(parents=True)
-    target.write_text(text, "utf-8")
 
 
 @pytest.fixture(scope="module")
