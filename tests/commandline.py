@@ -28,7 +28,3 @@ def complaint(capsys):
 
 def written(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-def cut_short(path):
-    path.write_bytes(path.read_bytes()[:-100])
