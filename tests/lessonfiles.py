@@ -1,6 +1,7 @@
 """The course as it is shipped, for the tests of it: notebooks by name, and the program that builds them."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -28,6 +29,7 @@ SELF_TEST = "exercises/00_self_test.ipynb"  # no exercises of a lesson: nothing 
 GRADED = [name for name in BUILT if name.startswith("exercises/") and name != SELF_TEST]
 
 
+@functools.cache
 def build_program():
     """lessons/build.py as a module, or a skip."""
     for needed in ("jupytext", "nbclient", "ipykernel"):

@@ -115,15 +115,9 @@ def test_its_number_is_in_the_page_and_its_solution_is_not():
         assert stub.strip() in page and body.strip() not in page and name not in vars(mine), name
 
 
-@pytest.fixture(scope="module")
-def program():
-    """lessons/build.py as a module."""
-    return build_program()
-
-
-def solved(program, name, variant):
+def solved(name, variant):
     """A page of exercises with its solutions, run without the checks: what it defines, and what it prints."""
-    cells = program.read_source(LESSONS / "src" / "exercises" / f"{name}.py", variant).cells
+    cells = build_program().read_source(LESSONS / "src" / "exercises" / f"{name}.py", variant).cells
     return run_here([cell for cell in cells if "check(" not in cell.source])
 
 
@@ -137,10 +131,10 @@ def short(monkeypatch):
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
-def test_the_solution_of_every_variant_passes(name, program, short):
+def test_the_solution_of_every_variant_passes(name, short):
     asked = [e for e in EXERCISES.values() if name.startswith(f"{e.lesson:02}_")]
     for number in range(max(len(e.forms) for e in asked)):
-        scope, printed = solved(program, name, number or None)
+        scope, printed = solved(name, number or None)
         for exercise in asked:
             said = judged(exercise, scope[exercise.name], np.random.default_rng(0), number or None)
             assert said == OK, f"{exercise.name}, variant {number}: {said}"
