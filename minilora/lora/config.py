@@ -143,8 +143,8 @@ def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 def find_targets(names: Sequence[str], config: LoraConfig) -> list[str]:
     """The module names that `config` selects from `names`, in the same order.
 
-    Raises ValueError, with a list of the available names, if any target matches nothing: a misspelled target must not
-    pass because another target of the list matches.
+    Raises ValueError, with a list of the available names, if any target matches nothing or a block does not exist: a
+    misspelled target must not pass because another target of the list matches.
     """
     wanted = config.target_modules
     if wanted == ALL_LINEAR:
@@ -166,9 +166,11 @@ def find_targets(names: Sequence[str], config: LoraConfig) -> list[str]:
         return kept
     numbers = {layers} if isinstance(layers, int) else set(layers)
     chosen = [name for name in kept if numbers & _numbers_in(name)]
-    if not chosen:
+    missing = sorted(numbers.difference(*map(_numbers_in, names)))
+    if missing or not chosen:
+        what = f": there is no block {missing[0]}" if chosen else " leaves no module to adapt"
         there = ", ".join(map(str, sorted(set().union(*map(_numbers_in, kept))))) or "none"
-        raise ValueError(f"layers_to_transform={layers!r} leaves no module to adapt; numbers of their blocks: {there}")
+        raise ValueError(f"layers_to_transform={layers!r}{what}; numbers of their blocks: {there}")
     return chosen
 
 

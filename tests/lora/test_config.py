@@ -56,6 +56,12 @@ def test_names_and_layers_select_their_intersection(kinds, layers):
     assert found(target_modules=sorted(kinds), layers_to_transform=sorted(layers)) == of(*kinds, layers=layers)
 
 
+@given(st.sets(st.integers(0, 11), min_size=1), st.sets(st.integers(12, 99) | st.integers(-9, -1), min_size=1))
+def test_a_block_that_does_not_exist_is_refused_next_to_those_that_do(layers, absent):
+    with pytest.raises(ValueError, match=f"there is no block {min(absent)}; numbers of their blocks: 0, 1, .*, 11"):
+        found(layers_to_transform=sorted(layers | absent))
+
+
 def test_all_linear_leaves_out_the_head_unless_it_is_named():
     assert found([*NAMES, "lm_head"]) == NAMES
     assert found([*NAMES, "lm_head"], target_modules=["q_proj", "lm_head"]) == [*of("q_proj"), "lm_head"]
