@@ -83,30 +83,42 @@ def _with_fields(text: str) -> Callable[[Mapping[str, Any]], list[Message]]:
     return messages
 
 
-def _preferred(row: Mapping[str, Any]) -> list[Message]:
-    """The prompt, a text or messages, and the chosen answer, as TRL writes them."""
-    prompt = row["prompt"]
-    if not isinstance(prompt, list):
-        messages: list[Message] = [{"role": "user", "content": text_of(row, "prompt")}]
-    else:
-        messages = [_turn(i, turn) for i, turn in enumerate(prompt, 1)]
-        if not messages or messages[-1]["role"] != "user":
-            raise ValueError("the last message of the prompt must be the user's: the question")
-    chosen, rejected = answer_of(row, "chosen"), answer_of(row, "rejected")
+def _prompted(answer: str) -> Callable[[Mapping[str, Any]], list[Message]]:
+    """A function that makes messages of a prompt and an answer, each a text or a list of messages, as TRL writes them.
+
+    An answer of several messages begins with its prompt.
+    """
+
+    def messages(row: Mapping[str, Any]) -> list[Message]:
+        prompt, value = row["prompt"], row[answer]
+        if isinstance(value, list) and len(value) > 1:
+            return _turns(answer)(row)
+        if not isinstance(prompt, list):
+            asked: list[Message] = [{"role": "user", "content": text_of(row, "prompt")}]
+        else:
+            asked = [_turn(i, turn) for i, turn in enumerate(prompt, 1)]
+            if not asked or asked[-1]["role"] != "user":
+                raise ValueError("the last message of the prompt must be the user's: the question")
+        if not isinstance(value, list):
+            return [*asked, {"role": "assistant", "content": text_of(row, answer)}]
+        turns = [_turn(i, turn) for i, turn in enumerate(value, 1)]
+        if [turn["role"] for turn in turns] != ["assistant"]:
+            raise ValueError(f"{answer} must be a text, or a list that ends with the assistant's, got {_short(value)}")
+        return [*asked, *turns]
+
+    return messages
+
+
+def rejected_of(row: Mapping[str, Any]) -> str:
+    """The rejected answer of a row with preferences. Raises ValueError if it has another prompt than the chosen one."""
+    *prompt, chosen = _prompted("chosen")(row)
+    *other, rejected = _prompted("rejected")(row)
+    if prompt != other:
+        raise ValueError("chosen and rejected must be the same up to the last message: both answer one prompt")
     if chosen == rejected:
-        raise ValueError(f"chosen and rejected are the same answer ({_short(chosen)}): there is nothing to prefer")
-    return [*messages, {"role": "assistant", "content": chosen}]
-
-
-def answer_of(row: Mapping[str, Any], name: str) -> str:
-    """An answer that is a text, or a list with one message of the assistant."""
-    value = row[name]
-    if not isinstance(value, list):
-        return text_of(row, name)
-    turns = [_turn(i, turn) for i, turn in enumerate(value, 1)]
-    if [turn["role"] for turn in turns] != ["assistant"]:
-        raise ValueError(f"{name} must be a text, or a list with one message of the assistant, got {_short(value)}")
-    return turns[0]["content"]
+        said = _short(chosen["content"])
+        raise ValueError(f"chosen and rejected are the same answer ({said}): there is nothing to prefer")
+    return rejected["content"]
 
 
 def _turns(key: str) -> Callable[[Mapping[str, Any]], list[Message]]:
@@ -141,13 +153,13 @@ _ABOUT_LABELLED = ("system", "id", "split", "kind")
 _TEXTS, _LABELS = ("text", "message", "prompt"), ("label", "intent", "category")  # columns of labelled data
 TEXT = Format("text", ("text",), ("id", "split", "questions"), lambda row: [])
 FORMATS = (  # the first one whose columns a row has
+    Format("prompt/chosen/rejected", ("prompt", "chosen", "rejected"), _ALSO, _prompted("chosen"), preferred=True),
     Format("messages", ("messages",), _ALSO, _turns("messages")),
     Format("conversations", ("conversations",), _ALSO, _turns("conversations")),
     Format("question/answer", ("question", "answer"), _ALSO, _pair("question", "answer")),
     Format("q/a", ("q", "a"), _ALSO, _pair("q", "a")),
     Format("instruction/output", ("instruction", "output"), ("input", *_ALSO), _pair("instruction", "output", "input")),
-    Format("prompt/completion", ("prompt", "completion"), _ALSO, _pair("prompt", "completion")),
-    Format("prompt/chosen/rejected", ("prompt", "chosen", "rejected"), _ALSO, _preferred, preferred=True),
+    Format("prompt/completion", ("prompt", "completion"), _ALSO, _prompted("completion")),
     *(
         Format(f"{text}/{label}", (text, label), _ABOUT_LABELLED, _labelled(text, label), labelled=True)
         for text in _TEXTS
@@ -193,6 +205,8 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
         if column not in taken:
             plain = column.strip().lower()
             named.setdefault(plain if plain in NAMES and plain not in row else column, value)
+    if isinstance(chosen := named.get("chosen"), list):
+        named.setdefault("prompt", chosen[:-1])  # which both answers begin with: TRL's implicit prompt
     return named
 
 

@@ -171,7 +171,7 @@ def test_an_optional_column_need_not_be_in_every_row_but_in_one(tmp_path):
     assert message_of(path, field={"keywords": "worbs"}).endswith("field keywords=worbs: no row has a column 'worbs'")
 
 
-@pytest.mark.parametrize(("name", "hint"), [("qestion", "did you mean question"), ("zzz", "known: messages, ")])
+@pytest.mark.parametrize(("name", "hint"), [("qestion", "did you mean question"), ("zzz", "known: prompt, ")])
 def test_a_field_that_minilora_does_not_read_is_refused(name, hint):
     with pytest.raises(ValueError, match=rf"field {name}=x: minilora reads no '{name}' \({hint}"):
         read_records("legal", field={name: "x"})
@@ -311,6 +311,7 @@ BROKEN = [  # a file, its content, part of the message
     ("a.csv", "prompt,chosen,rejected\nx,y,\n", ":2: rejected must be a non-empty text, got nothing (an empty cell"),
     ("a.jsonl", '{"prompt": [], "chosen": "y", "rejected": "z"}', "the last message of the prompt must be the user's"),
     ("a.jsonl", '{"prompt": "x", "chosen": [{"role": "user", "content": "y"}], "rejected": "z"}', "chosen must be a"),
+    ("a.jsonl", json.dumps({"chosen": [*ASKED], "rejected": [SYSTEM, *ASKED]}), "the same up to the last message"),
     ("a.csv", "q,a\nx\n", ":2: a must be a non-empty text, got nothing (an empty cell, or null)"),
     ("a.csv", "q,a,keywords\nx,y,[claim\n", """:2: keywords must be a list, such as ["...", "..."], got '[claim'"""),
     ("a.jsonl", '{"q": "x", "a": "y"}\n{"q": "x", "a" "y"}\n', ":2: not JSON (Expecting ':' delimiter at column 16)"),
@@ -392,13 +393,24 @@ def test_two_files_for_one_split_and_a_record_that_contradicts_its_file_are_refu
     assert message_of(tmp_path) == f"{tmp_path}: val.jsonl and valid.csv are both for validation: keep one of them"
 
 
-def test_preferences_in_trls_two_forms_are_the_same_record_and_train_the_chosen_answer(tmp_path):
-    said = {"prompt": ASK, "chosen": TELL, "rejected": "No idea."}
-    turns = {
-        "prompt": [{"role": "user", "content": ASK}],
-        "chosen": [{"role": "assistant", "content": TELL}],
-        "rejected": [{"role": "assistant", "content": "No idea."}],
-    }
-    jsonl(tmp_path / "data.jsonl", [said | {"id": "a"}, turns | {"id": "b"}])
-    first, second = read_records(tmp_path / "data.jsonl")
-    assert first.messages == second.messages == ASKED and first.rejected == second.rejected == "No idea."
+@given(said=st.lists(st.text("abc", min_size=1), min_size=4, max_size=8, unique=True), system=st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tmp_path, said, system):
+    *asked, chosen, rejected = said[: len(said) - (len(said) + 1) % 2]  # an odd number of turns before two answers
+    prompt = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(asked)]
+    prompt = [SYSTEM, *prompt] if system else prompt
+    one, other = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
+    whole = {"chosen": prompt + one, "rejected": prompt + other}
+    forms = [
+        {"prompt": prompt, "chosen": one, "rejected": other},
+        {"prompt": prompt, "chosen": chosen, "rejected": rejected},
+        whole,
+        whole | {"prompt": asked[-1], "messages": prompt + one},  # as in UltraFeedback
+        {"prompt": prompt, "completion": one},
+        {"prompt": prompt, "completion": chosen},
+        {"messages": prompt + one},
+    ]
+    jsonl(tmp_path / "data.jsonl", forms)
+    records = read_records(tmp_path / "data.jsonl")
+    assert [record.messages for record in records] == [(*prompt, *one)] * len(forms)
+    assert [record.rejected for record in records] == [rejected] * 4 + [None] * 3
