@@ -92,11 +92,14 @@ def open_book(
 
 
 def without_passages(model: LanguageModel, handbook: Handbook | None) -> list[str]:
-    """One line that names the adapters that learned to read passages, if there is no handbook; else none."""
+    """One line that names the adapters that get no passages: without a handbook those that learned to read some, with
+    one those that were trained without any. None if there are no such adapters."""
     readers = [name for name, adapter in model.adapters.items() if stored_template(adapter.data)]
-    if handbook is not None or not readers:
-        return []
-    return [f"{', '.join(readers)} learned to answer from passages: --context FILE gives some to look them up in"]
+    others = [name for name in model.adapters if template_of(model, name) is None]
+    if handbook is not None:
+        return [f"{', '.join(others)}: trained without passages, and asked without them"] if others else []
+    what = "learned to answer from passages: --context FILE gives some to look them up in"
+    return [f"{', '.join(readers)} {what}"] if readers else []
 
 
 class Talk:

@@ -74,10 +74,18 @@ def test_an_adapter_without_a_record_of_its_training_may_read_and_no_answer_is_a
     assert open_book(model, None, BOOK, said) == (said, None) and open_book(model, None, None, said[:1])[1] is None
 
 
-def test_readers_without_passages_are_named(model, trained):
-    assert without_passages(model, BOOK) == []
+def test_adapters_that_get_no_passages_are_named(model, trained, monkeypatch):
+    (line,) = without_passages(model, BOOK)
+    unread = [
+        name
+        for name in model.adapters
+        if open_book(model, name, BOOK, [{"role": "user", "content": QUESTION}])[1] is None
+    ]
+    assert unread and line == f"{', '.join(unread)}: trained without passages, and asked without them"
     (line,) = without_passages(model, None)
     assert line.startswith("support learned to answer from passages") and "--context FILE" in line
+    monkeypatch.setattr(model.adapters["legal"], "data", {"context_template": OTHER})
+    assert without_passages(model, BOOK) == []
 
 
 def test_a_passage_that_leaves_no_room_is_one_line(talk):
