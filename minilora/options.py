@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
+from functools import cache
+from numbers import Integral, Real
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Options = TypeVar("Options")
@@ -128,9 +130,21 @@ def check_value(options: type, name: str, value: Any, called: str | None = None)
     called: the name of the option in the message. Of an option with several values, each one is checked.
     """
     metadata = options.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
+    kinds = kinds_of(metadata.get("several") or _hints(options)[name])
     for one in value if "several" in metadata and isinstance(value, list) else [value]:
-        if reason := _refusal(one, metadata):
+        if reason := _misfit(one, kinds) or _refusal(one, metadata):
             raise ValueError(f"{called or name} {reason}, got {one!r}")
+
+
+_hints = cache(get_type_hints)  # fit checks its arguments one by one
+
+
+def _misfit(value: Any, kinds: Sequence[Any]) -> str | None:
+    """What a value of another type must be, where a number is expected, or true or false; else None."""
+    wanted = {bool: bool, int: Integral, float: Real}.get(kinds[0]) if len(kinds) == 1 else None
+    if wanted is None or value is None or (isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)):
+        return None
+    return f"must be {KINDS[kinds[0]]}"
 
 
 def _refusal(value: Any, metadata: Mapping[str, Any]) -> str | None:

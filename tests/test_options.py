@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+import numpy as np
 import pytest
 
 from minilora.options import (
@@ -183,7 +184,9 @@ LIMITS = [  # the field, values that are allowed, values that are not
     ("warmup", [0, 0.5, 1], [-0.1, 1.1, math.nan]),
     ("method", ["lora", "full"], ["LoRA", ""]),
     ("start", [True, False, "big"], ["small"]),
-    ("seed", [-1, 10**9], []),  # without limits
+    ("seed", [-1, 10**9, np.int64(3)], [1.5, "1", True]),  # without limits
+    ("lr", [1, 1e-3, np.float32(0.1), None], ["1e-3", "fast", False]),
+    ("quantized", [True, False], ["no", 0, 1]),
 ]
 
 
