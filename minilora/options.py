@@ -57,7 +57,8 @@ ELSEWHERE = {  # what other programs call it -> what it is called here
     "--gradient-accumulation-steps": "--grad-accumulation", "--dora": "--use-dora", "--rslora": "--use-rslora",
     "--dropout": "--lora-dropout", "--init": "--init-lora-weights", "--loraplus-lr-ratio": "--lora-plus",
     "--lr-scheduler-type": "--schedule", "--lr-schedule": "--schedule", "--warmup-ratio": "--warmup",
-    "--max-norm": "--max-grad-norm", "--grad-clip": "--max-grad-norm",
+    "--max-norm": "--max-grad-norm", "--grad-clip": "--max-grad-norm", "--dataset-name": "--data",
+    "--model-name-or-path": "--base", "--per-device-train-batch-size": "--batch-size", "--loss-type": "--loss",
 }  # fmt: skip
 
 
@@ -448,6 +449,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known flag that an unknown one resembles, or that has the same meaning in other programs."""
+    name = name.replace("_", "-")  # as Hugging Face's scripts write them
     if ELSEWHERE.get(name) in known:
         return ELSEWHERE[name]
     words = {one.lstrip("-"): one for one in known}  # the dashes, which all of them share, are no resemblance
