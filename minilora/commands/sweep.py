@@ -43,6 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps(result, indent=2) if arguments.json else page(result, terminal_width()))
     if sweep_figure(result) is not None:
         save_themes(lambda: sweep_figure(result), options.folder / PICTURE_FILE)
+    if len(result["failed"]) == result["trials"]:
+        raise ValueError("no trial finished: the reasons are listed above")
 
 
 def page(result: Mapping[str, Any], width: int) -> str:

@@ -36,7 +36,7 @@ def no_training(monkeypatch):
         made.append(setting)
         if setting["lr"] == 99:
             raise ValueError("the loss is no\nnumber")
-        loss = setting["lr"] + setting.get("r", 50) / 100 + setting["seed"] / 1000
+        loss = (setting["lr"] or 0.002) + setting.get("r", 50) / 100 + setting["seed"] / 1000
         losses = {"validation_loss": loss, "unseen_loss": loss + 1, "general_loss": loss + 2, "train_loss": loss}
         return losses | {"steps": 2, "trainable_parameters": 100 * setting.get("r", 50), "seconds": 0.0}
 
@@ -220,6 +220,12 @@ def test_rows_are_there_as_trials_end_and_a_failed_one_is_a_row_with_its_reason(
     assert written(sweeping.Path("s")) == ["sweep-dark.png", "sweep.json", "sweep.png", "trials.csv"] or written(
         sweeping.Path("s")
     ) == ["sweep.json", "trials.csv"]  # of one learning rate there is no curve
+
+
+def test_a_sweep_of_which_no_trial_finished_ends_with_status_1_after_its_page(tiny_folder, no_training, capsys):
+    assert status(*quick(tiny_folder, "--lr", "99", "--seed", 0, 1)) == 1
+    said = capsys.readouterr()
+    assert "2 of 2 trials failed" in said.out and said.err.endswith("no trial finished: the reasons are listed above\n")
 
 
 def test_the_same_command_goes_on_and_half_a_row_is_made_again(tiny_folder, no_training, tmp_path, capsys):
