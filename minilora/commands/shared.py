@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import toml
-from ..options import BASE, BF16, DTYPE, PACKED, UsageError, from_flags, option, usage_errors
+from ..options import BASE, BF16, DTYPE, PACKED, UsageError, from_flags, option, suggestion, usage_errors
 from ..progress import log
 
 if TYPE_CHECKING:
@@ -66,9 +66,13 @@ def read_options(options: type[Given], arguments: argparse.Namespace, below: Map
     """The options that flags and the file of --config ask for, the flags first. below: what holds besides."""
     below = dict(below or {})
     if arguments.config is not None:
-        here, recipe = Path(arguments.config), RECIPES / f"{arguments.config}.toml"
+        here, recipes = Path(arguments.config), {path.stem: path for path in RECIPES.glob("*.toml")}
+        file = here if here.exists() and not here.is_dir() else recipes.get(arguments.config)
+        if file is None:
+            expected = f"give a TOML file, such as the run.toml of a run, or one of {', '.join(sorted(recipes))}"
+            raise UsageError(f"--config {here}: no such file{suggestion(arguments.config, recipes)}; {expected}")
         with usage_errors():
-            below |= toml.read(options, recipe if recipe.is_file() and not here.exists() else here)
+            below |= toml.read(options, file)
     return from_flags(options, arguments, below)
 
 

@@ -2,8 +2,11 @@
 
 import argparse
 
+import pytest
+
 from minilora.commands import finetune
 from minilora.commands.shared import read_options
+from minilora.options import UsageError
 from minilora.train.options import Options
 
 
@@ -28,6 +31,14 @@ def test_the_recipe_for_labels_passes_larger_batches_and_hides_a_part_of_what_th
 def test_the_recipe_for_fields_passes_more_often():
     usual, fields = read("--data", "support-fields"), read("--data", "support-fields", "--config", "fields")
     assert fields.epochs > usual.epochs and fields.learning_rate == usual.learning_rate
+
+
+@pytest.mark.parametrize(("given", "hint"), [("fact", r" \(did you mean facts\?\)"), ("labels.toml", ".*"), (".", "")])
+def test_what_is_no_file_and_no_recipe_is_answered_with_the_recipes(given, hint):
+    with pytest.raises(
+        UsageError, match=f"^--config {given}: no such file{hint}; give .* or one of facts, fields, lab"
+    ):
+        read("--config", given)
 
 
 def test_a_file_here_is_taken_before_a_recipe_of_its_name(tmp_path, monkeypatch):
