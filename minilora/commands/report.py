@@ -47,7 +47,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     """The metrics of a finished run. Raises ValueError that names the file when it is missing or unusable."""
     path = Path(folder) / METRICS_FILE
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; `minilora finetune --out {folder}` writes it")
+        raise ValueError(f"{path}: no such file; `minilora finetune --out {quote(str(folder))}` writes it")
     metrics = read_json(path)
     try:
         page(metrics)  # it fails where a value is missing

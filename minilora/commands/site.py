@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from shlex import quote
 
 HELP = "write a page that teaches a model in the browser, for any web server"
 
@@ -26,4 +27,4 @@ def run(arguments: argparse.Namespace) -> None:
     with usage_errors():
         size = write_site(arguments.folder, arguments.pyodide, arguments.course)
     print(f"Written to {arguments.folder}: {size / 1e6:.1f} MB. To look at it:")
-    print(f"  python -m http.server --directory {arguments.folder}    and open http://localhost:8000")
+    print(f"  python -m http.server --directory {quote(str(arguments.folder))}    and open http://localhost:8000")

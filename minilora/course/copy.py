@@ -5,6 +5,7 @@ import posixpath
 import re
 from collections.abc import Collection
 from pathlib import Path
+from shlex import quote
 
 from ..pages.template import template
 from . import mine
@@ -54,7 +55,7 @@ def copy_course(target: Path, site: str = "") -> str:
     lines = [f"{written} files written to {target}" if written else f"nothing to write: {target} holds the course"]
     if kept:
         lines.append(f"left as they are, since they differ: {', '.join(kept)} (delete or rename one to get it anew)")
-    return "\n".join([*lines, f"begin with: jupyter lab {target / min(paths)}"])
+    return "\n".join([*lines, f"begin with: jupyter lab {quote(str(target / min(paths)))}"])
 
 
 def to_read(text: str, name: str, names: Collection[str], site: str = "") -> str:

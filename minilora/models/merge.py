@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ class MergeReport:
             found = f"logits differ by at most {self.logit_error:.2g} (largest logit {self.largest_logit:.3g})"
         lines.append(f"check   read back: {found}")
         if self.path.suffix == ".gguf":
-            lines.append(f"ollama  ollama create NAME -f {self.path.with_suffix('.Modelfile')}")
+            lines.append(f"ollama  ollama create NAME -f {quote(str(self.path.with_suffix('.Modelfile')))}")
         if self.rounded_to is not None:
             lines.append(f"base    as in its file; the adapter was trained on it quantised to {self.rounded_to}")
         if (lost := self.requantised) is not None:
