@@ -198,7 +198,9 @@ class FieldTask(Asking):
             if not field.fits(value):
                 allowed = f"one of {', '.join(field.choices)}" if field.choices else " or ".join(field.kinds)
                 like = f" like {field.pattern}" if field.pattern else ""
-                raise ValueError(f"{field.name} is {as_json(value)}, the schema has {allowed}{like}")
+                found = as_json(value) if field.name in values else "missing"
+                where = ": allow null there if texts may lack it" if value is None else ""
+                raise ValueError(f"{field.name} is {found}, the schema has {allowed}{like}{where}")
             whole.append(f"{as_json(field.name)}:{as_json(value)}")
         return f"{{{','.join(whole)}}}"
 

@@ -143,6 +143,8 @@ def _turn(i: int, turn: Any) -> Message:
     role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
     if not isinstance(role, str) or role not in _ROLES:
         raise ValueError(f"message {i} needs a role of system, user (human) or assistant (gpt), got {_short(turn)}")
+    if turn.get("tool_calls"):
+        raise ValueError(f"message {i} calls tools, which cannot be trained here: leave such conversations out")
     return {"role": _ROLES[role], "content": text_of(turn, "content" if "content" in turn else "value")}
 
 
@@ -286,7 +288,7 @@ def text_of(row: Mapping[str, Any], key: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = "nothing (an empty cell, or null)" if value is None else repr(value)
+    text = "nothing (an empty cell, or null): fill it, or delete the row" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -133,7 +133,9 @@ def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeError as error:
         kind = encoding.removesuffix("-sig").upper()
-        advice = f"if it is Latin-1, as older programs write: iconv -f WINDOWS-1252 -t UTF-8 {quote(str(path))}"
+        advice = (
+            f"if it is Latin-1, save it as CSV UTF-8 in Excel, or: iconv -f WINDOWS-1252 -t UTF-8 {quote(str(path))}"
+        )
         raise DataError(f"{path}: cannot be read as {kind} text ({error}); {advice}") from error
 
 
