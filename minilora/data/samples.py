@@ -39,6 +39,9 @@ def encode_records(
     phrasings: add the records' further phrasings, one of which each epoch takes.
     max_length: texts are divided into samples of at most this many tokens; conversations stay whole, see `truncate`.
     """
+    for record in records:
+        if not isinstance(record, Record):
+            raise TypeError(f"expected records, got a {type(record).__name__}: read_records makes them of a file")
     samples: list[Sample] = []
     with progress("encoding", len(records) if len(records) > _QUICK else 0, "text") as bar:
         for i in range(0, len(records), _AT_ONCE):

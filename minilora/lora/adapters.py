@@ -53,7 +53,7 @@ def add_adapter(model: Module, config: LoraConfig, name: str = "default", seed: 
     seed: of the random initialisation.
 
     Returns the names of the adapted modules. Raises ValueError, before anything is changed, if the name is taken, a
-    target matches nothing, or a rank is too large for a matrix.
+    target matches nothing, or a rank is too large for a matrix; TypeError for another config, such as PEFT's.
     """
     weights = plan_adapter(model, config, name, seed)
     install_adapter(model, config, name, weights)
@@ -66,6 +66,8 @@ def plan_adapter(model: Module, config: LoraConfig, name: str, seed: int = 0) ->
     model, config, name, seed: as for `add_adapter`.
     """
     refuse_new(model, name)
+    if not isinstance(config, LoraConfig):
+        raise TypeError(f"expected a minilora.LoraConfig, got {type(config).__module__}.{type(config).__qualname__}")
     modules = {path: module for path, module in _modules(model, "") if path}  # no module can replace the model itself
     linear = {path: module for path, module in modules.items() if isinstance(module, Linear)}
     _refuse_tied_head(config, linear)
@@ -328,7 +330,9 @@ def _without_adapters(model: Module) -> dict[str, Array]:
 
 
 def factors_of(choice: Choice) -> Mapping[str, float]:
-    """A choice as factors by adapter name."""
+    """A choice as factors by adapter name. Raises TypeError for anything else, such as PEFT's list of names."""
+    if not isinstance(choice, str | Mapping | None):
+        raise TypeError(f"expected an adapter's name, weights such as {{'legal': 0.5}}, or None, got {choice!r}")
     return {} if choice is None else {choice: 1.0} if isinstance(choice, str) else choice
 
 

@@ -193,6 +193,12 @@ def test_each_end_token_ends_the_scored_part(build):
     assert scored_text(sample, tokenizer) == ["Hi 12.<|endoftext|>", "So.<|endoftext|>"]
 
 
+@pytest.mark.parametrize("records", [[{"question": "a", "answer": "b"}], {"train": []}, "ab"], ids=str)
+def test_what_is_no_record_is_named(tokenizer, records):
+    with pytest.raises(TypeError, match="^expected records, got a (dict|str): read_records makes them of a file$"):
+        encode_records(records, tokenizer)
+
+
 def test_further_phrasings_are_encoded_if_asked_for(tokenizer):
     record = Record("lien", tuple(TALK[1:3]), phrasings=("A lien?", "Explain lien, please."))
     plain, whole = (encode_records([record], tokenizer, phrasings=wanted)[0] for wanted in (False, True))

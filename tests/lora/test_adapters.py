@@ -301,6 +301,8 @@ def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatc
         (lambda m: plan_adapter(m, config(), "legal"), "already has"),
         (lambda m: set_adapter(m, "absent"), "'absent'; it has: legal, support, medical"),
         (lambda m: set_adapter(m, {"legal": 1.0, "absent": 0.1}), "'absent'"),
+        (lambda m: add_adapter(m, {"r": 8}, "new"), "expected a minilora.LoraConfig, got builtins.dict"),
+        (lambda m: set_adapter(m, ["legal", "support"]), r"weights such as .*, got \['legal', 'support'\]"),
         (lambda m: set_adapter(m, ""), "legal, support, medical"),
         (lambda m: remove_adapter(m, "absent"), "'absent'"),
         (lambda m: scale_adapter(m, "absent", 0.5), "'absent'"),
@@ -312,7 +314,7 @@ def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatc
 def test_misuse_is_one_clear_error_and_changes_nothing(three, misuse, message):
     model, _ = three
     before = snapshot(model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         misuse(model)
     assert snapshot(model) == before
 
