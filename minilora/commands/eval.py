@@ -52,7 +52,7 @@ class EvalOptions(Loading):
     adapter: Sequence[str] | None = option(None, "folders of adapters; NAME is shown in the table", metavar="NAME=DIR")
     data: Sequence[str] | None = option(
         None,
-        f"{', '.join(BUILT_IN)}, or data files (default: what the adapters were trained on, and general)",
+        f"{', '.join(BUILT_IN)}, or data files (default: what the adapters, or the whole model, learned, and general)",
         metavar="DATA",
     )
     split: str | None = option(None, "measure this split alone (default: what finetune holds out)", choices=SPLITS)
@@ -101,12 +101,14 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     """
     folders = named_folders(options.adapter or ())
     base = options.base or base_of(folders)
-    own = {name: data_of(folder) for name, folder in folders.items()}
-    data = options.data or list(dict.fromkeys([*filter(None, own.values()), "general"]))
+    whole = {BASE_NAME: Path(base)} if "data" in read_provenance(Path(base)) else {}  # trained by --method full
+    trained = folders | whole
+    own = {name: data_of(folder) for name, folder in trained.items()}
+    data = options.data or list(dict.fromkeys([*filter(None, (own[name] for name in folders or whole)), "general"]))
     if options.data:
-        own = {name: _as_given(place, folders[name], data) for name, place in own.items()}
+        own = {name: _as_given(place, trained[name], data) for name, place in own.items()}
     else:
-        for folder in folders.values():
+        for folder in (folders or whole).values():
             _warn_of_other_data(folder)
     model, tokenizer = options.load(folders, base)
     sets = read_sets(
@@ -115,7 +117,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         options.max_length,
         options.limit,
         Options.eval_records,
-        _columns(options, data, {place: folders[name] for name, place in own.items()}),
+        _columns(options, data, {place: trained[name] for name, place in own.items()}),
         trained=[source for source in data if source in own.values()],
         split=options.split,
         stored=stored_tasks([*folders.values(), Path(base)]),
@@ -145,7 +147,9 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     reports: dict[str, dict[str, Any]] = {"labels": {}, "fields": {}}
     for each in sets if not options.no_recall else ():
         if each.checked is not None:
-            reports[each.checked.key][each.name] = _report(model, tokenizer, each, own, options.seed)
+            reports[each.checked.key][each.name] = _report(
+                model, tokenizer, each, {name: own[name] for name in folders}, options.seed
+            )
     return {
         "created": now(),
         "base": str(base),

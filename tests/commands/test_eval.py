@@ -62,6 +62,18 @@ def test_the_numbers_are_those_that_finetune_reported(home, runs):
     assert max(map(len, page(result).splitlines())) <= 80
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_whole_model_is_measured_on_what_was_held_out_of_its_training(home, tmp_path, no_picture, given):
+    own = write(tmp_path, [{key: value for key, value in one.items() if key != "split"} for one in TERMS])
+    metrics = finetune(options(home, tmp_path / "whole", data=own, method="full", steps=4))
+    settings = EvalOptions(base=str(tmp_path / "whole"), data=[own] if given else None, no_recall=True)
+    result = evaluate_adapters(settings)
+    assert ("general" in result["sets"]) is not given and result["adapters"] == {}
+    for name, scores in result["scores"].items():
+        after = metrics["loss"][name.removeprefix("own/")][1]
+        assert scores["base"]["loss"]["value"] == pytest.approx(after, rel=1e-5)
+
+
 def test_adapters_are_compared_with_the_base_and_with_each_other(home, runs, tmp_path):
     named = [f"a={runs[0] / 'one'}", f"b={runs[0] / 'two'}"]
     result = measured(home, runs, adapter=named, limit=6, no_recall=True)
