@@ -256,7 +256,8 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
     if missing[0] in row:
         what = "a JSON object" if missing[0] == "fields" else "a non-empty text"
         raise ValueError(f"{missing[0]} must be {what}, got {_short(None)}")
-    there_are = f"there are {_columns(row)}: name the column with --field {missing[0]}=..."
+    columns = _columns({field.get(name, name): None for name in row})
+    there_are = f"there are {columns}: name the column with --field {missing[0]}=..."
     raise ValueError(f"{best.name} needs a column {missing[0]}; {there_are}")
 
 

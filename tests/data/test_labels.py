@@ -98,7 +98,7 @@ def test_each_mistake_is_one_line_that_says_what_to_do(tmp_path):
         "a.jsonl:1: field label=topic: no such column; there are text, label (4 rows: lines 1, 2, 3, 4)"
     )
     assert refusal(write(path, ROWS, "body", "topic"), field={"label": "topic"}).startswith(
-        f"{path}:1: text/label needs a column text; there are label, body: name the column with --field text=..."
+        f"{path}:1: text/label needs a column text; there are topic, body: name the column with --field text=..."
     )
     assert "1: text must be a non-empty text, got ' '" in refusal(write(path, [(" ", "a"), ("x", "b")]))
     assert "1: text must be a non-empty text, got nothing (an empty cell, or null)" in refusal(
