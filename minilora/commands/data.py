@@ -205,8 +205,11 @@ def page(seen: Mapping[str, Any], width: int = WIDTH, marks: tuple[str, str] = B
     invisible = sum(map(len, marks)) if marks == UNDERLINED else 0  # they take no column
     lines += ["", rule(f"as the model sees them, {marks[0]}scored{marks[1]}", width + invisible)]
     lines += _examples(seen, width, marks)
-    lines += ["train on it with", f"  {_next(seen)}"] if "train" in seen["lengths"] else ["there is no training record"]
-    return "\n".join(lines)
+    if (train := seen["lengths"].get("train")) is None:
+        return "\n".join([*lines, "there is no training record"])
+    if train["dropped"] == train["samples"]:
+        return "\n".join([*lines, f"nothing is left to train on: --max-length {train['longest']} would drop nothing"])
+    return "\n".join([*lines, "train on it with", f"  {_next(seen)}"])
 
 
 def _understood(seen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -131,6 +131,14 @@ def test_what_is_truncated_and_what_is_dropped_is_counted_by_split(write):
     assert f"... truncated here, {seen['examples'][0]['tokens'] - 20} tokens before its end" in told(seen)
 
 
+def test_where_all_training_records_are_dropped_no_training_is_advised_and_the_length_named_drops_none(write):
+    path = write([{"question": f"What is {i}?", "answer": "A number."} for i in range(20)])
+    said = told(tiny(path, max_length=8))
+    (enough,) = re.findall("nothing is left to train on: --max-length ([0-9]+) would drop nothing", said)
+    assert "train on it with" not in said and "minilora finetune" in told(found := tiny(path, max_length=int(enough)))
+    assert not any(n["dropped"] for n in found["lengths"].values())
+
+
 def test_without_the_tokenizer_of_the_base_nothing_is_downloaded_and_tiny_counts(write, monkeypatch):
     monkeypatch.setattr(command, "find", lambda name: None)
     monkeypatch.setattr(load, "pull", None)
