@@ -93,7 +93,7 @@ class MergeReport:
         lines.append(f"check   read back: {found}")
         if self.path.suffix == ".gguf":
             lines.append(f"ollama  ollama create NAME -f {quote(str(self.path.with_suffix('.Modelfile')))}")
-        if self.rounded_to is not None:
+        if self.rounded_to not in (None, "bf16"):  # the differences of bfloat16 are small
             lines.append(f"base    as in its file; the adapter was trained on it quantised to {self.rounded_to}")
         if (lost := self.requantised) is not None:
             case = "stored" if self.kind == lost.kind else "if stored"

@@ -236,6 +236,12 @@ def test_the_codes_of_a_base_are_those_of_its_file(tmp_path):
     assert requantised(state, state, {name}, CONFIG).codes_kept == 1
 
 
+def test_an_adapter_that_was_trained_in_bfloat16_is_not_called_one_of_a_quantised_base(folder, adapter, tmp_path):
+    plain = str(merge(folder, adapter, tmp_path / "merged"))
+    (adapter / "minilora.json").write_text('{"base": {"rounded_to": "bf16"}}')
+    assert str(merge(folder, adapter, tmp_path / "merged", overwrite=True)) == plain
+
+
 def test_what_the_base_was_quantised_to_in_training_is_reported(folder, adapter, tmp_path):
     (adapter / "minilora.json").write_text('{"base": {"rounded_to": "nf4"}}')
     report = merge(folder, adapter, tmp_path / "merged")
