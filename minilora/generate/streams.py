@@ -223,7 +223,8 @@ class Streams:
             both = f"{length} tokens and an answer of {max_new_tokens}"
             raise ValueError(f"{both} are more than the {limit} the model can see")
         if guide is not None and guide.least > max_new_tokens:
-            raise ValueError(f"an answer under this schema may need {guide.least} tokens, and has {max_new_tokens}")
+            needed = f"an answer under this schema may need {guide.least} tokens"
+            raise ValueError(f"{needed}, and has {max_new_tokens}: allow more")
         rng = np.random.default_rng(seed)
         answer = Answer(
             self.tokenizer, prompt, adapter, max_new_tokens, temperature, top_p, rng, stop, raw, guide=guide
