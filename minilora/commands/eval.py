@@ -1,4 +1,4 @@
-"""`minilora eval`: the loss and the keyword recall of adapters and their base on several data sets."""
+"""`minilora eval`: the loss, the keyword recall and the like of adapters and their base on several data sets."""
 
 import argparse
 import json
@@ -19,6 +19,7 @@ from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure.environment import now
 from ..measure.labels import Labelled
 from ..measure.open_book import open_book_report
+from ..measure.preferences import Preferred
 from ..measure.recall import ANSWER_TOKENS
 from ..measure.scores import LOSS, RECALL, MeasuredSet, measure, read_sets, summary
 from ..models.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ from ..pages.card import HELD_OUT
 from ..pages.fields import field_lines
 from ..pages.labels import label_lines
 from ..pages.open_book import open_book_lines
+from ..pages.preferences import preference_lines
 from ..pages.style import check_picture, save
 from ..pages.text import NARROWEST, NOTHING, counted, interval, percent, plain, rule, shortened, wrapped
 from ..progress import log
@@ -144,7 +146,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         }
     closed_book = not (options.no_recall or options.context)  # the reports have these answers as well
     scores = measure(model, tokenizer, adapters, sets, answers=closed_book)
-    reports: dict[str, dict[str, Any]] = {"labels": {}, "fields": {}}
+    reports: dict[str, dict[str, Any]] = {"labels": {}, "fields": {}, "preferences": {}}
     for each in sets if not options.no_recall else ():
         if each.checked is not None:
             reports[each.checked.key][each.name] = _report(
@@ -163,13 +165,15 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
 def _report(
     model: LanguageModel, tokenizer: Tokenizer, each: MeasuredSet, own: Mapping[str, str | None], seed: int
 ) -> dict[str, Any]:
-    """The report of a set with labels or fields, in which the adapter in question is the one that was trained on it."""
+    """The report of a set that is `Checked`, in which the adapter in question is the one that was trained on it."""
     held = each.checked
     assert held is not None
     shots = held.shots_that_fit(tokenizer, model.config.max_position_embeddings)
     whole = task_of_adapters(model, None) is not None
     contenders: dict[str, tuple[Choice, int]] = {f"base, {n or 'zero'}-shot": (None, n) for n in (0, shots)}
-    if whole:
+    if isinstance(held, Preferred):
+        contenders = {BASE_NAME: (None, 0)}
+    elif whole:
         contenders = {"full fine-tuning": (None, 0)}
     contenders |= {name: (name, 0) for name in sorted(own, key=lambda name: own[name] == each.data)}
     found = {}
@@ -244,6 +248,8 @@ def page(result: Mapping[str, Any]) -> str:
             lines += ["", *label_lines(result["labels"][name], NARROWEST)]
         if name in result.get("fields", {}):
             lines += ["", *field_lines(result["fields"][name], NARROWEST)]
+        if name in result.get("preferences", {}):
+            lines += ["", *preference_lines(result["preferences"][name], NARROWEST)]
         if name in result.get("open_book", {}):
             lines += ["", *open_book_lines(result["open_book"][name])]
         lines.append("")

@@ -23,6 +23,7 @@ from ..nn.language_model import LanguageModel
 from ..nn.ranks import ALONE, Ranks
 from .labels import Checked, Labelled, with_examples
 from .loss import evenly
+from .preferences import Preferred
 from .statistics import Resampled, interval_as_json, wilson
 
 SHOTS = 4  # examples in the prompt of the base, at most
@@ -127,7 +128,7 @@ def same(value: Any, other: Any) -> bool:
 
 
 def checked_of(task: Task | None, records: Sequence[Record], examples: Sequence[Record]) -> Checked | None:
-    """The records of a task with their examples; None without a task."""
+    """The records of a task with their examples, or those with a rejected answer each; None for others."""
     if task is None:
-        return None
+        return Preferred(None, records) if records and all(one.rejected is not None for one in records) else None
     return WithFields(task, records, examples) if isinstance(task, FieldTask) else Labelled(task, records, examples)

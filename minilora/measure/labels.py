@@ -13,9 +13,11 @@ import numpy as np
 
 from ..data.labels import LabelTask
 from ..data.records import Record
+from ..data.samples import encode_records
 from ..generate.labels import label_logprobs, label_probabilities
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
+from ..nn.parts import Sample
 from ..nn.ranks import ALONE, Ranks
 from .statistics import Interval, Resampled, bootstrap, interval_as_json, middle, wilson
 
@@ -28,9 +30,10 @@ MISSING = "needs pip install 'minilora[benchmarks]'"
 
 @dataclass(frozen=True)
 class Checked:
-    """Records whose answers can be checked: `Labelled`, or `WithFields` (fields.py).
+    """Records whose answers can be checked: `Labelled`, `WithFields` (fields.py), or `Preferred` (preferences.py).
 
-    task: what is asked. examples: the training records, for the baselines and for few-shot prompts; there may be none.
+    task: what is asked, if it is a task. examples: the training records, for the baselines and for few-shot prompts;
+    there may be none.
     """
 
     task: Any
@@ -45,6 +48,10 @@ class Checked:
         ranks: the processes that share the work; all of them must call this.
         """
         raise NotImplementedError
+
+    def samples(self, tokenizer: Tokenizer) -> list[Sample]:
+        """The records with the answers that are right, whole: none may be longer than the model can see."""
+        return encode_records(self.records, tokenizer)
 
     def shots_that_fit(self, tokenizer: Tokenizer, limit: int) -> int:
         """How many examples fit before every record in a model that sees `limit` tokens."""

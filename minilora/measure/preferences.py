@@ -1,13 +1,19 @@
 """Which of two answers a model prefers: for DPO's reference before training, and for what training has changed."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from ..data.samples import encode_pairs
+from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
-from ..nn.parts import Pair
+from ..nn.parts import Pair, Sample
+from ..nn.ranks import ALONE, Ranks
+from .labels import Checked
 from .loss import sample_losses
+from .statistics import Resampled, interval_as_json, wilson
 
 
 def log_ratios(model: LanguageModel, pairs: Sequence[Pair]) -> np.ndarray:
@@ -41,3 +47,43 @@ def preferences(model: LanguageModel, pairs: Sequence[Pair]) -> dict[str, float]
         "accuracy": float((margins > 0).mean()),
         "margin": float(margins.mean()),
     }
+
+
+@dataclass(frozen=True)
+class Preferred(Checked):
+    """Records with a rejected answer. What `ask` gives for each is log π(chosen) - log π(rejected), in nats."""
+
+    key = "preferences"
+
+    def samples(self, tokenizer: Tokenizer) -> list[Sample]:
+        """The prompts with both answers, whole."""
+        return [sample for pair in encode_pairs(self.records, tokenizer) for sample in pair.sequences]
+
+    def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0, ranks: Ranks = ALONE) -> list[float]:
+        """log π(chosen) - log π(rejected) of each record, (N,)."""
+        mine = encode_pairs(self.records[ranks.number :: ranks.size], tokenizer)
+        return ranks.join(log_ratios(model, mine).tolist() if mine else [])
+
+    def shots_that_fit(self, tokenizer: Tokenizer, limit: int) -> int:
+        """None: a prompt with examples would be another prompt than the one whose answers were compared."""
+        return 0
+
+    def report(self, answers: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+        """How often the chosen answer is more probable, and how often by more than for the first contender, the
+        reference; and the mean log-ratio, in nats.
+        """
+        ratios = np.array(list(answers.values()))  # (contenders, N)
+        chosen, shifted = ratios > 0, ratios > ratios[0]
+        share, n = Resampled(chosen.astype(float), np.ones(ratios.shape[1]), seed), ratios.shape[1]
+        rows: list[dict[str, Any]] = [
+            {
+                "name": name,
+                "chosen": interval_as_json(wilson(int(chosen[k].sum()), n)),
+                "log_ratio": float(ratios[k].mean()),
+                "lead": interval_as_json(share.difference(len(ratios) - 1, k)),  # of the last contender over this one
+            }
+            for k, name in enumerate(answers)
+        ]
+        for row, more in zip(rows[1:], shifted[1:], strict=True):
+            row["shifted"] = interval_as_json(wilson(int(more.sum()), n))
+        return {"records": n, "reference": rows[0]["name"], "subject": rows[-1]["name"], "rows": rows}

@@ -36,7 +36,8 @@ Remember = Callable[[tuple[str, str, str], Callable[[], np.ndarray]], np.ndarray
 @dataclass(frozen=True)
 class MeasuredSet:
     """Records to measure on. data: the source they are from. kind: "reworded", "paraphrase", "unseen", "all" or
-    the name of a split. asked: those that have keywords, for recall. checked: those that have labels or fields.
+    the name of a split. asked: those that have keywords, for recall. checked: those with a label, with fields, or with
+    a rejected answer.
     """
 
     name: str

@@ -97,7 +97,7 @@ class Material:
         validation = [*self.validation, *self.validation_paraphrase]
         samples = [*trained, *validation, *(sample for scored in self.scored.values() for sample in scored)]
         if self.checked is not None:  # these are never cut
-            samples += encode_records(self.checked.records, tokenizer)
+            samples += self.checked.samples(tokenizer)
         longest = max(len(each.ids) for sample in samples for each in sample.sequences)
         if longest > limit:
             raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")

@@ -1,0 +1,79 @@
+"""Which of two answers is preferred: the report by its definition, and the command's numbers beside finetune's."""
+
+import json
+
+import numpy as np
+import pytest
+from jobs import options
+
+from minilora.commands.eval import EvalOptions, evaluate_adapters, page
+from minilora.data.records import Record
+from minilora.measure.fields import checked_of
+from minilora.measure.preferences import Preferred
+from minilora.measure.statistics import wilson
+from minilora.train.job import finetune
+
+ROWS = [
+    {"prompt": f"What is word {i}?", "chosen": f"Word {i} is a claim.", "rejected": f"I do not like {i * i} or {i}."}
+    | {"split": "test" if i % 3 == 0 else "train"}
+    for i in range(24)
+]
+
+
+def write(folder, rows):
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(path)
+
+
+def record(**more):
+    return Record("a", ({"role": "user", "content": "?"}, {"role": "assistant", "content": "yes"}), **more)
+
+
+def test_only_records_that_all_have_a_rejected_answer_are_pairs():
+    assert isinstance(checked_of(None, [record(rejected="no")] * 2, []), Preferred)
+    assert checked_of(None, [record(rejected="no"), record()], []) is None and checked_of(None, [], []) is None
+
+
+def test_a_share_is_of_log_ratios_above_zero_and_a_shift_of_those_above_the_reference():
+    rng = np.random.default_rng(0)
+    ratios = {name: rng.normal(size=40).tolist() for name in ("base", "one", "two")} | {"same": [0.0] * 40}
+    report = Preferred(None, []).report(ratios)
+    assert [row["name"] for row in report["rows"]] == list(ratios)
+    assert (report["reference"], report["subject"], report["records"]) == ("base", "same", 40)
+    for row in report["rows"]:
+        own, base = np.array(ratios[row["name"]]), np.array(ratios["base"])
+        found = wilson(int((own > 0).sum()), 40)
+        assert list(row["chosen"].values()) == pytest.approx([found.mean, found.low, found.high])
+        assert row["log_ratio"] == pytest.approx(own.mean())
+        assert row["lead"]["value"] == pytest.approx(-(own > 0).mean())  # the last one prefers none
+        if row["name"] != "base":
+            assert row["shifted"]["value"] == pytest.approx((own > base).mean())
+    assert "shifted" not in report["rows"][0]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_eval_says_of_pairs_is_what_finetune_said(home, tmp_path, no_picture, method):
+    rate = {"lora": 2e-2, "full": 2e-3}[method]
+    made = options(home, tmp_path / "run", data=write(tmp_path, ROWS), loss="dpo", method=method, lr=rate, steps=6)
+    told = finetune(made, answers=False)["preferences"]["unseen"]
+    where = {"adapter": [made.out]} if method == "lora" else {"base": made.out}
+    result = evaluate_adapters(EvalOptions(**where))
+    report = result["preferences"]["pairs/unseen"]
+    rows = report["rows"]
+    assert [row["name"] for row in rows] == (["base", "run"] if method == "lora" else ["base"])
+    after = told["chosen"][1]
+    assert rows[-1]["chosen"]["value"] == pytest.approx(after) and report["records"] == 8
+    if method == "lora":
+        assert rows[0]["chosen"]["value"] == pytest.approx(told["chosen"][0])
+        assert rows[1]["shifted"]["value"] == pytest.approx(told["accuracy"][1])
+        shift = 0.1 * (rows[1]["log_ratio"] - rows[0]["log_ratio"])
+        assert shift == pytest.approx(told["margin"][1], rel=1e-3)
+    text = page(result)
+    assert "8 pairs: which answer is more probable" in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_a_rejected_answer_that_the_model_cannot_see_is_refused_before_anything_is_measured(home, tmp_path):
+    rows = [*ROWS, {"prompt": "Why?", "chosen": "So.", "rejected": "a claim " * 1500, "split": "test"}]
+    with pytest.raises(ValueError, match=r"a record has \d+ tokens, the model can see \d+"):
+        evaluate_adapters(EvalOptions(base=str(home / "base"), data=[write(tmp_path, rows)], max_length=64))
