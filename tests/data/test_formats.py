@@ -312,6 +312,9 @@ BROKEN = [  # a file, its content, part of the message
     ("a.jsonl", '{"prompt": [], "chosen": "y", "rejected": "z"}', "the last message of the prompt must be the user's"),
     ("a.jsonl", '{"prompt": "x", "chosen": [{"role": "user", "content": "y"}], "rejected": "z"}', "chosen must be a"),
     ("a.jsonl", json.dumps({"chosen": [*ASKED], "rejected": [SYSTEM, *ASKED]}), "the same up to the last message"),
+    ("a.jsonl", json.dumps({"chosen": ASKED, "rejected": [ASKED[0] | {"content": "x"}, ASKED[1]]}), "both answer one"),
+    ("a.jsonl", '{"prompt": "x", "completion": []}', "completion must be a text, or a list that ends with the assis"),
+    ("a.jsonl", '{"prompt": "x", "completion": 5}', "completion must be a non-empty text, got 5"),
     ("a.csv", "q,a\nx\n", ":2: a must be a non-empty text, got nothing (an empty cell, or null): fill it, or del"),
     ("a.jsonl", '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}',
      ":1: message 2 calls tools, which cannot be trained here"),
@@ -410,9 +413,12 @@ def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tm
         whole | {"prompt": asked[-1], "messages": prompt + one},  # as in UltraFeedback
         {"prompt": prompt, "completion": one},
         {"prompt": prompt, "completion": chosen},
-        {"messages": prompt + one},
+        {"messages": [turn | {"tool_calls": None} for turn in prompt + one]},  # as in a table in which others call tools
     ]
     jsonl(tmp_path / "data.jsonl", forms)
     records = read_records(tmp_path / "data.jsonl")
     assert [record.messages for record in records] == [(*prompt, *one)] * len(forms)
     assert [record.rejected for record in records] == [rejected] * 4 + [None] * 3
+    jsonl(tmp_path / "data.jsonl", [{"good": whole["chosen"], "bad": whole["rejected"]}])
+    (renamed,) = read_records(tmp_path / "data.jsonl", field={"chosen": "good", "rejected": "bad"})
+    assert (renamed.messages, renamed.rejected) == (records[0].messages, rejected)
