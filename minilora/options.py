@@ -131,7 +131,7 @@ def check_value(options: type, name: str, value: Any, called: str | None = None)
     called: the name of the option in the message. Of an option with several values, each one is checked.
     """
     metadata = options.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
-    kinds = kinds_of(metadata.get("several") or _hints(options)[name])
+    kinds = kinds_of(_hints(options)[name])
     for one in value if "several" in metadata and isinstance(value, list) else [value]:
         if reason := _misfit(one, kinds) or _refusal(one, metadata):
             raise ValueError(f"{called or name} {reason}, got {one!r}")
@@ -157,7 +157,7 @@ def _refusal(value: Any, metadata: Mapping[str, Any]) -> str | None:
     if (choices := metadata.get("choices")) and value not in choices:
         return f"must be one of {', '.join(map(_word, choices))}"
     limits = {name: metadata[name] for name in ("least", "most", "above") if name in metadata}
-    if not limits or not isinstance(value, (int, float)):
+    if not limits or not isinstance(value, Real):
         return None
     infinite = metadata.get("infinite", False)
     least, most, above = limits.get("least", -math.inf), limits.get("most", math.inf), limits.get("above", -math.inf)

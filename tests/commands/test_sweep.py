@@ -115,6 +115,7 @@ def test_more_random_trials_begin_with_the_same_ones(rates):
     [
         (dict(r=[]), "r has no values"),
         (dict(r=[4, 0]), "r must be"),
+        (dict(r=[4, 1.5]), "r must be a whole number, got 1.5"),
         (dict(lr=[0.0]), "lr must be a number above 0"),
         (dict(method=["full"], r=[1, 4]), "--r means nothing in any of these trials"),
         (dict(steps=[5], epochs=[1, 2]), "--epochs means nothing in any of these trials"),
