@@ -255,6 +255,8 @@ def test_a_path_that_is_longer_is_not_broken_so_that_it_can_be_copied():
     assert f"  minilora chat --adapter {far}" in shown.split("\n") and columns(shown.replace(far, "")) <= 100
     spaced = page(changed(options={"out": "my run", "context": "my passages.txt"}))
     assert spaced.endswith("\n  minilora chat --adapter 'my run' --context 'my passages.txt'")
+    with pytest.raises(ValueError, match="`minilora finetune --out 'no run'` writes it"):
+        read_metrics("no run")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

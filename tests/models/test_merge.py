@@ -1,6 +1,7 @@
 """Merged models as files: they compute the same, appear whole or not at all, and their losses are reported."""
 
 import json
+import shlex
 
 import gguf
 import numpy as np
@@ -66,7 +67,7 @@ def expected_logits(base, adapter):
 @pytest.mark.parametrize("base", ["folder", "F32", "Q8_0", "Q4_1"])
 def test_a_merged_model_in_float32_has_the_merged_logits_bit_for_bit(base, format, folder, adapter, tmp_path):
     base = folder if base == "folder" else write_gguf(tmp_path / "base.gguf", new_llama(), base)
-    out = tmp_path / ("merged.gguf" if format == "gguf" else "merged")
+    out = tmp_path / ("my model.gguf" if format == "gguf" else "merged")
     report = merge(base, adapter, out, kind="F32")
     beside, inside = expected_logits(base, adapter)
     model, tokenizer = zoo.load(out)
@@ -74,6 +75,8 @@ def test_a_merged_model_in_float32_has_the_merged_logits_bit_for_bit(base, forma
     assert np.abs(inside - beside).max() < 1e-3
     assert np.abs(inside - logits(zoo.load(base)[0], IDS)).max() > 0.1
     assert "bit for bit" in str(report)
+    commands = [shlex.split(line) for line in str(report).splitlines() if line.startswith("ollama")]
+    assert [command[-1] for command in commands] == [str(path) for path in tmp_path.glob("*.Modelfile")]
     original = zoo.load(base)[1]
     for text in TEXTS if base.is_dir() else TEXTS[:1]:
         assert tokenizer.encode(text) == original.encode(text)
