@@ -1,6 +1,7 @@
 """Adapters on a model: no change at initialisation, a base that never changes, updates that add up, clear refusals."""
 
 import dataclasses
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -395,7 +396,7 @@ def test_a_scaled_adapter_gives_what_a_factor_gives(tiny_config):
     add_adapter(model, random(target_modules=QV), "other")
     others, base = sha256_of(adapter_state(model, "other")), sha256_of(base_state(model))
     before = {name: array.copy() for name, array in adapter_state(model, "one").items()}
-    set_adapter(model, {"one": 0.3})
+    set_adapter(model, MappingProxyType({"one": 0.3}))  # any mapping
     wanted = logits(model)
     set_adapter(model, "one")
     assert not np.allclose(logits(model), wanted, rtol=1e-3)

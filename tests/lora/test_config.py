@@ -43,6 +43,7 @@ def of(*kinds, layers=range(12)):
         ({"target_modules": r"model\.layers\.1\..*"}, of(*KINDS, layers=[1])),  # not 10 or 11
         ({"target_modules": r".*mlp.*", "exclude_modules": ["down_proj"]}, of("gate_proj", "up_proj")),
         ({"target_modules": ["q_proj"], "layers_to_transform": 0}, of("q_proj", layers=[0])),
+        ({"target_modules": r".*layers\.1\..*", "layers_to_transform": [0, 1]}, of(*KINDS, layers=[1])),
         ({"target_modules": ["q_proj"], "exclude_modules": ["absent"]}, of("q_proj")),
     ],
     ids=str,
