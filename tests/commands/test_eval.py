@@ -163,6 +163,18 @@ def test_data_are_found_from_another_folder_and_what_is_gone_or_changed_is_logge
     assert sets == ["general"] and "no minilora.json that names its training data" in line
 
 
+def test_an_adapter_of_a_whole_model_is_measured_on_its_own_data_alone(home, tmp_path, caplog):
+    own, base = write(tmp_path, TERMS), str(tmp_path / "whole")
+    finetune(options(home, base, data=own, method="full", steps=1), measure=False)
+    other = write(tmp_path, TERMS, "other.jsonl")
+    finetune(options(home, tmp_path / "run", base=base, data=other, steps=1), measure=False)
+    write(tmp_path, TERMS[:-1])
+    found = evaluate_adapters(EvalOptions(adapter=[str(tmp_path / "run")], base=base, no_recall=True, limit=2))
+    assert list(found["sets"]) == ["other/paraphrase", "other/unseen", "general"] and "changed" not in caplog.text
+    evaluate_adapters(EvalOptions(base=base, no_recall=True, limit=2))
+    assert f"own.jsonl has changed since {base} was trained on it" in caplog.text
+
+
 def test_columns_under_other_names_are_those_of_training_unless_others_are_given(home, tmp_path):
     asked = [{"ask" if key == "question" else key: value for key, value in one.items()} for one in TERMS]
     other = write(tmp_path, [one | {"then": one["ask"][::-1]} for one in asked])
