@@ -1,6 +1,7 @@
 """Options of a command from its flags, from a file, and from a recipe that comes along."""
 
 import argparse
+import os
 
 import pytest
 
@@ -39,6 +40,10 @@ def test_what_is_no_file_and_no_recipe_is_answered_with_the_recipes(given, hint)
         UsageError, match=f"^--config {given}: no such file{hint}; give .* or one of facts, fields, lab"
     ):
         read("--config", given)
+
+
+def test_a_config_need_not_be_a_regular_file():
+    assert read("--config", os.devnull) == read()  # as <(...) of a shell is none
 
 
 def test_a_file_here_is_taken_before_a_recipe_of_its_name(tmp_path, monkeypatch):

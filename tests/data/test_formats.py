@@ -413,7 +413,7 @@ def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tm
         whole | {"prompt": asked[-1], "messages": prompt + one},  # as in UltraFeedback
         {"prompt": prompt, "completion": one},
         {"prompt": prompt, "completion": chosen},
-        {"messages": [turn | {"tool_calls": None} for turn in prompt + one]},  # as in a table in which others call tools
+        {"messages": [turn | {"tool_calls": None} for turn in prompt + one]},  # as datasets writes it
     ]
     jsonl(tmp_path / "data.jsonl", forms)
     records = read_records(tmp_path / "data.jsonl")
