@@ -129,6 +129,7 @@ def test_what_is_truncated_and_what_is_dropped_is_counted_by_split(write):
         "dropped, since nothing of the answer is left: 1 of train" in told(seen)
     )
     assert f"... truncated here, {seen['examples'][0]['tokens'] - 20} tokens before its end" in told(seen)
+    assert "train on it with" in told(seen)  # one record is left
 
 
 def test_where_all_training_records_are_dropped_no_training_is_advised_and_the_length_named_drops_none(write):

@@ -193,7 +193,7 @@ def test_each_end_token_ends_the_scored_part(build):
     assert scored_text(sample, tokenizer) == ["Hi 12.<|endoftext|>", "So.<|endoftext|>"]
 
 
-@pytest.mark.parametrize("records", [[{"question": "a", "answer": "b"}], {"train": []}, "ab"], ids=str)
+@pytest.mark.parametrize("records", [[Record("a", text="b"), {"text": "b"}], {"train": []}, "ab"], ids=str)
 def test_what_is_no_record_is_named(tokenizer, records):
     with pytest.raises(TypeError, match="^expected records, got a (dict|str): read_records makes them of a file$"):
         encode_records(records, tokenizer)

@@ -84,8 +84,8 @@ def test_adapters_that_get_no_passages_are_named(model, trained, monkeypatch):
     assert unread and line == f"{', '.join(unread)}: trained without passages, and asked without them"
     (line,) = without_passages(model, None)
     assert line.startswith("support learned to answer from passages") and "--context FILE" in line
-    monkeypatch.setattr(model.adapters["legal"], "data", {"context_template": OTHER})
-    assert without_passages(model, BOOK) == []
+    monkeypatch.setattr(model.adapters["legal"], "data", {})  # without a record it is asked either way, and not named
+    assert without_passages(model, BOOK) == [] and without_passages(model, None) == [line]
 
 
 def test_a_passage_that_leaves_no_room_is_one_line(talk):
