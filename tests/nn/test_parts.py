@@ -18,6 +18,7 @@ from minilora.nn.parts import (
     micro_batches,
     pack,
     packed_length,
+    sharded,
 )
 from minilora.nn.step import loss_without_grad, losses_without_grad, training_step
 
@@ -91,6 +92,12 @@ def test_micro_batches_of_rows_hold_every_row_whole_and_leave_out_what_is_not_sc
         assert {row for row, flag in zip(sequences(batch), scored, strict=True) if flag} <= set(found)
     else:
         assert batches == [batch]  # whose loss is then a ValueError
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=9), st.integers(1, 16))
+def test_there_are_no_more_parts_of_sequences_than_threads_since_all_parts_of_one_wait_for_each_other(lengths, threads):
+    batches = [Batch(*np.ones((2, 1, length), np.int64)) for length in lengths]
+    assert len(sharded(batches, threads)) <= max(len(batches), threads)
 
 
 def test_labels_of_a_prefix_are_scored_once():
