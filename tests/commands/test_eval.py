@@ -64,8 +64,10 @@ def test_the_numbers_are_those_that_finetune_reported(home, runs):
 
 @pytest.mark.parametrize("given", [True, False])
 def test_a_whole_model_is_measured_on_what_was_held_out_of_its_training(home, tmp_path, no_picture, given):
-    own = write(tmp_path, [{key: value for key, value in one.items() if key != "split"} for one in TERMS])
-    metrics = finetune(options(home, tmp_path / "whole", data=own, method="full", steps=4))
+    rows = [{key: value for key, value in one.items() if key != "split"} for one in TERMS]
+    own = write(tmp_path, [{"ask" if key == "question" else key: value for key, value in one.items()} for one in rows])
+    chosen = options(home, tmp_path / "whole", data=own, field={"question": "ask"}, method="full", steps=4)
+    metrics = finetune(chosen)
     settings = EvalOptions(base=str(tmp_path / "whole"), data=[own] if given else None, no_recall=True)
     result = evaluate_adapters(settings)
     assert ("general" in result["sets"]) is not given and result["adapters"] == {}

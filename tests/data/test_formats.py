@@ -5,6 +5,7 @@ import gzip
 import json
 import tracemalloc
 from dataclasses import replace
+from shlex import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -344,11 +345,12 @@ FOREIGN = [  # the first bytes, the message
 
 @pytest.mark.parametrize(("content", "reason"), FOREIGN, ids=[reason[:20] for _, reason in FOREIGN])
 def test_a_file_that_is_not_text_is_answered_with_what_to_do(tmp_path, content, reason):
-    for name in ("data.jsonl", "data.json", "data.csv", "data.txt"):
+    for name in ("my data.jsonl", "my data.json", "my data.csv", "my data.txt"):
         (tmp_path / name).write_bytes(content)
         line = message_of(tmp_path / name)
         assert line.startswith(f"{tmp_path / name}: {reason}") and "\n" not in line
-        assert ("iconv -f WINDOWS-1252 -t UTF-8 " in line) == ("UTF-8 text" in reason)
+        copied = f"iconv -f WINDOWS-1252 -t UTF-8 {quote(str(tmp_path / name))}"
+        assert line.endswith(copied) == ("UTF-8 text" in reason)
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------

@@ -155,8 +155,10 @@ def test_a_batch_of_a_model_gives_objects_that_fit(talker, tokenizer, copied):
         assert task.answer(values) == answer
         assert not copied or values["x"] is None or values["x"] in text
     least = len('{"x":"","n":1,"k":[]}' if not copied else '{"x":"7","n":7,"k":[]}')
+    streams, guide = ml.Streams(talker, tokenizer), guide_of(task, tokenizer, "7")
     with pytest.raises(ValueError, match=f"may need {least} tokens, and has {least - 1}: allow more$"):
-        ml.Streams(talker, tokenizer).add("x", max_new_tokens=least - 1, guide=guide_of(task, tokenizer, "7"))
+        streams.add("x", max_new_tokens=least - 1, guide=guide)
+    assert streams.add("x", max_new_tokens=least, guide=guide)
 
 
 @pytest.mark.parametrize(
