@@ -1,6 +1,7 @@
 """Which of two answers is preferred: the report by its definition, and the command's numbers beside finetune's."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from minilora.data.records import Record
 from minilora.measure.fields import checked_of
 from minilora.measure.preferences import Preferred
 from minilora.measure.statistics import wilson
+from minilora.pages.preferences import preference_lines
 from minilora.train.job import finetune
 
 ROWS = [
@@ -38,6 +40,7 @@ def test_only_records_that_all_have_a_rejected_answer_are_pairs():
 def test_a_share_is_of_log_ratios_above_zero_and_a_shift_of_those_above_the_reference():
     rng = np.random.default_rng(0)
     ratios = {name: rng.normal(size=40).tolist() for name in ("base", "one", "two")} | {"same": [0.0] * 40}
+    ratios["two"][:9] = ratios["base"][:9]  # as much as the reference is not more
     report = Preferred(None, []).report(ratios)
     assert [row["name"] for row in report["rows"]] == list(ratios)
     assert (report["reference"], report["subject"], report["records"]) == ("base", "same", 40)
@@ -50,6 +53,11 @@ def test_a_share_is_of_log_ratios_above_zero_and_a_shift_of_those_above_the_refe
         if row["name"] != "base":
             assert row["shifted"]["value"] == pytest.approx((own > base).mean())
     assert "shifted" not in report["rows"][0]
+    lines = list(preference_lines(report, 80))
+    for row, line in zip(report["rows"], lines[2:], strict=False):
+        chosen, more, nats = re.split(r"  +", line)[1:]
+        assert chosen.startswith(f"{100 * row['chosen']['value']:.1f} [") and float(nats) == round(row["log_ratio"], 2)
+        assert more == "-" or more.startswith(f"{100 * row['shifted']['value']:.1f} [")
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
