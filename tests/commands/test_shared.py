@@ -23,10 +23,10 @@ def test_the_recipe_for_facts_is_a_file_by_name_and_flags_come_before_it():
     assert read("--config", "facts", "--epochs", "3").epochs == 3 and read("--config", "facts").keep == "last"
 
 
-def test_the_recipe_for_labels_passes_larger_batches_and_hides_a_part_of_what_they_say():
+def test_the_recipe_for_labels_passes_larger_batches_of_a_higher_rank_at_the_same_scale():
     usual, labels = read("--data", "support-labels"), read("--data", "support-labels", "--config", "labels")
-    assert labels.batch_size > usual.batch_size and labels.lora_dropout > usual.lora_dropout == 0
-    assert labels.r == usual.r and labels.learning_rate == usual.learning_rate
+    assert labels.batch_size > usual.batch_size and labels.r > usual.r
+    assert labels.lora_alpha / labels.r == usual.lora_alpha / usual.r and labels.learning_rate == usual.learning_rate
 
 
 def test_the_recipe_for_fields_passes_more_often():
