@@ -135,9 +135,10 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     open_book = {}
     if options.context is not None:
         handbook = read_handbook(options.context, tokenizer, model.config.max_position_embeddings - ANSWER_TOKENS)
-        asked = {each.name: each.asked for each in sets if each.asked}
+        asked = {each.name: each.asked for each in sets if each.asked and each.data != "general"}  # of no handbook
         if not asked:
-            raise ValueError(f"{', '.join(data)}: no record has keywords, by which answers with passages are measured")
+            what = "has keywords, by which answers with passages are measured; general questions are not asked"
+            raise ValueError(f"{', '.join(data)}: no record {what}")
         if own_passages := [r.id for records in asked.values() for r in records if r.context is not None]:
             raise ValueError(f"{own_passages[0]} has its own passage: leave out --context")
         open_book = {
