@@ -1,4 +1,4 @@
-"""`minilora eval`: the loss, the keyword recall and the like of adapters and their base on several data sets."""
+"""`minilora eval`: what adapters and their base score on several data sets."""
 
 import argparse
 import json
@@ -287,7 +287,7 @@ def shown(found: Mapping[str, float | None], measure: str, digits: int | None = 
     return interval(value, low, high, usual if digits is None else digits, sign)
 
 
-HELP = "measure the loss and keyword recall of adapters and their base on data sets, with intervals"
+HELP = "measure adapters and their base on data sets: loss, recall, labels, fields, preferences"
 
 
 def add(parser: argparse.ArgumentParser) -> None:

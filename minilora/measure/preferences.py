@@ -64,26 +64,21 @@ class Preferred(Checked):
         mine = encode_pairs(self.records[ranks.number :: ranks.size], tokenizer)
         return ranks.join(log_ratios(model, mine).tolist() if mine else [])
 
-    def shots_that_fit(self, tokenizer: Tokenizer, limit: int) -> int:
-        """None: a prompt with examples would be another prompt than the one whose answers were compared."""
-        return 0
-
     def report(self, answers: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
         """How often the chosen answer is more probable, and how often by more than for the first contender, the
         reference; and the mean log-ratio, in nats.
         """
-        ratios = np.array(list(answers.values()))  # (contenders, N)
-        chosen, shifted = ratios > 0, ratios > ratios[0]
-        share, n = Resampled(chosen.astype(float), np.ones(ratios.shape[1]), seed), ratios.shape[1]
+        names, ratios = list(answers), np.array(list(answers.values()))  # (contenders, N)
+        chosen, shifted, n = ratios > 0, ratios > ratios[0], ratios.shape[1]
+        share = Resampled(chosen.astype(float), np.ones(n), seed)
         rows: list[dict[str, Any]] = [
             {
                 "name": name,
                 "chosen": interval_as_json(wilson(int(chosen[k].sum()), n)),
                 "log_ratio": float(ratios[k].mean()),
-                "lead": interval_as_json(share.difference(len(ratios) - 1, k)),  # of the last contender over this one
+                "lead": interval_as_json(share.difference(len(names) - 1, k)),  # of the last contender over this one
             }
-            for k, name in enumerate(answers)
+            | ({"shifted": interval_as_json(wilson(int(shifted[k].sum()), n))} if k else {})
+            for k, name in enumerate(names)
         ]
-        for row, more in zip(rows[1:], shifted[1:], strict=True):
-            row["shifted"] = interval_as_json(wilson(int(more.sum()), n))
-        return {"records": n, "reference": rows[0]["name"], "subject": rows[-1]["name"], "rows": rows}
+        return {"records": n, "reference": names[0], "subject": names[-1], "rows": rows}
