@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from shlex import quote
 from typing import Any
 
@@ -23,43 +24,40 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Format:
-    """A format of rows: the columns it needs, the columns it may have, and the function that makes messages of them.
+    """A format of rows.
 
+    needs: the columns that a row must have. also: those that it may have.
+    read: makes messages of a row and the names of the columns in `needs`.
     labelled: whether the answer is the label of a text.
     fields: whether the answer is a JSON object with the fields of a text.
     preferred: whether the answer is preferred to another one, which the row has as well.
     """
 
-    name: str
     needs: tuple[str, ...]
     also: tuple[str, ...]
-    messages: Callable[[Mapping[str, Any]], list[Message]]
+    read: Callable[..., list[Message]]
     labelled: bool = False
     fields: bool = False
     preferred: bool = False
 
-
-def _pair(question: str, answer: str, below: str = "") -> Callable[[Mapping[str, Any]], list[Message]]:
-    """A function that makes messages of two columns. below: a third column, put below the question if a row has it."""
-
-    def messages(row: Mapping[str, Any]) -> list[Message]:
-        more = f"\n\n{text_of(row, below)}" if row.get(below) not in (None, "") else ""
-        asked, answered = text_of(row, question) + more, text_of(row, answer)
-        return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-
-    return messages
+    @property
+    def name(self) -> str:
+        """As a page shows it: question/answer."""
+        return "/".join(self.needs)
 
 
-def _labelled(text: str, label: str) -> Callable[[Mapping[str, Any]], list[Message]]:
-    """A function that makes messages of a text and its label, which may be a whole number."""
+def _pair(row: Mapping[str, Any], question: str, answer: str, below: str = "") -> list[Message]:
+    """The messages of two columns. below: a third column, put below the question if the row has it."""
+    more = f"\n\n{text_of(row, below)}" if row.get(below) not in (None, "") else ""
+    return _exchange(text_of(row, question) + more, text_of(row, answer))
 
-    def messages(row: Mapping[str, Any]) -> list[Message]:
-        value = row[label]
-        named = {label: str(value) if isinstance(value, int) else value}
-        answer = text_of(named, label).strip()
-        return [{"role": "user", "content": text_of(row, text)}, {"role": "assistant", "content": answer}]
 
-    return messages
+def _labelled(row: Mapping[str, Any], text: str, label: str) -> list[Message]:
+    """The messages of a text and its label, which may be a whole number."""
+    value = row[label]
+    named = {label: str(value) if isinstance(value, int) else value}
+    answer = text_of(named, label).strip()
+    return _exchange(text_of(row, text), answer)
 
 
 def fields_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,46 +71,42 @@ def fields_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _with_fields(text: str) -> Callable[[Mapping[str, Any]], list[Message]]:
-    """A function that makes messages of a text and its fields."""
-
-    def messages(row: Mapping[str, Any]) -> list[Message]:
-        answer = json.dumps(fields_of(row))
-        return [{"role": "user", "content": text_of(row, text)}, {"role": "assistant", "content": answer}]
-
-    return messages
+def _with_fields(row: Mapping[str, Any], text: str, fields: str) -> list[Message]:
+    """The messages of a text and its fields."""
+    answer = json.dumps(fields_of(row))
+    return _exchange(text_of(row, text), answer)
 
 
-def _prompted(answer: str) -> Callable[[Mapping[str, Any]], list[Message]]:
-    """A function that makes messages of a prompt and an answer, each a text or a list of messages, as TRL writes them.
+def _exchange(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _prompted(row: Mapping[str, Any], prompt: str, answer: str, *others: str) -> list[Message]:
+    """The messages of a prompt and an answer, each a text or a list of messages, as TRL writes them.
 
     An answer of several messages begins with its prompt.
     """
-
-    def messages(row: Mapping[str, Any]) -> list[Message]:
-        prompt, value = row["prompt"], row[answer]
-        if isinstance(value, list) and len(value) > 1:
-            return _turns(answer)(row)
-        if not isinstance(prompt, list):
-            asked: list[Message] = [{"role": "user", "content": text_of(row, "prompt")}]
-        else:
-            asked = [_turn(i, turn) for i, turn in enumerate(prompt, 1)]
-            if not asked or asked[-1]["role"] != "user":
-                raise ValueError("the last message of the prompt must be the user's: the question")
-        if not isinstance(value, list):
-            return [*asked, {"role": "assistant", "content": text_of(row, answer)}]
-        turns = [_turn(i, turn) for i, turn in enumerate(value, 1)]
-        if [turn["role"] for turn in turns] != ["assistant"]:
-            raise ValueError(f"{answer} must be a text, or a list that ends with the assistant's, got {_short(value)}")
-        return [*asked, *turns]
-
-    return messages
+    question, value = row[prompt], row[answer]
+    if isinstance(value, list) and len(value) > 1:
+        return _turns(row, answer)
+    if not isinstance(question, list):
+        asked: list[Message] = [{"role": "user", "content": text_of(row, prompt)}]
+    else:
+        asked = [_turn(i, turn) for i, turn in enumerate(question, 1)]
+        if not asked or asked[-1]["role"] != "user":
+            raise ValueError("the last message of the prompt must be the user's: the question")
+    if not isinstance(value, list):
+        return [*asked, {"role": "assistant", "content": text_of(row, answer)}]
+    turns = [_turn(i, turn) for i, turn in enumerate(value, 1)]
+    if [turn["role"] for turn in turns] != ["assistant"]:
+        raise ValueError(f"{answer} must be a text, or a list that ends with the assistant's, got {_short(value)}")
+    return [*asked, *turns]
 
 
 def rejected_of(row: Mapping[str, Any]) -> str:
     """The rejected answer of a row with preferences. Raises ValueError if it has another prompt than the chosen one."""
-    *prompt, chosen = _prompted("chosen")(row)
-    *other, rejected = _prompted("rejected")(row)
+    *prompt, chosen = _prompted(row, "prompt", "chosen")
+    *other, rejected = _prompted(row, "prompt", "rejected")
     if prompt != other:
         raise ValueError("chosen and rejected must be the same up to the last message: both answer one prompt")
     if chosen == rejected:
@@ -121,22 +115,18 @@ def rejected_of(row: Mapping[str, Any]) -> str:
     return rejected["content"]
 
 
-def _turns(key: str) -> Callable[[Mapping[str, Any]], list[Message]]:
-    """A function that makes messages of a list of turns: {"role", "content"} or {"from", "value"}."""
-
-    def messages(row: Mapping[str, Any]) -> list[Message]:
-        turns = row[key]
-        if not isinstance(turns, list) or not turns:
-            raise ValueError(f"{key} must be a non-empty list, got {_short(turns)}")
-        converted = [_turn(i, turn) for i, turn in enumerate(turns, 1)]
-        first = next((message["role"] for message in converted if message["role"] != "system"), "user")
-        if first != "user":
-            raise ValueError("the first message must be the user's (or a system message): an answer needs a question")
-        if converted[-1]["role"] != "assistant":
-            raise ValueError("the last message must be the assistant's: the answer to learn")
-        return converted
-
-    return messages
+def _turns(row: Mapping[str, Any], key: str) -> list[Message]:
+    """The messages of a list of turns: {"role", "content"} or {"from", "value"}."""
+    turns = row[key]
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"{key} must be a non-empty list, got {_short(turns)}")
+    converted = [_turn(i, turn) for i, turn in enumerate(turns, 1)]
+    first = next((message["role"] for message in converted if message["role"] != "system"), "user")
+    if first != "user":
+        raise ValueError("the first message must be the user's (or a system message): an answer needs a question")
+    if converted[-1]["role"] != "assistant":
+        raise ValueError("the last message must be the assistant's: the answer to learn")
+    return converted
 
 
 def _turn(i: int, turn: Any) -> Message:
@@ -153,24 +143,17 @@ CONTEXT = ("context", "passage")  # columns of a passage, which goes into the pr
 _ALSO = ("system", *CONTEXT, *_FACTS)  # columns that a conversation may have
 _ABOUT_LABELLED = ("system", "id", "split", "kind")
 _TEXTS, _LABELS = ("text", "message", "prompt"), ("label", "intent", "category")  # columns of labelled data
-TEXT = Format("text", ("text",), ("id", "split", "questions"), lambda row: [])
+TEXT = Format(("text",), ("id", "split", "questions"), lambda row, text: [])
 FORMATS = (  # the first one whose columns a row has
-    Format("prompt/chosen/rejected", ("prompt", "chosen", "rejected"), _ALSO, _prompted("chosen"), preferred=True),
-    Format("messages", ("messages",), _ALSO, _turns("messages")),
-    Format("conversations", ("conversations",), _ALSO, _turns("conversations")),
-    Format("question/answer", ("question", "answer"), _ALSO, _pair("question", "answer")),
-    Format("q/a", ("q", "a"), _ALSO, _pair("q", "a")),
-    Format("instruction/output", ("instruction", "output"), ("input", *_ALSO), _pair("instruction", "output", "input")),
-    Format("prompt/completion", ("prompt", "completion"), _ALSO, _prompted("completion")),
-    *(
-        Format(f"{text}/{label}", (text, label), _ABOUT_LABELLED, _labelled(text, label), labelled=True)
-        for text in _TEXTS
-        for label in _LABELS
-    ),
-    *(
-        Format(f"{text}/fields", (text, "fields"), ("system", "id", "split"), _with_fields(text), fields=True)
-        for text in _TEXTS
-    ),
+    Format(("prompt", "chosen", "rejected"), _ALSO, _prompted, preferred=True),
+    Format(("messages",), _ALSO, _turns),
+    Format(("conversations",), _ALSO, _turns),
+    Format(("question", "answer"), _ALSO, _pair),
+    Format(("q", "a"), _ALSO, _pair),
+    Format(("instruction", "output"), ("input", *_ALSO), partial(_pair, below="input")),
+    Format(("prompt", "completion"), _ALSO, _prompted),
+    *(Format((text, label), _ABOUT_LABELLED, _labelled, labelled=True) for text in _TEXTS for label in _LABELS),
+    *(Format((text, "fields"), ("system", "id", "split"), _with_fields, fields=True) for text in _TEXTS),
     TEXT,
 )
 _LISTS = ("messages", "conversations", "keywords", "phrasings", "questions")  # columns in which a table holds JSON
@@ -274,7 +257,7 @@ def _unknown(row: Mapping[str, Any]) -> str:
 
 def conversation(kind: Format, row: Mapping[str, Any]) -> tuple[Message, ...]:
     """The messages of a row; a column `system` becomes the first one. Raises ValueError for a bad one."""
-    messages = kind.messages(row)
+    messages = kind.read(row, *kind.needs)
     if row.get("system") not in (None, "") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": text_of(row, "system")})
     return tuple(messages)
