@@ -78,10 +78,8 @@ class WithFields(Checked):
             {
                 "name": name,
                 "fields_right": interval_as_json(micro.mean(k)),
-                "objects_right": interval_as_json(wilson(int(each.all(axis=1).sum()), len(truth))),
-                "fields": {
-                    key: interval_as_json(wilson(int(each[:, j].sum()), len(truth))) for j, key in enumerate(names)
-                },
+                "objects_right": interval_as_json(wilson(each.all(axis=1))),
+                "fields": {key: interval_as_json(wilson(each[:, j])) for j, key in enumerate(names)},
                 "lead": interval_as_json(micro.difference(len(right) - 1, k)),  # of the model's share over this one's
             }
             for k, (name, each) in enumerate(right.items())

@@ -114,15 +114,13 @@ class Labelled(Checked):
             if name not in known:
                 rows.append({"name": name, "missing": MISSING})
                 continue
-            k, bins = list(known).index(name), reliability(known[name].max(axis=1), chosen[name] == truth)
+            k, hits = list(known).index(name), chosen[name] == truth
+            bins = reliability(known[name].max(axis=1), hits)
             rows.append(
                 {
                     "name": name,
-                    "accuracy": interval_as_json(wilson(int((chosen[name] == truth).sum()), len(truth))),
-                    "accuracy_of_kind": {
-                        kind: interval_as_json(wilson(int((chosen[name] == truth)[those].sum()), len(those)))
-                        for kind, those in kinds.items()
-                    },
+                    "accuracy": interval_as_json(wilson(hits)),
+                    "accuracy_of_kind": {kind: interval_as_json(wilson(hits[those])) for kind, those in kinds.items()},
                     "macro_f1": interval_as_json(_macro_f1(truth, chosen[name], len(labels), seed)),
                     "ece": calibration_error(bins),
                     "reliability": bins,

@@ -74,11 +74,11 @@ class Preferred(Checked):
         rows: list[dict[str, Any]] = [
             {
                 "name": name,
-                "chosen": interval_as_json(wilson(int(chosen[k].sum()), n)),
+                "chosen": interval_as_json(wilson(chosen[k])),
                 "log_ratio": float(ratios[k].mean()),
                 "lead": interval_as_json(share.difference(len(names) - 1, k)),  # of the last contender over this one
             }
-            | ({"shifted": interval_as_json(wilson(int(shifted[k].sum()), n))} if k else {})
+            | ({"shifted": interval_as_json(wilson(shifted[k]))} if k else {})
             for k, name in enumerate(names)
         ]
         return {"records": n, "reference": names[0], "subject": names[-1], "rows": rows}

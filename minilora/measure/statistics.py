@@ -62,13 +62,14 @@ def interval_as_json(interval: Interval) -> dict[str, float | None]:
     return {name: x if math.isfinite(x) else None for name, x in numbers.items()}
 
 
-def wilson(right: int, n: int) -> Interval:
-    """A share with Wilson's score interval (1927, doi 10.2307/2276774), which has a width also where all are right.
+def wilson(right: np.ndarray) -> Interval:
+    """The share of True in (N,) with Wilson's score interval (1927, doi 10.2307/2276774), which has a width also where
+    all are True.
 
-    >>> wilson(8, 10)
+    >>> wilson(np.arange(10) < 8)
     Interval(mean=0.8, low=0.4902, high=0.9433, n=10)
     """
-    z, share = 1.959963984540054, right / n  # of the normal distribution, for 95 %
+    z, share, n = 1.959963984540054, float(np.mean(right)), len(right)  # z: of the normal distribution, for 95 %
     centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return Interval(share, max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n)), n)
 

@@ -96,11 +96,11 @@ def test_reliability_has_every_record_in_the_bin_of_its_confidence(pairs):
 
 def test_wilsons_interval_is_that_of_the_score_test_and_has_a_width_where_all_are_right():
     for right, n in ((8, 10), (0, 5), (5, 5), (37, 200)):
-        found = wilson(right, n)
+        found = wilson(np.arange(n) < right)
         assert found.low <= found.mean == right / n <= found.high and found.high - found.low > 0.01
         for end in {found.low, found.high} - {0.0, 1.0}:  # where the test is at its limit
             assert abs(right / n - end) / math.sqrt(end * (1 - end) / n) == pytest.approx(1.959964, rel=1e-5)
-    assert wilson(5, 5).high == 1 and wilson(0, 5).low == 0
+    assert wilson(np.ones(5)).high == 1 and wilson(np.zeros(5)).low == 0
 
 
 def test_the_majority_is_that_of_the_training_records():
@@ -198,7 +198,7 @@ def test_accuracy_is_also_reported_by_kind_if_every_record_has_one_of_a_few():
     (row,) = report["rows"]
     assert report["kinds"] == {"hard": 2, "plain": 2}
     assert {kind: found["value"] for kind, found in row["accuracy_of_kind"].items()} == {"hard": 0.5, "plain": 1}
-    assert row["accuracy_of_kind"]["hard"]["low"] == wilson(1, 2).low
+    assert row["accuracy_of_kind"]["hard"]["low"] == wilson(np.array([True, False])).low
     page = "\n".join(label_lines(report))
     assert re.search(r"accuracy by kind, %  hard \(2\) +plain \(2\)\nmodel 0 +50.0 \[\S+ \S+\] +100.0 \[", page)
     assert of_kinds("plain", "plain", "hard", None)["kinds"] == of_kinds(*["plain"] * 4)["kinds"] == {}
