@@ -20,7 +20,7 @@ from typing import Any
 from ..experiments.claim import Claim, ClaimFile, Setting, Verdict, claim_names, read_claim, write_new
 from ..experiments.memo import as_json, code_sha256, keep, path_of, recall
 from ..experiments.trials import reason
-from ..files.disk import replacing, write_json
+from ..files.disk import write_bytes, write_json
 from ..measure.environment import circumstances, here_and_now
 from ..measure.statistics import Interval
 from ..options import add_flags, check, from_flags, option, usage_errors
@@ -294,10 +294,7 @@ def write_page(result: Mapping[str, Any], folder: Path, replace_page: bool = Tru
                 found["no_picture"] = f"{type(error).__name__}: {error}"
     path = folder / PAGE_FILE
     text = page(result, drawn)
-    with replacing(path) as unfinished:
-        unfinished.write_text(
-            text if replace_page else merged(path.read_text("utf-8"), text, Verdict), encoding="utf-8"
-        )
+    write_bytes(path, (text if replace_page else merged(path.read_text("utf-8"), text, Verdict)).encode())
     return path
 
 

@@ -24,7 +24,7 @@ from ..data.formats import with_label
 from ..data.records import read_records, sha256_of_data
 from ..data.splits import has_validation, split_records
 from ..engine.parallel import processors
-from ..files.disk import read_json, remove_folder, replacing, write_json
+from ..files.disk import read_json, remove_folder, write_bytes, write_json
 from ..measure.statistics import Interval
 from ..models.load import load_tokenizer, locate, sha256_of_base
 from ..options import flag, refuse_other_settings
@@ -88,9 +88,8 @@ def sweep(options: Sweep) -> dict[str, Any]:
             path.unlink()
         write_json(folder / SWEEP_FILE, about)
         remove_folder(work)
-        with replacing(folder / TABLE_FILE) as partial:
-            text = ",".join(columns) + "\n" + _lines(columns, map(row, sorted(found)))
-            partial.write_text(text, encoding="utf-8", newline="")
+        table = ",".join(columns) + "\n" + _lines(columns, map(row, sorted(found)))
+        write_bytes(folder / TABLE_FILE, table.encode())
         ahead = [i for i in range(len(settings)) if i not in found]
         if found and ahead:
             log.info("%s holds %d of %s; the others are run now", folder, len(found), counted(len(settings), "trial"))

@@ -55,7 +55,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, record: Mapping[str, Any], indent: int = 2, sort_keys: bool = False) -> None:
     """Write a JSON object. The file appears completely or not at all."""
-    content = (json.dumps(record, indent=indent, sort_keys=sort_keys) + "\n").encode()
+    write_bytes(path, (json.dumps(record, indent=indent, sort_keys=sort_keys) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, which appears completely or not at all: see `replacing`."""
     with replacing(path, len(content)) as partial:
         partial.write_bytes(content)
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
 from ..data.passages import TEMPLATE, Handbook, Passage, stored_template
-from ..files.disk import replacing
+from ..files.disk import write_bytes
 from ..lora.adapters import Choice, factors_of, set_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
@@ -239,8 +239,7 @@ class Talk:
             text = json.dumps({"messages": said}, ensure_ascii=False) + "\n"
         else:
             text = "\n".join(f"you: {turn.question}\n\n{turn.version}: {turn.answer}\n" for turn in self.turns)
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_bytes(path, text.encode())
 
     def _settings(self) -> dict[str, Any]:
         """How the next answer is drawn. Each question has its own seed, so that its answer can differ when repeated."""

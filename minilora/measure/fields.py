@@ -78,7 +78,7 @@ class WithFields(Checked):
             {
                 "name": name,
                 "fields_right": interval_as_json(micro.mean(k)),
-                "objects_right": interval_as_json(wilson(each.all(axis=1))),
+                "objects_right": interval_as_json(wilson(np.all(each, axis=1))),
                 "fields": {key: interval_as_json(wilson(each[:, j])) for j, key in enumerate(names)},
                 "lead": interval_as_json(micro.difference(len(right) - 1, k)),  # of the model's share over this one's
             }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from os.path import basename
 from pathlib import Path
 
-from ..files.disk import replacing
+from ..files.disk import write_bytes
 from .tokenizer import Tokenizer
 
 _SYSTEM, _PROMPT = "{{ .System }}", "{{ .Prompt }}"
@@ -21,9 +21,7 @@ def write_modelfile(gguf: Path, tokenizer: Tokenizer) -> Path:
     lines = [f"FROM ./{basename(gguf)}", f'TEMPLATE """{template_of(tokenizer)}"""']
     lines += [f'PARAMETER stop "{end}"' for end in tokenizer.ends]
     path = gguf.with_suffix(".Modelfile")
-    content = "\n".join([*lines, ""]).encode()
-    with replacing(path, len(content)) as partial:
-        partial.write_bytes(content)
+    write_bytes(path, "\n".join([*lines, ""]).encode())
     return path
 
 

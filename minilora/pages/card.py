@@ -16,7 +16,7 @@ from ..data.labels import TEXT
 from ..data.passages import PASSAGE, QUESTION
 from ..data.records import BUILT_IN
 from ..data.repository import is_dataset
-from ..files.disk import replacing
+from ..files.disk import write_bytes
 from ..lora.provenance import read_provenance
 from ..models.hub import SOURCES, known_as
 from ..version import __version__
@@ -71,8 +71,7 @@ def write_card(folder: str | Path, metrics: Mapping[str, Any], defaults: Mapping
     values = _values(metrics, defaults) | _asked(read_provenance(path.parent).get("data", {}))
     repeats = (path.parent / "run.toml").is_file()
     page = template(TEMPLATES / "card.md.jinja").render(**values, answer=_answer, repeats=repeats)
-    with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_bytes(path, page.encode())
     return path
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .fields import fields_figure
 from .labels import labels_figure
-from .style import BLACK, BLUE, FULL, LORA, ORANGE, PARAPHRASE, VALIDATION, blend, ink, name_lines, panels, save
+from .style import BLACK, BLUE, FULL, LORA, ORANGE, PARAPHRASE, VALIDATION, blend, ink, name_lines, panels, ring, save
 from .text import megabytes, percent
 
 # -- a run -------------------------------------------------------------------------------------------------------------
@@ -77,8 +77,8 @@ def _run_losses(axes: Any, metrics: Mapping[str, Any]) -> None:
         name, of_curve, style = VALIDATIONS[what]
         axes.plot(*zip(*curve, strict=True), color=of_curve, **style)
         names.append((curve[-1][1], name, of_curve))
-        if kept in (ring := dict(curve)):
-            axes.plot([kept], [ring[kept]], "o", markersize=12, markerfacecolor="none", color=of_curve)
+        if kept in (losses_at := dict(curve)):
+            ring(axes, kept, losses_at[kept], of_curve, size=12)
     if "paraphrase" in metrics["loss"] and "paraphrase" not in curves:
         before_and_after = metrics["loss"]["paraphrase"]
         axes.plot([0, len(losses)], before_and_after, color=PARAPHRASE, marker="s", markersize=7, linewidth=0)
@@ -152,8 +152,7 @@ def _compare_losses(axes: Any, result: dict[str, Any]) -> None:
         times, losses = zip(*((step * pace, loss) for step, loss in run["validation_loss"]), strict=True)
         axes.plot(times, losses, color=color, marker=marker, markersize=5, linewidth=2, clip_on=False)
         best = losses.index(min(losses))
-        ring = {"marker": marker, "markersize": 11, "fillstyle": "none", "linewidth": 0, "clip_on": False}
-        axes.plot(times[best], losses[best], color=color, **ring)
+        ring(axes, times[best], losses[best], color, marker)
         names.append((losses[-1], name, color))
     axes.set(xlabel=f"{unit} of training", ylabel="validation loss (nats per token)")
     axes.set_title("How soon it learns (ringed: the best)")

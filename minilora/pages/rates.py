@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .style import BLUE, PALETTE, ink, panels
+from .style import BLUE, PALETTE, panels, ring, write_beside
 
 SHOWN = 1.0  # nats above the lowest loss: what lies higher is too bad to matter
 
@@ -39,8 +39,7 @@ def draw_rates(
         rates, losses = zip(*((lr, loss) for lr, loss in points if loss is not None), strict=True)
         axes.plot(rates, losses, color=color, marker="o", markersize=4, linewidth=1.8, label=name)
         best = losses.index(min(losses))
-        ring = {"marker": "o", "markersize": 10, "fillstyle": "none", "linewidth": 0, "clip_on": False}
-        axes.plot(rates[best], losses[best], color=color, **ring)
+        ring(axes, rates[best], losses[best], color, size=10)
         shown += losses
     axes.set(xscale="log", xlabel="learning rate (ringed: the best)", ylabel="validation loss (nats per token)")
     cut_above(axes, shown)
@@ -62,10 +61,7 @@ def draw_seeds(axes: Any, measured: Mapping[str, Sequence[float]], label: str) -
         mean = sum(values) / len(values)
         axes.plot(values, [y] * len(values), color=BLUE, marker="o", markersize=5, linewidth=0, alpha=0.6)
         axes.plot([mean, mean], [y - 0.3, y + 0.3], color=BLUE, linewidth=2)
-        axes.annotate(
-            f"{mean:.3f}", (1.02, y), xycoords=("axes fraction", "data"), color=ink(BLUE), va="center",
-            annotation_clip=False,
-        )  # fmt: skip
+        write_beside(axes, y, f"{mean:.3f}", BLUE)
     axes.set_yticks(range(len(measured)), list(measured))
     axes.set_ylim(len(measured) - 0.5, -0.5)
     axes.set_xlabel(label)

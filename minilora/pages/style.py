@@ -138,10 +138,18 @@ def name_lines(axes: Any, names: Sequence[tuple[float, str, str]]) -> None:
         heights[i] = min(heights[i], ceiling - halves[i])
         ceiling = heights[i] - halves[i]
     for (_, text, color), height in zip(ordered, heights, strict=True):
-        axes.annotate(
-            text, (1.02, height), xycoords=("axes fraction", "data"), color=ink(color), va="center",
-            annotation_clip=False,
-        )  # fmt: skip
+        write_beside(axes, height, text, color)
+
+
+def write_beside(axes: Any, y: float, text: str, color: str) -> None:
+    """Write a text to the right of a panel, at the height y."""
+    where = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
+    axes.annotate(text, (1.02, y), color=ink(color), **where)
+
+
+def ring(axes: Any, x: float, y: float, color: str, marker: str = "o", size: float = 11) -> None:
+    """Draw a ring around a point of a line, to say that it is the best."""
+    axes.plot(x, y, color=color, marker=marker, markersize=size, fillstyle="none", linewidth=0, clip_on=False)
 
 
 def ink(color: str, ground: str | None = None) -> str:

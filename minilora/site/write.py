@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..course.plan import LESSONS
-from ..files.disk import read_json, replacing, write_json
+from ..files.disk import read_json, write_bytes, write_json
 from .lab import build_lab
 
 VERSION = "0.27.7"
@@ -57,12 +57,12 @@ def write_site(folder: str | Path, pyodide: str | Path | None = None, course: bo
         if course:
             shutil.copytree(built, target / COURSE)
     for name in PAGE:
-        _write(target / name, (files("minilora.site") / name).read_bytes())
-    _write(target / PACKAGE, package())
+        write_bytes(target / name, (files("minilora.site") / name).read_bytes())
+    write_bytes(target / PACKAGE, package())
     if copies:
         (target / "pyodide").mkdir()
     for name, data in copies.items():
-        _write(target / "pyodide" / name, data)
+        write_bytes(target / "pyodide" / name, data)
     there = [lesson for lesson in LESSONS.values() if course and not lesson.needs_model]
     lessons = [{"name": lesson.name, "question": lesson.question} for lesson in there]
     told = {"pyodide": "pyodide/" if copies else CDN, "sha256": SHA256, "package": PACKAGE, "course": lessons}
@@ -83,11 +83,6 @@ def package(pure: Sequence[str] = WITH, without: Sequence[str] = WITHOUT) -> byt
                     zipfile.ZipInfo(inside, (2020, 1, 1, 0, 0, 0)), path.read_bytes(), zipfile.ZIP_DEFLATED
                 )
     return target.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with replacing(path, len(data)) as partial:
-        partial.write_bytes(data)
 
 
 def _files_of(name: str, without: Sequence[str]) -> Iterator[tuple[Path, str]]:

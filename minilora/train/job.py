@@ -19,7 +19,7 @@ from ..data.fields import stored_tasks
 from ..data.records import BUILT_IN, revision_of_data, sha256_of_data
 from ..data.repository import is_dataset
 from ..engine import bfloat16
-from ..files.disk import remove_folder, replacing, write_json
+from ..files.disk import remove_folder, write_bytes, write_json
 from ..generate.conversation import TOY
 from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
 from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
@@ -310,8 +310,7 @@ def _files(job: Job, trainer: Trainer, state: State, place: RunFolder) -> dict[s
     if job.options.resume:
         checkpoint.restore(partial, state, trainer, ADAPTER)
     else:
-        with replacing(partial / OPTIONS_FILE) as file:
-            file.write_text(job.options.text(), encoding="utf-8")
+        write_bytes(partial / OPTIONS_FILE, job.options.text().encode())
     place.began = True
     rows, options, report = Log(partial / LOG_FILE, state.history), job.options, None
     if options.report_to is not None:
