@@ -110,8 +110,7 @@ def option(
                 "least": least, "most": most, "above": above}  # fmt: skip
     known = {key: value for key, value in metadata.items() if value is not None}
     return field(
-        default=default,
-        metadata=known | {"infinite": infinite, "follows": follows, "path": path, "recorded": recorded},
+        default=default, metadata=known | {"infinite": infinite, "follows": follows, "path": path, "recorded": recorded}
     )
 
 

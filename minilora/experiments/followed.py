@@ -23,10 +23,7 @@ from ..train.loop import fit
 from .tuned import Each, tuned
 
 LORA_8, FULL = "LoRA, r = 8", "full fine-tuning"
-CONTENDERS: dict[str, dict[str, Any]] = {
-    LORA_8: {"lr": 2e-3},
-    FULL: {"lr": 2e-4, "method": "full"},
-}
+CONTENDERS: dict[str, dict[str, Any]] = {LORA_8: {"lr": 2e-3}, FULL: {"lr": 2e-4, "method": "full"}}
 FEW = {"base": "tiny", "steps": 4, "every": 2, "held_out": 4}  # of the smallest form
 
 

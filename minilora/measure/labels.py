@@ -178,8 +178,7 @@ def classic(held: Labelled) -> np.ndarray | None:
     except ImportError:
         return None
     known = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-        LogisticRegression(C=10, max_iter=1000),
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
     )
     texts, tested = (
         [held.task.text(record.prompt[-1]["content"]) for record in each] for each in (held.examples, held.records)

@@ -39,11 +39,7 @@ class App:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        folder: Path,
-        default_limit: int = MAX_NEW_TOKENS,
-        handbook: Handbook | None = None,
+        self, engine: Engine, folder: Path, default_limit: int = MAX_NEW_TOKENS, handbook: Handbook | None = None
     ):
         self.engine, self.folder, self.default_limit, self.handbook = engine, folder.resolve(), default_limit, handbook
         self.page, self.policy = read_page()

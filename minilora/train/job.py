@@ -49,16 +49,7 @@ from .material import Material, evaluate, prepare
 from .metrics import base_bytes, memory_of, metrics_of
 from .options import Options
 from .reporting import check_service, reporter_to
-from .run_folder import (
-    CHECKPOINT,
-    LAST,
-    LOG_FILE,
-    METRICS_FILE,
-    MODEL_FILE,
-    OPTIONS_FILE,
-    PICTURE_FILE,
-    RunFolder,
-)
+from .run_folder import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
 
 ADAPTER = "default"
 LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested

@@ -13,15 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora.cli import main
-from minilora.data.fields import (
-    FieldTask,
-    borders,
-    characters_of,
-    is_copy,
-    kind_of,
-    numbers_in,
-    read_schema,
-)
+from minilora.data.fields import FieldTask, borders, characters_of, is_copy, kind_of, numbers_in, read_schema
 from minilora.data.records import read_source
 from minilora.data.rows import DataError
 

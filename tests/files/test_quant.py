@@ -20,17 +20,7 @@ from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import no_grad
 from minilora.files import levels, quant
 from minilora.files.blocks import LAYOUTS, half_to_float32
-from minilora.files.quant import (
-    FEW,
-    PIECE,
-    ROUNDED,
-    Packed,
-    bytes_of_row,
-    codes_of,
-    dequantize,
-    in_float32,
-    quantize,
-)
+from minilora.files.quant import FEW, PIECE, ROUNDED, Packed, bytes_of_row, codes_of, dequantize, in_float32, quantize
 
 WRITTEN, LEVELS = ("F32", "F16", "Q8_0", "Q4_1"), ("NF4", "FP4", "INT4")
 each_written = pytest.mark.parametrize("kind", WRITTEN)

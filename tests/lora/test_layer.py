@@ -12,13 +12,7 @@ from smallmodels import lora_config as config
 
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import Tensor
-from minilora.lora.adapters import (
-    adapter_state,
-    add_adapter,
-    base_state,
-    lora_modules,
-    merge_adapter,
-)
+from minilora.lora.adapters import adapter_state, add_adapter, base_state, lora_modules, merge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.layer import LoraEmbedding, LoraLinear, new_weights
 from minilora.lora.variants import Dropout

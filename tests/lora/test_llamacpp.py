@@ -16,11 +16,7 @@ from secondllama import IDS, LlamaCpp, adapted, distance, logits, new_model, pai
 
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf import write_gguf as write_gguf_file
-from minilora.lora.adapters import (
-    adapter_state,
-    lora_modules,
-    remove_adapter,
-)
+from minilora.lora.adapters import adapter_state, lora_modules, remove_adapter
 from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn import family

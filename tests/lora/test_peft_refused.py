@@ -9,10 +9,7 @@ import minilora as ml
 from minilora.files import disk
 from minilora.files.disk import ModelFileError
 from minilora.files.tensors import read_tensors, write_tensors
-from minilora.lora.adapters import (
-    base_state,
-    set_adapter,
-)
+from minilora.lora.adapters import base_state, set_adapter
 from minilora.lora.peft import save_adapter
 from minilora.nn.llama import Config, Llama
 

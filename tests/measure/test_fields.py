@@ -8,14 +8,7 @@ import pytest
 
 from minilora.data.fields import FieldTask
 from minilora.data.records import Record
-from minilora.measure.fields import (
-    ANSWER_TOKENS,
-    SHOTS,
-    USUAL,
-    WithFields,
-    same,
-    usual,
-)
+from minilora.measure.fields import ANSWER_TOKENS, SHOTS, USUAL, WithFields, same, usual
 
 TASK = FieldTask.of(
     {"properties": {"a": {"type": ["string", "null"]}, "n": {"type": ["number", "null"]}, "l": {"type": "array"}}}

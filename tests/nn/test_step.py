@@ -23,14 +23,7 @@ from minilora.nn.gpt2 import GPT2, GPT2Config
 from minilora.nn.llama import MLP, Config, Llama
 from minilora.nn.optim import SGD, AdamW
 from minilora.nn.parts import Batch, Sample, ShardBatch, pack
-from minilora.nn.step import (
-    NotFiniteError,
-    divided,
-    loss_and_grad,
-    loss_without_grad,
-    on_all_cores,
-    training_step,
-)
+from minilora.nn.step import NotFiniteError, divided, loss_and_grad, loss_without_grad, on_all_cores, training_step
 
 IDS = np.arange(8 * 40).reshape(8, 40) * 7 % 61
 PACKED = Packing(6, (50, 130, 141, 230, 320))

@@ -19,14 +19,7 @@ from otherside import (
 )
 
 from minilora.files.disk import ModelFileError
-from minilora.lora.adapters import (
-    adapter_state,
-    add_adapter,
-    lora_modules,
-    merge_adapter,
-    set_adapter,
-    unmerge_adapter,
-)
+from minilora.lora.adapters import adapter_state, add_adapter, lora_modules, merge_adapter, set_adapter, unmerge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn.optim import AdamW

@@ -21,14 +21,7 @@ from otherside import (
 from smallmodels import shaken
 
 from minilora.engine.tensor import Tensor
-from minilora.lora.adapters import (
-    adapter_state,
-    add_adapter,
-    base_state,
-    lora_modules,
-    merge_adapter,
-    merged_state,
-)
+from minilora.lora.adapters import adapter_state, add_adapter, base_state, lora_modules, merge_adapter, merged_state
 from minilora.lora.config import LoraConfig
 from minilora.lora.variants import Dropout, config_with_initial, lora_plus
 from minilora.nn.llama import Config, Llama
