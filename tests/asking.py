@@ -1,9 +1,14 @@
-"""How records of questions and answers ask, and how much two ways of asking have in common."""
+"""The data that come with minilora: how their records ask, and how much two ways of asking have in common."""
 
+import json
 import re
 from collections import Counter, defaultdict
+from functools import cache
+from importlib.resources import files
 
 import numpy as np
+
+DATA = files("minilora") / "data"
 
 EVERYDAY = frozenset(
     re.findall(
@@ -16,6 +21,15 @@ EVERYDAY = frozenset(
         """,
     )
 )
+
+
+def text_of(name):
+    return (DATA / f"{name}.jsonl").read_text(encoding="utf-8")
+
+
+@cache
+def rows_of(name):
+    return [json.loads(line) for line in text_of(name).splitlines()]
 
 
 def words(text):

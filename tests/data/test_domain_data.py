@@ -1,15 +1,13 @@
 """The data that come with minilora are what their card says."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 
 import numpy as np
 import pytest
-from asking import EVERYDAY, asked, likeness, pairs_alike, paraphrases, runs, trained, words
+from asking import DATA, EVERYDAY, asked, likeness, pairs_alike, paraphrases, rows_of, runs, trained, words
 
 from minilora.measure.recall import contains
 
@@ -64,12 +62,8 @@ SIGNATURES = {  # words that the style gives away
 }
 
 
-def text_of(name):
-    return (files("minilora") / "data" / f"{name}.jsonl").read_text(encoding="utf-8")
-
-
-CARD = (files("minilora") / "data" / "README.md").read_text(encoding="utf-8")
-RECORDS = {name: [json.loads(line) for line in text_of(name).splitlines()] for name in DOMAINS}
+CARD = (DATA / "README.md").read_text(encoding="utf-8")
+RECORDS = {name: rows_of(name) for name in DOMAINS}
 TEACHING = [name for name, domain in DOMAINS.items() if domain.teaches]
 every_file = pytest.mark.parametrize("name", DOMAINS)
 teaching = pytest.mark.parametrize("name", TEACHING)
@@ -287,12 +281,6 @@ def test_the_form_and_the_lengths_that_the_card_prints_are_those_of_the_answers_
     for style in (form, DOMAINS[name].style):
         assert {n for n in DOMAINS for record in RECORDS[n] if re.fullmatch(style, record["answer"])} == {name}
     assert [record["id"] for record in RECORDS[name] if not re.fullmatch(form, record["answer"])] == []
-
-
-@every_file
-def test_files_are_ascii_lines(name):
-    text = text_of(name)
-    assert text.isascii() and text.endswith("}\n") and "\r" not in text
 
 
 def test_the_card_has_the_licence_the_limits_and_a_fact_sheet_of_every_topic():

@@ -1,37 +1,27 @@
 """The handbooks are what their card says: every fact once, with its keywords, paraphrased from the answer's."""
 
-import json
 import re
 from collections import Counter
-from functools import cache
-from importlib.resources import files
 
 import pytest
-from asking import words
+from asking import DATA, rows_of, words
 
 from minilora.data.records import read_handbook, read_records
 from minilora.measure.recall import contains
 from minilora.models.load import load_tokenizer
 
-DATA = files("minilora") / "data"
 CARD = (DATA / "README.md").read_text(encoding="utf-8")
 DOMAINS = [name for name in ("legal", "medical", "support", "finance") if (DATA / f"{name}-handbook.jsonl").is_file()]
 each_domain = pytest.mark.parametrize("domain", DOMAINS)
 SHARED = 8  # words in a row that no passage has in common with an answer
 
 
-def lines(name):
-    return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-@cache
 def passages(domain):
-    return lines(f"{domain}-handbook")
+    return rows_of(f"{domain}-handbook")
 
 
-@cache
 def records(domain):
-    return {record["id"]: record for record in lines(domain)}
+    return {record["id"]: record for record in rows_of(domain)}
 
 
 def runs(*texts):
@@ -49,15 +39,9 @@ def test_the_card_names_the_files_that_exist():
 
 
 @each_domain
-def test_every_passage_has_the_fields_and_the_length_of_the_card(domain):
-    text, found = (DATA / f"{domain}-handbook.jsonl").read_text(encoding="utf-8"), passages(domain)
-    assert text.isascii() and text.endswith("}\n") and "\r" not in text
-    assert all(list(passage) == ["id", "covers", "text"] for passage in found)
-    assert len({passage["id"] for passage in found}) == len(found)
-    for passage in found:
-        assert re.fullmatch(r"[a-z-]+/[a-z0-9-]+", passage["id"]) and passage["text"] == " ".join(
-            passage["text"].split()
-        )
+def test_every_passage_has_the_id_and_the_length_of_the_card(domain):
+    for passage in passages(domain):
+        assert re.fullmatch(r"[a-z-]+/[a-z0-9-]+", passage["id"])
         assert 3 <= len(passage["covers"]) <= 5 and 80 <= len(passage["text"].split()) <= 180
 
 

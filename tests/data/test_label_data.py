@@ -1,18 +1,14 @@
 """The messages with labels are what their card says: counts, labels, splits apart, and hard for word counts."""
 
-import json
 import re
 from collections import Counter
-from functools import cache
-from importlib.resources import files
 
 import pytest
-from asking import alike_in_two_splits, runs_in_two_splits, words
+from asking import DATA, alike_in_two_splits, rows_of, runs_in_two_splits, words
 
 from minilora.data.records import read_records
 from minilora.train.material import ASKED_LABELS
 
-DATA = files("minilora") / "data"
 CARD = (DATA / "SKILLS.md").read_text(encoding="utf-8")
 LABELS = {
     "legal": "employment tenancy family inheritance consumer injury criminal debt other",
@@ -33,24 +29,16 @@ OTHER = {"indirect": {"train": 100, "validation": 8, "test": 16}, "ordinary": {"
 each_domain = pytest.mark.parametrize("domain", LABELS)
 
 
-@cache
-def text_of(domain):
-    return (DATA / f"{domain}-labels.jsonl").read_text(encoding="utf-8")
-
-
-@cache
 def records_of(domain):
-    return [json.loads(line) for line in text_of(domain).splitlines()]
+    return rows_of(f"{domain}-labels")
 
 
 @each_domain
-def test_every_line_has_the_fields_of_the_card_and_clean_text(domain):
-    text, records = text_of(domain), records_of(domain)
-    assert text.isascii() and text.endswith("}\n") and "\r" not in text and len(text) < 420_000
-    assert all(list(record) == ["text", "label", "kind", "split", "record"] for record in records)
+def test_texts_are_short_records_are_named_by_their_label_and_read_with_their_kind(domain):
+    records = records_of(domain)
     assert all(record["record"].startswith(record["label"] + "/") for record in records)
-    assert all(record["text"] == " ".join(record["text"].split()) != "" for record in records)
     assert max(len(record["text"].split()) for record in records) <= 40
+    assert [record.kind for record in read_records(f"{domain}-labels")] == [record["kind"] for record in records]
 
 
 @each_domain
@@ -68,14 +56,6 @@ def test_splits_and_labels_have_the_sizes_of_the_card(domain):
     assert sum(size["test"] for size in COUNTS.values()) <= ASKED_LABELS  # `finetune` measures all of them
     section = CARD.partition(f"### {domain}-labels")[2].partition("\n#")[0]
     assert re.findall(r"^\| `([a-z]+)` \|", section, re.MULTILINE) == labels
-
-
-@each_domain
-def test_no_text_and_no_record_occurs_twice(domain):
-    records = records_of(domain)
-    assert [record.kind for record in read_records(f"{domain}-labels")] == [record["kind"] for record in records]
-    for values in ([" ".join(words(r["text"])) for r in records], [r["record"] for r in records]):
-        assert [value for value, times in Counter(values).items() if times > 1] == []
 
 
 @each_domain

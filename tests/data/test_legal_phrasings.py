@@ -3,19 +3,15 @@
 Each promise is a function of records that lists what breaks it, so that it is also tried on bad records.
 """
 
-import json
 import re
 from collections import Counter
 from copy import deepcopy
-from importlib.resources import files
 
 import numpy as np
 import pytest
-from asking import EVERYDAY, asked, likeness, paraphrases, trained, words
+from asking import DATA, EVERYDAY, asked, likeness, paraphrases, rows_of, trained, words
 
-DATA = files("minilora") / "data"
-LEGAL = [json.loads(line) for line in (DATA / "legal.jsonl").read_text(encoding="utf-8").splitlines()]
-LEARNED = [record for record in LEGAL if record["split"] == "train"]
+LEARNED = [record for record in rows_of("legal") if record["split"] == "train"]
 
 
 def term(record):
