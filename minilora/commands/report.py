@@ -8,6 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from ..data.rows import TEXT_SUFFIXES
 from ..files.disk import read_json
 from ..options import UsageError, nearest
 from ..pages.fields import field_lines
@@ -108,7 +109,7 @@ def _learned(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
 def _records(metrics: Mapping[str, Any]) -> str:
     """`240 training records, 30 for validation, 30 for testing; 80 paraphrased training questions for testing`."""
     records = metrics["records"]
-    what = "sequence" if metrics["options"]["data"].endswith(".txt") else "record"
+    what = "sequence" if metrics["options"]["data"].endswith(TEXT_SUFFIXES) else "record"
     parts = [counted(records["train"], f"training {what}")]
     uses = {"validation": "validation", "unseen": "testing"}
     whole = {name: f" of {count:,}" for name, count in metrics.get("sampled_from", {}).items()}

@@ -1,10 +1,10 @@
 """Data files as records: conversations or texts, checked row by row before anything is trained.
 
 A file is JSONL, a JSON list, CSV, TSV or Parquet with a row per record, in one of the formats of `formats.py`, such as
-`{"question", "answer"}` or `{"messages": [{"role", "content"}, ...]}`; or it is a `.txt` file. A row may also have
-"id", "split", "phrasings", "reworded", "paraphrase", "validation_paraphrase", "keywords", and "context": a passage that
-goes into the prompt, `passages.py`. A text with a label becomes a prompt that asks for the label, `labels.py`, a text
-with fields one that asks for these, `fields.py`. The row of a label may have a "kind".
+`{"question", "answer"}` or `{"messages": [{"role", "content"}, ...]}`; or it is a `.txt` or `.md` file. A row may also
+have "id", "split", "phrasings", "reworded", "paraphrase", "validation_paraphrase", "keywords", and "context": a passage
+that goes into the prompt, `passages.py`. A text with a label becomes a prompt that asks for the label, `labels.py`, a
+text with fields one that asks for these, `fields.py`. The row of a label may have a "kind".
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ BUILT_IN = (
 MEASURED = ("reworded", "paraphrase", "validation_paraphrase")  # other questions of a record, for measuring only
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
+_HEADING = re.compile(r"^(#+ .*)\n\s*\n", re.MULTILINE)  # of Markdown, alone in its paragraph
 _VARYING = re.compile(r"got .*|'.*'|\d+")  # what differs between messages about the same kind of mistake
 
 
@@ -164,8 +165,8 @@ def read_source(
 
 
 def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handbook:
-    """The passages of a built-in handbook, of a .txt file, a paragraph each, or of rows with a column text, which may
-    have `questions`: those that the passage answers.
+    """The passages of a built-in handbook, of a .txt or .md file, a paragraph each with the heading before it, or of
+    rows with a column text, which may have `questions`: those that the passage answers.
 
     limit: the most tokens of a prompt with a passage.
 
@@ -173,10 +174,11 @@ def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handb
     """
     reading = read_source(source, tokenizer)
     if others := [record.id for record in reading.records if not record.text]:
-        raise DataError(f"{source}: {others[0]} is no text: a context is a .txt file, or rows with a column text")
+        raise DataError(f"{source}: {others[0]} is no text: a context is a .txt or .md file or rows with a column text")
     passages = [Passage(record.id, record.text.strip(), record.phrasings) for record in reading.records]
     if TEXT_FILE in reading.files.values():
-        paragraphs = re.split(r"\n\s*\n", passages[0].text.replace("\r\n", "\n"))
+        text = _HEADING.sub(r"\1\n", passages[0].text.replace("\r\n", "\n"))
+        paragraphs = re.split(r"\n\s*\n", text)
         passages = [Passage(f"paragraph {i}", text) for i, text in enumerate(paragraphs, 1)]
     for passage in passages:
         asked: list[Message] = [{"role": "user", "content": fill(passage.text, "?")}]
@@ -211,8 +213,8 @@ def _path_of(source: str | Path) -> Path:
     if not path.exists():
         meant = suggestion(str(source), BUILT_IN)
         raise DataError(
-            f"{source}: no such data file or folder{meant}; use a .jsonl, .json, .csv, .tsv, .parquet "
-            f"or .txt file, a folder with a train file, a name on huggingface.co, or {', '.join(BUILT_IN)}"
+            f"{source}: no such data file or folder{meant}; use a .jsonl, .json, .csv, .tsv, .parquet, "
+            f".txt or .md file, a folder with a train file, a name on huggingface.co, or {', '.join(BUILT_IN)}"
         )
     return path
 

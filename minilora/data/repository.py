@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from ..models.repository import is_repository, snapshot
 from ..progress import log
 from .formats import listed
-from .rows import SPLIT_NAMES, SPLITS, DataError
+from .rows import SPLIT_NAMES, SPLITS, TEXT_SUFFIXES, DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv", ".json")  # the first that a repository has is read
 _ABOUT = {"dataset_infos.json", "dataset_dict.json", "state.json"}  # these describe data
@@ -29,7 +29,7 @@ def is_dataset(source: str | Path) -> bool:
     (True, False, False)
     """
     name = str(source).partition(":")[0]
-    return is_repository(name) and not name.lower().endswith((*SUFFIXES, ".txt"))
+    return is_repository(name) and not name.lower().endswith((*SUFFIXES, *TEXT_SUFFIXES))
 
 
 @cache

@@ -29,6 +29,7 @@ _NO_TEXT = {  # the first bytes of a file that is not text -> what it is, and wh
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save the sheet as CSV",
     b"%PDF": "a PDF: save its text as .txt first",
 }
+TEXT_SUFFIXES = (".txt", ".md")
 _WHITE = re.compile(r"\s*")
 _KEY = re.compile(r'"([^"\\]*)"\s*:')
 _WRAPPED = re.compile(  # {"version": 1, "data": before a list of records
@@ -61,8 +62,8 @@ def files_of(path: Path) -> dict[Path, str | None]:
     if "train" not in found:
         there = listed([item.name for item in inside]) or "no files"
         raise DataError(
-            f"{path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .parquet, .txt), and may have valid "
-            f"and test; there are {there}"
+            f"{path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .parquet, .txt, .md), and may have "
+            f"valid and test; there are {there}"
         )
     return {found[split]: split for split in SPLITS if split in found}
 
@@ -89,7 +90,7 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
             yield from rows(file)
 
     suffix = path.suffix.lower()
-    if suffix == ".txt":
+    if suffix in TEXT_SUFFIXES:
         return TEXT_FILE, reading(lambda file: iter([(1, {"text": file.read()})]))
     if suffix in (".csv", ".tsv"):
         comma = "\t" if suffix == ".tsv" else max(",;\t", key=first.count)
@@ -103,7 +104,7 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
             advice = "write a list, [{...}, ...], or a record per line"
             raise DataError(f"{path}: one JSON object on several lines, without a list of records: {advice}")
     if suffix not in (".json", ".jsonl", ".ndjson") and first[0] != "{":
-        raise DataError(f"{path}: what kind of file is it? Use .jsonl, .json, .csv, .tsv or .txt")
+        raise DataError(f"{path}: what kind of file is it? Use .jsonl, .json, .csv, .tsv, .txt or .md")
     return "JSONL", reading(_lines)
 
 

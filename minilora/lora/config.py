@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -112,16 +112,20 @@ class LoraConfig:
         rank = self.rank_of(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
 
-    def unused_patterns(self, modules: Iterable[str]) -> list[str]:
-        """The patterns that match none of these modules, such as "rank_pattern 'q_prj'". PEFT ignores them, too."""
-        there = list(modules)
+    def unused_patterns(self, adapted: Collection[str], modules: Sequence[str]) -> list[str]:
+        """What is named here and does not exist, such as "rank_pattern 'q_prj'": patterns that match none of the
+        adapted modules, and names to leave out that none of the model's modules has. PEFT ignores the former, too.
+        """
         named = (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern))
-        return [
+        unused = [
             f"{name} {pattern!r}"
             for name, patterns in named
             for pattern in patterns
-            if not any(_by_pattern({pattern: True}, module, False) for module in there)
+            if not any(_by_pattern({pattern: True}, module, False) for module in adapted)
         ]
+        left_out = self.exclude_modules or []
+        each = {left_out: left_out} if isinstance(left_out, str) else {name: [name] for name in left_out}
+        return unused + [f"exclude_modules {name!r}" for name, one in each.items() if not _matching(modules, one)]
 
 
 def _as_list(value: Any) -> Any:

@@ -12,13 +12,14 @@ from typing import Any
 from .. import toml
 from ..data.formats import check_field, with_label
 from ..data.repository import is_dataset
+from ..data.rows import TEXT_SUFFIXES
 from ..lora.config import LoraConfig
 from ..nn.optim import SCHEDULES
 from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, flag_fields, has_meaning, option, without_conflicts
 from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
-_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gguf")
+_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gguf")
 FIELD = "columns of the data that have other names: question=q answer=a reads q and a"
 LABEL = "the column with the label of each text (default: one called label, intent or category, next to a text)"
 SCHEMA = "JSON Schema of the column fields (default: NAME.schema.json next to the data, or that of the adapters)"
@@ -38,7 +39,8 @@ class Options:
     data: str = option(
         "legal",
         "legal, medical, support, finance, or one of these with -labels, -fields or -pairs; a .jsonl, .json, .csv, "
-        ".parquet or .txt file; a folder of train, valid, test; a name on huggingface.co, org/set or org/set:train",
+        ".parquet, .txt or .md file; a folder of train, valid, test; a name on huggingface.co, org/set or "
+        "org/set:train",
         path=True,
     )
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows=("data",))
@@ -46,8 +48,8 @@ class Options:
     schema: str | None = option(None, SCHEMA, metavar="FILE", path=True, follows=("data",))
     context: str | None = option(
         None,
-        "passages, of which each question gets the right one in its prompt: support-handbook; a .txt file, a paragraph "
-        "each; rows with a column text",
+        "passages, of which each question gets the right one in its prompt: support-handbook; a .txt or .md file, "
+        "a paragraph each; rows with a column text",
         metavar="FILE",
         path=True,
         follows=("data",),
@@ -280,4 +282,4 @@ def _name_of(source: str) -> str:
         return "-".join([name.partition("@")[0].partition("/")[2], *filter(None, split.split("/"))])
     path = Path(source)
     name = path.name or path.resolve().name  # of "."
-    return Path(name).stem if path.suffix.lower() in _FORMATS else name
+    return Path(name).stem if path.suffix.lower() in (*_FORMATS, *TEXT_SUFFIXES) else name

@@ -165,6 +165,15 @@ def test_an_example_is_the_record_as_the_model_sees_it_with_the_scored_tokens_ma
     ) in page(seen)
 
 
+def test_of_a_pair_the_rejected_answer_is_shown_as_well_and_a_long_one_is_cut(write):
+    pairs = [{"prompt": f"{text[1]}?", "chosen": "yes", "rejected": text} for text in ("no", "\x1b" + "x" * 900)]
+    seen = tiny(write(pairs))
+    assert [example["rejected"] for example in seen["examples"]] == [pair["rejected"] for pair in pairs]
+    text = page(seen, 70)
+    assert "  rejected: no\n" in text and "rejected: \\x1bxxx" in text and text.count("xxx\n") <= 3
+    assert columns(text) <= 70 and "rejected" not in page(tiny(write(QA)))
+
+
 def test_a_terminal_underlines_what_a_pipe_puts_in_brackets(write):
     seen = tiny(write(QA))
     plain, marked = page(seen, marks=BRACKETS), page(seen, marks=UNDERLINED)

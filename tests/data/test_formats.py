@@ -297,7 +297,7 @@ BROKEN = [  # a file, its content, part of the message
     ("a.json", "[]", ": there is no record in it"),
     ("a.json", '{\n "data": []}', ": one JSON object on several lines, without a list of records: write"),
     ("a.json", "[1, [2]]", ":1: record 1: expected a JSON object, got int"),
-    ("a.md", "# Title\n", ": what kind of file is it? Use .jsonl, .json, .csv, .tsv or .txt"),
+    ("a.log", "# Title\n", ": what kind of file is it? Use .jsonl, .json, .csv, .tsv, .txt or .md"),
     ("a.csv", "question,answer\n", ": there is no record in it"),
     ("a.csv", "Frage;my answer\nx;3\ny;4\n", ":2: which columns are the question and the answer? There are Frage, my "
      "answer: name them, such as --field question=Frage 'answer=my answer' (2 rows: lines 2, 3)"),
@@ -385,7 +385,7 @@ def test_a_folder_without_train_is_answered_with_what_is_there(tmp_path):
     for name in ("a.csv", "test.jsonl", "train.jsonl.gz", ".hidden"):
         (tmp_path / name).write_text("")
     line = message_of(tmp_path)
-    assert line.startswith(f"{tmp_path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .parquet, .txt)")
+    assert line.startswith(f"{tmp_path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .parquet, .txt, ")
     assert line.endswith("there are a.csv, test.jsonl, train.jsonl.gz")
 
 

@@ -113,11 +113,12 @@ def test_the_passage_goes_before_the_last_question_of_a_conversation(tmp_path):
     assert list(record.messages[:3]) == messages[:3] and record.messages[3]["content"] == fill("Because.", "Why?")
 
 
-def test_a_text_file_is_a_passage_for_each_paragraph(tmp_path, tokenizer):
-    path = tmp_path / "book.txt"
-    path.write_bytes("\ufeffOne\r\nline.\r\n\r\n \r\nTwo.\n\n\nThree.\n".encode())
+@pytest.mark.parametrize("name", ["book.txt", "book.md"])
+def test_a_text_file_is_a_passage_for_each_paragraph_with_the_headings_before_it(tmp_path, tokenizer, name):
+    path = tmp_path / name
+    path.write_bytes("\ufeffOne\r\nline.\r\n\r\n \r\n# A\r\n\r\n\n## B\n\nTwo.\n\n\nThree. # C\n".encode())
     passages = read_handbook(path, tokenizer, 100).passages
-    assert [" ".join(each.text.split()) for each in passages] == ["One line.", "Two.", "Three."]
+    assert [" ".join(each.text.split()) for each in passages] == ["One line.", "# A ## B Two.", "Three. # C"]
     assert [each.id for each in passages] == ["paragraph 1", "paragraph 2", "paragraph 3"]
 
 

@@ -142,11 +142,20 @@ def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp
     assert metrics["audit"] == {} and (tmp_path / "full" / "picture.png").is_file() and page(metrics)
 
 
-def test_a_pattern_that_matches_no_adapted_module_is_named(home, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("left_out", "unused"),
+    [
+        (["k_proj", "layers.0.self_attn.q_proj", "no_proj"], ["exclude_modules 'no_proj'"]),
+        (r".*\.no_proj", [r"exclude_modules '.*\\.no_proj'"]),
+        (r".*\.0\..*v_proj", []),
+    ],
+)
+def test_a_name_that_matches_no_module_is_named(home, tmp_path, caplog, left_out, unused):
     patterns = {"rank_pattern": {"q_proj": 1, "nosuch": 4, "o_proj": 4}, "alpha_pattern": {"v_proj": 4, r"9\..*": 2}}
-    trained(options(home, tmp_path / "run", steps=1, target_modules=["q_proj", "v_proj"], **patterns))
+    patterns |= {"exclude_modules": left_out, "target_modules": ["q_proj", "v_proj"]}
+    trained(options(home, tmp_path / "run", steps=1, **patterns))
     found = [line.split(" matches no module")[0] for line in caplog.messages if " matches no module" in line]
-    assert found == ["rank_pattern 'nosuch'", "rank_pattern 'o_proj'", r"alpha_pattern '9\\..*'"]
+    assert found == ["rank_pattern 'nosuch'", "rank_pattern 'o_proj'", r"alpha_pattern '9\\..*'", *unused]
 
 
 def test_a_run_that_diverges_ends_in_its_own_line_without_warnings_of_numpy(home, tmp_path):
