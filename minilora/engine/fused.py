@@ -237,18 +237,24 @@ def embedding(w, ids):
 # -- normalisation, positions, activation ------------------------------------------------------------------------------
 
 
+def inverse_rms(x: Array, eps: float) -> Array:
+    """1 / sqrt(mean(x²) + eps) over the last axis      x (..., C)  ->  (..., 1)"""
+    xp = array_module(x)
+    inv = xp.einsum("...c,...c->...", x, x)[..., None]  # Σ x² without an array of squares
+    inv /= x.shape[-1]
+    inv += eps
+    xp.sqrt(inv, out=inv)
+    xp.divide(1, inv, out=inv)
+    return inv
+
+
 @op(recomputable=True)
 def rms_norm(x, w, eps: float, offset: float = 0.0):
     """y = x / rms(x) * (w + offset),  rms(x) = sqrt(mean(x²) + eps) over the last axis      x (..., C)  w (C)
 
     Zhang & Sennrich 2019 (arXiv 1910.07467). offset: 1 in Gemma, whose w starts at 0. Saves x and one value per row.
     """
-    xp = array_module(x)
-    inv = xp.einsum("...c,...c->...", x, x)[..., None]  # (..., 1): Σ x² without an array of squares
-    inv /= x.shape[-1]
-    inv += eps
-    xp.sqrt(inv, out=inv)
-    xp.divide(1, inv, out=inv)
+    xp, inv = array_module(x), inverse_rms(x, eps)  # inv (..., 1)
     y = x * inv
     y *= w + offset if offset else w
 
@@ -279,11 +285,7 @@ def layer_norm(x, w, bias, eps: float):
         return x - mean
 
     y = centred()
-    inv = xp.einsum("...c,...c->...", y, y)[..., None]  # (..., 1)
-    inv /= x.shape[-1]
-    inv += eps
-    xp.sqrt(inv, out=inv)
-    xp.divide(1, inv, out=inv)
+    inv = inverse_rms(y, eps)  # (..., 1)
     y *= inv
     y *= w
     y += bias

@@ -118,9 +118,13 @@ def _attempt(function: Callable[..., Any], trial: Trial) -> Any:
 
 def _together(function: Callable[..., Any], left: dict[int, Trial], jobs: int, finish: Done) -> list[int]:
     """Run what is `left`, and take out of it what ends. If one ends its process, return all that were running then."""
+    from concurrent.futures import ProcessPoolExecutor  # imported here, since a browser's Python has no processes
+
     waiting = iter(list(left))
     flying: dict[Future[Any], int] = {}
-    with _threads(max(1, processors() // jobs)), _ended(_executor(jobs)) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    executor = world().pool or ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin)  # other ranks, or here
+    with _threads(max(1, processors() // jobs)), _ended(executor) as pool:
         try:
             for i in islice(waiting, jobs):
                 flying[pool.submit(_attempt, function, left[i])] = i
@@ -135,14 +139,6 @@ def _together(function: Callable[..., Any], left: dict[int, Trial], jobs: int, f
         except BrokenExecutor:
             return [i for i in flying.values() if i in left]
     return []
-
-
-def _executor(jobs: int) -> Executor:
-    """What the trials run in: under mpiexec the other ranks, else processes here."""
-    from concurrent.futures import ProcessPoolExecutor  # imported here, since a browser's Python has no processes
-
-    here = multiprocessing.get_context("spawn")
-    return world().pool or ProcessPoolExecutor(jobs, mp_context=here, initializer=_begin)
 
 
 def _begin() -> None:

@@ -93,7 +93,7 @@ def open_book(
 
 def without_passages(model: LanguageModel, handbook: Handbook | None) -> list[str]:
     """One line that names the adapters that get no passages: without a handbook those that learned to read some, with
-    one those that were trained without any. None if there are no such adapters."""
+    one those that were trained without any; none if there are no such adapters."""
     readers = [name for name, adapter in model.adapters.items() if stored_template(adapter.data)]
     others = [name for name in model.adapters if template_of(model, name) is None]
     if handbook is not None:

@@ -116,14 +116,10 @@ def _pairs(model: LanguageModel, name: str) -> dict[str, tuple[np.ndarray, np.nd
     """
     pairs = {}
     for module, weights in adapter_weights(model, name).items():
-        if weights.lora_magnitude_vector is not None:
-            raise ValueError(
-                f"{module}: llama.cpp's adapter files cannot hold DoRA's magnitudes: merge the adapter instead"
-            )
-        if weights.bias is not None:
-            raise ValueError(
-                f"{module}: llama.cpp's adapter files cannot hold a trained bias: merge the adapter instead"
-            )
+        what = "a trained bias" if weights.bias is not None else None
+        what = "DoRA's magnitudes" if weights.lora_magnitude_vector is not None else what
+        if what is not None:
+            raise ValueError(f"{module}: llama.cpp's adapter files cannot hold {what}: merge the adapter instead")
         a, b = weights.factors()
         pairs[module] = to_numpy(a), to_numpy(b)
     table = FAMILIES[model.config.model_type].tensors["token_embd"]

@@ -59,6 +59,8 @@ def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
 
     Raises ModelFileError for other kinds.
     """
+    from tokenizers.processors import TemplateProcessing
+
     kind, name = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
     splitting = SPLITTINGS.get(_ALSO_CALLED.get(str(name), str(name)))
     if kind not in ("gpt2", "llama") or (kind == "gpt2" and splitting is None):
@@ -76,7 +78,7 @@ def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
         eos, bos = tokens[ids["eos"]], "" if ids["bos"] is None else tokens[ids["bos"]]
         usual = kind == "llama" or splitting == SPLITTINGS["llama-bpe"]
         if ids["bos"] is not None and meta.get("tokenizer.ggml.add_bos_token", usual):
-            core.post_processor = _first(bos, ids["bos"])
+            core.post_processor = TemplateProcessing([bos, "$A"], [bos, "$A", "$B:1"], [(bos, ids["bos"])])
     except KeyError as error:
         raise ModelFileError(f"{path}: the tokenizer is incomplete: {error} is missing") from error
     except Exception as error:  # damaged lists, and the library defines no error type
@@ -128,13 +130,6 @@ def _sentencepiece(tokens: Sequence[str], kinds: Sequence[int], meta: Mapping[st
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *unspaced]
     )
     return core
-
-
-def _first(bos: str, bos_id: int) -> Any:
-    """What puts a token before every text."""
-    from tokenizers.processors import TemplateProcessing
-
-    return TemplateProcessing([bos, "$A"], [bos, "$A", "$B:1"], [(bos, bos_id)])
 
 
 def _add_tokens(core: Any, tokens: Sequence[str], kinds: Sequence[int]) -> None:

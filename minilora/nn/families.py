@@ -49,31 +49,12 @@ def empty_model(config: Any) -> LanguageModel:
 # They name things, say how weights are stored or how training began, or choose what a call returns. Dropout is one of
 # them: it is part of training, and minilora's is an option of the adapter (lora_dropout).
 _IGNORED = {
-    "_attn_implementation",
-    "_name_or_path",
-    "architectures",
-    "attention_dropout",
-    "auto_map",
-    "bos_token_id",
-    "dtype",
-    "embd_pdrop",
-    "eos_token_id",
-    "initializer_range",
-    "is_llama_config",
-    "model_type",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "pretraining_tp",
-    "resid_pdrop",
-    "return_dict",
-    "torch_dtype",
-    "transformers_version",
-    "transformers.js_config",
-    "unsloth_fixed",
-    "unsloth_version",
+    "_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
+    "dtype", "embd_pdrop", "eos_token_id", "initializer_range", "is_llama_config", "model_type",
+    "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "resid_pdrop", "return_dict",
+    "torch_dtype", "transformers_version", "transformers.js_config", "unsloth_fixed", "unsloth_version",
     "use_cache",
-}
+}  # fmt: skip
 
 
 def config_from_json(raw: Mapping[str, Any]) -> Any:

@@ -21,6 +21,7 @@ from ..engine import fused
 from ..engine.attention import Packing
 from ..engine.backend import Array, array_module
 from ..engine.tensor import Tensor
+from . import llama
 from .cache import KVCache
 from .language_model import (
     Context,
@@ -116,14 +117,8 @@ class Attention(Module):
         return self.o_proj(y.reshape(B, T, -1))
 
 
-class MLP(Module):
-    """Each token by itself: up to width F, gated, and down again (GeGLU)."""
-
-    def __init__(self, config: Gemma3Config, rng: np.random.Generator | None = None):
-        C, F = config.hidden_size, config.intermediate_size
-        self.gate_proj = Linear(C, F, rng=rng)
-        self.up_proj = Linear(C, F, rng=rng)
-        self.down_proj = Linear(F, C, rng=rng)
+class MLP(llama.MLP):
+    """Llama's, with GELU in the gate (GeGLU)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""

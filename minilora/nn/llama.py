@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, C width, H query heads, K key/value heads, D head wid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ class Attention(Module):
 class MLP(Module):
     """Each token by itself: up to width F, gated, and down again (SwiGLU)."""
 
-    def __init__(self, config: Config, rng: np.random.Generator | None = None):
+    def __init__(self, config: Any, rng: np.random.Generator | None = None):
         C, F = config.hidden_size, config.intermediate_size
         self.gate_proj = Linear(C, F, rng=rng)
         self.up_proj = Linear(C, F, rng=rng)

@@ -46,18 +46,9 @@ _SHARES = {
 _SHAPE = ("r", "lora_alpha", "target_modules")
 _ALWAYS = (*_SHAPE, "lr", "batch_size", "max_length", "seed")  # shown even if they are defaults
 _NEVER = (
-    "base",
-    "data",
-    "method",
-    "out",
-    "steps",
-    "epochs",
-    "device",
-    "overwrite",
-    "resume",
-    "eval_records",
+    "base", "data", "method", "out", "steps", "epochs", "device", "overwrite", "resume", "eval_records",
     "report_to",
-)
+)  # fmt: skip
 
 
 def write_card(folder: str | Path, metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..data.fields import as_json
-from .labels import mistakes, shown, table, verdict
+from .labels import mistakes, shown, subject_and_others, table, verdict
 from .style import GREY, LORA, panels
 from .text import WIDTH, counted, rule, shortened, wrapped
 
@@ -14,15 +14,14 @@ from .text import WIDTH, counted, rule, shortened, wrapped
 def field_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
     """A report of `WithFields` as text."""
     yield rule(f"{counted(len(report['fields']), 'field')}, {counted(report['records'], 'record')}", width)
-    rows = report["rows"]
     yield from table(
         [
             ["", "fields right, %", "whole objects right, %"],
-            *([row["name"], shown(row["fields_right"]), shown(row["objects_right"])] for row in rows),
+            *([row["name"], shown(row["fields_right"]), shown(row["objects_right"])] for row in report["rows"]),
         ]
     )
-    best = max((row for row in rows if row["name"] != report["subject"]), key=_share, default=None)
-    compared = [*([best] if best else []), next(row for row in rows if row["name"] == report["subject"])]
+    subject, others = subject_and_others(report)
+    compared = [max(others, key=_share), subject] if others else [subject]
     yield ""
     yield from table(
         [
@@ -52,8 +51,7 @@ def _said(one: Mapping[str, Any]) -> str:
 
 def fields_figure(report: Mapping[str, Any]) -> Any:
     """The share that is right of each field, of the model and of the best other contender, as a matplotlib figure."""
-    others = [row for row in report["rows"] if row["name"] != report["subject"]]
-    (subject,) = (row for row in report["rows"] if row["name"] == report["subject"])
+    subject, others = subject_and_others(report)
     drawn = [(subject, LORA, "o")] + ([(max(others, key=_share), GREY, "s")] if others else [])
     names = [*report["fields"], "all fields"]
     figure, axes = panels(width=6.4, height=0.42 * len(names) + 1.5)

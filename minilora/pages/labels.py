@@ -38,6 +38,13 @@ def label_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
     yield from mistakes(wrong, counted(len(wrong), "mistake"), "the most confident first", _said, width)
 
 
+def subject_and_others(report: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """The row of the model in question, and those of all other contenders."""
+    others = [row for row in report["rows"] if row["name"] != report["subject"]]
+    (subject,) = (row for row in report["rows"] if row["name"] == report["subject"])
+    return subject, others
+
+
 def shown(found: Mapping[str, float | None], sign: bool = False) -> str:
     """A share with its interval, in percent."""
     value, low, high = (None if x is None else 100 * x for x in (found["value"], found["low"], found["high"]))
@@ -47,7 +54,7 @@ def shown(found: Mapping[str, float | None], sign: bool = False) -> str:
 def verdict(report: Mapping[str, Any], share: str = "accuracy", unit: str = "points of accuracy") -> str:
     """Whether the model is better than every other contender, in a sentence. share: the entry of a row that says so."""
     subject = report["subject"]
-    others = [row for row in report["rows"] if share in row and row["name"] != subject]
+    others = [row for row in subject_and_others(report)[1] if share in row]
     if not others:
         return f"{subject} was compared with nothing."
     best = max(others, key=lambda row: row[share]["value"])
@@ -93,7 +100,7 @@ def _confusion(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _calibration(report: Mapping[str, Any]) -> Iterator[str]:
-    (bins,) = (row["reliability"] for row in report["rows"] if row["name"] == report["subject"])
+    bins = subject_and_others(report)[0]["reliability"]
     low = [round(100 * one["from"]) for one in bins]
     yield from columns(
         [
@@ -153,7 +160,7 @@ def _draw_matrix(axes: Any, report: Mapping[str, Any]) -> None:
 
 
 def _draw_reliability(axes: Any, report: Mapping[str, Any]) -> None:
-    (row,) = (row for row in report["rows"] if row["name"] == report["subject"])
+    row, _ = subject_and_others(report)
     bins = row["reliability"]
     axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1)
     at, right = ([100 * one[key] for one in bins] for key in ("confidence", "accuracy"))

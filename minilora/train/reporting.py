@@ -53,10 +53,6 @@ class TensorBoard:
         self.writer.close()
 
 
-def _tensorboard(folder: Path, name: str, config: Mapping[str, Any], done: int) -> Reporter:
-    return TensorBoard(folder / TENSORBOARD, done)
-
-
 def _trackio(folder: Path, name: str, config: Mapping[str, Any], done: int) -> Reporter:
     """A run in the local store of Trackio, or where TRACKIO_SPACE_ID or TRACKIO_SERVER_URL says."""
     import trackio
@@ -75,7 +71,7 @@ def _wandb(folder: Path, name: str, config: Mapping[str, Any], done: int) -> Rep
 
 
 REPORTERS: dict[str, Callable[[Path, str, Mapping[str, Any], int], Reporter]] = {
-    "tensorboard": _tensorboard,
+    "tensorboard": lambda folder, name, config, done: TensorBoard(folder / TENSORBOARD, done),
     "trackio": _trackio,
     "wandb": _wandb,
 }
