@@ -3,11 +3,9 @@
 Sizes are odd: three query heads for each key/value head, widths that are no multiple of a block.
 """
 
-import json
-import urllib.request
-
 import numpy as np
 import pytest
+from cppserver import serving, tokens_of
 from modelfiles import new_tokenizer
 from otherside import assert_same_step, in_double, loss_of, parity, peft, torch, transformers, with_peft
 
@@ -247,20 +245,9 @@ def test_a_merged_folder_is_the_adapted_model_in_transformers(name, folder, base
 
 def in_llama_cpp(path, ids, steps=12, adapter=None):
     """The tokens that llama.cpp appends to `ids`, each the most probable one."""
-    cpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
-    settings = cpp.CommonParams()
-    settings.model.path, settings.n_gpu_layers, settings.warmup = str(path), 0, False
-    settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 64, 1, 1
-    settings.cache_type_k = settings.cache_type_v = cpp.ggml_type.GGML_TYPE_F32
-    settings.flash_attn_type = cpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    if adapter is not None:
-        settings.lora_adapters = [cpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    server = cpp.Server(settings)
     question = {"prompt": ids, "n_predict": steps, "temperature": 0, "return_tokens": True}
     question["logit_bias"] = [[token, False] for token in ENDS]
-    request = urllib.request.Request(f"{server.listening_address}/completion", json.dumps(question).encode())
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)["tokens"]
+    return tokens_of(serving(path, adapter), "completion", question)
 
 
 def greedy(model, ids, steps=12):

@@ -1,10 +1,11 @@
 """Parity with llama.cpp itself, from a prebuilt wheel: model files, adapter files and merged files mean the same there.
 
-`pip install xllamacpp` brings llama.cpp as a library. It answers with the log-probability of every next token.
+It answers with the log-probability of every next token.
 """
 
 import numpy as np
 import pytest
+from cppserver import serving
 from modelfiles import CONFIG, new_llama, new_tokenizer
 from peftfiles import adapted
 from secondllama import distance
@@ -17,8 +18,6 @@ from minilora.models import load as zoo
 from minilora.models.gguf import save_gguf
 from minilora.models.merge import export, merge
 from minilora.nn import family
-
-cpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
 
 pytestmark = pytest.mark.parity
 
@@ -50,17 +49,9 @@ def adapter(base, settings, tmp_path):
 
 def in_llama_cpp(model, adapter=None):
     """log p of every token that could follow IDS, (V), as llama.cpp computes it on the CPU in float32."""
-    settings = cpp.CommonParams()
-    settings.model.path, settings.n_gpu_layers, settings.warmup = str(model), 0, False
-    settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 64, 1, 1
-    settings.cache_type_k = settings.cache_type_v = cpp.ggml_type.GGML_TYPE_F32
-    settings.flash_attn_type = cpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    if adapter is not None:
-        settings.lora_adapters = [cpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    server = cpp.Server(settings)
     letter = new_tokenizer().core.token_to_id("h")  # made to say a whole letter: for half of one it reports no scores
     question = {"prompt": IDS, "n_predict": 1, "logprobs": CONFIG.vocab_size, "logit_bias": [[letter, 1000]]}
-    answer = server.handle_completions(question)
+    answer = serving(model, adapter).handle_completions(question)
     scores = np.full(CONFIG.vocab_size, np.nan)  # and therefore over every limit, where a token has no score
     for token in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
         scores[token["id"]] = token["logprob"]

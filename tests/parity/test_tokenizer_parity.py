@@ -2,9 +2,9 @@
 
 import json
 import random
-import urllib.request
 
 import pytest
+from cppserver import serving, tokens_of
 from modelfiles import CHATML, write_gguf
 from otherside import parity, transformers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -132,15 +132,6 @@ SERVERS = {}
 
 
 def in_llama_cpp(path, text):
-    cpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
     if path not in SERVERS:
-        settings = cpp.CommonParams()
-        settings.model.path, settings.n_gpu_layers, settings.warmup = str(path), 0, False
-        settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 64, 1, 1
-        SERVERS[path] = cpp.Server(settings)
-    body = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
-    request = urllib.request.Request(
-        f"{SERVERS[path].listening_address}/tokenize", body, {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())["tokens"]
+        SERVERS[path] = serving(path)
+    return tokens_of(SERVERS[path], "tokenize", {"content": text, "add_special": False, "parse_special": True})
