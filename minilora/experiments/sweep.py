@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from ..pages.text import counted, duration
 from ..progress import hide_progress, log, progress
 from ..train.job import finetune
 from ..train.options import Options
-from ..train.run_folder import unwritable
+from ..train.run_folder import refuse_foreign, unwritable
 from ..version import __version__
 from .grid import FOUND, MOST, Sweep, SweepOptions, as_options, word
 from .trials import run_trials, usual_jobs
@@ -179,9 +178,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another --out")
-    names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
-    if foreign := [name for name in names if not any(fnmatch(name, known) for known in FILES)]:
-        raise ValueError(f"{folder} holds {foreign[0]}, which is no file of a sweep: choose another --out")
+    refuse_foreign(folder, FILES, "a sweep")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=0) as lock:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -85,11 +86,8 @@ def _number(path: Path, header: Header, key: str, default: int) -> int:
 
 
 def _named_once(path: Path, tensors: list[StoredTensor]) -> list[StoredTensor]:
-    names: set[str] = set()
-    for tensor in tensors:
-        if tensor.name in names:
-            raise ModelFileError(f"{path}: two tensors are called {tensor.name!r}")
-        names.add(tensor.name)
+    if twice := [name for name, times in Counter(tensor.name for tensor in tensors).items() if times > 1]:
+        raise ModelFileError(f"{path}: two tensors are called {twice[0]!r}")
     return tensors
 
 

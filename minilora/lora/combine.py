@@ -6,7 +6,6 @@ The update of an adapter is s B A. The sum of two updates, w1 s1 B1 A1 + w2 s2 B
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,16 +106,7 @@ def combine_adapters(
         kind = EmbeddingWeights if isinstance(module, LoraEmbedding) else LoraWeights
         combined[path] = kind(xp.asarray(a), xp.asarray(b), 1.0)
     ranks = {path: one.rank for path, one in combined.items()}
-    largest = max(ranks.values())
-    others = {re.escape(path): r for path, r in ranks.items() if r != largest}
-    config = LoraConfig(
-        r=largest,
-        lora_alpha=float(largest),
-        target_modules=list(combined),
-        rank_pattern=others,
-        alpha_pattern={pattern: float(r) for pattern, r in others.items()},
-    )
-    install_adapter(model, config, name, combined)
+    install_adapter(model, LoraConfig.of_ranks(ranks), name, combined)
     return Combination(ranks, errors)
 
 

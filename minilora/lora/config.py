@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -111,6 +112,19 @@ class LoraConfig:
         """The factor on B A in the module with this name: alpha / r, or alpha / sqrt(r) with rsLoRA; never alpha."""
         rank = self.rank_of(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    @classmethod
+    def of_ranks(cls, ranks: Mapping[str, int], alpha: float = 0.0) -> LoraConfig:
+        """The config of an adapter with these ranks, by module: its scales are alpha / rank, or 1 if alpha is 0."""
+        r = Counter(ranks.values()).most_common(1)[0][0]
+        others = {re.escape(module): rank for module, rank in ranks.items() if rank != r}
+        return cls(
+            r=r,
+            lora_alpha=alpha or float(r),
+            target_modules=list(ranks),
+            rank_pattern=others,
+            alpha_pattern={} if alpha else {module: float(rank) for module, rank in others.items()},
+        )
 
     def unused_patterns(self, adapted: Collection[str], modules: Sequence[str]) -> list[str]:
         """What is named here and does not exist, such as "rank_pattern 'q_prj'": patterns that match none of the

@@ -13,7 +13,6 @@ Source: llama.cpp's src/llama-adapter.cpp and llama-graph.cpp.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -89,7 +88,7 @@ def load_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
     if not pairs:
         raise ModelFileError(f"{path}: an adapter without any tensor")
     try:
-        config = _config({module: pair["lora_b"].shape[1] for module, pair in pairs.items()}, alpha)
+        config = LoraConfig.of_ranks({module: pair["lora_b"].shape[1] for module, pair in pairs.items()}, alpha)
         weights = plan_adapter(model, config, name)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
@@ -162,19 +161,6 @@ def _joined(tensors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]
         joined.pop(key)
         joined[gate.replace("gate", "gate_up")] = both[0] if key.endswith("lora_a") else np.concatenate(both)
     return joined
-
-
-def _config(ranks: dict[str, int], alpha: float) -> LoraConfig:
-    """The LoraConfig that scales each module by alpha / rank, or by 1 if alpha is 0."""
-    r = Counter(ranks.values()).most_common(1)[0][0]
-    others = {re.escape(module): rank for module, rank in ranks.items() if rank != r}
-    return LoraConfig(
-        r=r,
-        lora_alpha=alpha or r,
-        target_modules=list(ranks),
-        rank_pattern=others,
-        alpha_pattern={} if alpha else dict(others),
-    )
 
 
 def _read(path: Path, architecture: str) -> tuple[float, dict[str, np.ndarray]]:

@@ -202,6 +202,7 @@ def summary(scores: Mapping[str, Mapping[str, Scores]], sets: Sequence[MeasuredS
 
     A number that is not finite, and the interval of a single record, are None.
     """
+    measures = {name: resampled(found, seed) for name, found in scores.items()}
     return {
         "resamples": RESAMPLES,
         "confidence": CONFIDENCE,
@@ -216,8 +217,8 @@ def summary(scores: Mapping[str, Mapping[str, Scores]], sets: Sequence[MeasuredS
             }
             for each in sets
         },
-        "scores": {name: _means(found, seed) for name, found in scores.items()},
-        "differences": {name: _differences(found, seed) for name, found in scores.items()},
+        "scores": {name: _means(list(found), measures[name]) for name, found in scores.items()},
+        "differences": {name: _differences(list(found), measures[name]) for name, found in scores.items()},
     }
 
 
@@ -230,21 +231,19 @@ def resampled(scores: Mapping[str, Scores], seed: int) -> dict[str, Resampled]:
     return measures
 
 
-def _means(scores: Mapping[str, Scores], seed: int) -> dict[str, Any]:
-    measures = resampled(scores, seed)
+def _means(adapters: Sequence[str], measures: Mapping[str, Resampled]) -> dict[str, Any]:
     found = {}
-    for i, name in enumerate(scores):
+    for i, name in enumerate(adapters):
         found[name] = {key: interval_as_json(draws.mean(i)) for key, draws in measures.items()}
         found[name]["perplexity"] = interval_as_json(measures[LOSS].mean(i).map(_exp))
     return found
 
 
-def _differences(scores: Mapping[str, Scores], seed: int) -> list[dict[str, Any]]:
+def _differences(adapters: Sequence[str], measures: Mapping[str, Resampled]) -> list[dict[str, Any]]:
     """Every adapter minus each one before it: the base is the first."""
-    measures = resampled(scores, seed)
     return [
         {"of": of, "less": less, **{name: interval_as_json(draws.difference(j, i)) for name, draws in measures.items()}}
-        for (i, less), (j, of) in combinations(enumerate(scores), 2)
+        for (i, less), (j, of) in combinations(enumerate(adapters), 2)
     ]
 
 

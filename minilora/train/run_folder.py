@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -54,8 +55,7 @@ class RunFolder:
             raise ValueError(f"{self.path} is the folder you are in, or one around it: choose another --out")
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: results cannot be written there (it is a file); choose another --out")
-        if foreign := [name for name in _names(self.path) if not any(fnmatch(name, known) for known in FILES)]:
-            raise ValueError(f"{self.path} holds {foreign[0]}, which is no file of a run: choose another --out")
+        refuse_foreign(self.path, FILES, "a run")
         if self.overwrite:
             return
         if _names(self.path):
@@ -133,6 +133,12 @@ class RunFolder:
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def refuse_foreign(folder: Path, patterns: Iterable[str], of: str) -> None:
+    """Raise ValueError if a folder of results holds anything but files with such names, which are those `of` a run."""
+    if foreign := [name for name in _names(folder) if not any(fnmatch(name, known) for known in patterns)]:
+        raise ValueError(f"{folder} holds {foreign[0]}, which is no file of {of}: choose another --out")
 
 
 def unwritable(path: Path, error: OSError) -> ValueError:
