@@ -156,30 +156,39 @@ class LanguageModel(Module):
         return fused.linear_cross_entropy(x, self.head_weight, shifted, scored=scored)
 
     def check_batch(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> tuple[Array, Array]:
-        """Return both as integer arrays (B, T); raise ValueError for another shape, length or range."""
+        """Return both as integer arrays (B, T); raise ValueError for another shape, dtype, length or range."""
         input_ids = self.check_ids(input_ids, packing)
-        labels = np.asarray(labels) if isinstance(labels, (list, tuple)) else labels
-        if labels.shape != input_ids.shape:
-            raise ValueError(f"labels have shape {labels.shape}, input_ids {input_ids.shape}: they must be equal")
-        return input_ids, labels
+        if (shape := np.shape(labels)) != input_ids.shape:
+            raise ValueError(f"labels have shape {shape}, input_ids {input_ids.shape}: they must be equal")
+        return input_ids, self._integers(labels, "labels", fused.NOT_SCORED)
 
     def check_ids(self, input_ids: Array, packing: Packing | None = None) -> Array:
-        """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype, length or range.
-
-        The range is checked on the host only, which would have to wait for a GPU.
-        """
-        ids = np.asarray(input_ids) if isinstance(input_ids, (list, tuple)) else input_ids
-        if ids.ndim != 2 or ids.dtype.kind not in "iu":
-            raise ValueError(f"input_ids must be integers of shape (B, T), got {ids.dtype} of shape {ids.shape}")
-        if isinstance(ids, np.ndarray) and ids.size:
-            least, largest, most = int(ids.min()), int(ids.max()), self.config.vocab_size - 1
-            if least < 0 or largest > most:
-                raise ValueError(f"input_ids must lie in 0..{most}, got {least}..{largest}")
+        """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype, length or range."""
+        ids = self._integers(input_ids, "input_ids")
         if packing and (len(ids) != 1 or packing.ends[-1] != ids.shape[1]):
             raise ValueError(f"a packing of {packing.ends[-1]} tokens does not describe input_ids of shape {ids.shape}")
         longest = max(packing.positions()) + 1 if packing else ids.shape[1]
         if longest > (limit := self.config.max_position_embeddings):
             raise ValueError(f"{longest} tokens are more than the {limit} the model can see")
+        return ids
+
+    def _integers(self, values: Any, name: str, not_scored: int | None = None) -> Array:
+        """Token ids as an array (B, T) of signed integers; not_scored: a value that is allowed besides them.
+
+        The range is checked on the host only, which would have to wait for a GPU.
+        """
+        ids = (
+            values if hasattr(getattr(values, "dtype", None), "kind") else np.asarray(values)
+        )  # lists, torch's tensors
+        if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
+            raise ValueError(f"{name} must be integers of shape (B, T), got {ids.dtype} of shape {ids.shape}")
+        ids = ids if ids.dtype.kind == "i" else ids.astype(np.int64)  # which -100 fits into
+        if isinstance(ids, np.ndarray):
+            tokens, most = ids if not_scored is None else ids[ids != not_scored], self.config.vocab_size - 1
+            least, largest = (int(tokens.min()), int(tokens.max())) if tokens.size else (0, 0)
+            if least < 0 or largest > most:
+                besides = "" if not_scored is None else f", or be {not_scored} where nothing is scored"
+                raise ValueError(f"{name} must lie in 0..{most}{besides}, got {least}..{largest}")
         return ids
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from minilora.lora.config import LoraConfig
 from minilora.nn.families import check_claims
 from minilora.nn.layers import Linear
 from minilora.nn.llama import Llama
+from minilora.nn.step import loss_and_grad
 
 
 def log_softmax(z):
@@ -212,6 +214,7 @@ BAD_IDS = {
     "too long": (np.zeros((1, 17), int), "17 tokens are more than the 16"),
     "negative": (np.array([[0, -1, 3]]), r"must lie in 0\.\.10, got -1\.\.3"),
     "outside the vocabulary": ([[0, 11, 3]], r"must lie in 0\.\.10, got 0\.\.11"),
+    "without a token": (np.zeros((1, 0), int), r"of shape \(1, 0\)"),
 }
 
 
@@ -220,6 +223,18 @@ def test_ids_that_the_model_cannot_read_are_refused(model, bad, message):
     for call in (lambda: model(bad), lambda: model.loss(bad, np.zeros((1, 3), int))):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("bad", [-1, -99, 11, 0.5])  # PyTorch's users may ignore -1, which is a row of the head here
+def test_labels_that_are_no_tokens_are_refused(model, bad):
+    for loss in (model.loss, partial(loss_and_grad, model)):
+        with pytest.raises(ValueError, match=r"labels must (lie in 0\.\.10, or be -100|be integers)"):
+            loss(np.zeros((1, 3), int), np.array([[0, -100, bad]]))
+
+
+def test_unsigned_ids_as_in_a_memory_map_are_ids(model):
+    ids = np.array([[3, 1, 4, 1]])
+    assert model.loss(ids.astype(np.uint16), ids.astype(np.uint16)).item() == model.loss(ids, ids).item()
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 2), (6,), (1, 6), (6, 1), (2, 3, 1), (1, 2, 3)])
