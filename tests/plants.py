@@ -139,7 +139,7 @@ def unmerged_by_subtraction(plant):
 
 def an_adapter_that_stays_on(plant):
     real = LoraLayer.active_adapters
-    always = lambda self: real(self) or [(weights, 1.0) for weights in self.adapters.values()]
+    always = lambda self, rows=None: real(self, rows) or [(weights, 1.0) for weights in self.adapters.values()]
     plant.setattr(LoraLayer, "active_adapters", always)
 
 

@@ -330,9 +330,14 @@ def _without_adapters(model: Module) -> dict[str, Array]:
 
 
 def factors_of(choice: Choice) -> Mapping[str, float]:
-    """A choice as factors by adapter name. Raises TypeError for anything else, such as PEFT's list of names."""
+    """A choice as factors by adapter name.
+
+    Raises TypeError for anything else, such as PEFT's list of names, and ValueError for a factor that is not finite.
+    """
     if not isinstance(choice, str | Mapping | None):
         raise TypeError(f"expected an adapter's name, weights such as {{'legal': 0.5}}, or None, got {choice!r}")
+    if isinstance(choice, Mapping) and not all(math.isfinite(factor) for factor in choice.values()):
+        raise ValueError(f"expected a finite factor for each adapter, got {choice!r}")
     return {} if choice is None else {choice: 1.0} if isinstance(choice, str) else choice
 
 

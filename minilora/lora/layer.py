@@ -146,8 +146,14 @@ class LoraLayer(Module):
         """Whether each row has its own factors, as in a mixed batch."""
         return not all(isinstance(factor, float) for factor in self.active.values())
 
-    def active_adapters(self) -> list[tuple[LoraWeights, Factor]]:
-        """The weights and the factor of each active adapter of this layer."""
+    def active_adapters(self, rows: int | None = None) -> list[tuple[LoraWeights, Factor]]:
+        """The weights and the factor of each active adapter of this layer.
+
+        rows: of the batch, if there is one. Raises ValueError for a mixed batch of another number of rows.
+        """
+        for factor in self.active.values():
+            if rows is not None and isinstance(factor, RowFactors) and len(factor.each) != rows:
+                raise ValueError(f"the mixed batch has adapters for {len(factor.each)} rows, and the batch has {rows}")
         return [(self.adapters[name], factor) for name, factor in self.active.items() if name in self.adapters]
 
     def delta_weight(self, factors: Mapping[str, float]) -> Array:
@@ -192,7 +198,7 @@ class LoraLinear(LoraLayer, Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)"""
-        active = [] if self.unmerged is not None else self.active_adapters()
+        active = [] if self.unmerged is not None else self.active_adapters(x.shape[0])
         if not active:
             return super().forward(x)
         alone = len(active) == 1 and isinstance(active[0][1], float)
@@ -275,7 +281,7 @@ class LoraEmbedding(LoraLayer, Embedding):
         if self.merged_weight is not None:
             return fused.embedding(self.merged_weight, ids)
         y = product = super().forward(ids)
-        for lora, factor in [] if self.unmerged is not None else self.active_adapters():
+        for lora, factor in [] if self.unmerged is not None else self.active_adapters(len(ids)):
             factor = _of_each_row(factor)
             low = fused.linear(fused.embedding(lora.lora_A.T, ids), lora.lora_B)
             if lora.lora_magnitude_vector is None:

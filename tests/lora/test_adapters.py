@@ -304,6 +304,7 @@ def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatc
         (lambda m: set_adapter(m, {"legal": 1.0, "absent": 0.1}), "'absent'"),
         (lambda m: add_adapter(m, {"r": 8}, "new"), "expected a minilora.LoraConfig, got builtins.dict"),
         (lambda m: set_adapter(m, ["legal", "support"]), r"weights such as .*, got \['legal', 'support'\]"),
+        (lambda m: set_adapter(m, {"legal": 1.0, "support": float("nan")}), "finite factor .*nan"),
         (lambda m: set_adapter(m, ""), "legal, support, medical"),
         (lambda m: remove_adapter(m, "absent"), "'absent'"),
         (lambda m: scale_adapter(m, "absent", 0.5), "'absent'"),

@@ -43,6 +43,12 @@ def test_an_adapter_of_which_no_row_has_anything_is_none(model, mix):
         np.testing.assert_allclose(model(ROWS).data, np.stack(alone), atol=1e-5)
 
 
+@pytest.mark.parametrize("names", [["bias"], ["words", None, "dora", None]], ids=len)
+def test_a_mixed_batch_of_another_number_of_rows_is_refused(kinds, names):
+    with ml.mixed_batch(kinds, names), pytest.raises(ValueError, match=f"for {len(names)} rows, and the batch has 3"):
+        kinds(ROWS)
+
+
 def test_a_mixed_batch_of_an_unknown_adapter_is_refused(model):
     with pytest.raises(ValueError, match="nobody"), ml.mixed_batch(model, ["nobody"]):
         pass
