@@ -38,7 +38,11 @@ def preferences(model: LanguageModel, pairs: Sequence[Pair]) -> dict[str, float]
     "chosen": the share of pairs whose chosen answer is more probable than the rejected one.
     "accuracy": the share of pairs in which this has shifted towards the chosen answer since the reference.
     "margin": DPO's mean implicit reward, beta (log-ratio - reference), in nats.
+
+    Raises ValueError for no pairs.
     """
+    if not pairs:
+        raise ValueError("no pairs to evaluate")
     ratios = log_ratios(model, pairs)
     margins = np.array([pair.beta for pair in pairs]) * (ratios - np.array([pair.reference for pair in pairs]))
     return {

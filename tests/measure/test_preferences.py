@@ -10,7 +10,7 @@ from jobs import options
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.records import Record
 from minilora.measure.fields import checked_of
-from minilora.measure.preferences import Preferred
+from minilora.measure.preferences import Preferred, preferences
 from minilora.measure.statistics import wilson
 from minilora.pages.preferences import preference_lines
 from minilora.train.job import finetune
@@ -35,6 +35,11 @@ def record(**more):
 def test_only_records_that_all_have_a_rejected_answer_are_pairs():
     assert isinstance(checked_of(None, [record(rejected="no")] * 2, []), Preferred)
     assert checked_of(None, [record(rejected="no"), record()], []) is None and checked_of(None, [], []) is None
+
+
+def test_nothing_is_preferred_among_no_pairs():
+    with pytest.raises(ValueError, match="no pairs"):
+        preferences(None, [])
 
 
 def test_a_share_is_of_log_ratios_above_zero_and_a_shift_of_those_above_the_reference():
