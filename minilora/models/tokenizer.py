@@ -71,6 +71,10 @@ class Tokenizer:
     def __len__(self) -> int:
         return self.core.get_vocab_size()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs; a compiled template cannot be pickled, and is compiled again there."""
+        return {name: value for name, value in vars(self).items() if name != "_compiled_template"}
+
     # -- text --------------------------------------------------------------------------------------------------------
     def encode(self, text: str) -> list[int]:
         """The token ids of a text. Names of control tokens become control tokens unless `plain` has cut them.
@@ -269,8 +273,9 @@ def _end_ids(folder: Path) -> list[int]:
 
 def to_folder(tokenizer: Tokenizer, folder: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`, which `from_folder` and transformers read."""
-    with replacing(folder / "tokenizer.json") as partial:
-        tokenizer.core.save(str(partial))
+    content = tokenizer.core.to_str(pretty=True).encode()  # the library's own errors for a full disk have no type
+    with replacing(folder / "tokenizer.json", len(content)) as partial:
+        partial.write_bytes(content)
     record = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": tokenizer.eos,

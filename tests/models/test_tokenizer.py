@@ -1,6 +1,8 @@
 """Tokenizers and chat templates: nothing is dropped in silence, and the ids are those of the model's own tokenizer."""
 
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -488,6 +490,25 @@ def test_all_that_a_gguf_file_can_say_of_a_tokenizer_comes_back(tmp_path):
         to_folder(tokenizer, tmp_path)
         (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 0, 12]}')
         assert from_folder(tmp_path).end_ids == {0, 2}
+
+
+def test_a_tokenizer_goes_to_another_process_and_is_copied_also_after_its_first_conversation():
+    tokenizer = new_tokenizer()
+    ids = tokenizer.encode_chat(HELLO)
+    for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert other.encode_chat(HELLO) == ids and tokenizer.encode_chat(HELLO) == ids
+
+
+def test_a_tokenizer_that_does_not_fit_on_the_disk_is_named(tmp_path):
+    resource = pytest.importorskip("resource", reason="ulimit -f is POSIX's")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"tokenizer.json: files may not be that large"):
+            to_folder(new_tokenizer(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_each_way_of_splitting_has_its_words():
