@@ -29,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ranks: Ranks = ALONE
     words = sys.argv[1:] if argv is None else list(argv)
     shown = show_progress()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the program or the shell (`>&-`) that started this one
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     if isinstance(sys.stdout, TextIOWrapper):  # a letter that its encoding lacks is escaped, and no error after hours
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -57,8 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, ValueError, OSError, RuntimeError, MemoryError, ImportError, AssertionError) as error:
         if os.environ.get("MINILORA_TRACEBACK"):
             raise
-        return ranks.fail(f"minilora: {str(error) or type(error).__name__}", 2 if isinstance(error, UsageError) else 1)
+        return ranks.fail(f"minilora: {_line(error)}", 2 if isinstance(error, UsageError) else 1)
     return 0
+
+
+def _line(error: Exception) -> str:
+    """What is said of an error: of one of the system, the file and its reason."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def _refuse_unknown_command(words: Sequence[str]) -> None:

@@ -265,14 +265,25 @@ def test_a_run_that_was_never_begun_cannot_go_on(tmp_path, capsys):
     assert written(tmp_path) == []
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("broken"), AssertionError("no"), OSError("full")])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("broken"), AssertionError("no"), OSError("full"), OSError(30, "Read-only", "a/b")],
+)
 def test_whatever_ends_a_job_is_told_in_one_line(error, tiny_folder, capsys, monkeypatch):
     def stop(*inputs):
         raise error
 
     monkeypatch.setattr(finetune, "load", stop)
     assert status(*job(tiny_folder)) == 1
-    assert complaint(capsys) == (str(error) or "MemoryError")
+    assert complaint(capsys) == ("a/b: Read-only" if "a/b" in str(error) else str(error) or "MemoryError")
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_a_stream_that_whoever_started_the_program_closed_is_no_fault(tiny_folder, monkeypatch, stream):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    monkeypatch.setattr(sys, stream, None)  # as Python has it after `>&-`
+    assert status("chat", "--base", tiny_folder / "base", "--max-new-tokens", 3) == 0
+    getattr(sys, stream).close()
 
 
 def test_the_traceback_is_shown_to_those_who_ask_for_it(tiny_folder, monkeypatch):

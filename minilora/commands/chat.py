@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 HELP = "talk to a model, with or without adapters"
 LAST_WORDS = ("exit", "quit", "/quit", "/exit")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could steer a terminal; a model may write anything
+_FOREIGN = re.compile(r"[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is not in the encoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,8 @@ def each_line(chat: Chat, lines: Iterable[str], handle: Callable[[str], bool]) -
     for line in lines:
         count += 1
         try:
+            if _FOREIGN.search(line):
+                raise ValueError(f"not text in {sys.stdin.encoding}: convert it first, as iconv -t UTF-8 does")
             if not handle(line):
                 break
         except BrokenPipeError:  # nobody reads the answers any longer
@@ -153,6 +157,8 @@ def _lines_of(path: Path) -> list[str]:
 
 def _typed_lines() -> Iterator[str]:
     """The lines of standard input. If that is a terminal after all, there is a prompt for each."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # such a line is refused, and the others are answered
     while True:
         if sys.stdin.isatty():
             print("you> ", end="", file=sys.stderr, flush=True)

@@ -126,7 +126,8 @@ def _errors_about(path: Path, partial: Path, size: int | None = None) -> Iterato
             needed = "" if size is None else f"{size:,} bytes are needed, "
             raise OSError(f"{path}: {why}: {needed}{free:,} bytes are free; nothing unfinished is left") from error
         if isinstance(error, OSError) and error.filename:
-            error.filename, error.filename2 = str(error.filename).replace(str(partial), str(path)), None
+            named = str(error.filename).replace(str(partial), str(path))
+            raise OSError(error.errno, error.strerror, named) from error
         error.args = tuple(x.replace(str(partial), str(path)) if isinstance(x, str) else x for x in error.args)
         raise
 

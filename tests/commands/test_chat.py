@@ -272,6 +272,13 @@ def test_a_line_that_cannot_be_answered_does_not_stop_the_others_and_shows_in_th
     assert told[2] == "minilora: 2 of 4 lines could not be answered"
 
 
+def test_a_line_in_another_encoding_is_refused_alone_and_named(words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hello\ncaf\xe9\nhello\n"), encoding="utf-8"))
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert out.count("\n") >= 2 and err.startswith("minilora: line 2: not text in utf-8: ") and "1 of 3 lines" in err
+
+
 def test_each_line_of_a_file_is_asked_alone_of_every_adapter(words, tmp_path, capsys, model, tokenizer):
     (tmp_path / "asked.txt").write_text("hello\n\nWhat is a lien?\n" + "x" * 1100, encoding="utf-8")
     assert main([*words, "--ask-file", "asked.txt"]) == 1
