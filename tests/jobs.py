@@ -15,10 +15,8 @@ def asked(question):
 
 
 def trainer(model, samples, steps, lr=1e-3, batch_size=8):
-    """A trainer with the settings that `fit` and a job have where they are told nothing else."""
-    usual = dict(seed=0, warmup=0.1, max_norm=1.0, schedule="cosine", grad_accumulation=1)
     optimizer = AdamW(model.trainable_parameters(), lr=lr, weight_decay=0.0)
-    return Trainer(model, samples, steps, optimizer, batch_size=batch_size, **usual)
+    return Trainer(model, samples, steps, optimizer, batch_size=batch_size)
 
 
 def material_of(options, tokenizer):

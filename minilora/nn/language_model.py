@@ -255,10 +255,7 @@ def rotary_angles(positions: Array, frequencies: Array, dtype: Any) -> tuple[Arr
 
 def check_sizes(config: Any, *names: str) -> None:
     """Raise ValueError unless these fields of a config are positive integers."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    _check_positive(config, names, int, "a positive integer")
 
 
 def check_heads(config: Any) -> None:
@@ -273,7 +270,11 @@ def check_heads(config: Any) -> None:
 
 def check_numbers(config: Any, *names: str) -> None:
     """Raise ValueError unless these fields of a config are positive finite numbers."""
+    _check_positive(config, names, int | float, "a positive number")
+
+
+def _check_positive(config: Any, names: Sequence[str], kinds: Any, expected: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if not isinstance(value, kinds) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be {expected}, got {value!r}")

@@ -76,10 +76,7 @@ class Playground:
         self.longest = MORE + max(sum(label >= 0 for label in sample.labels) for sample in samples)
         add_adapter(self.model, config, NAMES[0])
         optimizer = AdamW(self.model.trainable_parameters(), lr=lr)
-        trainer = Trainer(
-            self.model, samples, steps, optimizer, batch_size=BATCH, seed=0, warmup=0.1, max_norm=1.0,
-            schedule="cosine", grad_accumulation=1,
-        )  # fmt: skip
+        trainer = Trainer(self.model, samples, steps, optimizer, batch_size=BATCH)
         self.trainer = self.training.enter_context(trainer)
 
     def step(self) -> float:
