@@ -134,6 +134,8 @@ def base_of(named: Mapping[str, Path]) -> str | Path:
             f"{one} was made for {its}, {other} for {others}, but adapters that are loaded together need one base: "
             "leave some out, or give --base"
         )
+    if not found and named:
+        log.info(f"{next(iter(named.values()))} names no base: {DEFAULT_BASE} is taken, or another with --base")
     return next(iter(found.values()))[1] if found else DEFAULT_BASE
 
 

@@ -199,10 +199,13 @@ def test_a_base_that_is_gone_is_named_with_what_to_do(here):
     refusal(lambda: load_with_adapters({"legal": here / "runs" / "legal"}), "runs/legal", "models/one", "--base")
 
 
-def test_an_adapter_that_names_no_base_is_taken_for_one_of_the_real_model(here):
+def test_an_adapter_that_names_no_base_is_taken_for_one_of_the_real_model(here, caplog):
+    caplog.set_level("INFO", "minilora")
     (here / "runs" / "legal" / NOTES).unlink()
     rewrite(here / "runs" / "legal", {"base_model_name_or_path": None})
-    assert base_of({"legal": here / "runs" / "legal"}) == base_of({}) == "smollm2"
+    assert base_of({}) == "smollm2" and not caplog.messages
+    assert base_of({"legal": here / "runs" / "legal"}) == "smollm2"
+    assert caplog.messages == [f"{here / 'runs' / 'legal'} names no base: smollm2 is taken, or another with --base"]
 
 
 def test_adapters_of_two_bases_are_refused_and_a_copy_of_a_base_is_the_same(here):
