@@ -28,7 +28,7 @@ class ServeOptions(Loading):
     base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)", path=True)
     context: str | None = option(None, CONTEXT, metavar="FILE")
     demo: bool = option(
-        False, "serve four adapters of the tiny base, which are trained first if they are missing, and open the page"
+        False, "serve eight adapters of the tiny base, which are trained first if they are missing, and open the page"
     )
     no_open: bool = option(False, "do not open the page in a browser, which only --demo does")
     host: str = option("127.0.0.1", "address to listen on; with any but this machine's own, others can reach it")

@@ -50,11 +50,11 @@ class App:
             Route("/", self.get_page),
             Route("/health", self.get_health),
             Route("/v1/models", self.get_models),
-            Route("/v1/models/{name}", self.get_model),
+            Route("/v1/models/{name:path}", self.get_model),
             Route("/v1/chat/completions", self.post_completion, methods=["POST"]),
             Route("/v1/completions", self.post_completion, methods=["POST"]),
             Route("/adapters", self.post_adapter, methods=["POST"]),
-            Route("/adapters/{name}", self.delete_adapter, methods=["DELETE"]),
+            Route("/adapters/{name:path}", self.delete_adapter, methods=["DELETE"]),
         ]
         wrong = {ApiError: _said, HTTPException: _not_here, Exception: _fault}
         return Starlette(routes=routes, exception_handlers=wrong)

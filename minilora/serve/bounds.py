@@ -1,10 +1,11 @@
 """What keeps a server usable: whom it answers, how much it reads, how long it waits, which connections it keeps.
 
 Where the libraries have a setting, it is used. uvicorn (server.py) limits the bytes of a request's head, refuses what
-is not HTTP, and closes a connection on which no other request follows. Starlette's TrustedHostMiddleware refuses a
-`Host` that is not a name of this server: a page from elsewhere could otherwise reach the server under its own name
-that leads here (DNS rebinding). They have no setting for the following, which is why it is written here:
+is not HTTP, and closes a connection on which no other request follows. They have no setting for the following, which is
+why it is written here:
 
+- a `Host` that is not a name of this server: a page from elsewhere could otherwise reach the server under its own name
+  that leads here (DNS rebinding). Starlette's TrustedHostMiddleware refuses it without saying what to do (`Guard`);
 - the time that a request's body may take (`Guard`), and, in most versions of Starlette, its size;
 - pages of another origin, which Starlette can allow but not refuse (`Guard`);
 - a client that does not read its answer (`Guard`);
@@ -22,7 +23,6 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -119,8 +119,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, host: str, listener: Listener):
         self.app, self.listener = app, listener
-        names = [*LOCAL_NAMES, host.lower(), socket.gethostname().lower()]
-        self.by_name = TrustedHostMiddleware(app, names, www_redirect=False)
+        self.names = {*LOCAL_NAMES, host.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -135,8 +134,11 @@ class Guard:
                 raise ApiError(403, "pages of other origins may not ask here", code="wrong_origin")
             if (length := headers.get(b"content-length", "")).isdigit() and int(length) > MAX_BODY:
                 raise _too_long()
-            app = self.app if _is_called_by_address(host) else self.by_name
-            await app(scope, bounded, guarded)
+            if not _is_called_by_address(host) and host.split(":")[0] not in self.names:
+                name = host[:80]
+                told = f"this server is not called {name!r}: use its IP address, or start it with --host and that name"
+                raise ApiError(400, told, code="wrong_host")
+            await self.app(scope, bounded, guarded)
         except ApiError as error:
             await error_response(error)(scope, receive, guarded)
         except ClientDisconnect:

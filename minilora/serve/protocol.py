@@ -294,14 +294,18 @@ def _message(value: Any, where: str) -> Message:
         name = f"{where}.{unread[0]}"
         raise ApiError(400, f"{name} is not supported here: leave it out", name, "unsupported_parameter")
     parts = content if isinstance(content, list) else [{"text": content}]
-    fits = all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts)
-    _check(fits, f"{where}.content", f"text, or a list of parts of text, got {_kind(content)}")
+    wrong = [part for part in parts if not (isinstance(part, dict) and isinstance(part.get("text"), str))]
+    kind = wrong[0].get("type") if wrong and isinstance(wrong[0], dict) else None
+    got = _kind(content) if kind is None else f"a part of type {_short(kind)!r}"
+    _check(not wrong, f"{where}.content", f"text, or a list of parts of text, got {got}")
     text = _encodable("".join(part["text"] for part in parts), f"{where}.content")
     return {"role": _ROLES[role], "content": text}
 
 
 def _prompt(value: Any) -> str:
-    return _text(value[0] if isinstance(value, list) and len(value) == 1 else value, "prompt")
+    texts = value if isinstance(value, list) else [value]
+    _check(len(texts) == 1, "prompt", f"one text per request, got {len(texts)}")
+    return _text(texts[0], "prompt")
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -313,7 +317,11 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 
 def _text(value: Any, name: str) -> str:
-    _check(isinstance(value, str) and value != "", name, f"a text that is not empty, got {_kind(value)}")
+    _check(
+        isinstance(value, str) and value != "",
+        name,
+        f"a text that is not empty, got {'an empty one' if value == '' else _kind(value)}",
+    )
     return _encodable(value, name)
 
 

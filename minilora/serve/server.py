@@ -45,10 +45,11 @@ class Server(uvicorn.Server):
                 raise
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Ctrl-C: answers under way run to their end; a second one stops them."""
+        """Ctrl-C or SIGTERM: answers under way run to their end; a second Ctrl-C stops them."""
         super().handle_exit(sig, frame)
-        if not self.force_exit and sig == signal.SIGINT:
-            log.info("ending when all answers have ended; Ctrl-C again stops them")
+        if not self.force_exit:
+            again = "; Ctrl-C again stops them" if sig == signal.SIGINT else ""
+            log.info(f"ending when all answers have ended{again}")
 
 
 def bind(host: str, port: int, connections: int = Listener.most) -> Listener:

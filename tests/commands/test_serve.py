@@ -61,18 +61,19 @@ def process(shop, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C goes another way there")
-def test_ctrl_c_lets_running_answers_end(process):
+@pytest.mark.parametrize(("sent", "code", "more"), [(signal.SIGINT, 0, "; Ctrl-C again stops them"), (15, -15, "")])
+def test_ctrl_c_and_sigterm_let_running_answers_end(process, sent, code, more):
     one = process()
     assert one.first.startswith("base, legal: http://127.0.0.1:") and "Ctrl-C ends" in one.first
     connection = one.begin(400)
     while not one.running():
         time.sleep(0.01)
-    one.process.send_signal(signal.SIGINT)
-    code, _, body = read_response(connection)
+    one.process.send_signal(sent)
+    given, _, body = read_response(connection)
     connection.close()
     answer = json.loads(body)
-    assert code == 200 and answer["choices"][0]["finish_reason"] in ("stop", "length")
-    assert one.end() == (0, "ending when all answers have ended; Ctrl-C again stops them\n")
+    assert given == 200 and answer["choices"][0]["finish_reason"] in ("stop", "length")
+    assert one.end() == (code, f"ending when all answers have ended{more}\n")
     with pytest.raises(OSError):
         one.served.connect()
 

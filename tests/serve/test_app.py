@@ -140,7 +140,13 @@ def test_a_text_is_continued_without_the_chat_template(client, loaded):
     chunks = list(continued(client, [text], max_tokens=8, stream=True, stream_options={"include_usage": True}))
     assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == tokenizer.decode(ids)
     assert chunks[-2].choices[0].finish_reason == "length" and counts(chunks[-1].usage) == counts(answer.usage)
-    for settings in ({"prompt": ""}, {"prompt": ["a", "b"]}, {"prompt": "x" * 1100}, {"prompt": "a", "echo": True}):
+    for settings in (
+        {"prompt": ""},
+        {"prompt": ["a", "b"]},
+        {"prompt": []},
+        {"prompt": "x" * 1100},
+        {"prompt": "a", "echo": True},
+    ):
         with pytest.raises(openai.BadRequestError) as caught:
             continued(client, **settings)
         assert caught.value.param in settings
@@ -428,6 +434,13 @@ def test_an_adapter_is_added_asked_and_removed(place, expected):
         answer = complete(client, "legal", max_tokens=8).choices[0].message.content
         assert answer == expected("legal", max_new_tokens=8)
     assert add(place, "shop", place.folder / "runs" / "support")[0] == 201  # a whole path, and the name is free again
+
+
+def test_an_adapter_named_as_on_the_hub_is_described_and_removed(place):
+    place.engine.call(lambda: place.engine.add_adapter("org/shop", place.folder / "runs" / "support")).result(30)
+    for method, path in (("GET", "/v1/models/org/shop"), ("DELETE", "/adapters/org/shop")):
+        status, _, body = place.send(method, path)
+        assert (status, json.loads(body)["id"]) == (200, "org/shop")
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a=b", "a b", "../x", "x" * 65, 5, None])

@@ -33,8 +33,10 @@ def served(shop):
                                   "localhost, evil.example", "[::1", "xn--localhost"])  # fmt: skip
 def test_another_host_is_refused(server, host):
     for path in ("/", "/v1/models", "/nowhere"):
-        status, headers, _ = server.send("GET", path, host=host)
+        status, headers, body = server.send("GET", path, host=host)
         assert status == 400 and headers["x-content-type-options"] == "nosniff"
+        said = json.loads(body)["error"]
+        assert said["code"] == "wrong_host" and repr(host) in said["message"] and "--host" in said["message"]
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:1234", "LOCALHOST", "127.0.0.1", "[::1]:8000", "192.168.1.5"])
