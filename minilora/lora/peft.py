@@ -255,6 +255,8 @@ def read_adapter_config(folder: Path) -> LoraConfig:
 
 def _read_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
+        if path.parent.is_file():
+            raise ModelFileError(f"{path.parent} is a file: expected the folder of a PEFT adapter, or a .gguf file")
         if (path.parent / "config.json").is_file():
             raise ModelFileError(f"{path.parent} is a whole model, not an adapter: use it with --base")
         raise ModelFileError(f"{path}: no such file: expected the folder of a PEFT adapter")

@@ -42,7 +42,7 @@ def named_folders(words: Iterable[str]) -> dict[str, Path]:
             raise ValueError(f"{word}: {BASE_NAME!r} is the model without an adapter: use another name, as NAME=DIR")
         if name in named:
             raise ValueError(f"two adapters are called {name!r}, {named[name]} and {place}: name them as NAME=DIR")
-        named[name] = Path(place)
+        named[name] = Path(place).expanduser()  # most shells leave a tilde after = as it is
     return named
 
 
@@ -142,7 +142,7 @@ def base_of(named: Mapping[str, Path]) -> str | Path:
 def _refuse_other_folders(named: Mapping[str, Path]) -> None:
     """Refuse folders that hold no adapter, before time is spent on downloading and loading a base."""
     for folder in named.values():
-        if not folder.is_file():
+        if folder.suffix != ".gguf" or not folder.is_file():
             read_adapter_config(folder)
 
 

@@ -61,6 +61,18 @@ def test_an_adapter_is_called_as_its_folder_or_as_one_says(tmp_path, monkeypatch
     assert named_folders(["."])[tmp_path.name.replace(".", "-")] == Path(".")
     (tmp_path / "r=8").mkdir()
     assert {name: str(path) for name, path in named_folders(["r=8", "r=16"]).items()} == {"r=8": "r=8", "r": "16"}
+    assert named_folders(["law=~/legal"]) == {"law": Path.home() / "legal"}
+
+
+def test_a_file_that_is_no_adapter_is_refused_before_a_base_is_loaded(here, monkeypatch, caplog):
+    monkeypatch.setattr(with_adapters, "load", None)
+    caplog.set_level("INFO", "minilora")
+    file = here / "runs" / "legal" / "adapter_model.safetensors"
+    for base in (None, "models/one"):
+        refusal(
+            lambda base=base: load_with_adapters({"a": file}, base), f"{file} is a file", "folder of a PEFT adapter"
+        )
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(
