@@ -1,6 +1,7 @@
 """Compare an answer's result with the solution's, and say in one line how they differ."""
 
 import math
+from collections.abc import Iterator, Mapping
 from itertools import permutations
 from typing import Any
 
@@ -53,6 +54,30 @@ def _alike(a: np.dtype, b: np.dtype) -> bool:
     return a == b or a.kind == b.kind == "i"
 
 
+def chance(value: Any, drawn: Mapping[str, Any]) -> int:
+    """How often two mistakes have this value by chance: 0 never, 1 rarely, 2 often (a text, a small whole number).
+
+    drawn: the arguments. A number out of a list of them is no better than its place in the list.
+    """
+    given = [x for each in drawn.values() if isinstance(each, list) for x in each if isinstance(x, float)]
+    all_of_it = list(leaves(value))
+    numbers = [x for x in all_of_it if is_number(x) and math.isfinite(x)]
+    if any(x % 1 != 0 and x not in given for x in numbers):
+        return 0
+    return 1 if len(all_of_it) > 8 or any(abs(x) >= 1000 for x in numbers) else 2
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """All numbers and texts in a value of any kind."""
+    if isinstance(value, (np.ndarray, Tensor)):
+        yield from (value.data if isinstance(value, Tensor) else value).ravel().tolist()
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from leaves(part)
+    else:
+        yield value
+
+
 def shape_of(value: Any) -> tuple[int, ...]:
     """The shape of an array, or of lists that would make one; () for all else."""
     try:
@@ -95,13 +120,13 @@ def compare(
     elif is_number(want) or isinstance(want, np.ndarray):
         value = number(got, what)
         if not abs(value - want) <= tolerance * abs(want):
-            raise Wrong(f"{what} is {value:,.7g}, expected {want:,.7g}")
+            _report(what, f"{value:,.7g}", f"{want:,.7g}")
     elif not same(got, want, tolerance):
         if isinstance(want, (list, tuple, dict)):
             if not isinstance(got, dict if isinstance(want, dict) else (list, tuple)):
                 raise Wrong(f"{what} must be a {type(want).__name__}, got {type(got).__name__}")
             if len(got) != len(want):
-                raise Wrong(f"{what} has {len(got)} values, expected {len(want)}")
+                raise Wrong(f"{what}: got {len(got)} values, expected {len(want)}")
         short = [text if len(text) < 60 else text[:57] + "..." for text in map(repr, (got, want))]
         raise Wrong(f"{what} is {short[0]}, expected {short[1]}")
 
@@ -126,7 +151,13 @@ def _compare_arrays(got: Any, want: np.ndarray, what: str, axes: str, sizes: dic
     if not close(got, want, tolerance):
         at = np.unravel_index(np.argmax(np.abs(got - want)), want.shape)
         index = ", ".join(str(int(i)) for i in at)
-        raise Wrong(f"{what}[{index}] is {got[at]:.6g}, expected {want[at]:.6g}")
+        _report(f"{what}[{index}]", f"{got[at]:.6g}", f"{want[at] + 0:.6g}")  # + 0: no minus before a zero
+
+
+def _report(what: str, got: str, want: str) -> None:
+    if got == want:
+        raise Wrong(f"{what} is {got} as expected, but later digits differ: is it rounded, or measured, not derived?")
+    raise Wrong(f"{what} is {got}, expected {want}")
 
 
 def named(shape: tuple[int, ...], sizes: dict[str, int]) -> str:
@@ -142,6 +173,8 @@ def as_parts(result: Any, names: list[str], wanted: list[Any]) -> list[Any]:
     if len(names) == 1:
         return [result]
     order = f"`return {', '.join(names)}`"
+    if isinstance(result, np.ndarray) and result.ndim and result.shape == shape_of(wanted):  # all in one
+        result = list(result)
     if not isinstance(result, (tuple, list)) or len(result) != len(names):
         kind = "arrays" if all(isinstance(want, np.ndarray) for want in wanted) else "values"
         raise Wrong(f"return {COUNTS.get(len(names), len(names))} {kind}: {order}")

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..engine.tensor import Tensor
 from . import mine
-from .compare import Wrong, as_parts, compare, named, same
+from .compare import Wrong, as_parts, chance, compare, named, same
 from .exercises import EXERCISES, QUESTIONS, Draw, Exercise, Form
 from .watch import plain, readable_output, time_limit, watched, without_the_engine
 
@@ -103,18 +103,12 @@ def judged(exercise: Exercise, function: Callable, rng: np.random.Generator, var
 def line_of(function: Callable, trials: Trials) -> str:
     """The line for an answer that is tried on these trials."""
     form, answer = trials.form, Answer(trials.exercise, function)
-    lines: list[str] = []
     try:
         for turn in range(len(trials.draws)):
-            for again in range(REDRAWS):
-                trial = trials.get(turn, again)
-                answer.sizes = trial.drawn.sizes
-                found = [] if form.judge else _try(answer, trial)
-                lines = [line for line in lines if line in found] or lines or found
-                if len(lines) < 2 or not found:
-                    break
-            if lines:
-                return lines[0]
+            trial = trials.get(turn, 0)
+            if lines := [] if form.judge else _try(answer, trial):
+                return _borne_out(answer, trials, turn, lines)
+            answer.sizes = trial.drawn.sizes
             for judge in (form.judge, form.also):
                 if judge:
                     judge(answer, copy.deepcopy(trial.drawn), trials.rng)
@@ -203,12 +197,41 @@ class Outcome:
         return self.result[i] if isinstance(self.result, (list, tuple)) and len(self.result) == count else None
 
 
+def _borne_out(answer: Answer, trials: Trials, turn: int, lines: list[str]) -> str:
+    """The line, of those found in this turn, that fits the answer in other trials as well.
+
+    Raises Wrong with the difference itself if none does: two mistakes can have the same whole number or text by chance.
+    """
+    doubt, fits = answer.doubt, list[bool]()
+    others = [(turn, again) for again in range(1, REDRAWS)]
+    if doubt == 2 or len(lines) > 1:
+        others += [(other, 0) for other in range(len(trials.draws)) if other != turn]
+    for other in others:
+        if len(lines) == 1 and (doubt == 0 or (doubt == 1 and any(fits))):
+            break
+        trial = trials.get(*other)
+        try:
+            found = _try(answer, trial)
+        except Wrong:
+            found = [line for mistake, line in trial.mistakes if mistake.error]
+        else:  # an answer that is right here has none of the mistakes that are wrong here
+            found = found or [line for mistake, line in trial.mistakes if mistake.like(trial.want, ALIKE)]
+        left = [line for line in lines if line.endswith(tuple(found))]
+        fits.append(bool(left))
+        lines = left or lines
+    if not (any(fits) if doubt == 1 else all(fits) or doubt == 0):
+        first = trials.get(turn, 0)
+        _differences(answer, first, answer.outcome(first.drawn), known=False)
+    return lines[0]
+
+
 def _try(answer: Answer, trial: Trial) -> list[str]:
     """One trial: the lines of the known mistakes with the same result as the answer; none if the answer is right.
 
     Raises Wrong for an answer that is wrong in a way that no known mistake is.
     """
     exercise = answer.exercise
+    answer.sizes = trial.drawn.sizes
     got = answer.outcome(trial.drawn)
     right = got.like(trial.want, exercise.tolerance) and not set(got.changed) - set(exercise.changes)
     if not right and (lines := _differences(answer, trial, got)):
@@ -217,10 +240,15 @@ def _try(answer: Answer, trial: Trial) -> list[str]:
     return []
 
 
-def _differences(answer: Answer, trial: Trial, got: Outcome) -> list[str]:
-    """The lines for an outcome that is not the solution's; none if it differs only in kind, as np.array(3) from 3."""
+def _differences(answer: Answer, trial: Trial, got: Outcome, known: bool = True) -> list[str]:
+    """The lines for an outcome that is not the solution's; none if it differs only in kind, as np.array(3) from 3.
+
+    known: whether known mistakes are named.
+    """
     exercise, alike = answer.exercise, min(answer.exercise.tolerance, ALIKE)
-    if whole := [line for mistake, line in trial.mistakes if mistake.like(got, alike)]:
+    mistakes = trial.mistakes if known else []
+    if whole := [line for mistake, line in mistakes if mistake.like(got, alike)]:
+        answer.doubt = 0 if got.changed else chance(got.result, trial.drawn)
         return whole
     answer.accept(got)
     names = [name for name, _ in exercise.returns]
@@ -230,11 +258,12 @@ def _differences(answer: Answer, trial: Trial, got: Outcome) -> list[str]:
         if same(parts[i], wanted[i], exercise.tolerance):
             continue
         found = []
-        for mistake, line in trial.mistakes:
+        for mistake, line in mistakes:
             one = mistake.part(i, len(names))
             if one is not None and same(parts[i], one, alike):
                 found.append(line if len(names) == 1 or line.startswith(name) else f"{name}: {line}")
         if found:
+            answer.doubt = chance(parts[i], trial.drawn)
             return found
         compare(parts[i], wanted[i], name, axes, answer.sizes, exercise.tolerance)
     return []
@@ -268,6 +297,7 @@ class Answer:
         self.exercise = exercise
         self.function = function
         self.sizes: dict[str, int] = {}
+        self.doubt = 0  # how often the last known mistake that was found is found by chance
         self.seen: set[tuple[int, ...]] = set()
 
     def __call__(self, **arguments: Any) -> Any:
@@ -279,7 +309,10 @@ class Answer:
     def outcome(self, drawn: Draw, copied: bool = True) -> Outcome:
         """The outcome of the function on these arguments."""
         try:
-            inspect.signature(self.function).bind(*drawn.values())
+            signature = inspect.signature(self.function)
+            signature.bind(*drawn.values())
+            if [*drawn] != [*signature.parameters] and {*drawn} == {*signature.parameters}:
+                raise TypeError("the right names in another order")
         except TypeError:
             raise Wrong(f"the function must take ({', '.join(drawn)}), in this order") from None
         except ValueError:
@@ -349,5 +382,11 @@ class Answer:
         if met := re.search(r"broadcast together with shapes (.*)", text):
             shapes = [tuple(map(int, re.findall(r"\d+", part))) for part in re.findall(r"\([^)]*\)", met[1])]
             these = " and ".join(named(shape, self.sizes) for shape in shapes)
-            return f"{where}the shapes {these} do not fit number by number: is * meant to be @?"
+            short, long = sorted(shapes[:2], key=len)
+            hint = ": is * meant to be @?" if "*" in (place or "*") else ""
+            if short == long[:-1]:
+                hint = ": is an axis missing (keepdims=True, or [:, None])?"
+            elif short == long[::-1]:
+                hint = ": is one of them transposed?"
+            return f"{where}the shapes {these} do not fit number by number{hint}"
         return f"{where}{type(error).__name__}{text and f': {text}'}"

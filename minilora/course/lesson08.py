@@ -76,15 +76,15 @@ def draw_factors(rng: np.random.Generator, r: int | None = None) -> Draw:
 
 
 def in_order(B: Any, A: Any) -> tuple[Any, Any]:
-    """Two factors with the largest term of B A first. Each row of A gets the sign that makes its largest number
+    """Two factors with the longest column of B first. Each column of B gets the sign that makes its largest number
     positive: the terms of a product have neither order nor sign. What is no product stays as it is.
     """
     if [len(shape_of(B)), len(shape_of(A))] != [2, 2] or np.shape(B)[1] != len(A):
         return B, A
-    order = np.argsort(-np.linalg.norm(B, axis=0) * np.linalg.norm(A, axis=1))
+    order = np.lexsort([-np.linalg.norm(A, axis=1), -np.linalg.norm(B, axis=0).round(6)])
     B, A = B[:, order], A[order]
-    signs = np.sign(np.take_along_axis(A, np.abs(A).argmax(axis=1)[:, None], axis=1))
-    return B * signs.T, A * signs
+    signs = np.sign(np.take_along_axis(B, np.abs(B).argmax(axis=0)[None], axis=0))
+    return B * signs, A * signs.T
 
 
 def factors(result: Any, arguments: dict[str, Any]) -> Any:

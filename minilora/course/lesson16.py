@@ -26,11 +26,11 @@ def draw_adapters(rng: np.random.Generator, ranks: Sequence[int] | None = None) 
 
 
 def draw(rng: np.random.Generator, ranks: Sequence[int] | None = None, **axes: str) -> Draw:
-    """Arrays with these axes, adapters, and weights that do not add up to 1, no two alike."""
+    """Arrays with these axes, adapters, and weights that do not add up to 1 or to their number, no two alike."""
     sizes, adapters = draw_adapters(rng, ranks)
     drawn = arrays(rng, sizes, **axes)
     drawn["adapters"] = adapters
-    drawn["weights"] = rng.permutation([0.3, 0.6, 0.9, 1.4, 1.7])[: len(adapters)].tolist()
+    drawn["weights"] = rng.permutation([0.3, 0.6, 0.9, 1.3, 1.9])[: len(adapters)].tolist()
     return drawn
 
 
@@ -59,11 +59,21 @@ def added_up(adapters: Any, weights: Any, in_a: float = 0) -> Any:
 # -- 16.1 several adapters as one --------------------------------------------------------------------------------------
 
 
+def in_order(result: Any, arguments: dict[str, Any]) -> Any:
+    """A and B, the rows of A sorted by their first number: the terms of a product have no order."""
+    try:
+        order = np.argsort(result[0][:, 0])
+        return result[0][order], result[1][:, order], *result[2:]
+    except (TypeError, LookupError):  # no two matrices
+        return result
+
+
 @exercise(
     "16.1",
     draw=[draw_alike, draw],
     smallest=partial(draw, ranks=[1]),
     returns="A (R, n), B (m, R)",
+    observe=in_order,
 )
 def cat(adapters, weights):
     """adapters: a list of {"A", "B", "alpha"}; weights: a list of numbers -> A (R, n), B (m, R)"""
