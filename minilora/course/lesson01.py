@@ -90,7 +90,7 @@ def draw_pair(rng: np.random.Generator, factor: float) -> Draw:
     sizes = distinct_sizes("mn", rng)
     expected = arrays(rng, sizes, expected="m n")["expected"] * 10.0 ** rng.uniform(-6, 0, (sizes["m"], sizes["n"]))
     expected[1, 2] = -5
-    got = factor * expected + 0.01 * rng.standard_normal(expected.shape)
+    got = factor * (expected + 0.01 * rng.standard_normal(expected.shape))
     return Draw(sizes, got=got, expected=expected)
 
 

@@ -14,7 +14,7 @@ from .hunts import hunt
 
 # -- 2.1 undo broadcasting ---------------------------------------------------------------------------------------------
 
-BROADCAST = [("T m", "m"), ("T m", "T 1"), ("B T m", "1 m"), ("B T m", "T 1"), ("B T m", "B 1 m")]  # to axes, from axes
+BROADCAST = [("B T m", "m"), ("T m", "T 1"), ("B T m", "1 m"), ("B T m", "T 1"), ("B T m", "B 1 m")]  # g, before
 
 
 def stretched(big: str, small: str) -> Callable[[np.random.Generator], Draw]:
@@ -91,7 +91,7 @@ def draw_graph(rng: np.random.Generator) -> Draw:
     for i in range(3, 18):
         parents = [i - 1, int(rng.integers(max(0, i - 6), i - 1))]
         computed(i, [parents[k] for k in rng.permutation(2)])
-    computed(9, [8, 8, 2])  # twice the same
+    computed(12, [8, 11, 8])  # twice the same, which 9 uses as well, later
     for i in range(18, count):  # `last` depends on none of these, though they use what it depends on
         computed(i, [int(j) for j in rng.integers(3, i, 2)])
     return Draw(edges=edges, last=int(number[17]))

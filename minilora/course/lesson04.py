@@ -76,7 +76,7 @@ variant(
 
 def draw_heads(rng: np.random.Generator, whole: bool = False) -> Draw:
     """q (T, H, D) are the last T of S tokens; k, v (S, K, D). whole: T is S, and one query head for each key head."""
-    sizes = distinct_sizes("TSD", rng, 6, 20)
+    sizes = distinct_sizes("TSD", rng, 10, 24)  # H is less
     sizes["T"], sizes["S"] = sorted((sizes["T"], sizes["S"]))
     sizes["K"], group = int(rng.integers(2, 4)), 1 if whole else int(rng.integers(2, 4))
     sizes["H"] = sizes["K"] * group

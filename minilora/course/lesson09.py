@@ -131,6 +131,8 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator, power: float
     for name, part in [("A", A), ("B", B)]:
         if not part.requires_grad:
             raise Wrong(f"{name} is frozen and would never change: use ml.Tensor({name}, requires_grad=True)")
+        if part.node and part.node.edges:
+            raise Wrong(f"{name} is the result of an operation on a tensor, and gets no gradient: make the tensor last")
     if not A.data.any():
         if B.data.any():
             raise Wrong("A and B are initialised the wrong way round: A random, B zero, as in the paper")

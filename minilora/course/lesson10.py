@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..nn.layers import Linear
+from ..nn.layers import Linear, RMSNorm
 from ..nn.module import Module, Parameter
 from .compare import Wrong, close
 from .exercises import Draw, arrays, distinct_sizes, exercise, variant
@@ -144,10 +144,10 @@ def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         if own["W"] is not W or own[key] is not None:
             raise Wrong(f"a layer that is not merged was changed: where {key} is None, there is nothing to do")
         return
-    if own["W"] is W:
-        raise Wrong("W is still the merged array")
     if own["W"] is not kept:
         exact = base is not None and isinstance(own["W"], np.ndarray) and np.array_equal(own["W"], base)
+        if own["W"] is W and not exact:
+            raise Wrong("W is still the merged array")
         raise Wrong(
             "W has the base's values, but it is a copy: restore the kept array itself"
             if exact
@@ -195,7 +195,7 @@ class Small(Module):
 
     def __init__(self, rng: np.random.Generator):
         self.layers = [Half(rng), Half(rng)]
-        self.lm_head = Linear(4, 3, rng=rng)
+        self.lm_head, self.up_proj = Linear(4, 3, rng=rng), RMSNorm(4)  # called like a layer
         self.scale = Parameter(np.ones(4, np.float32))
 
 
@@ -228,6 +228,8 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     if extra := [name for name in replaced if name not in wanted]:
         everywhere = len(replaced) == len(linear)
         why = "every linear layer was" if everywhere else f"{extra[0]} was"
+        if extra[0] not in linear:
+            raise Wrong(f"{extra[0]} was replaced, and is no Linear: look at the kind of a module, too (isinstance)")
         raise Wrong(f"{why} replaced, with targets {targets}: compare the whole name after the last dot")
     if missing := [name for name in wanted if name not in replaced]:
         raise Wrong(f"{missing[0]} was not replaced, with targets {targets}")

@@ -90,15 +90,16 @@ variant(
 
 
 def draw_budget(rng: np.random.Generator, most: int = 12) -> Draw:
-    """Four choices: two that the budget limits, one that it does not limit, and one that is too large."""
+    """Five choices: two that the budget limits, two that it does not limit, and one that is too large."""
     m, n = (int(size) for size in rng.permutation([37, 64, 90])[:2])
     choices = {
         "two": [(m, n), (m + 3, n + 50)],
+        "narrow": [(n, m), (8, 5)],
         "many": [(m, n), (n, m + 7), (m + 1, n)] * int(rng.integers(2, 4)),
         "small": [(5, 9)],
         "large": [(30_000, 40_000)],
     }
-    order = [list(choices)[i] for i in rng.permutation(4)]
+    order = [list(choices)[i] for i in rng.permutation(5)]
     budget = int(rng.integers(6, most)) * sum(sum(shape) for shape in choices["many"]) + 11
     return Draw(None, choices={key: choices[key] for key in order}, budget=budget)
 
@@ -144,18 +145,19 @@ variant(
 def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     """Losses at seven rates, with one minimum.
 
-    lowest: "middle"; "lucky", where the first seed was lucky; "edge", where the minimum is outside the sweep; "cut",
-        where the rate next to the best one diverged once.
+    lowest: "middle"; "lucky", where the first seed was lucky; "first" or "last", where the minimum is outside the
+        sweep; "cut", where the rate next to the best one diverged once.
     """
     k, seeds = 7, 3
     rates = [float(f"{1e-4 * 3**i * rng.uniform(0.9, 1.1):.3g}") for i in range(k)]
     inside = int(rng.integers(2, 4))
-    bottom = {"middle": inside, "lucky": inside, "edge": int(rng.choice([0, k - 1])), "cut": 3}[lowest]
+    bottom = {"first": 0, "last": k - 1, "cut": 3}.get(lowest, inside)
     losses = 3 + 0.1 * np.abs(np.arange(k) - bottom) + np.array([0, 0.3, 0.6])[:, None]
     losses = losses + rng.uniform(0, 0.02, (seeds, k))
-    if lowest != "edge":
+    if 0 < bottom < k - 1:
         losses[0, bottom - 1] -= 0.4 + 0.1  # one lucky seed; the mean stays above the minimum
         losses[1:, bottom - 1] += 0.35
+        losses[:, bottom + 1] += np.array([-0.2, -0.2, 0.6])  # one unlucky seed; the median is low
         losses[1, [bottom + 2, k - 1]] = np.nan
         losses[0, k - 1] = losses[2, k - 1] = 1  # so low that only the diverged seed keeps it out
     if lowest == "cut":
@@ -164,7 +166,7 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     return Draw({"seeds": seeds, "k": k}, rates=rates, losses=losses[order])
 
 
-SWEEPS = [partial(draw_sweep, lowest=lowest) for lowest in ("middle", "edge", "cut", "lucky")]
+SWEEPS = [partial(draw_sweep, lowest=lowest) for lowest in ("middle", "first", "last", "cut", "lucky")]
 
 
 @exercise("12.3", draw=SWEEPS, returns="the rate")

@@ -82,7 +82,7 @@ variant(
 def draw_step(rng: np.random.Generator, adapted: bool, frozen_bytes: float, moments: int) -> Draw:
     """A model, a rank or None, and what optimizer and base take."""
     r = int(rng.integers(4, 12)) if adapted else None
-    shapes = draw_shapes(rng, bool(rng.integers(2)))
+    shapes = draw_shapes(rng, tied=not adapted)
     return Draw(shapes=shapes, r=r, frozen_bytes=frozen_bytes, moments=moments)
 
 

@@ -27,7 +27,7 @@ def draw_layers(rng: np.random.Generator, r: int | None) -> Draw:
         lambda rng: draw_layers(rng, None),
         lambda rng: draw_layers(rng, 0),
     ],
-    returns="the bytes",
+    returns="the number of bytes",
     tolerance=0,
 )
 def kept_bytes(layers, T, r=None):

@@ -85,7 +85,7 @@ variant(
 def draw_layer(rng: np.random.Generator, blocks: int | None = None, r: int | None = None) -> Draw:
     """A layer with a quantised W: codes, scales and levels, and an adapter."""
     blocks, block = int(rng.integers(3, 5)) if blocks is None else blocks, int(rng.integers(9, 12))
-    r = int(rng.integers(2, 6)) if r is None else r
+    r = int(rng.choice([2, 5])) if r is None else r  # never the number of blocks
     sizes = distinct_sizes("Tm", rng, 13, 26)  # n: 9 to 12, or 27 on
     sizes |= {"n": blocks * block, "n / block": blocks, "r": r}
     drawn = arrays(rng, sizes, x="T n", A="r n", B="m r", g="T m")

@@ -45,6 +45,7 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
         partial(draw_machine, tied=False, frozen_bytes=5 / 8, ranks=(20, 40)),
         partial(draw_machine, tied=False, frozen_bytes=4, ranks=(3, 6)),
         partial(draw_machine, tied=True, frozen_bytes=4, ranks=(280, 320)),
+        partial(draw_machine, tied=False, frozen_bytes=4, ranks=(8, 9)),
     ],
     smallest=partial(draw_machine, tied=True, frozen_bytes=0.4, ranks=(0, 1)),
     returns="r, alpha, quantized",

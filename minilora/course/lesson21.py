@@ -11,7 +11,7 @@ def draw_answer(rng: np.random.Generator, large: float = 0.0) -> Draw:
     """Logits (T, V), and labels of an answer that begins in the middle and ends before the last token."""
     sizes = {"T": int(rng.integers(9, 25)), "V": int(rng.integers(110, 140))}  # -100 is an index of a row as well
     drawn = arrays(rng, sizes, logits="T V")
-    drawn["logits"] += large
+    drawn["logits"] += large * np.linspace(-1, 1, sizes["T"])[:, None]
     labels = rng.integers(0, sizes["V"], sizes["T"])
     labels[: int(rng.integers(2, 5))] = -100
     labels[-1] = -100
@@ -115,7 +115,7 @@ def draw_training(rng: np.random.Generator, steps: int | None = None) -> Draw:
     "21.3",
     draw=draw_training,
     smallest=lambda rng: draw_training(rng, steps=1),
-    returns="the scores (K)",
+    returns="scores (K)",
 )
 def dpo_training(scores, pairs, beta, lr, steps):
     """scores (K), pairs: a list of (chosen, rejected), beta, the learning rate, steps -> the scores afterwards (K)"""
