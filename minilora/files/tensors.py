@@ -17,6 +17,15 @@ from .stored import StoredTensor
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
+def in_dtype(tensors: Mapping[str, Array], dtype: str, instead: str) -> dict[str, Array]:
+    """The arrays as "float32" or "float16". Raises ValueError, naming a flag `instead`, for values too large for it."""
+    with np.errstate(over="ignore"):  # reported below
+        found = {name: dense(w).astype(dtype, copy=False) for name, w in tensors.items()}
+    if large := [name for name, w in found.items() if not np.isfinite(w).all()]:
+        raise ValueError(f"{large[0]} holds values that are too large for {dtype}: use {instead}")
+    return found
+
+
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file by name; only its header is read.
 

@@ -22,7 +22,7 @@ from ..engine.backend import array_module, to_numpy
 from ..files.disk import ModelFileError
 from ..files.gguf import read_gguf, write_gguf
 from ..files.stored import values_of
-from ..files.tensors import check_fit
+from ..files.tensors import check_fit, in_dtype
 from ..nn.families import FAMILIES, GATE_UP
 from ..nn.family import Family
 from ..nn.language_model import LanguageModel
@@ -37,7 +37,8 @@ def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
 
     It appears whole or not at all.
 
-    Raises ValueError for an unknown name, or for an adapter that llama.cpp's files cannot express and must be merged.
+    Raises ValueError for an unknown name, for values too large for `dtype`, or for an adapter that llama.cpp's files
+    cannot express and must be merged.
     """
     path = Path(path)
     pairs = _pairs(model, name)
@@ -46,17 +47,17 @@ def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
     alpha = Counter(wanted.values()).most_common(1)[0][0]
     if not _TINY <= alpha <= _LARGEST:
         raise ValueError(f"alpha {alpha:g} is outside the range of float32, in which llama.cpp stores it")
-    tensors: dict[str, tuple[np.ndarray, str]] = {}
+    tensors: dict[str, np.ndarray] = {}
     kind = {"float32": "F32", "float16": "F16"}[dtype]
     family = FAMILIES[model.config.model_type]
     for module, (a, b) in pairs.items():
         b = family.to_llama_cpp(module, b, model.config) * b.dtype.type(wanted[module] / alpha)
         tensor = family.llama_cpp_name(f"{module}.weight")
         a = a.T if module == family.tensors["token_embd"] else a
-        tensors[f"{tensor}.lora_a"] = (np.asarray(a, dtype), kind)
-        tensors[f"{tensor}.lora_b"] = (np.asarray(b, dtype), kind)
+        tensors |= {f"{tensor}.lora_a": a, f"{tensor}.lora_b": b}
+    stored = {key: (array, kind) for key, array in in_dtype(tensors, dtype, "--dtype float32").items()}
     metadata = {"general.architecture": family.gguf, "general.type": "adapter", "adapter.type": "lora"}
-    write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, _divided(tensors))
+    write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, _divided(stored))
     return path
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..engine.backend import to_numpy
 from ..files.disk import replacing_folder, write_json
-from ..files.tensors import write_tensors
+from ..files.tensors import in_dtype, write_tensors
 from ..nn.language_model import LanguageModel
 from .adapters import adapter_weights
 
@@ -26,7 +26,8 @@ _BLOCKS = "model.layers."
 def save_mlx_adapter(model: LanguageModel, folder: str | Path, name: str = "default", dtype: str = "float32") -> Path:
     """Write one adapter as mlx-lm reads it, in float32 or float16; return the folder. It appears whole or not at all.
 
-    Raises ValueError for an unknown name, and for an adapter that mlx-lm's files cannot express and must be merged.
+    Raises ValueError for an unknown name, for values too large for `dtype`, and for an adapter that mlx-lm's files
+    cannot express and must be merged.
     """
     folder = Path(folder)
     weights = adapter_weights(model, name)
@@ -49,9 +50,10 @@ def save_mlx_adapter(model: LanguageModel, folder: str | Path, name: str = "defa
         tensors[f"{module}.lora_b"] = np.pad(b.T * quotient, ((0, missing), (0, 0)))  # (r, m)
     keys = sorted({module.removeprefix(_BLOCKS).partition(".")[2] for module in pairs})
     settings = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}
+    tensors = in_dtype(tensors, dtype, "--dtype float32")
     with replacing_folder(folder) as partial:
         write_json(
             partial / "adapter_config.json", {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": settings}
         )
-        write_tensors(partial / "adapters.safetensors", {name: w.astype(dtype) for name, w in tensors.items()})
+        write_tensors(partial / "adapters.safetensors", tensors)
     return folder

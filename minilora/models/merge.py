@@ -18,6 +18,7 @@ from ..engine.tensor import no_grad
 from ..files.disk import ModelFileError, replacing_folder
 from ..files.levels import LEVELS
 from ..files.quant import bytes_of_row, codes_of, dequantize, quantize
+from ..files.tensors import in_dtype
 from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_state, set_adapter
 from ..lora.llamacpp import save_gguf_adapter
 from ..lora.mlx import save_mlx_adapter
@@ -311,11 +312,7 @@ def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format
 
 def _save_whole_folder(out: Path, config: Any, state: dict[str, Array], tokenizer: Tokenizer, kind: str) -> None:
     if kind == "F16":
-        with np.errstate(over="ignore"):  # reported below
-            half = {name: dense(w).astype(np.float16) for name, w in state.items()}
-        if large := [name for name, w in half.items() if not np.isfinite(w).all()]:
-            raise ValueError(f"{large[0]} holds values that are too large for F16: use --type f32")
-        state = half
+        state = in_dtype(state, "float16", "--type f32")
     with replacing_folder(out) as partial:
         save_folder(partial, config, state, tokenizer)
 

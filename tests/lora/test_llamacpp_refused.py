@@ -8,7 +8,9 @@ from modelfiles import CONFIG
 from secondllama import QUERY, adapted, new_model, pair, write
 from smallmodels import Net
 
+import minilora as ml
 from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter
+from minilora.lora.mlx import save_mlx_adapter
 
 # -- what such a file cannot say ---------------------------------------------------------------------------------------
 
@@ -32,6 +34,16 @@ def test_what_llama_cpp_cannot_compute_is_refused_with_the_way_out(settings, wor
     with pytest.raises(ValueError, match=words):
         save_gguf_adapter(model, tmp_path / "adapter.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("save", [save_gguf_adapter, save_mlx_adapter])
+def test_values_too_large_for_float16_are_refused_and_nothing_is_written(save, tmp_path):
+    model = adapted(new_model(), target_modules=["q_proj"])
+    ml.scale_adapter(model, "default", 1e9)
+    with pytest.raises(ValueError, match=r"lora_b holds values that are too large for float16: use --dtype float32"):
+        save(model, tmp_path / "adapter.gguf", dtype="float16")
+    assert list(tmp_path.iterdir()) == []
+    save(model, tmp_path / "adapter.gguf")
 
 
 def test_an_adapter_that_is_not_there_is_named_with_those_that_are(tmp_path):
