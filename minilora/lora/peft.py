@@ -175,6 +175,9 @@ def load_adapter(
 ) -> None:
     """Read a PEFT folder, or a llama.cpp adapter `.gguf` file, into the model as a new, active adapter.
 
+    It is trainable, so one with `lora_dropout` drops inputs until `model.eval()`, except under `no_grad`, as in
+    generation.
+
     model: the base.
     folder: the PEFT folder or `.gguf` file.
     name: for the new adapter.
