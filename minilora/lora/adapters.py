@@ -146,25 +146,28 @@ def set_adapter(model: Module, which: Choice) -> None:
 
 
 def scale_adapter(model: Module, name: str, factor: float) -> None:
-    """Multiply an adapter's update by `factor`, in its own weights: B becomes factor · B. The base does not change.
+    """Multiply an adapter's update by `factor`, in its own weights: B becomes factor · B, and a trained bias moves
+    towards the base's. The base does not change.
 
     A factor below 1 interpolates between base and adapter: the model loses little of what it learned and forgets much
     less (Wortsman et al. 2022, arXiv 2109.01903, for whole models). Raises ValueError, before anything is changed, for
-    an unknown name, a factor that is not finite, an adapter other than plain LoRA (with DoRA, PiSSA or a bias), or
-    while an update is merged.
+    an unknown name, a factor that is not finite, an adapter with DoRA or PiSSA, or while an update is merged.
     """
     check_known(model, [name])
     refuse_merged(model, "scaling an adapter")
     if not math.isfinite(factor):
         raise ValueError(f"factor must be a finite number, got {factor}")
-    own = adapter_weights(model, name).values()
-    if not all(weights.is_plain for weights in own):
+    own = adapter_weights(model, name)
+    if any(weights.lora_magnitude_vector is not None or weights.initial is not None for weights in own.values()):
         raise ValueError(
-            f"adapter {name!r} has DoRA, PiSSA or a bias, and only a plain LoRA can be scaled: leave out strength, or "
-            f"use set_adapter(model, {{{name!r}: {factor:g}}})"
+            f"adapter {name!r} has DoRA or PiSSA, and only a plain LoRA can be scaled: leave out strength, or use "
+            f"set_adapter(model, {{{name!r}: {factor:g}}})"
         )
-    for weights in own:
+    modules = lora_modules(model)
+    for path, weights in own.items():
         weights.lora_B.data *= factor
+        if weights.bias is not None:
+            weights.bias.data += (weights.bias.data - modules[path].bias.data) * (factor - 1)
 
 
 def activate(model: Module, factors: Mapping[str, Factor]) -> None:
