@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.rows import TEXT_SUFFIXES
 from ..files.disk import read_json
+from ..lora.config import FROM_BASE
 from ..options import UsageError, nearest
 from ..pages.fields import field_lines
 from ..pages.figures import smoothed, validation_losses
@@ -161,9 +162,10 @@ def _advice(metrics: Mapping[str, Any]) -> str:
     forgets = metrics.keys().isdisjoint(("labels", "fields"))  # where nothing else can be the answer, nobody reads it
     if forgets and "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:
         ways = [lower, "fewer --epochs"]
+        plain = not options.get("use_dora") and options.get("init_lora_weights") not in FROM_BASE
         if options["method"] == "full":
             ways.append("--method lora")
-        elif options.get("strength") and not options.get("use_dora") and options.get("init_lora_weights") != "pissa":
+        elif options.get("strength") and plain:
             ways[0] = f"a lower --strength (it was {options['strength']:g})"
         return f"Loss on general text rose by {change(*losses['general'])[1:]}: try {listed(ways, 'or')}."
     if not forgets and metrics.get("kept", {}).get("which") == "best" and not _kept_earlier(metrics):

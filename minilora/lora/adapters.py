@@ -13,7 +13,7 @@ import numpy as np
 from ..engine.backend import Array
 from ..nn.layers import Embedding, Linear
 from ..nn.module import Module
-from .config import ALL_LINEAR, LoraConfig, find_targets
+from .config import ALL_LINEAR, FROM_BASE, LoraConfig, find_targets
 from .layer import EmbeddingWeights, Factor, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
 
 Choice = str | Mapping[str, float] | None  # an adapter, a weighted combination, or None for the base alone
@@ -403,7 +403,7 @@ def _refuse_misfit(path: str, module: Module, config: LoraConfig, weights: LoraW
     for setting, asked, has in (
         ("use_dora", config.use_dora, weights.lora_magnitude_vector is not None),
         ("freeze_A", config.freeze_A, weights.freeze_A),
-        ("init_lora_weights='pissa'", config.init_lora_weights == "pissa", weights.initial is not None),
+        ("initial A and B", config.init_lora_weights in FROM_BASE, weights.initial is not None),
     ):
         if asked != has:
             wanted, given = ("with", "without") if asked else ("without", "with")

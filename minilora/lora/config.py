@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 ALL_LINEAR = "all-linear"
+FROM_BASE = ("pissa",)  # values of init_lora_weights that take A and B from the base's matrix, and subtract B A again
+_INITIALISATIONS = (True, False, "gaussian", *FROM_BASE)
 _HEAD = "lm_head"
 _PLAIN_NAME = re.compile(r"\w+(\.\w+)*")
 
@@ -83,8 +85,9 @@ class LoraConfig:
         if not self.target_modules:
             raise ValueError("target_modules is empty: name modules, or use 'all-linear'")
         init = self.init_lora_weights
-        if not isinstance(init, bool) and init not in ("gaussian", "pissa"):
-            raise ValueError(f"init_lora_weights must be True, False, 'gaussian' or 'pissa', got {init!r}")
+        if not isinstance(init, bool | str) or init not in _INITIALISATIONS:
+            known = ", ".join(map(repr, _INITIALISATIONS))
+            raise ValueError(f"init_lora_weights must be one of {known}, got {init!r}")
         patterns = [*self.rank_pattern, *self.alpha_pattern]
         patterns += [p for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)]
         for pattern in patterns:

@@ -18,7 +18,7 @@ from ..engine.backend import Array, array_module, dense
 from ..engine.tensor import Tensor
 from ..nn.layers import Embedding, Linear
 from ..nn.module import Module, Parameter
-from .config import LoraConfig
+from .config import FROM_BASE, LoraConfig
 from .variants import Dropout, dora_delta, dora_update, pissa_initial, row_norms, with_initial
 
 
@@ -311,8 +311,8 @@ def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np
     (m, n), r, scale = like.shape[:: -1 if embeds else 1], config.rank_of(name), config.scale_of(name)
     if r > min(m, n):
         raise ValueError(f"r={r} is too large for {name} ({m} x {n}), whose rank is at most {min(m, n)}: lower r")
-    if embeds and init == "pissa":
-        raise ValueError(f"init_lora_weights='pissa' is for linear layers: leave {name} out of target_modules")
+    if embeds and init in FROM_BASE:
+        raise ValueError(f"init_lora_weights={init!r} is for linear layers: leave {name} out of target_modules")
     if embeds and config.freeze_A:
         raise ValueError(f"freeze_A: on an embedding A is zero and would stay so: leave {name} out of target_modules")
     if init == "pissa":
@@ -323,7 +323,7 @@ def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np
     a, b = xp.asarray(a, dtype=like.dtype, order="C"), xp.asarray(b, dtype=like.dtype, order="C")
     weights = (EmbeddingWeights if embeds else LoraWeights)(a, b, scale)
     weights.freeze_A = config.freeze_A
-    if init == "pissa":
+    if init in FROM_BASE:
         weights.initial = (a.copy(), b.copy())  # training changes A and B in place
     if config.use_dora:
         w = dense(like)

@@ -21,7 +21,7 @@ from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Module
 from .adapters import adapter_weights, base_state, install_adapter, plan_adapter
-from .config import LoraConfig
+from .config import FROM_BASE, LoraConfig
 from .layer import LoraWeights
 from .llamacpp import load_gguf_adapter
 from .provenance import FORMAT, PROVENANCE_FILE, provenance_of_base, read_provenance, refuse_other_base
@@ -70,7 +70,7 @@ _UNSUPPORTED = {
 }
 # Initialisations that leave the base unchanged, and PiSSA's, which can be recomputed from the base. The others (olora,
 # corda, loftq, pissa_niter_16, ...) change the base weights, and the changed ones are not in the adapter's folder.
-_KNOWN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "pissa")
+_KNOWN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", *FROM_BASE)
 
 
 def peft_name(key: str) -> str:
@@ -286,7 +286,7 @@ def _config_of(record: dict[str, Any], provenance: Mapping[str, Any], path: Path
     values = {key: value for key, value in record.items() if key in own and value is not None}
     if values.get("layers_to_transform") == []:  # all of them
         del values["layers_to_transform"]
-    if init != "pissa":
+    if init not in FROM_BASE:
         values["init_lora_weights"] = True  # the initial values do not matter, because the file's replace them
     try:
         return LoraConfig(**values, freeze_A=provenance.get("config", {}).get("freeze_A", False))

@@ -25,7 +25,7 @@ from ..engine.parallel import current_micro_batch
 from ..engine.recompute import remembered
 from ..engine.tensor import Tensor, is_recording
 from ..nn.module import Module
-from .config import LoraConfig
+from .config import FROM_BASE, LoraConfig
 
 # -- dropout -----------------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ def config_with_initial(config: LoraConfig) -> LoraConfig:
 
     Any config other than PiSSA's is returned unchanged.
     """
-    if config.init_lora_weights != "pissa":
+    if config.init_lora_weights not in FROM_BASE:
         return config
     growth = 2**0.5 if config.use_rslora else 2
     return replace(

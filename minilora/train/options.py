@@ -13,7 +13,7 @@ from .. import toml
 from ..data.formats import check_field, with_label
 from ..data.repository import is_dataset
 from ..data.rows import TEXT_SUFFIXES
-from ..lora.config import LoraConfig
+from ..lora.config import FROM_BASE, LoraConfig
 from ..nn.optim import SCHEDULES
 from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, flag_fields, has_meaning, option, without_conflicts
 from .reporting import REPORTERS
@@ -95,7 +95,7 @@ class Options:
         True,
         "initialisation of the update: zero (true, gaussian), the principal part of the weight (pissa), or random "
         "(false; for tests) (default: true)",
-        choices=(True, "gaussian", "pissa", False),
+        choices=(True, "gaussian", *FROM_BASE, False),
         **_NEW,
     )
     lora_plus: float | None = option(
@@ -252,7 +252,7 @@ class Options:
 
     @property
     def _plain(self) -> bool:
-        return not self.use_dora and self.init_lora_weights != "pissa"
+        return not self.use_dora and self.init_lora_weights not in FROM_BASE
 
     @property
     def records_per_step(self) -> int:

@@ -331,7 +331,7 @@ def test_a_failed_first_addition_leaves_the_model_trainable(tiny_model):
 @pytest.mark.parametrize(
     "variant",
     [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"freeze_A": True}],
-    ids=["use_dora", "init_lora_weights='pissa'", "freeze_A"],
+    ids=["use_dora", "initial A and B", "freeze_A"],
 )
 def test_weights_of_another_variant_than_the_config_are_refused(tiny_model, variant, request):
     for planned, installed, words in (({}, variant, "with {}, .* without"), (variant, {}, "without {}, .* with it")):

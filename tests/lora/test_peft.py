@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelfiles import as_dtype, write_safetensors
 from peftfiles import CONFIG, NOTES, WEIGHTS, adapted, provenance_of, record_of, refused, refused_with, rewrite
-from smallmodels import DTYPES, IDS, as_float64, logits, shaken, tolerance
+from smallmodels import DTYPES, IDS, as_float64, every_variant, logits, shaken, tolerance
 
 from minilora.engine.tensor import no_grad
 from minilora.files.tensors import read_tensors
@@ -113,6 +113,13 @@ def test_one_of_several_adapters_is_saved_alone(base, tmp_path):
         with pytest.raises(ValueError, match=known):
             save_adapter(unknown, tmp_path / "a", name="absent")
     assert not (tmp_path / "a").exists()
+
+
+@every_variant
+def test_every_variant_computes_the_same_when_it_is_loaded(base, tmp_path, settings):
+    model, other = shaken(adapted(base(), **({"init_lora_weights": True} | settings))), base()
+    load_adapter(other, save_adapter(model, tmp_path / "a"))
+    np.testing.assert_allclose(logits(other), logits(model), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
