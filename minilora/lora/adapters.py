@@ -166,8 +166,9 @@ def scale_adapter(model: Module, name: str, factor: float) -> None:
     modules = lora_modules(model)
     for path, weights in own.items():
         weights.lora_B.data *= factor
-        if weights.bias is not None:
-            weights.bias.data += (weights.bias.data - modules[path].bias.data) * (factor - 1)
+        bias, base = weights.bias, modules[path].bias
+        if bias is not None and base is not None:
+            bias.data += (bias.data - base.data) * (factor - 1)
 
 
 def activate(model: Module, factors: Mapping[str, Factor]) -> None:
