@@ -75,7 +75,8 @@ axes.set(ylabel="training loss\n(nats per token)", ylim=(0, None))
 show(figure, alt="The training loss falls steeply from more than 4 to nearly 0 within half of the steps.")
 
 # %% [markdown]
-# *How to read it.* The loss measures how surprised the model is by the right answers. At 0 it expects every token.
+# *How to read it.* The loss measures, in nats, how surprised the model is by the right answers. At 0 it expects every
+# token.
 #
 # All ten are right. (If some of yours are not, take more steps.) Now paraphrase three questions:
 

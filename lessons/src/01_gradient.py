@@ -290,7 +290,7 @@ print(f"one value of the loss: {1000 * seconds:.1f} ms; all of them: {2 * number
 print(f"with backward(): {1000 * backward:.1f} ms, as long as {backward / seconds:.1f} values of the loss")
 
 # %% [markdown]
-# An hour or more, for one of the thousands of steps of a training. The **backward pass** computes the whole gradient
+# About an hour, for one of the thousands of steps of a training. The **backward pass** computes the whole gradient
 # in the time of a few forward passes, however many parameters there are. How is that possible? [Lesson
 # 2](02_tape.ipynb) answers.
 #

@@ -255,9 +255,9 @@ claim("derivative after 5,000 additions, by the tape", x.grad, 5001, 5001)
 #
 # ## 4. The cost, and what freezing saves
 #
-# Most of the **FLOPs** of a large model are in matrix multiplications (**matmuls**): for one token, a layer of width n
-# needs about $2n^2$ FLOPs in its matmul, and a small multiple of n elsewhere. The forward pass of three layers has
-# three matmuls:
+# Most of the **FLOPs** (floating-point operations) of a large model are in matrix multiplications (**matmuls**): for
+# one token, a layer of width n needs about $2n^2$ FLOPs in its matmul, and a small multiple of n elsewhere. The forward
+# pass of three layers has three matmuls:
 
 # %%
 rng = np.random.default_rng(0)
@@ -297,8 +297,8 @@ claim("matmuls of the backward pass, only the first layer trainable", matmuls({0
 
 # %% [markdown]
 # All trainable: three matmuls for the matrices, two for inputs. So **the backward pass costs at most two matmuls for
-# each one of the forward pass**, whatever the number of parameters: lesson 1's hours are gone. Only the last layer
-# trainable: the layers below are not even on the tape, and no activations are saved for their backward pass. But if
+# each one of the forward pass**, whatever the number of parameters: lesson 1's hour is gone. Only the last layer
+# trainable: the layers below are not even on the tape, and of their results (**activations**) none is saved. But if
 # the *first* layer is trainable, the gradient must pass through all layers above, frozen or not. Freezing saves the
 # matmul for the gradient of each frozen matrix, not the backward pass. LoRA trains something in every layer, so
 # remember this for [lesson 14](14_what_is_not_saved.ipynb).

@@ -52,8 +52,8 @@ print(f"returned: {softmax(keys @ query) @ values:.2f}")
 # ## 2. Why the scores are divided by √D
 #
 # A dot product is a sum of D terms. If the elements of query and key are independent, with mean 0 and standard
-# deviation 1, then each term has standard deviation 1, and the sum of D of them has $\sqrt D$: with a head dimension
-# of 64, that is 8.
+# deviation 1, then each term has standard deviation 1, and the sum of D of them has $\sqrt D$: with D = 64,
+# that is 8.
 #
 # > **Predict.** Take 16 random keys of length 64 and a random query. No key matches better than another. How large is
 # > the largest weight, on average? Uniform weights would be 1/16.
@@ -142,8 +142,8 @@ claim("largest change, mask after", np.abs(after(q, other, v) - after(q, k, v))[
 # %% [markdown]
 # The weights of the future are 0, but its scores are still in the sum by which softmax divides. A model trained with
 # this mask looks ahead a little, and no picture of the weights shows it. So test it: replace a future token, and
-# expect a change of exactly 0. This test works on any model. Ours is minilora's tiny one: four blocks, trained on
-# presidents' addresses.
+# expect a change of exactly 0. This test works on any model. Ours is minilora's tiny one: four blocks, each with
+# a layer of attention, trained on presidents' addresses.
 
 # %%
 model, tokenizer = ml.load("tiny")

@@ -100,7 +100,7 @@ print(repr(tokenizer.decode(ids[:20].tolist())), "->", [tokenizer.decode([i]) fo
 # parameters. A Llama has no biases.
 #
 # > **Predict.** Where are most parameters of the tiny model: in the embedding, attention, the MLPs or the norms? And
-# > in a model with thousands of times as many?
+# > in a model with thousands of times as many? Of three models, which share do the MLPs have where it is smallest?
 
 # %%
 predict("smallest share of the MLPs, in percent")

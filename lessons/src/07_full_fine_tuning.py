@@ -35,9 +35,9 @@ for message in records["train"][0].messages:
 # ## 1. What is scored
 #
 # The loss is the **cross-entropy**: the mean of $-\ln p$, where p is the probability that the model gave to the token
-# that really came next. A loss of 3 means a typical probability of $e^{-3}$, about 1 in 20. ($e$ to the loss, here
-# about 20, is called the **perplexity**.) Only the answers are scored: lesson 6 showed how a record becomes `ids` and
-# `labels`, with -100 at every token that is not scored.
+# that really came next. Its unit is the **nat**. A loss of 3 nats means a typical probability of $e^{-3}$, about 1 in
+# 20. ($e$ to the loss, here about 20, is called the **perplexity**.) Only the answers are scored: lesson 6 showed how
+# a record becomes `ids` and `labels`, with -100 at every token that is not scored.
 
 # %%
 sample = law["train"][0]
@@ -66,7 +66,7 @@ print(f"of all tokens, {100 * share:.0f} % are scored")
 
 # %%
 predict("loss on law falls by at least")
-predict("loss on the old subject rises by at least")
+predict("loss on the old subject: change, lowest of the seeds")
 
 # %%
 SEEDS = range(3)  # in the browser: range(1)
@@ -105,8 +105,8 @@ for (_, seed), path in paths.items():
 falls = [path[0, 0] - path[-1, 0] for path in paths.values()]
 rises = [path[-1, 1] - path[0, 1] for path in paths.values()]
 claim("loss on law falls by at least", min(falls), 0.6, 1.0)
-claim("loss on the old subject rises by at least", min(rises), 0.2, 0.9)
-claim("loss on the old subject rises by at most", max(rises), 0.2, 0.9)
+claim("loss on the old subject: change, lowest of the seeds", min(rises), 0.2, 0.9)
+claim("loss on the old subject: change, highest of the seeds", max(rises), 0.2, 0.9)
 
 # %% [markdown]
 # It works: the answers about law in the validation set have become much more likely. It also has a cost that no error

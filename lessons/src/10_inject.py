@@ -153,7 +153,7 @@ ml.unmerge_adapter(model)
 # They are not. float32 has 24 significant bits, and the sums are now rounded in a different order. The difference is
 # only rounding error. Three mistakes in merging have larger effects:
 #
-# - Adding $AB$ instead of $BA$. The shapes prevent it, unless m = n. Here q_proj and o_proj are square.
+# - Adding the transpose, $(BA)^\top$. The shapes prevent it, unless m = n. Here q_proj and o_proj are square.
 # - Forgetting the scale.
 # - Merging twice.
 #
@@ -179,7 +179,7 @@ def weights_become(change):
 
 ml.set_adapter(model, None)  # the adapter is off: only the weights matter
 weights_become(lambda w, delta, A, B: w + (2 * (B @ A).T if len(w) == w.shape[1] else delta))
-note("A B instead of B A")
+note("transposed")
 weights_become(lambda w, delta, A, B: w + B @ A)
 note("scale forgotten")
 weights_become(lambda w, delta, A, B: w + delta + delta)
@@ -308,7 +308,7 @@ del layer.forward
 # - Injection replaces modules. The new module has the base's own weight, frozen. Freeze first, then inject, then count
 #   the trainable parameters.
 # - Name the targets, and raise an error if a name matches no layer.
-# - Merging computes W + (α/r) B A, exact up to rounding. Do it once, with the scale, and with B A in this order.
+# - Merging computes W + (α/r) B A, exact up to rounding. Do it once, with the scale, and not transposed.
 # - To undo a merge, restore the old array. Subtraction leaves rounding errors in thousands of entries.
 # - A hash proves that the base has not changed.
 # - One random direction per matrix checks the gradients of a whole model.

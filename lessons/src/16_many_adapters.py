@@ -128,7 +128,7 @@ for name, [text] in zip(("the base", *DOMAINS), answer(["What is a deposit?"], [
 
 # %% [markdown]
 # One question, one batch, five answers. Their content is worthless: this base has a million parameters and was
-# pretrained on old government reports. But look at the *form*. Each of the four sets has a form that no other has, and
+# pretrained on presidents' addresses. But look at the *form*. Each of the four sets has a form that no other has, and
 # a regular expression finds it.
 #
 # > **Predict.** The shop's adapter is asked about law. Which form has the answer: the shop's, that of law, or neither?

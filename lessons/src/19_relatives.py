@@ -307,10 +307,10 @@ claim("plain LoRA: gain of its best rate over 0.001", losses["LoRA", 1e-3] - bes
 
 # %% [markdown]
 # If we had stopped at the column of 0.001, we could have written a paper: both newcomers clearly beat LoRA. But the
-# table shows that 0.001 is too small for plain LoRA, and not for the others: LoRA+ is best there, PiSSA near its best.
-# With its own learning rate, LoRA is no longer behind; DoRA, run at LoRA's best rate only, ends level with it.
-# **Here the learning rate matters more than the variant.** (None of LoRA, PiSSA and LoRA+ is best at an edge of its
-# rates, where a better one could lie just outside the table.)
+# table shows that 0.001 is far too small for plain LoRA, a tenth of its best rate. LoRA+ is best there, and PiSSA's
+# best rate is only three times as high. With its own learning rate, LoRA is no longer behind; DoRA, run at LoRA's best
+# rate only, ends level with it. **Here the learning rate matters more than the variant.** (None of LoRA, PiSSA and
+# LoRA+ is best at an edge of its rates, where a better one could lie just outside the table.)
 #
 # This is one seed of one task, one small model, one rank and few steps. One seed cannot rank variants whose best
 # losses differ by less than 0.1; lesson 11 shows how to measure that. Nor does it refute papers that trained models

@@ -41,7 +41,7 @@ def layer_norm_vjp(x, w, g, eps):
 # to the next. A pair that makes less than one turn over the whole text tells every distance apart; a fast one repeats itself.
 #
 # Find the base with which, over T tokens, the last `slow` pairs make less than one turn, and the pair just before them
-# turns exactly once.
+# turns exactly once. (Over T tokens a pair turns by T times its angle.)
 
 
 # %% points=4
