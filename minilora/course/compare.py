@@ -1,7 +1,7 @@
 """Compare an answer's result with the solution's, and say in one line how they differ."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import permutations
 from typing import Any
 
@@ -60,22 +60,20 @@ def chance(value: Any, drawn: Mapping[str, Any]) -> int:
     drawn: the arguments. A number out of a list of them is no better than its place in the list.
     """
     given = [x for each in drawn.values() if isinstance(each, list) for x in each if isinstance(x, float)]
-    all_of_it = list(leaves(value))
-    numbers = [x for x in all_of_it if is_number(x) and math.isfinite(x)]
+    numbers = [x for x in leaves(value) if is_number(x) and math.isfinite(x)]
     if any(x % 1 != 0 and x not in given for x in numbers):
         return 0
-    return 1 if len(all_of_it) > 8 or any(abs(x) >= 1000 for x in numbers) else 2
+    return 1 if len(leaves(value)) > 8 or any(abs(x) >= 1000 for x in numbers) else 2
 
 
-def leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> list[Any]:
     """All numbers and texts in a value of any kind."""
-    if isinstance(value, (np.ndarray, Tensor)):
-        yield from (value.data if isinstance(value, Tensor) else value).ravel().tolist()
-    elif isinstance(value, (list, tuple, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from leaves(part)
-    else:
-        yield value
+    value = value.data if isinstance(value, Tensor) else value
+    if isinstance(value, np.ndarray):
+        return value.ravel().tolist()
+    if isinstance(value, (list, tuple, dict)):
+        return [x for part in (value.values() if isinstance(value, dict) else value) for x in leaves(part)]
+    return [value]
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

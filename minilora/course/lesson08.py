@@ -79,7 +79,7 @@ def in_order(B: Any, A: Any) -> tuple[Any, Any]:
     """Two factors with the longest column of B first. Each column of B gets the sign that makes its largest number
     positive: the terms of a product have neither order nor sign. What is no product stays as it is.
     """
-    if [len(shape_of(B)), len(shape_of(A))] != [2, 2] or np.shape(B)[1] != len(A):
+    if [len(shape_of(B)), len(shape_of(A))] != [2, 2] or np.shape(B)[1] != len(A) or not np.size(B):
         return B, A
     order = np.lexsort([-np.linalg.norm(A, axis=1), -np.linalg.norm(B, axis=0).round(6)])
     B, A = B[:, order], A[order]

@@ -62,8 +62,8 @@ def watched(array: np.ndarray, seen: set[tuple[int, ...]]) -> Watched:
 
 
 def plain(value: Any) -> Any:
-    """The value with plain arrays and truth values, not watched ones or NumPy's, also in tuples, lists and dicts."""
-    if isinstance(value, Watched):
+    """The value with plain arrays and truth values, not watched ones or matrices, also in tuples, lists and dicts."""
+    if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
         return value.view(np.ndarray)
     if isinstance(value, np.bool_):
         return bool(value)

@@ -228,6 +228,11 @@ def test_shapes_and_types_and_what_is_missing(double):
         assert line in judged(double, function, rng())
 
 
+def test_an_empty_result_is_told_its_shape():
+    empty = lambda delta, r: (np.zeros((0, 0)), np.zeros((0, 0)))
+    assert "B must have the shape (m, r)" in judged(EXERCISES["best_rank_r"], empty, rng())
+
+
 def test_results_in_another_order_are_called_swapped():
     swapped = lambda *a: EXERCISES["lora_backward"].forms[0].reference(*a)[::-1]
     assert "dx and dB are swapped: `return dx, dA, dB`" in judged(EXERCISES["lora_backward"], swapped, rng())
@@ -248,6 +253,7 @@ def test_a_missing_transpose_names_the_axes_that_meet():
     "name, form",
     [
         ("attention_vjp", lambda answer, *a: np.stack(answer(*a))),
+        ("softmax_vjp", lambda answer, *a: np.ma.array(answer(*a))),
         ("best_rank_r", lambda answer, *a: [-part for part in answer(*a)]),
         ("cat", lambda answer, adapters, weights: answer(adapters[::-1], weights[::-1])),
     ],
