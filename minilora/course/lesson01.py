@@ -85,13 +85,13 @@ variant(
 # -- 1.2 how far apart two gradients are -------------------------------------------------------------------------------
 
 
-def draw_pair(rng: np.random.Generator, factor: float) -> Draw:
-    """Two gradients, one about `factor` times the other; the largest element is negative, some are nearly zero."""
+def draw_pair(rng: np.random.Generator, factor: float, size: float = 5) -> Draw:
+    """Two gradients, one about `factor` times the other; the largest element is -size, some are nearly zero."""
     sizes = distinct_sizes("mn", rng)
     expected = arrays(rng, sizes, expected="m n")["expected"] * 10.0 ** rng.uniform(-6, 0, (sizes["m"], sizes["n"]))
     expected[1, 2] = -5
     got = factor * (expected + 0.01 * rng.standard_normal(expected.shape))
-    return Draw(sizes, got=got, expected=expected)
+    return Draw(sizes, got=got * size / 5, expected=expected * size / 5)
 
 
 def draw_shapes(rng: np.random.Generator) -> Draw:
@@ -106,7 +106,7 @@ def draw_shapes(rng: np.random.Generator) -> Draw:
     "1.2",
     draw=[
         lambda rng: draw_pair(rng, 0.8),
-        lambda rng: draw_pair(rng, 1.3),
+        lambda rng: draw_pair(rng, 1.3, size=1e-9),
         lambda rng: draw_pair(rng, 0),
         draw_shapes,
     ],

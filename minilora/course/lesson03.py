@@ -105,11 +105,12 @@ variant(
 
 
 def draw_logits(rng: np.random.Generator, offset: float = 0) -> Draw:
-    """z (T, V), labels (T,). offset: how far whole rows are from zero."""
+    """z (T, V), labels (T,). offset: how far whole rows are from zero, and class 0 below the others."""
     sizes = distinct_sizes("TV", rng)
     drawn = arrays(rng, sizes, z="T V")
     drawn["z"] = 2 * drawn["z"] + offset * np.linspace(-1, 1, sizes["T"])[:, None]
-    drawn["labels"] = rng.integers(sizes["V"], size=sizes["T"])
+    drawn["z"][:, 0] -= offset
+    drawn["labels"] = rng.integers(1 if offset else 0, sizes["V"], size=sizes["T"])
     return drawn
 
 

@@ -43,7 +43,7 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
     draw=[
         partial(draw_machine, tied=True, frozen_bytes=4, ranks=(45, 60)),
         partial(draw_machine, tied=False, frozen_bytes=5 / 8, ranks=(20, 40)),
-        partial(draw_machine, tied=False, frozen_bytes=4, ranks=(3, 6)),
+        partial(draw_machine, tied=False, frozen_bytes=4, ranks=(7, 8)),
         partial(draw_machine, tied=True, frozen_bytes=4, ranks=(280, 320)),
         partial(draw_machine, tied=False, frozen_bytes=4, ranks=(8, 9)),
     ],

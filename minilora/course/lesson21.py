@@ -12,7 +12,8 @@ def draw_answer(rng: np.random.Generator, large: float = 0.0) -> Draw:
     sizes = {"T": int(rng.integers(9, 25)), "V": int(rng.integers(110, 140))}  # -100 is an index of a row as well
     drawn = arrays(rng, sizes, logits="T V")
     drawn["logits"] += large * np.linspace(-1, 1, sizes["T"])[:, None]
-    labels = rng.integers(0, sizes["V"], sizes["T"])
+    drawn["logits"][:, 0] -= large
+    labels = rng.integers(1, sizes["V"], sizes["T"])
     labels[: int(rng.integers(2, 5))] = -100
     labels[-1] = -100
     drawn["labels"] = labels

@@ -55,7 +55,7 @@ def errors_from_zero(errors: Callable[[int], float]) -> Callable[[float, int], t
 
 
 WORLDS = [
-    draw_world(lambda claimed, n: (0.3 * claimed, 0.6 * claimed)),  # hardly any effect, but a large one if untuned
+    draw_world(lambda claimed, n: (0.4 * claimed, 0.15 * claimed)),  # hardly any effect, but a large one if untuned
     draw_world(lambda claimed, n: (1.5 * claimed, 0.2 * claimed)),  # a real effect
     draw_world(errors_from_zero(lambda n: 1.6)),  # the mean is in the band, perhaps by chance
     draw_world(errors_from_zero(lambda n: math.sqrt(1.96 * student(n - 1)))),  # 1.96 standard errors would accept it
