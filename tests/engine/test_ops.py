@@ -340,8 +340,12 @@ def test_every_operation_has_a_row_and_an_example_and_every_fused_one_a_composit
         for module in pkgutil.iter_modules(folder.__path__):
             importlib.import_module(f"{folder.__name__}.{module.name}")
     registered = {name: f.__module__ for name, f in OPS.items() if f.__module__.startswith("minilora.")}
-    assert set(registered) == set(ROWS) == set(EXAMPLES)
-    assert all(bool(ROWS[name].plain) == (module == ops.__name__) for name, module in registered.items())
+    for table, place in ((ROWS, "ROWS of this file"), (EXAMPLES, "EXAMPLES of minilora/engine/examples.py")):
+        assert (missing := set(registered) - set(table)) == set(), f"{missing} need a row in {place}"
+        assert (unknown := set(table) - set(registered)) == set(), f"{unknown} of {place} are no operations"
+    for name, module in registered.items():
+        needed = "plain" if module == ops.__name__ else "composed"
+        assert getattr(ROWS[name], needed), f"{name} in {module} needs {needed}= in its row"
 
 
 # -- what is checked of each -------------------------------------------------------------------------------------------
@@ -413,7 +417,8 @@ def test_an_operation_saves_exactly_the_arrays_its_gradients_need(no_gc, rng, na
         alive = [weakref.ref(array) for array in arrays]
         y = OPS[name](*[Tensor(array, requires_grad=i in trained) for i, array in enumerate(arrays)], **settings)
         del arrays
-        assert tuple(i for i, array in enumerate(alive) if array() is not None) == kept
+        found = tuple(i for i, array in enumerate(alive) if array() is not None)
+        assert found == kept, f"with inputs {trained} trained, {name} saves inputs {found}; its row says {kept}"
         y.backward(np.ones(y.shape))
         del y
         assert all(array() is None for array in alive)
