@@ -5,12 +5,14 @@ import argparse
 from ..options import BASE, settings_of
 
 HELP = "compare every operation's gradient, or a whole model's, with central differences"
-TOKENS = 48  # of the text whose loss is differentiated
+TOKENS = 48  # random ones, whose loss is differentiated
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The model, and the seed of the random inputs or directions."""
-    parser.add_argument("--base", help=f"check all gradients of this model instead: {BASE}")
+    parser.add_argument(
+        "--base", help=f"check all gradients of this model instead: {BASE}; a folder needs no tokenizer"
+    )
     parser.add_argument("--seed", default=0, help="default: %(default)s", **settings_of(int, {"least": 0}))
 
 
@@ -29,14 +31,18 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_model(base: str, seed: int) -> None:
-    from ..data.records import read_records
-    from ..data.samples import encode_records
-    from ..models.load import load
-    from ..nn.gradcheck import gradcheck_model
+    import numpy as np
 
-    model, tokenizer = load(base)
-    text = encode_records(read_records("general")[:1], tokenizer)[0].truncated(TOKENS)
-    report = gradcheck_model(model, [text], seed=seed)
+    from ..models.folder import load_folder
+    from ..models.load import load, locate
+    from ..nn.gradcheck import gradcheck_model
+    from ..nn.parts import Sample
+
+    path = locate(base)
+    model = load_folder(path) if path.is_dir() else load(base)[0]  # a random model may have no tokenizer
+    length = min(TOKENS, model.config.max_position_embeddings)
+    ids = tuple(np.random.default_rng(seed).integers(0, model.config.vocab_size, length).tolist())
+    report = gradcheck_model(model, [Sample(ids, ids)], seed=seed)
     count = len(model.trainable_parameters())
     print(
         f"{base}: the gradients of {count} parameters with {report.elements:,} elements agree with central differences "

@@ -76,6 +76,10 @@ def made(family, **changes):
     return model
 
 
+def test_every_llama_has_a_row():
+    assert {name for name, family in FAMILIES.items() if family.model is Llama} == set(SWITCHES)
+
+
 @every_switch
 def test_a_block_has_the_parameters_that_transformers_has(family):
     more = {"qwen2": {f"self_attn.{x}_proj.bias" for x in "qkv"}, "qwen3": {f"self_attn.{x}_norm.weight" for x in "qk"},

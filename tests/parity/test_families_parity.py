@@ -3,6 +3,8 @@
 Sizes are odd: three query heads for each key/value head, widths that are no multiple of a block.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cppserver import serving, tokens_of
@@ -14,11 +16,15 @@ from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.measure.counts import count_parameters
+from minilora.measure.ledger import ledger
+from minilora.measure.predict import Step, base_parameters, predict_memory
 from minilora.models import load as zoo
 from minilora.models.folder import load_folder, save_folder
 from minilora.models.gguf import GGUF, save_gguf
 from minilora.models.merge import export, merge
 from minilora.nn.families import FAMILIES, as_llama_cpp_has_it, config_from_json
+from minilora.nn.parts import Batch
 from minilora.nn.step import loss_and_grad
 
 pytestmark = [*parity, pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")]  # by PEFT
@@ -150,6 +156,20 @@ def test_in_float64_they_agree_in_ten_digits(name, folder, monkeypatch):
     for _, p in ours.named_parameters():
         p.data = p.data.astype(np.float64)
     assert_same(in_double(theirs_in(folder), monkeypatch), ours, 1e-10)
+
+
+def test_every_family_has_a_row():
+    kinds = {getattr(transformers, f"{kind}Config").model_type for kind, _ in ROWS.values()}
+    assert kinds == set(FAMILIES)
+
+
+@every_family
+def test_memory_is_predicted_to_the_byte(name, folder):
+    model, ids = load_folder(folder), batch()[0]
+    told = predict_memory(replace(Step.of(model, Batch(ids, ids), threads=1), rounds=2))
+    held = ledger(model, None, model.loss(ids, ids))
+    assert held.by_operation == told.by_operation, "minilora/measure/blocks.py has other operations"
+    assert base_parameters(model.config) == count_parameters(model).total
 
 
 @every_family
