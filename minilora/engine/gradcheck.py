@@ -54,7 +54,7 @@ def gradcheck(f: F, *arrays: np.ndarray, eps: float = 1e-5, tolerance: float = 1
     >>> gradcheck(lambda x: x * x, np.array([1.0, 2.0])).elements
     2
     """
-    name = getattr(f, "__name__", None) or getattr(getattr(f, "func", f), "__name__", "function")  # of a partial, too
+    name: str = getattr(getattr(f, "func", f), "__name__", "function")  # func: of a partial
     inputs = [Tensor(np.array(a, dtype=np.float64), requires_grad=True) for a in arrays]
     if not inputs:
         raise ValueError("gradcheck needs at least one array to differentiate with respect to")
