@@ -72,7 +72,7 @@ def test_who_answers(model, choice):
         ({"messages": [{"role": "user"}]}, "messages[0].content", "must be text"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got a number"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            {"messages": [{"role": "user", "content": [{"text": "a"}, {"type": "image_url"}]}]},
             "messages[0].content",
             "type 'image_url'",
         ),
