@@ -267,7 +267,14 @@ def test_a_run_that_was_never_begun_cannot_go_on(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), RuntimeError("broken"), AssertionError("no"), OSError("full"), OSError(30, "Read-only", "a/b")],
+    [
+        MemoryError(),
+        RuntimeError("broken"),
+        AssertionError("no"),
+        OSError("full"),
+        OSError(28, "full"),
+        OSError(30, "Read-only", "a/b"),
+    ],
 )
 def test_whatever_ends_a_job_is_told_in_one_line(error, tiny_folder, capsys, monkeypatch):
     def stop(*inputs):

@@ -305,6 +305,7 @@ def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatc
         (lambda m: add_adapter(m, {"r": 8}, "new"), "expected a minilora.LoraConfig, got builtins.dict"),
         (lambda m: set_adapter(m, ["legal", "support"]), r"weights such as .*, got \['legal', 'support'\]"),
         (lambda m: set_adapter(m, {"legal": 1.0, "support": float("nan")}), "finite factor .*nan"),
+        (lambda m: set_adapter(m, {"legal": -np.inf}), "finite factor .*inf"),
         (lambda m: set_adapter(m, ""), "legal, support, medical"),
         (lambda m: remove_adapter(m, "absent"), "'absent'"),
         (lambda m: scale_adapter(m, "absent", 0.5), "'absent'"),

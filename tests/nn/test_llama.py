@@ -225,11 +225,13 @@ def test_ids_that_the_model_cannot_read_are_refused(model, bad, message):
             call()
 
 
-@pytest.mark.parametrize("bad", [-1, -99, 11, 0.5])  # PyTorch's users may ignore -1, which is a row of the head here
+@pytest.mark.parametrize("bad", [-1, -101, 11, 0.5])  # PyTorch's users may ignore -1, which is a row of the head here
 def test_labels_that_are_no_tokens_are_refused(model, bad):
     for loss in (model.loss, partial(loss_and_grad, model)):
         with pytest.raises(ValueError, match=r"labels must (lie in 0\.\.10, or be -100|be integers)"):
             loss(np.zeros((1, 3), int), np.array([[0, -100, bad]]))
+        with pytest.raises(ValueError, match="no token is scored"):
+            loss(np.zeros((1, 3), int), np.full((1, 3), -100))
 
 
 def test_unsigned_ids_as_in_a_memory_map_are_ids(model):
