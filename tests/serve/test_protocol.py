@@ -148,6 +148,16 @@ def test_a_model_must_be_named():
         read_request({"messages": HELLO}, NAMES)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [(None, "got nothing"), (5, "got a number"), ([5], "got a number"), ([], "got 0"), ([1, 2], "got 2")],
+)
+def test_what_is_continued_is_one_text(prompt, said):
+    with pytest.raises(ApiError, match=f"^prompt must be .*, {said}") as caught:
+        read_request({"model": "base", "prompt": prompt}, NAMES, chat=False)
+    assert caught.value.param == "prompt"
+
+
 @pytest.mark.parametrize(("model", "hint"), [("legel", "did you mean legal"), ("x", "there is: base"), ("x" * 999, "")])
 def test_a_model_that_is_not_there_is_not_found(model, hint):
     error = refused(model=model)
