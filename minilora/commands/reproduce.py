@@ -108,11 +108,12 @@ def run(arguments: argparse.Namespace) -> None:
         print(listing(asked, terminal_width()))
         return
     result = reproduce(arguments.names, options)
-    path = write_page(result, options.folder)
+    pages = [write_page(result, options.folder)]
     if arguments.into:
         claims = {name: found for name, found in result["claims"].items() if name in asked}
-        write_page(result | {"claims": claims}, Path(arguments.into), replace_page=False)
-    print(json.dumps(result, indent=2) if arguments.json else f"{summary(result)}\n\nWritten to {path}")
+        pages.append(write_page(result | {"claims": claims}, Path(arguments.into), replace_page=False))
+    written = " and ".join(map(str, pages))
+    print(json.dumps(result, indent=2) if arguments.json else f"{summary(result)}\n\nWritten to {written}")
     if failed := failures(result):
         count = f"{len(failed)} of {counted(len(result['claims']), 'claim')}"
         raise RuntimeError(f"{count} could not be run: {', '.join(failed)}")

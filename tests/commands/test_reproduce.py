@@ -254,6 +254,7 @@ def test_a_claim_that_is_run_anew_goes_into_a_page_and_all_others_stay(shelf, tm
     (shelf / "a_more.py").write_text(GOOD.replace("Euclid", "Eudoxus"), encoding="utf-8")
     rewritten(shelf, "also_good", "Twice is more.", "More is twice.")
     assert status("reproduce", "good", "a-more", "--jobs=1", "--into", str(folder)) == 0
+    assert capsys.readouterr().out.endswith(f" and {folder / 'README.md'}\n")
     text = (folder / "README.md").read_text("utf-8")
     assert list(rows_of(text)) == list(sections_of(text)) == ["a-more", "also-good", "good"]
     assert "3 claims: 2 reproduced, 0 not at this size, 1 contradicted." in text and "2 claims" not in text
