@@ -16,7 +16,7 @@ same bytes: cells are named after what they hold, times and versions are left ou
 measured seconds, is in cells tagged `measured` (`# %% tags=["measured"]`), which keep their outputs from the build
 before as long as their code is the same.
 
-A lesson that needs the real model (plan.py says which) is run where the model is. Elsewhere its outputs stay what they
+A lesson that needs the real model (in plan.toml) is run where the model is. Elsewhere its outputs stay what they
 are, as with --words, and its code must be that of the notebook.
 
 Needs `pip install '.[lessons]'`, and '.[instructor]' for the exercises.

@@ -35,14 +35,14 @@ def test_the_solution_passes_and_each_known_mistake_gets_its_line_whatever_is_dr
         with readable_output():
             for seed in seeds:
                 trials = Trials(exercise, form, np.random.default_rng(seed))
-                assert line_of(form.reference, trials) == OK, variant
+                assert line_of(form.reference, trials) == OK, f"the solution of variant {variant}; seed {seed}"
                 for mistake in form.mistakes:
                     said = line_of(mistake.function, trials)
                     assert "\n" not in said and len(said) < 220
                     named |= {mistake.line} if mistake.line in said else set()
                     if variant == 0:
                         assert mistake.line in said and not BARE_NUMBER.search(said)
-        assert len(named) >= 5, variant
+        assert len(named) >= 5, f"variant {variant} needs five known mistakes in mistakes/, these are named: {named}"
 
 
 def test_every_exercise_has_a_variant_and_what_changes_is_said_without_its_code():

@@ -92,7 +92,8 @@ def test_a_released_exercise_has_stubs_that_each_have_a_graded_check(name):
     checks = [cell for cell in cells if cell["metadata"]["nbgrader"]["grade"]]
     asked = [cell["metadata"]["nbgrader"]["grade_id"] for cell in stubs]
     lesson = int(name.split("/")[1][:2])
-    assert asked == [e.name for e in sorted(EXERCISES.values(), key=lambda e: e.number) if e.lesson == lesson]
+    known = [e.name for e in sorted(EXERCISES.values(), key=lambda e: e.number) if e.lesson == lesson]
+    assert asked == known, f"a stub is missing, or: python lessons/build.py {name.split('/')[1].removesuffix('.ipynb')}"
     assert all("".join(cell["source"]).endswith("raise NotImplementedError") for cell in stubs)
     share = {
         name: f", points={cell['metadata']['nbgrader']['points']}" for name, cell in zip(asked, checks, strict=True)
@@ -100,7 +101,8 @@ def test_a_released_exercise_has_stubs_that_each_have_a_graded_check(name):
     called = [f"check({name}{share[name] if name.startswith('test_') else ''})" for name in asked]
     assert ["".join(cell["source"]).splitlines()[-1] for cell in checks] == called
     assert all(not cell["metadata"]["editable"] for cell in checks)
-    assert sum(cell["metadata"]["nbgrader"]["points"] for cell in checks) == 8
+    points = {name: cell["metadata"]["nbgrader"]["points"] for name, cell in zip(asked, checks, strict=True)}
+    assert sum(points.values()) == 8, f"the points of a page add up to 8, here {points}"
 
 
 def markdown(name):
@@ -148,7 +150,7 @@ def test_the_minutes_of_the_plan_are_those_counted():
     for lesson in PLAN.values():
         counted = [reading_minutes(BUILT[f"{lesson.name}.ipynb"])]
         counted += [exercise_minutes(BUILT[f"exercises/{lesson.name}.ipynb"], e) for e in exercises_of(lesson)]
-        wanted = f"{lesson.name} in plan.py needs the minutes {tuple(map(rounded, counted))}"
+        wanted = f"{lesson.name} in plan.toml needs the minutes {tuple(map(rounded, counted))}"
         assert len(lesson.minutes) == len(counted), wanted
         assert all(abs(a - b) <= max(5, 0.1 * b) for a, b in zip(lesson.minutes, counted, strict=True)), wanted
         assert abs(sum(lesson.minutes) - sum(counted)) <= 0.1 * sum(counted), wanted
