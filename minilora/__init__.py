@@ -75,6 +75,7 @@ Training
   Parameter          a tensor that a module owns
   SGD                stochastic gradient descent
   AdamW              Adam with decoupled weight decay
+  clip_grad_norm     scale gradients to a largest common norm, in a training loop of your own
 
 Importing this package loads NumPy and no other third-party package; the rest is loaded by what needs it.
 """
@@ -116,7 +117,7 @@ from .nn.gradcheck import gradcheck
 from .nn.layers import Linear
 from .nn.llama import Config, Llama
 from .nn.module import Module, Parameter, sha256_of
-from .nn.optim import SGD, AdamW
+from .nn.optim import SGD, AdamW, clip_grad_norm
 from .nn.parts import Pair, Sample, collate
 from .nn.step import loss_and_grad
 from .progress import show_progress
@@ -126,9 +127,9 @@ from .train.options import Options
 from .version import __version__
 
 __all__ = [
-    "SGD", "AdamW", "AuditError", "Config", "DataError", "GradientError", "History", "Linear", "Llama",
-    "LoraConfig", "Module", "Options", "Pair", "Parameter", "Record", "Sample", "Step", "Streams", "Tensor",
-    "TrainingError", "__version__", "adapter_state", "add_adapter", "answer_all", "audit", "base_state", "collate",
+    "SGD", "AdamW", "AuditError", "Config", "DataError", "GradientError", "History", "Linear", "Llama", "LoraConfig",
+    "Module", "Options", "Pair", "Parameter", "Record", "Sample", "Step", "Streams", "Tensor", "TrainingError",
+    "__version__", "adapter_state", "add_adapter", "answer_all", "audit", "base_state", "clip_grad_norm", "collate",
     "combine_adapters", "count_parameters", "delta_weight", "disable_adapter", "encode_pairs", "encode_record",
     "encode_records", "encode_text", "finetune", "fit", "generate", "gradcheck", "keyword_recall", "load",
     "load_adapter", "lora_plus", "loss_and_grad", "mean_loss", "merge_adapter", "mixed_batch", "no_grad", "op",

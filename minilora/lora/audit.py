@@ -24,7 +24,7 @@ import numpy as np
 from ..engine.backend import Array, array_module, dense, to_numpy
 from ..engine.tensor import Tensor, no_grad
 from ..files.quant import in_float32
-from ..nn.language_model import LanguageModel
+from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.module import sha256_of
 from .adapters import (
     activate,
@@ -86,8 +86,10 @@ def audit(
     input_ids: (B, T) tokens to compute with; 24 fixed ones if left out.
     base_sha256: an earlier `sha256_of(base_state(model))`, such as from before training, which must still hold.
 
-    Dropout is off during the audit. Raises AuditError at the first check that fails, ValueError for an unknown name.
+    Dropout is off during the audit. Raises AuditError at the first check that fails, ValueError for an unknown name,
+    TypeError for a module that is no language model.
     """
+    check_language_model(model, "audit")
     weights = adapter_weights(model, name)
     active, merged = active_factors(model), is_merged(model)
     trained = set(model.trainable_parameters())

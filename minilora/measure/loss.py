@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..data.records import Record
-from ..nn.language_model import LanguageModel
+from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.parts import Example, Sample, check_samples
 from ..nn.ranks import ALONE, Ranks
 from ..nn.step import loss_without_grad, losses_without_grad
@@ -43,10 +43,11 @@ def evenly(items: Sequence[Item], most: int | None) -> list[Item]:
 def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int = 16, ranks: Ranks = ALONE) -> float:
     """The mean cross-entropy per scored token over all samples, in nats; of pairs DPO's loss per pair.
 
-    Raises ValueError for no samples.
+    Raises ValueError for no samples, TypeError for a module that is no language model.
 
     ranks: the processes that share the work; all of them must call this.
     """
+    check_language_model(model, "mean_loss")
     if not samples:
         raise ValueError("no samples to evaluate")
     check_samples(samples)

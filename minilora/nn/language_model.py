@@ -253,6 +253,15 @@ def rotary_angles(positions: Array, frequencies: Array, dtype: Any) -> tuple[Arr
     return xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype)
 
 
+def check_language_model(model: Any, what: str) -> None:
+    """Raise TypeError for a module that is no language model. what: the name of the function that needs one."""
+    if not isinstance(model, LanguageModel):
+        raise TypeError(
+            f"{what} needs a language model, such as ml.Llama, got a {type(model).__name__}: train another module in a "
+            "loop of your own, with optimizer.zero_grad(), loss.backward(), optimizer.step()"
+        )
+
+
 def check_sizes(config: Any, *names: str) -> None:
     """Raise ValueError unless these fields of a config are positive integers."""
     _check_positive(config, names, int, "a positive integer")

@@ -16,7 +16,7 @@ from ..engine.attention import Packing
 from ..engine.backend import Array, array_module, to_floats, to_numpy
 from ..engine.parallel import cores, values, values_and_gradients
 from ..engine.tensor import Tensor, is_recording, no_grad
-from .language_model import LanguageModel
+from .language_model import LanguageModel, check_language_model
 from .optim import Optimizer, clip_grad_norm
 from .parts import Batch, Example, Sample, ShardBatch, divided_samples, micro_batches, pack, sharded
 
@@ -42,9 +42,10 @@ def loss_and_grad(model: LanguageModel, input_ids: Array, labels: Array, packing
     model: a model with something trainable.
     input_ids, labels, packing: as for `LanguageModel.loss`.
 
-    Returns a scalar without a graph. Raises ValueError for a batch that the model cannot read, and RuntimeError if
-    nothing is trainable, an adapter is merged, or inside `no_grad()`.
+    Returns a scalar without a graph. Raises TypeError for a module that is no language model, ValueError for a batch
+    that it cannot read, and RuntimeError if nothing is trainable, an adapter is merged, or inside `no_grad()`.
     """
+    check_language_model(model, "loss_and_grad")
     return Tensor(add_gradients(model, Batch(*model.check_batch(input_ids, labels, packing), packing)))
 
 

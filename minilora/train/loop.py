@@ -14,7 +14,7 @@ from ..data.samples import epochs
 from ..engine.backend import Array
 from ..lora.adapters import adapter_weights
 from ..lora.layer import LoraWeights
-from ..nn.language_model import LanguageModel
+from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.optim import SCHEDULES, AdamW, Optimizer
 from ..nn.parts import Example, check_samples, packed_length
 from ..nn.ranks import ALONE, Ranks
@@ -107,7 +107,7 @@ def fit(
 
     The same seed gives the same result, bit for bit, on the same machine. Raises TrainingError when the loss or the
     gradient is not finite; an adapter then has the weights that gave the last finite loss. Raises ValueError when
-    nothing is trainable, or when there are no samples.
+    nothing is trainable, or when there are no samples, and TypeError for a module that is no language model.
     """
     trainer = Trainer(
         model,
@@ -158,6 +158,7 @@ class Trainer:
         history: History | None = None,
         ranks: Ranks = ALONE,
     ):
+        check_language_model(model, "fit")
         if not samples:
             raise ValueError("no samples to train on")
         check_samples(samples)

@@ -17,6 +17,39 @@ from minilora.train.loop import History, fit
 LORA = ml.LoraConfig(r=4, lora_alpha=8)
 
 
+class MLP(ml.Module):
+    """A module of one's own, which is no language model."""
+
+    def __init__(self, rng):
+        self.up, self.down = ml.Linear(4, 6, rng=rng), ml.Linear(6, 2, rng=rng)
+
+    def forward(self, x):
+        return self.down(self.up(x).relu())
+
+
+def test_a_module_of_ones_own_learns_in_a_loop_of_ones_own_and_is_sent_there(rng):
+    model, x, y = MLP(rng), rng.standard_normal((9, 4)).astype(np.float32), rng.standard_normal((9, 2))
+    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4), name="a")
+    optimizer, losses = ml.AdamW(model.trainable_parameters(), lr=1e-2), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = ((model(x) - y.astype(np.float32)) ** 2).mean()
+        loss.backward()
+        ml.clip_grad_norm(optimizer.parameters, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+    ids = np.ones((1, 3), int)
+    for needs in (
+        lambda: ml.fit(model, samples(), steps=1),
+        lambda: ml.mean_loss(model, samples()),
+        lambda: ml.loss_and_grad(model, ids, ids),
+        lambda: ml.audit(model, "a"),
+    ):
+        with pytest.raises(TypeError, match="needs a language model, .* got a MLP: .* loss.backward"):
+            needs()
+
+
 def adapted(config):
     model = new_model(config)
     ml.add_adapter(model, LORA, seed=0)
