@@ -6,12 +6,13 @@ import os
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from commandline import LONG, complaint, job, status, written
 from modelfiles import TERMS
 
-from minilora import __version__
+from minilora import __version__, commands
 from minilora.cli import build_parser, main
 from minilora.commands import NAMES
 from minilora.commands.chat import ChatOptions
@@ -40,6 +41,12 @@ def test_help_names_every_command(capsys):
     assert status("--help") == 0
     out = capsys.readouterr().out
     assert [name for name in NAMES if f"\n    {name} " not in out and f"\n    {name}\n" not in out] == []
+
+
+def test_every_file_that_is_a_command_is_one():
+    files = Path(commands.__file__).parent.glob("*.py")
+    found = {path.stem for path in files if "\nHELP = " in path.read_text("utf-8")}
+    assert (odd := found ^ {*NAMES}) == set(), f"{odd}: NAMES in minilora/commands/__init__.py and the files differ"
 
 
 def test_the_version_is_the_packages(capsys):

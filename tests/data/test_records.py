@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from minilora.data import rows
 from minilora.data.records import BUILT_IN, Record, read_records, sha256_of_data
 from minilora.data.rows import DataError
 from minilora.models.load import load_tokenizer
@@ -65,12 +68,15 @@ def test_a_record_asked_otherwise_is_its_system_message_the_paraphrase_and_the_l
         plain.asked_otherwise()
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    list(zip(BUILT_IN, (300, 120, 120, 120, 60, *[2418] * 4, *[350] * 4, *[200] * 4, 70, *[30] * 3), strict=True)),
-)
-def test_built_in_data_are_read_by_name_and_fit_the_tokenizer(name, count):
-    assert len(read_records(name, load_tokenizer("tiny"))) == count
+CARDS = "".join((Path(rows.__file__).parent / card).read_text("utf-8") for card in ("README.md", "SKILLS.md"))
+SAID = re.findall(r"^\| (`[\w-]+\.jsonl`) \| ([\d,]+) \D|^(`.*jsonl`) have ([\d,]+) ", CARDS, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_data_are_read_by_name_fit_the_tokenizer_and_are_on_a_card(name):
+    found = len(read_records(name, load_tokenizer("tiny")))
+    said = [count for one, n, many, each in SAID for count in [n or each] if f"`{name}.jsonl`" in one + many]
+    assert said == [f"{found:,}"], f"{found} records, and a card in minilora/data has {said or 'no row for them'}"
 
 
 def test_the_hash_of_data_is_what_sha256sum_prints(tmp_path):
