@@ -1,6 +1,7 @@
 """The house rules that can be read from the source: who imports whom, what is never called, what is documented."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -12,6 +13,7 @@ import pytest
 import minilora
 
 ROOT = Path(minilora.__file__).parent
+TOUR = Path(__file__).parents[1] / "minilora/README.md"  # of the clone: an installed package has none
 
 
 @cache
@@ -58,6 +60,11 @@ def parts_used(file):
 
 def test_every_part_has_a_storey():
     assert {part_of(file) for file in trees()} - set(STOREY) == {"__init__"}
+
+
+def test_the_tour_has_the_folders_in_this_order():
+    rows = re.findall(r"^\| (\w+)/ \|", TOUR.read_text("utf-8"), re.MULTILINE)
+    assert rows == [part for part in FLOORS if (ROOT / part).is_dir()]
 
 
 def test_imports_go_one_way():
